@@ -1,0 +1,3 @@
+//! What the operating system offers, in the form that the rest wants it.
+
+pub mod notify;

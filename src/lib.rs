@@ -1,0 +1,4 @@
+//! skeleton
+pub mod host;
+pub mod model;
+pub mod platform;

@@ -1,0 +1,2 @@
+//! leasemux
+fn main() {}

@@ -1,0 +1,448 @@
+//! Names of things: accounts, leases, services, replicas, instances.
+//!
+//! All of them are parsed once, at the edge, and are valid from then on.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use data_encoding::BASE32HEX_NOPAD;
+use sha2::{Digest, Sha224};
+
+/// Human-readable part of every Akash account address.
+const ADDRESS_PREFIX: &str = "akash";
+
+/// Lengths of an account address in bytes: of a key (20) and of a module or contract (32).
+const ADDRESS_BYTES: [usize; 2] = [20, 32];
+
+/// Longest service name, in bytes: a Kubernetes DNS label, which Akash makes of it.
+pub const SERVICE_NAME_MAX_BYTES: usize = 63;
+
+/// A canonical (lower-case) bech32 account address with the prefix `akash`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address(Arc<str>);
+
+/// A tenant's address; names the one who may see a lease.
+pub type Owner = Address;
+
+/// One agreement between a tenant and a provider: `owner/dseq/gseq/oseq/provider`.
+///
+/// Always valid: canonical addresses, no zero sequence, owner ≠ provider. The bid sequence of the wire form is not kept,
+/// since it must be zero.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId {
+    owner: Owner,
+    dseq: u64,
+    gseq: u32,
+    oseq: u32,
+    provider: Address,
+}
+
+/// The name of a service within a lease: `^[a-z]([-a-z0-9]*[a-z0-9])?$`, as Akash's manifest has it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName(Arc<str>);
+
+/// A slot: replica `index` of `service`. Instances come and go in it.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Replica {
+    /// The service that this is a replica of.
+    pub service: ServiceName,
+    /// Index from 0.
+    pub index: u32,
+}
+
+/// One run of a container: pod uid, container name and restart count, written `uid/container/restarts`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Instance(Arc<str>);
+
+/// Why a text is not the name it should be. The text itself is not repeated: it may be anything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdError {
+    /// Not bech32, wrong prefix, wrong length, or not lower case.
+    #[error("is not an account address (lower-case bech32 starting with akash1)")]
+    Address,
+    /// Not five parts.
+    #[error("is not owner/dseq/gseq/oseq/provider")]
+    LeaseForm,
+    /// One part of a lease id is wrong.
+    #[error("{part} {reason}")]
+    LeasePart {
+        /// `owner`, `dseq`, `gseq`, `oseq`, `bseq` or `provider`.
+        part: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// Not a service name.
+    #[error(
+        "is not a service name (lower-case letters, digits and dashes, beginning with a letter, at most 63)"
+    )]
+    Service,
+    /// Not an instance.
+    #[error("is not an instance (uid/container/restarts)")]
+    Instance,
+}
+
+// === impl Address ===
+
+impl Address {
+    /// The address of an account whose 20-byte hash is `bytes`.
+    pub fn from_account(bytes: [u8; 20]) -> Self {
+        let hrp = bech32::Hrp::parse_unchecked(ADDRESS_PREFIX);
+        // A prefix and 20 bytes are far below bech32's length limit, the only error there is.
+        let text = bech32::encode::<bech32::Bech32>(hrp, &bytes).unwrap_or_default();
+        Self(text.into())
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Address {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        // Upper case is legal bech32, but hashes to another namespace: the canonical form only.
+        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(IdError::Address);
+        }
+        let checked = bech32::primitives::decode::CheckedHrpstring::new::<bech32::Bech32>(text)
+            .map_err(|_| IdError::Address)?;
+        let bytes = checked.byte_iter().count();
+        if checked.hrp().as_str() != ADDRESS_PREFIX || !ADDRESS_BYTES.contains(&bytes) {
+            return Err(IdError::Address);
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl LeaseId ===
+
+impl LeaseId {
+    /// A lease of these parts, if they are valid together.
+    ///
+    /// # Errors
+    /// [`IdError::LeasePart`], naming the part.
+    pub fn new(owner: &str, dseq: u64, gseq: u32, oseq: u32, provider: &str) -> Result<Self, IdError> {
+        let part = |part, reason| IdError::LeasePart { part, reason };
+        let address = "must be an account address (lower-case bech32 starting with akash1)";
+        let owner: Owner = owner.parse().map_err(|_| part("owner", address))?;
+        for (name, value) in [("dseq", dseq), ("gseq", gseq.into()), ("oseq", oseq.into())] {
+            if value == 0 {
+                return Err(part(name, "must not be zero"));
+            }
+        }
+        let provider: Address = provider.parse().map_err(|_| part("provider", address))?;
+        if owner == provider {
+            return Err(part("provider", "must not be the owner"));
+        }
+        Ok(Self {
+            owner,
+            dseq,
+            gseq,
+            oseq,
+            provider,
+        })
+    }
+
+    /// The tenant.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Deployment sequence.
+    pub fn dseq(&self) -> u64 {
+        self.dseq
+    }
+
+    /// Group sequence.
+    pub fn gseq(&self) -> u32 {
+        self.gseq
+    }
+
+    /// Order sequence.
+    pub fn oseq(&self) -> u32 {
+        self.oseq
+    }
+
+    /// The provider.
+    pub fn provider(&self) -> &Address {
+        &self.provider
+    }
+
+    /// The Kubernetes namespace in which an Akash provider runs this lease: lower-case base32hex, without padding, of
+    /// SHA-224 of the text form (`LidNS` in the provider's `cluster/util/lease_id_to_namespace.go`). 45 characters.
+    pub fn namespace(&self) -> String {
+        BASE32HEX_NOPAD
+            .encode(&Sha224::digest(self.to_string()))
+            .to_ascii_lowercase()
+    }
+
+    /// The host name, below the provider's ingress domain, that an Akash provider gives to a service that asked for
+    /// none: lower-case base32hex of UUID version 5 in the DNS namespace over text form + service. 26 characters.
+    pub fn static_host(&self, service: &ServiceName) -> String {
+        let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_DNS, format!("{self}{service}").as_bytes());
+        BASE32HEX_NOPAD.encode(uuid.as_bytes()).to_ascii_lowercase()
+    }
+}
+
+impl FromStr for LeaseId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let [owner, dseq, gseq, oseq, provider] = parts[..] else {
+            return Err(IdError::LeaseForm);
+        };
+        let number = |part| IdError::LeasePart {
+            part,
+            reason: "must be a positive decimal number",
+        };
+        Self::new(
+            owner,
+            dseq.parse().map_err(|_| number("dseq"))?,
+            gseq.parse().map_err(|_| number("gseq"))?,
+            oseq.parse().map_err(|_| number("oseq"))?,
+            provider,
+        )
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{}/{}/{}/{}",
+            self.owner, self.dseq, self.gseq, self.oseq, self.provider
+        )
+    }
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl ServiceName ===
+
+impl ServiceName {
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let bytes = text.as_bytes();
+        let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+        let ok = bytes.len() <= SERVICE_NAME_MAX_BYTES
+            && bytes.first().is_some_and(u8::is_ascii_lowercase)
+            && bytes.iter().all(inner)
+            && bytes.last().is_some_and(|b| *b != b'-');
+        if ok {
+            Ok(Self(text.into()))
+        } else {
+            Err(IdError::Service)
+        }
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl Replica ===
+
+impl fmt::Display for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.index)
+    }
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// === impl Instance ===
+
+impl Instance {
+    /// Longest text form, in bytes: uid (a Kubernetes uid has 36), container (63) and a 32-bit count, with room.
+    pub const MAX_BYTES: usize = 253;
+
+    /// The run number `restarts` of `container` in the pod with this uid. The parts must hold no slash.
+    ///
+    /// # Errors
+    /// [`IdError::Instance`] if a part is empty, holds anything but ASCII letters, digits, `-`, `.` and `_`, or is too long.
+    pub fn new(pod_uid: &str, container: &str, restarts: u32) -> Result<Self, IdError> {
+        let part = |text: &str| {
+            !text.is_empty()
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        };
+        let text = format!("{pod_uid}/{container}/{restarts}");
+        if part(pod_uid) && part(container) && text.len() <= Self::MAX_BYTES {
+            Ok(Self(text.into()))
+        } else {
+            Err(IdError::Instance)
+        }
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Pod uid, container and restart count.
+    pub fn parts(&self) -> (&str, &str, u32) {
+        let mut parts = self.0.splitn(3, '/');
+        let uid = parts.next().unwrap_or_default();
+        let container = parts.next().unwrap_or_default();
+        let restarts = parts
+            .next()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_default();
+        (uid, container, restarts)
+    }
+}
+
+impl FromStr for Instance {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let [uid, container, restarts] = parts[..] else {
+            return Err(IdError::Instance);
+        };
+        let count: u32 = restarts.parse().map_err(|_| IdError::Instance)?;
+        if count.to_string() != restarts {
+            return Err(IdError::Instance);
+        }
+        Self::new(uid, container, count)
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev";
+    const PROVIDER: &str = "akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
+
+    #[test]
+    fn namespaces_are_those_seen_on_real_clusters() {
+        for (lease, namespace) in [
+            (format!("{OWNER}/6194991/1/1/{PROVIDER}"), "i8srn0jevt07jq3ittrgrg1q3ja3srij6t7efeftq3fi4"),
+            (
+                "akash1h24fljt7p0nh82cq0za0uhsct3sfwsfu9w3c9h/5673203/1/1/akash18ga02jzaq8cw52anyhzkwta5wygufgu6zsz6xc"
+                    .to_owned(),
+                "vpjq3g0uoce5ffa9j85h74t9skosfj92dp4ce7eamhsdg",
+            ),
+        ] {
+            let parsed: LeaseId = lease.parse().unwrap();
+            assert_eq!(parsed.to_string(), lease);
+            assert_eq!(parsed.namespace(), namespace);
+        }
+    }
+
+    #[test]
+    fn static_host_is_the_one_seen_on_a_real_cluster() {
+        let lease: LeaseId =
+            "akash1h24fljt7p0nh82cq0za0uhsct3sfwsfu9w3c9h/5673203/1/1/akash18ga02jzaq8cw52anyhzkwta5wygufgu6zsz6xc"
+                .parse()
+                .unwrap();
+        assert_eq!(
+            lease.static_host(&"ssh".parse().unwrap()),
+            "31ai266lqddovfbslrlj1vtcfk"
+        );
+    }
+
+    #[test]
+    fn malformed_leases_name_the_part() {
+        let check = |text: String, part: &str| {
+            let error = text.parse::<LeaseId>().unwrap_err().to_string();
+            assert!(error.starts_with(part), "{text}: {error}");
+        };
+        check("a/b".into(), "is not owner/dseq");
+        check(format!("{OWNER}/0/1/1/{PROVIDER}"), "dseq");
+        check(format!("{OWNER}/1/0/1/{PROVIDER}"), "gseq");
+        check(format!("{OWNER}/1/1/0/{PROVIDER}"), "oseq");
+        check(format!("{OWNER}/1/1/x/{PROVIDER}"), "oseq");
+        check(format!("{OWNER}/1/1/1/{OWNER}"), "provider");
+        check(format!("{}/1/1/1/{PROVIDER}", OWNER.to_uppercase()), "owner");
+        check(
+            format!("{}x/1/1/1/{PROVIDER}", &OWNER[..OWNER.len() - 1]),
+            "owner",
+        );
+        check(format!("cosmos1abc/1/1/1/{PROVIDER}"), "owner");
+    }
+
+    #[test]
+    fn fresh_addresses_parse() {
+        let address = Address::from_account([7; 20]);
+        assert_eq!(address.as_str().parse::<Address>().unwrap(), address);
+    }
+
+    #[test]
+    fn service_names() {
+        for good in ["web", "a", "w-1", "w1"] {
+            assert!(good.parse::<ServiceName>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "1a", "A", "a_b", "a.b", &"a".repeat(64)] {
+            assert!(bad.parse::<ServiceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn instances_round_trip() {
+        let instance = Instance::new("0a-1", "web", 3).unwrap();
+        assert_eq!(instance.as_str(), "0a-1/web/3");
+        assert_eq!(instance.parts(), ("0a-1", "web", 3));
+        assert_eq!(instance.as_str().parse::<Instance>().unwrap(), instance);
+        for bad in [
+            "", "a/b", "a/b/c", "a/b/1/2", "a//1", "a/b/-1", "a/b/01", "../x/1\n", "é/b/1",
+        ] {
+            assert!(bad.parse::<Instance>().is_err(), "{bad}");
+        }
+    }
+}

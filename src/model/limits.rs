@@ -1,0 +1,85 @@
+//! Every bound, with its unit and its reason. What an operator may change stands in [`Limits`]; the rest is fixed.
+
+use std::time::Duration;
+
+/// Most log bytes in one chunk: with framing and cursor the message stays just under 16 KiB, which is one HTTP/2 DATA frame
+/// of the size that clients advertise, and one TLS record.
+pub const CHUNK_MAX_BYTES: usize = 16_000;
+
+/// A line up to this long is handed on as one piece, so that stdout and stderr, which a runtime interleaves in the middle
+/// of long lines, are not mixed within a line. A longer line flows in pieces. Sixteen of a runtime's own 16 KiB pieces.
+pub const LINE_HELD_MAX_BYTES: usize = 256 * 1024;
+
+/// Most log bytes read from a file at a time: enough to make the system call cheap, little enough for one loud file not to
+/// starve quiet ones.
+pub const READ_MAX_BYTES: usize = 256 * 1024;
+
+/// Longest piece of a line in a CRI log file, as containerd writes them; a longer line is tagged P (partial) and goes on.
+pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
+
+/// Most bytes that a stream hands to HTTP/2 at a time, and most that HTTP/2 holds for one stream: what a follower that
+/// reads nothing costs beyond the shared ring. Four DATA frames, so that writes can be joined.
+pub const STREAM_SEND_MAX_BYTES: usize = 64 * 1024;
+
+/// Largest request message: the longest legal request (filters, cursors) is well below.
+pub const REQUEST_MAX_BYTES: usize = 256 * 1024;
+
+/// Most filters in a request: more services than a lease has.
+pub const FILTERS_MAX: usize = 64;
+
+/// Most replica indices in all filters of a request.
+pub const FILTER_REPLICAS_MAX: usize = 1_024;
+
+/// Most cursors in a request: one per replica that a stream may follow.
+pub const CURSORS_MAX: usize = 1_024;
+
+/// Most replicas that one stream follows.
+pub const STREAM_REPLICAS_MAX: usize = 1_024;
+
+/// Most messages that wait in an actor's mailbox; whoever subscribes then waits for room.
+pub const MAILBOX_MESSAGES: usize = 64;
+
+/// Runs of one replica that a view names at most; older logs are no longer readable.
+pub const RUNS_MAX: usize = 64;
+
+/// Bounds that an operator may change by flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes that the ring of one replica holds: frames and their line index. Ten seconds of a loud service (400 KB/s).
+    pub ring_max_bytes: usize,
+    /// After a chunk has left, further lines wait up to this long to leave together; zero = never wait.
+    pub pace: Duration,
+    /// How long an actor outlives its last follower, so that a reconnect finds its ring.
+    pub actor_idle: Duration,
+    /// A peer that takes nothing for this long is reset.
+    pub stall: Duration,
+    /// History reads (of lines older than a ring) at once, in all. Each holds a file and two buffers.
+    pub history_reads: usize,
+    /// Connections at once, in all.
+    pub connections: usize,
+    /// Streams at once on one connection: one connection for many streams is the cheap way to follow.
+    pub streams_per_connection: u32,
+    /// A connection must have completed its TLS handshake within this.
+    pub handshake: Duration,
+    /// How long streams may take to end after a SIGTERM.
+    pub drain: Duration,
+    /// How long after a change to a trust directory running streams go on at most, should the system not tell of it.
+    pub trust_poll: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            ring_max_bytes: 4 * 1024 * 1024,
+            pace: Duration::from_millis(5),
+            actor_idle: Duration::from_secs(10),
+            stall: Duration::from_secs(300),
+            history_reads: 64,
+            connections: 16_384,
+            streams_per_connection: 256,
+            handshake: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+            trust_poll: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Lines as a platform delivers them.
+
+use bytes::Bytes;
+
+use super::position::Position;
+use super::time::LogTime;
+
+/// Some lines of one instance, in order, laid out back to back.
+///
+/// A batch holds whole lines, but for a line longer than [`LINE_HELD_MAX_BYTES`](super::limits::LINE_HELD_MAX_BYTES): that one
+/// comes in pieces, one after the other, none of them lost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LineBatch {
+    /// The lines' own bytes, each with its newline: neither re-encoded nor trimmed. A last line that the container did not
+    /// end has none.
+    pub data: Bytes,
+    /// The pieces of `data`, in order.
+    pub lines: Vec<Line>,
+}
+
+/// One line of a batch, or one piece of a long one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Where it ends in the batch's data; it begins where the one before ends.
+    pub end: usize,
+    /// When it was written, as the platform recorded it: for a line in pieces, the time of its first piece.
+    pub time: LogTime,
+    /// The position behind it.
+    pub after: Position,
+    /// Whether this is the end of a line. Otherwise the next one goes on with the same line.
+    pub ends: bool,
+}
+
+/// Lines that the source cannot give any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceGap {
+    /// Why.
+    pub cause: GapCause,
+    /// How many lines, or a lower bound.
+    pub lines: u64,
+    /// How many bytes, newlines included, or a lower bound.
+    pub bytes: u64,
+    /// Whether both are exact.
+    pub exact: bool,
+}
+
+/// Why lines are missing. Also the metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GapCause {
+    /// The follower fell behind the ring.
+    Lag,
+    /// Rotation, or the end of the time that ended logs are kept, removed them before they were read.
+    Rotated,
+    /// The source lost them: a full disk, a truncated file.
+    Source,
+    /// A limit of the gateway cut them.
+    Limit,
+}
+
+// === impl LineBatch ===
+
+impl LineBatch {
+    /// The bytes of the piece at `index`.
+    ///
+    /// # Panics
+    /// If there is no such piece, as with slices.
+    pub fn bytes(&self, index: usize) -> &[u8] {
+        let start = if index == 0 { 0 } else { self.lines[index - 1].end };
+        &self.data[start..self.lines[index].end]
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+}
+
+// === impl GapCause ===
+
+impl GapCause {
+    /// All of them, in the order of [`GapCause::index`].
+    pub const ALL: [Self; 4] = [Self::Lag, Self::Rotated, Self::Source, Self::Limit];
+
+    /// The metric label's value.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Lag => "lag",
+            Self::Rotated => "rotated",
+            Self::Source => "source",
+            Self::Limit => "limit",
+        }
+    }
+
+    /// Index into an array over [`GapCause::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}

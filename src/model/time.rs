@@ -1,0 +1,116 @@
+//! Instants in a log.
+
+use std::fmt;
+
+/// Nanoseconds in a second.
+const NANOS: i64 = 1_000_000_000;
+
+/// An instant as a log has it: nanoseconds since the Unix epoch, between the years 1677 and 2262.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LogTime(i64);
+
+// === impl LogTime ===
+
+impl LogTime {
+    /// Before every line.
+    pub const MIN: Self = Self(i64::MIN);
+
+    /// From nanoseconds since the Unix epoch.
+    pub const fn from_nanos(nanos: i64) -> Self {
+        Self(nanos)
+    }
+
+    /// From seconds and nanoseconds since the Unix epoch; `None` outside the range or if `nanos` is not below a second.
+    pub fn from_parts(seconds: i64, nanos: i32) -> Option<Self> {
+        let nanos = i64::from(nanos);
+        if !(0..NANOS).contains(&nanos) {
+            return None;
+        }
+        // `MIN` is taken: it stands for "before every line".
+        seconds
+            .checked_mul(NANOS)?
+            .checked_add(nanos)
+            .filter(|all| *all != i64::MIN)
+            .map(Self)
+    }
+
+    /// Now, by the machine's clock.
+    pub fn now() -> Self {
+        let nanos = jiff::Timestamp::now().as_nanosecond();
+        Self(i64::try_from(nanos).unwrap_or(i64::MAX))
+    }
+
+    /// Nanoseconds since the Unix epoch.
+    pub const fn as_nanos(self) -> i64 {
+        self.0
+    }
+
+    /// Whole seconds since the Unix epoch, rounded down, and the nanoseconds above them.
+    pub const fn parts(self) -> (i64, i32) {
+        // The remainder is below 10^9, so the cast loses nothing.
+        #[expect(clippy::cast_possible_truncation, reason = "below 10^9")]
+        (self.0.div_euclid(NANOS), self.0.rem_euclid(NANOS) as i32)
+    }
+
+    /// The instant `nanos` later, or the last one there is.
+    #[must_use]
+    pub const fn saturating_add_nanos(self, nanos: i64) -> Self {
+        Self(self.0.saturating_add(nanos))
+    }
+}
+
+/// RFC 3339 in UTC with nine digits: `2026-11-23T12:00:00.000000001Z`, as current kubelets print it.
+impl fmt::Display for LogTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_nanosecond(self.0.into()) {
+            Ok(stamp) => write!(f, "{stamp:.9}"),
+            Err(_) => write!(f, "{}ns", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for LogTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::MIN {
+            f.write_str("MIN")
+        } else {
+            fmt::Display::fmt(self, f)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_and_back() {
+        for nanos in [
+            0,
+            1,
+            -1,
+            1_700_000_000_123_456_789,
+            -1_700_000_000_000_000_001,
+            i64::MAX,
+        ] {
+            let time = LogTime::from_nanos(nanos);
+            let (seconds, below) = time.parts();
+            assert_eq!(LogTime::from_parts(seconds, below), Some(time), "{nanos}");
+        }
+        assert_eq!(LogTime::from_parts(i64::MAX, 0), None);
+        assert_eq!(LogTime::from_parts(0, 1_000_000_000), None);
+        assert_eq!(LogTime::from_parts(0, -1), None);
+    }
+
+    #[test]
+    fn shown_with_nine_digits() {
+        assert_eq!(
+            LogTime::from_nanos(1).to_string(),
+            "1970-01-01T00:00:00.000000001Z"
+        );
+        assert_eq!(
+            LogTime::from_nanos(NANOS).to_string(),
+            "1970-01-01T00:00:01.000000000Z"
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! Where services run and where their lines come from.
+//!
+//! A platform has three verbs, and only two of them are needed to follow logs: [`Platform::watch`] tells what runs,
+//! [`Platform::tail`] delivers lines. Dropping what they return stops the work behind it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use tokio::sync::watch;
+
+use crate::model::id::{Instance, LeaseId, Replica};
+use crate::model::line::{LineBatch, SourceGap};
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::model::view::LeaseView;
+
+/// A place where the services of leases run. One instance serves all leases.
+pub trait Platform: fmt::Debug + Send + Sync + 'static {
+    /// One word for it; also a metric label.
+    fn name(&self) -> &'static str;
+
+    /// What runs under `lease`, now and from now on.
+    ///
+    /// The receiver holds a whole snapshot at any time, so nobody can miss a change. A lease that ends says so in its last
+    /// view; a closed channel means the same.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such lease here.
+    fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>>;
+
+    /// Reads the log of one instance. See [`TailRequest`] and [`Tail`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the log of that instance is not (or no longer) readable.
+    fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>>;
+}
+
+/// Which log to read, from where, and whether to stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailRequest {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The slot.
+    pub replica: Replica,
+    /// The run whose log it is.
+    pub instance: Instance,
+    /// Where to begin.
+    pub from: From,
+    /// Whether to wait for further lines. If so the stream ends when the run has ended and all its lines were delivered; if
+    /// not, it ends where the log ends when it gets there.
+    pub follow: bool,
+}
+
+/// Where in a log to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// At the oldest line that can be read.
+    Start,
+    /// At the last so many whole lines; 0 = behind the last one.
+    Last(u64),
+    /// At the first line that is not older than this.
+    Since(LogTime),
+    /// Exactly behind this position. Should lines behind it be gone, a [`TailItem::Gap`] comes first.
+    After(Position),
+}
+
+/// An open log.
+pub struct Tail {
+    /// The position before the first line that will be delivered: with it, lines and cursors fit together even before the
+    /// first line has come.
+    pub start: Position,
+    /// What is in it. Positions grow; nothing is repeated; what is missing is an item of its own. An error ends the stream;
+    /// if it is retryable, a new tail [`From::After`] the last position goes on without loss.
+    pub items: BoxStream<'static, Result<TailItem, Error>>,
+}
+
+/// Something read from a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TailItem {
+    /// Lines, as many as were ready (at most [`READ_MAX_BYTES`](crate::model::limits::READ_MAX_BYTES) and one line).
+    Lines(LineBatch),
+    /// Lines that are missing at this place.
+    Gap(SourceGap),
+}
+
+/// Why a platform could not do as it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such lease, or no such log.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// It did not work this time; it may the next.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// Something is wrong with what was read.
+    #[error("broken: {0}")]
+    Broken(String),
+    /// The operating system refused.
+    #[error("{context}")]
+    Io {
+        /// What was tried, with paths: for the log, not for callers.
+        context: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+// === impl Tail ===
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tail")
+            .field("start", &self.start)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// An input or output error, with what was tried.
+    pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
+        Self::Io {
+            context: context.into(),
+            source,
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Io { .. })
+    }
+}
