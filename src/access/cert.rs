@@ -1,0 +1,584 @@
+//! The form of a tenant's certificate, as Akash tenants have them: one self-signed certificate on P-256 whose common name is
+//! the owner's address.
+//!
+//! These are the checks that an Akash provider makes (`go/util/tls/verify.go` of chain-sdk), without its query of the chain,
+//! in this order: one certificate, well-formed, subject, issuer, serial number, key, signature algorithm, signature, extended
+//! key usage, not an authority, critical extensions; and last, because it alone changes while a connection lasts, the time.
+//! All of them come before any question to a trust source. What passes is not yet trusted: anybody can sign a certificate
+//! over anybody's address.
+//!
+//! The key usage is not checked: Akash's own tools leave out `digitalSignature`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ECDSA_WITH_SHA256, OID_X509_EXT_BASIC_CONSTRAINTS,
+    OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_KEY_USAGE, OID_X509_EXT_NAME_CONSTRAINTS, Oid,
+};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::{SubjectPublicKeyInfo, X509Name};
+
+use super::refusal::Refusal;
+use crate::model::id::Owner;
+use crate::model::time::LogTime;
+
+/// Largest certificate, in bytes of DER. A tenant's has about 500; the limit bounds what a stranger can have parsed.
+pub const CERTIFICATE_MAX_BYTES: usize = 8 * 1024;
+
+/// Longest serial number, in bytes: what Akash's chain takes. (RFC 5280 would have 20.)
+const SERIAL_MAX_BYTES: usize = 40;
+
+/// Bytes of an uncompressed point on P-256: a tag and two coordinates. Akash's tools write no other form.
+const POINT_BYTES: usize = 65;
+
+/// Extensions that may be critical. Name constraints stand in certificates that Akash's Go tools make for a host; they bind
+/// only what the certificate would itself sign, which is nothing.
+const CRITICAL_UNDERSTOOD: [Oid<'static>; 4] = [
+    OID_X509_EXT_BASIC_CONSTRAINTS,
+    OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_EXTENDED_KEY_USAGE,
+    OID_X509_EXT_NAME_CONSTRAINTS,
+];
+
+/// A certificate of good form: who it says it is, and the bytes that a trust source must agree to.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Presented {
+    owner: Owner,
+    serial: Serial,
+    der: Arc<[u8]>,
+    not_before: LogTime,
+    not_after: LogTime,
+}
+
+/// A certificate's serial number as a trust source has it: positive, in decimal.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Serial(Arc<str>);
+
+/// The public key in `certificate`, whatever its form else: what a handshake needs to check possession. `None` if it cannot
+/// be found.
+pub fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
+    let parsed = parse(certificate).ok()?;
+    Some(SubjectPublicKeyInfoDer::from(parsed.subject_pki.raw).into_owned())
+}
+
+// === impl Presented ===
+
+impl Presented {
+    /// Checks everything about the certificates that a peer presented, but the time.
+    ///
+    /// # Errors
+    /// The first check that failed, in the order above.
+    pub fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, Refusal> {
+        match chain {
+            [] => Err(Refusal::NoCredentials),
+            [one] => Self::from_der(one),
+            _ => Err(Refusal::CertificateChain),
+        }
+    }
+
+    /// Checks everything about one certificate, but the time.
+    ///
+    /// # Errors
+    /// The first check that failed, in the order above.
+    pub fn from_der(der: &CertificateDer<'_>) -> Result<Self, Refusal> {
+        let certificate = parse(der)?;
+        check_extensions_readable(&certificate)?;
+        let owner = common_name(&certificate.subject)
+            .and_then(|name| name.parse::<Owner>().ok())
+            .ok_or(Refusal::CertificateSubject)?;
+        if common_name(&certificate.issuer) != Some(owner.as_str()) {
+            return Err(Refusal::CertificateIssuer);
+        }
+        let serial = Serial::of(&certificate)?;
+        check_signature(&certificate)?;
+        check_extensions(&certificate)?;
+        let validity = certificate.validity();
+        Ok(Self {
+            owner,
+            serial,
+            der: der.as_ref().into(),
+            not_before: instant(validity.not_before),
+            not_after: instant(validity.not_after),
+        })
+    }
+
+    /// Checks that the certificate is valid at `now`. Both ends of its period belong to it.
+    ///
+    /// # Errors
+    /// [`Refusal::CertificateNotYetValid`] or [`Refusal::CertificateExpired`].
+    pub fn check_time(&self, now: LogTime) -> Result<(), Refusal> {
+        if now < self.not_before {
+            Err(Refusal::CertificateNotYetValid)
+        } else if now > self.not_after {
+            Err(Refusal::CertificateExpired)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The account that it says it belongs to.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Its serial number.
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// All its bytes.
+    pub fn der(&self) -> &Arc<[u8]> {
+        &self.der
+    }
+
+    /// The last instant at which it is valid.
+    pub fn not_after(&self) -> LogTime {
+        self.not_after
+    }
+}
+
+/// Without the bytes.
+impl fmt::Debug for Presented {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Presented")
+            .field("owner", &self.owner)
+            .field("serial", &self.serial)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Serial ===
+
+impl Serial {
+    fn of(certificate: &X509Certificate<'_>) -> Result<Self, Refusal> {
+        let bytes = certificate.raw_serial();
+        let positive =
+            bytes.first().is_some_and(|first| *first < 0x80) && bytes.iter().any(|byte| *byte != 0);
+        // A leading zero says "positive" and is not part of the number.
+        let length = bytes.len() - usize::from(bytes.first() == Some(&0));
+        if positive && length <= SERIAL_MAX_BYTES {
+            Ok(Self(certificate.serial.to_string().into()))
+        } else {
+            Err(Refusal::CertificateSerial)
+        }
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === the checks ===
+
+fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Refusal> {
+    if der.len() > CERTIFICATE_MAX_BYTES {
+        return Err(Refusal::CertificateMalformed);
+    }
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        _ => Err(Refusal::CertificateMalformed),
+    }
+}
+
+/// The common name, if there is exactly one and it is text.
+fn common_name<'a>(name: &'a X509Name<'_>) -> Option<&'a str> {
+    let mut names = name.iter_common_name();
+    let only = names.next()?;
+    match names.next() {
+        None => only.as_str().ok(),
+        Some(_) => None,
+    }
+}
+
+fn check_signature(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
+    let point = p256_point(&certificate.subject_pki).ok_or(Refusal::CertificateKey)?;
+    // The algorithm stands inside and outside the part that is signed; RFC 5280 wants them equal.
+    let algorithms = [&certificate.signature_algorithm, &certificate.signature];
+    if algorithms
+        .iter()
+        .any(|algorithm| algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256)
+    {
+        return Err(Refusal::CertificateAlgorithm);
+    }
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
+        .verify(
+            certificate.tbs_certificate.as_ref(),
+            &certificate.signature_value.data,
+        )
+        .map_err(|_| Refusal::CertificateSignature)
+}
+
+/// The public key, if it is a point on P-256 in uncompressed form. Whether it is on the curve shows when it is used.
+fn p256_point<'a>(key: &'a SubjectPublicKeyInfo<'_>) -> Option<&'a [u8]> {
+    let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
+    let point = key.subject_public_key.data.as_ref();
+    let uncompressed = point.len() == POINT_BYTES && point.first() == Some(&4);
+    (key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == OID_EC_P256 && uncompressed)
+        .then_some(point)
+}
+
+/// Without this, an extension that cannot be parsed, or stands there twice, would count as absent.
+fn check_extensions_readable(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
+    let mut extensions = certificate.extensions().iter();
+    if certificate.extensions_map().is_err() || extensions.any(|one| one.parsed_extension().error().is_some())
+    {
+        return Err(Refusal::CertificateMalformed);
+    }
+    Ok(())
+}
+
+fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
+    let usage = certificate.extended_key_usage();
+    if !matches!(usage, Ok(Some(usage)) if usage.value.client_auth) {
+        return Err(Refusal::CertificateUsage);
+    }
+    if certificate.is_ca() {
+        return Err(Refusal::CertificateAuthority);
+    }
+    let understood = |oid: &Oid<'_>| CRITICAL_UNDERSTOOD.iter().any(|known| known == oid);
+    let mut extensions = certificate.extensions().iter();
+    if extensions.any(|one| one.critical && !understood(&one.oid)) {
+        return Err(Refusal::CertificateExtension);
+    }
+    Ok(())
+}
+
+/// The nearest instant that there is: a certificate may be valid until the year 9999.
+fn instant(time: ASN1Time) -> LogTime {
+    let seconds = time.timestamp();
+    LogTime::from_parts(seconds, 0).unwrap_or(if seconds < 0 {
+        LogTime::MIN
+    } else {
+        LogTime::from_nanos(i64::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use rcgen::{
+        CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize, SerialNumber,
+    };
+
+    use super::*;
+    use crate::access::testing::{self, NOW, Tenant};
+
+    const SUBJECT_ALTERNATIVE_NAME: &[u64] = &[2, 5, 29, 17];
+    const NAME_CONSTRAINTS: &[u64] = &[2, 5, 29, 30];
+    const UNKNOWN: &[u64] = &[1, 3, 6, 1, 4, 1, 99_999, 1];
+
+    fn check(der: &CertificateDer<'_>) -> Result<Presented, Refusal> {
+        Presented::from_chain(std::slice::from_ref(der))
+    }
+
+    /// A good certificate but for what `spoil` does to it, and what becomes of it.
+    fn spoilt(spoil: impl FnOnce(&mut Tenant)) -> Result<Presented, Refusal> {
+        let mut tenant = Tenant::new(1, 1);
+        spoil(&mut tenant);
+        check(&tenant.certificate())
+    }
+
+    fn refused(expected: Refusal, spoil: impl FnOnce(&mut Tenant)) {
+        assert_eq!(spoilt(spoil).unwrap_err(), expected);
+    }
+
+    fn with_extension(oid: &[u64], content: &[u8], critical: bool) -> impl FnOnce(&mut Tenant) {
+        let mut extension = CustomExtension::from_oid_content(oid, content.to_vec());
+        extension.set_criticality(critical);
+        move |tenant| tenant.params.custom_extensions.push(extension)
+    }
+
+    fn with_name(name: &str) -> impl FnOnce(&mut Tenant) {
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::CommonName, name);
+        |tenant| tenant.params.distinguished_name = subject
+    }
+
+    /// `der` with every (or only the `n`th) `old` in it replaced.
+    fn patched(
+        der: &CertificateDer<'_>,
+        old: &[u8],
+        new: &[u8],
+        only: Option<usize>,
+    ) -> CertificateDer<'static> {
+        let mut bytes = der.to_vec();
+        let places: Vec<usize> = (0..bytes.len() - old.len())
+            .filter(|at| bytes[*at..].starts_with(old))
+            .collect();
+        assert!(!places.is_empty());
+        for (n, at) in places.into_iter().enumerate() {
+            if only.is_none_or(|only| only == n) {
+                bytes[at..at + old.len()].copy_from_slice(new);
+            }
+        }
+        bytes.into()
+    }
+
+    #[test]
+    fn a_good_certificate_says_whose_it_is() {
+        let tenant = Tenant::new(1, 1_700_000_000_123_456_789);
+        let certificate = tenant.certificate();
+        let presented = check(&certificate).unwrap();
+        assert_eq!(*presented.owner(), tenant.address);
+        assert_eq!(presented.serial().as_str(), "1700000000123456789");
+        assert_eq!(presented.der()[..], certificate[..]);
+        assert_eq!(presented.check_time(NOW), Ok(()));
+        assert!(!format!("{presented:?}").contains("der"));
+    }
+
+    #[test]
+    fn there_must_be_exactly_one() {
+        let certificate = Tenant::new(1, 1).certificate();
+        assert_eq!(Presented::from_chain(&[]), Err(Refusal::NoCredentials));
+        let two = [certificate.clone(), certificate];
+        assert_eq!(Presented::from_chain(&two), Err(Refusal::CertificateChain));
+    }
+
+    #[test]
+    fn what_is_not_a_certificate_is_malformed() {
+        let good = Tenant::new(1, 1).certificate();
+        let mut trailing = good.to_vec();
+        trailing.push(0);
+        let cut = good[..good.len() - 1].to_vec();
+        for bytes in [Vec::new(), b"hello".to_vec(), trailing, cut] {
+            assert_eq!(check(&bytes.into()), Err(Refusal::CertificateMalformed));
+        }
+        let large = vec![0; CERTIFICATE_MAX_BYTES];
+        refused(
+            Refusal::CertificateMalformed,
+            with_extension(UNKNOWN, &large, false),
+        );
+        let garbage = [0x30, 0x03, 0x01];
+        refused(
+            Refusal::CertificateMalformed,
+            with_extension(NAME_CONSTRAINTS, &garbage, false),
+        );
+        refused(Refusal::CertificateMalformed, |tenant| {
+            with_extension(UNKNOWN, &[5, 0], false)(tenant);
+            with_extension(UNKNOWN, &[5, 0], false)(tenant);
+        });
+    }
+
+    #[test]
+    fn the_subject_is_one_account_address() {
+        let address = Tenant::new(1, 1).address;
+        refused(
+            Refusal::CertificateSubject,
+            with_name(&address.as_str().to_uppercase()),
+        );
+        refused(Refusal::CertificateSubject, with_name("localhost"));
+        refused(Refusal::CertificateSubject, with_name(&format!("{address} ")));
+        refused(Refusal::CertificateSubject, |tenant| {
+            tenant.params.distinguished_name = DistinguishedName::new();
+        });
+        refused(Refusal::CertificateSubject, |tenant| {
+            let second = DnType::CustomDnType(vec![2, 5, 4, 3]);
+            let name = tenant.address.to_string();
+            tenant.params.distinguished_name.push(second, name);
+        });
+    }
+
+    #[test]
+    fn the_issuer_is_the_subject() {
+        let (mine, theirs) = (Tenant::new(1, 1), Tenant::new(2, 1));
+        let signed_by = |issuer: &rcgen::CertificateParams, key: &KeyPair| {
+            let issuer = Issuer::from_params(issuer, key);
+            check(mine.params.signed_by(&mine.key, &issuer).unwrap().der())
+        };
+        assert_eq!(
+            signed_by(&theirs.params, &theirs.key),
+            Err(Refusal::CertificateIssuer)
+        );
+        assert_eq!(
+            signed_by(&theirs.params, &mine.key),
+            Err(Refusal::CertificateIssuer)
+        );
+        assert_eq!(
+            signed_by(&mine.params, &theirs.key),
+            Err(Refusal::CertificateSignature)
+        );
+        signed_by(&mine.params, &mine.key).unwrap();
+    }
+
+    #[test]
+    fn the_serial_number_is_positive_and_not_too_long() {
+        let serial = |bytes: &[u8]| {
+            let number = SerialNumber::from_slice(bytes);
+            spoilt(|tenant| tenant.params.serial_number = Some(number))
+        };
+        assert_eq!(serial(&[0]), Err(Refusal::CertificateSerial));
+        assert_eq!(
+            serial(&[0xff; SERIAL_MAX_BYTES + 1]),
+            Err(Refusal::CertificateSerial)
+        );
+        assert!(serial(&[0xff; SERIAL_MAX_BYTES]).is_ok());
+        let long = serial(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+        assert_eq!(long.serial().as_str(), "1208925819614629174706176");
+        let good = Tenant::new(1, 0x0123_4567_89ab_cdef).certificate();
+        let negative = patched(&good, &0x0123_4567_89ab_cdef_u64.to_be_bytes(), &[0x81; 8], None);
+        assert_eq!(check(&negative), Err(Refusal::CertificateSerial));
+    }
+
+    #[test]
+    fn the_key_is_on_p256() {
+        for key in [
+            KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap(),
+            KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+            KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
+        ] {
+            refused(Refusal::CertificateKey, |tenant| tenant.key = key);
+        }
+    }
+
+    #[test]
+    fn the_signature_is_by_its_own_key_with_sha256() {
+        let good = Tenant::new(1, 1).certificate();
+        let sha256 = [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+        let sha384 = [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3];
+        for which in [None, Some(0), Some(1)] {
+            let other = patched(&good, &sha256, &sha384, which);
+            assert_eq!(check(&other), Err(Refusal::CertificateAlgorithm), "{which:?}");
+        }
+        let mut forged = good.to_vec();
+        *forged.last_mut().unwrap() ^= 1;
+        assert_eq!(check(&forged.into()), Err(Refusal::CertificateSignature));
+    }
+
+    #[test]
+    fn its_use_is_that_of_a_client_and_not_of_an_authority() {
+        use ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
+        for usages in [vec![], vec![ServerAuth], vec![Any]] {
+            refused(Refusal::CertificateUsage, |tenant| {
+                tenant.params.extended_key_usages = usages;
+            });
+        }
+        let both = spoilt(|tenant| tenant.params.extended_key_usages = vec![ServerAuth, ClientAuth]);
+        both.unwrap();
+        refused(Refusal::CertificateAuthority, |tenant| {
+            tenant.params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        });
+        spoilt(|tenant| tenant.params.is_ca = IsCa::NoCa).unwrap();
+        spoilt(|tenant| tenant.params.key_usages.clear()).unwrap();
+    }
+
+    #[test]
+    fn critical_extensions_are_understood() {
+        refused(
+            Refusal::CertificateExtension,
+            with_extension(UNKNOWN, &[5, 0], true),
+        );
+        let names = [0x30, 3, 0x82, 1, b'a'];
+        refused(
+            Refusal::CertificateExtension,
+            with_extension(SUBJECT_ALTERNATIVE_NAME, &names, true),
+        );
+        spoilt(with_extension(UNKNOWN, &[5, 0], false)).unwrap();
+        // As Akash's Go tools write it for the host "a".
+        let constraints = [0x30, 7, 0xa0, 5, 0x30, 3, 0x82, 1, b'a'];
+        spoilt(with_extension(NAME_CONSTRAINTS, &constraints, true)).unwrap();
+    }
+
+    #[test]
+    fn both_ends_of_its_period_belong_to_it() {
+        let presented = spoilt(|tenant| {
+            tenant.params.not_before = time::OffsetDateTime::from_unix_timestamp(100).unwrap();
+            tenant.params.not_after = time::OffsetDateTime::from_unix_timestamp(200).unwrap();
+        })
+        .unwrap();
+        let at = |nanos| presented.check_time(LogTime::from_nanos(nanos));
+        assert_eq!(at(99_999_999_999), Err(Refusal::CertificateNotYetValid));
+        assert_eq!(at(100_000_000_000), Ok(()));
+        assert_eq!(at(200_000_000_000), Ok(()));
+        assert_eq!(at(200_000_000_001), Err(Refusal::CertificateExpired));
+    }
+
+    #[test]
+    fn it_may_be_valid_for_longer_than_we_can_count() {
+        let presented =
+            spoilt(|tenant| tenant.params.not_after = rcgen::date_time_ymd(9999, 12, 31)).unwrap();
+        assert_eq!(presented.not_after(), LogTime::from_nanos(i64::MAX));
+        assert_eq!(presented.check_time(NOW), Ok(()));
+    }
+
+    #[test]
+    fn the_public_key_is_found_whatever_the_form() {
+        let tenant = Tenant::new(1, 1);
+        let expected = rcgen::PublicKeyData::subject_public_key_info(&tenant.key);
+        assert_eq!(public_key(&tenant.certificate()).unwrap().as_ref(), expected);
+        assert!(public_key(&CertificateDer::from(b"hello".to_vec())).is_none());
+    }
+
+    /// Whatever was done to a good certificate, it says the same or is refused. (A few bits of its DER are read leniently; it
+    /// is for the trust source to agree with every byte.)
+    fn says_no_more_than_before(bytes: Vec<u8>) {
+        static GOOD: LazyLock<Presented> = LazyLock::new(|| check(&testing::fixed_certificate()).unwrap());
+        let bytes = CertificateDer::from(bytes);
+        let _ = public_key(&bytes);
+        if let Ok(altered) = check(&bytes) {
+            let said = |one: &Presented| {
+                (
+                    one.owner.clone(),
+                    one.serial.clone(),
+                    one.not_before,
+                    one.not_after,
+                )
+            };
+            assert_eq!(said(&altered), said(&GOOD));
+        }
+    }
+
+    #[test]
+    fn flipping_one_bit_makes_it_say_nothing_else() {
+        let good = testing::fixed_certificate();
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            says_no_more_than_before(bytes);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            prop_assert_eq!(check(&bytes.into()), Err(Refusal::CertificateMalformed));
+        }
+
+        #[test]
+        fn altering_it_makes_it_say_nothing_else(
+            edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in proptest::option::weighted(0.2, any::<prop::sample::Index>()),
+        ) {
+            let mut bytes = testing::fixed_certificate().to_vec();
+            for (at, byte) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            says_no_more_than_before(bytes);
+        }
+    }
+}

@@ -1,0 +1,515 @@
+//! A tenant's own side: an account address, a key, and an Akash-shaped certificate, in three files of one directory.
+
+use std::fmt;
+use std::fs::{DirBuilder, File, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rcgen::string::PrintableString;
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
+};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tempfile::NamedTempFile;
+use time::OffsetDateTime;
+
+use super::cert::{Presented, public_key};
+use super::refusal::Refusal;
+use crate::model::id::{Address, Owner};
+use crate::model::time::LogTime;
+
+/// The certificate, in PEM.
+const CERTIFICATE_FILE: &str = "cert.pem";
+
+/// Its private key, in PEM (PKCS #8).
+const KEY_FILE: &str = "key.pem";
+
+/// The account address, and a newline.
+const ADDRESS_FILE: &str = "address";
+
+/// Modes of the directory, of what others may read, and of what they may not.
+const DIR_MODE: u32 = 0o700;
+const PUBLIC_MODE: u32 = 0o644;
+const SECRET_MODE: u32 = 0o600;
+
+/// How long a new certificate is valid: a year, as Akash's own tools have it.
+const VALIDITY_DAYS: i64 = 365;
+
+/// Largest file that is read, in bytes: far above a certificate or a key.
+const FILE_MAX_BYTES: u64 = 64 * 1024;
+
+/// The attribute in the subject that tells the form of an Akash certificate, and the form.
+const FORM_OID: [u64; 5] = [2, 23, 133, 2, 6];
+const FORM: &str = "v0.0.1";
+
+/// What a tenant proves with who they are. The key does not show in any output.
+pub struct IdentityFiles {
+    address: Owner,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Why an identity cannot be made or read. The text names the file and never what is in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// A file of that name is there. Overwriting a key cannot be undone.
+    #[error("{}: exists already, and an identity is never overwritten", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The content is wrong.
+    #[error("{}: {reason}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The certificate is one that no gateway would take.
+    #[error("{}: {refusal}", path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// The first check that it fails.
+        refusal: Refusal,
+    },
+    /// No certificate could be made.
+    #[error("cannot make a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// No certificate could be made at this time.
+    #[error("cannot make a certificate: the clock is outside the years 1970 to 2261")]
+    Clock,
+}
+
+// === impl IdentityFiles ===
+
+impl IdentityFiles {
+    /// Makes a fresh identity at the time `now` in `dir`, which is made if it is missing (for the user alone).
+    ///
+    /// # Errors
+    /// [`IdentityError::Exists`] if one of the files is there. Whatever the error, no file is left behind that was not there,
+    /// and none is changed.
+    pub fn create(dir: &Path, now: LogTime) -> Result<Owner, IdentityError> {
+        for name in [CERTIFICATE_FILE, KEY_FILE, ADDRESS_FILE] {
+            let path = dir.join(name);
+            // A link to nothing counts as there, too.
+            if path.symlink_metadata().is_ok() {
+                return Err(IdentityError::Exists { path });
+            }
+        }
+        let address = Address::from_account(rand::random());
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = certificate_params(&address, now)?.self_signed(&key)?;
+        let made = Made::dir(dir)?;
+        let made = made.file(KEY_FILE, SECRET_MODE, key.serialize_pem().as_bytes())?;
+        let made = made.file(CERTIFICATE_FILE, PUBLIC_MODE, certificate.pem().as_bytes())?;
+        let made = made.file(ADDRESS_FILE, PUBLIC_MODE, format!("{address}\n").as_bytes())?;
+        made.keep()?;
+        Ok(address)
+    }
+
+    /// Reads the identity in `dir`, and checks that its parts belong together. `address` may be missing, for those who bring
+    /// certificate and key from elsewhere.
+    ///
+    /// # Errors
+    /// [`IdentityError`], naming the file.
+    pub fn load(dir: &Path) -> Result<Self, IdentityError> {
+        let path = dir.join(CERTIFICATE_FILE);
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&read(&path)?)
+            .collect::<Result<_, _>>()
+            .map_err(|_| content_error(&path, "is not well-formed PEM"))?;
+        if chain.is_empty() {
+            return Err(content_error(&path, "holds no certificate"));
+        }
+        let presented =
+            Presented::from_chain(&chain).map_err(|refusal| IdentityError::Form { path, refusal })?;
+        let key = load_key(&dir.join(KEY_FILE), &chain)?;
+        check_address(&dir.join(ADDRESS_FILE), presented.owner())?;
+        Ok(Self {
+            address: presented.owner().clone(),
+            chain,
+            key,
+        })
+    }
+
+    /// The account.
+    pub fn address(&self) -> &Owner {
+        &self.address
+    }
+
+    /// The certificate, as a handshake wants it, and its key.
+    pub fn into_parts(self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (self.chain, self.key)
+    }
+}
+
+impl fmt::Debug for IdentityFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IdentityFiles")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What goes into a tenant's certificate: the shape that `go/node/cert` of chain-sdk gives it.
+pub(crate) fn certificate_params(owner: &Owner, now: LogTime) -> Result<CertificateParams, IdentityError> {
+    let begin = OffsetDateTime::from_unix_timestamp(now.parts().0).map_err(|_| IdentityError::Clock)?;
+    let serial = u64::try_from(now.as_nanos()).map_err(|_| IdentityError::Clock)?;
+    let mut subject = DistinguishedName::new();
+    let text = |text| PrintableString::try_from(text).map(DnValue::PrintableString);
+    subject.push(DnType::CommonName, text(owner.as_str())?);
+    subject.push(DnType::CustomDnType(FORM_OID.to_vec()), text(FORM)?);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject;
+    params.serial_number = Some(SerialNumber::from_slice(&serial.to_be_bytes()));
+    params.not_before = begin;
+    params.not_after = begin
+        .checked_add(time::Duration::days(VALIDITY_DAYS))
+        .ok_or(IdentityError::Clock)?;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyEncipherment,
+        KeyUsagePurpose::DataEncipherment,
+    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
+}
+
+fn load_key(path: &Path, chain: &[CertificateDer<'_>]) -> Result<PrivateKeyDer<'static>, IdentityError> {
+    let content = |reason| content_error(path, reason);
+    // Errors of these readers may repeat what they read.
+    let key = PrivateKeyDer::from_pem_slice(&read(path)?)
+        .map_err(|_| content("does not hold an unencrypted private key in PEM"))?;
+    let signer =
+        any_supported_type(&key).map_err(|_| content("does not hold a private key that can be used"))?;
+    let certified = chain.first().and_then(public_key);
+    if certified.is_none() || certified != signer.public_key() {
+        return Err(content("is not the key of the certificate beside it"));
+    }
+    Ok(key)
+}
+
+fn check_address(path: &Path, owner: &Owner) -> Result<(), IdentityError> {
+    match read(path) {
+        Ok(bytes) if bytes.trim_ascii() == owner.as_str().as_bytes() => Ok(()),
+        Ok(_) => Err(content_error(
+            path,
+            "is not the address in the certificate beside it",
+        )),
+        Err(IdentityError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| io_error(path, error))?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length <= FILE_MAX_BYTES) {
+        Ok(bytes)
+    } else {
+        Err(content_error(path, "is too large for what it should hold"))
+    }
+}
+
+fn io_error(path: &Path, error: io::Error) -> IdentityError {
+    IdentityError::Io {
+        path: path.to_owned(),
+        error,
+    }
+}
+
+fn content_error(path: &Path, reason: &'static str) -> IdentityError {
+    IdentityError::Content {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+// === impl Made ===
+
+/// What was made so far; taken back unless it is kept.
+struct Made {
+    dir: PathBuf,
+    files: Vec<PathBuf>,
+    /// Whether the directory itself was made.
+    fresh_dir: bool,
+    kept: bool,
+}
+
+impl Made {
+    fn dir(dir: &Path) -> Result<Self, IdentityError> {
+        let mut made = Self {
+            dir: dir.to_owned(),
+            files: Vec::new(),
+            fresh_dir: false,
+            kept: false,
+        };
+        if !dir.is_dir() {
+            DirBuilder::new()
+                .mode(DIR_MODE)
+                .recursive(true)
+                .create(dir)
+                .map_err(|error| io_error(dir, error))?;
+            made.fresh_dir = true;
+        }
+        Ok(made)
+    }
+
+    /// Writes a file that appears whole, and only if there is none of that name.
+    fn file(mut self, name: &str, mode: u32, content: &[u8]) -> Result<Self, IdentityError> {
+        let path = self.dir.join(name);
+        let io = |error| io_error(&path, error);
+        let mut file: NamedTempFile = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(mode))
+            .tempfile_in(&self.dir)
+            .map_err(io)?;
+        file.write_all(content)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(io)?;
+        file.persist_noclobber(&path)
+            .map_err(|refused| match refused.error.kind() {
+                io::ErrorKind::AlreadyExists => IdentityError::Exists { path: path.clone() },
+                _ => io(refused.error),
+            })?;
+        self.files.push(path);
+        Ok(self)
+    }
+
+    fn keep(mut self) -> Result<(), IdentityError> {
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|error| io_error(&self.dir, error))?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        for path in &self.files {
+            let _ = std::fs::remove_file(path);
+        }
+        if self.fresh_dir {
+            // Fails if somebody else has put something there, and then rightly so.
+            let _ = std::fs::remove_dir(&self.dir);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+    use crate::access::testing::NOW;
+
+    const FILES: [&str; 3] = [CERTIFICATE_FILE, KEY_FILE, ADDRESS_FILE];
+
+    fn fresh() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("a/b");
+        IdentityFiles::create(&inner, NOW).unwrap();
+        (dir, inner)
+    }
+
+    /// The error says which file, why, and nothing of what is in it.
+    fn refused(dir: &Path, file: &str, why: &str) {
+        let error = IdentityFiles::load(dir).unwrap_err();
+        let text = format!("{error} {error:?}");
+        let begin = dir.join(file).display().to_string();
+        assert!(
+            error.to_string().starts_with(&begin) && text.contains(why),
+            "{text}"
+        );
+        assert!(!text.contains("SECRET"), "{text}");
+    }
+
+    #[test]
+    fn what_is_made_can_be_loaded_and_has_the_right_form() {
+        let (_keep, dir) = fresh();
+        let identity = IdentityFiles::load(&dir).unwrap();
+        let address = std::fs::read_to_string(dir.join(ADDRESS_FILE)).unwrap();
+        assert_eq!(address, format!("{}\n", identity.address()));
+        let presented = Presented::from_chain(&identity.chain).unwrap();
+        assert_eq!(presented.owner(), identity.address());
+        assert_eq!(presented.serial().as_str(), NOW.as_nanos().to_string());
+        assert_eq!(presented.check_time(NOW), Ok(()));
+        let year = 365 * 24 * 3600 * 1_000_000_000;
+        assert_eq!(presented.not_after(), NOW.saturating_add_nanos(year));
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(&dir), DIR_MODE);
+        assert_eq!(mode(&dir.join(KEY_FILE)), SECRET_MODE);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), FILES.len());
+    }
+
+    #[test]
+    fn two_identities_are_two() {
+        let ((_one, first), (_two, second)) = (fresh(), fresh());
+        for name in FILES {
+            let read = |dir: &Path| std::fs::read(dir.join(name)).unwrap();
+            assert_ne!(read(&first), read(&second), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_subject_tells_the_form() {
+        let owner = Address::from_account([1; 20]);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let certificate = certificate_params(&owner, NOW)
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
+        assert_eq!(
+            parsed.subject().to_string(),
+            format!("CN={owner}, 2.23.133.2.6={FORM}")
+        );
+        assert_eq!(parsed.subject(), parsed.issuer());
+        let usage = parsed.key_usage().unwrap().unwrap().value;
+        assert!(usage.key_encipherment() && usage.data_encipherment());
+        // Bits 2 and 3 from the left, and no other.
+        assert_eq!(usage.flags, 0b1100);
+        assert!(!parsed.basic_constraints().unwrap().unwrap().value.ca);
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        for name in FILES {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join(name), "mine").unwrap();
+            let error = IdentityFiles::create(dir.path(), NOW).unwrap_err();
+            assert!(
+                matches!(&error, IdentityError::Exists { path } if path.ends_with(name)),
+                "{error}"
+            );
+            assert_eq!(std::fs::read_to_string(dir.path().join(name)).unwrap(), "mine");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_not_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("elsewhere");
+        std::os::unix::fs::symlink(&target, dir.path().join(KEY_FILE)).unwrap();
+        let error = IdentityFiles::create(dir.path(), NOW).unwrap_err();
+        assert!(matches!(error, IdentityError::Exists { .. }), "{error}");
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn what_fails_half_way_leaves_nothing_behind() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("new");
+        let made = Made::dir(&dir).unwrap();
+        let made = made.file(KEY_FILE, SECRET_MODE, b"key").unwrap();
+        assert!(dir.join(KEY_FILE).exists());
+        // Somebody was faster: as `create` would see it.
+        let Err(error) = made.file(KEY_FILE, SECRET_MODE, b"other") else {
+            panic!("overwritten");
+        };
+        assert!(matches!(error, IdentityError::Exists { .. }), "{error}");
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let error = IdentityFiles::create(&file.join("dir"), NOW)
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(&file.display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_clock_before_1970_makes_no_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = IdentityFiles::create(dir.path(), LogTime::from_nanos(-1)).unwrap_err();
+        assert!(matches!(error, IdentityError::Clock), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn faults_name_the_file_and_not_the_content() {
+        let (_keep, dir) = fresh();
+        let (_other, other) = fresh();
+        let spoil = |name: &str, content: &[u8]| {
+            let path = dir.join(name);
+            let good = std::fs::read(&path).unwrap();
+            std::fs::write(&path, content).unwrap();
+            move || std::fs::write(&path, &good).unwrap()
+        };
+        let of_other = |name: &str| std::fs::read(other.join(name)).unwrap();
+        let large = vec![b'x'; usize::try_from(FILE_MAX_BYTES).unwrap() + 1];
+        let twice = [of_other(CERTIFICATE_FILE), of_other(CERTIFICATE_FILE)].concat();
+        let cases: [(&str, &[u8], &str); 10] = [
+            (CERTIFICATE_FILE, b"SECRET", "no certificate"),
+            (
+                CERTIFICATE_FILE,
+                b"-----BEGIN CERTIFICATE-----\nSECRET",
+                "well-formed",
+            ),
+            (
+                CERTIFICATE_FILE,
+                b"-----BEGIN CERTIFICATE-----\nSECRET==\n-----END CERTIFICATE-----",
+                "well-formed",
+            ),
+            (CERTIFICATE_FILE, &twice, "exactly one"),
+            (CERTIFICATE_FILE, &large, "too large"),
+            (KEY_FILE, b"SECRET", "private key"),
+            (
+                KEY_FILE,
+                b"-----BEGIN PRIVATE KEY-----\nU0VDUkVU\n-----END PRIVATE KEY-----",
+                "can be used",
+            ),
+            (KEY_FILE, b"-----BEGIN PRIVATE KEY SECRET\n", "private key"),
+            (KEY_FILE, &of_other(KEY_FILE), "not the key"),
+            (ADDRESS_FILE, &of_other(ADDRESS_FILE), "not the address"),
+        ];
+        for (name, content, why) in cases {
+            let restore = spoil(name, content);
+            refused(&dir, name, why);
+            restore();
+            IdentityFiles::load(&dir).unwrap();
+        }
+        for name in [CERTIFICATE_FILE, KEY_FILE] {
+            let good = std::fs::read(dir.join(name)).unwrap();
+            std::fs::remove_file(dir.join(name)).unwrap();
+            refused(&dir, name, "No such file");
+            std::fs::write(dir.join(name), good).unwrap();
+        }
+        std::fs::remove_file(dir.join(ADDRESS_FILE)).unwrap();
+        IdentityFiles::load(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_key_does_not_show() {
+        let (_keep, dir) = fresh();
+        let identity = IdentityFiles::load(&dir).unwrap();
+        assert_eq!(
+            format!("{identity:?}"),
+            format!("IdentityFiles {{ address: {}, .. }}", identity.address())
+        );
+    }
+}

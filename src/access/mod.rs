@@ -1,0 +1,16 @@
+//! May they? Who a caller is, whether that is to be believed, and what follows from it.
+//!
+//! The handshake checks only that a caller holds the private key of the certificate it shows. The rest is judged here, call
+//! by call: the form of the certificate ([`cert`]), whether it is trusted ([`trust`], from a directory: [`dir`]), both
+//! together ([`gate`]), and what the caller may then do ([`grants`]). Every check that fails has a reason of its own
+//! ([`refusal`]). [`identity`] is the tenant's side: making a certificate of that form, and reading it back.
+
+pub mod cert;
+pub mod dir;
+pub mod gate;
+pub mod grants;
+pub mod identity;
+pub mod refusal;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod trust;

@@ -1,0 +1,52 @@
+//! Certificates for tests, good and bad.
+
+use std::sync::LazyLock;
+
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SerialNumber};
+use rustls::pki_types::CertificateDer;
+
+use super::cert::Presented;
+use super::identity::certificate_params;
+use crate::model::id::Address;
+use crate::model::time::LogTime;
+
+/// The time of tests: when their certificates begin to be valid.
+pub(crate) const NOW: LogTime = LogTime::from_nanos(1_760_000_000_000_000_000);
+
+/// A tenant, with all that makes a certificate; a test may spoil any of it.
+pub(crate) struct Tenant {
+    pub(crate) address: Address,
+    pub(crate) params: CertificateParams,
+    pub(crate) key: KeyPair,
+}
+
+/// A certificate that stays the same within a run of the tests.
+pub(crate) fn fixed_certificate() -> CertificateDer<'static> {
+    static CERTIFICATE: LazyLock<CertificateDer<'static>> = LazyLock::new(|| Tenant::new(1, 1).certificate());
+    CERTIFICATE.clone()
+}
+
+impl Tenant {
+    /// The tenant of this number, with a fresh key and a serial number of their own.
+    pub(crate) fn new(number: u8, serial: u64) -> Self {
+        let address = Address::from_account([number; 20]);
+        let mut params = certificate_params(&address, NOW).unwrap();
+        params.serial_number = Some(SerialNumber::from_slice(&serial.to_be_bytes()));
+        Self {
+            address,
+            params,
+            key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(),
+        }
+    }
+
+    /// A certificate of these parts. Made anew each time: two of them differ in their signature.
+    pub(crate) fn certificate(&self) -> CertificateDer<'static> {
+        self.params.self_signed(&self.key).unwrap().der().clone()
+    }
+
+    /// The same, checked and as PEM.
+    pub(crate) fn issue(&self) -> (Presented, String) {
+        let certificate = self.params.self_signed(&self.key).unwrap();
+        (Presented::from_der(certificate.der()).unwrap(), certificate.pem())
+    }
+}
