@@ -1,5 +1,13 @@
-//! skeleton
+//! leasemux: a gateway for Akash leases. One actor per service replica tails its container log once and fans chunks out,
+//! already encoded, to every follower; buffers are bounded; who falls behind loses lines and is told exactly how many.
+//!
+//! The rooms, from the street to the cellar; each uses only what is below it:
+//! [`edge`] (sockets, TLS, the service) · [`logs`] (the multiplexer) · [`access`] (may they?) and [`platform`] (where is it?) ·
+//! [`model`] (values) and [`host`] (what the operating system offers).
+
 pub mod access;
+pub mod edge;
 pub mod host;
+pub mod logs;
 pub mod model;
 pub mod platform;

@@ -87,18 +87,13 @@ impl Notifier {
                 }
             }
         }
-        DirWatch {
-            changes: watch::channel(()).1,
-            registration: None,
-        }
+        DirWatch { changes: watch::channel(()).1, registration: None }
     }
 }
 
 impl fmt::Debug for Notifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Notifier")
-            .field("polls", &self.0.kernel.is_none())
-            .finish()
+        f.debug_struct("Notifier").field("polls", &self.0.kernel.is_none()).finish()
     }
 }
 
@@ -135,11 +130,7 @@ impl Kernel {
                 }
             }
         });
-        Ok(Self {
-            watches,
-            dirs,
-            _pump: AbortOnDropHandle::new(pump),
-        })
+        Ok(Self { watches, dirs, _pump: AbortOnDropHandle::new(pump) })
     }
 
     fn watch(&self, shared: &Arc<Shared>, path: &Path) -> std::io::Result<DirWatch> {
@@ -153,21 +144,13 @@ impl Kernel {
         // Held over the system call, so that a removal of the same directory comes wholly before or after it.
         let mut dirs = lock(&self.dirs);
         let descriptor = self.watches.clone().add(path, mask)?;
-        let dir = dirs.entry(descriptor.clone()).or_insert_with(|| Dir {
-            changes: watch::Sender::new(()),
-            watchers: 0,
-        });
+        let dir = dirs
+            .entry(descriptor.clone())
+            .or_insert_with(|| Dir { changes: watch::Sender::new(()), watchers: 0 });
         dir.watchers += 1;
         let changes = dir.changes.subscribe();
-        let registration = Registration {
-            shared: Arc::clone(shared),
-            descriptor,
-            path: path.to_owned(),
-        };
-        Ok(DirWatch {
-            changes,
-            registration: Some(registration),
-        })
+        let registration = Registration { shared: Arc::clone(shared), descriptor, path: path.to_owned() };
+        Ok(DirWatch { changes, registration: Some(registration) })
     }
 }
 
@@ -217,9 +200,7 @@ mod tests {
     use super::*;
 
     async fn told(watch: &mut DirWatch) {
-        tokio::time::timeout(Duration::from_secs(30), watch.changed())
-            .await
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(30), watch.changed()).await.unwrap();
     }
 
     #[tokio::test]

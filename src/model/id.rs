@@ -150,13 +150,7 @@ impl LeaseId {
         if owner == provider {
             return Err(part("provider", "must not be the owner"));
         }
-        Ok(Self {
-            owner,
-            dseq,
-            gseq,
-            oseq,
-            provider,
-        })
+        Ok(Self { owner, dseq, gseq, oseq, provider })
     }
 
     /// The tenant.
@@ -187,9 +181,7 @@ impl LeaseId {
     /// The Kubernetes namespace in which an Akash provider runs this lease: lower-case base32hex, without padding, of
     /// SHA-224 of the text form (`LidNS` in the provider's `cluster/util/lease_id_to_namespace.go`). 45 characters.
     pub fn namespace(&self) -> String {
-        BASE32HEX_NOPAD
-            .encode(&Sha224::digest(self.to_string()))
-            .to_ascii_lowercase()
+        BASE32HEX_NOPAD.encode(&Sha224::digest(self.to_string())).to_ascii_lowercase()
     }
 
     /// The host name, below the provider's ingress domain, that an Akash provider gives to a service that asked for
@@ -208,10 +200,7 @@ impl FromStr for LeaseId {
         let [owner, dseq, gseq, oseq, provider] = parts[..] else {
             return Err(IdError::LeaseForm);
         };
-        let number = |part| IdError::LeasePart {
-            part,
-            reason: "must be a positive decimal number",
-        };
+        let number = |part| IdError::LeasePart { part, reason: "must be a positive decimal number" };
         Self::new(
             owner,
             dseq.parse().map_err(|_| number("dseq"))?,
@@ -224,11 +213,7 @@ impl FromStr for LeaseId {
 
 impl fmt::Display for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{}/{}/{}/{}",
-            self.owner, self.dseq, self.gseq, self.oseq, self.provider
-        )
+        write!(f, "{}/{}/{}/{}/{}", self.owner, self.dseq, self.gseq, self.oseq, self.provider)
     }
 }
 
@@ -257,11 +242,7 @@ impl FromStr for ServiceName {
             && bytes.first().is_some_and(u8::is_ascii_lowercase)
             && bytes.iter().all(inner)
             && bytes.last().is_some_and(|b| *b != b'-');
-        if ok {
-            Ok(Self(text.into()))
-        } else {
-            Err(IdError::Service)
-        }
+        if ok { Ok(Self(text.into())) } else { Err(IdError::Service) }
     }
 }
 
@@ -304,9 +285,7 @@ impl Instance {
     pub fn new(pod_uid: &str, container: &str, restarts: u32) -> Result<Self, IdError> {
         let part = |text: &str| {
             !text.is_empty()
-                && text
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
         };
         let text = format!("{pod_uid}/{container}/{restarts}");
         if part(pod_uid) && part(container) && text.len() <= Self::MAX_BYTES {
@@ -326,10 +305,7 @@ impl Instance {
         let mut parts = self.0.splitn(3, '/');
         let uid = parts.next().unwrap_or_default();
         let container = parts.next().unwrap_or_default();
-        let restarts = parts
-            .next()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or_default();
+        let restarts = parts.next().and_then(|text| text.parse().ok()).unwrap_or_default();
         (uid, container, restarts)
     }
 }
@@ -391,10 +367,7 @@ mod tests {
             "akash1h24fljt7p0nh82cq0za0uhsct3sfwsfu9w3c9h/5673203/1/1/akash18ga02jzaq8cw52anyhzkwta5wygufgu6zsz6xc"
                 .parse()
                 .unwrap();
-        assert_eq!(
-            lease.static_host(&"ssh".parse().unwrap()),
-            "31ai266lqddovfbslrlj1vtcfk"
-        );
+        assert_eq!(lease.static_host(&"ssh".parse().unwrap()), "31ai266lqddovfbslrlj1vtcfk");
     }
 
     #[test]
@@ -410,10 +383,7 @@ mod tests {
         check(format!("{OWNER}/1/1/x/{PROVIDER}"), "oseq");
         check(format!("{OWNER}/1/1/1/{OWNER}"), "provider");
         check(format!("{}/1/1/1/{PROVIDER}", OWNER.to_uppercase()), "owner");
-        check(
-            format!("{}x/1/1/1/{PROVIDER}", &OWNER[..OWNER.len() - 1]),
-            "owner",
-        );
+        check(format!("{}x/1/1/1/{PROVIDER}", &OWNER[..OWNER.len() - 1]), "owner");
         check(format!("cosmos1abc/1/1/1/{PROVIDER}"), "owner");
     }
 
@@ -439,9 +409,7 @@ mod tests {
         assert_eq!(instance.as_str(), "0a-1/web/3");
         assert_eq!(instance.parts(), ("0a-1", "web", 3));
         assert_eq!(instance.as_str().parse::<Instance>().unwrap(), instance);
-        for bad in [
-            "", "a/b", "a/b/c", "a/b/1/2", "a//1", "a/b/-1", "a/b/01", "../x/1\n", "é/b/1",
-        ] {
+        for bad in ["", "a/b", "a/b/c", "a/b/1/2", "a//1", "a/b/-1", "a/b/01", "../x/1\n", "é/b/1"] {
             assert!(bad.parse::<Instance>().is_err(), "{bad}");
         }
     }

@@ -11,9 +11,8 @@ use super::line::GapCause;
 
 /// Upper bounds of the buckets of the delivery delay, in seconds: from the pace of a lone line to a follower that is close to
 /// being dropped.
-pub const DELAY_BUCKETS_SECONDS: [f64; 12] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
-];
+pub const DELAY_BUCKETS_SECONDS: [f64; 12] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
 /// Name of the histogram that [`DELAY_BUCKETS_SECONDS`] belongs to.
 pub const DELAY_NAME: &str = "leasemux_delivery_delay_seconds";
@@ -176,16 +175,14 @@ impl Registrar<'_> {
     }
 
     fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
-        self.0
-            .describe_gauge(KeyName::from_const_str(name), Self::unit(name), help.into());
+        self.0.describe_gauge(KeyName::from_const_str(name), Self::unit(name), help.into());
         let gauge = self.0.register_gauge(&Key::from_static_name(name), &METADATA);
         gauge.set(0.0);
         gauge
     }
 
     fn counter(&self, name: &'static str, help: &'static str) -> Counter {
-        self.0
-            .describe_counter(KeyName::from_const_str(name), Self::unit(name), help.into());
+        self.0.describe_counter(KeyName::from_const_str(name), Self::unit(name), help.into());
         let counter = self.0.register_counter(&Key::from_static_name(name), &METADATA);
         counter.increment(0);
         counter
@@ -198,8 +195,7 @@ impl Registrar<'_> {
         label: &'static str,
         values: [&'static str; N],
     ) -> [Counter; N] {
-        self.0
-            .describe_counter(KeyName::from_const_str(name), Self::unit(name), help.into());
+        self.0.describe_counter(KeyName::from_const_str(name), Self::unit(name), help.into());
         values.map(|value| {
             let key = Key::from_parts(name, vec![Label::from_static_parts(label, value)]);
             let counter = self.0.register_counter(&key, &METADATA);
@@ -213,8 +209,7 @@ impl Registrar<'_> {
     }
 
     fn histogram(&self, name: &'static str, help: &'static str) -> Histogram {
-        self.0
-            .describe_histogram(KeyName::from_const_str(name), Self::unit(name), help.into());
+        self.0.describe_histogram(KeyName::from_const_str(name), Self::unit(name), help.into());
         self.0.register_histogram(&Key::from_static_name(name), &METADATA)
     }
 }

@@ -37,37 +37,22 @@ pub struct Cursor {
 
 impl Position {
     /// Before the first line.
-    pub const START: Self = Self {
-        time: LogTime::MIN,
-        ordinal: 0,
-        offset: 0,
-    };
+    pub const START: Self = Self { time: LogTime::MIN, ordinal: 0, offset: 0 };
 
     /// The position behind the next whole line, which bears `time`.
     #[must_use]
     pub fn after_line(self, time: LogTime) -> Self {
         if time > self.time {
-            Self {
-                time,
-                ordinal: 1,
-                offset: 0,
-            }
+            Self { time, ordinal: 1, offset: 0 }
         } else {
-            Self {
-                time: self.time,
-                ordinal: self.ordinal + 1,
-                offset: 0,
-            }
+            Self { time: self.time, ordinal: self.ordinal + 1, offset: 0 }
         }
     }
 
     /// The position `bytes` further into the next line.
     #[must_use]
     pub fn after_bytes(self, bytes: usize) -> Self {
-        Self {
-            offset: self.offset + bytes as u64,
-            ..self
-        }
+        Self { offset: self.offset + bytes as u64, ..self }
     }
 
     /// Whether the position lies between two lines, not within one.
@@ -96,30 +81,13 @@ mod tests {
             assert!(next.at_line_start() && !pieces.at_line_start());
             at = next;
         }
-        assert_eq!(
-            at,
-            Position {
-                time: LogTime::from_nanos(9),
-                ordinal: 1,
-                offset: 0
-            }
-        );
+        assert_eq!(at, Position { time: LogTime::from_nanos(9), ordinal: 1, offset: 0 });
     }
 
     #[test]
     fn ties_are_counted() {
         let tie = LogTime::from_nanos(5);
-        let at = Position::START
-            .after_line(tie)
-            .after_line(tie)
-            .after_line(LogTime::from_nanos(4));
-        assert_eq!(
-            at,
-            Position {
-                time: tie,
-                ordinal: 3,
-                offset: 0
-            }
-        );
+        let at = Position::START.after_line(tie).after_line(tie).after_line(LogTime::from_nanos(4));
+        assert_eq!(at, Position { time: tie, ordinal: 3, offset: 0 });
     }
 }

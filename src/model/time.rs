@@ -27,11 +27,7 @@ impl LogTime {
             return None;
         }
         // `MIN` is taken: it stands for "before every line".
-        seconds
-            .checked_mul(NANOS)?
-            .checked_add(nanos)
-            .filter(|all| *all != i64::MIN)
-            .map(Self)
+        seconds.checked_mul(NANOS)?.checked_add(nanos).filter(|all| *all != i64::MIN).map(Self)
     }
 
     /// Now, by the machine's clock.
@@ -71,11 +67,7 @@ impl fmt::Display for LogTime {
 
 impl fmt::Debug for LogTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::MIN {
-            f.write_str("MIN")
-        } else {
-            fmt::Display::fmt(self, f)
-        }
+        if *self == Self::MIN { f.write_str("MIN") } else { fmt::Display::fmt(self, f) }
     }
 }
 
@@ -85,14 +77,7 @@ mod tests {
 
     #[test]
     fn parts_and_back() {
-        for nanos in [
-            0,
-            1,
-            -1,
-            1_700_000_000_123_456_789,
-            -1_700_000_000_000_000_001,
-            i64::MAX,
-        ] {
+        for nanos in [0, 1, -1, 1_700_000_000_123_456_789, -1_700_000_000_000_000_001, i64::MAX] {
             let time = LogTime::from_nanos(nanos);
             let (seconds, below) = time.parts();
             assert_eq!(LogTime::from_parts(seconds, below), Some(time), "{nanos}");
@@ -104,13 +89,7 @@ mod tests {
 
     #[test]
     fn shown_with_nine_digits() {
-        assert_eq!(
-            LogTime::from_nanos(1).to_string(),
-            "1970-01-01T00:00:00.000000001Z"
-        );
-        assert_eq!(
-            LogTime::from_nanos(NANOS).to_string(),
-            "1970-01-01T00:00:01.000000000Z"
-        );
+        assert_eq!(LogTime::from_nanos(1).to_string(), "1970-01-01T00:00:00.000000001Z");
+        assert_eq!(LogTime::from_nanos(NANOS).to_string(), "1970-01-01T00:00:01.000000000Z");
     }
 }

@@ -108,10 +108,7 @@ impl LeaseView {
     pub fn select<'a>(&'a self, filter: &'a Filter) -> impl Iterator<Item = (Replica, &'a ReplicaView)> {
         self.services.iter().flat_map(move |(service, view)| {
             view.replicas.iter().filter_map(move |(index, slot)| {
-                let replica = Replica {
-                    service: service.clone(),
-                    index: *index,
-                };
+                let replica = Replica { service: service.clone(), index: *index };
                 filter.wants(&replica).then_some((replica, slot))
             })
         })
@@ -150,10 +147,7 @@ impl Filter {
 
     /// Adds `service`: the replicas named, or all of it if none is.
     pub fn add(&mut self, service: ServiceName, replicas: &[u32]) {
-        let clause = self
-            .clauses
-            .entry(service)
-            .or_insert_with(|| Some(BTreeSet::new()));
+        let clause = self.clauses.entry(service).or_insert_with(|| Some(BTreeSet::new()));
         match clause {
             Some(wanted) if !replicas.is_empty() => wanted.extend(replicas),
             _ => *clause = None,
@@ -182,10 +176,7 @@ impl Filter {
             };
             for index in clause.iter().flatten() {
                 if !found.replicas.contains_key(index) {
-                    return Some(Missing::Replica(Replica {
-                        service: service.clone(),
-                        index: *index,
-                    }));
+                    return Some(Missing::Replica(Replica { service: service.clone(), index: *index }));
                 }
             }
         }
@@ -199,16 +190,10 @@ mod tests {
 
     fn view(services: &[(&str, &[u32])]) -> LeaseView {
         let services = services.iter().map(|(name, slots)| {
-            let replicas = slots
-                .iter()
-                .map(|index| (*index, ReplicaView::default()))
-                .collect();
+            let replicas = slots.iter().map(|index| (*index, ReplicaView::default())).collect();
             (name.parse().unwrap(), ServiceView { count: 1, replicas })
         });
-        LeaseView {
-            services: services.collect(),
-            ended: false,
-        }
+        LeaseView { services: services.collect(), ended: false }
     }
 
     fn chosen(view: &LeaseView, clauses: &[(&str, &[u32])]) -> Vec<String> {
@@ -216,9 +201,7 @@ mod tests {
         for (service, replicas) in clauses {
             filter.add(service.parse().unwrap(), replicas);
         }
-        view.select(&filter)
-            .map(|(replica, _)| replica.to_string())
-            .collect()
+        view.select(&filter).map(|(replica, _)| replica.to_string()).collect()
     }
 
     #[test]
@@ -244,10 +227,7 @@ mod tests {
         assert_eq!(missing("api", &[]), None);
         assert_eq!(missing("api", &[0, 2]), None);
         assert_eq!(missing("db", &[]), Some(Missing::Service("db".parse().unwrap())));
-        let hole = Replica {
-            service: "api".parse().unwrap(),
-            index: 1,
-        };
+        let hole = Replica { service: "api".parse().unwrap(), index: 1 };
         assert_eq!(missing("api", &[0, 1]), Some(Missing::Replica(hole)));
     }
 }

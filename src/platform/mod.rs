@@ -113,9 +113,7 @@ pub enum Error {
 
 impl fmt::Debug for Tail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tail")
-            .field("start", &self.start)
-            .finish_non_exhaustive()
+        f.debug_struct("Tail").field("start", &self.start).finish_non_exhaustive()
     }
 }
 
@@ -124,10 +122,7 @@ impl fmt::Debug for Tail {
 impl Error {
     /// An input or output error, with what was tried.
     pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
-        Self::Io {
-            context: context.into(),
-            source,
-        }
+        Self::Io { context: context.into(), source }
     }
 
     /// Whether the same call may succeed later.

@@ -85,12 +85,7 @@ struct Listing {
 
 impl Scanner {
     pub(super) fn new(dir: &Path) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            files: BTreeMap::new(),
-            stamp: None,
-            told_too_many: false,
-        }
+        Self { dir: dir.to_owned(), files: BTreeMap::new(), stamp: None, told_too_many: false }
     }
 
     /// Looks at the directory: at every file in it if `thorough`, otherwise only if it is not plain that nothing changed.
@@ -177,11 +172,7 @@ impl Scanner {
 
 impl Listing {
     fn of(dir: &Path) -> io::Result<Self> {
-        let mut listing = Self {
-            names: BTreeSet::new(),
-            links: false,
-            too_many: false,
-        };
+        let mut listing = Self { names: BTreeSet::new(), links: false, too_many: false };
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -242,9 +233,7 @@ impl Held {
         let gone = before.iter().filter(|old| in_place && !self.found.contains(old));
         self.counts = self.found.iter().chain(gone).cloned().collect();
         self.judge(reading.fault, now);
-        Seen::Read {
-            changed: self.counts != before,
-        }
+        Seen::Read { changed: self.counts != before }
     }
 
     fn judge(&mut self, fault: Option<Fault>, now: Instant) {

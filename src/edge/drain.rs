@@ -1,0 +1,112 @@
+//! The end, in phases: no new work; streams end by themselves; a hard deadline; and the log names who held the door.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Most connections that the log names when they did not end in time.
+const NAMED_MAX: usize = 10;
+
+/// The phases of the end, for everything on the edge. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    soft: CancellationToken,
+    hard: CancellationToken,
+    tasks: TaskTracker,
+    beside: TaskTracker,
+    doors: Arc<Mutex<Doors>>,
+}
+
+/// Who has something open.
+#[derive(Debug, Default)]
+struct Doors {
+    next: u64,
+    open: BTreeMap<u64, Option<SocketAddr>>,
+}
+
+/// A connection that holds the door open for as long as it lives.
+#[derive(Debug)]
+pub struct Door {
+    drain: Drain,
+    id: u64,
+}
+
+// === impl Drain ===
+
+impl Drain {
+    /// Asks everything to end by itself.
+    pub fn begin(&self) {
+        self.soft.cancel();
+        self.tasks.close();
+    }
+
+    /// Whether that was asked.
+    pub fn is_draining(&self) -> bool {
+        self.soft.is_cancelled()
+    }
+
+    /// Waits until that is asked.
+    pub async fn draining(&self) {
+        self.soft.cancelled().await;
+    }
+
+    /// Waits until nobody may wait any longer.
+    pub async fn cut(&self) {
+        self.hard.cancelled().await;
+    }
+
+    /// Runs a task that the end waits for.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Runs a task that the end does not wait for, but cuts off.
+    pub fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let hard = self.hard.clone();
+        self.beside.spawn(async move {
+            tokio::select! {
+                biased;
+                () = hard.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Counts a connection as open.
+    pub fn door(&self, peer: Option<SocketAddr>) -> Door {
+        let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = doors.next;
+        doors.next += 1;
+        doors.open.insert(id, peer);
+        Door { drain: self.clone(), id }
+    }
+
+    /// Waits until everything has ended, at most so long after [`Drain::begin`]; then cuts what has not. Answers whether all
+    /// ended by itself.
+    pub async fn finish(&self, deadline: Duration) -> bool {
+        self.begin();
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_ok() {
+            self.hard.cancel();
+            return true;
+        }
+        {
+            let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+            let named: Vec<_> = doors.open.values().flatten().take(NAMED_MAX).collect();
+            tracing::warn!(connections = doors.open.len(), first = ?named, ?deadline, "did not end in time, cut off");
+        }
+        self.hard.cancel();
+        self.tasks.wait().await;
+        false
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let mut doors = self.drain.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.open.remove(&self.id);
+    }
+}

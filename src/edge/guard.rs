@@ -1,0 +1,174 @@
+//! What watches over one HTTP/2 stream from outside its body.
+//!
+//! A body is not polled while its peer takes nothing, so it could neither notice that its caller was refused in mid-stream nor
+//! that nobody reads any more. The connection's executor therefore runs each stream within a guard, which can end it: first by
+//! asking its body, and if the peer does not even take that, by dropping the stream, which resets it.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use metrics::Counter;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+
+use super::drain::Drain;
+use crate::logs::body::{End, StreamState};
+
+/// How long a stream that must end may take to tell its peer: within this, and the time it takes to notice, the stream of a
+/// caller who may not any more has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Links a call to the guard of the stream that it runs on: hyper calls the service and hands the stream to the executor one
+/// right after the other.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Handoff(Arc<Mutex<Option<Watched>>>);
+
+/// What a guard is told of its stream, once the call was admitted.
+#[derive(Clone, Default)]
+pub(super) struct Watched(Arc<Mutex<Option<Watch>>>);
+
+struct Watch {
+    state: Arc<StreamState>,
+    /// Resolves when the stream must end.
+    ends: BoxFuture<'static, End>,
+}
+
+/// Runs the streams of one connection.
+#[derive(Clone, Debug)]
+pub(super) struct StreamExecutor {
+    pub(super) handoff: Handoff,
+    pub(super) drain: Drain,
+    pub(super) stall: Duration,
+    pub(super) stalled: Counter,
+}
+
+pin_project! {
+    struct Guard<F> {
+        #[pin]
+        stream: F,
+        watched: Option<Watched>,
+        watch: Option<Watch>,
+        // When the stream must have ended, or is looked at next.
+        #[pin]
+        timer: Option<Sleep>,
+        ending: bool,
+        stall: Duration,
+        stalled: Counter,
+    }
+}
+
+// === impl Handoff ===
+
+impl Handoff {
+    /// A place for what the call that begins now will tell its guard.
+    pub(super) fn begin(&self) -> Watched {
+        let watched = Watched::default();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(watched.clone());
+        watched
+    }
+
+    fn take(&self) -> Option<Watched> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watched")
+    }
+}
+
+// === impl Watched ===
+
+impl Watched {
+    /// From now on the stream of `state` is watched, and ends when `ends` says so.
+    pub(super) fn watch(&self, state: Arc<StreamState>, ends: BoxFuture<'static, End>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watch { state, ends });
+    }
+
+    fn take(&self) -> Option<Watch> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+// === impl StreamExecutor ===
+
+impl<F> hyper::rt::Executor<F> for StreamExecutor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let guard = Guard {
+            stream,
+            watched: self.handoff.take(),
+            watch: None,
+            timer: None,
+            ending: false,
+            stall: self.stall,
+            stalled: self.stalled.clone(),
+        };
+        let drain = self.drain.clone();
+        self.drain.spawn(async move {
+            tokio::select! {
+                biased;
+                () = drain.cut() => {}
+                () = guard => {}
+            }
+        });
+    }
+}
+
+// === impl Guard ===
+
+impl<F: Future<Output = ()>> Future for Guard<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        if let Some(watch) = this.watch.as_mut()
+            && !*this.ending
+            && let Poll::Ready(end) = watch.ends.as_mut().poll(cx)
+        {
+            *this.ending = true;
+            // Draining has a deadline of its own.
+            if matches!(end, End::Refused(_)) {
+                this.timer.set(Some(tokio::time::sleep(LAST_WORDS)));
+            }
+            watch.state.end(end);
+        }
+        if this.stream.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if this.watch.is_none()
+            && let Some(watch) = this.watched.as_ref().and_then(Watched::take)
+        {
+            *this.watch = Some(watch);
+            *this.watched = None;
+            this.timer.set(Some(tokio::time::sleep(*this.stall)));
+            // For its end to be listened for.
+            cx.waker().wake_by_ref();
+        }
+        let Some(watch) = this.watch.as_ref() else {
+            return Poll::Pending;
+        };
+        while let Some(timer) = this.timer.as_mut().as_pin_mut() {
+            if timer.poll(cx).is_pending() {
+                break;
+            }
+            let stalled = watch.state.stalled();
+            if *this.ending || stalled >= *this.stall {
+                if !*this.ending {
+                    this.stalled.increment(1);
+                    tracing::info!(?stalled, "stream reset: its peer takes nothing");
+                }
+                return Poll::Ready(());
+            }
+            let next = Instant::now() + this.stall.saturating_sub(stalled);
+            this.timer.set(Some(tokio::time::sleep_until(next)));
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,12 @@
+//! Where the world comes in: sockets, TLS, the `LeaseRPC` service, the admin port, and the end of it all.
+
+pub mod admin;
+pub mod connection;
+pub mod drain;
+mod guard;
+pub mod request;
+pub mod response;
+pub mod server;
+pub mod service;
+pub mod status;
+pub mod tls;

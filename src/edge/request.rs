@@ -1,0 +1,389 @@
+//! From the bytes of a request to a request that makes sense, or an error that names the field.
+//!
+//! The wire form is gone through before it is decoded: a client of the other published `LeaseRPC` proto sends service names
+//! where the draft has a filter, and some of them (`ha`, `p1`) would decode as a filter of unknown fields, that is, as no
+//! filter, that is, as everything. So unknown fields within a filter are refused; elsewhere they are skipped, as ever.
+
+use std::collections::HashMap;
+
+use bytes::{Buf, Bytes};
+use prost::Message;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+
+use super::status::CallError;
+use crate::logs::follow::{Extent, History, LogsRequest, OnLag};
+use crate::logs::frame::Representation;
+use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
+use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX};
+use crate::model::position::Position;
+use crate::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest};
+use crate::model::proto::market;
+use crate::model::time::LogTime;
+use crate::model::view::Filter;
+
+/// Number of `filter` in every request of the service.
+const FILTER_FIELD: u32 = 2;
+/// Number of `filters` in every request of the service.
+const FILTERS_FIELD: u32 = 104;
+
+/// Decodes a request message of the lease service.
+pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, CallError> {
+    check_filters(bytes.clone())?;
+    M::decode(bytes.clone()).map_err(|error| {
+        // prost names message and field, and the kind of fault; it does not repeat what was sent.
+        CallError::request(error)
+    })
+}
+
+/// The lease that a request is about.
+pub fn lease(id: Option<&market::LeaseId>) -> Result<LeaseId, CallError> {
+    let id = id.ok_or_else(|| CallError::field("lease_id", "is missing"))?;
+    if id.bseq != 0 {
+        return Err(CallError::field("lease_id.bseq", "must be zero"));
+    }
+    LeaseId::new(&id.owner, id.dseq, id.gseq, id.oseq, &id.provider).map_err(|error| match error {
+        IdError::LeasePart { part, reason } => CallError::field(format!("lease_id.{part}"), reason),
+        other => CallError::field("lease_id", other),
+    })
+}
+
+/// The services and replicas that a request wants.
+pub fn filter(one: Option<&ServiceFilter>, several: &[ServiceFilter]) -> Result<Filter, CallError> {
+    if several.len() > FILTERS_MAX {
+        return Err(CallError::field("filters", format!("must be at most {FILTERS_MAX}")));
+    }
+    let replicas: usize = one.iter().copied().chain(several).map(|filter| filter.replicas.len()).sum();
+    if replicas > FILTER_REPLICAS_MAX {
+        let most = format!("must name at most {FILTER_REPLICAS_MAX} replicas");
+        return Err(CallError::field(if several.is_empty() { "filter" } else { "filters" }, most));
+    }
+    let mut filter = Filter::everything();
+    // Clients generated for Go always send one.
+    let meant = one.filter(|one| !one.name.is_empty() || !one.replicas.is_empty());
+    if let Some(one) = meant {
+        add(&mut filter, "filter", one)?;
+    }
+    for (index, one) in several.iter().enumerate() {
+        add(&mut filter, &format!("filters[{index}]"), one)?;
+    }
+    Ok(filter)
+}
+
+/// A request for logs, checked.
+pub fn logs(request: &ServiceLogsRequest) -> Result<LogsRequest, CallError> {
+    let lease = lease(request.lease_id.as_ref())?;
+    let filter = filter(request.filter.as_ref(), &request.filters)?;
+    let since = request.since.as_ref().map(|since| time("since", since)).transpose()?;
+    let history = History { last: request.tail_lines, since };
+    let extent = match (request.previous, request.follow) {
+        (true, true) => return Err(CallError::field("previous", "cannot be followed: unset follow")),
+        (true, false) => Extent::Previous(history),
+        (false, true) => Extent::Follow(history),
+        (false, false) => Extent::UntilNow(history),
+    };
+    if !request.resume.is_empty() {
+        let clash = [
+            ("tail_lines", request.tail_lines.is_some()),
+            ("since", request.since.is_some()),
+            ("previous", request.previous),
+        ];
+        if let Some((field, _)) = clash.iter().find(|(_, set)| *set) {
+            return Err(CallError::field("resume", format!("cannot be combined with {field}")));
+        }
+    }
+    let representation = if request.timestamps { Representation::Stamped } else { Representation::Plain };
+    let on_lag = on_lag(request.on_lag)?;
+    let resume = resume(&request.resume, &filter)?;
+    Ok(LogsRequest { lease, filter, extent, representation, on_lag, resume })
+}
+
+fn add(filter: &mut Filter, field: &str, one: &ServiceFilter) -> Result<(), CallError> {
+    let path = format!("{field}.name");
+    if one.name.is_empty() {
+        return Err(CallError::field(path, "is empty: name the service"));
+    }
+    let service: ServiceName = one.name.parse().map_err(|error| CallError::field(path, error))?;
+    filter.add(service, &one.replicas);
+    Ok(())
+}
+
+fn on_lag(value: i32) -> Result<OnLag, CallError> {
+    use crate::model::proto::lease::OnLag as Wire;
+    match Wire::try_from(value) {
+        Ok(Wire::Drop) => Ok(OnLag::Drop),
+        Ok(Wire::Close) => Ok(OnLag::Close),
+        Ok(Wire::Refill) => {
+            Err(CallError::Unimplemented("on_lag: REFILL is not offered yet; use DROP or CLOSE"))
+        }
+        Err(_) => Err(CallError::field("on_lag", "must be DROP (0) or CLOSE (2)")),
+    }
+}
+
+fn resume(cursors: &[Cursor], filter: &Filter) -> Result<HashMap<Replica, (Instance, Position)>, CallError> {
+    if cursors.len() > CURSORS_MAX {
+        return Err(CallError::field("resume", format!("must be at most {CURSORS_MAX}")));
+    }
+    let mut resume = HashMap::with_capacity(cursors.len());
+    for (index, cursor) in cursors.iter().enumerate() {
+        let field = |name: &str| format!("resume[{index}].{name}");
+        let service = cursor.service.parse().map_err(|error| CallError::field(field("service"), error))?;
+        let replica = Replica { service, index: cursor.replica };
+        if !filter.wants(&replica) {
+            return Err(CallError::field(field("replica"), "is not chosen by the filter"));
+        }
+        let instance = cursor.instance.parse().map_err(|error| CallError::field(field("instance"), error))?;
+        let position = position(cursor, &field)?;
+        if resume.insert(replica, (instance, position)).is_some() {
+            return Err(CallError::field(field("replica"), "has a cursor already"));
+        }
+    }
+    Ok(resume)
+}
+
+fn position(cursor: &Cursor, field: &dyn Fn(&str) -> String) -> Result<Position, CallError> {
+    let (ordinal, offset) = (cursor.ordinal, cursor.offset);
+    match (&cursor.time, ordinal) {
+        (None, 0) => Ok(Position { offset, ..Position::START }),
+        (None, _) => Err(CallError::field(field("ordinal"), "must be zero without a time")),
+        (Some(_), 0) => Err(CallError::field(field("ordinal"), "must not be zero with a time")),
+        (Some(stamp), _) => Ok(Position { time: time(&field("time"), stamp)?, ordinal, offset }),
+    }
+}
+
+fn time(field: &str, stamp: &prost_types::Timestamp) -> Result<LogTime, CallError> {
+    LogTime::from_parts(stamp.seconds, stamp.nanos)
+        .ok_or_else(|| CallError::field(field, "is not a time between the years 1677 and 2262"))
+}
+
+/// Refuses unknown fields within filters. Leaves everything else, malformed fields too, to the decoder.
+fn check_filters(mut message: Bytes) -> Result<(), CallError> {
+    while message.has_remaining() {
+        let Ok((number, wire)) = decode_key(&mut message) else {
+            return Ok(());
+        };
+        if wire != WireType::LengthDelimited || (number != FILTER_FIELD && number != FILTERS_FIELD) {
+            if skip_field(wire, number, &mut message, DecodeContext::default()).is_err() {
+                return Ok(());
+            }
+            continue;
+        }
+        let Some(filter) = length_delimited(&mut message) else {
+            return Ok(());
+        };
+        check_filter(number, &filter)?;
+    }
+    Ok(())
+}
+
+fn check_filter(number: u32, filter: &Bytes) -> Result<(), CallError> {
+    let field = if number == FILTER_FIELD { "filter" } else { "filters" };
+    let mut inside = filter.clone();
+    while inside.has_remaining() {
+        let known = match decode_key(&mut inside) {
+            Ok((known @ (1 | 2), wire)) => {
+                skip_field(wire, known, &mut inside, DecodeContext::default()).is_ok()
+            }
+            _ => false,
+        };
+        if !known {
+            let hint = if std::str::from_utf8(filter).is_ok_and(|text| text.parse::<ServiceName>().is_ok()) {
+                "; this looks like a bare service name, as clients of another published form of this service send it: \
+                 it belongs into filter.name"
+            } else {
+                ""
+            };
+            let words = format!("is not a ServiceFilter (name = 1, replicas = 2){hint}");
+            return Err(CallError::field(field, words));
+        }
+    }
+    Ok(())
+}
+
+fn length_delimited(from: &mut Bytes) -> Option<Bytes> {
+    let length = usize::try_from(decode_varint(from).ok()?).ok()?;
+    (length <= from.remaining()).then(|| from.split_to(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OWNER: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev";
+    const PROVIDER: &str = "akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
+
+    fn good() -> ServiceLogsRequest {
+        let lease_id = market::LeaseId {
+            owner: OWNER.into(),
+            dseq: 1,
+            gseq: 1,
+            oseq: 1,
+            provider: PROVIDER.into(),
+            bseq: 0,
+        };
+        ServiceLogsRequest { lease_id: Some(lease_id), ..ServiceLogsRequest::default() }
+    }
+
+    fn cursor() -> Cursor {
+        Cursor { service: "web".into(), instance: "u/web/0".into(), ..Cursor::default() }
+    }
+
+    fn one(name: &str, replicas: &[u32]) -> ServiceFilter {
+        ServiceFilter { name: name.into(), replicas: replicas.into() }
+    }
+
+    /// What is wrong with a good request after `change`: the field.
+    fn fault(change: impl FnOnce(&mut ServiceLogsRequest)) -> String {
+        let mut request = good();
+        change(&mut request);
+        match logs(&request) {
+            Err(CallError::BadRequest { field, description }) => {
+                assert!(!description.is_empty());
+                field
+            }
+            Err(CallError::Unimplemented(_)) => "UNIMPLEMENTED".into(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lease_fault(change: impl FnOnce(&mut market::LeaseId)) -> String {
+        fault(|request| change(request.lease_id.as_mut().unwrap()))
+    }
+
+    #[test]
+    fn every_fault_names_its_field() {
+        assert_eq!(fault(|r| r.lease_id = None), "lease_id");
+        assert_eq!(lease_fault(|l| l.owner = String::new()), "lease_id.owner");
+        assert_eq!(lease_fault(|l| l.owner = OWNER.to_uppercase()), "lease_id.owner");
+        assert_eq!(lease_fault(|l| l.provider = OWNER.into()), "lease_id.provider");
+        assert_eq!(lease_fault(|l| l.dseq = 0), "lease_id.dseq");
+        assert_eq!(lease_fault(|l| l.gseq = 0), "lease_id.gseq");
+        assert_eq!(lease_fault(|l| l.oseq = 0), "lease_id.oseq");
+        assert_eq!(lease_fault(|l| l.bseq = 1), "lease_id.bseq");
+        assert_eq!(fault(|r| r.filter = Some(one("", &[1]))), "filter.name");
+        assert_eq!(fault(|r| r.filter = Some(one("No", &[]))), "filter.name");
+        assert_eq!(fault(|r| r.filter = Some(one("web", &vec![1; FILTER_REPLICAS_MAX + 1]))), "filter");
+        assert_eq!(fault(|r| r.filters = vec![one("web", &[]), one("", &[])]), "filters[1].name");
+        assert_eq!(fault(|r| r.filters = vec![one("web", &[]); FILTERS_MAX + 1]), "filters");
+        assert_eq!(fault(|r| r.on_lag = 7), "on_lag");
+        assert_eq!(fault(|r| r.on_lag = 1), "UNIMPLEMENTED");
+        let year_dot = prost_types::Timestamp { seconds: i64::MIN, nanos: 0 };
+        assert_eq!(fault(|r| r.since = Some(year_dot)), "since");
+        let both = |r: &mut ServiceLogsRequest| (r.previous, r.follow) = (true, true);
+        assert_eq!(fault(both), "previous");
+    }
+
+    #[test]
+    fn every_fault_of_a_cursor_names_its_field() {
+        let bad = |change: fn(&mut Cursor)| {
+            fault(|request| {
+                let mut cursor = cursor();
+                change(&mut cursor);
+                request.resume = vec![cursor];
+            })
+        };
+        assert_eq!(bad(|c| c.service = "No".into()), "resume[0].service");
+        assert_eq!(bad(|c| c.instance = "x".into()), "resume[0].instance");
+        assert_eq!(bad(|c| c.ordinal = 1), "resume[0].ordinal");
+        assert_eq!(bad(|c| c.time = Some(prost_types::Timestamp::default())), "resume[0].ordinal");
+        let bad_time = |c: &mut Cursor| {
+            c.time = Some(prost_types::Timestamp { seconds: 0, nanos: -1 });
+            c.ordinal = 1;
+        };
+        assert_eq!(bad(bad_time), "resume[0].time");
+        assert_eq!(fault(|r| r.resume = vec![cursor(), cursor()]), "resume[1].replica");
+        assert_eq!(fault(|r| r.resume = vec![cursor(); CURSORS_MAX + 1]), "resume");
+        let outside = |r: &mut ServiceLogsRequest| {
+            r.filter = Some(one("api", &[]));
+            r.resume = vec![cursor()];
+        };
+        assert_eq!(fault(outside), "resume[0].replica");
+        for combine in [
+            |r: &mut ServiceLogsRequest| r.tail_lines = Some(0),
+            |r: &mut ServiceLogsRequest| r.since = Some(prost_types::Timestamp::default()),
+            |r: &mut ServiceLogsRequest| r.previous = true,
+        ] {
+            let both = |r: &mut ServiceLogsRequest| {
+                r.resume = vec![cursor()];
+                combine(r);
+            };
+            assert_eq!(fault(both), "resume");
+        }
+    }
+
+    #[test]
+    fn filters_are_joined_and_an_empty_one_counts_as_absent() {
+        let wants = |change: fn(&mut ServiceLogsRequest), replica: &str, index| {
+            let mut request = good();
+            change(&mut request);
+            let replica = Replica { service: replica.parse().unwrap(), index };
+            logs(&request).unwrap().filter.wants(&replica)
+        };
+        assert!(wants(|_| {}, "web", 3));
+        assert!(wants(|r| r.filter = Some(one("", &[])), "web", 3));
+        let joined = |r: &mut ServiceLogsRequest| {
+            r.filter = Some(one("web", &[1]));
+            r.filters = vec![one("api", &[])];
+        };
+        assert!(wants(joined, "web", 1) && wants(joined, "api", 9) && !wants(joined, "web", 0));
+        let go_client = |r: &mut ServiceLogsRequest| {
+            r.filter = Some(one("", &[]));
+            r.filters = vec![one("api", &[])];
+        };
+        assert!(wants(go_client, "api", 0) && !wants(go_client, "web", 0));
+    }
+
+    #[test]
+    fn service_names_in_place_of_a_filter_are_refused() {
+        // The published form of the service has `repeated string services = 2`.
+        for name in ["web", "nginx", "postgres", "ha", "h1", "p1", "xa", "pa", "a12345678", "e1234"] {
+            let mut bytes = good().encode_to_vec();
+            bytes.extend([0x12, u8::try_from(name.len()).unwrap()]);
+            bytes.extend(name.as_bytes());
+            match decode::<ServiceLogsRequest>(&bytes.into()) {
+                Err(CallError::BadRequest { field, description }) => {
+                    assert_eq!(field, "filter", "{name}");
+                    assert!(description.contains("bare service name"), "{name}: {description}");
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_fields_elsewhere_are_skipped() {
+        let mut bytes = good().encode_to_vec();
+        bytes.extend([0xf8, 0x3f, 0x01]);
+        assert_eq!(decode::<ServiceLogsRequest>(&bytes.into()).unwrap(), good());
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_names_the_field() {
+        let error = decode::<ServiceLogsRequest>(&Bytes::from_static(&[0x0a, 0x02, 0x0a, 0x05])).unwrap_err();
+        let CallError::BadRequest { description, .. } = error else { panic!("{error:?}") };
+        assert!(description.contains("lease_id"), "{description}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(request) = decode::<ServiceLogsRequest>(&bytes.into()) {
+                let _ = logs(&request);
+            }
+        }
+
+        #[test]
+        fn damaged_requests_do_no_harm(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+            let mut request = good();
+            request.filters = vec![one("web", &[1, 2])];
+            request.resume = vec![cursor()];
+            let mut bytes = request.encode_to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            if let Ok(request) = decode::<ServiceLogsRequest>(&bytes.into()) {
+                let _ = logs(&request);
+            }
+        }
+    }
+}

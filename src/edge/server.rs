@@ -1,0 +1,138 @@
+//! The gateway's own port: accept, TLS, connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+
+use super::connection::Connections;
+use super::drain::Drain;
+use super::service::SERVICE;
+use super::tls::stream;
+use crate::access::gate::Peer;
+use crate::model::limits::Limits;
+use crate::model::proto::DESCRIPTORS;
+
+/// Pause after a failed accept: most often there are no descriptors left, and there is no use in trying at once.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Kernel memory for what a peer has not taken yet, per connection. The kernel would grow it to 4 MiB for a stalled follower;
+/// this still fills a link of 100 Mbit/s and 20 ms. (Linux doubles the number for its own bookkeeping.)
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
+
+/// A peer that is silent for this long is probed, to find out whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Serves the gateway's port.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// What connections lead to.
+    pub connections: Connections,
+    /// How they are secured.
+    pub tls: Arc<ServerConfig>,
+    /// How many, how long.
+    pub limits: Arc<Limits>,
+    /// The end.
+    pub drain: Drain,
+}
+
+/// The services beside the lease service: health, and reflection in both versions that clients ask for.
+///
+/// # Errors
+/// If the descriptors, which are part of the program, are not what they should be.
+pub fn routes() -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = Routes::new(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .prepare();
+    Ok((routes, reporter))
+}
+
+/// Says in the health service whether the lease service takes calls.
+pub async fn report_health(reporter: &HealthReporter, serving: bool) {
+    let status =
+        if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+    reporter.set_service_status(SERVICE, status).await;
+    reporter.set_service_status("", status).await;
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Accepts connections until the gateway drains; those that are open then go on.
+    pub async fn serve(self, listener: TcpListener) {
+        let permits = Arc::new(Semaphore::new(self.limits.connections));
+        let drain = self.drain.clone();
+        tokio::select! {
+            biased;
+            () = drain.draining() => {}
+            () = self.accept(listener, permits) => {}
+        }
+    }
+
+    async fn accept(self, listener: TcpListener, permits: Arc<Semaphore>) {
+        loop {
+            // Beyond the limit, new peers wait in the kernel's queue.
+            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((socket, peer)) => {
+                    let server = self.clone();
+                    self.drain.spawn(async move {
+                        server.serve_socket(socket, peer).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn serve_socket(&self, socket: TcpStream, peer: SocketAddr) {
+        let _door = self.drain.door(Some(peer));
+        if let Err(error) = configure(&socket) {
+            tracing::debug!(%error, %peer, "setting socket options");
+        }
+        let handshake = stream::accept(Arc::clone(&self.tls), socket);
+        let io = tokio::select! {
+            biased;
+            () = self.drain.draining() => return,
+            done = tokio::time::timeout(self.limits.handshake, handshake) => match done {
+                Ok(Ok(io)) => io,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, %peer, "TLS handshake failed");
+                    return;
+                }
+                Err(_) => {
+                    tracing::debug!(%peer, "TLS handshake took too long");
+                    return;
+                }
+            },
+        };
+        let identity = Peer::new(io.peer_certificates());
+        self.connections.serve(io, identity).await;
+    }
+}
+
+fn configure(socket: &TcpStream) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+}

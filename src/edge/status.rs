@@ -1,0 +1,180 @@
+//! **The one table** from what went wrong to what a caller is told: gRPC code, words, and details.
+//!
+//! The words name the field, quota or thing, and hold nothing internal; what is internal goes to the log under an id that the
+//! words repeat.
+
+use std::fmt;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::access::refusal::{self, Refusal};
+use crate::logs::body::End;
+use crate::model::view::Missing;
+use crate::platform;
+
+/// Domain of the reasons in `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "leasemux";
+
+/// How long a caller should wait before trying again what is unavailable.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a call failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The request makes no sense.
+    BadRequest {
+        /// The field, as a path; empty if it is the request as a whole.
+        field: String,
+        /// What is wrong with it.
+        description: String,
+    },
+    /// The caller may not.
+    Refused(Refusal),
+    /// There is no such lease here, and it is the caller's own.
+    NoLease,
+    /// The lease has no such service or replica.
+    Missing(Missing),
+    /// No wanted replica was ever run before.
+    NoPreviousRun,
+    /// A limit is used up.
+    Quota {
+        /// The limit's name.
+        quota: &'static str,
+        /// What it allows.
+        description: String,
+    },
+    /// The gateway is ending.
+    Draining,
+    /// The platform did not answer.
+    Platform(platform::Error),
+    /// Not offered.
+    Unimplemented(&'static str),
+    /// Too slow in sending the request.
+    RequestTimeout,
+}
+
+// === impl CallError ===
+
+impl CallError {
+    /// A fault in one field of the request.
+    pub fn field(field: impl Into<String>, description: impl fmt::Display) -> Self {
+        Self::BadRequest { field: field.into(), description: description.to_string() }
+    }
+
+    /// A fault of the request as a whole.
+    pub fn request(description: impl fmt::Display) -> Self {
+        Self::field("", description)
+    }
+
+    /// What the caller is told.
+    pub fn to_status(&self) -> Status {
+        match self {
+            Self::BadRequest { field, description } => bad_request(field, description),
+            Self::Refused(refusal) => refused(*refusal),
+            Self::NoLease => status(Code::NotFound, "the lease is not here", "LEASE_NOT_FOUND"),
+            Self::Missing(Missing::Service(service)) => {
+                status(Code::NotFound, format!("the lease has no service {service}"), "SERVICE_NOT_FOUND")
+            }
+            Self::Missing(Missing::Replica(replica)) => {
+                let (service, index) = (&replica.service, replica.index);
+                let words = format!("service {service} has no replica {index}");
+                status(Code::NotFound, words, "REPLICA_NOT_FOUND")
+            }
+            Self::NoPreviousRun => {
+                let words = "previous: no chosen replica was ever restarted, so there is no earlier log";
+                status(Code::NotFound, words, "PREVIOUS_NOT_FOUND")
+            }
+            Self::Quota { quota, description } => quota_used_up(quota, description),
+            Self::Draining => draining(),
+            Self::Platform(error) => platform_failed(error),
+            Self::Unimplemented(what) => status(Code::Unimplemented, *what, "NOT_OFFERED"),
+            Self::RequestTimeout => {
+                status(Code::DeadlineExceeded, "the request did not arrive in time", "REQUEST_TIMEOUT")
+            }
+        }
+    }
+}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// What a stream's end is told as.
+pub fn of_end(end: &End) -> Status {
+    match end {
+        End::Complete => Status::new(Code::Ok, ""),
+        End::LeaseEnded => status(Code::NotFound, "the lease has ended", "LEASE_ENDED"),
+        End::Lagged(replica) => {
+            let words = format!(
+                "the stream fell behind the buffer of {replica} and asked to be closed then (on_lag = CLOSE); \
+                 go on from the cursors of the last response"
+            );
+            status(Code::ResourceExhausted, words, "FOLLOWER_LAGGED")
+        }
+        End::Draining => draining(),
+        End::Refused(refusal) => refused(*refusal),
+    }
+}
+
+fn bad_request(field: &str, description: &str) -> Status {
+    let words = if field.is_empty() { description.to_owned() } else { format!("{field}: {description}") };
+    let mut details = with_reason("INVALID_REQUEST");
+    details.add_bad_request_violation(field, description);
+    Status::with_error_details(Code::InvalidArgument, words, details)
+}
+
+fn refused(refusal: Refusal) -> Status {
+    let code = match refusal.kind() {
+        refusal::Kind::Unauthenticated => Code::Unauthenticated,
+        refusal::Kind::PermissionDenied => Code::PermissionDenied,
+        refusal::Kind::Unavailable => Code::Unavailable,
+    };
+    let mut details = with_reason(refusal.reason());
+    if code == Code::Unavailable {
+        details.set_retry_info(Some(RETRY_AFTER));
+    }
+    Status::with_error_details(code, refusal.to_string(), details)
+}
+
+fn quota_used_up(quota: &str, description: &str) -> Status {
+    let mut details = with_reason("QUOTA_USED_UP");
+    details.add_quota_failure_violation(quota, description);
+    details.set_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::ResourceExhausted, format!("{quota}: {description}"), details)
+}
+
+fn draining() -> Status {
+    let mut details = with_reason("DRAINING");
+    details.set_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, "the gateway is shutting down; call again", details)
+}
+
+fn platform_failed(error: &platform::Error) -> Status {
+    if let platform::Error::NotFound(_) = error {
+        return CallError::NoLease.to_status();
+    }
+    let id = uuid::Uuid::new_v4();
+    tracing::error!(%id, error = error as &dyn std::error::Error, "platform failed");
+    if error.is_retryable() {
+        let mut details = with_reason("PLATFORM_UNAVAILABLE");
+        details.set_retry_info(Some(RETRY_AFTER));
+        let words = format!("what runs under the lease cannot be found out at present (error {id})");
+        return Status::with_error_details(Code::Unavailable, words, details);
+    }
+    status(Code::Internal, format!("internal error {id}"), "INTERNAL")
+}
+
+fn status(code: Code, words: impl Into<String>, reason: &str) -> Status {
+    Status::with_error_details(code, words, with_reason(reason))
+}
+
+fn with_reason(reason: &str) -> ErrorDetails {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, DOMAIN, std::collections::HashMap::new());
+    details
+}

@@ -1,0 +1,434 @@
+//! The response to one request for logs: what its lanes have, as HTTP/2 takes it.
+//!
+//! A body does nothing unless it is polled, and it is polled only while its peer takes what it is sent. So a slow follower costs
+//! nobody anything: its lanes stand still, and what they miss in the rings is counted when they move again.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures_core::stream::BoxStream;
+use futures_util::StreamExt as _;
+use http::HeaderMap;
+use http_body::Frame;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use super::fanout::Fanout;
+use super::follow::{Extent, History, LogsRequest, OnLag};
+use super::frame;
+use super::history::{Message, Scope};
+use super::lane::{Item, Lane};
+use crate::access::refusal::Refusal;
+use crate::model::id::Replica;
+use crate::model::limits::STREAM_SEND_MAX_BYTES;
+use crate::model::metrics::GaugeGuard;
+use crate::model::view::LeaseView;
+
+/// Messages that one lane may send before it is the next one's turn.
+const TURN_MESSAGES: usize = 4;
+
+/// The body of a response to `ServiceLogs`.
+pub struct LogsBody {
+    request: LogsRequest,
+    fanout: Fanout,
+    permits: Arc<Semaphore>,
+    view: watch::Receiver<Arc<LeaseView>>,
+    /// Each change of the view; `None` once there will be no more, or if nobody stays for it.
+    changes: Option<BoxStream<'static, Arc<LeaseView>>>,
+    /// The replicas that have, or had, a lane and are still there.
+    known: BTreeSet<Replica>,
+    lanes: Vec<Lane>,
+    /// Whose turn it is.
+    turn: usize,
+    /// Whether the lease has ended: what is left is sent, and then the stream ends.
+    lease_ended: bool,
+    stage: Stage,
+    state: Arc<StreamState>,
+    trailers: fn(&End) -> HeaderMap,
+    _open: GaugeGuard,
+}
+
+/// What others may know and say of a stream while it runs.
+#[derive(Debug)]
+pub struct StreamState {
+    /// Says that the stream is to end.
+    end: OnceLock<End>,
+    opened: Instant,
+    /// When HTTP/2 last took something, in milliseconds since it was opened.
+    progress_ms: AtomicU64,
+    /// Bytes handed over that HTTP/2 has not taken yet, since the peer does not.
+    held_bytes: AtomicU64,
+}
+
+/// Why a stream ends.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// Everything that was asked for was sent.
+    Complete,
+    /// The lease has ended.
+    LeaseEnded,
+    /// The follower fell behind, and asked to be told so.
+    Lagged(Replica),
+    /// The gateway is ending.
+    Draining,
+    /// Who follows may not any more.
+    Refused(Refusal),
+}
+
+/// Messages on their way to HTTP/2: shared bytes, several at a time.
+#[derive(Debug)]
+pub struct Messages {
+    parts: VecDeque<Bytes>,
+    remaining: usize,
+    state: Arc<StreamState>,
+}
+
+enum Stage {
+    Running,
+    /// What the rings hold is sent, up to so many more bytes; and then the cursors.
+    Flushing(End, usize),
+    /// Cursors are next.
+    Closing(End),
+    /// Only the trailers are left.
+    Trailers(End),
+    Done,
+}
+
+/// What is put together for one hand-over.
+#[derive(Default)]
+struct Batch {
+    parts: VecDeque<Bytes>,
+    bytes: usize,
+    lines: u64,
+    log_bytes: u64,
+    oldest: Option<Instant>,
+}
+
+// === impl StreamState ===
+
+impl StreamState {
+    /// The state of a stream that opens now.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            end: OnceLock::new(),
+            opened: Instant::now(),
+            progress_ms: AtomicU64::new(0),
+            held_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Asks the stream to end; the first reason counts. Whoever says so must also wake the stream's task.
+    pub fn end(&self, end: End) {
+        let _ = self.end.set(end);
+    }
+
+    /// How long the peer has taken nothing of what it was sent; zero if it has taken everything.
+    pub fn stalled(&self) -> Duration {
+        if self.held_bytes.load(Ordering::Relaxed) == 0 {
+            return Duration::ZERO;
+        }
+        let progress = Duration::from_millis(self.progress_ms.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(progress)
+    }
+
+    fn progressed(&self) {
+        let since = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.progress_ms.store(since, Ordering::Relaxed);
+    }
+}
+
+// === impl LogsBody ===
+
+impl LogsBody {
+    /// A body for `request`. `trailers` says in gRPC's words why it ended.
+    pub fn new(
+        request: LogsRequest,
+        fanout: Fanout,
+        permits: Arc<Semaphore>,
+        view: watch::Receiver<Arc<LeaseView>>,
+        state: Arc<StreamState>,
+        trailers: fn(&End) -> HeaderMap,
+    ) -> Self {
+        let open = GaugeGuard::new(&fanout.world().metrics.streams);
+        let mut body = Self {
+            changes: request.extent.follows().then(|| changes(view.clone())),
+            request,
+            fanout,
+            permits,
+            view,
+            known: BTreeSet::new(),
+            lanes: Vec::new(),
+            turn: 0,
+            lease_ended: false,
+            stage: Stage::Running,
+            state,
+            trailers,
+            _open: open,
+        };
+        let view = Arc::clone(&body.view.borrow());
+        body.look(&view, false);
+        body
+    }
+
+    /// Opens a lane for each wanted replica that has none.
+    fn look(&mut self, view: &LeaseView, newcomers: bool) {
+        self.lease_ended |= view.ended;
+        self.known.retain(|replica| view.replica(replica).is_some());
+        for (replica, _) in view.select(&self.request.filter) {
+            if self.known.contains(&replica) {
+                continue;
+            }
+            // One that appears while its follower is there is followed from its first line on.
+            let extent = if newcomers { Extent::Follow(History::default()) } else { self.request.extent };
+            let scope = Scope {
+                world: self.fanout.world().clone(),
+                lease: self.request.lease.clone(),
+                view: self.view.clone(),
+                extent,
+                resume: self.request.resume.get(&replica).filter(|_| !newcomers).cloned(),
+                representation: self.request.representation,
+                newcomer: newcomers,
+                replica: replica.clone(),
+            };
+            self.lanes.push(Lane::new(scope, self.fanout.clone(), Arc::clone(&self.permits)));
+            self.known.insert(replica);
+        }
+    }
+
+    fn poll_changes(&mut self, cx: &mut Context<'_>) {
+        while let Some(changes) = &mut self.changes {
+            match changes.poll_next_unpin(cx) {
+                Poll::Ready(Some(view)) => self.look(&view, true),
+                Poll::Ready(None) => {
+                    self.changes = None;
+                    self.lease_ended = true;
+                }
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Takes what the lanes have, in turns, as much as HTTP/2 may hold. Answers why the stream ends, if it does.
+    fn fill(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Option<End> {
+        let mut quiet = 0;
+        while quiet < self.lanes.len() && batch.bytes < STREAM_SEND_MAX_BYTES {
+            self.turn = (self.turn + 1) % self.lanes.len();
+            let lane = &mut self.lanes[self.turn];
+            quiet += 1;
+            for _ in 0..TURN_MESSAGES {
+                if batch.bytes >= STREAM_SEND_MAX_BYTES {
+                    break;
+                }
+                match lane.poll_next(cx) {
+                    Poll::Ready(Item::Message(message, read_at)) => {
+                        quiet = 0;
+                        count_gap(&self.fanout, &message);
+                        batch.add(message, read_at);
+                    }
+                    Poll::Ready(Item::Lagged) if self.request.on_lag == OnLag::Close => {
+                        return Some(End::Lagged(lane.replica().clone()));
+                    }
+                    Poll::Ready(Item::Lagged) => quiet = 0,
+                    Poll::Ready(Item::Ended) | Poll::Pending => break,
+                }
+            }
+        }
+        self.lanes.retain(|lane| !lane.is_ended());
+        let stays = self.request.extent.follows() && !self.lease_ended;
+        if !self.lanes.is_empty() || stays {
+            return None;
+        }
+        Some(if self.lease_ended && self.request.extent.follows() { End::LeaseEnded } else { End::Complete })
+    }
+
+    /// Sends what was asked to be sent, and finds out whether the stream is to end.
+    fn poll_running(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
+        if let Some(end) = self.state.end.get().cloned() {
+            self.stage = match end {
+                // Not a line more for who may not.
+                End::Refused(_) => Stage::Closing(end),
+                _ => Stage::Flushing(end, self.fanout.world().limits.ring_max_bytes),
+            };
+            return;
+        }
+        self.poll_changes(cx);
+        if let Some(end) = self.fill(cx, batch) {
+            self.stage = match end {
+                End::Complete | End::LeaseEnded => Stage::Trailers(end),
+                _ => Stage::Closing(end),
+            };
+        }
+    }
+
+    /// Sends what is held in the rings anyway; what was being read for this follower alone is left to its cursor.
+    fn poll_flushing(&mut self, cx: &mut Context<'_>, end: End, left: usize, batch: &mut Batch) {
+        let (live, others): (Vec<_>, Vec<_>) = self.lanes.drain(..).partition(Lane::is_live);
+        self.lanes = live;
+        let ended = self.fill(cx, batch);
+        self.lanes.extend(others);
+        let left = left.saturating_sub(batch.bytes);
+        self.stage = match ended {
+            Some(End::Lagged(_)) => Stage::Closing(end),
+            _ if batch.bytes == 0 || left == 0 => Stage::Closing(end),
+            _ => Stage::Flushing(end, left),
+        };
+    }
+
+    fn hand_over(&self, batch: Batch) -> Frame<Messages> {
+        let metrics = &self.fanout.world().metrics;
+        metrics.messages_delivered.increment(batch.parts.len() as u64);
+        metrics.lines_delivered.increment(batch.lines);
+        metrics.bytes_delivered.increment(batch.log_bytes);
+        if let Some(oldest) = batch.oldest {
+            metrics.delivery_delay.record(oldest.elapsed().as_secs_f64());
+        }
+        Frame::data(Messages::new(batch.parts, Arc::clone(&self.state)))
+    }
+
+    fn cursors(&self) -> Option<Bytes> {
+        let cursors: Vec<_> = self.lanes.iter().filter_map(Lane::cursor).collect();
+        (!cursors.is_empty()).then(|| frame::cursors(&cursors))
+    }
+}
+
+impl http_body::Body for LogsBody {
+    type Data = Messages;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Messages>, Infallible>>> {
+        let this = self.get_mut();
+        let mut batch = Batch::default();
+        loop {
+            match std::mem::replace(&mut this.stage, Stage::Running) {
+                Stage::Running => this.poll_running(cx, &mut batch),
+                Stage::Flushing(end, left) => this.poll_flushing(cx, end, left, &mut batch),
+                Stage::Closing(end) => {
+                    this.stage = Stage::Trailers(end);
+                    if let Some(cursors) = this.cursors() {
+                        batch.add(Message::bare(cursors), None);
+                    }
+                }
+                Stage::Trailers(end) => {
+                    this.stage = Stage::Done;
+                    this.lanes.clear();
+                    return Poll::Ready(Some(Ok(Frame::trailers((this.trailers)(&end)))));
+                }
+                Stage::Done => {
+                    this.stage = Stage::Done;
+                    return Poll::Ready(None);
+                }
+            }
+            if !batch.parts.is_empty() {
+                return Poll::Ready(Some(Ok(this.hand_over(batch))));
+            }
+            if matches!(this.stage, Stage::Running) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.stage, Stage::Done)
+    }
+}
+
+impl std::fmt::Debug for LogsBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogsBody").field("lanes", &self.lanes).finish_non_exhaustive()
+    }
+}
+
+fn count_gap(fanout: &Fanout, message: &Message) {
+    if let Some(gap) = &message.gap {
+        let metrics = &fanout.world().metrics;
+        let cause = gap.cause.index();
+        metrics.gaps[cause].increment(1);
+        metrics.lines_lost[cause].increment(gap.lines);
+        metrics.bytes_lost[cause].increment(gap.bytes);
+    }
+}
+
+/// Each view after the present one.
+fn changes(mut view: watch::Receiver<Arc<LeaseView>>) -> BoxStream<'static, Arc<LeaseView>> {
+    view.mark_unchanged();
+    let views = futures_util::stream::unfold(view, |mut view| async {
+        view.changed().await.ok()?;
+        let newest = Arc::clone(&view.borrow_and_update());
+        Some((newest, view))
+    });
+    views.boxed()
+}
+
+// === impl Batch ===
+
+impl Batch {
+    fn add(&mut self, message: Message, read_at: Option<Instant>) {
+        self.bytes += message.bytes.len();
+        self.lines += message.lines;
+        self.log_bytes += message.log_bytes;
+        self.oldest = match (self.oldest, read_at) {
+            (Some(known), Some(other)) => Some(known.min(other)),
+            (known, other) => known.or(other),
+        };
+        self.parts.push_back(message.bytes);
+    }
+}
+
+// === impl Messages ===
+
+impl Messages {
+    fn new(parts: VecDeque<Bytes>, state: Arc<StreamState>) -> Self {
+        let remaining = parts.iter().map(Bytes::len).sum();
+        state.progressed();
+        state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);
+        Self { parts, remaining, state }
+    }
+}
+
+impl Buf for Messages {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.parts.front().map_or(&[], |part| part)
+    }
+
+    // Forwarded, so that many messages leave in one system call.
+    fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
+        let parts = self.parts.iter().filter(|part| !part.is_empty());
+        into.iter_mut().zip(parts).map(|(slice, part)| *slice = IoSlice::new(part)).count()
+    }
+
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.remaining, "cannot advance past the end");
+        self.remaining -= count;
+        self.state.held_bytes.fetch_sub(count as u64, Ordering::Relaxed);
+        self.state.progressed();
+        let mut left = count;
+        while let Some(part) = self.parts.front_mut() {
+            if left < part.len() {
+                part.advance(left);
+                return;
+            }
+            left -= part.len();
+            self.parts.pop_front();
+        }
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        self.state.held_bytes.fetch_sub(self.remaining as u64, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,357 @@
+//! Lines joined to chunks: what leaves together, in one message.
+//!
+//! A chunk holds either whole lines or one piece of a line too long for a chunk, never both. So whoever skips chunks can always
+//! land at the start of a line.
+
+use bytes::Bytes;
+
+use crate::model::limits::CHUNK_MAX_BYTES;
+use crate::model::line::LineBatch;
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+
+/// Some lines of one instance that leave together; at most [`CHUNK_MAX_BYTES`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The lines' bytes, back to back.
+    pub data: Bytes,
+    /// Each line in it; a single one if it is a piece of a long line.
+    pub marks: Box<[Mark]>,
+    /// The position before it.
+    pub start: Position,
+    /// The position behind it.
+    pub end: Position,
+}
+
+/// Where a line ends in a chunk, and when it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Offset in the chunk's data of the byte behind the line: at most [`CHUNK_MAX_BYTES`].
+    pub end: u32,
+    /// The line's time.
+    pub time: LogTime,
+}
+
+/// Joins lines to chunks. Bytes in = bytes out, in order.
+#[derive(Debug)]
+pub struct Chunker {
+    data: Vec<u8>,
+    marks: Vec<Mark>,
+    start: Position,
+    end: Position,
+}
+
+// === impl Chunk ===
+
+impl Chunk {
+    /// Whether it is a piece of a long line and not whole lines.
+    pub fn is_piece(&self) -> bool {
+        !self.start.at_line_start() || !self.end.at_line_start()
+    }
+
+    /// How many lines end in it.
+    pub fn lines(&self) -> u64 {
+        if self.end.at_line_start() { self.marks.len() as u64 } else { 0 }
+    }
+
+    /// Each line's (or piece's) bytes and time, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], LogTime)> {
+        let mut start = 0;
+        self.marks.iter().map(move |mark| {
+            let end = mark.end as usize;
+            let bytes = &self.data[start..end];
+            start = end;
+            (bytes, mark.time)
+        })
+    }
+
+    /// The chunk without what lies before `at`; `None` if nothing is left. A position before the chunk cuts nothing.
+    pub fn behind(&self, at: Position) -> Option<Self> {
+        if at <= self.start {
+            return Some(self.clone());
+        }
+        if at >= self.end {
+            return None;
+        }
+        if self.is_piece() {
+            return Some(self.piece_behind(at));
+        }
+        let mut position = self.start;
+        for (index, mark) in self.marks.iter().enumerate() {
+            let cut = if index == 0 { 0 } else { self.marks[index - 1].end };
+            let after = position.after_line(mark.time);
+            if position >= at {
+                return Some(self.lines_behind(index, cut, position));
+            }
+            if at < after {
+                // Within this line: a whole line here, which was sent in pieces elsewhere.
+                let sent = usize::try_from(at.offset).unwrap_or(usize::MAX).min((mark.end - cut) as usize);
+                return self.rest_of_line(index, cut as usize + sent, at);
+            }
+            position = after;
+        }
+        None
+    }
+
+    /// The chunk without its first `count` lines; `None` if nothing is left.
+    pub fn without_lines(&self, count: usize) -> Option<Self> {
+        if count == 0 {
+            return Some(self.clone());
+        }
+        if count >= self.marks.len() {
+            return None;
+        }
+        let start = self.marks[..count].iter().fold(self.start, |at, mark| at.after_line(mark.time));
+        Some(self.lines_behind(count, self.marks[count - 1].end, start))
+    }
+
+    fn lines_behind(&self, index: usize, cut: u32, start: Position) -> Self {
+        let marks = self.marks[index..].iter().map(|mark| Mark { end: mark.end - cut, time: mark.time });
+        Self { data: self.data.slice(cut as usize..), marks: marks.collect(), start, end: self.end }
+    }
+
+    /// The rest of the line at `index`, from `cut` on; what follows it is left to the caller, who asks again.
+    fn rest_of_line(&self, index: usize, cut: usize, start: Position) -> Option<Self> {
+        let mark = self.marks[index];
+        let end = mark.end as usize;
+        let line_start = if index == 0 { 0 } else { self.marks[index - 1].end as usize };
+        debug_assert!(cut >= line_start && cut <= end);
+        let before = self.marks[..index].iter().fold(self.start, |at, mark| at.after_line(mark.time));
+        let length = u32::try_from(end - cut).ok()?;
+        Some(Self {
+            data: self.data.slice(cut..end),
+            marks: Box::new([Mark { end: length, time: mark.time }]),
+            start,
+            end: before.after_line(mark.time),
+        })
+    }
+
+    fn piece_behind(&self, at: Position) -> Self {
+        let sent = at.offset.saturating_sub(self.start.offset);
+        let cut = usize::try_from(sent).unwrap_or(usize::MAX).min(self.data.len());
+        let data = self.data.slice(cut..);
+        #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
+        let marks = self.marks.iter().map(|mark| Mark { end: data.len() as u32, time: mark.time }).collect();
+        Self { data, marks, start: at, end: self.end }
+    }
+}
+
+// === impl Chunker ===
+
+impl Chunker {
+    /// A chunker for lines behind `start`.
+    pub fn new(start: Position) -> Self {
+        Self { data: Vec::new(), marks: Vec::new(), start, end: start }
+    }
+
+    /// The position behind everything taken in.
+    pub fn position(&self) -> Position {
+        self.end
+    }
+
+    /// Whether nothing waits to leave.
+    pub fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+
+    /// Takes a batch in; hands chunks that are full to `out`. What is left waits for more, or for [`Chunker::flush`].
+    pub fn push(&mut self, batch: &LineBatch, out: &mut Vec<Chunk>) {
+        let mut start = 0;
+        for line in &batch.lines {
+            let bytes = &batch.data[start..line.end];
+            start = line.end;
+            if self.end.at_line_start() && line.ends && bytes.len() <= CHUNK_MAX_BYTES {
+                if self.data.len() + bytes.len() > CHUNK_MAX_BYTES {
+                    out.extend(self.flush());
+                }
+                self.append(bytes, line.time, line.after);
+            } else {
+                self.push_pieces(bytes, line.time, line.ends.then_some(line.after), out);
+            }
+        }
+    }
+
+    /// What waits, as a chunk.
+    pub fn flush(&mut self) -> Option<Chunk> {
+        if self.marks.is_empty() {
+            return None;
+        }
+        let chunk = Chunk {
+            // Sized to fit: the ring holds it for long.
+            data: Bytes::copy_from_slice(&self.data),
+            marks: self.marks.as_slice().into(),
+            start: self.start,
+            end: self.end,
+        };
+        self.data.clear();
+        self.marks.clear();
+        self.start = self.end;
+        Some(chunk)
+    }
+
+    fn push_pieces(&mut self, bytes: &[u8], time: LogTime, ends_at: Option<Position>, out: &mut Vec<Chunk>) {
+        out.extend(self.flush());
+        let mut rest = bytes;
+        loop {
+            let (piece, left) = rest.split_at(rest.len().min(CHUNK_MAX_BYTES));
+            rest = left;
+            let after = match ends_at {
+                Some(end) if rest.is_empty() => end,
+                _ => self.end.after_bytes(piece.len()),
+            };
+            self.append(piece, time, after);
+            out.extend(self.flush());
+            if rest.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8], time: LogTime, after: Position) {
+        self.data.extend_from_slice(bytes);
+        #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
+        self.marks.push(Mark { end: self.data.len() as u32, time });
+        self.end = after;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::line::Line;
+
+    /// Lines as (length with newline, time), cut into batches of `per_batch`, long ones into pieces of `piece`.
+    fn batches(lines: &[(usize, i64)], per_batch: usize, piece: usize) -> (Vec<LineBatch>, Vec<u8>) {
+        let mut out = vec![(Vec::new(), Vec::new())];
+        let mut all = Vec::new();
+        let mut at = Position::START;
+        for (number, (length, nanos)) in lines.iter().enumerate() {
+            let time = LogTime::from_nanos(*nanos);
+            let fill = b'a' + u8::try_from(number % 26).unwrap();
+            let mut text = vec![fill; length - 1];
+            text.push(b'\n');
+            all.extend_from_slice(&text);
+            let pieces = text.chunks(piece).collect::<Vec<_>>();
+            for (index, bytes) in pieces.iter().enumerate() {
+                let ends = index + 1 == pieces.len();
+                at = if ends { at.after_line(time) } else { at.after_bytes(bytes.len()) };
+                if out.last().unwrap().1.len() == per_batch {
+                    out.push((Vec::new(), Vec::new()));
+                }
+                let (data, lines) = out.last_mut().unwrap();
+                data.extend_from_slice(bytes);
+                lines.push(Line { end: data.len(), time, after: at, ends });
+            }
+        }
+        (out.into_iter().map(|(data, lines)| LineBatch { data: data.into(), lines }).collect(), all)
+    }
+
+    fn chunks(batches: &[LineBatch], flush_each: bool) -> Vec<Chunk> {
+        let mut chunker = Chunker::new(Position::START);
+        let mut out = Vec::new();
+        for batch in batches {
+            chunker.push(batch, &mut out);
+            if flush_each {
+                out.extend(chunker.flush());
+            }
+        }
+        out.extend(chunker.flush());
+        assert!(chunker.is_empty());
+        out
+    }
+
+    fn positions(chunks: &[Chunk]) -> Vec<Position> {
+        let mut all = vec![Position::START];
+        for chunk in chunks {
+            if chunk.is_piece() {
+                all.push(chunk.end);
+            } else {
+                let mut at = chunk.start;
+                all.extend(chunk.marks.iter().map(|mark| {
+                    at = at.after_line(mark.time);
+                    at
+                }));
+            }
+        }
+        all
+    }
+
+    fn lengths() -> impl Strategy<Value = Vec<(usize, i64)>> {
+        let length = prop_oneof![
+            8 => 1..200_usize,
+            1 => CHUNK_MAX_BYTES - 2..CHUNK_MAX_BYTES + 3,
+            1 => 1..5 * CHUNK_MAX_BYTES,
+        ];
+        prop::collection::vec((length, 0..6_i64), 1..60)
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_in_are_bytes_out(lines in lengths(), per_batch in 1..20_usize, flush in any::<bool>()) {
+            let (batches, all) = batches(&lines, per_batch, 3 * CHUNK_MAX_BYTES);
+            let chunks = chunks(&batches, flush);
+            let mut joined = Vec::new();
+            let mut at = Position::START;
+            for chunk in &chunks {
+                prop_assert!(chunk.data.len() <= CHUNK_MAX_BYTES && !chunk.data.is_empty());
+                prop_assert_eq!(chunk.start, at);
+                prop_assert!(chunk.end > chunk.start);
+                prop_assert_eq!(chunk.marks.last().unwrap().end as usize, chunk.data.len());
+                prop_assert!(!chunk.is_piece() || chunk.marks.len() == 1);
+                joined.extend_from_slice(&chunk.data);
+                at = chunk.end;
+            }
+            prop_assert_eq!(joined, all);
+            prop_assert_eq!(chunks.iter().map(Chunk::lines).sum::<u64>(), lines.len() as u64);
+        }
+
+        #[test]
+        fn any_position_cuts_exactly(lines in lengths(), piece in 1..40_000_usize, pick in any::<prop::sample::Index>()) {
+            // Positions of one reader, chunks of another one: they cut long lines at other places.
+            let (batches_of_one, all) = batches(&lines, 7, piece.max(500));
+            let (batches_of_other, _) = batches(&lines, 3, usize::MAX);
+            let at = *pick.get(&positions(&chunks(&batches_of_one, true)));
+            let mut skipped = Vec::new();
+            let mut rest = Vec::new();
+            for chunk in chunks(&batches_of_other, false) {
+                let mut next = at;
+                let mut kept = 0;
+                while let Some(behind) = chunk.behind(next) {
+                    kept += behind.data.len();
+                    rest.extend_from_slice(&behind.data);
+                    next = behind.end;
+                }
+                skipped.extend_from_slice(&chunk.data[..chunk.data.len() - kept]);
+            }
+            prop_assert_eq!([skipped.clone(), rest].concat(), all);
+            // Exactly what lies before the position was skipped.
+            let whole: usize = {
+                let mut position = Position::START;
+                let mut bytes = 0;
+                for (length, nanos) in &lines {
+                    let after = position.after_line(LogTime::from_nanos(*nanos));
+                    if after > at {
+                        break;
+                    }
+                    bytes += length;
+                    position = after;
+                }
+                bytes
+            };
+            prop_assert_eq!(skipped.len(), whole + usize::try_from(at.offset).unwrap());
+        }
+    }
+
+    #[test]
+    fn lines_are_left_out_from_the_front() {
+        let (batches, _) = batches(&[(3, 1), (4, 1), (5, 2)], 9, 100);
+        let chunk = chunks(&batches, false).remove(0);
+        let rest = chunk.without_lines(1).unwrap();
+        assert_eq!(&rest.data[..], b"bbb\ncccc\n");
+        assert_eq!(rest.start, Position::START.after_line(LogTime::from_nanos(1)));
+        assert_eq!(chunk.without_lines(0), Some(chunk.clone()));
+        assert_eq!(chunk.without_lines(3), None);
+    }
+}

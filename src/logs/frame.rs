@@ -1,0 +1,309 @@
+//! Frames: complete gRPC messages, prefix and all, ready for HTTP/2.
+//!
+//! A chunk is encoded once per representation (plain; timestamped), whatever the number of followers; they share the bytes.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
+
+use crate::logs::chunk::Chunk;
+use crate::model::id::{Instance, Replica};
+use crate::model::line::GapCause;
+use crate::model::position::{Cursor, Position};
+use crate::model::proto::lease::{self, ServiceLogs, ServiceLogsResponse};
+use crate::model::time::LogTime;
+
+/// Bytes of a gRPC message's prefix: whether it is compressed (1), its length (4).
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+const PREFIX_BYTES: usize = 5;
+
+/// Bytes of a line's timestamp: thirty digits and signs, and a space.
+const STAMP_BYTES: usize = 31;
+
+/// How lines are represented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Representation {
+    /// As they were recorded.
+    Plain,
+    /// Each prefixed with its RFC 3339 time with nanoseconds and a space, as kubectl does.
+    Stamped,
+}
+
+/// Lines that are missing, as told to a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Why.
+    pub cause: GapCause,
+    /// How many lines.
+    pub lines: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// Whether both are exact; otherwise they are lower bounds.
+    pub exact: bool,
+    /// Time of the last line before it, if one was delivered.
+    pub from: Option<LogTime>,
+    /// Time of the next line after it, if it is known.
+    pub to: Option<LogTime>,
+}
+
+/// A turn in a replica's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Which turn.
+    pub kind: lease::replica_event::Kind,
+    /// The run it is about, if there is one.
+    pub instance: Option<Instance>,
+    /// When.
+    pub time: LogTime,
+    /// The exit code of a run that ended by itself.
+    pub exit_code: Option<i32>,
+    /// The signal that ended the run.
+    pub signal: Option<i32>,
+    /// One word for it.
+    pub reason: String,
+    /// More, for a person.
+    pub message: String,
+}
+
+/// A chunk as a message, and where in it the log bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinesFrame {
+    /// The whole message.
+    pub message: Bytes,
+    /// The log bytes within it: the same memory.
+    pub logs: Bytes,
+}
+
+/// Encodes `chunk` of a run.
+pub fn lines(replica: &Replica, instance: &Instance, chunk: &Chunk, as_what: Representation) -> LinesFrame {
+    let logs = match as_what {
+        Representation::Plain => chunk.data.clone(),
+        Representation::Stamped => stamped(chunk),
+    };
+    let length = logs.len();
+    let cursor = to_proto_cursor(replica, instance, chunk.end);
+    // Fields are written in the order of their numbers, so that only the cursor lies behind the log bytes.
+    let behind = prost::encoding::message::encoded_len(CURSOR_FIELD, &cursor);
+    let message = entry(ServiceLogs { logs, cursor: Some(cursor), ..named(replica) });
+    let end = message.len() - behind;
+    LinesFrame { logs: message.slice(end - length..end), message }
+}
+
+/// Encodes a gap; `at` is the position behind it, so that a resume does not bring back what was reported as lost.
+pub fn gap(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> Bytes {
+    let cause = match gap.cause {
+        GapCause::Lag => lease::gap::Cause::Lag,
+        GapCause::Rotated => lease::gap::Cause::Rotated,
+        GapCause::Source => lease::gap::Cause::Source,
+        GapCause::Limit => lease::gap::Cause::Limit,
+    };
+    let body = lease::Gap {
+        lines: gap.lines,
+        bytes: gap.bytes,
+        from: gap.from.and_then(to_proto_time),
+        to: gap.to.and_then(to_proto_time),
+        cause: cause.into(),
+        exact: gap.exact,
+    };
+    let cursor = at.map(|(instance, position)| to_proto_cursor(replica, instance, position));
+    entry(ServiceLogs { logs: notice(gap).into(), cursor, gap: Some(body), ..named(replica) })
+}
+
+/// Encodes an event.
+pub fn event(replica: &Replica, event: &Event) -> Bytes {
+    let body = lease::ReplicaEvent {
+        kind: event.kind.into(),
+        instance: event.instance.as_ref().map(ToString::to_string).unwrap_or_default(),
+        time: to_proto_time(event.time),
+        exit_code: event.exit_code,
+        signal: event.signal,
+        reason: event.reason.clone(),
+        message: event.message.clone(),
+    };
+    entry(ServiceLogs { event: Some(body), ..named(replica) })
+}
+
+/// Encodes one response that holds nothing but positions.
+pub fn cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) -> Bytes {
+    let services = cursors.into_iter().map(|cursor| ServiceLogs {
+        cursor: Some(to_proto_cursor(&cursor.replica, &cursor.instance, cursor.position)),
+        ..named(&cursor.replica)
+    });
+    message(&ServiceLogsResponse { services: services.collect() })
+}
+
+/// Number of `cursor` in `ServiceLogs`.
+const CURSOR_FIELD: u32 = 100;
+
+fn named(replica: &Replica) -> ServiceLogs {
+    ServiceLogs { name: replica.service.to_string(), replica: replica.index, ..ServiceLogs::default() }
+}
+
+fn entry(entry: ServiceLogs) -> Bytes {
+    message(&ServiceLogsResponse { services: vec![entry] })
+}
+
+fn message(response: &ServiceLogsResponse) -> Bytes {
+    let length = response.encoded_len();
+    let mut out = BytesMut::with_capacity(PREFIX_BYTES + length);
+    out.put_u8(0);
+    // A message holds one chunk, or some cursors: far below 4 GiB.
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    response.encode_raw(&mut out);
+    out.freeze()
+}
+
+fn stamped(chunk: &Chunk) -> Bytes {
+    if !chunk.start.at_line_start() {
+        // The line's stamp was on its first piece.
+        return chunk.data.clone();
+    }
+    let mut out = Vec::with_capacity(chunk.data.len() + chunk.marks.len() * STAMP_BYTES);
+    for (bytes, time) in chunk.iter() {
+        out.extend_from_slice(time.to_string().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(bytes);
+    }
+    out.into()
+}
+
+/// The line that stands for the gap, so that a client of the bare draft sees it too.
+fn notice(gap: &Gap) -> String {
+    let why = match gap.cause {
+        GapCause::Lag => "the follower fell behind",
+        GapCause::Rotated => "the log was rotated away before it was read",
+        GapCause::Source => "the source lost them",
+        GapCause::Limit => "a limit of the gateway cut them",
+    };
+    match (gap.exact, gap.lines) {
+        (true, lines) => format!("[leasemux: {lines} lines ({} bytes) missing here: {why}]\n", gap.bytes),
+        (false, 0) => format!("[leasemux: lines may be missing here: {why}]\n"),
+        (false, lines) => {
+            format!("[leasemux: at least {lines} lines ({} bytes) missing here: {why}]\n", gap.bytes)
+        }
+    }
+}
+
+/// A position in the protocol's form.
+fn to_proto_cursor(replica: &Replica, instance: &Instance, position: Position) -> lease::Cursor {
+    lease::Cursor {
+        service: replica.service.to_string(),
+        replica: replica.index,
+        instance: instance.to_string(),
+        time: to_proto_time(position.time),
+        ordinal: position.ordinal,
+        offset: position.offset,
+    }
+}
+
+fn to_proto_time(time: LogTime) -> Option<prost_types::Timestamp> {
+    let (seconds, nanos) = time.parts();
+    (time != LogTime::MIN).then_some(prost_types::Timestamp { seconds, nanos })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::chunk::Mark;
+
+    fn replica() -> Replica {
+        Replica { service: "web".parse().unwrap(), index: 3 }
+    }
+
+    fn instance() -> Instance {
+        Instance::new("uid", "web", 7).unwrap()
+    }
+
+    fn decode(message: &Bytes) -> ServiceLogs {
+        assert_eq!(message[0], 0, "not compressed");
+        let length = u32::from_be_bytes(message[1..5].try_into().unwrap());
+        assert_eq!(length as usize, message.len() - PREFIX_BYTES);
+        let mut response = ServiceLogsResponse::decode(&message[PREFIX_BYTES..]).unwrap();
+        assert_eq!(response.services.len(), 1);
+        response.services.remove(0)
+    }
+
+    fn chunk(start: Position) -> Chunk {
+        let time = LogTime::from_nanos(1_000_000_005);
+        Chunk {
+            data: Bytes::from_static(b"one\ntwo\n"),
+            marks: Box::new([Mark { end: 4, time }, Mark { end: 8, time }]),
+            start,
+            end: start.after_line(time).after_line(time),
+        }
+    }
+
+    #[test]
+    fn lines_decode_and_the_log_bytes_are_the_same_memory() {
+        let frame = lines(&replica(), &instance(), &chunk(Position::START), Representation::Plain);
+        assert_eq!(&frame.logs[..], b"one\ntwo\n");
+        let inside = frame.message.as_ptr_range();
+        assert!(inside.contains(&frame.logs.as_ptr()));
+        let entry = decode(&frame.message);
+        assert_eq!((entry.name.as_str(), entry.replica), ("web", 3));
+        assert_eq!(entry.logs, frame.logs);
+        let cursor = entry.cursor.unwrap();
+        assert_eq!(cursor.instance, "uid/web/7");
+        assert_eq!((cursor.ordinal, cursor.offset), (2, 0));
+        assert_eq!(cursor.time, Some(prost_types::Timestamp { seconds: 1, nanos: 5 }));
+    }
+
+    #[test]
+    fn stamps_stand_at_the_start_of_each_line() {
+        let frame = lines(&replica(), &instance(), &chunk(Position::START), Representation::Stamped);
+        let stamp = "1970-01-01T00:00:01.000000005Z";
+        assert_eq!(stamp.len() + 1, STAMP_BYTES);
+        assert_eq!(frame.logs, format!("{stamp} one\n{stamp} two\n"));
+        let piece = Chunk {
+            data: Bytes::from_static(b"end\n"),
+            marks: Box::new([Mark { end: 4, time: LogTime::from_nanos(1) }]),
+            start: Position::START.after_bytes(9),
+            end: Position::START.after_line(LogTime::from_nanos(1)),
+        };
+        let frame = lines(&replica(), &instance(), &piece, Representation::Stamped);
+        assert_eq!(&frame.logs[..], b"end\n");
+    }
+
+    #[test]
+    fn a_gap_tells_how_much_and_where_to_go_on() {
+        let at = Position::START.after_line(LogTime::from_nanos(9));
+        let body = Gap {
+            cause: GapCause::Lag,
+            lines: 12,
+            bytes: 345,
+            exact: true,
+            from: None,
+            to: Some(LogTime::from_nanos(10)),
+        };
+        let entry = decode(&gap(&replica(), Some((&instance(), at)), &body));
+        assert_eq!(
+            &entry.logs[..],
+            b"[leasemux: 12 lines (345 bytes) missing here: the follower fell behind]\n"
+        );
+        let told = entry.gap.unwrap();
+        assert_eq!((told.lines, told.bytes, told.exact), (12, 345, true));
+        assert_eq!(told.cause(), lease::gap::Cause::Lag);
+        assert_eq!((told.from, told.to), (None, Some(prost_types::Timestamp { seconds: 0, nanos: 10 })));
+        assert_eq!(entry.cursor.unwrap().ordinal, 1);
+    }
+
+    #[test]
+    fn an_event_has_no_log_bytes() {
+        let body = Event {
+            kind: lease::replica_event::Kind::Ended,
+            instance: Some(instance()),
+            time: LogTime::from_nanos(1),
+            exit_code: Some(0),
+            signal: None,
+            reason: "Completed".into(),
+            message: String::new(),
+        };
+        let entry = decode(&event(&replica(), &body));
+        assert!(entry.logs.is_empty() && entry.cursor.is_none());
+        let told = entry.event.unwrap();
+        assert_eq!(
+            (told.kind(), told.exit_code, told.signal),
+            (lease::replica_event::Kind::Ended, Some(0), None)
+        );
+        assert_eq!(told.instance, "uid/web/7");
+    }
+}

@@ -1,0 +1,531 @@
+//! A read of lines that are older than the ring, for one follower, until it meets the ring.
+//!
+//! It is paced by its client, never dropped for slowness, and bounded by permits. Where the follower stays for what comes, it
+//! reads on until its position lies in the ring and goes on there: not a line is missing or repeated at that seam.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_core::stream::BoxStream;
+use futures_util::StreamExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::chunk::{Chunk, Chunker};
+use super::follow::{Extent, History};
+use super::frame::{self, Event, Gap, Representation};
+use super::replica::{Subscription, World, ended, started, waiting};
+use super::ring::Join;
+use crate::model::id::{Instance, LeaseId, Replica};
+use crate::model::line::GapCause;
+use crate::model::line::{Line, LineBatch, SourceGap};
+use crate::model::metrics::Read;
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::model::view::{LeaseView, ReplicaState, ReplicaView};
+use crate::platform::{self, From, TailItem, TailRequest};
+
+/// Pause before a log that could not be read is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// How often in a row a log is tried before what is left of it is reported as missing.
+const TRIES: u32 = 10;
+
+/// One follower's own read of one replica.
+pub struct Reading {
+    scope: Scope,
+    permits: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+    live: Option<Subscription>,
+    stage: Stage,
+    /// What is ready to go out.
+    ready: VecDeque<Ready>,
+    /// The position behind everything that was sent or is ready.
+    at: Option<(Instance, Position)>,
+    /// Time of the newest line sent or ready.
+    last_time: Option<LogTime>,
+    failures: u32,
+}
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// The world to read from.
+    pub world: World,
+    /// The lease.
+    pub lease: LeaseId,
+    /// The replica.
+    pub replica: Replica,
+    /// What runs.
+    pub view: watch::Receiver<Arc<LeaseView>>,
+    /// How much.
+    pub extent: Extent,
+    /// Or behind which position.
+    pub resume: Option<(Instance, Position)>,
+    /// How lines look.
+    pub representation: Representation,
+    /// Whether the replica appeared while the follower was there: its first run is news.
+    pub newcomer: bool,
+}
+
+/// What comes out of it.
+#[derive(Debug)]
+pub enum Step {
+    /// A message to send.
+    Send(Message),
+    /// The rest is in the ring, from where the reader stands.
+    Join(Box<Subscription>),
+    /// The actor ended before it was met: ask for another and go on behind what was sent.
+    Orphaned,
+    /// Everything that was asked for was sent.
+    End,
+}
+
+/// One message, and what it stands for.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// The complete gRPC message.
+    pub bytes: Bytes,
+    /// The position behind it, if it moves one.
+    pub at: Option<(Instance, Position)>,
+    /// Lines that end in it.
+    pub lines: u64,
+    /// Log bytes in it.
+    pub log_bytes: u64,
+    /// Time of its last line.
+    pub last_time: Option<LogTime>,
+    /// The gap that it reports.
+    pub gap: Option<Gap>,
+}
+
+enum Ready {
+    Chunk(Instance, Chunk),
+    Message(Message),
+}
+
+enum Stage {
+    Begin,
+    Open(Instance, From),
+    Read(Log),
+    /// This run's log was read to its end.
+    RunEnded(Instance),
+    Join,
+    Orphaned,
+    End,
+}
+
+struct Log {
+    instance: Instance,
+    chunker: Chunker,
+    items: BoxStream<'static, Result<TailItem, platform::Error>>,
+    /// Lines older than this are left out; until the first one that is not.
+    since: Option<LogTime>,
+}
+
+/// Whether the ring was joined.
+enum Joined {
+    /// This is what to do now.
+    Stage(Stage),
+    /// Not before it has moved.
+    Wait,
+    /// No.
+    No,
+}
+
+/// What woke a wait.
+enum Woken {
+    Item(Option<Result<TailItem, platform::Error>>),
+    Moved,
+}
+
+// === impl Message ===
+
+impl Message {
+    /// One that holds no lines.
+    pub fn bare(bytes: Bytes) -> Self {
+        Self { bytes, at: None, lines: 0, log_bytes: 0, last_time: None, gap: None }
+    }
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// A read that has not begun. Without `live` it ends where the log ends.
+    pub fn new(scope: Scope, permits: Arc<Semaphore>, live: Option<Subscription>) -> Self {
+        Self {
+            at: scope.resume.clone(),
+            scope,
+            permits,
+            permit: None,
+            live,
+            stage: Stage::Begin,
+            ready: VecDeque::new(),
+            last_time: None,
+            failures: 0,
+        }
+    }
+
+    /// As a stream; it ends after any step but [`Step::Send`].
+    pub fn into_stream(self) -> BoxStream<'static, Step> {
+        let steps = futures_util::stream::unfold(Some(self), |reading| async {
+            let mut reading = reading?;
+            let step = reading.step().await;
+            let more = matches!(step, Step::Send(_));
+            Some((step, more.then_some(reading)))
+        });
+        steps.boxed()
+    }
+
+    async fn step(&mut self) -> Step {
+        loop {
+            if let Some(ready) = self.ready.pop_front() {
+                return Step::Send(self.message(ready));
+            }
+            match std::mem::replace(&mut self.stage, Stage::End) {
+                Stage::Begin => self.stage = self.begin().await,
+                Stage::Open(instance, from) => self.stage = self.open(instance, from).await,
+                Stage::Read(log) => self.stage = self.read(log).await,
+                Stage::RunEnded(instance) => self.stage = self.go_on(instance).await,
+                Stage::Join => {
+                    return self.live.take().map_or(Step::End, |live| Step::Join(Box::new(live)));
+                }
+                Stage::Orphaned => return Step::Orphaned,
+                Stage::End => return Step::End,
+            }
+        }
+    }
+
+    fn slot(&self) -> ReplicaView {
+        self.scope.view.borrow().replica(&self.scope.replica).cloned().unwrap_or_default()
+    }
+
+    /// Where to begin: in the ring at once, if it holds all that was asked for.
+    async fn begin(&mut self) -> Stage {
+        let slot = self.slot();
+        if let Some((instance, position)) = self.scope.resume.clone() {
+            return self.resume(&slot, instance, position);
+        }
+        let history = self.scope.extent.history();
+        if let Extent::Previous(_) = self.scope.extent {
+            let before = slot.runs.len().checked_sub(2).and_then(|index| slot.runs.get(index));
+            return match before {
+                Some(run) => Stage::Open(run.instance.clone(), from(history.last, history.since)),
+                None => Stage::End,
+            };
+        }
+        if self.live.is_some()
+            && let ReplicaState::Waiting { reason, message } = &slot.state
+        {
+            let event = waiting(reason.clone(), message.clone());
+            self.tell(&event);
+        }
+        if self.scope.extent.follows() && history.last == Some(0) {
+            return self.join_now().await;
+        }
+        if let (Some(lines), None, Some(live)) = (history.last, history.since, &mut self.live)
+            && let Some((instance, position, rests)) = live.reader.join_last(lines)
+        {
+            self.at = Some((instance.clone(), position));
+            self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+            return Stage::Join;
+        }
+        let (first, last) = self.first_run(&slot, history).await;
+        let Some(run) = first.and_then(|index| slot.runs.get(index)) else {
+            return self.join_now().await;
+        };
+        if self.scope.newcomer {
+            self.tell(&started(run));
+        }
+        Stage::Open(run.instance.clone(), from(last, history.since))
+    }
+
+    fn resume(&mut self, slot: &ReplicaView, instance: Instance, position: Position) -> Stage {
+        if let Joined::Stage(stage) = self.try_join(&instance, position) {
+            return stage;
+        }
+        if slot.run(&instance).is_some() {
+            return Stage::Open(instance, From::After(position));
+        }
+        self.gap(SourceGap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false });
+        match slot.runs.first() {
+            Some(run) => {
+                self.tell(&started(run));
+                Stage::Open(run.instance.clone(), From::Start)
+            }
+            None if self.live.is_some() => Stage::Join,
+            None => Stage::End,
+        }
+    }
+
+    /// Goes on with what comes from now on; waits until it is known where the log stands, so that the follower can be told.
+    async fn join_now(&mut self) -> Stage {
+        let Some(live) = &mut self.live else {
+            return Stage::End;
+        };
+        let runs =
+            self.scope.view.borrow().replica(&self.scope.replica).is_some_and(|slot| !slot.runs.is_empty());
+        while runs && live.reader.position().is_none() && !live.reader.is_closed() {
+            moved(live).await;
+        }
+        self.at = live.reader.position();
+        Stage::Join
+    }
+
+    /// Which run to begin with, and how many of its last lines to take.
+    async fn first_run(&mut self, slot: &ReplicaView, history: History) -> (Option<usize>, Option<u64>) {
+        if slot.runs.is_empty() {
+            return (None, None);
+        }
+        let recent =
+            |since| slot.runs.iter().position(|run| run.end.as_ref().is_none_or(|end| end.time >= since));
+        let oldest = history.since.map_or(Some(0), recent).unwrap_or(slot.runs.len() - 1);
+        let Some(mut wanted) = history.last else {
+            return (Some(oldest), None);
+        };
+        for index in (oldest..slot.runs.len()).rev() {
+            if index == oldest {
+                return (Some(index), Some(wanted));
+            }
+            let here = self.count(&slot.runs[index].instance, wanted).await;
+            if here >= wanted {
+                return (Some(index), Some(wanted));
+            }
+            wanted -= here;
+        }
+        (Some(oldest), Some(wanted))
+    }
+
+    /// How many lines a run's log has, as far as `enough`.
+    async fn count(&mut self, instance: &Instance, enough: u64) -> u64 {
+        let Ok(tail) = self.tail(instance.clone(), From::Last(enough), false).await else {
+            return 0;
+        };
+        let mut items = tail.items;
+        let mut lines = 0;
+        while let Some(Ok(item)) = items.next().await {
+            if let TailItem::Lines(batch) = item {
+                lines += batch.lines.iter().filter(|line| line.ends).count() as u64;
+            }
+        }
+        lines
+    }
+
+    async fn tail(
+        &mut self,
+        instance: Instance,
+        from: From,
+        follow: bool,
+    ) -> Result<platform::Tail, platform::Error> {
+        if self.permit.is_none() {
+            // Never closed; and if it were, reading on without a permit would be the lesser evil.
+            self.permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        }
+        let Scope { world, lease, replica, .. } = &self.scope;
+        world.metrics.source_opens[Read::History.index()].increment(1);
+        let request = TailRequest { lease: lease.clone(), replica: replica.clone(), instance, from, follow };
+        world.platform.tail(request).await
+    }
+
+    async fn open(&mut self, instance: Instance, from: From) -> Stage {
+        match self.tail(instance.clone(), from, self.live.is_some()).await {
+            Ok(tail) => {
+                self.at = Some((instance.clone(), tail.start));
+                let chunker = Chunker::new(tail.start);
+                let since = self.scope.extent.history().since.filter(|_| matches!(from, From::Last(_)));
+                Stage::Read(Log { instance, chunker, items: tail.items, since })
+            }
+            Err(error) => self.failed(instance, from, &error).await,
+        }
+    }
+
+    async fn read(&mut self, mut log: Log) -> Stage {
+        let joined = self.try_join(&log.instance, log.chunker.position());
+        let woken = match &mut self.live {
+            _ if matches!(joined, Joined::Stage(_)) => Woken::Moved,
+            None => Woken::Item(log.items.next().await),
+            // Were it to read on, it would stay ahead of the ring, which is paced, for ever.
+            Some(live) if matches!(joined, Joined::Wait) => {
+                moved(live).await;
+                Woken::Moved
+            }
+            Some(live) => tokio::select! {
+                biased;
+                item = log.items.next() => Woken::Item(item),
+                () = moved(live) => Woken::Moved,
+            },
+        };
+        match woken {
+            Woken::Moved => match joined {
+                Joined::Stage(stage) => stage,
+                Joined::Wait | Joined::No => Stage::Read(log),
+            },
+            Woken::Item(Some(Ok(TailItem::Lines(batch)))) => {
+                self.failures = 0;
+                self.lines(&mut log, batch);
+                Stage::Read(log)
+            }
+            Woken::Item(Some(Ok(TailItem::Gap(gap)))) => {
+                self.gap(gap);
+                Stage::Read(log)
+            }
+            Woken::Item(Some(Err(error))) => {
+                let from = From::After(log.chunker.position());
+                self.failed(log.instance, from, &error).await
+            }
+            Woken::Item(None) => Stage::RunEnded(log.instance),
+        }
+    }
+
+    /// Goes on in the ring, if that is possible at this position.
+    fn try_join(&mut self, instance: &Instance, position: Position) -> Joined {
+        let Some(live) = self.live.as_mut() else {
+            return Joined::No;
+        };
+        match live.reader.join(instance, position) {
+            Join::Here(rests) => {
+                self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+                Joined::Stage(Stage::Join)
+            }
+            Join::ReadOn | Join::Ahead if live.reader.is_closed() => Joined::Stage(Stage::Orphaned),
+            Join::ReadOn => Joined::No,
+            Join::Ahead => Joined::Wait,
+        }
+    }
+
+    fn lines(&mut self, log: &mut Log, batch: LineBatch) {
+        let batch = match log.since.map(|since| not_older(&batch, since)) {
+            None => batch,
+            Some(Some((newer, start))) => {
+                log.since = None;
+                log.chunker = Chunker::new(start.unwrap_or_else(|| log.chunker.position()));
+                newer
+            }
+            Some(None) => {
+                if let Some(line) = batch.lines.last() {
+                    log.chunker = Chunker::new(line.after);
+                }
+                return;
+            }
+        };
+        let mut chunks = Vec::new();
+        log.chunker.push(&batch, &mut chunks);
+        chunks.extend(log.chunker.flush());
+        self.ready.extend(chunks.into_iter().map(|chunk| Ready::Chunk(log.instance.clone(), chunk)));
+        self.at = Some((log.instance.clone(), log.chunker.position()));
+        self.last_time = batch.lines.last().map(|line| line.time).or(self.last_time);
+    }
+
+    async fn failed(&mut self, instance: Instance, from: From, error: &platform::Error) -> Stage {
+        let (lease, replica) = (&self.scope.lease, &self.scope.replica);
+        self.scope.world.metrics.source_errors.increment(1);
+        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "history read failed");
+        self.failures += 1;
+        if error.is_retryable() && self.failures < TRIES {
+            tokio::time::sleep(RETRY).await;
+            return Stage::Open(instance, from);
+        }
+        let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
+        self.gap(SourceGap { cause, lines: 0, bytes: 0, exact: false });
+        Stage::RunEnded(instance)
+    }
+
+    /// What comes behind a run that was read to its end.
+    async fn go_on(&mut self, instance: Instance) -> Stage {
+        if let Extent::Previous(_) = self.scope.extent {
+            return Stage::End;
+        }
+        loop {
+            if let Some(live) = &mut self.live {
+                let at = self.at.as_ref().filter(|(run, _)| *run == instance).map(|(_, position)| *position);
+                match live.reader.join_end(&instance, at.unwrap_or(Position::START)) {
+                    Join::Here(_) => return Stage::Join,
+                    Join::ReadOn | Join::Ahead if live.reader.is_closed() => return Stage::Orphaned,
+                    Join::ReadOn | Join::Ahead => {}
+                }
+            }
+            let slot = self.slot();
+            // The newest run is for the ring to tell of; earlier ones it does not know.
+            if let Some(next) = slot.run_behind(&instance) {
+                if let Some(event) = slot.run(&instance).and_then(ended) {
+                    self.tell(&event);
+                }
+                self.tell(&started(next));
+                return Stage::Open(next.instance.clone(), From::Start);
+            }
+            let Some(live) = &mut self.live else {
+                return Stage::End;
+            };
+            tokio::select! {
+                () = moved(live) => {}
+                changed = self.scope.view.changed() => if changed.is_err() { return Stage::Orphaned },
+            }
+        }
+    }
+
+    fn gap(&mut self, gap: SourceGap) {
+        let SourceGap { cause, lines, bytes, exact } = gap;
+        let gap = Gap { cause, lines, bytes, exact, from: self.last_time, to: None };
+        let at = self.at.clone();
+        let place = at.as_ref().map(|(instance, position)| (instance, *position));
+        let bytes = frame::gap(&self.scope.replica, place, &gap);
+        self.ready.push_back(Ready::Message(Message { gap: Some(gap), ..Message::bare(bytes) }));
+    }
+
+    fn tell(&mut self, event: &Event) {
+        let message = Message::bare(frame::event(&self.scope.replica, event));
+        self.ready.push_back(Ready::Message(message));
+    }
+
+    fn message(&self, ready: Ready) -> Message {
+        match ready {
+            Ready::Message(message) => message,
+            Ready::Chunk(instance, chunk) => {
+                message(&self.scope.replica, &instance, &chunk, self.scope.representation)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reading")
+            .field("replica", &self.scope.replica)
+            .field("at", &self.at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A chunk as a message of its own.
+fn message(replica: &Replica, instance: &Instance, chunk: &Chunk, as_what: Representation) -> Message {
+    Message {
+        bytes: frame::lines(replica, instance, chunk, as_what).message,
+        at: Some((instance.clone(), chunk.end)),
+        lines: chunk.lines(),
+        log_bytes: chunk.data.len() as u64,
+        last_time: chunk.marks.last().map(|mark| mark.time),
+        gap: None,
+    }
+}
+
+async fn moved(live: &mut Subscription) {
+    std::future::poll_fn(|cx| live.reader.poll_moved(cx)).await;
+}
+
+fn from(last: Option<u64>, since: Option<LogTime>) -> From {
+    match (last, since) {
+        (Some(lines), _) => From::Last(lines),
+        (None, Some(since)) => From::Since(since),
+        (None, None) => From::Start,
+    }
+}
+
+/// The batch from its first line on that is not older than `since`, and the position before that line if some were left out.
+fn not_older(batch: &LineBatch, since: LogTime) -> Option<(LineBatch, Option<Position>)> {
+    let first = batch.lines.iter().position(|line| line.time >= since)?;
+    let Some(before) = first.checked_sub(1).map(|index| batch.lines[index]) else {
+        return Some((batch.clone(), None));
+    };
+    let lines = batch.lines[first..].iter().map(|line| Line { end: line.end - before.end, ..*line });
+    Some((LineBatch { data: batch.data.slice(before.end..), lines: lines.collect() }, Some(before.after)))
+}

@@ -1,0 +1,232 @@
+//! One replica's way into one stream: first what was, then what comes.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::fanout::{Fanout, Stopped};
+use super::frame::{self, Gap};
+use super::history::{Message, Reading, Scope, Step};
+use super::replica::{Subscription, started};
+use super::ring::{Entry, Kind, Taken};
+use crate::model::id::{Instance, Replica};
+use crate::model::line::GapCause;
+use crate::model::position::{Cursor, Position};
+use crate::model::time::LogTime;
+
+/// A replica being sent.
+pub struct Lane {
+    scope: Scope,
+    fanout: Fanout,
+    permits: Arc<Semaphore>,
+    mode: Mode,
+    /// Messages that go out before anything else.
+    pending: VecDeque<Message>,
+    /// The position behind everything that was sent.
+    at: Option<(Instance, Position)>,
+    last_time: Option<LogTime>,
+}
+
+/// What a lane has for its stream.
+#[derive(Debug)]
+pub enum Item {
+    /// A message; and when its oldest line was read, if that tells anything.
+    Message(Message, Option<Instant>),
+    /// The follower fell behind: this is the gap. It has not been sent yet: the lane goes on with it.
+    Lagged,
+    /// Nothing more will come.
+    Ended,
+}
+
+enum Mode {
+    Subscribing(BoxFuture<'static, Result<Subscription, Stopped>>),
+    History(BoxStream<'static, Step>),
+    Live(Subscription),
+    Ended,
+}
+
+// === impl Lane ===
+
+impl Lane {
+    /// A lane for what `scope` says.
+    pub fn new(scope: Scope, fanout: Fanout, permits: Arc<Semaphore>) -> Self {
+        let mut lane = Self {
+            at: scope.resume.clone(),
+            scope,
+            fanout,
+            permits,
+            mode: Mode::Ended,
+            pending: VecDeque::new(),
+            last_time: None,
+        };
+        if lane.scope.extent.follows() {
+            lane.subscribe();
+        } else {
+            lane.read(None);
+        }
+        lane
+    }
+
+    /// Its replica.
+    pub fn replica(&self) -> &Replica {
+        &self.scope.replica
+    }
+
+    /// The position behind everything that was sent.
+    pub fn cursor(&self) -> Option<Cursor> {
+        let (instance, position) = self.at.clone()?;
+        Some(Cursor { replica: self.scope.replica.clone(), instance, position })
+    }
+
+    /// Whether it sends what is already held for everybody, and not what it reads for this follower alone.
+    pub fn is_live(&self) -> bool {
+        matches!(self.mode, Mode::Live(_))
+    }
+
+    /// Whether nothing more will come.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.mode, Mode::Ended) && self.pending.is_empty()
+    }
+
+    /// What comes next.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
+        loop {
+            if let Some(message) = self.pending.pop_front() {
+                self.sent(&message);
+                return Poll::Ready(Item::Message(message, None));
+            }
+            match &mut self.mode {
+                Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
+                    Ok(subscription) => self.read(Some(subscription)),
+                    Err(Stopped) => self.mode = Mode::Ended,
+                },
+                Mode::History(steps) => match ready!(steps.poll_next_unpin(cx)) {
+                    Some(Step::Send(message)) => {
+                        self.sent(&message);
+                        return Poll::Ready(Item::Message(message, None));
+                    }
+                    Some(Step::Join(subscription)) => self.join(*subscription),
+                    Some(Step::Orphaned) => self.orphaned(),
+                    Some(Step::End) | None => self.mode = Mode::Ended,
+                },
+                Mode::Live(subscription) => match ready!(subscription.reader.poll_take(cx)) {
+                    Taken::Entry(entry) => {
+                        let message = self.live_message(&entry);
+                        return Poll::Ready(Item::Message(message, Some(entry.read_at)));
+                    }
+                    Taken::Lagged { lines, bytes, exact, next } => {
+                        self.lagged(lines, bytes, exact, &next);
+                        return Poll::Ready(Item::Lagged);
+                    }
+                    Taken::Closed => self.orphaned(),
+                },
+                Mode::Ended => return Poll::Ready(Item::Ended),
+            }
+        }
+    }
+
+    fn subscribe(&mut self) {
+        let (fanout, scope) = (self.fanout.clone(), self.scope.clone());
+        let subscribing = async move { fanout.subscribe(&scope.lease, &scope.replica, &scope.view).await };
+        self.mode = Mode::Subscribing(Box::pin(subscribing));
+    }
+
+    fn read(&mut self, live: Option<Subscription>) {
+        let reading = Reading::new(self.scope.clone(), Arc::clone(&self.permits), live);
+        self.mode = Mode::History(reading.into_stream());
+    }
+
+    /// Goes on in the ring. A follower that has not been sent a position yet is told where it stands, so that it can go on
+    /// from there should it be cut off before the first line.
+    fn join(&mut self, subscription: Subscription) {
+        if self.at.is_none()
+            && let Some((instance, position)) = subscription.reader.position()
+        {
+            let cursor = Cursor { replica: self.scope.replica.clone(), instance, position };
+            let at = Some((cursor.instance.clone(), position));
+            self.pending.push_back(Message { at, ..Message::bare(frame::cursors([&cursor])) });
+        }
+        self.mode = Mode::Live(subscription);
+    }
+
+    /// The actor has ended: for good, if the replica is gone; otherwise another one goes on behind what was sent.
+    fn orphaned(&mut self) {
+        let view = self.scope.view.borrow();
+        let gone = view.ended || view.replica(&self.scope.replica).is_none();
+        drop(view);
+        if gone {
+            self.mode = Mode::Ended;
+            return;
+        }
+        self.scope.resume.clone_from(&self.at);
+        self.subscribe();
+    }
+
+    fn live_message(&mut self, entry: &Arc<Entry>) -> Message {
+        let Mode::Live(subscription) = &self.mode else {
+            return Message::bare(bytes::Bytes::new());
+        };
+        let bytes = entry.message(subscription.reader.ring(), self.scope.representation);
+        let (lines, log_bytes) = entry.size();
+        let mut message = Message { lines, log_bytes, ..Message::bare(bytes) };
+        match &entry.kind {
+            Kind::Lines(chunk, _) => {
+                self.last_time = chunk.marks.last().map(|mark| mark.time);
+                match (&mut self.at, &entry.instance) {
+                    (Some((known, position)), Some(instance)) if known == instance => *position = entry.end,
+                    (at, Some(instance)) => *at = Some((instance.clone(), entry.end)),
+                    (_, None) => {}
+                }
+            }
+            Kind::Gap(gap) => message.gap = Some(*gap),
+            Kind::Event => {}
+        }
+        message
+    }
+
+    fn lagged(&mut self, lines: u64, bytes: u64, exact: bool, next: &Entry) {
+        let place = next.instance.clone().map(|instance| (instance, next.start()));
+        let gap =
+            Gap { cause: GapCause::Lag, lines, bytes, exact, from: self.last_time, to: next.first_time() };
+        let at = place.as_ref().map(|(instance, position)| (instance, *position));
+        let message = frame::gap(&self.scope.replica, at, &gap);
+        let known = self.at.as_ref().map(|(instance, _)| instance);
+        let run = match &next.instance {
+            // The news of this run's start was among what was lost.
+            Some(instance) if known.is_some_and(|known| known != instance) => self
+                .scope
+                .view
+                .borrow()
+                .replica(&self.scope.replica)
+                .and_then(|slot| slot.run(instance).cloned()),
+            _ => None,
+        };
+        self.pending.push_back(Message { at: place, gap: Some(gap), ..Message::bare(message) });
+        if let Some(run) = run {
+            let event = frame::event(&self.scope.replica, &started(&run));
+            self.pending.push_back(Message::bare(event));
+        }
+    }
+
+    fn sent(&mut self, message: &Message) {
+        if let Some(at) = &message.at {
+            self.at = Some(at.clone());
+        }
+        self.last_time = message.last_time.or(self.last_time);
+    }
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane")
+            .field("replica", &self.scope.replica)
+            .field("at", &self.at)
+            .finish_non_exhaustive()
+    }
+}

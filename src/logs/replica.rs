@@ -1,0 +1,538 @@
+//! **The actor**: one per replica. It tails the replica's log once and fans chunks out through its ring.
+//!
+//! It lives from the first follower until some idle time after the last. It watches the view by itself: when a run ends it
+//! reads that log to its end, then opens the next one's. Nothing is awaited outside its one `select!`, so a hung source delays no
+//! subscriber; dropping the handle's task ends everything it holds. However it ends, its ring is closed, and who still follows
+//! notices.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use futures_util::StreamExt as _;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::chunk::{Chunk, Chunker};
+use super::frame::{Event, Gap};
+use super::ring::{Reader, Ring};
+use crate::model::id::{Instance, LeaseId, Replica};
+use crate::model::limits::{Limits, MAILBOX_MESSAGES};
+use crate::model::line::{GapCause, LineBatch, SourceGap};
+use crate::model::metrics::{GaugeGuard, Metrics, Read};
+use crate::model::position::Position;
+use crate::model::proto::lease::replica_event::Kind as EventKind;
+use crate::model::time::LogTime;
+use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
+use crate::platform::{self, From, Platform, Tail, TailItem, TailRequest};
+
+/// First pause after the source failed; doubled with each failure, up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause after the source failed: short enough for a follower not to give up.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A running actor, as its registry knows it. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    mailbox: mpsc::Sender<Subscribe>,
+    id: u64,
+}
+
+/// The only message: the answer is a place in the ring.
+#[derive(Debug)]
+pub struct Subscribe {
+    reply: oneshot::Sender<Subscription>,
+}
+
+/// A place in the ring, and the reason for the actor to live.
+#[derive(Debug)]
+pub struct Subscription {
+    /// The place.
+    pub reader: Reader,
+    _follower: Follower,
+}
+
+/// What an actor needs to know of the world.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Where lines come from.
+    pub platform: Arc<dyn Platform>,
+    /// How much, how long.
+    pub limits: Arc<Limits>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// Counts as a follower for as long as it lives.
+#[derive(Debug)]
+struct Follower {
+    followers: Arc<Followers>,
+    _gauge: GaugeGuard,
+}
+
+#[derive(Debug, Default)]
+struct Followers {
+    count: AtomicUsize,
+    left: Notify,
+}
+
+struct Actor {
+    world: World,
+    lease: LeaseId,
+    replica: Replica,
+    view: watch::Receiver<Arc<LeaseView>>,
+    mailbox: mpsc::Receiver<Subscribe>,
+    followers: Arc<Followers>,
+    ring: Arc<Ring>,
+    run: Option<CurrentRun>,
+    source: Source,
+    /// Chunks on their way to the ring; kept for its memory.
+    chunks: Vec<Chunk>,
+    /// When what waits in the chunker is due; `None` if nothing waits.
+    due: Option<Instant>,
+    /// Nothing leaves before this, but full chunks.
+    paced_until: Instant,
+    failures: u32,
+    /// The reason last told for why nothing runs, so that it is told once.
+    waiting_for: Option<String>,
+}
+
+/// The run whose log is, or was last, read.
+struct CurrentRun {
+    instance: Instance,
+    chunker: Chunker,
+    /// When the oldest line that waits in the chunker was read.
+    read_at: Instant,
+    /// Time of the newest line.
+    last_time: Option<LogTime>,
+    /// Whether it had ended before anybody followed: no news, then.
+    end_is_old: bool,
+}
+
+/// Where lines come from just now.
+enum Source {
+    /// Nothing to read: waiting for the view.
+    Idle,
+    /// A log is being opened.
+    Opening(BoxFuture<'static, Result<Tail, platform::Error>>),
+    /// Reading.
+    Reading(BoxStream<'static, Result<TailItem, platform::Error>>),
+    /// It failed; it will be opened again when the time has come.
+    Retry(Instant),
+    /// The log has ended; waiting for the view to say how.
+    Ended,
+}
+
+/// What the actor's loop does next.
+enum Turn {
+    Subscribe(Subscribe),
+    View(bool),
+    Due,
+    Source(Answer),
+    Left,
+    Stop,
+}
+
+/// What the source answered.
+enum Answer {
+    Opened(Result<Tail, platform::Error>),
+    Item(Option<Result<TailItem, platform::Error>>),
+    Again,
+}
+
+// === impl Handle ===
+
+impl Handle {
+    /// A place in the actor's ring; `None` if the actor has ended meanwhile. Waits while its mailbox is full.
+    pub async fn subscribe(&self) -> Option<Subscription> {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox.send(Subscribe { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// Whether both are the same actor.
+    pub fn is(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+/// Makes an actor: its handle, and its life, which is for the caller to run. `id` tells it from every other actor.
+pub fn new(
+    world: World,
+    lease: LeaseId,
+    replica: Replica,
+    view: watch::Receiver<Arc<LeaseView>>,
+    id: u64,
+    cancel: CancellationToken,
+) -> (Handle, impl Future<Output = ()> + Send + 'static) {
+    let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
+    let ring = Ring::new(replica.clone(), world.limits.ring_max_bytes, world.metrics.ring_bytes.clone());
+    let mut actor = Actor {
+        world,
+        lease,
+        replica,
+        view,
+        mailbox,
+        followers: Arc::default(),
+        ring: Arc::new(ring),
+        run: None,
+        source: Source::Idle,
+        chunks: Vec::new(),
+        due: None,
+        paced_until: Instant::now(),
+        failures: 0,
+        waiting_for: None,
+    };
+    (Handle { mailbox: sender, id }, async move { actor.run(cancel).await })
+}
+
+// === impl Actor ===
+
+impl Actor {
+    async fn run(&mut self, cancel: CancellationToken) {
+        let _alive = GaugeGuard::new(&self.world.metrics.actors);
+        tracing::debug!(lease = %self.lease, replica = %self.replica, "actor started");
+        self.begin();
+        let idle = tokio::time::sleep(self.world.limits.actor_idle);
+        let due = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(idle, due);
+        loop {
+            if let Some(at) = self.due
+                && due.deadline() != at
+            {
+                due.as_mut().reset(at);
+            }
+            let waits = self.due.is_some();
+            let unfollowed = self.followers.count.load(Ordering::Acquire) == 0;
+            let turn = tokio::select! {
+                biased;
+                () = cancel.cancelled() => Turn::Stop,
+                Some(subscribe) = self.mailbox.recv() => Turn::Subscribe(subscribe),
+                changed = self.view.changed() => Turn::View(changed.is_ok()),
+                () = &mut due, if waits => Turn::Due,
+                read = self.source.next() => Turn::Source(read),
+                () = self.followers.left.notified() => Turn::Left,
+                () = &mut idle, if unfollowed => Turn::Stop,
+            };
+            match turn {
+                Turn::Subscribe(subscribe) => self.subscribe(subscribe),
+                Turn::View(true) => self.view_changed(),
+                Turn::Due => self.flush(),
+                Turn::Source(read) => self.read(read),
+                Turn::Left => reset(&mut idle, self.world.limits.actor_idle),
+                Turn::View(false) | Turn::Stop => break,
+            }
+            if self.is_gone() {
+                break;
+            }
+        }
+        // Who has asked already gets no answer, and asks for another actor.
+        self.mailbox.close();
+        self.flush();
+        tracing::debug!(lease = %self.lease, replica = %self.replica, "actor ended");
+    }
+
+    fn subscribe(&mut self, subscribe: Subscribe) {
+        self.followers.count.fetch_add(1, Ordering::AcqRel);
+        let follower = Follower {
+            followers: Arc::clone(&self.followers),
+            _gauge: GaugeGuard::new(&self.world.metrics.followers),
+        };
+        // A caller that has gone meanwhile drops the answer, and with it counts no more.
+        let _ = subscribe.reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
+    }
+
+    fn slot(&self) -> Option<ReplicaView> {
+        self.view.borrow().replica(&self.replica).cloned()
+    }
+
+    /// Opens the newest run's log at its end: what is older is for those to read who ask for it.
+    fn begin(&mut self) {
+        match self.slot().as_ref().and_then(ReplicaView::newest) {
+            Some(run) => {
+                self.run = Some(CurrentRun { end_is_old: run.end.is_some(), ..CurrentRun::new(run) });
+                self.open(From::Last(0));
+            }
+            None => self.idle(),
+        }
+    }
+
+    fn open(&mut self, from: From) {
+        let Some(run) = &self.run else { return };
+        let request = TailRequest {
+            lease: self.lease.clone(),
+            replica: self.replica.clone(),
+            instance: run.instance.clone(),
+            from,
+            follow: true,
+        };
+        self.world.metrics.source_opens[Read::Live.index()].increment(1);
+        let platform = Arc::clone(&self.world.platform);
+        self.source = Source::Opening(Box::pin(async move { platform.tail(request).await }));
+    }
+
+    fn read(&mut self, read: Answer) {
+        match read {
+            Answer::Again => match &self.run {
+                Some(run) if self.is_begun() => self.open(From::After(run.chunker.position())),
+                _ => self.open(From::Last(0)),
+            },
+            Answer::Opened(Ok(tail)) => {
+                if !self.is_begun()
+                    && let Some(run) = &mut self.run
+                {
+                    run.chunker = Chunker::new(tail.start);
+                    self.ring.begin(&run.instance, tail.start);
+                }
+                self.source = Source::Reading(tail.items);
+            }
+            Answer::Item(Some(Ok(TailItem::Lines(batch)))) => {
+                self.failures = 0;
+                self.lines(&batch);
+            }
+            Answer::Item(Some(Ok(TailItem::Gap(gap)))) => self.source_gap(gap),
+            Answer::Opened(Err(error)) | Answer::Item(Some(Err(error))) => self.failed(&error),
+            Answer::Item(None) => self.log_ended(),
+        }
+    }
+
+    /// Whether the ring knows where the present run's log stands.
+    fn is_begun(&self) -> bool {
+        let tip = self.ring.tip_instance();
+        self.run.as_ref().is_some_and(|run| tip.as_ref() == Some(&run.instance))
+    }
+
+    fn lines(&mut self, batch: &LineBatch) {
+        let Some(run) = &mut self.run else { return };
+        let now = Instant::now();
+        let metrics = &self.world.metrics;
+        metrics.lines_in.increment(batch.lines.iter().filter(|line| line.ends).count() as u64);
+        metrics.bytes_in.increment(batch.data.len() as u64);
+        if run.chunker.is_empty() {
+            run.read_at = now;
+        }
+        if let Some(line) = batch.lines.last() {
+            run.last_time = Some(line.time);
+        }
+        run.chunker.push(batch, &mut self.chunks);
+        if now >= self.paced_until {
+            self.flush();
+            return;
+        }
+        if !self.chunks.is_empty() {
+            metrics.frames_encoded.increment(self.chunks.len() as u64);
+            self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
+            run.read_at = now;
+        }
+        self.due = (!run.chunker.is_empty()).then_some(self.paced_until);
+    }
+
+    /// Sends what waits; what comes within the pace from now on waits.
+    fn flush(&mut self) {
+        self.due = None;
+        let Some(run) = &mut self.run else { return };
+        self.chunks.extend(run.chunker.flush());
+        if self.chunks.is_empty() {
+            return;
+        }
+        self.world.metrics.frames_encoded.increment(self.chunks.len() as u64);
+        self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
+        self.paced_until = Instant::now() + self.world.limits.pace;
+    }
+
+    fn source_gap(&mut self, gap: SourceGap) {
+        self.flush();
+        let Some(run) = &self.run else { return };
+        let SourceGap { cause, lines, bytes, exact } = gap;
+        let told = Gap { cause, lines, bytes, exact, from: run.last_time, to: None };
+        self.ring.push_gap(&run.instance, told);
+    }
+
+    fn failed(&mut self, error: &platform::Error) {
+        self.flush();
+        self.world.metrics.source_errors.increment(1);
+        let (lease, replica) = (&self.lease, &self.replica);
+        if error.is_retryable() {
+            let pause = RETRY_MAX.min(RETRY_FIRST * 2_u32.saturating_pow(self.failures));
+            self.failures = self.failures.saturating_add(1);
+            tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, ?pause, "source failed, will be opened again");
+            self.source = Source::Retry(Instant::now() + pause);
+            return;
+        }
+        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "log is no longer readable");
+        if let Some(run) = &self.run
+            && !self.is_begun()
+        {
+            self.ring.begin(&run.instance, Position::START);
+        }
+        self.source_gap(SourceGap { cause: GapCause::Source, lines: 0, bytes: 0, exact: false });
+        self.log_ended();
+    }
+
+    fn log_ended(&mut self) {
+        self.flush();
+        self.source = Source::Ended;
+        self.view_changed();
+    }
+
+    /// Goes on to the next run once the present one's log has ended and the view says how.
+    fn view_changed(&mut self) {
+        match self.source {
+            Source::Idle => self.next_run(),
+            Source::Ended => {
+                let slot = self.slot().unwrap_or_default();
+                let Some(run) = &self.run else { return };
+                match slot.run(&run.instance).map(ended) {
+                    // The log has ended, but the view does not know yet.
+                    Some(None) if !self.lease_ended() => return,
+                    Some(Some(event)) if !run.end_is_old => self.ring.push_event(Some(&run.instance), &event),
+                    _ => {}
+                }
+                self.source = Source::Idle;
+                self.next_run();
+            }
+            Source::Opening(_) | Source::Reading(_) | Source::Retry(_) => {}
+        }
+    }
+
+    fn next_run(&mut self) {
+        let Some(slot) = self.slot() else { return };
+        let next = match &self.run {
+            Some(run) => slot.run_behind(&run.instance),
+            None => slot.runs.first(),
+        };
+        match next {
+            Some(run) => self.start(run),
+            None => self.idle(),
+        }
+    }
+
+    fn start(&mut self, run: &Run) {
+        self.waiting_for = None;
+        self.run = Some(CurrentRun::new(run));
+        self.ring.begin(&run.instance, Position::START);
+        self.ring.push_event(Some(&run.instance), &started(run));
+        self.open(From::Start);
+    }
+
+    /// Tells once why nothing runs.
+    fn idle(&mut self) {
+        self.source = Source::Idle;
+        let Some(ReplicaView { state: ReplicaState::Waiting { reason, message }, .. }) = self.slot() else {
+            return;
+        };
+        if self.waiting_for.as_ref() == Some(&reason) {
+            return;
+        }
+        self.waiting_for = Some(reason.clone());
+        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &waiting(reason, message));
+    }
+
+    fn lease_ended(&self) -> bool {
+        let view = self.view.borrow();
+        view.ended || view.replica(&self.replica).is_none()
+    }
+
+    /// Whether the replica is no longer part of the lease and its log was read to its end; says so.
+    fn is_gone(&mut self) -> bool {
+        let gone = self.lease_ended() && matches!(self.source, Source::Idle);
+        if gone {
+            let event = Event { kind: EventKind::Gone, ..waiting(String::new(), String::new()) };
+            self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &event);
+        }
+        gone
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.ring.close();
+    }
+}
+
+/// The event that a run has started.
+pub fn started(run: &Run) -> Event {
+    Event {
+        kind: EventKind::Started,
+        instance: Some(run.instance.clone()),
+        time: run.started,
+        exit_code: None,
+        signal: None,
+        reason: String::new(),
+        message: String::new(),
+    }
+}
+
+/// The event that a run has ended, if it has.
+pub fn ended(run: &Run) -> Option<Event> {
+    let end = run.end.clone()?;
+    Some(Event {
+        kind: EventKind::Ended,
+        instance: Some(run.instance.clone()),
+        time: end.time,
+        exit_code: end.exit_code,
+        signal: end.signal,
+        reason: end.reason,
+        message: String::new(),
+    })
+}
+
+/// The event that nothing runs, and why.
+pub fn waiting(reason: String, message: String) -> Event {
+    Event {
+        kind: EventKind::Waiting,
+        instance: None,
+        time: LogTime::now(),
+        exit_code: None,
+        signal: None,
+        reason,
+        message,
+    }
+}
+
+fn reset(sleep: &mut std::pin::Pin<&mut Sleep>, pause: Duration) {
+    sleep.as_mut().reset(Instant::now() + pause);
+}
+
+// === impl CurrentRun ===
+
+impl CurrentRun {
+    fn new(run: &Run) -> Self {
+        Self {
+            instance: run.instance.clone(),
+            chunker: Chunker::new(Position::START),
+            read_at: Instant::now(),
+            last_time: None,
+            end_is_old: false,
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// What comes next. Nothing is lost if it is cancelled.
+    async fn next(&mut self) -> Answer {
+        match self {
+            Self::Idle | Self::Ended => std::future::pending().await,
+            Self::Opening(opening) => Answer::Opened(opening.await),
+            Self::Reading(items) => Answer::Item(items.next().await),
+            Self::Retry(at) => {
+                tokio::time::sleep_until(*at).await;
+                Answer::Again
+            }
+        }
+    }
+}
+
+// === impl Follower ===
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.followers.count.fetch_sub(1, Ordering::AcqRel);
+        self.followers.left.notify_one();
+    }
+}

@@ -1,0 +1,274 @@
+//! A reader's place in a ring: taking entries one by one, being told of lag, and coming in anywhere.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::{Adjacent, Entry, Kind, Ring, State, Totals};
+use crate::logs::chunk::Chunk;
+use crate::model::id::Instance;
+use crate::model::position::Position;
+
+/// A new reader comes in only where at most this share of the ring lies ahead of it, so that it is not overtaken at once.
+const JOIN_SHARE: (usize, usize) = (3, 4);
+
+/// A reader's place in a ring. Dropping it frees the place.
+pub struct Reader {
+    ring: Arc<Ring>,
+    /// Where its waker is kept.
+    place: usize,
+    /// Sequence number of the entry to take next.
+    next: u64,
+    /// Everything up to there.
+    seen: Totals,
+    /// How often the ring had moved at the last look.
+    moves: u64,
+}
+
+/// What a reader got.
+#[derive(Debug)]
+pub enum Taken {
+    /// The next entry.
+    Entry(Arc<Entry>),
+    /// It fell behind, and lost what lies before `next`, which it now stands before.
+    Lagged {
+        /// Lines lost.
+        lines: u64,
+        /// Bytes lost.
+        bytes: u64,
+        /// Whether both are exact.
+        exact: bool,
+        /// The entry that comes next.
+        next: Arc<Entry>,
+    },
+    /// The actor has ended, and everything it sent was taken.
+    Closed,
+}
+
+/// Whether, and how, someone who reads the log by himself can go on in the ring.
+#[derive(Debug)]
+pub enum Join {
+    /// He can. First come these rests of an entry that his position lies in.
+    Here(Vec<Chunk>),
+    /// Not from this position: he must read on by himself.
+    ReadOn,
+    /// His position lies ahead of the ring: he must wait until the ring has moved.
+    Ahead,
+}
+
+// === impl Reader ===
+
+impl Reader {
+    pub(super) fn new(ring: Arc<Ring>, place: usize, next: u64, seen: Totals) -> Self {
+        Self { ring, place, next, seen, moves: 0 }
+    }
+
+    /// The ring it reads.
+    pub fn ring(&self) -> &Arc<Ring> {
+        &self.ring
+    }
+
+    /// The position behind the newest line, if the log was opened.
+    pub fn tip(&self) -> Option<(Instance, Position)> {
+        self.ring.lock().tip.as_ref().map(|tip| (tip.instance.clone(), tip.position))
+    }
+
+    /// The position that it stands at, if the log was opened.
+    pub fn position(&self) -> Option<(Instance, Position)> {
+        let state = self.ring.lock();
+        let tip = state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position));
+        match state.get(self.next).map(|entry| &**entry) {
+            Some(Entry { kind: Kind::Lines(chunk, _), instance: Some(instance), .. }) => {
+                Some((instance.clone(), chunk.start))
+            }
+            Some(entry) => entry.instance.clone().map(|instance| (instance, entry.end)),
+            None => tip,
+        }
+    }
+
+    /// Whether the actor has ended.
+    pub fn is_closed(&self) -> bool {
+        self.ring.lock().closed
+    }
+
+    /// Takes the next entry.
+    pub fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Taken> {
+        let mut state = self.ring.lock();
+        if self.next < state.first {
+            return match landing(&state) {
+                Some((index, next)) => {
+                    let lagged = Taken::Lagged {
+                        lines: next.before.lines - self.seen.lines,
+                        bytes: next.before.bytes - self.seen.bytes,
+                        exact: next.before.inexact_gaps == self.seen.inexact_gaps,
+                        next: Arc::clone(&next),
+                    };
+                    self.next = state.first + index as u64;
+                    self.seen = next.before;
+                    Poll::Ready(lagged)
+                }
+                None if state.closed => Poll::Ready(Taken::Closed),
+                None => wait(&mut state, self.place, cx),
+            };
+        }
+        if let Some(entry) = state.get(self.next) {
+            self.next += 1;
+            self.seen = entry.after();
+            return Poll::Ready(Taken::Entry(Arc::clone(entry)));
+        }
+        if state.closed {
+            return Poll::Ready(Taken::Closed);
+        }
+        wait(&mut state, self.place, cx)
+    }
+
+    /// Waits until the ring has moved since the last [`Reader::join`] or the last wait. Ready at once if it is closed.
+    pub fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.ring.lock();
+        if self.moves != state.moves || state.closed {
+            self.moves = state.moves;
+            return Poll::Ready(());
+        }
+        wait(&mut state, self.place, cx)
+    }
+
+    /// Tries to go on in the ring, exactly behind `at` of `instance`.
+    ///
+    /// Refused next to a gap of the source: it has no position of its own, so it could be told twice or not at all.
+    pub fn join(&mut self, instance: &Instance, at: Position) -> Join {
+        let state = self.ring.lock();
+        self.moves = state.moves;
+        // An earlier run is read to its end by whoever has begun it.
+        let Some(tip) = state.tip.as_ref().filter(|tip| tip.instance == *instance) else {
+            return Join::ReadOn;
+        };
+        if at > tip.position {
+            return Join::Ahead;
+        }
+        if at == tip.position {
+            if tip.adjacent == Adjacent::Gap {
+                return Join::ReadOn;
+            }
+            (self.next, self.seen) = behind_lines(&state);
+            return Join::Here(Vec::new());
+        }
+        // Entries of the newest run stand last, and their ends grow.
+        let index = state
+            .entries
+            .partition_point(|entry| entry.instance.as_ref() != Some(instance) || entry.end <= at);
+        let Some(entry) = state.entries.get(index) else {
+            return Join::ReadOn;
+        };
+        let Kind::Lines(chunk, adjacent) = &entry.kind else {
+            return Join::ReadOn;
+        };
+        let blurred = at == chunk.start && *adjacent == Adjacent::Gap;
+        let (share, of) = JOIN_SHARE;
+        let ahead = state.totals.cost - entry.before.cost;
+        if at < chunk.start || blurred || ahead > (self.ring.max_bytes / of * share) as u64 {
+            return Join::ReadOn;
+        }
+        let sequence = state.first + index as u64;
+        if at == chunk.start {
+            (self.next, self.seen) = (sequence, entry.before);
+            return Join::Here(Vec::new());
+        }
+        (self.next, self.seen) = (sequence + 1, entry.after());
+        Join::Here(rests_behind(chunk, at))
+    }
+
+    /// Goes on in the ring behind all of `instance`, which was read to its end, as far as `at`.
+    pub fn join_end(&mut self, instance: &Instance, at: Position) -> Join {
+        let state = self.ring.lock();
+        self.moves = state.moves;
+        match &state.tip {
+            Some(tip) if tip.instance == *instance && at <= tip.position => {
+                (self.next, self.seen) = behind_lines(&state);
+                Join::Here(Vec::new())
+            }
+            Some(tip) if tip.instance == *instance => Join::Ahead,
+            _ => Join::ReadOn,
+        }
+    }
+
+    /// Tries to go on in the ring with the last `lines` lines of the log: if all of them are held, and no gap and no other run
+    /// lies between them. Answers the position before the first of them, and what rests of the entry it lies in.
+    pub fn join_last(&mut self, lines: u64) -> Option<(Instance, Position, Vec<Chunk>)> {
+        let state = self.ring.lock();
+        self.moves = state.moves;
+        let tip = state.tip.as_ref()?;
+        let mut wanted = lines;
+        for (index, entry) in state.entries.iter().enumerate().rev() {
+            let Kind::Lines(chunk, adjacent) = &entry.kind else {
+                return None;
+            };
+            if entry.instance.as_ref() != Some(&tip.instance)
+                || *adjacent == Adjacent::Gap
+                || chunk.is_piece()
+            {
+                return None;
+            }
+            let here = chunk.lines();
+            if here < wanted {
+                wanted -= here;
+                continue;
+            }
+            let rest = chunk.without_lines(usize::try_from(here - wanted).ok()?)?;
+            let position = rest.start;
+            let sequence = state.first + index as u64;
+            let instance = tip.instance.clone();
+            if here == wanted {
+                (self.next, self.seen) = (sequence, entry.before);
+                return Some((instance, position, Vec::new()));
+            }
+            (self.next, self.seen) = (sequence + 1, entry.after());
+            return Some((instance, position, vec![rest]));
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("next", &self.next).field("seen", &self.seen).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.ring.lock().waiting.remove(self.place);
+    }
+}
+
+fn wait<T>(state: &mut State, place: usize, cx: &mut Context<'_>) -> Poll<T> {
+    match &mut state.waiting[place] {
+        Some(waker) if waker.will_wake(cx.waker()) => {}
+        waiting => *waiting = Some(cx.waker().clone()),
+    }
+    Poll::Pending
+}
+
+/// Behind the newest line or gap, but before what was told since: of that run's end, perhaps.
+fn behind_lines(state: &State) -> (u64, Totals) {
+    match state.entries.iter().rposition(|entry| !matches!(entry.kind, Kind::Event)) {
+        Some(index) => (state.first + index as u64 + 1, state.entries[index].after()),
+        None => (state.first, state.entries.front().map_or(state.totals, |oldest| oldest.before)),
+    }
+}
+
+/// What of `chunk` lies behind `at`: at most the rest of a line, and the lines that follow it.
+fn rests_behind(chunk: &Chunk, at: Position) -> Vec<Chunk> {
+    let mut rests = Vec::new();
+    let mut at = at;
+    while let Some(rest) = chunk.behind(at) {
+        at = rest.end;
+        rests.push(rest);
+    }
+    rests
+}
+
+/// Where to go on after a lag: at the start of a line, since the rest of one whose beginning is lost counts as lost.
+fn landing(state: &State) -> Option<(usize, Arc<Entry>)> {
+    let (index, entry) = state.entries.iter().enumerate().find(|(_, entry)| entry.starts_line())?;
+    Some((index, Arc::clone(entry)))
+}
