@@ -154,6 +154,12 @@ impl Chunker {
         self.marks.is_empty()
     }
 
+    /// Goes on at `position`, behind something that is not for chunks. Nothing may wait.
+    pub fn skip_to(&mut self, position: Position) {
+        debug_assert!(self.is_empty());
+        (self.start, self.end) = (position, position);
+    }
+
     /// Takes a batch in; hands chunks that are full to `out`. What is left waits for more, or for [`Chunker::flush`].
     pub fn push(&mut self, batch: &LineBatch, out: &mut Vec<Chunk>) {
         let mut start = 0;

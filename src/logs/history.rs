@@ -247,7 +247,7 @@ impl Reading {
         if slot.run(&instance).is_some() {
             return Stage::Open(instance, From::After(position));
         }
-        self.gap(SourceGap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false });
+        self.unknown_gap(GapCause::Rotated);
         match slot.runs.first() {
             Some(run) => {
                 self.tell(&started(run));
@@ -366,6 +366,8 @@ impl Reading {
                 Stage::Read(log)
             }
             Woken::Item(Some(Ok(TailItem::Gap(gap)))) => {
+                log.chunker.skip_to(gap.after);
+                self.at = Some((log.instance.clone(), gap.after));
                 self.gap(gap);
                 Stage::Read(log)
             }
@@ -426,7 +428,7 @@ impl Reading {
             return Stage::Open(instance, from);
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
-        self.gap(SourceGap { cause, lines: 0, bytes: 0, exact: false });
+        self.unknown_gap(cause);
         Stage::RunEnded(instance)
     }
 
@@ -463,8 +465,14 @@ impl Reading {
         }
     }
 
+    /// Lines may be missing here.
+    fn unknown_gap(&mut self, cause: GapCause) {
+        let after = self.at.as_ref().map_or(Position::START, |(_, position)| *position);
+        self.gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
+    }
+
     fn gap(&mut self, gap: SourceGap) {
-        let SourceGap { cause, lines, bytes, exact } = gap;
+        let SourceGap { cause, lines, bytes, exact, .. } = gap;
         let gap = Gap { cause, lines, bytes, exact, from: self.last_time, to: None };
         let at = self.at.clone();
         let place = at.as_ref().map(|(instance, position)| (instance, *position));

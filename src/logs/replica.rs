@@ -345,10 +345,11 @@ impl Actor {
 
     fn source_gap(&mut self, gap: SourceGap) {
         self.flush();
-        let Some(run) = &self.run else { return };
-        let SourceGap { cause, lines, bytes, exact } = gap;
+        let Some(run) = &mut self.run else { return };
+        let SourceGap { cause, lines, bytes, exact, after } = gap;
+        run.chunker.skip_to(after);
         let told = Gap { cause, lines, bytes, exact, from: run.last_time, to: None };
-        self.ring.push_gap(&run.instance, told);
+        self.ring.push_gap(&run.instance, told, after);
     }
 
     fn failed(&mut self, error: &platform::Error) {
@@ -368,7 +369,8 @@ impl Actor {
         {
             self.ring.begin(&run.instance, Position::START);
         }
-        self.source_gap(SourceGap { cause: GapCause::Source, lines: 0, bytes: 0, exact: false });
+        let after = self.run.as_ref().map_or(Position::START, |run| run.chunker.position());
+        self.source_gap(SourceGap { cause: GapCause::Source, lines: 0, bytes: 0, exact: false, after });
         self.log_ended();
     }
 

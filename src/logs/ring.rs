@@ -240,11 +240,10 @@ impl Ring {
         self.settle(state);
     }
 
-    /// Puts in that the source has lost lines behind the newest one.
-    pub fn push_gap(&self, instance: &Instance, gap: Gap) {
-        let mut state = self.lock();
-        let end = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
+    /// Puts in that the source has lost lines behind the newest one; `end` is the position behind the loss.
+    pub fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
         let message = frame::gap(&self.replica, Some((instance, end)), &gap);
+        let mut state = self.lock();
         state.push(Some(instance.clone()), Kind::Gap(gap), end, message, Instant::now());
         state.tip = Some(Tip { instance: instance.clone(), position: end, adjacent: Adjacent::Gap });
         self.settle(state);

@@ -42,6 +42,9 @@ pub struct SourceGap {
     pub bytes: u64,
     /// Whether both are exact.
     pub exact: bool,
+    /// The position behind it. Beyond the one before it only if the log itself has a record of the loss; then a resume knows
+    /// whether it was told.
+    pub after: Position,
 }
 
 /// Why lines are missing. Also the metric label.

@@ -1,0 +1,8 @@
+//! leasemux from outside: everything over real gRPC.
+//!
+//! Tests with the fake world of [`support::world`] run over in-memory pipes with paused time; those with real processes and
+//! sockets wait for conditions under a generous deadline. None sleeps, and each test of logs ends by asking the oracle.
+
+mod contract;
+mod logs;
+mod support;

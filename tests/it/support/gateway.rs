@@ -1,0 +1,219 @@
+//! A gateway within the test: the real edge and multiplexer over in-memory pipes, with a real gRPC client.
+
+use std::sync::Arc;
+
+use futures_core::future::BoxFuture;
+use hyper_util::rt::TokioIo;
+use leasemux::access::cert::Serial;
+use leasemux::access::gate::{Gate, Peer};
+use leasemux::access::identity::IdentityFiles;
+use leasemux::access::trust::{Trust, Trusted, Unavailable, Verdict};
+use leasemux::edge::admin::Exporter;
+use leasemux::edge::connection::Connections;
+use leasemux::edge::drain::Drain;
+use leasemux::edge::server;
+use leasemux::edge::service::LeaseService;
+use leasemux::logs::fanout::Fanout;
+use leasemux::logs::replica::World as Surroundings;
+use leasemux::model::id::{LeaseId, Owner};
+use leasemux::model::limits::Limits;
+use leasemux::model::time::LogTime;
+use leasemux::model::proto;
+use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
+use rustls::pki_types::CertificateDer;
+use tokio::io::DuplexStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Status, Streaming};
+
+use super::oracle::Received;
+use super::world::World;
+
+/// Bytes that a pipe holds: less than a stream's send buffer, so that a peer that does not read is felt.
+const PIPE_BYTES: usize = 16 * 1024;
+
+/// A gateway under test.
+pub(crate) struct Gateway {
+    pub(crate) world: World,
+    pub(crate) drain: Drain,
+    pub(crate) fanout: Fanout,
+    exporter: Exporter,
+    connections: Connections,
+    trust: Arc<Everyone>,
+}
+
+/// Trusts each tenant's one certificate.
+#[derive(Debug, Default)]
+struct Everyone(dashmap::DashMap<Owner, Trusted>);
+
+impl Trust for Everyone {
+    fn certificate<'a>(
+        &'a self,
+        owner: &'a Owner,
+        _serial: &'a Serial,
+    ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+        let trusted = self.0.get(owner).map(|trusted| trusted.clone());
+        Box::pin(async move { Ok(trusted.map_or(Verdict::Unknown, Verdict::Trusted)) })
+    }
+}
+
+impl Gateway {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let world = World::default();
+        let exporter = Exporter::new().unwrap();
+        let limits = Arc::new(limits);
+        let surroundings = Surroundings {
+            platform: Arc::new(world.clone()),
+            limits: Arc::clone(&limits),
+            metrics: exporter.metrics.clone(),
+        };
+        let fanout = Fanout::new(surroundings);
+        let drain = Drain::default();
+        let trust = Arc::new(Everyone::default());
+        let gate = Gate::new(Arc::clone(&trust) as Arc<dyn Trust>);
+        let service = LeaseService::new(gate, fanout.clone(), drain.clone());
+        let (routes, _) = server::routes().unwrap();
+        let connections =
+            Connections::new(service, routes, limits, exporter.metrics.clone(), drain.clone());
+        Self { world, drain, fanout, exporter, connections, trust }
+    }
+
+    /// A channel of a caller who presents this certificate, or none.
+    pub(crate) async fn channel_of(&self, certificate: Option<Vec<u8>>) -> Channel {
+        let pipe = self.connect(certificate);
+        let mut pipe = Some(pipe);
+        let connector = tower::service_fn(move |_: Uri| {
+            let pipe = pipe.take();
+            async move { pipe.map(TokioIo::new).ok_or_else(|| std::io::Error::other("one connection only")) }
+        });
+        Endpoint::from_static("http://gateway").connect_with_connector(connector).await.unwrap()
+    }
+
+    /// The client's end of a connection.
+    pub(crate) fn connect(&self, certificate: Option<Vec<u8>>) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
+        let peer = Peer::new(chain.as_deref());
+        let connections = self.connections.clone();
+        self.drain.spawn(async move { connections.serve(ours, peer).await });
+        theirs
+    }
+
+    /// A fresh tenant, whom the gateway trusts.
+    pub(crate) fn tenant(&self) -> (Owner, Vec<u8>) {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = IdentityFiles::create(&dir.path().join("tenant"), LogTime::now()).unwrap();
+        let (chain, _) = IdentityFiles::load(&dir.path().join("tenant")).unwrap().into_parts();
+        let der = chain[0].to_vec();
+        self.trust.0.insert(owner.clone(), Trusted::new(der.clone().into()));
+        (owner, der)
+    }
+
+    /// The tenant is no longer trusted.
+    pub(crate) fn withdraw(&self, owner: &Owner) {
+        self.trust.0.remove(owner).unwrap().1.withdraw();
+    }
+
+    /// A client of a caller who presents this certificate.
+    pub(crate) async fn client(&self, certificate: &[u8]) -> LeaseRpcClient<Channel> {
+        LeaseRpcClient::new(self.channel_of(Some(certificate.to_vec())).await)
+    }
+
+    /// The present value of a metric, by name and labels as Prometheus writes them.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let text = self.exporter.render();
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        let line = line.unwrap_or_else(|| panic!("no {series} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+/// A gateway with one tenant who has one lease, and that tenant's client.
+pub(crate) struct Scene {
+    pub(crate) gateway: Gateway,
+    pub(crate) lease: LeaseId,
+    pub(crate) certificate: Vec<u8>,
+}
+
+impl Scene {
+    /// With these services.
+    pub(crate) fn new(limits: Limits, services: &[(&str, u32)]) -> Self {
+        let gateway = Gateway::new(limits);
+        let (owner, certificate) = gateway.tenant();
+        let lease = LeaseId::new(owner.as_str(), 7, 1, 1, super::account(200).as_str()).unwrap();
+        gateway.world.add_lease(&lease, services);
+        Self { gateway, lease, certificate }
+    }
+
+    /// A request for all logs of the lease.
+    pub(crate) fn request(&self) -> ServiceLogsRequest {
+        ServiceLogsRequest { lease_id: Some(proto_lease(&self.lease)), ..ServiceLogsRequest::default() }
+    }
+
+    /// Opens a stream on a connection of its own.
+    pub(crate) async fn open(&self, request: ServiceLogsRequest) -> Result<Stream, Status> {
+        let mut client = self.gateway.client(&self.certificate).await;
+        let stream = client.service_logs(request).await?.into_inner();
+        Ok(Stream { stream, received: Received::default(), _client: client })
+    }
+}
+
+/// A lease in the protocol's form.
+pub(crate) fn proto_lease(lease: &LeaseId) -> proto::market::LeaseId {
+    proto::market::LeaseId {
+        owner: lease.owner().to_string(),
+        dseq: lease.dseq(),
+        gseq: lease.gseq(),
+        oseq: lease.oseq(),
+        provider: lease.provider().to_string(),
+        bseq: 0,
+    }
+}
+
+/// A follower, and what it was sent so far.
+pub(crate) struct Stream {
+    stream: Streaming<ServiceLogsResponse>,
+    pub(crate) received: Received,
+    _client: LeaseRpcClient<Channel>,
+}
+
+impl Stream {
+    /// Takes responses until what was received is enough.
+    pub(crate) async fn until(&mut self, enough: impl Fn(&Received) -> bool) {
+        while !enough(&self.received) {
+            let next = tokio::time::timeout(PATIENCE, self.stream.message()).await;
+            match next.unwrap_or_else(|_| panic!("nothing more comes after {:?}", self.received)) {
+                Ok(Some(response)) => self.received.take(response),
+                other => panic!("ended with {other:?} after {:?}", self.received),
+            }
+        }
+    }
+
+    /// Takes responses to the end of the stream, and answers its status.
+    pub(crate) async fn end(&mut self) -> Status {
+        loop {
+            match tokio::time::timeout(PATIENCE, self.stream.message()).await.expect("an end") {
+                Ok(Some(response)) => self.received.take(response),
+                Ok(None) => return Status::ok(""),
+                Err(status) => return status,
+            }
+        }
+    }
+
+    /// Whether, with everything else at rest, nothing comes.
+    pub(crate) async fn is_quiet(&mut self) -> bool {
+        // Time is paused: it moves on only when nothing is left to do.
+        let quiet = std::time::Duration::from_millis(200);
+        match tokio::time::timeout(quiet, self.stream.message()).await {
+            Err(_) => true,
+            Ok(Ok(Some(response))) => {
+                self.received.take(response);
+                false
+            }
+            Ok(other) => panic!("ended with {other:?}"),
+        }
+    }
+}
+
+/// How long a test waits for what must come.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);

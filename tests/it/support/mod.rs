@@ -1,0 +1,17 @@
+//! What the tests stand on.
+
+pub(crate) mod gateway;
+pub(crate) mod oracle;
+pub(crate) mod world;
+
+use leasemux::model::id::{Address, LeaseId};
+
+/// The account of a tenant, by a number.
+pub(crate) fn account(number: u8) -> Address {
+    Address::from_account([number; 20])
+}
+
+/// A lease of a tenant, by a number.
+pub(crate) fn lease(tenant: u8) -> LeaseId {
+    LeaseId::new(account(tenant).as_str(), 7, 1, 1, account(200).as_str()).unwrap()
+}

@@ -1,0 +1,149 @@
+//! The oracle: for every follower and replica, delivered ∪ reported gaps = produced, in order, without repeats.
+
+use std::collections::BTreeMap;
+
+use leasemux::model::id::Instance;
+use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
+use leasemux::model::proto::lease::replica_event::Kind;
+
+use super::world::World;
+
+/// What one follower was sent, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    replicas: BTreeMap<(String, u32), Vec<Seen>>,
+    /// The newest cursor of each replica.
+    pub(crate) cursors: BTreeMap<(String, u32), Cursor>,
+}
+
+/// One thing that a follower was sent of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Log bytes of a run.
+    Logs(String, Vec<u8>),
+    /// A gap of so many lines and bytes; whether both are exact.
+    Gap(u64, u64, bool),
+    /// An event.
+    Event(Kind, String),
+}
+
+impl Received {
+    /// Takes a response in.
+    pub(crate) fn take(&mut self, response: ServiceLogsResponse) {
+        for entry in response.services {
+            self.take_entry(entry);
+        }
+    }
+
+    fn take_entry(&mut self, entry: ServiceLogs) {
+        let key = (entry.name, entry.replica);
+        let seen = self.replicas.entry(key.clone()).or_default();
+        let cursor = entry.cursor;
+        if let Some(gap) = entry.gap {
+            assert!(entry.logs.starts_with(b"[leasemux: ") && entry.logs.ends_with(b"]\n"));
+            seen.push(Seen::Gap(gap.lines, gap.bytes, gap.exact));
+        } else if let Some(event) = entry.event {
+            assert!(entry.logs.is_empty());
+            seen.push(Seen::Event(event.kind(), event.instance));
+        } else if !entry.logs.is_empty() {
+            let instance = cursor.as_ref().expect("logs have a cursor").instance.clone();
+            seen.push(Seen::Logs(instance, entry.logs.to_vec()));
+        }
+        if let Some(cursor) = cursor {
+            self.cursors.insert(key, cursor);
+        }
+    }
+
+    /// Everything of a replica, in order.
+    pub(crate) fn of(&self, service: &str, replica: u32) -> &[Seen] {
+        self.replicas.get(&(service.to_owned(), replica)).map_or(&[], Vec::as_slice)
+    }
+
+    /// All log bytes of a replica.
+    pub(crate) fn text(&self, service: &str, replica: u32) -> String {
+        let bytes: Vec<u8> = self.of(service, replica).iter().filter_map(Seen::logs).flatten().copied().collect();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// How many lines have ended in the logs of a replica.
+    pub(crate) fn lines(&self, service: &str, replica: u32) -> usize {
+        self.of(service, replica).iter().filter_map(Seen::logs).flatten().filter(|byte| **byte == b'\n').count()
+    }
+
+    /// The kinds of the events of a replica.
+    pub(crate) fn events(&self, service: &str, replica: u32) -> Vec<Kind> {
+        let kinds = self.of(service, replica).iter().filter_map(|seen| match seen {
+            Seen::Event(kind, _) => Some(*kind),
+            _ => None,
+        });
+        kinds.collect()
+    }
+
+    /// How many lines are reported as missing.
+    pub(crate) fn missing(&self, service: &str, replica: u32) -> u64 {
+        let gaps = self.of(service, replica).iter().map(|seen| match seen {
+            Seen::Gap(lines, ..) => *lines,
+            _ => 0,
+        });
+        gaps.sum()
+    }
+
+    /// Asks whether what was sent of these runs is what they printed from their line `from` on, up to where it ends now, but for
+    /// gaps of exactly as much as is missing. Answers how many lines were lost.
+    #[track_caller]
+    pub(crate) fn ask(&self, world: &World, service: &str, replica: u32, runs: &[(&Instance, usize)]) -> u64 {
+        let seen = self.of(service, replica);
+        let mut lost = 0;
+        let produced: Vec<(String, Vec<u8>)> = runs
+            .iter()
+            .flat_map(|(run, from)| {
+                world.printed(run).into_iter().skip(*from).map(|line| (run.to_string(), line.to_vec()))
+            })
+            .collect();
+        // A place in what was produced: line, and bytes of it that were seen.
+        let (mut line, mut within) = (0, 0);
+        for one in seen {
+            match one {
+                Seen::Event(..) => {}
+                Seen::Gap(lines, bytes, exact) => {
+                    assert!(exact, "an inexact gap cannot be checked");
+                    let end = line + usize::try_from(*lines).unwrap();
+                    let missing: usize = produced[line..end].iter().map(|(_, text)| text.len()).sum();
+                    assert_eq!(*bytes as usize, missing - within, "bytes of the gap at line {line}");
+                    (line, within) = (end, 0);
+                    lost += lines;
+                }
+                Seen::Logs(run, bytes) => {
+                    let mut bytes = &bytes[..];
+                    while !bytes.is_empty() {
+                        let (produced_by, text) =
+                            produced.get(line).unwrap_or_else(|| panic!("more than was printed: {bytes:?}"));
+                        assert_eq!(run, produced_by, "at line {line}");
+                        let rest = &text[within..];
+                        let count = rest.len().min(bytes.len());
+                        assert_eq!(
+                            String::from_utf8_lossy(&bytes[..count]),
+                            String::from_utf8_lossy(&rest[..count]),
+                            "at line {line}"
+                        );
+                        bytes = &bytes[count..];
+                        within += count;
+                        if within == text.len() {
+                            (line, within) = (line + 1, 0);
+                        }
+                    }
+                }
+            }
+        }
+        lost
+    }
+}
+
+impl Seen {
+    fn logs(&self) -> Option<&Vec<u8>> {
+        match self {
+            Self::Logs(_, bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+}

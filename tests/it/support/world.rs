@@ -1,0 +1,313 @@
+//! A platform whose services print what a test says, when it says so.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures_core::future::BoxFuture;
+use futures_util::StreamExt as _;
+use leasemux::model::id::{Instance, LeaseId, Replica};
+use leasemux::model::line::{GapCause, Line, LineBatch, SourceGap};
+use leasemux::model::position::Position;
+use leasemux::model::time::LogTime;
+use leasemux::model::view::{LeaseView, ReplicaState, Run, RunEnd};
+use leasemux::platform::{Error, From, Platform, Tail, TailItem, TailRequest};
+use tokio::sync::watch;
+
+/// The fake platform. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct World(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    leases: Mutex<HashMap<LeaseId, watch::Sender<Arc<LeaseView>>>>,
+    logs: Mutex<HashMap<Instance, Log>>,
+    /// Tails that were opened to be followed, ever.
+    follows: AtomicUsize,
+    /// Tails that are open now.
+    open: Arc<AtomicUsize>,
+    /// Lines in a batch at most.
+    batch_lines: AtomicUsize,
+}
+
+/// The log of one run.
+#[derive(Clone, Debug)]
+struct Log {
+    state: watch::Sender<LogState>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct LogState {
+    lines: Vec<(LogTime, Printed)>,
+    /// How many of them can no longer be read.
+    rotated: usize,
+    ended: bool,
+    failing: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Printed {
+    Line(Bytes),
+    /// The source lost so many lines of ten bytes here, and has a record of it.
+    Lost(u64),
+}
+
+struct Open(Arc<AtomicUsize>);
+
+impl World {
+    /// A lease with these services, and no replica running yet.
+    pub(crate) fn add_lease(&self, lease: &LeaseId, services: &[(&str, u32)]) {
+        let mut view = LeaseView::default();
+        for (name, count) in services {
+            let service = view.services.entry(name.parse().unwrap()).or_default();
+            service.count = *count;
+            for index in 0..*count {
+                service.replicas.entry(index).or_default();
+            }
+        }
+        self.leases().insert(lease.clone(), watch::Sender::new(Arc::new(view)));
+    }
+
+    /// Changes what runs.
+    pub(crate) fn change(&self, lease: &LeaseId, change: impl FnOnce(&mut LeaseView)) {
+        self.leases()[lease].send_modify(|view| change(Arc::make_mut(view)));
+    }
+
+    /// Starts the next run of a replica.
+    pub(crate) fn start(&self, lease: &LeaseId, replica: &Replica) -> Instance {
+        let mut instance = None;
+        self.change(lease, |view| {
+            let service = view.services.entry(replica.service.clone()).or_default();
+            let slot = service.replicas.entry(replica.index).or_default();
+            let number = u32::try_from(slot.runs.len()).unwrap();
+            let uid = format!("uid-{}-{}", lease.owner(), replica.index);
+            let name = Instance::new(&uid, replica.service.as_str(), number).unwrap();
+            self.logs().insert(name.clone(), Log { state: watch::Sender::new(LogState::default()) });
+            slot.runs.push(Run { instance: name.clone(), started: LogTime::from_nanos(1), end: None });
+            slot.state = ReplicaState::Running;
+            instance = Some(name);
+        });
+        instance.unwrap()
+    }
+
+    /// Ends the present run of a replica.
+    pub(crate) fn end(&self, lease: &LeaseId, replica: &Replica, exit_code: i32) {
+        let instance = self.leases()[lease].borrow().replica(replica).unwrap().newest().unwrap().instance.clone();
+        self.logs()[&instance].state.send_modify(|log| log.ended = true);
+        self.change(lease, |view| {
+            let slot = view.services.get_mut(&replica.service).unwrap().replicas.get_mut(&replica.index).unwrap();
+            let time = LogTime::from_nanos(2);
+            slot.runs.last_mut().unwrap().end =
+                Some(RunEnd { time, exit_code: Some(exit_code), signal: None, reason: "Error".into() });
+            slot.state = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
+        });
+    }
+
+    /// A run prints these lines, in one go.
+    pub(crate) fn print(&self, instance: &Instance, lines: impl IntoIterator<Item = impl Into<Bytes>>) {
+        self.logs()[instance].state.send_modify(|log| {
+            for line in lines {
+                log.push(Printed::Line(line.into()));
+            }
+        });
+    }
+
+    /// The source loses this many lines before the next one.
+    pub(crate) fn lose(&self, instance: &Instance, lines: u64) {
+        self.logs()[instance].state.send_modify(|log| log.push(Printed::Lost(lines)));
+    }
+
+    /// All but the last `keep` lines can no longer be read.
+    pub(crate) fn rotate(&self, instance: &Instance, keep: usize) {
+        self.logs()[instance].state.send_modify(|log| log.rotated = log.lines.len().saturating_sub(keep));
+    }
+
+    /// From now on the log cannot be read, or can be read again.
+    pub(crate) fn fail(&self, instance: &Instance, failing: bool) {
+        self.logs()[instance].state.send_modify(|log| log.failing = failing);
+    }
+
+    /// What a run has printed.
+    pub(crate) fn printed(&self, instance: &Instance) -> Vec<Bytes> {
+        let log = self.logs()[instance].state.borrow().clone();
+        let lines = log.lines.into_iter().filter_map(|(_, printed)| match printed {
+            Printed::Line(line) => Some(line),
+            Printed::Lost(_) => None,
+        });
+        lines.collect()
+    }
+
+    /// How many logs were opened to be followed, ever.
+    pub(crate) fn follows(&self) -> usize {
+        self.0.follows.load(Ordering::SeqCst)
+    }
+
+    /// How many logs are open now.
+    pub(crate) fn open(&self) -> usize {
+        self.0.open.load(Ordering::SeqCst)
+    }
+
+    /// From now on batches hold at most so many lines.
+    pub(crate) fn batches_of(&self, lines: usize) {
+        self.0.batch_lines.store(lines, Ordering::SeqCst);
+    }
+
+    fn leases(&self) -> MutexGuard<'_, HashMap<LeaseId, watch::Sender<Arc<LeaseView>>>> {
+        self.0.leases.lock().unwrap()
+    }
+
+    fn logs(&self) -> MutexGuard<'_, HashMap<Instance, Log>> {
+        self.0.logs.lock().unwrap()
+    }
+}
+
+impl Platform for World {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+        let found = self.leases().get(lease).map(watch::Sender::subscribe);
+        Box::pin(async move { found.ok_or_else(|| Error::NotFound("no such lease".into())) })
+    }
+
+    fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
+        let found = self.logs().get(&request.instance).cloned();
+        self.0.follows.fetch_add(usize::from(request.follow), Ordering::SeqCst);
+        let batch_lines = self.0.batch_lines.load(Ordering::SeqCst);
+        let open = Arc::clone(&self.0.open);
+        Box::pin(async move {
+            let log = found.ok_or_else(|| Error::NotFound("no such log".into()))?;
+            let reader = Reader::open(&log, request, batch_lines, open)?;
+            Ok(Tail { start: reader.at, items: reader.into_stream() })
+        })
+    }
+}
+
+struct Reader {
+    log: watch::Receiver<LogState>,
+    follow: bool,
+    next: usize,
+    at: Position,
+    gap: Option<SourceGap>,
+    /// Bytes of the next line that were sent already.
+    cut: usize,
+    batch_lines: usize,
+    _open: Open,
+}
+
+impl Reader {
+    fn open(log: &Log, request: TailRequest, batch_lines: usize, open: Arc<AtomicUsize>) -> Result<Self, Error> {
+        open.fetch_add(1, Ordering::SeqCst);
+        let open = Open(open);
+        let log = log.state.subscribe();
+        let state = log.borrow().clone();
+        if state.failing {
+            return Err(Error::Unavailable("the fake is told to fail".into()));
+        }
+        let positions = positions(&state.lines);
+        let count = state.lines.len();
+        let last = |lines| count.saturating_sub(usize::try_from(lines).unwrap());
+        let mut cut = 0;
+        let wanted = match request.from {
+            From::Start => 0,
+            From::Last(lines) => last(lines),
+            From::Since(since) => state.lines.iter().position(|(time, _)| *time >= since).unwrap_or(count),
+            From::After(position) => {
+                cut = usize::try_from(position.offset).unwrap();
+                let whole = Position { offset: 0, ..position };
+                positions.iter().position(|at| *at == whole).expect("a position that was given out")
+            }
+        };
+        let next = wanted.max(state.rotated.min(count));
+        let lost = matches!(request.from, From::After(_)) && next > wanted;
+        let after = positions[next];
+        let gap = SourceGap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, after };
+        Ok(Self {
+            at: Position { offset: if lost { 0 } else { cut as u64 }, ..positions[next] },
+            log,
+            follow: request.follow,
+            next,
+            gap: lost.then_some(gap),
+            cut: if lost { 0 } else { cut },
+            batch_lines: if batch_lines == 0 { 1_000 } else { batch_lines },
+            _open: open,
+        })
+    }
+
+    fn into_stream(self) -> futures_core::stream::BoxStream<'static, Result<TailItem, Error>> {
+        futures_util::stream::unfold(self, |mut reader| async {
+            let item = reader.next().await?;
+            Some((item, reader))
+        })
+        .boxed()
+    }
+
+    async fn next(&mut self) -> Option<Result<TailItem, Error>> {
+        loop {
+            if let Some(gap) = self.gap.take() {
+                return Some(Ok(TailItem::Gap(gap)));
+            }
+            let state = self.log.borrow_and_update().clone();
+            if state.failing {
+                return Some(Err(Error::Unavailable("the fake is told to fail".into())));
+            }
+            let end = state.lines.len().min(self.next + self.batch_lines);
+            if let Some(batch) = self.batch(&state, end) {
+                return Some(Ok(batch));
+            }
+            if !self.follow || state.ended {
+                return None;
+            }
+            self.log.changed().await.ok()?;
+        }
+    }
+
+    fn batch(&mut self, state: &LogState, end: usize) -> Option<TailItem> {
+        let (mut data, mut lines) = (Vec::new(), Vec::new());
+        while self.next < end {
+            let (time, printed) = &state.lines[self.next];
+            let after = self.at.after_line(*time);
+            match printed {
+                Printed::Line(line) => {
+                    data.extend_from_slice(&line[self.cut..]);
+                    lines.push(Line { end: data.len(), time: *time, after, ends: true });
+                }
+                Printed::Lost(_) if !lines.is_empty() => break,
+                Printed::Lost(count) => {
+                    (self.at, self.next) = (after, self.next + 1);
+                    let (lines, bytes) = (*count, 10 * count);
+                    return Some(TailItem::Gap(SourceGap { cause: GapCause::Source, lines, bytes, exact: true, after }));
+                }
+            }
+            (self.at, self.next, self.cut) = (after, self.next + 1, 0);
+        }
+        (!lines.is_empty()).then(|| TailItem::Lines(LineBatch { data: data.into(), lines }))
+    }
+}
+
+impl LogState {
+    fn push(&mut self, printed: Printed) {
+        // Two of each time, so that a time alone tells nothing.
+        let time = LogTime::from_nanos(1_000 + i64::try_from(self.lines.len() / 2).unwrap());
+        self.lines.push((time, printed));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The position before each line, and behind the last.
+fn positions(lines: &[(LogTime, Printed)]) -> Vec<Position> {
+    let mut at = Position::START;
+    let mut all = vec![at];
+    for (time, _) in lines {
+        at = at.after_line(*time);
+        all.push(at);
+    }
+    all
+}
