@@ -2,14 +2,9 @@
 
 use leasemux::model::limits::Limits;
 use tonic::Code;
-use tonic_types::StatusExt as _;
 
 use crate::support::gateway::{Scene, proto_lease};
 use crate::support::lease;
-
-fn reason(status: &tonic::Status) -> String {
-    status.get_details_error_info().expect("every refusal has a reason").reason
-}
 
 #[tokio::test(start_paused = true)]
 async fn strangers_are_told_the_same_whether_a_lease_exists_or_not() {

@@ -17,10 +17,10 @@ use leasemux::logs::fanout::Fanout;
 use leasemux::logs::replica::World as Surroundings;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
-use leasemux::model::time::LogTime;
 use leasemux::model::proto;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
+use leasemux::model::time::LogTime;
 use rustls::pki_types::CertificateDer;
 use tokio::io::DuplexStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -31,6 +31,9 @@ use super::world::World;
 
 /// Bytes that a pipe holds: less than a stream's send buffer, so that a peer that does not read is felt.
 const PIPE_BYTES: usize = 16 * 1024;
+
+/// What a client takes before it must be read.
+const WINDOW_BYTES: u32 = 65_535;
 
 /// A gateway under test.
 pub(crate) struct Gateway {
@@ -59,7 +62,10 @@ impl Trust for Everyone {
 
 impl Gateway {
     pub(crate) fn new(limits: Limits) -> Self {
-        let world = World::default();
+        Self::over(World::default(), Arc::default(), limits)
+    }
+
+    fn over(world: World, trust: Arc<Everyone>, limits: Limits) -> Self {
         let exporter = Exporter::new().unwrap();
         let limits = Arc::new(limits);
         let surroundings = Surroundings {
@@ -69,12 +75,10 @@ impl Gateway {
         };
         let fanout = Fanout::new(surroundings);
         let drain = Drain::default();
-        let trust = Arc::new(Everyone::default());
         let gate = Gate::new(Arc::clone(&trust) as Arc<dyn Trust>);
         let service = LeaseService::new(gate, fanout.clone(), drain.clone());
         let (routes, _) = server::routes().unwrap();
-        let connections =
-            Connections::new(service, routes, limits, exporter.metrics.clone(), drain.clone());
+        let connections = Connections::new(service, routes, limits, exporter.metrics.clone(), drain.clone());
         Self { world, drain, fanout, exporter, connections, trust }
     }
 
@@ -86,7 +90,13 @@ impl Gateway {
             let pipe = pipe.take();
             async move { pipe.map(TokioIo::new).ok_or_else(|| std::io::Error::other("one connection only")) }
         });
-        Endpoint::from_static("http://gateway").connect_with_connector(connector).await.unwrap()
+        // As small as HTTP/2 has them, so that a stream that is not read is felt soon.
+        Endpoint::from_static("http://gateway")
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .connect_with_connector(connector)
+            .await
+            .unwrap()
     }
 
     /// The client's end of a connection.
@@ -119,10 +129,22 @@ impl Gateway {
         LeaseRpcClient::new(self.channel_of(Some(certificate.to_vec())).await)
     }
 
+    /// Waits until a condition holds, while time goes on.
+    pub(crate) async fn eventually(&self, condition: impl Fn(&Self) -> bool) {
+        let patience = std::time::Duration::from_secs(1_000);
+        let wait = async {
+            while !condition(self) {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(patience, wait).await.expect("the condition holds at last");
+    }
+
     /// The present value of a metric, by name and labels as Prometheus writes them.
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let text = self.exporter.render();
-        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        let line =
+            text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         let line = line.unwrap_or_else(|| panic!("no {series} in\n{text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
@@ -145,6 +167,22 @@ impl Scene {
         Self { gateway, lease, certificate }
     }
 
+    /// The same world, served by another gateway.
+    pub(crate) fn successor(&self) -> Self {
+        let old = &self.gateway;
+        let gateway = Gateway::over(old.world.clone(), Arc::clone(&old.trust), Limits::default());
+        Self { gateway, lease: self.lease.clone(), certificate: self.certificate.clone() }
+    }
+
+    /// Goes on where a stream ended: on a new one, from its cursors, adding to what it received.
+    pub(crate) async fn resume(&self, ended: Stream, request: ServiceLogsRequest) -> Stream {
+        let received = ended.received;
+        drop((ended.stream, ended.client));
+        let resume = received.cursors.values().cloned().collect();
+        let stream = self.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
+        Stream { received, ..stream }
+    }
+
     /// A request for all logs of the lease.
     pub(crate) fn request(&self) -> ServiceLogsRequest {
         ServiceLogsRequest { lease_id: Some(proto_lease(&self.lease)), ..ServiceLogsRequest::default() }
@@ -154,7 +192,7 @@ impl Scene {
     pub(crate) async fn open(&self, request: ServiceLogsRequest) -> Result<Stream, Status> {
         let mut client = self.gateway.client(&self.certificate).await;
         let stream = client.service_logs(request).await?.into_inner();
-        Ok(Stream { stream, received: Received::default(), _client: client })
+        Ok(Stream { stream, received: Received::default(), client })
     }
 }
 
@@ -174,7 +212,7 @@ pub(crate) fn proto_lease(lease: &LeaseId) -> proto::market::LeaseId {
 pub(crate) struct Stream {
     stream: Streaming<ServiceLogsResponse>,
     pub(crate) received: Received,
-    _client: LeaseRpcClient<Channel>,
+    client: LeaseRpcClient<Channel>,
 }
 
 impl Stream {

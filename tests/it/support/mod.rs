@@ -5,6 +5,7 @@ pub(crate) mod oracle;
 pub(crate) mod world;
 
 use leasemux::model::id::{Address, LeaseId};
+use tonic_types::StatusExt as _;
 
 /// The account of a tenant, by a number.
 pub(crate) fn account(number: u8) -> Address {
@@ -14,4 +15,9 @@ pub(crate) fn account(number: u8) -> Address {
 /// A lease of a tenant, by a number.
 pub(crate) fn lease(tenant: u8) -> LeaseId {
     LeaseId::new(account(tenant).as_str(), 7, 1, 1, account(200).as_str()).unwrap()
+}
+
+/// The stable word for why a call was refused, which every refusal has.
+pub(crate) fn reason(status: &tonic::Status) -> String {
+    status.get_details_error_info().expect("every refusal has a reason").reason
 }

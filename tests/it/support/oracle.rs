@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use leasemux::model::id::Instance;
-use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
 use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
 
 use super::world::World;
 
@@ -12,6 +12,8 @@ use super::world::World;
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     replicas: BTreeMap<(String, u32), Vec<Seen>>,
+    /// How many lines have ended in the logs of each replica.
+    lines: BTreeMap<(String, u32), usize>,
     /// The newest cursor of each replica.
     pub(crate) cursors: BTreeMap<(String, u32), Cursor>,
 }
@@ -47,6 +49,8 @@ impl Received {
             seen.push(Seen::Event(event.kind(), event.instance));
         } else if !entry.logs.is_empty() {
             let instance = cursor.as_ref().expect("logs have a cursor").instance.clone();
+            let ended = entry.logs.iter().filter(|byte| **byte == b'\n').count();
+            *self.lines.entry(key.clone()).or_default() += ended;
             seen.push(Seen::Logs(instance, entry.logs.to_vec()));
         }
         if let Some(cursor) = cursor {
@@ -59,15 +63,22 @@ impl Received {
         self.replicas.get(&(service.to_owned(), replica)).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether the logs of a replica end so.
+    pub(crate) fn ends_with(&self, service: &str, replica: u32, end: &str) -> bool {
+        let last = self.of(service, replica).iter().rev().find_map(Seen::logs);
+        last.is_some_and(|bytes| bytes.ends_with(end.as_bytes()))
+    }
+
     /// All log bytes of a replica.
     pub(crate) fn text(&self, service: &str, replica: u32) -> String {
-        let bytes: Vec<u8> = self.of(service, replica).iter().filter_map(Seen::logs).flatten().copied().collect();
+        let bytes: Vec<u8> =
+            self.of(service, replica).iter().filter_map(Seen::logs).flatten().copied().collect();
         String::from_utf8(bytes).unwrap()
     }
 
     /// How many lines have ended in the logs of a replica.
     pub(crate) fn lines(&self, service: &str, replica: u32) -> usize {
-        self.of(service, replica).iter().filter_map(Seen::logs).flatten().filter(|byte| **byte == b'\n').count()
+        self.lines.get(&(service.to_owned(), replica)).copied().unwrap_or_default()
     }
 
     /// The kinds of the events of a replica.

@@ -93,11 +93,13 @@ impl World {
 
     /// Ends the present run of a replica.
     pub(crate) fn end(&self, lease: &LeaseId, replica: &Replica, exit_code: i32) {
-        let instance = self.leases()[lease].borrow().replica(replica).unwrap().newest().unwrap().instance.clone();
+        let instance =
+            self.leases()[lease].borrow().replica(replica).unwrap().newest().unwrap().instance.clone();
         self.logs()[&instance].state.send_modify(|log| log.ended = true);
         self.change(lease, |view| {
-            let slot = view.services.get_mut(&replica.service).unwrap().replicas.get_mut(&replica.index).unwrap();
-            let time = LogTime::from_nanos(2);
+            let slot =
+                view.services.get_mut(&replica.service).unwrap().replicas.get_mut(&replica.index).unwrap();
+            let time = LogTime::from_nanos(1_000_000);
             slot.runs.last_mut().unwrap().end =
                 Some(RunEnd { time, exit_code: Some(exit_code), signal: None, reason: "Error".into() });
             slot.state = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
@@ -198,7 +200,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn open(log: &Log, request: TailRequest, batch_lines: usize, open: Arc<AtomicUsize>) -> Result<Self, Error> {
+    fn open(
+        log: &Log,
+        request: TailRequest,
+        batch_lines: usize,
+        open: Arc<AtomicUsize>,
+    ) -> Result<Self, Error> {
         open.fetch_add(1, Ordering::SeqCst);
         let open = Open(open);
         let log = log.state.subscribe();
@@ -249,19 +256,30 @@ impl Reader {
             if let Some(gap) = self.gap.take() {
                 return Some(Ok(TailItem::Gap(gap)));
             }
-            let state = self.log.borrow_and_update().clone();
-            if state.failing {
-                return Some(Err(Error::Unavailable("the fake is told to fail".into())));
-            }
-            let end = state.lines.len().min(self.next + self.batch_lines);
-            if let Some(batch) = self.batch(&state, end) {
-                return Some(Ok(batch));
-            }
-            if !self.follow || state.ended {
-                return None;
+            if let Some(step) = self.look() {
+                return step;
             }
             self.log.changed().await.ok()?;
         }
+    }
+
+    /// What is there now; `None` if it must be waited for.
+    fn look(&mut self) -> Option<Option<Result<TailItem, Error>>> {
+        let mut log = self.log.clone();
+        let state = log.borrow_and_update();
+        if state.failing {
+            return Some(Some(Err(Error::Unavailable("the fake is told to fail".into()))));
+        }
+        let end = state.lines.len().min(self.next + self.batch_lines);
+        if let Some(batch) = self.batch(&state, end) {
+            return Some(Some(Ok(batch)));
+        }
+        if !self.follow || state.ended {
+            return Some(None);
+        }
+        drop(state);
+        self.log = log;
+        None
     }
 
     fn batch(&mut self, state: &LogState, end: usize) -> Option<TailItem> {
@@ -278,7 +296,13 @@ impl Reader {
                 Printed::Lost(count) => {
                     (self.at, self.next) = (after, self.next + 1);
                     let (lines, bytes) = (*count, 10 * count);
-                    return Some(TailItem::Gap(SourceGap { cause: GapCause::Source, lines, bytes, exact: true, after }));
+                    return Some(TailItem::Gap(SourceGap {
+                        cause: GapCause::Source,
+                        lines,
+                        bytes,
+                        exact: true,
+                        after,
+                    }));
                 }
             }
             (self.at, self.next, self.cut) = (after, self.next + 1, 0);
