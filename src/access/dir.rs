@@ -16,6 +16,8 @@
 mod file;
 mod index;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;

@@ -318,6 +318,17 @@ impl Drop for Made {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt as _;
+    use std::sync::Arc;
+
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+    use rustls::pki_types::{ServerName, UnixTime};
+    use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+    use rustls::sign::{CertifiedKey, SingleCertAndKey};
+    use rustls::{
+        ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, ServerConfig,
+        ServerConnection, SignatureScheme,
+    };
 
     use super::*;
     use crate::access::testing::NOW;
@@ -381,7 +392,7 @@ mod tests {
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
         assert_eq!(
             parsed.subject().to_string(),
-            format!("CN={owner}, 2.23.133.2.6={FORM}")
+            format!("CN={owner}, OID(2.23.133.2.6)={FORM}")
         );
         assert_eq!(parsed.subject(), parsed.issuer());
         let usage = parsed.key_usage().unwrap().unwrap().value;
@@ -501,6 +512,147 @@ mod tests {
         }
         std::fs::remove_file(dir.join(ADDRESS_FILE)).unwrap();
         IdentityFiles::load(&dir).unwrap();
+    }
+
+    /// Proof of possession and nothing more, on either side.
+    #[derive(Debug)]
+    struct PossessionOnly(Arc<CryptoProvider>);
+
+    impl PossessionOnly {
+        fn check(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            let key = public_key(certificate).ok_or(rustls::CertificateError::BadEncoding)?;
+            let algorithms = &self.0.signature_verification_algorithms;
+            verify_tls13_signature_with_raw_key(message, &key, signature, algorithms)
+        }
+    }
+
+    impl ClientCertVerifier for PossessionOnly {
+        fn root_hint_subjects(&self) -> &[DistinguishedName] {
+            &[]
+        }
+
+        fn verify_client_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: UnixTime,
+        ) -> Result<ClientCertVerified, rustls::Error> {
+            Ok(ClientCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            unreachable!("TLS 1.3 only")
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            self.check(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
+
+    impl ServerCertVerifier for PossessionOnly {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            unreachable!("TLS 1.3 only")
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            self.check(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.signature_verification_algorithms.supported_schemes()
+        }
+    }
+
+    type Credentials = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+    /// A handshake in memory; yields what the server saw of the client.
+    fn shake_hands(
+        server: Credentials,
+        client: Credentials,
+    ) -> Result<Vec<CertificateDer<'static>>, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = Arc::new(PossessionOnly(Arc::clone(&provider)));
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::clone(&verifier) as Arc<dyn ClientCertVerifier>)
+            .with_single_cert(server.0, server.1)?;
+        let mut server = ServerConnection::new(Arc::new(config))?;
+        let signer = any_supported_type(&client.1)?;
+        let resolver = SingleCertAndKey::from(CertifiedKey::new(client.0, signer));
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(Arc::new(resolver));
+        let mut client = ClientConnection::new(Arc::new(config), "mtls.localhost".try_into().unwrap())?;
+        while server.is_handshaking() || client.is_handshaking() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            wire.clear();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(server.peer_certificates().unwrap().to_vec())
+    }
+
+    #[test]
+    fn a_handshake_takes_it_from_its_holder_only() {
+        let ((_one, first), (_two, second)) = (fresh(), fresh());
+        let parts = |dir: &Path| IdentityFiles::load(dir).unwrap().into_parts();
+        let seen = shake_hands(parts(&second), parts(&first)).unwrap();
+        assert_eq!(seen, parts(&first).0);
+        let stolen = (parts(&first).0, parts(&second).1);
+        let error = shake_hands(parts(&second), stolen).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature)
+            ),
+            "{error}"
+        );
     }
 
     #[test]

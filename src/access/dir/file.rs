@@ -28,6 +28,8 @@ const STAMP_STEP: Duration = Duration::from_secs(1);
 pub(super) struct FileId {
     device: u64,
     inode: u64,
+    /// Numbers of removed files are used again. `None` where the file system does not keep it.
+    born: Option<SystemTime>,
 }
 
 /// The directory as such, whatever its name.
@@ -165,6 +167,7 @@ impl Stamp {
             id: FileId {
                 device: metadata.dev(),
                 inode: metadata.ino(),
+                born: metadata.created().ok(),
             },
             bytes: metadata.size(),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
