@@ -49,7 +49,7 @@ pub struct Standing {
 
 impl Peer {
     /// The peer of a connection whose handshake proved that it holds the key of the first certificate of `chain`. Costs one
-    /// check of a signature, about a tenth of a handshake.
+    /// check of a signature.
     pub fn new(chain: Option<&[CertificateDer<'_>]>) -> Self {
         let certificate = chain.filter(|chain| !chain.is_empty()).map(Presented::from_chain);
         Self { certificate }

@@ -9,18 +9,17 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use rustix::io::Errno;
+
+use super::SETTLE;
 use super::file::{self, DirId, Fault, FileId, Reading, Stamp};
 use super::index::Key;
 use crate::access::cert::Presented;
 
 /// Most files that are read, in order of name. Tenants of one provider are some hundreds.
 pub(super) const FILES_MAX: usize = 16_384;
-
-/// For this long a certificate that is missing from a file written in place still counts, and what is wrong with a file is not
-/// yet said: it may be half written. Copying a file takes less.
-pub(super) const SETTLE: Duration = Duration::from_millis(300);
 
 /// A directory, as last seen.
 #[derive(Debug)]
@@ -29,6 +28,8 @@ pub(super) struct Scanner {
     files: BTreeMap<OsString, Held>,
     /// `None` if the next look must be thorough anyway.
     stamp: Option<Stamp>,
+    /// Whether [`Scanner::trusted`] may have changed since it was last asked.
+    dirty: bool,
     /// Said once for as long as it lasts.
     told_too_many: bool,
 }
@@ -38,7 +39,7 @@ pub(super) struct Scanner {
 pub(super) struct Look {
     /// The directory itself.
     pub(super) dir: DirId,
-    /// Whether [`Scanner::trusted`] may have changed.
+    /// Whether [`Scanner::trusted`] may have changed since it was last asked.
     pub(super) changed: bool,
     /// How many files were read.
     pub(super) read: usize,
@@ -89,6 +90,7 @@ impl Scanner {
             dir: dir.to_owned(),
             files: BTreeMap::new(),
             stamp: None,
+            dirty: false,
             told_too_many: false,
         }
     }
@@ -97,58 +99,72 @@ impl Scanner {
     /// Files that did not change are not read again.
     ///
     /// # Errors
-    /// If the directory itself cannot be read. Everything stays as it was.
+    /// If the directory itself cannot be read. What was seen before then holds.
     pub(super) fn look(&mut self, now: Instant, thorough: bool) -> io::Result<Look> {
         let stamp = Stamp::of(&std::fs::metadata(&self.dir)?);
-        let (mut changed, mut read) = (false, 0);
+        let mut read = 0;
         if thorough || self.stamp != Some(stamp) {
+            self.stamp = None;
             let listing = Listing::of(&self.dir)?;
-            (changed, read) = self.take(&listing, now);
+            let links = listing.links;
+            read = self.take(listing, stamp.id, now)?;
             let unreadable = self.files.values().any(Held::is_unreadable);
-            self.stamp = stamp.if_old().filter(|_| !listing.links && !unreadable);
+            self.stamp = stamp.if_old().filter(|_| !links && !unreadable);
         }
         for (name, held) in &mut self.files {
-            changed |= held.settle(name, now);
+            self.dirty |= held.settle(name, now);
         }
         Ok(Look {
             dir: stamp.id,
-            changed,
+            changed: self.dirty,
             read,
             settles: self.files.values().filter_map(|held| held.settles).min(),
         })
     }
 
-    /// Whether what counts changed, and how many files were read.
-    fn take(&mut self, listing: &Listing, now: Instant) -> (bool, usize) {
-        let too_many = listing.too_many;
-        if too_many && !self.told_too_many {
-            tracing::warn!(dir = ?self.dir, limit = FILES_MAX, "trust directory: too many files; the last by name are ignored");
+    /// Looks at every file; yields how many were read.
+    fn take(&mut self, listing: Listing, dir: DirId, now: Instant) -> io::Result<usize> {
+        let Listing {
+            mut names, too_many, ..
+        } = listing;
+        if too_many {
+            if !self.told_too_many {
+                tracing::warn!(dir = ?self.dir, limit = FILES_MAX, "trust directory: too many files; the last by name are ignored");
+            }
+            let before = self.files.len();
+            self.files.retain(|name, _| names.contains(name));
+            self.dirty |= self.files.len() != before;
+        } else {
+            // A name that is renamed over while the directory is listed may be left out: only asking for it is sure.
+            names.extend(self.files.keys().cloned());
         }
         self.told_too_many = too_many;
-        let before = self.files.len();
-        self.files.retain(|name, _| listing.names.contains(name));
-        let mut changed = self.files.len() != before;
         let mut read = 0;
-        for name in &listing.names {
+        for name in names {
             let held = self.files.entry(name.clone()).or_default();
-            match held.look(&self.dir.join(name), now) {
+            match held.look(&self.dir.join(&name), now) {
                 Seen::Same => {}
-                Seen::Read { changed: counts } => {
-                    changed |= counts;
+                Seen::Read { changed } => {
+                    self.dirty |= changed;
                     read += 1;
                 }
                 Seen::Gone => {
-                    changed = true;
-                    self.files.remove(name);
+                    // Or is it the directory that is gone?
+                    if Stamp::of(&std::fs::metadata(&self.dir)?).id != dir {
+                        return Err(io::Error::other("replaced while it was read"));
+                    }
+                    self.files.remove(&name);
+                    self.dirty = true;
                 }
             }
         }
-        (changed, read)
+        Ok(read)
     }
 
     /// What is to be trusted. Of several certificates with the same owner and serial number, the one in the file that sorts
     /// first.
     pub(super) fn trusted(&mut self) -> HashMap<Key, Arc<[u8]>> {
+        self.dirty = false;
         let mut trusted = HashMap::new();
         for (name, held) in &mut self.files {
             let mut double = false;
@@ -205,6 +221,14 @@ fn is_pem(name: &OsString) -> bool {
     name.ends_with(b".pem") && !name.starts_with(b".")
 }
 
+/// Whether a name leads nowhere, itself or as a link.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    ) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+}
+
 // === impl Held ===
 
 impl Held {
@@ -216,7 +240,7 @@ impl Held {
         }
         let error = match file::read(path) {
             Ok(reading) => return self.take(reading, now),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Seen::Gone,
+            Err(error) if is_gone(&error) => return Seen::Gone,
             Err(error) => error,
         };
         match stamp {
@@ -287,6 +311,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::sync::LazyLock;
+    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -429,6 +454,33 @@ mod tests {
         world.look(STEP);
         assert!(trusted.withdrawn().is_cancelled());
         assert_eq!(world.index.len(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_holds_on() {
+        let mut world = World::new();
+        fs::write(world.path("a.pem"), pem(&[0])).unwrap();
+        world.look(STEP);
+        let trusted = world.trusted(0).unwrap();
+        let link = |world: &World, to: &str| {
+            symlink(to, world.path("temporary")).unwrap();
+            fs::rename(world.path("temporary"), world.path("a.pem")).unwrap();
+        };
+        // A name that is too long: no error that says that nothing is there.
+        link(&world, &"x".repeat(300));
+        for _ in 0..3 {
+            world.look(SETTLE);
+            assert!(!trusted.withdrawn().is_cancelled());
+        }
+        let aside = world.outer.path().join("aside");
+        fs::rename(&world.scanner.dir, &aside).unwrap();
+        world.scanner.look(world.now, true).unwrap_err();
+        fs::rename(&aside, &world.scanner.dir).unwrap();
+        world.look(SETTLE);
+        assert!(!trusted.withdrawn().is_cancelled());
+        link(&world, "a.pem");
+        world.look(STEP);
+        assert!(trusted.withdrawn().is_cancelled(), "a link to itself is nothing");
     }
 
     #[test]
