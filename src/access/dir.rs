@@ -3,8 +3,10 @@
 //! Files are picked up and dropped while running. What a change does, and when:
 //! - A certificate that appears is trusted within [`REST`] of the system's telling of it.
 //! - A certificate whose file is removed, or replaced by renaming another over it, is withdrawn as fast.
-//! - A certificate that goes missing from a file that is written in place is withdrawn [`SETTLE`](scan::SETTLE) later: a file
-//!   that is being rewritten is empty for a moment, and that must cut no streams. Together with `REST`: within a second.
+//! - A certificate that goes missing from a file that is written in place is withdrawn [`SETTLE`] later: a file that is
+//!   being rewritten is empty for a moment, and that must cut no streams.
+//! - So a removal takes effect within a second, and where the system cannot watch the directory and it is polled instead
+//!   ([`POLL`](crate::host::notify::POLL)), little more.
 //! - Where the system tells of nothing, a look once in the poll interval finds it: what happens to a file behind a link, and
 //!   files that are added to, removed from or renamed in a directory on another machine, or that is itself behind a link. Such
 //!   a look costs one system call, unless there are links or the directory changed. Only a file that another machine writes in
@@ -16,6 +18,8 @@
 mod file;
 mod index;
 mod scan;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
@@ -38,6 +42,10 @@ use crate::model::id::Owner;
 
 /// At least this lies between two looks at the directory, so that copying a thousand files into it costs a few looks.
 pub const REST: Duration = Duration::from_millis(200);
+
+/// For this long a certificate that is missing from a file written in place still counts, and what is wrong with a file is not
+/// yet said: it may be half written. Copying a file takes less.
+pub const SETTLE: Duration = Duration::from_millis(300);
 
 /// Trust from a directory. Dropping it ends the watching; trust that was given then stays.
 pub struct DirTrust {
@@ -89,12 +97,18 @@ impl DirTrust {
             blind: false,
         };
         let first = keeper.look(true).await;
-        first.map_err(|error| OpenError { dir: dir.to_owned(), error })?;
+        first.map_err(|error| OpenError {
+            dir: dir.to_owned(),
+            error,
+        })?;
         let index = Arc::clone(&keeper.index);
         tracing::info!(?dir, certificates = index.len(), "trust directory read");
         #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
         let task = tokio::spawn(keeper.run());
-        Ok(Self { index, _keeper: AbortOnDropHandle::new(task) })
+        Ok(Self {
+            index,
+            _keeper: AbortOnDropHandle::new(task),
+        })
     }
 
     /// How many certificates are trusted at present.
@@ -109,14 +123,19 @@ impl Trust for DirTrust {
         owner: &'a Owner,
         serial: &'a Serial,
     ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
-        let verdict = self.index.get(owner, serial).map_or(Verdict::Unknown, Verdict::Trusted);
+        let verdict = self
+            .index
+            .get(owner, serial)
+            .map_or(Verdict::Unknown, Verdict::Trusted);
         Box::pin(std::future::ready(Ok(verdict)))
     }
 }
 
 impl fmt::Debug for DirTrust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirTrust").field("certificates", &self.index.len()).finish_non_exhaustive()
+        f.debug_struct("DirTrust")
+            .field("certificates", &self.index.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,0 +1,265 @@
+//! A trust directory as it is used: real files, a real notifier.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::access::cert::Presented;
+use crate::access::testing::Tenant;
+use crate::access::trust::Trusted;
+
+/// How long a machine under load may take; nothing is decided by less.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a condition is looked at while it is waited for.
+const GLANCE: Duration = Duration::from_millis(10);
+
+struct Issued {
+    certificate: Presented,
+    pem: String,
+}
+
+fn issue(number: u8, serial: u64) -> Issued {
+    let (certificate, pem) = Tenant::new(number, serial).issue();
+    Issued { certificate, pem }
+}
+
+async fn open(dir: &Path) -> DirTrust {
+    // So long a poll never comes: what these tests see, the system told.
+    let poll = Duration::from_secs(3600);
+    DirTrust::open(dir, &Notifier::start(), poll).await.unwrap()
+}
+
+async fn ask(trust: &DirTrust, issued: &Issued) -> Option<Trusted> {
+    let certificate = &issued.certificate;
+    match trust.certificate(certificate.owner(), certificate.serial()).await {
+        Ok(Verdict::Trusted(trusted)) if trusted.der() == certificate.der() => Some(trusted),
+        _ => None,
+    }
+}
+
+async fn appears(trust: &DirTrust, issued: &Issued) -> Trusted {
+    let wait = async {
+        loop {
+            if let Some(trusted) = ask(trust, issued).await {
+                return trusted;
+            }
+            sleep(GLANCE).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("not picked up")
+}
+
+async fn ends(trusted: &Trusted) {
+    tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled())
+        .await
+        .expect("not withdrawn");
+}
+
+fn rename_into(dir: &Path, name: &str, content: &str) {
+    let temporary = dir.join("temporary");
+    fs::write(&temporary, content).unwrap();
+    fs::rename(temporary, dir.join(name)).unwrap();
+}
+
+#[tokio::test]
+async fn files_are_picked_up_and_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second, third] = [1, 2, 3].map(|n| issue(n, 1));
+    fs::write(dir.path().join("first.pem"), &first.pem).unwrap();
+    let trust = open(dir.path()).await;
+    let first_trusted = ask(&trust, &first).await.expect("read at start");
+
+    // Two in one file, with what else tools leave there.
+    let both = format!("# tenants\n{}\n{}", second.pem, third.pem);
+    fs::write(dir.path().join("more.pem"), both).unwrap();
+    let second_trusted = appears(&trust, &second).await;
+    let third_trusted = appears(&trust, &third).await;
+
+    fs::remove_file(dir.path().join("first.pem")).unwrap();
+    ends(&first_trusted).await;
+    assert!(ask(&trust, &first).await.is_none());
+
+    fs::write(dir.path().join("more.pem"), &third.pem).unwrap();
+    ends(&second_trusted).await;
+    assert!(!third_trusted.withdrawn().is_cancelled());
+    assert_eq!(trust.certificates(), 1);
+}
+
+#[tokio::test]
+async fn a_replaced_certificate_is_withdrawn() {
+    let dir = tempfile::tempdir().unwrap();
+    // Of the same owner and serial number, but another key.
+    let [old, new] = [issue(1, 1), issue(1, 1)];
+    fs::write(dir.path().join("tenant.pem"), &old.pem).unwrap();
+    let trust = open(dir.path()).await;
+    let trusted = ask(&trust, &old).await.unwrap();
+    rename_into(dir.path(), "tenant.pem", &new.pem);
+    ends(&trusted).await;
+    appears(&trust, &new).await;
+    assert!(ask(&trust, &old).await.is_none());
+}
+
+#[tokio::test]
+async fn what_is_no_pem_file_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let [good, hidden, other] = [1, 2, 3].map(|n| issue(n, 1));
+    fs::write(dir.path().join(".hidden.pem"), &hidden.pem).unwrap();
+    fs::write(dir.path().join("other.crt"), &other.pem).unwrap();
+    fs::create_dir(dir.path().join("directory.pem")).unwrap();
+    fs::write(dir.path().join("garbage.pem"), [0xff; 1000]).unwrap();
+    fs::write(dir.path().join("large.pem"), vec![b'x'; 1 << 20]).unwrap();
+    symlink("nowhere", dir.path().join("dangling.pem")).unwrap();
+    symlink("loop.pem", dir.path().join("loop.pem")).unwrap();
+    let pipe = dir.path().join("pipe.pem");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    fs::write(dir.path().join("good.pem"), &good.pem).unwrap();
+    let trust = open(dir.path()).await;
+    assert!(ask(&trust, &good).await.is_some());
+    assert_eq!(trust.certificates(), 1);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for (path, why) in [
+        (dir.path().join("missing"), "does not exist"),
+        (file, "is not a directory"),
+    ] {
+        let opened = DirTrust::open(&path, &Notifier::start(), PATIENCE).await;
+        let text = opened.unwrap_err().to_string();
+        assert_eq!(text, format!("trust directory {}: {why}", path.display()));
+    }
+}
+
+#[tokio::test]
+async fn the_last_state_outlives_the_directory() {
+    let outer = tempfile::tempdir().unwrap();
+    let (dir, aside) = (outer.path().join("trust"), outer.path().join("aside"));
+    let [kept, dropped, new] = [1, 2, 3].map(|n| issue(n, 1));
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("kept.pem"), &kept.pem).unwrap();
+    fs::write(dir.join("dropped.pem"), &dropped.pem).unwrap();
+    let trust = open(&dir).await;
+    let kept_trusted = ask(&trust, &kept).await.unwrap();
+    let dropped_trusted = ask(&trust, &dropped).await.unwrap();
+
+    fs::rename(&dir, &aside).unwrap();
+    // Seen to be gone: a change in what was the directory counts no longer.
+    fs::remove_file(aside.join("kept.pem")).unwrap();
+    fs::create_dir(outer.path().join("next")).unwrap();
+    fs::write(outer.path().join("next/kept.pem"), &kept.pem).unwrap();
+    fs::rename(outer.path().join("next"), &dir).unwrap();
+    fs::write(aside.join("nudge"), "").unwrap();
+    ends(&dropped_trusted).await;
+    assert!(!kept_trusted.withdrawn().is_cancelled());
+
+    // It is the new one that is watched now.
+    fs::write(dir.join("new.pem"), &new.pem).unwrap();
+    appears(&trust, &new).await;
+    assert!(!kept_trusted.withdrawn().is_cancelled());
+}
+
+#[tokio::test]
+async fn a_removed_directory_that_comes_back_is_read_again() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("trust");
+    let [kept, new] = [1, 2].map(|n| issue(n, 1));
+    fs::create_dir(&dir).unwrap();
+    let trust = open(&dir).await;
+    fs::write(dir.join("kept.pem"), &kept.pem).unwrap();
+    appears(&trust, &kept).await;
+    fs::remove_dir_all(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("new.pem"), &new.pem).unwrap();
+    appears(&trust, &new).await;
+}
+
+/// As Kubernetes mounts secrets and config maps: a link to a link, of which the second is turned.
+#[tokio::test]
+async fn links_are_followed_when_they_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let [old, new, same] = [issue(1, 1), issue(1, 2), issue(2, 1)];
+    for (version, tenant) in [("..one", &old), ("..two", &new)] {
+        let version = dir.path().join(version);
+        fs::create_dir(&version).unwrap();
+        fs::write(version.join("tenant.pem"), &tenant.pem).unwrap();
+        fs::write(version.join("same.pem"), &same.pem).unwrap();
+    }
+    symlink("..one", dir.path().join("..data")).unwrap();
+    symlink("..data/tenant.pem", dir.path().join("tenant.pem")).unwrap();
+    symlink("..data/same.pem", dir.path().join("same.pem")).unwrap();
+    let trust = open(dir.path()).await;
+    let old_trusted = ask(&trust, &old).await.unwrap();
+    let same_trusted = ask(&trust, &same).await.unwrap();
+    symlink("..two", dir.path().join("..turning")).unwrap();
+    fs::rename(dir.path().join("..turning"), dir.path().join("..data")).unwrap();
+    ends(&old_trusted).await;
+    appears(&trust, &new).await;
+    assert!(!same_trusted.withdrawn().is_cancelled());
+}
+
+#[tokio::test]
+async fn what_happens_behind_a_link_is_found_by_polling() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("trust");
+    let target = outer.path().join("target.pem");
+    let tenant = issue(1, 1);
+    fs::create_dir(&dir).unwrap();
+    fs::write(&target, &tenant.pem).unwrap();
+    symlink(&target, dir.join("tenant.pem")).unwrap();
+    let poll = Duration::from_millis(20);
+    let trust = DirTrust::open(&dir, &Notifier::start(), poll).await.unwrap();
+    let trusted = ask(&trust, &tenant).await.unwrap();
+    fs::remove_file(&target).unwrap();
+    ends(&trusted).await;
+    fs::write(&target, &tenant.pem).unwrap();
+    appears(&trust, &tenant).await;
+}
+
+/// The trust directory is a link itself, and is turned to another: the system does not tell.
+#[tokio::test]
+async fn a_directory_behind_a_link_that_turns_is_found_by_polling() {
+    let outer = tempfile::tempdir().unwrap();
+    let [old, new, late] = [1, 2, 3].map(|n| issue(n, 1));
+    for (name, tenant) in [("one", &old), ("two", &new)] {
+        let dir = outer.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("tenant.pem"), &tenant.pem).unwrap();
+    }
+    let (dir, turning) = (outer.path().join("trust"), outer.path().join("turning"));
+    symlink("one", &dir).unwrap();
+    let poll = Duration::from_millis(20);
+    let trust = DirTrust::open(&dir, &Notifier::start(), poll).await.unwrap();
+    let old_trusted = ask(&trust, &old).await.unwrap();
+    symlink("two", &turning).unwrap();
+    fs::rename(&turning, &dir).unwrap();
+    ends(&old_trusted).await;
+    appears(&trust, &new).await;
+    fs::write(dir.join("late.pem"), &late.pem).unwrap();
+    appears(&trust, &late).await;
+}
+
+#[tokio::test]
+async fn without_inotify_it_works_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = issue(1, 1);
+    let trust = DirTrust::open(dir.path(), &Notifier::polling(), PATIENCE)
+        .await
+        .unwrap();
+    fs::write(dir.path().join("tenant.pem"), &tenant.pem).unwrap();
+    let trusted = appears(&trust, &tenant).await;
+    fs::remove_file(dir.path().join("tenant.pem")).unwrap();
+    ends(&trusted).await;
+}
