@@ -3,6 +3,7 @@
 //! A platform has three verbs, and only two of them are needed to follow logs: [`Platform::watch`] tells what runs,
 //! [`Platform::tail`] delivers lines. Dropping what they return stops the work behind it.
 
+pub mod cri;
 pub mod local;
 
 use std::fmt;
