@@ -4,6 +4,7 @@
 //! [`Platform::tail`] delivers lines. Dropping what they return stops the work behind it.
 
 pub mod cri;
+pub mod local;
 pub mod tail;
 
 use std::fmt;

@@ -4,5 +4,6 @@
 //! sockets wait for conditions under a generous deadline. None sleeps, and each test of logs ends by asking the oracle.
 
 mod contract;
+mod local;
 mod logs;
 mod support;

@@ -75,11 +75,7 @@ impl fmt::Display for PodDir<'_> {
 impl LogName {
     /// The file of run `restarts` that is being written.
     pub fn active(restarts: u32) -> Self {
-        Self {
-            restarts,
-            rotated: None,
-            gz: false,
-        }
+        Self { restarts, rotated: None, gz: false }
     }
 
     /// Reads the name of a file; `None` if it is none of a log's.
@@ -94,14 +90,8 @@ impl LogName {
             return Some(Self::active(number));
         }
         let rest = rest.strip_prefix('.')?;
-        let (suffix, gz) = rest
-            .strip_suffix(GZ)
-            .map_or((rest, false), |suffix| (suffix, true));
-        is_rotation_suffix(suffix).then(|| Self {
-            restarts: number,
-            rotated: Some(suffix.to_owned()),
-            gz,
-        })
+        let (suffix, gz) = rest.strip_suffix(GZ).map_or((rest, false), |suffix| (suffix, true));
+        is_rotation_suffix(suffix).then(|| Self { restarts: number, rotated: Some(suffix.to_owned()), gz })
     }
 }
 
@@ -119,9 +109,7 @@ impl fmt::Display for LogName {
 fn is_rotation_suffix(suffix: &str) -> bool {
     let (stamp, fraction) = suffix.split_once('.').unwrap_or((suffix, "000000000"));
     let digits = |text: &str, len: usize| text.len() == len && text.bytes().all(|byte| byte.is_ascii_digit());
-    stamp
-        .split_once('-')
-        .is_some_and(|(date, time)| digits(date, 8) && digits(time, 6))
+    stamp.split_once('-').is_some_and(|(date, time)| digits(date, 8) && digits(time, 6))
         && digits(fraction, 9)
 }
 
@@ -137,15 +125,7 @@ mod tests {
             dir.container(Path::new("/var/log/pods"), "web"),
             Path::new("/var/log/pods/ns_web-0_5f3c/web")
         );
-        for name in [
-            "",
-            "ns",
-            "ns_pod",
-            "_pod_uid",
-            "ns__uid",
-            "ns_pod_",
-            "ns_pod_uid_more",
-        ] {
+        for name in ["", "ns", "ns_pod", "_pod_uid", "ns__uid", "ns_pod_", "ns_pod_uid_more"] {
             assert_eq!(PodDir::parse(name), None, "{name}");
         }
     }
@@ -157,18 +137,8 @@ mod tests {
             ("12.log", 12, None, false),
             ("0.log.20261123-120000", 0, Some("20261123-120000"), false),
             ("0.log.20261123-120000.gz", 0, Some("20261123-120000"), true),
-            (
-                "3.log.20261123-120000.000000007",
-                3,
-                Some("20261123-120000.000000007"),
-                false,
-            ),
-            (
-                "3.log.20261123-120000.000000007.gz",
-                3,
-                Some("20261123-120000.000000007"),
-                true,
-            ),
+            ("3.log.20261123-120000.000000007", 3, Some("20261123-120000.000000007"), false),
+            ("3.log.20261123-120000.000000007.gz", 3, Some("20261123-120000.000000007"), true),
         ] {
             let parsed = LogName::parse(name).unwrap();
             assert_eq!(parsed.to_string(), name);

@@ -9,7 +9,7 @@
 //! - At a gap, and at the end of the run, all lines end where they are: first the one that flows, then the older one.
 
 use crate::model::limits::LINE_HELD_MAX_BYTES;
-use crate::model::line::{GapCause, SourceGap};
+use crate::model::line::SourceGap;
 use crate::model::time::LogTime;
 use crate::platform::cri::{Record, Stream};
 
@@ -49,15 +49,8 @@ impl Assembler {
     #[inline]
     pub(super) fn push(&mut self, record: &Record<'_>, out: &mut Emitter) {
         if let Some(lost) = record.lost {
-            self.gap(
-                SourceGap {
-                    cause: GapCause::Source,
-                    lines: lost.lines,
-                    bytes: lost.bytes,
-                    exact: true,
-                },
-                out,
-            );
+            self.finish(out);
+            out.lost(lost, record.time);
         } else if !record.partial && self.flowing.is_none() && self.held(record.stream).time.is_none() {
             out.line(record.content, record.time);
         } else {

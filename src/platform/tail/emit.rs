@@ -11,6 +11,7 @@ use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::TailItem;
+use crate::platform::cri::Lost;
 
 /// Where the delivery begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +53,14 @@ pub(super) struct Emitter {
     expected_bytes: usize,
 }
 
-/// A gap of which nothing is known.
+/// A gap of which nothing is known; where it lies is for the emitter to say.
 pub(super) const fn unknown_gap(cause: GapCause) -> SourceGap {
     SourceGap {
         cause,
         lines: 0,
         bytes: 0,
         exact: false,
+        after: Position::START,
     }
 }
 
@@ -120,6 +122,7 @@ impl Emitter {
 
     /// Puts a gap before everything.
     pub(super) fn gap_first(&mut self, gap: SourceGap) {
+        let gap = SourceGap { after: self.start.unwrap_or(self.at), ..gap };
         self.items.insert(0, TailItem::Gap(gap));
     }
 
@@ -139,16 +142,36 @@ impl Emitter {
         self.emit(piece, false, time, ends);
     }
 
+    /// The log has a record that lines are missing here. It takes a position as a line does, so that whoever goes on behind it is
+    /// not told again.
+    pub(super) fn lost(&mut self, lost: Lost, time: LogTime) {
+        let before = self.at;
+        self.at = before.after_line(time);
+        if let Filter::After(to) = self.filter {
+            if self.at < to || self.is_base_of(to) {
+                self.meet(to);
+                return;
+            }
+            self.inexact = true;
+            self.begin(before);
+            self.gap(unknown_gap(GapCause::Rotated));
+        }
+        let Lost { lines, bytes } = lost;
+        self.gap(SourceGap { lines, bytes, exact: true, ..unknown_gap(GapCause::Source) });
+    }
+
     /// Lines are missing here.
     pub(super) fn gap(&mut self, gap: SourceGap) {
         if self.filter != Filter::All {
             return;
         }
+        let gap = SourceGap { after: self.at, ..gap };
         self.cut_batch();
         match &mut self.gap {
             Some(last) if last.cause == gap.cause && last.exact == gap.exact => {
                 last.lines = last.lines.saturating_add(gap.lines);
                 last.bytes = last.bytes.saturating_add(gap.bytes);
+                last.after = gap.after;
             }
             _ => {
                 self.cut_gap();

@@ -1,0 +1,175 @@
+//! One real run: log, shim and pump, from the first to the last byte.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::board::Board;
+use super::process::Process;
+use super::pump::{blocking, pump};
+use super::rotate::{Files, LogFile, Rotation};
+use super::store::prune;
+use super::supervisor::{Outcome, Runs, Stop, stop_asked};
+use super::wire::{NOT_EXECUTABLE, Report, Spec, StartFailure};
+use super::writer::Writer;
+use crate::model::time::LogTime;
+use crate::model::view::RunEnd;
+
+/// Starts the runs of one replica.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    /// The program that is the shim.
+    pub(super) exe: PathBuf,
+    pub(super) spec: Spec,
+    /// Directory of the logs.
+    pub(super) logs: PathBuf,
+    pub(super) rotation: Rotation,
+    /// Ended runs whose logs are kept.
+    pub(super) kept_runs: usize,
+}
+
+/// What became of a process.
+#[derive(Debug, Default)]
+struct Fate {
+    failure: Option<StartFailure>,
+    /// When it was known to run.
+    up: Option<Instant>,
+    stopped: bool,
+    /// `None` if the shim died before it could tell.
+    status: Option<(Option<i32>, Option<i32>)>,
+}
+
+// === impl Launcher ===
+
+impl Runs for Launcher {
+    async fn run(&mut self, restarts: u32, board: &Board, stop: &mut Stop) -> Outcome {
+        self.prune(restarts, board).await;
+        let (logs, rotation) = (self.logs.clone(), self.rotation);
+        let writer = blocking(move || Writer::new(LogFile::new(Files, logs, restarts, rotation))).await;
+        let started = LogTime::now();
+        let (process, outputs) = match Process::start(&self.exe, self.spec.clone()).await {
+            Ok(run) => run,
+            Err(error) => return Fate::shim_failed(&error).outcome(started),
+        };
+        let silence = CancellationToken::new();
+        let pump = pump(outputs, writer, silence.clone());
+        let attend = async {
+            let _silent = silence.drop_guard();
+            attend(process, stop, || board.started(restarts, started)).await
+        };
+        let (fate, ()) = tokio::join!(attend, pump);
+        fate.outcome(started)
+    }
+}
+
+/// Stays with a process until nothing of it is left, ending it early if `stop` says so.
+async fn attend(mut process: Process, stop: &mut Stop, on_start: impl Fn()) -> Fate {
+    let mut fate = Fate::default();
+    loop {
+        tokio::select! {
+            biased;
+            grace = stop_asked(stop) => {
+                fate.stopped = true;
+                process.stop(grace).await;
+            }
+            report = process.report() => match report {
+                Some(Report::Started) => {
+                    fate.up = Some(Instant::now());
+                    on_start();
+                }
+                Some(Report::NotStarted(failure)) => fate.failure = Some(failure),
+                Some(Report::Ended { exit_code, signal }) => {
+                    fate.status = Some((exit_code, signal));
+                    break;
+                }
+                None => break,
+            },
+        }
+    }
+    process.gone().await;
+    fate
+}
+
+impl Launcher {
+    /// Removes what is not to be kept any longer beside run `next`.
+    async fn prune(&self, next: u32, board: &Board) {
+        let (logs, keep) = (self.logs.clone(), self.kept_runs);
+        match blocking(move || prune(&logs, next, keep)).await {
+            Ok(oldest) => board.forget_before(oldest),
+            Err(error) => {
+                tracing::warn!(%error, logs = %self.logs.display(), "cannot remove the logs of old runs");
+            }
+        }
+    }
+}
+
+// === impl Fate ===
+
+impl Fate {
+    fn shim_failed(error: &std::io::Error) -> Self {
+        tracing::error!(%error, "cannot start a process");
+        Self {
+            failure: Some(StartFailure {
+                exit_code: NOT_EXECUTABLE,
+                message: format!("cannot start a process: {error}"),
+            }),
+            ..Self::default()
+        }
+    }
+
+    fn outcome(self, started: LogTime) -> Outcome {
+        let (exit_code, signal, reason) = match (&self.failure, self.status) {
+            (Some(failure), _) => (Some(failure.exit_code), None, "StartError"),
+            (None, Some((exit_code, signal))) if self.stopped => (exit_code, signal, "GatewayStopped"),
+            (None, Some((Some(0), _))) => (Some(0), None, "Completed"),
+            (None, Some((exit_code, signal))) => (exit_code, signal, "Error"),
+            (None, None) => (None, None, "Error"),
+        };
+        let lost_shim = self.failure.is_none() && self.status.is_none();
+        Outcome {
+            started,
+            end: RunEnd {
+                time: LogTime::now(),
+                exit_code,
+                signal,
+                reason: reason.to_owned(),
+            },
+            up: self.up.map_or(Duration::ZERO, |up| up.elapsed()),
+            message: self
+                .failure
+                .map(|failure| failure.message)
+                .or_else(|| lost_shim.then(|| "somebody killed the process that supervises it".to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons() {
+        let check = |fate: Fate, expected: (Option<i32>, Option<i32>, &str)| {
+            let outcome = fate.outcome(LogTime::MIN);
+            let end = outcome.end;
+            assert_eq!((end.exit_code, end.signal, end.reason.as_str()), expected);
+        };
+        let ended = |status| Fate {
+            status,
+            ..Fate::default()
+        };
+        check(ended(Some((Some(0), None))), (Some(0), None, "Completed"));
+        check(ended(Some((Some(127), None))), (Some(127), None, "Error"));
+        check(ended(Some((None, Some(9)))), (None, Some(9), "Error"));
+        check(ended(None), (None, None, "Error"));
+        let stopped = Fate {
+            stopped: true,
+            ..ended(Some((None, Some(15))))
+        };
+        check(stopped, (None, Some(15), "GatewayStopped"));
+        let error = std::io::Error::other("no more processes");
+        check(Fate::shim_failed(&error), (Some(126), None, "StartError"));
+    }
+}

@@ -1,0 +1,79 @@
+//! One run of a service, as the gateway holds it: a shim, the socket to it, and the service's outputs.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
+
+use super::shim;
+use super::wire::{Frames, Order, Report, Spec};
+
+/// A run of a service. Dropping it cuts the lifeline: the shim then ends the service, and itself.
+#[derive(Debug)]
+pub(super) struct Process {
+    control: Frames,
+    shim: Child,
+}
+
+/// The reading ends of a service's outputs.
+#[derive(Debug)]
+pub(super) struct Outputs {
+    pub(super) stdout: pipe::Receiver,
+    pub(super) stderr: pipe::Receiver,
+}
+
+// === impl Process ===
+
+impl Process {
+    /// Starts a shim, `exe`, and has it start what `spec` says. Whether that worked is its first report.
+    ///
+    /// # Errors
+    /// If the shim itself cannot be started.
+    pub(super) async fn start(exe: &Path, spec: Spec) -> io::Result<(Self, Outputs)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let (stdout, service_stdout) = io::pipe()?;
+        let (stderr, service_stderr) = io::pipe()?;
+        let shim = Command::new(exe)
+            .arg0(shim::NAME)
+            .args(["shim", shim::RUN_STAGE])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(service_stdout))
+            .stderr(Stdio::from(service_stderr))
+            .spawn()?;
+        let outputs = Outputs {
+            stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
+            stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
+        };
+        let mut process = Self {
+            control: Frames::new(ours)?,
+            shim,
+        };
+        process.control.send(&Order::Start(spec)).await?;
+        Ok((process, outputs))
+    }
+
+    /// What the shim has to say; `None` if it died. Nothing is lost if it is cancelled.
+    pub(super) async fn report(&mut self) -> Option<Report> {
+        self.control.next().await.ok().flatten()
+    }
+
+    /// Has the service ended: by SIGTERM, and after `grace` by SIGKILL. Its last report still comes.
+    pub(super) async fn stop(&mut self, grace: Duration) {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        // A shim that cannot be told is dead, and the next report says so.
+        let _ = self.control.send(&Order::Stop { grace_ms }).await;
+    }
+
+    /// Waits for the end of the shim, after its last report.
+    pub(super) async fn gone(mut self) {
+        // Fails only if somebody else has waited for it.
+        let _ = self.shim.wait().await;
+    }
+}

@@ -1,0 +1,481 @@
+//! Reads an Akash SDL (versions 2.0 and 2.1) as far as running its services as processes needs it.
+//!
+//! What a provider needs beyond that (`profiles`, `expose`, `image`, `params`, `credentials`, `endpoints` …) is accepted and not
+//! looked at. All faults of a file are reported at once, each naming its place. A file that is too large, or small and meant to
+//! become large (aliases of aliases), is refused before it costs anything.
+//!
+//! Source of the form: `sdl/v2.go` of akash-network/chain-sdk. As there, a number may stand where a text is wanted, and is
+//! taken letter by letter.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read as _;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::model::id::ServiceName;
+
+/// Largest SDL file, in bytes: the longest ones in the wild have some ten thousand.
+pub const SDL_MAX_BYTES: usize = 256 * 1024;
+
+/// Most services in an SDL; each has at least one process.
+pub const SERVICES_MAX: usize = 64;
+
+/// Most replicas of one service: they share this one machine.
+pub const COUNT_MAX: u32 = 64;
+
+/// Most entries of one `command`, `args` or `env`.
+pub const LIST_MAX: usize = 1_024;
+
+/// Faults that are told of one file; whoever has more than that reads the wrong file.
+const FAULTS_MAX: usize = 64;
+
+/// Most YAML nodes in a file, aliases replayed included: each costs some ten bytes of a file.
+const NODES_MAX: usize = 20_000;
+
+/// Deepest nesting in a file: an SDL has about eight levels.
+const DEPTH_MAX: usize = 32;
+
+/// Most anchors, aliases and merge keys in a file: some per service.
+const ALIASES_MAX: usize = 512;
+
+const VERSIONS: [&str; 2] = ["2.0", "2.1"];
+
+/// What to run: never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sdl {
+    /// The services, by name.
+    pub services: BTreeMap<ServiceName, Service>,
+}
+
+/// One service of an [`Sdl`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// `command` and `args`, one behind the other; never empty.
+    pub command: Vec<String>,
+    /// `env`, names and values in the order given; of two with one name the later holds.
+    pub env: Vec<(String, String)>,
+    /// How many replicas, in all placements; never zero.
+    pub count: u32,
+}
+
+/// Everything that is wrong with an SDL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SdlError {
+    /// Each fault, with its place; never empty.
+    pub faults: Vec<String>,
+}
+
+/// The texts that are kept, exactly as written. Read after [`Checker`] found the form to be right.
+#[derive(Deserialize)]
+struct Texts {
+    services: BTreeMap<String, ServiceTexts>,
+}
+
+#[derive(Deserialize)]
+struct ServiceTexts {
+    command: Vec<String>,
+    args: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+}
+
+/// Walks the untyped file and collects what is wrong.
+#[derive(Default)]
+struct Checker {
+    faults: Vec<String>,
+}
+
+// === impl Sdl ===
+
+impl Sdl {
+    /// Reads the file at `path`.
+    ///
+    /// # Errors
+    /// All faults of the file; or that it cannot be read.
+    pub fn read(path: &Path) -> Result<Self, SdlError> {
+        let mut text = String::new();
+        let limit = SDL_MAX_BYTES as u64 + 1;
+        std::fs::File::open(path)
+            .and_then(|file| file.take(limit).read_to_string(&mut text))
+            .map_err(|error| SdlError::one(format!("cannot be read: {error}")))?;
+        Self::parse(&text)
+    }
+
+    /// Reads an SDL.
+    ///
+    /// # Errors
+    /// All faults of it.
+    pub fn parse(text: &str) -> Result<Self, SdlError> {
+        if text.len() > SDL_MAX_BYTES {
+            return Err(SdlError::one(format!("is larger than {SDL_MAX_BYTES} bytes")));
+        }
+        let file: Value = yaml(text)?;
+        let mut checker = Checker::default();
+        let counts = checker.file(&file);
+        if !checker.faults.is_empty() {
+            return Err(SdlError {
+                faults: checker.faults,
+            });
+        }
+        let mut texts: Texts = yaml(text)?;
+        let services = counts
+            .into_iter()
+            .filter_map(|(name, count)| {
+                let service = texts.services.remove(name.as_str())?;
+                Some((name, service.into_service(count)))
+            })
+            .collect();
+        Ok(Self { services })
+    }
+}
+
+/// Parses one YAML document within the bounds of an SDL.
+fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: 2 * NODES_MAX,
+            max_nodes: NODES_MAX,
+            max_depth: DEPTH_MAX,
+            flow_nesting_limit: DEPTH_MAX,
+            max_documents: 1,
+            max_aliases: ALIASES_MAX,
+            max_anchors: ALIASES_MAX,
+            max_merge_keys: ALIASES_MAX,
+            max_recorded_anchor_events: NODES_MAX,
+            max_recorded_anchor_bytes: SDL_MAX_BYTES,
+            max_total_scalar_bytes: SDL_MAX_BYTES,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: NODES_MAX,
+            max_replay_stack_depth: DEPTH_MAX,
+            max_alias_expansions_per_anchor: ALIASES_MAX,
+        },
+        non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::AsString,
+        // A snippet would repeat what stands in the file, and that may be a password.
+        with_snippet: false,
+    };
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| SdlError::one(format!("is not YAML, or not of the kind that an SDL is: {error}")))
+}
+
+// === impl ServiceTexts ===
+
+impl ServiceTexts {
+    fn into_service(self, count: u32) -> Service {
+        let mut command = self.command;
+        command.extend(self.args.unwrap_or_default());
+        let env = self.env.unwrap_or_default().into_iter().map(|entry| {
+            // As the provider does: a name alone has the empty value.
+            let (name, value) = entry.split_once('=').unwrap_or((&entry, ""));
+            (name.to_owned(), value.to_owned())
+        });
+        Service {
+            command,
+            env: env.collect(),
+            count,
+        }
+    }
+}
+
+// === impl Checker ===
+
+impl Checker {
+    fn fault(&mut self, place: &str, problem: impl fmt::Display) {
+        if self.faults.len() < FAULTS_MAX {
+            self.faults.push(format!("{place}: {problem}"));
+        }
+    }
+
+    /// Checks everything; tells how many replicas each service has (of those that are right).
+    fn file(&mut self, file: &Value) -> BTreeMap<ServiceName, u32> {
+        match scalar(file.get("version")) {
+            Some(version) if VERSIONS.contains(&version.as_str()) => {}
+            _ => self.fault("version", format_args!("must be one of {VERSIONS:?}")),
+        }
+        let none = Map::new();
+        let deployment = self.map(file, "deployment").unwrap_or(&none);
+        let services = self.map(file, "services").unwrap_or(&none);
+        if services.len() > SERVICES_MAX {
+            self.fault("services", format_args!("are more than {SERVICES_MAX}"));
+            return BTreeMap::new();
+        }
+        for name in deployment.keys().filter(|name| !services.contains_key(*name)) {
+            self.fault(&format!("deployment.{name}"), "there is no such service");
+        }
+        services
+            .iter()
+            .filter_map(|(name, service)| {
+                let place = format!("services.{name}");
+                let valid = name
+                    .parse::<ServiceName>()
+                    .map_err(|error| self.fault(&place, error));
+                self.service(&place, service);
+                let count = self.count(name, deployment.get(name));
+                Some((valid.ok()?, count?))
+            })
+            .collect()
+    }
+
+    /// The mapping at a key of the file's top level, which must be there and hold something.
+    fn map<'a>(&mut self, file: &'a Value, key: &str) -> Option<&'a Map<String, Value>> {
+        let map = file.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
+        if map.is_none() {
+            self.fault(key, "must be a mapping with at least one service");
+        }
+        map
+    }
+
+    fn service(&mut self, place: &str, service: &Value) {
+        if !service.is_object() {
+            self.fault(place, "must be a mapping");
+            return;
+        }
+        match service.get("command") {
+            None | Some(Value::Null) => self.fault(
+                &format!("{place}.command"),
+                "is missing: the local platform runs processes, not images, so each service must say what to run",
+            ),
+            Some(command) => {
+                let place = format!("{place}.command");
+                if self.texts(&place, command).is_some_and(|texts| texts.first().is_none_or(String::is_empty)) {
+                    self.fault(&place, "must begin with the program to run");
+                }
+            }
+        }
+        for key in ["args", "env"] {
+            let Some(list) = service.get(key).filter(|list| !list.is_null()) else {
+                continue;
+            };
+            let place = format!("{place}.{key}");
+            let texts = self.texts(&place, list).unwrap_or_default();
+            for (index, entry) in texts.iter().enumerate() {
+                if key == "env" && (entry.is_empty() || entry.starts_with('=')) {
+                    self.fault(&format!("{place}[{index}]"), "must be NAME=VALUE");
+                }
+            }
+        }
+    }
+
+    /// A list of texts, if that is what it is. Numbers are shown as understood, not as written.
+    fn texts(&mut self, place: &str, list: &Value) -> Option<Vec<String>> {
+        let Some(list) = list.as_array() else {
+            self.fault(place, "must be a list of strings");
+            return None;
+        };
+        if list.len() > LIST_MAX {
+            self.fault(place, format_args!("has more than {LIST_MAX} entries"));
+            return None;
+        }
+        let mut all = Vec::with_capacity(list.len());
+        for (index, entry) in list.iter().enumerate() {
+            match scalar(Some(entry)) {
+                Some(text) if !text.contains('\0') => all.push(text),
+                Some(_) => self.fault(&format!("{place}[{index}]"), "holds a NUL character"),
+                None => self.fault(&format!("{place}[{index}]"), "must be a string"),
+            }
+        }
+        (all.len() == list.len()).then_some(all)
+    }
+
+    fn count(&mut self, service: &str, placements: Option<&Value>) -> Option<u32> {
+        let place = format!("deployment.{service}");
+        let Some(placements) = placements.and_then(Value::as_object).filter(|map| !map.is_empty()) else {
+            self.fault(&place, format_args!("must say how many: {place}.<placement>.count"));
+            return None;
+        };
+        let mut sum: Option<u32> = Some(0);
+        for (placement, value) in placements {
+            let count = value.get("count").and_then(Value::as_u64);
+            match count.and_then(|count| u32::try_from(count).ok()) {
+                Some(count @ 1..=COUNT_MAX) => sum = sum.map(|sum| sum + count),
+                _ => {
+                    self.fault(
+                        &format!("{place}.{placement}.count"),
+                        format_args!("must be a whole number from 1 to {COUNT_MAX}"),
+                    );
+                    sum = None;
+                }
+            }
+        }
+        if sum.is_some_and(|sum| sum > COUNT_MAX) {
+            self.fault(&place, format_args!("the counts add up to more than {COUNT_MAX}"));
+            sum = None;
+        }
+        sum
+    }
+}
+
+/// What may stand for a text: anything but nothing, a list and a mapping.
+fn scalar(value: Option<&Value>) -> Option<String> {
+    match value? {
+        Value::String(text) => Some(text.clone()),
+        other @ (Value::Number(_) | Value::Bool(_)) => Some(other.to_string()),
+        _ => None,
+    }
+}
+
+// === impl SdlError ===
+
+impl SdlError {
+    fn one(fault: String) -> Self {
+        Self { faults: vec![fault] }
+    }
+}
+
+impl fmt::Display for SdlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.faults.join("; "))
+    }
+}
+
+impl std::error::Error for SdlError {}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const WEB: &str = "
+version: '2.0'
+services:
+  web:
+    image: nginx
+    command: [sh, -c]
+    args: ['echo $A', 8080, 1.10, 0x1F, yes]
+    env: [A=1, 'B=x=y', C]
+    expose: [{port: 80, as: 80, to: [{global: true}]}]
+    params: {storage: {data: {mount: /mnt}}}
+profiles: {compute: {web: {resources: {cpu: {units: 0.1}}}}}
+endpoints: {ip: {kind: ip}}
+deployment:
+  web: {here: {profile: web, count: 2}}
+";
+
+    fn faults(text: &str) -> Vec<String> {
+        Sdl::parse(text).unwrap_err().faults
+    }
+
+    #[test]
+    fn a_service_is_read_letter_by_letter() {
+        let sdl = Sdl::parse(WEB).unwrap();
+        let web = &sdl.services[&"web".parse().unwrap()];
+        assert_eq!(web.command, ["sh", "-c", "echo $A", "8080", "1.10", "0x1F", "yes"]);
+        let env = [("A", "1"), ("B", "x=y"), ("C", "")];
+        assert_eq!(web.env, env.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(web.count, 2);
+        assert_eq!(sdl.services.len(), 1);
+    }
+
+    #[test]
+    fn versions() {
+        for good in ["'2.0'", "\"2.1\"", "2.0", "2.1"] {
+            assert!(Sdl::parse(&WEB.replace("'2.0'", good)).is_ok(), "{good}");
+        }
+        for bad in ["'2'", "'1.0'", "3.0", "[2]", ""] {
+            let faults = faults(&WEB.replace("'2.0'", bad));
+            assert!(faults.len() == 1 && faults[0].starts_with("version: "), "{bad}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn counts_of_placements_are_added() {
+        let sdl = Sdl::parse(&WEB.replace("{here: {profile: web, count: 2}}", "{a: {count: 2}, b: {count: 3}}"));
+        assert_eq!(sdl.unwrap().services[&"web".parse().unwrap()].count, 5);
+    }
+
+    #[test]
+    fn a_service_without_command_is_told_why() {
+        let faults = faults(&WEB.replace("    command: [sh, -c]\n", ""));
+        assert_eq!(faults.len(), 1);
+        assert!(faults[0].starts_with("services.web.command: is missing"), "{faults:?}");
+        assert!(faults[0].contains("the local platform runs processes, not images"), "{faults:?}");
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let found = faults(
+            "
+version: '1'
+services:
+  Web: {command: [a]}
+  api: {command: echo, args: {a: b}, env: ['=1', '']}
+  db: {command: ['', x], args: [[1], null, \"a\\0b\"]}
+  job: {command: []}
+  text: hello
+deployment:
+  Web: {p: {count: 1}}
+  api: {p: {count: 0}, q: {count: 65}}
+  db: {p: {count: 60}, q: {count: 60}}
+  ghost: {p: {count: 1}}
+  text: {p: {}}
+",
+        );
+        let places: Vec<&str> = found
+            .iter()
+            .map(|fault| fault.split_once(": ").map_or("", |(place, _)| place))
+            .collect();
+        for place in [
+            "version",
+            "services.Web",
+            "services.api.command",
+            "services.api.args",
+            "services.api.env[0]",
+            "services.api.env[1]",
+            "services.db.command",
+            "services.db.args[0]",
+            "services.db.args[1]",
+            "services.db.args[2]",
+            "services.job.command",
+            "services.text",
+            "deployment.api.p.count",
+            "deployment.api.q.count",
+            "deployment.db",
+            "deployment.ghost",
+            "deployment.job",
+            "deployment.text.p.count",
+        ] {
+            assert!(places.contains(&place), "{place} is not in {found:#?}");
+        }
+        assert_eq!(places.len(), 18, "{found:#?}");
+    }
+
+    #[test]
+    fn what_is_no_sdl_at_all() {
+        for text in ["", "[]", "hello", "services: {}", "version: '2.0'\nservices: 3"] {
+            let places: BTreeSet<String> = faults(text)
+                .iter()
+                .map(|fault| fault.split(':').next().unwrap_or_default().to_owned())
+                .collect();
+            assert!(places.contains("services") && places.contains("deployment"), "{text}: {places:?}");
+        }
+        for text in ["a: [", "%", "a: 1\na: 2", "--- a\n--- b"] {
+            assert_eq!(faults(text).len(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused() {
+        let long = format!("{WEB}# {}", "x".repeat(SDL_MAX_BYTES));
+        assert!(faults(&long)[0].contains("larger than"));
+        let services: String = (0..=SERVICES_MAX).map(|n| format!("  s{n}: {{command: [a]}}\n")).collect();
+        let many = format!("version: '2.0'\nservices:\n{services}deployment: {{s1: {{p: {{count: 1}}}}}}\n");
+        assert!(faults(&many).iter().any(|fault| fault.starts_with("services: are more than")));
+        let entries = "x, ".repeat(LIST_MAX + 1);
+        let wide = WEB.replace("[sh, -c]", &format!("[{entries}]"));
+        assert!(faults(&wide)[0].starts_with("services.web.command: has more than"));
+        assert_eq!(faults(&format!("a: {}1{}", "[".repeat(100), "]".repeat(100))).len(), 1);
+    }
+
+    #[test]
+    fn an_alias_bomb_does_not_go_off() {
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..12 {
+            let below = format!("*a{}, ", level - 1).repeat(9);
+            bomb.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+        }
+        assert_eq!(faults(&format!("{bomb}{WEB}")).len(), 1);
+    }
+}

@@ -1,0 +1,307 @@
+//! The data directory: what is kept of each replica from one gateway to the next.
+//!
+//! ```text
+//! DATA/lock                                              held by the gateway that uses the directory
+//! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/N.log    the log of run N
+//! DATA/home/NAMESPACE_SERVICE-INDEX                      HOME and working directory
+//! ```
+//!
+//! A replica's uid is made once and found again by the name of its directory, and runs are counted on from the files that are
+//! there: so cursors hold across a restart of the gateway.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use memchr::{memchr, memrchr_iter};
+use rustix::fs::FlockOperation;
+use uuid::Uuid;
+
+use crate::model::id::{Instance, LeaseId, Replica};
+use crate::model::limits::CRI_PIECE_MAX_BYTES;
+use crate::model::time::LogTime;
+use crate::model::view::{Run, RunEnd};
+use crate::platform::Error;
+use crate::platform::cri::path::{LogName, PodDir};
+use crate::platform::cri::{self, Record};
+
+/// Access to directories with tenants' output: the gateway's own user.
+const DIR_MODE: u32 = 0o700;
+
+/// Longest header of a record (time, stream, tags), with room.
+const HEADER_MAX_BYTES: usize = 256;
+
+/// What a run is said to have ended of if the gateway was not there to see it.
+const UNSEEN_END: &str = "GatewayStopped";
+
+/// A data directory, and the right to use it.
+#[derive(Debug)]
+pub(super) struct Store {
+    pods: PathBuf,
+    homes: PathBuf,
+    /// Locked for as long as it is open.
+    _lock: File,
+}
+
+/// What there is of one replica.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// Directory of its logs.
+    pub(super) logs: PathBuf,
+    /// HOME of its processes.
+    pub(super) home: PathBuf,
+    /// Names its runs, together with the service.
+    pub(super) uid: String,
+    /// Runs whose log is there, oldest first; all of them have ended.
+    pub(super) runs: Vec<Run>,
+    /// The number of the next run.
+    pub(super) next: u32,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Takes possession of `dir`, made if it is not there.
+    ///
+    /// # Errors
+    /// If another gateway uses it, or it cannot be used.
+    pub(super) fn open(dir: &Path) -> Result<Self, Error> {
+        let failed = |error| Error::io(format!("data directory {}", dir.display()), error);
+        make_dir(dir).map_err(failed)?;
+        let dir = dir.canonicalize().map_err(failed)?;
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join("lock"))
+            .map_err(failed)?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            rustix::io::Errno::WOULDBLOCK => Error::Unavailable(format!(
+                "data directory {} is used by another gateway; give each its own",
+                dir.display()
+            )),
+            other => failed(other.into()),
+        })?;
+        let (pods, homes) = (dir.join("pods"), dir.join("home"));
+        make_dir(&pods).map_err(failed)?;
+        make_dir(&homes).map_err(failed)?;
+        Ok(Self {
+            pods,
+            homes,
+            _lock: lock,
+        })
+    }
+
+    /// Finds what there is of `replica`, and makes what is not there.
+    pub(super) fn slot(&self, lease: &LeaseId, replica: &Replica) -> Result<Slot, Error> {
+        let failed = |error| Error::io(format!("directories of {replica} in {}", self.pods.display()), error);
+        let namespace = lease.namespace();
+        let pod = format!("{}-{}", replica.service, replica.index);
+        let home = self.homes.join(format!("{namespace}_{pod}"));
+        make_dir(&home).map_err(failed)?;
+        let uid = self
+            .known_uid(&namespace, &pod)
+            .map_err(failed)?
+            .unwrap_or_else(|| Uuid::new_v4().to_string());
+        let container = replica.service.as_str();
+        let dir = PodDir {
+            namespace: &namespace,
+            pod: &pod,
+            uid: &uid,
+        };
+        let logs = dir.container(&self.pods, container);
+        make_dir(&logs).map_err(failed)?;
+        let mut runs = Vec::new();
+        let mut next = 0;
+        for (restarts, files) in files(&logs).map_err(failed)? {
+            next = restarts.saturating_add(1);
+            if let Ok(instance) = Instance::new(&uid, container, restarts) {
+                runs.push(ended_run(&logs, instance, &files));
+            }
+        }
+        Ok(Slot {
+            logs,
+            home,
+            uid,
+            runs,
+            next,
+        })
+    }
+
+    fn known_uid(&self, namespace: &str, pod: &str) -> io::Result<Option<String>> {
+        let mut known = None;
+        for entry in std::fs::read_dir(&self.pods)? {
+            let name = entry?.file_name();
+            let dir = name.to_str().and_then(PodDir::parse);
+            if let Some(dir) = dir.filter(|dir| dir.namespace == namespace && dir.pod == pod) {
+                // Should there be several, the choice must not depend on the order of the listing.
+                known = known.max(Uuid::try_parse(dir.uid).ok().map(|_| dir.uid.to_owned()));
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// Removes the logs of the oldest runs, so that at most `keep` are there besides those from `next` on; tells the number of the
+/// oldest that is left.
+pub(super) fn prune(logs: &Path, next: u32, keep: usize) -> io::Result<u32> {
+    let ended: Vec<_> = files(logs)?.into_iter().filter(|(run, _)| *run < next).collect();
+    let surplus = ended.len().saturating_sub(keep);
+    for (_, files) in ended.iter().take(surplus) {
+        for file in files {
+            std::fs::remove_file(logs.join(file.to_string()))?;
+        }
+    }
+    Ok(ended.get(surplus).map_or(next, |(run, _)| *run))
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+}
+
+/// The files of each run, the one being written last.
+fn files(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
+    let mut runs: BTreeMap<u32, Vec<LogName>> = BTreeMap::new();
+    for entry in std::fs::read_dir(logs)? {
+        if let Some(name) = entry?.file_name().to_str().and_then(LogName::parse) {
+            runs.entry(name.restarts).or_default().push(name);
+        }
+    }
+    for files in runs.values_mut() {
+        files.sort_by(|a, b| (a.rotated.is_none(), &a.rotated).cmp(&(b.rotated.is_none(), &b.rotated)));
+    }
+    Ok(runs)
+}
+
+/// A run that was found: its times are those of its first and last record, or of its files if they say nothing.
+fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
+    let path = |name: &LogName| logs.join(name.to_string());
+    let modified = files.last().and_then(|name| modified(&path(name)));
+    let ended = files.iter().rev().find_map(|name| last_time(&path(name)).ok().flatten());
+    let started = files.iter().find_map(|name| first_time(&path(name)).ok().flatten());
+    let time = ended.or(modified).unwrap_or_else(LogTime::now);
+    Run {
+        instance,
+        started: started.unwrap_or(time),
+        end: Some(RunEnd {
+            time,
+            exit_code: None,
+            signal: None,
+            reason: UNSEEN_END.to_owned(),
+        }),
+    }
+}
+
+fn modified(path: &Path) -> Option<LogTime> {
+    let time = std::fs::metadata(path).ok()?.modified().ok()?;
+    let nanos = time.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+    Some(LogTime::from_nanos(i64::try_from(nanos).ok()?))
+}
+
+/// The time of the first record in a file.
+fn first_time(path: &Path) -> io::Result<Option<LogTime>> {
+    let mut start = Vec::with_capacity(HEADER_MAX_BYTES);
+    File::open(path)?.take(HEADER_MAX_BYTES as u64).read_to_end(&mut start)?;
+    let record = start.split(|byte| *byte == b'\n').next().and_then(cri::parse);
+    Ok(record.map(|record: Record<'_>| record.time))
+}
+
+/// The time of the last whole record in a file.
+fn last_time(path: &Path) -> io::Result<Option<LogTime>> {
+    // The longest record and, should the machine have stopped in the middle of one, as much behind it.
+    let window = 2 * (CRI_PIECE_MAX_BYTES + HEADER_MAX_BYTES) as u64;
+    let mut file = File::open(path)?;
+    let from = file.metadata()?.len().saturating_sub(window);
+    file.seek(SeekFrom::Start(from))?;
+    let mut end = Vec::new();
+    file.take(window).read_to_end(&mut end)?;
+    let starts = memrchr_iter(b'\n', &end).map(|at| at + 1).chain([0]);
+    let whole = starts.filter_map(|start| {
+        let rest = end.get(start..)?;
+        let record = rest.get(..memchr(b'\n', rest)?)?;
+        cri::parse(record)
+    });
+    Ok(whole.map(|record| record.time).next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::Address;
+
+    fn lease() -> LeaseId {
+        let [owner, provider] = [1, 2].map(|n| Address::from_account([n; 20]));
+        LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap()
+    }
+
+    fn web() -> Replica {
+        Replica {
+            service: "web".parse().unwrap(),
+            index: 0,
+        }
+    }
+
+    fn record(second: u32, content: &str) -> String {
+        format!("2026-11-23T12:00:{second:02}.000000000Z stdout F {content}\n")
+    }
+
+    fn seconds(time: LogTime) -> i64 {
+        time.parts().0 - 1_795_435_200
+    }
+
+    #[test]
+    fn a_second_gateway_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Store::open(&dir.path().join("data")).unwrap();
+        let error = Store::open(&dir.path().join("data")).unwrap_err();
+        assert!(error.to_string().contains("used by another gateway"), "{error}");
+        drop(first);
+        Store::open(&dir.path().join("data")).unwrap();
+    }
+
+    #[test]
+    fn a_replica_is_found_again_with_its_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let new = store.slot(&lease(), &web()).unwrap();
+        assert!(new.home.is_dir() && new.logs.ends_with("web") && new.runs.is_empty());
+        assert_eq!(new.next, 0);
+        let long = "x".repeat(CRI_PIECE_MAX_BYTES);
+        for (name, content) in [
+            ("2.log.20261123-120000.000000001", record(1, "a")),
+            ("2.log.20261123-120000.000000002", record(2, "b")),
+            ("2.log", [&record(3, &long), &record(4, &long), "2026-11-23T12:00:05.0000"].concat()),
+            ("10.log", String::new()),
+            ("10.log.tmp", record(9, "no log")),
+        ] {
+            std::fs::write(new.logs.join(name), content).unwrap();
+        }
+        let found = store.slot(&lease(), &web()).unwrap();
+        assert_eq!((found.uid.as_str(), found.next), (new.uid.as_str(), 11));
+        let names: Vec<u32> = found.runs.iter().map(|run| run.instance.parts().2).collect();
+        assert_eq!(names, [2, 10]);
+        let end = found.runs[0].end.as_ref().unwrap();
+        assert_eq!((seconds(found.runs[0].started), seconds(end.time)), (1, 4));
+        assert_eq!(end.reason, "GatewayStopped");
+        assert!(seconds(found.runs[1].started) > -1_000_000_000);
+
+        let other = Replica { index: 1, ..web() };
+        assert_ne!(store.slot(&lease(), &other).unwrap().uid, new.uid);
+    }
+
+    #[test]
+    fn the_oldest_runs_are_removed_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["0.log", "1.log", "1.log.20261123-120000", "3.log", "4.log", "5.log"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(prune(dir.path(), 5, 2).unwrap(), 3);
+        let left: Vec<u32> = files(dir.path()).unwrap().into_keys().collect();
+        assert_eq!(left, [3, 4, 5]);
+        assert_eq!(prune(dir.path(), 5, 0).unwrap(), 5);
+        assert_eq!(prune(dir.path(), 5, 0).unwrap(), 5);
+    }
+}

@@ -1,0 +1,482 @@
+//! The local platform with real processes.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use leasemux::host::notify::Notifier;
+use leasemux::model::id::{Address, Instance, LeaseId, Replica};
+use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
+use leasemux::platform::local::sdl::Sdl;
+use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
+use leasemux::platform::{Error, From, Platform as _, TailItem, TailRequest};
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+/// Whatever takes longer is broken.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often to look for what nobody tells of.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Makes [`gateway_to_be_killed`] a gateway, with this data directory.
+const GATEWAY_DIR: &str = "LEASEMUX_TEST_GATEWAY_DIR";
+
+/// The SDL of that gateway.
+const GATEWAY_SDL: &str = "LEASEMUX_TEST_GATEWAY_SDL";
+
+/// A lease whose service `web` runs `script`, marked by a variable in the environment of all that comes of it.
+struct World {
+    dir: TempDir,
+    mark: String,
+    sdl: String,
+    platform: Option<Arc<LocalPlatform>>,
+}
+
+// === impl World ===
+
+impl World {
+    fn new(script: &str) -> Self {
+        let command = ["sh", "-c", script].map(|word| serde_json::to_string(word).unwrap());
+        Self::of_command(&command.join(", "))
+    }
+
+    fn of_command(command: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = format!("LEASEMUX_TEST_MARK={}", dir.path().display());
+        let sdl = format!(
+            "{{version: '2.0', services: {{web: {{command: [{command}], env: ['{mark}', 'HOST=x=y']}}}}, \
+             deployment: {{web: {{here: {{count: 1}}}}}}}}"
+        );
+        let platform = None;
+        Self { dir, mark, sdl, platform }
+    }
+
+    fn config(&self) -> LocalConfig {
+        config(self.dir.path(), &self.sdl)
+    }
+
+    fn start(mut self) -> Self {
+        self.platform = Some(LocalPlatform::start(self.config(), Notifier::start()).unwrap());
+        self
+    }
+
+    fn platform(&self) -> &LocalPlatform {
+        self.platform.as_ref().unwrap()
+    }
+
+    async fn view(&self) -> watch::Receiver<Arc<LeaseView>> {
+        self.platform().watch(&lease()).await.unwrap()
+    }
+
+    /// Waits until the replica is as `wanted`.
+    async fn slot(&self, wanted: impl Fn(&ReplicaView) -> bool) -> ReplicaView {
+        let mut view = self.view().await;
+        let found = view.wait_for(|view| wanted(view.replica(&web()).unwrap()));
+        let found = tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap();
+        found.replica(&web()).unwrap().clone()
+    }
+
+    /// The lines of a run, those that are there or all up to its end.
+    async fn log(&self, instance: &Instance, follow: bool) -> String {
+        let request = TailRequest {
+            lease: lease(),
+            replica: web(),
+            instance: instance.clone(),
+            from: From::Start,
+            follow,
+        };
+        let mut tail = self.platform().tail(request).await.unwrap();
+        let mut log = String::new();
+        let all = async {
+            while let Some(item) = tail.items.next().await {
+                match item.unwrap() {
+                    TailItem::Lines(batch) => log.push_str(std::str::from_utf8(&batch.data).unwrap()),
+                    TailItem::Gap(gap) => panic!("{gap:?} behind {log:?}"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, all).await.unwrap();
+        log
+    }
+
+    /// Waits for a line in the newest run's log.
+    async fn printed(&self, line: &str) -> Instance {
+        let run = self.slot(|slot| slot.state == ReplicaState::Running).await.runs.pop().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log(&run.instance, false).await.lines().any(|found| found == line) {
+            assert!(Instant::now() < deadline, "{line:?} was not printed");
+            tokio::time::sleep(LOOK).await;
+        }
+        run.instance
+    }
+
+    /// Every process that came of the service.
+    fn processes(&self) -> BTreeSet<i32> {
+        processes(&self.mark)
+    }
+
+    async fn until_processes(&self, wanted: impl Fn(&BTreeSet<i32>) -> bool) -> BTreeSet<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.processes();
+            if wanted(&found) {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "still there: {found:?}");
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn config(dir: &Path, sdl: &str) -> LocalConfig {
+    let sdl = Sdl::parse(sdl).unwrap();
+    LocalConfig {
+        exe: env!("CARGO_BIN_EXE_leasemux").into(),
+        public_hostname: "gateway.example".to_owned(),
+        backoff: Backoff {
+            first: Duration::from_millis(10),
+            longest: Duration::from_millis(40),
+            reset_after: Duration::from_secs(600),
+        },
+        ..LocalConfig::new(dir.join("data"), vec![(lease(), sdl)])
+    }
+}
+
+fn lease() -> LeaseId {
+    let [owner, provider] = [1, 2].map(|n| Address::from_account([n; 20]));
+    LeaseId::new(owner.as_str(), 7, 2, 3, provider.as_str()).unwrap()
+}
+
+fn web() -> Replica {
+    Replica { service: "web".parse().unwrap(), index: 0 }
+}
+
+/// Processes with `mark` in their environment. Zombies have none.
+fn processes(mark: &str) -> BTreeSet<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+    })
+    .collect()
+}
+
+fn kill(pid: i32) {
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+fn parent(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+fn ended(count: usize) -> impl Fn(&ReplicaView) -> bool {
+    move |slot| slot.runs.iter().filter(|run| run.end.is_some()).count() >= count
+}
+
+// === tests ===
+
+#[tokio::test]
+async fn a_service_has_a_clean_environment_and_nothing_open() {
+    // Somebody left the gateway a file that does not close on execution.
+    let left_open = rustix::io::dup(std::fs::File::open("/dev/zero").unwrap()).unwrap();
+    let world = World::new(
+        "for fd in /proc/$$/fd/*; do n=${fd##*/}; [ -e /proc/$$/fd/$n ] && echo \"fd $n\"; done
+         readlink /proc/$$/fd/0; read line || echo no input; pwd; echo ready >&2; env; exec sleep 1000",
+    )
+    .start();
+    let instance = world.printed("ready").await;
+    let home = world.dir.path().canonicalize().unwrap().join("data/home");
+    let home = format!("{}/{}_web-0", home.display(), lease().namespace());
+    world.printed(&format!("HOME={home}")).await;
+    world.slot(|slot| slot.ready).await;
+    world.platform().stop(Duration::ZERO).await;
+    let log = world.log(&instance, true).await;
+    drop(left_open);
+
+    let lines: BTreeSet<&str> = log.lines().collect();
+    let fds: Vec<&&str> = lines.iter().filter(|line| line.starts_with("fd ")).collect();
+    assert_eq!(fds, [&"fd 0", &"fd 1", &"fd 2"], "{log}");
+    assert!(lines.contains("/dev/null") && lines.contains("no input"), "{log}");
+    assert!(lines.contains(home.as_str()), "{log}");
+    let lease = lease();
+    let mut expected = String::new();
+    for (name, value) in [
+        ("AKASH_CLUSTER_PUBLIC_HOSTNAME", "gateway.example"),
+        ("AKASH_DEPLOYMENT_SEQUENCE", "7"),
+        ("AKASH_GROUP_SEQUENCE", "2"),
+        ("AKASH_ORDER_SEQUENCE", "3"),
+        ("AKASH_OWNER", lease.owner().as_str()),
+        ("AKASH_PROVIDER", lease.provider().as_str()),
+        ("HOME", &home),
+        ("HOST", "x=y"),
+        ("PATH", &std::env::var("PATH").unwrap()),
+    ] {
+        writeln!(expected, "{name}={value}").unwrap();
+    }
+    writeln!(expected, "{}", world.mark).unwrap();
+    let mut expected: BTreeSet<&str> = expected.lines().collect();
+    // A shell's own.
+    let own = ["PWD=", "OLDPWD=", "SHLVL=", "_="];
+    let found =
+        lines.iter().filter(|line| line.contains('=') && !own.iter().any(|own| line.starts_with(own)));
+    for line in found {
+        assert!(expected.remove(line), "{line} in {log}");
+    }
+    assert!(expected.is_empty(), "{expected:?} not in {log}");
+}
+
+/// Prints `up` when it has four processes: itself, a child, one in a session of its own, and one that has lost its parent too;
+/// none of them cares for SIGTERM.
+const STUBBORN: &str = "trap '' TERM HUP
+    sleep 1001 &
+    setsid sleep 1002 &
+    (setsid sh -c 'sleep 1003 & exit' &)
+    echo up
+    while :; do wait; done";
+
+#[tokio::test]
+async fn dropping_the_platform_kills_all_descendants() {
+    let mut world = World::new(STUBBORN).start();
+    world.printed("up").await;
+    world.until_processes(|found| found.len() == 4).await;
+    drop(world.platform.take());
+    world.until_processes(BTreeSet::is_empty).await;
+}
+
+#[tokio::test]
+async fn stopping_leaves_nothing_behind_when_it_returns() {
+    let world = World::new(STUBBORN).start();
+    let instance = world.printed("up").await;
+    world.until_processes(|found| found.len() == 4).await;
+    world.platform().stop(Duration::from_millis(50)).await;
+    assert_eq!(world.processes(), BTreeSet::new());
+    let slot = world.slot(|slot| slot.state == ReplicaState::Terminated).await;
+    let end = slot.run(&instance).unwrap().end.clone().unwrap();
+    assert_eq!((end.signal, end.reason.as_str()), (Some(9), "GatewayStopped"));
+}
+
+#[tokio::test]
+async fn stopping_is_polite_at_first() {
+    let world = World::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done").start();
+    let instance = world.printed("up").await;
+    let begin = Instant::now();
+    world.platform().stop(10 * PATIENCE).await;
+    assert!(begin.elapsed() < PATIENCE);
+    let log = world.log(&instance, true).await;
+    // Its shell may have told of the child that was sent the signal as well.
+    let lines: Vec<&str> = log.lines().filter(|line| !line.contains("Terminated")).collect();
+    assert_eq!(lines, ["up", "bye"]);
+    let slot = world.slot(|slot| slot.state == ReplicaState::Terminated).await;
+    let end = slot.runs.last().unwrap().end.clone().unwrap();
+    assert_eq!((end.exit_code, end.reason.as_str()), (Some(7), "GatewayStopped"));
+}
+
+#[tokio::test]
+async fn a_second_stop_may_have_less_patience() {
+    let world = World::new("trap '' TERM; echo up; while :; do sleep 0.01; done").start();
+    world.printed("up").await;
+    let (patient, ()) =
+        tokio::join!(tokio::time::timeout(PATIENCE, world.platform().stop(10 * PATIENCE)), async {
+            tokio::task::yield_now().await;
+            world.platform().stop(Duration::ZERO).await;
+        });
+    patient.unwrap();
+    assert_eq!(world.processes(), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn what_a_run_leaves_behind_dies_with_it() {
+    let world = World::new("setsid sleep 1000 & echo up; exit 0").start();
+    let slot = world.slot(ended(3)).await;
+    let end = slot.runs[0].end.clone().unwrap();
+    assert_eq!((end.exit_code, end.reason.as_str()), (Some(0), "Completed"));
+    // Of the present run there may be two.
+    world.until_processes(|found| found.len() <= 2).await;
+    world.platform().stop(Duration::ZERO).await;
+    assert_eq!(world.processes(), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn every_line_of_a_run_is_in_its_log_when_its_end_is_told() {
+    let world = World::new(
+        "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo \"line $i of a service that ends at once\"; done
+         printf unfinished; kill -9 $$",
+    )
+    .start();
+    let slot = world.slot(ended(1)).await;
+    let run = &slot.runs[0];
+    let end = run.end.clone().unwrap();
+    assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (None, Some(9), "Error"));
+    let log = world.log(&run.instance, false).await;
+    let expected: Vec<String> = (1..=5000)
+        .map(|n| format!("line {n} of a service that ends at once"))
+        .chain(["unfinished".to_owned()])
+        .collect();
+    assert!(log.lines().eq(expected), "{} lines", log.lines().count());
+}
+
+#[tokio::test]
+async fn a_follower_sees_a_run_to_its_end() {
+    let world = World::new("echo one; read line < go; echo two; echo oops >&2; exit 3");
+    let home = world.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
+    std::fs::create_dir_all(&home).unwrap();
+    let fifo = home.join("go");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let world = world.start();
+    let instance = world.printed("one").await;
+    let go = tokio::task::spawn_blocking(move || std::fs::write(fifo, "go\n").unwrap());
+    let log = world.log(&instance, true).await;
+    go.await.unwrap();
+    let mut lines: Vec<&str> = log.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["one", "oops", "two"]);
+    let slot = world.slot(|slot| slot.run(&instance).is_some_and(|run| run.end.is_some())).await;
+    assert_eq!(slot.run(&instance).unwrap().end.as_ref().unwrap().exit_code, Some(3));
+}
+
+#[tokio::test]
+async fn a_crash_is_waited_out() {
+    let mut world = World::new("exit 3");
+    let mut config = world.config();
+    config.backoff.first = Duration::from_secs(7 * 60);
+    config.backoff.longest = config.backoff.first;
+    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let waiting = |slot: &ReplicaView| matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff");
+    let slot = world.slot(waiting).await;
+    let message = "back-off 420s restarting: it ended with exit code 3".to_owned();
+    let reason = "CrashLoopBackOff".to_owned();
+    assert_eq!(slot.state, ReplicaState::Waiting { reason, message });
+    assert_eq!((slot.restarts, slot.ready, slot.runs.len()), (0, false, 1));
+    world.platform().stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_started_says_why() {
+    let plain = tempfile::NamedTempFile::new().unwrap();
+    std::fs::set_permissions(plain.path(), PermissionsExt::from_mode(0o644)).unwrap();
+    let plain = serde_json::to_string(plain.path().to_str().unwrap()).unwrap();
+    for (command, code) in [("leasemux-no-such-program", 127), ("/no/such/program", 127), (&plain, 126)] {
+        let world = World::of_command(command).start();
+        let slot = world
+            .slot(|slot| {
+                ended(2)(slot) && matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff")
+            })
+            .await;
+        let end = slot.runs[0].end.clone().unwrap();
+        assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (Some(code), None, "StartError"));
+        assert!(
+            matches!(&slot.state, ReplicaState::Waiting { message, .. } if message.contains("restarting: cannot start")),
+            "{:?}",
+            slot.state
+        );
+        assert_eq!(world.log(&slot.runs[0].instance, false).await, "");
+    }
+}
+
+#[tokio::test]
+async fn old_runs_are_removed_and_new_gateways_count_on() {
+    let mut world = World::new("echo hello; exit 1");
+    let mut config = world.config();
+    config.kept_runs = 2;
+    world.platform = Some(LocalPlatform::start(config.clone(), Notifier::start()).unwrap());
+    let slot = world.slot(|slot| slot.restarts >= 4 && slot.ready).await;
+    assert!(slot.runs.len() <= 3, "{:?}", slot.runs);
+    world.platform().stop(Duration::ZERO).await;
+    let before = world.slot(|slot| slot.state == ReplicaState::Terminated).await;
+    drop(world.platform.take());
+
+    config.backoff.first = 10 * PATIENCE;
+    config.backoff.longest = 10 * PATIENCE;
+    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let at_once = world.view().await.borrow().replica(&web()).unwrap().clone();
+    let names = |slot: &ReplicaView| slot.runs.iter().map(|run| run.instance.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&at_once), names(&before));
+    assert!(at_once.runs.iter().all(|run| run.end.as_ref().unwrap().reason == "GatewayStopped"));
+    // The last one may have been stopped before it printed anything.
+    let [.., kept, last] = &at_once.runs[..] else { panic!("{at_once:?}") };
+    let (uid, _, number) = last.instance.parts();
+    let next = Instance::new(uid, "web", number + 1).unwrap();
+    let slot = world.slot(|slot| slot.run(&next).is_some()).await;
+    assert_eq!(world.log(&kept.instance, false).await, "hello\n");
+    assert_eq!(slot.run(&kept.instance), Some(kept));
+    world.platform().stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn what_is_not_here_is_not_found() {
+    let world = World::new("sleep 1000").start();
+    let stranger = Address::from_account([9; 20]);
+    let other = LeaseId::new(stranger.as_str(), 7, 2, 3, lease().provider().as_str()).unwrap();
+    assert!(matches!(world.platform().watch(&other).await, Err(Error::NotFound(_))));
+    let request = TailRequest {
+        lease: lease(),
+        replica: web(),
+        instance: Instance::new("uid", "web", 0).unwrap(),
+        from: From::Start,
+        follow: false,
+    };
+    assert!(matches!(world.platform().tail(request).await, Err(Error::NotFound(_))));
+    assert!(matches!(LocalPlatform::start(world.config(), Notifier::polling()), Err(Error::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn a_killed_shim_takes_the_service_along_and_is_replaced() {
+    let world = World::new("echo up; exec sleep 1000").start();
+    let instance = world.printed("up").await;
+    let service = world.until_processes(|found| found.len() == 1).await.pop_first().unwrap();
+    let shim = parent(service);
+    let name = std::fs::read_to_string(format!("/proc/{shim}/comm")).unwrap();
+    assert_eq!(name.trim(), "lease-shim");
+    let arguments = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap();
+    assert_eq!(arguments, b"lease-shim\0shim\0run\0");
+    kill(shim);
+    world.until_processes(|found| found.len() == 1 && !found.contains(&service)).await;
+    let slot = world.slot(|slot| slot.restarts == 1 && slot.ready).await;
+    let end = slot.run(&instance).unwrap().end.clone().unwrap();
+    assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (None, None, "Error"));
+}
+
+#[tokio::test]
+async fn killing_the_gateway_kills_all_descendants() {
+    let world = World::new(STUBBORN);
+    let mut gateway = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "local::gateway_to_be_killed", "--ignored", "--nocapture"])
+        .env(GATEWAY_DIR, world.dir.path())
+        .env(GATEWAY_SDL, &world.sdl)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    world.until_processes(|found| found.len() == 4).await;
+    gateway.kill().unwrap();
+    assert_eq!(gateway.wait().unwrap().signal(), Some(9));
+    world.until_processes(BTreeSet::is_empty).await;
+    // And the next gateway begins where that one ended.
+    let world = world.start();
+    let slot = world.slot(|slot| slot.ready).await;
+    assert_eq!((slot.restarts, slot.runs.len()), (1, 2));
+    world.platform().stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+#[ignore = "not a test: the gateway that another test kills"]
+async fn gateway_to_be_killed() {
+    let (Some(dir), Ok(sdl)) = (std::env::var_os(GATEWAY_DIR), std::env::var(GATEWAY_SDL)) else {
+        return;
+    };
+    let platform = LocalPlatform::start(config(Path::new(&dir), &sdl), Notifier::start()).unwrap();
+    // Should its parent die before it is killed, it does not stay for ever.
+    tokio::time::sleep(10 * PATIENCE).await;
+    platform.stop(Duration::ZERO).await;
+}
