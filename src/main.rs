@@ -1,2 +1,124 @@
-//! leasemux
-fn main() {}
+//! The program: reads what is asked for and calls who does it.
+//!
+//! Exit codes are those of [`leasemux::client::exit::Exit`]; the help tells them.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use leasemux::client::exit::Exit;
+use leasemux::client::print::Look;
+use leasemux::client::{demo, logs};
+use leasemux::config::{self, Stop, Task};
+use tokio::runtime::{Builder, Runtime};
+
+/// First argument of the program when it is the supervisor of one container process: not for people, so not in the help.
+const SHIM: &str = "shim";
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == SHIM) {
+        return seam::shim(arguments.into_iter().skip(2));
+    }
+    let task = match config::read(arguments) {
+        Ok(task) => task,
+        Err(stop) => return refuse(&stop),
+    };
+    let runtime = match Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}")),
+    };
+    let exit = run(&runtime, task);
+    // A thread that hangs in a write to a pipe that nobody reads does not keep the program from ending.
+    runtime.shutdown_background();
+    exit
+}
+
+fn run(runtime: &Runtime, task: Task) -> ExitCode {
+    match task {
+        Task::Serve(config) => runtime.block_on(seam::serve(*config)),
+        Task::Logs(config) => {
+            let look = Look::of_process(config.output, config.timestamps);
+            runtime
+                .block_on(logs::run(&config, io::stdout(), io::stderr(), look))
+                .into()
+        }
+        Task::IdentityNew(config) => match seam::new_identity(&config.dir) {
+            Ok(address) => say(&address.to_string()),
+            Err(reason) => fail(&reason),
+        },
+        Task::Demo(config) => {
+            let program = match env::current_exe() {
+                Ok(program) => program,
+                Err(error) => return fail(&format!("cannot find this program: {error}")),
+            };
+            let parts = demo::Parts {
+                program,
+                sample: seam::SAMPLE,
+                new_identity: seam::new_identity,
+            };
+            runtime.block_on(demo::run(&config, &parts)).into()
+        }
+    }
+}
+
+/// Help and version are answers; everything else is wrong usage, told by clap or by us.
+fn refuse(stop: &Stop) -> ExitCode {
+    match stop {
+        Stop::Clap(error) => {
+            // Nobody to tell if this cannot be printed.
+            let _ = error.print();
+            if error.use_stderr() {
+                Exit::Usage.into()
+            } else {
+                Exit::Done.into()
+            }
+        }
+        Stop::Faults(faults) => {
+            let _ = writeln!(io::stderr(), "{faults}");
+            Exit::Usage.into()
+        }
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => Exit::Done.into(),
+        Err(_) => Exit::Failed.into(),
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "leasemux: {reason}");
+    Exit::Failed.into()
+}
+
+/// SEAM, to be replaced at the merge: what other branches bring. Nothing here does its work.
+///
+/// - `serve`: `leasemux::serve::run(config, …)`
+/// - `shim`: `leasemux::platform::local::shim::main(arguments)`
+/// - `new_identity`: `leasemux::access::identity::IdentityFiles::create(dir, LogTime::now())`
+/// - `SAMPLE`: `include_str!("../examples/hello.yaml")`
+mod seam {
+    use std::ffi::OsString;
+    use std::path::Path;
+    use std::process::ExitCode;
+
+    use leasemux::config::ServeConfig;
+    use leasemux::model::id::Owner;
+
+    pub(super) const SAMPLE: &str = "";
+
+    pub(super) async fn serve(_config: ServeConfig) -> ExitCode {
+        super::fail("serve is not merged yet")
+    }
+
+    pub(super) fn shim(_arguments: impl Iterator<Item = OsString>) -> ExitCode {
+        super::fail("shim is not merged yet")
+    }
+
+    pub(super) fn new_identity(_dir: &Path) -> Result<Owner, String> {
+        Err("identity is not merged yet".to_owned())
+    }
+}
