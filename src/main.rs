@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use leasemux::client::exit::Exit;
 use leasemux::client::print::Look;
 use leasemux::client::{demo, logs};
-use leasemux::config::{self, Stop, Task};
+use leasemux::config::{self, Output, Stop, Task};
 use tokio::runtime::{Builder, Runtime};
 
 /// First argument of the program when it is the supervisor of one container process: not for people, so not in the help.

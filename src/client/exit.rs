@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use tonic::{Code, Status};
 
 use super::connect::ConnectError;
+use super::follow::FollowError;
 
 /// The program's exit codes; `--help` tells them too.
 ///
@@ -55,6 +56,19 @@ impl From<&Status> for Exit {
             Code::NotFound => Self::NotFound,
             Code::Unavailable => Self::Unavailable,
             _ => Self::Failed,
+        }
+    }
+}
+
+impl From<&FollowError> for Exit {
+    fn from(error: &FollowError) -> Self {
+        match error {
+            FollowError::Connect(error) => Self::from(error),
+            // The code of a cut connection tells how it was noticed, not what it means.
+            FollowError::Status(_) if error.is_cut() => Self::Unavailable,
+            FollowError::Status(status) => Self::from(&**status),
+            FollowError::Sink(_) => Self::Failed,
+            FollowError::Unresumable => Self::Unavailable,
         }
     }
 }

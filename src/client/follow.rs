@@ -4,6 +4,7 @@
 //! source still has the lines, and what it no longer has comes as a gap entry. What is cut before the first answer is not
 //! tried again, and neither is a read without follow. Dropping the future ends the follower at once.
 
+use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
@@ -209,14 +210,15 @@ impl FollowError {
     fn is_retryable(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_retryable(),
-            // What the gateway itself said has no source; what happened to the connection has.
-            Self::Status(status) => {
-                status.code() == Code::Unavailable
-                    || is_lagged(status)
-                    || std::error::Error::source(&**status).is_some()
-            }
+            Self::Status(status) => self.is_cut() || status.code() == Code::Unavailable || is_lagged(status),
             Self::Sink(_) | Self::Unresumable => false,
         }
+    }
+
+    /// Whether the connection was cut under the call.
+    pub(super) fn is_cut(&self) -> bool {
+        // What the gateway itself said has no source; what happened to the connection has.
+        matches!(self, Self::Status(status) if status.source().is_some())
     }
 
     fn is_not_found(&self) -> bool {
@@ -249,11 +251,25 @@ fn status_text(status: &Status) -> String {
     if is_lagged(status) {
         return "this side could not keep up".to_owned();
     }
-    match std::error::Error::source(status) {
+    match status.source() {
+        Some(source) if is_closed(source) => "the gateway closed the connection".to_owned(),
         Some(source) => format!("the connection was cut: {}", innermost(source)),
         None if status.message().is_empty() => format!("the gateway says: {}", status.code()),
         None => format!("the gateway says: {}", status.message()),
     }
+}
+
+/// Whether the other side closed the connection without a word.
+fn is_closed(error: &(dyn StdError + 'static)) -> bool {
+    let mut error = Some(error);
+    while let Some(layer) = error {
+        let io = layer.downcast_ref::<io::Error>();
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof) {
+            return true;
+        }
+        error = layer.source();
+    }
+    false
 }
 
 // === impl Backoff ===

@@ -16,3 +16,6 @@ mod lines;
 mod progress;
 mod terminal;
 mod tls;
+
+#[cfg(test)]
+mod fake;

@@ -119,15 +119,30 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
         self.out.flush()
     }
 
+    /// Writes `text` as it is to the output, behind everything printed so far.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn print(&mut self, text: &str) -> io::Result<()> {
+        self.finish()?;
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+
     /// Says something that is not about one replica.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
         self.make_way()?;
-        let mut safe = Vec::with_capacity(text.len() + 1);
-        neutralise(text.as_bytes(), &mut safe);
-        writeln!(self.err, "leasemux: {}", String::from_utf8_lossy(&safe))
+        write!(self.err, "leasemux: ")?;
+        for line in text.lines() {
+            let mut safe = Vec::with_capacity(line.len() + 1);
+            neutralise(line.as_bytes(), &mut safe);
+            safe.push(b'\n');
+            self.err.write_all(&safe)?;
+        }
+        self.err.flush()
     }
 
     /// A gateway may name any number of replicas over time; only so many are remembered.
@@ -363,4 +378,231 @@ fn event_text(event: &ReplicaEvent) -> String {
         format!(": {}", event.message)
     };
     format!("{what}{reason}{message}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::proto::lease::Cursor;
+
+    const PLAIN: Look = Look {
+        output: Output::Text,
+        colour: false,
+        colour_errors: false,
+        terminal: false,
+        timestamps: false,
+    };
+
+    fn entry(service: &str, run: &str, logs: &[u8]) -> ServiceLogs {
+        let cursor = Cursor {
+            service: service.into(),
+            instance: run.into(),
+            ..Default::default()
+        };
+        let logs = logs.to_vec().into();
+        ServiceLogs {
+            name: service.into(),
+            logs,
+            cursor: Some(cursor),
+            ..Default::default()
+        }
+    }
+
+    fn event(service: &str, kind: Kind, exit_code: Option<i32>, reason: &str) -> ServiceLogs {
+        let event = ReplicaEvent {
+            kind: kind.into(),
+            exit_code,
+            reason: reason.into(),
+            ..Default::default()
+        };
+        ServiceLogs {
+            name: service.into(),
+            event: Some(event),
+            ..Default::default()
+        }
+    }
+
+    fn gap(service: &str, gap: Gap) -> ServiceLogs {
+        ServiceLogs {
+            gap: Some(gap),
+            logs: b"a notice\n".to_vec().into(),
+            ..entry(service, "1", b"")
+        }
+    }
+
+    fn printed(look: Look, entries: &[ServiceLogs]) -> (String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut printer = Printer::new(&mut out, &mut err, look);
+        for entry in entries {
+            printer.entry(entry).unwrap();
+        }
+        printer.finish().unwrap();
+        drop(printer);
+        (
+            String::from_utf8_lossy(&out).into_owned(),
+            String::from_utf8(err).unwrap(),
+        )
+    }
+
+    #[test]
+    fn pieces_get_one_prefix_and_the_last_line_a_newline() {
+        let (out, err) = printed(
+            PLAIN,
+            &[
+                entry("a", "1", b"one\ntwo, "),
+                entry("b", "1", b"other\n"),
+                entry("a", "1", b"goes on\n"),
+                entry("a", "1", b"dies"),
+                entry("a", "2", b"next run\n\n"),
+                entry("b", "1", b"no end"),
+            ],
+        );
+        assert_eq!(
+            out,
+            "a/0 | one\nb/0 | other\na/0 | two, goes on\na/0 | dies\na/0 | next run\na/0 | \nb/0 | no end\n"
+        );
+        assert_eq!(err, "");
+    }
+
+    #[test]
+    fn a_line_too_long_to_hold_flows_and_gives_way() {
+        let long = vec![b'x'; 2 << 20];
+        let (out, _) = printed(
+            PLAIN,
+            &[
+                entry("a", "1", &long),
+                entry("a", "1", b"y"),
+                entry("b", "1", b"b\n"),
+                entry("a", "1", b"z\n"),
+            ],
+        );
+        let long = String::from_utf8(long).unwrap();
+        assert_eq!(out, format!("a/0 | {long}y\nb/0 | b\na/0 | z\n"));
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_container_unless_a_terminal_reads_them() {
+        let lines = [entry("a", "1", b"\x1b[2J\xff\r\n")];
+        assert_eq!(printed(PLAIN, &lines).0, "a/0 | \x1b[2J\u{fffd}\r\n");
+        let terminal = Look {
+            terminal: true,
+            ..PLAIN
+        };
+        assert_eq!(printed(terminal, &lines).0, "a/0 | ^[[2J\u{fffd}\r\n");
+        let (out, err) = printed(terminal, &[event("a", Kind::Waiting, None, "\x1b]0;x\x07")]);
+        assert_eq!((out.as_str(), err.as_str()), ("", "a/0 * waiting (^[]0;x^G)\n"));
+    }
+
+    #[test]
+    fn replicas_differ_in_colour_and_keep_theirs() {
+        let look = Look {
+            colour: true,
+            ..PLAIN
+        };
+        let other = ServiceLogs {
+            replica: 1,
+            ..entry("a", "1", b"x\n")
+        };
+        let (out, _) = printed(look, &[entry("a", "1", b"x\n"), other.clone()]);
+        let lines: Vec<&str> = out.lines().collect();
+        let colour = |line: &str| line.split('a').next().unwrap().to_owned();
+        assert!(
+            lines[0].starts_with("\x1b[") && lines[0].ends_with("a/0 |\x1b[0m x"),
+            "{out:?}"
+        );
+        assert_ne!(colour(lines[0]), colour(lines[1]));
+        assert!(printed(look, &[other]).0.starts_with(&colour(lines[1])));
+    }
+
+    #[test]
+    fn news_stands_out() {
+        let lag = Gap {
+            lines: 1,
+            bytes: 9,
+            exact: true,
+            cause: Cause::Lag.into(),
+            ..Default::default()
+        };
+        let rotated = Gap {
+            lines: 3,
+            bytes: 30,
+            exact: false,
+            cause: Cause::Rotated.into(),
+            ..Default::default()
+        };
+        let source = Gap {
+            cause: Cause::Source.into(),
+            ..Default::default()
+        };
+        let (out, err) = printed(
+            PLAIN,
+            &[
+                event("a", Kind::Started, None, ""),
+                entry("a", "1", b"half"),
+                gap("a", lag),
+                gap("a", rotated),
+                gap("a", source),
+                event("a", Kind::Ended, Some(1), "Error"),
+                event("a", Kind::Gone, None, ""),
+            ],
+        );
+        assert_eq!(out, "a/0 | half\n");
+        let expected = [
+            "a/0 * started",
+            "a/0 ! 1 line (9 bytes) lost: this side fell behind",
+            "a/0 ! at least 3 lines (30 bytes) lost: they were rotated away before they could be read",
+            "a/0 ! lines may be lost: the place they come from lost them",
+            "a/0 * exited with code 1 (Error)",
+            "a/0 * gone: no longer part of the lease",
+        ];
+        assert_eq!(err.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_and_loses_nothing() {
+        let look = Look {
+            output: Output::Json,
+            timestamps: true,
+            ..PLAIN
+        };
+        let lag = Gap {
+            lines: 1,
+            bytes: 9,
+            exact: true,
+            cause: Cause::Lag.into(),
+            ..Default::default()
+        };
+        let (out, err) = printed(
+            look,
+            &[
+                event("a", Kind::Ended, Some(1), "Error"),
+                entry(
+                    "a",
+                    "u/a/1",
+                    b"2026-01-31T12:00:00.000000001Z a \"b\" c\nno time\n",
+                ),
+                entry("a", "u/a/1", b"2026-01-31T12:00:00.000000001Z \xff\n"),
+                gap("a", lag),
+            ],
+        );
+        assert_eq!(err, "");
+        let expected = [
+            r#"{"type":"event","service":"a","replica":0,"kind":"ended","exit_code":1,"reason":"Error"}"#,
+            r#"{"type":"line","service":"a","replica":0,"instance":"u/a/1","time":"2026-01-31T12:00:00.000000001Z","line":"a \"b\" c"}"#,
+            r#"{"type":"line","service":"a","replica":0,"instance":"u/a/1","line":"no time"}"#,
+            r#"{"type":"line","service":"a","replica":0,"instance":"u/a/1","time":"2026-01-31T12:00:00.000000001Z","line_base64":"/w=="}"#,
+            r#"{"type":"gap","service":"a","replica":0,"instance":"1","lines":1,"bytes":9,"exact":true,"cause":"lag"}"#,
+        ];
+        assert_eq!(out.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn replicas_without_number_are_not_all_remembered() {
+        let mut printer = Printer::new(Vec::new(), Vec::new(), PLAIN);
+        for n in 0..2 * STREAM_REPLICAS_MAX {
+            printer.entry(&entry(&format!("s{n}"), "1", b"half")).unwrap();
+        }
+        assert_eq!(printer.replicas.len(), STREAM_REPLICAS_MAX);
+        assert_eq!(printer.lines.unfinished().len(), STREAM_REPLICAS_MAX);
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::Uri;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinSet;
 
 use super::DemoError;
@@ -42,6 +42,8 @@ const CONNECTIONS_BESIDE: usize = 64;
 #[derive(Debug)]
 pub(super) struct Gateway {
     child: Child,
+    /// Its standard input, which ends when this process does. Kept apart: waiting for a child closes what it still has.
+    _lifeline: ChildStdin,
     pid: Pid,
     address: Uri,
     admin: Uri,
@@ -114,6 +116,7 @@ impl Gateway {
         let missing = || DemoError::Start(io::Error::from(io::ErrorKind::NotFound));
         let id = child.id().and_then(|id| i32::try_from(id).ok());
         let pid = id.and_then(Pid::from_raw).ok_or_else(missing)?;
+        let lifeline = child.stdin.take().ok_or_else(missing)?;
         let stdout = child.stdout.take().ok_or_else(missing)?;
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let log = Log::default();
@@ -143,6 +146,7 @@ impl Gateway {
         readers.spawn(discard(stdout));
         Ok(Self {
             child,
+            _lifeline: lifeline,
             pid,
             address,
             admin,
