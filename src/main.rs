@@ -56,9 +56,12 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
             let parts = demo::Parts {
                 program,
                 sample: seam::SAMPLE,
-                new_identity: seam::new_identity,
+                new_identity: &seam::new_identity,
             };
-            runtime.block_on(demo::run(&config, &parts)).into()
+            let look = Look::of_process(Output::Text, false);
+            runtime
+                .block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look))
+                .into()
         }
     }
 }

@@ -57,7 +57,7 @@ struct Shared {
 pub enum ConnectError {
     /// The address of the gateway names no host.
     #[error("{0} is not the address of a gateway: https://host:port")]
-    Address(Uri),
+    Address(String),
     /// A PEM file does not hold what it should.
     #[error("cannot use {}: {reason}", path.display())]
     Pem {
@@ -73,13 +73,13 @@ pub enum ConnectError {
     #[error("cannot reach the gateway at {gateway}: {source}")]
     Unreachable {
         /// Whom.
-        gateway: Uri,
+        gateway: String,
         /// What the system said.
         source: io::Error,
     },
     /// The connection took too long.
     #[error("the gateway at {0} did not answer within {CONNECT_TIMEOUT:?}")]
-    Timeout(Uri),
+    Timeout(String),
     /// The gateway's certificate is not trusted.
     #[error(
         "the certificate of {gateway} is not trusted: {source}; give the gateway's certificate with --ca FILE \
@@ -87,7 +87,7 @@ pub enum ConnectError {
     )]
     Untrusted {
         /// Whom.
-        gateway: Uri,
+        gateway: String,
         /// What is wrong with its certificate.
         source: TlsError,
     },
@@ -95,18 +95,18 @@ pub enum ConnectError {
     #[error("no TLS with {gateway}: {reason}")]
     Tls {
         /// Whom.
-        gateway: Uri,
+        gateway: String,
         /// How.
         reason: String,
     },
     /// What answers does not speak HTTP/2.
     #[error("what answers at {0} is not a gRPC server: it does not speak HTTP/2")]
-    NotGrpc(Uri),
+    NotGrpc(String),
     /// HTTP/2 did not come about.
     #[error("the gateway at {gateway} ended the connection: {reason}")]
     Ended {
         /// Whom.
-        gateway: Uri,
+        gateway: String,
         /// How.
         reason: String,
     },
@@ -123,7 +123,8 @@ impl Connector {
         let gateway = target.gateway.clone();
         let host = gateway.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(host.clone()).map_err(|_| ConnectError::Address(gateway.clone()))?;
+        let name =
+            ServerName::try_from(host.clone()).map_err(|_| ConnectError::Address(gateway.to_string()))?;
         let (config, name) = tls::client(target, &name)?;
         Ok(Self(Arc::new(Shared {
             port: gateway.port_u16().unwrap_or(HTTPS_PORT),
@@ -140,7 +141,7 @@ impl Connector {
     /// Any [`ConnectError`] but the first three.
     pub async fn connect(&self) -> Result<LeaseRpcClient<Channel>, ConnectError> {
         let shared = &self.0;
-        let gateway = || shared.gateway.clone();
+        let gateway = || shared.shown();
         let open = async {
             let stream = shared.open().await?;
             let mut stream = Some(TokioIo::new(stream));
@@ -152,7 +153,7 @@ impl Connector {
                     .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
                 std::future::ready(stream)
             });
-            Endpoint::from(gateway())
+            Endpoint::from(shared.gateway.clone())
                 .initial_stream_window_size(WINDOW_BYTES)
                 .initial_connection_window_size(WINDOW_BYTES)
                 .http2_keep_alive_interval(PING_AFTER)
@@ -185,8 +186,13 @@ impl std::fmt::Debug for Connector {
 // === impl Shared ===
 
 impl Shared {
+    /// The gateway's address, as one types it.
+    fn shown(&self) -> String {
+        self.gateway.to_string().trim_end_matches('/').to_owned()
+    }
+
     async fn open(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let gateway = || self.gateway.clone();
+        let gateway = || self.shown();
         let unreachable = |source| ConnectError::Unreachable {
             gateway: gateway(),
             source,
@@ -205,7 +211,7 @@ impl Shared {
     }
 
     fn tls_error(&self, error: io::Error) -> ConnectError {
-        let gateway = self.gateway.clone();
+        let gateway = self.shown();
         match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
             Some(source @ TlsError::InvalidCertificate(_)) => ConnectError::Untrusted {
                 gateway,

@@ -36,7 +36,7 @@ use crate::model::proto::lease::{
 #[derive(Debug)]
 pub(super) enum Step {
     /// An entry, in a message of its own.
-    Send(ServiceLogs),
+    Send(Box<ServiceLogs>),
     /// The stream ends with this status.
     End(Status),
     /// The connection ends without a word.
@@ -205,7 +205,7 @@ impl LeaseRpc for Service {
             async move {
                 match step {
                     Step::Send(entry) => Some(Ok(ServiceLogsResponse {
-                        services: vec![entry],
+                        services: vec![*entry],
                     })),
                     Step::End(status) => Some(Err(status)),
                     Step::Cut => {

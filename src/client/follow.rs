@@ -32,7 +32,7 @@ const BACKOFF_RESET_AFTER: Duration = BACKOFF_MAX;
 /// How long the beginning of an answer may take: a gateway may have to ask others who the caller is.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reason, in the error details, of a stream that was closed because its follower fell behind (on_lag = CLOSE).
+/// Reason, in the error details, of a stream that was closed because its follower fell behind (`on_lag` = CLOSE).
 const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
 
 /// Takes what a follower receives.
@@ -171,7 +171,8 @@ impl Follower {
             .progress
             .resume(&self.request)
             .ok_or(FollowError::Unresumable)?;
-        let mut client = self.connector.connect().await?;
+        // Boxed: connecting takes far more room than following, and is soon over.
+        let mut client = Box::pin(self.connector.connect()).await?;
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_logs(request)).await;
         let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
         let mut stream = answer?.into_inner();

@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_line_too_long_to_hold_is_passed_on_in_pieces() {
         let mut lines = Lines::default();
-        assert_eq!(pushed(&mut lines, "a", &[b'x'; HELD_LINE_MAX_BYTES]), []);
+        assert_eq!(pushed(&mut lines, "a", &vec![b'x'; HELD_LINE_MAX_BYTES]), []);
         assert_eq!(pushed(&mut lines, "b", b"1\n2"), [(1, true, true)]);
         assert_eq!(
             pushed(&mut lines, "a", b"x"),
@@ -156,7 +156,7 @@ mod tests {
     fn all_replicas_together_are_bounded() {
         let mut lines = Lines::default();
         for n in 0..40 {
-            pushed(&mut lines, &n.to_string(), &[b'x'; HELD_LINE_MAX_BYTES]);
+            pushed(&mut lines, &n.to_string(), &vec![b'x'; HELD_LINE_MAX_BYTES]);
             assert!(lines.held <= HELD_MAX_BYTES);
         }
     }

@@ -161,13 +161,13 @@ mod tests {
     fn lines(replica: u32, ordinal: u64, text: &str) -> Step {
         let logs = text.as_bytes().to_vec().into();
         let cursor = Some(cursor(replica, ordinal));
-        Step::Send(ServiceLogs {
+        Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
             replica,
             logs,
             cursor,
             ..Default::default()
-        })
+        }))
     }
 
     fn gap(replica: u32, ordinal: u64, lines: u64) -> Step {
@@ -179,13 +179,13 @@ mod tests {
             ..Default::default()
         });
         let cursor = Some(cursor(replica, ordinal));
-        Step::Send(ServiceLogs {
+        Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
             replica,
             gap,
             cursor,
             ..Default::default()
-        })
+        }))
     }
 
     fn started(replica: u32) -> Step {
@@ -194,12 +194,12 @@ mod tests {
             instance: "p/web/0".into(),
             ..Default::default()
         };
-        Step::Send(ServiceLogs {
+        Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
             replica,
             event: Some(event),
             ..Default::default()
-        })
+        }))
     }
 
     fn end(code: Code) -> Step {

@@ -14,7 +14,7 @@ use memchr::memchr;
 use super::follow::Sink;
 use super::lines::Key;
 use crate::model::limits::STREAM_REPLICAS_MAX;
-use crate::model::proto::lease::ServiceLogs;
+use crate::model::proto::lease::{Gap, ServiceLogs};
 
 /// Bytes of a line's beginning that are looked at: the digits of any counter, and the space behind it.
 const HEAD_BYTES: usize = 20;
@@ -99,24 +99,26 @@ pub enum Fault {
 #[derive(Debug, Default)]
 struct Replica {
     instance: Option<String>,
-    /// Number of the last line of this run; 0 before the first.
-    last: u64,
-    /// Lines reported as lost since the last line.
-    pending: u64,
-    /// Whether `pending` is all that is lost.
-    inexact: bool,
-    /// Whether `pending` may tell of lines of the run before, too.
-    spans_runs: bool,
-    /// Whether there was a run before this one.
-    earlier_runs: bool,
+    /// How many runs were seen.
+    runs: u64,
+    /// Number of the last line of this run, 0 before the first; `None` if any number may come.
+    last: Option<u64>,
+    /// What was reported as lost since the last line.
+    reported: Reported,
     /// Whether this run has lines without a number.
     unnumbered: bool,
-    /// Whether nothing was received yet of which the number is known, and any number will do.
-    anywhere: bool,
-    /// Beginning of a line that is not whole yet.
-    head: Vec<u8>,
-    /// Whether there is such a line (its head may be empty).
-    within: bool,
+    /// Beginning of the line that is not whole yet, if there is one.
+    line: Option<Vec<u8>>,
+}
+
+/// Lines reported as lost.
+#[derive(Debug, Default)]
+struct Reported {
+    lines: u64,
+    /// Whether there may be more.
+    inexact: bool,
+    /// Whether some of them may belong to the run before.
+    spans_runs: bool,
 }
 
 // === impl Oracle ===
@@ -139,9 +141,9 @@ impl Oracle {
             self.violate(&key, "", Fault::TooManyReplicas, b"");
             return;
         }
-        let anywhere = self.start == Start::Anywhere;
+        let last = (self.start == Start::First).then_some(0);
         let fresh = || Replica {
-            anywhere,
+            last,
             ..Replica::default()
         };
         let mut replica = self.replicas.remove(&key).unwrap_or_else(fresh);
@@ -155,12 +157,7 @@ impl Oracle {
             self.tally.gaps += 1;
             self.tally.lost_lines += gap.lines;
             self.tally.lost_bytes += gap.bytes;
-            replica.pending += gap.lines;
-            replica.inexact |= !gap.exact;
-            // Reported in a run of which no line has come: it may have begun in the run before.
-            replica.spans_runs |= replica.earlier_runs && replica.last == 0;
-            // A line counts as lost if any piece of it is, so what came of it counts for nothing.
-            replica.begin_line();
+            replica.report(gap);
         } else if entry.event.is_none() {
             self.tally.bytes += entry.logs.len() as u64;
             self.lines(&key, &mut replica, &entry.logs);
@@ -198,7 +195,7 @@ impl Oracle {
 
     fn whole_line(&mut self, key: &Key, replica: &mut Replica) {
         self.tally.lines += 1;
-        let head = replica.begin_line();
+        let head = replica.line.take().unwrap_or_default();
         let Some(number) = number(&head) else {
             replica.unnumbered = true;
             return;
@@ -208,32 +205,26 @@ impl Oracle {
             let instance = replica.instance.clone().unwrap_or_default();
             self.violate(key, &instance, fault, &head);
         }
-        replica.last = number;
-        replica.pending = 0;
-        replica.inexact = false;
-        replica.spans_runs = false;
-        replica.anywhere = false;
+        replica.last = Some(number);
+        replica.reported = Reported::default();
     }
 
     fn next_run(&mut self, key: &Key, replica: &mut Replica, instance: &str) {
-        if replica.within {
+        if replica.line.is_some() {
             // The last line of the run that ended had no newline.
             self.whole_line(key, replica);
         }
         if let Some(before) = &replica.instance {
-            if restarts(before)
-                .zip(restarts(instance))
-                .is_some_and(|((pod, before), (now, after))| pod == now && after <= before)
-            {
+            let counts = restarts(before).zip(restarts(instance));
+            if counts.is_some_and(|((pod, before), (now, after))| pod == now && after <= before) {
                 self.violate(key, instance, Fault::RunRepeated, b"");
             }
-            replica.spans_runs = replica.pending > 0;
-            replica.earlier_runs = true;
+            replica.reported.spans_runs = replica.reported.lines > 0;
             replica.unnumbered = false;
-            replica.anywhere = false;
+            replica.last = Some(0);
         }
         replica.instance = Some(instance.to_owned());
-        replica.last = 0;
+        replica.runs += 1;
     }
 
     fn violate(&mut self, key: &Key, instance: &str, fault: Fault, head: &[u8]) {
@@ -272,43 +263,42 @@ impl Sink for Oracle {
 
 impl Replica {
     fn piece(&mut self, bytes: &[u8]) {
-        self.within = true;
-        let room = SHOWN_BYTES.saturating_sub(self.head.len());
-        self.head.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        let head = self.line.get_or_insert_default();
+        let room = SHOWN_BYTES.saturating_sub(head.len());
+        head.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
     }
 
-    /// Forgets the line in hand, and gives its beginning.
-    fn begin_line(&mut self) -> Vec<u8> {
-        self.within = false;
-        std::mem::take(&mut self.head)
+    fn report(&mut self, gap: &Gap) {
+        self.reported.lines += gap.lines;
+        self.reported.inexact |= !gap.exact;
+        // Reported in a run of which no line has come: it may have begun in the run before.
+        self.reported.spans_runs |= self.runs > 1 && self.last == Some(0);
+        // A line counts as lost if any piece of it is, so what came of it counts for nothing.
+        self.line = None;
     }
 
     fn continues_with(&self, got: u64) -> Result<(), Fault> {
-        let after = self.last;
-        if self.anywhere {
+        let Some(after) = self.last else {
             return Ok(());
-        }
+        };
         if got <= after {
             return Err(Fault::Repeat { after, got });
         }
         let hole = got - after - 1;
+        let reported = self.reported.lines;
         // Some of the reported lines may lie outside the hole.
-        let elsewhere = self.unnumbered || self.spans_runs;
-        let fits = match (self.inexact, elsewhere) {
-            (false, false) => hole == self.pending,
-            (false, true) => hole <= self.pending,
+        let elsewhere = self.unnumbered || self.reported.spans_runs;
+        let fits = match (self.reported.inexact, elsewhere) {
+            (false, false) => hole == reported,
+            (false, true) => hole <= reported,
             // The report is a lower bound.
-            (true, false) => hole >= self.pending,
+            (true, false) => hole >= reported,
             (true, true) => true,
         };
         if fits {
             Ok(())
         } else {
-            Err(Fault::Hole {
-                after,
-                reported: self.pending,
-                got,
-            })
+            Err(Fault::Hole { after, reported, got })
         }
     }
 }
@@ -369,7 +359,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::proto::lease::{Cursor, Gap};
+    use crate::model::proto::lease::Cursor;
 
     fn entry(instance: &str, logs: &[u8], gap: Option<(u64, bool)>) -> ServiceLogs {
         let cursor = Cursor {

@@ -36,6 +36,10 @@ const PALETTE: [AnsiColor; 8] = [
 
 /// How things look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about an output"
+)]
 pub struct Look {
     /// Text or JSON.
     pub output: Output,

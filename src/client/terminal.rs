@@ -21,16 +21,13 @@ pub(super) fn neutralise(line: &[u8], out: &mut Vec<u8>) {
     for chunk in text.utf8_chunks() {
         let mut rest = chunk.valid();
         while let Some(next) = rest.chars().next() {
-            let taken = match sgr(rest) {
-                Some(sequence) => {
-                    coloured = true;
-                    out.extend_from_slice(sequence.as_bytes());
-                    sequence.len()
-                }
-                None => {
-                    show(next, out);
-                    next.len_utf8()
-                }
+            let taken = if let Some(sequence) = sgr(rest) {
+                coloured = true;
+                out.extend_from_slice(sequence.as_bytes());
+                sequence.len()
+            } else {
+                show(next, out);
+                next.len_utf8()
             };
             rest = rest.get(taken..).unwrap_or_default();
         }

@@ -97,8 +97,8 @@ pub(super) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    Serve(ServeArgs),
-    Logs(LogsArgs),
+    Serve(Box<ServeArgs>),
+    Logs(Box<LogsArgs>),
     Identity(IdentityArgs),
     Demo(DemoArgs),
 }

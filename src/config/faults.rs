@@ -97,7 +97,7 @@ impl<'a> Reader<'a> {
         given: &[String],
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Vec<T> {
-        let texts: Vec<&str> = if self.from_environment(id) {
+        let texts: Vec<&str> = if self.is_from_environment(id) {
             let parts = given.iter().flat_map(|text| text.split(','));
             parts.map(str::trim).filter(|text| !text.is_empty()).collect()
         } else {
@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
 
     /// Notes that the value `text` of `id` is wrong; `right` says what would be right.
     pub(super) fn wrong(&mut self, id: &str, text: &str, right: &str) {
-        let variable = if self.from_environment(id) {
+        let variable = if self.is_from_environment(id) {
             self.variable(id).map(|name| format!(" (from {name})"))
         } else {
             None
@@ -164,14 +164,14 @@ impl<'a> Reader<'a> {
 
     /// A variable that is set and empty counts as not set, as in unit files and manifests that list all of them.
     fn or_default(&self, id: &str, given: &str) -> Option<String> {
-        if !given.is_empty() || !self.from_environment(id) {
+        if !given.is_empty() || !self.is_from_environment(id) {
             return Some(given.to_owned());
         }
         let default = self.definition(id)?.get_default_values().first()?;
         Some(default.to_string_lossy().into_owned())
     }
 
-    fn from_environment(&self, id: &str) -> bool {
+    fn is_from_environment(&self, id: &str) -> bool {
         self.matches.value_source(id) == Some(ValueSource::EnvVariable)
     }
 

@@ -191,7 +191,7 @@ fn show_size(bytes: u64) -> String {
     let unit = SIZE_UNITS[..4]
         .iter()
         .rev()
-        .find(|(_, factor)| bytes >= *factor && bytes % factor == 0);
+        .find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
     unit.map_or_else(
         || bytes.to_string(),
         |(name, factor)| format!("{}{name}", bytes / factor),

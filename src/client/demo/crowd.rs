@@ -73,7 +73,8 @@ impl<P: Sink + 'static> Crowd<P> {
             checking.spawn(async move {
                 let permit = stop.run_until_cancelled(connecting.acquire_owned()).await;
                 let permit = permit.and_then(Result::ok);
-                run(follower, Checker::new(permit, Nobody), stop).await.0
+                let (outcome, Nobody) = run(follower, Checker::new(permit, Nobody), stop).await;
+                outcome
             });
         }
         Self {
@@ -103,8 +104,8 @@ impl<P: Sink + 'static> Crowd<P> {
             let printed = tokio::time::timeout(PRINTED_WITHIN, self.printing.join_next()).await;
             self.printed = printed.ok().flatten().and_then(Result::ok);
         }
-        let (printed, printer) = self.printed.take().unzip();
-        let mut outcomes: Vec<Outcome> = printed.into_iter().collect();
+        let (outcome, printer) = self.printed.take().unzip();
+        let mut outcomes: Vec<Outcome> = outcome.into_iter().collect();
         while let Some(Ok(outcome)) = self.checking.join_next().await {
             outcomes.push(outcome);
         }
@@ -181,12 +182,12 @@ mod tests {
             ..Default::default()
         };
         let logs = text.as_bytes().to_vec().into();
-        Step::Send(ServiceLogs {
+        Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
             logs,
             cursor: Some(cursor),
             ..Default::default()
-        })
+        }))
     }
 
     fn request() -> ServiceLogsRequest {

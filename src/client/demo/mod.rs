@@ -294,12 +294,12 @@ mod tests {
             ..Default::default()
         };
         let logs = text.as_bytes().to_vec().into();
-        Step::Send(ServiceLogs {
+        Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
             logs,
             cursor: Some(cursor),
             ..Default::default()
-        })
+        }))
     }
 
     /// A program that says it is the gateway that listens at `gateway`, and shows its certificate.

@@ -161,16 +161,16 @@ mod tests {
         }
     }
 
-    fn usage(seconds: u64) -> Option<Usage> {
-        Some(Usage {
+    fn usage(seconds: u64) -> Usage {
+        Usage {
             cpu: Duration::from_secs(seconds),
             peak_memory_bytes: 30 << 20,
-        })
+        }
     }
 
     #[test]
     fn numbers_are_summed() {
-        let summary = Summary::of(true, vec![outcome(), outcome()], usage(1), usage(4));
+        let summary = Summary::of(true, vec![outcome(), outcome()], Some(usage(1)), Some(usage(4)));
         assert!(summary.holds());
         let text = summary.to_string();
         for expected in [
