@@ -181,10 +181,11 @@ impl Follower {
         }
         self.met = true;
         while let Some(response) = next(&mut stream, sink).await? {
-            for entry in &response.services {
-                if self.progress.take(entry) {
-                    sink.entry(entry)?;
+            for entry in response.services {
+                if self.progress.is_news(&entry) {
+                    sink.entry(&entry)?;
                 }
+                self.progress.told(entry);
             }
         }
         sink.pause()?;

@@ -12,7 +12,6 @@ use std::io;
 use memchr::memchr;
 
 use super::follow::Sink;
-use super::lines::Key;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::{Gap, ServiceLogs};
 
@@ -35,7 +34,14 @@ pub enum Start {
 #[derive(Debug)]
 pub struct Oracle {
     start: Start,
-    replicas: BTreeMap<Key, Replica>,
+    /// By service and index.
+    replicas: BTreeMap<String, BTreeMap<u32, Replica>>,
+    replica_count: usize,
+    verdict: Verdict,
+}
+
+#[derive(Debug, Default)]
+struct Verdict {
     tally: Tally,
     violation: Option<Violation>,
 }
@@ -98,6 +104,8 @@ pub enum Fault {
 
 #[derive(Debug, Default)]
 struct Replica {
+    /// `service/index`.
+    name: String,
     instance: Option<String>,
     /// How many runs were seen.
     runs: u64,
@@ -129,40 +137,27 @@ impl Oracle {
         Self {
             start,
             replicas: BTreeMap::new(),
-            tally: Tally::default(),
-            violation: None,
+            replica_count: 0,
+            verdict: Verdict::default(),
         }
     }
 
     /// Judges one entry.
     pub fn feed(&mut self, entry: &ServiceLogs) {
-        let key = (entry.name.clone(), entry.replica);
-        if self.replicas.len() >= STREAM_REPLICAS_MAX && !self.replicas.contains_key(&key) {
-            self.violate(&key, "", Fault::TooManyReplicas, b"");
+        let known = self
+            .replicas
+            .get(&entry.name)
+            .is_some_and(|all| all.contains_key(&entry.replica));
+        if !known && !self.admit(entry) {
             return;
         }
-        let last = (self.start == Start::First).then_some(0);
-        let fresh = || Replica {
-            last,
-            ..Replica::default()
-        };
-        let mut replica = self.replicas.remove(&key).unwrap_or_else(fresh);
-        if let Some(cursor) = &entry.cursor
-            && (entry.gap.is_some() || !entry.logs.is_empty())
-            && replica.instance.as_deref() != Some(cursor.instance.as_str())
-        {
-            self.next_run(&key, &mut replica, &cursor.instance);
+        let slot = self
+            .replicas
+            .get_mut(&entry.name)
+            .and_then(|all| all.get_mut(&entry.replica));
+        if let Some(replica) = slot {
+            replica.feed(entry, &mut self.verdict);
         }
-        if let Some(gap) = &entry.gap {
-            self.tally.gaps += 1;
-            self.tally.lost_lines += gap.lines;
-            self.tally.lost_bytes += gap.bytes;
-            replica.report(gap);
-        } else if entry.event.is_none() {
-            self.tally.bytes += entry.logs.len() as u64;
-            self.lines(&key, &mut replica, &entry.logs);
-        }
-        self.replicas.insert(key, replica);
     }
 
     /// What was received, if all of it was right.
@@ -170,70 +165,45 @@ impl Oracle {
     /// # Errors
     /// The first [`Violation`].
     pub fn verdict(&self) -> Result<Tally, Box<Violation>> {
-        match &self.violation {
-            None => Ok(self.tally),
+        match &self.verdict.violation {
+            None => Ok(self.verdict.tally),
             Some(violation) => Err(Box::new(violation.clone())),
         }
     }
 
     /// What was received, right or not.
     pub fn tally(&self) -> Tally {
-        self.tally
+        self.verdict.tally
     }
 
-    fn lines(&mut self, key: &Key, replica: &mut Replica, data: &[u8]) {
-        let mut rest = data;
-        while let Some(end) = memchr(b'\n', rest) {
-            replica.piece(&rest[..end]);
-            self.whole_line(key, replica);
-            rest = &rest[end + 1..];
-        }
-        if !rest.is_empty() {
-            replica.piece(rest);
-        }
-    }
-
-    fn whole_line(&mut self, key: &Key, replica: &mut Replica) {
-        self.tally.lines += 1;
-        let head = replica.line.take().unwrap_or_default();
-        let Some(number) = number(&head) else {
-            replica.unnumbered = true;
-            return;
+    fn admit(&mut self, entry: &ServiceLogs) -> bool {
+        let name = format!("{}/{}", entry.name, entry.replica);
+        let replica = Replica {
+            name,
+            last: (self.start == Start::First).then_some(0),
+            ..Replica::default()
         };
-        self.tally.checked += 1;
-        if let Err(fault) = replica.continues_with(number) {
-            let instance = replica.instance.clone().unwrap_or_default();
-            self.violate(key, &instance, fault, &head);
+        if self.replica_count == STREAM_REPLICAS_MAX {
+            self.verdict.violate(&replica, Fault::TooManyReplicas, b"");
+            return false;
         }
-        replica.last = Some(number);
-        replica.reported = Reported::default();
+        self.replica_count += 1;
+        let service = self.replicas.entry(entry.name.clone()).or_default();
+        service.insert(entry.replica, replica);
+        true
     }
+}
 
-    fn next_run(&mut self, key: &Key, replica: &mut Replica, instance: &str) {
-        if replica.line.is_some() {
-            // The last line of the run that ended had no newline.
-            self.whole_line(key, replica);
-        }
-        if let Some(before) = &replica.instance {
-            let counts = restarts(before).zip(restarts(instance));
-            if counts.is_some_and(|((pod, before), (now, after))| pod == now && after <= before) {
-                self.violate(key, instance, Fault::RunRepeated, b"");
-            }
-            replica.reported.spans_runs = replica.reported.lines > 0;
-            replica.unnumbered = false;
-            replica.last = Some(0);
-        }
-        replica.instance = Some(instance.to_owned());
-        replica.runs += 1;
-    }
+// === impl Verdict ===
 
-    fn violate(&mut self, key: &Key, instance: &str, fault: Fault, head: &[u8]) {
-        let (service, index) = key;
+impl Verdict {
+    fn violate(&mut self, replica: &Replica, fault: Fault, line: &[u8]) {
+        let shown = line.get(..SHOWN_BYTES).unwrap_or(line);
         self.violation.get_or_insert_with(|| Violation {
-            replica: format!("{service}/{index}"),
-            instance: instance.to_owned(),
+            replica: replica.name.clone(),
+            instance: replica.instance.clone().unwrap_or_default(),
             fault,
-            line: String::from_utf8_lossy(head).into_owned(),
+            line: String::from_utf8_lossy(shown).into_owned(),
         });
     }
 }
@@ -262,10 +232,71 @@ impl Sink for Oracle {
 // === impl Replica ===
 
 impl Replica {
-    fn piece(&mut self, bytes: &[u8]) {
-        let head = self.line.get_or_insert_default();
-        let room = SHOWN_BYTES.saturating_sub(head.len());
-        head.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+    fn feed(&mut self, entry: &ServiceLogs, verdict: &mut Verdict) {
+        if let Some(cursor) = &entry.cursor
+            && (entry.gap.is_some() || !entry.logs.is_empty())
+            && self.instance.as_deref() != Some(cursor.instance.as_str())
+        {
+            self.next_run(&cursor.instance, verdict);
+        }
+        if let Some(gap) = &entry.gap {
+            verdict.tally.gaps += 1;
+            verdict.tally.lost_lines += gap.lines;
+            verdict.tally.lost_bytes += gap.bytes;
+            self.report(gap);
+        } else if entry.event.is_none() {
+            verdict.tally.bytes += entry.logs.len() as u64;
+            self.lines(&entry.logs, verdict);
+        }
+    }
+
+    fn lines(&mut self, data: &[u8], verdict: &mut Verdict) {
+        let mut rest = data;
+        while let Some(end) = memchr(b'\n', rest) {
+            let piece = &rest[..end];
+            if let Some(mut head) = self.line.take() {
+                extend(&mut head, piece);
+                self.whole_line(&head, verdict);
+            } else {
+                self.whole_line(piece, verdict);
+            }
+            rest = &rest[end + 1..];
+        }
+        if !rest.is_empty() {
+            extend(self.line.get_or_insert_default(), rest);
+        }
+    }
+
+    fn whole_line(&mut self, line: &[u8], verdict: &mut Verdict) {
+        verdict.tally.lines += 1;
+        let Some(number) = number(line) else {
+            self.unnumbered = true;
+            return;
+        };
+        verdict.tally.checked += 1;
+        if let Err(fault) = self.continues_with(number) {
+            verdict.violate(self, fault, line);
+        }
+        self.last = Some(number);
+        self.reported = Reported::default();
+    }
+
+    fn next_run(&mut self, instance: &str, verdict: &mut Verdict) {
+        if let Some(line) = self.line.take() {
+            // The last line of the run that ended had no newline.
+            self.whole_line(&line, verdict);
+        }
+        let before = self.instance.replace(instance.to_owned());
+        if let Some(before) = before {
+            let counts = restarts(&before).zip(restarts(instance));
+            if counts.is_some_and(|((pod, before), (now, after))| pod == now && after <= before) {
+                verdict.violate(self, Fault::RunRepeated, b"");
+            }
+            self.reported.spans_runs = self.reported.lines > 0;
+            self.unnumbered = false;
+            self.last = Some(0);
+        }
+        self.runs += 1;
     }
 
     fn report(&mut self, gap: &Gap) {
@@ -301,6 +332,12 @@ impl Replica {
             Err(Fault::Hole { after, reported, got })
         }
     }
+}
+
+/// Adds to the beginning of a line what fits.
+fn extend(head: &mut Vec<u8>, piece: &[u8]) {
+    let room = SHOWN_BYTES.saturating_sub(head.len());
+    head.extend_from_slice(piece.get(..room).unwrap_or(piece));
 }
 
 /// The number that a line begins with.

@@ -1,5 +1,6 @@
 //! How far a follower has come: one cursor per replica, and the events it has already told.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::limits::CURSORS_MAX;
@@ -21,24 +22,35 @@ pub(super) struct Progress {
 #[derive(Debug, Default)]
 struct Replica {
     cursor: Option<Cursor>,
-    told: VecDeque<ReplicaEvent>,
+    events: VecDeque<ReplicaEvent>,
 }
 
 // === impl Progress ===
 
 impl Progress {
-    /// Takes note of `entry`; `false` if it is an event that was told already (gateways repeat them on a new stream).
-    pub(super) fn take(&mut self, entry: &ServiceLogs) -> bool {
-        let key = (entry.name.clone(), entry.replica);
-        if !self.replicas.contains_key(&key) && self.replicas.len() >= CURSORS_MAX {
-            self.overflow = true;
+    /// Whether `entry` is anything but an event that was told already (gateways repeat them on a new stream).
+    pub(super) fn is_news(&self, entry: &ServiceLogs) -> bool {
+        let Some(event) = &entry.event else {
             return true;
+        };
+        let replica = self.replicas.get(&(entry.name.clone(), entry.replica));
+        replica.is_none_or(|replica| replica.is_news(event))
+    }
+
+    /// Takes note of an entry that was told.
+    pub(super) fn told(&mut self, entry: ServiceLogs) {
+        let ServiceLogs {
+            name,
+            replica,
+            cursor,
+            event,
+            ..
+        } = entry;
+        let full = self.replicas.len() >= CURSORS_MAX;
+        match self.replicas.entry((name, replica)) {
+            Entry::Vacant(_) if full => self.overflow = true,
+            slot => slot.or_default().told(cursor, event),
         }
-        let replica = self.replicas.entry(key).or_default();
-        if let Some(cursor) = &entry.cursor {
-            replica.cursor = Some(cursor.clone());
-        }
-        entry.event.as_ref().is_none_or(|event| replica.is_news(event))
     }
 
     /// The request that goes on behind everything taken; `None` if there is no such request. Before the first cursor that
@@ -68,25 +80,29 @@ impl Progress {
 // === impl Replica ===
 
 impl Replica {
-    fn is_news(&mut self, event: &ReplicaEvent) -> bool {
+    fn is_news(&self, event: &ReplicaEvent) -> bool {
         let same = |told: &ReplicaEvent| told.kind == event.kind && told.instance == event.instance;
-        let told = match event.kind() {
+        match event.kind() {
             // A run starts and ends once.
-            Kind::Started | Kind::Ended => self.told.iter().any(same),
-            // These come again and again; told again only if nothing else happened in between.
-            _ => self
-                .told
+            Kind::Started | Kind::Ended => !self.events.iter().any(same),
+            // These come again and again; told again only if something else happened in between.
+            _ => !self
+                .events
                 .back()
                 .is_some_and(|told| same(told) && told.reason == event.reason),
-        };
-        if told {
-            return false;
         }
-        if self.told.len() == EVENTS_REMEMBERED {
-            self.told.pop_front();
+    }
+
+    fn told(&mut self, cursor: Option<Cursor>, event: Option<ReplicaEvent>) {
+        if cursor.is_some() {
+            self.cursor = cursor;
         }
-        self.told.push_back(event.clone());
-        true
+        if let Some(event) = event.filter(|event| self.is_news(event)) {
+            if self.events.len() == EVENTS_REMEMBERED {
+                self.events.pop_front();
+            }
+            self.events.push_back(event);
+        }
     }
 }
 
@@ -123,6 +139,12 @@ mod tests {
         }
     }
 
+    fn take(progress: &mut Progress, entry: ServiceLogs) -> bool {
+        let news = progress.is_news(&entry);
+        progress.told(entry);
+        news
+    }
+
     #[test]
     fn the_newest_cursor_of_each_replica_is_kept() {
         let first = ServiceLogsRequest {
@@ -140,7 +162,7 @@ mod tests {
             lines("web", 0, 2),
             event(Kind::Started, "a", ""),
         ] {
-            assert!(progress.take(&entry));
+            assert!(take(&mut progress, entry));
         }
         let request = progress.resume(&first).unwrap();
         let cursors: Vec<_> = request
@@ -157,7 +179,7 @@ mod tests {
     #[test]
     fn events_are_told_once() {
         let mut progress = Progress::default();
-        let mut told = |kind, instance, reason| progress.take(&event(kind, instance, reason));
+        let mut told = |kind, instance, reason| take(&mut progress, event(kind, instance, reason));
         assert!(told(Kind::Started, "a", ""));
         assert!(!told(Kind::Started, "a", ""));
         assert!(told(Kind::Ended, "a", "Error"));
@@ -175,11 +197,11 @@ mod tests {
     fn more_replicas_than_a_request_may_name_cannot_be_resumed() {
         let mut progress = Progress::default();
         for replica in 0..u32::try_from(CURSORS_MAX).unwrap() {
-            progress.take(&lines("web", replica, 1));
+            progress.told(lines("web", replica, 1));
         }
         let first = ServiceLogsRequest::default();
         assert_eq!(progress.resume(&first).unwrap().resume.len(), CURSORS_MAX);
-        progress.take(&lines("web", u32::MAX, 1));
+        progress.told(lines("web", u32::MAX, 1));
         assert_eq!(progress.resume(&first), None);
     }
 }

@@ -21,7 +21,8 @@ const PROGRAM_EXAMPLES: &str = "\
 Examples:
   See it work on this machine, for ten seconds:
       leasemux demo --for 10s
-  Make a tenant, let the gateway trust it, and run a gateway with one lease:
+  Make a tenant, let the gateway trust it, and run a gateway with one lease of it:
+      PROVIDER=akash1d3jkzum9d46hsgryv4kk7mnnw3exzar9zlwx9n
       leasemux identity new --dir tenant
       mkdir trusted && cp tenant/cert.pem trusted/tenant.pem
       leasemux serve --platform local --trust-dir trusted \\
@@ -35,7 +36,8 @@ Several values are separated by commas there.";
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
-  One lease of one tenant; PROVIDER is any other account address:
+  One lease of one tenant; the provider may be any other account address:
+      PROVIDER=akash1d3jkzum9d46hsgryv4kk7mnnw3exzar9zlwx9n
       leasemux serve --platform local --trust-dir trusted \\
           --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/hello.yaml
   Two leases, open to the network under a name, from the environment:
@@ -105,7 +107,10 @@ pub(super) enum Command {
 
 /// Run a gateway
 #[derive(Debug, Args)]
-#[command(after_help = SERVE_EXAMPLES)]
+#[command(
+    override_usage = "leasemux serve --platform <NAME> --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]",
+    after_help = SERVE_EXAMPLES
+)]
 pub(super) struct ServeArgs {
     /// Where services run: 'local' runs them as processes of this machine
     #[arg(long, env = "LEASEMUX_PLATFORM", value_name = "NAME")]
@@ -260,7 +265,7 @@ pub(super) struct LimitsArgs {
 
 /// Print the logs of a lease's services
 #[derive(Debug, Args)]
-#[command(after_help = LOGS_EXAMPLES, after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(override_usage = "leasemux logs <LEASE> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = LOGS_EXAMPLES, after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(super) struct LogsArgs {
     /// The lease: owner/dseq/gseq/oseq/provider
     #[arg(value_name = "LEASE")]
@@ -335,7 +340,7 @@ pub(super) enum IdentityCommand {
 ///
 /// Writes cert.pem, key.pem (readable only by you) and address into the directory, and overwrites nothing.
 #[derive(Debug, Args)]
-#[command(after_help = IDENTITY_EXAMPLES)]
+#[command(override_usage = "leasemux identity new --dir <DIR>", after_help = IDENTITY_EXAMPLES)]
 pub(super) struct IdentityNewArgs {
     /// Directory to write to; made if there is none
     #[arg(long, env = "LEASEMUX_DIR", value_name = "DIR")]
