@@ -1,12 +1,115 @@
-//! leasemux
+//! The program: reads what is asked for and calls who does it.
+//!
+//! Exit codes are those of [`leasemux::client::exit::Exit`]; the help tells them.
 
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
+use leasemux::access::identity::IdentityFiles;
+use leasemux::client::exit::Exit;
+use leasemux::client::print::Look;
+use leasemux::client::{demo, logs};
+use leasemux::config::{self, Output, Stop, Task};
+use leasemux::model::id::Owner;
+use leasemux::model::time::LogTime;
+use leasemux::platform::local::shim;
+use leasemux::serve;
+use tokio::runtime::{Builder, Runtime};
+
+/// What the demo runs.
+const SAMPLE: &str = include_str!("../examples/shop.yaml");
+
+/// First argument of the program when it is the supervisor of one container process: not for people, so not in the help.
+const SHIM: &str = "shim";
+
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    // Before anything else, and before there is a second thread: see `platform::local::shim`.
-    if args.next().is_some_and(|arg| arg == "shim") {
-        return leasemux::platform::local::shim::main(args);
+    let arguments: Vec<OsString> = env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == SHIM) {
+        // Before there is a second thread: the shim forks and execs.
+        return shim::main(arguments.into_iter().skip(2));
     }
-    ExitCode::SUCCESS
+    let task = match config::read(arguments) {
+        Ok(task) => task,
+        Err(stop) => return refuse(&stop),
+    };
+    let runtime = match Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}")),
+    };
+    let exit = run(&runtime, task);
+    // A thread that hangs in a write to a pipe that nobody reads does not keep the program from ending.
+    runtime.shutdown_background();
+    exit
+}
+
+fn run(runtime: &Runtime, task: Task) -> ExitCode {
+    match task {
+        Task::Serve(config) => match runtime.block_on(serve::run(*config)) {
+            Ok(()) => Exit::Done.into(),
+            Err(error) => fail(&error.to_string()),
+        },
+        Task::Logs(config) => {
+            let look = Look::of_process(config.output, config.timestamps);
+            runtime
+                .block_on(logs::run(&config, io::stdout(), io::stderr(), look))
+                .into()
+        }
+        Task::IdentityNew(config) => match new_identity(&config.dir) {
+            Ok(address) => say(&address.to_string()),
+            Err(reason) => fail(&reason),
+        },
+        Task::Demo(config) => {
+            let program = match env::current_exe() {
+                Ok(program) => program,
+                Err(error) => return fail(&format!("cannot find this program: {error}")),
+            };
+            let parts = demo::Parts {
+                program,
+                sample: SAMPLE,
+                new_identity: &new_identity,
+            };
+            let look = Look::of_process(Output::Text, false);
+            runtime
+                .block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look))
+                .into()
+        }
+    }
+}
+
+/// Help and version are answers; everything else is wrong usage, told by clap or by us.
+fn refuse(stop: &Stop) -> ExitCode {
+    match stop {
+        Stop::Clap(error) => {
+            // Nobody to tell if this cannot be printed.
+            let _ = error.print();
+            if error.use_stderr() {
+                Exit::Usage.into()
+            } else {
+                Exit::Done.into()
+            }
+        }
+        Stop::Faults(faults) => {
+            let _ = writeln!(io::stderr(), "{faults}");
+            Exit::Usage.into()
+        }
+    }
+}
+
+fn new_identity(dir: &Path) -> Result<Owner, String> {
+    IdentityFiles::create(dir, LogTime::now()).map_err(|error| error.to_string())
+}
+
+fn say(text: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{text}") {
+        Ok(()) => Exit::Done.into(),
+        Err(_) => Exit::Failed.into(),
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "leasemux: {reason}");
+    Exit::Failed.into()
 }

@@ -2,7 +2,9 @@
 //!
 //! Tests with the fake world of [`support::world`] run over in-memory pipes with paused time; those with real processes and
 //! sockets wait for conditions under a generous deadline. None sleeps, and each test of logs ends by asking the oracle.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod cli;
 mod contract;
 mod local;
 mod logs;

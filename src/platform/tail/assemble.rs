@@ -205,6 +205,7 @@ impl Deferred {
 mod tests {
     use super::super::emit::Filter;
     use super::*;
+    use crate::model::line::GapCause;
     use crate::model::position::Position;
     use crate::platform::TailItem;
     use crate::platform::cri;
@@ -386,11 +387,16 @@ mod tests {
 
     #[test]
     fn lost_output_is_a_gap_and_ends_lines() {
+        // A line a second, and then the record itself.
+        let after = Position::START
+            .after_line(LogTime::from_nanos(1_000_000_000))
+            .after_line(LogTime::from_nanos(2_000_000_000));
         let gap = SourceGap {
             cause: GapCause::Source,
             lines: 12,
             bytes: 3456,
             exact: true,
+            after,
         };
         assert_eq!(
             run(

@@ -1,0 +1,349 @@
+//! The gateway as a child process: started, watched, measured, stopped.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::Uri;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinSet;
+
+use super::DemoError;
+use super::place::Place;
+use crate::model::id::LeaseId;
+use crate::model::limits::Limits;
+
+/// How long a gateway may take to be ready, on a machine that is busy with something else.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a gateway may take to stop before it is killed: its drain, and its services' own time to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long its streams may take; nobody follows any more by then.
+const DRAIN_TIMEOUT: &str = "2s";
+
+/// Bytes of the gateway's log that are kept, to be shown if something fails.
+const LOG_KEPT_BYTES: usize = 16 * 1024;
+
+/// Longest ready line, in bytes.
+const READY_MAX_BYTES: u64 = 1024;
+
+/// Connections beyond the followers': a person's, from another terminal.
+const CONNECTIONS_BESIDE: usize = 64;
+
+/// A running gateway. Dropping it kills it.
+#[derive(Debug)]
+pub(super) struct Gateway {
+    child: Child,
+    /// Its standard input, which ends when this process does. Kept apart: waiting for a child closes what it still has.
+    _lifeline: ChildStdin,
+    pid: Pid,
+    address: Uri,
+    admin: Uri,
+    log: Log,
+    /// Owns the readers of the child's outputs.
+    _readers: JoinSet<()>,
+}
+
+/// What a process has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Processor time, of all threads, since its start.
+    pub(super) cpu: Duration,
+    /// The most memory it ever held.
+    pub(super) peak_memory_bytes: u64,
+}
+
+/// The end of the gateway's log.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<VecDeque<u8>>>);
+
+/// How the demo's gateway is started.
+pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: usize) -> Vec<OsString> {
+    let mut lease = OsString::from(format!("{lease}="));
+    lease.push(sdl);
+    let connections = Limits::default().connections.max(followers + CONNECTIONS_BESIDE);
+    let flags: [(&str, OsString); 9] = [
+        ("--platform", "local".into()),
+        ("--lease", lease),
+        ("--trust-dir", place.trust_dir().into()),
+        ("--data-dir", place.data_dir().into()),
+        ("--listen", "127.0.0.1:0".into()),
+        ("--admin-listen", "127.0.0.1:0".into()),
+        ("--drain-timeout", DRAIN_TIMEOUT.into()),
+        ("--max-connections", connections.to_string().into()),
+        ("--log-format", "text".into()),
+    ];
+    let flags = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]);
+    ["serve".into(), "--lifeline".into()]
+        .into_iter()
+        .chain(flags)
+        .collect()
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Starts `program` and waits until it says that it is ready. Its log goes to standard error if `verbose`.
+    pub(super) async fn start(
+        program: &Path,
+        arguments: &[OsString],
+        verbose: bool,
+    ) -> Result<Self, DemoError> {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl-C is for this process, which stops the gateway when it has seen what it needs.
+            .process_group(0)
+            .kill_on_drop(true);
+        for (name, _) in std::env::vars_os() {
+            // The demo's gateway is set up here alone.
+            if name.to_string_lossy().starts_with("LEASEMUX_") {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command.spawn().map_err(DemoError::Start)?;
+        let missing = || DemoError::Start(io::Error::from(io::ErrorKind::NotFound));
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        let pid = id.and_then(Pid::from_raw).ok_or_else(missing)?;
+        let lifeline = child.stdin.take().ok_or_else(missing)?;
+        let stdout = child.stdout.take().ok_or_else(missing)?;
+        let stderr = child.stderr.take().ok_or_else(missing)?;
+        let log = Log::default();
+        let mut readers = JoinSet::new();
+        readers.spawn(log.clone().keep(stderr, verbose));
+        let mut stdout = BufReader::new(stdout);
+        let mut line = String::new();
+        let mut ready = (&mut stdout).take(READY_MAX_BYTES);
+        let said = tokio::time::timeout(READY_TIMEOUT, ready.read_line(&mut line)).await;
+        let addresses = said
+            .is_ok_and(|said| said.is_ok())
+            .then(|| ready_line(&line))
+            .flatten();
+        let Some((address, admin)) = addresses else {
+            let what = match tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
+                Ok(Ok(status)) => format!("ended with {status} before it was ready"),
+                _ => format!("was not ready within {READY_TIMEOUT:?}"),
+            };
+            // Its log is whole once its standard error has ended.
+            let _ = child.kill().await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), readers.join_next()).await;
+            return Err(DemoError::Gateway {
+                what,
+                log: log.text(),
+            });
+        };
+        readers.spawn(discard(stdout));
+        Ok(Self {
+            child,
+            _lifeline: lifeline,
+            pid,
+            address,
+            admin,
+            log,
+            _readers: readers,
+        })
+    }
+
+    /// Where tenants reach it.
+    pub(super) fn address(&self) -> &Uri {
+        &self.address
+    }
+
+    /// Where its metrics are.
+    pub(super) fn admin(&self) -> &Uri {
+        &self.admin
+    }
+
+    /// What it has used so far; `None` if the system does not tell.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        let pid = self.pid.as_raw_nonzero();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        Usage::read(&stat, &status, rustix::param::clock_ticks_per_second())
+    }
+
+    /// Waits until it is gone, which it should not be.
+    pub(super) async fn gone(&mut self) -> DemoError {
+        let status = self.child.wait().await;
+        self.failed(&status)
+    }
+
+    /// Stops it in order, or at once when `hurry` comes; a gateway that takes too long is killed.
+    pub(super) async fn stop(mut self, hurry: impl Future<Output = ()>) -> Result<(), DemoError> {
+        // It may be gone already; then there is a status.
+        let _ = kill_process(self.pid, Signal::TERM);
+        let status = tokio::select! {
+            status = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()) => status,
+            () = hurry => {
+                let _ = self.child.kill().await;
+                return Ok(());
+            }
+        };
+        match status {
+            Ok(Ok(status)) if status.success() => Ok(()),
+            Ok(status) => Err(self.failed(&status)),
+            Err(_) => {
+                let _ = self.child.kill().await;
+                let what = format!("did not stop within {STOP_TIMEOUT:?} and was killed");
+                Err(DemoError::Gateway {
+                    what,
+                    log: self.log.text(),
+                })
+            }
+        }
+    }
+
+    fn failed(&self, status: &io::Result<ExitStatus>) -> DemoError {
+        let what = match status {
+            Ok(status) => format!("ended with {status}"),
+            Err(error) => format!("cannot be waited for ({error})"),
+        };
+        DemoError::Gateway {
+            what,
+            log: self.log.text(),
+        }
+    }
+}
+
+/// The addresses in `leasemux ready: gateway https://… admin http://…`.
+fn ready_line(line: &str) -> Option<(Uri, Uri)> {
+    let rest = line.trim_end().strip_prefix("leasemux ready: gateway ")?;
+    let (gateway, admin) = rest.split_once(" admin ")?;
+    Some((gateway.parse().ok()?, admin.parse().ok()?))
+}
+
+/// Reads what nobody needs, so that the writer never waits.
+async fn discard(mut from: impl AsyncRead + Unpin) {
+    let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+}
+
+// === impl Log ===
+
+impl Log {
+    async fn keep(self, mut from: impl AsyncRead + Unpin, show: bool) {
+        let mut buffer = vec![0; 8 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            let new = buffer.get(..read).unwrap_or_default();
+            {
+                let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend(new);
+                let surplus = kept.len().saturating_sub(LOG_KEPT_BYTES);
+                kept.drain(..surplus);
+            }
+            if show {
+                let _ = io::stderr().write_all(new);
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = kept.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+// === impl Usage ===
+
+impl Usage {
+    /// From the texts of `/proc/PID/stat` and `/proc/PID/status` (proc(5)).
+    fn read(stat: &str, status: &str, ticks_per_second: u64) -> Option<Self> {
+        // The name, in parentheses, may hold anything; what follows has fixed places: state is the third field.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        let number = |place: usize| fields.get(place - 3)?.parse::<u64>().ok();
+        let ticks = number(14)? + number(15)?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kilobytes: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(Self {
+            cpu: Duration::from_nanos(ticks * (1_000_000_000 / ticks_per_second.max(1))),
+            peak_memory_bytes: kilobytes * 1024,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READY: &str = "echo leasemux ready: gateway https://127.0.0.1:1 admin http://127.0.0.1:2";
+
+    async fn shell(script: &str) -> Result<Gateway, DemoError> {
+        let arguments = ["-c".into(), script.into()];
+        Gateway::start(Path::new("/bin/sh"), &arguments, false).await
+    }
+
+    #[tokio::test]
+    async fn a_gateway_is_started_measured_and_stopped() {
+        let gateway = shell(&format!("{READY}; read line; exit 7")).await.unwrap();
+        assert_eq!(gateway.address().to_string(), "https://127.0.0.1:1/");
+        assert_eq!(gateway.admin().to_string(), "http://127.0.0.1:2/");
+        assert!(gateway.usage().unwrap().peak_memory_bytes > 0);
+        let killed = gateway.stop(std::future::pending()).await.unwrap_err();
+        assert!(killed.to_string().contains("signal: 15"), "{killed}");
+
+        let gateway = shell(&format!("trap 'exit 0' TERM; {READY}; read line"))
+            .await
+            .unwrap();
+        gateway.stop(std::future::pending()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_does_not_wait() {
+        let gateway = shell(&format!("trap '' TERM; {READY}; read line")).await.unwrap();
+        gateway.stop(std::future::ready(())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_fails_shows_its_log() {
+        let error = shell("echo broken >&2; exit 3").await.unwrap_err().to_string();
+        assert!(
+            error.contains("exit status: 3 before it was ready") && error.ends_with("broken\n"),
+            "{error}"
+        );
+        let error = shell("echo hello").await.unwrap_err().to_string();
+        assert!(error.contains("before it was ready"), "{error}");
+        let mut gateway = shell(&format!("{READY}; exit 4")).await.unwrap();
+        assert!(gateway.gone().await.to_string().contains("exit status: 4"));
+    }
+
+    #[test]
+    fn proc_is_read() {
+        let stat = "42 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0";
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n";
+        let usage = Usage::read(stat, status, 100).unwrap();
+        assert_eq!(
+            usage,
+            Usage {
+                cpu: Duration::from_secs(2),
+                peak_memory_bytes: 2 << 20
+            }
+        );
+        assert_eq!(Usage::read("42 (a) S 1", status, 100), None);
+        assert_eq!(Usage::read(stat, "", 100), None);
+    }
+
+    #[test]
+    fn only_a_ready_line_is_one() {
+        assert!(ready_line("leasemux ready: gateway https://h:1 admin http://h:2\n").is_some());
+        for line in [
+            "",
+            "leasemux ready: gateway https://h:1\n",
+            "ready",
+            "leasemux ready: gateway a b admin c",
+        ] {
+            assert_eq!(ready_line(line), None, "{line}");
+        }
+    }
+}

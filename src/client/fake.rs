@@ -1,0 +1,237 @@
+//! A gateway for tests: real sockets, TLS and gRPC; what it answers is a script.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+use tower::ServiceExt as _;
+
+use crate::config::{ServerTrust, Target};
+use crate::model::proto::lease::lease_rpc_server::{LeaseRpc, LeaseRpcServer};
+use crate::model::proto::lease::{
+    ServiceLogs, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest, ServiceRestartResponse,
+    ServiceStatusRequest, ServiceStatusResponse,
+};
+
+/// One step of an answer.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// An entry, in a message of its own.
+    Send(Box<ServiceLogs>),
+    /// The stream ends with this status.
+    End(Status),
+    /// The connection ends without a word.
+    Cut,
+    /// Nothing more.
+    Hang,
+}
+
+/// What a connection looked like to the gateway: the name asked for, and whether there was a client certificate.
+pub(super) type Met = (Option<String>, bool);
+
+pub(super) struct FakeGateway {
+    pub(super) address: SocketAddr,
+    dir: TempDir,
+    state: Arc<State>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct State {
+    answers: Mutex<VecDeque<Vec<Step>>>,
+    requests: Mutex<Vec<ServiceLogsRequest>>,
+    met: Mutex<Vec<Met>>,
+}
+
+struct Service {
+    state: Arc<State>,
+    cut: CancellationToken,
+}
+
+// === impl FakeGateway ===
+
+impl FakeGateway {
+    /// Answers each call with the next of `answers`, and further ones with UNAVAILABLE.
+    pub(super) async fn start(answers: Vec<Vec<Step>>) -> Self {
+        Self::start_with_alpn(answers, b"h2").await
+    }
+
+    pub(super) async fn start_with_alpn(answers: Vec<Vec<Step>>, alpn: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(tls(&dir, alpn)));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(State {
+            answers: Mutex::new(answers.into()),
+            ..State::default()
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, acceptor, state.clone()));
+        Self {
+            address,
+            dir,
+            state,
+            _tasks: tasks,
+        }
+    }
+
+    /// As a tenant without a certificate who trusts this gateway.
+    pub(super) fn target(&self) -> Target {
+        Target {
+            gateway: format!("https://{}", self.address).parse().unwrap(),
+            identity: None,
+            trust: ServerTrust::File(self.dir.path().join("server.pem")),
+        }
+    }
+
+    /// A directory with a tenant's certificate and key.
+    pub(super) fn identity(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    pub(super) fn requests(&self) -> Vec<ServiceLogsRequest> {
+        self.state.requests.lock().unwrap().clone()
+    }
+
+    pub(super) fn met(&self) -> Vec<Met> {
+        self.state.met.lock().unwrap().clone()
+    }
+}
+
+fn tls(dir: &TempDir, alpn: &[u8]) -> ServerConfig {
+    let names = ["127.0.0.1", "localhost", "mtls.localhost"].map(str::to_owned);
+    let key = KeyPair::generate().unwrap();
+    let server = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    fs::write(dir.path().join("server.pem"), server.pem()).unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let tenant_key = KeyPair::generate().unwrap();
+    let tenant = CertificateParams::new(["tenant".to_owned()])
+        .unwrap()
+        .signed_by(&tenant_key, &ca)
+        .unwrap();
+    fs::write(dir.path().join("cert.pem"), tenant.pem()).unwrap();
+    fs::write(dir.path().join("key.pem"), tenant_key.serialize_pem()).unwrap();
+
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![server.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config
+}
+
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    while let Ok((tcp, _)) = listener.accept().await {
+        connections.spawn(serve(tcp, acceptor.clone(), state.clone()));
+    }
+}
+
+async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) {
+    let Ok(stream) = acceptor.accept(tcp).await else {
+        return;
+    };
+    let tls = stream.get_ref().1;
+    let met = (
+        tls.server_name().map(str::to_owned),
+        tls.peer_certificates().is_some(),
+    );
+    state.met.lock().unwrap().push(met);
+    let cut = CancellationToken::new();
+    let routes = Routes::new(LeaseRpcServer::new(Service {
+        state,
+        cut: cut.clone(),
+    }));
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let routes = routes.clone();
+        async move { Ok::<_, Infallible>(routes.oneshot(request).await.unwrap()) }
+    });
+    let connection =
+        http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+    let _ = cut.run_until_cancelled(connection).await;
+}
+
+// === impl Service ===
+
+#[tonic::async_trait]
+impl LeaseRpc for Service {
+    type ServiceStatusStream = BoxStream<'static, Result<ServiceStatusResponse, Status>>;
+    type ServiceLogsStream = BoxStream<'static, Result<ServiceLogsResponse, Status>>;
+
+    async fn service_logs(
+        &self,
+        request: Request<ServiceLogsRequest>,
+    ) -> Result<Response<Self::ServiceLogsStream>, Status> {
+        self.state.requests.lock().unwrap().push(request.into_inner());
+        let next = self.state.answers.lock().unwrap().pop_front();
+        let steps = next.ok_or_else(|| Status::unavailable("nothing more in the script"))?;
+        if let [Step::End(status)] = steps.as_slice() {
+            return Err(status.clone());
+        }
+        let cut = self.cut.clone();
+        let answer = stream::iter(steps).filter_map(move |step| {
+            let cut = cut.clone();
+            async move {
+                match step {
+                    Step::Send(entry) => Some(Ok(ServiceLogsResponse {
+                        services: vec![*entry],
+                    })),
+                    Step::End(status) => Some(Err(status)),
+                    Step::Cut => {
+                        // What was sent before has to leave first.
+                        tokio::task::yield_now().await;
+                        cut.cancel();
+                        std::future::pending().await
+                    }
+                    Step::Hang => std::future::pending().await,
+                }
+            }
+        });
+        Ok(Response::new(answer.boxed()))
+    }
+
+    async fn service_status(
+        &self,
+        _: Request<ServiceStatusRequest>,
+    ) -> Result<Response<Self::ServiceStatusStream>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn service_restart(
+        &self,
+        _: Request<ServiceRestartRequest>,
+    ) -> Result<Response<ServiceRestartResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+}

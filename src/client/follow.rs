@@ -1,0 +1,285 @@
+//! Drives one follower: a stream of entries into a [`Sink`], through cuts and reconnects.
+//!
+//! A follow that is cut goes on exactly behind what the sink was given: nothing is lost or repeated while the gateway's
+//! source still has the lines, and what it no longer has comes as a gap entry. What is cut before the first answer is not
+//! tried again, and neither is a read without follow. Dropping the future ends the follower at once.
+
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+
+use rand::Rng;
+use tokio::time::Instant;
+use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt as _;
+
+use super::connect::{ConnectError, Connector, innermost};
+use super::progress::Progress;
+use crate::model::limits::CURSORS_MAX;
+use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
+
+/// Wait before the first reconnect; doubled each time.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+
+/// Longest wait before a reconnect: a gateway that is back is found soon.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// A stream that lived this long was a success: the next cut begins with a short wait again.
+const BACKOFF_RESET_AFTER: Duration = BACKOFF_MAX;
+
+/// How long the beginning of an answer may take: a gateway may have to ask others who the caller is.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Reason, in the error details, of a stream that was closed because its follower fell behind (`on_lag` = CLOSE).
+const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
+
+/// Takes what a follower receives.
+pub trait Sink: Send {
+    /// One entry, in the order of arrival. Events that a gateway repeats after a reconnect are left out.
+    ///
+    /// # Errors
+    /// What keeps the sink from going on; it ends the follower.
+    fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()>;
+
+    /// Nothing more is there just now.
+    ///
+    /// # Errors
+    /// As for [`Sink::entry`].
+    fn pause(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The connection was cut, or is there again.
+    ///
+    /// # Errors
+    /// As for [`Sink::entry`].
+    fn connection(&mut self, _turn: &Turn<'_>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A turn in a follower's connection.
+#[derive(Debug)]
+pub enum Turn<'a> {
+    /// It was cut, or a reconnect failed.
+    Cut {
+        /// Why.
+        reason: &'a str,
+        /// When the next attempt is made.
+        retry_in: Duration,
+    },
+    /// A stream goes on where the last one was cut.
+    Resumed,
+}
+
+/// How a stream came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was asked for was sent.
+    Complete,
+    /// The lease ended while it was followed.
+    LeaseEnded,
+}
+
+/// Why a follower could not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FollowError {
+    /// No connection, at the first attempt or for good.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The gateway refused or ended the call.
+    #[error("{}", status_text(.0))]
+    Status(Box<Status>),
+    /// The sink could not go on.
+    #[error("cannot write: {0}")]
+    Sink(#[from] io::Error),
+    /// The follow was cut and there is no request that could resume it.
+    #[error(
+        "the follow was cut, and more than {CURSORS_MAX} replicas cannot be resumed: choose with --service"
+    )]
+    Unresumable,
+}
+
+/// One follower of one request.
+#[derive(Debug)]
+pub struct Follower {
+    connector: Connector,
+    request: ServiceLogsRequest,
+    progress: Progress,
+    backoff: Backoff,
+    /// Whether a stream was ever open.
+    met: bool,
+}
+
+/// Waits that double, each with a random part, so that followers that were cut together do not come back together.
+#[derive(Debug)]
+struct Backoff(Duration);
+
+// === impl Follower ===
+
+impl Follower {
+    /// A follower that makes its own connections with `connector`.
+    pub fn new(connector: Connector, request: ServiceLogsRequest) -> Self {
+        Self {
+            connector,
+            request,
+            progress: Progress::default(),
+            backoff: Backoff(BACKOFF_FIRST),
+            met: false,
+        }
+    }
+
+    /// Runs until the stream has ended.
+    ///
+    /// # Errors
+    /// [`FollowError`]. A follow that was once connected ends with a connection error only if trying again is of no use.
+    pub async fn run(mut self, sink: &mut impl Sink) -> Result<Ended, FollowError> {
+        loop {
+            let began = Instant::now();
+            let error = match self.stream(sink).await {
+                Ok(()) => return Ok(Ended::Complete),
+                Err(error) => error,
+            };
+            if !(self.request.follow && self.met) {
+                return Err(error);
+            }
+            if error.is_not_found() {
+                return Ok(Ended::LeaseEnded);
+            }
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            if began.elapsed() >= BACKOFF_RESET_AFTER {
+                self.backoff = Backoff(BACKOFF_FIRST);
+            }
+            let retry_in = self.backoff.next(&mut rand::rng()).max(error.retry_after());
+            sink.pause()?;
+            sink.connection(&Turn::Cut {
+                reason: &error.to_string(),
+                retry_in,
+            })?;
+            tokio::time::sleep(retry_in).await;
+        }
+    }
+
+    /// One stream, from where the last one ended.
+    async fn stream(&mut self, sink: &mut impl Sink) -> Result<(), FollowError> {
+        let request = self
+            .progress
+            .resume(&self.request)
+            .ok_or(FollowError::Unresumable)?;
+        // Boxed: connecting takes far more room than following, and is soon over.
+        let mut client = Box::pin(self.connector.connect()).await?;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_logs(request)).await;
+        let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
+        let mut stream = answer?.into_inner();
+        if self.met {
+            sink.connection(&Turn::Resumed)?;
+        }
+        self.met = true;
+        while let Some(response) = next(&mut stream, sink).await? {
+            for entry in response.services {
+                if self.progress.is_news(&entry) {
+                    sink.entry(&entry)?;
+                }
+                self.progress.told(entry);
+            }
+        }
+        sink.pause()?;
+        Ok(())
+    }
+}
+
+/// The next message; the sink is told if it has to be waited for.
+async fn next(
+    stream: &mut Streaming<ServiceLogsResponse>,
+    sink: &mut impl Sink,
+) -> Result<Option<ServiceLogsResponse>, FollowError> {
+    // Receiving is cancel safe: a message that is not there yet is not lost by asking once.
+    if let Some(ready) = stream.message().now_or_never() {
+        return Ok(ready?);
+    }
+    sink.pause()?;
+    Ok(stream.message().await?)
+}
+
+// === impl FollowError ===
+
+impl FollowError {
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_retryable(),
+            Self::Status(status) => self.is_cut() || status.code() == Code::Unavailable || is_lagged(status),
+            Self::Sink(_) | Self::Unresumable => false,
+        }
+    }
+
+    /// Whether the connection was cut under the call.
+    pub(super) fn is_cut(&self) -> bool {
+        // What the gateway itself said has no source; what happened to the connection has.
+        matches!(self, Self::Status(status) if status.source().is_some())
+    }
+
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status(status) if status.code() == Code::NotFound)
+    }
+
+    /// How long the gateway asks to be left alone.
+    fn retry_after(&self) -> Duration {
+        let Self::Status(status) = self else {
+            return Duration::ZERO;
+        };
+        let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        asked.unwrap_or_default().min(BACKOFF_MAX)
+    }
+}
+
+impl From<Status> for FollowError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+fn is_lagged(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    status.code() == Code::ResourceExhausted && info.is_some_and(|info| info.reason == LAGGED_REASON)
+}
+
+/// What a person should read: the gateway's own words, or what happened to the connection.
+fn status_text(status: &Status) -> String {
+    if is_lagged(status) {
+        return "this side could not keep up".to_owned();
+    }
+    match status.source() {
+        Some(source) if is_closed(source) => "the gateway closed the connection".to_owned(),
+        Some(source) => format!("the connection was cut: {}", innermost(source)),
+        None if status.message().is_empty() => format!("the gateway says: {}", status.code()),
+        None => format!("the gateway says: {}", status.message()),
+    }
+}
+
+/// Whether the other side closed the connection without a word.
+fn is_closed(error: &(dyn StdError + 'static)) -> bool {
+    let mut error = Some(error);
+    while let Some(layer) = error {
+        let io = layer.downcast_ref::<io::Error>();
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof) {
+            return true;
+        }
+        error = layer.source();
+    }
+    false
+}
+
+// === impl Backoff ===
+
+impl Backoff {
+    fn next(&mut self, random: &mut impl Rng) -> Duration {
+        let wait = self.0.mul_f64(random.random_range(0.5..=1.0));
+        self.0 = (self.0 * 2).min(BACKOFF_MAX);
+        wait
+    }
+}

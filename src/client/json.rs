@@ -1,0 +1,156 @@
+//! Entries as JSON: one object a line, told apart by `type`.
+
+use data_encoding::BASE64;
+use serde::Serialize;
+
+use super::lines::{Key, Piece};
+use crate::model::proto::lease::gap::Cause;
+use crate::model::proto::lease::replica_event::Kind;
+use crate::model::proto::lease::{Gap, ReplicaEvent};
+use crate::model::time::LogTime;
+
+/// One object. Fields that say nothing are left out.
+#[derive(Debug, Serialize)]
+pub(super) struct Object<'a> {
+    r#type: &'static str,
+    service: &'a str,
+    replica: u32,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    instance: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<String>,
+    #[serde(flatten)]
+    body: Body<'a>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Body<'a> {
+    Line {
+        /// The line, if it is UTF-8.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        line: Option<&'a str>,
+        /// The line's bytes, if it is not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        line_base64: Option<String>,
+        /// Whether the next object of this replica goes on with the same line.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        partial: bool,
+    },
+    Gap {
+        lines: u64,
+        bytes: u64,
+        exact: bool,
+        cause: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+    },
+    Event {
+        kind: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        signal: Option<i32>,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        reason: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        message: &'a str,
+    },
+}
+
+// === impl Object ===
+
+impl<'a> Object<'a> {
+    /// A line. With `timestamps` it begins with its time, which becomes a field of its own.
+    pub(super) fn line(key: &'a Key, instance: &'a str, piece: Piece<'a>, timestamps: bool) -> Self {
+        let (mut time, mut bytes) = (None, piece.bytes);
+        if timestamps && piece.first {
+            (time, bytes) = split_time(bytes);
+        }
+        let text = std::str::from_utf8(bytes).ok();
+        let body = Body::Line {
+            line: text,
+            line_base64: text.is_none().then(|| BASE64.encode(bytes)),
+            partial: !piece.last,
+        };
+        Self::new("line", key, instance, time, body)
+    }
+
+    /// Lost lines.
+    pub(super) fn gap(key: &'a Key, instance: &'a str, gap: &Gap) -> Self {
+        let body = Body::Gap {
+            lines: gap.lines,
+            bytes: gap.bytes,
+            exact: gap.exact,
+            cause: match gap.cause() {
+                Cause::Unspecified => "unspecified",
+                Cause::Lag => "lag",
+                Cause::Rotated => "rotated",
+                Cause::Source => "source",
+                Cause::Limit => "limit",
+            },
+            from: gap.from.as_ref().and_then(show_time),
+            to: gap.to.as_ref().and_then(show_time),
+        };
+        Self::new("gap", key, instance, None, body)
+    }
+
+    /// A turn in a replica's life.
+    pub(super) fn event(key: &'a Key, event: &'a ReplicaEvent) -> Self {
+        let body = Body::Event {
+            kind: match event.kind() {
+                Kind::Unspecified => "unspecified",
+                Kind::Started => "started",
+                Kind::Ended => "ended",
+                Kind::Waiting => "waiting",
+                Kind::Gone => "gone",
+            },
+            exit_code: event.exit_code,
+            signal: event.signal,
+            reason: &event.reason,
+            message: &event.message,
+        };
+        Self::new(
+            "event",
+            key,
+            &event.instance,
+            event.time.as_ref().and_then(show_time),
+            body,
+        )
+    }
+
+    fn new(
+        r#type: &'static str,
+        key: &'a Key,
+        instance: &'a str,
+        time: Option<String>,
+        body: Body<'a>,
+    ) -> Self {
+        Self {
+            r#type,
+            service: &key.0,
+            replica: key.1,
+            instance,
+            time,
+            body,
+        }
+    }
+}
+
+/// The time that the line begins with and the line behind it, if it does.
+fn split_time(line: &[u8]) -> (Option<String>, &[u8]) {
+    let Some(space) = memchr::memchr(b' ', line) else {
+        return (None, line);
+    };
+    let time = std::str::from_utf8(&line[..space]).ok();
+    match time.filter(|text| text.parse::<jiff::Timestamp>().is_ok()) {
+        Some(time) => (Some(time.to_owned()), &line[space + 1..]),
+        None => (None, line),
+    }
+}
+
+fn show_time(stamp: &prost_types::Timestamp) -> Option<String> {
+    LogTime::from_parts(stamp.seconds, stamp.nanos).map(|time| time.to_string())
+}

@@ -1,0 +1,633 @@
+//! The loss oracle: *delivered ∪ reported gaps = produced, in order, without repeats.*
+//!
+//! It is fed with what a follower receives and knows what was produced because the producer counts: each line of a replica
+//! begins with a number and a space, `1 …`, `2 …`, from 1 in every run of the container. So every line must continue where
+//! the last line and the gaps behind it ended. Lines without a number are counted but prove nothing; in a run that has some,
+//! a gap may be larger than the hole between its neighbours. It is pure: any stream of entries can be judged.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+
+use memchr::memchr;
+
+use super::follow::Sink;
+use crate::model::limits::STREAM_REPLICAS_MAX;
+use crate::model::proto::lease::{Gap, ServiceLogs};
+
+/// Bytes of a line's beginning that are looked at: the digits of any counter, and the space behind it.
+const HEAD_BYTES: usize = 20;
+
+/// Bytes of a line that a report of a violation shows.
+const SHOWN_BYTES: usize = 80;
+
+/// With what a follower's first line of a replica must begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With line 1 of a run: the follower asked for all history, and all of it can still be read.
+    First,
+    /// With any line: history was limited.
+    Anywhere,
+}
+
+/// Judges what one follower receives.
+#[derive(Debug)]
+pub struct Oracle {
+    start: Start,
+    /// By service and index.
+    replicas: BTreeMap<String, BTreeMap<u32, Replica>>,
+    replica_count: usize,
+    verdict: Verdict,
+}
+
+#[derive(Debug, Default)]
+struct Verdict {
+    tally: Tally,
+    violation: Option<Violation>,
+}
+
+/// What was received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Whole lines.
+    pub lines: u64,
+    /// Of these, lines with a number, which were checked.
+    pub checked: u64,
+    /// Bytes of log, newlines included.
+    pub bytes: u64,
+    /// Gap entries.
+    pub gaps: u64,
+    /// Lines reported as lost.
+    pub lost_lines: u64,
+    /// Bytes reported as lost.
+    pub lost_bytes: u64,
+}
+
+/// The first thing that was wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// `service/replica`.
+    pub replica: String,
+    /// The run.
+    pub instance: String,
+    /// What is wrong.
+    pub fault: Fault,
+    /// The beginning of the line at which it showed.
+    pub line: String,
+}
+
+/// What may be wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Lines are missing that no gap tells of, or fewer than a gap tells of.
+    Hole {
+        /// The last number received; 0 before the first line of a run.
+        after: u64,
+        /// Lines reported as lost since.
+        reported: u64,
+        /// The number that came.
+        got: u64,
+    },
+    /// A line came again, or out of order.
+    Repeat {
+        /// The last number received.
+        after: u64,
+        /// The number that came.
+        got: u64,
+    },
+    /// A run came again after another one.
+    RunRepeated,
+    /// There were more replicas than are judged.
+    TooManyReplicas,
+}
+
+#[derive(Debug, Default)]
+struct Replica {
+    /// `service/index`.
+    name: String,
+    instance: Option<String>,
+    /// How many runs were seen.
+    runs: u64,
+    /// Number of the last line of this run, 0 before the first; `None` if any number may come.
+    last: Option<u64>,
+    /// What was reported as lost since the last line.
+    reported: Reported,
+    /// Whether this run has lines without a number.
+    unnumbered: bool,
+    /// Beginning of the line that is not whole yet, if there is one.
+    line: Option<Vec<u8>>,
+}
+
+/// Lines reported as lost.
+#[derive(Debug, Default)]
+struct Reported {
+    lines: u64,
+    /// Whether there may be more.
+    inexact: bool,
+    /// Whether some of them may belong to the run before.
+    spans_runs: bool,
+}
+
+// === impl Oracle ===
+
+impl Oracle {
+    /// An oracle that has seen nothing.
+    pub fn new(start: Start) -> Self {
+        Self {
+            start,
+            replicas: BTreeMap::new(),
+            replica_count: 0,
+            verdict: Verdict::default(),
+        }
+    }
+
+    /// Judges one entry.
+    pub fn feed(&mut self, entry: &ServiceLogs) {
+        let known = self
+            .replicas
+            .get(&entry.name)
+            .is_some_and(|all| all.contains_key(&entry.replica));
+        if !known && !self.admit(entry) {
+            return;
+        }
+        let slot = self
+            .replicas
+            .get_mut(&entry.name)
+            .and_then(|all| all.get_mut(&entry.replica));
+        if let Some(replica) = slot {
+            replica.feed(entry, &mut self.verdict);
+        }
+    }
+
+    /// What was received, if all of it was right.
+    ///
+    /// # Errors
+    /// The first [`Violation`].
+    pub fn verdict(&self) -> Result<Tally, Box<Violation>> {
+        match &self.verdict.violation {
+            None => Ok(self.verdict.tally),
+            Some(violation) => Err(Box::new(violation.clone())),
+        }
+    }
+
+    /// What was received, right or not.
+    pub fn tally(&self) -> Tally {
+        self.verdict.tally
+    }
+
+    fn admit(&mut self, entry: &ServiceLogs) -> bool {
+        let name = format!("{}/{}", entry.name, entry.replica);
+        let replica = Replica {
+            name,
+            last: (self.start == Start::First).then_some(0),
+            ..Replica::default()
+        };
+        if self.replica_count == STREAM_REPLICAS_MAX {
+            self.verdict.violate(&replica, Fault::TooManyReplicas, b"");
+            return false;
+        }
+        self.replica_count += 1;
+        let service = self.replicas.entry(entry.name.clone()).or_default();
+        service.insert(entry.replica, replica);
+        true
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    fn violate(&mut self, replica: &Replica, fault: Fault, line: &[u8]) {
+        let shown = line.get(..SHOWN_BYTES).unwrap_or(line);
+        self.violation.get_or_insert_with(|| Violation {
+            replica: replica.name.clone(),
+            instance: replica.instance.clone().unwrap_or_default(),
+            fault,
+            line: String::from_utf8_lossy(shown).into_owned(),
+        });
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    /// Adds what another follower received.
+    pub fn add(&mut self, other: &Self) {
+        self.lines += other.lines;
+        self.checked += other.checked;
+        self.bytes += other.bytes;
+        self.gaps += other.gaps;
+        self.lost_lines += other.lost_lines;
+        self.lost_bytes += other.lost_bytes;
+    }
+}
+
+impl Sink for Oracle {
+    fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
+        self.feed(entry);
+        Ok(())
+    }
+}
+
+// === impl Replica ===
+
+impl Replica {
+    fn feed(&mut self, entry: &ServiceLogs, verdict: &mut Verdict) {
+        if let Some(cursor) = &entry.cursor
+            && (entry.gap.is_some() || !entry.logs.is_empty())
+            && self.instance.as_deref() != Some(cursor.instance.as_str())
+        {
+            self.next_run(&cursor.instance, verdict);
+        }
+        if let Some(gap) = &entry.gap {
+            verdict.tally.gaps += 1;
+            verdict.tally.lost_lines += gap.lines;
+            verdict.tally.lost_bytes += gap.bytes;
+            self.report(gap);
+        } else if entry.event.is_none() {
+            verdict.tally.bytes += entry.logs.len() as u64;
+            self.lines(&entry.logs, verdict);
+        }
+    }
+
+    fn lines(&mut self, data: &[u8], verdict: &mut Verdict) {
+        let mut rest = data;
+        while let Some(end) = memchr(b'\n', rest) {
+            let piece = &rest[..end];
+            if let Some(mut head) = self.line.take() {
+                extend(&mut head, piece);
+                self.whole_line(&head, verdict);
+            } else {
+                self.whole_line(piece, verdict);
+            }
+            rest = &rest[end + 1..];
+        }
+        if !rest.is_empty() {
+            extend(self.line.get_or_insert_default(), rest);
+        }
+    }
+
+    fn whole_line(&mut self, line: &[u8], verdict: &mut Verdict) {
+        verdict.tally.lines += 1;
+        let Some(number) = number(line) else {
+            self.unnumbered = true;
+            return;
+        };
+        verdict.tally.checked += 1;
+        if let Err(fault) = self.continues_with(number) {
+            verdict.violate(self, fault, line);
+        }
+        self.last = Some(number);
+        self.reported = Reported::default();
+    }
+
+    fn next_run(&mut self, instance: &str, verdict: &mut Verdict) {
+        if let Some(line) = self.line.take() {
+            // The last line of the run that ended had no newline.
+            self.whole_line(&line, verdict);
+        }
+        let before = self.instance.replace(instance.to_owned());
+        if let Some(before) = before {
+            let counts = restarts(&before).zip(restarts(instance));
+            if counts.is_some_and(|((pod, before), (now, after))| pod == now && after <= before) {
+                verdict.violate(self, Fault::RunRepeated, b"");
+            }
+            self.reported.spans_runs = self.reported.lines > 0;
+            self.unnumbered = false;
+            self.last = Some(0);
+        }
+        self.runs += 1;
+    }
+
+    fn report(&mut self, gap: &Gap) {
+        self.reported.lines += gap.lines;
+        self.reported.inexact |= !gap.exact;
+        // Reported in a run of which no line has come: it may have begun in the run before.
+        self.reported.spans_runs |= self.runs > 1 && self.last == Some(0);
+        // A line counts as lost if any piece of it is, so what came of it counts for nothing.
+        self.line = None;
+    }
+
+    fn continues_with(&self, got: u64) -> Result<(), Fault> {
+        let Some(after) = self.last else {
+            return Ok(());
+        };
+        if got <= after {
+            return Err(Fault::Repeat { after, got });
+        }
+        let hole = got - after - 1;
+        let reported = self.reported.lines;
+        // Some of the reported lines may lie outside the hole.
+        let elsewhere = self.unnumbered || self.reported.spans_runs;
+        let fits = match (self.reported.inexact, elsewhere) {
+            (false, false) => hole == reported,
+            (false, true) => hole <= reported,
+            // The report is a lower bound.
+            (true, false) => hole >= reported,
+            (true, true) => true,
+        };
+        if fits {
+            Ok(())
+        } else {
+            Err(Fault::Hole { after, reported, got })
+        }
+    }
+}
+
+/// Adds to the beginning of a line what fits.
+fn extend(head: &mut Vec<u8>, piece: &[u8]) {
+    let room = SHOWN_BYTES.saturating_sub(head.len());
+    head.extend_from_slice(piece.get(..room).unwrap_or(piece));
+}
+
+/// The number that a line begins with.
+fn number(head: &[u8]) -> Option<u64> {
+    let digits = head.get(..HEAD_BYTES.min(head.len()))?;
+    let end = memchr(b' ', digits).unwrap_or(digits.len());
+    let ends = end < digits.len() || head.len() <= HEAD_BYTES;
+    let digits = std::str::from_utf8(&digits[..end]).ok().filter(|_| ends)?;
+    digits
+        .parse()
+        .ok()
+        .filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Pod and restart count of an instance, `uid/container/restarts`.
+fn restarts(instance: &str) -> Option<(&str, u64)> {
+    let (pod, count) = instance.rsplit_once('/')?;
+    Some((pod, count.parse().ok()?))
+}
+
+// === impl Violation ===
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            replica,
+            instance,
+            fault,
+            line,
+        } = self;
+        write!(f, "{replica}, run {instance}: ")?;
+        match fault {
+            Fault::Hole { after, reported, got } => {
+                let missing = (got - 1).saturating_sub(*after);
+                write!(
+                    f,
+                    "{missing} lines are missing between line {after} and line {got}, and {reported} were reported"
+                )?;
+            }
+            Fault::Repeat { after, got } => write!(f, "line {got} came after line {after}")?,
+            Fault::RunRepeated => write!(f, "this run came after a later one")?,
+            Fault::TooManyReplicas => write!(f, "more than {STREAM_REPLICAS_MAX} replicas")?,
+        }
+        if line.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ": {line:?}")
+        }
+    }
+}
+
+impl std::error::Error for Violation {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::proto::lease::Cursor;
+
+    fn entry(instance: &str, logs: &[u8], gap: Option<(u64, bool)>) -> ServiceLogs {
+        let cursor = Cursor {
+            service: "web".into(),
+            instance: instance.into(),
+            ..Default::default()
+        };
+        let gap = gap.map(|(lines, exact)| Gap {
+            lines,
+            exact,
+            bytes: lines * 10,
+            ..Default::default()
+        });
+        ServiceLogs {
+            name: "web".into(),
+            replica: 0,
+            logs: logs.to_vec().into(),
+            cursor: Some(cursor),
+            gap,
+            event: None,
+        }
+    }
+
+    /// A script: `A1 A2 g3 A6` are lines of run A and an exact gap of three; `i2` an inexact one; `Ax` a line without number.
+    fn judge(start: Start, script: &str) -> Result<Tally, Fault> {
+        let mut oracle = Oracle::new(start);
+        let mut run = "A".to_owned();
+        for word in script.split(' ') {
+            let (kind, rest) = word.split_at(1);
+            let lines = rest.parse().ok();
+            match kind {
+                "g" => oracle.feed(&entry(
+                    &format!("p/c/{}", run_number(&run)),
+                    b"",
+                    Some((lines.unwrap(), true)),
+                )),
+                "i" => oracle.feed(&entry(
+                    &format!("p/c/{}", run_number(&run)),
+                    b"",
+                    Some((lines.unwrap(), false)),
+                )),
+                _ => {
+                    run = kind.to_owned();
+                    let line = format!("{rest} text\n");
+                    oracle.feed(&entry(
+                        &format!("p/c/{}", run_number(&run)),
+                        line.as_bytes(),
+                        None,
+                    ));
+                }
+            }
+        }
+        oracle.verdict().map_err(|violation| violation.fault)
+    }
+
+    fn run_number(run: &str) -> u32 {
+        u32::from(run.as_bytes()[0] - b'A')
+    }
+
+    #[test]
+    fn what_is_right_is_counted() {
+        for script in [
+            "A1 A2 A3",
+            "A1 A2 g3 A6",
+            "g5 A6 A7",
+            "A1 g1 g2 A5",
+            "A1 i2 A4",
+            "A1 i2 A9",
+            "A1 i0 A2",
+            "A1 A2 B1 B2 C1",
+            "A1 g4 B1",
+            "A1 g4 B3",
+            "A1 g4 B5",
+            "A1 Ax A2 g3 A3",
+            "A1 Ax g3 A5",
+            "Ax Ax",
+        ] {
+            assert!(
+                judge(Start::First, script).is_ok(),
+                "{script}: {:?}",
+                judge(Start::First, script)
+            );
+        }
+        assert!(judge(Start::Anywhere, "A7 A8 g1 A10 B1").is_ok());
+        let tally = judge(Start::First, "A1 A2 g3 A6 Ax").unwrap();
+        let expected = Tally {
+            lines: 4,
+            checked: 3,
+            bytes: 28,
+            gaps: 1,
+            lost_lines: 3,
+            lost_bytes: 30,
+        };
+        assert_eq!(tally, expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_found() {
+        let hole = |after, reported, got| Err(Fault::Hole { after, reported, got });
+        let repeat = |after, got| Err(Fault::Repeat { after, got });
+        for (script, verdict) in [
+            ("A2", hole(0, 0, 2)),
+            ("A1 A3", hole(1, 0, 3)),
+            ("A1 g2 A3", hole(1, 2, 3)),
+            ("A1 g2 A5", hole(1, 2, 5)),
+            ("A1 g2 A2", hole(1, 2, 2)),
+            ("A1 i2 A3", hole(1, 2, 3)),
+            ("A1 A1", repeat(1, 1)),
+            ("A1 A2 A3 A2", repeat(3, 2)),
+            ("A1 g1 A1", repeat(1, 1)),
+            ("A1 B2", hole(0, 0, 2)),
+            ("A1 g3 B5", hole(0, 3, 5)),
+            ("A1 g3 B4 B6", hole(4, 0, 6)),
+            ("A1 Ax A5", hole(1, 0, 5)),
+            ("A1 B1 A2", Err(Fault::RunRepeated)),
+        ] {
+            assert_eq!(judge(Start::First, script), verdict, "{script}");
+        }
+        assert_eq!(judge(Start::Anywhere, "A7 A9"), hole(7, 0, 9));
+        assert_eq!(judge(Start::Anywhere, "A7 B2"), hole(0, 0, 2));
+        assert_eq!(judge(Start::Anywhere, "A7 A7"), repeat(7, 7));
+    }
+
+    #[test]
+    fn a_gap_over_the_end_of_a_run_may_be_reported_in_either() {
+        for (run, next, right) in [
+            (0, 3, true),
+            (1, 3, true),
+            (1, 1, true),
+            (1, 5, true),
+            (1, 6, false),
+            (0, 6, false),
+        ] {
+            let mut oracle = Oracle::new(Start::First);
+            oracle.feed(&entry("p/c/0", b"1 a\n", None));
+            oracle.feed(&entry(&format!("p/c/{run}"), b"", Some((4, true))));
+            oracle.feed(&entry("p/c/1", format!("{next} b\n").as_bytes(), None));
+            assert_eq!(oracle.verdict().is_ok(), right, "{run} {next}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_which_a_piece_is_lost_is_lost() {
+        let mut oracle = Oracle::new(Start::First);
+        oracle.feed(&entry("p/c/0", b"1 a\n2 begin", None));
+        oracle.feed(&entry("p/c/0", b"", Some((2, true))));
+        oracle.feed(&entry("p/c/0", b"4 d\n", None));
+        assert_eq!(oracle.verdict().unwrap().lines, 2);
+    }
+
+    #[test]
+    fn a_last_line_without_newline_counts() {
+        let mut oracle = Oracle::new(Start::First);
+        oracle.feed(&entry("p/c/0", b"1 a\n2 dies", None));
+        oracle.feed(&entry("p/c/1", b"1 a\n", None));
+        assert_eq!(oracle.verdict().unwrap().lines, 3);
+        oracle.feed(&entry("p/c/1", b"3 dies", None));
+        oracle.feed(&entry("p/c/2", b"1 a\n", None));
+        let violation = oracle.verdict().unwrap_err();
+        assert_eq!(
+            violation.fault,
+            Fault::Hole {
+                after: 1,
+                reported: 0,
+                got: 3
+            }
+        );
+        assert_eq!(
+            violation.to_string(),
+            "web/0, run p/c/1: 1 lines are missing between line 1 and line 3, and 0 were reported: \"3 dies\""
+        );
+    }
+
+    #[test]
+    fn numbers() {
+        for (head, expected) in [
+            ("1 x", Some(1)),
+            ("1", Some(1)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("99999999999999999999 x", None),
+            ("", None),
+            (" 1", None),
+            ("+1 x", None),
+            ("1x", None),
+            ("1234567890123456789012345", None),
+        ] {
+            assert_eq!(number(head.as_bytes()), expected, "{head}");
+        }
+    }
+
+    proptest! {
+        /// Lines of growing number, cut anywhere into entries, some runs of lines replaced by exact gaps: right. The same
+        /// with one gap's count changed, or one line left out: wrong.
+        #[test]
+        fn every_unreported_loss_is_found(
+            kept in proptest::collection::vec(any::<bool>(), 3..40),
+            width in 1..30_usize,
+            victim in any::<prop::sample::Index>(),
+        ) {
+            let mut kept = kept;
+            kept.push(true);
+            let feed = |skip: Option<usize>, add: u64| {
+                let mut oracle = Oracle::new(Start::First);
+                let mut text = Vec::new();
+                let mut lost = 0;
+                for (at, kept) in kept.iter().enumerate() {
+                    let sent = *kept && skip != Some(at);
+                    if *kept && lost > 0 {
+                        oracle.feed(&entry("p/c/0", b"", Some((lost + add, true))));
+                        lost = 0;
+                    }
+                    if sent {
+                        text.extend_from_slice(format!("{} line\n", at + 1).as_bytes());
+                    }
+                    if !kept {
+                        lost += 1;
+                    }
+                    for piece in std::mem::take(&mut text).chunks(width) {
+                        oracle.feed(&entry("p/c/0", piece, None));
+                    }
+                }
+                oracle.verdict().is_ok()
+            };
+            prop_assert!(feed(None, 0));
+            let first = victim.index(kept.len() - 1);
+            if kept[first] {
+                prop_assert!(!feed(Some(first), 0));
+            }
+            if kept.contains(&false) {
+                prop_assert!(!feed(None, 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,612 @@
+//! Printing what a follower receives.
+//!
+//! Text: `service/replica | line` on the output, byte for byte what the container wrote (but see [`super::terminal`]); what
+//! there is to say about lines goes to the error output. A line in pieces gets its prefix once. JSON: one object a line,
+//! everything on the output. The output is buffered and flushed when the stream pauses.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+
+use anstyle::{AnsiColor, Style};
+
+use super::follow::{Sink, Turn};
+use super::json::Object;
+use super::lines::{Key, Lines, Piece};
+use super::terminal::neutralise;
+use crate::config::Output;
+use crate::model::limits::STREAM_REPLICAS_MAX;
+use crate::model::proto::lease::gap::Cause;
+use crate::model::proto::lease::replica_event::Kind;
+use crate::model::proto::lease::{Gap, ReplicaEvent, ServiceLogs};
+
+/// Bytes gathered before they are written, when there is no pause.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// Colours of prefixes. Red and yellow are kept for losses.
+const PALETTE: [AnsiColor; 8] = [
+    AnsiColor::Cyan,
+    AnsiColor::Green,
+    AnsiColor::Magenta,
+    AnsiColor::Blue,
+    AnsiColor::BrightCyan,
+    AnsiColor::BrightGreen,
+    AnsiColor::BrightMagenta,
+    AnsiColor::BrightBlue,
+];
+
+/// How things look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about an output"
+)]
+pub struct Look {
+    /// Text or JSON.
+    pub output: Output,
+    /// Whether the output is coloured.
+    pub colour: bool,
+    /// Whether the error output is coloured.
+    pub colour_errors: bool,
+    /// Whether the output is a terminal, which lines must not steer.
+    pub terminal: bool,
+    /// Whether lines begin with their time.
+    pub timestamps: bool,
+}
+
+/// Prints entries. Call [`Printer::finish`] when no more come.
+pub struct Printer<O: Write, E> {
+    out: BufWriter<O>,
+    err: E,
+    look: Look,
+    replicas: BTreeMap<Key, Replica>,
+    lines: Lines,
+    /// Whose line the output ends with, unfinished.
+    open: Option<Key>,
+    scratch: Vec<u8>,
+    gaps: u64,
+}
+
+#[derive(Debug, Default)]
+struct Replica {
+    instance: String,
+    /// `service/replica`, safe to show.
+    name: String,
+    style: Style,
+}
+
+// === impl Look ===
+
+impl Look {
+    /// As fits this process's outputs and environment: colours on terminals, unless `NO_COLOR` is set.
+    pub fn of_process(output: Output, timestamps: bool) -> Self {
+        let colours = |choice| choice != anstream::ColorChoice::Never;
+        Self {
+            output,
+            colour: colours(anstream::AutoStream::choice(&io::stdout())),
+            colour_errors: colours(anstream::AutoStream::choice(&io::stderr())),
+            terminal: io::stdout().is_terminal(),
+            timestamps,
+        }
+    }
+}
+
+// === impl Printer ===
+
+impl<O: Write + Send, E: Write + Send> Printer<O, E> {
+    /// A printer to `out`, and to `err` for what is said about lines.
+    pub fn new(out: O, err: E, look: Look) -> Self {
+        Self {
+            out: BufWriter::with_capacity(BUFFER_BYTES, out),
+            err,
+            look,
+            replicas: BTreeMap::new(),
+            lines: Lines::default(),
+            open: None,
+            scratch: Vec::new(),
+            gaps: 0,
+        }
+    }
+
+    /// How many gaps were printed.
+    pub fn gaps(&self) -> u64 {
+        self.gaps
+    }
+
+    /// Ends lines that are not whole, and flushes.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn finish(&mut self) -> io::Result<()> {
+        for key in self.lines.unfinished() {
+            self.end_line(&key)?;
+        }
+        self.out.flush()
+    }
+
+    /// Writes `text` as it is to the output, behind everything printed so far.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn print(&mut self, text: &str) -> io::Result<()> {
+        self.finish()?;
+        self.out.write_all(text.as_bytes())?;
+        self.out.flush()
+    }
+
+    /// Says something that is not about one replica.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn say(&mut self, text: &str) -> io::Result<()> {
+        self.make_way()?;
+        write!(self.err, "leasemux: ")?;
+        for line in text.lines() {
+            let mut safe = Vec::with_capacity(line.len() + 1);
+            neutralise(line.as_bytes(), &mut safe);
+            safe.push(b'\n');
+            self.err.write_all(&safe)?;
+        }
+        self.err.flush()
+    }
+
+    /// A gateway may name any number of replicas over time; only so many are remembered.
+    fn make_room(&mut self, key: &Key) -> io::Result<()> {
+        if self.replicas.len() < STREAM_REPLICAS_MAX || self.replicas.contains_key(key) {
+            return Ok(());
+        }
+        if let Some(first) = self.replicas.keys().next().cloned() {
+            self.end_line(&first)?;
+            self.replicas.remove(&first);
+        }
+        Ok(())
+    }
+
+    fn end_line(&mut self, key: &Key) -> io::Result<()> {
+        let mut lines = std::mem::take(&mut self.lines);
+        let done = lines.end(key, |piece| self.piece(key, piece));
+        self.lines = lines;
+        done
+    }
+
+    fn piece(&mut self, key: &Key, piece: Piece<'_>) -> io::Result<()> {
+        let Some(replica) = self.replicas.get(key) else {
+            return Ok(());
+        };
+        if self.look.output == Output::Json {
+            let object = Object::line(key, &replica.instance, piece, self.look.timestamps);
+            serde_json::to_writer(&mut self.out, &object)?;
+            return self.out.write_all(b"\n");
+        }
+        if self.open.as_ref() != Some(key) {
+            if self.open.take().is_some() {
+                self.out.write_all(b"\n")?;
+            }
+            let style = replica.style;
+            write!(self.out, "{style}{} |{style:#} ", replica.name)?;
+        }
+        if self.look.terminal {
+            self.scratch.clear();
+            neutralise_piece(piece, &mut self.scratch);
+            self.out.write_all(&self.scratch)?;
+        } else {
+            self.out.write_all(piece.bytes)?;
+            if piece.last {
+                self.out.write_all(b"\n")?;
+            }
+        }
+        self.open = (!piece.last).then(|| key.clone());
+        Ok(())
+    }
+
+    fn gap(&mut self, key: &Key, gap: &Gap) -> io::Result<()> {
+        self.gaps += 1;
+        if self.look.output == Output::Json {
+            let instance = self
+                .replicas
+                .get(key)
+                .map_or("", |replica| replica.instance.as_str());
+            return json(&mut self.out, &Object::gap(key, instance, gap));
+        }
+        self.note(key, '!', AnsiColor::Red.on_default().bold(), &gap_text(gap))
+    }
+
+    fn event(&mut self, key: &Key, event: &ReplicaEvent) -> io::Result<()> {
+        if self.look.output == Output::Json {
+            return json(&mut self.out, &Object::event(key, event));
+        }
+        let bad = event.kind() == Kind::Ended && event.exit_code != Some(0);
+        let style = if bad {
+            AnsiColor::Yellow.on_default()
+        } else {
+            Style::new().dimmed()
+        };
+        self.note(key, '*', style, &event_text(event))
+    }
+
+    /// A line on the error output.
+    fn note(&mut self, key: &Key, mark: char, style: Style, text: &str) -> io::Result<()> {
+        self.make_way()?;
+        let Some(replica) = self.replicas.get(key) else {
+            return Ok(());
+        };
+        let style = if self.look.colour_errors {
+            style
+        } else {
+            Style::new()
+        };
+        let mut safe = Vec::with_capacity(text.len());
+        neutralise(text.as_bytes(), &mut safe);
+        writeln!(
+            self.err,
+            "{style}{} {mark} {}{style:#}",
+            replica.name,
+            String::from_utf8_lossy(&safe)
+        )
+    }
+
+    /// Makes what was printed visible before the error output is written to, which may be the same terminal.
+    fn make_way(&mut self) -> io::Result<()> {
+        if self.look.terminal && self.open.take().is_some() {
+            self.out.write_all(b"\n")?;
+        }
+        self.out.flush()
+    }
+}
+
+impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
+    fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
+        let key = (entry.name.clone(), entry.replica);
+        let instance = entry.cursor.as_ref().map(|cursor| cursor.instance.as_str());
+        self.make_room(&key)?;
+        let colour = self.look.colour;
+        let replica = self
+            .replicas
+            .entry(key.clone())
+            .or_insert_with(|| Replica::new(&key, colour));
+        let other_run = instance.is_some_and(|instance| instance != replica.instance);
+        // What comes now does not go on with the line before: a last line without newline gets one here.
+        if other_run || entry.gap.is_some() || entry.event.is_some() {
+            self.end_line(&key)?;
+        }
+        if let (Some(instance), Some(replica)) = (instance, self.replicas.get_mut(&key)) {
+            instance.clone_into(&mut replica.instance);
+        }
+        if let Some(gap) = &entry.gap {
+            // The notice in `logs` is for clients that know no gaps.
+            return self.gap(&key, gap);
+        }
+        if let Some(event) = &entry.event {
+            return self.event(&key, event);
+        }
+        let mut lines = std::mem::take(&mut self.lines);
+        let done = lines.push(&key, &entry.logs, |piece| self.piece(&key, piece));
+        self.lines = lines;
+        done
+    }
+
+    fn pause(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    fn connection(&mut self, turn: &Turn<'_>) -> io::Result<()> {
+        match turn {
+            Turn::Cut { reason, retry_in } => self.say(&format!(
+                "{reason}; reconnecting in {:.1} s",
+                retry_in.as_secs_f64()
+            )),
+            Turn::Resumed => self.say("connected again, going on where it was cut"),
+        }
+    }
+}
+
+impl<O: Write, E> std::fmt::Debug for Printer<O, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Printer")
+            .field("look", &self.look)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Replica ===
+
+impl Replica {
+    fn new(key: &Key, colour: bool) -> Self {
+        let (service, index) = key;
+        let mut name = Vec::new();
+        neutralise(format!("{service}/{index}").as_bytes(), &mut name);
+        // The same replica has the same colour in every run, and neighbours have different ones.
+        let hash = service.bytes().fold(0_usize, |hash, byte| {
+            hash.wrapping_mul(31).wrapping_add(byte.into())
+        });
+        let at = hash.wrapping_add(*index as usize) % PALETTE.len();
+        let style = PALETTE
+            .get(at)
+            .filter(|_| colour)
+            .map(|colour| colour.on_default());
+        Self {
+            instance: String::new(),
+            name: String::from_utf8_lossy(&name).into_owned(),
+            style: style.unwrap_or_default(),
+        }
+    }
+}
+
+fn json(out: &mut impl Write, object: &Object<'_>) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, object)?;
+    out.write_all(b"\n")
+}
+
+fn neutralise_piece(piece: Piece<'_>, out: &mut Vec<u8>) {
+    if piece.last {
+        // With the newline, so that a carriage return before it is known as part of the line's end.
+        neutralise(&[piece.bytes, b"\n"].concat(), out);
+    } else {
+        neutralise(piece.bytes, out);
+    }
+}
+
+fn gap_text(gap: &Gap) -> String {
+    let cause = match gap.cause() {
+        Cause::Lag => "this side fell behind",
+        Cause::Rotated => "they were rotated away before they could be read",
+        Cause::Source => "the place they come from lost them",
+        Cause::Limit => "a limit of the gateway cut them",
+        Cause::Unspecified => "the gateway does not say why",
+    };
+    let unit = if gap.lines == 1 { "line" } else { "lines" };
+    match (gap.exact, gap.lines, gap.bytes) {
+        (true, lines, bytes) => format!("{lines} {unit} ({bytes} bytes) lost: {cause}"),
+        (false, 0, 0) => format!("lines may be lost: {cause}"),
+        (false, lines, bytes) => format!("at least {lines} {unit} ({bytes} bytes) lost: {cause}"),
+    }
+}
+
+fn event_text(event: &ReplicaEvent) -> String {
+    let what = match (event.kind(), event.exit_code, event.signal) {
+        (Kind::Started, ..) => "started".to_owned(),
+        (Kind::Ended, _, Some(signal)) => format!("ended by signal {signal}"),
+        (Kind::Ended, Some(code), None) => format!("exited with code {code}"),
+        (Kind::Ended, None, None) => "ended".to_owned(),
+        (Kind::Waiting, ..) => "waiting".to_owned(),
+        (Kind::Gone, ..) => "gone: no longer part of the lease".to_owned(),
+        (Kind::Unspecified, ..) => "changed".to_owned(),
+    };
+    let reason = if event.reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", event.reason)
+    };
+    let message = if event.message.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", event.message)
+    };
+    format!("{what}{reason}{message}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::proto::lease::Cursor;
+
+    const PLAIN: Look = Look {
+        output: Output::Text,
+        colour: false,
+        colour_errors: false,
+        terminal: false,
+        timestamps: false,
+    };
+
+    fn entry(service: &str, run: &str, logs: &[u8]) -> ServiceLogs {
+        let cursor = Cursor {
+            service: service.into(),
+            instance: run.into(),
+            ..Default::default()
+        };
+        let logs = logs.to_vec().into();
+        ServiceLogs {
+            name: service.into(),
+            logs,
+            cursor: Some(cursor),
+            ..Default::default()
+        }
+    }
+
+    fn event(service: &str, kind: Kind, exit_code: Option<i32>, reason: &str) -> ServiceLogs {
+        let event = ReplicaEvent {
+            kind: kind.into(),
+            exit_code,
+            reason: reason.into(),
+            ..Default::default()
+        };
+        ServiceLogs {
+            name: service.into(),
+            event: Some(event),
+            ..Default::default()
+        }
+    }
+
+    fn gap(service: &str, gap: Gap) -> ServiceLogs {
+        ServiceLogs {
+            gap: Some(gap),
+            logs: b"a notice\n".to_vec().into(),
+            ..entry(service, "1", b"")
+        }
+    }
+
+    fn printed(look: Look, entries: &[ServiceLogs]) -> (String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut printer = Printer::new(&mut out, &mut err, look);
+        for entry in entries {
+            printer.entry(entry).unwrap();
+        }
+        printer.finish().unwrap();
+        drop(printer);
+        (
+            String::from_utf8_lossy(&out).into_owned(),
+            String::from_utf8(err).unwrap(),
+        )
+    }
+
+    #[test]
+    fn pieces_get_one_prefix_and_the_last_line_a_newline() {
+        let (out, err) = printed(
+            PLAIN,
+            &[
+                entry("a", "1", b"one\ntwo, "),
+                entry("b", "1", b"other\n"),
+                entry("a", "1", b"goes on\n"),
+                entry("a", "1", b"dies"),
+                entry("a", "2", b"next run\n\n"),
+                entry("b", "1", b"no end"),
+            ],
+        );
+        assert_eq!(
+            out,
+            "a/0 | one\nb/0 | other\na/0 | two, goes on\na/0 | dies\na/0 | next run\na/0 | \nb/0 | no end\n"
+        );
+        assert_eq!(err, "");
+    }
+
+    #[test]
+    fn a_line_too_long_to_hold_flows_and_gives_way() {
+        let long = vec![b'x'; 2 << 20];
+        let (out, _) = printed(
+            PLAIN,
+            &[
+                entry("a", "1", &long),
+                entry("a", "1", b"y"),
+                entry("b", "1", b"b\n"),
+                entry("a", "1", b"z\n"),
+            ],
+        );
+        let long = String::from_utf8(long).unwrap();
+        assert_eq!(out, format!("a/0 | {long}y\nb/0 | b\na/0 | z\n"));
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_container_unless_a_terminal_reads_them() {
+        let lines = [entry("a", "1", b"\x1b[2J\xff\r\n")];
+        assert_eq!(printed(PLAIN, &lines).0, "a/0 | \x1b[2J\u{fffd}\r\n");
+        let terminal = Look {
+            terminal: true,
+            ..PLAIN
+        };
+        assert_eq!(printed(terminal, &lines).0, "a/0 | ^[[2J\u{fffd}\r\n");
+        let (out, err) = printed(terminal, &[event("a", Kind::Waiting, None, "\x1b]0;x\x07")]);
+        assert_eq!((out.as_str(), err.as_str()), ("", "a/0 * waiting (^[]0;x^G)\n"));
+    }
+
+    #[test]
+    fn replicas_differ_in_colour_and_keep_theirs() {
+        let look = Look {
+            colour: true,
+            ..PLAIN
+        };
+        let other = ServiceLogs {
+            replica: 1,
+            ..entry("a", "1", b"x\n")
+        };
+        let (out, _) = printed(look, &[entry("a", "1", b"x\n"), other.clone()]);
+        let lines: Vec<&str> = out.lines().collect();
+        let colour = |line: &str| line.split('a').next().unwrap().to_owned();
+        assert!(
+            lines[0].starts_with("\x1b[") && lines[0].ends_with("a/0 |\x1b[0m x"),
+            "{out:?}"
+        );
+        assert_ne!(colour(lines[0]), colour(lines[1]));
+        assert!(printed(look, &[other]).0.starts_with(&colour(lines[1])));
+    }
+
+    #[test]
+    fn news_stands_out() {
+        let lag = Gap {
+            lines: 1,
+            bytes: 9,
+            exact: true,
+            cause: Cause::Lag.into(),
+            ..Default::default()
+        };
+        let rotated = Gap {
+            lines: 3,
+            bytes: 30,
+            exact: false,
+            cause: Cause::Rotated.into(),
+            ..Default::default()
+        };
+        let source = Gap {
+            cause: Cause::Source.into(),
+            ..Default::default()
+        };
+        let (out, err) = printed(
+            PLAIN,
+            &[
+                event("a", Kind::Started, None, ""),
+                entry("a", "1", b"half"),
+                gap("a", lag),
+                gap("a", rotated),
+                gap("a", source),
+                event("a", Kind::Ended, Some(1), "Error"),
+                event("a", Kind::Gone, None, ""),
+            ],
+        );
+        assert_eq!(out, "a/0 | half\n");
+        let expected = [
+            "a/0 * started",
+            "a/0 ! 1 line (9 bytes) lost: this side fell behind",
+            "a/0 ! at least 3 lines (30 bytes) lost: they were rotated away before they could be read",
+            "a/0 ! lines may be lost: the place they come from lost them",
+            "a/0 * exited with code 1 (Error)",
+            "a/0 * gone: no longer part of the lease",
+        ];
+        assert_eq!(err.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn json_is_one_object_a_line_and_loses_nothing() {
+        let look = Look {
+            output: Output::Json,
+            timestamps: true,
+            ..PLAIN
+        };
+        let lag = Gap {
+            lines: 1,
+            bytes: 9,
+            exact: true,
+            cause: Cause::Lag.into(),
+            ..Default::default()
+        };
+        let (out, err) = printed(
+            look,
+            &[
+                event("a", Kind::Ended, Some(1), "Error"),
+                entry(
+                    "a",
+                    "u/a/1",
+                    b"2026-01-31T12:00:00.000000001Z a \"b\" c\nno time\n",
+                ),
+                entry("a", "u/a/1", b"2026-01-31T12:00:00.000000001Z \xff\n"),
+                gap("a", lag),
+            ],
+        );
+        assert_eq!(err, "");
+        let expected = [
+            r#"{"type":"event","service":"a","replica":0,"kind":"ended","exit_code":1,"reason":"Error"}"#,
+            r#"{"type":"line","service":"a","replica":0,"instance":"u/a/1","time":"2026-01-31T12:00:00.000000001Z","line":"a \"b\" c"}"#,
+            r#"{"type":"line","service":"a","replica":0,"instance":"u/a/1","line":"no time"}"#,
+            r#"{"type":"line","service":"a","replica":0,"instance":"u/a/1","time":"2026-01-31T12:00:00.000000001Z","line_base64":"/w=="}"#,
+            r#"{"type":"gap","service":"a","replica":0,"instance":"1","lines":1,"bytes":9,"exact":true,"cause":"lag"}"#,
+        ];
+        assert_eq!(out.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn replicas_without_number_are_not_all_remembered() {
+        let mut printer = Printer::new(Vec::new(), Vec::new(), PLAIN);
+        for n in 0..2 * STREAM_REPLICAS_MAX {
+            printer.entry(&entry(&format!("s{n}"), "1", b"half")).unwrap();
+        }
+        assert_eq!(printer.replicas.len(), STREAM_REPLICAS_MAX);
+        assert_eq!(printer.lines.unfinished().len(), STREAM_REPLICAS_MAX);
+    }
+}

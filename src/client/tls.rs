@@ -1,0 +1,333 @@
+//! TLS as a tenant speaks it: 1.3 only, HTTP/2 only, the tenant's certificate if there is one.
+//!
+//! Providers' certificates are self-signed, so a gateway is believed if its own certificate is among those trusted, or is
+//! signed by one of them. Either way it must be valid now and bear the host's name, with or without the `mtls.` that
+//! clients with a certificate put before it (`akash.network` gateways choose their certificate by it).
+
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+};
+
+use super::connect::ConnectError;
+use crate::config::{ServerTrust, Target};
+
+/// The one application protocol of gRPC.
+pub(super) const ALPN: &[u8] = b"h2";
+
+/// Whom to believe.
+#[derive(Debug)]
+struct Verifier {
+    /// `None` = anyone.
+    trust: Option<Trusted>,
+    /// The names that the gateway may bear, any of them.
+    names: Vec<ServerName<'static>>,
+    provider: Arc<CryptoProvider>,
+}
+
+#[derive(Debug)]
+struct Trusted {
+    /// Believed if the gateway presents one of these itself.
+    pinned: Vec<CertificateDer<'static>>,
+    /// Believed to sign for gateways.
+    roots: RootCertStore,
+}
+
+/// The configuration for `target`, and the name to announce (which is not announced if it is an IP address).
+pub(super) fn client(
+    target: &Target,
+    host: &ServerName<'static>,
+) -> Result<(ClientConfig, ServerName<'static>), ConnectError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mtls = mtls_name(host);
+    let names = [Some(host.clone()), mtls.clone()].into_iter().flatten().collect();
+    let verifier = Verifier {
+        trust: trusted(&target.trust)?,
+        names,
+        provider: provider.clone(),
+    };
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(ConnectError::Setup)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match &target.identity {
+        None => builder.with_no_client_auth(),
+        Some(dir) => {
+            let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+            let chain = certificates(&cert)?;
+            let key = PrivateKeyDer::from_pem_file(&key).map_err(|error| ConnectError::Pem {
+                path: key,
+                reason: error.to_string(),
+            })?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(ConnectError::Setup)?
+        }
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    let announced = mtls
+        .filter(|_| target.identity.is_some())
+        .unwrap_or_else(|| host.clone());
+    Ok((config, announced))
+}
+
+fn mtls_name(host: &ServerName<'static>) -> Option<ServerName<'static>> {
+    match host {
+        ServerName::DnsName(name) => ServerName::try_from(format!("mtls.{}", name.as_ref())).ok(),
+        _ => None,
+    }
+}
+
+fn trusted(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
+    let mut roots = RootCertStore::empty();
+    match trust {
+        ServerTrust::Anyone => Ok(None),
+        ServerTrust::System => {
+            // What could not be read is only missed if nothing else vouches for the gateway, and then it says so.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            Ok(Some(Trusted {
+                pinned: Vec::new(),
+                roots,
+            }))
+        }
+        ServerTrust::File(path) => {
+            let pinned = certificates(path)?;
+            roots.add_parsable_certificates(pinned.iter().cloned());
+            Ok(Some(Trusted { pinned, roots }))
+        }
+    }
+}
+
+fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    let wrong = |reason: String| ConnectError::Pem {
+        path: path.to_owned(),
+        reason,
+    };
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+        .map_err(|error| wrong(error.to_string()))?
+        .collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(wrong("there is no certificate in it".to_owned())),
+        Ok(found) => Ok(found),
+        Err(error) => Err(wrong(error.to_string())),
+    }
+}
+
+// === impl Verifier ===
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let Some(trusted) = &self.trust else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        if trusted.pinned.iter().any(|pinned| pinned == end_entity) {
+            valid_at(end_entity, now)?;
+        } else {
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(
+                &parsed,
+                &trusted.roots,
+                intermediates,
+                now,
+                algorithms,
+            )?;
+        }
+        let mut outcome = Err(TlsError::InvalidCertificate(CertificateError::NotValidForName));
+        for name in &self.names {
+            outcome = verify_server_name(&parsed, name);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome.map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// A pinned certificate is not looked at by the path builder, so its dates are read here.
+fn valid_at(cert: &CertificateDer<'_>, now: UnixTime) -> Result<(), TlsError> {
+    let wrong = |error| Err(TlsError::InvalidCertificate(error));
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(cert) else {
+        return wrong(CertificateError::BadEncoding);
+    };
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    if now < parsed.validity().not_before.timestamp() {
+        return wrong(CertificateError::NotValidYet);
+    }
+    if now > parsed.validity().not_after.timestamp() {
+        return wrong(CertificateError::Expired);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+    use super::*;
+
+    const DAY: u64 = 24 * 3600;
+
+    struct Case {
+        cert: CertificateDer<'static>,
+        file: PathBuf,
+        _dir: tempfile::TempDir,
+    }
+
+    fn params(hosts: &[&str]) -> CertificateParams {
+        let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+        CertificateParams::new(hosts).unwrap()
+    }
+
+    fn case(cert: CertificateDer<'static>, trusted_pem: &str) -> Case {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ca.pem");
+        fs::write(&file, trusted_pem).unwrap();
+        Case {
+            cert,
+            file,
+            _dir: dir,
+        }
+    }
+
+    fn self_signed(params: CertificateParams) -> Case {
+        let cert = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        case(cert.der().clone(), &cert.pem())
+    }
+
+    fn judged(trust: &ServerTrust, cert: &CertificateDer<'_>, host: &str, now: u64) -> Result<(), TlsError> {
+        let host = ServerName::try_from(host.to_owned()).unwrap();
+        let names = [Some(host.clone()), mtls_name(&host)]
+            .into_iter()
+            .flatten()
+            .collect();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = Verifier {
+            trust: trusted(trust).unwrap(),
+            names,
+            provider,
+        };
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
+        verifier
+            .verify_server_cert(cert, &[], &host, &[], now)
+            .map(|_| ())
+    }
+
+    fn now() -> u64 {
+        UnixTime::now().as_secs()
+    }
+
+    #[test]
+    fn a_pinned_certificate_is_believed_for_its_names() {
+        for is_ca in [IsCa::NoCa, IsCa::Ca(BasicConstraints::Unconstrained)] {
+            let mut params = params(&["gw.example", "mtls.only.example", "127.0.0.1"]);
+            params.is_ca = is_ca;
+            let case = self_signed(params);
+            let trust = ServerTrust::File(case.file.clone());
+            for host in ["gw.example", "only.example", "127.0.0.1"] {
+                assert_eq!(judged(&trust, &case.cert, host, now()), Ok(()), "{host}");
+            }
+            for host in ["other.example", "127.0.0.2", "::1"] {
+                assert!(judged(&trust, &case.cert, host, now()).is_err(), "{host}");
+            }
+        }
+    }
+
+    #[test]
+    fn dates_are_judged() {
+        let mut params = params(&["gw.example"]);
+        params.not_before = time::OffsetDateTime::from_unix_timestamp(1_000_000_000).unwrap();
+        params.not_after = time::OffsetDateTime::from_unix_timestamp(1_100_000_000).unwrap();
+        let case = self_signed(params);
+        let trust = ServerTrust::File(case.file.clone());
+        assert_eq!(judged(&trust, &case.cert, "gw.example", 1_050_000_000), Ok(()));
+        let at = |when| judged(&trust, &case.cert, "gw.example", when).unwrap_err();
+        assert_eq!(at(1_000_000_000 - DAY), CertificateError::NotValidYet.into());
+        assert_eq!(at(1_100_000_000 + DAY), CertificateError::Expired.into());
+    }
+
+    #[test]
+    fn a_signed_certificate_is_believed_and_a_strange_one_is_not() {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let cert = params(&["gw.example"])
+            .signed_by(&KeyPair::generate().unwrap(), &ca)
+            .unwrap();
+        let case = case(cert.der().clone(), &ca.pem());
+        let trust = ServerTrust::File(case.file.clone());
+        assert_eq!(judged(&trust, &case.cert, "gw.example", now()), Ok(()));
+        let strange = self_signed(params(&["gw.example"]));
+        assert!(judged(&trust, &strange.cert, "gw.example", now()).is_err());
+        assert!(judged(&ServerTrust::System, &strange.cert, "gw.example", now()).is_err());
+        assert_eq!(
+            judged(&ServerTrust::Anyone, &strange.cert, "other", now()),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn files_without_certificates_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("empty.pem");
+        fs::write(&file, "nothing").unwrap();
+        assert!(
+            certificates(&file)
+                .unwrap_err()
+                .to_string()
+                .contains("no certificate")
+        );
+    }
+}

@@ -1,0 +1,67 @@
+//! The bounds that an operator may change.
+
+use std::time::Duration;
+
+use super::cli::LimitsArgs;
+use super::faults::Reader;
+use super::value::{duration, number, size};
+use crate::model::limits::{CHUNK_MAX_BYTES, Limits};
+
+/// Smallest ring: some chunks, or every burst would be a loss.
+const RING_MIN_BYTES: u64 = 4 * CHUNK_MAX_BYTES as u64;
+
+/// Largest ring: one per replica being followed.
+const RING_MAX_BYTES: u64 = 1 << 30;
+
+/// Longest pace: beyond it a person sees lines come in jerks.
+const PACE_MAX: Duration = Duration::from_secs(1);
+
+/// Longest of the times that are there to end something.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Shortest time for a handshake, a look at a directory or a peer's silence: below it everything would fail or spin.
+const TIMEOUT_MIN: Duration = Duration::from_millis(100);
+
+/// Most history reads and streams of one connection.
+const READS_MAX: usize = 65_536;
+
+/// Most connections: as many as a process may have files, generously.
+const CONNECTIONS_MAX: usize = 1 << 20;
+
+pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits> {
+    let timeout = || duration(TIMEOUT_MIN..=TIMEOUT_MAX);
+    let ring = size(RING_MIN_BYTES..=RING_MAX_BYTES);
+    let ring_max_bytes = read.one("ring_max_bytes", args.ring_max_bytes.as_ref(), ring);
+    let pace = read.one("pace", args.pace.as_ref(), duration(Duration::ZERO..=PACE_MAX));
+    let idle = duration(Duration::ZERO..=TIMEOUT_MAX);
+    let actor_idle = read.one("actor_idle", args.actor_idle.as_ref(), idle);
+    let stall = read.one("stall_timeout", args.stall_timeout.as_ref(), timeout());
+    let history_reads = read.one(
+        "history_reads",
+        args.history_reads.as_ref(),
+        number(1..=READS_MAX),
+    );
+    let connections = read.one(
+        "max_connections",
+        args.max_connections.as_ref(),
+        number(1..=CONNECTIONS_MAX),
+    );
+    let streams = args.streams_per_connection.as_ref();
+    let streams_per_connection = read.one("streams_per_connection", streams, number(1..=65_536));
+    let handshake = read.one("handshake_timeout", args.handshake_timeout.as_ref(), timeout());
+    let drain = duration(Duration::ZERO..=TIMEOUT_MAX);
+    let drain = read.one("drain_timeout", args.drain_timeout.as_ref(), drain);
+    let trust_poll = read.one("trust_poll", args.trust_poll.as_ref(), timeout());
+    Some(Limits {
+        ring_max_bytes: usize::try_from(ring_max_bytes?).ok()?,
+        pace: pace?,
+        actor_idle: actor_idle?,
+        stall: stall?,
+        history_reads: history_reads?,
+        connections: connections?,
+        streams_per_connection: streams_per_connection?,
+        handshake: handshake?,
+        drain: drain?,
+        trust_poll: trust_poll?,
+    })
+}

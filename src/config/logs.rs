@@ -1,0 +1,223 @@
+//! What the command line's own calls run with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+
+use super::cli::{DemoArgs, IdentityNewArgs, LogsArgs};
+use super::faults::{Faults, Reader};
+use super::value::{directory, duration, file, gateway, instant, new_directory, number, parsed};
+use crate::model::id::{LeaseId, ServiceName};
+use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX};
+use crate::model::proto::lease::OnLag;
+use crate::model::time::LogTime;
+
+/// Most followers of a demo: what one machine has ports and files for.
+const FOLLOWERS_MAX: usize = 20_000;
+
+/// Longest demo.
+const DEMO_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// What `logs` asks for, and of whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogsConfig {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The gateway, and who asks it.
+    pub target: Target,
+    /// The services; empty = all.
+    pub services: Vec<ServiceName>,
+    /// The replicas of each of the services; empty = all. Not without services.
+    pub replicas: Vec<u32>,
+    /// Whether to stay.
+    pub follow: bool,
+    /// History limited to the last so many lines of each replica.
+    pub tail: Option<u64>,
+    /// History from this instant on.
+    pub since: Option<LogTime>,
+    /// Whether lines begin with their time.
+    pub timestamps: bool,
+    /// The run before the present one; not with follow.
+    pub previous: bool,
+    /// What is to happen if this side cannot keep up.
+    pub on_lag: OnLag,
+    /// Form of the output.
+    pub output: Output,
+}
+
+/// A gateway, and how to meet it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `https://host:port`.
+    pub gateway: Uri,
+    /// Directory with `cert.pem` and `key.pem`.
+    pub identity: Option<PathBuf>,
+    /// Which gateway is believed to be the gateway.
+    pub trust: ServerTrust,
+}
+
+/// Which gateway is believed to be the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerTrust {
+    /// One whose certificate the system's authorities vouch for.
+    System,
+    /// One whose certificate is in this file, or is signed by one that is.
+    File(PathBuf),
+    /// Any.
+    Anyone,
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Lines with a prefix, for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What `identity new` makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdentityConfig {
+    /// Where it goes.
+    pub dir: PathBuf,
+}
+
+/// What `demo` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DemoConfig {
+    /// For how long; `None` = until Ctrl-C.
+    pub duration: Option<Duration>,
+    /// Followers beyond the one that prints.
+    pub followers: usize,
+    /// Services other than the sample.
+    pub sdl: Option<PathBuf>,
+    /// Whether to show the gateway's log.
+    pub verbose: bool,
+}
+
+pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<LogsConfig, Faults> {
+    let right = "owner/dseq/gseq/oseq/provider";
+    let lease = read.required("lease", args.lease.as_ref(), right, |text| {
+        parsed::<LeaseId>(text).map_err(|error| format!("{error}; a lease is {right}"))
+    });
+    let target = target(args, &mut read);
+    let (services, replicas) = chosen(args, &mut read);
+    let follow = read.switch("follow", args.follow.as_ref());
+    let previous = read.switch("previous", args.previous.as_ref());
+    if follow && previous {
+        read.unfit(
+            "--previous and --follow do not go together: a run that has ended has nothing yet to come",
+        );
+    }
+    let tail = read.one("tail", args.tail.as_ref(), number(0..=u64::MAX));
+    let now = LogTime::now();
+    let since = read.one("since", args.since.as_ref(), |text| instant(text, now));
+    let timestamps = read.switch("timestamps", args.timestamps.as_ref());
+    let on_lag = read.one("on_lag", args.on_lag.as_ref(), |text| match text {
+        "drop" => Ok(OnLag::Drop),
+        "close" => Ok(OnLag::Close),
+        _ => Err("must be drop or close".to_owned()),
+    });
+    let output = read.one("output", args.output.as_ref(), |text| match text {
+        "text" => Ok(Output::Text),
+        "json" => Ok(Output::Json),
+        _ => Err("must be text or json".to_owned()),
+    });
+    let whole = || {
+        Some(LogsConfig {
+            lease: lease?,
+            target: target?,
+            services,
+            replicas,
+            follow,
+            tail,
+            since,
+            timestamps,
+            previous,
+            on_lag: on_lag?,
+            output: output?,
+        })
+    };
+    let config = whole();
+    read.finish(config)
+}
+
+fn target(args: &LogsArgs, read: &mut Reader<'_>) -> Option<Target> {
+    let uri = read.one("gateway", args.gateway.as_ref(), gateway);
+    let identity = read.one("identity", args.identity.as_ref(), |text| {
+        let dir = directory(text)?;
+        for name in ["cert.pem", "key.pem"] {
+            let inside = dir.join(name);
+            file(&inside.to_string_lossy()).map_err(|right| format!("its {name} {right}"))?;
+        }
+        Ok(dir)
+    });
+    let ca = read.one("ca", args.ca.as_ref(), file);
+    let insecure = read.switch("insecure", args.insecure.as_ref());
+    let trust = match (ca, insecure) {
+        (Some(_), true) => {
+            read.unfit("--ca and --insecure do not go together: trust one certificate or any");
+            ServerTrust::Anyone
+        }
+        (Some(path), false) => ServerTrust::File(path),
+        (None, true) => ServerTrust::Anyone,
+        (None, false) => ServerTrust::System,
+    };
+    Some(Target {
+        gateway: uri?,
+        identity,
+        trust,
+    })
+}
+
+fn chosen(args: &LogsArgs, read: &mut Reader<'_>) -> (Vec<ServiceName>, Vec<u32>) {
+    let services = read.list("service", &args.service, parsed::<ServiceName>);
+    let replicas = read.list("replica", &args.replica, number(0..=u32::MAX));
+    if services.len() > FILTERS_MAX {
+        read.unfit(&format!(
+            "--service is given {} times: at most {FILTERS_MAX}",
+            services.len()
+        ));
+    }
+    if replicas.len() * services.len() > FILTER_REPLICAS_MAX {
+        let asked = replicas.len() * services.len();
+        read.unfit(&format!(
+            "--service and --replica choose {asked} replicas: at most {FILTER_REPLICAS_MAX}"
+        ));
+    }
+    if !replicas.is_empty() && args.service.is_empty() {
+        read.missing("service", "the service whose --replica is meant");
+    }
+    (services, replicas)
+}
+
+pub(super) fn resolve_identity(
+    args: &IdentityNewArgs,
+    mut read: Reader<'_>,
+) -> Result<IdentityConfig, Faults> {
+    let dir = read.required(
+        "dir",
+        args.dir.as_ref(),
+        "the directory to write to",
+        new_directory,
+    );
+    let config = dir.map(|dir| IdentityConfig { dir });
+    read.finish(config)
+}
+
+pub(super) fn resolve_demo(args: &DemoArgs, mut read: Reader<'_>) -> Result<DemoConfig, Faults> {
+    let range = duration(Duration::from_secs(1)..=DEMO_MAX);
+    let duration = read.one("for", args.duration.as_ref(), range);
+    let followers = read.one("followers", args.followers.as_ref(), number(0..=FOLLOWERS_MAX));
+    let sdl = read.one("sdl", args.sdl.as_ref(), file);
+    let verbose = read.switch("verbose", args.verbose.as_ref());
+    let config = followers.map(|followers| DemoConfig {
+        duration,
+        followers,
+        sdl,
+        verbose,
+    });
+    read.finish(config)
+}

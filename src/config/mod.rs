@@ -1,0 +1,304 @@
+//! From the command line and the environment to typed configurations.
+//!
+//! clap takes every value as text ([`cli`]); one pass per subcommand turns all of them into a configuration and collects
+//! every fault on its way, so that nobody has to run a program five times to learn of five mistakes. What comes out is
+//! valid: a file that is named could be opened, a bound lies within its range.
+
+use std::ffi::OsString;
+use std::fmt;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use self::cli::{Cli, Command, IdentityCommand};
+use self::faults::{Faults, Reader};
+
+mod cli;
+mod faults;
+mod limits;
+mod logs;
+mod serve;
+mod value;
+
+pub use self::faults::Faults as ConfigFaults;
+pub use self::logs::{DemoConfig, IdentityConfig, LogsConfig, Output, ServerTrust, Target};
+pub use self::serve::{LogFormat, PlatformKind, ServeConfig};
+
+/// What the program was asked to do, with everything that it takes.
+#[derive(Debug)]
+pub enum Task {
+    /// Be a gateway.
+    Serve(Box<ServeConfig>),
+    /// Print a lease's logs.
+    Logs(Box<LogsConfig>),
+    /// Make a tenant's identity.
+    IdentityNew(IdentityConfig),
+    /// Show the main job on this machine.
+    Demo(DemoConfig),
+}
+
+/// Why there is nothing to do.
+#[derive(Debug)]
+pub enum Stop {
+    /// Help or version was asked for, or the arguments do not form a command; clap's own text, which knows its exit code.
+    Clap(clap::Error),
+    /// Values are missing or wrong.
+    Faults(Faults),
+}
+
+/// Reads the program's arguments (the first is its own name) and the `LEASEMUX_…` environment.
+///
+/// # Errors
+/// [`Stop`], with every fault in it.
+pub fn read<I, T>(args: I) -> Result<Task, Stop>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let command = Cli::command();
+    let matches = command.clone().try_get_matches_from(args)?;
+    let cli = Cli::from_arg_matches(&matches)?;
+    let mut path = vec![command.get_name().to_owned()];
+    let (mut command, mut matches) = (&command, &matches);
+    while let Some((name, inner)) = matches.subcommand() {
+        let Some(found) = command.find_subcommand(name) else {
+            break;
+        };
+        path.push(name.to_owned());
+        (command, matches) = (found, inner);
+    }
+    let reader = Reader::new(path.join(" "), command, matches);
+    let task = match cli.command {
+        Command::Serve(args) => Task::Serve(Box::new(serve::resolve(&args, reader)?)),
+        Command::Logs(args) => Task::Logs(Box::new(logs::resolve_logs(&args, reader)?)),
+        Command::Identity(args) => match args.command {
+            IdentityCommand::New(args) => Task::IdentityNew(logs::resolve_identity(&args, reader)?),
+        },
+        Command::Demo(args) => Task::Demo(logs::resolve_demo(&args, reader)?),
+    };
+    Ok(task)
+}
+
+// === impl Stop ===
+
+impl From<clap::Error> for Stop {
+    fn from(error: clap::Error) -> Self {
+        Self::Clap(error)
+    }
+}
+
+impl From<Faults> for Stop {
+    fn from(faults: Faults) -> Self {
+        Self::Faults(faults)
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clap(error) => error.fmt(f),
+            Self::Faults(faults) => faults.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use std::ffi::OsStr;
+
+    use super::*;
+    use crate::model::limits::Limits;
+
+    const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
+
+    fn faults(args: &[&str]) -> Vec<String> {
+        match read(std::iter::once(&"leasemux").chain(args)) {
+            Err(Stop::Faults(faults)) => faults.all().to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn each_command(check: &mut impl FnMut(&[&str], &clap::Command)) {
+        fn walk(path: &[&str], command: &clap::Command, check: &mut impl FnMut(&[&str], &clap::Command)) {
+            check(path, command);
+            for inner in command.get_subcommands() {
+                walk(&[path, &[inner.get_name()]].concat(), inner, check);
+            }
+        }
+        walk(&[], &Cli::command(), check);
+    }
+
+    #[test]
+    fn definitions_hold_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        let mut seen = 0;
+        each_command(&mut |path, command| {
+            for arg in command.get_arguments().filter(|arg| arg.get_long().is_some()) {
+                let long = arg.get_long().unwrap();
+                if matches!(long, "help" | "version") {
+                    continue;
+                }
+                let expected = format!("LEASEMUX_{}", long.to_uppercase().replace('-', "_"));
+                assert_eq!(arg.get_env(), Some(OsStr::new(&expected)), "{path:?} --{long}");
+                assert_eq!(arg.get_id().as_str(), long.replace('-', "_"));
+                assert!(arg.get_help().is_some(), "{path:?} --{long}");
+                seen += 1;
+            }
+        });
+        assert!(seen > 40, "{seen}");
+    }
+
+    #[test]
+    fn every_command_teaches_by_example() {
+        each_command(&mut |path, command| {
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{path:?}");
+        });
+    }
+
+    /// A value that no flag takes, on each flag alone, is a fault that names this very flag: ids and fields belong together.
+    #[test]
+    fn every_flag_is_judged_under_its_own_name() {
+        each_command(&mut |path, command| {
+            for arg in command.get_arguments() {
+                let Some(long) = arg.get_long() else { continue };
+                if matches!(long, "help" | "version") {
+                    continue;
+                }
+                let given = format!("--{long}=\0\u{1}=");
+                let found = faults(&[path, &[given.as_str()]].concat());
+                let named = found
+                    .iter()
+                    .filter(|fault| fault.starts_with(&format!("--{long} \"\\0")));
+                assert_eq!(named.count(), 1, "{path:?} --{long}: {found:#?}");
+            }
+        });
+    }
+
+    #[test]
+    fn faults_come_all_at_once() {
+        let found = faults(&[
+            "serve",
+            "--listen",
+            "x",
+            "--tls-cert",
+            "/none/cert.pem",
+            "--pace",
+            "5",
+        ]);
+        let names: Vec<&str> = found.iter().filter_map(|fault| fault.split(' ').next()).collect();
+        assert_eq!(
+            names,
+            [
+                "--platform",
+                "--lease",
+                "--trust-dir",
+                "--listen",
+                "--tls-key",
+                "--tls-cert",
+                "--pace"
+            ]
+        );
+        let found = faults(&[
+            "logs",
+            "--follow",
+            "--previous",
+            "--ca",
+            "/none",
+            "--replica",
+            "1",
+        ]);
+        assert_eq!(found.len(), 4, "{found:#?}");
+        assert!(found[0].starts_with("LEASE is missing"), "{found:#?}");
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_code() {
+        let dir = tempfile::tempdir().unwrap();
+        let sdl = dir.path().join("a.yaml");
+        fs::write(&sdl, "").unwrap();
+        let lease = format!("{LEASE}={}", sdl.display());
+        let trust = dir.path().to_str().unwrap();
+        let args = [
+            "leasemux",
+            "serve",
+            "--platform",
+            "local",
+            "--lease",
+            &lease,
+            "--trust-dir",
+            trust,
+        ];
+        let Ok(Task::Serve(config)) = read(args) else {
+            panic!()
+        };
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.leases, [(LEASE.parse().unwrap(), sdl)]);
+        assert_eq!(config.listen, "127.0.0.1:8446".parse().unwrap());
+        assert_eq!(config.admin_listen, "127.0.0.1:9446".parse().unwrap());
+        assert_eq!(config.data_dir.to_str(), Some(".leasemux"));
+        assert_eq!((config.rotate_max_bytes, config.rotate_files), (10 << 20, 5));
+        assert!(!config.lifeline && config.tls.is_none());
+        let twice = [
+            "serve",
+            "--platform",
+            "local",
+            "--lease",
+            &lease,
+            "--lease",
+            &lease,
+            "--trust-dir",
+            trust,
+        ];
+        assert!(faults(&twice)[0].ends_with("must be given once only"));
+    }
+
+    #[test]
+    fn logs_are_chosen() {
+        let args = [
+            "leasemux",
+            "logs",
+            LEASE,
+            "--service",
+            "web",
+            "--service",
+            "api",
+            "--replica",
+            "1",
+            "-f",
+            "--tail",
+            "0",
+        ];
+        let Ok(Task::Logs(config)) = read(args) else {
+            panic!()
+        };
+        assert_eq!(
+            config
+                .services
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+            ["web", "api"]
+        );
+        assert_eq!(
+            (config.replicas, config.follow, config.tail),
+            (vec![1], true, Some(0))
+        );
+        assert_eq!(config.target.trust, ServerTrust::System);
+        let Ok(Task::Logs(config)) = read(["leasemux", "logs", LEASE, "--follow=false", "-o", "json"]) else {
+            panic!()
+        };
+        assert_eq!((config.follow, config.output), (false, Output::Json));
+        let many: Vec<String> = (0..=1024).map(|n| format!("--replica={n}")).collect();
+        let args: Vec<&str> = ["logs", LEASE, "--service=web"]
+            .into_iter()
+            .chain(many.iter().map(String::as_str))
+            .collect();
+        assert!(faults(&args)[0].contains("at most 1024"));
+    }
+}

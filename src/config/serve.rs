@@ -1,0 +1,172 @@
+//! What a gateway runs with.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use super::cli::{ServeArgs, StoreArgs};
+use super::faults::{Faults, Reader};
+use super::limits;
+use super::value::{directory, file, hostname, lease_and_sdl, listen_address, new_directory, number, size};
+use crate::model::id::LeaseId;
+use crate::model::limits::{Limits, RUNS_MAX};
+
+/// Smallest size at which a log file is rotated: one long line must fit.
+const ROTATE_MIN_BYTES: u64 = 4 << 10;
+
+/// Largest size at which a log file is rotated.
+const ROTATE_MAX_BYTES: u64 = 1 << 40;
+
+/// Most files of one run.
+const ROTATE_FILES_MAX: usize = 1_000;
+
+/// Everything that a gateway runs with. Files and directories that it names could be read when it was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// Where services run.
+    pub platform: PlatformKind,
+    /// The leases, each once, and the SDL file of each; not empty.
+    pub leases: Vec<(LeaseId, PathBuf)>,
+    /// Directory of trusted tenants' certificates.
+    pub trust_dir: PathBuf,
+    /// Address for tenants.
+    pub listen: SocketAddr,
+    /// Address for the operator.
+    pub admin_listen: SocketAddr,
+    /// Directory for what the gateway writes; may not exist yet.
+    pub data_dir: PathBuf,
+    /// The gateway's certificate and its key; `None` = make one.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Names for the certificate to be made, beyond those of this machine.
+    pub public_hostnames: Vec<String>,
+    /// Bytes at which a log file is rotated.
+    pub rotate_max_bytes: u64,
+    /// Log files kept of one run, at least two.
+    pub rotate_files: usize,
+    /// Ended runs of one replica whose logs are kept; below [`RUNS_MAX`].
+    pub kept_runs: usize,
+    /// The bounds.
+    pub limits: Limits,
+    /// Form of the log.
+    pub log_format: LogFormat,
+    /// What is logged: directives that `tracing_subscriber::EnvFilter` takes.
+    pub log_filter: String,
+    /// Whether to stop when standard input ends.
+    pub lifeline: bool,
+}
+
+/// Where services run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PlatformKind {
+    /// As processes of this machine.
+    Local,
+}
+
+/// Form of the log on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+pub(super) fn resolve(args: &ServeArgs, mut read: Reader<'_>) -> Result<ServeConfig, Faults> {
+    let right = "where services run; 'local' runs them as processes of this machine";
+    let platform = read.required("platform", args.platform.as_ref(), right, |text| match text {
+        "local" => Ok(PlatformKind::Local),
+        _ => Err("must be 'local', the one platform there is".to_owned()),
+    });
+    let leases = leases(args, &mut read);
+    let right = "the directory of trusted tenants' certificates (*.pem)";
+    let trust_dir = read.required("trust_dir", args.trust_dir.as_ref(), right, directory);
+    let listen = read.one("listen", args.listen.as_ref(), listen_address);
+    let admin_listen = read.one("admin_listen", args.admin_listen.as_ref(), listen_address);
+    if listen.is_some_and(|address| address.port() != 0 && admin_listen == Some(address)) {
+        read.unfit("--listen and --admin-listen are the same address: they must differ");
+    }
+    let data_dir = read.one("data_dir", args.data_dir.as_ref(), new_directory);
+    let tls = tls(args, &mut read);
+    let public_hostnames = read.list("public_hostname", &args.public_hostname, hostname);
+    let store = store(&args.store, &mut read);
+    let limits = limits::resolve(&args.limits, &mut read);
+    let log_format = read.one("log_format", args.log_format.as_ref(), |text| match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be text or json".to_owned()),
+    });
+    let log_filter = read.one("log_filter", args.log_filter.as_ref(), |text| {
+        EnvFilter::try_new(text)
+            .map(|_| text.to_owned())
+            .map_err(|error| format!("must be levels by target, such as 'warn,leasemux=debug' ({error})"))
+    });
+    let lifeline = read.switch("lifeline", args.lifeline.as_ref());
+    let whole = || {
+        let (rotate_max_bytes, rotate_files, kept_runs) = store?;
+        Some(ServeConfig {
+            platform: platform?,
+            leases,
+            trust_dir: trust_dir?,
+            listen: listen?,
+            admin_listen: admin_listen?,
+            data_dir: data_dir?,
+            tls,
+            public_hostnames,
+            rotate_max_bytes,
+            rotate_files,
+            kept_runs,
+            limits: limits?,
+            log_format: log_format?,
+            log_filter: log_filter?,
+            lifeline,
+        })
+    };
+    let config = whole();
+    read.finish(config)
+}
+
+fn leases(args: &ServeArgs, read: &mut Reader<'_>) -> Vec<(LeaseId, PathBuf)> {
+    let leases = read.list("lease", &args.lease, lease_and_sdl);
+    if args.lease.iter().all(String::is_empty) {
+        read.missing(
+            "lease",
+            "LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider",
+        );
+    }
+    let mut seen = BTreeSet::new();
+    for (lease, _) in &leases {
+        if !seen.insert(lease) {
+            read.wrong("lease", &lease.to_string(), "must be given once only");
+        }
+    }
+    leases
+}
+
+fn tls(args: &ServeArgs, read: &mut Reader<'_>) -> Option<(PathBuf, PathBuf)> {
+    // Set and empty, in the environment, is not given.
+    let given = |value: &Option<String>| value.as_ref().is_some_and(|text| !text.is_empty());
+    match (given(&args.tls_cert), given(&args.tls_key)) {
+        (true, false) => read.missing("tls_key", "the private key that belongs to --tls-cert"),
+        (false, true) => read.missing("tls_cert", "the certificate that --tls-key belongs to"),
+        _ => {}
+    }
+    let cert = read.one("tls_cert", args.tls_cert.as_ref(), file);
+    let key = read.one("tls_key", args.tls_key.as_ref(), file);
+    cert.zip(key)
+}
+
+fn store(args: &StoreArgs, read: &mut Reader<'_>) -> Option<(u64, usize, usize)> {
+    let bytes = size(ROTATE_MIN_BYTES..=ROTATE_MAX_BYTES);
+    let bytes = read.one("rotate_max_bytes", args.rotate_max_bytes.as_ref(), bytes);
+    // Fewer than two, and rotation would lose what was written last.
+    let files = read.one(
+        "rotate_files",
+        args.rotate_files.as_ref(),
+        number(2..=ROTATE_FILES_MAX),
+    );
+    let runs = read.one("kept_runs", args.kept_runs.as_ref(), number(1..=RUNS_MAX - 1));
+    Some((bytes?, files?, runs?))
+}

@@ -1,0 +1,365 @@
+//! Single values. Each parser answers with the value or with what would be right.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::Uri;
+use jiff::{SignedDuration, Timestamp};
+use rustls::pki_types::ServerName;
+
+use crate::model::id::LeaseId;
+use crate::model::time::LogTime;
+
+/// Units of sizes, in bytes; longest name first where one ends in another.
+const SIZE_UNITS: [(&str, u64); 8] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("B", 1),
+];
+
+/// Anything that parses from text and whose error says what would be right.
+pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+/// A whole number within `range`.
+pub(super) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + std::fmt::Display,
+{
+    move |text| {
+        let value = text.parse().ok().filter(|value| range.contains(value));
+        value.ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// A length of time within `range`: `250ms`, `10s`, `5m`, `1h30m`; a bare `0` too.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| {
+        let value = any_duration(text).filter(|value| range.contains(value));
+        value.ok_or_else(|| {
+            let (from, to) = (show_duration(*range.start()), show_duration(*range.end()));
+            format!("must be a time with its unit, such as 250ms, 10s or 5m, from {from} to {to}")
+        })
+    }
+}
+
+/// A size in bytes within `range`: `4MiB`, `500kB`, plain bytes.
+pub(super) fn size(range: RangeInclusive<u64>) -> impl Fn(&str) -> Result<u64, String> {
+    move |text| {
+        let value = any_size(text).filter(|value| range.contains(value));
+        value.ok_or_else(|| {
+            let (from, to) = (show_size(*range.start()), show_size(*range.end()));
+            format!("must be a size, such as 65536, 512KiB or 4MiB, from {from} to {to}")
+        })
+    }
+}
+
+/// An address to listen on.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let found = match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => text.to_socket_addrs().ok().and_then(|mut all| all.next()),
+    };
+    found.ok_or_else(|| {
+        "must be host:port, such as 127.0.0.1:8446 (0.0.0.0:8446 for every interface, port 0 for any free one)".to_owned()
+    })
+}
+
+/// A host's name, for a certificate.
+pub(super) fn hostname(text: &str) -> Result<String, String> {
+    match ServerName::try_from(text) {
+        Ok(ServerName::DnsName(_)) => Ok(text.to_ascii_lowercase()),
+        _ => Err("must be a host name, such as gateway.example.com".to_owned()),
+    }
+}
+
+/// The address of a gateway.
+pub(super) fn gateway(text: &str) -> Result<Uri, String> {
+    let right = || "must be https://host:port, such as https://127.0.0.1:8446".to_owned();
+    let uri: Uri = text.parse().map_err(|_| right())?;
+    let host = uri
+        .host()
+        .unwrap_or_default()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
+    let named = uri
+        .authority()
+        .is_some_and(|authority| !authority.as_str().contains('@'));
+    if uri.scheme_str() == Some("https") && plain && named && ServerName::try_from(host).is_ok() {
+        Ok(uri)
+    } else {
+        Err(right())
+    }
+}
+
+/// A file that can be read.
+pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let opened = File::open(&path).and_then(|file| file.metadata());
+    match opened {
+        Ok(metadata) if metadata.is_dir() => Err("must be a file, and is a directory".to_owned()),
+        Ok(_) => Ok(path),
+        Err(error) => Err(format!("must be a readable file: {error}")),
+    }
+}
+
+/// A directory that can be read.
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match fs::read_dir(&path) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(format!("must be a readable directory: {error}")),
+    }
+}
+
+/// A directory that may yet have to be made.
+pub(super) fn new_directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match fs::metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => Ok(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !text.is_empty() => Ok(path),
+        Err(error) if !text.is_empty() => Err(format!(
+            "must be a directory, or a path where one can be made: {error}"
+        )),
+        _ => Err("must be a directory, or a path where one can be made".to_owned()),
+    }
+}
+
+/// A lease and the SDL file that says what runs under it.
+pub(super) fn lease_and_sdl(text: &str) -> Result<(LeaseId, PathBuf), String> {
+    let Some((lease, sdl)) = text.split_once('=') else {
+        return Err("must be LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider".to_owned());
+    };
+    // Both halves may be wrong, and then both are told.
+    match (parsed(lease), file(sdl)) {
+        (Ok(lease), Ok(sdl)) => Ok((lease, sdl)),
+        (lease, sdl) => {
+            let lease = lease.err().map(|error| format!("the lease {error}"));
+            let sdl = sdl.err().map(|error| format!("the SDL {error}"));
+            Err([lease, sdl].into_iter().flatten().collect::<Vec<_>>().join("; "))
+        }
+    }
+}
+
+/// An instant: RFC 3339, or so long before `now`.
+pub(super) fn instant(text: &str, now: LogTime) -> Result<LogTime, String> {
+    let right =
+        || "must be a time ago, such as 5m, or an RFC 3339 instant, such as 2026-01-31T12:00:00Z".to_owned();
+    let nanos = if let Ok(stamp) = text.parse::<Timestamp>() {
+        i64::try_from(stamp.as_nanosecond()).ok()
+    } else {
+        let ago = any_duration(text).and_then(|ago| i64::try_from(ago.as_nanos()).ok());
+        ago.and_then(|ago| now.as_nanos().checked_sub(ago))
+    };
+    nanos.map(LogTime::from_nanos).ok_or_else(right)
+}
+
+fn any_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    // jiff also reads `-5m`, `5m ago` and ISO 8601; the first two are negative.
+    text.parse::<SignedDuration>().ok()?.try_into().ok()
+}
+
+fn any_size(text: &str) -> Option<u64> {
+    let split = |(name, factor): &(&str, u64)| Some((text.strip_suffix(name)?.trim_end(), *factor));
+    let (digits, factor) = SIZE_UNITS.iter().find_map(split).unwrap_or((text, 1));
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn show_duration(duration: Duration) -> String {
+    SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |short| format!("{short:#}"))
+}
+
+fn show_size(bytes: u64) -> String {
+    let unit = SIZE_UNITS[..4]
+        .iter()
+        .rev()
+        .find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
+    unit.map_or_else(
+        || bytes.to_string(),
+        |(name, factor)| format!("{}{name}", bytes / factor),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: PartialEq + std::fmt::Debug>(
+        parse: impl Fn(&str) -> Result<T, String>,
+        good: &[(&str, T)],
+        bad: &[&str],
+    ) {
+        for (text, value) in good {
+            assert_eq!(parse(text).as_ref(), Ok(value), "{text}");
+        }
+        for text in bad {
+            let right = parse(text).expect_err(text);
+            assert!(right.contains("must be"), "{text}: {right}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        check(
+            duration(Duration::ZERO..=s(3600)),
+            &[
+                ("0", s(0)),
+                ("5ms", ms(5)),
+                ("10s", s(10)),
+                ("5m", s(300)),
+                ("1m30s", s(90)),
+                ("1h", s(3600)),
+            ],
+            &["", "5", "-5s", "5 parsecs", "61m", "5s ago", "1e3s"],
+        );
+        assert!(
+            duration(ms(100)..=s(300))("1ms")
+                .unwrap_err()
+                .contains("from 100ms to 5m")
+        );
+    }
+
+    #[test]
+    fn sizes() {
+        check(
+            size(0..=1 << 30),
+            &[
+                ("0", 0),
+                ("65536", 65536),
+                ("4MiB", 4 << 20),
+                ("4 MiB", 4 << 20),
+                ("10kB", 10_000),
+                ("7B", 7),
+                ("1GiB", 1 << 30),
+            ],
+            &[
+                "",
+                "B",
+                "MiB",
+                "-1",
+                "+1",
+                "1.5MiB",
+                "4mib",
+                "2GiB",
+                "99999999999999999999",
+                "99999999999TiB",
+                "4MiBMiB",
+            ],
+        );
+        assert!(
+            size(4096..=1 << 30)("1")
+                .unwrap_err()
+                .contains("from 4KiB to 1GiB")
+        );
+    }
+
+    #[test]
+    fn addresses() {
+        check(
+            listen_address,
+            &[
+                ("127.0.0.1:8446", SocketAddr::from(([127, 0, 0, 1], 8446))),
+                ("[::1]:0", SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0))),
+            ],
+            &[
+                "",
+                "127.0.0.1",
+                ":8446",
+                "8446",
+                "127.0.0.1:99999",
+                "127.0.0.1:http",
+            ],
+        );
+        let uri = |text: &str| text.parse::<Uri>().unwrap();
+        check(
+            gateway,
+            &[
+                "https://127.0.0.1:8446",
+                "https://[::1]:1",
+                "https://gw.example.com",
+                "https://gw:1/",
+            ]
+            .map(|t| (t, uri(t))),
+            &[
+                "",
+                "127.0.0.1:8446",
+                "http://127.0.0.1:8446",
+                "https://",
+                "https://h/path",
+                "https://h?q",
+                "https://u@h",
+                "https://a_b c",
+            ],
+        );
+        check(
+            hostname,
+            &[
+                ("Gateway.example.com", "gateway.example.com".to_owned()),
+                ("localhost", "localhost".to_owned()),
+            ],
+            &[
+                "",
+                "127.0.0.1",
+                "::1",
+                "a b",
+                "-a.example",
+                "*.example.com",
+                "a,b",
+            ],
+        );
+    }
+
+    #[test]
+    fn instants() {
+        let now = LogTime::from_nanos(1_000_000_000_000);
+        check(
+            |text| instant(text, now),
+            &[
+                ("5m", LogTime::from_nanos(700_000_000_000)),
+                ("0", now),
+                ("1970-01-01T00:00:01.5Z", LogTime::from_nanos(1_500_000_000)),
+                ("1970-01-01T01:00:01+01:00", LogTime::from_nanos(1_000_000_000)),
+            ],
+            &["", "yesterday", "-5m", "1970-01-01", "9999-01-01T00:00:00Z"],
+        );
+    }
+
+    #[test]
+    fn paths() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("file"), "").unwrap();
+        assert!(file(&path("file")).is_ok() && file(&path("none")).is_err() && file(&path("")).is_err());
+        assert!(
+            directory(&path("")).is_ok()
+                && directory(&path("file")).is_err()
+                && directory(&path("none")).is_err()
+        );
+        assert!(new_directory(&path("none")).is_ok() && new_directory(&path("file")).is_err());
+        let right = lease_and_sdl(&format!("a/b={}", path("none"))).unwrap_err();
+        assert!(
+            right.contains("the lease is not owner/dseq") && right.contains("the SDL must be"),
+            "{right}"
+        );
+        assert!(lease_and_sdl("a/b").unwrap_err().contains("LEASE=SDLFILE"));
+    }
+}

@@ -1,0 +1,264 @@
+//! The gateway as a whole: put together, run, and taken apart in order.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::task::AbortOnDropHandle;
+use tonic_health::server::HealthReporter;
+use tracing_subscriber::EnvFilter;
+
+use crate::access::dir::{self, DirTrust};
+use crate::access::gate::Gate;
+use crate::config::{LogFormat, ServeConfig};
+use crate::edge::admin::{Admin, Exporter, Readiness};
+use crate::edge::connection::Connections;
+use crate::edge::drain::Drain;
+use crate::edge::server::{self, Server};
+use crate::edge::service::LeaseService;
+use crate::edge::tls;
+use crate::host::notify::Notifier;
+use crate::logs::fanout::Fanout;
+use crate::logs::replica::World;
+use crate::model::id::LeaseId;
+use crate::platform;
+use crate::platform::local::sdl::{Sdl, SdlError};
+use crate::platform::local::{LocalConfig, LocalPlatform};
+
+/// How long a service may take to end after a SIGTERM, before it is killed.
+const SERVICE_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a gateway cannot run. The text is for the operator and names the flag or file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// SDL files that cannot be run, each with its lease.
+    #[error("{}", told(.0))]
+    Sdl(Vec<(LeaseId, PathBuf, SdlError)>),
+    /// The trust directory cannot be used.
+    #[error("--trust-dir: {0}")]
+    Trust(#[from] dir::OpenError),
+    /// There is no usable server certificate.
+    #[error("--tls-cert, --tls-key or --data-dir: {0}")]
+    Tls(#[from] tls::Error),
+    /// An address is taken, or not this machine's.
+    #[error("{flag}: cannot listen on {address}: {source}")]
+    Listen {
+        /// The flag.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The services cannot be started.
+    #[error("cannot start services: {0}")]
+    Platform(#[from] platform::Error),
+    /// Something that depends on nothing outside the program, or on the system as a whole.
+    #[error("cannot start: {0}")]
+    Internal(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Everything that runs.
+struct Running {
+    drain: Drain,
+    readiness: Readiness,
+    health: HealthReporter,
+    fanout: Fanout,
+    platform: Arc<LocalPlatform>,
+    limits: Arc<crate::model::limits::Limits>,
+    /// Ends with the gateway.
+    _upkeep: AbortOnDropHandle<()>,
+}
+
+/// What asks the gateway to stop.
+struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+    lifeline: bool,
+}
+
+/// Runs a gateway until it is asked to stop: by SIGTERM, by SIGINT, or by the end of its standard input if `config` says so. Then
+/// streams end with their cursors, connections close, services stop. A second signal stops everything at once.
+///
+/// Prints one line to standard output when it is ready, with the addresses that it listens on; logs to standard error.
+///
+/// # Errors
+/// Whatever keeps it from starting. Once it is ready it does not fail.
+pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
+    log_to_stderr(&config);
+    // From here on a signal is not lost.
+    let mut stops = Stops::new(config.lifeline).map_err(internal)?;
+    let (running, ready) = tokio::select! {
+        started = start(config) => started?,
+        reason = stops.wait() => {
+            tracing::info!(reason, "stopped before it was ready");
+            return Ok(());
+        }
+    };
+    let mut stdout = std::io::stdout();
+    // Nobody may be there to read it.
+    let _ = writeln!(stdout, "{ready}").and_then(|()| stdout.flush());
+    let reason = stops.wait().await;
+    tracing::info!(reason, "stopping");
+    tokio::select! {
+        () = running.stop() => tracing::info!("stopped"),
+        reason = stops.wait() => tracing::warn!(reason, "stopping at once"),
+    }
+    Ok(())
+}
+
+async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
+    let leases = read_sdls(&config.leases)?;
+    let certified = match &config.tls {
+        Some((certificate, key)) => tls::load(certificate, key)?,
+        None => {
+            let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
+            tls::load(&made.certificate, &made.key)?
+        }
+    };
+    let listener = listen("--listen", config.listen).await?;
+    let admin_listener = listen("--admin-listen", config.admin_listen).await?;
+    let addresses = (
+        listener.local_addr().map_err(internal)?,
+        admin_listener.local_addr().map_err(internal)?,
+    );
+    let notifier = Notifier::start();
+    let trust = DirTrust::open(&config.trust_dir, &notifier, config.limits.trust_poll).await?;
+    if trust.certificates() == 0 {
+        tracing::warn!(dir = %config.trust_dir.display(), "no tenant is trusted yet: put certificates (*.pem) there");
+    }
+    let exporter = Exporter::new().map_err(internal)?;
+    let drain = Drain::default();
+    let readiness = Readiness::default();
+    let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
+    drain.spawn_beside(admin.serve(admin_listener));
+
+    let platform = LocalPlatform::start(local_config(&config, leases), notifier)?;
+    let limits = Arc::new(config.limits);
+    let world = World {
+        platform: Arc::clone(&platform) as Arc<dyn platform::Platform>,
+        limits: Arc::clone(&limits),
+        metrics: exporter.metrics.clone(),
+    };
+    let fanout = Fanout::new(world);
+    let gate = Gate::new(Arc::new(trust));
+    let service = LeaseService::new(gate, fanout.clone(), drain.clone());
+    let (routes, health) = server::routes().map_err(internal)?;
+    let connections =
+        Connections::new(service, routes, Arc::clone(&limits), exporter.metrics.clone(), drain.clone());
+    let tls = Arc::new(tls::server_config(certified)?);
+    let server = Server { connections, tls, limits: Arc::clone(&limits), drain: drain.clone() };
+    drain.spawn(server.serve(listener));
+    server::report_health(&health, true).await;
+    readiness.set(true);
+
+    #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
+    let upkeep = tokio::spawn(async move { exporter.upkeep().await });
+    let running = Running {
+        drain,
+        readiness,
+        health,
+        fanout,
+        platform,
+        limits,
+        _upkeep: AbortOnDropHandle::new(upkeep),
+    };
+    let (gateway, admin) = addresses;
+    tracing::info!(%gateway, %admin, "ready");
+    Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
+}
+
+fn read_sdls(leases: &[(LeaseId, PathBuf)]) -> Result<Vec<(LeaseId, Sdl)>, ServeError> {
+    let mut read = Vec::new();
+    let mut faulty = Vec::new();
+    for (lease, file) in leases {
+        match Sdl::read(file) {
+            Ok(sdl) => read.push((lease.clone(), sdl)),
+            Err(error) => faulty.push((lease.clone(), file.clone(), error)),
+        }
+    }
+    if faulty.is_empty() { Ok(read) } else { Err(ServeError::Sdl(faulty)) }
+}
+
+fn told(faulty: &[(LeaseId, PathBuf, SdlError)]) -> String {
+    let each = faulty.iter().map(|(lease, file, error)| format!("--lease {lease}={}: {error}", file.display()));
+    each.collect::<Vec<_>>().join("\n")
+}
+
+fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfig {
+    let mut local = LocalConfig::new(config.data_dir.clone(), leases);
+    local.rotate_max_bytes = config.rotate_max_bytes;
+    local.rotate_files = config.rotate_files;
+    local.kept_runs = config.kept_runs;
+    if let Some(hostname) = config.public_hostnames.first() {
+        local.public_hostname.clone_from(hostname);
+    }
+    local
+}
+
+async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { flag, address, source })
+}
+
+fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ServeError {
+    ServeError::Internal(error.into())
+}
+
+fn log_to_stderr(config: &ServeConfig) {
+    // The directives were checked when the configuration was read.
+    let filter = EnvFilter::try_new(&config.log_filter).unwrap_or_default();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Fails only if there is a log already, which then goes on.
+    let _ = match config.log_format {
+        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+    };
+}
+
+// === impl Running ===
+
+impl Running {
+    /// The end, in order: not ready; streams end; connections close, or are cut off; actors; services.
+    async fn stop(self) {
+        self.readiness.set(false);
+        server::report_health(&self.health, false).await;
+        self.drain.finish(self.limits.drain).await;
+        self.fanout.stop().await;
+        self.platform.stop(SERVICE_GRACE).await;
+    }
+}
+
+// === impl Stops ===
+
+impl Stops {
+    fn new(lifeline: bool) -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { terminate, interrupt, lifeline })
+    }
+
+    /// Waits for the next reason to stop, and tells it.
+    async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            () = end_of_input(), if self.lifeline => {
+                // It has only one end.
+                self.lifeline = false;
+                "end of standard input"
+            }
+        }
+    }
+}
+
+async fn end_of_input() {
+    let mut input = tokio::io::stdin();
+    let mut ignored = [0; 64];
+    while input.read(&mut ignored).await.is_ok_and(|bytes| bytes > 0) {}
+}
