@@ -102,7 +102,7 @@ fn fail(reason: &str) -> ExitCode {
 /// - `serve`: `leasemux::serve::run(config, …)`
 /// - `shim`: `leasemux::platform::local::shim::main(arguments)`
 /// - `new_identity`: `leasemux::access::identity::IdentityFiles::create(dir, LogTime::now())`
-/// - `SAMPLE`: `include_str!("../examples/hello.yaml")`
+/// - `SAMPLE`: `include_str!("../examples/shop.yaml")`
 mod seam {
     use std::ffi::OsString;
     use std::path::Path;
