@@ -1,6 +1,6 @@
 //! The command line's own calls: following logs as a tenant, printing them, checking them.
 //!
-//! [`follow`] drives one follower through cuts and reconnects into a [`follow::Sink`]; [`print`] and [`oracle`] are sinks.
+//! [`follow`] drives one follower through cuts and reconnects into a [`follow::Sink`]; [`mod@print`] and [`oracle`] are sinks.
 //! [`connect`] opens connections as Akash clients do.
 
 pub mod connect;

@@ -4,6 +4,9 @@
 //! begins with a number and a space, `1 …`, `2 …`, from 1 in every run of the container. So every line must continue where
 //! the last line and the gaps behind it ended. Lines without a number are counted but prove nothing; in a run that has some,
 //! a gap may be larger than the hole between its neighbours. It is pure: any stream of entries can be judged.
+//!
+//! A producer that counts over standard output and standard error together writes to two pipes, and whoever merges them may
+//! read one ahead of the other ([`Order::TwoPipes`]): then a line may be late, but still comes once, or is reported.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,9 +14,12 @@ use std::io;
 
 use memchr::memchr;
 
+use self::sequence::Sequence;
 use super::follow::Sink;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::{Gap, ServiceLogs};
+
+mod sequence;
 
 /// Bytes of a line's beginning that are looked at: the digits of any counter, and the space behind it.
 const HEAD_BYTES: usize = 20;
@@ -30,10 +36,20 @@ pub enum Start {
     Anywhere,
 }
 
+/// In which order a producer's lines are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As they are numbered: the producer writes to one pipe.
+    Exact,
+    /// Nearly as they are numbered: it writes to two pipes.
+    TwoPipes,
+}
+
 /// Judges what one follower receives.
 #[derive(Debug)]
 pub struct Oracle {
     start: Start,
+    order: Order,
     /// By service and index.
     replicas: BTreeMap<String, BTreeMap<u32, Replica>>,
     replica_count: usize,
@@ -82,11 +98,11 @@ pub struct Violation {
 pub enum Fault {
     /// Lines are missing that no gap tells of, or fewer than a gap tells of.
     Hole {
-        /// The last number received; 0 before the first line of a run.
+        /// The number before the hole; 0 before the first line of a run.
         after: u64,
-        /// Lines reported as lost since.
+        /// Lines reported as lost since it was last right.
         reported: u64,
-        /// The number that came.
+        /// The number behind the hole.
         got: u64,
     },
     /// A line came again, or out of order.
@@ -102,40 +118,26 @@ pub enum Fault {
     TooManyReplicas,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Replica {
     /// `service/index`.
     name: String,
     instance: Option<String>,
-    /// How many runs were seen.
-    runs: u64,
-    /// Number of the last line of this run, 0 before the first; `None` if any number may come.
-    last: Option<u64>,
-    /// What was reported as lost since the last line.
-    reported: Reported,
-    /// Whether this run has lines without a number.
-    unnumbered: bool,
+    /// Whether there was a run before this one.
+    has_earlier_runs: bool,
+    sequence: Sequence,
     /// Beginning of the line that is not whole yet, if there is one.
     line: Option<Vec<u8>>,
-}
-
-/// Lines reported as lost.
-#[derive(Debug, Default)]
-struct Reported {
-    lines: u64,
-    /// Whether there may be more.
-    inexact: bool,
-    /// Whether some of them may belong to the run before.
-    spans_runs: bool,
 }
 
 // === impl Oracle ===
 
 impl Oracle {
     /// An oracle that has seen nothing.
-    pub fn new(start: Start) -> Self {
+    pub fn new(start: Start, order: Order) -> Self {
         Self {
             start,
+            order,
             replicas: BTreeMap::new(),
             replica_count: 0,
             verdict: Verdict::default(),
@@ -165,10 +167,15 @@ impl Oracle {
     /// # Errors
     /// The first [`Violation`].
     pub fn verdict(&self) -> Result<Tally, Box<Violation>> {
-        match &self.verdict.violation {
-            None => Ok(self.verdict.tally),
-            Some(violation) => Err(Box::new(violation.clone())),
+        if let Some(violation) = &self.verdict.violation {
+            return Err(Box::new(violation.clone()));
         }
+        for replica in self.replicas.values().flat_map(BTreeMap::values) {
+            if let Err(fault) = replica.sequence.stop() {
+                return Err(Box::new(replica.violation(fault, b"")));
+            }
+        }
+        Ok(self.verdict.tally)
     }
 
     /// What was received, right or not.
@@ -180,8 +187,10 @@ impl Oracle {
         let name = format!("{}/{}", entry.name, entry.replica);
         let replica = Replica {
             name,
-            last: (self.start == Start::First).then_some(0),
-            ..Replica::default()
+            instance: None,
+            has_earlier_runs: false,
+            sequence: Sequence::new(self.order, self.start),
+            line: None,
         };
         if self.replica_count == STREAM_REPLICAS_MAX {
             self.verdict.violate(&replica, Fault::TooManyReplicas, b"");
@@ -198,13 +207,8 @@ impl Oracle {
 
 impl Verdict {
     fn violate(&mut self, replica: &Replica, fault: Fault, line: &[u8]) {
-        let shown = line.get(..SHOWN_BYTES).unwrap_or(line);
-        self.violation.get_or_insert_with(|| Violation {
-            replica: replica.name.clone(),
-            instance: replica.instance.clone().unwrap_or_default(),
-            fault,
-            line: String::from_utf8_lossy(shown).into_owned(),
-        });
+        self.violation
+            .get_or_insert_with(|| replica.violation(fault, line));
     }
 }
 
@@ -270,15 +274,13 @@ impl Replica {
     fn whole_line(&mut self, line: &[u8], verdict: &mut Verdict) {
         verdict.tally.lines += 1;
         let Some(number) = number(line) else {
-            self.unnumbered = true;
+            self.sequence.unnumbered();
             return;
         };
         verdict.tally.checked += 1;
-        if let Err(fault) = self.continues_with(number) {
+        if let Err(fault) = self.sequence.line(number) {
             verdict.violate(self, fault, line);
         }
-        self.last = Some(number);
-        self.reported = Reported::default();
     }
 
     fn next_run(&mut self, instance: &str, verdict: &mut Verdict) {
@@ -286,50 +288,34 @@ impl Replica {
             // The last line of the run that ended had no newline.
             self.whole_line(&line, verdict);
         }
-        let before = self.instance.replace(instance.to_owned());
-        if let Some(before) = before {
-            let counts = restarts(&before).zip(restarts(instance));
+        if let Some(before) = &self.instance {
+            let counts = restarts(before).zip(restarts(instance));
             if counts.is_some_and(|((pod, before), (now, after))| pod == now && after <= before) {
                 verdict.violate(self, Fault::RunRepeated, b"");
             }
-            self.reported.spans_runs = self.reported.lines > 0;
-            self.unnumbered = false;
-            self.last = Some(0);
+            let (next, ended) = self.sequence.next();
+            if let Err(fault) = ended {
+                verdict.violate(self, fault, b"");
+            }
+            self.sequence = next;
+            self.has_earlier_runs = true;
         }
-        self.runs += 1;
+        self.instance = Some(instance.to_owned());
     }
 
     fn report(&mut self, gap: &Gap) {
-        self.reported.lines += gap.lines;
-        self.reported.inexact |= !gap.exact;
-        // Reported in a run of which no line has come: it may have begun in the run before.
-        self.reported.spans_runs |= self.runs > 1 && self.last == Some(0);
+        self.sequence.gap(gap.lines, gap.exact, self.has_earlier_runs);
         // A line counts as lost if any piece of it is, so what came of it counts for nothing.
         self.line = None;
     }
 
-    fn continues_with(&self, got: u64) -> Result<(), Fault> {
-        let Some(after) = self.last else {
-            return Ok(());
-        };
-        if got <= after {
-            return Err(Fault::Repeat { after, got });
-        }
-        let hole = got - after - 1;
-        let reported = self.reported.lines;
-        // Some of the reported lines may lie outside the hole.
-        let elsewhere = self.unnumbered || self.reported.spans_runs;
-        let fits = match (self.reported.inexact, elsewhere) {
-            (false, false) => hole == reported,
-            (false, true) => hole <= reported,
-            // The report is a lower bound.
-            (true, false) => hole >= reported,
-            (true, true) => true,
-        };
-        if fits {
-            Ok(())
-        } else {
-            Err(Fault::Hole { after, reported, got })
+    fn violation(&self, fault: Fault, line: &[u8]) -> Violation {
+        let shown = line.get(..SHOWN_BYTES).unwrap_or(line);
+        Violation {
+            replica: self.name.clone(),
+            instance: self.instance.clone().unwrap_or_default(),
+            fault,
+            line: String::from_utf8_lossy(shown).into_owned(),
         }
     }
 }
@@ -371,10 +357,9 @@ impl fmt::Display for Violation {
         write!(f, "{replica}, run {instance}: ")?;
         match fault {
             Fault::Hole { after, reported, got } => {
-                let missing = (got - 1).saturating_sub(*after);
                 write!(
                     f,
-                    "{missing} lines are missing between line {after} and line {got}, and {reported} were reported"
+                    "between line {after} and line {got} lines are missing, and {reported} were reported"
                 )?;
             }
             Fault::Repeat { after, got } => write!(f, "line {got} came after line {after}")?,
@@ -422,7 +407,7 @@ mod tests {
 
     /// A script: `A1 A2 g3 A6` are lines of run A and an exact gap of three; `i2` an inexact one; `Ax` a line without number.
     fn judge(start: Start, script: &str) -> Result<Tally, Fault> {
-        let mut oracle = Oracle::new(start);
+        let mut oracle = Oracle::new(start, Order::Exact);
         let mut run = "A".to_owned();
         for word in script.split(' ') {
             let (kind, rest) = word.split_at(1);
@@ -530,7 +515,7 @@ mod tests {
             (1, 6, false),
             (0, 6, false),
         ] {
-            let mut oracle = Oracle::new(Start::First);
+            let mut oracle = Oracle::new(Start::First, Order::Exact);
             oracle.feed(&entry("p/c/0", b"1 a\n", None));
             oracle.feed(&entry(&format!("p/c/{run}"), b"", Some((4, true))));
             oracle.feed(&entry("p/c/1", format!("{next} b\n").as_bytes(), None));
@@ -540,7 +525,7 @@ mod tests {
 
     #[test]
     fn a_line_of_which_a_piece_is_lost_is_lost() {
-        let mut oracle = Oracle::new(Start::First);
+        let mut oracle = Oracle::new(Start::First, Order::Exact);
         oracle.feed(&entry("p/c/0", b"1 a\n2 begin", None));
         oracle.feed(&entry("p/c/0", b"", Some((2, true))));
         oracle.feed(&entry("p/c/0", b"4 d\n", None));
@@ -549,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_last_line_without_newline_counts() {
-        let mut oracle = Oracle::new(Start::First);
+        let mut oracle = Oracle::new(Start::First, Order::Exact);
         oracle.feed(&entry("p/c/0", b"1 a\n2 dies", None));
         oracle.feed(&entry("p/c/1", b"1 a\n", None));
         assert_eq!(oracle.verdict().unwrap().lines, 3);
@@ -566,7 +551,7 @@ mod tests {
         );
         assert_eq!(
             violation.to_string(),
-            "web/0, run p/c/1: 1 lines are missing between line 1 and line 3, and 0 were reported: \"3 dies\""
+            "web/0, run p/c/1: between line 1 and line 3 lines are missing, and 0 were reported: \"3 dies\""
         );
     }
 
@@ -599,7 +584,7 @@ mod tests {
             let mut kept = kept;
             kept.push(true);
             let feed = |skip: Option<usize>, add: u64| {
-                let mut oracle = Oracle::new(Start::First);
+                let mut oracle = Oracle::new(Start::First, Order::Exact);
                 let mut text = Vec::new();
                 let mut lost = 0;
                 for (at, kept) in kept.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Printing what a follower receives.
 //!
-//! Text: `service/replica | line` on the output, byte for byte what the container wrote (but see [`super::terminal`]); what
+//! Text: `service/replica | line` on the output, byte for byte what the container wrote (but on a terminal nothing in it can steer that; colours pass); what
 //! there is to say about lines goes to the error output. A line in pieces gets its prefix once. JSON: one object a line,
 //! everything on the output. The output is buffered and flushed when the stream pauses.
 

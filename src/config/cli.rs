@@ -1,4 +1,4 @@
-//! The command line, as clap sees it: names, defaults, help. Values stay text; [`super::value`] judges them.
+//! The command line, as clap sees it: names, defaults, help. Values stay text; `super::value` judges them.
 //!
 //! Every flag also reads `LEASEMUX_` and its name in capitals; a test holds that. A switch may be given as
 //! `--follow=false` too, so that one can be turned off that the environment turns on.
@@ -26,7 +26,7 @@ Examples:
       leasemux identity new --dir tenant
       mkdir trusted && cp tenant/cert.pem trusted/tenant.pem
       leasemux serve --platform local --trust-dir trusted \\
-          --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/hello.yaml
+          --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/shop.yaml
   Follow its logs:
       leasemux logs $(cat tenant/address)/1/1/1/$PROVIDER --follow \\
           --identity tenant --ca .leasemux/server.pem
@@ -39,7 +39,7 @@ Examples:
   One lease of one tenant; the provider may be any other account address:
       PROVIDER=akash1d3jkzum9d46hsgryv4kk7mnnw3exzar9zlwx9n
       leasemux serve --platform local --trust-dir trusted \\
-          --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/hello.yaml
+          --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/shop.yaml
   Two leases, open to the network under a name, from the environment:
       LEASEMUX_LEASE=$LEASE_A=a.yaml,$LEASE_B=b.yaml LEASEMUX_LISTEN=0.0.0.0:8446 \\
           leasemux serve --platform local --trust-dir trusted --public-hostname gateway.example.com

@@ -1,6 +1,6 @@
 //! From the command line and the environment to typed configurations.
 //!
-//! clap takes every value as text ([`cli`]); one pass per subcommand turns all of them into a configuration and collects
+//! clap takes every value as text (`cli`); one pass per subcommand turns all of them into a configuration and collects
 //! every fault on its way, so that nobody has to run a program five times to learn of five mistakes. What comes out is
 //! valid: a file that is named could be opened, a bound lies within its range.
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::connect::Connector;
 use super::super::follow::{Ended, FollowError, Follower, Sink, Turn};
-use super::super::oracle::{Oracle, Start, Tally, Violation};
+use super::super::oracle::{Oracle, Order, Start, Tally, Violation};
 use super::DemoError;
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
 
@@ -128,9 +128,9 @@ async fn run<S: Sink>(follower: Follower, mut checker: Checker<S>, stop: Cancell
 
 impl<S> Checker<S> {
     fn new(connecting: Option<OwnedSemaphorePermit>, inner: S) -> Self {
-        // The demo's logs are whole: it began with them.
+        // The demo's logs are whole: it began with them. The sample counts over both of its outputs.
         Self {
-            oracle: Oracle::new(Start::First),
+            oracle: Oracle::new(Start::First, Order::TwoPipes),
             attached: false,
             connecting,
             inner,
@@ -210,7 +210,7 @@ mod tests {
     #[tokio::test]
     async fn each_follower_is_judged_for_itself() {
         let script = |text| vec![lines("1 a\n2 b\n"), lines(text), Step::Hang];
-        let answers = vec![script("3 c\n"), script("3 c\n"), script("4 d\n")];
+        let answers = vec![script("3 c\n"), script("3 c\n"), script("2 d\n")];
         let gateway = FakeGateway::start(answers).await;
         let connector = Connector::new(&gateway.target()).unwrap();
         let stop = CancellationToken::new();
@@ -238,14 +238,7 @@ mod tests {
             .filter_map(|(outcome, _)| outcome.violation)
             .collect();
         assert_eq!(faults.len(), 1);
-        assert_eq!(
-            faults[0].fault,
-            Fault::Hole {
-                after: 2,
-                reported: 0,
-                got: 4
-            }
-        );
+        assert_eq!(faults[0].fault, Fault::Repeat { after: 2, got: 2 });
     }
 
     #[tokio::test]

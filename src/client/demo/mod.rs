@@ -371,11 +371,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_demo_with_a_loss_fails() {
-        let (exit, out, _, place) = shown(vec![vec![lines("1 a\n3 b\n"), Step::Hang]], "3 b\n").await;
+    async fn a_demo_with_a_repeat_fails() {
+        let (exit, out, _, place) = shown(vec![vec![lines("1 a\n1 b\n"), Step::Hang]], "1 b\n").await;
         assert_eq!(exit, Exit::Failed);
         assert!(
-            out.contains("BROKEN for 1 of 1") && out.contains("1 lines are missing"),
+            out.contains("BROKEN for 1 of 1") && out.contains("line 1 came after line 1"),
             "{out}"
         );
         assert!(!place.exists());

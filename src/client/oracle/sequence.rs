@@ -1,0 +1,318 @@
+//! The numbers of one run's lines, and the gaps between them.
+//!
+//! Every number that is skipped must be told of by a gap: what is missing, less what was reported, is the balance, and it
+//! must come back to zero, with each line if the lines were written to one pipe.
+
+use std::collections::BTreeMap;
+
+use super::{Fault, Order, Start};
+
+/// Lines within which a line of the other pipe has to turn up: more than a pipe (64 KiB) holds of short lines, since so far
+/// one pipe may be read ahead of the other.
+const LATE_MAX_LINES: u64 = 4_096;
+
+/// Lines after which one that is still missing counts as lost when the judging ends.
+const SETTLED_AT_END_LINES: u64 = 256;
+
+/// Judges the numbers of one run.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    order: Order,
+    /// The greatest number received; 0 before the first line, `None` if the first may have any number.
+    last: Option<u64>,
+    /// Where it began, if that was anywhere; what comes late from before it is no concern.
+    began: u64,
+    /// Numbers below `last` that may yet come: first and last of each stretch.
+    missing: BTreeMap<u64, u64>,
+    /// Lines missing less lines reported, since it was last settled.
+    balance: i64,
+    /// Lines reported since then.
+    reported: u64,
+    /// Of these, lines that may belong to the run before.
+    earlier: u64,
+    /// Whether there was a report that is only a lower bound.
+    inexact: bool,
+    /// Whether this run has lines without a number, of which a gap may tell.
+    unnumbered: bool,
+    /// Lines since it was last settled.
+    unsettled: u64,
+}
+
+// === impl Sequence ===
+
+impl Sequence {
+    pub(super) fn new(order: Order, start: Start) -> Self {
+        Self {
+            order,
+            last: (start == Start::First).then_some(0),
+            began: 0,
+            missing: BTreeMap::new(),
+            balance: 0,
+            reported: 0,
+            earlier: 0,
+            inexact: false,
+            unnumbered: false,
+            unsettled: 0,
+        }
+    }
+
+    /// A line without a number.
+    pub(super) fn unnumbered(&mut self) {
+        self.unnumbered = true;
+    }
+
+    /// Lines are reported as lost; `earlier` if they may belong to the run before, in part or all.
+    pub(super) fn gap(&mut self, lines: u64, exact: bool, earlier: bool) {
+        self.balance = self.balance.saturating_sub_unsigned(lines);
+        self.reported = self.reported.saturating_add(lines);
+        self.inexact |= !exact;
+        if earlier && self.last == Some(0) {
+            self.earlier = self.earlier.saturating_add(lines);
+        }
+    }
+
+    /// The line with this number.
+    pub(super) fn line(&mut self, got: u64) -> Result<(), Fault> {
+        let Some(after) = self.last else {
+            (self.last, self.began) = (Some(got), got);
+            self.settle();
+            return Ok(());
+        };
+        if got > after {
+            self.skip(after, got);
+        } else if self.order == Order::TwoPipes && got < self.began {
+            return Ok(());
+        } else if self.order == Order::Exact || !self.fill(got) {
+            return Err(Fault::Repeat { after, got });
+        }
+        if self.is_settled() {
+            self.settle();
+            return Ok(());
+        }
+        self.unsettled += 1;
+        let late = LATE_MAX_LINES
+            .max(self.unsettled)
+            .max(self.balance.unsigned_abs())
+            > LATE_MAX_LINES;
+        if self.order == Order::Exact || late {
+            let fault = Fault::Hole {
+                after,
+                reported: self.reported,
+                got,
+            };
+            // One fault is told of once.
+            self.settle();
+            return Err(fault);
+        }
+        Ok(())
+    }
+
+    /// What is wrong if no more lines come for now.
+    pub(super) fn stop(&self) -> Result<(), Fault> {
+        if self.unsettled > SETTLED_AT_END_LINES {
+            Err(self.hole())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The run is over; gives the sequence of the next one.
+    pub(super) fn next(&self) -> (Self, Result<(), Fault>) {
+        let outcome = if self.balance > 0 && !self.is_settled() {
+            Err(self.hole())
+        } else {
+            Ok(())
+        };
+        // What was reported behind the last line may tell of the end of this run and of the beginning of the next.
+        let carried = self.reported.min(self.balance.min(0).unsigned_abs());
+        let next = Self {
+            balance: self.balance.min(0),
+            reported: carried,
+            earlier: carried,
+            inexact: self.inexact,
+            ..Self::new(self.order, Start::First)
+        };
+        (next, outcome)
+    }
+
+    /// Somewhere in all that is not settled.
+    fn hole(&self) -> Fault {
+        let after = self.missing.keys().next().map_or(0, |first| first - 1);
+        Fault::Hole {
+            after,
+            reported: self.reported,
+            got: self.last.unwrap_or_default(),
+        }
+    }
+
+    fn skip(&mut self, after: u64, got: u64) {
+        let hole = got - after - 1;
+        self.balance = self.balance.saturating_add_unsigned(hole);
+        self.last = Some(got);
+        if hole > 0 && self.order == Order::TwoPipes {
+            self.missing.insert(after + 1, got - 1);
+        }
+        // Far beyond what may be late; a fault names what was missing first.
+        let horizon = got.saturating_sub(2 * LATE_MAX_LINES);
+        while let Some(stretch) = self
+            .missing
+            .first_entry()
+            .filter(|stretch| *stretch.get() < horizon)
+        {
+            stretch.remove();
+        }
+    }
+
+    /// Whether `got` was missing; it is not any more.
+    fn fill(&mut self, got: u64) -> bool {
+        let Some((&from, &to)) = self
+            .missing
+            .range(..=got)
+            .next_back()
+            .filter(|(_, to)| **to >= got)
+        else {
+            return false;
+        };
+        self.missing.remove(&from);
+        if from < got {
+            self.missing.insert(from, got - 1);
+        }
+        if got < to {
+            self.missing.insert(got + 1, to);
+        }
+        self.balance = self.balance.saturating_sub(1);
+        true
+    }
+
+    fn is_settled(&self) -> bool {
+        let elsewhere = i64::try_from(self.earlier).unwrap_or(i64::MAX);
+        let not_too_few = self.unnumbered || self.balance >= -elsewhere;
+        let not_too_many = self.inexact || self.balance <= 0;
+        not_too_few && not_too_many
+    }
+
+    fn settle(&mut self) {
+        (self.balance, self.reported, self.earlier, self.unsettled) = (0, 0, 0, 0);
+        self.inexact = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn judge(numbers: impl IntoIterator<Item = u64>) -> Result<(), Fault> {
+        let mut sequence = Sequence::new(Order::TwoPipes, Start::First);
+        for number in numbers {
+            sequence.line(number)?;
+        }
+        sequence.stop()
+    }
+
+    #[test]
+    fn lines_of_the_other_pipe_may_be_late_but_come_once() {
+        assert_eq!(judge([1, 2, 4, 5, 3, 6]), Ok(()));
+        assert_eq!(judge([4, 1, 2, 3, 5]), Ok(()));
+        assert_eq!(judge([1, 2, 4, 5, 3, 3]), Err(Fault::Repeat { after: 5, got: 3 }));
+        assert_eq!(judge([1, 2, 2]), Err(Fault::Repeat { after: 2, got: 2 }));
+        // Still to come when it was looked at last; and never come.
+        assert_eq!(judge((1..=100).filter(|n| *n != 90)), Ok(()));
+        assert_eq!(
+            judge((1..=1000).filter(|n| *n != 90)),
+            Err(Fault::Hole {
+                after: 89,
+                reported: 0,
+                got: 1000
+            })
+        );
+        let late = 90 + LATE_MAX_LINES + 1;
+        assert_eq!(
+            judge((1..=10_000).filter(|n| *n != 90)),
+            Err(Fault::Hole {
+                after: 89,
+                reported: 0,
+                got: late
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_missing_at_the_end_of_a_run_is_lost() {
+        let mut sequence = Sequence::new(Order::TwoPipes, Start::First);
+        for number in [1, 2, 4] {
+            sequence.line(number).unwrap();
+        }
+        assert_eq!(
+            sequence.next().1,
+            Err(Fault::Hole {
+                after: 2,
+                reported: 0,
+                got: 4
+            })
+        );
+        sequence.line(3).unwrap();
+        assert_eq!(sequence.next().1, Ok(()));
+    }
+
+    #[test]
+    fn a_beginning_anywhere_concerns_nothing_before_it() {
+        let mut sequence = Sequence::new(Order::TwoPipes, Start::Anywhere);
+        for number in [97, 96, 98, 100, 99] {
+            assert_eq!(sequence.line(number), Ok(()), "{number}");
+        }
+    }
+
+    proptest! {
+        /// Two pipes, merged in any way, parts of the merged log lost and reported exactly: right. One line less, or one
+        /// line more reported: wrong, once enough lines have come behind it.
+        #[test]
+        fn loss_is_told_from_lateness(
+            pipes in proptest::collection::vec(any::<bool>(), 1..200),
+            merge in proptest::collection::vec(any::<bool>(), 400),
+            lost in proptest::collection::vec(proptest::bool::weighted(0.2), 400),
+            victim in any::<prop::sample::Index>(),
+        ) {
+            let mut sides: [Vec<u64>; 2] = [Vec::new(), Vec::new()];
+            for (number, second) in (1..).zip(&pipes) {
+                sides[usize::from(*second)].push(number);
+            }
+            for side in &mut sides {
+                side.reverse();
+            }
+            let mut merged = Vec::new();
+            for side in &merge {
+                let side = usize::from(*side);
+                let next = sides[side].pop().or_else(|| sides[1 - side].pop());
+                merged.extend(next);
+            }
+            let tail = pipes.len() as u64 + 1..pipes.len() as u64 + 2 * LATE_MAX_LINES;
+            merged.extend(tail);
+            let run = |skip: Option<usize>, more: u64| {
+                let mut sequence = Sequence::new(Order::TwoPipes, Start::First);
+                let (mut gap, mut more) = (0, more);
+                for (at, number) in merged.iter().enumerate() {
+                    if at < pipes.len() && lost[at] {
+                        gap += 1;
+                        continue;
+                    }
+                    if gap > 0 || more > 0 {
+                        sequence.gap(gap + more, true, false);
+                        (gap, more) = (0, 0);
+                    }
+                    if skip != Some(at) {
+                        sequence.line(*number)?;
+                    }
+                }
+                sequence.stop()
+            };
+            prop_assert_eq!(run(None, 0), Ok(()));
+            prop_assert!(run(None, 1).is_err());
+            let victim = victim.index(pipes.len());
+            if !lost[victim] {
+                prop_assert!(run(Some(victim), 0).is_err());
+            }
+        }
+    }
+}
