@@ -5,6 +5,7 @@
 
 pub mod cri;
 pub mod local;
+pub mod tail;
 
 use std::fmt;
 use std::sync::Arc;

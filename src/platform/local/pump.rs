@@ -37,8 +37,10 @@ pub(super) async fn pump<D: Disk>(outputs: Outputs, mut writer: Writer<D>, ended
             () = tokio::time::sleep(NOTICE_RETRY), if writer.owes_notice() => {}
         }
         let now = LogTime::now();
-        // Where both have something nobody can tell which came first.
-        let batch = [(Stream::Stdout, take(&mut stdout)), (Stream::Stderr, take(&mut stderr))];
+        // Where both have something nobody can tell which came first. What is on stderr is often about what was printed before
+        // it: read first and put last, it comes behind all of that.
+        let errors = take(&mut stderr);
+        let batch = [(Stream::Stdout, take(&mut stdout)), (Stream::Stderr, errors)];
         writer = blocking(move || {
             for (stream, output) in &batch {
                 writer.append(*stream, output, now);

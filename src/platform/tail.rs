@@ -1,0 +1,194 @@
+//! Reads the log directory of one run of a container, and follows it.
+//!
+//! The files are those of [`cri`](super::cri): one that is being written, and rotated ones, perhaps compressed. What is promised:
+//! - **No hole and no repeat** as long as the files still hold the lines, however they are renamed, replaced by compressed copies or
+//!   removed meanwhile. Where files may be gone that were not read there is one inexact gap ([`GapCause::Rotated`]).
+//! - **What is delivered depends on the files' content alone**, positions included: not on when and in what portions it was read,
+//!   nor on where the reading began (`seek` says what that trusts). How lines are joined from pieces is told in `assemble`.
+//! - A record that cannot be parsed, a file that shrinks under the reader and a compressed file that cannot be read to its end are
+//!   inexact gaps ([`GapCause::Source`]); a record with a `lost` tag is an exact one. A file that shrank and has grown beyond its
+//!   former size before anybody looked cannot be told from one that only grew.
+//! - **Bounded**: at most [`READ_MAX_BYTES`] are read at a time, on the blocking pool, and only when the stream is polled. A tail
+//!   that waits holds one or two open files, a share of a directory watch, and unfinished lines. Dropping the stream ends all of it.
+//!
+//! After a position ([`From::After`]) the next line comes, or the rest of it. If that line is no longer there, or may not be, a gap
+//! comes first. This may be one more than needed in one case: the position is within the first lines of equal time of the oldest
+//! file, or before all lines, and the log has been rotated; whether the oldest file is the first there was cannot be seen. A
+//! position behind the end (somebody replaced the files) is a gap as well, and the reading goes on at the end. Gaps have no position
+//! of their own: one that lies directly behind the position is told again rather than not at all.
+//!
+//! [`GapCause::Rotated`]: crate::model::line::GapCause::Rotated
+//! [`GapCause::Source`]: crate::model::line::GapCause::Source
+//! [`READ_MAX_BYTES`]: crate::model::limits::READ_MAX_BYTES
+
+mod assemble;
+mod chain;
+mod emit;
+mod files;
+mod seek;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::vec;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use tokio_util::sync::CancellationToken;
+
+use crate::host::notify::{DirWatch, Notifier};
+
+use super::{Error, From, Tail, TailItem};
+use seek::{Seek, Sought};
+use walk::Walk;
+
+pub use files::LogFiles;
+
+/// Whether to wait for what is written later.
+#[derive(Clone, Debug)]
+pub enum Follow {
+    /// The stream ends where the log ends when it gets there. A line that is not finished by then is not delivered, unless in
+    /// pieces that came before: the run may be going on. If it has ended, use [`Follow::UntilEnd`] with a cancelled token.
+    No,
+    /// The stream ends where the log ends once the token is cancelled, which says that the last byte of the run was written. A
+    /// last line without a newline is delivered then.
+    UntilEnd(CancellationToken),
+}
+
+/// Reads on when polled.
+struct Reader {
+    walk: Walk,
+    follow: Follow,
+    /// Set if it follows.
+    watch: Option<DirWatch>,
+    items: vec::IntoIter<TailItem>,
+    state: State,
+}
+
+/// What a reader does once it has handed out its items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Read,
+    Wait,
+    End,
+}
+
+/// Opens the log of one run. See [`Tail`] for what the stream delivers, and above for how.
+///
+/// # Errors
+/// [`Error::NotFound`] if the directory is not there, or holds no file of that run and none is to come;
+/// [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the latter two.
+pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow) -> Result<Tail, Error> {
+    let dir = log.dir.clone();
+    let missing = move || Error::NotFound(format!("no log in {}", dir.display()));
+    if !tokio::fs::try_exists(&log.dir)
+        .await
+        .map_err(|error| log.failed("looking for", error))?
+    {
+        return Err(missing());
+    }
+    // Before the first look, so that nothing happens between the two.
+    let watch = (!follow.is_ending()).then(|| notifier.watch(&log.dir));
+    let ending = follow.is_ending();
+    let mut seek = blocking(move || {
+        if ending && log.list()?.is_empty() {
+            return Err(missing());
+        }
+        Seek::new(log, from, ending)
+    })
+    .await?;
+    let (walk, start) = loop {
+        match blocking(move || seek.step()).await? {
+            Sought::Seeking(further) => seek = further,
+            Sought::Found(walk, start) => break (walk, start),
+        }
+    };
+    let reader = Reader {
+        walk,
+        follow,
+        watch,
+        items: Vec::new().into_iter(),
+        state: State::Read,
+    };
+    let items = stream::try_unfold(reader, Reader::next).boxed();
+    Ok(Tail { start, items })
+}
+
+/// Runs `work` where it may block. If the caller is dropped it runs to its end, which is near, and its outcome is dropped.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::Broken(format!("reading a log: {error}"))),
+    }
+}
+
+// === impl Follow ===
+
+impl Follow {
+    /// Whether nothing more is to come.
+    fn is_ending(&self) -> bool {
+        match self {
+            Self::No => true,
+            Self::UntilEnd(end) => end.is_cancelled(),
+        }
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
+    async fn next(mut self) -> Result<Option<(TailItem, Self)>, Error> {
+        loop {
+            if let Some(item) = self.items.next() {
+                return Ok(Some((item, self)));
+            }
+            match self.state {
+                State::Read => self = self.read().await?,
+                State::Wait => {
+                    self.wait().await;
+                    self.state = State::Read;
+                }
+                State::End => return Ok(None),
+            }
+        }
+    }
+
+    async fn read(self) -> Result<Self, Error> {
+        // Asked before reading, so that what is read up to the end is all there will be.
+        let ending = self.follow.is_ending();
+        let finishes = ending && matches!(self.follow, Follow::UntilEnd(_));
+        let mut walk = self.walk;
+        let (walk, items, state) = blocking(move || {
+            let idle = walk.pull(ending)?;
+            if idle && finishes {
+                walk.finish();
+            }
+            let items = walk.take(idle);
+            let state = match (idle, ending) {
+                (false, _) => State::Read,
+                (true, false) => State::Wait,
+                (true, true) => State::End,
+            };
+            Ok((walk, items, state))
+        })
+        .await?;
+        Ok(Self {
+            walk,
+            items: items.into_iter(),
+            state,
+            ..self
+        })
+    }
+
+    async fn wait(&mut self) {
+        if let (Some(watch), Follow::UntilEnd(end)) = (&mut self.watch, &self.follow) {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = watch.changed() => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! One file of a log: bytes → records.
+//!
+//! A record is handed out only when its newline is there: the file may be growing. What follows the last newline is handed out
+//! by [`Segment::rest`], when nothing more will come.
+
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::FileExt as _;
+
+use memchr::memchr;
+
+use super::files::{Gunzip, Opened};
+
+/// Longest record, in bytes: far beyond any runtime's pieces. Longer ones are garbage, and skipped unread.
+pub(super) const RECORD_MAX_BYTES: usize = 1024 * 1024;
+
+/// One file being read.
+pub(super) struct Segment {
+    opened: Opened,
+    /// Set for compressed files.
+    gunzip: Option<Box<Gunzip>>,
+    /// How far the file has been read, in decompressed bytes.
+    offset: u64,
+    /// How many of the next bytes are passed over.
+    skip: u64,
+    /// What has been read and not handed out is `buffer[start..end]`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// How many bytes from `start` on hold no newline, as far as is known.
+    searched: usize,
+    /// Bytes of a record that is too long, so far.
+    oversized: u64,
+    /// Why a compressed file cannot be read on; said once what was good has been handed out.
+    corrupt: Option<io::Error>,
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub(super) enum Fill {
+    /// So many bytes more.
+    Bytes(usize),
+    /// Nothing, for now.
+    End,
+    /// The file is shorter than what had been read of it; it is read from its beginning now.
+    Truncated,
+    /// The rest of a compressed file cannot be read.
+    Corrupt(io::Error),
+}
+
+/// One record, or what stands for it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<'a> {
+    /// A record, without its newline.
+    Record(&'a [u8]),
+    /// One that is longer than [`RECORD_MAX_BYTES`]; its bytes, newline included.
+    Oversized(u64),
+}
+
+// === impl Segment ===
+
+impl Segment {
+    /// Reads `opened` from `offset` (of its decompressed bytes) on, where a record begins.
+    pub(super) fn new(opened: Opened, offset: u64) -> Self {
+        let gunzip = opened.gz.then(|| Box::new(opened.gunzip()));
+        let (offset, skip) = if opened.gz { (0, offset) } else { (offset, 0) };
+        Self {
+            opened,
+            gunzip,
+            offset,
+            skip,
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            searched: 0,
+            oversized: 0,
+            corrupt: None,
+        }
+    }
+
+    /// The file.
+    pub(super) fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// Where the next record begins; `None` within one that is too long.
+    pub(super) fn record_start(&self) -> Option<u64> {
+        let unread = (self.end - self.start) as u64;
+        (self.oversized == 0 && self.skip == 0).then_some(self.offset - unread)
+    }
+
+    /// Reads up to `max` bytes more.
+    pub(super) fn fill(&mut self, max: usize) -> io::Result<Fill> {
+        let read = if self.opened.gz {
+            let read = self.fill_gz(max)?;
+            if let (0, Some(error)) = (read, self.corrupt.take()) {
+                self.gunzip = None;
+                return Ok(Fill::Corrupt(error));
+            }
+            read
+        } else {
+            let size = self.opened.size()?;
+            if size < self.offset {
+                *self = Self::new(self.opened.clone(), 0);
+                return Ok(Fill::Truncated);
+            }
+            let left = usize::try_from(size - self.offset).unwrap_or(usize::MAX);
+            self.fill_plain(max.min(left))?
+        };
+        Ok(if read == 0 { Fill::End } else { Fill::Bytes(read) })
+    }
+
+    /// Hands out the records that are whole.
+    #[inline]
+    pub(super) fn drain(&mut self, mut take: impl FnMut(Found<'_>)) {
+        while let Some(unread) = self.buffer.get(self.start..self.end) {
+            let Some(newline) = memchr(b'\n', unread.get(self.searched..).unwrap_or_default()) else {
+                break;
+            };
+            let len = self.searched + newline;
+            if self.oversized > 0 {
+                take(Found::Oversized(self.oversized + len as u64 + 1));
+                self.oversized = 0;
+            } else {
+                take(Found::Record(&unread[..len]));
+            }
+            self.start += len + 1;
+            self.searched = 0;
+        }
+        self.searched = self.end - self.start;
+        if self.oversized > 0 || self.searched > RECORD_MAX_BYTES {
+            self.oversized += self.searched as u64;
+            self.clear();
+        }
+    }
+
+    /// Hands out what follows the last newline, if anything does: nothing more will come.
+    pub(super) fn rest(&mut self, take: impl FnOnce(Found<'_>)) {
+        if self.oversized > 0 {
+            take(Found::Oversized(self.oversized));
+        } else if self.start < self.end {
+            take(Found::Record(&self.buffer[self.start..self.end]));
+        }
+        self.oversized = 0;
+        self.clear();
+    }
+
+    /// Gives back memory that is not in use.
+    pub(super) fn release(&mut self) {
+        self.compact();
+        self.buffer.truncate(self.end);
+        self.buffer.shrink_to_fit();
+    }
+
+    fn clear(&mut self) {
+        (self.start, self.end, self.searched) = (0, 0, 0);
+    }
+
+    fn compact(&mut self) {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    /// Room for `len` bytes at the end of the buffer. What was in use before is not zeroed again.
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        self.compact();
+        if self.buffer.len() < self.end + len {
+            self.buffer.resize(self.end + len, 0);
+        }
+        &mut self.buffer[self.end..self.end + len]
+    }
+
+    fn fill_plain(&mut self, len: usize) -> io::Result<usize> {
+        if len == 0 {
+            return Ok(0);
+        }
+        let (file, offset) = (self.opened.file.clone(), self.offset);
+        let read = retry(|| file.read_at(self.room(len), offset))?;
+        self.end += read;
+        self.offset += read as u64;
+        Ok(read)
+    }
+
+    fn fill_gz(&mut self, max: usize) -> io::Result<usize> {
+        let Some(mut gunzip) = self.gunzip.take().filter(|_| self.corrupt.is_none()) else {
+            return Ok(0);
+        };
+        let mut filled = 0;
+        while filled < max {
+            match retry(|| gunzip.read(self.room(max - filled))) {
+                Ok(0) => break,
+                Ok(read) => {
+                    filled += read;
+                    self.offset += read as u64;
+                    self.end += read;
+                    self.pass_over(read);
+                }
+                // The disk's fault, not the content's.
+                Err(error) if error.raw_os_error().is_some() => return Err(error),
+                Err(error) => {
+                    self.corrupt = Some(error);
+                    break;
+                }
+            }
+        }
+        self.gunzip = Some(gunzip);
+        Ok(filled)
+    }
+
+    /// Drops what is to be skipped of the `read` bytes that came last. Nothing lies before them as long as there is any.
+    fn pass_over(&mut self, read: usize) {
+        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(read);
+        self.start += skipped;
+        self.skip -= skipped as u64;
+    }
+}
+
+impl std::fmt::Debug for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Segment")
+            .field("opened", &self.opened)
+            .field("offset", &self.offset)
+            .field("unread", &(self.end - self.start))
+            .finish_non_exhaustive()
+    }
+}
+
+fn retry(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, OpenOptions};
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::super::files::LogFiles;
+    use super::*;
+
+    fn open(dir: &tempfile::TempDir, name: &str) -> Opened {
+        let log = LogFiles {
+            dir: dir.path().to_owned(),
+            restarts: 0,
+        };
+        let entry = log
+            .list()
+            .unwrap()
+            .into_iter()
+            .find(|entry| entry.name.to_string() == name)
+            .unwrap();
+        log.open(&entry).unwrap().unwrap()
+    }
+
+    /// Reads to the end, `max` bytes at a time: records as text, oversized ones as their length.
+    fn read(segment: &mut Segment, max: usize) -> Vec<String> {
+        let mut found = Vec::new();
+        loop {
+            match segment.fill(max).unwrap() {
+                Fill::Bytes(_) => segment.drain(|record| found.push(show(record))),
+                Fill::End => return found,
+                end => found.push(format!("{end:?}")),
+            }
+        }
+    }
+
+    fn show(found: Found<'_>) -> String {
+        match found {
+            Found::Record(record) => String::from_utf8(record.to_vec()).unwrap(),
+            Found::Oversized(bytes) => bytes.to_string(),
+        }
+    }
+
+    #[test]
+    fn records_whatever_the_size_of_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        for max in 1..20 {
+            fs::write(dir.path().join("0.log"), "one\n\ntwo\nthr").unwrap();
+            let mut segment = Segment::new(open(&dir, "0.log"), 0);
+            assert_eq!(read(&mut segment, max), ["one", "", "two"]);
+            assert_eq!(segment.record_start(), Some(9));
+            segment.release();
+            let mut file = OpenOptions::new()
+                .append(true)
+                .open(dir.path().join("0.log"))
+                .unwrap();
+            file.write_all(b"ee\nfo").unwrap();
+            assert_eq!(read(&mut segment, max), ["three"]);
+            let mut rest = Vec::new();
+            segment.rest(|record| rest.push(show(record)));
+            segment.rest(|record| rest.push(show(record)));
+            assert_eq!(rest, ["fo"]);
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_read_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("0.log"), "one\ntw").unwrap();
+        let mut segment = Segment::new(open(&dir, "0.log"), 0);
+        assert_eq!(read(&mut segment, 100), ["one"]);
+        let file = OpenOptions::new()
+            .write(true)
+            .open(dir.path().join("0.log"))
+            .unwrap();
+        file.set_len(0).unwrap();
+        assert!(matches!(segment.fill(100).unwrap(), Fill::Truncated));
+        (&file).write_all(b"new\n").unwrap();
+        assert_eq!(read(&mut segment, 100), ["new"]);
+    }
+
+    #[test]
+    fn a_record_without_end_is_passed_over_in_bounded_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = "x".repeat(3 * RECORD_MAX_BYTES);
+        fs::write(dir.path().join("0.log"), format!("one\n{long}\ntwo\n{long}")).unwrap();
+        let mut segment = Segment::new(open(&dir, "0.log"), 0);
+        assert_eq!(
+            read(&mut segment, 64 * 1024),
+            ["one", &(long.len() + 1).to_string(), "two"]
+        );
+        assert!(segment.buffer.capacity() <= 2 * RECORD_MAX_BYTES + 128 * 1024);
+        assert_eq!(segment.record_start(), None);
+        segment.rest(|found| assert_eq!(found, Found::Oversized(long.len() as u64)));
+    }
+
+    #[test]
+    fn compressed_files_are_streamed_and_may_be_entered_anywhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "0.log.20261123-120000.gz";
+        let text = (0..10_000).fold(String::new(), |text, n| format!("{text}{n:05}\n"));
+        let mut gz = GzEncoder::new(File::create(dir.path().join(name)).unwrap(), Compression::fast());
+        gz.write_all(text.as_bytes()).unwrap();
+        gz.finish().unwrap();
+        for (max, from) in [(1, 9_990), (7, 0), (1_000, 0), (100_000, 5_000)] {
+            let mut segment = Segment::new(open(&dir, name), from * 6);
+            let records = read(&mut segment, max);
+            assert_eq!(records.len() as u64, 10_000 - from);
+            assert_eq!(records[0], format!("{from:05}"));
+            assert_eq!(segment.record_start(), Some(60_000));
+        }
+        let whole = fs::read(dir.path().join(name)).unwrap();
+        fs::write(dir.path().join(name), &whole[..whole.len() / 2]).unwrap();
+        let records = read(&mut Segment::new(open(&dir, name), 0), 1_000);
+        assert!(
+            records.len() > 100 && records.last().unwrap().starts_with("Corrupt"),
+            "{:?}",
+            records.last()
+        );
+    }
+}

@@ -1,0 +1,324 @@
+//! From file to file: reads a log in order, however it is rotated meanwhile.
+//!
+//! The next file is looked for at the end of one, and opened at once, so that from then on it cannot be lost. Then the old one is
+//! read to its end again: what was written to it before the new one was begun is there now. A runtime goes on writing to a renamed
+//! file until it has opened the new one, so a reader that follows leaves a file only when there is something in the next.
+
+use std::io;
+
+use crate::model::limits::READ_MAX_BYTES;
+use crate::model::line::{GapCause, SourceGap};
+use crate::model::position::Position;
+use crate::platform::cri::Parser;
+use crate::platform::{Error, TailItem};
+
+use super::assemble::Assembler;
+use super::chain::{Next, Place};
+use super::emit::{Emitter, Filter, unknown_gap};
+use super::files::{Entry, LogFiles, Opened};
+use super::segment::{Fill, Found, Segment};
+
+/// How often a file that was listed may be gone before it is opened, in a row. Each time takes a rotation at the same moment.
+const LOOKS_MAX: usize = 64;
+
+/// Steps in one go, at most, whatever they yield: many files may be empty.
+const STEPS_MAX: usize = 16;
+
+/// A log being read.
+#[derive(Debug)]
+pub(super) struct Walk {
+    log: LogFiles,
+    /// `None` as long as there is no file.
+    here: Option<Here>,
+    next: Option<Ahead>,
+    lines: Lines,
+}
+
+/// The file being read.
+#[derive(Debug)]
+struct Here {
+    segment: Segment,
+    place: Place,
+}
+
+/// The next file, open already.
+#[derive(Debug)]
+struct Ahead {
+    opened: Opened,
+    place: Place,
+    /// Whether there may have been others before it.
+    hole: bool,
+}
+
+/// Records → what is delivered.
+#[derive(Debug)]
+struct Lines {
+    parser: Parser,
+    assembler: Assembler,
+    emitter: Emitter,
+}
+
+/// A place to come back to: between two records, with no line unfinished. Keeps its file open.
+#[derive(Clone, Debug)]
+pub(super) struct Checkpoint {
+    opened: Opened,
+    place: Place,
+    offset: u64,
+    /// The position there.
+    pub(super) at: Position,
+    /// Whole lines up to there.
+    pub(super) lines: u64,
+}
+
+/// What a step did.
+enum Step {
+    /// It read so many bytes, or changed files.
+    Forward(usize),
+    /// There is nothing to read for now.
+    Idle,
+}
+
+// === impl Walk ===
+
+impl Walk {
+    /// Before the file at `index` of a listing, whatever lies before it; in an empty listing before the first file to come.
+    /// `None` if that file is not there any more.
+    pub(super) fn begin(
+        log: &LogFiles,
+        list: &[Entry],
+        index: usize,
+        filter: Filter,
+    ) -> Result<Option<Self>, Error> {
+        let mut here = None;
+        if let Some(place) = Place::of(log, list, index) {
+            let Some(opened) = log.open(&list[index])? else {
+                return Ok(None);
+            };
+            let segment = Segment::new(opened, 0);
+            here = Some(Here { segment, place });
+        }
+        Ok(Some(Self {
+            log: log.clone(),
+            here,
+            next: None,
+            lines: Lines::new(Emitter::new(Position::START, 0, filter)),
+        }))
+    }
+
+    /// Goes on at a checkpoint of another walk through the same log.
+    pub(super) fn resume(log: &LogFiles, checkpoint: Checkpoint, filter: Filter) -> Self {
+        let Checkpoint {
+            opened,
+            place,
+            offset,
+            at,
+            lines,
+        } = checkpoint;
+        let segment = Segment::new(opened, offset);
+        Self {
+            log: log.clone(),
+            here: Some(Here { segment, place }),
+            next: None,
+            lines: Lines::new(Emitter::new(at, lines, filter)),
+        }
+    }
+
+    /// The present place, if it is one to come back to.
+    pub(super) fn checkpoint(&self) -> Option<Checkpoint> {
+        let here = self.here.as_ref().filter(|_| self.lines.assembler.is_idle())?;
+        Some(Checkpoint {
+            opened: here.segment.opened().clone(),
+            place: here.place.clone(),
+            offset: here.segment.record_start()?,
+            at: self.lines.emitter.at(),
+            lines: self.lines.emitter.lines(),
+        })
+    }
+
+    /// What the lines went into.
+    pub(super) fn emitter(&mut self) -> &mut Emitter {
+        &mut self.lines.emitter
+    }
+
+    /// Reads up to [`READ_MAX_BYTES`]. Returns whether it came to the end of what there is. `ending` says that nothing more
+    /// is waited for.
+    pub(super) fn pull(&mut self, ending: bool) -> Result<bool, Error> {
+        let mut left = READ_MAX_BYTES;
+        for _ in 0..STEPS_MAX {
+            match self.step(ending, left)? {
+                Step::Forward(read) => left = left.saturating_sub(read),
+                Step::Idle => return Ok(true),
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(false)
+    }
+
+    /// What there is to deliver. At a `rest` nothing is held back but unfinished lines.
+    pub(super) fn take(&mut self, rest: bool) -> Vec<TailItem> {
+        if rest {
+            self.lines.assembler.release();
+            if let Some(here) = &mut self.here {
+                here.segment.release();
+            }
+        }
+        self.lines.emitter.take(rest)
+    }
+
+    /// The run has ended, and all was read: ends what is unfinished.
+    pub(super) fn finish(&mut self) {
+        self.close_segment();
+        self.lines.assembler.finish(&mut self.lines.emitter);
+    }
+
+    fn step(&mut self, ending: bool, max: usize) -> Result<Step, Error> {
+        // Asked before the old file is read, so that the read finds all that was written to it before.
+        let leaves = match &self.next {
+            Some(next) => ending || next.is_begun(&self.log)?,
+            None => false,
+        };
+        let Some(here) = &mut self.here else {
+            return self.look_for_first();
+        };
+        match here
+            .segment
+            .fill(max)
+            .map_err(|error| self.log.failed("reading a log in", error))?
+        {
+            Fill::Bytes(read) => {
+                self.lines.emitter.expect(read);
+                let lines = &mut self.lines;
+                here.segment.drain(|found| lines.take(found));
+                Ok(Step::Forward(read))
+            }
+            Fill::End if leaves => {
+                self.advance();
+                Ok(Step::Forward(0))
+            }
+            Fill::End if self.next.is_some() => Ok(Step::Idle),
+            Fill::End => self.look_ahead(),
+            Fill::Truncated => {
+                tracing::warn!(dir = %self.log.dir.display(), "a log was truncated while it was read");
+                self.lines.gap(unknown_gap(GapCause::Source));
+                Ok(Step::Forward(0))
+            }
+            Fill::Corrupt(error) => {
+                tracing::warn!(dir = %self.log.dir.display(), %error, "a compressed log cannot be read to its end");
+                self.close_segment();
+                self.lines.gap(unknown_gap(GapCause::Source));
+                Ok(Step::Forward(0))
+            }
+        }
+    }
+
+    /// Goes on with the next file.
+    fn advance(&mut self) {
+        let Some(Ahead { opened, place, hole }) = self.next.take() else {
+            return;
+        };
+        self.close_segment();
+        if hole {
+            self.lines.gap(unknown_gap(GapCause::Rotated));
+        }
+        let segment = Segment::new(opened, 0);
+        self.here = Some(Here { segment, place });
+    }
+
+    /// Takes what follows the last newline of a file that is complete.
+    fn close_segment(&mut self) {
+        if let Some(here) = &mut self.here {
+            let lines = &mut self.lines;
+            here.segment.rest(|found| lines.take(found));
+        }
+    }
+
+    fn look_for_first(&mut self) -> Result<Step, Error> {
+        for _ in 0..LOOKS_MAX {
+            let list = self.log.list()?;
+            let Some(place) = Place::of(&self.log, &list, 0) else {
+                return Ok(Step::Idle);
+            };
+            if let Some(opened) = self.log.open(&list[0])? {
+                let segment = Segment::new(opened, 0);
+                self.here = Some(Here { segment, place });
+                return Ok(Step::Forward(0));
+            }
+        }
+        Err(self.elusive())
+    }
+
+    /// Looks for the next file, and opens it.
+    fn look_ahead(&mut self) -> Result<Step, Error> {
+        let Some(here) = &mut self.here else {
+            return Ok(Step::Idle);
+        };
+        if here.place.is_active() && self.log.active()? == Some(here.segment.opened().id) {
+            return Ok(Step::Idle);
+        }
+        for _ in 0..LOOKS_MAX {
+            let list = self.log.list()?;
+            let (entry, hole) = match here.place.next(&self.log, here.segment.opened(), &list) {
+                Next::Nothing => return Ok(Step::Idle),
+                Next::Following(entry) => (entry, false),
+                Next::AfterHole(entry) => (entry, true),
+            };
+            let index = list.iter().position(|other| other == entry).unwrap_or_default();
+            if let (Some(place), Some(opened)) = (Place::of(&self.log, &list, index), self.log.open(entry)?) {
+                self.next = Some(Ahead { opened, place, hole });
+                return Ok(Step::Forward(0));
+            }
+        }
+        Err(self.elusive())
+    }
+
+    fn elusive(&self) -> Error {
+        Error::Unavailable(format!(
+            "logs in {} are gone before they can be opened",
+            self.log.dir.display()
+        ))
+    }
+}
+
+// === impl Ahead ===
+
+impl Ahead {
+    /// Whether the one who writes has come to this file.
+    fn is_begun(&self, log: &LogFiles) -> Result<bool, Error> {
+        let failed = |error: io::Error| log.failed("looking at the newest log in", error);
+        Ok(self.opened.size().map_err(failed)? > 0 || log.active()? != Some(self.opened.id))
+    }
+}
+
+// === impl Lines ===
+
+impl Lines {
+    fn new(emitter: Emitter) -> Self {
+        Self {
+            parser: Parser::default(),
+            assembler: Assembler::default(),
+            emitter,
+        }
+    }
+
+    #[inline]
+    fn take(&mut self, found: Found<'_>) {
+        let garbage = match found {
+            Found::Record(record) => match self.parser.parse(record) {
+                Some(record) => return self.assembler.push(&record, &mut self.emitter),
+                None => record.len() as u64 + 1,
+            },
+            Found::Oversized(bytes) => bytes,
+        };
+        self.gap(SourceGap {
+            lines: 1,
+            bytes: garbage,
+            ..unknown_gap(GapCause::Source)
+        });
+    }
+
+    fn gap(&mut self, gap: SourceGap) {
+        self.assembler.gap(gap, &mut self.emitter);
+    }
+}
