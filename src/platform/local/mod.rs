@@ -189,7 +189,11 @@ impl LocalPlatform {
         for (id, sdl) in &config.leases {
             let (lease, slots) = Lease::open(&store, id, sdl)?;
             for (replica, slot) in slots {
-                let Some((service, logs)) = sdl.services.get(&replica.service).zip(lease.replicas.get(&replica)) else {
+                let Some((service, logs)) = sdl
+                    .services
+                    .get(&replica.service)
+                    .zip(lease.replicas.get(&replica))
+                else {
                     continue;
                 };
                 let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs)?;
@@ -312,13 +316,20 @@ impl Lease {
                 slots.push((replica, slot));
             }
             let count = service.count;
-            view.services.insert(name.clone(), ServiceView { count, replicas });
+            view.services
+                .insert(name.clone(), ServiceView { count, replicas });
         }
         let view = Arc::new(watch::Sender::new(Arc::new(view)));
         let logs = slots.iter().map(|(replica, slot)| {
             let board = Board::new(Arc::clone(&view), replica.clone(), slot.uid.clone());
             let dir = slot.logs.clone();
-            (replica.clone(), Logs { dir, board: Arc::new(board) })
+            (
+                replica.clone(),
+                Logs {
+                    dir,
+                    board: Arc::new(board),
+                },
+            )
         });
         let replicas = logs.collect();
         Ok((Self { view, replicas }, slots))

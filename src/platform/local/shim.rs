@@ -147,12 +147,11 @@ impl Shim {
                 _ = deaths.recv() => {
                     self.reap()?;
                 }
-                order = self.control.next(), if lifeline => match order {
-                    Ok(Some(Order::Stop { grace_ms })) => self.stop(Duration::from_millis(grace_ms)),
-                    _ => {
-                        lifeline = false;
-                        self.stop(ORPHAN_GRACE);
-                    }
+                order = self.control.next(), if lifeline => if let Ok(Some(Order::Stop { grace_ms })) = order {
+                    self.stop(Duration::from_millis(grace_ms));
+                } else {
+                    lifeline = false;
+                    self.stop(ORPHAN_GRACE);
                 },
                 _ = terminate.recv() => self.stop(ORPHAN_GRACE),
                 _ = interrupt.recv() => self.stop(ORPHAN_GRACE),
@@ -190,10 +189,9 @@ impl Shim {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if pid == self.service => self.ended = Some(status),
-                Ok(Some(_)) => {}
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                 Ok(None) => return Ok(false),
                 Err(rustix::io::Errno::CHILD) => return Ok(true),
-                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -215,7 +213,11 @@ fn kill_children() -> io::Result<()> {
     let me = rustix::process::getpid();
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+        let Some(pid) = name
+            .to_str()
+            .and_then(|name| name.parse().ok())
+            .and_then(Pid::from_raw)
+        else {
             continue;
         };
         if parent(pid) == Some(me) {
@@ -231,7 +233,11 @@ fn parent(pid: Pid) -> Option<Pid> {
     let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
     let name_end = memchr::memrchr(b')', &stat)?;
     let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
+    rest.split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+        .and_then(Pid::from_raw)
 }
 
 /// Closes what this process inherited beyond its standard streams. All that we open closes on execution; but whoever started
@@ -265,7 +271,10 @@ fn exec(shim: Option<OsString>) -> io::Result<()> {
     let mut socket = take_stdin()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // If the shim died before that line, there is no signal to come.
-    let shim = shim.as_ref().and_then(|pid| pid.to_str()?.parse().ok()).and_then(Pid::from_raw);
+    let shim = shim
+        .as_ref()
+        .and_then(|pid| pid.to_str()?.parse().ok())
+        .and_then(Pid::from_raw);
     if shim.is_none() || rustix::process::getppid() != shim {
         return Err(io::Error::other("not started by the first stage"));
     }

@@ -160,7 +160,11 @@ impl<D: Disk> Writer<D> {
             self.lose([content]);
             return;
         }
-        let whole: &[u8] = if held.is_empty() { rest } else { &[&held, rest].concat() };
+        let whole: &[u8] = if held.is_empty() {
+            rest
+        } else {
+            &[&held, rest].concat()
+        };
         self.queue(stream, whole, content, now);
     }
 
@@ -238,7 +242,9 @@ impl<D: Disk> Writer<D> {
             return;
         }
         let queued = std::mem::take(&mut self.queued);
-        let result = self.log.append(&self.batch, queued.iter().map(|queued| queued.end));
+        let result = self
+            .log
+            .append(&self.batch, queued.iter().map(|queued| queued.end));
         self.batch.clear();
         let kept = match &result {
             Ok(()) => queued.len(),
@@ -294,7 +300,10 @@ impl<D: Disk> Writer<D> {
             since: Instant::now(),
             complained: None,
         });
-        if outage.complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
+        if outage
+            .complained
+            .is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL)
+        {
             outage.complained = Some(Instant::now());
             let log = self.log.path();
             tracing::warn!(%error, log = %log.display(), lost = ?self.lost, "cannot write log, dropping output");
@@ -365,7 +374,12 @@ mod tests {
             let mut files: Vec<_> = state
                 .files
                 .iter()
-                .map(|(path, bytes)| (path.file_name().unwrap().to_str().unwrap().to_owned(), bytes.clone()))
+                .map(|(path, bytes)| {
+                    (
+                        path.file_name().unwrap().to_str().unwrap().to_owned(),
+                        bytes.clone(),
+                    )
+                })
                 .collect();
             // The one being written is the newest.
             files.sort_by_key(|(name, _)| {
@@ -406,7 +420,11 @@ mod tests {
                 return Err(full());
             }
             state.room = state.room.map(|room| room - fits);
-            state.files.get_mut(file).unwrap().extend_from_slice(&bytes[..fits]);
+            state
+                .files
+                .get_mut(file)
+                .unwrap()
+                .extend_from_slice(&bytes[..fits]);
             Ok(fits)
         }
 
@@ -415,7 +433,11 @@ mod tests {
             if state.refuse_truncate {
                 return Err(full());
             }
-            state.files.get_mut(file).unwrap().truncate(usize::try_from(length).unwrap());
+            state
+                .files
+                .get_mut(file)
+                .unwrap()
+                .truncate(usize::try_from(length).unwrap());
             Ok(())
         }
 
@@ -425,7 +447,10 @@ mod tests {
                 return Err(full());
             }
             let bytes = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-            assert!(state.files.insert(to.to_owned(), bytes).is_none(), "{to:?} was there");
+            assert!(
+                state.files.insert(to.to_owned(), bytes).is_none(),
+                "{to:?} was there"
+            );
             Ok(())
         }
 
@@ -454,7 +479,8 @@ mod tests {
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines
             .map(|line| {
-                let record = cri::parse(line).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(line)));
+                let record =
+                    cri::parse(line).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(line)));
                 assert!(record.time > last, "{:?} after {last:?}", record.time);
                 last = record.time;
                 if let Some(lost) = record.lost {
@@ -480,7 +506,13 @@ mod tests {
         // The clock went back.
         writer.append(Stream::Stdout, b"o\n\n", at(1));
         writer.finish(at(1));
-        let expected = ["stdout F one", "stderr F oops", "stdout F two", "stdout F ", "stderr P more"];
+        let expected = [
+            "stdout F one",
+            "stderr F oops",
+            "stdout F two",
+            "stdout F ",
+            "stderr P more",
+        ];
         assert_eq!(shown(&disk.everything()), expected);
         assert_eq!(disk.files()[0].0, "3.log");
     }
@@ -493,9 +525,19 @@ mod tests {
         writer.append(Stream::Stdout, b"\n", at(0));
         writer.append(Stream::Stdout, &long[..CRI_PIECE_MAX_BYTES], at(0));
         writer.append(Stream::Stdout, b"\n", at(0));
-        writer.append(Stream::Stdout, &[&long[..CRI_PIECE_MAX_BYTES], b"\n"].concat(), at(0));
+        writer.append(
+            Stream::Stdout,
+            &[&long[..CRI_PIECE_MAX_BYTES], b"\n"].concat(),
+            at(0),
+        );
         writer.finish(at(0));
-        let expected = ["stdout P 16384", "stdout P 16384", "stdout F x", "stdout F 16384", "stdout F 16384"];
+        let expected = [
+            "stdout P 16384",
+            "stdout P 16384",
+            "stdout F x",
+            "stdout F 16384",
+            "stdout F 16384",
+        ];
         assert_eq!(shown(&disk.everything()), expected);
     }
 
@@ -512,7 +554,11 @@ mod tests {
         let files = disk.files();
         assert_eq!(files.len(), 3);
         assert_eq!(files[2].0, "3.log");
-        assert!(files.iter().all(|(_, bytes)| bytes.len() <= 1_000 && bytes.ends_with(b"\n")));
+        assert!(
+            files
+                .iter()
+                .all(|(_, bytes)| bytes.len() <= 1_000 && bytes.ends_with(b"\n"))
+        );
         let expected: Vec<String> = (0..100).map(|n| format!("stdout F line {n}")).collect();
         assert_eq!(shown(&disk.everything()), expected);
     }
@@ -523,7 +569,7 @@ mod tests {
             max_bytes: 1_000,
             files: 100,
         });
-        writer.append(Stream::Stdout, &[b'x'; 10 * CRI_PIECE_MAX_BYTES], at(0));
+        writer.append(Stream::Stdout, &vec![b'x'; 10 * CRI_PIECE_MAX_BYTES], at(0));
         writer.append(Stream::Stdout, b"\nshort\n", at(0));
         writer.flush(at(0));
         let lengths: Vec<usize> = disk.files().iter().map(|(_, bytes)| shown(bytes).len()).collect();
@@ -658,7 +704,7 @@ mod tests {
                 match action {
                     Action::Output(stream, output) => {
                         bytes += output.len() as u64;
-                        newlines += output.iter().filter(|byte| **byte == b'\n').count() as u64;
+                        newlines += memchr::memchr_iter(b'\n', &output).count() as u64;
                         writer.append(stream, &output, at(tick));
                     }
                     Action::Flush => writer.flush(at(tick)),
