@@ -24,6 +24,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use super::children::kill_children;
 use super::wire::{self, Frames, NOT_EXECUTABLE, NOT_FOUND, Order, Report, Spec, StartFailure};
 
 /// How the shim calls itself, in `ps` and elsewhere. A kernel keeps 15 bytes of it.
@@ -204,40 +205,6 @@ async fn at(instant: Option<Instant>) {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
-}
-
-/// Kills every child of this process. Their children become ours by that, and are killed in the next round: parents die before
-/// children, so nobody is there to start anew what was killed; and a child's number is not given away before we have waited for
-/// it, so no stranger is hit.
-fn kill_children() -> io::Result<()> {
-    let me = rustix::process::getpid();
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name
-            .to_str()
-            .and_then(|name| name.parse().ok())
-            .and_then(Pid::from_raw)
-        else {
-            continue;
-        };
-        if parent(pid) == Some(me) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-    }
-    Ok(())
-}
-
-/// The parent of a process; `None` if it is gone (proc(5), `/proc/pid/stat`: the fourth field; the second, a name in
-/// parentheses, may hold anything).
-fn parent(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
-    let name_end = memchr::memrchr(b')', &stat)?;
-    let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
-    rest.split_ascii_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
-        .and_then(Pid::from_raw)
 }
 
 /// Closes what this process inherited beyond its standard streams. All that we open closes on execution; but whoever started

@@ -163,7 +163,8 @@ pub(super) fn prune(logs: &Path, next: u32, keep: usize) -> io::Result<u32> {
     Ok(ended.get(surplus).map_or(next, |(run, _)| *run))
 }
 
-fn make_dir(path: &Path) -> io::Result<()> {
+/// Makes a directory, and those above it, if they are not there.
+pub(super) fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
 }
 
