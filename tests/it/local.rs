@@ -539,6 +539,16 @@ async fn killing_the_gateway_kills_all_descendants() {
         .spawn()
         .unwrap();
     world.until_processes(|found| found.len() == 4).await;
+    // Before it has printed that, it would die of printing it.
+    let logs = || {
+        let pods = std::fs::read_dir(world.dir.path().join("data/pods")).unwrap();
+        pods.map(|pod| std::fs::read_to_string(pod.unwrap().path().join("web/0.log")).unwrap())
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !logs().any(|log| log.ends_with(" stdout F up\n")) {
+        assert!(Instant::now() < deadline, "nothing printed");
+        tokio::time::sleep(LOOK).await;
+    }
     gateway.kill().unwrap();
     assert_eq!(gateway.wait().unwrap().signal(), Some(9));
     world.until_processes(BTreeSet::is_empty).await;
