@@ -41,7 +41,10 @@ impl Board {
 
     /// A run is about to begin.
     pub(super) fn creating(&self, restarts: u32) {
-        self.set(self.instance(restarts).map(|instance| (instance, CancellationToken::new())));
+        self.set(
+            self.instance(restarts)
+                .map(|instance| (instance, CancellationToken::new())),
+        );
         self.update(|slot| {
             slot.restarts = restarts;
             slot.state = waiting("ContainerCreating", String::new());
@@ -64,7 +67,11 @@ impl Board {
         }
         self.update(|slot| {
             let instance = self.instance(restarts);
-            match slot.runs.iter_mut().find(|run| Some(&run.instance) == instance.as_ref()) {
+            match slot
+                .runs
+                .iter_mut()
+                .find(|run| Some(&run.instance) == instance.as_ref())
+            {
                 Some(run) => run.end = Some(end),
                 // It never got as far as running.
                 None => self.list(slot, restarts, started, Some(end)),
@@ -87,7 +94,9 @@ impl Board {
     pub(super) fn forget_before(&self, oldest: u32) {
         let gone = |run: &Run| run.instance.parts().2 < oldest;
         self.view.send_if_modified(|view| {
-            let any = view.replica(&self.replica).is_some_and(|slot| slot.runs.iter().any(gone));
+            let any = view
+                .replica(&self.replica)
+                .is_some_and(|slot| slot.runs.iter().any(gone));
             if any {
                 self.change(view, |slot| slot.runs.retain(|run| !gone(run)));
             }

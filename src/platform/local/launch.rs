@@ -10,7 +10,7 @@ use super::board::Board;
 use super::process::Process;
 use super::pump::{blocking, pump};
 use super::rotate::{Files, LogFile, Rotation};
-use super::store::prune;
+use super::store::{make_dir, prune};
 use super::supervisor::{Outcome, Runs, Stop, stop_asked};
 use super::wire::{NOT_EXECUTABLE, Report, Spec, StartFailure};
 use super::writer::Writer;
@@ -45,7 +45,7 @@ struct Fate {
 
 impl Runs for Launcher {
     async fn run(&mut self, restarts: u32, board: &Board, stop: &mut Stop) -> Outcome {
-        self.prune(restarts, board).await;
+        self.prepare(restarts, board).await;
         let (logs, rotation) = (self.logs.clone(), self.rotation);
         let writer = blocking(move || Writer::new(LogFile::new(Files, logs, restarts, rotation))).await;
         let started = LogTime::now();
@@ -93,13 +93,18 @@ async fn attend(mut process: Process, stop: &mut Stop, on_start: impl Fn()) -> F
 }
 
 impl Launcher {
-    /// Removes what is not to be kept any longer beside run `next`.
-    async fn prune(&self, next: u32, board: &Board) {
-        let (logs, keep) = (self.logs.clone(), self.kept_runs);
-        match blocking(move || prune(&logs, next, keep)).await {
+    /// Makes room and directories for run `next`: the run before it may have removed its own.
+    async fn prepare(&self, next: u32, board: &Board) {
+        let (logs, home, keep) = (self.logs.clone(), self.spec.dir.clone(), self.kept_runs);
+        let prepared = blocking(move || {
+            make_dir(&home)?;
+            make_dir(&logs)?;
+            prune(&logs, next, keep)
+        });
+        match prepared.await {
             Ok(oldest) => board.forget_before(oldest),
             Err(error) => {
-                tracing::warn!(%error, logs = %self.logs.display(), "cannot remove the logs of old runs");
+                tracing::warn!(%error, logs = %self.logs.display(), "cannot prepare directories for the next run");
             }
         }
     }

@@ -6,12 +6,14 @@
 //!
 //! What it promises:
 //! - every process dies with the platform, with all its descendants, however the platform ends ([`shim`] says how);
-//! - a service never waits because nobody reads its log or because the disk is full ([`writer`]);
-//! - instances keep their names, and their logs stay readable, across restarts of the gateway ([`store`]);
+//! - a service never waits because nobody reads its log or because the disk is full;
+//! - instances keep their names, and their logs stay readable, across restarts of the gateway;
 //! - the end of a run is told only when all of its log can be read.
 
 mod backoff;
 mod board;
+mod children;
+mod config;
 mod launch;
 mod process;
 mod pump;
@@ -24,7 +26,7 @@ mod wire;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,56 +36,16 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::backoff::Backoff;
 use self::board::Board;
-use self::launch::Launcher;
-use self::rotate::Rotation;
-use self::sdl::{Sdl, Service};
+pub use self::config::{KEPT_RUNS, LocalConfig, ROTATE_FILES, ROTATE_MAX_BYTES};
+use self::sdl::Sdl;
 use self::store::{Slot, Store};
 use self::supervisor::supervise;
-use self::wire::Spec;
 use super::tail::{self, Follow, LogFiles};
 use super::{Error, Platform, Tail, TailRequest};
 use crate::host::notify::Notifier;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::limits::RUNS_MAX;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, ServiceView};
-
-/// The running program, even if its file was replaced or removed since it was started.
-const SELF_EXE: &str = "/proc/self/exe";
-
-/// Where programs are looked for if the gateway itself was not told.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Size at which a log is rotated: the kubelet's `containerLogMaxSize`.
-pub const ROTATE_MAX_BYTES: u64 = 10 * 1024 * 1024;
-
-/// Files of a run that are kept: the kubelet's `containerLogMaxFiles`.
-pub const ROTATE_FILES: usize = 5;
-
-/// Ended runs of a replica whose logs are kept: enough to look behind a crash or two.
-pub const KEPT_RUNS: usize = 5;
-
-/// What to run, and how.
-#[derive(Clone, Debug)]
-pub struct LocalConfig {
-    /// Where logs and homes are kept; made if it is not there. One gateway at a time uses it.
-    pub data_dir: PathBuf,
-    /// The leases and what they run.
-    pub leases: Vec<(LeaseId, Sdl)>,
-    /// The program that is executed as [`shim`]: this one, so its `main` must hand over to [`shim::main`].
-    pub exe: PathBuf,
-    /// Told to services as `AKASH_CLUSTER_PUBLIC_HOSTNAME`.
-    pub public_hostname: String,
-    /// PATH of the services.
-    pub path: String,
-    /// Size at which a log is rotated, in bytes.
-    pub rotate_max_bytes: u64,
-    /// Files of one run that are kept, the one being written included; at least 1.
-    pub rotate_files: usize,
-    /// Ended runs of a replica whose logs are kept, below [`RUNS_MAX`].
-    pub kept_runs: usize,
-    /// The waits between the runs of a replica.
-    pub backoff: Backoff,
-}
 
 /// Runs the services of some leases. Dropping it ends them at once, as [`LocalPlatform::stop`] does politely.
 #[derive(Debug)]
@@ -110,68 +72,6 @@ struct Logs {
     board: Arc<Board>,
 }
 
-// === impl LocalConfig ===
-
-impl LocalConfig {
-    /// Runs `leases` with everything else as usual: the defaults of this module, this process's program, its PATH, and
-    /// `localhost`.
-    pub fn new(data_dir: PathBuf, leases: Vec<(LeaseId, Sdl)>) -> Self {
-        Self {
-            data_dir,
-            leases,
-            exe: SELF_EXE.into(),
-            public_hostname: "localhost".to_owned(),
-            path: std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()),
-            rotate_max_bytes: ROTATE_MAX_BYTES,
-            rotate_files: ROTATE_FILES,
-            kept_runs: KEPT_RUNS,
-            backoff: Backoff::default(),
-        }
-    }
-
-    /// The environment is that of an Akash provider's containers (its `cluster/kube/builder/workload.go`): its own variables
-    /// unless the SDL sets them.
-    fn spec(&self, lease: &LeaseId, service: &Service, home: &Path) -> Result<Spec, Error> {
-        let home_text = home
-            .to_str()
-            .ok_or_else(|| Error::Broken(format!("data directory: {} is not UTF-8", home.display())))?;
-        let env: BTreeMap<String, String> = [
-            ("PATH", self.path.clone()),
-            ("HOME", home_text.to_owned()),
-            ("AKASH_GROUP_SEQUENCE", lease.gseq().to_string()),
-            ("AKASH_DEPLOYMENT_SEQUENCE", lease.dseq().to_string()),
-            ("AKASH_ORDER_SEQUENCE", lease.oseq().to_string()),
-            ("AKASH_OWNER", lease.owner().to_string()),
-            ("AKASH_PROVIDER", lease.provider().to_string()),
-            ("AKASH_CLUSTER_PUBLIC_HOSTNAME", self.public_hostname.clone()),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .chain(service.env.iter().cloned())
-        .collect();
-        Ok(Spec {
-            command: service.command.clone(),
-            env: env.into_iter().collect(),
-            dir: home.to_owned(),
-        })
-    }
-
-    fn launcher(&self, spec: Spec, logs: PathBuf) -> Result<Launcher, Error> {
-        let exe = std::path::absolute(&self.exe)
-            .map_err(|error| Error::io(format!("program {}", self.exe.display()), error))?;
-        Ok(Launcher {
-            exe,
-            spec,
-            logs,
-            rotation: Rotation {
-                max_bytes: self.rotate_max_bytes,
-                files: self.rotate_files.max(1),
-            },
-            kept_runs: self.kept_runs.min(RUNS_MAX - 1),
-        })
-    }
-}
-
 // === impl LocalPlatform ===
 
 impl LocalPlatform {
@@ -189,7 +89,11 @@ impl LocalPlatform {
         for (id, sdl) in &config.leases {
             let (lease, slots) = Lease::open(&store, id, sdl)?;
             for (replica, slot) in slots {
-                let Some((service, logs)) = sdl.services.get(&replica.service).zip(lease.replicas.get(&replica)) else {
+                let Some((service, logs)) = sdl
+                    .services
+                    .get(&replica.service)
+                    .zip(lease.replicas.get(&replica))
+                else {
                     continue;
                 };
                 let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs)?;
@@ -312,13 +216,20 @@ impl Lease {
                 slots.push((replica, slot));
             }
             let count = service.count;
-            view.services.insert(name.clone(), ServiceView { count, replicas });
+            view.services
+                .insert(name.clone(), ServiceView { count, replicas });
         }
         let view = Arc::new(watch::Sender::new(Arc::new(view)));
         let logs = slots.iter().map(|(replica, slot)| {
             let board = Board::new(Arc::clone(&view), replica.clone(), slot.uid.clone());
             let dir = slot.logs.clone();
-            (replica.clone(), Logs { dir, board: Arc::new(board) })
+            (
+                replica.clone(),
+                Logs {
+                    dir,
+                    board: Arc::new(board),
+                },
+            )
         });
         let replicas = logs.collect();
         Ok((Self { view, replicas }, slots))

@@ -220,7 +220,10 @@ impl Checker {
 
     /// The mapping at a key of the file's top level, which must be there and hold something.
     fn map<'a>(&mut self, file: &'a Value, key: &str) -> Option<&'a Map<String, Value>> {
-        let map = file.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
+        let map = file
+            .get(key)
+            .and_then(Value::as_object)
+            .filter(|map| !map.is_empty());
         if map.is_none() {
             self.fault(key, "must be a mapping with at least one service");
         }
@@ -281,22 +284,27 @@ impl Checker {
 
     fn count(&mut self, service: &str, placements: Option<&Value>) -> Option<u32> {
         let place = format!("deployment.{service}");
-        let Some(placements) = placements.and_then(Value::as_object).filter(|map| !map.is_empty()) else {
-            self.fault(&place, format_args!("must say how many: {place}.<placement>.count"));
+        let Some(placements) = placements
+            .and_then(Value::as_object)
+            .filter(|map| !map.is_empty())
+        else {
+            self.fault(
+                &place,
+                format_args!("must say how many: {place}.<placement>.count"),
+            );
             return None;
         };
         let mut sum: Option<u32> = Some(0);
         for (placement, value) in placements {
             let count = value.get("count").and_then(Value::as_u64);
-            match count.and_then(|count| u32::try_from(count).ok()) {
-                Some(count @ 1..=COUNT_MAX) => sum = sum.map(|sum| sum + count),
-                _ => {
-                    self.fault(
-                        &format!("{place}.{placement}.count"),
-                        format_args!("must be a whole number from 1 to {COUNT_MAX}"),
-                    );
-                    sum = None;
-                }
+            if let Some(count @ 1..=COUNT_MAX) = count.and_then(|count| u32::try_from(count).ok()) {
+                sum = sum.map(|sum| sum + count);
+            } else {
+                self.fault(
+                    &format!("{place}.{placement}.count"),
+                    format_args!("must be a whole number from 1 to {COUNT_MAX}"),
+                );
+                sum = None;
             }
         }
         if sum.is_some_and(|sum| sum > COUNT_MAX) {
@@ -335,6 +343,7 @@ impl std::error::Error for SdlError {}
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::fmt::Write as _;
 
     use super::*;
 
@@ -362,9 +371,15 @@ deployment:
     fn a_service_is_read_letter_by_letter() {
         let sdl = Sdl::parse(WEB).unwrap();
         let web = &sdl.services[&"web".parse().unwrap()];
-        assert_eq!(web.command, ["sh", "-c", "echo $A", "8080", "1.10", "0x1F", "yes"]);
+        assert_eq!(
+            web.command,
+            ["sh", "-c", "echo $A", "8080", "1.10", "0x1F", "yes"]
+        );
         let env = [("A", "1"), ("B", "x=y"), ("C", "")];
-        assert_eq!(web.env, env.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(
+            web.env,
+            env.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        );
         assert_eq!(web.count, 2);
         assert_eq!(sdl.services.len(), 1);
     }
@@ -376,13 +391,19 @@ deployment:
         }
         for bad in ["'2'", "'1.0'", "3.0", "[2]", ""] {
             let faults = faults(&WEB.replace("'2.0'", bad));
-            assert!(faults.len() == 1 && faults[0].starts_with("version: "), "{bad}: {faults:?}");
+            assert!(
+                faults.len() == 1 && faults[0].starts_with("version: "),
+                "{bad}: {faults:?}"
+            );
         }
     }
 
     #[test]
     fn counts_of_placements_are_added() {
-        let sdl = Sdl::parse(&WEB.replace("{here: {profile: web, count: 2}}", "{a: {count: 2}, b: {count: 3}}"));
+        let sdl = Sdl::parse(&WEB.replace(
+            "{here: {profile: web, count: 2}}",
+            "{a: {count: 2}, b: {count: 3}}",
+        ));
         assert_eq!(sdl.unwrap().services[&"web".parse().unwrap()].count, 5);
     }
 
@@ -390,8 +411,14 @@ deployment:
     fn a_service_without_command_is_told_why() {
         let faults = faults(&WEB.replace("    command: [sh, -c]\n", ""));
         assert_eq!(faults.len(), 1);
-        assert!(faults[0].starts_with("services.web.command: is missing"), "{faults:?}");
-        assert!(faults[0].contains("the local platform runs processes, not images"), "{faults:?}");
+        assert!(
+            faults[0].starts_with("services.web.command: is missing"),
+            "{faults:?}"
+        );
+        assert!(
+            faults[0].contains("the local platform runs processes, not images"),
+            "{faults:?}"
+        );
     }
 
     #[test]
@@ -449,7 +476,10 @@ deployment:
                 .iter()
                 .map(|fault| fault.split(':').next().unwrap_or_default().to_owned())
                 .collect();
-            assert!(places.contains("services") && places.contains("deployment"), "{text}: {places:?}");
+            assert!(
+                places.contains("services") && places.contains("deployment"),
+                "{text}: {places:?}"
+            );
         }
         for text in ["a: [", "%", "a: 1\na: 2", "--- a\n--- b"] {
             assert_eq!(faults(text).len(), 1, "{text}");
@@ -460,13 +490,23 @@ deployment:
     fn what_is_too_large_is_refused() {
         let long = format!("{WEB}# {}", "x".repeat(SDL_MAX_BYTES));
         assert!(faults(&long)[0].contains("larger than"));
-        let services: String = (0..=SERVICES_MAX).map(|n| format!("  s{n}: {{command: [a]}}\n")).collect();
+        let services: Vec<String> = (0..=SERVICES_MAX)
+            .map(|n| format!("  s{n}: {{command: [a]}}\n"))
+            .collect();
+        let services = services.concat();
         let many = format!("version: '2.0'\nservices:\n{services}deployment: {{s1: {{p: {{count: 1}}}}}}\n");
-        assert!(faults(&many).iter().any(|fault| fault.starts_with("services: are more than")));
+        assert!(
+            faults(&many)
+                .iter()
+                .any(|fault| fault.starts_with("services: are more than"))
+        );
         let entries = "x, ".repeat(LIST_MAX + 1);
         let wide = WEB.replace("[sh, -c]", &format!("[{entries}]"));
         assert!(faults(&wide)[0].starts_with("services.web.command: has more than"));
-        assert_eq!(faults(&format!("a: {}1{}", "[".repeat(100), "]".repeat(100))).len(), 1);
+        assert_eq!(
+            faults(&format!("a: {}1{}", "[".repeat(100), "]".repeat(100))).len(),
+            1
+        );
     }
 
     #[test]
@@ -474,7 +514,7 @@ deployment:
         let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
         for level in 1..12 {
             let below = format!("*a{}, ", level - 1).repeat(9);
-            bomb.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+            writeln!(bomb, "a{level}: &a{level} [{below}]").unwrap();
         }
         assert_eq!(faults(&format!("{bomb}{WEB}")).len(), 1);
     }

@@ -24,6 +24,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
+use super::children::kill_children;
 use super::wire::{self, Frames, NOT_EXECUTABLE, NOT_FOUND, Order, Report, Spec, StartFailure};
 
 /// How the shim calls itself, in `ps` and elsewhere. A kernel keeps 15 bytes of it.
@@ -147,12 +148,11 @@ impl Shim {
                 _ = deaths.recv() => {
                     self.reap()?;
                 }
-                order = self.control.next(), if lifeline => match order {
-                    Ok(Some(Order::Stop { grace_ms })) => self.stop(Duration::from_millis(grace_ms)),
-                    _ => {
-                        lifeline = false;
-                        self.stop(ORPHAN_GRACE);
-                    }
+                order = self.control.next(), if lifeline => if let Ok(Some(Order::Stop { grace_ms })) = order {
+                    self.stop(Duration::from_millis(grace_ms));
+                } else {
+                    lifeline = false;
+                    self.stop(ORPHAN_GRACE);
                 },
                 _ = terminate.recv() => self.stop(ORPHAN_GRACE),
                 _ = interrupt.recv() => self.stop(ORPHAN_GRACE),
@@ -190,10 +190,9 @@ impl Shim {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) if pid == self.service => self.ended = Some(status),
-                Ok(Some(_)) => {}
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
                 Ok(None) => return Ok(false),
                 Err(rustix::io::Errno::CHILD) => return Ok(true),
-                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -206,32 +205,6 @@ async fn at(instant: Option<Instant>) {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
-}
-
-/// Kills every child of this process. Their children become ours by that, and are killed in the next round: parents die before
-/// children, so nobody is there to start anew what was killed; and a child's number is not given away before we have waited for
-/// it, so no stranger is hit.
-fn kill_children() -> io::Result<()> {
-    let me = rustix::process::getpid();
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
-            continue;
-        };
-        if parent(pid) == Some(me) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-    }
-    Ok(())
-}
-
-/// The parent of a process; `None` if it is gone (proc(5), `/proc/pid/stat`: the fourth field; the second, a name in
-/// parentheses, may hold anything).
-fn parent(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
-    let name_end = memchr::memrchr(b')', &stat)?;
-    let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
 }
 
 /// Closes what this process inherited beyond its standard streams. All that we open closes on execution; but whoever started
@@ -265,7 +238,10 @@ fn exec(shim: Option<OsString>) -> io::Result<()> {
     let mut socket = take_stdin()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // If the shim died before that line, there is no signal to come.
-    let shim = shim.as_ref().and_then(|pid| pid.to_str()?.parse().ok()).and_then(Pid::from_raw);
+    let shim = shim
+        .as_ref()
+        .and_then(|pid| pid.to_str()?.parse().ok())
+        .and_then(Pid::from_raw);
     if shim.is_none() || rustix::process::getppid() != shim {
         return Err(io::Error::other("not started by the first stage"));
     }

@@ -97,7 +97,12 @@ impl Store {
 
     /// Finds what there is of `replica`, and makes what is not there.
     pub(super) fn slot(&self, lease: &LeaseId, replica: &Replica) -> Result<Slot, Error> {
-        let failed = |error| Error::io(format!("directories of {replica} in {}", self.pods.display()), error);
+        let failed = |error| {
+            Error::io(
+                format!("directories of {replica} in {}", self.pods.display()),
+                error,
+            )
+        };
         let namespace = lease.namespace();
         let pod = format!("{}-{}", replica.service, replica.index);
         let home = self.homes.join(format!("{namespace}_{pod}"));
@@ -158,7 +163,8 @@ pub(super) fn prune(logs: &Path, next: u32, keep: usize) -> io::Result<u32> {
     Ok(ended.get(surplus).map_or(next, |(run, _)| *run))
 }
 
-fn make_dir(path: &Path) -> io::Result<()> {
+/// Makes a directory, and those above it, if they are not there.
+pub(super) fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
 }
 
@@ -180,8 +186,13 @@ fn files(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
 fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
     let path = |name: &LogName| logs.join(name.to_string());
     let modified = files.last().and_then(|name| modified(&path(name)));
-    let ended = files.iter().rev().find_map(|name| last_time(&path(name)).ok().flatten());
-    let started = files.iter().find_map(|name| first_time(&path(name)).ok().flatten());
+    let ended = files
+        .iter()
+        .rev()
+        .find_map(|name| last_time(&path(name)).ok().flatten());
+    let started = files
+        .iter()
+        .find_map(|name| first_time(&path(name)).ok().flatten());
     let time = ended.or(modified).unwrap_or_else(LogTime::now);
     Run {
         instance,
@@ -204,7 +215,9 @@ fn modified(path: &Path) -> Option<LogTime> {
 /// The time of the first record in a file.
 fn first_time(path: &Path) -> io::Result<Option<LogTime>> {
     let mut start = Vec::with_capacity(HEADER_MAX_BYTES);
-    File::open(path)?.take(HEADER_MAX_BYTES as u64).read_to_end(&mut start)?;
+    File::open(path)?
+        .take(HEADER_MAX_BYTES as u64)
+        .read_to_end(&mut start)?;
     let record = start.split(|byte| *byte == b'\n').next().and_then(cri::parse);
     Ok(record.map(|record: Record<'_>| record.time))
 }
@@ -273,7 +286,10 @@ mod tests {
         for (name, content) in [
             ("2.log.20261123-120000.000000001", record(1, "a")),
             ("2.log.20261123-120000.000000002", record(2, "b")),
-            ("2.log", [&record(3, &long), &record(4, &long), "2026-11-23T12:00:05.0000"].concat()),
+            (
+                "2.log",
+                [&record(3, &long), &record(4, &long), "2026-11-23T12:00:05.0000"].concat(),
+            ),
             ("10.log", String::new()),
             ("10.log.tmp", record(9, "no log")),
         ] {
@@ -295,7 +311,14 @@ mod tests {
     #[test]
     fn the_oldest_runs_are_removed_whole() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["0.log", "1.log", "1.log.20261123-120000", "3.log", "4.log", "5.log"] {
+        for name in [
+            "0.log",
+            "1.log",
+            "1.log.20261123-120000",
+            "3.log",
+            "4.log",
+            "5.log",
+        ] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         assert_eq!(prune(dir.path(), 5, 2).unwrap(), 3);

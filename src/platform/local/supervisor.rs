@@ -48,7 +48,10 @@ pub(super) async fn supervise(
             break;
         }
         let wait = waits.after(outcome.up);
-        board.waiting("CrashLoopBackOff", format!("back-off {wait:?} restarting: {cause}"));
+        board.waiting(
+            "CrashLoopBackOff",
+            format!("back-off {wait:?} restarting: {cause}"),
+        );
         tokio::select! {
             _ = stop.wait_for(Option::is_some) => break,
             () = tokio::time::sleep(wait) => {}
@@ -136,7 +139,8 @@ mod tests {
     fn board() -> (Arc<Board>, watch::Receiver<Arc<LeaseView>>) {
         let mut view = LeaseView::default();
         let replicas = [(0, ReplicaView::default())].into();
-        view.services.insert(replica().service, ServiceView { count: 1, replicas });
+        view.services
+            .insert(replica().service, ServiceView { count: 1, replicas });
         let (sender, receiver) = watch::channel(Arc::new(view));
         let board = Board::new(Arc::new(sender), replica(), "uid".to_owned());
         (Arc::new(board), receiver)
@@ -178,7 +182,10 @@ mod tests {
         let begun: Vec<u64> = begun.lock().unwrap().iter().map(Duration::as_secs).collect();
         assert_eq!(begun, [0, 1, 3, 7, 608, 610]);
         let slot = slot(&view);
-        assert_eq!((slot.state, slot.ready, slot.restarts), (ReplicaState::Terminated, false, 10));
+        assert_eq!(
+            (slot.state, slot.ready, slot.restarts),
+            (ReplicaState::Terminated, false, 10)
+        );
         let ends: Vec<_> = slot.runs.iter().map(|run| run.end.clone().unwrap()).collect();
         assert_eq!(ends.len(), 6);
         assert_eq!((ends[5].signal, ends[4].exit_code), (Some(15), Some(3)));

@@ -1,0 +1,422 @@
+//! The log writer against a disk in memory that can be full.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::platform::cri::path::LogName;
+use crate::platform::local::rotate::Rotation;
+
+const PLENTY: Rotation = Rotation {
+    max_bytes: u64::MAX,
+    files: 5,
+};
+
+/// A disk in memory that can be full and refuse other things.
+#[derive(Clone, Debug, Default)]
+struct Memory(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    /// Bytes that fit; `None` = no limit.
+    room: Option<usize>,
+    writes: usize,
+    refuse_truncate: bool,
+    refuse_rename: bool,
+    refuse_open: bool,
+    removed: Vec<Vec<u8>>,
+}
+
+impl Memory {
+    fn set(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.0.lock().unwrap());
+    }
+
+    fn writes(&self) -> usize {
+        self.0.lock().unwrap().writes
+    }
+
+    /// The files' contents, oldest first, and their names.
+    fn files(&self) -> Vec<(String, Vec<u8>)> {
+        let state = self.0.lock().unwrap();
+        let mut files: Vec<_> = state
+            .files
+            .iter()
+            .map(|(path, bytes)| {
+                (
+                    path.file_name().unwrap().to_str().unwrap().to_owned(),
+                    bytes.clone(),
+                )
+            })
+            .collect();
+        // The one being written is the newest.
+        files.sort_by_key(|(name, _)| {
+            let rotated = LogName::parse(name).unwrap().rotated;
+            (rotated.is_none(), rotated)
+        });
+        files
+    }
+
+    fn everything(&self) -> Vec<u8> {
+        let removed = self.0.lock().unwrap().removed.concat();
+        let kept: Vec<u8> = self.files().into_iter().flat_map(|(_, bytes)| bytes).collect();
+        [removed, kept].concat()
+    }
+}
+
+fn full() -> io::Error {
+    io::ErrorKind::StorageFull.into()
+}
+
+impl Disk for Memory {
+    type File = PathBuf;
+
+    fn open(&mut self, path: &Path) -> io::Result<(PathBuf, u64)> {
+        let mut state = self.0.lock().unwrap();
+        if state.refuse_open {
+            return Err(full());
+        }
+        let len = state.files.entry(path.to_owned()).or_default().len();
+        Ok((path.to_owned(), len as u64))
+    }
+
+    fn write(&mut self, file: &mut PathBuf, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.lock().unwrap();
+        state.writes += 1;
+        let fits = state.room.unwrap_or(usize::MAX).min(bytes.len());
+        if fits == 0 {
+            return Err(full());
+        }
+        state.room = state.room.map(|room| room - fits);
+        state
+            .files
+            .get_mut(file)
+            .unwrap()
+            .extend_from_slice(&bytes[..fits]);
+        Ok(fits)
+    }
+
+    fn truncate(&mut self, file: &mut PathBuf, length: u64) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        if state.refuse_truncate {
+            return Err(full());
+        }
+        state
+            .files
+            .get_mut(file)
+            .unwrap()
+            .truncate(usize::try_from(length).unwrap());
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        if state.refuse_rename {
+            return Err(full());
+        }
+        let bytes = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        assert!(
+            state.files.insert(to.to_owned(), bytes).is_none(),
+            "{to:?} was there"
+        );
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        let bytes = state.files.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        state.removed.push(bytes);
+        Ok(())
+    }
+}
+
+fn writer(rotation: Rotation) -> (Memory, Writer<Memory>) {
+    let disk = Memory::default();
+    let writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, rotation));
+    (disk, writer)
+}
+
+fn at(nanos: i64) -> LogTime {
+    LogTime::from_nanos(nanos)
+}
+
+/// The records without their times, which must grow.
+fn shown(bytes: &[u8]) -> Vec<String> {
+    let mut last = LogTime::MIN;
+    let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines
+        .map(|line| {
+            let record = cri::parse(line).unwrap_or_else(|| panic!("{:?}", String::from_utf8_lossy(line)));
+            assert!(record.time > last, "{:?} after {last:?}", record.time);
+            last = record.time;
+            if let Some(lost) = record.lost {
+                return format!("lost {}/{}", lost.lines, lost.bytes);
+            }
+            let content = match record.content.len() {
+                0..100 => String::from_utf8_lossy(record.content).into_owned(),
+                long => long.to_string(),
+            };
+            let tag = if record.partial { "P" } else { "F" };
+            format!("{} {tag} {content}", record.stream.name())
+        })
+        .collect()
+}
+
+#[test]
+fn output_is_merged_as_it_comes_and_written_at_once() {
+    let (disk, mut writer) = writer(PLENTY);
+    writer.append(Stream::Stdout, b"one\ntw", at(5));
+    writer.append(Stream::Stderr, b"oops\nmore", at(5));
+    writer.flush(at(5));
+    assert_eq!(disk.writes(), 1);
+    // The clock went back.
+    writer.append(Stream::Stdout, b"o\n\n", at(1));
+    writer.finish(at(1));
+    let expected = [
+        "stdout F one",
+        "stderr F oops",
+        "stdout F two",
+        "stdout F ",
+        "stderr P more",
+    ];
+    assert_eq!(shown(&disk.everything()), expected);
+    assert_eq!(disk.files()[0].0, "3.log");
+}
+
+#[test]
+fn long_lines_come_in_pieces() {
+    let (disk, mut writer) = writer(PLENTY);
+    let long = vec![b'x'; 2 * CRI_PIECE_MAX_BYTES + 1];
+    writer.append(Stream::Stdout, &long, at(0));
+    writer.append(Stream::Stdout, b"\n", at(0));
+    writer.append(Stream::Stdout, &long[..CRI_PIECE_MAX_BYTES], at(0));
+    writer.append(Stream::Stdout, b"\n", at(0));
+    writer.append(
+        Stream::Stdout,
+        &[&long[..CRI_PIECE_MAX_BYTES], b"\n"].concat(),
+        at(0),
+    );
+    writer.finish(at(0));
+    let expected = [
+        "stdout P 16384",
+        "stdout P 16384",
+        "stdout F x",
+        "stdout F 16384",
+        "stdout F 16384",
+    ];
+    assert_eq!(shown(&disk.everything()), expected);
+}
+
+#[test]
+fn files_are_rotated_between_lines_and_the_oldest_removed() {
+    let (disk, mut writer) = writer(Rotation {
+        max_bytes: 1_000,
+        files: 3,
+    });
+    for n in 0..100 {
+        writer.append(Stream::Stdout, format!("line {n}\n").as_bytes(), at(n));
+        writer.flush(at(n));
+    }
+    let files = disk.files();
+    assert_eq!(files.len(), 3);
+    assert_eq!(files[2].0, "3.log");
+    assert!(
+        files
+            .iter()
+            .all(|(_, bytes)| bytes.len() <= 1_000 && bytes.ends_with(b"\n"))
+    );
+    let expected: Vec<String> = (0..100).map(|n| format!("stdout F line {n}")).collect();
+    assert_eq!(shown(&disk.everything()), expected);
+}
+
+#[test]
+fn a_line_in_pieces_stays_in_one_file_unless_it_is_endless() {
+    let (disk, mut writer) = writer(Rotation {
+        max_bytes: 1_000,
+        files: 100,
+    });
+    writer.append(Stream::Stdout, &vec![b'x'; 10 * CRI_PIECE_MAX_BYTES], at(0));
+    writer.append(Stream::Stdout, b"\nshort\n", at(0));
+    writer.flush(at(0));
+    let lengths: Vec<usize> = disk.files().iter().map(|(_, bytes)| shown(bytes).len()).collect();
+    assert_eq!(lengths, [10, 1]);
+    writer.append(Stream::Stdout, &vec![b'y'; 100 * CRI_PIECE_MAX_BYTES], at(0));
+    writer.finish(at(0));
+    assert!(disk.files().len() > 4);
+}
+
+#[test]
+fn a_full_disk_is_noted_where_it_was_full() {
+    let (disk, mut writer) = writer(PLENTY);
+    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.flush(at(0));
+    // Room for one more record and a half.
+    disk.set(|state| state.room = Some(60));
+    writer.append(Stream::Stdout, b"two\nthree\nfour\nfi", at(0));
+    writer.append(Stream::Stderr, b"oops\n", at(0));
+    writer.flush(at(0));
+    assert_eq!(shown(&disk.everything()), ["stdout F one", "stdout F two"]);
+    assert!(disk.everything().ends_with(b"\n") && writer.owes_notice());
+    writer.append(Stream::Stdout, b"ve\n", at(0));
+    writer.flush(at(0));
+    disk.set(|state| state.room = None);
+    writer.append(Stream::Stdout, b"six\n", at(0));
+    writer.flush(at(0));
+    let expected = ["stdout F one", "stdout F two", "lost 4/21", "stdout F six"];
+    assert_eq!(shown(&disk.everything()), expected);
+    assert!(!writer.owes_notice());
+}
+
+#[test]
+fn the_notice_comes_without_further_output() {
+    let (disk, mut writer) = writer(PLENTY);
+    disk.set(|state| state.room = Some(0));
+    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.flush(at(0));
+    disk.set(|state| state.room = None);
+    writer.flush(at(0));
+    assert_eq!(shown(&disk.everything()), ["lost 1/4"]);
+}
+
+#[test]
+fn what_cannot_be_cut_off_at_once_is_cut_off_later() {
+    let (disk, mut writer) = writer(PLENTY);
+    disk.set(|state| (state.room, state.refuse_truncate) = (Some(20), true));
+    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.flush(at(0));
+    disk.set(|state| state.room = None);
+    writer.append(Stream::Stdout, b"two\n", at(0));
+    writer.flush(at(0));
+    assert_eq!(disk.everything().len(), 20);
+    disk.set(|state| state.refuse_truncate = false);
+    writer.append(Stream::Stdout, b"three\n", at(0));
+    writer.flush(at(0));
+    assert_eq!(shown(&disk.everything()), ["lost 2/8", "stdout F three"]);
+}
+
+#[test]
+fn lines_in_pieces_are_lost_as_a_whole() {
+    let (disk, mut writer) = writer(PLENTY);
+    let piece = [b'x'; CRI_PIECE_MAX_BYTES];
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        writer.append(stream, &piece, at(0));
+        writer.append(stream, b"y", at(0));
+    }
+    writer.flush(at(0));
+    disk.set(|state| state.room = Some(0));
+    writer.append(Stream::Stdout, &piece, at(0));
+    writer.flush(at(0));
+    disk.set(|state| state.room = None);
+    writer.append(Stream::Stderr, b"\nerr\n", at(0));
+    writer.append(Stream::Stdout, b"\nout\n", at(0));
+    writer.flush(at(0));
+    let expected = [
+        "stdout P 16384",
+        "stderr P 16384",
+        &format!("lost 2/{}", CRI_PIECE_MAX_BYTES + 2),
+        "stderr F err",
+        "lost 0/2",
+        "stdout F out",
+    ];
+    assert_eq!(shown(&disk.everything()), expected);
+}
+
+#[test]
+fn a_log_that_cannot_be_made_is_made_later() {
+    let disk = Memory::default();
+    disk.set(|state| state.refuse_open = true);
+    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 0, PLENTY));
+    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.flush(at(0));
+    disk.set(|state| state.refuse_open = false);
+    writer.append(Stream::Stdout, b"two\n", at(0));
+    writer.finish(at(0));
+    assert_eq!(shown(&disk.everything()), ["lost 1/4", "stdout F two"]);
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    Output(Stream, Vec<u8>),
+    Flush,
+    Room(Option<usize>),
+    Refuse([bool; 3]),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
+    let bytes = prop_oneof![
+        6 => prop::collection::vec(prop_oneof![3 => Just(b'a'), 1 => Just(b'\n')], 0..60),
+        1 => (CRI_PIECE_MAX_BYTES - 1..3 * CRI_PIECE_MAX_BYTES).prop_map(|len| vec![b'b'; len]),
+    ];
+    prop_oneof![
+        6 => (stream, bytes).prop_map(|(stream, bytes)| Action::Output(stream, bytes)),
+        3 => Just(Action::Flush),
+        2 => prop::option::of(0_usize..2_000).prop_map(Action::Room),
+        1 => any::<[bool; 3]>().prop_map(Action::Refuse),
+    ]
+}
+
+proptest! {
+    /// Whatever the disk does: bytes in the log and bytes noted as lost are the bytes that were printed; so are the
+    /// lines; and every file holds whole records only.
+    #[test]
+    fn nothing_is_lost_without_a_note(
+        actions in prop::collection::vec(action(), 1..60),
+        max_bytes in prop_oneof![Just(u64::MAX), 100_u64..5_000],
+    ) {
+        let (disk, mut writer) = writer(Rotation { max_bytes, files: 3 });
+        let (mut bytes, mut newlines) = (0, 0);
+        for (tick, action) in (0..).zip(actions) {
+            match action {
+                Action::Output(stream, output) => {
+                    bytes += output.len() as u64;
+                    newlines += memchr::memchr_iter(b'\n', &output).count() as u64;
+                    writer.append(stream, &output, at(tick));
+                }
+                Action::Flush => writer.flush(at(tick)),
+                Action::Room(room) => disk.set(|state| state.room = room),
+                Action::Refuse([open, truncate, rename]) => disk.set(|state| {
+                    (state.refuse_open, state.refuse_truncate, state.refuse_rename) = (open, truncate, rename);
+                }),
+            }
+        }
+        disk.set(|state| {
+            (state.room, state.refuse_open, state.refuse_truncate, state.refuse_rename) = (None, false, false, false);
+        });
+        let held = writer.lines.iter().filter(|line| !line.held.is_empty()).count() as u64;
+        writer.finish(at(0));
+
+        let log = disk.everything();
+        prop_assert!(log.is_empty() || log.ends_with(b"\n"));
+        let (mut found_bytes, mut ended, mut lost_lines) = (0, 0, 0);
+        let mut in_pieces = [false; 2];
+        let mut last = LogTime::MIN;
+        for line in log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let record = cri::parse(line).unwrap();
+            prop_assert!(record.time > last);
+            last = record.time;
+            if let Some(lost) = record.lost {
+                found_bytes += lost.bytes;
+                lost_lines += lost.lines;
+                let broken = in_pieces.iter().filter(|open| **open).count() as u64;
+                prop_assert!(lost.lines >= broken, "{} lines lost with {broken} in pieces", lost.lines);
+                in_pieces = [false; 2];
+            } else {
+                found_bytes += record.content.len() as u64 + u64::from(!record.partial);
+                ended += u64::from(!record.partial);
+                in_pieces[index(record.stream)] = record.partial;
+            }
+        }
+        prop_assert_eq!(found_bytes, bytes);
+        // Of the lines without an end (two at most), those that were lost are counted too.
+        let all = ended + lost_lines;
+        prop_assert!((newlines..=newlines + 2).contains(&all), "{all} of {newlines}");
+        prop_assert!(held <= 2);
+    }
+}
