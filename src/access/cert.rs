@@ -422,6 +422,10 @@ mod tests {
         ] {
             refused(Refusal::CertificateKey, |tenant| tenant.key = key);
         }
+        let prime256v1 = [0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+        let prime239v3 = [0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 6];
+        let other_curve = patched(&Tenant::new(1, 1).certificate(), &prime256v1, &prime239v3, None);
+        assert_eq!(check(&other_curve), Err(Refusal::CertificateKey));
     }
 
     #[test]

@@ -67,7 +67,8 @@ struct Keeper {
     scanner: Arc<Mutex<Scanner>>,
     index: Arc<Index>,
     notifier: Notifier,
-    watch: DirWatch,
+    /// `None` before the first look.
+    watch: Option<DirWatch>,
     poll: Duration,
     /// The directory that is watched: another one may have taken its place since.
     watched: Option<DirId>,
@@ -90,7 +91,7 @@ impl DirTrust {
             scanner: Arc::new(Mutex::new(Scanner::new(dir))),
             index: Arc::new(Index::default()),
             notifier: notifier.clone(),
-            watch: notifier.watch(dir),
+            watch: None,
             poll,
             watched: None,
             settles: None,
@@ -135,7 +136,7 @@ impl Keeper {
         loop {
             let settled = self.settles;
             let thorough = tokio::select! {
-                () = self.watch.changed() => true,
+                () = changed(self.watch.as_mut()) => true,
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
                 () = sleep(self.poll) => self.blind,
             };
@@ -154,7 +155,7 @@ impl Keeper {
     async fn look(&mut self, thorough: bool) -> io::Result<()> {
         let mut look = self.scan(thorough).await?;
         if self.watched != Some(look.dir) {
-            self.watch = self.notifier.watch(&self.dir);
+            self.watch = Some(self.notifier.watch(&self.dir));
             self.watched = Some(look.dir);
             look = self.scan(true).await?;
         }
@@ -186,6 +187,13 @@ impl Keeper {
             Ok(look)
         };
         spawn_blocking(scan).await.unwrap_or_else(|lost| Err(lost.into()))
+    }
+}
+
+async fn changed(watch: Option<&mut DirWatch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -169,3 +169,22 @@ impl Stamp {
         (age > STAMP_STEP).then_some(self)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_counts_only_when_it_is_old() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let stamp = Stamp::of(&file.as_file().metadata().unwrap());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let aged = |seconds: i64| Stamp {
+            changed: (i64::try_from(now.as_secs()).unwrap() - seconds, 0),
+            ..stamp
+        };
+        assert_eq!(aged(0).if_old(), None);
+        assert_eq!(aged(-3600).if_old(), None, "the clock was set back");
+        assert_eq!(aged(3600).if_old(), Some(aged(3600)));
+    }
+}

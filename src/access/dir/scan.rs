@@ -350,6 +350,15 @@ mod tests {
             look
         }
 
+        /// Waits until all stamps are old enough to count.
+        fn rest(&mut self) {
+            let begin = Instant::now();
+            while self.look(STEP).read > 0 {
+                assert!(begin.elapsed() < Duration::from_secs(30));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+
         fn trusted(&self, at: usize) -> Option<Trusted> {
             let certificate = &POOL[at].0;
             self.index
@@ -457,6 +466,35 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_goes_away_while_it_is_read_takes_nothing_along() {
+        let mut world = World::new();
+        fs::write(world.path("a.pem"), pem(&[0])).unwrap();
+        let look = world.look(STEP);
+        let listing = Listing::of(&world.scanner.dir).unwrap();
+        let aside = world.outer.path().join("aside");
+        fs::rename(&world.scanner.dir, &aside).unwrap();
+        world.scanner.take(listing, look.dir, world.now).unwrap_err();
+        fs::rename(&aside, &world.scanner.dir).unwrap();
+        assert_eq!(world.scanner.trusted().len(), 1);
+    }
+
+    #[test]
+    fn what_another_file_held_does_not_hold_on_even_if_the_new_one_cannot_be_read() {
+        let mut world = World::new();
+        fs::write(world.path("a.pem"), pem(&[0])).unwrap();
+        world.look(STEP);
+        let trusted = world.trusted(0).unwrap();
+        // A regular file that fails to be read, for root as well.
+        symlink("/proc/self/mem", world.path("temporary")).unwrap();
+        fs::rename(world.path("temporary"), world.path("a.pem")).unwrap();
+        world.look(STEP);
+        assert!(trusted.withdrawn().is_cancelled());
+        world.look(SETTLE);
+        let told = world.scanner.files.values().next().unwrap().told.clone();
+        assert!(matches!(told, Some(Fault::Unreadable(_))), "{told:?}");
+    }
+
+    #[test]
     fn of_two_with_one_name_the_first_file_counts() {
         let mut world = World::new();
         fs::write(world.path("b.pem"), pem(&[3])).unwrap();
@@ -476,17 +514,24 @@ mod tests {
         let mut world = World::new();
         fs::write(world.path("a.pem"), pem(&[0])).unwrap();
         assert_eq!(world.look(STEP).read, 1);
-        // Its stamp counts only when it is old enough.
-        let begin = Instant::now();
-        while world.look(STEP).read > 0 {
-            assert!(begin.elapsed() < Duration::from_secs(30));
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        world.rest();
         let idle = world.scanner.look(world.now, false).unwrap();
         assert!(!idle.changed && idle.settles.is_none());
         fs::write(world.path("a.pem"), pem(&[1])).unwrap();
         assert_eq!(world.look(STEP).read, 1);
         fs::write(world.path("b.pem"), pem(&[2])).unwrap();
+        assert!(world.scanner.look(world.now, false).unwrap().changed);
+    }
+
+    #[test]
+    fn a_look_that_need_not_be_thorough_is_so_where_there_are_links() {
+        let mut world = World::new();
+        let target = world.outer.path().join("target");
+        fs::write(&target, pem(&[0])).unwrap();
+        symlink(&target, world.path("a.pem")).unwrap();
+        world.look(STEP);
+        world.rest();
+        fs::write(&target, pem(&[1])).unwrap();
         assert!(world.scanner.look(world.now, false).unwrap().changed);
     }
 
