@@ -90,21 +90,20 @@ impl Sequence {
             return Ok(());
         }
         self.unsettled += 1;
-        let late = LATE_MAX_LINES
-            .max(self.unsettled)
-            .max(self.balance.unsigned_abs())
-            > LATE_MAX_LINES;
-        if self.order == Order::Exact || late {
-            let fault = Fault::Hole {
+        let fault = match self.order {
+            Order::Exact => Fault::Hole {
                 after,
                 reported: self.reported,
                 got,
-            };
-            // One fault is told of once.
-            self.settle();
-            return Err(fault);
-        }
-        Ok(())
+            },
+            Order::TwoPipes if self.unsettled.max(self.balance.unsigned_abs()) > LATE_MAX_LINES => {
+                self.hole()
+            }
+            Order::TwoPipes => return Ok(()),
+        };
+        // One fault is told of once.
+        self.settle();
+        Err(fault)
     }
 
     /// What is wrong if no more lines come for now.
