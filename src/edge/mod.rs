@@ -1,0 +1,3 @@
+//! Where clients arrive.
+
+pub mod tls;

@@ -1,0 +1,351 @@
+//! A server certificate of our own, where the operator brings none.
+//!
+//! It is self-signed and stays the same over restarts, so that a client can be told once to trust `server.pem`. It is
+//! remade when it ends within [`RENEW`], lacks a wanted host, or cannot be read.
+
+use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256,
+};
+use rustls::pki_types::ServerName;
+use rustls::sign::CertifiedKey;
+use tempfile::NamedTempFile;
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use super::{Error, config};
+
+/// The certificate, for clients to trust.
+pub const CERTIFICATE_FILE: &str = "server.pem";
+
+/// Its private key, readable by its owner only.
+pub const KEY_FILE: &str = "server.key.pem";
+
+/// How long a certificate is good for. Ten years: it is trusted by name of its file, not by an authority that would want
+/// it short, and clients hold copies of it.
+pub const VALIDITY: Duration = Duration::from_secs(3_650 * DAY_SECS);
+
+/// A certificate that ends sooner than this is remade at start.
+pub const RENEW: Duration = Duration::from_secs(30 * DAY_SECS);
+
+/// Clients' clocks may be behind ours by this much.
+const CLOCK_SKEW: Duration = Duration::from_secs(DAY_SECS);
+
+const DAY_SECS: u64 = 24 * 60 * 60;
+
+/// What every gateway answers to, beside its public host names.
+const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// Prefix of the name by which a client with a certificate of its own asks for an Akash provider.
+const MTLS_PREFIX: &str = "mtls.";
+
+/// A certificate and its key, ready for [`super::load`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// File of the certificate.
+    pub certificate: PathBuf,
+    /// File of the private key.
+    pub key: PathBuf,
+    /// Whether it was made just now: clients that trusted an earlier one must trust this one anew.
+    pub fresh: bool,
+}
+
+/// Sees to it that `dir` holds a certificate for this machine and `hosts` (names or addresses), valid at `now`, and `mtls.`
+/// before each of the names.
+///
+/// # Errors
+/// [`Error::Host`] for a host that is none, [`Error::Write`] if `dir` cannot be written.
+pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated, Error> {
+    let names = names(hosts)?;
+    let mut generated = Generated {
+        certificate: dir.join(CERTIFICATE_FILE),
+        key: dir.join(KEY_FILE),
+        fresh: false,
+    };
+    let kept = config::load(&generated.certificate, &generated.key);
+    if kept.is_ok_and(|kept| still_good(&kept, &names, now)) {
+        return Ok(generated);
+    }
+    let (certificate, key) = make(names, now).map_err(|e| Error::Library(e.to_string()))?;
+    std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, e))?;
+    // The key first: whoever sees the new certificate finds its key, and a crash in between leaves a pair that does not
+    // match, which the next start remakes.
+    replace(dir, &generated.key, &key, 0o600).map_err(|e| cannot_write(&generated.key, e))?;
+    replace(dir, &generated.certificate, &certificate, 0o644)
+        .map_err(|e| cannot_write(&generated.certificate, e))?;
+    generated.fresh = true;
+    Ok(generated)
+}
+
+/// Every name the certificate must hold, in the notation of names and addresses.
+fn names(hosts: &[String]) -> Result<BTreeSet<String>, Error> {
+    let mut names = BTreeSet::new();
+    for host in LOCAL_HOSTS.into_iter().chain(hosts.iter().map(String::as_str)) {
+        match ServerName::try_from(host) {
+            Ok(ServerName::IpAddress(ip)) => names.insert(IpAddr::from(ip).to_string()),
+            Ok(ServerName::DnsName(name)) => {
+                let name = name.as_ref().to_ascii_lowercase();
+                names.insert(format!("{MTLS_PREFIX}{name}"));
+                names.insert(name)
+            }
+            _ => return Err(Error::Host(host.to_owned())),
+        };
+    }
+    Ok(names)
+}
+
+fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rcgen::Error> {
+    // An address becomes an address, anything else a DNS name.
+    let mut params = CertificateParams::new(names.into_iter().collect::<Vec<_>>())?;
+    let now = OffsetDateTime::from(now);
+    params.not_before = now - CLOCK_SKEW;
+    params.not_after = now + VALIDITY;
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "leasemux gateway");
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+fn still_good(kept: &CertifiedKey, names: &BTreeSet<String>, now: SystemTime) -> bool {
+    let Ok(Ok((_, parsed))) = kept.end_entity_cert().map(|der| X509Certificate::from_der(der)) else {
+        return false;
+    };
+    let now = OffsetDateTime::from(now);
+    let validity = parsed.validity();
+    validity.not_before.timestamp() <= now.unix_timestamp()
+        && validity.not_after.timestamp() >= (now + RENEW).unix_timestamp()
+        && names.is_subset(&held_names(&parsed))
+}
+
+fn held_names(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
+    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
+        return BTreeSet::new();
+    };
+    let held = extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(octets) => address(octets).map(|ip| ip.to_string()),
+            _ => None,
+        });
+    held.collect()
+}
+
+fn address(octets: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
+        .ok()
+}
+
+/// Puts `text` at `path` in one step: nobody ever sees half a file.
+fn replace(dir: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let mut file = NamedTempFile::new_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn cannot_write(path: &Path, source: io::Error) -> Error {
+    Error::Write {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::sync::Arc;
+
+    use rustls::RootCertStore;
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier as _;
+    use rustls::pki_types::UnixTime;
+
+    const HOST: &str = "provider.example.com";
+
+    /// What happens to files that were good.
+    type Spoil = fn(&Generated);
+
+    fn hosts(hosts: &[&str]) -> Vec<String> {
+        hosts.iter().map(|&host| host.to_owned()).collect()
+    }
+
+    fn bytes(generated: &Generated) -> (Vec<u8>, Vec<u8>) {
+        (
+            std::fs::read(&generated.certificate).unwrap(),
+            std::fs::read(&generated.key).unwrap(),
+        )
+    }
+
+    #[test]
+    fn is_made_once_and_then_reused() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = SystemTime::now();
+        let first = ensure(&dir.path().join("data"), &hosts(&[HOST, "10.0.0.1"]), now).unwrap();
+        assert!(first.fresh);
+        let made = bytes(&first);
+
+        let later = now + VALIDITY - RENEW - Duration::from_secs(DAY_SECS);
+        for wanted in [&[HOST, "10.0.0.1"][..], &["PROVIDER.example.com"], &[]] {
+            let again = ensure(&dir.path().join("data"), &hosts(wanted), later).unwrap();
+            assert!(!again.fresh, "{wanted:?}");
+            assert_eq!(bytes(&again), made);
+        }
+    }
+
+    #[test]
+    fn is_remade_when_it_no_longer_serves() {
+        let now = SystemTime::now();
+        let cases: [(&str, &[&str], SystemTime, Spoil); 7] = [
+            ("a host is missing", &[HOST], now, |_| ()),
+            ("an address is missing", &["10.0.0.1"], now, |_| ()),
+            (
+                "it ends soon",
+                &[],
+                now + VALIDITY - RENEW + Duration::from_secs(1),
+                |_| (),
+            ),
+            (
+                "the clock was wrong",
+                &[],
+                now - CLOCK_SKEW - Duration::from_secs(1),
+                |_| (),
+            ),
+            ("no key", &[], now, |made| {
+                std::fs::remove_file(&made.key).unwrap();
+            }),
+            ("half a certificate", &[], now, |made| {
+                std::fs::write(&made.certificate, "-----BEGIN CERT").unwrap();
+            }),
+            ("another key", &[], now, |made| {
+                std::fs::write(&made.key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
+            }),
+        ];
+        for (case, wanted, at, spoil) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let first = ensure(dir.path(), &[], now).unwrap();
+            let before = bytes(&first);
+            spoil(&first);
+            let second = ensure(dir.path(), &hosts(wanted), at).unwrap();
+            assert!(second.fresh, "{case}");
+            assert_ne!(bytes(&second), before, "{case}");
+            assert!(
+                !ensure(dir.path(), &hosts(wanted), at).unwrap().fresh,
+                "{case}: once is enough"
+            );
+            config::load(&second.certificate, &second.key).unwrap();
+            let files = std::fs::read_dir(dir.path()).unwrap().count();
+            assert_eq!(files, 2, "{case}: nothing else is left behind");
+        }
+    }
+
+    #[test]
+    fn only_its_owner_reads_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = ensure(dir.path(), &[], SystemTime::now()).unwrap();
+        let bits = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(bits(&made.key), 0o600);
+        assert_eq!(bits(&made.certificate), 0o644);
+    }
+
+    #[test]
+    fn a_client_that_trusts_the_file_accepts_every_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = ensure(dir.path(), &hosts(&[HOST, "10.0.0.1"]), SystemTime::now()).unwrap();
+        let kept = config::load(&made.certificate, &made.key).unwrap();
+        let own = kept.end_entity_cert().unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(own.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .unwrap();
+        let verify = |name: &str| {
+            let name = ServerName::try_from(name.to_owned()).unwrap();
+            verifier.verify_server_cert(own, &[], &name, &[], UnixTime::now())
+        };
+        let local = ["localhost", "mtls.localhost", "127.0.0.1", "::1"];
+        for name in local
+            .into_iter()
+            .chain([HOST, "mtls.provider.example.com", "10.0.0.1"])
+        {
+            verify(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+        verify("other.example.com").unwrap_err();
+    }
+
+    #[test]
+    fn is_of_the_stated_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = ensure(dir.path(), &[], SystemTime::now()).unwrap();
+        let kept = config::load(&made.certificate, &made.key).unwrap();
+        let (_, parsed) = X509Certificate::from_der(kept.end_entity_cert().unwrap()).unwrap();
+        assert_eq!(parsed.version(), x509_parser::x509::X509Version::V3);
+        assert!(!parsed.is_ca());
+        assert!(parsed.basic_constraints().unwrap().is_some(), "CA=false is said");
+        assert_eq!(
+            parsed.key_usage().unwrap().unwrap().value.flags,
+            1,
+            "digitalSignature and nothing else"
+        );
+        let extended = parsed.extended_key_usage().unwrap().unwrap().value;
+        assert!(extended.server_auth && !extended.client_auth && !extended.any);
+        let curve = parsed
+            .public_key()
+            .algorithm
+            .parameters
+            .as_ref()
+            .unwrap()
+            .as_oid()
+            .unwrap();
+        assert_eq!(curve.to_id_string(), "1.2.840.10045.3.1.7", "P-256");
+    }
+
+    #[test]
+    fn a_host_that_is_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for bad in [
+            "",
+            "https://provider.example.com",
+            "provider.example.com:8443",
+            "a b",
+            "*.example.com",
+        ] {
+            let error = ensure(dir.path(), &hosts(&[bad]), SystemTime::now()).unwrap_err();
+            assert!(matches!(&error, Error::Host(host) if host == bad), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("data");
+        std::fs::write(&file, "").unwrap();
+        let error = ensure(&file, &[], SystemTime::now()).unwrap_err();
+        assert!(
+            matches!(&error, Error::Write { path, .. } if *path == file),
+            "{error}"
+        );
+    }
+}
