@@ -2,6 +2,7 @@
 
 mod http2;
 mod pipe;
+mod turns;
 
 use std::io;
 use std::path::Path;

@@ -17,7 +17,7 @@ use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::pipe::Counting;
+use super::turns::Counting;
 use super::{DEADLINE, accept, server};
 
 /// A body whose chunks a test hands in.
