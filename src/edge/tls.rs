@@ -10,6 +10,8 @@ use std::path::PathBuf;
 pub mod config;
 pub mod generate;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use config::{load, server_config};
 pub use generate::{Generated, ensure};

@@ -140,12 +140,22 @@ pub(super) fn parse(pem: &[u8]) -> (Vec<Presented>, Option<Fault>) {
 impl Reading {
     fn of(metadata: &Metadata, certificates: Vec<Presented>, fault: Option<Fault>) -> Self {
         let stamp = Stamp::of(metadata);
-        Self { id: stamp.id, stamp: stamp.if_old(), certificates, fault }
+        Self {
+            id: stamp.id,
+            stamp: stamp.if_old(),
+            certificates,
+            fault,
+        }
     }
 
     /// A file of which no more is known than that it is there.
     pub(super) fn unreadable(id: FileId, kind: io::ErrorKind) -> Self {
-        Self { id, stamp: None, certificates: Vec::new(), fault: Some(Fault::Unreadable(kind)) }
+        Self {
+            id,
+            stamp: None,
+            certificates: Vec::new(),
+            fault: Some(Fault::Unreadable(kind)),
+        }
     }
 }
 
@@ -154,7 +164,11 @@ impl Reading {
 impl Stamp {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
-            id: FileId { device: metadata.dev(), inode: metadata.ino(), born: metadata.created().ok() },
+            id: FileId {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                born: metadata.created().ok(),
+            },
             bytes: metadata.size(),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }

@@ -65,8 +65,11 @@ pub struct Generated {
 /// [`Error::Host`] for a host that is none, [`Error::Write`] if `dir` cannot be written.
 pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated, Error> {
     let names = names(hosts)?;
-    let mut generated =
-        Generated { certificate: dir.join(CERTIFICATE_FILE), key: dir.join(KEY_FILE), fresh: false };
+    let mut generated = Generated {
+        certificate: dir.join(CERTIFICATE_FILE),
+        key: dir.join(KEY_FILE),
+        fresh: false,
+    };
     let kept = config::load(&generated.certificate, &generated.key);
     if kept.is_ok_and(|kept| still_good(&kept, &names, now)) {
         return Ok(generated);
@@ -106,7 +109,9 @@ fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rc
     params.not_before = now - CLOCK_SKEW;
     params.not_after = now + VALIDITY;
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "leasemux gateway");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "leasemux gateway");
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -130,17 +135,22 @@ fn held_names(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else {
         return BTreeSet::new();
     };
-    let held = extension.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(octets) => address(octets).map(|ip| ip.to_string()),
-        _ => None,
-    });
+    let held = extension
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(octets) => address(octets).map(|ip| ip.to_string()),
+            _ => None,
+        });
     held.collect()
 }
 
 fn address(octets: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
+        .ok()
 }
 
 /// Puts `text` at `path` in one step: nobody ever sees half a file.
@@ -154,7 +164,10 @@ fn replace(dir: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
 }
 
 fn cannot_write(path: &Path, source: io::Error) -> Error {
-    Error::Write { path: path.to_owned(), source }
+    Error::Write {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -170,12 +183,18 @@ mod tests {
 
     const HOST: &str = "provider.example.com";
 
+    /// What happens to files that were good.
+    type Spoil = fn(&Generated);
+
     fn hosts(hosts: &[&str]) -> Vec<String> {
         hosts.iter().map(|&host| host.to_owned()).collect()
     }
 
     fn bytes(generated: &Generated) -> (Vec<u8>, Vec<u8>) {
-        (std::fs::read(&generated.certificate).unwrap(), std::fs::read(&generated.key).unwrap())
+        (
+            std::fs::read(&generated.certificate).unwrap(),
+            std::fs::read(&generated.key).unwrap(),
+        )
     }
 
     #[test]
@@ -197,15 +216,26 @@ mod tests {
     #[test]
     fn is_remade_when_it_no_longer_serves() {
         let now = SystemTime::now();
-        type Spoil = fn(&Generated);
         let cases: [(&str, &[&str], SystemTime, Spoil); 7] = [
             ("a host is missing", &[HOST], now, |_| ()),
             ("an address is missing", &["10.0.0.1"], now, |_| ()),
-            ("it ends soon", &[], now + VALIDITY - RENEW + Duration::from_secs(1), |_| ()),
-            ("the clock was wrong", &[], now - CLOCK_SKEW - Duration::from_secs(1), |_| ()),
-            ("no key", &[], now, |made| std::fs::remove_file(&made.key).unwrap()),
+            (
+                "it ends soon",
+                &[],
+                now + VALIDITY - RENEW + Duration::from_secs(1),
+                |_| (),
+            ),
+            (
+                "the clock was wrong",
+                &[],
+                now - CLOCK_SKEW - Duration::from_secs(1),
+                |_| (),
+            ),
+            ("no key", &[], now, |made| {
+                std::fs::remove_file(&made.key).unwrap();
+            }),
             ("half a certificate", &[], now, |made| {
-                std::fs::write(&made.certificate, "-----BEGIN CERT").unwrap()
+                std::fs::write(&made.certificate, "-----BEGIN CERT").unwrap();
             }),
             ("another key", &[], now, |made| {
                 std::fs::write(&made.key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
@@ -219,7 +249,10 @@ mod tests {
             let second = ensure(dir.path(), &hosts(wanted), at).unwrap();
             assert!(second.fresh, "{case}");
             assert_ne!(bytes(&second), before, "{case}");
-            assert!(!ensure(dir.path(), &hosts(wanted), at).unwrap().fresh, "{case}: once is enough");
+            assert!(
+                !ensure(dir.path(), &hosts(wanted), at).unwrap().fresh,
+                "{case}: once is enough"
+            );
             config::load(&second.certificate, &second.key).unwrap();
             let files = std::fs::read_dir(dir.path()).unwrap().count();
             assert_eq!(files, 2, "{case}: nothing else is left behind");
@@ -230,9 +263,9 @@ mod tests {
     fn only_its_owner_reads_the_key() {
         let dir = tempfile::tempdir().unwrap();
         let made = ensure(dir.path(), &[], SystemTime::now()).unwrap();
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&made.key), 0o600);
-        assert_eq!(mode(&made.certificate), 0o644);
+        let bits = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(bits(&made.key), 0o600);
+        assert_eq!(bits(&made.certificate), 0o644);
     }
 
     #[test]
@@ -244,14 +277,18 @@ mod tests {
         let mut roots = RootCertStore::empty();
         roots.add(own.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            .build()
+            .unwrap();
         let verify = |name: &str| {
             let name = ServerName::try_from(name.to_owned()).unwrap();
             verifier.verify_server_cert(own, &[], &name, &[], UnixTime::now())
         };
         let local = ["localhost", "mtls.localhost", "127.0.0.1", "::1"];
-        for name in local.into_iter().chain([HOST, "mtls.provider.example.com", "10.0.0.1"]) {
+        for name in local
+            .into_iter()
+            .chain([HOST, "mtls.provider.example.com", "10.0.0.1"])
+        {
             verify(name).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
         verify("other.example.com").unwrap_err();
@@ -266,17 +303,34 @@ mod tests {
         assert_eq!(parsed.version(), x509_parser::x509::X509Version::V3);
         assert!(!parsed.is_ca());
         assert!(parsed.basic_constraints().unwrap().is_some(), "CA=false is said");
-        assert_eq!(parsed.key_usage().unwrap().unwrap().value.flags, 1, "digitalSignature and nothing else");
+        assert_eq!(
+            parsed.key_usage().unwrap().unwrap().value.flags,
+            1,
+            "digitalSignature and nothing else"
+        );
         let extended = parsed.extended_key_usage().unwrap().unwrap().value;
         assert!(extended.server_auth && !extended.client_auth && !extended.any);
-        let curve = parsed.public_key().algorithm.parameters.as_ref().unwrap().as_oid().unwrap();
+        let curve = parsed
+            .public_key()
+            .algorithm
+            .parameters
+            .as_ref()
+            .unwrap()
+            .as_oid()
+            .unwrap();
         assert_eq!(curve.to_id_string(), "1.2.840.10045.3.1.7", "P-256");
     }
 
     #[test]
     fn a_host_that_is_none_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for bad in ["", "https://provider.example.com", "provider.example.com:8443", "a b", "*.example.com"] {
+        for bad in [
+            "",
+            "https://provider.example.com",
+            "provider.example.com:8443",
+            "a b",
+            "*.example.com",
+        ] {
             let error = ensure(dir.path(), &hosts(&[bad]), SystemTime::now()).unwrap_err();
             assert!(matches!(&error, Error::Host(host) if host == bad), "{error}");
         }
@@ -289,6 +343,9 @@ mod tests {
         let file = dir.path().join("data");
         std::fs::write(&file, "").unwrap();
         let error = ensure(&file, &[], SystemTime::now()).unwrap_err();
-        assert!(matches!(&error, Error::Write { path, .. } if *path == file), "{error}");
+        assert!(
+            matches!(&error, Error::Write { path, .. } if *path == file),
+            "{error}"
+        );
     }
 }

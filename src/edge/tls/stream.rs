@@ -38,8 +38,8 @@ const FRAME_MAX_BYTES: usize = RECORD_MAX_BYTES + 9 + 2 * RECORD_OVERHEAD_BYTES;
 /// kernel segments in one go, which was measured as 10 % more CPU; two are 24 % more.
 pub const WRITE_MAX_BYTES: usize = 3 * FRAME_MAX_BYTES;
 
-/// A queue with less room than this is full: the next frame would be cut up to fill it.
-const WRITE_SLACK_BYTES: usize = 4 * 1024;
+/// A queue with less room than this, half a DATA frame, is full: most of the next frame would have to wait anyway.
+const WRITE_SLACK_BYTES: usize = 8 * 1024;
 
 /// Most records queued: as many as rustls hands to one `writev`.
 const WRITE_MAX_RECORDS: usize = 64;
