@@ -1,1 +1,5 @@
+//! Tails of real files.
 
+mod model;
+
+use super::*;
