@@ -322,6 +322,8 @@ impl Ear {
     fn hear(&mut self, items: Vec<TailItem>) {
         for item in items {
             let TailItem::Lines(batch) = item else {
+                // A line of which pieces were heard has lost the rest, and so is lost.
+                self.line.clear();
                 self.heard.push(Heard::Gap);
                 continue;
             };
@@ -547,28 +549,33 @@ fn act(world: &mut World, follower: &mut Follower, action: Action) {
                 follower.gaps_allowed += 1;
             }
         }
-        _ if world.disturbed => {}
+        action if !world.disturbed => check_another(world, &action),
+        _ => {}
+    }
+}
+
+/// Another reader begins at some place, and reads what it should.
+fn check_another(world: &World, action: &Action) {
+    let (from, first) = match *action {
         Action::Last(lines) => {
             let all = world.produced.len();
-            check_reading(
-                world,
+            (
                 From::Last(lines),
                 all.saturating_sub(usize::try_from(lines).unwrap()),
-            );
+            )
         }
         Action::Since(ago) => {
             let since = LogTime::from_nanos(world.now - ago);
             let first = world.produced.iter().position(|line| line.time >= since);
-            check_reading(world, From::Since(since), first.unwrap_or(world.produced.len()));
+            (From::Since(since), first.unwrap_or(world.produced.len()))
         }
-        Action::Start => check_reading(world, From::Start, 0),
-        Action::AfterAny(index) => {
-            if !world.produced.is_empty() {
-                let index = index.index(world.produced.len());
-                check_reading(world, From::After(world.positions()[index]), index + 1);
-            }
+        Action::AfterAny(index) if !world.produced.is_empty() => {
+            let index = index.index(world.produced.len());
+            (From::After(world.positions()[index]), index + 1)
         }
-    }
+        _ => (From::Start, 0),
+    };
+    check_reading(world, from, first);
 }
 
 proptest! {
