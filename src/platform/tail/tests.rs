@@ -458,7 +458,7 @@ async fn readers_keep_up_with_a_writer_that_rotates() {
     let writer = std::thread::spawn(move || write_wildly(&path, LINES, &ended));
     let (follower, reopening) = tokio::join!(
         read_all(&notifier, log(&dir), end.clone(), usize::MAX),
-        read_all(&notifier, log(&dir), end.clone(), 3),
+        read_all(&notifier, log(&dir), end.clone(), 1),
     );
     writer.join().unwrap();
     let expected: Vec<String> = (0..LINES).map(|n| format!("{n}\n")).collect();

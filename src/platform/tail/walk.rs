@@ -254,7 +254,7 @@ impl Walk {
                 return Ok(Step::Forward(0));
             }
         }
-        Err(self.elusive())
+        Err(self.log.elusive())
     }
 
     /// Looks for the next file, and opens it.
@@ -278,14 +278,7 @@ impl Walk {
                 return Ok(Step::Forward(0));
             }
         }
-        Err(self.elusive())
-    }
-
-    fn elusive(&self) -> Error {
-        Error::Unavailable(format!(
-            "logs in {} are gone before they can be opened",
-            self.log.dir.display()
-        ))
+        Err(self.log.elusive())
     }
 }
 

@@ -592,8 +592,6 @@ fn check_another(world: &World, action: &Action) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     #[test]
     fn tail_model(removes: bool, actions in prop::collection::vec(action(), 0..120)) {
         let mut world = World::new(removes);
