@@ -17,6 +17,12 @@
 //! position behind the end (somebody replaced the files) is a gap as well, and the reading goes on at the end. Gaps have no position
 //! of their own: one that lies directly behind the position is told again rather than not at all.
 //!
+//! What files cannot tell, and so is not promised: of a line whose first pieces were in a file that is gone, the rest comes as a
+//! line of its own, also to one who goes on behind it. Old files are removed oldest first, and never all but the one being written
+//! (kubelets keep two at least). Where the clock goes back over a rotation, the same time may occur again behind a file that is
+//! gone. Runtimes write stdout and stderr each by itself: what one of them still writes to a renamed file after the other has begun
+//! the new one is missed by who follows at that moment, for that file has been left.
+//!
 //! [`GapCause::Rotated`]: crate::model::line::GapCause::Rotated
 //! [`GapCause::Source`]: crate::model::line::GapCause::Source
 //! [`READ_MAX_BYTES`]: crate::model::limits::READ_MAX_BYTES
@@ -80,8 +86,7 @@ enum State {
 /// [`Error::NotFound`] if the directory is not there, or holds no file of that run and none is to come;
 /// [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the latter two.
 pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow) -> Result<Tail, Error> {
-    let dir = log.dir.clone();
-    let missing = move || Error::NotFound(format!("no log in {}", dir.display()));
+    let missing = || Error::NotFound("the log of this run is not here".to_owned());
     if !tokio::fs::try_exists(&log.dir)
         .await
         .map_err(|error| log.failed("looking for", error))?

@@ -79,7 +79,7 @@ impl Place {
         if let Some(place) = listed.and_then(|index| Self::of(log, list, index)) {
             *self = place;
         }
-        let copy = || list.iter().position(|entry| self.is_copy(log, opened, entry));
+        let copy = || self.copy(log, opened, list);
         let Some(index) = listed.or_else(copy) else {
             return match list.iter().find(|entry| self.is_before(&entry.name)) {
                 Some(next) if self.is_successor(log, next) => Next::Following(next),
@@ -90,18 +90,17 @@ impl Place {
         list.get(index + 1).map_or(Next::Nothing, Next::Following)
     }
 
-    /// Whether `entry` is the compressed copy of the file.
-    fn is_copy(&self, log: &LogFiles, opened: &Opened, entry: &Entry) -> bool {
-        match (&self.rotated, &entry.name.rotated) {
-            (Some(mine), Some(suffix)) => mine == suffix,
-            // It was rotated and compressed since; the suffix is not known, but it is newer than those that were.
-            (None, Some(suffix)) => {
-                entry.name.gz
-                    && self.newest_other.as_ref().is_none_or(|newest| suffix > newest)
-                    && is_beginning(&opened.prefix(), &log.prefix(entry))
-            }
-            (_, None) => false,
+    /// The index of the file's compressed copy.
+    fn copy(&self, log: &LogFiles, opened: &Opened, list: &[Entry]) -> Option<usize> {
+        if self.rotated.is_some() {
+            return list.iter().position(|entry| entry.name.rotated == self.rotated);
         }
+        // It was rotated and compressed since. Its suffix is not known, but it is the first that is newer than those that were, or
+        // it is gone.
+        let index = list.iter().position(|entry| self.is_before(&entry.name))?;
+        let entry = list.get(index).filter(|entry| entry.name.gz)?;
+        let prefix = opened.prefix();
+        (!prefix.is_empty() && prefix == log.prefix(entry)).then_some(index)
     }
 
     /// Whether a file of that name is newer.

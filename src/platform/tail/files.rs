@@ -93,10 +93,7 @@ impl LogFiles {
             }
             last = listing;
         }
-        Err(Error::Unavailable(format!(
-            "{} does not stop changing",
-            self.dir.display()
-        )))
+        Err(self.elusive())
     }
 
     /// What is being written now.
@@ -140,6 +137,12 @@ impl LogFiles {
         let prefix = self.prefix(entry);
         let record = prefix.split(|byte| *byte == b'\n').next()?;
         cri::parse(record).map(|record| record.time)
+    }
+
+    /// Files are renamed or removed at every look.
+    pub(super) fn elusive(&self) -> Error {
+        tracing::warn!(dir = %self.dir.display(), "log files change at every look");
+        Error::Unavailable("the log is being rotated all the time".to_owned())
     }
 
     /// What was tried in this directory, and why it failed.

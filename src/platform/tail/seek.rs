@@ -7,7 +7,6 @@
 //! trusts: the times of the older files' first records are not exceeded, later in those files, by more than the margin can make up
 //! for, and no line's pieces lie further apart than the margin.
 
-use crate::model::limits::READ_MAX_BYTES;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
@@ -27,7 +26,7 @@ const CHECKPOINTS_MAX: usize = 1_024;
 /// How often a file that was listed may be gone before it is opened, in a row.
 const LOOKS_MAX: usize = 64;
 
-/// Looks for a place to begin. Stepped, so that no step reads more than [`READ_MAX_BYTES`].
+/// Looks for a place to begin. Stepped, so that no step takes long.
 #[derive(Debug)]
 pub(super) struct Seek {
     log: LogFiles,
@@ -97,10 +96,7 @@ impl Seek {
                 });
             }
         }
-        Err(Error::Unavailable(format!(
-            "logs in {} are gone before they can be opened",
-            log.dir.display()
-        )))
+        Err(log.elusive())
     }
 
     /// Reads on.
@@ -252,5 +248,3 @@ impl Counted {
         self.checkpoints.pop()
     }
 }
-
-const _: () = assert!(READ_MAX_BYTES as u64 <= MARGIN_BYTES);

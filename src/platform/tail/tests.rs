@@ -1,1 +1,472 @@
+//! Tails of real files, through the stream.
 
+mod model;
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures_util::StreamExt as _;
+
+use super::*;
+use crate::model::line::{GapCause, SourceGap};
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::platform::cri::{self, Record, Stream, path};
+
+/// Nothing here takes longer, however loaded the machine is.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Writes a log as a kubelet's runtime would.
+struct Writer {
+    dir: PathBuf,
+    file: File,
+    rotations: i64,
+}
+
+impl Writer {
+    fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            file: File::create_new(dir.join("0.log")).unwrap(),
+            rotations: 0,
+        }
+    }
+
+    fn raw(&mut self, bytes: impl AsRef<[u8]>) {
+        self.file.write_all(bytes.as_ref()).unwrap();
+    }
+
+    fn line(&mut self, nanos: i64, content: &str) {
+        let mut record = Vec::new();
+        cri::write(
+            &mut record,
+            &Record {
+                time: LogTime::from_nanos(nanos),
+                stream: Stream::Stdout,
+                partial: false,
+                lost: None,
+                content: content.as_bytes(),
+            },
+        );
+        self.raw(record);
+    }
+
+    fn rotate(&mut self) -> PathBuf {
+        self.rotations += 1;
+        let suffix = path::rotation_suffix(LogTime::from_nanos(self.rotations));
+        let rotated = self.dir.join(format!("0.log.{suffix}"));
+        fs::rename(self.dir.join("0.log"), &rotated).unwrap();
+        self.file = File::create_new(self.dir.join("0.log")).unwrap();
+        rotated
+    }
+}
+
+fn compress(log: &Path) {
+    let name = |suffix: &str| PathBuf::from(format!("{}{suffix}", log.display()));
+    let mut gz = GzEncoder::new(File::create(name(".tmp")).unwrap(), Compression::fast());
+    gz.write_all(&fs::read(log).unwrap()).unwrap();
+    gz.finish().unwrap();
+    fs::rename(name(".tmp"), name(".gz")).unwrap();
+    fs::remove_file(log).unwrap();
+}
+
+fn log(dir: &tempfile::TempDir) -> LogFiles {
+    LogFiles {
+        dir: dir.path().to_owned(),
+        restarts: 0,
+    }
+}
+
+async fn next(tail: &mut Tail) -> Option<TailItem> {
+    let item = tokio::time::timeout(DEADLINE, tail.items.next())
+        .await
+        .expect("nothing comes");
+    item.map(|item| item.unwrap())
+}
+
+/// Lines as text, and gaps as their cause.
+async fn rest(tail: &mut Tail) -> Vec<String> {
+    let mut heard = Vec::new();
+    while let Some(item) = next(tail).await {
+        hear(&item, &mut heard);
+    }
+    heard
+}
+
+fn hear(item: &TailItem, heard: &mut Vec<String>) {
+    match item {
+        TailItem::Lines(batch) => {
+            heard.extend(
+                (0..batch.lines.len()).map(|index| String::from_utf8(batch.bytes(index).to_vec()).unwrap()),
+            );
+        }
+        TailItem::Gap(gap) => heard.push(format!("{gap:?}")),
+    }
+}
+
+fn source_gap(lines: u64, bytes: u64, exact: bool) -> String {
+    let cause = GapCause::Source;
+    format!(
+        "{:?}",
+        SourceGap {
+            cause,
+            lines,
+            bytes,
+            exact
+        }
+    )
+}
+
+#[tokio::test]
+async fn follows_what_is_written_later_and_ends_with_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "old");
+    let end = CancellationToken::new();
+    let notifier = Notifier::start();
+    let mut tail = open(&notifier, log(&dir), From::Last(0), Follow::UntilEnd(end.clone()))
+        .await
+        .unwrap();
+    assert_eq!(tail.start, Position::START.after_line(LogTime::from_nanos(1)));
+    for n in 0..5 {
+        writer.line(2, &n.to_string());
+        let mut heard = Vec::new();
+        hear(&next(&mut tail).await.unwrap(), &mut heard);
+        assert_eq!(heard, [format!("{n}\n")]);
+        writer.rotate();
+    }
+    writer.raw("1970-01-01T00:00:01Z stdout P last");
+    end.cancel();
+    assert_eq!(rest(&mut tail).await, ["last"]);
+}
+
+#[tokio::test]
+async fn a_log_that_begins_later_is_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let notifier = Notifier::start();
+    for from in [
+        From::Start,
+        From::Last(0),
+        From::Last(7),
+        From::Since(LogTime::from_nanos(1)),
+        From::After(Position::START),
+    ] {
+        let end = CancellationToken::new();
+        let mut tail = open(&notifier, log(&dir), from, Follow::UntilEnd(end.clone()))
+            .await
+            .unwrap();
+        assert_eq!(tail.start, Position::START);
+        Writer::new(dir.path()).line(1, "first");
+        let mut heard = Vec::new();
+        hear(&next(&mut tail).await.unwrap(), &mut heard);
+        assert_eq!(heard, ["first\n"], "{from:?}");
+        end.cancel();
+        assert_eq!(rest(&mut tail).await, [""; 0]);
+        fs::remove_file(dir.path().join("0.log")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_not_there_is_not_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let notifier = Notifier::polling();
+    let ended = CancellationToken::new();
+    ended.cancel();
+    for follow in [Follow::No, Follow::UntilEnd(ended)] {
+        let error = open(&notifier, log(&dir), From::Start, follow).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound(_)), "{error:?}");
+    }
+    let gone = LogFiles {
+        dir: dir.path().join("gone"),
+        restarts: 0,
+    };
+    let follow = Follow::UntilEnd(CancellationToken::new());
+    let error = open(&notifier, gone, From::Start, follow).await.unwrap_err();
+    assert!(
+        matches!(error, Error::NotFound(_)) && !error.is_retryable(),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_unfinished_line_is_delivered_only_when_the_run_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "whole");
+    writer.raw("1970-01-01T00:00:01Z stdout P begun\n1970-01-01T00:00:02Z stdout F no newline");
+    let notifier = Notifier::polling();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::No).await.unwrap();
+    assert_eq!(rest(&mut tail).await, ["whole\n"]);
+    let ended = CancellationToken::new();
+    ended.cancel();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(ended))
+        .await
+        .unwrap();
+    assert_eq!(rest(&mut tail).await, ["whole\n", "begunno newline\n"]);
+}
+
+#[tokio::test]
+async fn what_is_no_record_is_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.raw("rubbish\n\nmore\n");
+    writer.line(1, "a");
+    writer.raw("1970-01-01T00:00:01Z stdout F:lost=3/40 disk full\n");
+    writer.line(2, "b");
+    writer.raw("1970-01-01T00:00:02Z std");
+    let ended = CancellationToken::new();
+    ended.cancel();
+    let notifier = Notifier::polling();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(ended.clone()))
+        .await
+        .unwrap();
+    let b = "b\n".to_owned();
+    let all = [
+        source_gap(3, 14, false),
+        "a\n".to_owned(),
+        source_gap(3, 40, true),
+        b.clone(),
+        source_gap(1, 25, false),
+    ];
+    assert_eq!(rest(&mut tail).await, all);
+    // A gap directly behind a position is told again rather than not at all.
+    let a = Position::START.after_line(LogTime::from_nanos(1));
+    let mut tail = open(&notifier, log(&dir), From::After(a), Follow::UntilEnd(ended))
+        .await
+        .unwrap();
+    assert_eq!(rest(&mut tail).await, all[2..]);
+}
+
+#[tokio::test]
+async fn a_compressed_log_that_breaks_off_is_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    for n in 0..1_000 {
+        writer.line(n, &n.to_string());
+    }
+    let rotated = writer.rotate();
+    writer.line(1_000, "next");
+    compress(&rotated);
+    let gz = format!("{}.gz", rotated.display());
+    let size = fs::metadata(&gz).unwrap().len();
+    OpenOptions::new()
+        .write(true)
+        .open(&gz)
+        .unwrap()
+        .set_len(size / 2)
+        .unwrap();
+    let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No)
+        .await
+        .unwrap();
+    let heard = rest(&mut tail).await;
+    let gap = heard
+        .iter()
+        .position(|heard| heard.starts_with("SourceGap"))
+        .unwrap();
+    assert!(gap > 10 && (0..gap).all(|n| heard[n] == format!("{n}\n")));
+    assert_eq!(&heard[gap + 1..], ["next\n"]);
+}
+
+/// Some megabytes in several files, some of them compressed; times tie over every boundary.
+fn big_log(dir: &Path, files: i64) -> Vec<(String, LogTime)> {
+    let mut lines = Vec::new();
+    let mut writer = Writer::new(dir);
+    let padding = "x".repeat(1_000);
+    for file in 0..files {
+        for n in 0..1_500 {
+            let nanos = (file * 1_500 + n + 3) / 7 + 1;
+            let content = format!("{file}/{n} {padding}");
+            writer.line(nanos, &content);
+            lines.push((format!("{content}\n"), LogTime::from_nanos(nanos)));
+        }
+        if file + 1 < files {
+            let rotated = writer.rotate();
+            if file % 2 == 1 {
+                compress(&rotated);
+            }
+        }
+    }
+    lines
+}
+
+/// What is read must be what was written, and positions those counted from the beginning.
+async fn check_big_log(dir: &tempfile::TempDir, lines: &[(String, LogTime)]) {
+    let mut at = Position::START;
+    let positions: Vec<Position> = lines
+        .iter()
+        .map(|(_, time)| {
+            at = at.after_line(*time);
+            at
+        })
+        .collect();
+    let all = lines.len();
+    let mut cases = vec![(From::Start, 0)];
+    for last in [0, 1, 2, 1_499, 1_500, 1_501, 4_000, all, all + 1] {
+        cases.push((From::Last(last as u64), all.saturating_sub(last)));
+    }
+    for index in [0, 1, 1_499, 1_500, 1_502, all / 2, all - 2, all - 1] {
+        cases.push((From::After(positions[index]), index + 1));
+        let since = lines[index].1;
+        let first = lines.iter().position(|(_, time)| *time >= since).unwrap();
+        cases.push((From::Since(since), first));
+    }
+    for (from, first) in cases {
+        let mut tail = open(&Notifier::polling(), log(dir), from, Follow::No)
+            .await
+            .unwrap();
+        let start = first
+            .checked_sub(1)
+            .map_or(Position::START, |index| positions[index]);
+        assert_eq!(tail.start, start, "{from:?}");
+        let mut index = first;
+        while let Some(item) = next(&mut tail).await {
+            let batch = match item {
+                TailItem::Lines(batch) => batch,
+                // The oldest lines of a log that has been rotated.
+                TailItem::Gap(_) if positions[first - 1].time == lines[0].1 => continue,
+                TailItem::Gap(gap) => panic!("{from:?}: {gap:?}"),
+            };
+            for (piece, line) in batch.lines.iter().enumerate() {
+                assert_eq!(
+                    (batch.bytes(piece), line.time),
+                    (lines[index].0.as_bytes(), lines[index].1)
+                );
+                assert_eq!(line.after, positions[index], "{from:?}");
+                index += 1;
+            }
+        }
+        assert_eq!(index, all, "{from:?}");
+    }
+}
+
+#[tokio::test]
+async fn positions_do_not_depend_on_where_a_reading_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = big_log(dir.path(), 6);
+    check_big_log(&dir, &lines).await;
+}
+
+#[tokio::test]
+async fn not_even_if_the_clock_went_back_by_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "before");
+    writer.line(1_000_000, "in the future");
+    let mut lines = vec![
+        ("before\n".to_owned(), LogTime::from_nanos(1)),
+        ("in the future\n".to_owned(), LogTime::from_nanos(1_000_000)),
+    ];
+    let first = dir.path().join("0.log.19700101-000000");
+    fs::rename(dir.path().join("0.log"), first).unwrap();
+    lines.extend(big_log(dir.path(), 5));
+    // All that follows is older than the second line, so that every position counts from it.
+    let mut at = Position::START;
+    for (_, time) in &lines {
+        at = at.after_line(*time);
+    }
+    let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No)
+        .await
+        .unwrap();
+    let mut last = tail.start;
+    while let Some(item) = next(&mut tail).await {
+        if let TailItem::Lines(batch) = item {
+            last = batch.lines.last().unwrap().after;
+        }
+    }
+    assert_eq!(last, at);
+    let middle = Position {
+        ordinal: at.ordinal - 10,
+        ..at
+    };
+    let mut tail = open(&Notifier::polling(), log(&dir), From::After(middle), Follow::No)
+        .await
+        .unwrap();
+    let expected: Vec<String> = lines[lines.len() - 10..]
+        .iter()
+        .map(|(line, _)| line.clone())
+        .collect();
+    assert_eq!((tail.start, rest(&mut tail).await), (middle, expected));
+}
+
+/// Writes numbered lines as fast as it can, rotates every few hundred and compresses what is older.
+fn write_wildly(dir: &Path, lines: i64, end: &CancellationToken) {
+    let mut writer = Writer::new(dir);
+    let mut plain = VecDeque::new();
+    for n in 0..lines {
+        writer.line(n / 5, &n.to_string());
+        if n % 300 == 299 {
+            plain.push_back(writer.rotate());
+        }
+        if plain.len() > 2 {
+            compress(&plain.pop_front().unwrap());
+        }
+    }
+    end.cancel();
+}
+
+/// Reads until the end, dropping the tail after every so many items and going on behind the last line.
+async fn read_all(
+    notifier: &Notifier,
+    log: LogFiles,
+    end: CancellationToken,
+    reopen_every: usize,
+) -> Vec<String> {
+    let mut heard = Vec::new();
+    let mut from = From::Start;
+    'open: loop {
+        let mut tail = match open(notifier, log.clone(), from, Follow::UntilEnd(end.clone())).await {
+            Ok(tail) => tail,
+            Err(error) if error.is_retryable() => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let mut items = 0;
+        while let Some(item) = tokio::time::timeout(DEADLINE, tail.items.next())
+            .await
+            .expect("nothing comes")
+        {
+            match item {
+                Ok(item) => {
+                    if let TailItem::Lines(batch) = &item {
+                        from = From::After(batch.lines.last().unwrap().after);
+                    }
+                    hear(&item, &mut heard);
+                }
+                Err(error) if error.is_retryable() => continue 'open,
+                Err(error) => panic!("{error}"),
+            }
+            items += 1;
+            if items == reopen_every {
+                continue 'open;
+            }
+        }
+        return heard;
+    }
+}
+
+#[tokio::test]
+async fn readers_keep_up_with_a_writer_that_rotates() {
+    const LINES: i64 = 15_000;
+    let dir = tempfile::tempdir().unwrap();
+    let end = CancellationToken::new();
+    let notifier = Notifier::start();
+    let (path, ended) = (dir.path().to_owned(), end.clone());
+    let writer = std::thread::spawn(move || write_wildly(&path, LINES, &ended));
+    let (follower, reopening) = tokio::join!(
+        read_all(&notifier, log(&dir), end.clone(), usize::MAX),
+        read_all(&notifier, log(&dir), end.clone(), 1),
+    );
+    writer.join().unwrap();
+    let expected: Vec<String> = (0..LINES).map(|n| format!("{n}\n")).collect();
+    assert!(follower == expected, "follower: {} lines", follower.len());
+    // Within the first lines of equal time it may be told of a gap that is none.
+    let lines: Vec<String> = reopening
+        .into_iter()
+        .filter(|heard| !heard.contains("Rotated"))
+        .collect();
+    assert!(lines == expected, "reopening reader: {} lines", lines.len());
+}

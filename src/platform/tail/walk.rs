@@ -71,7 +71,7 @@ pub(super) struct Checkpoint {
 }
 
 /// What a step did.
-enum Step {
+pub(super) enum Step {
     /// It read so many bytes, or changed files.
     Forward(usize),
     /// There is nothing to read for now.
@@ -173,7 +173,15 @@ impl Walk {
         self.lines.assembler.finish(&mut self.lines.emitter);
     }
 
-    fn step(&mut self, ending: bool, max: usize) -> Result<Step, Error> {
+    /// Which file is being read.
+    #[cfg(test)]
+    pub(super) fn inode(&self) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt as _;
+        Some(self.here.as_ref()?.segment.opened().file.metadata().ok()?.ino())
+    }
+
+    /// Reads up to `max` bytes, or looks for the next file.
+    pub(super) fn step(&mut self, ending: bool, max: usize) -> Result<Step, Error> {
         // Asked before the old file is read, so that the read finds all that was written to it before.
         let leaves = match &self.next {
             Some(next) => ending || next.is_begun(&self.log)?,
@@ -246,7 +254,7 @@ impl Walk {
                 return Ok(Step::Forward(0));
             }
         }
-        Err(self.elusive())
+        Err(self.log.elusive())
     }
 
     /// Looks for the next file, and opens it.
@@ -270,14 +278,7 @@ impl Walk {
                 return Ok(Step::Forward(0));
             }
         }
-        Err(self.elusive())
-    }
-
-    fn elusive(&self) -> Error {
-        Error::Unavailable(format!(
-            "logs in {} are gone before they can be opened",
-            self.log.dir.display()
-        ))
+        Err(self.log.elusive())
     }
 }
 

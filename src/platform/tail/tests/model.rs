@@ -1,0 +1,641 @@
+//! A random writer and a random reader against a list of lines.
+//!
+//! The reader is stepped without a runtime, a few bytes at a time, so that every interleaving can happen and a failure is found
+//! again from its seed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use proptest::prelude::*;
+
+use super::super::seek::{Seek, Sought};
+use super::super::walk::{Step, Walk};
+use super::*;
+use crate::model::limits::LINE_HELD_MAX_BYTES;
+use crate::model::line::GapCause;
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::platform::cri::{self, Record, Stream, path};
+
+/// A line as it should come out.
+#[derive(Clone)]
+struct Produced {
+    bytes: Vec<u8>,
+    time: LogTime,
+}
+
+impl PartialEq for Produced {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.bytes, self.time) == (&other.bytes, other.time)
+    }
+}
+
+impl std::fmt::Debug for Produced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(20)]);
+        write!(
+            f,
+            "{text:?} {} bytes at {}",
+            self.bytes.len(),
+            self.time.as_nanos()
+        )
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    /// A record: which stream, partial, the clock's advance, and a length: 0 = empty, else numbered and padded.
+    Write {
+        stderr: bool,
+        partial: bool,
+        tick: i64,
+        len: usize,
+    },
+    /// A line over the limit, with a line of the other stream within it.
+    WriteLong {
+        stderr: bool,
+    },
+    /// The next record is written only as far as this many bytes before the reader has a look.
+    WriteHalf {
+        bytes: usize,
+    },
+    Rotate,
+    /// Compresses the oldest log that is not.
+    Compress,
+    /// Removes the oldest.
+    Remove,
+    /// The reader reads on: so many steps of so many bytes.
+    Read {
+        steps: usize,
+        bytes: usize,
+    },
+    /// The reader reads all there is.
+    Drain,
+    /// The reader is dropped, and another goes on behind its last position.
+    Reopen,
+    /// The log is cut to nothing, and the reader sees it.
+    Truncate,
+    /// Another reader reads the last lines, or those since some time ago, or all.
+    Last(u64),
+    Since(i64),
+    Start,
+    AfterAny(prop::sample::Index),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        20 => (any::<bool>(), prop::bool::weighted(0.3), prop_oneof![4 => Just(0), 4 => 1..3_i64, 1 => Just(-1)], prop_oneof![Just(0), 1..40_usize])
+            .prop_map(|(stderr, partial, tick, len)| Action::Write { stderr, partial, tick, len }),
+        1 => any::<bool>().prop_map(|stderr| Action::WriteLong { stderr }),
+        3 => (1..40_usize).prop_map(|bytes| Action::WriteHalf { bytes }),
+        6 => Just(Action::Rotate),
+        3 => Just(Action::Compress),
+        2 => Just(Action::Remove),
+        8 => (1..4_usize, 1..200_usize).prop_map(|(steps, bytes)| Action::Read { steps, bytes }),
+        2 => Just(Action::Drain),
+        3 => Just(Action::Reopen),
+        1 => Just(Action::Truncate),
+        1 => (0..6_u64).prop_map(Action::Last),
+        1 => (-2..6_i64).prop_map(Action::Since),
+        1 => Just(Action::Start),
+        2 => any::<prop::sample::Index>().prop_map(Action::AfterAny),
+    ]
+}
+
+/// The writer, its directory, and what a reader should make of it.
+struct World {
+    _dir: tempfile::TempDir,
+    log: LogFiles,
+    now: i64,
+    number: u64,
+    produced: Vec<Produced>,
+    /// Begun lines, by stream.
+    held: [Option<Produced>; 2],
+    /// Bytes of records that are not yet in the file.
+    unwritten: Vec<u8>,
+    /// Oldest first, the one being written last.
+    files: Vec<Kept>,
+    rotations: i64,
+    /// Whether old files are removed. Then times do not go back over a rotation: a time that occurs again behind the file that
+    /// is gone would be taken for the one that was in it.
+    removes: bool,
+    /// The newest time in a rotated file.
+    rotated_at: i64,
+    /// Whether a line was unfinished at the last rotation.
+    held_over: bool,
+    /// Whether files were removed or cut: then positions may be counted differently by others.
+    disturbed: bool,
+}
+
+/// A file that is there.
+struct Kept {
+    path: PathBuf,
+    /// Whether it ends within a line.
+    torn: bool,
+    /// Its inodes: before and after compression.
+    inodes: Vec<u64>,
+}
+
+impl World {
+    fn new(removes: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log = LogFiles {
+            dir: dir.path().to_owned(),
+            restarts: 0,
+        };
+        let mut world = Self {
+            _dir: dir,
+            log,
+            now: 1_000,
+            number: 0,
+            produced: Vec::new(),
+            held: [None, None],
+            unwritten: Vec::new(),
+            files: Vec::new(),
+            rotations: 0,
+            removes,
+            rotated_at: 0,
+            held_over: false,
+            disturbed: false,
+        };
+        world.create();
+        world
+    }
+
+    fn active(&self) -> PathBuf {
+        self.log.dir.join("0.log")
+    }
+
+    fn create(&mut self) {
+        let file = File::create_new(self.active()).unwrap();
+        self.files.push(Kept {
+            path: self.active(),
+            torn: false,
+            inodes: vec![file.metadata().unwrap().ino()],
+        });
+    }
+
+    fn append(&self, bytes: &[u8]) {
+        OpenOptions::new()
+            .append(true)
+            .open(self.active())
+            .unwrap()
+            .write_all(bytes)
+            .unwrap();
+    }
+
+    fn flush(&mut self) {
+        let unwritten = std::mem::take(&mut self.unwritten);
+        self.append(&unwritten);
+    }
+
+    fn record(&mut self, stderr: bool, partial: bool, content: &[u8]) {
+        let time = LogTime::from_nanos(self.now);
+        let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
+        cri::write(
+            &mut self.unwritten,
+            &Record {
+                time,
+                stream,
+                partial,
+                lost: None,
+                content,
+            },
+        );
+        let held = &mut self.held[usize::from(stderr)];
+        let line = held.get_or_insert(Produced {
+            bytes: Vec::new(),
+            time,
+        });
+        line.bytes.extend_from_slice(content);
+        if !partial {
+            line.bytes.push(b'\n');
+            self.produced.extend(held.take());
+        }
+    }
+
+    /// Lines without end end, the older first.
+    fn end_lines(&mut self) {
+        let mut ended: Vec<Produced> = self.held.iter_mut().filter_map(Option::take).collect();
+        ended.sort_by_key(|line| line.time);
+        self.produced
+            .extend(ended.into_iter().filter(|line| !line.bytes.is_empty()));
+    }
+
+    fn content(&mut self, len: usize) -> Vec<u8> {
+        self.number += 1;
+        let number = format!("{}.", self.number);
+        if len == 0 {
+            Vec::new()
+        } else {
+            format!("{number:x<len$}").into_bytes()
+        }
+    }
+
+    fn write_long(&mut self, stderr: bool) {
+        // A line that is held already would make another order.
+        if self.held.iter().any(Option::is_some) {
+            return;
+        }
+        self.now += 1;
+        let piece = vec![b'l'; LINE_HELD_MAX_BYTES / 2];
+        let (early, late) = (self.content(9), self.content(9));
+        self.record(stderr, true, &piece);
+        self.now += 1;
+        self.record(!stderr, false, &early);
+        self.record(stderr, true, &piece);
+        self.record(stderr, true, &self.number.to_string().into_bytes());
+        let begun = self.produced.len();
+        self.record(!stderr, false, &late);
+        self.record(stderr, false, b"end");
+        // What ended while the long line flowed comes behind it.
+        self.produced[begun..].rotate_left(1);
+    }
+
+    fn rotate(&mut self) {
+        self.rotations += 1;
+        self.held_over = self.held.iter().any(Option::is_some);
+        let suffix = path::rotation_suffix(LogTime::from_nanos(self.rotations));
+        self.rotated_at = self.now;
+        let kept = self.files.last_mut().unwrap();
+        kept.torn = self.held_over;
+        let rotated = self.log.dir.join(format!("0.log.{suffix}"));
+        fs::rename(&kept.path, &rotated).unwrap();
+        kept.path = rotated;
+        self.create();
+    }
+
+    fn compress(&mut self) {
+        let rotated = self.files.len() - 1;
+        let Some(kept) = self.files[..rotated]
+            .iter_mut()
+            .find(|kept| kept.path.extension().unwrap() != "gz")
+        else {
+            return;
+        };
+        let tmp = PathBuf::from(format!("{}.tmp", kept.path.display()));
+        let mut gz = GzEncoder::new(File::create(&tmp).unwrap(), Compression::fast());
+        gz.write_all(&fs::read(&kept.path).unwrap()).unwrap();
+        kept.inodes.push(gz.finish().unwrap().metadata().unwrap().ino());
+        let path = PathBuf::from(format!("{}.gz", kept.path.display()));
+        fs::rename(tmp, &path).unwrap();
+        fs::remove_file(&kept.path).unwrap();
+        kept.path = path;
+    }
+
+    /// Expected positions behind each line.
+    fn positions(&self) -> Vec<Position> {
+        let mut at = Position::START;
+        let mut positions = Vec::new();
+        for line in &self.produced {
+            at = at.after_line(line.time);
+            positions.push(at);
+        }
+        positions
+    }
+}
+
+/// What a reader said.
+#[derive(Clone, Debug)]
+enum Heard {
+    /// A line, and the position behind it.
+    Line(Produced, Position),
+    /// A line, or the rest of one of which pieces came before a gap.
+    Rest(Produced),
+    Gap,
+}
+
+/// Joins pieces.
+#[derive(Default)]
+struct Ear {
+    heard: Vec<Heard>,
+    line: Vec<u8>,
+    /// Whether pieces were heard before a gap, and nothing since.
+    torn: bool,
+    /// The position to go on from; none before anything was heard.
+    last: Option<Position>,
+}
+
+impl Ear {
+    fn hear(&mut self, items: Vec<TailItem>) {
+        for item in items {
+            let TailItem::Lines(batch) = item else {
+                // A line of which pieces were heard has lost the rest, unless the gap was one that may be none.
+                self.torn |= !self.line.is_empty();
+                self.line.clear();
+                self.heard.push(Heard::Gap);
+                continue;
+            };
+            for (index, line) in batch.lines.iter().enumerate() {
+                assert!(!batch.bytes(index).is_empty());
+                self.line.extend_from_slice(batch.bytes(index));
+                self.last = Some(line.after);
+                if line.ends {
+                    let bytes = std::mem::take(&mut self.line);
+                    let heard = Produced {
+                        bytes,
+                        time: line.time,
+                    };
+                    self.heard.push(if std::mem::take(&mut self.torn) {
+                        Heard::Rest(heard)
+                    } else {
+                        Heard::Line(heard, line.after)
+                    });
+                }
+            }
+        }
+    }
+
+    fn lines(&self) -> Vec<(Produced, Position)> {
+        let line = |heard: &Heard| match heard {
+            Heard::Line(line, at) => Some((line.clone(), *at)),
+            Heard::Rest(_) | Heard::Gap => None,
+        };
+        self.heard.iter().filter_map(line).collect()
+    }
+
+    fn gaps(&self) -> usize {
+        self.heard
+            .iter()
+            .filter(|heard| matches!(heard, Heard::Gap))
+            .count()
+    }
+}
+
+fn seek(log: &LogFiles, from: From) -> (Walk, Position) {
+    let mut seek = Seek::new(log.clone(), from, false).unwrap();
+    loop {
+        match seek.step().unwrap() {
+            Sought::Seeking(further) => seek = further,
+            Sought::Found(walk, start) => return (walk, start),
+        }
+    }
+}
+
+fn drain(walk: &mut Walk, ear: &mut Ear, ending: bool) {
+    while !walk.pull(ending).unwrap() {
+        ear.hear(walk.take(false));
+    }
+    if ending {
+        walk.finish();
+    }
+    ear.hear(walk.take(true));
+}
+
+/// The follower under test.
+struct Follower {
+    walk: Walk,
+    start: Position,
+    ear: Ear,
+    /// How many gaps there may be at most.
+    gaps_allowed: usize,
+}
+
+impl Follower {
+    /// Which of the files is being read.
+    fn index(&self, world: &World) -> usize {
+        // A stale inode of an older file may be in use again by a newer one.
+        let inode = self.walk.inode();
+        world
+            .files
+            .iter()
+            .rposition(|kept| inode.is_none_or(|inode| kept.inodes.contains(&inode)))
+            .unwrap_or(0)
+    }
+
+    fn read(&mut self, steps: usize, bytes: usize) {
+        for _ in 0..steps {
+            if matches!(self.walk.step(false, bytes).unwrap(), Step::Idle) {
+                break;
+            }
+        }
+        self.ear.hear(self.walk.take(false));
+    }
+
+    fn reopen(&mut self, world: &World) {
+        let at = self.ear.last.unwrap_or(self.start);
+        let (mut oldest, _) = seek(&world.log, From::Start);
+        let mut first = Ear::default();
+        drain(&mut oldest, &mut first, false);
+        let tied = first
+            .lines()
+            .first()
+            .is_some_and(|(line, _)| line.time == at.time);
+        if world.files.len() > 1 && (tied || at == Position::START) {
+            self.gaps_allowed += 1;
+        }
+        // Its line is gone, with the file that was removed or cut.
+        let base = Position { offset: 0, ..at };
+        let there = base == Position::START || first.lines().iter().any(|(_, end)| *end == base);
+        self.gaps_allowed += usize::from(world.disturbed && !there);
+        let (walk, start) = seek(&world.log, From::After(at));
+        self.walk = walk;
+        if !world.disturbed {
+            assert_eq!(start, at);
+        }
+    }
+}
+
+/// Delivered and gaps are what was produced, in order, without repeats.
+fn check_oracle(produced: &[Produced], ear: &Ear) {
+    let mut at: Vec<usize> = vec![0];
+    for (index, heard) in ear.heard.iter().enumerate() {
+        at = match heard {
+            Heard::Gap => (at[0]..=produced.len()).collect(),
+            Heard::Line(line, _) => {
+                at.retain(|at| produced.get(*at) == Some(line));
+                at.iter().map(|at| at + 1).collect()
+            }
+            Heard::Rest(line) => {
+                at.retain(|at| {
+                    produced
+                        .get(*at)
+                        .is_some_and(|whole| whole.bytes.ends_with(&line.bytes))
+                });
+                at.iter().map(|at| at + 1).collect()
+            }
+        };
+        assert!(
+            !at.is_empty(),
+            "at {index}: {heard:?}\nheard {:#?}\nproduced {produced:#?}",
+            ear.heard
+        );
+    }
+    let end = produced.len();
+    assert!(
+        at.contains(&end),
+        "ends at {at:?} of {end}: heard {:#?}\nproduced {produced:#?}",
+        ear.heard
+    );
+}
+
+fn check_reading(world: &World, from: From, first: usize) {
+    let (mut walk, start) = seek(&world.log, from);
+    let mut ear = Ear::default();
+    drain(&mut walk, &mut ear, false);
+    let positions = world.positions();
+    let expected: Vec<_> = world
+        .produced
+        .iter()
+        .cloned()
+        .zip(positions.iter().copied())
+        .skip(first)
+        .collect();
+    assert_eq!(ear.lines(), expected, "{from:?}");
+    if first < world.produced.len() || !matches!(from, From::Since(_)) {
+        let before = first
+            .checked_sub(1)
+            .map_or(Position::START, |index| positions[index]);
+        assert_eq!(start, before, "{from:?}");
+    }
+}
+
+fn act(world: &mut World, follower: &mut Follower, action: Action) {
+    if !matches!(
+        action,
+        Action::Read { .. } | Action::Drain | Action::WriteHalf { .. }
+    ) {
+        world.flush();
+    }
+    match action {
+        Action::Write {
+            stderr,
+            partial,
+            tick,
+            len,
+        } => {
+            let tick = if world.removes {
+                tick.max(world.rotated_at - world.now)
+            } else {
+                tick
+            };
+            world.now += tick;
+            let content = world.content(len);
+            world.record(stderr, partial, &content);
+            world.now -= tick.min(0);
+            world.flush();
+        }
+        Action::WriteLong { stderr } => {
+            world.write_long(stderr);
+            world.flush();
+        }
+        Action::WriteHalf { bytes } => {
+            world.flush();
+            let content = world.content(20);
+            world.record(false, false, &content);
+            let rest = world.unwritten.split_off(bytes.min(world.unwritten.len()));
+            world.flush();
+            world.unwritten = rest;
+        }
+        // Nobody rotates an empty file, and one could not be told from another.
+        Action::Rotate if fs::metadata(world.active()).unwrap().len() == 0 => {}
+        Action::Rotate => world.rotate(),
+        Action::Compress => world.compress(),
+        // Of a torn line the rest would be told as a line of its own, perhaps again.
+        Action::Remove if world.removes && world.files.len() > 2 && !world.files[0].torn => {
+            if follower.index(world) == 0 {
+                follower.gaps_allowed += 1;
+            }
+            let kept = world.files.remove(0);
+            fs::remove_file(kept.path).unwrap();
+            world.disturbed = true;
+        }
+        Action::Remove => {}
+        Action::Read { steps, bytes } => follower.read(steps, bytes),
+        Action::Drain => drain(&mut follower.walk, &mut follower.ear, false),
+        Action::Reopen => follower.reopen(world),
+        // A line of which only the end is cut off would be told again by its beginning.
+        Action::Truncate if world.held_over => {}
+        Action::Truncate => {
+            drain(&mut follower.walk, &mut follower.ear, false);
+            let file = OpenOptions::new().write(true).open(world.active()).unwrap();
+            if file.metadata().unwrap().len() > 0 {
+                file.set_len(0).unwrap();
+                drain(&mut follower.walk, &mut follower.ear, false);
+                world.end_lines();
+                world.now += 10;
+                world.disturbed = true;
+                follower.gaps_allowed += 1;
+            }
+        }
+        action if !world.disturbed => check_another(world, &action),
+        _ => {}
+    }
+}
+
+/// Another reader begins at some place, and reads what it should.
+fn check_another(world: &World, action: &Action) {
+    let (from, first) = match *action {
+        Action::Last(lines) => {
+            let all = world.produced.len();
+            (
+                From::Last(lines),
+                all.saturating_sub(usize::try_from(lines).unwrap()),
+            )
+        }
+        Action::Since(ago) => {
+            let since = LogTime::from_nanos(world.now - ago);
+            let first = world.produced.iter().position(|line| line.time >= since);
+            (From::Since(since), first.unwrap_or(world.produced.len()))
+        }
+        Action::AfterAny(index) if !world.produced.is_empty() => {
+            let index = index.index(world.produced.len());
+            (From::After(world.positions()[index]), index + 1)
+        }
+        _ => (From::Start, 0),
+    };
+    check_reading(world, from, first);
+}
+
+proptest! {
+    #[test]
+    fn tail_model(removes: bool, actions in prop::collection::vec(action(), 0..120)) {
+        let mut world = World::new(removes);
+        let (walk, start) = seek(&world.log, From::Start);
+        let mut follower = Follower { walk, start, ear: Ear::default(), gaps_allowed: 0 };
+        for action in actions {
+            act(&mut world, &mut follower, action);
+        }
+        world.flush();
+        world.end_lines();
+        drain(&mut follower.walk, &mut follower.ear, true);
+        check_oracle(&world.produced, &follower.ear);
+        prop_assert!(follower.ear.gaps() <= follower.gaps_allowed, "{} > {}", follower.ear.gaps(), follower.gaps_allowed);
+        if !world.disturbed {
+            let heard: Vec<Position> = follower.ear.lines().into_iter().map(|(_, at)| at).collect();
+            if follower.ear.gaps() == 0 {
+                prop_assert_eq!(heard, world.positions());
+            }
+        }
+    }
+}
+
+#[test]
+fn gap_causes_are_told_apart() {
+    let mut world = World::new(true);
+    let (mut walk, _) = seek(&world.log, From::Start);
+    for _ in 0..4 {
+        world.now += 1;
+        world.record(false, false, b"line");
+        world.flush();
+        world.rotate();
+    }
+    for _ in 0..3 {
+        walk.step(false, 10).unwrap();
+    }
+    for kept in world.files.drain(..2) {
+        fs::remove_file(kept.path).unwrap();
+    }
+    let mut gaps = Vec::new();
+    while !walk.pull(false).unwrap() {}
+    for item in walk.take(true) {
+        if let TailItem::Gap(gap) = item {
+            gaps.push((gap.cause, gap.exact));
+        }
+    }
+    assert_eq!(gaps, [(GapCause::Rotated, false)]);
+}
