@@ -53,9 +53,7 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
         },
         Task::Logs(config) => {
             let look = Look::of_process(config.output, config.timestamps);
-            runtime
-                .block_on(logs::run(&config, io::stdout(), io::stderr(), look))
-                .into()
+            runtime.block_on(logs::run(&config, io::stdout(), io::stderr(), look)).into()
         }
         Task::IdentityNew(config) => match new_identity(&config.dir) {
             Ok(address) => say(&address.to_string()),
@@ -66,15 +64,9 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
                 Ok(program) => program,
                 Err(error) => return fail(&format!("cannot find this program: {error}")),
             };
-            let parts = demo::Parts {
-                program,
-                sample: SAMPLE,
-                new_identity: &new_identity,
-            };
+            let parts = demo::Parts { program, sample: SAMPLE, new_identity: &new_identity };
             let look = Look::of_process(Output::Text, false);
-            runtime
-                .block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look))
-                .into()
+            runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look)).into()
         }
     }
 }
@@ -85,11 +77,7 @@ fn refuse(stop: &Stop) -> ExitCode {
         Stop::Clap(error) => {
             // Nobody to tell if this cannot be printed.
             let _ = error.print();
-            if error.use_stderr() {
-                Exit::Usage.into()
-            } else {
-                Exit::Done.into()
-            }
+            if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
         }
         Stop::Faults(faults) => {
             let _ = writeln!(io::stderr(), "{faults}");

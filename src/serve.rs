@@ -124,10 +124,8 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     };
     let listener = listen("--listen", config.listen).await?;
     let admin_listener = listen("--admin-listen", config.admin_listen).await?;
-    let addresses = (
-        listener.local_addr().map_err(internal)?,
-        admin_listener.local_addr().map_err(internal)?,
-    );
+    let addresses =
+        (listener.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
     let notifier = Notifier::start();
     let trust = DirTrust::open(&config.trust_dir, &notifier, config.limits.trust_poll).await?;
     if trust.certificates() == 0 {
@@ -187,7 +185,8 @@ fn read_sdls(leases: &[(LeaseId, PathBuf)]) -> Result<Vec<(LeaseId, Sdl)>, Serve
 }
 
 fn told(faulty: &[(LeaseId, PathBuf, SdlError)]) -> String {
-    let each = faulty.iter().map(|(lease, file, error)| format!("--lease {lease}={}: {error}", file.display()));
+    let each =
+        faulty.iter().map(|(lease, file, error)| format!("--lease {lease}={}: {error}", file.display()));
     each.collect::<Vec<_>>().join("\n")
 }
 

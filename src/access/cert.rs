@@ -213,17 +213,11 @@ fn check_signature(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
     let point = p256_point(&certificate.subject_pki).ok_or(Refusal::CertificateKey)?;
     // The algorithm stands inside and outside the part that is signed; RFC 5280 wants them equal.
     let algorithms = [&certificate.signature_algorithm, &certificate.signature];
-    if algorithms
-        .iter()
-        .any(|algorithm| algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256)
-    {
+    if algorithms.iter().any(|algorithm| algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256) {
         return Err(Refusal::CertificateAlgorithm);
     }
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
-        .verify(
-            certificate.tbs_certificate.as_ref(),
-            &certificate.signature_value.data,
-        )
+        .verify(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
         .map_err(|_| Refusal::CertificateSignature)
 }
 
@@ -324,9 +318,8 @@ mod tests {
         only: Option<usize>,
     ) -> CertificateDer<'static> {
         let mut bytes = der.to_vec();
-        let places: Vec<usize> = (0..bytes.len() - old.len())
-            .filter(|at| bytes[*at..].starts_with(old))
-            .collect();
+        let places: Vec<usize> =
+            (0..bytes.len() - old.len()).filter(|at| bytes[*at..].starts_with(old)).collect();
         assert!(!places.is_empty());
         for (n, at) in places.into_iter().enumerate() {
             if only.is_none_or(|only| only == n) {
@@ -366,15 +359,9 @@ mod tests {
             assert_eq!(check(&bytes.into()), Err(Refusal::CertificateMalformed));
         }
         let large = vec![0; CERTIFICATE_MAX_BYTES];
-        refused(
-            Refusal::CertificateMalformed,
-            with_extension(UNKNOWN, &large, false),
-        );
+        refused(Refusal::CertificateMalformed, with_extension(UNKNOWN, &large, false));
         let garbage = [0x30, 0x03, 0x01];
-        refused(
-            Refusal::CertificateMalformed,
-            with_extension(NAME_CONSTRAINTS, &garbage, false),
-        );
+        refused(Refusal::CertificateMalformed, with_extension(NAME_CONSTRAINTS, &garbage, false));
         refused(Refusal::CertificateMalformed, |tenant| {
             with_extension(UNKNOWN, &[5, 0], false)(tenant);
             with_extension(UNKNOWN, &[5, 0], false)(tenant);
@@ -384,10 +371,7 @@ mod tests {
     #[test]
     fn the_subject_is_one_account_address() {
         let address = Tenant::new(1, 1).address;
-        refused(
-            Refusal::CertificateSubject,
-            with_name(&address.as_str().to_uppercase()),
-        );
+        refused(Refusal::CertificateSubject, with_name(&address.as_str().to_uppercase()));
         refused(Refusal::CertificateSubject, with_name("localhost"));
         refused(Refusal::CertificateSubject, with_name(&format!("{address} ")));
         refused(Refusal::CertificateSubject, |tenant| {
@@ -407,18 +391,9 @@ mod tests {
             let issuer = Issuer::from_params(issuer, key);
             check(mine.params.signed_by(&mine.key, &issuer).unwrap().der())
         };
-        assert_eq!(
-            signed_by(&theirs.params, &theirs.key),
-            Err(Refusal::CertificateIssuer)
-        );
-        assert_eq!(
-            signed_by(&theirs.params, &mine.key),
-            Err(Refusal::CertificateIssuer)
-        );
-        assert_eq!(
-            signed_by(&mine.params, &theirs.key),
-            Err(Refusal::CertificateSignature)
-        );
+        assert_eq!(signed_by(&theirs.params, &theirs.key), Err(Refusal::CertificateIssuer));
+        assert_eq!(signed_by(&theirs.params, &mine.key), Err(Refusal::CertificateIssuer));
+        assert_eq!(signed_by(&mine.params, &theirs.key), Err(Refusal::CertificateSignature));
         signed_by(&mine.params, &mine.key).unwrap();
     }
 
@@ -429,10 +404,7 @@ mod tests {
             spoilt(|tenant| tenant.params.serial_number = Some(number))
         };
         assert_eq!(serial(&[0]), Err(Refusal::CertificateSerial));
-        assert_eq!(
-            serial(&[0xff; SERIAL_MAX_BYTES + 1]),
-            Err(Refusal::CertificateSerial)
-        );
+        assert_eq!(serial(&[0xff; SERIAL_MAX_BYTES + 1]), Err(Refusal::CertificateSerial));
         assert!(serial(&[0xff; SERIAL_MAX_BYTES]).is_ok());
         let long = serial(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
         assert_eq!(long.serial().as_str(), "1208925819614629174706176");
@@ -489,15 +461,9 @@ mod tests {
 
     #[test]
     fn critical_extensions_are_understood() {
-        refused(
-            Refusal::CertificateExtension,
-            with_extension(UNKNOWN, &[5, 0], true),
-        );
+        refused(Refusal::CertificateExtension, with_extension(UNKNOWN, &[5, 0], true));
         let names = [0x30, 3, 0x82, 1, b'a'];
-        refused(
-            Refusal::CertificateExtension,
-            with_extension(SUBJECT_ALTERNATIVE_NAME, &names, true),
-        );
+        refused(Refusal::CertificateExtension, with_extension(SUBJECT_ALTERNATIVE_NAME, &names, true));
         spoilt(with_extension(UNKNOWN, &[5, 0], false)).unwrap();
         // As Akash's Go tools write it for the host "a".
         let constraints = [0x30, 7, 0xa0, 5, 0x30, 3, 0x82, 1, b'a'];
@@ -541,14 +507,8 @@ mod tests {
         let bytes = CertificateDer::from(bytes);
         let _ = public_key(&bytes);
         if let Ok(altered) = check(&bytes) {
-            let said = |one: &Presented| {
-                (
-                    one.owner.clone(),
-                    one.serial.clone(),
-                    one.not_before,
-                    one.not_after,
-                )
-            };
+            let said =
+                |one: &Presented| (one.owner.clone(), one.serial.clone(), one.not_before, one.not_after);
             assert_eq!(said(&altered), said(&GOOD));
         }
     }

@@ -98,18 +98,12 @@ impl DirTrust {
             blind: false,
         };
         let first = keeper.look(true).await;
-        first.map_err(|error| OpenError {
-            dir: dir.to_owned(),
-            error,
-        })?;
+        first.map_err(|error| OpenError { dir: dir.to_owned(), error })?;
         let index = Arc::clone(&keeper.index);
         tracing::info!(?dir, certificates = index.len(), "trust directory read");
         #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
         let task = tokio::spawn(keeper.run());
-        Ok(Self {
-            index,
-            _keeper: AbortOnDropHandle::new(task),
-        })
+        Ok(Self { index, _keeper: AbortOnDropHandle::new(task) })
     }
 
     /// How many certificates are trusted at present.
@@ -124,19 +118,14 @@ impl Trust for DirTrust {
         owner: &'a Owner,
         serial: &'a Serial,
     ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
-        let verdict = self
-            .index
-            .get(owner, serial)
-            .map_or(Verdict::Unknown, Verdict::Trusted);
+        let verdict = self.index.get(owner, serial).map_or(Verdict::Unknown, Verdict::Trusted);
         Box::pin(std::future::ready(Ok(verdict)))
     }
 }
 
 impl fmt::Debug for DirTrust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirTrust")
-            .field("certificates", &self.index.len())
-            .finish_non_exhaustive()
+        f.debug_struct("DirTrust").field("certificates", &self.index.len()).finish_non_exhaustive()
     }
 }
 

@@ -100,10 +100,7 @@ impl Gate {
         }
         Ok(Admission {
             identity: Identity::owner_in_person(presented.owner().clone()),
-            standing: Standing {
-                withdrawn: trusted.withdrawn().clone(),
-                expires,
-            },
+            standing: Standing { withdrawn: trusted.withdrawn().clone(), expires },
         })
     }
 }
@@ -162,10 +159,7 @@ mod tests {
     }
 
     fn gate(answer: Result<Verdict, Unavailable>) -> (Gate, Arc<Double>) {
-        let double = Arc::new(Double {
-            answer,
-            asked: Mutex::default(),
-        });
+        let double = Arc::new(Double { answer, asked: Mutex::default() });
         (Gate::new(Arc::clone(&double) as Arc<dyn Trust>), double)
     }
 
@@ -206,30 +200,10 @@ mod tests {
             (Peer::new(Some(&[])), None, NOW, Refusal::NoCredentials),
             (Peer::new(None), Some(b"Bearer x"), NOW, Refusal::TokenNotAccepted),
             (peer(&good), Some(b""), NOW, Refusal::Ambiguous),
-            (
-                peer(&b"x".to_vec().into()),
-                None,
-                NOW,
-                Refusal::CertificateMalformed,
-            ),
-            (
-                Peer::new(Some(&[good.clone(), good.clone()])),
-                None,
-                NOW,
-                Refusal::CertificateChain,
-            ),
-            (
-                peer(&good),
-                None,
-                NOW.saturating_add_nanos(-1),
-                Refusal::CertificateNotYetValid,
-            ),
-            (
-                peer(&good),
-                None,
-                later(YEAR + Duration::from_nanos(1)),
-                Refusal::CertificateExpired,
-            ),
+            (peer(&b"x".to_vec().into()), None, NOW, Refusal::CertificateMalformed),
+            (Peer::new(Some(&[good.clone(), good.clone()])), None, NOW, Refusal::CertificateChain),
+            (peer(&good), None, NOW.saturating_add_nanos(-1), Refusal::CertificateNotYetValid),
+            (peer(&good), None, later(YEAR + Duration::from_nanos(1)), Refusal::CertificateExpired),
         ];
         for (peer, authorization, now, expected) in cases {
             let refusal = gate.admit(&peer, authorization, now).await.unwrap_err();
@@ -287,10 +261,7 @@ mod tests {
             trusted.withdraw();
         };
         let (first, second, ()) = tokio::join!(first.standing.ended(), second.standing.ended(), withdraw);
-        assert_eq!(
-            (first, second),
-            (Refusal::CertificateWithdrawn, Refusal::CertificateWithdrawn)
-        );
+        assert_eq!((first, second), (Refusal::CertificateWithdrawn, Refusal::CertificateWithdrawn));
         // Who is let in at this very moment is put out at once.
         let third = gate.admit(&peer(&certificate), None, NOW).await.unwrap();
         assert_eq!(third.standing.ended().await, Refusal::CertificateWithdrawn);

@@ -139,11 +139,7 @@ impl IdentityFiles {
             Presented::from_chain(&chain).map_err(|refusal| IdentityError::Form { path, refusal })?;
         let key = load_key(&dir.join(KEY_FILE), &chain)?;
         check_address(&dir.join(ADDRESS_FILE), presented.owner())?;
-        Ok(Self {
-            address: presented.owner().clone(),
-            chain,
-            key,
-        })
+        Ok(Self { address: presented.owner().clone(), chain, key })
     }
 
     /// The account.
@@ -159,9 +155,7 @@ impl IdentityFiles {
 
 impl fmt::Debug for IdentityFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IdentityFiles")
-            .field("address", &self.address)
-            .finish_non_exhaustive()
+        f.debug_struct("IdentityFiles").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -177,14 +171,9 @@ pub(crate) fn certificate_params(owner: &Owner, now: LogTime) -> Result<Certific
     params.distinguished_name = subject;
     params.serial_number = Some(SerialNumber::from_slice(&serial.to_be_bytes()));
     params.not_before = begin;
-    params.not_after = begin
-        .checked_add(time::Duration::days(VALIDITY_DAYS))
-        .ok_or(IdentityError::Clock)?;
+    params.not_after = begin.checked_add(time::Duration::days(VALIDITY_DAYS)).ok_or(IdentityError::Clock)?;
     params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![
-        KeyUsagePurpose::KeyEncipherment,
-        KeyUsagePurpose::DataEncipherment,
-    ];
+    params.key_usages = vec![KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::DataEncipherment];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     Ok(params)
 }
@@ -206,10 +195,7 @@ fn load_key(path: &Path, chain: &[CertificateDer<'_>]) -> Result<PrivateKeyDer<'
 fn check_address(path: &Path, owner: &Owner) -> Result<(), IdentityError> {
     match read(path) {
         Ok(bytes) if bytes.trim_ascii() == owner.as_str().as_bytes() => Ok(()),
-        Ok(_) => Err(content_error(
-            path,
-            "is not the address in the certificate beside it",
-        )),
+        Ok(_) => Err(content_error(path, "is not the address in the certificate beside it")),
         Err(IdentityError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
@@ -228,17 +214,11 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
 }
 
 fn io_error(path: &Path, error: io::Error) -> IdentityError {
-    IdentityError::Io {
-        path: path.to_owned(),
-        error,
-    }
+    IdentityError::Io { path: path.to_owned(), error }
 }
 
 fn content_error(path: &Path, reason: &'static str) -> IdentityError {
-    IdentityError::Content {
-        path: path.to_owned(),
-        reason,
-    }
+    IdentityError::Content { path: path.to_owned(), reason }
 }
 
 // === impl Made ===
@@ -254,12 +234,7 @@ struct Made {
 
 impl Made {
     fn dir(dir: &Path) -> Result<Self, IdentityError> {
-        let mut made = Self {
-            dir: dir.to_owned(),
-            files: Vec::new(),
-            fresh_dir: false,
-            kept: false,
-        };
+        let mut made = Self { dir: dir.to_owned(), files: Vec::new(), fresh_dir: false, kept: false };
         if !dir.is_dir() {
             DirBuilder::new()
                 .mode(DIR_MODE)
@@ -279,22 +254,17 @@ impl Made {
             .permissions(Permissions::from_mode(mode))
             .tempfile_in(&self.dir)
             .map_err(io)?;
-        file.write_all(content)
-            .and_then(|()| file.as_file().sync_all())
-            .map_err(io)?;
-        file.persist_noclobber(&path)
-            .map_err(|refused| match refused.error.kind() {
-                io::ErrorKind::AlreadyExists => IdentityError::Exists { path: path.clone() },
-                _ => io(refused.error),
-            })?;
+        file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(io)?;
+        file.persist_noclobber(&path).map_err(|refused| match refused.error.kind() {
+            io::ErrorKind::AlreadyExists => IdentityError::Exists { path: path.clone() },
+            _ => io(refused.error),
+        })?;
         self.files.push(path);
         Ok(self)
     }
 
     fn keep(mut self) -> Result<(), IdentityError> {
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|error| io_error(&self.dir, error))?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(|error| io_error(&self.dir, error))?;
         self.kept = true;
         Ok(())
     }
@@ -347,10 +317,7 @@ mod tests {
         let error = IdentityFiles::load(dir).unwrap_err();
         let text = format!("{error} {error:?}");
         let begin = dir.join(file).display().to_string();
-        assert!(
-            error.to_string().starts_with(&begin) && text.contains(why),
-            "{text}"
-        );
+        assert!(error.to_string().starts_with(&begin) && text.contains(why), "{text}");
         assert!(!text.contains("SECRET"), "{text}");
     }
 
@@ -385,15 +352,9 @@ mod tests {
     fn the_subject_tells_the_form() {
         let owner = Address::from_account([1; 20]);
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let certificate = certificate_params(&owner, NOW)
-            .unwrap()
-            .self_signed(&key)
-            .unwrap();
+        let certificate = certificate_params(&owner, NOW).unwrap().self_signed(&key).unwrap();
         let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
-        assert_eq!(
-            parsed.subject().to_string(),
-            format!("CN={owner}, OID(2.23.133.2.6)={FORM}")
-        );
+        assert_eq!(parsed.subject().to_string(), format!("CN={owner}, OID(2.23.133.2.6)={FORM}"));
         assert_eq!(parsed.subject(), parsed.issuer());
         let usage = parsed.key_usage().unwrap().unwrap().value;
         assert!(usage.key_encipherment() && usage.data_encipherment());
@@ -408,10 +369,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(name), "mine").unwrap();
             let error = IdentityFiles::create(dir.path(), NOW).unwrap_err();
-            assert!(
-                matches!(&error, IdentityError::Exists { path } if path.ends_with(name)),
-                "{error}"
-            );
+            assert!(matches!(&error, IdentityError::Exists { path } if path.ends_with(name)), "{error}");
             assert_eq!(std::fs::read_to_string(dir.path().join(name)).unwrap(), "mine");
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         }
@@ -447,9 +405,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
-        let error = IdentityFiles::create(&file.join("dir"), NOW)
-            .unwrap_err()
-            .to_string();
+        let error = IdentityFiles::create(&file.join("dir"), NOW).unwrap_err().to_string();
         assert!(error.starts_with(&file.display().to_string()), "{error}");
     }
 
@@ -476,11 +432,7 @@ mod tests {
         let twice = [of_other(CERTIFICATE_FILE), of_other(CERTIFICATE_FILE)].concat();
         let cases: [(&str, &[u8], &str); 10] = [
             (CERTIFICATE_FILE, b"SECRET", "no certificate"),
-            (
-                CERTIFICATE_FILE,
-                b"-----BEGIN CERTIFICATE-----\nSECRET",
-                "well-formed",
-            ),
+            (CERTIFICATE_FILE, b"-----BEGIN CERTIFICATE-----\nSECRET", "well-formed"),
             (
                 CERTIFICATE_FILE,
                 b"-----BEGIN CERTIFICATE-----\nSECRET==\n-----END CERTIFICATE-----",
@@ -489,11 +441,7 @@ mod tests {
             (CERTIFICATE_FILE, &twice, "exactly one"),
             (CERTIFICATE_FILE, &large, "too large"),
             (KEY_FILE, b"SECRET", "private key"),
-            (
-                KEY_FILE,
-                b"-----BEGIN PRIVATE KEY-----\nU0VDUkVU\n-----END PRIVATE KEY-----",
-                "can be used",
-            ),
+            (KEY_FILE, b"-----BEGIN PRIVATE KEY-----\nU0VDUkVU\n-----END PRIVATE KEY-----", "can be used"),
             (KEY_FILE, b"-----BEGIN PRIVATE KEY SECRET\n", "private key"),
             (KEY_FILE, &of_other(KEY_FILE), "not the key"),
             (ADDRESS_FILE, &of_other(ADDRESS_FILE), "not the address"),
@@ -647,10 +595,7 @@ mod tests {
         let stolen = (parts(&first).0, parts(&second).1);
         let error = shake_hands(parts(&second), stolen).unwrap_err();
         assert!(
-            matches!(
-                error,
-                rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature)
-            ),
+            matches!(error, rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature)),
             "{error}"
         );
     }

@@ -162,10 +162,7 @@ mod tests {
         assert_eq!(reasons.len(), Refusal::ALL.len());
         assert_eq!(words.len(), Refusal::ALL.len());
         for reason in reasons {
-            assert!(
-                reason.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'),
-                "{reason}"
-            );
+            assert!(reason.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'), "{reason}");
         }
     }
 }

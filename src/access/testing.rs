@@ -32,11 +32,7 @@ impl Tenant {
         let address = Address::from_account([number; 20]);
         let mut params = certificate_params(&address, NOW).unwrap();
         params.serial_number = Some(SerialNumber::from_slice(&serial.to_be_bytes()));
-        Self {
-            address,
-            params,
-            key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap(),
-        }
+        Self { address, params, key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap() }
     }
 
     /// A certificate of these parts. Made anew each time: two of them differ in their signature.

@@ -51,10 +51,7 @@ pub struct Unavailable;
 impl Trusted {
     /// Trust in the certificate of these bytes, from now until it is withdrawn.
     pub fn new(der: Arc<[u8]>) -> Self {
-        Self {
-            der,
-            withdrawn: CancellationToken::new(),
-        }
+        Self { der, withdrawn: CancellationToken::new() }
     }
 
     /// All bytes of the certificate. Only one that equals it is trusted.
@@ -76,8 +73,6 @@ impl Trusted {
 /// Without the bytes.
 impl fmt::Debug for Trusted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trusted")
-            .field("withdrawn", &self.withdrawn.is_cancelled())
-            .finish_non_exhaustive()
+        f.debug_struct("Trusted").field("withdrawn", &self.withdrawn.is_cancelled()).finish_non_exhaustive()
     }
 }

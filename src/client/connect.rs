@@ -148,9 +148,7 @@ impl Connector {
             // The channel may ask again once this connection is gone. Reconnecting is the follower's work, who knows
             // where it stood.
             let once = service_fn(move |_: Uri| {
-                let stream = stream
-                    .take()
-                    .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+                let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
                 std::future::ready(stream)
             });
             Endpoint::from(shared.gateway.clone())
@@ -160,10 +158,7 @@ impl Connector {
                 .keep_alive_timeout(PING_TIMEOUT)
                 .connect_with_connector(once)
                 .await
-                .map_err(|error| ConnectError::Ended {
-                    gateway: gateway(),
-                    reason: innermost(&error),
-                })
+                .map_err(|error| ConnectError::Ended { gateway: gateway(), reason: innermost(&error) })
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
             Ok(channel) => Ok(LeaseRpcClient::new(channel?)),
@@ -193,13 +188,8 @@ impl Shared {
 
     async fn open(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let gateway = || self.shown();
-        let unreachable = |source| ConnectError::Unreachable {
-            gateway: gateway(),
-            source,
-        };
-        let tcp = TcpStream::connect((self.host.as_str(), self.port))
-            .await
-            .map_err(unreachable)?;
+        let unreachable = |source| ConnectError::Unreachable { gateway: gateway(), source };
+        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let stream = self.tls.connect(self.name.clone(), tcp).await;
         let stream = stream.map_err(|error| self.tls_error(error))?;
@@ -213,10 +203,9 @@ impl Shared {
     fn tls_error(&self, error: io::Error) -> ConnectError {
         let gateway = self.shown();
         match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
-            Some(source @ TlsError::InvalidCertificate(_)) => ConnectError::Untrusted {
-                gateway,
-                source: source.clone(),
-            },
+            Some(source @ TlsError::InvalidCertificate(_)) => {
+                ConnectError::Untrusted { gateway, source: source.clone() }
+            }
             Some(TlsError::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
                 ConnectError::NotGrpc(gateway)
             }
@@ -224,10 +213,7 @@ impl Shared {
                 let reason = "what answers there does not speak TLS".to_owned();
                 ConnectError::Tls { gateway, reason }
             }
-            _ => ConnectError::Tls {
-                gateway,
-                reason: error.to_string(),
-            },
+            _ => ConnectError::Tls { gateway, reason: error.to_string() },
         }
     }
 }

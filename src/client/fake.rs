@@ -80,18 +80,10 @@ impl FakeGateway {
         let acceptor = TlsAcceptor::from(Arc::new(tls(&dir, alpn)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(State {
-            answers: Mutex::new(answers.into()),
-            ..State::default()
-        });
+        let state = Arc::new(State { answers: Mutex::new(answers.into()), ..State::default() });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, acceptor, state.clone()));
-        Self {
-            address,
-            dir,
-            state,
-            _tasks: tasks,
-        }
+        Self { address, dir, state, _tasks: tasks }
     }
 
     /// As a tenant without a certificate who trusts this gateway.
@@ -126,10 +118,7 @@ fn tls(dir: &TempDir, alpn: &[u8]) -> ServerConfig {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let tenant_key = KeyPair::generate().unwrap();
-    let tenant = CertificateParams::new(["tenant".to_owned()])
-        .unwrap()
-        .signed_by(&tenant_key, &ca)
-        .unwrap();
+    let tenant = CertificateParams::new(["tenant".to_owned()]).unwrap().signed_by(&tenant_key, &ca).unwrap();
     fs::write(dir.path().join("cert.pem"), tenant.pem()).unwrap();
     fs::write(dir.path().join("key.pem"), tenant_key.serialize_pem()).unwrap();
 
@@ -163,16 +152,10 @@ async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) {
         return;
     };
     let tls = stream.get_ref().1;
-    let met = (
-        tls.server_name().map(str::to_owned),
-        tls.peer_certificates().is_some(),
-    );
+    let met = (tls.server_name().map(str::to_owned), tls.peer_certificates().is_some());
     state.met.lock().unwrap().push(met);
     let cut = CancellationToken::new();
-    let routes = Routes::new(LeaseRpcServer::new(Service {
-        state,
-        cut: cut.clone(),
-    }));
+    let routes = Routes::new(LeaseRpcServer::new(Service { state, cut: cut.clone() }));
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let routes = routes.clone();
         async move { Ok::<_, Infallible>(routes.oneshot(request).await.unwrap()) }
@@ -204,9 +187,7 @@ impl LeaseRpc for Service {
             let cut = cut.clone();
             async move {
                 match step {
-                    Step::Send(entry) => Some(Ok(ServiceLogsResponse {
-                        services: vec![*entry],
-                    })),
+                    Step::Send(entry) => Some(Ok(ServiceLogsResponse { services: vec![*entry] })),
                     Step::End(status) => Some(Err(status)),
                     Step::Cut => {
                         // What was sent before has to leave first.

@@ -157,20 +157,14 @@ impl Follower {
             }
             let retry_in = self.backoff.next(&mut rand::rng()).max(error.retry_after());
             sink.pause()?;
-            sink.connection(&Turn::Cut {
-                reason: &error.to_string(),
-                retry_in,
-            })?;
+            sink.connection(&Turn::Cut { reason: &error.to_string(), retry_in })?;
             tokio::time::sleep(retry_in).await;
         }
     }
 
     /// One stream, from where the last one ended.
     async fn stream(&mut self, sink: &mut impl Sink) -> Result<(), FollowError> {
-        let request = self
-            .progress
-            .resume(&self.request)
-            .ok_or(FollowError::Unresumable)?;
+        let request = self.progress.resume(&self.request).ok_or(FollowError::Unresumable)?;
         // Boxed: connecting takes far more room than following, and is soon over.
         let mut client = Box::pin(self.connector.connect()).await?;
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_logs(request)).await;

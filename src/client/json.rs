@@ -112,13 +112,7 @@ impl<'a> Object<'a> {
             reason: &event.reason,
             message: &event.message,
         };
-        Self::new(
-            "event",
-            key,
-            &event.instance,
-            event.time.as_ref().and_then(show_time),
-            body,
-        )
+        Self::new("event", key, &event.instance, event.time.as_ref().and_then(show_time), body)
     }
 
     fn new(
@@ -128,14 +122,7 @@ impl<'a> Object<'a> {
         time: Option<String>,
         body: Body<'a>,
     ) -> Self {
-        Self {
-            r#type,
-            service: &key.0,
-            replica: key.1,
-            instance,
-            time,
-            body,
-        }
+        Self { r#type, service: &key.0, replica: key.1, instance, time, body }
     }
 }
 

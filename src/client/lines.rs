@@ -63,11 +63,7 @@ impl Lines {
         self.held += rest.len();
         if line.begun || line.held.len() > HELD_LINE_MAX_BYTES || self.held > HELD_MAX_BYTES {
             self.held -= line.held.len();
-            emit(Piece {
-                bytes: &line.held,
-                first: !line.begun,
-                last: false,
-            })?;
+            emit(Piece { bytes: &line.held, first: !line.begun, last: false })?;
             line.held = Vec::new();
             line.begun = true;
         }
@@ -98,19 +94,11 @@ impl Lines {
         emit: &mut impl FnMut(Piece<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
         let Some(mut line) = self.unfinished.remove(key) else {
-            return emit(Piece {
-                bytes: piece,
-                first: true,
-                last: true,
-            });
+            return emit(Piece { bytes: piece, first: true, last: true });
         };
         self.held -= line.held.len();
         line.held.extend_from_slice(piece);
-        emit(Piece {
-            bytes: &line.held,
-            first: !line.begun,
-            last: true,
-        })
+        emit(Piece { bytes: &line.held, first: !line.begun, last: true })
     }
 }
 
@@ -139,15 +127,9 @@ mod tests {
         let mut lines = Lines::default();
         assert_eq!(pushed(&mut lines, "a", &vec![b'x'; HELD_LINE_MAX_BYTES]), []);
         assert_eq!(pushed(&mut lines, "b", b"1\n2"), [(1, true, true)]);
-        assert_eq!(
-            pushed(&mut lines, "a", b"x"),
-            [(HELD_LINE_MAX_BYTES + 1, true, false)]
-        );
+        assert_eq!(pushed(&mut lines, "a", b"x"), [(HELD_LINE_MAX_BYTES + 1, true, false)]);
         assert_eq!(pushed(&mut lines, "a", b"yy"), [(2, false, false)]);
-        assert_eq!(
-            pushed(&mut lines, "a", b"z\n\n"),
-            [(1, false, true), (0, true, true)]
-        );
+        assert_eq!(pushed(&mut lines, "a", b"z\n\n"), [(1, false, true), (0, true, true)]);
         assert_eq!(lines.unfinished(), [key("b")]);
         assert_eq!(lines.held, 1);
     }

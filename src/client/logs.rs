@@ -57,11 +57,7 @@ where
             return Ok(Exit::from(error));
         }
     }
-    Ok(if printer.gaps() > 0 {
-        Exit::LinesLost
-    } else {
-        Exit::Done
-    })
+    Ok(if printer.gaps() > 0 { Exit::LinesLost } else { Exit::Done })
 }
 
 /// The request that asks for what `config` describes.
@@ -149,51 +145,24 @@ mod tests {
     }
 
     fn cursor(replica: u32, ordinal: u64) -> Cursor {
-        Cursor {
-            service: "web".into(),
-            replica,
-            instance: "p/web/0".into(),
-            ordinal,
-            ..Default::default()
-        }
+        Cursor { service: "web".into(), replica, instance: "p/web/0".into(), ordinal, ..Default::default() }
     }
 
     fn lines(replica: u32, ordinal: u64, text: &str) -> Step {
         let logs = text.as_bytes().to_vec().into();
         let cursor = Some(cursor(replica, ordinal));
-        Step::Send(Box::new(ServiceLogs {
-            name: "web".into(),
-            replica,
-            logs,
-            cursor,
-            ..Default::default()
-        }))
+        Step::Send(Box::new(ServiceLogs { name: "web".into(), replica, logs, cursor, ..Default::default() }))
     }
 
     fn gap(replica: u32, ordinal: u64, lines: u64) -> Step {
-        let gap = Some(Gap {
-            lines,
-            bytes: lines * 10,
-            exact: true,
-            cause: 1,
-            ..Default::default()
-        });
+        let gap = Some(Gap { lines, bytes: lines * 10, exact: true, cause: 1, ..Default::default() });
         let cursor = Some(cursor(replica, ordinal));
-        Step::Send(Box::new(ServiceLogs {
-            name: "web".into(),
-            replica,
-            gap,
-            cursor,
-            ..Default::default()
-        }))
+        Step::Send(Box::new(ServiceLogs { name: "web".into(), replica, gap, cursor, ..Default::default() }))
     }
 
     fn started(replica: u32) -> Step {
-        let event = ReplicaEvent {
-            kind: Kind::Started.into(),
-            instance: "p/web/0".into(),
-            ..Default::default()
-        };
+        let event =
+            ReplicaEvent { kind: Kind::Started.into(), instance: "p/web/0".into(), ..Default::default() };
         Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
             replica,
@@ -209,11 +178,7 @@ mod tests {
     async fn print(config: &LogsConfig) -> (Exit, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let exit = run(config, &mut out, &mut err, LOOK).await;
-        (
-            exit,
-            String::from_utf8(out).unwrap(),
-            String::from_utf8(err).unwrap(),
-        )
+        (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 
     #[tokio::test]
@@ -226,11 +191,7 @@ mod tests {
         ]])
         .await;
         let (exit, out, err) = print(&config(gateway.target(), false)).await;
-        assert_eq!(
-            (exit, out.as_str()),
-            (Exit::Done, "web/0 | a\nweb/0 | b\nweb/1 | c\n"),
-            "{err}"
-        );
+        assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\nweb/0 | b\nweb/1 | c\n"), "{err}");
         assert_eq!(err, "web/0 * started\n");
         let request = &gateway.requests()[0];
         assert_eq!(request.lease_id.as_ref().unwrap().dseq, 6_194_991);
@@ -242,28 +203,14 @@ mod tests {
     #[tokio::test]
     async fn a_cut_follow_goes_on_where_it_was() {
         let gateway = FakeGateway::start(vec![
-            vec![
-                started(0),
-                lines(0, 2, "a\nb\n"),
-                lines(1, 1, "c\nlong"),
-                lines(0, 3, "d\n"),
-                Step::Cut,
-            ],
+            vec![started(0), lines(0, 2, "a\nb\n"), lines(1, 1, "c\nlong"), lines(0, 3, "d\n"), Step::Cut],
             vec![end(Code::Unavailable)],
-            vec![
-                started(0),
-                lines(1, 2, " line\n"),
-                lines(0, 4, "e\n"),
-                end(Code::NotFound),
-            ],
+            vec![started(0), lines(1, 2, " line\n"), lines(0, 4, "e\n"), end(Code::NotFound)],
         ])
         .await;
         let (exit, out, err) = print(&config(gateway.target(), true)).await;
         assert_eq!(exit, Exit::Done, "{err}");
-        assert_eq!(
-            out,
-            "web/0 | a\nweb/0 | b\nweb/1 | c\nweb/0 | d\nweb/1 | long line\nweb/0 | e\n"
-        );
+        assert_eq!(out, "web/0 | a\nweb/0 | b\nweb/1 | c\nweb/0 | d\nweb/1 | long line\nweb/0 | e\n");
         assert_eq!(err.matches("web/0 * started").count(), 1, "{err}");
         assert_eq!(err.matches("; reconnecting in ").count(), 2, "{err}");
         assert!(
@@ -274,10 +221,7 @@ mod tests {
         assert_eq!(requests.len(), 3);
         for again in &requests[1..] {
             assert_eq!(again.resume, [cursor(0, 3), cursor(1, 1)]);
-            assert_eq!(
-                (again.tail_lines, again.follow, &again.filter),
-                (None, true, &requests[0].filter)
-            );
+            assert_eq!((again.tail_lines, again.follow, &again.filter), (None, true, &requests[0].filter));
         }
     }
 
@@ -333,11 +277,7 @@ mod tests {
         assert_eq!(print(&config(gateway.target(), true)).await.0, Exit::Refused);
         let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\nb"), Step::Cut]]).await;
         let (exit, out, err) = print(&config(gateway.target(), false)).await;
-        assert_eq!(
-            (exit, out.as_str()),
-            (Exit::Unavailable, "web/0 | a\nweb/0 | b\n"),
-            "{err}"
-        );
+        assert_eq!((exit, out.as_str()), (Exit::Unavailable, "web/0 | a\nweb/0 | b\n"), "{err}");
     }
 
     #[tokio::test]
@@ -363,14 +303,9 @@ mod tests {
         let mut target = gateway.target();
         target.identity = Some(gateway.identity());
         assert_eq!(print(&config(target.clone(), false)).await.0, Exit::Done);
-        target.gateway = format!("https://localhost:{}", gateway.address.port())
-            .parse()
-            .unwrap();
+        target.gateway = format!("https://localhost:{}", gateway.address.port()).parse().unwrap();
         assert_eq!(print(&config(target.clone(), false)).await.0, Exit::Done);
-        assert_eq!(
-            gateway.met(),
-            [(None, true), (Some("mtls.localhost".to_owned()), true)]
-        );
+        assert_eq!(gateway.met(), [(None, true), (Some("mtls.localhost".to_owned()), true)]);
     }
 
     #[tokio::test]

@@ -135,28 +135,16 @@ struct Replica {
 impl Oracle {
     /// An oracle that has seen nothing.
     pub fn new(start: Start, order: Order) -> Self {
-        Self {
-            start,
-            order,
-            replicas: BTreeMap::new(),
-            replica_count: 0,
-            verdict: Verdict::default(),
-        }
+        Self { start, order, replicas: BTreeMap::new(), replica_count: 0, verdict: Verdict::default() }
     }
 
     /// Judges one entry.
     pub fn feed(&mut self, entry: &ServiceLogs) {
-        let known = self
-            .replicas
-            .get(&entry.name)
-            .is_some_and(|all| all.contains_key(&entry.replica));
+        let known = self.replicas.get(&entry.name).is_some_and(|all| all.contains_key(&entry.replica));
         if !known && !self.admit(entry) {
             return;
         }
-        let slot = self
-            .replicas
-            .get_mut(&entry.name)
-            .and_then(|all| all.get_mut(&entry.replica));
+        let slot = self.replicas.get_mut(&entry.name).and_then(|all| all.get_mut(&entry.replica));
         if let Some(replica) = slot {
             replica.feed(entry, &mut self.verdict);
         }
@@ -207,8 +195,7 @@ impl Oracle {
 
 impl Verdict {
     fn violate(&mut self, replica: &Replica, fault: Fault, line: &[u8]) {
-        self.violation
-            .get_or_insert_with(|| replica.violation(fault, line));
+        self.violation.get_or_insert_with(|| replica.violation(fault, line));
     }
 }
 
@@ -332,10 +319,7 @@ fn number(head: &[u8]) -> Option<u64> {
     let end = memchr(b' ', digits).unwrap_or(digits.len());
     let ends = end < digits.len() || head.len() <= HEAD_BYTES;
     let digits = std::str::from_utf8(&digits[..end]).ok().filter(|_| ends)?;
-    digits
-        .parse()
-        .ok()
-        .filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
+    digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Pod and restart count of an instance, `uid/container/restarts`.
@@ -348,12 +332,7 @@ fn restarts(instance: &str) -> Option<(&str, u64)> {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            replica,
-            instance,
-            fault,
-            line,
-        } = self;
+        let Self { replica, instance, fault, line } = self;
         write!(f, "{replica}, run {instance}: ")?;
         match fault {
             Fault::Hole { after, reported, got } => {
@@ -366,11 +345,7 @@ impl fmt::Display for Violation {
             Fault::RunRepeated => write!(f, "this run came after a later one")?,
             Fault::TooManyReplicas => write!(f, "more than {STREAM_REPLICAS_MAX} replicas")?,
         }
-        if line.is_empty() {
-            Ok(())
-        } else {
-            write!(f, ": {line:?}")
-        }
+        if line.is_empty() { Ok(()) } else { write!(f, ": {line:?}") }
     }
 }
 
@@ -384,17 +359,8 @@ mod tests {
     use crate::model::proto::lease::Cursor;
 
     fn entry(instance: &str, logs: &[u8], gap: Option<(u64, bool)>) -> ServiceLogs {
-        let cursor = Cursor {
-            service: "web".into(),
-            instance: instance.into(),
-            ..Default::default()
-        };
-        let gap = gap.map(|(lines, exact)| Gap {
-            lines,
-            exact,
-            bytes: lines * 10,
-            ..Default::default()
-        });
+        let cursor = Cursor { service: "web".into(), instance: instance.into(), ..Default::default() };
+        let gap = gap.map(|(lines, exact)| Gap { lines, exact, bytes: lines * 10, ..Default::default() });
         ServiceLogs {
             name: "web".into(),
             replica: 0,
@@ -426,11 +392,7 @@ mod tests {
                 _ => {
                     run = kind.to_owned();
                     let line = format!("{rest} text\n");
-                    oracle.feed(&entry(
-                        &format!("p/c/{}", run_number(&run)),
-                        line.as_bytes(),
-                        None,
-                    ));
+                    oracle.feed(&entry(&format!("p/c/{}", run_number(&run)), line.as_bytes(), None));
                 }
             }
         }
@@ -459,22 +421,11 @@ mod tests {
             "A1 Ax g3 A5",
             "Ax Ax",
         ] {
-            assert!(
-                judge(Start::First, script).is_ok(),
-                "{script}: {:?}",
-                judge(Start::First, script)
-            );
+            assert!(judge(Start::First, script).is_ok(), "{script}: {:?}", judge(Start::First, script));
         }
         assert!(judge(Start::Anywhere, "A7 A8 g1 A10 B1").is_ok());
         let tally = judge(Start::First, "A1 A2 g3 A6 Ax").unwrap();
-        let expected = Tally {
-            lines: 4,
-            checked: 3,
-            bytes: 28,
-            gaps: 1,
-            lost_lines: 3,
-            lost_bytes: 30,
-        };
+        let expected = Tally { lines: 4, checked: 3, bytes: 28, gaps: 1, lost_lines: 3, lost_bytes: 30 };
         assert_eq!(tally, expected);
     }
 
@@ -507,14 +458,9 @@ mod tests {
 
     #[test]
     fn a_gap_over_the_end_of_a_run_may_be_reported_in_either() {
-        for (run, next, right) in [
-            (0, 3, true),
-            (1, 3, true),
-            (1, 1, true),
-            (1, 5, true),
-            (1, 6, false),
-            (0, 6, false),
-        ] {
+        for (run, next, right) in
+            [(0, 3, true), (1, 3, true), (1, 1, true), (1, 5, true), (1, 6, false), (0, 6, false)]
+        {
             let mut oracle = Oracle::new(Start::First, Order::Exact);
             oracle.feed(&entry("p/c/0", b"1 a\n", None));
             oracle.feed(&entry(&format!("p/c/{run}"), b"", Some((4, true))));
@@ -541,14 +487,7 @@ mod tests {
         oracle.feed(&entry("p/c/1", b"3 dies", None));
         oracle.feed(&entry("p/c/2", b"1 a\n", None));
         let violation = oracle.verdict().unwrap_err();
-        assert_eq!(
-            violation.fault,
-            Fault::Hole {
-                after: 1,
-                reported: 0,
-                got: 3
-            }
-        );
+        assert_eq!(violation.fault, Fault::Hole { after: 1, reported: 0, got: 3 });
         assert_eq!(
             violation.to_string(),
             "web/0, run p/c/1: between line 1 and line 3 lines are missing, and 0 were reported: \"3 dies\""

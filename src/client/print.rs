@@ -36,10 +36,7 @@ const PALETTE: [AnsiColor; 8] = [
 
 /// How things look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own about an output"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about an output")]
 pub struct Look {
     /// Text or JSON.
     pub output: Output,
@@ -201,10 +198,7 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
     fn gap(&mut self, key: &Key, gap: &Gap) -> io::Result<()> {
         self.gaps += 1;
         if self.look.output == Output::Json {
-            let instance = self
-                .replicas
-                .get(key)
-                .map_or("", |replica| replica.instance.as_str());
+            let instance = self.replicas.get(key).map_or("", |replica| replica.instance.as_str());
             return json(&mut self.out, &Object::gap(key, instance, gap));
         }
         self.note(key, '!', AnsiColor::Red.on_default().bold(), &gap_text(gap))
@@ -215,11 +209,7 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
             return json(&mut self.out, &Object::event(key, event));
         }
         let bad = event.kind() == Kind::Ended && event.exit_code != Some(0);
-        let style = if bad {
-            AnsiColor::Yellow.on_default()
-        } else {
-            Style::new().dimmed()
-        };
+        let style = if bad { AnsiColor::Yellow.on_default() } else { Style::new().dimmed() };
         self.note(key, '*', style, &event_text(event))
     }
 
@@ -229,19 +219,10 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
         let Some(replica) = self.replicas.get(key) else {
             return Ok(());
         };
-        let style = if self.look.colour_errors {
-            style
-        } else {
-            Style::new()
-        };
+        let style = if self.look.colour_errors { style } else { Style::new() };
         let mut safe = Vec::with_capacity(text.len());
         neutralise(text.as_bytes(), &mut safe);
-        writeln!(
-            self.err,
-            "{style}{} {mark} {}{style:#}",
-            replica.name,
-            String::from_utf8_lossy(&safe)
-        )
+        writeln!(self.err, "{style}{} {mark} {}{style:#}", replica.name, String::from_utf8_lossy(&safe))
     }
 
     /// Makes what was printed visible before the error output is written to, which may be the same terminal.
@@ -259,10 +240,7 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
         let instance = entry.cursor.as_ref().map(|cursor| cursor.instance.as_str());
         self.make_room(&key)?;
         let colour = self.look.colour;
-        let replica = self
-            .replicas
-            .entry(key.clone())
-            .or_insert_with(|| Replica::new(&key, colour));
+        let replica = self.replicas.entry(key.clone()).or_insert_with(|| Replica::new(&key, colour));
         let other_run = instance.is_some_and(|instance| instance != replica.instance);
         // What comes now does not go on with the line before: a last line without newline gets one here.
         if other_run || entry.gap.is_some() || entry.event.is_some() {
@@ -290,10 +268,9 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
 
     fn connection(&mut self, turn: &Turn<'_>) -> io::Result<()> {
         match turn {
-            Turn::Cut { reason, retry_in } => self.say(&format!(
-                "{reason}; reconnecting in {:.1} s",
-                retry_in.as_secs_f64()
-            )),
+            Turn::Cut { reason, retry_in } => {
+                self.say(&format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
+            }
             Turn::Resumed => self.say("connected again, going on where it was cut"),
         }
     }
@@ -301,9 +278,7 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
 
 impl<O: Write, E> std::fmt::Debug for Printer<O, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Printer")
-            .field("look", &self.look)
-            .finish_non_exhaustive()
+        f.debug_struct("Printer").field("look", &self.look).finish_non_exhaustive()
     }
 }
 
@@ -315,14 +290,10 @@ impl Replica {
         let mut name = Vec::new();
         neutralise(format!("{service}/{index}").as_bytes(), &mut name);
         // The same replica has the same colour in every run, and neighbours have different ones.
-        let hash = service.bytes().fold(0_usize, |hash, byte| {
-            hash.wrapping_mul(31).wrapping_add(byte.into())
-        });
+        let hash =
+            service.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         let at = hash.wrapping_add(*index as usize) % PALETTE.len();
-        let style = PALETTE
-            .get(at)
-            .filter(|_| colour)
-            .map(|colour| colour.on_default());
+        let style = PALETTE.get(at).filter(|_| colour).map(|colour| colour.on_default());
         Self {
             instance: String::new(),
             name: String::from_utf8_lossy(&name).into_owned(),
@@ -371,16 +342,8 @@ fn event_text(event: &ReplicaEvent) -> String {
         (Kind::Gone, ..) => "gone: no longer part of the lease".to_owned(),
         (Kind::Unspecified, ..) => "changed".to_owned(),
     };
-    let reason = if event.reason.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", event.reason)
-    };
-    let message = if event.message.is_empty() {
-        String::new()
-    } else {
-        format!(": {}", event.message)
-    };
+    let reason = if event.reason.is_empty() { String::new() } else { format!(" ({})", event.reason) };
+    let message = if event.message.is_empty() { String::new() } else { format!(": {}", event.message) };
     format!("{what}{reason}{message}")
 }
 
@@ -398,40 +361,19 @@ mod tests {
     };
 
     fn entry(service: &str, run: &str, logs: &[u8]) -> ServiceLogs {
-        let cursor = Cursor {
-            service: service.into(),
-            instance: run.into(),
-            ..Default::default()
-        };
+        let cursor = Cursor { service: service.into(), instance: run.into(), ..Default::default() };
         let logs = logs.to_vec().into();
-        ServiceLogs {
-            name: service.into(),
-            logs,
-            cursor: Some(cursor),
-            ..Default::default()
-        }
+        ServiceLogs { name: service.into(), logs, cursor: Some(cursor), ..Default::default() }
     }
 
     fn event(service: &str, kind: Kind, exit_code: Option<i32>, reason: &str) -> ServiceLogs {
-        let event = ReplicaEvent {
-            kind: kind.into(),
-            exit_code,
-            reason: reason.into(),
-            ..Default::default()
-        };
-        ServiceLogs {
-            name: service.into(),
-            event: Some(event),
-            ..Default::default()
-        }
+        let event =
+            ReplicaEvent { kind: kind.into(), exit_code, reason: reason.into(), ..Default::default() };
+        ServiceLogs { name: service.into(), event: Some(event), ..Default::default() }
     }
 
     fn gap(service: &str, gap: Gap) -> ServiceLogs {
-        ServiceLogs {
-            gap: Some(gap),
-            logs: b"a notice\n".to_vec().into(),
-            ..entry(service, "1", b"")
-        }
+        ServiceLogs { gap: Some(gap), logs: b"a notice\n".to_vec().into(), ..entry(service, "1", b"") }
     }
 
     fn printed(look: Look, entries: &[ServiceLogs]) -> (String, String) {
@@ -442,10 +384,7 @@ mod tests {
         }
         printer.finish().unwrap();
         drop(printer);
-        (
-            String::from_utf8_lossy(&out).into_owned(),
-            String::from_utf8(err).unwrap(),
-        )
+        (String::from_utf8_lossy(&out).into_owned(), String::from_utf8(err).unwrap())
     }
 
     #[test]
@@ -488,10 +427,7 @@ mod tests {
     fn bytes_are_those_of_the_container_unless_a_terminal_reads_them() {
         let lines = [entry("a", "1", b"\x1b[2J\xff\r\n")];
         assert_eq!(printed(PLAIN, &lines).0, "a/0 | \x1b[2J\u{fffd}\r\n");
-        let terminal = Look {
-            terminal: true,
-            ..PLAIN
-        };
+        let terminal = Look { terminal: true, ..PLAIN };
         assert_eq!(printed(terminal, &lines).0, "a/0 | ^[[2J\u{fffd}\r\n");
         let (out, err) = printed(terminal, &[event("a", Kind::Waiting, None, "\x1b]0;x\x07")]);
         assert_eq!((out.as_str(), err.as_str()), ("", "a/0 * waiting (^[]0;x^G)\n"));
@@ -499,45 +435,22 @@ mod tests {
 
     #[test]
     fn replicas_differ_in_colour_and_keep_theirs() {
-        let look = Look {
-            colour: true,
-            ..PLAIN
-        };
-        let other = ServiceLogs {
-            replica: 1,
-            ..entry("a", "1", b"x\n")
-        };
+        let look = Look { colour: true, ..PLAIN };
+        let other = ServiceLogs { replica: 1, ..entry("a", "1", b"x\n") };
         let (out, _) = printed(look, &[entry("a", "1", b"x\n"), other.clone()]);
         let lines: Vec<&str> = out.lines().collect();
         let colour = |line: &str| line.split('a').next().unwrap().to_owned();
-        assert!(
-            lines[0].starts_with("\x1b[") && lines[0].ends_with("a/0 |\x1b[0m x"),
-            "{out:?}"
-        );
+        assert!(lines[0].starts_with("\x1b[") && lines[0].ends_with("a/0 |\x1b[0m x"), "{out:?}");
         assert_ne!(colour(lines[0]), colour(lines[1]));
         assert!(printed(look, &[other]).0.starts_with(&colour(lines[1])));
     }
 
     #[test]
     fn news_stands_out() {
-        let lag = Gap {
-            lines: 1,
-            bytes: 9,
-            exact: true,
-            cause: Cause::Lag.into(),
-            ..Default::default()
-        };
-        let rotated = Gap {
-            lines: 3,
-            bytes: 30,
-            exact: false,
-            cause: Cause::Rotated.into(),
-            ..Default::default()
-        };
-        let source = Gap {
-            cause: Cause::Source.into(),
-            ..Default::default()
-        };
+        let lag = Gap { lines: 1, bytes: 9, exact: true, cause: Cause::Lag.into(), ..Default::default() };
+        let rotated =
+            Gap { lines: 3, bytes: 30, exact: false, cause: Cause::Rotated.into(), ..Default::default() };
+        let source = Gap { cause: Cause::Source.into(), ..Default::default() };
         let (out, err) = printed(
             PLAIN,
             &[
@@ -564,27 +477,13 @@ mod tests {
 
     #[test]
     fn json_is_one_object_a_line_and_loses_nothing() {
-        let look = Look {
-            output: Output::Json,
-            timestamps: true,
-            ..PLAIN
-        };
-        let lag = Gap {
-            lines: 1,
-            bytes: 9,
-            exact: true,
-            cause: Cause::Lag.into(),
-            ..Default::default()
-        };
+        let look = Look { output: Output::Json, timestamps: true, ..PLAIN };
+        let lag = Gap { lines: 1, bytes: 9, exact: true, cause: Cause::Lag.into(), ..Default::default() };
         let (out, err) = printed(
             look,
             &[
                 event("a", Kind::Ended, Some(1), "Error"),
-                entry(
-                    "a",
-                    "u/a/1",
-                    b"2026-01-31T12:00:00.000000001Z a \"b\" c\nno time\n",
-                ),
+                entry("a", "u/a/1", b"2026-01-31T12:00:00.000000001Z a \"b\" c\nno time\n"),
                 entry("a", "u/a/1", b"2026-01-31T12:00:00.000000001Z \xff\n"),
                 gap("a", lag),
             ],

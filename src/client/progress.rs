@@ -39,13 +39,7 @@ impl Progress {
 
     /// Takes note of an entry that was told.
     pub(super) fn told(&mut self, entry: ServiceLogs) {
-        let ServiceLogs {
-            name,
-            replica,
-            cursor,
-            event,
-            ..
-        } = entry;
+        let ServiceLogs { name, replica, cursor, event, .. } = entry;
         let full = self.replicas.len() >= CURSORS_MAX;
         match self.replicas.entry((name, replica)) {
             Entry::Vacant(_) if full => self.overflow = true,
@@ -59,21 +53,13 @@ impl Progress {
         if self.overflow {
             return None;
         }
-        let cursors: Vec<Cursor> = self
-            .replicas
-            .values()
-            .filter_map(|replica| replica.cursor.clone())
-            .collect();
+        let cursors: Vec<Cursor> =
+            self.replicas.values().filter_map(|replica| replica.cursor.clone()).collect();
         if cursors.is_empty() {
             return Some(first.clone());
         }
         // History was limited for the first stream only, and goes with no cursor.
-        Some(ServiceLogsRequest {
-            resume: cursors,
-            tail_lines: None,
-            since: None,
-            ..first.clone()
-        })
+        Some(ServiceLogsRequest { resume: cursors, tail_lines: None, since: None, ..first.clone() })
     }
 }
 
@@ -86,10 +72,7 @@ impl Replica {
             // A run starts and ends once.
             Kind::Started | Kind::Ended => !self.events.iter().any(same),
             // These come again and again; told again only if something else happened in between.
-            _ => !self
-                .events
-                .back()
-                .is_some_and(|told| same(told) && told.reason == event.reason),
+            _ => !self.events.back().is_some_and(|told| same(told) && told.reason == event.reason),
         }
     }
 
@@ -111,18 +94,8 @@ mod tests {
     use super::*;
 
     fn lines(name: &str, replica: u32, ordinal: u64) -> ServiceLogs {
-        let cursor = Cursor {
-            service: name.into(),
-            replica,
-            ordinal,
-            ..Default::default()
-        };
-        ServiceLogs {
-            name: name.into(),
-            replica,
-            cursor: Some(cursor),
-            ..Default::default()
-        }
+        let cursor = Cursor { service: name.into(), replica, ordinal, ..Default::default() };
+        ServiceLogs { name: name.into(), replica, cursor: Some(cursor), ..Default::default() }
     }
 
     fn event(kind: Kind, instance: &str, reason: &str) -> ServiceLogs {
@@ -132,11 +105,7 @@ mod tests {
             reason: reason.into(),
             ..Default::default()
         };
-        ServiceLogs {
-            name: "web".into(),
-            event: Some(event),
-            ..Default::default()
-        }
+        ServiceLogs { name: "web".into(), event: Some(event), ..Default::default() }
     }
 
     fn take(progress: &mut Progress, entry: ServiceLogs) -> bool {
@@ -156,20 +125,13 @@ mod tests {
         };
         let mut progress = Progress::default();
         assert_eq!(progress.resume(&first), Some(first.clone()));
-        for entry in [
-            lines("web", 0, 1),
-            lines("api", 0, 4),
-            lines("web", 0, 2),
-            event(Kind::Started, "a", ""),
-        ] {
+        for entry in
+            [lines("web", 0, 1), lines("api", 0, 4), lines("web", 0, 2), event(Kind::Started, "a", "")]
+        {
             assert!(take(&mut progress, entry));
         }
         let request = progress.resume(&first).unwrap();
-        let cursors: Vec<_> = request
-            .resume
-            .iter()
-            .map(|c| (c.service.as_str(), c.ordinal))
-            .collect();
+        let cursors: Vec<_> = request.resume.iter().map(|c| (c.service.as_str(), c.ordinal)).collect();
         assert_eq!(cursors, [("api", 4), ("web", 2)]);
         assert!(
             request.follow && request.timestamps && request.tail_lines.is_none() && request.since.is_none()

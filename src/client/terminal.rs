@@ -76,15 +76,7 @@ mod tests {
 
     #[test]
     fn text_and_colours_pass() {
-        for same in [
-            "plain\n",
-            "tab\there\n",
-            "crlf\r\n",
-            "häßlich 🦀\n",
-            "no newline",
-            "",
-            "\n",
-        ] {
+        for same in ["plain\n", "tab\there\n", "crlf\r\n", "häßlich 🦀\n", "no newline", "", "\n"] {
             assert_eq!(shown(same.as_bytes()), same);
         }
         assert_eq!(shown(b"\x1b[1;31mred\x1b[0m\n"), "\x1b[1;31mred\x1b[0m\x1b[0m\n");

@@ -48,11 +48,7 @@ pub(super) fn client(
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mtls = mtls_name(host);
     let names = [Some(host.clone()), mtls.clone()].into_iter().flatten().collect();
-    let verifier = Verifier {
-        trust: trusted(&target.trust)?,
-        names,
-        provider: provider.clone(),
-    };
+    let verifier = Verifier { trust: trusted(&target.trust)?, names, provider: provider.clone() };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(ConnectError::Setup)?
@@ -63,19 +59,13 @@ pub(super) fn client(
         Some(dir) => {
             let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
             let chain = certificates(&cert)?;
-            let key = PrivateKeyDer::from_pem_file(&key).map_err(|error| ConnectError::Pem {
-                path: key,
-                reason: error.to_string(),
-            })?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(ConnectError::Setup)?
+            let key = PrivateKeyDer::from_pem_file(&key)
+                .map_err(|error| ConnectError::Pem { path: key, reason: error.to_string() })?;
+            builder.with_client_auth_cert(chain, key).map_err(ConnectError::Setup)?
         }
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
-    let announced = mtls
-        .filter(|_| target.identity.is_some())
-        .unwrap_or_else(|| host.clone());
+    let announced = mtls.filter(|_| target.identity.is_some()).unwrap_or_else(|| host.clone());
     Ok((config, announced))
 }
 
@@ -93,10 +83,7 @@ fn trusted(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
         ServerTrust::System => {
             // What could not be read is only missed if nothing else vouches for the gateway, and then it says so.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            Ok(Some(Trusted {
-                pinned: Vec::new(),
-                roots,
-            }))
+            Ok(Some(Trusted { pinned: Vec::new(), roots }))
         }
         ServerTrust::File(path) => {
             let pinned = certificates(path)?;
@@ -107,13 +94,9 @@ fn trusted(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
 }
 
 fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
-    let wrong = |reason: String| ConnectError::Pem {
-        path: path.to_owned(),
-        reason,
-    };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-        .map_err(|error| wrong(error.to_string()))?
-        .collect();
+    let wrong = |reason: String| ConnectError::Pem { path: path.to_owned(), reason };
+    let found: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?.collect();
     match found {
         Ok(found) if found.is_empty() => Err(wrong("there is no certificate in it".to_owned())),
         Ok(found) => Ok(found),
@@ -164,12 +147,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -178,18 +156,11 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -235,11 +206,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ca.pem");
         fs::write(&file, trusted_pem).unwrap();
-        Case {
-            cert,
-            file,
-            _dir: dir,
-        }
+        Case { cert, file, _dir: dir }
     }
 
     fn self_signed(params: CertificateParams) -> Case {
@@ -249,20 +216,11 @@ mod tests {
 
     fn judged(trust: &ServerTrust, cert: &CertificateDer<'_>, host: &str, now: u64) -> Result<(), TlsError> {
         let host = ServerName::try_from(host.to_owned()).unwrap();
-        let names = [Some(host.clone()), mtls_name(&host)]
-            .into_iter()
-            .flatten()
-            .collect();
+        let names = [Some(host.clone()), mtls_name(&host)].into_iter().flatten().collect();
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Verifier {
-            trust: trusted(trust).unwrap(),
-            names,
-            provider,
-        };
+        let verifier = Verifier { trust: trusted(trust).unwrap(), names, provider };
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
-        verifier
-            .verify_server_cert(cert, &[], &host, &[], now)
-            .map(|_| ())
+        verifier.verify_server_cert(cert, &[], &host, &[], now).map(|_| ())
     }
 
     fn now() -> u64 {
@@ -303,19 +261,14 @@ mod tests {
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
-        let cert = params(&["gw.example"])
-            .signed_by(&KeyPair::generate().unwrap(), &ca)
-            .unwrap();
+        let cert = params(&["gw.example"]).signed_by(&KeyPair::generate().unwrap(), &ca).unwrap();
         let case = case(cert.der().clone(), &ca.pem());
         let trust = ServerTrust::File(case.file.clone());
         assert_eq!(judged(&trust, &case.cert, "gw.example", now()), Ok(()));
         let strange = self_signed(params(&["gw.example"]));
         assert!(judged(&trust, &strange.cert, "gw.example", now()).is_err());
         assert!(judged(&ServerTrust::System, &strange.cert, "gw.example", now()).is_err());
-        assert_eq!(
-            judged(&ServerTrust::Anyone, &strange.cert, "other", now()),
-            Ok(())
-        );
+        assert_eq!(judged(&ServerTrust::Anyone, &strange.cert, "other", now()), Ok(()));
     }
 
     #[test]
@@ -323,11 +276,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("empty.pem");
         fs::write(&file, "nothing").unwrap();
-        assert!(
-            certificates(&file)
-                .unwrap_err()
-                .to_string()
-                .contains("no certificate")
-        );
+        assert!(certificates(&file).unwrap_err().to_string().contains("no certificate"));
     }
 }

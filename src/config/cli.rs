@@ -122,28 +122,13 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LEASEMUX_TRUST_DIR", value_name = "DIR")]
     pub(super) trust_dir: Option<String>,
     /// Address for tenants (gRPC over mutual TLS)
-    #[arg(
-        long,
-        env = "LEASEMUX_LISTEN",
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:8446"
-    )]
+    #[arg(long, env = "LEASEMUX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:8446")]
     pub(super) listen: Option<String>,
     /// Address for the operator (HTTP: /metrics, /live, /ready)
-    #[arg(
-        long,
-        env = "LEASEMUX_ADMIN_LISTEN",
-        value_name = "HOST:PORT",
-        default_value = "127.0.0.1:9446"
-    )]
+    #[arg(long, env = "LEASEMUX_ADMIN_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9446")]
     pub(super) admin_listen: Option<String>,
     /// Directory for logs and for the certificate that the gateway makes itself
-    #[arg(
-        long,
-        env = "LEASEMUX_DATA_DIR",
-        value_name = "DIR",
-        default_value = ".leasemux"
-    )]
+    #[arg(long, env = "LEASEMUX_DATA_DIR", value_name = "DIR", default_value = ".leasemux")]
     pub(super) data_dir: Option<String>,
     /// The gateway's certificate (PEM); without it one is made in the data directory as server.pem
     #[arg(long, env = "LEASEMUX_TLS_CERT", value_name = "FILE")]
@@ -155,20 +140,10 @@ pub(super) struct ServeArgs {
     #[arg(long, env = "LEASEMUX_PUBLIC_HOSTNAME", value_name = "HOST")]
     pub(super) public_hostname: Vec<String>,
     /// Form of the log on standard error: text or json
-    #[arg(
-        long,
-        env = "LEASEMUX_LOG_FORMAT",
-        value_name = "FORM",
-        default_value = "text"
-    )]
+    #[arg(long, env = "LEASEMUX_LOG_FORMAT", value_name = "FORM", default_value = "text")]
     pub(super) log_format: Option<String>,
     /// What is logged, such as 'info' or 'warn,leasemux=debug'
-    #[arg(
-        long,
-        env = "LEASEMUX_LOG_FILTER",
-        value_name = "FILTER",
-        default_value = "info"
-    )]
+    #[arg(long, env = "LEASEMUX_LOG_FILTER", value_name = "FILTER", default_value = "info")]
     pub(super) log_filter: Option<String>,
     /// Stop when standard input ends (for a parent process that supervises the gateway)
     #[arg(long, env = "LEASEMUX_LIFELINE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -183,12 +158,7 @@ pub(super) struct ServeArgs {
 #[command(next_help_heading = "Logs on disk")]
 pub(super) struct StoreArgs {
     /// Rotate a container's log file when it has grown to this size
-    #[arg(
-        long,
-        env = "LEASEMUX_ROTATE_MAX_BYTES",
-        value_name = "SIZE",
-        default_value = "10MiB"
-    )]
+    #[arg(long, env = "LEASEMUX_ROTATE_MAX_BYTES", value_name = "SIZE", default_value = "10MiB")]
     pub(super) rotate_max_bytes: Option<String>,
     /// Keep this many log files of each run, the one being written included
     #[arg(long, env = "LEASEMUX_ROTATE_FILES", value_name = "N", default_value = "5")]
@@ -202,12 +172,7 @@ pub(super) struct StoreArgs {
 #[command(next_help_heading = "Limits")]
 pub(super) struct LimitsArgs {
     /// Lines held in memory for the followers of one replica; who falls further behind loses lines and is told
-    #[arg(
-        long,
-        env = "LEASEMUX_RING_MAX_BYTES",
-        value_name = "SIZE",
-        default_value = "4MiB"
-    )]
+    #[arg(long, env = "LEASEMUX_RING_MAX_BYTES", value_name = "SIZE", default_value = "4MiB")]
     pub(super) ring_max_bytes: Option<String>,
     /// How long lines may wait for others to leave with them; 0 = never
     #[arg(long, env = "LEASEMUX_PACE", value_name = "TIME", default_value = "5ms")]
@@ -216,47 +181,22 @@ pub(super) struct LimitsArgs {
     #[arg(long, env = "LEASEMUX_ACTOR_IDLE", value_name = "TIME", default_value = "10s")]
     pub(super) actor_idle: Option<String>,
     /// Reset a follower that takes nothing for so long
-    #[arg(
-        long,
-        env = "LEASEMUX_STALL_TIMEOUT",
-        value_name = "TIME",
-        default_value = "5m"
-    )]
+    #[arg(long, env = "LEASEMUX_STALL_TIMEOUT", value_name = "TIME", default_value = "5m")]
     pub(super) stall_timeout: Option<String>,
     /// Reads of older lines at once, in all
     #[arg(long, env = "LEASEMUX_HISTORY_READS", value_name = "N", default_value = "64")]
     pub(super) history_reads: Option<String>,
     /// Connections at once, in all
-    #[arg(
-        long,
-        env = "LEASEMUX_MAX_CONNECTIONS",
-        value_name = "N",
-        default_value = "16384"
-    )]
+    #[arg(long, env = "LEASEMUX_MAX_CONNECTIONS", value_name = "N", default_value = "16384")]
     pub(super) max_connections: Option<String>,
     /// Streams at once on one connection
-    #[arg(
-        long,
-        env = "LEASEMUX_STREAMS_PER_CONNECTION",
-        value_name = "N",
-        default_value = "256"
-    )]
+    #[arg(long, env = "LEASEMUX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "256")]
     pub(super) streams_per_connection: Option<String>,
     /// Drop a connection whose TLS handshake takes longer
-    #[arg(
-        long,
-        env = "LEASEMUX_HANDSHAKE_TIMEOUT",
-        value_name = "TIME",
-        default_value = "10s"
-    )]
+    #[arg(long, env = "LEASEMUX_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s")]
     pub(super) handshake_timeout: Option<String>,
     /// How long streams may take to end when the gateway is stopped
-    #[arg(
-        long,
-        env = "LEASEMUX_DRAIN_TIMEOUT",
-        value_name = "TIME",
-        default_value = "10s"
-    )]
+    #[arg(long, env = "LEASEMUX_DRAIN_TIMEOUT", value_name = "TIME", default_value = "10s")]
     pub(super) drain_timeout: Option<String>,
     /// How often the trust directory is looked at, should the system not tell of changes
     #[arg(long, env = "LEASEMUX_TRUST_POLL", value_name = "TIME", default_value = "5s")]
@@ -271,12 +211,7 @@ pub(super) struct LogsArgs {
     #[arg(value_name = "LEASE")]
     pub(super) lease: Option<String>,
     /// The gateway
-    #[arg(
-        long,
-        env = "LEASEMUX_GATEWAY",
-        value_name = "URL",
-        default_value = "https://127.0.0.1:8446"
-    )]
+    #[arg(long, env = "LEASEMUX_GATEWAY", value_name = "URL", default_value = "https://127.0.0.1:8446")]
     pub(super) gateway: Option<String>,
     /// Who you are: a directory with cert.pem and key.pem, as made by 'identity new'
     #[arg(long, env = "LEASEMUX_IDENTITY", value_name = "DIR")]
@@ -313,13 +248,7 @@ pub(super) struct LogsArgs {
     #[arg(long, env = "LEASEMUX_ON_LAG", value_name = "WHAT", default_value = "drop")]
     pub(super) on_lag: Option<String>,
     /// Form of the output: text or json
-    #[arg(
-        short,
-        long,
-        env = "LEASEMUX_OUTPUT",
-        value_name = "FORM",
-        default_value = "text"
-    )]
+    #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "text")]
     pub(super) output: Option<String>,
 }
 

@@ -47,15 +47,8 @@ impl std::error::Error for Faults {}
 
 impl<'a> Reader<'a> {
     pub(super) fn new(command: String, definitions: &'a clap::Command, matches: &'a ArgMatches) -> Self {
-        let faults = Faults {
-            command,
-            all: Vec::new(),
-        };
-        Self {
-            definitions,
-            matches,
-            faults,
-        }
+        let faults = Faults { command, all: Vec::new() };
+        Self { definitions, matches, faults }
     }
 
     /// One value, if there is one and it is right.
@@ -130,22 +123,14 @@ impl<'a> Reader<'a> {
         } else {
             None
         };
-        let fault = format!(
-            "{} {text:?}{}: {right}",
-            self.flag(id),
-            variable.unwrap_or_default()
-        );
+        let fault = format!("{} {text:?}{}: {right}", self.flag(id), variable.unwrap_or_default());
         self.faults.all.push(fault);
     }
 
     /// Notes that `id` was not given; `what` says what it is.
     pub(super) fn missing(&mut self, id: &str, what: &str) {
         let variable = self.variable(id).map(|name| format!(" (or {name})"));
-        let fault = format!(
-            "{}{} is missing: {what}",
-            self.flag(id),
-            variable.unwrap_or_default()
-        );
+        let fault = format!("{}{} is missing: {what}", self.flag(id), variable.unwrap_or_default());
         self.faults.all.push(fault);
     }
 

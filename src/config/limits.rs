@@ -36,16 +36,8 @@ pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits
     let idle = duration(Duration::ZERO..=TIMEOUT_MAX);
     let actor_idle = read.one("actor_idle", args.actor_idle.as_ref(), idle);
     let stall = read.one("stall_timeout", args.stall_timeout.as_ref(), timeout());
-    let history_reads = read.one(
-        "history_reads",
-        args.history_reads.as_ref(),
-        number(1..=READS_MAX),
-    );
-    let connections = read.one(
-        "max_connections",
-        args.max_connections.as_ref(),
-        number(1..=CONNECTIONS_MAX),
-    );
+    let history_reads = read.one("history_reads", args.history_reads.as_ref(), number(1..=READS_MAX));
+    let connections = read.one("max_connections", args.max_connections.as_ref(), number(1..=CONNECTIONS_MAX));
     let streams = args.streams_per_connection.as_ref();
     let streams_per_connection = read.one("streams_per_connection", streams, number(1..=65_536));
     let handshake = read.one("handshake_timeout", args.handshake_timeout.as_ref(), timeout());

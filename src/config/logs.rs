@@ -165,21 +165,14 @@ fn target(args: &LogsArgs, read: &mut Reader<'_>) -> Option<Target> {
         (None, true) => ServerTrust::Anyone,
         (None, false) => ServerTrust::System,
     };
-    Some(Target {
-        gateway: uri?,
-        identity,
-        trust,
-    })
+    Some(Target { gateway: uri?, identity, trust })
 }
 
 fn chosen(args: &LogsArgs, read: &mut Reader<'_>) -> (Vec<ServiceName>, Vec<u32>) {
     let services = read.list("service", &args.service, parsed::<ServiceName>);
     let replicas = read.list("replica", &args.replica, number(0..=u32::MAX));
     if services.len() > FILTERS_MAX {
-        read.unfit(&format!(
-            "--service is given {} times: at most {FILTERS_MAX}",
-            services.len()
-        ));
+        read.unfit(&format!("--service is given {} times: at most {FILTERS_MAX}", services.len()));
     }
     if replicas.len() * services.len() > FILTER_REPLICAS_MAX {
         let asked = replicas.len() * services.len();
@@ -197,12 +190,7 @@ pub(super) fn resolve_identity(
     args: &IdentityNewArgs,
     mut read: Reader<'_>,
 ) -> Result<IdentityConfig, Faults> {
-    let dir = read.required(
-        "dir",
-        args.dir.as_ref(),
-        "the directory to write to",
-        new_directory,
-    );
+    let dir = read.required("dir", args.dir.as_ref(), "the directory to write to", new_directory);
     let config = dir.map(|dir| IdentityConfig { dir });
     read.finish(config)
 }
@@ -213,11 +201,6 @@ pub(super) fn resolve_demo(args: &DemoArgs, mut read: Reader<'_>) -> Result<Demo
     let followers = read.one("followers", args.followers.as_ref(), number(0..=FOLLOWERS_MAX));
     let sdl = read.one("sdl", args.sdl.as_ref(), file);
     let verbose = read.switch("verbose", args.verbose.as_ref());
-    let config = followers.map(|followers| DemoConfig {
-        duration,
-        followers,
-        sdl,
-        verbose,
-    });
+    let config = followers.map(|followers| DemoConfig { duration, followers, sdl, verbose });
     read.finish(config)
 }

@@ -172,9 +172,7 @@ mod tests {
                 }
                 let given = format!("--{long}=\0\u{1}=");
                 let found = faults(&[path, &[given.as_str()]].concat());
-                let named = found
-                    .iter()
-                    .filter(|fault| fault.starts_with(&format!("--{long} \"\\0")));
+                let named = found.iter().filter(|fault| fault.starts_with(&format!("--{long} \"\\0")));
                 assert_eq!(named.count(), 1, "{path:?} --{long}: {found:#?}");
             }
         });
@@ -182,37 +180,13 @@ mod tests {
 
     #[test]
     fn faults_come_all_at_once() {
-        let found = faults(&[
-            "serve",
-            "--listen",
-            "x",
-            "--tls-cert",
-            "/none/cert.pem",
-            "--pace",
-            "5",
-        ]);
+        let found = faults(&["serve", "--listen", "x", "--tls-cert", "/none/cert.pem", "--pace", "5"]);
         let names: Vec<&str> = found.iter().filter_map(|fault| fault.split(' ').next()).collect();
         assert_eq!(
             names,
-            [
-                "--platform",
-                "--lease",
-                "--trust-dir",
-                "--listen",
-                "--tls-key",
-                "--tls-cert",
-                "--pace"
-            ]
+            ["--platform", "--lease", "--trust-dir", "--listen", "--tls-key", "--tls-cert", "--pace"]
         );
-        let found = faults(&[
-            "logs",
-            "--follow",
-            "--previous",
-            "--ca",
-            "/none",
-            "--replica",
-            "1",
-        ]);
+        let found = faults(&["logs", "--follow", "--previous", "--ca", "/none", "--replica", "1"]);
         assert_eq!(found.len(), 4, "{found:#?}");
         assert!(found[0].starts_with("LEASE is missing"), "{found:#?}");
     }
@@ -224,19 +198,8 @@ mod tests {
         fs::write(&sdl, "").unwrap();
         let lease = format!("{LEASE}={}", sdl.display());
         let trust = dir.path().to_str().unwrap();
-        let args = [
-            "leasemux",
-            "serve",
-            "--platform",
-            "local",
-            "--lease",
-            &lease,
-            "--trust-dir",
-            trust,
-        ];
-        let Ok(Task::Serve(config)) = read(args) else {
-            panic!()
-        };
+        let args = ["leasemux", "serve", "--platform", "local", "--lease", &lease, "--trust-dir", trust];
+        let Ok(Task::Serve(config)) = read(args) else { panic!() };
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.leases, [(LEASE.parse().unwrap(), sdl)]);
         assert_eq!(config.listen, "127.0.0.1:8446".parse().unwrap());
@@ -244,17 +207,8 @@ mod tests {
         assert_eq!(config.data_dir.to_str(), Some(".leasemux"));
         assert_eq!((config.rotate_max_bytes, config.rotate_files), (10 << 20, 5));
         assert!(!config.lifeline && config.tls.is_none());
-        let twice = [
-            "serve",
-            "--platform",
-            "local",
-            "--lease",
-            &lease,
-            "--lease",
-            &lease,
-            "--trust-dir",
-            trust,
-        ];
+        let twice =
+            ["serve", "--platform", "local", "--lease", &lease, "--lease", &lease, "--trust-dir", trust];
         assert!(faults(&twice)[0].ends_with("must be given once only"));
     }
 
@@ -274,31 +228,17 @@ mod tests {
             "--tail",
             "0",
         ];
-        let Ok(Task::Logs(config)) = read(args) else {
-            panic!()
-        };
-        assert_eq!(
-            config
-                .services
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>(),
-            ["web", "api"]
-        );
-        assert_eq!(
-            (config.replicas, config.follow, config.tail),
-            (vec![1], true, Some(0))
-        );
+        let Ok(Task::Logs(config)) = read(args) else { panic!() };
+        assert_eq!(config.services.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web", "api"]);
+        assert_eq!((config.replicas, config.follow, config.tail), (vec![1], true, Some(0)));
         assert_eq!(config.target.trust, ServerTrust::System);
         let Ok(Task::Logs(config)) = read(["leasemux", "logs", LEASE, "--follow=false", "-o", "json"]) else {
             panic!()
         };
         assert_eq!((config.follow, config.output), (false, Output::Json));
         let many: Vec<String> = (0..=1024).map(|n| format!("--replica={n}")).collect();
-        let args: Vec<&str> = ["logs", LEASE, "--service=web"]
-            .into_iter()
-            .chain(many.iter().map(String::as_str))
-            .collect();
+        let args: Vec<&str> =
+            ["logs", LEASE, "--service=web"].into_iter().chain(many.iter().map(String::as_str)).collect();
         assert!(faults(&args)[0].contains("at most 1024"));
     }
 }

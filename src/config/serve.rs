@@ -131,10 +131,7 @@ pub(super) fn resolve(args: &ServeArgs, mut read: Reader<'_>) -> Result<ServeCon
 fn leases(args: &ServeArgs, read: &mut Reader<'_>) -> Vec<(LeaseId, PathBuf)> {
     let leases = read.list("lease", &args.lease, lease_and_sdl);
     if args.lease.iter().all(String::is_empty) {
-        read.missing(
-            "lease",
-            "LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider",
-        );
+        read.missing("lease", "LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider");
     }
     let mut seen = BTreeSet::new();
     for (lease, _) in &leases {
@@ -162,11 +159,7 @@ fn store(args: &StoreArgs, read: &mut Reader<'_>) -> Option<(u64, usize, usize)>
     let bytes = size(ROTATE_MIN_BYTES..=ROTATE_MAX_BYTES);
     let bytes = read.one("rotate_max_bytes", args.rotate_max_bytes.as_ref(), bytes);
     // Fewer than two, and rotation would lose what was written last.
-    let files = read.one(
-        "rotate_files",
-        args.rotate_files.as_ref(),
-        number(2..=ROTATE_FILES_MAX),
-    );
+    let files = read.one("rotate_files", args.rotate_files.as_ref(), number(2..=ROTATE_FILES_MAX));
     let runs = read.one("kept_runs", args.kept_runs.as_ref(), number(1..=RUNS_MAX - 1));
     Some((bytes?, files?, runs?))
 }

@@ -88,15 +88,9 @@ pub(super) fn hostname(text: &str) -> Result<String, String> {
 pub(super) fn gateway(text: &str) -> Result<Uri, String> {
     let right = || "must be https://host:port, such as https://127.0.0.1:8446".to_owned();
     let uri: Uri = text.parse().map_err(|_| right())?;
-    let host = uri
-        .host()
-        .unwrap_or_default()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
-    let named = uri
-        .authority()
-        .is_some_and(|authority| !authority.as_str().contains('@'));
+    let named = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     if uri.scheme_str() == Some("https") && plain && named && ServerName::try_from(host).is_ok() {
         Ok(uri)
     } else {
@@ -130,9 +124,9 @@ pub(super) fn new_directory(text: &str) -> Result<PathBuf, String> {
     match fs::metadata(&path) {
         Ok(metadata) if metadata.is_dir() => Ok(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !text.is_empty() => Ok(path),
-        Err(error) if !text.is_empty() => Err(format!(
-            "must be a directory, or a path where one can be made: {error}"
-        )),
+        Err(error) if !text.is_empty() => {
+            Err(format!("must be a directory, or a path where one can be made: {error}"))
+        }
         _ => Err("must be a directory, or a path where one can be made".to_owned()),
     }
 }
@@ -188,14 +182,9 @@ fn show_duration(duration: Duration) -> String {
 }
 
 fn show_size(bytes: u64) -> String {
-    let unit = SIZE_UNITS[..4]
-        .iter()
-        .rev()
-        .find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
-    unit.map_or_else(
-        || bytes.to_string(),
-        |(name, factor)| format!("{}{name}", bytes / factor),
-    )
+    let unit =
+        SIZE_UNITS[..4].iter().rev().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
+    unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
 #[cfg(test)]
@@ -221,21 +210,10 @@ mod tests {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         check(
             duration(Duration::ZERO..=s(3600)),
-            &[
-                ("0", s(0)),
-                ("5ms", ms(5)),
-                ("10s", s(10)),
-                ("5m", s(300)),
-                ("1m30s", s(90)),
-                ("1h", s(3600)),
-            ],
+            &[("0", s(0)), ("5ms", ms(5)), ("10s", s(10)), ("5m", s(300)), ("1m30s", s(90)), ("1h", s(3600))],
             &["", "5", "-5s", "5 parsecs", "61m", "5s ago", "1e3s"],
         );
-        assert!(
-            duration(ms(100)..=s(300))("1ms")
-                .unwrap_err()
-                .contains("from 100ms to 5m")
-        );
+        assert!(duration(ms(100)..=s(300))("1ms").unwrap_err().contains("from 100ms to 5m"));
     }
 
     #[test]
@@ -265,11 +243,7 @@ mod tests {
                 "4MiBMiB",
             ],
         );
-        assert!(
-            size(4096..=1 << 30)("1")
-                .unwrap_err()
-                .contains("from 4KiB to 1GiB")
-        );
+        assert!(size(4096..=1 << 30)("1").unwrap_err().contains("from 4KiB to 1GiB"));
     }
 
     #[test]
@@ -280,25 +254,13 @@ mod tests {
                 ("127.0.0.1:8446", SocketAddr::from(([127, 0, 0, 1], 8446))),
                 ("[::1]:0", SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0))),
             ],
-            &[
-                "",
-                "127.0.0.1",
-                ":8446",
-                "8446",
-                "127.0.0.1:99999",
-                "127.0.0.1:http",
-            ],
+            &["", "127.0.0.1", ":8446", "8446", "127.0.0.1:99999", "127.0.0.1:http"],
         );
         let uri = |text: &str| text.parse::<Uri>().unwrap();
         check(
             gateway,
-            &[
-                "https://127.0.0.1:8446",
-                "https://[::1]:1",
-                "https://gw.example.com",
-                "https://gw:1/",
-            ]
-            .map(|t| (t, uri(t))),
+            &["https://127.0.0.1:8446", "https://[::1]:1", "https://gw.example.com", "https://gw:1/"]
+                .map(|t| (t, uri(t))),
             &[
                 "",
                 "127.0.0.1:8446",
@@ -316,15 +278,7 @@ mod tests {
                 ("Gateway.example.com", "gateway.example.com".to_owned()),
                 ("localhost", "localhost".to_owned()),
             ],
-            &[
-                "",
-                "127.0.0.1",
-                "::1",
-                "a b",
-                "-a.example",
-                "*.example.com",
-                "a,b",
-            ],
+            &["", "127.0.0.1", "::1", "a b", "-a.example", "*.example.com", "a,b"],
         );
     }
 

@@ -77,10 +77,7 @@ pub fn parse(record: &[u8]) -> Option<Record<'_>> {
 
 /// Appends `record` and its newline. The content must hold no newline: it would begin another record.
 pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
-    debug_assert!(
-        memchr(b'\n', record.content).is_none(),
-        "newline in a record's content"
-    );
+    debug_assert!(memchr(b'\n', record.content).is_none(), "newline in a record's content");
     let (time, stream) = (record.time, record.stream.name());
     let tag = if record.partial { 'P' } else { 'F' };
     // Writing to a vector does not fail.
@@ -117,14 +114,8 @@ impl Stream {
 
 impl Lost {
     fn parse(tag: &[u8]) -> Option<Self> {
-        let (lines, bytes) = std::str::from_utf8(tag)
-            .ok()?
-            .strip_prefix(LOST_TAG)?
-            .split_once('/')?;
-        Some(Self {
-            lines: lines.parse().ok()?,
-            bytes: bytes.parse().ok()?,
-        })
+        let (lines, bytes) = std::str::from_utf8(tag).ok()?.strip_prefix(LOST_TAG)?.split_once('/')?;
+        Some(Self { lines: lines.parse().ok()?, bytes: bytes.parse().ok()? })
     }
 }
 
@@ -138,13 +129,7 @@ impl Parser {
         // A record that ends with its tags has no content.
         let (tags, content) = cut(rest).unwrap_or((rest, b""));
         let (partial, lost) = parse_tags(tags)?;
-        Some(Record {
-            time: self.time(time)?,
-            stream: Stream::parse(stream)?,
-            partial,
-            lost,
-            content,
-        })
+        Some(Record { time: self.time(time)?, stream: Stream::parse(stream)?, partial, lost, content })
     }
 
     /// Reads RFC 3339 with up to nine digits of fraction, in UTC or with an offset.
@@ -188,10 +173,7 @@ fn parse_tags(tags: &[u8]) -> Option<(bool, Option<Lost>)> {
     if more.is_empty() {
         return Some((partial, None));
     }
-    let lost = more
-        .strip_prefix(b":")?
-        .split(|byte| *byte == b':')
-        .find_map(Lost::parse);
+    let lost = more.strip_prefix(b":")?.split(|byte| *byte == b':').find_map(Lost::parse);
     Some((partial, lost))
 }
 
@@ -254,49 +236,23 @@ mod tests {
 
     #[test]
     fn records() {
-        check(
-            &format!("{TIME} stdout F hello world"),
-            Some((false, None, "hello world")),
-        );
-        check(
-            &format!("{TIME} stderr P  two  spaces "),
-            Some((true, None, " two  spaces ")),
-        );
+        check(&format!("{TIME} stdout F hello world"), Some((false, None, "hello world")));
+        check(&format!("{TIME} stderr P  two  spaces "), Some((true, None, " two  spaces ")));
         check(&format!("{TIME} stdout F "), Some((false, None, "")));
         check(&format!("{TIME} stdout F"), Some((false, None, "")));
-        check(
-            &format!("{TIME} stdout F:lost=12/3456 x"),
-            Some((false, Some((12, 3456)), "x")),
-        );
-        check(
-            &format!("{TIME} stdout P:new:lost=0/1:a=b x"),
-            Some((true, Some((0, 1)), "x")),
-        );
+        check(&format!("{TIME} stdout F:lost=12/3456 x"), Some((false, Some((12, 3456)), "x")));
+        check(&format!("{TIME} stdout P:new:lost=0/1:a=b x"), Some((true, Some((0, 1)), "x")));
         check(&format!("{TIME} stdout F:lost=12 x"), Some((false, None, "x")));
-        check(
-            &format!("{TIME} stdout F:lost=-1/99999999999999999999 x"),
-            Some((false, None, "x")),
-        );
+        check(&format!("{TIME} stdout F:lost=-1/99999999999999999999 x"), Some((false, None, "x")));
         check(&format!("{TIME} stdout F:unknown x"), Some((false, None, "x")));
-        for garbage in [
-            "stdout FF x",
-            "stdout  F x",
-            "stdout f x",
-            "stdin F x",
-            "stdout :F x",
-            "stdout",
-            "stdout ",
-        ] {
+        for garbage in
+            ["stdout FF x", "stdout  F x", "stdout f x", "stdin F x", "stdout :F x", "stdout", "stdout "]
+        {
             check(&format!("{TIME} {garbage}"), None);
         }
-        for garbage in [
-            "",
-            " ",
-            "   ",
-            "x",
-            "stdout F x",
-            "failed to try resolving symlinks in path \"/x\": no",
-        ] {
+        for garbage in
+            ["", " ", "   ", "x", "stdout F x", "failed to try resolving symlinks in path \"/x\": no"]
+        {
             check(garbage, None);
         }
         assert_eq!(parse(&[0xff; 64]), None);
@@ -312,11 +268,7 @@ mod tests {
     #[track_caller]
     fn check_time(text: &str, nanos: Option<i64>) {
         let record = format!("{text} stdout F x");
-        assert_eq!(
-            parse(record.as_bytes()).map(|record| record.time.as_nanos()),
-            nanos,
-            "{text:?}"
-        );
+        assert_eq!(parse(record.as_bytes()).map(|record| record.time.as_nanos()), nanos, "{text:?}");
     }
 
     #[test]

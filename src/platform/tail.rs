@@ -87,10 +87,7 @@ enum State {
 /// [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the latter two.
 pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow) -> Result<Tail, Error> {
     let missing = || Error::NotFound("the log of this run is not here".to_owned());
-    if !tokio::fs::try_exists(&log.dir)
-        .await
-        .map_err(|error| log.failed("looking for", error))?
-    {
+    if !tokio::fs::try_exists(&log.dir).await.map_err(|error| log.failed("looking for", error))? {
         return Err(missing());
     }
     // Before the first look, so that nothing happens between the two.
@@ -109,13 +106,7 @@ pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow
             Sought::Found(walk, start) => break (walk, start),
         }
     };
-    let reader = Reader {
-        walk,
-        follow,
-        watch,
-        items: Vec::new().into_iter(),
-        state: State::Read,
-    };
+    let reader = Reader { walk, follow, watch, items: Vec::new().into_iter(), state: State::Read };
     let items = stream::try_unfold(reader, Reader::next).boxed();
     Ok(Tail { start, items })
 }
@@ -180,12 +171,7 @@ impl Reader {
             Ok((walk, items, state))
         })
         .await?;
-        Ok(Self {
-            walk,
-            items: items.into_iter(),
-            state,
-            ..self
-        })
+        Ok(Self { walk, items: items.into_iter(), state, ..self })
     }
 
     async fn wait(&mut self) {

@@ -13,11 +13,7 @@ fn leasemux(args: &[&str], environment: &[(&str, &str)]) -> Output {
             command.env_remove(name);
         }
     }
-    command
-        .args(args)
-        .envs(environment.iter().copied())
-        .output()
-        .unwrap()
+    command.args(args).envs(environment.iter().copied()).output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -51,18 +47,12 @@ fn help_is_an_answer() {
         let output = leasemux(args, &[]);
         assert_eq!(output.status.code(), Some(0), "{args:?}");
         let help = stdout(&output);
-        assert!(
-            help.contains("Examples:") && help.contains("leasemux "),
-            "{args:?}: {help}"
-        );
+        assert!(help.contains("Examples:") && help.contains("leasemux "), "{args:?}: {help}");
         assert!(!help.contains("shim"), "{args:?}");
     }
     for args in [&["--help"], &["logs", "--help"][..]] {
         let help = stdout(&leasemux(args, &[]));
-        assert!(
-            help.contains("Exit codes:") && help.contains("6  done, but lines were lost"),
-            "{help}"
-        );
+        assert!(help.contains("Exit codes:") && help.contains("6  done, but lines were lost"), "{help}");
     }
     let version = stdout(&leasemux(&["--version"], &[]));
     assert_eq!(version, concat!("leasemux ", env!("CARGO_PKG_VERSION"), "\n"));
@@ -85,20 +75,8 @@ fn what_is_no_command_is_wrong_usage() {
 #[test]
 fn all_faults_are_told_at_once_and_where_they_come_from() {
     let said = refused(
-        &[
-            "serve",
-            "--listen",
-            "nowhere",
-            "--lease",
-            "a=b",
-            "--tls-cert",
-            "/none",
-        ],
-        &[
-            ("LEASEMUX_PACE", "fast"),
-            ("LEASEMUX_ADMIN_LISTEN", "9446"),
-            ("LEASEMUX_PLATFORM", "moon"),
-        ],
+        &["serve", "--listen", "nowhere", "--lease", "a=b", "--tls-cert", "/none"],
+        &[("LEASEMUX_PACE", "fast"), ("LEASEMUX_ADMIN_LISTEN", "9446"), ("LEASEMUX_PLATFORM", "moon")],
     );
     for expected in [
         "--platform \"moon\" (from LEASEMUX_PLATFORM): must be 'local'",
@@ -137,15 +115,9 @@ fn the_environment_gives_lists_and_switches() {
     }
     assert_eq!(said.matches("error: ").count(), 3, "{said}");
     let said = refused(&["logs", LEASE, "--previous"], &[("LEASEMUX_FOLLOW", "1")]);
-    assert!(
-        said.contains("--previous and --follow do not go together"),
-        "{said}"
-    );
+    assert!(said.contains("--previous and --follow do not go together"), "{said}");
     // A flag wins over the environment.
-    let said = refused(
-        &["logs", "x", "--follow=false", "--previous"],
-        &[("LEASEMUX_FOLLOW", "1")],
-    );
+    let said = refused(&["logs", "x", "--follow=false", "--previous"], &[("LEASEMUX_FOLLOW", "1")]);
     assert_eq!(said.matches("error: ").count(), 1, "{said}");
 }
 
@@ -159,9 +131,6 @@ fn a_gateway_that_is_not_there_is_unavailable() {
         let output = leasemux(&args, &[]);
         assert_eq!(output.status.code(), Some(5));
         let said = stderr(&output);
-        assert!(
-            said.starts_with("leasemux: cannot reach the gateway at https://127.0.0.1:"),
-            "{said}"
-        );
+        assert!(said.starts_with("leasemux: cannot reach the gateway at https://127.0.0.1:"), "{said}");
     }
 }

@@ -56,12 +56,7 @@ impl World {
              deployment: {{web: {{here: {{count: 1}}}}}}}}"
         );
         let platform = None;
-        Self {
-            dir,
-            mark,
-            sdl,
-            platform,
-        }
+        Self { dir, mark, sdl, platform }
     }
 
     fn config(&self) -> LocalConfig {
@@ -114,19 +109,9 @@ impl World {
 
     /// Waits for a line in the newest run's log.
     async fn printed(&self, line: &str) -> Instance {
-        let run = self
-            .slot(|slot| slot.state == ReplicaState::Running)
-            .await
-            .runs
-            .pop()
-            .unwrap();
+        let run = self.slot(|slot| slot.state == ReplicaState::Running).await.runs.pop().unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while !self
-            .log(&run.instance, false)
-            .await
-            .lines()
-            .any(|found| found == line)
-        {
+        while !self.log(&run.instance, false).await.lines().any(|found| found == line) {
             assert!(Instant::now() < deadline, "{line:?} was not printed");
             tokio::time::sleep(LOOK).await;
         }
@@ -171,10 +156,7 @@ fn lease() -> LeaseId {
 }
 
 fn web() -> Replica {
-    Replica {
-        service: "web".parse().unwrap(),
-        index: 0,
-    }
+    Replica { service: "web".parse().unwrap(), index: 0 }
 }
 
 /// Processes with `mark` in their environment. Zombies have none.
@@ -183,9 +165,7 @@ fn processes(mark: &str) -> BTreeSet<i32> {
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|pid: &i32| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment
-            .split(|byte| *byte == 0)
-            .any(|entry| entry == mark.as_bytes())
+        environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
     })
     .collect()
 }
@@ -196,10 +176,7 @@ fn kill(pid: i32) {
 
 fn parent(pid: i32) -> i32 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
     line.trim().parse().unwrap()
 }
 
@@ -251,9 +228,8 @@ async fn a_service_has_a_clean_environment_and_nothing_open() {
     let mut expected: BTreeSet<&str> = expected.lines().collect();
     // A shell's own.
     let own = ["PWD=", "OLDPWD=", "SHLVL=", "_="];
-    let found = lines
-        .iter()
-        .filter(|line| line.contains('=') && !own.iter().any(|own| line.starts_with(own)));
+    let found =
+        lines.iter().filter(|line| line.contains('=') && !own.iter().any(|own| line.starts_with(own)));
     for line in found {
         assert!(expected.remove(line), "{line} in {log}");
     }
@@ -310,13 +286,11 @@ async fn stopping_is_polite_at_first() {
 async fn a_second_stop_may_have_less_patience() {
     let world = World::new("trap '' TERM; echo up; while :; do sleep 0.01; done").start();
     world.printed("up").await;
-    let (patient, ()) = tokio::join!(
-        tokio::time::timeout(PATIENCE, world.platform().stop(10 * PATIENCE)),
-        async {
+    let (patient, ()) =
+        tokio::join!(tokio::time::timeout(PATIENCE, world.platform().stop(10 * PATIENCE)), async {
             tokio::task::yield_now().await;
             world.platform().stop(Duration::ZERO).await;
-        }
-    );
+        });
     patient.unwrap();
     assert_eq!(world.processes(), BTreeSet::new());
 }
@@ -343,10 +317,7 @@ async fn every_line_of_a_run_is_in_its_log_when_its_end_is_told() {
     let slot = world.slot(ended(1)).await;
     let run = &slot.runs[0];
     let end = run.end.clone().unwrap();
-    assert_eq!(
-        (end.exit_code, end.signal, end.reason.as_str()),
-        (None, Some(9), "Error")
-    );
+    assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (None, Some(9), "Error"));
     let log = world.log(&run.instance, false).await;
     let expected: Vec<String> = (1..=5000)
         .map(|n| format!("line {n} of a service that ends at once"))
@@ -358,11 +329,7 @@ async fn every_line_of_a_run_is_in_its_log_when_its_end_is_told() {
 #[tokio::test]
 async fn a_follower_sees_a_run_to_its_end() {
     let world = World::new("echo one; read line < go; echo two; echo oops >&2; exit 3");
-    let home = world
-        .dir
-        .path()
-        .join("data/home")
-        .join(format!("{}_web-0", lease().namespace()));
+    let home = world.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
     std::fs::create_dir_all(&home).unwrap();
     let fifo = home.join("go");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -374,13 +341,8 @@ async fn a_follower_sees_a_run_to_its_end() {
     let mut lines: Vec<&str> = log.lines().collect();
     lines.sort_unstable();
     assert_eq!(lines, ["one", "oops", "two"]);
-    let slot = world
-        .slot(|slot| slot.run(&instance).is_some_and(|run| run.end.is_some()))
-        .await;
-    assert_eq!(
-        slot.run(&instance).unwrap().end.as_ref().unwrap().exit_code,
-        Some(3)
-    );
+    let slot = world.slot(|slot| slot.run(&instance).is_some_and(|run| run.end.is_some())).await;
+    assert_eq!(slot.run(&instance).unwrap().end.as_ref().unwrap().exit_code, Some(3));
 }
 
 #[tokio::test]
@@ -404,11 +366,7 @@ async fn what_cannot_be_started_says_why() {
     let plain = tempfile::NamedTempFile::new().unwrap();
     std::fs::set_permissions(plain.path(), PermissionsExt::from_mode(0o644)).unwrap();
     let plain = serde_json::to_string(plain.path().to_str().unwrap()).unwrap();
-    for (command, code) in [
-        ("leasemux-no-such-program", 127),
-        ("/no/such/program", 127),
-        (&plain, 126),
-    ] {
+    for (command, code) in [("leasemux-no-such-program", 127), ("/no/such/program", 127), (&plain, 126)] {
         let world = World::of_command(command).start();
         let slot = world
             .slot(|slot| {
@@ -416,10 +374,7 @@ async fn what_cannot_be_started_says_why() {
             })
             .await;
         let end = slot.runs[0].end.clone().unwrap();
-        assert_eq!(
-            (end.exit_code, end.signal, end.reason.as_str()),
-            (Some(code), None, "StartError")
-        );
+        assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (Some(code), None, "StartError"));
         assert!(
             matches!(&slot.state, ReplicaState::Waiting { message, .. } if message.contains("restarting: cannot start")),
             "{:?}",
@@ -445,23 +400,11 @@ async fn old_runs_are_removed_and_new_gateways_count_on() {
     config.backoff.longest = 10 * PATIENCE;
     world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
     let at_once = world.view().await.borrow().replica(&web()).unwrap().clone();
-    let names = |slot: &ReplicaView| {
-        slot.runs
-            .iter()
-            .map(|run| run.instance.clone())
-            .collect::<Vec<_>>()
-    };
+    let names = |slot: &ReplicaView| slot.runs.iter().map(|run| run.instance.clone()).collect::<Vec<_>>();
     assert_eq!(names(&at_once), names(&before));
-    assert!(
-        at_once
-            .runs
-            .iter()
-            .all(|run| run.end.as_ref().unwrap().reason == "GatewayStopped")
-    );
+    assert!(at_once.runs.iter().all(|run| run.end.as_ref().unwrap().reason == "GatewayStopped"));
     // The last one may have been stopped before it printed anything.
-    let [.., kept, last] = &at_once.runs[..] else {
-        panic!("{at_once:?}")
-    };
+    let [.., kept, last] = &at_once.runs[..] else { panic!("{at_once:?}") };
     let (uid, _, number) = last.instance.parts();
     let next = Instance::new(uid, "web", number + 1).unwrap();
     let slot = world.slot(|slot| slot.run(&next).is_some()).await;
@@ -475,10 +418,7 @@ async fn what_is_not_here_is_not_found() {
     let world = World::new("sleep 1000").start();
     let stranger = Address::from_account([9; 20]);
     let other = LeaseId::new(stranger.as_str(), 7, 2, 3, lease().provider().as_str()).unwrap();
-    assert!(matches!(
-        world.platform().watch(&other).await,
-        Err(Error::NotFound(_))
-    ));
+    assert!(matches!(world.platform().watch(&other).await, Err(Error::NotFound(_))));
     let request = TailRequest {
         lease: lease(),
         replica: web(),
@@ -486,52 +426,32 @@ async fn what_is_not_here_is_not_found() {
         from: From::Start,
         follow: false,
     };
-    assert!(matches!(
-        world.platform().tail(request).await,
-        Err(Error::NotFound(_))
-    ));
-    assert!(matches!(
-        LocalPlatform::start(world.config(), Notifier::polling()),
-        Err(Error::Unavailable(_))
-    ));
+    assert!(matches!(world.platform().tail(request).await, Err(Error::NotFound(_))));
+    assert!(matches!(LocalPlatform::start(world.config(), Notifier::polling()), Err(Error::Unavailable(_))));
 }
 
 #[tokio::test]
 async fn a_killed_shim_takes_the_service_along_and_is_replaced() {
     let world = World::new("echo up; exec sleep 1000").start();
     let instance = world.printed("up").await;
-    let service = world
-        .until_processes(|found| found.len() == 1)
-        .await
-        .pop_first()
-        .unwrap();
+    let service = world.until_processes(|found| found.len() == 1).await.pop_first().unwrap();
     let shim = parent(service);
     let name = std::fs::read_to_string(format!("/proc/{shim}/comm")).unwrap();
     assert_eq!(name.trim(), "lease-shim");
     let arguments = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap();
     assert_eq!(arguments, b"lease-shim\0shim\0run\0");
     kill(shim);
-    world
-        .until_processes(|found| found.len() == 1 && !found.contains(&service))
-        .await;
+    world.until_processes(|found| found.len() == 1 && !found.contains(&service)).await;
     let slot = world.slot(|slot| slot.restarts == 1 && slot.ready).await;
     let end = slot.run(&instance).unwrap().end.clone().unwrap();
-    assert_eq!(
-        (end.exit_code, end.signal, end.reason.as_str()),
-        (None, None, "Error")
-    );
+    assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (None, None, "Error"));
 }
 
 #[tokio::test]
 async fn killing_the_gateway_kills_all_descendants() {
     let world = World::new(STUBBORN);
     let mut gateway = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "local::gateway_to_be_killed",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "local::gateway_to_be_killed", "--ignored", "--nocapture"])
         .env(GATEWAY_DIR, world.dir.path())
         .env(GATEWAY_SDL, &world.sdl)
         .stdin(Stdio::null())
@@ -566,10 +486,8 @@ async fn the_example_numbers_its_lines() {
     let sdl = std::fs::read_to_string(file).unwrap();
     let platform = LocalPlatform::start(config(dir.path(), &sdl), Notifier::start()).unwrap();
     let view = platform.watch(&lease()).await.unwrap();
-    let replicas = [("web", 0), ("web", 1), ("worker", 0)].map(|(service, index)| Replica {
-        service: service.parse().unwrap(),
-        index,
-    });
+    let replicas = [("web", 0), ("web", 1), ("worker", 0)]
+        .map(|(service, index)| Replica { service: service.parse().unwrap(), index });
     let log = async |replica: &Replica| {
         let run = view.borrow().replica(replica).unwrap().newest().cloned()?;
         let request = TailRequest {
@@ -588,30 +506,19 @@ async fn the_example_numbers_its_lines() {
         Some(log.collect::<String>())
     };
     let deadline = Instant::now() + PATIENCE;
-    for (replica, enough) in replicas
-        .iter()
-        .zip([" warn: upstream", "\n50 ", " warn: batch=3 "])
-    {
+    for (replica, enough) in replicas.iter().zip([" warn: upstream", "\n50 ", " warn: batch=3 "]) {
         while !log(replica).await.is_some_and(|log| log.contains(enough)) {
-            assert!(
-                Instant::now() < deadline,
-                "{enough:?} is not in the log of {replica}"
-            );
+            assert!(Instant::now() < deadline, "{enough:?} is not in the log of {replica}");
             tokio::time::sleep(LOOK).await;
         }
     }
     platform.stop(Duration::ZERO).await;
     for replica in &replicas {
         let log = log(replica).await.unwrap();
-        let lines = log
-            .lines()
-            .map(|line| line.split(' ').next().unwrap().parse::<usize>().unwrap());
+        let lines = log.lines().map(|line| line.split(' ').next().unwrap().parse::<usize>().unwrap());
         let mut numbers: Vec<usize> = lines.collect();
         numbers.sort_unstable();
-        assert!(
-            numbers.iter().copied().eq(1..=numbers.len()),
-            "{replica}: {numbers:?}"
-        );
+        assert!(numbers.iter().copied().eq(1..=numbers.len()), "{replica}: {numbers:?}");
     }
 }
 

@@ -140,22 +140,12 @@ pub(super) fn parse(pem: &[u8]) -> (Vec<Presented>, Option<Fault>) {
 impl Reading {
     fn of(metadata: &Metadata, certificates: Vec<Presented>, fault: Option<Fault>) -> Self {
         let stamp = Stamp::of(metadata);
-        Self {
-            id: stamp.id,
-            stamp: stamp.if_old(),
-            certificates,
-            fault,
-        }
+        Self { id: stamp.id, stamp: stamp.if_old(), certificates, fault }
     }
 
     /// A file of which no more is known than that it is there.
     pub(super) fn unreadable(id: FileId, kind: io::ErrorKind) -> Self {
-        Self {
-            id,
-            stamp: None,
-            certificates: Vec::new(),
-            fault: Some(Fault::Unreadable(kind)),
-        }
+        Self { id, stamp: None, certificates: Vec::new(), fault: Some(Fault::Unreadable(kind)) }
     }
 }
 
@@ -164,11 +154,7 @@ impl Reading {
 impl Stamp {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
-            id: FileId {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-                born: metadata.created().ok(),
-            },
+            id: FileId { device: metadata.dev(), inode: metadata.ino(), born: metadata.created().ok() },
             bytes: metadata.size(),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
@@ -193,10 +179,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let stamp = Stamp::of(&file.as_file().metadata().unwrap());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let aged = |seconds: i64| Stamp {
-            changed: (i64::try_from(now.as_secs()).unwrap() - seconds, 0),
-            ..stamp
-        };
+        let aged =
+            |seconds: i64| Stamp { changed: (i64::try_from(now.as_secs()).unwrap() - seconds, 0), ..stamp };
         assert_eq!(aged(0).if_old(), None);
         assert_eq!(aged(-3600).if_old(), None, "the clock was set back");
         assert_eq!(aged(3600).if_old(), Some(aged(3600)));

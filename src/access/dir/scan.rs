@@ -86,13 +86,7 @@ struct Listing {
 
 impl Scanner {
     pub(super) fn new(dir: &Path) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            files: BTreeMap::new(),
-            stamp: None,
-            dirty: false,
-            told_too_many: false,
-        }
+        Self { dir: dir.to_owned(), files: BTreeMap::new(), stamp: None, dirty: false, told_too_many: false }
     }
 
     /// Looks at the directory: at every file in it if `thorough`, otherwise only if it is not plain that nothing changed.
@@ -124,9 +118,7 @@ impl Scanner {
 
     /// Looks at every file; yields how many were read.
     fn take(&mut self, listing: Listing, dir: DirId, now: Instant) -> io::Result<usize> {
-        let Listing {
-            mut names, too_many, ..
-        } = listing;
+        let Listing { mut names, too_many, .. } = listing;
         if too_many {
             if !self.told_too_many {
                 tracing::warn!(dir = ?self.dir, limit = FILES_MAX, "trust directory: too many files; the last by name are ignored");
@@ -193,11 +185,7 @@ impl Scanner {
 
 impl Listing {
     fn of(dir: &Path) -> io::Result<Self> {
-        let mut listing = Self {
-            names: BTreeSet::new(),
-            links: false,
-            too_many: false,
-        };
+        let mut listing = Self { names: BTreeSet::new(), links: false, too_many: false };
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -223,10 +211,8 @@ fn is_pem(name: &OsString) -> bool {
 
 /// Whether a name leads nowhere, itself or as a link.
 fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    ) || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
 // === impl Held ===
@@ -266,9 +252,7 @@ impl Held {
         let gone = before.iter().filter(|old| in_place && !self.found.contains(old));
         self.counts = self.found.iter().chain(gone).cloned().collect();
         self.judge(reading.fault, now);
-        Seen::Read {
-            changed: self.counts != before,
-        }
+        Seen::Read { changed: self.counts != before }
     }
 
     fn judge(&mut self, fault: Option<Fault>, now: Instant) {
@@ -346,12 +330,7 @@ mod tests {
             let outer = tempfile::tempdir().unwrap();
             fs::create_dir(outer.path().join("trust")).unwrap();
             let scanner = Scanner::new(&outer.path().join("trust"));
-            Self {
-                outer,
-                scanner,
-                index: Index::default(),
-                now: Instant::now(),
-            }
+            Self { outer, scanner, index: Index::default(), now: Instant::now() }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -365,10 +344,7 @@ mod tests {
                 self.index.replace(self.scanner.trusted());
             } else {
                 // Nothing was missed by saying so.
-                let nothing = Change {
-                    added: 0,
-                    withdrawn: 0,
-                };
+                let nothing = Change { added: 0, withdrawn: 0 };
                 assert_eq!(self.index.replace(self.scanner.trusted()), nothing);
             }
             look
@@ -455,10 +431,7 @@ mod tests {
         let trusted = world.trusted(0).unwrap();
         world.replace("a.pem", b"");
         world.look(STEP);
-        assert!(
-            !trusted.withdrawn().is_cancelled(),
-            "it stands in the other file, too"
-        );
+        assert!(!trusted.withdrawn().is_cancelled(), "it stands in the other file, too");
         fs::remove_file(world.path("b.pem")).unwrap();
         world.look(STEP);
         assert!(trusted.withdrawn().is_cancelled());
@@ -592,10 +565,7 @@ mod tests {
         let (certificates, fault) = file::parse(many.as_bytes());
         assert_eq!((certificates.len(), fault), (file::CERTIFICATES_MAX, None));
         let (certificates, fault) = file::parse(format!("{many}{}", POOL[1].1).as_bytes());
-        assert_eq!(
-            (certificates.len(), fault),
-            (file::CERTIFICATES_MAX, Some(Fault::TooMany))
-        );
+        assert_eq!((certificates.len(), fault), (file::CERTIFICATES_MAX, Some(Fault::TooMany)));
         assert!(!certificates.contains(&POOL[1].0));
     }
 
@@ -724,8 +694,7 @@ mod tests {
                 for at in of.iter().filter(|_| action.in_place()) {
                     self.missed.entry((*name, *at)).or_insert(now);
                 }
-                self.missed
-                    .retain(|(missing, _), _| missing != name || action.in_place());
+                self.missed.retain(|(missing, _), _| missing != name || action.in_place());
             }
             let files = &self.files;
             self.missed.retain(|(name, at), since| {
@@ -766,10 +735,7 @@ mod tests {
             for at in SINGLE {
                 let (there, trusted) = (present.contains(&at), world.trusted(at).is_some());
                 assert!(trusted || !there, "{at} is there, but not trusted");
-                assert!(
-                    !trusted || there || model.spares(at),
-                    "{at} is trusted, but not there"
-                );
+                assert!(!trusted || there || model.spares(at), "{at} is trusted, but not there");
             }
             if look.settles.is_none() {
                 assert_eq!(world.all_trusted(), model.settled());
@@ -781,14 +747,8 @@ mod tests {
                 let stayed = SINGLE.contains(&at) && before.contains(&at) && present.contains(&at);
                 assert!(!told || !stayed, "{at} was told for nothing");
             }
-            handles = (0..POOL.len())
-                .filter_map(|at| Some((at, world.trusted(at)?)))
-                .collect();
-            assert!(
-                handles
-                    .iter()
-                    .all(|(_, handle)| !handle.withdrawn().is_cancelled())
-            );
+            handles = (0..POOL.len()).filter_map(|at| Some((at, world.trusted(at)?))).collect();
+            assert!(handles.iter().all(|(_, handle)| !handle.withdrawn().is_cancelled()));
         }
         world.look(SETTLE);
         assert_eq!(world.all_trusted(), model.settled());

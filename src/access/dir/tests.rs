@@ -53,9 +53,7 @@ async fn appears(trust: &DirTrust, issued: &Issued) -> Trusted {
 }
 
 async fn ends(trusted: &Trusted) {
-    tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled())
-        .await
-        .expect("not withdrawn");
+    tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled()).await.expect("not withdrawn");
 }
 
 fn rename_into(dir: &Path, name: &str, content: &str) {
@@ -114,14 +112,8 @@ async fn what_is_no_pem_file_is_left_alone() {
     symlink("nowhere", dir.path().join("dangling.pem")).unwrap();
     symlink("loop.pem", dir.path().join("loop.pem")).unwrap();
     let pipe = dir.path().join("pipe.pem");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &pipe,
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RWXU,
-        0,
-    )
-    .unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .unwrap();
     fs::write(dir.path().join("good.pem"), &good.pem).unwrap();
     let trust = open(dir.path()).await;
     assert!(ask(&trust, &good).await.is_some());
@@ -133,10 +125,7 @@ async fn a_directory_that_cannot_be_used_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
-    for (path, why) in [
-        (dir.path().join("missing"), "does not exist"),
-        (file, "is not a directory"),
-    ] {
+    for (path, why) in [(dir.path().join("missing"), "does not exist"), (file, "is not a directory")] {
         let opened = DirTrust::open(&path, &Notifier::start(), PATIENCE).await;
         let text = opened.unwrap_err().to_string();
         assert_eq!(text, format!("trust directory {}: {why}", path.display()));
@@ -255,9 +244,7 @@ async fn a_directory_behind_a_link_that_turns_is_found_by_polling() {
 async fn without_inotify_it_works_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let tenant = issue(1, 1);
-    let trust = DirTrust::open(dir.path(), &Notifier::polling(), PATIENCE)
-        .await
-        .unwrap();
+    let trust = DirTrust::open(dir.path(), &Notifier::polling(), PATIENCE).await.unwrap();
     fs::write(dir.path().join("tenant.pem"), &tenant.pem).unwrap();
     let trusted = appears(&trust, &tenant).await;
     fs::remove_file(dir.path().join("tenant.pem")).unwrap();

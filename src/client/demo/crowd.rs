@@ -77,11 +77,7 @@ impl<P: Sink + 'static> Crowd<P> {
                 outcome
             });
         }
-        Self {
-            printing,
-            printed: None,
-            checking,
-        }
+        Self { printing, printed: None, checking }
     }
 
     /// Waits for the end of the follower that prints, which should not come by itself.
@@ -129,12 +125,7 @@ async fn run<S: Sink>(follower: Follower, mut checker: Checker<S>, stop: Cancell
 impl<S> Checker<S> {
     fn new(connecting: Option<OwnedSemaphorePermit>, inner: S) -> Self {
         // The demo's logs are whole: it began with them. The sample counts over both of its outputs.
-        Self {
-            oracle: Oracle::new(Start::First, Order::TwoPipes),
-            attached: false,
-            connecting,
-            inner,
-        }
+        Self { oracle: Oracle::new(Start::First, Order::TwoPipes), attached: false, connecting, inner }
     }
 
     fn attached(&mut self) {
@@ -176,11 +167,7 @@ mod tests {
     use crate::model::proto::lease::Cursor;
 
     fn lines(text: &str) -> Step {
-        let cursor = Cursor {
-            service: "web".into(),
-            instance: "p/web/0".into(),
-            ..Default::default()
-        };
+        let cursor = Cursor { service: "web".into(), instance: "p/web/0".into(), ..Default::default() };
         let logs = text.as_bytes().to_vec().into();
         Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
@@ -191,10 +178,7 @@ mod tests {
     }
 
     fn request() -> ServiceLogsRequest {
-        ServiceLogsRequest {
-            follow: true,
-            ..Default::default()
-        }
+        ServiceLogsRequest { follow: true, ..Default::default() }
     }
 
     /// Tells when so many followers have the last line of their script.
@@ -219,24 +203,13 @@ mod tests {
         let mut all = JoinSet::new();
         for _ in 0..3 {
             let follower = Follower::new(connector.clone(), request());
-            all.spawn(run(
-                follower,
-                Checker::new(None, Tell(seen.clone())),
-                stop.clone(),
-            ));
+            all.spawn(run(follower, Checker::new(None, Tell(seen.clone())), stop.clone()));
         }
         let _ = seen.acquire_many(6).await.unwrap();
         stop.cancel();
         let outcomes = all.join_all().await;
-        assert!(
-            outcomes
-                .iter()
-                .all(|(outcome, _)| outcome.attached && outcome.ended.is_none())
-        );
-        let faults: Vec<_> = outcomes
-            .into_iter()
-            .filter_map(|(outcome, _)| outcome.violation)
-            .collect();
+        assert!(outcomes.iter().all(|(outcome, _)| outcome.attached && outcome.ended.is_none()));
+        let faults: Vec<_> = outcomes.into_iter().filter_map(|(outcome, _)| outcome.violation).collect();
         assert_eq!(faults.len(), 1);
         assert_eq!(faults[0].fault, Fault::Repeat { after: 2, got: 2 });
     }
@@ -252,28 +225,18 @@ mod tests {
         stop.cancel();
         let (outcomes, printer) = crowd.outcomes().await;
         assert!(printer.is_some());
-        assert_eq!(
-            (outcomes.len(), outcomes[0].tally.lines, outcomes[0].attached),
-            (1, 1, true)
-        );
+        assert_eq!((outcomes.len(), outcomes[0].tally.lines, outcomes[0].attached), (1, 1, true));
 
         // The script is over: every call from now on is refused.
         let stop = CancellationToken::new();
         let mut crowd = Crowd::start(&connector, &request(), 2, Nobody, &stop);
         let error = crowd.printing_ended().await;
-        assert!(
-            matches!(error, DemoError::Follower(FollowError::Status(_))),
-            "{error}"
-        );
+        assert!(matches!(error, DemoError::Follower(FollowError::Status(_))), "{error}");
         while !crowd.checking.is_empty() && gateway.requests().len() < 4 {
             tokio::task::yield_now().await;
         }
         let (outcomes, _) = crowd.outcomes().await;
         assert_eq!(outcomes.len(), 3);
-        assert!(
-            outcomes[1..]
-                .iter()
-                .all(|outcome| !outcome.attached && outcome.ended.is_some())
-        );
+        assert!(outcomes[1..].iter().all(|outcome| !outcome.attached && outcome.ended.is_some()));
     }
 }

@@ -14,17 +14,10 @@ pub(super) fn allow(followers: usize) -> Result<(), DemoError> {
     if limit.current.is_none_or(|current| current >= needed) {
         return Ok(());
     }
-    let refused = |allowed| DemoError::OpenFiles {
-        followers,
-        needed,
-        allowed,
-    };
+    let refused = |allowed| DemoError::OpenFiles { followers, needed, allowed };
     if let Some(allowed) = limit.maximum.filter(|maximum| *maximum < needed) {
         return Err(refused(allowed));
     }
-    let raised = Rlimit {
-        current: Some(needed),
-        maximum: limit.maximum,
-    };
+    let raised = Rlimit { current: Some(needed), maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised).map_err(|_| refused(limit.current.unwrap_or_default()))
 }

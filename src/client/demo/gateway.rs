@@ -82,10 +82,7 @@ pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: u
         ("--log-format", "text".into()),
     ];
     let flags = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]);
-    ["serve".into(), "--lifeline".into()]
-        .into_iter()
-        .chain(flags)
-        .collect()
+    ["serve".into(), "--lifeline".into()].into_iter().chain(flags).collect()
 }
 
 // === impl Gateway ===
@@ -126,10 +123,7 @@ impl Gateway {
         let mut line = String::new();
         let mut ready = (&mut stdout).take(READY_MAX_BYTES);
         let said = tokio::time::timeout(READY_TIMEOUT, ready.read_line(&mut line)).await;
-        let addresses = said
-            .is_ok_and(|said| said.is_ok())
-            .then(|| ready_line(&line))
-            .flatten();
+        let addresses = said.is_ok_and(|said| said.is_ok()).then(|| ready_line(&line)).flatten();
         let Some((address, admin)) = addresses else {
             let what = match tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
                 Ok(Ok(status)) => format!("ended with {status} before it was ready"),
@@ -138,21 +132,10 @@ impl Gateway {
             // Its log is whole once its standard error has ended.
             let _ = child.kill().await;
             let _ = tokio::time::timeout(Duration::from_secs(1), readers.join_next()).await;
-            return Err(DemoError::Gateway {
-                what,
-                log: log.text(),
-            });
+            return Err(DemoError::Gateway { what, log: log.text() });
         };
         readers.spawn(discard(stdout));
-        Ok(Self {
-            child,
-            _lifeline: lifeline,
-            pid,
-            address,
-            admin,
-            log,
-            _readers: readers,
-        })
+        Ok(Self { child, _lifeline: lifeline, pid, address, admin, log, _readers: readers })
     }
 
     /// Where tenants reach it.
@@ -196,10 +179,7 @@ impl Gateway {
             Err(_) => {
                 let _ = self.child.kill().await;
                 let what = format!("did not stop within {STOP_TIMEOUT:?} and was killed");
-                Err(DemoError::Gateway {
-                    what,
-                    log: self.log.text(),
-                })
+                Err(DemoError::Gateway { what, log: self.log.text() })
             }
         }
     }
@@ -209,10 +189,7 @@ impl Gateway {
             Ok(status) => format!("ended with {status}"),
             Err(error) => format!("cannot be waited for ({error})"),
         };
-        DemoError::Gateway {
-            what,
-            log: self.log.text(),
-        }
+        DemoError::Gateway { what, log: self.log.text() }
     }
 }
 
@@ -293,9 +270,7 @@ mod tests {
         let killed = gateway.stop(std::future::pending()).await.unwrap_err();
         assert!(killed.to_string().contains("signal: 15"), "{killed}");
 
-        let gateway = shell(&format!("trap 'exit 0' TERM; {READY}; read line"))
-            .await
-            .unwrap();
+        let gateway = shell(&format!("trap 'exit 0' TERM; {READY}; read line")).await.unwrap();
         gateway.stop(std::future::pending()).await.unwrap();
     }
 
@@ -323,13 +298,7 @@ mod tests {
         let stat = "42 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0";
         let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n";
         let usage = Usage::read(stat, status, 100).unwrap();
-        assert_eq!(
-            usage,
-            Usage {
-                cpu: Duration::from_secs(2),
-                peak_memory_bytes: 2 << 20
-            }
-        );
+        assert_eq!(usage, Usage { cpu: Duration::from_secs(2), peak_memory_bytes: 2 << 20 });
         assert_eq!(Usage::read("42 (a) S 1", status, 100), None);
         assert_eq!(Usage::read(stat, "", 100), None);
     }
@@ -337,12 +306,9 @@ mod tests {
     #[test]
     fn only_a_ready_line_is_one() {
         assert!(ready_line("leasemux ready: gateway https://h:1 admin http://h:2\n").is_some());
-        for line in [
-            "",
-            "leasemux ready: gateway https://h:1\n",
-            "ready",
-            "leasemux ready: gateway a b admin c",
-        ] {
+        for line in
+            ["", "leasemux ready: gateway https://h:1\n", "ready", "leasemux ready: gateway a b admin c"]
+        {
             assert_eq!(ready_line(line), None, "{line}");
         }
     }

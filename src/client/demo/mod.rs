@@ -56,11 +56,7 @@ enum DemoError {
     #[error(
         "{followers} followers need {needed} open files, and this user may have {allowed}: raise it (ulimit -Hn) or take fewer"
     )]
-    OpenFiles {
-        followers: usize,
-        needed: u64,
-        allowed: u64,
-    },
+    OpenFiles { followers: usize, needed: u64, allowed: u64 },
     #[error("cannot start the gateway: {0}")]
     Start(#[source] io::Error),
     #[error("the gateway {what}; its log ends so:\n{log}")]
@@ -89,13 +85,7 @@ where
     O: Write + Send + 'static,
     E: Write + Send + 'static,
 {
-    run_until(
-        config,
-        parts,
-        Printer::new(out, err, look),
-        after(config.duration),
-    )
-    .await
+    run_until(config, parts, Printer::new(out, err, look), after(config.duration)).await
 }
 
 async fn run_until<O, E>(
@@ -179,11 +169,8 @@ where
         trust: ServerTrust::File(place.server_certificate()),
     };
     let connector = Connector::new(&target)?;
-    let request = ServiceLogsRequest {
-        lease_id: Some(wire_lease(lease)),
-        follow: true,
-        ..Default::default()
-    };
+    let request =
+        ServiceLogsRequest { lease_id: Some(wire_lease(lease)), follow: true, ..Default::default() };
     let Some(mut printer) = lent.take() else {
         return Err(DemoError::EndedEarly);
     };
@@ -226,9 +213,7 @@ async fn after(duration: Option<Duration>) {
 
 impl std::fmt::Debug for Parts<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts")
-            .field("program", &self.program)
-            .finish_non_exhaustive()
+        f.debug_struct("Parts").field("program", &self.program).finish_non_exhaustive()
     }
 }
 
@@ -236,10 +221,7 @@ impl std::fmt::Debug for Parts<'_> {
 
 impl Signals {
     fn hear() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     async fn any(&mut self) {
@@ -288,11 +270,7 @@ mod tests {
     }
 
     fn lines(text: &str) -> Step {
-        let cursor = Cursor {
-            service: "web".into(),
-            instance: "p/web/0".into(),
-            ..Default::default()
-        };
+        let cursor = Cursor { service: "web".into(), instance: "p/web/0".into(), ..Default::default() };
         let logs = text.as_bytes().to_vec().into();
         Step::Send(Box::new(ServiceLogs {
             name: "web".into(),
@@ -334,17 +312,8 @@ mod tests {
             Ok(Address::from_account([1; 20]))
         };
         let program = program(&gateway, dir.path());
-        let parts = Parts {
-            program,
-            sample: "",
-            new_identity: &new_identity,
-        };
-        let config = DemoConfig {
-            duration: None,
-            followers: 0,
-            sdl: None,
-            verbose: false,
-        };
+        let parts = Parts { program, sample: "", new_identity: &new_identity };
+        let config = DemoConfig { duration: None, followers: 0, sdl: None, verbose: false };
         let (out, err) = (Shared::default(), Shared::default());
         let over = async {
             while !out.text().ends_with(last) {
@@ -374,10 +343,7 @@ mod tests {
     async fn a_demo_with_a_repeat_fails() {
         let (exit, out, _, place) = shown(vec![vec![lines("1 a\n1 b\n"), Step::Hang]], "1 b\n").await;
         assert_eq!(exit, Exit::Failed);
-        assert!(
-            out.contains("BROKEN for 1 of 1") && out.contains("line 1 came after line 1"),
-            "{out}"
-        );
+        assert!(out.contains("BROKEN for 1 of 1") && out.contains("line 1 came after line 1"), "{out}");
         assert!(!place.exists());
     }
 
@@ -385,10 +351,7 @@ mod tests {
     async fn a_demo_that_is_refused_says_so_at_once() {
         let (exit, out, err, place) = shown(vec![], "never").await;
         assert_eq!((exit, out.as_str()), (Exit::Failed, ""));
-        assert!(
-            err.contains("the follower ended: the gateway says: nothing more in the script"),
-            "{err}"
-        );
+        assert!(err.contains("the follower ended: the gateway says: nothing more in the script"), "{err}");
         assert!(!place.exists());
     }
 }

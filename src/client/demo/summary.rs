@@ -39,23 +39,17 @@ impl Summary {
         let mut summary = Self {
             complete,
             followers: outcomes.len(),
-            cpu: before
-                .zip(after)
-                .map(|(before, after)| after.cpu.saturating_sub(before.cpu)),
+            cpu: before.zip(after).map(|(before, after)| after.cpu.saturating_sub(before.cpu)),
             peak_memory_bytes: after.map(|usage| usage.peak_memory_bytes),
             ..Self::default()
         };
         for outcome in outcomes {
             summary.attached += usize::from(outcome.attached);
             summary.total.add(&outcome.tally);
-            summary
-                .violations
-                .extend(outcome.violation.map(|violation| *violation));
+            summary.violations.extend(outcome.violation.map(|violation| *violation));
             match outcome.ended {
                 None => {}
-                Some(Ok(ended)) => summary
-                    .ended
-                    .push(format!("the stream ended by itself ({ended:?})")),
+                Some(Ok(ended)) => summary.ended.push(format!("the stream ended by itself ({ended:?})")),
                 Some(Err(error)) => summary.ended.push(error.to_string()),
             }
         }
@@ -87,16 +81,8 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = &self.total;
         writeln!(f, "\nsummary")?;
-        writeln!(
-            f,
-            "  followers        {} of {} attached",
-            self.attached, self.followers
-        )?;
-        writeln!(
-            f,
-            "  delivered        {} lines, {} bytes",
-            total.lines, total.bytes
-        )?;
+        writeln!(f, "  followers        {} of {} attached", self.attached, self.followers)?;
+        writeln!(f, "  delivered        {} lines, {} bytes", total.lines, total.bytes)?;
         writeln!(
             f,
             "  reported lost    {} lines, {} bytes, in {} gaps",
@@ -111,11 +97,7 @@ impl fmt::Display for Summary {
             }
         }
         if let Some(bytes) = self.peak_memory_bytes {
-            writeln!(
-                f,
-                "  gateway memory   {:.1} MiB at its peak",
-                millions(bytes) / 1.048_576
-            )?;
+            writeln!(f, "  gateway memory   {:.1} MiB at its peak", millions(bytes) / 1.048_576)?;
         }
         writeln!(f, "  oracle           {}", self.oracle())?;
         for violation in self.violations.iter().take(FAULTS_SHOWN) {
@@ -153,19 +135,11 @@ mod tests {
             lost_lines: 7,
             lost_bytes: 70,
         };
-        Outcome {
-            attached: true,
-            tally,
-            violation: None,
-            ended: None,
-        }
+        Outcome { attached: true, tally, violation: None, ended: None }
     }
 
     fn usage(seconds: u64) -> Usage {
-        Usage {
-            cpu: Duration::from_secs(seconds),
-            peak_memory_bytes: 30 << 20,
-        }
+        Usage { cpu: Duration::from_secs(seconds), peak_memory_bytes: 30 << 20 }
     }
 
     #[test]
@@ -193,28 +167,16 @@ mod tests {
             fault: Fault::Repeat { after: 2, got: 2 },
             line: "2 x".into(),
         };
-        let wrong = Outcome {
-            violation: Some(Box::new(violation)),
-            ..outcome()
-        };
+        let wrong = Outcome { violation: Some(Box::new(violation)), ..outcome() };
         let summary = Summary::of(true, vec![outcome(), wrong], None, None);
         assert!(!summary.holds());
         let text = summary.to_string();
-        assert!(
-            text.contains("BROKEN for 1 of 2") && text.contains("line 2 came after line 2"),
-            "{text}"
-        );
+        assert!(text.contains("BROKEN for 1 of 2") && text.contains("line 2 came after line 2"), "{text}");
         for ended in [Ok(Ended::Complete), Err(FollowError::Unresumable)] {
-            let early = Outcome {
-                ended: Some(ended),
-                ..outcome()
-            };
+            let early = Outcome { ended: Some(ended), ..outcome() };
             assert!(!Summary::of(true, vec![early], None, None).holds());
         }
-        let nothing = || Outcome {
-            tally: Tally::default(),
-            ..outcome()
-        };
+        let nothing = || Outcome { tally: Tally::default(), ..outcome() };
         assert!(!Summary::of(true, vec![nothing()], None, None).holds());
         assert!(Summary::of(false, vec![nothing()], None, None).holds());
     }

@@ -91,11 +91,7 @@ impl Sequence {
         }
         self.unsettled += 1;
         let fault = match self.order {
-            Order::Exact => Fault::Hole {
-                after,
-                reported: self.reported,
-                got,
-            },
+            Order::Exact => Fault::Hole { after, reported: self.reported, got },
             Order::TwoPipes if self.unsettled.max(self.balance.unsigned_abs()) > LATE_MAX_LINES => {
                 self.hole()
             }
@@ -108,20 +104,12 @@ impl Sequence {
 
     /// What is wrong if no more lines come for now.
     pub(super) fn stop(&self) -> Result<(), Fault> {
-        if self.unsettled > SETTLED_AT_END_LINES {
-            Err(self.hole())
-        } else {
-            Ok(())
-        }
+        if self.unsettled > SETTLED_AT_END_LINES { Err(self.hole()) } else { Ok(()) }
     }
 
     /// The run is over; gives the sequence of the next one.
     pub(super) fn next(&self) -> (Self, Result<(), Fault>) {
-        let outcome = if self.balance > 0 && !self.is_settled() {
-            Err(self.hole())
-        } else {
-            Ok(())
-        };
+        let outcome = if self.balance > 0 && !self.is_settled() { Err(self.hole()) } else { Ok(()) };
         // What was reported behind the last line may tell of the end of this run and of the beginning of the next.
         let carried = self.reported.min(self.balance.min(0).unsigned_abs());
         let next = Self {
@@ -137,11 +125,7 @@ impl Sequence {
     /// Somewhere in all that is not settled.
     fn hole(&self) -> Fault {
         let after = self.missing.keys().next().map_or(0, |first| first - 1);
-        Fault::Hole {
-            after,
-            reported: self.reported,
-            got: self.last.unwrap_or_default(),
-        }
+        Fault::Hole { after, reported: self.reported, got: self.last.unwrap_or_default() }
     }
 
     fn skip(&mut self, after: u64, got: u64) {
@@ -153,23 +137,14 @@ impl Sequence {
         }
         // Far beyond what may be late; a fault names what was missing first.
         let horizon = got.saturating_sub(2 * LATE_MAX_LINES);
-        while let Some(stretch) = self
-            .missing
-            .first_entry()
-            .filter(|stretch| *stretch.get() < horizon)
-        {
+        while let Some(stretch) = self.missing.first_entry().filter(|stretch| *stretch.get() < horizon) {
             stretch.remove();
         }
     }
 
     /// Whether `got` was missing; it is not any more.
     fn fill(&mut self, got: u64) -> bool {
-        let Some((&from, &to)) = self
-            .missing
-            .range(..=got)
-            .next_back()
-            .filter(|(_, to)| **to >= got)
-        else {
+        let Some((&from, &to)) = self.missing.range(..=got).next_back().filter(|(_, to)| **to >= got) else {
             return false;
         };
         self.missing.remove(&from);
@@ -220,20 +195,12 @@ mod tests {
         assert_eq!(judge((1..=100).filter(|n| *n != 90)), Ok(()));
         assert_eq!(
             judge((1..=1000).filter(|n| *n != 90)),
-            Err(Fault::Hole {
-                after: 89,
-                reported: 0,
-                got: 1000
-            })
+            Err(Fault::Hole { after: 89, reported: 0, got: 1000 })
         );
         let late = 90 + LATE_MAX_LINES + 1;
         assert_eq!(
             judge((1..=10_000).filter(|n| *n != 90)),
-            Err(Fault::Hole {
-                after: 89,
-                reported: 0,
-                got: late
-            })
+            Err(Fault::Hole { after: 89, reported: 0, got: late })
         );
     }
 
@@ -243,14 +210,7 @@ mod tests {
         for number in [1, 2, 4] {
             sequence.line(number).unwrap();
         }
-        assert_eq!(
-            sequence.next().1,
-            Err(Fault::Hole {
-                after: 2,
-                reported: 0,
-                got: 4
-            })
-        );
+        assert_eq!(sequence.next().1, Err(Fault::Hole { after: 2, reported: 0, got: 4 }));
         sequence.line(3).unwrap();
         assert_eq!(sequence.next().1, Ok(()));
     }

@@ -40,9 +40,7 @@ struct Possession {
 /// [`Error::Library`] if the library was built without what is asked of it.
 pub fn server_config(certified: CertifiedKey) -> Result<ServerConfig, Error> {
     let provider = provider();
-    let possession = Possession {
-        algorithms: provider.signature_verification_algorithms,
-    };
+    let possession = Possession { algorithms: provider.signature_verification_algorithms };
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| Error::Library(e.to_string()))?
@@ -65,10 +63,9 @@ pub fn load(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     let chain = read_chain(certificate)?;
     let private = read_key(key)?;
     CertifiedKey::from_der(chain, private, &provider()).map_err(|e| match e {
-        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Error::Mismatch {
-            certificate: certificate.to_owned(),
-            key: key.to_owned(),
-        },
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            Error::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }
+        }
         rustls::Error::InvalidCertificate(e) => {
             content(certificate, format!("not a usable certificate: {e}"))
         }
@@ -122,24 +119,15 @@ fn read_pem(path: &Path) -> Result<Vec<u8>, Error> {
         File::open(path)?.take(PEM_MAX_BYTES + 1).read_to_end(&mut text)?;
         Ok(text)
     };
-    let text = read().map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = read().map_err(|source| Error::Read { path: path.to_owned(), source })?;
     if text.len() as u64 > PEM_MAX_BYTES {
-        return Err(content(
-            path,
-            format!("larger than {PEM_MAX_BYTES} bytes, so not a PEM file of ours"),
-        ));
+        return Err(content(path, format!("larger than {PEM_MAX_BYTES} bytes, so not a PEM file of ours")));
     }
     Ok(text)
 }
 
 fn content(path: &Path, what: String) -> Error {
-    Error::Content {
-        path: path.to_owned(),
-        what,
-    }
+    Error::Content { path: path.to_owned(), what }
 }
 
 // === impl Possession ===

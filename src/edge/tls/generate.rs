@@ -65,11 +65,8 @@ pub struct Generated {
 /// [`Error::Host`] for a host that is none, [`Error::Write`] if `dir` cannot be written.
 pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated, Error> {
     let names = names(hosts)?;
-    let mut generated = Generated {
-        certificate: dir.join(CERTIFICATE_FILE),
-        key: dir.join(KEY_FILE),
-        fresh: false,
-    };
+    let mut generated =
+        Generated { certificate: dir.join(CERTIFICATE_FILE), key: dir.join(KEY_FILE), fresh: false };
     let kept = config::load(&generated.certificate, &generated.key);
     if kept.is_ok_and(|kept| still_good(&kept, &names, now)) {
         return Ok(generated);
@@ -109,9 +106,7 @@ fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rc
     params.not_before = now - CLOCK_SKEW;
     params.not_after = now + VALIDITY;
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "leasemux gateway");
+    params.distinguished_name.push(DnType::CommonName, "leasemux gateway");
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -135,22 +130,17 @@ fn held_names(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else {
         return BTreeSet::new();
     };
-    let held = extension
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
-            GeneralName::IPAddress(octets) => address(octets).map(|ip| ip.to_string()),
-            _ => None,
-        });
+    let held = extension.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(octets) => address(octets).map(|ip| ip.to_string()),
+        _ => None,
+    });
     held.collect()
 }
 
 fn address(octets: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from))
-        .ok()
+    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
 }
 
 /// Puts `text` at `path` in one step: nobody ever sees half a file.
@@ -164,10 +154,7 @@ fn replace(dir: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
 }
 
 fn cannot_write(path: &Path, source: io::Error) -> Error {
-    Error::Write {
-        path: path.to_owned(),
-        source,
-    }
+    Error::Write { path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -191,10 +178,7 @@ mod tests {
     }
 
     fn bytes(generated: &Generated) -> (Vec<u8>, Vec<u8>) {
-        (
-            std::fs::read(&generated.certificate).unwrap(),
-            std::fs::read(&generated.key).unwrap(),
-        )
+        (std::fs::read(&generated.certificate).unwrap(), std::fs::read(&generated.key).unwrap())
     }
 
     #[test]
@@ -219,18 +203,8 @@ mod tests {
         let cases: [(&str, &[&str], SystemTime, Spoil); 7] = [
             ("a host is missing", &[HOST], now, |_| ()),
             ("an address is missing", &["10.0.0.1"], now, |_| ()),
-            (
-                "it ends soon",
-                &[],
-                now + VALIDITY - RENEW + Duration::from_secs(1),
-                |_| (),
-            ),
-            (
-                "the clock was wrong",
-                &[],
-                now - CLOCK_SKEW - Duration::from_secs(1),
-                |_| (),
-            ),
+            ("it ends soon", &[], now + VALIDITY - RENEW + Duration::from_secs(1), |_| ()),
+            ("the clock was wrong", &[], now - CLOCK_SKEW - Duration::from_secs(1), |_| ()),
             ("no key", &[], now, |made| {
                 std::fs::remove_file(&made.key).unwrap();
             }),
@@ -249,10 +223,7 @@ mod tests {
             let second = ensure(dir.path(), &hosts(wanted), at).unwrap();
             assert!(second.fresh, "{case}");
             assert_ne!(bytes(&second), before, "{case}");
-            assert!(
-                !ensure(dir.path(), &hosts(wanted), at).unwrap().fresh,
-                "{case}: once is enough"
-            );
+            assert!(!ensure(dir.path(), &hosts(wanted), at).unwrap().fresh, "{case}: once is enough");
             config::load(&second.certificate, &second.key).unwrap();
             let files = std::fs::read_dir(dir.path()).unwrap().count();
             assert_eq!(files, 2, "{case}: nothing else is left behind");
@@ -277,18 +248,14 @@ mod tests {
         let mut roots = RootCertStore::empty();
         roots.add(own.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .unwrap();
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
         let verify = |name: &str| {
             let name = ServerName::try_from(name.to_owned()).unwrap();
             verifier.verify_server_cert(own, &[], &name, &[], UnixTime::now())
         };
         let local = ["localhost", "mtls.localhost", "127.0.0.1", "::1"];
-        for name in local
-            .into_iter()
-            .chain([HOST, "mtls.provider.example.com", "10.0.0.1"])
-        {
+        for name in local.into_iter().chain([HOST, "mtls.provider.example.com", "10.0.0.1"]) {
             verify(name).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
         verify("other.example.com").unwrap_err();
@@ -303,34 +270,17 @@ mod tests {
         assert_eq!(parsed.version(), x509_parser::x509::X509Version::V3);
         assert!(!parsed.is_ca());
         assert!(parsed.basic_constraints().unwrap().is_some(), "CA=false is said");
-        assert_eq!(
-            parsed.key_usage().unwrap().unwrap().value.flags,
-            1,
-            "digitalSignature and nothing else"
-        );
+        assert_eq!(parsed.key_usage().unwrap().unwrap().value.flags, 1, "digitalSignature and nothing else");
         let extended = parsed.extended_key_usage().unwrap().unwrap().value;
         assert!(extended.server_auth && !extended.client_auth && !extended.any);
-        let curve = parsed
-            .public_key()
-            .algorithm
-            .parameters
-            .as_ref()
-            .unwrap()
-            .as_oid()
-            .unwrap();
+        let curve = parsed.public_key().algorithm.parameters.as_ref().unwrap().as_oid().unwrap();
         assert_eq!(curve.to_id_string(), "1.2.840.10045.3.1.7", "P-256");
     }
 
     #[test]
     fn a_host_that_is_none_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for bad in [
-            "",
-            "https://provider.example.com",
-            "provider.example.com:8443",
-            "a b",
-            "*.example.com",
-        ] {
+        for bad in ["", "https://provider.example.com", "provider.example.com:8443", "a b", "*.example.com"] {
             let error = ensure(dir.path(), &hosts(&[bad]), SystemTime::now()).unwrap_err();
             assert!(matches!(&error, Error::Host(host) if host == bad), "{error}");
         }
@@ -343,9 +293,6 @@ mod tests {
         let file = dir.path().join("data");
         std::fs::write(&file, "").unwrap();
         let error = ensure(&file, &[], SystemTime::now()).unwrap_err();
-        assert!(
-            matches!(&error, Error::Write { path, .. } if *path == file),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::Write { path, .. } if *path == file), "{error}");
     }
 }

@@ -35,9 +35,7 @@ fn server() -> Server {
     let dir = tempfile::tempdir().unwrap();
     let made = ensure(dir.path(), &[], SystemTime::now()).unwrap();
     let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_file(&made.certificate).unwrap())
-        .unwrap();
+    roots.add(CertificateDer::from_pem_file(&made.certificate).unwrap()).unwrap();
     Server {
         config: Arc::new(server_config(load(&made.certificate, &made.key).unwrap()).unwrap()),
         roots: Arc::new(roots),
@@ -70,25 +68,18 @@ impl Server {
         &self,
         client: ClientConfig,
         capacity: usize,
-    ) -> (
-        io::Result<TlsStream<DuplexStream>>,
-        io::Result<ClientStream<DuplexStream>>,
-    ) {
+    ) -> (io::Result<TlsStream<DuplexStream>>, io::Result<ClientStream<DuplexStream>>) {
         let (near, far) = tokio::io::duplex(capacity);
         let name = ServerName::try_from("localhost").unwrap();
         let accepted = accept(Arc::clone(&self.config), near);
         let connected = TlsConnector::from(Arc::new(client)).connect(name, far);
-        tokio::time::timeout(DEADLINE, async { tokio::join!(accepted, connected) })
-            .await
-            .unwrap()
+        tokio::time::timeout(DEADLINE, async { tokio::join!(accepted, connected) }).await.unwrap()
     }
 
     async fn refused(&self, hello: &[u8]) -> (io::Error, Vec<u8>) {
         let (near, mut far) = tokio::io::duplex(64 * 1024);
         far.write_all(hello).await.unwrap();
-        let refused = tokio::time::timeout(DEADLINE, accept(Arc::clone(&self.config), near))
-            .await
-            .unwrap();
+        let refused = tokio::time::timeout(DEADLINE, accept(Arc::clone(&self.config), near)).await.unwrap();
         let mut answer = Vec::new();
         far.read_to_end(&mut answer).await.unwrap();
         (refused.unwrap_err(), answer)
@@ -102,10 +93,7 @@ fn identity(shape: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let key = aws_lc_rs::default_provider()
-        .key_provider
-        .load_private_key(key)
-        .unwrap();
+    let key = aws_lc_rs::default_provider().key_provider.load_private_key(key).unwrap();
     CertifiedKey::new(vec![certificate.der().clone()], key)
 }
 
@@ -172,22 +160,13 @@ async fn the_servers_cipher_preference_counts() {
         cipher_suite::TLS13_AES_256_GCM_SHA384,
         cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
     );
-    let cases = [
-        (vec![chacha, aes256, aes128], aes128),
-        (vec![chacha, aes256], aes256),
-        (vec![chacha], chacha),
-    ];
+    let cases =
+        [(vec![chacha, aes256, aes128], aes128), (vec![chacha, aes256], aes256), (vec![chacha], chacha)];
     for (offered, chosen) in cases {
-        let provider = CryptoProvider {
-            cipher_suites: offered,
-            ..aws_lc_rs::default_provider()
-        };
+        let provider = CryptoProvider { cipher_suites: offered, ..aws_lc_rs::default_provider() };
         let (accepted, connected) = server.handshake(server.client_of(provider, None), 4096).await;
         accepted.unwrap();
-        assert_eq!(
-            connected.unwrap().get_ref().1.negotiated_cipher_suite(),
-            Some(chosen)
-        );
+        assert_eq!(connected.unwrap().get_ref().1.negotiated_cipher_suite(), Some(chosen));
     }
 }
 
@@ -196,10 +175,7 @@ async fn classical_key_exchanges_are_served_too() {
     let server = server();
     let groups: [&'static dyn SupportedKxGroup; 2] = [kx_group::X25519, kx_group::SECP256R1];
     for group in groups {
-        let provider = CryptoProvider {
-            kx_groups: vec![group],
-            ..aws_lc_rs::default_provider()
-        };
+        let provider = CryptoProvider { kx_groups: vec![group], ..aws_lc_rs::default_provider() };
         let (accepted, connected) = server.handshake(server.client_of(provider, None), 4096).await;
         accepted.unwrap();
         connected.unwrap();
@@ -254,11 +230,8 @@ async fn tls_1_2_is_refused_with_its_reason() {
 #[tokio::test]
 async fn garbage_is_refused() {
     let server = server();
-    let requests: [&[u8]; 3] = [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        &[0xff; 1000],
-    ];
+    let requests: [&[u8]; 3] =
+        [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[0xff; 1000]];
     for garbage in requests {
         let (error, _) = server.refused(garbage).await;
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
@@ -291,10 +264,7 @@ fn what_is_wrong_with_a_file_is_said() {
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
     let encrypted = file("encrypted.pem", encrypted);
     let cut = file("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
-    let nonsense = file(
-        "nonsense.pem",
-        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-    );
+    let nonsense = file("nonsense.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let huge = file("huge.pem", &"x".repeat(2 * 1024 * 1024));
     let other = file("other.pem", &KeyPair::generate().unwrap().serialize_pem());
     let (certificate, key) = (&good.certificate, &good.key);
@@ -308,20 +278,12 @@ fn what_is_wrong_with_a_file_is_said() {
         (&cut, key, "{1}: not a PEM file"),
         (&nonsense, key, "{1}: not a usable certificate"),
         (&huge, key, "{1}: larger than 1048576 bytes"),
-        (
-            certificate,
-            &other,
-            "the key in {2} does not belong to the certificate in {1}",
-        ),
+        (certificate, &other, "the key in {2} does not belong to the certificate in {1}"),
     ];
     for (certificate, key, expected) in cases {
         let error: Error = load(certificate, key).unwrap_err();
-        let expected = expected
-            .replace("{1}", certificate.to_str().unwrap())
-            .replace("{2}", key.to_str().unwrap());
-        assert!(
-            error.to_string().starts_with(&expected),
-            "{error}\nis not\n{expected}"
-        );
+        let expected =
+            expected.replace("{1}", certificate.to_str().unwrap()).replace("{2}", key.to_str().unwrap());
+        assert!(error.to_string().starts_with(&expected), "{error}\nis not\n{expected}");
     }
 }

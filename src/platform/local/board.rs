@@ -25,12 +25,7 @@ pub(super) struct Board {
 
 impl Board {
     pub(super) fn new(view: Arc<watch::Sender<Arc<LeaseView>>>, replica: Replica, uid: String) -> Self {
-        Self {
-            view,
-            replica,
-            uid,
-            present: Mutex::new(None),
-        }
+        Self { view, replica, uid, present: Mutex::new(None) }
     }
 
     /// The name of run `restarts`.
@@ -41,10 +36,7 @@ impl Board {
 
     /// A run is about to begin.
     pub(super) fn creating(&self, restarts: u32) {
-        self.set(
-            self.instance(restarts)
-                .map(|instance| (instance, CancellationToken::new())),
-        );
+        self.set(self.instance(restarts).map(|instance| (instance, CancellationToken::new())));
         self.update(|slot| {
             slot.restarts = restarts;
             slot.state = waiting("ContainerCreating", String::new());
@@ -67,11 +59,7 @@ impl Board {
         }
         self.update(|slot| {
             let instance = self.instance(restarts);
-            match slot
-                .runs
-                .iter_mut()
-                .find(|run| Some(&run.instance) == instance.as_ref())
-            {
+            match slot.runs.iter_mut().find(|run| Some(&run.instance) == instance.as_ref()) {
                 Some(run) => run.end = Some(end),
                 // It never got as far as running.
                 None => self.list(slot, restarts, started, Some(end)),
@@ -94,9 +82,7 @@ impl Board {
     pub(super) fn forget_before(&self, oldest: u32) {
         let gone = |run: &Run| run.instance.parts().2 < oldest;
         self.view.send_if_modified(|view| {
-            let any = view
-                .replica(&self.replica)
-                .is_some_and(|slot| slot.runs.iter().any(gone));
+            let any = view.replica(&self.replica).is_some_and(|slot| slot.runs.iter().any(gone));
             if any {
                 self.change(view, |slot| slot.runs.retain(|run| !gone(run)));
             }
@@ -123,11 +109,7 @@ impl Board {
     }
 
     fn list(&self, slot: &mut ReplicaView, restarts: u32, started: LogTime, end: Option<RunEnd>) {
-        slot.runs.extend(self.instance(restarts).map(|instance| Run {
-            instance,
-            started,
-            end,
-        }));
+        slot.runs.extend(self.instance(restarts).map(|instance| Run { instance, started, end }));
         let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
         slot.runs.drain(..surplus);
     }
@@ -154,8 +136,5 @@ impl Drop for Board {
 }
 
 fn waiting(reason: &str, message: String) -> ReplicaState {
-    ReplicaState::Waiting {
-        reason: reason.to_owned(),
-        message,
-    }
+    ReplicaState::Waiting { reason: reason.to_owned(), message }
 }

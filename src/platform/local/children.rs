@@ -11,11 +11,7 @@ pub(super) fn kill_children() -> io::Result<()> {
     let me = rustix::process::getpid();
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let Some(pid) = name
-            .to_str()
-            .and_then(|name| name.parse().ok())
-            .and_then(Pid::from_raw)
-        else {
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
             continue;
         };
         if parent(pid) == Some(me) {
@@ -34,11 +30,7 @@ fn parent(pid: Pid) -> Option<Pid> {
 fn parse_parent(stat: &[u8]) -> Option<Pid> {
     let name_end = memchr::memrchr(b')', stat)?;
     let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
-    rest.split_ascii_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
-        .and_then(Pid::from_raw)
+    rest.split_ascii_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
 }
 
 #[cfg(test)]
@@ -48,11 +40,7 @@ mod tests {
     #[test]
     fn parents_are_read_whatever_the_name() {
         let check = |stat: &str, expected: Option<i32>| {
-            assert_eq!(
-                parse_parent(stat.as_bytes()),
-                expected.and_then(Pid::from_raw),
-                "{stat:?}"
-            );
+            assert_eq!(parse_parent(stat.as_bytes()), expected.and_then(Pid::from_raw), "{stat:?}");
         };
         check("12 (sh) S 7 12 12 0 -1", Some(7));
         check("12 (a) S 1 (b) c) Z 31 12", Some(31));

@@ -89,11 +89,7 @@ impl LocalConfig {
         .map(|(name, value)| (name.to_owned(), value))
         .chain(service.env.iter().cloned())
         .collect();
-        Ok(Spec {
-            command: service.command.clone(),
-            env: env.into_iter().collect(),
-            dir: home.to_owned(),
-        })
+        Ok(Spec { command: service.command.clone(), env: env.into_iter().collect(), dir: home.to_owned() })
     }
 
     pub(super) fn launcher(&self, spec: Spec, logs: PathBuf) -> Result<Launcher, Error> {
@@ -103,10 +99,7 @@ impl LocalConfig {
             exe,
             spec,
             logs,
-            rotation: Rotation {
-                max_bytes: self.rotate_max_bytes,
-                files: self.rotate_files.max(1),
-            },
+            rotation: Rotation { max_bytes: self.rotate_max_bytes, files: self.rotate_files.max(1) },
             kept_runs: self.kept_runs.min(RUNS_MAX - 1),
         })
     }

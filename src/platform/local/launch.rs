@@ -135,12 +135,7 @@ impl Fate {
         let lost_shim = self.failure.is_none() && self.status.is_none();
         Outcome {
             started,
-            end: RunEnd {
-                time: LogTime::now(),
-                exit_code,
-                signal,
-                reason: reason.to_owned(),
-            },
+            end: RunEnd { time: LogTime::now(), exit_code, signal, reason: reason.to_owned() },
             up: self.up.map_or(Duration::ZERO, |up| up.elapsed()),
             message: self
                 .failure
@@ -161,18 +156,12 @@ mod tests {
             let end = outcome.end;
             assert_eq!((end.exit_code, end.signal, end.reason.as_str()), expected);
         };
-        let ended = |status| Fate {
-            status,
-            ..Fate::default()
-        };
+        let ended = |status| Fate { status, ..Fate::default() };
         check(ended(Some((Some(0), None))), (Some(0), None, "Completed"));
         check(ended(Some((Some(127), None))), (Some(127), None, "Error"));
         check(ended(Some((None, Some(9)))), (None, Some(9), "Error"));
         check(ended(None), (None, None, "Error"));
-        let stopped = Fate {
-            stopped: true,
-            ..ended(Some((None, Some(15))))
-        };
+        let stopped = Fate { stopped: true, ..ended(Some((None, Some(15)))) };
         check(stopped, (None, Some(15), "GatewayStopped"));
         let error = std::io::Error::other("no more processes");
         check(Fate::shim_failed(&error), (Some(126), None, "StartError"));

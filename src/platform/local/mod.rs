@@ -89,10 +89,8 @@ impl LocalPlatform {
         for (id, sdl) in &config.leases {
             let (lease, slots) = Lease::open(&store, id, sdl)?;
             for (replica, slot) in slots {
-                let Some((service, logs)) = sdl
-                    .services
-                    .get(&replica.service)
-                    .zip(lease.replicas.get(&replica))
+                let Some((service, logs)) =
+                    sdl.services.get(&replica.service).zip(lease.replicas.get(&replica))
                 else {
                     continue;
                 };
@@ -110,9 +108,7 @@ impl LocalPlatform {
             }
         }
         let tasks = TaskTracker::new();
-        let supervisors = lives
-            .into_iter()
-            .map(|life| AbortOnDropHandle::new(tasks.spawn(life)));
+        let supervisors = lives.into_iter().map(|life| AbortOnDropHandle::new(tasks.spawn(life)));
         Ok(Arc::new(Self {
             _supervisors: supervisors.collect(),
             leases,
@@ -133,41 +129,22 @@ impl LocalPlatform {
 
     /// The lease `id`, if it runs here.
     fn lease(&self, id: &LeaseId) -> Result<&Lease, Error> {
-        self.leases
-            .get(id)
-            .ok_or_else(|| Error::NotFound(format!("lease {id}")))
+        self.leases.get(id).ok_or_else(|| Error::NotFound(format!("lease {id}")))
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let TailRequest {
-            lease,
-            replica,
-            instance,
-            from,
-            follow,
-        } = request;
+        let TailRequest { lease, replica, instance, from, follow } = request;
         let gone = || Error::NotFound(format!("log of {replica}, run {instance}"));
         let lease = self.lease(&lease)?;
         let logs = lease.replicas.get(&replica).ok_or_else(gone)?;
-        let known = lease
-            .view
-            .borrow()
-            .replica(&replica)
-            .is_some_and(|slot| slot.run(&instance).is_some());
+        let known = lease.view.borrow().replica(&replica).is_some_and(|slot| slot.run(&instance).is_some());
         if !known {
             return Err(gone());
         }
-        let files = LogFiles {
-            dir: logs.dir.clone(),
-            restarts: instance.parts().2,
-        };
+        let files = LogFiles { dir: logs.dir.clone(), restarts: instance.parts().2 };
         let written = logs.board.written(&instance);
         // Of a run that has ended the unfinished last line is to be had as well.
-        let follow = if follow || written.is_cancelled() {
-            Follow::UntilEnd(written)
-        } else {
-            Follow::No
-        };
+        let follow = if follow || written.is_cancelled() { Follow::UntilEnd(written) } else { Follow::No };
         tail::open(&self.notifier, files, from, follow).await
     }
 }
@@ -197,10 +174,7 @@ impl Lease {
         for (name, service) in &sdl.services {
             let mut replicas = BTreeMap::new();
             for index in 0..service.count {
-                let replica = Replica {
-                    service: name.clone(),
-                    index,
-                };
+                let replica = Replica { service: name.clone(), index };
                 let slot = store.slot(id, &replica)?;
                 let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
                 let shown = ReplicaView {
@@ -216,20 +190,13 @@ impl Lease {
                 slots.push((replica, slot));
             }
             let count = service.count;
-            view.services
-                .insert(name.clone(), ServiceView { count, replicas });
+            view.services.insert(name.clone(), ServiceView { count, replicas });
         }
         let view = Arc::new(watch::Sender::new(Arc::new(view)));
         let logs = slots.iter().map(|(replica, slot)| {
             let board = Board::new(Arc::clone(&view), replica.clone(), slot.uid.clone());
             let dir = slot.logs.clone();
-            (
-                replica.clone(),
-                Logs {
-                    dir,
-                    board: Arc::new(board),
-                },
-            )
+            (replica.clone(), Logs { dir, board: Arc::new(board) })
         });
         let replicas = logs.collect();
         Ok((Self { view, replicas }, slots))

@@ -51,10 +51,7 @@ impl Process {
             stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
             stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
         };
-        let mut process = Self {
-            control: Frames::new(ours)?,
-            shim,
-        };
+        let mut process = Self { control: Frames::new(ours)?, shim };
         process.control.send(&Order::Start(spec)).await?;
         Ok((process, outputs))
     }

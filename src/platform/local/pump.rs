@@ -137,10 +137,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..20 {
             let (outputs, mut stdout, mut stderr) = pipes();
-            let rotation = Rotation {
-                max_bytes: u64::MAX,
-                files: 1,
-            };
+            let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
             let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), round, rotation));
             let ended = CancellationToken::new();
             stdout.write_all(&b"x".repeat(1_000)).unwrap();
@@ -168,10 +165,7 @@ mod tests {
     async fn pipes_that_end_early_do_not_end_it() {
         let dir = tempfile::tempdir().unwrap();
         let (outputs, stdout, mut stderr) = pipes();
-        let rotation = Rotation {
-            max_bytes: u64::MAX,
-            files: 1,
-        };
+        let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
         let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), 0, rotation));
         let ended = CancellationToken::new();
         drop(stdout);

@@ -102,14 +102,7 @@ impl Disk for Files {
 impl<D: Disk> LogFile<D> {
     /// The log of run `restarts` in `dir`. Nothing is opened yet.
     pub(super) fn new(disk: D, dir: PathBuf, restarts: u32, rotation: Rotation) -> Self {
-        Self {
-            disk,
-            dir,
-            restarts,
-            rotation,
-            open: None,
-            rotated: VecDeque::new(),
-        }
+        Self { disk, dir, restarts, rotation, open: None, rotated: VecDeque::new() }
     }
 
     /// Makes the file, so that there is a log even if nothing is ever written to it.
@@ -169,9 +162,7 @@ impl<D: Disk> LogFile<D> {
             let torn = false;
             self.open = Some(Open { file, len, torn });
         }
-        self.open
-            .as_mut()
-            .map_or(Ok(()), |open| Self::mend(&mut self.disk, open))
+        self.open.as_mut().map_or(Ok(()), |open| Self::mend(&mut self.disk, open))
     }
 
     fn mend(disk: &mut D, open: &mut Open<D::File>) -> io::Result<()> {
@@ -186,10 +177,7 @@ impl<D: Disk> LogFile<D> {
     /// be greater than at any call before.
     pub(super) fn rotate(&mut self, now: LogTime) -> io::Result<()> {
         self.opened()?;
-        let name = LogName {
-            rotated: Some(rotation_suffix(now)),
-            ..LogName::active(self.restarts)
-        };
+        let name = LogName { rotated: Some(rotation_suffix(now)), ..LogName::active(self.restarts) };
         let to = self.dir.join(name.to_string());
         self.disk.rename(&self.path(), &to)?;
         self.open = None;

@@ -115,9 +115,7 @@ impl Sdl {
         let mut checker = Checker::default();
         let counts = checker.file(&file);
         if !checker.faults.is_empty() {
-            return Err(SdlError {
-                faults: checker.faults,
-            });
+            return Err(SdlError { faults: checker.faults });
         }
         let mut texts: Texts = yaml(text)?;
         let services = counts
@@ -171,11 +169,7 @@ impl ServiceTexts {
             let (name, value) = entry.split_once('=').unwrap_or((&entry, ""));
             (name.to_owned(), value.to_owned())
         });
-        Service {
-            command,
-            env: env.collect(),
-            count,
-        }
+        Service { command, env: env.collect(), count }
     }
 }
 
@@ -208,9 +202,7 @@ impl Checker {
             .iter()
             .filter_map(|(name, service)| {
                 let place = format!("services.{name}");
-                let valid = name
-                    .parse::<ServiceName>()
-                    .map_err(|error| self.fault(&place, error));
+                let valid = name.parse::<ServiceName>().map_err(|error| self.fault(&place, error));
                 self.service(&place, service);
                 let count = self.count(name, deployment.get(name));
                 Some((valid.ok()?, count?))
@@ -220,10 +212,7 @@ impl Checker {
 
     /// The mapping at a key of the file's top level, which must be there and hold something.
     fn map<'a>(&mut self, file: &'a Value, key: &str) -> Option<&'a Map<String, Value>> {
-        let map = file
-            .get(key)
-            .and_then(Value::as_object)
-            .filter(|map| !map.is_empty());
+        let map = file.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
         if map.is_none() {
             self.fault(key, "must be a mapping with at least one service");
         }
@@ -284,14 +273,8 @@ impl Checker {
 
     fn count(&mut self, service: &str, placements: Option<&Value>) -> Option<u32> {
         let place = format!("deployment.{service}");
-        let Some(placements) = placements
-            .and_then(Value::as_object)
-            .filter(|map| !map.is_empty())
-        else {
-            self.fault(
-                &place,
-                format_args!("must say how many: {place}.<placement>.count"),
-            );
+        let Some(placements) = placements.and_then(Value::as_object).filter(|map| !map.is_empty()) else {
+            self.fault(&place, format_args!("must say how many: {place}.<placement>.count"));
             return None;
         };
         let mut sum: Option<u32> = Some(0);
@@ -371,15 +354,9 @@ deployment:
     fn a_service_is_read_letter_by_letter() {
         let sdl = Sdl::parse(WEB).unwrap();
         let web = &sdl.services[&"web".parse().unwrap()];
-        assert_eq!(
-            web.command,
-            ["sh", "-c", "echo $A", "8080", "1.10", "0x1F", "yes"]
-        );
+        assert_eq!(web.command, ["sh", "-c", "echo $A", "8080", "1.10", "0x1F", "yes"]);
         let env = [("A", "1"), ("B", "x=y"), ("C", "")];
-        assert_eq!(
-            web.env,
-            env.map(|(name, value)| (name.to_owned(), value.to_owned()))
-        );
+        assert_eq!(web.env, env.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(web.count, 2);
         assert_eq!(sdl.services.len(), 1);
     }
@@ -391,19 +368,14 @@ deployment:
         }
         for bad in ["'2'", "'1.0'", "3.0", "[2]", ""] {
             let faults = faults(&WEB.replace("'2.0'", bad));
-            assert!(
-                faults.len() == 1 && faults[0].starts_with("version: "),
-                "{bad}: {faults:?}"
-            );
+            assert!(faults.len() == 1 && faults[0].starts_with("version: "), "{bad}: {faults:?}");
         }
     }
 
     #[test]
     fn counts_of_placements_are_added() {
-        let sdl = Sdl::parse(&WEB.replace(
-            "{here: {profile: web, count: 2}}",
-            "{a: {count: 2}, b: {count: 3}}",
-        ));
+        let sdl =
+            Sdl::parse(&WEB.replace("{here: {profile: web, count: 2}}", "{a: {count: 2}, b: {count: 3}}"));
         assert_eq!(sdl.unwrap().services[&"web".parse().unwrap()].count, 5);
     }
 
@@ -411,14 +383,8 @@ deployment:
     fn a_service_without_command_is_told_why() {
         let faults = faults(&WEB.replace("    command: [sh, -c]\n", ""));
         assert_eq!(faults.len(), 1);
-        assert!(
-            faults[0].starts_with("services.web.command: is missing"),
-            "{faults:?}"
-        );
-        assert!(
-            faults[0].contains("the local platform runs processes, not images"),
-            "{faults:?}"
-        );
+        assert!(faults[0].starts_with("services.web.command: is missing"), "{faults:?}");
+        assert!(faults[0].contains("the local platform runs processes, not images"), "{faults:?}");
     }
 
     #[test]
@@ -440,10 +406,8 @@ deployment:
   text: {p: {}}
 ",
         );
-        let places: Vec<&str> = found
-            .iter()
-            .map(|fault| fault.split_once(": ").map_or("", |(place, _)| place))
-            .collect();
+        let places: Vec<&str> =
+            found.iter().map(|fault| fault.split_once(": ").map_or("", |(place, _)| place)).collect();
         for place in [
             "version",
             "services.Web",
@@ -476,10 +440,7 @@ deployment:
                 .iter()
                 .map(|fault| fault.split(':').next().unwrap_or_default().to_owned())
                 .collect();
-            assert!(
-                places.contains("services") && places.contains("deployment"),
-                "{text}: {places:?}"
-            );
+            assert!(places.contains("services") && places.contains("deployment"), "{text}: {places:?}");
         }
         for text in ["a: [", "%", "a: 1\na: 2", "--- a\n--- b"] {
             assert_eq!(faults(text).len(), 1, "{text}");
@@ -490,23 +451,15 @@ deployment:
     fn what_is_too_large_is_refused() {
         let long = format!("{WEB}# {}", "x".repeat(SDL_MAX_BYTES));
         assert!(faults(&long)[0].contains("larger than"));
-        let services: Vec<String> = (0..=SERVICES_MAX)
-            .map(|n| format!("  s{n}: {{command: [a]}}\n"))
-            .collect();
+        let services: Vec<String> =
+            (0..=SERVICES_MAX).map(|n| format!("  s{n}: {{command: [a]}}\n")).collect();
         let services = services.concat();
         let many = format!("version: '2.0'\nservices:\n{services}deployment: {{s1: {{p: {{count: 1}}}}}}\n");
-        assert!(
-            faults(&many)
-                .iter()
-                .any(|fault| fault.starts_with("services: are more than"))
-        );
+        assert!(faults(&many).iter().any(|fault| fault.starts_with("services: are more than")));
         let entries = "x, ".repeat(LIST_MAX + 1);
         let wide = WEB.replace("[sh, -c]", &format!("[{entries}]"));
         assert!(faults(&wide)[0].starts_with("services.web.command: has more than"));
-        assert_eq!(
-            faults(&format!("a: {}1{}", "[".repeat(100), "]".repeat(100))).len(),
-            1
-        );
+        assert_eq!(faults(&format!("a: {}1{}", "[".repeat(100), "]".repeat(100))).len(), 1);
     }
 
     #[test]

@@ -77,10 +77,7 @@ fn run() -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     rustix::thread::set_name(c"lease-shim")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     runtime.block_on(async {
         let mut control = Frames::new(control)?;
         match control.next().await? {
@@ -115,12 +112,7 @@ impl Shim {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(&null)?;
         rustix::stdio::dup2_stderr(&null)?;
-        let mut shim = Self {
-            control,
-            service: Pid::from_child(&child),
-            ended: None,
-            deadline: None,
-        };
+        let mut shim = Self { control, service: Pid::from_child(&child), ended: None, deadline: None };
         let mut second_stage = Frames::new(ours)?;
         // It closes the socket by becoming the service; if it cannot, it says why before it ends.
         let failure = match second_stage.send(spec).await {
@@ -238,10 +230,7 @@ fn exec(shim: Option<OsString>) -> io::Result<()> {
     let mut socket = take_stdin()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // If the shim died before that line, there is no signal to come.
-    let shim = shim
-        .as_ref()
-        .and_then(|pid| pid.to_str()?.parse().ok())
-        .and_then(Pid::from_raw);
+    let shim = shim.as_ref().and_then(|pid| pid.to_str()?.parse().ok()).and_then(Pid::from_raw);
     if shim.is_none() || rustix::process::getppid() != shim {
         return Err(io::Error::other("not started by the first stage"));
     }
@@ -254,10 +243,7 @@ fn exec(shim: Option<OsString>) -> io::Result<()> {
 /// Returns why it could not.
 fn become_service(spec: &Spec) -> StartFailure {
     let Some((program, args)) = spec.command.split_first() else {
-        return StartFailure {
-            exit_code: NOT_FOUND,
-            message: "no command".to_owned(),
-        };
+        return StartFailure { exit_code: NOT_FOUND, message: "no command".to_owned() };
     };
     if let Err(error) = std::env::set_current_dir(&spec.dir) {
         return StartFailure {
@@ -275,8 +261,5 @@ fn become_service(spec: &Spec) -> StartFailure {
         io::ErrorKind::NotFound => NOT_FOUND,
         _ => NOT_EXECUTABLE,
     };
-    StartFailure {
-        exit_code,
-        message: format!("cannot start {program:?}: {error}"),
-    }
+    StartFailure { exit_code, message: format!("cannot start {program:?}: {error}") }
 }

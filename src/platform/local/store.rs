@@ -88,35 +88,20 @@ impl Store {
         let (pods, homes) = (dir.join("pods"), dir.join("home"));
         make_dir(&pods).map_err(failed)?;
         make_dir(&homes).map_err(failed)?;
-        Ok(Self {
-            pods,
-            homes,
-            _lock: lock,
-        })
+        Ok(Self { pods, homes, _lock: lock })
     }
 
     /// Finds what there is of `replica`, and makes what is not there.
     pub(super) fn slot(&self, lease: &LeaseId, replica: &Replica) -> Result<Slot, Error> {
-        let failed = |error| {
-            Error::io(
-                format!("directories of {replica} in {}", self.pods.display()),
-                error,
-            )
-        };
+        let failed = |error| Error::io(format!("directories of {replica} in {}", self.pods.display()), error);
         let namespace = lease.namespace();
         let pod = format!("{}-{}", replica.service, replica.index);
         let home = self.homes.join(format!("{namespace}_{pod}"));
         make_dir(&home).map_err(failed)?;
-        let uid = self
-            .known_uid(&namespace, &pod)
-            .map_err(failed)?
-            .unwrap_or_else(|| Uuid::new_v4().to_string());
+        let uid =
+            self.known_uid(&namespace, &pod).map_err(failed)?.unwrap_or_else(|| Uuid::new_v4().to_string());
         let container = replica.service.as_str();
-        let dir = PodDir {
-            namespace: &namespace,
-            pod: &pod,
-            uid: &uid,
-        };
+        let dir = PodDir { namespace: &namespace, pod: &pod, uid: &uid };
         let logs = dir.container(&self.pods, container);
         make_dir(&logs).map_err(failed)?;
         let mut runs = Vec::new();
@@ -127,13 +112,7 @@ impl Store {
                 runs.push(ended_run(&logs, instance, &files));
             }
         }
-        Ok(Slot {
-            logs,
-            home,
-            uid,
-            runs,
-            next,
-        })
+        Ok(Slot { logs, home, uid, runs, next })
     }
 
     fn known_uid(&self, namespace: &str, pod: &str) -> io::Result<Option<String>> {
@@ -186,23 +165,13 @@ fn files(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
 fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
     let path = |name: &LogName| logs.join(name.to_string());
     let modified = files.last().and_then(|name| modified(&path(name)));
-    let ended = files
-        .iter()
-        .rev()
-        .find_map(|name| last_time(&path(name)).ok().flatten());
-    let started = files
-        .iter()
-        .find_map(|name| first_time(&path(name)).ok().flatten());
+    let ended = files.iter().rev().find_map(|name| last_time(&path(name)).ok().flatten());
+    let started = files.iter().find_map(|name| first_time(&path(name)).ok().flatten());
     let time = ended.or(modified).unwrap_or_else(LogTime::now);
     Run {
         instance,
         started: started.unwrap_or(time),
-        end: Some(RunEnd {
-            time,
-            exit_code: None,
-            signal: None,
-            reason: UNSEEN_END.to_owned(),
-        }),
+        end: Some(RunEnd { time, exit_code: None, signal: None, reason: UNSEEN_END.to_owned() }),
     }
 }
 
@@ -215,9 +184,7 @@ fn modified(path: &Path) -> Option<LogTime> {
 /// The time of the first record in a file.
 fn first_time(path: &Path) -> io::Result<Option<LogTime>> {
     let mut start = Vec::with_capacity(HEADER_MAX_BYTES);
-    File::open(path)?
-        .take(HEADER_MAX_BYTES as u64)
-        .read_to_end(&mut start)?;
+    File::open(path)?.take(HEADER_MAX_BYTES as u64).read_to_end(&mut start)?;
     let record = start.split(|byte| *byte == b'\n').next().and_then(cri::parse);
     Ok(record.map(|record: Record<'_>| record.time))
 }
@@ -251,10 +218,7 @@ mod tests {
     }
 
     fn web() -> Replica {
-        Replica {
-            service: "web".parse().unwrap(),
-            index: 0,
-        }
+        Replica { service: "web".parse().unwrap(), index: 0 }
     }
 
     fn record(second: u32, content: &str) -> String {
@@ -286,10 +250,7 @@ mod tests {
         for (name, content) in [
             ("2.log.20261123-120000.000000001", record(1, "a")),
             ("2.log.20261123-120000.000000002", record(2, "b")),
-            (
-                "2.log",
-                [&record(3, &long), &record(4, &long), "2026-11-23T12:00:05.0000"].concat(),
-            ),
+            ("2.log", [&record(3, &long), &record(4, &long), "2026-11-23T12:00:05.0000"].concat()),
             ("10.log", String::new()),
             ("10.log.tmp", record(9, "no log")),
         ] {
@@ -311,14 +272,7 @@ mod tests {
     #[test]
     fn the_oldest_runs_are_removed_whole() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [
-            "0.log",
-            "1.log",
-            "1.log.20261123-120000",
-            "3.log",
-            "4.log",
-            "5.log",
-        ] {
+        for name in ["0.log", "1.log", "1.log.20261123-120000", "3.log", "4.log", "5.log"] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         assert_eq!(prune(dir.path(), 5, 2).unwrap(), 3);

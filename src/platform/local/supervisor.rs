@@ -48,10 +48,7 @@ pub(super) async fn supervise(
             break;
         }
         let wait = waits.after(outcome.up);
-        board.waiting(
-            "CrashLoopBackOff",
-            format!("back-off {wait:?} restarting: {cause}"),
-        );
+        board.waiting("CrashLoopBackOff", format!("back-off {wait:?} restarting: {cause}"));
         tokio::select! {
             _ = stop.wait_for(Option::is_some) => break,
             () = tokio::time::sleep(wait) => {}
@@ -130,17 +127,13 @@ mod tests {
     }
 
     fn replica() -> Replica {
-        Replica {
-            service: "web".parse().unwrap(),
-            index: 0,
-        }
+        Replica { service: "web".parse().unwrap(), index: 0 }
     }
 
     fn board() -> (Arc<Board>, watch::Receiver<Arc<LeaseView>>) {
         let mut view = LeaseView::default();
         let replicas = [(0, ReplicaView::default())].into();
-        view.services
-            .insert(replica().service, ServiceView { count: 1, replicas });
+        view.services.insert(replica().service, ServiceView { count: 1, replicas });
         let (sender, receiver) = watch::channel(Arc::new(view));
         let board = Board::new(Arc::new(sender), replica(), "uid".to_owned());
         (Arc::new(board), receiver)
@@ -182,10 +175,7 @@ mod tests {
         let begun: Vec<u64> = begun.lock().unwrap().iter().map(Duration::as_secs).collect();
         assert_eq!(begun, [0, 1, 3, 7, 608, 610]);
         let slot = slot(&view);
-        assert_eq!(
-            (slot.state, slot.ready, slot.restarts),
-            (ReplicaState::Terminated, false, 10)
-        );
+        assert_eq!((slot.state, slot.ready, slot.restarts), (ReplicaState::Terminated, false, 10));
         let ends: Vec<_> = slot.runs.iter().map(|run| run.end.clone().unwrap()).collect();
         assert_eq!(ends.len(), 6);
         assert_eq!((ends[5].signal, ends[4].exit_code), (Some(15), Some(3)));
@@ -195,11 +185,8 @@ mod tests {
     async fn a_stop_cuts_a_wait_short() {
         let (board, view) = board();
         let (stop, asked) = watch::channel(None);
-        let runs = Script {
-            lasts: vec![Duration::ZERO].into_iter(),
-            begun: Arc::default(),
-            epoch: Instant::now(),
-        };
+        let runs =
+            Script { lasts: vec![Duration::ZERO].into_iter(), begun: Arc::default(), epoch: Instant::now() };
         let life = supervise(board, runs, 0, Backoff::default(), asked);
         let ask = async {
             let waits = |view: &Arc<LeaseView>| {
@@ -224,12 +211,8 @@ mod tests {
         board.started(0, LogTime::MIN);
         assert!(!written.is_cancelled());
         assert!(board.written(&board.instance(1).unwrap()).is_cancelled());
-        let end = RunEnd {
-            time: LogTime::MIN,
-            exit_code: Some(0),
-            signal: None,
-            reason: "Completed".to_owned(),
-        };
+        let end =
+            RunEnd { time: LogTime::MIN, exit_code: Some(0), signal: None, reason: "Completed".to_owned() };
         board.ended(0, LogTime::MIN, end);
         assert!(written.is_cancelled() && board.written(&instance).is_cancelled());
         board.forget_before(1);

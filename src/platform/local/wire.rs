@@ -85,10 +85,7 @@ pub(super) struct Frames {
 impl Frames {
     pub(super) fn new(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        Ok(Self {
-            socket: UnixStream::from_std(socket)?,
-            read: BytesMut::new(),
-        })
+        Ok(Self { socket: UnixStream::from_std(socket)?, read: BytesMut::new() })
     }
 
     /// Sends a message. If cancelled, it may have been sent in part, and the socket is of no further use.

@@ -163,11 +163,7 @@ impl<D: Disk> Writer<D> {
             self.lose([content]);
             return;
         }
-        let whole: &[u8] = if held.is_empty() {
-            rest
-        } else {
-            &[&held, rest].concat()
-        };
+        let whole: &[u8] = if held.is_empty() { rest } else { &[&held, rest].concat() };
         self.queue(stream, whole, content, now);
     }
 
@@ -185,13 +181,7 @@ impl<D: Disk> Writer<D> {
             Content::Output { ends, .. } => (!ends, None),
             Content::Loss(lost) => (false, Some(lost)),
         };
-        let record = Record {
-            time: self.next_time(now),
-            stream,
-            partial,
-            lost,
-            content: bytes,
-        };
+        let record = Record { time: self.next_time(now), stream, partial, lost, content: bytes };
         let start = self.batch.len();
         cri::write(&mut self.batch, &record);
         if self.rotation_due(start) {
@@ -204,10 +194,7 @@ impl<D: Disk> Writer<D> {
             }
             self.batch = record;
         }
-        self.queued.push(Queued {
-            end: self.batch.len(),
-            content,
-        });
+        self.queued.push(Queued { end: self.batch.len(), content });
         if let Content::Output { ends, .. } = content {
             self.lines[index(stream)].in_pieces = !ends;
         }
@@ -245,9 +232,7 @@ impl<D: Disk> Writer<D> {
             return;
         }
         let queued = std::mem::take(&mut self.queued);
-        let result = self
-            .log
-            .append(&self.batch, queued.iter().map(|queued| queued.end));
+        let result = self.log.append(&self.batch, queued.iter().map(|queued| queued.end));
         self.batch.clear();
         let kept = match &result {
             Ok(()) => queued.len(),
@@ -299,14 +284,8 @@ impl<D: Disk> Writer<D> {
 
     /// Says that the disk cannot be written, but not too often.
     fn complain(&mut self, error: &std::io::Error) {
-        let outage = self.outage.get_or_insert_with(|| Outage {
-            since: Instant::now(),
-            complained: None,
-        });
-        if outage
-            .complained
-            .is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL)
-        {
+        let outage = self.outage.get_or_insert_with(|| Outage { since: Instant::now(), complained: None });
+        if outage.complained.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
             outage.complained = Some(Instant::now());
             let log = self.log.path();
             tracing::warn!(%error, log = %log.display(), lost = ?self.lost, "cannot write log, dropping output");

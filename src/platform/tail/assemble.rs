@@ -224,9 +224,8 @@ mod tests {
         for record in records {
             let (second, rest) = record.split_once(' ').unwrap();
             let (head, content) = rest.rsplit_once(' ').unwrap();
-            let content = content
-                .strip_prefix('*')
-                .map_or(content.to_owned(), |n| "x".repeat(n.parse().unwrap()));
+            let content =
+                content.strip_prefix('*').map_or(content.to_owned(), |n| "x".repeat(n.parse().unwrap()));
             let record = format!("1970-01-01T00:00:0{second}Z {head} {content}");
             assembler.push(&cri::parse(record.as_bytes()).unwrap(), &mut emitter);
         }
@@ -242,18 +241,10 @@ mod tests {
                 TailItem::Lines(batch) => {
                     for (index, line) in batch.lines.iter().enumerate() {
                         let bytes = batch.bytes(index);
-                        at = if line.ends {
-                            at.after_line(line.time)
-                        } else {
-                            at.after_bytes(bytes.len())
-                        };
+                        at = if line.ends { at.after_line(line.time) } else { at.after_bytes(bytes.len()) };
                         assert_eq!(line.after, at);
                         let text = String::from_utf8(bytes.to_vec()).unwrap();
-                        let text = if text.len() > 40 {
-                            format!("*{}", text.len())
-                        } else {
-                            text
-                        };
+                        let text = if text.len() > 40 { format!("*{}", text.len()) } else { text };
                         out.push(Out::Line(text, line.time.as_nanos() / 1_000_000_000, line.ends));
                     }
                 }
@@ -272,29 +263,14 @@ mod tests {
 
     #[test]
     fn pieces_are_joined_by_stream_and_lines_come_as_they_end() {
-        let records = [
-            "1 stdout P a",
-            "2 stderr P b",
-            "3 stderr F c",
-            "4 stdout F d",
-            "5 stdout F ",
-            "6 stderr F e",
-        ];
-        assert_eq!(
-            run(&records, false),
-            [line("bc\n", 2), line("ad\n", 1), line("\n", 5), line("e\n", 6)]
-        );
+        let records =
+            ["1 stdout P a", "2 stderr P b", "3 stderr F c", "4 stdout F d", "5 stdout F ", "6 stderr F e"];
+        assert_eq!(run(&records, false), [line("bc\n", 2), line("ad\n", 1), line("\n", 5), line("e\n", 6)]);
     }
 
     #[test]
     fn an_unfinished_line_waits_and_ends_with_the_run() {
-        let records = [
-            "1 stderr P a",
-            "2 stdout P ",
-            "3 stdout P b",
-            "4 stdout F c",
-            "5 stdout P d",
-        ];
+        let records = ["1 stderr P a", "2 stdout P ", "3 stdout P b", "4 stdout F c", "5 stdout P d"];
         assert_eq!(run(&records, false), [line("bc\n", 2)]);
         assert_eq!(run(&records, true), [line("bc\n", 2), line("a", 1), line("d", 5)]);
         assert_eq!(run(&["1 stdout P "], true), []);
@@ -310,31 +286,18 @@ mod tests {
             "5 stderr P d",
             "6 stdout F e",
         ];
-        let flowed = [
-            piece("*262144", 1),
-            piece("a", 1),
-            line("ce\n", 1),
-            line("b\n", 3),
-        ];
+        let flowed = [piece("*262144", 1), piece("a", 1), line("ce\n", 1), line("b\n", 3)];
         assert_eq!(run(&records, false), flowed);
         let mut ended = Vec::from(flowed);
         ended.push(line("d", 5));
         assert_eq!(run(&records, true), ended);
-        assert_eq!(
-            run(&["1 stdout P *262144", "2 stdout P a"], true),
-            [piece("*262144", 1), line("a", 1)]
-        );
+        assert_eq!(run(&["1 stdout P *262144", "2 stdout P a"], true), [piece("*262144", 1), line("a", 1)]);
     }
 
     #[test]
     fn a_long_line_is_ended_when_the_other_stream_has_waited_enough() {
-        let records = [
-            "1 stdout P *262144",
-            "2 stdout P a",
-            "3 stderr F b",
-            "4 stderr F *262144",
-            "5 stdout F c",
-        ];
+        let records =
+            ["1 stdout P *262144", "2 stdout P a", "3 stderr F b", "4 stderr F *262144", "5 stdout F c"];
         assert_eq!(
             run(&records, false),
             [
@@ -356,13 +319,7 @@ mod tests {
         ];
         assert_eq!(
             run(&records, false),
-            [
-                piece("*262144", 1),
-                line("a", 1),
-                piece("*262144", 3),
-                line("bd\n", 3),
-                line("c\n", 5)
-            ]
+            [piece("*262144", 1), line("a", 1), piece("*262144", 3), line("bd\n", 3), line("c\n", 5)]
         );
     }
 
@@ -391,18 +348,9 @@ mod tests {
         let after = Position::START
             .after_line(LogTime::from_nanos(1_000_000_000))
             .after_line(LogTime::from_nanos(2_000_000_000));
-        let gap = SourceGap {
-            cause: GapCause::Source,
-            lines: 12,
-            bytes: 3456,
-            exact: true,
-            after,
-        };
+        let gap = SourceGap { cause: GapCause::Source, lines: 12, bytes: 3456, exact: true, after };
         assert_eq!(
-            run(
-                &["1 stdout P a", "2 stderr F:lost=12/3456 notice", "3 stdout F b"],
-                false
-            ),
+            run(&["1 stdout P a", "2 stderr F:lost=12/3456 notice", "3 stdout F b"], false),
             [line("a", 1), Out::Gap(gap), line("b\n", 3)]
         );
     }

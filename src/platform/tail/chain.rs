@@ -48,22 +48,14 @@ impl Place {
     pub(super) fn of(log: &LogFiles, list: &[Entry], index: usize) -> Option<Self> {
         let entry = list.get(index)?;
         let successor = match list.get(index + 1).map(|next| (next, &next.name)) {
-            Some((
-                _,
-                LogName {
-                    rotated: Some(suffix),
-                    ..
-                },
-            )) => Successor::Rotated(suffix.clone()),
+            Some((_, LogName { rotated: Some(suffix), .. })) => Successor::Rotated(suffix.clone()),
             Some((next, _)) => Successor::Active(log.prefix(next)),
             None => Successor::Unknown,
         };
         Some(Self {
             id: entry.id,
             rotated: entry.name.rotated.clone(),
-            newest_other: index
-                .checked_sub(1)
-                .and_then(|index| list.get(index)?.name.rotated.clone()),
+            newest_other: index.checked_sub(1).and_then(|index| list.get(index)?.name.rotated.clone()),
             successor,
         })
     }
@@ -142,28 +134,16 @@ mod tests {
         log: LogFiles,
     }
 
-    const SUFFIXES: [&str; 4] = [
-        "20261123-120001",
-        "20261123-120002",
-        "20261123-120003",
-        "20261123-120004",
-    ];
+    const SUFFIXES: [&str; 4] = ["20261123-120001", "20261123-120002", "20261123-120003", "20261123-120004"];
 
     impl World {
         /// Letters `a`, `b`, … oldest first; the last one is being written.
         fn new(files: usize) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let log = LogFiles {
-                dir: dir.path().to_owned(),
-                restarts: 0,
-            };
+            let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
             let world = Self { dir, log };
             for index in 0..files {
-                let name = if index + 1 == files {
-                    "0.log".to_owned()
-                } else {
-                    name(index)
-                };
+                let name = if index + 1 == files { "0.log".to_owned() } else { name(index) };
                 fs::write(world.path(&name), letter(index)).unwrap();
             }
             world

@@ -55,13 +55,7 @@ pub(super) struct Emitter {
 
 /// A gap of which nothing is known; where it lies is for the emitter to say.
 pub(super) const fn unknown_gap(cause: GapCause) -> SourceGap {
-    SourceGap {
-        cause,
-        lines: 0,
-        bytes: 0,
-        exact: false,
-        after: Position::START,
-    }
+    SourceGap { cause, lines: 0, bytes: 0, exact: false, after: Position::START }
 }
 
 // === impl Emitter ===
@@ -222,17 +216,11 @@ impl Emitter {
         if self.data.capacity() == 0 {
             self.data.reserve(self.expected_bytes.max(len));
         }
-        self.data
-            .extend_from_slice(content.get(from..).unwrap_or_default());
+        self.data.extend_from_slice(content.get(from..).unwrap_or_default());
         if newline {
             self.data.push(b'\n');
         }
-        self.batch.push(Line {
-            end: self.data.len(),
-            time,
-            after: self.at,
-            ends,
-        });
+        self.batch.push(Line { end: self.data.len(), time, after: self.at, ends });
     }
 
     /// Whether a piece between `before` and here is delivered, and but for how many bytes.
@@ -343,10 +331,7 @@ mod tests {
             assert_eq!((rest.as_slice(), gaps), (&all[index + 1..], 0));
             assert_eq!((emitter.start(), emitter.is_inexact()), (Some(*at), false));
             let (counted, _, emitter) = run(Filter::Lines(index as u64 + 1), &TIMES);
-            assert_eq!(
-                (counted.as_slice(), emitter.start()),
-                (&all[index + 1..], Some(*at))
-            );
+            assert_eq!((counted.as_slice(), emitter.start()), (&all[index + 1..], Some(*at)));
         }
     }
 
@@ -364,21 +349,12 @@ mod tests {
     #[test]
     fn a_position_that_is_not_there_is_a_gap() {
         let (all, _, _) = run(Filter::All, &TIMES);
-        let at = Position {
-            time: LogTime::from_nanos(5),
-            ordinal: 3,
-            offset: 0,
-        };
+        let at = Position { time: LogTime::from_nanos(5), ordinal: 3, offset: 0 };
         let (rest, gaps, emitter) = run(Filter::After(at), &TIMES);
         assert_eq!((rest.as_slice(), gaps), (&all[2..], 1));
         assert!(emitter.is_inexact());
-        let (rest, gaps, emitter) = run(
-            Filter::After(Position {
-                time: LogTime::from_nanos(10),
-                ..at
-            }),
-            &TIMES,
-        );
+        let (rest, gaps, emitter) =
+            run(Filter::After(Position { time: LogTime::from_nanos(10), ..at }), &TIMES);
         assert_eq!((rest.len(), gaps, emitter.start()), (0, 0, None));
     }
 
@@ -397,45 +373,25 @@ mod tests {
         emitter.line(&vec![b'x'; 2 * LINE_HELD_MAX_BYTES], LogTime::from_nanos(1));
         let mut ends = Vec::new();
         for item in emitter.take(true) {
-            let TailItem::Lines(batch) = item else {
-                panic!("{item:?}")
-            };
+            let TailItem::Lines(batch) = item else { panic!("{item:?}") };
             assert!(batch.data.len() <= READ_MAX_BYTES + LINE_HELD_MAX_BYTES);
             for (index, line) in batch.lines.iter().enumerate() {
                 ends.push((batch.bytes(index).len(), line.ends, line.after.offset));
             }
         }
         let max = LINE_HELD_MAX_BYTES;
-        assert_eq!(
-            ends,
-            [
-                (max, false, max as u64),
-                (max, false, 2 * max as u64),
-                (1, true, 0)
-            ]
-        );
+        assert_eq!(ends, [(max, false, max as u64), (max, false, 2 * max as u64), (1, true, 0)]);
     }
 
     #[test]
     fn adjacent_gaps_of_a_kind_are_one() {
         let mut emitter = Emitter::new(Position::START, 0, Filter::All);
-        let garbage = SourceGap {
-            lines: 1,
-            bytes: 7,
-            ..unknown_gap(GapCause::Source)
-        };
+        let garbage = SourceGap { lines: 1, bytes: 7, ..unknown_gap(GapCause::Source) };
         emitter.gap(garbage);
         assert_eq!(emitter.take(false), []);
         emitter.gap(garbage);
         emitter.gap(unknown_gap(GapCause::Rotated));
-        let both = SourceGap {
-            lines: 2,
-            bytes: 14,
-            ..garbage
-        };
-        assert_eq!(
-            emitter.take(true),
-            [TailItem::Gap(both), TailItem::Gap(unknown_gap(GapCause::Rotated))]
-        );
+        let both = SourceGap { lines: 2, bytes: 14, ..garbage };
+        assert_eq!(emitter.take(true), [TailItem::Gap(both), TailItem::Gap(unknown_gap(GapCause::Rotated))]);
     }
 }

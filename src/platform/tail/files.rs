@@ -109,15 +109,9 @@ impl LogFiles {
     pub(super) fn open(&self, entry: &Entry) -> Result<Option<Opened>, Error> {
         match File::open(self.path(&entry.name)) {
             Ok(file) => {
-                let metadata = file
-                    .metadata()
-                    .map_err(|error| self.failed("opening a log in", error))?;
+                let metadata = file.metadata().map_err(|error| self.failed("opening a log in", error))?;
                 let id = FileId::of(&metadata);
-                Ok((id == entry.id).then(|| Opened {
-                    file: Arc::new(file),
-                    id,
-                    gz: entry.name.gz,
-                }))
+                Ok((id == entry.id).then(|| Opened { file: Arc::new(file), id, gz: entry.name.gz }))
             }
             Err(error) if is_gone(&error) => Ok(None),
             Err(error) => Err(self.failed("opening a log in", error)),
@@ -160,11 +154,9 @@ impl LogFiles {
         let mut entries = Vec::with_capacity(names.len());
         for name in names {
             match fs::metadata(self.path(&name)) {
-                Ok(metadata) if metadata.is_file() => entries.push(Entry {
-                    name,
-                    id: FileId::of(&metadata),
-                    size: metadata.len(),
-                }),
+                Ok(metadata) if metadata.is_file() => {
+                    entries.push(Entry { name, id: FileId::of(&metadata), size: metadata.len() })
+                }
                 Ok(_) => {}
                 Err(error) if is_gone(&error) => return Ok(None),
                 Err(error) => return Err(error),
@@ -186,11 +178,7 @@ fn names(dir: &Path, restarts: u32) -> io::Result<Vec<LogName>> {
     let mut names = Vec::new();
     for (count, entry) in fs::read_dir(dir)?.enumerate() {
         let name = entry?.file_name();
-        if let Some(name) = name
-            .to_str()
-            .and_then(LogName::parse)
-            .filter(|name| name.restarts == restarts)
-        {
+        if let Some(name) = name.to_str().and_then(LogName::parse).filter(|name| name.restarts == restarts) {
             names.push(name);
         }
         if count >= ENTRIES_MAX || names.len() > FILES_MAX {
@@ -218,10 +206,7 @@ impl Eq for Entry {}
 
 impl FileId {
     fn of(metadata: &Metadata) -> Self {
-        Self {
-            dev: metadata.dev(),
-            ino: metadata.ino(),
-        }
+        Self { dev: metadata.dev(), ino: metadata.ino() }
     }
 }
 
@@ -235,20 +220,14 @@ impl Opened {
 
     /// A decompressor from its beginning.
     pub(super) fn gunzip(&self) -> Gunzip {
-        let file = ReadAt {
-            file: Arc::clone(&self.file),
-            offset: 0,
-        };
+        let file = ReadAt { file: Arc::clone(&self.file), offset: 0 };
         MultiGzDecoder::new(io::BufReader::with_capacity(GZ_BUFFER_BYTES, file))
     }
 
     /// Its first bytes, up to [`PREFIX_BYTES`], decompressed; fewer if it is shorter or cannot be read.
     pub(super) fn prefix(&self) -> Vec<u8> {
         let mut prefix = Vec::with_capacity(PREFIX_BYTES);
-        let file = ReadAt {
-            file: Arc::clone(&self.file),
-            offset: 0,
-        };
+        let file = ReadAt { file: Arc::clone(&self.file), offset: 0 };
         // What was read before an error is as good as that of a shorter file.
         let _ = if self.gz {
             self.gunzip().take(PREFIX_BYTES as u64).read_to_end(&mut prefix)
@@ -278,10 +257,7 @@ mod tests {
         for name in names {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let log = LogFiles {
-            dir: dir.path().to_owned(),
-            restarts: 1,
-        };
+        let log = LogFiles { dir: dir.path().to_owned(), restarts: 1 };
         (dir, log)
     }
 
@@ -299,20 +275,10 @@ mod tests {
             "notes",
         ]);
         fs::create_dir(dir.path().join("1.log.20261120-120000")).unwrap();
-        let names: Vec<String> = log
-            .list()
-            .unwrap()
-            .iter()
-            .map(|entry| entry.name.to_string())
-            .collect();
+        let names: Vec<String> = log.list().unwrap().iter().map(|entry| entry.name.to_string()).collect();
         assert_eq!(
             names,
-            [
-                "1.log.20261122-120000.gz",
-                "1.log.20261123-120000",
-                "1.log.20261123-120000.000000001",
-                "1.log"
-            ]
+            ["1.log.20261122-120000.gz", "1.log.20261123-120000", "1.log.20261123-120000.000000001", "1.log"]
         );
     }
 

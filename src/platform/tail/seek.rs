@@ -79,11 +79,8 @@ impl Seek {
             let list = log.list()?;
             let index = if whole { 0 } else { first_file(&log, &list, from) };
             if let Some(walk) = Walk::begin(&log, &list, index, filter)? {
-                let firsts: Option<Vec<LogTime>> = list
-                    .iter()
-                    .take(index + 1)
-                    .map(|entry| log.first_time(entry))
-                    .collect();
+                let firsts: Option<Vec<LogTime>> =
+                    list.iter().take(index + 1).map(|entry| log.first_time(entry)).collect();
                 return Ok(Self {
                     floor: firsts.and_then(|firsts| firsts.into_iter().max()),
                     log,
@@ -192,10 +189,7 @@ impl Seek {
 /// The file to begin with, so that there is enough before what is asked for.
 fn first_file(log: &LogFiles, list: &[Entry], from: From) -> usize {
     let newest = list.len().saturating_sub(1);
-    let older = |time| {
-        list.iter()
-            .rposition(|entry| log.first_time(entry).is_some_and(|first| first < time))
-    };
+    let older = |time| list.iter().rposition(|entry| log.first_time(entry).is_some_and(|first| first < time));
     let target = match from {
         From::Start => return 0,
         From::Last(_) => newest,
@@ -216,11 +210,7 @@ fn first_file(log: &LogFiles, list: &[Entry], from: From) -> usize {
 
 impl Counted {
     fn new() -> Self {
-        Self {
-            checkpoints: Vec::new(),
-            stride: 1,
-            steps: 0,
-        }
+        Self { checkpoints: Vec::new(), stride: 1, steps: 0 }
     }
 
     /// Remembers the present place, if it is its turn.
@@ -241,9 +231,7 @@ impl Counted {
 
     /// The last place with at most `lines` lines before it.
     fn before(&mut self, lines: u64) -> Option<Checkpoint> {
-        let after = self
-            .checkpoints
-            .partition_point(|checkpoint| checkpoint.lines <= lines);
+        let after = self.checkpoints.partition_point(|checkpoint| checkpoint.lines <= lines);
         self.checkpoints.truncate(after);
         self.checkpoints.pop()
     }

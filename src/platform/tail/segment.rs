@@ -248,16 +248,8 @@ mod tests {
     use super::*;
 
     fn open(dir: &tempfile::TempDir, name: &str) -> Opened {
-        let log = LogFiles {
-            dir: dir.path().to_owned(),
-            restarts: 0,
-        };
-        let entry = log
-            .list()
-            .unwrap()
-            .into_iter()
-            .find(|entry| entry.name.to_string() == name)
-            .unwrap();
+        let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
+        let entry = log.list().unwrap().into_iter().find(|entry| entry.name.to_string() == name).unwrap();
         log.open(&entry).unwrap().unwrap()
     }
 
@@ -289,10 +281,7 @@ mod tests {
             assert_eq!(read(&mut segment, max), ["one", "", "two"]);
             assert_eq!(segment.record_start(), Some(9));
             segment.release();
-            let mut file = OpenOptions::new()
-                .append(true)
-                .open(dir.path().join("0.log"))
-                .unwrap();
+            let mut file = OpenOptions::new().append(true).open(dir.path().join("0.log")).unwrap();
             file.write_all(b"ee\nfo").unwrap();
             assert_eq!(read(&mut segment, max), ["three"]);
             let mut rest = Vec::new();
@@ -308,10 +297,7 @@ mod tests {
         fs::write(dir.path().join("0.log"), "one\ntw").unwrap();
         let mut segment = Segment::new(open(&dir, "0.log"), 0);
         assert_eq!(read(&mut segment, 100), ["one"]);
-        let file = OpenOptions::new()
-            .write(true)
-            .open(dir.path().join("0.log"))
-            .unwrap();
+        let file = OpenOptions::new().write(true).open(dir.path().join("0.log")).unwrap();
         file.set_len(0).unwrap();
         assert!(matches!(segment.fill(100).unwrap(), Fill::Truncated));
         (&file).write_all(b"new\n").unwrap();
@@ -324,10 +310,7 @@ mod tests {
         let long = "x".repeat(3 * RECORD_MAX_BYTES);
         fs::write(dir.path().join("0.log"), format!("one\n{long}\ntwo\n{long}")).unwrap();
         let mut segment = Segment::new(open(&dir, "0.log"), 0);
-        assert_eq!(
-            read(&mut segment, 64 * 1024),
-            ["one", &(long.len() + 1).to_string(), "two"]
-        );
+        assert_eq!(read(&mut segment, 64 * 1024), ["one", &(long.len() + 1).to_string(), "two"]);
         assert!(segment.buffer.capacity() <= 2 * RECORD_MAX_BYTES + 128 * 1024);
         assert_eq!(segment.record_start(), None);
         segment.rest(|found| assert_eq!(found, Found::Oversized(long.len() as u64)));

@@ -107,13 +107,7 @@ impl Walk {
 
     /// Goes on at a checkpoint of another walk through the same log.
     pub(super) fn resume(log: &LogFiles, checkpoint: Checkpoint, filter: Filter) -> Self {
-        let Checkpoint {
-            opened,
-            place,
-            offset,
-            at,
-            lines,
-        } = checkpoint;
+        let Checkpoint { opened, place, offset, at, lines } = checkpoint;
         let segment = Segment::new(opened, offset);
         Self {
             log: log.clone(),
@@ -190,11 +184,7 @@ impl Walk {
         let Some(here) = &mut self.here else {
             return self.look_for_first();
         };
-        match here
-            .segment
-            .fill(max)
-            .map_err(|error| self.log.failed("reading a log in", error))?
-        {
+        match here.segment.fill(max).map_err(|error| self.log.failed("reading a log in", error))? {
             Fill::Bytes(read) => {
                 self.lines.emitter.expect(read);
                 let lines = &mut self.lines;
@@ -296,11 +286,7 @@ impl Ahead {
 
 impl Lines {
     fn new(emitter: Emitter) -> Self {
-        Self {
-            parser: Parser::default(),
-            assembler: Assembler::default(),
-            emitter,
-        }
+        Self { parser: Parser::default(), assembler: Assembler::default(), emitter }
     }
 
     #[inline]
@@ -312,11 +298,7 @@ impl Lines {
             },
             Found::Oversized(bytes) => bytes,
         };
-        self.gap(SourceGap {
-            lines: 1,
-            bytes: garbage,
-            ..unknown_gap(GapCause::Source)
-        });
+        self.gap(SourceGap { lines: 1, bytes: garbage, ..unknown_gap(GapCause::Source) });
     }
 
     fn gap(&mut self, gap: SourceGap) {

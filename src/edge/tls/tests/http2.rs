@@ -31,9 +31,7 @@ impl Body for Chunks {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
+        self.0.poll_recv(cx).map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
     }
 }
 
@@ -59,10 +57,7 @@ async fn open(capacity: usize, window: u32) -> Fixture {
     let writes = Arc::<Mutex<Vec<usize>>>::default();
     let turns = Turns::default();
     let (near, far) = tokio::io::duplex(capacity);
-    let near = Counting {
-        io: near,
-        writes: Arc::clone(&writes),
-    };
+    let near = Counting { io: near, writes: Arc::clone(&writes) };
     let (chunks, body) = mpsc::channel(1_000);
     tasks.spawn(serve(
         accept(Arc::clone(&server.config), near),
@@ -71,10 +66,7 @@ async fn open(capacity: usize, window: u32) -> Fixture {
     ));
 
     let connector = tokio_rustls::TlsConnector::from(Arc::new(server.client()));
-    let io = connector
-        .connect("localhost".try_into().unwrap(), far)
-        .await
-        .unwrap();
+    let io = connector.connect("localhost".try_into().unwrap(), far).await.unwrap();
     let (mut client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(window)
         .initial_connection_window_size(window)
@@ -84,14 +76,7 @@ async fn open(capacity: usize, window: u32) -> Fixture {
     tasks.spawn(async { drop(connection.await) });
     let request = Request::get("https://localhost/").body(Empty::new()).unwrap();
     let received = client.send_request(request).await.unwrap().into_body();
-    Fixture {
-        chunks,
-        received,
-        writes,
-        turns,
-        _client: client,
-        _tasks: tasks,
-    }
+    Fixture { chunks, received, writes, turns, _client: client, _tasks: tasks }
 }
 
 async fn serve(
@@ -122,9 +107,7 @@ impl Fixture {
     async fn receive(&mut self, mut bytes: usize) -> Vec<u8> {
         let mut received = Vec::new();
         while bytes > 0 {
-            let frame = tokio::time::timeout(DEADLINE, self.received.frame())
-                .await
-                .expect("nobody hangs");
+            let frame = tokio::time::timeout(DEADLINE, self.received.frame()).await.expect("nobody hangs");
             let data = frame.expect("more to come").unwrap().into_data().unwrap();
             bytes = bytes.checked_sub(data.len()).expect("no more than was sent");
             received.extend_from_slice(&data);
@@ -149,9 +132,7 @@ impl Fixture {
 }
 
 fn pattern(length: usize) -> Bytes {
-    (0..length)
-        .map(|at| u8::try_from(at * 31 % 251).unwrap())
-        .collect()
+    (0..length).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect()
 }
 
 #[tokio::test]
@@ -198,13 +179,9 @@ async fn a_message_on_its_own_is_one_write_in_the_same_turn() {
 
 #[tokio::test]
 async fn every_byte_arrives_whatever_the_windows_and_the_pipe() {
-    for (capacity, window) in [
-        (100, 65_535),
-        (5_000, 65_535),
-        (5_000, 1 << 30),
-        (1 << 20, 65_535),
-        (200_000, 1 << 20),
-    ] {
+    for (capacity, window) in
+        [(100, 65_535), (5_000, 65_535), (5_000, 1 << 30), (1 << 20, 65_535), (200_000, 1 << 20)]
+    {
         let mut fixture = open(capacity, window).await;
         let lengths = [1, 70_000, 16_384, 255, 256, 257, 16_100, 5, 40_000, 9];
         let mut sent = Vec::new();
@@ -225,9 +202,7 @@ async fn every_byte_arrives_whatever_the_windows_and_the_pipe() {
         assert_eq!(fixture.receive(80).await, pattern(80));
         drop(chunks);
         drop(std::mem::replace(&mut fixture.chunks, mpsc::channel(1).0));
-        let end = tokio::time::timeout(DEADLINE, fixture.received.collect())
-            .await
-            .unwrap();
+        let end = tokio::time::timeout(DEADLINE, fixture.received.collect()).await.unwrap();
         assert!(end.expect("a clean end").to_bytes().is_empty());
     }
 }
@@ -241,8 +216,5 @@ async fn a_reader_that_stops_is_not_served_ahead() {
     }
     fixture.settle().await;
     let sent: usize = fixture.writes().iter().sum();
-    assert!(
-        (65_535..65_535 + 8_192).contains(&sent),
-        "{sent} bytes for a window of 65,535"
-    );
+    assert!((65_535..65_535 + 8_192).contains(&sent), "{sent} bytes for a window of 65,535");
 }

@@ -24,11 +24,7 @@ struct Turn {
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
     let size =
         || prop_oneof![1 => Just(0_usize), 4 => 1..300_usize, 4 => 1..20_000_usize, 1 => 1..70_000_usize];
-    let turn = (
-        1..20_000_usize,
-        prop::collection::vec(size(), 1..4),
-        any::<bool>(),
-    );
+    let turn = (1..20_000_usize, prop::collection::vec(size(), 1..4), any::<bool>());
     let turn = turn.prop_map(|(read, mut write, flush)| {
         // At least one byte, or a script of nothing would never end.
         write.push(1);
@@ -130,11 +126,7 @@ async fn stream_through(
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap()
-        .block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 proptest! {

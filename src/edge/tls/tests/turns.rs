@@ -70,18 +70,11 @@ type Client = tokio_rustls::client::TlsStream<DuplexStream>;
 /// A stream over a pipe of `capacity`, its writes since the handshake, and its client.
 async fn counted(
     capacity: usize,
-) -> (
-    TlsStream<Counting<DuplexStream>>,
-    Arc<std::sync::Mutex<Vec<usize>>>,
-    Client,
-) {
+) -> (TlsStream<Counting<DuplexStream>>, Arc<std::sync::Mutex<Vec<usize>>>, Client) {
     let server = server();
     let (near, far) = tokio::io::duplex(capacity);
     let writes = Arc::default();
-    let near = Counting {
-        io: near,
-        writes: Arc::clone(&writes),
-    };
+    let near = Counting { io: near, writes: Arc::clone(&writes) };
     let connector = tokio_rustls::TlsConnector::from(Arc::new(server.client()));
     let connecting = connector.connect("localhost".try_into().unwrap(), far);
     let (accepted, connected) = tokio::join!(accept(Arc::clone(&server.config), near), connecting);
@@ -124,10 +117,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Task<IO> {
     fn read_nothing(&mut self) {
         self.woken.0.store(false, std::sync::atomic::Ordering::SeqCst);
         let mut byte = [0];
-        assert!(
-            self.call(|s, cx| s.poll_read(cx, &mut ReadBuf::new(&mut byte)))
-                .is_pending()
-        );
+        assert!(self.call(|s, cx| s.poll_read(cx, &mut ReadBuf::new(&mut byte))).is_pending());
     }
 
     fn write(&mut self, length: usize) {
@@ -154,11 +144,11 @@ async fn a_short_batch_leaves_with_its_flush() {
     for length in [1, 100, 4096] {
         task.read_nothing();
         task.write(length);
-        assert_eq!(taken(&writes), []);
+        assert!(taken(&writes).is_empty());
         task.flush();
         assert_eq!(taken(&writes), [length + 22]);
         task.flush();
-        assert_eq!(taken(&writes), []);
+        assert!(taken(&writes).is_empty());
         assert!(!task.woken());
     }
 }
@@ -185,7 +175,7 @@ async fn what_waits_leaves_with_a_second_flush() {
     task.read_nothing();
     task.write(FRAME);
     task.flush();
-    assert_eq!(taken(&writes), []);
+    assert!(taken(&writes).is_empty());
     assert!(task.woken(), "somebody will come back for it");
     task.flush();
     assert_eq!(taken(&writes), [FRAME + 44]);
@@ -239,10 +229,7 @@ async fn a_blocked_socket_stops_the_queue() {
         assert!(accepted <= WRITE_MAX_BYTES, "more than a batch is queued");
         assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_ready() || !writes.lock().unwrap().is_empty());
     }
-    assert!(
-        Pin::new(&mut stream).poll_flush(&mut cx).is_pending(),
-        "a flush waits for a blocked socket"
-    );
+    assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_pending(), "a flush waits for a blocked socket");
     assert_eq!(taken(&writes), [1000]);
 
     // As soon as the client reads, everything arrives, and the end with it.
@@ -251,10 +238,7 @@ async fn a_blocked_socket_stops_the_queue() {
     ended.unwrap();
     read.unwrap();
     assert!(received == vec![7; accepted]);
-    assert!(
-        stream.write(b"more").await.is_err(),
-        "nothing can be said after the end"
-    );
+    assert!(stream.write(b"more").await.is_err(), "nothing can be said after the end");
 }
 
 #[tokio::test]
@@ -277,10 +261,7 @@ async fn an_end_is_told_from_a_cut() {
 
     let (mut stream, _, client) = counted(1 << 20).await;
     drop(client);
-    assert_eq!(
-        stream.read(&mut [0; 10]).await.unwrap_err().kind(),
-        io::ErrorKind::UnexpectedEof
-    );
+    assert_eq!(stream.read(&mut [0; 10]).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     assert!(stream.write_all(&vec![7; 10 * FRAME]).await.is_err());
 }
 
@@ -290,14 +271,8 @@ async fn garbage_after_the_handshake_is_answered_with_an_alert() {
     let (mut raw, _tls) = client.into_inner();
     raw.write_all(&[23, 3, 3, 0, 20]).await.unwrap();
     raw.write_all(&[0; 20]).await.unwrap();
-    assert_eq!(
-        stream.read(&mut [0; 10]).await.unwrap_err().kind(),
-        io::ErrorKind::InvalidData
-    );
-    assert_eq!(
-        stream.write(b"more").await.unwrap_err().kind(),
-        io::ErrorKind::InvalidData
-    );
+    assert_eq!(stream.read(&mut [0; 10]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(stream.write(b"more").await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     assert_eq!(taken(&writes), [2 + 22], "one encrypted alert");
 }
 

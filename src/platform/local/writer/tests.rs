@@ -11,10 +11,7 @@ use super::*;
 use crate::platform::cri::path::LogName;
 use crate::platform::local::rotate::Rotation;
 
-const PLENTY: Rotation = Rotation {
-    max_bytes: u64::MAX,
-    files: 5,
-};
+const PLENTY: Rotation = Rotation { max_bytes: u64::MAX, files: 5 };
 
 /// A disk in memory that can be full and refuse other things.
 #[derive(Clone, Debug, Default)]
@@ -47,12 +44,7 @@ impl Memory {
         let mut files: Vec<_> = state
             .files
             .iter()
-            .map(|(path, bytes)| {
-                (
-                    path.file_name().unwrap().to_str().unwrap().to_owned(),
-                    bytes.clone(),
-                )
-            })
+            .map(|(path, bytes)| (path.file_name().unwrap().to_str().unwrap().to_owned(), bytes.clone()))
             .collect();
         // The one being written is the newest.
         files.sort_by_key(|(name, _)| {
@@ -93,11 +85,7 @@ impl Disk for Memory {
             return Err(full());
         }
         state.room = state.room.map(|room| room - fits);
-        state
-            .files
-            .get_mut(file)
-            .unwrap()
-            .extend_from_slice(&bytes[..fits]);
+        state.files.get_mut(file).unwrap().extend_from_slice(&bytes[..fits]);
         Ok(fits)
     }
 
@@ -106,11 +94,7 @@ impl Disk for Memory {
         if state.refuse_truncate {
             return Err(full());
         }
-        state
-            .files
-            .get_mut(file)
-            .unwrap()
-            .truncate(usize::try_from(length).unwrap());
+        state.files.get_mut(file).unwrap().truncate(usize::try_from(length).unwrap());
         Ok(())
     }
 
@@ -120,10 +104,7 @@ impl Disk for Memory {
             return Err(full());
         }
         let bytes = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        assert!(
-            state.files.insert(to.to_owned(), bytes).is_none(),
-            "{to:?} was there"
-        );
+        assert!(state.files.insert(to.to_owned(), bytes).is_none(), "{to:?} was there");
         Ok(())
     }
 
@@ -178,13 +159,7 @@ fn output_is_merged_as_it_comes_and_written_at_once() {
     // The clock went back.
     writer.append(Stream::Stdout, b"o\n\n", at(1));
     writer.finish(at(1));
-    let expected = [
-        "stdout F one",
-        "stderr F oops",
-        "stdout F two",
-        "stdout F ",
-        "stderr P more",
-    ];
+    let expected = ["stdout F one", "stderr F oops", "stdout F two", "stdout F ", "stderr P more"];
     assert_eq!(shown(&disk.everything()), expected);
     assert_eq!(disk.files()[0].0, "3.log");
 }
@@ -197,28 +172,15 @@ fn long_lines_come_in_pieces() {
     writer.append(Stream::Stdout, b"\n", at(0));
     writer.append(Stream::Stdout, &long[..CRI_PIECE_MAX_BYTES], at(0));
     writer.append(Stream::Stdout, b"\n", at(0));
-    writer.append(
-        Stream::Stdout,
-        &[&long[..CRI_PIECE_MAX_BYTES], b"\n"].concat(),
-        at(0),
-    );
+    writer.append(Stream::Stdout, &[&long[..CRI_PIECE_MAX_BYTES], b"\n"].concat(), at(0));
     writer.finish(at(0));
-    let expected = [
-        "stdout P 16384",
-        "stdout P 16384",
-        "stdout F x",
-        "stdout F 16384",
-        "stdout F 16384",
-    ];
+    let expected = ["stdout P 16384", "stdout P 16384", "stdout F x", "stdout F 16384", "stdout F 16384"];
     assert_eq!(shown(&disk.everything()), expected);
 }
 
 #[test]
 fn files_are_rotated_between_lines_and_the_oldest_removed() {
-    let (disk, mut writer) = writer(Rotation {
-        max_bytes: 1_000,
-        files: 3,
-    });
+    let (disk, mut writer) = writer(Rotation { max_bytes: 1_000, files: 3 });
     for n in 0..100 {
         writer.append(Stream::Stdout, format!("line {n}\n").as_bytes(), at(n));
         writer.flush(at(n));
@@ -226,21 +188,14 @@ fn files_are_rotated_between_lines_and_the_oldest_removed() {
     let files = disk.files();
     assert_eq!(files.len(), 3);
     assert_eq!(files[2].0, "3.log");
-    assert!(
-        files
-            .iter()
-            .all(|(_, bytes)| bytes.len() <= 1_000 && bytes.ends_with(b"\n"))
-    );
+    assert!(files.iter().all(|(_, bytes)| bytes.len() <= 1_000 && bytes.ends_with(b"\n")));
     let expected: Vec<String> = (0..100).map(|n| format!("stdout F line {n}")).collect();
     assert_eq!(shown(&disk.everything()), expected);
 }
 
 #[test]
 fn a_line_in_pieces_stays_in_one_file_unless_it_is_endless() {
-    let (disk, mut writer) = writer(Rotation {
-        max_bytes: 1_000,
-        files: 100,
-    });
+    let (disk, mut writer) = writer(Rotation { max_bytes: 1_000, files: 100 });
     writer.append(Stream::Stdout, &vec![b'x'; 10 * CRI_PIECE_MAX_BYTES], at(0));
     writer.append(Stream::Stdout, b"\nshort\n", at(0));
     writer.flush(at(0));

@@ -37,12 +37,7 @@ impl PartialEq for Produced {
 impl std::fmt::Debug for Produced {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(20)]);
-        write!(
-            f,
-            "{text:?} {} bytes at {}",
-            self.bytes.len(),
-            self.time.as_nanos()
-        )
+        write!(f, "{text:?} {} bytes at {}", self.bytes.len(), self.time.as_nanos())
     }
 }
 
@@ -143,10 +138,7 @@ struct Kept {
 impl World {
     fn new(removes: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let log = LogFiles {
-            dir: dir.path().to_owned(),
-            restarts: 0,
-        };
+        let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
         let mut world = Self {
             _dir: dir,
             log,
@@ -180,12 +172,7 @@ impl World {
     }
 
     fn append(&self, bytes: &[u8]) {
-        OpenOptions::new()
-            .append(true)
-            .open(self.active())
-            .unwrap()
-            .write_all(bytes)
-            .unwrap();
+        OpenOptions::new().append(true).open(self.active()).unwrap().write_all(bytes).unwrap();
     }
 
     fn flush(&mut self) {
@@ -196,21 +183,9 @@ impl World {
     fn record(&mut self, stderr: bool, partial: bool, content: &[u8]) {
         let time = LogTime::from_nanos(self.now);
         let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
-        cri::write(
-            &mut self.unwritten,
-            &Record {
-                time,
-                stream,
-                partial,
-                lost: None,
-                content,
-            },
-        );
+        cri::write(&mut self.unwritten, &Record { time, stream, partial, lost: None, content });
         let held = &mut self.held[usize::from(stderr)];
-        let line = held.get_or_insert(Produced {
-            bytes: Vec::new(),
-            time,
-        });
+        let line = held.get_or_insert(Produced { bytes: Vec::new(), time });
         line.bytes.extend_from_slice(content);
         if !partial {
             line.bytes.push(b'\n');
@@ -222,18 +197,13 @@ impl World {
     fn end_lines(&mut self) {
         let mut ended: Vec<Produced> = self.held.iter_mut().filter_map(Option::take).collect();
         ended.sort_by_key(|line| line.time);
-        self.produced
-            .extend(ended.into_iter().filter(|line| !line.bytes.is_empty()));
+        self.produced.extend(ended.into_iter().filter(|line| !line.bytes.is_empty()));
     }
 
     fn content(&mut self, len: usize) -> Vec<u8> {
         self.number += 1;
         let number = format!("{}.", self.number);
-        if len == 0 {
-            Vec::new()
-        } else {
-            format!("{number:x<len$}").into_bytes()
-        }
+        if len == 0 { Vec::new() } else { format!("{number:x<len$}").into_bytes() }
     }
 
     fn write_long(&mut self, stderr: bool) {
@@ -271,9 +241,7 @@ impl World {
 
     fn compress(&mut self) {
         let rotated = self.files.len() - 1;
-        let Some(kept) = self.files[..rotated]
-            .iter_mut()
-            .find(|kept| kept.path.extension().unwrap() != "gz")
+        let Some(kept) = self.files[..rotated].iter_mut().find(|kept| kept.path.extension().unwrap() != "gz")
         else {
             return;
         };
@@ -336,10 +304,7 @@ impl Ear {
                 self.last = Some(line.after);
                 if line.ends {
                     let bytes = std::mem::take(&mut self.line);
-                    let heard = Produced {
-                        bytes,
-                        time: line.time,
-                    };
+                    let heard = Produced { bytes, time: line.time };
                     self.heard.push(if std::mem::take(&mut self.torn) {
                         Heard::Rest(heard)
                     } else {
@@ -359,10 +324,7 @@ impl Ear {
     }
 
     fn gaps(&self) -> usize {
-        self.heard
-            .iter()
-            .filter(|heard| matches!(heard, Heard::Gap))
-            .count()
+        self.heard.iter().filter(|heard| matches!(heard, Heard::Gap)).count()
     }
 }
 
@@ -421,10 +383,7 @@ impl Follower {
         let (mut oldest, _) = seek(&world.log, From::Start);
         let mut first = Ear::default();
         drain(&mut oldest, &mut first, false);
-        let tied = first
-            .lines()
-            .first()
-            .is_some_and(|(line, _)| line.time == at.time);
+        let tied = first.lines().first().is_some_and(|(line, _)| line.time == at.time);
         if world.files.len() > 1 && (tied || at == Position::START) {
             self.gaps_allowed += 1;
         }
@@ -451,26 +410,14 @@ fn check_oracle(produced: &[Produced], ear: &Ear) {
                 at.iter().map(|at| at + 1).collect()
             }
             Heard::Rest(line) => {
-                at.retain(|at| {
-                    produced
-                        .get(*at)
-                        .is_some_and(|whole| whole.bytes.ends_with(&line.bytes))
-                });
+                at.retain(|at| produced.get(*at).is_some_and(|whole| whole.bytes.ends_with(&line.bytes)));
                 at.iter().map(|at| at + 1).collect()
             }
         };
-        assert!(
-            !at.is_empty(),
-            "at {index}: {heard:?}\nheard {:#?}\nproduced {produced:#?}",
-            ear.heard
-        );
+        assert!(!at.is_empty(), "at {index}: {heard:?}\nheard {:#?}\nproduced {produced:#?}", ear.heard);
     }
     let end = produced.len();
-    assert!(
-        at.contains(&end),
-        "ends at {at:?} of {end}: heard {:#?}\nproduced {produced:#?}",
-        ear.heard
-    );
+    assert!(at.contains(&end), "ends at {at:?} of {end}: heard {:#?}\nproduced {produced:#?}", ear.heard);
 }
 
 fn check_reading(world: &World, from: From, first: usize) {
@@ -478,41 +425,22 @@ fn check_reading(world: &World, from: From, first: usize) {
     let mut ear = Ear::default();
     drain(&mut walk, &mut ear, false);
     let positions = world.positions();
-    let expected: Vec<_> = world
-        .produced
-        .iter()
-        .cloned()
-        .zip(positions.iter().copied())
-        .skip(first)
-        .collect();
+    let expected: Vec<_> =
+        world.produced.iter().cloned().zip(positions.iter().copied()).skip(first).collect();
     assert_eq!(ear.lines(), expected, "{from:?}");
     if first < world.produced.len() || !matches!(from, From::Since(_)) {
-        let before = first
-            .checked_sub(1)
-            .map_or(Position::START, |index| positions[index]);
+        let before = first.checked_sub(1).map_or(Position::START, |index| positions[index]);
         assert_eq!(start, before, "{from:?}");
     }
 }
 
 fn act(world: &mut World, follower: &mut Follower, action: Action) {
-    if !matches!(
-        action,
-        Action::Read { .. } | Action::Drain | Action::WriteHalf { .. }
-    ) {
+    if !matches!(action, Action::Read { .. } | Action::Drain | Action::WriteHalf { .. }) {
         world.flush();
     }
     match action {
-        Action::Write {
-            stderr,
-            partial,
-            tick,
-            len,
-        } => {
-            let tick = if world.removes {
-                tick.max(world.rotated_at - world.now)
-            } else {
-                tick
-            };
+        Action::Write { stderr, partial, tick, len } => {
+            let tick = if world.removes { tick.max(world.rotated_at - world.now) } else { tick };
             world.now += tick;
             let content = world.content(len);
             world.record(stderr, partial, &content);
@@ -572,10 +500,7 @@ fn check_another(world: &World, action: &Action) {
     let (from, first) = match *action {
         Action::Last(lines) => {
             let all = world.produced.len();
-            (
-                From::Last(lines),
-                all.saturating_sub(usize::try_from(lines).unwrap()),
-            )
+            (From::Last(lines), all.saturating_sub(usize::try_from(lines).unwrap()))
         }
         Action::Since(ago) => {
             let since = LogTime::from_nanos(world.now - ago);
