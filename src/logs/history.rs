@@ -477,7 +477,7 @@ impl Reading {
         let at = self.at.clone();
         let place = at.as_ref().map(|(instance, position)| (instance, *position));
         let bytes = frame::gap(&self.scope.replica, place, &gap);
-        self.ready.push_back(Ready::Message(Message { gap: Some(gap), ..Message::bare(bytes) }));
+        self.ready.push_back(Ready::Message(Message { at, gap: Some(gap), ..Message::bare(bytes) }));
     }
 
     fn tell(&mut self, event: &Event) {

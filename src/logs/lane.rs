@@ -176,16 +176,14 @@ impl Lane {
         let (lines, log_bytes) = entry.size();
         let mut message = Message { lines, log_bytes, ..Message::bare(bytes) };
         match &entry.kind {
-            Kind::Lines(chunk, _) => {
-                self.last_time = chunk.marks.last().map(|mark| mark.time);
-                match (&mut self.at, &entry.instance) {
-                    (Some((known, position)), Some(instance)) if known == instance => *position = entry.end,
-                    (at, Some(instance)) => *at = Some((instance.clone(), entry.end)),
-                    (_, None) => {}
-                }
-            }
+            Kind::Event => return message,
+            Kind::Lines(chunk, _) => self.last_time = chunk.marks.last().map(|mark| mark.time),
             Kind::Gap(gap) => message.gap = Some(*gap),
-            Kind::Event => {}
+        }
+        match (&mut self.at, &entry.instance) {
+            (Some((known, position)), Some(instance)) if known == instance => *position = entry.end,
+            (at, Some(instance)) => *at = Some((instance.clone(), entry.end)),
+            (_, None) => {}
         }
         message
     }

@@ -8,4 +8,5 @@ mod cli;
 mod contract;
 mod local;
 mod logs;
+mod random;
 mod support;

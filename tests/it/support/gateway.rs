@@ -227,6 +227,30 @@ impl Stream {
         }
     }
 
+    /// Takes one response.
+    pub(crate) async fn next(&mut self) -> Result<(), Status> {
+        let next = tokio::time::timeout(PATIENCE, self.stream.message()).await;
+        match next.unwrap_or_else(|_| panic!("nothing more comes after {:?}", self.received.cursors))? {
+            Some(response) => self.received.take(response),
+            None => panic!("a follow does not end by itself"),
+        }
+        Ok(())
+    }
+
+    /// Takes one response, if there is one without waiting for more than what is under way.
+    pub(crate) async fn next_if_ready(&mut self) -> Result<bool, Status> {
+        match tokio::time::timeout(std::time::Duration::from_millis(1), self.stream.message()).await {
+            Err(_) => Ok(false),
+            Ok(next) => match next? {
+                Some(response) => {
+                    self.received.take(response);
+                    Ok(true)
+                }
+                None => panic!("a follow does not end by itself"),
+            },
+        }
+    }
+
     /// Takes responses to the end of the stream, and answers its status.
     pub(crate) async fn end(&mut self) -> Status {
         loop {

@@ -15,6 +15,9 @@ use leasemux::model::view::{LeaseView, ReplicaState, Run, RunEnd};
 use leasemux::platform::{Error, From, Platform, Tail, TailItem, TailRequest};
 use tokio::sync::watch;
 
+/// Length of each line that the source loses.
+pub(crate) const LOST_BYTES: u64 = 10;
+
 /// The fake platform. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct World(Arc<Shared>);
@@ -49,7 +52,7 @@ struct LogState {
 #[derive(Clone, Debug)]
 enum Printed {
     Line(Bytes),
-    /// The source lost so many lines of ten bytes here, and has a record of it.
+    /// The source lost so many lines here, and has a record of it.
     Lost(u64),
 }
 
@@ -130,14 +133,19 @@ impl World {
         self.logs()[instance].state.send_modify(|log| log.failing = failing);
     }
 
-    /// What a run has printed.
-    pub(crate) fn printed(&self, instance: &Instance) -> Vec<Bytes> {
+    /// What a run has produced, line by line; `None` for one that the source lost, of [`LOST_BYTES`].
+    pub(crate) fn produced(&self, instance: &Instance) -> Vec<Option<Bytes>> {
         let log = self.logs()[instance].state.borrow().clone();
-        let lines = log.lines.into_iter().filter_map(|(_, printed)| match printed {
-            Printed::Line(line) => Some(line),
-            Printed::Lost(_) => None,
+        let lines = log.lines.into_iter().flat_map(|(_, printed)| match printed {
+            Printed::Line(line) => vec![Some(line)],
+            Printed::Lost(count) => vec![None; usize::try_from(count).unwrap()],
         });
         lines.collect()
+    }
+
+    /// The lines that a run has printed.
+    pub(crate) fn printed(&self, instance: &Instance) -> Vec<Bytes> {
+        self.produced(instance).into_iter().flatten().collect()
     }
 
     /// How many logs were opened to be followed, ever.
@@ -295,7 +303,7 @@ impl Reader {
                 Printed::Lost(_) if !lines.is_empty() => break,
                 Printed::Lost(count) => {
                     (self.at, self.next) = (after, self.next + 1);
-                    let (lines, bytes) = (*count, 10 * count);
+                    let (lines, bytes) = (*count, LOST_BYTES * count);
                     return Some(TailItem::Gap(SourceGap {
                         cause: GapCause::Source,
                         lines,
