@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::sign::CertifiedKey;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -115,13 +116,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 
 async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
-    let certified = match &config.tls {
-        Some((certificate, key)) => tls::load(certificate, key)?,
-        None => {
-            let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
-            tls::load(&made.certificate, &made.key)?
-        }
-    };
+    let certified = certified(&config)?;
     let listener = listen("--listen", config.listen).await?;
     let admin_listener = listen("--admin-listen", config.admin_listen).await?;
     let addresses =
@@ -170,6 +165,14 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let (gateway, admin) = addresses;
     tracing::info!(%gateway, %admin, "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
+}
+
+fn certified(config: &ServeConfig) -> Result<CertifiedKey, tls::Error> {
+    if let Some((certificate, key)) = &config.tls {
+        return tls::load(certificate, key);
+    }
+    let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
+    tls::load(&made.certificate, &made.key)
 }
 
 fn read_sdls(leases: &[(LeaseId, PathBuf)]) -> Result<Vec<(LeaseId, Sdl)>, ServeError> {

@@ -127,8 +127,7 @@ impl Life {
             return;
         }
         let on_lag = if close_on_lag { OnLag::Close } else { OnLag::Drop };
-        let request =
-            ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.scene.request() };
+        let request = ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.scene.request() };
         let stream = self.scene.open(request.clone()).await.unwrap();
         self.followers.push(Follower { stream: Some(stream), request });
     }

@@ -49,7 +49,7 @@ impl Received {
             seen.push(Seen::Event(event.kind(), event.instance));
         } else if !entry.logs.is_empty() {
             let instance = cursor.as_ref().expect("logs have a cursor").instance.clone();
-            let ended = entry.logs.iter().filter(|byte| **byte == b'\n').count();
+            let ended = memchr::memchr_iter(b'\n', &entry.logs).count();
             *self.lines.entry(key.clone()).or_default() += ended;
             seen.push(Seen::Logs(instance, entry.logs.to_vec()));
         }

@@ -570,10 +570,7 @@ fn heard(walk: &mut Walk) -> Vec<String> {
     let mut ear = Ear::default();
     drain(walk, &mut ear, false);
     assert_eq!(ear.gaps(), 0);
-    ear.lines()
-        .into_iter()
-        .map(|(line, _)| String::from_utf8(line.bytes).unwrap())
-        .collect()
+    ear.lines().into_iter().map(|(line, _)| String::from_utf8(line.bytes).unwrap()).collect()
 }
 
 #[test]
@@ -603,12 +600,7 @@ fn a_renamed_file_is_followed_until_the_next_is_begun() {
         let content = n.to_string();
         world.record(false, false, content.as_bytes());
         let late = std::mem::take(&mut world.unwritten);
-        OpenOptions::new()
-            .append(true)
-            .open(&world.files[0].path)
-            .unwrap()
-            .write_all(&late)
-            .unwrap();
+        OpenOptions::new().append(true).open(&world.files[0].path).unwrap().write_all(&late).unwrap();
         assert_eq!(heard(&mut walk), [format!("{n}\n")]);
     }
     world.record(false, false, b"next");
