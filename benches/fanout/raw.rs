@@ -87,7 +87,9 @@ pub(crate) fn serve(listeners: Listeners) -> Result<()> {
         let done = followers.iter().map(|follower| follower.at).min().unwrap_or(0);
         if done > LOG_BYTES {
             log.drain(..done);
-            followers.iter_mut().for_each(|follower| follower.at -= done);
+            for follower in &mut followers {
+                follower.at -= done;
+            }
         }
     }
 }
@@ -98,7 +100,9 @@ impl Follower {
         loop {
             match self.tls.read_tls(&mut self.socket) {
                 Ok(0) => return Ok(()),
-                Ok(_) => drop(self.tls.process_new_packets()?),
+                Ok(_) => {
+                    self.tls.process_new_packets()?;
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e.into()),
             }
