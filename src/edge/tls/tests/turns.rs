@@ -143,11 +143,11 @@ async fn a_short_batch_leaves_with_its_flush() {
     for length in [1, 100, 4096] {
         task.read_nothing();
         task.write(length);
-        assert_eq!(taken(&writes), []);
+        assert!(taken(&writes).is_empty());
         task.flush();
         assert_eq!(taken(&writes), [length + 22]);
         task.flush();
-        assert_eq!(taken(&writes), []);
+        assert!(taken(&writes).is_empty());
         assert!(!task.woken());
     }
 }
@@ -174,7 +174,7 @@ async fn what_waits_leaves_with_a_second_flush() {
     task.read_nothing();
     task.write(FRAME);
     task.flush();
-    assert_eq!(taken(&writes), []);
+    assert!(taken(&writes).is_empty());
     assert!(task.woken(), "somebody will come back for it");
     task.flush();
     assert_eq!(taken(&writes), [FRAME + 44]);
