@@ -11,9 +11,10 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::fanout::{Fanout, Stopped};
-use super::frame::{self, Gap};
-use super::history::{Message, Reading, Scope, Step};
-use super::replica::{Subscription, started};
+use super::frame::{self, Event, Gap};
+use super::history::{Reading, Scope, Step};
+use super::message::Message;
+use super::replica::Subscription;
 use super::ring::{Entry, Kind, Taken};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
@@ -207,7 +208,7 @@ impl Lane {
         };
         self.pending.push_back(Message { at: place, gap: Some(gap), ..Message::bare(message) });
         if let Some(run) = run {
-            let event = frame::event(&self.scope.replica, &started(&run));
+            let event = frame::event(&self.scope.replica, &Event::started(&run));
             self.pending.push_back(Message::bare(event));
         }
     }
