@@ -28,9 +28,9 @@ use crate::host::notify::Notifier;
 use crate::logs::fanout::Fanout;
 use crate::logs::replica::World;
 use crate::model::id::LeaseId;
-use crate::platform;
 use crate::platform::local::sdl::{Sdl, SdlError};
 use crate::platform::local::{LocalConfig, LocalPlatform};
+use crate::platform::{self, Platform as _};
 
 /// How long a service may take to end after a SIGTERM, before it is killed.
 const SERVICE_GRACE: Duration = Duration::from_secs(5);
@@ -168,7 +168,7 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
         _upkeep: AbortOnDropHandle::new(upkeep),
     };
     let (gateway, admin) = addresses;
-    tracing::info!(%gateway, %admin, "ready");
+    tracing::info!(%gateway, %admin, platform = running.platform.name(), "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
 }
 
@@ -251,6 +251,7 @@ impl Running {
         self.drain.finish(self.limits.drain).await;
         self.fanout.stop().await;
         self.platform.stop(SERVICE_GRACE).await;
+        self.drain.close();
     }
 }
 

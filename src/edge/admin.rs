@@ -104,7 +104,7 @@ impl Readiness {
 // === impl Admin ===
 
 impl Admin {
-    /// An admin port that shows `exporter` and `readiness`, until `drain` cuts it off: it answers through the whole end.
+    /// An admin port that shows `exporter` and `readiness`, until [`Drain::close`]: it answers through the whole end.
     pub fn new(exporter: Exporter, readiness: Readiness, drain: Drain) -> Self {
         Self { exporter, readiness, drain }
     }

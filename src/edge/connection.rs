@@ -11,6 +11,7 @@ use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
@@ -51,6 +52,9 @@ struct PerConnection {
     routes: Routes,
     peer: Peer,
     handoff: Handoff,
+    drain: Drain,
+    /// Told of the first call.
+    called: Arc<Notify>,
 }
 
 // === impl Connections ===
@@ -77,8 +81,15 @@ impl Connections {
             stall: self.limits.stall,
             stalled: self.metrics.stalled_streams.clone(),
         };
-        let service =
-            PerConnection { service: self.service.clone(), routes: self.routes.clone(), peer, handoff };
+        let called = Arc::new(Notify::new());
+        let service = PerConnection {
+            service: self.service.clone(),
+            routes: self.routes.clone(),
+            peer,
+            handoff,
+            drain: self.drain.clone(),
+            called: Arc::clone(&called),
+        };
         let mut http = http2::Builder::new(executor);
         http.timer(TokioTimer::new())
             .max_concurrent_streams(self.limits.streams_per_connection)
@@ -93,6 +104,14 @@ impl Connections {
         let connection = http.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
         let mut draining = false;
+        // A peer that never calls keeps nothing open: neither this connection, nor the gateway when it drains.
+        tokio::select! {
+            biased;
+            () = called.notified() => {}
+            () = self.drain.draining() => return,
+            () = tokio::time::sleep(self.limits.handshake) => return,
+            _ = &mut connection => return,
+        }
         loop {
             tokio::select! {
                 biased;
@@ -120,11 +139,13 @@ impl Service<Request<Incoming>> for PerConnection {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.called.notify_one();
         let watched = self.handoff.begin();
         if let Some(method) = Method::of_path(request.uri().path()) {
             let call = self.service.clone().call(method, self.peer.clone(), request, watched);
             return Box::pin(async move { Ok(call.await) });
         }
+        watched.watch_other(self.drain.clone());
         let call = self.routes.clone().oneshot(request.map(tonic::body::Body::new));
         Box::pin(async move { call.await.map(|response| response.map(ResponseBody::Other)) })
     }

@@ -16,6 +16,7 @@ const NAMED_MAX: usize = 10;
 pub struct Drain {
     soft: CancellationToken,
     hard: CancellationToken,
+    closed: CancellationToken,
     tasks: TaskTracker,
     beside: TaskTracker,
     doors: Arc<Mutex<Doors>>,
@@ -64,16 +65,21 @@ impl Drain {
         self.tasks.spawn(task);
     }
 
-    /// Runs a task that the end does not wait for, but cuts off.
+    /// Runs a task that goes on through the end, until [`Drain::close`].
     pub fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let hard = self.hard.clone();
+        let closed = self.closed.clone();
         self.beside.spawn(async move {
             tokio::select! {
                 biased;
-                () = hard.cancelled() => {}
+                () = closed.cancelled() => {}
                 () = task => {}
             }
         });
+    }
+
+    /// The last step: ends what went on beside.
+    pub fn close(&self) {
+        self.closed.cancel();
     }
 
     /// Counts a connection as open.

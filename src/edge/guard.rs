@@ -34,6 +34,8 @@ struct Watch {
     state: Arc<StreamState>,
     /// Resolves when the stream must end.
     ends: BoxFuture<'static, End>,
+    /// Whether it listens, and may take as long as the drain does to say its last words. Otherwise it has [`LAST_WORDS`].
+    listens: bool,
 }
 
 /// Runs the streams of one connection.
@@ -55,6 +57,8 @@ pin_project! {
         #[pin]
         timer: Option<Sleep>,
         ending: bool,
+        // Whether the timer is for its last words.
+        must_end: bool,
         stall: Duration,
         stalled: Counter,
     }
@@ -86,7 +90,20 @@ impl std::fmt::Debug for Watched {
 impl Watched {
     /// From now on the stream of `state` is watched, and ends when `ends` says so.
     pub(super) fn watch(&self, state: Arc<StreamState>, ends: BoxFuture<'static, End>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Watch { state, ends });
+        self.set(Watch { state, ends, listens: true });
+    }
+
+    /// A stream that knows nothing of all this ends soon after the gateway begins to.
+    pub(super) fn watch_other(&self, drain: Drain) {
+        let ends = Box::pin(async move {
+            drain.draining().await;
+            End::Draining
+        });
+        self.set(Watch { state: StreamState::new(), ends, listens: false });
+    }
+
+    fn set(&self, watch: Watch) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
     }
 
     fn take(&self) -> Option<Watch> {
@@ -107,6 +124,7 @@ where
             watch: None,
             timer: None,
             ending: false,
+            must_end: false,
             stall: self.stall,
             stalled: self.stalled.clone(),
         };
@@ -134,8 +152,9 @@ impl<F: Future<Output = ()>> Future for Guard<F> {
         {
             *this.ending = true;
             // Draining has a deadline of its own.
-            if matches!(end, End::Refused(_)) {
+            if !watch.listens || matches!(end, End::Refused(_)) {
                 this.timer.set(Some(tokio::time::sleep(LAST_WORDS)));
+                *this.must_end = true;
             }
             watch.state.end(end);
         }
@@ -159,8 +178,8 @@ impl<F: Future<Output = ()>> Future for Guard<F> {
                 break;
             }
             let stalled = watch.state.stalled();
-            if *this.ending || stalled >= *this.stall {
-                if !*this.ending {
+            if *this.must_end || stalled >= *this.stall {
+                if !*this.must_end {
                     this.stalled.increment(1);
                     tracing::info!(?stalled, "stream reset: its peer takes nothing");
                 }

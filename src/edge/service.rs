@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::drain::Drain;
 use super::guard::Watched;
@@ -22,6 +22,7 @@ use crate::access::grants::Scope;
 use crate::logs::body::LogsBody;
 use crate::logs::fanout::Fanout;
 use crate::logs::follow::{Extent, LogsRequest};
+use crate::logs::permits::HistoryPermits;
 use crate::logs::stream::{End, StreamState};
 use crate::model::id::LeaseId;
 use crate::model::limits::{REQUEST_MAX_BYTES, STREAM_REPLICAS_MAX};
@@ -55,7 +56,7 @@ pub enum Method {
 pub struct LeaseService {
     gate: Gate,
     fanout: Fanout,
-    history: Arc<Semaphore>,
+    history: HistoryPermits,
     drain: Drain,
 }
 
@@ -88,7 +89,7 @@ impl Method {
 impl LeaseService {
     /// A service that lets in whom `gate` lets in.
     pub fn new(gate: Gate, fanout: Fanout, drain: Drain) -> Self {
-        let history = Arc::new(Semaphore::new(fanout.world().limits.history_reads));
+        let history = HistoryPermits::new(fanout.world().limits.history_reads);
         Self { gate, fanout, history, drain }
     }
 
@@ -159,7 +160,7 @@ impl LeaseService {
         };
         watched.watch(Arc::clone(&state), Box::pin(ends));
         tracing::debug!(lease = %request.lease, follow = request.extent.follows(), "log stream opened");
-        let (fanout, history) = (self.fanout.clone(), Arc::clone(&self.history));
+        let (fanout, history) = (self.fanout.clone(), self.history.clone());
         Ok(LogsBody::new(request, fanout, history, view, state, trailers))
     }
 
@@ -168,7 +169,7 @@ impl LeaseService {
             platform::Error::NotFound(_) => CallError::NoLease,
             other => CallError::Platform(other),
         })?;
-        if view.borrow().ended {
+        if view.borrow().ended || view.has_changed().is_err() {
             return Err(CallError::NoLease);
         }
         Ok(view)

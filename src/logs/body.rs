@@ -14,7 +14,7 @@ use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use http::HeaderMap;
 use http_body::Frame;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::fanout::Fanout;
@@ -23,9 +23,10 @@ use super::frame;
 use super::history::Scope;
 use super::lane::{Item, Lane};
 use super::message::Message;
+use super::permits::HistoryPermits;
 use super::stream::{End, Messages, StreamState};
 use crate::model::id::Replica;
-use crate::model::limits::STREAM_SEND_MAX_BYTES;
+use crate::model::limits::{CURSORS_MAX, STREAM_REPLICAS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::GaugeGuard;
 use crate::model::view::LeaseView;
 
@@ -36,7 +37,7 @@ const TURN_MESSAGES: usize = 4;
 pub struct LogsBody {
     request: LogsRequest,
     fanout: Fanout,
-    permits: Arc<Semaphore>,
+    permits: HistoryPermits,
     view: watch::Receiver<Arc<LeaseView>>,
     /// Each change of the view; `None` once there will be no more, or if nobody stays for it.
     changes: Option<BoxStream<'static, Arc<LeaseView>>>,
@@ -81,7 +82,7 @@ impl LogsBody {
     pub fn new(
         request: LogsRequest,
         fanout: Fanout,
-        permits: Arc<Semaphore>,
+        permits: HistoryPermits,
         view: watch::Receiver<Arc<LeaseView>>,
         state: Arc<StreamState>,
         trailers: fn(&End) -> HeaderMap,
@@ -111,10 +112,14 @@ impl LogsBody {
     fn look(&mut self, view: &LeaseView, newcomers: bool) {
         self.lease_ended |= view.ended;
         self.known.retain(|replica| view.replica(replica).is_some());
-        for (replica, _) in view.select(&self.request.filter) {
-            if self.known.contains(&replica) {
+        for (replica, slot) in view.select(&self.request.filter) {
+            let is_served = || self.lanes.iter().any(|lane| *lane.replica() == replica);
+            if self.known.contains(&replica) || self.lanes.len() >= STREAM_REPLICAS_MAX || is_served() {
                 continue;
             }
+            // One that was away goes on behind what was sent, unless that was in another life.
+            let cursor = self.request.resume.remove(&replica);
+            let resume = cursor.filter(|(instance, _)| !newcomers || slot.run(instance).is_some());
             // One that appears while its follower is there is followed from its first line on.
             let extent = if newcomers { Extent::Follow(History::default()) } else { self.request.extent };
             let scope = Scope {
@@ -122,12 +127,12 @@ impl LogsBody {
                 lease: self.request.lease.clone(),
                 view: self.view.clone(),
                 extent,
-                resume: self.request.resume.get(&replica).filter(|_| !newcomers).cloned(),
+                resume,
                 representation: self.request.representation,
                 newcomer: newcomers,
                 replica: replica.clone(),
             };
-            self.lanes.push(Lane::new(scope, self.fanout.clone(), Arc::clone(&self.permits)));
+            self.lanes.push(Lane::new(scope, self.fanout.clone(), self.permits.clone()));
             self.known.insert(replica);
         }
     }
@@ -170,12 +175,31 @@ impl LogsBody {
                 }
             }
         }
-        self.lanes.retain(|lane| !lane.is_ended());
+        self.retire();
         let stays = self.request.extent.follows() && !self.lease_ended;
         if !self.lanes.is_empty() || stays {
             return None;
         }
         Some(if self.lease_ended && self.request.extent.follows() { End::LeaseEnded } else { End::Complete })
+    }
+
+    /// Lets go of lanes that have ended. Their replica may have come back meanwhile.
+    fn retire(&mut self) {
+        let before = self.lanes.len();
+        let resume = &mut self.request.resume;
+        self.lanes.retain(|lane| {
+            if lane.is_ended()
+                && resume.len() < CURSORS_MAX
+                && let Some(cursor) = lane.cursor()
+            {
+                resume.insert(cursor.replica, (cursor.instance, cursor.position));
+            }
+            !lane.is_ended()
+        });
+        if self.lanes.len() < before && self.request.extent.follows() {
+            let view = Arc::clone(&self.view.borrow());
+            self.look(&view, true);
+        }
     }
 
     /// Sends what was asked to be sent, and finds out whether the stream is to end.
@@ -249,6 +273,11 @@ impl http_body::Body for LogsBody {
                     }
                 }
                 Stage::Trailers(end) => {
+                    // Once HTTP/2 has the trailers nobody watches over the stream any more.
+                    if this.state.poll_taken(cx).is_pending() {
+                        this.stage = Stage::Trailers(end);
+                        return Poll::Pending;
+                    }
                     this.stage = Stage::Done;
                     this.lanes.clear();
                     return Poll::Ready(Some(Ok(Frame::trailers((this.trailers)(&end)))));

@@ -5,12 +5,12 @@
 
 use bytes::Bytes;
 
-use crate::model::limits::CHUNK_MAX_BYTES;
+use crate::model::limits::{CHUNK_MAX_BYTES, CHUNK_MAX_LINES};
 use crate::model::line::LineBatch;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
-/// Some lines of one instance that leave together; at most [`CHUNK_MAX_BYTES`].
+/// Some lines of one instance that leave together; at most [`CHUNK_MAX_BYTES`] and [`CHUNK_MAX_LINES`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// The lines' bytes, back to back.
@@ -167,7 +167,7 @@ impl Chunker {
             let bytes = &batch.data[start..line.end];
             start = line.end;
             if self.end.at_line_start() && line.ends && bytes.len() <= CHUNK_MAX_BYTES {
-                if self.data.len() + bytes.len() > CHUNK_MAX_BYTES {
+                if self.data.len() + bytes.len() > CHUNK_MAX_BYTES || self.marks.len() == CHUNK_MAX_LINES {
                     out.extend(self.flush());
                 }
                 self.append(bytes, line.time, line.after);
@@ -302,6 +302,7 @@ mod tests {
             let mut at = Position::START;
             for chunk in &chunks {
                 prop_assert!(chunk.data.len() <= CHUNK_MAX_BYTES && !chunk.data.is_empty());
+                prop_assert!(chunk.marks.len() <= CHUNK_MAX_LINES);
                 prop_assert_eq!(chunk.start, at);
                 prop_assert!(chunk.end > chunk.start);
                 prop_assert_eq!(chunk.marks.last().unwrap().end as usize, chunk.data.len());

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use super::chunk::{Chunk, Chunker};
 use super::follow::Extent;
 use super::frame::{self, Event, Gap, Representation};
 use super::message::Message;
+use super::permits::{HistoryPermit, HistoryPermits};
 use super::replica::{Subscription, World};
 use super::ring::Join;
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -37,8 +38,8 @@ const TRIES: u32 = 10;
 /// One follower's own read of one replica.
 pub struct Reading {
     scope: Scope,
-    permits: Arc<Semaphore>,
-    permit: Option<OwnedSemaphorePermit>,
+    permits: HistoryPermits,
+    permit: Option<HistoryPermit>,
     live: Option<Subscription>,
     stage: Stage,
     /// What is ready to go out.
@@ -48,6 +49,8 @@ pub struct Reading {
     /// Time of the newest line sent or ready.
     last_time: Option<LogTime>,
     failures: u32,
+    /// Lines older than this are left out; until the first one that is not.
+    since: Option<LogTime>,
 }
 
 /// What to read.
@@ -104,8 +107,8 @@ struct Log {
     instance: Instance,
     chunker: Chunker,
     items: BoxStream<'static, Result<TailItem, platform::Error>>,
-    /// Lines older than this are left out; until the first one that is not.
-    since: Option<LogTime>,
+    /// Whether the first item must be read before anything else: it may tell of a gap.
+    is_fresh: bool,
 }
 
 /// Whether the ring was joined.
@@ -116,6 +119,8 @@ enum Joined {
     Wait,
     /// No.
     No,
+    /// Not before the log's first item was read.
+    First,
 }
 
 /// What woke a wait.
@@ -128,7 +133,7 @@ enum Woken {
 
 impl Reading {
     /// A read that has not begun. Without `live` it ends where the log ends.
-    pub fn new(scope: Scope, permits: Arc<Semaphore>, live: Option<Subscription>) -> Self {
+    pub fn new(scope: Scope, permits: HistoryPermits, live: Option<Subscription>) -> Self {
         Self {
             at: scope.resume.clone(),
             scope,
@@ -139,6 +144,7 @@ impl Reading {
             ready: VecDeque::new(),
             last_time: None,
             failures: 0,
+            since: None,
         }
     }
 
@@ -199,7 +205,7 @@ impl Reading {
     ) -> Result<platform::Tail, platform::Error> {
         if self.permit.is_none() {
             // Never closed; and if it were, reading on without a permit would be the lesser evil.
-            self.permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+            self.permit = self.permits.acquire(self.scope.lease.owner()).await.ok();
         }
         let Scope { world, lease, replica, .. } = &self.scope;
         world.metrics.source_opens[Read::History.index()].increment(1);
@@ -212,17 +218,23 @@ impl Reading {
             Ok(tail) => {
                 self.at = Some((instance.clone(), tail.start));
                 let chunker = Chunker::new(tail.start);
-                let since = self.scope.extent.history().since.filter(|_| matches!(from, From::Last(_)));
-                Stage::Read(Log { instance, chunker, items: tail.items, since })
+                // Lines behind the position asked for are gone if it does not begin there.
+                let is_fresh = matches!(from, From::After(position) if position != tail.start);
+                Stage::Read(Log { instance, chunker, items: tail.items, is_fresh })
             }
             Err(error) => self.failed(instance, from, &error).await,
         }
     }
 
     async fn read(&mut self, mut log: Log) -> Stage {
-        let joined = self.try_join(&log.instance, log.chunker.position());
+        let joined = if std::mem::take(&mut log.is_fresh) {
+            Joined::First
+        } else {
+            self.try_join(&log.instance, log.chunker.position())
+        };
         let woken = match &mut self.live {
             _ if matches!(joined, Joined::Stage(_)) => Woken::Moved,
+            Some(_) if matches!(joined, Joined::First) => Woken::Item(log.items.next().await),
             None => Woken::Item(log.items.next().await),
             // Were it to read on, it would stay ahead of the ring, which is paced, for ever.
             Some(live) if matches!(joined, Joined::Wait) => {
@@ -238,7 +250,7 @@ impl Reading {
         match woken {
             Woken::Moved => match joined {
                 Joined::Stage(stage) => stage,
-                Joined::Wait | Joined::No => Stage::Read(log),
+                Joined::Wait | Joined::No | Joined::First => Stage::Read(log),
             },
             Woken::Item(Some(Ok(TailItem::Lines(batch)))) => {
                 self.failures = 0;
@@ -276,10 +288,10 @@ impl Reading {
     }
 
     fn lines(&mut self, log: &mut Log, batch: LineBatch) {
-        let batch = match log.since.map(|since| not_older(&batch, since)) {
+        let batch = match self.since.map(|since| not_older(&batch, since)) {
             None => batch,
             Some(Some((newer, start))) => {
-                log.since = None;
+                self.since = None;
                 log.chunker = Chunker::new(start.unwrap_or_else(|| log.chunker.position()));
                 newer
             }
@@ -314,6 +326,7 @@ impl Reading {
 
     /// What comes behind a run that was read to its end.
     async fn go_on(&mut self, instance: Instance) -> Stage {
+        self.failures = 0;
         if let Extent::Previous(_) = self.scope.extent {
             return Stage::End;
         }
@@ -335,9 +348,9 @@ impl Reading {
                 self.tell(&Event::started(next));
                 return Stage::Open(next.instance.clone(), From::Start);
             }
-            let Some(live) = &mut self.live else {
-                return Stage::End;
-            };
+            let Some(live) = &mut self.live else { return Stage::End };
+            // Nothing is read meanwhile, and that may be long.
+            self.permit = None;
             tokio::select! {
                 () = moved(live) => {}
                 changed = self.scope.view.changed() => if changed.is_err() { return Stage::Orphaned },

@@ -7,25 +7,26 @@ use std::task::{Context, Poll, ready};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::fanout::{Fanout, Stopped};
 use super::frame::{self, Event, Gap};
 use super::history::{Reading, Scope, Step};
 use super::message::Message;
+use super::permits::HistoryPermits;
 use super::replica::Subscription;
 use super::ring::{Entry, Kind, Taken};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
 use crate::model::position::{Cursor, Position};
 use crate::model::time::LogTime;
+use crate::model::view::Run;
 
 /// A replica being sent.
 pub struct Lane {
     scope: Scope,
     fanout: Fanout,
-    permits: Arc<Semaphore>,
+    permits: HistoryPermits,
     mode: Mode,
     /// Messages that go out before anything else.
     pending: VecDeque<Message>,
@@ -56,7 +57,7 @@ enum Mode {
 
 impl Lane {
     /// A lane for what `scope` says.
-    pub fn new(scope: Scope, fanout: Fanout, permits: Arc<Semaphore>) -> Self {
+    pub fn new(scope: Scope, fanout: Fanout, permits: HistoryPermits) -> Self {
         let mut lane = Self {
             at: scope.resume.clone(),
             scope,
@@ -139,7 +140,7 @@ impl Lane {
     }
 
     fn read(&mut self, live: Option<Subscription>) {
-        let reading = Reading::new(self.scope.clone(), Arc::clone(&self.permits), live);
+        let reading = Reading::new(self.scope.clone(), self.permits.clone(), live);
         self.mode = Mode::History(reading.into_stream());
     }
 
@@ -161,6 +162,7 @@ impl Lane {
         let view = self.scope.view.borrow();
         let gone = view.ended || view.replica(&self.scope.replica).is_none();
         drop(view);
+        let gone = gone || self.scope.view.has_changed().is_err();
         if gone {
             self.mode = Mode::Ended;
             return;
@@ -190,27 +192,28 @@ impl Lane {
     }
 
     fn lagged(&mut self, lines: u64, bytes: u64, exact: bool, next: &Entry) {
-        let place = next.instance.clone().map(|instance| (instance, next.start()));
+        let place = next.instance.clone().map(|instance| (instance, next.start));
         let gap =
             Gap { cause: GapCause::Lag, lines, bytes, exact, from: self.last_time, to: next.first_time() };
         let at = place.as_ref().map(|(instance, position)| (instance, *position));
         let message = frame::gap(&self.scope.replica, at, &gap);
-        let known = self.at.as_ref().map(|(instance, _)| instance);
-        let run = match &next.instance {
-            // The news of this run's start was among what was lost.
-            Some(instance) if known.is_some_and(|known| known != instance) => self
-                .scope
-                .view
-                .borrow()
-                .replica(&self.scope.replica)
-                .and_then(|slot| slot.run(instance).cloned()),
-            _ => None,
-        };
+        let run = self.run_not_told(next);
         self.pending.push_back(Message { at: place, gap: Some(gap), ..Message::bare(message) });
         if let Some(run) = run {
             let event = frame::event(&self.scope.replica, &Event::started(&run));
             self.pending.push_back(Message::bare(event));
         }
+    }
+
+    /// The run of `next`, if the news of its start was among what was lost.
+    fn run_not_told(&self, next: &Entry) -> Option<Run> {
+        let instance = next.instance.as_ref()?;
+        let (known, _) = self.at.as_ref()?;
+        if known == instance || matches!(next.kind, Kind::Event) {
+            return None;
+        }
+        let view = self.scope.view.borrow();
+        view.replica(&self.scope.replica)?.run(instance).cloned()
     }
 
     fn sent(&mut self, message: &Message) {

@@ -13,6 +13,7 @@ pub mod frame;
 pub mod history;
 pub mod lane;
 pub mod message;
+pub mod permits;
 pub mod replica;
 pub mod ring;
 pub mod stream;

@@ -52,6 +52,7 @@ struct Actor {
     lease: LeaseId,
     replica: Replica,
     view: watch::Receiver<Arc<LeaseView>>,
+    view_is_closed: bool,
     mailbox: mpsc::Receiver<Subscribe>,
     followers: Arc<Followers>,
     ring: Arc<Ring>,
@@ -78,6 +79,8 @@ struct CurrentRun {
     last_time: Option<LogTime>,
     /// Whether it had ended before anybody followed: no news, then.
     end_is_old: bool,
+    /// Whether it was told that its log cannot be read.
+    gap_was_told: bool,
 }
 
 /// What the actor's loop does next.
@@ -100,12 +103,13 @@ pub fn new(
     cancel: CancellationToken,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
-    let ring = Ring::new(replica.clone(), world.limits.ring_max_bytes, world.metrics.ring_bytes.clone());
+    let ring = Ring::new(replica.clone(), world.limits.ring_max_bytes, &world.metrics);
     let mut actor = Actor {
         world,
         lease,
         replica,
         view,
+        view_is_closed: false,
         mailbox,
         followers: Arc::default(),
         ring: Arc::new(ring),
@@ -142,7 +146,7 @@ impl Actor {
                 biased;
                 () = cancel.cancelled() => Turn::Stop,
                 Some(subscribe) = self.mailbox.recv() => Turn::Subscribe(subscribe),
-                changed = self.view.changed() => Turn::View(changed.is_ok()),
+                changed = self.view.changed(), if !self.view_is_closed => Turn::View(changed.is_ok()),
                 () = &mut due, if waits => Turn::Due,
                 read = self.source.next() => Turn::Source(read),
                 () = self.followers.left() => Turn::Left,
@@ -150,11 +154,15 @@ impl Actor {
             };
             match turn {
                 Turn::Subscribe(subscribe) => self.subscribe(subscribe),
-                Turn::View(true) => self.view_changed(),
+                Turn::View(open) => {
+                    // Closed means that the lease has ended; what it printed is still read to its end.
+                    self.view_is_closed = !open;
+                    self.view_changed();
+                }
                 Turn::Due => self.flush(),
                 Turn::Source(read) => self.read(read),
                 Turn::Left => reset(&mut idle, self.world.limits.actor_idle),
-                Turn::View(false) | Turn::Stop => break,
+                Turn::Stop => break,
             }
             if self.is_gone() {
                 break;
@@ -244,13 +252,13 @@ impl Actor {
         if let Some(line) = batch.lines.last() {
             run.last_time = Some(line.time);
         }
+        run.gap_was_told = false;
         run.chunker.push(batch, &mut self.chunks);
         if now >= self.paced_until {
             self.flush();
             return;
         }
         if !self.chunks.is_empty() {
-            metrics.frames_encoded.increment(self.chunks.len() as u64);
             self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
             run.read_at = now;
         }
@@ -265,7 +273,6 @@ impl Actor {
         if self.chunks.is_empty() {
             return;
         }
-        self.world.metrics.frames_encoded.increment(self.chunks.len() as u64);
         self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
         self.paced_until = Instant::now() + self.world.limits.pace;
     }
@@ -290,15 +297,28 @@ impl Actor {
             self.source = Source::Retry(Instant::now() + pause);
             return;
         }
-        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "log is no longer readable");
-        if let Some(run) = &self.run
-            && !self.is_begun()
-        {
+        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "log is not readable");
+        self.unreadable();
+    }
+
+    /// Says once that lines may be missing. A run that goes on may yet be readable: its log may have been removed, or replaced.
+    fn unreadable(&mut self) {
+        let slot = self.slot().unwrap_or_default();
+        let is_begun = self.is_begun();
+        let Some(run) = &mut self.run else { return };
+        let goes_on = slot.run(&run.instance).is_some_and(|run| run.end.is_none());
+        if !is_begun {
             self.ring.begin(&run.instance, Position::START);
         }
-        let after = self.run.as_ref().map_or(Position::START, |run| run.chunker.position());
-        self.source_gap(SourceGap { cause: GapCause::Source, lines: 0, bytes: 0, exact: false, after });
-        self.log_ended();
+        if !std::mem::replace(&mut run.gap_was_told, true) {
+            let after = run.chunker.position();
+            self.source_gap(SourceGap { cause: GapCause::Source, lines: 0, bytes: 0, exact: false, after });
+        }
+        if goes_on {
+            self.source = Source::Retry(Instant::now() + RETRY_MAX);
+        } else {
+            self.log_ended();
+        }
     }
 
     fn log_ended(&mut self) {
@@ -342,8 +362,7 @@ impl Actor {
     fn start(&mut self, run: &Run) {
         self.waiting_for = None;
         self.run = Some(CurrentRun::new(run));
-        self.ring.begin(&run.instance, Position::START);
-        self.ring.push_event(Some(&run.instance), &Event::started(run));
+        self.ring.start(&run.instance, &Event::started(run));
         self.open(From::Start);
     }
 
@@ -362,7 +381,7 @@ impl Actor {
 
     fn lease_ended(&self) -> bool {
         let view = self.view.borrow();
-        view.ended || view.replica(&self.replica).is_none()
+        view.ended || view.replica(&self.replica).is_none() || self.view_is_closed
     }
 
     /// Whether the replica is no longer part of the lease and its log was read to its end; says so.
@@ -395,6 +414,7 @@ impl CurrentRun {
             read_at: Instant::now(),
             last_time: None,
             end_is_old: false,
+            gap_was_told: false,
         }
     }
 }

@@ -11,13 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 
 use bytes::Bytes;
-use metrics::Gauge;
+use metrics::{Counter, Gauge};
 use slab::Slab;
 use tokio::time::Instant;
 
 use super::chunk::Chunk;
 use super::frame::{self, Gap, Representation};
 use crate::model::id::{Instance, Replica};
+use crate::model::metrics::Metrics;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 pub use reader::{Join, Reader, Taken};
@@ -31,8 +32,8 @@ mod reader;
 pub struct Ring {
     replica: Replica,
     max_bytes: usize,
-    /// Bytes of representations made after an entry was put in, by its readers.
-    made_later_bytes: AtomicUsize,
+    /// Counts messages encoded.
+    encoded: Counter,
     state: Mutex<State>,
 }
 
@@ -42,14 +43,19 @@ pub struct Entry {
     pub kind: Kind,
     /// The run it belongs to, if there was one.
     pub instance: Option<Instance>,
+    /// The position before it.
+    pub start: Position,
     /// The position behind it.
     pub end: Position,
     /// When its oldest line was read.
     pub read_at: Instant,
     /// Everything that lies before it.
     before: Totals,
+    sequence: u64,
     message: Bytes,
     stamped: OnceLock<Bytes>,
+    /// Bytes of `stamped` that the ring has counted. Written under its lock.
+    counted_later: AtomicUsize,
 }
 
 /// What an entry holds.
@@ -96,6 +102,8 @@ struct State {
     /// How often anything changed.
     moves: u64,
     closed: bool,
+    /// Bytes of representations made after their entries were put in, of entries that are held.
+    made_later: usize,
     gauge: Gauge,
     gauged: usize,
 }
@@ -105,6 +113,8 @@ struct Tip {
     instance: Instance,
     position: Position,
     adjacent: Adjacent,
+    /// Sequence number behind the newest line or gap of that run, or behind the news of its start; and everything up to there.
+    behind: (u64, Totals),
 }
 
 // === impl Entry ===
@@ -119,8 +129,9 @@ impl Entry {
                     let Some(instance) = &self.instance else {
                         return self.message.clone();
                     };
+                    ring.encoded.increment(1);
                     let made = frame::lines(&ring.replica, instance, chunk, as_what).message;
-                    ring.made_later_bytes.fetch_add(made.len(), Ordering::Relaxed);
+                    ring.count_later(self, made.len());
                     made
                 })
                 .clone(),
@@ -144,17 +155,9 @@ impl Entry {
         }
     }
 
-    /// The position before it.
-    pub fn start(&self) -> Position {
-        match &self.kind {
-            Kind::Lines(chunk, _) => chunk.start,
-            Kind::Event | Kind::Gap(_) => self.end,
-        }
-    }
-
     /// Whether a follower may go on with it after a lag: it holds no rest of a line.
     fn starts_line(&self) -> bool {
-        self.start().at_line_start()
+        self.start.at_line_start()
     }
 
     fn cost(&self) -> u64 {
@@ -189,8 +192,8 @@ impl fmt::Debug for Entry {
 // === impl Ring ===
 
 impl Ring {
-    /// An empty ring that holds at most `max_bytes` (and always the newest entry). `gauge` counts what it holds.
-    pub fn new(replica: Replica, max_bytes: usize, gauge: Gauge) -> Self {
+    /// An empty ring that holds at most `max_bytes` (and always the newest entry), counted by `metrics`.
+    pub fn new(replica: Replica, max_bytes: usize, metrics: &Metrics) -> Self {
         let state = State {
             entries: VecDeque::new(),
             first: 0,
@@ -199,16 +202,27 @@ impl Ring {
             waiting: Slab::new(),
             moves: 0,
             closed: false,
-            gauge,
+            made_later: 0,
+            gauge: metrics.ring_bytes.clone(),
             gauged: 0,
         };
-        Self { replica, max_bytes, made_later_bytes: AtomicUsize::new(0), state: Mutex::new(state) }
+        Self { replica, max_bytes, encoded: metrics.frames_encoded.clone(), state: Mutex::new(state) }
     }
 
     /// Says where the log stands that will be read, before its first line.
     pub fn begin(&self, instance: &Instance, position: Position) {
         let mut state = self.lock();
-        state.tip = Some(Tip { instance: instance.clone(), position, adjacent: Adjacent::Whole });
+        state.tip_at(instance, position, Adjacent::Whole);
+        self.settle(state);
+    }
+
+    /// Says that a run starts, whose log will be read from its first line.
+    pub fn start(&self, instance: &Instance, event: &frame::Event) {
+        let message = frame::event(&self.replica, event);
+        let at = (Position::START, Position::START);
+        let mut state = self.lock();
+        state.push(Some(instance.clone()), Kind::Event, at, message, Instant::now());
+        state.tip_at(instance, Position::START, Adjacent::Whole);
         self.settle(state);
     }
 
@@ -216,6 +230,7 @@ impl Ring {
     pub fn push_lines(&self, instance: &Instance, chunks: &mut Vec<Chunk>, read_at: Instant) {
         let made = chunks.drain(..).map(|mut chunk| {
             let frame = frame::lines(&self.replica, instance, &chunk, Representation::Plain);
+            self.encoded.increment(1);
             // The frame's own bytes, so that the log bytes are held once.
             chunk.data = frame.logs;
             (chunk, frame.message)
@@ -224,9 +239,10 @@ impl Ring {
         let mut state = self.lock();
         for (chunk, message) in made {
             let adjacent = state.tip.as_ref().map_or(Adjacent::Whole, |tip| tip.adjacent);
-            let end = chunk.end;
-            state.push(Some(instance.clone()), Kind::Lines(chunk, adjacent), end, message, read_at);
-            state.tip = Some(Tip { instance: instance.clone(), position: end, adjacent: Adjacent::Whole });
+            let (start, end) = (chunk.start, chunk.end);
+            let kind = Kind::Lines(chunk, adjacent);
+            state.push(Some(instance.clone()), kind, (start, end), message, read_at);
+            state.tip_at(instance, end, Adjacent::Whole);
         }
         self.settle(state);
     }
@@ -235,8 +251,8 @@ impl Ring {
     pub fn push_event(&self, instance: Option<&Instance>, event: &frame::Event) {
         let message = frame::event(&self.replica, event);
         let mut state = self.lock();
-        let end = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
-        state.push(instance.cloned(), Kind::Event, end, message, Instant::now());
+        let at = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
+        state.push(instance.cloned(), Kind::Event, (at, at), message, Instant::now());
         self.settle(state);
     }
 
@@ -244,8 +260,9 @@ impl Ring {
     pub fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
         let message = frame::gap(&self.replica, Some((instance, end)), &gap);
         let mut state = self.lock();
-        state.push(Some(instance.clone()), Kind::Gap(gap), end, message, Instant::now());
-        state.tip = Some(Tip { instance: instance.clone(), position: end, adjacent: Adjacent::Gap });
+        let start = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
+        state.push(Some(instance.clone()), Kind::Gap(gap), (start, end), message, Instant::now());
+        state.tip_at(instance, end, Adjacent::Gap);
         self.settle(state);
     }
 
@@ -268,18 +285,24 @@ impl Ring {
         Reader::new(Arc::clone(self), place, state.next(), state.totals)
     }
 
-    /// The replica whose ring it is.
-    pub fn replica(&self) -> &Replica {
-        &self.replica
-    }
-
     /// Drops what is too much, and wakes whoever waits: outside the lock, since they come for it at once.
     fn settle(&self, mut state: MutexGuard<'_, State>) {
-        state.trim(self);
+        state.moves += 1;
+        state.trim(self.max_bytes);
         let woken: Vec<Waker> = state.waiting.iter_mut().filter_map(|(_, waiting)| waiting.take()).collect();
         drop(state);
         for waker in woken {
             waker.wake();
+        }
+    }
+
+    /// A representation of an entry was made by a reader: it counts as long as the entry is held.
+    fn count_later(&self, entry: &Entry, bytes: usize) {
+        let mut state = self.lock();
+        if entry.sequence >= state.first {
+            entry.counted_later.store(bytes, Ordering::Relaxed);
+            state.made_later += bytes;
+            state.trim(self.max_bytes);
         }
     }
 
@@ -317,14 +340,30 @@ impl State {
         &mut self,
         instance: Option<Instance>,
         kind: Kind,
-        end: Position,
+        (start, end): (Position, Position),
         message: Bytes,
         read_at: Instant,
     ) {
-        let entry =
-            Entry { kind, instance, end, read_at, before: self.totals, message, stamped: OnceLock::new() };
+        let entry = Entry {
+            kind,
+            instance,
+            start,
+            end,
+            read_at,
+            before: self.totals,
+            sequence: self.next(),
+            message,
+            stamped: OnceLock::new(),
+            counted_later: AtomicUsize::new(0),
+        };
         self.totals = entry.after();
         self.entries.push_back(Arc::new(entry));
+    }
+
+    /// The newest line ends at `position`, and everything pushed so far lies before what comes of that run.
+    fn tip_at(&mut self, instance: &Instance, position: Position, adjacent: Adjacent) {
+        let behind = (self.next(), self.totals);
+        self.tip = Some(Tip { instance: instance.clone(), position, adjacent, behind });
     }
 
     /// What the entries from the oldest on cost.
@@ -333,17 +372,14 @@ impl State {
     }
 
     /// Drops the oldest entries until the rest fits.
-    fn trim(&mut self, ring: &Ring) {
-        self.moves += 1;
-        let mut made_later = ring.made_later_bytes.load(Ordering::Relaxed);
-        while self.entries.len() > 1 && self.held() + made_later as u64 > ring.max_bytes as u64 {
+    fn trim(&mut self, max_bytes: usize) {
+        while self.entries.len() > 1 && self.held() + self.made_later as u64 > max_bytes as u64 {
             if let Some(dropped) = self.entries.pop_front() {
                 self.first += 1;
-                let later = dropped.stamped.get().map_or(0, Bytes::len);
-                made_later = ring.made_later_bytes.fetch_sub(later, Ordering::Relaxed).saturating_sub(later);
+                self.made_later -= dropped.counted_later.load(Ordering::Relaxed);
             }
         }
-        let held = usize::try_from(self.held()).unwrap_or(usize::MAX) + made_later;
+        let held = usize::try_from(self.held()).unwrap_or(usize::MAX) + self.made_later;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         self.gauge.increment(held as f64 - self.gauged as f64);
         self.gauged = held;

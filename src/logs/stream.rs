@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use crate::access::refusal::Refusal;
@@ -23,6 +25,8 @@ pub struct StreamState {
     progress_ms: AtomicU64,
     /// Bytes handed over that HTTP/2 has not taken yet, since the peer does not.
     held_bytes: AtomicU64,
+    /// Woken when that has become zero.
+    taken: AtomicWaker,
 }
 
 /// Why a stream ends.
@@ -58,6 +62,7 @@ impl StreamState {
             opened: Instant::now(),
             progress_ms: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
+            taken: AtomicWaker::new(),
         })
     }
 
@@ -78,6 +83,18 @@ impl StreamState {
         }
         let progress = Duration::from_millis(self.progress_ms.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(progress)
+    }
+
+    /// Waits until HTTP/2 has taken everything that it was handed.
+    pub(super) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.taken.register(cx.waker());
+        if self.held_bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn took(&self, bytes: usize) {
+        if self.held_bytes.fetch_sub(bytes as u64, Ordering::AcqRel) == bytes as u64 {
+            self.taken.wake();
+        }
     }
 
     fn progressed(&self) {
@@ -115,7 +132,7 @@ impl Buf for Messages {
     fn advance(&mut self, count: usize) {
         assert!(count <= self.remaining, "cannot advance past the end");
         self.remaining -= count;
-        self.state.held_bytes.fetch_sub(count as u64, Ordering::Relaxed);
+        self.state.took(count);
         self.state.progressed();
         let mut left = count;
         while let Some(part) = self.parts.front_mut() {
@@ -131,6 +148,8 @@ impl Buf for Messages {
 
 impl Drop for Messages {
     fn drop(&mut self) {
-        self.state.held_bytes.fetch_sub(self.remaining as u64, Ordering::Relaxed);
+        if self.remaining > 0 {
+            self.state.took(self.remaining);
+        }
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// of the size that clients advertise, and one TLS record.
 pub const CHUNK_MAX_BYTES: usize = 16_000;
 
+/// Most lines in one chunk: with a timestamp before each, the message still stays below 32 KiB.
+pub const CHUNK_MAX_LINES: usize = 512;
+
 /// A line up to this long is handed on as one piece, so that stdout and stderr, which a runtime interleaves in the middle
 /// of long lines, are not mixed within a line. A longer line flows in pieces. Sixteen of a runtime's own 16 KiB pieces.
 pub const LINE_HELD_MAX_BYTES: usize = 256 * 1024;
@@ -17,8 +20,9 @@ pub const READ_MAX_BYTES: usize = 256 * 1024;
 /// Longest piece of a line in a CRI log file, as containerd writes them; a longer line is tagged P (partial) and goes on.
 pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
 
-/// Most bytes that a stream hands to HTTP/2 at a time, and most that HTTP/2 holds for one stream: what a follower that
-/// reads nothing costs beyond the shared ring. Four DATA frames, so that writes can be joined.
+/// A stream hands messages to HTTP/2 until there are this many bytes, and HTTP/2 holds as many for one stream. A follower that
+/// reads nothing keeps up to three such portions of the ring's bytes alive (one held, one waiting, one being sent), and nothing
+/// of its own. Four DATA frames, so that writes can be joined.
 pub const STREAM_SEND_MAX_BYTES: usize = 64 * 1024;
 
 /// Largest request message: the longest legal request (filters, cursors) is well below.
@@ -53,13 +57,14 @@ pub struct Limits {
     pub actor_idle: Duration,
     /// A peer that takes nothing for this long is reset.
     pub stall: Duration,
-    /// History reads (of lines older than a ring) at once, in all. Each holds a file and two buffers.
+    /// History reads (of lines older than a ring) at once, in all, and a quarter of them for one tenant. Each holds a file and two
+    /// buffers.
     pub history_reads: usize,
     /// Connections at once, in all.
     pub connections: usize,
     /// Streams at once on one connection: one connection for many streams is the cheap way to follow.
     pub streams_per_connection: u32,
-    /// A connection must have completed its TLS handshake within this.
+    /// A connection must have completed its TLS handshake within this, and then have made its first call within this.
     pub handshake: Duration,
     /// How long streams may take to end after a SIGTERM.
     pub drain: Duration,

@@ -95,7 +95,7 @@ impl Metrics {
             connections: register.gauge("leasemux_connections", "Connections open now"),
             source_opens: register.counters(
                 "leasemux_source_opens_total",
-                "Logs opened at the platform: one live tail per actor and run, and a history read for who asks for older lines",
+                "Logs opened at the platform: a live tail for each run that an actor reads (and again after a failure), and history reads for who asks for older lines",
                 "read",
                 Read::ALL.map(Read::label),
             ),

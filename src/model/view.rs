@@ -154,11 +154,6 @@ impl Filter {
         }
     }
 
-    /// Whether it wants everything.
-    pub fn is_everything(&self) -> bool {
-        self.clauses.is_empty()
-    }
-
     /// Whether it wants this replica.
     pub fn wants(&self, replica: &Replica) -> bool {
         match self.clauses.get(&replica.service) {

@@ -22,7 +22,7 @@ use crate::model::view::LeaseView;
 
 /// A place where the services of leases run. One instance serves all leases.
 pub trait Platform: fmt::Debug + Send + Sync + 'static {
-    /// One word for it; also a metric label.
+    /// One word for it, for the log.
     fn name(&self) -> &'static str;
 
     /// What runs under `lease`, now and from now on.

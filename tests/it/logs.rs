@@ -461,3 +461,71 @@ async fn a_position_whose_lines_were_rotated_away_is_told_as_a_gap() {
     stream.until(|seen| seen.lines("web", 0) == 5).await;
     assert_eq!(stream.received.of("web", 0)[0], Seen::Gap(0, 0, false));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_late_is_told_each_turn_once_and_in_order() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    let mut early = scene.open(request.clone()).await.unwrap();
+    early.until(|seen| seen.lines("web", 0) == 10).await;
+    world.end(&scene.lease, &web, 1);
+    early.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
+    let mut while_waiting = scene.open(request.clone()).await.unwrap();
+    while_waiting.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
+    assert!(while_waiting.is_quiet().await);
+    // The next run prints nothing yet: what the ring holds is all about the one before.
+    let second = world.start(&scene.lease, &web);
+    early.until(|seen| seen.events("web", 0).last() == Some(&Kind::Started)).await;
+    let mut late = scene.open(request).await.unwrap();
+    late.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Started]).await;
+    assert!(late.is_quiet().await);
+    world.print(&second, lines(0..3));
+    for stream in [&mut early, &mut while_waiting, &mut late] {
+        stream.until(|seen| seen.lines("web", 0) == 13).await;
+        assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
+    }
+    assert_eq!(late.received.events("web", 0), [Kind::Ended, Kind::Started]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stamps_made_for_some_count_for_the_ring_as_long_as_they_are_held() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request =
+        ServiceLogsRequest { follow: true, timestamps: true, tail_lines: Some(0), ..scene.request() };
+    let mut stream = scene.open(request).await.unwrap();
+    stream.until(|seen| !seen.cursors.is_empty()).await;
+    for step in 0..200 {
+        // Far shorter than their stamps.
+        world.print(&run, std::iter::repeat_n("x\n", 400));
+        stream.until(|seen| seen.lines("web", 0) == 400 * (step + 1)).await;
+        let held = scene.gateway.metric("leasemux_ring_bytes");
+        assert!(held <= 64 * 1024, "{held}");
+    }
+    drop(stream);
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_ring_bytes") == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_or_only_watches_health_does_not_hold_the_end() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let silent = scene.gateway.connect(None);
+    let channel = scene.gateway.channel_of(None).await;
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
+    let mut watch = health.watch(request).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    assert!(scene.gateway.drain.finish(std::time::Duration::from_secs(10)).await);
+    assert!(watch.message().await.is_err());
+    drop(silent);
+    // A peer that never calls is let go also while nothing drains.
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let _silent = scene.gateway.connect(None);
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 0).await;
+}

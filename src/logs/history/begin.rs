@@ -25,7 +25,9 @@ impl Reading {
                 None => Stage::End,
             };
         }
+        // Else the ring tells, behind the last line that was.
         if self.live.is_some()
+            && (slot.runs.is_empty() || history.last == Some(0))
             && let ReplicaState::Waiting { reason, message } = &slot.state
         {
             let event = Event::waiting(reason.clone(), message.clone());
@@ -35,12 +37,12 @@ impl Reading {
             return self.join_now().await;
         }
         if let (Some(lines), None, Some(live)) = (history.last, history.since, &mut self.live)
-            && let Some((instance, position, rests)) = live.reader.join_last(lines)
+            && let Some((instance, rests)) = live.reader.join_last(lines)
         {
-            self.at = Some((instance.clone(), position));
             self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
             return Stage::Join;
         }
+        self.since = history.since.filter(|_| history.last.is_some());
         let (first, last) = self.first_run(&slot, history).await;
         let Some(run) = first.and_then(|index| slot.runs.get(index)) else {
             return self.join_now().await;
@@ -79,7 +81,6 @@ impl Reading {
         while runs && live.reader.position().is_none() && !live.reader.is_closed() {
             moved(live).await;
         }
-        self.at = live.reader.position();
         Stage::Join
     }
 

@@ -68,22 +68,17 @@ impl Reader {
         &self.ring
     }
 
-    /// The position behind the newest line, if the log was opened.
-    pub fn tip(&self) -> Option<(Instance, Position)> {
-        self.ring.lock().tip.as_ref().map(|tip| (tip.instance.clone(), tip.position))
-    }
-
     /// The position that it stands at, if the log was opened.
     pub fn position(&self) -> Option<(Instance, Position)> {
         let state = self.ring.lock();
-        let tip = state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position));
-        match state.get(self.next).map(|entry| &**entry) {
-            Some(Entry { kind: Kind::Lines(chunk, _), instance: Some(instance), .. }) => {
-                Some((instance.clone(), chunk.start))
-            }
-            Some(entry) => entry.instance.clone().map(|instance| (instance, entry.end)),
-            None => tip,
-        }
+        // One that has fallen behind stands where it will land.
+        let from = match self.next.checked_sub(state.first) {
+            Some(ahead) => usize::try_from(ahead).ok()?,
+            None => landing(&state)?.0,
+        };
+        let mut next = state.entries.iter().skip(from);
+        let next = next.find_map(|entry| Some((entry.instance.clone()?, entry.start)));
+        next.or_else(|| state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position)))
     }
 
     /// Whether the actor has ended.
@@ -149,7 +144,7 @@ impl Reader {
             if tip.adjacent == Adjacent::Gap {
                 return Join::ReadOn;
             }
-            (self.next, self.seen) = behind_lines(&state);
+            (self.next, self.seen) = tip.behind;
             return Join::Here(Vec::new());
         }
         // Entries of the newest run stand last, and their ends grow.
@@ -163,9 +158,7 @@ impl Reader {
             return Join::ReadOn;
         };
         let blurred = at == chunk.start && *adjacent == Adjacent::Gap;
-        let (share, of) = JOIN_SHARE;
-        let ahead = state.totals.cost - entry.before.cost;
-        if at < chunk.start || blurred || ahead > (self.ring.max_bytes / of * share) as u64 {
+        if at < chunk.start || blurred || self.is_too_near_the_end(&state, entry) {
             return Join::ReadOn;
         }
         let sequence = state.first + index as u64;
@@ -183,7 +176,7 @@ impl Reader {
         self.moves = state.moves;
         match &state.tip {
             Some(tip) if tip.instance == *instance && at <= tip.position => {
-                (self.next, self.seen) = behind_lines(&state);
+                (self.next, self.seen) = tip.behind;
                 Join::Here(Vec::new())
             }
             Some(tip) if tip.instance == *instance => Join::Ahead,
@@ -192,8 +185,8 @@ impl Reader {
     }
 
     /// Tries to go on in the ring with the last `lines` lines of the log: if all of them are held, and no gap and no other run
-    /// lies between them. Answers the position before the first of them, and what rests of the entry it lies in.
-    pub fn join_last(&mut self, lines: u64) -> Option<(Instance, Position, Vec<Chunk>)> {
+    /// lies between them. Answers their run, and the lines wanted of the entry that the first of them lies in, if not all are.
+    pub fn join_last(&mut self, lines: u64) -> Option<(Instance, Vec<Chunk>)> {
         let state = self.ring.lock();
         self.moves = state.moves;
         let tip = state.tip.as_ref()?;
@@ -213,18 +206,27 @@ impl Reader {
                 wanted -= here;
                 continue;
             }
+            if self.is_too_near_the_end(&state, entry) {
+                return None;
+            }
             let rest = chunk.without_lines(usize::try_from(here - wanted).ok()?)?;
-            let position = rest.start;
             let sequence = state.first + index as u64;
             let instance = tip.instance.clone();
             if here == wanted {
                 (self.next, self.seen) = (sequence, entry.before);
-                return Some((instance, position, Vec::new()));
+                return Some((instance, Vec::new()));
             }
             (self.next, self.seen) = (sequence + 1, entry.after());
-            return Some((instance, position, vec![rest]));
+            return Some((instance, vec![rest]));
         }
         None
+    }
+
+    /// Whether who begins at `entry` would soon be overtaken.
+    fn is_too_near_the_end(&self, state: &State, entry: &Entry) -> bool {
+        let (share, of) = JOIN_SHARE;
+        let ahead = state.totals.cost - entry.before.cost + state.made_later as u64;
+        ahead > (self.ring.max_bytes / of * share) as u64
     }
 }
 
@@ -246,14 +248,6 @@ fn wait<T>(state: &mut State, place: usize, cx: &mut Context<'_>) -> Poll<T> {
         waiting => *waiting = Some(cx.waker().clone()),
     }
     Poll::Pending
-}
-
-/// Behind the newest line or gap, but before what was told since: of that run's end, perhaps.
-fn behind_lines(state: &State) -> (u64, Totals) {
-    match state.entries.iter().rposition(|entry| !matches!(entry.kind, Kind::Event)) {
-        Some(index) => (state.first + index as u64 + 1, state.entries[index].after()),
-        None => (state.first, state.entries.front().map_or(state.totals, |oldest| oldest.before)),
-    }
 }
 
 /// What of `chunk` lies behind `at`: at most the rest of a line, and the lines that follow it.

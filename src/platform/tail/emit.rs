@@ -148,7 +148,7 @@ impl Emitter {
             }
             self.inexact = true;
             self.begin(before);
-            self.gap(unknown_gap(GapCause::Rotated));
+            self.gap_at(before, unknown_gap(GapCause::Rotated));
         }
         let Lost { lines, bytes } = lost;
         self.gap(SourceGap { lines, bytes, exact: true, ..unknown_gap(GapCause::Source) });
@@ -156,10 +156,14 @@ impl Emitter {
 
     /// Lines are missing here.
     pub(super) fn gap(&mut self, gap: SourceGap) {
+        self.gap_at(self.at, gap);
+    }
+
+    fn gap_at(&mut self, after: Position, gap: SourceGap) {
         if self.filter != Filter::All {
             return;
         }
-        let gap = SourceGap { after: self.at, ..gap };
+        let gap = SourceGap { after, ..gap };
         self.cut_batch();
         match &mut self.gap {
             Some(last) if last.cause == gap.cause && last.exact == gap.exact => {
@@ -248,7 +252,7 @@ impl Emitter {
                 }
                 self.inexact = true;
                 self.begin(before);
-                self.gap(unknown_gap(GapCause::Rotated));
+                self.gap_at(before, unknown_gap(GapCause::Rotated));
                 Some(0)
             }
             Filter::Bytes(skipped) => {
@@ -315,7 +319,11 @@ mod tests {
                     let text = String::from_utf8(batch.bytes(index).to_vec()).unwrap();
                     (text, batch.lines[index].after)
                 })),
-                TailItem::Gap(_) => gaps += 1,
+                TailItem::Gap(gap) => {
+                    // A gap lies before what comes next, not behind it.
+                    assert_eq!(Some(gap.after), emitter.start());
+                    gaps += 1;
+                }
             }
         }
         (out, gaps, emitter)
