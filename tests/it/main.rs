@@ -3,6 +3,12 @@
 //! Tests with the fake world of [`support::world`] run over in-memory pipes with paused time; those with real processes and
 //! sockets wait for conditions under a generous deadline. None sleeps, and each test of logs ends by asking the oracle.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::float_cmp,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "metrics are counts, for all that Prometheus has them as floats"
+)]
 
 mod bare;
 mod cli;

@@ -221,22 +221,22 @@ fn extension(oid: &[u64], content: &[u8]) -> CustomExtension {
 #[tokio::test]
 async fn a_tenant_comes_in_while_running_and_is_put_out_while_following() {
     let secure = Secure::new(Limits::default()).await;
-    let (leaver, stayer) = (secure.tenant("leaver"), secure.tenant("stayer"));
+    let (leaver, other) = (secure.tenant("leaver"), secure.tenant("other"));
     leaver.print(&secure.gateway, "of the leaver\n");
-    stayer.print(&secure.gateway, "of the stayer\n");
+    other.print(&secure.gateway, "of the other\n");
     let mut client = secure.client(Some(&leaver.identity)).await;
     let status = client.service_logs(leaver.request()).await.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));
 
     secure.trust(&leaver);
-    secure.trust(&stayer);
+    secure.trust(&other);
     let mut left = secure.open_once_not(&leaver, "CERTIFICATE_UNKNOWN").await.unwrap();
     read(&mut left, "of the leaver\n").await;
     // On the connection that was refused before as well: each call asks anew.
     let mut again = client.service_logs(leaver.request()).await.unwrap().into_inner();
     read(&mut again, "of the leaver\n").await;
-    let mut stayed = secure.open_once_not(&stayer, "CERTIFICATE_UNKNOWN").await.unwrap();
-    read(&mut stayed, "of the stayer\n").await;
+    let mut kept = secure.open_once_not(&other, "CERTIFICATE_UNKNOWN").await.unwrap();
+    read(&mut kept, "of the other\n").await;
 
     fs::remove_file(secure.file(&leaver)).unwrap();
     for stream in [&mut left, &mut again] {
@@ -246,8 +246,8 @@ async fn a_tenant_comes_in_while_running_and_is_put_out_while_following() {
     let status = client.service_logs(leaver.request()).await.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));
     // Who stays is not touched.
-    stayer.print(&secure.gateway, "more\n");
-    read(&mut stayed, "more\n").await;
+    other.print(&secure.gateway, "more\n");
+    read(&mut kept, "more\n").await;
     assert_eq!(secure.gateway.metric("leasemux_streams"), 1.0);
 }
 
@@ -316,7 +316,7 @@ async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_b
         ),
         (
             shaped(|params| {
-                params.custom_extensions = vec![extension(&[1, 3, 6, 1, 4, 1, 99_999, 1], &[5, 0])]
+                params.custom_extensions = vec![extension(&[1, 3, 6, 1, 4, 1, 99_999, 1], &[5, 0])];
             }),
             "CERTIFICATE_EXTENSION",
         ),

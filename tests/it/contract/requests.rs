@@ -10,6 +10,7 @@ use leasemux::model::proto::lease::{
 use leasemux::model::proto::market::LeaseId;
 use prost::Message as _;
 use prost_types::Timestamp;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -148,7 +149,7 @@ async fn a_filter_that_is_none_is_refused_by_its_field() {
         caller.refused("filter.name", |request| request.filter = Some(filter(name, &[]))).await;
         caller
             .refused("filters[1].name", |request| {
-                request.filters = vec![filter("web", &[0]), filter(name, &[])]
+                request.filters = vec![filter("web", &[0]), filter(name, &[])];
             })
             .await;
     }
@@ -395,4 +396,38 @@ async fn the_other_methods_check_before_they_decline() {
         let status = caller.raw.call(method, vec![1]).await.status;
         check_invalid(method, &status, "");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_speak_http_2_is_cut_off_alone() {
+    let mut caller = Caller::new().await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let cases: [(&str, &[u8]); 5] = [
+        ("HTTP/1.1", b"GET / HTTP/1.1\r\nhost: gateway\r\n\r\n"),
+        ("garbage", &[0xff; 1_000]),
+        ("no settings", &[&preface[..], &[0, 0, 0, 0, 0, 0, 0, 0, 0]].concat()),
+        (
+            "a frame of 16 MiB",
+            &[&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
+        ),
+        (
+            "headers that are none",
+            &[&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 2, 1, 5, 0, 0, 0, 1, 0xff, 0xff]].concat(),
+        ),
+    ];
+    for (case, bytes) in cases {
+        let mut pipe = caller.scene.gateway.connect(Some(caller.scene.certificate.clone()));
+        pipe.write_all(bytes).await.unwrap();
+        let (mut told, sent) = (Vec::new(), tokio::time::Instant::now());
+        pipe.read_to_end(&mut told).await.unwrap();
+        assert!(sent.elapsed() < std::time::Duration::from_secs(1), "{case}: not at once");
+        assert!(told.len() < 200, "{case}: {told:?}");
+        caller.logs(case, vec![]).await;
+    }
+    // A caller who goes away in the middle of a request leaves nothing behind.
+    let mut raw = Raw::new(caller.scene.gateway.connect(Some(caller.scene.certificate.clone()))).await;
+    let half = tokio::time::timeout(std::time::Duration::from_secs(1), raw.call_without_end("ServiceLogs"));
+    assert!(half.await.is_err());
+    drop(raw);
+    caller.scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1.0).await;
 }
