@@ -2,6 +2,7 @@
 
 mod beside;
 mod callers;
+mod cursors;
 mod requests;
 
 use tonic::{Code, Status};

@@ -21,6 +21,7 @@ use leasemux::model::proto;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
+use leasemux::platform::Platform;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::DuplexStream;
@@ -92,18 +93,31 @@ impl Gateway {
 
     /// One that believes another trust source than its own tenants' ([`Gateway::tenant`]).
     pub(crate) fn believing(trust: Arc<dyn Trust>, limits: Limits) -> Self {
-        Self::assemble(World::default(), trust, Arc::default(), limits)
+        Self::assemble(World::default(), None, trust, Arc::default(), limits)
+    }
+
+    /// One on another platform than the fake world, which stays empty.
+    pub(crate) fn on(platform: Arc<dyn Platform>) -> Self {
+        let trust = Arc::<Everyone>::default();
+        let believed = Arc::clone(&trust) as Arc<dyn Trust>;
+        Self::assemble(World::default(), Some(platform), believed, trust, Limits::default())
     }
 
     fn over(world: World, trust: Arc<Everyone>, limits: Limits) -> Self {
-        Self::assemble(world, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits)
+        Self::assemble(world, None, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits)
     }
 
-    fn assemble(world: World, believed: Arc<dyn Trust>, trust: Arc<Everyone>, limits: Limits) -> Self {
+    fn assemble(
+        world: World,
+        platform: Option<Arc<dyn Platform>>,
+        believed: Arc<dyn Trust>,
+        trust: Arc<Everyone>,
+        limits: Limits,
+    ) -> Self {
         let exporter = Exporter::new().unwrap();
         let limits = Arc::new(limits);
         let surroundings = Surroundings {
-            platform: Arc::new(world.clone()),
+            platform: platform.unwrap_or_else(|| Arc::new(world.clone())),
             limits: Arc::clone(&limits),
             metrics: exporter.metrics.clone(),
         };
@@ -160,8 +174,13 @@ impl Gateway {
         let owner = IdentityFiles::create(&dir.path().join("tenant"), LogTime::now()).unwrap();
         let (chain, _) = IdentityFiles::load(&dir.path().join("tenant")).unwrap().into_parts();
         let der = chain[0].to_vec();
-        self.trust.certificates.insert(owner.clone(), Trusted::new(der.clone().into()));
+        self.believe(&owner, &der);
         (owner, der)
+    }
+
+    /// From now on this is the tenant's certificate.
+    pub(crate) fn believe(&self, owner: &Owner, der: &[u8]) {
+        self.trust.certificates.insert(owner.clone(), Trusted::new(der.into()));
     }
 
     /// The tenant is no longer trusted.
