@@ -228,8 +228,10 @@ async fn read(body: Incoming) -> Result<Bytes, CallError> {
     if bytes.remaining() < PREFIX_BYTES {
         return Err(CallError::request("the request holds no message"));
     }
-    if bytes.get_u8() != 0 {
-        return Err(CallError::Unimplemented("compressed requests are not accepted"));
+    match bytes.get_u8() {
+        0 => {}
+        1 => return Err(CallError::Unimplemented("compressed requests are not accepted")),
+        _ => return Err(CallError::request("the request does not begin as a gRPC message")),
     }
     let length = bytes.get_u32() as usize;
     if length != bytes.remaining() {

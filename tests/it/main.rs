@@ -4,9 +4,11 @@
 //! sockets wait for conditions under a generous deadline. None sleeps, and each test of logs ends by asking the oracle.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod bare;
 mod cli;
 mod contract;
 mod local;
 mod logs;
 mod random;
+mod secure;
 mod support;

@@ -11,7 +11,7 @@ use leasemux::access::trust::{Trust, Trusted, Unavailable, Verdict};
 use leasemux::edge::admin::Exporter;
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
-use leasemux::edge::server;
+use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::logs::fanout::Fanout;
 use leasemux::logs::replica::World as Surroundings;
@@ -21,10 +21,14 @@ use leasemux::model::proto;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
+use leasemux::platform::Platform;
+use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::DuplexStream;
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Status, Streaming};
+use tonic_health::server::HealthReporter;
 
 use super::oracle::Received;
 use super::world::World;
@@ -39,14 +43,30 @@ const WINDOW_BYTES: u32 = 65_535;
 pub(crate) struct Gateway {
     pub(crate) world: World,
     pub(crate) drain: Drain,
+    pub(crate) health: HealthReporter,
     exporter: Exporter,
     connections: Connections,
+    limits: Arc<Limits>,
     trust: Arc<Everyone>,
 }
 
 /// Trusts each tenant's one certificate.
 #[derive(Debug, Default)]
-struct Everyone(dashmap::DashMap<Owner, Trusted>);
+struct Everyone {
+    certificates: dashmap::DashMap<Owner, Trusted>,
+    mood: watch::Sender<Mood>,
+}
+
+/// How a trust source answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mood {
+    #[default]
+    AtOnce,
+    /// Not before its mood changes.
+    Later,
+    /// That it cannot.
+    Never,
+}
 
 impl Trust for Everyone {
     fn certificate<'a>(
@@ -54,8 +74,14 @@ impl Trust for Everyone {
         owner: &'a Owner,
         _serial: &'a Serial,
     ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
-        let trusted = self.0.get(owner).map(|trusted| trusted.clone());
-        Box::pin(async move { Ok(trusted.map_or(Verdict::Unknown, Verdict::Trusted)) })
+        let mut mood = self.mood.subscribe();
+        Box::pin(async move {
+            if *mood.wait_for(|mood| *mood != Mood::Later).await.unwrap() == Mood::Never {
+                return Err(Unavailable);
+            }
+            let trusted = self.certificates.get(owner).map(|trusted| trusted.clone());
+            Ok(trusted.map_or(Verdict::Unknown, Verdict::Trusted))
+        })
     }
 }
 
@@ -64,21 +90,54 @@ impl Gateway {
         Self::over(World::default(), Arc::default(), limits)
     }
 
+    /// One that believes another trust source than its own tenants' ([`Gateway::tenant`]).
+    pub(crate) fn believing(trust: Arc<dyn Trust>, limits: Limits) -> Self {
+        Self::assemble(World::default(), None, trust, Arc::default(), limits)
+    }
+
+    /// One on another platform than the fake world, which stays empty.
+    pub(crate) fn on(platform: Arc<dyn Platform>) -> Self {
+        let trust = Arc::<Everyone>::default();
+        let believed = Arc::clone(&trust) as Arc<dyn Trust>;
+        Self::assemble(World::default(), Some(platform), believed, trust, Limits::default())
+    }
+
     fn over(world: World, trust: Arc<Everyone>, limits: Limits) -> Self {
+        Self::assemble(world, None, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits)
+    }
+
+    fn assemble(
+        world: World,
+        platform: Option<Arc<dyn Platform>>,
+        believed: Arc<dyn Trust>,
+        trust: Arc<Everyone>,
+        limits: Limits,
+    ) -> Self {
         let exporter = Exporter::new().unwrap();
         let limits = Arc::new(limits);
         let surroundings = Surroundings {
-            platform: Arc::new(world.clone()),
+            platform: platform.unwrap_or_else(|| Arc::new(world.clone())),
             limits: Arc::clone(&limits),
             metrics: exporter.metrics.clone(),
         };
         let fanout = Fanout::new(surroundings);
         let drain = Drain::default();
-        let gate = Gate::new(Arc::clone(&trust) as Arc<dyn Trust>);
+        let gate = Gate::new(believed);
         let service = LeaseService::new(gate, fanout, drain.clone());
-        let (routes, _) = server::routes().unwrap();
-        let connections = Connections::new(service, routes, limits, exporter.metrics.clone(), drain.clone());
-        Self { world, drain, exporter, connections, trust }
+        let (routes, health) = server::routes().unwrap();
+        let metrics = exporter.metrics.clone();
+        let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
+        Self { world, drain, health, exporter, connections, limits, trust }
+    }
+
+    /// Its own port, with real sockets and TLS.
+    pub(crate) fn server(&self, tls: ServerConfig) -> Server {
+        Server {
+            connections: self.connections.clone(),
+            tls: Arc::new(tls),
+            limits: Arc::clone(&self.limits),
+            drain: self.drain.clone(),
+        }
     }
 
     /// A channel of a caller who presents this certificate, or none.
@@ -114,13 +173,28 @@ impl Gateway {
         let owner = IdentityFiles::create(&dir.path().join("tenant"), LogTime::now()).unwrap();
         let (chain, _) = IdentityFiles::load(&dir.path().join("tenant")).unwrap().into_parts();
         let der = chain[0].to_vec();
-        self.trust.0.insert(owner.clone(), Trusted::new(der.clone().into()));
+        self.believe(&owner, &der);
         (owner, der)
+    }
+
+    /// From now on this is the tenant's certificate.
+    pub(crate) fn believe(&self, owner: &Owner, der: &[u8]) {
+        self.trust.certificates.insert(owner.clone(), Trusted::new(der.into()));
     }
 
     /// The tenant is no longer trusted.
     pub(crate) fn withdraw(&self, owner: &Owner) {
-        self.trust.0.remove(owner).unwrap().1.withdraw();
+        self.trust.certificates.remove(owner).unwrap().1.withdraw();
+    }
+
+    /// From now on the trust source answers so.
+    pub(crate) fn set_trust(&self, mood: Mood) {
+        self.trust.mood.send_replace(mood);
+    }
+
+    /// How many calls wait for the trust source.
+    pub(crate) fn calls_at_the_gate(&self) -> usize {
+        self.trust.mood.receiver_count()
     }
 
     /// A client of a caller who presents this certificate.

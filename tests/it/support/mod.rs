@@ -2,9 +2,10 @@
 
 pub(crate) mod gateway;
 pub(crate) mod oracle;
+pub(crate) mod raw;
 pub(crate) mod world;
 
-use leasemux::model::id::{Address, LeaseId};
+use leasemux::model::id::{Address, LeaseId, Replica};
 use tonic_types::StatusExt as _;
 
 /// The account of a tenant, by a number.
@@ -15,6 +16,11 @@ pub(crate) fn account(number: u8) -> Address {
 /// A lease of a tenant, by a number.
 pub(crate) fn lease(tenant: u8) -> LeaseId {
     LeaseId::new(account(tenant).as_str(), 7, 1, 1, account(200).as_str()).unwrap()
+}
+
+/// A slot.
+pub(crate) fn replica(service: &str, index: u32) -> Replica {
+    Replica { service: service.parse().unwrap(), index }
 }
 
 /// The stable word for why a call was refused, which every refusal has.

@@ -1,0 +1,255 @@
+//! A client of the bare draft: one that was generated before anything was added to it, and knows nothing of that.
+
+use http::uri::PathAndQuery;
+use leasemux::edge::service::SERVICE;
+use leasemux::model::limits::Limits;
+use leasemux::model::proto::lease as added;
+use tonic::client::Grpc;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::support::gateway::Scene;
+use crate::support::{reason, replica};
+
+/// `akash.market.v1.LeaseID`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct LeaseId {
+    #[prost(string, tag = "1")]
+    owner: String,
+    #[prost(uint64, tag = "2")]
+    dseq: u64,
+    #[prost(uint32, tag = "3")]
+    gseq: u32,
+    #[prost(uint32, tag = "4")]
+    oseq: u32,
+    #[prost(string, tag = "5")]
+    provider: String,
+    #[prost(uint32, tag = "6")]
+    bseq: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceFilter {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint32, repeated, tag = "2")]
+    replicas: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceLogsRequest {
+    #[prost(message, optional, tag = "1")]
+    lease_id: Option<LeaseId>,
+    #[prost(message, optional, tag = "2")]
+    filter: Option<ServiceFilter>,
+    #[prost(bool, tag = "3")]
+    follow: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceLogs {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(uint32, tag = "2")]
+    replica: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    logs: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceLogsResponse {
+    #[prost(message, repeated, tag = "1")]
+    services: Vec<ServiceLogs>,
+}
+
+/// A stream, and what a simple client makes of it: the logs of a replica, one piece behind the other.
+struct Reader {
+    stream: Streaming<ServiceLogsResponse>,
+    web: Vec<u8>,
+    api: Vec<u8>,
+}
+
+impl Reader {
+    async fn open(scene: &Scene, filter: Option<ServiceFilter>, follow: bool) -> Self {
+        Self::try_open(scene, filter, follow).await.unwrap()
+    }
+
+    async fn try_open(scene: &Scene, filter: Option<ServiceFilter>, follow: bool) -> Result<Self, Status> {
+        let lease = &scene.lease;
+        let lease_id = LeaseId {
+            owner: lease.owner().to_string(),
+            dseq: lease.dseq(),
+            gseq: lease.gseq(),
+            oseq: lease.oseq(),
+            provider: lease.provider().to_string(),
+            bseq: 0,
+        };
+        let request = ServiceLogsRequest { lease_id: Some(lease_id), filter, follow };
+        let channel = scene.gateway.channel_of(Some(scene.certificate.clone())).await;
+        let stream = call(channel, request).await?;
+        Ok(Self { stream, web: Vec::new(), api: Vec::new() })
+    }
+
+    /// Takes one response. `false`: there will be no more.
+    async fn next(&mut self) -> Result<bool, Status> {
+        let Some(response) = self.stream.message().await? else {
+            return Ok(false);
+        };
+        for entry in response.services {
+            assert_eq!(entry.replica, 0);
+            match entry.name.as_str() {
+                "web" => self.web.extend(entry.logs),
+                "api" => self.api.extend(entry.logs),
+                other => panic!("{other}"),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads until the logs of `web` are these; fails when they are others.
+    async fn until(&mut self, expected: &str) {
+        while self.web.len() < expected.len() {
+            assert!(self.next().await.unwrap(), "ended after {:?}", String::from_utf8_lossy(&self.web));
+        }
+        assert_eq!(String::from_utf8_lossy(&self.web), expected);
+    }
+
+    async fn end(&mut self) -> Status {
+        loop {
+            match self.next().await {
+                Ok(true) => {}
+                Ok(false) => return Status::ok(""),
+                Err(status) => return status,
+            }
+        }
+    }
+}
+
+async fn call(
+    channel: Channel,
+    request: ServiceLogsRequest,
+) -> Result<Streaming<ServiceLogsResponse>, Status> {
+    let mut client = Grpc::new(channel);
+    client.ready().await.unwrap();
+    let path = PathAndQuery::try_from(format!("/{SERVICE}/ServiceLogs")).unwrap();
+    let codec = ProstCodec::<ServiceLogsRequest, ServiceLogsResponse>::default();
+    Ok(client.server_streaming(Request::new(request), path, codec).await?.into_inner())
+}
+
+fn scene() -> Scene {
+    Scene::new(Limits::default(), &[("api", 1), ("web", 1)])
+}
+
+fn each(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
+    range.map(|number| format!("line {number}\n"))
+}
+
+fn lines(range: std::ops::Range<usize>) -> String {
+    each(range).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_what_was_whole_and_in_order() {
+    let scene = scene();
+    let world = &scene.gateway.world;
+    let web = world.start(&scene.lease, &replica("web", 0));
+    let api = world.start(&scene.lease, &replica("api", 0));
+    world.print(&web, each(0..5_000));
+    world.print(&api, ["only\n"]);
+    // Clients for Go always send a filter.
+    for filter in [None, Some(ServiceFilter::default())] {
+        let mut reader = Reader::open(&scene, filter, false).await;
+        assert_eq!(reader.end().await.code(), Code::Ok);
+        assert_eq!(String::from_utf8(reader.web).unwrap(), lines(0..5_000));
+        assert_eq!(reader.api, b"only\n");
+    }
+    let one = ServiceFilter { name: "api".into(), replicas: vec![0] };
+    let mut reader = Reader::open(&scene, Some(one), false).await;
+    assert_eq!(reader.end().await.code(), Code::Ok);
+    assert_eq!((reader.web.len(), &reader.api[..]), (0, &b"only\n"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn follows_over_a_crash_without_stumbling_over_what_it_does_not_know() {
+    let scene = scene();
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, each(0..1_000));
+    let mut reader = Reader::open(&scene, None, true).await;
+    reader.until(&lines(0..1_000)).await;
+    world.print(&first, each(1_000..1_100));
+    reader.until(&lines(0..1_100)).await;
+    // Events have no logs, and cursors are no logs.
+    world.end(&scene.lease, &web, 1);
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, each(1_100..1_200));
+    reader.until(&lines(0..1_200)).await;
+    scene.gateway.drain.begin();
+    let status = reader.end().await;
+    assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "DRAINING".into()));
+    assert_eq!(String::from_utf8(reader.web).unwrap(), lines(0..1_200), "the last cursors add nothing");
+    assert!(reader.api.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn sees_a_readable_line_where_lines_are_missing() {
+    let scene = scene();
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    world.print(&run, each(0..3));
+    world.lose(&run, 4);
+    world.print(&run, each(7..9));
+    let notice = "[leasemux: 4 lines (40 bytes) missing here: the source lost them]\n";
+    let expected = [&lines(0..3), notice, &lines(7..9)].concat();
+    for follow in [false, true] {
+        let mut reader = Reader::open(&scene, None, follow).await;
+        reader.until(&expected).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sees_how_much_is_missing_when_it_falls_behind() {
+    let limits = Limits { ring_max_bytes: 64 * 1024, ..Limits::default() };
+    let scene = Scene::new(limits, &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    world.print(&run, ["the beginning\n"]);
+    let mut reader = Reader::open(&scene, None, true).await;
+    reader.until("the beginning\n").await;
+    let mut quick = scene.open(added::ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    // Far more than ring, stream buffer, pipe and the client's window hold together.
+    let count = 40_000;
+    for step in 0..count / 100 {
+        world.print(&run, (100 * step..100 * (step + 1)).map(|number| format!("line {number:0200}\n")));
+        quick.until(|seen| seen.lines("web", 0) == 1 + 100 * (step + 1)).await;
+    }
+    world.print(&run, ["the end\n"]);
+    while !reader.web.ends_with(b"the end\n") {
+        assert!(reader.next().await.unwrap());
+    }
+    let text = String::from_utf8(reader.web).unwrap();
+    let (notices, kept): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.starts_with("[leasemux: "));
+    let missing: usize = notices
+        .iter()
+        .map(|notice| {
+            assert!(notice.ends_with(" missing here: the follower fell behind]"), "{notice}");
+            notice["[leasemux: ".len()..].split(' ').next().unwrap().parse::<usize>().unwrap()
+        })
+        .sum();
+    assert!(missing > 0);
+    assert_eq!(kept.len() + missing, count + 2, "what is not there is told");
+    assert!(kept[1..kept.len() - 1].is_sorted());
+}
+
+#[tokio::test(start_paused = true)]
+async fn is_refused_in_ways_that_it_understands() {
+    let scene = scene();
+    let nowhere = ServiceFilter { name: "nope".into(), replicas: Vec::new() };
+    let status = Reader::try_open(&scene, Some(nowhere), true).await.err().unwrap();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "the lease has no service nope"));
+    let channel = scene.gateway.channel_of(Some(scene.certificate.clone())).await;
+    let status = call(channel, ServiceLogsRequest::default()).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "lease_id: is missing"));
+}

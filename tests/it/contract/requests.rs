@@ -1,0 +1,433 @@
+//! Requests that make no sense, byte for byte.
+
+use leasemux::model::limits::{
+    CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX, Limits, REQUEST_MAX_BYTES, STREAM_REPLICAS_MAX,
+};
+use leasemux::model::proto::lease::{
+    Cursor, OnLag, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
+    ServiceStatusRequest,
+};
+use leasemux::model::proto::market::LeaseId;
+use prost::Message as _;
+use prost_types::Timestamp;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use super::{check, check_invalid};
+use crate::support::gateway::Scene;
+use crate::support::raw::{Answer, Raw, encoded, framed};
+use crate::support::replica;
+
+/// What the scene's first replica has printed.
+const PRINTED: &str = "still here\n";
+
+/// A caller of the scene's lease, on one connection for everything.
+struct Caller {
+    scene: Scene,
+    raw: Raw,
+}
+
+impl Caller {
+    async fn new() -> Self {
+        let scene = Scene::new(Limits::default(), &[("api", 1), ("web", 2)]);
+        let run = scene.gateway.world.start(&scene.lease, &replica("api", 0));
+        scene.gateway.world.print(&run, [PRINTED]);
+        let raw = Raw::new(scene.gateway.connect(Some(scene.certificate.clone()))).await;
+        Self { scene, raw }
+    }
+
+    /// What comes of a body, and whether the gateway goes on as if nothing had been.
+    async fn logs(&mut self, case: &str, body: Vec<u8>) -> tonic::Status {
+        let Answer { status, body } = self.raw.call("ServiceLogs", body).await;
+        assert!(status.code() != Code::Ok && body.is_empty(), "{case}: {status:?}");
+        let good = self.raw.call("ServiceLogs", encoded(&self.scene.request())).await;
+        assert_eq!(good.status.code(), Code::Ok, "after {case}: {:?}", good.status);
+        assert_eq!(text(&good.body), PRINTED, "after {case}");
+        status
+    }
+
+    async fn refused(&mut self, field: &str, change: impl FnOnce(&mut ServiceLogsRequest)) {
+        let mut request = self.scene.request();
+        change(&mut request);
+        let case = format!("{field} of {request:?}").chars().take(400).collect::<String>();
+        let status = self.logs(&case, encoded(&request)).await;
+        check_invalid(&case, &status, field);
+    }
+
+    async fn refused_lease(&mut self, field: &str, change: impl FnOnce(&mut LeaseId)) {
+        self.refused(field, |request| change(request.lease_id.as_mut().unwrap())).await;
+    }
+
+    async fn refused_cursor(&mut self, field: &str, change: impl FnOnce(&mut Cursor)) {
+        let mut one = cursor(0);
+        change(&mut one);
+        self.refused(field, |request| request.resume = vec![one]).await;
+    }
+
+    /// A good message with these bytes behind it.
+    fn with(&self, tail: &[u8]) -> Vec<u8> {
+        let mut message = self.scene.request().encode_to_vec();
+        message.extend(tail);
+        framed(&message)
+    }
+}
+
+/// The logs in the messages of a body.
+fn text(mut body: &[u8]) -> String {
+    let mut text = Vec::new();
+    while let Some((prefix, rest)) = body.split_first_chunk::<5>() {
+        let length = u32::from_be_bytes(prefix[1..].try_into().unwrap()) as usize;
+        let (message, rest) = rest.split_at(length);
+        for entry in ServiceLogsResponse::decode(message).unwrap().services {
+            text.extend(entry.logs);
+        }
+        body = rest;
+    }
+    String::from_utf8(text).unwrap()
+}
+
+fn filter(name: &str, replicas: &[u32]) -> ServiceFilter {
+    ServiceFilter { name: name.into(), replicas: replicas.into() }
+}
+
+fn cursor(replica: u32) -> Cursor {
+    Cursor { service: "web".into(), replica, instance: "pod/web/0".into(), ..Cursor::default() }
+}
+
+fn address(prefix: &str, bytes: &[u8]) -> String {
+    bech32::encode::<bech32::Bech32>(bech32::Hrp::parse(prefix).unwrap(), bytes).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_none_is_refused_by_its_field() {
+    let mut caller = Caller::new().await;
+    let owner = caller.scene.lease.owner().to_string();
+    caller.refused("lease_id", |request| request.lease_id = None).await;
+    let status = caller.logs("nothing at all", framed(&[])).await;
+    check_invalid("nothing at all", &status, "lease_id");
+    caller.refused_lease("lease_id.owner", |lease| *lease = LeaseId::default()).await;
+
+    let checksum = if owner.ends_with('q') { "p" } else { "q" };
+    let bech32m = bech32::encode::<bech32::Bech32m>(bech32::Hrp::parse("akash").unwrap(), &[1; 20]).unwrap();
+    let bad = [
+        String::new(),
+        "marker".into(),
+        "akash1marker".into(),
+        owner.to_uppercase(),
+        owner.replacen("akash", "Akash", 1),
+        format!("{}{checksum}", &owner[..owner.len() - 1]),
+        format!("{owner} "),
+        format!("{owner}\n"),
+        format!("{owner}\0"),
+        address("cosmos", &[1; 20]),
+        address("akash", &[1; 19]),
+        address("akash", &[1; 21]),
+        address("akash", &[]),
+        bech32m,
+        "akash1".repeat(10_000),
+        "ākash1é".into(),
+    ];
+    for address in bad {
+        caller.refused_lease("lease_id.owner", |lease| lease.owner = address.clone()).await;
+        caller.refused_lease("lease_id.provider", |lease| lease.provider = address).await;
+    }
+    caller.refused_lease("lease_id.provider", |lease| lease.provider = lease.owner.clone()).await;
+    caller.refused_lease("lease_id.dseq", |lease| lease.dseq = 0).await;
+    caller.refused_lease("lease_id.gseq", |lease| lease.gseq = 0).await;
+    caller.refused_lease("lease_id.oseq", |lease| lease.oseq = 0).await;
+    caller.refused_lease("lease_id.bseq", |lease| lease.bseq = 1).await;
+    caller.refused_lease("lease_id.bseq", |lease| lease.bseq = u32::MAX).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_that_is_none_is_refused_by_its_field() {
+    let mut caller = Caller::new().await;
+    for name in
+        ["Web", "web ", "-web", "web-", "0web", "we_b", "../marker", "web/0", "wéb", "\0", &"a".repeat(64)]
+    {
+        caller.refused("filter.name", |request| request.filter = Some(filter(name, &[]))).await;
+        caller
+            .refused("filters[1].name", |request| {
+                request.filters = vec![filter("web", &[0]), filter(name, &[])];
+            })
+            .await;
+    }
+    caller.refused("filter.name", |request| request.filter = Some(filter("", &[0]))).await;
+    caller.refused("filters[0].name", |request| request.filters = vec![filter("", &[])]).await;
+    let many: Vec<u32> = (0..).take(FILTER_REPLICAS_MAX + 1).collect();
+    caller.refused("filter", |request| request.filter = Some(filter("web", &many))).await;
+    let huge = vec![u32::MAX; 40_000];
+    caller.refused("filter", |request| request.filter = Some(filter("web", &huge))).await;
+    let halves: Vec<_> = many.chunks(FILTER_REPLICAS_MAX / 2).map(|half| filter("web", half)).collect();
+    caller.refused("filters", |request| request.filters = halves).await;
+    caller.refused("filters", |request| request.filters = vec![filter("web", &[]); FILTERS_MAX + 1]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_combined_or_understood_is_refused_by_its_field() {
+    let mut caller = Caller::new().await;
+    caller.refused("previous", |request| (request.previous, request.follow) = (true, true)).await;
+    for unknown in [3, 7, -1, i32::MIN, i32::MAX] {
+        caller.refused("on_lag", |request| request.on_lag = unknown).await;
+    }
+    for (seconds, nanos) in [(i64::MAX, 0), (i64::MIN, 0), (0, -1), (0, 1_000_000_000), (i64::MAX, i32::MAX)]
+    {
+        caller.refused("since", |request| request.since = Some(Timestamp { seconds, nanos })).await;
+    }
+    caller
+        .refused("resume", |request| (request.resume, request.tail_lines) = (vec![cursor(0)], Some(0)))
+        .await;
+    let now = Some(Timestamp::default());
+    caller.refused("resume", |request| (request.resume, request.since) = (vec![cursor(0)], now)).await;
+    caller.refused("resume", |request| (request.resume, request.previous) = (vec![cursor(0)], true)).await;
+    let mut refill = caller.scene.request();
+    refill.on_lag = OnLag::Refill.into();
+    let status = caller.logs("on_lag", encoded(&refill)).await;
+    check("on_lag", &status, Code::Unimplemented, "NOT_OFFERED");
+    assert!(status.message().contains("REFILL"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cursor_of_foreign_form_is_refused_by_its_field() {
+    let mut caller = Caller::new().await;
+    let too_long = format!("{}/web/0", "p".repeat(10_000));
+    for instance in ["", "marker", "/", "//", "pod/web", "pod/web/x", "pod/web/-1", "pod/web/0/1", &too_long]
+    {
+        caller.refused_cursor("resume[0].instance", |cursor| cursor.instance = instance.into()).await;
+    }
+    for service in ["", "Web", "../marker"] {
+        caller.refused_cursor("resume[0].service", |cursor| cursor.service = service.into()).await;
+    }
+    caller.refused_cursor("resume[0].ordinal", |cursor| cursor.ordinal = 1).await;
+    caller.refused_cursor("resume[0].ordinal", |cursor| cursor.time = Some(Timestamp::default())).await;
+    let year_dot = Some(Timestamp { seconds: i64::MIN, nanos: 0 });
+    caller.refused_cursor("resume[0].time", |cursor| (cursor.time, cursor.ordinal) = (year_dot, 1)).await;
+    caller.refused("resume[1].replica", |request| request.resume = vec![cursor(0), cursor(0)]).await;
+    let outside = |request: &mut ServiceLogsRequest| {
+        request.filters = vec![filter("web", &[0])];
+        request.resume = vec![cursor(0), cursor(1)];
+    };
+    caller.refused("resume[1].replica", outside).await;
+    let many: Vec<_> = (0..).map(cursor).take(CURSORS_MAX + 1).collect();
+    caller.refused("resume", |request| request.resume = many).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn service_names_in_place_of_a_filter_are_refused_and_never_taken_for_everything() {
+    let mut caller = Caller::new().await;
+    // As a client of the other published form sends them: `repeated string services = 2`. Some happen to be well-formed
+    // messages, which the decoder would take for a filter that is empty.
+    for name in ["web", "ha", "h1", "p1", "xa", "pa", "a12345678", "e1234", "nginx", "a", &"w".repeat(63)] {
+        for field in [&[0x12][..], &[0xc2, 0x06]] {
+            let tail = [field, &[u8::try_from(name.len()).unwrap()], name.as_bytes()].concat();
+            let status = caller.logs(name, caller.with(&tail)).await;
+            check_invalid(name, &status, if field.len() == 1 { "filter" } else { "filters" });
+            assert!(status.message().contains("bare service name"), "{name}: {status:?}");
+            assert!(status.message().contains("filter.name"), "{name}: {status:?}");
+        }
+    }
+    let unknown: [(&str, &[u8]); 7] = [
+        ("a third field", &[0x18, 1]),
+        ("a field far off", &[0x80, 0x3f, 1]),
+        ("behind a good name", &[0x0a, 3, b'w', b'e', b'b', 0x1a, 0]),
+        ("half a field", &[0x0a, 9, b'w']),
+        ("half a number", &[0x10, 0x80]),
+        ("the number zero", &[0x02, 0]),
+        ("an end without a beginning", &[0x0c]),
+    ];
+    for (case, inside) in unknown {
+        let tail = [&[0x12, u8::try_from(inside.len()).unwrap()], inside].concat();
+        // Other methods have filters as well.
+        for method in ["ServiceLogs", "ServiceStatus", "ServiceRestart"] {
+            let status = caller.raw.call(method, caller.with(&tail)).await.status;
+            check_invalid(case, &status, "filter");
+            assert!(!status.message().contains("bare service name"), "{case}: {status:?}");
+        }
+    }
+    // Elsewhere, what is unknown is from a newer client and skipped.
+    let newer = caller.raw.call("ServiceLogs", caller.with(&[0xf8, 0x3f, 1])).await;
+    assert_eq!((newer.status.code(), text(&newer.body).as_str()), (Code::Ok, PRINTED));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_decoded_is_the_callers_fault_and_named() {
+    let mut caller = Caller::new().await;
+    let deep = [0x7b].repeat(200_000);
+    let cases: [(&str, &[u8], &str); 12] = [
+        ("a lease that is a number", &[0x08, 1], "lease_id"),
+        ("a lease cut off", &[0x0a, 0x05, 0x0a], ""),
+        ("an owner cut off", &[0x0a, 0x02, 0x0a, 0x05], "lease_id"),
+        ("an owner that is no text", &[0x0a, 0x03, 0x0a, 0x01, 0xff], "owner"),
+        ("a filter that is a number", &[0x10, 1], "filter"),
+        ("follow that is text", &[0x1a, 1, b'x'], "follow"),
+        ("tail_lines that is text", &[0xa2, 0x06, 1, b'x'], "tail_lines"),
+        ("a length beyond everything", &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1], ""),
+        ("a number without end", &[0xff; 20], ""),
+        ("the field number zero", &[0x00, 0x01], ""),
+        ("the end of a group that never began", &[0x7c], ""),
+        ("groups in groups in groups", &deep, ""),
+    ];
+    for (case, tail, named) in cases {
+        let status = caller.logs(case, caller.with(tail)).await;
+        check_invalid(case, &status, "");
+        assert!(status.message().contains(named), "{case}: {status:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_one_message_is_refused() {
+    let mut caller = Caller::new().await;
+    let good = encoded(&caller.scene.request());
+    let mut beyond = good.clone();
+    beyond[4] += 1;
+    let mut short = good.clone();
+    short[4] -= 1;
+    let mut endless = good.clone();
+    endless[1..5].fill(0xff);
+    let mut odd = good.clone();
+    odd[0] = 2;
+    let cases = [
+        ("no message", vec![]),
+        ("no more than a flag", vec![0]),
+        ("half a prefix", vec![0; 4]),
+        ("a prefix without a message", good[..5].to_vec()),
+        ("half a message", good[..good.len() / 2].to_vec()),
+        ("two messages", [good.clone(), good.clone()].concat()),
+        ("a message and a byte", [&good[..], &[0]].concat()),
+        ("a length beyond the end", beyond),
+        ("a length before the end", short),
+        ("a length of 4 GiB", endless),
+        ("a flag that is none", odd),
+        ("garbage", vec![0xff; 1_000]),
+        ("another protocol", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+        ("too long by one byte", framed(&vec![0; REQUEST_MAX_BYTES + 1])),
+        ("far too long", framed(&vec![0x7a; 40 * REQUEST_MAX_BYTES])),
+    ];
+    for (case, body) in cases {
+        let long = body.len() > REQUEST_MAX_BYTES;
+        let status = caller.logs(case, body).await;
+        check_invalid(case, &status, "");
+        assert_eq!(status.message().contains(&REQUEST_MAX_BYTES.to_string()), long, "{case}: {status:?}");
+    }
+    let mut packed = good.clone();
+    packed[0] = 1;
+    let status = caller.logs("compressed", packed).await;
+    check("compressed", &status, Code::Unimplemented, "NOT_OFFERED");
+    assert!(status.message().contains("compressed"));
+    let status = caller.raw.call_without_end("ServiceLogs").await.status;
+    check("never", &status, Code::DeadlineExceeded, "REQUEST_TIMEOUT");
+    caller.logs("never", vec![]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_largest_requests_are_served() {
+    let mut caller = Caller::new().await;
+    let mut request = caller.scene.request();
+    request.filters = vec![filter("api", &[0]); FILTERS_MAX];
+    request.filters[0].replicas = vec![0; FILTER_REPLICAS_MAX - FILTERS_MAX + 1];
+    let mut bytes = request.encode_to_vec();
+    // Filled up with a field from the future.
+    let filling = REQUEST_MAX_BYTES - bytes.len() - 5;
+    bytes.extend([0xfa, 0x3f]);
+    prost::encoding::encode_varint(filling as u64, &mut bytes);
+    bytes.resize(REQUEST_MAX_BYTES, 0);
+    let answer = caller.raw.call("ServiceLogs", framed(&bytes)).await;
+    assert_eq!(answer.status.code(), Code::Ok, "{:?}", answer.status);
+    assert_eq!(text(&answer.body), PRINTED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_here_is_named() {
+    let mut caller = Caller::new().await;
+    let mut request = caller.scene.request();
+    request.filters = vec![filter("web", &[0]), filter("nope", &[])];
+    let status = caller.logs("service", encoded(&request)).await;
+    check("service", &status, Code::NotFound, "SERVICE_NOT_FOUND");
+    assert!(status.message().contains("nope"), "{status:?}");
+
+    let mut request = caller.scene.request();
+    request.filter = Some(filter("web", &[1, 2]));
+    let status = caller.logs("replica", encoded(&request)).await;
+    check("replica", &status, Code::NotFound, "REPLICA_NOT_FOUND");
+    assert!(status.message().contains("service web has no replica 2"), "{status:?}");
+
+    let mut request = caller.scene.request();
+    request.previous = true;
+    let status = caller.logs("previous", encoded(&request)).await;
+    check("previous", &status, Code::NotFound, "PREVIOUS_NOT_FOUND");
+
+    let mut request = caller.scene.request();
+    request.lease_id.as_mut().unwrap().dseq += 1;
+    let status = caller.logs("lease", encoded(&request)).await;
+    check("lease", &status, Code::NotFound, "LEASE_NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_replicas_than_a_stream_follows_are_a_quota() {
+    let count = u32::try_from(STREAM_REPLICAS_MAX).unwrap() + 1;
+    let scene = Scene::new(Limits::default(), &[("web", count)]);
+    let status = scene.open(scene.request()).await.err().unwrap();
+    check("replicas", &status, Code::ResourceExhausted, "QUOTA_USED_UP");
+    let quota = status.get_details_quota_failure().unwrap();
+    assert_eq!(quota.violations[0].subject, "replicas per stream");
+    assert!(status.message().contains(&STREAM_REPLICAS_MAX.to_string()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_other_methods_check_before_they_decline() {
+    let mut caller = Caller::new().await;
+    let lease_id = caller.scene.request().lease_id;
+    let wrong = Some(LeaseId { dseq: 0, ..lease_id.clone().unwrap() });
+    let bodies = |lease_id: Option<LeaseId>| {
+        let status = ServiceStatusRequest { lease_id: lease_id.clone(), ..ServiceStatusRequest::default() };
+        let restart = ServiceRestartRequest { lease_id, ..ServiceRestartRequest::default() };
+        [("ServiceStatus", encoded(&status)), ("ServiceRestart", encoded(&restart))]
+    };
+    for (lease_id, field) in [(None, "lease_id"), (wrong, "lease_id.dseq")] {
+        for (method, body) in bodies(lease_id) {
+            check_invalid(method, &caller.raw.call(method, body).await.status, field);
+        }
+    }
+    for (method, body) in bodies(lease_id) {
+        let status = caller.raw.call(method, body).await.status;
+        check(method, &status, Code::Unimplemented, "NOT_OFFERED");
+        assert!(status.message().contains(method), "{status:?}");
+        let status = caller.raw.call(method, vec![1]).await.status;
+        check_invalid(method, &status, "");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_speak_http_2_is_cut_off_alone() {
+    let mut caller = Caller::new().await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let cases: [(&str, &[u8]); 5] = [
+        ("HTTP/1.1", b"GET / HTTP/1.1\r\nhost: gateway\r\n\r\n"),
+        ("garbage", &[0xff; 1_000]),
+        ("no settings", &[&preface[..], &[0, 0, 0, 0, 0, 0, 0, 0, 0]].concat()),
+        (
+            "a frame of 16 MiB",
+            &[&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
+        ),
+        (
+            "headers that are none",
+            &[&preface[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 2, 1, 5, 0, 0, 0, 1, 0xff, 0xff]].concat(),
+        ),
+    ];
+    for (case, bytes) in cases {
+        let mut pipe = caller.scene.gateway.connect(Some(caller.scene.certificate.clone()));
+        pipe.write_all(bytes).await.unwrap();
+        let (mut told, sent) = (Vec::new(), tokio::time::Instant::now());
+        pipe.read_to_end(&mut told).await.unwrap();
+        assert!(sent.elapsed() < std::time::Duration::from_secs(1), "{case}: not at once");
+        assert!(told.len() < 200, "{case}: {told:?}");
+        caller.logs(case, vec![]).await;
+    }
+    // A caller who goes away in the middle of a request leaves nothing behind.
+    let mut raw = Raw::new(caller.scene.gateway.connect(Some(caller.scene.certificate.clone()))).await;
+    let half = tokio::time::timeout(std::time::Duration::from_secs(1), raw.call_without_end("ServiceLogs"));
+    assert!(half.await.is_err());
+    drop(raw);
+    caller.scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;
+}

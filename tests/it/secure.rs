@@ -1,0 +1,411 @@
+//! Real sockets, real TLS, real time: the gateway's own port with trust from a directory, as clients in the world meet it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hyper_util::rt::TokioIo;
+use leasemux::access::dir::DirTrust;
+use leasemux::access::identity::IdentityFiles;
+use leasemux::client::connect::Connector;
+use leasemux::config::{ServerTrust, Target};
+use leasemux::edge::tls;
+use leasemux::host::notify::Notifier;
+use leasemux::model::id::{Instance, LeaseId, Owner};
+use leasemux::model::limits::Limits;
+use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
+use leasemux::model::time::LogTime;
+use rcgen::string::PrintableString;
+use rcgen::{
+    CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ProtocolVersion, RootCertStore};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status, Streaming};
+
+use crate::support::gateway::{Gateway, proto_lease};
+use crate::support::{account, reason, replica};
+
+/// Far beyond what any of this takes; only a hang reaches it.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A gateway on a port of its own.
+struct Secure {
+    gateway: Gateway,
+    port: u16,
+    trust_dir: PathBuf,
+    server_pem: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+/// A tenant who has a lease with one replica, which runs.
+struct Tenant {
+    identity: PathBuf,
+    owner: Owner,
+    lease: LeaseId,
+    run: Instance,
+}
+
+impl Secure {
+    async fn new(limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let trust_dir = dir.path().join("trust");
+        fs::create_dir(&trust_dir).unwrap();
+        let trust = DirTrust::open(&trust_dir, &Notifier::start(), limits.trust_poll).await.unwrap();
+        let gateway = Gateway::believing(Arc::new(trust), limits);
+        let made = tls::ensure(&dir.path().join("data"), &[], SystemTime::now()).unwrap();
+        let config = tls::server_config(tls::load(&made.certificate, &made.key).unwrap()).unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        gateway.drain.spawn(gateway.server(config).serve(listener));
+        Self { gateway, port, trust_dir, server_pem: made.certificate, dir }
+    }
+
+    /// A tenant whom nobody trusts yet.
+    fn tenant(&self, name: &str) -> Tenant {
+        let identity = self.dir.path().join(name);
+        let owner = IdentityFiles::create(&identity, LogTime::now()).unwrap();
+        let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
+        self.gateway.world.add_lease(&lease, &[("web", 1)]);
+        let run = self.gateway.world.start(&lease, &replica("web", 0));
+        Tenant { identity, owner, lease, run }
+    }
+
+    /// A tenant's file in the trust directory.
+    fn file(&self, tenant: &Tenant) -> PathBuf {
+        self.trust_dir.join(format!("{}.pem", tenant.owner))
+    }
+
+    fn trust(&self, tenant: &Tenant) {
+        fs::copy(tenant.identity.join("cert.pem"), self.file(tenant)).unwrap();
+    }
+
+    /// The first answer that is not the refusal `until`, calling again and again: a file is noticed when the system tells.
+    async fn open_once_not(
+        &self,
+        tenant: &Tenant,
+        until: &str,
+    ) -> Result<Streaming<ServiceLogsResponse>, Status> {
+        let mut client = self.client(Some(&tenant.identity)).await;
+        let answer = async {
+            loop {
+                match client.service_logs(tenant.request()).await {
+                    Err(status) if reason(&status) == until => tokio::task::yield_now().await,
+                    answer => return answer.map(tonic::Response::into_inner),
+                }
+            }
+        };
+        timeout(DEADLINE, answer).await.expect("the directory is read")
+    }
+
+    /// The client of the command line.
+    async fn client(&self, identity: Option<&Path>) -> LeaseRpcClient<Channel> {
+        let target = Target {
+            gateway: format!("https://localhost:{}", self.port).parse().unwrap(),
+            identity: identity.map(Path::to_owned),
+            trust: ServerTrust::File(self.server_pem.clone()),
+        };
+        // `localhost` may be ::1 first; the system then tries the other.
+        timeout(DEADLINE, Connector::new(&target).unwrap().connect()).await.unwrap().unwrap()
+    }
+
+    /// A handshake of a client with whatever certificates, which the client's library does not look at.
+    async fn handshake(&self, identity: Option<CertifiedKey>) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&self.server_pem).unwrap()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let mut config = match identity {
+            Some(identity) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity))),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let socket = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
+        let name = ServerName::try_from("mtls.localhost").unwrap();
+        let handshake = TlsConnector::from(Arc::new(config)).connect(name, socket);
+        timeout(DEADLINE, handshake).await.unwrap().unwrap()
+    }
+
+    /// How a call of such a client is refused.
+    async fn refusal(&self, identity: Option<CertifiedKey>) -> Status {
+        let mut stream = Some(TokioIo::new(self.handshake(identity).await));
+        let once = tower::service_fn(move |_: Uri| {
+            std::future::ready(stream.take().ok_or_else(|| std::io::Error::other("one connection only")))
+        });
+        let endpoint = Endpoint::from_static("http://gateway");
+        let connected = timeout(DEADLINE, endpoint.connect_with_connector(once)).await;
+        let channel = connected.unwrap().unwrap();
+        let call = async { LeaseRpcClient::new(channel).service_logs(ServiceLogsRequest::default()).await };
+        timeout(DEADLINE, call).await.unwrap().unwrap_err()
+    }
+
+    /// A plain connection.
+    async fn dial(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
+    }
+}
+
+impl Tenant {
+    fn request(&self) -> ServiceLogsRequest {
+        let lease_id = Some(proto_lease(&self.lease));
+        ServiceLogsRequest { lease_id, follow: true, ..ServiceLogsRequest::default() }
+    }
+
+    fn print(&self, gateway: &Gateway, text: &str) {
+        gateway.world.print(&self.run, [text.to_owned()]);
+    }
+}
+
+/// Reads until the logs are these.
+async fn read(stream: &mut Streaming<ServiceLogsResponse>, expected: &str) {
+    let mut text = Vec::new();
+    while text.len() < expected.len() {
+        let response = timeout(DEADLINE, stream.message()).await.unwrap().unwrap().unwrap();
+        text.extend(response.services.into_iter().flat_map(|entry| entry.logs));
+    }
+    assert_eq!(String::from_utf8_lossy(&text), expected);
+}
+
+/// How the stream ends.
+async fn end(stream: &mut Streaming<ServiceLogsResponse>) -> Status {
+    let ended = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Status::ok(""),
+                Err(status) => return status,
+            }
+        }
+    };
+    timeout(DEADLINE, ended).await.expect("an end")
+}
+
+/// A certificate of a tenant's form, but for what `spoil` does to it.
+fn shaped(spoil: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
+    let mut params = CertificateParams::default();
+    let name = PrintableString::try_from(account(1).as_str()).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, DnValue::PrintableString(name));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.not_before = rcgen::date_time_ymd(2024, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2124, 1, 1);
+    spoil(&mut params);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let key = aws_lc_rs::default_provider().key_provider.load_private_key(key).unwrap();
+    CertifiedKey::new(vec![certificate.der().clone()], key)
+}
+
+fn extension(oid: &[u64], content: &[u8]) -> CustomExtension {
+    let mut extension = CustomExtension::from_oid_content(oid, content.to_vec());
+    extension.set_criticality(true);
+    extension
+}
+
+#[tokio::test]
+async fn a_tenant_comes_in_while_running_and_is_put_out_while_following() {
+    let secure = Secure::new(Limits::default()).await;
+    let (leaver, other) = (secure.tenant("leaver"), secure.tenant("other"));
+    leaver.print(&secure.gateway, "of the leaver\n");
+    other.print(&secure.gateway, "of the other\n");
+    let mut client = secure.client(Some(&leaver.identity)).await;
+    let status = client.service_logs(leaver.request()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));
+
+    secure.trust(&leaver);
+    secure.trust(&other);
+    let mut left = secure.open_once_not(&leaver, "CERTIFICATE_UNKNOWN").await.unwrap();
+    read(&mut left, "of the leaver\n").await;
+    // On the connection that was refused before as well: each call asks anew.
+    let mut again = client.service_logs(leaver.request()).await.unwrap().into_inner();
+    read(&mut again, "of the leaver\n").await;
+    let mut kept = secure.open_once_not(&other, "CERTIFICATE_UNKNOWN").await.unwrap();
+    read(&mut kept, "of the other\n").await;
+
+    fs::remove_file(secure.file(&leaver)).unwrap();
+    for stream in [&mut left, &mut again] {
+        let status = end(stream).await;
+        assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_WITHDRAWN".into()));
+    }
+    let status = client.service_logs(leaver.request()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));
+    // Who stays is not touched.
+    other.print(&secure.gateway, "more\n");
+    read(&mut kept, "more\n").await;
+    assert_eq!(secure.gateway.metric("leasemux_streams"), 1);
+}
+
+#[tokio::test]
+async fn a_stolen_name_is_not_enough() {
+    let secure = Secure::new(Limits::default()).await;
+    let tenant = secure.tenant("tenant");
+    secure.trust(&tenant);
+    drop(secure.open_once_not(&tenant, "CERTIFICATE_UNKNOWN").await.unwrap());
+    // Anybody can sign a certificate over the tenant's address and serial number.
+    let genuine = CertificateDer::from_pem_file(tenant.identity.join("cert.pem")).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&genuine).unwrap();
+    let serial = parsed.raw_serial().to_vec();
+    let forged = shaped(|params| {
+        let name = PrintableString::try_from(tenant.owner.as_str()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, DnValue::PrintableString(name));
+        params.serial_number = Some(rcgen::SerialNumber::from(serial));
+    });
+    let key = Arc::clone(&forged.key);
+    let status = secure.refusal(Some(forged)).await;
+    assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_DIFFERS".into()));
+    // The genuine one without its key does not come through the handshake: the client is told at its first read.
+    let mut stream = secure.handshake(Some(CertifiedKey::new(vec![genuine], key))).await;
+    let told = timeout(DEADLINE, stream.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
+    assert!(told.to_string().contains("DecryptError"), "{told}");
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_answered_over_tls_1_3_and_http_2() {
+    let secure = Secure::new(Limits::default()).await;
+    let stream = secure.handshake(None).await;
+    assert_eq!(stream.get_ref().1.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    drop(stream);
+    let status = secure.refusal(None).await;
+    assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CREDENTIALS_MISSING".into()));
+    let tenant = secure.tenant("tenant");
+    let status = secure.client(None).await.service_logs(tenant.request()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CREDENTIALS_MISSING".into()));
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_broken_connection() {
+    let secure = Secure::new(Limits::default()).await;
+    // What Akash's Go tools write into a certificate that names a host is understood.
+    let like_go = shaped(|params| {
+        let permitted = [0x30, 0x11, 0xa0, 0x0f, 0x30, 0x0d, 0x82, 0x0b].as_slice();
+        let constraints = extension(&[2, 5, 29, 30], &[permitted, b"example.com"].concat());
+        params.custom_extensions = vec![constraints];
+    });
+    let chain = {
+        let (first, second) = (shaped(|_| ()), shaped(|_| ()));
+        CertifiedKey::new([first.cert, second.cert].concat(), first.key)
+    };
+    let nobody = shaped(|params| params.distinguished_name.push(DnType::CommonName, "somebody"));
+    let cases = [
+        (shaped(|_| ()), "CERTIFICATE_UNKNOWN"),
+        (like_go, "CERTIFICATE_UNKNOWN"),
+        (chain, "CERTIFICATE_CHAIN"),
+        (nobody, "CERTIFICATE_SUBJECT"),
+        (shaped(|params| params.extended_key_usages.clear()), "CERTIFICATE_USAGE"),
+        (
+            shaped(|params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
+            "CERTIFICATE_AUTHORITY",
+        ),
+        (
+            shaped(|params| {
+                params.custom_extensions = vec![extension(&[1, 3, 6, 1, 4, 1, 99_999, 1], &[5, 0])];
+            }),
+            "CERTIFICATE_EXTENSION",
+        ),
+        (shaped(|params| params.not_after = rcgen::date_time_ymd(2025, 1, 1)), "CERTIFICATE_EXPIRED"),
+        (shaped(|params| params.not_before = rcgen::date_time_ymd(2123, 1, 1)), "CERTIFICATE_NOT_YET_VALID"),
+    ];
+    for (identity, expected) in cases {
+        let status = secure.refusal(Some(identity)).await;
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::Unauthenticated, expected),
+            "{status:?}"
+        );
+    }
+}
+
+/// A `ClientHello` of TLS 1.2: no session, one cipher suite (ECDHE-ECDSA-AES128-GCM), no compression, and one extension
+/// (`signature_algorithms`: ECDSA with P-256 and SHA-256).
+fn hello_of_tls_1_2() -> Vec<u8> {
+    let mut hello = vec![3, 3];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
+    hello.extend([0, 8, 0, 13, 0, 4, 0, 2, 4, 3]);
+    let length = u8::try_from(hello.len()).unwrap();
+    let mut record = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
+    record.extend(hello);
+    record
+}
+
+#[tokio::test]
+async fn older_tls_is_refused_by_an_alert_that_says_so() {
+    let secure = Secure::new(Limits::default()).await;
+    let mut socket = secure.dial().await;
+    socket.write_all(&hello_of_tls_1_2()).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(DEADLINE, socket.read_to_end(&mut answer)).await.unwrap().unwrap();
+    let protocol_version = [21, 3, 3, 0, 2, 2, 70];
+    assert_eq!(answer, protocol_version);
+}
+
+#[tokio::test]
+async fn who_does_not_complete_the_handshake_is_cut_off_and_others_are_not_kept_waiting() {
+    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let secure = Secure::new(limits).await;
+    let hello = hello_of_tls_1_2();
+    let mut stalled = Vec::new();
+    for sent in [0, 1, hello.len() - 1] {
+        let mut socket = secure.dial().await;
+        socket.write_all(&hello[..sent]).await.unwrap();
+        stalled.push(socket);
+    }
+    let completed = secure.handshake(None).await;
+    for mut socket in stalled {
+        // An end, or a reset since there is something unread.
+        let ended = timeout(DEADLINE, socket.read(&mut [0; 64])).await.expect("it is cut off");
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    }
+    // The limit is the handshake's, not the connection's.
+    drop(completed);
+    let status = secure.refusal(None).await;
+    assert_eq!(reason(&status), "CREDENTIALS_MISSING");
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_one_that_ends() {
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let secure = Secure::new(limits).await;
+    let first = secure.handshake(None).await;
+    let mut second = secure.dial().await;
+    second.write_all(&hello_of_tls_1_2()).await.unwrap();
+    // Waiting proves nothing, and is enough to catch a limit that does not hold.
+    assert!(timeout(Duration::from_millis(300), second.readable()).await.is_err());
+    drop(first);
+    let read = timeout(DEADLINE, second.read(&mut [0; 64])).await.unwrap().unwrap();
+    assert_eq!(read, 7, "an alert");
+}
+
+#[tokio::test]
+async fn at_the_end_streams_are_told_and_nobody_new_comes_in() {
+    let secure = Secure::new(Limits::default()).await;
+    let tenant = secure.tenant("tenant");
+    tenant.print(&secure.gateway, "before the end\n");
+    secure.trust(&tenant);
+    let mut stream = secure.open_once_not(&tenant, "CERTIFICATE_UNKNOWN").await.unwrap();
+    read(&mut stream, "before the end\n").await;
+    let mut stalled = secure.dial().await;
+    let (in_time, status) = tokio::join!(secure.gateway.drain.finish(DEADLINE), end(&mut stream));
+    assert!(in_time, "neither a client that stays nor a handshake that stalls holds up the end");
+    assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "DRAINING".into()));
+    assert!(matches!(timeout(DEADLINE, stalled.read(&mut [0; 1])).await.unwrap(), Ok(0) | Err(_)));
+    assert!(TcpStream::connect(("127.0.0.1", secure.port)).await.is_err(), "nobody listens");
+}

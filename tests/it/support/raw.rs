@@ -1,0 +1,81 @@
+//! A caller that sends whatever bytes a test wants, as a gRPC client never would.
+
+use std::convert::Infallible;
+
+use bytes::{BufMut as _, Bytes};
+use http::{HeaderMap, Request};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use leasemux::edge::service::SERVICE;
+use prost::Message;
+use tokio::io::DuplexStream;
+use tokio::task::JoinSet;
+use tonic::Status;
+
+/// One HTTP/2 connection. Dropping it closes it.
+pub(crate) struct Raw {
+    sender: SendRequest<BoxBody<Bytes, Infallible>>,
+    _connection: JoinSet<()>,
+}
+
+/// What a call came to.
+pub(crate) struct Answer {
+    pub(crate) status: Status,
+    /// All messages, with their prefixes.
+    pub(crate) body: Bytes,
+}
+
+impl Raw {
+    /// Over the client's end of a connection.
+    pub(crate) async fn new(pipe: DuplexStream) -> Self {
+        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(pipe)).await.unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // How it ends shows in the calls.
+            let _ = connection.await;
+        });
+        Self { sender, _connection: tasks }
+    }
+
+    /// Calls a method of the lease service with a body of these bytes.
+    pub(crate) async fn call(&mut self, method: &str, body: impl Into<Bytes>) -> Answer {
+        self.send(&format!("/{SERVICE}/{method}"), Full::new(body.into()).boxed()).await
+    }
+
+    /// Calls a method with a body that never comes.
+    pub(crate) async fn call_without_end(&mut self, method: &str) -> Answer {
+        let never = futures_util::stream::pending();
+        self.send(&format!("/{SERVICE}/{method}"), BodyExt::boxed(StreamBody::new(never))).await
+    }
+
+    async fn send(&mut self, path: &str, body: BoxBody<Bytes, Infallible>) -> Answer {
+        let request = Request::post(format!("http://gateway{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(body)
+            .unwrap();
+        self.sender.ready().await.expect("the connection lives");
+        let (head, body) = self.sender.send_request(request).await.expect("an answer").into_parts();
+        assert_eq!(head.status, 200, "gRPC's own status comes within a success of HTTP");
+        assert_eq!(head.headers["content-type"], "application/grpc");
+        let collected = body.collect().await.expect("a whole answer");
+        let trailers: HeaderMap = collected.trailers().cloned().unwrap_or(head.headers);
+        let status = Status::from_header_map(&trailers).expect("every answer has a status");
+        Answer { status, body: collected.to_bytes() }
+    }
+}
+
+/// A message with the prefix that gRPC puts before it.
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
+    let mut body = vec![0];
+    body.put_u32(u32::try_from(message.len()).unwrap());
+    body.extend(message);
+    body
+}
+
+/// The same, of a message that makes sense.
+pub(crate) fn encoded(message: &impl Message) -> Vec<u8> {
+    framed(&message.encode_to_vec())
+}
