@@ -6,6 +6,8 @@
 
 mod cli;
 mod contract;
+mod demo;
+mod gateway;
 mod local;
 mod logs;
 mod support;

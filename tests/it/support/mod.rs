@@ -2,6 +2,7 @@
 
 pub(crate) mod gateway;
 pub(crate) mod oracle;
+pub(crate) mod process;
 pub(crate) mod world;
 
 use leasemux::model::id::{Address, LeaseId};
