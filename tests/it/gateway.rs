@@ -8,6 +8,7 @@ use std::path::Path;
 use leasemux::client::connect::Connector;
 use leasemux::client::logs::wire_lease;
 use leasemux::config::{ServerTrust, Target};
+use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use rustix::process::Signal;
 use tonic::{Code, Status};
@@ -33,11 +34,12 @@ const FLOOD: &str = "echo 1 before the flood
 /// Lines of [`FLOOD`].
 const FLOOD_LINES: u64 = 60_000;
 
-/// Prints for ever, in small groups.
+/// Prints for ever, in small groups, and tells of it elsewhere too.
 const STEADY: &str = "n=0
     while :; do
       i=0
       while [ $i -lt 20 ]; do i=$((i+1)); n=$((n+1)); echo \"$n of a steady service\"; done
+      echo $n > $GATES/printed
       sleep 0.01
     done";
 
@@ -63,8 +65,11 @@ fn code(done: &Done, code: i32) {
 }
 
 /// A world with one tenant, `alice`, and a gateway for her one lease.
-fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, leasemux::model::id::LeaseId, Gateway) {
-    let world = World::new();
+fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
+    serve_with(World::new(), services, flags)
+}
+
+fn serve_with(world: World, services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", services);
     let gateway = world.serve(&[(&lease, &sdl)], flags);
@@ -183,6 +188,33 @@ fn who_falls_behind_is_told_how_many_lines_are_lost() {
     let lost = fast.lost_lines + slow.lost_lines;
     assert!((told - lost as f64).abs() < 0.5, "{told} {fast:?} {slow:?}");
     code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn a_full_disk_costs_lines_and_nothing_else() {
+    // A limit for files fails writes as a full disk does, in the middle of a record too, and can be raised.
+    let (world, lease, gateway) = serve_with(World::limitable(), &[("web", STEADY, 2)], &[]);
+    gateway.program.limit_files(Some(32 * 1024));
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    gateway.program.until_said_times("cannot write log, dropping output", 2);
+    let read = gateway.metric("leasemux_lines_in_total");
+    // For a while nothing can be written. That the services go on can be seen elsewhere.
+    let full = world.number("printed");
+    world.until_number("printed", full + 1000);
+    gateway.program.limit_files(None);
+    gateway.program.until_said_times("log can be written again", 2);
+    // Each as much as both before it.
+    follower.until("both replicas' losses, and lines behind them", |seen| {
+        seen.tally().gaps >= 2 && seen.runs("web/0")[0] as f64 > read && seen.runs("web/1")[0] as f64 > read
+    });
+    let (seen, err) = follower.end();
+    let tally = seen.verdict();
+    assert!(tally.lost_lines > 0, "{tally:?} {err}");
+    assert_eq!((seen.runs("web/0").len(), seen.runs("web/1").len(), seen.events("ended")), (1, 1, 0));
+    let done = gateway.stop(Signal::TERM);
+    code(&done, 0);
+    assert!(done.err.lines().count() < 20, "{}", done.err);
     world.until_nothing_is_left();
 }
 
@@ -440,9 +472,12 @@ fn what_keeps_a_gateway_from_starting_is_told_in_a_line() {
     std::fs::write(&broken, "services: [").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap();
+    let spoilt = world.path("spoilt");
+    std::fs::create_dir(&spoilt).unwrap();
+    std::fs::write(spoilt.join("pods"), "not a directory").unwrap();
     let file = good.display();
     let other = format!("--data-dir={}", world.path("other").display());
-    let cases: [(&Path, Vec<String>, i32, &str); 8] = [
+    let cases: [(&Path, Vec<String>, i32, &str); 9] = [
         (&good, vec![other.clone(), "--trust-dir=/none".to_owned()], 2, "--trust-dir \"/none\""),
         (&good, vec![other.clone(), format!("--trust-dir={file}")], 2, "--trust-dir \""),
         (&image, vec![other.clone()], 1, "processes, not images"),
@@ -456,6 +491,7 @@ fn what_keeps_a_gateway_from_starting_is_told_in_a_line() {
         ),
         (&good, vec![], 1, "--data-dir: "),
         (&good, vec![format!("--data-dir={file}")], 2, "--data-dir \""),
+        (&good, vec![format!("--data-dir={}", spoilt.display())], 1, "(os error "),
     ];
     for (sdl, flags, expected, text) in cases {
         let mut args = world.serve_args(&[(&lease, sdl)]);

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use leasemux::client::oracle::{Oracle, Order, Start, Tally};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -34,6 +34,8 @@ const LOOK: Duration = Duration::from_millis(10);
 pub(crate) struct World {
     dir: TempDir,
     program: PathBuf,
+    /// Whether [`Program::limit_files`] makes writes fail, as it should, instead of killing who writes.
+    limitable: bool,
 }
 
 /// A running program. Dropping it kills it.
@@ -99,7 +101,14 @@ impl World {
         for name in ["trusted", "tmp", "gates"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Self { dir, program }
+        Self { dir, program, limitable: false }
+    }
+
+    /// One whose programs' files can be limited.
+    pub(crate) fn limitable() -> Self {
+        let mut world = Self::new();
+        world.limitable = true;
+        world
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -145,8 +154,28 @@ impl World {
         fs::write(self.path("gates").join(gate), "").unwrap();
     }
 
+    /// What a service has written into a file in `$GATES`; 0 while it writes it.
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.path("gates").join(name)).unwrap_or_default();
+        text.trim().parse().unwrap_or_default()
+    }
+
+    pub(crate) fn until_number(&self, name: &str, at_least: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.number(name) < at_least {
+            assert!(Instant::now() < deadline, "{name} is not {at_least}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = if self.limitable {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(&self.program);
+            shell
+        } else {
+            Command::new(&self.program)
+        };
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("LEASEMUX_") {
                 command.env_remove(name);
@@ -289,6 +318,13 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Limits how long a file may become that it writes; `None` = as long as this process may.
+    pub(crate) fn limit_files(&self, bytes: Option<u64>) {
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        let limit = Rlimit { current: bytes.or(maximum), maximum };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).unwrap();
+    }
+
     /// Waits until its standard output satisfies `found`.
     pub(crate) fn until_out<T>(&self, what: &str, found: impl FnMut(&str) -> Option<T>) -> T {
         self.out.until(found).unwrap_or_else(|| self.fail(what))
@@ -296,7 +332,13 @@ impl Program {
 
     /// Waits until its standard error contains `text`.
     pub(crate) fn until_said(&self, text: &str) {
-        self.err.until(|err| err.contains(text).then_some(())).unwrap_or_else(|| self.fail(text));
+        self.until_said_times(text, 1);
+    }
+
+    /// Waits until its standard error contains `text` so many times.
+    pub(crate) fn until_said_times(&self, text: &str, times: usize) {
+        let said = self.err.until(|err| (err.matches(text).count() >= times).then_some(()));
+        said.unwrap_or_else(|| self.fail(text));
     }
 
     fn fail(&self, what: &str) -> ! {
