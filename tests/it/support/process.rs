@@ -442,16 +442,16 @@ impl Gateway {
     }
 
     /// Waits until a metric has this value.
-    pub(crate) fn until_metric(&self, name: &str, wanted: f64) {
+    pub(crate) fn until_metric(&self, name: &str, wanted: u64) {
         let deadline = Instant::now() + PATIENCE;
-        while (self.metric(name) - wanted).abs() > 0.5 {
+        while self.metric(name) != wanted {
             assert!(Instant::now() < deadline, "{name} is not {wanted}");
             std::thread::sleep(LOOK);
         }
     }
 
     /// The value of a metric with these labels, if any, as it is written.
-    pub(crate) fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> u64 {
         let (_, metrics) = self.get("/metrics");
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
