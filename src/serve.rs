@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::sign::CertifiedKey;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,6 +23,7 @@ use crate::edge::drain::Drain;
 use crate::edge::server::{self, Server};
 use crate::edge::service::LeaseService;
 use crate::edge::tls;
+use crate::host::files;
 use crate::host::notify::Notifier;
 use crate::logs::fanout::Fanout;
 use crate::logs::replica::World;
@@ -32,6 +34,9 @@ use crate::platform::local::{LocalConfig, LocalPlatform};
 
 /// How long a service may take to end after a SIGTERM, before it is killed.
 const SERVICE_GRACE: Duration = Duration::from_secs(5);
+
+/// Files that the gateway has open beside connections: logs that are written and read, pipes of services, listeners.
+const FILES_BESIDE: u64 = 2_048;
 
 /// Why a gateway cannot run. The text is for the operator and names the flag or file.
 #[derive(Debug, thiserror::Error)]
@@ -115,13 +120,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 
 async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
-    let certified = match &config.tls {
-        Some((certificate, key)) => tls::load(certificate, key)?,
-        None => {
-            let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
-            tls::load(&made.certificate, &made.key)?
-        }
-    };
+    allow_connections(config.limits.connections);
+    let certified = certified(&config)?;
     let listener = listen("--listen", config.listen).await?;
     let admin_listener = listen("--admin-listen", config.admin_listen).await?;
     let addresses =
@@ -170,6 +170,27 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let (gateway, admin) = addresses;
     tracing::info!(%gateway, %admin, "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
+}
+
+/// Lets the process have as many files open as there may be connections, or says that it cannot.
+fn allow_connections(connections: usize) {
+    let needed = connections as u64 + FILES_BESIDE;
+    if files::allow(needed).is_err() {
+        let allowed = files::allow_most();
+        tracing::warn!(
+            needed,
+            allowed,
+            "the system allows fewer open files than --max-connections needs (ulimit -n): connections beyond that wait"
+        );
+    }
+}
+
+fn certified(config: &ServeConfig) -> Result<CertifiedKey, tls::Error> {
+    if let Some((certificate, key)) = &config.tls {
+        return tls::load(certificate, key);
+    }
+    let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
+    tls::load(&made.certificate, &made.key)
 }
 
 fn read_sdls(leases: &[(LeaseId, PathBuf)]) -> Result<Vec<(LeaseId, Sdl)>, ServeError> {

@@ -9,7 +9,8 @@ use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
-use crate::logs::body::{LogsBody, Messages};
+use crate::logs::body::LogsBody;
+use crate::logs::stream::Messages;
 
 /// The body of any response.
 #[derive(Debug)]

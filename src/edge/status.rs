@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::access::refusal::{self, Refusal};
-use crate::logs::body::End;
+use crate::logs::stream::End;
 use crate::model::view::Missing;
 use crate::platform;
 

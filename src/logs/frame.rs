@@ -9,8 +9,10 @@ use crate::logs::chunk::Chunk;
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
 use crate::model::position::{Cursor, Position};
+use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{self, ServiceLogs, ServiceLogsResponse};
 use crate::model::time::LogTime;
+use crate::model::view::Run;
 
 /// Bytes of a gRPC message's prefix: whether it is compressed (1), its length (4).
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
@@ -49,7 +51,7 @@ pub struct Gap {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Which turn.
-    pub kind: lease::replica_event::Kind,
+    pub kind: Kind,
     /// The run it is about, if there is one.
     pub instance: Option<Instance>,
     /// When.
@@ -71,6 +73,50 @@ pub struct LinesFrame {
     pub message: Bytes,
     /// The log bytes within it: the same memory.
     pub logs: Bytes,
+}
+
+// === impl Event ===
+
+impl Event {
+    /// A run has started.
+    pub fn started(run: &Run) -> Self {
+        Self { instance: Some(run.instance.clone()), time: run.started, ..Self::of(Kind::Started) }
+    }
+
+    /// A run has ended; `None` if it has not.
+    pub fn ended(run: &Run) -> Option<Self> {
+        let end = run.end.clone()?;
+        Some(Self {
+            instance: Some(run.instance.clone()),
+            time: end.time,
+            exit_code: end.exit_code,
+            signal: end.signal,
+            reason: end.reason,
+            ..Self::of(Kind::Ended)
+        })
+    }
+
+    /// Nothing runs; something is expected to.
+    pub fn waiting(reason: String, message: String) -> Self {
+        Self { reason, message, ..Self::of(Kind::Waiting) }
+    }
+
+    /// The replica is no longer part of the lease.
+    pub fn gone() -> Self {
+        Self::of(Kind::Gone)
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self {
+            kind,
+            instance: None,
+            time: LogTime::now(),
+            exit_code: None,
+            signal: None,
+            reason: String::new(),
+            message: String::new(),
+        }
+    }
 }
 
 /// Encodes `chunk` of a run.
@@ -289,7 +335,7 @@ mod tests {
     #[test]
     fn an_event_has_no_log_bytes() {
         let body = Event {
-            kind: lease::replica_event::Kind::Ended,
+            kind: Kind::Ended,
             instance: Some(instance()),
             time: LogTime::from_nanos(1),
             exit_code: Some(0),
@@ -300,10 +346,7 @@ mod tests {
         let entry = decode(&event(&replica(), &body));
         assert!(entry.logs.is_empty() && entry.cursor.is_none());
         let told = entry.event.unwrap();
-        assert_eq!(
-            (told.kind(), told.exit_code, told.signal),
-            (lease::replica_event::Kind::Ended, Some(0), None)
-        );
+        assert_eq!((told.kind(), told.exit_code, told.signal), (Kind::Ended, Some(0), None));
         assert_eq!(told.instance, "uid/web/7");
     }
 }

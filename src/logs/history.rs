@@ -7,15 +7,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::chunk::{Chunk, Chunker};
-use super::follow::{Extent, History};
+use super::follow::Extent;
 use super::frame::{self, Event, Gap, Representation};
-use super::replica::{Subscription, World, ended, started, waiting};
+use super::message::Message;
+use super::replica::{Subscription, World};
 use super::ring::Join;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::GapCause;
@@ -23,8 +23,10 @@ use crate::model::line::{Line, LineBatch, SourceGap};
 use crate::model::metrics::Read;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-use crate::model::view::{LeaseView, ReplicaState, ReplicaView};
+use crate::model::view::{LeaseView, ReplicaView};
 use crate::platform::{self, From, TailItem, TailRequest};
+
+mod begin;
 
 /// Pause before a log that could not be read is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -82,23 +84,6 @@ pub enum Step {
     End,
 }
 
-/// One message, and what it stands for.
-#[derive(Clone, Debug)]
-pub struct Message {
-    /// The complete gRPC message.
-    pub bytes: Bytes,
-    /// The position behind it, if it moves one.
-    pub at: Option<(Instance, Position)>,
-    /// Lines that end in it.
-    pub lines: u64,
-    /// Log bytes in it.
-    pub log_bytes: u64,
-    /// Time of its last line.
-    pub last_time: Option<LogTime>,
-    /// The gap that it reports.
-    pub gap: Option<Gap>,
-}
-
 enum Ready {
     Chunk(Instance, Chunk),
     Message(Message),
@@ -137,15 +122,6 @@ enum Joined {
 enum Woken {
     Item(Option<Result<TailItem, platform::Error>>),
     Moved,
-}
-
-// === impl Message ===
-
-impl Message {
-    /// One that holds no lines.
-    pub fn bare(bytes: Bytes) -> Self {
-        Self { bytes, at: None, lines: 0, log_bytes: 0, last_time: None, gap: None }
-    }
 }
 
 // === impl Reading ===
@@ -198,102 +174,6 @@ impl Reading {
 
     fn slot(&self) -> ReplicaView {
         self.scope.view.borrow().replica(&self.scope.replica).cloned().unwrap_or_default()
-    }
-
-    /// Where to begin: in the ring at once, if it holds all that was asked for.
-    async fn begin(&mut self) -> Stage {
-        let slot = self.slot();
-        if let Some((instance, position)) = self.scope.resume.clone() {
-            return self.resume(&slot, instance, position);
-        }
-        let history = self.scope.extent.history();
-        if let Extent::Previous(_) = self.scope.extent {
-            let before = slot.runs.len().checked_sub(2).and_then(|index| slot.runs.get(index));
-            return match before {
-                Some(run) => Stage::Open(run.instance.clone(), from(history.last, history.since)),
-                None => Stage::End,
-            };
-        }
-        if self.live.is_some()
-            && let ReplicaState::Waiting { reason, message } = &slot.state
-        {
-            let event = waiting(reason.clone(), message.clone());
-            self.tell(&event);
-        }
-        if self.scope.extent.follows() && history.last == Some(0) {
-            return self.join_now().await;
-        }
-        if let (Some(lines), None, Some(live)) = (history.last, history.since, &mut self.live)
-            && let Some((instance, position, rests)) = live.reader.join_last(lines)
-        {
-            self.at = Some((instance.clone(), position));
-            self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
-            return Stage::Join;
-        }
-        let (first, last) = self.first_run(&slot, history).await;
-        let Some(run) = first.and_then(|index| slot.runs.get(index)) else {
-            return self.join_now().await;
-        };
-        if self.scope.newcomer {
-            self.tell(&started(run));
-        }
-        Stage::Open(run.instance.clone(), from(last, history.since))
-    }
-
-    fn resume(&mut self, slot: &ReplicaView, instance: Instance, position: Position) -> Stage {
-        if let Joined::Stage(stage) = self.try_join(&instance, position) {
-            return stage;
-        }
-        if slot.run(&instance).is_some() {
-            return Stage::Open(instance, From::After(position));
-        }
-        self.unknown_gap(GapCause::Rotated);
-        match slot.runs.first() {
-            Some(run) => {
-                self.tell(&started(run));
-                Stage::Open(run.instance.clone(), From::Start)
-            }
-            None if self.live.is_some() => Stage::Join,
-            None => Stage::End,
-        }
-    }
-
-    /// Goes on with what comes from now on; waits until it is known where the log stands, so that the follower can be told.
-    async fn join_now(&mut self) -> Stage {
-        let Some(live) = &mut self.live else {
-            return Stage::End;
-        };
-        let runs =
-            self.scope.view.borrow().replica(&self.scope.replica).is_some_and(|slot| !slot.runs.is_empty());
-        while runs && live.reader.position().is_none() && !live.reader.is_closed() {
-            moved(live).await;
-        }
-        self.at = live.reader.position();
-        Stage::Join
-    }
-
-    /// Which run to begin with, and how many of its last lines to take.
-    async fn first_run(&mut self, slot: &ReplicaView, history: History) -> (Option<usize>, Option<u64>) {
-        if slot.runs.is_empty() {
-            return (None, None);
-        }
-        let recent =
-            |since| slot.runs.iter().position(|run| run.end.as_ref().is_none_or(|end| end.time >= since));
-        let oldest = history.since.map_or(Some(0), recent).unwrap_or(slot.runs.len() - 1);
-        let Some(mut wanted) = history.last else {
-            return (Some(oldest), None);
-        };
-        for index in (oldest..slot.runs.len()).rev() {
-            if index == oldest {
-                return (Some(index), Some(wanted));
-            }
-            let here = self.count(&slot.runs[index].instance, wanted).await;
-            if here >= wanted {
-                return (Some(index), Some(wanted));
-            }
-            wanted -= here;
-        }
-        (Some(oldest), Some(wanted))
     }
 
     /// How many lines a run's log has, as far as `enough`.
@@ -449,10 +329,10 @@ impl Reading {
             let slot = self.slot();
             // The newest run is for the ring to tell of; earlier ones it does not know.
             if let Some(next) = slot.run_behind(&instance) {
-                if let Some(event) = slot.run(&instance).and_then(ended) {
+                if let Some(event) = slot.run(&instance).and_then(Event::ended) {
                     self.tell(&event);
                 }
-                self.tell(&started(next));
+                self.tell(&Event::started(next));
                 return Stage::Open(next.instance.clone(), From::Start);
             }
             let Some(live) = &mut self.live else {
@@ -477,7 +357,7 @@ impl Reading {
         let at = self.at.clone();
         let place = at.as_ref().map(|(instance, position)| (instance, *position));
         let bytes = frame::gap(&self.scope.replica, place, &gap);
-        self.ready.push_back(Ready::Message(Message { gap: Some(gap), ..Message::bare(bytes) }));
+        self.ready.push_back(Ready::Message(Message { at, gap: Some(gap), ..Message::bare(bytes) }));
     }
 
     fn tell(&mut self, event: &Event) {
@@ -489,7 +369,7 @@ impl Reading {
         match ready {
             Ready::Message(message) => message,
             Ready::Chunk(instance, chunk) => {
-                message(&self.scope.replica, &instance, &chunk, self.scope.representation)
+                Message::of_chunk(&self.scope.replica, &instance, &chunk, self.scope.representation)
             }
         }
     }
@@ -504,28 +384,8 @@ impl std::fmt::Debug for Reading {
     }
 }
 
-/// A chunk as a message of its own.
-fn message(replica: &Replica, instance: &Instance, chunk: &Chunk, as_what: Representation) -> Message {
-    Message {
-        bytes: frame::lines(replica, instance, chunk, as_what).message,
-        at: Some((instance.clone(), chunk.end)),
-        lines: chunk.lines(),
-        log_bytes: chunk.data.len() as u64,
-        last_time: chunk.marks.last().map(|mark| mark.time),
-        gap: None,
-    }
-}
-
 async fn moved(live: &mut Subscription) {
     std::future::poll_fn(|cx| live.reader.poll_moved(cx)).await;
-}
-
-fn from(last: Option<u64>, since: Option<LogTime>) -> From {
-    match (last, since) {
-        (Some(lines), _) => From::Last(lines),
-        (None, Some(since)) => From::Since(since),
-        (None, None) => From::Start,
-    }
 }
 
 /// The batch from its first line on that is not older than `since`, and the position before that line if some were left out.

@@ -11,9 +11,10 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::fanout::{Fanout, Stopped};
-use super::frame::{self, Gap};
-use super::history::{Message, Reading, Scope, Step};
-use super::replica::{Subscription, started};
+use super::frame::{self, Event, Gap};
+use super::history::{Reading, Scope, Step};
+use super::message::Message;
+use super::replica::Subscription;
 use super::ring::{Entry, Kind, Taken};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
@@ -176,16 +177,14 @@ impl Lane {
         let (lines, log_bytes) = entry.size();
         let mut message = Message { lines, log_bytes, ..Message::bare(bytes) };
         match &entry.kind {
-            Kind::Lines(chunk, _) => {
-                self.last_time = chunk.marks.last().map(|mark| mark.time);
-                match (&mut self.at, &entry.instance) {
-                    (Some((known, position)), Some(instance)) if known == instance => *position = entry.end,
-                    (at, Some(instance)) => *at = Some((instance.clone(), entry.end)),
-                    (_, None) => {}
-                }
-            }
+            Kind::Event => return message,
+            Kind::Lines(chunk, _) => self.last_time = chunk.marks.last().map(|mark| mark.time),
             Kind::Gap(gap) => message.gap = Some(*gap),
-            Kind::Event => {}
+        }
+        match (&mut self.at, &entry.instance) {
+            (Some((known, position)), Some(instance)) if known == instance => *position = entry.end,
+            (at, Some(instance)) => *at = Some((instance.clone(), entry.end)),
+            (_, None) => {}
         }
         message
     }
@@ -209,7 +208,7 @@ impl Lane {
         };
         self.pending.push_back(Message { at: place, gap: Some(gap), ..Message::bare(message) });
         if let Some(run) = run {
-            let event = frame::event(&self.scope.replica, &started(&run));
+            let event = frame::event(&self.scope.replica, &Event::started(&run));
             self.pending.push_back(Message::bare(event));
         }
     }

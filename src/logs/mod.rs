@@ -12,5 +12,7 @@ pub mod follow;
 pub mod frame;
 pub mod history;
 pub mod lane;
+pub mod message;
 pub mod replica;
 pub mod ring;
+pub mod stream;

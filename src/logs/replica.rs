@@ -6,54 +6,35 @@
 //! notices.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_core::future::BoxFuture;
-use futures_core::stream::BoxStream;
-use futures_util::StreamExt as _;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::chunk::{Chunk, Chunker};
 use super::frame::{Event, Gap};
-use super::ring::{Reader, Ring};
+use super::ring::Ring;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
 use crate::model::line::{GapCause, LineBatch, SourceGap};
 use crate::model::metrics::{GaugeGuard, Metrics, Read};
 use crate::model::position::Position;
-use crate::model::proto::lease::replica_event::Kind as EventKind;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
-use crate::platform::{self, From, Platform, Tail, TailItem, TailRequest};
+use crate::platform::{self, From, Platform, TailItem, TailRequest};
+
+mod handle;
+mod source;
+
+use handle::{Followers, Subscribe};
+pub use handle::{Handle, Subscription};
+use source::{Answer, Source};
 
 /// First pause after the source failed; doubled with each failure, up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause after the source failed: short enough for a follower not to give up.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// A running actor, as its registry knows it. Cloning is cheap.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    mailbox: mpsc::Sender<Subscribe>,
-    id: u64,
-}
-
-/// The only message: the answer is a place in the ring.
-#[derive(Debug)]
-pub struct Subscribe {
-    reply: oneshot::Sender<Subscription>,
-}
-
-/// A place in the ring, and the reason for the actor to live.
-#[derive(Debug)]
-pub struct Subscription {
-    /// The place.
-    pub reader: Reader,
-    _follower: Follower,
-}
 
 /// What an actor needs to know of the world.
 #[derive(Clone, Debug)]
@@ -64,19 +45,6 @@ pub struct World {
     pub limits: Arc<Limits>,
     /// What is counted.
     pub metrics: Metrics,
-}
-
-/// Counts as a follower for as long as it lives.
-#[derive(Debug)]
-struct Follower {
-    followers: Arc<Followers>,
-    _gauge: GaugeGuard,
-}
-
-#[derive(Debug, Default)]
-struct Followers {
-    count: AtomicUsize,
-    left: Notify,
 }
 
 struct Actor {
@@ -112,20 +80,6 @@ struct CurrentRun {
     end_is_old: bool,
 }
 
-/// Where lines come from just now.
-enum Source {
-    /// Nothing to read: waiting for the view.
-    Idle,
-    /// A log is being opened.
-    Opening(BoxFuture<'static, Result<Tail, platform::Error>>),
-    /// Reading.
-    Reading(BoxStream<'static, Result<TailItem, platform::Error>>),
-    /// It failed; it will be opened again when the time has come.
-    Retry(Instant),
-    /// The log has ended; waiting for the view to say how.
-    Ended,
-}
-
 /// What the actor's loop does next.
 enum Turn {
     Subscribe(Subscribe),
@@ -134,29 +88,6 @@ enum Turn {
     Source(Answer),
     Left,
     Stop,
-}
-
-/// What the source answered.
-enum Answer {
-    Opened(Result<Tail, platform::Error>),
-    Item(Option<Result<TailItem, platform::Error>>),
-    Again,
-}
-
-// === impl Handle ===
-
-impl Handle {
-    /// A place in the actor's ring; `None` if the actor has ended meanwhile. Waits while its mailbox is full.
-    pub async fn subscribe(&self) -> Option<Subscription> {
-        let (reply, answer) = oneshot::channel();
-        self.mailbox.send(Subscribe { reply }).await.ok()?;
-        answer.await.ok()
-    }
-
-    /// Whether both are the same actor.
-    pub fn is(&self, other: &Self) -> bool {
-        self.id == other.id
-    }
 }
 
 /// Makes an actor: its handle, and its life, which is for the caller to run. `id` tells it from every other actor.
@@ -206,7 +137,7 @@ impl Actor {
                 due.as_mut().reset(at);
             }
             let waits = self.due.is_some();
-            let unfollowed = self.followers.count.load(Ordering::Acquire) == 0;
+            let unfollowed = self.followers.is_empty();
             let turn = tokio::select! {
                 biased;
                 () = cancel.cancelled() => Turn::Stop,
@@ -214,7 +145,7 @@ impl Actor {
                 changed = self.view.changed() => Turn::View(changed.is_ok()),
                 () = &mut due, if waits => Turn::Due,
                 read = self.source.next() => Turn::Source(read),
-                () = self.followers.left.notified() => Turn::Left,
+                () = self.followers.left() => Turn::Left,
                 () = &mut idle, if unfollowed => Turn::Stop,
             };
             match turn {
@@ -236,11 +167,7 @@ impl Actor {
     }
 
     fn subscribe(&mut self, subscribe: Subscribe) {
-        self.followers.count.fetch_add(1, Ordering::AcqRel);
-        let follower = Follower {
-            followers: Arc::clone(&self.followers),
-            _gauge: GaugeGuard::new(&self.world.metrics.followers),
-        };
+        let follower = self.followers.add(&self.world.metrics.followers);
         // A caller that has gone meanwhile drops the answer, and with it counts no more.
         let _ = subscribe.reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
     }
@@ -387,7 +314,7 @@ impl Actor {
             Source::Ended => {
                 let slot = self.slot().unwrap_or_default();
                 let Some(run) = &self.run else { return };
-                match slot.run(&run.instance).map(ended) {
+                match slot.run(&run.instance).map(Event::ended) {
                     // The log has ended, but the view does not know yet.
                     Some(None) if !self.lease_ended() => return,
                     Some(Some(event)) if !run.end_is_old => self.ring.push_event(Some(&run.instance), &event),
@@ -416,7 +343,7 @@ impl Actor {
         self.waiting_for = None;
         self.run = Some(CurrentRun::new(run));
         self.ring.begin(&run.instance, Position::START);
-        self.ring.push_event(Some(&run.instance), &started(run));
+        self.ring.push_event(Some(&run.instance), &Event::started(run));
         self.open(From::Start);
     }
 
@@ -430,7 +357,7 @@ impl Actor {
             return;
         }
         self.waiting_for = Some(reason.clone());
-        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &waiting(reason, message));
+        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::waiting(reason, message));
     }
 
     fn lease_ended(&self) -> bool {
@@ -442,8 +369,7 @@ impl Actor {
     fn is_gone(&mut self) -> bool {
         let gone = self.lease_ended() && matches!(self.source, Source::Idle);
         if gone {
-            let event = Event { kind: EventKind::Gone, ..waiting(String::new(), String::new()) };
-            self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &event);
+            self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::gone());
         }
         gone
     }
@@ -452,46 +378,6 @@ impl Actor {
 impl Drop for Actor {
     fn drop(&mut self) {
         self.ring.close();
-    }
-}
-
-/// The event that a run has started.
-pub fn started(run: &Run) -> Event {
-    Event {
-        kind: EventKind::Started,
-        instance: Some(run.instance.clone()),
-        time: run.started,
-        exit_code: None,
-        signal: None,
-        reason: String::new(),
-        message: String::new(),
-    }
-}
-
-/// The event that a run has ended, if it has.
-pub fn ended(run: &Run) -> Option<Event> {
-    let end = run.end.clone()?;
-    Some(Event {
-        kind: EventKind::Ended,
-        instance: Some(run.instance.clone()),
-        time: end.time,
-        exit_code: end.exit_code,
-        signal: end.signal,
-        reason: end.reason,
-        message: String::new(),
-    })
-}
-
-/// The event that nothing runs, and why.
-pub fn waiting(reason: String, message: String) -> Event {
-    Event {
-        kind: EventKind::Waiting,
-        instance: None,
-        time: LogTime::now(),
-        exit_code: None,
-        signal: None,
-        reason,
-        message,
     }
 }
 
@@ -510,31 +396,5 @@ impl CurrentRun {
             last_time: None,
             end_is_old: false,
         }
-    }
-}
-
-// === impl Source ===
-
-impl Source {
-    /// What comes next. Nothing is lost if it is cancelled.
-    async fn next(&mut self) -> Answer {
-        match self {
-            Self::Idle | Self::Ended => std::future::pending().await,
-            Self::Opening(opening) => Answer::Opened(opening.await),
-            Self::Reading(items) => Answer::Item(items.next().await),
-            Self::Retry(at) => {
-                tokio::time::sleep_until(*at).await;
-                Answer::Again
-            }
-        }
-    }
-}
-
-// === impl Follower ===
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.followers.count.fetch_sub(1, Ordering::AcqRel);
-        self.followers.left.notify_one();
     }
 }

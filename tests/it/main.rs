@@ -10,4 +10,5 @@ mod demo;
 mod gateway;
 mod local;
 mod logs;
+mod random;
 mod support;

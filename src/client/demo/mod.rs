@@ -22,14 +22,17 @@ use super::follow::FollowError;
 use super::logs::wire_lease;
 use super::print::{Look, Printer};
 use crate::config::{DemoConfig, ServerTrust, Target};
+use crate::host::files::{self, Allowed};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
 
 mod crowd;
-mod files;
 mod gateway;
 mod place;
 mod summary;
+
+/// Files that a process has open for other ends than followers: listeners, logs, pipes, the runtime's own.
+const FILES_BESIDE: u64 = 256;
 
 /// The account hash of the demo's provider: any account that is not the tenant.
 const PROVIDER: [u8; 20] = *b"leasemux demonstrate";
@@ -127,7 +130,12 @@ where
     E: Write + Send + 'static,
 {
     let mut signals = Signals::hear().map_err(DemoError::Signals)?;
-    files::allow(config.followers)?;
+    let needed = config.followers as u64 + FILES_BESIDE;
+    files::allow(needed).map_err(|Allowed(allowed)| DemoError::OpenFiles {
+        followers: config.followers,
+        needed,
+        allowed,
+    })?;
     let place = Place::make().map_err(DemoError::Place)?;
     let owner = (parts.new_identity)(&place.identity()).map_err(DemoError::Identity)?;
     place.trust(&owner).map_err(DemoError::Place)?;

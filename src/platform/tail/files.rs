@@ -155,7 +155,7 @@ impl LogFiles {
         for name in names {
             match fs::metadata(self.path(&name)) {
                 Ok(metadata) if metadata.is_file() => {
-                    entries.push(Entry { name, id: FileId::of(&metadata), size: metadata.len() })
+                    entries.push(Entry { name, id: FileId::of(&metadata), size: metadata.len() });
                 }
                 Ok(_) => {}
                 Err(error) if is_gone(&error) => return Ok(None),

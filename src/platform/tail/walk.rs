@@ -248,7 +248,7 @@ impl Walk {
     }
 
     /// Looks for the next file, and opens it.
-    fn look_ahead(&mut self) -> Result<Step, Error> {
+    pub(super) fn look_ahead(&mut self) -> Result<Step, Error> {
         let Some(here) = &mut self.here else {
             return Ok(Step::Idle);
         };

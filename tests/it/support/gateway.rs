@@ -39,7 +39,6 @@ const WINDOW_BYTES: u32 = 65_535;
 pub(crate) struct Gateway {
     pub(crate) world: World,
     pub(crate) drain: Drain,
-    pub(crate) fanout: Fanout,
     exporter: Exporter,
     connections: Connections,
     trust: Arc<Everyone>,
@@ -76,10 +75,10 @@ impl Gateway {
         let fanout = Fanout::new(surroundings);
         let drain = Drain::default();
         let gate = Gate::new(Arc::clone(&trust) as Arc<dyn Trust>);
-        let service = LeaseService::new(gate, fanout.clone(), drain.clone());
+        let service = LeaseService::new(gate, fanout, drain.clone());
         let (routes, _) = server::routes().unwrap();
         let connections = Connections::new(service, routes, limits, exporter.metrics.clone(), drain.clone());
-        Self { world, drain, fanout, exporter, connections, trust }
+        Self { world, drain, exporter, connections, trust }
     }
 
     /// A channel of a caller who presents this certificate, or none.
@@ -141,7 +140,7 @@ impl Gateway {
     }
 
     /// The present value of a metric, by name and labels as Prometheus writes them.
-    pub(crate) fn metric(&self, series: &str) -> f64 {
+    pub(crate) fn metric(&self, series: &str) -> u64 {
         let text = self.exporter.render();
         let line =
             text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
@@ -177,7 +176,7 @@ impl Scene {
     /// Goes on where a stream ended: on a new one, from its cursors, adding to what it received.
     pub(crate) async fn resume(&self, ended: Stream, request: ServiceLogsRequest) -> Stream {
         let received = ended.received;
-        drop((ended.stream, ended.client));
+        drop((ended.responses, ended.client));
         let resume = received.cursors.values().cloned().collect();
         let stream = self.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
         Stream { received, ..stream }
@@ -192,7 +191,7 @@ impl Scene {
     pub(crate) async fn open(&self, request: ServiceLogsRequest) -> Result<Stream, Status> {
         let mut client = self.gateway.client(&self.certificate).await;
         let stream = client.service_logs(request).await?.into_inner();
-        Ok(Stream { stream, received: Received::default(), client })
+        Ok(Stream { responses: stream, received: Received::default(), client })
     }
 }
 
@@ -210,7 +209,7 @@ pub(crate) fn proto_lease(lease: &LeaseId) -> proto::market::LeaseId {
 
 /// A follower, and what it was sent so far.
 pub(crate) struct Stream {
-    stream: Streaming<ServiceLogsResponse>,
+    responses: Streaming<ServiceLogsResponse>,
     pub(crate) received: Received,
     client: LeaseRpcClient<Channel>,
 }
@@ -219,7 +218,7 @@ impl Stream {
     /// Takes responses until what was received is enough.
     pub(crate) async fn until(&mut self, enough: impl Fn(&Received) -> bool) {
         while !enough(&self.received) {
-            let next = tokio::time::timeout(PATIENCE, self.stream.message()).await;
+            let next = tokio::time::timeout(PATIENCE, self.responses.message()).await;
             match next.unwrap_or_else(|_| panic!("nothing more comes after {:?}", self.received)) {
                 Ok(Some(response)) => self.received.take(response),
                 other => panic!("ended with {other:?} after {:?}", self.received),
@@ -227,10 +226,34 @@ impl Stream {
         }
     }
 
+    /// Takes one response.
+    pub(crate) async fn next(&mut self) -> Result<(), Status> {
+        let next = tokio::time::timeout(PATIENCE, self.responses.message()).await;
+        match next.unwrap_or_else(|_| panic!("nothing more comes after {:?}", self.received.cursors))? {
+            Some(response) => self.received.take(response),
+            None => panic!("a follow does not end by itself"),
+        }
+        Ok(())
+    }
+
+    /// Takes one response, if there is one without waiting for more than what is under way.
+    pub(crate) async fn next_if_ready(&mut self) -> Result<bool, Status> {
+        match tokio::time::timeout(std::time::Duration::from_millis(1), self.responses.message()).await {
+            Err(_) => Ok(false),
+            Ok(next) => match next? {
+                Some(response) => {
+                    self.received.take(response);
+                    Ok(true)
+                }
+                None => panic!("a follow does not end by itself"),
+            },
+        }
+    }
+
     /// Takes responses to the end of the stream, and answers its status.
     pub(crate) async fn end(&mut self) -> Status {
         loop {
-            match tokio::time::timeout(PATIENCE, self.stream.message()).await.expect("an end") {
+            match tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an end") {
                 Ok(Some(response)) => self.received.take(response),
                 Ok(None) => return Status::ok(""),
                 Err(status) => return status,
@@ -242,7 +265,7 @@ impl Stream {
     pub(crate) async fn is_quiet(&mut self) -> bool {
         // Time is paused: it moves on only when nothing is left to do.
         let quiet = std::time::Duration::from_millis(200);
-        match tokio::time::timeout(quiet, self.stream.message()).await {
+        match tokio::time::timeout(quiet, self.responses.message()).await {
             Err(_) => true,
             Ok(Ok(Some(response))) => {
                 self.received.take(response);

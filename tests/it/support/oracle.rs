@@ -6,7 +6,7 @@ use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
 
-use super::world::World;
+use super::world::{LOST_BYTES, World};
 
 /// What one follower was sent, in order.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl Received {
             seen.push(Seen::Event(event.kind(), event.instance));
         } else if !entry.logs.is_empty() {
             let instance = cursor.as_ref().expect("logs have a cursor").instance.clone();
-            let ended = entry.logs.iter().filter(|byte| **byte == b'\n').count();
+            let ended = memchr::memchr_iter(b'\n', &entry.logs).count();
             *self.lines.entry(key.clone()).or_default() += ended;
             seen.push(Seen::Logs(instance, entry.logs.to_vec()));
         }
@@ -105,12 +105,13 @@ impl Received {
     pub(crate) fn ask(&self, world: &World, service: &str, replica: u32, runs: &[(&Instance, usize)]) -> u64 {
         let seen = self.of(service, replica);
         let mut lost = 0;
-        let produced: Vec<(String, Vec<u8>)> = runs
+        let produced: Vec<(String, Option<bytes::Bytes>)> = runs
             .iter()
             .flat_map(|(run, from)| {
-                world.printed(run).into_iter().skip(*from).map(|line| (run.to_string(), line.to_vec()))
+                world.produced(run).into_iter().skip(*from).map(|line| (run.to_string(), line))
             })
             .collect();
+        let length = |line: &Option<bytes::Bytes>| line.as_ref().map_or(LOST_BYTES, |line| line.len() as u64);
         // A place in what was produced: line, and bytes of it that were seen.
         let (mut line, mut within) = (0, 0);
         for one in seen {
@@ -119,8 +120,8 @@ impl Received {
                 Seen::Gap(lines, bytes, exact) => {
                     assert!(exact, "an inexact gap cannot be checked");
                     let end = line + usize::try_from(*lines).unwrap();
-                    let missing: usize = produced[line..end].iter().map(|(_, text)| text.len()).sum();
-                    assert_eq!(*bytes as usize, missing - within, "bytes of the gap at line {line}");
+                    let missing: u64 = produced[line..end].iter().map(|(_, text)| length(text)).sum();
+                    assert_eq!(*bytes, missing - within as u64, "bytes of the gap at line {line}");
                     (line, within) = (end, 0);
                     lost += lines;
                 }
@@ -130,6 +131,7 @@ impl Received {
                         let (produced_by, text) =
                             produced.get(line).unwrap_or_else(|| panic!("more than was printed: {bytes:?}"));
                         assert_eq!(run, produced_by, "at line {line}");
+                        let text = text.as_ref().expect("a line that was not lost");
                         let rest = &text[within..];
                         let count = rest.len().min(bytes.len());
                         assert_eq!(

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
 
 use bytes::Bytes;
 use futures_core::future::BoxFuture;
@@ -14,6 +15,12 @@ use leasemux::model::time::LogTime;
 use leasemux::model::view::{LeaseView, ReplicaState, Run, RunEnd};
 use leasemux::platform::{Error, From, Platform, Tail, TailItem, TailRequest};
 use tokio::sync::watch;
+
+/// Length of each line that the source loses.
+pub(crate) const LOST_BYTES: u64 = 10;
+
+/// Most lines in a batch.
+const BATCH_LINES: usize = 1_000;
 
 /// The fake platform. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
@@ -27,8 +34,6 @@ struct Shared {
     follows: AtomicUsize,
     /// Tails that are open now.
     open: Arc<AtomicUsize>,
-    /// Lines in a batch at most.
-    batch_lines: AtomicUsize,
 }
 
 /// The log of one run.
@@ -49,7 +54,7 @@ struct LogState {
 #[derive(Clone, Debug)]
 enum Printed {
     Line(Bytes),
-    /// The source lost so many lines of ten bytes here, and has a record of it.
+    /// The source lost so many lines here, and has a record of it.
     Lost(u64),
 }
 
@@ -130,14 +135,19 @@ impl World {
         self.logs()[instance].state.send_modify(|log| log.failing = failing);
     }
 
-    /// What a run has printed.
-    pub(crate) fn printed(&self, instance: &Instance) -> Vec<Bytes> {
+    /// What a run has produced, line by line; `None` for one that the source lost, of [`LOST_BYTES`].
+    pub(crate) fn produced(&self, instance: &Instance) -> Vec<Option<Bytes>> {
         let log = self.logs()[instance].state.borrow().clone();
-        let lines = log.lines.into_iter().filter_map(|(_, printed)| match printed {
-            Printed::Line(line) => Some(line),
-            Printed::Lost(_) => None,
+        let lines = log.lines.into_iter().flat_map(|(_, printed)| match printed {
+            Printed::Line(line) => vec![Some(line)],
+            Printed::Lost(count) => vec![None; usize::try_from(count).unwrap()],
         });
         lines.collect()
+    }
+
+    /// The lines that a run has printed.
+    pub(crate) fn printed(&self, instance: &Instance) -> Vec<Bytes> {
+        self.produced(instance).into_iter().flatten().collect()
     }
 
     /// How many logs were opened to be followed, ever.
@@ -148,11 +158,6 @@ impl World {
     /// How many logs are open now.
     pub(crate) fn open(&self) -> usize {
         self.0.open.load(Ordering::SeqCst)
-    }
-
-    /// From now on batches hold at most so many lines.
-    pub(crate) fn batches_of(&self, lines: usize) {
-        self.0.batch_lines.store(lines, Ordering::SeqCst);
     }
 
     fn leases(&self) -> MutexGuard<'_, HashMap<LeaseId, watch::Sender<Arc<LeaseView>>>> {
@@ -177,11 +182,10 @@ impl Platform for World {
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
         let found = self.logs().get(&request.instance).cloned();
         self.0.follows.fetch_add(usize::from(request.follow), Ordering::SeqCst);
-        let batch_lines = self.0.batch_lines.load(Ordering::SeqCst);
         let open = Arc::clone(&self.0.open);
         Box::pin(async move {
             let log = found.ok_or_else(|| Error::NotFound("no such log".into()))?;
-            let reader = Reader::open(&log, request, batch_lines, open)?;
+            let reader = Reader::open(&log, request, open)?;
             Ok(Tail { start: reader.at, items: reader.into_stream() })
         })
     }
@@ -195,17 +199,11 @@ struct Reader {
     gap: Option<SourceGap>,
     /// Bytes of the next line that were sent already.
     cut: usize,
-    batch_lines: usize,
     _open: Open,
 }
 
 impl Reader {
-    fn open(
-        log: &Log,
-        request: TailRequest,
-        batch_lines: usize,
-        open: Arc<AtomicUsize>,
-    ) -> Result<Self, Error> {
+    fn open(log: &Log, request: TailRequest, open: Arc<AtomicUsize>) -> Result<Self, Error> {
         open.fetch_add(1, Ordering::SeqCst);
         let open = Open(open);
         let log = log.state.subscribe();
@@ -228,17 +226,16 @@ impl Reader {
             }
         };
         let next = wanted.max(state.rotated.min(count));
-        let lost = matches!(request.from, From::After(_)) && next > wanted;
+        let is_behind = matches!(request.from, From::After(_)) && next > wanted;
         let after = positions[next];
         let gap = SourceGap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, after };
         Ok(Self {
-            at: Position { offset: if lost { 0 } else { cut as u64 }, ..positions[next] },
+            at: Position { offset: if is_behind { 0 } else { cut as u64 }, ..positions[next] },
             log,
             follow: request.follow,
             next,
-            gap: lost.then_some(gap),
-            cut: if lost { 0 } else { cut },
-            batch_lines: if batch_lines == 0 { 1_000 } else { batch_lines },
+            gap: is_behind.then_some(gap),
+            cut: if is_behind { 0 } else { cut },
             _open: open,
         })
     }
@@ -256,30 +253,30 @@ impl Reader {
             if let Some(gap) = self.gap.take() {
                 return Some(Ok(TailItem::Gap(gap)));
             }
-            if let Some(step) = self.look() {
+            if let Poll::Ready(step) = self.look() {
                 return step;
             }
             self.log.changed().await.ok()?;
         }
     }
 
-    /// What is there now; `None` if it must be waited for.
-    fn look(&mut self) -> Option<Option<Result<TailItem, Error>>> {
+    /// What is there now.
+    fn look(&mut self) -> Poll<Option<Result<TailItem, Error>>> {
         let mut log = self.log.clone();
         let state = log.borrow_and_update();
         if state.failing {
-            return Some(Some(Err(Error::Unavailable("the fake is told to fail".into()))));
+            return Poll::Ready(Some(Err(Error::Unavailable("the fake is told to fail".into()))));
         }
-        let end = state.lines.len().min(self.next + self.batch_lines);
+        let end = state.lines.len().min(self.next + BATCH_LINES);
         if let Some(batch) = self.batch(&state, end) {
-            return Some(Some(Ok(batch)));
+            return Poll::Ready(Some(Ok(batch)));
         }
         if !self.follow || state.ended {
-            return Some(None);
+            return Poll::Ready(None);
         }
         drop(state);
         self.log = log;
-        None
+        Poll::Pending
     }
 
     fn batch(&mut self, state: &LogState, end: usize) -> Option<TailItem> {
@@ -295,7 +292,7 @@ impl Reader {
                 Printed::Lost(_) if !lines.is_empty() => break,
                 Printed::Lost(count) => {
                     (self.at, self.next) = (after, self.next + 1);
-                    let (lines, bytes) = (*count, 10 * count);
+                    let (lines, bytes) = (*count, LOST_BYTES * count);
                     return Some(TailItem::Gap(SourceGap {
                         cause: GapCause::Source,
                         lines,

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use futures_util::task::noop_waker_ref;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 
 use super::super::stream::WRITE_MAX_BYTES;
@@ -221,24 +220,39 @@ async fn many_tiny_records_are_not_left_to_pile_up() {
 
 #[tokio::test]
 async fn a_blocked_socket_stops_the_queue() {
-    let (mut stream, writes, mut client) = counted(1000).await;
-    let mut cx = Context::from_waker(noop_waker_ref());
-    let mut accepted = 0;
-    while let Poll::Ready(written) = Pin::new(&mut stream).poll_write(&mut cx, &vec![7; FRAME]) {
-        accepted += written.unwrap();
-        assert!(accepted <= WRITE_MAX_BYTES, "more than a batch is queued");
-        assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_ready() || !writes.lock().unwrap().is_empty());
-    }
-    assert!(Pin::new(&mut stream).poll_flush(&mut cx).is_pending(), "a flush waits for a blocked socket");
-    assert_eq!(taken(&writes), [1000]);
+    for batches in [&[4_000][..], &[FRAME; 3]] {
+        let (stream, writes, mut client) = counted(1_000).await;
+        let mut task = Task::new(stream);
+        task.read_nothing();
+        for &length in batches {
+            task.write(length);
+            let flushed = task.call(AsyncWrite::poll_flush).is_ready();
+            assert_eq!(flushed, writes.lock().unwrap().is_empty(), "a flush waits for a blocked socket");
+        }
+        assert_eq!(taken(&writes), [1_000]);
+        assert!(task.call(|s, cx| s.poll_write(cx, &[8])).is_pending(), "nothing is queued behind it");
 
-    // As soon as the client reads, everything arrives, and the end with it.
-    let mut received = Vec::new();
-    let (ended, read) = tokio::join!(stream.shutdown(), client.read_to_end(&mut received));
-    ended.unwrap();
-    read.unwrap();
-    assert!(received == vec![7; accepted]);
-    assert!(stream.write(b"more").await.is_err(), "nothing can be said after the end");
+        // As soon as the client reads, everything arrives, and the end with it.
+        let mut received = Vec::new();
+        let (ended, read) = tokio::join!(task.stream.shutdown(), client.read_to_end(&mut received));
+        ended.unwrap();
+        read.unwrap();
+        assert!(received == vec![7; batches.iter().sum()]);
+        assert!(task.stream.write(b"more").await.is_err(), "nothing can be said after the end");
+    }
+}
+
+#[tokio::test]
+async fn no_more_is_queued_than_is_written_at_a_time() {
+    let (stream, writes, _client) = counted(1_000).await;
+    let mut task = Task::new(stream);
+    task.read_nothing();
+    let mut accepted = 0;
+    while let Poll::Ready(written) = task.call(|s, cx| s.poll_write(cx, &vec![7; 1 << 20])) {
+        accepted += written.unwrap();
+    }
+    assert!((WRITE_MAX_BYTES / 2..=WRITE_MAX_BYTES).contains(&accepted), "{accepted}");
+    assert_eq!(taken(&writes), [1_000]);
 }
 
 #[tokio::test]

@@ -564,3 +564,46 @@ fn gap_causes_are_told_apart() {
     }
     assert_eq!(gaps, [(GapCause::Rotated, false)]);
 }
+
+/// What the follower heard since it was last asked, as text.
+fn heard(walk: &mut Walk) -> Vec<String> {
+    let mut ear = Ear::default();
+    drain(walk, &mut ear, false);
+    assert_eq!(ear.gaps(), 0);
+    ear.lines().into_iter().map(|(line, _)| String::from_utf8(line.bytes).unwrap()).collect()
+}
+
+#[test]
+fn what_is_written_between_the_end_and_the_look_for_the_next_file_is_read() {
+    let mut world = World::new(true);
+    let (mut walk, _) = seek(&world.log, From::Start);
+    assert_eq!(heard(&mut walk), [""; 0]);
+    world.record(false, false, b"old");
+    world.flush();
+    world.rotate();
+    world.record(false, false, b"new");
+    world.flush();
+    // The reader had read to the end before all this.
+    walk.look_ahead().unwrap();
+    assert_eq!(heard(&mut walk), ["old\n", "new\n"]);
+}
+
+#[test]
+fn a_renamed_file_is_followed_until_the_next_is_begun() {
+    let mut world = World::new(true);
+    let (mut walk, _) = seek(&world.log, From::Start);
+    world.record(false, false, b"first");
+    world.flush();
+    world.rotate();
+    assert_eq!(heard(&mut walk), ["first\n"]);
+    for n in 0..3 {
+        let content = n.to_string();
+        world.record(false, false, content.as_bytes());
+        let late = std::mem::take(&mut world.unwritten);
+        OpenOptions::new().append(true).open(&world.files[0].path).unwrap().write_all(&late).unwrap();
+        assert_eq!(heard(&mut walk), [format!("{n}\n")]);
+    }
+    world.record(false, false, b"next");
+    world.flush();
+    assert_eq!(heard(&mut walk), ["next\n"]);
+}

@@ -1,0 +1,116 @@
+//! What one would write first: tonic's generated server, one broadcast channel, and a message encoded for each follower.
+
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, Stream};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use leasemux::model::proto::lease::lease_rpc_server::{LeaseRpc, LeaseRpcServer};
+use leasemux::model::proto::lease::{
+    ServiceLogs, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest, ServiceRestartResponse,
+    ServiceStatusRequest, ServiceStatusResponse,
+};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tonic::codegen::Service as _;
+use tonic::{Request, Response, Status};
+
+use crate::Result;
+use crate::contender::Listeners;
+
+/// Beyond what the publisher leaves outstanding, so that nobody lags.
+const CHANNEL_MESSAGES: usize = 4_096;
+
+struct Naive(broadcast::Sender<Bytes>);
+
+type Answers<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
+
+pub(crate) fn serve(listeners: Listeners, size: usize) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        listeners.followers.set_nonblocking(true)?;
+        let followers = TcpListener::from_std(listeners.followers)?;
+        listeners.ingest.set_nonblocking(true)?;
+        let ingest = TcpListener::from_std(listeners.ingest)?;
+        let acceptor = TlsAcceptor::from(listeners.tls);
+        let (messages, _) = broadcast::channel(CHANNEL_MESSAGES);
+        let server = LeaseRpcServer::new(Naive(messages.clone()));
+        let mut connections = JoinSet::new();
+        let mut publishing = std::pin::pin!(publish(ingest, messages, size));
+        loop {
+            tokio::select! {
+                published = &mut publishing => return published,
+                accepted = followers.accept() => {
+                    let (socket, _) = accepted?;
+                    connections.spawn(connection(acceptor.clone(), socket, server.clone()));
+                }
+            }
+        }
+    })
+}
+
+async fn publish(ingest: TcpListener, messages: broadcast::Sender<Bytes>, size: usize) -> Result<()> {
+    let (mut socket, _) = ingest.accept().await?;
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(256 * 1024);
+        if socket.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
+        }
+        while buffer.len() >= size {
+            // Nobody follows yet, at first.
+            let _ = messages.send(buffer.split_to(size).freeze());
+        }
+    }
+}
+
+async fn connection(acceptor: TlsAcceptor, socket: TcpStream, server: LeaseRpcServer<Naive>) {
+    let Ok(stream) = acceptor.accept(socket).await else {
+        return;
+    };
+    let service = service_fn(|request| server.clone().call(request));
+    // A follower that goes away is none of a benchmark's business.
+    let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+#[tonic::async_trait]
+impl LeaseRpc for Naive {
+    type ServiceStatusStream = Answers<ServiceStatusResponse>;
+    type ServiceLogsStream = Answers<ServiceLogsResponse>;
+
+    async fn service_logs(
+        &self,
+        _: Request<ServiceLogsRequest>,
+    ) -> std::result::Result<Response<Self::ServiceLogsStream>, Status> {
+        let answers = stream::unfold(self.0.subscribe(), |mut messages| async {
+            let answer = match messages.recv().await {
+                Ok(logs) => Ok(ServiceLogsResponse {
+                    services: vec![ServiceLogs { name: "web".to_owned(), logs, ..Default::default() }],
+                }),
+                Err(e) => Err(Status::internal(e.to_string())),
+            };
+            Some((answer, messages))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn service_status(
+        &self,
+        _: Request<ServiceStatusRequest>,
+    ) -> std::result::Result<Response<Self::ServiceStatusStream>, Status> {
+        Err(Status::unimplemented("a benchmark follows logs"))
+    }
+
+    async fn service_restart(
+        &self,
+        _: Request<ServiceRestartRequest>,
+    ) -> std::result::Result<Response<ServiceRestartResponse>, Status> {
+        Err(Status::unimplemented("a benchmark follows logs"))
+    }
+}

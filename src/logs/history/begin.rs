@@ -1,0 +1,117 @@
+//! Where a history read begins: behind a cursor, at the last lines, at a time, at the oldest line; or in the ring at once.
+
+use super::{Joined, Reading, Ready, Stage, moved};
+use crate::logs::follow::{Extent, History};
+use crate::logs::frame::Event;
+use crate::model::id::Instance;
+use crate::model::line::GapCause;
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::model::view::{ReplicaState, ReplicaView};
+use crate::platform::From;
+
+impl Reading {
+    /// Where to begin: in the ring at once, if it holds all that was asked for.
+    pub(super) async fn begin(&mut self) -> Stage {
+        let slot = self.slot();
+        if let Some((instance, position)) = self.scope.resume.clone() {
+            return self.resume(&slot, instance, position);
+        }
+        let history = self.scope.extent.history();
+        if let Extent::Previous(_) = self.scope.extent {
+            let before = slot.runs.len().checked_sub(2).and_then(|index| slot.runs.get(index));
+            return match before {
+                Some(run) => Stage::Open(run.instance.clone(), from(history.last, history.since)),
+                None => Stage::End,
+            };
+        }
+        if self.live.is_some()
+            && let ReplicaState::Waiting { reason, message } = &slot.state
+        {
+            let event = Event::waiting(reason.clone(), message.clone());
+            self.tell(&event);
+        }
+        if self.scope.extent.follows() && history.last == Some(0) {
+            return self.join_now().await;
+        }
+        if let (Some(lines), None, Some(live)) = (history.last, history.since, &mut self.live)
+            && let Some((instance, position, rests)) = live.reader.join_last(lines)
+        {
+            self.at = Some((instance.clone(), position));
+            self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+            return Stage::Join;
+        }
+        let (first, last) = self.first_run(&slot, history).await;
+        let Some(run) = first.and_then(|index| slot.runs.get(index)) else {
+            return self.join_now().await;
+        };
+        if self.scope.newcomer {
+            self.tell(&Event::started(run));
+        }
+        Stage::Open(run.instance.clone(), from(last, history.since))
+    }
+
+    fn resume(&mut self, slot: &ReplicaView, instance: Instance, position: Position) -> Stage {
+        if let Joined::Stage(stage) = self.try_join(&instance, position) {
+            return stage;
+        }
+        if slot.run(&instance).is_some() {
+            return Stage::Open(instance, From::After(position));
+        }
+        self.unknown_gap(GapCause::Rotated);
+        match slot.runs.first() {
+            Some(run) => {
+                self.tell(&Event::started(run));
+                Stage::Open(run.instance.clone(), From::Start)
+            }
+            None if self.live.is_some() => Stage::Join,
+            None => Stage::End,
+        }
+    }
+
+    /// Goes on with what comes from now on; waits until it is known where the log stands, so that the follower can be told.
+    async fn join_now(&mut self) -> Stage {
+        let Some(live) = &mut self.live else {
+            return Stage::End;
+        };
+        let runs =
+            self.scope.view.borrow().replica(&self.scope.replica).is_some_and(|slot| !slot.runs.is_empty());
+        while runs && live.reader.position().is_none() && !live.reader.is_closed() {
+            moved(live).await;
+        }
+        self.at = live.reader.position();
+        Stage::Join
+    }
+
+    /// Which run to begin with, and how many of its last lines to take.
+    async fn first_run(&mut self, slot: &ReplicaView, history: History) -> (Option<usize>, Option<u64>) {
+        if slot.runs.is_empty() {
+            return (None, None);
+        }
+        let recent =
+            |since| slot.runs.iter().position(|run| run.end.as_ref().is_none_or(|end| end.time >= since));
+        let oldest = history.since.map_or(Some(0), recent).unwrap_or(slot.runs.len() - 1);
+        let Some(mut wanted) = history.last else {
+            return (Some(oldest), None);
+        };
+        for index in (oldest..slot.runs.len()).rev() {
+            if index == oldest {
+                return (Some(index), Some(wanted));
+            }
+            let here = self.count(&slot.runs[index].instance, wanted).await;
+            if here >= wanted {
+                return (Some(index), Some(wanted));
+            }
+            wanted -= here;
+        }
+        (Some(oldest), Some(wanted))
+    }
+}
+
+fn from(last: Option<u64>, since: Option<LogTime>) -> From {
+    match (last, since) {
+        (Some(lines), _) => From::Last(lines),
+        (None, Some(since)) => From::Since(since),
+        (None, None) => From::Start,
+    }
+}

@@ -1,0 +1,136 @@
+//! What passes between a stream's body, HTTP/2, and whoever watches over the stream: messages one way, progress and the word to
+//! end the other.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::time::Instant;
+
+use crate::access::refusal::Refusal;
+use crate::model::id::Replica;
+
+/// What others may know and say of a stream while it runs.
+#[derive(Debug)]
+pub struct StreamState {
+    /// Says that the stream is to end.
+    end: OnceLock<End>,
+    opened: Instant,
+    /// When HTTP/2 last took something, in milliseconds since it was opened.
+    progress_ms: AtomicU64,
+    /// Bytes handed over that HTTP/2 has not taken yet, since the peer does not.
+    held_bytes: AtomicU64,
+}
+
+/// Why a stream ends.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// Everything that was asked for was sent.
+    Complete,
+    /// The lease has ended.
+    LeaseEnded,
+    /// The follower fell behind, and asked to be told so.
+    Lagged(Replica),
+    /// The gateway is ending.
+    Draining,
+    /// Who follows may not any more.
+    Refused(Refusal),
+}
+
+/// Messages on their way to HTTP/2: shared bytes, several at a time.
+#[derive(Debug)]
+pub struct Messages {
+    parts: VecDeque<Bytes>,
+    remaining: usize,
+    state: Arc<StreamState>,
+}
+
+// === impl StreamState ===
+
+impl StreamState {
+    /// The state of a stream that opens now.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            end: OnceLock::new(),
+            opened: Instant::now(),
+            progress_ms: AtomicU64::new(0),
+            held_bytes: AtomicU64::new(0),
+        })
+    }
+
+    /// Asks the stream to end; the first reason counts. Whoever says so must also wake the stream's task.
+    pub fn end(&self, end: End) {
+        let _ = self.end.set(end);
+    }
+
+    /// Why it is to end, if it is.
+    pub fn ends(&self) -> Option<End> {
+        self.end.get().cloned()
+    }
+
+    /// How long the peer has taken nothing of what it was sent; zero if it has taken everything.
+    pub fn stalled(&self) -> Duration {
+        if self.held_bytes.load(Ordering::Relaxed) == 0 {
+            return Duration::ZERO;
+        }
+        let progress = Duration::from_millis(self.progress_ms.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(progress)
+    }
+
+    fn progressed(&self) {
+        let since = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.progress_ms.store(since, Ordering::Relaxed);
+    }
+}
+
+// === impl Messages ===
+
+impl Messages {
+    pub(super) fn new(parts: VecDeque<Bytes>, state: Arc<StreamState>) -> Self {
+        let remaining = parts.iter().map(Bytes::len).sum();
+        state.progressed();
+        state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);
+        Self { parts, remaining, state }
+    }
+}
+
+impl Buf for Messages {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.parts.front().map_or(&[], |part| part)
+    }
+
+    // Forwarded, so that many messages leave in one system call.
+    fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
+        let parts = self.parts.iter().filter(|part| !part.is_empty());
+        into.iter_mut().zip(parts).map(|(slice, part)| *slice = IoSlice::new(part)).count()
+    }
+
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.remaining, "cannot advance past the end");
+        self.remaining -= count;
+        self.state.held_bytes.fetch_sub(count as u64, Ordering::Relaxed);
+        self.state.progressed();
+        let mut left = count;
+        while let Some(part) = self.parts.front_mut() {
+            if left < part.len() {
+                part.advance(left);
+                return;
+            }
+            left -= part.len();
+            self.parts.pop_front();
+        }
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        self.state.held_bytes.fetch_sub(self.remaining as u64, Ordering::Relaxed);
+    }
+}
