@@ -401,7 +401,8 @@ fn one_tail_serves_all_and_metrics_tell_so() {
     assert_eq!(metric("leasemux_streams"), FOLLOWERS);
     assert_eq!(metric("leasemux_actors"), 2);
     assert_eq!(metric("leasemux_source_opens_total{read=\"live\"}"), 2);
-    assert!(metric("leasemux_lines_in_total") > 1000);
+    // What was printed before they came is read by each for itself.
+    assert!(metric("leasemux_lines_in_total") > 0);
     assert!(metric("leasemux_lines_delivered_total") > FOLLOWERS * 1000);
     assert_eq!(metric("leasemux_lines_lost_total{cause=\"lag\"}"), 0);
 
