@@ -61,8 +61,8 @@ pub enum ServeError {
         /// What the system says.
         source: std::io::Error,
     },
-    /// The services cannot be started.
-    #[error("cannot start services: {0}")]
+    /// The services cannot be started, which begins with the data directory.
+    #[error("--data-dir: {}", with_source(.0))]
     Platform(#[from] platform::Error),
     /// Something that depends on nothing outside the program, or on the system as a whole.
     #[error("cannot start: {0}")]
@@ -209,6 +209,16 @@ fn told(faulty: &[(LeaseId, PathBuf, SdlError)]) -> String {
     let each =
         faulty.iter().map(|(lease, file, error)| format!("--lease {lease}={}: {error}", file.display()));
     each.collect::<Vec<_>>().join("\n")
+}
+
+/// In the operator's words: without the category, which is for callers, and with what the system said.
+fn with_source(error: &platform::Error) -> String {
+    match error {
+        platform::Error::NotFound(what)
+        | platform::Error::Unavailable(what)
+        | platform::Error::Broken(what) => what.clone(),
+        platform::Error::Io { context, source } => format!("{context}: {source}"),
+    }
 }
 
 fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfig {

@@ -7,6 +7,8 @@
 mod bare;
 mod cli;
 mod contract;
+mod demo;
+mod gateway;
 mod local;
 mod logs;
 mod random;

@@ -30,6 +30,8 @@ pub(super) struct Segment {
     searched: usize,
     /// Bytes of a record that is too long, so far.
     oversized: u64,
+    /// Whether the last read found the end of the file.
+    at_end: bool,
     /// Why a compressed file cannot be read on; said once what was good has been handed out.
     corrupt: Option<io::Error>,
 }
@@ -41,7 +43,7 @@ pub(super) enum Fill {
     Bytes(usize),
     /// Nothing, for now.
     End,
-    /// The file is shorter than what had been read of it; it is read from its beginning now.
+    /// The file is shorter than the whole records that had been read of it; it is read from its beginning now.
     Truncated,
     /// The rest of a compressed file cannot be read.
     Corrupt(io::Error),
@@ -73,6 +75,7 @@ impl Segment {
             end: 0,
             searched: 0,
             oversized: 0,
+            at_end: false,
             corrupt: None,
         }
     }
@@ -99,6 +102,9 @@ impl Segment {
             read
         } else {
             let size = self.opened.size()?;
+            if size < self.offset || (self.at_end && size > self.offset) {
+                self.unread();
+            }
             if size < self.offset {
                 *self = Self::new(self.opened.clone(), 0);
                 return Ok(Fill::Truncated);
@@ -106,6 +112,7 @@ impl Segment {
             let left = usize::try_from(size - self.offset).unwrap_or(usize::MAX);
             self.fill_plain(max.min(left))?
         };
+        self.at_end = read == 0;
         Ok(if read == 0 { Fill::End } else { Fill::Bytes(read) })
     }
 
@@ -149,6 +156,15 @@ impl Segment {
         self.compact();
         self.buffer.truncate(self.end);
         self.buffer.shrink_to_fit();
+    }
+
+    /// Forgets what follows the last newline, so that it is read again: a writer whose disk is full leaves half a record, cuts it
+    /// off, and later puts another there.
+    fn unread(&mut self) {
+        if let Some(start) = self.record_start() {
+            self.offset = start;
+            self.clear();
+        }
     }
 
     fn clear(&mut self) {
@@ -302,6 +318,27 @@ mod tests {
         assert!(matches!(segment.fill(100).unwrap(), Fill::Truncated));
         (&file).write_all(b"new\n").unwrap();
         assert_eq!(read(&mut segment, 100), ["new"]);
+    }
+
+    #[test]
+    fn half_a_record_may_be_cut_off_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("0.log"), "one\ntwo, torn").unwrap();
+        let mut segment = Segment::new(open(&dir, "0.log"), 0);
+        assert_eq!(read(&mut segment, 100), ["one"]);
+        let mut file = OpenOptions::new().append(true).open(dir.path().join("0.log")).unwrap();
+        file.set_len(4).unwrap();
+        assert_eq!(read(&mut segment, 100), [""; 0]);
+        file.write_all(b"three, torn").unwrap();
+        assert_eq!(read(&mut segment, 100), [""; 0]);
+        // Both before the next look: the file is longer than what was read of it.
+        file.set_len(4).unwrap();
+        file.write_all(b"something much longer\nfour").unwrap();
+        assert_eq!(read(&mut segment, 100), ["something much longer"]);
+        assert_eq!(segment.record_start(), Some(26));
+        // What nothing comes behind any more is still there to be taken.
+        assert!(matches!(segment.fill(100).unwrap(), Fill::End));
+        segment.rest(|found| assert_eq!(show(found), "four"));
     }
 
     #[test]

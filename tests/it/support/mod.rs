@@ -2,6 +2,7 @@
 
 pub(crate) mod gateway;
 pub(crate) mod oracle;
+pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod world;
 

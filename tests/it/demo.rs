@@ -1,0 +1,87 @@
+//! The demo, as a newcomer runs it.
+
+use std::os::unix::process::ExitStatusExt as _;
+
+use rustix::process::Signal;
+
+use crate::support::process::{Program, World};
+
+/// The demo while it runs: it has printed lines of all three replicas.
+fn started(world: &World) -> Program {
+    let demo = world.start(&["demo"]);
+    demo.until_out("lines of all replicas", |out| {
+        ["web/0 | 1 ", "web/1 | 1 ", "worker/0 | 1 "].iter().all(|line| out.contains(line)).then_some(())
+    });
+    world.until_processes(|found| {
+        found.values().filter(|arguments| arguments.starts_with("sh -c")).count() >= 3
+    });
+    demo
+}
+
+fn leftovers(world: &World) -> Vec<String> {
+    let entries = std::fs::read_dir(world.path("tmp")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn it_ends_by_itself_with_a_summary_and_leaves_nothing() {
+    let world = World::new();
+    let done = world.run(&["demo", "--for", "3s", "--followers", "5"]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let (lines, summary) = done.out.split_once("\nsummary\n").unwrap();
+    assert!(
+        lines.lines().all(|line| {
+            let (replica, text) = line.split_once(" | ").unwrap();
+            let number = text.split(' ').next().unwrap();
+            ["web/0", "web/1", "worker/0"].contains(&replica) && number.parse::<u64>().is_ok()
+        }),
+        "{lines}"
+    );
+    for expected in [
+        "followers        6 of 6 attached",
+        "delivered        ",
+        "reported lost    0 lines, 0 bytes, in 0 gaps",
+        "gateway CPU      ",
+        " s per million delivered lines",
+        "gateway memory   ",
+        "oracle           holds: ",
+    ] {
+        assert!(summary.contains(expected), "{expected} in {summary}");
+    }
+    // All six have every line that one of them printed, give or take what was under way at the end.
+    let delivered = summary.split_once("delivered        ").unwrap().1.split(' ').next().unwrap();
+    let (delivered, printed) = (delivered.parse::<usize>().unwrap(), lines.lines().count());
+    assert!(printed >= 200 && delivered > 3 * printed, "{delivered} of {printed}");
+    world.until_nothing_is_left();
+    assert_eq!(leftovers(&world), [""; 0]);
+}
+
+#[test]
+fn ctrl_c_ends_it_in_order() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let world = World::new();
+        let demo = started(&world);
+        demo.signal(signal);
+        let done = demo.done();
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        assert!(
+            done.out.contains("\nsummary\n") && done.out.contains("oracle           holds: "),
+            "{done:?}"
+        );
+        // Not only in the end: nothing is left when it returns.
+        assert_eq!(world.processes().len(), 0, "{:?}", world.processes());
+        assert_eq!(leftovers(&world), [""; 0]);
+    }
+}
+
+#[test]
+fn a_killed_demo_takes_its_gateway_and_services_along() {
+    let world = World::new();
+    let demo = started(&world);
+    demo.signal(Signal::KILL);
+    assert_eq!(demo.done().status.signal(), Some(9));
+    world.until_nothing_is_left();
+    // It could not tidy up; what it left is one directory, which a later demo removes.
+    let left = leftovers(&world);
+    assert!(left.len() == 1 && left[0].starts_with("leasemux-demo-"), "{left:?}");
+}

@@ -1,0 +1,517 @@
+//! The gateway as an operator starts it and `leasemux logs` as a tenant runs it: the real program, processes and sockets.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+
+use leasemux::client::connect::Connector;
+use leasemux::client::logs::wire_lease;
+use leasemux::config::{ServerTrust, Target};
+use leasemux::model::id::LeaseId;
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use rustix::process::Signal;
+use tonic::{Code, Status};
+
+use crate::support::process::{Done, Gateway, Judged, PATIENCE, Seen, World, own_port};
+
+/// Prints 3,000 lines as fast as it can, each time it is let go on.
+const BURSTS: &str = "n=0
+    for gate in one two; do
+      until [ -e $GATES/$gate ]; do sleep 0.02; done
+      i=0
+      while [ $i -lt 3000 ]; do i=$((i+1)); n=$((n+1)); echo \"$n line of a burst\"; done
+    done
+    exec sleep 1000";
+
+/// Prints a line, and when it is let go on more than can wait anywhere on the way to one follower.
+const FLOOD: &str = "echo 1 before the flood
+    until [ -e $GATES/one ]; do sleep 0.02; done
+    n=1
+    while [ $n -lt 60000 ]; do n=$((n+1)); echo \"$n drop in a flood that nobody who stands still can take in\"; done
+    exec sleep 1000";
+
+/// Lines of [`FLOOD`].
+const FLOOD_LINES: u64 = 60_000;
+
+/// Prints for ever, in small groups, and tells of it elsewhere too.
+const STEADY: &str = "n=0
+    while :; do
+      i=0
+      while [ $i -lt 20 ]; do i=$((i+1)); n=$((n+1)); echo \"$n of a steady service\"; done
+      echo $n > $GATES/printed
+      sleep 0.01
+    done";
+
+/// Ends with code 3 twice, and stays the third time; each run prints 500 lines.
+const CRASHING: &str = "until [ -e $GATES/one ]; do sleep 0.02; done
+    echo >> $GATES/runs
+    run=$(wc -l < $GATES/runs)
+    n=0
+    while [ $n -lt 500 ]; do n=$((n+1)); echo \"$n of run $run\"; done
+    [ $run -ge 3 ] || exit 3
+    exec sleep 1000";
+
+/// A process with a child, one in a session of its own, and one that has lost its parent too; none cares for SIGTERM.
+const STUBBORN: &str = "trap '' TERM HUP
+    sleep 1001 &
+    setsid sleep 1002 &
+    (setsid sh -c 'sleep 1003 & exit' &)
+    echo 1 up
+    while :; do wait; done";
+
+fn code(done: &Done, code: i32) {
+    assert_eq!(done.status.code(), Some(code), "{done:?}");
+}
+
+/// A world with one tenant, `alice`, and a gateway for her one lease.
+fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
+    serve_with(World::new(), services, flags)
+}
+
+fn serve_with(world: World, services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
+    let lease = world.tenant("alice");
+    let sdl = world.sdl("alice.yaml", services);
+    let gateway = world.serve(&[(&lease, &sdl)], flags);
+    (world, lease, gateway)
+}
+
+#[test]
+fn followers_miss_nothing_while_logs_are_rotated() {
+    let (world, lease, gateway) =
+        serve(&[("web", BURSTS, 2)], &["--rotate-max-bytes=16KiB", "--rotate-files=100"]);
+    let address = gateway.address;
+    // One from the very beginning, before there is a line …
+    let mut early = world.follow(address, "alice", &lease);
+    gateway.until_metric("leasemux_followers", 2);
+    world.open("one");
+    early.until("half a burst", |seen| seen.runs("web/0").iter().sum::<u64>() >= 1500);
+    // … one that has to read history while more comes …
+    let mut late = world.follow(address, "alice", &lease);
+    let all = |lines: u64| move |seen: &Seen| ["web/0", "web/1"].iter().all(|of| seen.runs(of) == [lines]);
+    early.until("a burst", all(3000));
+    late.until("a burst", all(3000));
+    // … one that knows where it begins, and one that reads text.
+    let tail =
+        world.start_logs(address, "alice", &lease, &["-f", "--tail=2", "--service=web", "--replica=1"]);
+    let tailed = |wanted: u64| {
+        move |out: &str| {
+            let numbers = out.lines().map(|line| {
+                let number = line.strip_prefix("web/1 | ").unwrap().strip_suffix(" line of a burst").unwrap();
+                number.parse::<u64>().unwrap()
+            });
+            let whole = out.ends_with('\n') && out.lines().count() as u64 == wanted;
+            whole.then(|| assert!(numbers.eq(2999..2999 + wanted), "{out}"))
+        }
+    };
+    tail.until_out("the last two lines", tailed(2));
+    world.open("two");
+    early.until("both bursts", all(6000));
+    late.until("both bursts", all(6000));
+    tail.until_out("the second burst", tailed(3002));
+
+    let logs = std::fs::read_dir(world.path("data/pods")).unwrap();
+    for pod in logs {
+        let files = std::fs::read_dir(pod.unwrap().path().join("web")).unwrap().count();
+        assert!(files >= 20, "rotated only {files} times");
+    }
+    for follower in [early, late] {
+        let (seen, err) = follower.end();
+        assert_eq!(seen.is_whole().lines, 12_000, "{err}");
+    }
+    // Who follows nothing gets the same, and an end.
+    let done = world.logs(address, "alice", &lease, &["-o", "json"]);
+    code(&done, 0);
+    let seen = Seen::of(&done.out);
+    assert_eq!((seen.is_whole().lines, seen.runs("web/1")), (12_000, vec![6000]));
+    drop(tail);
+    code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn a_crash_is_told_and_its_run_can_be_read_afterwards() {
+    let (world, lease, gateway) = serve(&[("web", CRASHING, 1)], &["--rotate-max-bytes=8KiB"]);
+    let mut json = world.follow(gateway.address, "alice", &lease);
+    let text = world.start_logs(gateway.address, "alice", &lease, &["--follow"]);
+    gateway.until_metric("leasemux_followers", 2);
+    world.open("one");
+    json.until("three runs", |seen| seen.runs("web/0") == [500, 500, 500]);
+    text.until_out("three runs", |out| (out.matches('\n').count() == 1500).then_some(()));
+    let expected = (1..=3).flat_map(|run| (1..=500).map(move |n| format!("web/0 | {n} of run {run}")));
+    assert!(text.out.get().lines().eq(expected));
+    text.until_said("web/0 * exited with code 3");
+
+    let (seen, _) = json.end();
+    assert_eq!(seen.is_whole().lines, 1500);
+    let ends: Vec<_> = seen.events.iter().filter(|event| event["kind"] == "ended").collect();
+    assert_eq!(ends.len(), 2, "{ends:?}");
+    for (run, end) in ends.into_iter().enumerate() {
+        assert_eq!((&end["exit_code"], &end["reason"]), (&3.into(), &"Error".into()), "{end}");
+        assert!(end["instance"].as_str().unwrap().ends_with(&format!("/web/{run}")), "{end}");
+        assert!(end["time"].as_str().unwrap().ends_with('Z'), "{end}");
+    }
+    assert!(seen.events("started") >= 2, "{:?}", seen.events);
+
+    let previous = world.logs(gateway.address, "alice", &lease, &["--previous"]);
+    code(&previous, 0);
+    let run = |run: u32| (1..=500).map(move |n| format!("web/0 | {n} of run {run}"));
+    assert!(previous.out.lines().eq(run(2)), "{previous:?}");
+    let last = world.logs(gateway.address, "alice", &lease, &["--tail=1", "--timestamps"]);
+    code(&last, 0);
+    let (time, line) = last.out.strip_prefix("web/0 | ").unwrap().split_once(' ').unwrap();
+    assert!(time.parse::<jiff::Timestamp>().is_ok() && line == "500 of run 3\n", "{last:?}");
+    drop(text);
+    code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn who_falls_behind_is_told_how_many_lines_are_lost() {
+    let (world, lease, gateway) = serve(&[("web", FLOOD, 1)], &["--ring-max-bytes=64KiB"]);
+    let mut slow = world.follow(gateway.address, "alice", &lease);
+    let mut fast = world.follow(gateway.address, "alice", &lease);
+    for follower in [&mut slow, &mut fast] {
+        follower.until("the first line", |seen| seen.runs("web/0") == [1]);
+    }
+    slow.program.signal(Signal::STOP);
+    world.open("one");
+    // The other one is not kept waiting by it.
+    let end = |seen: &Seen| seen.tally().lines + seen.tally().lost_lines == FLOOD_LINES;
+    fast.until("the end of the flood", end);
+    slow.program.signal(Signal::CONT);
+    slow.until("the end of the flood", end);
+    let told = gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}");
+    let (fast, slow) = (fast.end().0.verdict(), slow.end().0.verdict());
+    assert!(slow.gaps >= 1 && slow.lost_lines > 0, "{slow:?}");
+    assert!(slow.lines > 1 && slow.lines < FLOOD_LINES, "{slow:?}");
+    let lost = fast.lost_lines + slow.lost_lines;
+    assert_eq!(told, lost, "{told} {fast:?} {slow:?}");
+    code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn a_full_disk_costs_lines_and_nothing_else() {
+    // A limit for files fails writes as a full disk does, in the middle of a record too, and can be raised.
+    let (world, lease, gateway) = serve_with(World::limitable(), &[("web", STEADY, 2)], &[]);
+    gateway.program.limit_files(Some(32 * 1024));
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    gateway.program.until_said_times("cannot write log, dropping output", 2);
+    let read = gateway.metric("leasemux_lines_in_total");
+    // For a while nothing can be written. That the services go on can be seen elsewhere.
+    let full = world.number("printed");
+    world.until_number("printed", full + 1000);
+    gateway.program.limit_files(None);
+    gateway.program.until_said_times("log can be written again", 2);
+    // Each as much as both before it.
+    follower.until("both replicas' losses, and lines behind them", |seen| {
+        seen.tally().gaps >= 2 && seen.runs("web/0")[0] > read && seen.runs("web/1")[0] > read
+    });
+    let (seen, err) = follower.end();
+    let tally = seen.verdict();
+    assert!(tally.lost_lines > 0, "{tally:?} {err}");
+    assert_eq!((seen.runs("web/0").len(), seen.runs("web/1").len(), seen.events("ended")), (1, 1, 0));
+    let done = gateway.stop(Signal::TERM);
+    code(&done, 0);
+    assert!(done.err.lines().count() < 20, "{}", done.err);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn a_follow_outlives_its_gateway() {
+    let world = World::new();
+    let lease = world.tenant("alice");
+    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1), ("api", STEADY, 2)]);
+    let listen = format!("--listen=127.0.0.1:{}", own_port());
+    let flags = [listen.as_str(), "--rotate-max-bytes=64KiB", "--rotate-files=1000"];
+    let all = |seen: &Seen, runs: usize| {
+        ["web/0", "api/0", "api/1"].iter().all(|of| {
+            let found = seen.runs(of);
+            found.len() == runs && found.iter().all(|lines| *lines > 200)
+        })
+    };
+    let gateway = world.serve(&[(&lease, &sdl)], &flags);
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    follower.until("some lines", |seen| all(seen, 1));
+    code(&gateway.stop(Signal::TERM), 0);
+    follower.program.until_said("the gateway is shutting down");
+    // While it is away, it is looked for.
+    follower.program.until_said("cannot reach the gateway at https://127.0.0.1:");
+    let gateway = world.serve(&[(&lease, &sdl)], &flags);
+    follower.until("lines of the second run", |seen| all(seen, 2));
+    follower.program.until_said("connected again, going on where it was cut");
+    code(&gateway.stop(Signal::INT), 0);
+    let gateway = world.serve(&[(&lease, &sdl)], &flags);
+    follower.until("lines of the third run", |seen| all(seen, 3));
+    // Both runs ended with their gateway, which was told after it.
+    follower.until("the ends", |seen| seen.events("ended") == 6);
+
+    // The run before the last, read by itself, is exactly what the follower has of it.
+    let done = world.logs(gateway.address, "alice", &lease, &["--previous", "-o", "json"]);
+    code(&done, 0);
+    let previous = Seen::of(&done.out);
+    previous.is_whole();
+    let (seen, err) = follower.end();
+    seen.is_whole();
+    for of in ["web/0", "api/0", "api/1"] {
+        assert_eq!(previous.runs(of), [seen.runs(of)[1]], "{of}: {err}");
+    }
+    assert_eq!(err.matches("connected again").count(), 2, "{err}");
+    code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}
+
+#[tokio::test]
+async fn streams_of_a_gateway_that_stops_end_with_unavailable() {
+    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let target = Target {
+        gateway: format!("https://{}", gateway.address).parse().unwrap(),
+        identity: Some(world.path("alice")),
+        trust: ServerTrust::File(world.path("data/server.pem")),
+    };
+    let mut client = Connector::new(&target).unwrap().connect().await.unwrap();
+    let request =
+        ServiceLogsRequest { lease_id: Some(wire_lease(&lease)), follow: true, ..Default::default() };
+    let mut stream = client.service_logs(request).await.unwrap().into_inner();
+    tokio::time::timeout(PATIENCE, stream.message()).await.unwrap().unwrap().unwrap();
+    gateway.program.signal(Signal::TERM);
+    let end: Status = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Err(end) = stream.message().await {
+                break end;
+            }
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(end.code(), Code::Unavailable, "{end:?}");
+    drop((stream, client));
+    code(&gateway.program.done(), 0);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn a_second_signal_ends_a_gateway_at_once() {
+    // The services would take their whole grace, and this follower never reads.
+    let (world, lease, gateway) = serve(&[("web", STUBBORN, 1)], &["--drain-timeout=10m"]);
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    follower.until("a line", |seen| seen.runs("web/0") == [1]);
+    follower.program.signal(Signal::STOP);
+    gateway.program.signal(Signal::INT);
+    gateway.program.until_said("stopping");
+    gateway.program.signal(Signal::TERM);
+    let done = gateway.program.done();
+    code(&done, 0);
+    assert!(done.err.contains("stopping at once"), "{}", done.err);
+    drop(follower);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn a_killed_gateway_takes_every_descendant_along() {
+    let (world, lease, gateway) = serve(&[("web", STUBBORN, 2), ("api", STEADY, 1)], &[]);
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    follower.until("lines", |seen| seen.runs("web/0") == [1] && seen.runs("web/1") == [1]);
+    let sleeps = |count: usize| {
+        move |found: &std::collections::BTreeMap<i32, String>| {
+            found.values().filter(|arguments| arguments.starts_with("sleep 100")).count() == count
+        }
+    };
+    world.until_processes(sleeps(6));
+    gateway.program.signal(Signal::KILL);
+    assert_eq!(gateway.program.done().status.signal(), Some(9));
+    follower.program.until_said("; reconnecting in ");
+    // All that is left is the follower, which goes on looking.
+    world.until_processes(|found| found.len() == 1);
+    let (seen, _) = follower.end();
+    seen.is_whole();
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn tenants_see_their_own_leases_alone() {
+    let world = World::new();
+    let (alice, bob) = (world.tenant("alice"), world.tenant("bob"));
+    let mallory = world.stranger("mallory");
+    let sdls = ["alice", "bob"].map(|name| {
+        let script =
+            format!("n=0; while [ $n -lt 100 ]; do n=$((n+1)); echo $n {name}; done; exec sleep 1000");
+        world.sdl(&format!("{name}.yaml"), &[(&format!("{name}s"), script.as_str(), 1)])
+    });
+    let gateway = world.serve(&[(&alice, &sdls[0]), (&bob, &sdls[1])], &[]);
+    let address = gateway.address;
+    for (name, lease) in [("alice", &alice), ("bob", &bob)] {
+        let mut follower = world.follow(address, name, lease);
+        follower.until("all lines", |seen| seen.runs(&format!("{name}s/0")) == [100]);
+        let (seen, _) = follower.end();
+        assert_eq!(seen.is_whole().lines, 100);
+        let out = world.logs(address, name, lease, &[]).out;
+        assert!(out.lines().all(|line| line.ends_with(&format!(" {name}"))), "{out}");
+    }
+    // Another's lease is refused in the same words whether it exists or not.
+    let none = bob.to_string().replace("/7/1/1/", "/8/1/1/").parse().unwrap();
+    let refusals = [&bob, &none].map(|lease| {
+        let done = world.logs(address, "alice", lease, &["-f"]);
+        code(&done, 3);
+        assert_eq!(done.out, "");
+        done.err.replace(&lease.to_string(), "it")
+    });
+    assert_eq!(refusals[0], refusals[1]);
+    assert_eq!(refusals[0].lines().count(), 1, "{refusals:?}");
+    code(&world.logs(address, "mallory", &mallory, &[]), 3);
+    let nobody =
+        world.run(&["logs", &alice.to_string(), &format!("--gateway=https://{address}"), "--insecure"]);
+    code(&nobody, 3);
+    let impostor = world.logs_args(address, "alice", &alice);
+    let impostor: Vec<&str> =
+        impostor.iter().map(String::as_str).filter(|arg| !arg.starts_with("--ca")).collect();
+    let untrusted = world.run(&impostor);
+    code(&untrusted, 3);
+    assert!(untrusted.err.contains("--ca FILE"), "{untrusted:?}");
+
+    // What is not there.
+    let gone = alice.to_string().replace("/7/1/1/", "/8/1/1/").parse().unwrap();
+    code(&world.logs(address, "alice", &gone, &["-f"]), 4);
+    let unknown = world.logs(address, "alice", &alice, &["--service=bobs"]);
+    code(&unknown, 4);
+    assert!(unknown.err.contains("bobs"), "{unknown:?}");
+    code(&world.logs(address, "alice", &alice, &["--service=alices", "--replica=1"]), 4);
+    code(&world.logs(address, "alice", &alice, &["--previous"]), 4);
+    code(&world.logs(address, "alice", &alice, &["--previous", "-f"]), 2);
+
+    code(&gateway.stop(Signal::TERM), 0);
+    code(&world.logs(address, "alice", &alice, &["-f"]), 5);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn one_tail_serves_all_and_metrics_tell_so() {
+    const FOLLOWERS: u64 = 20;
+    let (world, lease, gateway) = serve(&[("frontend", STEADY, 2)], &[]);
+    let mut followers: Vec<Judged> =
+        (0..FOLLOWERS).map(|_| world.follow(gateway.address, "alice", &lease)).collect();
+    for follower in &mut followers {
+        follower.until("lines", |seen| {
+            ["frontend/0", "frontend/1"].iter().all(|of| seen.runs(of).iter().sum::<u64>() > 500)
+        });
+    }
+    let metric = |name: &str| gateway.metric(name);
+    assert_eq!(metric("leasemux_followers"), 2 * FOLLOWERS);
+    assert_eq!(metric("leasemux_streams"), FOLLOWERS);
+    assert_eq!(metric("leasemux_actors"), 2);
+    assert_eq!(metric("leasemux_source_opens_total{read=\"live\"}"), 2);
+    // What was printed before they came is read by each for itself.
+    assert!(metric("leasemux_lines_in_total") > 0);
+    assert!(metric("leasemux_lines_delivered_total") > FOLLOWERS * 1000);
+    assert_eq!(metric("leasemux_lines_lost_total{cause=\"lag\"}"), 0);
+
+    let (head, metrics) = gateway.get("/metrics");
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    assert!(head.contains("content-type: text/plain; version=0.0.4"), "{head}");
+    let secrets =
+        [lease.owner().as_str(), lease.provider().as_str(), "alice", "frontend", &lease.namespace()];
+    for secret in secrets {
+        assert!(!metrics.contains(secret), "{secret} in {metrics}");
+    }
+    let mut samples = 0;
+    for line in metrics.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        assert!(name.starts_with("leasemux_"), "{line}");
+        let family =
+            ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name);
+        for head in ["HELP", "TYPE"] {
+            assert_eq!(metrics.matches(&format!("# {head} {family} ")).count(), 1, "{head} of {line}");
+        }
+        if let Some((_, labels)) = line.split_once('{') {
+            let label = labels.split('=').next().unwrap();
+            assert!(["read", "cause", "le"].contains(&label), "{line}");
+        }
+        samples += 1;
+    }
+    assert!(samples > 30, "{metrics}");
+
+    for (path, status, body) in
+        [("/live", "200", "live\n"), ("/ready", "200", "ready\n"), ("/none", "404", "not found: try")]
+    {
+        let (head, found) = gateway.get(path);
+        assert!(head.starts_with(&format!("http/1.1 {status}")) && found.starts_with(body), "{path}: {head}");
+    }
+    for follower in followers {
+        follower.end().0.is_whole();
+    }
+    code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}
+
+#[test]
+fn an_identity_is_made_once() {
+    let world = World::new();
+    let lease = world.stranger("alice");
+    let dir = world.path("alice");
+    let files = || ["cert.pem", "key.pem", "address"].map(|name| std::fs::read(dir.join(name)).unwrap());
+    let before = files();
+    assert_eq!(String::from_utf8_lossy(&before[2]).trim(), lease.owner().as_str());
+    assert_eq!(std::fs::metadata(dir.join("key.pem")).unwrap().permissions().mode() & 0o7777, 0o600);
+    let again = world.run(&["identity", "new", "--dir", dir.to_str().unwrap()]);
+    code(&again, 1);
+    assert!(again.err.contains("exists already") && again.err.lines().count() == 1, "{again:?}");
+    assert_eq!(files(), before);
+}
+
+#[test]
+fn what_keeps_a_gateway_from_starting_is_told_in_a_line() {
+    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let good = world.path("alice.yaml");
+    let image = world.path("image.yaml");
+    std::fs::write(
+        &image,
+        "{version: '2.0', services: {web: {image: nginx}}, deployment: {web: {a: {count: 1}}}}",
+    )
+    .unwrap();
+    let broken = world.path("broken.yaml");
+    std::fs::write(&broken, "services: [").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap();
+    let spoilt = world.path("spoilt");
+    std::fs::create_dir(&spoilt).unwrap();
+    std::fs::write(spoilt.join("pods"), "not a directory").unwrap();
+    let file = good.display();
+    let other = format!("--data-dir={}", world.path("other").display());
+    let cases: [(&Path, Vec<String>, i32, &str); 9] = [
+        (&good, vec![other.clone(), "--trust-dir=/none".to_owned()], 2, "--trust-dir \"/none\""),
+        (&good, vec![other.clone(), format!("--trust-dir={file}")], 2, "--trust-dir \""),
+        (&image, vec![other.clone()], 1, "processes, not images"),
+        (&broken, vec![other.clone()], 1, "broken.yaml"),
+        (&good, vec![other.clone(), format!("--listen={taken}")], 1, "--listen: cannot listen on 127.0.0.1:"),
+        (
+            &good,
+            vec![other.clone(), format!("--admin-listen={taken}")],
+            1,
+            "--admin-listen: cannot listen on 127.0.0.1:",
+        ),
+        (&good, vec![], 1, "--data-dir: "),
+        (&good, vec![format!("--data-dir={file}")], 2, "--data-dir \""),
+        (&good, vec![format!("--data-dir={}", spoilt.display())], 1, "(os error "),
+    ];
+    for (sdl, flags, expected, text) in cases {
+        let mut args = world.serve_args(&[(&lease, sdl)]);
+        for flag in flags {
+            let name = flag.split_once('=').unwrap().0;
+            args.retain(|arg| arg.split_once('=').is_none_or(|(known, _)| known != name));
+            args.push(flag);
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let done = world.run(&args);
+        code(&done, expected);
+        assert_eq!(done.out, "", "{text}: {done:?}");
+        let told: Vec<&str> = done.err.lines().filter(|line| line.contains(text)).collect();
+        assert_eq!(told.len(), 1, "{text}: {done:?}");
+    }
+    // The one that was there has noticed nothing.
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
+    follower.end().0.is_whole();
+    code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}

@@ -1,0 +1,581 @@
+//! The program itself as child processes, in a directory of its own, watched through its outputs.
+//!
+//! Nothing outlives a [`World`]: programs are killed when they are dropped, and whatever carries the world's mark is killed
+//! when the world is, also by a test that fails. The mark is the world's directory: programs are run through a hard link in
+//! it, so that even a shim, whose environment and arguments are empty, can be told from those of other tests.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use leasemux::client::oracle::{Oracle, Order, Start, Tally};
+use leasemux::model::id::LeaseId;
+use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::account;
+
+/// Whatever takes longer is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often to look for what nobody tells of.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A directory with tenants, SDLs and a gateway's data, and the processes that came of it.
+pub(crate) struct World {
+    dir: TempDir,
+    program: PathBuf,
+    /// Whether [`Program::limit_files`] makes writes fail, as it should, instead of killing who writes.
+    limitable: bool,
+}
+
+/// A running program. Dropping it kills it.
+pub(crate) struct Program {
+    child: Child,
+    what: String,
+    pub(crate) out: Arc<Text>,
+    pub(crate) err: Arc<Text>,
+}
+
+/// What a program has written so far.
+#[derive(Default)]
+pub(crate) struct Text {
+    state: Mutex<TextState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct TextState {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+/// How a program ended, and what it wrote.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) status: ExitStatus,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// `leasemux serve`, once it is ready.
+pub(crate) struct Gateway {
+    pub(crate) program: Program,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+/// `leasemux logs -o json`, judged line by line.
+pub(crate) struct Judged {
+    pub(crate) program: Program,
+    /// Bytes of the output that were judged.
+    read: usize,
+    pub(crate) seen: Seen,
+}
+
+/// What a follower has told of.
+pub(crate) struct Seen {
+    oracle: Oracle,
+    pub(crate) events: Vec<Value>,
+    /// Lines by `service/replica` and by instance.
+    lines: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+// === impl World ===
+
+impl World {
+    pub(crate) fn new() -> Self {
+        // Beside the program: a hard link cannot leave its file system.
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let program = dir.path().join("leasemux");
+        fs::hard_link(env!("CARGO_BIN_EXE_leasemux"), &program).unwrap();
+        for name in ["trusted", "tmp", "gates"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir, program, limitable: false }
+    }
+
+    /// One whose programs' files can be limited.
+    pub(crate) fn limitable() -> Self {
+        let mut world = Self::new();
+        world.limitable = true;
+        world
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// A tenant, trusted from now on, and a lease of it.
+    pub(crate) fn tenant(&self, name: &str) -> LeaseId {
+        let lease = self.stranger(name);
+        fs::copy(self.path(name).join("cert.pem"), self.path("trusted").join(format!("{name}.pem"))).unwrap();
+        lease
+    }
+
+    /// A tenant whom no gateway trusts.
+    pub(crate) fn stranger(&self, name: &str) -> LeaseId {
+        let done = self.run(&["identity", "new", "--dir", &self.text(name)]);
+        assert!(done.status.success(), "{done:?}");
+        LeaseId::new(done.out.trim(), 7, 1, 1, account(200).as_str()).unwrap()
+    }
+
+    /// An SDL of services, each a shell script and a count. `$GATES` is a directory for [`World::open`].
+    pub(crate) fn sdl(&self, name: &str, services: &[(&str, &str, u32)]) -> PathBuf {
+        let gates = format!("GATES={}", self.text("gates"));
+        let (mut all, mut counts) = (serde_json::Map::new(), serde_json::Map::new());
+        for (service, script, count) in services {
+            let spec = serde_json::json!({"command": ["sh", "-c", script], "env": [gates]});
+            all.insert((*service).to_owned(), spec);
+            counts.insert((*service).to_owned(), serde_json::json!({"here": {"count": count}}));
+        }
+        // JSON is YAML.
+        let sdl = serde_json::json!({"version": "2.0", "services": all, "deployment": counts});
+        let path = self.path(name);
+        fs::write(&path, sdl.to_string()).unwrap();
+        path
+    }
+
+    /// Lets services go on that wait for this gate.
+    pub(crate) fn open(&self, gate: &str) {
+        fs::write(self.path("gates").join(gate), "").unwrap();
+    }
+
+    /// What a service has written into a file in `$GATES`; 0 while it writes it.
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.path("gates").join(name)).unwrap_or_default();
+        text.trim().parse().unwrap_or_default()
+    }
+
+    pub(crate) fn until_number(&self, name: &str, at_least: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.number(name) < at_least {
+            assert!(Instant::now() < deadline, "{name} is not {at_least}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = if self.limitable {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(&self.program);
+            shell
+        } else {
+            Command::new(&self.program)
+        };
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LEASEMUX_") {
+                command.env_remove(name);
+            }
+        }
+        command.args(args).env("TMPDIR", self.path("tmp")).env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn start(&self, args: &[&str]) -> Program {
+        Program::start(self.command(args), args.join(" "))
+    }
+
+    /// Runs to its end.
+    pub(crate) fn run(&self, args: &[&str]) -> Done {
+        self.start(args).done()
+    }
+
+    /// The arguments of a gateway with these leases, at any free ports.
+    pub(crate) fn serve_args(&self, leases: &[(&LeaseId, &Path)]) -> Vec<String> {
+        let mut args = vec!["serve".to_owned(), "--platform=local".to_owned()];
+        args.extend(leases.iter().map(|(lease, sdl)| format!("--lease={lease}={}", sdl.display())));
+        args.push(format!("--trust-dir={}", self.text("trusted")));
+        args.push(format!("--data-dir={}", self.text("data")));
+        args.extend(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"].map(str::to_owned));
+        args
+    }
+
+    /// A gateway that is ready. Of a flag given twice the later counts.
+    pub(crate) fn serve(&self, leases: &[(&LeaseId, &Path)], more: &[&str]) -> Gateway {
+        let mut args = self.serve_args(leases);
+        for flag in more {
+            let name = flag.split_once('=').map_or(*flag, |(name, _)| name);
+            args.retain(|arg| arg.split_once('=').is_none_or(|(known, _)| known != name));
+            args.push((*flag).to_owned());
+        }
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let program = self.start(&args);
+        let (address, admin) = program.until_out("its ready line", |out| {
+            let line = out.split_once('\n')?.0.strip_prefix("leasemux ready: gateway https://")?;
+            let (gateway, admin) = line.split_once(" admin http://")?;
+            Some((gateway.parse().unwrap(), admin.parse().unwrap()))
+        });
+        Gateway { program, address, admin }
+    }
+
+    /// The arguments of `logs` for a lease, as `tenant`.
+    pub(crate) fn logs_args(&self, gateway: SocketAddr, tenant: &str, lease: &LeaseId) -> Vec<String> {
+        vec![
+            "logs".to_owned(),
+            lease.to_string(),
+            format!("--gateway=https://{gateway}"),
+            format!("--identity={}", self.text(tenant)),
+            format!("--ca={}", self.text("data/server.pem")),
+        ]
+    }
+
+    pub(crate) fn start_logs(
+        &self,
+        gateway: SocketAddr,
+        tenant: &str,
+        lease: &LeaseId,
+        more: &[&str],
+    ) -> Program {
+        let args = self.logs_args(gateway, tenant, lease);
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        self.start(&args)
+    }
+
+    pub(crate) fn logs(&self, gateway: SocketAddr, tenant: &str, lease: &LeaseId, more: &[&str]) -> Done {
+        self.start_logs(gateway, tenant, lease, more).done()
+    }
+
+    /// A follower of everything, judged.
+    pub(crate) fn follow(&self, gateway: SocketAddr, tenant: &str, lease: &LeaseId) -> Judged {
+        Judged::new(self.start_logs(gateway, tenant, lease, &["-f", "-o", "json"]))
+    }
+
+    /// Every living process that came of this world, by id, with its arguments.
+    pub(crate) fn processes(&self) -> BTreeMap<i32, String> {
+        let mark = self.dir.path().as_os_str().as_bytes();
+        let marked = |bytes: &[u8]| memchr::memmem::find(bytes, mark).is_some();
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        // The dead that nobody has waited for yet have neither.
+        pids.filter_map(|pid: i32| {
+            let read = |file| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            let arguments = read("cmdline");
+            let ours = marked(exe.as_os_str().as_bytes()) || marked(&arguments) || marked(&read("environ"));
+            ours.then(|| (pid, String::from_utf8_lossy(&arguments).replace('\0', " ")))
+        })
+        .collect()
+    }
+
+    pub(crate) fn until_processes(&self, wanted: impl Fn(&BTreeMap<i32, String>) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.processes();
+            if wanted(&found) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still there: {found:#?}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    pub(crate) fn until_nothing_is_left(&self) {
+        self.until_processes(BTreeMap::is_empty);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Some may start others before they are killed.
+        for _ in 0..100 {
+            let left = self.processes();
+            if left.is_empty() {
+                break;
+            }
+            for pid in left.into_keys().filter_map(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+// === impl Program ===
+
+impl Program {
+    pub(crate) fn start(mut command: Command, what: String) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = Text::read(child.stdout.take().unwrap());
+        let err = Text::read(child.stderr.take().unwrap());
+        Self { child, what, out, err }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Limits how long a file may become that it writes; `None` = as long as this process may.
+    pub(crate) fn limit_files(&self, bytes: Option<u64>) {
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        let limit = Rlimit { current: bytes.or(maximum), maximum };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).unwrap();
+    }
+
+    /// Waits until its standard output satisfies `found`.
+    pub(crate) fn until_out<T>(&self, what: &str, found: impl FnMut(&str) -> Option<T>) -> T {
+        self.out.until(found).unwrap_or_else(|| self.fail(what))
+    }
+
+    /// Waits until its standard error contains `text`.
+    pub(crate) fn until_said(&self, text: &str) {
+        self.until_said_times(text, 1);
+    }
+
+    /// Waits until its standard error contains `text` so many times.
+    pub(crate) fn until_said_times(&self, text: &str, times: usize) {
+        let said = self.err.until(|err| (err.matches(text).count() >= times).then_some(()));
+        said.unwrap_or_else(|| self.fail(text));
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        let out = self.out.get();
+        let end = out.char_indices().rev().nth(2000).map_or(0, |(at, _)| at);
+        panic!("`{}` did not give {what}; out: …{}\nerr: {}", self.what, &out[end..], self.err.get());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn done(mut self) -> Done {
+        for text in [&self.out, &self.err] {
+            if !text.until_end() {
+                self.fail("its end");
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                self.fail("its end");
+            }
+            std::thread::sleep(LOOK);
+        };
+        Done { status, out: self.out.get(), err: self.err.get() }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// === impl Text ===
+
+impl Text {
+    fn read(mut from: impl Read + Send + 'static) -> Arc<Self> {
+        let text = Arc::new(Self::default());
+        let reader = Arc::clone(&text);
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 64 * 1024];
+            while let Ok(read @ 1..) = from.read(&mut buffer) {
+                reader.state.lock().unwrap().bytes.extend_from_slice(&buffer[..read]);
+                reader.changed.notify_all();
+            }
+            reader.state.lock().unwrap().ended = true;
+            reader.changed.notify_all();
+        });
+        text
+    }
+
+    pub(crate) fn get(&self) -> String {
+        String::from_utf8_lossy(&self.state.lock().unwrap().bytes).into_owned()
+    }
+
+    /// `None` if it ended or time is up before.
+    fn until<T>(&self, mut found: impl FnMut(&str) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.state.lock().unwrap();
+        loop {
+            if let Some(found) = found(&String::from_utf8_lossy(&state.bytes)) {
+                return Some(found);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.ended || left.is_zero() {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    fn until_end(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        let (state, _) = self.changed.wait_timeout_while(state, PATIENCE, |state| !state.ended).unwrap();
+        state.ended
+    }
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Asks it to stop, and waits until it has.
+    pub(crate) fn stop(self, signal: Signal) -> Done {
+        self.program.signal(signal);
+        self.program.done()
+    }
+
+    /// Head and body of an answer on the admin port.
+    pub(crate) fn get(&self, path: &str) -> (String, String) {
+        let mut socket = TcpStream::connect(self.admin).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_lowercase(), body.to_owned())
+    }
+
+    /// Waits until a metric has this value.
+    pub(crate) fn until_metric(&self, name: &str, wanted: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(name) != wanted {
+            assert!(Instant::now() < deadline, "{name} is not {wanted}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// The value of a metric with these labels, if any, as it is written.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let (_, metrics) = self.get("/metrics");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
+    }
+}
+
+// === impl Judged ===
+
+impl Judged {
+    pub(crate) fn new(program: Program) -> Self {
+        Self { program, read: 0, seen: Seen::new() }
+    }
+
+    /// Waits until what was seen satisfies `wanted`.
+    pub(crate) fn until(&mut self, what: &str, wanted: impl Fn(&Seen) -> bool) {
+        let (read, seen) = (&mut self.read, &mut self.seen);
+        let found = self.program.out.until(|out| {
+            let whole = out.rfind('\n').map_or(0, |end| end + 1);
+            for object in out[*read..whole].lines() {
+                seen.object(object);
+            }
+            *read = whole;
+            wanted(seen).then_some(())
+        });
+        if found.is_none() {
+            let (lines, events) = (&self.seen.lines, &self.seen.events);
+            self.program.fail(&format!("{what}, but {lines:?}, {events:?}"));
+        }
+    }
+
+    /// Ends it as Ctrl-C does; what it had seen, which is right, and whole as far as it goes.
+    pub(crate) fn end(mut self) -> (Seen, String) {
+        self.program.signal(Signal::INT);
+        let done = self.program.done();
+        // What it was writing when it ended may be cut in the middle.
+        let whole = done.out.rfind('\n').map_or(0, |end| end + 1);
+        for object in done.out[self.read..whole].lines() {
+            self.seen.object(object);
+        }
+        (self.seen, done.err)
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// All history was asked for, and each service counts over one pipe.
+    pub(crate) fn new() -> Self {
+        let oracle = Oracle::new(Start::First, Order::Exact);
+        Self { oracle, events: Vec::new(), lines: BTreeMap::new() }
+    }
+
+    /// What `-o json` printed.
+    pub(crate) fn of(out: &str) -> Self {
+        let mut seen = Self::new();
+        out.lines().for_each(|object| seen.object(object));
+        seen
+    }
+
+    fn object(&mut self, object: &str) {
+        let object: Value = serde_json::from_str(object).unwrap();
+        let text = |name: &str| object[name].as_str().unwrap_or_default().to_owned();
+        let (name, instance) = (text("service"), text("instance"));
+        let replica = u32::try_from(object["replica"].as_u64().unwrap()).unwrap();
+        let cursor = Cursor { service: name.clone(), replica, instance, ..Cursor::default() };
+        let mut entry = ServiceLogs { name, replica, ..ServiceLogs::default() };
+        match object["type"].as_str().unwrap() {
+            "event" => return self.events.push(object),
+            "gap" => {
+                let number = |name: &str| object[name].as_u64().unwrap();
+                let exact = object["exact"].as_bool().unwrap();
+                let (lines, bytes) = (number("lines"), number("bytes"));
+                entry.gap = Some(Gap { lines, bytes, exact, ..Gap::default() });
+            }
+            "line" => {
+                let end = if object["partial"] == true { "" } else { "\n" };
+                entry.logs = (text("line") + end).into_bytes().into();
+                let runs = self.lines.entry(format!("{}/{replica}", entry.name)).or_default();
+                *runs.entry(cursor.instance.clone()).or_default() += 1;
+            }
+            other => panic!("{other} in {object}"),
+        }
+        entry.cursor = Some(cursor);
+        self.oracle.feed(&entry);
+    }
+
+    /// Whole lines of a replica (`service/index`), by run, in order.
+    pub(crate) fn runs(&self, replica: &str) -> Vec<u64> {
+        // A run's instance ends with its number, and there are fewer than ten.
+        self.lines.get(replica).map(|runs| runs.values().copied().collect()).unwrap_or_default()
+    }
+
+    /// How often an event was told.
+    pub(crate) fn events(&self, kind: &str) -> usize {
+        self.events.iter().filter(|event| event["kind"] == kind).count()
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.oracle.tally()
+    }
+
+    /// What the oracle says.
+    pub(crate) fn verdict(&self) -> Tally {
+        self.oracle.verdict().unwrap_or_else(|violation| panic!("{violation}"))
+    }
+
+    /// Asks the oracle, and holds that nothing at all was lost.
+    pub(crate) fn is_whole(&self) -> Tally {
+        let tally = self.verdict();
+        assert_eq!((tally.gaps, tally.lost_lines, tally.checked), (0, 0, tally.lines), "{tally:?}");
+        tally
+    }
+}
+
+/// A port that only a gateway will have: none that the system gives to others, so that it can be had twice.
+pub(crate) fn own_port() -> u16 {
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id() % 1_000 * 100;
+    for _ in 0..20_000 {
+        let port = 10_000 + (begin + TRIED.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let port = u16::try_from(port).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no port is free");
+}
