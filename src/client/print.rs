@@ -135,7 +135,8 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
     /// # Errors
     /// If it cannot be written.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
-        self.make_way()?;
+        // What is to be said may be that this fails.
+        let way = self.make_way();
         write!(self.err, "leasemux: ")?;
         for line in text.lines() {
             let mut safe = Vec::with_capacity(line.len() + 1);
@@ -143,7 +144,8 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
             safe.push(b'\n');
             self.err.write_all(&safe)?;
         }
-        self.err.flush()
+        self.err.flush()?;
+        way
     }
 
     /// A gateway may name any number of replicas over time; only so many are remembered.
@@ -497,6 +499,24 @@ mod tests {
             r#"{"type":"gap","service":"a","replica":0,"instance":"1","lines":1,"bytes":9,"exact":true,"cause":"lag"}"#,
         ];
         assert_eq!(out.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn what_is_said_gets_out_though_the_output_fails() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+        let mut err = Vec::new();
+        let mut printer = Printer::new(Full, &mut err, PLAIN);
+        assert_eq!(printer.say("cannot write").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        drop(printer);
+        assert_eq!(err, b"leasemux: cannot write\n");
     }
 
     #[test]
