@@ -35,6 +35,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reason, in the error details, of a stream that was closed because its follower fell behind (`on_lag` = CLOSE).
 const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
 
+/// Reasons of a NOT_FOUND that is about a part of the lease.
+const PART_GONE_REASONS: [&str; 2] = ["SERVICE_NOT_FOUND", "REPLICA_NOT_FOUND"];
+
 /// Takes what a follower receives.
 pub trait Sink: Send {
     /// One entry, in the order of arrival. Events that a gateway repeats after a reconnect are left out.
@@ -146,7 +149,7 @@ impl Follower {
             if !(self.request.follow && self.met) {
                 return Err(error);
             }
-            if error.is_not_found() {
+            if error.is_lease_gone() {
                 return Ok(Ended::LeaseEnded);
             }
             if !error.is_retryable() {
@@ -217,8 +220,12 @@ impl FollowError {
         matches!(self, Self::Status(status) if status.source().is_some())
     }
 
-    fn is_not_found(&self) -> bool {
-        matches!(self, Self::Status(status) if status.code() == Code::NotFound)
+    /// Whether it is the lease that is no longer there, and not a service or replica of it.
+    fn is_lease_gone(&self) -> bool {
+        let Self::Status(status) = self else { return false };
+        let part =
+            status.get_details_error_info().is_some_and(|info| PART_GONE_REASONS.contains(&&*info.reason));
+        status.code() == Code::NotFound && !part
     }
 
     /// How long the gateway asks to be left alone.

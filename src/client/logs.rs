@@ -226,6 +226,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_service_that_is_gone_after_a_cut_is_not_taken_for_the_end_of_the_lease() {
+        let details =
+            ErrorDetails::with_error_info("SERVICE_NOT_FOUND", "leasemux", std::collections::HashMap::new());
+        let gone = Status::with_error_details(Code::NotFound, "the lease has no service web", details);
+        let gateway =
+            FakeGateway::start(vec![vec![lines(0, 1, "a\n"), end(Code::Unavailable)], vec![Step::End(gone)]])
+                .await;
+        let (exit, _, err) = print(&config(gateway.target(), true)).await;
+        assert_eq!(exit, Exit::NotFound, "{err}");
+        assert!(err.contains("no service web"), "{err}");
+    }
+
+    #[tokio::test]
     async fn a_follower_that_was_closed_for_lagging_reads_on() {
         let details =
             ErrorDetails::with_error_info("FOLLOWER_LAGGED", "leasemux", std::collections::HashMap::new());
