@@ -35,7 +35,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Reason, in the error details, of a stream that was closed because its follower fell behind (`on_lag` = CLOSE).
 const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
 
-/// Reasons of a NOT_FOUND that is about a part of the lease.
+/// Reasons of a `NOT_FOUND` that is about a part of the lease.
 const PART_GONE_REASONS: [&str; 2] = ["SERVICE_NOT_FOUND", "REPLICA_NOT_FOUND"];
 
 /// Takes what a follower receives.
