@@ -17,9 +17,10 @@ pub const READ_MAX_BYTES: usize = 256 * 1024;
 /// Longest piece of a line in a CRI log file, as containerd writes them; a longer line is tagged P (partial) and goes on.
 pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
 
-/// Most bytes that a stream hands to HTTP/2 at a time, and most that HTTP/2 holds for one stream: what a follower that
-/// reads nothing costs beyond the shared ring. Four DATA frames, so that writes can be joined.
-pub const STREAM_SEND_MAX_BYTES: usize = 64 * 1024;
+/// Most bytes that a stream hands to HTTP/2 at a time, and most that HTTP/2 holds for one stream: with the rest of one message,
+/// what a follower that reads nothing costs beyond the shared ring. Exactly three DATA frames of the size that clients
+/// advertise, which the TLS stream sends in one write; a backlog handed over in other sizes leaves in a large and a small one.
+pub const STREAM_SEND_MAX_BYTES: usize = 3 * 16 * 1024;
 
 /// Largest request message: the longest legal request (filters, cursors) is well below.
 pub const REQUEST_MAX_BYTES: usize = 256 * 1024;
