@@ -5,32 +5,33 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
+use leasemux::access::identity::IdentityFiles;
 use leasemux::edge::tls;
+use leasemux::model::time::LogTime;
 use rustls::ServerConfig;
 use socket2::{Domain, Socket, Type};
 
-use crate::Result;
+use crate::measure::Load;
+use crate::{Args, Result};
 
-/// The same for all, as the kernel's buffers are part of what is measured.
+/// The same for all, as the kernel's buffers are part of what is measured: what the gateway sets by itself.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Who competes. Adding one: a module with a `serve`, a line in [`serve`], and how its followers read it in [`Kind::grpc`].
+/// Where in the contender's directory its tenant's identity lies, which all followers present.
+pub(crate) const TENANT_DIR: &str = "tenant";
+
+/// Who competes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
     /// TLS records on sockets and nothing else: the reference.
     Raw,
     /// tonic, one broadcast channel, each follower's message encoded anew.
     Naive,
-}
-
-impl Kind {
-    /// Whether it speaks gRPC, or plain bytes.
-    pub(crate) fn grpc(self) -> bool {
-        self != Kind::Raw
-    }
+    /// The gateway.
+    Gateway,
 }
 
 /// What a contender listens on.
@@ -49,8 +50,9 @@ pub(crate) struct Contender {
     pub(crate) followers: SocketAddr,
 }
 
-pub(crate) fn serve(kind: Kind, dir: &Path, size: usize) -> Result<()> {
-    let certificate = tls::ensure(dir, &[], SystemTime::now())?;
+/// Is a contender, until the publisher goes.
+pub(crate) fn serve(kind: Kind, args: &Args) -> Result<()> {
+    let certificate = tls::ensure(&args.dir, &[], SystemTime::now())?;
     let listeners = Listeners {
         ingest: listen()?,
         followers: listen()?,
@@ -60,7 +62,11 @@ pub(crate) fn serve(kind: Kind, dir: &Path, size: usize) -> Result<()> {
     std::io::stdout().flush()?;
     match kind {
         Kind::Raw => crate::raw::serve(listeners),
-        Kind::Naive => crate::naive::serve(listeners, size),
+        Kind::Naive => crate::naive::serve(listeners, args.sizes.first().copied().unwrap_or(1)),
+        Kind::Gateway => {
+            let pace = Duration::from_millis(args.pace.unwrap_or_default());
+            crate::gateway::serve(listeners, &args.dir, pace)
+        }
     }
 }
 
@@ -69,6 +75,7 @@ fn listen() -> Result<TcpListener> {
     // Inherited by what is accepted.
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
     socket.listen(4_096)?;
     Ok(socket.into())
@@ -86,27 +93,25 @@ pub(crate) fn raise_file_limit() -> Result<()> {
 // === impl Contender ===
 
 impl Contender {
-    pub(crate) fn start(kind: Kind, dir: &Path, size: usize) -> Result<Self> {
+    /// Starts one with a fresh tenant in `dir`.
+    pub(crate) fn start(kind: Kind, dir: &Path, load: &Load) -> Result<Self> {
+        IdentityFiles::create(&dir.join(TENANT_DIR), LogTime::now())?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["--contender", &kind.to_string(), "--sizes", &size.to_string(), "--dir"])
+            .args(["--contender", &kind.to_string(), "--sizes", &load.size.to_string()])
+            .args(["--pace", &load.pace.as_millis().to_string(), "--dir"])
             .arg(dir)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
-        let told = child.stdout.take().map(|out| BufReader::new(out.take(1_000)).read_line(&mut line));
-        let addresses = (|| {
-            told?.ok()?;
-            let (ingest, followers) = line.trim().split_once(' ')?;
-            Some((ingest.parse().ok()?, followers.parse().ok()?))
-        })();
-        let (ingest, followers) =
-            addresses.unwrap_or((SocketAddr::from(([0; 4], 0)), SocketAddr::from(([0; 4], 0))));
-        let contender = Self { child, ingest, followers };
-        match addresses {
-            Some(_) => Ok(contender),
-            None => Err("it did not start".into()),
+        if let Some(out) = child.stdout.take() {
+            BufReader::new(out.take(1_000)).read_line(&mut line)?;
         }
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        let mut contender = Self { child, ingest: nowhere, followers: nowhere };
+        let (ingest, followers) = line.trim().split_once(' ').ok_or("it did not start")?;
+        (contender.ingest, contender.followers) = (ingest.parse()?, followers.parse()?);
+        Ok(contender)
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -1,49 +1,60 @@
-//! What delivering a line to many followers costs: server CPU per message and per GB, beside the least that the same TLS
-//! library allows ("raw") and beside the obvious tonic server ("naive"), all in one interleaved run.
+//! What delivering a line to many followers costs the server: CPU per message and per GB, of the gateway, of the least that the
+//! same TLS library allows ("raw") and of the obvious tonic server ("naive"), all in one interleaved run.
 //!
-//! Each contender is a process of its own, so that its CPU time is its own. The parent publishes messages to it over TCP and
-//! follows them over TLS, both from one thread, with at most a window of messages outstanding: a large window makes a
-//! backlog, a window of one makes every message a wake-up and a write of its own ("lone"). On loopback a sender pays for
-//! much of the receiver's work, and who pays for a wake-up varies; hence also the column for server and client together.
+//! Each contender is a process of its own with one thread, so that its CPU time is its own. The parent publishes numbered lines
+//! to it over TCP and follows them over mutual TLS, a connection per follower, all from one thread and with at most a window of
+//! messages outstanding: a large window makes a backlog; a window of one makes every message a wake-up and a write of its own
+//! ("lone"). In the end it asks whether every follower got as much as was published, and compares one follower's lines with
+//! what was published byte by byte.
 //!
-//! `cargo bench --bench fanout -- --help` lists the flags.
+//! On loopback a sender pays for much of the receiver's work, and who pays for a wake-up varies; hence also the column for
+//! server and client together, which is the one to read for lone messages.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a program, and its output is the point")]
 
 mod contender;
 mod drain;
+mod follower;
+mod gateway;
 mod measure;
 mod naive;
 mod raw;
+mod table;
 mod wire;
 
 use std::error::Error;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+use leasemux::model::limits::Limits;
 
 use contender::Kind;
-use measure::{Load, Sample};
+use measure::Load;
+use table::Samples;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Messages outstanding at most in a backlog, in bytes: what a loud service is ahead of its followers.
+/// Messages outstanding at most in a backlog, in bytes: what a loud service is ahead of its followers. Far below the gateway's
+/// ring, so that nobody lags.
 const BACKLOG_BYTES: usize = 512 * 1024;
 
 /// Messages outstanding at most in a backlog of small messages.
 const BACKLOG_MESSAGES: usize = 1_024;
 
-/// Server CPU per delivered message, beside raw sockets and a naive server.
+/// Server CPU per delivered message of the gateway, beside raw sockets and a naive server.
 #[derive(Debug, Parser)]
+#[command(name = "cargo bench --bench fanout --")]
 struct Args {
     /// Followers, one TLS connection each.
     #[arg(long, default_value_t = 100)]
     followers: usize,
-    /// Message sizes in bytes, newline included.
-    #[arg(long, value_delimiter = ',', default_values_t = [4096, 100])]
+    /// Message sizes in bytes, newline included, at least 16.
+    #[arg(long, value_delimiter = ',', default_values_t = [table::CLIFF_BYTES, 100],
+        value_parser = RangedU64ValueParser::<usize>::new().range(16..=65_536))]
     sizes: Vec<usize>,
     /// Contenders.
-    #[arg(long, value_delimiter = ',', default_values_t = [Kind::Raw, Kind::Naive])]
+    #[arg(long, value_delimiter = ',', default_values_t = [Kind::Raw, Kind::Naive, Kind::Gateway])]
     only: Vec<Kind>,
     /// Repetitions; the table shows medians.
     #[arg(long, default_value_t = 5)]
@@ -51,6 +62,9 @@ struct Args {
     /// Seconds measured in each.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// How long the gateway lets lines wait for more, in milliseconds [default: as served in a backlog, 0 for lone messages].
+    #[arg(long)]
+    pace: Option<u64>,
     /// One short repetition with few followers: whether it works, not how fast.
     #[arg(long)]
     quick: bool,
@@ -60,7 +74,7 @@ struct Args {
     /// Be this contender, serving the parent process.
     #[arg(long, hide = true)]
     contender: Option<Kind>,
-    /// Where a contender finds its certificate.
+    /// Where a contender finds its tenant, and puts its certificate.
     #[arg(long, hide = true, default_value = ".")]
     dir: std::path::PathBuf,
 }
@@ -69,69 +83,41 @@ fn main() -> Result<()> {
     let mut args = Args::parse();
     contender::raise_file_limit()?;
     if let Some(kind) = args.contender {
-        return contender::serve(kind, &args.dir, args.sizes.first().copied().unwrap_or(1));
+        return contender::serve(kind, &args);
     }
     if args.quick {
         (args.followers, args.reps, args.seconds) = (args.followers.min(20), 1, 0.3);
     }
+    let cores = std::thread::available_parallelism()?;
+    println!("{} followers, {} x {} s, {cores} cores", args.followers, args.reps, args.seconds);
     for &size in &args.sizes {
-        let backlog = (BACKLOG_BYTES / size.max(1)).clamp(1, BACKLOG_MESSAGES);
-        for (regime, window) in [("backlog", backlog), ("lone", 1)] {
-            let load =
-                Load { followers: args.followers, size, window, span: Duration::from_secs_f64(args.seconds) };
-            println!("\n{regime} of {size} B messages, {} followers, window {window}", args.followers);
-            table(&args.only, &run(&args, &load)?);
+        let backlog = (BACKLOG_BYTES / size).clamp(1, BACKLOG_MESSAGES);
+        println!("\nbacklog of {size} B messages, {backlog} outstanding");
+        let samples = run(&args, size, backlog, Limits::default().pace)?;
+        table::print(&samples);
+        if size == table::CLIFF_BYTES {
+            table::print_cliffs(&samples);
         }
+        println!("\nlone {size} B messages");
+        table::print(&run(&args, size, 1, Duration::ZERO)?);
     }
     Ok(())
 }
 
 /// Samples of each contender, one of each per repetition, so that a noisy minute hits all alike.
-fn run(args: &Args, load: &Load) -> Result<Vec<Vec<Sample>>> {
-    let mut samples = vec![Vec::new(); args.only.len()];
+fn run(args: &Args, size: usize, window: usize, pace: Duration) -> Result<Samples> {
+    let load = Load {
+        followers: args.followers,
+        size,
+        window,
+        pace: args.pace.map_or(pace, Duration::from_millis),
+        span: Duration::from_secs_f64(args.seconds),
+    };
+    let mut samples: Samples = args.only.iter().map(|kind| (*kind, Vec::new())).collect();
     for _ in 0..args.reps.max(1) {
-        for (kind, samples) in args.only.iter().zip(&mut samples) {
-            let sample = measure::sample(*kind, load);
-            samples.push(sample.map_err(|e| format!("{kind}: {e}"))?);
+        for (kind, samples) in &mut samples {
+            samples.push(measure::sample(*kind, &load).map_err(|e| format!("{kind}: {e}"))?);
         }
     }
     Ok(samples)
-}
-
-/// Ratios are to the first contender.
-fn table(kinds: &[Kind], samples: &[Vec<Sample>]) {
-    println!(
-        "{:10} {:>12} {:>8} {:>8} {:>14} {:>9} {:>7}",
-        "", "us/message", "s/GB", "ratio", "server+client", "MB/s", "spread"
-    );
-    let first = samples
-        .first()
-        .map_or((1.0, 1.0), |first| (median(first, Sample::server), median(first, Sample::total)));
-    for (kind, samples) in kinds.iter().zip(samples) {
-        let (server, total) = (median(samples, Sample::server), median(samples, Sample::total));
-        let ends =
-            |pick: fn(f64, f64) -> f64| samples.iter().map(Sample::server).reduce(pick).unwrap_or(server);
-        println!(
-            "{:10} {:12.2} {:8.3} {:7.2}x {:13.2}x {:9.0} {:6.0}%",
-            kind.to_string(),
-            server * 1e6,
-            median(samples, Sample::server_per_byte) * 1e9,
-            server / first.0,
-            total / first.1,
-            median(samples, Sample::bytes_per_second) / 1e6,
-            (ends(f64::max) - ends(f64::min)) / server * 100.0,
-        );
-    }
-}
-
-fn median(samples: &[Sample], value: fn(&Sample) -> f64) -> f64 {
-    let mut values: Vec<f64> = samples.iter().map(value).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-impl std::fmt::Display for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
-    }
 }

@@ -1,4 +1,4 @@
-//! One sample: start a contender, load it, and read its CPU time.
+//! One sample: start a contender, load it, read its CPU time, and ask whether all was delivered.
 
 use std::time::{Duration, Instant};
 
@@ -16,39 +16,46 @@ pub(crate) struct Load {
     pub(crate) size: usize,
     /// Messages outstanding at most.
     pub(crate) window: usize,
+    /// How long the gateway lets lines wait for more.
+    pub(crate) pace: Duration,
     /// How long to measure.
     pub(crate) span: Duration,
 }
 
-/// What it took.
+/// What it took, in seconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     server: f64,
     client: f64,
-    seconds: f64,
+    wall: f64,
+    /// Messages delivered, over all followers.
     messages: f64,
-    bytes: f64,
+    /// Bytes of each.
+    size: f64,
 }
 
+/// Puts `load` on a fresh contender.
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(crate) fn sample(kind: Kind, load: &Load) -> Result<Sample> {
     let dir = tempfile::tempdir()?;
-    let contender = Contender::start(kind, dir.path(), load.size)?;
+    let contender = Contender::start(kind, dir.path(), load)?;
     let mut drain = Drain::connect(&contender, kind, load, dir.path())?;
     drain.run(WARM_UP.min(load.span))?;
-    let (delivered, server, client) =
-        (drain.delivered, cpu_seconds(contender.id())?, cpu_seconds(std::process::id())?);
+    let read = |drain: &Drain| -> Result<_> {
+        Ok((drain.delivered(), cpu_seconds(contender.id())?, cpu_seconds(std::process::id())?))
+    };
+    let (delivered, server, client) = read(&drain)?;
     let begin = Instant::now();
     drain.run(load.span)?;
-    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let messages = (drain.delivered - delivered) as f64;
-    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let size = load.size as f64;
+    let wall = begin.elapsed().as_secs_f64();
+    let after = read(&drain)?;
+    drain.finish()?;
     Ok(Sample {
-        server: cpu_seconds(contender.id())? - server,
-        client: cpu_seconds(std::process::id())? - client,
-        seconds: begin.elapsed().as_secs_f64(),
-        messages,
-        bytes: messages * size,
+        server: after.1 - server,
+        client: after.2 - client,
+        wall,
+        messages: (after.0 - delivered) as f64,
+        size: load.size as f64,
     })
 }
 
@@ -63,6 +70,8 @@ fn cpu_seconds(process: u32) -> Result<f64> {
     Ok(total.as_secs_f64())
 }
 
+// === impl Sample ===
+
 impl Sample {
     /// Server seconds per delivered message.
     pub(crate) fn server(&self) -> f64 {
@@ -74,11 +83,12 @@ impl Sample {
         (self.server + self.client) / self.messages
     }
 
+    /// Server seconds per delivered byte.
     pub(crate) fn server_per_byte(&self) -> f64 {
-        self.server / self.bytes
+        self.server() / self.size
     }
 
     pub(crate) fn bytes_per_second(&self) -> f64 {
-        self.bytes / self.seconds
+        self.messages * self.size / self.wall
     }
 }

@@ -32,9 +32,7 @@ type Answers<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Se
 pub(crate) fn serve(listeners: Listeners, size: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        listeners.followers.set_nonblocking(true)?;
         let followers = TcpListener::from_std(listeners.followers)?;
-        listeners.ingest.set_nonblocking(true)?;
         let ingest = TcpListener::from_std(listeners.ingest)?;
         let acceptor = TlsAcceptor::from(listeners.tls);
         let (messages, _) = broadcast::channel(CHANNEL_MESSAGES);

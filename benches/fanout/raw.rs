@@ -29,9 +29,7 @@ struct Follower {
 
 pub(crate) fn serve(listeners: Listeners) -> Result<()> {
     let mut poll = Poll::new()?;
-    listeners.followers.set_nonblocking(true)?;
     let mut accepting = mio::net::TcpListener::from_std(listeners.followers);
-    listeners.ingest.set_nonblocking(true)?;
     let mut ingesting = mio::net::TcpListener::from_std(listeners.ingest);
     poll.registry().register(&mut accepting, FOLLOWERS, Interest::READABLE)?;
     poll.registry().register(&mut ingesting, INGEST, Interest::READABLE)?;

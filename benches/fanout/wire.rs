@@ -1,8 +1,10 @@
-//! Counting delivered log bytes in a stream of HTTP/2 frames, without keeping any of them.
+//! The logs in a stream of HTTP/2 frames.
 
 use bytes::BytesMut;
 use leasemux::model::proto::lease::ServiceLogsResponse;
 use prost::Message as _;
+
+use crate::follower::Received;
 
 /// HTTP/2 frame types and flags (RFC 9113 §6).
 const DATA: u8 = 0;
@@ -35,8 +37,6 @@ pub(crate) struct Frames {
     consumed: u32,
     /// What has come of a gRPC message.
     message: BytesMut,
-    /// Log bytes that have arrived.
-    pub(crate) logs: u64,
     /// What must be said in turn.
     pub(crate) reply: Vec<u8>,
 }
@@ -81,7 +81,7 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
 // === impl Frames ===
 
 impl Frames {
-    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Result<(), String> {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], received: &mut Received) -> Result<(), String> {
         while !bytes.is_empty() || (self.header_len == 9 && self.payload_left == 0) {
             if self.header_len < 9 {
                 let (now, later) = bytes.split_at(bytes.len().min(9 - self.header_len));
@@ -97,7 +97,7 @@ impl Frames {
             let (now, later) = bytes.split_at(bytes.len().min(self.payload_left));
             self.payload_left -= now.len();
             bytes = later;
-            self.payload(now)?;
+            self.payload(now, received)?;
             if self.payload_left == 0 {
                 self.header_len = 0;
             }
@@ -105,12 +105,12 @@ impl Frames {
         Ok(())
     }
 
-    fn payload(&mut self, bytes: &[u8]) -> Result<(), String> {
+    fn payload(&mut self, bytes: &[u8], received: &mut Received) -> Result<(), String> {
         let [_, _, _, kind, flags, ..] = self.header;
         let done = self.payload_left == 0;
         match kind {
             DATA => {
-                self.messages(bytes)?;
+                self.messages(bytes, received)?;
                 self.consumed += u32::try_from(bytes.len()).unwrap_or(0);
                 if self.consumed > WINDOW_REFILL {
                     for stream in [0, 1] {
@@ -135,7 +135,7 @@ impl Frames {
         Ok(())
     }
 
-    fn messages(&mut self, bytes: &[u8]) -> Result<(), String> {
+    fn messages(&mut self, bytes: &[u8], received: &mut Received) -> Result<(), String> {
         self.message.extend_from_slice(bytes);
         while let Some((&[_, a, b, c, d], _)) = self.message.split_first_chunk() {
             let end = GRPC_PREFIX_BYTES + u32::from_be_bytes([a, b, c, d]) as usize;
@@ -144,7 +144,12 @@ impl Frames {
             }
             let message = self.message.split_to(end).freeze().slice(GRPC_PREFIX_BYTES..);
             let response = ServiceLogsResponse::decode(message).map_err(|e| e.to_string())?;
-            self.logs += response.services.iter().map(|entry| entry.logs.len() as u64).sum::<u64>();
+            for entry in response.services {
+                if let Some(gap) = entry.gap {
+                    return Err(format!("a follower lost {} lines", gap.lines));
+                }
+                received.take(&entry.logs)?;
+            }
         }
         Ok(())
     }

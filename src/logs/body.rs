@@ -49,6 +49,8 @@ pub struct LogsBody {
     /// Whether the lease has ended: what is left is sent, and then the stream ends.
     lease_ended: bool,
     stage: Stage,
+    /// The end of a message whose beginning was handed over, if one had to be cut. It goes before anything else.
+    rest: Option<Bytes>,
     state: Arc<StreamState>,
     trailers: fn(&End) -> HeaderMap,
     _open: GaugeGuard,
@@ -70,6 +72,7 @@ enum Stage {
 struct Batch {
     parts: VecDeque<Bytes>,
     bytes: usize,
+    messages: u64,
     lines: u64,
     log_bytes: u64,
     oldest: Option<Instant>,
@@ -99,6 +102,7 @@ impl LogsBody {
             turn: 0,
             lease_ended: false,
             stage: Stage::Running,
+            rest: None,
             state,
             trailers,
             _open: open,
@@ -237,7 +241,7 @@ impl LogsBody {
 
     fn hand_over(&self, batch: Batch) -> Frame<Messages> {
         let metrics = &self.fanout.world().metrics;
-        metrics.messages_delivered.increment(batch.parts.len() as u64);
+        metrics.messages_delivered.increment(batch.messages);
         metrics.lines_delivered.increment(batch.lines);
         metrics.bytes_delivered.increment(batch.log_bytes);
         if let Some(oldest) = batch.oldest {
@@ -261,7 +265,7 @@ impl http_body::Body for LogsBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Messages>, Infallible>>> {
         let this = self.get_mut();
-        let mut batch = Batch::default();
+        let mut batch = Batch::beginning_with(this.rest.take());
         loop {
             match std::mem::replace(&mut this.stage, Stage::Running) {
                 Stage::Running => this.poll_running(cx, &mut batch),
@@ -288,6 +292,9 @@ impl http_body::Body for LogsBody {
                 }
             }
             if !batch.parts.is_empty() {
+                if matches!(this.stage, Stage::Running) {
+                    this.rest = batch.cut(STREAM_SEND_MAX_BYTES);
+                }
                 return Poll::Ready(Some(Ok(this.hand_over(batch))));
             }
             if matches!(this.stage, Stage::Running) {
@@ -331,8 +338,27 @@ fn changes(mut view: watch::Receiver<Arc<LeaseView>>) -> BoxStream<'static, Arc<
 // === impl Batch ===
 
 impl Batch {
+    /// With the rest of a message that was counted when its beginning was handed over.
+    fn beginning_with(rest: Option<Bytes>) -> Self {
+        Self {
+            bytes: rest.as_ref().map_or(0, Bytes::len),
+            parts: rest.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Cuts off what its last message has beyond `max_bytes`.
+    fn cut(&mut self, max_bytes: usize) -> Option<Bytes> {
+        let beyond = self.bytes.checked_sub(max_bytes).filter(|beyond| *beyond > 0)?;
+        let last = self.parts.back_mut()?;
+        let rest = last.split_off(last.len().saturating_sub(beyond));
+        self.bytes -= rest.len();
+        Some(rest)
+    }
+
     fn add(&mut self, message: Message, read_at: Option<Instant>) {
         self.bytes += message.bytes.len();
+        self.messages += 1;
         self.lines += message.lines;
         self.log_bytes += message.log_bytes;
         self.oldest = match (self.oldest, read_at) {
@@ -340,5 +366,39 @@ impl Batch {
             (known, other) => known.or(other),
         };
         self.parts.push_back(message.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Messages put in at random leave in pieces, byte for byte, each piece full but the last.
+        #[test]
+        fn cutting_loses_nothing(sizes in prop::collection::vec(1_usize..40, 1..60), max in 16_usize..64) {
+            let mut source = sizes.iter().enumerate().map(|(i, size)| vec![u8::try_from(i).unwrap(); *size]);
+            let all: Vec<u8> = source.clone().flatten().collect();
+            let (mut sent, mut messages, mut rest) = (Vec::new(), 0, None);
+            loop {
+                let mut batch = Batch::beginning_with(rest.take());
+                while batch.bytes < max && let Some(message) = source.next() {
+                    batch.add(Message::bare(message.into()), None);
+                }
+                rest = batch.cut(max);
+                messages += batch.messages;
+                let bytes: Vec<u8> = batch.parts.iter().flatten().copied().collect();
+                prop_assert_eq!(bytes.len(), batch.bytes);
+                prop_assert!(bytes.len() == max || rest.is_none() && bytes.len() < max);
+                sent.extend_from_slice(&bytes);
+                if bytes.len() < max {
+                    break;
+                }
+            }
+            prop_assert_eq!(sent, all);
+            prop_assert_eq!(messages, sizes.len() as u64);
+        }
     }
 }

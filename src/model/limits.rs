@@ -20,10 +20,11 @@ pub const READ_MAX_BYTES: usize = 256 * 1024;
 /// Longest piece of a line in a CRI log file, as containerd writes them; a longer line is tagged P (partial) and goes on.
 pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
 
-/// A stream hands messages to HTTP/2 until there are this many bytes, and HTTP/2 holds as many for one stream. A follower that
-/// reads nothing keeps up to three such portions of the ring's bytes alive (one held, one waiting, one being sent), and nothing
-/// of its own. Four DATA frames, so that writes can be joined.
-pub const STREAM_SEND_MAX_BYTES: usize = 64 * 1024;
+/// A stream hands messages to HTTP/2 in portions of this many bytes, and HTTP/2 holds as many for one stream. A follower that
+/// reads nothing keeps up to three such portions of the ring's bytes alive (one held, one waiting, one being sent) and the rest
+/// of a message, and nothing of its own. Exactly three DATA frames of the size that clients advertise, which the TLS stream
+/// sends in one write; a backlog handed over in other sizes leaves in a large and a small one.
+pub const STREAM_SEND_MAX_BYTES: usize = 3 * 16 * 1024;
 
 /// Largest request message: the longest legal request (filters, cursors) is well below.
 pub const REQUEST_MAX_BYTES: usize = 256 * 1024;
