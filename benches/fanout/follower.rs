@@ -69,14 +69,7 @@ impl Login {
         let tenant = IdentityFiles::load(&dir.join(TENANT_DIR))?;
         let lease = gateway::lease(tenant.address())?;
         let request = ServiceLogsRequest {
-            lease_id: Some(market::LeaseId {
-                owner: lease.owner().to_string(),
-                dseq: lease.dseq(),
-                gseq: lease.gseq(),
-                oseq: lease.oseq(),
-                provider: lease.provider().to_string(),
-                bseq: 0,
-            }),
+            lease_id: Some(market::LeaseId::from(&lease)),
             follow: true,
             tail_lines: Some(0),
             ..ServiceLogsRequest::default()

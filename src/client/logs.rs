@@ -5,17 +5,12 @@
 
 use std::io::{self, Write};
 
-use prost_types::Timestamp;
-
 use super::connect::Connector;
 use super::exit::Exit;
 use super::follow::{Ended, FollowError, Follower};
 use super::print::{Look, Printer};
 use crate::config::LogsConfig;
-use crate::model::id::LeaseId;
 use crate::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
-use crate::model::proto::market::LeaseId as WireLeaseId;
-use crate::model::time::LogTime;
 
 /// Prints what `config` asks for to `out`, and what is said about it to `err`.
 pub async fn run<O, E>(config: &LogsConfig, out: O, err: E, look: Look) -> Exit
@@ -67,7 +62,7 @@ pub fn request(config: &LogsConfig) -> ServiceLogsRequest {
         replicas: config.replicas.clone(),
     };
     ServiceLogsRequest {
-        lease_id: Some(wire_lease(&config.lease)),
+        lease_id: Some((&config.lease).into()),
         // The draft's own field as long as it will do, so that any gateway understands it.
         filter: match config.services.as_slice() {
             [service] => Some(filter(service)),
@@ -79,29 +74,12 @@ pub fn request(config: &LogsConfig) -> ServiceLogsRequest {
         },
         follow: config.follow,
         tail_lines: config.tail,
-        since: config.since.map(wire_time),
+        since: config.since.map(Into::into),
         timestamps: config.timestamps,
         previous: config.previous,
         resume: Vec::new(),
         on_lag: config.on_lag.into(),
     }
-}
-
-/// A lease as requests name it.
-pub fn wire_lease(lease: &LeaseId) -> WireLeaseId {
-    WireLeaseId {
-        owner: lease.owner().to_string(),
-        dseq: lease.dseq(),
-        gseq: lease.gseq(),
-        oseq: lease.oseq(),
-        provider: lease.provider().to_string(),
-        bseq: 0,
-    }
-}
-
-fn wire_time(time: LogTime) -> Timestamp {
-    let (seconds, nanos) = time.parts();
-    Timestamp { seconds, nanos }
 }
 
 #[cfg(test)]

@@ -242,8 +242,7 @@ fn to_proto_cursor(replica: &Replica, instance: &Instance, position: Position) -
 }
 
 fn to_proto_time(time: LogTime) -> Option<prost_types::Timestamp> {
-    let (seconds, nanos) = time.parts();
-    (time != LogTime::MIN).then_some(prost_types::Timestamp { seconds, nanos })
+    (time != LogTime::MIN).then(|| time.into())
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! The generated protocol, and the descriptor set for reflection.
 
+use super::id::LeaseId;
+use super::time::LogTime;
+
 pub use akash::market::v1 as market;
 pub use akash::provider::lease::v1 as lease;
 
@@ -28,3 +31,25 @@ mod akash {
 
 /// The descriptors of the whole protocol, encoded, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// A lease as messages name it.
+impl From<&LeaseId> for market::LeaseId {
+    fn from(lease: &LeaseId) -> Self {
+        Self {
+            owner: lease.owner().to_string(),
+            dseq: lease.dseq(),
+            gseq: lease.gseq(),
+            oseq: lease.oseq(),
+            provider: lease.provider().to_string(),
+            bseq: 0,
+        }
+    }
+}
+
+/// An instant as messages have it.
+impl From<LogTime> for prost_types::Timestamp {
+    fn from(time: LogTime) -> Self {
+        let (seconds, nanos) = time.parts();
+        Self { seconds, nanos }
+    }
+}

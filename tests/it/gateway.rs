@@ -6,7 +6,6 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 
 use leasemux::client::connect::Connector;
-use leasemux::client::logs::wire_lease;
 use leasemux::config::{ServerTrust, Target};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::ServiceLogsRequest;
@@ -271,8 +270,7 @@ async fn streams_of_a_gateway_that_stops_end_with_unavailable() {
         trust: ServerTrust::File(world.path("data/server.pem")),
     };
     let mut client = Connector::new(&target).unwrap().connect().await.unwrap();
-    let request =
-        ServiceLogsRequest { lease_id: Some(wire_lease(&lease)), follow: true, ..Default::default() };
+    let request = ServiceLogsRequest { lease_id: Some((&lease).into()), follow: true, ..Default::default() };
     let mut stream = client.service_logs(request).await.unwrap().into_inner();
     tokio::time::timeout(PATIENCE, stream.message()).await.unwrap().unwrap().unwrap();
     gateway.program.signal(Signal::TERM);

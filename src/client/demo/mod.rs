@@ -19,7 +19,6 @@ use self::summary::Summary;
 use super::connect::{ConnectError, Connector};
 use super::exit::Exit;
 use super::follow::FollowError;
-use super::logs::wire_lease;
 use super::print::{Look, Printer};
 use crate::config::{DemoConfig, ServerTrust, Target};
 use crate::host::files::{self, Allowed};
@@ -177,8 +176,7 @@ where
         trust: ServerTrust::File(place.server_certificate()),
     };
     let connector = Connector::new(&target)?;
-    let request =
-        ServiceLogsRequest { lease_id: Some(wire_lease(lease)), follow: true, ..Default::default() };
+    let request = ServiceLogsRequest { lease_id: Some(lease.into()), follow: true, ..Default::default() };
     let Some(mut printer) = lent.take() else {
         return Err(DemoError::EndedEarly);
     };

@@ -271,14 +271,7 @@ impl Scene {
 
 /// A lease in the protocol's form.
 pub(crate) fn proto_lease(lease: &LeaseId) -> proto::market::LeaseId {
-    proto::market::LeaseId {
-        owner: lease.owner().to_string(),
-        dseq: lease.dseq(),
-        gseq: lease.gseq(),
-        oseq: lease.oseq(),
-        provider: lease.provider().to_string(),
-        bseq: 0,
-    }
+    lease.into()
 }
 
 /// A follower, and what it was sent so far.
