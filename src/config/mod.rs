@@ -13,15 +13,17 @@ use self::cli::{Cli, Command, IdentityCommand};
 use self::faults::{Faults, Reader};
 
 mod cli;
+mod client;
 mod faults;
 mod limits;
-mod logs;
 mod serve;
+mod tenant;
 mod value;
 
+pub use self::client::{LogsConfig, Output, ServerTrust, Target};
 pub use self::faults::Faults as ConfigFaults;
-pub use self::logs::{DemoConfig, IdentityConfig, LogsConfig, Output, ServerTrust, Target};
 pub use self::serve::{LogFormat, PlatformKind, ServeConfig};
+pub use self::tenant::{DemoConfig, IdentityConfig};
 
 /// What the program was asked to do, with everything that it takes.
 #[derive(Debug)]
@@ -69,11 +71,11 @@ where
     let reader = Reader::new(path.join(" "), command, matches);
     let task = match cli.command {
         Command::Serve(args) => Task::Serve(Box::new(serve::resolve(&args, reader)?)),
-        Command::Logs(args) => Task::Logs(Box::new(logs::resolve_logs(&args, reader)?)),
+        Command::Logs(args) => Task::Logs(Box::new(client::resolve_logs(&args, reader)?)),
         Command::Identity(args) => match args.command {
-            IdentityCommand::New(args) => Task::IdentityNew(logs::resolve_identity(&args, reader)?),
+            IdentityCommand::New(args) => Task::IdentityNew(tenant::resolve_identity(&args, reader)?),
         },
-        Command::Demo(args) => Task::Demo(logs::resolve_demo(&args, reader)?),
+        Command::Demo(args) => Task::Demo(tenant::resolve_demo(&args, reader)?),
     };
     Ok(task)
 }

@@ -1,23 +1,16 @@
-//! What the command line's own calls run with.
+//! What a tenant's calls run with.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use http::Uri;
 
-use super::cli::{DemoArgs, IdentityNewArgs, LogsArgs};
+use super::cli::{ChoiceArgs, LogsArgs, TargetArgs};
 use super::faults::{Faults, Reader};
-use super::value::{directory, duration, file, gateway, instant, new_directory, number, parsed};
+use super::value::{directory, file, gateway, instant, number, parsed};
 use crate::model::id::{LeaseId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX};
 use crate::model::proto::lease::OnLag;
 use crate::model::time::LogTime;
-
-/// Most followers of a demo: what one machine has ports and files for.
-const FOLLOWERS_MAX: usize = 20_000;
-
-/// Longest demo.
-const DEMO_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What `logs` asks for, and of whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,33 +70,10 @@ pub enum Output {
     Json,
 }
 
-/// What `identity new` makes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdentityConfig {
-    /// Where it goes.
-    pub dir: PathBuf,
-}
-
-/// What `demo` shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DemoConfig {
-    /// For how long; `None` = until Ctrl-C.
-    pub duration: Option<Duration>,
-    /// Followers beyond the one that prints.
-    pub followers: usize,
-    /// Services other than the sample.
-    pub sdl: Option<PathBuf>,
-    /// Whether to show the gateway's log.
-    pub verbose: bool,
-}
-
 pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<LogsConfig, Faults> {
-    let right = "owner/dseq/gseq/oseq/provider";
-    let lease = read.required("lease", args.lease.as_ref(), right, |text| {
-        parsed::<LeaseId>(text).map_err(|error| format!("{error}; a lease is {right}"))
-    });
-    let target = target(args, &mut read);
-    let (services, replicas) = chosen(args, &mut read);
+    let lease = lease(args.lease.as_ref(), &mut read);
+    let target = target(&args.target, &mut read);
+    let (services, replicas) = chosen(&args.choice, &mut read);
     let follow = read.switch("follow", args.follow.as_ref());
     let previous = read.switch("previous", args.previous.as_ref());
     if follow && previous {
@@ -144,7 +114,14 @@ pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<Logs
     read.finish(config)
 }
 
-fn target(args: &LogsArgs, read: &mut Reader<'_>) -> Option<Target> {
+fn lease(given: Option<&String>, read: &mut Reader<'_>) -> Option<LeaseId> {
+    let right = "owner/dseq/gseq/oseq/provider";
+    read.required("lease", given, right, |text| {
+        parsed::<LeaseId>(text).map_err(|error| format!("{error}; a lease is {right}"))
+    })
+}
+
+fn target(args: &TargetArgs, read: &mut Reader<'_>) -> Option<Target> {
     let uri = read.one("gateway", args.gateway.as_ref(), gateway);
     let identity = read.one("identity", args.identity.as_ref(), |text| {
         let dir = directory(text)?;
@@ -168,7 +145,7 @@ fn target(args: &LogsArgs, read: &mut Reader<'_>) -> Option<Target> {
     Some(Target { gateway: uri?, identity, trust })
 }
 
-fn chosen(args: &LogsArgs, read: &mut Reader<'_>) -> (Vec<ServiceName>, Vec<u32>) {
+fn chosen(args: &ChoiceArgs, read: &mut Reader<'_>) -> (Vec<ServiceName>, Vec<u32>) {
     let services = read.list("service", &args.service, parsed::<ServiceName>);
     let replicas = read.list("replica", &args.replica, number(0..=u32::MAX));
     if services.len() > FILTERS_MAX {
@@ -184,23 +161,4 @@ fn chosen(args: &LogsArgs, read: &mut Reader<'_>) -> (Vec<ServiceName>, Vec<u32>
         read.missing("service", "the service whose --replica is meant");
     }
     (services, replicas)
-}
-
-pub(super) fn resolve_identity(
-    args: &IdentityNewArgs,
-    mut read: Reader<'_>,
-) -> Result<IdentityConfig, Faults> {
-    let dir = read.required("dir", args.dir.as_ref(), "the directory to write to", new_directory);
-    let config = dir.map(|dir| IdentityConfig { dir });
-    read.finish(config)
-}
-
-pub(super) fn resolve_demo(args: &DemoArgs, mut read: Reader<'_>) -> Result<DemoConfig, Faults> {
-    let range = duration(Duration::from_secs(1)..=DEMO_MAX);
-    let duration = read.one("for", args.duration.as_ref(), range);
-    let followers = read.one("followers", args.followers.as_ref(), number(0..=FOLLOWERS_MAX));
-    let sdl = read.one("sdl", args.sdl.as_ref(), file);
-    let verbose = read.switch("verbose", args.verbose.as_ref());
-    let config = followers.map(|followers| DemoConfig { duration, followers, sdl, verbose });
-    read.finish(config)
 }

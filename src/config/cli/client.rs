@@ -1,0 +1,84 @@
+//! The calls of a tenant.
+
+use clap::Args;
+
+use super::EXIT_CODES;
+
+const LOGS_EXAMPLES: &str = "\
+Examples:
+  Everything that can still be read, from all services:
+      leasemux logs $LEASE --identity tenant --ca server.pem
+  The last 100 lines of one service, and whatever comes:
+      leasemux logs $LEASE --identity tenant --ca server.pem --service web --tail 100 --follow
+  Two replicas of a service since five minutes ago, with times:
+      leasemux logs $LEASE --identity tenant --ca server.pem --service web \\
+          --replica 0 --replica 1 --since 5m --timestamps
+  As JSON, one object a line, for a program:
+      leasemux logs $LEASE --identity tenant --ca server.pem --follow -o json | jq -r 'select(.type==\"line\").line'
+
+A follow that is cut reconnects by itself and goes on exactly where it was. Text lines go to standard output as they
+are; what is said about them (started, ended, lost lines, reconnects) goes to standard error. On a terminal, control
+sequences in lines other than colours are shown, not obeyed.";
+
+// A gateway, and who asks it: of every command that calls one. (No doc comment: clap would take it for the command's.)
+#[derive(Debug, Args)]
+pub(in crate::config) struct TargetArgs {
+    /// The gateway
+    #[arg(long, env = "LEASEMUX_GATEWAY", value_name = "URL", default_value = "https://127.0.0.1:8446")]
+    pub(in crate::config) gateway: Option<String>,
+    /// Who you are: a directory with cert.pem and key.pem, as made by 'identity new'
+    #[arg(long, env = "LEASEMUX_IDENTITY", value_name = "DIR")]
+    pub(in crate::config) identity: Option<String>,
+    /// Trust the gateway if its certificate is in this file (PEM) or is signed by one that is; without it, the
+    /// system's authorities decide
+    #[arg(long, env = "LEASEMUX_CA", value_name = "FILE")]
+    pub(in crate::config) ca: Option<String>,
+    /// Trust any gateway, even one that is not the gateway
+    #[arg(long, env = "LEASEMUX_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) insecure: Option<String>,
+}
+
+// Which services and replicas of a lease: of every command that is about some.
+#[derive(Debug, Args)]
+pub(in crate::config) struct ChoiceArgs {
+    /// Only this service. Repeatable
+    #[arg(long, env = "LEASEMUX_SERVICE", value_name = "NAME")]
+    pub(in crate::config) service: Vec<String>,
+    /// Only this replica of each --service, counted from 0. Repeatable
+    #[arg(long, env = "LEASEMUX_REPLICA", value_name = "N")]
+    pub(in crate::config) replica: Vec<String>,
+}
+
+/// Print the logs of a lease's services
+#[derive(Debug, Args)]
+#[command(override_usage = "leasemux logs <LEASE> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = LOGS_EXAMPLES, after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}"))]
+pub(in crate::config) struct LogsArgs {
+    /// The lease: owner/dseq/gseq/oseq/provider
+    #[arg(value_name = "LEASE")]
+    pub(in crate::config) lease: Option<String>,
+    #[command(flatten)]
+    pub(in crate::config) target: TargetArgs,
+    #[command(flatten)]
+    pub(in crate::config) choice: ChoiceArgs,
+    /// Stay for lines that are yet to come, through restarts and cut connections
+    #[arg(short, long, env = "LEASEMUX_FOLLOW", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) follow: Option<String>,
+    /// Begin with the last N lines of each replica; 0 = with what is yet to come
+    #[arg(long, env = "LEASEMUX_TAIL", value_name = "N")]
+    pub(in crate::config) tail: Option<String>,
+    /// Begin at this instant: a time ago (5m, 1h30m) or RFC 3339
+    #[arg(long, env = "LEASEMUX_SINCE", value_name = "TIME")]
+    pub(in crate::config) since: Option<String>,
+    /// Begin each line with the time at which it was written
+    #[arg(long, env = "LEASEMUX_TIMESTAMPS", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) timestamps: Option<String>,
+    /// The run of each container before the present one
+    #[arg(long, env = "LEASEMUX_PREVIOUS", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) previous: Option<String>,
+    /// When this side cannot keep up: 'drop' skips lines and reports them, 'close' goes back and reads them again
+    #[arg(long, env = "LEASEMUX_ON_LAG", value_name = "WHAT", default_value = "drop")]
+    pub(in crate::config) on_lag: Option<String>,
+    /// Form of the output: text or json
+    #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "text")]
+    pub(in crate::config) output: Option<String>,
+}

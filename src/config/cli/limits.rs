@@ -1,0 +1,38 @@
+//! The bounds of `serve`.
+
+use clap::Args;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(in crate::config) struct LimitsArgs {
+    /// Lines held in memory for the followers of one replica; who falls further behind loses lines and is told
+    #[arg(long, env = "LEASEMUX_RING_MAX_BYTES", value_name = "SIZE", default_value = "4MiB")]
+    pub(in crate::config) ring_max_bytes: Option<String>,
+    /// How long lines may wait for others to leave with them; 0 = never
+    #[arg(long, env = "LEASEMUX_PACE", value_name = "TIME", default_value = "5ms")]
+    pub(in crate::config) pace: Option<String>,
+    /// How long a replica's log stays open after its last follower has gone
+    #[arg(long, env = "LEASEMUX_ACTOR_IDLE", value_name = "TIME", default_value = "10s")]
+    pub(in crate::config) actor_idle: Option<String>,
+    /// Reset a follower that takes nothing for so long
+    #[arg(long, env = "LEASEMUX_STALL_TIMEOUT", value_name = "TIME", default_value = "5m")]
+    pub(in crate::config) stall_timeout: Option<String>,
+    /// Reads of older lines at once, in all
+    #[arg(long, env = "LEASEMUX_HISTORY_READS", value_name = "N", default_value = "64")]
+    pub(in crate::config) history_reads: Option<String>,
+    /// Connections at once, in all
+    #[arg(long, env = "LEASEMUX_MAX_CONNECTIONS", value_name = "N", default_value = "16384")]
+    pub(in crate::config) max_connections: Option<String>,
+    /// Streams at once on one connection
+    #[arg(long, env = "LEASEMUX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "256")]
+    pub(in crate::config) streams_per_connection: Option<String>,
+    /// Drop a connection whose TLS handshake takes longer
+    #[arg(long, env = "LEASEMUX_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s")]
+    pub(in crate::config) handshake_timeout: Option<String>,
+    /// How long streams may take to end when the gateway is stopped
+    #[arg(long, env = "LEASEMUX_DRAIN_TIMEOUT", value_name = "TIME", default_value = "10s")]
+    pub(in crate::config) drain_timeout: Option<String>,
+    /// How often the trust directory is looked at, should the system not tell of changes
+    #[arg(long, env = "LEASEMUX_TRUST_POLL", value_name = "TIME", default_value = "5s")]
+    pub(in crate::config) trust_poll: Option<String>,
+}

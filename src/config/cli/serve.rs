@@ -1,0 +1,83 @@
+//! `serve`.
+
+use clap::Args;
+
+use super::limits::LimitsArgs;
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  One lease of one tenant; the provider may be any other account address:
+      PROVIDER=akash1d3jkzum9d46hsgryv4kk7mnnw3exzar9zlwx9n
+      leasemux serve --platform local --trust-dir trusted \\
+          --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/shop.yaml
+  Two leases, open to the network under a name, from the environment:
+      LEASEMUX_LEASE=$LEASE_A=a.yaml,$LEASE_B=b.yaml LEASEMUX_LISTEN=0.0.0.0:8446 \\
+          leasemux serve --platform local --trust-dir trusted --public-hostname gateway.example.com
+
+The gateway prints one line on standard output when it is ready, with the addresses really bound:
+      leasemux ready: gateway https://127.0.0.1:8446 admin http://127.0.0.1:9446
+The log goes to standard error. SIGTERM or Ctrl-C ends it in order; a second one at once.
+The processes of all leases run as the user who started the gateway: nothing isolates them from each other.";
+
+/// Run a gateway
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "leasemux serve --platform <NAME> --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]",
+    after_help = SERVE_EXAMPLES
+)]
+pub(in crate::config) struct ServeArgs {
+    /// Where services run: 'local' runs them as processes of this machine
+    #[arg(long, env = "LEASEMUX_PLATFORM", value_name = "NAME")]
+    pub(in crate::config) platform: Option<String>,
+    /// A lease and the SDL file of what runs under it; LEASE is owner/dseq/gseq/oseq/provider. Repeatable
+    #[arg(long, env = "LEASEMUX_LEASE", value_name = "LEASE=SDLFILE")]
+    pub(in crate::config) lease: Vec<String>,
+    /// Directory of trusted tenants' certificates (*.pem); picked up and dropped while running
+    #[arg(long, env = "LEASEMUX_TRUST_DIR", value_name = "DIR")]
+    pub(in crate::config) trust_dir: Option<String>,
+    /// Address for tenants (gRPC over mutual TLS)
+    #[arg(long, env = "LEASEMUX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:8446")]
+    pub(in crate::config) listen: Option<String>,
+    /// Address for the operator (HTTP: /metrics, /live, /ready)
+    #[arg(long, env = "LEASEMUX_ADMIN_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9446")]
+    pub(in crate::config) admin_listen: Option<String>,
+    /// Directory for logs and for the certificate that the gateway makes itself
+    #[arg(long, env = "LEASEMUX_DATA_DIR", value_name = "DIR", default_value = ".leasemux")]
+    pub(in crate::config) data_dir: Option<String>,
+    /// The gateway's certificate (PEM); without it one is made in the data directory as server.pem
+    #[arg(long, env = "LEASEMUX_TLS_CERT", value_name = "FILE")]
+    pub(in crate::config) tls_cert: Option<String>,
+    /// The private key of --tls-cert (PEM)
+    #[arg(long, env = "LEASEMUX_TLS_KEY", value_name = "FILE")]
+    pub(in crate::config) tls_key: Option<String>,
+    /// A name under which clients reach the gateway, for the certificate that it makes. Repeatable
+    #[arg(long, env = "LEASEMUX_PUBLIC_HOSTNAME", value_name = "HOST")]
+    pub(in crate::config) public_hostname: Vec<String>,
+    /// Form of the log on standard error: text or json
+    #[arg(long, env = "LEASEMUX_LOG_FORMAT", value_name = "FORM", default_value = "text")]
+    pub(in crate::config) log_format: Option<String>,
+    /// What is logged, such as 'info' or 'warn,leasemux=debug'
+    #[arg(long, env = "LEASEMUX_LOG_FILTER", value_name = "FILTER", default_value = "info")]
+    pub(in crate::config) log_filter: Option<String>,
+    /// Stop when standard input ends (for a parent process that supervises the gateway)
+    #[arg(long, env = "LEASEMUX_LIFELINE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) lifeline: Option<String>,
+    #[command(flatten)]
+    pub(in crate::config) store: StoreArgs,
+    #[command(flatten)]
+    pub(in crate::config) limits: LimitsArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logs on disk")]
+pub(in crate::config) struct StoreArgs {
+    /// Rotate a container's log file when it has grown to this size
+    #[arg(long, env = "LEASEMUX_ROTATE_MAX_BYTES", value_name = "SIZE", default_value = "10MiB")]
+    pub(in crate::config) rotate_max_bytes: Option<String>,
+    /// Keep this many log files of each run, the one being written included
+    #[arg(long, env = "LEASEMUX_ROTATE_FILES", value_name = "N", default_value = "5")]
+    pub(in crate::config) rotate_files: Option<String>,
+    /// Keep the logs of this many ended runs of each replica
+    #[arg(long, env = "LEASEMUX_KEPT_RUNS", value_name = "N", default_value = "10")]
+    pub(in crate::config) kept_runs: Option<String>,
+}

@@ -1,0 +1,64 @@
+//! Identities, and the demo.
+
+use clap::{Args, Subcommand};
+
+const IDENTITY_EXAMPLES: &str = "\
+Examples:
+  A fresh tenant, trusted by a gateway that was started with --trust-dir trusted:
+      leasemux identity new --dir tenant
+      cp tenant/cert.pem trusted/tenant.pem
+      cat tenant/address";
+
+const DEMO_EXAMPLES: &str = "\
+Examples:
+  Ten seconds, then a summary:
+      leasemux demo --for 10s
+  With a thousand more followers, each on its own connection, each checking every line:
+      leasemux demo --for 20s --followers 1000
+  With services of your own; lines that begin with a counter (\"1 …\", \"2 …\") are checked:
+      leasemux demo --sdl my.yaml";
+
+/// Make a tenant's identity
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true, after_help = IDENTITY_EXAMPLES, disable_help_subcommand = true)]
+pub(in crate::config) struct IdentityArgs {
+    #[command(subcommand)]
+    pub(in crate::config) command: IdentityCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(in crate::config) enum IdentityCommand {
+    New(IdentityNewArgs),
+}
+
+/// Make an account address, a key and a certificate, as Akash's own tools shape them
+///
+/// Writes cert.pem, key.pem (readable only by you) and address into the directory, and overwrites nothing.
+#[derive(Debug, Args)]
+#[command(override_usage = "leasemux identity new --dir <DIR>", after_help = IDENTITY_EXAMPLES)]
+pub(in crate::config) struct IdentityNewArgs {
+    /// Directory to write to; made if there is none
+    #[arg(long, env = "LEASEMUX_DIR", value_name = "DIR")]
+    pub(in crate::config) dir: Option<String>,
+}
+
+/// Start a gateway with sample services, and follow them as a tenant
+///
+/// Everything is real (processes, gRPC over mutual TLS), thrown away at the end, and checked: exits with 1 if a follower
+/// misses a line that was not reported as lost, or sees one twice.
+#[derive(Debug, Args)]
+#[command(after_help = DEMO_EXAMPLES)]
+pub(in crate::config) struct DemoArgs {
+    /// End by itself after so long; without it, Ctrl-C ends it
+    #[arg(long = "for", id = "for", env = "LEASEMUX_FOR", value_name = "TIME")]
+    pub(in crate::config) duration: Option<String>,
+    /// Attach so many more followers, which count and check
+    #[arg(long, env = "LEASEMUX_FOLLOWERS", value_name = "N", default_value = "0")]
+    pub(in crate::config) followers: Option<String>,
+    /// Run these services instead of the sample
+    #[arg(long, env = "LEASEMUX_SDL", value_name = "FILE")]
+    pub(in crate::config) sdl: Option<String>,
+    /// Show the gateway's own log
+    #[arg(short, long, env = "LEASEMUX_VERBOSE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) verbose: Option<String>,
+}
