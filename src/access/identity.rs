@@ -159,7 +159,7 @@ impl fmt::Debug for IdentityFiles {
     }
 }
 
-/// What goes into a tenant's certificate: the shape that `go/node/cert` of chain-sdk gives it.
+/// What goes into a tenant's certificate: the shape that `go/node/cert` of chain-sdk gives it, and one key usage more.
 pub(crate) fn certificate_params(owner: &Owner, now: LogTime) -> Result<CertificateParams, IdentityError> {
     let begin = OffsetDateTime::from_unix_timestamp(now.parts().0).map_err(|_| IdentityError::Clock)?;
     let serial = u64::try_from(now.as_nanos()).map_err(|_| IdentityError::Clock)?;
@@ -173,7 +173,12 @@ pub(crate) fn certificate_params(owner: &Owner, now: LogTime) -> Result<Certific
     params.not_before = begin;
     params.not_after = begin.checked_add(time::Duration::days(VALIDITY_DAYS)).ok_or(IdentityError::Clock)?;
     params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::DataEncipherment];
+    // Akash's own tools leave out the first, and BoringSSL, which most gRPC clients are built on, then refuses to sign with it.
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+        KeyUsagePurpose::DataEncipherment,
+    ];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     Ok(params)
 }
@@ -357,9 +362,9 @@ mod tests {
         assert_eq!(parsed.subject().to_string(), format!("CN={owner}, OID(2.23.133.2.6)={FORM}"));
         assert_eq!(parsed.subject(), parsed.issuer());
         let usage = parsed.key_usage().unwrap().unwrap().value;
-        assert!(usage.key_encipherment() && usage.data_encipherment());
-        // Bits 2 and 3 from the left, and no other.
-        assert_eq!(usage.flags, 0b1100);
+        assert!(usage.digital_signature() && usage.key_encipherment() && usage.data_encipherment());
+        // Bits 0, 2 and 3, and no other.
+        assert_eq!(usage.flags, 0b1101);
         assert!(!parsed.basic_constraints().unwrap().unwrap().value.ca);
     }
 
