@@ -215,6 +215,7 @@ fn told(faulty: &[(LeaseId, PathBuf, SdlError)]) -> String {
 fn with_source(error: &platform::Error) -> String {
     match error {
         platform::Error::NotFound(what)
+        | platform::Error::Conflict(what)
         | platform::Error::Unavailable(what)
         | platform::Error::Broken(what) => what.clone(),
         platform::Error::Io { context, source } => format!("{context}: {source}"),

@@ -26,7 +26,7 @@ use leasemux::model::line::{Line, LineBatch};
 use leasemux::model::position::Position;
 use leasemux::model::time::LogTime;
 use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView, Run, ServiceView};
-use leasemux::platform::{Error, Platform, Tail, TailItem, TailRequest};
+use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailItem, TailRequest};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -116,7 +116,7 @@ impl Source {
             ready: true,
             ..ReplicaView::default()
         };
-        let service = ServiceView { count: 1, replicas: [(0, slot)].into() };
+        let service = ServiceView { count: 1, replicas: [(0, slot)].into(), ..ServiceView::default() };
         let view = LeaseView { services: [("web".parse()?, service)].into(), ended: false };
         let view = watch::Sender::new(Arc::new(view));
         Ok(Self { lease, view, ingest: Mutex::new(Some(ingest)), ended })
@@ -159,6 +159,10 @@ impl Platform for Source {
             Err(error) => stream::once(std::future::ready(Err(error))).boxed(),
         });
         Box::pin(std::future::ready(Ok(Tail { start: Position::START, items: items.boxed() })))
+    }
+
+    fn restart(&self, _: RestartRequest) -> BoxFuture<'_, std::result::Result<(), Error>> {
+        Box::pin(std::future::ready(Err(Error::Broken("the publisher cannot be restarted".to_owned()))))
     }
 }
 

@@ -23,6 +23,65 @@ pub struct ServiceView {
     pub count: u32,
     /// The slots, by index. After a scale-down there may be holes.
     pub replicas: BTreeMap<u32, ReplicaView>,
+    /// What a workload's controller counts, where there is one. `None`: nobody counts but [`ServiceView::counts`] itself.
+    pub workload: Option<Counts>,
+    /// Where it can be reached.
+    pub endpoints: Endpoints,
+}
+
+/// How many replicas of a service there are, by what can be said of them: the numbers in the status of a Kubernetes workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Which version of what there ought to be the other numbers are about.
+    pub observed_generation: i64,
+    /// Those that there are, running or about to.
+    pub total: u32,
+    /// Those of the newest version.
+    pub updated: u32,
+    /// Those that are ready.
+    pub ready: u32,
+    /// Those that have been ready for long enough. A `StatefulSet`'s too: its `availableReplicas`.
+    pub available: u32,
+}
+
+/// Where a service can be reached. Platforms keep each list in an order of its own that does not change by itself, so that views
+/// compare.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Host names that lead to it.
+    pub uris: Vec<String>,
+    /// Ports that are forwarded to it.
+    pub ports: Vec<ForwardedPort>,
+    /// Addresses that are leased for it.
+    pub ips: Vec<LeasedIp>,
+}
+
+/// A port of the provider that leads to a port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardedPort {
+    /// The provider's public host name.
+    pub host: String,
+    /// The service's port.
+    pub port: u16,
+    /// The provider's.
+    pub external_port: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// What it is called: by the Akash provider, as the service is.
+    pub name: String,
+}
+
+/// An address of its own that leads to a port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeasedIp {
+    /// The address.
+    pub ip: String,
+    /// The service's port.
+    pub port: u16,
+    /// The port at that address.
+    pub external_port: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
 }
 
 /// One slot of a service.
@@ -36,6 +95,8 @@ pub struct ReplicaView {
     pub ready: bool,
     /// How often the container was restarted in this slot.
     pub restarts: u32,
+    /// How the last run ended whose log can no longer be read, if that is known.
+    pub forgotten: Option<RunEnd>,
 }
 
 /// One run of a container.
@@ -58,7 +119,7 @@ pub struct RunEnd {
     pub exit_code: Option<i32>,
     /// The signal, if one ended it.
     pub signal: Option<i32>,
-    /// One word for it, as Kubernetes uses them: `Completed`, `Error`, `OOMKilled`, `GatewayStopped`.
+    /// One word for it, as Kubernetes uses them: `Completed`, `Error`, `OOMKilled`, `GatewayStopped`, `Restarted`.
     pub reason: String,
 }
 
@@ -115,12 +176,50 @@ impl LeaseView {
     }
 }
 
+// === impl ServiceView ===
+
+impl ServiceView {
+    /// How many replicas there are: as the workload's controller counts them, or else as the slots are. One that runs and is ready
+    /// counts as available at once then, and all are of the one version that there ever was.
+    pub fn counts(&self) -> Counts {
+        if let Some(counted) = self.workload {
+            return counted;
+        }
+        let count = |wanted: fn(&ReplicaView) -> bool| {
+            let slots = self.replicas.values().filter(|slot| wanted(slot)).count();
+            u32::try_from(slots).unwrap_or(u32::MAX)
+        };
+        let total = count(|slot| slot.state != ReplicaState::Terminated);
+        let ready = count(|slot| slot.ready);
+        Counts { observed_generation: 1, total, updated: total, ready, available: ready }
+    }
+}
+
 // === impl ReplicaView ===
 
 impl ReplicaView {
     /// The newest run.
     pub fn newest(&self) -> Option<&Run> {
         self.runs.last()
+    }
+
+    /// The run that goes on now.
+    pub fn present(&self) -> Option<&Run> {
+        self.newest().filter(|run| run.end.is_none())
+    }
+
+    /// How the last run that has ended ended, even if its log can no longer be read.
+    pub fn last_end(&self) -> Option<&RunEnd> {
+        self.runs.iter().rev().find_map(|run| run.end.as_ref()).or(self.forgotten.as_ref())
+    }
+
+    /// Takes the runs out that `gone` says so of, oldest first, and up to the first that stays; remembers how the last of them
+    /// ended.
+    pub fn forget(&mut self, gone: impl Fn(&Run) -> bool) {
+        let stays = self.runs.iter().position(|run| !gone(run)).unwrap_or(self.runs.len());
+        for run in self.runs.drain(..stays) {
+            self.forgotten = run.end.or(self.forgotten.take());
+        }
     }
 
     /// The run of this name.
@@ -186,7 +285,7 @@ mod tests {
     fn view(services: &[(&str, &[u32])]) -> LeaseView {
         let services = services.iter().map(|(name, slots)| {
             let replicas = slots.iter().map(|index| (*index, ReplicaView::default())).collect();
-            (name.parse().unwrap(), ServiceView { count: 1, replicas })
+            (name.parse().unwrap(), ServiceView { count: 1, replicas, ..ServiceView::default() })
         });
         LeaseView { services: services.collect(), ended: false }
     }
@@ -224,5 +323,47 @@ mod tests {
         assert_eq!(missing("db", &[]), Some(Missing::Service("db".parse().unwrap())));
         let hole = Replica { service: "api".parse().unwrap(), index: 1 };
         assert_eq!(missing("api", &[0, 1]), Some(Missing::Replica(hole)));
+    }
+
+    #[test]
+    fn what_nobody_else_counts_is_counted_from_the_slots() {
+        let slot = |state, ready| ReplicaView { state, ready, ..ReplicaView::default() };
+        let waiting = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
+        let replicas = [
+            slot(ReplicaState::Running, true),
+            slot(ReplicaState::Running, false),
+            slot(waiting, false),
+            slot(ReplicaState::Terminated, false),
+        ];
+        let replicas = (0..).zip(replicas).collect();
+        let mut service = ServiceView { count: 4, replicas, ..ServiceView::default() };
+        let counted = Counts { observed_generation: 1, total: 3, updated: 3, ready: 1, available: 1 };
+        assert_eq!(service.counts(), counted);
+        let by_controller = Counts { observed_generation: 7, total: 4, updated: 2, ready: 3, available: 2 };
+        service.workload = Some(by_controller);
+        assert_eq!(service.counts(), by_controller);
+    }
+
+    #[test]
+    fn an_end_is_remembered_longer_than_its_log() {
+        let run = |number: u32, code: Option<i32>| Run {
+            instance: Instance::new("uid", "web", number).unwrap(),
+            started: LogTime::from_nanos(number.into()),
+            end: code.map(|code| RunEnd {
+                time: LogTime::from_nanos(number.into()),
+                exit_code: Some(code),
+                signal: None,
+                reason: "Error".into(),
+            }),
+        };
+        let code = |slot: &ReplicaView| slot.last_end().and_then(|end| end.exit_code);
+        let mut slot = ReplicaView::default();
+        assert_eq!((code(&slot), slot.present()), (None, None));
+        slot.runs = vec![run(0, Some(10)), run(1, Some(11)), run(2, None)];
+        assert_eq!((code(&slot), slot.present()), (Some(11), slot.runs.last()));
+        slot.forget(|run| run.instance.parts().2 < 2);
+        assert_eq!((code(&slot), slot.runs.len()), (Some(11), 1));
+        slot.runs[0].end = run(2, Some(12)).end;
+        assert_eq!((code(&slot), slot.present()), (Some(12), None));
     }
 }

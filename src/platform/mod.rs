@@ -1,7 +1,7 @@
 //! Where services run and where their lines come from.
 //!
-//! A platform has three verbs, and only two of them are needed to follow logs: [`Platform::watch`] tells what runs,
-//! [`Platform::tail`] delivers lines. Dropping what they return stops the work behind it.
+//! A platform has three verbs: [`Platform::watch`] tells what runs, [`Platform::tail`] delivers lines, [`Platform::restart`] ends a
+//! run so that the next one begins. Dropping what the first two return stops the work behind it.
 
 pub mod cri;
 pub mod local;
@@ -39,6 +39,29 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`Error::NotFound`] if the log of that instance is not (or no longer) readable.
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>>;
+
+    /// Has a run make way for the next one: politely, and after a grace of the platform's own by force; and without the wait that
+    /// comes after a crash. See [`RestartRequest`].
+    ///
+    /// Resolves as soon as that is under way; what comes of it is in the view. Asking again for the same instance changes
+    /// nothing, so a call that was dropped, or whose answer was lost, may be repeated.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if another run has begun in that slot than the caller knew of: nothing was done. [`Error::NotFound`] if
+    /// there is no such lease or slot.
+    fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
+}
+
+/// Which run is to make way for the next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestartRequest {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The slot.
+    pub replica: Replica,
+    /// The newest run of the slot that the caller knows of, going on or ended; `None` if the slot has had none. If it has ended,
+    /// it is what keeps the next one from beginning (a back-off, an image that cannot be had) that makes way.
+    pub instance: Option<Instance>,
 }
 
 /// Which log to read, from where, and whether to stay.
@@ -96,6 +119,9 @@ pub enum Error {
     /// There is no such lease, or no such log.
     #[error("not found: {0}")]
     NotFound(String),
+    /// What was asked for is about something that has changed since.
+    #[error("conflict: {0}")]
+    Conflict(String),
     /// It did not work this time; it may the next.
     #[error("unavailable: {0}")]
     Unavailable(String),

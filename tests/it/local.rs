@@ -15,7 +15,7 @@ use leasemux::model::id::{Address, Instance, LeaseId, Replica};
 use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
-use leasemux::platform::{Error, From, Platform as _, TailItem, TailRequest};
+use leasemux::platform::{Error, From, Platform as _, RestartRequest, TailItem, TailRequest};
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -116,6 +116,12 @@ impl World {
             tokio::time::sleep(LOOK).await;
         }
         run.instance
+    }
+
+    /// Has this run make way for the next one.
+    async fn restart(&self, instance: &Instance) -> Result<(), Error> {
+        let instance = Some(instance.clone());
+        self.platform().restart(RestartRequest { lease: lease(), replica: web(), instance }).await
     }
 
     /// Every process that came of the service.
@@ -293,6 +299,52 @@ async fn a_second_stop_may_have_less_patience() {
         });
     patient.unwrap();
     assert_eq!(world.processes(), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_restart_is_polite_and_the_next_run_does_not_wait() {
+    let mut world = World::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done");
+    let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 10 * PATIENCE };
+    let config = LocalConfig { backoff, restart_grace: 10 * PATIENCE, ..world.config() };
+    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let first = world.printed("up").await;
+    world.restart(&first).await.unwrap();
+    // Asked twice is asked once.
+    world.restart(&first).await.ok();
+    let slot = world.slot(|slot| slot.present().is_some_and(|run| run.instance != first)).await;
+    let end = slot.last_end().unwrap();
+    assert_eq!((end.exit_code, end.reason.as_str(), slot.restarts), (Some(7), "Restarted", 1));
+    assert!(world.log(&first, true).await.lines().any(|line| line == "bye"));
+    let second = world.printed("up").await;
+    assert!(matches!(world.restart(&first).await, Err(Error::Conflict(_))));
+    assert!(world.slot(|_| true).await.present().is_some_and(|run| run.instance == second));
+    world.platform().stop(Duration::ZERO).await;
+    assert!(matches!(world.restart(&second).await, Err(Error::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn what_does_not_end_when_it_is_restarted_is_made_to_and_one_in_a_back_off_begins_at_once() {
+    let mut world = World::new(
+        "[ -e crash ] && { echo crashed; exit 3; }; trap '' TERM; touch crash; echo up; while :; do sleep 0.01; done",
+    );
+    let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 20 * PATIENCE };
+    let config = LocalConfig { backoff, restart_grace: Duration::from_millis(50), ..world.config() };
+    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let first = world.printed("up").await;
+    world.restart(&first).await.unwrap();
+    let backs_off = |slot: &ReplicaView| matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff");
+    let slot = world.slot(backs_off).await;
+    let end = slot.run(&first).unwrap().end.clone().unwrap();
+    assert_eq!((end.signal, end.reason.as_str()), (Some(9), "Restarted"));
+    let second = slot.newest().unwrap().instance.clone();
+    assert_eq!(slot.last_end().unwrap().exit_code, Some(3));
+    std::fs::remove_file(
+        world.dir.path().join("data/home").join(format!("{}_web-0/crash", lease().namespace())),
+    )
+    .unwrap();
+    world.restart(&second).await.unwrap();
+    world.slot(|slot| slot.present().is_some_and(|run| run.instance.parts().2 == 2)).await;
+    world.platform().stop(Duration::ZERO).await;
 }
 
 #[tokio::test]

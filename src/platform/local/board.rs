@@ -39,7 +39,7 @@ impl Board {
         self.set(self.instance(restarts).map(|instance| (instance, CancellationToken::new())));
         self.update(|slot| {
             slot.restarts = restarts;
-            slot.state = waiting("ContainerCreating", String::new());
+            slot.state = creating();
         });
     }
 
@@ -52,8 +52,8 @@ impl Board {
         });
     }
 
-    /// It ended, and all of its log is written.
-    pub(super) fn ended(&self, restarts: u32, started: LogTime, end: RunEnd) {
+    /// It ended, and all of its log is written. What the replica does `next` is told with it.
+    pub(super) fn ended(&self, restarts: u32, started: LogTime, end: RunEnd, next: ReplicaState) {
         if let Some((_, written)) = self.set(None) {
             written.cancel();
         }
@@ -65,12 +65,8 @@ impl Board {
                 None => self.list(slot, restarts, started, Some(end)),
             }
             slot.ready = false;
+            slot.state = next;
         });
-    }
-
-    /// No run, for now.
-    pub(super) fn waiting(&self, reason: &str, message: String) {
-        self.update(|slot| slot.state = waiting(reason, message));
     }
 
     /// No run any more.
@@ -84,7 +80,7 @@ impl Board {
         self.view.send_if_modified(|view| {
             let any = view.replica(&self.replica).is_some_and(|slot| slot.runs.iter().any(gone));
             if any {
-                self.change(view, |slot| slot.runs.retain(|run| !gone(run)));
+                self.change(view, |slot| slot.forget(gone));
             }
             any
         });
@@ -110,8 +106,10 @@ impl Board {
 
     fn list(&self, slot: &mut ReplicaView, restarts: u32, started: LogTime, end: Option<RunEnd>) {
         slot.runs.extend(self.instance(restarts).map(|instance| Run { instance, started, end }));
-        let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
-        slot.runs.drain(..surplus);
+        if slot.runs.len() > RUNS_MAX {
+            let oldest = slot.runs.first().map(|run| run.instance.clone());
+            slot.forget(|run| Some(&run.instance) == oldest.as_ref());
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut ReplicaView)) {
@@ -135,6 +133,7 @@ impl Drop for Board {
     }
 }
 
-fn waiting(reason: &str, message: String) -> ReplicaState {
-    ReplicaState::Waiting { reason: reason.to_owned(), message }
+/// What a replica does that will run in a moment.
+pub(super) fn creating() -> ReplicaState {
+    ReplicaState::Waiting { reason: "ContainerCreating".to_owned(), message: String::new() }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::launch::Launcher;
@@ -27,6 +28,10 @@ pub const ROTATE_FILES: usize = 5;
 /// Ended runs of a replica whose logs are kept: enough to look behind a crash or two.
 pub const KEPT_RUNS: usize = 5;
 
+/// How long a run that is restarted may take to end after its SIGTERM, before it is killed: what `docker stop` waits. (The
+/// kubelet's 30 s are longer than a person waits at a terminal.)
+pub const RESTART_GRACE: Duration = Duration::from_secs(10);
+
 /// What to run, and how.
 #[derive(Clone, Debug)]
 pub struct LocalConfig {
@@ -48,6 +53,8 @@ pub struct LocalConfig {
     pub kept_runs: usize,
     /// The waits between the runs of a replica.
     pub backoff: Backoff,
+    /// How long a run that is restarted may take to end by itself.
+    pub restart_grace: Duration,
 }
 
 // === impl LocalConfig ===
@@ -66,6 +73,7 @@ impl LocalConfig {
             rotate_files: ROTATE_FILES,
             kept_runs: KEPT_RUNS,
             backoff: Backoff::default(),
+            restart_grace: RESTART_GRACE,
         }
     }
 

@@ -10,8 +10,9 @@ use super::board::Board;
 use super::process::Process;
 use super::pump::{blocking, pump};
 use super::rotate::{Files, LogFile, Rotation};
+use super::stop::Stop;
 use super::store::{make_dir, prune};
-use super::supervisor::{Outcome, Runs, Stop, stop_asked};
+use super::supervisor::{Outcome, Runs};
 use super::wire::{NOT_EXECUTABLE, Report, Spec, StartFailure};
 use super::writer::Writer;
 use crate::model::time::LogTime;
@@ -36,7 +37,8 @@ struct Fate {
     failure: Option<StartFailure>,
     /// When it was known to run.
     up: Option<Instant>,
-    stopped: bool,
+    /// Why it was ended, if it was.
+    stopped: Option<&'static str>,
     /// `None` if the shim died before it could tell.
     status: Option<(Option<i32>, Option<i32>)>,
 }
@@ -57,22 +59,22 @@ impl Runs for Launcher {
         let pump = pump(outputs, writer, silence.clone());
         let attend = async {
             let _silent = silence.drop_guard();
-            attend(process, stop, || board.started(restarts, started)).await
+            attend(process, restarts, stop, || board.started(restarts, started)).await
         };
         let (fate, ()) = tokio::join!(attend, pump);
         fate.outcome(started)
     }
 }
 
-/// Stays with a process until nothing of it is left, ending it early if `stop` says so.
-async fn attend(mut process: Process, stop: &mut Stop, on_start: impl Fn()) -> Fate {
+/// Stays with the process of run `number` until nothing of it is left, ending it early if `stop` says so.
+async fn attend(mut process: Process, number: u32, stop: &mut Stop, on_start: impl Fn()) -> Fate {
     let mut fate = Fate::default();
     loop {
         tokio::select! {
             biased;
-            grace = stop_asked(stop) => {
-                fate.stopped = true;
-                process.stop(grace).await;
+            asked = stop.asked(number) => {
+                fate.stopped = Some(asked.reason);
+                process.stop(asked.grace).await;
             }
             report = process.report() => match report {
                 Some(Report::Started) => {
@@ -125,12 +127,12 @@ impl Fate {
     }
 
     fn outcome(self, started: LogTime) -> Outcome {
-        let (exit_code, signal, reason) = match (&self.failure, self.status) {
-            (Some(failure), _) => (Some(failure.exit_code), None, "StartError"),
-            (None, Some((exit_code, signal))) if self.stopped => (exit_code, signal, "GatewayStopped"),
-            (None, Some((Some(0), _))) => (Some(0), None, "Completed"),
-            (None, Some((exit_code, signal))) => (exit_code, signal, "Error"),
-            (None, None) => (None, None, "Error"),
+        let (exit_code, signal, reason) = match (&self.failure, self.status, self.stopped) {
+            (Some(failure), ..) => (Some(failure.exit_code), None, "StartError"),
+            (None, Some((exit_code, signal)), Some(reason)) => (exit_code, signal, reason),
+            (None, Some((Some(0), _)), None) => (Some(0), None, "Completed"),
+            (None, Some((exit_code, signal)), None) => (exit_code, signal, "Error"),
+            (None, None, _) => (None, None, "Error"),
         };
         let lost_shim = self.failure.is_none() && self.status.is_none();
         Outcome {
@@ -161,7 +163,7 @@ mod tests {
         check(ended(Some((Some(127), None))), (Some(127), None, "Error"));
         check(ended(Some((None, Some(9)))), (None, Some(9), "Error"));
         check(ended(None), (None, None, "Error"));
-        let stopped = Fate { stopped: true, ..ended(Some((None, Some(15)))) };
+        let stopped = Fate { stopped: Some("GatewayStopped"), ..ended(Some((None, Some(15)))) };
         check(stopped, (None, Some(15), "GatewayStopped"));
         let error = std::io::Error::other("no more processes");
         check(Fate::shim_failed(&error), (Some(126), None, "StartError"));

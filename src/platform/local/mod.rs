@@ -7,6 +7,7 @@
 //! What it promises:
 //! - every process dies with the platform, with all its descendants, however the platform ends ([`shim`] says how);
 //! - a service never waits because nobody reads its log or because the disk is full;
+//! - a restart ends one run and begins the next at once, whatever the back-off;
 //! - instances keep their names, and their logs stay readable, across restarts of the gateway;
 //! - the end of a run is told only when all of its log can be read.
 
@@ -20,6 +21,7 @@ mod pump;
 mod rotate;
 pub mod sdl;
 pub mod shim;
+mod stop;
 mod store;
 mod supervisor;
 mod wire;
@@ -35,17 +37,18 @@ use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::backoff::Backoff;
-use self::board::Board;
-pub use self::config::{KEPT_RUNS, LocalConfig, ROTATE_FILES, ROTATE_MAX_BYTES};
+use self::board::{Board, creating};
+pub use self::config::{KEPT_RUNS, LocalConfig, RESTART_GRACE, ROTATE_FILES, ROTATE_MAX_BYTES};
 use self::sdl::Sdl;
+use self::stop::Stop;
 use self::store::{Slot, Store};
 use self::supervisor::supervise;
 use super::tail::{self, Follow, LogFiles};
-use super::{Error, Platform, Tail, TailRequest};
+use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::host::notify::Notifier;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::limits::RUNS_MAX;
-use crate::model::view::{LeaseView, ReplicaState, ReplicaView, ServiceView};
+use crate::model::view::{LeaseView, ReplicaView, ServiceView};
 
 /// Runs the services of some leases. Dropping it ends them at once, as [`LocalPlatform::stop`] does politely.
 #[derive(Debug)]
@@ -62,14 +65,18 @@ pub struct LocalPlatform {
 #[derive(Debug)]
 struct Lease {
     view: Arc<watch::Sender<Arc<LeaseView>>>,
-    replicas: HashMap<Replica, Logs>,
+    replicas: HashMap<Replica, Supervised>,
 }
 
-/// Where the logs of a replica are, and who knows when they end.
+/// One replica, beside what the view tells.
 #[derive(Debug)]
-struct Logs {
-    dir: PathBuf,
+struct Supervised {
+    /// Where its logs are.
+    logs: PathBuf,
+    /// Who knows when they end.
     board: Arc<Board>,
+    /// The number of the newest run that was asked to make way for the next.
+    restart: watch::Sender<Option<u32>>,
 }
 
 // === impl LocalPlatform ===
@@ -89,19 +96,14 @@ impl LocalPlatform {
         for (id, sdl) in &config.leases {
             let (lease, slots) = Lease::open(&store, id, sdl)?;
             for (replica, slot) in slots {
-                let Some((service, logs)) =
+                let Some((service, known)) =
                     sdl.services.get(&replica.service).zip(lease.replicas.get(&replica))
                 else {
                     continue;
                 };
+                let stop = Stop::new(asked.clone(), known.restart.subscribe(), config.restart_grace);
                 let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs)?;
-                lives.push(supervise(
-                    Arc::clone(&logs.board),
-                    launcher,
-                    slot.next,
-                    config.backoff,
-                    asked.clone(),
-                ));
+                lives.push(supervise(Arc::clone(&known.board), launcher, slot.next, config.backoff, stop));
             }
             if leases.insert(id.clone(), lease).is_some() {
                 return Err(Error::Broken(format!("lease {id} is given twice")));
@@ -136,16 +138,44 @@ impl LocalPlatform {
         let TailRequest { lease, replica, instance, from, follow } = request;
         let gone = || Error::NotFound(format!("log of {replica}, run {instance}"));
         let lease = self.lease(&lease)?;
-        let logs = lease.replicas.get(&replica).ok_or_else(gone)?;
-        let known = lease.view.borrow().replica(&replica).is_some_and(|slot| slot.run(&instance).is_some());
-        if !known {
+        let known = lease.replicas.get(&replica).ok_or_else(gone)?;
+        let is_readable =
+            lease.view.borrow().replica(&replica).is_some_and(|slot| slot.run(&instance).is_some());
+        if !is_readable {
             return Err(gone());
         }
-        let files = LogFiles { dir: logs.dir.clone(), restarts: instance.parts().2 };
-        let written = logs.board.written(&instance);
+        let files = LogFiles { dir: known.logs.clone(), restarts: instance.parts().2 };
+        let written = known.board.written(&instance);
         // Of a run that has ended the unfinished last line is to be had as well.
         let follow = if follow || written.is_cancelled() { Follow::UntilEnd(written) } else { Follow::No };
         tail::open(&self.notifier, files, from, follow).await
+    }
+
+    /// Asks a run to make way for the next one. If that one is about to begin anyway, there is nothing to ask for.
+    fn make_way(&self, request: &RestartRequest) -> Result<(), Error> {
+        let RestartRequest { lease, replica, instance } = request;
+        let lease = self.lease(lease)?;
+        let known = lease.replicas.get(replica);
+        let known = known.ok_or_else(|| Error::NotFound(format!("replica {replica}")))?;
+        if self.stop.borrow().is_some() {
+            return Err(Error::Unavailable("the platform is stopping".to_owned()));
+        }
+        let newest = lease
+            .view
+            .borrow()
+            .replica(replica)
+            .and_then(ReplicaView::newest)
+            .map(|run| run.instance.clone());
+        if newest != *instance {
+            return Err(Error::Conflict(format!("{replica} runs as another instance")));
+        }
+        let number = instance.as_ref().map(|instance| instance.parts().2);
+        known.restart.send_if_modified(|newest| {
+            let is_news = *newest < number;
+            *newest = number.max(*newest);
+            is_news
+        });
+        Ok(())
     }
 }
 
@@ -161,6 +191,10 @@ impl Platform for LocalPlatform {
 
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
         Box::pin(self.open(request))
+    }
+
+    fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(std::future::ready(self.make_way(&request)))
     }
 }
 
@@ -179,26 +213,23 @@ impl Lease {
                 let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
                 let shown = ReplicaView {
                     runs: slot.runs.iter().skip(surplus).cloned().collect(),
-                    state: ReplicaState::Waiting {
-                        reason: "ContainerCreating".to_owned(),
-                        message: String::new(),
-                    },
-                    ready: false,
+                    state: creating(),
                     restarts: slot.next,
+                    ..ReplicaView::default()
                 };
                 replicas.insert(index, shown);
                 slots.push((replica, slot));
             }
             let count = service.count;
-            view.services.insert(name.clone(), ServiceView { count, replicas });
+            view.services.insert(name.clone(), ServiceView { count, replicas, ..ServiceView::default() });
         }
         let view = Arc::new(watch::Sender::new(Arc::new(view)));
-        let logs = slots.iter().map(|(replica, slot)| {
-            let board = Board::new(Arc::clone(&view), replica.clone(), slot.uid.clone());
-            let dir = slot.logs.clone();
-            (replica.clone(), Logs { dir, board: Arc::new(board) })
+        let supervised = slots.iter().map(|(replica, slot)| {
+            let board = Arc::new(Board::new(Arc::clone(&view), replica.clone(), slot.uid.clone()));
+            let (logs, restart) = (slot.logs.clone(), watch::Sender::new(None));
+            (replica.clone(), Supervised { logs, board, restart })
         });
-        let replicas = logs.collect();
+        let replicas = supervised.collect();
         Ok((Self { view, replicas }, slots))
     }
 }

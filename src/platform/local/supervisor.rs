@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::backoff::{Backoff, Waits};
-use super::board::Board;
+use super::board::{Board, creating};
+use super::stop::Stop;
 use crate::model::time::LogTime;
-use crate::model::view::RunEnd;
-
-/// Set once the platform stops: the run is ended within this grace. May be set again, to less.
-pub(super) type Stop = watch::Receiver<Option<Duration>>;
+use crate::model::view::{ReplicaState, RunEnd};
 
 /// Makes one run after the other.
 pub(super) trait Runs: Send {
@@ -39,37 +35,34 @@ pub(super) async fn supervise(
     mut stop: Stop,
 ) {
     let mut waits = Waits::new(backoff);
-    while stop.borrow().is_none() {
+    while !stop.is_final() {
         board.creating(restarts);
         let outcome = runs.run(restarts, &board, &mut stop).await;
-        let cause = outcome.cause();
-        board.ended(restarts, outcome.started, outcome.end);
-        if stop.borrow().is_some() {
-            break;
-        }
-        let wait = waits.after(outcome.up);
-        board.waiting("CrashLoopBackOff", format!("back-off {wait:?} restarting: {cause}"));
+        let mut wait = None;
+        let next = if stop.is_final() {
+            ReplicaState::Terminated
+        } else if stop.makes_way(restarts) {
+            creating()
+        } else {
+            let after = waits.after(outcome.up);
+            wait = Some(after);
+            let message = format!("back-off {after:?} restarting: {}", outcome.cause());
+            ReplicaState::Waiting { reason: "CrashLoopBackOff".to_owned(), message }
+        };
+        board.ended(restarts, outcome.started, outcome.end, next);
+        let waited = async {
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
+            }
+        };
         tokio::select! {
-            _ = stop.wait_for(Option::is_some) => break,
-            () = tokio::time::sleep(wait) => {}
+            biased;
+            () = stop.asked_to_make_way(restarts) => waits = Waits::new(backoff),
+            () = waited => {}
         }
         restarts = restarts.saturating_add(1);
     }
     board.terminated();
-}
-
-/// Waits until the platform stops (again); tells the grace. Nothing is lost if it is cancelled.
-pub(super) async fn stop_asked(stop: &mut Stop) -> Duration {
-    loop {
-        if stop.changed().await.is_err() {
-            // The platform is dropped: its tasks are about to be.
-            std::future::pending::<()>().await;
-        }
-        let grace = *stop.borrow_and_update();
-        if let Some(grace) = grace {
-            return grace;
-        }
-    }
 }
 
 // === impl Outcome ===
@@ -89,6 +82,7 @@ impl Outcome {
 mod tests {
     use std::sync::Arc;
 
+    use tokio::sync::watch;
     use tokio::time::Instant;
 
     use super::*;
@@ -109,7 +103,7 @@ mod tests {
             board.started(restarts, started);
             let up = self.lasts.next().unwrap_or(Duration::MAX);
             let asked = tokio::select! {
-                grace = stop_asked(stop) => Some(grace),
+                asked = stop.asked(restarts) => Some(asked),
                 () = tokio::time::sleep(up) => None,
             };
             Outcome {
@@ -118,7 +112,7 @@ mod tests {
                     time: started,
                     exit_code: asked.is_none().then_some(3),
                     signal: asked.map(|_| 15),
-                    reason: "Error".to_owned(),
+                    reason: asked.map_or("Error", |asked| asked.reason).to_owned(),
                 },
                 up,
                 message: None,
@@ -133,10 +127,23 @@ mod tests {
     fn board() -> (Arc<Board>, watch::Receiver<Arc<LeaseView>>) {
         let mut view = LeaseView::default();
         let replicas = [(0, ReplicaView::default())].into();
-        view.services.insert(replica().service, ServiceView { count: 1, replicas });
+        view.services.insert(replica().service, ServiceView { count: 1, replicas, ..ServiceView::default() });
         let (sender, receiver) = watch::channel(Arc::new(view));
         let board = Board::new(Arc::new(sender), replica(), "uid".to_owned());
         (Arc::new(board), receiver)
+    }
+
+    /// What asks for the end of everything, of one run, and who listens.
+    fn orders() -> (watch::Sender<Option<Duration>>, watch::Sender<Option<u32>>, Stop) {
+        let (stop, stopped) = watch::channel(None);
+        let (restart, restarted) = watch::channel(None);
+        (stop, restart, Stop::new(stopped, restarted, Duration::from_secs(10)))
+    }
+
+    fn script(seconds: impl IntoIterator<Item = u64>) -> (Script, Arc<std::sync::Mutex<Vec<Duration>>>) {
+        let begun: Arc<std::sync::Mutex<Vec<Duration>>> = Arc::default();
+        let lasts = seconds.into_iter().map(Duration::from_secs).collect::<Vec<_>>().into_iter();
+        (Script { lasts, begun: Arc::clone(&begun), epoch: Instant::now() }, begun)
     }
 
     fn slot(view: &watch::Receiver<Arc<LeaseView>>) -> ReplicaView {
@@ -146,13 +153,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn runs_follow_one_another_with_growing_waits() {
         let (board, view) = board();
-        let (stop, asked) = watch::channel(None);
-        let begun = Arc::default();
-        let runs = Script {
-            lasts: [0, 0, 0, 600, 0].map(Duration::from_secs).to_vec().into_iter(),
-            begun: Arc::clone(&begun),
-            epoch: Instant::now(),
-        };
+        let (stop, _restart, asked) = orders();
+        let (runs, begun) = script([0, 0, 0, 600, 0]);
         let life = supervise(board, runs, 5, Backoff::default(), asked);
         let ask = async {
             let up = |slot: &ReplicaView| slot.restarts == 10 && slot.state == ReplicaState::Running;
@@ -184,9 +186,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stop_cuts_a_wait_short() {
         let (board, view) = board();
-        let (stop, asked) = watch::channel(None);
-        let runs =
-            Script { lasts: vec![Duration::ZERO].into_iter(), begun: Arc::default(), epoch: Instant::now() };
+        let (stop, _restart, asked) = orders();
+        let (runs, _) = script([0]);
         let life = supervise(board, runs, 0, Backoff::default(), asked);
         let ask = async {
             let waits = |view: &Arc<LeaseView>| {
@@ -203,6 +204,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_restart_ends_this_run_alone_and_is_not_held_up_by_a_back_off() {
+        let (board, view) = board();
+        let (stop, restart, asked) = orders();
+        // The first three crash at once, the fourth goes on.
+        let (runs, begun) = script([0, 0, 0]);
+        let life = supervise(board, runs, 0, Backoff::default(), asked);
+        let ask = async {
+            let mut views = view.clone();
+            let mut until = async |wanted: fn(&ReplicaView) -> bool| {
+                views.wait_for(|view| wanted(view.replica(&replica()).unwrap())).await.unwrap();
+            };
+            // In the back-off of four seconds.
+            until(|slot| slot.restarts == 2 && slot.runs.last().is_some_and(|run| run.end.is_some())).await;
+            restart.send_replace(Some(2));
+            until(|slot| slot.restarts == 3 && slot.state == ReplicaState::Running).await;
+            // An order for a run that is over.
+            restart.send_replace(Some(2));
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(slot(&view).restarts, 3);
+            restart.send_replace(Some(3));
+            until(|slot| slot.restarts == 4 && slot.state == ReplicaState::Running).await;
+            stop.send_replace(Some(Duration::ZERO));
+        };
+        tokio::join!(life, ask);
+        let begun: Vec<u64> = begun.lock().unwrap().iter().map(Duration::as_secs).collect();
+        assert_eq!(begun, [0, 1, 3, 3, 8]);
+        let slot = slot(&view);
+        let reasons: Vec<_> = slot.runs.iter().map(|run| run.end.clone().unwrap().reason).collect();
+        assert_eq!(reasons, ["Error", "Error", "Error", "Restarted", "GatewayStopped"]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_end_of_a_log_is_told_before_the_end_of_the_run_and_to_late_comers() {
         let (board, view) = board();
         board.creating(0);
@@ -213,7 +246,7 @@ mod tests {
         assert!(board.written(&board.instance(1).unwrap()).is_cancelled());
         let end =
             RunEnd { time: LogTime::MIN, exit_code: Some(0), signal: None, reason: "Completed".to_owned() };
-        board.ended(0, LogTime::MIN, end);
+        board.ended(0, LogTime::MIN, end, ReplicaState::Terminated);
         assert!(written.is_cancelled() && board.written(&instance).is_cancelled());
         board.forget_before(1);
         assert!(slot(&view).runs.is_empty());

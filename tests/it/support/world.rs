@@ -13,7 +13,7 @@ use leasemux::model::line::{GapCause, Line, LineBatch, SourceGap};
 use leasemux::model::position::Position;
 use leasemux::model::time::LogTime;
 use leasemux::model::view::{LeaseView, ReplicaState, Run, RunEnd};
-use leasemux::platform::{Error, From, Platform, Tail, TailItem, TailRequest};
+use leasemux::platform::{Error, From, Platform, RestartRequest, Tail, TailItem, TailRequest};
 use tokio::sync::watch;
 
 /// Length of each line that the source loses.
@@ -34,6 +34,8 @@ struct Shared {
     follows: AtomicUsize,
     /// Tails that are open now.
     open: Arc<AtomicUsize>,
+    /// The restarts that were ordered, in order; each once.
+    restarts: Mutex<Vec<RestartRequest>>,
 }
 
 /// The log of one run.
@@ -90,7 +92,7 @@ impl World {
             let name = Instance::new(&uid, replica.service.as_str(), number).unwrap();
             self.logs().insert(name.clone(), Log { state: watch::Sender::new(LogState::default()) });
             slot.runs.push(Run { instance: name.clone(), started: LogTime::from_nanos(1), end: None });
-            slot.state = ReplicaState::Running;
+            (slot.state, slot.ready, slot.restarts) = (ReplicaState::Running, true, number);
             instance = Some(name);
         });
         instance.unwrap()
@@ -98,6 +100,11 @@ impl World {
 
     /// Ends the present run of a replica.
     pub(crate) fn end(&self, lease: &LeaseId, replica: &Replica, exit_code: i32) {
+        self.end_because(lease, replica, exit_code, "Error");
+    }
+
+    /// Ends the present run of a replica, which is said to have ended so.
+    fn end_because(&self, lease: &LeaseId, replica: &Replica, exit_code: i32, reason: &str) {
         let instance =
             self.leases()[lease].borrow().replica(replica).unwrap().newest().unwrap().instance.clone();
         self.logs()[&instance].state.send_modify(|log| log.ended = true);
@@ -106,7 +113,8 @@ impl World {
                 view.services.get_mut(&replica.service).unwrap().replicas.get_mut(&replica.index).unwrap();
             let time = LogTime::from_nanos(1_000_000);
             slot.runs.last_mut().unwrap().end =
-                Some(RunEnd { time, exit_code: Some(exit_code), signal: None, reason: "Error".into() });
+                Some(RunEnd { time, exit_code: Some(exit_code), signal: None, reason: reason.into() });
+            slot.ready = false;
             slot.state = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
         });
     }
@@ -155,6 +163,29 @@ impl World {
         self.0.follows.load(Ordering::SeqCst)
     }
 
+    fn order_restart(&self, request: RestartRequest) -> Result<(), Error> {
+        let RestartRequest { lease, replica, instance } = &request;
+        let newest = {
+            let leases = self.leases();
+            let view = leases.get(lease).ok_or_else(|| Error::NotFound("no such lease".into()))?.borrow();
+            let slot = view.replica(replica).ok_or_else(|| Error::NotFound("no such replica".into()))?;
+            slot.newest().cloned()
+        };
+        if newest.as_ref().map(|run| &run.instance) != instance.as_ref() {
+            return Err(Error::Conflict("another run has begun".into()));
+        }
+        let mut restarts = self.0.restarts.lock().unwrap();
+        if restarts.contains(&request) {
+            return Ok(());
+        }
+        if newest.is_some_and(|run| run.end.is_none()) {
+            self.end_because(lease, replica, 143, "Restarted");
+        }
+        self.start(lease, replica);
+        restarts.push(request);
+        Ok(())
+    }
+
     /// How many logs are open now.
     pub(crate) fn open(&self) -> usize {
         self.0.open.load(Ordering::SeqCst)
@@ -188,6 +219,10 @@ impl Platform for World {
             let reader = Reader::open(&log, request, open)?;
             Ok(Tail { start: reader.at, items: reader.into_stream() })
         })
+    }
+
+    fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(std::future::ready(self.order_restart(request)))
     }
 }
 
