@@ -9,6 +9,8 @@
 pub mod access;
 pub mod client;
 pub mod config;
+#[cfg(test)]
+mod docs;
 pub mod edge;
 pub mod host;
 pub mod logs;

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         // Before there is a second thread: the shim forks and execs.
         return shim::main(arguments.into_iter().skip(2));
     }
-    let task = match config::read(arguments) {
+    let task = match config::read(arguments, &serve::PROBES) {
         Ok(task) => task,
         Err(stop) => return refuse(&stop),
     };
@@ -51,6 +51,7 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
             Ok(()) => Exit::Done.into(),
             Err(error) => fail(&error.to_string()),
         },
+        Task::Checked => say("nothing is wrong with this configuration"),
         Task::Logs(config) => {
             let look = Look::of_process(config.output, config.timestamps);
             runtime.block_on(logs::run(&config, io::stdout(), io::stderr(), look)).into()
@@ -68,6 +69,15 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
             let look = Look::of_process(Output::Text, false);
             runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look)).into()
         }
+        Task::Completions(shell) => put(&config::completions(shell)),
+        Task::Man(None) => match config::man() {
+            Ok(page) => put(&page),
+            Err(error) => fail(&error.to_string()),
+        },
+        Task::Man(Some(dir)) => match config::man_pages(&dir) {
+            Ok(()) => Exit::Done.into(),
+            Err(error) => fail(&format!("cannot write the pages into {}: {error}", dir.display())),
+        },
     }
 }
 
@@ -91,7 +101,11 @@ fn new_identity(dir: &Path) -> Result<Owner, String> {
 }
 
 fn say(text: &str) -> ExitCode {
-    match writeln!(io::stdout(), "{text}") {
+    put(format!("{text}\n").as_bytes())
+}
+
+fn put(bytes: &[u8]) -> ExitCode {
+    match io::stdout().write_all(bytes) {
         Ok(()) => Exit::Done.into(),
         Err(_) => Exit::Failed.into(),
     }

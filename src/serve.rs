@@ -32,6 +32,10 @@ use crate::platform::local::sdl::{Sdl, SdlError};
 use crate::platform::local::{LocalConfig, LocalPlatform};
 use crate::platform::{self, Platform as _};
 
+mod check;
+
+pub use self::check::PROBES;
+
 /// How long a service may take to end after a SIGTERM, before it is killed.
 const SERVICE_GRACE: Duration = Duration::from_secs(5);
 

@@ -1,5 +1,7 @@
 //! The command line, as clap sees it: names, defaults, help. Values stay text; `super::value` judges them.
 //!
+//! What the fields say is also what `completions`, `man` and docs/CONFIG.md say.
+//!
 //! Every flag also reads `LEASEMUX_` and its name in capitals; a test holds that. A switch may be given as
 //! `--follow=false` too, so that one can be turned off that the environment turns on.
 
@@ -8,11 +10,13 @@ use clap::{Parser, Subcommand};
 mod client;
 mod limits;
 mod serve;
+mod shell;
 mod tenant;
 
 pub(super) use self::client::{ChoiceArgs, LogsArgs, TargetArgs};
 pub(super) use self::limits::LimitsArgs;
 pub(super) use self::serve::{ServeArgs, StoreArgs};
+pub(super) use self::shell::{CompletionsArgs, ManArgs};
 pub(super) use self::tenant::{DemoArgs, IdentityArgs, IdentityCommand, IdentityNewArgs};
 
 /// How a program ends that was asked for nothing it could do.
@@ -42,7 +46,7 @@ Examples:
           --identity tenant --ca .leasemux/server.pem
 
 Every flag can also be given by an environment variable: --admin-listen is LEASEMUX_ADMIN_LISTEN.
-Several values are separated by commas there.";
+Several values are separated by commas there. 'serve' also takes a file, where it is admin-listen.";
 
 /// Follow the logs of Akash leases: a gateway that reads each log once, however many follow it.
 #[derive(Debug, Parser)]
@@ -66,4 +70,6 @@ pub(super) enum Command {
     Logs(Box<LogsArgs>),
     Identity(IdentityArgs),
     Demo(DemoArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }

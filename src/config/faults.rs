@@ -5,6 +5,8 @@ use std::fmt;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
+use super::file::File;
+
 /// Everything wrong with one configuration; never empty where it is an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults {
@@ -13,13 +15,16 @@ pub struct Faults {
     all: Vec<String>,
 }
 
-/// Reads the values of one subcommand. A fault names the flag, and the environment variable if the value came from there.
+/// Reads the values of one subcommand. A fault names the flag, and where the value came from if not from there: the environment
+/// variable, or the file and its line.
 ///
-/// Values are asked for by the id that clap knows them by: `admin_listen` is `--admin-listen` and `LEASEMUX_ADMIN_LISTEN`.
+/// Values are asked for by the id that clap knows them by: `admin_listen` is `--admin-listen`, `LEASEMUX_ADMIN_LISTEN` and, in
+/// the file, `admin-listen`.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
     definitions: &'a clap::Command,
     matches: &'a ArgMatches,
+    file: &'a File,
     faults: Faults,
 }
 
@@ -46,9 +51,15 @@ impl std::error::Error for Faults {}
 // === impl Reader ===
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(command: String, definitions: &'a clap::Command, matches: &'a ArgMatches) -> Self {
-        let faults = Faults { command, all: Vec::new() };
-        Self { definitions, matches, faults }
+    /// A reader of what `matches` holds. What is wrong with `file` as such is among the faults already.
+    pub(super) fn new(
+        command: String,
+        definitions: &'a clap::Command,
+        matches: &'a ArgMatches,
+        file: &'a File,
+    ) -> Self {
+        let faults = Faults { command, all: file.faults().to_vec() };
+        Self { definitions, matches, file, faults }
     }
 
     /// One value, if there is one and it is right.
@@ -58,11 +69,11 @@ impl<'a> Reader<'a> {
         given: Option<&String>,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let text = self.or_default(id, given?)?;
-        match parse(&text) {
+        let text = given?;
+        match parse(text) {
             Ok(value) => Some(value),
             Err(right) => {
-                self.wrong(id, &text, &right);
+                self.wrong(id, text, &right);
                 None
             }
         }
@@ -76,11 +87,10 @@ impl<'a> Reader<'a> {
         what: &str,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let value = given.and_then(|text| self.or_default(id, text));
-        if value.is_none() {
+        if given.is_none() {
             self.missing(id, what);
         }
-        self.one(id, value.as_ref(), parse)
+        self.one(id, given, parse)
     }
 
     /// Any number of values. In the environment they stand separated by commas.
@@ -118,25 +128,35 @@ impl<'a> Reader<'a> {
 
     /// Notes that the value `text` of `id` is wrong; `right` says what would be right.
     pub(super) fn wrong(&mut self, id: &str, text: &str, right: &str) {
-        let variable = if self.is_from_environment(id) {
-            self.variable(id).map(|name| format!(" (from {name})"))
-        } else {
-            None
-        };
-        let fault = format!("{} {text:?}{}: {right}", self.flag(id), variable.unwrap_or_default());
+        let origin = self.origin(id, text).map(|origin| format!(" (from {origin})"));
+        let fault = format!("{} {text:?}{}: {right}", self.flag(id), origin.unwrap_or_default());
         self.faults.all.push(fault);
     }
 
-    /// Notes that `id` was not given; `what` says what it is.
+    /// Notes that `id` was not given; `what` says what it is. Of a file that is not whole nobody knows what it would have given.
     pub(super) fn missing(&mut self, id: &str, what: &str) {
-        let variable = self.variable(id).map(|name| format!(" (or {name})"));
-        let fault = format!("{}{} is missing: {what}", self.flag(id), variable.unwrap_or_default());
-        self.faults.all.push(fault);
+        if self.file.is_broken() {
+            return;
+        }
+        let mut others = Vec::from_iter(self.variable(id));
+        others.extend(self.file.name().map(|name| format!("{} in {name}", key(id))));
+        let others =
+            if others.is_empty() { String::new() } else { format!(" (or {})", others.join(", or ")) };
+        self.faults.all.push(format!("{}{others} is missing: {what}", self.flag(id)));
     }
 
     /// Notes that values do not fit together; `fault` names the flags.
     pub(super) fn unfit(&mut self, fault: &str) {
-        self.faults.all.push(fault.to_owned());
+        let flag = |word: &str| {
+            let name = word.strip_prefix("--")?.trim_end_matches(|c: char| !c.is_alphanumeric());
+            let id = name.replace('-', "_");
+            self.definition(&id)?;
+            Some(format!("--{name} is from {}", self.origin(&id, "")?))
+        };
+        let mut origins: Vec<String> = fault.split(' ').filter_map(flag).collect();
+        origins.dedup();
+        let origins = if origins.is_empty() { String::new() } else { format!(" ({})", origins.join(", ")) };
+        self.faults.all.push(format!("{fault}{origins}"));
     }
 
     /// `value` as a whole, unless something was wrong. `None` without a fault cannot be, but is no configuration either.
@@ -147,17 +167,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A variable that is set and empty counts as not set, as in unit files and manifests that list all of them.
-    fn or_default(&self, id: &str, given: &str) -> Option<String> {
-        if !given.is_empty() || !self.is_from_environment(id) {
-            return Some(given.to_owned());
-        }
-        let default = self.definition(id)?.get_default_values().first()?;
-        Some(default.to_string_lossy().into_owned())
-    }
-
     fn is_from_environment(&self, id: &str) -> bool {
         self.matches.value_source(id) == Some(ValueSource::EnvVariable)
+    }
+
+    /// Where the value `text` of `id` came from, if not from the command line.
+    fn origin(&self, id: &str, text: &str) -> Option<String> {
+        match self.matches.value_source(id)? {
+            ValueSource::EnvVariable => self.variable(id),
+            ValueSource::DefaultValue => self.file.place(id, text),
+            _ => None,
+        }
     }
 
     fn definition(&self, id: &str) -> Option<&'a clap::Arg> {
@@ -168,11 +188,17 @@ impl<'a> Reader<'a> {
     fn flag(&self, id: &str) -> String {
         match self.definition(id) {
             Some(arg) if arg.is_positional() => id.to_uppercase(),
-            _ => format!("--{}", id.replace('_', "-")),
+            _ => format!("--{}", key(id)),
         }
     }
 
     fn variable(&self, id: &str) -> Option<String> {
-        Some(self.definition(id)?.get_env()?.to_string_lossy().into_owned())
+        let positional = self.definition(id)?.is_positional();
+        (!positional).then(|| format!("LEASEMUX_{}", id.to_uppercase()))
     }
+}
+
+/// Name of a flag without its dashes, and its key in the file.
+fn key(id: &str) -> String {
+    id.replace('_', "-")
 }

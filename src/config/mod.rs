@@ -1,28 +1,44 @@
-//! From the command line and the environment to typed configurations.
+//! From the command line, the environment and a file to typed configurations.
 //!
-//! clap takes every value as text (`cli`); one pass per subcommand turns all of them into a configuration and collects
-//! every fault on its way, so that nobody has to run a program five times to learn of five mistakes. What comes out is
-//! valid: a file that is named could be opened, a bound lies within its range.
+//! clap takes every value as text (`cli`): a flag wins over its variable, that over the file (`file`), and that over the default.
+//! One pass per subcommand turns all of them into a configuration and collects every fault on its way, so that nobody has to
+//! run a program five times to learn of five mistakes. What comes out is valid: a file that is named could be opened, a bound
+//! lies within its range. `reference` makes docs/CONFIG.md of the same definitions, and `shell` completions and man pages.
+//!
+//! **To add a flag**: a field with its help in `cli/`, whose variable is `LEASEMUX_` and the flag's name in capitals (a test
+//! holds that; the key in the file comes by itself); one line in the `resolve` beside it that asks the [`Reader`] for the value
+//! under the field's name; a field of the configuration. A switch takes the attributes that other switches have. What only
+//! the gateway's own code can say of a value is a field of [`Probes`]. Then `UPDATE_DOCS=1 cargo test made_from_the_code`.
 
 use std::ffi::OsString;
-use std::fmt;
+use std::path::PathBuf;
+use std::{env, fmt};
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::builder::Resettable;
+use clap::{Arg, ArgMatches, CommandFactory as _, FromArgMatches as _, ValueHint};
 
 use self::cli::{Cli, Command, IdentityCommand};
 use self::faults::{Faults, Reader};
+use self::file::File;
 
 mod cli;
 mod client;
 mod faults;
+mod file;
 mod limits;
+mod probes;
+mod reference;
 mod serve;
+mod shell;
 mod tenant;
 mod value;
 
 pub use self::client::{LogsConfig, Output, ServerTrust, Target};
 pub use self::faults::Faults as ConfigFaults;
+pub use self::probes::Probes;
+pub use self::reference::reference;
 pub use self::serve::{LogFormat, PlatformKind, ServeConfig};
+pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::tenant::{DemoConfig, IdentityConfig};
 
 /// What the program was asked to do, with everything that it takes.
@@ -30,12 +46,18 @@ pub use self::tenant::{DemoConfig, IdentityConfig};
 pub enum Task {
     /// Be a gateway.
     Serve(Box<ServeConfig>),
+    /// Say that nothing is wrong with a gateway's configuration, which was looked into.
+    Checked,
     /// Print a lease's logs.
     Logs(Box<LogsConfig>),
     /// Make a tenant's identity.
     IdentityNew(IdentityConfig),
     /// Show the main job on this machine.
     Demo(DemoConfig),
+    /// Print a shell's completions.
+    Completions(Shell),
+    /// Print the program's man page, or write those of all commands into a directory.
+    Man(Option<PathBuf>),
 }
 
 /// Why there is nothing to do.
@@ -47,37 +69,102 @@ pub enum Stop {
     Faults(Faults),
 }
 
-/// Reads the program's arguments (the first is its own name) and the `LEASEMUX_…` environment.
+/// Reads the program's arguments (the first is its own name), the `LEASEMUX_…` environment, and the file that these may name.
+/// `probes` are asked if the configuration is only to be checked.
 ///
 /// # Errors
 /// [`Stop`], with every fault in it.
-pub fn read<I, T>(args: I) -> Result<Task, Stop>
+pub fn read<I, T>(args: I, probes: &Probes) -> Result<Task, Stop>
 where
     I: IntoIterator<Item = T>,
-    T: Into<OsString> + Clone,
+    T: Into<OsString>,
 {
-    let command = Cli::command();
-    let matches = command.clone().try_get_matches_from(args)?;
-    let cli = Cli::from_arg_matches(&matches)?;
-    let mut path = vec![command.get_name().to_owned()];
-    let (mut command, mut matches) = (&command, &matches);
-    while let Some((name, inner)) = matches.subcommand() {
-        let Some(found) = command.find_subcommand(name) else {
-            break;
-        };
-        path.push(name.to_owned());
-        (command, matches) = (found, inner);
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let mut command = without_empty_variables(definition());
+    let mut matches = command.clone().try_get_matches_from(&args)?;
+    let mut file = Ok(File::default());
+    if let Some(path) = file_named(&matches) {
+        file = command.find_subcommand(SERVE).map_or(Ok(File::default()), |serve| File::read(&path, serve));
+        if let Ok(file) = &file {
+            command = command.mut_subcommand(SERVE, |serve| file.beneath(serve));
+            matches = command.clone().try_get_matches_from(&args)?;
+        }
     }
-    let reader = Reader::new(path.join(" "), command, matches);
-    let task = match cli.command {
-        Command::Serve(args) => Task::Serve(Box::new(serve::resolve(&args, reader)?)),
+    let (file, unreadable) = match file {
+        Ok(file) => (file, None),
+        Err(right) => (File::unread(), Some(right)),
+    };
+    let mut reader = reader(&command, &matches, &file);
+    if let Some((right, path)) = unreadable.zip(file_named(&matches)) {
+        reader.wrong("config", &path, &right);
+    }
+    let task = match Cli::from_arg_matches(&matches)?.command {
+        Command::Serve(args) => match serve::resolve(&args, probes, reader)? {
+            Some(config) => Task::Serve(Box::new(config)),
+            None => Task::Checked,
+        },
         Command::Logs(args) => Task::Logs(Box::new(client::resolve_logs(&args, reader)?)),
         Command::Identity(args) => match args.command {
             IdentityCommand::New(args) => Task::IdentityNew(tenant::resolve_identity(&args, reader)?),
         },
         Command::Demo(args) => Task::Demo(tenant::resolve_demo(&args, reader)?),
+        Command::Completions(args) => Task::Completions(shell::resolve_completions(&args, reader)?),
+        Command::Man(args) => Task::Man(shell::resolve_man(&args, reader)?),
     };
     Ok(task)
+}
+
+/// The subcommand that a file is for.
+const SERVE: &str = "serve";
+
+/// The program's commands and flags, as help, completions and pages show them.
+fn definition() -> clap::Command {
+    fn hinted(command: clap::Command) -> clap::Command {
+        command
+            .mut_args(|arg| {
+                let hint = hint(&arg);
+                arg.value_hint(hint)
+            })
+            .mut_subcommands(hinted)
+    }
+    hinted(Cli::command())
+}
+
+/// What a shell should offer for a value.
+fn hint(arg: &Arg) -> ValueHint {
+    let name = arg.get_value_names().and_then(|names| names.first()).map_or("", |name| name.as_str());
+    match name {
+        "FILE" => ValueHint::FilePath,
+        "DIR" => ValueHint::DirPath,
+        "LEASE=SDLFILE" => ValueHint::Unknown,
+        _ => ValueHint::Other,
+    }
+}
+
+/// A variable that is set and empty counts as not set, as in unit files and manifests that list all of them.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_empty_variables)
+}
+
+/// The file that flag or variable names.
+fn file_named(matches: &ArgMatches) -> Option<String> {
+    matches.subcommand_matches(SERVE)?.get_one::<String>("config").cloned()
+}
+
+/// A reader for the subcommand that was given.
+fn reader<'a>(command: &'a clap::Command, matches: &'a ArgMatches, file: &'a File) -> Reader<'a> {
+    let mut path = vec![command.get_name()];
+    let (mut command, mut matches) = (command, matches);
+    while let Some((name, inner)) = matches.subcommand() {
+        let Some(found) = command.find_subcommand(name) else {
+            break;
+        };
+        path.push(found.get_name());
+        (command, matches) = (found, inner);
+    }
+    Reader::new(path.join(" "), command, matches, file)
 }
 
 // === impl Stop ===
@@ -115,7 +202,7 @@ mod tests {
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
     fn faults(args: &[&str]) -> Vec<String> {
-        match read(std::iter::once(&"leasemux").chain(args)) {
+        match read(std::iter::once(&"leasemux").chain(args), &Probes::NONE) {
             Err(Stop::Faults(faults)) => faults.all().to_vec(),
             other => panic!("{other:?}"),
         }
@@ -201,7 +288,7 @@ mod tests {
         let lease = format!("{LEASE}={}", sdl.display());
         let trust = dir.path().to_str().unwrap();
         let args = ["leasemux", "serve", "--platform", "local", "--lease", &lease, "--trust-dir", trust];
-        let Ok(Task::Serve(config)) = read(args) else { panic!() };
+        let Ok(Task::Serve(config)) = read(args, &Probes::NONE) else { panic!() };
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.leases, [(LEASE.parse().unwrap(), sdl)]);
         assert_eq!(config.listen, "127.0.0.1:8446".parse().unwrap());
@@ -230,11 +317,13 @@ mod tests {
             "--tail",
             "0",
         ];
-        let Ok(Task::Logs(config)) = read(args) else { panic!() };
+        let Ok(Task::Logs(config)) = read(args, &Probes::NONE) else { panic!() };
         assert_eq!(config.services.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web", "api"]);
         assert_eq!((config.replicas, config.follow, config.tail), (vec![1], true, Some(0)));
         assert_eq!(config.target.trust, ServerTrust::System);
-        let Ok(Task::Logs(config)) = read(["leasemux", "logs", LEASE, "--follow=false", "-o", "json"]) else {
+        let Ok(Task::Logs(config)) =
+            read(["leasemux", "logs", LEASE, "--follow=false", "-o", "json"], &Probes::NONE)
+        else {
             panic!()
         };
         assert_eq!((config.follow, config.output), (false, Output::Json));

@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::cli::{ServeArgs, StoreArgs};
 use super::faults::{Faults, Reader};
 use super::limits;
+use super::probes::Probes;
 use super::value::{directory, file, hostname, lease_and_sdl, listen_address, new_directory, number, size};
 use crate::model::id::LeaseId;
 use crate::model::limits::{Limits, RUNS_MAX};
@@ -74,22 +75,32 @@ pub enum LogFormat {
     Json,
 }
 
-pub(super) fn resolve(args: &ServeArgs, mut read: Reader<'_>) -> Result<ServeConfig, Faults> {
+/// The configuration, or `None` if it was only to be checked and nothing is wrong with it.
+pub(super) fn resolve(
+    args: &ServeArgs,
+    probes: &Probes,
+    mut read: Reader<'_>,
+) -> Result<Option<ServeConfig>, Faults> {
+    let check = read.switch("check", args.check.as_ref());
+    let probes = if check { probes } else { &Probes::NONE };
     let right = "where services run; 'local' runs them as processes of this machine";
     let platform = read.required("platform", args.platform.as_ref(), right, |text| match text {
         "local" => Ok(PlatformKind::Local),
         _ => Err("must be 'local', the one platform there is".to_owned()),
     });
-    let leases = leases(args, &mut read);
+    let leases = leases(args, probes, &mut read);
     let right = "the directory of trusted tenants' certificates (*.pem)";
     let trust_dir = read.required("trust_dir", args.trust_dir.as_ref(), right, directory);
-    let listen = read.one("listen", args.listen.as_ref(), listen_address);
-    let admin_listen = read.one("admin_listen", args.admin_listen.as_ref(), listen_address);
+    let address = |text: &str| listen_address(text).and_then(|address| probes.listen(address));
+    let listen = read.one("listen", args.listen.as_ref(), address);
+    let admin_listen = read.one("admin_listen", args.admin_listen.as_ref(), address);
     if listen.is_some_and(|address| address.port() != 0 && admin_listen == Some(address)) {
         read.unfit("--listen and --admin-listen are the same address: they must differ");
     }
-    let data_dir = read.one("data_dir", args.data_dir.as_ref(), new_directory);
-    let tls = tls(args, &mut read);
+    let data_dir = read.one("data_dir", args.data_dir.as_ref(), |text| {
+        new_directory(text).and_then(|dir| probes.data_dir(dir))
+    });
+    let tls = tls(args, probes, &mut read);
     let public_hostnames = read.list("public_hostname", &args.public_hostname, hostname);
     let store = store(&args.store, &mut read);
     let limits = limits::resolve(&args.limits, &mut read);
@@ -125,12 +136,16 @@ pub(super) fn resolve(args: &ServeArgs, mut read: Reader<'_>) -> Result<ServeCon
         })
     };
     let config = whole();
-    read.finish(config)
+    let config = read.finish(config)?;
+    Ok((!check).then_some(config))
 }
 
-fn leases(args: &ServeArgs, read: &mut Reader<'_>) -> Vec<(LeaseId, PathBuf)> {
-    let leases = read.list("lease", &args.lease, lease_and_sdl);
-    if args.lease.iter().all(String::is_empty) {
+fn leases(args: &ServeArgs, probes: &Probes, read: &mut Reader<'_>) -> Vec<(LeaseId, PathBuf)> {
+    let leases = read.list("lease", &args.lease, |text| {
+        let (lease, sdl) = lease_and_sdl(text)?;
+        Ok((lease, probes.sdl(sdl)?))
+    });
+    if args.lease.is_empty() {
         read.missing("lease", "LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider");
     }
     let mut seen = BTreeSet::new();
@@ -142,17 +157,19 @@ fn leases(args: &ServeArgs, read: &mut Reader<'_>) -> Vec<(LeaseId, PathBuf)> {
     leases
 }
 
-fn tls(args: &ServeArgs, read: &mut Reader<'_>) -> Option<(PathBuf, PathBuf)> {
-    // Set and empty, in the environment, is not given.
-    let given = |value: &Option<String>| value.as_ref().is_some_and(|text| !text.is_empty());
-    match (given(&args.tls_cert), given(&args.tls_key)) {
-        (true, false) => read.missing("tls_key", "the private key that belongs to --tls-cert"),
-        (false, true) => read.missing("tls_cert", "the certificate that --tls-key belongs to"),
+fn tls(args: &ServeArgs, probes: &Probes, read: &mut Reader<'_>) -> Option<(PathBuf, PathBuf)> {
+    match (&args.tls_cert, &args.tls_key) {
+        (Some(_), None) => read.missing("tls_key", "the private key that belongs to --tls-cert"),
+        (None, Some(_)) => read.missing("tls_cert", "the certificate that --tls-key belongs to"),
         _ => {}
     }
     let cert = read.one("tls_cert", args.tls_cert.as_ref(), file);
     let key = read.one("tls_key", args.tls_key.as_ref(), file);
-    cert.zip(key)
+    let (cert, key) = cert.zip(key)?;
+    if let Err(what) = probes.certificate(&cert, &key) {
+        read.unfit(&format!("--tls-cert and --tls-key cannot be used: {what}"));
+    }
+    Some((cert, key))
 }
 
 fn store(args: &StoreArgs, read: &mut Reader<'_>) -> Option<(u64, usize, usize)> {

@@ -1,19 +1,28 @@
 //! The command line, driven as a person would: wrong usage, help, the environment, exit codes.
 
+use std::fs;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Output};
+
+use tempfile::TempDir;
 
 const LEASE: &str =
     "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
 fn leasemux(args: &[&str], environment: &[(&str, &str)]) -> Output {
+    command(args, environment).output().unwrap()
+}
+
+fn command(args: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_leasemux"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("LEASEMUX_") {
             command.env_remove(name);
         }
     }
-    command.args(args).envs(environment.iter().copied()).output().unwrap()
+    command.args(args).envs(environment.iter().copied());
+    command
 }
 
 fn stdout(output: &Output) -> String {
@@ -43,6 +52,8 @@ fn help_is_an_answer() {
         &["identity", "--help"],
         &["identity", "new", "--help"],
         &["demo", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
     ] {
         let output = leasemux(args, &[]);
         assert_eq!(output.status.code(), Some(0), "{args:?}");
@@ -67,6 +78,7 @@ fn what_is_no_command_is_wrong_usage() {
         &["--nonsense"],
         &["serve", "--nonsense"],
         &["logs", LEASE, "more"],
+        &["completions"],
     ] {
         assert!(refused(args, &[]).contains("Usage:"), "{args:?}");
     }
@@ -133,4 +145,211 @@ fn a_gateway_that_is_not_there_is_unavailable() {
         let said = stderr(&output);
         assert!(said.starts_with("leasemux: cannot reach the gateway at https://127.0.0.1:"), "{said}");
     }
+}
+
+/// A directory with what a configuration names, and a file of this text in it.
+fn configured(file: &str) -> (TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("trusted")).unwrap();
+    let sdl = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/shop.yaml");
+    fs::copy(sdl, dir.path().join("shop.yaml")).unwrap();
+    let path = dir.path().join("gateway.toml");
+    fs::write(&path, file).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (dir, path)
+}
+
+#[test]
+fn a_flag_wins_over_its_variable_that_over_the_file_and_that_over_the_default() {
+    let (_dir, file) = configured(
+        "listen = 'file'\nadmin-listen = 'file'\npace = 'file'\nstall-timeout = 'file'\npublic-hostname = ['fi le', '-']\n",
+    );
+    let environment = [
+        ("LEASEMUX_CONFIG", file.as_str()),
+        ("LEASEMUX_LISTEN", "variable"),
+        ("LEASEMUX_ADMIN_LISTEN", "variable"),
+        ("LEASEMUX_STALL_TIMEOUT", ""),
+        ("LEASEMUX_PUBLIC_HOSTNAME", ""),
+    ];
+    let said = refused(&["serve", "--listen", "flag"], &environment);
+    for expected in [
+        "error: --listen \"flag\": must be".to_owned(),
+        "error: --admin-listen \"variable\" (from LEASEMUX_ADMIN_LISTEN): must be".to_owned(),
+        format!("error: --pace \"file\" (from {file}, line 3): must be"),
+        format!("error: --stall-timeout \"file\" (from {file}, line 4): must be"),
+        format!("error: --public-hostname \"fi le\" (from {file}, line 5): must be"),
+        format!("error: --public-hostname \"-\" (from {file}, line 5): must be"),
+        format!("error: --platform (or LEASEMUX_PLATFORM, or platform in {file}) is missing"),
+    ] {
+        assert!(said.contains(&expected), "{expected} in {said}");
+    }
+    // And the leases, and the trust directory. All else has good defaults.
+    assert_eq!(said.matches("error: ").count(), 9, "{said}");
+    // A flag that is repeatable takes nothing over from below.
+    let args = ["serve", "--config", &file, "--public-hostname", "a b"];
+    assert_eq!(refused(&args, &[]).matches("--public-hostname").count(), 1);
+}
+
+#[test]
+fn faults_of_the_file_are_told_with_all_others() {
+    let (_dir, file) = configured("lisen = 'x'\npace = '1ms'\npace = '2ms'\nkept-runs = 1.5\n");
+    let said = refused(&["serve", "--config", &file, "--listen=nowhere"], &[]);
+    for expected in [
+        format!("error: {file}, line 1: there is no key `lisen`; did you mean `listen`?"),
+        format!("error: {file}, line 3: "),
+        format!("error: {file}, line 4: `kept-runs` must be"),
+        "error: --listen \"nowhere\": must be".to_owned(),
+    ] {
+        assert!(said.contains(&expected), "{expected} in {said}");
+    }
+    // What a broken file leaves out is not called missing.
+    assert_eq!(said.matches("error: ").count(), 4, "{said}");
+    let said = refused(&["serve", "--listen=nowhere"], &[("LEASEMUX_CONFIG", "/none.toml")]);
+    assert!(
+        said.contains("--config \"/none.toml\" (from LEASEMUX_CONFIG): must be a readable file"),
+        "{said}"
+    );
+    assert_eq!(said.matches("error: ").count(), 2, "{said}");
+    let (_dir, file) = configured("listen = '127.0.0.1:1'\n");
+    let said = refused(&["serve", "--config", &file], &[("LEASEMUX_ADMIN_LISTEN", "127.0.0.1:1")]);
+    let origins = format!(
+        "must differ (--listen is from {file}, line 1, --admin-listen is from LEASEMUX_ADMIN_LISTEN)"
+    );
+    assert!(said.contains(&origins), "{said}");
+}
+
+#[test]
+fn check_looks_into_everything_and_starts_nothing() {
+    let example =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gateway.toml")).unwrap();
+    let (dir, file) = configured(&example.replace("examples/shop.yaml", "shop.yaml"));
+    let check = |more: &[&str]| {
+        let args = [&["serve", "--config", file.as_str(), "--check"], more].concat();
+        command(&args, &[]).current_dir(dir.path()).output().unwrap()
+    };
+    let before = fs::read_dir(dir.path()).unwrap().count();
+    // That an address is taken is no fault.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let output = check(&[&format!("--listen={}", taken.local_addr().unwrap())]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stdout(&output), "nothing is wrong with this configuration\n");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing is made");
+
+    fs::write(dir.path().join("shop.yaml"), "version: \"2.0\"\nservices: {web: {}}\n").unwrap();
+    for (name, tenant) in [("tls.crt", "a"), ("tls.key", "b")] {
+        let tenant = dir.path().join(tenant);
+        let made = leasemux(&["identity", "new", "--dir", tenant.to_str().unwrap()], &[]);
+        assert_eq!(made.status.code(), Some(0));
+        let from = if name == "tls.crt" { "cert.pem" } else { "key.pem" };
+        fs::copy(tenant.join(from), dir.path().join(name)).unwrap();
+    }
+    let faults = check(&[
+        "--tls-cert=tls.crt",
+        "--tls-key=tls.key",
+        "--listen=192.0.2.1:8446",
+        "--data-dir=/proc/none",
+        "--pace=never",
+    ]);
+    assert_eq!(faults.status.code(), Some(2));
+    let said = stderr(&faults);
+    let lease = format!("--lease \"{LEASE}=shop.yaml\" (from {file}, line ");
+    for expected in [
+        lease.as_str(),
+        ": the SDL cannot be run: ",
+        "--tls-cert and --tls-key cannot be used: the key in tls.key does not belong to the certificate in tls.crt",
+        "--listen \"192.0.2.1:8446\": must be an address that this machine can listen on",
+        "--data-dir \"/proc/none\": must be a directory that can be written",
+        "--pace \"never\": must be a time",
+    ] {
+        assert!(said.contains(expected), "{expected} in {said}");
+    }
+    assert_eq!(said.matches("error: ").count(), 5, "{said}");
+}
+
+#[test]
+fn bash_completes_commands_flags_and_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("leasemux.bash");
+    fs::write(&script, leasemux(&["completions", "bash"], &[]).stdout).unwrap();
+    fs::write(dir.path().join("a-file"), "").unwrap();
+    let complete = |words: &[&str]| {
+        let ask = "compopt() { :; }; source \"$0\"; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); COMP_LINE=\"$*\"; COMP_POINT=${#COMP_LINE};
+            complete -p leasemux >/dev/null || exit 1
+            _leasemux leasemux \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; printf '%s\\n' \"${COMPREPLY[@]}\"";
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "--noprofile", "-c", ask]).arg(&script).arg("leasemux").args(words);
+        let output = bash.current_dir(dir.path()).output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+        stdout(&output).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let commands = complete(&[""]);
+    for command in ["serve", "logs", "identity", "demo", "completions", "man"] {
+        assert!(commands.iter().any(|word| word == command), "{command} in {commands:?}");
+    }
+    assert_eq!(complete(&["ser"]), ["serve"]);
+    assert_eq!(complete(&["serve", "--admin"]), ["--admin-listen"]);
+    assert_eq!(complete(&["identity", "n"]), ["new"]);
+    assert_eq!(complete(&["serve", "--config", "a-"]), ["a-file"]);
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        let script = stdout(&leasemux(&["completions", shell], &[]));
+        assert!(script.contains("admin-listen") && !script.contains("shim"), "{shell}: {script}");
+    }
+}
+
+#[test]
+fn man_pages_name_every_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("man1");
+    let output = leasemux(&["man", "--dir", to.to_str().unwrap()], &[]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), ""), "{}", stderr(&output));
+    assert!(rendered(&to.join("leasemux-serve.1")).contains("LEASEMUX_ADMIN_LISTEN"));
+    assert_eq!(fs::read(to.join("leasemux.1")).unwrap(), leasemux(&["man"], &[]).stdout);
+    for (path, page) in [
+        (&["serve"][..], "leasemux-serve.1"),
+        (&["logs"], "leasemux-logs.1"),
+        (&["identity", "new"], "leasemux-identity-new.1"),
+    ] {
+        let help = stdout(&leasemux(&[path, &["--help"]].concat(), &[]));
+        let flags: Vec<&str> = help
+            .lines()
+            .filter_map(|line| {
+                let line = line.trim_start();
+                let flag = line.split(' ').find(|word| word.starts_with("--"))?;
+                line.starts_with('-').then(|| flag.split(['=', '[']).next().unwrap())
+            })
+            .collect();
+        assert!(flags.contains(&"--help"), "{flags:?}");
+        let page = to.join(page);
+        let text = rendered(&page);
+        for flag in flags {
+            assert!(text.contains(flag), "{flag} in {text}");
+        }
+        assert!(text.contains("EXAMPLES") && text.contains("\n            "), "{text}");
+    }
+}
+
+/// As a reader sees it, where there is a program for that; else its source, without the marks of fonts and escapes.
+fn rendered(page: &Path) -> String {
+    for (program, args) in [("mandoc", &["-T", "utf8"][..]), ("groff", &["-man", "-T", "utf8", "-P-c"])] {
+        if let Ok(output) = Command::new(program).args(args).arg(page).env("MANWIDTH", "200").output() {
+            assert!(output.status.success(), "{program}: {}", stderr(&output));
+            let text = stdout(&output);
+            // Bold and underlined characters are struck over.
+            let mut plain = String::new();
+            for character in text.chars() {
+                if character == '\u{8}' {
+                    plain.pop();
+                } else {
+                    plain.push(character);
+                }
+            }
+            return plain.replace(['‐', '−'], "-");
+        }
+    }
+    fs::read_to_string(page)
+        .unwrap()
+        .replace("\\fB", "")
+        .replace("\\fI", "")
+        .replace("\\fR", "")
+        .replace("\\-", "-")
 }

@@ -13,6 +13,8 @@ Examples:
   Two leases, open to the network under a name, from the environment:
       LEASEMUX_LEASE=$LEASE_A=a.yaml,$LEASE_B=b.yaml LEASEMUX_LISTEN=0.0.0.0:8446 \\
           leasemux serve --platform local --trust-dir trusted --public-hostname gateway.example.com
+  From a file, after looking into it:
+      leasemux serve --config gateway.toml --check && leasemux serve --config gateway.toml
 
 The gateway prints one line on standard output when it is ready, with the addresses really bound:
       leasemux ready: gateway https://127.0.0.1:8446 admin http://127.0.0.1:9446
@@ -22,10 +24,18 @@ The processes of all leases run as the user who started the gateway: nothing iso
 /// Run a gateway
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "leasemux serve --platform <NAME> --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]",
+    override_usage = "leasemux serve --platform <NAME> --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]
+       leasemux serve --config <FILE> [OPTIONS]",
     after_help = SERVE_EXAMPLES
 )]
 pub(in crate::config) struct ServeArgs {
+    /// Take what neither flags nor variables give from this file (TOML); its keys are the flags' names, such as admin-listen
+    #[arg(long, env = "LEASEMUX_CONFIG", value_name = "FILE")]
+    pub(in crate::config) config: Option<String>,
+    /// Start nothing: look into what is configured (SDL files, certificate and key, addresses too), tell every fault, and
+    /// exit with 0 if there is none, else with 2
+    #[arg(long, env = "LEASEMUX_CHECK", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) check: Option<String>,
     /// Where services run: 'local' runs them as processes of this machine
     #[arg(long, env = "LEASEMUX_PLATFORM", value_name = "NAME")]
     pub(in crate::config) platform: Option<String>,

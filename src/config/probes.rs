@@ -1,0 +1,51 @@
+//! What only the gateway's own code can say of a value.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Looks into values as deep as a start would, without starting anything: asked when a configuration is to be checked. Each
+/// answers with what is wrong, in words that stand behind the flag's name.
+///
+/// They are passed in, since the code that knows is above this room.
+#[derive(Clone, Copy)]
+pub struct Probes {
+    /// Whether an SDL file can be run.
+    pub sdl: fn(&Path) -> Result<(), String>,
+    /// Whether a certificate and its key can be loaded, and belong together.
+    pub certificate: fn(&Path, &Path) -> Result<(), String>,
+    /// Whether an address is this machine's, and may be listened on.
+    pub listen: fn(SocketAddr) -> Result<(), String>,
+    /// Whether a directory that may not exist yet can be written.
+    pub data_dir: fn(&Path) -> Result<(), String>,
+}
+
+// === impl Probes ===
+
+impl Probes {
+    /// Probes that find nothing wrong.
+    pub const NONE: Self =
+        Self { sdl: |_| Ok(()), certificate: |_, _| Ok(()), listen: |_| Ok(()), data_dir: |_| Ok(()) };
+
+    pub(super) fn sdl(&self, file: PathBuf) -> Result<PathBuf, String> {
+        (self.sdl)(&file).map(|()| file)
+    }
+
+    pub(super) fn certificate(&self, certificate: &Path, key: &Path) -> Result<(), String> {
+        (self.certificate)(certificate, key)
+    }
+
+    pub(super) fn listen(&self, address: SocketAddr) -> Result<SocketAddr, String> {
+        (self.listen)(address).map(|()| address)
+    }
+
+    pub(super) fn data_dir(&self, dir: PathBuf) -> Result<PathBuf, String> {
+        (self.data_dir)(&dir).map(|()| dir)
+    }
+}
+
+impl fmt::Debug for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Probes")
+    }
+}

@@ -1,0 +1,99 @@
+//! Completions and man pages, from the same definitions as `--help`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
+
+pub use clap_complete::Shell;
+
+use super::cli::{CompletionsArgs, ManArgs};
+use super::definition;
+use super::faults::{Faults, Reader};
+use super::value::new_directory;
+
+pub(super) fn resolve_completions(args: &CompletionsArgs, read: Reader<'_>) -> Result<Shell, Faults> {
+    read.finish(Some(args.shell))
+}
+
+pub(super) fn resolve_man(args: &ManArgs, mut read: Reader<'_>) -> Result<Option<PathBuf>, Faults> {
+    let dir = read.one("dir", args.dir.as_ref(), new_directory);
+    read.finish(Some(dir))
+}
+
+/// The script by which `shell` completes the program's commands and flags.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut command = definition();
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    script
+}
+
+/// The program's man page.
+///
+/// # Errors
+/// None that could happen: it is written to memory.
+pub fn man() -> io::Result<Vec<u8>> {
+    let mut command = definition();
+    command.build();
+    page(command).map(|(_, page)| page)
+}
+
+/// Writes the man pages of the program and all its commands into `dir`, which is made if there is none.
+///
+/// # Errors
+/// If that cannot be written.
+pub fn man_pages(dir: &Path) -> io::Result<()> {
+    fn write(command: clap::Command, dir: &Path) -> io::Result<()> {
+        for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+            write(inner.clone(), dir)?;
+        }
+        let (name, page) = page(command)?;
+        fs::write(dir.join(name), page)
+    }
+    fs::create_dir_all(dir)?;
+    let mut command = definition();
+    command.build();
+    write(command, dir)
+}
+
+/// One command's page, and the name of its file. What stands below the help (examples, exit codes) keeps its lines.
+fn page(command: clap::Command) -> io::Result<(String, Vec<u8>)> {
+    let below = command.get_after_long_help().or(command.get_after_help()).map(ToString::to_string);
+    // Given anew, since the builder would set it as running text.
+    let man = Man::new(command.after_help(None::<&str>).after_long_help(None::<&str>))
+        .source(concat!("leasemux ", env!("CARGO_PKG_VERSION")))
+        .manual("leasemux");
+    let mut page = Vec::new();
+    man.render(&mut page)?;
+    examples(&below.unwrap_or_default()).to_writer(&mut page)?;
+    Ok((man.get_filename(), page))
+}
+
+/// `Examples`, `Exit codes`: neither an example's own line, which is indented, nor a sentence.
+fn is_title(line: &str) -> bool {
+    !line.starts_with(' ') && line.split(' ').count() <= 2
+}
+
+fn examples(text: &str) -> Roff {
+    let mut roff = Roff::new();
+    let mut open = false;
+    for line in text.lines() {
+        if let Some(title) = line.strip_suffix(':').filter(|title| is_title(title)) {
+            if std::mem::replace(&mut open, true) {
+                roff.control("fi", []);
+            }
+            roff.control("SH", [title.to_uppercase().as_str()]);
+            roff.control("nf", []);
+        } else {
+            roff.text([roman(line)]);
+        }
+    }
+    if open {
+        roff.control("fi", []);
+    }
+    roff
+}

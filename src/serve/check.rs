@@ -1,0 +1,69 @@
+//! Looking into a configuration as deep as a start would, without starting anything.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::config::Probes;
+use crate::edge::tls;
+use crate::platform::local::sdl::Sdl;
+
+/// The same code that a start runs, as far as it changes nothing.
+pub const PROBES: Probes = Probes {
+    sdl: |file| Sdl::read(file).map(drop).map_err(|error| format!("the SDL cannot be run: {error}")),
+    certificate: |certificate, key| tls::load(certificate, key).map(drop).map_err(|error| error.to_string()),
+    listen,
+    data_dir,
+};
+
+/// Binds, but does not listen: nobody who connects meanwhile is turned away. An address that is taken may well be taken by the
+/// gateway whose next configuration this is.
+fn listen(address: SocketAddr) -> Result<(), String> {
+    let bind = || -> std::io::Result<()> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())
+    };
+    match bind() {
+        Err(error) if error.kind() != ErrorKind::AddrInUse => {
+            Err(format!("must be an address that this machine can listen on: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What does not exist yet is made in the nearest directory that does. The proof is a file without a name, gone when it is closed:
+/// permissions alone tell neither root nor a read-only file system.
+fn data_dir(dir: &Path) -> Result<(), String> {
+    let nearest = dir.ancestors().find(|dir| dir.exists() || dir.as_os_str().is_empty()).unwrap_or(dir);
+    let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
+    tempfile::tempfile_in(nearest)
+        .map(drop)
+        .map_err(|error| format!("must be a directory that can be written: {}: {error}", nearest.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_bound() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(listen(taken.local_addr().unwrap()), Ok(()));
+        assert_eq!(listen("127.0.0.1:0".parse().unwrap()), Ok(()));
+        // Of the block for documentation: no machine has it.
+        assert!(listen("192.0.2.1:8446".parse().unwrap()).unwrap_err().contains("can listen on"));
+    }
+
+    #[test]
+    fn data_directories_can_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(data_dir(dir.path()), Ok(()));
+        assert_eq!(data_dir(&dir.path().join("a/b/c")), Ok(()));
+        assert!(data_dir(Path::new("/proc/none/data")).unwrap_err().contains("/proc"));
+    }
+}
