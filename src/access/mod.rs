@@ -5,6 +5,7 @@
 //! together ([`gate`]), and what the caller may then do ([`grants`]). Every check that fails has a reason of its own
 //! ([`refusal`]). [`identity`] is the tenant's side: making a certificate of that form, and reading it back.
 
+pub mod account;
 pub mod cert;
 pub mod dir;
 pub mod gate;
@@ -13,4 +14,5 @@ pub mod identity;
 pub mod refusal;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod token;
 pub mod trust;

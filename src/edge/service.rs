@@ -19,6 +19,7 @@ use super::response::{self, ResponseBody};
 use super::status::{self, CallError};
 use crate::access::gate::{Admission, Gate, Peer};
 use crate::access::grants::Scope;
+use crate::access::refusal::Refusal;
 use crate::logs::body::LogsBody;
 use crate::logs::fanout::Fanout;
 use crate::logs::follow::{Extent, LogsRequest};
@@ -144,8 +145,12 @@ impl LeaseService {
         watched: &Watched,
     ) -> Result<LogsBody, CallError> {
         let message: ServiceLogsRequest = request::decode(message)?;
-        let request = request::logs(&message)?;
-        admission.identity.may(&request.lease, Scope::Logs)?;
+        let mut request = request::logs(&message)?;
+        let services = admission.identity.may(&request.lease, Scope::Logs)?;
+        services.narrow(&mut request.filter)?;
+        if !request.resume.keys().all(|replica| services.include(&replica.service)) {
+            return Err(Refusal::ServiceNotGranted.into());
+        }
         let view = self.view(&request.lease).await?;
         check(&request, &view)?;
         let state = StreamState::new();

@@ -142,10 +142,12 @@ pub enum ReplicaState {
     Unknown,
 }
 
-/// Which services and replicas a caller wants: a join of clauses, or everything if there is none.
+/// Which services and replicas a caller wants: a join of clauses, or everything if there is none; of that, what they may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     clauses: BTreeMap<ServiceName, Option<BTreeSet<u32>>>,
+    /// `None`: all.
+    within: Option<BTreeSet<ServiceName>>,
 }
 
 /// A service or replica that a filter names and the lease does not have.
@@ -253,8 +255,24 @@ impl Filter {
         }
     }
 
+    /// Leaves only what is of these services. None of them need exist: they are not asked for, they are allowed.
+    pub fn restrict(&mut self, services: BTreeSet<ServiceName>) {
+        self.within = Some(match self.within.take() {
+            None => services,
+            Some(within) => within.intersection(&services).cloned().collect(),
+        });
+    }
+
+    /// The services that it names, in order.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        self.clauses.keys()
+    }
+
     /// Whether it wants this replica.
     pub fn wants(&self, replica: &Replica) -> bool {
+        if self.within.as_ref().is_some_and(|within| !within.contains(&replica.service)) {
+            return false;
+        }
         match self.clauses.get(&replica.service) {
             None => self.clauses.is_empty(),
             Some(None) => true,
@@ -308,6 +326,25 @@ mod tests {
         assert_eq!(chosen(&view, &[("web", &[]), ("web", &[1])]), ["web/0", "web/1"]);
         assert_eq!(chosen(&view, &[("web", &[1]), ("web", &[0])]), ["web/0", "web/1"]);
         assert_eq!(chosen(&view, &[("db", &[])]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_restriction_leaves_what_it_allows_and_asks_for_nothing() {
+        let view = view(&[("api", &[0]), ("web", &[0, 1])]);
+        let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+        let chosen =
+            |filter: &Filter| view.select(filter).map(|(replica, _)| replica.to_string()).collect::<Vec<_>>();
+        let mut filter = Filter::everything();
+        filter.restrict(names(&["web", "db"]));
+        assert_eq!(chosen(&filter), ["web/0", "web/1"]);
+        assert_eq!(filter.missing(&view), None);
+        filter.restrict(names(&["db", "api"]));
+        assert_eq!(chosen(&filter), Vec::<String>::new());
+        let mut filter = Filter::everything();
+        filter.add("web".parse().unwrap(), &[1]);
+        filter.restrict(names(&["web"]));
+        assert_eq!(chosen(&filter), ["web/1"]);
+        assert_eq!(filter.services().map(ToString::to_string).collect::<Vec<_>>(), ["web"]);
     }
 
     #[test]

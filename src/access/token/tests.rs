@@ -1,0 +1,544 @@
+//! Each rule broken once, and signatures that other people's software made.
+
+use proptest::prelude::*;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::access::grants::{Access, Deployment, ProviderAccess, Scope};
+use crate::model::id::Address;
+
+/// Made by `tests/vectors/make.py`.
+const VECTORS: &str = include_str!("../../../tests/vectors/tokens.json");
+
+const LONGEST: Duration = Duration::from_secs(3600);
+
+#[derive(Deserialize)]
+struct Vector {
+    name: String,
+    token: String,
+    key: String,
+    at: i64,
+    reason: Option<String>,
+}
+
+/// A token of these parts with a signature of good form, which fits nothing.
+fn assemble(header: &str, claims: &str) -> String {
+    let mut signature = [0; SIGNATURE_BYTES];
+    (signature[31], signature[63]) = (1, 1);
+    let part = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+    [part(header.as_bytes()), part(claims.as_bytes()), part(&signature)].join(".")
+}
+
+fn of_claims(claims: &str) -> Result<Token, Fault> {
+    Token::parse(assemble(r#"{"alg":"ES256K","typ":"JWT"}"#, claims).as_bytes())
+}
+
+fn of_header(header: &str) -> Refusal {
+    Token::parse(assemble(header, &claims().to_string()).as_bytes()).unwrap_err().refusal
+}
+
+fn account(number: u8) -> Address {
+    Address::from_account([number; 20])
+}
+
+fn claims() -> Value {
+    json!({
+        "iss": account(1).as_str(), "iat": 100, "nbf": 100, "exp": 200, "jti": "x", "version": "v1",
+        "leases": {"access": "full"},
+    })
+}
+
+/// Good claims but for one member, given by its path.
+fn with(path: &str, value: Value) -> Value {
+    let mut claims = with_granular();
+    let (parent, name) = path.rsplit_once('/').unwrap();
+    let parent = claims.pointer_mut(parent).unwrap();
+    if value == Value::Null {
+        parent.as_object_mut().unwrap().remove(name).unwrap();
+    } else {
+        parent[name] = value;
+    }
+    claims
+}
+
+/// With all that claims can have.
+fn with_granular() -> Value {
+    let mut claims = claims();
+    claims["leases"] = json!({"access": "granular", "permissions": [
+        {"provider": account(2).as_str(), "access": "granular", "deployments": [
+            {"dseq": 7, "gseq": 1, "oseq": 2, "scope": ["logs", "status"], "services": ["web", "api"]},
+            {"dseq": 8, "scope": ["restart"]},
+        ]},
+        {"provider": account(3).as_str(), "access": "scoped", "scope": ["attestation"]},
+        {"provider": account(4).as_str(), "access": "full"},
+    ]});
+    claims
+}
+
+fn refused(claims: &Value, refusal: Refusal, at: &str) {
+    let fault = of_claims(&claims.to_string()).map(|token| format!("{token:?}")).unwrap_err();
+    assert_eq!(fault, Fault { refusal, at: at.to_owned() }, "{claims}");
+}
+
+#[test]
+fn signatures_of_other_software_are_judged_as_it_judges_them() {
+    let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
+    assert!(vectors.len() > 15);
+    for vector in vectors {
+        let key: AccountKey = vector.key.parse().unwrap();
+        let verdict = Token::parse(vector.token.as_bytes()).map_err(Refusal::from).and_then(|token| {
+            token.check_time(LogTime::from_parts(vector.at, 0).unwrap(), LONGEST)?;
+            token.check_signature(&key)
+        });
+        assert_eq!(
+            verdict.map_err(|refusal| refusal.reason().to_owned()),
+            vector.reason.map_or(Ok(()), Err),
+            "{}",
+            vector.name
+        );
+    }
+}
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
+    for vector in vectors.iter().filter(|vector| vector.reason.is_none()) {
+        let key: AccountKey = vector.key.parse().unwrap();
+        for at in 0..vector.token.len() {
+            let mut token = vector.token.clone().into_bytes();
+            // Another character of the same alphabet, or none.
+            token[at] = if token[at] == b'A' { b'B' } else { b'A' };
+            let verdict = Token::parse(&token).map_err(Refusal::from);
+            assert!(verdict.and_then(|token| token.check_signature(&key)).is_err(), "{} {at}", vector.name);
+        }
+    }
+}
+
+#[test]
+fn an_adr_36_document_is_byte_for_byte_the_one_that_wallets_sign() {
+    let owner: Owner = account(1);
+    assert_eq!(
+        adr36(b"a.b", &owner),
+        format!(
+            "{{\"account_number\":\"0\",\"chain_id\":\"\",\"fee\":{{\"amount\":[],\"gas\":\"0\"}},\"memo\":\"\",\
+             \"msgs\":[{{\"type\":\"sign/MsgSignData\",\"value\":{{\"data\":\"YS5i\",\"signer\":\"{owner}\"}}}}],\
+             \"sequence\":\"0\"}}"
+        )
+    );
+}
+
+#[test]
+fn a_bearer_is_a_word_a_space_and_a_token() {
+    for good in ["Bearer x", "bearer x", "BEARER x"] {
+        assert_eq!(bearer(good.as_bytes()), Ok(&b"x"[..]), "{good}");
+    }
+    for bad in [
+        "",
+        "Bearer",
+        "Bearer ",
+        "x",
+        "Basic x",
+        "Bearer  x",
+        "Bearer x y",
+        " Bearer x",
+        "Bearer\tx",
+        "Bearerx",
+    ] {
+        assert_eq!(bearer(bad.as_bytes()), Err(Refusal::AuthorizationMalformed), "{bad}");
+    }
+}
+
+#[test]
+fn a_token_has_three_parts_and_a_bound() {
+    let good = assemble(r#"{"alg":"ES256K","typ":"JWT"}"#, &claims().to_string());
+    Token::parse(good.as_bytes()).unwrap();
+    let parts: Vec<&str> = good.split('.').collect();
+    let [header, payload, signature] = parts[..] else { panic!() };
+    for bad in [
+        String::new(),
+        "..".to_owned(),
+        format!("{header}.{payload}"),
+        format!("{good}."),
+        format!("{good}.{signature}"),
+        format!("{good}="),
+        format!("{good} "),
+        format!("{header}.{payload}.{}!", &signature[1..]),
+        // Bits behind the last byte are not zero: two texts for one token.
+        format!("{header}.{payload}.{}R", &signature[..signature.len() - 1]),
+        format!("{}.{payload}.{signature}", header.replace('-', "+") + "+"),
+    ] {
+        let refusal = Token::parse(bad.as_bytes()).unwrap_err().refusal;
+        assert!(matches!(refusal, Refusal::TokenMalformed | Refusal::TokenHeader), "{bad}: {refusal}");
+    }
+    let long = "a".repeat(TOKEN_MAX_BYTES + 1);
+    assert_eq!(Token::parse(long.as_bytes()).unwrap_err(), Refusal::TokenTooLong.into());
+    assert_eq!(Token::parse(&long.as_bytes()[1..]).unwrap_err(), Refusal::TokenMalformed.into());
+}
+
+#[test]
+fn a_header_names_the_algorithm_and_no_key() {
+    for bad in [
+        "",
+        "[]",
+        "{}",
+        r#"{"alg":"ES256K"}"#,
+        r#"{"typ":"JWT"}"#,
+        r#"{"alg":"ES256K","typ":"jwt"}"#,
+        r#"{"alg":"ES256K","typ":"JWT","typ":"JWT"}"#,
+        r#"{"alg":"ES256K","alg":"ES256K","typ":"JWT"}"#,
+        r#"{"alg":"ES256K","typ":"JWT","kid":"1"}"#,
+        r#"{"alg":"ES256K","typ":"JWT","jwk":{}}"#,
+        r#"{"alg":"ES256K","typ":"JWT","jku":"https://example.com"}"#,
+        r#"{"alg":"ES256K","typ":"JWT","crit":[]}"#,
+        r#"{"alg":"ES256K","typ":"JWT"} x"#,
+    ] {
+        assert_eq!(of_header(bad), Refusal::TokenHeader, "{bad}");
+    }
+    for algorithm in [
+        "none",
+        "None",
+        "",
+        "HS256",
+        "HS512",
+        "RS256",
+        "ES256",
+        "ES512",
+        "EdDSA",
+        "es256k",
+        "ES256K ",
+        "ES256KADR",
+    ] {
+        let header = json!({"alg": algorithm, "typ": "JWT"}).to_string();
+        assert_eq!(of_header(&header), Refusal::TokenAlgorithm, "{algorithm}");
+    }
+    assert_eq!(of_header(r#"{"alg":7,"typ":"JWT"}"#), Refusal::TokenAlgorithm);
+}
+
+#[test]
+fn a_signature_is_two_numbers_within_the_order() {
+    let order = data_encoding::HEXUPPER
+        .decode(b"FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141")
+        .unwrap();
+    let one = {
+        let mut one = [0; 32];
+        one[31] = 1;
+        one.to_vec()
+    };
+    let zero = vec![0; 32];
+    let check = |bytes: &[u8]| signature_of(bytes).map(|_| ());
+    assert_eq!(check(&[one.clone(), one.clone()].concat()), Ok(()));
+    for bad in [[&zero, &one], [&one, &zero], [&order, &one], [&one, &order]] {
+        assert_eq!(check(&[bad[0].clone(), bad[1].clone()].concat()), Err(Refusal::TokenSignatureForm));
+    }
+    for length in [0, 63, 65, 70] {
+        assert_eq!(check(&vec![1; length]), Err(Refusal::TokenSignatureForm));
+    }
+    let mut highest = order.clone();
+    *highest.last_mut().unwrap() -= 1;
+    assert_eq!(check(&[one, highest].concat()), Err(Refusal::TokenSignatureHigh));
+}
+
+#[test]
+fn what_is_claimed_is_read() {
+    let token = of_claims(&with_granular().to_string()).unwrap();
+    let claims = token.claims();
+    assert_eq!(
+        (&claims.issuer, claims.issued, claims.not_before, claims.expires),
+        (&account(1), 100, 100, 200)
+    );
+    let Access::Granular(permissions) = &claims.access else { panic!("{claims:?}") };
+    let first = Deployment {
+        dseq: 7,
+        gseq: Some(1),
+        oseq: Some(2),
+        scopes: [Scope::Logs, Scope::Status].into_iter().collect(),
+        services: Some(["api", "web"].map(|name| name.parse().unwrap()).into()),
+    };
+    let second = Deployment {
+        dseq: 8,
+        gseq: None,
+        oseq: None,
+        scopes: [Scope::Restart].into_iter().collect(),
+        services: None,
+    };
+    assert_eq!(permissions[&account(2)], ProviderAccess::Granular(vec![first, second]));
+    assert_eq!(permissions[&account(3)], ProviderAccess::Scoped([Scope::Attestation].into_iter().collect()));
+    assert_eq!(permissions[&account(4)], ProviderAccess::Full);
+}
+
+#[test]
+fn each_scope_is_known_by_its_word() {
+    for scope in Scope::ALL {
+        let mut claims = claims();
+        claims["leases"] = json!({"access": "scoped", "scope": [scope.word()]});
+        let token = of_claims(&claims.to_string()).unwrap();
+        assert_eq!(token.claims().access, Access::Scoped([scope].into_iter().collect()));
+    }
+}
+
+#[test]
+fn times_are_whole_seconds_quoted_or_not() {
+    for name in ["iat", "nbf", "exp"] {
+        for good in [json!(0), json!("0"), json!("150"), json!(u64::MAX), json!(u64::MAX.to_string())] {
+            of_claims(&with(&format!("/{name}"), good).to_string()).unwrap();
+        }
+        for bad in [
+            json!(1.5),
+            json!(150.0),
+            json!(-1),
+            json!("-1"),
+            json!("1.5"),
+            json!("+1"),
+            json!("01"),
+            json!(""),
+            json!(" 1"),
+            json!("x"),
+            json!(true),
+        ] {
+            refused(&with(&format!("/{name}"), bad), Refusal::TokenTime, name);
+        }
+        refused(&with(&format!("/{name}"), json!([])), Refusal::TokenMemberType, name);
+    }
+    let exponent = claims().to_string().replace("\"exp\":200", "\"exp\":2e2");
+    assert_eq!(of_claims(&exponent).unwrap_err().refusal, Refusal::TokenTime);
+    let beyond = claims().to_string().replace("\"exp\":200", "\"exp\":18446744073709551616");
+    assert_eq!(of_claims(&beyond).unwrap_err().refusal, Refusal::TokenTime);
+}
+
+#[test]
+fn there_is_no_leeway() {
+    let token = of_claims(&claims().to_string()).unwrap();
+    let at =
+        |seconds: i64, nanos: i32| token.check_time(LogTime::from_parts(seconds, nanos).unwrap(), LONGEST);
+    assert_eq!(at(99, 999_999_999), Err(Refusal::TokenNotYetValid));
+    assert_eq!(at(100, 0), Ok(()));
+    assert_eq!(at(199, 999_999_999), Ok(()));
+    assert_eq!(at(200, 0), Err(Refusal::TokenExpired));
+    assert_eq!(at(-5, 0), Err(Refusal::TokenNotYetValid));
+}
+
+#[test]
+fn nothing_is_valid_for_longer_than_is_allowed() {
+    let token = of_claims(&claims().to_string()).unwrap();
+    let now = LogTime::from_parts(150, 0).unwrap();
+    assert_eq!(token.check_time(now, Duration::from_secs(100)), Ok(()));
+    assert_eq!(token.check_time(now, Duration::from_secs(99)), Err(Refusal::TokenLifetime));
+    // Even if it will end soon, or says that it was made just now.
+    let old = of_claims(&with("/nbf", json!(0)).to_string()).unwrap();
+    assert_eq!(old.check_time(now, Duration::from_secs(199)), Err(Refusal::TokenLifetime));
+    let forever = of_claims(&with("/exp", json!(u64::MAX)).to_string()).unwrap();
+    assert_eq!(forever.check_time(now, LONGEST), Err(Refusal::TokenLifetime));
+    // Never valid at all.
+    let reversed = of_claims(&with("/exp", json!(50)).to_string()).unwrap();
+    assert_eq!(reversed.check_time(now, LONGEST), Err(Refusal::TokenExpired));
+}
+
+#[test]
+fn what_is_not_an_object_claims_nothing() {
+    for text in ["", "null", "[]", "\"x\"", "{", "{} {}"] {
+        assert_eq!(of_claims(text).unwrap_err().refusal, Refusal::TokenClaims, "{text}");
+    }
+}
+
+#[test]
+fn every_member_that_must_be_there_must_be_there() {
+    let paths = [
+        "/iss",
+        "/iat",
+        "/nbf",
+        "/exp",
+        "/version",
+        "/leases",
+        "/leases/access",
+        "/leases/permissions",
+        "/leases/permissions/0/provider",
+        "/leases/permissions/0/access",
+        "/leases/permissions/0/deployments",
+        "/leases/permissions/0/deployments/0/dseq",
+        "/leases/permissions/0/deployments/0/scope",
+        "/leases/permissions/1/scope",
+    ];
+    for path in paths {
+        let at = path[1..].replace("/0", "[0]").replace("/1", "[1]").replace('/', ".");
+        refused(&with(path, Value::Null), Refusal::TokenMemberMissing, &at);
+    }
+    for optional in
+        ["/jti", "/leases/permissions/0/deployments/0/oseq", "/leases/permissions/0/deployments/0/services"]
+    {
+        of_claims(&with(optional, Value::Null).to_string()).unwrap();
+    }
+    let mut scoped = claims();
+    scoped["leases"] = json!({"access": "scoped"});
+    refused(&scoped, Refusal::TokenMemberMissing, "leases.scope");
+}
+
+#[test]
+fn no_level_has_members_beyond_its_own() {
+    for (parent, at) in [
+        ("", ""),
+        ("/leases", "leases."),
+        ("/leases/permissions/0", "leases.permissions[0]."),
+        ("/leases/permissions/0/deployments/0", "leases.permissions[0].deployments[0]."),
+    ] {
+        for name in ["x", "aud", "Access", "services2", ""] {
+            let mut claims = with_granular();
+            claims.pointer_mut(parent).unwrap()[name] = json!(1);
+            refused(&claims, Refusal::TokenMemberUnknown, &format!("{at}{name}"));
+        }
+        let mut claims = with_granular();
+        claims.pointer_mut(parent).unwrap()["mark"] = json!(1);
+        let twice = claims.to_string();
+        let name = if parent.is_empty() {
+            "version"
+        } else if parent.ends_with("deployments/0") {
+            "dseq"
+        } else {
+            "access"
+        };
+        let value = claims.pointer(&format!("{parent}/{name}")).unwrap();
+        let twice = twice.replace("\"mark\":1", &format!("\"{name}\":{value}"));
+        let fault = of_claims(&twice).unwrap_err();
+        assert_eq!(fault, Fault { refusal: Refusal::TokenMemberTwice, at: format!("{at}{name}") });
+    }
+}
+
+#[test]
+fn a_member_that_does_not_go_with_its_access_is_refused() {
+    let (scope, permissions) = (json!(["logs"]), json!([]));
+    for (leases, at) in [
+        (json!({"access": "full", "scope": scope}), "leases.scope"),
+        (json!({"access": "full", "permissions": permissions}), "leases.permissions"),
+        (json!({"access": "scoped", "scope": scope, "permissions": permissions}), "leases.permissions"),
+        (json!({"access": "granular", "scope": scope, "permissions": permissions}), "leases.scope"),
+    ] {
+        let mut claims = claims();
+        claims["leases"] = leases;
+        refused(&claims, Refusal::TokenMemberMisplaced, at);
+    }
+    let entry = "/leases/permissions/0";
+    let provider = account(2).to_string();
+    for (value, at) in [
+        (json!({"provider": provider, "access": "full", "scope": scope}), "scope"),
+        (json!({"provider": provider, "access": "full", "deployments": []}), "deployments"),
+        (json!({"provider": provider, "access": "scoped", "scope": scope, "deployments": []}), "deployments"),
+        (json!({"provider": provider, "access": "granular", "scope": scope, "deployments": []}), "scope"),
+    ] {
+        let mut claims = with_granular();
+        *claims.pointer_mut(entry).unwrap() = value;
+        refused(&claims, Refusal::TokenMemberMisplaced, &format!("leases.permissions[0].{at}"));
+    }
+}
+
+/// Every `(member, value, reason, place)` below `at`, with the place of the member itself if none is given.
+fn each_refused(parent: &str, at: &str, cases: &[(&str, Value, Refusal, &str)]) {
+    for (name, value, refusal, place) in cases {
+        let place = if place.is_empty() { format!("{at}{name}") } else { format!("{at}{place}") };
+        refused(&with(&format!("{parent}/{name}"), value.clone()), *refusal, &place);
+    }
+}
+
+/// Not an address of a key: upper case, another chain's, a contract's.
+fn strange_addresses() -> [Value; 4] {
+    let upper = account(1).as_str().to_uppercase();
+    let foreign = account(1).as_str().replace("akash1", "cosmos1");
+    let contract = bech32::encode::<bech32::Bech32>(bech32::Hrp::parse("akash").unwrap(), &[1; 32]).unwrap();
+    [upper, foreign, contract, String::new()].map(Value::String)
+}
+
+#[test]
+fn every_rule_of_the_claims_has_its_own_reason() {
+    for strange in strange_addresses() {
+        each_refused("", "", &[("iss", strange, Refusal::TokenIssuer, "")]);
+    }
+    each_refused(
+        "",
+        "",
+        &[
+            ("iss", json!(7), Refusal::TokenMemberType, ""),
+            ("jti", json!(""), Refusal::TokenId, ""),
+            ("jti", json!(7), Refusal::TokenMemberType, ""),
+            ("version", json!("v2"), Refusal::TokenVersion, ""),
+            ("version", json!("V1"), Refusal::TokenVersion, ""),
+            ("version", json!(1), Refusal::TokenMemberType, ""),
+            ("leases", json!("full"), Refusal::TokenMemberType, ""),
+        ],
+    );
+    each_refused(
+        "/leases",
+        "leases.",
+        &[
+            ("access", json!("all"), Refusal::TokenAccess, ""),
+            ("access", json!("Full"), Refusal::TokenAccess, ""),
+            ("permissions", json!([]), Refusal::TokenPermissionsEmpty, ""),
+            ("permissions", json!({}), Refusal::TokenMemberType, ""),
+        ],
+    );
+}
+
+#[test]
+fn every_rule_of_a_permission_has_its_own_reason() {
+    let (parent, at) = ("/leases/permissions/0", "leases.permissions[0].");
+    for strange in strange_addresses() {
+        each_refused(parent, at, &[("provider", strange, Refusal::TokenProvider, "")]);
+    }
+    each_refused(
+        parent,
+        at,
+        &[
+            ("access", json!("none"), Refusal::TokenAccess, ""),
+            ("deployments", json!([]), Refusal::TokenDeploymentsEmpty, ""),
+            ("deployments", json!(["x"]), Refusal::TokenMemberType, "deployments[0]"),
+        ],
+    );
+    let twice = with(&format!("{parent}/provider"), json!(account(3).as_str()));
+    refused(&twice, Refusal::TokenProviderTwice, "leases.permissions[1].provider");
+}
+
+#[test]
+fn every_rule_of_a_deployment_has_its_own_reason() {
+    each_refused(
+        "/leases/permissions/0/deployments/0",
+        "leases.permissions[0].deployments[0].",
+        &[
+            ("dseq", json!(0), Refusal::TokenDseq, ""),
+            ("dseq", json!(-7), Refusal::TokenDseq, ""),
+            ("dseq", json!("7"), Refusal::TokenMemberType, ""),
+            ("gseq", json!(1u64 << 32), Refusal::TokenSequence, ""),
+            ("oseq", json!(-1), Refusal::TokenSequence, ""),
+            ("oseq", json!("1"), Refusal::TokenMemberType, ""),
+            ("gseq", Value::Null, Refusal::TokenOseq, "oseq"),
+            ("gseq", json!(0), Refusal::TokenOseq, "oseq"),
+            ("scope", json!([]), Refusal::TokenScopeEmpty, ""),
+            ("scope", json!(["logs", "log"]), Refusal::TokenScopeUnknown, "scope[1]"),
+            ("scope", json!(["logs", "logs"]), Refusal::TokenScopeTwice, "scope[1]"),
+            ("scope", json!([1]), Refusal::TokenMemberType, "scope[0]"),
+            ("scope", json!("logs"), Refusal::TokenMemberType, ""),
+            ("services", json!([]), Refusal::TokenServicesEmpty, ""),
+            ("services", json!([""]), Refusal::TokenService, "services[0]"),
+            ("services", json!(["web", "Web"]), Refusal::TokenService, "services[1]"),
+            ("services", json!(["web", "web"]), Refusal::TokenServiceTwice, "services[1]"),
+            ("services", json!([1]), Refusal::TokenMemberType, "services[0]"),
+        ],
+    );
+}
+
+#[test]
+fn a_token_does_not_show_its_signature() {
+    let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
+    let token = Token::parse(vectors[0].token.as_bytes()).unwrap();
+    let shown = format!("{token:?}");
+    assert!(!shown.contains("ignature"), "{shown}");
+}
+
+proptest! {
+    #[test]
+    fn nothing_brings_it_down(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "[A-Za-z0-9._-]{0,200}") {
+        let _ = (Token::parse(&bytes), Token::parse(text.as_bytes()), bearer(&bytes));
+    }
+
+    #[test]
+    fn claims_of_any_json_do_not_bring_it_down(claims in r#"(\{|\}|\[|\]|"iss"|"leases"|"access"|"full"|:|,|1|"v1"|"scope"| ){0,40}"#) {
+        let _ = of_claims(&claims);
+    }
+}
