@@ -1,7 +1,8 @@
 //! Turns `proto/` into Rust, without `protoc`: protox parses, tonic-prost-build generates, and the descriptor set is
-//! kept for gRPC reflection.
+//! kept for gRPC reflection. And keeps the compiler's version, for whoever asks what is running.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use prost::Message as _;
 
@@ -13,5 +14,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".akash.provider.lease.v1.ServiceLogs.logs")
         .compile_fds(descriptors)?;
+    let rustc =
+        Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output()?;
+    let version = String::from_utf8(rustc.stdout)?;
+    // `rustc 1.88.0 (6b00bc388 2025-06-23)`
+    println!("cargo::rustc-env=LEASEMUX_RUSTC={}", version.split(' ').nth(1).unwrap_or("unknown"));
     Ok(())
 }

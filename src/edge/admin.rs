@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::drain::Drain;
-use crate::model::metrics::{DELAY_BUCKETS_SECONDS, DELAY_NAME, Metrics};
+use crate::model::metrics::{Kind, Metrics, catalogue};
 
 /// Admin connections at once: a scraper, some probes, a person.
 const CONNECTIONS_MAX: usize = 32;
@@ -60,9 +60,13 @@ impl Exporter {
     /// # Errors
     /// None that could happen: the buckets are fixed, and not empty.
     pub fn new() -> Result<Self, metrics_exporter_prometheus::BuildError> {
-        let recorder = PrometheusBuilder::new()
-            .set_buckets_for_metric(Matcher::Full(DELAY_NAME.to_owned()), &DELAY_BUCKETS_SECONDS)?
-            .build_recorder();
+        let mut builder = PrometheusBuilder::new();
+        for metric in catalogue::each() {
+            if let Kind::Histogram(bounds) = metric.kind {
+                builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
+            }
+        }
+        let recorder = builder.build_recorder();
         Ok(Self { metrics: Metrics::register(&recorder), handle: recorder.handle() })
     }
 

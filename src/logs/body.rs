@@ -27,7 +27,7 @@ use super::permits::HistoryPermits;
 use super::stream::{End, Messages, StreamState};
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_REPLICAS_MAX, STREAM_SEND_MAX_BYTES};
-use crate::model::metrics::GaugeGuard;
+use crate::model::metrics::{GaugeGuard, Method};
 use crate::model::view::LeaseView;
 
 /// Messages that one lane may send before it is the next one's turn.
@@ -90,7 +90,7 @@ impl LogsBody {
         state: Arc<StreamState>,
         trailers: fn(&End) -> HeaderMap,
     ) -> Self {
-        let open = GaugeGuard::new(&fanout.world().metrics.streams);
+        let open = GaugeGuard::new(fanout.world().metrics.streams.of(Method::Logs));
         let mut body = Self {
             changes: request.extent.follows().then(|| changes(view.clone())),
             request,
@@ -317,10 +317,9 @@ impl std::fmt::Debug for LogsBody {
 fn count_gap(fanout: &Fanout, message: &Message) {
     if let Some(gap) = &message.gap {
         let metrics = &fanout.world().metrics;
-        let cause = gap.cause.index();
-        metrics.gaps[cause].increment(1);
-        metrics.lines_lost[cause].increment(gap.lines);
-        metrics.bytes_lost[cause].increment(gap.bytes);
+        metrics.gaps.of(gap.cause).increment(1);
+        metrics.lines_lost.of(gap.cause).increment(gap.lines);
+        metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
     }
 }
 

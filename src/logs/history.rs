@@ -208,7 +208,7 @@ impl Reading {
             self.permit = self.permits.acquire(self.scope.lease.owner()).await.ok();
         }
         let Scope { world, lease, replica, .. } = &self.scope;
-        world.metrics.source_opens[Read::History.index()].increment(1);
+        world.metrics.source_opens.of(Read::History).increment(1);
         let request = TailRequest { lease: lease.clone(), replica: replica.clone(), instance, from, follow };
         world.platform.tail(request).await
     }
@@ -312,7 +312,7 @@ impl Reading {
 
     async fn failed(&mut self, instance: Instance, from: From, error: &platform::Error) -> Stage {
         let (lease, replica) = (&self.scope.lease, &self.scope.replica);
-        self.scope.world.metrics.source_errors.increment(1);
+        self.scope.world.count_error(error);
         tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "history read failed");
         self.failures += 1;
         if error.is_retryable() && self.failures < TRIES {

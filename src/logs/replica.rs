@@ -18,7 +18,7 @@ use super::ring::Ring;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
 use crate::model::line::{GapCause, LineBatch, SourceGap};
-use crate::model::metrics::{GaugeGuard, Metrics, Read};
+use crate::model::metrics::{GaugeGuard, Metrics, PlatformName, Read};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
@@ -124,6 +124,16 @@ pub fn new(
     (Handle { mailbox: sender, id }, async move { actor.run(cancel).await })
 }
 
+// === impl World ===
+
+impl World {
+    /// Counts an error of the platform.
+    pub fn count_error(&self, error: &platform::Error) {
+        let platform = PlatformName::of(self.platform.name());
+        self.metrics.source_errors.of((error.kind(), platform)).increment(1);
+    }
+}
+
 // === impl Actor ===
 
 impl Actor {
@@ -204,7 +214,7 @@ impl Actor {
             from,
             follow: true,
         };
-        self.world.metrics.source_opens[Read::Live.index()].increment(1);
+        self.world.metrics.source_opens.of(Read::Live).increment(1);
         let platform = Arc::clone(&self.world.platform);
         self.source = Source::Opening(Box::pin(async move { platform.tail(request).await }));
     }
@@ -288,7 +298,7 @@ impl Actor {
 
     fn failed(&mut self, error: &platform::Error) {
         self.flush();
-        self.world.metrics.source_errors.increment(1);
+        self.world.count_error(error);
         let (lease, replica) = (&self.lease, &self.replica);
         if error.is_retryable() {
             let pause = RETRY_MAX.min(RETRY_FIRST * 2_u32.saturating_pow(self.failures));

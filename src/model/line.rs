@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::metrics::declare::label;
 use super::position::Position;
 use super::time::LogTime;
 
@@ -47,17 +48,18 @@ pub struct SourceGap {
     pub after: Position,
 }
 
-/// Why lines are missing. Also the metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GapCause {
-    /// The follower fell behind the ring.
-    Lag,
-    /// Rotation, or the end of the time that ended logs are kept, removed them before they were read.
-    Rotated,
-    /// The source lost them: a full disk, a truncated file.
-    Source,
-    /// A limit of the gateway cut them.
-    Limit,
+label! {
+    /// Why lines are missing. Also the metric label.
+    pub enum GapCause as "cause" {
+        /// The follower fell behind the ring.
+        Lag = "lag",
+        /// Rotation, or the end of the time that ended logs are kept, removed them before they were read.
+        Rotated = "rotated",
+        /// The source lost them: a full disk, a truncated file.
+        Source = "source",
+        /// A limit of the gateway cut them.
+        Limit = "limit",
+    }
 }
 
 // === impl LineBatch ===
@@ -75,27 +77,5 @@ impl LineBatch {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
-    }
-}
-
-// === impl GapCause ===
-
-impl GapCause {
-    /// All of them, in the order of [`GapCause::index`].
-    pub const ALL: [Self; 4] = [Self::Lag, Self::Rotated, Self::Source, Self::Limit];
-
-    /// The metric label's value.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Lag => "lag",
-            Self::Rotated => "rotated",
-            Self::Source => "source",
-            Self::Limit => "limit",
-        }
-    }
-
-    /// Index into an array over [`GapCause::ALL`].
-    pub const fn index(self) -> usize {
-        self as usize
     }
 }

@@ -1,30 +1,29 @@
-//! Every metric: its name, its help text, its labels; and the guards that keep gauges true.
+//! Every metric: declared, with its meaning and its labels ([`catalogue`]); held by handles; and the guards that keep gauges true.
 //!
 //! The handles are made once per server from a recorder that is passed in, so several servers in one process do not share
 //! them. No label ever names a tenant, lease or service.
+//!
+//! A new metric is a declaration in the catalogue, a line in one of its groups, and a handle in [`Handles`]. Then
+//! `docs/METRICS.md` is printed anew ([`page`]).
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Counter, Gauge, Histogram, Recorder};
 
 use super::line::GapCause;
+use catalogue as all;
+pub use declare::{Declaration, Group, Kind, LabelSet, LabelValue, Labels, Unit};
+pub use labels::{
+    ActorEnd, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName, Quota, Read,
+    Restarted, SourceError,
+};
+use register::Registrar;
 
-/// Upper bounds of the buckets of the delivery delay, in seconds: from the pace of a lone line to a follower that is close to
-/// being dropped.
-pub const DELAY_BUCKETS_SECONDS: [f64; 12] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
-
-/// Name of the histogram that [`DELAY_BUCKETS_SECONDS`] belongs to.
-pub const DELAY_NAME: &str = "leasemux_delivery_delay_seconds";
-
-/// Whether lines were read for all followers of a replica, or for one who asked for older ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// The one live tail of a replica.
-    Live,
-    /// One follower's own read.
-    History,
-}
+pub mod catalogue;
+pub mod declare;
+pub mod labels;
+mod register;
 
 /// The handles to all metrics of one server. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -32,51 +31,73 @@ pub struct Metrics(Arc<Handles>);
 
 /// The handles behind [`Metrics`].
 #[derive(Debug)]
-#[expect(missing_docs, reason = "each has its help text where it is registered, below")]
+#[expect(missing_docs, reason = "each is told in the catalogue, under its name")]
 pub struct Handles {
     pub followers: Gauge,
-    pub streams: Gauge,
-    pub actors: Gauge,
-    pub ring_bytes: Gauge,
-    pub connections: Gauge,
-    pub source_opens: [Counter; 2],
-    pub source_errors: Counter,
+    pub followers_lagging: Gauge,
     pub lines_in: Counter,
     pub bytes_in: Counter,
     pub frames_encoded: Counter,
     pub lines_delivered: Counter,
     pub bytes_delivered: Counter,
     pub messages_delivered: Counter,
-    pub gaps: [Counter; GapCause::ALL.len()],
-    pub lines_lost: [Counter; GapCause::ALL.len()],
-    pub bytes_lost: [Counter; GapCause::ALL.len()],
-    pub stalled_streams: Counter,
+    pub gaps: Family<Counter, GapCause>,
+    pub lines_lost: Family<Counter, GapCause>,
+    pub bytes_lost: Family<Counter, GapCause>,
     pub delivery_delay: Histogram,
+    pub stalled_streams: Counter,
+
+    pub actors: Gauge,
+    pub actor_starts: Counter,
+    pub actor_ends: Family<Counter, ActorEnd>,
+    pub ring_bytes: Gauge,
+    pub source_opens: Family<Counter, Read>,
+    pub source_errors: Family<Counter, (SourceError, PlatformName)>,
+    pub restarts: Family<Counter, Restarted>,
+
+    pub requests: Family<Counter, (Method, Code)>,
+    pub first_answer: Family<Histogram, Method>,
+    pub call_duration: Family<Histogram, Method>,
+    pub streams: Family<Gauge, Method>,
+    pub auth_refusals: ByReason,
+    pub quota_refusals: Family<Counter, Quota>,
+    pub connections: Gauge,
+    pub connections_accepted: Counter,
+    pub connections_refused: Family<Counter, ConnectionRefusal>,
+    pub connections_closed: Family<Counter, ConnectionEnd>,
+    pub handshakes: Family<Counter, Handshake>,
+    pub handshake_time: Histogram,
+
+    pub process: ProcessHandles,
 }
+
+/// What the system tells of the process; set when somebody asks for it. The processor's time is not among them: the counters of
+/// this library are whole numbers.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each is told in the catalogue, under its name")]
+pub struct ProcessHandles {
+    pub resident: Gauge,
+    pub virtual_memory: Gauge,
+    pub open_files: Gauge,
+    pub max_files: Gauge,
+    pub threads: Gauge,
+    pub start_time: Gauge,
+}
+
+/// One metric with labels: a handle for each combination of their values.
+#[derive(Debug)]
+pub struct Family<H, L> {
+    handles: Box<[H]>,
+    labels: PhantomData<fn(L)>,
+}
+
+/// A counter for each reason of a refusal ([`labels::REFUSAL_REASONS`]).
+#[derive(Debug)]
+pub struct ByReason(Box<[Counter]>);
 
 /// Adds one to a gauge for as long as it lives.
 #[must_use]
 pub struct GaugeGuard(Gauge);
-
-// === impl Read ===
-
-impl Read {
-    /// Both, in the order of [`Read::index`].
-    pub const ALL: [Self; 2] = [Self::Live, Self::History];
-
-    /// The metric label's value.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Live => "live",
-            Self::History => "history",
-        }
-    }
-
-    /// Index into an array over [`Read::ALL`].
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-}
 
 // === impl Metrics ===
 
@@ -84,46 +105,49 @@ impl Metrics {
     /// Registers every metric with `recorder`.
     pub fn register(recorder: &dyn Recorder) -> Self {
         let register = Registrar(recorder);
+        register.info(&all::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), REVISION, env!("LEASEMUX_RUSTC")]);
+        register.describe(&all::PROCESS_CPU);
         Self(Arc::new(Handles {
-            followers: register.gauge(
-                "leasemux_followers",
-                "Replicas being followed now, counted once for each stream that follows them",
-            ),
-            streams: register.gauge("leasemux_streams", "Log streams open now"),
-            actors: register.gauge("leasemux_actors", "Replica actors running now"),
-            ring_bytes: register.gauge("leasemux_ring_bytes", "Bytes held in the rings of all actors"),
-            connections: register.gauge("leasemux_connections", "Connections open now"),
-            source_opens: register.counters(
-                "leasemux_source_opens_total",
-                "Logs opened at the platform: a live tail for each run that an actor reads (and again after a failure), and history reads for who asks for older lines",
-                "read",
-                Read::ALL.map(Read::label),
-            ),
-            source_errors: register
-                .counter("leasemux_source_errors_total", "Errors while opening or reading logs at the platform"),
-            lines_in: register.counter("leasemux_lines_in_total", "Lines read by live tails"),
-            bytes_in: register.counter("leasemux_bytes_in_total", "Log bytes read by live tails"),
-            frames_encoded: register.counter(
-                "leasemux_frames_encoded_total",
-                "Messages encoded by actors, each once per representation however many follow",
-            ),
-            lines_delivered: register
-                .counter("leasemux_lines_delivered_total", "Lines handed to HTTP/2, counted for each stream"),
-            bytes_delivered: register
-                .counter("leasemux_bytes_delivered_total", "Log bytes handed to HTTP/2, counted for each stream"),
-            messages_delivered: register
-                .counter("leasemux_messages_delivered_total", "Messages handed to HTTP/2, counted for each stream"),
-            gaps: register.by_cause("leasemux_gaps_total", "Gap entries sent to followers"),
-            lines_lost: register.by_cause("leasemux_lines_lost_total", "Lines reported to followers as missing"),
-            bytes_lost: register.by_cause("leasemux_bytes_lost_total", "Log bytes reported to followers as missing"),
-            stalled_streams: register.counter(
-                "leasemux_stalled_streams_total",
-                "Streams reset because their peer took nothing for too long",
-            ),
-            delivery_delay: register.histogram(
-                DELAY_NAME,
-                "Time from reading a line to handing it to HTTP/2, in seconds; the oldest line of each hand-over",
-            ),
+            followers: register.gauge(&all::FOLLOWERS),
+            followers_lagging: register.gauge(&all::FOLLOWERS_LAGGING),
+            lines_in: register.counter(&all::LINES_IN),
+            bytes_in: register.counter(&all::BYTES_IN),
+            frames_encoded: register.counter(&all::FRAMES_ENCODED),
+            lines_delivered: register.counter(&all::LINES_DELIVERED),
+            bytes_delivered: register.counter(&all::BYTES_DELIVERED),
+            messages_delivered: register.counter(&all::MESSAGES_DELIVERED),
+            gaps: register.counters(&all::GAPS),
+            lines_lost: register.counters(&all::LINES_LOST),
+            bytes_lost: register.counters(&all::BYTES_LOST),
+            delivery_delay: register.histogram(&all::DELIVERY_DELAY),
+            stalled_streams: register.counter(&all::STALLED_STREAMS),
+            actors: register.gauge(&all::ACTORS),
+            actor_starts: register.counter(&all::ACTOR_STARTS),
+            actor_ends: register.counters(&all::ACTOR_ENDS),
+            ring_bytes: register.gauge(&all::RING_BYTES),
+            source_opens: register.counters(&all::SOURCE_OPENS),
+            source_errors: register.counters(&all::SOURCE_ERRORS),
+            restarts: register.counters(&all::RESTARTS),
+            requests: register.counters(&all::REQUESTS),
+            first_answer: register.histograms(&all::FIRST_ANSWER),
+            call_duration: register.histograms(&all::CALL_DURATION),
+            streams: register.gauges(&all::STREAMS),
+            auth_refusals: ByReason(register.each(&all::AUTH_REFUSALS, Registrar::one_counter)),
+            quota_refusals: register.counters(&all::QUOTA_REFUSALS),
+            connections: register.gauge(&all::CONNECTIONS),
+            connections_accepted: register.counter(&all::CONNECTIONS_ACCEPTED),
+            connections_refused: register.counters(&all::CONNECTIONS_REFUSED),
+            connections_closed: register.counters(&all::CONNECTIONS_CLOSED),
+            handshakes: register.counters(&all::HANDSHAKES),
+            handshake_time: register.histogram(&all::HANDSHAKE_TIME),
+            process: ProcessHandles {
+                resident: register.gauge(&all::PROCESS_RESIDENT),
+                virtual_memory: register.gauge(&all::PROCESS_VIRTUAL),
+                open_files: register.gauge(&all::PROCESS_OPEN_FILES),
+                max_files: register.gauge(&all::PROCESS_MAX_FILES),
+                threads: register.gauge(&all::PROCESS_THREADS),
+                start_time: register.gauge(&all::PROCESS_START),
+            },
         }))
     }
 }
@@ -133,6 +157,39 @@ impl std::ops::Deref for Metrics {
 
     fn deref(&self) -> &Handles {
         &self.0
+    }
+}
+
+/// The commit that the program was built from, if whoever built it said so. Asking git would make builds of the same sources
+/// differ.
+const REVISION: &str = match option_env!("LEASEMUX_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
+// === impl Family ===
+
+impl<H, L: Labels> Family<H, L> {
+    fn new(handles: Box<[H]>) -> Self {
+        Self { handles, labels: PhantomData }
+    }
+
+    /// The handle of these labels' series.
+    pub fn of(&self, labels: L) -> &H {
+        // There is one for each combination: `Registrar::each` goes through the same sets.
+        &self.handles[labels.index()]
+    }
+}
+
+// === impl ByReason ===
+
+impl ByReason {
+    /// Counts a refusal for this reason. One that is not declared, which a test forbids, is not counted.
+    pub fn count(&self, reason: &str) {
+        let index = labels::REFUSAL_REASONS.values.iter().position(|known| *known == reason);
+        if let Some(counter) = index.and_then(|index| self.0.get(index)) {
+            counter.increment(1);
+        }
     }
 }
 
@@ -155,61 +212,5 @@ impl Drop for GaugeGuard {
 impl std::fmt::Debug for GaugeGuard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("GaugeGuard")
-    }
-}
-
-/// Says the same few things for each metric.
-struct Registrar<'a>(&'a dyn Recorder);
-
-const METADATA: Metadata<'static> = Metadata::new("leasemux", Level::INFO, Some(module_path!()));
-
-impl Registrar<'_> {
-    fn unit(name: &str) -> Option<Unit> {
-        if name.contains("_bytes") {
-            Some(Unit::Bytes)
-        } else if name.ends_with("_seconds") {
-            Some(Unit::Seconds)
-        } else {
-            None
-        }
-    }
-
-    fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
-        self.0.describe_gauge(KeyName::from_const_str(name), Self::unit(name), help.into());
-        let gauge = self.0.register_gauge(&Key::from_static_name(name), &METADATA);
-        gauge.set(0.0);
-        gauge
-    }
-
-    fn counter(&self, name: &'static str, help: &'static str) -> Counter {
-        self.0.describe_counter(KeyName::from_const_str(name), Self::unit(name), help.into());
-        let counter = self.0.register_counter(&Key::from_static_name(name), &METADATA);
-        counter.increment(0);
-        counter
-    }
-
-    fn counters<const N: usize>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        label: &'static str,
-        values: [&'static str; N],
-    ) -> [Counter; N] {
-        self.0.describe_counter(KeyName::from_const_str(name), Self::unit(name), help.into());
-        values.map(|value| {
-            let key = Key::from_parts(name, vec![Label::from_static_parts(label, value)]);
-            let counter = self.0.register_counter(&key, &METADATA);
-            counter.increment(0);
-            counter
-        })
-    }
-
-    fn by_cause(&self, name: &'static str, help: &'static str) -> [Counter; GapCause::ALL.len()] {
-        self.counters(name, help, "cause", GapCause::ALL.map(GapCause::label))
-    }
-
-    fn histogram(&self, name: &'static str, help: &'static str) -> Histogram {
-        self.0.describe_histogram(KeyName::from_const_str(name), Self::unit(name), help.into());
-        self.0.register_histogram(&Key::from_static_name(name), &METADATA)
     }
 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{LineBatch, SourceGap};
+use crate::model::metrics::SourceError;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
@@ -153,6 +154,17 @@ impl Error {
     /// An input or output error, with what was tried.
     pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
         Self::Io { context: context.into(), source }
+    }
+
+    /// What it is counted as.
+    pub const fn kind(&self) -> SourceError {
+        match self {
+            Self::NotFound(_) => SourceError::NotFound,
+            Self::Conflict(_) => SourceError::Conflict,
+            Self::Unavailable(_) => SourceError::Unavailable,
+            Self::Broken(_) => SourceError::Broken,
+            Self::Io { .. } => SourceError::Io,
+        }
     }
 
     /// Whether the same call may succeed later.

@@ -316,7 +316,9 @@ async fn a_source_that_fails_is_opened_again_without_loss() {
     world.fail(&run, false);
     stream.until(|seen| seen.lines("web", 0) == 20).await;
     assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
-    assert!(scene.gateway.metric("leasemux_source_errors_total") >= 1);
+    assert!(
+        scene.gateway.metric("leasemux_source_errors_total{kind=\"unavailable\",platform=\"other\"}") >= 1
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,7 +384,7 @@ async fn a_stream_that_takes_nothing_is_reset_and_costs_no_memory_beyond_its_buf
     let printed = world.printed(&run).iter().map(|line| line.len() as u64).sum::<u64>();
     assert!(delivered < printed + 512 * 1024, "{delivered} of {printed}");
     scene.gateway.eventually(|gateway| gateway.metric("leasemux_stalled_streams_total") == 1).await;
-    assert_eq!(scene.gateway.metric("leasemux_streams"), 1);
+    assert_eq!(scene.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
     assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
 }
 
@@ -428,7 +430,7 @@ async fn who_is_no_longer_trusted_is_cut_off_reading_or_not() {
     let status = reading.end().await;
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_WITHDRAWN".into()));
     let started = tokio::time::Instant::now();
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_streams") == 0).await;
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_streams{method=\"ServiceLogs\"}") == 0).await;
     assert!(started.elapsed() <= std::time::Duration::from_secs(2));
     let status = scene.open(request).await.err().unwrap();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));

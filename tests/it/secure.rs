@@ -248,7 +248,7 @@ async fn a_tenant_comes_in_while_running_and_is_put_out_while_following() {
     // Who stays is not touched.
     other.print(&secure.gateway, "more\n");
     read(&mut kept, "more\n").await;
-    assert_eq!(secure.gateway.metric("leasemux_streams"), 1);
+    assert_eq!(secure.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
 }
 
 #[tokio::test]

@@ -155,7 +155,7 @@ async fn two_tenants_with_leases_alike_see_their_own_only() {
     }
     // One actor for each lease, for all that service and replica are named alike.
     assert_eq!(gateway.metric("leasemux_actors"), 2);
-    assert_eq!(gateway.metric("leasemux_streams"), 2);
+    assert_eq!(gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -196,7 +196,7 @@ async fn a_call_that_comes_while_the_gateway_ends_is_sent_away() {
     let (call, ()) = tokio::join!(call, end);
     check("draining", &call.err().unwrap(), Code::Unavailable, "DRAINING");
     assert!(gateway.drain.finish(Duration::from_secs(10)).await, "nothing is left to wait for");
-    assert_eq!(gateway.metric("leasemux_streams"), 0);
+    assert_eq!(gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 0);
 }
 
 #[tokio::test(start_paused = true)]

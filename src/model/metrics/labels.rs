@@ -1,0 +1,258 @@
+//! The labels, and the values that each can have.
+
+use super::declare::{LabelSet, LabelValue, label};
+
+label! {
+    /// Whether lines were read for all followers of a replica, or for one who asked for older ones.
+    pub enum Read as "read" {
+        /// The one live tail of a replica.
+        Live = "live",
+        /// One follower's own read.
+        History = "history",
+    }
+}
+
+label! {
+    /// A method of the lease service.
+    pub enum Method as "method" {
+        /// Logs.
+        Logs = "ServiceLogs",
+        /// What runs.
+        Status = "ServiceStatus",
+        /// Ending runs so that the next ones begin.
+        Restart = "ServiceRestart",
+    }
+}
+
+label! {
+    /// What a call came to, in the words of gRPC and in the order of its numbers.
+    pub enum Code as "code" {
+        /// 0: it was answered in full.
+        Ok = "OK",
+        /// 1: the caller went, or was reset, before the answer was complete.
+        Cancelled = "CANCELLED",
+        /// 2.
+        Unknown = "UNKNOWN",
+        /// 3.
+        InvalidArgument = "INVALID_ARGUMENT",
+        /// 4.
+        DeadlineExceeded = "DEADLINE_EXCEEDED",
+        /// 5.
+        NotFound = "NOT_FOUND",
+        /// 6.
+        AlreadyExists = "ALREADY_EXISTS",
+        /// 7.
+        PermissionDenied = "PERMISSION_DENIED",
+        /// 8.
+        ResourceExhausted = "RESOURCE_EXHAUSTED",
+        /// 9.
+        FailedPrecondition = "FAILED_PRECONDITION",
+        /// 10.
+        Aborted = "ABORTED",
+        /// 11.
+        OutOfRange = "OUT_OF_RANGE",
+        /// 12.
+        Unimplemented = "UNIMPLEMENTED",
+        /// 13.
+        Internal = "INTERNAL",
+        /// 14.
+        Unavailable = "UNAVAILABLE",
+        /// 15.
+        DataLoss = "DATA_LOSS",
+        /// 16.
+        Unauthenticated = "UNAUTHENTICATED",
+    }
+}
+
+label! {
+    /// Why an actor ended.
+    pub enum ActorEnd as "reason" {
+        /// Nobody followed it for a while.
+        Idle = "idle",
+        /// Its replica is no longer part of the lease, and its log was read to the end.
+        Gone = "gone",
+        /// The gateway is ending.
+        Stopped = "stopped",
+        /// It was dropped in the middle of something: a fault of the gateway.
+        Aborted = "aborted",
+    }
+}
+
+label! {
+    /// What went wrong at the platform.
+    pub enum SourceError as "kind" {
+        /// What was asked for is not there.
+        NotFound = "not_found",
+        /// It has changed meanwhile.
+        Conflict = "conflict",
+        /// It did not work this time.
+        Unavailable = "unavailable",
+        /// What was read makes no sense.
+        Broken = "broken",
+        /// The operating system refused.
+        Io = "io",
+    }
+}
+
+label! {
+    /// Where services run.
+    pub enum PlatformName as "platform" {
+        /// As processes of this machine.
+        Local = "local",
+        /// In a Kubernetes cluster.
+        Kube = "kube",
+        /// In a Kubernetes cluster, with the logs of this node read from its files.
+        Node = "node",
+        /// None of these: in tests, or a platform of another program.
+        Other = "other",
+    }
+}
+
+label! {
+    /// What came of the restart of one replica.
+    pub enum Restarted as "result" {
+        /// A new instance runs, and has stayed up.
+        Active = "active",
+        /// It could not be ended, or the new one did not stay up.
+        Failure = "failure",
+        /// It was not begun, since one before it failed or the gateway ended.
+        NotAttempted = "not_attempted",
+        /// It was begun, and the gateway ended before it could be said what came of it.
+        Abandoned = "abandoned",
+    }
+}
+
+label! {
+    /// What a caller may have only so much of.
+    pub enum Quota as "quota" {
+        /// Streams of all callers.
+        Streams = "streams",
+        /// Streams of one owner.
+        StreamsPerOwner = "streams_per_owner",
+        /// Replicas that one stream follows.
+        ReplicasPerStream = "replicas_per_stream",
+        /// Restarts of one lease within an hour.
+        RestartsPerLease = "restarts_per_lease",
+    }
+}
+
+label! {
+    /// Why a connection was turned away before it could make a call.
+    pub enum ConnectionRefusal as "reason" {
+        /// There are as many connections as there may be.
+        Limit = "limit",
+        /// There are as many from its address as there may be.
+        PeerLimit = "peer_limit",
+        /// A proxy that is trusted to say for whom it speaks did not say so in time, or not in a form that is understood.
+        Proxy = "proxy",
+    }
+}
+
+label! {
+    /// Why a connection that was taken ended.
+    pub enum ConnectionEnd as "reason" {
+        /// Its peer ended it.
+        Peer = "peer",
+        /// It broke, or its peer did not keep to HTTP/2.
+        Error = "error",
+        /// Its TLS handshake did not succeed.
+        Handshake = "handshake",
+        /// Its peer made no call in time.
+        Idle = "idle",
+        /// The gateway was ending, and it did so in order.
+        Drain = "drain",
+        /// The gateway was ending, and it was cut off.
+        Cut = "cut",
+    }
+}
+
+label! {
+    /// What came of a TLS handshake.
+    pub enum Handshake as "result" {
+        /// It is complete.
+        Ok = "ok",
+        /// The peer does not speak TLS 1.3, does not trust the gateway, does not hold its key, or went away.
+        Failed = "failed",
+        /// It took too long.
+        Timeout = "timeout",
+        /// The gateway was ending.
+        Drain = "drain",
+    }
+}
+
+/// The reasons for which callers are turned away, which are those of `access::refusal` and held against it by a test there.
+pub const REFUSAL_REASONS: LabelSet = LabelSet {
+    name: "reason",
+    values: &[
+        "CREDENTIALS_MISSING",
+        "CREDENTIALS_AMBIGUOUS",
+        "TOKEN_NOT_ACCEPTED",
+        "CERTIFICATE_CHAIN",
+        "CERTIFICATE_MALFORMED",
+        "CERTIFICATE_SUBJECT",
+        "CERTIFICATE_ISSUER",
+        "CERTIFICATE_SERIAL",
+        "CERTIFICATE_KEY",
+        "CERTIFICATE_ALGORITHM",
+        "CERTIFICATE_SIGNATURE",
+        "CERTIFICATE_USAGE",
+        "CERTIFICATE_AUTHORITY",
+        "CERTIFICATE_EXTENSION",
+        "CERTIFICATE_NOT_YET_VALID",
+        "CERTIFICATE_EXPIRED",
+        "CERTIFICATE_UNKNOWN",
+        "CERTIFICATE_DIFFERS",
+        "CERTIFICATE_WITHDRAWN",
+        "TRUST_UNAVAILABLE",
+        "LEASE_NOT_YOURS",
+    ],
+};
+
+/// What is running: fixed by the build.
+pub const BUILD: [LabelSet; 3] = [
+    LabelSet { name: "version", values: &[] },
+    LabelSet { name: "revision", values: &[] },
+    LabelSet { name: "rustc", values: &[] },
+];
+
+// === impl Code ===
+
+impl Code {
+    /// The code with this number; one that gRPC does not have counts as unknown, as gRPC says.
+    pub fn of_number(number: i32) -> Self {
+        let index = usize::try_from(number).unwrap_or(Self::Unknown as usize);
+        Self::ALL.get(index).copied().unwrap_or(Self::Unknown)
+    }
+}
+
+// === impl PlatformName ===
+
+impl PlatformName {
+    /// The platform that calls itself so.
+    pub fn of(name: &str) -> Self {
+        let named = Self::ALL.iter().zip(Self::SET.values).find(|(_, value)| **value == name);
+        named.map_or(Self::Other, |(platform, _)| *platform)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_the_numbers_and_names_of_grpc() {
+        for (number, name) in (0..17).zip(Code::SET.values) {
+            let spelled = format!("{:?}", tonic::Code::from(number)).to_uppercase();
+            assert_eq!(spelled, name.replace('_', ""));
+            assert_eq!(Code::of_number(number).index(), usize::try_from(number).unwrap());
+        }
+        assert_eq!(Code::ALL.len(), 17);
+        assert_eq!([Code::of_number(-1), Code::of_number(17)], [Code::Unknown; 2]);
+    }
+
+    #[test]
+    fn platforms_are_known_by_their_names() {
+        assert_eq!(PlatformName::of("kube"), PlatformName::Kube);
+        assert_eq!(PlatformName::of("made up"), PlatformName::Other);
+    }
+}
