@@ -28,6 +28,7 @@ use crate::logs::stream::{End, StreamState};
 use crate::model::id::LeaseId;
 use crate::model::limits::{REQUEST_MAX_BYTES, STREAM_REPLICAS_MAX};
 use crate::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
+use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 use crate::platform;
@@ -198,9 +199,12 @@ fn check(request: &LogsRequest, view: &View) -> Result<(), CallError> {
         return Err(CallError::Missing(missing));
     }
     if view.select(&request.filter).count() > STREAM_REPLICAS_MAX {
-        let description =
-            format!("one stream follows at most {STREAM_REPLICAS_MAX} replicas; choose some by filters");
-        return Err(CallError::Quota { quota: "replicas per stream", description });
+        return Err(CallError::Quota(Exceeded {
+            quota: Quota::ReplicasPerStream,
+            subject: Subject::Stream,
+            limit: STREAM_REPLICAS_MAX as u64,
+            retry_after: None,
+        }));
     }
     let has_previous = view.select(&request.filter).any(|(_, slot)| slot.runs.len() > 1);
     if matches!(request.extent, Extent::Previous(_)) && !has_previous {

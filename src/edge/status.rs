@@ -3,14 +3,16 @@
 //! The words name the field, quota or thing, and hold nothing internal; what is internal goes to the log under an id that the
 //! words repeat.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
+use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
 use crate::access::refusal::{self, Refusal};
 use crate::logs::stream::End;
+use crate::model::quota::Exceeded;
 use crate::model::view::Missing;
 use crate::platform;
 
@@ -39,13 +41,8 @@ pub enum CallError {
     Missing(Missing),
     /// No wanted replica was ever run before.
     NoPreviousRun,
-    /// A limit is used up.
-    Quota {
-        /// The limit's name.
-        quota: &'static str,
-        /// What it allows.
-        description: String,
-    },
+    /// A quota is used up.
+    Quota(Exceeded),
     /// The gateway is ending.
     Draining,
     /// The platform did not answer.
@@ -87,7 +84,7 @@ impl CallError {
                 let words = "previous: no chosen replica was ever restarted, so there is no earlier log";
                 status(Code::NotFound, words, "PREVIOUS_NOT_FOUND")
             }
-            Self::Quota { quota, description } => quota_used_up(quota, description),
+            Self::Quota(exceeded) => quota_used_up(exceeded),
             Self::Draining => draining(),
             Self::Platform(error) => platform_failed(error),
             Self::Unimplemented(what) => status(Code::Unimplemented, *what, "NOT_OFFERED"),
@@ -101,6 +98,12 @@ impl CallError {
 impl From<Refusal> for CallError {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<Exceeded> for CallError {
+    fn from(exceeded: Exceeded) -> Self {
+        Self::Quota(exceeded)
     }
 }
 
@@ -141,11 +144,17 @@ fn refused(refusal: Refusal) -> Status {
     Status::with_error_details(code, refusal.to_string(), details)
 }
 
-fn quota_used_up(quota: &str, description: &str) -> Status {
-    let mut details = with_reason("QUOTA_USED_UP");
-    details.add_quota_failure_violation(quota, description);
-    details.set_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::ResourceExhausted, format!("{quota}: {description}"), details)
+fn quota_used_up(exceeded: &Exceeded) -> Status {
+    let mut details = ErrorDetails::new();
+    let metadata = HashMap::from([("quota".to_owned(), exceeded.quota.label().to_owned())]);
+    details.set_error_info("QUOTA_USED_UP", DOMAIN, metadata);
+    let mut violation = QuotaViolation::new(exceeded.subject.to_string(), exceeded.to_string());
+    violation.api_service = DOMAIN.into();
+    violation.quota_id = exceeded.quota.label().into();
+    violation.quota_value = i64::try_from(exceeded.limit).unwrap_or(i64::MAX);
+    details.set_quota_failure(vec![violation]);
+    details.set_retry_info(exceeded.retry_after);
+    Status::with_error_details(Code::ResourceExhausted, exceeded.to_string(), details)
 }
 
 fn draining() -> Status {
@@ -175,6 +184,6 @@ fn status(code: Code, words: impl Into<String>, reason: &str) -> Status {
 
 fn with_reason(reason: &str) -> ErrorDetails {
     let mut details = ErrorDetails::new();
-    details.set_error_info(reason, DOMAIN, std::collections::HashMap::new());
+    details.set_error_info(reason, DOMAIN, HashMap::new());
     details
 }

@@ -1,10 +1,13 @@
 //! Values: what everything else speaks of. No runtime, no clock of its own, no input or output.
 
+pub mod count;
 pub mod id;
 pub mod limits;
 pub mod line;
 pub mod metrics;
 pub mod position;
 pub mod proto;
+pub mod quota;
+pub mod rate;
 pub mod time;
 pub mod view;

@@ -370,8 +370,11 @@ async fn more_replicas_than_a_stream_follows_are_a_quota() {
     let status = scene.open(scene.request()).await.err().unwrap();
     check("replicas", &status, Code::ResourceExhausted, "QUOTA_USED_UP");
     let quota = status.get_details_quota_failure().unwrap();
-    assert_eq!(quota.violations[0].subject, "replicas per stream");
+    let [violation] = &quota.violations[..] else { panic!("{quota:?}") };
+    assert_eq!((&*violation.subject, &*violation.quota_id), ("stream", "replicas_per_stream"));
+    assert_eq!(violation.description, status.message());
     assert!(status.message().contains(&STREAM_REPLICAS_MAX.to_string()));
+    assert!(status.get_details_retry_info().is_none(), "to wait would be of no use");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,152 @@
+//! Every quota that refuses: its name, and what whoever has used it up is told.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::id::{LeaseId, Owner};
+
+/// What there is only so much of. The names ([`Quota::label`]) stay the same from release to release; each has its line in
+/// `docs/LIMITS.md`, which a test holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quota {
+    /// Streams open at once, of all owners.
+    Streams,
+    /// Streams open at once, of one owner.
+    StreamsPerOwner,
+    /// Calls of one owner per second.
+    RequestsPerOwner,
+    /// Restarts of one lease per hour.
+    RestartsPerLease,
+    /// Replicas that one stream follows.
+    ReplicasPerStream,
+    /// Calls without valid credentials, and handshakes that fail, of one peer address per minute.
+    AuthFailuresPerPeer,
+    /// Calls of health and reflection open at once, which need no credentials, of one peer address.
+    OpenCallsPerPeer,
+}
+
+/// A quota is used up. What it says is for the caller, and names nothing but the caller's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    /// Which.
+    pub quota: Quota,
+    /// Whose.
+    pub subject: Subject,
+    /// How much there is of it.
+    pub limit: u64,
+    /// When it is of use to call again; `None` = not before something else is asked for.
+    pub retry_after: Option<Duration>,
+}
+
+/// Whose quota it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Everybody's.
+    Gateway,
+    /// Of the caller.
+    Owner(Owner),
+    /// Of one lease of the caller's.
+    Lease(LeaseId),
+    /// Of the address that the call came from; which is not repeated, since it may be that of a proxy within.
+    Peer,
+    /// Of the one stream that was asked for.
+    Stream,
+}
+
+// === impl Quota ===
+
+impl Quota {
+    /// Each of them once, in the order of [`Quota::index`].
+    pub const ALL: [Self; 7] = [
+        Self::Streams,
+        Self::StreamsPerOwner,
+        Self::RequestsPerOwner,
+        Self::RestartsPerLease,
+        Self::ReplicasPerStream,
+        Self::AuthFailuresPerPeer,
+        Self::OpenCallsPerPeer,
+    ];
+
+    /// Its name, for programs and as a metric label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Streams => "streams",
+            Self::StreamsPerOwner => "streams_per_owner",
+            Self::RequestsPerOwner => "requests_per_owner",
+            Self::RestartsPerLease => "restarts_per_lease",
+            Self::ReplicasPerStream => "replicas_per_stream",
+            Self::AuthFailuresPerPeer => "auth_failures_per_peer",
+            Self::OpenCallsPerPeer => "open_calls_per_peer",
+        }
+    }
+
+    /// Index into an array over [`Quota::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+// === impl Exceeded ===
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = self.limit;
+        write!(f, "{}: ", self.quota.label())?;
+        match self.quota {
+            Quota::Streams => write!(f, "the gateway has {limit} streams open, and no more"),
+            Quota::StreamsPerOwner => write!(f, "at most {limit} streams of one owner are open at once"),
+            Quota::RequestsPerOwner => write!(f, "at most {limit} calls of one owner a second"),
+            Quota::RestartsPerLease => write!(f, "at most {limit} restarts of one lease an hour"),
+            Quota::ReplicasPerStream => {
+                write!(f, "one stream follows at most {limit} replicas; choose some by filters")
+            }
+            Quota::AuthFailuresPerPeer => write!(
+                f,
+                "more than {limit} failed authentications from this address within a minute; \
+                 it is not listened to for a while"
+            ),
+            Quota::OpenCallsPerPeer => write!(
+                f,
+                "at most {limit} calls of services that need no credentials are open at once from one address"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Exceeded {}
+
+// === impl Subject ===
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway => f.write_str("gateway"),
+            Self::Owner(owner) => write!(f, "owner:{owner}"),
+            Self::Lease(lease) => write!(f, "lease:{lease}"),
+            Self::Peer => f.write_str("peer"),
+            Self::Stream => f.write_str("stream"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_quota_has_its_place_its_name_and_its_words() {
+        let mut names = HashSet::new();
+        for (index, quota) in Quota::ALL.into_iter().enumerate() {
+            assert_eq!(quota.index(), index);
+            let name = quota.label();
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+            let told =
+                Exceeded { quota, subject: Subject::Gateway, limit: 77, retry_after: None }.to_string();
+            assert!(told.starts_with(&format!("{name}: ")) && told.contains("77"), "{told}");
+            names.insert(name);
+        }
+        assert_eq!(names.len(), Quota::ALL.len());
+    }
+}
