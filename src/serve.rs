@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::sign::CertifiedKey;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -125,17 +124,17 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
     allow_connections(config.limits.connections);
-    let certified = certified(&config)?;
+    let notifier = Notifier::start();
+    let exporter = Exporter::new().map_err(internal)?;
+    let pair = pair(&config, &notifier, &exporter)?;
     let listener = listen("--listen", config.listen).await?;
     let admin_listener = listen("--admin-listen", config.admin_listen).await?;
     let addresses =
         (listener.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
-    let notifier = Notifier::start();
     let trust = DirTrust::open(&config.trust_dir, &notifier, config.limits.trust_poll).await?;
     if trust.certificates() == 0 {
         tracing::warn!(dir = %config.trust_dir.display(), "no tenant is trusted yet: put certificates (*.pem) there");
     }
-    let exporter = Exporter::new().map_err(internal)?;
     let drain = Drain::default();
     let readiness = Readiness::default();
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
@@ -154,7 +153,7 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let (routes, health) = server::routes().map_err(internal)?;
     let connections =
         Connections::new(service, routes, Arc::clone(&limits), exporter.metrics.clone(), drain.clone());
-    let tls = Arc::new(tls::server_config(certified)?);
+    let tls = Arc::new(tls::server_config_of(Arc::new(pair))?);
     let server = Server { connections, tls, limits: Arc::clone(&limits), drain: drain.clone() };
     drain.spawn(server.serve(listener));
     server::report_health(&health, true).await;
@@ -189,12 +188,14 @@ fn allow_connections(connections: usize) {
     }
 }
 
-fn certified(config: &ServeConfig) -> Result<CertifiedKey, tls::Error> {
+/// What the gateway presents to clients, kept like its files.
+fn pair(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Result<tls::Pair, tls::Error> {
+    let ends = exporter.metrics.certificate_end.clone();
     if let Some((certificate, key)) = &config.tls {
-        return tls::load(certificate, key);
+        return tls::Pair::open(certificate, key, notifier, ends);
     }
     let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
-    tls::load(&made.certificate, &made.key)
+    tls::Pair::open(&made.certificate, &made.key, notifier, ends)
 }
 
 fn read_sdls(leases: &[(LeaseId, PathBuf)]) -> Result<Vec<(LeaseId, Sdl)>, ServeError> {

@@ -1,7 +1,7 @@
 //! TLS 1.3 towards clients, by rustls with aws-lc-rs.
 //!
-//! [`config`] says what is offered and checked, [`generate`] makes a certificate where the operator brings none, and
-//! [`stream`] carries HTTP/2 in few, large writes. Nothing here decides who may do what: a client certificate is only
+//! [`config`] says what is offered and checked, [`pair`] keeps a certificate and its key like their files, [`generate`] makes
+//! one where the operator brings none, and [`stream`] carries HTTP/2 in few, large writes. Nothing here decides who may do what: a client certificate is only
 //! checked to belong to whoever presents it, so that every refusal can be a gRPC status with a reason.
 
 use std::io;
@@ -9,12 +9,14 @@ use std::path::PathBuf;
 
 pub mod config;
 pub mod generate;
+pub mod pair;
 pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use config::{load, server_config};
+pub use config::{load, server_config, server_config_of};
 pub use generate::{Generated, ensure};
+pub use pair::Pair;
 pub use stream::{TlsStream, accept};
 
 /// Why there is no usable server certificate. Each text names the file, or the host, to be put right.

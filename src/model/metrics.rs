@@ -67,6 +67,7 @@ pub struct Handles {
     pub connections_closed: Family<Counter, ConnectionEnd>,
     pub handshakes: Family<Counter, Handshake>,
     pub handshake_time: Histogram,
+    pub certificate_end: Gauge,
 
     pub process: ProcessHandles,
 }
@@ -140,6 +141,7 @@ impl Metrics {
             connections_closed: register.counters(&all::CONNECTIONS_CLOSED),
             handshakes: register.counters(&all::HANDSHAKES),
             handshake_time: register.histogram(&all::HANDSHAKE_TIME),
+            certificate_end: register.gauge(&all::CERTIFICATE_END),
             process: ProcessHandles {
                 resident: register.gauge(&all::PROCESS_RESIDENT),
                 virtual_memory: register.gauge(&all::PROCESS_VIRTUAL),

@@ -4,9 +4,11 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
+use std::time::SystemTime;
 
 use leasemux::client::connect::Connector;
 use leasemux::config::{ServerTrust, Target};
+use leasemux::edge::tls;
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use rustix::process::Signal;
@@ -436,6 +438,49 @@ fn one_tail_serves_all_and_metrics_tell_so() {
     }
     code(&gateway.stop(Signal::TERM), 0);
     world.until_nothing_is_left();
+}
+
+#[test]
+fn a_certificate_is_replaced_while_the_gateway_runs() {
+    let world = World::new();
+    let lease = world.tenant("alice");
+    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
+    let used = world.path("tls");
+    std::fs::create_dir(&used).unwrap();
+    let made = ["old", "new"].map(|name| tls::ensure(&world.path(name), &[], SystemTime::now()).unwrap());
+    let (certificate, key) = (used.join("tls.crt"), used.join("tls.key"));
+    let copy = |from: &Path, to: &Path| assert!(std::fs::copy(from, to).unwrap() > 0);
+    copy(&made[0].certificate, &certificate);
+    copy(&made[0].key, &key);
+    let flags = [format!("--tls-cert={}", certificate.display()), format!("--tls-key={}", key.display())];
+    let gateway = world.serve(&[(&lease, &sdl)], &[&flags[0], &flags[1]]);
+    let trusting = |made: &tls::Generated, more: &[&str]| {
+        let mut args = world.logs_args(gateway.address, "alice", &lease);
+        args.pop();
+        args.push(format!("--ca={}", made.certificate.display()));
+        args.extend(more.iter().map(|&flag| flag.to_owned()));
+        world.start(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let mut follower = Judged::new(trusting(&made[0], &["-f", "-o", "json"]));
+    follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
+
+    // One half of it alone is not used, and said once.
+    copy(&made[1].certificate, &certificate);
+    gateway.program.until_said("certificate or key cannot be used; what was read last is shown on");
+    code(&trusting(&made[0], &["--tail=1"]).done(), 0);
+    copy(&made[1].key, &key);
+    gateway.program.until_said("certificate replaced");
+    code(&trusting(&made[1], &["--tail=1"]).done(), 0);
+    code(&trusting(&made[0], &["--tail=1"]).done(), 3);
+    assert_eq!(gateway.program.err.get().matches("cannot be used").count(), 1);
+
+    // Who was connected goes on.
+    let before = follower.seen.runs("web/0").iter().sum::<u64>();
+    follower.until("more lines", |seen| seen.runs("web/0").iter().sum::<u64>() > before + 500);
+    let (seen, err) = follower.end();
+    seen.is_whole();
+    assert!(!err.contains("reconnecting"), "{err}");
+    code(&gateway.stop(Signal::TERM), 0);
 }
 
 #[test]

@@ -54,7 +54,8 @@ pub(in crate::config) struct ServeArgs {
     /// Directory for logs and for the certificate that the gateway makes itself
     #[arg(long, env = "LEASEMUX_DATA_DIR", value_name = "DIR", default_value = ".leasemux")]
     pub(in crate::config) data_dir: Option<String>,
-    /// The gateway's certificate (PEM); without it one is made in the data directory as server.pem
+    /// The gateway's certificate (PEM), read again whenever it or its key changes; without it one is made in the data
+    /// directory as server.pem
     #[arg(long, env = "LEASEMUX_TLS_CERT", value_name = "FILE")]
     pub(in crate::config) tls_cert: Option<String>,
     /// The private key of --tls-cert (PEM)

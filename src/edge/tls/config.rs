@@ -15,7 +15,7 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_sig
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ServerConfig};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, InconsistentKeys, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -37,15 +37,23 @@ struct Possession {
 /// The configuration for a listener that presents `certified`, whatever name the client asks for.
 ///
 /// # Errors
-/// [`Error::Library`] if the library was built without what is asked of it.
+/// As [`server_config_of`].
 pub fn server_config(certified: CertifiedKey) -> Result<ServerConfig, Error> {
+    server_config_of(Arc::new(SingleCertAndKey::from(certified)))
+}
+
+/// The configuration for a listener that presents what `resolver` says, in each handshake anew.
+///
+/// # Errors
+/// [`Error::Library`] if the library was built without what is asked of it.
+pub fn server_config_of(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
     let provider = provider();
     let possession = Possession { algorithms: provider.signature_verification_algorithms };
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| Error::Library(e.to_string()))?
         .with_client_cert_verifier(Arc::new(possession))
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        .with_cert_resolver(resolver);
     // A client that puts ChaCha20 first would cost this side more than twice the time per byte.
     config.ignore_client_order = true;
     config.alpn_protocols = vec![ALPN_H2.to_vec()];

@@ -72,6 +72,7 @@ pub const GROUPS: &[Group] = &[
             &CONNECTIONS_CLOSED,
             &HANDSHAKES,
             &HANDSHAKE_TIME,
+            &CERTIFICATE_END,
         ],
     },
     Group {
@@ -370,6 +371,15 @@ pub(super) const HANDSHAKE_TIME: Declaration = metric(
     &[],
     "Time that TLS handshakes took that were completed, in seconds; a round trip to the peer is part of it",
     "The median is far above the round trip: too little processor.",
+);
+
+pub(super) const CERTIFICATE_END: Declaration = metric(
+    "leasemux_certificate_expiry_timestamp_seconds",
+    Kind::Gauge,
+    Unit::Seconds,
+    &[],
+    "When the certificate that is shown to clients ends, in Unix seconds",
+    "It is less than two weeks ahead: whatever renews it does not. Once it is past, clients refuse the gateway.",
 );
 
 // === The process ===
