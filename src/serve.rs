@@ -4,13 +4,10 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
-use tonic_health::server::HealthReporter;
 use tracing_subscriber::EnvFilter;
 
 use crate::access::dir::{self, DirTrust};
@@ -32,11 +29,11 @@ use crate::platform::local::{LocalConfig, LocalPlatform};
 use crate::platform::{self, Platform as _};
 
 mod check;
+mod end;
 
 pub use self::check::PROBES;
 
-/// How long a service may take to end after a SIGTERM, before it is killed.
-const SERVICE_GRACE: Duration = Duration::from_secs(5);
+use self::end::{Running, Stops};
 
 /// Files that the gateway has open beside connections: logs that are written and read, pipes of services, listeners.
 const FILES_BESIDE: u64 = 2_048;
@@ -72,27 +69,9 @@ pub enum ServeError {
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Everything that runs.
-struct Running {
-    drain: Drain,
-    readiness: Readiness,
-    health: HealthReporter,
-    fanout: Fanout,
-    platform: Arc<LocalPlatform>,
-    limits: Arc<crate::model::limits::Limits>,
-    /// Ends with the gateway.
-    _upkeep: AbortOnDropHandle<()>,
-}
-
-/// What asks the gateway to stop.
-struct Stops {
-    terminate: Signal,
-    interrupt: Signal,
-    lifeline: bool,
-}
-
 /// Runs a gateway until it is asked to stop: by SIGTERM, by SIGINT, or by the end of its standard input if `config` says so. Then
-/// streams end with their cursors, connections close, services stop. A second signal stops everything at once.
+/// it serves on for the lame-duck time, streams end with their cursors, connections close, services stop. A second signal stops
+/// everything at once.
 ///
 /// Prints one line to standard output when it is ready, with the addresses that it listens on; logs to standard error.
 ///
@@ -255,47 +234,4 @@ fn log_to_stderr(config: &ServeConfig) {
         LogFormat::Json => log.json().try_init(),
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
     };
-}
-
-// === impl Running ===
-
-impl Running {
-    /// The end, in order: not ready; streams end; connections close, or are cut off; actors; services.
-    async fn stop(self) {
-        self.readiness.set(false);
-        server::report_health(&self.health, false).await;
-        self.drain.finish(self.limits.drain).await;
-        self.fanout.stop().await;
-        self.platform.stop(SERVICE_GRACE).await;
-        self.drain.close();
-    }
-}
-
-// === impl Stops ===
-
-impl Stops {
-    fn new(lifeline: bool) -> std::io::Result<Self> {
-        let terminate = signal(SignalKind::terminate())?;
-        let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { terminate, interrupt, lifeline })
-    }
-
-    /// Waits for the next reason to stop, and tells it.
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            () = end_of_input(), if self.lifeline => {
-                // It has only one end.
-                self.lifeline = false;
-                "end of standard input"
-            }
-        }
-    }
-}
-
-async fn end_of_input() {
-    let mut input = tokio::io::stdin();
-    let mut ignored = [0; 64];
-    while input.read(&mut ignored).await.is_ok_and(|bytes| bytes > 0) {}
 }

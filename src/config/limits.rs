@@ -41,6 +41,8 @@ pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits
     let streams = args.streams_per_connection.as_ref();
     let streams_per_connection = read.one("streams_per_connection", streams, number(1..=65_536));
     let handshake = read.one("handshake_timeout", args.handshake_timeout.as_ref(), timeout());
+    let lame_duck = duration(Duration::ZERO..=TIMEOUT_MAX);
+    let lame_duck = read.one("lame_duck", args.lame_duck.as_ref(), lame_duck);
     let drain = duration(Duration::ZERO..=TIMEOUT_MAX);
     let drain = read.one("drain_timeout", args.drain_timeout.as_ref(), drain);
     let trust_poll = read.one("trust_poll", args.trust_poll.as_ref(), timeout());
@@ -53,6 +55,7 @@ pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits
         connections: connections?,
         streams_per_connection: streams_per_connection?,
         handshake: handshake?,
+        lame_duck,
         drain: drain?,
         trust_poll: trust_poll?,
     })

@@ -158,8 +158,14 @@ impl Admin {
                 response
             }
             "/live" => text(StatusCode::OK, "live\n"),
-            "/ready" if self.readiness.get() => text(StatusCode::OK, "ready\n"),
-            "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+            "/ready" => {
+                self.drain.note_asked();
+                if self.readiness.get() {
+                    text(StatusCode::OK, "ready\n")
+                } else {
+                    text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+                }
+            }
             "/" => text(StatusCode::OK, "leasemux: /metrics /live /ready\n"),
             _ => text(StatusCode::NOT_FOUND, "not found: try /metrics, /live or /ready\n"),
         }

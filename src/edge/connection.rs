@@ -36,6 +36,9 @@ const PENDING_RESETS_MAX: usize = 20;
 /// A peer without a sign of life is asked for one this often.
 const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
 
+/// Calls of the health service, by which a balancer polls readiness.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
 /// Serves connections. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Connections {
@@ -144,6 +147,9 @@ impl Service<Request<Incoming>> for PerConnection {
         if let Some(method) = Method::of_path(request.uri().path()) {
             let call = self.service.clone().call(method, self.peer.clone(), request, watched);
             return Box::pin(async move { Ok(call.await) });
+        }
+        if request.uri().path().starts_with(HEALTH) {
+            self.drain.note_asked();
         }
         watched.watch_other(self.drain.clone());
         let call = self.routes.clone().oneshot(request.map(tonic::body::Body::new));

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,6 +21,8 @@ pub struct Drain {
     tasks: TaskTracker,
     beside: TaskTracker,
     doors: Arc<Mutex<Doors>>,
+    /// When somebody last asked whether the gateway takes calls.
+    asked: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Who has something open.
@@ -58,6 +61,17 @@ impl Drain {
     /// Waits until nobody may wait any longer.
     pub async fn cut(&self) {
         self.hard.cancelled().await;
+    }
+
+    /// Notes that somebody asked whether the gateway takes calls: they are to learn of its end before it comes.
+    pub fn note_asked(&self) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether somebody asked that so recently.
+    pub fn was_asked_within(&self, recently: Duration) -> bool {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.is_some_and(|asked| asked.elapsed() <= recently)
     }
 
     /// Runs a task that the end waits for.
@@ -114,5 +128,22 @@ impl Drop for Door {
     fn drop(&mut self) {
         let mut doors = self.drain.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.open.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asked_long_ago_need_not_be_waited_for() {
+        let drain = Drain::default();
+        let recently = Duration::from_secs(60);
+        assert!(!drain.was_asked_within(recently));
+        drain.note_asked();
+        tokio::time::advance(recently).await;
+        assert!(drain.was_asked_within(recently));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!drain.was_asked_within(recently));
     }
 }

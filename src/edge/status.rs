@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use rand::Rng as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
@@ -21,6 +22,10 @@ pub const DOMAIN: &str = "leasemux";
 
 /// How long a caller should wait before trying again what is unavailable.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Those who are sent away by a gateway's end are asked to wait up to so much longer, each differently: they come back one after
+/// another, and a thousand handshakes in a second are what one core can do.
+const RETRY_SPREAD: Duration = Duration::from_secs(1);
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -159,7 +164,8 @@ fn quota_used_up(exceeded: &Exceeded) -> Status {
 
 fn draining() -> Status {
     let mut details = with_reason("DRAINING");
-    details.set_retry_info(Some(RETRY_AFTER));
+    let spread = RETRY_SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
+    details.set_retry_info(Some(RETRY_AFTER + spread));
     Status::with_error_details(Code::Unavailable, "the gateway is shutting down; call again", details)
 }
 

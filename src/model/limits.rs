@@ -47,6 +47,13 @@ pub const MAILBOX_MESSAGES: usize = 64;
 /// Runs of one replica that a view names at most; older logs are no longer readable.
 pub const RUNS_MAX: usize = 64;
 
+/// How long a gateway that somebody polls serves on after it is no longer ready, unless told otherwise. Kubernetes takes a pod that ends
+/// out of its endpoints within a second or two; balancers poll every few seconds.
+pub const LAME_DUCK: Duration = Duration::from_secs(5);
+
+/// Whoever asked for readiness within this polls it: probes come every 10 s by default, and slow ones twice a minute.
+pub const POLLED_WITHIN: Duration = Duration::from_secs(60);
+
 /// Bounds that an operator may change by flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -67,7 +74,9 @@ pub struct Limits {
     pub streams_per_connection: u32,
     /// A connection must have completed its TLS handshake within this, and then have made its first call within this.
     pub handshake: Duration,
-    /// How long streams may take to end after a SIGTERM.
+    /// How long calls are still served after readiness is gone; `None` = [`LAME_DUCK`] if somebody polls it, else not at all.
+    pub lame_duck: Option<Duration>,
+    /// How long streams may take to end after a SIGTERM and the lame-duck time.
     pub drain: Duration,
     /// How long after a change to a trust directory running streams go on at most, should the system not tell of it.
     pub trust_poll: Duration,
@@ -84,6 +93,7 @@ impl Default for Limits {
             connections: 16_384,
             streams_per_connection: 256,
             handshake: Duration::from_secs(10),
+            lame_duck: None,
             drain: Duration::from_secs(10),
             trust_poll: Duration::from_secs(5),
         }

@@ -8,6 +8,7 @@ mod bare;
 mod cli;
 mod contract;
 mod demo;
+mod ending;
 mod gateway;
 mod local;
 mod logs;

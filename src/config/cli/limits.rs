@@ -29,7 +29,11 @@ pub(in crate::config) struct LimitsArgs {
     /// Drop a connection whose TLS handshake takes longer
     #[arg(long, env = "LEASEMUX_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s")]
     pub(in crate::config) handshake_timeout: Option<String>,
-    /// How long streams may take to end when the gateway is stopped
+    /// How long the gateway serves on when it is stopped, not ready any more, so that whoever polls /ready or gRPC health finds
+    /// out first; 0 = not at all. Default: 5s if anybody did within the last minute, else 0
+    #[arg(long, env = "LEASEMUX_LAME_DUCK", value_name = "TIME")]
+    pub(in crate::config) lame_duck: Option<String>,
+    /// How long streams may then take to end
     #[arg(long, env = "LEASEMUX_DRAIN_TIMEOUT", value_name = "TIME", default_value = "10s")]
     pub(in crate::config) drain_timeout: Option<String>,
     /// How often the trust directory is looked at, should the system not tell of changes

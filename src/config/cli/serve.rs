@@ -18,7 +18,8 @@ Examples:
 
 The gateway prints one line on standard output when it is ready, with the addresses really bound:
       leasemux ready: gateway https://127.0.0.1:8446 admin http://127.0.0.1:9446
-The log goes to standard error. SIGTERM or Ctrl-C ends it in order; a second one at once.
+The log goes to standard error. SIGTERM or Ctrl-C ends it in order (--lame-duck, then --drain-timeout);
+a second one at once.
 The processes of all leases run as the user who started the gateway: nothing isolates them from each other.";
 
 /// Run a gateway
