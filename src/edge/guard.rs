@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
 use super::drain::Drain;
-use crate::logs::stream::{End, StreamState};
+use crate::stream::{End, StreamState};
 
 /// How long a stream that must end may take to tell its peer: within this, and the time it takes to notice, the stream of a
 /// caller who may not any more has ended.

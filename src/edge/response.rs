@@ -1,5 +1,6 @@
 //! One type for all response bodies, so that log streams reach HTTP/2 as they are, without being boxed or copied.
 
+use std::convert::Infallible;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,14 +10,17 @@ use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
+use crate::leases::status::body::StatusBody;
 use crate::logs::body::LogsBody;
-use crate::logs::stream::Messages;
+use crate::stream::Messages;
 
 /// The body of any response.
 #[derive(Debug)]
 pub enum ResponseBody {
     /// Logs.
     Logs(Box<LogsBody>),
+    /// Status.
+    Status(Box<StatusBody>),
     /// Everything else.
     Other(tonic::body::Body),
 }
@@ -24,7 +28,7 @@ pub enum ResponseBody {
 /// Bytes of any response.
 #[derive(Debug)]
 pub enum ResponseData {
-    /// Of logs.
+    /// Of logs or status.
     Messages(Messages),
     /// Of anything else.
     Bytes(Bytes),
@@ -37,7 +41,16 @@ pub fn of_status(status: Status) -> http::Response<ResponseBody> {
 
 /// A response of logs.
 pub fn of_logs(body: LogsBody) -> http::Response<ResponseBody> {
-    let mut response = http::Response::new(ResponseBody::Logs(Box::new(body)));
+    grpc(ResponseBody::Logs(Box::new(body)))
+}
+
+/// A response of status.
+pub fn of_status_stream(body: StatusBody) -> http::Response<ResponseBody> {
+    grpc(ResponseBody::Status(Box::new(body)))
+}
+
+fn grpc(body: ResponseBody) -> http::Response<ResponseBody> {
+    let mut response = http::Response::new(body);
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
     response
@@ -52,11 +65,8 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<ResponseData>, Status>>> {
         let frame = match self.get_mut() {
-            Self::Logs(body) => match ready!(Pin::new(&mut **body).poll_frame(cx)) {
-                Some(Ok(frame)) => Some(Ok(frame.map_data(ResponseData::Messages))),
-                Some(Err(never)) => match never {},
-                None => None,
-            },
+            Self::Logs(body) => of_messages(ready!(Pin::new(&mut **body).poll_frame(cx))),
+            Self::Status(body) => of_messages(ready!(Pin::new(&mut **body).poll_frame(cx))),
             Self::Other(body) => ready!(Pin::new(body).poll_frame(cx))
                 .map(|frame| frame.map(|frame| frame.map_data(ResponseData::Bytes))),
         };
@@ -66,6 +76,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Logs(body) => body.is_end_stream(),
+            Self::Status(body) => body.is_end_stream(),
             Self::Other(body) => body.is_end_stream(),
         }
     }
@@ -73,8 +84,18 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Logs(body) => body.size_hint(),
+            Self::Status(body) => body.size_hint(),
             Self::Other(body) => body.size_hint(),
         }
+    }
+}
+
+fn of_messages(
+    frame: Option<Result<Frame<Messages>, Infallible>>,
+) -> Option<Result<Frame<ResponseData>, Status>> {
+    match frame? {
+        Ok(frame) => Some(Ok(frame.map_data(ResponseData::Messages))),
+        Err(never) => match never {},
     }
 }
 

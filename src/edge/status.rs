@@ -12,10 +12,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
 use crate::access::refusal::{self, Refusal};
-use crate::logs::stream::End;
 use crate::model::quota::Exceeded;
 use crate::model::view::Missing;
 use crate::platform;
+use crate::stream::End;
 
 /// Domain of the reasons in `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "leasemux";

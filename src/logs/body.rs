@@ -24,11 +24,12 @@ use super::history::Scope;
 use super::lane::{Item, Lane};
 use super::message::Message;
 use super::permits::HistoryPermits;
-use super::stream::{End, Messages, StreamState};
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_REPLICAS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::{GaugeGuard, Method};
 use crate::model::view::LeaseView;
+use crate::platform;
+use crate::stream::{End, Messages, StreamState};
 
 /// Messages that one lane may send before it is the next one's turn.
 const TURN_MESSAGES: usize = 4;
@@ -92,7 +93,7 @@ impl LogsBody {
     ) -> Self {
         let open = GaugeGuard::new(fanout.world().metrics.streams.of(Method::Logs));
         let mut body = Self {
-            changes: request.extent.follows().then(|| changes(view.clone())),
+            changes: request.extent.follows().then(|| platform::changes(view.clone())),
             request,
             fanout,
             permits,
@@ -321,17 +322,6 @@ fn count_gap(fanout: &Fanout, message: &Message) {
         metrics.lines_lost.of(gap.cause).increment(gap.lines);
         metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
     }
-}
-
-/// Each view after the present one.
-fn changes(mut view: watch::Receiver<Arc<LeaseView>>) -> BoxStream<'static, Arc<LeaseView>> {
-    view.mark_unchanged();
-    let views = futures_util::stream::unfold(view, |mut view| async {
-        view.changed().await.ok()?;
-        let newest = Arc::clone(&view.borrow_and_update());
-        Some((newest, view))
-    });
-    views.boxed()
 }
 
 // === impl Batch ===

@@ -2,21 +2,17 @@
 //!
 //! A chunk is encoded once per representation (plain; timestamped), whatever the number of followers; they share the bytes.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-use prost::Message as _;
+use bytes::Bytes;
 
 use crate::logs::chunk::Chunk;
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
 use crate::model::position::{Cursor, Position};
+use crate::model::proto::framed;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{self, ServiceLogs, ServiceLogsResponse};
 use crate::model::time::LogTime;
 use crate::model::view::Run;
-
-/// Bytes of a gRPC message's prefix: whether it is compressed (1), its length (4).
-/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
-const PREFIX_BYTES: usize = 5;
 
 /// Bytes of a line's timestamp: thirty digits and signs, and a space.
 const STAMP_BYTES: usize = 31;
@@ -174,7 +170,7 @@ pub fn cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) -> Bytes {
         cursor: Some(to_proto_cursor(&cursor.replica, &cursor.instance, cursor.position)),
         ..named(&cursor.replica)
     });
-    message(&ServiceLogsResponse { services: services.collect() })
+    framed(&ServiceLogsResponse { services: services.collect() })
 }
 
 /// Number of `cursor` in `ServiceLogs`.
@@ -185,17 +181,7 @@ fn named(replica: &Replica) -> ServiceLogs {
 }
 
 fn entry(entry: ServiceLogs) -> Bytes {
-    message(&ServiceLogsResponse { services: vec![entry] })
-}
-
-fn message(response: &ServiceLogsResponse) -> Bytes {
-    let length = response.encoded_len();
-    let mut out = BytesMut::with_capacity(PREFIX_BYTES + length);
-    out.put_u8(0);
-    // A message holds one chunk, or some cursors: far below 4 GiB.
-    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    response.encode_raw(&mut out);
-    out.freeze()
+    framed(&ServiceLogsResponse { services: vec![entry] })
 }
 
 fn stamped(chunk: &Chunk) -> Bytes {
@@ -247,8 +233,11 @@ fn to_proto_time(time: LogTime) -> Option<prost_types::Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
     use crate::logs::chunk::Mark;
+    use crate::model::proto::PREFIX_BYTES;
 
     fn replica() -> Replica {
         Replica { service: "web".parse().unwrap(), index: 3 }

@@ -16,4 +16,3 @@ pub mod message;
 pub mod permits;
 pub mod replica;
 pub mod ring;
-pub mod stream;

@@ -1,5 +1,7 @@
 //! The generated protocol, and the descriptor set for reflection.
 
+use bytes::{BufMut as _, Bytes, BytesMut};
+
 use super::id::LeaseId;
 use super::time::LogTime;
 
@@ -31,6 +33,21 @@ mod akash {
 
 /// The descriptors of the whole protocol, encoded, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Bytes of a gRPC message's prefix: whether it is compressed (1), its length (4).
+/// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
+pub const PREFIX_BYTES: usize = 5;
+
+/// `message` as gRPC sends it: with its prefix, not compressed.
+pub fn framed(message: &impl prost::Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut out = BytesMut::with_capacity(PREFIX_BYTES + length);
+    out.put_u8(0);
+    // What this program sends at a time is far below 4 GiB.
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    message.encode_raw(&mut out);
+    out.freeze()
+}
 
 /// A lease as messages name it.
 impl From<&LeaseId> for market::LeaseId {

@@ -270,14 +270,17 @@ impl Filter {
 
     /// Whether it wants this replica.
     pub fn wants(&self, replica: &Replica) -> bool {
-        if self.within.as_ref().is_some_and(|within| !within.contains(&replica.service)) {
-            return false;
-        }
-        match self.clauses.get(&replica.service) {
-            None => self.clauses.is_empty(),
-            Some(None) => true,
-            Some(Some(wanted)) => wanted.contains(&replica.index),
-        }
+        self.wants_service(&replica.service)
+            && match self.clauses.get(&replica.service) {
+                None | Some(None) => true,
+                Some(Some(wanted)) => wanted.contains(&replica.index),
+            }
+    }
+
+    /// Whether it wants anything of this service.
+    pub fn wants_service(&self, service: &ServiceName) -> bool {
+        let is_allowed = self.within.as_ref().is_none_or(|within| within.contains(service));
+        is_allowed && (self.clauses.is_empty() || self.clauses.contains_key(service))
     }
 
     /// The first thing it names that `view` does not have.
@@ -326,6 +329,11 @@ mod tests {
         assert_eq!(chosen(&view, &[("web", &[]), ("web", &[1])]), ["web/0", "web/1"]);
         assert_eq!(chosen(&view, &[("web", &[1]), ("web", &[0])]), ["web/0", "web/1"]);
         assert_eq!(chosen(&view, &[("db", &[])]), Vec::<String>::new());
+        let mut some = Filter::everything();
+        let [web, api] = ["web", "api"].map(|name| name.parse().unwrap());
+        assert!(some.wants_service(&web) && some.wants_service(&api));
+        some.add("web".parse().unwrap(), &[1]);
+        assert!(some.wants_service(&web) && !some.wants_service(&api));
     }
 
     #[test]
@@ -337,6 +345,7 @@ mod tests {
         let mut filter = Filter::everything();
         filter.restrict(names(&["web", "db"]));
         assert_eq!(chosen(&filter), ["web/0", "web/1"]);
+        assert!(!filter.wants_service(&"api".parse().unwrap()));
         assert_eq!(filter.missing(&view), None);
         filter.restrict(names(&["db", "api"]));
         assert_eq!(chosen(&filter), Vec::<String>::new());

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
+use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -138,6 +139,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Each view after the present one, as long as there are any. Whoever asks late is told the newest, and nothing of those before.
+pub fn changes(mut view: watch::Receiver<Arc<LeaseView>>) -> BoxStream<'static, Arc<LeaseView>> {
+    view.mark_unchanged();
+    let views = futures_util::stream::unfold(view, |mut view| async {
+        view.changed().await.ok()?;
+        let newest = Arc::clone(&view.borrow_and_update());
+        Some((newest, view))
+    });
+    views.boxed()
 }
 
 // === impl Tail ===

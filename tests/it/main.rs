@@ -14,4 +14,5 @@ mod local;
 mod logs;
 mod random;
 mod secure;
+mod status;
 mod support;

@@ -167,7 +167,7 @@ async fn the_other_methods_are_not_offered_to_those_who_may() {
     // Its owner may be told that a lease is not here.
     let [logs, status, restart] = of_each_method(&mut client, &elsewhere).await;
     check("ServiceLogs", &logs, Code::NotFound, "LEASE_NOT_FOUND");
-    check("ServiceStatus", &status, Code::Unimplemented, "NOT_OFFERED");
+    check("ServiceStatus", &status, Code::NotFound, "LEASE_NOT_FOUND");
     check("ServiceRestart", &restart, Code::Unimplemented, "NOT_OFFERED");
 }
 

@@ -394,8 +394,11 @@ async fn the_other_methods_check_before_they_decline() {
     }
     for (method, body) in bodies(lease_id) {
         let status = caller.raw.call(method, body).await.status;
-        check(method, &status, Code::Unimplemented, "NOT_OFFERED");
-        assert!(status.message().contains(method), "{status:?}");
+        if method == "ServiceRestart" {
+            check(method, &status, Code::Unimplemented, "NOT_OFFERED");
+        } else {
+            assert_eq!(status.code(), Code::Ok, "{method}: {status:?}");
+        }
         let status = caller.raw.call(method, vec![1]).await.status;
         check_invalid(method, &status, "");
     }

@@ -344,4 +344,4 @@ impl Stream {
 }
 
 /// How long a test waits for what must come.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);

@@ -4,6 +4,7 @@ pub(crate) mod gateway;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod raw;
+pub(crate) mod statuses;
 pub(crate) mod world;
 
 use leasemux::model::id::{Address, LeaseId, Replica};

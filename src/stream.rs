@@ -86,7 +86,7 @@ impl StreamState {
     }
 
     /// Waits until HTTP/2 has taken everything that it was handed.
-    pub(super) fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.taken.register(cx.waker());
         if self.held_bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -106,7 +106,8 @@ impl StreamState {
 // === impl Messages ===
 
 impl Messages {
-    pub(super) fn new(parts: VecDeque<Bytes>, state: Arc<StreamState>) -> Self {
+    /// These bytes, one behind the other, as the next of a stream.
+    pub fn new(parts: VecDeque<Bytes>, state: Arc<StreamState>) -> Self {
         let remaining = parts.iter().map(Bytes::len).sum();
         state.progressed();
         state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);

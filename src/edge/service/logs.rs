@@ -1,0 +1,46 @@
+//! `ServiceLogs`: what was printed, and what is yet to be.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Response;
+
+use super::{LeaseService, trailers};
+use crate::access::gate::Admission;
+use crate::access::grants::Scope;
+use crate::access::refusal::Refusal;
+use crate::edge::guard::Watched;
+use crate::edge::request;
+use crate::edge::response::{self, ResponseBody};
+use crate::edge::status::CallError;
+use crate::logs::body::LogsBody;
+use crate::logs::follow::Extent;
+use crate::model::proto::lease::ServiceLogsRequest;
+
+impl LeaseService {
+    pub(super) async fn logs(
+        &self,
+        message: &Bytes,
+        admission: Admission,
+        watched: &Watched,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let message: ServiceLogsRequest = request::decode(message)?;
+        let mut request = request::logs(&message)?;
+        let services = admission.identity.may(&request.lease, Scope::Logs)?;
+        services.narrow(&mut request.filter)?;
+        if !request.resume.keys().all(|replica| services.include(&replica.service)) {
+            return Err(Refusal::ServiceNotGranted.into());
+        }
+        let view = self.chosen(&request.lease, &request.filter).await?;
+        if matches!(request.extent, Extent::Previous(_)) {
+            let view = Arc::clone(&view.borrow());
+            if !view.select(&request.filter).any(|(_, slot)| slot.runs.len() > 1) {
+                return Err(CallError::NoPreviousRun);
+            }
+        }
+        let state = self.open(&admission, watched);
+        tracing::debug!(lease = %request.lease, follow = request.extent.follows(), "log stream opened");
+        let (fanout, history) = (self.fanout.clone(), self.history.clone());
+        Ok(response::of_logs(LogsBody::new(request, fanout, history, view, state, trailers)))
+    }
+}

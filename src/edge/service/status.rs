@@ -1,0 +1,32 @@
+//! `ServiceStatus`: how services are doing, and how they go on doing.
+
+use bytes::Bytes;
+use http::Response;
+
+use super::{LeaseService, trailers};
+use crate::access::gate::Admission;
+use crate::access::grants::Scope;
+use crate::edge::guard::Watched;
+use crate::edge::request;
+use crate::edge::response::{self, ResponseBody};
+use crate::edge::status::CallError;
+use crate::leases::status::body::StatusBody;
+use crate::model::proto::lease::ServiceStatusRequest;
+
+impl LeaseService {
+    pub(super) async fn status(
+        &self,
+        message: &Bytes,
+        admission: Admission,
+        watched: &Watched,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let message: ServiceStatusRequest = request::decode(message)?;
+        let lease = request::lease(message.lease_id.as_ref())?;
+        let mut filter = request::filter(message.filter.as_ref(), &message.filters)?;
+        admission.identity.may(&lease, Scope::Status)?.narrow(&mut filter)?;
+        let view = self.chosen(&lease, &filter).await?;
+        let state = self.open(&admission, watched);
+        tracing::debug!(%lease, follow = message.follow, "status stream opened");
+        Ok(response::of_status_stream(StatusBody::new(view, filter, message.follow, state, trailers)))
+    }
+}

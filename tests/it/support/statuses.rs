@@ -1,0 +1,84 @@
+//! A follower of status.
+
+use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::model::proto::lease::{ReplicaStatus, ServiceStatusRequest, ServiceStatusResponse};
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use super::gateway::{PATIENCE, Scene, proto_lease};
+
+/// A follower of status, on a connection of its own.
+pub(crate) struct Statuses {
+    stream: Streaming<ServiceStatusResponse>,
+    /// The newest answer.
+    pub(crate) newest: ServiceStatusResponse,
+    /// How many answers came.
+    pub(crate) answers: usize,
+    _client: LeaseRpcClient<Channel>,
+}
+
+/// A request for the status of everything.
+pub(crate) fn request(scene: &Scene, follow: bool) -> ServiceStatusRequest {
+    let lease_id = Some(proto_lease(&scene.lease));
+    ServiceStatusRequest { lease_id, follow, ..ServiceStatusRequest::default() }
+}
+
+impl Statuses {
+    /// Asks, and takes nothing yet.
+    pub(crate) async fn open(scene: &Scene, request: ServiceStatusRequest) -> Result<Self, Status> {
+        let mut client = scene.gateway.client(&scene.certificate).await;
+        let stream = client.service_status(request).await?.into_inner();
+        Ok(Self { stream, newest: ServiceStatusResponse::default(), answers: 0, _client: client })
+    }
+
+    /// Follows everything.
+    pub(crate) async fn follow(scene: &Scene) -> Self {
+        Self::open(scene, request(scene, true)).await.unwrap()
+    }
+
+    /// Takes an answer, which must differ from the one before. `false`: there will be no more.
+    pub(crate) async fn next(&mut self) -> Result<bool, Status> {
+        let next = tokio::time::timeout(PATIENCE, self.stream.message()).await;
+        let Some(answer) = next.unwrap_or_else(|_| panic!("nothing comes after {:?}", self.newest))? else {
+            return Ok(false);
+        };
+        assert!(self.answers == 0 || answer != self.newest, "told twice: {answer:?}");
+        self.answers += 1;
+        self.newest = answer;
+        Ok(true)
+    }
+
+    /// Takes answers until one is as wanted.
+    pub(crate) async fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
+        while self.answers == 0 || !wanted(self) {
+            assert!(self.next().await.unwrap(), "ended after {:?}", self.newest);
+        }
+    }
+
+    /// Takes answers to the end of the stream, and tells its status.
+    pub(crate) async fn end(&mut self) -> Status {
+        loop {
+            match self.next().await {
+                Ok(true) => {}
+                Ok(false) => return Status::ok(""),
+                Err(status) => return status,
+            }
+        }
+    }
+
+    /// Whether, with everything else at rest, nothing comes.
+    pub(crate) async fn is_quiet(&mut self) -> bool {
+        // Time is paused: it moves on only when nothing is left to do.
+        let quiet = std::time::Duration::from_secs(1);
+        match tokio::time::timeout(quiet, self.stream.message()).await {
+            Err(_) => true,
+            Ok(next) => panic!("{next:?} after {:?}", self.newest),
+        }
+    }
+
+    /// A replica, as it was told last.
+    pub(crate) fn replica(&self, service: &str, index: u32) -> Option<&ReplicaStatus> {
+        let service = self.newest.services.iter().find(|one| one.name == service)?;
+        service.replica_status.iter().find(|one| one.replica == index)
+    }
+}
