@@ -111,8 +111,8 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let addresses =
         (listener.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
     let trust = DirTrust::open(&config.trust_dir, &notifier, config.limits.trust_poll).await?;
-    if trust.certificates() == 0 {
-        tracing::warn!(dir = %config.trust_dir.display(), "no tenant is trusted yet: put certificates (*.pem) there");
+    if trust.trusted() == 0 {
+        tracing::warn!(dir = %config.trust_dir.display(), "no tenant is trusted yet: put certificates (*.pem) or account keys (*.pub) there");
     }
     let drain = Drain::default();
     let readiness = Readiness::default();
@@ -127,7 +127,7 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
         metrics: exporter.metrics.clone(),
     };
     let fanout = Fanout::new(world);
-    let gate = Gate::new(Arc::new(trust));
+    let gate = Gate::new(Arc::new(trust)).with_token_lifetime(limits.token_lifetime);
     let service = LeaseService::new(gate, fanout.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
     let connections =

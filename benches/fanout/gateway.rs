@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use leasemux::access::account::AccountKey;
 use leasemux::access::cert::Serial;
 use leasemux::access::gate::Gate;
 use leasemux::access::identity::IdentityFiles;
@@ -102,6 +103,13 @@ impl Trust for Tenant {
     ) -> BoxFuture<'a, std::result::Result<Verdict, Unavailable>> {
         let verdict = if *owner == self.0 { Verdict::Trusted(self.1.clone()) } else { Verdict::Unknown };
         Box::pin(std::future::ready(Ok(verdict)))
+    }
+
+    fn account<'a>(
+        &'a self,
+        _: &'a Owner,
+    ) -> BoxFuture<'a, std::result::Result<Verdict<AccountKey>, Unavailable>> {
+        Box::pin(std::future::ready(Ok(Verdict::Unknown)))
     }
 }
 

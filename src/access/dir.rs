@@ -1,9 +1,10 @@
-//! Trust from a directory: every `*.pem` file in it holds the certificates of tenants.
+//! Trust from a directory: every `*.pem` file in it holds the certificates of tenants, every `*.pub` file the keys of their
+//! accounts, by which they sign tokens ([`item`]).
 //!
 //! Files are picked up and dropped while running. What a change does, and when:
-//! - A certificate that appears is trusted within [`REST`] of the system's telling of it.
-//! - A certificate whose file is removed, or replaced by renaming another over it, is withdrawn as fast.
-//! - A certificate that goes missing from a file that is written in place is withdrawn [`SETTLE`] later: a file that is
+//! - A certificate or key that appears is trusted within [`REST`] of the system's telling of it.
+//! - One whose file is removed, or replaced by renaming another over it, is withdrawn as fast.
+//! - One that goes missing from a file that is written in place is withdrawn [`SETTLE`] later: a file that is
 //!   being rewritten is empty for a moment, and that must cut no streams.
 //! - So a removal takes effect within a second, and where the system cannot watch the directory and it is polled instead
 //!   ([`POLL`](crate::host::notify::POLL)), little more.
@@ -15,8 +16,9 @@
 //! A file that cannot be used says so once in the log, by its name and a reason, never by its content; others are not touched
 //! by it. While the directory or a file cannot be read at all, what was last read in it holds on.
 
-mod file;
+pub(super) mod file;
 mod index;
+pub(super) mod item;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,7 @@ use tokio_util::task::AbortOnDropHandle;
 use self::file::DirId;
 use self::index::Index;
 use self::scan::{Look, Scanner};
+use super::account::AccountKey;
 use super::cert::Serial;
 use super::trust::{Trust, Unavailable, Verdict};
 use crate::host::notify::{DirWatch, Notifier};
@@ -100,14 +103,14 @@ impl DirTrust {
         let first = keeper.look(true).await;
         first.map_err(|error| OpenError { dir: dir.to_owned(), error })?;
         let index = Arc::clone(&keeper.index);
-        tracing::info!(?dir, certificates = index.len(), "trust directory read");
+        tracing::info!(?dir, trusted = index.len(), "trust directory read");
         #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
         let task = tokio::spawn(keeper.run());
         Ok(Self { index, _keeper: AbortOnDropHandle::new(task) })
     }
 
-    /// How many certificates are trusted at present.
-    pub fn certificates(&self) -> usize {
+    /// How many certificates and keys are trusted at present.
+    pub fn trusted(&self) -> usize {
         self.index.len()
     }
 }
@@ -118,14 +121,19 @@ impl Trust for DirTrust {
         owner: &'a Owner,
         serial: &'a Serial,
     ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
-        let verdict = self.index.get(owner, serial).map_or(Verdict::Unknown, Verdict::Trusted);
+        let verdict = self.index.certificate(owner, serial).map_or(Verdict::Unknown, Verdict::Trusted);
+        Box::pin(std::future::ready(Ok(verdict)))
+    }
+
+    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+        let verdict = self.index.account(owner).map_or(Verdict::Unknown, Verdict::Trusted);
         Box::pin(std::future::ready(Ok(verdict)))
     }
 }
 
 impl fmt::Debug for DirTrust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DirTrust").field("certificates", &self.index.len()).finish_non_exhaustive()
+        f.debug_struct("DirTrust").field("trusted", &self.index.len()).finish_non_exhaustive()
     }
 }
 
@@ -180,7 +188,7 @@ impl Keeper {
                         added = change.added,
                         withdrawn = change.withdrawn,
                         files_read = look.read,
-                        "trusted certificates changed"
+                        "trusted certificates and keys changed"
                     );
                 }
             }

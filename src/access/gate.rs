@@ -1,25 +1,30 @@
 //! From credentials to an identity, or a refusal.
 //!
 //! What a connection presented is checked for its form once ([`Peer`]); each call on it asks anew whether it is valid at that
-//! time and trusted. Whoever is admitted gets a [`Standing`] along, which tells when that ends.
+//! time and trusted. A token is checked anew with each call, for it comes with each. Whoever is admitted gets a [`Standing`]
+//! along, which tells when that ends.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::cert::Presented;
 use super::grants::Identity;
 use super::refusal::Refusal;
-use super::trust::{Trust, Verdict};
+use super::token::{self, Token};
+use super::trust::{Hold, Trust, Trusted, Unavailable, Verdict};
+use crate::model::id::Owner;
+use crate::model::limits::Limits;
 use crate::model::time::LogTime;
 
 /// Decides who comes in. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Gate {
     trust: Arc<dyn Trust>,
+    /// For how long a token may be valid in all.
+    token_lifetime: Duration,
 }
 
 /// What the peer of one connection presented, checked once for all calls on it. Cloning is cheap.
@@ -38,11 +43,22 @@ pub struct Admission {
     pub standing: Standing,
 }
 
-/// How long a caller is believed: until their certificate expires or is no longer trusted.
+/// A caller who was not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Why.
+    pub refusal: Refusal,
+    /// Who they said they are, as far as that could be read. It is not proved: for the log only.
+    pub claimed: Option<Owner>,
+}
+
+/// How long a caller is believed: until their certificate or token expires, or they are no longer trusted.
 #[derive(Clone, Debug)]
 pub struct Standing {
-    withdrawn: CancellationToken,
+    hold: Hold,
+    withdrawn: Refusal,
     expires: Instant,
+    expired: Refusal,
 }
 
 // === impl Peer ===
@@ -61,54 +77,116 @@ impl Peer {
 impl Gate {
     /// A gate that believes `trust`.
     pub fn new(trust: Arc<dyn Trust>) -> Self {
-        Self { trust }
+        Self { trust, token_lifetime: Limits::default().token_lifetime }
     }
 
-    /// Who is calling, over a connection of `peer`, with this `authorization` header if there was one. `now` is the time by the
-    /// wall clock, against which certificates are valid.
+    /// The same, for tokens that are valid for `longest` at most in all.
+    #[must_use]
+    pub fn with_token_lifetime(mut self, longest: Duration) -> Self {
+        self.token_lifetime = longest;
+        self
+    }
+
+    /// Who is calling, over a connection of `peer`, with these `authorization` headers. `now` is the time by the wall clock,
+    /// against which certificates and tokens are valid.
     ///
-    /// The trust source is asked only about a certificate of good form that is valid now. Nothing is lost if the future is
-    /// dropped.
+    /// The trust source is asked only about a certificate or token of good form that is valid now. Nothing is lost if the future
+    /// is dropped.
     ///
     /// # Errors
-    /// The first check that failed: credentials (one kind, and one that is accepted), form, time, trust.
+    /// The first check that failed: credentials (one kind, and one that is accepted), form, time, trust, and of a token the
+    /// signature.
     pub async fn admit(
         &self,
         peer: &Peer,
-        authorization: Option<&[u8]>,
+        authorization: &[&[u8]],
         now: LogTime,
-    ) -> Result<Admission, Refusal> {
-        let presented = match (&peer.certificate, authorization) {
-            (Some(_), Some(_)) => return Err(Refusal::Ambiguous),
-            (None, Some(_)) => return Err(Refusal::TokenNotAccepted),
-            (None, None) => return Err(Refusal::NoCredentials),
-            (Some(checked), None) => checked.as_ref().map_err(|refusal| *refusal)?,
-        };
+    ) -> Result<Admission, Denial> {
+        match (&peer.certificate, authorization) {
+            (Some(_), [_, ..]) => Err(Refusal::Ambiguous.into()),
+            (None, []) => Err(Refusal::NoCredentials.into()),
+            (Some(Err(refusal)), []) => Err((*refusal).into()),
+            (Some(Ok(presented)), []) => self
+                .admit_certificate(presented, now)
+                .await
+                .map_err(|refusal| Denial { refusal, claimed: Some(presented.owner().clone()) }),
+            (None, [authorization]) => {
+                let token = token::bearer(authorization)
+                    .and_then(|token| Token::parse(token).map_err(|fault| fault.refusal))?;
+                self.admit_token(&token, now)
+                    .await
+                    .map_err(|refusal| Denial { refusal, claimed: Some(token.claims().issuer.clone()) })
+            }
+            (None, [_, _, ..]) => Err(Refusal::AuthorizationMalformed.into()),
+        }
+    }
+
+    async fn admit_certificate(&self, presented: &Presented, now: LogTime) -> Result<Admission, Refusal> {
         presented.check_time(now)?;
-        // Taken before the answer is waited for, like `now`: together they place the end of the period.
-        let expires = Instant::now() + until(now, presented.not_after());
-        let verdict = self
-            .trust
-            .certificate(presented.owner(), presented.serial())
-            .await
-            .map_err(|_| Refusal::TrustUnavailable)?;
-        let Verdict::Trusted(trusted) = verdict else {
-            return Err(Refusal::CertificateUnknown);
-        };
+        // Taken before the answer is waited for, like `now`: together they place the end of the period. At the very end a
+        // certificate is still valid, and this is the least that a timer can tell apart.
+        let expires = Instant::now() + until(now, presented.not_after()) + Duration::from_millis(1);
+        let asked = self.trust.certificate(presented.owner(), presented.serial()).await;
+        let trusted = trusted(asked, Refusal::CertificateUnknown)?;
         if trusted.der() != presented.der() {
             return Err(Refusal::CertificateDiffers);
         }
         Ok(Admission {
             identity: Identity::owner_in_person(presented.owner().clone()),
-            standing: Standing { withdrawn: trusted.withdrawn().clone(), expires },
+            standing: Standing {
+                hold: trusted.hold().clone(),
+                withdrawn: Refusal::CertificateWithdrawn,
+                expires,
+                expired: Refusal::CertificateExpired,
+            },
+        })
+    }
+
+    async fn admit_token(&self, token: &Token, now: LogTime) -> Result<Admission, Refusal> {
+        token.check_time(now, self.token_lifetime)?;
+        let claims = token.claims();
+        let expires = Instant::now() + until(now, instant(claims.expires));
+        let asked = self.trust.account(&claims.issuer).await;
+        let key = trusted(asked, Refusal::AccountUnknown)?;
+        token.check_signature(key.what())?;
+        Ok(Admission {
+            identity: Identity::with_token(claims.issuer.clone(), claims.access.clone()),
+            standing: Standing {
+                hold: key.hold().clone(),
+                withdrawn: Refusal::AccountWithdrawn,
+                expires,
+                expired: Refusal::TokenExpired,
+            },
         })
     }
 }
 
-/// From `now` to `end`, rounded up to what a timer can tell apart: at the very end a certificate is still valid.
+fn trusted<T>(answer: Result<Verdict<T>, Unavailable>, unknown: Refusal) -> Result<Trusted<T>, Refusal> {
+    match answer {
+        Ok(Verdict::Trusted(trusted)) => Ok(trusted),
+        Ok(Verdict::Unknown) => Err(unknown),
+        Ok(Verdict::Refused(refusal)) => Err(refusal),
+        Err(Unavailable) => Err(Refusal::TrustUnavailable),
+    }
+}
+
+/// The instant of these seconds since 1970, or the last one there is.
+fn instant(seconds: u64) -> LogTime {
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+    LogTime::from_parts(seconds, 0).unwrap_or(LogTime::from_nanos(i64::MAX))
+}
+
 fn until(now: LogTime, end: LogTime) -> Duration {
     let nanos = end.as_nanos().saturating_sub(now.as_nanos());
-    Duration::from_nanos(u64::try_from(nanos).unwrap_or_default()).saturating_add(Duration::from_millis(1))
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
+}
+
+// === impl Denial ===
+
+impl From<Refusal> for Denial {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, claimed: None }
+    }
 }
 
 // === impl Standing ===
@@ -118,8 +196,8 @@ impl Standing {
     pub async fn ended(self) -> Refusal {
         tokio::select! {
             biased;
-            () = self.withdrawn.cancelled() => Refusal::CertificateWithdrawn,
-            () = tokio::time::sleep_until(self.expires) => Refusal::CertificateExpired,
+            refusal = self.hold.ended(self.withdrawn) => refusal,
+            () = tokio::time::sleep_until(self.expires) => self.expired,
         }
     }
 }
@@ -131,9 +209,14 @@ mod tests {
     use futures_core::future::BoxFuture;
 
     use super::*;
+    use crate::access::account::AccountKey;
     use crate::access::cert::Serial;
+    use crate::access::grants::{Access, Scope, Services};
     use crate::access::testing::{NOW, Tenant};
+    use crate::access::token::{Algorithm, Claims};
     use crate::access::trust::{Trusted, Unavailable};
+    use crate::access::wallet::{Wallet, Words};
+    use crate::model::id::LeaseId;
     use crate::model::id::Owner;
 
     /// The length of a tenant's certificate: a year.
@@ -143,6 +226,7 @@ mod tests {
     #[derive(Debug)]
     struct Double {
         answer: Result<Verdict, Unavailable>,
+        account: Result<Verdict<AccountKey>, Unavailable>,
         asked: Mutex<Vec<(Owner, String)>>,
     }
 
@@ -156,10 +240,18 @@ mod tests {
             self.asked.lock().unwrap().push(question);
             Box::pin(std::future::ready(self.answer.clone()))
         }
+
+        fn account<'a>(
+            &'a self,
+            owner: &'a Owner,
+        ) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+            self.asked.lock().unwrap().push((owner.clone(), "account".to_owned()));
+            Box::pin(std::future::ready(self.account.clone()))
+        }
     }
 
     fn gate(answer: Result<Verdict, Unavailable>) -> (Gate, Arc<Double>) {
-        let double = Arc::new(Double { answer, asked: Mutex::default() });
+        let double = Arc::new(Double { answer, account: Err(Unavailable), asked: Mutex::default() });
         (Gate::new(Arc::clone(&double) as Arc<dyn Trust>), double)
     }
 
@@ -184,7 +276,7 @@ mod tests {
         let (gate, double) = gate(Ok(Verdict::Trusted(trusted)));
         let peer = peer(&certificate);
         for _ in 0..2 {
-            let admission = gate.admit(&peer, None, NOW).await.unwrap();
+            let admission = gate.admit(&peer, &[], NOW).await.unwrap();
             assert_eq!(*admission.identity.owner(), tenant.address);
         }
         let question = (tenant.address, "77".to_owned());
@@ -195,18 +287,20 @@ mod tests {
     async fn what_fails_by_itself_costs_no_question() {
         let good = Tenant::new(1, 1).certificate();
         let (gate, double) = gate(Err(Unavailable));
-        let cases: [(Peer, Option<&[u8]>, LogTime, Refusal); 8] = [
-            (Peer::new(None), None, NOW, Refusal::NoCredentials),
-            (Peer::new(Some(&[])), None, NOW, Refusal::NoCredentials),
-            (Peer::new(None), Some(b"Bearer x"), NOW, Refusal::TokenNotAccepted),
-            (peer(&good), Some(b""), NOW, Refusal::Ambiguous),
-            (peer(&b"x".to_vec().into()), None, NOW, Refusal::CertificateMalformed),
-            (Peer::new(Some(&[good.clone(), good.clone()])), None, NOW, Refusal::CertificateChain),
-            (peer(&good), None, NOW.saturating_add_nanos(-1), Refusal::CertificateNotYetValid),
-            (peer(&good), None, later(YEAR + Duration::from_nanos(1)), Refusal::CertificateExpired),
+        let cases: [(Peer, &[&[u8]], LogTime, Refusal); 10] = [
+            (Peer::new(None), &[], NOW, Refusal::NoCredentials),
+            (Peer::new(Some(&[])), &[], NOW, Refusal::NoCredentials),
+            (Peer::new(None), &[b"Basic x"], NOW, Refusal::AuthorizationMalformed),
+            (Peer::new(None), &[b"Bearer x"], NOW, Refusal::TokenMalformed),
+            (Peer::new(None), &[b"Bearer x", b"Bearer x"], NOW, Refusal::AuthorizationMalformed),
+            (peer(&good), &[b""], NOW, Refusal::Ambiguous),
+            (peer(&b"x".to_vec().into()), &[], NOW, Refusal::CertificateMalformed),
+            (Peer::new(Some(&[good.clone(), good.clone()])), &[], NOW, Refusal::CertificateChain),
+            (peer(&good), &[], NOW.saturating_add_nanos(-1), Refusal::CertificateNotYetValid),
+            (peer(&good), &[], later(YEAR + Duration::from_nanos(1)), Refusal::CertificateExpired),
         ];
         for (peer, authorization, now, expected) in cases {
-            let refusal = gate.admit(&peer, authorization, now).await.unwrap_err();
+            let refusal = gate.admit(&peer, authorization, now).await.unwrap_err().refusal;
             assert_eq!(refusal, expected);
         }
         assert!(double.asked.lock().unwrap().is_empty());
@@ -217,7 +311,7 @@ mod tests {
         let good = Tenant::new(1, 1).certificate();
         let refusal = |answer| {
             let (gate, peer) = (gate(answer).0, peer(&good));
-            async move { gate.admit(&peer, None, NOW).await.unwrap_err() }
+            async move { gate.admit(&peer, &[], NOW).await.unwrap_err().refusal }
         };
         assert_eq!(refusal(Ok(Verdict::Unknown)).await, Refusal::CertificateUnknown);
         assert_eq!(refusal(Err(Unavailable)).await, Refusal::TrustUnavailable);
@@ -228,9 +322,9 @@ mod tests {
         let genuine = Tenant::new(1, 1).certificate();
         let forged = Tenant::new(1, 1).certificate();
         let (gate, _) = trusting(&genuine);
-        let refusal = gate.admit(&peer(&forged), None, NOW).await.unwrap_err();
-        assert_eq!(refusal, Refusal::CertificateDiffers);
-        gate.admit(&peer(&genuine), None, NOW).await.unwrap();
+        let denial = gate.admit(&peer(&forged), &[], NOW).await.unwrap_err();
+        assert_eq!(denial.refusal, Refusal::CertificateDiffers);
+        gate.admit(&peer(&genuine), &[], NOW).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -238,12 +332,12 @@ mod tests {
         let certificate = Tenant::new(1, 1).certificate();
         let (gate, _) = trusting(&certificate);
         let began = Instant::now();
-        let admission = gate.admit(&peer(&certificate), None, NOW).await.unwrap();
+        let admission = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
         assert_eq!(admission.standing.ended().await, Refusal::CertificateExpired);
         assert!(began.elapsed() > YEAR && began.elapsed() < YEAR + Duration::from_secs(1));
 
         let began = Instant::now();
-        let admission = gate.admit(&peer(&certificate), None, later(YEAR)).await.unwrap();
+        let admission = gate.admit(&peer(&certificate), &[], later(YEAR)).await.unwrap();
         assert_eq!(admission.standing.ended().await, Refusal::CertificateExpired);
         assert!(began.elapsed() < Duration::from_secs(1));
     }
@@ -254,8 +348,8 @@ mod tests {
         tenant.params.not_after = rcgen::date_time_ymd(9999, 12, 31);
         let certificate = tenant.certificate();
         let (gate, trusted) = trusting(&certificate);
-        let first = gate.admit(&peer(&certificate), None, NOW).await.unwrap();
-        let second = gate.admit(&peer(&certificate), None, NOW).await.unwrap();
+        let first = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
+        let second = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
         let withdraw = async {
             tokio::time::sleep(100 * YEAR).await;
             trusted.withdraw();
@@ -263,7 +357,109 @@ mod tests {
         let (first, second, ()) = tokio::join!(first.standing.ended(), second.standing.ended(), withdraw);
         assert_eq!((first, second), (Refusal::CertificateWithdrawn, Refusal::CertificateWithdrawn));
         // Who is let in at this very moment is put out at once.
-        let third = gate.admit(&peer(&certificate), None, NOW).await.unwrap();
+        let third = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
         assert_eq!(third.standing.ended().await, Refusal::CertificateWithdrawn);
+    }
+
+    /// A tenant with an account, a token of theirs that is valid from [`NOW`] on for so many seconds, and its header.
+    fn token(seconds: u64) -> (Wallet, String) {
+        let wallet = Words::fresh().unwrap().wallet().unwrap();
+        let header = header_of(&wallet, wallet.key().address(), seconds);
+        (wallet, header)
+    }
+
+    fn header_of(signer: &Wallet, issuer: Owner, seconds: u64) -> String {
+        let begin = u64::try_from(NOW.parts().0).unwrap();
+        let access = Access::Scoped([Scope::Logs].into_iter().collect());
+        let claims = Claims { issuer, issued: begin, not_before: begin, expires: begin + seconds, access };
+        format!("Bearer {}", signer.sign(Algorithm::Es256k, &claims).unwrap())
+    }
+
+    fn knowing(account: Result<Verdict<AccountKey>, Unavailable>) -> (Gate, Arc<Double>) {
+        let double = Arc::new(Double { answer: Err(Unavailable), account, asked: Mutex::default() });
+        (Gate::new(Arc::clone(&double) as Arc<dyn Trust>), double)
+    }
+
+    async fn refused(gate: &Gate, header: &str, now: LogTime) -> Denial {
+        gate.admit(&Peer::new(None), &[header.as_bytes()], now).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_token_of_a_known_account_lets_in_to_what_it_grants() {
+        let (wallet, header) = token(600);
+        let owner = wallet.key().address();
+        let (gate, double) = knowing(Ok(Verdict::Trusted(Trusted::new(wallet.key()))));
+        let admission = gate.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
+        assert_eq!(*admission.identity.owner(), owner);
+        let provider = Owner::from_account([9; 20]);
+        let lease = LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap();
+        assert_eq!(admission.identity.may(&lease, Scope::Logs), Ok(Services::All));
+        assert_eq!(admission.identity.may(&lease, Scope::Restart), Err(Refusal::ScopeNotGranted));
+        assert_eq!(*double.asked.lock().unwrap(), [(owner, "account".to_owned())]);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_fails_by_itself_costs_no_question() {
+        let (wallet, header) = token(600);
+        let (gate, double) = knowing(Ok(Verdict::Trusted(Trusted::new(wallet.key()))));
+        let gate = gate.with_token_lifetime(Duration::from_secs(600));
+        let claimed = Some(wallet.key().address());
+        let late = later(Duration::from_secs(600));
+        let early = NOW.saturating_add_nanos(-1);
+        let long = header_of(&wallet, wallet.key().address(), 601);
+        for (header, now, refusal) in [
+            (&header, late, Refusal::TokenExpired),
+            (&header, early, Refusal::TokenNotYetValid),
+            (&long, NOW, Refusal::TokenLifetime),
+        ] {
+            assert_eq!(refused(&gate, header, now).await, Denial { refusal, claimed: claimed.clone() });
+        }
+        let broken = &header[..header.len() - 2];
+        assert_eq!(refused(&gate, broken, NOW).await.refusal, Refusal::TokenSignatureForm);
+        assert!(double.asked.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_the_issuers_own_key_counts() {
+        let ((mine, header), (other, _)) = (token(600), token(600));
+        let knows = |key| knowing(Ok(Verdict::Trusted(Trusted::new(key)))).0;
+        assert_eq!(refused(&knows(other.key()), &header, NOW).await.refusal, Refusal::TokenSignature);
+        let forged = header_of(&other, mine.key().address(), 600);
+        assert_eq!(refused(&knows(mine.key()), &forged, NOW).await.refusal, Refusal::TokenSignature);
+    }
+
+    #[tokio::test]
+    async fn the_source_of_keys_has_its_own_reasons() {
+        let (_, header) = token(600);
+        for (answer, refusal) in [
+            (Ok(Verdict::Unknown), Refusal::AccountUnknown),
+            (Ok(Verdict::Refused(Refusal::AccountMultisig)), Refusal::AccountMultisig),
+            (Ok(Verdict::Refused(Refusal::AccountKeyless)), Refusal::AccountKeyless),
+            (Err(Unavailable), Refusal::TrustUnavailable),
+        ] {
+            assert_eq!(refused(&knowing(answer).0, &header, NOW).await.refusal, refusal);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn standing_by_a_token_ends_when_it_expires_or_its_key_is_withdrawn() {
+        let (wallet, header) = token(600);
+        let trusted = Trusted::new(wallet.key());
+        let (gate, _) = knowing(Ok(Verdict::Trusted(trusted.clone())));
+        let admit =
+            || async { gate.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap().standing };
+        let began = Instant::now();
+        assert_eq!(admit().await.ended().await, Refusal::TokenExpired);
+        let second = Duration::from_secs(1);
+        assert!(began.elapsed() >= 600 * second && began.elapsed() < 601 * second);
+        let standing = admit().await;
+        trusted.withdraw();
+        assert_eq!(standing.ended().await, Refusal::AccountWithdrawn);
+        // And if nobody can say any more whether it is.
+        let trusted = Trusted::new(wallet.key());
+        let (gate, _) = knowing(Ok(Verdict::Trusted(trusted.clone())));
+        let admission = gate.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
+        trusted.hold().lapse();
+        assert_eq!(admission.standing.ended().await, Refusal::TrustUnavailable);
     }
 }

@@ -1,4 +1,4 @@
-//! A tenant's own side: an account address, a key, and an Akash-shaped certificate, in three files of one directory.
+//! A tenant's own side: an account, and an Akash-shaped certificate with its key, in the files of one directory.
 
 use std::fmt;
 use std::fs::{DirBuilder, File, Permissions};
@@ -19,7 +19,8 @@ use time::OffsetDateTime;
 
 use super::cert::{Presented, public_key};
 use super::refusal::Refusal;
-use crate::model::id::{Address, Owner};
+use super::wallet::{Wallet, Words, WordsError};
+use crate::model::id::Owner;
 use crate::model::time::LogTime;
 
 /// The certificate, in PEM.
@@ -30,6 +31,15 @@ const KEY_FILE: &str = "key.pem";
 
 /// The account address, and a newline.
 const ADDRESS_FILE: &str = "address";
+
+/// The words of the account, and a newline.
+const WORDS_FILE: &str = "mnemonic";
+
+/// The account's address and public key: a file for a trust directory.
+const ACCOUNT_FILE: &str = "account.pub";
+
+/// All of them.
+const FILES: [&str; 5] = [CERTIFICATE_FILE, KEY_FILE, ADDRESS_FILE, WORDS_FILE, ACCOUNT_FILE];
 
 /// Modes of the directory, of what others may read, and of what they may not.
 const DIR_MODE: u32 = 0o700;
@@ -87,6 +97,17 @@ pub enum IdentityError {
         /// The first check that it fails.
         refusal: Refusal,
     },
+    /// These are not the words of an account.
+    #[error("{}: {error}", path.display())]
+    Words {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: WordsError,
+    },
+    /// No account could be made.
+    #[error("cannot make an account: its words failed their own check")]
+    Account(#[from] WordsError),
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -104,20 +125,24 @@ impl IdentityFiles {
     /// [`IdentityError::Exists`] if one of the files is there. Whatever the error, no file is left behind that was not there,
     /// and none is changed.
     pub fn create(dir: &Path, now: LogTime) -> Result<Owner, IdentityError> {
-        for name in [CERTIFICATE_FILE, KEY_FILE, ADDRESS_FILE] {
+        for name in FILES {
             let path = dir.join(name);
             // A link to nothing counts as there, too.
             if path.symlink_metadata().is_ok() {
                 return Err(IdentityError::Exists { path });
             }
         }
-        let address = Address::from_account(rand::random());
+        let words = Words::fresh()?;
+        let account = words.wallet()?.key();
+        let address = account.address();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let certificate = certificate_params(&address, now)?.self_signed(&key)?;
         let made = Made::dir(dir)?;
         let made = made.file(KEY_FILE, SECRET_MODE, key.serialize_pem().as_bytes())?;
         let made = made.file(CERTIFICATE_FILE, PUBLIC_MODE, certificate.pem().as_bytes())?;
         let made = made.file(ADDRESS_FILE, PUBLIC_MODE, format!("{address}\n").as_bytes())?;
+        let made = made.file(WORDS_FILE, SECRET_MODE, format!("{}\n", words.reveal()).as_bytes())?;
+        let made = made.file(ACCOUNT_FILE, PUBLIC_MODE, format!("{address} {account}\n").as_bytes())?;
         made.keep()?;
         Ok(address)
     }
@@ -140,6 +165,19 @@ impl IdentityFiles {
         let key = load_key(&dir.join(KEY_FILE), &chain)?;
         check_address(&dir.join(ADDRESS_FILE), presented.owner())?;
         Ok(Self { address: presented.owner().clone(), chain, key })
+    }
+
+    /// Reads the account in `dir`: its words, which must be those of the address beside them, if one is there.
+    ///
+    /// # Errors
+    /// [`IdentityError`], naming the file. An identity made before there were words has none.
+    pub fn load_wallet(dir: &Path) -> Result<Wallet, IdentityError> {
+        let path = dir.join(WORDS_FILE);
+        let text = String::from_utf8(read(&path)?).map_err(|_| content_error(&path, "is not text"))?;
+        let wallet = Words::parse(&text).and_then(|words| words.wallet());
+        let wallet = wallet.map_err(|error| IdentityError::Words { path, error })?;
+        check_address(&dir.join(ADDRESS_FILE), &wallet.key().address())?;
+        Ok(wallet)
     }
 
     /// The account.
@@ -200,7 +238,9 @@ fn load_key(path: &Path, chain: &[CertificateDer<'_>]) -> Result<PrivateKeyDer<'
 fn check_address(path: &Path, owner: &Owner) -> Result<(), IdentityError> {
     match read(path) {
         Ok(bytes) if bytes.trim_ascii() == owner.as_str().as_bytes() => Ok(()),
-        Ok(_) => Err(content_error(path, "is not the address in the certificate beside it")),
+        Ok(_) => {
+            Err(content_error(path, "is not the address of the certificate and of the mnemonic beside it"))
+        }
         Err(IdentityError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
@@ -307,8 +347,7 @@ mod tests {
 
     use super::*;
     use crate::access::testing::NOW;
-
-    const FILES: [&str; 3] = [CERTIFICATE_FILE, KEY_FILE, ADDRESS_FILE];
+    use crate::model::id::Address;
 
     fn fresh() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -341,6 +380,11 @@ mod tests {
         let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
         assert_eq!(mode(&dir), DIR_MODE);
         assert_eq!(mode(&dir.join(KEY_FILE)), SECRET_MODE);
+        assert_eq!(mode(&dir.join(WORDS_FILE)), SECRET_MODE);
+        let key = IdentityFiles::load_wallet(&dir).unwrap().key();
+        assert_eq!(key.address(), *identity.address());
+        let account = std::fs::read_to_string(dir.join(ACCOUNT_FILE)).unwrap();
+        assert_eq!(account, format!("{} {key}\n", identity.address()));
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), FILES.len());
     }
 
@@ -464,6 +508,25 @@ mod tests {
             std::fs::write(dir.join(name), good).unwrap();
         }
         std::fs::remove_file(dir.join(ADDRESS_FILE)).unwrap();
+        IdentityFiles::load(&dir).unwrap();
+    }
+
+    #[test]
+    fn words_must_be_those_of_the_address_and_are_not_repeated() {
+        let ((_one, dir), (_two, other)) = (fresh(), fresh());
+        let refused = |why: &str| {
+            let error = IdentityFiles::load_wallet(&dir).unwrap_err();
+            let text = format!("{error} {error:?}");
+            assert!(text.contains(why) && !text.contains("SECRET"), "{text}");
+        };
+        std::fs::copy(other.join(WORDS_FILE), dir.join(WORDS_FILE)).unwrap();
+        refused("not the address");
+        std::fs::write(dir.join(WORDS_FILE), "SECRET").unwrap();
+        refused("mnemonic");
+        std::fs::write(dir.join(WORDS_FILE), [0xff]).unwrap();
+        refused("is not text");
+        std::fs::remove_file(dir.join(WORDS_FILE)).unwrap();
+        refused("No such file");
         IdentityFiles::load(&dir).unwrap();
     }
 

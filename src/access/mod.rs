@@ -1,9 +1,9 @@
 //! May they? Who a caller is, whether that is to be believed, and what follows from it.
 //!
 //! The handshake checks only that a caller holds the private key of the certificate it shows. The rest is judged here, call
-//! by call: the form of the certificate ([`cert`]), whether it is trusted ([`trust`], from a directory: [`dir`]), both
-//! together ([`gate`]), and what the caller may then do ([`grants`]). Every check that fails has a reason of its own
-//! ([`refusal`]). [`identity`] is the tenant's side: making a certificate of that form, and reading it back.
+//! by call: the form of a certificate ([`cert`]) or token ([`token`]), whether it is trusted ([`trust`], from a directory:
+//! [`dir`]), both together ([`gate`]), and what the caller may then do ([`grants`]). Every check that fails has a reason of its
+//! own ([`refusal`]). [`identity`] and [`wallet`] are the tenant's side: making a certificate and an account, and signing tokens.
 
 pub mod account;
 pub mod cert;
@@ -16,3 +16,4 @@ pub mod refusal;
 pub(crate) mod testing;
 pub mod token;
 pub mod trust;
+pub mod wallet;

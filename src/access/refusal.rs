@@ -42,13 +42,10 @@ pub enum Kind {
 refusals! {
     /// Neither a certificate nor a token.
     NoCredentials: Unauthenticated, "CREDENTIALS_MISSING",
-        "a client certificate is required";
+        "a client certificate or a token is required";
     /// A certificate and a token: which one counts would be a guess.
     Ambiguous: Unauthenticated, "CREDENTIALS_AMBIGUOUS",
         "a client certificate and a token were given together; use one of them";
-    /// A token.
-    TokenNotAccepted: Unauthenticated, "TOKEN_NOT_ACCEPTED",
-        "tokens are not accepted by this gateway; use a client certificate";
     /// Not exactly one certificate.
     CertificateChain: Unauthenticated, "CERTIFICATE_CHAIN",
         "the client must present exactly one certificate, without a chain";

@@ -22,6 +22,7 @@ pub mod claims;
 mod json;
 #[cfg(test)]
 mod tests;
+mod write;
 
 pub use self::claims::Claims;
 

@@ -1,13 +1,20 @@
-//! What is trusted. A source of trust is asked by owner and serial number, as Akash's chain is.
+//! What is trusted. A source of trust is asked as Akash's chain is: for certificates by owner and serial number, for the key of
+//! an account by its address.
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_core::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use super::account::AccountKey;
 use super::cert::Serial;
+use super::refusal::Refusal;
 use crate::model::id::Owner;
+
+/// All bytes of a certificate.
+pub type Certificate = Arc<[u8]>;
 
 /// A source of trust. One instance serves all calls.
 pub trait Trust: fmt::Debug + Send + Sync + 'static {
@@ -22,22 +29,43 @@ pub trait Trust: fmt::Debug + Send + Sync + 'static {
         owner: &'a Owner,
         serial: &'a Serial,
     ) -> BoxFuture<'a, Result<Verdict, Unavailable>>;
+
+    /// The key of this account, if it is known. The key is the account's own: its address is this one.
+    ///
+    /// Only asked for issuers of tokens of good form. Nothing is lost if the future is dropped.
+    ///
+    /// # Errors
+    /// As of [`Trust::certificate`].
+    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>>;
 }
 
 /// A source's answer.
 #[derive(Clone, Debug)]
-pub enum Verdict {
+pub enum Verdict<T = Certificate> {
     /// This one is.
-    Trusted(Trusted),
+    Trusted(Trusted<T>),
     /// None is.
     Unknown,
+    /// None is, for a reason of its own.
+    Refused(Refusal),
 }
 
-/// A certificate that is trusted, and the news should that change. Cloning is cheap.
+/// Something that is trusted, and the news should that change. Cloning is cheap.
 #[derive(Clone)]
-pub struct Trusted {
-    der: Arc<[u8]>,
-    withdrawn: CancellationToken,
+pub struct Trusted<T = Certificate> {
+    what: T,
+    hold: Hold,
+}
+
+/// How long something is trusted: until all clones are told that it no longer is. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub struct Hold(Arc<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    ended: CancellationToken,
+    /// Whether it ended because nobody could say any more whether it still is trusted.
+    lapsed: AtomicBool,
 }
 
 /// The source cannot say at present; the same question may be answered later. Why is for the log, and the source has written
@@ -48,31 +76,75 @@ pub struct Unavailable;
 
 // === impl Trusted ===
 
-impl Trusted {
-    /// Trust in the certificate of these bytes, from now until it is withdrawn.
-    pub fn new(der: Arc<[u8]>) -> Self {
-        Self { der, withdrawn: CancellationToken::new() }
+impl<T> Trusted<T> {
+    /// Trust in this, from now until it is withdrawn.
+    pub fn new(what: T) -> Self {
+        Self::held(what, Hold::default())
     }
 
-    /// All bytes of the certificate. Only one that equals it is trusted.
-    pub fn der(&self) -> &Arc<[u8]> {
-        &self.der
+    /// Trust in this for as long as `hold` lasts.
+    pub fn held(what: T, hold: Hold) -> Self {
+        Self { what, hold }
+    }
+
+    /// What is trusted.
+    pub fn what(&self) -> &T {
+        &self.what
+    }
+
+    /// For how long.
+    pub fn hold(&self) -> &Hold {
+        &self.hold
     }
 
     /// Cancelled when the trust is withdrawn, and for good.
     pub fn withdrawn(&self) -> &CancellationToken {
-        &self.withdrawn
+        &self.hold.0.ended
     }
 
     /// Ends the trust, for every clone.
     pub fn withdraw(&self) {
-        self.withdrawn.cancel();
+        self.hold.withdraw();
     }
 }
 
-/// Without the bytes.
-impl fmt::Debug for Trusted {
+impl Trusted<Certificate> {
+    /// All bytes of the certificate. Only one that equals it is trusted.
+    pub fn der(&self) -> &Certificate {
+        &self.what
+    }
+}
+
+/// Without what is trusted.
+impl<T> fmt::Debug for Trusted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trusted").field("withdrawn", &self.withdrawn.is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("Trusted").field("withdrawn", &self.withdrawn().is_cancelled()).finish_non_exhaustive()
+    }
+}
+
+// === impl Hold ===
+
+impl Hold {
+    /// Ends the trust, for every clone.
+    pub fn withdraw(&self) {
+        self.0.ended.cancel();
+    }
+
+    /// Ends the trust, for every clone, because it could not be confirmed for too long.
+    pub fn lapse(&self) {
+        self.0.lapsed.store(true, Ordering::Relaxed);
+        self.0.ended.cancel();
+    }
+
+    /// Whether anybody but the caller has a clone.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// Waits until the trust ends, and tells what that comes to: `withdrawn`, or that it could not be confirmed. Nothing is lost
+    /// if it is cancelled.
+    pub(super) async fn ended(&self, withdrawn: Refusal) -> Refusal {
+        self.0.ended.cancelled().await;
+        if self.0.lapsed.load(Ordering::Relaxed) { Refusal::TrustUnavailable } else { withdrawn }
     }
 }

@@ -22,6 +22,9 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Shortest time for a handshake, a look at a directory or a peer's silence: below it everything would fail or spin.
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
+/// Shortest lifetime of tokens: they count in whole seconds.
+const TOKEN_LIFETIME_MIN: Duration = Duration::from_secs(1);
+
 /// Most history reads and streams of one connection.
 const READS_MAX: usize = 65_536;
 
@@ -46,6 +49,8 @@ pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits
     let drain = duration(Duration::ZERO..=TIMEOUT_MAX);
     let drain = read.one("drain_timeout", args.drain_timeout.as_ref(), drain);
     let trust_poll = read.one("trust_poll", args.trust_poll.as_ref(), timeout());
+    let token = duration(TOKEN_LIFETIME_MIN..=TIMEOUT_MAX);
+    let token_lifetime = read.one("token_max_lifetime", args.token_max_lifetime.as_ref(), token);
     Some(Limits {
         ring_max_bytes: usize::try_from(ring_max_bytes?).ok()?,
         pace: pace?,
@@ -58,5 +63,6 @@ pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits
         lame_duck,
         drain: drain?,
         trust_poll: trust_poll?,
+        token_lifetime: token_lifetime?,
     })
 }

@@ -105,8 +105,10 @@ impl LeaseService {
         request: Request<Incoming>,
         watched: &Watched,
     ) -> Result<Response<ResponseBody>, CallError> {
-        let authorization = request.headers().get(http::header::AUTHORIZATION).map(HeaderValue::as_bytes);
-        let admission = self.gate.admit(peer, authorization, LogTime::now()).await?;
+        let authorization = request.headers().get_all(http::header::AUTHORIZATION);
+        let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
+        let admitted = self.gate.admit(peer, &authorization, LogTime::now()).await;
+        let admission = admitted.map_err(|denial| denial.refusal)?;
         if self.drain.is_draining() {
             return Err(CallError::Draining);
         }

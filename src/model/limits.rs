@@ -80,6 +80,9 @@ pub struct Limits {
     pub drain: Duration,
     /// How long after a change to a trust directory running streams go on at most, should the system not tell of it.
     pub trust_poll: Duration,
+    /// For how long a token may be valid in all, from `nbf` to `exp`: a stolen one is good for no longer, since none can be
+    /// called back. An hour is what Akash's own tools ask for at most.
+    pub token_lifetime: Duration,
 }
 
 impl Default for Limits {
@@ -96,6 +99,7 @@ impl Default for Limits {
             lame_duck: None,
             drain: Duration::from_secs(10),
             trust_poll: Duration::from_secs(5),
+            token_lifetime: Duration::from_secs(3_600),
         }
     }
 }

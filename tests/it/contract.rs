@@ -4,6 +4,7 @@ mod beside;
 mod callers;
 mod cursors;
 mod requests;
+mod tokens;
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;

@@ -7,17 +7,13 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 
-use crate::access::cert::Presented;
+use super::item::{self, CERTIFICATES_MAX, Item, KEYS_MAX};
 use crate::access::refusal::Refusal;
 
-/// Largest file, in bytes: [`CERTIFICATES_MAX`] certificates of four times the usual size, with room for comments.
-pub(super) const FILE_MAX_BYTES: u64 = 64 * 1024;
-
-/// Most certificates in one file. A file is meant for one tenant, who may hold a few at a time.
-pub(super) const CERTIFICATES_MAX: usize = 16;
+/// Largest file, in bytes: [`CERTIFICATES_MAX`] certificates of four times the usual size, or [`KEYS_MAX`] keys, with room for
+/// comments.
+pub(in crate::access) const FILE_MAX_BYTES: u64 = 64 * 1024;
 
 /// A file that was changed less than this ago may change again without its time of change showing it: file systems count that
 /// in steps, of 10 ms at most on local ones and of a second on some others.
@@ -49,23 +45,29 @@ pub(super) struct Reading {
     pub(super) id: FileId,
     /// `None` if it was changed too recently for its stamp to tell the next change.
     pub(super) stamp: Option<Stamp>,
-    /// The certificates of good form in it, whatever else it holds.
-    pub(super) certificates: Vec<Presented>,
+    /// What is of good form in it, whatever else it holds.
+    pub(super) items: Vec<Item>,
     /// The first thing that is wrong with it.
     pub(super) fault: Option<Fault>,
 }
 
 /// Why a file, or a part of it, cannot be used. The text goes behind its name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(in crate::access) enum Fault {
     #[error("is not a regular file")]
     NotRegular,
     #[error("is larger than {FILE_MAX_BYTES} bytes")]
     TooLarge,
     #[error("holds more than {CERTIFICATES_MAX} certificates; the rest is ignored")]
     TooMany,
+    #[error("holds more than {KEYS_MAX} keys; the rest is ignored")]
+    TooManyKeys,
     #[error("holds no certificate")]
     Empty,
+    #[error("holds no key of an account")]
+    NoKey,
+    #[error("line {line} is not an address, a space, and the 66 hexadecimal digits of its own secp256k1 key")]
+    Key { line: usize },
     #[error("block {number} is not well-formed PEM; half a file?")]
     Pem { number: usize },
     #[error("certificate {number} is refused: {refusal}")]
@@ -92,11 +94,11 @@ pub(super) fn read(path: &Path) -> io::Result<Reading> {
     if !metadata.is_file() {
         return Ok(Reading::of(&metadata, Vec::new(), Some(Fault::NotRegular)));
     }
-    let (certificates, fault) = match content(file)? {
-        Some(bytes) => parse(&bytes),
+    let (items, fault) = match content(file)? {
+        Some(bytes) => item::parse(path, &bytes),
         None => (Vec::new(), Some(Fault::TooLarge)),
     };
-    Ok(Reading::of(&metadata, certificates, fault))
+    Ok(Reading::of(&metadata, items, fault))
 }
 
 /// `None` if there is too much of it.
@@ -107,45 +109,17 @@ fn content(file: File) -> io::Result<Option<Vec<u8>>> {
     Ok(fits.then_some(bytes))
 }
 
-/// The certificates in a PEM file, and the first fault. Blocks of other kinds, such as the encrypted key that Akash's own tools
-/// keep beside the certificate, are skipped.
-pub(super) fn parse(pem: &[u8]) -> (Vec<Presented>, Option<Fault>) {
-    let mut certificates = Vec::new();
-    let mut fault = None;
-    for (at, block) in CertificateDer::pem_slice_iter(pem).enumerate() {
-        let number = at + 1;
-        if at == CERTIFICATES_MAX {
-            fault.get_or_insert(Fault::TooMany);
-            break;
-        }
-        // The PEM reader's own error repeats what it read, which may be part of a key.
-        let checked = block.map_err(|_| Fault::Pem { number }).and_then(|der| {
-            Presented::from_der(&der).map_err(|refusal| Fault::Certificate { number, refusal })
-        });
-        match checked {
-            Ok(certificate) => certificates.push(certificate),
-            Err(found) => {
-                fault.get_or_insert(found);
-            }
-        }
-    }
-    if certificates.is_empty() {
-        fault.get_or_insert(Fault::Empty);
-    }
-    (certificates, fault)
-}
-
 // === impl Reading ===
 
 impl Reading {
-    fn of(metadata: &Metadata, certificates: Vec<Presented>, fault: Option<Fault>) -> Self {
+    fn of(metadata: &Metadata, items: Vec<Item>, fault: Option<Fault>) -> Self {
         let stamp = Stamp::of(metadata);
-        Self { id: stamp.id, stamp: stamp.if_old(), certificates, fault }
+        Self { id: stamp.id, stamp: stamp.if_old(), items, fault }
     }
 
     /// A file of which no more is known than that it is there.
     pub(super) fn unreadable(id: FileId, kind: io::ErrorKind) -> Self {
-        Self { id, stamp: None, certificates: Vec::new(), fault: Some(Fault::Unreadable(kind)) }
+        Self { id, stamp: None, items: Vec::new(), fault: Some(Fault::Unreadable(kind)) }
     }
 }
 

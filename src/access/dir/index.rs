@@ -3,16 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::item::{Content, Name};
+use crate::access::account::AccountKey;
 use crate::access::cert::Serial;
-use crate::access::trust::Trusted;
+use crate::access::trust::{Certificate, Trusted};
 use crate::model::id::Owner;
 
-/// Under which name a certificate is trusted.
-pub(super) type Key = (Owner, Serial);
-
-/// All certificates that are trusted.
+/// All that is trusted.
 #[derive(Debug, Default)]
-pub(super) struct Index(RwLock<Arc<HashMap<Key, Trusted>>>);
+pub(super) struct Index(RwLock<Arc<HashMap<Name, Trusted<Content>>>>);
 
 /// What a replacement came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +23,20 @@ pub(super) struct Change {
 // === impl Index ===
 
 impl Index {
-    pub(super) fn get(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
-        self.all().get(&(owner.clone(), serial.clone())).cloned()
+    pub(super) fn certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
+        let trusted = self.all().get(&Name::Certificate(owner.clone(), serial.clone())).cloned()?;
+        match trusted.what() {
+            Content::Certificate(der) => Some(Trusted::held(Certificate::clone(der), trusted.hold().clone())),
+            Content::Account(_) => None,
+        }
+    }
+
+    pub(super) fn account(&self, owner: &Owner) -> Option<Trusted<AccountKey>> {
+        let trusted = self.all().get(&Name::Account(owner.clone())).cloned()?;
+        match trusted.what() {
+            Content::Account(key) => Some(Trusted::held(key.clone(), trusted.hold().clone())),
+            Content::Certificate(_) => None,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -33,24 +44,25 @@ impl Index {
     }
 
     /// Trusts exactly `wanted`. What was trusted before and still is keeps its standing; for the rest it ends.
-    pub(super) fn replace(&self, wanted: HashMap<Key, Arc<[u8]>>) -> Change {
+    pub(super) fn replace(&self, wanted: HashMap<Name, Content>) -> Change {
         let before = self.all();
-        let kept = |key: &Key, der: &Arc<[u8]>| before.get(key).filter(|old| old.der() == der).cloned();
+        let kept =
+            |name: &Name, content: &Content| before.get(name).filter(|old| old.what() == content).cloned();
         let mut added = 0;
         let mut after = HashMap::with_capacity(wanted.len());
-        for (key, der) in wanted {
-            let trusted = kept(&key, &der).unwrap_or_else(|| {
+        for (name, content) in wanted {
+            let trusted = kept(&name, &content).unwrap_or_else(|| {
                 added += 1;
-                Trusted::new(der)
+                Trusted::new(content)
             });
-            after.insert(key, trusted);
+            after.insert(name, trusted);
         }
         let after = Arc::new(after);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&after);
         // Only now: whoever is told, and asks again, must not find the old answer.
         let mut withdrawn = 0;
-        for (key, old) in before.iter() {
-            if after.get(key).is_none_or(|new| new.der() != old.der()) {
+        for (name, old) in before.iter() {
+            if after.get(name).is_none_or(|new| new.what() != old.what()) {
                 old.withdraw();
                 withdrawn += 1;
             }
@@ -58,7 +70,7 @@ impl Index {
         Change { added, withdrawn }
     }
 
-    fn all(&self) -> Arc<HashMap<Key, Trusted>> {
+    fn all(&self) -> Arc<HashMap<Name, Trusted<Content>>> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

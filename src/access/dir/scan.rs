@@ -8,15 +8,13 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::io::Errno;
 
 use super::SETTLE;
 use super::file::{self, DirId, Fault, FileId, Reading, Stamp};
-use super::index::Key;
-use crate::access::cert::Presented;
+use super::item::{self, Content, Item, Name};
 
 /// Most files that are read, in order of name. Tenants of one provider are some hundreds.
 pub(super) const FILES_MAX: usize = 16_384;
@@ -53,9 +51,9 @@ struct Held {
     id: Option<FileId>,
     stamp: Option<Stamp>,
     /// What was read last.
-    found: Vec<Presented>,
+    found: Vec<Item>,
     /// What counts: `found`, and until it settles also what was there before.
-    counts: Vec<Presented>,
+    counts: Vec<Item>,
     fault: Option<Fault>,
     /// The fault that the log has.
     told: Option<Fault>,
@@ -155,18 +153,17 @@ impl Scanner {
 
     /// What is to be trusted. Of several certificates with the same owner and serial number, the one in the file that sorts
     /// first.
-    pub(super) fn trusted(&mut self) -> HashMap<Key, Arc<[u8]>> {
+    pub(super) fn trusted(&mut self) -> HashMap<Name, Content> {
         self.dirty = false;
         let mut trusted = HashMap::new();
         for (name, held) in &mut self.files {
             let mut double = false;
-            for certificate in &held.counts {
-                let key = (certificate.owner().clone(), certificate.serial().clone());
-                match trusted.entry(key) {
+            for item in &held.counts {
+                match trusted.entry(item.name()) {
                     Entry::Vacant(free) => {
-                        free.insert(Arc::clone(certificate.der()));
+                        free.insert(item.content());
                     }
-                    Entry::Occupied(taken) => double |= taken.get() != certificate.der(),
+                    Entry::Occupied(taken) => double |= *taken.get() != item.content(),
                 }
             }
             if double && !held.double {
@@ -189,7 +186,7 @@ impl Listing {
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name();
-            if !is_pem(&name) {
+            if !item::is_read(name.as_bytes()) {
                 continue;
             }
             listing.links |= entry.file_type().is_ok_and(|kind| kind.is_symlink());
@@ -201,12 +198,6 @@ impl Listing {
         }
         Ok(listing)
     }
-}
-
-/// As the shell's `*.pem` has it: files that begin with a dot are other people's temporary ones.
-fn is_pem(name: &OsString) -> bool {
-    let name = name.as_bytes();
-    name.ends_with(b".pem") && !name.starts_with(b".")
 }
 
 /// Whether a name leads nowhere, itself or as a link.
@@ -247,7 +238,7 @@ impl Held {
         let in_place = self.id == Some(reading.id);
         self.id = Some(reading.id);
         self.stamp = reading.stamp;
-        self.found = reading.certificates;
+        self.found = reading.items;
         let before = std::mem::take(&mut self.counts);
         let gone = before.iter().filter(|old| in_place && !self.found.contains(old));
         self.counts = self.found.iter().chain(gone).cloned().collect();
@@ -300,6 +291,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::access::cert::Presented;
     use crate::access::dir::index::{Change, Index};
     use crate::access::testing::Tenant;
     use crate::access::trust::Trusted;
@@ -362,7 +354,7 @@ mod tests {
         fn trusted(&self, at: usize) -> Option<Trusted> {
             let certificate = &POOL[at].0;
             self.index
-                .get(certificate.owner(), certificate.serial())
+                .certificate(certificate.owner(), certificate.serial())
                 .filter(|trusted| trusted.der() == certificate.der())
         }
 
@@ -561,12 +553,13 @@ mod tests {
 
     #[test]
     fn no_more_than_so_many_certificates_are_taken_from_a_file() {
-        let many = pem(&[0; file::CERTIFICATES_MAX]);
-        let (certificates, fault) = file::parse(many.as_bytes());
-        assert_eq!((certificates.len(), fault), (file::CERTIFICATES_MAX, None));
-        let (certificates, fault) = file::parse(format!("{many}{}", POOL[1].1).as_bytes());
-        assert_eq!((certificates.len(), fault), (file::CERTIFICATES_MAX, Some(Fault::TooMany)));
-        assert!(!certificates.contains(&POOL[1].0));
+        let many = pem(&[0; item::CERTIFICATES_MAX]);
+        let (certificates, fault) = item::parse(Path::new("a.pem"), many.as_bytes());
+        assert_eq!((certificates.len(), fault), (item::CERTIFICATES_MAX, None));
+        let (certificates, fault) =
+            item::parse(Path::new("a.pem"), format!("{many}{}", POOL[1].1).as_bytes());
+        assert_eq!((certificates.len(), fault), (item::CERTIFICATES_MAX, Some(Fault::TooMany)));
+        assert!(!certificates.contains(&Item::Certificate(POOL[1].0.clone())));
     }
 
     #[test]

@@ -83,7 +83,7 @@ async fn files_are_picked_up_and_dropped() {
     fs::write(dir.path().join("more.pem"), &third.pem).unwrap();
     ends(&second_trusted).await;
     assert!(!third_trusted.withdrawn().is_cancelled());
-    assert_eq!(trust.certificates(), 1);
+    assert_eq!(trust.trusted(), 1);
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn what_is_no_pem_file_is_left_alone() {
     fs::write(dir.path().join("good.pem"), &good.pem).unwrap();
     let trust = open(dir.path()).await;
     assert!(ask(&trust, &good).await.is_some());
-    assert_eq!(trust.certificates(), 1);
+    assert_eq!(trust.trusted(), 1);
 }
 
 #[tokio::test]
@@ -249,4 +249,29 @@ async fn without_inotify_it_works_as_well() {
     let trusted = appears(&trust, &tenant).await;
     fs::remove_file(dir.path().join("tenant.pem")).unwrap();
     ends(&trusted).await;
+}
+
+#[tokio::test]
+async fn keys_of_accounts_are_picked_up_and_dropped() {
+    // Of the secret key 1.
+    let key: AccountKey =
+        "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".parse().unwrap();
+    let owner = key.address();
+    let dir = tempfile::tempdir().unwrap();
+    let trust = open(dir.path()).await;
+    assert!(matches!(trust.account(&owner).await, Ok(Verdict::Unknown)));
+    fs::write(dir.path().join("tenant.pub"), format!("{owner} {key}\n")).unwrap();
+    let wait = async {
+        loop {
+            if let Ok(Verdict::Trusted(trusted)) = trust.account(&owner).await {
+                return trusted;
+            }
+            sleep(GLANCE).await;
+        }
+    };
+    let trusted = tokio::time::timeout(PATIENCE, wait).await.expect("not picked up");
+    assert_eq!(*trusted.what(), key);
+    fs::remove_file(dir.path().join("tenant.pub")).unwrap();
+    tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled()).await.expect("not withdrawn");
+    assert!(matches!(trust.account(&owner).await, Ok(Verdict::Unknown)));
 }

@@ -15,7 +15,7 @@ use crate::model::id::{Address, Owner, ServiceName};
 const ADDRESS_CHARS: usize = 44;
 
 /// The one version of the claims.
-const VERSION: &str = "v1";
+pub(super) const VERSION: &str = "v1";
 
 const CLAIMS: [&str; 7] = ["iss", "iat", "nbf", "exp", "jti", "version", "leases"];
 const LEASES: [&str; 3] = ["access", "scope", "permissions"];

@@ -268,6 +268,16 @@ fn what_is_claimed_is_read() {
 }
 
 #[test]
+fn what_is_written_is_read_again() {
+    let mut scoped = claims();
+    scoped["leases"] = json!({"access": "scoped", "scope": ["logs", "shell"]});
+    for claims in [claims(), scoped, with_granular()] {
+        let read = of_claims(&claims.to_string()).unwrap().claims().clone();
+        assert_eq!(of_claims(&read.to_json().to_string()).unwrap().claims(), &read);
+    }
+}
+
+#[test]
 fn each_scope_is_known_by_its_word() {
     for scope in Scope::ALL {
         let mut claims = claims();

@@ -39,4 +39,7 @@ pub(in crate::config) struct LimitsArgs {
     /// How often the trust directory is looked at, should the system not tell of changes
     #[arg(long, env = "LEASEMUX_TRUST_POLL", value_name = "TIME", default_value = "5s")]
     pub(in crate::config) trust_poll: Option<String>,
+    /// Refuse a token that is valid for longer in all, from nbf to exp
+    #[arg(long, env = "LEASEMUX_TOKEN_MAX_LIFETIME", value_name = "TIME", default_value = "1h")]
+    pub(in crate::config) token_max_lifetime: Option<String>,
 }

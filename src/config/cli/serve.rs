@@ -43,7 +43,7 @@ pub(in crate::config) struct ServeArgs {
     /// A lease and the SDL file of what runs under it; LEASE is owner/dseq/gseq/oseq/provider. Repeatable
     #[arg(long, env = "LEASEMUX_LEASE", value_name = "LEASE=SDLFILE")]
     pub(in crate::config) lease: Vec<String>,
-    /// Directory of trusted tenants' certificates (*.pem); picked up and dropped while running
+    /// Directory of trusted tenants' certificates (*.pem) and account keys (*.pub); picked up and dropped while running
     #[arg(long, env = "LEASEMUX_TRUST_DIR", value_name = "DIR")]
     pub(in crate::config) trust_dir: Option<String>,
     /// Address for tenants (gRPC over mutual TLS)

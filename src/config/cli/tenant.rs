@@ -31,9 +31,11 @@ pub(in crate::config) enum IdentityCommand {
     New(IdentityNewArgs),
 }
 
-/// Make an account address, a key and a certificate, as Akash's own tools shape them
+/// Make an account, a key and a certificate, as Akash's own tools shape them
 ///
-/// Writes cert.pem, key.pem (readable only by you) and address into the directory, and overwrites nothing.
+/// Writes cert.pem and key.pem for mutual TLS, mnemonic for signing tokens (24 words of BIP-39, path m/44'/118'/0'/0/0),
+/// address, and account.pub for a gateway's trust directory. key.pem and mnemonic are readable only by you: whoever has the
+/// words has the account. Overwrites nothing.
 #[derive(Debug, Args)]
 #[command(override_usage = "leasemux identity new --dir <DIR>", after_help = IDENTITY_EXAMPLES)]
 pub(in crate::config) struct IdentityNewArgs {

@@ -81,7 +81,8 @@ async fn each_way_of_not_being_known_has_its_reason() {
     let known = || Some(scene.certificate.clone());
     let cases = [
         ("nothing", None, None, "CREDENTIALS_MISSING"),
-        ("a token", None, Some("Bearer marker"), "TOKEN_NOT_ACCEPTED"),
+        ("another scheme", None, Some("Basic marker"), "AUTHORIZATION_MALFORMED"),
+        ("no token", None, Some("Bearer marker"), "TOKEN_MALFORMED"),
         ("both", known(), Some("Bearer marker"), "CREDENTIALS_AMBIGUOUS"),
         ("both, one empty", known(), Some(""), "CREDENTIALS_AMBIGUOUS"),
         ("unknown", Some(stranger()), None, "CERTIFICATE_UNKNOWN"),

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use futures_core::future::BoxFuture;
 use hyper_util::rt::TokioIo;
+use leasemux::access::account::AccountKey;
 use leasemux::access::cert::Serial;
 use leasemux::access::gate::{Gate, Peer};
 use leasemux::access::identity::IdentityFiles;
 use leasemux::access::trust::{Trust, Trusted, Unavailable, Verdict};
+use leasemux::access::wallet::{Wallet, Words};
 use leasemux::edge::admin::Exporter;
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
@@ -26,8 +28,10 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
+use tonic::metadata::MetadataValue;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tonic_health::server::HealthReporter;
 
 use super::oracle::Received;
@@ -54,8 +58,14 @@ pub(crate) struct Gateway {
 #[derive(Debug, Default)]
 struct Everyone {
     certificates: dashmap::DashMap<Owner, Trusted>,
+    keys: dashmap::DashMap<Owner, Trusted<AccountKey>>,
     mood: watch::Sender<Mood>,
 }
+
+/// A client whose calls carry a token.
+pub(crate) type TokenClient = LeaseRpcClient<InterceptedService<Channel, Add>>;
+
+type Add = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>;
 
 /// How a trust source answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,14 +84,23 @@ impl Trust for Everyone {
         owner: &'a Owner,
         _serial: &'a Serial,
     ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+        let trusted = self.certificates.get(owner).map(|trusted| trusted.clone());
+        Box::pin(self.answer(trusted))
+    }
+
+    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+        let trusted = self.keys.get(owner).map(|trusted| trusted.clone());
+        Box::pin(self.answer(trusted))
+    }
+}
+
+impl Everyone {
+    async fn answer<T>(&self, trusted: Option<Trusted<T>>) -> Result<Verdict<T>, Unavailable> {
         let mut mood = self.mood.subscribe();
-        Box::pin(async move {
-            if *mood.wait_for(|mood| *mood != Mood::Later).await.unwrap() == Mood::Never {
-                return Err(Unavailable);
-            }
-            let trusted = self.certificates.get(owner).map(|trusted| trusted.clone());
-            Ok(trusted.map_or(Verdict::Unknown, Verdict::Trusted))
-        })
+        if *mood.wait_for(|mood| *mood != Mood::Later).await.unwrap() == Mood::Never {
+            return Err(Unavailable);
+        }
+        Ok(trusted.map_or(Verdict::Unknown, Verdict::Trusted))
     }
 }
 
@@ -175,6 +194,28 @@ impl Gateway {
         let der = chain[0].to_vec();
         self.believe(&owner, &der);
         (owner, der)
+    }
+
+    /// A fresh tenant with an account, whose tokens the gateway trusts.
+    pub(crate) fn account(&self) -> Wallet {
+        let wallet = Words::fresh().unwrap().wallet().unwrap();
+        self.trust.keys.insert(wallet.key().address(), Trusted::new(wallet.key()));
+        wallet
+    }
+
+    /// The key of the tenant's account is no longer trusted.
+    pub(crate) fn withdraw_account(&self, owner: &Owner) {
+        self.trust.keys.remove(owner).unwrap().1.withdraw();
+    }
+
+    /// A client of a caller who presents this token.
+    pub(crate) async fn client_with_token(&self, token: &str) -> TokenClient {
+        let authorization: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
+        let add: Add = Box::new(move |mut request| {
+            request.metadata_mut().insert("authorization", authorization.clone());
+            Ok(request)
+        });
+        LeaseRpcClient::with_interceptor(self.channel_of(None).await, add)
     }
 
     /// From now on this is the tenant's certificate.

@@ -1,0 +1,234 @@
+//! A tenant's account: the words that it is kept as, its secret key, and signing tokens with it.
+
+use std::fmt;
+
+use bip32::{ChildNumber, XPrv};
+use bip39::{Language, Mnemonic};
+use k256::ecdsa::signature::hazmat::PrehashSigner as _;
+use k256::ecdsa::{Signature, SigningKey};
+
+use super::account::AccountKey;
+use super::token::{Algorithm, Claims};
+
+/// From the seed to the key, as Cosmos wallets have it: `m/44'/118'/0'/0/0` (BIP-44). `true` = hardened.
+const PATH: [(u32, bool); 5] = [(44, true), (118, true), (0, true), (0, false), (0, false)];
+
+/// Bytes of randomness in a fresh mnemonic: 24 words.
+const ENTROPY_BYTES: usize = 32;
+
+/// The secret key of an account. It does not show in any output.
+pub struct Wallet(SigningKey);
+
+/// The words of an account (BIP-39, English). They are the account: whoever has them has it.
+pub struct Words(Mnemonic);
+
+/// Why words are not those of an account. It does not repeat them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("does not hold a mnemonic: 12 to 24 English words of BIP-39 whose checksum fits")]
+pub struct WordsError;
+
+// === impl Words ===
+
+impl Words {
+    /// Fresh ones, 24 of them.
+    ///
+    /// # Errors
+    /// Never, with entropy of this size.
+    pub fn fresh() -> Result<Self, WordsError> {
+        let entropy: [u8; ENTROPY_BYTES] = rand::random();
+        Mnemonic::from_entropy(&entropy).map(Self).map_err(|_| WordsError)
+    }
+
+    /// Reads words that stand apart by white space.
+    ///
+    /// # Errors
+    /// [`WordsError`] if one is not in the list, their number is another, or the checksum does not fit.
+    pub fn parse(text: &str) -> Result<Self, WordsError> {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        Mnemonic::parse_in_normalized(Language::English, &words.join(" ")).map(Self).map_err(|_| WordsError)
+    }
+
+    /// The words, with a space between them. Never for a log.
+    pub fn reveal(&self) -> String {
+        self.0.words().collect::<Vec<_>>().join(" ")
+    }
+
+    /// The account that they are, without a passphrase.
+    ///
+    /// # Errors
+    /// [`WordsError`] in a case that has a probability below 2⁻¹²⁰.
+    pub fn wallet(&self) -> Result<Wallet, WordsError> {
+        let mut key = XPrv::new(&self.0.to_seed_normalized("")).map_err(|_| WordsError)?;
+        for (index, hardened) in PATH {
+            let child = ChildNumber::new(index, hardened).map_err(|_| WordsError)?;
+            key = key.derive_child(child).map_err(|_| WordsError)?;
+        }
+        Ok(Wallet(key.private_key().clone()))
+    }
+}
+
+/// Without the words.
+impl fmt::Debug for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Words")
+    }
+}
+
+// === impl Wallet ===
+
+impl Wallet {
+    /// Its public key, which names the account.
+    pub fn key(&self) -> AccountKey {
+        AccountKey::from(self.0.verifying_key())
+    }
+
+    /// A token that claims this, signed. Its issuer must be this account, or nobody will believe it.
+    ///
+    /// # Errors
+    /// [`k256::ecdsa::Error`] in a case that has a probability below 2⁻¹²⁰.
+    pub fn sign(&self, algorithm: Algorithm, claims: &Claims) -> Result<String, k256::ecdsa::Error> {
+        let mut token = claims.unsigned(algorithm);
+        let digest = algorithm.digest(token.as_bytes(), &claims.issuer);
+        // By RFC 6979, with low s.
+        let signature: Signature = self.0.sign_prehash(&digest)?;
+        token.push('.');
+        data_encoding::BASE64URL_NOPAD.encode_append(&signature.to_bytes(), &mut token);
+        Ok(token)
+    }
+}
+
+/// Its account only.
+impl fmt::Debug for Wallet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Wallet({})", self.key().address())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::access::grants::Access;
+    use crate::access::token::Token;
+
+    /// Made by `tests/vectors/make.py`.
+    const VECTORS: &str = include_str!("../../tests/vectors/wallets.json");
+
+    #[derive(Deserialize)]
+    struct Vector {
+        mnemonic: String,
+        seed: String,
+        secret: String,
+        public: String,
+        address: String,
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        data_encoding::HEXLOWER.encode(bytes)
+    }
+
+    #[test]
+    fn words_are_the_account_that_other_software_makes_of_them() {
+        let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
+        assert!(vectors.len() > 5);
+        for vector in vectors {
+            let words = Words::parse(&vector.mnemonic).unwrap();
+            assert_eq!(hex(&words.0.to_seed_normalized("")), vector.seed);
+            let wallet = words.wallet().unwrap();
+            assert_eq!(hex(&wallet.0.to_bytes()), vector.secret);
+            assert_eq!(wallet.key().to_string(), vector.public);
+            assert_eq!(wallet.key().address().as_str(), vector.address);
+        }
+    }
+
+    /// Published with BIP-39 (`trezor/python-mnemonic`, vectors.json): entropy of zeros, passphrase "TREZOR".
+    #[test]
+    fn seeds_are_those_published_with_bip_39() {
+        let words = Words(Mnemonic::from_entropy(&[0; 32]).unwrap());
+        assert_eq!(words.reveal(), format!("{}art", "abandon ".repeat(23)));
+        assert_eq!(
+            hex(&words.0.to_seed_normalized("TREZOR")),
+            "bda85446c68413707090a52022edd26a1c9462295029f2e60cd7c4f2bbd3097170af7a4d73245cafa9c3cca8d561a7c3de6f5d4a10be8ed2a5e608d68f92fcc8"
+        );
+    }
+
+    /// Test vector 1 of BIP-32, chain m/0H/1/2H/2/1000000000.
+    #[test]
+    fn keys_are_derived_as_published_with_bip_32() {
+        let seed = data_encoding::HEXLOWER.decode(b"000102030405060708090a0b0c0d0e0f").unwrap();
+        let mut key = XPrv::new(&seed).unwrap();
+        for (index, hardened) in [(0, true), (1, false), (2, true), (2, false), (1_000_000_000, false)] {
+            key = key.derive_child(ChildNumber::new(index, hardened).unwrap()).unwrap();
+        }
+        assert_eq!(
+            hex(&key.private_key().to_bytes()),
+            "471b76e389e528d6de6d816857e012c5455051cad6660850e58372a6c3e6e7c8"
+        );
+    }
+
+    /// There are none in RFC 6979 for this curve; these, for the secret key 1 and SHA-256, are the ones that its
+    /// implementations (python-ecdsa, libsecp256k1, Trezor) share.
+    #[test]
+    fn signatures_are_deterministic_and_those_of_other_implementations() {
+        let one = {
+            let mut one = [0; 32];
+            one[31] = 1;
+            SigningKey::from_slice(&one).unwrap()
+        };
+        for (message, expected) in [
+            (
+                "Satoshi Nakamoto",
+                "934b1ea10a4b3c1757e2b0c017d0b6143ce3c9a7e6a4a49860d7a6ab210ee3d82442ce9d2b916064108014783e923ec36b49743e2ffa1c4496f01a512aafd9e5",
+            ),
+            (
+                "All those moments will be lost in time, like tears in rain. Time to die...",
+                "8600dbd41e348fe5c9465ab92d23e3db8b98b873beecd930736488696438cb6b547fe64427496db33bf66019dacbf0039c04199abb0122918601db38a72cfc21",
+            ),
+        ] {
+            let signature: Signature = one.sign_prehash(&Sha256::digest(message)).unwrap();
+            assert_eq!(hex(&signature.to_bytes()), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_mnemonic_is_refused_and_not_repeated() {
+        let good = Words::fresh().unwrap().reveal();
+        assert_eq!(good.split(' ').count(), 24);
+        Words::parse(&format!("\n{}\n", good.replace(' ', "  "))).unwrap();
+        let last = good.rsplit_once(' ').unwrap().0;
+        for bad in [
+            "",
+            "abandon",
+            last,
+            &format!("{good} abandon"),
+            &good.to_uppercase(),
+            &good.replacen(' ', " secretword ", 1),
+        ] {
+            let error = Words::parse(bad).unwrap_err();
+            assert!(!error.to_string().contains("secretword"));
+        }
+        let shown = format!("{:?} {:?}", Words::fresh().unwrap(), Words::fresh().unwrap().wallet().unwrap());
+        assert!(shown.starts_with("Words Wallet(akash1"), "{shown}");
+    }
+
+    #[test]
+    fn a_signed_token_is_read_as_what_was_claimed() {
+        let wallet = Words::fresh().unwrap().wallet().unwrap();
+        let claims = Claims {
+            issuer: wallet.key().address(),
+            issued: 1,
+            not_before: 2,
+            expires: 3,
+            access: Access::Full,
+        };
+        for algorithm in [Algorithm::Es256k, Algorithm::Es256kAdr36] {
+            let token = Token::parse(wallet.sign(algorithm, &claims).unwrap().as_bytes()).unwrap();
+            assert_eq!((token.algorithm(), token.claims()), (algorithm, &claims));
+            assert_eq!(token.check_signature(&wallet.key()), Ok(()));
+            let other = Words::fresh().unwrap().wallet().unwrap();
+            assert!(token.check_signature(&other.key()).is_err());
+        }
+    }
+}
