@@ -127,6 +127,7 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
         metrics: exporter.metrics.clone(),
     };
     let fanout = Fanout::new(world);
+    exporter.followers.set(fanout.clone());
     let gate = Gate::new(Arc::new(trust)).with_token_lifetime(limits.token_lifetime);
     let service = LeaseService::new(gate, fanout.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;

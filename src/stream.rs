@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -15,11 +16,17 @@ use tokio::time::Instant;
 use crate::access::refusal::Refusal;
 use crate::model::id::Replica;
 
+/// The number of the next stream.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 /// What others may know and say of a stream while it runs.
 #[derive(Debug)]
 pub struct StreamState {
     /// Says that the stream is to end.
     end: OnceLock<End>,
+    /// Tells it from every other stream of this process.
+    id: u64,
+    peer: OnceLock<SocketAddr>,
     opened: Instant,
     /// When HTTP/2 last took something, in milliseconds since it was opened.
     progress_ms: AtomicU64,
@@ -59,6 +66,8 @@ impl StreamState {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             end: OnceLock::new(),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            peer: OnceLock::new(),
             opened: Instant::now(),
             progress_ms: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
@@ -76,9 +85,31 @@ impl StreamState {
         self.end.get().cloned()
     }
 
+    /// Its number, by which the log and the operator's port name it. Others have others, until the process ends.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The address that it is sent to, if that is known.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer.get().copied()
+    }
+
+    /// Says so; the first word counts.
+    pub fn comes_from(&self, address: Option<SocketAddr>) {
+        if let Some(address) = address {
+            let _ = self.peer.set(address);
+        }
+    }
+
+    /// What was handed over and not taken yet, in bytes.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
     /// How long the peer has taken nothing of what it was sent; zero if it has taken everything.
     pub fn stalled(&self) -> Duration {
-        if self.held_bytes.load(Ordering::Relaxed) == 0 {
+        if self.held_bytes() == 0 {
             return Duration::ZERO;
         }
         let progress = Duration::from_millis(self.progress_ms.load(Ordering::Relaxed));

@@ -1,5 +1,5 @@
-//! The operator's port: `/metrics` for Prometheus, `/live` and `/ready` for probes. Plain HTTP; it listens on loopback unless told
-//! otherwise, since it asks nobody who they are.
+//! The operator's port: `/metrics` for Prometheus, `/live` and `/ready` for probes, `/followers` to see who lags. Plain HTTP; it
+//! listens on loopback unless told otherwise, since it asks nobody who they are, and `/followers` names tenants and their addresses.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,18 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::drain::Drain;
-use crate::model::metrics::{Kind, Metrics, catalogue};
+pub use exporter::Exporter;
+
+mod exporter;
+mod followers;
 
 /// Admin connections at once: a scraper, some probes, a person.
 const CONNECTIONS_MAX: usize = 32;
@@ -26,19 +28,14 @@ const CONNECTIONS_MAX: usize = 32;
 /// A request's headers must have arrived within this.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often samples are folded into buckets when nobody scrapes, so that they do not pile up.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
-
 /// What `Content-Type` Prometheus' text format has.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The metrics of one server: to count with, and to show.
-#[derive(Clone)]
-pub struct Exporter {
-    /// To count with.
-    pub metrics: Metrics,
-    handle: PrometheusHandle,
-}
+/// What a list for people is.
+const TEXT_TYPE: &str = "text/plain; charset=utf-8";
+
+/// What a list for programs is.
+const JSON_TYPE: &str = "application/json";
 
 /// Whether the gateway takes calls. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
@@ -50,45 +47,6 @@ pub struct Admin {
     exporter: Exporter,
     readiness: Readiness,
     drain: Drain,
-}
-
-// === impl Exporter ===
-
-impl Exporter {
-    /// All metrics, at zero.
-    ///
-    /// # Errors
-    /// None that could happen: the buckets are fixed, and not empty.
-    pub fn new() -> Result<Self, metrics_exporter_prometheus::BuildError> {
-        let mut builder = PrometheusBuilder::new();
-        for metric in catalogue::each() {
-            if let Kind::Histogram(bounds) = metric.kind {
-                builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
-            }
-        }
-        let recorder = builder.build_recorder();
-        Ok(Self { metrics: Metrics::register(&recorder), handle: recorder.handle() })
-    }
-
-    /// All metrics in Prometheus' text format.
-    pub fn render(&self) -> String {
-        self.handle.render()
-    }
-
-    /// Folds samples into buckets, for as long as it is polled; only while streams are open is there anything to do.
-    pub async fn upkeep(&self) {
-        let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
-        loop {
-            tick.tick().await;
-            self.handle.run_upkeep();
-        }
-    }
-}
-
-impl std::fmt::Debug for Exporter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Exporter")
-    }
 }
 
 // === impl Readiness ===
@@ -151,12 +109,8 @@ impl Admin {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         match request.uri().path() {
-            "/metrics" => {
-                let mut response = text(StatusCode::OK, self.exporter.render());
-                let kind = http::HeaderValue::from_static(METRICS_TYPE);
-                response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-                response
-            }
+            "/metrics" => of_type(METRICS_TYPE, self.exporter.render()),
+            "/followers" => self.followers(request.uri().query()),
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => {
                 self.drain.note_asked();
@@ -166,10 +120,25 @@ impl Admin {
                     text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
                 }
             }
-            "/" => text(StatusCode::OK, "leasemux: /metrics /live /ready\n"),
-            _ => text(StatusCode::NOT_FOUND, "not found: try /metrics, /live or /ready\n"),
+            "/" => text(StatusCode::OK, "leasemux: /metrics /followers /live /ready\n"),
+            _ => text(StatusCode::NOT_FOUND, "not found: try /metrics, /followers, /live or /ready\n"),
         }
     }
+
+    fn followers(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let followers = &self.exporter.followers;
+        match query.unwrap_or_default() {
+            "" | "format=text" => of_type(TEXT_TYPE, followers.text()),
+            "format=json" => of_type(JSON_TYPE, followers.json()),
+            _ => text(StatusCode::BAD_REQUEST, "the one parameter is format, which is text or json\n"),
+        }
+    }
+}
+
+fn of_type(kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, body);
+    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
 }
 
 fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

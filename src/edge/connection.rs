@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -15,13 +16,14 @@ use tokio::sync::Notify;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
+use super::calls::{Call, Counted};
 use super::drain::Drain;
 use super::guard::{Handoff, StreamExecutor};
 use super::response::ResponseBody;
 use super::service::{LeaseService, Method};
 use crate::access::gate::Peer;
 use crate::model::limits::{Limits, STREAM_SEND_MAX_BYTES};
-use crate::model::metrics::{GaugeGuard, Metrics};
+use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 
 /// Most bytes of headers in a request, as HTTP/2 counts them.
 const HEADERS_MAX_BYTES: u32 = 16 * 1024;
@@ -45,7 +47,8 @@ pub struct Connections {
     service: LeaseService,
     routes: Routes,
     limits: Arc<Limits>,
-    metrics: Metrics,
+    /// What is counted; also by who accepts them.
+    pub(super) metrics: Metrics,
     drain: Drain,
 }
 
@@ -54,6 +57,7 @@ struct PerConnection {
     service: LeaseService,
     routes: Routes,
     peer: Peer,
+    metrics: Metrics,
     handoff: Handoff,
     drain: Drain,
     /// Told of the first call.
@@ -74,21 +78,29 @@ impl Connections {
         Self { service, routes, limits, metrics, drain }
     }
 
-    /// Serves a connection until it ends: by itself, or when the gateway does. Dropping it cuts it off.
-    pub async fn serve(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
+    /// Serves a connection from `address`, if that is known, until it ends: by itself, or when the gateway does. Answers why.
+    /// Dropping it cuts it off.
+    pub async fn serve(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Peer,
+        address: Option<SocketAddr>,
+    ) -> ConnectionEnd {
         let _open = GaugeGuard::new(&self.metrics.connections);
         let handoff = Handoff::default();
         let executor = StreamExecutor {
             handoff: handoff.clone(),
             drain: self.drain.clone(),
+            address,
             stall: self.limits.stall,
-            stalled: self.metrics.stalled_streams.clone(),
+            metrics: self.metrics.clone(),
         };
         let called = Arc::new(Notify::new());
         let service = PerConnection {
             service: self.service.clone(),
             routes: self.routes.clone(),
             peer,
+            metrics: self.metrics.clone(),
             handoff,
             drain: self.drain.clone(),
             called: Arc::clone(&called),
@@ -111,25 +123,31 @@ impl Connections {
         tokio::select! {
             biased;
             () = called.notified() => {}
-            () = self.drain.draining() => return,
-            () = tokio::time::sleep(self.limits.handshake) => return,
-            _ = &mut connection => return,
+            () = self.drain.draining() => return ConnectionEnd::Drain,
+            () = tokio::time::sleep(self.limits.handshake) => return ConnectionEnd::Idle,
+            ended = &mut connection => return end(ended, false),
         }
         loop {
             tokio::select! {
                 biased;
-                () = self.drain.cut() => return,
+                () = self.drain.cut() => return ConnectionEnd::Cut,
                 () = self.drain.draining(), if !draining => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "connection ended");
-                    }
-                    return;
-                }
+                ended = &mut connection => return end(ended, draining),
             }
+        }
+    }
+}
+
+fn end(ended: hyper::Result<()>, draining: bool) -> ConnectionEnd {
+    match ended {
+        Ok(()) if draining => ConnectionEnd::Drain,
+        Ok(()) => ConnectionEnd::Peer,
+        Err(error) => {
+            tracing::debug!(%error, "connection ended");
+            ConnectionEnd::Error
         }
     }
 }
@@ -137,7 +155,7 @@ impl Connections {
 // === impl PerConnection ===
 
 impl Service<Request<Incoming>> for PerConnection {
-    type Response = Response<ResponseBody>;
+    type Response = Response<Counted<ResponseBody>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -145,14 +163,17 @@ impl Service<Request<Incoming>> for PerConnection {
         self.called.notify_one();
         let watched = self.handoff.begin();
         if let Some(method) = Method::of_path(request.uri().path()) {
+            let counted = Call::begin(&self.metrics, method.counted());
             let call = self.service.clone().call(method, self.peer.clone(), request, watched);
-            return Box::pin(async move { Ok(call.await) });
+            return Box::pin(async move { Ok(counted.answer(call.await)) });
         }
         if request.uri().path().starts_with(HEALTH) {
             self.drain.note_asked();
         }
         watched.watch_other(self.drain.clone());
         let call = self.routes.clone().oneshot(request.map(tonic::body::Body::new));
-        Box::pin(async move { call.await.map(|response| response.map(ResponseBody::Other)) })
+        Box::pin(async move {
+            call.await.map(|response| response.map(|body| Counted::not(ResponseBody::Other(body))))
+        })
     }
 }

@@ -4,17 +4,18 @@
 //! that nobody reads any more. The connection's executor therefore runs each stream within a guard, which can end it: first by
 //! asking its body, and if the peer does not even take that, by dropping the stream, which resets it.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
-use metrics::Counter;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
 use super::drain::Drain;
+use crate::model::metrics::Metrics;
 use crate::stream::{End, StreamState};
 
 /// How long a stream that must end may take to tell its peer: within this, and the time it takes to notice, the stream of a
@@ -43,8 +44,10 @@ struct Watch {
 pub(super) struct StreamExecutor {
     pub(super) handoff: Handoff,
     pub(super) drain: Drain,
+    /// Whose they are, if that is known.
+    pub(super) address: Option<SocketAddr>,
     pub(super) stall: Duration,
-    pub(super) stalled: Counter,
+    pub(super) metrics: Metrics,
 }
 
 pin_project! {
@@ -59,8 +62,9 @@ pin_project! {
         ending: bool,
         // Whether the timer is for its last words.
         must_end: bool,
+        address: Option<SocketAddr>,
         stall: Duration,
-        stalled: Counter,
+        metrics: Metrics,
     }
 }
 
@@ -125,8 +129,9 @@ where
             timer: None,
             ending: false,
             must_end: false,
+            address: self.address,
             stall: self.stall,
-            stalled: self.stalled.clone(),
+            metrics: self.metrics.clone(),
         };
         let drain = self.drain.clone();
         self.drain.spawn(async move {
@@ -151,6 +156,9 @@ impl<F: Future<Output = ()>> Future for Guard<F> {
             && let Poll::Ready(end) = watch.ends.as_mut().poll(cx)
         {
             *this.ending = true;
+            if let End::Refused(refusal) = end {
+                this.metrics.auth_refusals.count(refusal.reason());
+            }
             // Draining has a deadline of its own.
             if !watch.listens || matches!(end, End::Refused(_)) {
                 this.timer.set(Some(tokio::time::sleep(LAST_WORDS)));
@@ -164,6 +172,7 @@ impl<F: Future<Output = ()>> Future for Guard<F> {
         if this.watch.is_none()
             && let Some(watch) = this.watched.as_ref().and_then(Watched::take)
         {
+            watch.state.comes_from(*this.address);
             *this.watch = Some(watch);
             *this.watched = None;
             this.timer.set(Some(tokio::time::sleep(*this.stall)));
@@ -180,7 +189,7 @@ impl<F: Future<Output = ()>> Future for Guard<F> {
             let stalled = watch.state.stalled();
             if *this.must_end || stalled >= *this.stall {
                 if !*this.must_end {
-                    this.stalled.increment(1);
+                    this.metrics.stalled_streams.increment(1);
                     tracing::info!(?stalled, "stream reset: its peer takes nothing");
                 }
                 return Poll::Ready(());

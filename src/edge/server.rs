@@ -8,15 +8,17 @@ use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use super::connection::Connections;
 use super::drain::Drain;
 use super::service::SERVICE;
-use super::tls::stream;
+use super::tls::stream::{self, TlsStream};
 use crate::access::gate::Peer;
 use crate::model::limits::Limits;
+use crate::model::metrics::{ConnectionEnd, Handshake, Metrics};
 use crate::model::proto::DESCRIPTORS;
 
 /// Pause after a failed accept: most often there are no descriptors left, and there is no use in trying at once.
@@ -40,6 +42,13 @@ pub struct Server {
     pub limits: Arc<Limits>,
     /// The end.
     pub drain: Drain,
+}
+
+/// Counts a connection as taken, and however it ends as closed.
+struct Taken {
+    metrics: Metrics,
+    /// Until its end is known, it would be that it was cut off.
+    end: ConnectionEnd,
 }
 
 /// The services beside the lease service: health, and reflection in both versions that clients ask for.
@@ -105,28 +114,66 @@ impl Server {
     }
 
     async fn serve_socket(&self, socket: TcpStream, peer: SocketAddr) {
+        let mut taken = Taken::new(&self.connections.metrics);
         let _door = self.drain.door(Some(peer));
         if let Err(error) = configure(&socket) {
             tracing::debug!(%error, %peer, "setting socket options");
         }
+        let began = Instant::now();
+        let handshake = self.shake_hands(socket, peer).await;
+        let result = handshake.as_ref().err().copied().unwrap_or(Handshake::Ok);
+        let metrics = &self.connections.metrics;
+        metrics.handshakes.of(result).increment(1);
+        let io = match handshake {
+            Ok(io) => io,
+            Err(Handshake::Drain) => return taken.ended(ConnectionEnd::Drain),
+            Err(_) => return taken.ended(ConnectionEnd::Handshake),
+        };
+        metrics.handshake_time.record(began.elapsed().as_secs_f64());
+        let identity = Peer::new(io.peer_certificates());
+        taken.ended(self.connections.serve(io, identity, Some(peer)).await);
+    }
+
+    async fn shake_hands(
+        &self,
+        socket: TcpStream,
+        peer: SocketAddr,
+    ) -> Result<TlsStream<TcpStream>, Handshake> {
         let handshake = stream::accept(Arc::clone(&self.tls), socket);
-        let io = tokio::select! {
+        tokio::select! {
             biased;
-            () = self.drain.draining() => return,
+            () = self.drain.draining() => Err(Handshake::Drain),
             done = tokio::time::timeout(self.limits.handshake, handshake) => match done {
-                Ok(Ok(io)) => io,
+                Ok(Ok(io)) => Ok(io),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "TLS handshake failed");
-                    return;
+                    Err(Handshake::Failed)
                 }
                 Err(_) => {
                     tracing::debug!(%peer, "TLS handshake took too long");
-                    return;
+                    Err(Handshake::Timeout)
                 }
             },
-        };
-        let identity = Peer::new(io.peer_certificates());
-        self.connections.serve(io, identity).await;
+        }
+    }
+}
+
+// === impl Taken ===
+
+impl Taken {
+    fn new(metrics: &Metrics) -> Self {
+        metrics.connections_accepted.increment(1);
+        Self { metrics: metrics.clone(), end: ConnectionEnd::Cut }
+    }
+
+    fn ended(&mut self, end: ConnectionEnd) {
+        self.end = end;
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.metrics.connections_closed.of(self.end).increment(1);
     }
 }
 

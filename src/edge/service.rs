@@ -21,6 +21,7 @@ use crate::logs::fanout::Fanout;
 use crate::logs::permits::HistoryPermits;
 use crate::model::id::LeaseId;
 use crate::model::limits::STREAM_REPLICAS_MAX;
+use crate::model::metrics;
 use crate::model::proto::lease::ServiceRestartRequest;
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::time::LogTime;
@@ -69,6 +70,15 @@ impl Method {
             _ => None,
         }
     }
+
+    /// What its calls are counted as.
+    pub(super) fn counted(self) -> metrics::Method {
+        match self {
+            Self::Logs => metrics::Method::Logs,
+            Self::Status => metrics::Method::Status,
+            Self::Restart => metrics::Method::Restart,
+        }
+    }
 }
 
 // === impl LeaseService ===
@@ -91,10 +101,21 @@ impl LeaseService {
         match self.try_call(method, &peer, request, &watched).await {
             Ok(response) => response,
             Err(error) => {
+                self.count(&error);
                 let status = error.to_status();
                 tracing::debug!(?method, code = ?status.code(), words = status.message(), "call refused");
                 response::of_status(status)
             }
+        }
+    }
+
+    /// Counts whom and what was refused; that it was is counted with all calls.
+    fn count(&self, error: &CallError) {
+        let metrics = &self.fanout.world().metrics;
+        match error {
+            CallError::Refused(refusal) => metrics.auth_refusals.count(refusal.reason()),
+            CallError::Quota(exceeded) => metrics.quota_refusals.of(exceeded.quota).increment(1),
+            _ => {}
         }
     }
 

@@ -26,7 +26,6 @@ use super::message::Message;
 use super::permits::HistoryPermits;
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_REPLICAS_MAX, STREAM_SEND_MAX_BYTES};
-use crate::model::metrics::{GaugeGuard, Method};
 use crate::model::view::LeaseView;
 use crate::platform;
 use crate::stream::{End, Messages, StreamState};
@@ -54,7 +53,6 @@ pub struct LogsBody {
     rest: Option<Bytes>,
     state: Arc<StreamState>,
     trailers: fn(&End) -> HeaderMap,
-    _open: GaugeGuard,
 }
 
 enum Stage {
@@ -91,7 +89,6 @@ impl LogsBody {
         state: Arc<StreamState>,
         trailers: fn(&End) -> HeaderMap,
     ) -> Self {
-        let open = GaugeGuard::new(fanout.world().metrics.streams.of(Method::Logs));
         let mut body = Self {
             changes: request.extent.follows().then(|| platform::changes(view.clone())),
             request,
@@ -106,7 +103,6 @@ impl LogsBody {
             rest: None,
             state,
             trailers,
-            _open: open,
         };
         let view = Arc::clone(&body.view.borrow());
         body.look(&view, false);
@@ -137,7 +133,12 @@ impl LogsBody {
                 newcomer: newcomers,
                 replica: replica.clone(),
             };
-            self.lanes.push(Lane::new(scope, self.fanout.clone(), self.permits.clone()));
+            self.lanes.push(Lane::new(
+                scope,
+                self.fanout.clone(),
+                self.permits.clone(),
+                Arc::clone(&self.state),
+            ));
             self.known.insert(replica);
         }
     }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::lag::{LATE, Lagging};
 use super::replica::{self, Handle, Subscription, World};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::view::LeaseView;
@@ -77,6 +78,23 @@ impl Fanout {
     /// What actors, and reads beside them, know of the world.
     pub fn world(&self) -> &World {
         &self.0.world
+    }
+
+    /// Who lags now, of all followers of all actors; and the `most` worst of them.
+    pub fn lagging(&self, most: usize) -> Lagging {
+        // The registry is not held while rings are looked into.
+        let rings: Vec<_> = self
+            .0
+            .actors
+            .iter()
+            .filter_map(|actor| Some((actor.key().clone(), actor.value().ring()?)))
+            .collect();
+        let mut lagging = Lagging::default();
+        for ((lease, replica), ring) in rings {
+            ring.behind(LATE, |behind| lagging.add(most, &lease, &replica, behind));
+        }
+        lagging.keep(most);
+        lagging
     }
 
     /// Ends all actors and waits until they have ended. Who follows them is told what they had.

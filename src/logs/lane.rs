@@ -21,12 +21,14 @@ use crate::model::line::GapCause;
 use crate::model::position::{Cursor, Position};
 use crate::model::time::LogTime;
 use crate::model::view::Run;
+use crate::stream::StreamState;
 
 /// A replica being sent.
 pub struct Lane {
     scope: Scope,
     fanout: Fanout,
     permits: HistoryPermits,
+    stream: Arc<StreamState>,
     mode: Mode,
     /// Messages that go out before anything else.
     pending: VecDeque<Message>,
@@ -56,13 +58,14 @@ enum Mode {
 // === impl Lane ===
 
 impl Lane {
-    /// A lane for what `scope` says.
-    pub fn new(scope: Scope, fanout: Fanout, permits: HistoryPermits) -> Self {
+    /// A lane for what `scope` says, into `stream`.
+    pub fn new(scope: Scope, fanout: Fanout, permits: HistoryPermits, stream: Arc<StreamState>) -> Self {
         let mut lane = Self {
             at: scope.resume.clone(),
             scope,
             fanout,
             permits,
+            stream,
             mode: Mode::Ended,
             pending: VecDeque::new(),
             last_time: None,
@@ -146,7 +149,8 @@ impl Lane {
 
     /// Goes on in the ring. A follower that has not been sent a position yet is told where it stands, so that it can go on
     /// from there should it be cut off before the first line.
-    fn join(&mut self, subscription: Subscription) {
+    fn join(&mut self, mut subscription: Subscription) {
+        subscription.reader.follow_for(Arc::clone(&self.stream));
         if self.at.is_none()
             && let Some((instance, position)) = subscription.reader.position()
         {

@@ -11,6 +11,7 @@ pub mod fanout;
 pub mod follow;
 pub mod frame;
 pub mod history;
+pub mod lag;
 pub mod lane;
 pub mod message;
 pub mod permits;

@@ -18,7 +18,7 @@ use super::ring::Ring;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
 use crate::model::line::{GapCause, LineBatch, SourceGap};
-use crate::model::metrics::{GaugeGuard, Metrics, PlatformName, Read};
+use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName, Read};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
@@ -65,6 +65,8 @@ struct Actor {
     /// Nothing leaves before this, but full chunks.
     paced_until: Instant,
     failures: u32,
+    /// What it would have to say if it ended now.
+    end: ActorEnd,
     /// The reason last told for why nothing runs, so that it is told once.
     waiting_for: Option<String>,
 }
@@ -90,7 +92,7 @@ enum Turn {
     Due,
     Source(Answer),
     Left,
-    Stop,
+    End(ActorEnd),
 }
 
 /// Makes an actor: its handle, and its life, which is for the caller to run. `id` tells it from every other actor.
@@ -103,7 +105,9 @@ pub fn new(
     cancel: CancellationToken,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
-    let ring = Ring::new(replica.clone(), world.limits.ring_max_bytes, &world.metrics);
+    world.metrics.actor_starts.increment(1);
+    let ring = Arc::new(Ring::new(replica.clone(), world.limits.ring_max_bytes, &world.metrics));
+    let handle = Handle { mailbox: sender, ring: Arc::downgrade(&ring), id };
     let mut actor = Actor {
         world,
         lease,
@@ -112,16 +116,17 @@ pub fn new(
         view_is_closed: false,
         mailbox,
         followers: Arc::default(),
-        ring: Arc::new(ring),
+        ring,
         run: None,
         source: Source::Idle,
         chunks: Vec::new(),
         due: None,
         paced_until: Instant::now(),
         failures: 0,
+        end: ActorEnd::Aborted,
         waiting_for: None,
     };
-    (Handle { mailbox: sender, id }, async move { actor.run(cancel).await })
+    (handle, async move { actor.run(cancel).await })
 }
 
 // === impl World ===
@@ -154,13 +159,13 @@ impl Actor {
             let unfollowed = self.followers.is_empty();
             let turn = tokio::select! {
                 biased;
-                () = cancel.cancelled() => Turn::Stop,
+                () = cancel.cancelled() => Turn::End(ActorEnd::Stopped),
                 Some(subscribe) = self.mailbox.recv() => Turn::Subscribe(subscribe),
                 changed = self.view.changed(), if !self.view_is_closed => Turn::View(changed.is_ok()),
                 () = &mut due, if waits => Turn::Due,
                 read = self.source.next() => Turn::Source(read),
                 () = self.followers.left() => Turn::Left,
-                () = &mut idle, if unfollowed => Turn::Stop,
+                () = &mut idle, if unfollowed => Turn::End(ActorEnd::Idle),
             };
             match turn {
                 Turn::Subscribe(subscribe) => self.subscribe(subscribe),
@@ -172,16 +177,20 @@ impl Actor {
                 Turn::Due => self.flush(),
                 Turn::Source(read) => self.read(read),
                 Turn::Left => reset(&mut idle, self.world.limits.actor_idle),
-                Turn::Stop => break,
+                Turn::End(end) => {
+                    self.end = end;
+                    break;
+                }
             }
             if self.is_gone() {
+                self.end = ActorEnd::Gone;
                 break;
             }
         }
         // Who has asked already gets no answer, and asks for another actor.
         self.mailbox.close();
         self.flush();
-        tracing::debug!(lease = %self.lease, replica = %self.replica, "actor ended");
+        tracing::debug!(lease = %self.lease, replica = %self.replica, end = ?self.end, "actor ended");
     }
 
     fn subscribe(&mut self, subscribe: Subscribe) {
@@ -406,6 +415,7 @@ impl Actor {
 
 impl Drop for Actor {
     fn drop(&mut self) {
+        self.world.metrics.actor_ends.of(self.end).increment(1);
         self.ring.close();
     }
 }

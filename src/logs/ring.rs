@@ -22,11 +22,14 @@ use crate::model::metrics::Metrics;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 pub use reader::{Join, Reader, Taken};
+use standing::Standing;
+pub use standing::{Amount, Behind};
 
 /// What an entry costs beside its bytes: the entry itself and its place in the ring, rounded up.
 const ENTRY_OVERHEAD_BYTES: usize = 256;
 
 mod reader;
+mod standing;
 
 /// The ring of one replica.
 pub struct Ring {
@@ -35,6 +38,8 @@ pub struct Ring {
     /// Counts messages encoded.
     encoded: Counter,
     state: Mutex<State>,
+    /// Where those who follow live stand. Locked before the state, if both are, and never by who takes or puts in.
+    standings: Mutex<Slab<Arc<Standing>>>,
 }
 
 /// Something that was sent.
@@ -206,7 +211,13 @@ impl Ring {
             gauge: metrics.ring_bytes.clone(),
             gauged: 0,
         };
-        Self { replica, max_bytes, encoded: metrics.frames_encoded.clone(), state: Mutex::new(state) }
+        Self {
+            replica,
+            max_bytes,
+            encoded: metrics.frames_encoded.clone(),
+            state: Mutex::new(state),
+            standings: Mutex::default(),
+        }
     }
 
     /// Says where the log stands that will be read, before its first line.

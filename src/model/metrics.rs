@@ -12,11 +12,12 @@ use std::sync::Arc;
 use metrics::{Counter, Gauge, Histogram, Recorder};
 
 use super::line::GapCause;
+use super::quota::Quota;
 use catalogue as all;
 pub use declare::{Declaration, Group, Kind, LabelSet, LabelValue, Labels, Unit};
 pub use labels::{
-    ActorEnd, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName, Quota, Read,
-    Restarted, SourceError,
+    ActorEnd, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName, Read, Restarted,
+    SourceError,
 };
 use register::Registrar;
 

@@ -12,6 +12,7 @@ mod ending;
 mod gateway;
 mod local;
 mod logs;
+mod metrics;
 mod random;
 mod secure;
 mod status;

@@ -1,18 +1,19 @@
 //! An actor from outside: asking it for a place in its ring, and being the reason for it to live.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use metrics::Gauge;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::logs::ring::Reader;
+use crate::logs::ring::{Reader, Ring};
 use crate::model::metrics::GaugeGuard;
 
 /// A running actor, as its registry knows it. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(super) mailbox: mpsc::Sender<Subscribe>,
+    pub(super) ring: Weak<Ring>,
     pub(super) id: u64,
 }
 
@@ -51,6 +52,11 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.mailbox.send(Subscribe { reply }).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Its ring, if it is still there.
+    pub fn ring(&self) -> Option<Arc<Ring>> {
+        self.ring.upgrade()
     }
 
     /// Whether both are the same actor.

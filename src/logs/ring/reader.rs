@@ -4,10 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::standing::Standing;
 use super::{Adjacent, Entry, Kind, Ring, State, Totals};
 use crate::logs::chunk::Chunk;
 use crate::model::id::Instance;
 use crate::model::position::Position;
+use crate::stream::StreamState;
 
 /// A new reader comes in only where at most this share of the ring lies ahead of it, so that it is not overtaken at once.
 const JOIN_SHARE: (usize, usize) = (3, 4);
@@ -23,6 +25,8 @@ pub struct Reader {
     seen: Totals,
     /// How often the ring had moved at the last look.
     moves: u64,
+    /// Where others see that it stands, once it follows live.
+    standing: Option<(usize, Arc<Standing>)>,
 }
 
 /// What a reader got.
@@ -60,7 +64,26 @@ pub enum Join {
 
 impl Reader {
     pub(super) fn new(ring: Arc<Ring>, place: usize, next: u64, seen: Totals) -> Self {
-        Self { ring, place, next, seen, moves: 0 }
+        Self { ring, place, next, seen, moves: 0, standing: None }
+    }
+
+    /// From now on others may see how far it is behind, and that it does so for `stream`.
+    pub fn follow_for(&mut self, stream: Arc<StreamState>) {
+        self.unfollow();
+        self.standing = Some(self.ring.stand(stream, self.next, self.seen));
+    }
+
+    fn unfollow(&mut self) {
+        if let Some((place, _)) = self.standing.take() {
+            self.ring.leave(place);
+        }
+    }
+
+    /// It has moved.
+    fn moved(&self) {
+        if let Some((_, standing)) = &self.standing {
+            standing.write(self.next, self.seen);
+        }
     }
 
     /// The ring it reads.
@@ -100,6 +123,8 @@ impl Reader {
                     };
                     self.next = state.first + index as u64;
                     self.seen = next.before;
+                    drop(state);
+                    self.moved();
                     Poll::Ready(lagged)
                 }
                 None if state.closed => Poll::Ready(Taken::Closed),
@@ -107,9 +132,12 @@ impl Reader {
             };
         }
         if let Some(entry) = state.get(self.next) {
+            let entry = Arc::clone(entry);
+            drop(state);
             self.next += 1;
             self.seen = entry.after();
-            return Poll::Ready(Taken::Entry(Arc::clone(entry)));
+            self.moved();
+            return Poll::Ready(Taken::Entry(entry));
         }
         if state.closed {
             return Poll::Ready(Taken::Closed);
@@ -238,6 +266,7 @@ impl fmt::Debug for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
+        self.unfollow();
         self.ring.lock().waiting.remove(self.place);
     }
 }

@@ -2,10 +2,11 @@
 
 use super::declare::{Declaration, Group, Kind, LabelSet, Labels, Unit};
 use super::labels::{
-    ActorEnd, BUILD, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName, Quota,
+    ActorEnd, BUILD, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName,
     REFUSAL_REASONS, Read, Restarted, SourceError,
 };
 use crate::model::line::GapCause;
+use crate::model::quota::Quota;
 
 /// From the pace of a lone line to a follower that is close to being dropped.
 const DELAY_BUCKETS_SECONDS: &[f64] =
@@ -139,7 +140,7 @@ pub(super) const FOLLOWERS: Declaration = gauge(
 pub(super) const FOLLOWERS_LAGGING: Declaration = gauge(
     "leasemux_followers_lagging",
     &[],
-    "Followers for whom lines have waited for more than a second, or were overwritten before they were taken; looked up at each scrape",
+    "Followers for whom lines have waited for more than a second, or were overwritten before they were taken, or whose peer took nothing for as long; looked up at each scrape",
     "More than a few for minutes. `/followers` on the admin port names them. One or two are slow tenants; many at once are the gateway's own network or processor.",
 );
 

@@ -1,6 +1,7 @@
 //! The labels, and the values that each can have.
 
 use super::declare::{LabelSet, LabelValue, label};
+use crate::model::quota::Quota;
 
 label! {
     /// Whether lines were read for all followers of a replica, or for one who asked for older ones.
@@ -123,20 +124,6 @@ label! {
 }
 
 label! {
-    /// What a caller may have only so much of.
-    pub enum Quota as "quota" {
-        /// Streams of all callers.
-        Streams = "streams",
-        /// Streams of one owner.
-        StreamsPerOwner = "streams_per_owner",
-        /// Replicas that one stream follows.
-        ReplicasPerStream = "replicas_per_stream",
-        /// Restarts of one lease within an hour.
-        RestartsPerLease = "restarts_per_lease",
-    }
-}
-
-label! {
     /// Why a connection was turned away before it could make a call.
     pub enum ConnectionRefusal as "reason" {
         /// There are as many connections as there may be.
@@ -180,7 +167,8 @@ label! {
     }
 }
 
-/// The reasons for which callers are turned away, which are those of `access::refusal` and held against it by a test there.
+/// The reasons for which callers are turned away: those of `access::refusal`, which this room may not know. A test holds them
+/// together.
 pub const REFUSAL_REASONS: LabelSet = LabelSet {
     name: "reason",
     values: &[
@@ -203,8 +191,51 @@ pub const REFUSAL_REASONS: LabelSet = LabelSet {
         "CERTIFICATE_UNKNOWN",
         "CERTIFICATE_DIFFERS",
         "CERTIFICATE_WITHDRAWN",
+        "AUTHORIZATION_MALFORMED",
+        "TOKEN_TOO_LONG",
+        "TOKEN_MALFORMED",
+        "TOKEN_HEADER",
+        "TOKEN_ALGORITHM",
+        "TOKEN_SIGNATURE_FORM",
+        "TOKEN_SIGNATURE_HIGH_S",
+        "TOKEN_CLAIMS_MALFORMED",
+        "TOKEN_MEMBER_TWICE",
+        "TOKEN_MEMBER_UNKNOWN",
+        "TOKEN_MEMBER_MISSING",
+        "TOKEN_MEMBER_MISPLACED",
+        "TOKEN_MEMBER_TYPE",
+        "TOKEN_ISSUER",
+        "TOKEN_VERSION",
+        "TOKEN_ID",
+        "TOKEN_TIME",
+        "TOKEN_ACCESS",
+        "TOKEN_SCOPE_EMPTY",
+        "TOKEN_SCOPE_UNKNOWN",
+        "TOKEN_SCOPE_TWICE",
+        "TOKEN_PERMISSIONS_EMPTY",
+        "TOKEN_PROVIDER",
+        "TOKEN_PROVIDER_TWICE",
+        "TOKEN_DEPLOYMENTS_EMPTY",
+        "TOKEN_DSEQ",
+        "TOKEN_SEQUENCE",
+        "TOKEN_OSEQ",
+        "TOKEN_SERVICES_EMPTY",
+        "TOKEN_SERVICE",
+        "TOKEN_SERVICE_TWICE",
+        "TOKEN_NOT_YET_VALID",
+        "TOKEN_EXPIRED",
+        "TOKEN_LIFETIME",
+        "ACCOUNT_UNKNOWN",
+        "ACCOUNT_KEYLESS",
+        "ACCOUNT_MULTISIG",
+        "ACCOUNT_KEY_KIND",
+        "TOKEN_SIGNATURE",
+        "ACCOUNT_WITHDRAWN",
         "TRUST_UNAVAILABLE",
         "LEASE_NOT_YOURS",
+        "LEASE_NOT_GRANTED",
+        "SCOPE_NOT_GRANTED",
+        "SERVICE_NOT_GRANTED",
     ],
 };
 
@@ -214,6 +245,25 @@ pub const BUILD: [LabelSet; 3] = [
     LabelSet { name: "revision", values: &[] },
     LabelSet { name: "rustc", values: &[] },
 ];
+
+impl LabelValue for Quota {
+    const SET: LabelSet = LabelSet { name: "quota", values: &QUOTAS };
+
+    fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// The names of all quotas.
+const QUOTAS: [&str; Quota::ALL.len()] = {
+    let mut names = [""; Quota::ALL.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = Quota::ALL[at].label();
+        at += 1;
+    }
+    names
+};
 
 // === impl Code ===
 

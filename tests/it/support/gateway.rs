@@ -16,6 +16,7 @@ use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::logs::fanout::Fanout;
+use leasemux::logs::lag::Lagging;
 use leasemux::logs::replica::World as Surroundings;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
@@ -140,6 +141,7 @@ impl Gateway {
             metrics: exporter.metrics.clone(),
         };
         let fanout = Fanout::new(surroundings);
+        exporter.followers.set(fanout.clone());
         let drain = Drain::default();
         let gate = Gate::new(believed);
         let service = LeaseService::new(gate, fanout, drain.clone());
@@ -182,7 +184,7 @@ impl Gateway {
         let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
         let peer = Peer::new(chain.as_deref());
         let connections = self.connections.clone();
-        self.drain.spawn(async move { connections.serve(ours, peer).await });
+        self.drain.spawn(async move { _ = connections.serve(ours, peer, None).await });
         theirs
     }
 
@@ -254,9 +256,19 @@ impl Gateway {
         tokio::time::timeout(patience, wait).await.expect("the condition holds at last");
     }
 
+    /// Everything that an operator's Prometheus would be told.
+    pub(crate) fn metrics(&self) -> String {
+        self.exporter.render()
+    }
+
+    /// Who lags now, and the worst of them.
+    pub(crate) fn lagging(&self, most: usize) -> Lagging {
+        self.exporter.followers.lagging(most)
+    }
+
     /// The present value of a metric, by name and labels as Prometheus writes them.
     pub(crate) fn metric(&self, series: &str) -> u64 {
-        let text = self.exporter.render();
+        let text = self.metrics();
         let line =
             text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         let line = line.unwrap_or_else(|| panic!("no {series} in\n{text}"));

@@ -1,0 +1,88 @@
+//! The metrics of one server: to count with, and to show.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::followers::Followers;
+use crate::host::process::{self, Usage};
+use crate::model::metrics::{Kind, Metrics, catalogue};
+
+/// How often samples are folded into buckets when nobody scrapes, so that they do not pile up.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The metrics of one server. Cloning is cheap.
+#[derive(Clone)]
+pub struct Exporter {
+    /// To count with.
+    pub metrics: Metrics,
+    /// Whose lag is looked up when somebody asks.
+    pub followers: Followers,
+    handle: PrometheusHandle,
+}
+
+// === impl Exporter ===
+
+impl Exporter {
+    /// All metrics, at zero.
+    ///
+    /// # Errors
+    /// None that could happen: the buckets are fixed, and not empty.
+    pub fn new() -> Result<Self, BuildError> {
+        let mut builder = PrometheusBuilder::new();
+        for metric in catalogue::each() {
+            if let Kind::Histogram(bounds) = metric.kind {
+                builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
+            }
+        }
+        let recorder = builder.build_recorder();
+        let metrics = Metrics::register(&recorder);
+        Ok(Self { metrics, followers: Followers::default(), handle: recorder.handle() })
+    }
+
+    /// All metrics in Prometheus' text format. What is not counted but looked up is looked up now.
+    pub fn render(&self) -> String {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        self.metrics.followers_lagging.set(self.followers.lagging(0).total as f64);
+        let usage = process::usage().ok();
+        if let Some(usage) = &usage {
+            self.set(usage);
+        }
+        let mut text = self.handle.render();
+        if let Some(usage) = usage {
+            let metric = &catalogue::PROCESS_CPU;
+            let (name, help, kind) = (metric.name, metric.help, metric.kind.word());
+            // Writing to a string does not fail.
+            let _ =
+                writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {}", usage.cpu_seconds);
+        }
+        text
+    }
+
+    /// Folds samples into buckets, for as long as it is polled; only while streams are open is there anything to do.
+    pub async fn upkeep(&self) {
+        let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
+        loop {
+            tick.tick().await;
+            self.handle.run_upkeep();
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52, or as good as infinite")]
+    fn set(&self, usage: &Usage) {
+        let process = &self.metrics.process;
+        process.resident.set(usage.resident_bytes as f64);
+        process.virtual_memory.set(usage.virtual_bytes as f64);
+        process.open_files.set(usage.open_files as f64);
+        process.max_files.set(usage.max_files.map_or(f64::INFINITY, |max| max as f64));
+        process.threads.set(usage.threads as f64);
+        process.start_time.set(usage.started_seconds);
+    }
+}
+
+impl std::fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Exporter")
+    }
+}

@@ -1,0 +1,165 @@
+//! `/followers`: who lags now. Metrics may not name anybody; this list does, for the operator.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::logs::fanout::Fanout;
+use crate::logs::lag::{Laggard, Lagging};
+
+/// Most rows that are shown: more than a person reads, and some hundred kilobytes.
+const ROWS_MAX: usize = 1_000;
+
+/// Whose lag is looked up: nobody's, until there is somebody to follow. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub struct Followers(Arc<OnceLock<Fanout>>);
+
+/// The list, for programs. Members may be added, and none is taken away.
+#[derive(Debug, Serialize)]
+struct List<'a> {
+    /// How many lag.
+    lagging: usize,
+    /// How many of them are not in the list.
+    left_out: usize,
+    followers: Vec<Row<'a>>,
+}
+
+/// One follower of one replica.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    owner: &'a str,
+    lease: String,
+    replica: String,
+    stream: u64,
+    peer: Option<String>,
+    /// Entries, lines and bytes that it has not taken yet, those lost included.
+    behind_entries: u64,
+    behind_lines: u64,
+    behind_bytes: u64,
+    /// What was overwritten before it took it, of that.
+    lost_lines: u64,
+    lost_bytes: u64,
+    /// What its stream has handed to HTTP/2, and its peer does not take.
+    unsent_bytes: u64,
+    /// How long the oldest of what it has not taken has waited.
+    waiting_seconds: f64,
+    /// How long its peer has taken nothing of what it was sent.
+    stalled_seconds: f64,
+}
+
+/// What stands above the columns.
+const HEADINGS: [&str; 11] = [
+    "WAITING",
+    "STALLED",
+    "UNSENT",
+    "ENTRIES",
+    "LINES",
+    "BYTES",
+    "LOST LINES",
+    "STREAM",
+    "PEER",
+    "REPLICA",
+    "LEASE",
+];
+
+/// How many columns, from the left, hold numbers.
+const NUMBERS: usize = 8;
+
+// === impl Followers ===
+
+impl Followers {
+    /// From now on those of `fanout`. The first word counts.
+    pub fn set(&self, fanout: Fanout) {
+        let _ = self.0.set(fanout);
+    }
+
+    /// Who lags now, and the `most` worst of them.
+    pub fn lagging(&self, most: usize) -> Lagging {
+        self.0.get().map(|fanout| fanout.lagging(most)).unwrap_or_default()
+    }
+
+    /// The list for people, in columns.
+    pub(super) fn text(&self) -> String {
+        table(&self.lagging(ROWS_MAX))
+    }
+
+    /// The list for programs.
+    pub(super) fn json(&self) -> String {
+        json(&self.lagging(ROWS_MAX))
+    }
+}
+
+fn json(lagging: &Lagging) -> String {
+    let followers: Vec<_> = lagging.worst.iter().map(Row::of).collect();
+    let list = List { lagging: lagging.total, left_out: lagging.total - followers.len(), followers };
+    // Numbers and strings: nothing that JSON could not hold.
+    serde_json::to_string(&list).unwrap_or_default() + "\n"
+}
+
+fn table(lagging: &Lagging) -> String {
+    if lagging.total == 0 {
+        return "nobody lags\n".to_owned();
+    }
+    let mut lines = vec![HEADINGS.map(str::to_owned)];
+    lines.extend(lagging.worst.iter().map(columns));
+    let widths: Vec<usize> =
+        (0..HEADINGS.len()).map(|at| lines.iter().map(|line| line[at].len()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let padded = line.iter().zip(&widths).enumerate().map(|(at, (cell, width))| {
+            if at < NUMBERS { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        text.push_str(padded.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    let left_out = lagging.total - lagging.worst.len();
+    if left_out > 0 {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "and {left_out} more, who lag less");
+    }
+    text
+}
+
+fn columns(laggard: &Laggard) -> [String; HEADINGS.len()] {
+    [
+        time(laggard.waiting),
+        time(laggard.stalled),
+        laggard.unsent_bytes.to_string(),
+        laggard.behind.entries.to_string(),
+        laggard.behind.lines.to_string(),
+        laggard.behind.bytes.to_string(),
+        laggard.lost.lines.to_string(),
+        laggard.stream.to_string(),
+        laggard.peer.map_or_else(|| "-".to_owned(), |peer| peer.to_string()),
+        laggard.replica.to_string(),
+        laggard.lease.to_string(),
+    ]
+}
+
+fn time(time: Duration) -> String {
+    format!("{:.1}s", time.as_secs_f64())
+}
+
+// === impl Row ===
+
+impl<'a> Row<'a> {
+    fn of(laggard: &'a Laggard) -> Self {
+        Self {
+            owner: laggard.lease.owner().as_str(),
+            lease: laggard.lease.to_string(),
+            replica: laggard.replica.to_string(),
+            stream: laggard.stream,
+            peer: laggard.peer.map(|peer| peer.to_string()),
+            behind_entries: laggard.behind.entries,
+            behind_lines: laggard.behind.lines,
+            behind_bytes: laggard.behind.bytes,
+            lost_lines: laggard.lost.lines,
+            lost_bytes: laggard.lost.bytes,
+            unsent_bytes: laggard.unsent_bytes,
+            waiting_seconds: laggard.waiting.as_secs_f64(),
+            stalled_seconds: laggard.stalled.as_secs_f64(),
+        }
+    }
+}

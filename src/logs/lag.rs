@@ -1,0 +1,78 @@
+//! Who lags now: looked up in the rings when somebody asks, so that it costs nothing while nobody does.
+
+use std::cmp::Reverse;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::ring::{Amount, Behind};
+use crate::model::id::{LeaseId, Replica};
+
+/// A follower lags once lines have waited for it for this long, or were overwritten before it took them, or its peer has taken
+/// nothing of what it was sent for this long. Within it, a healthy one over a long way is a few round trips behind, and no more.
+pub const LATE: Duration = Duration::from_secs(1);
+
+/// A follower of one replica that lags.
+#[derive(Clone, Debug)]
+pub struct Laggard {
+    /// Of which lease.
+    pub lease: LeaseId,
+    /// Of which replica.
+    pub replica: Replica,
+    /// The number of its stream.
+    pub stream: u64,
+    /// Where that is sent to, if it is known.
+    pub peer: Option<SocketAddr>,
+    /// What it has not taken.
+    pub behind: Amount,
+    /// What of that was overwritten, and will be reported to it as missing.
+    pub lost: Amount,
+    /// How long the oldest entry that is held and that it has not taken has been there, or its peer has taken nothing if that is
+    /// longer.
+    pub waiting: Duration,
+    /// What its stream has handed to HTTP/2, and its peer does not take, in bytes of messages.
+    pub unsent_bytes: u64,
+    /// How long its peer has taken nothing of what it was sent; zero if it has taken everything.
+    pub stalled: Duration,
+}
+
+/// Those who lag.
+#[derive(Clone, Debug, Default)]
+pub struct Lagging {
+    /// How many there are.
+    pub total: usize,
+    /// The worst of them: who has waited longest comes first, and of those who waited equally long, who is most bytes behind.
+    pub worst: Vec<Laggard>,
+}
+
+// === impl Lagging ===
+
+impl Lagging {
+    /// One more, of whom only the `most` worst are kept.
+    pub(super) fn add(&mut self, most: usize, lease: &LeaseId, replica: &Replica, behind: Behind) {
+        self.total += 1;
+        if most == 0 {
+            return;
+        }
+        self.worst.push(Laggard {
+            lease: lease.clone(),
+            replica: replica.clone(),
+            stream: behind.stream.id(),
+            peer: behind.stream.peer(),
+            behind: behind.behind,
+            lost: behind.lost,
+            waiting: behind.waiting,
+            unsent_bytes: behind.stream.held_bytes(),
+            stalled: behind.stream.stalled(),
+        });
+        // Seldom enough that it costs little for each, often enough that the memory is bounded.
+        if self.worst.len() >= most.saturating_mul(2) {
+            self.keep(most);
+        }
+    }
+
+    /// Keeps the `most` worst, in order.
+    pub(super) fn keep(&mut self, most: usize) {
+        self.worst.sort_by_key(|laggard| Reverse((laggard.waiting, laggard.behind.bytes)));
+        self.worst.truncate(most);
+    }
+}
