@@ -19,7 +19,6 @@ use crate::edge::drain::Drain;
 use crate::edge::server::{self, Server};
 use crate::edge::service::LeaseService;
 use crate::edge::tls;
-use crate::host::files;
 use crate::host::notify::Notifier;
 use crate::logs::fanout::Fanout;
 use crate::logs::replica::World;
@@ -30,13 +29,11 @@ use crate::platform::{self, Platform as _};
 
 mod check;
 mod end;
+mod files;
 
 pub use self::check::PROBES;
 
 use self::end::{Running, Stops};
-
-/// Files that the gateway has open beside connections: logs that are written and read, pipes of services, listeners.
-const FILES_BESIDE: u64 = 2_048;
 
 /// Why a gateway cannot run. The text is for the operator and names the flag or file.
 #[derive(Debug, thiserror::Error)]
@@ -100,9 +97,9 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     Ok(())
 }
 
-async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
+async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
-    allow_connections(config.limits.connections);
+    files::allow(&mut config.limits);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
     let pair = pair(&config, &notifier, &exporter)?;
@@ -120,6 +117,7 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     drain.spawn_beside(admin.serve(admin_listener));
 
     let platform = LocalPlatform::start(local_config(&config, leases), notifier)?;
+    let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
     let world = World {
         platform: Arc::clone(&platform) as Arc<dyn platform::Platform>,
@@ -134,7 +132,8 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let connections =
         Connections::new(service, routes, Arc::clone(&limits), exporter.metrics.clone(), drain.clone());
     let tls = Arc::new(tls::server_config_of(Arc::new(pair))?);
-    let server = Server { connections, tls, limits: Arc::clone(&limits), drain: drain.clone() };
+    let server =
+        Server { connections, tls, limits: Arc::clone(&limits), trusted_proxies, drain: drain.clone() };
     drain.spawn(server.serve(listener));
     server::report_health(&health, true).await;
     readiness.set(true);
@@ -153,19 +152,6 @@ async fn start(config: ServeConfig) -> Result<(Running, String), ServeError> {
     let (gateway, admin) = addresses;
     tracing::info!(%gateway, %admin, platform = running.platform.name(), "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
-}
-
-/// Lets the process have as many files open as there may be connections, or says that it cannot.
-fn allow_connections(connections: usize) {
-    let needed = connections as u64 + FILES_BESIDE;
-    if files::allow(needed).is_err() {
-        let allowed = files::allow_most();
-        tracing::warn!(
-            needed,
-            allowed,
-            "the system allows fewer open files than --max-connections needs (ulimit -n): connections beyond that wait"
-        );
-    }
 }
 
 /// What the gateway presents to clients, kept like its files.

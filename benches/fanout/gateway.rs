@@ -76,14 +76,19 @@ pub(crate) fn serve(listeners: Listeners, dir: &Path, pace: Duration) -> Result<
 
         let exporter = Exporter::new()?;
         let metrics = exporter.metrics.clone();
-        let limits = Arc::new(Limits { pace, ..Limits::default() });
+        // One tenant, at one address, has as many streams and connections as are measured.
+        let mut limits = Limits { pace, ..Limits::default() };
+        limits.connection.max_per_peer = limits.connection.max;
+        limits.quota.streams_per_owner = limits.quota.streams;
+        let limits = Arc::new(limits);
         let world =
             World { platform: Arc::new(source), limits: Arc::clone(&limits), metrics: metrics.clone() };
         let drain = Drain::default();
         let service = LeaseService::new(Gate::new(Arc::new(tenant)), Fanout::new(world), drain.clone());
         let (routes, _health) = server::routes()?;
         let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
-        let server = Server { connections, tls: listeners.tls, limits, drain };
+        let server =
+            Server { connections, tls: listeners.tls, limits, trusted_proxies: Arc::default(), drain };
         tokio::select! {
             () = server.serve(followers) => {}
             () = exporter.upkeep() => {}

@@ -8,13 +8,17 @@
 use clap::{Parser, Subcommand};
 
 mod client;
+mod connections;
 mod limits;
+mod quotas;
 mod serve;
 mod shell;
 mod tenant;
 
 pub(super) use self::client::{ChoiceArgs, LogsArgs, TargetArgs};
+pub(super) use self::connections::ConnectionArgs;
 pub(super) use self::limits::LimitsArgs;
+pub(super) use self::quotas::QuotaArgs;
 pub(super) use self::serve::{ServeArgs, StoreArgs};
 pub(super) use self::shell::{CompletionsArgs, ManArgs};
 pub(super) use self::tenant::{DemoArgs, IdentityArgs, IdentityCommand, IdentityNewArgs};

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use super::cli::LimitsArgs;
+use super::cli::{ConnectionArgs, LimitsArgs, QuotaArgs};
 use super::faults::Reader;
-use super::value::{duration, number, size};
+use super::value::{duration, size};
 use crate::model::limits::{CHUNK_MAX_BYTES, Limits};
+
+mod connection;
+mod quota;
 
 /// Smallest ring: some chunks, or every burst would be a loss.
 const RING_MIN_BYTES: u64 = 4 * CHUNK_MAX_BYTES as u64;
@@ -25,13 +28,12 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Shortest lifetime of tokens: they count in whole seconds.
 const TOKEN_LIFETIME_MIN: Duration = Duration::from_secs(1);
 
-/// Most history reads and streams of one connection.
-const READS_MAX: usize = 65_536;
-
-/// Most connections: as many as a process may have files, generously.
-const CONNECTIONS_MAX: usize = 1 << 20;
-
-pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits> {
+pub(super) fn resolve(
+    args: &LimitsArgs,
+    connections: &ConnectionArgs,
+    quotas: &QuotaArgs,
+    read: &mut Reader<'_>,
+) -> Option<Limits> {
     let timeout = || duration(TIMEOUT_MIN..=TIMEOUT_MAX);
     let ring = size(RING_MIN_BYTES..=RING_MAX_BYTES);
     let ring_max_bytes = read.one("ring_max_bytes", args.ring_max_bytes.as_ref(), ring);
@@ -39,11 +41,6 @@ pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits
     let idle = duration(Duration::ZERO..=TIMEOUT_MAX);
     let actor_idle = read.one("actor_idle", args.actor_idle.as_ref(), idle);
     let stall = read.one("stall_timeout", args.stall_timeout.as_ref(), timeout());
-    let history_reads = read.one("history_reads", args.history_reads.as_ref(), number(1..=READS_MAX));
-    let connections = read.one("max_connections", args.max_connections.as_ref(), number(1..=CONNECTIONS_MAX));
-    let streams = args.streams_per_connection.as_ref();
-    let streams_per_connection = read.one("streams_per_connection", streams, number(1..=65_536));
-    let handshake = read.one("handshake_timeout", args.handshake_timeout.as_ref(), timeout());
     let lame_duck = duration(Duration::ZERO..=TIMEOUT_MAX);
     let lame_duck = read.one("lame_duck", args.lame_duck.as_ref(), lame_duck);
     let drain = duration(Duration::ZERO..=TIMEOUT_MAX);
@@ -51,18 +48,18 @@ pub(super) fn resolve(args: &LimitsArgs, read: &mut Reader<'_>) -> Option<Limits
     let trust_poll = read.one("trust_poll", args.trust_poll.as_ref(), timeout());
     let token = duration(TOKEN_LIFETIME_MIN..=TIMEOUT_MAX);
     let token_lifetime = read.one("token_max_lifetime", args.token_max_lifetime.as_ref(), token);
+    let connection = connection::resolve(connections, read);
+    let quota = quota::resolve(quotas, read);
     Some(Limits {
         ring_max_bytes: usize::try_from(ring_max_bytes?).ok()?,
         pace: pace?,
         actor_idle: actor_idle?,
         stall: stall?,
-        history_reads: history_reads?,
-        connections: connections?,
-        streams_per_connection: streams_per_connection?,
-        handshake: handshake?,
         lame_duck,
         drain: drain?,
         trust_poll: trust_poll?,
         token_lifetime: token_lifetime?,
+        connection: connection?,
+        quota: quota?,
     })
 }

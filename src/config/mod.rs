@@ -198,6 +198,7 @@ mod tests {
 
     use super::*;
     use crate::model::limits::Limits;
+    use crate::model::quota::Quota;
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
@@ -278,6 +279,33 @@ mod tests {
         let found = faults(&["logs", "--follow", "--previous", "--ca", "/none", "--replica", "1"]);
         assert_eq!(found.len(), 4, "{found:#?}");
         assert!(found[0].starts_with("LEASE is missing"), "{found:#?}");
+    }
+
+    /// `docs/LIMITS.md` has a row for each flag that limits something, with its default, and names each quota.
+    #[test]
+    fn the_page_of_limits_tells_them_all() {
+        let page = include_str!("../../docs/LIMITS.md");
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `--")).collect();
+        let mut expected = Vec::new();
+        each_command(&mut |path, command| {
+            let limits = |arg: &&clap::Arg| {
+                matches!(arg.get_help_heading(), Some("Limits" | "Limits of connections" | "Quotas"))
+            };
+            for arg in command.get_arguments().filter(limits).filter(|_| path == ["serve"]) {
+                let default = arg.get_default_values().first().map(|text| format!("`{}`", text.display()));
+                let default = default.unwrap_or_else(|| "none".to_owned());
+                expected.push(format!("| `--{}` | {default} |", arg.get_long().unwrap()));
+            }
+        });
+        assert!(expected.len() > 25, "{expected:?}");
+        for row in &expected {
+            assert!(rows.iter().any(|found| found.starts_with(row)), "no row {row}");
+        }
+        assert_eq!(rows.len(), expected.len(), "a row for a flag that there is not");
+        for quota in Quota::ALL {
+            let name = format!("`{}`", quota.label());
+            assert!(page.contains(&name), "{name} is not told of");
+        }
     }
 
     #[test]

@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::cli::{ServeArgs, StoreArgs};
 use super::faults::{Faults, Reader};
 use super::limits;
 use super::probes::Probes;
-use super::value::{directory, file, hostname, lease_and_sdl, listen_address, new_directory, number, size};
+use super::value::{
+    directory, file, hostname, lease_and_sdl, listen_address, network, new_directory, number, size,
+};
 use crate::model::id::LeaseId;
 use crate::model::limits::{Limits, RUNS_MAX};
 
@@ -48,6 +51,8 @@ pub struct ServeConfig {
     pub rotate_files: usize,
     /// Ended runs of one replica whose logs are kept; below [`RUNS_MAX`].
     pub kept_runs: usize,
+    /// Proxies that are believed to say for whom they speak.
+    pub trusted_proxies: Vec<IpNet>,
     /// The bounds.
     pub limits: Limits,
     /// Form of the log.
@@ -103,7 +108,8 @@ pub(super) fn resolve(
     let tls = tls(args, probes, &mut read);
     let public_hostnames = read.list("public_hostname", &args.public_hostname, hostname);
     let store = store(&args.store, &mut read);
-    let limits = limits::resolve(&args.limits, &mut read);
+    let trusted_proxies = read.list("trusted_proxy", &args.connections.trusted_proxy, network);
+    let limits = limits::resolve(&args.limits, &args.connections, &args.quotas, &mut read);
     let log_format = read.one("log_format", args.log_format.as_ref(), |text| match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
@@ -129,6 +135,7 @@ pub(super) fn resolve(
             rotate_max_bytes,
             rotate_files,
             kept_runs,
+            trusted_proxies,
             limits: limits?,
             log_format: log_format?,
             log_filter: log_filter?,

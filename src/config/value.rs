@@ -2,13 +2,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use http::Uri;
+use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::ServerName;
 
@@ -74,6 +75,16 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     found.ok_or_else(|| {
         "must be host:port, such as 127.0.0.1:8446 (0.0.0.0:8446 for every interface, port 0 for any free one)".to_owned()
     })
+}
+
+/// An address, or a network of them. IPv4 within IPv6 is plain IPv4.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let single = || text.parse::<IpAddr>().ok().map(|address| IpNet::from(address.to_canonical()));
+    let found = text.parse::<IpNet>().ok().or_else(single);
+    // With bits beyond its prefix it is not clear what was meant.
+    let found = found.filter(|network| network.addr() == network.network());
+    found
+        .ok_or_else(|| "must be an address or a network, such as 10.0.0.7, 10.0.0.0/8 or fd00::/8".to_owned())
 }
 
 /// A host's name, for a certificate.
@@ -214,6 +225,22 @@ mod tests {
             &["", "5", "-5s", "5 parsecs", "61m", "5s ago", "1e3s"],
         );
         assert!(duration(ms(100)..=s(300))("1ms").unwrap_err().contains("from 100ms to 5m"));
+    }
+
+    #[test]
+    fn networks() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        check(
+            network,
+            &[
+                ("10.0.0.0/8", net("10.0.0.0/8")),
+                ("10.0.0.7", net("10.0.0.7/32")),
+                ("::1", net("::1/128")),
+                ("::ffff:10.0.0.7", net("10.0.0.7/32")),
+                ("0.0.0.0/0", net("0.0.0.0/0")),
+            ],
+            &["", "10.0.0.7/8", "10.0.0.0/33", "10.0.0", "proxy.example.com", "10.0.0.0/8,::1"],
+        );
     }
 
     #[test]

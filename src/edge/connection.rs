@@ -19,24 +19,14 @@ use tower::ServiceExt as _;
 use super::calls::{Call, Counted};
 use super::drain::Drain;
 use super::guard::{Handoff, StreamExecutor};
+use super::idle::Activity;
+use super::peers::Peers;
 use super::response::ResponseBody;
 use super::service::{LeaseService, Method};
 use crate::access::gate::Peer;
 use crate::model::limits::{Limits, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
-
-/// Most bytes of headers in a request, as HTTP/2 counts them.
-const HEADERS_MAX_BYTES: u32 = 16 * 1024;
-
-/// Window for what a peer sends us, per stream and for the connection: requests are small.
-const RECEIVE_WINDOW_BYTES: u32 = 256 * 1024;
-
-/// Streams that a peer may have reset before they were accepted, until the connection is closed: protects from a flood of
-/// requests that are taken back at once (CVE-2023-44487). hyper's own default, written down.
-const PENDING_RESETS_MAX: usize = 20;
-
-/// A peer without a sign of life is asked for one this often.
-const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
+use crate::model::peer::PeerNet;
 
 /// Calls of the health service, by which a balancer polls readiness.
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -58,6 +48,8 @@ struct PerConnection {
     routes: Routes,
     peer: Peer,
     metrics: Metrics,
+    /// Where it comes from.
+    net: Option<PeerNet>,
     handoff: Handoff,
     drain: Drain,
     /// Told of the first call.
@@ -78,8 +70,13 @@ impl Connections {
         Self { service, routes, limits, metrics, drain }
     }
 
-    /// Serves a connection from `address`, if that is known, until it ends: by itself, or when the gateway does. Answers why.
-    /// Dropping it cuts it off.
+    /// What is known of the peers.
+    pub(super) fn peers(&self) -> &Peers {
+        self.service.peers()
+    }
+
+    /// Serves a connection from `address`, if that is known, until it ends: by itself, when it has had nothing to do for long, or
+    /// when the gateway does. Answers why. Dropping it cuts it off.
     pub async fn serve(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -88,8 +85,10 @@ impl Connections {
     ) -> ConnectionEnd {
         let _open = GaugeGuard::new(&self.metrics.connections);
         let handoff = Handoff::default();
+        let activity = Activity::default();
         let executor = StreamExecutor {
             handoff: handoff.clone(),
+            activity: activity.clone(),
             drain: self.drain.clone(),
             address,
             stall: self.limits.stall,
@@ -101,30 +100,33 @@ impl Connections {
             routes: self.routes.clone(),
             peer,
             metrics: self.metrics.clone(),
+            net: address.map(|address| PeerNet::from(address.ip())),
             handoff,
             drain: self.drain.clone(),
             called: Arc::clone(&called),
         };
+        let limits = &self.limits.connection;
         let mut http = http2::Builder::new(executor);
         http.timer(TokioTimer::new())
-            .max_concurrent_streams(self.limits.streams_per_connection)
+            .max_concurrent_streams(limits.streams)
             .max_send_buf_size(STREAM_SEND_MAX_BYTES)
-            .max_header_list_size(HEADERS_MAX_BYTES)
-            .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-            .initial_stream_window_size(RECEIVE_WINDOW_BYTES)
-            .initial_connection_window_size(RECEIVE_WINDOW_BYTES)
-            .keep_alive_interval(PING_INTERVAL)
+            .max_header_list_size(limits.header_max_bytes)
+            .max_pending_accept_reset_streams(limits.pending_resets)
+            .max_local_error_reset_streams(limits.error_resets)
+            .initial_stream_window_size(limits.window_bytes)
+            .initial_connection_window_size(limits.window_bytes)
+            .keep_alive_interval(limits.keepalive)
             // A peer that takes nothing cannot answer either; it has as long as its streams.
             .keep_alive_timeout(self.limits.stall);
         let connection = http.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
-        let mut draining = false;
+        let (mut draining, mut leaving) = (false, false);
         // A peer that never calls keeps nothing open: neither this connection, nor the gateway when it drains.
         tokio::select! {
             biased;
             () = called.notified() => {}
             () = self.drain.draining() => return ConnectionEnd::Drain,
-            () = tokio::time::sleep(self.limits.handshake) => return ConnectionEnd::Idle,
+            () = tokio::time::sleep(limits.first_call) => return ConnectionEnd::Idle,
             ended = &mut connection => return end(ended, false),
         }
         loop {
@@ -135,7 +137,12 @@ impl Connections {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                ended = &mut connection => return end(ended, draining),
+                // What the peer calls before it hears of it is still answered.
+                () = activity.idle(limits.idle), if !draining && !leaving => {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                ended = &mut connection => return if leaving && !draining { ConnectionEnd::Idle } else { end(ended, draining) },
             }
         }
     }
@@ -164,11 +171,18 @@ impl Service<Request<Incoming>> for PerConnection {
         let watched = self.handoff.begin();
         if let Some(method) = Method::of_path(request.uri().path()) {
             let counted = Call::begin(&self.metrics, method.counted());
-            let call = self.service.clone().call(method, self.peer.clone(), request, watched);
+            let call = self.service.clone().call(method, self.peer.clone(), self.net, request, watched);
             return Box::pin(async move { Ok(counted.answer(call.await)) });
         }
         if request.uri().path().starts_with(HEALTH) {
             self.drain.note_asked();
+        }
+        match self.net.map(|net| self.service.peers().open_call(net)).transpose() {
+            Ok(held) => watched.keep(held),
+            Err(exceeded) => {
+                let refused = self.service.refuse(&exceeded.into()).map(Counted::not);
+                return Box::pin(std::future::ready(Ok(refused)));
+            }
         }
         watched.watch_other(self.drain.clone());
         let call = self.routes.clone().oneshot(request.map(tonic::body::Body::new));

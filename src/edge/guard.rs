@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep};
 
 use super::drain::Drain;
+use super::idle::{Activity, Open};
 use crate::model::metrics::Metrics;
 use crate::stream::{End, StreamState};
 
@@ -29,7 +30,15 @@ pub(super) struct Handoff(Arc<Mutex<Option<Watched>>>);
 
 /// What a guard is told of its stream, once the call was admitted.
 #[derive(Clone, Default)]
-pub(super) struct Watched(Arc<Mutex<Option<Watch>>>);
+pub(super) struct Watched(Arc<Mutex<Announced>>);
+
+/// What a call announced of its stream.
+#[derive(Default)]
+struct Announced {
+    watch: Option<Watch>,
+    /// Let go of when the stream has ended.
+    kept: Option<Box<dyn Send>>,
+}
 
 struct Watch {
     state: Arc<StreamState>,
@@ -43,6 +52,7 @@ struct Watch {
 #[derive(Clone, Debug)]
 pub(super) struct StreamExecutor {
     pub(super) handoff: Handoff,
+    pub(super) activity: Activity,
     pub(super) drain: Drain,
     /// Whose they are, if that is known.
     pub(super) address: Option<SocketAddr>,
@@ -54,8 +64,10 @@ pin_project! {
     struct Guard<F> {
         #[pin]
         stream: F,
+        // Also keeps what the call wants kept.
         watched: Option<Watched>,
         watch: Option<Watch>,
+        open: Open,
         // When the stream must have ended, or is looked at next.
         #[pin]
         timer: Option<Sleep>,
@@ -106,12 +118,21 @@ impl Watched {
         self.set(Watch { state: StreamState::new(), ends, listens: false });
     }
 
+    /// Keeps this for as long as the stream is there, whatever becomes of its body.
+    pub(super) fn keep(&self, kept: impl Send + 'static) {
+        self.lock().kept = Some(Box::new(kept));
+    }
+
     fn set(&self, watch: Watch) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+        self.lock().watch = Some(watch);
     }
 
     fn take(&self) -> Option<Watch> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.lock().watch.take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Announced> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,6 +147,7 @@ where
             stream,
             watched: self.handoff.take(),
             watch: None,
+            open: self.activity.open(),
             timer: None,
             ending: false,
             must_end: false,
@@ -174,7 +196,6 @@ impl<F: Future<Output = ()>> Future for Guard<F> {
         {
             watch.state.comes_from(*this.address);
             *this.watch = Some(watch);
-            *this.watched = None;
             this.timer.set(Some(tokio::time::sleep(*this.stall)));
             // For its end to be listened for.
             cx.waker().wake_by_ref();

@@ -4,16 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use super::connection::Connections;
 use super::drain::Drain;
+use super::entrance::{Admitted, Entrance};
 use super::service::SERVICE;
 use super::tls::stream::{self, TlsStream};
 use crate::access::gate::Peer;
@@ -28,7 +29,12 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// this still fills a link of 100 Mbit/s and 20 ms. (Linux doubles the number for its own bookkeeping.)
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 
-/// A peer that is silent for this long is probed, to find out whether it is still there.
+/// What was sent may go unacknowledged, or the peer's window stay shut, for as long as a stream may stall, and this; then the
+/// kernel gives the connection up. Later than the streams, which say why they end and are counted.
+const UNACKNOWLEDGED_BEYOND_STALL: Duration = Duration::from_secs(30);
+
+/// A peer that is silent for this long is probed by the kernel, to find out whether it is still there: for the time before HTTP/2
+/// asks for itself.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Serves the gateway's port.
@@ -40,6 +46,8 @@ pub struct Server {
     pub tls: Arc<ServerConfig>,
     /// How many, how long.
     pub limits: Arc<Limits>,
+    /// Proxies that are believed to say for whom they speak; from the connections of these, and of nobody else, a header is read.
+    pub trusted_proxies: Arc<[IpNet]>,
     /// The end.
     pub drain: Drain,
 }
@@ -82,27 +90,27 @@ pub async fn report_health(reporter: &HealthReporter, serving: bool) {
 impl Server {
     /// Accepts connections until the gateway drains; those that are open then go on.
     pub async fn serve(self, listener: TcpListener) {
-        let permits = Arc::new(Semaphore::new(self.limits.connections));
         let drain = self.drain.clone();
         tokio::select! {
             biased;
             () = drain.draining() => {}
-            () = self.accept(listener, permits) => {}
+            () = self.accept(listener) => {}
         }
     }
 
-    async fn accept(self, listener: TcpListener, permits: Arc<Semaphore>) {
+    async fn accept(self, listener: TcpListener) {
+        let peers = self.connections.peers().clone();
+        let metrics = self.connections.metrics.clone();
+        let trusted = Arc::clone(&self.trusted_proxies);
+        let entrance = Arc::new(Entrance::new(self.limits.connection.max, trusted, peers, metrics));
         loop {
-            // Beyond the limit, new peers wait in the kernel's queue.
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
-                Ok((socket, peer)) => {
-                    let server = self.clone();
+                Ok((socket, address)) => {
+                    let Some(room) = entrance.room(address) else { continue };
+                    let (server, entrance) = (self.clone(), Arc::clone(&entrance));
                     self.drain.spawn(async move {
-                        server.serve_socket(socket, peer).await;
-                        drop(permit);
+                        server.serve_socket(socket, address, &entrance).await;
+                        drop(room);
                     });
                 }
                 Err(error) => {
@@ -113,14 +121,21 @@ impl Server {
         }
     }
 
-    async fn serve_socket(&self, socket: TcpStream, peer: SocketAddr) {
+    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, entrance: &Entrance) {
+        if let Err(error) = configure(&socket, self.limits.stall) {
+            tracing::debug!(%error, %address, "setting socket options");
+        }
+        let admitted = tokio::select! {
+            biased;
+            () = self.drain.draining() => return,
+            admitted = entrance.admit(&mut socket, address) => admitted,
+        };
+        let Some(admitted) = admitted else { return };
+        let peer = admitted.address;
         let mut taken = Taken::new(&self.connections.metrics);
         let _door = self.drain.door(Some(peer));
-        if let Err(error) = configure(&socket) {
-            tracing::debug!(%error, %peer, "setting socket options");
-        }
         let began = Instant::now();
-        let handshake = self.shake_hands(socket, peer).await;
+        let handshake = self.shake_hands(socket, &admitted, entrance).await;
         let result = handshake.as_ref().err().copied().unwrap_or(Handshake::Ok);
         let metrics = &self.connections.metrics;
         metrics.handshakes.of(result).increment(1);
@@ -137,16 +152,22 @@ impl Server {
     async fn shake_hands(
         &self,
         socket: TcpStream,
-        peer: SocketAddr,
+        admitted: &Admitted,
+        entrance: &Entrance,
     ) -> Result<TlsStream<TcpStream>, Handshake> {
+        let peer = admitted.address;
         let handshake = stream::accept(Arc::clone(&self.tls), socket);
         tokio::select! {
             biased;
             () = self.drain.draining() => Err(Handshake::Drain),
-            done = tokio::time::timeout(self.limits.handshake, handshake) => match done {
+            done = tokio::time::timeout(self.limits.connection.handshake, handshake) => match done {
                 Ok(Ok(io)) => Ok(io),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "TLS handshake failed");
+                    // One that breaks off may be a probe, or a bad line.
+                    if error.kind() == std::io::ErrorKind::InvalidData {
+                        entrance.failed(admitted);
+                    }
                     Err(Handshake::Failed)
                 }
                 Err(_) => {
@@ -177,9 +198,10 @@ impl Drop for Taken {
     }
 }
 
-fn configure(socket: &TcpStream) -> std::io::Result<()> {
+fn configure(socket: &TcpStream, stall: Duration) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let socket = SockRef::from(socket);
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+    socket.set_tcp_user_timeout(Some(stall.saturating_add(UNACKNOWLEDGED_BEYOND_STALL)))?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
 }

@@ -8,20 +8,25 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::read::read;
 use super::drain::Drain;
 use super::guard::Watched;
+use super::peers::Peers;
+use super::quotas::Quotas;
 use super::request;
 use super::response::{self, ResponseBody};
 use super::status::{CallError, of_end};
 use crate::access::gate::{Admission, Gate, Peer};
 use crate::access::grants::Scope;
+use crate::access::refusal;
 use crate::logs::fanout::Fanout;
 use crate::logs::permits::HistoryPermits;
 use crate::model::id::LeaseId;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::metrics;
+use crate::model::peer::PeerNet;
 use crate::model::proto::lease::ServiceRestartRequest;
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::time::LogTime;
@@ -53,6 +58,8 @@ pub struct LeaseService {
     gate: Gate,
     fanout: Fanout,
     history: HistoryPermits,
+    quotas: Quotas,
+    peers: Peers,
     drain: Drain,
 }
 
@@ -86,54 +93,63 @@ impl Method {
 impl LeaseService {
     /// A service that lets in whom `gate` lets in.
     pub fn new(gate: Gate, fanout: Fanout, drain: Drain) -> Self {
-        let history = HistoryPermits::new(fanout.world().limits.history_reads);
-        Self { gate, fanout, history, drain }
+        let limits = &fanout.world().limits;
+        let history = HistoryPermits::new(&limits.quota);
+        let quotas = Quotas::new(&limits.quota);
+        let peers = Peers::new(&limits.connection, limits.quota.auth_failures_per_minute);
+        Self { gate, fanout, history, quotas, peers, drain }
     }
 
-    /// Answers one call over a connection of `peer`. A stream that comes of it is announced to `watched`.
+    /// What is known of peers by their addresses.
+    pub(super) fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    /// Answers one call over a connection of `peer`, who comes from `net`. A stream that comes of it is announced to `watched`.
     pub(super) async fn call(
         self,
         method: Method,
         peer: Peer,
+        net: Option<PeerNet>,
         request: Request<Incoming>,
         watched: Watched,
     ) -> Response<ResponseBody> {
-        match self.try_call(method, &peer, request, &watched).await {
+        match self.try_call(method, &peer, net, request, &watched).await {
             Ok(response) => response,
-            Err(error) => {
-                self.count(&error);
-                let status = error.to_status();
-                tracing::debug!(?method, code = ?status.code(), words = status.message(), "call refused");
-                response::of_status(status)
-            }
+            Err(error) => self.refuse(&error),
         }
     }
 
-    /// Counts whom and what was refused; that it was is counted with all calls.
-    fn count(&self, error: &CallError) {
+    /// What is answered to a call that failed; it is counted whom and what was refused, for that it was is counted with all calls.
+    pub(super) fn refuse(&self, error: &CallError) -> Response<ResponseBody> {
         let metrics = &self.fanout.world().metrics;
         match error {
             CallError::Refused(refusal) => metrics.auth_refusals.count(refusal.reason()),
             CallError::Quota(exceeded) => metrics.quota_refusals.of(exceeded.quota).increment(1),
             _ => {}
         }
+        let status = error.to_status();
+        tracing::debug!(code = ?status.code(), words = status.message(), "call refused");
+        response::of_status(status)
     }
 
     async fn try_call(
         &self,
         method: Method,
         peer: &Peer,
+        net: Option<PeerNet>,
         request: Request<Incoming>,
         watched: &Watched,
     ) -> Result<Response<ResponseBody>, CallError> {
         let authorization = request.headers().get_all(http::header::AUTHORIZATION);
         let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
-        let admitted = self.gate.admit(peer, &authorization, LogTime::now()).await;
-        let admission = admitted.map_err(|denial| denial.refusal)?;
+        let admission = self.admit(peer, net, &authorization).await?;
         if self.drain.is_draining() {
             return Err(CallError::Draining);
         }
-        let message = read(request.into_body()).await?;
+        watched.keep(self.quotas.call(admission.identity.owner(), Instant::now().into_std())?);
+        let message =
+            read(request.into_body(), self.fanout.world().limits.connection.request_max_bytes).await?;
         match method {
             Method::Logs => self.logs(&message, admission, watched).await,
             Method::Status => self.status(&message, admission, watched).await,
@@ -144,6 +160,27 @@ impl LeaseService {
                 Err(CallError::Unimplemented("ServiceRestart is not offered by this version of the gateway"))
             }
         }
+    }
+
+    /// Establishes who calls, unless their address has failed in that too often.
+    async fn admit(
+        &self,
+        peer: &Peer,
+        net: Option<PeerNet>,
+        authorization: &[&[u8]],
+    ) -> Result<Admission, CallError> {
+        if let Some(net) = net {
+            self.peers.listen(net, Instant::now().into_std())?;
+        }
+        let admitted = self.gate.admit(peer, authorization, LogTime::now()).await;
+        admitted.map_err(|denial| {
+            if let Some(net) = net
+                && denial.refusal.kind() == refusal::Kind::Unauthenticated
+            {
+                self.peers.failed(net, Instant::now().into_std());
+            }
+            denial.refusal.into()
+        })
     }
 
     /// What runs under `lease`, with everything that `filter` names and no more replicas than a call may be about.

@@ -158,7 +158,9 @@ fn quota_used_up(exceeded: &Exceeded) -> Status {
     violation.quota_id = exceeded.quota.label().into();
     violation.quota_value = i64::try_from(exceeded.limit).unwrap_or(i64::MAX);
     details.set_quota_failure(vec![violation]);
-    details.set_retry_info(exceeded.retry_after);
+    if exceeded.retry_after.is_some() {
+        details.set_retry_info(exceeded.retry_after);
+    }
     Status::with_error_details(Code::ResourceExhausted, exceeded.to_string(), details)
 }
 

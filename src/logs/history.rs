@@ -191,6 +191,7 @@ impl Reading {
         let mut lines = 0;
         while let Some(Ok(item)) = items.next().await {
             if let TailItem::Lines(batch) = item {
+                self.permits.pace(self.scope.lease.owner(), batch.data.len()).await;
                 lines += batch.lines.iter().filter(|line| line.ends).count() as u64;
             }
         }
@@ -254,6 +255,7 @@ impl Reading {
             },
             Woken::Item(Some(Ok(TailItem::Lines(batch)))) => {
                 self.failures = 0;
+                self.permits.pace(self.scope.lease.owner(), batch.data.len()).await;
                 self.lines(&mut log, batch);
                 Stage::Read(log)
             }

@@ -1,15 +1,18 @@
-//! Permits for history reads: so many in all, and of them only a share for one tenant, so that one who reads slowly, or not at
-//! all, keeps nobody else from reading.
+//! Permits for history reads, and their pace: so many in all and so fast, and of that only a share for one tenant, so that one who
+//! reads slowly, or not at all, or everything, keeps nobody else from reading.
+//!
+//! Nobody is refused: who may not read yet waits.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::model::id::Owner;
-
-/// One tenant may hold at most one in so many of all permits.
-const OWNER_SHARE: usize = 4;
+use crate::model::limits::QuotaLimits;
+use crate::model::rate::{Bucket, Buckets, Rate};
 
 /// Tenants that are remembered before those who hold nothing are forgotten.
 const OWNERS_KEPT: usize = 1_024;
@@ -23,6 +26,9 @@ struct Shared {
     all: Arc<Semaphore>,
     per_owner: usize,
     owners: DashMap<Owner, Weak<Semaphore>>,
+    /// Log bytes; `None` = as fast as they can be read.
+    pace: Option<Mutex<Bucket>>,
+    pace_per_owner: Option<Buckets<Owner>>,
 }
 
 /// Allows one history read for as long as it lives.
@@ -35,12 +41,17 @@ pub struct HistoryPermit {
 // === impl HistoryPermits ===
 
 impl HistoryPermits {
-    /// So many in all.
-    pub fn new(all: usize) -> Self {
+    /// So many, and so fast, as `limits` says.
+    pub fn new(limits: &QuotaLimits) -> Self {
+        let rate = |bytes: u64| (bytes > 0).then(|| Rate::new(bytes, Duration::from_secs(1)));
+        let per_owner = rate(limits.history_bytes_per_second_per_owner);
         Self(Arc::new(Shared {
-            all: Arc::new(Semaphore::new(all)),
-            per_owner: (all / OWNER_SHARE).max(1),
+            all: Arc::new(Semaphore::new(limits.history_reads)),
+            // Never the last one, if there is more than one.
+            per_owner: limits.history_reads_per_owner.min(limits.history_reads.saturating_sub(1)).max(1),
             owners: DashMap::new(),
+            pace: rate(limits.history_bytes_per_second).map(|rate| Mutex::new(Bucket::new(rate))),
+            pace_per_owner: per_owner.map(|rate| Buckets::new(rate, OWNERS_KEPT)),
         }))
     }
 
@@ -53,6 +64,20 @@ impl HistoryPermits {
         let of_owner = self.of_owner(owner).acquire_owned().await?;
         let of_all = Arc::clone(&self.0.all).acquire_owned().await?;
         Ok(HistoryPermit { _of_owner: of_owner, _of_all: of_all })
+    }
+
+    /// Waits until `owner` may make use of so many bytes that were read. They count even if it is cancelled.
+    pub async fn pace(&self, owner: &Owner, bytes: usize) {
+        let bytes = bytes as u64;
+        // Here too: who is too fast for their own share takes nothing of the others' meanwhile.
+        if let Some(buckets) = &self.0.pace_per_owner {
+            wait(buckets.take(owner, bytes, Instant::now().into_std())).await;
+        }
+        if let Some(bucket) = &self.0.pace {
+            let taken =
+                bucket.lock().unwrap_or_else(PoisonError::into_inner).take(bytes, Instant::now().into_std());
+            wait(taken).await;
+        }
     }
 
     fn of_owner(&self, owner: &Owner) -> Arc<Semaphore> {
@@ -69,28 +94,92 @@ impl HistoryPermits {
     }
 }
 
+/// Not at all, if there is nothing to wait for.
+async fn wait(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::model::id::Address;
 
-    #[tokio::test(start_paused = true)]
-    async fn one_tenant_never_has_all_of_them() {
-        let permits = HistoryPermits::new(8);
-        let [greedy, other] = [1, 2].map(|number| Address::from_account([number; 20]));
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn owners() -> [Owner; 2] {
+        [1, 2].map(|number| Address::from_account([number; 20]))
+    }
+
+    /// How many permits one owner gets.
+    async fn share(history_reads: usize, history_reads_per_owner: usize) -> usize {
+        let limits = QuotaLimits { history_reads, history_reads_per_owner, ..QuotaLimits::default() };
+        let permits = HistoryPermits::new(&limits);
+        let [greedy, other] = owners();
         let mut held = Vec::new();
         let more = async {
             loop {
                 held.push(permits.acquire(&greedy).await.unwrap());
             }
         };
-        tokio::time::timeout(Duration::from_secs(1), more).await.unwrap_err();
-        assert_eq!(held.len(), 2);
-        let own = permits.acquire(&other).await.unwrap();
+        tokio::time::timeout(SECOND, more).await.unwrap_err();
+        let share = held.len();
+        if share < history_reads {
+            drop(permits.acquire(&other).await.unwrap());
+        }
         drop(held);
-        let again = permits.acquire(&greedy).await.unwrap();
-        drop((own, again));
+        drop(permits.acquire(&greedy).await.unwrap());
+        share
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_tenant_never_has_all_of_them() {
+        assert_eq!(share(8, 2).await, 2);
+        assert_eq!(share(8, 100).await, 7);
+        assert_eq!(share(1, 1).await, 1);
+    }
+
+    /// How long it takes to read so many times so much.
+    async fn time(permits: &HistoryPermits, owner: &Owner, times: usize, bytes: usize) -> Duration {
+        let began = Instant::now();
+        for _ in 0..times {
+            permits.pace(owner, bytes).await;
+        }
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_are_paced_for_each_and_for_all() {
+        let limits = QuotaLimits {
+            history_bytes_per_second: 3_000,
+            history_bytes_per_second_per_owner: 1_000,
+            ..QuotaLimits::default()
+        };
+        let permits = HistoryPermits::new(&limits);
+        let [greedy, other] = owners();
+        // The first second's worth is free.
+        assert_eq!(time(&permits, &greedy, 4, 250).await, Duration::ZERO);
+        let (slow, quick) = tokio::join!(time(&permits, &greedy, 40, 250), time(&permits, &other, 4, 250));
+        assert_eq!((slow, quick), (10 * SECOND, Duration::ZERO));
+        // All together are not faster than all may be.
+        let many = (0..10).map(|number| {
+            let (permits, owner) = (permits.clone(), Address::from_account([100 + number; 20]));
+            async move { time(&permits, &owner, 8, 250).await }
+        });
+        let slowest = futures_util::future::join_all(many).await.into_iter().max().unwrap();
+        // 20,000 bytes, of which 3,000 at once.
+        assert!(slowest >= Duration::from_millis(5_600) && slowest <= 6 * SECOND, "{slowest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn zero_is_no_pace() {
+        let limits = QuotaLimits {
+            history_bytes_per_second: 0,
+            history_bytes_per_second_per_owner: 0,
+            ..QuotaLimits::default()
+        };
+        let permits = HistoryPermits::new(&limits);
+        assert_eq!(time(&permits, &owners()[0], 1_000, usize::MAX / 2_000).await, Duration::ZERO);
     }
 }

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+mod connection;
+mod quota;
+
+pub use self::connection::ConnectionLimits;
+pub use self::quota::QuotaLimits;
+
 /// Most log bytes in one chunk: with framing and cursor the message stays just under 16 KiB, which is one HTTP/2 DATA frame
 /// of the size that clients advertise, and one TLS record.
 pub const CHUNK_MAX_BYTES: usize = 16_000;
@@ -25,9 +31,6 @@ pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
 /// of a message, and nothing of its own. Exactly three DATA frames of the size that clients advertise, which the TLS stream
 /// sends in one write; a backlog handed over in other sizes leaves in a large and a small one.
 pub const STREAM_SEND_MAX_BYTES: usize = 3 * 16 * 1024;
-
-/// Largest request message: the longest legal request (filters, cursors) is well below.
-pub const REQUEST_MAX_BYTES: usize = 256 * 1024;
 
 /// Most filters in a request: more services than a lease has.
 pub const FILTERS_MAX: usize = 64;
@@ -54,7 +57,7 @@ pub const LAME_DUCK: Duration = Duration::from_secs(5);
 /// Whoever asked for readiness within this polls it: probes come every 10 s by default, and slow ones twice a minute.
 pub const POLLED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Bounds that an operator may change by flags.
+/// Bounds that an operator may change by flags. `docs/LIMITS.md` tells what each is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes that the ring of one replica holds: frames and their line index. Ten seconds of a loud service (400 KB/s).
@@ -65,15 +68,6 @@ pub struct Limits {
     pub actor_idle: Duration,
     /// A peer that takes nothing for this long is reset.
     pub stall: Duration,
-    /// History reads (of lines older than a ring) at once, in all, and a quarter of them for one tenant. Each holds a file and two
-    /// buffers.
-    pub history_reads: usize,
-    /// Connections at once, in all.
-    pub connections: usize,
-    /// Streams at once on one connection: one connection for many streams is the cheap way to follow.
-    pub streams_per_connection: u32,
-    /// A connection must have completed its TLS handshake within this, and then have made its first call within this.
-    pub handshake: Duration,
     /// How long calls are still served after readiness is gone; `None` = [`LAME_DUCK`] if somebody polls it, else not at all.
     pub lame_duck: Option<Duration>,
     /// How long streams may take to end after a SIGTERM and the lame-duck time.
@@ -83,6 +77,10 @@ pub struct Limits {
     /// For how long a token may be valid in all, from `nbf` to `exp`: a stolen one is good for no longer, since none can be
     /// called back. An hour is what Akash's own tools ask for at most.
     pub token_lifetime: Duration,
+    /// Of connections.
+    pub connection: ConnectionLimits,
+    /// Of what tenants use.
+    pub quota: QuotaLimits,
 }
 
 impl Default for Limits {
@@ -92,14 +90,12 @@ impl Default for Limits {
             pace: Duration::from_millis(5),
             actor_idle: Duration::from_secs(10),
             stall: Duration::from_secs(300),
-            history_reads: 64,
-            connections: 16_384,
-            streams_per_connection: 256,
-            handshake: Duration::from_secs(10),
             lame_duck: None,
             drain: Duration::from_secs(10),
             trust_poll: Duration::from_secs(5),
             token_lifetime: Duration::from_secs(3_600),
+            connection: ConnectionLimits::default(),
+            quota: QuotaLimits::default(),
         }
     }
 }

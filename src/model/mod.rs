@@ -5,6 +5,7 @@ pub mod id;
 pub mod limits;
 pub mod line;
 pub mod metrics;
+pub mod peer;
 pub mod position;
 pub mod proto;
 pub mod quota;

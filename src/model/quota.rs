@@ -4,25 +4,28 @@ use std::fmt;
 use std::time::Duration;
 
 use super::id::{LeaseId, Owner};
+use super::metrics::LabelValue as _;
+use super::metrics::declare::label;
 
-/// What there is only so much of. The names ([`Quota::label`]) stay the same from release to release; each has its line in
-/// `docs/LIMITS.md`, which a test holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Quota {
-    /// Streams open at once, of all owners.
-    Streams,
-    /// Streams open at once, of one owner.
-    StreamsPerOwner,
-    /// Calls of one owner per second.
-    RequestsPerOwner,
-    /// Restarts of one lease per hour.
-    RestartsPerLease,
-    /// Replicas that one stream follows.
-    ReplicasPerStream,
-    /// Calls without valid credentials, and handshakes that fail, of one peer address per minute.
-    AuthFailuresPerPeer,
-    /// Calls of health and reflection open at once, which need no credentials, of one peer address.
-    OpenCallsPerPeer,
+label! {
+    /// What there is only so much of. The names ([`Quota::label`]) stay the same from release to release; each has its line in
+    /// `docs/LIMITS.md`, which a test holds.
+    pub enum Quota as "quota" {
+        /// Streams open at once, of all owners.
+        Streams = "streams",
+        /// Streams open at once, of one owner.
+        StreamsPerOwner = "streams_per_owner",
+        /// Calls of one owner per second.
+        RequestsPerOwner = "requests_per_owner",
+        /// Restarts of one lease per hour.
+        RestartsPerLease = "restarts_per_lease",
+        /// Replicas that one call is about.
+        ReplicasPerStream = "replicas_per_stream",
+        /// Calls without valid credentials, and handshakes that fail, of one peer address per minute.
+        AuthFailuresPerPeer = "auth_failures_per_peer",
+        /// Calls of health and reflection open at once, which need no credentials, of one peer address.
+        OpenCallsPerPeer = "open_calls_per_peer",
+    }
 }
 
 /// A quota is used up. What it says is for the caller, and names nothing but the caller's own.
@@ -56,33 +59,9 @@ pub enum Subject {
 // === impl Quota ===
 
 impl Quota {
-    /// Each of them once, in the order of [`Quota::index`].
-    pub const ALL: [Self; 7] = [
-        Self::Streams,
-        Self::StreamsPerOwner,
-        Self::RequestsPerOwner,
-        Self::RestartsPerLease,
-        Self::ReplicasPerStream,
-        Self::AuthFailuresPerPeer,
-        Self::OpenCallsPerPeer,
-    ];
-
     /// Its name, for programs and as a metric label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Streams => "streams",
-            Self::StreamsPerOwner => "streams_per_owner",
-            Self::RequestsPerOwner => "requests_per_owner",
-            Self::RestartsPerLease => "restarts_per_lease",
-            Self::ReplicasPerStream => "replicas_per_stream",
-            Self::AuthFailuresPerPeer => "auth_failures_per_peer",
-            Self::OpenCallsPerPeer => "open_calls_per_peer",
-        }
-    }
-
-    /// Index into an array over [`Quota::ALL`].
-    pub const fn index(self) -> usize {
-        self as usize
+    pub fn label(self) -> &'static str {
+        Self::SET.values[self.index()]
     }
 }
 
@@ -98,7 +77,7 @@ impl fmt::Display for Exceeded {
             Quota::RequestsPerOwner => write!(f, "at most {limit} calls of one owner a second"),
             Quota::RestartsPerLease => write!(f, "at most {limit} restarts of one lease an hour"),
             Quota::ReplicasPerStream => {
-                write!(f, "one stream follows at most {limit} replicas; choose some by filters")
+                write!(f, "one call is about at most {limit} replicas; choose some by filters")
             }
             Quota::AuthFailuresPerPeer => write!(
                 f,
@@ -138,7 +117,7 @@ mod tests {
     #[test]
     fn every_quota_has_its_place_its_name_and_its_words() {
         let mut names = HashSet::new();
-        for (index, quota) in Quota::ALL.into_iter().enumerate() {
+        for (index, quota) in Quota::ALL.iter().copied().enumerate() {
             assert_eq!(quota.index(), index);
             let name = quota.label();
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");

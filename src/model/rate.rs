@@ -82,12 +82,11 @@ impl Bucket {
     /// # Errors
     /// How long until it is, if nobody else takes any, and at most a day; nothing was taken then.
     pub fn try_take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
-        let full_in = self.full_in(now) + self.rate.time_for(amount.min(self.rate.burst));
-        let wait = full_in.saturating_sub(self.rate.time_for(self.rate.burst));
+        let wait = self.wait_for(amount, now);
         if wait > Duration::ZERO {
-            return Err(wait.min(WAIT_MAX));
+            return Err(wait);
         }
-        self.full_at = now.checked_add(full_in);
+        self.take(amount.min(self.rate.burst), now);
         Ok(())
     }
 
@@ -96,6 +95,13 @@ impl Bucket {
     pub fn take(&mut self, amount: u64, now: Instant) -> Duration {
         let full_in = self.full_in(now).saturating_add(self.rate.time_for(amount));
         self.full_at = now.checked_add(full_in).or(self.full_at);
+        full_in.saturating_sub(self.rate.time_for(self.rate.burst)).min(WAIT_MAX)
+    }
+
+    /// How long until `amount` is there, if nobody takes any, and at most a day; zero if it is. More than the burst counts as
+    /// the whole burst.
+    pub fn wait_for(&self, amount: u64, now: Instant) -> Duration {
+        let full_in = self.full_in(now).saturating_add(self.rate.time_for(amount.min(self.rate.burst)));
         full_in.saturating_sub(self.rate.time_for(self.rate.burst)).min(WAIT_MAX)
     }
 
@@ -128,11 +134,11 @@ impl<K: Clone + Eq + Hash> Buckets<K> {
         self.with(key, now, |bucket| bucket.take(amount, now))
     }
 
-    /// [`Bucket::full_in`] of the bucket of `key`.
-    pub fn full_in(&self, key: &K, now: Instant) -> Duration {
+    /// [`Bucket::wait_for`] the bucket of `key`.
+    pub fn wait_for(&self, key: &K, amount: u64, now: Instant) -> Duration {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = known.young.get(key).or_else(|| known.old.get(key));
-        bucket.map_or(Duration::ZERO, |bucket| bucket.full_in(now))
+        bucket.map_or(Duration::ZERO, |bucket| bucket.wait_for(amount, now))
     }
 
     /// How many are remembered: at most twice `kept`.
@@ -227,7 +233,7 @@ mod tests {
         let buckets = Buckets::new(Rate::new(1, SECOND), 10);
         assert_eq!(buckets.try_take(&0, 1, start), Ok(()));
         assert_eq!(buckets.try_take(&0, 1, start), Err(SECOND));
-        assert_eq!(buckets.full_in(&0, start), SECOND);
+        assert_eq!(buckets.wait_for(&0, 1, start), SECOND);
         for other in 1..=10_000 {
             assert_eq!(buckets.try_take(&other, 1, start), Ok(()), "{other}");
             // Who comes again and again is not forgotten.
@@ -235,7 +241,7 @@ mod tests {
             assert!(buckets.known() <= 20, "{other}");
         }
         assert_eq!(buckets.try_take(&1, 1, start), Ok(()), "forgotten");
-        assert_eq!(buckets.full_in(&77_777, start), Duration::ZERO);
+        assert_eq!(buckets.wait_for(&77_777, 1, start), Duration::ZERO);
     }
 
     #[test]

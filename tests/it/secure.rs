@@ -359,7 +359,8 @@ async fn older_tls_is_refused_by_an_alert_that_says_so() {
 
 #[tokio::test]
 async fn who_does_not_complete_the_handshake_is_cut_off_and_others_are_not_kept_waiting() {
-    let limits = Limits { handshake: Duration::from_millis(300), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.connection.handshake = Duration::from_millis(300);
     let secure = Secure::new(limits).await;
     let hello = hello_of_tls_1_2();
     let mut stalled = Vec::new();
@@ -378,20 +379,6 @@ async fn who_does_not_complete_the_handshake_is_cut_off_and_others_are_not_kept_
     drop(completed);
     let status = secure.refusal(None).await;
     assert_eq!(reason(&status), "CREDENTIALS_MISSING");
-}
-
-#[tokio::test]
-async fn connections_beyond_the_limit_wait_for_one_that_ends() {
-    let limits = Limits { connections: 1, ..Limits::default() };
-    let secure = Secure::new(limits).await;
-    let first = secure.handshake(None).await;
-    let mut second = secure.dial().await;
-    second.write_all(&hello_of_tls_1_2()).await.unwrap();
-    // Waiting proves nothing, and is enough to catch a limit that does not hold.
-    assert!(timeout(Duration::from_millis(300), second.readable()).await.is_err());
-    drop(first);
-    let read = timeout(DEADLINE, second.read(&mut [0; 64])).await.unwrap().unwrap();
-    assert_eq!(read, 7, "an alert");
 }
 
 #[tokio::test]

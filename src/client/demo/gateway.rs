@@ -69,8 +69,11 @@ struct Log(Arc<Mutex<VecDeque<u8>>>);
 pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: usize) -> Vec<OsString> {
     let mut lease = OsString::from(format!("{lease}="));
     lease.push(sdl);
-    let connections = Limits::default().connections.max(followers + CONNECTIONS_BESIDE);
-    let flags: [(&str, OsString); 9] = [
+    let limits = Limits::default();
+    // All followers are one tenant, on one machine.
+    let needed = followers + CONNECTIONS_BESIDE;
+    let at_least = |limit: usize| OsString::from(limit.max(needed).to_string());
+    let flags: [(&str, OsString); 12] = [
         ("--platform", "local".into()),
         ("--lease", lease),
         ("--trust-dir", place.trust_dir().into()),
@@ -78,7 +81,10 @@ pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: u
         ("--listen", "127.0.0.1:0".into()),
         ("--admin-listen", "127.0.0.1:0".into()),
         ("--drain-timeout", DRAIN_TIMEOUT.into()),
-        ("--max-connections", connections.to_string().into()),
+        ("--max-connections", at_least(limits.connection.max)),
+        ("--max-connections-per-peer", at_least(limits.connection.max_per_peer)),
+        ("--max-streams", at_least(limits.quota.streams)),
+        ("--max-streams-per-owner", at_least(limits.quota.streams_per_owner)),
         ("--log-format", "text".into()),
     ];
     let flags = flags.into_iter().flat_map(|(flag, value)| [flag.into(), value]);

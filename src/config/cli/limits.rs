@@ -1,4 +1,4 @@
-//! The bounds of `serve`.
+//! The bounds of `serve` that are not of connections or tenants.
 
 use clap::Args;
 
@@ -17,18 +17,6 @@ pub(in crate::config) struct LimitsArgs {
     /// Reset a follower that takes nothing for so long
     #[arg(long, env = "LEASEMUX_STALL_TIMEOUT", value_name = "TIME", default_value = "5m")]
     pub(in crate::config) stall_timeout: Option<String>,
-    /// Reads of older lines at once, in all
-    #[arg(long, env = "LEASEMUX_HISTORY_READS", value_name = "N", default_value = "64")]
-    pub(in crate::config) history_reads: Option<String>,
-    /// Connections at once, in all
-    #[arg(long, env = "LEASEMUX_MAX_CONNECTIONS", value_name = "N", default_value = "16384")]
-    pub(in crate::config) max_connections: Option<String>,
-    /// Streams at once on one connection
-    #[arg(long, env = "LEASEMUX_STREAMS_PER_CONNECTION", value_name = "N", default_value = "256")]
-    pub(in crate::config) streams_per_connection: Option<String>,
-    /// Drop a connection whose TLS handshake takes longer
-    #[arg(long, env = "LEASEMUX_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s")]
-    pub(in crate::config) handshake_timeout: Option<String>,
     /// How long the gateway serves on when it is stopped, not ready any more, so that whoever polls /ready or gRPC health finds
     /// out first; 0 = not at all. Default: 5s if anybody did within the last minute, else 0
     #[arg(long, env = "LEASEMUX_LAME_DUCK", value_name = "TIME")]

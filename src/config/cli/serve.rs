@@ -2,7 +2,9 @@
 
 use clap::Args;
 
+use super::connections::ConnectionArgs;
 use super::limits::LimitsArgs;
+use super::quotas::QuotaArgs;
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -78,6 +80,10 @@ pub(in crate::config) struct ServeArgs {
     pub(in crate::config) store: StoreArgs,
     #[command(flatten)]
     pub(in crate::config) limits: LimitsArgs,
+    #[command(flatten)]
+    pub(in crate::config) connections: ConnectionArgs,
+    #[command(flatten)]
+    pub(in crate::config) quotas: QuotaArgs,
 }
 
 #[derive(Debug, Args)]

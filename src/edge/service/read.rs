@@ -7,19 +7,18 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use crate::edge::status::CallError;
-use crate::model::limits::REQUEST_MAX_BYTES;
 use crate::model::proto::PREFIX_BYTES;
 
 /// A request must have arrived within this; it is a few hundred bytes.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The one message of a call, without its prefix.
-pub(super) async fn read(body: Incoming) -> Result<Bytes, CallError> {
-    let limited = Limited::new(body, REQUEST_MAX_BYTES + PREFIX_BYTES);
+/// The one message of a call, without its prefix; of at most `max_bytes`.
+pub(super) async fn read(body: Incoming, max_bytes: usize) -> Result<Bytes, CallError> {
+    let limited = Limited::new(body, max_bytes + PREFIX_BYTES);
     let collected = tokio::time::timeout(REQUEST_TIMEOUT, limited.collect());
     let collected = collected.await.map_err(|_| CallError::RequestTimeout)?.map_err(|error| {
         if error.downcast_ref::<LengthLimitError>().is_some() {
-            CallError::request(format!("the request is longer than {REQUEST_MAX_BYTES} bytes"))
+            CallError::request(format!("the request is longer than {max_bytes} bytes"))
         } else {
             CallError::request("the request broke off")
         }

@@ -348,7 +348,7 @@ pub(super) const CONNECTIONS_REFUSED: Declaration = counter(
     "leasemux_connections_refused_total",
     <ConnectionRefusal as Labels>::SETS,
     "Connections turned away before they could make a call, by reason",
-    "`limit`: as for `leasemux_connections`. `peer_limit` from behind a proxy: tell the gateway to trust that proxy. `proxy`: the proxy does not send PROXY protocol version 2.",
+    "`limit`: as for `leasemux_connections`. `peer_limit` or `auth_failures` from behind a proxy: tell the gateway to trust that proxy (`--trusted-proxy`). `proxy`: the proxy does not send PROXY protocol version 2.",
 );
 
 pub(super) const CONNECTIONS_CLOSED: Declaration = counter(

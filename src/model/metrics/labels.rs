@@ -1,7 +1,6 @@
 //! The labels, and the values that each can have.
 
 use super::declare::{LabelSet, LabelValue, label};
-use crate::model::quota::Quota;
 
 label! {
     /// Whether lines were read for all followers of a replica, or for one who asked for older ones.
@@ -130,6 +129,8 @@ label! {
         Limit = "limit",
         /// There are as many from its address as there may be.
         PeerLimit = "peer_limit",
+        /// Too many authentications from its address have failed lately.
+        AuthFailures = "auth_failures",
         /// A proxy that is trusted to say for whom it speaks did not say so in time, or not in a form that is understood.
         Proxy = "proxy",
     }
@@ -245,25 +246,6 @@ pub const BUILD: [LabelSet; 3] = [
     LabelSet { name: "revision", values: &[] },
     LabelSet { name: "rustc", values: &[] },
 ];
-
-impl LabelValue for Quota {
-    const SET: LabelSet = LabelSet { name: "quota", values: &QUOTAS };
-
-    fn index(self) -> usize {
-        self as usize
-    }
-}
-
-/// The names of all quotas.
-const QUOTAS: [&str; Quota::ALL.len()] = {
-    let mut names = [""; Quota::ALL.len()];
-    let mut at = 0;
-    while at < names.len() {
-        names[at] = Quota::ALL[at].label();
-        at += 1;
-    }
-    names
-};
 
 // === impl Code ===
 

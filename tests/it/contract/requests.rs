@@ -1,8 +1,6 @@
 //! Requests that make no sense, byte for byte.
 
-use leasemux::model::limits::{
-    CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX, Limits, REQUEST_MAX_BYTES, STREAM_REPLICAS_MAX,
-};
+use leasemux::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX, Limits, STREAM_REPLICAS_MAX};
 use leasemux::model::proto::lease::{
     Cursor, OnLag, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
     ServiceStatusRequest,
@@ -18,6 +16,9 @@ use super::{check, check_invalid};
 use crate::support::gateway::Scene;
 use crate::support::raw::{Answer, Raw, encoded, framed};
 use crate::support::replica;
+
+/// The longest request that is taken, unless the operator says otherwise.
+const REQUEST_MAX_BYTES: usize = 256 * 1024;
 
 /// What the scene's first replica has printed.
 const PRINTED: &str = "still here\n";

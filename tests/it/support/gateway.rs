@@ -1,5 +1,6 @@
 //! A gateway within the test: the real edge and multiplexer over in-memory pipes, with a real gRPC client.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_core::future::BoxFuture;
@@ -157,13 +158,18 @@ impl Gateway {
             connections: self.connections.clone(),
             tls: Arc::new(tls),
             limits: Arc::clone(&self.limits),
+            trusted_proxies: Arc::default(),
             drain: self.drain.clone(),
         }
     }
 
     /// A channel of a caller who presents this certificate, or none.
     pub(crate) async fn channel_of(&self, certificate: Option<Vec<u8>>) -> Channel {
-        let pipe = self.connect(certificate);
+        self.channel_over(self.connect(certificate)).await
+    }
+
+    /// A channel over the client's end of a connection.
+    pub(crate) async fn channel_over(&self, pipe: DuplexStream) -> Channel {
         let mut pipe = Some(pipe);
         let connector = tower::service_fn(move |_: Uri| {
             let pipe = pipe.take();
@@ -178,13 +184,22 @@ impl Gateway {
             .unwrap()
     }
 
-    /// The client's end of a connection.
+    /// The client's end of a connection from nowhere.
     pub(crate) fn connect(&self, certificate: Option<Vec<u8>>) -> DuplexStream {
+        self.connect_from(certificate, None)
+    }
+
+    /// The client's end of a connection from an address.
+    pub(crate) fn connect_from(
+        &self,
+        certificate: Option<Vec<u8>>,
+        address: Option<SocketAddr>,
+    ) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
         let peer = Peer::new(chain.as_deref());
         let connections = self.connections.clone();
-        self.drain.spawn(async move { _ = connections.serve(ours, peer, None).await });
+        self.drain.spawn(async move { _ = connections.serve(ours, peer, address).await });
         theirs
     }
 

@@ -1,0 +1,35 @@
+//! What tenants may use.
+
+use clap::Args;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Quotas")]
+pub(in crate::config) struct QuotaArgs {
+    /// Streams open at once, of all owners; calls that are being answered count
+    #[arg(long, env = "LEASEMUX_MAX_STREAMS", value_name = "N", default_value = "16384")]
+    pub(in crate::config) max_streams: Option<String>,
+    /// Streams open at once, of one owner
+    #[arg(long, env = "LEASEMUX_MAX_STREAMS_PER_OWNER", value_name = "N", default_value = "1024")]
+    pub(in crate::config) max_streams_per_owner: Option<String>,
+    /// Calls of one owner per second; 0 = no limit. All of an owner's streams may come back at once
+    #[arg(long, env = "LEASEMUX_REQUESTS_PER_SECOND", value_name = "N", default_value = "100")]
+    pub(in crate::config) requests_per_second: Option<String>,
+    /// Failed authentications from one address per minute, after which it is not listened to for a minute; 0 = no limit
+    #[arg(long, env = "LEASEMUX_AUTH_FAILURES_PER_MINUTE", value_name = "N", default_value = "60")]
+    pub(in crate::config) auth_failures_per_minute: Option<String>,
+    /// Restarts of one lease per hour; 0 = no limit
+    #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR", value_name = "N", default_value = "60")]
+    pub(in crate::config) restarts_per_hour: Option<String>,
+    /// Reads of older lines at once, in all; further ones wait
+    #[arg(long, env = "LEASEMUX_HISTORY_READS", value_name = "N", default_value = "64")]
+    pub(in crate::config) history_reads: Option<String>,
+    /// Reads of older lines at once, of one owner, who never has the last one; further ones wait
+    #[arg(long, env = "LEASEMUX_HISTORY_READS_PER_OWNER", value_name = "N", default_value = "16")]
+    pub(in crate::config) history_reads_per_owner: Option<String>,
+    /// Bytes of older lines per second, in all; faster reads are slowed down; 0 = no limit
+    #[arg(long, env = "LEASEMUX_HISTORY_RATE", value_name = "SIZE", default_value = "256MiB")]
+    pub(in crate::config) history_rate: Option<String>,
+    /// Bytes of older lines per second, of one owner; faster reads are slowed down; 0 = no limit
+    #[arg(long, env = "LEASEMUX_HISTORY_RATE_PER_OWNER", value_name = "SIZE", default_value = "64MiB")]
+    pub(in crate::config) history_rate_per_owner: Option<String>,
+}

@@ -1,0 +1,55 @@
+//! What tenants may use.
+
+use crate::config::cli::QuotaArgs;
+use crate::config::faults::Reader;
+use crate::config::value::{number, size};
+use crate::model::limits::QuotaLimits;
+
+/// Most streams and history reads: more than a process has memory for.
+const STREAMS_MAX: usize = 1 << 20;
+
+/// Most history reads: more than any disk is the better for.
+const READS_MAX: usize = 65_536;
+
+/// Most of what is counted per time; 0 is for no limit.
+const RATE_MAX: u32 = 1_000_000;
+
+/// Slowest pace of history reads: below it they would never catch up with a service that prints.
+const HISTORY_RATE_MIN: u64 = 64 << 10;
+
+/// Fastest.
+const HISTORY_RATE_MAX: u64 = 1 << 40;
+
+pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLimits> {
+    let streams = || number(1..=STREAMS_MAX);
+    let reads = || number(1..=READS_MAX);
+    let rate = || number(0..=RATE_MAX);
+    let in_all = read.one("max_streams", args.max_streams.as_ref(), streams());
+    let of_owner = read.one("max_streams_per_owner", args.max_streams_per_owner.as_ref(), streams());
+    let requests = read.one("requests_per_second", args.requests_per_second.as_ref(), rate());
+    let failures = read.one("auth_failures_per_minute", args.auth_failures_per_minute.as_ref(), rate());
+    let restarts = read.one("restarts_per_hour", args.restarts_per_hour.as_ref(), rate());
+    let history_reads = read.one("history_reads", args.history_reads.as_ref(), reads());
+    let reads_of_owner = read.one("history_reads_per_owner", args.history_reads_per_owner.as_ref(), reads());
+    let bytes = read.one("history_rate", args.history_rate.as_ref(), history_rate);
+    let bytes_of_owner =
+        read.one("history_rate_per_owner", args.history_rate_per_owner.as_ref(), history_rate);
+    Some(QuotaLimits {
+        streams: in_all?,
+        streams_per_owner: of_owner?,
+        requests_per_second: requests?,
+        auth_failures_per_minute: failures?,
+        restarts_per_hour: restarts?,
+        history_reads: history_reads?,
+        history_reads_per_owner: reads_of_owner?,
+        history_bytes_per_second: bytes?,
+        history_bytes_per_second_per_owner: bytes_of_owner?,
+    })
+}
+
+fn history_rate(text: &str) -> Result<u64, String> {
+    if text == "0" {
+        return Ok(0);
+    }
+    size(HISTORY_RATE_MIN..=HISTORY_RATE_MAX)(text).map_err(|right| format!("{right}; or 0 for no limit"))
+}

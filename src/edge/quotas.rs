@@ -1,0 +1,190 @@
+//! What each owner may use, and all of them together.
+//!
+//! Asked once it is known who calls, and before the call costs anything. Owners who hold nothing and have not called lately are
+//! not remembered.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::model::count::{Counts, Held};
+use crate::model::id::{LeaseId, Owner};
+use crate::model::limits::QuotaLimits;
+use crate::model::quota::{Exceeded, Quota, Subject};
+use crate::model::rate::{Buckets, Rate};
+
+/// Who has too many streams may open another when one has ended; nobody knows when. Long enough for trying again not to be a
+/// load, and short enough for a person.
+const STREAMS_RETRY: Duration = Duration::from_secs(5);
+
+/// Owners and leases of whom calls and restarts are remembered: more than one gateway has at a time.
+const KEPT: usize = 16_384;
+
+/// The quotas of one gateway. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Quotas(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    limits: QuotaLimits,
+    all_streams: Counts<()>,
+    streams: Counts<Owner>,
+    requests: Option<Buckets<Owner>>,
+    restarts: Option<Buckets<LeaseId>>,
+}
+
+/// Counts a call as one of its owner's streams for as long as it lives.
+#[derive(Debug)]
+pub struct StreamPermit {
+    _of_owner: Held<Owner>,
+    _of_all: Held<()>,
+}
+
+// === impl Quotas ===
+
+impl Quotas {
+    /// All of them unused.
+    pub fn new(limits: &QuotaLimits) -> Self {
+        // Every stream of an owner may come back at once.
+        let burst = u64::from(limits.requests_per_second).max(limits.streams_per_owner as u64);
+        let requests =
+            Rate::new(u64::from(limits.requests_per_second), Duration::from_secs(1)).with_burst(burst);
+        let restarts = Rate::new(u64::from(limits.restarts_per_hour), Duration::from_secs(3_600));
+        Self(Arc::new(Shared {
+            requests: (limits.requests_per_second > 0).then(|| Buckets::new(requests, KEPT)),
+            restarts: (limits.restarts_per_hour > 0).then(|| Buckets::new(restarts, KEPT)),
+            limits: limits.clone(),
+            all_streams: Counts::default(),
+            streams: Counts::default(),
+        }))
+    }
+
+    /// A call of `owner`, which may become a stream.
+    ///
+    /// # Errors
+    /// They call too often, or have too many streams open, or all have.
+    pub fn call(&self, owner: &Owner, now: Instant) -> Result<StreamPermit, Exceeded> {
+        let limits = &self.0.limits;
+        if let Some(requests) = &self.0.requests {
+            requests.try_take(owner, 1, now).map_err(|wait| Exceeded {
+                quota: Quota::RequestsPerOwner,
+                subject: Subject::Owner(owner.clone()),
+                limit: u64::from(limits.requests_per_second),
+                retry_after: Some(wait),
+            })?;
+        }
+        // The owner's own first: what is theirs alone is no news to the others.
+        let of_owner = self.0.streams.hold(owner, limits.streams_per_owner).ok_or_else(|| Exceeded {
+            quota: Quota::StreamsPerOwner,
+            subject: Subject::Owner(owner.clone()),
+            limit: limits.streams_per_owner as u64,
+            retry_after: Some(STREAMS_RETRY),
+        })?;
+        let of_all = self.0.all_streams.hold(&(), limits.streams).ok_or(Exceeded {
+            quota: Quota::Streams,
+            subject: Subject::Gateway,
+            limit: limits.streams as u64,
+            retry_after: Some(STREAMS_RETRY),
+        })?;
+        Ok(StreamPermit { _of_owner: of_owner, _of_all: of_all })
+    }
+
+    /// A restart of something of `lease`, to be asked for before anything is done; a call that joins a restart that is under
+    /// way takes nothing.
+    ///
+    /// # Errors
+    /// The lease was restarted too often within an hour.
+    pub fn restart(&self, lease: &LeaseId, now: Instant) -> Result<(), Exceeded> {
+        let Some(restarts) = &self.0.restarts else {
+            return Ok(());
+        };
+        restarts.try_take(lease, 1, now).map_err(|wait| Exceeded {
+            quota: Quota::RestartsPerLease,
+            subject: Subject::Lease(lease.clone()),
+            limit: u64::from(self.0.limits.restarts_per_hour),
+            retry_after: Some(wait),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::Address;
+
+    const LIMITS: fn() -> QuotaLimits = || QuotaLimits {
+        streams: 3,
+        streams_per_owner: 2,
+        requests_per_second: 10,
+        ..QuotaLimits::default()
+    };
+
+    fn owner(number: u8) -> Owner {
+        Address::from_account([number; 20])
+    }
+
+    #[test]
+    fn streams_are_counted_for_each_and_for_all() {
+        let quotas = Quotas::new(&LIMITS());
+        let now = Instant::now();
+        let [greedy, other, third] = [1, 2, 3].map(owner);
+        let mut held = vec![quotas.call(&greedy, now).unwrap(), quotas.call(&greedy, now).unwrap()];
+        let exceeded = quotas.call(&greedy, now).unwrap_err();
+        assert_eq!((exceeded.quota, exceeded.limit), (Quota::StreamsPerOwner, 2));
+        assert_eq!(exceeded.subject, Subject::Owner(greedy.clone()));
+        let others = quotas.call(&other, now).unwrap();
+        // One who finds no room keeps none.
+        for _ in 0..5 {
+            assert_eq!(quotas.call(&third, now).unwrap_err().quota, Quota::Streams);
+        }
+        held.pop();
+        let thirds = quotas.call(&third, now).unwrap();
+        drop((others, thirds, held));
+        assert_eq!((quotas.0.streams.holders(), quotas.0.all_streams.holders()), (0, 0));
+    }
+
+    #[test]
+    fn calls_are_paced_for_each_and_the_wait_is_true() {
+        let quotas = Quotas::new(&LIMITS());
+        let mut now = Instant::now();
+        let (greedy, other) = (owner(1), owner(2));
+        for _ in 0..10 {
+            drop(quotas.call(&greedy, now).unwrap());
+        }
+        for _ in 0..20 {
+            let exceeded = quotas.call(&greedy, now).unwrap_err();
+            assert_eq!(exceeded.quota, Quota::RequestsPerOwner);
+            drop(quotas.call(&other, now).ok());
+            now += exceeded.retry_after.unwrap();
+            drop(quotas.call(&greedy, now).unwrap());
+        }
+    }
+
+    #[test]
+    fn all_streams_of_an_owner_may_come_back_at_once() {
+        let limits = QuotaLimits { requests_per_second: 1, ..QuotaLimits::default() };
+        let quotas = Quotas::new(&limits);
+        let now = Instant::now();
+        let held: Vec<_> =
+            (0..limits.streams_per_owner).map(|_| quotas.call(&owner(1), now).unwrap()).collect();
+        assert_eq!(quotas.call(&owner(1), now).unwrap_err().quota, Quota::RequestsPerOwner);
+        drop(held);
+    }
+
+    #[test]
+    fn restarts_are_counted_for_each_lease() {
+        let quotas = Quotas::new(&QuotaLimits { restarts_per_hour: 2, ..QuotaLimits::default() });
+        let now = Instant::now();
+        let [one, other] =
+            [7, 8].map(|dseq| LeaseId::new(owner(1).as_str(), dseq, 1, 1, owner(2).as_str()).unwrap());
+        assert_eq!((quotas.restart(&one, now), quotas.restart(&one, now)), (Ok(()), Ok(())));
+        let exceeded = quotas.restart(&one, now).unwrap_err();
+        assert_eq!(
+            (exceeded.quota, exceeded.retry_after),
+            (Quota::RestartsPerLease, Some(Duration::from_secs(1_800)))
+        );
+        assert_eq!(quotas.restart(&other, now), Ok(()));
+        assert_eq!(quotas.restart(&one, now + Duration::from_secs(1_800)), Ok(()));
+        let unlimited = Quotas::new(&QuotaLimits { restarts_per_hour: 0, ..QuotaLimits::default() });
+        assert!((0..1_000).all(|_| unlimited.restart(&one, now).is_ok()));
+    }
+}

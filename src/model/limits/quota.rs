@@ -1,0 +1,46 @@
+//! Of what tenants use, each and in all.
+
+/// Quotas that an operator may change by flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaLimits {
+    /// Streams open at once, of all owners; a call that is being answered counts as one. As many as connections. One whose peer
+    /// takes nothing keeps up to 144 KiB alive.
+    pub streams: usize,
+    /// Streams open at once of one owner: a sixteenth.
+    pub streams_per_owner: usize,
+    /// Calls of one owner per second; 0 = as many as they like. Even so all of an owner's streams may come back at once, since
+    /// they do when a gateway was started anew.
+    pub requests_per_second: u32,
+    /// Calls and handshakes of one peer address per minute that fail to establish who it is; 0 = as many as they like. A client
+    /// that is set up wrongly and tries each second does not pass it by much; one that guesses does.
+    pub auth_failures_per_minute: u32,
+    /// Restarts of one lease per hour; 0 = as many as they like. Each ends and starts containers, on a machine of others too.
+    pub restarts_per_hour: u32,
+    /// History reads (of lines older than a ring) at once, in all. Each holds a file and two buffers, and one is enough to keep
+    /// a disk busy.
+    pub history_reads: usize,
+    /// History reads at once of one owner: a quarter. Never the last one, if there is more than one.
+    pub history_reads_per_owner: usize,
+    /// Log bytes per second of all history reads together; 0 = as fast as they can. A tenth of a core for encryption, and half
+    /// of what one disk of the usual kind gives.
+    pub history_bytes_per_second: u64,
+    /// Log bytes per second of one owner's history reads; 0 = as fast as they can. A quarter: what one replica keeps by default
+    /// (50 MiB) is there within a second.
+    pub history_bytes_per_second_per_owner: u64,
+}
+
+impl Default for QuotaLimits {
+    fn default() -> Self {
+        Self {
+            streams: 16_384,
+            streams_per_owner: 1_024,
+            requests_per_second: 100,
+            auth_failures_per_minute: 60,
+            restarts_per_hour: 60,
+            history_reads: 64,
+            history_reads_per_owner: 16,
+            history_bytes_per_second: 256 * 1024 * 1024,
+            history_bytes_per_second_per_owner: 64 * 1024 * 1024,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Open files: as many as the limits need, or as many connections as the system allows.
+
+use crate::host::files;
+use crate::model::limits::Limits;
+
+/// Live tails: a file for each replica that is followed, of which one machine runs some hundreds at most.
+const TAIL_FILES: u64 = 4_096;
+
+/// Files that one history read has open: the log, and the one that it was rotated to.
+const HISTORY_READ_FILES: u64 = 2;
+
+/// Everything else: logs that are written, pipes of services, watches, listeners, the admin port, connections being turned away.
+const FILES_BESIDE: u64 = 2_048;
+
+/// Connections that must be possible, or starting makes no sense.
+const CONNECTIONS_MIN: usize = 16;
+
+/// What is needed, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Need {
+    connections: u64,
+    history_reads: u64,
+}
+
+/// Lets the process have as many files open as `limits` need. If the system does not allow it, says so with the numbers, and
+/// lets there be fewer connections: those beyond are refused in order, and logs can still be read.
+pub(super) fn allow(limits: &mut Limits) {
+    let need = Need::of(limits);
+    if files::allow(need.in_all()).is_ok() {
+        return;
+    }
+    let allowed = files::allow_most();
+    let connections = need.connections_within(allowed);
+    tracing::warn!(
+        allowed,
+        needed = need.in_all(),
+        for_connections = need.connections,
+        for_history_reads = need.history_reads,
+        for_live_tails = TAIL_FILES,
+        beside = FILES_BESIDE,
+        "the system allows fewer open files than the limits need (ulimit -Hn): at most {connections} connections are taken"
+    );
+    limits.connection.max = connections;
+}
+
+// === impl Need ===
+
+impl Need {
+    fn of(limits: &Limits) -> Self {
+        Self {
+            connections: limits.connection.max as u64,
+            history_reads: limits.quota.history_reads as u64 * HISTORY_READ_FILES,
+        }
+    }
+
+    fn beside_connections(self) -> u64 {
+        self.history_reads + TAIL_FILES + FILES_BESIDE
+    }
+
+    fn in_all(self) -> u64 {
+        self.connections + self.beside_connections()
+    }
+
+    /// What is left of `allowed` for connections; half of it, if that is more, since not everything is in use at once.
+    fn connections_within(self, allowed: u64) -> usize {
+        let left = allowed.saturating_sub(self.beside_connections()).max(allowed / 2).min(self.connections);
+        usize::try_from(left).unwrap_or(usize::MAX).max(CONNECTIONS_MIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_limits_count_and_connections_give_way() {
+        let need = Need::of(&Limits::default());
+        assert_eq!(need.in_all(), 16_384 + 2 * 64 + 4_096 + 2_048);
+        assert_eq!(need.connections_within(need.in_all() - 384), 16_000);
+        assert_eq!(need.connections_within(4_096), 2_048);
+        assert_eq!(need.connections_within(0), CONNECTIONS_MIN);
+        assert_eq!(need.connections_within(u64::MAX), 16_384);
+    }
+}
