@@ -138,8 +138,9 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     server::report_health(&health, true).await;
     readiness.set(true);
 
+    let open = drain.clone();
     #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
-    let upkeep = tokio::spawn(async move { exporter.upkeep().await });
+    let upkeep = tokio::spawn(async move { open.while_open(|| exporter.upkeep()).await });
     let running = Running {
         drain,
         readiness,

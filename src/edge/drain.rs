@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +31,8 @@ pub struct Drain {
 struct Doors {
     next: u64,
     open: BTreeMap<u64, Option<SocketAddr>>,
+    /// Whether anybody has.
+    any: watch::Sender<bool>,
 }
 
 /// A connection that holds the door open for as long as it lives.
@@ -102,7 +105,20 @@ impl Drain {
         let id = doors.next;
         doors.next += 1;
         doors.open.insert(id, peer);
+        doors.tell();
         Door { drain: self.clone(), id }
+    }
+
+    /// Runs what `task` makes whenever a connection is open, and drops it when none is: it need not wake an idle gateway.
+    pub async fn while_open<F: Future<Output = ()>>(&self, task: impl Fn() -> F) {
+        let mut any = self.doors.lock().unwrap_or_else(PoisonError::into_inner).any.subscribe();
+        // The sender is kept as long as this is.
+        while any.wait_for(|any| *any).await.is_ok() {
+            tokio::select! {
+                () = task() => {}
+                _ = any.wait_for(|any| !*any) => {}
+            }
+        }
     }
 
     /// Waits until everything has ended, at most so long after [`Drain::begin`]; then cuts what has not. Answers whether all
@@ -124,16 +140,60 @@ impl Drain {
     }
 }
 
+// === impl Doors ===
+
+impl Doors {
+    fn tell(&self) {
+        let any = !self.open.is_empty();
+        self.any.send_if_modified(|told| std::mem::replace(told, any) != any);
+    }
+}
+
 impl Drop for Door {
     fn drop(&mut self) {
         let mut doors = self.drain.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.open.remove(&self.id);
+        doors.tell();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_runs_while_a_connection_is_open_wakes_nobody_otherwise() {
+        let drain = Drain::default();
+        let ticks = AtomicUsize::new(0);
+        let tick = || async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                ticks.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let watch = async {
+            let counted = || ticks.load(Ordering::Relaxed);
+            let pass = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+            pass(100).await;
+            assert_eq!(counted(), 0);
+            for before in [0, 10] {
+                let (one, two) = (drain.door(None), drain.door(None));
+                tokio::time::sleep(Duration::from_millis(5500)).await;
+                drop(one);
+                assert_eq!(counted(), before + 5);
+                pass(5).await;
+                drop(two);
+                pass(100).await;
+                assert_eq!(counted(), before + 10);
+            }
+        };
+        tokio::select! {
+            () = drain.while_open(tick) => panic!("it does not end by itself"),
+            () = watch => {}
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_asked_long_ago_need_not_be_waited_for() {
