@@ -51,7 +51,7 @@ impl std::error::Error for Faults {}
 // === impl Reader ===
 
 impl<'a> Reader<'a> {
-    /// A reader of what `matches` holds. What is wrong with `file` as such is among the faults already.
+    /// A reader of what `matches` holds. What is wrong with `file` itself is among the faults already.
     pub(super) fn new(
         command: String,
         definitions: &'a clap::Command,
@@ -59,7 +59,11 @@ impl<'a> Reader<'a> {
         file: &'a File,
     ) -> Self {
         let faults = Faults { command, all: file.faults().to_vec() };
-        Self { definitions, matches, file, faults }
+        let mut reader = Self { definitions, matches, file, faults };
+        if let Some((name, right)) = file.name().zip(file.unreadable()) {
+            reader.wrong("config", name, right);
+        }
+        reader
     }
 
     /// One value, if there is one and it is right.

@@ -29,6 +29,8 @@ pub(super) struct File {
     /// By id of the flag.
     entries: BTreeMap<String, Entry>,
     faults: Vec<String>,
+    /// What the path must be, if there is nothing to read.
+    unreadable: Option<String>,
     /// Whether there may be more in it than could be read.
     broken: bool,
 }
@@ -57,23 +59,14 @@ pub(super) fn holds(arg: &Arg) -> bool {
 // === impl File ===
 
 impl File {
-    /// Reads the file at `path` for `command`. What is wrong with its content is among its faults.
-    ///
-    /// # Errors
-    /// What the path must be, if there is nothing to read.
-    pub(super) fn read(path: &str, command: &Command) -> Result<Self, String> {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut bytes = Vec::new();
-            fs::File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|error| format!("must be a readable file: {error}"))?;
-        if bytes.len() as u64 > FILE_MAX_BYTES {
-            return Err(format!("must be a file of at most {FILE_MAX_BYTES} bytes"));
+    /// Reads the file at `path` for `command`. What is wrong with it is in it.
+    pub(super) fn read(path: &str, command: &Command) -> Self {
+        match text(path) {
+            Ok(text) => Self::parse(path, &text, command),
+            Err(right) => {
+                Self { name: Some(path.to_owned()), unreadable: Some(right), broken: true, ..Self::default() }
+            }
         }
-        let text =
-            String::from_utf8(bytes).map_err(|_| "must be a TOML file, and is not UTF-8 text".to_owned())?;
-        Ok(Self::parse(path, &text, command))
     }
 
     fn parse(name: &str, text: &str, command: &Command) -> Self {
@@ -92,11 +85,6 @@ impl File {
         parser.file
     }
 
-    /// A file that could not be read.
-    pub(super) fn unread() -> Self {
-        Self { broken: true, ..Self::default() }
-    }
-
     /// The path as it was given, if there is a file.
     pub(super) fn name(&self) -> Option<&str> {
         self.name.as_deref()
@@ -105,6 +93,11 @@ impl File {
     /// What is wrong with the file, beyond the values.
     pub(super) fn faults(&self) -> &[String] {
         &self.faults
+    }
+
+    /// What the path must be, if there was nothing to read.
+    pub(super) fn unreadable(&self) -> Option<&str> {
+        self.unreadable.as_deref()
     }
 
     /// Whether more may stand in it than could be read.
@@ -169,9 +162,12 @@ impl Parser<'_> {
             DeValue::Boolean(switch) => switch.to_string(),
             other => {
                 let kind = other.type_str();
+                let article = if kind.starts_with(['a', 'i']) { "an" } else { "a" };
                 self.fault(
                     at,
-                    &format!("`{key}` must be a string, a whole number or a boolean here, and is a {kind}"),
+                    &format!(
+                        "`{key}` takes a string, a whole number or a boolean here, not {article} {kind}"
+                    ),
                 );
                 return None;
             }
@@ -190,6 +186,19 @@ impl Parser<'_> {
         let before = self.text.as_bytes().get(..at).unwrap_or(self.text.as_bytes());
         1 + memchr::memchr_iter(b'\n', before).count()
     }
+}
+
+fn text(path: &str) -> Result<String, String> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        fs::File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|error| format!("must be a readable file: {error}"))?;
+    if bytes.len() as u64 > FILE_MAX_BYTES {
+        return Err(format!("must be a file of at most {FILE_MAX_BYTES} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "must be a TOML file, and is not UTF-8 text".to_owned())
 }
 
 /// Whether the values are of the form `LEFT=RIGHT`, which a table holds too.
@@ -290,13 +299,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gateway.toml");
         let path = path.to_str().unwrap();
-        let read = || File::read(path, &Command::new("serve")).map(|file| file.faults().to_vec());
-        assert!(read().unwrap_err().contains("must be a readable file"));
+        let read = || File::read(path, &Command::new("serve"));
+        let right = || read().unreadable().unwrap().to_owned();
+        assert!(right().contains("must be a readable file") && read().is_broken());
         fs::write(path, b"listen = '\xff'").unwrap();
-        assert!(read().unwrap_err().contains("not UTF-8"));
+        assert!(right().contains("not UTF-8"));
         fs::write(path, vec![b'\n'; 1 + (1 << 20)]).unwrap();
-        assert!(read().unwrap_err().contains("at most 1048576 bytes"));
+        assert!(right().contains("at most 1048576 bytes"));
         fs::write(path, "").unwrap();
-        assert_eq!(read(), Ok(Vec::new()));
+        assert!(read().unreadable().is_none() && read().faults().is_empty());
     }
 }

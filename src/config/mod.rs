@@ -41,6 +41,9 @@ pub use self::serve::{LogFormat, PlatformKind, ServeConfig};
 pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::tenant::{DemoConfig, IdentityConfig};
 
+/// The subcommand that a file is for.
+const SERVE: &str = "serve";
+
 /// What the program was asked to do, with everything that it takes.
 #[derive(Debug)]
 pub enum Task {
@@ -82,22 +85,13 @@ where
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let mut command = without_empty_variables(definition());
     let mut matches = command.clone().try_get_matches_from(&args)?;
-    let mut file = Ok(File::default());
-    if let Some(path) = file_named(&matches) {
-        file = command.find_subcommand(SERVE).map_or(Ok(File::default()), |serve| File::read(&path, serve));
-        if let Ok(file) = &file {
-            command = command.mut_subcommand(SERVE, |serve| file.beneath(serve));
-            matches = command.clone().try_get_matches_from(&args)?;
-        }
+    let mut file = File::default();
+    if let (Some(path), Some(serve)) = (file_named(&matches), command.find_subcommand(SERVE)) {
+        file = File::read(&path, serve);
+        command = command.mut_subcommand(SERVE, |serve| file.beneath(serve));
+        matches = command.clone().try_get_matches_from(&args)?;
     }
-    let (file, unreadable) = match file {
-        Ok(file) => (file, None),
-        Err(right) => (File::unread(), Some(right)),
-    };
-    let mut reader = reader(&command, &matches, &file);
-    if let Some((right, path)) = unreadable.zip(file_named(&matches)) {
-        reader.wrong("config", &path, &right);
-    }
+    let reader = reader(&command, &matches, &file);
     let task = match Cli::from_arg_matches(&matches)?.command {
         Command::Serve(args) => match serve::resolve(&args, probes, reader)? {
             Some(config) => Task::Serve(Box::new(config)),
@@ -113,9 +107,6 @@ where
     };
     Ok(task)
 }
-
-/// The subcommand that a file is for.
-const SERVE: &str = "serve";
 
 /// The program's commands and flags, as help, completions and pages show them.
 fn definition() -> clap::Command {

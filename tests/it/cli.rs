@@ -197,7 +197,7 @@ fn faults_of_the_file_are_told_with_all_others() {
     for expected in [
         format!("error: {file}, line 1: there is no key `lisen`; did you mean `listen`?"),
         format!("error: {file}, line 3: "),
-        format!("error: {file}, line 4: `kept-runs` must be"),
+        format!("error: {file}, line 4: `kept-runs` takes a string"),
         "error: --listen \"nowhere\": must be".to_owned(),
     ] {
         assert!(said.contains(&expected), "{expected} in {said}");
