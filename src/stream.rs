@@ -16,6 +16,8 @@ use tokio::time::Instant;
 use crate::access::refusal::Refusal;
 use crate::model::id::Replica;
 
+pub mod bell;
+
 /// The number of the next stream.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 

@@ -27,6 +27,7 @@ use crate::access::gate::Peer;
 use crate::model::limits::{Limits, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::model::peer::PeerNet;
+use crate::stream::bell::WhenRung;
 
 /// Calls of the health service, by which a balancer polls readiness.
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -120,6 +121,12 @@ impl Connections {
             .keep_alive_timeout(self.limits.stall);
         let connection = http.serve_connection(TokioIo::new(io), service);
         tokio::pin!(connection);
+        // Nothing of these concerns a line, so no line asks them.
+        let (cut, drains) = (self.drain.cut(), self.drain.draining());
+        let idle = activity.idle(limits.idle);
+        tokio::pin!(cut, drains, idle);
+        let (mut cut, mut drains, mut idle) =
+            (WhenRung::new(cut), WhenRung::new(drains), WhenRung::new(idle));
         let (mut draining, mut leaving) = (false, false);
         // A peer that never calls keeps nothing open: neither this connection, nor the gateway when it drains.
         tokio::select! {
@@ -132,13 +139,13 @@ impl Connections {
         loop {
             tokio::select! {
                 biased;
-                () = self.drain.cut() => return ConnectionEnd::Cut,
-                () = self.drain.draining(), if !draining => {
+                () = &mut cut => return ConnectionEnd::Cut,
+                () = &mut drains, if !draining => {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 // What the peer calls before it hears of it is still answered.
-                () = activity.idle(limits.idle), if !draining && !leaving => {
+                () = &mut idle, if !draining && !leaving => {
                     leaving = true;
                     connection.as_mut().graceful_shutdown();
                 }

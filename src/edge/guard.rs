@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::sync::oneshot;
 
 use super::drain::Drain;
 use super::idle::{Activity, Open};
 use crate::model::metrics::Metrics;
+use crate::stream::bell::WhenRung;
 use crate::stream::{End, StreamState};
 
 /// How long a stream that must end may take to tell its peer: within this, and the time it takes to notice, the stream of a
@@ -26,20 +27,22 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Links a call to the guard of the stream that it runs on: hyper calls the service and hands the stream to the executor one
 /// right after the other.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Handoff(Arc<Mutex<Option<Watched>>>);
+pub(super) struct Handoff(Arc<Mutex<Option<(Watched, oneshot::Receiver<Watch>)>>>);
 
-/// What a guard is told of its stream, once the call was admitted.
+/// Where a call says, once it was admitted, what its guard must know. Cloning is cheap.
 #[derive(Clone, Default)]
 pub(super) struct Watched(Arc<Mutex<Announced>>);
 
-/// What a call announced of its stream.
+/// What a call announces of its stream.
 #[derive(Default)]
 struct Announced {
-    watch: Option<Watch>,
+    /// To the guard, once.
+    watch: Option<oneshot::Sender<Watch>>,
     /// Let go of when the stream has ended.
     kept: Option<Box<dyn Send>>,
 }
 
+/// What a guard is told of its stream.
 struct Watch {
     state: Arc<StreamState>,
     /// Resolves when the stream must end.
@@ -64,19 +67,11 @@ pin_project! {
     struct Guard<F> {
         #[pin]
         stream: F,
-        // Also keeps what the call wants kept.
+        // Resolves when the stream must be dropped. Nothing of it concerns a line, so no line asks it.
+        cut: WhenRung<BoxFuture<'static, ()>>,
+        // Keeps what the call wants kept.
         watched: Option<Watched>,
-        watch: Option<Watch>,
         open: Open,
-        // When the stream must have ended, or is looked at next.
-        #[pin]
-        timer: Option<Sleep>,
-        ending: bool,
-        // Whether the timer is for its last words.
-        must_end: bool,
-        address: Option<SocketAddr>,
-        stall: Duration,
-        metrics: Metrics,
     }
 }
 
@@ -85,13 +80,21 @@ pin_project! {
 impl Handoff {
     /// A place for what the call that begins now will tell its guard.
     pub(super) fn begin(&self) -> Watched {
+        let (sender, receiver) = oneshot::channel();
         let watched = Watched::default();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(watched.clone());
+        watched.lock().watch = Some(sender);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((watched.clone(), receiver));
         watched
     }
 
-    fn take(&self) -> Option<Watched> {
+    fn take(&self) -> Option<(Watched, oneshot::Receiver<Watch>)> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -124,11 +127,11 @@ impl Watched {
     }
 
     fn set(&self, watch: Watch) {
-        self.lock().watch = Some(watch);
-    }
-
-    fn take(&self) -> Option<Watch> {
-        self.lock().watch.take()
+        let guard = self.lock().watch.take();
+        if let Some(guard) = guard {
+            // A guard that has gone meanwhile took the stream along.
+            let _ = guard.send(watch);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Announced> {
@@ -143,26 +146,68 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let guard = Guard {
-            stream,
-            watched: self.handoff.take(),
-            watch: None,
-            open: self.activity.open(),
-            timer: None,
-            ending: false,
-            must_end: false,
-            address: self.address,
-            stall: self.stall,
-            metrics: self.metrics.clone(),
-        };
-        let drain = self.drain.clone();
-        self.drain.spawn(async move {
+        let (watched, announced) = self.handoff.take().unzip();
+        let (drain, address) = (self.drain.clone(), self.address);
+        let (stall, metrics) = (self.stall, self.metrics.clone());
+        let cut = async move {
             tokio::select! {
                 biased;
                 () = drain.cut() => {}
-                () = guard => {}
+                () = watch(announced, address, stall, metrics) => {}
             }
-        });
+        };
+        let open = self.activity.open();
+        self.drain.spawn(Guard { stream, cut: WhenRung::new(Box::pin(cut)), watched, open });
+    }
+}
+
+/// Watches over a stream once its call was admitted: asks it to end when it must, and returns when it must be dropped.
+async fn watch(
+    announced: Option<oneshot::Receiver<Watch>>,
+    address: Option<SocketAddr>,
+    stall: Duration,
+    metrics: Metrics,
+) {
+    let Some(Ok(Watch { state, ends, listens })) = (match announced {
+        Some(announced) => Some(announced.await),
+        None => None,
+    }) else {
+        // It was refused, or is none of ours: it ends by itself.
+        return std::future::pending().await;
+    };
+    state.comes_from(address);
+    let takes_nothing = takes_nothing(&state, stall, &metrics);
+    tokio::pin!(takes_nothing);
+    let end = tokio::select! {
+        biased;
+        end = ends => end,
+        () = &mut takes_nothing => return,
+    };
+    if let End::Refused(refusal) = end {
+        metrics.auth_refusals.count(refusal.reason());
+    }
+    // Draining has a deadline of its own.
+    let must_end = !listens || matches!(end, End::Refused(_));
+    state.end(end);
+    if must_end {
+        tokio::time::sleep(LAST_WORDS).await;
+    } else {
+        takes_nothing.await;
+    }
+}
+
+/// Waits until the peer has taken nothing of what it was sent for as long as `stall`.
+async fn takes_nothing(state: &StreamState, stall: Duration, metrics: &Metrics) {
+    let mut next = stall;
+    loop {
+        tokio::time::sleep(next).await;
+        let stalled = state.stalled();
+        if stalled >= stall {
+            metrics.stalled_streams.increment(1);
+            tracing::info!(?stalled, "stream reset: its peer takes nothing");
+            return;
+        }
+        next = stall.saturating_sub(stalled);
     }
 }
 
@@ -172,52 +217,11 @@ impl<F: Future<Output = ()>> Future for Guard<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut this = self.project();
-        if let Some(watch) = this.watch.as_mut()
-            && !*this.ending
-            && let Poll::Ready(end) = watch.ends.as_mut().poll(cx)
-        {
-            *this.ending = true;
-            if let End::Refused(refusal) = end {
-                this.metrics.auth_refusals.count(refusal.reason());
-            }
-            // Draining has a deadline of its own.
-            if !watch.listens || matches!(end, End::Refused(_)) {
-                this.timer.set(Some(tokio::time::sleep(LAST_WORDS)));
-                *this.must_end = true;
-            }
-            watch.state.end(end);
-        }
-        if this.stream.poll(cx).is_ready() {
+        let this = self.project();
+        // First: whether the stream is to end is for its body to know before it is asked for more.
+        if Pin::new(this.cut).poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if this.watch.is_none()
-            && let Some(watch) = this.watched.as_ref().and_then(Watched::take)
-        {
-            watch.state.comes_from(*this.address);
-            *this.watch = Some(watch);
-            this.timer.set(Some(tokio::time::sleep(*this.stall)));
-            // For its end to be listened for.
-            cx.waker().wake_by_ref();
-        }
-        let Some(watch) = this.watch.as_ref() else {
-            return Poll::Pending;
-        };
-        while let Some(timer) = this.timer.as_mut().as_pin_mut() {
-            if timer.poll(cx).is_pending() {
-                break;
-            }
-            let stalled = watch.state.stalled();
-            if *this.must_end || stalled >= *this.stall {
-                if !*this.must_end {
-                    this.metrics.stalled_streams.increment(1);
-                    tracing::info!(?stalled, "stream reset: its peer takes nothing");
-                }
-                return Poll::Ready(());
-            }
-            let next = Instant::now() + this.stall.saturating_sub(stalled);
-            this.timer.set(Some(tokio::time::sleep_until(next)));
-        }
-        Poll::Pending
+        this.stream.poll(cx)
     }
 }

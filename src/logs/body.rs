@@ -28,6 +28,7 @@ use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_REPLICAS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::view::LeaseView;
 use crate::platform;
+use crate::stream::bell::WhenRung;
 use crate::stream::{End, Messages, StreamState};
 
 /// Messages that one lane may send before it is the next one's turn.
@@ -40,7 +41,7 @@ pub struct LogsBody {
     permits: HistoryPermits,
     view: watch::Receiver<Arc<LeaseView>>,
     /// Each change of the view; `None` once there will be no more, or if nobody stays for it.
-    changes: Option<BoxStream<'static, Arc<LeaseView>>>,
+    changes: Option<WhenRung<BoxStream<'static, Arc<LeaseView>>>>,
     /// The replicas that have, or had, a lane and are still there.
     known: BTreeSet<Replica>,
     lanes: Vec<Lane>,
@@ -90,7 +91,7 @@ impl LogsBody {
         trailers: fn(&End) -> HeaderMap,
     ) -> Self {
         let mut body = Self {
-            changes: request.extent.follows().then(|| platform::changes(view.clone())),
+            changes: request.extent.follows().then(|| WhenRung::new(platform::changes(view.clone()))),
             request,
             fanout,
             permits,
