@@ -3,7 +3,7 @@
 //! A body does nothing unless it is polled, and it is polled only while its peer takes what it is sent. So a slow follower costs
 //! nobody anything: its lanes stand still, and what they miss in the rings is counted when they move again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,24 +15,21 @@ use futures_util::StreamExt as _;
 use http::HeaderMap;
 use http_body::Frame;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::fanout::Fanout;
 use super::follow::{Extent, History, LogsRequest, OnLag};
-use super::frame;
+use super::frame::{self, Gap};
 use super::history::Scope;
-use super::lane::{Item, Lane};
-use super::message::Message;
+use super::lane::{Lane, Turn};
+use super::message::{Batch, Message};
 use super::permits::HistoryPermits;
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_REPLICAS_MAX, STREAM_SEND_MAX_BYTES};
+use crate::model::metrics::Metrics;
 use crate::model::view::LeaseView;
 use crate::platform;
 use crate::stream::bell::WhenRung;
 use crate::stream::{End, Messages, StreamState};
-
-/// Messages that one lane may send before it is the next one's turn.
-const TURN_MESSAGES: usize = 4;
 
 /// The body of a response to `ServiceLogs`.
 pub struct LogsBody {
@@ -65,17 +62,6 @@ enum Stage {
     /// Only the trailers are left.
     Trailers(End),
     Done,
-}
-
-/// What is put together for one hand-over.
-#[derive(Default)]
-struct Batch {
-    parts: VecDeque<Bytes>,
-    bytes: usize,
-    messages: u64,
-    lines: u64,
-    log_bytes: u64,
-    oldest: Option<Instant>,
 }
 
 // === impl LogsBody ===
@@ -160,26 +146,16 @@ impl LogsBody {
     /// Takes what the lanes have, in turns, as much as HTTP/2 may hold. Answers why the stream ends, if it does.
     fn fill(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Option<End> {
         let mut quiet = 0;
-        while quiet < self.lanes.len() && batch.bytes < STREAM_SEND_MAX_BYTES {
+        while quiet < self.lanes.len() && batch.room() > 0 {
             self.turn = (self.turn + 1) % self.lanes.len();
             let lane = &mut self.lanes[self.turn];
             quiet += 1;
-            for _ in 0..TURN_MESSAGES {
-                if batch.bytes >= STREAM_SEND_MAX_BYTES {
-                    break;
+            match lane.poll_turn(batch, cx) {
+                Poll::Ready(Turn::Lagged) if self.request.on_lag == OnLag::Close => {
+                    return Some(End::Lagged(lane.replica().clone()));
                 }
-                match lane.poll_next(cx) {
-                    Poll::Ready(Item::Message(message, read_at)) => {
-                        quiet = 0;
-                        count_gap(&self.fanout, &message);
-                        batch.add(message, read_at);
-                    }
-                    Poll::Ready(Item::Lagged) if self.request.on_lag == OnLag::Close => {
-                        return Some(End::Lagged(lane.replica().clone()));
-                    }
-                    Poll::Ready(Item::Lagged) => quiet = 0,
-                    Poll::Ready(Item::Ended) | Poll::Pending => break,
-                }
+                Poll::Ready(Turn::More | Turn::Lagged) => quiet = 0,
+                Poll::Ready(Turn::Ended) | Poll::Pending => {}
             }
         }
         self.retire();
@@ -247,6 +223,7 @@ impl LogsBody {
         metrics.messages_delivered.increment(batch.messages);
         metrics.lines_delivered.increment(batch.lines);
         metrics.bytes_delivered.increment(batch.log_bytes);
+        batch.gaps.iter().for_each(|gap| count_gap(metrics, gap));
         if let Some(oldest) = batch.oldest {
             metrics.delivery_delay.record(oldest.elapsed().as_secs_f64());
         }
@@ -317,79 +294,8 @@ impl std::fmt::Debug for LogsBody {
     }
 }
 
-fn count_gap(fanout: &Fanout, message: &Message) {
-    if let Some(gap) = &message.gap {
-        let metrics = &fanout.world().metrics;
-        metrics.gaps.of(gap.cause).increment(1);
-        metrics.lines_lost.of(gap.cause).increment(gap.lines);
-        metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
-    }
-}
-
-// === impl Batch ===
-
-impl Batch {
-    /// With the rest of a message that was counted when its beginning was handed over.
-    fn beginning_with(rest: Option<Bytes>) -> Self {
-        Self {
-            bytes: rest.as_ref().map_or(0, Bytes::len),
-            parts: rest.into_iter().collect(),
-            ..Self::default()
-        }
-    }
-
-    /// Cuts off what its last message has beyond `max_bytes`.
-    fn cut(&mut self, max_bytes: usize) -> Option<Bytes> {
-        let beyond = self.bytes.checked_sub(max_bytes).filter(|beyond| *beyond > 0)?;
-        let last = self.parts.back_mut()?;
-        let rest = last.split_off(last.len().saturating_sub(beyond));
-        self.bytes -= rest.len();
-        Some(rest)
-    }
-
-    fn add(&mut self, message: Message, read_at: Option<Instant>) {
-        self.bytes += message.bytes.len();
-        self.messages += 1;
-        self.lines += message.lines;
-        self.log_bytes += message.log_bytes;
-        self.oldest = match (self.oldest, read_at) {
-            (Some(known), Some(other)) => Some(known.min(other)),
-            (known, other) => known.or(other),
-        };
-        self.parts.push_back(message.bytes);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Messages put in at random leave in pieces, byte for byte, each piece full but the last.
-        #[test]
-        fn cutting_loses_nothing(sizes in prop::collection::vec(1_usize..40, 1..60), max in 16_usize..64) {
-            let mut source = sizes.iter().enumerate().map(|(i, size)| vec![u8::try_from(i).unwrap(); *size]);
-            let all: Vec<u8> = source.clone().flatten().collect();
-            let (mut sent, mut messages, mut rest) = (Vec::new(), 0, None);
-            loop {
-                let mut batch = Batch::beginning_with(rest.take());
-                while batch.bytes < max && let Some(message) = source.next() {
-                    batch.add(Message::bare(message.into()), None);
-                }
-                rest = batch.cut(max);
-                messages += batch.messages;
-                let bytes: Vec<u8> = batch.parts.iter().flatten().copied().collect();
-                prop_assert_eq!(bytes.len(), batch.bytes);
-                prop_assert!(bytes.len() == max || rest.is_none() && bytes.len() < max);
-                sent.extend_from_slice(&bytes);
-                if bytes.len() < max {
-                    break;
-                }
-            }
-            prop_assert_eq!(sent, all);
-            prop_assert_eq!(messages, sizes.len() as u64);
-        }
-    }
+fn count_gap(metrics: &Metrics, gap: &Gap) {
+    metrics.gaps.of(gap.cause).increment(1);
+    metrics.lines_lost.of(gap.cause).increment(gap.lines);
+    metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
 }

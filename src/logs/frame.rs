@@ -17,6 +17,9 @@ use crate::model::view::Run;
 /// Bytes of a line's timestamp: thirty digits and signs, and a space.
 const STAMP_BYTES: usize = 31;
 
+/// The lengths within a message grow by less than this when what they count is doubled.
+const LENGTHS_BYTES: usize = 8;
+
 /// How lines are represented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Representation {
@@ -128,6 +131,11 @@ pub fn lines(replica: &Replica, instance: &Instance, chunk: &Chunk, as_what: Rep
     let message = entry(ServiceLogs { logs, cursor: Some(cursor), ..named(replica) });
     let end = message.len() - behind;
     LinesFrame { logs: message.slice(end - length..end), message }
+}
+
+/// What stamps add to the message of `chunk`, at most, in bytes.
+pub fn stamps_max_bytes(chunk: &Chunk) -> usize {
+    chunk.marks.len() * STAMP_BYTES + LENGTHS_BYTES
 }
 
 /// Encodes a gap; `at` is the position behind it, so that a resume does not bring back what was reported as lost.

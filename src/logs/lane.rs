@@ -7,12 +7,11 @@ use std::task::{Context, Poll, ready};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::time::Instant;
 
 use super::fanout::{Fanout, Stopped};
 use super::frame::{self, Event, Gap};
 use super::history::{Reading, Scope, Step};
-use super::message::Message;
+use super::message::{Batch, Message};
 use super::permits::HistoryPermits;
 use super::replica::Subscription;
 use super::ring::{Entry, Kind, Taken};
@@ -22,6 +21,9 @@ use crate::model::position::{Cursor, Position};
 use crate::model::time::LogTime;
 use crate::model::view::Run;
 use crate::stream::StreamState;
+
+/// Messages that a lane may send before it is the next one's turn; in the ring, where one look gets several, as many as that.
+const TURN_MESSAGES: usize = 4;
 
 /// A replica being sent.
 pub struct Lane {
@@ -37,12 +39,12 @@ pub struct Lane {
     last_time: Option<LogTime>,
 }
 
-/// What a lane has for its stream.
-#[derive(Debug)]
-pub enum Item {
-    /// A message; and when its oldest line was read, if that tells anything.
-    Message(Message, Option<Instant>),
-    /// The follower fell behind: this is the gap. It has not been sent yet: the lane goes on with it.
+/// What a lane was found to be when it had its turn; `Pending` if it waits now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It may have more.
+    More,
+    /// The follower fell behind: a gap, which has not been sent yet, comes next.
     Lagged,
     /// Nothing more will come.
     Ended,
@@ -99,39 +101,59 @@ impl Lane {
         matches!(self.mode, Mode::Ended) && self.pending.is_empty()
     }
 
-    /// What comes next.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Item> {
-        loop {
+    /// Takes a turn: puts what comes next into `batch`, some messages at most, and those behind the first only as long as `batch`
+    /// has room.
+    pub fn poll_turn(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<Turn> {
+        for _ in 0..TURN_MESSAGES {
             if let Some(message) = self.pending.pop_front() {
                 self.sent(&message);
-                return Poll::Ready(Item::Message(message, None));
+                batch.add(message, None);
+            } else {
+                match &mut self.mode {
+                    Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
+                        Ok(subscription) => self.read(Some(subscription)),
+                        Err(Stopped) => self.mode = Mode::Ended,
+                    },
+                    Mode::History(steps) => match ready!(steps.poll_next_unpin(cx)) {
+                        Some(Step::Send(message)) => {
+                            self.sent(&message);
+                            batch.add(message, None);
+                        }
+                        Some(Step::Join(subscription)) => self.join(*subscription),
+                        Some(Step::Orphaned) => self.orphaned(),
+                        Some(Step::End) | None => self.mode = Mode::Ended,
+                    },
+                    Mode::Live(_) => return self.poll_live(batch, cx),
+                    Mode::Ended => return Poll::Ready(Turn::Ended),
+                }
             }
-            match &mut self.mode {
-                Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
-                    Ok(subscription) => self.read(Some(subscription)),
-                    Err(Stopped) => self.mode = Mode::Ended,
-                },
-                Mode::History(steps) => match ready!(steps.poll_next_unpin(cx)) {
-                    Some(Step::Send(message)) => {
-                        self.sent(&message);
-                        return Poll::Ready(Item::Message(message, None));
-                    }
-                    Some(Step::Join(subscription)) => self.join(*subscription),
-                    Some(Step::Orphaned) => self.orphaned(),
-                    Some(Step::End) | None => self.mode = Mode::Ended,
-                },
-                Mode::Live(subscription) => match ready!(subscription.reader.poll_take(cx)) {
-                    Taken::Entry(entry) => {
-                        let message = self.live_message(&entry);
-                        return Poll::Ready(Item::Message(message, Some(entry.read_at)));
-                    }
-                    Taken::Lagged { lines, bytes, exact, next } => {
-                        self.lagged(lines, bytes, exact, &next);
-                        return Poll::Ready(Item::Lagged);
-                    }
-                    Taken::Closed => self.orphaned(),
-                },
-                Mode::Ended => return Poll::Ready(Item::Ended),
+            if batch.room() == 0 {
+                break;
+            }
+        }
+        Poll::Ready(Turn::More)
+    }
+
+    /// A turn in the ring: one look at it gets all that the turn may have.
+    fn poll_live(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<Turn> {
+        let Mode::Live(subscription) = &mut self.mode else {
+            return Poll::Ready(Turn::More);
+        };
+        match ready!(subscription.reader.poll_take(batch.room(), self.scope.representation, cx)) {
+            Taken::Entries { entries, more } => {
+                for entry in entries.into_iter().flatten() {
+                    let message = self.live_message(&entry);
+                    batch.add(message, Some(entry.read_at));
+                }
+                if more { Poll::Ready(Turn::More) } else { Poll::Pending }
+            }
+            Taken::Lagged { lines, bytes, exact, next } => {
+                self.lagged(lines, bytes, exact, &next);
+                Poll::Ready(Turn::Lagged)
+            }
+            Taken::Closed => {
+                self.orphaned();
+                Poll::Ready(Turn::More)
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-pub use reader::{Join, Reader, Taken};
+pub use reader::{Entries, Join, Reader, Taken};
 use standing::Standing;
 pub use standing::{Amount, Behind};
 
@@ -141,6 +141,16 @@ impl Entry {
                 })
                 .clone(),
             _ => self.message.clone(),
+        }
+    }
+
+    /// What [`Entry::message`] is not longer than, in bytes; found without making it.
+    fn message_max_bytes(&self, as_what: Representation) -> usize {
+        match (&self.kind, as_what) {
+            (Kind::Lines(chunk, _), Representation::Stamped) => {
+                self.message.len() + frame::stamps_max_bytes(chunk)
+            }
+            _ => self.message.len(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use super::standing::Standing;
 use super::{Adjacent, Entry, Kind, Ring, State, Totals};
 use crate::logs::chunk::Chunk;
+use crate::logs::frame::Representation;
 use crate::model::id::Instance;
 use crate::model::position::Position;
 use crate::stream::StreamState;
@@ -29,11 +30,22 @@ pub struct Reader {
     standing: Option<(usize, Arc<Standing>)>,
 }
 
+/// Entries that a reader takes at a time, under one lock.
+const TAKEN_MAX: usize = 4;
+
+/// The next entries, in order; the last ones may be absent.
+pub type Entries = [Option<Arc<Entry>>; TAKEN_MAX];
+
 /// What a reader got.
 #[derive(Debug)]
 pub enum Taken {
-    /// The next entry.
-    Entry(Arc<Entry>),
+    /// The next entries.
+    Entries {
+        /// At least one.
+        entries: Entries,
+        /// Whether there may be more. Otherwise the reader waits already, as if it had been asked once more.
+        more: bool,
+    },
     /// It fell behind, and lost what lies before `next`, which it now stands before.
     Lagged {
         /// Lines lost.
@@ -109,8 +121,8 @@ impl Reader {
         self.ring.lock().closed
     }
 
-    /// Takes the next entry.
-    pub fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Taken> {
+    /// Takes the next entries: one, and those behind it as long as what comes before each fits into `room` bytes as messages.
+    pub fn poll_take(&mut self, room: usize, as_what: Representation, cx: &mut Context<'_>) -> Poll<Taken> {
         let mut state = self.ring.lock();
         if self.next < state.first {
             return match landing(&state) {
@@ -131,18 +143,29 @@ impl Reader {
                 None => wait(&mut state, self.place, cx),
             };
         }
-        if let Some(entry) = state.get(self.next) {
-            let entry = Arc::clone(entry);
-            drop(state);
+        let mut entries = Entries::default();
+        let mut bytes = 0;
+        for place in &mut entries {
+            let Some(entry) = state.get(self.next).filter(|_| bytes < room || bytes == 0) else {
+                break;
+            };
+            bytes += entry.message_max_bytes(as_what);
             self.next += 1;
             self.seen = entry.after();
-            self.moved();
-            return Poll::Ready(Taken::Entry(entry));
+            *place = Some(Arc::clone(entry));
         }
-        if state.closed {
+        let more = state.closed || self.next < state.next();
+        if !more {
+            let waiting: Poll<Taken> = wait(&mut state, self.place, cx);
+            if bytes == 0 {
+                return waiting;
+            }
+        } else if bytes == 0 {
             return Poll::Ready(Taken::Closed);
         }
-        wait(&mut state, self.place, cx)
+        drop(state);
+        self.moved();
+        Poll::Ready(Taken::Entries { entries, more })
     }
 
     /// Waits until the ring has moved since the last [`Reader::join`] or the last wait. Ready at once if it is closed.
