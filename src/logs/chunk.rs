@@ -3,7 +3,9 @@
 //! A chunk holds either whole lines or one piece of a line too long for a chunk, never both. So whoever skips chunks can always
 //! land at the start of a line.
 
-use bytes::Bytes;
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
 
 use crate::model::limits::{CHUNK_MAX_BYTES, CHUNK_MAX_LINES};
 use crate::model::line::LineBatch;
@@ -32,10 +34,13 @@ pub struct Mark {
     pub time: LogTime,
 }
 
-/// Joins lines to chunks. Bytes in = bytes out, in order.
+/// Joins lines to chunks. Bytes in = bytes out, in order. A chunk that lies within one batch shares its bytes; only what waits
+/// from one batch to the next is copied.
 #[derive(Debug)]
 pub struct Chunker {
-    data: Vec<u8>,
+    /// What waits, of earlier batches.
+    data: BytesMut,
+    /// The lines that wait.
     marks: Vec<Mark>,
     start: Position,
     end: Position,
@@ -141,7 +146,7 @@ impl Chunk {
 impl Chunker {
     /// A chunker for lines behind `start`.
     pub fn new(start: Position) -> Self {
-        Self { data: Vec::new(), marks: Vec::new(), start, end: start }
+        Self { data: BytesMut::new(), marks: Vec::new(), start, end: start }
     }
 
     /// The position behind everything taken in.
@@ -162,61 +167,81 @@ impl Chunker {
 
     /// Takes a batch in; hands chunks that are full to `out`. What is left waits for more, or for [`Chunker::flush`].
     pub fn push(&mut self, batch: &LineBatch, out: &mut Vec<Chunk>) {
-        let mut start = 0;
+        // What waits of this batch.
+        let mut waits = 0..0;
         for line in &batch.lines {
-            let bytes = &batch.data[start..line.end];
-            start = line.end;
+            let bytes = waits.end..line.end;
             if self.end.at_line_start() && line.ends && bytes.len() <= CHUNK_MAX_BYTES {
-                if self.data.len() + bytes.len() > CHUNK_MAX_BYTES || self.marks.len() == CHUNK_MAX_LINES {
-                    out.extend(self.flush());
+                if self.waiting() + bytes.len() > CHUNK_MAX_BYTES || self.marks.len() == CHUNK_MAX_LINES {
+                    out.extend(self.flush_with(&batch.data, waits.clone()));
+                    waits.start = waits.end;
                 }
-                self.append(bytes, line.time, line.after);
+                self.mark(bytes.len(), line.time, line.after);
             } else {
-                self.push_pieces(bytes, line.time, line.ends.then_some(line.after), out);
+                out.extend(self.flush_with(&batch.data, waits));
+                self.push_pieces(&batch.data, bytes, line.time, line.ends.then_some(line.after), out);
+                waits = line.end..line.end;
             }
+            waits.end = line.end;
         }
+        self.data.extend_from_slice(&batch.data[waits]);
     }
 
     /// What waits, as a chunk.
     pub fn flush(&mut self) -> Option<Chunk> {
+        self.flush_with(&Bytes::new(), 0..0)
+    }
+
+    /// The same with what waits of a batch that is not taken in yet.
+    fn flush_with(&mut self, batch: &Bytes, waits: Range<usize>) -> Option<Chunk> {
         if self.marks.is_empty() {
             return None;
         }
-        let chunk = Chunk {
-            // Sized to fit: the ring holds it for long.
-            data: Bytes::copy_from_slice(&self.data),
-            marks: self.marks.as_slice().into(),
-            start: self.start,
-            end: self.end,
+        let data = if self.data.is_empty() {
+            batch.slice(waits)
+        } else {
+            self.data.extend_from_slice(&batch[waits]);
+            self.data.split().freeze()
         };
-        self.data.clear();
+        let chunk = Chunk { data, marks: self.marks.as_slice().into(), start: self.start, end: self.end };
         self.marks.clear();
         self.start = self.end;
         Some(chunk)
     }
 
-    fn push_pieces(&mut self, bytes: &[u8], time: LogTime, ends_at: Option<Position>, out: &mut Vec<Chunk>) {
-        out.extend(self.flush());
+    fn push_pieces(
+        &mut self,
+        batch: &Bytes,
+        bytes: Range<usize>,
+        time: LogTime,
+        ends_at: Option<Position>,
+        out: &mut Vec<Chunk>,
+    ) {
         let mut rest = bytes;
         loop {
-            let (piece, left) = rest.split_at(rest.len().min(CHUNK_MAX_BYTES));
-            rest = left;
+            let piece = rest.start..rest.end.min(rest.start + CHUNK_MAX_BYTES);
+            rest.start = piece.end;
             let after = match ends_at {
                 Some(end) if rest.is_empty() => end,
                 _ => self.end.after_bytes(piece.len()),
             };
-            self.append(piece, time, after);
-            out.extend(self.flush());
+            self.mark(piece.len(), time, after);
+            out.extend(self.flush_with(batch, piece));
             if rest.is_empty() {
                 return;
             }
         }
     }
 
-    fn append(&mut self, bytes: &[u8], time: LogTime, after: Position) {
-        self.data.extend_from_slice(bytes);
+    /// How many bytes wait.
+    fn waiting(&self) -> usize {
+        self.marks.last().map_or(0, |mark| mark.end as usize)
+    }
+
+    fn mark(&mut self, bytes: usize, time: LogTime, after: Position) {
         #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
-        self.marks.push(Mark { end: self.data.len() as u32, time });
+        let end = (self.waiting() + bytes) as u32;
+        self.marks.push(Mark { end, time });
         self.end = after;
     }
 }
