@@ -308,7 +308,11 @@ impl<IO: AsyncWrite> Write for Blocking<'_, '_, IO> {
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        would_block(self.io.as_mut().poll_write_vectored(self.cx, bufs))
+        would_block(match bufs {
+            // A lone line is one record, and `send` is the cheaper system call.
+            [only] => self.io.as_mut().poll_write(self.cx, only),
+            many => self.io.as_mut().poll_write_vectored(self.cx, many),
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
