@@ -27,7 +27,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Links a call to the guard of the stream that it runs on: hyper calls the service and hands the stream to the executor one
 /// right after the other.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Handoff(Arc<Mutex<Option<(Watched, oneshot::Receiver<Watch>)>>>);
+pub(super) struct Handoff(Arc<Mutex<Option<Ends>>>);
+
+/// What a call holds, and what the guard of its stream does.
+type Ends = (Watched, oneshot::Receiver<Watch>);
 
 /// Where a call says, once it was admitted, what its guard must know. Cloning is cheap.
 #[derive(Clone, Default)]
@@ -87,7 +90,7 @@ impl Handoff {
         watched
     }
 
-    fn take(&self) -> Option<(Watched, oneshot::Receiver<Watch>)> {
+    fn take(&self) -> Option<Ends> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
