@@ -209,7 +209,9 @@ impl FollowError {
     fn is_retryable(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_retryable(),
-            Self::Status(status) => self.is_cut() || status.code() == Code::Unavailable || is_lagged(status),
+            Self::Status(status) => {
+                self.is_cut() || status.code() == Code::Unavailable || is_lagged(status) || is_paced(status)
+            }
             Self::Sink(_) | Self::Unresumable => false,
         }
     }
@@ -249,6 +251,12 @@ fn is_lagged(status: &Status) -> bool {
     status.code() == Code::ResourceExhausted && info.is_some_and(|info| info.reason == LAGGED_REASON)
 }
 
+/// Whether a quota is used up that will be there again: all of an owner's streams may have come back at once.
+fn is_paced(status: &Status) -> bool {
+    let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    status.code() == Code::ResourceExhausted && retry.is_some()
+}
+
 /// What a person should read: the gateway's own words, or what happened to the connection.
 fn status_text(status: &Status) -> String {
     if is_lagged(status) {
@@ -282,5 +290,28 @@ impl Backoff {
         let wait = self.0.mul_f64(random.random_range(0.5..=1.0));
         self.0 = (self.0 * 2).min(BACKOFF_MAX);
         wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn a_quota_is_waited_for_if_waiting_helps() {
+        let refused = |retry_after: Option<Duration>| {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("QUOTA_USED_UP", "leasemux", std::collections::HashMap::new());
+            if retry_after.is_some() {
+                details.set_retry_info(retry_after);
+            }
+            FollowError::from(Status::with_error_details(Code::ResourceExhausted, "no more", details))
+        };
+        let paced = refused(Some(Duration::from_secs(3)));
+        assert!(paced.is_retryable());
+        assert_eq!(paced.retry_after(), Duration::from_secs(3));
+        assert!(!refused(None).is_retryable());
     }
 }

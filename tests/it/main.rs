@@ -10,6 +10,7 @@ mod contract;
 mod demo;
 mod ending;
 mod gateway;
+mod limits;
 mod local;
 mod logs;
 mod metrics;

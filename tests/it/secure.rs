@@ -1,15 +1,18 @@
 //! Real sockets, real TLS, real time: the gateway's own port with trust from a directory, as clients in the world meet it.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
 use leasemux::access::dir::DirTrust;
 use leasemux::access::identity::IdentityFiles;
 use leasemux::client::connect::Connector;
 use leasemux::config::{ServerTrust, Target};
+use leasemux::edge::server::Server;
 use leasemux::edge::tls;
 use leasemux::host::notify::Notifier;
 use leasemux::model::id::{Instance, LeaseId, Owner};
@@ -38,6 +41,8 @@ use tonic::{Code, Status, Streaming};
 use crate::support::gateway::{Gateway, proto_lease};
 use crate::support::{account, reason, replica};
 
+mod limits;
+
 /// Far beyond what any of this takes; only a hang reaches it.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -60,6 +65,11 @@ struct Tenant {
 
 impl Secure {
     async fn new(limits: Limits) -> Self {
+        Self::behind(&[], limits).await
+    }
+
+    /// One that believes proxies at these addresses.
+    async fn behind(proxies: &[&str], limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let trust_dir = dir.path().join("trust");
         fs::create_dir(&trust_dir).unwrap();
@@ -69,7 +79,12 @@ impl Secure {
         let config = tls::server_config(tls::load(&made.certificate, &made.key).unwrap()).unwrap();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        gateway.drain.spawn(gateway.server(config).serve(listener));
+        let proxies = proxies.iter().map(|text| match text.parse() {
+            Ok(network) => network,
+            Err(_) => IpNet::from(text.parse::<IpAddr>().unwrap()),
+        });
+        let server = Server { trusted_proxies: proxies.collect(), ..gateway.server(config) };
+        gateway.drain.spawn(server.serve(listener));
         Self { gateway, port, trust_dir, server_pem: made.certificate, dir }
     }
 
@@ -123,6 +138,15 @@ impl Secure {
 
     /// A handshake of a client with whatever certificates, which the client's library does not look at.
     async fn handshake(&self, identity: Option<CertifiedKey>) -> TlsStream<TcpStream> {
+        self.handshake_over(self.dial().await, identity).await.unwrap()
+    }
+
+    /// The same over a connection that is there.
+    async fn handshake_over(
+        &self,
+        socket: TcpStream,
+        identity: Option<CertifiedKey>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&self.server_pem).unwrap()).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -134,10 +158,9 @@ impl Secure {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let socket = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
         let name = ServerName::try_from("mtls.localhost").unwrap();
         let handshake = TlsConnector::from(Arc::new(config)).connect(name, socket);
-        timeout(DEADLINE, handshake).await.unwrap().unwrap()
+        timeout(DEADLINE, handshake).await.unwrap()
     }
 
     /// How a call of such a client is refused.

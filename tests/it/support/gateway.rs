@@ -45,7 +45,8 @@ const PIPE_BYTES: usize = 16 * 1024;
 /// What a client takes before it must be read.
 const WINDOW_BYTES: u32 = 65_535;
 
-/// A gateway under test.
+/// A gateway under test. A clone is the same gateway.
+#[derive(Clone)]
 pub(crate) struct Gateway {
     pub(crate) world: World,
     pub(crate) drain: Drain,
