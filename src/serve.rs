@@ -20,6 +20,7 @@ use crate::edge::server::{self, Server};
 use crate::edge::service::LeaseService;
 use crate::edge::tls;
 use crate::host::notify::Notifier;
+use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::logs::replica::World;
 use crate::model::id::LeaseId;
@@ -124,10 +125,11 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         limits: Arc::clone(&limits),
         metrics: exporter.metrics.clone(),
     };
+    let restarts = Restarts::new(Arc::clone(&world.platform), exporter.metrics.clone());
     let fanout = Fanout::new(world);
     exporter.followers.set(fanout.clone());
     let gate = Gate::new(Arc::new(trust)).with_token_lifetime(limits.token_lifetime);
-    let service = LeaseService::new(gate, fanout.clone(), drain.clone());
+    let service = LeaseService::new(gate, fanout.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
     let connections =
         Connections::new(service, routes, Arc::clone(&limits), exporter.metrics.clone(), drain.clone());
@@ -146,6 +148,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         readiness,
         health,
         fanout,
+        restarts,
         platform,
         limits,
         _upkeep: AbortOnDropHandle::new(upkeep),

@@ -19,6 +19,7 @@ use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
+use leasemux::leases::restart::Restarts;
 use leasemux::logs::fanout::Fanout;
 use leasemux::logs::replica::World;
 use leasemux::model::id::{Address, Instance, LeaseId, Owner};
@@ -84,7 +85,9 @@ pub(crate) fn serve(listeners: Listeners, dir: &Path, pace: Duration) -> Result<
         let world =
             World { platform: Arc::new(source), limits: Arc::clone(&limits), metrics: metrics.clone() };
         let drain = Drain::default();
-        let service = LeaseService::new(Gate::new(Arc::new(tenant)), Fanout::new(world), drain.clone());
+        let restarts = Restarts::new(Arc::clone(&world.platform), metrics.clone());
+        let gate = Gate::new(Arc::new(tenant));
+        let service = LeaseService::new(gate, Fanout::new(world), restarts, drain.clone());
         let (routes, _health) = server::routes()?;
         let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
         let server =

@@ -88,8 +88,8 @@ impl Quotas {
         Ok(StreamPermit { _of_owner: of_owner, _of_all: of_all })
     }
 
-    /// A restart of something of `lease`, to be asked for before anything is done; a call that joins a restart that is under
-    /// way takes nothing.
+    /// A restart of something of `lease`, to be asked for before anything is done; a call that is an
+    /// earlier one made again takes nothing.
     ///
     /// # Errors
     /// The lease was restarted too often within an hour.

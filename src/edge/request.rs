@@ -5,18 +5,20 @@
 //! filter, that is, as everything. So unknown fields within a filter are refused; elsewhere they are skipped, as ever.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::status::CallError;
+use crate::leases::restart;
 use crate::logs::follow::{Extent, History, LogsRequest, OnLag};
 use crate::logs::frame::Representation;
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
 use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX};
 use crate::model::position::Position;
-use crate::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest};
+use crate::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest, ServiceRestartRequest};
 use crate::model::proto::market;
 use crate::model::time::LogTime;
 use crate::model::view::Filter;
@@ -25,6 +27,9 @@ use crate::model::view::Filter;
 const FILTER_FIELD: u32 = 2;
 /// Number of `filters` in every request of the service.
 const FILTERS_FIELD: u32 = 104;
+
+/// The longest that a restart is waited for. It goes on without being waited for.
+const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Decodes a request message of the lease service.
 pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, CallError> {
@@ -95,6 +100,34 @@ pub fn logs(request: &ServiceLogsRequest) -> Result<LogsRequest, CallError> {
     let on_lag = on_lag(request.on_lag)?;
     let resume = resume(&request.resume, &filter)?;
     Ok(LogsRequest { lease, filter, extent, representation, on_lag, resume })
+}
+
+/// A request for a restart, checked; and how long to wait for it.
+pub fn restart(request: &ServiceRestartRequest) -> Result<(restart::Request, Duration), CallError> {
+    let lease = lease(request.lease_id.as_ref())?;
+    let filter = filter(request.filter.as_ref(), &request.filters)?;
+    let timeout = request.timeout.as_ref().map(timeout).transpose()?.unwrap_or_default();
+    let id = match request.request_id.as_str() {
+        "" => None,
+        id => Some(id.parse().map_err(|error| CallError::field("request_id", error))?),
+    };
+    Ok((restart::Request { lease, filter, id }, timeout))
+}
+
+fn timeout(given: &prost_types::Duration) -> Result<Duration, CallError> {
+    let fault = |words: String| Err(CallError::field("timeout", words));
+    if given.seconds < 0 || given.nanos < 0 {
+        return fault("must not be negative".to_owned());
+    }
+    let nanos = u32::try_from(given.nanos).unwrap_or(u32::MAX);
+    if nanos >= 1_000_000_000 {
+        return fault("has more nanoseconds than a second has".to_owned());
+    }
+    let timeout = Duration::new(given.seconds.unsigned_abs(), nanos);
+    if timeout > RESTART_TIMEOUT_MAX {
+        return fault(format!("must be at most {} s", RESTART_TIMEOUT_MAX.as_secs()));
+    }
+    Ok(timeout)
 }
 
 fn add(filter: &mut Filter, field: &str, one: &ServiceFilter) -> Result<(), CallError> {
@@ -363,6 +396,43 @@ mod tests {
         let error = decode::<ServiceLogsRequest>(&Bytes::from_static(&[0x0a, 0x02, 0x0a, 0x05])).unwrap_err();
         let CallError::BadRequest { description, .. } = error else { panic!("{error:?}") };
         assert!(description.contains("lease_id"), "{description}");
+    }
+
+    #[test]
+    fn restarts_are_waited_for_as_long_as_asked_and_an_hour_at_most() {
+        let asked = |seconds, nanos| {
+            let timeout = Some(prost_types::Duration { seconds, nanos });
+            let request = ServiceRestartRequest { lease_id: good().lease_id, timeout, ..Default::default() };
+            restart(&request).map(|(_, timeout)| timeout).map_err(|error| match error {
+                CallError::BadRequest { field, .. } => field,
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(asked(0, 0), Ok(Duration::ZERO));
+        assert_eq!(asked(1, 500_000_000), Ok(Duration::from_millis(1_500)));
+        assert_eq!(asked(3_600, 0), Ok(RESTART_TIMEOUT_MAX));
+        for (seconds, nanos) in
+            [(3_600, 1), (i64::MAX, 0), (-1, 0), (0, -1), (i64::MIN, i32::MIN), (0, i32::MAX)]
+        {
+            assert_eq!(asked(seconds, nanos), Err("timeout".to_owned()), "{seconds} {nanos}");
+        }
+        let none = ServiceRestartRequest { lease_id: good().lease_id, ..Default::default() };
+        assert_eq!(restart(&none).unwrap().1, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_request_id_has_a_form() {
+        let named = |id: &str| {
+            let (lease_id, request_id) = (good().lease_id, id.to_owned());
+            restart(&ServiceRestartRequest { lease_id, request_id, ..Default::default() })
+        };
+        assert_eq!(named("").unwrap().0.id, None);
+        assert_eq!(named("deploy-7:~!").unwrap().0.id.unwrap().to_string(), "deploy-7:~!");
+        assert!(named(&"x".repeat(128)).is_ok());
+        for id in ["two words", "ü", "a\n", &"x".repeat(129)] {
+            let Err(CallError::BadRequest { field, .. }) = named(id) else { panic!("{id}") };
+            assert_eq!(field, "request_id");
+        }
     }
 
     proptest! {

@@ -6,12 +6,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Full};
 use tonic::Status;
 
 use crate::leases::status::body::StatusBody;
 use crate::logs::body::LogsBody;
+use crate::model::proto::framed;
 use crate::stream::Messages;
 
 /// The body of any response.
@@ -47,6 +49,14 @@ pub fn of_logs(body: LogsBody) -> http::Response<ResponseBody> {
 /// A response of status.
 pub fn of_status_stream(body: StatusBody) -> http::Response<ResponseBody> {
     grpc(ResponseBody::Status(Box::new(body)))
+}
+
+/// A response of one message.
+pub fn of_message(message: &impl prost::Message) -> http::Response<ResponseBody> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let body = Full::new(framed(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
+    grpc(ResponseBody::Other(tonic::body::Body::new(body)))
 }
 
 fn grpc(body: ResponseBody) -> http::Response<ResponseBody> {

@@ -15,19 +15,17 @@ use super::drain::Drain;
 use super::guard::Watched;
 use super::peers::Peers;
 use super::quotas::Quotas;
-use super::request;
 use super::response::{self, ResponseBody};
 use super::status::{CallError, of_end};
 use crate::access::gate::{Admission, Gate, Peer};
-use crate::access::grants::Scope;
 use crate::access::refusal;
+use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::logs::permits::HistoryPermits;
 use crate::model::id::LeaseId;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::metrics;
 use crate::model::peer::PeerNet;
-use crate::model::proto::lease::ServiceRestartRequest;
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::time::LogTime;
 use crate::model::view::{Filter, LeaseView};
@@ -36,6 +34,7 @@ use crate::stream::{End, StreamState};
 
 mod logs;
 mod read;
+mod restart;
 mod status;
 
 /// The full name of the service.
@@ -58,6 +57,7 @@ pub struct LeaseService {
     gate: Gate,
     fanout: Fanout,
     history: HistoryPermits,
+    restarts: Restarts,
     quotas: Quotas,
     peers: Peers,
     drain: Drain,
@@ -92,12 +92,12 @@ impl Method {
 
 impl LeaseService {
     /// A service that lets in whom `gate` lets in.
-    pub fn new(gate: Gate, fanout: Fanout, drain: Drain) -> Self {
+    pub fn new(gate: Gate, fanout: Fanout, restarts: Restarts, drain: Drain) -> Self {
         let limits = &fanout.world().limits;
         let history = HistoryPermits::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
         let peers = Peers::new(&limits.connection, limits.quota.auth_failures_per_minute);
-        Self { gate, fanout, history, quotas, peers, drain }
+        Self { gate, fanout, history, restarts, quotas, peers, drain }
     }
 
     /// What is known of peers by their addresses.
@@ -153,12 +153,7 @@ impl LeaseService {
         match method {
             Method::Logs => self.logs(&message, admission, watched).await,
             Method::Status => self.status(&message, admission, watched).await,
-            Method::Restart => {
-                let request: ServiceRestartRequest = request::decode(&message)?;
-                let lease = request::lease(request.lease_id.as_ref())?;
-                admission.identity.may(&lease, Scope::Restart)?;
-                Err(CallError::Unimplemented("ServiceRestart is not offered by this version of the gateway"))
-            }
+            Method::Restart => self.restart(&message, admission).await,
         }
     }
 

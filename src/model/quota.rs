@@ -19,6 +19,8 @@ label! {
         RequestsPerOwner = "requests_per_owner",
         /// Restarts of one lease per hour.
         RestartsPerLease = "restarts_per_lease",
+        /// Replicas in restarts of one owner, or of all, that are under way or remembered.
+        RestartsPerOwner = "restarts_per_owner",
         /// Replicas that one call is about.
         ReplicasPerStream = "replicas_per_stream",
         /// Calls without valid credentials, and handshakes that fail, of one peer address per minute.
@@ -76,6 +78,12 @@ impl fmt::Display for Exceeded {
             Quota::StreamsPerOwner => write!(f, "at most {limit} streams of one owner are open at once"),
             Quota::RequestsPerOwner => write!(f, "at most {limit} calls of one owner a second"),
             Quota::RestartsPerLease => write!(f, "at most {limit} restarts of one lease an hour"),
+            Quota::RestartsPerOwner => {
+                write!(
+                    f,
+                    "at most {limit} restarts of single replicas are under way or remembered (for an hour)"
+                )
+            }
             Quota::ReplicasPerStream => {
                 write!(f, "one call is about at most {limit} replicas; choose some by filters")
             }

@@ -14,6 +14,7 @@ use tonic_health::server::HealthReporter;
 use crate::edge::admin::Readiness;
 use crate::edge::drain::Drain;
 use crate::edge::server;
+use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::model::limits::{LAME_DUCK, Limits, POLLED_WITHIN};
 use crate::platform::local::LocalPlatform;
@@ -21,12 +22,16 @@ use crate::platform::local::LocalPlatform;
 /// How long a service may take to end after a SIGTERM, before it is killed.
 const SERVICE_GRACE: Duration = Duration::from_secs(5);
 
+/// How much of the drain restarts may take, so that whoever waits for them is still told.
+const RESTARTS_SHARE: f32 = 0.8;
+
 /// Everything that runs.
 pub(super) struct Running {
     pub(super) drain: Drain,
     pub(super) readiness: Readiness,
     pub(super) health: HealthReporter,
     pub(super) fanout: Fanout,
+    pub(super) restarts: Restarts,
     pub(super) platform: Arc<LocalPlatform>,
     pub(super) limits: Arc<Limits>,
     /// Ends with the gateway.
@@ -51,8 +56,9 @@ impl Running {
         // 2. Lame duck: whoever polls readiness learns of it, and sends nobody here any more.
         self.serve_on().await;
         // 3. No new connections; GOAWAY; streams send what they hold, then their cursors, then UNAVAILABLE. At the deadline what is
-        //    left is cut, and the log names it.
-        self.drain.finish(self.limits.drain).await;
+        //    left is cut, and the log names it. Meanwhile restarts see the replica in hand to its verdict, and leave the others be.
+        let restarts = self.restarts.finish(self.limits.drain.mul_f32(RESTARTS_SHARE));
+        tokio::join!(self.drain.finish(self.limits.drain), restarts);
         // 4. Nobody follows any more: the actors.
         self.fanout.stop().await;
         // 5. What runs under the leases, last: until here its output was recorded.

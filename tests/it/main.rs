@@ -15,6 +15,7 @@ mod local;
 mod logs;
 mod metrics;
 mod random;
+mod restart;
 mod secure;
 mod status;
 mod support;

@@ -214,8 +214,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nothing_is_made_while_something_waits_to_be_taken() {
         let (sender, receiver) = watch::channel(view(0));
-        let mut body =
-            StatusBody::new(receiver, Filter::everything(), true, StreamState::new(), |_| HeaderMap::new());
+        let (everything, state) = (Filter::everything(), StreamState::new());
+        let mut body = StatusBody::new(receiver, everything, true, state, |_| HeaderMap::new());
         let mut seen = Vec::new();
         for step in 1..=3 {
             let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();

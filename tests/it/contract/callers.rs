@@ -160,16 +160,15 @@ async fn two_tenants_with_leases_alike_see_their_own_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_other_methods_are_not_offered_to_those_who_may() {
+async fn its_owner_is_told_that_a_lease_is_not_here() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let mut client = scene.gateway.client(&scene.certificate).await;
     let elsewhere =
         LeaseId::new(scene.lease.owner().as_str(), 8, 1, 1, scene.lease.provider().as_str()).unwrap();
-    // Its owner may be told that a lease is not here.
     let [logs, status, restart] = of_each_method(&mut client, &elsewhere).await;
     check("ServiceLogs", &logs, Code::NotFound, "LEASE_NOT_FOUND");
     check("ServiceStatus", &status, Code::NotFound, "LEASE_NOT_FOUND");
-    check("ServiceRestart", &restart, Code::Unimplemented, "NOT_OFFERED");
+    check("ServiceRestart", &restart, Code::NotFound, "LEASE_NOT_FOUND");
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
+use leasemux::leases::restart::Restarts;
 use leasemux::logs::fanout::Fanout;
 use leasemux::logs::lag::Lagging;
 use leasemux::logs::replica::World as Surroundings;
@@ -50,6 +51,7 @@ const WINDOW_BYTES: u32 = 65_535;
 pub(crate) struct Gateway {
     pub(crate) world: World,
     pub(crate) drain: Drain,
+    pub(crate) restarts: Restarts,
     pub(crate) health: HealthReporter,
     exporter: Exporter,
     connections: Connections,
@@ -142,15 +144,16 @@ impl Gateway {
             limits: Arc::clone(&limits),
             metrics: exporter.metrics.clone(),
         };
+        let restarts = Restarts::new(Arc::clone(&surroundings.platform), exporter.metrics.clone());
         let fanout = Fanout::new(surroundings);
         exporter.followers.set(fanout.clone());
         let drain = Drain::default();
         let gate = Gate::new(believed);
-        let service = LeaseService::new(gate, fanout, drain.clone());
+        let service = LeaseService::new(gate, fanout, restarts.clone(), drain.clone());
         let (routes, health) = server::routes().unwrap();
         let metrics = exporter.metrics.clone();
         let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
-        Self { world, drain, health, exporter, connections, limits, trust }
+        Self { world, drain, restarts, health, exporter, connections, limits, trust }
     }
 
     /// Its own port, with real sockets and TLS.

@@ -36,6 +36,24 @@ struct Shared {
     open: Arc<AtomicUsize>,
     /// The restarts that were ordered, in order; each once.
     restarts: Mutex<Vec<RestartRequest>>,
+    /// What comes of them, by replica; [`Comeback::Up`] if nothing is said.
+    comebacks: Mutex<HashMap<Replica, Comeback>>,
+}
+
+/// What comes of a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Comeback {
+    /// A new run, which stays.
+    #[default]
+    Up,
+    /// A new run, which ends at once.
+    Crash,
+    /// Nothing: the old run ends, and no new one begins.
+    Never,
+    /// The platform cannot do it now.
+    Unavailable,
+    /// The platform cannot do it, and says so in words that are nobody's business.
+    Broken,
 }
 
 /// The log of one run.
@@ -100,11 +118,11 @@ impl World {
 
     /// Ends the present run of a replica.
     pub(crate) fn end(&self, lease: &LeaseId, replica: &Replica, exit_code: i32) {
-        self.end_because(lease, replica, exit_code, "Error");
+        self.end_because(lease, replica, exit_code, "Error", "CrashLoopBackOff");
     }
 
-    /// Ends the present run of a replica, which is said to have ended so.
-    fn end_because(&self, lease: &LeaseId, replica: &Replica, exit_code: i32, reason: &str) {
+    /// Ends the present run of a replica, which is said to have ended so, and to wait for that.
+    fn end_because(&self, lease: &LeaseId, replica: &Replica, exit_code: i32, reason: &str, waits: &str) {
         let instance =
             self.leases()[lease].borrow().replica(replica).unwrap().newest().unwrap().instance.clone();
         self.logs()[&instance].state.send_modify(|log| log.ended = true);
@@ -115,7 +133,7 @@ impl World {
             slot.runs.last_mut().unwrap().end =
                 Some(RunEnd { time, exit_code: Some(exit_code), signal: None, reason: reason.into() });
             slot.ready = false;
-            slot.state = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
+            slot.state = ReplicaState::Waiting { reason: waits.into(), message: String::new() };
         });
     }
 
@@ -163,6 +181,17 @@ impl World {
         self.0.follows.load(Ordering::SeqCst)
     }
 
+    /// The replicas whose restarts were ordered, in order; each order once.
+    pub(crate) fn restarted(&self) -> Vec<String> {
+        let restarts = self.0.restarts.lock().unwrap();
+        restarts.iter().map(|request| request.replica.to_string()).collect()
+    }
+
+    /// From now on this comes of a restart of that replica.
+    pub(crate) fn set_comeback(&self, replica: &Replica, comeback: Comeback) {
+        self.0.comebacks.lock().unwrap().insert(replica.clone(), comeback);
+    }
+
     fn order_restart(&self, request: RestartRequest) -> Result<(), Error> {
         let RestartRequest { lease, replica, instance } = &request;
         let newest = {
@@ -174,14 +203,25 @@ impl World {
         if newest.as_ref().map(|run| &run.instance) != instance.as_ref() {
             return Err(Error::Conflict("another run has begun".into()));
         }
+        let comeback = self.0.comebacks.lock().unwrap().get(replica).copied().unwrap_or_default();
+        match comeback {
+            Comeback::Unavailable => return Err(Error::Unavailable("marker: not now".into())),
+            Comeback::Broken => return Err(Error::Broken("marker: no".into())),
+            Comeback::Up | Comeback::Crash | Comeback::Never => {}
+        }
         let mut restarts = self.0.restarts.lock().unwrap();
         if restarts.contains(&request) {
             return Ok(());
         }
         if newest.is_some_and(|run| run.end.is_none()) {
-            self.end_because(lease, replica, 143, "Restarted");
+            self.end_because(lease, replica, 143, "Restarted", "ContainerCreating");
         }
-        self.start(lease, replica);
+        if comeback != Comeback::Never {
+            self.start(lease, replica);
+        }
+        if comeback == Comeback::Crash {
+            self.end(lease, replica, 1);
+        }
         restarts.push(request);
         Ok(())
     }

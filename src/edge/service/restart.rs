@@ -1,0 +1,51 @@
+//! `ServiceRestart`: replicas make way for new runs, one after the other.
+
+use bytes::Bytes;
+use http::Response;
+use tokio::time::Instant;
+
+use super::LeaseService;
+use crate::access::gate::Admission;
+use crate::access::grants::Scope;
+use crate::edge::request;
+use crate::edge::response::{self, ResponseBody};
+use crate::edge::status::CallError;
+use crate::leases::restart::Refused;
+
+impl LeaseService {
+    /// Waits as long as the caller wants, is there, and may. The restart itself needs nobody to wait for it.
+    pub(super) async fn restart(
+        &self,
+        message: &Bytes,
+        admission: Admission,
+    ) -> Result<Response<ResponseBody>, CallError> {
+        let (mut request, timeout) = request::restart(&request::decode(message)?)?;
+        admission.identity.may(&request.lease, Scope::Restart)?.narrow(&mut request.filter)?;
+        // What was asked for before is not looked up, and nothing begins.
+        let round = if let Some(round) = self.restarts.known(&request)? {
+            round
+        } else {
+            let view = self.chosen(&request.lease, &request.filter).await?;
+            self.quotas.restart(&request.lease, Instant::now().into_std())?;
+            self.restarts.begin(request, &view.borrow())?
+        };
+        tokio::select! {
+            biased;
+            refusal = admission.standing.ended() => return Err(refusal.into()),
+            () = round.wait(timeout) => {}
+        }
+        Ok(response::of_message(&round.answer()))
+    }
+}
+
+impl From<Refused> for CallError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::IdReused => {
+                Self::field("request_id", "was used within the last hour for another lease or other replicas")
+            }
+            Refused::Full(exceeded) => exceeded.into(),
+            Refused::Stopped => Self::Draining,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Restarts: replicas make way for new runs, one after the other, and each is judged before the next is touched.
+//!
+//! What one call asks for is a [`Round`]. The [`Restarts`] keep the rounds of a lease in a queue that one task works off
+//! ([`conductor`]), so that never more than one replica of a lease is taken down at a time: an Akash provider closes a lease that
+//! stays below its count. A round belongs to nobody who waits for it; it goes on when they have gone. Whether a replica has come
+//! back is judged from views alone ([`trial`], which knows no clock and no platform).
+//!
+//! One process keeps its rounds to itself. Where several gateways serve one platform, the place to agree on whose turn it is, is
+//! where a lease's task takes the next round up ([`conductor`]), and what they must agree on is the lease and the round's request
+//! id.
+
+pub mod round;
+pub mod trial;
+
+mod conductor;
+mod registry;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+pub use self::registry::{Refused, Restarts};
+pub use self::round::{Round, Verdict};
+use crate::model::id::LeaseId;
+use crate::model::view::Filter;
+
+/// Which replicas of which lease are to be restarted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The replicas, as they are when the request is taken up.
+    pub filter: Filter,
+    /// By what name the same call is known when it is made again.
+    pub id: Option<RequestId>,
+}
+
+/// A caller's own name for a call. Cloning is cheap.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(Arc<str>);
+
+/// What is no request id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be 1 to {} visible ASCII characters", RequestId::MAX_BYTES)]
+pub struct NoRequestId;
+
+// === impl RequestId ===
+
+impl RequestId {
+    /// The longest, in bytes: room for a UUID with a name before it.
+    pub const MAX_BYTES: usize = 128;
+}
+
+impl FromStr for RequestId {
+    type Err = NoRequestId;
+
+    fn from_str(text: &str) -> Result<Self, NoRequestId> {
+        let fits = (1..=Self::MAX_BYTES).contains(&text.len());
+        if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(text.into()))
+        } else {
+            Err(NoRequestId)
+        }
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
