@@ -2,7 +2,8 @@
 //!
 //! A refusal never repeats what a certificate, token or header holds, and says nothing of what exists here.
 
-/// Makes of one table the refusals, what each comes to, its stable word, and its text.
+/// Makes of one table the refusals, what each comes to, its stable word, and its text. A word also stands in
+/// `model::metrics::labels`, for its counter; a test holds them together.
 macro_rules! refusals {
     ($($(#[doc = $doc:literal])+ $name:ident: $kind:ident, $reason:literal, $words:literal;)+) => {
         /// Why a call was refused, or a running one ended.

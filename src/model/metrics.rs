@@ -24,6 +24,7 @@ use register::Registrar;
 pub mod catalogue;
 pub mod declare;
 pub mod labels;
+pub mod page;
 mod register;
 
 /// The handles to all metrics of one server. Cloning is cheap.

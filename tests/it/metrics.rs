@@ -7,11 +7,14 @@ use leasemux::access::refusal::Refusal;
 use leasemux::model::limits::Limits;
 use leasemux::model::metrics::labels::REFUSAL_REASONS;
 use leasemux::model::metrics::{Declaration, Kind, LabelSet, catalogue};
-use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest, ServiceStatusRequest};
+use tonic::Code;
 
 use crate::support::gateway::{Gateway, Scene};
 use crate::support::oracle::Seen;
 use crate::support::replica;
+use crate::support::statuses::{Statuses, request};
 
 /// Labels that Prometheus has for its own purposes.
 const LE: &str = "le";
@@ -126,3 +129,224 @@ async fn who_lags_is_listed_and_who_does_not_is_not() {
     assert_eq!(scene.gateway.metric("leasemux_followers_lagging"), 0);
     quick.received.ask(world, "web", 0, &[(&run, 0)]);
 }
+
+/// A gateway, and what its metrics were when it was last looked at.
+struct Watched<'a> {
+    gateway: &'a Gateway,
+    before: BTreeMap<String, String>,
+    moved: BTreeSet<String>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(gateway: &'a Gateway) -> Self {
+        Self { gateway, before: values(&gateway.metrics()), moved: BTreeSet::new() }
+    }
+
+    /// Waits until all of these have another value than at the last look. What else has one is no matter.
+    #[track_caller]
+    fn moves(&mut self, names: &[&str]) -> impl Future<Output = ()> {
+        let place = std::panic::Location::caller();
+        async move {
+            let patience = Duration::from_secs(1_000);
+            let deadline = tokio::time::Instant::now() + patience;
+            loop {
+                let now = values(&self.gateway.metrics());
+                let still: Vec<_> = names.iter().filter(|name| now[**name] == self.before[**name]).collect();
+                if still.is_empty() {
+                    self.before = now;
+                    break;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "{place}: these do not move: {still:?}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            self.moved.extend(names.iter().map(|name| (*name).to_owned()));
+        }
+    }
+}
+
+/// The value of each series.
+fn values(text: &str) -> BTreeMap<String, String> {
+    let samples = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    samples
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+#[expect(clippy::too_many_lines, reason = "one life of a gateway, told in order")]
+async fn every_metric_moves_when_its_thing_happens() {
+    let limits = Limits { ring_max_bytes: 64 * 1024, ..Limits::default() };
+    let scene = Scene::new(limits, &[("web", 1), ("many", 1_025)]);
+    let world = &scene.gateway.world;
+    let mut watched = Watched::new(&scene.gateway);
+    let web = replica("web", 0);
+    let run = world.start(&scene.lease, &web);
+    world.print(&run, ["first\n"]);
+    let only = |filter: &str| ServiceLogsRequest {
+        filter: Some(ServiceFilter { name: filter.to_owned(), replicas: Vec::new() }),
+        ..scene.request()
+    };
+    let follow = ServiceLogsRequest { follow: true, ..only("web") };
+
+    // Somebody follows.
+    let mut stream = scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
+    stream.until(|seen| !seen.cursors.is_empty()).await;
+    watched
+        .moves(&[
+            "leasemux_streams{method=\"ServiceLogs\"}",
+            "leasemux_first_answer_seconds_count{method=\"ServiceLogs\"}",
+            "leasemux_connections",
+            "leasemux_followers",
+            "leasemux_actors",
+            "leasemux_actor_starts_total",
+            "leasemux_source_opens_total{read=\"live\"}",
+        ])
+        .await;
+    world.print(&run, ["second\n"]);
+    stream.until(|seen| seen.lines("web", 0) == 1).await;
+    watched
+        .moves(&[
+            "leasemux_lines_in_total",
+            "leasemux_bytes_in_total",
+            "leasemux_frames_encoded_total",
+            "leasemux_lines_delivered_total",
+            "leasemux_bytes_delivered_total",
+            "leasemux_messages_delivered_total",
+            "leasemux_delivery_delay_seconds_count",
+            "leasemux_ring_bytes",
+        ])
+        .await;
+    world.lose(&run, 3);
+    stream.until(|seen| seen.missing("web", 0) == 3).await;
+    let of = |cause: &str| {
+        ["gaps", "lines_lost", "bytes_lost"].map(|name| format!("leasemux_{name}_total{{cause=\"{cause}\"}}"))
+    };
+    let source = of("source");
+    watched.moves(&source.each_ref().map(String::as_str)).await;
+
+    // The log cannot be read for a while.
+    world.fail(&run, true);
+    watched.moves(&["leasemux_source_errors_total{kind=\"unavailable\",platform=\"other\"}"]).await;
+    world.fail(&run, false);
+
+    // Somebody reads what was, and it ends.
+    let mut whole = scene.open(only("web")).await.unwrap();
+    assert_eq!(whole.end().await.code(), Code::Ok);
+    watched
+        .moves(&[
+            "leasemux_source_opens_total{read=\"history\"}",
+            "leasemux_requests_total{method=\"ServiceLogs\",code=\"OK\"}",
+            "leasemux_call_duration_seconds_count{method=\"ServiceLogs\"}",
+        ])
+        .await;
+
+    // A follower stands still, loses lines, goes on; stands still again, and is reset.
+    let mut quick = scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
+    quick.until(|seen| !seen.cursors.is_empty()).await;
+    for round in 1..=2 {
+        for step in 1..=200 {
+            world.print(&run, (0..100).map(|number| format!("{number:0200}\n")));
+            quick.until(|seen| seen.lines("web", 0) == (round - 1) * 20_001 + step * 100).await;
+        }
+        watched.moves(&["leasemux_followers_lagging"]).await;
+        if round == 2 {
+            watched
+                .moves(&[
+                    "leasemux_stalled_streams_total",
+                    "leasemux_requests_total{method=\"ServiceLogs\",code=\"CANCELLED\"}",
+                ])
+                .await;
+            break;
+        }
+        world.print(&run, ["the end\n"]);
+        stream.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
+        quick.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
+        let lag = of("lag");
+        watched.moves(&lag.each_ref().map(String::as_str)).await;
+    }
+
+    // Lines are rotated away behind a cursor.
+    let resume: Vec<_> = stream.received.cursors.values().cloned().collect();
+    world.rotate(&run, 5);
+    let mut rotated = scene.open(ServiceLogsRequest { resume, ..only("web") }).await.unwrap();
+    assert_eq!(rotated.end().await.code(), Code::Ok);
+    watched.moves(&["leasemux_gaps_total{cause=\"rotated\"}"]).await;
+
+    // Callers who may not, or not so much.
+    let mut stranger = LeaseRpcClient::new(scene.gateway.channel_of(None).await);
+    assert_eq!(stranger.service_logs(scene.request()).await.unwrap_err().code(), Code::Unauthenticated);
+    watched
+        .moves(&[
+            "leasemux_auth_refusals_total{reason=\"CREDENTIALS_MISSING\"}",
+            "leasemux_requests_total{method=\"ServiceLogs\",code=\"UNAUTHENTICATED\"}",
+        ])
+        .await;
+    let (_, other) = scene.gateway.tenant();
+    let mut other = scene.gateway.client(&other).await;
+    assert_eq!(other.service_logs(scene.request()).await.unwrap_err().code(), Code::PermissionDenied);
+    watched
+        .moves(&[
+            "leasemux_auth_refusals_total{reason=\"LEASE_NOT_YOURS\"}",
+            "leasemux_requests_total{method=\"ServiceLogs\",code=\"PERMISSION_DENIED\"}",
+        ])
+        .await;
+    assert_eq!(scene.open(only("many")).await.err().unwrap().code(), Code::ResourceExhausted);
+    watched
+        .moves(&[
+            "leasemux_quota_refusals_total{quota=\"replicas_per_stream\"}",
+            "leasemux_requests_total{method=\"ServiceLogs\",code=\"RESOURCE_EXHAUSTED\"}",
+        ])
+        .await;
+
+    // Status is followed; then its caller is no longer trusted.
+    let mut statuses =
+        Statuses::open(&scene, ServiceStatusRequest { filter: only("web").filter, ..request(&scene, true) })
+            .await
+            .unwrap();
+    assert!(statuses.next().await.unwrap());
+    watched
+        .moves(&[
+            "leasemux_streams{method=\"ServiceStatus\"}",
+            "leasemux_first_answer_seconds_count{method=\"ServiceStatus\"}",
+        ])
+        .await;
+    scene.gateway.withdraw(scene.lease.owner());
+    assert_eq!(statuses.end().await.code(), Code::Unauthenticated);
+    watched
+        .moves(&[
+            "leasemux_auth_refusals_total{reason=\"CERTIFICATE_WITHDRAWN\"}",
+            "leasemux_requests_total{method=\"ServiceStatus\",code=\"UNAUTHENTICATED\"}",
+            "leasemux_call_duration_seconds_count{method=\"ServiceStatus\"}",
+        ])
+        .await;
+    // Nobody follows any more.
+    watched.moves(&["leasemux_actor_ends_total{reason=\"idle\"}", "leasemux_actors"]).await;
+
+    let families: BTreeSet<_> = watched
+        .moved
+        .iter()
+        .map(|series| {
+            let name = series.split('{').next().unwrap();
+            name.strip_suffix("_count").unwrap_or(name)
+        })
+        .collect();
+    let rest: Vec<_> = catalogue::each()
+        .map(|metric| metric.name)
+        .filter(|name| !families.contains(name) && !name.starts_with("process_"))
+        .collect();
+    assert_eq!(rest, ELSEWHERE, "these are to be seen to move here, or where it is said that they are");
+}
+
+/// Metrics that are seen to move in other tests: restarts in `restart.rs`; what is before HTTP/2, in `prometheus.rs` and
+/// `secure.rs`; the certificate's end with its reloading; and the build never moves.
+const ELSEWHERE: [&str; 8] = [
+    "leasemux_restarts_total",
+    "leasemux_connections_accepted_total",
+    "leasemux_connections_refused_total",
+    "leasemux_connections_closed_total",
+    "leasemux_tls_handshakes_total",
+    "leasemux_tls_handshake_seconds",
+    "leasemux_certificate_expiry_timestamp_seconds",
+    "leasemux_build_info",
+];

@@ -175,7 +175,6 @@ pub const REFUSAL_REASONS: LabelSet = LabelSet {
     values: &[
         "CREDENTIALS_MISSING",
         "CREDENTIALS_AMBIGUOUS",
-        "TOKEN_NOT_ACCEPTED",
         "CERTIFICATE_CHAIN",
         "CERTIFICATE_MALFORMED",
         "CERTIFICATE_SUBJECT",

@@ -3,6 +3,7 @@
 pub(crate) mod gateway;
 pub(crate) mod oracle;
 pub(crate) mod process;
+pub(crate) mod promql;
 pub(crate) mod raw;
 pub(crate) mod statuses;
 pub(crate) mod world;

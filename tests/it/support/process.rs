@@ -432,13 +432,7 @@ impl Gateway {
 
     /// Head and body of an answer on the admin port.
     pub(crate) fn get(&self, path: &str) -> (String, String) {
-        let mut socket = TcpStream::connect(self.admin).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(socket, "GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.to_lowercase(), body.to_owned())
+        get(self.admin, "HTTP/1.1", path).unwrap()
     }
 
     /// Waits until a metric has this value.
@@ -564,6 +558,18 @@ impl Seen {
         assert_eq!((tally.gaps, tally.lost_lines, tally.checked), (0, 0, tally.lines), "{tally:?}");
         tally
     }
+}
+
+/// Asks an HTTP server for a path; the answer is its head, in lower case, and its body. Of a server that may answer in chunks,
+/// `HTTP/1.0` has it refrain.
+pub(crate) fn get(address: SocketAddr, version: &str, path: &str) -> std::io::Result<(String, String)> {
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    write!(socket, "GET {path} {version}\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("no answer"))?;
+    Ok((head.to_lowercase(), body.to_owned()))
 }
 
 /// A port that only a gateway will have: none that the system gives to others, so that it can be had twice.

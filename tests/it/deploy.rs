@@ -1,0 +1,240 @@
+//! What stands in `deploy/`, held against the code: dashboard and alerts speak of nothing but metrics that exist.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use leasemux::model::metrics::{Declaration, Kind, catalogue};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::support::promql::{Query, Selector};
+
+/// Labels that Prometheus adds to everything that it scrapes.
+const SCRAPED: [&str; 2] = ["job", "instance"];
+
+#[derive(Debug, Deserialize)]
+struct Rules {
+    groups: Vec<Group>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Group {
+    rules: Vec<Alert>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Alert {
+    #[serde(rename = "alert")]
+    name: String,
+    expr: String,
+    labels: std::collections::BTreeMap<String, String>,
+    annotations: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Cases {
+    tests: Vec<Case>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Case {
+    alert_rule_test: Vec<Expected>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Expected {
+    alertname: String,
+    exp_alerts: Vec<Value>,
+}
+
+fn deploy(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(deploy(name)).unwrap()
+}
+
+/// Which metric's series these are, and the labels that they have beside its own.
+fn declared(series: &str) -> Option<(&'static Declaration, &'static [&'static str])> {
+    let parts: [(&str, &'static [&'static str]); 3] = [("_bucket", &["le"]), ("_sum", &[]), ("_count", &[])];
+    catalogue::each().find_map(|metric| match metric.kind {
+        Kind::Counter | Kind::Gauge => (metric.name == series).then_some((metric, &[][..])),
+        Kind::Histogram(_) => parts.iter().find_map(|(part, labels)| {
+            (series.strip_suffix(part) == Some(metric.name)).then_some((metric, *labels))
+        }),
+    })
+}
+
+/// What is wrong with a query; `said` are the labels that go with its result.
+fn faults(text: &str, said: &[&str]) -> Vec<String> {
+    let query = match Query::read(text) {
+        Ok(query) => query,
+        Err(fault) => return vec![fault],
+    };
+    let mut faults = Vec::new();
+    let mut known: BTreeSet<&str> = SCRAPED.into();
+    for Selector { metric, matchers } in &query.selectors {
+        let mut own: BTreeSet<&str> = SCRAPED.into();
+        let found = declared(metric);
+        match found {
+            Some((metric, more)) => {
+                own.extend(metric.labels.iter().map(|label| label.name).chain(more.iter().copied()));
+            }
+            None if metric == "up" => {}
+            None => faults.push(format!("no metric {metric}")),
+        }
+        for (label, operator, value) in matchers {
+            if !own.contains(&**label) {
+                faults.push(format!("{metric} has no label {label}"));
+            }
+            let set = found.and_then(|(metric, _)| metric.labels.iter().find(|set| set.name == label));
+            let values = set.map_or(&[][..], |set| set.values);
+            let asked: Vec<_> =
+                if operator.ends_with('~') { value.split('|').collect() } else { vec![value] };
+            for value in asked.into_iter().filter(|value| !values.is_empty() && !value.starts_with('$')) {
+                if !values.contains(&value) {
+                    faults.push(format!("{label} of {metric} is never {value}"));
+                }
+            }
+        }
+        known.extend(own);
+    }
+    let grouped = query.labels.iter().map(String::as_str);
+    faults.extend(
+        grouped
+            .chain(said.iter().copied())
+            .filter(|label| !known.contains(label))
+            .map(|label| format!("no label {label} in {text}")),
+    );
+    if query.selectors.is_empty() {
+        faults.push("it reads nothing".to_owned());
+    }
+    faults
+}
+
+#[track_caller]
+fn check(place: &str, query: &str, said: &[&str]) {
+    let faults = faults(query, said);
+    assert!(faults.is_empty(), "{place}: {query}\n{faults:#?}");
+}
+
+/// The labels that a text names between double braces, with `before` each name.
+fn named<'a>(text: &'a str, before: &str) -> Vec<&'a str> {
+    let inside = text.split("{{").skip(1).filter_map(|rest| rest.split_once("}}"));
+    let names = inside.filter_map(|(inside, _)| inside.trim().strip_prefix(before));
+    names.map(|name| name.split(' ').next().unwrap_or(name)).collect()
+}
+
+#[test]
+fn queries_of_what_does_not_exist_are_found() {
+    for (query, fault) in [
+        ("rate(leasemux_lines_lost[5m])", "no metric leasemux_lines_lost"),
+        ("leasemux_delivery_delay_seconds", "no metric leasemux_delivery_delay_seconds"),
+        ("leasemux_gaps_total{reason=\"lag\"}", "leasemux_gaps_total has no label reason"),
+        ("leasemux_gaps_total{cause=~\"lag|lags\"}", "cause of leasemux_gaps_total is never lags"),
+        ("sum by (le) (leasemux_gaps_total)", "no label le in sum by (le) (leasemux_gaps_total)"),
+        ("time()", "it reads nothing"),
+    ] {
+        assert_eq!(faults(query, &[]), [fault], "{query}");
+    }
+    let query =
+        "histogram_quantile(0.5, sum by (le) (rate(leasemux_delivery_delay_seconds_bucket{job=\"a\"}[5m])))";
+    assert!(faults(query, &[]).is_empty());
+    assert_eq!(faults(query, &["method"]).len(), 1);
+    assert_eq!(named("{{a}} and {{ b }}", ""), ["a", "b"]);
+}
+
+#[test]
+fn the_dashboard_speaks_of_metrics_that_exist() {
+    let dashboard: Value = serde_json::from_str(&read("grafana/leasemux.json")).unwrap();
+    assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39 && dashboard["title"] == "leasemux");
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let sources = variables.iter().filter(|variable| variable["type"] == "datasource");
+    assert_eq!(sources.map(|source| source["query"].as_str().unwrap()).collect::<Vec<_>>(), ["prometheus"]);
+    for query in variables.iter().filter_map(|variable| variable["definition"].as_str()) {
+        let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
+        let (selector, label) = inside.rsplit_once(", ").unwrap();
+        check("variable", selector, &[label]);
+    }
+    let panels = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.len(), "two panels have the same id");
+    let mut shown = BTreeSet::new();
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        let title = panel["title"].as_str().unwrap();
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+        let targets = panel["targets"].as_array().unwrap();
+        assert!(!targets.is_empty(), "{title}");
+        for target in targets {
+            let (query, legend) =
+                (target["expr"].as_str().unwrap(), target["legendFormat"].as_str().unwrap());
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
+            check(title, query, &named(legend, ""));
+            let selectors = Query::read(query).unwrap().selectors;
+            shown.extend(selectors.iter().filter_map(|selector| Some(declared(&selector.metric)?.0.name)));
+        }
+    }
+    // A metric that nobody looks at is either missing here or not worth its place.
+    let hidden: Vec<_> =
+        catalogue::each().map(|metric| metric.name).filter(|name| !shown.contains(name)).collect();
+    assert_eq!(hidden, ["process_virtual_memory_bytes"]);
+    let rows: Vec<_> =
+        panels.iter().filter(|panel| panel["type"] == "row").map(|row| &row["title"]).collect();
+    assert_eq!(rows, ["Overview", "Delivery and loss", "Lag", "Sources and actors", "Edge", "Process"]);
+}
+
+#[test]
+fn alerts_speak_of_metrics_that_exist_and_each_has_its_cases() {
+    let rules: Rules = serde_saphyr::from_str(&read("prometheus/alerts.yaml")).unwrap();
+    let cases: Cases = serde_saphyr::from_str(&read("prometheus/alerts_test.yaml")).unwrap();
+    let expected: Vec<_> = cases.tests.iter().flat_map(|case| &case.alert_rule_test).collect();
+    let alerts: Vec<_> = rules.groups.iter().flat_map(|group| &group.rules).collect();
+    let names: BTreeSet<_> = alerts.iter().map(|alert| &alert.name).collect();
+    assert_eq!(names.len(), alerts.len());
+    for Alert { name: alert, expr, labels, annotations } in alerts {
+        let texts = format!("{} {}", annotations["summary"], annotations["description"]);
+        check(alert, expr, &named(&texts, "$labels."));
+        assert!(["page", "ticket"].contains(&&*labels["severity"]), "{alert}");
+        for fires in [true, false] {
+            let is_such = |case: &&&Expected| case.alertname == *alert && case.exp_alerts.is_empty() != fires;
+            assert!(expected.iter().find(is_such).is_some(), "{alert}: no case for {fires}");
+        }
+    }
+    assert!(expected.iter().all(|case| names.contains(&case.alertname)));
+}
+
+/// Says that a test could not be done without this program.
+#[expect(clippy::print_stderr, reason = "part of a test")]
+pub(crate) fn not_tested(program: &str) {
+    eprintln!("not tested: {program} is not installed (Debian's package prometheus)");
+}
+
+/// Runs promtool, if it is there, with this as its input.
+pub(crate) fn promtool(args: &[&str], input: &str) -> Option<Output> {
+    let mut command = Command::new("promtool");
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            not_tested("promtool");
+            return None;
+        }
+        Err(error) => panic!("promtool: {error}"),
+    };
+    // It may say what it has to say before it has read everything.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    Some(child.wait_with_output().unwrap())
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_alerts() {
+    for (verb, file) in [("check", "prometheus/alerts.yaml"), ("test", "prometheus/alerts_test.yaml")] {
+        let file = deploy(file);
+        if let Some(output) = promtool(&[verb, "rules", file.to_str().unwrap()], "") {
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+}
