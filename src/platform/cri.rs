@@ -133,7 +133,7 @@ impl Parser {
     }
 
     /// Reads RFC 3339 with up to nine digits of fraction, in UTC or with an offset.
-    fn time(&mut self, text: &[u8]) -> Option<LogTime> {
+    pub(in crate::platform) fn time(&mut self, text: &[u8]) -> Option<LogTime> {
         let (seconds, rest) = text.split_first_chunk::<SECONDS_LEN>()?;
         let Some(nanos) = utc_fraction(rest) else {
             return slow_time(text);

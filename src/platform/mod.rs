@@ -4,6 +4,7 @@
 //! run so that the next one begins. Dropping what the first two return stops the work behind it.
 
 pub mod cri;
+mod emit;
 pub mod local;
 pub mod tail;
 

@@ -29,7 +29,6 @@
 
 mod assemble;
 mod chain;
-mod emit;
 mod files;
 mod seek;
 mod segment;

@@ -13,7 +13,7 @@ use crate::model::line::SourceGap;
 use crate::model::time::LogTime;
 use crate::platform::cri::{Record, Stream};
 
-use super::emit::Emitter;
+use crate::platform::emit::Emitter;
 
 /// Joins the pieces of lines.
 #[derive(Debug, Default)]
@@ -203,12 +203,12 @@ impl Deferred {
 
 #[cfg(test)]
 mod tests {
-    use super::super::emit::Filter;
     use super::*;
     use crate::model::line::GapCause;
     use crate::model::position::Position;
     use crate::platform::TailItem;
     use crate::platform::cri;
+    use crate::platform::emit::Filter;
 
     /// What came out: (bytes, nanoseconds, ends), or a gap.
     #[derive(Debug, PartialEq)]

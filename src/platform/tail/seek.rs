@@ -12,9 +12,9 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::{Error, From};
 
-use super::emit::{Filter, unknown_gap};
 use super::files::{Entry, LogFiles};
 use super::walk::{Checkpoint, Walk};
+use crate::platform::emit::{Filter, unknown_gap};
 
 /// How far before what is asked for a reading begins at least, in bytes of files: a tenth of a file of a kubelet's usual size, and
 /// more than any but the strangest clocks and lines need.

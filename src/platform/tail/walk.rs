@@ -14,9 +14,9 @@ use crate::platform::{Error, TailItem};
 
 use super::assemble::Assembler;
 use super::chain::{Next, Place};
-use super::emit::{Emitter, Filter, unknown_gap};
 use super::files::{Entry, LogFiles, Opened};
 use super::segment::{Fill, Found, Segment};
+use crate::platform::emit::{Emitter, Filter, unknown_gap};
 
 /// How often a file that was listed may be gone before it is opened, in a row. Each time takes a rotation at the same moment.
 const LOOKS_MAX: usize = 64;

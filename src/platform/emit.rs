@@ -15,7 +15,7 @@ use crate::platform::cri::Lost;
 
 /// Where the delivery begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Filter {
+pub(in crate::platform) enum Filter {
     /// Everything is delivered.
     All,
     /// Nothing is.
@@ -32,7 +32,7 @@ pub(super) enum Filter {
 
 /// Collects what is delivered.
 #[derive(Debug)]
-pub(super) struct Emitter {
+pub(in crate::platform) struct Emitter {
     /// The position behind the last line or piece, delivered or not.
     at: Position,
     /// Whole lines so far, delivered or not.
@@ -54,7 +54,7 @@ pub(super) struct Emitter {
 }
 
 /// A gap of which nothing is known; where it lies is for the emitter to say.
-pub(super) const fn unknown_gap(cause: GapCause) -> SourceGap {
+pub(in crate::platform) const fn unknown_gap(cause: GapCause) -> SourceGap {
     SourceGap { cause, lines: 0, bytes: 0, exact: false, after: Position::START }
 }
 
@@ -62,7 +62,7 @@ pub(super) const fn unknown_gap(cause: GapCause) -> SourceGap {
 
 impl Emitter {
     /// Goes on behind `lines` lines, at the position `at`.
-    pub(super) fn new(at: Position, lines: u64, filter: Filter) -> Self {
+    pub(in crate::platform) fn new(at: Position, lines: u64, filter: Filter) -> Self {
         let mut emitter = Self {
             at,
             lines,
@@ -85,60 +85,60 @@ impl Emitter {
     }
 
     /// The position behind the last line or piece, delivered or not.
-    pub(super) fn at(&self) -> Position {
+    pub(in crate::platform) fn at(&self) -> Position {
         self.at
     }
 
     /// Whole lines so far, delivered or not.
-    pub(super) fn lines(&self) -> u64 {
+    pub(in crate::platform) fn lines(&self) -> u64 {
         self.lines
     }
 
     /// The time of the first line that was seen.
-    pub(super) fn first(&self) -> Option<LogTime> {
+    pub(in crate::platform) fn first(&self) -> Option<LogTime> {
         self.first
     }
 
     /// The position where the delivery begins, once that is known.
-    pub(super) fn start(&self) -> Option<Position> {
+    pub(in crate::platform) fn start(&self) -> Option<Position> {
         self.start
     }
 
     /// Whether the position to go on behind was not found, and the delivery begins behind where it would lie.
-    pub(super) fn is_inexact(&self) -> bool {
+    pub(in crate::platform) fn is_inexact(&self) -> bool {
         self.inexact
     }
 
     /// Delivers everything from here on.
-    pub(super) fn begin_here(&mut self) {
+    pub(in crate::platform) fn begin_here(&mut self) {
         self.begin(self.at);
     }
 
     /// Puts a gap before everything.
-    pub(super) fn gap_first(&mut self, gap: SourceGap) {
+    pub(in crate::platform) fn gap_first(&mut self, gap: SourceGap) {
         let gap = SourceGap { after: self.start.unwrap_or(self.at), ..gap };
         self.items.insert(0, TailItem::Gap(gap));
     }
 
     /// What comes next is made of `bytes` of log.
-    pub(super) fn expect(&mut self, bytes: usize) {
+    pub(in crate::platform) fn expect(&mut self, bytes: usize) {
         self.expected_bytes = bytes;
     }
 
     /// A whole line, without its newline.
     #[inline]
-    pub(super) fn line(&mut self, content: &[u8], time: LogTime) {
+    pub(in crate::platform) fn line(&mut self, content: &[u8], time: LogTime) {
         self.emit(content, true, time, true);
     }
 
     /// A piece of a line, its newline included if it has one. `ends` with the last one.
-    pub(super) fn piece(&mut self, piece: &[u8], time: LogTime, ends: bool) {
+    pub(in crate::platform) fn piece(&mut self, piece: &[u8], time: LogTime, ends: bool) {
         self.emit(piece, false, time, ends);
     }
 
     /// The log has a record that lines are missing here. It takes a position as a line does, so that whoever goes on behind it is
     /// not told again.
-    pub(super) fn lost(&mut self, lost: Lost, time: LogTime) {
+    pub(in crate::platform) fn lost(&mut self, lost: Lost, time: LogTime) {
         let before = self.at;
         self.at = before.after_line(time);
         if let Filter::After(to) = self.filter {
@@ -155,7 +155,7 @@ impl Emitter {
     }
 
     /// Lines are missing here.
-    pub(super) fn gap(&mut self, gap: SourceGap) {
+    pub(in crate::platform) fn gap(&mut self, gap: SourceGap) {
         self.gap_at(self.at, gap);
     }
 
@@ -179,7 +179,7 @@ impl Emitter {
     }
 
     /// What there is to deliver. At a `rest` nothing is held back; otherwise a gap that may still grow is.
-    pub(super) fn take(&mut self, rest: bool) -> Vec<TailItem> {
+    pub(in crate::platform) fn take(&mut self, rest: bool) -> Vec<TailItem> {
         self.cut_batch();
         if rest {
             self.cut_gap();
