@@ -5,6 +5,7 @@
 
 pub mod cri;
 mod emit;
+pub mod kube;
 pub mod local;
 pub mod tail;
 

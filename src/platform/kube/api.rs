@@ -1,0 +1,201 @@
+//! Requests about one pod: its log, its deletion, its index.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_core::future::BoxFuture;
+use futures_util::StreamExt as _;
+use http_body_util::BodyExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::client::Body;
+use kube::{Api, Client};
+use tokio::sync::Semaphore;
+
+use super::facts::PodFacts;
+use super::log::{Ask, LogApi, OpenError, Response};
+use super::names;
+use super::store::{Store, Unwritten};
+use crate::model::id::Instance;
+
+/// Logs being opened at once, in all: when an API server comes back, all tails ask it.
+pub(super) const OPENS_AT_ONCE: usize = 64;
+
+/// Most bytes of an answer that says why not.
+const REFUSAL_MAX_BYTES: usize = 16 * 1024;
+
+/// Where the log of one run is asked for.
+#[derive(Clone)]
+pub(super) struct PodLog {
+    pub(super) client: Client,
+    pub(super) store: Store,
+    pub(super) opens: Arc<Semaphore>,
+    pub(super) namespace: String,
+    pub(super) instance: Instance,
+}
+
+/// What came of a request to delete a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deleted {
+    /// It is going.
+    Going,
+    /// It has gone, and perhaps another one has its name.
+    Gone,
+}
+
+// === impl PodLog ===
+
+impl LogApi for PodLog {
+    fn open(&self, ask: Ask) -> BoxFuture<'_, Result<Response, OpenError>> {
+        Box::pin(self.open_run(ask))
+    }
+}
+
+impl PodLog {
+    async fn open_run(&self, ask: Ask) -> Result<Response, OpenError> {
+        let (uid, container, number) = self.instance.parts();
+        let gone = || OpenError::Gone(format!("the log of run {} is gone", self.instance));
+        // Never closed; and if it were, asking without a permit would be the lesser evil.
+        let _permit = self.opens.acquire().await.ok();
+        let known = self.store.pod(&self.namespace, uid).ok_or_else(gone)?;
+        let newest = known.container.as_ref().map(|container| container.restarts).ok_or_else(gone)?;
+        let previous = match newest.checked_sub(number) {
+            Some(0) => false,
+            Some(1) => true,
+            _ => return Err(gone()),
+        };
+        let response = self.request(&known.name, container, ask, previous).await?;
+        // The API knows pods by name and containers by "this" and "previous" only. If it is still the same pod and the same run
+        // now, it was when the log was opened.
+        let now = self.look(&known.name).await?;
+        let is_same = |pod: &PodFacts| {
+            pod.uid == uid && pod.container.as_ref().is_some_and(|container| container.restarts == newest)
+        };
+        match now {
+            Some(pod) if is_same(&pod) => Ok(response),
+            Some(pod) if pod.uid == uid => {
+                Err(OpenError::NotNow("its container was restarted meanwhile".to_owned()))
+            }
+            _ => Err(gone()),
+        }
+    }
+
+    async fn request(
+        &self,
+        pod: &str,
+        container: &str,
+        ask: Ask,
+        previous: bool,
+    ) -> Result<Response, OpenError> {
+        let mut query = format!("container={container}&timestamps=true");
+        let mut add = |name: &str, value: String| {
+            query.extend(["&", name, "=", &value]);
+        };
+        if ask.follow {
+            add("follow", "true".to_owned());
+        }
+        if previous {
+            add("previous", "true".to_owned());
+        }
+        if let Some(lines) = ask.tail_lines {
+            add("tailLines", lines.to_string());
+        }
+        if let Some(bytes) = ask.limit_bytes {
+            add("limitBytes", bytes.to_string());
+        }
+        if let Some(second) = ask.since_second {
+            let stamp =
+                jiff::Timestamp::from_second(second).map_err(|error| OpenError::NotNow(error.to_string()))?;
+            add("sinceTime", stamp.to_string());
+        }
+        let uri = format!("/api/v1/namespaces/{}/pods/{pod}/log?{query}", self.namespace);
+        let not_now = |error: String| OpenError::NotNow(error);
+        let request =
+            http::Request::get(uri).body(Body::empty()).map_err(|error| not_now(error.to_string()))?;
+        let response = self.client.send(request).await.map_err(|error| not_now(told(&error)))?;
+        let status = response.status();
+        let mut data = response.into_body().into_data_stream();
+        if status.is_success() {
+            return Ok(data.map(|portion| portion.map_err(|error| told(&error))).boxed());
+        }
+        let mut text = BytesMut::new();
+        while let Some(Ok(portion)) = data.next().await {
+            text.extend_from_slice(&portion[..portion.len().min(REFUSAL_MAX_BYTES - text.len())]);
+            if text.len() == REFUSAL_MAX_BYTES {
+                break;
+            }
+        }
+        Err(refusal(status, &text.freeze()))
+    }
+
+    /// The pod as it is now.
+    async fn look(&self, pod: &str) -> Result<Option<PodFacts>, OpenError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pod = api.get_opt(pod).await.map_err(|error| OpenError::NotNow(told(&error)))?;
+        Ok(pod.as_ref().and_then(PodFacts::read))
+    }
+}
+
+/// What an answer other than a log means.
+fn refusal(status: http::StatusCode, text: &Bytes) -> OpenError {
+    let message = serde_json::from_slice::<serde_json::Value>(text)
+        .ok()
+        .and_then(|body| Some(body.get("message")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| String::from_utf8_lossy(text).chars().take(256).collect());
+    let is_gone = status == http::StatusCode::NOT_FOUND
+        || status == http::StatusCode::BAD_REQUEST && message.contains("previous terminated container");
+    if is_gone { OpenError::Gone(message) } else { OpenError::NotNow(format!("{status}: {message}")) }
+}
+
+/// An error with what is behind it.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Deletes a pod, if it is still the one with this uid.
+pub(super) async fn delete(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+    uid: &str,
+) -> Result<Deleted, String> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match api.delete(pod, &params).await {
+        Ok(_) => Ok(Deleted::Going),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Deleted::Gone),
+        Err(error) => Err(told(&error)),
+    }
+}
+
+/// Writes the index of a pod on it, if it is still as it was seen. `false` if that is not permitted.
+pub(super) async fn write_index(client: &Client, pod: &Unwritten) -> bool {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+    let patch = serde_json::json!({
+        "metadata": {
+            "uid": pod.uid,
+            "resourceVersion": pod.version,
+            "annotations": { names::INDEX: pod.index.to_string() },
+        }
+    });
+    match api.patch_metadata(&pod.pod, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Err(kube::Error::Api(status)) if status.code == 403 => false,
+        // Another gateway was first, the pod has changed, or it has gone: what is so now comes by the watch.
+        Err(error) => {
+            tracing::debug!(error = told(&error), "a replica's index was not written");
+            true
+        }
+        Ok(_) => true,
+    }
+}

@@ -1,0 +1,222 @@
+//! The log of one run, read through the Kubernetes API.
+//!
+//! What is asked and what an answer means is for the [`machine`]; here the world is asked. One response is open at a time for a tail,
+//! and beside it now and then a glance at the last lines. The stream reads on when polled and never waits for anybody else.
+
+mod last;
+mod lines;
+mod machine;
+mod step;
+mod window;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use futures_util::{StreamExt as _, stream};
+use rand::Rng as _;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use self::machine::Machine;
+pub(super) use self::step::Ask;
+use self::step::{Do, Event, Silence};
+use crate::model::id::{Instance, Replica};
+use crate::model::time::LogTime;
+use crate::model::view::LeaseView;
+use crate::platform::{Error, From, Tail, TailItem};
+
+/// A response that ends is not waited for longer than this from one portion to the next.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// After so long a silence it is asked whether the last line is the one that was read: a rotation or a proxy may have left the
+/// stream behind without an end.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+
+/// Within this the known lines must have come of a log that is opened again.
+const PLACE_MAX: Duration = Duration::from_secs(3);
+
+/// Most bytes of an answer to [`Ask::PROBE`]; of a longer one the last line is not looked for.
+const PROBE_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// Where the log of one run can be asked for.
+pub(super) trait LogApi: Send + Sync + 'static {
+    /// Asks. The response is that of this very run, and of no other.
+    fn open(&self, ask: Ask) -> BoxFuture<'_, Result<Response, OpenError>>;
+}
+
+/// A response: portions of it, or why it broke off. Complete at its end.
+pub(super) type Response = BoxStream<'static, Result<Bytes, String>>;
+
+/// Why there is no response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum OpenError {
+    /// There is no such log, and will be none.
+    Gone(String),
+    /// Not this time.
+    NotNow(String),
+}
+
+/// Whether a run has ended, as the lease's view tells.
+#[derive(Clone, Debug)]
+pub(super) struct RunWatch {
+    /// What runs.
+    pub(super) view: watch::Receiver<Arc<LeaseView>>,
+    /// The slot.
+    pub(super) replica: Replica,
+    /// The run.
+    pub(super) instance: Instance,
+}
+
+/// Reads on when polled.
+struct Reader<A> {
+    api: A,
+    run: RunWatch,
+    machine: Machine,
+    response: Option<Response>,
+    next: Do,
+    ready: VecDeque<TailItem>,
+}
+
+/// Opens a log. See [`Tail`].
+///
+/// # Errors
+/// [`Error::NotFound`] if there is no such log; [`Error::Unavailable`] if it cannot be read this time.
+pub(super) async fn open<A: LogApi>(
+    api: A,
+    run: RunWatch,
+    from: From,
+    follow: bool,
+    started: LogTime,
+) -> Result<Tail, Error> {
+    let machine = Machine::new(from, follow, started);
+    let next = Do::Ask(machine.ask());
+    let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new() };
+    let start = loop {
+        if let Some(start) = reader.machine.start() {
+            break start;
+        }
+        if !reader.step().await? {
+            return Err(Error::Broken("a log ended before it began".to_owned()));
+        }
+    };
+    Ok(Tail { start, items: stream::try_unfold(reader, Reader::next).boxed() })
+}
+
+// === impl RunWatch ===
+
+impl RunWatch {
+    /// Whether the run has ended, or is no longer known of.
+    pub(super) fn has_ended(&self) -> bool {
+        let view = self.view.borrow();
+        let run = view.replica(&self.replica).and_then(|slot| slot.run(&self.instance));
+        run.is_none_or(|run| run.end.is_some())
+    }
+
+    /// Resolves once the run has ended. Nothing is lost if it is cancelled.
+    async fn ended(&mut self) {
+        while !self.has_ended() {
+            if self.view.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+// === impl Reader ===
+
+impl<A: LogApi> Reader<A> {
+    async fn next(mut self) -> Result<Option<(TailItem, Self)>, Error> {
+        loop {
+            if self.ready.is_empty() {
+                self.ready.extend(self.machine.take());
+            }
+            if let Some(item) = self.ready.pop_front() {
+                return Ok(Some((item, self)));
+            }
+            if !self.step().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Does what is to be done; `false` if that is nothing.
+    async fn step(&mut self) -> Result<bool, Error> {
+        self.next = match std::mem::replace(&mut self.next, Do::Finish) {
+            Do::Read => self.read().await,
+            Do::Ask(ask) => self.ask(ask).await,
+            Do::Pause(pause) => {
+                self.response = None;
+                // While it has not ended yet, its end is what may change.
+                let waits = !self.run.has_ended();
+                tokio::select! {
+                    () = tokio::time::sleep(jittered(pause)) => {}
+                    () = self.run.ended(), if waits => {}
+                }
+                self.machine.on(Event::Woken { ended: self.run.has_ended() })
+            }
+            Do::Finish => return Ok(false),
+            Do::Fail(error) => return Err(error),
+        };
+        Ok(true)
+    }
+
+    async fn ask(&mut self, ask: Ask) -> Do {
+        self.response = None;
+        // Asked before, so that what is read is all there will be.
+        let ended = self.run.has_ended();
+        match self.api.open(ask).await {
+            Ok(response) => {
+                self.response = Some(response);
+                self.machine.on(Event::Opened { ended })
+            }
+            Err(OpenError::Gone(why)) => self.machine.on(Event::Gone(why)),
+            Err(OpenError::NotNow(why)) => self.machine.on(Event::Broken(why)),
+        }
+    }
+
+    async fn read(&mut self) -> Do {
+        let Some(response) = &mut self.response else {
+            return self.machine.on(Event::Broken("there is no response".to_owned()));
+        };
+        let silence = self.machine.silence();
+        let longest = match silence {
+            Silence::Slow => STALL_MAX,
+            Silence::Quiet => PROBE_AFTER,
+            Silence::Unplaced => PLACE_MAX,
+        };
+        match (timeout(longest, response.next()).await, silence) {
+            (Ok(Some(Ok(data))), _) => self.machine.on(Event::Data(&data)),
+            (Ok(Some(Err(why))), _) => self.machine.on(Event::Broken(why)),
+            (Ok(None), _) => self.machine.on(Event::Complete { ended: self.run.has_ended() }),
+            (Err(_), Silence::Slow) => self.machine.on(Event::Broken("nothing came for too long".to_owned())),
+            (Err(_), Silence::Unplaced) => self.machine.on(Event::Silent),
+            (Err(_), Silence::Quiet) => match timeout(STALL_MAX, probe(&self.api)).await {
+                Ok(Some(last)) => self.machine.on(Event::Probed(&last)),
+                // Then the connection itself tells whether it lives: see `client`.
+                Ok(None) | Err(_) => Do::Read,
+            },
+        }
+    }
+}
+
+/// The last lines of the file.
+async fn probe(api: &impl LogApi) -> Option<Bytes> {
+    let mut response = api.open(Ask::PROBE).await.ok()?;
+    let mut last = BytesMut::new();
+    while let Some(data) = response.next().await {
+        last.extend_from_slice(&data.ok()?);
+        if last.len() > PROBE_MAX_BYTES {
+            return None;
+        }
+    }
+    Some(last.freeze())
+}
+
+/// About so long: many that wait for the same thing shall not come all at once.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..1.5))
+}

@@ -1,0 +1,262 @@
+//! The bytes of a log response → lines with their times. Pure.
+//!
+//! With `timestamps=true` the kubelet puts a time and a space before each line. What bears no time is a message of the kubelet's own
+//! (errors come as text in a response that says 200), or the rest of a line whose beginning lies elsewhere: never handed on as the
+//! tenant's output.
+
+use memchr::memchr;
+
+use crate::model::limits::LINE_HELD_MAX_BYTES;
+use crate::model::time::LogTime;
+use crate::platform::cri::Parser;
+
+/// Longest time before a line, with its space: `2026-11-23T12:00:00.123456789+00:00 `, and as much again.
+const PREFIX_MAX_BYTES: usize = 72;
+
+/// How much of a text without a time is kept, for the log.
+const FOREIGN_MAX_BYTES: usize = 512;
+
+/// Something found in a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found<'a> {
+    /// A whole line, its newline included, or a piece of one longer than [`LINE_HELD_MAX_BYTES`]. `ends` with the last piece.
+    Piece {
+        /// The line's time.
+        time: LogTime,
+        /// Its bytes.
+        bytes: &'a [u8],
+        /// Whether the line ends here.
+        ends: bool,
+    },
+    /// A line without a time, or the beginning of it.
+    Foreign(&'a [u8]),
+}
+
+/// Splits a response.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    parser: Parser,
+    line: Line,
+    /// What was read of the line at hand and not handed out.
+    held: Vec<u8>,
+}
+
+/// What is known of the line at hand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Line {
+    /// Its time has not been read yet.
+    #[default]
+    Unread,
+    /// Its time. What is held is content.
+    Timed(LogTime),
+    /// It has none.
+    Foreign,
+}
+
+// === impl Lines ===
+
+impl Lines {
+    /// Takes what was read, and hands out what is in it.
+    pub(super) fn push(&mut self, mut data: &[u8], out: &mut impl FnMut(Found<'_>)) {
+        while let Some(end) = memchr(b'\n', data) {
+            let (line, rest) = data.split_at(end + 1);
+            data = rest;
+            if self.held.is_empty() && self.line == Line::Unread {
+                self.whole(line, out);
+            } else {
+                self.held.extend_from_slice(line);
+                self.end_line(out);
+            }
+        }
+        for portion in data.chunks(LINE_HELD_MAX_BYTES) {
+            self.held.extend_from_slice(portion);
+            self.relieve(out);
+        }
+    }
+
+    /// What is left of a line that has not ended, and its time; begins anew. There is always a rest of a line that was handed out
+    /// in pieces.
+    pub(super) fn take_rest(&mut self) -> Rest {
+        let mut held = std::mem::take(&mut self.held);
+        let line = std::mem::take(&mut self.line);
+        match line {
+            Line::Timed(time) => Rest::Line(time, held),
+            Line::Foreign => Rest::Foreign(held),
+            Line::Unread => match timed(&mut self.parser, &held) {
+                _ if held.is_empty() => Rest::Nothing,
+                Some((time, content)) => {
+                    let skip = held.len() - content.len();
+                    held.drain(..skip);
+                    Rest::Line(time, held)
+                }
+                None => Rest::Foreign(held),
+            },
+        }
+    }
+
+    fn whole(&mut self, line: &[u8], out: &mut impl FnMut(Found<'_>)) {
+        match timed(&mut self.parser, line) {
+            Some((time, bytes)) => out(Found::Piece { time, bytes, ends: true }),
+            None => out(Found::Foreign(clip(line))),
+        }
+    }
+
+    fn end_line(&mut self, out: &mut impl FnMut(Found<'_>)) {
+        match std::mem::take(&mut self.line) {
+            Line::Unread => {
+                let held = std::mem::take(&mut self.held);
+                self.whole(&held, out);
+                self.held = held;
+            }
+            Line::Timed(time) => out(Found::Piece { time, bytes: &self.held, ends: true }),
+            Line::Foreign => out(Found::Foreign(clip(&self.held))),
+        }
+        self.held.clear();
+        self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
+    }
+
+    /// Hands out pieces of a line that is too long to be held; always one behind, so that the last one is known as such.
+    fn relieve(&mut self, out: &mut impl FnMut(Found<'_>)) {
+        if self.line == Line::Unread && self.held.len() > PREFIX_MAX_BYTES {
+            self.line = match timed(&mut self.parser, &self.held) {
+                Some((time, content)) => {
+                    let skip = self.held.len() - content.len();
+                    self.held.drain(..skip);
+                    Line::Timed(time)
+                }
+                None => Line::Foreign,
+            };
+        }
+        match self.line {
+            Line::Timed(time) => {
+                while self.held.len() > LINE_HELD_MAX_BYTES {
+                    out(Found::Piece { time, bytes: &self.held[..LINE_HELD_MAX_BYTES], ends: false });
+                    self.held.drain(..LINE_HELD_MAX_BYTES);
+                }
+            }
+            Line::Foreign => self.held.truncate(FOREIGN_MAX_BYTES),
+            Line::Unread => {}
+        }
+    }
+}
+
+/// What is left at the end of a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// It ended with a line.
+    Nothing,
+    /// A line, or the rest of one, without a newline.
+    Line(LogTime, Vec<u8>),
+    /// A text without a time.
+    Foreign(Vec<u8>),
+}
+
+/// The time before a line, and what is behind it.
+fn timed<'a>(parser: &mut Parser, line: &'a [u8]) -> Option<(LogTime, &'a [u8])> {
+    let head = &line[..line.len().min(PREFIX_MAX_BYTES)];
+    let at = memchr(b' ', head)?;
+    Some((parser.time(&line[..at])?, &line[at + 1..]))
+}
+
+fn clip(text: &[u8]) -> &[u8] {
+    &text[..text.len().min(FOREIGN_MAX_BYTES)]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// (nanoseconds, text, ends), or the foreign text.
+    type Out = Vec<Result<(i64, Vec<u8>, bool), Vec<u8>>>;
+
+    fn split(text: &[u8], cuts: &[usize]) -> (Out, Rest) {
+        let mut lines = Lines::default();
+        let mut out = Vec::new();
+        let mut take = |found: Found<'_>| {
+            out.push(match found {
+                Found::Piece { time, bytes, ends } => Ok((time.as_nanos(), bytes.to_vec(), ends)),
+                Found::Foreign(text) => Err(text.to_vec()),
+            });
+        };
+        let mut at = 0;
+        for cut in cuts.iter().map(|cut| cut % (text.len() + 1)).filter(|cut| *cut > 0) {
+            if cut > at {
+                lines.push(&text[at..cut], &mut take);
+                at = cut;
+            }
+        }
+        lines.push(&text[at..], &mut take);
+        (out, lines.take_rest())
+    }
+
+    #[test]
+    fn times_are_taken_off_and_what_has_none_is_foreign() {
+        let text = b"1970-01-01T00:00:01.5Z one\n1970-01-01T01:00:02+01:00  two\r\n\
+            unable to retrieve container logs for containerd://x\n1970-01-01T00:00:03Z \n";
+        let (out, rest) = split(text, &[]);
+        let expected = [
+            Ok((1_500_000_000, b"one\n".to_vec(), true)),
+            Ok((2_000_000_000, b" two\r\n".to_vec(), true)),
+            Err(b"unable to retrieve container logs for containerd://x\n".to_vec()),
+            Ok((3_000_000_000, b"\n".to_vec(), true)),
+        ];
+        assert_eq!((out.as_slice(), rest), (expected.as_slice(), Rest::Nothing));
+        let (out, rest) = split(b"1970-01-01T00:00:01Z unfinished", &[]);
+        assert_eq!(
+            (out, rest),
+            (vec![], Rest::Line(LogTime::from_nanos(1_000_000_000), b"unfinished".to_vec()))
+        );
+        let (_, rest) = split(b"unable to retrieve", &[]);
+        assert_eq!(rest, Rest::Foreign(b"unable to retrieve".to_vec()));
+    }
+
+    #[test]
+    fn a_line_without_end_flows_and_a_foreign_one_is_clipped() {
+        let mut lines = Lines::default();
+        let (mut pieces, mut bytes) = (0, 0);
+        lines.push(b"1970-01-01T00:00:01Z ", &mut |_| panic!());
+        for _ in 0..100 {
+            lines.push(&vec![b'x'; 65_536], &mut |found| match found {
+                Found::Piece { bytes: piece, ends: false, .. } => {
+                    pieces += 1;
+                    bytes += piece.len();
+                }
+                other => panic!("{other:?}"),
+            });
+        }
+        assert!(lines.held.len() <= LINE_HELD_MAX_BYTES && !lines.held.is_empty());
+        assert_eq!((pieces, bytes + lines.held.len()), (24, 100 * 65_536));
+        let mut foreign = Lines::default();
+        for _ in 0..100 {
+            foreign.push(&vec![b'x'; 65_536], &mut |_| panic!());
+        }
+        assert!(foreign.held.len() <= FOREIGN_MAX_BYTES);
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_not_matter_how_it_is_cut(
+            lines in proptest::collection::vec((any::<bool>(), 0_u32..5, "[a-z \r]{0,90}"), 0..12),
+            cuts in proptest::collection::vec(any::<usize>(), 0..20),
+            unfinished in any::<bool>(),
+        ) {
+            let mut text = String::new();
+            for (timed, second, content) in &lines {
+                if *timed {
+                    text.extend(format!("1970-01-01T00:00:0{second}.000000001Z ").chars());
+                }
+                text.push_str(content);
+                text.push('\n');
+            }
+            if unfinished {
+                text.pop();
+            }
+            let mut cuts = cuts;
+            cuts.sort_unstable();
+            let whole = split(text.as_bytes(), &[]);
+            prop_assert_eq!(split(text.as_bytes(), &cuts), whole);
+        }
+    }
+}

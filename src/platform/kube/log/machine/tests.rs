@@ -1,0 +1,447 @@
+//! The machine against a log that rotates, whose clock goes back, and that is served badly.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::platform::kube::log::window::WINDOW_LINES;
+
+/// When the container was started: within the time after it that its first lines show that nothing was rotated.
+const STARTED: i64 = 1_001_000_000_000;
+
+/// A log as the API serves it: only the newest file, cut off at any moment.
+#[derive(Debug, Default)]
+struct Server {
+    log: Vec<(i64, String)>,
+    /// Where the newest file begins.
+    file: usize,
+    ended: bool,
+    /// The last line has no newline.
+    unfinished: bool,
+    asked: Vec<Ask>,
+    open: Option<Open>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    ask: Ask,
+    /// The next line to be sent.
+    next: usize,
+}
+
+/// What the reader was handed.
+#[derive(Debug, Default)]
+struct Heard {
+    lines: Vec<String>,
+    gaps_before: Vec<usize>,
+    last: Option<Position>,
+    partial: String,
+}
+
+/// What happens next.
+#[derive(Clone, Debug)]
+enum Op {
+    /// So many lines, each so many nanoseconds after the one before.
+    Print(usize, i64),
+    Rotate,
+    /// The response at hand breaks off; perhaps within a line.
+    Break(bool),
+    /// The response at hand completes, though the run goes on.
+    Complete,
+    /// The kubelet says something instead of the lines of the next response.
+    Foreign,
+    /// Everything that is there is sent.
+    Send,
+}
+
+impl Server {
+    fn print(&mut self, count: usize, step: i64) {
+        for _ in 0..count {
+            let time = self.log.last().map_or(1_000_000_000_000, |(time, _)| *time) + step;
+            self.log.push((time, format!("line {}", self.log.len())));
+        }
+    }
+
+    fn open(&mut self, ask: Ask) {
+        self.asked.push(ask);
+        let last = |lines| self.log.len().saturating_sub(usize::try_from(lines).unwrap());
+        let next = ask.tail_lines.map_or(self.file, last).max(self.file);
+        self.open = Some(Open { ask, next });
+    }
+
+    /// What there is to send, `cut` within the last line.
+    fn bytes(&mut self, cut: bool) -> Vec<u8> {
+        let open = self.open.as_mut().unwrap();
+        let mut out = Vec::new();
+        for (index, (time, text)) in self.log.iter().enumerate().skip(open.next) {
+            if open.ask.since_second.is_some_and(|second| *time < second * 1_000_000_000) {
+                continue;
+            }
+            out.extend(format!("{} {text}", LogTime::from_nanos(*time)).bytes());
+            if !self.unfinished || index + 1 < self.log.len() {
+                out.push(b'\n');
+            }
+        }
+        open.next = self.log.len();
+        if cut {
+            out.pop();
+            out.pop();
+        }
+        out
+    }
+}
+
+impl Heard {
+    fn take(&mut self, items: Vec<TailItem>) {
+        for item in items {
+            match item {
+                TailItem::Gap(_) => self.gaps_before.push(self.lines.len()),
+                TailItem::Lines(batch) => {
+                    for (index, line) in batch.lines.iter().enumerate() {
+                        assert!(Some(line.after) > self.last, "positions grow");
+                        self.last = Some(line.after);
+                        self.partial.push_str(std::str::from_utf8(batch.bytes(index)).unwrap());
+                        if line.ends {
+                            self.lines.push(std::mem::take(&mut self.partial).trim_end().to_owned());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Delivered and reported as missing together are what was printed from the first line on, in order, without a repeat.
+    fn check(&self, printed: &[(i64, String)]) {
+        let mut expected = 0;
+        for (index, line) in self.lines.iter().enumerate() {
+            let at = printed.iter().position(|(_, text)| text == line).expect("a line that was printed");
+            assert!(at >= expected, "{line} again or out of order, expected {expected}: {:?}", self.lines);
+            assert!(
+                at == expected || self.gaps_before.contains(&index),
+                "lines {expected} to {at} are missing without a gap (before {index}): {:?}",
+                self.gaps_before
+            );
+            expected = at + 1;
+        }
+        assert!(
+            expected == printed.len() || self.gaps_before.contains(&self.lines.len()),
+            "the last {} lines are missing",
+            printed.len() - expected
+        );
+    }
+}
+
+/// A reader and what it reads.
+struct Play {
+    server: Server,
+    machine: Machine,
+    next: Do,
+    heard: Heard,
+}
+
+impl Play {
+    fn new(server: Server, from: From, follow: bool) -> Self {
+        let machine = Machine::new(from, follow, LogTime::from_nanos(STARTED));
+        let next = Do::Ask(machine.ask());
+        Self { server, machine, next, heard: Heard::default() }
+    }
+
+    fn on(&mut self, event: Event<'_>) {
+        self.next = self.machine.on(event);
+        let items = self.machine.take();
+        self.heard.take(items);
+    }
+
+    /// Lets the reader do what it wants to, until it waits for more of a follow or is done.
+    fn settle(&mut self, mut foreign: bool) -> bool {
+        for _ in 0..100 {
+            match &self.next {
+                Do::Ask(ask) => {
+                    let ask = *ask;
+                    self.server.open(ask);
+                    let ended = self.server.ended;
+                    self.on(Event::Opened { ended });
+                }
+                Do::Pause(_) => {
+                    let ended = self.server.ended;
+                    self.on(Event::Woken { ended });
+                }
+                Do::Finish => return false,
+                Do::Fail(error) => panic!("{error}"),
+                Do::Read => {
+                    let ask = self.server.open.unwrap().ask;
+                    if std::mem::take(&mut foreign) {
+                        self.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
+                        let ended = self.server.ended;
+                        self.on(Event::Complete { ended });
+                        continue;
+                    }
+                    let bytes = self.server.bytes(false);
+                    if !bytes.is_empty() {
+                        self.on(Event::Data(&bytes));
+                        continue;
+                    }
+                    if !ask.follow || self.server.ended {
+                        let ended = self.server.ended;
+                        self.on(Event::Complete { ended });
+                    } else if self.machine.silence() == Silence::Unplaced {
+                        self.on(Event::Silent);
+                    } else {
+                        return true;
+                    }
+                }
+            }
+        }
+        panic!("does not settle: {:?} {:?}", self.machine.stage, self.next);
+    }
+
+    /// What there is, if a response is open.
+    fn send(&mut self, cut: bool) {
+        if matches!(self.next, Do::Read) {
+            let bytes = self.server.bytes(cut);
+            if !bytes.is_empty() {
+                self.on(Event::Data(&bytes));
+            }
+        }
+    }
+
+    fn op(&mut self, op: &Op) {
+        match op {
+            Op::Print(count, step) => self.server.print(*count, *step),
+            Op::Rotate => {
+                // A follower that keeps up loses nothing.
+                if self.server.open.is_some_and(|open| open.ask.follow) {
+                    self.settle(false);
+                }
+                self.server.file = self.server.log.len();
+            }
+            Op::Break(cut) => {
+                self.send(*cut);
+                if matches!(self.next, Do::Read) {
+                    self.on(Event::Broken("cut off".into()));
+                }
+            }
+            Op::Complete => {
+                self.send(false);
+                if matches!(self.next, Do::Read) && self.server.open.unwrap().ask.follow {
+                    self.on(Event::Complete { ended: false });
+                }
+            }
+            Op::Foreign => {
+                if matches!(self.next, Do::Read) {
+                    self.on(Event::Broken("cut off".into()));
+                }
+                if matches!(self.next, Do::Ask(_) | Do::Pause(_)) && self.machine.start().is_some() {
+                    self.settle(true);
+                }
+            }
+            Op::Send => {
+                self.settle(false);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.server.ended = true;
+        if matches!(self.next, Do::Read) {
+            self.settle(false);
+        }
+        while self.settle(false) {}
+    }
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0_usize..40, prop_oneof![Just(0_i64), 1_i64..5, Just(2_000_000_000), Just(-3_600_000_000_000_i64)])
+            .prop_map(|(count, step)| Op::Print(count, step)),
+        1 => (1_usize..4).prop_map(|times| Op::Print(times * WINDOW_LINES / 2, 1)),
+        1 => Just(Op::Rotate),
+        2 => any::<bool>().prop_map(Op::Break),
+        1 => Just(Op::Complete),
+        1 => Just(Op::Foreign),
+        4 => Just(Op::Send),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Whatever happens: what is delivered and what is reported as missing add up.
+    #[test]
+    fn it_adds_up(ops in proptest::collection::vec(op(), 1..30)) {
+        let mut play = Play::new(Server::default(), From::Start, true);
+        play.settle(false);
+        for op in &ops {
+            play.op(op);
+        }
+        play.end();
+        play.heard.check(&play.server.log);
+        if !ops.iter().any(|op| matches!(op, Op::Rotate)) {
+            prop_assert_eq!(&play.heard.gaps_before, &Vec::<usize>::new());
+        }
+    }
+
+    /// Positions are those that the content gives, wherever a reading begins, and one goes on behind each of them exactly.
+    #[test]
+    fn positions_do_not_depend_on_where_a_reading_begins(
+        steps in proptest::collection::vec(prop_oneof![3 => Just(0_i64), 3 => 1_i64..3, 1 => -3_i64..0], 1..40),
+        last in 0_u64..45,
+    ) {
+        let mut server = Server::default();
+        for step in &steps {
+            server.print(1, *step);
+        }
+        let mut at = Position::START;
+        let positions: Vec<Position> = server.log.iter().map(|(time, _)| {
+            at = at.after_line(LogTime::from_nanos(*time));
+            at
+        }).collect();
+        let log = server.log.clone();
+        for (index, position) in positions.iter().enumerate() {
+            let server = Server { log: log.clone(), ..Server::default() };
+            let mut play = Play::new(server, From::After(*position), false);
+            play.settle(false);
+            prop_assert_eq!(play.machine.start(), Some(*position));
+            prop_assert_eq!(play.heard.lines.len(), log.len() - index - 1);
+            prop_assert!(play.heard.last.is_none() || play.heard.last == positions.last().copied());
+        }
+        let mut play = Play::new(server, From::Last(last), false);
+        play.settle(false);
+        let expected = log.len().saturating_sub(usize::try_from(last).unwrap());
+        let start = expected.checked_sub(1).map_or(Position::START, |index| positions[index]);
+        prop_assert_eq!((play.machine.start(), play.heard.lines.len()), (Some(start), log.len() - expected));
+    }
+}
+
+#[test]
+fn a_clock_set_back_an_hour_silences_nothing() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(100, 1_000_000);
+    play.settle(false);
+    for step in [-3_600_000_000_000, 1, 1, -3_600_000_000_000] {
+        play.server.print(1, step);
+        play.server.print(10, 1_000_000);
+        play.op(&Op::Break(true));
+        play.settle(false);
+    }
+    play.end();
+    play.heard.check(&play.server.log);
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (144, 0));
+    assert!(play.server.asked.iter().all(|ask| ask.since_second.is_none()));
+}
+
+#[test]
+fn repeats_after_a_rotation_are_dropped_and_told_of() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(100, 1_000_000);
+    play.settle(false);
+    // The stream goes back, as a kubelet's does that was read too slowly.
+    play.server.open.as_mut().unwrap().next = 70;
+    play.server.print(5, 1_000_000);
+    play.settle(false);
+    assert_eq!(play.heard.lines.len(), 105);
+    assert_eq!(play.heard.gaps_before, [100]);
+}
+
+#[test]
+fn what_was_rotated_away_meanwhile_is_a_gap() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(10, 1_000_000);
+    play.settle(false);
+    play.on(Event::Broken("cut off".into()));
+    play.server.print(10, 1_000_000);
+    play.server.file = 15;
+    play.settle(false);
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.as_slice()), (15, &[10][..]));
+    play.end();
+    play.heard.check(&play.server.log);
+}
+
+#[test]
+fn a_last_line_without_a_newline_comes_when_the_run_has_ended() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.server.unfinished = true;
+    play.settle(false);
+    assert_eq!(play.heard.lines.len(), 2);
+    play.end();
+    assert_eq!(play.heard.lines.len(), 3);
+}
+
+#[test]
+fn a_kubelets_words_are_nobodys_output() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    play.op(&Op::Foreign);
+    play.server.print(3, 1_000_000);
+    play.end();
+    play.heard.check(&play.server.log);
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (6, 0));
+    // If nothing else can be had, it is a failure and not a log.
+    let mut machine = Machine::new(From::Start, false, LogTime::from_nanos(0));
+    machine.on(Event::Opened { ended: true });
+    machine.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
+    assert!(matches!(machine.on(Event::Complete { ended: true }), Do::Fail(Error::Unavailable(_))));
+    assert_eq!(machine.take(), vec![]);
+}
+
+#[test]
+fn the_last_lines_of_a_long_log_are_found_without_reading_all_of_it() {
+    let mut play = Play::new(Server::default(), From::Last(5), true);
+    play.server.print(3 * WINDOW_LINES, 1_000_000);
+    play.settle(false);
+    assert_eq!(play.heard.lines.len(), 5);
+    assert!(!play.server.asked.contains(&Ask::WHOLE), "{:?}", play.server.asked);
+    // Unless the clock went back: then positions count from further up.
+    let mut server = Server::default();
+    server.print(10, 1_000_000);
+    server.print(1, -5_000_000_000);
+    server.print(3 * WINDOW_LINES, 1_000);
+    let mut play = Play::new(server, From::Last(5), true);
+    play.settle(false);
+    assert_eq!(play.heard.lines.len(), 5);
+    let at = Position { time: LogTime::from_nanos(1_000_010_000_000), ordinal: 0, offset: 0 };
+    let behind = play.heard.last.unwrap();
+    assert_eq!((behind.time, behind.ordinal), (at.time, 2 + 3 * WINDOW_LINES as u64));
+}
+
+#[test]
+fn silence_is_believed_only_if_the_last_line_is_the_one_that_was_read() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    assert_eq!(play.machine.silence(), Silence::Quiet);
+    let probe = |server: &Server| {
+        let (time, text) = server.log.last().unwrap();
+        format!("{} {text}\n", LogTime::from_nanos(*time))
+    };
+    let same = probe(&play.server);
+    play.on(Event::Probed(same.as_bytes()));
+    assert!(matches!(play.next, Do::Read));
+    play.server.print(1, 1_000_000);
+    let newer = probe(&play.server);
+    play.on(Event::Probed(newer.as_bytes()));
+    assert!(matches!(play.next, Do::Ask(Ask { follow: true, .. })));
+    play.settle(false);
+    assert_eq!(play.heard.lines.len(), 4);
+}
+
+#[test]
+fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    play.on(Event::Complete { ended: false });
+    play.on(Event::Woken { ended: true });
+    play.on(Event::Gone("pod not found".into()));
+    assert!(matches!(play.next, Do::Finish));
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
+    // But after a connection that broke nobody knows.
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    play.on(Event::Broken("reset".into()));
+    play.on(Event::Woken { ended: true });
+    play.on(Event::Gone("pod not found".into()));
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
+}

@@ -1,0 +1,96 @@
+//! What passes between the machine that reads a log and the world: events in, one thing to do out.
+
+use std::time::Duration;
+
+use super::window::WINDOW_LINES;
+use crate::platform::Error;
+
+/// Lines asked for to see whether a silent stream has missed some: more than the pieces of any but the longest line.
+const PROBE_LINES: u64 = 64;
+
+/// Bytes asked for to see whether there is a line at all: its time, about.
+const GLANCE_BYTES: u64 = 64;
+
+/// What is to be asked of the API. The container is always named, and times are always asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) struct Ask {
+    /// Whether the response goes on with what comes.
+    pub(in super::super) follow: bool,
+    /// Only the last so many lines.
+    pub(in super::super) tail_lines: Option<u64>,
+    /// Only lines that are not older than this whole second. To look, never to go on.
+    pub(in super::super) since_second: Option<i64>,
+    /// Only about so many bytes.
+    pub(in super::super) limit_bytes: Option<u64>,
+}
+
+/// What happened outside.
+#[derive(Debug)]
+pub(super) enum Event<'a> {
+    /// The response begins. `ended` if it was known before it was asked for that the run had ended.
+    Opened { ended: bool },
+    /// Bytes of the response.
+    Data(&'a [u8]),
+    /// The response is complete. `ended` if the run is known to have ended by now.
+    Complete { ended: bool },
+    /// The response broke off, or could not be had this time.
+    Broken(String),
+    /// There is no such log (any more), which will not change.
+    Gone(String),
+    /// Nothing came for as long as [`Silence`] says, and the place was not found.
+    Silent,
+    /// The last lines of the file, asked for beside a silent stream.
+    Probed(&'a [u8]),
+    /// A pause is over, or the run changed. `ended` as above.
+    Woken { ended: bool },
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Do {
+    /// Go on with the response.
+    Read,
+    /// Drop the response and ask.
+    Ask(Ask),
+    /// Drop the response and wait about so long, or until the run changes; then [`Event::Woken`].
+    Pause(Duration),
+    /// Nothing more will come.
+    Finish,
+    /// It does not work.
+    Fail(Error),
+}
+
+/// What silence of the response at hand means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// Nothing but that it is slow.
+    Slow,
+    /// Perhaps that nothing is written; perhaps that the stream is dead: [`Ask::PROBE`] tells.
+    Quiet,
+    /// That the place is not in it: [`Event::Silent`].
+    Unplaced,
+}
+
+// === impl Ask ===
+
+impl Ask {
+    /// The whole file as it is.
+    pub(super) const WHOLE: Self =
+        Self { follow: false, tail_lines: None, since_second: None, limit_bytes: None };
+
+    /// What is asked beside a stream that has been silent for long.
+    pub(super) const PROBE: Self = Self { tail_lines: Some(PROBE_LINES), ..Self::WHOLE };
+
+    /// The last lines, and what comes.
+    pub(super) const FOLLOW: Self = Self { follow: true, ..Self::last(WINDOW_LINES as u64) };
+
+    /// The last so many lines.
+    pub(super) const fn last(lines: u64) -> Self {
+        Self { tail_lines: Some(lines), ..Self::WHOLE }
+    }
+
+    /// Whether there is a line of this second or a later one.
+    pub(super) const fn glance(second: i64) -> Self {
+        Self { since_second: Some(second), limit_bytes: Some(GLANCE_BYTES), ..Self::WHOLE }
+    }
+}

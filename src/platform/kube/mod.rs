@@ -1,0 +1,209 @@
+//! Kubernetes, as Akash providers use it: leases are namespaces, services are deployments and stateful sets, replicas are pods.
+//!
+//! What runs is told by one set of watches over the whole cluster ([`watches`], [`store`], [`view`]); which pod is which replica by
+//! [`slots`]; lines come through the API, each replica's once ([`log`]); a restart deletes a pod. `docs/KUBERNETES.md` has the
+//! pitfalls of each, and what holds them.
+
+mod api;
+mod client;
+mod config;
+mod facts;
+mod log;
+mod names;
+mod permissions;
+mod slots;
+mod store;
+mod view;
+mod watches;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use kube::Client;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use self::api::{Deleted, OPENS_AT_ONCE, PodLog};
+pub use self::config::{KubeConfig, KubeSource};
+use self::log::RunWatch;
+use self::store::{Store, Unwritten};
+use self::watches::{KINDS, Watch};
+use super::{Error, Platform, RestartRequest, Tail, TailRequest};
+use crate::model::id::{Address, LeaseId};
+use crate::model::view::LeaseView;
+
+/// Pods whose index waits to be written.
+const UNWRITTEN_PODS: usize = 256;
+
+/// How often what is kept for a while only is looked through.
+const FORGET_EVERY: Duration = Duration::from_secs(5);
+
+/// Pause before the API server is asked again at the start.
+const START_RETRY: Duration = Duration::from_secs(2);
+
+/// The leases of a provider's cluster. Dropping it ends the watches.
+pub struct KubePlatform {
+    client: Client,
+    provider: Address,
+    store: Store,
+    opens: Arc<Semaphore>,
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+// === impl KubePlatform ===
+
+impl KubePlatform {
+    /// Connects, asks for the permissions, and resolves when everything there is has been listed once. While the API server cannot
+    /// be reached it waits, and the log says so.
+    ///
+    /// # Errors
+    /// If the configuration cannot be used, or permissions are missing: all of them are named.
+    pub async fn start(config: &KubeConfig) -> Result<Arc<Self>, Error> {
+        let client = client::connect(config).await?;
+        loop {
+            match permissions::check(&client, &config.manifest_namespace).await {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the API server");
+                    tokio::time::sleep(START_RETRY).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let store = Store::new(config.hostname.clone());
+        let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
+        let (listed, mut kinds) = watch::channel(0);
+        let watch = Watch { store: store.clone(), unwritten, listed };
+        let mut tasks = vec![
+            owned(watch.clone().leases(client.clone())),
+            owned(watch.clone().pods(client.clone())),
+            owned(watch.clone().deployments(client.clone())),
+            owned(watch.clone().stateful_sets(client.clone())),
+            owned(watch.clone().services(client.clone())),
+            owned(write_indices(client.clone(), to_write)),
+            owned(forget(store.clone())),
+        ];
+        let mut needed = KINDS;
+        if has_hosts(&client).await {
+            needed += 1;
+            tasks.push(owned(watch.clone().hosts(client.clone(), config.manifest_namespace.clone())));
+        } else {
+            tracing::warn!("the cluster has no providerhosts (akash.network): statuses have no host names");
+        }
+        if kinds.wait_for(|kinds| *kinds >= needed).await.is_err() {
+            return Err(Error::Broken("the watches ended".to_owned()));
+        }
+        let opens = Arc::new(Semaphore::new(OPENS_AT_ONCE));
+        Ok(Arc::new(Self { client, provider: config.provider.clone(), store, opens, _tasks: tasks }))
+    }
+
+    fn watch_lease(&self, lease: &LeaseId) -> Result<watch::Receiver<Arc<LeaseView>>, Error> {
+        let found = (*lease.provider() == self.provider).then(|| self.store.watch(lease)).flatten();
+        found.ok_or_else(|| Error::NotFound(format!("lease {lease}")))
+    }
+
+    async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
+        let TailRequest { lease, replica, instance, from, follow } = request;
+        let view = self.watch_lease(&lease)?;
+        let started = {
+            let view = view.borrow();
+            view.replica(&replica).and_then(|slot| slot.run(&instance)).map(|run| run.started)
+        };
+        let Some(started) = started else {
+            return Err(Error::NotFound(format!("log of {replica}, run {instance}")));
+        };
+        let api = PodLog {
+            client: self.client.clone(),
+            store: self.store.clone(),
+            opens: Arc::clone(&self.opens),
+            namespace: lease.namespace(),
+            instance: instance.clone(),
+        };
+        log::open(api, RunWatch { view, replica, instance }, from, follow, started).await
+    }
+
+    async fn delete(&self, request: RestartRequest) -> Result<(), Error> {
+        let RestartRequest { lease, replica, instance } = request;
+        let view = self.watch_lease(&lease)?;
+        let newest = {
+            let view = view.borrow();
+            let slot = view.replica(&replica).ok_or_else(|| Error::NotFound(format!("replica {replica}")))?;
+            slot.newest().map(|run| run.instance.clone())
+        };
+        if newest != instance {
+            return Err(Error::Conflict(format!("{replica} runs as another instance")));
+        }
+        let namespace = lease.namespace();
+        let asked = instance.as_ref().map(|instance| instance.parts().0);
+        let pod = match self.store.occupant(&namespace, &replica) {
+            Some(pod) if asked == Some(pod.uid.as_str()) && pod.lives => pod,
+            // Another pod that is stuck is what keeps the next run from beginning.
+            Some(pod) if asked != Some(pod.uid.as_str()) && pod.lives && pod.is_stuck() => pod,
+            // The next one is about to begin.
+            _ => return Ok(()),
+        };
+        match api::delete(&self.client, &namespace, &pod.name, &pod.uid).await {
+            Ok(Deleted::Going | Deleted::Gone) => Ok(()),
+            Err(why) => Err(Error::Unavailable(format!("deleting a pod: {why}"))),
+        }
+    }
+}
+
+impl Platform for KubePlatform {
+    fn name(&self) -> &'static str {
+        "kube"
+    }
+
+    fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+        Box::pin(std::future::ready(self.watch_lease(lease)))
+    }
+
+    fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
+        Box::pin(self.open(request))
+    }
+
+    fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.delete(request))
+    }
+}
+
+impl fmt::Debug for KubePlatform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubePlatform").field("provider", &self.provider).finish_non_exhaustive()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
+fn owned(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
+
+/// Whether the provider's kind of host names is there.
+async fn has_hosts(client: &Client) -> bool {
+    let group = format!("{}/{}", names::AKASH_GROUP, names::AKASH_VERSION);
+    let resources = client.list_api_group_resources(&group).await;
+    resources.is_ok_and(|list| list.resources.iter().any(|resource| resource.name == "providerhosts"))
+}
+
+/// Writes indices one after the other.
+async fn write_indices(client: Client, mut pods: mpsc::Receiver<Unwritten>) {
+    let mut permitted = true;
+    while let Some(pod) = pods.recv().await {
+        if !permitted {
+            continue;
+        }
+        permitted = api::write_index(&client, &pod).await;
+        if !permitted {
+            tracing::warn!("replica indices cannot be written on pods (patch pods): they are computed only");
+        }
+    }
+}
+
+async fn forget(store: Store) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        store.forget();
+    }
+}

@@ -1,0 +1,125 @@
+//! What the gateway must be allowed to do, asked at the start: all that is missing is named at once, not found out in the night.
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+use super::names::AKASH_GROUP;
+use crate::platform::Error;
+
+/// Reviews asked for at once.
+const REVIEWS_AT_ONCE: usize = 8;
+
+/// One thing to be allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Permission {
+    group: &'static str,
+    /// With its subresource behind a slash.
+    resource: &'static str,
+    verbs: &'static [&'static str],
+    scope: Scope,
+    /// Whether the gateway can do without.
+    optional: bool,
+}
+
+/// Where it is to be allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Cluster,
+    Manifests,
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+
+/// Everything. `deploy/kubernetes/` grants just this.
+const NEEDED: [Permission; 8] = [
+    needed("", "namespaces", READ, Scope::Cluster),
+    needed("", "pods", &["get", "list", "watch", "delete"], Scope::Cluster),
+    Permission { optional: true, ..needed("", "pods", &["patch"], Scope::Cluster) },
+    needed("", "pods/log", &["get"], Scope::Cluster),
+    needed("", "services", READ, Scope::Cluster),
+    needed("apps", "deployments", READ, Scope::Cluster),
+    needed("apps", "statefulsets", READ, Scope::Cluster),
+    needed(AKASH_GROUP, "providerhosts", READ, Scope::Manifests),
+];
+
+const fn needed(
+    group: &'static str,
+    resource: &'static str,
+    verbs: &'static [&'static str],
+    scope: Scope,
+) -> Permission {
+    Permission { group, resource, verbs, scope, optional: false }
+}
+
+/// Asks for everything.
+///
+/// # Errors
+/// [`Error::Broken`], naming all that is missing; [`Error::Unavailable`] if it cannot be asked.
+pub(super) async fn check(client: &Client, manifests: &str) -> Result<(), Error> {
+    let all = NEEDED.iter().flat_map(|needed| needed.verbs.iter().map(move |verb| (needed, *verb)));
+    let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let denied: Vec<(&Permission, String)> = stream::iter(all)
+        .map(|(needed, verb)| {
+            let namespace = match needed.scope {
+                Scope::Cluster => None,
+                Scope::Manifests => Some(manifests),
+            };
+            let review = review(needed, verb, namespace);
+            let api = api.clone();
+            async move {
+                let answer = api.create(&PostParams::default(), &review).await.map_err(|error| {
+                    Error::Unavailable(format!("the API server cannot be asked for permissions: {error}"))
+                })?;
+                let allowed = answer.status.is_some_and(|status| status.allowed);
+                Ok::<_, Error>((!allowed).then(|| (needed, told(needed, verb, namespace))))
+            }
+        })
+        .buffered(REVIEWS_AT_ONCE)
+        .try_filter_map(|denied| std::future::ready(Ok(denied)))
+        .try_collect()
+        .await?;
+    for (_, what) in denied.iter().filter(|(needed, _)| needed.optional) {
+        tracing::warn!(
+            missing = what,
+            "replica indices are computed and not kept: another gateway may number replicas otherwise"
+        );
+    }
+    let missing: Vec<String> =
+        denied.into_iter().filter(|(needed, _)| !needed.optional).map(|(_, what)| what).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Broken(format!("the cluster does not permit: {}", missing.join(", "))))
+}
+
+fn review(needed: &Permission, verb: &str, namespace: Option<&str>) -> SelfSubjectAccessReview {
+    let (resource, subresource) = match needed.resource.split_once('/') {
+        Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
+        None => (needed.resource, None),
+    };
+    let attributes = ResourceAttributes {
+        group: Some(needed.group.to_owned()),
+        resource: Some(resource.to_owned()),
+        subresource,
+        verb: Some(verb.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        ..ResourceAttributes::default()
+    };
+    let spec = SelfSubjectAccessReviewSpec {
+        resource_attributes: Some(attributes),
+        ..SelfSubjectAccessReviewSpec::default()
+    };
+    SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() }
+}
+
+/// As an operator writes it into a role.
+fn told(needed: &Permission, verb: &str, namespace: Option<&str>) -> String {
+    let group = if needed.group.is_empty() { String::new() } else { format!(".{}", needed.group) };
+    let place =
+        namespace.map_or_else(|| "in the whole cluster".to_owned(), |name| format!("in namespace {name}"));
+    format!("{verb} {}{group} {place}", needed.resource)
+}

@@ -1,0 +1,217 @@
+//! The store against lists, watches and what they miss.
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use serde_json::json;
+
+use super::*;
+use crate::model::view::{ReplicaState, RunEnd};
+
+const OWNER: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev";
+const PROVIDER: &str = "akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
+
+fn lease() -> LeaseId {
+    format!("{OWNER}/6194991/1/1/{PROVIDER}").parse().unwrap()
+}
+
+fn namespace_of(lease: &LeaseId, name: &str) -> (Key, Option<Fact>) {
+    let namespace: Namespace = serde_json::from_value(json!({
+        "metadata": { "name": name, "labels": {
+            "akash.network": "true",
+            "akash.network/lease.id.owner": lease.owner().as_str(),
+            "akash.network/lease.id.dseq": lease.dseq().to_string(),
+            "akash.network/lease.id.gseq": lease.gseq().to_string(),
+            "akash.network/lease.id.oseq": lease.oseq().to_string(),
+            "akash.network/lease.id.provider": lease.provider().as_str(),
+        }}
+    }))
+    .unwrap();
+    let key = Key { namespace: name.to_owned(), kind: Kind::Lease, name: name.to_owned() };
+    (key, LeaseFacts::read(&namespace).map(Fact::Lease))
+}
+
+fn pod(name: &str, second: u32, more: serde_json::Value) -> (Key, Fact) {
+    let mut object = json!({
+        "metadata": {
+            "name": name, "uid": format!("uid-{name}"), "namespace": lease().namespace(), "resourceVersion": "7",
+            "creationTimestamp": format!("2026-11-25T00:00:{second:02}Z"),
+            "labels": { "akash.network": "true", "akash.network/manifest-service": "web" },
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web-1", "uid": "rs", "controller": true }],
+        },
+        "status": {
+            "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
+            "containerStatuses": [
+                { "name": "akash-attestation-sidecar", "image": "", "imageID": "", "ready": true, "restartCount": 9, "state": { "running": {} } },
+                { "name": "web", "image": "", "imageID": "", "ready": true, "restartCount": 0, "containerID": "containerd://0",
+                  "state": { "running": { "startedAt": "2026-11-25T00:01:00Z" } } },
+            ],
+        },
+    });
+    merge(&mut object, more);
+    let pod: Pod = serde_json::from_value(object).unwrap();
+    let key = Key { namespace: lease().namespace(), kind: Kind::Pod, name: format!("uid-{name}") };
+    (key, Fact::Pod(Box::new(PodFacts::read(&pod).unwrap())))
+}
+
+fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    match (into, from) {
+        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+            for (name, value) in from {
+                merge(into.entry(name).or_insert(serde_json::Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+fn deployment(count: u32) -> (Key, Fact) {
+    let facts = WorkloadFacts {
+        service: "web".parse().unwrap(),
+        count,
+        counts: crate::model::view::Counts::default(),
+        is_ordinal: false,
+    };
+    let key = Key { namespace: lease().namespace(), kind: Kind::Deployment, name: "web".into() };
+    (key, Fact::Workload(facts))
+}
+
+fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
+    let store = Store::new("provider.example.com".into());
+    let (key, fact) = namespace_of(&lease(), &lease().namespace());
+    store.apply(Change::Replace(Kind::Lease, vec![(key, fact.unwrap())]));
+    store.apply(Change::Replace(Kind::Deployment, vec![deployment(count)]));
+    store.apply(Change::Replace(Kind::Pod, pods));
+    store
+}
+
+/// Index, state in one word, and how many runs, of each slot.
+fn slots(view: &LeaseView) -> Vec<(u32, String, usize)> {
+    let service = &view.services[&"web".parse().unwrap()];
+    let word = |state: &ReplicaState| match state {
+        ReplicaState::Waiting { reason, .. } => reason.clone(),
+        other => format!("{other:?}"),
+    };
+    service.replicas.iter().map(|(index, slot)| (*index, word(&slot.state), slot.runs.len())).collect()
+}
+
+fn last_end(view: &LeaseView, index: u32) -> Option<RunEnd> {
+    let replica = Replica { service: "web".parse().unwrap(), index };
+    view.replica(&replica)?.newest()?.end.clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_found_by_its_namespace_and_only_if_the_labels_agree() {
+    let store = store(vec![pod("a", 1, json!({}))], 1);
+    assert!(store.watch(&lease()).is_some());
+    let other: LeaseId = format!("{OWNER}/1/1/1/{PROVIDER}").parse().unwrap();
+    assert!(store.watch(&other).is_none());
+    // A namespace that calls itself after another lease's is nobody's.
+    let (_, fact) = namespace_of(&other, &lease().namespace());
+    assert_eq!(fact, None);
+    let (key, _) = namespace_of(&lease(), &lease().namespace());
+    store.apply(Change::Unset(key));
+    assert!(store.watch(&lease()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_tells_of_what_no_watch_told() {
+    let store = store(vec![pod("a", 1, json!({})), pod("b", 2, json!({}))], 2);
+    let mut view = store.watch(&lease()).unwrap();
+    let running = |index| (index, "Running".to_owned(), 1);
+    assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
+    // Missed: the deletion of a, and the making of c. The end of a's run is told, and c is in its place.
+    store.apply(Change::Replace(Kind::Pod, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
+    assert!(view.has_changed().unwrap());
+    let seen = slots(&view.borrow_and_update());
+    assert_eq!(seen, [(0, "Running".to_owned(), 2), running(1)]);
+    // After a while nothing is kept of a.
+    tokio::time::advance(GONE_KEPT * 2).await;
+    store.forget();
+    assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
+    // The lease's end: its namespace goes.
+    store.apply(Change::Replace(Kind::Lease, vec![]));
+    assert!(view.borrow_and_update().ended);
+    drop(view);
+    store.forget();
+    assert_eq!(store.sizes().2, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_pod_keeps_its_slot_while_none_is_there() {
+    let store = store(vec![pod("a", 1, json!({})), pod("b", 2, json!({}))], 2);
+    let view = store.watch(&lease()).unwrap();
+    let set = |(key, fact): (Key, Fact)| store.apply(Change::Set(key, fact));
+    // Being deleted: it frees its index, and is still read.
+    set(pod("a", 1, json!({ "metadata": { "deletionTimestamp": "2026-11-25T00:02:00Z" } })));
+    assert_eq!(slots(&view.borrow())[0], (0, "Running".to_owned(), 1));
+    store.apply(Change::Unset(pod("a", 1, json!({})).0));
+    assert_eq!(slots(&view.borrow())[0], (0, "Pending".to_owned(), 1));
+    assert_eq!(last_end(&view.borrow(), 0).unwrap().reason, "Deleted");
+    let waiting = json!({ "status": { "containerStatuses": [
+        { "name": "web", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+          "state": { "waiting": { "reason": "ImagePullBackOff", "message": "no such image" } } } ] } });
+    set(pod("c", 3, waiting));
+    assert_eq!(slots(&view.borrow())[0], (0, "ImagePullBackOff".to_owned(), 1));
+    assert!(
+        store
+            .occupant(&lease().namespace(), &Replica { service: "web".parse().unwrap(), index: 0 })
+            .unwrap()
+            .is_stuck()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_on_a_pod_counts_and_what_is_not_is_to_be_written() {
+    let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
+    let store = store(vec![], 2);
+    let to_write =
+        store.apply(Change::Replace(Kind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, json!({}))]));
+    let indices: Vec<(&str, u32)> = to_write.iter().map(|pod| (pod.pod.as_str(), pod.index)).collect();
+    assert_eq!(indices, [("b", 0)]);
+    assert_eq!((to_write[0].uid.as_str(), to_write[0].version.as_str()), ("uid-b", "7"));
+    let to_write =
+        store.apply(Change::Replace(Kind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, written("0"))]));
+    assert_eq!(to_write, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_are_told_apart_through_a_crash() {
+    let ended = |id: &str, code: i32, reason: &str| {
+        json!({ "terminated": { "containerID": id, "exitCode": code, "reason": reason,
+        "startedAt": "2026-11-25T00:01:00Z", "finishedAt": "2026-11-25T00:02:00Z" } })
+    };
+    let container = |restarts: i32, id: &str, state: serde_json::Value, last: serde_json::Value| {
+        json!({ "status": { "containerStatuses": [
+        { "name": "web", "image": "", "imageID": "", "ready": false, "restartCount": restarts, "containerID": id, "state": state, "lastState": last } ] } })
+    };
+    let store = store(vec![pod("a", 1, json!({}))], 1);
+    let view = store.watch(&lease()).unwrap();
+    let told = |more| {
+        let (key, fact) = pod("a", 1, more);
+        store.apply(Change::Set(key, fact));
+        let view = view.borrow();
+        let slot = view.replica(&Replica { service: "web".parse().unwrap(), index: 0 }).unwrap();
+        let runs = slot
+            .runs
+            .iter()
+            .map(|run| (run.instance.parts().2, run.end.as_ref().map(|end| end.reason.clone())));
+        (runs.collect::<Vec<_>>(), slot.restarts)
+    };
+    let oom = || Some("OOMKilled".to_owned());
+    // It ended; it waits for its next run; that was made and is about to begin; it runs.
+    assert_eq!(told(container(0, "c0", ended("c0", 137, "OOMKilled"), json!({}))), (vec![(0, oom())], 0));
+    let back_off = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+    assert_eq!(
+        told(container(0, "c0", back_off.clone(), ended("c0", 137, "OOMKilled"))),
+        (vec![(0, oom())], 0)
+    );
+    assert_eq!(told(container(1, "c1", back_off, ended("c0", 137, "OOMKilled"))), (vec![(0, oom())], 0));
+    let running = json!({ "running": { "startedAt": "2026-11-25T00:03:00Z" } });
+    let (runs, restarts) = told(container(1, "c1", running, ended("c0", 137, "OOMKilled")));
+    assert_eq!((runs, restarts), (vec![(0, oom()), (1, None)], 1));
+    let end = last_end_of_first(&view.borrow());
+    assert_eq!((end.exit_code, end.signal), (Some(137), Some(9)));
+}
+
+fn last_end_of_first(view: &LeaseView) -> RunEnd {
+    view.services[&"web".parse().unwrap()].replicas[&0].runs[0].end.clone().unwrap()
+}

@@ -1,0 +1,142 @@
+//! From what is known of a namespace to the view of its lease. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::{ContainerFacts, PodFacts, RunFacts, State};
+use super::slots;
+use super::store::Contents;
+use crate::model::id::{Instance, ServiceName};
+use crate::model::limits::RUNS_MAX;
+use crate::model::time::LogTime;
+use crate::model::view::{
+    Endpoints, ForwardedPort, LeaseView, ReplicaState, ReplicaView, Run, RunEnd, ServiceView,
+};
+
+/// Why a slot waits that has no pod.
+const NO_POD: &str = "Pending";
+
+/// Why a slot waits whose pod is being deleted.
+const TERMINATING: &str = "Terminating";
+
+/// How a run ended whose pod went before its kubelet said so.
+const DELETED: &str = "Deleted";
+
+/// The pods of one slot, oldest first, and when each went, if it has.
+type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
+
+/// The view of the lease; `hostname` is the provider's, for node ports.
+pub(super) fn build(contents: &Contents, hostname: &str) -> LeaseView {
+    let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
+    let mut numbered = BTreeSet::new();
+    for workload in contents.workloads() {
+        let service = services.entry(workload.service.clone()).or_default();
+        service.count = workload.count;
+        service.workload = Some(workload.counts);
+        if workload.is_ordinal {
+            numbered.insert(&workload.service);
+        }
+    }
+    let mut pods = by_slot(contents);
+    for name in pods.keys() {
+        services.entry((*name).clone()).or_default();
+    }
+    for (name, service) in &mut services {
+        let mut members = pods.remove(name).unwrap_or_default();
+        let lives = |members: &Members<'_>| members.iter().any(|(pod, gone)| pod.lives && gone.is_none());
+        let held: BTreeSet<u32> =
+            members.iter().filter(|(_, members)| lives(members)).map(|(index, _)| *index).collect();
+        let wanted = if numbered.contains(name) {
+            held.iter().copied().chain(0..service.count).collect()
+        } else {
+            slots::slots(&held, service.count)
+        };
+        // A pod that is being deleted is still in its slot: its last lines are to be had.
+        members.retain(|index, members| {
+            wanted.contains(index) || members.iter().any(|(_, gone)| gone.is_none())
+        });
+        for index in wanted {
+            members.entry(index).or_default();
+        }
+        service.replicas = members.into_iter().map(|(index, members)| (index, slot(&members))).collect();
+        service.endpoints = endpoints(contents, name, hostname);
+    }
+    LeaseView { services, ended: contents.lease().is_none_or(|lease| lease.ends) }
+}
+
+/// The pods of each service by their indices.
+fn by_slot(contents: &Contents) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
+    let gone = contents.gone().map(|(pod, at)| (pod, Some(at)));
+    let mut pods: Vec<_> = contents.pods().map(|pod| (pod, None)).chain(gone).collect();
+    pods.sort_by_key(|(pod, _)| (pod.created, pod.name.as_str()));
+    let mut services: BTreeMap<_, BTreeMap<u32, Members<'_>>> = BTreeMap::new();
+    for (pod, gone) in pods {
+        if let Some(index) = contents.index(pod) {
+            services.entry(&pod.service).or_default().entry(index).or_default().push((pod, gone));
+        }
+    }
+    services
+}
+
+/// The slot that these pods are in.
+fn slot(members: &Members<'_>) -> ReplicaView {
+    let mut runs: Vec<Run> = members.iter().flat_map(|(pod, gone)| runs(pod, *gone)).collect();
+    runs.drain(..runs.len().saturating_sub(RUNS_MAX));
+    let waiting = |reason: &str, message: &str| ReplicaState::Waiting {
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    };
+    let there = || members.iter().rev().filter(|(_, gone)| gone.is_none()).map(|(pod, _)| *pod);
+    let Some(pod) = there().find(|pod| pod.lives).or_else(|| there().next()) else {
+        return ReplicaView { runs, state: waiting(NO_POD, ""), ..ReplicaView::default() };
+    };
+    let container = pod.container.as_ref();
+    let state = match (container.map(|container| &container.state), &pod.pending) {
+        (Some(State::Running), _) => ReplicaState::Running,
+        (_, Some((reason, message))) => waiting(reason, message),
+        _ if !pod.lives => waiting(TERMINATING, ""),
+        (Some(State::Waiting(reason, message)), None) => waiting(reason, message),
+        (Some(State::Ended), None) => {
+            let end = container.and_then(|container| container.newest.as_ref()?.end.as_ref());
+            waiting(end.map_or(NO_POD, |end| &end.reason), "")
+        }
+        (None, None) => waiting(NO_POD, ""),
+    };
+    let restarts = container.map_or(0, |container| container.restarts);
+    ReplicaView { runs, state, ready: pod.ready && pod.lives, restarts, forgotten: None }
+}
+
+/// The runs of a pod whose logs can be read, oldest first.
+fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
+    let Some(ContainerFacts { restarts, newest, before, .. }) = &pod.container else { return Vec::new() };
+    let run = |number: u32, run: &RunFacts| {
+        let instance = Instance::new(&pod.uid, pod.service.as_str(), number).ok()?;
+        Some(Run { instance, started: run.started, end: run.end.clone() })
+    };
+    let before = before.as_ref().zip(restarts.checked_sub(1)).and_then(|(facts, number)| run(number, facts));
+    let mut newest = newest.as_ref().and_then(|facts| run(*restarts, facts));
+    if let (Some(time), Some(run)) = (gone, &mut newest) {
+        run.end.get_or_insert_with(|| RunEnd {
+            time,
+            exit_code: None,
+            signal: None,
+            reason: DELETED.to_owned(),
+        });
+    }
+    // Of one that is gone, who reads it reads on; nobody can begin.
+    before.filter(|_| gone.is_none()).into_iter().chain(newest).collect()
+}
+
+/// Where a service can be reached.
+fn endpoints(contents: &Contents, service: &ServiceName, hostname: &str) -> Endpoints {
+    let mut uris: Vec<String> =
+        contents.hosts().filter(|host| host.service == *service).map(|host| host.host.clone()).collect();
+    uris.sort();
+    uris.dedup();
+    let reach = || contents.reach().filter(|reach| reach.service.as_ref() == Some(service));
+    let on_host = |port: &ForwardedPort| ForwardedPort { host: hostname.to_owned(), ..port.clone() };
+    Endpoints {
+        uris,
+        ports: reach().flat_map(|reach| reach.ports.iter().map(on_host)).collect(),
+        ips: reach().flat_map(|reach| reach.ips.clone()).collect(),
+    }
+}

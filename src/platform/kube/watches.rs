@@ -1,0 +1,174 @@
+//! The watches: one for each kind over the whole cluster, never one for a lease or a follower. Each tells the store what it sees.
+
+use std::fmt::Debug;
+
+use futures_util::{StreamExt as _, pin_mut};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use kube::api::ApiResource;
+use kube::core::{DynamicObject, GroupVersionKind};
+use kube::runtime::utils::StreamBackoff;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+
+use super::facts::{HostFacts, LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
+use super::names;
+use super::store::{Change, Fact, Key, Kind, Store, Unwritten};
+
+/// Objects of one page of a list: what one kind costs in memory beside what is kept, while it is listed.
+const PAGE_OBJECTS: u32 = 250;
+
+/// What one watch needs.
+#[derive(Clone, Debug)]
+pub(super) struct Watch {
+    /// Where it tells what it sees.
+    pub(super) store: Store,
+    /// Where pods go whose index is to be written; if it is full, they come again.
+    pub(super) unwritten: mpsc::Sender<Unwritten>,
+    /// Counts the kinds of which the first list was seen.
+    pub(super) listed: watch::Sender<usize>,
+}
+
+/// Kinds that are watched in every cluster.
+pub(super) const KINDS: usize = 5;
+
+// === impl Watch ===
+
+impl Watch {
+    /// Namespaces of leases.
+    pub(super) async fn leases(self, client: Client) {
+        let read = |namespace: &Namespace| {
+            let facts = LeaseFacts::read(namespace);
+            let key = key(Kind::Lease, namespace.name_any(), namespace.name_any());
+            (key, facts.map(Fact::Lease))
+        };
+        self.run(Api::all(client), Kind::Lease, read).await;
+    }
+
+    /// Pods.
+    pub(super) async fn pods(self, client: Client) {
+        let read = |pod: &Pod| {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            (key(Kind::Pod, namespace(pod), uid), PodFacts::read(pod).map(|facts| Fact::Pod(Box::new(facts))))
+        };
+        self.run(Api::all(client), Kind::Pod, read).await;
+    }
+
+    /// Deployments.
+    pub(super) async fn deployments(self, client: Client) {
+        let read = |object: &Deployment| {
+            let fact = WorkloadFacts::of_deployment(object).map(Fact::Workload);
+            (key(Kind::Deployment, namespace(object), object.name_any()), fact)
+        };
+        self.run(Api::all(client), Kind::Deployment, read).await;
+    }
+
+    /// Stateful sets.
+    pub(super) async fn stateful_sets(self, client: Client) {
+        let read = |object: &StatefulSet| {
+            let fact = WorkloadFacts::of_stateful_set(object).map(Fact::Workload);
+            (key(Kind::StatefulSet, namespace(object), object.name_any()), fact)
+        };
+        self.run(Api::all(client), Kind::StatefulSet, read).await;
+    }
+
+    /// Services.
+    pub(super) async fn services(self, client: Client) {
+        let read = |service: &Service| {
+            let fact = ReachFacts::read(service).map(Fact::Reach);
+            (key(Kind::Service, namespace(service), service.name_any()), fact)
+        };
+        self.run(Api::all(client), Kind::Service, read).await;
+    }
+
+    /// Host names of the provider's, if it has that kind.
+    pub(super) async fn hosts(self, client: Client, manifests: String) {
+        let kind = GroupVersionKind::gvk(names::AKASH_GROUP, names::AKASH_VERSION, "ProviderHost");
+        let resource = ApiResource::from_gvk_with_plural(&kind, "providerhosts");
+        let api = Api::namespaced_with(client, &manifests, &resource);
+        let read = |object: &DynamicObject| {
+            let facts = HostFacts::read(object);
+            let namespace = facts.as_ref().map(|facts| facts.namespace.clone()).unwrap_or_default();
+            (key(Kind::Host, namespace, object.name_any()), facts.map(Fact::Host))
+        };
+        self.run(api, Kind::Host, read).await;
+    }
+
+    /// Goes on until it is dropped.
+    async fn run<K>(self, api: Api<K>, kind: Kind, read: impl Fn(&K) -> (Key, Option<Fact>))
+    where
+        K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    {
+        let config = watcher::Config::default().labels(names::AKASH).page_size(PAGE_OBJECTS);
+        let events = StreamBackoff::new(watcher(api, config), watcher::DefaultBackoff::default());
+        pin_mut!(events);
+        let mut listed: Option<Vec<(Key, Fact)>> = None;
+        let mut was_listed = false;
+        let mut failures = 0_u32;
+        while let Some(event) = events.next().await {
+            let change = match event {
+                Ok(event) => {
+                    if std::mem::take(&mut failures) > 0 {
+                        tracing::info!(?kind, "the watch goes on");
+                    }
+                    change(event, kind, &mut listed, &read)
+                }
+                Err(error) => {
+                    failures = failures.saturating_add(1);
+                    // The first of a series, and then fewer and fewer.
+                    if failures.is_power_of_two() {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(?kind, failures, error, "a watch failed, and will be tried again");
+                    }
+                    None
+                }
+            };
+            let is_list = matches!(change, Some(Change::Replace(..)));
+            if let Some(change) = change {
+                for pod in self.store.apply(change) {
+                    // If there is no room it comes again with the next change.
+                    let _ = self.unwritten.try_send(pod);
+                }
+            }
+            if is_list && !std::mem::replace(&mut was_listed, true) {
+                self.listed.send_modify(|kinds| *kinds += 1);
+            }
+        }
+    }
+}
+
+/// What an event says. What a list has told so far is kept in `listed`.
+fn change<K>(
+    event: Event<K>,
+    kind: Kind,
+    listed: &mut Option<Vec<(Key, Fact)>>,
+    read: &impl Fn(&K) -> (Key, Option<Fact>),
+) -> Option<Change> {
+    match event {
+        Event::Init => *listed = Some(Vec::new()),
+        Event::InitApply(object) => {
+            if let (key, Some(fact)) = read(&object) {
+                listed.get_or_insert_default().push((key, fact));
+            }
+        }
+        Event::InitDone => return Some(Change::Replace(kind, listed.take().unwrap_or_default())),
+        Event::Apply(object) => {
+            return Some(match read(&object) {
+                (key, Some(fact)) => Change::Set(key, fact),
+                (key, None) => Change::Unset(key),
+            });
+        }
+        Event::Delete(object) => return Some(Change::Unset(read(&object).0)),
+    }
+    None
+}
+
+fn key(kind: Kind, namespace: String, name: String) -> Key {
+    Key { namespace, kind, name }
+}
+
+fn namespace<K: ResourceExt>(object: &K) -> String {
+    object.namespace().unwrap_or_default()
+}
