@@ -24,17 +24,18 @@ use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::logs::replica::World;
 use crate::model::id::LeaseId;
+use crate::platform;
 use crate::platform::local::sdl::{Sdl, SdlError};
-use crate::platform::local::{LocalConfig, LocalPlatform};
-use crate::platform::{self, Platform as _};
 
 mod check;
 mod end;
 mod files;
+mod place;
 
 pub use self::check::PROBES;
 
 use self::end::{Running, Stops};
+use self::place::Place;
 
 /// Why a gateway cannot run. The text is for the operator and names the flag or file.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +62,10 @@ pub enum ServeError {
     },
     /// The services cannot be started, which begins with the data directory.
     #[error("--data-dir: {}", with_source(.0))]
-    Platform(#[from] platform::Error),
+    Local(platform::Error),
+    /// The cluster cannot be used: its configuration, or permissions.
+    #[error("--platform kube: {}", with_source(.0))]
+    Kube(platform::Error),
     /// Something that depends on nothing outside the program, or on the system as a whole.
     #[error("cannot start: {0}")]
     Internal(Box<dyn std::error::Error + Send + Sync>),
@@ -117,14 +121,11 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
     drain.spawn_beside(admin.serve(admin_listener));
 
-    let platform = LocalPlatform::start(local_config(&config, leases), notifier)?;
+    let place = Place::start(&config, leases, notifier).await?;
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
-    let world = World {
-        platform: Arc::clone(&platform) as Arc<dyn platform::Platform>,
-        limits: Arc::clone(&limits),
-        metrics: exporter.metrics.clone(),
-    };
+    let world =
+        World { platform: place.platform(), limits: Arc::clone(&limits), metrics: exporter.metrics.clone() };
     let restarts = Restarts::new(Arc::clone(&world.platform), exporter.metrics.clone());
     let fanout = Fanout::new(world);
     exporter.followers.set(fanout.clone());
@@ -149,12 +150,12 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         health,
         fanout,
         restarts,
-        platform,
+        place,
         limits,
         _upkeep: AbortOnDropHandle::new(upkeep),
     };
     let (gateway, admin) = addresses;
-    tracing::info!(%gateway, %admin, platform = running.platform.name(), "ready");
+    tracing::info!(%gateway, %admin, platform = running.place.platform().name(), "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
 }
 
@@ -195,17 +196,6 @@ fn with_source(error: &platform::Error) -> String {
         | platform::Error::Broken(what) => what.clone(),
         platform::Error::Io { context, source } => format!("{context}: {source}"),
     }
-}
-
-fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfig {
-    let mut local = LocalConfig::new(config.data_dir.clone(), leases);
-    local.rotate_max_bytes = config.rotate_max_bytes;
-    local.rotate_files = config.rotate_files;
-    local.kept_runs = config.kept_runs;
-    if let Some(hostname) = config.public_hostnames.first() {
-        local.public_hostname.clone_from(hostname);
-    }
-    local
 }
 
 async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {

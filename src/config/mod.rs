@@ -37,7 +37,7 @@ pub use self::client::{LogsConfig, Output, ServerTrust, Target};
 pub use self::faults::Faults as ConfigFaults;
 pub use self::probes::Probes;
 pub use self::reference::reference;
-pub use self::serve::{LogFormat, PlatformKind, ServeConfig};
+pub use self::serve::{KubeOptions, LogFormat, PlatformKind, ServeConfig};
 pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::tenant::{DemoConfig, IdentityConfig};
 

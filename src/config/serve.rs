@@ -12,9 +12,10 @@ use super::faults::{Faults, Reader};
 use super::limits;
 use super::probes::Probes;
 use super::value::{
-    directory, file, hostname, lease_and_sdl, listen_address, network, new_directory, number, size,
+    directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number, parsed,
+    size,
 };
-use crate::model::id::LeaseId;
+use crate::model::id::{Address, LeaseId};
 use crate::model::limits::{Limits, RUNS_MAX};
 
 /// Smallest size at which a log file is rotated: one long line must fit.
@@ -31,7 +32,7 @@ const ROTATE_FILES_MAX: usize = 1_000;
 pub struct ServeConfig {
     /// Where services run.
     pub platform: PlatformKind,
-    /// The leases, each once, and the SDL file of each; not empty.
+    /// The leases, each once, and the SDL file of each; not empty if services are run here, and else empty.
     pub leases: Vec<(LeaseId, PathBuf)>,
     /// Directory of trusted tenants' certificates.
     pub trust_dir: PathBuf,
@@ -64,11 +65,28 @@ pub struct ServeConfig {
 }
 
 /// Where services run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlatformKind {
     /// As processes of this machine.
     Local,
+    /// In the cluster of an Akash provider.
+    Kube(KubeOptions),
+}
+
+/// Which cluster, and of which provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeOptions {
+    /// The kubeconfig; `None` = this program runs in the cluster, and asks as its service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in it; `None` = its current one.
+    pub context: Option<String>,
+    /// The provider whose leases are served.
+    pub provider: Address,
+    /// The provider's public host name.
+    pub hostname: String,
+    /// The namespace of the provider's own resources.
+    pub manifest_namespace: String,
 }
 
 /// Form of the log on standard error.
@@ -88,12 +106,15 @@ pub(super) fn resolve(
 ) -> Result<Option<ServeConfig>, Faults> {
     let check = read.switch("check", args.check.as_ref());
     let probes = if check { probes } else { &Probes::NONE };
-    let right = "where services run; 'local' runs them as processes of this machine";
-    let platform = read.required("platform", args.platform.as_ref(), right, |text| match text {
-        "local" => Ok(PlatformKind::Local),
-        _ => Err("must be 'local', the one platform there is".to_owned()),
+    let right =
+        "where services run; 'local' runs them as processes of this machine, 'kube' finds them in a cluster";
+    let is_kube = read.required("platform", args.platform.as_ref(), right, |text| match text {
+        "local" => Ok(false),
+        "kube" => Ok(true),
+        _ => Err("must be 'local' or 'kube'".to_owned()),
     });
-    let leases = leases(args, probes, &mut read);
+    let kube = kube(args, is_kube == Some(true), &mut read);
+    let leases = leases(args, is_kube == Some(true), probes, &mut read);
     let right = "the directory of trusted tenants' certificates (*.pem)";
     let trust_dir = read.required("trust_dir", args.trust_dir.as_ref(), right, directory);
     let address = |text: &str| listen_address(text).and_then(|address| probes.listen(address));
@@ -107,6 +128,10 @@ pub(super) fn resolve(
     });
     let tls = tls(args, probes, &mut read);
     let public_hostnames = read.list("public_hostname", &args.public_hostname, hostname);
+    let platform = is_kube.and_then(|is_kube| match (is_kube, kube) {
+        (false, _) => Some(PlatformKind::Local),
+        (true, kube) => kube.map(|options| PlatformKind::Kube(with_hostname(options, &public_hostnames))),
+    });
     let store = store(&args.store, &mut read);
     let trusted_proxies = read.list("trusted_proxy", &args.connections.trusted_proxy, network);
     let limits = limits::resolve(&args.limits, &args.connections, &args.quotas, &mut read);
@@ -147,12 +172,56 @@ pub(super) fn resolve(
     Ok((!check).then_some(config))
 }
 
-fn leases(args: &ServeArgs, probes: &Probes, read: &mut Reader<'_>) -> Vec<(LeaseId, PathBuf)> {
+/// The cluster, if it is `wanted`; else its flags have nothing to say.
+fn kube(args: &ServeArgs, wanted: bool, read: &mut Reader<'_>) -> Option<KubeOptions> {
+    let args = &args.kube;
+    let kubeconfig = read.one("kubeconfig", args.kubeconfig.as_ref(), file);
+    let context = read.one("kube_context", args.kube_context.as_ref(), name);
+    if context.is_some() && args.kubeconfig.is_none() {
+        read.missing("kubeconfig", "the file that --kube-context is in");
+    }
+    let manifest_namespace = read.one("manifest_namespace", args.manifest_namespace.as_ref(), name);
+    let hostname = args.cluster_public_hostname.as_ref();
+    let hostname = read.one("cluster_public_hostname", hostname, super::value::hostname);
+    if !wanted {
+        read.one("provider", args.provider.as_ref(), parsed::<Address>);
+        return None;
+    }
+    let right = "the address of the provider whose leases are served";
+    let provider = read.required("provider", args.provider.as_ref(), right, parsed);
+    Some(KubeOptions {
+        kubeconfig,
+        context,
+        provider: provider?,
+        hostname: hostname.unwrap_or_default(),
+        manifest_namespace: manifest_namespace?,
+    })
+}
+
+/// The provider's host name is that of the gateway beside it, unless another is given.
+fn with_hostname(mut options: KubeOptions, public: &[String]) -> KubeOptions {
+    if options.hostname.is_empty()
+        && let Some(first) = public.first()
+    {
+        options.hostname.clone_from(first);
+    }
+    options
+}
+
+fn leases(
+    args: &ServeArgs,
+    is_kube: bool,
+    probes: &Probes,
+    read: &mut Reader<'_>,
+) -> Vec<(LeaseId, PathBuf)> {
     let leases = read.list("lease", &args.lease, |text| {
         let (lease, sdl) = lease_and_sdl(text)?;
         Ok((lease, probes.sdl(sdl)?))
     });
-    if args.lease.is_empty() {
+    if is_kube && !args.lease.is_empty() {
+        read.unfit("--lease goes with --platform local: a cluster's leases are found by themselves");
+    }
+    if args.lease.is_empty() && !is_kube {
         read.missing("lease", "LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider");
     }
     let mut seen = BTreeSet::new();

@@ -87,12 +87,22 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
         .ok_or_else(|| "must be an address or a network, such as 10.0.0.7, 10.0.0.0/8 or fd00::/8".to_owned())
 }
 
+/// Longest name, in bytes: those of Kubernetes are shorter.
+const NAME_MAX_BYTES: usize = 253;
+
 /// A host's name, for a certificate.
 pub(super) fn hostname(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(ServerName::DnsName(_)) => Ok(text.to_ascii_lowercase()),
         _ => Err("must be a host name, such as gateway.example.com".to_owned()),
     }
+}
+
+/// A name of Kubernetes's or of a kubeconfig's: something short that can be printed.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    let is_name =
+        !text.is_empty() && text.len() <= NAME_MAX_BYTES && text.chars().all(|c| c.is_ascii_graphic());
+    if is_name { Ok(text.to_owned()) } else { Err("must be a name, without spaces".to_owned()) }
 }
 
 /// The address of a gateway.

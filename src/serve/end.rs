@@ -11,13 +11,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 use tonic_health::server::HealthReporter;
 
+use super::place::Place;
 use crate::edge::admin::Readiness;
 use crate::edge::drain::Drain;
 use crate::edge::server;
 use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::model::limits::{LAME_DUCK, Limits, POLLED_WITHIN};
-use crate::platform::local::LocalPlatform;
 
 /// How long a service may take to end after a SIGTERM, before it is killed.
 const SERVICE_GRACE: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ pub(super) struct Running {
     pub(super) health: HealthReporter,
     pub(super) fanout: Fanout,
     pub(super) restarts: Restarts,
-    pub(super) platform: Arc<LocalPlatform>,
+    pub(super) place: Place,
     pub(super) limits: Arc<Limits>,
     /// Ends with the gateway.
     pub(super) _upkeep: AbortOnDropHandle<()>,
@@ -62,7 +62,7 @@ impl Running {
         // 4. Nobody follows any more: the actors.
         self.fanout.stop().await;
         // 5. What runs under the leases, last: until here its output was recorded.
-        self.platform.stop(SERVICE_GRACE).await;
+        self.place.stop(SERVICE_GRACE).await;
         // 6. The operator's port, which answered through all of it.
         self.drain.close();
     }

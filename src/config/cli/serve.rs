@@ -15,6 +15,9 @@ Examples:
   Two leases, open to the network under a name, from the environment:
       LEASEMUX_LEASE=$LEASE_A=a.yaml,$LEASE_B=b.yaml LEASEMUX_LISTEN=0.0.0.0:8446 \\
           leasemux serve --platform local --trust-dir trusted --public-hostname gateway.example.com
+  The leases of an Akash provider's cluster, from inside it:
+      leasemux serve --platform kube --provider $PROVIDER --trust-dir trusted \\
+          --listen 0.0.0.0:8446 --public-hostname provider.example.com
   From a file, after looking into it:
       leasemux serve --config gateway.toml --check && leasemux serve --config gateway.toml
 
@@ -39,7 +42,7 @@ pub(in crate::config) struct ServeArgs {
     /// exit with 0 if there is none, else with 2
     #[arg(long, env = "LEASEMUX_CHECK", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(in crate::config) check: Option<String>,
-    /// Where services run: 'local' runs them as processes of this machine
+    /// Where services run: 'local' runs them as processes of this machine, 'kube' finds them in an Akash provider's cluster
     #[arg(long, env = "LEASEMUX_PLATFORM", value_name = "NAME")]
     pub(in crate::config) platform: Option<String>,
     /// A lease and the SDL file of what runs under it; LEASE is owner/dseq/gseq/oseq/provider. Repeatable
@@ -77,6 +80,8 @@ pub(in crate::config) struct ServeArgs {
     #[arg(long, env = "LEASEMUX_LIFELINE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(in crate::config) lifeline: Option<String>,
     #[command(flatten)]
+    pub(in crate::config) kube: KubeArgs,
+    #[command(flatten)]
     pub(in crate::config) store: StoreArgs,
     #[command(flatten)]
     pub(in crate::config) limits: LimitsArgs,
@@ -87,7 +92,27 @@ pub(in crate::config) struct ServeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Logs on disk")]
+#[command(next_help_heading = "Kubernetes (--platform kube)")]
+pub(in crate::config) struct KubeArgs {
+    /// How to reach the cluster; without it the gateway runs in it, and asks as its service account
+    #[arg(long, env = "LEASEMUX_KUBECONFIG", value_name = "FILE")]
+    pub(in crate::config) kubeconfig: Option<String>,
+    /// The context of --kubeconfig; without it the current one
+    #[arg(long, env = "LEASEMUX_KUBE_CONTEXT", value_name = "NAME")]
+    pub(in crate::config) kube_context: Option<String>,
+    /// The provider whose leases are served (akash1…)
+    #[arg(long, env = "LEASEMUX_PROVIDER", value_name = "ADDRESS")]
+    pub(in crate::config) provider: Option<String>,
+    /// The provider's public host name, where forwarded ports are reached; without it the first --public-hostname
+    #[arg(long, env = "LEASEMUX_CLUSTER_PUBLIC_HOSTNAME", value_name = "HOST")]
+    pub(in crate::config) cluster_public_hostname: Option<String>,
+    /// The namespace of the provider's own resources, such as host names
+    #[arg(long, env = "LEASEMUX_MANIFEST_NAMESPACE", value_name = "NAME", default_value = "lease")]
+    pub(in crate::config) manifest_namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logs on disk (--platform local)")]
 pub(in crate::config) struct StoreArgs {
     /// Rotate a container's log file when it has grown to this size
     #[arg(long, env = "LEASEMUX_ROTATE_MAX_BYTES", value_name = "SIZE", default_value = "10MiB")]
