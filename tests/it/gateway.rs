@@ -16,6 +16,8 @@ use tonic::{Code, Status};
 
 use crate::support::process::{Done, Gateway, Judged, PATIENCE, Seen, World, own_port};
 
+mod limits;
+
 /// Prints 3,000 lines as fast as it can, each time it is let go on.
 const BURSTS: &str = "n=0
     for gate in one two; do
