@@ -4,14 +4,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
 use leasemux::access::identity::IdentityFiles;
 use leasemux::client::exit::Exit;
 use leasemux::client::print::Look;
-use leasemux::client::{demo, logs};
+use leasemux::client::{demo, logs, restart, status};
 use leasemux::config::{self, Output, Stop, Task};
 use leasemux::model::id::Owner;
 use leasemux::model::time::LogTime;
@@ -55,6 +55,14 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
         Task::Logs(config) => {
             let look = Look::of_process(config.output, config.timestamps);
             runtime.block_on(logs::run(&config, io::stdout(), io::stderr(), look)).into()
+        }
+        Task::Status(config) => {
+            let terminal = io::stdout().is_terminal();
+            runtime.block_on(status::run(&config, io::stdout(), io::stderr(), terminal)).into()
+        }
+        Task::Restart(config) => {
+            let terminal = io::stderr().is_terminal();
+            runtime.block_on(restart::run(&config, io::stdout(), io::stderr(), terminal)).into()
         }
         Task::IdentityNew(config) => match new_identity(&config.dir) {
             Ok(address) => say(&address.to_string()),

@@ -27,6 +27,10 @@ pub enum Exit {
     Unavailable = 5,
     /// Done, but lines were lost, and reported so.
     LinesLost = 6,
+    /// A restart: at least one replica did not come back, or was left alone since one before it did not.
+    NotRestarted = 7,
+    /// A restart: none has failed, and not all are back yet.
+    Pending = 8,
 }
 
 // === impl Exit ===

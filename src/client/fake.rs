@@ -45,6 +45,15 @@ pub(super) enum Step {
     Hang,
 }
 
+/// How a restart is answered.
+#[derive(Debug)]
+pub(super) enum RestartStep {
+    Answer(ServiceRestartResponse),
+    End(Status),
+    /// The connection ends without a word.
+    Cut,
+}
+
 /// What a connection looked like to the gateway: the name asked for, and whether there was a client certificate.
 pub(super) type Met = (Option<String>, bool);
 
@@ -59,6 +68,8 @@ pub(super) struct FakeGateway {
 struct State {
     answers: Mutex<VecDeque<Vec<Step>>>,
     requests: Mutex<Vec<ServiceLogsRequest>>,
+    restart_answers: Mutex<VecDeque<RestartStep>>,
+    restarts: Mutex<Vec<ServiceRestartRequest>>,
     met: Mutex<Vec<Met>>,
 }
 
@@ -102,6 +113,17 @@ impl FakeGateway {
 
     pub(super) fn requests(&self) -> Vec<ServiceLogsRequest> {
         self.state.requests.lock().unwrap().clone()
+    }
+
+    /// Answers each restart with the next of `answers`.
+    pub(super) async fn restarting(answers: Vec<RestartStep>) -> Self {
+        let gateway = Self::start(Vec::new()).await;
+        gateway.state.restart_answers.lock().unwrap().extend(answers);
+        gateway
+    }
+
+    pub(super) fn restarts(&self) -> Vec<ServiceRestartRequest> {
+        self.state.restarts.lock().unwrap().clone()
     }
 
     pub(super) fn met(&self) -> Vec<Met> {
@@ -211,8 +233,18 @@ impl LeaseRpc for Service {
 
     async fn service_restart(
         &self,
-        _: Request<ServiceRestartRequest>,
+        request: Request<ServiceRestartRequest>,
     ) -> Result<Response<ServiceRestartResponse>, Status> {
-        Err(Status::unimplemented("not in the script"))
+        self.state.restarts.lock().unwrap().push(request.into_inner());
+        let next = self.state.restart_answers.lock().unwrap().pop_front();
+        match next {
+            Some(RestartStep::Answer(answer)) => Ok(Response::new(answer)),
+            Some(RestartStep::End(status)) => Err(status),
+            Some(RestartStep::Cut) => {
+                self.cut.cancel();
+                std::future::pending().await
+            }
+            None => Err(Status::unimplemented("not in the script")),
+        }
     }
 }

@@ -30,7 +30,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 const BACKOFF_RESET_AFTER: Duration = BACKOFF_MAX;
 
 /// How long the beginning of an answer may take: a gateway may have to ask others who the caller is.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reason, in the error details, of a stream that was closed because its follower fell behind (`on_lag` = CLOSE).
 const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
@@ -112,9 +112,31 @@ pub struct Follower {
     connector: Connector,
     request: ServiceLogsRequest,
     progress: Progress,
+    persistence: Persistence,
+}
+
+/// Whether and when a call that was cut is made again.
+#[derive(Debug)]
+pub(super) struct Persistence {
+    /// Whether it is to be made again at all.
+    stays: bool,
+    /// Whether the gateway was ever there.
+    pub(super) met: bool,
     backoff: Backoff,
-    /// Whether a stream was ever open.
-    met: bool,
+}
+
+/// What follows from the end of a call.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Nothing: the lease has ended.
+    LeaseEnded,
+    /// Another call.
+    Again {
+        /// What happened to this one.
+        reason: String,
+        /// When.
+        retry_in: Duration,
+    },
 }
 
 /// Waits that double, each with a random part, so that followers that were cut together do not come back together.
@@ -126,13 +148,8 @@ struct Backoff(Duration);
 impl Follower {
     /// A follower that makes its own connections with `connector`.
     pub fn new(connector: Connector, request: ServiceLogsRequest) -> Self {
-        Self {
-            connector,
-            request,
-            progress: Progress::default(),
-            backoff: Backoff(BACKOFF_FIRST),
-            met: false,
-        }
+        let persistence = Persistence::new(request.follow);
+        Self { connector, request, progress: Progress::default(), persistence }
     }
 
     /// Runs until the stream has ended.
@@ -146,22 +163,14 @@ impl Follower {
                 Ok(()) => return Ok(Ended::Complete),
                 Err(error) => error,
             };
-            if !(self.request.follow && self.met) {
-                return Err(error);
+            match self.persistence.after(error, began)? {
+                Next::LeaseEnded => return Ok(Ended::LeaseEnded),
+                Next::Again { reason, retry_in } => {
+                    sink.pause()?;
+                    sink.connection(&Turn::Cut { reason: &reason, retry_in })?;
+                    tokio::time::sleep(retry_in).await;
+                }
             }
-            if error.is_lease_gone() {
-                return Ok(Ended::LeaseEnded);
-            }
-            if !error.is_retryable() {
-                return Err(error);
-            }
-            if began.elapsed() >= BACKOFF_RESET_AFTER {
-                self.backoff = Backoff(BACKOFF_FIRST);
-            }
-            let retry_in = self.backoff.next(&mut rand::rng()).max(error.retry_after());
-            sink.pause()?;
-            sink.connection(&Turn::Cut { reason: &error.to_string(), retry_in })?;
-            tokio::time::sleep(retry_in).await;
         }
     }
 
@@ -173,10 +182,9 @@ impl Follower {
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_logs(request)).await;
         let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
         let mut stream = answer?.into_inner();
-        if self.met {
+        if std::mem::replace(&mut self.persistence.met, true) {
             sink.connection(&Turn::Resumed)?;
         }
-        self.met = true;
         while let Some(response) = next(&mut stream, sink).await? {
             for entry in response.services {
                 if self.progress.is_news(&entry) {
@@ -203,6 +211,32 @@ async fn next(
     Ok(stream.message().await?)
 }
 
+// === impl Persistence ===
+
+impl Persistence {
+    pub(super) fn new(stays: bool) -> Self {
+        Self { stays, met: false, backoff: Backoff(BACKOFF_FIRST) }
+    }
+
+    /// What follows from `error`, with which a call ended that began then. The error itself, if it is final.
+    pub(super) fn after(&mut self, error: FollowError, began: Instant) -> Result<Next, FollowError> {
+        if !(self.stays && self.met) {
+            return Err(error);
+        }
+        if error.is_lease_gone() {
+            return Ok(Next::LeaseEnded);
+        }
+        if !error.is_retryable() {
+            return Err(error);
+        }
+        if began.elapsed() >= BACKOFF_RESET_AFTER {
+            self.backoff = Backoff(BACKOFF_FIRST);
+        }
+        let retry_in = self.backoff.next(&mut rand::rng()).max(error.retry_after());
+        Ok(Next::Again { reason: error.to_string(), retry_in })
+    }
+}
+
 // === impl FollowError ===
 
 impl FollowError {
@@ -223,7 +257,7 @@ impl FollowError {
     }
 
     /// Whether it is the lease that is no longer there, and not a service or replica of it.
-    fn is_lease_gone(&self) -> bool {
+    pub(super) fn is_lease_gone(&self) -> bool {
         let Self::Status(status) = self else { return false };
         let part =
             status.get_details_error_info().is_some_and(|info| PART_GONE_REASONS.contains(&&*info.reason));

@@ -4,9 +4,14 @@ use data_encoding::BASE64;
 use serde::Serialize;
 
 use super::lines::{Key, Piece};
+use super::table::{replica_state, restart_state};
 use crate::model::proto::lease::gap::Cause;
 use crate::model::proto::lease::replica_event::Kind;
-use crate::model::proto::lease::{Gap, ReplicaEvent};
+use crate::model::proto::lease::{
+    Gap, LeaseServiceStatus, ReplicaEvent, ReplicaStatus, ServiceRestartResponse, ServiceStatus,
+    ServiceStatusResponse,
+};
+use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
 
 /// One object. Fields that say nothing are left out.
@@ -123,6 +128,148 @@ impl<'a> Object<'a> {
         body: Body<'a>,
     ) -> Self {
         Self { r#type, service: &key.0, replica: key.1, instance, time, body }
+    }
+}
+
+/// An answer of `ServiceStatus`. Fields that say nothing are left out.
+#[derive(Debug, Serialize)]
+pub(super) struct StatusObject<'a> {
+    services: Vec<ServiceObject<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServiceObject<'a> {
+    service: &'a str,
+    available: i32,
+    total: i32,
+    ready: i32,
+    updated: i32,
+    observed_generation: i64,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    uris: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<PortObject<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ips: Vec<PortObject<'a>>,
+    replicas: Vec<ReplicaObject<'a>>,
+}
+
+/// A port, of the provider or of an address.
+#[derive(Debug, Serialize)]
+struct PortObject<'a> {
+    host: &'a str,
+    port: u32,
+    external_port: u32,
+    protocol: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct ReplicaObject<'a> {
+    replica: u32,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    instance: &'a str,
+    state: &'static str,
+    ready: bool,
+    restarts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_signal: Option<i32>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    last_reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started_at: Option<String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    message: &'a str,
+}
+
+/// What came of a restart.
+#[derive(Debug, Serialize)]
+pub(super) struct RestartObject<'a> {
+    request_id: String,
+    status: Vec<RestartedObject<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct RestartedObject<'a> {
+    service: &'a str,
+    replica: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+}
+
+// === impl StatusObject ===
+
+impl<'a> StatusObject<'a> {
+    pub(super) fn new(answer: &'a ServiceStatusResponse) -> Self {
+        Self { services: answer.services.iter().map(ServiceObject::new).collect() }
+    }
+}
+
+impl<'a> ServiceObject<'a> {
+    fn new(service: &'a ServiceStatus) -> Self {
+        let counts = service.status.as_ref();
+        let number = |of: fn(&LeaseServiceStatus) -> i32| counts.map_or(0, of);
+        let ports = service.ports.iter().map(|port| PortObject {
+            host: &port.host,
+            port: port.port,
+            external_port: port.external_port,
+            protocol: &port.proto,
+            name: &port.name,
+        });
+        let ips = service.ips.iter().map(|ip| PortObject {
+            host: &ip.ip,
+            port: ip.port,
+            external_port: ip.external_port,
+            protocol: &ip.protocol,
+            name: "",
+        });
+        Self {
+            service: &service.name,
+            available: number(|counts| counts.available),
+            total: number(|counts| counts.total),
+            ready: number(|counts| counts.ready_replicas),
+            updated: number(|counts| counts.updated_replicas),
+            observed_generation: counts.map_or(0, |counts| counts.observed_generation),
+            uris: counts.map_or(&[], |counts| &counts.uris),
+            ports: ports.collect(),
+            ips: ips.collect(),
+            replicas: service.replica_status.iter().map(ReplicaObject::new).collect(),
+        }
+    }
+}
+
+impl<'a> ReplicaObject<'a> {
+    fn new(replica: &'a ReplicaStatus) -> Self {
+        Self {
+            replica: replica.replica,
+            instance: &replica.instance,
+            state: replica_state(replica.state()),
+            ready: replica.ready,
+            restarts: replica.restarts,
+            last_exit_code: replica.last_exit_code,
+            last_signal: replica.last_signal,
+            last_reason: &replica.last_reason,
+            started_at: replica.started_at.as_ref().and_then(show_time),
+            message: &replica.message,
+        }
+    }
+}
+
+// === impl RestartObject ===
+
+impl<'a> RestartObject<'a> {
+    pub(super) fn new(request_id: &RequestId, answer: &'a ServiceRestartResponse) -> Self {
+        let status = answer.status.iter().map(|one| RestartedObject {
+            service: &one.service,
+            replica: &one.replica,
+            state: restart_state(one.state()),
+            message: one.message.as_deref(),
+        });
+        Self { request_id: request_id.to_string(), status: status.collect() }
     }
 }
 

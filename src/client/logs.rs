@@ -10,6 +10,7 @@ use super::exit::Exit;
 use super::follow::{Ended, FollowError, Follower};
 use super::print::{Look, Printer};
 use crate::config::LogsConfig;
+use crate::model::id::ServiceName;
 use crate::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
 
 /// Prints what `config` asks for to `out`, and what is said about it to `err`.
@@ -57,21 +58,11 @@ where
 
 /// The request that asks for what `config` describes.
 pub fn request(config: &LogsConfig) -> ServiceLogsRequest {
-    let filter = |service: &crate::model::id::ServiceName| ServiceFilter {
-        name: service.to_string(),
-        replicas: config.replicas.clone(),
-    };
+    let (filter, filters) = filters(&config.services, &config.replicas);
     ServiceLogsRequest {
         lease_id: Some((&config.lease).into()),
-        // The draft's own field as long as it will do, so that any gateway understands it.
-        filter: match config.services.as_slice() {
-            [service] => Some(filter(service)),
-            _ => None,
-        },
-        filters: match config.services.as_slice() {
-            [] | [_] => Vec::new(),
-            services => services.iter().map(filter).collect(),
-        },
+        filter,
+        filters,
         follow: config.follow,
         tail_lines: config.tail,
         since: config.since.map(Into::into),
@@ -79,6 +70,21 @@ pub fn request(config: &LogsConfig) -> ServiceLogsRequest {
         previous: config.previous,
         resume: Vec::new(),
         on_lag: config.on_lag.into(),
+    }
+}
+
+/// The filters of a request for these replicas of each of these services: in the draft's own field as long as that will do, so
+/// that any gateway understands it.
+pub(super) fn filters(
+    services: &[ServiceName],
+    replicas: &[u32],
+) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
+    let filter =
+        |service: &ServiceName| ServiceFilter { name: service.to_string(), replicas: replicas.to_vec() };
+    match services {
+        [] => (None, Vec::new()),
+        [service] => (Some(filter(service)), Vec::new()),
+        services => (None, services.iter().map(filter).collect()),
     }
 }
 

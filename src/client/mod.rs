@@ -1,6 +1,7 @@
 //! The command line's own calls: following logs as a tenant, printing them, checking them.
 //!
 //! [`follow`] drives one follower through cuts and reconnects into a [`follow::Sink`]; [`mod@print`] and [`oracle`] are sinks.
+//! [`mod@status`] and [`restart`] are the other two calls, shown as a table ([`table`], which [`screen`] redraws in place).
 //! [`connect`] opens connections as Akash clients do.
 
 pub mod connect;
@@ -10,10 +11,14 @@ pub mod follow;
 pub mod logs;
 pub mod oracle;
 pub mod print;
+pub mod restart;
+pub mod status;
 
 mod json;
 mod lines;
 mod progress;
+mod screen;
+mod table;
 mod terminal;
 mod tls;
 

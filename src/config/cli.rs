@@ -15,7 +15,7 @@ mod serve;
 mod shell;
 mod tenant;
 
-pub(super) use self::client::{ChoiceArgs, LogsArgs, TargetArgs};
+pub(super) use self::client::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
 pub(super) use self::connections::ConnectionArgs;
 pub(super) use self::limits::LimitsArgs;
 pub(super) use self::quotas::QuotaArgs;
@@ -33,6 +33,8 @@ Exit codes:
     4  not found: no such lease, service or replica
     5  unavailable: the gateway could not be reached, or is going away
     6  done, but lines were lost (each loss was reported on standard error)
+    7  'restart': a replica did not come back, or was left alone since one before it did not
+    8  'restart': not all are back yet; none has failed, and it goes on
   130  interrupted by Ctrl-C";
 
 const PROGRAM_EXAMPLES: &str = "\
@@ -72,6 +74,8 @@ pub(super) struct Cli {
 pub(super) enum Command {
     Serve(Box<ServeArgs>),
     Logs(Box<LogsArgs>),
+    Status(Box<StatusArgs>),
+    Restart(Box<RestartArgs>),
     Identity(IdentityArgs),
     Demo(DemoArgs),
     Completions(CompletionsArgs),

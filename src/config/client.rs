@@ -1,15 +1,17 @@
 //! What a tenant's calls run with.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::Uri;
 
-use super::cli::{ChoiceArgs, LogsArgs, TargetArgs};
+use super::cli::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
 use super::faults::{Faults, Reader};
-use super::value::{directory, file, gateway, instant, number, parsed};
+use super::value::{directory, duration, file, gateway, instant, number, parsed};
 use crate::model::id::{LeaseId, ServiceName};
-use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX};
+use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::proto::lease::OnLag;
+use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
 
 /// What `logs` asks for, and of whom.
@@ -37,6 +39,51 @@ pub struct LogsConfig {
     pub on_lag: OnLag,
     /// Form of the output.
     pub output: Output,
+}
+
+/// What `status` asks for, and of whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatusConfig {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The gateway, and who asks it.
+    pub target: Target,
+    /// The services; empty = all.
+    pub services: Vec<ServiceName>,
+    /// The replicas of each of the services; empty = all. Not without services.
+    pub replicas: Vec<u32>,
+    /// Whether to stay.
+    pub follow: bool,
+    /// Form of the output.
+    pub form: Form,
+}
+
+/// What `restart` asks for, and of whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestartConfig {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The gateway, and who asks it.
+    pub target: Target,
+    /// The services; empty = all, which was asked for in as many words.
+    pub services: Vec<ServiceName>,
+    /// The replicas of each of the services; empty = all. Not without services.
+    pub replicas: Vec<u32>,
+    /// How long to wait; zero = not at all.
+    pub timeout: Duration,
+    /// The restart's name, if it was given one.
+    pub request_id: Option<RequestId>,
+    /// Form of the output.
+    pub form: Form,
+}
+
+/// Form of an output that is no log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A table, for people.
+    Table,
+    /// One JSON object a line.
+    Json,
 }
 
 /// A gateway, and how to meet it.
@@ -112,6 +159,50 @@ pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<Logs
     };
     let config = whole();
     read.finish(config)
+}
+
+pub(super) fn resolve_status(args: &StatusArgs, mut read: Reader<'_>) -> Result<StatusConfig, Faults> {
+    let lease = lease(args.lease.as_ref(), &mut read);
+    let target = target(&args.target, &mut read);
+    let (services, replicas) = chosen(&args.choice, &mut read);
+    let follow = read.switch("follow", args.follow.as_ref());
+    let form = form(args.output.as_ref(), &mut read);
+    let whole =
+        || Some(StatusConfig { lease: lease?, target: target?, services, replicas, follow, form: form? });
+    let config = whole();
+    read.finish(config)
+}
+
+pub(super) fn resolve_restart(args: &RestartArgs, mut read: Reader<'_>) -> Result<RestartConfig, Faults> {
+    let lease = lease(args.lease.as_ref(), &mut read);
+    let target = target(&args.target, &mut read);
+    let (services, replicas) = chosen(&args.choice, &mut read);
+    let all = read.switch("all", args.all.as_ref());
+    let given = !args.choice.service.is_empty();
+    if all && given {
+        read.unfit("--all and --service do not go together: restart everything or some of it");
+    }
+    // Of replicas without a service that was said already.
+    if !all && !given && args.choice.replica.is_empty() {
+        read.missing("service", "the one to restart; everything under the lease is --all");
+    }
+    let timeout = read.one("timeout", args.timeout.as_ref(), duration(Duration::ZERO..=RESTART_TIMEOUT_MAX));
+    let request_id = read.one("request_id", args.request_id.as_ref(), parsed::<RequestId>);
+    let form = form(args.output.as_ref(), &mut read);
+    let whole = || {
+        let (lease, target) = (lease?, target?);
+        Some(RestartConfig { lease, target, services, replicas, timeout: timeout?, request_id, form: form? })
+    };
+    let config = whole();
+    read.finish(config)
+}
+
+fn form(given: Option<&String>, read: &mut Reader<'_>) -> Option<Form> {
+    read.one("output", given, |text| match text {
+        "table" => Ok(Form::Table),
+        "json" => Ok(Form::Json),
+        _ => Err("must be table or json".to_owned()),
+    })
 }
 
 fn lease(given: Option<&String>, read: &mut Reader<'_>) -> Option<LeaseId> {

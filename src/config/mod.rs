@@ -33,7 +33,7 @@ mod shell;
 mod tenant;
 mod value;
 
-pub use self::client::{LogsConfig, Output, ServerTrust, Target};
+pub use self::client::{Form, LogsConfig, Output, RestartConfig, ServerTrust, StatusConfig, Target};
 pub use self::faults::Faults as ConfigFaults;
 pub use self::probes::Probes;
 pub use self::reference::reference;
@@ -53,6 +53,10 @@ pub enum Task {
     Checked,
     /// Print a lease's logs.
     Logs(Box<LogsConfig>),
+    /// Print how a lease's services are doing.
+    Status(Box<StatusConfig>),
+    /// Restart a lease's services.
+    Restart(Box<RestartConfig>),
     /// Make a tenant's identity.
     IdentityNew(IdentityConfig),
     /// Show the main job on this machine.
@@ -98,6 +102,8 @@ where
             None => Task::Checked,
         },
         Command::Logs(args) => Task::Logs(Box::new(client::resolve_logs(&args, reader)?)),
+        Command::Status(args) => Task::Status(Box::new(client::resolve_status(&args, reader)?)),
+        Command::Restart(args) => Task::Restart(Box::new(client::resolve_restart(&args, reader)?)),
         Command::Identity(args) => match args.command {
             IdentityCommand::New(args) => Task::IdentityNew(tenant::resolve_identity(&args, reader)?),
         },

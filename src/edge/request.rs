@@ -16,7 +16,7 @@ use crate::leases::restart;
 use crate::logs::follow::{Extent, History, LogsRequest, OnLag};
 use crate::logs::frame::Representation;
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
-use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX};
+use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::position::Position;
 use crate::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest, ServiceRestartRequest};
 use crate::model::proto::market;
@@ -27,9 +27,6 @@ use crate::model::view::Filter;
 const FILTER_FIELD: u32 = 2;
 /// Number of `filters` in every request of the service.
 const FILTERS_FIELD: u32 = 104;
-
-/// The longest that a restart is waited for. It goes on without being waited for.
-const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Decodes a request message of the lease service.
 pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, CallError> {

@@ -15,13 +15,10 @@ pub mod trial;
 mod conductor;
 mod registry;
 
-use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
-
 pub use self::registry::{Refused, Restarts};
 pub use self::round::{Round, Verdict};
 use crate::model::id::LeaseId;
+use crate::model::request_id::RequestId;
 use crate::model::view::Filter;
 
 /// Which replicas of which lease are to be restarted.
@@ -33,39 +30,4 @@ pub struct Request {
     pub filter: Filter,
     /// By what name the same call is known when it is made again.
     pub id: Option<RequestId>,
-}
-
-/// A caller's own name for a call. Cloning is cheap.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId(Arc<str>);
-
-/// What is no request id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be 1 to {} visible ASCII characters", RequestId::MAX_BYTES)]
-pub struct NoRequestId;
-
-// === impl RequestId ===
-
-impl RequestId {
-    /// The longest, in bytes: room for a UUID with a name before it.
-    pub const MAX_BYTES: usize = 128;
-}
-
-impl FromStr for RequestId {
-    type Err = NoRequestId;
-
-    fn from_str(text: &str) -> Result<Self, NoRequestId> {
-        let fits = (1..=Self::MAX_BYTES).contains(&text.len());
-        if fits && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Ok(Self(text.into()))
-        } else {
-            Err(NoRequestId)
-        }
-    }
-}
-
-impl fmt::Display for RequestId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }

@@ -44,6 +44,9 @@ pub const CURSORS_MAX: usize = 1_024;
 /// Most replicas that one stream follows.
 pub const STREAM_REPLICAS_MAX: usize = 1_024;
 
+/// The longest that a caller waits for a restart; it goes on without being waited for.
+pub const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
+
 /// Most messages that wait in an actor's mailbox; whoever subscribes then waits for room.
 pub const MAILBOX_MESSAGES: usize = 64;
 

@@ -10,5 +10,6 @@ pub mod position;
 pub mod proto;
 pub mod quota;
 pub mod rate;
+pub mod request_id;
 pub mod time;
 pub mod view;

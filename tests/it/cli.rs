@@ -49,6 +49,8 @@ fn help_is_an_answer() {
         &["serve", "--help"],
         &["logs", "--help"],
         &["logs", "-h"],
+        &["status", "--help"],
+        &["restart", "--help"],
         &["identity", "--help"],
         &["identity", "new", "--help"],
         &["demo", "--help"],

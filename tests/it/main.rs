@@ -6,6 +6,7 @@
 
 mod bare;
 mod cli;
+mod commands;
 mod contract;
 mod demo;
 mod deploy;

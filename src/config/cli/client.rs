@@ -49,6 +49,33 @@ pub(in crate::config) struct ChoiceArgs {
     pub(in crate::config) replica: Vec<String>,
 }
 
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  What runs under a lease:
+      leasemux status $LEASE --identity tenant --ca server.pem
+  As it changes:
+      leasemux status $LEASE --identity tenant --ca server.pem --follow
+  For a program, an object for each change; here, what is not ready:
+      leasemux status $LEASE --identity tenant --ca server.pem --follow -o json \\
+          | jq -c '.services[] | {service, down: [.replicas[] | select(.ready | not) | .replica]}'
+
+On a terminal a followed table is redrawn in place. Elsewhere the table is printed once, and then each line that
+changed. A follow that is cut reconnects by itself, and shows what is then.";
+
+const RESTART_EXAMPLES: &str = "\
+Examples:
+  One service, replica after replica, waiting until all are back:
+      leasemux restart $LEASE --identity tenant --ca server.pem --service web
+  One replica of it:
+      leasemux restart $LEASE --identity tenant --ca server.pem --service web --replica 1
+  Everything under the lease; ask, and do not wait:
+      leasemux restart $LEASE --identity tenant --ca server.pem --all --timeout 0
+  By a name: done again within an hour, it joins the first and restarts nothing anew:
+      leasemux restart $LEASE --identity tenant --ca server.pem --service web --request-id deploy-7
+
+Replicas restart one after the other. Each must come back and stay up before the next is touched; the first that
+does not ends it, and the others are left alone. Ctrl-C and --timeout end the waiting, not the restart.";
+
 /// Print the logs of a lease's services
 #[derive(Debug, Args)]
 #[command(override_usage = "leasemux logs <LEASE> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = LOGS_EXAMPLES, after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}"))]
@@ -80,5 +107,50 @@ pub(in crate::config) struct LogsArgs {
     pub(in crate::config) on_lag: Option<String>,
     /// Form of the output: text or json
     #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "text")]
+    pub(in crate::config) output: Option<String>,
+}
+
+/// Print how a lease's services are doing
+#[derive(Debug, Args)]
+#[command(override_usage = "leasemux status <LEASE> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = STATUS_EXAMPLES, after_long_help = format!("{STATUS_EXAMPLES}\n\n{EXIT_CODES}"))]
+pub(in crate::config) struct StatusArgs {
+    /// The lease: owner/dseq/gseq/oseq/provider
+    #[arg(value_name = "LEASE")]
+    pub(in crate::config) lease: Option<String>,
+    #[command(flatten)]
+    pub(in crate::config) target: TargetArgs,
+    #[command(flatten)]
+    pub(in crate::config) choice: ChoiceArgs,
+    /// Stay, and show each change, through cut connections
+    #[arg(short, long, env = "LEASEMUX_FOLLOW", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) follow: Option<String>,
+    /// Form of the output: table or json
+    #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "table")]
+    pub(in crate::config) output: Option<String>,
+}
+
+/// Restart a lease's services, one replica after the other
+#[derive(Debug, Args)]
+#[command(override_usage = "leasemux restart <LEASE> <--service <NAME> | --all> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = RESTART_EXAMPLES, after_long_help = format!("{RESTART_EXAMPLES}\n\n{EXIT_CODES}"))]
+pub(in crate::config) struct RestartArgs {
+    /// The lease: owner/dseq/gseq/oseq/provider
+    #[arg(value_name = "LEASE")]
+    pub(in crate::config) lease: Option<String>,
+    #[command(flatten)]
+    pub(in crate::config) target: TargetArgs,
+    #[command(flatten)]
+    pub(in crate::config) choice: ChoiceArgs,
+    /// Every service of the lease, instead of --service
+    #[arg(long, env = "LEASEMUX_ALL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(in crate::config) all: Option<String>,
+    /// How long to wait for them to come back, at most 1h; 0 = do not wait
+    #[arg(long, env = "LEASEMUX_TIMEOUT", value_name = "TIME", default_value = "60s")]
+    pub(in crate::config) timeout: Option<String>,
+    /// The name of this restart: within an hour, the same command with the same name joins it instead of restarting
+    /// again. Without it, one is made up
+    #[arg(long, env = "LEASEMUX_REQUEST_ID", value_name = "ID")]
+    pub(in crate::config) request_id: Option<String>,
+    /// Form of the output: table or json
+    #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "table")]
     pub(in crate::config) output: Option<String>,
 }

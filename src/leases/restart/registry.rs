@@ -10,12 +10,13 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::Request;
 use super::conductor::Conductor;
 use super::round::{Cell, Part, Round, Verdict};
-use super::{Request, RequestId};
 use crate::model::id::{LeaseId, Owner, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::quota::{Exceeded, Quota, Subject};
+use crate::model::request_id::RequestId;
 use crate::model::view::LeaseView;
 use crate::platform::Platform;
 

@@ -224,8 +224,19 @@ impl World {
 
     /// The arguments of `logs` for a lease, as `tenant`.
     pub(crate) fn logs_args(&self, gateway: SocketAddr, tenant: &str, lease: &LeaseId) -> Vec<String> {
+        self.call_args("logs", gateway, tenant, lease)
+    }
+
+    /// The arguments of a tenant's call.
+    pub(crate) fn call_args(
+        &self,
+        command: &str,
+        gateway: SocketAddr,
+        tenant: &str,
+        lease: &LeaseId,
+    ) -> Vec<String> {
         vec![
-            "logs".to_owned(),
+            command.to_owned(),
             lease.to_string(),
             format!("--gateway=https://{gateway}"),
             format!("--identity={}", self.text(tenant)),

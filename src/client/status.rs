@@ -1,0 +1,169 @@
+//! `leasemux status`: what runs, once or as it changes.
+//!
+//! A follow that is cut reconnects by itself: the first answer of the new stream is the present state, so nothing is missed that
+//! still matters. On a terminal the table is redrawn in place; otherwise the lines that changed follow one another, as those of
+//! `kubectl get --watch` do.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tonic::Status;
+
+use super::connect::Connector;
+use super::exit::Exit;
+use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
+use super::json::StatusObject;
+use super::logs::filters;
+use super::screen::{Screen, Size};
+use super::table::{Table, summaries};
+use crate::config::{Form, StatusConfig};
+use crate::model::proto::lease::{ServiceStatusRequest, ServiceStatusResponse};
+use crate::model::time::LogTime;
+
+/// How often ages on a terminal move on.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Where answers go.
+struct Shown<O> {
+    screen: Screen<O>,
+    form: Form,
+    follow: bool,
+    /// Whether the table is redrawn in place.
+    terminal: bool,
+    newest: Option<ServiceStatusResponse>,
+    /// What the lines printed so far say.
+    printed: Option<Table>,
+}
+
+/// Prints what `config` asks for to `out`, and what is said about it to `err`. `terminal` is set if `out` is one.
+pub async fn run<O, E>(config: &StatusConfig, out: O, mut err: E, terminal: bool) -> Exit
+where
+    O: Write + Send,
+    E: Write + Send,
+{
+    let mut shown = Shown {
+        screen: Screen::new(out, Size::of_output),
+        form: config.form,
+        follow: config.follow,
+        terminal,
+        newest: None,
+        printed: None,
+    };
+    let error = match watch(config, &mut shown, &mut err).await {
+        Ok(()) => return Exit::Done,
+        Err(error) => error,
+    };
+    // Text that nobody takes any more is nobody's fault.
+    if matches!(&error, FollowError::Sink(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+        return Exit::Done;
+    }
+    // If this fails too there is nobody to tell.
+    let _ = say(&mut err, &error.to_string());
+    Exit::from(&error)
+}
+
+/// Stream after stream, as long as it is of use.
+async fn watch<O: Write + Send, E: Write + Send>(
+    config: &StatusConfig,
+    shown: &mut Shown<O>,
+    err: &mut E,
+) -> Result<(), FollowError> {
+    let connector = Connector::new(&config.target)?;
+    let (filter, filters) = filters(&config.services, &config.replicas);
+    let lease_id = Some((&config.lease).into());
+    let request = ServiceStatusRequest { lease_id, filter, follow: config.follow, filters };
+    let mut persistence = Persistence::new(config.follow);
+    loop {
+        let began = Instant::now();
+        let Err(error) = stream(&connector, request.clone(), &mut persistence, shown, err).await else {
+            return Ok(());
+        };
+        shown.screen.keep();
+        match persistence.after(error, began)? {
+            Next::LeaseEnded => return Ok(say(err, "the lease has ended")?),
+            Next::Again { reason, retry_in } => {
+                say(err, &format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))?;
+                tokio::time::sleep(retry_in).await;
+            }
+        }
+    }
+}
+
+async fn stream<O: Write + Send, E: Write + Send>(
+    connector: &Connector,
+    request: ServiceStatusRequest,
+    persistence: &mut Persistence,
+    shown: &mut Shown<O>,
+    err: &mut E,
+) -> Result<(), FollowError> {
+    let mut client = Box::pin(connector.connect()).await?;
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_status(request)).await;
+    let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
+    let mut answers = answer?.into_inner();
+    if std::mem::replace(&mut persistence.met, true) {
+        say(err, "connected again")?;
+    }
+    let mut ticks = ticks();
+    loop {
+        // Receiving is cancel safe: an answer that is not there yet is not lost by asking for it again.
+        tokio::select! {
+            biased;
+            answer = answers.message() => match answer? {
+                Some(answer) => shown.answer(answer)?,
+                None => return Ok(()),
+            },
+            _ = ticks.tick(), if shown.terminal && shown.follow => shown.redraw()?,
+        }
+    }
+}
+
+fn ticks() -> Interval {
+    let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// A line of the program's own.
+pub(super) fn say(err: &mut impl Write, text: &str) -> io::Result<()> {
+    let mut safe = Vec::with_capacity(text.len());
+    super::terminal::neutralise(text.as_bytes(), &mut safe);
+    writeln!(err, "leasemux: {}", String::from_utf8_lossy(&safe))
+}
+
+// === impl Shown ===
+
+impl<O: Write> Shown<O> {
+    fn answer(&mut self, answer: ServiceStatusResponse) -> io::Result<()> {
+        if self.form == Form::Json {
+            let object = serde_json::to_string(&StatusObject::new(&answer))?;
+            return self.screen.print(&[object]);
+        }
+        let table = Table::of_status(&answer, LogTime::now());
+        if self.terminal && self.follow {
+            self.newest = Some(answer);
+            return self.redraw();
+        }
+        let lines = match &self.printed {
+            Some(printed) => table.changed(printed),
+            None if self.follow => table.lines(),
+            None => whole(&table, &answer),
+        };
+        self.printed = Some(table);
+        self.screen.print(&lines)
+    }
+
+    fn redraw(&mut self) -> io::Result<()> {
+        match &self.newest {
+            Some(answer) => self.screen.draw(&whole(&Table::of_status(answer, LogTime::now()), answer)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn whole(table: &Table, answer: &ServiceStatusResponse) -> Vec<String> {
+    let mut lines = table.lines();
+    lines.push(String::new());
+    lines.extend(summaries(answer));
+    lines
+}

@@ -1,0 +1,155 @@
+//! `leasemux status` and `leasemux restart` as a tenant runs them: the real program, processes and sockets.
+
+use std::collections::BTreeMap;
+
+use leasemux::model::id::LeaseId;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::process::{Done, Gateway, Judged, Program, World, own_port};
+
+/// Prints for ever.
+const STEADY: &str = "n=0; while :; do n=$((n+1)); echo \"$n of a steady service\"; sleep 0.05; done";
+
+/// Runs until it is restarted after the gate was opened; from then on it crashes at once.
+const BREAKS: &str = "echo 1 up; [ -e $GATES/broken ] && exit 3; exec sleep 1000";
+
+fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
+    let world = World::new();
+    let lease = world.tenant("alice");
+    let sdl = world.sdl("alice.yaml", services);
+    let gateway = world.serve(&[(&lease, &sdl)], flags);
+    (world, lease, gateway)
+}
+
+fn start(world: &World, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Program {
+    let args = world.call_args(command, gateway.address, "alice", lease);
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+    world.start(&args)
+}
+
+fn call(world: &World, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Done {
+    start(world, gateway, lease, command, more).done()
+}
+
+fn code(done: &Done, code: i32) {
+    assert_eq!(done.status.code(), Some(code), "{done:?}");
+}
+
+/// The replicas of an answer, by name.
+fn replicas(answer: &str) -> BTreeMap<String, Value> {
+    let answer: Value = serde_json::from_str(answer).unwrap();
+    let services = answer["services"].as_array().unwrap().clone();
+    let each = services.iter().flat_map(|service| {
+        let replicas = service["replicas"].as_array().unwrap().clone();
+        replicas
+            .into_iter()
+            .map(|one| (format!("{}/{}", service["service"].as_str().unwrap(), one["replica"]), one))
+    });
+    each.collect()
+}
+
+/// Waits until all that runs is ready, and tells how it is then.
+fn until_ready(world: &World, gateway: &Gateway, lease: &LeaseId, count: usize) -> BTreeMap<String, Value> {
+    let follow = start(world, gateway, lease, "status", &["--follow", "-o", "json"]);
+    follow.until_out("an answer with all ready", |out| {
+        let (whole, _) = out.rsplit_once('\n')?;
+        let all = replicas(whole.lines().last()?);
+        (all.len() == count && all.values().all(|one| one["ready"] == true)).then_some(all)
+    })
+}
+
+#[test]
+fn status_is_a_table_for_people_and_json_for_programs() {
+    let (world, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", STEADY, 2)], &[]);
+    let all = until_ready(&world, &gateway, &lease, 3);
+    assert!(all["web/1"]["instance"].as_str().unwrap().ends_with("/web/0"), "{all:?}");
+    assert!(all["web/1"]["started_at"].is_string());
+    let table = call(&world, &gateway, &lease, "status", &[]);
+    code(&table, 0);
+    let lines: Vec<&str> = table.out.lines().collect();
+    assert!(lines[0].starts_with("REPLICA  STATE    READY  RESTARTS  AGE"), "{}", table.out);
+    assert!(lines[1].starts_with("api/0    running  yes    0"), "{}", table.out);
+    assert_eq!(lines[4..], ["", "api: 1 of 1 available", "web: 2 of 2 available"], "{}", table.out);
+    let some =
+        call(&world, &gateway, &lease, "status", &["--service", "web", "--replica", "1", "-o", "json"]);
+    assert_eq!(replicas(&some.out).into_keys().collect::<Vec<_>>(), ["web/1"]);
+    let nowhere = call(&world, &gateway, &lease, "status", &["--service", "nope"]);
+    code(&nowhere, 4);
+    assert!(nowhere.err.contains("no service nope"), "{}", nowhere.err);
+}
+
+#[test]
+fn a_followed_status_tells_what_changed_and_lives_through_a_restart_of_the_gateway() {
+    let listen = format!("--listen=127.0.0.1:{}", own_port());
+    let (world, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", BREAKS, 1)], &[&listen]);
+    until_ready(&world, &gateway, &lease, 2);
+    let follow = start(&world, &gateway, &lease, "status", &["--follow"]);
+    follow.until_out("the table", |out| out.contains("web/0    running").then_some(()));
+    world.open("broken");
+    code(&call(&world, &gateway, &lease, "restart", &["--service", "web", "--timeout", "0"]), 8);
+    follow.until_out("the crash", |out| out.lines().find(|line| line.contains("exit 3 (Error)")).map(|_| ()));
+    let told = follow.out.get();
+    assert_eq!(told.matches("REPLICA").count(), 1, "{told}");
+    assert_eq!(told.matches("api/0").count(), 1, "only what changed: {told}");
+    gateway.stop(Signal::TERM);
+    follow.until_said("; reconnecting in ");
+    let sdl = world.path("alice.yaml");
+    let gateway = world.serve(&[(&lease, &sdl)], &[&listen]);
+    follow.until_said("connected again");
+    follow.until_out("the run of the new gateway", |out| (out.matches("api/0").count() > 1).then_some(()));
+    gateway.stop(Signal::TERM);
+}
+
+#[test]
+fn a_restart_is_waited_for_and_followers_stay() {
+    let (world, lease, gateway) = serve(&[("web", STEADY, 2)], &[]);
+    let before = until_ready(&world, &gateway, &lease, 2);
+    let mut logs: Judged = world.follow(gateway.address, "alice", &lease);
+    logs.until("lines of both", |seen| !seen.runs("web/0").is_empty() && !seen.runs("web/1").is_empty());
+    let done = call(&world, &gateway, &lease, "restart", &["--service", "web"]);
+    code(&done, 0);
+    assert_eq!(done.out, "REPLICA  STATE   MESSAGE\nweb/0    active\nweb/1    active\n");
+    let after = until_ready(&world, &gateway, &lease, 2);
+    for name in ["web/0", "web/1"] {
+        assert_eq!((&after[name]["restarts"], &after[name]["last_reason"]), (&1.into(), &"Restarted".into()));
+        assert_ne!(before[name]["instance"], after[name]["instance"]);
+    }
+    logs.until("both runs of both", |seen| seen.runs("web/0").len() == 2 && seen.runs("web/1").len() == 2);
+    // Not waited for; and then asked for again by its name.
+    let args = ["--service", "web", "--replica", "0", "--request-id", "by-name", "-o", "json"];
+    let at_once = call(&world, &gateway, &lease, "restart", &[&args[..], &["--timeout", "0"]].concat());
+    code(&at_once, 8);
+    assert!(at_once.err.contains("--request-id by-name"), "{}", at_once.err);
+    let waited = call(&world, &gateway, &lease, "restart", &args);
+    code(&waited, 0);
+    assert_eq!(
+        waited.out,
+        "{\"request_id\":\"by-name\",\"status\":[{\"service\":\"web\",\"replica\":\"0\",\"state\":\"active\"}]}\n"
+    );
+    assert_eq!(until_ready(&world, &gateway, &lease, 2)["web/0"]["restarts"], 2, "once for the two calls");
+    logs.until("the third run", |seen| seen.runs("web/0").len() == 3);
+    gateway.stop(Signal::TERM);
+    logs.program.signal(Signal::INT);
+    let (seen, _) = logs.end();
+    seen.verdict();
+}
+
+#[test]
+fn a_restart_that_fails_says_so_and_leaves_the_others_alone() {
+    let (world, lease, gateway) = serve(&[("api", BREAKS, 1), ("web", STEADY, 1)], &[]);
+    until_ready(&world, &gateway, &lease, 2);
+    // What would restart everything must be said.
+    let unsaid = call(&world, &gateway, &lease, "restart", &[]);
+    code(&unsaid, 2);
+    assert!(unsaid.err.contains("--all"), "{}", unsaid.err);
+    code(&call(&world, &gateway, &lease, "restart", &["--all", "--service", "web"]), 2);
+    world.open("broken");
+    let done = call(&world, &gateway, &lease, "restart", &["--all"]);
+    code(&done, 7);
+    let lines: Vec<&str> = done.out.lines().collect();
+    assert_eq!(lines[1], "api/0    failure  the new run exited with code 3 (Error)", "{}", done.out);
+    assert_eq!(lines[2], "web/0    failure  not attempted: the restart of api/0 failed", "{}", done.out);
+    let status = call(&world, &gateway, &lease, "status", &["--service", "web", "-o", "json"]);
+    assert_eq!(replicas(&status.out)["web/0"]["restarts"], 0);
+}
