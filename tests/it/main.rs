@@ -12,6 +12,7 @@ mod demo;
 mod deploy;
 mod ending;
 mod gateway;
+mod interop;
 mod limits;
 mod local;
 mod logs;
