@@ -1,105 +1,127 @@
-//! A contender's process: how it is started, and what all of them share.
+//! Who competes, and how the process of each is started.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::fmt;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum;
 use leasemux::access::identity::IdentityFiles;
-use leasemux::edge::tls;
 use leasemux::model::time::LogTime;
-use rustls::ServerConfig;
-use socket2::{Domain, Socket, Type};
+use serde::Serialize;
 
-use crate::measure::Load;
-use crate::{Args, Result};
-
-/// The same for all, as the kernel's buffers are part of what is measured: what the gateway sets by itself.
-const SEND_BUFFER_BYTES: usize = 256 * 1024;
-
-/// Where in the contender's directory its tenant's identity lies, which all followers present.
-pub(crate) const TENANT_DIR: &str = "tenant";
+use crate::Result;
+use crate::client::dialect::{Dialect, Http2, Lines};
+use crate::client::login::Login;
+use crate::peers;
+use crate::plan::Cell;
+use crate::server::TENANT_DIR;
 
 /// Who competes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
-    /// TLS records on sockets and nothing else: the reference.
+    /// Sockets (TLS records on them, if secured) and nothing else: the reference.
     Raw,
     /// tonic, one broadcast channel, each follower's message encoded anew.
     Naive,
     /// The gateway.
     Gateway,
+    /// A NATS server, one subject.
+    Nats,
+    /// A Redis server, one channel.
+    Redis,
 }
 
-/// What a contender listens on.
-pub(crate) struct Listeners {
-    /// Messages come in here, over one plain connection; its end ends the process.
-    pub(crate) ingest: TcpListener,
-    /// Followers come in here.
-    pub(crate) followers: TcpListener,
-    pub(crate) tls: Arc<ServerConfig>,
-}
+/// What the benchmark must know of a contender.
+pub(crate) trait Contender {
+    /// Starts its process for `cell`, with files in `dir`; `None` if it is not installed.
+    fn start(&self, cell: &Cell, dir: &Path) -> Result<Option<Server>>;
 
-/// A contender's process, killed when dropped.
-pub(crate) struct Contender {
-    child: Child,
-    pub(crate) ingest: SocketAddr,
-    pub(crate) followers: SocketAddr,
-}
+    /// What a follower says first.
+    fn greeting(&self, login: &Login) -> Vec<u8>;
 
-/// Is a contender, until the publisher goes.
-pub(crate) fn serve(kind: Kind, args: &Args) -> Result<()> {
-    let certificate = tls::ensure(&args.dir, &[], SystemTime::now())?;
-    let listeners = Listeners {
-        ingest: listen()?,
-        followers: listen()?,
-        tls: Arc::new(tls::server_config(tls::load(&certificate.certificate, &certificate.key)?)?),
-    };
-    println!("{} {}", listeners.ingest.local_addr()?, listeners.followers.local_addr()?);
-    std::io::stdout().flush()?;
-    match kind {
-        Kind::Raw => crate::raw::serve(listeners),
-        Kind::Naive => crate::naive::serve(listeners, args.sizes.first().copied().unwrap_or(1)),
-        Kind::Gateway => {
-            let pace = Duration::from_millis(args.pace.unwrap_or_default());
-            crate::gateway::serve(listeners, &args.dir, pace)
-        }
+    /// How a follower understands what comes.
+    fn dialect(&self) -> Box<dyn Dialect>;
+
+    /// What the publisher says first.
+    fn publisher_greeting(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// What stands before a published message of `size` bytes, and what behind it.
+    fn envelope(&self, _size: u64) -> (Vec<u8>, Vec<u8>) {
+        (Vec::new(), Vec::new())
     }
 }
 
-fn listen() -> Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    // Inherited by what is accepted.
-    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
-    socket.listen(4_096)?;
-    Ok(socket.into())
+/// A contender's process, killed when dropped.
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    /// Where messages are published.
+    pub(crate) ingest: SocketAddr,
+    /// Where followers come in.
+    pub(crate) followers: SocketAddr,
 }
 
-/// As many files as the system lets us have: each follower is one here and one in the contender.
-pub(crate) fn raise_file_limit() -> Result<()> {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit)?;
-    Ok(())
+/// One of this program's own.
+struct Own(Kind);
+
+// === impl Kind ===
+
+impl Kind {
+    pub(crate) fn contender(self) -> Box<dyn Contender> {
+        match self {
+            Self::Nats => Box::new(peers::NatsServer),
+            Self::Redis => Box::new(peers::RedisServer),
+            own => Box::new(Own(own)),
+        }
+    }
+
+    /// Whether it is another project's server.
+    pub(crate) fn is_peer(self) -> bool {
+        matches!(self, Self::Nats | Self::Redis)
+    }
 }
 
-// === impl Contender ===
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.pad(value.get_name()))
+    }
+}
 
-impl Contender {
-    /// Starts one with a fresh tenant in `dir`.
-    pub(crate) fn start(kind: Kind, dir: &Path, load: &Load) -> Result<Self> {
+// === impl Own ===
+
+impl Contender for Own {
+    fn start(&self, cell: &Cell, dir: &Path) -> Result<Option<Server>> {
+        let arguments = [
+            format!("--size={}", cell.size),
+            format!("--pace={}", cell.pace().as_millis()),
+            format!("--security={}", format!("{:?}", cell.security).to_lowercase()),
+        ];
+        Server::start_own(self.0, &arguments, dir).map(Some)
+    }
+
+    fn greeting(&self, login: &Login) -> Vec<u8> {
+        if self.0 == Kind::Raw { Vec::new() } else { login.request(1, None) }
+    }
+
+    fn dialect(&self) -> Box<dyn Dialect> {
+        if self.0 == Kind::Raw { Box::new(Lines) } else { Box::new(Http2::default()) }
+    }
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Starts this program as a server, with a fresh tenant in `dir`, and waits until it listens.
+    pub(crate) fn start_own(kind: Kind, arguments: &[String], dir: &Path) -> Result<Self> {
         IdentityFiles::create(&dir.join(TENANT_DIR), LogTime::now())?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["--contender", &kind.to_string(), "--sizes", &load.size.to_string()])
-            .args(["--pace", &load.pace.as_millis().to_string(), "--dir"])
+            .args(["serve", "--kind", &kind.to_string(), "--dir"])
             .arg(dir)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -108,10 +130,11 @@ impl Contender {
             BufReader::new(out.take(1_000)).read_line(&mut line)?;
         }
         let nowhere = SocketAddr::from(([0; 4], 0));
-        let mut contender = Self { child, ingest: nowhere, followers: nowhere };
+        // From now on it is killed if something fails.
+        let mut server = Self { child, ingest: nowhere, followers: nowhere };
         let (ingest, followers) = line.trim().split_once(' ').ok_or("it did not start")?;
-        (contender.ingest, contender.followers) = (ingest.parse()?, followers.parse()?);
-        Ok(contender)
+        (server.ingest, server.followers) = (ingest.parse()?, followers.parse()?);
+        Ok(server)
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -119,7 +142,7 @@ impl Contender {
     }
 }
 
-impl Drop for Contender {
+impl Drop for Server {
     fn drop(&mut self) {
         // It may have ended already; either way it is gone after this.
         let _ = self.child.kill();

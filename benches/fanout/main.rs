@@ -1,123 +1,165 @@
-//! What delivering a line to many followers costs the server: CPU per message and per GB, of the gateway, of the least that the
-//! same TLS library allows ("raw") and of the obvious tonic server ("naive"), all in one interleaved run.
+//! What delivering a line to many followers costs the server, beside raw sockets, the obvious tonic server, and (without TLS) NATS and
+//! Redis, all in one interleaved run. docs/PERFORMANCE.md tells the method and the last results.
 //!
-//! Each contender is a process of its own with one thread, so that its CPU time is its own. The parent publishes numbered lines
-//! to it over TCP and follows them over mutual TLS, a connection per follower, all from one thread and with at most a window of
-//! messages outstanding: a large window makes a backlog; a window of one makes every message a wake-up and a write of its own
-//! ("lone"). In the end it asks whether every follower got as much as was published, and compares one follower's lines with
-//! what was published byte by byte.
-//!
-//! On loopback a sender pays for much of the receiver's work, and who pays for a wake-up varies; hence also the column for
-//! server and client together, which is the one to read for lone messages.
+//! Each contender is a process of its own ([`server`], [`peers`]). This one publishes numbered lines to it over TCP and follows
+//! them over one connection per follower, all from one thread ([`client`]). What a contender took is what the operating system
+//! says of its process ([`measure`]); there is no figure unless the oracle found every follower's lines complete.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a program, and its output is the point")]
 
+mod client;
 mod contender;
-mod drain;
-mod follower;
-mod gateway;
+mod costs;
+mod goals;
 mod measure;
-mod naive;
-mod raw;
-mod table;
-mod wire;
+mod peers;
+mod plan;
+mod report;
+mod server;
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use leasemux::model::limits::Limits;
+use clap::{Parser, Subcommand};
 
 use contender::Kind;
-use measure::Load;
-use table::Samples;
+use plan::{Cell, Regime, Security};
+use report::{Report, Row};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Messages outstanding at most in a backlog, in bytes: what a loud service is ahead of its followers. Far below the gateway's
-/// ring, so that nobody lags.
-const BACKLOG_BYTES: usize = 512 * 1024;
-
-/// Messages outstanding at most in a backlog of small messages.
-const BACKLOG_MESSAGES: usize = 1_024;
-
-/// Server CPU per delivered message of the gateway, beside raw sockets and a naive server.
+/// What delivering lines to many followers costs the server, beside others in the same run.
 #[derive(Debug, Parser)]
-#[command(name = "cargo bench --bench fanout --")]
+#[allow(clippy::struct_excessive_bools, reason = "flags")]
+#[command(name = "cargo bench --bench fanout --", args_conflicts_with_subcommands = true)]
 struct Args {
-    /// Followers, one TLS connection each.
-    #[arg(long, default_value_t = 100)]
-    followers: usize,
-    /// Message sizes in bytes, newline included, at least 16.
-    #[arg(long, value_delimiter = ',', default_values_t = [table::CLIFF_BYTES, 100],
-        value_parser = RangedU64ValueParser::<usize>::new().range(16..=65_536))]
-    sizes: Vec<usize>,
-    /// Contenders.
-    #[arg(long, value_delimiter = ',', default_values_t = [Kind::Raw, Kind::Naive, Kind::Gateway])]
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// A few cells, in under three minutes.
+    #[arg(long)]
+    quick: bool,
+    /// One cell, and only whether the gateway is on the right side of both cliffs; the exit code tells.
+    #[arg(long)]
+    gate: bool,
+    /// NATS and Redis too, where they are installed (apt-get install nats-server redis-server).
+    #[arg(long)]
+    peers: bool,
+    /// Only these contenders.
+    #[arg(long, value_delimiter = ',')]
     only: Vec<Kind>,
+    /// Cells of these regimes, instead of the plan's.
+    #[arg(long, value_delimiter = ',')]
+    regimes: Vec<Regime>,
+    /// Of these message sizes in bytes, newline included.
+    #[arg(long, value_delimiter = ',', default_values_t = [4_096, 100],
+        value_parser = RangedU64ValueParser::<u64>::new().range(client::LINE_MIN_BYTES..=65_536))]
+    sizes: Vec<u64>,
+    /// Of so many followers.
+    #[arg(long, value_delimiter = ',', default_values_t = [100])]
+    followers: Vec<usize>,
+    /// With or without TLS.
+    #[arg(long, value_delimiter = ',', default_value = "tls")]
+    security: Vec<Security>,
     /// Repetitions; the table shows medians.
     #[arg(long, default_value_t = 5)]
     reps: usize,
     /// Seconds measured in each.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 0.7)]
     seconds: f64,
-    /// How long the gateway lets lines wait for more, in milliseconds [default: as served in a backlog, 0 for lone messages].
-    #[arg(long)]
-    pace: Option<u64>,
-    /// One short repetition with few followers: whether it works, not how fast.
-    #[arg(long)]
-    quick: bool,
+    /// Write what was measured to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// Set by cargo.
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
-    /// Be this contender, serving the parent process.
-    #[arg(long, hide = true)]
-    contender: Option<Kind>,
-    /// Where a contender finds its tenant, and puts its certificate.
-    #[arg(long, hide = true, default_value = ".")]
-    dir: std::path::PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Be a contender, serving the parent process.
+    #[command(hide = true)]
+    Serve(server::Task),
+    #[command(flatten)]
+    Cost(costs::Cost),
 }
 
 fn main() -> Result<()> {
-    let mut args = Args::parse();
-    contender::raise_file_limit()?;
-    if let Some(kind) = args.contender {
-        return contender::serve(kind, &args);
+    let args = Args::parse();
+    leasemux::host::files::allow_most();
+    match &args.command {
+        Some(Command::Serve(task)) => server::serve(task),
+        Some(Command::Cost(cost)) => costs::run(cost),
+        None => compare(&args),
     }
-    if args.quick {
-        (args.followers, args.reps, args.seconds) = (args.followers.min(20), 1, 0.3);
+}
+
+fn compare(args: &Args) -> Result<()> {
+    let mut kinds =
+        if args.only.is_empty() { vec![Kind::Raw, Kind::Naive, Kind::Gateway] } else { args.only.clone() };
+    if args.peers && !args.gate {
+        kinds.extend([Kind::Nats, Kind::Redis]);
     }
-    let cores = std::thread::available_parallelism()?;
-    println!("{} followers, {} x {} s, {cores} cores", args.followers, args.reps, args.seconds);
-    for &size in &args.sizes {
-        let backlog = (BACKLOG_BYTES / size).clamp(1, BACKLOG_MESSAGES);
-        println!("\nbacklog of {size} B messages, {backlog} outstanding");
-        let samples = run(&args, size, backlog, Limits::default().pace)?;
-        table::print(&samples);
-        if size == table::CLIFF_BYTES {
-            table::print_cliffs(&samples);
-        }
-        println!("\nlone {size} B messages");
-        table::print(&run(&args, size, 1, Duration::ZERO)?);
+    let reps = if args.quick { args.reps.min(3) } else { args.reps.max(1) };
+    let mut report = Report::new(args.seconds, reps);
+    println!("{reps} repetitions of {} s, medians", args.seconds);
+    let mut kept = true;
+    for cell in cells(args) {
+        // A crowd takes seconds to come in.
+        let reps = if cell.followers > 1_000 { reps.min(3) } else { reps };
+        let rows = run(&cell, &mut kinds, reps, Duration::from_secs_f64(args.seconds))?;
+        let goals = if args.gate { goals::GATE.to_vec() } else { goals::of(&cell) };
+        kept &= report.add(&cell, rows, &goals);
+    }
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    if args.gate && !kept {
+        return Err("the gateway has fallen off a cliff: see docs/PERFORMANCE.md".into());
     }
     Ok(())
 }
 
-/// Samples of each contender, one of each per repetition, so that a noisy minute hits all alike.
-fn run(args: &Args, size: usize, window: usize, pace: Duration) -> Result<Samples> {
-    let load = Load {
-        followers: args.followers,
-        size,
-        window,
-        pace: args.pace.map_or(pace, Duration::from_millis),
-        span: Duration::from_secs_f64(args.seconds),
-    };
-    let mut samples: Samples = args.only.iter().map(|kind| (*kind, Vec::new())).collect();
-    for _ in 0..args.reps.max(1) {
-        for (kind, samples) in &mut samples {
-            samples.push(measure::sample(*kind, &load).map_err(|e| format!("{kind}: {e}"))?);
+fn cells(args: &Args) -> Vec<Cell> {
+    if args.gate {
+        return vec![plan::GATE];
+    }
+    if args.regimes.is_empty() {
+        return if args.quick { plan::quick() } else { plan::full() };
+    }
+    let mut cells = Vec::new();
+    for &security in &args.security {
+        for &regime in &args.regimes {
+            for &size in &args.sizes {
+                cells.extend(args.followers.iter().map(|&followers| Cell {
+                    regime,
+                    size,
+                    followers,
+                    security,
+                }));
+            }
         }
     }
-    Ok(samples)
+    cells
+}
+
+/// Samples of each contender, one of each per repetition, so that a noisy minute hits all alike. Who is not installed drops out.
+fn run(cell: &Cell, kinds: &mut Vec<Kind>, reps: usize, span: Duration) -> Result<Vec<Row>> {
+    let mut samples: Vec<(Kind, Vec<_>)> =
+        kinds.iter().filter(|kind| cell.admits(**kind)).map(|kind| (*kind, Vec::new())).collect();
+    for _ in 0..reps {
+        for (kind, samples) in &mut samples {
+            match measure::sample(*kind, cell, span).map_err(|e| format!("{cell}: {kind}: {e}"))? {
+                Some(sample) => samples.push(sample),
+                None if kinds.contains(kind) => {
+                    println!("{kind} is not installed, and left out");
+                    kinds.retain(|other| other != kind);
+                }
+                None => {}
+            }
+        }
+    }
+    samples.retain(|(_, samples)| !samples.is_empty());
+    Ok(samples.into_iter().map(|(kind, samples)| Row::new(*cell, kind, samples)).collect())
 }

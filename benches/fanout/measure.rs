@@ -1,94 +1,98 @@
-//! One sample: start a contender, load it, read its CPU time, and ask whether all was delivered.
+//! One sample: start a contender, load it, read what the operating system says of its process, and ask the oracle.
 
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::Result;
-use crate::contender::{Contender, Kind};
-use crate::drain::Drain;
+use crate::client::Client;
+use crate::contender::Kind;
+use crate::plan::Cell;
 
 /// Before measuring, so that buffers and caches are as they stay.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// What a contender has to bear.
-pub(crate) struct Load {
-    pub(crate) followers: usize,
-    /// Bytes of a message.
-    pub(crate) size: usize,
-    /// Messages outstanding at most.
-    pub(crate) window: usize,
-    /// How long the gateway lets lines wait for more.
-    pub(crate) pace: Duration,
-    /// How long to measure.
-    pub(crate) span: Duration,
-}
+/// The unit of the numbers in `/proc/PID/status`.
+const KIB: f64 = 1024.0;
 
-/// What it took, in seconds.
-#[derive(Clone, Debug)]
+/// What it took.
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sample {
-    server: f64,
-    client: f64,
-    wall: f64,
-    /// Messages delivered, over all followers.
-    messages: f64,
-    /// Bytes of each.
-    size: f64,
+    /// CPU seconds of the server per delivered message.
+    pub(crate) server: f64,
+    /// The same of the client, which is one for all.
+    pub(crate) client: f64,
+    /// Delivered messages per second.
+    pub(crate) rate: f64,
+    /// Resident memory of the server at the end, in bytes.
+    pub(crate) memory: f64,
+    /// Half of the lines, and 99 of 100, took at most so many seconds from publisher to follower.
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
 }
 
-/// Puts `load` on a fresh contender.
+/// What the operating system says of a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    /// CPU time of all its threads, in seconds, to the nanosecond.
+    pub(crate) cpu: f64,
+    /// Resident memory in bytes.
+    pub(crate) memory: f64,
+}
+
+/// Puts the load of `cell` on a fresh server; `None` if there is no such program here.
 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-pub(crate) fn sample(kind: Kind, load: &Load) -> Result<Sample> {
+pub(crate) fn sample(kind: Kind, cell: &Cell, span: Duration) -> Result<Option<Sample>> {
     let dir = tempfile::tempdir()?;
-    let contender = Contender::start(kind, dir.path(), load)?;
-    let mut drain = Drain::connect(&contender, kind, load, dir.path())?;
-    drain.run(WARM_UP.min(load.span))?;
-    let read = |drain: &Drain| -> Result<_> {
-        Ok((drain.delivered(), cpu_seconds(contender.id())?, cpu_seconds(std::process::id())?))
+    let contender = kind.contender();
+    let Some(server) = contender.start(cell, dir.path())? else { return Ok(None) };
+    let mut client = Client::connect(&server, contender.as_ref(), cell, dir.path())?;
+    client.run(cell.flow(), WARM_UP.min(span))?;
+    let read = |client: &Client| -> Result<_> {
+        Ok((client.delivered(), usage(server.id())?.cpu, usage(std::process::id())?.cpu))
     };
-    let (delivered, server, client) = read(&drain)?;
+    let before = read(&client)?;
     let begin = Instant::now();
-    drain.run(load.span)?;
+    client.run(cell.flow(), span)?;
     let wall = begin.elapsed().as_secs_f64();
-    let after = read(&drain)?;
-    drain.finish()?;
-    Ok(Sample {
-        server: after.1 - server,
-        client: after.2 - client,
-        wall,
-        messages: (after.0 - delivered) as f64,
-        size: load.size as f64,
-    })
+    let after = read(&client)?;
+    let memory = usage(server.id())?.memory;
+    let delays = client.delays();
+    let quantile = |per_mille: usize| {
+        let index = delays.len().saturating_sub(1) * per_mille / 1_000;
+        f64::from(delays.get(index).copied().unwrap_or_default()) / 1e6
+    };
+    let (p50, p99) = (quantile(500), quantile(990));
+    client.finish()?;
+    let messages = (after.0 - before.0) as f64;
+    Ok(Some(Sample {
+        server: (after.1 - before.1) / messages,
+        client: (after.2 - before.2) / messages,
+        rate: messages / wall,
+        memory,
+        p50,
+        p99,
+    }))
 }
 
-/// CPU time of all threads that a process has now, to the nanosecond.
-fn cpu_seconds(process: u32) -> Result<f64> {
-    let mut total = Duration::ZERO;
+pub(crate) fn usage(process: u32) -> Result<Usage> {
+    let mut cpu = Duration::ZERO;
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        let stat = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-        let nanoseconds = stat.split(' ').next().unwrap_or_default().parse()?;
-        total += Duration::from_nanos(nanoseconds);
+        // One that ends meanwhile counts no more.
+        let Ok(stat) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        cpu += Duration::from_nanos(stat.split(' ').next().unwrap_or_default().parse()?);
     }
-    Ok(total.as_secs_f64())
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = resident.and_then(|rest| rest.split_whitespace().next()).unwrap_or_default();
+    Ok(Usage { cpu: cpu.as_secs_f64(), memory: kibibytes.parse::<f64>()? * KIB })
 }
 
 // === impl Sample ===
 
 impl Sample {
-    /// Server seconds per delivered message.
-    pub(crate) fn server(&self) -> f64 {
-        self.server / self.messages
-    }
-
-    /// Server and client seconds per delivered message.
+    /// CPU seconds of server and client per delivered message.
     pub(crate) fn total(&self) -> f64 {
-        (self.server + self.client) / self.messages
-    }
-
-    /// Server seconds per delivered byte.
-    pub(crate) fn server_per_byte(&self) -> f64 {
-        self.server() / self.size
-    }
-
-    pub(crate) fn bytes_per_second(&self) -> f64 {
-        self.messages * self.size / self.wall
+        self.server + self.client
     }
 }

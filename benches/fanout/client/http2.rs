@@ -1,10 +1,13 @@
-//! The logs in a stream of HTTP/2 frames.
+//! The logs in a connection of HTTP/2: what opens it, and a dialect.
+
+use std::collections::HashMap;
 
 use bytes::BytesMut;
 use leasemux::model::proto::lease::ServiceLogsResponse;
 use prost::Message as _;
 
-use crate::follower::Received;
+use super::dialect::Dialect;
+use super::received::Received;
 
 /// HTTP/2 frame types and flags (RFC 9113 §6).
 const DATA: u8 = 0;
@@ -27,28 +30,32 @@ const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// After this many bytes the windows are filled up again.
 const WINDOW_REFILL: u32 = 1 << 30;
 
-/// The server's half of one HTTP/2 connection with one stream.
+/// The server's half of one HTTP/2 connection, whose streams all carry logs.
 #[derive(Debug, Default)]
-pub(crate) struct Frames {
+pub(crate) struct Http2 {
     header: [u8; 9],
     header_len: usize,
     payload_left: usize,
     ping: Vec<u8>,
-    consumed: u32,
-    /// What has come of a gRPC message.
-    message: BytesMut,
-    /// What must be said in turn.
-    pub(crate) reply: Vec<u8>,
+    /// Of the connection's window, and of the window of each stream.
+    consumed: HashMap<u32, u32>,
+    /// What has come of a gRPC message, by stream.
+    messages: HashMap<u32, BytesMut>,
 }
 
-/// The bytes that open a connection and call `path` with `message`.
-pub(crate) fn request(path: &str, message: &[u8]) -> Vec<u8> {
+/// The bytes that open a connection.
+pub(crate) fn preface() -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     // SETTINGS_INITIAL_WINDOW_SIZE
     let mut settings = vec![0, 4];
     settings.extend(WINDOW_MAX.to_be_bytes());
     frame(&mut bytes, SETTINGS, 0, 0, &settings);
     frame(&mut bytes, WINDOW_UPDATE, 0, 0, &(WINDOW_MAX - 65_535).to_be_bytes());
+    bytes
+}
+
+/// The bytes that call `path` with `message` on a new stream.
+pub(crate) fn call(bytes: &mut Vec<u8>, stream: u32, path: &str, message: &[u8]) {
     // HPACK (RFC 7541): indexed `:method POST` and `:scheme https`, then literals, none of them remembered.
     let mut headers = vec![0x83, 0x87];
     let literals: [(&[u8], &str); 4] = [
@@ -62,12 +69,11 @@ pub(crate) fn request(path: &str, message: &[u8]) -> Vec<u8> {
         headers.push(u8::try_from(value.len()).unwrap_or(0));
         headers.extend_from_slice(value.as_bytes());
     }
-    frame(&mut bytes, HEADERS, END_HEADERS, 1, &headers);
+    frame(bytes, HEADERS, END_HEADERS, stream, &headers);
     let mut body = vec![0];
     body.extend(u32::try_from(message.len()).unwrap_or(0).to_be_bytes());
     body.extend_from_slice(message);
-    frame(&mut bytes, DATA, END_STREAM, 1, &body);
-    bytes
+    frame(bytes, DATA, END_STREAM, stream, &body);
 }
 
 fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -78,10 +84,10 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-// === impl Frames ===
+// === impl Http2 ===
 
-impl Frames {
-    pub(crate) fn feed(&mut self, mut bytes: &[u8], received: &mut Received) -> Result<(), String> {
+impl Dialect for Http2 {
+    fn feed(&mut self, mut bytes: &[u8], received: &mut Received, reply: &mut Vec<u8>) -> Result<(), String> {
         while !bytes.is_empty() || (self.header_len == 9 && self.payload_left == 0) {
             if self.header_len < 9 {
                 let (now, later) = bytes.split_at(bytes.len().min(9 - self.header_len));
@@ -97,33 +103,30 @@ impl Frames {
             let (now, later) = bytes.split_at(bytes.len().min(self.payload_left));
             self.payload_left -= now.len();
             bytes = later;
-            self.payload(now, received)?;
+            self.payload(now, received, reply)?;
             if self.payload_left == 0 {
                 self.header_len = 0;
             }
         }
         Ok(())
     }
+}
 
-    fn payload(&mut self, bytes: &[u8], received: &mut Received) -> Result<(), String> {
-        let [_, _, _, kind, flags, ..] = self.header;
+impl Http2 {
+    fn payload(&mut self, bytes: &[u8], received: &mut Received, reply: &mut Vec<u8>) -> Result<(), String> {
+        let [_, _, _, kind, flags, a, b, c, d] = self.header;
+        let stream = u32::from_be_bytes([a, b, c, d]);
         let done = self.payload_left == 0;
         match kind {
             DATA => {
-                self.messages(bytes, received)?;
-                self.consumed += u32::try_from(bytes.len()).unwrap_or(0);
-                if self.consumed > WINDOW_REFILL {
-                    for stream in [0, 1] {
-                        frame(&mut self.reply, WINDOW_UPDATE, 0, stream, &self.consumed.to_be_bytes());
-                    }
-                    self.consumed = 0;
-                }
+                self.data(stream, bytes, received)?;
+                self.consume(stream, bytes.len(), reply);
             }
-            SETTINGS if done && flags & ACK == 0 => frame(&mut self.reply, SETTINGS, ACK, 0, &[]),
+            SETTINGS if done && flags & ACK == 0 => frame(reply, SETTINGS, ACK, 0, &[]),
             PING if flags & ACK == 0 => {
                 self.ping.extend_from_slice(bytes);
                 if done {
-                    frame(&mut self.reply, PING, ACK, 0, &std::mem::take(&mut self.ping));
+                    frame(reply, PING, ACK, 0, &std::mem::take(&mut self.ping));
                 }
             }
             RST_STREAM | GOAWAY => return Err("the stream was reset".to_owned()),
@@ -135,14 +138,26 @@ impl Frames {
         Ok(())
     }
 
-    fn messages(&mut self, bytes: &[u8], received: &mut Received) -> Result<(), String> {
-        self.message.extend_from_slice(bytes);
-        while let Some((&[_, a, b, c, d], _)) = self.message.split_first_chunk() {
+    /// Fills the windows up again after a while.
+    fn consume(&mut self, stream: u32, bytes: usize, reply: &mut Vec<u8>) {
+        for id in [0, stream] {
+            let consumed = self.consumed.entry(id).or_default();
+            *consumed += u32::try_from(bytes).unwrap_or(0);
+            if *consumed > WINDOW_REFILL {
+                frame(reply, WINDOW_UPDATE, 0, id, &std::mem::take(consumed).to_be_bytes());
+            }
+        }
+    }
+
+    fn data(&mut self, stream: u32, bytes: &[u8], received: &mut Received) -> Result<(), String> {
+        let begun = self.messages.entry(stream).or_default();
+        begun.extend_from_slice(bytes);
+        while let Some((&[_, a, b, c, d], _)) = begun.split_first_chunk() {
             let end = GRPC_PREFIX_BYTES + u32::from_be_bytes([a, b, c, d]) as usize;
-            if self.message.len() < end {
+            if begun.len() < end {
                 break;
             }
-            let message = self.message.split_to(end).freeze().slice(GRPC_PREFIX_BYTES..);
+            let message = begun.split_to(end).freeze().slice(GRPC_PREFIX_BYTES..);
             let response = ServiceLogsResponse::decode(message).map_err(|e| e.to_string())?;
             for entry in response.services {
                 if let Some(gap) = entry.gap {

@@ -11,7 +11,7 @@ use leasemux::model::proto::lease::{
     ServiceLogs, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest, ServiceRestartResponse,
     ServiceStatusRequest, ServiceStatusResponse,
 };
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -19,8 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tonic::codegen::Service as _;
 use tonic::{Request, Response, Status};
 
+use super::{Listeners, SERVICE};
 use crate::Result;
-use crate::contender::Listeners;
 
 /// Beyond what the publisher leaves outstanding, so that nobody lags.
 const CHANNEL_MESSAGES: usize = 4_096;
@@ -29,12 +29,12 @@ struct Naive(broadcast::Sender<Bytes>);
 
 type Answers<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
 
-pub(crate) fn serve(listeners: Listeners, size: usize) -> Result<()> {
+pub(super) fn serve(listeners: Listeners, size: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let followers = TcpListener::from_std(listeners.followers)?;
         let ingest = TcpListener::from_std(listeners.ingest)?;
-        let acceptor = TlsAcceptor::from(listeners.tls);
+        let acceptor = listeners.tls.map(TlsAcceptor::from);
         let (messages, _) = broadcast::channel(CHANNEL_MESSAGES);
         let server = LeaseRpcServer::new(Naive(messages.clone()));
         let mut connections = JoinSet::new();
@@ -66,14 +66,22 @@ async fn publish(ingest: TcpListener, messages: broadcast::Sender<Bytes>, size: 
     }
 }
 
-async fn connection(acceptor: TlsAcceptor, socket: TcpStream, server: LeaseRpcServer<Naive>) {
-    let Ok(stream) = acceptor.accept(socket).await else {
-        return;
-    };
+async fn connection(acceptor: Option<TlsAcceptor>, socket: TcpStream, server: LeaseRpcServer<Naive>) {
+    match acceptor {
+        None => http(socket, server).await,
+        Some(acceptor) => {
+            if let Ok(stream) = acceptor.accept(socket).await {
+                http(stream, server).await;
+            }
+        }
+    }
+}
+
+async fn http(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, server: LeaseRpcServer<Naive>) {
     let service = service_fn(|request| server.clone().call(request));
     // A follower that goes away is none of a benchmark's business.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(io), service)
         .await;
 }
 
@@ -89,7 +97,7 @@ impl LeaseRpc for Naive {
         let answers = stream::unfold(self.0.subscribe(), |mut messages| async {
             let answer = match messages.recv().await {
                 Ok(logs) => Ok(ServiceLogsResponse {
-                    services: vec![ServiceLogs { name: "web".to_owned(), logs, ..Default::default() }],
+                    services: vec![ServiceLogs { name: SERVICE.to_owned(), logs, ..Default::default() }],
                 }),
                 Err(e) => Err(Status::internal(e.to_string())),
             };

@@ -1,0 +1,103 @@
+//! One follower: a connection, what the server says on it, and what came of it.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mio::net::TcpStream;
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
+
+use super::dialect::Dialect;
+use super::login::Login;
+use super::received::Received;
+use crate::Result;
+
+/// Read from a socket at a time.
+const READ_BYTES: usize = 256 * 1024;
+
+pub(crate) struct Follower {
+    pub(crate) socket: TcpStream,
+    tls: Option<Box<ClientConnection>>,
+    dialect: Box<dyn Dialect>,
+    pub(crate) received: Received,
+}
+
+/// Shared by all followers.
+pub(crate) struct Buffers {
+    socket: Vec<u8>,
+    plaintext: Vec<u8>,
+    reply: Vec<u8>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { socket: vec![0; READ_BYTES], plaintext: vec![0; READ_BYTES], reply: Vec::new() }
+    }
+}
+
+impl Follower {
+    /// Comes in and says `greeting`.
+    pub(crate) fn connect(
+        address: SocketAddr,
+        login: &Login,
+        greeting: &[u8],
+        dialect: Box<dyn Dialect>,
+        received: Received,
+    ) -> Result<Self> {
+        let mut socket = std::net::TcpStream::connect(address)?;
+        socket.set_nodelay(true)?;
+        let mut tls = None;
+        if let Some(config) = &login.tls {
+            let name = ServerName::try_from("localhost")?;
+            let mut session = Box::new(ClientConnection::new(Arc::clone(config), name)?);
+            session.set_buffer_limit(None);
+            session.writer().write_all(greeting)?;
+            while session.is_handshaking() || session.wants_write() {
+                session.complete_io(&mut socket)?;
+            }
+            tls = Some(session);
+        } else {
+            socket.write_all(greeting)?;
+        }
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: TcpStream::from_std(socket), tls, dialect, received })
+    }
+
+    /// Reads until there is nothing more to read.
+    pub(crate) fn drain(&mut self, buffers: &mut Buffers) -> Result<()> {
+        loop {
+            let count = match self.socket.read(&mut buffers.socket) {
+                Ok(0) => return Err("the server closed a connection".into()),
+                Ok(count) => count,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e.into()),
+            };
+            let mut rest = buffers.socket.get(..count).unwrap_or_default();
+            let Some(tls) = &mut self.tls else {
+                self.dialect.feed(rest, &mut self.received, &mut buffers.reply)?;
+                if !buffers.reply.is_empty() {
+                    // A few bytes now and then, for which a socket has room.
+                    self.socket.write_all(&std::mem::take(&mut buffers.reply))?;
+                }
+                continue;
+            };
+            while !rest.is_empty() {
+                tls.read_tls(&mut rest)?;
+                let mut left = tls.process_new_packets()?.plaintext_bytes_to_read();
+                while left > 0 {
+                    let count = tls.reader().read(&mut buffers.plaintext)?;
+                    let plaintext = buffers.plaintext.get(..count).unwrap_or_default();
+                    self.dialect.feed(plaintext, &mut self.received, &mut buffers.reply)?;
+                    left -= count;
+                }
+            }
+            if !buffers.reply.is_empty() {
+                tls.writer().write_all(&std::mem::take(&mut buffers.reply))?;
+            }
+            while tls.wants_write() {
+                tls.write_tls(&mut self.socket)?;
+            }
+        }
+    }
+}

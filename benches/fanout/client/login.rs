@@ -1,0 +1,73 @@
+//! Who a follower is, and what it asks for.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use leasemux::access::identity::IdentityFiles;
+use leasemux::edge::tls::generate::CERTIFICATE_FILE;
+use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
+use leasemux::model::proto::market;
+use prost::Message as _;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::http2;
+use crate::Result;
+use crate::plan::Security;
+use crate::server::{SERVICE, TENANT_DIR, source};
+
+const PATH: &str = "/akash.provider.lease.v1.LeaseRPC/ServiceLogs";
+
+/// The tenant that all followers are.
+pub(crate) struct Login {
+    /// `None`: connections are plain.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+    /// Absent with a server that has no tenants.
+    request: Option<ServiceLogsRequest>,
+}
+
+impl Login {
+    /// The tenant whose files a server left in `dir`.
+    pub(crate) fn load(security: Security, dir: &Path) -> Result<Self> {
+        if !dir.join(TENANT_DIR).exists() {
+            return Ok(Self { tls: None, request: None });
+        }
+        let tenant = IdentityFiles::load(&dir.join(TENANT_DIR))?;
+        let request = ServiceLogsRequest {
+            lease_id: Some(market::LeaseId::from(&source::lease(tenant.address())?)),
+            follow: true,
+            tail_lines: Some(0),
+            ..ServiceLogsRequest::default()
+        };
+        let request = Some(request);
+        if security == Security::Plain {
+            return Ok(Self { tls: None, request });
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(dir.join(CERTIFICATE_FILE))?)?;
+        let (chain, key) = tenant.into_parts();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)?;
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self { tls: Some(Arc::new(tls)), request })
+    }
+
+    /// The bytes that open an HTTP/2 connection and follow on `streams` streams; if `replica` is given, each of them only that
+    /// replica and those after it, one per stream.
+    pub(crate) fn request(&self, streams: u32, replica: Option<u32>) -> Vec<u8> {
+        let mut bytes = http2::preface();
+        for index in 0..streams {
+            let mut request = self.request.clone().unwrap_or_default();
+            if let Some(first) = replica {
+                let filter = ServiceFilter { name: SERVICE.to_owned(), replicas: vec![first + index] };
+                request.filters = vec![filter];
+            }
+            http2::call(&mut bytes, 1 + 2 * index, PATH, &request.encode_to_vec());
+        }
+        bytes
+    }
+}

@@ -1,0 +1,112 @@
+//! The gateway itself, from accepting a connection to the ring, with its default limits.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use leasemux::access::account::AccountKey;
+use leasemux::access::cert::Serial;
+use leasemux::access::gate::{Gate, Peer};
+use leasemux::access::identity::IdentityFiles;
+use leasemux::access::trust::{Trust, Trusted, Unavailable, Verdict};
+use leasemux::edge::admin::Exporter;
+use leasemux::edge::connection::Connections;
+use leasemux::edge::drain::Drain;
+use leasemux::edge::server::{self, Server};
+use leasemux::edge::service::LeaseService;
+use leasemux::leases::restart::Restarts;
+use leasemux::logs::fanout::Fanout;
+use leasemux::logs::replica::World;
+use leasemux::model::id::Owner;
+use leasemux::model::limits::Limits;
+use rustls::pki_types::CertificateDer;
+use tokio::net::TcpListener;
+
+use super::{Listeners, TENANT_DIR, plain, source};
+use crate::Result;
+
+/// Trusts the one tenant.
+#[derive(Debug)]
+struct Tenant(Owner, Trusted);
+
+pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: u32) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let followers = TcpListener::from_std(listeners.followers)?;
+        let identity = IdentityFiles::load(&dir.join(TENANT_DIR))?;
+        let owner = identity.address().clone();
+        let (chain, _) = identity.into_parts();
+        let der = chain.first().ok_or("the tenant has no certificate")?.as_ref();
+        let tenant = Tenant(owner.clone(), Trusted::new(der.into()));
+        let ingest = TcpListener::from_std(listeners.ingest)?;
+        let (source, dealer) = source::new(source::lease(&owner)?, replicas, ingest)?;
+
+        let exporter = Exporter::new()?;
+        let metrics = exporter.metrics.clone();
+        // One tenant, at one address, has as many streams and connections as are measured.
+        let mut limits = Limits { pace, ..Limits::default() };
+        limits.connection.max_per_peer = limits.connection.max;
+        limits.quota.streams_per_owner = limits.quota.streams;
+        limits.quota.requests_per_second = u32::MAX;
+        let limits = Arc::new(limits);
+        let world =
+            World { platform: Arc::new(source), limits: Arc::clone(&limits), metrics: metrics.clone() };
+        let drain = Drain::default();
+        let restarts = Restarts::new(Arc::clone(&world.platform), metrics.clone());
+        let gate = Gate::new(Arc::new(tenant));
+        let service = LeaseService::new(gate, Fanout::new(world), restarts, drain.clone());
+        let (routes, _health) = server::routes()?;
+        let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
+        let serving = async {
+            match listeners.tls {
+                Some(tls) => {
+                    let trusted_proxies = Arc::default();
+                    Server { connections, tls, limits, trusted_proxies, drain }.serve(followers).await;
+                }
+                None => serve_plain(connections, drain, followers, &chain).await,
+            }
+        };
+        tokio::select! {
+            () = serving => Ok(()),
+            () = exporter.upkeep() => Ok(()),
+            dealt = dealer.run() => dealt,
+        }
+    })
+}
+
+/// The product accepts nothing without TLS; this is for what TLS costs. Everybody is the tenant.
+async fn serve_plain(
+    connections: Connections,
+    drain: Drain,
+    followers: TcpListener,
+    chain: &[CertificateDer<'static>],
+) {
+    let peer = Peer::new(Some(chain));
+    while let Ok((socket, _)) = followers.accept().await {
+        let (connections, peer) = (connections.clone(), peer.clone());
+        drain.spawn(async move {
+            connections.serve(plain::Corked::new(socket), peer, None).await;
+        });
+    }
+}
+
+// === impl Tenant ===
+
+impl Trust for Tenant {
+    fn certificate<'a>(
+        &'a self,
+        owner: &'a Owner,
+        _: &'a Serial,
+    ) -> BoxFuture<'a, std::result::Result<Verdict, Unavailable>> {
+        let verdict = if *owner == self.0 { Verdict::Trusted(self.1.clone()) } else { Verdict::Unknown };
+        Box::pin(std::future::ready(Ok(verdict)))
+    }
+
+    fn account<'a>(
+        &'a self,
+        _: &'a Owner,
+    ) -> BoxFuture<'a, std::result::Result<Verdict<AccountKey>, Unavailable>> {
+        Box::pin(std::future::ready(Ok(Verdict::Unknown)))
+    }
+}

@@ -1,0 +1,98 @@
+//! What stands in for the TLS stream where there is no TLS: the same few, large writes, by the same rules.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Three DATA frames of the size that clients advertise, with their headers.
+const WRITE_MAX_BYTES: usize = 3 * (16 * 1024 + 9);
+
+/// A batch below this is not a part of more to come.
+const SHORT_BYTES: usize = 8 * 1024;
+
+/// A socket that joins DATA frames to one write.
+pub(super) struct Corked {
+    socket: TcpStream,
+    queue: BytesMut,
+    /// Bytes taken since the last flush.
+    unflushed: usize,
+}
+
+impl Corked {
+    pub(super) fn new(socket: TcpStream) -> Self {
+        Self { socket, queue: BytesMut::new(), unflushed: 0 }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.queue.is_empty() {
+            let sent = ready!(Pin::new(&mut self.socket).poll_write(cx, &self.queue))?;
+            self.queue.advance(sent);
+        }
+        self.unflushed = 0;
+        // Nothing is kept for who is idle.
+        self.queue = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Corked {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Poll::Ready(sent) = this.poll_send(cx) {
+            sent?;
+        }
+        Pin::new(&mut this.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Corked {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.queue.len() >= WRITE_MAX_BYTES {
+            ready!(this.poll_send(cx))?;
+        }
+        let mut taken = 0;
+        for buf in bufs {
+            let room = WRITE_MAX_BYTES - this.queue.len();
+            let now = buf.get(..room).unwrap_or(buf);
+            this.queue.extend_from_slice(now);
+            taken += now.len();
+        }
+        this.unflushed += taken;
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let may_wait = this.unflushed >= SHORT_BYTES && this.queue.len() < WRITE_MAX_BYTES;
+        this.unflushed = 0;
+        if may_wait {
+            // h2 is in the middle of a turn; the next flush without a write, or the next read, sends.
+            cx.waker().wake_by_ref();
+            return Poll::Ready(Ok(()));
+        }
+        this.poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.socket).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,150 @@
+//! Where the gateway's lines come from here: one lease with one service, among whose replicas the publisher's lines are dealt out.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use futures_core::future::BoxFuture;
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use leasemux::model::id::{Address, Instance, LeaseId, Owner};
+use leasemux::model::limits::READ_MAX_BYTES;
+use leasemux::model::line::{Line, LineBatch};
+use leasemux::model::position::Position;
+use leasemux::model::time::LogTime;
+use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView, Run, ServiceView};
+use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailItem, TailRequest};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+use super::SERVICE;
+use crate::Result;
+
+/// Batches that wait for an actor; then the publisher waits.
+const WAITING_MAX: usize = 16;
+
+/// The platform. Each replica has one run, whose log can be opened once.
+pub(super) struct Source {
+    lease: LeaseId,
+    view: watch::Sender<Arc<LeaseView>>,
+    logs: Mutex<Vec<Option<mpsc::Receiver<LineBatch>>>>,
+}
+
+/// Deals the publisher's lines out.
+pub(super) struct Dealer {
+    ingest: TcpListener,
+    logs: Vec<(mpsc::Sender<LineBatch>, Position)>,
+    /// Whose turn it is.
+    turn: usize,
+}
+
+/// The lease of `owner` that there is.
+pub(crate) fn lease(owner: &Owner) -> Result<LeaseId> {
+    Ok(LeaseId::new(owner.as_str(), 1, 1, 1, Address::from_account([1; 20]).as_str())?)
+}
+
+/// A service of so many replicas, fed by whoever connects to `ingest`.
+pub(super) fn new(lease: LeaseId, replicas: u32, ingest: TcpListener) -> Result<(Source, Dealer)> {
+    let mut slots = std::collections::BTreeMap::new();
+    let (mut senders, mut receivers) = (Vec::new(), Vec::new());
+    for index in 0..replicas {
+        let instance = Instance::new(&format!("bench-{index}"), SERVICE, 0)?;
+        let runs = vec![Run { instance, started: LogTime::now(), end: None }];
+        let state = ReplicaState::Running;
+        slots.insert(index, ReplicaView { runs, state, ready: true, ..ReplicaView::default() });
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        senders.push((sender, Position::START));
+        receivers.push(Some(receiver));
+    }
+    let service = ServiceView { count: replicas, replicas: slots, ..ServiceView::default() };
+    let view = LeaseView { services: [(SERVICE.parse()?, service)].into(), ended: false };
+    let source = Source { lease, view: watch::Sender::new(Arc::new(view)), logs: Mutex::new(receivers) };
+    Ok((source, Dealer { ingest, logs: senders, turn: 0 }))
+}
+
+// === impl Source ===
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+impl Platform for Source {
+    fn name(&self) -> &'static str {
+        "bench"
+    }
+
+    fn watch(
+        &self,
+        lease: &LeaseId,
+    ) -> BoxFuture<'_, std::result::Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+        let found = (*lease == self.lease).then(|| self.view.subscribe());
+        Box::pin(std::future::ready(found.ok_or_else(|| Error::NotFound(lease.to_string()))))
+    }
+
+    /// The followers ask for nothing older than themselves, so the only tail is the live one, from the first line on.
+    fn tail(&self, request: TailRequest) -> BoxFuture<'_, std::result::Result<Tail, Error>> {
+        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = logs.get_mut(request.replica.index as usize).and_then(Option::take);
+        let tail = log.ok_or_else(|| Error::Broken("a second tail was opened".to_owned())).map(|log| {
+            let items =
+                stream::unfold(log, |mut log| async { Some((Ok(TailItem::Lines(log.recv().await?)), log)) });
+            Tail { start: Position::START, items: items.boxed() }
+        });
+        Box::pin(std::future::ready(tail))
+    }
+
+    fn restart(&self, _: RestartRequest) -> BoxFuture<'_, std::result::Result<(), Error>> {
+        Box::pin(std::future::ready(Err(Error::Broken("the publisher cannot be restarted".to_owned()))))
+    }
+}
+
+// === impl Dealer ===
+
+impl Dealer {
+    /// Deals until the publisher goes.
+    pub(super) async fn run(mut self) -> Result<()> {
+        let (mut socket, _) = self.ingest.accept().await?;
+        let mut buffer = BytesMut::new();
+        while let Some(data) = read_lines(&mut socket, &mut buffer).await? {
+            let ends: Vec<usize> = memchr::memchr_iter(b'\n', &data).map(|newline| newline + 1).collect();
+            if let [(log, at)] = self.logs.as_mut_slice() {
+                log.send(batch(data, &ends, at)).await?;
+                continue;
+            }
+            let mut start = 0;
+            for end in ends {
+                let line = data.slice(start..end);
+                let (log, at) = &mut self.logs[self.turn];
+                log.send(batch(line, &[end - start], at)).await?;
+                self.turn = (self.turn + 1) % self.logs.len();
+                start = end;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All whole lines that have come; `None` at the end.
+async fn read_lines(socket: &mut TcpStream, buffer: &mut BytesMut) -> Result<Option<Bytes>> {
+    loop {
+        buffer.reserve(READ_MAX_BYTES);
+        if socket.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+        if let Some(last) = memchr::memrchr(b'\n', buffer) {
+            return Ok(Some(buffer.split_to(last + 1).freeze()));
+        }
+    }
+}
+
+fn batch(data: Bytes, ends: &[usize], at: &mut Position) -> LineBatch {
+    let time = LogTime::now();
+    let line = |&end| {
+        *at = at.after_line(time);
+        Line { end, time, after: *at, ends: true }
+    };
+    LineBatch { data, lines: ends.iter().map(line).collect() }
+}

@@ -1,0 +1,119 @@
+//! The pure parts of a line's way, for daily work: `cargo bench --bench micro`. Times on a busy machine mean little; two runs
+//! side by side, before and after a change, do.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a program; what is unwrapped is made here")]
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use divan::counter::{BytesCount, ItemsCount};
+use divan::{Bencher, black_box};
+use futures_util::task::noop_waker;
+use leasemux::edge::admin::Exporter;
+use leasemux::logs::chunk::{Chunk, Chunker};
+use leasemux::logs::frame::{self, Representation};
+use leasemux::logs::ring::{Reader, Ring};
+use leasemux::model::id::{Instance, Replica};
+use leasemux::model::limits::Limits;
+use leasemux::model::line::{Line, LineBatch};
+use leasemux::model::position::Position;
+use leasemux::model::time::LogTime;
+use leasemux::platform::cri::{self, Parser, Record, Stream};
+use tokio::time::Instant;
+
+/// Bytes of a batch: a quarter of what is read from a file at a time.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// Lengths of lines.
+const LINES: [usize; 2] = [100, 4_096];
+
+fn main() {
+    divan::main();
+}
+
+fn replica() -> Replica {
+    Replica { service: "web".parse().unwrap(), index: 0 }
+}
+
+fn instance() -> Instance {
+    Instance::new("bench", "web", 0).unwrap()
+}
+
+fn batch(line: usize) -> LineBatch {
+    let count = BATCH_BYTES / line;
+    let (time, mut at) = (LogTime::now(), Position::START);
+    let lines = (1..=count).map(|index| {
+        at = at.after_line(time);
+        Line { end: index * line, time, after: at, ends: true }
+    });
+    LineBatch { lines: lines.collect(), data: Bytes::from(vec![b'x'; count * line]) }
+}
+
+fn chunks(line: usize) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    Chunker::new(Position::START).push(&batch(line), &mut chunks);
+    chunks
+}
+
+fn ring() -> Arc<Ring> {
+    let metrics = Exporter::new().unwrap().metrics;
+    Arc::new(Ring::new(replica(), Limits::default().ring_max_bytes, &metrics))
+}
+
+#[divan::bench(args = LINES)]
+fn parse_records(bencher: Bencher<'_, '_>, line: usize) {
+    let (content, mut log, mut time) = (vec![b'x'; line - 50], Vec::new(), LogTime::now());
+    while log.len() < BATCH_BYTES {
+        time = time.saturating_add_nanos(10_000);
+        let record = Record { time, stream: Stream::Stdout, partial: false, lost: None, content: &content };
+        cri::write(&mut log, &record);
+    }
+    let mut parser = Parser::default();
+    bencher
+        .counter(BytesCount::of_slice(&log))
+        .bench_local(|| log.split(|byte| *byte == b'\n').filter_map(|record| parser.parse(record)).count());
+}
+
+#[divan::bench(args = LINES)]
+fn join_lines_to_chunks(bencher: Bencher<'_, '_>, line: usize) {
+    let batch = batch(line);
+    bencher.counter(BytesCount::of_slice(&batch.data)).bench_local(|| {
+        let mut chunks = Vec::new();
+        let mut chunker = Chunker::new(Position::START);
+        chunker.push(black_box(&batch), &mut chunks);
+        (chunks, chunker.flush())
+    });
+}
+
+#[divan::bench(args = LINES)]
+fn encode_a_chunk(bencher: Bencher<'_, '_>, line: usize) {
+    encode(bencher, line, Representation::Plain);
+}
+
+#[divan::bench(args = LINES)]
+fn encode_a_chunk_with_times(bencher: Bencher<'_, '_>, line: usize) {
+    encode(bencher, line, Representation::Stamped);
+}
+
+fn encode(bencher: Bencher<'_, '_>, line: usize, as_what: Representation) {
+    let (replica, instance, chunk) = (replica(), instance(), chunks(line).remove(0));
+    bencher
+        .counter(BytesCount::of_slice(&chunk.data))
+        .bench_local(|| frame::lines(&replica, &instance, black_box(&chunk), as_what));
+}
+
+/// Puts one line in, and has all readers take it: per follower, what the ring costs of a lone line.
+#[divan::bench(args = [1, 100, 1_000])]
+fn pass_a_line_to_readers(bencher: Bencher<'_, '_>, followers: usize) {
+    let (ring, instance, chunk) = (ring(), instance(), chunks(4_096).remove(0));
+    ring.begin(&instance, Position::START);
+    let mut readers: Vec<Reader> = (0..followers).map(|_| ring.reader()).collect();
+    let waker = noop_waker();
+    bencher.counter(ItemsCount::new(followers)).bench_local(|| {
+        ring.push_lines(&instance, &mut vec![chunk.clone()], Instant::now());
+        let mut cx = Context::from_waker(&waker);
+        let taken = readers.iter_mut().map(|reader| reader.poll_take(1, Representation::Plain, &mut cx));
+        taken.filter(Poll::is_ready).count()
+    });
+}

@@ -1,0 +1,207 @@
+//! Draws the curves of docs/PERFORMANCE.md, and prints its tables, from what the fan-out bench has measured:
+//!
+//! ```sh
+//! cargo bench --bench fanout -- --peers --json target/fanout.json
+//! cargo run --example plot -- target/fanout.json docs/performance
+//! ```
+
+#![allow(clippy::print_stdout, reason = "a program, and its output is the point")]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use plotters::prelude::*;
+use serde::Deserialize;
+
+/// Draws curves from the fan-out bench's JSON, and prints tables.
+#[derive(Debug, Parser)]
+struct Args {
+    /// What `--json` wrote.
+    json: PathBuf,
+    /// Where the pictures go.
+    dir: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    rows: Vec<Row>,
+    ratios: Vec<Ratio>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    cell: Cell,
+    kind: String,
+    median: Sample,
+    spread: f64,
+}
+
+#[derive(Clone, Deserialize, PartialEq)]
+struct Cell {
+    regime: String,
+    size: u64,
+    followers: u32,
+    security: String,
+}
+
+#[derive(Deserialize)]
+struct Sample {
+    server: f64,
+    client: f64,
+    rate: f64,
+    memory: f64,
+    p50: f64,
+    p99: f64,
+}
+
+#[derive(Deserialize)]
+struct Ratio {
+    cell: Cell,
+    against: String,
+    of: String,
+    times: f64,
+    at_most: f64,
+    kept: bool,
+}
+
+/// One picture: a figure over the number of followers, a curve for each contender.
+struct Picture {
+    file: &'static str,
+    title: &'static str,
+    unit: &'static str,
+    regime: &'static str,
+    size: u64,
+    /// The figure, in `unit`.
+    value: fn(&Row) -> f64,
+}
+
+const SIZE: (u32, u32) = (720, 400);
+
+const PICTURES: [Picture; 3] = [
+    Picture {
+        file: "backlog.svg",
+        title: "Backlog of 4 KiB messages over TLS",
+        unit: "server CPU, s/GB",
+        regime: "backlog",
+        size: 4_096,
+        value: per_gigabyte,
+    },
+    Picture {
+        file: "lone.svg",
+        title: "Lone lines of 100 B over TLS",
+        unit: "server and client CPU, us/message",
+        regime: "lone",
+        size: 100,
+        value: |row| (row.median.server + row.median.client) * 1e6,
+    },
+    Picture {
+        file: "memory.svg",
+        title: "Resident memory of the server, backlog of 4 KiB messages over TLS",
+        unit: "MiB",
+        regime: "backlog",
+        size: 4_096,
+        value: mebibytes,
+    },
+];
+
+#[allow(clippy::cast_precision_loss, reason = "at most 65,536")]
+fn bytes(row: &Row) -> f64 {
+    row.cell.size as f64
+}
+
+fn per_gigabyte(row: &Row) -> f64 {
+    row.median.server / bytes(row) * 1e9
+}
+
+fn mebibytes(row: &Row) -> f64 {
+    row.median.memory / 1024.0 / 1024.0
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let report: Report = serde_json::from_slice(&std::fs::read(&args.json)?)?;
+    std::fs::create_dir_all(&args.dir)?;
+    for picture in &PICTURES {
+        draw(&report, picture, &args.dir.join(picture.file))?;
+    }
+    print_rows(&report);
+    print_ratios(&report);
+    Ok(())
+}
+
+fn draw(report: &Report, picture: &Picture, path: &Path) -> Result<(), Box<dyn Error>> {
+    let mut curves: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
+    for row in &report.rows {
+        let Cell { regime, size, followers, security } = &row.cell;
+        if regime == picture.regime && *size == picture.size && security == "tls" {
+            curves.entry(&row.kind).or_default().push((f64::from(*followers), (picture.value)(row)));
+        }
+    }
+    let points = || curves.values().flatten();
+    let end = |pick: fn(f64, f64) -> f64, of: fn(&(f64, f64)) -> f64| points().map(of).reduce(pick);
+    let (Some(least), Some(most)) = (end(f64::min, |point| point.0), end(f64::max, |point| point.0)) else {
+        return Err(format!("nothing was measured for {}", picture.file).into());
+    };
+    let top = end(f64::max, |point| point.1).unwrap_or(1.0) * 1.1;
+    let area = SVGBackend::new(path, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .caption(picture.title, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(56)
+        .build_cartesian_2d((least..most.max(least * 10.0)).log_scale(), 0.0..top)?;
+    chart.configure_mesh().x_desc("followers").y_desc(picture.unit).draw()?;
+    for (index, (kind, points)) in curves.iter_mut().enumerate() {
+        points.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let color = Palette99::pick(index).to_rgba();
+        chart
+            .draw_series(LineSeries::new(points.clone(), color.stroke_width(2)).point_size(3))?
+            .label(*kind)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
+    }
+    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+    area.present()?;
+    Ok(())
+}
+
+fn print_rows(report: &Report) {
+    println!(
+        "| | server us/message | server s/GB | client us/message | MB/s | p50 ms | p99 ms | MiB | spread |\n|---|---|---|---|---|---|---|---|---|"
+    );
+    let mut shown = None;
+    for row in &report.rows {
+        if shown != Some(&row.cell) {
+            println!("| **{}** | | | | | | | | |", words(&row.cell));
+            shown = Some(&row.cell);
+        }
+        let Sample { server, client, rate, p50, p99, .. } = row.median;
+        println!(
+            "| {} | {:.2} | {:.3} | {:.2} | {:.0} | {:.2} | {:.2} | {:.0} | {:.0} % |",
+            row.kind,
+            server * 1e6,
+            per_gigabyte(row),
+            client * 1e6,
+            rate * bytes(row) / 1e6,
+            p50 * 1e3,
+            p99 * 1e3,
+            mebibytes(row),
+            row.spread * 100.0,
+        );
+    }
+}
+
+fn print_ratios(report: &Report) {
+    println!("\n| the gateway's | against | ratio | goal | |\n|---|---|---|---|---|");
+    for Ratio { cell, against, of, times, at_most, kept } in &report.ratios {
+        let verdict = if *kept { "kept" } else { "**missed**" };
+        println!("| {of}, {} | {against} | {times:.2} | {at_most} | {verdict} |", words(cell));
+    }
+}
+
+fn words(cell: &Cell) -> String {
+    let Cell { regime, size, followers, security } = cell;
+    format!("{security}, {regime}, {size} B, {followers} followers")
+}
