@@ -64,6 +64,11 @@ impl AsyncWrite for Corked {
             ready!(this.poll_send(cx))?;
         }
         let mut taken = 0;
+        let wanted: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if wanted >= SHORT_BYTES {
+            // Not by doubling, which copies; a lone line needs no more than itself.
+            this.queue.reserve(WRITE_MAX_BYTES - this.queue.len());
+        }
         for buf in bufs {
             let room = WRITE_MAX_BYTES - this.queue.len();
             let now = buf.get(..room).unwrap_or(buf);
