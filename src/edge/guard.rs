@@ -207,7 +207,7 @@ async fn takes_nothing(state: &StreamState, stall: Duration, metrics: &Metrics) 
         let stalled = state.stalled();
         if stalled >= stall {
             metrics.stalled_streams.increment(1);
-            tracing::info!(?stalled, "stream reset: its peer takes nothing");
+            tracing::info!(stream = state.id(), peer = ?state.peer(), ?stalled, "stream reset: its peer takes nothing");
             return;
         }
         next = stall.saturating_sub(stalled);

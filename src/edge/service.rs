@@ -213,9 +213,13 @@ impl LeaseService {
     }
 
     async fn view(&self, lease: &LeaseId) -> Result<View, CallError> {
-        let view = self.fanout.world().platform.watch(lease).await.map_err(|error| match error {
+        let world = self.fanout.world();
+        let view = world.platform.watch(lease).await.map_err(|error| match error {
             platform::Error::NotFound(_) => CallError::NoLease,
-            other => CallError::Platform(other),
+            other => {
+                world.count_error(&other);
+                CallError::Platform(other)
+            }
         })?;
         if view.borrow().ended || view.has_changed().is_err() {
             return Err(CallError::NoLease);

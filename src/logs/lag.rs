@@ -76,3 +76,31 @@ impl Lagging {
         self.worst.truncate(most);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::Address;
+    use crate::stream::StreamState;
+
+    #[test]
+    fn only_the_worst_are_kept_and_they_are_in_order() {
+        let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
+        let lease = LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap();
+        let replica = Replica { service: "web".parse().unwrap(), index: 0 };
+        let mut lagging = Lagging::default();
+        for number in 0..1_000_u64 {
+            let behind = Amount { entries: 1, lines: 1, bytes: number % 7 };
+            let waiting = Duration::from_secs(number * 37 % 100);
+            let stream = StreamState::new();
+            lagging.add(10, &lease, &replica, Behind { stream, behind, lost: Amount::default(), waiting });
+            assert!(lagging.worst.len() < 20);
+        }
+        lagging.keep(10);
+        assert_eq!(lagging.total, 1_000);
+        let seconds: Vec<_> = lagging.worst.iter().map(|laggard| laggard.waiting.as_secs()).collect();
+        assert_eq!(seconds, [99; 10]);
+        assert!(lagging.worst.is_sorted_by_key(|laggard| Reverse(laggard.behind.bytes)));
+        assert_eq!(lagging.worst[0].behind.bytes, 6);
+    }
+}

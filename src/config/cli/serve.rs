@@ -54,7 +54,7 @@ pub(in crate::config) struct ServeArgs {
     /// Address for tenants (gRPC over mutual TLS)
     #[arg(long, env = "LEASEMUX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:8446")]
     pub(in crate::config) listen: Option<String>,
-    /// Address for the operator (HTTP: /metrics, /live, /ready)
+    /// Address for the operator (HTTP: /metrics, /followers, /live, /ready); keep it private: it asks nobody who they are
     #[arg(long, env = "LEASEMUX_ADMIN_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:9446")]
     pub(in crate::config) admin_listen: Option<String>,
     /// Directory for logs and for the certificate that the gateway makes itself

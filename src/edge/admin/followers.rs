@@ -163,3 +163,74 @@ impl<'a> Row<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::ring::Amount;
+    use crate::model::id::{Address, LeaseId, Replica};
+
+    fn laggard(peer: Option<&str>, lines: u64) -> Laggard {
+        let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
+        Laggard {
+            lease: LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap(),
+            replica: Replica { service: "web".parse().unwrap(), index: 3 },
+            stream: 17,
+            peer: peer.map(|peer| peer.parse().unwrap()),
+            behind: Amount { entries: 2, lines, bytes: 30 * lines },
+            lost: Amount { entries: 1, lines: lines / 2, bytes: 10 },
+            waiting: Duration::from_millis(12_345),
+            unsent_bytes: 0,
+            stalled: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn columns_stand_below_their_headings_and_who_is_left_out_is_said() {
+        let worst = vec![laggard(Some("[2001:db8::1]:50000"), 1_000_000), laggard(None, 2)];
+        let lease = worst[0].lease.to_string();
+        let text = table(&Lagging { total: 5, worst });
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines[3], "and 3 more, who lag less");
+        for heading in ["PEER", "REPLICA", "LEASE"] {
+            let at = lines[0].find(heading).unwrap();
+            assert!(
+                lines[1..3].iter().all(|line| line.as_bytes()[at - 1] == b' ' && line.as_bytes()[at] != b' ')
+            );
+        }
+        let cells: Vec<_> = lines[1].split_whitespace().collect();
+        let wanted = [
+            "12.3s",
+            "0.0s",
+            "0",
+            "2",
+            "1000000",
+            "30000000",
+            "500000",
+            "17",
+            "[2001:db8::1]:50000",
+            "web/3",
+            &lease,
+        ];
+        assert_eq!(cells, wanted);
+        assert_eq!(lines[2].split_whitespace().nth(8), Some("-"));
+    }
+
+    #[test]
+    fn programs_are_told_the_same() {
+        let list = json(&Lagging { total: 2, worst: vec![laggard(None, 4)] });
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+        assert_eq!((&list["lagging"], &list["left_out"]), (&2.into(), &1.into()));
+        let row = &list["followers"][0];
+        assert_eq!((&row["replica"], &row["peer"]), (&"web/3".into(), &serde_json::Value::Null));
+        assert_eq!((&row["behind_lines"], &row["lost_lines"]), (&4.into(), &2.into()));
+        assert_eq!(row["owner"].as_str().unwrap(), Address::from_account([1; 20]).as_str());
+    }
+
+    #[test]
+    fn before_there_is_anybody_to_follow_nobody_lags() {
+        assert_eq!(Followers::default().text(), "nobody lags\n");
+        assert_eq!(Followers::default().json(), "{\"lagging\":0,\"left_out\":0,\"followers\":[]}\n");
+    }
+}

@@ -39,7 +39,7 @@ impl LeaseService {
             }
         }
         let state = self.open(&admission, watched);
-        tracing::debug!(lease = %request.lease, follow = request.extent.follows(), "log stream opened");
+        tracing::debug!(lease = %request.lease, stream = state.id(), follow = request.extent.follows(), "log stream opened");
         let (fanout, history) = (self.fanout.clone(), self.history.clone());
         Ok(response::of_logs(LogsBody::new(request, fanout, history, view, state, trailers)))
     }

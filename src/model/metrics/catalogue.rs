@@ -340,7 +340,7 @@ pub(super) const CONNECTIONS: Declaration = gauge(
 pub(super) const CONNECTIONS_ACCEPTED: Declaration = counter(
     "leasemux_connections_accepted_total",
     &[],
-    "Connections taken, before anything is known of the peer",
+    "Connections taken, before their TLS handshake",
     "Its rate is many times that of `leasemux_requests_total`: a probe that speaks no gRPC, or a flood.",
 );
 

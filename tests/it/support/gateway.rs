@@ -268,8 +268,11 @@ impl Gateway {
     pub(crate) async fn eventually(&self, condition: impl Fn(&Self) -> bool) {
         let patience = std::time::Duration::from_secs(1_000);
         let wait = async {
+            // Seldom, the longer it takes: to look may mean to render all metrics.
+            let mut pause = std::time::Duration::from_millis(10);
             while !condition(self) {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(std::time::Duration::from_millis(640));
             }
         };
         tokio::time::timeout(patience, wait).await.expect("the condition holds at last");
