@@ -334,7 +334,7 @@ pub(super) const CONNECTIONS: Declaration = gauge(
     "leasemux_connections",
     &[],
     "Connections open now, whose TLS handshake is complete",
-    "It nears `--max-connections`: further peers will have to wait.",
+    "It nears `--max-connections`: further peers will be turned away.",
 );
 
 pub(super) const CONNECTIONS_ACCEPTED: Declaration = counter(
@@ -426,7 +426,7 @@ pub(super) const PROCESS_OPEN_FILES: Declaration = gauge(
     "process_open_fds",
     &[],
     "Number of open file descriptors",
-    "It nears `process_max_fds`: connections will have to wait, and logs cannot be opened.",
+    "It nears `process_max_fds`: connections cannot be taken, and logs not be opened.",
 );
 
 pub(super) const PROCESS_MAX_FILES: Declaration = gauge(

@@ -145,7 +145,7 @@ label! {
         Error = "error",
         /// Its TLS handshake did not succeed.
         Handshake = "handshake",
-        /// Its peer made no call in time.
+        /// Its peer made no call in time, or had none open for long.
         Idle = "idle",
         /// The gateway was ending, and it did so in order.
         Drain = "drain",
