@@ -14,6 +14,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".akash.provider.lease.v1.ServiceLogs.logs")
         .compile_fds(descriptors)?;
+    // What is asked of a node is no part of what the gateway serves, so not of what reflection tells.
+    let of_nodes =
+        protox::compile(["akash/cert/v1/query.proto", "cosmos/auth/v1beta1/query.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(of_nodes)?;
     let rustc =
         Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output()?;
     let version = String::from_utf8(rustc.stdout)?;

@@ -19,6 +19,8 @@ use leasemux::platform::local::shim;
 use leasemux::serve;
 use tokio::runtime::{Builder, Runtime};
 
+mod token;
+
 /// What the demo runs.
 const SAMPLE: &str = include_str!("../examples/shop.yaml");
 
@@ -66,6 +68,14 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
         }
         Task::IdentityNew(config) => match new_identity(&config.dir) {
             Ok(address) => say(&address.to_string()),
+            Err(reason) => fail(&reason),
+        },
+        Task::TokenNew(config) => match token::new(&config) {
+            Ok(token) => say(&token),
+            Err(reason) => fail(&reason),
+        },
+        Task::TokenCheck(config) => match token::check(&config) {
+            Ok(claims) => say(&claims),
             Err(reason) => fail(&reason),
         },
         Task::Demo(config) => {

@@ -10,8 +10,8 @@ use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 use tracing_subscriber::EnvFilter;
 
-use crate::access::dir::{self, DirTrust};
 use crate::access::gate::Gate;
+use crate::access::{chain, dir};
 use crate::config::{LogFormat, ServeConfig};
 use crate::edge::admin::{Admin, Exporter, Readiness};
 use crate::edge::connection::Connections;
@@ -31,6 +31,7 @@ mod check;
 mod end;
 mod files;
 mod place;
+mod trust;
 
 pub use self::check::PROBES;
 
@@ -47,9 +48,15 @@ pub enum ServeError {
     /// The trust directory cannot be used.
     #[error("--trust-dir: {0}")]
     Trust(#[from] dir::OpenError),
+    /// The chain cannot be asked.
+    #[error("--chain-grpc, --chain-ca or --data-dir: {0}")]
+    Chain(#[from] chain::ChainError),
     /// There is no usable server certificate.
     #[error("--tls-cert, --tls-key or --data-dir: {0}")]
     Tls(#[from] tls::Error),
+    /// The certificate for the public host names cannot be used.
+    #[error("--ca-tls-cert or --ca-tls-key: {0}")]
+    CaTls(tls::Error),
     /// An address is taken, or not this machine's.
     #[error("{flag}: cannot listen on {address}: {source}")]
     Listen {
@@ -107,15 +114,12 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     files::allow(&mut config.limits);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
-    let pair = pair(&config, &notifier, &exporter)?;
+    let offers = offers(&config, &notifier, &exporter)?;
     let listener = listen("--listen", config.listen).await?;
     let admin_listener = listen("--admin-listen", config.admin_listen).await?;
     let addresses =
         (listener.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
-    let trust = DirTrust::open(&config.trust_dir, &notifier, config.limits.trust_poll).await?;
-    if trust.trusted() == 0 {
-        tracing::warn!(dir = %config.trust_dir.display(), "no tenant is trusted yet: put certificates (*.pem) or account keys (*.pub) there");
-    }
+    let trust = trust::open(&config, &notifier).await?;
     let drain = Drain::default();
     let readiness = Readiness::default();
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
@@ -129,14 +133,20 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let restarts = Restarts::new(Arc::clone(&world.platform), exporter.metrics.clone());
     let fanout = Fanout::new(world);
     exporter.followers.set(fanout.clone());
-    let gate = Gate::new(Arc::new(trust)).with_token_lifetime(limits.token_lifetime);
+    let gate = Gate::new(trust)
+        .with_token_lifetime(limits.token_lifetime)
+        .with_provider(config.access.provider.clone());
     let service = LeaseService::new(gate, fanout.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
     let connections =
         Connections::new(service, routes, Arc::clone(&limits), exporter.metrics.clone(), drain.clone());
-    let tls = Arc::new(tls::server_config_of(Arc::new(pair))?);
-    let server =
-        Server { connections, tls, limits: Arc::clone(&limits), trusted_proxies, drain: drain.clone() };
+    let server = Server {
+        connections,
+        tls: offers,
+        limits: Arc::clone(&limits),
+        trusted_proxies,
+        drain: drain.clone(),
+    };
     drain.spawn(server.serve(listener));
     server::report_health(&health, true).await;
     readiness.set(true);
@@ -157,6 +167,19 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let (gateway, admin) = addresses;
     tracing::info!(%gateway, %admin, platform = running.place.platform().name(), "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
+}
+
+/// What the gateway offers to clients, kept like its files.
+fn offers(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Result<tls::Offers, ServeError> {
+    let own = tls::server_config_of(Arc::new(pair(config, notifier, exporter)?))?;
+    let offers = tls::Offers::from(Arc::new(own));
+    let Some((certificate, key)) = &config.ca_tls else {
+        return Ok(offers);
+    };
+    let pair =
+        tls::Pair::open(certificate, key, notifier, metrics::Gauge::noop()).map_err(ServeError::CaTls)?;
+    let public = tls::public_server_config_of(Arc::new(pair))?;
+    Ok(offers.with_public(&config.public_hostnames, Arc::new(public)))
 }
 
 /// What the gateway presents to clients, kept like its files.

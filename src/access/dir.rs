@@ -36,6 +36,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::file::DirId;
 use self::index::Index;
+use self::item::{Content, Name};
 use self::scan::{Look, Scanner};
 use super::account::AccountKey;
 use super::cert::Serial;
@@ -54,6 +55,19 @@ pub const SETTLE: Duration = Duration::from_millis(300);
 pub struct DirTrust {
     index: Arc<Index>,
     _keeper: AbortOnDropHandle<()>,
+}
+
+/// The key of this account in `dir` as it is now. Blocks on the file system.
+///
+/// # Errors
+/// If the directory cannot be read. Files in it are no reason.
+pub(super) fn key_in(dir: &Path, owner: &Owner, now: std::time::Instant) -> io::Result<Option<AccountKey>> {
+    let mut scanner = Scanner::new(dir);
+    scanner.look(now, true)?;
+    Ok(match scanner.trusted().remove(&Name::Account(owner.clone())) {
+        Some(Content::Account(key)) => Some(key),
+        _ => None,
+    })
 }
 
 /// Why a trust directory cannot be used. The text names it.

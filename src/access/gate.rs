@@ -15,7 +15,7 @@ use super::grants::Identity;
 use super::refusal::Refusal;
 use super::token::{self, Token};
 use super::trust::{Hold, Trust, Trusted, Unavailable, Verdict};
-use crate::model::id::Owner;
+use crate::model::id::{Address, Owner};
 use crate::model::limits::Limits;
 use crate::model::time::LogTime;
 
@@ -25,6 +25,8 @@ pub struct Gate {
     trust: Arc<dyn Trust>,
     /// For how long a token may be valid in all.
     token_lifetime: Duration,
+    /// The one provider whose leases are served; `None` = any.
+    provider: Option<Address>,
 }
 
 /// What the peer of one connection presented, checked once for all calls on it. Cloning is cheap.
@@ -77,13 +79,20 @@ impl Peer {
 impl Gate {
     /// A gate that believes `trust`.
     pub fn new(trust: Arc<dyn Trust>) -> Self {
-        Self { trust, token_lifetime: Limits::default().token_lifetime }
+        Self { trust, token_lifetime: Limits::default().token_lifetime, provider: None }
     }
 
     /// The same, for tokens that are valid for `longest` at most in all.
     #[must_use]
     pub fn with_token_lifetime(mut self, longest: Duration) -> Self {
         self.token_lifetime = longest;
+        self
+    }
+
+    /// The same, for leases of `provider` only, if one is given.
+    #[must_use]
+    pub fn with_provider(mut self, provider: Option<Address>) -> Self {
+        self.provider = provider;
         self
     }
 
@@ -132,7 +141,7 @@ impl Gate {
             return Err(Refusal::CertificateDiffers);
         }
         Ok(Admission {
-            identity: Identity::owner_in_person(presented.owner().clone()),
+            identity: Identity::owner_in_person(presented.owner().clone()).at(self.provider.clone()),
             standing: Standing {
                 hold: trusted.hold().clone(),
                 withdrawn: Refusal::CertificateWithdrawn,
@@ -150,7 +159,8 @@ impl Gate {
         let key = trusted(asked, Refusal::AccountUnknown)?;
         token.check_signature(key.what())?;
         Ok(Admission {
-            identity: Identity::with_token(claims.issuer.clone(), claims.access.clone()),
+            identity: Identity::with_token(claims.issuer.clone(), claims.access.clone())
+                .at(self.provider.clone()),
             standing: Standing {
                 hold: key.hold().clone(),
                 withdrawn: Refusal::AccountWithdrawn,

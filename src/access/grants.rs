@@ -79,6 +79,8 @@ pub struct Deployment {
 pub struct Identity {
     owner: Owner,
     access: Arc<Access>,
+    /// The one provider whose leases are served; `None` = any.
+    provider: Option<Address>,
 }
 
 /// The services of one lease that a caller may do something with.
@@ -224,7 +226,12 @@ impl Identity {
 
     /// Somebody with a token of `owner`, who may what it grants.
     pub(super) fn with_token(owner: Owner, access: Access) -> Self {
-        Self { owner, access: Arc::new(access) }
+        Self { owner, access: Arc::new(access), provider: None }
+    }
+
+    /// The same, at a gateway that serves leases of this provider only.
+    pub(super) fn at(self, provider: Option<Address>) -> Self {
+        Self { provider, ..self }
     }
 
     /// The account.
@@ -236,11 +243,14 @@ impl Identity {
     /// that the answer cannot depend on what exists; and then the request must be narrowed by [`Services::narrow`].
     ///
     /// # Errors
-    /// [`Refusal::NotYours`] for a lease of another owner, existing or not; [`Refusal::LeaseNotGranted`] or
-    /// [`Refusal::ScopeNotGranted`] for what a token does not grant.
+    /// [`Refusal::NotYours`] for a lease of another owner, existing or not; [`Refusal::OtherProvider`] for one that is not served
+    /// here; [`Refusal::LeaseNotGranted`] or [`Refusal::ScopeNotGranted`] for what a token does not grant.
     pub fn may(&self, lease: &LeaseId, scope: Scope) -> Result<Services, Refusal> {
         if *lease.owner() != self.owner {
             return Err(Refusal::NotYours);
+        }
+        if self.provider.as_ref().is_some_and(|provider| provider != lease.provider()) {
+            return Err(Refusal::OtherProvider);
         }
         self.access.services(lease, scope)
     }
@@ -333,6 +343,14 @@ mod tests {
             assert_eq!(identity.may(&lease(1, 7, 1, 1, 9), Scope::Logs), Ok(Services::All));
             assert_eq!(identity.may(&lease(2, 7, 1, 1, 9), Scope::Logs), Err(Refusal::NotYours));
         }
+    }
+
+    #[test]
+    fn leases_of_a_provider_that_is_not_served_are_refused_to_their_owner() {
+        let identity = Identity::owner_in_person(address(1)).at(Some(address(9)));
+        assert_eq!(identity.may(&lease(1, 7, 1, 1, 9), Scope::Logs), Ok(Services::All));
+        assert_eq!(identity.may(&lease(1, 7, 1, 1, 8), Scope::Logs), Err(Refusal::OtherProvider));
+        assert_eq!(identity.may(&lease(2, 7, 1, 1, 8), Scope::Logs), Err(Refusal::NotYours));
     }
 
     #[test]

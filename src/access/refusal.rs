@@ -38,6 +38,8 @@ pub enum Kind {
     PermissionDenied,
     /// It cannot be established just now; the same call may succeed later.
     Unavailable,
+    /// It cannot be established just now because too much is asked; the same call may succeed later.
+    Exhausted,
 }
 
 refusals! {
@@ -93,6 +95,12 @@ refusals! {
     /// One with this owner and serial number is trusted, but it is another one.
     CertificateDiffers: Unauthenticated, "CERTIFICATE_DIFFERS",
         "the client certificate is not the one that is known by its owner and serial number";
+    /// It is known, and was revoked.
+    CertificateRevoked: Unauthenticated, "CERTIFICATE_REVOKED",
+        "the client certificate was revoked";
+    /// The chain has another key for it.
+    CertificateKeyDiffers: Unauthenticated, "CERTIFICATE_KEY_DIFFERS",
+        "the client certificate's key is not the one that the chain has for it";
     /// It was trusted when the call began.
     CertificateWithdrawn: Unauthenticated, "CERTIFICATE_WITHDRAWN",
         "the client certificate is no longer trusted";
@@ -219,9 +227,15 @@ refusals! {
     /// Nobody can say just now whether the caller is to be believed.
     TrustUnavailable: Unavailable, "TRUST_UNAVAILABLE",
         "whether the caller is to be believed cannot be found out at present; try again later";
+    /// Too many questions to the trust source are under way to ask one more.
+    TrustBusy: Exhausted, "TRUST_BUSY",
+        "too many callers who are not known yet come at once; try again later";
     /// The lease is not the caller's, whether it exists or not.
     NotYours: PermissionDenied, "LEASE_NOT_YOURS",
         "the lease is not yours";
+    /// The lease is the caller's, at a provider that is not served here.
+    OtherProvider: PermissionDenied, "PROVIDER_NOT_SERVED",
+        "the lease is not at the provider that this gateway serves";
     /// The token is not for this lease.
     LeaseNotGranted: PermissionDenied, "LEASE_NOT_GRANTED",
         "the token does not grant this lease";

@@ -39,6 +39,10 @@ pub trait Trust: fmt::Debug + Send + Sync + 'static {
     fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>>;
 }
 
+/// Several sources, asked in order until one trusts. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct AnyOf(pub Vec<Arc<dyn Trust>>);
+
 /// A source's answer.
 #[derive(Clone, Debug)]
 pub enum Verdict<T = Certificate> {
@@ -73,6 +77,41 @@ struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the trust source is unavailable")]
 pub struct Unavailable;
+
+// === impl AnyOf ===
+
+impl AnyOf {
+    /// What the first source says that trusts. If none does: that it cannot be said, if one cannot; or else the reason of the
+    /// last that has one.
+    async fn first<'a, T>(
+        &'a self,
+        ask: impl Fn(&'a dyn Trust) -> BoxFuture<'a, Result<Verdict<T>, Unavailable>>,
+    ) -> Result<Verdict<T>, Unavailable> {
+        let mut answer = Ok(Verdict::Unknown);
+        for source in &self.0 {
+            match ask(source.as_ref()).await {
+                Ok(Verdict::Trusted(trusted)) => return Ok(Verdict::Trusted(trusted)),
+                Ok(Verdict::Unknown) => {}
+                other => answer = answer.and(other),
+            }
+        }
+        answer
+    }
+}
+
+impl Trust for AnyOf {
+    fn certificate<'a>(
+        &'a self,
+        owner: &'a Owner,
+        serial: &'a Serial,
+    ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+        Box::pin(self.first(move |source| source.certificate(owner, serial)))
+    }
+
+    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+        Box::pin(self.first(move |source| source.account(owner)))
+    }
+}
 
 // === impl Trusted ===
 
@@ -146,5 +185,56 @@ impl Hold {
     pub(super) async fn ended(&self, withdrawn: Refusal) -> Refusal {
         self.0.ended.cancelled().await;
         if self.0.lapsed.load(Ordering::Relaxed) { Refusal::TrustUnavailable } else { withdrawn }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Says(Result<Verdict, Unavailable>);
+
+    impl Trust for Says {
+        fn certificate<'a>(
+            &'a self,
+            _: &'a Owner,
+            _: &'a Serial,
+        ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+            Box::pin(std::future::ready(self.0.clone()))
+        }
+
+        fn account<'a>(&'a self, _: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+            Box::pin(std::future::ready(Err(Unavailable)))
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_that_trusts_decides_and_doubt_is_not_taken_for_a_no() {
+        let tenant = crate::access::testing::Tenant::new(1, 1).issue().0;
+        let trusted = || Ok(Verdict::Trusted(Trusted::new([1].into())));
+        let (unknown, doubt) = (|| Ok(Verdict::Unknown), || Err(Unavailable));
+        let revoked = || Ok(Verdict::Refused(Refusal::CertificateRevoked));
+        let cases: [(Vec<Result<Verdict, Unavailable>>, &str); 8] = [
+            (vec![], "unknown"),
+            (vec![unknown(), unknown()], "unknown"),
+            (vec![unknown(), trusted()], "trusted"),
+            (vec![doubt(), trusted()], "trusted"),
+            (vec![revoked(), trusted()], "trusted"),
+            (vec![unknown(), revoked()], "refused"),
+            (vec![unknown(), doubt()], "doubt"),
+            (vec![doubt(), revoked()], "doubt"),
+        ];
+        for (sources, expected) in cases {
+            let shown = format!("{sources:?}");
+            let sources = sources.into_iter().map(|says| Arc::new(Says(says)) as Arc<dyn Trust>);
+            let answer = match AnyOf(sources.collect()).certificate(tenant.owner(), tenant.serial()).await {
+                Ok(Verdict::Trusted(_)) => "trusted",
+                Ok(Verdict::Unknown) => "unknown",
+                Ok(Verdict::Refused(_)) => "refused",
+                Err(Unavailable) => "doubt",
+            };
+            assert_eq!(answer, expected, "{shown}");
+        }
     }
 }

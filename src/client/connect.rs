@@ -16,11 +16,15 @@ use rustls::{AlertDescription, Error as TlsError};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
 use tower::service_fn;
 
 use super::tls;
-use crate::config::Target;
+use crate::config::{Target, TokenSource};
 use crate::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 
 /// How long a connection may take to be there, TLS included.
@@ -43,7 +47,15 @@ const HTTPS_PORT: u16 = 443;
 #[derive(Clone)]
 pub struct Connector(Arc<Shared>);
 
+/// A client whose calls carry the token that there is, if there is one.
+pub type Client = LeaseRpcClient<InterceptedService<Channel, Bearer>>;
+
+/// Adds a token to calls. It does not show in any output.
+#[derive(Clone, Default)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
 struct Shared {
+    token: Option<TokenSource>,
     gateway: Uri,
     host: String,
     port: u16,
@@ -66,6 +78,9 @@ pub enum ConnectError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is no token where one should be.
+    #[error("cannot use --token: {0}")]
+    Token(#[source] io::Error),
     /// Certificate and key do not go together.
     #[error("cannot use this identity: {0}")]
     Setup(#[source] TlsError),
@@ -127,6 +142,7 @@ impl Connector {
             ServerName::try_from(host.clone()).map_err(|_| ConnectError::Address(gateway.to_string()))?;
         let (config, name) = tls::client(target, &name)?;
         Ok(Self(Arc::new(Shared {
+            token: target.token.clone(),
             port: gateway.port_u16().unwrap_or(HTTPS_PORT),
             tls: TlsConnector::from(Arc::new(config)),
             gateway,
@@ -139,8 +155,10 @@ impl Connector {
     ///
     /// # Errors
     /// Any [`ConnectError`] but the first three.
-    pub async fn connect(&self) -> Result<LeaseRpcClient<Channel>, ConnectError> {
+    pub async fn connect(&self) -> Result<Client, ConnectError> {
         let shared = &self.0;
+        // Each time: a file may hold a newer one by now.
+        let bearer = Bearer::of(shared.token.as_ref()).map_err(ConnectError::Token)?;
         let gateway = || shared.shown();
         let open = async {
             let stream = shared.open().await?;
@@ -161,7 +179,7 @@ impl Connector {
                 .map_err(|error| ConnectError::Ended { gateway: gateway(), reason: innermost(&error) })
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
-            Ok(channel) => Ok(LeaseRpcClient::new(channel?)),
+            Ok(channel) => Ok(LeaseRpcClient::with_interceptor(channel?, bearer)),
             Err(_) => Err(ConnectError::Timeout(gateway())),
         }
     }
@@ -175,6 +193,35 @@ impl Connector {
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Connector").field(&self.0.gateway).finish()
+    }
+}
+
+// === impl Bearer ===
+
+impl Bearer {
+    fn of(token: Option<&TokenSource>) -> io::Result<Self> {
+        let Some(token) = token else {
+            return Ok(Self(None));
+        };
+        let value = format!("Bearer {}", token.read()?).parse();
+        let mut value: MetadataValue<Ascii> = value.map_err(|_| io::Error::other("not a token"))?;
+        value.set_sensitive(true);
+        Ok(Self(Some(value)))
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl std::fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Bearer(..)" } else { "Bearer(none)" })
     }
 }
 
@@ -226,6 +273,7 @@ impl ConnectError {
         match self {
             Self::Unreachable { .. } | Self::Timeout(_) | Self::Ended { .. } | Self::Tls { .. } => true,
             Self::Address(_)
+            | Self::Token(_)
             | Self::Pem { .. }
             | Self::Setup(_)
             | Self::Untrusted { .. }

@@ -102,6 +102,7 @@ impl FakeGateway {
         Target {
             gateway: format!("https://{}", self.address).parse().unwrap(),
             identity: None,
+            token: None,
             trust: ServerTrust::File(self.dir.path().join("server.pem")),
         }
     }

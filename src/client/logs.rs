@@ -315,6 +315,7 @@ mod tests {
         let at = |address: SocketAddr| Target {
             gateway: format!("https://{address}").parse().unwrap(),
             identity: None,
+            token: None,
             trust: ServerTrust::System,
         };
         let gateway = FakeGateway::start(vec![]).await;

@@ -7,10 +7,9 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::connect::Connector;
+use super::connect::{Client, Connector};
 use super::exit::Exit;
 use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
 use super::json::RestartObject;
@@ -19,7 +18,6 @@ use super::screen::{Screen, Size};
 use super::status::say;
 use super::table::Table;
 use crate::config::{Form, RestartConfig};
-use crate::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use crate::model::proto::lease::service_restart_status::State;
 use crate::model::proto::lease::{ServiceRestartRequest, ServiceRestartResponse, ServiceStatusRequest};
 use crate::model::request_id::RequestId;
@@ -120,7 +118,7 @@ async fn attempt<E: Write + Send>(
 /// Draws how the replicas are doing, each time that something changes.
 async fn show<E: Write>(
     config: &RestartConfig,
-    mut client: LeaseRpcClient<Channel>,
+    mut client: Client,
     screen: &mut Screen<E>,
 ) -> Result<(), FollowError> {
     let (filter, filters) = filters(&config.services, &config.replicas);

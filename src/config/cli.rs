@@ -7,6 +7,7 @@
 
 use clap::{Parser, Subcommand};
 
+mod access;
 mod client;
 mod connections;
 mod limits;
@@ -14,7 +15,9 @@ mod quotas;
 mod serve;
 mod shell;
 mod tenant;
+mod token;
 
+pub(super) use self::access::AccessArgs;
 pub(super) use self::client::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
 pub(super) use self::connections::ConnectionArgs;
 pub(super) use self::limits::LimitsArgs;
@@ -22,6 +25,7 @@ pub(super) use self::quotas::QuotaArgs;
 pub(super) use self::serve::{ServeArgs, StoreArgs};
 pub(super) use self::shell::{CompletionsArgs, ManArgs};
 pub(super) use self::tenant::{DemoArgs, IdentityArgs, IdentityCommand, IdentityNewArgs};
+pub(super) use self::token::{TokenArgs, TokenCheckArgs, TokenCommand, TokenNewArgs};
 
 /// How a program ends that was asked for nothing it could do.
 const EXIT_CODES: &str = "\
@@ -77,6 +81,7 @@ pub(super) enum Command {
     Status(Box<StatusArgs>),
     Restart(Box<RestartArgs>),
     Identity(IdentityArgs),
+    Token(TokenArgs),
     Demo(DemoArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),

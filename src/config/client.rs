@@ -7,6 +7,7 @@ use http::Uri;
 
 use super::cli::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
 use super::faults::{Faults, Reader};
+use super::secret::TokenSource;
 use super::value::{directory, duration, file, gateway, instant, number, parsed};
 use crate::model::id::{LeaseId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
@@ -93,6 +94,8 @@ pub struct Target {
     pub gateway: Uri,
     /// Directory with `cert.pem` and `key.pem`.
     pub identity: Option<PathBuf>,
+    /// A token to act by; not with an identity.
+    pub token: Option<TokenSource>,
     /// Which gateway is believed to be the gateway.
     pub trust: ServerTrust,
 }
@@ -222,6 +225,10 @@ fn target(args: &TargetArgs, read: &mut Reader<'_>) -> Option<Target> {
         }
         Ok(dir)
     });
+    let token = read.secret("token", args.token.as_ref(), TokenSource::parse);
+    if args.identity.is_some() && args.token.is_some() {
+        read.unfit("--identity and --token do not go together: a gateway takes one of them");
+    }
     let ca = read.one("ca", args.ca.as_ref(), file);
     let insecure = read.switch("insecure", args.insecure.as_ref());
     let trust = match (ca, insecure) {
@@ -233,7 +240,7 @@ fn target(args: &TargetArgs, read: &mut Reader<'_>) -> Option<Target> {
         (None, true) => ServerTrust::Anyone,
         (None, false) => ServerTrust::System,
     };
-    Some(Target { gateway: uri?, identity, trust })
+    Some(Target { gateway: uri?, identity, token, trust })
 }
 
 fn chosen(args: &ChoiceArgs, read: &mut Reader<'_>) -> (Vec<ServiceName>, Vec<u32>) {

@@ -83,6 +83,25 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// One value that may be secret, and is not repeated if it is wrong.
+    pub(super) fn secret<T>(
+        &mut self,
+        id: &str,
+        given: Option<&String>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = given?;
+        match parse(text) {
+            Ok(value) => Some(value),
+            Err(right) => {
+                let origin = self.origin(id, text).map(|origin| format!(" (from {origin})"));
+                let fault = format!("{} (not shown){}: {right}", self.flag(id), origin.unwrap_or_default());
+                self.faults.all.push(fault);
+                None
+            }
+        }
+    }
+
     /// One value that must be there; `what` says what it is.
     pub(super) fn required<T>(
         &mut self,

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
+use super::access::{self, AccessConfig};
 use super::cli::{ServeArgs, StoreArgs};
 use super::faults::{Faults, Reader};
 use super::limits;
 use super::probes::Probes;
 use super::value::{
-    directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number, parsed,
-    size,
+    file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number, size,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::{Limits, RUNS_MAX};
@@ -34,8 +34,8 @@ pub struct ServeConfig {
     pub platform: PlatformKind,
     /// The leases, each once, and the SDL file of each; not empty if services are run here, and else empty.
     pub leases: Vec<(LeaseId, PathBuf)>,
-    /// Directory of trusted tenants' certificates.
-    pub trust_dir: PathBuf,
+    /// Whom to let in.
+    pub access: AccessConfig,
     /// Address for tenants.
     pub listen: SocketAddr,
     /// Address for the operator.
@@ -44,6 +44,8 @@ pub struct ServeConfig {
     pub data_dir: PathBuf,
     /// The gateway's certificate and its key; `None` = make one.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// The certificate for the public host names, signed by an authority, and its key; `None` = they get the other one.
+    pub ca_tls: Option<(PathBuf, PathBuf)>,
     /// Names for the certificate to be made, beyond those of this machine.
     pub public_hostnames: Vec<String>,
     /// Bytes at which a log file is rotated.
@@ -113,10 +115,15 @@ pub(super) fn resolve(
         "kube" => Ok(true),
         _ => Err("must be 'local' or 'kube'".to_owned()),
     });
-    let kube = kube(args, is_kube == Some(true), &mut read);
     let leases = leases(args, is_kube == Some(true), probes, &mut read);
-    let right = "the directory of trusted tenants' certificates (*.pem)";
-    let trust_dir = read.required("trust_dir", args.trust_dir.as_ref(), right, directory);
+    let access = access::resolve(&args.access, &mut read);
+    let provider = access.as_ref().and_then(|access| access.provider.clone());
+    for (lease, _) in
+        leases.iter().filter(|(lease, _)| provider.as_ref().is_some_and(|at| at != lease.provider()))
+    {
+        read.wrong("lease", &lease.to_string(), "must be a lease of the --provider");
+    }
+    let kube = kube(args, is_kube == Some(true), provider, &mut read);
     let address = |text: &str| listen_address(text).and_then(|address| probes.listen(address));
     let listen = read.one("listen", args.listen.as_ref(), address);
     let admin_listen = read.one("admin_listen", args.admin_listen.as_ref(), address);
@@ -126,8 +133,13 @@ pub(super) fn resolve(
     let data_dir = read.one("data_dir", args.data_dir.as_ref(), |text| {
         new_directory(text).and_then(|dir| probes.data_dir(dir))
     });
-    let tls = tls(args, probes, &mut read);
+    let tls = pair(["tls_cert", "tls_key"], [&args.tls_cert, &args.tls_key], probes, &mut read);
+    let given = [&args.access.ca_tls_cert, &args.access.ca_tls_key];
+    let ca_tls = pair(["ca_tls_cert", "ca_tls_key"], given, probes, &mut read);
     let public_hostnames = read.list("public_hostname", &args.public_hostname, hostname);
+    if ca_tls.is_some() && args.public_hostname.is_empty() {
+        read.missing("public_hostname", "the name that --ca-tls-cert is for");
+    }
     let platform = is_kube.and_then(|is_kube| match (is_kube, kube) {
         (false, _) => Some(PlatformKind::Local),
         (true, kube) => kube.map(|options| PlatformKind::Kube(with_hostname(options, &public_hostnames))),
@@ -151,11 +163,12 @@ pub(super) fn resolve(
         Some(ServeConfig {
             platform: platform?,
             leases,
-            trust_dir: trust_dir?,
+            access: access?,
             listen: listen?,
             admin_listen: admin_listen?,
             data_dir: data_dir?,
             tls,
+            ca_tls,
             public_hostnames,
             rotate_max_bytes,
             rotate_files,
@@ -173,7 +186,13 @@ pub(super) fn resolve(
 }
 
 /// The cluster, if it is `wanted`; else its flags have nothing to say.
-fn kube(args: &ServeArgs, wanted: bool, read: &mut Reader<'_>) -> Option<KubeOptions> {
+fn kube(
+    args: &ServeArgs,
+    wanted: bool,
+    provider: Option<Address>,
+    read: &mut Reader<'_>,
+) -> Option<KubeOptions> {
+    let provider_given = args.access.provider.is_some();
     let args = &args.kube;
     let kubeconfig = read.one("kubeconfig", args.kubeconfig.as_ref(), file);
     let context = read.one("kube_context", args.kube_context.as_ref(), name);
@@ -184,11 +203,11 @@ fn kube(args: &ServeArgs, wanted: bool, read: &mut Reader<'_>) -> Option<KubeOpt
     let hostname = args.cluster_public_hostname.as_ref();
     let hostname = read.one("cluster_public_hostname", hostname, super::value::hostname);
     if !wanted {
-        read.one("provider", args.provider.as_ref(), parsed::<Address>);
         return None;
     }
-    let right = "the address of the provider whose leases are served";
-    let provider = read.required("provider", args.provider.as_ref(), right, parsed);
+    if !provider_given {
+        read.missing("provider", "the address of the provider whose leases are served");
+    }
     Some(KubeOptions {
         kubeconfig,
         context,
@@ -233,17 +252,25 @@ fn leases(
     leases
 }
 
-fn tls(args: &ServeArgs, probes: &Probes, read: &mut Reader<'_>) -> Option<(PathBuf, PathBuf)> {
-    match (&args.tls_cert, &args.tls_key) {
-        (Some(_), None) => read.missing("tls_key", "the private key that belongs to --tls-cert"),
-        (None, Some(_)) => read.missing("tls_cert", "the certificate that --tls-key belongs to"),
+/// A certificate and its key, of the flags with these ids.
+fn pair(
+    [cert_id, key_id]: [&str; 2],
+    [cert, key]: [&Option<String>; 2],
+    probes: &Probes,
+    read: &mut Reader<'_>,
+) -> Option<(PathBuf, PathBuf)> {
+    let flag = |id: &str| format!("--{}", id.replace('_', "-"));
+    let (cert_flag, key_flag) = (flag(cert_id), flag(key_id));
+    match (cert, key) {
+        (Some(_), None) => read.missing(key_id, &format!("the private key that belongs to {cert_flag}")),
+        (None, Some(_)) => read.missing(cert_id, &format!("the certificate that {key_flag} belongs to")),
         _ => {}
     }
-    let cert = read.one("tls_cert", args.tls_cert.as_ref(), file);
-    let key = read.one("tls_key", args.tls_key.as_ref(), file);
+    let cert = read.one(cert_id, cert.as_ref(), file);
+    let key = read.one(key_id, key.as_ref(), file);
     let (cert, key) = cert.zip(key)?;
     if let Err(what) = probes.certificate(&cert, &key) {
-        read.unfit(&format!("--tls-cert and --tls-key cannot be used: {what}"));
+        read.unfit(&format!("{cert_flag} and {key_flag} cannot be used: {what}"));
     }
     Some((cert, key))
 }

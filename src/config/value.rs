@@ -108,15 +108,23 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 /// The address of a gateway.
 pub(super) fn gateway(text: &str) -> Result<Uri, String> {
     let right = || "must be https://host:port, such as https://127.0.0.1:8446".to_owned();
-    let uri: Uri = text.parse().map_err(|_| right())?;
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    server(text, &["https"]).ok_or_else(right)
+}
+
+/// The address of a node.
+pub(super) fn node(text: &str) -> Result<Uri, String> {
+    let right = "must be http://host:port or https://host:port, such as https://akash.example.com:9090";
+    server(text, &["http", "https"]).ok_or_else(|| right.to_owned())
+}
+
+/// A host, perhaps a port, and nothing else, by one of these schemes.
+fn server(text: &str, schemes: &[&str]) -> Option<Uri> {
+    let uri: Uri = text.parse().ok()?;
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
     let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
     let named = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-    if uri.scheme_str() == Some("https") && plain && named && ServerName::try_from(host).is_ok() {
-        Ok(uri)
-    } else {
-        Err(right())
-    }
+    let known = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme));
+    (known && plain && named && ServerName::try_from(host).is_ok()).then_some(uri)
 }
 
 /// A file that can be read.
@@ -308,6 +316,11 @@ mod tests {
                 "https://u@h",
                 "https://a_b c",
             ],
+        );
+        check(
+            node,
+            &["http://127.0.0.1:9090", "https://[::1]:1", "https://node.example.com"].map(|t| (t, uri(t))),
+            &["", "node:9090", "ftp://node", "http://", "https://h/path", "http://u@h"],
         );
         check(
             hostname,

@@ -1,6 +1,7 @@
 //! Where the world comes in: sockets, TLS, the `LeaseRPC` service, the admin port, and the end of it all.
 
 pub mod admin;
+mod audit;
 mod calls;
 pub mod connection;
 pub mod drain;

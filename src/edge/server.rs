@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use super::connection::Connections;
 use super::drain::Drain;
 use super::entrance::{Admitted, Entrance};
 use super::service::SERVICE;
+use super::tls::Offers;
 use super::tls::stream::{self, TlsStream};
 use crate::access::gate::Peer;
 use crate::model::limits::Limits;
@@ -43,7 +43,7 @@ pub struct Server {
     /// What connections lead to.
     pub connections: Connections,
     /// How they are secured.
-    pub tls: Arc<ServerConfig>,
+    pub tls: Offers,
     /// How many, how long.
     pub limits: Arc<Limits>,
     /// Proxies that are believed to say for whom they speak; from the connections of these, and of nobody else, a header is read.
@@ -156,7 +156,7 @@ impl Server {
         entrance: &Entrance,
     ) -> Result<TlsStream<TcpStream>, Handshake> {
         let peer = admitted.address;
-        let handshake = stream::accept(Arc::clone(&self.tls), socket);
+        let handshake = stream::accept_by_name(&self.tls, socket);
         tokio::select! {
             biased;
             () = self.drain.draining() => Err(Handshake::Drain),

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::read::read;
+use super::audit::{Audit, Case};
 use super::drain::Drain;
 use super::guard::Watched;
 use super::peers::Peers;
@@ -58,6 +59,7 @@ pub struct LeaseService {
     fanout: Fanout,
     history: HistoryPermits,
     restarts: Restarts,
+    audit: Audit,
     quotas: Quotas,
     peers: Peers,
     drain: Drain,
@@ -75,6 +77,15 @@ impl Method {
             "/ServiceStatus" => Some(Self::Status),
             "/ServiceRestart" => Some(Self::Restart),
             _ => None,
+        }
+    }
+
+    /// Its name.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Logs => "ServiceLogs",
+            Self::Status => "ServiceStatus",
+            Self::Restart => "ServiceRestart",
         }
     }
 
@@ -97,7 +108,7 @@ impl LeaseService {
         let history = HistoryPermits::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
         let peers = Peers::new(&limits.connection, limits.quota.auth_failures_per_minute);
-        Self { gate, fanout, history, restarts, quotas, peers, drain }
+        Self { gate, fanout, history, restarts, audit: Audit::new(), quotas, peers, drain }
     }
 
     /// What is known of peers by their addresses.
@@ -114,9 +125,17 @@ impl LeaseService {
         request: Request<Incoming>,
         watched: Watched,
     ) -> Response<ResponseBody> {
-        match self.try_call(method, &peer, net, request, &watched).await {
+        let case = self.audit.case(method, net);
+        match self.try_call(method, &peer, net, request, &watched, &case).await {
             Ok(response) => response,
-            Err(error) => self.refuse(&error),
+            Err(error) => {
+                match &error {
+                    CallError::Refused(refusal) => case.refused(refusal.reason()),
+                    CallError::Quota(exceeded) => case.refused(exceeded.quota.label()),
+                    _ => {}
+                }
+                self.refuse(&error)
+            }
         }
     }
 
@@ -140,10 +159,11 @@ impl LeaseService {
         net: Option<PeerNet>,
         request: Request<Incoming>,
         watched: &Watched,
+        case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
         let authorization = request.headers().get_all(http::header::AUTHORIZATION);
         let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
-        let admission = self.admit(peer, net, &authorization).await?;
+        let admission = self.admit(peer, net, &authorization, case).await?;
         if self.drain.is_draining() {
             return Err(CallError::Draining);
         }
@@ -151,9 +171,9 @@ impl LeaseService {
         let message =
             read(request.into_body(), self.fanout.world().limits.connection.request_max_bytes).await?;
         match method {
-            Method::Logs => self.logs(&message, admission, watched).await,
-            Method::Status => self.status(&message, admission, watched).await,
-            Method::Restart => self.restart(&message, admission).await,
+            Method::Logs => self.logs(&message, admission, watched, case).await,
+            Method::Status => self.status(&message, admission, watched, case).await,
+            Method::Restart => self.restart(&message, admission, case).await,
         }
     }
 
@@ -163,19 +183,25 @@ impl LeaseService {
         peer: &Peer,
         net: Option<PeerNet>,
         authorization: &[&[u8]],
+        case: &Case,
     ) -> Result<Admission, CallError> {
         if let Some(net) = net {
             self.peers.listen(net, Instant::now().into_std())?;
         }
         let admitted = self.gate.admit(peer, authorization, LogTime::now()).await;
-        admitted.map_err(|denial| {
+        let admission = admitted.map_err(|denial| {
+            if let Some(who) = denial.claimed {
+                case.claimed(who);
+            }
             if let Some(net) = net
                 && denial.refusal.kind() == refusal::Kind::Unauthenticated
             {
                 self.peers.failed(net, Instant::now().into_std());
             }
-            denial.refusal.into()
-        })
+            CallError::from(denial.refusal)
+        })?;
+        case.proved(admission.identity.owner().clone());
+        Ok(admission)
     }
 
     /// What runs under `lease`, with everything that `filter` names and no more replicas than a call may be about.

@@ -141,9 +141,13 @@ fn refused(refusal: Refusal) -> Status {
         refusal::Kind::Unauthenticated => Code::Unauthenticated,
         refusal::Kind::PermissionDenied => Code::PermissionDenied,
         refusal::Kind::Unavailable => Code::Unavailable,
+        refusal::Kind::Exhausted => Code::ResourceExhausted,
     };
     let mut details = with_reason(refusal.reason());
-    if code == Code::Unavailable {
+    if code == Code::ResourceExhausted {
+        details.add_quota_failure_violation("gateway", "chain_queries");
+    }
+    if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
         details.set_retry_info(Some(RETRY_AFTER));
     }
     Status::with_error_details(code, refusal.to_string(), details)

@@ -9,13 +9,15 @@ use std::path::PathBuf;
 
 pub mod config;
 pub mod generate;
+pub mod names;
 pub mod pair;
 pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use config::{load, server_config, server_config_of};
+pub use config::{load, public_server_config_of, server_config, server_config_of};
 pub use generate::{Generated, ensure};
+pub use names::Offers;
 pub use pair::Pair;
 pub use stream::{TlsStream, accept};
 

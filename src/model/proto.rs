@@ -5,8 +5,10 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use super::id::LeaseId;
 use super::time::LogTime;
 
+pub use akash::cert::v1 as cert;
 pub use akash::market::v1 as market;
 pub use akash::provider::lease::v1 as lease;
+pub use cosmos::auth::v1beta1 as auth;
 
 /// Nested as the packages are, since generated code names its neighbours so.
 #[allow(
@@ -17,6 +19,11 @@ pub use akash::provider::lease::v1 as lease;
     reason = "generated code"
 )]
 mod akash {
+    pub mod cert {
+        pub mod v1 {
+            tonic::include_proto!("akash.cert.v1");
+        }
+    }
     pub mod market {
         pub mod v1 {
             tonic::include_proto!("akash.market.v1");
@@ -27,6 +34,22 @@ mod akash {
             pub mod v1 {
                 tonic::include_proto!("akash.provider.lease.v1");
             }
+        }
+    }
+}
+
+/// As above.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::pedantic,
+    clippy::disallowed_methods,
+    reason = "generated code"
+)]
+mod cosmos {
+    pub mod auth {
+        pub mod v1beta1 {
+            tonic::include_proto!("cosmos.auth.v1beta1");
         }
     }
 }

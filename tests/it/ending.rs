@@ -63,6 +63,7 @@ fn connector(world: &World, gateway: &str) -> Connector {
     let target = Target {
         gateway: format!("https://{gateway}").parse().unwrap(),
         identity: Some(world.path("alice")),
+        token: None,
         trust: ServerTrust::File(world.path("data/server.pem")),
     };
     Connector::new(&target).unwrap()

@@ -271,6 +271,7 @@ async fn streams_of_a_gateway_that_stops_end_with_unavailable() {
     let target = Target {
         gateway: format!("https://{}", gateway.address).parse().unwrap(),
         identity: Some(world.path("alice")),
+        token: None,
         trust: ServerTrust::File(world.path("data/server.pem")),
     };
     let mut client = Connector::new(&target).unwrap().connect().await.unwrap();

@@ -5,12 +5,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod bare;
+mod chain;
 mod cli;
 mod commands;
 mod contract;
 mod demo;
 mod deploy;
 mod ending;
+mod fuzz;
 mod gateway;
 mod interop;
 mod limits;
@@ -23,3 +25,4 @@ mod restart;
 mod secure;
 mod status;
 mod support;
+mod tokens;

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use leasemux::access::dir::DirTrust;
 use leasemux::access::identity::IdentityFiles;
-use leasemux::client::connect::Connector;
+use leasemux::client::connect::{Client, Connector};
 use leasemux::config::{ServerTrust, Target};
 use leasemux::edge::server::Server;
 use leasemux::edge::tls;
@@ -35,7 +35,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 
 use crate::support::gateway::{Gateway, proto_lease};
@@ -83,7 +83,7 @@ impl Secure {
             Ok(network) => network,
             Err(_) => IpNet::from(text.parse::<IpAddr>().unwrap()),
         });
-        let server = Server { trusted_proxies: proxies.collect(), ..gateway.server(config) };
+        let server = Server { trusted_proxies: proxies.collect(), ..gateway.server(Arc::new(config)) };
         gateway.drain.spawn(server.serve(listener));
         Self { gateway, port, trust_dir, server_pem: made.certificate, dir }
     }
@@ -126,10 +126,11 @@ impl Secure {
     }
 
     /// The client of the command line.
-    async fn client(&self, identity: Option<&Path>) -> LeaseRpcClient<Channel> {
+    async fn client(&self, identity: Option<&Path>) -> Client {
         let target = Target {
             gateway: format!("https://localhost:{}", self.port).parse().unwrap(),
             identity: identity.map(Path::to_owned),
+            token: None,
             trust: ServerTrust::File(self.server_pem.clone()),
         };
         // `localhost` may be ::1 first; the system then tries the other.
@@ -165,21 +166,26 @@ impl Secure {
 
     /// How a call of such a client is refused.
     async fn refusal(&self, identity: Option<CertifiedKey>) -> Status {
-        let mut stream = Some(TokioIo::new(self.handshake(identity).await));
-        let once = tower::service_fn(move |_: Uri| {
-            std::future::ready(stream.take().ok_or_else(|| std::io::Error::other("one connection only")))
-        });
-        let endpoint = Endpoint::from_static("http://gateway");
-        let connected = timeout(DEADLINE, endpoint.connect_with_connector(once)).await;
-        let channel = connected.unwrap().unwrap();
-        let call = async { LeaseRpcClient::new(channel).service_logs(ServiceLogsRequest::default()).await };
-        timeout(DEADLINE, call).await.unwrap().unwrap_err()
+        call_over(self.handshake(identity).await).await
     }
 
     /// A plain connection.
     async fn dial(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
     }
+}
+
+/// How a call over this connection is refused.
+async fn call_over(stream: TlsStream<TcpStream>) -> Status {
+    let mut stream = Some(TokioIo::new(stream));
+    let once = tower::service_fn(move |_: Uri| {
+        std::future::ready(stream.take().ok_or_else(|| std::io::Error::other("one connection only")))
+    });
+    let endpoint = Endpoint::from_static("http://gateway");
+    let connected = timeout(DEADLINE, endpoint.connect_with_connector(once)).await;
+    let channel = connected.unwrap().unwrap();
+    let call = async { LeaseRpcClient::new(channel).service_logs(ServiceLogsRequest::default()).await };
+    timeout(DEADLINE, call).await.unwrap().unwrap_err()
 }
 
 impl Tenant {
@@ -353,6 +359,48 @@ async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_b
             (Code::Unauthenticated, expected),
             "{status:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn the_public_name_gets_its_own_certificate_and_no_question() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::new(Limits::default());
+    let hosts = ["gw.example.com".to_owned()];
+    let [own, public] =
+        ["own", "public"].map(|name| tls::ensure(&dir.path().join(name), &hosts, SystemTime::now()).unwrap());
+    let load = |made: &tls::Generated| tls::load(&made.certificate, &made.key).unwrap();
+    let resolver = Arc::new(SingleCertAndKey::from(load(&public)));
+    let offers = tls::Offers::from(Arc::new(tls::server_config(load(&own)).unwrap()))
+        .with_public(&hosts, Arc::new(tls::public_server_config_of(resolver).unwrap()));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    gateway.drain.spawn(gateway.server(offers).serve(listener));
+    let der = |made: &tls::Generated| CertificateDer::from_pem_file(&made.certificate).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(der(&own)).unwrap();
+    roots.add(der(&public)).unwrap();
+    for (name, expected, asked) in [
+        ("gw.example.com", der(&public), false),
+        ("GW.example.com", der(&public), false),
+        ("mtls.gw.example.com", der(&own), true),
+        ("localhost", der(&own), true),
+        // An address is not announced.
+        ("127.0.0.1", der(&own), true),
+    ] {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shaped(|_| ()))));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let socket = TcpStream::connect(address).await.unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(ServerName::try_from(name).unwrap(), socket).await.unwrap();
+        assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], expected, "{name}");
+        let status = call_over(stream).await;
+        let told = if asked { "CERTIFICATE_UNKNOWN" } else { "CREDENTIALS_MISSING" };
+        assert_eq!(reason(&status), told, "{name}");
     }
 }
 

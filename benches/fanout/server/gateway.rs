@@ -61,6 +61,7 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         let serving = async {
             match listeners.tls {
                 Some(tls) => {
+                    let tls = tls.into();
                     let trusted_proxies = Arc::default();
                     Server { connections, tls, limits, trusted_proxies, drain }.serve(followers).await;
                 }

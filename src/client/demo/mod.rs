@@ -173,6 +173,7 @@ where
     let target = Target {
         gateway: gateway.address().clone(),
         identity: Some(place.identity()),
+        token: None,
         trust: ServerTrust::File(place.server_certificate()),
     };
     let connector = Connector::new(&target)?;

@@ -29,6 +29,9 @@ pub(in crate::config) struct TargetArgs {
     /// Who you are: a directory with cert.pem and key.pem, as made by 'identity new'
     #[arg(long, env = "LEASEMUX_IDENTITY", value_name = "DIR")]
     pub(in crate::config) identity: Option<String>,
+    /// Act by a token instead (AEP-64, see 'token new'): the token, or @ and a file that holds it
+    #[arg(long, env = "LEASEMUX_TOKEN", hide_env_values = true, value_name = "TOKEN|@FILE")]
+    pub(in crate::config) token: Option<String>,
     /// Trust the gateway if its certificate is in this file (PEM) or is signed by one that is; without it, the
     /// system's authorities decide
     #[arg(long, env = "LEASEMUX_CA", value_name = "FILE")]

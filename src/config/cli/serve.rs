@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::access::AccessArgs;
 use super::connections::ConnectionArgs;
 use super::limits::LimitsArgs;
 use super::quotas::QuotaArgs;
@@ -48,9 +49,6 @@ pub(in crate::config) struct ServeArgs {
     /// A lease and the SDL file of what runs under it; LEASE is owner/dseq/gseq/oseq/provider. Repeatable
     #[arg(long, env = "LEASEMUX_LEASE", value_name = "LEASE=SDLFILE")]
     pub(in crate::config) lease: Vec<String>,
-    /// Directory of trusted tenants' certificates (*.pem) and account keys (*.pub); picked up and dropped while running
-    #[arg(long, env = "LEASEMUX_TRUST_DIR", value_name = "DIR")]
-    pub(in crate::config) trust_dir: Option<String>,
     /// Address for tenants (gRPC over mutual TLS)
     #[arg(long, env = "LEASEMUX_LISTEN", value_name = "HOST:PORT", default_value = "127.0.0.1:8446")]
     pub(in crate::config) listen: Option<String>,
@@ -80,6 +78,8 @@ pub(in crate::config) struct ServeArgs {
     #[arg(long, env = "LEASEMUX_LIFELINE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(in crate::config) lifeline: Option<String>,
     #[command(flatten)]
+    pub(in crate::config) access: AccessArgs,
+    #[command(flatten)]
     pub(in crate::config) kube: KubeArgs,
     #[command(flatten)]
     pub(in crate::config) store: StoreArgs,
@@ -100,9 +100,6 @@ pub(in crate::config) struct KubeArgs {
     /// The context of --kubeconfig; without it the current one
     #[arg(long, env = "LEASEMUX_KUBE_CONTEXT", value_name = "NAME")]
     pub(in crate::config) kube_context: Option<String>,
-    /// The provider whose leases are served (akash1…)
-    #[arg(long, env = "LEASEMUX_PROVIDER", value_name = "ADDRESS")]
-    pub(in crate::config) provider: Option<String>,
     /// The provider's public host name, where forwarded ports are reached; without it the first --public-hostname
     #[arg(long, env = "LEASEMUX_CLUSTER_PUBLIC_HOSTNAME", value_name = "HOST")]
     pub(in crate::config) cluster_public_hostname: Option<String>,

@@ -9,6 +9,7 @@ use super::{LeaseService, trailers};
 use crate::access::gate::Admission;
 use crate::access::grants::Scope;
 use crate::access::refusal::Refusal;
+use crate::edge::audit::Case;
 use crate::edge::guard::Watched;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
@@ -23,9 +24,11 @@ impl LeaseService {
         message: &Bytes,
         admission: Admission,
         watched: &Watched,
+        case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceLogsRequest = request::decode(message)?;
         let mut request = request::logs(&message)?;
+        case.about(&request.lease);
         let services = admission.identity.may(&request.lease, Scope::Logs)?;
         services.narrow(&mut request.filter)?;
         if !request.resume.keys().all(|replica| services.include(&replica.service)) {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::LeaseService;
 use crate::access::gate::Admission;
 use crate::access::grants::Scope;
+use crate::edge::audit::Case;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
 use crate::edge::status::CallError;
@@ -18,15 +19,19 @@ impl LeaseService {
         &self,
         message: &Bytes,
         admission: Admission,
+        case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
         let (mut request, timeout) = request::restart(&request::decode(message)?)?;
+        case.about(&request.lease);
         admission.identity.may(&request.lease, Scope::Restart)?.narrow(&mut request.filter)?;
         // What was asked for before is not looked up, and nothing begins.
         let round = if let Some(round) = self.restarts.known(&request)? {
+            case.restarts(&request.filter, true);
             round
         } else {
             let view = self.chosen(&request.lease, &request.filter).await?;
             self.quotas.restart(&request.lease, Instant::now().into_std())?;
+            case.restarts(&request.filter, false);
             self.restarts.begin(request, &view.borrow())?
         };
         tokio::select! {

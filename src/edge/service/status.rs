@@ -6,6 +6,7 @@ use http::Response;
 use super::{LeaseService, trailers};
 use crate::access::gate::Admission;
 use crate::access::grants::Scope;
+use crate::edge::audit::Case;
 use crate::edge::guard::Watched;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
@@ -19,10 +20,12 @@ impl LeaseService {
         message: &Bytes,
         admission: Admission,
         watched: &Watched,
+        case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceStatusRequest = request::decode(message)?;
         let lease = request::lease(message.lease_id.as_ref())?;
         let mut filter = request::filter(message.filter.as_ref(), &message.filters)?;
+        case.about(&lease);
         admission.identity.may(&lease, Scope::Status)?.narrow(&mut filter)?;
         let view = self.chosen(&lease, &filter).await?;
         let state = self.open(&admission, watched);

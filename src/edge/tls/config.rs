@@ -15,7 +15,7 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_sig
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, InconsistentKeys, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -47,12 +47,26 @@ pub fn server_config(certified: CertifiedKey) -> Result<ServerConfig, Error> {
 /// # Errors
 /// [`Error::Library`] if the library was built without what is asked of it.
 pub fn server_config_of(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
-    let provider = provider();
-    let possession = Possession { algorithms: provider.signature_verification_algorithms };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+    let possession = Possession { algorithms: provider().signature_verification_algorithms };
+    server_config_by(Arc::new(possession), resolver)
+}
+
+/// The same for clients that are not asked for a certificate.
+///
+/// # Errors
+/// As [`server_config_of`].
+pub fn public_server_config_of(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
+    server_config_by(WebPkiClientVerifier::no_client_auth(), resolver)
+}
+
+fn server_config_by(
+    verifier: Arc<dyn ClientCertVerifier>,
+    resolver: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| Error::Library(e.to_string()))?
-        .with_client_cert_verifier(Arc::new(possession))
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
     // A client that puts ChaCha20 first would cost this side more than twice the time per byte.
     config.ignore_client_order = true;

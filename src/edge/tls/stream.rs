@@ -21,9 +21,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustls::pki_types::CertificateDer;
+use rustls::server::Acceptor;
 use rustls::{ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+
+use super::names::Offers;
 
 /// Most bytes of plaintext in a TLS record (RFC 8446 §5.1).
 const RECORD_MAX_BYTES: usize = 16 * 1024;
@@ -86,23 +89,39 @@ pub async fn accept<IO>(config: Arc<ServerConfig>, io: IO) -> io::Result<TlsStre
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake =
-        TlsAcceptor::from(config).accept_with(io, |tls| tls.set_buffer_limit(Some(WRITE_MAX_BYTES)));
-    let (io, tls) = handshake.await?.into_inner();
-    Ok(TlsStream {
-        io,
-        tls,
-        queue: Queue::default(),
-        blocked: false,
-        unflushed: 0,
-        first: true,
-        closing: false,
-    })
+    let handshake = TlsAcceptor::from(config).accept_with(io, bounded);
+    Ok(TlsStream::new(handshake.await?))
+}
+
+/// The same, with what `offers` has for the name that the client asks for.
+///
+/// # Errors
+/// As [`accept`].
+pub async fn accept_by_name<IO>(offers: &Offers, io: IO) -> io::Result<TlsStream<IO>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    if !offers.differ() {
+        return accept(offers.of(None), io).await;
+    }
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+    let config = offers.of(hello.client_hello().server_name());
+    let handshake = hello.into_stream_with(config, bounded);
+    Ok(TlsStream::new(handshake.await?))
+}
+
+fn bounded(tls: &mut ServerConnection) {
+    tls.set_buffer_limit(Some(WRITE_MAX_BYTES));
 }
 
 // === impl TlsStream ===
 
 impl<IO> TlsStream<IO> {
+    fn new(accepted: tokio_rustls::server::TlsStream<IO>) -> Self {
+        let (io, tls) = accepted.into_inner();
+        Self { io, tls, queue: Queue::default(), blocked: false, unflushed: 0, first: true, closing: false }
+    }
+
     /// The certificates that the client presented, its own first; `None` if it presented none. It holds the key of the first;
     /// nothing else about them has been checked.
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {

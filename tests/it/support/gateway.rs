@@ -16,6 +16,7 @@ use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
+use leasemux::edge::tls::Offers;
 use leasemux::leases::restart::Restarts;
 use leasemux::logs::fanout::Fanout;
 use leasemux::logs::lag::Lagging;
@@ -27,7 +28,6 @@ use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
 use leasemux::platform::Platform;
-use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::DuplexStream;
 use tokio::sync::watch;
@@ -157,10 +157,10 @@ impl Gateway {
     }
 
     /// Its own port, with real sockets and TLS.
-    pub(crate) fn server(&self, tls: ServerConfig) -> Server {
+    pub(crate) fn server(&self, tls: impl Into<Offers>) -> Server {
         Server {
             connections: self.connections.clone(),
-            tls: Arc::new(tls),
+            tls: tls.into(),
             limits: Arc::clone(&self.limits),
             trusted_proxies: Arc::default(),
             drain: self.drain.clone(),

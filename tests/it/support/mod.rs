@@ -1,5 +1,6 @@
 //! What the tests stand on.
 
+pub(crate) mod chain;
 pub(crate) mod gateway;
 pub(crate) mod oracle;
 pub(crate) mod process;

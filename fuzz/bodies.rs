@@ -1,0 +1,67 @@
+//! What each fuzz target does with its input. The tests of the gateway replay the corpus through the same.
+
+use bytes::Bytes;
+use leasemux::access::cert::Presented;
+use leasemux::access::token::{Token, bearer};
+use leasemux::edge::request;
+use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
+use leasemux::platform::cri;
+use leasemux::platform::local::sdl::Sdl;
+use rustls::pki_types::CertificateDer;
+
+/// An `authorization` header, or a token. What is taken is written and read again as the same.
+pub(crate) fn token(input: &[u8]) {
+    let _ = bearer(input);
+    if let Ok(token) = Token::parse(input) {
+        let claims = token.claims();
+        assert!(!claims.issuer.as_str().is_empty());
+        let _ = claims.to_json().to_string();
+    }
+}
+
+/// A client's certificate in DER. What is taken is taken for what it is.
+pub(crate) fn certificate(input: &[u8]) {
+    if let Ok(presented) = Presented::from_der(&CertificateDer::from(input)) {
+        assert_eq!(presented.der()[..], *input);
+        assert!(!presented.serial().as_str().is_empty());
+    }
+}
+
+/// The message of a call, as each of the three.
+pub(crate) fn request(input: &[u8]) {
+    let bytes = Bytes::copy_from_slice(input);
+    if let Ok(message) = request::decode::<ServiceLogsRequest>(&bytes) {
+        let _ = request::logs(&message);
+    }
+    if let Ok(message) = request::decode::<ServiceStatusRequest>(&bytes) {
+        let _ = (
+            request::lease(message.lease_id.as_ref()),
+            request::filter(message.filter.as_ref(), &message.filters),
+        );
+    }
+    if let Ok(message) = request::decode::<ServiceRestartRequest>(&bytes) {
+        let _ = request::restart(&message);
+    }
+}
+
+/// The records of a log file. What is taken and written again is read as the same, by whoever reads one or many.
+pub(crate) fn cri(input: &[u8]) {
+    let mut parser = cri::Parser::default();
+    for line in input.split(|byte| *byte == b'\n') {
+        let read = parser.parse(line);
+        assert_eq!(read, cri::parse(line));
+        if let Some(record) = read {
+            let mut written = Vec::new();
+            cri::write(&mut written, &record);
+            let line = written.strip_suffix(b"\n").unwrap_or(&written);
+            assert_eq!(cri::parse(line).as_ref(), Some(&record));
+        }
+    }
+}
+
+/// An SDL file.
+pub(crate) fn sdl(input: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(input) {
+        let _ = Sdl::parse(text);
+    }
+}

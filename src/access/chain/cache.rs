@@ -1,0 +1,232 @@
+//! What the chain said, and until when that counts. Knows no runtime; the time is passed in.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::node::{Answer, Silence};
+use super::{CONFIRMED_FOR, ENTRIES_MAX, PERSIST_PART, REFUSALS_MAX, REFUSED_FOR, RETRY_AFTER};
+use crate::access::dir::item::{Content, Name};
+use crate::access::refusal::Refusal;
+use crate::access::trust::Hold;
+
+/// Everything that is known.
+#[derive(Debug)]
+pub(super) struct Cache {
+    good: HashMap<Name, Good>,
+    bad: HashMap<Name, Bad>,
+    grace: Duration,
+}
+
+/// What was found on the chain.
+#[derive(Debug)]
+struct Good {
+    content: Content,
+    hold: Hold,
+    /// When the chain said so last.
+    confirmed: Age,
+    /// The same, as the disk has it; `None` = not at all.
+    persisted: Option<Instant>,
+    /// When it was asked for last.
+    used: Instant,
+    /// Not before this is the chain asked again, if it did not answer.
+    retry_at: Option<Instant>,
+}
+
+/// What was not, or must not be believed.
+#[derive(Debug)]
+struct Bad {
+    refusal: Option<Refusal>,
+    until: Instant,
+}
+
+/// How long ago something was, which may be longer than the machine runs.
+#[derive(Clone, Copy, Debug)]
+struct Age {
+    at: Instant,
+    before: Duration,
+}
+
+/// What is known of a name.
+#[derive(Debug)]
+pub(super) enum Look {
+    Known(Outcome),
+    /// The chain must be asked.
+    Ask {
+        /// Whether it is a matter of confirming what is known.
+        known: bool,
+    },
+}
+
+/// What whoever asks is told.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    Trusted(Content, Hold),
+    Unknown,
+    Refused(Refusal),
+    Unavailable,
+}
+
+/// What is to be done on disk.
+#[derive(Debug, PartialEq)]
+pub(super) enum Change {
+    Nothing,
+    Keep {
+        content: Content,
+        /// Had to be forgotten for it.
+        instead_of: Option<Name>,
+    },
+    Forget,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    pub(super) fn new(grace: Duration) -> Self {
+        Self { good: HashMap::new(), bad: HashMap::new(), grace }
+    }
+
+    /// Takes over what an earlier process knew. It is to be confirmed at the next opportunity.
+    pub(super) fn restore(&mut self, name: Name, content: Content, age: Duration, now: Instant) {
+        if self.good.len() < ENTRIES_MAX && age <= self.grace {
+            let before = age.max(CONFIRMED_FOR);
+            let confirmed = Age { at: now, before };
+            let persisted = Some(now);
+            let hold = Hold::default();
+            self.good.insert(name, Good { content, hold, confirmed, persisted, used: now, retry_at: None });
+        }
+    }
+
+    pub(super) fn look(&mut self, name: &Name, now: Instant) -> Look {
+        if let Some(good) = self.good.get_mut(name) {
+            good.used = now;
+            let waits = good.retry_at.is_some_and(|at| now < at) && good.confirmed.age(now) <= self.grace;
+            if waits || good.confirmed.age(now) < CONFIRMED_FOR {
+                return Look::Known(good.outcome());
+            }
+            return Look::Ask { known: true };
+        }
+        match self.bad.get(name) {
+            Some(bad) if now < bad.until => Look::Known(match bad.refusal {
+                Some(refusal) => Outcome::Refused(refusal),
+                None => Outcome::Unknown,
+            }),
+            _ => Look::Ask { known: false },
+        }
+    }
+
+    /// What running streams stand on and must be confirmed now.
+    pub(super) fn due(&self, now: Instant) -> Vec<Name> {
+        let due = self.good.iter().filter(|(_, good)| {
+            good.hold.is_shared()
+                && good.confirmed.age(now) >= CONFIRMED_FOR
+                && good.retry_at.is_none_or(|at| now >= at)
+        });
+        due.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Takes what came of asking.
+    pub(super) fn take(
+        &mut self,
+        name: &Name,
+        answer: Result<Answer, Silence>,
+        now: Instant,
+    ) -> (Outcome, Change) {
+        match answer {
+            Ok(Answer::Found(content)) => self.found(name, content, now),
+            Ok(Answer::Unknown) => self.refused(name, None, now),
+            Ok(Answer::Refused(refusal)) => self.refused(name, Some(refusal), now),
+            Err(_) => self.silent(name, now),
+        }
+    }
+
+    fn found(&mut self, name: &Name, content: Content, now: Instant) -> (Outcome, Change) {
+        self.bad.remove(name);
+        let confirmed = Age { at: now, before: Duration::ZERO };
+        if let Some(good) = self.good.get_mut(name) {
+            let same = good.content == content;
+            if !same {
+                good.hold.withdraw();
+                (good.content, good.hold) = (content, Hold::default());
+            }
+            (good.confirmed, good.retry_at) = (confirmed, None);
+            let stale = good.persisted.is_none_or(|at| now - at >= self.grace / PERSIST_PART);
+            if same && !stale {
+                return (good.outcome(), Change::Nothing);
+            }
+            good.persisted = Some(now);
+            let content = good.content.clone();
+            return (good.outcome(), Change::Keep { content, instead_of: None });
+        }
+        let mut instead_of = None;
+        if self.good.len() >= ENTRIES_MAX {
+            instead_of = self.make_room();
+            if instead_of.is_none() {
+                return (Outcome::Refused(Refusal::TrustBusy), Change::Nothing);
+            }
+        }
+        let (hold, persisted) = (Hold::default(), Some(now));
+        let good = Good { content, hold, confirmed, persisted, used: now, retry_at: None };
+        let told = (good.outcome(), Change::Keep { content: good.content.clone(), instead_of });
+        self.good.insert(name.clone(), good);
+        told
+    }
+
+    fn refused(&mut self, name: &Name, refusal: Option<Refusal>, now: Instant) -> (Outcome, Change) {
+        let known = self.good.remove(name);
+        if let Some(good) = &known {
+            good.hold.withdraw();
+        }
+        if self.bad.len() >= REFUSALS_MAX {
+            self.bad.retain(|_, bad| now < bad.until);
+        }
+        // One that is not remembered is asked for again.
+        if self.bad.len() < REFUSALS_MAX {
+            self.bad.insert(name.clone(), Bad { refusal, until: now + REFUSED_FOR });
+        }
+        let change = if known.is_some() { Change::Forget } else { Change::Nothing };
+        (refusal.map_or(Outcome::Unknown, Outcome::Refused), change)
+    }
+
+    fn silent(&mut self, name: &Name, now: Instant) -> (Outcome, Change) {
+        let Some(good) = self.good.get_mut(name) else {
+            return (Outcome::Unavailable, Change::Nothing);
+        };
+        if good.confirmed.age(now) <= self.grace {
+            good.retry_at = Some(now + RETRY_AFTER);
+            return (good.outcome(), Change::Nothing);
+        }
+        good.hold.lapse();
+        self.good.remove(name);
+        (Outcome::Unavailable, Change::Forget)
+    }
+
+    /// Forgets what was not asked for longest and nobody stands on, and names it.
+    fn make_room(&mut self) -> Option<Name> {
+        let idle = self.good.iter().filter(|(_, good)| !good.hold.is_shared());
+        let oldest = idle.min_by_key(|(_, good)| good.used).map(|(name, _)| name.clone())?;
+        self.good.remove(&oldest);
+        Some(oldest)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.good.len()
+    }
+}
+
+// === impl Good ===
+
+impl Good {
+    fn outcome(&self) -> Outcome {
+        Outcome::Trusted(self.content.clone(), self.hold.clone())
+    }
+}
+
+// === impl Age ===
+
+impl Age {
+    fn age(self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.at).saturating_add(self.before)
+    }
+}

@@ -1,0 +1,226 @@
+//! The audit log: who was refused what and why, and who restarted what. One line each, under the target `leasemux::audit`.
+//!
+//! A line names the account, the lease, the reason and the address, and never a token, a certificate or anything from a log. Of an
+//! account it says whether it is proved, or only claimed. A peer that is refused again and again fills no disk: beyond
+//! [`LINES`] in [`LINES_PER`] its refusals are counted, not told. Restarts are all told; quotas bound them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::service::Method;
+use crate::model::id::{LeaseId, Owner};
+use crate::model::peer::PeerNet;
+use crate::model::rate::{Buckets, Rate};
+use crate::model::view::Filter;
+
+/// Where its lines go; for filters such as `warn,leasemux::audit=info`.
+const TARGET: &str = "leasemux::audit";
+
+/// Refusals of one peer that are told in [`LINES_PER`]: enough to see what it tries.
+const LINES: u64 = 20;
+const LINES_PER: Duration = Duration::from_secs(60);
+
+/// Peers whose refusals are counted apart. Who is forgotten may have some more told.
+const PEERS_KEPT: usize = 4_096;
+
+/// The log. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub(super) struct Audit(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    lines: Buckets<PeerNet>,
+    /// Refusals that were not told since the last that was.
+    left_out: AtomicU64,
+}
+
+/// One call, as far as is known of it.
+#[derive(Debug)]
+pub(super) struct Case {
+    audit: Audit,
+    method: Method,
+    from: Option<PeerNet>,
+    who: OnceLock<(Owner, bool)>,
+    lease: OnceLock<LeaseId>,
+}
+
+// === impl Audit ===
+
+impl Audit {
+    pub(super) fn new() -> Self {
+        let lines = Buckets::new(Rate::new(LINES, LINES_PER), PEERS_KEPT);
+        Self(Arc::new(Shared { lines, left_out: AtomicU64::new(0) }))
+    }
+
+    /// A call begins.
+    pub(super) fn case(&self, method: Method, from: Option<PeerNet>) -> Case {
+        Case { audit: self.clone(), method, from, who: OnceLock::new(), lease: OnceLock::new() }
+    }
+}
+
+// === impl Case ===
+
+impl Case {
+    /// This is who the caller says they are.
+    pub(super) fn claimed(&self, who: Owner) {
+        // The first word counts.
+        let _ = self.who.set((who, false));
+    }
+
+    /// This is who the caller is.
+    pub(super) fn proved(&self, who: Owner) {
+        let _ = self.who.set((who, true));
+    }
+
+    /// This is the lease that it is about.
+    pub(super) fn about(&self, lease: &LeaseId) {
+        let _ = self.lease.set(lease.clone());
+    }
+
+    /// It was refused, for this reason.
+    pub(super) fn refused(&self, reason: &str) {
+        let shared = &self.audit.0;
+        let told = self.from.is_none_or(|from| shared.lines.try_take(&from, 1, Instant::now()).is_ok());
+        if !told {
+            shared.left_out.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let left_out = shared.left_out.swap(0, Ordering::Relaxed);
+        let (who, proved) = self.who();
+        tracing::info!(
+            target: TARGET,
+            method = self.method.name(),
+            reason,
+            who = who.map(tracing::field::display),
+            proved,
+            lease = self.lease.get().map(tracing::field::display),
+            from = self.from.map(tracing::field::display),
+            left_out,
+            "call refused"
+        );
+    }
+
+    /// Replicas make way because of it; or did already, if it was `repeated`.
+    pub(super) fn restarts(&self, filter: &Filter, repeated: bool) {
+        tracing::info!(
+            target: TARGET,
+            method = self.method.name(),
+            who = self.who().0.map(tracing::field::display),
+            lease = self.lease.get().map(tracing::field::display),
+            from = self.from.map(tracing::field::display),
+            ?filter,
+            repeated,
+            "restart"
+        );
+    }
+
+    fn who(&self) -> (Option<&Owner>, bool) {
+        self.who.get().map_or((None, false), |(who, proved)| (Some(who), *proved))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Lines {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    fn lines(act: impl FnOnce()) -> Vec<String> {
+        let lines = Lines::default();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
+        tracing::subscriber::with_default(log, act);
+        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(ToOwned::to_owned).collect()
+    }
+
+    fn from(last: u8) -> PeerNet {
+        PeerNet::from(std::net::IpAddr::from([192, 0, 2, last]))
+    }
+
+    fn contains_all(line: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_tells_who_what_why_and_from_where() {
+        let [owner, provider] = [1, 2].map(|number| Owner::from_account([number; 20]));
+        let lease = LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap();
+        let audit = Audit::new();
+        let told = lines(|| {
+            let case = audit.case(Method::Logs, Some(from(1)));
+            case.claimed(owner.clone());
+            case.refused("TOKEN_EXPIRED");
+            let case = audit.case(Method::Restart, Some(from(1)));
+            case.proved(owner.clone());
+            case.about(&lease);
+            case.refused("LEASE_NOT_YOURS");
+            audit.case(Method::Status, None).refused("CREDENTIALS_MISSING");
+        });
+        assert_eq!(told.len(), 3, "{told:?}");
+        let who = format!("who={owner}");
+        contains_all(
+            &told[0],
+            &["leasemux::audit", "ServiceLogs", "TOKEN_EXPIRED", &who, "proved=false", "192.0.2.1"],
+        );
+        contains_all(
+            &told[1],
+            &["ServiceRestart", "LEASE_NOT_YOURS", &who, "proved=true", &format!("lease={lease}")],
+        );
+        assert!(told[2].contains("ServiceStatus") && !told[2].contains("who="), "{}", told[2]);
+    }
+
+    #[test]
+    fn a_peer_that_is_refused_again_and_again_does_not_flood() {
+        let audit = Audit::new();
+        let told = lines(|| {
+            for _ in 0..1_000 {
+                audit.case(Method::Logs, Some(from(1))).refused("TOKEN_EXPIRED");
+            }
+            audit.case(Method::Logs, Some(from(2))).refused("ACCOUNT_UNKNOWN");
+        });
+        assert_eq!(told.len(), usize::try_from(LINES).unwrap() + 1);
+        contains_all(&told[told.len() - 1], &["ACCOUNT_UNKNOWN", &format!("left_out={}", 1_000 - LINES)]);
+    }
+
+    #[test]
+    fn every_restart_is_told() {
+        let audit = Audit::new();
+        let mut filter = Filter::everything();
+        filter.add("web".parse().unwrap(), &[3]);
+        let told = lines(|| {
+            for _ in 0..100 {
+                audit.case(Method::Restart, Some(from(1))).restarts(&filter, false);
+            }
+        });
+        assert_eq!(told.len(), 100);
+        contains_all(&told[0], &["restart", "web", "3", "repeated=false"]);
+    }
+}

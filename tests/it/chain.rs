@@ -1,0 +1,141 @@
+//! Trust from a node that really is asked over the network.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use leasemux::access::chain::{ChainConfig, ChainTrust};
+use leasemux::access::grants::Access;
+use leasemux::access::identity::IdentityFiles;
+use leasemux::access::token::{Algorithm, Claims};
+use leasemux::edge::tls;
+use leasemux::model::id::{LeaseId, Owner};
+use leasemux::model::limits::Limits;
+use leasemux::model::proto::cert::State;
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::time::LogTime;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tonic::Code;
+
+use crate::support::chain::Chain;
+use crate::support::gateway::{Gateway, proto_lease};
+use crate::support::{account, reason};
+
+/// A tenant with all that they have.
+struct Tenant {
+    owner: Owner,
+    pem: String,
+    der: Vec<u8>,
+    token: String,
+    lease: LeaseId,
+}
+
+fn tenant(dir: &Path) -> Tenant {
+    let owner = IdentityFiles::create(dir, LogTime::now()).unwrap();
+    let wallet = IdentityFiles::load_wallet(dir).unwrap();
+    let now = u64::try_from(LogTime::now().parts().0).unwrap();
+    let claims = Claims {
+        issuer: owner.clone(),
+        issued: now,
+        not_before: now,
+        expires: now + 600,
+        access: Access::Full,
+    };
+    let (chain, _) = IdentityFiles::load(dir).unwrap().into_parts();
+    Tenant {
+        pem: fs::read_to_string(dir.join("cert.pem")).unwrap(),
+        der: chain[0].to_vec(),
+        token: wallet.sign(Algorithm::Es256k, &claims).unwrap(),
+        lease: LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap(),
+        owner,
+    }
+}
+
+fn gateway(node: &str, authorities: Option<&Path>, dir: &Path, tenants: &[&Tenant]) -> Gateway {
+    let config = ChainConfig {
+        node: node.parse().unwrap(),
+        authorities: authorities.map(Path::to_owned),
+        dir: dir.to_owned(),
+        grace: Duration::from_secs(3600),
+        queries_per_second: 100,
+    };
+    let gateway = Gateway::believing(Arc::new(ChainTrust::open(&config).unwrap()), Limits::default());
+    for tenant in tenants {
+        gateway.world.add_lease(&tenant.lease, &[("web", 1)]);
+    }
+    gateway
+}
+
+/// What comes of a call with a certificate, and of one with a token: a reason, or nothing to complain of.
+async fn calls(gateway: &Gateway, tenant: &Tenant) -> [String; 2] {
+    let request =
+        ServiceLogsRequest { lease_id: Some(proto_lease(&tenant.lease)), ..ServiceLogsRequest::default() };
+    let by_certificate = gateway.client(&tenant.der).await.service_logs(request.clone()).await;
+    let by_token = gateway.client_with_token(&tenant.token).await.service_logs(request).await;
+    [by_certificate, by_token].map(|answer| answer.err().map_or("fine".to_owned(), |status| reason(&status)))
+}
+
+#[tokio::test]
+async fn tenants_are_known_by_what_is_on_the_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Chain::default();
+    let node = chain.node(None).await;
+    let [known, revoked, nobody] = ["known", "revoked", "nobody"].map(|name| tenant(&dir.path().join(name)));
+    chain.publish(&known.owner, &known.pem, State::Valid);
+    chain.sign(&IdentityFiles::load_wallet(&dir.path().join("known")).unwrap().key());
+    chain.publish(&revoked.owner, &revoked.pem, State::Revoked);
+    let kept = dir.path().join("kept");
+    let address = format!("http://{}", node.address);
+    let tenants = [&known, &revoked, &nobody];
+    let first = gateway(&address, None, &kept, &tenants);
+    assert_eq!(calls(&first, &known).await, ["fine", "fine"]);
+    assert_eq!(calls(&first, &known).await, ["fine", "fine"]);
+    assert_eq!(chain.queries(), 2);
+    assert_eq!(calls(&first, &revoked).await, ["CERTIFICATE_REVOKED", "ACCOUNT_UNKNOWN"]);
+    assert_eq!(calls(&first, &nobody).await, ["CERTIFICATE_UNKNOWN", "ACCOUNT_UNKNOWN"]);
+
+    // The node goes, and another gateway takes over what was written down.
+    drop((node, first));
+    let second = gateway(&address, None, &kept, &tenants);
+    assert_eq!(calls(&second, &known).await, ["fine", "fine"]);
+    assert_eq!(calls(&second, &nobody).await, ["TRUST_UNAVAILABLE", "TRUST_UNAVAILABLE"]);
+    let request =
+        ServiceLogsRequest { lease_id: Some(proto_lease(&nobody.lease)), ..ServiceLogsRequest::default() };
+    let status = second.client(&nobody.der).await.service_logs(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    // What is written down is a trust directory.
+    let names: Vec<_> = fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+}
+
+#[tokio::test]
+async fn a_node_is_asked_over_tls_and_only_if_its_certificate_is_signed_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Chain::default();
+    let made =
+        ["node", "other"].map(|name| tls::ensure(&dir.path().join(name), &[], SystemTime::now()).unwrap());
+    let certificate = CertificateDer::from_pem_file(&made[0].certificate).unwrap();
+    let key = PrivateKeyDer::from_pem_file(&made[0].key).unwrap();
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let node = chain.node(Some(config)).await;
+    let tenant = tenant(&dir.path().join("tenant"));
+    chain.publish(&tenant.owner, &tenant.pem, State::Valid);
+    let address = format!("https://localhost:{}", node.address.port());
+    let asked = |trusted: usize| {
+        let kept = dir.path().join(format!("kept{trusted}"));
+        gateway(&address, Some(&made[trusted].certificate), &kept, &[&tenant])
+    };
+    assert_eq!(calls(&asked(0), &tenant).await, ["fine", "ACCOUNT_UNKNOWN"]);
+    let queries = chain.queries();
+    assert_eq!(calls(&asked(1), &tenant).await, ["TRUST_UNAVAILABLE", "TRUST_UNAVAILABLE"]);
+    assert_eq!(chain.queries(), queries);
+}

@@ -1,0 +1,88 @@
+//! Tokens by the program itself: made, checked, used.
+
+use std::fs;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::process::{Done, World};
+
+const LINES: &str = "echo of $0; sleep 1000";
+
+fn code(done: &Done, expected: i32) {
+    assert_eq!(done.status.code(), Some(expected), "{done:?}");
+}
+
+#[test]
+fn a_token_is_made_checked_and_used_and_shows_nowhere() {
+    let world = World::new();
+    let lease = world.stranger("alice");
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    let [alice, trusted, file] = ["alice", "trusted", "web.token"].map(|name| text(world.path(name)));
+    let lease_text = lease.to_string();
+    let sdl = world.sdl("shop.yaml", &[("web", LINES, 1), ("api", LINES, 1)]);
+    fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
+
+    let new =
+        ["token", "new", "--identity", &alice, "--lease", &lease_text, "--scope", "logs", "--service", "web"];
+    let done = world.run(&new);
+    code(&done, 0);
+    let token = done.out.trim().to_owned();
+    fs::write(&file, &done.out).unwrap();
+    let at_file = format!("@{file}");
+
+    let done = world.run(&[
+        "token",
+        "check",
+        &at_file,
+        "--trust-dir",
+        &trusted,
+        "--provider",
+        lease.provider().as_str(),
+    ]);
+    code(&done, 0);
+    let claims: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!(claims["iss"], lease.owner().as_str());
+    assert_eq!(claims["leases"]["permissions"][0]["deployments"][0]["services"][0], "web");
+    let key = fs::read_to_string(world.path("alice/account.pub")).unwrap();
+    let key = key.split_whitespace().nth(1).unwrap();
+    code(&world.run(&["token", "check", &token, "--key", key]), 0);
+    for (more, reason) in [
+        (&["--at", "2100-01-01T00:00:00Z"][..], "TOKEN_EXPIRED"),
+        (&["--at", "1h"], "TOKEN_NOT_YET_VALID"),
+        (&["--provider", lease.owner().as_str()], "LEASE_NOT_GRANTED"),
+        (&["--token-max-lifetime", "1m"], "TOKEN_LIFETIME"),
+    ] {
+        let args = [&["token", "check", &at_file, "--trust-dir", &trusted], more].concat();
+        let done = world.run(&args);
+        code(&done, 1);
+        assert!(done.err.contains(&format!("refused: {reason}: ")) && !done.err.contains(&token), "{done:?}");
+    }
+    let done = world.run(&["token", "check", &format!("{token}x"), "--key", key]);
+    code(&done, 1);
+    assert!(!done.err.contains(&token), "{done:?}");
+
+    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    let address = format!("https://{}", gateway.address);
+    let ca = text(world.path("data/server.pem"));
+    let logs = |more: &[&str]| {
+        world.run(&[&["logs", &lease_text, "--gateway", &address, "--ca", &ca], more].concat())
+    };
+    gateway.until_metric("leasemux_lines_in_total", 2);
+    let done = logs(&["--token", &at_file]);
+    code(&done, 0);
+    assert!(done.out.contains("web/0") && !done.out.contains("api/0"), "{done:?}");
+    let done = logs(&["--token", &token, "--service", "api"]);
+    code(&done, 3);
+    assert!(done.err.contains("service") && !done.err.contains(&token), "{done:?}");
+    let done = logs(&["--token", "not.a.token"]);
+    code(&done, 3);
+    let done = logs(&["--token", &token, "--identity", &alice]);
+    code(&done, 2);
+    assert!(!done.err.contains(&token), "{done:?}");
+
+    let done = gateway.stop(Signal::TERM);
+    code(&done, 0);
+    assert!(!done.err.contains(&token) && !done.err.contains("eyJ"), "{}", done.err);
+    assert!(done.err.contains("leasemux::audit") && done.err.contains("SERVICE_NOT_GRANTED"), "{}", done.err);
+}
