@@ -199,3 +199,18 @@ fn with_reason(reason: &str) -> ErrorDetails {
     details.set_error_info(reason, DOMAIN, HashMap::new());
     details
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_sent_away_together_do_not_come_back_together() {
+        let wait = || draining().get_details_retry_info().and_then(|info| info.retry_delay).unwrap();
+        let mut waits: Vec<Duration> = (0..100).map(|_| wait()).collect();
+        waits.sort();
+        assert!(waits[0] >= RETRY_AFTER && waits[99] <= RETRY_AFTER + RETRY_SPREAD, "{waits:?}");
+        waits.dedup();
+        assert!(waits.len() > 90, "{waits:?}");
+    }
+}
