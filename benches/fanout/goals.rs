@@ -67,11 +67,11 @@ pub(crate) fn of(cell: &Cell) -> Vec<Goal> {
     matching.map(|&(.., against, figure, at_most)| Goal { against, figure, at_most }).collect()
 }
 
-/// The gate: wide enough for a noisy machine of two cores, and on this side of both cliffs. Encoding once without sending together
-/// costs at least twice what the naive server does, and a system call for each frame twice what raw sockets do.
+/// The gate: wide enough for a noisy machine of two cores, and on this side of both cliffs. Sharing messages without sending them
+/// together costs twice what the naive server does; a system call for each DATA frame costs about twice what raw sockets do.
 pub(crate) const GATE: [Goal; 2] = [
     Goal { against: Raw, figure: SERVER, at_most: 1.75 },
-    Goal { against: Naive, figure: SERVER, at_most: 0.6 },
+    Goal { against: Naive, figure: SERVER, at_most: 0.75 },
 ];
 
 // === impl Figure ===

@@ -120,6 +120,10 @@ impl LogsBody {
                 newcomer: newcomers,
                 replica: replica.clone(),
             };
+            if self.lanes.is_empty() {
+                // Most streams follow one replica, and a vector would make room for four.
+                self.lanes.reserve_exact(1);
+            }
             self.lanes.push(Lane::new(
                 scope,
                 self.fanout.clone(),
