@@ -15,6 +15,7 @@ mod ending;
 mod fuzz;
 mod gateway;
 mod interop;
+mod kube;
 mod limits;
 mod local;
 mod logs;

@@ -1,0 +1,479 @@
+//! A Kubernetes API server within the test: lists, watches, logs, deletions with preconditions, access reviews; and the bad things
+//! that real ones and kubelets do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use leasemux::model::id::LeaseId;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
+
+/// Which run's log: pod uid, container, number.
+pub(crate) type RunKey = (String, String, u32);
+
+/// See above. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub(crate) struct Cluster {
+    state: Arc<Mutex<State>>,
+    /// Counts changes.
+    changed: watch::Sender<u64>,
+    pub(crate) address: SocketAddr,
+    _server: Arc<AbortOnDropHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    version: u64,
+    /// Watches from before this are told that it is gone.
+    oldest: u64,
+    /// Watches of an earlier age end.
+    age: u64,
+    objects: BTreeMap<(String, String), Value>,
+    /// (version, kind, what happened, the object)
+    history: Vec<(u64, String, &'static str, Value)>,
+    logs: BTreeMap<RunKey, Log>,
+    denied: BTreeSet<(String, String)>,
+    /// Log responses of an earlier generation break off, or complete.
+    broken: u64,
+    completed: u64,
+    /// What the next log response says instead of lines.
+    words: Option<String>,
+    follows: usize,
+    most_follows: usize,
+    logs_opened: usize,
+    deleted: Vec<String>,
+    asked_since: usize,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    lines: Vec<(i64, String)>,
+    /// Where the newest file begins.
+    file: usize,
+    ended: bool,
+}
+
+/// Counts as an open follow.
+struct Follow(Cluster);
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State { version: 100, ..State::default() }));
+        let changed = watch::Sender::new(0);
+        let tasks = TaskTracker::new();
+        let (shared, notify) = (Arc::clone(&state), changed.clone());
+        let inner = tasks.clone();
+        let server = tasks.spawn(async move {
+            let idle = Arc::new(AbortOnDropHandle::new(inner.spawn(std::future::pending::<()>())));
+            let cluster = Self { state: shared, changed: notify, address, _server: idle };
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (socket, _) = listener.accept().await.unwrap();
+                let cluster = cluster.clone();
+                connections.spawn(async move {
+                    let service = hyper::service::service_fn(move |request| {
+                        let cluster = cluster.clone();
+                        async move { Ok::<_, Infallible>(cluster.answer(request).await) }
+                    });
+                    _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(socket), service)
+                        .await;
+                });
+            }
+        });
+        Self { state, changed, address, _server: Arc::new(AbortOnDropHandle::new(server)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.send_modify(|count| *count += 1);
+        result
+    }
+
+    /// Makes or replaces an object; `kind` is the plural.
+    pub(crate) fn put(&self, kind: &str, object: Value) {
+        self.change(|state| state.put(kind, object));
+    }
+
+    /// Takes an object away; `quietly` if no watch is ever to tell of it.
+    pub(crate) fn remove(&self, kind: &str, namespace: &str, name: &str, quietly: bool) {
+        self.change(|state| state.remove(kind, namespace, name, quietly));
+    }
+
+    /// The namespace of a lease, with a deployment of so many replicas.
+    pub(crate) fn lease(&self, lease: &LeaseId, service: &str, count: u32) -> String {
+        let namespace = lease.namespace();
+        let labels = json!({
+            "akash.network": "true",
+            "akash.network/lease.id.owner": lease.owner().as_str(),
+            "akash.network/lease.id.dseq": lease.dseq().to_string(),
+            "akash.network/lease.id.gseq": lease.gseq().to_string(),
+            "akash.network/lease.id.oseq": lease.oseq().to_string(),
+            "akash.network/lease.id.provider": lease.provider().as_str(),
+        });
+        self.put("namespaces", json!({ "metadata": { "name": namespace, "labels": labels } }));
+        self.put(
+            "deployments",
+            json!({
+                "metadata": { "name": service, "namespace": namespace, "generation": 1,
+                    "labels": { "akash.network": "true", "akash.network/manifest-service": service } },
+                "spec": { "replicas": count, "selector": {}, "template": {} },
+                "status": { "observedGeneration": 1, "replicas": count, "readyReplicas": count,
+                    "updatedReplicas": count, "availableReplicas": count },
+            }),
+        );
+        namespace
+    }
+
+    /// A pod that runs; the log of its run number `restarts`.
+    pub(crate) fn run(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
+        let uid = format!("uid-{pod}");
+        let last = if restarts == 0 {
+            json!({})
+        } else {
+            json!({ "terminated": { "containerID": format!("containerd://{}", restarts - 1), "exitCode": 3, "reason": "Error",
+                "startedAt": "2026-11-25T00:00:00Z", "finishedAt": "2026-11-25T00:01:00Z" } })
+        };
+        self.put(
+            "pods",
+            json!({
+                "metadata": { "name": pod, "namespace": lease.namespace(), "uid": uid, "creationTimestamp": "2026-11-25T00:00:00Z",
+                    "labels": { "akash.network": "true", "akash.network/manifest-service": service },
+                    "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "uid": "set", "controller": true }] },
+                "spec": { "containers": [], "nodeName": "node1" },
+                "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
+                    "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": true, "restartCount": restarts,
+                        "containerID": format!("containerd://{restarts}"), "lastState": last,
+                        "state": { "running": { "startedAt": "2026-11-25T00:00:00Z" } } }] },
+            }),
+        );
+        let key = (uid, service.to_owned(), restarts);
+        self.change(|state| state.logs.insert(key.clone(), Log::default()));
+        key
+    }
+
+    /// Ends a run and starts the next one.
+    pub(crate) fn crash(&self, lease: &LeaseId, pod: &str, run: &RunKey) -> RunKey {
+        self.change(|state| state.logs.get_mut(run).unwrap().ended = true);
+        self.run(lease, &run.1, pod, run.2 + 1)
+    }
+
+    /// Prints lines, each so many nanoseconds after the one before.
+    pub(crate) fn print(&self, run: &RunKey, lines: usize, step: i64) {
+        self.change(|state| {
+            let log = &mut state.logs.get_mut(run).unwrap().lines;
+            for _ in 0..lines {
+                // Half a second after the container's start.
+                let time = log.last().map_or(1_795_564_800_500_000_000, |(time, _)| *time) + step;
+                log.push((time, format!("{}/{}", run.2, log.len())));
+            }
+        });
+    }
+
+    /// Everything that a run printed.
+    pub(crate) fn printed(&self, run: &RunKey) -> Vec<String> {
+        self.lock().logs[run].lines.iter().map(|(_, text)| text.clone()).collect()
+    }
+
+    /// A new file is begun: what is in older ones can no longer be read.
+    pub(crate) fn rotate(&self, run: &RunKey) {
+        self.change(|state| {
+            let log = state.logs.get_mut(run).unwrap();
+            log.file = log.lines.len();
+        });
+    }
+
+    /// All log responses break off, as when an API server is killed.
+    pub(crate) fn break_logs(&self) {
+        self.change(|state| state.broken += 1);
+    }
+
+    /// All log responses complete, as when a kubelet is stopped.
+    pub(crate) fn complete_logs(&self) {
+        self.change(|state| state.completed += 1);
+    }
+
+    /// The next log response is this text.
+    pub(crate) fn say(&self, words: &str) {
+        self.change(|state| state.words = Some(words.to_owned()));
+    }
+
+    /// All watches end, and their versions are too old.
+    pub(crate) fn forget_history(&self) {
+        self.change(|state| {
+            state.history.clear();
+            state.version += 1;
+            state.oldest = state.version;
+            state.age += 1;
+        });
+    }
+
+    /// Does not permit this.
+    pub(crate) fn deny(&self, verb: &str, resource: &str) {
+        self.change(|state| state.denied.insert((verb.to_owned(), resource.to_owned())));
+    }
+
+    /// Follows open now, and most at once ever.
+    pub(crate) fn follows(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.follows, state.most_follows)
+    }
+
+    /// Uids of the pods that were deleted by request.
+    pub(crate) fn deleted(&self) -> Vec<String> {
+        self.lock().deleted.clone()
+    }
+
+    /// What is written on a pod.
+    pub(crate) fn annotation(&self, namespace: &str, pod: &str) -> Option<String> {
+        let state = self.lock();
+        let object = state.objects.get(&("pods".to_owned(), format!("{namespace}/{pod}")))?;
+        Some(object["metadata"]["annotations"]["leasemux/replica"].as_str()?.to_owned())
+    }
+
+    /// How often a log was asked for by time, not only to look.
+    pub(crate) fn asked_since(&self) -> usize {
+        self.lock().asked_since
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let query: BTreeMap<String, String> = request
+            .uri()
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let method = request.method().clone();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        match parts.as_slice() {
+            [.., "selfsubjectaccessreviews"] => self.review(body),
+            ["apis", "akash.network", "v2beta2"] => {
+                let resource = json!({ "name": "providerhosts", "singularName": "", "namespaced": true, "kind": "ProviderHost", "verbs": ["list"] });
+                respond(json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "akash.network/v2beta2", "resources": [resource] }))
+            }
+            ["api", "v1", "namespaces", namespace, "pods", pod, "log"] => self.log(namespace, pod, &query),
+            ["api", "v1", "namespaces", namespace, "pods", pod] => self.pod(&method, namespace, pod, &body),
+            [.., kind] if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => self.watch(kind, &query),
+            [.., kind] => self.list(kind),
+            [] => refuse(StatusCode::NOT_FOUND, "no such path"),
+        }
+    }
+
+    fn review(&self, mut review: Value) -> Response<Body> {
+        let asked = review["spec"]["resourceAttributes"].clone();
+        let text = |field: &str| asked[field].as_str().unwrap_or_default().to_owned();
+        let resource = match asked["subresource"].as_str() {
+            Some(subresource) => format!("{}/{subresource}", text("resource")),
+            None => text("resource"),
+        };
+        let allowed = !self.lock().denied.contains(&(text("verb"), resource));
+        review["status"] = json!({ "allowed": allowed });
+        respond(review)
+    }
+
+    fn list(&self, kind: &str) -> Response<Body> {
+        let state = self.lock();
+        let items: Vec<Value> =
+            state.objects.iter().filter(|((of, _), _)| of == kind).map(|(_, object)| object.clone()).collect();
+        respond(json!({ "kind": "List", "apiVersion": "v1", "items": items,
+            "metadata": { "resourceVersion": state.version.to_string() } }))
+    }
+
+    fn watch(&self, kind: &str, query: &BTreeMap<String, String>) -> Response<Body> {
+        let since: u64 = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
+        let (kind, cluster, age) = (kind.to_owned(), self.clone(), self.lock().age);
+        let changes = self.changed.subscribe();
+        let events = stream::unfold((since, changes, false), move |(seen, mut changes, over)| {
+            let (cluster, kind) = (cluster.clone(), kind.clone());
+            async move {
+                if over {
+                    return None;
+                }
+                loop {
+                    {
+                        let state = cluster.lock();
+                        if seen < state.oldest {
+                            let gone = json!({ "type": "ERROR", "object": { "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                                "code": 410, "reason": "Expired", "message": "too old resource version", "metadata": {} } });
+                            return Some((line(&gone), (seen, changes, true)));
+                        }
+                        let next = state.history.iter().find(|(version, of, ..)| *version > seen && *of == kind);
+                        if let Some((version, _, what, object)) = next {
+                            let event = json!({ "type": what, "object": object });
+                            return Some((line(&event), (*version, changes, false)));
+                        }
+                        if state.age != age {
+                            return None;
+                        }
+                    }
+                    changes.changed().await.ok()?;
+                }
+            }
+        });
+        Response::new(BodyExt::boxed(StreamBody::new(events)))
+    }
+
+    fn pod(&self, method: &Method, namespace: &str, pod: &str, body: &Value) -> Response<Body> {
+        let key = ("pods".to_owned(), format!("{namespace}/{pod}"));
+        self.change(|state| {
+            let Some(object) = state.objects.get(&key).cloned() else {
+                return refuse(StatusCode::NOT_FOUND, "no such pod");
+            };
+            let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
+            match *method {
+                Method::DELETE => {
+                    if body["preconditions"]["uid"].as_str().is_some_and(|wanted| wanted != uid) {
+                        return refuse(StatusCode::CONFLICT, "another uid");
+                    }
+                    state.deleted.push(uid.clone());
+                    for (_, log) in state.logs.iter_mut().filter(|((of, ..), _)| *of == uid) {
+                        log.ended = true;
+                    }
+                    state.remove("pods", namespace, pod, false);
+                }
+                Method::PATCH => {
+                    let version = body["metadata"]["resourceVersion"].as_str();
+                    if version != object["metadata"]["resourceVersion"].as_str() {
+                        return refuse(StatusCode::CONFLICT, "another version");
+                    }
+                    let mut patched = object.clone();
+                    patched["metadata"]["annotations"] = body["metadata"]["annotations"].clone();
+                    state.put("pods", patched.clone());
+                    return respond(patched);
+                }
+                _ => {}
+            }
+            respond(object)
+        })
+    }
+
+    fn log(&self, namespace: &str, pod: &str, query: &BTreeMap<String, String>) -> Response<Body> {
+        let is = |name: &str| query.get(name).is_some_and(|value| value == "true");
+        assert!(is("timestamps") && query.contains_key("container"), "{query:?}");
+        let (follow, changes) = (is("follow"), self.changed.subscribe());
+        let mut state = self.lock();
+        let Some(object) = state.objects.get(&("pods".to_owned(), format!("{namespace}/{pod}"))) else {
+            return refuse(StatusCode::NOT_FOUND, "no such pod");
+        };
+        let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
+        let restarts = object["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap();
+        let number = u32::try_from(restarts).unwrap().checked_sub(u32::from(is("previous")));
+        let run = number.map(|number| (uid, query["container"].clone(), number));
+        let Some((run, log)) = run.and_then(|run| state.logs.get_key_value(&run)) else {
+            return refuse(StatusCode::BAD_REQUEST, "previous terminated container not found");
+        };
+        let number = |name: &str| query.get(name).map(|value| value.parse::<usize>().unwrap());
+        let next = number("tailLines").map_or(log.file, |lines| log.lines.len().saturating_sub(lines)).max(log.file);
+        let (run, since) = (run.clone(), query.contains_key("sinceTime"));
+        let generation = (state.broken, state.completed);
+        if let Some(words) = state.words.take() {
+            return Response::new(http_body_util::Full::from(words).map_err(|never| match never {}).boxed());
+        }
+        state.logs_opened += 1;
+        state.asked_since += usize::from(since && !query.contains_key("limitBytes"));
+        let open = follow.then(|| {
+            state.follows += 1;
+            state.most_follows = state.most_follows.max(state.follows);
+            Follow(self.clone())
+        });
+        drop(state);
+        if since {
+            // Whether there is a newer line: there is none here but where the clock went back.
+            return Response::new(http_body_util::Empty::new().map_err(|never| match never {}).boxed());
+        }
+        let cluster = self.clone();
+        let portions = stream::unfold((next, changes, open), move |(next, mut changes, open)| {
+            let (cluster, run) = (cluster.clone(), run.clone());
+            async move {
+                loop {
+                    {
+                        let state = cluster.lock();
+                        if state.broken != generation.0 {
+                            let error = std::io::Error::other("the connection is reset");
+                            return Some((Err(error), (next, changes, open)));
+                        }
+                        let log = &state.logs[&run];
+                        if next < log.lines.len() {
+                            let portion: String = log.lines[next..]
+                                .iter()
+                                .map(|(time, text)| format!("{} {text}\n", jiff::Timestamp::from_nanosecond((*time).into()).unwrap()))
+                                .collect();
+                            return Some((Ok(Frame::data(portion.into())), (log.lines.len(), changes, open)));
+                        }
+                        if !follow || log.ended || state.completed != generation.1 {
+                            return None;
+                        }
+                    }
+                    changes.changed().await.ok()?;
+                }
+            }
+        });
+        Response::new(BodyExt::boxed(StreamBody::new(portions)))
+    }
+}
+
+impl State {
+    fn put(&mut self, kind: &str, mut object: Value) {
+        self.version += 1;
+        let meta = &object["metadata"];
+        let name = format!("{}/{}", meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap());
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let known = self.objects.insert((kind.to_owned(), name), object.clone());
+        let what = if known.is_some() { "MODIFIED" } else { "ADDED" };
+        self.history.push((self.version, kind.to_owned(), what, object));
+    }
+
+    fn remove(&mut self, kind: &str, namespace: &str, name: &str, quietly: bool) {
+        let object = self.objects.remove(&(kind.to_owned(), format!("{namespace}/{name}"))).unwrap();
+        self.version += 1;
+        if !quietly {
+            self.history.push((self.version, kind.to_owned(), "DELETED", object));
+        }
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        if let Ok(mut state) = self.0.state.lock() {
+            state.follows -= 1;
+        }
+    }
+}
+
+fn line(event: &Value) -> Result<Frame<Bytes>, std::io::Error> {
+    Ok(Frame::data(format!("{event}\n").into()))
+}
+
+fn respond(body: Value) -> Response<Body> {
+    Response::new(http_body_util::Full::from(body.to_string()).map_err(|never| match never {}).boxed())
+}
+
+fn refuse(code: StatusCode, message: &str) -> Response<Body> {
+    let mut response = respond(json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
+        "reason": "Because", "message": message, "metadata": {} }));
+    *response.status_mut() = code;
+    response
+}
