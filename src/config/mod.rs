@@ -42,7 +42,7 @@ pub use self::faults::Faults as ConfigFaults;
 pub use self::probes::Probes;
 pub use self::reference::reference;
 pub use self::secret::TokenSource;
-pub use self::serve::{KubeOptions, LogFormat, PlatformKind, ServeConfig};
+pub use self::serve::{KubeOptions, LogFormat, NodeOptions, PlatformKind, ServeConfig};
 pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::tenant::{DemoConfig, IdentityConfig};
 pub use self::token::{Keys, TokenCheckConfig, TokenNewConfig};

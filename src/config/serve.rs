@@ -13,7 +13,7 @@ use super::faults::{Faults, Reader};
 use super::limits;
 use super::probes::Probes;
 use super::value::{
-    file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number, size,
+    directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number, size,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::{Limits, RUNS_MAX};
@@ -74,6 +74,8 @@ pub enum PlatformKind {
     Local,
     /// In the cluster of an Akash provider.
     Kube(KubeOptions),
+    /// Likewise, and this program is on one of its nodes, where it reads logs from disk.
+    Node(KubeOptions, NodeOptions),
 }
 
 /// Which cluster, and of which provider.
@@ -91,6 +93,15 @@ pub struct KubeOptions {
     pub manifest_namespace: String,
 }
 
+/// Which node of a cluster this program is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeOptions {
+    /// The node's name, as the cluster has it.
+    pub name: String,
+    /// Where its kubelet has the logs of its pods.
+    pub logs: PathBuf,
+}
+
 /// Form of the log on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -98,6 +109,25 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// The platforms by their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Local,
+    Kube,
+    Node,
+}
+
+impl Named {
+    /// With what it needs; `None` if that is missing.
+    fn with(self, kube: Option<KubeOptions>, node: Option<NodeOptions>) -> Option<PlatformKind> {
+        match self {
+            Self::Local => Some(PlatformKind::Local),
+            Self::Kube => kube.map(PlatformKind::Kube),
+            Self::Node => kube.zip(node).map(|(kube, node)| PlatformKind::Node(kube, node)),
+        }
+    }
 }
 
 /// The configuration, or `None` if it was only to be checked and nothing is wrong with it.
@@ -108,14 +138,9 @@ pub(super) fn resolve(
 ) -> Result<Option<ServeConfig>, Faults> {
     let check = read.switch("check", args.check.as_ref());
     let probes = if check { probes } else { &Probes::NONE };
-    let right =
-        "where services run; 'local' runs them as processes of this machine, 'kube' finds them in a cluster";
-    let is_kube = read.required("platform", args.platform.as_ref(), right, |text| match text {
-        "local" => Ok(false),
-        "kube" => Ok(true),
-        _ => Err("must be 'local' or 'kube'".to_owned()),
-    });
-    let leases = leases(args, is_kube == Some(true), probes, &mut read);
+    let named = named(args, &mut read);
+    let in_cluster = matches!(named, Some(Named::Kube | Named::Node));
+    let leases = leases(args, in_cluster, probes, &mut read);
     let access = access::resolve(&args.access, &mut read);
     let provider = access.as_ref().and_then(|access| access.provider.clone());
     for (lease, _) in
@@ -123,7 +148,8 @@ pub(super) fn resolve(
     {
         read.wrong("lease", &lease.to_string(), "must be a lease of the --provider");
     }
-    let kube = kube(args, is_kube == Some(true), provider, &mut read);
+    let kube = kube(args, in_cluster, provider, &mut read);
+    let node = node(args, named == Some(Named::Node), &mut read);
     let address = |text: &str| listen_address(text).and_then(|address| probes.listen(address));
     let listen = read.one("listen", args.listen.as_ref(), address);
     let admin_listen = read.one("admin_listen", args.admin_listen.as_ref(), address);
@@ -140,10 +166,8 @@ pub(super) fn resolve(
     if ca_tls.is_some() && args.public_hostname.is_empty() {
         read.missing("public_hostname", "the name that --ca-tls-cert is for");
     }
-    let platform = is_kube.and_then(|is_kube| match (is_kube, kube) {
-        (false, _) => Some(PlatformKind::Local),
-        (true, kube) => kube.map(|options| PlatformKind::Kube(with_hostname(options, &public_hostnames))),
-    });
+    let kube = kube.map(|options| with_hostname(options, &public_hostnames));
+    let platform = named.and_then(|named| named.with(kube, node));
     let store = store(&args.store, &mut read);
     let trusted_proxies = read.list("trusted_proxy", &args.connections.trusted_proxy, network);
     let limits = limits::resolve(&args.limits, &args.connections, &args.quotas, &mut read);
@@ -185,6 +209,18 @@ pub(super) fn resolve(
     Ok((!check).then_some(config))
 }
 
+/// Which platform was asked for.
+fn named(args: &ServeArgs, read: &mut Reader<'_>) -> Option<Named> {
+    let right =
+        "where services run; 'local' runs them as processes of this machine, 'kube' finds them in a cluster";
+    read.required("platform", args.platform.as_ref(), right, |text| match text {
+        "local" => Ok(Named::Local),
+        "kube" => Ok(Named::Kube),
+        "node" => Ok(Named::Node),
+        _ => Err("must be 'local', 'kube' or 'node'".to_owned()),
+    })
+}
+
 /// The cluster, if it is `wanted`; else its flags have nothing to say.
 fn kube(
     args: &ServeArgs,
@@ -215,6 +251,20 @@ fn kube(
         hostname: hostname.unwrap_or_default(),
         manifest_namespace: manifest_namespace?,
     })
+}
+
+/// The node, if it is `wanted`.
+fn node(args: &ServeArgs, wanted: bool, read: &mut Reader<'_>) -> Option<NodeOptions> {
+    let args = &args.kube;
+    if !wanted {
+        read.one("node_name", args.node_name.as_ref(), name);
+        read.one("pod_logs_dir", args.pod_logs_dir.as_ref(), new_directory);
+        return None;
+    }
+    let right = "the name of the node that this program is on, as the cluster has it";
+    let named = read.required("node_name", args.node_name.as_ref(), right, name);
+    let logs = read.one("pod_logs_dir", args.pod_logs_dir.as_ref(), directory);
+    Some(NodeOptions { name: named?, logs: logs? })
 }
 
 /// The provider's host name is that of the gateway beside it, unless another is given.

@@ -7,6 +7,7 @@ pub mod cri;
 mod emit;
 pub mod kube;
 pub mod local;
+pub mod node;
 pub mod tail;
 
 use std::fmt;

@@ -11,12 +11,14 @@ use crate::platform::Platform;
 use crate::platform::kube::{KubeConfig, KubePlatform, KubeSource};
 use crate::platform::local::sdl::Sdl;
 use crate::platform::local::{LocalConfig, LocalPlatform};
+use crate::platform::node::NodePlatform;
 
 /// The one platform of a gateway.
 #[derive(Debug)]
 pub(super) enum Place {
     Local(Arc<LocalPlatform>),
     Kube(Arc<KubePlatform>),
+    Node(Arc<NodePlatform>),
 }
 
 // === impl Place ===
@@ -32,8 +34,11 @@ impl Place {
             PlatformKind::Local => LocalPlatform::start(local_config(config, leases), notifier)
                 .map(Self::Local)
                 .map_err(ServeError::Local),
-            PlatformKind::Kube(options) => {
-                KubePlatform::start(&kube_config(options)).await.map(Self::Kube).map_err(ServeError::Kube)
+            PlatformKind::Kube(options) => cluster(options).await.map(Self::Kube),
+            PlatformKind::Node(options, node) => {
+                let kube = cluster(options).await?;
+                let platform = NodePlatform::new(kube, notifier, node.name.clone(), node.logs.clone());
+                Ok(Self::Node(Arc::new(platform)))
             }
         }
     }
@@ -42,6 +47,7 @@ impl Place {
         match self {
             Self::Local(platform) => Arc::clone(platform) as Arc<dyn Platform>,
             Self::Kube(platform) => Arc::clone(platform) as Arc<dyn Platform>,
+            Self::Node(platform) => Arc::clone(platform) as Arc<dyn Platform>,
         }
     }
 
@@ -49,7 +55,7 @@ impl Place {
     pub(super) async fn stop(&self, grace: Duration) {
         match self {
             Self::Local(platform) => platform.stop(grace).await,
-            Self::Kube(_) => {}
+            Self::Kube(_) | Self::Node(_) => {}
         }
     }
 }
@@ -76,4 +82,8 @@ fn kube_config(options: &KubeOptions) -> KubeConfig {
         hostname: options.hostname.clone(),
         manifest_namespace: options.manifest_namespace.clone(),
     }
+}
+
+async fn cluster(options: &KubeOptions) -> Result<Arc<KubePlatform>, ServeError> {
+    KubePlatform::start(&kube_config(options)).await.map_err(ServeError::Kube)
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use leasemux::host::notify::Notifier;
 use leasemux::model::id::{Instance, LeaseId, Replica};
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::platform::kube::{KubeConfig, KubePlatform, KubeSource};
+use leasemux::platform::node::NodePlatform;
 use leasemux::platform::{Error, From, Platform as _, RestartRequest, TailItem, TailRequest};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -110,14 +112,21 @@ fn ask(received: &Received, index: u32, printed: &[String]) -> usize {
                 while let Some((line, rest)) = partial.split_once('\n') {
                     let at = printed.iter().position(|text| text == line).expect("a line that was printed");
                     assert!(at >= expected, "{line} again, or out of order");
-                    assert!(at == expected || after_gap, "lines {expected} to {at} are missing without a gap");
+                    assert!(
+                        at == expected || after_gap,
+                        "lines {expected} to {at} are missing without a gap"
+                    );
                     (expected, after_gap) = (at + 1, false);
                     partial = rest.to_owned();
                 }
             }
         }
     }
-    assert!(expected == printed.len() || after_gap, "the last {} lines are missing", printed.len() - expected);
+    assert!(
+        expected == printed.len() || after_gap,
+        "the last {} lines are missing",
+        printed.len() - expected
+    );
     gaps
 }
 
@@ -244,7 +253,8 @@ async fn what_no_watch_told_is_found_by_the_next_list() {
     stage.cluster.forget_history();
     eventually(async || {
         let view = view.borrow();
-        view.replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.newest().is_none_or(|run| run.end.is_some()))
+        view.replica(&replica(SERVICE, 0))
+            .is_some_and(|slot| slot.newest().is_none_or(|run| run.end.is_some()))
     })
     .await;
     stage.cluster.remove("namespaces", "", &namespace, true);
@@ -265,7 +275,8 @@ async fn indices_are_written_and_another_gateway_sees_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let other = connect(&stage.cluster, &dir).await.unwrap();
     let view = other.watch(stage.lease()).await.unwrap();
-    let instance = |index| view.borrow().replica(&replica(SERVICE, index)).unwrap().newest().unwrap().instance.clone();
+    let instance =
+        |index| view.borrow().replica(&replica(SERVICE, index)).unwrap().newest().unwrap().instance.clone();
     assert_eq!((instance(0).parts().0, instance(1).parts().0), ("uid-b", "uid-a"));
 }
 
@@ -282,7 +293,8 @@ async fn a_restart_deletes_the_pod_that_was_meant_and_only_once() {
     assert!(matches!(stage.platform.restart(meant("uid-z")).await, Err(Error::Conflict(_))));
     stage.platform.restart(meant("uid-a")).await.unwrap();
     let view = stage.platform.watch(stage.lease()).await.unwrap();
-    let has_ended = || view.borrow().replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.present().is_none());
+    let has_ended =
+        || view.borrow().replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.present().is_none());
     eventually(async || has_ended()).await;
     // Asked again: the next pod is about to come.
     stage.platform.restart(meant("uid-a")).await.unwrap();
@@ -306,17 +318,61 @@ async fn all_missing_permissions_are_named_at_once() {
     assert!(!error.contains("patch"), "{error}");
 }
 
+#[tokio::test]
+async fn a_node_reads_its_own_pods_from_disk_and_opens_no_stream_for_them() {
+    let (stage, logs) = (Stage::new(2).await, tempfile::tempdir().unwrap());
+    // Of the same age, so that the names decide which is which replica.
+    let (here, elsewhere) = (stage.run("a-near"), stage.run("far"));
+    stage.shows(&[1, 1]).await;
+    let dir = logs.path().join(format!("{}_a-near_{}/{SERVICE}", stage.lease().namespace(), here.0));
+    std::fs::create_dir_all(&dir).unwrap();
+    let line = |n: usize| format!("2026-11-25T00:00:01.{n:09}Z stdout F 0/{n}\n");
+    std::fs::write(dir.join("0.log"), (0..10).map(line).collect::<String>()).unwrap();
+    stage.cluster.print(&elsewhere, 10, 1_000);
+    let kube = Arc::clone(&stage.platform);
+    let node = NodePlatform::new(kube, Notifier::start(), "node1".into(), logs.path().into());
+    let gateway = Gateway::on(Arc::new(node));
+    gateway.believe(stage.lease().owner(), &stage.scene.certificate);
+    let scene = Scene { gateway, lease: stage.lease().clone(), certificate: stage.scene.certificate.clone() };
+    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    let mut follower = scene.open(request).await.unwrap();
+    let all = |lines| move |received: &Received| (0..2).all(|index| received.lines(SERVICE, index) >= lines);
+    follower.until(all(10)).await;
+    let mut file = std::fs::File::options().append(true).open(dir.join("0.log")).unwrap();
+    std::io::Write::write_all(&mut file, (10..20).map(line).collect::<String>().as_bytes()).unwrap();
+    stage.cluster.print(&elsewhere, 10, 1_000);
+    follower.until(all(20)).await;
+    let printed: Vec<String> = (0..20).map(|n| format!("0/{n}")).collect();
+    assert_eq!((ask(&follower.received, 0, &printed), ask(&follower.received, 1, &printed)), (0, 0));
+    assert_eq!(stage.cluster.follows(), (1, 1));
+    assert!(stage.cluster.logs_opened_of("a-near") == 0 && stage.cluster.logs_opened_of("far") > 0);
+    // What it has read goes on elsewhere: the run ends, and the stream with it.
+    let next = stage.cluster.crash(stage.lease(), "a-near", &here);
+    std::fs::write(dir.join("1.log"), line(20)).unwrap();
+    follower.until(|received| received.lines(SERVICE, 0) >= 21).await;
+    assert_eq!(next.2, 1);
+    assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
+}
+
 /// Everything of one run, read on its own.
-async fn read(platform: &KubePlatform, lease: &LeaseId, from: From, instance: &Instance) -> Result<Vec<String>, Error> {
+async fn read(
+    platform: &KubePlatform,
+    lease: &LeaseId,
+    from: From,
+    instance: &Instance,
+) -> Result<Vec<String>, Error> {
     let replica = Replica { service: SERVICE.parse().unwrap(), index: 0 };
-    let request = TailRequest { lease: lease.clone(), replica, instance: instance.clone(), from, follow: false };
+    let request =
+        TailRequest { lease: lease.clone(), replica, instance: instance.clone(), from, follow: false };
     let mut tail = platform.tail(request).await?;
     let mut lines = Vec::new();
     while let Some(item) = tail.items.next().await {
         match item? {
-            TailItem::Lines(batch) => lines.extend((0..batch.lines.len()).map(|index| {
-                String::from_utf8(batch.bytes(index).to_vec()).unwrap().trim_end().to_owned()
-            })),
+            TailItem::Lines(batch) => {
+                lines.extend((0..batch.lines.len()).map(|index| {
+                    String::from_utf8(batch.bytes(index).to_vec()).unwrap().trim_end().to_owned()
+                }));
+            }
             TailItem::Gap(gap) => lines.push(format!("{:?}", gap.cause)),
         }
     }

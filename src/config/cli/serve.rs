@@ -43,7 +43,8 @@ pub(in crate::config) struct ServeArgs {
     /// exit with 0 if there is none, else with 2
     #[arg(long, env = "LEASEMUX_CHECK", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(in crate::config) check: Option<String>,
-    /// Where services run: 'local' runs them as processes of this machine, 'kube' finds them in an Akash provider's cluster
+    /// Where services run: 'local' runs them as processes of this machine, 'kube' finds them in an Akash provider's cluster,
+    /// 'node' does so too, and reads the logs of the node that it is on from disk
     #[arg(long, env = "LEASEMUX_PLATFORM", value_name = "NAME")]
     pub(in crate::config) platform: Option<String>,
     /// A lease and the SDL file of what runs under it; LEASE is owner/dseq/gseq/oseq/provider. Repeatable
@@ -92,7 +93,7 @@ pub(in crate::config) struct ServeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Kubernetes (--platform kube)")]
+#[command(next_help_heading = "Kubernetes (--platform kube or node)")]
 pub(in crate::config) struct KubeArgs {
     /// How to reach the cluster; without it the gateway runs in it, and asks as its service account
     #[arg(long, env = "LEASEMUX_KUBECONFIG", value_name = "FILE")]
@@ -106,6 +107,12 @@ pub(in crate::config) struct KubeArgs {
     /// The namespace of the provider's own resources, such as host names
     #[arg(long, env = "LEASEMUX_MANIFEST_NAMESPACE", value_name = "NAME", default_value = "lease")]
     pub(in crate::config) manifest_namespace: Option<String>,
+    /// The name of the node that the gateway is on (--platform node)
+    #[arg(long, env = "LEASEMUX_NODE_NAME", value_name = "NAME")]
+    pub(in crate::config) node_name: Option<String>,
+    /// Where that node's kubelet has the logs of its pods (--platform node)
+    #[arg(long, env = "LEASEMUX_POD_LOGS_DIR", value_name = "DIR", default_value = "/var/log/pods")]
+    pub(in crate::config) pod_logs_dir: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -62,7 +62,7 @@ pub(super) enum OpenError {
 
 /// Whether a run has ended, as the lease's view tells.
 #[derive(Clone, Debug)]
-pub(super) struct RunWatch {
+pub(in crate::platform) struct RunWatch {
     /// What runs.
     pub(super) view: watch::Receiver<Arc<LeaseView>>,
     /// The slot.
@@ -110,14 +110,14 @@ pub(super) async fn open<A: LogApi>(
 
 impl RunWatch {
     /// Whether the run has ended, or is no longer known of.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(in crate::platform) fn has_ended(&self) -> bool {
         let view = self.view.borrow();
         let run = view.replica(&self.replica).and_then(|slot| slot.run(&self.instance));
         run.is_none_or(|run| run.end.is_some())
     }
 
     /// Resolves once the run has ended. Nothing is lost if it is cancelled.
-    async fn ended(&mut self) {
+    pub(in crate::platform) async fn ended(&mut self) {
         while !self.has_ended() {
             if self.view.changed().await.is_err() {
                 return std::future::pending().await;

@@ -32,6 +32,7 @@ use self::store::{Store, Unwritten};
 use self::watches::{KINDS, Watch};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Address, LeaseId};
+use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
 /// Pods whose index waits to be written.
@@ -50,6 +51,21 @@ pub struct KubePlatform {
     store: Store,
     opens: Arc<Semaphore>,
     _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+/// Where a run is.
+#[derive(Debug)]
+pub(super) struct Located {
+    /// The namespace of its lease.
+    pub(super) namespace: String,
+    /// The name of its pod.
+    pub(super) pod: String,
+    /// The node that it runs on.
+    pub(super) node: Option<String>,
+    /// When it began.
+    pub(super) started: LogTime,
+    /// Tells when it ends.
+    pub(super) run: RunWatch,
 }
 
 // === impl KubePlatform ===
@@ -104,24 +120,35 @@ impl KubePlatform {
         found.ok_or_else(|| Error::NotFound(format!("lease {lease}")))
     }
 
-    async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let TailRequest { lease, replica, instance, from, follow } = request;
-        let view = self.watch_lease(&lease)?;
+    /// Where the run is whose log is asked for.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not among those whose log can be read.
+    pub(super) fn locate(&self, request: &TailRequest) -> Result<Located, Error> {
+        let TailRequest { lease, replica, instance, .. } = request;
+        let missing = || Error::NotFound(format!("log of {replica}, run {instance}"));
+        let view = self.watch_lease(lease)?;
         let started = {
             let view = view.borrow();
-            view.replica(&replica).and_then(|slot| slot.run(&instance)).map(|run| run.started)
+            view.replica(replica).and_then(|slot| slot.run(instance)).map(|run| run.started)
         };
-        let Some(started) = started else {
-            return Err(Error::NotFound(format!("log of {replica}, run {instance}")));
-        };
+        let started = started.ok_or_else(missing)?;
+        let namespace = lease.namespace();
+        let pod = self.store.pod(&namespace, instance.parts().0).ok_or_else(missing)?;
+        let run = RunWatch { view, replica: replica.clone(), instance: instance.clone() };
+        Ok(Located { namespace, pod: pod.name, node: pod.node, started, run })
+    }
+
+    async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
+        let Located { namespace, started, run, .. } = self.locate(&request)?;
         let api = PodLog {
             client: self.client.clone(),
             store: self.store.clone(),
             opens: Arc::clone(&self.opens),
-            namespace: lease.namespace(),
-            instance: instance.clone(),
+            namespace,
+            instance: request.instance,
         };
-        log::open(api, RunWatch { view, replica, instance }, from, follow, started).await
+        log::open(api, run, request.from, request.follow, started).await
     }
 
     async fn delete(&self, request: RestartRequest) -> Result<(), Error> {

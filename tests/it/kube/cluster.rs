@@ -52,7 +52,8 @@ struct State {
     words: Option<String>,
     follows: usize,
     most_follows: usize,
-    logs_opened: usize,
+    /// Names of the pods whose logs were opened.
+    logs_opened: Vec<String>,
     deleted: Vec<String>,
     asked_since: usize,
 }
@@ -143,9 +144,10 @@ impl Cluster {
         namespace
     }
 
-    /// A pod that runs; the log of its run number `restarts`.
+    /// A pod that runs, on `node1`, or on `node2` if its name says that it is far; the log of its run number `restarts`.
     pub(crate) fn run(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
         let uid = format!("uid-{pod}");
+        let node = if pod.starts_with("far") { "node2" } else { "node1" };
         let last = if restarts == 0 {
             json!({})
         } else {
@@ -158,7 +160,7 @@ impl Cluster {
                 "metadata": { "name": pod, "namespace": lease.namespace(), "uid": uid, "creationTimestamp": "2026-11-25T00:00:00Z",
                     "labels": { "akash.network": "true", "akash.network/manifest-service": service },
                     "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "uid": "set", "controller": true }] },
-                "spec": { "containers": [], "nodeName": "node1" },
+                "spec": { "containers": [], "nodeName": node },
                 "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
                     "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": true, "restartCount": restarts,
                         "containerID": format!("containerd://{restarts}"), "lastState": last,
@@ -168,6 +170,11 @@ impl Cluster {
         let key = (uid, service.to_owned(), restarts);
         self.change(|state| state.logs.insert(key.clone(), Log::default()));
         key
+    }
+
+    /// How often logs of a pod were opened.
+    pub(crate) fn logs_opened_of(&self, pod: &str) -> usize {
+        self.lock().logs_opened.iter().filter(|opened| *opened == pod).count()
     }
 
     /// Ends a run and starts the next one.
@@ -272,11 +279,15 @@ impl Cluster {
             [.., "selfsubjectaccessreviews"] => self.review(body),
             ["apis", "akash.network", "v2beta2"] => {
                 let resource = json!({ "name": "providerhosts", "singularName": "", "namespaced": true, "kind": "ProviderHost", "verbs": ["list"] });
-                respond(json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "akash.network/v2beta2", "resources": [resource] }))
+                respond(
+                    json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "akash.network/v2beta2", "resources": [resource] }),
+                )
             }
             ["api", "v1", "namespaces", namespace, "pods", pod, "log"] => self.log(namespace, pod, &query),
             ["api", "v1", "namespaces", namespace, "pods", pod] => self.pod(&method, namespace, pod, &body),
-            [.., kind] if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => self.watch(kind, &query),
+            [.., kind] if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
+                self.watch(kind, &query)
+            }
             [.., kind] => self.list(kind),
             [] => refuse(StatusCode::NOT_FOUND, "no such path"),
         }
@@ -296,8 +307,12 @@ impl Cluster {
 
     fn list(&self, kind: &str) -> Response<Body> {
         let state = self.lock();
-        let items: Vec<Value> =
-            state.objects.iter().filter(|((of, _), _)| of == kind).map(|(_, object)| object.clone()).collect();
+        let items: Vec<Value> = state
+            .objects
+            .iter()
+            .filter(|((of, _), _)| of == kind)
+            .map(|(_, object)| object.clone())
+            .collect();
         respond(json!({ "kind": "List", "apiVersion": "v1", "items": items,
             "metadata": { "resourceVersion": state.version.to_string() } }))
     }
@@ -318,12 +333,13 @@ impl Cluster {
                         if seen < state.oldest {
                             let gone = json!({ "type": "ERROR", "object": { "kind": "Status", "apiVersion": "v1", "status": "Failure",
                                 "code": 410, "reason": "Expired", "message": "too old resource version", "metadata": {} } });
-                            return Some((line(&gone), (seen, changes, true)));
+                            return Some((Ok(line(&gone)), (seen, changes, true)));
                         }
-                        let next = state.history.iter().find(|(version, of, ..)| *version > seen && *of == kind);
+                        let next =
+                            state.history.iter().find(|(version, of, ..)| *version > seen && *of == kind);
                         if let Some((version, _, what, object)) = next {
                             let event = json!({ "type": what, "object": object });
-                            return Some((line(&event), (*version, changes, false)));
+                            return Some((Ok(line(&event)), (*version, changes, false)));
                         }
                         if state.age != age {
                             return None;
@@ -386,13 +402,14 @@ impl Cluster {
             return refuse(StatusCode::BAD_REQUEST, "previous terminated container not found");
         };
         let number = |name: &str| query.get(name).map(|value| value.parse::<usize>().unwrap());
-        let next = number("tailLines").map_or(log.file, |lines| log.lines.len().saturating_sub(lines)).max(log.file);
+        let next =
+            number("tailLines").map_or(log.file, |lines| log.lines.len().saturating_sub(lines)).max(log.file);
         let (run, since) = (run.clone(), query.contains_key("sinceTime"));
         let generation = (state.broken, state.completed);
         if let Some(words) = state.words.take() {
             return Response::new(http_body_util::Full::from(words).map_err(|never| match never {}).boxed());
         }
-        state.logs_opened += 1;
+        state.logs_opened.push(pod.to_owned());
         state.asked_since += usize::from(since && !query.contains_key("limitBytes"));
         let open = follow.then(|| {
             state.follows += 1;
@@ -417,10 +434,11 @@ impl Cluster {
                         }
                         let log = &state.logs[&run];
                         if next < log.lines.len() {
-                            let portion: String = log.lines[next..]
-                                .iter()
-                                .map(|(time, text)| format!("{} {text}\n", jiff::Timestamp::from_nanosecond((*time).into()).unwrap()))
-                                .collect();
+                            let mut portion = String::new();
+                            for (time, text) in &log.lines[next..] {
+                                let stamp = jiff::Timestamp::from_nanosecond((*time).into()).unwrap();
+                                portion.extend([&stamp.to_string(), " ", text, "\n"]);
+                            }
                             return Some((Ok(Frame::data(portion.into())), (log.lines.len(), changes, open)));
                         }
                         if !follow || log.ended || state.completed != generation.1 {
@@ -439,7 +457,8 @@ impl State {
     fn put(&mut self, kind: &str, mut object: Value) {
         self.version += 1;
         let meta = &object["metadata"];
-        let name = format!("{}/{}", meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap());
+        let name =
+            format!("{}/{}", meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap());
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let known = self.objects.insert((kind.to_owned(), name), object.clone());
         let what = if known.is_some() { "MODIFIED" } else { "ADDED" };
@@ -463,8 +482,8 @@ impl Drop for Follow {
     }
 }
 
-fn line(event: &Value) -> Result<Frame<Bytes>, std::io::Error> {
-    Ok(Frame::data(format!("{event}\n").into()))
+fn line(event: &Value) -> Frame<Bytes> {
+    Frame::data(format!("{event}\n").into())
 }
 
 fn respond(body: Value) -> Response<Body> {
@@ -472,7 +491,8 @@ fn respond(body: Value) -> Response<Body> {
 }
 
 fn refuse(code: StatusCode, message: &str) -> Response<Body> {
-    let mut response = respond(json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
+    let mut response =
+        respond(json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
         "reason": "Because", "message": message, "metadata": {} }));
     *response.status_mut() = code;
     response
