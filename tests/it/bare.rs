@@ -63,6 +63,69 @@ struct ServiceLogsResponse {
     services: Vec<ServiceLogs>,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceStatusResponse {
+    #[prost(message, repeated, tag = "1")]
+    services: Vec<ServiceStatus>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceStatus {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    status: Option<LeaseServiceStatus>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LeaseServiceStatus {
+    #[prost(int32, tag = "1")]
+    available: i32,
+    #[prost(int32, tag = "2")]
+    total: i32,
+    #[prost(string, repeated, tag = "3")]
+    uris: Vec<String>,
+    #[prost(int64, tag = "4")]
+    observed_generation: i64,
+    #[prost(int32, tag = "5")]
+    replicas: i32,
+    #[prost(int32, tag = "6")]
+    updated_replicas: i32,
+    #[prost(int32, tag = "7")]
+    ready_replicas: i32,
+    #[prost(int32, tag = "8")]
+    available_replicas: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceRestartRequest {
+    #[prost(message, optional, tag = "1")]
+    lease_id: Option<LeaseId>,
+    #[prost(message, optional, tag = "2")]
+    filter: Option<ServiceFilter>,
+    #[prost(message, optional, tag = "3")]
+    timeout: Option<prost_types::Duration>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceRestartResponse {
+    #[prost(message, repeated, tag = "1")]
+    status: Vec<ServiceRestartStatus>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ServiceRestartStatus {
+    #[prost(string, tag = "1")]
+    service: String,
+    #[prost(string, tag = "2")]
+    replica: String,
+    /// pending = 0, active = 1, failure = 2.
+    #[prost(int32, tag = "3")]
+    state: i32,
+    #[prost(string, optional, tag = "4")]
+    message: Option<String>,
+}
+
 /// A stream, and what a simple client makes of it: the logs of a replica, one piece behind the other.
 struct Reader {
     stream: Streaming<ServiceLogsResponse>,
@@ -76,16 +139,7 @@ impl Reader {
     }
 
     async fn try_open(scene: &Scene, filter: Option<ServiceFilter>, follow: bool) -> Result<Self, Status> {
-        let lease = &scene.lease;
-        let lease_id = LeaseId {
-            owner: lease.owner().to_string(),
-            dseq: lease.dseq(),
-            gseq: lease.gseq(),
-            oseq: lease.oseq(),
-            provider: lease.provider().to_string(),
-            bseq: 0,
-        };
-        let request = ServiceLogsRequest { lease_id: Some(lease_id), filter, follow };
+        let request = ServiceLogsRequest { lease_id: Some(lease_of(scene)), filter, follow };
         let channel = scene.gateway.channel_of(Some(scene.certificate.clone())).await;
         let stream = call(channel, request).await?;
         Ok(Self { stream, web: Vec::new(), api: Vec::new() })
@@ -126,15 +180,44 @@ impl Reader {
     }
 }
 
+fn lease_of(scene: &Scene) -> LeaseId {
+    let lease = &scene.lease;
+    LeaseId {
+        owner: lease.owner().to_string(),
+        dseq: lease.dseq(),
+        gseq: lease.gseq(),
+        oseq: lease.oseq(),
+        provider: lease.provider().to_string(),
+        bseq: 0,
+    }
+}
+
 async fn call(
     channel: Channel,
     request: ServiceLogsRequest,
 ) -> Result<Streaming<ServiceLogsResponse>, Status> {
+    stream(channel, "ServiceLogs", request).await
+}
+
+/// Calls a method that answers with a stream. (All requests that ask for one look alike.)
+async fn stream<A: prost::Message + Default + 'static>(
+    channel: Channel,
+    method: &str,
+    request: ServiceLogsRequest,
+) -> Result<Streaming<A>, Status> {
     let mut client = Grpc::new(channel);
     client.ready().await.unwrap();
-    let path = PathAndQuery::try_from(format!("/{SERVICE}/ServiceLogs")).unwrap();
-    let codec = ProstCodec::<ServiceLogsRequest, ServiceLogsResponse>::default();
+    let path = PathAndQuery::try_from(format!("/{SERVICE}/{method}")).unwrap();
+    let codec = ProstCodec::<ServiceLogsRequest, A>::default();
     Ok(client.server_streaming(Request::new(request), path, codec).await?.into_inner())
+}
+
+async fn restart(channel: Channel, request: ServiceRestartRequest) -> Result<ServiceRestartResponse, Status> {
+    let mut client = Grpc::new(channel);
+    client.ready().await.unwrap();
+    let path = PathAndQuery::try_from(format!("/{SERVICE}/ServiceRestart")).unwrap();
+    let codec = ProstCodec::<ServiceRestartRequest, ServiceRestartResponse>::default();
+    Ok(client.unary(Request::new(request), path, codec).await?.into_inner())
 }
 
 fn scene() -> Scene {
@@ -241,6 +324,52 @@ async fn sees_how_much_is_missing_when_it_falls_behind() {
     assert!(missing > 0);
     assert_eq!(kept.len() + missing, count + 2, "what is not there is told");
     assert!(kept[1..kept.len() - 1].is_sorted());
+}
+
+#[tokio::test(start_paused = true)]
+async fn is_told_how_services_are_doing_and_restarts_them() {
+    let scene = scene();
+    let world = &scene.gateway.world;
+    world.start(&scene.lease, &replica("web", 0));
+    let channel = || scene.gateway.channel_of(Some(scene.certificate.clone()));
+    // Clients for Go always send a filter.
+    let filter = Some(ServiceFilter::default());
+    let request = ServiceLogsRequest { lease_id: Some(lease_of(&scene)), filter, follow: true };
+    let mut follow: Streaming<ServiceStatusResponse> =
+        stream(channel().await, "ServiceStatus", request).await.unwrap();
+    let available = |answer: ServiceStatusResponse| {
+        let each = answer.services.into_iter().map(|service| {
+            let counts = service.status.unwrap();
+            assert_eq!((counts.total, counts.replicas, counts.observed_generation), (1, 1, 1));
+            assert_eq!(
+                (counts.ready_replicas, counts.available_replicas),
+                (counts.available, counts.available)
+            );
+            (service.name, counts.available)
+        });
+        each.collect::<Vec<_>>()
+    };
+    let told = available(follow.message().await.unwrap().unwrap());
+    assert_eq!(told, [("api".to_owned(), 0), ("web".to_owned(), 1)]);
+    let web = ServiceFilter { name: "web".into(), replicas: vec![0] };
+    let timeout = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    let request = ServiceRestartRequest { lease_id: Some(lease_of(&scene)), filter: Some(web), timeout };
+    let told = restart(channel().await, request.clone()).await.unwrap().status;
+    let active =
+        |message| ServiceRestartStatus { service: "web".into(), replica: "0".into(), state: 1, message };
+    assert_eq!(told, [active(None)]);
+    // Each call is another one: the draft has no name for it.
+    restart(channel().await, request).await.unwrap();
+    assert_eq!(world.restarted(), ["web/0", "web/0"]);
+    scene.gateway.drain.begin();
+    let end = loop {
+        match follow.message().await {
+            Ok(Some(answer)) => assert_eq!(available(answer).len(), 2),
+            Ok(None) => panic!("a follow does not end by itself"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((end.code(), reason(&end)), (Code::Unavailable, "DRAINING".into()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,10 @@
-//! Random lives: replicas print, crash and come back, sources fail and lose lines, followers come, read a little, are cut off and
+//! Random lives: replicas print, crash and come back, are restarted, sources fail and lose lines, followers come, read a little, are cut off and
 //! go on. Whatever the order, in the end the oracle must hold for every follower.
 
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
+use leasemux::platform::{Platform as _, RestartRequest};
 use proptest::prelude::*;
 
 use crate::support::gateway::{Scene, Stream};
@@ -21,6 +22,8 @@ enum Action {
     Print { replica: u32, lines: usize, length: usize },
     /// End the run, or start the next one.
     Turn { replica: u32 },
+    /// End the run so that the next one starts, as a restart does.
+    Restart { replica: u32 },
     /// Lose so many lines.
     Lose { replica: u32, lines: u64 },
     /// Let reading fail, or work again.
@@ -42,6 +45,7 @@ fn action() -> impl Strategy<Value = Action> {
         8 => (replica.clone(), 1..200_usize, length)
             .prop_map(|(replica, lines, length)| Action::Print { replica, lines: lines.min(400_000 / length), length }),
         2 => replica.clone().prop_map(|replica| Action::Turn { replica }),
+        1 => replica.clone().prop_map(|replica| Action::Restart { replica }),
         1 => (replica.clone(), 1..9_u64).prop_map(|(replica, lines)| Action::Lose { replica, lines }),
         1 => (replica, any::<bool>()).prop_map(|(replica, failing)| Action::Fail { replica, failing }),
         2 => any::<bool>().prop_map(|close_on_lag| Action::Open { close_on_lag }),
@@ -91,6 +95,19 @@ impl Life {
         *running = !*running;
     }
 
+    async fn restart(&mut self, index: u32) {
+        let Some(instance) = self.runs[index as usize].last().cloned() else { return };
+        let replica = Replica { service: "web".parse().unwrap(), index };
+        let (world, lease) = (&self.scene.gateway.world, self.scene.lease.clone());
+        let order =
+            RestartRequest { lease: lease.clone(), replica: replica.clone(), instance: Some(instance) };
+        world.restart(order).await.unwrap();
+        let view = world.watch(&lease).await.unwrap();
+        let newest = view.borrow().replica(&replica).unwrap().present().unwrap().instance.clone();
+        self.runs[index as usize].push(newest);
+        self.running[index as usize] = true;
+    }
+
     fn newest(&self, replica: u32) -> Option<&Instance> {
         self.runs[replica as usize].last().filter(|_| self.running[replica as usize])
     }
@@ -105,6 +122,7 @@ impl Life {
                 world.print(&run, (first..self.printed).map(|number| format!("{number:0length$}\n")));
             }
             Action::Turn { replica } => self.turn(replica),
+            Action::Restart { replica } => self.restart(replica).await,
             Action::Lose { replica, lines } => {
                 if let Some(run) = self.newest(replica) {
                     world.lose(run, lines);
