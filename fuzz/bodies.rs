@@ -4,6 +4,7 @@ use bytes::Bytes;
 use leasemux::access::cert::Presented;
 use leasemux::access::token::{Token, bearer};
 use leasemux::edge::request;
+use leasemux::model::limits::FILTERS_MAX;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
 use leasemux::platform::cri;
 use leasemux::platform::local::sdl::Sdl;
@@ -31,16 +32,16 @@ pub(crate) fn certificate(input: &[u8]) {
 pub(crate) fn request(input: &[u8]) {
     let bytes = Bytes::copy_from_slice(input);
     if let Ok(message) = request::decode::<ServiceLogsRequest>(&bytes) {
-        let _ = request::logs(&message);
+        let _ = request::logs(&message, FILTERS_MAX);
     }
     if let Ok(message) = request::decode::<ServiceStatusRequest>(&bytes) {
         let _ = (
             request::lease(message.lease_id.as_ref()),
-            request::filter(message.filter.as_ref(), &message.filters),
+            request::filter(message.filter.as_ref(), &message.filters, FILTERS_MAX),
         );
     }
     if let Ok(message) = request::decode::<ServiceRestartRequest>(&bytes) {
-        let _ = request::restart(&message);
+        let _ = request::restart(&message, FILTERS_MAX);
     }
 }
 

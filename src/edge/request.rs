@@ -16,7 +16,7 @@ use crate::leases::restart;
 use crate::logs::follow::{Extent, History, LogsRequest, OnLag};
 use crate::logs::frame::Representation;
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
-use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
+use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::position::Position;
 use crate::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest, ServiceRestartRequest};
 use crate::model::proto::market;
@@ -49,15 +49,19 @@ pub fn lease(id: Option<&market::LeaseId>) -> Result<LeaseId, CallError> {
     })
 }
 
-/// The services and replicas that a request wants.
-pub fn filter(one: Option<&ServiceFilter>, several: &[ServiceFilter]) -> Result<Filter, CallError> {
-    if several.len() > FILTERS_MAX {
-        return Err(CallError::field("filters", format!("must be at most {FILTERS_MAX}")));
+/// The services and replicas that a request wants, by at most `most` filters beside the one.
+pub fn filter(
+    one: Option<&ServiceFilter>,
+    several: &[ServiceFilter],
+    most: usize,
+) -> Result<Filter, CallError> {
+    if several.len() > most {
+        return Err(CallError::field("filters", format!("must be at most {most}")));
     }
     let replicas: usize = one.iter().copied().chain(several).map(|filter| filter.replicas.len()).sum();
     if replicas > FILTER_REPLICAS_MAX {
-        let most = format!("must name at most {FILTER_REPLICAS_MAX} replicas");
-        return Err(CallError::field(if several.is_empty() { "filter" } else { "filters" }, most));
+        let words = format!("must name at most {FILTER_REPLICAS_MAX} replicas");
+        return Err(CallError::field(if several.is_empty() { "filter" } else { "filters" }, words));
     }
     let mut filter = Filter::everything();
     // Clients generated for Go always send one.
@@ -71,10 +75,10 @@ pub fn filter(one: Option<&ServiceFilter>, several: &[ServiceFilter]) -> Result<
     Ok(filter)
 }
 
-/// A request for logs, checked.
-pub fn logs(request: &ServiceLogsRequest) -> Result<LogsRequest, CallError> {
+/// A request for logs, checked; with at most `filters` filters.
+pub fn logs(request: &ServiceLogsRequest, filters: usize) -> Result<LogsRequest, CallError> {
     let lease = lease(request.lease_id.as_ref())?;
-    let filter = filter(request.filter.as_ref(), &request.filters)?;
+    let filter = filter(request.filter.as_ref(), &request.filters, filters)?;
     let since = request.since.as_ref().map(|since| time("since", since)).transpose()?;
     let history = History { last: request.tail_lines, since };
     let extent = match (request.previous, request.follow) {
@@ -99,10 +103,13 @@ pub fn logs(request: &ServiceLogsRequest) -> Result<LogsRequest, CallError> {
     Ok(LogsRequest { lease, filter, extent, representation, on_lag, resume })
 }
 
-/// A request for a restart, checked; and how long to wait for it.
-pub fn restart(request: &ServiceRestartRequest) -> Result<(restart::Request, Duration), CallError> {
+/// A request for a restart, checked, with at most `filters` filters; and how long to wait for it.
+pub fn restart(
+    request: &ServiceRestartRequest,
+    filters: usize,
+) -> Result<(restart::Request, Duration), CallError> {
     let lease = lease(request.lease_id.as_ref())?;
-    let filter = filter(request.filter.as_ref(), &request.filters)?;
+    let filter = filter(request.filter.as_ref(), &request.filters, filters)?;
     let timeout = request.timeout.as_ref().map(timeout).transpose()?.unwrap_or_default();
     let id = match request.request_id.as_str() {
         "" => None,
@@ -239,6 +246,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::limits::FILTERS_MAX;
 
     const OWNER: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev";
     const PROVIDER: &str = "akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
@@ -267,7 +275,7 @@ mod tests {
     fn fault(change: impl FnOnce(&mut ServiceLogsRequest)) -> String {
         let mut request = good();
         change(&mut request);
-        match logs(&request) {
+        match logs(&request, FILTERS_MAX) {
             Err(CallError::BadRequest { field, description }) => {
                 assert!(!description.is_empty());
                 field
@@ -348,7 +356,7 @@ mod tests {
             let mut request = good();
             change(&mut request);
             let replica = Replica { service: replica.parse().unwrap(), index };
-            logs(&request).unwrap().filter.wants(&replica)
+            logs(&request, FILTERS_MAX).unwrap().filter.wants(&replica)
         };
         assert!(wants(|_| {}, "web", 3));
         assert!(wants(|r| r.filter = Some(one("", &[])), "web", 3));
@@ -400,7 +408,7 @@ mod tests {
         let asked = |seconds, nanos| {
             let timeout = Some(prost_types::Duration { seconds, nanos });
             let request = ServiceRestartRequest { lease_id: good().lease_id, timeout, ..Default::default() };
-            restart(&request).map(|(_, timeout)| timeout).map_err(|error| match error {
+            restart(&request, FILTERS_MAX).map(|(_, timeout)| timeout).map_err(|error| match error {
                 CallError::BadRequest { field, .. } => field,
                 other => panic!("{other:?}"),
             })
@@ -414,14 +422,14 @@ mod tests {
             assert_eq!(asked(seconds, nanos), Err("timeout".to_owned()), "{seconds} {nanos}");
         }
         let none = ServiceRestartRequest { lease_id: good().lease_id, ..Default::default() };
-        assert_eq!(restart(&none).unwrap().1, Duration::ZERO);
+        assert_eq!(restart(&none, FILTERS_MAX).unwrap().1, Duration::ZERO);
     }
 
     #[test]
     fn a_request_id_has_a_form() {
         let named = |id: &str| {
             let (lease_id, request_id) = (good().lease_id, id.to_owned());
-            restart(&ServiceRestartRequest { lease_id, request_id, ..Default::default() })
+            restart(&ServiceRestartRequest { lease_id, request_id, ..Default::default() }, FILTERS_MAX)
         };
         assert_eq!(named("").unwrap().0.id, None);
         assert_eq!(named("deploy-7:~!").unwrap().0.id.unwrap().to_string(), "deploy-7:~!");
@@ -436,7 +444,7 @@ mod tests {
         #[test]
         fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(request) = decode::<ServiceLogsRequest>(&bytes.into()) {
-                let _ = logs(&request);
+                let _ = logs(&request, FILTERS_MAX);
             }
         }
 
@@ -449,7 +457,7 @@ mod tests {
             let at = at.index(bytes.len());
             bytes[at] = to;
             if let Ok(request) = decode::<ServiceLogsRequest>(&bytes.into()) {
-                let _ = logs(&request);
+                let _ = logs(&request, FILTERS_MAX);
             }
         }
     }

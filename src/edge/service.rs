@@ -24,7 +24,7 @@ use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::logs::permits::HistoryPermits;
 use crate::model::id::LeaseId;
-use crate::model::limits::STREAM_REPLICAS_MAX;
+use crate::model::limits::QuotaLimits;
 use crate::model::metrics;
 use crate::model::peer::PeerNet;
 use crate::model::quota::{Exceeded, Quota, Subject};
@@ -204,6 +204,10 @@ impl LeaseService {
         Ok(admission)
     }
 
+    fn bounds(&self) -> &QuotaLimits {
+        &self.fanout.world().limits.quota
+    }
+
     /// What runs under `lease`, with everything that `filter` names and no more replicas than a call may be about.
     async fn chosen(&self, lease: &LeaseId, filter: &Filter) -> Result<View, CallError> {
         let receiver = self.view(lease).await?;
@@ -211,11 +215,12 @@ impl LeaseService {
         if let Some(missing) = filter.missing(&view) {
             return Err(CallError::Missing(missing));
         }
-        if view.select(filter).count() > STREAM_REPLICAS_MAX {
+        let most = self.bounds().replicas_per_request;
+        if view.select(filter).count() > most {
             return Err(CallError::Quota(Exceeded {
                 quota: Quota::ReplicasPerStream,
                 subject: Subject::Stream,
-                limit: STREAM_REPLICAS_MAX as u64,
+                limit: most as u64,
                 retry_after: None,
             }));
         }

@@ -24,7 +24,7 @@ use super::lane::{Lane, Turn};
 use super::message::{Batch, Message};
 use super::permits::HistoryPermits;
 use crate::model::id::Replica;
-use crate::model::limits::{CURSORS_MAX, STREAM_REPLICAS_MAX, STREAM_SEND_MAX_BYTES};
+use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::Metrics;
 use crate::model::view::LeaseView;
 use crate::platform;
@@ -100,9 +100,10 @@ impl LogsBody {
     fn look(&mut self, view: &LeaseView, newcomers: bool) {
         self.lease_ended |= view.ended;
         self.known.retain(|replica| view.replica(replica).is_some());
+        let most = self.fanout.world().limits.quota.replicas_per_request;
         for (replica, slot) in view.select(&self.request.filter) {
             let is_served = || self.lanes.iter().any(|lane| *lane.replica() == replica);
-            if self.known.contains(&replica) || self.lanes.len() >= STREAM_REPLICAS_MAX || is_served() {
+            if self.known.contains(&replica) || self.lanes.len() >= most || is_served() {
                 continue;
             }
             // One that was away goes on behind what was sent, unless that was in another life.

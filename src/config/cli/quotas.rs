@@ -17,6 +17,12 @@ pub(in crate::config) struct QuotaArgs {
     /// Failed authentications from one address per minute, after which it is not listened to for a minute; 0 = no limit
     #[arg(long, env = "LEASEMUX_AUTH_FAILURES_PER_MINUTE", value_name = "N", default_value = "60")]
     pub(in crate::config) auth_failures_per_minute: Option<String>,
+    /// Replicas that one request may choose, for logs, status or restart
+    #[arg(long, env = "LEASEMUX_MAX_REPLICAS_PER_REQUEST", value_name = "N", default_value = "1024")]
+    pub(in crate::config) max_replicas_per_request: Option<String>,
+    /// Filters of one request, beside the one of the draft
+    #[arg(long, env = "LEASEMUX_MAX_FILTERS_PER_REQUEST", value_name = "N", default_value = "64")]
+    pub(in crate::config) max_filters_per_request: Option<String>,
     /// Restarts of one lease per hour; 0 = no limit
     #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR", value_name = "N", default_value = "60")]
     pub(in crate::config) restarts_per_hour: Option<String>,

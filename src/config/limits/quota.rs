@@ -3,7 +3,7 @@
 use crate::config::cli::QuotaArgs;
 use crate::config::faults::Reader;
 use crate::config::value::{number, size};
-use crate::model::limits::QuotaLimits;
+use crate::model::limits::{FILTERS_MAX, QuotaLimits, STREAM_REPLICAS_MAX};
 
 /// Most streams and history reads: more than a process has memory for.
 const STREAMS_MAX: usize = 1 << 20;
@@ -28,6 +28,10 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
     let of_owner = read.one("max_streams_per_owner", args.max_streams_per_owner.as_ref(), streams());
     let requests = read.one("requests_per_second", args.requests_per_second.as_ref(), rate());
     let failures = read.one("auth_failures_per_minute", args.auth_failures_per_minute.as_ref(), rate());
+    let replicas = number(1..=STREAM_REPLICAS_MAX);
+    let replicas = read.one("max_replicas_per_request", args.max_replicas_per_request.as_ref(), replicas);
+    let filters = number(1..=FILTERS_MAX);
+    let filters = read.one("max_filters_per_request", args.max_filters_per_request.as_ref(), filters);
     let restarts = read.one("restarts_per_hour", args.restarts_per_hour.as_ref(), rate());
     let history_reads = read.one("history_reads", args.history_reads.as_ref(), reads());
     let reads_of_owner = read.one("history_reads_per_owner", args.history_reads_per_owner.as_ref(), reads());
@@ -39,6 +43,8 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
         streams_per_owner: of_owner?,
         requests_per_second: requests?,
         auth_failures_per_minute: failures?,
+        replicas_per_request: replicas?,
+        filters_per_request: filters?,
         restarts_per_hour: restarts?,
         history_reads: history_reads?,
         history_reads_per_owner: reads_of_owner?,

@@ -27,7 +27,7 @@ impl LeaseService {
         case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceLogsRequest = request::decode(message)?;
-        let mut request = request::logs(&message)?;
+        let mut request = request::logs(&message, self.bounds().filters_per_request)?;
         case.about(&request.lease);
         let services = admission.identity.may(&request.lease, Scope::Logs)?;
         services.narrow(&mut request.filter)?;

@@ -21,7 +21,8 @@ impl LeaseService {
         admission: Admission,
         case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
-        let (mut request, timeout) = request::restart(&request::decode(message)?)?;
+        let (mut request, timeout) =
+            request::restart(&request::decode(message)?, self.bounds().filters_per_request)?;
         case.about(&request.lease);
         admission.identity.may(&request.lease, Scope::Restart)?.narrow(&mut request.filter)?;
         // What was asked for before is not looked up, and nothing begins.

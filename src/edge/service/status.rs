@@ -24,7 +24,8 @@ impl LeaseService {
     ) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceStatusRequest = request::decode(message)?;
         let lease = request::lease(message.lease_id.as_ref())?;
-        let mut filter = request::filter(message.filter.as_ref(), &message.filters)?;
+        let mut filter =
+            request::filter(message.filter.as_ref(), &message.filters, self.bounds().filters_per_request)?;
         case.about(&lease);
         admission.identity.may(&lease, Scope::Status)?.narrow(&mut filter)?;
         let view = self.chosen(&lease, &filter).await?;

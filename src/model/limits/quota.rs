@@ -1,5 +1,7 @@
 //! Of what tenants use, each and in all.
 
+use super::{FILTERS_MAX, STREAM_REPLICAS_MAX};
+
 /// Quotas that an operator may change by flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuotaLimits {
@@ -14,6 +16,11 @@ pub struct QuotaLimits {
     /// Calls and handshakes of one peer address per minute that fail to establish who it is; 0 = as many as they like. A client
     /// that is set up wrongly and tries each second does not pass it by much; one that guesses does.
     pub auth_failures_per_minute: u32,
+    /// Replicas that one request may choose; at most [`STREAM_REPLICAS_MAX`], which is what clients reckon with. Each that is followed
+    /// costs a lane, and its ring if nobody else follows it.
+    pub replicas_per_request: usize,
+    /// Filters of one request beside the one that the draft has; at most [`FILTERS_MAX`], more services than a lease has.
+    pub filters_per_request: usize,
     /// Restarts of one lease per hour; 0 = as many as they like. Each ends and starts containers, on a machine of others too.
     pub restarts_per_hour: u32,
     /// History reads (of lines older than a ring) at once, in all. Each holds a file and two buffers, and one is enough to keep
@@ -36,6 +43,8 @@ impl Default for QuotaLimits {
             streams_per_owner: 1_024,
             requests_per_second: 100,
             auth_failures_per_minute: 60,
+            replicas_per_request: STREAM_REPLICAS_MAX,
+            filters_per_request: FILTERS_MAX,
             restarts_per_hour: 60,
             history_reads: 64,
             history_reads_per_owner: 16,

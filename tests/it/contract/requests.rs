@@ -379,6 +379,36 @@ async fn more_replicas_than_a_stream_follows_are_a_quota() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_one_request_may_choose_is_up_to_the_operator() {
+    let mut limits = Limits::default();
+    (limits.quota.replicas_per_request, limits.quota.filters_per_request) = (3, 2);
+    let scene = Scene::new(limits, &[("web", 4), ("api", 2)]);
+    let filters = |several: &[&str]| several.iter().map(|name| filter(name, &[])).collect::<Vec<_>>();
+    let mut client = scene.gateway.client(&scene.certificate).await;
+    for (several, code) in [
+        (filters(&["web"]), Code::ResourceExhausted),
+        (filters(&["api", "api", "api"]), Code::InvalidArgument),
+        (filters(&["api", "api"]), Code::Ok),
+    ] {
+        let lease_id = scene.request().lease_id;
+        let logs =
+            ServiceLogsRequest { lease_id: lease_id.clone(), filters: several.clone(), ..Default::default() };
+        let status = ServiceStatusRequest {
+            lease_id: lease_id.clone(),
+            filters: several.clone(),
+            ..Default::default()
+        };
+        let restart = ServiceRestartRequest { lease_id, filters: several, ..Default::default() };
+        let answers = [
+            client.service_logs(logs).await.err(),
+            client.service_status(status).await.err(),
+            client.service_restart(restart).await.err(),
+        ];
+        assert_eq!(answers.map(|refusal| refusal.map_or(Code::Ok, |status| status.code())), [code; 3]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_other_methods_check_as_the_first_does() {
     let mut caller = Caller::new().await;
     let lease_id = caller.scene.request().lease_id;
