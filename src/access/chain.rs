@@ -8,7 +8,7 @@
 //! - While the node does not answer, what was found goes on for a grace that the operator sets, from when it was confirmed last;
 //!   the node is asked again every [`RETRY_AFTER`]. What is not known is unavailable: silence is never taken for an answer.
 //!   At the end of the grace streams are told so, too.
-//! - What was found is written to disk ([`disk`]), in the form of a trust directory, so that a restart while the node is away
+//! - What was found is written to disk (`disk`), in the form of a trust directory, so that a restart while the node is away
 //!   locks nobody out.
 //!
 //! There is one query in flight for a name, whoever asks. Names that are not known yet are asked for at a limited rate, and so

@@ -1,5 +1,5 @@
 //! Trust from a directory: every `*.pem` file in it holds the certificates of tenants, every `*.pub` file the keys of their
-//! accounts, by which they sign tokens ([`item`]).
+//! accounts, by which they sign tokens (`item`).
 //!
 //! Files are picked up and dropped while running. What a change does, and when:
 //! - A certificate or key that appears is trusted within [`REST`] of the system's telling of it.

@@ -6,7 +6,7 @@
 //! lies within its range. `reference` makes docs/CONFIG.md of the same definitions, and `shell` completions and man pages.
 //!
 //! **To add a flag**: a field with its help in `cli/`, whose variable is `LEASEMUX_` and the flag's name in capitals (a test
-//! holds that; the key in the file comes by itself); one line in the `resolve` beside it that asks the [`Reader`] for the value
+//! holds that; the key in the file comes by itself); one line in the `resolve` beside it that asks the `Reader` for the value
 //! under the field's name; a field of the configuration. A switch takes the attributes that other switches have. What only
 //! the gateway's own code can say of a value is a field of [`Probes`]. Then `UPDATE_DOCS=1 cargo test made_from_the_code`.
 

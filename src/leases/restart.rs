@@ -1,12 +1,12 @@
 //! Restarts: replicas make way for new runs, one after the other, and each is judged before the next is touched.
 //!
 //! What one call asks for is a [`Round`]. The [`Restarts`] keep the rounds of a lease in a queue that one task works off
-//! ([`conductor`]), so that never more than one replica of a lease is taken down at a time: an Akash provider closes a lease that
+//! (`conductor`), so that never more than one replica of a lease is taken down at a time: an Akash provider closes a lease that
 //! stays below its count. A round belongs to nobody who waits for it; it goes on when they have gone. Whether a replica has come
 //! back is judged from views alone ([`trial`], which knows no clock and no platform).
 //!
 //! One process keeps its rounds to itself. Where several gateways serve one platform, the place to agree on whose turn it is, is
-//! where a lease's task takes the next round up ([`conductor`]), and what they must agree on is the lease and the round's request
+//! where a lease's task takes the next round up (`conductor`), and what they must agree on is the lease and the round's request
 //! id.
 
 pub mod round;

@@ -1,7 +1,7 @@
 //! Kubernetes, as Akash providers use it: leases are namespaces, services are deployments and stateful sets, replicas are pods.
 //!
-//! What runs is told by one set of watches over the whole cluster ([`watches`], [`store`], [`view`]); which pod is which replica by
-//! [`slots`]; lines come through the API, each replica's once ([`log`]); a restart deletes a pod. `docs/KUBERNETES.md` has the
+//! What runs is told by one set of watches over the whole cluster (`watches`, `store`, `view`); which pod is which replica by
+//! `slots`; lines come through the API, each replica's once (`log`); a restart deletes a pod. `docs/KUBERNETES.md` has the
 //! pitfalls of each, and what holds them.
 
 mod api;
