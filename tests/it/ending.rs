@@ -30,6 +30,10 @@ const STEADY: &str = "n=0
       sleep 0.05
     done";
 
+/// Prints for ever, as fast as it can.
+const FLOOD: &str = "n=0
+    while :; do n=$((n+1)); echo \"$n drop in a flood that does not end\"; done";
+
 /// Lines by run. Those of one replica begin alike and end with the run's number, and there are fewer than ten.
 type Runs = BTreeMap<String, u64>;
 
@@ -194,12 +198,13 @@ fn only_a_gateway_that_is_polled_waits_for_pollers() {
 fn the_log_names_who_held_the_door() {
     let world = World::new();
     let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &["--drain-timeout=100ms"]);
+    let sdl = world.sdl("alice.yaml", &[("web", FLOOD, 1)]);
+    let gateway = world.serve(&[(&lease, &sdl)], &["--drain-timeout=100ms", "--ring-max-bytes=64KiB"]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.tally().lines > 20);
-    // It takes nothing any more, not even an end.
+    // It takes nothing any more, and once everything on the way is full, not even an end.
     follower.program.signal(Signal::STOP);
+    gateway.until_nothing_is_taken();
     let done = gateway.stop(Signal::TERM);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     let said = done.err.lines().find(|line| line.contains("did not end in time, cut off"));

@@ -455,6 +455,25 @@ impl Gateway {
         }
     }
 
+    /// Waits until its followers take nothing any more, which shows while services print.
+    pub(crate) fn until_nothing_is_taken(&self) {
+        /// More than can lie anywhere on the way without having been counted as delivered.
+        const PRINTED_MEANWHILE: u64 = 20_000;
+        let deadline = Instant::now() + PATIENCE;
+        let (mut delivered, mut printed) = (0, 0);
+        loop {
+            let now = self.metric("leasemux_lines_delivered_total");
+            let read = self.metric("leasemux_lines_in_total");
+            if now != delivered {
+                (delivered, printed) = (now, read);
+            } else if read - printed > PRINTED_MEANWHILE {
+                return;
+            }
+            assert!(Instant::now() < deadline, "somebody still takes lines, or nothing is printed");
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// The value of a metric with these labels, if any, as it is written.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let (_, metrics) = self.get("/metrics");
