@@ -1,23 +1,41 @@
 //! What each fuzz target does with its input. The tests of the gateway replay the corpus through the same.
 
 use bytes::Bytes;
+use data_encoding::BASE64URL_NOPAD;
 use leasemux::access::cert::Presented;
 use leasemux::access::token::{Token, bearer};
 use leasemux::edge::request;
 use leasemux::model::limits::FILTERS_MAX;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
 use leasemux::platform::cri;
-use leasemux::platform::local::sdl::Sdl;
+use leasemux::platform::local::sdl::{COUNT_MAX, Sdl};
 use rustls::pki_types::CertificateDer;
 
-/// An `authorization` header, or a token. What is taken is written and read again as the same.
+/// A token's header for ES256K.
+const HEADER: &str = r#"{"alg":"ES256K","typ":"JWT"}"#;
+
+/// An `authorization` header, a token, or the claims of one: behind Base64 chance would hardly find its way into them.
 pub(crate) fn token(input: &[u8]) {
     let _ = bearer(input);
+    signed(input);
+    signed(&with_claims(input));
+}
+
+/// A token. What is taken is written and read again as the same.
+fn signed(input: &[u8]) {
     if let Ok(token) = Token::parse(input) {
         let claims = token.claims();
-        assert!(!claims.issuer.as_str().is_empty());
-        let _ = claims.to_json().to_string();
+        let again = Token::parse(&with_claims(claims.to_json().to_string().as_bytes()));
+        assert_eq!(again.as_ref().map(Token::claims), Ok(claims));
     }
+}
+
+/// A token with these claims, and a signature of good form.
+fn with_claims(claims: &[u8]) -> Vec<u8> {
+    let mut signature = [0; 64];
+    (signature[31], signature[63]) = (1, 1);
+    let parts = [HEADER.as_bytes(), claims, &signature];
+    parts.map(|part| BASE64URL_NOPAD.encode(part)).join(".").into_bytes()
 }
 
 /// A client's certificate in DER. What is taken is taken for what it is.
@@ -60,9 +78,19 @@ pub(crate) fn cri(input: &[u8]) {
     }
 }
 
-/// An SDL file.
+/// An SDL file. What is taken can be run.
 pub(crate) fn sdl(input: &[u8]) {
-    if let Ok(text) = std::str::from_utf8(input) {
-        let _ = Sdl::parse(text);
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    match Sdl::parse(text) {
+        Ok(sdl) => {
+            assert!(!sdl.services.is_empty());
+            for service in sdl.services.values() {
+                assert!(service.command.first().is_some_and(|program| !program.is_empty()));
+                assert!(service.command.iter().all(|word| !word.contains('\0')));
+                assert!(service.env.iter().all(|(name, value)| !name.is_empty() && !value.contains('\0')));
+                assert!((1..=COUNT_MAX).contains(&service.count));
+            }
+        }
+        Err(error) => assert!(!error.faults.is_empty()),
     }
 }

@@ -1,5 +1,5 @@
 """Makes the small seeds of the corpus; run once, from the repository. What fuzzing found worth keeping lies beside them."""
-import base64, json, pathlib, struct, subprocess, tempfile
+import base64, json, pathlib
 root = pathlib.Path(__file__).parent / "corpus"
 def put(target, name, data):
     (root / target).mkdir(parents=True, exist_ok=True)
@@ -7,6 +7,9 @@ def put(target, name, data):
 vectors = json.loads((pathlib.Path(__file__).parent.parent / "tests/vectors/tokens.json").read_text())
 for n in [0, 2, 3, 9]:
     put("token", f"seed-{n}", vectors[n]["token"].encode())
+for n in [0, 2]:
+    payload = vectors[n]["token"].split(".")[1]
+    put("token", f"seed-claims-{n}", base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
 put("token", "seed-bearer", b"Bearer " + vectors[0]["token"].encode())
 put("cri", "seed-full", b"2026-11-23T12:00:00.123456789Z stdout F hello\n2026-11-23T12:00:00.5Z stderr P part")
 put("cri", "seed-offset", b"2026-11-23T12:00:00+02:00 stdout F\n2026-11-23T12:00:01Z stdout F:lost=3/40 x")
