@@ -148,7 +148,7 @@ fn who_lags_is_named_to_the_operator() {
 
 #[test]
 fn connections_and_handshakes_are_counted_in_pairs() {
-    let (world, lease, gateway) = serve(STEADY, &["--handshake-timeout=500ms"]);
+    let (world, lease, gateway) = serve(STEADY, &["--handshake-timeout=5s"]);
     let rest = |mut socket: TcpStream| {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         // What the gateway says of it is its own business; that it ends is what is waited for.
