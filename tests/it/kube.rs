@@ -1,6 +1,6 @@
 //! The `kube` platform against an API server within the test that can do every bad thing, over real gRPC where followers matter.
 
-mod cluster;
+pub(crate) mod cluster;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use self::cluster::{Cluster, RunKey};
 use crate::support::gateway::{Gateway, PATIENCE, Scene, Stream};
-use crate::support::oracle::{Received, Seen};
+use crate::support::oracle::Received;
 use crate::support::{account, replica};
 
 const SERVICE: &str = "web";
@@ -31,7 +31,8 @@ struct Stage {
     _dir: tempfile::TempDir,
 }
 
-async fn connect(cluster: &Cluster, dir: &tempfile::TempDir) -> Result<Arc<KubePlatform>, Error> {
+/// A platform on an API server.
+pub(crate) async fn connect(cluster: &Cluster, dir: &tempfile::TempDir) -> Result<Arc<KubePlatform>, Error> {
     let file = dir.path().join("kubeconfig");
     let config = format!(
         "{{apiVersion: v1, kind: Config, clusters: [{{name: c, cluster: {{server: 'http://{}'}}}}], users: [{{name: u, user: {{}}}}], \
@@ -98,38 +99,6 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.expect("the condition holds at last");
 }
 
-/// What was sent of a replica is what was printed, in order and without a repeat, but for what is missing at gaps. Answers how many
-/// gaps there were.
-#[track_caller]
-fn ask(received: &Received, index: u32, printed: &[String]) -> usize {
-    let (mut expected, mut gaps, mut after_gap, mut partial) = (0, 0, false, String::new());
-    for seen in received.of(SERVICE, index) {
-        match seen {
-            Seen::Gap(..) => (gaps, after_gap) = (gaps + 1, true),
-            Seen::Event(..) => {}
-            Seen::Logs(_, bytes) => {
-                partial.push_str(std::str::from_utf8(bytes).unwrap());
-                while let Some((line, rest)) = partial.split_once('\n') {
-                    let at = printed.iter().position(|text| text == line).expect("a line that was printed");
-                    assert!(at >= expected, "{line} again, or out of order");
-                    assert!(
-                        at == expected || after_gap,
-                        "lines {expected} to {at} are missing without a gap"
-                    );
-                    (expected, after_gap) = (at + 1, false);
-                    partial = rest.to_owned();
-                }
-            }
-        }
-    }
-    assert!(
-        expected == printed.len() || after_gap,
-        "the last {} lines are missing",
-        printed.len() - expected
-    );
-    gaps
-}
-
 fn ended_with(last: String) -> impl Fn(&Received) -> bool {
     let end = format!("{last}\n");
     move |received| received.ends_with(SERVICE, 0, &end)
@@ -155,27 +124,10 @@ async fn one_stream_for_each_replica_however_many_follow() {
     for follower in &mut followers {
         follower.until(|received| received.lines(SERVICE, 0) >= 20 && received.lines(SERVICE, 1) >= 20).await;
         for (index, run) in (0..).zip(&runs) {
-            assert_eq!(ask(&follower.received, index, &stage.cluster.printed(run)), 0);
+            assert_eq!(follower.received.ask_lines(SERVICE, index, &stage.cluster.printed(run)), 0);
         }
     }
     assert_eq!(stage.cluster.follows(), (2, 2));
-}
-
-#[tokio::test]
-async fn a_crash_is_read_to_its_end_and_told() {
-    let stage = Stage::new(1).await;
-    let first = stage.run("a");
-    stage.cluster.print(&first, 5, 1_000);
-    stage.shows(&[1]).await;
-    let mut follower = stage.follow().await;
-    follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
-    stage.cluster.print(&first, 5, 1_000);
-    let second = stage.cluster.crash(stage.lease(), "a", &first);
-    stage.cluster.print(&second, 5, 1_000);
-    follower.until(|received| received.lines(SERVICE, 0) >= 15).await;
-    let printed = [stage.cluster.printed(&first), stage.cluster.printed(&second)].concat();
-    assert_eq!(ask(&follower.received, 0, &printed), 0);
-    assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }
 
 #[tokio::test]
@@ -235,7 +187,7 @@ async fn live(seed: u64, round: u64) {
     let last = cluster.printed(&run).last().cloned().unwrap();
     follower.until(ended_with(last)).await;
     let printed: Vec<String> = runs.iter().flat_map(|run| cluster.printed(run)).collect();
-    let gaps = ask(&follower.received, 0, &printed);
+    let gaps = follower.received.ask_lines(SERVICE, 0, &printed);
     assert!(gaps == 0 || rotations > 0, "seed {seed}, round {round}: {gaps} gaps without a rotation");
     assert_eq!(cluster.asked_since(), 0);
 }
@@ -343,7 +295,13 @@ async fn a_node_reads_its_own_pods_from_disk_and_opens_no_stream_for_them() {
     stage.cluster.print(&elsewhere, 10, 1_000);
     follower.until(all(20)).await;
     let printed: Vec<String> = (0..20).map(|n| format!("0/{n}")).collect();
-    assert_eq!((ask(&follower.received, 0, &printed), ask(&follower.received, 1, &printed)), (0, 0));
+    assert_eq!(
+        (
+            follower.received.ask_lines(SERVICE, 0, &printed),
+            follower.received.ask_lines(SERVICE, 1, &printed)
+        ),
+        (0, 0)
+    );
     assert_eq!(stage.cluster.follows(), (1, 1));
     assert!(stage.cluster.logs_opened_of("a-near") == 0 && stage.cluster.logs_opened_of("far") > 0);
     // What it has read goes on elsewhere: the run ends, and the stream with it.

@@ -20,6 +20,7 @@ mod limits;
 mod local;
 mod logs;
 mod metrics;
+mod platform;
 mod prometheus;
 mod random;
 mod restart;

@@ -179,20 +179,49 @@ impl Cluster {
 
     /// Ends a run and starts the next one.
     pub(crate) fn crash(&self, lease: &LeaseId, pod: &str, run: &RunKey) -> RunKey {
-        self.change(|state| state.logs.get_mut(run).unwrap().ended = true);
+        self.end(run);
         self.run(lease, &run.1, pod, run.2 + 1)
     }
 
-    /// Prints lines, each so many nanoseconds after the one before.
+    /// A pod that cannot start.
+    pub(crate) fn stuck(&self, lease: &LeaseId, service: &str, pod: &str) {
+        let waiting = json!({ "waiting": { "reason": "ImagePullBackOff", "message": "no such image" } });
+        self.put(
+            "pods",
+            json!({
+                "metadata": { "name": pod, "namespace": lease.namespace(), "uid": format!("uid-{pod}"),
+                    "creationTimestamp": "2026-11-25T00:00:00Z",
+                    "labels": { "akash.network": "true", "akash.network/manifest-service": service },
+                    "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "other", "uid": "other", "controller": true }] },
+                "spec": { "containers": [], "nodeName": "node1" },
+                "status": { "phase": "Pending", "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": waiting }] },
+            }),
+        );
+    }
+
+    /// Prints so many lines, each so many nanoseconds after the one before.
     pub(crate) fn print(&self, run: &RunKey, lines: usize, step: i64) {
+        let from = self.printed(run).len();
+        let lines: Vec<String> = (from..from + lines).map(|n| format!("{}/{n}", run.2)).collect();
+        self.print_lines(run, &lines, step);
+    }
+
+    /// Prints these lines.
+    pub(crate) fn print_lines(&self, run: &RunKey, lines: &[String], step: i64) {
         self.change(|state| {
             let log = &mut state.logs.get_mut(run).unwrap().lines;
-            for _ in 0..lines {
+            for line in lines {
                 // Half a second after the container's start.
                 let time = log.last().map_or(1_795_564_800_500_000_000, |(time, _)| *time) + step;
-                log.push((time, format!("{}/{}", run.2, log.len())));
+                log.push((time, line.clone()));
             }
         });
+    }
+
+    /// Ends a run.
+    pub(crate) fn end(&self, run: &RunKey) {
+        self.change(|state| state.logs.get_mut(run).unwrap().ended = true);
     }
 
     /// Everything that a run printed.

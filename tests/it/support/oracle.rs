@@ -150,6 +150,39 @@ impl Received {
         }
         lost
     }
+
+    /// Asks whether what was sent of a replica is what was printed, in order and without a repeat, but for what is missing at gaps,
+    /// however much that is. No two lines are equal. Answers how many gaps there were.
+    #[track_caller]
+    pub(crate) fn ask_lines(&self, service: &str, replica: u32, printed: &[String]) -> usize {
+        let (mut expected, mut gaps, mut after_gap, mut partial) = (0, 0, false, String::new());
+        for seen in self.of(service, replica) {
+            match seen {
+                Seen::Gap(..) => (gaps, after_gap) = (gaps + 1, true),
+                Seen::Event(..) => {}
+                Seen::Logs(_, bytes) => {
+                    partial.push_str(std::str::from_utf8(bytes).unwrap());
+                    while let Some((line, rest)) = partial.split_once('\n') {
+                        let at =
+                            printed.iter().position(|text| text == line).expect("a line that was printed");
+                        assert!(at >= expected, "{line} again, or out of order");
+                        assert!(
+                            at == expected || after_gap,
+                            "lines {expected} to {at} are missing without a gap"
+                        );
+                        (expected, after_gap) = (at + 1, false);
+                        partial = rest.to_owned();
+                    }
+                }
+            }
+        }
+        assert!(
+            expected == printed.len() || after_gap,
+            "the last {} lines are missing",
+            printed.len() - expected
+        );
+        gaps
+    }
 }
 
 impl Seen {

@@ -1,0 +1,498 @@
+//! What every platform promises ([`leasemux::platform`]), stated once and asked of each: services on this machine, a cluster, and a
+//! cluster of whose nodes one is this one. What a promise makes to followers is asked over real gRPC, and ends in the oracle.
+
+mod places;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use leasemux::model::id::{Instance, LeaseId, ServiceName};
+use leasemux::model::limits::Limits;
+use leasemux::model::position::Position;
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::view::{ReplicaState, ReplicaView};
+use leasemux::platform::{Error, From, RestartRequest, Tail, TailItem, TailRequest};
+
+use self::places::{Cluster, Machine, Node, Place};
+use crate::support::gateway::{Gateway, PATIENCE, Scene, Stream};
+use crate::support::{account, replica};
+
+/// The service that prints what it is told to.
+const SERVICE: &str = "web";
+
+/// The service that cannot start, where there is one.
+const STUCK: &str = "stuck";
+
+/// How often to look for what nobody tells of.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Asks each promise of each place.
+macro_rules! promises {
+    ($($name:ident: $place:ty),*; $promises:tt) => {
+        $(promises!(@ $name $place $promises);)*
+    };
+    (@ $name:ident $place:ty { $($promise:ident,)* }) => {
+        mod $name {
+            $(#[tokio::test] async fn $promise() { super::$promise::<$place>().await; })*
+        }
+    };
+}
+
+promises! {
+    local: super::Machine, kube: super::Cluster, node: super::Node;
+    {
+        the_view_tells_what_runs,
+        what_is_not_there_is_not_found,
+        lines_come_once_and_in_the_order_of_their_positions,
+        a_read_goes_on_behind_any_position,
+        positions_are_the_same_in_every_reading,
+        the_last_lines_are_as_many_as_were_asked_for,
+        runs_are_told_apart_through_a_crash,
+        history_meets_the_present,
+        what_was_rotated_away_is_a_gap,
+        a_restart_replaces_the_run_in_its_slot,
+        what_ends_ends_its_sources,
+        one_tail_serves_all_followers,
+        one_that_cannot_start_does_not_spoil_the_others,
+    }
+}
+
+/// A place with one lease of a tenant's, and a gateway on it.
+struct Stage<P> {
+    place: P,
+    scene: Scene,
+    /// What each replica of the service has printed.
+    printed: BTreeMap<u32, Vec<String>>,
+}
+
+/// What was read of a log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Read {
+    /// A line, and the position behind it.
+    Line(String, Position),
+    /// Lines are missing here.
+    Gap,
+}
+
+// === impl Stage ===
+
+impl<P: Place> Stage<P> {
+    /// With so many replicas that run.
+    async fn new(replicas: u32) -> Self {
+        Self::with(replicas, false).await
+    }
+
+    /// And perhaps with a service that cannot start.
+    async fn with(replicas: u32, stuck: bool) -> Self {
+        let (owner, certificate) = Gateway::new(Limits::default()).tenant();
+        let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
+        let place = P::start(&lease, replicas, stuck).await;
+        let gateway = Gateway::on(place.platform());
+        gateway.believe(&owner, &certificate);
+        let stage = Self { place, scene: Scene { gateway, lease, certificate }, printed: BTreeMap::new() };
+        for index in 0..replicas {
+            stage.slot(index, |slot| slot.present().is_some()).await;
+        }
+        stage
+    }
+
+    /// Waits until a replica is as `wanted`.
+    async fn slot(&self, index: u32, wanted: impl Fn(&ReplicaView) -> bool) -> ReplicaView {
+        let mut view = None;
+        eventually(async || {
+            view = self.place.platform().watch(&self.scene.lease).await.ok();
+            view.is_some()
+        })
+        .await;
+        let (mut view, replica) = (view.unwrap(), replica(SERVICE, index));
+        let found = view.wait_for(|view| view.replica(&replica).is_some_and(&wanted));
+        let found = tokio::time::timeout(PATIENCE, found).await.expect("it is so at last").unwrap();
+        found.replica(&replica).unwrap().clone()
+    }
+
+    async fn present(&self, index: u32) -> Instance {
+        let slot = self.slot(index, |slot| slot.present().is_some()).await;
+        slot.present().unwrap().instance.clone()
+    }
+
+    /// Has a replica print so many further lines, no two of which are equal, and waits until they can be read.
+    async fn print(&mut self, index: u32, count: usize) {
+        let printed = self.printed.entry(index).or_default();
+        let lines: Vec<String> =
+            (0..count).map(|n| format!("line {} of {index}", printed.len() + n)).collect();
+        printed.extend_from_slice(&lines);
+        self.place.print(index, &lines);
+        self.readable(index).await;
+    }
+
+    /// Waits until what was printed last can be read.
+    async fn readable(&self, index: u32) {
+        let last = self.printed[&index].last().unwrap();
+        eventually(async || {
+            let run = self.present(index).await;
+            let read = self.read(index, run, From::Last(1)).await.unwrap_or_default();
+            matches!(read.as_slice(), [Read::Line(line, _)] if line == last)
+        })
+        .await;
+    }
+
+    /// What was printed so far cannot be read any more.
+    async fn rotate(&mut self, index: u32) {
+        let run = self.present(index).await;
+        let first = self.read(index, run.clone(), From::Start).await.unwrap().remove(0);
+        let filler = self.place.rotate(index);
+        self.printed.entry(index).or_default().extend(filler);
+        eventually(async || {
+            self.read(index, run.clone(), From::Start).await.is_ok_and(|read| !read.contains(&first))
+        })
+        .await;
+    }
+
+    /// Ends the present run with exit code 3, and waits for the next one.
+    async fn crash(&mut self, index: u32) -> (Instance, Instance) {
+        let first = self.present(index).await;
+        self.place.crash(index);
+        let next = self.slot(index, |slot| slot.present().is_some_and(|run| run.instance != first)).await;
+        (first, next.present().unwrap().instance.clone())
+    }
+
+    fn request(&self, index: u32, instance: Instance, from: From, follow: bool) -> TailRequest {
+        TailRequest {
+            lease: self.scene.lease.clone(),
+            replica: replica(SERVICE, index),
+            instance,
+            from,
+            follow,
+        }
+    }
+
+    async fn tail(&self, request: TailRequest) -> Result<Tail, Error> {
+        self.place.platform().tail(request).await
+    }
+
+    /// What the log of a run holds, as it is now.
+    async fn read(&self, index: u32, run: Instance, from: From) -> Result<Vec<Read>, Error> {
+        let mut tail = self.tail(self.request(index, run, from, false)).await?;
+        let mut read = Vec::new();
+        while take(&mut tail, &mut read).await? {}
+        Ok(read)
+    }
+
+    async fn follow(&self) -> Stream {
+        let request = ServiceLogsRequest { follow: true, ..self.scene.request() };
+        self.scene.open(request).await.unwrap()
+    }
+
+    /// Waits until a follower has all that a replica has printed, and asks the oracle. Answers how many gaps there were.
+    async fn ask(&self, follower: &mut Stream, index: u32) -> usize {
+        let printed = &self.printed[&index];
+        let last = format!("{}\n", printed.last().unwrap());
+        follower.until(|received| received.ends_with(SERVICE, index, &last)).await;
+        follower.received.ask_lines(SERVICE, index, printed)
+    }
+}
+
+/// Takes the next item of a log; `false` if there is none.
+async fn take(tail: &mut Tail, read: &mut Vec<Read>) -> Result<bool, Error> {
+    match tokio::time::timeout(PATIENCE, tail.items.next()).await.expect("the next item").transpose()? {
+        Some(TailItem::Lines(batch)) => {
+            read.extend((0..batch.lines.len()).map(|index| {
+                let text = String::from_utf8(batch.bytes(index).to_vec()).unwrap();
+                Read::Line(text.trim_end().to_owned(), batch.lines[index].after)
+            }));
+        }
+        Some(TailItem::Gap(_)) => read.push(Read::Gap),
+        None => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn texts(read: &[Read]) -> Vec<&str> {
+    let texts = read.iter().map(|read| match read {
+        Read::Line(text, _) => text.as_str(),
+        Read::Gap => "a gap",
+    });
+    texts.collect()
+}
+
+fn positions(read: &[Read]) -> Vec<Position> {
+    let positions = read.iter().filter_map(|read| match read {
+        Read::Line(_, after) => Some(*after),
+        Read::Gap => None,
+    });
+    positions.collect()
+}
+
+/// Waits for a condition, as long as is reasonable.
+async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("the condition holds at last");
+}
+
+// === the promises ===
+
+async fn the_view_tells_what_runs<P: Place>() {
+    let stage = Stage::<P>::new(2).await;
+    let view = stage.place.platform().watch(&stage.scene.lease).await.unwrap();
+    let view = view.borrow().clone();
+    assert!(!view.ended);
+    assert_eq!(view.services.keys().map(ServiceName::as_str).collect::<Vec<_>>(), [SERVICE]);
+    let service = &view.services[&SERVICE.parse().unwrap()];
+    assert_eq!((service.count, service.replicas.keys().copied().collect::<Vec<_>>()), (2, vec![0, 1]));
+    for slot in service.replicas.values() {
+        assert_eq!((&slot.state, slot.runs.len(), slot.restarts), (&ReplicaState::Running, 1, 0));
+    }
+    assert_ne!(stage.present(0).await, stage.present(1).await);
+}
+
+async fn what_is_not_there_is_not_found<P: Place>() {
+    let stage = Stage::<P>::new(1).await;
+    let (platform, lease) = (stage.place.platform(), &stage.scene.lease);
+    let run = stage.present(0).await;
+    let of_another = LeaseId::new(account(9).as_str(), 7, 1, 1, account(200).as_str()).unwrap();
+    assert!(matches!(platform.watch(&of_another).await, Err(Error::NotFound(_))));
+    let request = stage.request(0, run.clone(), From::Start, false);
+    let unknown = Instance::new("uid", SERVICE, 0).unwrap();
+    for request in [
+        TailRequest { lease: of_another.clone(), ..request.clone() },
+        TailRequest { replica: replica(SERVICE, 1), ..request.clone() },
+        TailRequest { instance: unknown, ..request },
+    ] {
+        assert!(matches!(platform.tail(request).await, Err(Error::NotFound(_))));
+    }
+    for (lease, replica) in [(of_another, replica(SERVICE, 0)), (lease.clone(), replica("other", 0))] {
+        let request = RestartRequest { lease, replica, instance: Some(run.clone()) };
+        assert!(matches!(platform.restart(request).await, Err(Error::NotFound(_))));
+    }
+}
+
+async fn lines_come_once_and_in_the_order_of_their_positions<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 30).await;
+    let mut follower = stage.follow().await;
+    let run = stage.present(0).await;
+    let mut tail = stage.tail(stage.request(0, run, From::Start, true)).await.unwrap();
+    let mut read = Vec::new();
+    while read.len() < 30 {
+        assert!(take(&mut tail, &mut read).await.unwrap());
+    }
+    stage.print(0, 30).await;
+    while read.len() < 60 {
+        assert!(take(&mut tail, &mut read).await.unwrap());
+    }
+    assert_eq!(texts(&read), stage.printed[&0]);
+    let positions = [vec![tail.start], positions(&read)].concat();
+    assert!(positions.is_sorted_by(|before, after| before < after), "{positions:?}");
+    assert_eq!(stage.ask(&mut follower, 0).await, 0);
+}
+
+async fn a_read_goes_on_behind_any_position<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 12).await;
+    let run = stage.present(0).await;
+    let all = stage.read(0, run.clone(), From::Start).await.unwrap();
+    assert_eq!(texts(&all), stage.printed[&0]);
+    for (index, position) in positions(&all).into_iter().enumerate() {
+        let rest = stage.read(0, run.clone(), From::After(position)).await.unwrap();
+        assert_eq!(rest, all[index + 1..], "behind line {index}");
+        let mut tail = stage.tail(stage.request(0, run.clone(), From::After(position), true)).await.unwrap();
+        assert_eq!(tail.start, position);
+        let mut read = Vec::new();
+        while read.len() < rest.len() {
+            assert!(take(&mut tail, &mut read).await.unwrap());
+        }
+        assert_eq!(read, rest);
+    }
+}
+
+async fn positions_are_the_same_in_every_reading<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 20).await;
+    let run = stage.present(0).await;
+    let mut tail = stage.tail(stage.request(0, run.clone(), From::Start, true)).await.unwrap();
+    let mut followed = Vec::new();
+    while followed.len() < 20 {
+        assert!(take(&mut tail, &mut followed).await.unwrap());
+    }
+    let all = stage.read(0, run.clone(), From::Start).await.unwrap();
+    assert_eq!(followed, all);
+    for count in [1, 7, 20, 100] {
+        let last = stage.read(0, run.clone(), From::Last(count)).await.unwrap();
+        let from = all.len().saturating_sub(usize::try_from(count).unwrap());
+        assert_eq!(last, all[from..]);
+    }
+}
+
+async fn the_last_lines_are_as_many_as_were_asked_for<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 10).await;
+    let printed = stage.printed[&0].clone();
+    let run = stage.present(0).await;
+    for (count, from) in [(0, 10), (3, 7), (10, 0), (1_000, 0)] {
+        let read = stage.read(0, run.clone(), From::Last(count)).await.unwrap();
+        assert_eq!(texts(&read), printed[from..]);
+        // And over gRPC.
+        let request = ServiceLogsRequest { tail_lines: Some(count), ..stage.scene.request() };
+        let mut stream = stage.scene.open(request).await.unwrap();
+        assert_eq!(stream.end().await.code(), tonic::Code::Ok);
+        assert_eq!(stream.received.text(SERVICE, 0).lines().collect::<Vec<_>>(), printed[from..]);
+    }
+}
+
+async fn runs_are_told_apart_through_a_crash<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 5).await;
+    let mut follower = stage.follow().await;
+    follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
+    stage.print(0, 5).await;
+    let (first, second) = stage.crash(0).await;
+    stage.print(0, 5).await;
+    let slot = stage.slot(0, |slot| slot.runs.len() == 2).await;
+    let end = slot.run(&first).unwrap().end.as_ref().unwrap();
+    assert_eq!((end.exit_code, end.signal, slot.restarts), (Some(3), None, 1));
+    assert_eq!(stage.ask(&mut follower, 0).await, 0);
+    let told = follower.received.events(SERVICE, 0);
+    assert_eq!(told.iter().filter(|kind| **kind == Kind::Ended).count(), 1, "{told:?}");
+    assert_eq!(told.last(), Some(&Kind::Started), "{told:?}");
+    // Each run's own log can be read, also the previous one's over gRPC.
+    let printed = &stage.printed[&0];
+    assert_eq!(texts(&stage.read(0, first, From::Start).await.unwrap()), printed[..10]);
+    assert_eq!(texts(&stage.read(0, second, From::Start).await.unwrap()), printed[10..]);
+    let request = ServiceLogsRequest { previous: true, ..stage.scene.request() };
+    let mut stream = stage.scene.open(request).await.unwrap();
+    assert_eq!(stream.end().await.code(), tonic::Code::Ok);
+    assert_eq!(stream.received.text(SERVICE, 0).lines().collect::<Vec<_>>(), printed[..10]);
+}
+
+async fn history_meets_the_present<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 50).await;
+    let mut followers = Vec::new();
+    for _ in 0..4 {
+        followers.push(stage.follow().await);
+        stage.print(0, 20).await;
+    }
+    for follower in &mut followers {
+        assert_eq!(stage.ask(follower, 0).await, 0);
+    }
+}
+
+async fn what_was_rotated_away_is_a_gap<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 10).await;
+    let request = ServiceLogsRequest { follow: true, ..stage.scene.request() };
+    let mut follower = stage.follow().await;
+    follower.until(|received| received.lines(SERVICE, 0) >= 10).await;
+    let run = stage.present(0).await;
+    let position = positions(&stage.read(0, run.clone(), From::Start).await.unwrap())[4];
+    // Its cursors are taken elsewhere, where nobody has read anything yet.
+    let gateway = Gateway::on(stage.place.platform());
+    gateway.believe(stage.scene.lease.owner(), &stage.scene.certificate);
+    let elsewhere =
+        Scene { gateway, lease: stage.scene.lease.clone(), certificate: stage.scene.certificate.clone() };
+    let received = std::mem::take(&mut follower.received);
+    drop(follower);
+    stage.rotate(0).await;
+    stage.print(0, 5).await;
+    let read = stage.read(0, run, From::After(position)).await.unwrap();
+    assert_eq!(read.first(), Some(&Read::Gap));
+    assert!(!read[1..].contains(&Read::Gap) && stage.printed[&0].ends_with(&owned(&texts(&read[1..]))));
+    let resume = received.cursors.values().cloned().collect();
+    let mut follower = elsewhere.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
+    follower.received = received;
+    // Whether it is only what was read already that is missing, nobody can tell.
+    assert_eq!(stage.ask(&mut follower, 0).await, 1);
+}
+
+async fn a_restart_replaces_the_run_in_its_slot<P: Place>() {
+    let mut stage = Stage::<P>::new(2).await;
+    stage.print(1, 5).await;
+    let mut follower = stage.follow().await;
+    follower.until(|received| received.lines(SERVICE, 1) >= 5).await;
+    let (other, first) = (stage.present(0).await, stage.present(1).await);
+    let platform = stage.place.platform();
+    let request = |instance: &Instance| RestartRequest {
+        lease: stage.scene.lease.clone(),
+        replica: replica(SERVICE, 1),
+        instance: Some(instance.clone()),
+    };
+    // Of a run that nobody knows nothing is done.
+    assert!(matches!(platform.restart(request(&other)).await, Err(Error::Conflict(_))));
+    let meant = request(&first);
+    platform.restart(meant.clone()).await.unwrap();
+    stage.place.replace(1).await;
+    let slot = stage.slot(1, |slot| slot.present().is_some_and(|run| run.instance != first)).await;
+    assert!(slot.run(&first).is_none_or(|run| run.end.is_some()));
+    assert!(matches!(platform.restart(meant).await, Err(Error::Conflict(_))));
+    assert_eq!(stage.present(0).await, other);
+    stage.print(1, 5).await;
+    assert_eq!(stage.ask(&mut follower, 1).await, 0);
+    let told = follower.received.events(SERVICE, 1);
+    assert_eq!(told.last(), Some(&Kind::Started), "{told:?}");
+}
+
+async fn what_ends_ends_its_sources<P: Place>() {
+    let mut stage = Stage::<P>::new(1).await;
+    stage.print(0, 5).await;
+    let run = stage.present(0).await;
+    let mut view = stage.place.platform().watch(&stage.scene.lease).await.unwrap();
+    let mut tail = stage.tail(stage.request(0, run, From::Start, true)).await.unwrap();
+    let mut read = Vec::new();
+    while read.len() < 5 {
+        assert!(take(&mut tail, &mut read).await.unwrap());
+    }
+    // Read meanwhile: of a pod that is gone nobody can read on.
+    let reading = async {
+        while read.len() < 10 {
+            assert!(take(&mut tail, &mut read).await.unwrap());
+        }
+    };
+    tokio::join!(reading, stage.print(0, 5));
+    stage.place.end().await;
+    while take(&mut tail, &mut read).await.unwrap() {}
+    assert_eq!(texts(&read), stage.printed[&0]);
+    let nothing_runs = |view: &std::sync::Arc<leasemux::model::view::LeaseView>| {
+        view.ended || view.replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.present().is_none())
+    };
+    // A closed channel says the same.
+    tokio::time::timeout(PATIENCE, view.wait_for(nothing_runs)).await.unwrap().ok();
+}
+
+async fn one_tail_serves_all_followers<P: Place>() {
+    let mut stage = Stage::<P>::new(2).await;
+    let mut followers = Vec::new();
+    for _ in 0..6 {
+        let mut follower = stage.follow().await;
+        stage.print(0, 3).await;
+        stage.print(1, 3).await;
+        for index in 0..2 {
+            assert_eq!(stage.ask(&mut follower, index).await, 0);
+        }
+        followers.push(follower);
+    }
+    for follower in &mut followers {
+        for index in 0..2 {
+            assert_eq!(stage.ask(follower, index).await, 0);
+        }
+    }
+    assert_eq!(stage.scene.gateway.metric("leasemux_source_opens_total{read=\"live\"}"), 2);
+}
+
+async fn one_that_cannot_start_does_not_spoil_the_others<P: Place>() {
+    let mut stage = Stage::<P>::with(1, true).await;
+    let mut follower = stage.follow().await;
+    follower.until(|received| received.events(STUCK, 0).contains(&Kind::Waiting)).await;
+    stage.print(0, 10).await;
+    assert_eq!(stage.ask(&mut follower, 0).await, 0);
+    assert_eq!(follower.received.text(STUCK, 0), "");
+}
+
+fn owned(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
