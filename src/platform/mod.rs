@@ -70,7 +70,7 @@ pub struct RestartRequest {
 }
 
 /// Which log to read, from where, and whether to stay.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TailRequest {
     /// The lease.
     pub lease: LeaseId,
@@ -86,7 +86,7 @@ pub struct TailRequest {
 }
 
 /// Where in a log to begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum From {
     /// At the oldest line that can be read.
     Start,

@@ -354,3 +354,26 @@ async fn logs_are_those_of_the_run_that_was_asked_for_and_of_no_other() {
     stage.cluster.say("unable to retrieve container logs for containerd://x");
     assert!(matches!(lines(From::Start, 1).await, Err(Error::Unavailable(_))));
 }
+
+#[tokio::test]
+async fn equal_reads_at_once_ask_the_api_server_once() {
+    let stage = Stage::new(1).await;
+    let run = stage.run("a");
+    stage.cluster.print(&run, 150, 1_000);
+    stage.shows(&[1]).await;
+    let printed = stage.cluster.printed(&run)[50..].to_vec();
+    let instance = Instance::new("uid-a", SERVICE, 0).unwrap();
+    let equal = (0..20).map(|_| read(&stage.platform, stage.lease(), From::Last(100), &instance));
+    for lines in futures_util::future::join_all(equal).await {
+        assert_eq!(lines.unwrap(), printed);
+    }
+    assert_eq!(stage.cluster.logs_opened_of("a"), 1);
+    // Over gRPC each caller has all of it, whether it was shared or not.
+    let callers = (0..20).map(async |_| {
+        let request = ServiceLogsRequest { tail_lines: Some(100), ..stage.scene.request() };
+        let mut stream = stage.scene.open(request).await.unwrap();
+        assert_eq!(stream.end().await.code(), tonic::Code::Ok);
+        stream.received.ask_lines(SERVICE, 0, &printed)
+    });
+    assert_eq!(futures_util::future::join_all(callers).await, [0; 20]);
+}

@@ -1,6 +1,6 @@
 //! Requests about one pod: its log, its deletion, its index.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
@@ -10,16 +10,17 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::client::Body;
 use kube::{Api, Client};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::facts::PodFacts;
 use super::log::{Ask, LogApi, OpenError, Response};
 use super::names;
+use super::openings::Openings;
 use super::store::{Store, Unwritten};
 use crate::model::id::Instance;
 
-/// Logs being opened at once, in all: when an API server comes back, all tails ask it.
-pub(super) const OPENS_AT_ONCE: usize = 64;
+/// A log must be open within this: kubelets answer before the first line. A connection that is half open costs others no more.
+const OPEN_MAX: Duration = Duration::from_secs(30);
 
 /// Most bytes of an answer that says why not.
 const REFUSAL_MAX_BYTES: usize = 16 * 1024;
@@ -29,7 +30,7 @@ const REFUSAL_MAX_BYTES: usize = 16 * 1024;
 pub(super) struct PodLog {
     pub(super) client: Client,
     pub(super) store: Store,
-    pub(super) opens: Arc<Semaphore>,
+    pub(super) openings: Openings,
     pub(super) namespace: String,
     pub(super) instance: Instance,
 }
@@ -47,16 +48,21 @@ pub(super) enum Deleted {
 
 impl LogApi for PodLog {
     fn open(&self, ask: Ask) -> BoxFuture<'_, Result<Response, OpenError>> {
-        Box::pin(self.open_run(ask))
+        Box::pin(self.open_in_turn(ask))
     }
 }
 
 impl PodLog {
+    async fn open_in_turn(&self, ask: Ask) -> Result<Response, OpenError> {
+        let node = self.store.pod(&self.namespace, self.instance.parts().0).and_then(|pod| pod.node);
+        let _opening = self.openings.acquire(node.as_deref()).await;
+        let opened = timeout(OPEN_MAX, self.open_run(ask)).await;
+        opened.unwrap_or_else(|_| Err(OpenError::NotNow("it was not open in time".to_owned())))
+    }
+
     async fn open_run(&self, ask: Ask) -> Result<Response, OpenError> {
         let (uid, container, number) = self.instance.parts();
         let gone = || OpenError::Gone(format!("the log of run {} is gone", self.instance));
-        // Never closed; and if it were, asking without a permit would be the lesser evil.
-        let _permit = self.opens.acquire().await.ok();
         let known = self.store.pod(&self.namespace, uid).ok_or_else(gone)?;
         let newest = known.container.as_ref().map(|container| container.restarts).ok_or_else(gone)?;
         let previous = match newest.checked_sub(number) {

@@ -10,7 +10,9 @@ mod config;
 mod facts;
 mod log;
 mod names;
+mod openings;
 mod permissions;
+mod share;
 mod slots;
 mod store;
 mod view;
@@ -22,12 +24,14 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use kube::Client;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::api::{Deleted, OPENS_AT_ONCE, PodLog};
+use self::api::{Deleted, PodLog};
 pub use self::config::{KubeConfig, KubeSource};
 use self::log::RunWatch;
+use self::openings::Openings;
+use self::share::SharedReads;
 use self::store::{Store, Unwritten};
 use self::watches::{KINDS, Watch};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
@@ -49,7 +53,8 @@ pub struct KubePlatform {
     client: Client,
     provider: Address,
     store: Store,
-    opens: Arc<Semaphore>,
+    openings: Openings,
+    reads: SharedReads,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -111,8 +116,14 @@ impl KubePlatform {
         if kinds.wait_for(|kinds| *kinds >= needed).await.is_err() {
             return Err(Error::Broken("the watches ended".to_owned()));
         }
-        let opens = Arc::new(Semaphore::new(OPENS_AT_ONCE));
-        Ok(Arc::new(Self { client, provider: config.provider.clone(), store, opens, _tasks: tasks }))
+        Ok(Arc::new(Self {
+            client,
+            provider: config.provider.clone(),
+            store,
+            openings: Openings::new(),
+            reads: SharedReads::default(),
+            _tasks: tasks,
+        }))
     }
 
     fn watch_lease(&self, lease: &LeaseId) -> Result<watch::Receiver<Arc<LeaseView>>, Error> {
@@ -140,15 +151,25 @@ impl KubePlatform {
     }
 
     async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        let Located { namespace, started, run, .. } = self.locate(&request)?;
+        if request.follow {
+            return self.open_alone(&request).await;
+        }
+        self.reads.tail(&request, || self.open_alone(&request)).await
+    }
+
+    fn open_alone(&self, request: &TailRequest) -> BoxFuture<'static, Result<Tail, Error>> {
+        let Located { namespace, started, run, .. } = match self.locate(request) {
+            Ok(located) => located,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
+        };
         let api = PodLog {
             client: self.client.clone(),
             store: self.store.clone(),
-            opens: Arc::clone(&self.opens),
+            openings: self.openings.clone(),
             namespace,
-            instance: request.instance,
+            instance: request.instance.clone(),
         };
-        log::open(api, run, request.from, request.follow, started).await
+        Box::pin(log::open(api, run, request.from, request.follow, started))
     }
 
     async fn delete(&self, request: RestartRequest) -> Result<(), Error> {
