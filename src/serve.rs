@@ -111,7 +111,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 
 async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
-    files::allow(&mut config.limits);
+    files::allow(&mut config.limits, &config.platform);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
     let offers = offers(&config, &notifier, &exporter)?;
