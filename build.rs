@@ -1,6 +1,6 @@
 //! Turns `proto/` into Rust, without `protoc`: protox parses, tonic-prost-build generates, and the descriptor set is
-//! kept for gRPC reflection. And keeps the compiler's version, for whoever asks what is running; and has the linker compress what
-//! backtraces take files and lines from.
+//! kept for gRPC reflection. And keeps the compiler's version, and the commit if whoever builds says it, for whoever asks what is
+//! running; and has the linker compress what backtraces take files and lines from.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -24,6 +24,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let version = String::from_utf8(rustc.stdout)?;
     // `rustc 1.88.0 (6b00bc388 2025-06-23)`
     println!("cargo::rustc-env=LEASEMUX_RUSTC={}", version.split(' ').nth(1).unwrap_or("unknown"));
+    // Asking git would make builds of the same sources differ.
+    println!("cargo::rerun-if-env-changed=LEASEMUX_REVISION");
+    let mut version = std::env::var("CARGO_PKG_VERSION")?;
+    let revision = std::env::var("LEASEMUX_REVISION").unwrap_or_default();
+    if !revision.is_empty() {
+        version = format!("{version} ({revision})");
+    }
+    println!("cargo::rustc-env=LEASEMUX_VERSION={version}");
+    println!("cargo::rustc-env=LEASEMUX_COMMIT={}", if revision.is_empty() { "unknown" } else { &revision });
     if std::env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
         // Less than half the size on disk. The sections are not loaded until a backtrace is printed, which can read them so.
         println!("cargo::rustc-link-arg-bins=-Wl,--compress-debug-sections=zlib");

@@ -125,7 +125,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
     drain.spawn_beside(admin.serve(admin_listener));
 
-    let place = Place::start(&config, leases, notifier).await?;
+    let place = Place::start(&config, leases, notifier, &exporter.metrics).await?;
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
     let world =

@@ -14,6 +14,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
+use leasemux::edge::admin::Exporter;
 use leasemux::model::id::{Address, LeaseId, Replica};
 use leasemux::model::view::{LeaseView, Run};
 use leasemux::platform::kube::{KubeConfig, KubePlatform, KubeSource};
@@ -133,7 +134,7 @@ async fn lines_are_followed_and_a_replica_restarted_in_its_slot() {
         hostname: "provider.example.com".into(),
         manifest_namespace: "lease".into(),
     };
-    let platform = KubePlatform::start(&config).await.unwrap();
+    let platform = KubePlatform::start(&config, &Exporter::new().unwrap().metrics).await.unwrap();
     let client = Client::try_default().await.unwrap();
     let lease = Lease::make(&client, unique(), 2).await;
     let found = async {

@@ -62,7 +62,7 @@ Several values are separated by commas there. 'serve' also takes a file, where i
 #[derive(Debug, Parser)]
 #[command(
     name = "leasemux",
-    version,
+    version = env!("LEASEMUX_VERSION"),
     after_help = PROGRAM_EXAMPLES,
     after_long_help = format!("{PROGRAM_EXAMPLES}\n\n{EXIT_CODES}"),
     arg_required_else_help = true,

@@ -17,7 +17,7 @@ use catalogue as all;
 pub use declare::{Declaration, Group, Kind, LabelSet, LabelValue, Labels, Unit};
 pub use labels::{
     ActorEnd, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName, Read, Restarted,
-    SourceError,
+    SourceError, Watched,
 };
 use register::Registrar;
 
@@ -56,6 +56,8 @@ pub struct Handles {
     pub source_opens: Family<Counter, Read>,
     pub source_errors: Family<Counter, (SourceError, PlatformName)>,
     pub restarts: Family<Counter, Restarted>,
+    pub watch_failures: Family<Counter, Watched>,
+    pub watch_lists: Family<Counter, Watched>,
 
     pub requests: Family<Counter, (Method, Code)>,
     pub first_answer: Family<Histogram, Method>,
@@ -108,7 +110,10 @@ impl Metrics {
     /// Registers every metric with `recorder`.
     pub fn register(recorder: &dyn Recorder) -> Self {
         let register = Registrar(recorder);
-        register.info(&all::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), REVISION, env!("LEASEMUX_RUSTC")]);
+        register.info(
+            &all::BUILD_INFO,
+            &[env!("CARGO_PKG_VERSION"), env!("LEASEMUX_COMMIT"), env!("LEASEMUX_RUSTC")],
+        );
         register.describe(&all::PROCESS_CPU);
         Self(Arc::new(Handles {
             followers: register.gauge(&all::FOLLOWERS),
@@ -131,6 +136,8 @@ impl Metrics {
             source_opens: register.counters(&all::SOURCE_OPENS),
             source_errors: register.counters(&all::SOURCE_ERRORS),
             restarts: register.counters(&all::RESTARTS),
+            watch_failures: register.counters(&all::WATCH_FAILURES),
+            watch_lists: register.counters(&all::WATCH_LISTS),
             requests: register.counters(&all::REQUESTS),
             first_answer: register.histograms(&all::FIRST_ANSWER),
             call_duration: register.histograms(&all::CALL_DURATION),
@@ -163,13 +170,6 @@ impl std::ops::Deref for Metrics {
         &self.0
     }
 }
-
-/// The commit that the program was built from, if whoever built it said so. Asking git would make builds of the same sources
-/// differ.
-const REVISION: &str = match option_env!("LEASEMUX_REVISION") {
-    Some(revision) => revision,
-    None => "unknown",
-};
 
 // === impl Family ===
 

@@ -7,6 +7,7 @@ use super::ServeError;
 use crate::config::{KubeOptions, PlatformKind, ServeConfig};
 use crate::host::notify::Notifier;
 use crate::model::id::LeaseId;
+use crate::model::metrics::Metrics;
 use crate::platform::Platform;
 use crate::platform::kube::{KubeConfig, KubePlatform, KubeSource};
 use crate::platform::local::sdl::Sdl;
@@ -29,14 +30,15 @@ impl Place {
         config: &ServeConfig,
         leases: Vec<(LeaseId, Sdl)>,
         notifier: Notifier,
+        metrics: &Metrics,
     ) -> Result<Self, ServeError> {
         match &config.platform {
             PlatformKind::Local => LocalPlatform::start(local_config(config, leases), notifier)
                 .map(Self::Local)
                 .map_err(ServeError::Local),
-            PlatformKind::Kube(options) => cluster(options).await.map(Self::Kube),
+            PlatformKind::Kube(options) => cluster(options, metrics).await.map(Self::Kube),
             PlatformKind::Node(options, node) => {
-                let kube = cluster(options).await?;
+                let kube = cluster(options, metrics).await?;
                 let platform = NodePlatform::new(kube, notifier, node.name.clone(), node.logs.clone());
                 Ok(Self::Node(Arc::new(platform)))
             }
@@ -84,6 +86,6 @@ fn kube_config(options: &KubeOptions) -> KubeConfig {
     }
 }
 
-async fn cluster(options: &KubeOptions) -> Result<Arc<KubePlatform>, ServeError> {
-    KubePlatform::start(&kube_config(options)).await.map_err(ServeError::Kube)
+async fn cluster(options: &KubeOptions, metrics: &Metrics) -> Result<Arc<KubePlatform>, ServeError> {
+    KubePlatform::start(&kube_config(options), metrics).await.map_err(ServeError::Kube)
 }

@@ -68,7 +68,9 @@ fn help_is_an_answer() {
         assert!(help.contains("Exit codes:") && help.contains("6  done, but lines were lost"), "{help}");
     }
     let version = stdout(&leasemux(&["--version"], &[]));
-    assert_eq!(version, concat!("leasemux ", env!("CARGO_PKG_VERSION"), "\n"));
+    // And the commit, if whoever built it said so.
+    let commit = option_env!("LEASEMUX_REVISION").map(|commit| format!(" ({commit})")).unwrap_or_default();
+    assert_eq!(version, format!("leasemux {}{commit}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]

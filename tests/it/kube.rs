@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use leasemux::edge::admin::Exporter;
 use leasemux::host::notify::Notifier;
 use leasemux::model::id::{Instance, LeaseId, Replica};
 use leasemux::model::proto::lease::ServiceLogsRequest;
@@ -27,12 +28,21 @@ const SERVICE: &str = "web";
 struct Stage {
     cluster: Cluster,
     platform: Arc<KubePlatform>,
+    exporter: Exporter,
     scene: Scene,
     _dir: tempfile::TempDir,
 }
 
 /// A platform on an API server.
 pub(crate) async fn connect(cluster: &Cluster, dir: &tempfile::TempDir) -> Result<Arc<KubePlatform>, Error> {
+    connect_counted(cluster, dir, &Exporter::new().unwrap()).await
+}
+
+async fn connect_counted(
+    cluster: &Cluster,
+    dir: &tempfile::TempDir,
+    exporter: &Exporter,
+) -> Result<Arc<KubePlatform>, Error> {
     let file = dir.path().join("kubeconfig");
     let config = format!(
         "{{apiVersion: v1, kind: Config, clusters: [{{name: c, cluster: {{server: 'http://{}'}}}}], users: [{{name: u, user: {{}}}}], \
@@ -46,18 +56,19 @@ pub(crate) async fn connect(cluster: &Cluster, dir: &tempfile::TempDir) -> Resul
         hostname: "provider.example.com".into(),
         manifest_namespace: "lease".into(),
     };
-    KubePlatform::start(&config).await
+    KubePlatform::start(&config, &exporter.metrics).await
 }
 
 impl Stage {
     async fn new(count: u32) -> Self {
         let (cluster, dir) = (Cluster::start().await, tempfile::tempdir().unwrap());
-        let platform = connect(&cluster, &dir).await.unwrap();
+        let exporter = Exporter::new().unwrap();
+        let platform = connect_counted(&cluster, &dir, &exporter).await.unwrap();
         let gateway = Gateway::on(Arc::clone(&platform) as Arc<dyn leasemux::platform::Platform>);
         let (owner, certificate) = gateway.tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
         cluster.lease(&lease, SERVICE, count);
-        Self { cluster, platform, scene: Scene { gateway, lease, certificate }, _dir: dir }
+        Self { cluster, platform, exporter, scene: Scene { gateway, lease, certificate }, _dir: dir }
     }
 
     fn lease(&self) -> &LeaseId {
@@ -66,6 +77,13 @@ impl Stage {
 
     fn run(&self, pod: &str) -> RunKey {
         self.cluster.run(self.lease(), SERVICE, pod, 0)
+    }
+
+    /// How often what happened to the watch of this kind.
+    fn counted(&self, what: &str, resource: &str) -> u64 {
+        let series = format!("leasemux_watch_{what}_total{{resource=\"{resource}\"}} ");
+        let text = self.exporter.render();
+        text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().parse().unwrap()
     }
 
     /// Waits until the platform's view shows so many runs of each of these replicas.
@@ -209,6 +227,12 @@ async fn what_no_watch_told_is_found_by_the_next_list() {
             .is_some_and(|slot| slot.newest().is_none_or(|run| run.end.is_some()))
     })
     .await;
+    for resource in ["pods", "deployments", "providerleasedips"] {
+        eventually(async || {
+            stage.counted("failures", resource) >= 1 && stage.counted("lists", resource) >= 2
+        })
+        .await;
+    }
     stage.cluster.remove("namespaces", "", &namespace, true);
     stage.cluster.forget_history();
     eventually(async || view.borrow().ended).await;

@@ -3,7 +3,7 @@
 use super::declare::{Declaration, Group, Kind, LabelSet, Labels, Unit};
 use super::labels::{
     ActorEnd, BUILD, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName,
-    REFUSAL_REASONS, Read, Restarted, SourceError,
+    REFUSAL_REASONS, Read, Restarted, SourceError, Watched,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -55,6 +55,8 @@ pub const GROUPS: &[Group] = &[
             &SOURCE_OPENS,
             &SOURCE_ERRORS,
             &RESTARTS,
+            &WATCH_FAILURES,
+            &WATCH_LISTS,
         ],
     },
     Group {
@@ -280,6 +282,20 @@ pub(super) const RESTARTS: Declaration = counter(
     <Restarted as Labels>::SETS,
     "Restarts of single replicas asked for by tenants, by what came of them",
     "`failure` is most often the tenant's own service; for many owners at once it is the platform.",
+);
+
+pub(super) const WATCH_FAILURES: Declaration = counter(
+    "leasemux_watch_failures_total",
+    <Watched as Labels>::SETS,
+    "Failures of the watches on a cluster, by what is watched. Each is tried again, after a pause that grows",
+    "One now and then is an API server that was restarted. It goes on for minutes: what statuses and logs are told from is out of date; the log says why.",
+);
+
+pub(super) const WATCH_LISTS: Declaration = counter(
+    "leasemux_watch_lists_total",
+    <Watched as Labels>::SETS,
+    "Complete lists that were read of what is watched on a cluster: the first, and one more whenever a watch cannot go on where it was",
+    "It grows all the time: watches do not hold, and each list is a load on the API server.",
 );
 
 // === Calls and connections ===

@@ -109,6 +109,26 @@ label! {
 }
 
 label! {
+    /// A kind of objects that is watched in a cluster.
+    pub enum Watched as "resource" {
+        /// Those of leases.
+        Namespaces = "namespaces",
+        /// Replicas.
+        Pods = "pods",
+        /// Services without a disk of their own.
+        Deployments = "deployments",
+        /// Services with one.
+        StatefulSets = "statefulsets",
+        /// Ports and addresses.
+        Services = "services",
+        /// Host names, of the provider's own kind.
+        Hosts = "providerhosts",
+        /// Leased addresses, of the provider's own kind.
+        LeasedIps = "providerleasedips",
+    }
+}
+
+label! {
     /// What came of the restart of one replica.
     pub enum Restarted as "result" {
         /// A new instance runs, and has stayed up.

@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::core::DynamicObject;
 
 use super::names;
 use crate::model::id::{LeaseId, ServiceName};
@@ -116,17 +115,6 @@ pub(super) struct LeaseFacts {
     pub(super) lease: LeaseId,
     /// Whether it is being deleted.
     pub(super) ends: bool,
-}
-
-/// A host name that leads to a service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct HostFacts {
-    /// The namespace of the lease.
-    pub(super) namespace: String,
-    /// The service.
-    pub(super) service: ServiceName,
-    /// The name.
-    pub(super) host: String,
 }
 
 // === impl PodFacts ===
@@ -330,26 +318,6 @@ impl LeaseFacts {
         let lease: LeaseId = parts?.join("/").parse().ok()?;
         (meta.name.as_deref() == Some(lease.namespace().as_str()))
             .then(|| Self { lease, ends: meta.deletion_timestamp.is_some() })
-    }
-}
-
-// === impl HostFacts ===
-
-impl HostFacts {
-    /// What is kept of a `ProviderHost`; `None` if it leads to no lease.
-    pub(super) fn read(object: &DynamicObject) -> Option<Self> {
-        let spec = object.data.get("spec")?;
-        let text = |field: &str| spec.get(field)?.as_str().map(str::to_owned);
-        // The numbers are numbers in this resource and text in others.
-        let number = |field: &str| match spec.get(field)? {
-            serde_json::Value::String(text) => text.parse::<u64>().ok(),
-            value => value.as_u64(),
-        };
-        let short = |field: &str| u32::try_from(number(field)?).ok();
-        let (owner, provider) = (text("owner")?, text("provider")?);
-        let lease = LeaseId::new(&owner, number("dseq")?, short("gseq")?, short("oseq")?, &provider).ok()?;
-        let host = text("hostname").or_else(|| object.metadata.name.clone())?;
-        Some(Self { namespace: lease.namespace(), service: text("service_name")?.parse().ok()?, host })
     }
 }
 

@@ -4,6 +4,7 @@
 //! `slots`; lines come through the API, each replica's once (`log`); a restart deletes a pod. `docs/KUBERNETES.md` has the
 //! pitfalls of each, and what holds them.
 
+mod akash;
 mod api;
 mod client;
 mod config;
@@ -33,9 +34,11 @@ use self::log::RunWatch;
 use self::openings::Openings;
 use self::share::SharedReads;
 use self::store::{Store, Unwritten};
+use self::view::Provider;
 use self::watches::{KINDS, Watch};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Address, LeaseId};
+use crate::model::metrics::Metrics;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
@@ -81,7 +84,7 @@ impl KubePlatform {
     ///
     /// # Errors
     /// If the configuration cannot be used, or permissions are missing: all of them are named.
-    pub async fn start(config: &KubeConfig) -> Result<Arc<Self>, Error> {
+    pub async fn start(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<Self>, Error> {
         let client = client::connect(config).await?;
         loop {
             match permissions::check(&client, &config.manifest_namespace).await {
@@ -93,10 +96,13 @@ impl KubePlatform {
                 Err(error) => return Err(error),
             }
         }
-        let store = Store::new(config.hostname.clone());
+        let known = kinds_of_provider(&client).await;
+        let has = |(_, plural): (&str, &str)| known.iter().any(|kind| kind == plural);
+        let (has_hosts, tells_leased) = (has(names::HOSTS), has(names::LEASED));
+        let store = Store::new(Provider { hostname: config.hostname.clone(), tells_leased });
         let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
         let (listed, mut kinds) = watch::channel(0);
-        let watch = Watch { store: store.clone(), unwritten, listed };
+        let watch = Watch { store: store.clone(), unwritten, listed, metrics: metrics.clone() };
         let mut tasks = vec![
             owned(watch.clone().leases(client.clone())),
             owned(watch.clone().pods(client.clone())),
@@ -107,11 +113,20 @@ impl KubePlatform {
             owned(forget(store.clone())),
         ];
         let mut needed = KINDS;
-        if has_hosts(&client).await {
+        let manifests = || config.manifest_namespace.clone();
+        if has_hosts {
             needed += 1;
-            tasks.push(owned(watch.clone().hosts(client.clone(), config.manifest_namespace.clone())));
+            tasks.push(owned(watch.clone().hosts(client.clone(), manifests())));
         } else {
             tracing::warn!("the cluster has no providerhosts (akash.network): statuses have no host names");
+        }
+        if tells_leased {
+            needed += 1;
+            tasks.push(owned(watch.clone().leased(client.clone(), manifests())));
+        } else {
+            tracing::info!(
+                "the cluster has no providerleasedips (akash.network): leased is what its load balancers say"
+            );
         }
         if kinds.wait_for(|kinds| *kinds >= needed).await.is_err() {
             return Err(Error::Broken("the watches ended".to_owned()));
@@ -228,11 +243,19 @@ fn owned(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
-/// Whether the provider's kind of host names is there.
-async fn has_hosts(client: &Client) -> bool {
+/// Plurals of the provider's own kinds that the cluster has. It is asked until it answers: one that is missed now is missed for good.
+async fn kinds_of_provider(client: &Client) -> Vec<String> {
     let group = format!("{}/{}", names::AKASH_GROUP, names::AKASH_VERSION);
-    let resources = client.list_api_group_resources(&group).await;
-    resources.is_ok_and(|list| list.resources.iter().any(|resource| resource.name == "providerhosts"))
+    loop {
+        match client.list_api_group_resources(&group).await {
+            Ok(list) => return list.resources.into_iter().map(|resource| resource.name).collect(),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Vec::new(),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the API server");
+                tokio::time::sleep(START_RETRY).await;
+            }
+        }
+    }
 }
 
 /// Writes indices one after the other.

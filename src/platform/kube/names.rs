@@ -29,3 +29,9 @@ pub(super) const AKASH_GROUP: &str = "akash.network";
 
 /// See [`AKASH_GROUP`].
 pub(super) const AKASH_VERSION: &str = "v2beta2";
+
+/// Host names that lead to services: the provider's kind, and its plural.
+pub(super) const HOSTS: (&str, &str) = ("ProviderHost", "providerhosts");
+
+/// Ports of leased addresses: the provider's kind, and its plural.
+pub(super) const LEASED: (&str, &str) = ("ProviderLeasedIP", "providerleasedips");

@@ -7,7 +7,7 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 
-use super::names::AKASH_GROUP;
+use super::names::{AKASH_GROUP, HOSTS, LEASED};
 use crate::platform::Error;
 
 /// Reviews asked for at once.
@@ -35,7 +35,7 @@ enum Scope {
 const READ: &[&str] = &["get", "list", "watch"];
 
 /// Everything. `deploy/kubernetes/` grants just this.
-const NEEDED: [Permission; 8] = [
+const NEEDED: [Permission; 9] = [
     needed("", "namespaces", READ, Scope::Cluster),
     needed("", "pods", &["get", "list", "watch", "delete"], Scope::Cluster),
     Permission { optional: true, ..needed("", "pods", &["patch"], Scope::Cluster) },
@@ -43,7 +43,8 @@ const NEEDED: [Permission; 8] = [
     needed("", "services", READ, Scope::Cluster),
     needed("apps", "deployments", READ, Scope::Cluster),
     needed("apps", "statefulsets", READ, Scope::Cluster),
-    needed(AKASH_GROUP, "providerhosts", READ, Scope::Manifests),
+    needed(AKASH_GROUP, HOSTS.1, READ, Scope::Manifests),
+    needed(AKASH_GROUP, LEASED.1, READ, Scope::Manifests),
 ];
 
 const fn needed(

@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::facts::{HostFacts, LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
+use super::akash::{HostFacts, LeasedFacts};
+use super::facts::{LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
 use super::slots::{self, Numbered};
-use super::view;
+use super::view::{self, Provider};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
@@ -29,6 +30,7 @@ pub(super) enum Kind {
     StatefulSet,
     Service,
     Host,
+    Leased,
 }
 
 /// What is kept of one object.
@@ -39,6 +41,7 @@ pub(super) enum Fact {
     Workload(WorkloadFacts),
     Reach(ReachFacts),
     Host(HostFacts),
+    Leased(LeasedFacts),
 }
 
 /// Which object.
@@ -84,8 +87,7 @@ pub(super) struct Store(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    /// The provider's public host name, for node ports.
-    hostname: String,
+    provider: Provider,
     namespaces: HashMap<String, Contents>,
     views: HashMap<String, watch::Sender<Arc<LeaseView>>>,
 }
@@ -104,8 +106,8 @@ pub(super) struct Contents {
 
 impl Store {
     /// An empty one.
-    pub(super) fn new(hostname: String) -> Self {
-        let inner = Inner { hostname, namespaces: HashMap::new(), views: HashMap::new() };
+    pub(super) fn new(provider: Provider) -> Self {
+        let inner = Inner { provider, namespaces: HashMap::new(), views: HashMap::new() };
         Self(Arc::new(Mutex::new(inner)))
     }
 
@@ -114,13 +116,16 @@ impl Store {
         let mut inner = self.lock();
         let touched = match change {
             Change::Set(key, fact) => {
-                let touched = BTreeSet::from([key.namespace.clone()]);
+                let mut touched = inner.leave(&key);
+                touched.insert(key.namespace.clone());
                 inner.set(key, fact);
                 touched
             }
             Change::Unset(key) => {
+                let mut touched = inner.leave(&key);
                 inner.unset(&key);
-                BTreeSet::from([key.namespace])
+                touched.insert(key.namespace);
+                touched
             }
             Change::Replace(kind, all) => inner.replace(kind, all),
         };
@@ -138,7 +143,7 @@ impl Store {
         if let Some(view) = inner.views.get(&namespace) {
             return Some(view.subscribe());
         }
-        let view = watch::Sender::new(Arc::new(view::build(contents, &inner.hostname)));
+        let view = watch::Sender::new(Arc::new(view::build(contents, &inner.provider)));
         let receiver = view.subscribe();
         inner.views.insert(namespace, view);
         Some(receiver)
@@ -209,6 +214,19 @@ impl Inner {
         }
     }
 
+    /// Takes one of the provider's own objects from the leases that it is not of any more, and tells whose they are. Such an object
+    /// names its lease within, and may come to name another: a host name that was moved.
+    fn leave(&mut self, key: &Key) -> BTreeSet<String> {
+        if !matches!(key.kind, Kind::Host | Kind::Leased) {
+            return BTreeSet::new();
+        }
+        let which = (key.kind, key.name.clone());
+        let others = self.namespaces.iter_mut().filter(|(namespace, _)| **namespace != key.namespace);
+        others
+            .filter_map(|(namespace, contents)| contents.facts.remove(&which).map(|_| namespace.clone()))
+            .collect()
+    }
+
     /// Returns the namespaces in which something may have changed.
     fn replace(&mut self, kind: Kind, all: Vec<(Key, Fact)>) -> BTreeSet<String> {
         let listed: BTreeSet<Key> = all.iter().map(|(key, _)| key.clone()).collect();
@@ -233,7 +251,7 @@ impl Inner {
         let Some(contents) = self.namespaces.get_mut(namespace) else { return Vec::new() };
         contents.number();
         if let Some(view) = self.views.get(namespace) {
-            let now = view::build(contents, &self.hostname);
+            let now = view::build(contents, &self.provider);
             view.send_if_modified(|known| {
                 let is_other = **known != now;
                 if is_other {
@@ -283,6 +301,11 @@ impl Contents {
     /// Host names.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &HostFacts> {
         self.facts.values().filter_map(|fact| if let Fact::Host(found) = fact { Some(found) } else { None })
+    }
+
+    /// Ports of leased addresses.
+    pub(super) fn leased(&self) -> impl Iterator<Item = &LeasedFacts> {
+        self.facts.values().filter_map(|fact| if let Fact::Leased(found) = fact { Some(found) } else { None })
     }
 
     /// The index of a pod.

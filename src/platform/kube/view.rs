@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::akash::LeasedFacts;
 use super::facts::{ContainerFacts, PodFacts, RunFacts, State};
 use super::slots;
 use super::store::Contents;
@@ -9,7 +10,7 @@ use crate::model::id::{Instance, ServiceName};
 use crate::model::limits::RUNS_MAX;
 use crate::model::time::LogTime;
 use crate::model::view::{
-    Endpoints, ForwardedPort, LeaseView, ReplicaState, ReplicaView, Run, RunEnd, ServiceView,
+    Endpoints, ForwardedPort, LeaseView, LeasedIp, ReplicaState, ReplicaView, Run, RunEnd, ServiceView,
 };
 
 /// Why a slot waits that has no pod.
@@ -24,8 +25,17 @@ const DELETED: &str = "Deleted";
 /// The pods of one slot, oldest first, and when each went, if it has.
 type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
 
-/// The view of the lease; `hostname` is the provider's, for node ports.
-pub(super) fn build(contents: &Contents, hostname: &str) -> LeaseView {
+/// What holds for all leases of the provider.
+#[derive(Debug)]
+pub(super) struct Provider {
+    /// Its public host name, for node ports.
+    pub(super) hostname: String,
+    /// Whether it says itself which ports of which services have leased addresses. Otherwise a load balancer's word is taken.
+    pub(super) tells_leased: bool,
+}
+
+/// The view of the lease.
+pub(super) fn build(contents: &Contents, provider: &Provider) -> LeaseView {
     let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
     let mut numbered = BTreeSet::new();
     for workload in contents.workloads() {
@@ -58,7 +68,7 @@ pub(super) fn build(contents: &Contents, hostname: &str) -> LeaseView {
             members.entry(index).or_default();
         }
         service.replicas = members.into_iter().map(|(index, members)| (index, slot(&members))).collect();
-        service.endpoints = endpoints(contents, name, hostname);
+        service.endpoints = endpoints(contents, name, provider);
     }
     LeaseView { services, ended: contents.lease().is_none_or(|lease| lease.ends) }
 }
@@ -127,16 +137,28 @@ fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
 }
 
 /// Where a service can be reached.
-fn endpoints(contents: &Contents, service: &ServiceName, hostname: &str) -> Endpoints {
+fn endpoints(contents: &Contents, service: &ServiceName, provider: &Provider) -> Endpoints {
     let mut uris: Vec<String> =
         contents.hosts().filter(|host| host.service == *service).map(|host| host.host.clone()).collect();
     uris.sort();
     uris.dedup();
     let reach = || contents.reach().filter(|reach| reach.service.as_ref() == Some(service));
-    let on_host = |port: &ForwardedPort| ForwardedPort { host: hostname.to_owned(), ..port.clone() };
+    let on_host = |port: &ForwardedPort| ForwardedPort { host: provider.hostname.clone(), ..port.clone() };
+    // A load balancer outlives its lease for as long as the provider's operator takes to see that it has ended.
+    let leased = |ip: &LeasedIp| {
+        if !provider.tells_leased {
+            return Some(ip.clone());
+        }
+        let is_it = |leased: &&LeasedFacts| {
+            leased.service == *service
+                && leased.external_port == ip.external_port
+                && leased.protocol == ip.protocol
+        };
+        contents.leased().find(is_it).map(|leased| LeasedIp { port: leased.port, ..ip.clone() })
+    };
     Endpoints {
         uris,
         ports: reach().flat_map(|reach| reach.ports.iter().map(on_host)).collect(),
-        ips: reach().flat_map(|reach| reach.ips.clone()).collect(),
+        ips: reach().flat_map(|reach| reach.ips.iter().filter_map(leased)).collect(),
     }
 }

@@ -13,9 +13,12 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::facts::{HostFacts, LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
+use super::akash::{HostFacts, LeasedFacts};
+use super::facts::{LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
 use super::names;
 use super::store::{Change, Fact, Key, Kind, Store, Unwritten};
+use crate::model::metrics::Metrics;
+use crate::model::metrics::labels::Watched;
 
 /// Objects of one page of a list: what one kind costs in memory beside what is kept, while it is listed.
 const PAGE_OBJECTS: u32 = 250;
@@ -29,6 +32,8 @@ pub(super) struct Watch {
     pub(super) unwritten: mpsc::Sender<Unwritten>,
     /// Counts the kinds of which the first list was seen.
     pub(super) listed: watch::Sender<usize>,
+    /// Where failures and lists are counted.
+    pub(super) metrics: Metrics,
 }
 
 /// Kinds that are watched in every cluster.
@@ -85,15 +90,22 @@ impl Watch {
 
     /// Host names of the provider's, if it has that kind.
     pub(super) async fn hosts(self, client: Client, manifests: String) {
-        let kind = GroupVersionKind::gvk(names::AKASH_GROUP, names::AKASH_VERSION, "ProviderHost");
-        let resource = ApiResource::from_gvk_with_plural(&kind, "providerhosts");
-        let api = Api::namespaced_with(client, &manifests, &resource);
         let read = |object: &DynamicObject| {
             let facts = HostFacts::read(object);
             let namespace = facts.as_ref().map(|facts| facts.namespace.clone()).unwrap_or_default();
             (key(Kind::Host, namespace, object.name_any()), facts.map(Fact::Host))
         };
-        self.run(api, Kind::Host, read).await;
+        self.run(of_provider(client, &manifests, names::HOSTS), Kind::Host, read).await;
+    }
+
+    /// Leased addresses of the provider's, if it has that kind.
+    pub(super) async fn leased(self, client: Client, manifests: String) {
+        let read = |object: &DynamicObject| {
+            let facts = LeasedFacts::read(object);
+            let namespace = facts.as_ref().map(|facts| facts.namespace.clone()).unwrap_or_default();
+            (key(Kind::Leased, namespace, object.name_any()), facts.map(Fact::Leased))
+        };
+        self.run(of_provider(client, &manifests, names::LEASED), Kind::Leased, read).await;
     }
 
     /// Goes on until it is dropped.
@@ -116,6 +128,7 @@ impl Watch {
                     change(event, kind, &mut listed, &read)
                 }
                 Err(error) => {
+                    self.metrics.watch_failures.of(watched(kind)).increment(1);
                     failures = failures.saturating_add(1);
                     // The first of a series, and then fewer and fewer.
                     if failures.is_power_of_two() {
@@ -126,6 +139,9 @@ impl Watch {
                 }
             };
             let is_list = matches!(change, Some(Change::Replace(..)));
+            if is_list {
+                self.metrics.watch_lists.of(watched(kind)).increment(1);
+            }
             if let Some(change) = change {
                 for pod in self.store.apply(change) {
                     // If there is no room it comes again with the next change.
@@ -163,6 +179,25 @@ fn change<K>(
         Event::Delete(object) => return Some(Change::Unset(read(&object).0)),
     }
     None
+}
+
+/// All of one of the provider's own kinds: its name, and its plural.
+fn of_provider(client: Client, manifests: &str, (kind, plural): (&str, &str)) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk(names::AKASH_GROUP, names::AKASH_VERSION, kind);
+    Api::namespaced_with(client, manifests, &ApiResource::from_gvk_with_plural(&kind, plural))
+}
+
+/// How a kind is called in metrics.
+fn watched(kind: Kind) -> Watched {
+    match kind {
+        Kind::Lease => Watched::Namespaces,
+        Kind::Pod => Watched::Pods,
+        Kind::Deployment => Watched::Deployments,
+        Kind::StatefulSet => Watched::StatefulSets,
+        Kind::Service => Watched::Services,
+        Kind::Host => Watched::Hosts,
+        Kind::Leased => Watched::LeasedIps,
+    }
 }
 
 fn key(kind: Kind, namespace: String, name: String) -> Key {

@@ -307,9 +307,11 @@ impl Cluster {
         match parts.as_slice() {
             [.., "selfsubjectaccessreviews"] => self.review(body),
             ["apis", "akash.network", "v2beta2"] => {
-                let resource = json!({ "name": "providerhosts", "singularName": "", "namespaced": true, "kind": "ProviderHost", "verbs": ["list"] });
+                let resources = [("providerhosts", "ProviderHost"), ("providerleasedips", "ProviderLeasedIP")].map(|(name, kind)| {
+                    json!({ "name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["list"] })
+                });
                 respond(
-                    json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "akash.network/v2beta2", "resources": [resource] }),
+                    json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "akash.network/v2beta2", "resources": resources }),
                 )
             }
             ["api", "v1", "namespaces", namespace, "pods", pod, "log"] => self.log(namespace, pod, &query),

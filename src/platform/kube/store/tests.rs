@@ -1,6 +1,7 @@
 //! The store against lists, watches and what they miss.
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use kube::core::DynamicObject;
 use serde_json::json;
 
 use super::*;
@@ -75,7 +76,7 @@ fn deployment(count: u32) -> (Key, Fact) {
 }
 
 fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
-    let store = Store::new("provider.example.com".into());
+    let store = Store::new(Provider { hostname: "provider.example.com".into(), tells_leased: true });
     let (key, fact) = namespace_of(&lease(), &lease().namespace());
     store.apply(Change::Replace(Kind::Lease, vec![(key, fact.unwrap())]));
     store.apply(Change::Replace(Kind::Deployment, vec![deployment(count)]));
@@ -214,4 +215,88 @@ async fn runs_are_told_apart_through_a_crash() {
 
 fn last_end_of_first(view: &LeaseView) -> RunEnd {
     view.services[&"web".parse().unwrap()].replicas[&0].runs[0].end.clone().unwrap()
+}
+
+fn of_provider(kind: &str, name: &str, spec: serde_json::Value) -> DynamicObject {
+    let object = json!({
+        "apiVersion": "akash.network/v2beta2", "kind": kind,
+        "metadata": { "name": name, "namespace": "lease", "labels": { "akash.network": "true" } }, "spec": spec,
+    });
+    serde_json::from_value(object).unwrap()
+}
+
+/// A host name that leads to a service of a lease, as the provider writes it: the numbers are numbers.
+fn host(name: &str, lease: &LeaseId, service: &str) -> Change {
+    let object = of_provider(
+        "ProviderHost",
+        name,
+        json!({ "owner": lease.owner().as_str(), "provider": lease.provider().as_str(), "hostname": name, "dseq": lease.dseq(),
+                "gseq": lease.gseq(), "oseq": lease.oseq(), "service_name": service, "external_port": 80 }),
+    );
+    let facts = HostFacts::read(&object).unwrap();
+    let key = Key { namespace: facts.namespace.clone(), kind: Kind::Host, name: name.to_owned() };
+    Change::Set(key, Fact::Host(facts))
+}
+
+/// A port of a leased address, as the provider writes it: the lease is within, and its number is text.
+fn leased(service: &str, port: u16, external_port: u16) -> Change {
+    let lease = lease();
+    let object = of_provider(
+        "ProviderLeasedIP",
+        service,
+        json!({ "lease_id": { "owner": lease.owner().as_str(), "dseq": lease.dseq().to_string(), "gseq": 1, "oseq": 1,
+                              "provider": lease.provider().as_str() },
+                "service_name": service, "port": port, "external_port": external_port, "sharing_key": "k", "protocol": "TCP" }),
+    );
+    let facts = LeasedFacts::read(&object).unwrap();
+    let key = Key { namespace: facts.namespace.clone(), kind: Kind::Leased, name: service.to_owned() };
+    Change::Set(key, Fact::Leased(facts))
+}
+
+#[tokio::test(start_paused = true)]
+async fn host_names_are_those_of_the_service_and_move_with_the_providers_word() {
+    let store = store(vec![], 1);
+    let other: LeaseId = format!("{OWNER}/1/1/1/{PROVIDER}").parse().unwrap();
+    let (key, fact) = namespace_of(&other, &other.namespace());
+    store.apply(Change::Set(key, fact.unwrap()));
+    let (key, fact) = deployment(1);
+    store.apply(Change::Set(Key { namespace: other.namespace(), ..key }, fact));
+    let (view, beside) = (store.watch(&lease()).unwrap(), store.watch(&other).unwrap());
+    let hosts = |view: &watch::Receiver<Arc<LeaseView>>| {
+        view.borrow().services[&"web".parse().unwrap()].endpoints.uris.clone()
+    };
+    store.apply(host("a.example.com", &lease(), "web"));
+    store.apply(host("b.example.com", &lease(), "api"));
+    assert_eq!((hosts(&view), hosts(&beside)), (vec!["a.example.com".to_owned()], vec![]));
+    // It now leads to another lease's service.
+    store.apply(host("a.example.com", &other, "web"));
+    assert_eq!((hosts(&view), hosts(&beside)), (vec![], vec!["a.example.com".to_owned()]));
+    // It leads to none: the watch cannot tell of which lease it was.
+    let key = Key { namespace: String::new(), kind: Kind::Host, name: "a.example.com".to_owned() };
+    store.apply(Change::Unset(key));
+    assert_eq!(hosts(&beside), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_leased_while_provider_and_load_balancer_say_so() {
+    let store = store(vec![], 1);
+    let view = store.watch(&lease()).unwrap();
+    let ips = || view.borrow().services[&"web".parse().unwrap()].endpoints.ips.clone();
+    let balancer: Service = serde_json::from_value(json!({
+        "metadata": { "name": "web-ip-80-tcp", "labels": { "akash.network/service-target": "metal-lb" } },
+        "spec": { "type": "LoadBalancer", "selector": { "akash.network/manifest-service": "web" },
+                  "ports": [{ "port": 80, "targetPort": "http", "protocol": "TCP" }, { "port": 81, "protocol": "TCP" }] },
+        "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } },
+    }))
+    .unwrap();
+    let key = Key { namespace: lease().namespace(), kind: Kind::Service, name: "web-ip-80-tcp".into() };
+    store.apply(Change::Set(key.clone(), Fact::Reach(ReachFacts::read(&balancer).unwrap())));
+    assert_eq!(ips(), []);
+    store.apply(leased("web", 8080, 80));
+    let ip = &ips()[0];
+    assert_eq!((ip.ip.as_str(), ip.port, ip.external_port, ips().len()), ("203.0.113.7", 8080, 80, 1));
+    // The lease of the address ends; its load balancer is still there.
+    let of_provider = Key { namespace: lease().namespace(), kind: Kind::Leased, name: "web".into() };
+    store.apply(Change::Unset(of_provider));
+    assert_eq!(ips(), []);
 }
