@@ -1,166 +1,284 @@
-//! The `kube` platform against a real cluster: the one that `KUBECONFIG` names. It makes a namespace as an Akash provider would, and takes
-//! it away again. Its image must have a shell: `LEASEMUX_TEST_IMAGE`, or `busybox`.
+//! The `kube` and `node` platforms, under a whole gateway, against a real cluster: the one that `KUBECONFIG` names. Each test makes
+//! a lease as an Akash provider would, and takes it away again, also if it fails.
 //!
 //! ```sh
-//! KUBECONFIG=~/.kube/config cargo test --test cluster -- --ignored
+//! KUBECONFIG=~/.kube/config cargo test --test cluster -- --ignored --test-threads=1
 //! ```
+//!
+//! `LEASEMUX_TEST_IMAGE` is the image of the services, which must have a shell (`busybox` if it is not set). If this machine is a
+//! node of the cluster and `/var/log/pods` can be read, `LEASEMUX_TEST_NODE` is its name; otherwise nothing is asked of `node`.
+//!
+//! Log requests are counted by the API server's own metrics, over all who make them: nobody else should begin or end to follow
+//! logs in the meantime. Each log test ends by asking whether every number came once and in order, or was missing at a gap.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+#[path = "cluster/lease.rs"]
+mod lease;
+#[allow(dead_code, reason = "shared with the other tests")]
+#[path = "it/support/mod.rs"]
+mod support;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DeleteParams, PostParams};
-use kube::{Api, Client};
+use futures_util::stream::{self, FuturesUnordered};
 use leasemux::edge::admin::Exporter;
-use leasemux::model::id::{Address, LeaseId, Replica};
-use leasemux::model::view::{LeaseView, Run};
-use leasemux::platform::kube::{KubeConfig, KubePlatform, KubeSource};
-use leasemux::platform::{From, Platform as _, RestartRequest, TailItem, TailRequest};
-use serde_json::json;
-use tokio::sync::watch;
+use leasemux::host::notify::Notifier;
+use leasemux::model::id::Replica;
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::platform::kube::KubePlatform;
+use leasemux::platform::node::NodePlatform;
+use leasemux::platform::{Platform, RestartRequest};
 
-/// How long a cluster may take to do as it was told.
-const PATIENCE: Duration = Duration::from_secs(120);
+use self::lease::{Lease, PATIENCE, Service, kube_config};
+use self::support::gateway::{Gateway, Scene, Stream};
+use self::support::oracle::{Received, Seen};
+use self::support::replica;
+use self::support::statuses::Statuses;
 
-/// A lease in the cluster.
-struct Lease {
-    client: Client,
-    id: LeaseId,
+/// How many follow one pod.
+const CROWD: usize = 300;
+
+/// How many of them come at once.
+const COMING_AT_ONCE: usize = 32;
+
+/// A lease in the cluster, and a gateway that serves it.
+struct Stage {
+    platform: Arc<dyn Platform>,
+    scene: Scene,
+    lease: Lease,
 }
 
-impl Lease {
-    /// With one service of so many replicas, each of which prints numbers, fast.
-    async fn make(client: &Client, dseq: u64, count: u32) -> Self {
-        let id = LeaseId::new(account(1).as_str(), dseq, 1, 1, account(200).as_str()).unwrap();
-        let name = id.namespace();
-        let labels = |more: &[(&str, String)]| {
-            let mut labels = json!({ "akash.network": "true", "akash.network/namespace": name });
-            for (label, value) in more {
-                labels[format!("akash.network/{label}")] = json!(value);
+// === impl Stage ===
+
+impl Stage {
+    async fn new(services: &[Service]) -> Self {
+        let kube = KubePlatform::start(&kube_config(), &Exporter::new().unwrap().metrics).await.unwrap();
+        Self::on(kube, services).await
+    }
+
+    /// On this node, if there is one to test on.
+    async fn on_node(services: &[Service]) -> Option<Self> {
+        let node = std::env::var("LEASEMUX_TEST_NODE").ok()?;
+        let kube = KubePlatform::start(&kube_config(), &Exporter::new().unwrap().metrics).await.unwrap();
+        let platform = NodePlatform::new(kube, Notifier::start(), node, "/var/log/pods".into());
+        Some(Self::on(Arc::new(platform), services).await)
+    }
+
+    async fn on(platform: Arc<dyn Platform>, services: &[Service]) -> Self {
+        let gateway = Gateway::on(Arc::clone(&platform));
+        let (owner, certificate) = gateway.tenant();
+        let lease = Lease::make(&owner, services).await;
+        let scene = Scene { gateway, lease: lease.id.clone(), certificate };
+        let stage = Self { platform, scene, lease };
+        for service in services {
+            for index in 0..service.replicas {
+                stage.running(&replica(service.name, index), "").await;
             }
-            labels
+        }
+        stage
+    }
+
+    /// Waits until a replica runs, and not as the instance `other`. Answers its pod's uid.
+    async fn running(&self, replica: &Replica, other: &str) -> String {
+        let found = async {
+            loop {
+                if let Ok(mut view) = self.platform.watch(&self.scene.lease).await {
+                    let uid = |view: &leasemux::model::view::LeaseView| {
+                        let uid = view.replica(replica)?.present()?.instance.parts().0.to_owned();
+                        (uid != other).then_some(uid)
+                    };
+                    if let Ok(view) = view.wait_for(|view| uid(view).is_some()).await {
+                        break uid(&view).unwrap();
+                    }
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
         };
-        let of_lease = labels(&[
-            ("lease.id.owner", id.owner().to_string()),
-            ("lease.id.dseq", id.dseq().to_string()),
-            ("lease.id.gseq", "1".into()),
-            ("lease.id.oseq", "1".into()),
-            ("lease.id.provider", id.provider().to_string()),
-        ]);
-        let namespace: Namespace =
-            serde_json::from_value(json!({ "metadata": { "name": name, "labels": of_lease } })).unwrap();
-        Api::all(client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
-        let image = std::env::var("LEASEMUX_TEST_IMAGE").unwrap_or_else(|_| "busybox".into());
-        let of_service = labels(&[("manifest-service", "web".into())]);
-        let script = "i=0; while true; do seq $i $((i+99)); i=$((i+100)); sleep 0.1; done";
-        let deployment: Deployment = serde_json::from_value(json!({
-            "metadata": { "name": "web", "namespace": name, "labels": of_service },
-            "spec": {
-                "replicas": count, "selector": { "matchLabels": of_service },
-                "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 0, "maxUnavailable": 1 } },
-                "template": { "metadata": { "labels": of_service }, "spec": {
-                    "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
-                    "containers": [{ "name": "web", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", script] }],
-                } },
-            },
-        }))
-        .unwrap();
-        Api::namespaced(client.clone(), &name).create(&PostParams::default(), &deployment).await.unwrap();
-        Self { client: client.clone(), id }
+        tokio::time::timeout(PATIENCE, found).await.expect("it runs in time")
     }
 
-    /// Takes it away.
-    async fn remove(self) {
-        let namespaces: Api<Namespace> = Api::all(self.client);
-        namespaces.delete(&self.id.namespace(), &DeleteParams::default()).await.unwrap();
+    async fn follow(&self) -> Stream {
+        let request = ServiceLogsRequest { follow: true, ..self.scene.request() };
+        self.scene.open(request).await.unwrap()
+    }
+
+    /// Restarts a replica as the gateway would, and waits for the next pod. Answers the uids of both.
+    async fn restart(&self, replica: &Replica) -> (String, String) {
+        let instance = {
+            let view = self.platform.watch(&self.scene.lease).await.unwrap();
+            let view = view.borrow();
+            view.replica(replica).unwrap().present().unwrap().instance.clone()
+        };
+        let uid = instance.parts().0.to_owned();
+        let request = RestartRequest {
+            lease: self.scene.lease.clone(),
+            replica: replica.clone(),
+            instance: Some(instance),
+        };
+        self.platform.restart(request).await.unwrap();
+        let next = self.running(replica, &uid).await;
+        (uid, next)
     }
 }
 
-/// A number that no other run of the test has.
-fn unique() -> u64 {
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    now.as_secs()
-}
-
-fn account(number: u8) -> Address {
-    Address::from_account([number; 20])
-}
-
-fn replica(index: u32) -> Replica {
-    Replica { service: "web".parse().unwrap(), index }
-}
-
-/// Waits until a slot has a run that goes on, and is not `other`.
-async fn running(view: &mut watch::Receiver<Arc<LeaseView>>, index: u32, other: Option<&Run>) -> Run {
-    let found = |view: &LeaseView| {
-        let run = view.replica(&replica(index))?.present()?;
-        (Some(&run.instance) != other.map(|run| &run.instance)).then(|| run.clone())
-    };
-    let view = tokio::time::timeout(PATIENCE, view.wait_for(|view| found(view).is_some())).await;
-    found(&view.expect("a run in time").unwrap()).unwrap()
-}
-
-/// Follows a run from its oldest line that is kept, until it has ended or so many lines came. Each must be the next number.
-async fn numbers(platform: &KubePlatform, lease: &LeaseId, index: u32, run: &Run, enough: usize) -> usize {
-    let (replica, instance) = (replica(index), run.instance.clone());
-    let request = TailRequest { lease: lease.clone(), replica, instance, from: From::Start, follow: true };
-    let mut tail = platform.tail(request).await.unwrap();
-    let (mut expected, mut lines) = (None::<u64>, 0);
-    while let Some(item) = tokio::time::timeout(PATIENCE, tail.items.next()).await.expect("a line in time") {
-        let TailItem::Lines(batch) = item.unwrap() else { panic!("a gap before {expected:?}") };
-        for index in 0..batch.lines.len() {
-            let number: u64 = std::str::from_utf8(batch.bytes(index)).unwrap().trim_end().parse().unwrap();
-            assert_eq!(number, expected.unwrap_or(number), "in place of the next number");
-            expected = Some(number + 1);
-            lines += 1;
-        }
-        if lines >= enough {
-            break;
+/// Every line is the next number of its run, or stands behind a gap. Answers how many lines of how many runs there were.
+#[track_caller]
+fn ask(received: &Received, service: &str, index: u32) -> (usize, usize) {
+    let (mut run, mut runs, mut expected, mut lines) = (String::new(), 0, None::<u64>, 0);
+    let (mut partial, mut after_gap) = (String::new(), false);
+    for seen in received.of(service, index) {
+        match seen {
+            Seen::Event(..) => {}
+            Seen::Gap(..) => (expected, partial, after_gap) = (None, String::new(), true),
+            Seen::Logs(of, bytes) => {
+                if *of != run {
+                    // Each run counts from its beginning; of the first, what is kept of it.
+                    expected = (runs > 0 && !after_gap).then_some(0);
+                    (run, runs, partial) = (of.clone(), runs + 1, String::new());
+                }
+                after_gap = false;
+                partial.push_str(std::str::from_utf8(bytes).unwrap());
+                while let Some((line, rest)) = partial.split_once('\n') {
+                    let number: u64 = line.parse().expect("a number");
+                    assert_eq!(number, expected.unwrap_or(number), "in place of the next number of {run}");
+                    (expected, lines) = (Some(number + 1), lines + 1);
+                    partial = rest.to_owned();
+                }
+            }
         }
     }
-    lines
+    (lines, runs)
+}
+
+/// Follows until a replica has printed in so many runs.
+async fn until_runs(stream: &mut Stream, service: &str, index: u32, runs: usize) {
+    stream.until(|received| ask(received, service, index).1 >= runs).await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG"]
-async fn lines_are_followed_and_a_replica_restarted_in_its_slot() {
-    let file = std::env::var_os("KUBECONFIG").expect("KUBECONFIG names a cluster").into();
-    let config = KubeConfig {
-        source: KubeSource::File { file, context: None },
-        provider: account(200),
-        hostname: "provider.example.com".into(),
-        manifest_namespace: "lease".into(),
-    };
-    let platform = KubePlatform::start(&config, &Exporter::new().unwrap().metrics).await.unwrap();
-    let client = Client::try_default().await.unwrap();
-    let lease = Lease::make(&client, unique(), 2).await;
-    let found = async {
-        loop {
-            if let Ok(view) = platform.watch(&lease.id).await {
-                break view;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let mut view = tokio::time::timeout(PATIENCE, found).await.expect("the lease in time");
-    let mut beside = view.clone();
-    let (first, other) = (running(&mut view, 0, None).await, running(&mut beside, 1, None).await);
+async fn lines_are_followed_through_rotations_and_a_restart_in_its_slot() {
+    let stage = Stage::new(&[Service::loud("web", 2)]).await;
+    let mut stream = stage.follow().await;
     // Some thousand lines: with small log files, through rotations.
-    assert!(numbers(&platform, &lease.id, 1, &other, 5_000).await >= 5_000);
-    let restart = async {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let (replica, instance) = (replica(0), Some(first.instance.clone()));
-        platform.restart(RestartRequest { lease: lease.id.clone(), replica, instance }).await.unwrap();
+    stream.until(|received| received.lines("web", 0) >= 5_000 && received.lines("web", 1) >= 5_000).await;
+    let other = stage.running(&replica("web", 1), "").await;
+    stage.restart(&replica("web", 0)).await;
+    until_runs(&mut stream, "web", 0, 2).await;
+    assert_eq!(stage.running(&replica("web", 1), "").await, other);
+    assert!(stream.received.events("web", 0).contains(&Kind::Ended));
+    assert_eq!((ask(&stream.received, "web", 0).1, ask(&stream.received, "web", 1).1), (2, 1));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: KUBECONFIG"]
+async fn a_stateful_set_keeps_its_ordinals_through_restart_and_scaling() {
+    let stage = Stage::new(&[Service::numbered("db", 2)]).await;
+    let mut stream = stage.follow().await;
+    stream.until(|received| received.lines("db", 0) >= 10 && received.lines("db", 1) >= 10).await;
+    let (before, after) = stage.restart(&replica("db", 1)).await;
+    assert_ne!(before, after, "the same name, and another pod");
+    until_runs(&mut stream, "db", 1, 2).await;
+    stage.lease.scale("db", 3).await;
+    stream.until(|received| received.lines("db", 2) >= 10).await;
+    stage.lease.scale("db", 1).await;
+    let gone = |received: &Received, index| received.events("db", index).contains(&Kind::Gone);
+    stream.until(|received| gone(received, 2) && gone(received, 1)).await;
+    for (index, runs) in [(0, 1), (1, 2), (2, 1)] {
+        let (lines, told) = ask(&stream.received, "db", index);
+        assert!(lines >= 10 && told == runs, "db/{index}: {lines} lines of {told} runs");
+    }
+    assert!(!gone(&stream.received, 0));
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: KUBECONFIG"]
+async fn a_rollout_goes_through_the_slots_and_loses_nothing() {
+    let stage = Stage::new(&[Service::quiet("web", 2)]).await;
+    let mut stream = stage.follow().await;
+    stream.until(|received| received.lines("web", 0) >= 10 && received.lines("web", 1) >= 10).await;
+    stage.lease.roll_out("web").await;
+    for index in 0..2 {
+        until_runs(&mut stream, "web", index, 2).await;
+        assert!(stream.received.events("web", index).contains(&Kind::Ended));
+    }
+    assert!(stream.received.of("web", 2).is_empty(), "no third slot was made");
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: KUBECONFIG"]
+async fn pods_deleted_while_they_are_followed_are_read_to_their_ends() {
+    let stage = Stage::new(&[Service::quiet("web", 3)]).await;
+    let mut stream = stage.follow().await;
+    for round in 1..=2 {
+        for index in 0..3 {
+            until_runs(&mut stream, "web", index, round).await;
+        }
+        stage.lease.delete_pods().await;
+    }
+    for index in 0..3 {
+        until_runs(&mut stream, "web", index, 3).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: KUBECONFIG"]
+async fn a_crash_loop_is_told_as_events_and_in_status() {
+    let stage = Stage::new(&[Service::crashing("worker", 7)]).await;
+    let mut stream = stage.follow().await;
+    let mut statuses = Statuses::follow(&stage.scene).await;
+    until_runs(&mut stream, "worker", 0, 2).await;
+    let events = stream.received.events("worker", 0);
+    assert!(events.contains(&Kind::Ended) && events.contains(&Kind::Started), "{events:?}");
+    let told = |statuses: &Statuses| {
+        statuses.replica("worker", 0).is_some_and(|told| {
+            told.restarts >= 1 && told.last_exit_code == Some(7) && told.message.contains("CrashLoopBackOff")
+        })
     };
-    // The old run is read to its end, and the next one comes in its slot.
-    let (read, ()) = tokio::join!(numbers(&platform, &lease.id, 0, &first, usize::MAX), restart);
-    assert!(read > 0);
-    let next = running(&mut view, 0, Some(&first)).await;
-    assert!(numbers(&platform, &lease.id, 0, &next, 500).await >= 500);
-    assert_eq!(view.borrow().replica(&replica(1)).unwrap().present().unwrap().instance, other.instance);
-    lease.remove().await;
-    tokio::time::timeout(PATIENCE, view.wait_for(|view| view.ended)).await.expect("an end in time").unwrap();
+    statuses.until(told).await;
+    let (lines, runs) = ask(&stream.received, "worker", 0);
+    assert!(lines > 0 && runs >= 2);
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: KUBECONFIG"]
+async fn hundreds_of_followers_are_one_log_request() {
+    let stage = Stage::new(&[Service::quiet("web", 1)]).await;
+    let before = stage.lease.log_requests().await;
+    let mut first = stage.follow().await;
+    first.until(|received| received.lines("web", 0) >= 10).await;
+    assert_eq!(stage.lease.log_requests().await, before + 1);
+    let coming = stream::iter(0..CROWD - 1).map(|_| stage.follow()).buffer_unordered(COMING_AT_ONCE);
+    let mut crowd: Vec<Stream> = coming.collect().await;
+    crowd.push(first);
+    // All of them at the same place at last, however late they came.
+    let goal = "300\n";
+    let reading: FuturesUnordered<_> = crowd
+        .iter_mut()
+        .map(|stream| stream.until(|received| received.text("web", 0).contains(goal)))
+        .collect();
+    reading.collect::<()>().await;
+    assert_eq!(stage.lease.log_requests().await, before + 1, "one for the replica, and not one for each");
+    for stream in &crowd {
+        let (lines, runs) = ask(&stream.received, "web", 0);
+        assert!(lines >= 300 && runs == 1, "{lines} lines of {runs} runs");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a cluster: KUBECONFIG, and LEASEMUX_TEST_NODE"]
+async fn a_node_follows_its_pods_with_no_log_request() {
+    let Some(stage) = Stage::on_node(&[Service::loud("web", 1), Service::numbered("db", 1)]).await else {
+        eprintln!("not tested: LEASEMUX_TEST_NODE does not say which node this is");
+        return;
+    };
+    let before = stage.lease.log_requests().await;
+    let mut stream = stage.follow().await;
+    stream.until(|received| received.lines("web", 0) >= 5_000 && received.lines("db", 0) >= 10).await;
+    assert_eq!(stage.lease.log_requests().await, before);
+    stage.restart(&replica("db", 0)).await;
+    until_runs(&mut stream, "db", 0, 2).await;
+    assert_eq!((ask(&stream.received, "web", 0).1, ask(&stream.received, "db", 0).1), (1, 2));
 }
