@@ -43,6 +43,9 @@ pub struct Connections {
     drain: Drain,
 }
 
+/// One connection's HTTP/2.
+type Http<IO> = http2::Connection<TokioIo<IO>, PerConnection, StreamExecutor>;
+
 /// The service of one connection, as hyper calls it.
 struct PerConnection {
     service: LeaseService,
@@ -78,15 +81,32 @@ impl Connections {
 
     /// Serves a connection from `address`, if that is known, until it ends: by itself, when it has had nothing to do for long, or
     /// when the gateway does. Answers why. Dropping it cuts it off.
-    pub async fn serve(
+    pub fn serve(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
         address: Option<SocketAddr>,
-    ) -> ConnectionEnd {
-        let _open = GaugeGuard::new(&self.metrics.connections);
+    ) -> impl Future<Output = ConnectionEnd> + Send {
+        let (activity, called) = (Activity::default(), Arc::new(Notify::new()));
+        // Boxed before anything waits: a future keeps room for whatever was moved through it, once for each place, and idle
+        // connections are many.
+        let connection = Box::pin(self.http(io, peer, address, &activity, &called));
+        self.run(connection, activity, called)
+    }
+
+    /// HTTP/2 on `io`, with our bounds.
+    fn http<IO>(
+        &self,
+        io: IO,
+        peer: Peer,
+        address: Option<SocketAddr>,
+        activity: &Activity,
+        called: &Arc<Notify>,
+    ) -> Http<IO>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
         let handoff = Handoff::default();
-        let activity = Activity::default();
         let executor = StreamExecutor {
             handoff: handoff.clone(),
             activity: activity.clone(),
@@ -95,7 +115,6 @@ impl Connections {
             stall: self.limits.stall,
             metrics: self.metrics.clone(),
         };
-        let called = Arc::new(Notify::new());
         let service = PerConnection {
             service: self.service.clone(),
             routes: self.routes.clone(),
@@ -104,7 +123,7 @@ impl Connections {
             net: address.map(|address| PeerNet::from(address.ip())),
             handoff,
             drain: self.drain.clone(),
-            called: Arc::clone(&called),
+            called: Arc::clone(called),
         };
         let limits = &self.limits.connection;
         let mut http = http2::Builder::new(executor);
@@ -119,8 +138,20 @@ impl Connections {
             .keep_alive_interval(limits.keepalive)
             // A peer that takes nothing cannot answer either; it has as long as its streams.
             .keep_alive_timeout(self.limits.stall);
-        let connection = http.serve_connection(TokioIo::new(io), service);
-        tokio::pin!(connection);
+        http.serve_connection(TokioIo::new(io), service)
+    }
+
+    async fn run<IO>(
+        &self,
+        mut connection: Pin<Box<Http<IO>>>,
+        activity: Activity,
+        called: Arc<Notify>,
+    ) -> ConnectionEnd
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _open = GaugeGuard::new(&self.metrics.connections);
+        let limits = &self.limits.connection;
         // Nothing of these concerns a line, so no line asks them.
         let (cut, drains) = (self.drain.cut(), self.drain.draining());
         let idle = activity.idle(limits.idle);

@@ -135,7 +135,8 @@ impl Server {
         let mut taken = Taken::new(&self.connections.metrics);
         let _door = self.drain.door(Some(peer));
         let began = Instant::now();
-        let handshake = self.shake_hands(socket, &admitted, entrance).await;
+        // Boxed, so that a connection does not keep room for its handshake.
+        let handshake = Box::pin(self.shake_hands(socket, &admitted, entrance)).await;
         let result = handshake.as_ref().err().copied().unwrap_or(Handshake::Ok);
         let metrics = &self.connections.metrics;
         metrics.handshakes.of(result).increment(1);
@@ -154,14 +155,15 @@ impl Server {
         socket: TcpStream,
         admitted: &Admitted,
         entrance: &Entrance,
-    ) -> Result<TlsStream<TcpStream>, Handshake> {
+    ) -> Result<Box<TlsStream<TcpStream>>, Handshake> {
         let peer = admitted.address;
         let handshake = stream::accept_by_name(&self.tls, socket);
         tokio::select! {
             biased;
             () = self.drain.draining() => Err(Handshake::Drain),
             done = tokio::time::timeout(self.limits.connection.handshake, handshake) => match done {
-                Ok(Ok(io)) => Ok(io),
+                // Boxed, since a future keeps room for whatever is moved through it.
+                Ok(Ok(io)) => Ok(Box::new(io)),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "TLS handshake failed");
                     // One that breaks off may be a probe, or a bad line.
