@@ -28,6 +28,7 @@ struct Args {
 struct Report {
     rows: Vec<Row>,
     ratios: Vec<Ratio>,
+    bounds: Vec<Held>,
 }
 
 #[derive(Deserialize)]
@@ -64,6 +65,15 @@ struct Ratio {
     times: f64,
     at_most: f64,
     kept: bool,
+}
+
+/// A figure of the gateway by itself.
+#[derive(Deserialize)]
+struct Held {
+    what: String,
+    value: f64,
+    at_most: f64,
+    unit: String,
 }
 
 /// One picture: a figure over the number of followers, a curve for each contender.
@@ -128,6 +138,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     print_rows(&report);
     print_ratios(&report);
+    print_bounds(&report);
     Ok(())
 }
 
@@ -196,9 +207,19 @@ fn print_rows(report: &Report) {
 fn print_ratios(report: &Report) {
     println!("\n| the gateway's | against | ratio | goal | |\n|---|---|---|---|---|");
     for Ratio { cell, against, of, times, at_most, kept } in &report.ratios {
-        let verdict = if *kept { "kept" } else { "**missed**" };
-        println!("| {of}, {} | {against} | {times:.2} | {at_most} | {verdict} |", words(cell));
+        println!("| {of}, {} | {against} | {times:.2} | {at_most} | {} |", words(cell), verdict(*kept));
     }
+}
+
+fn print_bounds(report: &Report) {
+    println!("\n| the gateway by itself | measured | goal | |\n|---|---|---|---|");
+    for Held { what, value, at_most, unit } in &report.bounds {
+        println!("| {what} | {value:.2} {unit} | {at_most} | {} |", verdict(value <= at_most));
+    }
+}
+
+fn verdict(kept: bool) -> &'static str {
+    if kept { "kept" } else { "**missed**" }
 }
 
 fn words(cell: &Cell) -> String {

@@ -1,4 +1,4 @@
-//! What the gateway is held to, beside what it reached. Each goal is a ratio of medians of one run.
+//! What the gateway is held to, beside what it reached: ratios of medians of one run, and a few figures of its own.
 
 use crate::contender::Kind::{self, Naive, Nats, Raw, Redis};
 use crate::measure::Sample;
@@ -21,6 +21,18 @@ pub(crate) enum Figure {
     Server,
     /// The server's and the client's. On loopback who pays for a wake-up varies, and it is a large part of a lone line.
     Total,
+}
+
+/// A figure of the gateway alone, or of one of its cells over another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub(crate) what: &'static str,
+    pub(crate) of: Cell,
+    /// Divided by the same figure there.
+    pub(crate) over: Option<Cell>,
+    pub(crate) figure: fn(&Sample) -> f64,
+    pub(crate) at_most: f64,
+    pub(crate) unit: &'static str,
 }
 
 /// Any number of followers that goals are for.
@@ -67,12 +79,78 @@ pub(crate) fn of(cell: &Cell) -> Vec<Goal> {
     matching.map(|&(.., against, figure, at_most)| Goal { against, figure, at_most }).collect()
 }
 
+const fn cell(security: Security, regime: Regime, size: u64, followers: usize) -> Cell {
+    Cell { regime, size, followers, security }
+}
+
+/// The pace of the gateway as it is served, in seconds.
+const PACE: f64 = 0.005;
+
+const MEBIBYTE: f64 = 1_048_576.0;
+
+/// What the gateway is held to by itself.
+pub(crate) const BOUNDS: [Bound; 6] = [
+    Bound {
+        what: "99 of 100 paced lines over TLS have come after",
+        of: cell(Tls, Paced, 100, 100),
+        over: None,
+        figure: |sample| sample.p99 / PACE,
+        at_most: 3.0,
+        unit: "paces of 5 ms",
+    },
+    Bound {
+        what: "99 of 100 paced lines without TLS have come after",
+        of: cell(Plain, Paced, 100, 100),
+        over: None,
+        figure: |sample| sample.p99 / PACE,
+        at_most: 3.0,
+        unit: "paces of 5 ms",
+    },
+    Bound {
+        what: "server CPU of a backlog of 4 KiB for 100 followers, TLS over plain",
+        of: cell(Tls, Backlog, 4_096, 100),
+        over: Some(cell(Plain, Backlog, 4_096, 100)),
+        figure: |sample| sample.server,
+        at_most: 2.0,
+        unit: "x",
+    },
+    Bound {
+        what: "server CPU of a message of a backlog of 4 KiB over TLS, 10,000 followers over 10",
+        of: cell(Tls, Backlog, 4_096, 10_000),
+        over: Some(cell(Tls, Backlog, 4_096, 10)),
+        figure: |sample| sample.server,
+        at_most: 2.0,
+        unit: "x",
+    },
+    Bound {
+        what: "server CPU of a lone line of 100 B over TLS, 10,000 followers over 10",
+        of: cell(Tls, Lone, 100, 10_000),
+        over: Some(cell(Tls, Lone, 100, 10)),
+        figure: |sample| sample.server,
+        at_most: 2.0,
+        unit: "x",
+    },
+    Bound {
+        what: "memory of the whole server with 10,000 followers over TLS",
+        of: cell(Tls, Backlog, 4_096, 10_000),
+        over: None,
+        figure: |sample| sample.memory / MEBIBYTE,
+        at_most: 400.0,
+        unit: "MiB",
+    },
+];
+
 /// The gate: wide enough for a noisy machine of two cores, and on this side of both cliffs. Sharing messages without sending them
 /// together costs twice what the naive server does; a system call for each DATA frame costs about twice what raw sockets do.
 pub(crate) const GATE: [Goal; 2] = [
     Goal { against: Raw, figure: SERVER, at_most: 1.75 },
     Goal { against: Naive, figure: SERVER, at_most: 0.75 },
 ];
+
+/// Says how a goal that is not a ratio of contenders was met.
+pub(crate) fn verdict(value: f64, at_most: f64) -> &'static str {
+    if value <= at_most { "kept" } else { "MISSED" }
+}
 
 // === impl Figure ===
 

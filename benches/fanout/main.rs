@@ -112,6 +112,7 @@ fn compare(args: &Args) -> Result<()> {
         let goals = if args.gate { goals::GATE.to_vec() } else { goals::of(&cell) };
         kept &= report.add(&cell, rows, &goals);
     }
+    report.conclude(&goals::BOUNDS);
     if let Some(path) = &args.json {
         report.write(path)?;
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::contender::Kind;
-use crate::goals::{Figure, Goal};
+use crate::goals::{Bound, Figure, Goal, verdict};
 use crate::measure::Sample;
 use crate::plan::Cell;
 
@@ -18,6 +18,7 @@ pub(crate) struct Report {
     repetitions: usize,
     rows: Vec<Row>,
     ratios: Vec<Ratio>,
+    bounds: Vec<Held>,
 }
 
 /// One contender in one cell.
@@ -43,6 +44,15 @@ pub(crate) struct Ratio {
     pub(crate) kept: bool,
 }
 
+/// A figure of the gateway by itself.
+#[derive(Serialize)]
+struct Held {
+    what: &'static str,
+    value: f64,
+    at_most: f64,
+    unit: &'static str,
+}
+
 /// The kind of machine, not its name.
 #[derive(Serialize)]
 struct Machine {
@@ -55,21 +65,41 @@ struct Machine {
 
 impl Report {
     pub(crate) fn new(seconds: f64, repetitions: usize) -> Self {
-        Self { machine: Machine::here(), seconds, repetitions, rows: Vec::new(), ratios: Vec::new() }
+        let machine = Machine::here();
+        Self { machine, seconds, repetitions, rows: Vec::new(), ratios: Vec::new(), bounds: Vec::new() }
     }
 
     /// Takes the rows of one cell in, and prints them beside `goals`. Answers whether all were kept.
     pub(crate) fn add(&mut self, cell: &Cell, rows: Vec<Row>, goals: &[Goal]) -> bool {
         print(cell, &rows);
         let ratios: Vec<_> = goals.iter().filter_map(|goal| Ratio::of(cell, &rows, goal)).collect();
-        for Ratio { against, of, times, at_most, kept, .. } in &ratios {
-            let verdict = if *kept { "kept" } else { "MISSED" };
+        for Ratio { against, of, times, at_most, .. } in &ratios {
+            let verdict = verdict(*times, *at_most);
             println!("  gateway {times:.2}x {against} ({of}), goal at most {at_most}x: {verdict}");
         }
         let kept = ratios.iter().all(|ratio| ratio.kept);
         self.rows.extend(rows);
         self.ratios.extend(ratios);
         kept
+    }
+
+    /// Says how those of `bounds` were met that the measured cells tell of.
+    pub(crate) fn conclude(&mut self, bounds: &[Bound]) {
+        let median = |cell: &Cell, figure| {
+            let row = self.rows.iter().find(|row| row.cell == *cell && row.kind == Kind::Gateway)?;
+            Some(median(&row.samples, figure))
+        };
+        let held = bounds.iter().filter_map(|&Bound { what, of, over, figure, at_most, unit }| {
+            let below = over.map_or(Some(1.0), |over| median(&over, figure))?;
+            Some(Held { what, value: median(&of, figure)? / below, at_most, unit })
+        });
+        self.bounds = held.collect();
+        if !self.bounds.is_empty() {
+            println!("\nthe gateway by itself");
+        }
+        for Held { what, value, at_most, unit } in &self.bounds {
+            println!("  {what}: {value:.2} {unit}, goal at most {at_most}: {}", verdict(*value, *at_most));
+        }
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {

@@ -14,6 +14,7 @@ use crate::Result;
 use crate::client::Client;
 use crate::client::login::Login;
 use crate::contender::{Kind, Server};
+use crate::goals::verdict;
 use crate::measure::{Usage, usage};
 use crate::plan::{Cell, Flow, Regime, Security};
 
@@ -28,6 +29,15 @@ const DELIVERIES: u64 = 5_000;
 
 /// A server is started, and left alone until it has settled.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// What an idle follower may cost with one stream on its connection, and with a hundred, in KiB.
+const IDLE_GOALS: [(u32, f64); 2] = [(1, 36.0), (100, 4.0)];
+
+/// What a follower that takes nothing may cost, in KiB.
+const STALLED_GOAL: f64 = 64.0;
+
+/// CPU of a delivery if each follower has a replica of its own, over that of one replica for all.
+const REPLICAS_GOAL: f64 = 2.0;
 
 const LINE_BYTES: u64 = 100;
 const MEGABYTE: u64 = 1_000_000;
@@ -60,7 +70,7 @@ fn silent(server: &Server, login: &Login, streams: u32) -> Result<Silent> {
 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(super) fn idle(followers: usize) -> Result<()> {
     println!("{followers} idle followers over TLS");
-    for streams in [1_u32, 100] {
+    for (streams, goal) in IDLE_GOALS {
         let dir = tempfile::tempdir()?;
         let (server, before) = gateway(dir.path(), 1)?;
         let login = Login::load(Security::Tls, dir.path())?;
@@ -73,10 +83,10 @@ pub(super) fn idle(followers: usize) -> Result<()> {
         let come = usage(server.id())?;
         std::thread::sleep(WATCH);
         let after = usage(server.id())?;
-        let each = (after.memory - before.memory) / (connections * streams as usize) as f64;
+        let each = (after.memory - before.memory) / (connections * streams as usize) as f64 / KIB;
         println!(
-            "  {streams:3} on each connection: {:7.1} KiB each, {:.3} % of a core for all",
-            each / KIB,
+            "  {streams:3} on each connection: {each:7.1} KiB each (goal at most {goal}: {}), {:.3} % of a core for all",
+            verdict(each, goal),
             (after.cpu - come.cpu) / WATCH.as_secs_f64() * 100.0,
         );
     }
@@ -104,7 +114,11 @@ pub(super) fn stalled(followers: usize, megabytes: u64) -> Result<()> {
             println!("  the one that reads, alone: {:.1} MiB in all", memory / KIB / KIB);
         } else {
             let each = (memory - alone) / crowd.len() as f64 / KIB;
-            println!("  each that takes nothing: {each:.1} KiB more; {}", sockets()?);
+            let verdict = verdict(each, STALLED_GOAL);
+            println!(
+                "  each that takes nothing: {each:.1} KiB more (goal at most {STALLED_GOAL}: {verdict}); {}",
+                sockets()?
+            );
         }
     }
     Ok(())
@@ -144,8 +158,9 @@ pub(super) fn replicas(followers: usize) -> Result<()> {
         let each = (after.cpu - cpu) / (client.delivered() - delivered).max(1) as f64;
         let times = each / *first.get_or_insert(each);
         println!(
-            "  {replicas:5} replicas: {:6.2} us of server CPU per delivery ({times:.2}x), {:.1} MiB",
+            "  {replicas:5} replicas: {:6.2} us of server CPU per delivery ({times:.2}x; goal at most {REPLICAS_GOAL}x: {}), {:.1} MiB",
             each * 1e6,
+            verdict(times, REPLICAS_GOAL),
             (after.memory - before.memory) / KIB / KIB,
         );
         client.finish()?;
