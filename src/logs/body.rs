@@ -3,7 +3,6 @@
 //! A body does nothing unless it is polled, and it is polled only while its peer takes what it is sent. So a slow follower costs
 //! nobody anything: its lanes stand still, and what they miss in the rings is counted when they move again.
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,8 +38,8 @@ pub struct LogsBody {
     view: watch::Receiver<Arc<LeaseView>>,
     /// Each change of the view; `None` once there will be no more, or if nobody stays for it.
     changes: Option<WhenRung<BoxStream<'static, Arc<LeaseView>>>>,
-    /// The replicas that have, or had, a lane and are still there.
-    known: BTreeSet<Replica>,
+    /// The replicas that have, or had, a lane and are still there; sorted.
+    known: Vec<Replica>,
     lanes: Vec<Lane>,
     /// Whose turn it is.
     turn: usize,
@@ -82,7 +81,7 @@ impl LogsBody {
             fanout,
             permits,
             view,
-            known: BTreeSet::new(),
+            known: Vec::new(),
             lanes: Vec::new(),
             turn: 0,
             lease_ended: false,
@@ -103,7 +102,8 @@ impl LogsBody {
         let most = self.fanout.world().limits.quota.replicas_per_request;
         for (replica, slot) in view.select(&self.request.filter) {
             let is_served = || self.lanes.iter().any(|lane| *lane.replica() == replica);
-            if self.known.contains(&replica) || self.lanes.len() >= most || is_served() {
+            let Err(place) = self.known.binary_search(&replica) else { continue };
+            if self.lanes.len() >= most || is_served() {
                 continue;
             }
             // One that was away goes on behind what was sent, unless that was in another life.
@@ -124,6 +124,7 @@ impl LogsBody {
             if self.lanes.is_empty() {
                 // Most streams follow one replica, and a vector would make room for four.
                 self.lanes.reserve_exact(1);
+                self.known.reserve_exact(1);
             }
             self.lanes.push(Lane::new(
                 scope,
@@ -131,7 +132,7 @@ impl LogsBody {
                 self.permits.clone(),
                 Arc::clone(&self.state),
             ));
-            self.known.insert(replica);
+            self.known.insert(place, replica);
         }
     }
 

@@ -106,6 +106,10 @@ impl Lane {
     pub fn poll_turn(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<Turn> {
         for _ in 0..TURN_MESSAGES {
             if let Some(message) = self.pending.pop_front() {
+                if self.pending.is_empty() {
+                    // Most lanes never have any again, and there are many.
+                    self.pending = VecDeque::new();
+                }
                 self.sent(&message);
                 batch.add(message, None);
             } else {
