@@ -91,6 +91,8 @@ pub struct KubeOptions {
     pub hostname: String,
     /// The namespace of the provider's own resources.
     pub manifest_namespace: String,
+    /// The namespace in which gateways agree on restarts; `None` = the one that the program is in.
+    pub coordination_namespace: Option<String>,
 }
 
 /// Which node of a cluster this program is on.
@@ -236,6 +238,8 @@ fn kube(
         read.missing("kubeconfig", "the file that --kube-context is in");
     }
     let manifest_namespace = read.one("manifest_namespace", args.manifest_namespace.as_ref(), name);
+    let coordination_namespace =
+        read.one("coordination_namespace", args.coordination_namespace.as_ref(), name);
     let hostname = args.cluster_public_hostname.as_ref();
     let hostname = read.one("cluster_public_hostname", hostname, super::value::hostname);
     if !wanted {
@@ -250,6 +254,7 @@ fn kube(
         provider: provider?,
         hostname: hostname.unwrap_or_default(),
         manifest_namespace: manifest_namespace?,
+        coordination_namespace,
     })
 }
 

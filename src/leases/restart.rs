@@ -5,21 +5,29 @@
 //! stays below its count. A round belongs to nobody who waits for it; it goes on when they have gone. Whether a replica has come
 //! back is judged from views alone ([`trial`], which knows no clock and no platform).
 //!
-//! One process keeps its rounds to itself. Where several gateways serve one platform, the place to agree on whose turn it is, is
-//! where a lease's task takes the next round up (`conductor`), and what they must agree on is the lease and the round's request
-//! id.
+//! Where several gateways serve one platform, the task takes the lease's *turn* among them before it takes anything down (`desk`;
+//! [`crate::platform::turns`]), writes into a *ledger* what it is about to take down and what has come of calls with a request id
+//! (`ledger`), and gives the turn back when the round is over. So the same call at another gateway is the same call, too.
 
 pub mod round;
 pub mod trial;
 
+mod attempt;
 mod conductor;
+mod desk;
+mod ledger;
 mod registry;
+
+use std::time::Duration;
 
 pub use self::registry::{Refused, Restarts};
 pub use self::round::{Round, Verdict};
 use crate::model::id::LeaseId;
 use crate::model::request_id::RequestId;
 use crate::model::view::Filter;
+
+/// For so long after a call the same request id means that call.
+const REMEMBERED_FOR: Duration = Duration::from_secs(3_600);
 
 /// Which replicas of which lease are to be restarted.
 #[derive(Clone, Debug, PartialEq, Eq)]

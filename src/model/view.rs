@@ -283,6 +283,25 @@ impl Filter {
         is_allowed && (self.clauses.is_empty() || self.clauses.contains_key(service))
     }
 
+    /// In words: the same for equal filters, whoever spells them, and for no others.
+    pub fn spelled(&self) -> String {
+        let mut words = String::new();
+        for (service, clause) in &self.clauses {
+            words.extend([service.as_str(), ":"]);
+            for index in clause.iter().flatten() {
+                words.extend([index.to_string().as_str(), ","]);
+            }
+        }
+        for (number, service) in self.within.iter().flatten().enumerate() {
+            words.extend([if number == 0 { "|" } else { "," }, service.as_str()]);
+        }
+        // Nothing is allowed, which is not the same as everything.
+        if self.within.as_ref().is_some_and(BTreeSet::is_empty) {
+            words.push('|');
+        }
+        words
+    }
+
     /// The first thing it names that `view` does not have.
     pub fn missing(&self, view: &LeaseView) -> Option<Missing> {
         for (service, clause) in &self.clauses {

@@ -9,6 +9,7 @@ pub mod kube;
 pub mod local;
 pub mod node;
 pub mod tail;
+pub mod turns;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
+use self::turns::Turns;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{LineBatch, SourceGap};
 use crate::model::metrics::SourceError;
@@ -55,6 +57,11 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// [`Error::Conflict`] if another run has begun in that slot than the caller knew of: nothing was done. [`Error::NotFound`] if
     /// there is no such lease or slot.
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Where gateways that serve the same leases agree on who restarts replicas of which; `None` if there is no other gateway.
+    fn turns(&self) -> Option<Arc<dyn Turns>> {
+        None
+    }
 }
 
 /// Which run is to make way for the next one.

@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
 use super::tail::{self, Follow, LogFiles};
+use super::turns::Turns;
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::host::notify::Notifier;
 use crate::model::id::LeaseId;
@@ -93,5 +94,9 @@ impl Platform for NodePlatform {
 
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
         self.kube.restart(request)
+    }
+
+    fn turns(&self) -> Option<Arc<dyn Turns>> {
+        self.kube.turns()
     }
 }

@@ -92,6 +92,7 @@ mod tests {
             provider: Address::from_account([2; 20]),
             hostname: "provider.example.com".to_owned(),
             manifest_namespace: "lease".to_owned(),
+            coordination_namespace: None,
         })
     }
 

@@ -83,6 +83,7 @@ fn kube_config(options: &KubeOptions) -> KubeConfig {
         provider: options.provider.clone(),
         hostname: options.hostname.clone(),
         manifest_namespace: options.manifest_namespace.clone(),
+        coordination_namespace: options.coordination_namespace.clone(),
     }
 }
 

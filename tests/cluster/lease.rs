@@ -43,6 +43,7 @@ pub(crate) fn kube_config() -> KubeConfig {
         provider: account(200),
         hostname: "provider.example.com".into(),
         manifest_namespace: "lease".into(),
+        coordination_namespace: None,
     }
 }
 

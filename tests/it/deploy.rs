@@ -206,6 +206,44 @@ fn alerts_speak_of_metrics_that_exist_and_each_has_its_cases() {
     assert!(expected.iter().all(|case| names.contains(&case.alertname)));
 }
 
+/// Who may do what to which resources of which group.
+type Rule = (String, Vec<String>, Vec<String>, Vec<String>);
+
+#[test]
+fn turns_are_granted_in_the_gateways_own_namespace_and_nowhere_else() {
+    let text = read("kubernetes/base/rbac.yaml");
+    let documents: Vec<Value> =
+        text.split("\n---\n").map(|text| serde_saphyr::from_str(text).unwrap()).collect();
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let rules: Vec<Rule> = documents
+        .iter()
+        .flat_map(|document| {
+            let kind = document["kind"].as_str().unwrap();
+            let rules = document["rules"].as_array().into_iter().flatten();
+            rules.map(move |rule| {
+                (kind.to_owned(), texts(&rule["apiGroups"]), texts(&rule["resources"]), texts(&rule["verbs"]))
+            })
+        })
+        .collect();
+    let of_turns: Vec<_> =
+        rules.iter().filter(|(_, groups, ..)| groups.contains(&"coordination.k8s.io".to_owned())).collect();
+    let verbs = ["get", "create", "update", "delete"].map(str::to_owned).to_vec();
+    let wanted =
+        ("Role".to_owned(), vec!["coordination.k8s.io".to_owned()], vec!["leases".to_owned()], verbs);
+    assert_eq!(of_turns, [&wanted]);
+    assert!(rules.iter().all(|(_, groups, resources, verbs)| {
+        [groups, resources, verbs].iter().all(|names| !names.contains(&"*".to_owned()))
+    }));
+    let is_bound = |document: &&Value| {
+        document["kind"] == "RoleBinding" && document["roleRef"]["name"] == "leasemux-turns"
+    };
+    let binding = documents.iter().find(is_bound).unwrap();
+    assert_eq!(binding["roleRef"]["kind"], "Role");
+    assert_eq!(binding["subjects"][0]["name"], "leasemux");
+}
+
 /// Says that a test could not be done without this program.
 #[expect(clippy::print_stderr, reason = "part of a test")]
 pub(crate) fn not_tested(program: &str) {

@@ -8,14 +8,18 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use leasemux::edge::admin::Exporter;
 use leasemux::host::notify::Notifier;
+use leasemux::leases::restart::trial::{Judgement, Trial};
 use leasemux::model::id::{Instance, LeaseId, Replica};
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::view::ReplicaState;
 use leasemux::platform::kube::{KubeConfig, KubePlatform, KubeSource};
 use leasemux::platform::node::NodePlatform;
+use leasemux::platform::turns::Look;
 use leasemux::platform::{Error, From, Platform as _, RestartRequest, TailItem, TailRequest};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
+use serde_json::json;
 
 use self::cluster::{Cluster, RunKey};
 use crate::support::gateway::{Gateway, PATIENCE, Scene, Stream};
@@ -55,6 +59,7 @@ async fn connect_counted(
         provider: account(200),
         hostname: "provider.example.com".into(),
         manifest_namespace: "lease".into(),
+        coordination_namespace: None,
     };
     KubePlatform::start(&config, &exporter.metrics).await
 }
@@ -282,15 +287,83 @@ async fn a_restart_deletes_the_pod_that_was_meant_and_only_once() {
 }
 
 #[tokio::test]
+async fn what_does_not_come_by_waiting_fails_a_restart_early() {
+    let stage = Stage::new(1).await;
+    stage.run("a");
+    stage.shows(&[1]).await;
+    let view = stage.platform.watch(stage.lease()).await.unwrap();
+    let slot = replica(SERVICE, 0);
+    let namespace = stage.lease().namespace();
+    stage.cluster.remove("pods", &namespace, "a", false);
+    for (reason, early) in [
+        ("CrashLoopBackOff", 10),
+        ("ImagePullBackOff", 10),
+        ("CreateContainerConfigError", 10),
+        ("Unschedulable", 60),
+    ] {
+        let status = if reason == "Unschedulable" {
+            let unplaced =
+                json!({ "type": "PodScheduled", "status": "False", "reason": reason, "message": "because" });
+            json!({ "phase": "Pending", "conditions": [unplaced] })
+        } else {
+            let waiting = json!({ "waiting": { "reason": reason, "message": "because" } });
+            json!({ "phase": "Pending", "containerStatuses": [{ "name": SERVICE, "image": "", "imageID": "", "ready": false,
+                "restartCount": 0, "state": waiting }] })
+        };
+        let owner = json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "uid": "set", "controller": true });
+        stage.cluster.put(
+            "pods",
+            json!({ "metadata": { "name": "b", "namespace": namespace, "uid": "uid-b", "creationTimestamp": "2026-11-25T00:01:00Z",
+                    "labels": { "akash.network": "true", "akash.network/manifest-service": SERVICE }, "ownerReferences": [owner] },
+                "spec": { "containers": [] }, "status": status }),
+        );
+        eventually(async || {
+            let view = view.borrow();
+            view.replica(&slot).is_some_and(
+                |slot| matches!(&slot.state, ReplicaState::Waiting { reason: why, .. } if why == reason),
+            )
+        })
+        .await;
+        let mut trial = Trial::new(slot.clone(), Some(Instance::new("uid-a", SERVICE, 0).unwrap()));
+        let (just_before, early) = (Duration::from_secs(early - 1), Duration::from_secs(early));
+        assert_eq!(trial.look(&view.borrow(), just_before), Judgement::Open(early));
+        assert_eq!(trial.look(&view.borrow(), early), Judgement::Failed(format!("{reason}: because")));
+    }
+}
+
+#[tokio::test]
+async fn two_gateways_take_turns_over_the_api() {
+    let stage = Stage::new(1).await;
+    stage.run("a");
+    stage.shows(&[1]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let other = connect(&stage.cluster, &dir).await.unwrap();
+    let mut turns = [&stage.platform, &other].map(|platform| platform.turns().unwrap().queue(stage.lease()));
+    assert_eq!(turns[0].look().await.unwrap(), Look::Mine(String::new()));
+    turns[0].write("first".to_owned()).await.unwrap();
+    let Look::Others { holder, note } = turns[1].look().await.unwrap() else { panic!("both have it") };
+    assert!(note == "first" && !holder.is_empty());
+    assert_eq!(other.turns().unwrap().note(stage.lease()).await.unwrap(), "first");
+    turns[0].leave("second".to_owned()).await.unwrap();
+    assert_eq!(turns[1].look().await.unwrap(), Look::Mine("second".to_owned()));
+    // Not of those that have gone: it is nobody's turn to write.
+    assert!(matches!(turns[0].write("third".to_owned()).await, Err(Error::Conflict(_))));
+    turns[1].leave(String::new()).await.unwrap();
+    assert!(stage.cluster.turns().is_empty());
+}
+
+#[tokio::test]
 async fn all_missing_permissions_are_named_at_once() {
     let (cluster, dir) = (Cluster::start().await, tempfile::tempdir().unwrap());
     cluster.deny("get", "pods/log");
     cluster.deny("watch", "deployments");
+    cluster.deny("update", "leases");
     // Without this it does, and says so in the log.
     cluster.deny("patch", "pods");
     let error = connect(&cluster, &dir).await.unwrap_err().to_string();
     assert!(error.contains("get pods/log in the whole cluster"), "{error}");
     assert!(error.contains("watch deployments.apps in the whole cluster"), "{error}");
+    assert!(error.contains("update leases.coordination.k8s.io in namespace default"), "{error}");
     assert!(!error.contains("patch"), "{error}");
 }
 

@@ -1,5 +1,6 @@
 //! `ServiceRestart`: one replica after the other, each judged, and nobody who follows is lost on the way.
 
+mod gateways;
 mod random;
 
 use std::time::Duration;

@@ -107,6 +107,10 @@ pub(in crate::config) struct KubeArgs {
     /// The namespace of the provider's own resources, such as host names
     #[arg(long, env = "LEASEMUX_MANIFEST_NAMESPACE", value_name = "NAME", default_value = "lease")]
     pub(in crate::config) manifest_namespace: Option<String>,
+    /// The namespace in which gateways agree on restarts, the same for all of a cluster; without it that of the service account, or
+    /// of the kubeconfig's context
+    #[arg(long, env = "LEASEMUX_COORDINATION_NAMESPACE", value_name = "NAME")]
+    pub(in crate::config) coordination_namespace: Option<String>,
     /// The name of the node that the gateway is on (--platform node)
     #[arg(long, env = "LEASEMUX_NODE_NAME", value_name = "NAME")]
     pub(in crate::config) node_name: Option<String>,

@@ -12,6 +12,7 @@ use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
 use crate::edge::status::CallError;
 use crate::leases::restart::Refused;
+use crate::platform::Error;
 
 impl LeaseService {
     /// Waits as long as the caller wants, is there, and may. The restart itself needs nobody to wait for it.
@@ -26,7 +27,11 @@ impl LeaseService {
         case.about(&request.lease);
         admission.identity.may(&request.lease, Scope::Restart)?.narrow(&mut request.filter)?;
         // What was asked for before is not looked up, and nothing begins.
-        let round = if let Some(round) = self.restarts.known(&request)? {
+        let known = match self.restarts.known(&request)? {
+            Some(round) => Some(round),
+            None => self.restarts.elsewhere(&request).await?,
+        };
+        let round = if let Some(round) = known {
             case.restarts(&request.filter, true);
             round
         } else {
@@ -51,6 +56,9 @@ impl From<Refused> for CallError {
                 Self::field("request_id", "was used within the last hour for another lease or other replicas")
             }
             Refused::Full(exceeded) => exceeded.into(),
+            Refused::Alone(why) => {
+                Self::Platform(Error::Unavailable(format!("whose turn it is to restart: {why}")))
+            }
             Refused::Stopped => Self::Draining,
         }
     }

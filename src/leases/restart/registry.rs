@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::Request;
 use super::conductor::Conductor;
+use super::ledger::Ledger;
 use super::round::{Cell, Part, Round, Verdict};
+use super::{REMEMBERED_FOR, Request};
 use crate::model::id::{LeaseId, Owner, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::quota::{Exceeded, Quota, Subject};
@@ -20,8 +21,8 @@ use crate::model::request_id::RequestId;
 use crate::model::view::LeaseView;
 use crate::platform::Platform;
 
-/// For so long after a call the same request id means that call.
-const REMEMBERED_FOR: Duration = Duration::from_secs(3_600);
+/// Who keeps the turns must answer by then: a caller waits for it.
+const ASK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Replicas in all rounds of one owner that are under way or remembered: more than the largest lease has, and one restart each
 /// second for more than an hour.
@@ -47,6 +48,8 @@ pub enum Refused {
     IdReused,
     /// As much is remembered for the owner, or for all, as may be.
     Full(Exceeded),
+    /// Other gateways cannot be asked; why, for the log.
+    Alone(String),
     /// The gateway is ending.
     Stopped,
 }
@@ -126,12 +129,46 @@ impl Restarts {
         state.known(request)
     }
 
+    /// The same of calls to other gateways of the platform: is taken up here if it is found. What has come of it there is its verdict
+    /// here; what has not is waited for, or restarted here if the other gateway does not go on.
+    ///
+    /// # Errors
+    /// [`Refused::Alone`] if they cannot be asked: nothing can be restarted now. Otherwise see [`Refused`].
+    pub async fn elsewhere(&self, request: &Request) -> Result<Option<Arc<Round>>, Refused> {
+        let Some(turns) = self.shared.platform.turns() else {
+            return Ok(None);
+        };
+        let asked = tokio::time::timeout(ASK_PATIENCE, turns.note(&request.lease)).await;
+        let note = match asked {
+            Ok(Ok(note)) => note,
+            Ok(Err(error)) => return Err(Refused::Alone(error.to_string())),
+            Err(_) => return Err(Refused::Alone(format!("no answer within {ASK_PATIENCE:?}"))),
+        };
+        let ledger = Ledger::read(&note).unwrap_or_default();
+        let Some(call) = request.id.as_ref().and_then(|id| ledger.call(id)) else {
+            return Ok(None);
+        };
+        if !call.is(request) {
+            return Err(Refused::IdReused);
+        }
+        self.take_up(request.clone(), call.verdicts().collect()).map(Some)
+    }
+
     /// Takes up a restart of what `request` wants of `view`: behind all that is under way in its lease, and joining in the verdict
     /// on replicas that are under way, or are in the meantime. If the same call was made before, it is that one.
     ///
     /// # Errors
     /// See [`Refused`].
     pub fn begin(&self, request: Request, view: &LeaseView) -> Result<Arc<Round>, Refused> {
+        let replicas = view.select(&request.filter).map(|(replica, _)| (replica, None)).collect();
+        self.take_up(request, replicas)
+    }
+
+    fn take_up(
+        &self,
+        request: Request,
+        replicas: Vec<(Replica, Option<Verdict>)>,
+    ) -> Result<Arc<Round>, Refused> {
         let shared = &self.shared;
         let mut state = shared.state();
         let now = Instant::now();
@@ -142,15 +179,17 @@ impl Restarts {
         if shared.closing.is_cancelled() {
             return Err(Refused::Stopped);
         }
-        let replicas: Vec<Replica> = view.select(&request.filter).map(|(replica, _)| replica).collect();
         // One that is about no replica is held as well.
         let share = Share::take(&shared.held, request.lease.owner(), replicas.len().max(1))?;
         let (lease, name) = (request.lease.clone(), request.id.clone());
         let queue = state.queues.entry(lease.clone());
         let is_idle = matches!(queue, Entry::Vacant(_));
         let queue = queue.or_default();
-        let parts = replicas.into_iter().map(|replica| queue.part(replica)).collect();
-        let round = Arc::new(Round { request, parts, _share: share });
+        let parts = replicas.into_iter().map(|(replica, verdict)| match verdict {
+            None => queue.part(replica),
+            Some(verdict) => Part { replica, cell: Cell::new(SetOnce::new_with(Some(verdict))) },
+        });
+        let round = Arc::new(Round { request, parts: parts.collect(), _share: share });
         queue.waiting.push_back(Arc::clone(&round));
         if let Some(name) = name {
             let key = (lease.owner().clone(), name);
@@ -233,6 +272,8 @@ impl State {
         };
         let key = (request.lease.owner().clone(), id.clone());
         match self.remembered.get(&key) {
+            // Another gateway may have gone on with it, and this one may now.
+            Some(round) if round.is_given_up() => Ok(None),
             Some(round) if round.request == *request => Ok(Some(Arc::clone(round))),
             Some(_) => Err(Refused::IdReused),
             None => Ok(None),

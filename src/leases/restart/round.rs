@@ -93,6 +93,14 @@ impl Round {
         ServiceRestartResponse { status: status.collect() }
     }
 
+    /// Whether it is over because this gateway could not go on, and not because a replica failed.
+    pub(super) fn is_given_up(&self) -> bool {
+        let any = |is: fn(&Verdict) -> bool| self.verdicts().any(|(_, verdict)| verdict.is_some_and(is));
+        self.is_over()
+            && any(|verdict| matches!(verdict, Verdict::NotAttempted(_) | Verdict::Abandoned))
+            && !any(|verdict| matches!(verdict, Verdict::Failed(_)))
+    }
+
     /// Whether there is a verdict on each replica.
     pub(super) fn is_over(&self) -> bool {
         self.parts.iter().all(|part| part.cell.initialized())

@@ -15,6 +15,8 @@ pub struct KubeConfig {
     pub hostname: String,
     /// The namespace of the provider's own resources, such as host names.
     pub manifest_namespace: String,
+    /// The namespace in which gateways agree on restarts; `None` = that of the service account, or of the kubeconfig's context.
+    pub coordination_namespace: Option<String>,
 }
 
 /// Where the API server is, and who asks.

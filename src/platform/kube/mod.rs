@@ -16,6 +16,7 @@ mod permissions;
 mod share;
 mod slots;
 mod store;
+mod turns;
 mod view;
 mod watches;
 
@@ -34,8 +35,10 @@ use self::log::RunWatch;
 use self::openings::Openings;
 use self::share::SharedReads;
 use self::store::{Store, Unwritten};
+pub use self::turns::KubeTurns;
 use self::view::Provider;
 use self::watches::{KINDS, Watch};
+use super::turns::Turns;
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Address, LeaseId};
 use crate::model::metrics::Metrics;
@@ -48,6 +51,9 @@ const UNWRITTEN_PODS: usize = 256;
 /// How often what is kept for a while only is looked through.
 const FORGET_EVERY: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether notes about restarts are to be deleted, an hour after they were written.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
 /// Pause before the API server is asked again at the start.
 const START_RETRY: Duration = Duration::from_secs(2);
 
@@ -58,6 +64,7 @@ pub struct KubePlatform {
     store: Store,
     openings: Openings,
     reads: SharedReads,
+    turns: KubeTurns,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -86,8 +93,10 @@ impl KubePlatform {
     /// If the configuration cannot be used, or permissions are missing: all of them are named.
     pub async fn start(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<Self>, Error> {
         let client = client::connect(config).await?;
+        let own = config.coordination_namespace.clone();
+        let own = own.unwrap_or_else(|| client.default_namespace().to_owned());
         loop {
-            match permissions::check(&client, &config.manifest_namespace).await {
+            match permissions::check(&client, &config.manifest_namespace, &own).await {
                 Ok(()) => break,
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the API server");
@@ -100,6 +109,7 @@ impl KubePlatform {
         let has = |(_, plural): (&str, &str)| known.iter().any(|kind| kind == plural);
         let (has_hosts, tells_leased) = (has(names::HOSTS), has(names::LEASED));
         let store = Store::new(Provider { hostname: config.hostname.clone(), tells_leased });
+        let turns = KubeTurns::new(client.clone(), own);
         let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
         let (listed, mut kinds) = watch::channel(0);
         let watch = Watch { store: store.clone(), unwritten, listed, metrics: metrics.clone() };
@@ -111,6 +121,7 @@ impl KubePlatform {
             owned(watch.clone().services(client.clone())),
             owned(write_indices(client.clone(), to_write)),
             owned(forget(store.clone())),
+            owned(sweep(turns.clone())),
         ];
         let mut needed = KINDS;
         let manifests = || config.manifest_namespace.clone();
@@ -137,6 +148,7 @@ impl KubePlatform {
             store,
             openings: Openings::new(),
             reads: SharedReads::default(),
+            turns,
             _tasks: tasks,
         }))
     }
@@ -230,6 +242,10 @@ impl Platform for KubePlatform {
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.delete(request))
     }
+
+    fn turns(&self) -> Option<Arc<dyn Turns>> {
+        Some(Arc::new(self.turns.clone()))
+    }
 }
 
 impl fmt::Debug for KubePlatform {
@@ -276,5 +292,12 @@ async fn forget(store: Store) {
     loop {
         tokio::time::sleep(FORGET_EVERY).await;
         store.forget();
+    }
+}
+
+async fn sweep(turns: KubeTurns) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        turns.sweep().await;
     }
 }

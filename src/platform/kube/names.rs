@@ -24,6 +24,9 @@ pub(super) const LEASED_IP_TARGET: &str = "metal-lb";
 /// Annotation of a pod: the index of its replica. Outside the provider's prefix, which it cleans up after others.
 pub(super) const INDEX: &str = "leasemux/replica";
 
+/// Annotation of a turn: the note about restarts.
+pub(super) const RESTARTS: &str = "leasemux/restarts";
+
 /// Group and version of the provider's own resources.
 pub(super) const AKASH_GROUP: &str = "akash.network";
 

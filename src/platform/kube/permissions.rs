@@ -30,12 +30,13 @@ struct Permission {
 enum Scope {
     Cluster,
     Manifests,
+    Own,
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
 
 /// Everything. `deploy/kubernetes/` grants just this.
-const NEEDED: [Permission; 9] = [
+const NEEDED: [Permission; 10] = [
     needed("", "namespaces", READ, Scope::Cluster),
     needed("", "pods", &["get", "list", "watch", "delete"], Scope::Cluster),
     Permission { optional: true, ..needed("", "pods", &["patch"], Scope::Cluster) },
@@ -45,6 +46,7 @@ const NEEDED: [Permission; 9] = [
     needed("apps", "statefulsets", READ, Scope::Cluster),
     needed(AKASH_GROUP, HOSTS.1, READ, Scope::Manifests),
     needed(AKASH_GROUP, LEASED.1, READ, Scope::Manifests),
+    needed("coordination.k8s.io", "leases", &["get", "create", "update", "delete"], Scope::Own),
 ];
 
 const fn needed(
@@ -56,11 +58,11 @@ const fn needed(
     Permission { group, resource, verbs, scope, optional: false }
 }
 
-/// Asks for everything.
+/// Asks for everything; `manifests` is the namespace of the provider's own resources, `own` that of the gateways'.
 ///
 /// # Errors
 /// [`Error::Broken`], naming all that is missing; [`Error::Unavailable`] if it cannot be asked.
-pub(super) async fn check(client: &Client, manifests: &str) -> Result<(), Error> {
+pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result<(), Error> {
     let all = NEEDED.iter().flat_map(|needed| needed.verbs.iter().map(move |verb| (needed, *verb)));
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let denied: Vec<(&Permission, String)> = stream::iter(all)
@@ -68,6 +70,7 @@ pub(super) async fn check(client: &Client, manifests: &str) -> Result<(), Error>
             let namespace = match needed.scope {
                 Scope::Cluster => None,
                 Scope::Manifests => Some(manifests),
+                Scope::Own => Some(own),
             };
             let review = review(needed, verb, namespace);
             let api = api.clone();

@@ -1,6 +1,8 @@
 //! A Kubernetes API server within the test: lists, watches, logs, deletions with preconditions, access reviews; and the bad things
 //! that real ones and kubelets do.
 
+mod coordination;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -9,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use leasemux::model::id::LeaseId;
@@ -130,7 +132,10 @@ impl Cluster {
             "akash.network/lease.id.oseq": lease.oseq().to_string(),
             "akash.network/lease.id.provider": lease.provider().as_str(),
         });
-        self.put("namespaces", json!({ "metadata": { "name": namespace, "labels": labels } }));
+        self.put(
+            "namespaces",
+            json!({ "metadata": { "name": namespace, "uid": format!("uid-{namespace}"), "labels": labels } }),
+        );
         self.put(
             "deployments",
             json!({
@@ -290,7 +295,10 @@ impl Cluster {
         self.lock().asked_since
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: hyper::body::Body<Error: std::fmt::Debug>,
+    {
         let path = request.uri().path().to_owned();
         let query: BTreeMap<String, String> = request
             .uri()
@@ -305,6 +313,10 @@ impl Cluster {
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         match parts.as_slice() {
+            ["apis", "coordination.k8s.io", "v1", "namespaces", namespace, "leases", name @ ..] => {
+                self.coordination(&method, namespace, name.first().copied(), body)
+            }
+            ["api", "v1", "namespaces", name] => self.object("namespaces", "", name),
             [.., "selfsubjectaccessreviews"] => self.review(body),
             ["apis", "akash.network", "v2beta2"] => {
                 let resources = [("providerhosts", "ProviderHost"), ("providerleasedips", "ProviderLeasedIP")].map(|(name, kind)| {
@@ -522,9 +534,10 @@ fn respond(body: Value) -> Response<Body> {
 }
 
 fn refuse(code: StatusCode, message: &str) -> Response<Body> {
+    let reason = if code == StatusCode::NOT_FOUND { "NotFound" } else { "Because" };
     let mut response =
         respond(json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
-        "reason": "Because", "message": message, "metadata": {} }));
+        "reason": reason, "message": message, "metadata": {} }));
     *response.status_mut() = code;
     response
 }
