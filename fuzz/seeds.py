@@ -23,3 +23,35 @@ lease = text(1, owner) + field(2, 0, b"\x07") + field(3, 0, b"\x01") + field(4, 
 put("request", "seed-lease", text(1, lease))
 put("request", "seed-filter", text(1, lease) + text(2, text(1, b"web") + field(2, 2, b"\x01\x00")) + field(3, 0, b"\x01"))
 put("request", "seed-names", text(1, lease) + text(2, b"web") + text(2, b"ha"))
+
+def der(tag, *parts):
+    content = b"".join(parts)
+    size = len(content)
+    length = bytes([size]) if size < 128 else bytes([0x81, size]) if size < 256 else bytes([0x82, size >> 8, size & 255])
+    return bytes([tag]) + length + content
+def oid(text):
+    return der(0x06, bytes.fromhex(text))
+def extension(kind, critical, value):
+    return der(0x30, oid(kind), der(0x01, b"\xff") if critical else b"", der(0x04, value))
+ecdsa_with_sha256 = der(0x30, oid("2a8648ce3d040302"))
+# The generator of P-256: the public key whose private one is 1.
+point = bytes.fromhex("04" "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+                      "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5")
+name = der(0x30, der(0x31, der(0x30, oid("550403"), der(0x13, owner))))
+key = der(0x30, der(0x30, oid("2a8648ce3d0201"), oid("2a8648ce3d030107")), der(0x03, b"\0" + point))
+def head(not_before, not_after, serial=b"\x07"):
+    return (der(0xa0, der(0x02, b"\x02")) + der(0x02, serial) + ecdsa_with_sha256 + name
+            + der(0x30, not_before, not_after) + name + key)
+usual = head(der(0x17, b"260101000000Z"), der(0x17, b"270101000000Z"))
+(root.parent / "certificate-head.der").write_bytes(usual)
+client = extension("551d25", False, der(0x30, oid("2b06010505070302")))
+server_too = extension("551d25", True, der(0x30, oid("2b06010505070301"), oid("2b06010505070302")))
+usage, no_authority = extension("551d0f", True, der(0x03, b"\x07\x80")), extension("551d13", True, der(0x30))
+authority = extension("551d13", True, der(0x30, der(0x01, b"\xff"), der(0x02, b"\x01")))
+constraints = extension("551d1e", True, der(0x30, der(0xa0, der(0x30, der(0x82, b"a")))))
+put("certificate", "seed-content", der(0x30, usual, der(0xa3, der(0x30, usage, client))))
+long = head(der(0x18, b"20260101000000Z"), der(0x18, b"99991231235959Z"), b"\0" + b"\xff" * 40)
+put("certificate", "seed-content-long", der(0x30, long, der(0xa3, der(0x30, constraints, server_too, no_authority))))
+put("certificate", "seed-extensions", usage + server_too + no_authority + constraints)
+put("certificate", "seed-extensions-authority", client + authority)
+put("certificate", "seed-extensions-unknown", client + extension("2a0304", True, b"\x05\0") + extension("551d11", False, der(0x30, der(0x82, b"a"))))
