@@ -7,7 +7,7 @@ use http::Uri;
 
 use super::cli::AccessArgs;
 use super::faults::Reader;
-use super::value::{directory, duration, file, node, number, parsed};
+use super::value::{directory, duration, file, node, parsed};
 use crate::model::id::Address;
 
 /// Shortest grace: below it a node that is restarted would lock tenants out.
@@ -15,9 +15,6 @@ const GRACE_MIN: Duration = Duration::from_secs(60);
 
 /// Longest grace: for so long what was revoked may go on working.
 const GRACE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// Most questions a second.
-const QUERIES_MAX: u64 = 10_000;
 
 /// Whom a gateway lets in. There is a trust directory or a node, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +36,6 @@ pub struct ChainSource {
     pub authorities: Option<PathBuf>,
     /// For how long known tenants go on while it does not answer.
     pub grace: Duration,
-    /// Questions a second about those who are not known yet.
-    pub queries_per_second: u64,
 }
 
 pub(super) fn resolve(args: &AccessArgs, read: &mut Reader<'_>) -> Option<AccessConfig> {
@@ -55,14 +50,13 @@ pub(super) fn resolve(args: &AccessArgs, read: &mut Reader<'_>) -> Option<Access
         read.missing("chain_grpc", "the node whose certificate --chain-ca signs");
     }
     let grace = read.one("chain_grace", args.chain_grace.as_ref(), duration(GRACE_MIN..=GRACE_MAX));
-    let queries = read.one("chain_queries", args.chain_queries.as_ref(), number(1..=QUERIES_MAX));
     let provider = read.one("provider", args.provider.as_ref(), |text| {
         parsed::<Address>(text)
             .map_err(|_| "must be an account address (lower-case bech32: akash1…)".to_owned())
     });
     let chain = match node {
         None => None,
-        Some(node) => Some(ChainSource { node, authorities, grace: grace?, queries_per_second: queries? }),
+        Some(node) => Some(ChainSource { node, authorities, grace: grace? }),
     };
     Some(AccessConfig { trust_dir, chain, provider })
 }

@@ -1,4 +1,5 @@
-//! The audit log: who was refused what and why, and who restarted what. One line each, under the target `leasemux::audit`.
+//! The audit log: who was refused what and why, whose stream was ended for that, and who restarted what. One line each, under the
+//! target `leasemux::audit`.
 //!
 //! A line names the account, the lease, the reason and the address, and never a token, a certificate or anything from a log. Of an
 //! account it says whether it is proved, or only claimed. A peer that is refused again and again fills no disk: beyond
@@ -36,7 +37,7 @@ struct Shared {
 }
 
 /// One call, as far as is known of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Case {
     audit: Audit,
     method: Method,
@@ -80,6 +81,15 @@ impl Case {
 
     /// It was refused, for this reason.
     pub(super) fn refused(&self, reason: &str) {
+        self.tell("call refused", reason);
+    }
+
+    /// Its stream ends midway, for this reason: whose it is may not go on.
+    pub(super) fn ended(&self, reason: &str) {
+        self.tell("stream ended", reason);
+    }
+
+    fn tell(&self, what: &str, reason: &str) {
         let shared = &self.audit.0;
         let told = self.from.is_none_or(|from| shared.lines.try_take(&from, 1, Instant::now()).is_ok());
         if !told {
@@ -97,7 +107,7 @@ impl Case {
             lease = self.lease.get().map(tracing::field::display),
             from = self.from.map(tracing::field::display),
             left_out,
-            "call refused"
+            "{what}"
         );
     }
 
@@ -208,6 +218,19 @@ mod tests {
         });
         assert_eq!(told.len(), usize::try_from(LINES).unwrap() + 1);
         contains_all(&told[told.len() - 1], &["ACCOUNT_UNKNOWN", &format!("left_out={}", 1_000 - LINES)]);
+    }
+
+    #[test]
+    fn a_stream_that_ends_midway_is_told_of_whose_it_was() {
+        let owner = Owner::from_account([1; 20]);
+        let audit = Audit::new();
+        let told = lines(|| {
+            let case = audit.case(Method::Logs, Some(from(1)));
+            case.proved(owner.clone());
+            case.clone().ended("TOKEN_EXPIRED");
+        });
+        assert_eq!(told.len(), 1, "{told:?}");
+        contains_all(&told[0], &["stream ended", "TOKEN_EXPIRED", &format!("who={owner}"), "proved=true"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! on what exists, but for those whose it is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
@@ -19,7 +20,7 @@ use super::quotas::Quotas;
 use super::response::{self, ResponseBody};
 use super::status::{CallError, of_end};
 use crate::access::gate::{Admission, Gate, Peer};
-use crate::access::refusal;
+use crate::access::refusal::{self, Refusal};
 use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::logs::permits::HistoryPermits;
@@ -40,6 +41,9 @@ mod status;
 
 /// The full name of the service.
 pub const SERVICE: &str = "akash.provider.lease.v1.LeaseRPC";
+
+/// When whoever is not known yet may ask again, if too many of them do: another second has its own questions.
+const TRUST_RETRY: Duration = Duration::from_secs(1);
 
 /// The methods of the lease service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,10 +202,25 @@ impl LeaseService {
             {
                 self.peers.failed(net, Instant::now().into_std());
             }
-            CallError::from(denial.refusal)
+            self.denied(denial.refusal)
         })?;
         case.proved(admission.identity.owner().clone());
         Ok(admission)
+    }
+
+    /// Whether somebody is to be believed may cost more than there is: that is a quota, like any other, and also why a caller did
+    /// not come in, so it is counted as both.
+    fn denied(&self, refusal: Refusal) -> CallError {
+        if refusal != Refusal::TrustBusy {
+            return refusal.into();
+        }
+        self.fanout.world().metrics.auth_refusals.count(refusal.reason());
+        CallError::Quota(Exceeded {
+            quota: Quota::ChainQueries,
+            subject: Subject::Gateway,
+            limit: self.bounds().chain_queries_per_second.into(),
+            retry_after: Some(TRUST_RETRY),
+        })
     }
 
     fn bounds(&self) -> &QuotaLimits {
@@ -229,13 +248,16 @@ impl LeaseService {
     }
 
     /// The state of a stream that opens now, watched over: it ends when the caller's standing does, or with the gateway.
-    fn open(&self, admission: &Admission, watched: &Watched) -> Arc<StreamState> {
+    fn open(&self, admission: &Admission, watched: &Watched, case: &Case) -> Arc<StreamState> {
         let state = StreamState::new();
-        let (standing, drain) = (admission.standing.clone(), self.drain.clone());
+        let (standing, drain, case) = (admission.standing.clone(), self.drain.clone(), case.clone());
         let ends = async move {
             tokio::select! {
                 biased;
-                refusal = standing.ended() => End::Refused(refusal),
+                refusal = standing.ended() => {
+                    case.ended(refusal.reason());
+                    End::Refused(refusal)
+                }
                 () = drain.draining() => End::Draining,
             }
         };

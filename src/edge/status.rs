@@ -144,9 +144,6 @@ fn refused(refusal: Refusal) -> Status {
         refusal::Kind::Exhausted => Code::ResourceExhausted,
     };
     let mut details = with_reason(refusal.reason());
-    if code == Code::ResourceExhausted {
-        details.add_quota_failure_violation("gateway", "chain_queries");
-    }
     if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
         details.set_retry_info(Some(RETRY_AFTER));
     }

@@ -27,6 +27,8 @@ label! {
         AuthFailuresPerPeer = "auth_failures_per_peer",
         /// Calls of health and reflection open at once, which need no credentials, of one peer address.
         OpenCallsPerPeer = "open_calls_per_peer",
+        /// Questions to an Akash node about callers who are not known yet, of all, per second.
+        ChainQueries = "chain_queries",
     }
 }
 
@@ -95,6 +97,10 @@ impl fmt::Display for Exceeded {
             Quota::OpenCallsPerPeer => write!(
                 f,
                 "at most {limit} calls of services that need no credentials are open at once from one address"
+            ),
+            Quota::ChainQueries => write!(
+                f,
+                "at most {limit} callers a second who are not known yet are asked for on the chain; try again later"
             ),
         }
     }

@@ -31,7 +31,7 @@ pub(super) async fn open(config: &ServeConfig, notifier: &Notifier) -> Result<Ar
             authorities: chain.authorities.clone(),
             dir: config.data_dir.join(CHAIN_DIR),
             grace: chain.grace,
-            queries_per_second: chain.queries_per_second,
+            queries_per_second: config.limits.quota.chain_queries_per_second.into(),
         };
         sources.push(Arc::new(ChainTrust::open(&chain)?));
     }

@@ -26,5 +26,6 @@ mod random;
 mod restart;
 mod secure;
 mod status;
+mod strangers;
 mod support;
 mod tokens;

@@ -17,9 +17,6 @@ pub(in crate::config) struct AccessArgs {
     /// While the node does not answer, let known tenants go on for so long since it confirmed them
     #[arg(long, env = "LEASEMUX_CHAIN_GRACE", value_name = "TIME", default_value = "6h")]
     pub(in crate::config) chain_grace: Option<String>,
-    /// Questions to the node a second about who is not known yet; who is known is confirmed besides
-    #[arg(long, env = "LEASEMUX_CHAIN_QUERIES", value_name = "N", default_value = "20")]
-    pub(in crate::config) chain_queries: Option<String>,
     /// The provider whose leases are served (akash1…): those of another one are refused. Must be given with --platform kube
     #[arg(long, env = "LEASEMUX_PROVIDER", value_name = "ADDRESS")]
     pub(in crate::config) provider: Option<String>,

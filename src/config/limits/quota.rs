@@ -20,6 +20,9 @@ const HISTORY_RATE_MIN: u64 = 64 << 10;
 /// Fastest.
 const HISTORY_RATE_MAX: u64 = 1 << 40;
 
+/// Most questions to a node a second: more than one answers.
+const CHAIN_QUERIES_MAX: u32 = 10_000;
+
 pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLimits> {
     let streams = || number(1..=STREAMS_MAX);
     let reads = || number(1..=READS_MAX);
@@ -38,6 +41,8 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
     let bytes = read.one("history_rate", args.history_rate.as_ref(), history_rate);
     let bytes_of_owner =
         read.one("history_rate_per_owner", args.history_rate_per_owner.as_ref(), history_rate);
+    let chain = number(1..=CHAIN_QUERIES_MAX);
+    let chain_queries = read.one("chain_queries", args.chain_queries.as_ref(), chain);
     Some(QuotaLimits {
         streams: in_all?,
         streams_per_owner: of_owner?,
@@ -50,6 +55,7 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
         history_reads_per_owner: reads_of_owner?,
         history_bytes_per_second: bytes?,
         history_bytes_per_second_per_owner: bytes_of_owner?,
+        chain_queries_per_second: chain_queries?,
     })
 }
 

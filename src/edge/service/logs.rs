@@ -41,7 +41,7 @@ impl LeaseService {
                 return Err(CallError::NoPreviousRun);
             }
         }
-        let state = self.open(&admission, watched);
+        let state = self.open(&admission, watched, case);
         tracing::debug!(lease = %request.lease, stream = state.id(), follow = request.extent.follows(), "log stream opened");
         let (fanout, history) = (self.fanout.clone(), self.history.clone());
         Ok(response::of_logs(LogsBody::new(request, fanout, history, view, state, trailers)))

@@ -29,7 +29,7 @@ impl LeaseService {
         case.about(&lease);
         admission.identity.may(&lease, Scope::Status)?.narrow(&mut filter)?;
         let view = self.chosen(&lease, &filter).await?;
-        let state = self.open(&admission, watched);
+        let state = self.open(&admission, watched, case);
         tracing::debug!(%lease, follow = message.follow, "status stream opened");
         Ok(response::of_status_stream(StatusBody::new(view, filter, message.follow, state, trailers)))
     }

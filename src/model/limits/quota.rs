@@ -34,6 +34,9 @@ pub struct QuotaLimits {
     /// Log bytes per second of one owner's history reads; 0 = as fast as they can. A quarter: what one replica keeps by default
     /// (50 MiB) is there within a second.
     pub history_bytes_per_second_per_owner: u64,
+    /// Questions to an Akash node per second, of all, about callers who are not known yet; 0 would let nobody new in. A node is
+    /// shared, often somebody else's, and even so a thousand tenants are known within a minute.
+    pub chain_queries_per_second: u32,
 }
 
 impl Default for QuotaLimits {
@@ -50,6 +53,7 @@ impl Default for QuotaLimits {
             history_reads_per_owner: 16,
             history_bytes_per_second: 256 * 1024 * 1024,
             history_bytes_per_second_per_owner: 64 * 1024 * 1024,
+            chain_queries_per_second: 20,
         }
     }
 }

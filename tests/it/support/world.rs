@@ -30,6 +30,8 @@ pub(crate) struct World(Arc<Shared>);
 struct Shared {
     leases: Mutex<HashMap<LeaseId, watch::Sender<Arc<LeaseView>>>>,
     logs: Mutex<HashMap<Instance, Log>>,
+    /// How often it was asked what runs under a lease, of whichever.
+    looks: AtomicUsize,
     /// Tails that were opened to be followed, ever.
     follows: AtomicUsize,
     /// Tails that are open now.
@@ -176,6 +178,11 @@ impl World {
         self.produced(instance).into_iter().flatten().collect()
     }
 
+    /// How often it was asked what runs under a lease, ever.
+    pub(crate) fn looks(&self) -> usize {
+        self.0.looks.load(Ordering::SeqCst)
+    }
+
     /// How many logs were opened to be followed, ever.
     pub(crate) fn follows(&self) -> usize {
         self.0.follows.load(Ordering::SeqCst)
@@ -246,6 +253,7 @@ impl Platform for World {
     }
 
     fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
+        self.0.looks.fetch_add(1, Ordering::SeqCst);
         let found = self.leases().get(lease).map(watch::Sender::subscribe);
         Box::pin(async move { found.ok_or_else(|| Error::NotFound("no such lease".into())) })
     }

@@ -1,0 +1,214 @@
+//! Who may not is told so before anything is looked up, whatever exists; and whose time is up while a stream runs is told of in
+//! the audit log.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_core::future::BoxFuture;
+use leasemux::access::account::AccountKey;
+use leasemux::access::cert::Serial;
+use leasemux::access::grants::{Access, Scope};
+use leasemux::access::refusal::Refusal;
+use leasemux::access::token::{Algorithm, Claims};
+use leasemux::access::trust::{Trust, Unavailable, Verdict};
+use leasemux::access::wallet::Wallet;
+use leasemux::model::id::{LeaseId, Owner};
+use leasemux::model::limits::{Limits, QuotaLimits};
+use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
+use leasemux::model::time::LogTime;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::support::account;
+use crate::support::gateway::{Gateway, proto_lease};
+
+/// For how long the tokens of these tests are valid.
+const SECONDS: u64 = 600;
+
+fn lease(owner: &Owner, dseq: u64) -> LeaseId {
+    LeaseId::new(owner.as_str(), dseq, 1, 1, account(200).as_str()).unwrap()
+}
+
+fn token(wallet: &Wallet, access: Access) -> String {
+    let now = u64::try_from(LogTime::now().parts().0).unwrap();
+    let issuer = wallet.key().address();
+    let claims = Claims { issuer, issued: now, not_before: now, expires: now + SECONDS, access };
+    wallet.sign(Algorithm::Es256k, &claims).unwrap()
+}
+
+/// Everything that a caller gets to see of a refusal.
+type Seen = (Code, String, Vec<u8>, String);
+
+fn seen(status: &Status) -> Seen {
+    let metadata = format!("{:?}", status.metadata());
+    (status.code(), status.message().to_owned(), status.details().to_vec(), metadata)
+}
+
+/// What each of the three calls about a lease is refused with.
+macro_rules! refusals {
+    ($client:expr, $lease:expr) => {{
+        let lease_id = Some(proto_lease($lease));
+        let logs = ServiceLogsRequest { lease_id: lease_id.clone(), follow: true, ..Default::default() };
+        let status = ServiceStatusRequest { lease_id: lease_id.clone(), ..Default::default() };
+        let restart = ServiceRestartRequest { lease_id, ..Default::default() };
+        let answers = [
+            $client.service_logs(logs).await.err(),
+            $client.service_status(status).await.err(),
+            $client.service_restart(restart).await.err(),
+        ];
+        answers.map(|refusal| seen(&refusal.expect("it is refused")))
+    }};
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_lease_is_refused_alike_whether_it_exists_or_not_and_is_not_looked_up() {
+    let gateway = Gateway::new(Limits::default());
+    let (owner, _) = gateway.tenant();
+    let (there, not_there) = (lease(&owner, 7), lease(&owner, 8));
+    gateway.world.add_lease(&there, &[("web", 1)]);
+    let (_, stranger) = gateway.tenant();
+    let mut by_certificate = gateway.client(&stranger).await;
+    let mut by_token = gateway.client_with_token(&token(&gateway.account(), Access::Full)).await;
+    let mut by_nothing = LeaseRpcClient::new(gateway.channel_of(None).await);
+    for (code, exists, does_not) in [
+        (Code::PermissionDenied, refusals!(by_certificate, &there), refusals!(by_certificate, &not_there)),
+        (Code::PermissionDenied, refusals!(by_token, &there), refusals!(by_token, &not_there)),
+        (Code::Unauthenticated, refusals!(by_nothing, &there), refusals!(by_nothing, &not_there)),
+    ] {
+        assert!(exists.iter().all(|refusal| refusal.0 == code), "{exists:?}");
+        assert_eq!(exists, does_not);
+    }
+    assert_eq!(gateway.world.looks(), 0);
+    assert_eq!(gateway.world.restarted(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_token_does_not_grant_is_refused_alike_whether_it_exists_or_not_and_is_not_looked_up() {
+    let gateway = Gateway::new(Limits::default());
+    let wallet = gateway.account();
+    let (there, not_there) = (lease(&wallet.key().address(), 7), lease(&wallet.key().address(), 8));
+    gateway.world.add_lease(&there, &[("web", 1)]);
+    let others = Access::Scoped([Scope::Shell].into_iter().collect());
+    let mut client = gateway.client_with_token(&token(&wallet, others)).await;
+    let (exists, does_not) = (refusals!(client, &there), refusals!(client, &not_there));
+    assert!(exists.iter().all(|refusal| refusal.0 == Code::PermissionDenied), "{exists:?}");
+    assert_eq!(exists, does_not);
+    assert_eq!(gateway.world.looks(), 0);
+}
+
+/// What is written to the log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl Lines {
+    /// The lines of the audit log that tell the end of a stream of `owner`.
+    fn ends_of(&self, owner: &Owner) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let ends = text.lines().filter(|line| {
+            line.contains("leasemux::audit") && line.contains("stream ended") && line.contains(owner.as_str())
+        });
+        ends.map(ToOwned::to_owned).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
+    let lines = Lines::default();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
+    // Were there but one subscriber, whichever thread comes to a place of the code first would decide whether it is listened to.
+    let _another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    let _log = tracing::subscriber::set_default(log);
+    let gateway = Gateway::new(Limits::default());
+    let follow = |owner: &Owner| {
+        gateway.world.add_lease(&lease(owner, 7), &[("web", 1)]);
+        ServiceLogsRequest {
+            lease_id: Some(proto_lease(&lease(owner, 7))),
+            follow: true,
+            ..Default::default()
+        }
+    };
+    let (withdrawn, certificate) = gateway.tenant();
+    let mut client = gateway.client(&certificate).await;
+    let mut first = client.service_logs(follow(&withdrawn)).await.unwrap().into_inner();
+    let (keyless, expiring) = (gateway.account(), gateway.account());
+    let mut client = gateway.client_with_token(&token(&keyless, Access::Full)).await;
+    let mut second = client.service_logs(follow(&keyless.key().address())).await.unwrap().into_inner();
+    let mut client = gateway.client_with_token(&token(&expiring, Access::Full)).await;
+    let mut third = client.service_logs(follow(&expiring.key().address())).await.unwrap().into_inner();
+    // While they may, nothing is told.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lines.ends_of(&withdrawn), Vec::<String>::new());
+
+    gateway.withdraw(&withdrawn);
+    gateway.withdraw_account(&keyless.key().address());
+    for (stream, owner, reason) in [
+        (&mut first, withdrawn, Refusal::CertificateWithdrawn),
+        (&mut second, keyless.key().address(), Refusal::AccountWithdrawn),
+        (&mut third, expiring.key().address(), Refusal::TokenExpired),
+    ] {
+        while stream.message().await.is_ok_and(|message| message.is_some()) {}
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let told = lines.ends_of(&owner);
+        assert_eq!(told.len(), 1, "{told:?}");
+        for part in [reason.reason(), "ServiceLogs", "proved=true", lease(&owner, 7).to_string().as_str()] {
+            assert!(told[0].contains(part), "{part}: {}", told[0]);
+        }
+    }
+}
+
+/// A source of trust of which too much is asked.
+#[derive(Debug)]
+struct Busy;
+
+impl Trust for Busy {
+    fn certificate<'a>(&'a self, _: &'a Owner, _: &'a Serial) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+        Box::pin(async { Ok(Verdict::Refused(Refusal::TrustBusy)) })
+    }
+
+    fn account<'a>(&'a self, _: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+        Box::pin(async { Ok(Verdict::Refused(Refusal::TrustBusy)) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_strangers_have_used_up_the_quota_of_questions_to_the_chain() {
+    let quota = QuotaLimits { chain_queries_per_second: 7, ..QuotaLimits::default() };
+    let gateway = Gateway::believing(Arc::new(Busy), Limits { quota, ..Limits::default() });
+    let (owner, certificate) = gateway.tenant();
+    let request = ServiceLogsRequest { lease_id: Some(proto_lease(&lease(&owner, 7))), ..Default::default() };
+    let refusal = gateway.client(&certificate).await.service_logs(request).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::ResourceExhausted);
+    assert_eq!(refusal.get_details_error_info().unwrap().metadata["quota"], "chain_queries");
+    let violations = refusal.get_details_quota_failure().unwrap().violations;
+    assert_eq!((&*violations[0].quota_id, violations[0].quota_value), ("chain_queries", 7));
+    let wait = refusal.get_details_retry_info().and_then(|info| info.retry_delay);
+    assert_eq!(wait, Some(Duration::from_secs(1)));
+    for series in [
+        "leasemux_quota_refusals_total{quota=\"chain_queries\"}",
+        "leasemux_auth_refusals_total{reason=\"TRUST_BUSY\"}",
+    ] {
+        assert_eq!(gateway.metric(series), 1, "{series}");
+    }
+}
