@@ -99,7 +99,14 @@ impl Conductor {
                 Err(why) => return Ready::Failed(why),
             };
             let begun = match &mut self.desk {
-                Some(desk) => desk.begin(round, &attempt).await,
+                Some(desk) => tokio::select! {
+                    biased;
+                    () = self.shared.closed.cancelled() => {
+                        desk.spare();
+                        return Ready::Stopped(SHUTTING_DOWN.to_owned());
+                    }
+                    begun = desk.begin(round, &attempt) => begun,
+                },
                 None => true,
             };
             if begun {

@@ -154,6 +154,11 @@ impl Desk {
         self.is_mine
     }
 
+    /// What was to be taken down will not be.
+    pub(super) fn spare(&mut self) {
+        self.ledger.hand = None;
+    }
+
     /// Holds on to the turn while `attempt` goes on, if that can be.
     pub(super) async fn carry_out(&mut self, attempt: Attempt) -> Result<(), String> {
         Self::keep(&mut self.turn, &mut self.is_mine, attempt.carry_out()).await

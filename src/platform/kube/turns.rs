@@ -3,20 +3,21 @@
 //! Every write names the version of the object that it goes over, so that of two gateways one is told. An object belongs to the
 //! namespace of its lease: when that goes, Kubernetes deletes it. Before that, who left a note deletes it an hour later.
 
+mod object;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use rand::Rng as _;
 use tokio::time::Instant;
 
-use super::names;
+use self::object::{as_is, holder_of, name, note_of};
 use crate::model::id::LeaseId;
 use crate::platform::Error;
 use crate::platform::turns::{Look, Turn, Turns};
@@ -237,36 +238,13 @@ impl KubeTurn {
         let found = api.get_opt(&self.lease).await.map_err(|error| failed("reading a namespace", &error))?;
         let uid = found.and_then(|namespace| namespace.metadata.uid);
         let uid = uid.ok_or_else(|| Error::NotFound(format!("namespace {}", self.lease)))?;
-        let owner = OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "Namespace".to_owned(),
-            name: self.lease.clone(),
-            uid,
-            ..OwnerReference::default()
-        };
-        let metadata = ObjectMeta {
-            name: Some(self.name.clone()),
-            namespace: Some(self.turns.0.namespace.clone()),
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
-        };
-        Ok(self.written(Lease { metadata, spec: None }, String::new()))
+        let new = object::new(&self.name, &self.turns.0.namespace, (&self.lease, uid));
+        Ok(self.written(new, String::new()))
     }
 
     /// The object as this gateway writes it, as its holder.
-    fn written(&self, mut object: Lease, note: String) -> Lease {
-        let now = MicroTime(k8s_openapi::jiff::Timestamp::now());
-        let spec = object.spec.get_or_insert_with(LeaseSpec::default);
-        if spec.holder_identity.as_ref() != Some(&self.turns.0.me) {
-            spec.holder_identity = Some(self.turns.0.me.clone());
-            spec.acquire_time = Some(now.clone());
-            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or_default().saturating_add(1));
-        }
-        spec.lease_duration_seconds = Some(i32::try_from(TERM.as_secs()).unwrap_or(i32::MAX));
-        spec.renew_time = Some(now);
-        object.metadata.annotations.get_or_insert_default().insert(names::RESTARTS.to_owned(), note);
-        object.metadata.managed_fields = None;
-        object
+    fn written(&self, object: Lease, note: String) -> Lease {
+        object::held(object, &self.turns.0.me, TERM, note)
     }
 
     /// Writes until it is written, or the turn is lost.
@@ -382,26 +360,6 @@ impl Turn for KubeTurn {
 /// About so long: two that look at the same time shall not go on doing so.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.5..1.5))
-}
-
-/// The name of the object of the lease with this namespace.
-fn name(lease: &str) -> String {
-    format!("leasemux-{lease}")
-}
-
-fn holder_of(object: &Lease) -> &str {
-    object.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
-}
-
-fn note_of(object: &Lease) -> &str {
-    let annotations = object.metadata.annotations.as_ref();
-    annotations.and_then(|all| all.get(names::RESTARTS)).map(String::as_str).unwrap_or_default()
-}
-
-/// Only if it is still this very object in this very version.
-fn as_is(object: &Lease) -> Preconditions {
-    let meta = &object.metadata;
-    Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() }
 }
 
 fn failed(what: &str, error: &kube::Error) -> Error {
