@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::platform::Error;
 use crate::platform::kube::log::window::WINDOW_LINES;
 
 /// When the container was started: within the time after it that its first lines show that nothing was rotated.

@@ -1,0 +1,120 @@
+//! What the end of a response means: that the log is over, that it goes on elsewhere, or nothing, so that it is asked for again.
+
+use super::reading::readable;
+use super::{Machine, PAUSE_FIRST, PAUSE_MAX, Stage};
+use crate::platform::emit::Filter;
+use crate::platform::kube::log::lines::Rest;
+use crate::platform::kube::log::step::Do;
+use crate::platform::{Error, From};
+
+impl Machine {
+    pub(super) fn complete(&mut self, ended: bool) -> Do {
+        let is_glance = matches!(self.stage, Stage::Glance { .. });
+        if self.ended && !is_glance {
+            // Of a run that has ended it is the last line.
+            match self.lines.take_rest() {
+                Rest::Line(time, rest) => {
+                    if !self.piece(time, &rest, true) {
+                        return self.recover();
+                    }
+                }
+                Rest::Foreign(text) => self.said = Some(readable(&text)),
+                Rest::Nothing => {}
+            }
+        } else {
+            self.leave_response();
+        }
+        if let Some(text) = self.said.take() {
+            return self.broken(format!("the kubelet says: {text}"));
+        }
+        self.completed(ended)
+    }
+
+    fn completed(&mut self, ended: bool) -> Do {
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Seek if self.emitter.start().is_none() => self.not_found(ended),
+            Stage::Last(mut last) => {
+                last.take(self.emitter.take(true));
+                if last.is_whole() {
+                    self.begin_at_last(last, ended)
+                } else if last.is_sure(self.emitter.first(), self.emitter.at()) {
+                    self.go_to(Stage::Glance { last, newer: false })
+                } else {
+                    self.go_to(Stage::Count)
+                }
+            }
+            Stage::Glance { newer: true, .. } => self.go_to(Stage::Count),
+            Stage::Glance { last, .. } => self.begin_at_last(last, ended),
+            Stage::Count => {
+                // What has come meanwhile comes after those that were counted.
+                let wanted = if let From::Last(lines) = self.from { lines } else { 0 };
+                self.filter = Filter::Lines(self.emitter.lines().saturating_sub(wanted));
+                self.go_to(Stage::Seek)
+            }
+            Stage::Live(place) => {
+                self.followed = place.is_none();
+                if ended {
+                    return self.go_to(Stage::Drain(None));
+                }
+                self.stage = Stage::Live(None);
+                self.pause()
+            }
+            Stage::Drain(Some(_)) => self.recover(),
+            Stage::Recover(Some(_)) => {
+                self.lost();
+                let known = self.window.all();
+                self.go_to(Stage::Rest(known))
+            }
+            Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Rest(_) => self.at_end(ended),
+            Stage::Done => Do::Finish,
+        }
+    }
+
+    /// Everything that the file held is handed out.
+    pub(super) fn at_end(&mut self, ended: bool) -> Do {
+        if self.ended || !self.follow {
+            self.stage = Stage::Done;
+            return Do::Finish;
+        }
+        self.go_to(if ended { Stage::Drain(None) } else { Stage::Live(None) })
+    }
+
+    pub(super) fn broken(&mut self, why: String) -> Do {
+        self.leave_response();
+        self.said = None;
+        self.followed = false;
+        if !self.follow || self.start().is_none() {
+            return Do::Fail(Error::Unavailable(why));
+        }
+        tracing::debug!(why, failures = self.failures, "a log response broke off");
+        if matches!(self.stage, Stage::Seek | Stage::Rest(_)) {
+            // What was read is read: on from there.
+            let is_unread = self.window.is_empty() && self.emitter.at().offset == 0;
+            self.stage = if is_unread { Stage::Seek } else { Stage::Recover(None) };
+        }
+        self.pause()
+    }
+
+    /// Waits, and then asks again.
+    pub(super) fn pause(&mut self) -> Do {
+        if matches!(self.stage, Stage::Live(_)) && self.window.is_empty() {
+            self.unproven = self.emitter.at().offset == 0;
+            self.stage = Stage::Recover(None);
+        }
+        let pause = PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(self.failures)).min(PAUSE_MAX);
+        self.failures = self.failures.saturating_add(1);
+        Do::Pause(pause)
+    }
+
+    /// Of a run that was followed to its end the log may be removed at once.
+    pub(super) fn gone(&mut self, why: String) -> Do {
+        if self.start().is_none() {
+            return Do::Fail(Error::NotFound(why));
+        }
+        if !(self.followed && matches!(self.stage, Stage::Drain(_))) {
+            self.lost();
+        }
+        self.stage = Stage::Done;
+        Do::Finish
+    }
+}

@@ -1,0 +1,84 @@
+//! Where a read begins: every stage when its response does, and delivery when the place is found.
+
+use super::{Machine, Stage, UNROTATED};
+use crate::model::line::GapCause;
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::platform::From;
+use crate::platform::emit::{Emitter, Filter, unknown_gap};
+use crate::platform::kube::log::last::Last;
+use crate::platform::kube::log::step::Do;
+use crate::platform::kube::log::window::{LineHash, Window};
+
+impl Machine {
+    /// Every stage may begin here again.
+    pub(super) fn opened(&mut self, ended: bool) -> Do {
+        self.ended = ended;
+        self.said = None;
+        self.hash = LineHash::default();
+        self.skip = self.emitter.at().offset;
+        match &mut self.stage {
+            Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
+                *place = (!self.window.is_empty()).then(|| self.window.aligner());
+            }
+            Stage::Last(last) => {
+                last.begin_anew();
+                self.count_anew();
+            }
+            Stage::Seek => self.count_anew(),
+            Stage::Count => {
+                self.count_anew();
+                self.emitter = Emitter::new(Position::START, 0, Filter::Nothing);
+            }
+            // The lines that it remembers will stand in the order of this file.
+            Stage::Rest(_) => self.window = Window::default(),
+            Stage::Glance { .. } | Stage::Done => {}
+        }
+        Do::Read
+    }
+
+    /// Counts from the file's first line.
+    fn count_anew(&mut self) {
+        self.skip = 0;
+        self.window = Window::default();
+        self.emitter = Emitter::new(Position::START, 0, self.filter);
+    }
+
+    /// The whole file was read, and the place to begin at was not in it.
+    pub(super) fn not_found(&mut self, ended: bool) -> Do {
+        if let Filter::Lines(_) = self.filter {
+            // It was rotated since its lines were counted.
+            self.filter = Filter::All;
+            return self.go_to(Stage::Count);
+        }
+        self.emitter.begin_here();
+        if let From::After(_) = self.from {
+            // The position lies behind the end, or its line is gone and the clock was set back since.
+            self.emitter.gap(unknown_gap(GapCause::Source));
+        }
+        self.at_end(ended)
+    }
+
+    /// The last lines were found: delivery begins with them.
+    pub(super) fn begin_at_last(&mut self, last: Last, ended: bool) -> Do {
+        let at = self.emitter.at();
+        self.emitter = Emitter::new(at, self.emitter.lines(), Filter::All);
+        self.first = Some(last.finish(at));
+        self.at_end(ended)
+    }
+
+    /// Whether a log whose first line has this time was not rotated yet.
+    pub(super) fn is_fresh(&self, first: LogTime) -> bool {
+        first < self.started.saturating_add_nanos(UNROTATED)
+    }
+
+    /// Whether the place may be another one: the first line has the time of the position, and before it there may have been more
+    /// of that time, in a file that is gone.
+    pub(super) fn is_unsure(&self) -> bool {
+        let From::After(after) = self.from else { return false };
+        let Some(first) = self.emitter.first() else { return false };
+        !self.is_fresh(first)
+            && !self.emitter.is_inexact()
+            && (after.time == LogTime::MIN || first == after.time)
+    }
+}

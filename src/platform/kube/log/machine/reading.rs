@@ -1,0 +1,151 @@
+//! What the bytes of a response are: lines that are delivered, lines that were read before, words of a kubelet's.
+
+use super::{Machine, SAID_MAX_CHARS, Stage};
+use crate::model::line::GapCause;
+use crate::model::time::LogTime;
+use crate::platform::emit::unknown_gap;
+use crate::platform::kube::log::lines::{Found, Lines, Rest};
+use crate::platform::kube::log::step::Do;
+use crate::platform::kube::log::window::{LineHash, Mark, Place};
+
+impl Machine {
+    pub(super) fn data(&mut self, data: &[u8]) -> Do {
+        if let Stage::Glance { newer, .. } = &mut self.stage {
+            // A time, and not what a kubelet says.
+            *newer |= data.first().is_some_and(u8::is_ascii_digit);
+            return Do::Read;
+        }
+        let mut lines = std::mem::take(&mut self.lines);
+        let mut misplaced = false;
+        lines.push(data, &mut |found| match found {
+            _ if misplaced => {}
+            Found::Piece { time, bytes, ends } => misplaced = !self.piece(time, bytes, ends),
+            Found::Foreign(text) => self.said = Some(readable(text)),
+        });
+        self.lines = lines;
+        if misplaced {
+            return self.recover();
+        }
+        if let Stage::Last(last) = &mut self.stage
+            && !last.take(self.emitter.take(true))
+        {
+            return self.go_to(Stage::Count);
+        }
+        Do::Read
+    }
+
+    /// Takes a piece of a line; `false` if the place cannot be in this response.
+    pub(super) fn piece(&mut self, time: LogTime, bytes: &[u8], ends: bool) -> bool {
+        if self.said.take().is_some() && self.start().is_some() {
+            // A text amid lines: whatever it stands for, lines may be missing here.
+            self.emitter.gap(unknown_gap(GapCause::Source));
+        }
+        self.hash.push(bytes);
+        let mark = ends.then(|| Mark { time, hash: self.hash.finish() });
+        let searches_all = matches!(self.stage, Stage::Recover(_));
+        match &mut self.stage {
+            Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
+                if let Some(aligner) = place {
+                    let Some(mark) = mark else { return true };
+                    return match aligner.take(mark) {
+                        Place::Before => true,
+                        Place::Last => {
+                            *place = None;
+                            true
+                        }
+                        Place::Elsewhere => searches_all,
+                    };
+                }
+                let last = self.window.last().map(|last| last.time);
+                let is_older = last.is_some_and(|last| time < last || time == last && self.repeats);
+                self.repeats =
+                    is_older && mark.is_some_and(|mark| self.window.contains(mark)) && self.is_at_line();
+                if self.repeats {
+                    // The same line again: the stream has lost its place, and perhaps lines.
+                    self.emitter.gap(unknown_gap(GapCause::Source));
+                    return true;
+                }
+            }
+            Stage::Rest(known) => {
+                if let Some(mark) = mark.filter(|mark| known.contains(mark)) {
+                    self.window.push(mark);
+                    return true;
+                }
+            }
+            _ => {}
+        }
+        self.deliver(time, bytes, ends);
+        if let Some(mark) = mark {
+            self.window.push(mark);
+        }
+        true
+    }
+
+    fn is_at_line(&self) -> bool {
+        self.skip == 0 && self.emitter.at().offset == 0
+    }
+
+    fn deliver(&mut self, time: LogTime, mut bytes: &[u8], ends: bool) {
+        self.failures = 0;
+        if std::mem::take(&mut self.unproven) && !self.is_fresh(time) {
+            self.lost();
+        }
+        if self.skip > 0 && self.cut.as_ref().is_some_and(|(cut, _)| *cut != time) {
+            // Another line stands where the rest of that one ought to.
+            self.lost();
+            self.skip = 0;
+        }
+        if self.skip > 0 {
+            let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+            bytes = &bytes[skipped..];
+            self.skip = if ends { 0 } else { self.skip - skipped as u64 };
+            if bytes.is_empty() && !ends {
+                return;
+            }
+        }
+        self.cut = None;
+        self.emitter.piece(bytes, time, ends);
+    }
+
+    /// A line that has not ended is no line: it will be read again.
+    pub(super) fn leave_response(&mut self) {
+        match self.lines.take_rest() {
+            Rest::Foreign(text) => self.said = Some(readable(&text)),
+            Rest::Line(time, rest) if self.emitter.at().offset > 0 && self.skip == 0 => {
+                self.cut = Some((time, rest));
+            }
+            Rest::Line(..) | Rest::Nothing => {}
+        }
+    }
+
+    /// Lines are missing here.
+    pub(super) fn lost(&mut self) {
+        if let Some((time, rest)) = self.cut.take() {
+            self.emitter.piece(&rest, time, true);
+        }
+        self.emitter.gap(unknown_gap(GapCause::Rotated));
+    }
+
+    /// Compares the end of the file with what was read: whether the silence is one of the log's.
+    pub(super) fn probed(&mut self, data: &[u8]) -> Do {
+        let mut hash = LineHash::default();
+        let mut last = None;
+        Lines::default().push(data, &mut |found| {
+            if let Found::Piece { time, bytes, ends } = found {
+                hash.push(bytes);
+                if ends {
+                    last = Some(Mark { time, hash: hash.finish() });
+                }
+            }
+        });
+        if last.is_none() || last == self.window.last() {
+            return Do::Read;
+        }
+        self.go_to(Stage::Live(None))
+    }
+}
+
+/// For the log: what can be printed of a kubelet's words.
+pub(super) fn readable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(SAID_MAX_CHARS).collect()
+}
