@@ -28,6 +28,13 @@ use crate::support::{account, replica};
 
 const SERVICE: &str = "web";
 
+/// What is watched: namespaces, pods, deployments, stateful sets, services, host names,
+/// leased addresses.
+const WATCHES: usize = 7;
+
+/// Longer than any silence is believed.
+const SILENCE: Duration = Duration::from_secs(61);
+
 /// A cluster with one lease of a tenant's, and a gateway on it.
 struct Stage {
     cluster: Cluster,
@@ -69,6 +76,16 @@ impl Stage {
         let (cluster, dir) = (Cluster::start().await, tempfile::tempdir().unwrap());
         let exporter = Exporter::new().unwrap();
         let platform = connect_counted(&cluster, &dir, &exporter).await.unwrap();
+        Self::of(cluster, platform, exporter, dir, count)
+    }
+
+    fn of(
+        cluster: Cluster,
+        platform: Arc<KubePlatform>,
+        exporter: Exporter,
+        dir: tempfile::TempDir,
+        count: u32,
+    ) -> Self {
         let gateway = Gateway::on(Arc::clone(&platform) as Arc<dyn leasemux::platform::Platform>);
         let (owner, certificate) = gateway.tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
@@ -120,6 +137,27 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.expect("the condition holds at last");
+}
+
+/// Has time pass at once. Sockets know nothing of it.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+/// Takes responses until what was received is enough, where minutes must pass for it. They do whenever nothing comes for a while.
+async fn in_time(follower: &mut Stream, enough: impl Fn(&Received) -> bool) {
+    for _ in 0..40 {
+        for _ in 0..200 {
+            if enough(&follower.received) {
+                return;
+            }
+            _ = follower.next_if_ready().await.unwrap();
+        }
+        pass(SILENCE).await;
+    }
+    panic!("it is not enough: {:?}", follower.received);
 }
 
 fn ended_with(last: String) -> impl Fn(&Received) -> bool {
@@ -175,7 +213,9 @@ async fn live(seed: u64, round: u64) {
     let mut rotations = 0;
     for _ in 0..25 {
         let run = runs.last().unwrap().clone();
-        match random.random_range(0..12) {
+        let action = random.random_range(0..17);
+        println!("{round}: {action}");
+        match action {
             0..=4 => {
                 let steps = [0, 1, 1_000_000, 1_000_000_000, -3_600_000_000_000];
                 cluster.print(&run, random.random_range(1..60), steps[random.random_range(0..steps.len())]);
@@ -187,7 +227,7 @@ async fn live(seed: u64, round: u64) {
             // Of a run that nobody has read a line of, nobody can tell that its first file is gone.
             9 if !cluster.printed(&run).is_empty() => {
                 let first = format!("{}/0\n", run.2);
-                follower.until(|received| received.text(SERVICE, 0).contains(&first)).await;
+                in_time(&mut follower, |received| received.text(SERVICE, 0).contains(&first)).await;
                 cluster.rotate(&run);
                 rotations += 1;
             }
@@ -196,9 +236,22 @@ async fn live(seed: u64, round: u64) {
                 if let Some(last) = cluster.printed(&run).last().cloned() {
                     cluster.print(&run, 1, 1);
                     let last = cluster.printed(&run).last().cloned().unwrap_or(last);
-                    follower.until(|received| ended_with(last.clone())(received) || rotations > 0).await;
+                    in_time(&mut follower, |received| ended_with(last.clone())(received) || rotations > 0)
+                        .await;
                     runs.push(cluster.crash(stage.lease(), "a", &run));
                 }
+            }
+            11 => cluster.silence_logs(),
+            12 => {
+                cluster.bookmark();
+                cluster.compact();
+            }
+            13 => cluster.compact(),
+            14 => {
+                cluster.go_away().await;
+                cluster.print(&run, 2, 1_000);
+                _ = follower.next_if_ready().await.unwrap();
+                cluster.come_back().await;
             }
             _ => {
                 _ = follower.next_if_ready().await.unwrap();
@@ -208,7 +261,7 @@ async fn live(seed: u64, round: u64) {
     let run = runs.last().unwrap().clone();
     cluster.print(&run, 1, 1);
     let last = cluster.printed(&run).last().cloned().unwrap();
-    follower.until(ended_with(last)).await;
+    in_time(&mut follower, ended_with(last)).await;
     let printed: Vec<String> = runs.iter().flat_map(|run| cluster.printed(run)).collect();
     let gaps = follower.received.ask_lines(SERVICE, 0, &printed);
     assert!(gaps == 0 || rotations > 0, "seed {seed}, round {round}: {gaps} gaps without a rotation");
@@ -473,4 +526,87 @@ async fn equal_reads_at_once_ask_the_api_server_once() {
         stream.received.ask_lines(SERVICE, 0, &printed)
     });
     assert_eq!(futures_util::future::join_all(callers).await, [0; 20]);
+}
+
+#[tokio::test]
+async fn a_log_connection_that_is_half_open_is_found_and_loses_nothing() {
+    let stage = Stage::new(1).await;
+    let run = stage.run("a");
+    stage.shows(&[1]).await;
+    let mut follower = stage.follow().await;
+    for lines in [5, 10] {
+        stage.cluster.print(&run, 5, 1_000);
+        follower.until(|received| received.lines(SERVICE, 0) >= lines).await;
+    }
+    // Twice: what it is opened again with is half open, too.
+    for _ in 0..2 {
+        stage.cluster.silence_logs();
+        stage.cluster.print(&run, 5, 1_000);
+        let last = stage.cluster.printed(&run).last().cloned().unwrap();
+        in_time(&mut follower, ended_with(last)).await;
+    }
+    assert_eq!(follower.received.ask_lines(SERVICE, 0, &stage.cluster.printed(&run)), 0);
+}
+
+#[tokio::test]
+async fn watches_that_are_half_open_are_left_in_minutes() {
+    let stage = Stage::new(1).await;
+    let first = stage.run("a");
+    stage.shows(&[1]).await;
+    let mut follower = stage.follow().await;
+    stage.cluster.print(&first, 5, 1_000);
+    follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
+    stage.cluster.silence_watches();
+    let second = stage.cluster.crash(stage.lease(), "a", &first);
+    stage.cluster.print(&second, 5, 1_000);
+    in_time(&mut follower, |received| received.lines(SERVICE, 0) >= 10).await;
+    let printed = [stage.cluster.printed(&first), stage.cluster.printed(&second)].concat();
+    assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
+    assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
+}
+
+#[tokio::test]
+async fn watches_go_on_from_their_bookmarks_without_a_list() {
+    let stage = Stage::new(2).await;
+    stage.run("a");
+    stage.shows(&[1]).await;
+    let (_, lists) = stage.cluster.bookmarks_and_lists();
+    stage.cluster.bookmark();
+    eventually(async || stage.cluster.bookmarks_and_lists().0 >= WATCHES).await;
+    stage.cluster.compact();
+    stage.run("b");
+    stage.shows(&[1, 1]).await;
+    assert_eq!(stage.cluster.bookmarks_and_lists().1, lists);
+    // Without them, those of kinds of which nothing was heard since must list.
+    stage.cluster.compact();
+    eventually(async || stage.cluster.bookmarks_and_lists().1 > lists).await;
+}
+
+#[tokio::test]
+async fn it_waits_for_an_api_server_and_goes_on_when_that_is_back() {
+    let (cluster, dir) = (Cluster::away(), tempfile::tempdir().unwrap());
+    let platform = {
+        let mut starting = std::pin::pin!(connect(&cluster, &dir));
+        // Refused, and asked again after a while.
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut starting).await.is_err());
+        cluster.come_back().await;
+        starting.await.unwrap()
+    };
+    let stage = Stage::of(cluster, platform, Exporter::new().unwrap(), dir, 1);
+    let first = stage.run("a");
+    stage.shows(&[1]).await;
+    let mut follower = stage.follow().await;
+    stage.cluster.print(&first, 5, 1_000);
+    follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
+    stage.cluster.go_away().await;
+    stage.cluster.print(&first, 5, 1_000);
+    // It is still away when it is asked again.
+    assert!(!follower.next_if_ready().await.unwrap());
+    let second = stage.cluster.crash(stage.lease(), "a", &first);
+    stage.cluster.print(&second, 5, 1_000);
+    stage.cluster.come_back().await;
+    in_time(&mut follower, |received| received.lines(SERVICE, 0) >= 15).await;
+    let printed = [stage.cluster.printed(&first), stage.cluster.printed(&second)].concat();
+    assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
+    assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }

@@ -2,6 +2,7 @@
 //! that real ones and kubelets do.
 
 mod coordination;
+mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -16,9 +17,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use leasemux::model::id::LeaseId;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use self::server::Door;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
@@ -32,6 +34,7 @@ pub(crate) struct Cluster {
     /// Counts changes.
     changed: watch::Sender<u64>,
     pub(crate) address: SocketAddr,
+    door: Arc<Door>,
     _server: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -42,6 +45,10 @@ struct State {
     oldest: u64,
     /// Watches of an earlier age end.
     age: u64,
+    /// How many bookmarks were asked for, and the version that the last of them tells; how many were sent.
+    bookmark: (u64, u64),
+    bookmarks_sent: usize,
+    lists: usize,
     objects: BTreeMap<(String, String), Value>,
     /// (version, kind, what happened, the object)
     history: Vec<(u64, String, &'static str, Value)>,
@@ -50,6 +57,9 @@ struct State {
     /// Log responses of an earlier generation break off, or complete.
     broken: u64,
     completed: u64,
+    /// From responses of an earlier generation nothing more comes, nor an end: of logs, and of watches.
+    silent: u64,
+    silent_watches: u64,
     /// What the next log response says instead of lines.
     words: Option<String>,
     follows: usize,
@@ -73,32 +83,44 @@ struct Follow(Cluster);
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let cluster = Self::away();
+        cluster.come_back().await;
+        cluster
+    }
+
+    /// One that refuses connections until it comes back.
+    pub(crate) fn away() -> Self {
+        let door = Arc::new(Door::new());
         let state = Arc::new(Mutex::new(State { version: 100, ..State::default() }));
-        let changed = watch::Sender::new(0);
-        let tasks = TaskTracker::new();
-        let (shared, notify) = (Arc::clone(&state), changed.clone());
-        let inner = tasks.clone();
+        let (address, changed, tasks) = (door.address(), watch::Sender::new(0), TaskTracker::new());
+        let idle = Arc::new(AbortOnDropHandle::new(tasks.spawn(std::future::pending::<()>())));
+        let within = Self { state, changed, address, door, _server: idle };
+        let cluster = within.clone();
         let server = tasks.spawn(async move {
-            let idle = Arc::new(AbortOnDropHandle::new(inner.spawn(std::future::pending::<()>())));
-            let cluster = Self { state: shared, changed: notify, address, _server: idle };
-            let mut connections = tokio::task::JoinSet::new();
-            loop {
-                let (socket, _) = listener.accept().await.unwrap();
-                let cluster = cluster.clone();
-                connections.spawn(async move {
+            let serve = |socket| {
+                let cluster = within.clone();
+                async move {
                     let service = hyper::service::service_fn(move |request| {
                         let cluster = cluster.clone();
                         async move { Ok::<_, Infallible>(cluster.answer(request).await) }
                     });
-                    _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(socket), service)
-                        .await;
-                });
-            }
+                    let server = hyper::server::conn::http1::Builder::new();
+                    _ = server.serve_connection(TokioIo::new(socket), service).await;
+                }
+            };
+            within.door.keep(serve).await;
         });
-        Self { state, changed, address, _server: Arc::new(AbortOnDropHandle::new(server)) }
+        Self { _server: Arc::new(AbortOnDropHandle::new(server)), ..cluster }
+    }
+
+    /// Connections are cut, and no others taken.
+    pub(crate) async fn go_away(&self) {
+        self.door.set(false).await;
+    }
+
+    /// It takes connections again.
+    pub(crate) async fn come_back(&self) {
+        self.door.set(true).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -267,6 +289,35 @@ impl Cluster {
         });
     }
 
+    /// All watches end, and versions before the present one are too old.
+    pub(crate) fn compact(&self) {
+        self.change(|state| {
+            state.oldest = state.version;
+            state.age += 1;
+        });
+    }
+
+    /// Tells all watches how far they have come.
+    pub(crate) fn bookmark(&self) {
+        self.change(|state| state.bookmark = (state.bookmark.0 + 1, state.version));
+    }
+
+    /// How many bookmarks were sent, and how many lists asked for.
+    pub(crate) fn bookmarks_and_lists(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.bookmarks_sent, state.lists)
+    }
+
+    /// Nothing more comes from any log response at hand, nor its end, as over a connection that is half open.
+    pub(crate) fn silence_logs(&self) {
+        self.change(|state| state.silent += 1);
+    }
+
+    /// Likewise of watches.
+    pub(crate) fn silence_watches(&self) {
+        self.change(|state| state.silent_watches += 1);
+    }
+
     /// Does not permit this.
     pub(crate) fn deny(&self, verb: &str, resource: &str) {
         self.change(|state| state.denied.insert((verb.to_owned(), resource.to_owned())));
@@ -349,7 +400,8 @@ impl Cluster {
     }
 
     fn list(&self, kind: &str) -> Response<Body> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.lists += 1;
         let items: Vec<Value> = state
             .objects
             .iter()
@@ -362,36 +414,56 @@ impl Cluster {
 
     fn watch(&self, kind: &str, query: &BTreeMap<String, String>) -> Response<Body> {
         let since: u64 = query.get("resourceVersion").and_then(|text| text.parse().ok()).unwrap_or_default();
-        let (kind, cluster, age) = (kind.to_owned(), self.clone(), self.lock().age);
-        let changes = self.changed.subscribe();
-        let events = stream::unfold((since, changes, false), move |(seen, mut changes, over)| {
-            let (cluster, kind) = (cluster.clone(), kind.clone());
-            async move {
-                if over {
-                    return None;
-                }
-                loop {
-                    {
-                        let state = cluster.lock();
-                        if seen < state.oldest {
-                            let gone = json!({ "type": "ERROR", "object": { "kind": "Status", "apiVersion": "v1", "status": "Failure",
-                                "code": 410, "reason": "Expired", "message": "too old resource version", "metadata": {} } });
-                            return Some((Ok(line(&gone)), (seen, changes, true)));
-                        }
-                        let next =
-                            state.history.iter().find(|(version, of, ..)| *version > seen && *of == kind);
-                        if let Some((version, _, what, object)) = next {
-                            let event = json!({ "type": what, "object": object });
-                            return Some((Ok(line(&event)), (*version, changes, false)));
-                        }
-                        if state.age != age {
-                            return None;
-                        }
+        let takes_bookmarks = query.get("allowWatchBookmarks").is_some_and(|allowed| allowed == "true");
+        let (kind, cluster, changes) = (kind.to_owned(), self.clone(), self.changed.subscribe());
+        let (age, silent, marked) = {
+            let state = self.lock();
+            (state.age, state.silent_watches, state.bookmark.0)
+        };
+        let events = stream::unfold(
+            (since, marked, changes, false),
+            move |(seen, marked, mut changes, over)| {
+                let (cluster, kind) = (cluster.clone(), kind.clone());
+                async move {
+                    if over {
+                        return None;
                     }
-                    changes.changed().await.ok()?;
+                    loop {
+                        if cluster.lock().silent_watches != silent {
+                            std::future::pending::<()>().await;
+                        }
+                        {
+                            let mut state = cluster.lock();
+                            if seen < state.oldest {
+                                let gone = json!({ "type": "ERROR", "object": { "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                                "code": 410, "reason": "Expired", "message": "too old resource version", "metadata": {} } });
+                                return Some((Ok(line(&gone)), (seen, marked, changes, true)));
+                            }
+                            let next =
+                                state.history.iter().find(|(version, of, ..)| *version > seen && *of == kind);
+                            if let Some((version, _, what, object)) = next {
+                                let event = json!({ "type": what, "object": object });
+                                return Some((Ok(line(&event)), (*version, marked, changes, false)));
+                            }
+                            let (bookmark, version) = state.bookmark;
+                            if takes_bookmarks && bookmark != marked {
+                                state.bookmarks_sent += 1;
+                                let event = json!({ "type": "BOOKMARK", "object": { "kind": kind, "apiVersion": "v1",
+                                "metadata": { "resourceVersion": version.to_string() } } });
+                                return Some((
+                                    Ok(line(&event)),
+                                    (seen.max(version), bookmark, changes, false),
+                                ));
+                            }
+                            if state.age != age {
+                                return None;
+                            }
+                        }
+                        changes.changed().await.ok()?;
+                    }
                 }
-            }
-        });
+            },
+        );
         Response::new(BodyExt::boxed(StreamBody::new(events)))
     }
 
@@ -448,7 +520,7 @@ impl Cluster {
         let next =
             number("tailLines").map_or(log.file, |lines| log.lines.len().saturating_sub(lines)).max(log.file);
         let (run, since) = (run.clone(), query.contains_key("sinceTime"));
-        let generation = (state.broken, state.completed);
+        let generation = (state.broken, state.completed, state.silent);
         if let Some(words) = state.words.take() {
             return Response::new(http_body_util::Full::from(words).map_err(|never| match never {}).boxed());
         }
@@ -469,6 +541,9 @@ impl Cluster {
             let (cluster, run) = (cluster.clone(), run.clone());
             async move {
                 loop {
+                    if cluster.lock().silent != generation.2 {
+                        std::future::pending::<()>().await;
+                    }
                     {
                         let state = cluster.lock();
                         if state.broken != generation.0 {
