@@ -119,7 +119,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let admin_listener = listen("--admin-listen", config.admin_listen).await?;
     let addresses =
         (listener.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
-    let trust = trust::open(&config, &notifier).await?;
+    let trust = trust::open(&config, &notifier, &exporter.metrics).await?;
     let drain = Drain::default();
     let readiness = Readiness::default();
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
@@ -176,8 +176,8 @@ fn offers(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Res
     let Some((certificate, key)) = &config.ca_tls else {
         return Ok(offers);
     };
-    let pair =
-        tls::Pair::open(certificate, key, notifier, metrics::Gauge::noop()).map_err(ServeError::CaTls)?;
+    let ends = exporter.metrics.ca_certificate_end.clone();
+    let pair = tls::Pair::open(certificate, key, notifier, ends).map_err(ServeError::CaTls)?;
     let public = tls::public_server_config_of(Arc::new(pair))?;
     Ok(offers.with_public(&config.public_hostnames, Arc::new(public)))
 }

@@ -49,6 +49,7 @@ use super::dir::item::{Content, Name};
 use super::refusal::Refusal;
 use super::trust::{Certificate, Trust, Trusted, Unavailable, Verdict};
 use crate::model::id::Owner;
+use crate::model::metrics::{ChainAnswer, ChainQuery, Metrics};
 use crate::model::rate::{Bucket, Rate};
 use crate::model::time::LogTime;
 
@@ -127,6 +128,7 @@ struct Shared {
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Name, Flight>>,
     rate: Mutex<Bucket>,
+    metrics: Metrics,
     tasks: TaskTracker,
     ended: CancellationToken,
     /// Whether the log has it that the node is silent.
@@ -143,14 +145,15 @@ impl ChainTrust {
     ///
     /// # Errors
     /// [`ChainError`] for an address, file or directory that cannot be used.
-    pub fn open(config: &ChainConfig) -> Result<Self, ChainError> {
+    pub fn open(config: &ChainConfig, metrics: Metrics) -> Result<Self, ChainError> {
         let channel = connect::channel(&config.node, config.authorities.as_deref())?;
-        Self::asking(Box::new(Node::new(channel)), config, LogTime::now)
+        Self::asking(Box::new(Node::new(channel)), config, metrics, LogTime::now)
     }
 
     fn asking(
         ledger: Box<dyn Ledger>,
         config: &ChainConfig,
+        metrics: Metrics,
         clock: fn() -> LogTime,
     ) -> Result<Self, ChainError> {
         let disk = |error| ChainError::Disk { dir: config.dir.clone(), error };
@@ -165,6 +168,7 @@ impl ChainTrust {
             cache: Mutex::new(cache),
             flights: Mutex::default(),
             rate: Mutex::new(Bucket::new(rate)),
+            metrics,
             tasks: TaskTracker::new(),
             ended: ended.clone(),
             silent: AtomicBool::new(false),
@@ -236,19 +240,27 @@ impl Outcome {
 // === impl Shared ===
 
 impl Shared {
+    /// What is known of `name`, for a call that stands on it.
     async fn ask(self: &Arc<Self>, name: Name) -> Outcome {
+        let (outcome, from) = self.find(name).await;
+        self.metrics.chain_answers.of(from).increment(1);
+        outcome
+    }
+
+    async fn find(self: &Arc<Self>, name: Name) -> (Outcome, ChainAnswer) {
         let known = match lock(&self.cache).look(&name, Instant::now()) {
-            Look::Known(outcome) => return outcome,
+            Look::Known(outcome, from) => return (outcome, from),
             Look::Ask { known } => known,
         };
         let Some(mut flight) = self.join(name, known) else {
-            return Outcome::Refused(Refusal::TrustBusy);
+            return (Outcome::Refused(Refusal::TrustBusy), ChainAnswer::Busy);
         };
         // Ends without an outcome only with the gateway.
-        flight
+        let outcome = flight
             .wait_for(Option::is_some)
             .await
-            .map_or(Outcome::Unavailable, |outcome| outcome.clone().unwrap_or(Outcome::Unavailable))
+            .map_or(Outcome::Unavailable, |outcome| outcome.clone().unwrap_or(Outcome::Unavailable));
+        (outcome, ChainAnswer::Query)
     }
 
     /// The query that is under way for `name`, begun if need be; `None` if there are too many.
@@ -280,7 +292,14 @@ impl Shared {
     }
 
     async fn query(&self, name: &Name, told: watch::Sender<Option<Outcome>>) {
+        let begun = Instant::now();
         let answer = self.ledger.ask(name).await;
+        self.metrics.chain_query_time.record(begun.elapsed());
+        let kind = match name {
+            Name::Certificate(..) => ChainQuery::Certificate,
+            Name::Account(_) => ChainQuery::Account,
+        };
+        self.metrics.chain_queries.of((kind, node::counted(&answer))).increment(1);
         match &answer {
             Err(silence) if !self.silent.swap(true, Ordering::Relaxed) => {
                 tracing::error!(%silence, "the chain cannot be asked; who is known goes on for the grace, and nobody else comes in");
@@ -316,9 +335,13 @@ impl Shared {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let due = lock(&self.cache).due(Instant::now());
+            let (due, on_grace) = {
+                let cache = lock(&self.cache);
+                (cache.due(Instant::now()), cache.on_grace())
+            };
+            self.metrics.chain_on_grace.set(u32::try_from(on_grace).unwrap_or(u32::MAX));
             let confirm = stream::iter(due).for_each_concurrent(CONFIRMATIONS_AT_ONCE, async |name| {
-                self.ask(name).await;
+                self.find(name).await;
             });
             confirm.await;
         }

@@ -16,8 +16,8 @@ use super::quota::Quota;
 use catalogue as all;
 pub use declare::{Declaration, Group, Kind, LabelSet, LabelValue, Labels, Unit};
 pub use labels::{
-    ActorEnd, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName, Read, Restarted,
-    SourceError, Watched,
+    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRefusal, Handshake,
+    Method, PlatformName, Read, Restarted, SourceError, Watched,
 };
 use register::Registrar;
 
@@ -72,6 +72,12 @@ pub struct Handles {
     pub handshakes: Family<Counter, Handshake>,
     pub handshake_time: Histogram,
     pub certificate_end: Gauge,
+    pub ca_certificate_end: Gauge,
+
+    pub chain_queries: Family<Counter, (ChainQuery, ChainResult)>,
+    pub chain_query_time: Histogram,
+    pub chain_answers: Family<Counter, ChainAnswer>,
+    pub chain_on_grace: Gauge,
 
     pub process: ProcessHandles,
 }
@@ -151,6 +157,11 @@ impl Metrics {
             handshakes: register.counters(&all::HANDSHAKES),
             handshake_time: register.histogram(&all::HANDSHAKE_TIME),
             certificate_end: register.gauge(&all::CERTIFICATE_END),
+            ca_certificate_end: register.gauge(&all::CA_CERTIFICATE_END),
+            chain_queries: register.counters(&all::CHAIN_QUERIES),
+            chain_query_time: register.histogram(&all::CHAIN_QUERY_TIME),
+            chain_answers: register.counters(&all::CHAIN_ANSWERS),
+            chain_on_grace: register.gauge(&all::CHAIN_ON_GRACE),
             process: ProcessHandles {
                 resident: register.gauge(&all::PROCESS_RESIDENT),
                 virtual_memory: register.gauge(&all::PROCESS_VIRTUAL),

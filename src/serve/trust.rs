@@ -8,12 +8,17 @@ use crate::access::dir::DirTrust;
 use crate::access::trust::{AnyOf, Trust};
 use crate::config::ServeConfig;
 use crate::host::notify::Notifier;
+use crate::model::metrics::Metrics;
 
 /// Where in the data directory the chain's answers are kept.
 const CHAIN_DIR: &str = "chain";
 
 /// The directory and the chain, in this order: what is in the directory costs no question.
-pub(super) async fn open(config: &ServeConfig, notifier: &Notifier) -> Result<Arc<dyn Trust>, ServeError> {
+pub(super) async fn open(
+    config: &ServeConfig,
+    notifier: &Notifier,
+    metrics: &Metrics,
+) -> Result<Arc<dyn Trust>, ServeError> {
     let mut sources: Vec<Arc<dyn Trust>> = Vec::new();
     if let Some(dir) = &config.access.trust_dir {
         let trust = DirTrust::open(dir, notifier, config.limits.trust_poll).await?;
@@ -33,7 +38,7 @@ pub(super) async fn open(config: &ServeConfig, notifier: &Notifier) -> Result<Ar
             grace: chain.grace,
             queries_per_second: config.limits.quota.chain_queries_per_second.into(),
         };
-        sources.push(Arc::new(ChainTrust::open(&chain)?));
+        sources.push(Arc::new(ChainTrust::open(&chain, metrics.clone())?));
     }
     Ok(Arc::new(AnyOf(sources)))
 }

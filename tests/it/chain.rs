@@ -12,6 +12,7 @@ use leasemux::access::token::{Algorithm, Claims};
 use leasemux::edge::tls;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
+use leasemux::model::metrics::Metrics;
 use leasemux::model::proto::cert::State;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::time::LogTime;
@@ -62,7 +63,9 @@ fn gateway(node: &str, authorities: Option<&Path>, dir: &Path, tenants: &[&Tenan
         grace: Duration::from_secs(3600),
         queries_per_second: 100,
     };
-    let gateway = Gateway::believing(Arc::new(ChainTrust::open(&config).unwrap()), Limits::default());
+    let metrics = Metrics::register(&metrics::NoopRecorder);
+    let gateway =
+        Gateway::believing(Arc::new(ChainTrust::open(&config, metrics).unwrap()), Limits::default());
     for tenant in tenants {
         gateway.world.add_lease(&tenant.lease, &[("web", 1)]);
     }

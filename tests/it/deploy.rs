@@ -183,7 +183,10 @@ fn the_dashboard_speaks_of_metrics_that_exist() {
     assert_eq!(hidden, ["process_virtual_memory_bytes"]);
     let rows: Vec<_> =
         panels.iter().filter(|panel| panel["type"] == "row").map(|row| &row["title"]).collect();
-    assert_eq!(rows, ["Overview", "Delivery and loss", "Lag", "Sources and actors", "Edge", "Process"]);
+    assert_eq!(
+        rows,
+        ["Overview", "Delivery and loss", "Lag", "Sources and actors", "Edge", "The chain", "Process"]
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::{CONFIRMED_FOR, ENTRIES_MAX, PERSIST_PART, REFUSALS_MAX, REFUSED_FOR,
 use crate::access::dir::item::{Content, Name};
 use crate::access::refusal::Refusal;
 use crate::access::trust::Hold;
+use crate::model::metrics::ChainAnswer;
 
 /// Everything that is known.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ struct Age {
 /// What is known of a name.
 #[derive(Debug)]
 pub(super) enum Look {
-    Known(Outcome),
+    Known(Outcome, ChainAnswer),
     /// The chain must be asked.
     Ask {
         /// Whether it is a matter of confirming what is known.
@@ -101,17 +102,19 @@ impl Cache {
     pub(super) fn look(&mut self, name: &Name, now: Instant) -> Look {
         if let Some(good) = self.good.get_mut(name) {
             good.used = now;
-            let waits = good.retry_at.is_some_and(|at| now < at) && good.confirmed.age(now) <= self.grace;
-            if waits || good.confirmed.age(now) < CONFIRMED_FOR {
-                return Look::Known(good.outcome());
+            if good.confirmed.age(now) < CONFIRMED_FOR {
+                return Look::Known(good.outcome(), ChainAnswer::Cache);
+            }
+            if good.retry_at.is_some_and(|at| now < at) && good.confirmed.age(now) <= self.grace {
+                return Look::Known(good.outcome(), ChainAnswer::Grace);
             }
             return Look::Ask { known: true };
         }
         match self.bad.get(name) {
-            Some(bad) if now < bad.until => Look::Known(match bad.refusal {
-                Some(refusal) => Outcome::Refused(refusal),
-                None => Outcome::Unknown,
-            }),
+            Some(bad) if now < bad.until => {
+                let outcome = bad.refusal.map_or(Outcome::Unknown, Outcome::Refused);
+                Look::Known(outcome, ChainAnswer::Cache)
+            }
             _ => Look::Ask { known: false },
         }
     }
@@ -208,6 +211,11 @@ impl Cache {
         let oldest = idle.min_by_key(|(_, good)| good.used).map(|(name, _)| name.clone())?;
         self.good.remove(&oldest);
         Some(oldest)
+    }
+
+    /// How many go on though the node did not answer when it was last asked to confirm them.
+    pub(super) fn on_grace(&self) -> usize {
+        self.good.values().filter(|good| good.retry_at.is_some()).count()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -17,6 +17,7 @@ use crate::access::cert::{CERTIFICATE_MAX_BYTES, Serial};
 use crate::access::dir::item::{Content, Name};
 use crate::access::refusal::Refusal;
 use crate::model::id::Owner;
+use crate::model::metrics::ChainResult;
 use crate::model::proto::auth::query_client::QueryClient as Accounts;
 use crate::model::proto::auth::{
     BaseAccount, BaseVestingAccount, QueryAccountRequest, QueryAccountResponse, Secp256k1PubKey,
@@ -82,6 +83,16 @@ pub(super) enum Silence {
 pub(super) struct Node {
     certificates: Certificates<Channel>,
     accounts: Accounts<Channel>,
+}
+
+/// As what an answer is counted.
+pub(super) fn counted(answer: &Result<Answer, Silence>) -> ChainResult {
+    match answer {
+        Ok(Answer::Found(_)) => ChainResult::Found,
+        Ok(Answer::Unknown) => ChainResult::Unknown,
+        Ok(Answer::Refused(_)) => ChainResult::Refused,
+        Err(_) => ChainResult::Failed,
+    }
 }
 
 // === impl Node ===

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicUsize;
 
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::Semaphore;
 use tokio::time::{advance, sleep};
 
@@ -43,6 +44,8 @@ struct World {
     dir: tempfile::TempDir,
     chain: Arc<Double>,
     trust: ChainTrust,
+    metrics: Metrics,
+    told: PrometheusHandle,
 }
 
 impl World {
@@ -58,13 +61,15 @@ impl World {
             asked: AtomicUsize::new(0),
             turns: Semaphore::new(100_000),
         });
-        let trust = open(&chain, dir.path(), rate, || NOW);
-        Self { dir, chain, trust }
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let metrics = Metrics::register(&recorder);
+        let trust = open(&chain, dir.path(), rate, &metrics, || NOW);
+        Self { dir, chain, trust, metrics, told: recorder.handle() }
     }
 
     /// Another process takes over.
     fn restart(&mut self, clock: fn() -> LogTime) {
-        self.trust = open(&self.chain, self.dir.path(), 1_000, clock);
+        self.trust = open(&self.chain, self.dir.path(), 1_000, &self.metrics, clock);
     }
 
     fn set(&self, key: &AccountKey, answer: Option<Answer>) {
@@ -79,6 +84,14 @@ impl World {
         let key = fresh();
         self.set(&key, Some(found(&key)));
         key
+    }
+
+    /// The value of a series.
+    fn metric(&self, series: &str) -> String {
+        let text = self.told.render();
+        let line =
+            text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.unwrap_or_else(|| panic!("no {series} in\n{text}")).rsplit(' ').next().unwrap().to_owned()
     }
 
     fn silence(&self, silent: bool) {
@@ -101,7 +114,13 @@ impl World {
     }
 }
 
-fn open(chain: &Arc<Double>, dir: &Path, queries_per_second: u64, clock: fn() -> LogTime) -> ChainTrust {
+fn open(
+    chain: &Arc<Double>,
+    dir: &Path,
+    queries_per_second: u64,
+    metrics: &Metrics,
+    clock: fn() -> LogTime,
+) -> ChainTrust {
     let config = ChainConfig {
         node: Uri::from_static("http://node"),
         authorities: None,
@@ -109,7 +128,7 @@ fn open(chain: &Arc<Double>, dir: &Path, queries_per_second: u64, clock: fn() ->
         grace: GRACE,
         queries_per_second,
     };
-    ChainTrust::asking(Box::new(Handle(Arc::clone(chain))), &config, clock).unwrap()
+    ChainTrust::asking(Box::new(Handle(Arc::clone(chain))), &config, metrics.clone(), clock).unwrap()
 }
 
 fn fresh() -> AccountKey {
@@ -246,6 +265,7 @@ async fn a_flood_of_strangers_is_held_back_and_does_not_touch_the_known() {
         }
     }
     assert!((85..=90).contains(&busy), "{busy}");
+    assert_eq!(world.metric("leasemux_chain_answers_total{from=\"busy\"}"), busy.to_string());
     world.trusted(&key).await;
     // So many at once and no more, whatever the rate.
     let world = World::new();
@@ -320,4 +340,36 @@ async fn no_more_than_so_much_is_remembered() {
         cache.look(&name(ENTRIES_MAX + 2 * REFUSALS_MAX), Instant::now()),
         Look::Ask { known: false }
     ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_and_what_calls_stand_on_is_counted() {
+    let world = World::new();
+    let queries = |kind: &str, result: &str| {
+        world.metric(&format!("leasemux_chain_queries_total{{kind=\"{kind}\",result=\"{result}\"}}"))
+    };
+    let answers = |from: &str| world.metric(&format!("leasemux_chain_answers_total{{from=\"{from}\"}}"));
+    let key = world.account();
+    let running = world.trusted(&key).await;
+    world.trusted(&key).await;
+    assert!(matches!(world.ask(&fresh()).await, Ok(Verdict::Unknown)));
+    let certificate = Tenant::new(1, 7).issue().0;
+    let asked = world.trust.certificate(certificate.owner(), certificate.serial()).await;
+    assert!(matches!(asked, Ok(Verdict::Unknown)));
+    assert_eq!(["found", "unknown", "failed"].map(|result| queries("account", result)), ["1", "1", "0"]);
+    assert_eq!(queries("certificate", "unknown"), "1");
+    assert_eq!(["cache", "query", "busy", "grace"].map(answers), ["1", "3", "0", "0"]);
+    assert_eq!(world.metric("leasemux_chain_query_seconds_count"), "3");
+    // The node is silent: what a stream stands on goes on, and so does a call.
+    world.silence(true);
+    // Asked in vain, and not yet again.
+    sleep(CONFIRMED_FOR + RETRY_AFTER + RETRY_AFTER / 2).await;
+    assert_eq!(world.metric("leasemux_chain_on_grace"), "1");
+    world.trusted(&key).await;
+    assert_eq!(answers("grace"), "1");
+    assert_ne!(queries("account", "failed"), "0");
+    world.silence(false);
+    sleep(LATER).await;
+    assert_eq!(world.metric("leasemux_chain_on_grace"), "0");
+    drop(running);
 }

@@ -2,8 +2,8 @@
 
 use super::declare::{Declaration, Group, Kind, LabelSet, Labels, Unit};
 use super::labels::{
-    ActorEnd, BUILD, Code, ConnectionEnd, ConnectionRefusal, Handshake, Method, PlatformName,
-    REFUSAL_REASONS, Read, Restarted, SourceError, Watched,
+    ActorEnd, BUILD, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRefusal, Handshake,
+    Method, PlatformName, REFUSAL_REASONS, Read, Restarted, SourceError, Watched,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -76,7 +76,13 @@ pub const GROUPS: &[Group] = &[
             &HANDSHAKES,
             &HANDSHAKE_TIME,
             &CERTIFICATE_END,
+            &CA_CERTIFICATE_END,
         ],
+    },
+    Group {
+        title: "The chain",
+        about: "What an Akash node is asked (`--chain-grpc`). Without one, all of them stay 0.",
+        metrics: &[&CHAIN_QUERIES, &CHAIN_QUERY_TIME, &CHAIN_ANSWERS, &CHAIN_ON_GRACE],
     },
     Group {
         title: "The process",
@@ -397,6 +403,47 @@ pub(super) const CERTIFICATE_END: Declaration = metric(
     &[],
     "When the certificate that is shown to clients ends, in Unix seconds",
     "It is less than two weeks ahead: whatever renews it does not. Once it is past, clients refuse the gateway.",
+);
+
+pub(super) const CA_CERTIFICATE_END: Declaration = metric(
+    "leasemux_ca_certificate_expiry_timestamp_seconds",
+    Kind::Gauge,
+    Unit::Seconds,
+    &[],
+    "When the certificate for the public host names (`--ca-tls-cert`) ends, in Unix seconds; 0 without one",
+    "It is less than two weeks ahead: whatever renews it does not. Once it is past, clients with tokens refuse the gateway.",
+);
+
+// === The chain ===
+
+pub(super) const CHAIN_QUERIES: Declaration = counter(
+    "leasemux_chain_queries_total",
+    <(ChainQuery, ChainResult) as Labels>::SETS,
+    "Questions to the Akash node that were answered, or given up, by what was asked for and what came of it",
+    "`failed` for minutes: the node does not answer, and nobody new gets in; the log says why. `unknown` in numbers: somebody tries doors.",
+);
+
+pub(super) const CHAIN_QUERY_TIME: Declaration = metric(
+    "leasemux_chain_query_seconds",
+    Kind::Histogram(HANDSHAKE_BUCKETS_SECONDS),
+    Unit::Seconds,
+    &[],
+    "Time that questions to the Akash node took, in seconds",
+    "The 99th percentile is above 1 s: who comes for the first time waits so long; at 5 s questions are given up.",
+);
+
+pub(super) const CHAIN_ANSWERS: Declaration = counter(
+    "leasemux_chain_answers_total",
+    <ChainAnswer as Labels>::SETS,
+    "Times that a call stood on what the chain says of its caller, by where that came from: the memory of an answer, an older answer while the node is silent, a question, or none since too much is asked",
+    "`grace` at all: the node is silent. `busy`: see the quota `chain_queries`.",
+);
+
+pub(super) const CHAIN_ON_GRACE: Declaration = gauge(
+    "leasemux_chain_on_grace",
+    &[],
+    "Certificates and keys that go on though the Akash node did not answer when it was last asked to confirm them",
+    "It is above 0 for minutes: the node is silent. When the grace (`--chain-grace`) is over, they are refused.",
 );
 
 // === The process ===

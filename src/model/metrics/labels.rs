@@ -188,6 +188,44 @@ label! {
     }
 }
 
+label! {
+    /// What a node is asked about.
+    pub enum ChainQuery as "kind" {
+        /// A certificate, by owner and serial number.
+        Certificate = "certificate",
+        /// The key of an account.
+        Account = "account",
+    }
+}
+
+label! {
+    /// What came of asking a node.
+    pub enum ChainResult as "result" {
+        /// It is on the chain.
+        Found = "found",
+        /// It is not.
+        Unknown = "unknown",
+        /// It must not be believed: revoked, of several keys, and the like.
+        Refused = "refused",
+        /// There was no answer in time, or none that makes sense.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// Where an answer about a caller came from.
+    pub enum ChainAnswer as "from" {
+        /// The node said so not long ago.
+        Cache = "cache",
+        /// The node said so once, and is silent now.
+        Grace = "grace",
+        /// A question to the node was waited for, whatever came of it.
+        Query = "query",
+        /// There were too many questions to ask another.
+        Busy = "busy",
+    }
+}
+
 /// The reasons for which callers are turned away: those of `access::refusal`, which this room may not know. A test holds them
 /// together.
 pub const REFUSAL_REASONS: LabelSet = LabelSet {
