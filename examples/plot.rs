@@ -155,16 +155,22 @@ fn draw(report: &Report, picture: &Picture, path: &Path) -> Result<(), Box<dyn E
     let (Some(least), Some(most)) = (end(f64::min, |point| point.0), end(f64::max, |point| point.0)) else {
         return Err(format!("nothing was measured for {}", picture.file).into());
     };
-    let top = end(f64::max, |point| point.1).unwrap_or(1.0) * 1.1;
+    // Logarithmic both ways: one contender that falls down would press all others flat.
+    let bottom = end(f64::min, |point| point.1).unwrap_or(1.0) / 1.5;
+    let top = end(f64::max, |point| point.1).unwrap_or(1.0) * 1.5;
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
         .caption(picture.title, ("sans-serif", 18))
         .margin(12)
+        .margin_right(28)
         .x_label_area_size(36)
         .y_label_area_size(56)
-        .build_cartesian_2d((least..most.max(least * 10.0)).log_scale(), 0.0..top)?;
-    chart.configure_mesh().x_desc("followers").y_desc(picture.unit).draw()?;
+        .build_cartesian_2d((least..most.max(least * 10.0)).log_scale(), (bottom..top).log_scale())?;
+    let mut mesh = chart.configure_mesh();
+    mesh.x_label_formatter(&|followers| format!("{followers:.0}"));
+    mesh.light_line_style(TRANSPARENT).y_labels(6);
+    mesh.x_desc("followers").y_desc(picture.unit).draw()?;
     for (index, (kind, points)) in curves.iter_mut().enumerate() {
         points.sort_by(|one, other| one.0.total_cmp(&other.0));
         let color = Palette99::pick(index).to_rgba();
@@ -173,7 +179,9 @@ fn draw(report: &Report, picture: &Picture, path: &Path) -> Result<(), Box<dyn E
             .label(*kind)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
+    let mut legend = chart.configure_series_labels();
+    legend.position(SeriesLabelPosition::UpperMiddle);
+    legend.background_style(WHITE.mix(0.8)).border_style(BLACK).draw()?;
     area.present()?;
     Ok(())
 }

@@ -64,6 +64,8 @@ struct Listeners {
 
 /// Is a server, until the publisher goes.
 pub(crate) fn serve(task: &Task) -> Result<()> {
+    // As the gateway is served. Without a log, some libraries look for another one at each of their spans.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).init();
     let certificate = tls::ensure(&task.dir, &[], SystemTime::now())?;
     let tls = match task.security {
         Security::Plain => None,
