@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use leasemux::client::oracle::{Oracle, Order, Start, Tally};
@@ -299,6 +299,23 @@ impl World {
     }
 }
 
+/// Has programs that are started from now on end at an interrupt, also if these tests run where it is ignored (`nohup`, or a job
+/// that a shell has put into the background): what is ignored stays ignored in a child, and what is handled does not.
+fn heed_interrupts() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+        if ignored >> (Signal::INT.as_raw() - 1) & 1 == 1 {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _entered = runtime.enter();
+            // The handler stays when this is dropped.
+            drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap());
+        }
+    });
+}
+
 impl Drop for World {
     fn drop(&mut self) {
         // Some may start others before they are killed.
@@ -319,6 +336,7 @@ impl Drop for World {
 
 impl Program {
     pub(crate) fn start(mut command: Command, what: String) -> Self {
+        heed_interrupts();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let out = Text::read(child.stdout.take().unwrap());
         let err = Text::read(child.stderr.take().unwrap());
