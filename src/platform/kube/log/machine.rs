@@ -139,6 +139,9 @@ impl Machine {
         match &self.stage {
             Stage::Last(last) => Ask::last(last.asked()),
             Stage::Glance { .. } => Ask::glance(self.emitter.at().time.parts().0.saturating_add(1)),
+            // Nothing is there to be recognised, so nothing of the file was read.
+            Stage::Live(_) if self.window.is_empty() => Ask { follow: true, ..Ask::WHOLE },
+            Stage::Drain(_) if self.window.is_empty() => Ask::WHOLE,
             Stage::Live(_) => Ask::FOLLOW,
             Stage::Drain(_) => Ask { follow: false, ..Ask::FOLLOW },
             Stage::Seek | Stage::Count | Stage::Recover(_) | Stage::Rest(_) | Stage::Done => Ask::WHOLE,

@@ -90,17 +90,15 @@ impl Machine {
         if matches!(self.stage, Stage::Seek | Stage::Rest(_)) {
             // What was read is read: on from there.
             let is_unread = self.window.is_empty() && self.emitter.at().offset == 0;
-            self.stage = if is_unread { Stage::Seek } else { Stage::Recover(None) };
+            if !is_unread {
+                self.stage = Stage::Recover(None);
+            }
         }
         self.pause()
     }
 
     /// Waits, and then asks again.
     pub(super) fn pause(&mut self) -> Do {
-        if matches!(self.stage, Stage::Live(_)) && self.window.is_empty() {
-            self.unproven = self.emitter.at().offset == 0;
-            self.stage = Stage::Recover(None);
-        }
         let pause = PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(self.failures)).min(PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
         Do::Pause(pause)

@@ -87,7 +87,8 @@ impl Machine {
 
     fn deliver(&mut self, time: LogTime, mut bytes: &[u8], ends: bool) {
         self.failures = 0;
-        if std::mem::take(&mut self.unproven) && !self.is_fresh(time) {
+        let is_first = self.emitter.lines() == 0 && self.is_fresh(time);
+        if std::mem::take(&mut self.unproven) && !is_first {
             self.lost();
         }
         if self.skip > 0 && self.cut.as_ref().is_some_and(|(cut, _)| *cut != time) {
@@ -109,6 +110,9 @@ impl Machine {
 
     /// A line that has not ended is no line: it will be read again.
     pub(super) fn leave_response(&mut self) {
+        if matches!(self.stage, Stage::Live(_)) && self.window.is_empty() {
+            self.unproven = self.emitter.at().offset == 0;
+        }
         match self.lines.take_rest() {
             Rest::Foreign(text) => self.said = Some(readable(&text)),
             Rest::Line(time, rest) if self.emitter.at().offset > 0 && self.skip == 0 => {

@@ -412,10 +412,6 @@ fn silence_is_believed_only_if_the_last_line_is_the_one_that_was_read() {
     play.server.print(3, 1_000_000);
     play.settle(false);
     assert_eq!(play.machine.silence(), Silence::Quiet);
-    let probe = |server: &Server| {
-        let (time, text) = server.log.last().unwrap();
-        format!("{} {text}\n", LogTime::from_nanos(*time))
-    };
     let same = probe(&play.server);
     play.on(Event::Probed(same.as_bytes()));
     assert!(matches!(play.next, Do::Read));
@@ -445,4 +441,84 @@ fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
     play.on(Event::Woken { ended: true });
     play.on(Event::Gone("pod not found".into()));
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
+    // Nor if an earlier response was complete: the one at hand was left in silence.
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    play.op(&Op::Complete);
+    play.settle(false);
+    play.on(Event::Woken { ended: true });
+    play.on(Event::Gone("pod not found".into()));
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
+}
+
+/// What there is to see beside a silent stream.
+fn probe(server: &Server) -> String {
+    let (time, text) = server.log.last().unwrap();
+    format!("{} {text}\n", LogTime::from_nanos(*time))
+}
+
+#[test]
+fn a_log_of_which_no_line_was_read_is_read_from_its_first_one() {
+    // The stream is left in silence, or with the end of the run.
+    for probes in [true, false] {
+        let mut play = Play::new(Server::default(), From::Start, true);
+        play.settle(false);
+        play.server.print(3 * WINDOW_LINES, 1_000);
+        let last = probe(&play.server);
+        play.server.ended = !probes;
+        play.on(if probes { Event::Probed(last.as_bytes()) } else { Event::Woken { ended: true } });
+        play.settle(false);
+        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3 * WINDOW_LINES, 0));
+    }
+    // The same behind a rotation, when nothing is remembered: what there was before the next one is gone.
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(10, 1_000);
+    play.settle(false);
+    play.op(&Op::Break(false));
+    play.server.file = 10;
+    play.settle(false);
+    assert_eq!(play.heard.gaps_before, [10]);
+    play.server.print(10, 1_000);
+    play.server.file = 15;
+    let last = probe(&play.server);
+    play.on(Event::Probed(last.as_bytes()));
+    play.settle(false);
+    play.end();
+    play.heard.check(&play.server.log);
+    assert_eq!(play.heard.gaps_before, [10, 10]);
+}
+
+#[test]
+fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(10, 1_000);
+    play.settle(false);
+    // The clock is set back, and then lines that were read stand in another order than they were read in.
+    play.op(&Op::Break(false));
+    play.server.log.swap(3, 9);
+    play.server.print(5, -3_600_000_000_000);
+    while !matches!(play.machine.stage, Stage::Rest(_)) {
+        match &play.next {
+            Do::Ask(ask) => {
+                let ask = *ask;
+                play.server.open(ask);
+                play.on(Event::Opened { ended: false });
+            }
+            Do::Read => {
+                let bytes = play.server.bytes(false);
+                play.on(if bytes.is_empty() {
+                    Event::Complete { ended: false }
+                } else {
+                    Event::Data(&bytes)
+                });
+            }
+            Do::Pause(_) => play.on(Event::Woken { ended: false }),
+            Do::Finish | Do::Fail(_) => panic!(),
+        }
+    }
+    play.on(Event::Opened { ended: false });
+    play.on(Event::Broken("cut off".into()));
+    play.settle(false);
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.as_slice()), (15, &[10][..]));
 }
