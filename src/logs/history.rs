@@ -348,6 +348,10 @@ impl Reading {
                     self.tell(&event);
                 }
                 self.tell(&Event::started(next));
+                if instance.skips_to(&next.instance) {
+                    self.at = Some((next.instance.clone(), Position::START));
+                    self.unknown_gap(GapCause::Rotated);
+                }
                 return Stage::Open(next.instance.clone(), From::Start);
             }
             let Some(live) = &mut self.live else { return Stage::End };

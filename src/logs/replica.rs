@@ -305,6 +305,13 @@ impl Actor {
         self.ring.push_gap(&run.instance, told, after);
     }
 
+    /// Lines may be missing behind the newest one.
+    fn unknown_gap(&mut self, cause: GapCause) {
+        let Some(run) = &self.run else { return };
+        let after = run.chunker.position();
+        self.source_gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
+    }
+
     fn failed(&mut self, error: &platform::Error) {
         self.flush();
         self.world.count_error(error);
@@ -330,8 +337,7 @@ impl Actor {
             self.ring.begin(&run.instance, Position::START);
         }
         if !std::mem::replace(&mut run.gap_was_told, true) {
-            let after = run.chunker.position();
-            self.source_gap(SourceGap { cause: GapCause::Source, lines: 0, bytes: 0, exact: false, after });
+            self.unknown_gap(GapCause::Source);
         }
         if goes_on {
             self.source = Source::Retry(Instant::now() + RETRY_MAX);
@@ -373,7 +379,14 @@ impl Actor {
             None => slot.runs.first(),
         };
         match next {
-            Some(run) => self.start(run),
+            Some(run) => {
+                let skips = self.run.as_ref().is_some_and(|last| last.instance.skips_to(&run.instance));
+                self.start(run);
+                if skips {
+                    // Those between came and went unseen.
+                    self.unknown_gap(GapCause::Rotated);
+                }
+            }
             None => self.idle(),
         }
     }

@@ -308,6 +308,12 @@ impl Instance {
         let restarts = parts.next().and_then(|text| text.parse().ok()).unwrap_or_default();
         (uid, container, restarts)
     }
+
+    /// Whether there were runs of the same container behind this one and before `later`.
+    pub fn skips_to(&self, later: &Self) -> bool {
+        let ((uid, container, before), (later_uid, later_container, after)) = (self.parts(), later.parts());
+        (uid, container) == (later_uid, later_container) && after > before.saturating_add(1)
+    }
 }
 
 impl FromStr for Instance {
@@ -409,6 +415,9 @@ mod tests {
         assert_eq!(instance.as_str(), "0a-1/web/3");
         assert_eq!(instance.parts(), ("0a-1", "web", 3));
         assert_eq!(instance.as_str().parse::<Instance>().unwrap(), instance);
+        let later = |uid, number| Instance::new(uid, "web", number).unwrap();
+        assert!(instance.skips_to(&later("0a-1", 5)) && !instance.skips_to(&later("0a-1", 4)));
+        assert!(!instance.skips_to(&later("0a-2", 5)));
         for bad in ["", "a/b", "a/b/c", "a/b/1/2", "a//1", "a/b/-1", "a/b/01", "../x/1\n", "é/b/1"] {
             assert!(bad.parse::<Instance>().is_err(), "{bad}");
         }

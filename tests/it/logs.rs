@@ -78,6 +78,33 @@ async fn a_crash_is_followed_and_told() {
     assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn runs_that_came_and_went_unseen_are_a_gap() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    world.end(&scene.lease, &web, 1);
+    stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
+    // Between two looks: one more, and the next.
+    let unseen = world.start(&scene.lease, &web);
+    world.print(&unseen, lines(0..10));
+    world.end(&scene.lease, &web, 1);
+    let third = world.start(&scene.lease, &web);
+    world.print(&third, lines(0..10));
+    world.change(&scene.lease, |view| {
+        let slots = &mut view.services.get_mut(&web.service).unwrap().replicas;
+        slots.get_mut(&web.index).unwrap().runs.drain(..2);
+    });
+    stream.until(|seen| seen.lines("web", 0) == 20).await;
+    assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Waiting, Kind::Started]);
+    let gaps = stream.received.of("web", 0).iter().filter(|seen| matches!(seen, Seen::Gap(_, _, false)));
+    assert_eq!(gaps.count(), 1);
+}
+
 fn wide_lines(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
     range.map(|number| format!("line {number:0200}\n"))
 }
