@@ -18,6 +18,7 @@ use super::message::Message;
 use super::permits::{HistoryPermit, HistoryPermits};
 use super::replica::{Subscription, World};
 use super::ring::Join;
+use super::vague::Vague;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::GapCause;
 use crate::model::line::{Line, LineBatch, SourceGap};
@@ -109,6 +110,9 @@ struct Log {
     items: BoxStream<'static, Result<TailItem, platform::Error>>,
     /// Whether the first item must be read before anything else: it may tell of a gap.
     is_fresh: bool,
+    /// Whether a line of it was read.
+    has_lines: bool,
+    vague: Vague,
 }
 
 /// Whether the ring was joined.
@@ -221,7 +225,8 @@ impl Reading {
                 let chunker = Chunker::new(tail.start);
                 // Lines behind the position asked for are gone if it does not begin there.
                 let is_fresh = matches!(from, From::After(position) if position != tail.start);
-                Stage::Read(Log { instance, chunker, items: tail.items, is_fresh })
+                let (has_lines, vague) = (false, Vague::default());
+                Stage::Read(Log { instance, chunker, items: tail.items, is_fresh, has_lines, vague })
             }
             Err(error) => self.failed(instance, from, &error).await,
         }
@@ -231,7 +236,7 @@ impl Reading {
         let joined = if std::mem::take(&mut log.is_fresh) {
             Joined::First
         } else {
-            self.try_join(&log.instance, log.chunker.position())
+            self.try_join(&log.instance, log.chunker.position(), log.vague)
         };
         let woken = match &mut self.live {
             _ if matches!(joined, Joined::Stage(_)) => Woken::Moved,
@@ -261,6 +266,10 @@ impl Reading {
             }
             Woken::Item(Some(Ok(TailItem::Gap(gap)))) => {
                 log.chunker.skip_to(gap.after);
+                // Behind one that comes first, lines are counted from a place that is known.
+                if log.has_lines && !gap.exact {
+                    log.vague.gap();
+                }
                 self.at = Some((log.instance.clone(), gap.after));
                 self.gap(gap);
                 Stage::Read(log)
@@ -274,18 +283,19 @@ impl Reading {
     }
 
     /// Goes on in the ring, if that is possible at this position.
-    fn try_join(&mut self, instance: &Instance, position: Position) -> Joined {
+    fn try_join(&mut self, instance: &Instance, position: Position, vague: Vague) -> Joined {
         let Some(live) = self.live.as_mut() else {
             return Joined::No;
         };
+        let is_vague = vague.covers(position);
         match live.reader.join(instance, position) {
-            Join::Here(rests) => {
+            Join::Here(rests) if !is_vague => {
                 self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
                 Joined::Stage(Stage::Join)
             }
-            Join::ReadOn | Join::Ahead if live.reader.is_closed() => Joined::Stage(Stage::Orphaned),
-            Join::ReadOn => Joined::No,
-            Join::Ahead => Joined::Wait,
+            _ if live.reader.is_closed() => Joined::Stage(Stage::Orphaned),
+            Join::Ahead if !is_vague => Joined::Wait,
+            Join::Here(_) | Join::ReadOn | Join::Ahead => Joined::No,
         }
     }
 
@@ -304,6 +314,10 @@ impl Reading {
                 return;
             }
         };
+        if let Some(line) = batch.lines.first() {
+            log.vague.line(log.chunker.position(), line.time);
+            log.has_lines = true;
+        }
         let mut chunks = Vec::new();
         log.chunker.push(&batch, &mut chunks);
         chunks.extend(log.chunker.flush());

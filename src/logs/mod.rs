@@ -17,3 +17,4 @@ pub mod message;
 pub mod permits;
 pub mod replica;
 pub mod ring;
+pub mod vague;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::chunk::Chunk;
 use super::frame::{self, Gap, Representation};
+use super::vague::Vague;
 use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
@@ -56,6 +57,8 @@ pub struct Entry {
     pub read_at: Instant,
     /// Everything that lies before it.
     before: Totals,
+    /// As it was when this was put in.
+    vague: Vague,
     sequence: u64,
     message: Bytes,
     stamped: OnceLock<Bytes>,
@@ -103,6 +106,8 @@ struct State {
     totals: Totals,
     /// Where the newest line ends; `None` until the log was opened.
     tip: Option<Tip>,
+    /// Of the tip's run.
+    vague: Vague,
     waiting: Slab<Option<Waker>>,
     /// How often anything changed.
     moves: u64,
@@ -214,6 +219,7 @@ impl Ring {
             first: 0,
             totals: Totals::default(),
             tip: None,
+            vague: Vague::default(),
             waiting: Slab::new(),
             moves: 0,
             closed: false,
@@ -233,6 +239,7 @@ impl Ring {
     /// Says where the log stands that will be read, before its first line.
     pub fn begin(&self, instance: &Instance, position: Position) {
         let mut state = self.lock();
+        state.vague = Vague::default();
         state.tip_at(instance, position, Adjacent::Whole);
         self.settle(state);
     }
@@ -242,6 +249,7 @@ impl Ring {
         let message = frame::event(&self.replica, event);
         let at = (Position::START, Position::START);
         let mut state = self.lock();
+        state.vague = Vague::default();
         state.push(Some(instance.clone()), Kind::Event, at, message, Instant::now());
         state.tip_at(instance, Position::START, Adjacent::Whole);
         self.settle(state);
@@ -261,6 +269,9 @@ impl Ring {
         for (chunk, message) in made {
             let adjacent = state.tip.as_ref().map_or(Adjacent::Whole, |tip| tip.adjacent);
             let (start, end) = (chunk.start, chunk.end);
+            if let Some(line) = chunk.marks.first() {
+                state.vague.line(start, line.time);
+            }
             let kind = Kind::Lines(chunk, adjacent);
             state.push(Some(instance.clone()), kind, (start, end), message, read_at);
             state.tip_at(instance, end, Adjacent::Whole);
@@ -281,6 +292,9 @@ impl Ring {
     pub fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
         let message = frame::gap(&self.replica, Some((instance, end)), &gap);
         let mut state = self.lock();
+        if !gap.exact {
+            state.vague.gap();
+        }
         let start = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
         state.push(Some(instance.clone()), Kind::Gap(gap), (start, end), message, Instant::now());
         state.tip_at(instance, end, Adjacent::Gap);
@@ -372,6 +386,7 @@ impl State {
             end,
             read_at,
             before: self.totals,
+            vague: self.vague,
             sequence: self.next(),
             message,
             stamped: OnceLock::new(),

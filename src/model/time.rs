@@ -15,6 +15,9 @@ impl LogTime {
     /// Before every line.
     pub const MIN: Self = Self(i64::MIN);
 
+    /// The last one there is.
+    pub const MAX: Self = Self(i64::MAX);
+
     /// From nanoseconds since the Unix epoch.
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)

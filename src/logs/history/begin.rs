@@ -3,6 +3,7 @@
 use super::{Joined, Reading, Ready, Stage, moved};
 use crate::logs::follow::{Extent, History};
 use crate::logs::frame::Event;
+use crate::logs::vague::Vague;
 use crate::model::id::Instance;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
@@ -54,7 +55,7 @@ impl Reading {
     }
 
     fn resume(&mut self, slot: &ReplicaView, instance: Instance, position: Position) -> Stage {
-        if let Joined::Stage(stage) = self.try_join(&instance, position) {
+        if let Joined::Stage(stage) = self.try_join(&instance, position, Vague::default()) {
             return stage;
         }
         if slot.run(&instance).is_some() {

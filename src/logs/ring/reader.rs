@@ -180,7 +180,8 @@ impl Reader {
 
     /// Tries to go on in the ring, exactly behind `at` of `instance`.
     ///
-    /// Refused next to a gap of the source: it has no position of its own, so it could be told twice or not at all.
+    /// Refused next to a gap of the source: it has no position of its own, so it could be told twice or not at all. Refused as well
+    /// behind one of unknown size, until positions are comparable again: he may have read on within it, and was not told of the rest.
     pub fn join(&mut self, instance: &Instance, at: Position) -> Join {
         let state = self.ring.lock();
         self.moves = state.moves;
@@ -188,6 +189,9 @@ impl Reader {
         let Some(tip) = state.tip.as_ref().filter(|tip| tip.instance == *instance) else {
             return Join::ReadOn;
         };
+        if at >= tip.position && state.vague.covers(tip.position) {
+            return Join::ReadOn;
+        }
         if at > tip.position {
             return Join::Ahead;
         }
@@ -209,6 +213,7 @@ impl Reader {
             return Join::ReadOn;
         };
         let blurred = at == chunk.start && *adjacent == Adjacent::Gap;
+        let blurred = blurred || entry.vague.covers(at);
         if at < chunk.start || blurred || self.is_too_near_the_end(&state, entry) {
             return Join::ReadOn;
         }
