@@ -28,7 +28,10 @@ struct Shared {
     limits: QuotaLimits,
     all_streams: Counts<()>,
     streams: Counts<Owner>,
+    all_requests: Option<Buckets<()>>,
     requests: Option<Buckets<Owner>>,
+    all_restarts: Option<Buckets<()>>,
+    restarts_of_owners: Option<Buckets<Owner>>,
     restarts: Option<Buckets<LeaseId>>,
 }
 
@@ -44,14 +47,18 @@ pub struct StreamPermit {
 impl Quotas {
     /// All of them unused.
     pub fn new(limits: &QuotaLimits) -> Self {
-        // Every stream of an owner may come back at once.
-        let burst = u64::from(limits.requests_per_second).max(limits.streams_per_owner as u64);
-        let requests =
-            Rate::new(u64::from(limits.requests_per_second), Duration::from_secs(1)).with_burst(burst);
-        let restarts = Rate::new(u64::from(limits.restarts_per_hour), Duration::from_secs(3_600));
+        // Every stream may come back at once.
+        let a_second = |calls: u32, streams: usize| {
+            Rate::new(u64::from(calls), Duration::from_secs(1))
+                .with_burst(u64::from(calls).max(streams as u64))
+        };
+        let an_hour = |restarts: u32| Rate::new(u64::from(restarts), Duration::from_secs(3_600));
         Self(Arc::new(Shared {
-            requests: (limits.requests_per_second > 0).then(|| Buckets::new(requests, KEPT)),
-            restarts: (limits.restarts_per_hour > 0).then(|| Buckets::new(restarts, KEPT)),
+            all_requests: buckets(limits.requests_per_second_in_all, |calls| a_second(calls, limits.streams)),
+            requests: buckets(limits.requests_per_second, |calls| a_second(calls, limits.streams_per_owner)),
+            all_restarts: buckets(limits.restarts_per_hour_in_all, an_hour),
+            restarts_of_owners: buckets(limits.restarts_per_hour_of_owner, an_hour),
+            restarts: buckets(limits.restarts_per_hour, an_hour),
             limits: limits.clone(),
             all_streams: Counts::default(),
             streams: Counts::default(),
@@ -61,7 +68,7 @@ impl Quotas {
     /// A call of `owner`, which may become a stream.
     ///
     /// # Errors
-    /// They call too often, or have too many streams open, or all have.
+    /// They call too often, or have too many streams open, or all do.
     pub fn call(&self, owner: &Owner, now: Instant) -> Result<StreamPermit, Exceeded> {
         let limits = &self.0.limits;
         if let Some(requests) = &self.0.requests {
@@ -69,6 +76,14 @@ impl Quotas {
                 quota: Quota::RequestsPerOwner,
                 subject: Subject::Owner(owner.clone()),
                 limit: u64::from(limits.requests_per_second),
+                retry_after: Some(wait),
+            })?;
+        }
+        if let Some(requests) = &self.0.all_requests {
+            requests.try_take(&(), 1, now).map_err(|wait| Exceeded {
+                quota: Quota::Requests,
+                subject: Subject::Gateway,
+                limit: u64::from(limits.requests_per_second_in_all),
                 retry_after: Some(wait),
             })?;
         }
@@ -92,18 +107,43 @@ impl Quotas {
     /// earlier one made again takes nothing.
     ///
     /// # Errors
-    /// The lease was restarted too often within an hour.
+    /// The lease was restarted too often within an hour, or its owner's leases together, or all. What was taken of a narrower
+    /// quota before a wider one refused is gone: who asks again at once does not get further by it.
     pub fn restart(&self, lease: &LeaseId, now: Instant) -> Result<(), Exceeded> {
-        let Some(restarts) = &self.0.restarts else {
-            return Ok(());
+        let Shared { limits, .. } = &*self.0;
+        let exceeded = |quota, subject, limit: u32| {
+            move |wait| Exceeded { quota, subject, limit: u64::from(limit), retry_after: Some(wait) }
         };
-        restarts.try_take(lease, 1, now).map_err(|wait| Exceeded {
-            quota: Quota::RestartsPerLease,
-            subject: Subject::Lease(lease.clone()),
-            limit: u64::from(self.0.limits.restarts_per_hour),
-            retry_after: Some(wait),
-        })
+        if let Some(restarts) = &self.0.restarts {
+            let subject = Subject::Lease(lease.clone());
+            restarts.try_take(lease, 1, now).map_err(exceeded(
+                Quota::RestartsPerLease,
+                subject,
+                limits.restarts_per_hour,
+            ))?;
+        }
+        if let Some(restarts) = &self.0.restarts_of_owners {
+            let subject = Subject::Owner(lease.owner().clone());
+            restarts.try_take(lease.owner(), 1, now).map_err(exceeded(
+                Quota::RestartsPerOwner,
+                subject,
+                limits.restarts_per_hour_of_owner,
+            ))?;
+        }
+        if let Some(restarts) = &self.0.all_restarts {
+            restarts.try_take(&(), 1, now).map_err(exceeded(
+                Quota::Restarts,
+                Subject::Gateway,
+                limits.restarts_per_hour_in_all,
+            ))?;
+        }
+        Ok(())
     }
+}
+
+/// Buckets of so much per time; none for 0, which is for no limit.
+fn buckets<K: Clone + Eq + std::hash::Hash>(most: u32, rate: impl FnOnce(u32) -> Rate) -> Option<Buckets<K>> {
+    (most > 0).then(|| Buckets::new(rate(most), KEPT))
 }
 
 #[cfg(test)]
@@ -184,7 +224,49 @@ mod tests {
         );
         assert_eq!(quotas.restart(&other, now), Ok(()));
         assert_eq!(quotas.restart(&one, now + Duration::from_secs(1_800)), Ok(()));
-        let unlimited = Quotas::new(&QuotaLimits { restarts_per_hour: 0, ..QuotaLimits::default() });
-        assert!((0..1_000).all(|_| unlimited.restart(&one, now).is_ok()));
+        let unlimited = Quotas::new(&QuotaLimits {
+            restarts_per_hour: 0,
+            restarts_per_hour_of_owner: 0,
+            restarts_per_hour_in_all: 0,
+            ..QuotaLimits::default()
+        });
+        assert!((0..10_000).all(|_| unlimited.restart(&one, now).is_ok()));
+    }
+
+    #[test]
+    fn restarts_are_counted_for_each_owner_and_in_all() {
+        let quotas = Quotas::new(&QuotaLimits {
+            restarts_per_hour: 2,
+            restarts_per_hour_of_owner: 3,
+            restarts_per_hour_in_all: 4,
+            ..QuotaLimits::default()
+        });
+        let now = Instant::now();
+        let lease =
+            |account, dseq| LeaseId::new(owner(account).as_str(), dseq, 1, 1, owner(9).as_str()).unwrap();
+        for lease in [lease(1, 7), lease(1, 7), lease(1, 8)] {
+            assert_eq!(quotas.restart(&lease, now), Ok(()));
+        }
+        let exceeded = quotas.restart(&lease(1, 9), now).unwrap_err();
+        assert_eq!((exceeded.quota, exceeded.limit), (Quota::RestartsPerOwner, 3));
+        assert_eq!(exceeded.subject, Subject::Owner(owner(1)));
+        assert_eq!(exceeded.retry_after, Some(Duration::from_secs(1_200)));
+        assert_eq!(quotas.restart(&lease(2, 7), now), Ok(()));
+        let exceeded = quotas.restart(&lease(3, 7), now).unwrap_err();
+        assert_eq!((exceeded.quota, exceeded.subject), (Quota::Restarts, Subject::Gateway));
+        assert_eq!((exceeded.limit, exceeded.retry_after), (4, Some(Duration::from_secs(900))));
+    }
+
+    #[test]
+    fn calls_are_paced_in_all_but_all_streams_may_come_back() {
+        let quotas = Quotas::new(&QuotaLimits { requests_per_second_in_all: 1, ..LIMITS() });
+        let now = Instant::now();
+        // As many as there may be streams, whosever they are.
+        for account in 1..=3 {
+            drop(quotas.call(&owner(account), now).unwrap());
+        }
+        let exceeded = quotas.call(&owner(4), now).unwrap_err();
+        assert_eq!((exceeded.quota, exceeded.subject), (Quota::Requests, Subject::Gateway));
+        assert_eq!((exceeded.limit, exceeded.retry_after), (1, Some(Duration::from_secs(1))));
     }
 }

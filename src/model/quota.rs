@@ -15,12 +15,18 @@ label! {
         Streams = "streams",
         /// Streams open at once, of one owner.
         StreamsPerOwner = "streams_per_owner",
+        /// Calls per second, of all owners.
+        Requests = "requests",
         /// Calls of one owner per second.
         RequestsPerOwner = "requests_per_owner",
+        /// Restarts per hour, of all leases.
+        Restarts = "restarts",
+        /// Restarts of all leases of one owner per hour.
+        RestartsPerOwner = "restarts_per_owner",
         /// Restarts of one lease per hour.
         RestartsPerLease = "restarts_per_lease",
         /// Replicas in restarts of one owner, or of all, that are under way or remembered.
-        RestartsPerOwner = "restarts_per_owner",
+        RestartsRemembered = "restarts_remembered",
         /// Replicas that one call is about.
         ReplicasPerStream = "replicas_per_stream",
         /// Calls without valid credentials, and handshakes that fail, of one peer address per minute.
@@ -78,9 +84,12 @@ impl fmt::Display for Exceeded {
         match self.quota {
             Quota::Streams => write!(f, "the gateway has {limit} streams open, and no more"),
             Quota::StreamsPerOwner => write!(f, "at most {limit} streams of one owner are open at once"),
+            Quota::Requests => write!(f, "the gateway takes {limit} calls a second"),
             Quota::RequestsPerOwner => write!(f, "at most {limit} calls of one owner a second"),
+            Quota::Restarts => write!(f, "the gateway takes {limit} restarts an hour"),
+            Quota::RestartsPerOwner => write!(f, "at most {limit} restarts of one owner an hour"),
             Quota::RestartsPerLease => write!(f, "at most {limit} restarts of one lease an hour"),
-            Quota::RestartsPerOwner => {
+            Quota::RestartsRemembered => {
                 write!(
                     f,
                     "at most {limit} restarts of single replicas are under way or remembered (for an hour)"

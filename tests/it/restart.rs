@@ -348,6 +348,6 @@ async fn one_owner_is_not_remembered_without_bound() {
         (4, Code::ResourceExhausted, "QUOTA_USED_UP")
     );
     let violation = status.get_details_quota_failure().unwrap().violations.remove(0);
-    assert_eq!(violation.quota_id, "restarts_per_owner");
+    assert_eq!(violation.quota_id, "restarts_remembered");
     assert!(status.get_details_retry_info().is_some());
 }

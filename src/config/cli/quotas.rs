@@ -14,6 +14,9 @@ pub(in crate::config) struct QuotaArgs {
     /// Calls of one owner per second; 0 = no limit. All of an owner's streams may come back at once
     #[arg(long, env = "LEASEMUX_REQUESTS_PER_SECOND", value_name = "N", default_value = "100")]
     pub(in crate::config) requests_per_second: Option<String>,
+    /// Calls of all owners per second; 0 = no limit. All streams may come back at once
+    #[arg(long, env = "LEASEMUX_REQUESTS_PER_SECOND_IN_ALL", value_name = "N", default_value = "2000")]
+    pub(in crate::config) requests_per_second_in_all: Option<String>,
     /// Failed authentications from one address per minute, after which it is not listened to for a minute; 0 = no limit
     #[arg(long, env = "LEASEMUX_AUTH_FAILURES_PER_MINUTE", value_name = "N", default_value = "60")]
     pub(in crate::config) auth_failures_per_minute: Option<String>,
@@ -26,6 +29,12 @@ pub(in crate::config) struct QuotaArgs {
     /// Restarts of one lease per hour; 0 = no limit
     #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR", value_name = "N", default_value = "60")]
     pub(in crate::config) restarts_per_hour: Option<String>,
+    /// Restarts of all leases of one owner per hour; 0 = no limit
+    #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR_OF_OWNER", value_name = "N", default_value = "600")]
+    pub(in crate::config) restarts_per_hour_of_owner: Option<String>,
+    /// Restarts per hour, of all leases; 0 = no limit
+    #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR_IN_ALL", value_name = "N", default_value = "2400")]
+    pub(in crate::config) restarts_per_hour_in_all: Option<String>,
     /// Reads of older lines at once, in all; further ones wait
     #[arg(long, env = "LEASEMUX_HISTORY_READS", value_name = "N", default_value = "64")]
     pub(in crate::config) history_reads: Option<String>,

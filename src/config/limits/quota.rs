@@ -30,12 +30,18 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
     let in_all = read.one("max_streams", args.max_streams.as_ref(), streams());
     let of_owner = read.one("max_streams_per_owner", args.max_streams_per_owner.as_ref(), streams());
     let requests = read.one("requests_per_second", args.requests_per_second.as_ref(), rate());
+    let requests_in_all =
+        read.one("requests_per_second_in_all", args.requests_per_second_in_all.as_ref(), rate());
     let failures = read.one("auth_failures_per_minute", args.auth_failures_per_minute.as_ref(), rate());
     let replicas = number(1..=STREAM_REPLICAS_MAX);
     let replicas = read.one("max_replicas_per_request", args.max_replicas_per_request.as_ref(), replicas);
     let filters = number(1..=FILTERS_MAX);
     let filters = read.one("max_filters_per_request", args.max_filters_per_request.as_ref(), filters);
     let restarts = read.one("restarts_per_hour", args.restarts_per_hour.as_ref(), rate());
+    let restarts_of_owner =
+        read.one("restarts_per_hour_of_owner", args.restarts_per_hour_of_owner.as_ref(), rate());
+    let restarts_in_all =
+        read.one("restarts_per_hour_in_all", args.restarts_per_hour_in_all.as_ref(), rate());
     let history_reads = read.one("history_reads", args.history_reads.as_ref(), reads());
     let reads_of_owner = read.one("history_reads_per_owner", args.history_reads_per_owner.as_ref(), reads());
     let bytes = read.one("history_rate", args.history_rate.as_ref(), history_rate);
@@ -47,10 +53,13 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
         streams: in_all?,
         streams_per_owner: of_owner?,
         requests_per_second: requests?,
+        requests_per_second_in_all: requests_in_all?,
         auth_failures_per_minute: failures?,
         replicas_per_request: replicas?,
         filters_per_request: filters?,
         restarts_per_hour: restarts?,
+        restarts_per_hour_of_owner: restarts_of_owner?,
+        restarts_per_hour_in_all: restarts_in_all?,
         history_reads: history_reads?,
         history_reads_per_owner: reads_of_owner?,
         history_bytes_per_second: bytes?,

@@ -318,7 +318,7 @@ impl Share {
         let mut now = held.lock().unwrap_or_else(PoisonError::into_inner);
         let of_owner = now.owners.get(owner).copied().unwrap_or_default();
         let full = |subject, limit: usize| {
-            let (quota, retry_after) = (Quota::RestartsPerOwner, Some(RETRY_AFTER));
+            let (quota, retry_after) = (Quota::RestartsRemembered, Some(RETRY_AFTER));
             Err(Refused::Full(Exceeded { quota, subject, limit: limit as u64, retry_after }))
         };
         if of_owner + replicas > OWNER_REPLICAS_MAX {

@@ -13,6 +13,9 @@ pub struct QuotaLimits {
     /// Calls of one owner per second; 0 = as many as they like. Even so all of an owner's streams may come back at once, since
     /// they do when a gateway was started anew.
     pub requests_per_second: u32,
+    /// Calls of all owners per second; 0 = as many as they like. A tenth of a core of an ordinary machine, most of it for the caller's
+    /// credentials. Even so all streams may come back at once.
+    pub requests_per_second_in_all: u32,
     /// Calls and handshakes of one peer address per minute that fail to establish who it is; 0 = as many as they like. A client
     /// that is set up wrongly and tries each second does not pass it by much; one that guesses does.
     pub auth_failures_per_minute: u32,
@@ -23,6 +26,10 @@ pub struct QuotaLimits {
     pub filters_per_request: usize,
     /// Restarts of one lease per hour; 0 = as many as they like. Each ends and starts containers, on a machine of others too.
     pub restarts_per_hour: u32,
+    /// Restarts of all leases of one owner per hour; 0 = as many as they like. Ten leases at the limit of each.
+    pub restarts_per_hour_of_owner: u32,
+    /// Restarts per hour, of all; 0 = as many as they like. One every second or two keeps a cluster's control plane busy enough.
+    pub restarts_per_hour_in_all: u32,
     /// History reads (of lines older than a ring) at once, in all. Each holds a file and two buffers, and one is enough to keep
     /// a disk busy.
     pub history_reads: usize,
@@ -45,10 +52,13 @@ impl Default for QuotaLimits {
             streams: 16_384,
             streams_per_owner: 1_024,
             requests_per_second: 100,
+            requests_per_second_in_all: 2_000,
             auth_failures_per_minute: 60,
             replicas_per_request: STREAM_REPLICAS_MAX,
             filters_per_request: FILTERS_MAX,
             restarts_per_hour: 60,
+            restarts_per_hour_of_owner: 600,
+            restarts_per_hour_in_all: 2_400,
             history_reads: 64,
             history_reads_per_owner: 16,
             history_bytes_per_second: 256 * 1024 * 1024,
