@@ -72,11 +72,11 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
         },
         Task::TokenNew(config) => match token::new(&config) {
             Ok(token) => say(&token),
-            Err(reason) => fail(&reason),
+            Err((exit, reason)) => end(exit, &reason),
         },
         Task::TokenCheck(config) => match token::check(&config) {
             Ok(claims) => say(&claims),
-            Err(reason) => fail(&reason),
+            Err((exit, reason)) => end(exit, &reason),
         },
         Task::Demo(config) => {
             let program = match env::current_exe() {
@@ -130,6 +130,10 @@ fn put(bytes: &[u8]) -> ExitCode {
 }
 
 fn fail(reason: &str) -> ExitCode {
+    end(Exit::Failed, reason)
+}
+
+fn end(exit: Exit, reason: &str) -> ExitCode {
     let _ = writeln!(io::stderr(), "leasemux: {reason}");
-    Exit::Failed.into()
+    exit.into()
 }

@@ -70,8 +70,8 @@ pub struct Deployment {
     pub oseq: Option<u32>,
     /// These scopes.
     pub scopes: Scopes,
-    /// On these services; `None` = all. Not empty.
-    pub services: Option<BTreeSet<ServiceName>>,
+    /// On these services. Not empty.
+    pub services: BTreeSet<ServiceName>,
 }
 
 /// Who a caller was found to be, and with that, what they may do. Cloning is cheap.
@@ -190,10 +190,10 @@ impl Access {
                 let mut refusal = Refusal::LeaseNotGranted;
                 let mut services = BTreeSet::new();
                 for deployment in deployments.iter().filter(|deployment| deployment.is_of(lease)) {
-                    match &deployment.services {
-                        _ if !deployment.scopes.contains(scope) => refusal = Refusal::ScopeNotGranted,
-                        None => return Ok(Services::All),
-                        Some(some) => services.extend(some.iter().cloned()),
+                    if deployment.scopes.contains(scope) {
+                        services.extend(deployment.services.iter().cloned());
+                    } else {
+                        refusal = Refusal::ScopeNotGranted;
                     }
                 }
                 if services.is_empty() { Err(refusal) } else { Ok(Services::Only(services)) }
@@ -312,8 +312,8 @@ mod tests {
     }
 
     fn deployment(gseq: Option<u32>, oseq: Option<u32>, scopes: &[Scope], names: &[&str]) -> Deployment {
-        let services = Some(services(names)).filter(|names| !names.is_empty());
-        Deployment { dseq: 7, gseq, oseq, scopes: scopes.iter().copied().collect(), services }
+        let (scopes, services) = (scopes.iter().copied().collect(), services(names));
+        Deployment { dseq: 7, gseq, oseq, scopes, services }
     }
 
     #[test]
@@ -331,7 +331,7 @@ mod tests {
     fn no_token_reaches_beyond_its_issuer() {
         let everything: Scopes = Scope::ALL.into_iter().collect();
         let at_provider = |access| Access::Granular([(address(9), access)].into());
-        let all = deployment(None, None, &Scope::ALL, &[]);
+        let all = deployment(None, None, &Scope::ALL, &["web"]);
         for access in [
             Access::Full,
             Access::Scoped(everything),
@@ -340,7 +340,7 @@ mod tests {
             at_provider(ProviderAccess::Granular(vec![all])),
         ] {
             let identity = token(access);
-            assert_eq!(identity.may(&lease(1, 7, 1, 1, 9), Scope::Logs), Ok(Services::All));
+            assert!(identity.may(&lease(1, 7, 1, 1, 9), Scope::Logs).is_ok());
             assert_eq!(identity.may(&lease(2, 7, 1, 1, 9), Scope::Logs), Err(Refusal::NotYours));
         }
     }
@@ -358,13 +358,17 @@ mod tests {
         for granted in DONE_HERE {
             let scopes: Scopes = [granted, Scope::Shell].into_iter().collect();
             let at_provider = Access::Granular([(address(9), ProviderAccess::Scoped(scopes))].into());
-            let of_deployment = deployment(None, None, &[granted, Scope::Shell], &[]);
-            let tokens = [token(Access::Scoped(scopes)), token(at_provider), granular(vec![of_deployment])];
-            for identity in tokens {
+            let of_deployment = deployment(None, None, &[granted, Scope::Shell], &["web"]);
+            let tokens = [
+                (token(Access::Scoped(scopes)), Services::All),
+                (token(at_provider), Services::All),
+                (granular(vec![of_deployment]), Services::Only(services(&["web"]))),
+            ];
+            for (identity, on) in tokens {
                 for scope in DONE_HERE {
                     let answer = identity.may(&lease(1, 7, 1, 1, 9), scope);
                     let expected =
-                        if scope == granted { Ok(Services::All) } else { Err(Refusal::ScopeNotGranted) };
+                        if scope == granted { Ok(on.clone()) } else { Err(Refusal::ScopeNotGranted) };
                     assert_eq!(answer, expected, "{granted:?} {scope:?}");
                 }
             }
@@ -379,13 +383,13 @@ mod tests {
 
     #[test]
     fn deployment_group_and_order_are_held_to() {
-        let any = granular(vec![deployment(None, None, &[Scope::Logs], &[])]);
+        let any = granular(vec![deployment(None, None, &[Scope::Logs], &["web"])]);
         assert!(any.may(&lease(1, 7, 2, 3, 9), Scope::Logs).is_ok());
         assert_eq!(any.may(&lease(1, 8, 2, 3, 9), Scope::Logs), Err(Refusal::LeaseNotGranted));
-        let group = granular(vec![deployment(Some(2), None, &[Scope::Logs], &[])]);
+        let group = granular(vec![deployment(Some(2), None, &[Scope::Logs], &["web"])]);
         assert!(group.may(&lease(1, 7, 2, 3, 9), Scope::Logs).is_ok());
         assert_eq!(group.may(&lease(1, 7, 1, 3, 9), Scope::Logs), Err(Refusal::LeaseNotGranted));
-        let order = granular(vec![deployment(Some(2), Some(3), &[Scope::Logs], &[])]);
+        let order = granular(vec![deployment(Some(2), Some(3), &[Scope::Logs], &["web"])]);
         assert!(order.may(&lease(1, 7, 2, 3, 9), Scope::Logs).is_ok());
         assert_eq!(order.may(&lease(1, 7, 2, 1, 9), Scope::Logs), Err(Refusal::LeaseNotGranted));
     }
@@ -396,13 +400,13 @@ mod tests {
             deployment(None, None, &[Scope::Status], &["db"]),
             deployment(Some(1), None, &[Scope::Logs], &["web"]),
             deployment(Some(1), Some(1), &[Scope::Logs, Scope::Restart], &["api"]),
-            deployment(Some(2), None, &[Scope::Logs], &[]),
+            deployment(Some(2), None, &[Scope::Logs], &["cache"]),
         ]);
         let may = |gseq, scope| identity.may(&lease(1, 7, gseq, 1, 9), scope);
         assert_eq!(may(1, Scope::Logs), Ok(Services::Only(services(&["api", "web"]))));
         assert_eq!(may(1, Scope::Restart), Ok(Services::Only(services(&["api"]))));
         assert_eq!(may(1, Scope::Status), Ok(Services::Only(services(&["db"]))));
-        assert_eq!(may(2, Scope::Logs), Ok(Services::All));
+        assert_eq!(may(2, Scope::Logs), Ok(Services::Only(services(&["cache"]))));
         assert_eq!(may(2, Scope::Restart), Err(Refusal::ScopeNotGranted));
     }
 

@@ -21,7 +21,7 @@ pub struct Wish<'a> {
     pub scopes: &'a [String],
     /// Leases; none = all.
     pub leases: &'a [LeaseId],
-    /// Services of each lease; none = all.
+    /// Services of each lease; not without leases, nor leases without services.
     pub services: &'a [ServiceName],
     /// For how long; whole seconds count.
     pub ttl: Duration,
@@ -86,7 +86,7 @@ fn access(wish: &Wish<'_>, issuer: &Owner) -> Result<Access, MintError> {
             gseq: Some(lease.gseq()),
             oseq: Some(lease.oseq()),
             scopes,
-            services: Some(wish.services.iter().cloned().collect()).filter(|_| !wish.services.is_empty()),
+            services: wish.services.iter().cloned().collect(),
         });
     }
     let granular = |(provider, deployments)| (provider, ProviderAccess::Granular(deployments));
@@ -167,18 +167,15 @@ mod tests {
         let logs: Scopes = [Scope::Logs, Scope::Status].into_iter().collect();
         let scopes = words(&["status", "logs"]);
         assert_eq!(granted(&wish(&scopes, &[], &[])), Access::Scoped(logs));
-        let deployment = |dseq, services: &[ServiceName]| Deployment {
+        let expected = [7, 8].map(|dseq| Deployment {
             dseq,
             gseq: Some(2),
             oseq: Some(3),
             scopes: logs,
-            services: Some(services.iter().cloned().collect()).filter(|_| !services.is_empty()),
-        };
-        for services in [&services[..], &[]] {
-            let expected = vec![deployment(7, services), deployment(8, services)];
-            let Access::Granular(found) = granted(&wish(&scopes, &leases, services)) else { panic!() };
-            assert_eq!(found[&provider], ProviderAccess::Granular(expected));
-        }
+            services: services.clone().into(),
+        });
+        let Access::Granular(found) = granted(&wish(&scopes, &leases, &services)) else { panic!() };
+        assert_eq!(found[&provider], ProviderAccess::Granular(expected.into()));
     }
 
     #[test]
@@ -188,8 +185,8 @@ mod tests {
         IdentityFiles::create(&dir, NOW).unwrap();
         let [other, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let foreign = [LeaseId::new(other.as_str(), 1, 1, 1, provider.as_str()).unwrap()];
-        let logs = words(&["logs"]);
-        assert!(matches!(mint(&dir, &wish(&logs, &foreign, &[]), NOW), Err(MintError::NotYours(..))));
+        let (logs, web) = (words(&["logs"]), ["web".parse().unwrap()]);
+        assert!(matches!(mint(&dir, &wish(&logs, &foreign, &web), NOW), Err(MintError::NotYours(..))));
         let error = mint(&dir, &wish(&words(&["log"]), &[], &[]), NOW).unwrap_err();
         assert!(error.to_string().contains("`log`") && error.to_string().contains("restart"), "{error}");
         assert!(matches!(mint(outer.path(), &wish(&[], &[], &[]), NOW), Err(MintError::Identity(_))));
@@ -197,8 +194,14 @@ mod tests {
         let many: Vec<_> = (1..200)
             .map(|dseq| LeaseId::new(owner.as_str(), dseq, 1, 1, provider.as_str()).unwrap())
             .collect();
-        let refused = mint(&dir, &wish(&logs, &many, &[]), NOW);
-        assert!(matches!(refused, Err(MintError::Refused(Fault { refusal: Refusal::TokenTooLong, .. }))));
+        for (leases, services, reason) in
+            [(&many[..], &web[..], Refusal::TokenTooLong), (&many[..1], &[], Refusal::TokenServicesEmpty)]
+        {
+            match mint(&dir, &wish(&logs, leases, services), NOW) {
+                Err(MintError::Refused(fault)) => assert_eq!(fault.refusal, reason),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]
@@ -209,7 +212,7 @@ mod tests {
         IdentityFiles::create(&other, NOW).unwrap();
         let provider = Address::from_account([9; 20]);
         let leases = [LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap()];
-        let token = mint(&dir, &wish(&words(&["logs"]), &leases, &[]), NOW).unwrap();
+        let token = mint(&dir, &wish(&words(&["logs"]), &leases, &["web".parse().unwrap()]), NOW).unwrap();
         let longest = Duration::from_secs(900);
         let judged = |at, longest, provider, keys: &Path| {
             let circumstances = Circumstances { at, longest, provider };

@@ -141,7 +141,7 @@ pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<Logs
         _ => Err("must be drop or close".to_owned()),
     });
     let output = read.one("output", args.output.as_ref(), |text| match text {
-        "text" => Ok(Output::Text),
+        "text" | "table" => Ok(Output::Text),
         "json" => Ok(Output::Json),
         _ => Err("must be text or json".to_owned()),
     });
@@ -202,7 +202,7 @@ pub(super) fn resolve_restart(args: &RestartArgs, mut read: Reader<'_>) -> Resul
 
 fn form(given: Option<&String>, read: &mut Reader<'_>) -> Option<Form> {
     read.one("output", given, |text| match text {
-        "table" => Ok(Form::Table),
+        "table" | "text" => Ok(Form::Table),
         "json" => Ok(Form::Json),
         _ => Err("must be table or json".to_owned()),
     })
@@ -217,7 +217,12 @@ fn lease(given: Option<&String>, read: &mut Reader<'_>) -> Option<LeaseId> {
 
 fn target(args: &TargetArgs, read: &mut Reader<'_>) -> Option<Target> {
     let uri = read.one("gateway", args.gateway.as_ref(), gateway);
-    let identity = read.one("identity", args.identity.as_ref(), |text| {
+    let [identity, token] =
+        read.meant([("identity", args.identity.as_ref()), ("token", args.token.as_ref())]);
+    if identity.is_some() && token.is_some() {
+        read.unfit("--identity and --token do not go together: a gateway takes one of them");
+    }
+    let identity = read.one("identity", identity, |text| {
         let dir = directory(text)?;
         for name in ["cert.pem", "key.pem"] {
             let inside = dir.join(name);
@@ -225,10 +230,7 @@ fn target(args: &TargetArgs, read: &mut Reader<'_>) -> Option<Target> {
         }
         Ok(dir)
     });
-    let token = read.secret("token", args.token.as_ref(), TokenSource::parse);
-    if args.identity.is_some() && args.token.is_some() {
-        read.unfit("--identity and --token do not go together: a gateway takes one of them");
-    }
+    let token = read.secret("token", token, TokenSource::parse);
     let ca = read.one("ca", args.ca.as_ref(), file);
     let insecure = read.switch("insecure", args.insecure.as_ref());
     let trust = match (ca, insecure) {

@@ -116,6 +116,19 @@ impl<'a> Reader<'a> {
         self.one(id, given, parse)
     }
 
+    /// Of two values that do not go together the one that is typed, if the other only stands in the environment; otherwise both.
+    pub(super) fn meant<'v>(&self, two: [(&str, Option<&'v String>); 2]) -> [Option<&'v String>; 2] {
+        let is_typed = |id| self.matches.value_source(id) == Some(ValueSource::CommandLine);
+        let [(one, first), (other, second)] = two;
+        if is_typed(one) && self.is_from_environment(other) {
+            [first, None]
+        } else if is_typed(other) && self.is_from_environment(one) {
+            [None, second]
+        } else {
+            [first, second]
+        }
+    }
+
     /// Any number of values. In the environment they stand separated by commas.
     pub(super) fn list<T>(
         &mut self,

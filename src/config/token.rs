@@ -24,7 +24,7 @@ pub struct TokenNewConfig {
     pub scopes: Vec<String>,
     /// The leases; empty = all.
     pub leases: Vec<LeaseId>,
-    /// The services of each lease; empty = all. Not without leases.
+    /// The services of each lease. Not without leases, nor leases without services.
     pub services: Vec<ServiceName>,
     /// For how long.
     pub ttl: Duration,
@@ -68,8 +68,11 @@ pub(super) fn resolve_new(args: &TokenNewArgs, mut read: Reader<'_>) -> Result<T
     if !args.lease.is_empty() && args.scope.is_empty() {
         read.missing("scope", "what the token grants on the --lease, such as logs,status");
     }
-    if !args.service.is_empty() && args.lease.is_empty() {
-        read.missing("lease", "the lease whose --service is meant");
+    match (args.lease.is_empty(), args.service.is_empty()) {
+        (true, false) => read.missing("lease", "the lease whose --service is meant"),
+        // As AEP-64 has it: there is no word for all services of one lease.
+        (false, true) => read.missing("service", "which services of the --lease the token is for"),
+        _ => {}
     }
     let ttl = read.one("ttl", args.ttl.as_ref(), duration(TTL_MIN..=TTL_MAX));
     let whole = || Some(TokenNewConfig { identity: identity?, scopes, leases, services, ttl: ttl? });
@@ -83,18 +86,19 @@ pub(super) fn resolve_check(args: &TokenCheckArgs, mut read: Reader<'_>) -> Resu
         read.missing("token", what);
     }
     let token = read.secret("token", args.token.as_ref(), TokenSource::parse);
-    let key = read.one("key", args.key.as_ref(), |text| {
-        let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_hex.then(|| text.to_owned()).ok_or_else(|| "must be 66 hexadecimal digits".to_owned())
-    });
-    let dir = read.one("trust_dir", args.trust_dir.as_ref(), directory);
-    match (&args.key, &args.trust_dir) {
+    let [key, dir] = read.meant([("key", args.key.as_ref()), ("trust_dir", args.trust_dir.as_ref())]);
+    match (key, dir) {
         (None, None) => read.missing("key", "whose signature counts, or --trust-dir"),
         (Some(_), Some(_)) => {
             read.unfit("--key and --trust-dir do not go together: one key counts, or those of a directory");
         }
         _ => {}
     }
+    let key = read.one("key", key, |text| {
+        let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hex.then(|| text.to_owned()).ok_or_else(|| "must be 66 hexadecimal digits".to_owned())
+    });
+    let dir = read.one("trust_dir", dir, directory);
     let now = LogTime::now();
     let at = read.one("at", args.at.as_ref(), |text| instant(text, now));
     let provider = read.one("provider", args.provider.as_ref(), |text| {

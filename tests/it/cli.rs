@@ -138,6 +138,55 @@ fn the_environment_gives_lists_and_switches() {
 }
 
 #[test]
+fn what_is_typed_wins_over_the_variable_of_what_does_not_go_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tenant, trusted) = (dir.path().join("tenant"), dir.path().to_str().unwrap());
+    let tenant = tenant.to_str().unwrap();
+    assert!(leasemux(&["identity", "new", "--dir", tenant], &[]).status.success());
+    let both = "--identity and --token do not go together";
+    let [identity, token] = [("LEASEMUX_IDENTITY", tenant), ("LEASEMUX_TOKEN", "not.a.token")];
+    // The fault that is left is that of the lease.
+    for (args, environment) in [
+        (&["logs", "x", "--token", "not.a.token"][..], &[identity][..]),
+        (&["logs", "x", "--identity", tenant], &[token]),
+        // One that is not used is not judged either.
+        (&["logs", "x", "--token", "not.a.token"], &[("LEASEMUX_IDENTITY", "/none")]),
+    ] {
+        let said = refused(args, environment);
+        assert!(said.matches("error: ").count() == 1 && said.contains("LEASE \"x\""), "{said}");
+    }
+    for (args, environment) in [
+        (&["logs", LEASE][..], &[identity, token][..]),
+        (&["logs", LEASE, "--identity", tenant, "--token", "not.a.token"], &[]),
+    ] {
+        assert!(refused(args, environment).contains(both));
+    }
+    let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
+    for (args, environment) in [
+        (&["token", "check", "x", "--key", key][..], ("LEASEMUX_TRUST_DIR", trusted)),
+        (&["token", "check", "x", "--trust-dir", trusted], ("LEASEMUX_KEY", key)),
+    ] {
+        let output = leasemux(args, &[environment]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("TOKEN_MALFORMED"));
+    }
+    let said = refused(&["token", "check", "x", "--key", key, "--trust-dir", trusted], &[]);
+    assert!(said.contains("--key and --trust-dir do not go together"), "{said}");
+}
+
+#[test]
+fn one_variable_for_the_form_of_the_output_suits_all_commands() {
+    for form in ["text", "table", "json"] {
+        for args in [&["logs", "x"][..], &["status", "x"], &["restart", "x", "--all"]] {
+            let said = refused(args, &[("LEASEMUX_OUTPUT", form)]);
+            assert!(said.matches("error: ").count() == 1 && said.contains("LEASE \"x\""), "{form}: {said}");
+        }
+    }
+    let said = refused(&["status", LEASE, "-o", "xml"], &[]);
+    assert!(said.contains("--output \"xml\": must be table or json"), "{said}");
+}
+
+#[test]
 fn a_gateway_that_is_not_there_is_unavailable() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let gateway = format!("https://{}", listener.local_addr().unwrap());

@@ -13,6 +13,58 @@ fn code(done: &Done, expected: i32) {
 }
 
 #[test]
+fn what_cannot_be_made_or_judged_is_wrong_usage_and_says_what_would_be_right() {
+    let world = World::new();
+    let lease = world.stranger("alice").to_string();
+    let other = world.stranger("bob").to_string();
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    let [alice, trusted] = ["alice", "trusted"].map(|name| text(world.path(name)));
+    let new = |more: &[&str]| world.run(&[&["token", "new", "--identity", &alice], more].concat());
+    for (more, said) in [
+        (&["--lease", &lease, "--service", "web"][..], "--scope (or LEASEMUX_SCOPE) is missing"),
+        (&["--lease", &lease, "--scope", "logs"], "--service (or LEASEMUX_SERVICE) is missing"),
+        (&["--service", "web"], "--lease (or LEASEMUX_LEASE) is missing"),
+        (&["--scope", "log"], "`log` is not a scope; there are: send-manifest"),
+        (&["--scope", "logs", "--service", "web", "--lease", &other], "is not one of the identity's account"),
+        (&["--ttl", "25h"], "from 1s to 24h"),
+    ] {
+        let done = new(more);
+        code(&done, 2);
+        assert!(done.err.contains(said) && done.out.is_empty(), "{done:?}");
+    }
+    let done = world.run(&["token", "new", "--identity", &trusted]);
+    code(&done, 1);
+    assert!(done.err.contains("mnemonic"), "{done:?}");
+
+    let token = new(&[]).out;
+    let token = token.trim();
+    let key_of = |name: &str| {
+        let line = fs::read_to_string(world.path(name).join("account.pub")).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let check = |more: &[&str]| world.run(&[&["token", "check"], more].concat());
+    let long = format!("{}0", key_of("alice"));
+    fs::write(world.path("two"), "one two\n").unwrap();
+    let two = format!("@{}", text(world.path("two")));
+    for (more, said) in [
+        (&[token, "--key", &long][..], "66 hexadecimal digits"),
+        (&[token, "--key", "zz"], "66 hexadecimal digits"),
+        (&[&two, "--key", &key_of("alice")], "does not hold a token"),
+        (&[token, "--key", &key_of("alice"), "--at", "tomorrow"], "RFC 3339"),
+        (&[token], "--key (or LEASEMUX_KEY) is missing"),
+    ] {
+        let done = check(more);
+        code(&done, 2);
+        assert!(done.err.contains(said) && done.out.is_empty() && !done.err.contains(token), "{done:?}");
+    }
+    let done = check(&[token, "--key", &key_of("bob")]);
+    code(&done, 1);
+    let bob = fs::read_to_string(world.path("bob/address")).unwrap();
+    let whose = format!("; --key is that of {}", bob.trim());
+    assert!(done.err.contains("refused: ACCOUNT_UNKNOWN: ") && done.err.contains(&whose), "{done:?}");
+}
+
+#[test]
 fn a_token_is_made_checked_and_used_and_shows_nowhere() {
     let world = World::new();
     let lease = world.stranger("alice");

@@ -1,7 +1,7 @@
 //! What a token claims: its issuer, its time, and what it grants.
 //!
-//! The rules are those of AEP-64 and its schema, all of them. Two are read as Akash's own tools have them: times may be quoted,
-//! as in the examples of AEP-64, and a deployment without `services` means all of them.
+//! The rules are those of AEP-64 and its schema, all of them, with one addition: times may be quoted, as Akash's own tools take
+//! them. What AEP-64 grants of one deployment it grants by service: there is no word for all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -166,11 +166,12 @@ fn deployment(json: &Json, path: &Path<'_>) -> Result<Deployment, Fault> {
         _ => return Err(path.member("dseq").fault(Refusal::TokenMemberType)),
     };
     let (gseq, oseq) = (sequence(&entry, path, "gseq")?, sequence(&entry, path, "oseq")?);
-    if oseq.is_some() && gseq.is_none() {
+    let is_alone = entry.get("oseq").is_some() && entry.get("gseq").is_none();
+    if is_alone || (oseq.is_some() && gseq.is_none()) {
         return Err(path.member("oseq").fault(Refusal::TokenOseq));
     }
     let scopes = scopes(entry.required("scope")?, &path.member("scope"))?;
-    let services = entry.get("services").map(|json| services(json, &path.member("services"))).transpose()?;
+    let services = services(entry.required("services")?, &path.member("services"))?;
     Ok(Deployment { dseq, gseq, oseq, scopes, services })
 }
 

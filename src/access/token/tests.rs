@@ -68,7 +68,7 @@ fn with_granular() -> Value {
     claims["leases"] = json!({"access": "granular", "permissions": [
         {"provider": account(2).as_str(), "access": "granular", "deployments": [
             {"dseq": 7, "gseq": 1, "oseq": 2, "scope": ["logs", "status"], "services": ["web", "api"]},
-            {"dseq": 8, "scope": ["restart"]},
+            {"dseq": 8, "scope": ["restart"], "services": ["web"]},
         ]},
         {"provider": account(3).as_str(), "access": "scoped", "scope": ["attestation"]},
         {"provider": account(4).as_str(), "access": "full"},
@@ -253,14 +253,14 @@ fn what_is_claimed_is_read() {
         gseq: Some(1),
         oseq: Some(2),
         scopes: [Scope::Logs, Scope::Status].into_iter().collect(),
-        services: Some(["api", "web"].map(|name| name.parse().unwrap()).into()),
+        services: ["api", "web"].map(|name| name.parse().unwrap()).into(),
     };
     let second = Deployment {
         dseq: 8,
         gseq: None,
         oseq: None,
         scopes: [Scope::Restart].into_iter().collect(),
-        services: None,
+        services: ["web"].map(|name| name.parse().unwrap()).into(),
     };
     assert_eq!(permissions[&account(2)], ProviderAccess::Granular(vec![first, second]));
     assert_eq!(permissions[&account(3)], ProviderAccess::Scoped([Scope::Attestation].into_iter().collect()));
@@ -367,15 +367,14 @@ fn every_member_that_must_be_there_must_be_there() {
         "/leases/permissions/0/deployments",
         "/leases/permissions/0/deployments/0/dseq",
         "/leases/permissions/0/deployments/0/scope",
+        "/leases/permissions/0/deployments/0/services",
         "/leases/permissions/1/scope",
     ];
     for path in paths {
         let at = path[1..].replace("/0", "[0]").replace("/1", "[1]").replace('/', ".");
         refused(&with(path, Value::Null), Refusal::TokenMemberMissing, &at);
     }
-    for optional in
-        ["/jti", "/leases/permissions/0/deployments/0/oseq", "/leases/permissions/0/deployments/0/services"]
-    {
+    for optional in ["/jti", "/leases/permissions/0/deployments/0/oseq"] {
         of_claims(&with(optional, Value::Null).to_string()).unwrap();
     }
     let mut scoped = claims();
@@ -531,6 +530,49 @@ fn every_rule_of_a_deployment_has_its_own_reason() {
             ("services", json!([1]), Refusal::TokenMemberType, "services[0]"),
         ],
     );
+}
+
+/// The same at each level that has scopes; of a deployment, above.
+#[test]
+fn every_rule_of_scopes_holds_at_each_level() {
+    for (parent, at, rest) in [
+        ("", "", json!({"access": "scoped"})),
+        ("/permissions/1", ".permissions[1]", json!({"access": "scoped", "provider": account(3).as_str()})),
+    ] {
+        for (scope, refusal, item) in [
+            (json!([]), Refusal::TokenScopeEmpty, ""),
+            (json!(["logs", "Logs"]), Refusal::TokenScopeUnknown, "[1]"),
+            (json!(["logs", "status", "logs"]), Refusal::TokenScopeTwice, "[2]"),
+            (json!([null]), Refusal::TokenMemberType, "[0]"),
+            (json!("logs"), Refusal::TokenMemberType, ""),
+        ] {
+            let mut claims = with_granular();
+            let mut entry = rest.clone();
+            entry["scope"] = scope;
+            *claims.pointer_mut(&format!("/leases{parent}")).unwrap() = entry;
+            refused(&claims, refusal, &format!("leases{at}.scope{item}"));
+        }
+    }
+}
+
+#[test]
+fn zero_is_any_group_or_order_and_an_order_needs_its_group() {
+    let of = |more: Value| {
+        let mut entry = json!({"dseq": 7, "scope": ["logs"], "services": ["web"]});
+        entry.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+        with("/leases/permissions/0/deployments", json!([entry]))
+    };
+    for any in [json!({}), json!({"gseq": 0}), json!({"gseq": 0, "oseq": 0})] {
+        let token = of_claims(&of(any).to_string()).unwrap();
+        let Access::Granular(permissions) = &token.claims().access else { panic!() };
+        let ProviderAccess::Granular(deployments) = &permissions[&account(2)] else { panic!() };
+        assert_eq!((deployments[0].gseq, deployments[0].oseq), (None, None));
+    }
+    of_claims(&of(json!({"gseq": 3, "oseq": 0})).to_string()).unwrap();
+    let at = "leases.permissions[0].deployments[0].oseq";
+    for alone in [json!({"oseq": 1}), json!({"oseq": 0}), json!({"gseq": 0, "oseq": 1})] {
+        refused(&of(alone), Refusal::TokenOseq, at);
+    }
 }
 
 #[test]

@@ -54,15 +54,13 @@ fn access(access: &Access) -> Value {
 }
 
 fn deployment(deployment: &Deployment) -> Value {
-    let mut entry = json!({"dseq": deployment.dseq, "scope": words(deployment.scopes)});
+    let services: Vec<_> = deployment.services.iter().map(ServiceName::as_str).collect();
+    let mut entry = json!({"dseq": deployment.dseq, "scope": words(deployment.scopes), "services": services});
     if let Some(gseq) = deployment.gseq {
         entry["gseq"] = gseq.into();
     }
     if let Some(oseq) = deployment.oseq {
         entry["oseq"] = oseq.into();
-    }
-    if let Some(services) = &deployment.services {
-        entry["services"] = services.iter().map(ServiceName::as_str).collect();
     }
     entry
 }

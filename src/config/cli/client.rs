@@ -81,7 +81,7 @@ does not ends it, and the others are left alone. Ctrl-C and --timeout end the wa
 
 /// Print the logs of a lease's services
 #[derive(Debug, Args)]
-#[command(override_usage = "leasemux logs <LEASE> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = LOGS_EXAMPLES, after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(override_usage = "leasemux logs <LEASE> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]", after_help = LOGS_EXAMPLES, after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(in crate::config) struct LogsArgs {
     /// The lease: owner/dseq/gseq/oseq/provider
     #[arg(value_name = "LEASE")]
@@ -108,14 +108,14 @@ pub(in crate::config) struct LogsArgs {
     /// When this side cannot keep up: 'drop' skips lines and reports them, 'close' goes back and reads them again
     #[arg(long, env = "LEASEMUX_ON_LAG", value_name = "WHAT", default_value = "drop")]
     pub(in crate::config) on_lag: Option<String>,
-    /// Form of the output: text or json
+    /// Form of the output: text or json. 'table', as the other commands call what is for people, is text
     #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "text")]
     pub(in crate::config) output: Option<String>,
 }
 
 /// Print how a lease's services are doing
 #[derive(Debug, Args)]
-#[command(override_usage = "leasemux status <LEASE> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = STATUS_EXAMPLES, after_long_help = format!("{STATUS_EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(override_usage = "leasemux status <LEASE> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]", after_help = STATUS_EXAMPLES, after_long_help = format!("{STATUS_EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(in crate::config) struct StatusArgs {
     /// The lease: owner/dseq/gseq/oseq/provider
     #[arg(value_name = "LEASE")]
@@ -127,14 +127,14 @@ pub(in crate::config) struct StatusArgs {
     /// Stay, and show each change, through cut connections
     #[arg(short, long, env = "LEASEMUX_FOLLOW", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(in crate::config) follow: Option<String>,
-    /// Form of the output: table or json
+    /// Form of the output: table or json. 'text', as 'logs' calls what is for people, is a table
     #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "table")]
     pub(in crate::config) output: Option<String>,
 }
 
 /// Restart a lease's services, one replica after the other
 #[derive(Debug, Args)]
-#[command(override_usage = "leasemux restart <LEASE> <--service <NAME> | --all> --identity <DIR> [--ca <FILE> | --insecure] [OPTIONS]", after_help = RESTART_EXAMPLES, after_long_help = format!("{RESTART_EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(override_usage = "leasemux restart <LEASE> <--service <NAME> | --all> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]", after_help = RESTART_EXAMPLES, after_long_help = format!("{RESTART_EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(in crate::config) struct RestartArgs {
     /// The lease: owner/dseq/gseq/oseq/provider
     #[arg(value_name = "LEASE")]
@@ -153,7 +153,7 @@ pub(in crate::config) struct RestartArgs {
     /// again. Without it, one is made up
     #[arg(long, env = "LEASEMUX_REQUEST_ID", value_name = "ID")]
     pub(in crate::config) request_id: Option<String>,
-    /// Form of the output: table or json
+    /// Form of the output: table or json. 'text', as 'logs' calls what is for people, is a table
     #[arg(short, long, env = "LEASEMUX_OUTPUT", value_name = "FORM", default_value = "table")]
     pub(in crate::config) output: Option<String>,
 }

@@ -31,7 +31,7 @@ Examples:
 Exit codes:
     0  it would be accepted; its claims are printed as JSON
     1  it would be refused; the reason is on standard error
-    2  wrong usage";
+    2  wrong usage: nothing was judged";
 
 /// Make tokens (AEP-64), or check them
 #[derive(Debug, Args)]
@@ -59,13 +59,13 @@ pub(in crate::config) struct TokenNewArgs {
     /// What it grants: logs, status, restart, or another scope of AEP-64; without it, everything. Repeatable
     #[arg(long, env = "LEASEMUX_SCOPE", value_name = "SCOPE", value_delimiter = ',')]
     pub(in crate::config) scope: Vec<String>,
-    /// On which lease (owner/dseq/gseq/oseq/provider); without it, on all. Needs a scope. Repeatable
+    /// On which lease (owner/dseq/gseq/oseq/provider); without it, on all. Needs a scope and a service. Repeatable
     #[arg(long, env = "LEASEMUX_LEASE", value_name = "LEASE")]
     pub(in crate::config) lease: Vec<String>,
-    /// On which service of each --lease; without it, on all. Repeatable
+    /// On which service of each --lease: AEP-64 grants one lease by its services. Repeatable
     #[arg(long, env = "LEASEMUX_SERVICE", value_name = "NAME")]
     pub(in crate::config) service: Vec<String>,
-    /// For how long it is valid
+    /// For how long it is valid. A gateway takes an hour at most, unless it is told otherwise
     #[arg(long, env = "LEASEMUX_TTL", value_name = "TIME", default_value = "15m")]
     pub(in crate::config) ttl: Option<String>,
 }

@@ -61,7 +61,7 @@ impl Scene {
             gseq: Some(1),
             oseq: None,
             scopes: scopes.iter().copied().collect(),
-            services: Some(names.into_iter().collect()).filter(|_| !services.is_empty()),
+            services: names.into_iter().collect(),
         };
         let entry = ProviderAccess::Granular(vec![deployment]);
         Access::Granular([(self.lease.provider().clone(), entry)].into())
@@ -101,12 +101,12 @@ async fn end(mut stream: Streaming<ServiceLogsResponse>) -> Status {
 async fn a_token_reads_what_its_scope_says() {
     let scene = Scene::new(&[("api", 1), ("web", 1)]);
     let logs: Scopes = [Scope::Logs].into_iter().collect();
-    for access in [Access::Full, Access::Scoped(logs), scene.granted(&[Scope::Logs], &[])] {
+    for access in [Access::Full, Access::Scoped(logs), scene.granted(&[Scope::Logs], &["api", "web"])] {
         let stream = scene.client(access).await.service_logs(scene.request(&[])).await.unwrap();
         assert_eq!(lines(stream.into_inner()).await, ["of api\n", "of web\n"]);
     }
     let status: Scopes = [Scope::Status, Scope::Restart, Scope::Shell].into_iter().collect();
-    for access in [Access::Scoped(status), scene.granted(&[Scope::Status], &[])] {
+    for access in [Access::Scoped(status), scene.granted(&[Scope::Status], &["web"])] {
         let refused = scene.client(access).await.service_logs(scene.request(&[])).await.unwrap_err();
         check("scope", &refused, Code::PermissionDenied, "SCOPE_NOT_GRANTED");
     }
