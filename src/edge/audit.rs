@@ -132,40 +132,13 @@ impl Case {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::Mutex;
-
-    use tracing_subscriber::fmt::MakeWriter;
-
     use super::*;
 
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl MakeWriter<'_> for Lines {
-        type Writer = Self;
-
-        fn make_writer(&self) -> Self {
-            self.clone()
-        }
-    }
-
     fn lines(act: impl FnOnce()) -> Vec<String> {
-        let lines = Lines::default();
-        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
         tracing::subscriber::with_default(log, act);
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
         text.lines().map(ToOwned::to_owned).collect()
     }
 

@@ -1,8 +1,9 @@
 //! Who may not is told so before anything is looked up, whatever exists; and whose time is up while a stream runs is told of in
 //! the audit log.
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
@@ -20,7 +21,6 @@ use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, S
 use leasemux::model::time::LogTime;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
-use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::account;
 use crate::support::gateway::{Gateway, proto_lease};
@@ -99,44 +99,19 @@ async fn what_a_token_does_not_grant_is_refused_alike_whether_it_exists_or_not_a
     assert_eq!(gateway.world.looks(), 0);
 }
 
-/// What is written to the log.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Lines {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
-
-impl Lines {
-    /// The lines of the audit log that tell the end of a stream of `owner`.
-    fn ends_of(&self, owner: &Owner) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let ends = text.lines().filter(|line| {
-            line.contains("leasemux::audit") && line.contains("stream ended") && line.contains(owner.as_str())
-        });
-        ends.map(ToOwned::to_owned).collect()
-    }
+/// The lines of the audit log, in the log at `file`, that tell the end of a stream of `owner`.
+fn ends_of(file: &Path, owner: &Owner) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let ends = text.lines().filter(|line| {
+        line.contains("leasemux::audit") && line.contains("stream ended") && line.contains(owner.as_str())
+    });
+    ends.map(ToOwned::to_owned).collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
-    let lines = Lines::default();
-    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(lines.clone()).finish();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
     // Were there but one subscriber, whichever thread comes to a place of the code first would decide whether it is listened to.
     let _another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     let _log = tracing::subscriber::set_default(log);
@@ -159,7 +134,7 @@ async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
     let mut third = client.service_logs(follow(&expiring.key().address())).await.unwrap().into_inner();
     // While they may, nothing is told.
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(lines.ends_of(&withdrawn), Vec::<String>::new());
+    assert_eq!(ends_of(file.path(), &withdrawn), Vec::<String>::new());
 
     gateway.withdraw(&withdrawn);
     gateway.withdraw_account(&keyless.key().address());
@@ -170,7 +145,7 @@ async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
     ] {
         while stream.message().await.is_ok_and(|message| message.is_some()) {}
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let told = lines.ends_of(&owner);
+        let told = ends_of(file.path(), &owner);
         assert_eq!(told.len(), 1, "{told:?}");
         for part in [reason.reason(), "ServiceLogs", "proved=true", lease(&owner, 7).to_string().as_str()] {
             assert!(told[0].contains(part), "{part}: {}", told[0]);

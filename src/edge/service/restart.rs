@@ -37,8 +37,10 @@ impl LeaseService {
         } else {
             let view = self.chosen(&request.lease, &request.filter).await?;
             self.quotas.restart(&request.lease, Instant::now().into_std())?;
-            case.restarts(&request.filter, false);
-            self.restarts.begin(request, &view.borrow())?
+            let filter = request.filter.clone();
+            let round = self.restarts.begin(request, &view.borrow())?;
+            case.restarts(&filter, false);
+            round
         };
         tokio::select! {
             biased;
