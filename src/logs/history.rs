@@ -36,6 +36,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How often in a row a log is tried before what is left of it is reported as missing.
 const TRIES: u32 = 10;
 
+/// Who has read as far as the ring reaches, and can go on neither there nor in the log, is asked so often whether somebody else is in
+/// need of its permit. Most often it can go on within milliseconds.
+const AT_REST: Duration = Duration::from_secs(5);
+
 /// One follower's own read of one replica.
 pub struct Reading {
     scope: Scope,
@@ -97,6 +101,8 @@ enum Stage {
     Begin,
     Open(Instance, From),
     Read(Log),
+    /// This run's log was read up to here, which is as far as the ring reaches; it is not open any more.
+    Aside(Instance, Position),
     /// This run's log was read to its end.
     RunEnded(Instance),
     Join,
@@ -121,16 +127,36 @@ enum Joined {
     Stage(Stage),
     /// Not before it has moved.
     Wait,
+    /// Not here, though there is nothing in it behind this position.
+    Level,
     /// No.
     No,
+    /// No, and it will not move any more, or there is none.
+    Alone,
     /// Not before the log's first item was read.
     First,
 }
 
 /// What woke a wait.
 enum Woken {
+    /// There was nothing to wait for.
+    Joined(Stage),
     Item(Option<Result<TailItem, platform::Error>>),
     Moved,
+    /// Nothing did, for [`AT_REST`].
+    Rest,
+}
+
+// === impl Scope ===
+
+impl Scope {
+    /// Whether the replica is no longer part of the lease, or the lease has ended: what is not there yet will not come.
+    pub(super) fn is_gone(&self) -> bool {
+        let view = self.view.borrow();
+        let gone = view.ended || view.replica(&self.replica).is_none();
+        drop(view);
+        gone || self.view.has_changed().is_err()
+    }
 }
 
 // === impl Reading ===
@@ -172,6 +198,7 @@ impl Reading {
                 Stage::Begin => self.stage = self.begin().await,
                 Stage::Open(instance, from) => self.stage = self.open(instance, from).await,
                 Stage::Read(log) => self.stage = self.read(log).await,
+                Stage::Aside(instance, position) => self.stage = self.aside(instance, position).await,
                 Stage::RunEnded(instance) => self.stage = self.go_on(instance).await,
                 Stage::Join => {
                     return self.live.take().map_or(Step::End, |live| Step::Join(Box::new(live)));
@@ -186,20 +213,29 @@ impl Reading {
         self.scope.view.borrow().replica(&self.scope.replica).cloned().unwrap_or_default()
     }
 
-    /// How many lines a run's log has, as far as `enough`.
+    /// How many lines a run's log has, as far as `enough`. None, if it cannot be read.
     async fn count(&mut self, instance: &Instance, enough: u64) -> u64 {
-        let Ok(tail) = self.tail(instance.clone(), From::Last(enough), false).await else {
-            return 0;
+        let lines = loop {
+            match self.try_count(instance, enough).await {
+                Ok(lines) => break lines,
+                Err(error) if self.may_try_again(&error).await => {}
+                Err(_) => break 0,
+            }
         };
-        let mut items = tail.items;
+        self.failures = 0;
+        lines
+    }
+
+    async fn try_count(&mut self, instance: &Instance, enough: u64) -> Result<u64, platform::Error> {
+        let mut items = self.tail(instance.clone(), From::Last(enough), false).await?.items;
         let mut lines = 0;
-        while let Some(Ok(item)) = items.next().await {
-            if let TailItem::Lines(batch) = item {
+        while let Some(item) = items.next().await {
+            if let TailItem::Lines(batch) = item? {
                 self.permits.pace(self.scope.lease.owner(), batch.data.len()).await;
                 lines += batch.lines.iter().filter(|line| line.ends).count() as u64;
             }
         }
-        lines
+        Ok(lines)
     }
 
     async fn tail(
@@ -238,26 +274,12 @@ impl Reading {
         } else {
             self.try_join(&log.instance, log.chunker.position(), log.vague)
         };
-        let woken = match &mut self.live {
-            _ if matches!(joined, Joined::Stage(_)) => Woken::Moved,
-            Some(_) if matches!(joined, Joined::First) => Woken::Item(log.items.next().await),
-            None => Woken::Item(log.items.next().await),
-            // Were it to read on, it would stay ahead of the ring, which is paced, for ever.
-            Some(live) if matches!(joined, Joined::Wait) => {
-                moved(live).await;
-                Woken::Moved
+        match self.wait(&mut log, joined).await {
+            Woken::Joined(stage) => stage,
+            Woken::Rest if self.permits.are_used_up(self.scope.lease.owner()) => {
+                Stage::Aside(log.instance, log.chunker.position())
             }
-            Some(live) => tokio::select! {
-                biased;
-                item = log.items.next() => Woken::Item(item),
-                () = moved(live) => Woken::Moved,
-            },
-        };
-        match woken {
-            Woken::Moved => match joined {
-                Joined::Stage(stage) => stage,
-                Joined::Wait | Joined::No | Joined::First => Stage::Read(log),
-            },
+            Woken::Moved | Woken::Rest => Stage::Read(log),
             Woken::Item(Some(Ok(TailItem::Lines(batch)))) => {
                 self.failures = 0;
                 self.permits.pace(self.scope.lease.owner(), batch.data.len()).await;
@@ -282,10 +304,48 @@ impl Reading {
         }
     }
 
+    /// Waits for what comes next: of the log, or in the ring.
+    async fn wait(&mut self, log: &mut Log, joined: Joined) -> Woken {
+        let (is_ahead, is_level) = (matches!(joined, Joined::Wait), matches!(joined, Joined::Level));
+        match joined {
+            Joined::Stage(stage) => return Woken::Joined(stage),
+            Joined::Wait | Joined::Level | Joined::No => {}
+            Joined::Alone | Joined::First => return Woken::Item(log.items.next().await),
+        }
+        let Some(live) = &mut self.live else {
+            return Woken::Item(log.items.next().await);
+        };
+        tokio::select! {
+            biased;
+            // Were it to read on while it is ahead, it would stay ahead of the ring, which is paced, for ever.
+            item = log.items.next(), if !is_ahead => Woken::Item(item),
+            () = moved(live) => Woken::Moved,
+            () = tokio::time::sleep(AT_REST), if is_level => Woken::Rest,
+        }
+    }
+
+    /// Waits for the ring to move, and lets others read meanwhile: on a quiet log that may be long. What it moves by is read in the
+    /// log, if it cannot be joined there: behind the same position, as a follower would who was cut off here.
+    async fn aside(&mut self, instance: Instance, position: Position) -> Stage {
+        self.permit = None;
+        loop {
+            if let Some(live) = &mut self.live {
+                moved(live).await;
+            }
+            match self.try_join(&instance, position, Vague::default()) {
+                Joined::Stage(stage) => return stage,
+                Joined::Wait => {}
+                Joined::Level | Joined::No | Joined::Alone | Joined::First => {
+                    return Stage::Open(instance, From::After(position));
+                }
+            }
+        }
+    }
+
     /// Goes on in the ring, if that is possible at this position.
     fn try_join(&mut self, instance: &Instance, position: Position, vague: Vague) -> Joined {
         let Some(live) = self.live.as_mut() else {
-            return Joined::No;
+            return Joined::Alone;
         };
         let is_vague = vague.covers(position);
         match live.reader.join(instance, position) {
@@ -293,9 +353,12 @@ impl Reading {
                 self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
                 Joined::Stage(Stage::Join)
             }
+            // It still holds what it held; but nobody else will tell the rest.
+            _ if live.reader.is_closed() && self.scope.is_gone() => Joined::Alone,
             _ if live.reader.is_closed() => Joined::Stage(Stage::Orphaned),
             Join::Ahead if !is_vague => Joined::Wait,
-            Join::Here(_) | Join::ReadOn | Join::Ahead => Joined::No,
+            Join::Level if !is_vague => Joined::Level,
+            Join::Here(_) | Join::ReadOn | Join::Level | Join::Ahead => Joined::No,
         }
     }
 
@@ -327,17 +390,25 @@ impl Reading {
     }
 
     async fn failed(&mut self, instance: Instance, from: From, error: &platform::Error) -> Stage {
-        let (lease, replica) = (&self.scope.lease, &self.scope.replica);
-        self.scope.world.count_error(error);
-        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "history read failed");
-        self.failures += 1;
-        if error.is_retryable() && self.failures < TRIES {
-            tokio::time::sleep(RETRY).await;
+        if self.may_try_again(error).await {
             return Stage::Open(instance, from);
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
         self.unknown_gap(cause);
         Stage::RunEnded(instance)
+    }
+
+    /// Whether it is worth while to try again what has failed so; after a pause.
+    async fn may_try_again(&mut self, error: &platform::Error) -> bool {
+        let (lease, replica) = (&self.scope.lease, &self.scope.replica);
+        self.scope.world.count_error(error);
+        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "history read failed");
+        self.failures += 1;
+        let again = error.is_retryable() && self.failures < TRIES;
+        if again {
+            tokio::time::sleep(RETRY).await;
+        }
+        again
     }
 
     /// What comes behind a run that was read to its end.
@@ -351,8 +422,8 @@ impl Reading {
                 let at = self.at.as_ref().filter(|(run, _)| *run == instance).map(|(_, position)| *position);
                 match live.reader.join_end(&instance, at.unwrap_or(Position::START)) {
                     Join::Here(_) => return Stage::Join,
-                    Join::ReadOn | Join::Ahead if live.reader.is_closed() => return Stage::Orphaned,
-                    Join::ReadOn | Join::Ahead => {}
+                    _ if !live.reader.is_closed() || self.scope.is_gone() => {}
+                    _ => return Stage::Orphaned,
                 }
             }
             let slot = self.slot();
@@ -369,6 +440,9 @@ impl Reading {
                 return Stage::Open(next.instance.clone(), From::Start);
             }
             let Some(live) = &mut self.live else { return Stage::End };
+            if live.reader.is_closed() {
+                return self.over(&slot, &instance);
+            }
             // Nothing is read meanwhile, and that may be long.
             self.permit = None;
             tokio::select! {
@@ -376,6 +450,19 @@ impl Reading {
                 changed = self.scope.view.changed() => if changed.is_err() { return Stage::Orphaned },
             }
         }
+    }
+
+    /// The replica is gone, and `instance` was the last run of it that can be read. Says what the ring would have said.
+    fn over(&mut self, slot: &ReplicaView, instance: &Instance) -> Stage {
+        if let Some(event) = slot.run(instance).and_then(Event::ended) {
+            self.tell(&event);
+        }
+        let newest = self.live.as_ref().and_then(|live| live.reader.ring().tip_instance());
+        if newest.is_some_and(|newest| newest != *instance) {
+            self.unknown_gap(GapCause::Rotated);
+        }
+        self.tell(&Event::gone());
+        Stage::End
     }
 
     /// Lines may be missing here.

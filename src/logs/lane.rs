@@ -124,7 +124,7 @@ impl Lane {
                             batch.add(message, None);
                         }
                         Some(Step::Join(subscription)) => self.join(*subscription),
-                        Some(Step::Orphaned) => self.orphaned(),
+                        Some(Step::Orphaned) => self.again(),
                         Some(Step::End) | None => self.mode = Mode::Ended,
                     },
                     Mode::Live(_) => return self.poll_live(batch, cx),
@@ -156,7 +156,12 @@ impl Lane {
                 Poll::Ready(Turn::Lagged)
             }
             Taken::Closed => {
-                self.orphaned();
+                // For good, if the replica is gone; then everything was taken.
+                if self.scope.is_gone() {
+                    self.mode = Mode::Ended;
+                } else {
+                    self.again();
+                }
                 Poll::Ready(Turn::More)
             }
         }
@@ -187,16 +192,8 @@ impl Lane {
         self.mode = Mode::Live(subscription);
     }
 
-    /// The actor has ended: for good, if the replica is gone; otherwise another one goes on behind what was sent.
-    fn orphaned(&mut self) {
-        let view = self.scope.view.borrow();
-        let gone = view.ended || view.replica(&self.scope.replica).is_none();
-        drop(view);
-        let gone = gone || self.scope.view.has_changed().is_err();
-        if gone {
-            self.mode = Mode::Ended;
-            return;
-        }
+    /// The actor has ended: another one goes on behind what was sent.
+    fn again(&mut self) {
         self.scope.resume.clone_from(&self.at);
         self.subscribe();
     }

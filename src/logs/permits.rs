@@ -66,6 +66,13 @@ impl HistoryPermits {
         Ok(HistoryPermit { _of_owner: of_owner, _of_all: of_all })
     }
 
+    /// Whether whoever asks for another one for `owner` has to wait.
+    pub fn are_used_up(&self, owner: &Owner) -> bool {
+        let none_left = |permits: &Semaphore| permits.available_permits() == 0;
+        none_left(&self.0.all)
+            || self.0.owners.get(owner).and_then(|own| own.upgrade()).is_some_and(|own| none_left(&own))
+    }
+
     /// Waits until `owner` may make use of so many bytes that were read. They count even if it is cancelled.
     pub async fn pace(&self, owner: &Owner, bytes: usize) {
         let bytes = bytes as u64;
@@ -125,6 +132,8 @@ mod tests {
         };
         tokio::time::timeout(SECOND, more).await.unwrap_err();
         let share = held.len();
+        assert!(permits.are_used_up(&greedy));
+        assert_eq!(permits.are_used_up(&other), share == history_reads);
         if share < history_reads {
             drop(permits.acquire(&other).await.unwrap());
         }

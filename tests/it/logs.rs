@@ -11,6 +11,8 @@ use crate::support::gateway::Scene;
 use crate::support::oracle::Seen;
 use crate::support::reason;
 
+mod history;
+
 fn replica(service: &str, index: u32) -> Replica {
     Replica { service: service.parse().unwrap(), index }
 }

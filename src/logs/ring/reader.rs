@@ -68,6 +68,8 @@ pub enum Join {
     Here(Vec<Chunk>),
     /// Not from this position: he must read on by himself.
     ReadOn,
+    /// Neither, though nothing in the ring lies behind his position: he must read on, and may wait with that until the ring has moved.
+    Level,
     /// His position lies ahead of the ring: he must wait until the ring has moved.
     Ahead,
 }
@@ -190,14 +192,14 @@ impl Reader {
             return Join::ReadOn;
         };
         if at >= tip.position && state.vague.covers(tip.position) {
-            return Join::ReadOn;
+            return Join::Level;
         }
         if at > tip.position {
             return Join::Ahead;
         }
         if at == tip.position {
             if tip.adjacent == Adjacent::Gap {
-                return Join::ReadOn;
+                return Join::Level;
             }
             (self.next, self.seen) = tip.behind;
             return Join::Here(Vec::new());

@@ -1,0 +1,169 @@
+//! One follower's own read of older lines: it is not cut short, and keeps nobody else from reading.
+
+use leasemux::model::limits::{Limits, QuotaLimits};
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::replica_event::Kind;
+use tonic::Code;
+
+use super::{lines, replica, small_ring, wide_lines};
+use crate::support::gateway::{Scene, Stream};
+use crate::support::oracle::Seen;
+use crate::support::reason;
+
+/// A follower who has begun with a log far longer than ring, stream buffer, pipe and window hold together.
+async fn amid_history(scene: &Scene) -> Stream {
+    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    stream.until(|seen| seen.lines("web", 0) >= 1).await;
+    stream
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_is_read_to_its_end_though_the_lease_ends_meanwhile() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, wide_lines(0..10_000));
+    world.end(&scene.lease, &web, 1);
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, wide_lines(0..10_000));
+    let mut stream = amid_history(&scene).await;
+    world.end(&scene.lease, &web, 0);
+    world.change(&scene.lease, |view| view.ended = true);
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    let status = stream.end().await;
+    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
+    assert_eq!(stream.received.lines("web", 0), 20_000);
+    assert_eq!(
+        stream.received.events("web", 0),
+        [Kind::Ended, Kind::Started, Kind::Ended, Kind::Waiting, Kind::Gone]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_is_read_to_its_end_though_the_replica_goes_meanwhile() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let run = world.start(&scene.lease, &web);
+    world.print(&run, wide_lines(0..10_000));
+    let mut stream = amid_history(&scene).await;
+    world.end(&scene.lease, &web, 0);
+    world.change(&scene.lease, |view| {
+        view.services.get_mut(&web.service).unwrap().replicas.remove(&web.index);
+    });
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    assert_eq!(stream.received.lines("web", 0), 10_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_can_no_longer_be_named_is_a_gap() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, wide_lines(0..10_000));
+    world.end(&scene.lease, &web, 1);
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, lines(0..10));
+    let mut stream = amid_history(&scene).await;
+    world.end(&scene.lease, &web, 0);
+    world.change(&scene.lease, |view| {
+        view.services.get_mut(&web.service).unwrap().replicas.remove(&web.index);
+    });
+    stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
+    assert_eq!(stream.received.lines("web", 0), 10_000);
+    assert!(stream.received.of("web", 0).contains(&Seen::Gap(0, 0, false)));
+}
+
+/// One history read at a time.
+fn one_read() -> Limits {
+    Limits { quota: QuotaLimits { history_reads: 1, ..QuotaLimits::default() }, ..Limits::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_cannot_meet_a_quiet_ring_keeps_nobody_else_from_reading() {
+    let scene = Scene::new(one_read(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    world.print(&run, lines(0..10));
+    let mut first = scene.open(request.clone()).await.unwrap();
+    first.until(|seen| seen.lines("web", 0) == 10).await;
+    // The shared reader loses all but the last line, which is of the time of the one before.
+    world.fail(&run, true);
+    assert!(first.is_quiet().await);
+    world.print(&run, lines(10..20));
+    world.rotate(&run, 1);
+    world.fail(&run, false);
+    first.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
+    let mut later = Vec::new();
+    for _ in 0..3 {
+        let mut stream = scene.open(request.clone()).await.unwrap();
+        stream.until(|seen| seen.lines("web", 0) == 1).await;
+        later.push(stream);
+    }
+    // Nor a log open.
+    scene.gateway.eventually(|_| world.open() == 1).await;
+    for step in 20..30 {
+        world.print(&run, lines(step..step + 1));
+        for stream in &mut later {
+            stream.until(|seen| seen.lines("web", 0) == step - 18).await;
+            assert!(stream.is_quiet().await);
+        }
+    }
+    let last: String = lines(19..30).collect();
+    assert!(later.iter().all(|stream| stream.received.text("web", 0) == last));
+    first.until(|seen| seen.lines("web", 0) == 21).await;
+    assert_eq!(world.open(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_behind_a_loss_keeps_nobody_else_from_reading() {
+    let scene = Scene::new(one_read(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    world.print(&run, lines(0..3));
+    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    let mut first = scene.open(request.clone()).await.unwrap();
+    first.until(|seen| seen.lines("web", 0) == 3).await;
+    world.lose(&run, 4);
+    first.until(|seen| seen.missing("web", 0) == 4).await;
+    let mut later = Vec::new();
+    for _ in 0..3 {
+        let mut stream = scene.open(request.clone()).await.unwrap();
+        stream.until(|seen| seen.missing("web", 0) == 4).await;
+        later.push(stream);
+    }
+    scene.gateway.eventually(|_| world.open() == 1).await;
+    world.print(&run, lines(7..20));
+    for stream in later.iter_mut().chain([&mut first]) {
+        stream.until(|seen| seen.lines("web", 0) == 16).await;
+        assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 4);
+    }
+    scene.gateway.eventually(|_| world.open() == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_lines_are_no_more_than_asked_for_though_a_log_cannot_be_read_at_first() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    world.end(&scene.lease, &web, 1);
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, lines(0..4));
+    world.fail(&second, true);
+    let mut stream = scene.open(ServiceLogsRequest { tail_lines: Some(3), ..scene.request() }).await.unwrap();
+    let mend = async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        world.fail(&second, false);
+    };
+    let (status, ()) = tokio::join!(stream.end(), mend);
+    assert_eq!(status.code(), Code::Ok);
+    assert_eq!(stream.received.text("web", 0), "line 1\nline 2\nline 3\n");
+}
