@@ -12,7 +12,8 @@
 //!   locks nobody out.
 //!
 //! There is one query in flight for a name, whoever asks. Names that are not known yet are asked for at a limited rate, and so
-//! many at once: a flood of strangers cannot make a flood of queries, nor keep those from being confirmed who are known.
+//! many at once: a flood of strangers cannot make a flood of queries, nor keep those from being confirmed who are known. Nor do
+//! these keep out those who are not.
 
 mod cache;
 mod connect;
@@ -33,9 +34,9 @@ use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use http::Uri;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -72,8 +73,9 @@ const REFUSALS_MAX: usize = 4_096;
 /// Queries in flight at once about names that are not known yet.
 const FLIGHTS_MAX: usize = 64;
 
-/// Queries at once to confirm what streams run on.
-const CONFIRMATIONS_AT_ONCE: usize = 16;
+/// Queries at once to confirm what streams run on: all that is remembered is confirmed in its time as long as the node takes no
+/// longer than half a second for each.
+const CONFIRMATIONS_AT_ONCE: usize = 64;
 
 /// How often it is looked for what is to be confirmed.
 const TICK: Duration = Duration::from_secs(1);
@@ -127,6 +129,8 @@ struct Shared {
     clock: fn() -> LogTime,
     cache: Mutex<Cache>,
     flights: Mutex<HashMap<Name, Flight>>,
+    /// Room for queries about names that are not known yet.
+    strangers: Arc<Semaphore>,
     rate: Mutex<Bucket>,
     metrics: Metrics,
     tasks: TaskTracker,
@@ -167,6 +171,7 @@ impl ChainTrust {
             clock,
             cache: Mutex::new(cache),
             flights: Mutex::default(),
+            strangers: Arc::new(Semaphore::new(FLIGHTS_MAX)),
             rate: Mutex::new(Bucket::new(rate)),
             metrics,
             tasks: TaskTracker::new(),
@@ -270,12 +275,7 @@ impl Shared {
             return Some(flight.clone());
         }
         // What is known is bounded already, and must be confirmed whoever else comes.
-        if !known {
-            let now = Instant::now().into_std();
-            if flights.len() >= FLIGHTS_MAX || lock(&self.rate).try_take(1, now).is_err() {
-                return None;
-            }
-        }
+        let room = if known { None } else { Some(self.room()?) };
         let (told, flight) = watch::channel(None);
         flights.insert(name.clone(), flight.clone());
         drop(flights);
@@ -287,8 +287,16 @@ impl Shared {
                 () = ended.cancelled() => {}
                 () = shared.query(&name, told) => {}
             }
+            drop(room);
         });
         Some(flight)
+    }
+
+    /// Room for a query about somebody who is not known yet.
+    fn room(&self) -> Option<OwnedSemaphorePermit> {
+        let room = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
+        lock(&self.rate).try_take(1, Instant::now().into_std()).ok()?;
+        Some(room)
     }
 
     async fn query(&self, name: &Name, told: watch::Sender<Option<Outcome>>) {
@@ -329,21 +337,31 @@ impl Shared {
         }
     }
 
-    /// Confirms what running streams stand on, for ever.
+    /// Sees to what running streams stand on, for ever.
     async fn keep(self: Arc<Self>) {
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tokio::join!(self.confirm(), self.watch_graces());
+    }
+
+    async fn confirm(self: &Arc<Self>) {
         loop {
-            ticks.tick().await;
-            let (due, on_grace) = {
-                let cache = lock(&self.cache);
-                (cache.due(Instant::now()), cache.on_grace())
-            };
-            self.metrics.chain_on_grace.set(u32::try_from(on_grace).unwrap_or(u32::MAX));
+            sleep(TICK).await;
+            let due = lock(&self.cache).due(Instant::now());
             let confirm = stream::iter(due).for_each_concurrent(CONFIRMATIONS_AT_ONCE, async |name| {
                 self.find(name).await;
             });
             confirm.await;
+        }
+    }
+
+    async fn watch_graces(&self) {
+        loop {
+            sleep(TICK).await;
+            let on_grace = {
+                let (mut cache, now) = (lock(&self.cache), Instant::now());
+                cache.end_graces(now);
+                cache.on_grace(now)
+            };
+            self.metrics.chain_on_grace.set(u32::try_from(on_grace).unwrap_or(u32::MAX));
         }
     }
 }

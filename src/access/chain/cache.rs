@@ -1,5 +1,6 @@
 //! What the chain said, and until when that counts. Knows no runtime; the time is passed in.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -119,14 +120,25 @@ impl Cache {
         }
     }
 
-    /// What running streams stand on and must be confirmed now.
+    /// What running streams stand on and must be confirmed now, what was confirmed longest ago first.
     pub(super) fn due(&self, now: Instant) -> Vec<Name> {
         let due = self.good.iter().filter(|(_, good)| {
             good.hold.is_shared()
                 && good.confirmed.age(now) >= CONFIRMED_FOR
                 && good.retry_at.is_none_or(|at| now >= at)
         });
-        due.map(|(name, _)| name.clone()).collect()
+        let mut due: Vec<_> = due.map(|(name, good)| (good.confirmed.age(now), name.clone())).collect();
+        due.sort_by_key(|(age, _)| Reverse(*age));
+        due.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// Ends what streams run on by a grace that is over: of this a node that hangs must not be the judge.
+    pub(super) fn end_graces(&mut self, now: Instant) {
+        for good in self.good.values_mut() {
+            if good.retry_at.is_some() && good.confirmed.age(now) > self.grace && good.hold.is_shared() {
+                std::mem::take(&mut good.hold).lapse();
+            }
+        }
     }
 
     /// Takes what came of asking.
@@ -214,8 +226,9 @@ impl Cache {
     }
 
     /// How many go on though the node did not answer when it was last asked to confirm them.
-    pub(super) fn on_grace(&self) -> usize {
-        self.good.values().filter(|good| good.retry_at.is_some()).count()
+    pub(super) fn on_grace(&self, now: Instant) -> usize {
+        let goes_on = |good: &&Good| good.retry_at.is_some() && good.confirmed.age(now) <= self.grace;
+        self.good.values().filter(goes_on).count()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -20,6 +20,8 @@ const LATER: Duration = Duration::from_secs(70);
 struct Double {
     answers: Mutex<HashMap<Name, Answer>>,
     silent: AtomicBool,
+    /// How long it takes to answer, or to be given up.
+    pace: Mutex<Duration>,
     asked: AtomicUsize,
     /// A question waits for one of these.
     turns: Semaphore,
@@ -32,6 +34,10 @@ impl Ledger for Handle {
         Box::pin(async move {
             self.0.asked.fetch_add(1, Ordering::SeqCst);
             self.0.turns.acquire().await.unwrap().forget();
+            let pace = *lock(&self.0.pace);
+            if !pace.is_zero() {
+                sleep(pace).await;
+            }
             if self.0.silent.load(Ordering::SeqCst) {
                 return Err(Silence::Late);
             }
@@ -58,6 +64,7 @@ impl World {
         let chain = Arc::new(Double {
             answers: Mutex::default(),
             silent: AtomicBool::new(false),
+            pace: Mutex::default(),
             asked: AtomicUsize::new(0),
             turns: Semaphore::new(100_000),
         });
@@ -92,6 +99,27 @@ impl World {
         let line =
             text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
         line.unwrap_or_else(|| panic!("no {series} in\n{text}")).rsplit(' ').next().unwrap().to_owned()
+    }
+
+    /// So many accounts, each with somebody who stands on it.
+    async fn crowd(&self, accounts: u16) -> Vec<Trusted<AccountKey>> {
+        let key = fresh();
+        let mut all = Vec::new();
+        for number in 0..accounts {
+            let mut bytes = [0; 20];
+            bytes[..2].copy_from_slice(&number.to_be_bytes());
+            let owner = Owner::from_account(bytes);
+            lock(&self.chain.answers).insert(Name::Account(owner.clone()), found(&key));
+            match self.trust.account(&owner).await {
+                Ok(Verdict::Trusted(trusted)) => all.push(trusted),
+                other => panic!("{other:?}"),
+            }
+        }
+        all
+    }
+
+    fn pace(&self, pace: Duration) {
+        *lock(&self.chain.pace) = pace;
     }
 
     fn silence(&self, silent: bool) {
@@ -184,6 +212,55 @@ async fn what_is_withdrawn_stops_working_in_time_streams_included() {
     assert!(begun.elapsed() <= LATER, "{:?}", begun.elapsed());
     assert!(matches!(world.ask(&key).await, Ok(Verdict::Unknown)));
     assert!(!other.withdrawn().is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_many_stand_on_is_confirmed_in_time_also_by_a_slow_node() {
+    let world = World::with_rate(10_000);
+    let crowd = world.crowd(1_000).await;
+    world.pace(Duration::from_secs(1));
+    sleep(5 * CONFIRMED_FOR).await;
+    assert!(crowd.iter().all(|one| !one.withdrawn().is_cancelled()));
+    lock(&world.chain.answers).clear();
+    let all = futures_util::future::join_all(crowd.iter().map(|one| one.withdrawn().cancelled()));
+    tokio::time::timeout(LATER, all).await.expect("all are withdrawn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grace_of_many_ends_in_time_also_while_a_node_hangs() {
+    let world = World::with_rate(10_000);
+    let crowd = world.crowd(1_000).await;
+    world.silence(true);
+    world.pace(Duration::from_secs(5));
+    sleep(GRACE * 9 / 10).await;
+    assert!(crowd.iter().all(|one| !one.withdrawn().is_cancelled()));
+    assert_ne!(world.metric("leasemux_chain_on_grace"), "0");
+    let ends = crowd.iter().map(|one| one.hold().ended(Refusal::AccountWithdrawn));
+    let ends = tokio::time::timeout(GRACE / 10 + LATER, futures_util::future::join_all(ends)).await;
+    assert!(ends.expect("all are told").iter().all(|end| *end == Refusal::TrustUnavailable));
+    sleep(2 * TICK).await;
+    assert_eq!(world.metric("leasemux_chain_on_grace"), "0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_known_keeps_nobody_out_who_is_not() {
+    let world = World::with_rate(10_000);
+    let crowd = world.crowd(200).await;
+    advance(CONFIRMED_FOR).await;
+    // All of them are asked for again, and no answer comes.
+    world.chain.turns.forget_permits(usize::MAX);
+    let owners: Vec<Owner> = lock(&world.chain.answers)
+        .keys()
+        .map(|name| match name {
+            Name::Account(owner) | Name::Certificate(owner, _) => owner.clone(),
+        })
+        .collect();
+    let all = futures_util::future::join_all(owners.iter().map(|owner| world.trust.account(owner)));
+    assert!(tokio::time::timeout(TICK, all).await.is_err());
+    assert!(world.asked() >= 2 * crowd.len());
+    let key = world.account();
+    world.chain.turns.add_permits(1_000);
+    world.trusted(&key).await;
 }
 
 #[tokio::test(start_paused = true)]
