@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod bare;
+mod certificates;
 mod chain;
 mod cli;
 mod commands;

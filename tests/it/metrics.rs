@@ -339,7 +339,7 @@ async fn every_metric_moves_when_its_thing_happens() {
 }
 
 /// Metrics that are seen to move in other tests: restarts in `restart.rs`; watches in `kube.rs`; what is before HTTP/2, in `prometheus.rs` and
-/// `secure.rs`; the certificates' ends with their reloading; questions to the chain where they are asked; and the build never moves.
+/// `secure.rs`; the certificates' ends in `certificates.rs`; questions to the chain where they are asked; and the build never moves.
 const ELSEWHERE: [&str; 15] = [
     "leasemux_restarts_total",
     "leasemux_watch_failures_total",
