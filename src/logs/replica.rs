@@ -12,29 +12,23 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::chunk::{Chunk, Chunker};
-use super::frame::{Event, Gap};
+use self::handle::{Followers, Subscribe};
+use self::runs::CurrentRun;
+use self::source::{Answer, Source};
+use super::chunk::Chunk;
 use super::ring::Ring;
-use crate::model::id::{Instance, LeaseId, Replica};
+use crate::model::id::{LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
-use crate::model::line::{GapCause, LineBatch, SourceGap};
-use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName, Read};
-use crate::model::position::Position;
-use crate::model::time::LogTime;
-use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
-use crate::platform::{self, From, Platform, TailItem, TailRequest};
+use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName};
+use crate::model::view::{LeaseView, ReplicaView};
+use crate::platform::{self, Platform};
 
 mod handle;
+mod reading;
+mod runs;
 mod source;
 
-use handle::{Followers, Subscribe};
-pub use handle::{Handle, Subscription};
-use source::{Answer, Source};
-
-/// First pause after the source failed; doubled with each failure, up to [`RETRY_MAX`].
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-/// Longest pause after the source failed: short enough for a follower not to give up.
-const RETRY_MAX: Duration = Duration::from_secs(5);
+pub use self::handle::{Handle, Subscription};
 
 /// What an actor needs to know of the world.
 #[derive(Clone, Debug)]
@@ -69,20 +63,6 @@ struct Actor {
     end: ActorEnd,
     /// The reason last told for why nothing runs, so that it is told once.
     waiting_for: Option<String>,
-}
-
-/// The run whose log is, or was last, read.
-struct CurrentRun {
-    instance: Instance,
-    chunker: Chunker,
-    /// When the oldest line that waits in the chunker was read.
-    read_at: Instant,
-    /// Time of the newest line.
-    last_time: Option<LogTime>,
-    /// Whether it had ended before anybody followed: no news, then.
-    end_is_old: bool,
-    /// Whether it was told that its log cannot be read.
-    gap_was_told: bool,
 }
 
 /// What the actor's loop does next.
@@ -202,228 +182,6 @@ impl Actor {
     fn slot(&self) -> Option<ReplicaView> {
         self.view.borrow().replica(&self.replica).cloned()
     }
-
-    /// Opens the newest run's log at its end: what is older is for those to read who ask for it.
-    fn begin(&mut self) {
-        match self.slot().as_ref().and_then(ReplicaView::newest) {
-            Some(run) => {
-                self.run = Some(CurrentRun { end_is_old: run.end.is_some(), ..CurrentRun::new(run) });
-                self.open(From::Last(0));
-            }
-            None => self.idle(),
-        }
-    }
-
-    fn open(&mut self, from: From) {
-        let Some(run) = &self.run else { return };
-        let request = TailRequest {
-            lease: self.lease.clone(),
-            replica: self.replica.clone(),
-            instance: run.instance.clone(),
-            from,
-            follow: true,
-        };
-        self.world.metrics.source_opens.of(Read::Live).increment(1);
-        let platform = Arc::clone(&self.world.platform);
-        self.source = Source::Opening(Box::pin(async move { platform.tail(request).await }));
-    }
-
-    fn read(&mut self, read: Answer) {
-        match read {
-            Answer::Again => match &self.run {
-                Some(run) if self.is_begun() => self.open(From::After(run.chunker.position())),
-                _ => self.open(From::Last(0)),
-            },
-            Answer::Opened(Ok(tail)) => {
-                if !self.is_begun()
-                    && let Some(run) = &mut self.run
-                {
-                    run.chunker = Chunker::new(tail.start);
-                    self.ring.begin(&run.instance, tail.start);
-                }
-                self.source = Source::Reading(tail.items);
-            }
-            Answer::Item(Some(Ok(TailItem::Lines(batch)))) => {
-                self.failures = 0;
-                self.lines(&batch);
-            }
-            Answer::Item(Some(Ok(TailItem::Gap(gap)))) => self.source_gap(gap),
-            Answer::Opened(Err(error)) | Answer::Item(Some(Err(error))) => self.failed(&error),
-            Answer::Item(None) => self.log_ended(),
-        }
-    }
-
-    /// Whether the ring knows where the present run's log stands.
-    fn is_begun(&self) -> bool {
-        let tip = self.ring.tip_instance();
-        self.run.as_ref().is_some_and(|run| tip.as_ref() == Some(&run.instance))
-    }
-
-    fn lines(&mut self, batch: &LineBatch) {
-        let Some(run) = &mut self.run else { return };
-        let now = Instant::now();
-        let metrics = &self.world.metrics;
-        metrics.lines_in.increment(batch.lines.iter().filter(|line| line.ends).count() as u64);
-        metrics.bytes_in.increment(batch.data.len() as u64);
-        if run.chunker.is_empty() {
-            run.read_at = now;
-        }
-        if let Some(line) = batch.lines.last() {
-            run.last_time = Some(line.time);
-        }
-        run.gap_was_told = false;
-        run.chunker.push(batch, &mut self.chunks);
-        if now >= self.paced_until {
-            self.flush();
-            return;
-        }
-        if !self.chunks.is_empty() {
-            self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
-            run.read_at = now;
-        }
-        self.due = (!run.chunker.is_empty()).then_some(self.paced_until);
-    }
-
-    /// Sends what waits; what comes within the pace from now on waits.
-    fn flush(&mut self) {
-        self.due = None;
-        let Some(run) = &mut self.run else { return };
-        self.chunks.extend(run.chunker.flush());
-        if self.chunks.is_empty() {
-            return;
-        }
-        self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
-        self.paced_until = Instant::now() + self.world.limits.pace;
-    }
-
-    fn source_gap(&mut self, gap: SourceGap) {
-        self.flush();
-        let Some(run) = &mut self.run else { return };
-        let SourceGap { cause, lines, bytes, exact, after } = gap;
-        run.chunker.skip_to(after);
-        let told = Gap { cause, lines, bytes, exact, from: run.last_time, to: None };
-        self.ring.push_gap(&run.instance, told, after);
-    }
-
-    /// Lines may be missing behind the newest one.
-    fn unknown_gap(&mut self, cause: GapCause) {
-        let Some(run) = &self.run else { return };
-        let after = run.chunker.position();
-        self.source_gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
-    }
-
-    fn failed(&mut self, error: &platform::Error) {
-        self.flush();
-        self.world.count_error(error);
-        let (lease, replica) = (&self.lease, &self.replica);
-        if error.is_retryable() {
-            let pause = RETRY_MAX.min(RETRY_FIRST * 2_u32.saturating_pow(self.failures));
-            self.failures = self.failures.saturating_add(1);
-            tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, ?pause, "source failed, will be opened again");
-            self.source = Source::Retry(Instant::now() + pause);
-            return;
-        }
-        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "log is not readable");
-        self.unreadable();
-    }
-
-    /// Says once that lines may be missing. A run that goes on may yet be readable: its log may have been removed, or replaced.
-    fn unreadable(&mut self) {
-        let slot = self.slot().unwrap_or_default();
-        let is_begun = self.is_begun();
-        let Some(run) = &mut self.run else { return };
-        let goes_on = slot.run(&run.instance).is_some_and(|run| run.end.is_none());
-        if !is_begun {
-            self.ring.begin(&run.instance, Position::START);
-        }
-        if !std::mem::replace(&mut run.gap_was_told, true) {
-            self.unknown_gap(GapCause::Source);
-        }
-        if goes_on {
-            self.source = Source::Retry(Instant::now() + RETRY_MAX);
-        } else {
-            self.log_ended();
-        }
-    }
-
-    fn log_ended(&mut self) {
-        self.flush();
-        self.source = Source::Ended;
-        self.view_changed();
-    }
-
-    /// Goes on to the next run once the present one's log has ended and the view says how.
-    fn view_changed(&mut self) {
-        match self.source {
-            Source::Idle => self.next_run(),
-            Source::Ended => {
-                let slot = self.slot().unwrap_or_default();
-                let Some(run) = &self.run else { return };
-                match slot.run(&run.instance).map(Event::ended) {
-                    // The log has ended, but the view does not know yet.
-                    Some(None) if !self.lease_ended() => return,
-                    Some(Some(event)) if !run.end_is_old => self.ring.push_event(Some(&run.instance), &event),
-                    _ => {}
-                }
-                self.source = Source::Idle;
-                self.next_run();
-            }
-            Source::Opening(_) | Source::Reading(_) | Source::Retry(_) => {}
-        }
-    }
-
-    fn next_run(&mut self) {
-        let Some(slot) = self.slot() else { return };
-        let next = match &self.run {
-            Some(run) => slot.run_behind(&run.instance),
-            None => slot.runs.first(),
-        };
-        match next {
-            Some(run) => {
-                let skips = self.run.as_ref().is_some_and(|last| last.instance.skips_to(&run.instance));
-                self.start(run);
-                if skips {
-                    // Those between came and went unseen.
-                    self.unknown_gap(GapCause::Rotated);
-                }
-            }
-            None => self.idle(),
-        }
-    }
-
-    fn start(&mut self, run: &Run) {
-        self.waiting_for = None;
-        self.run = Some(CurrentRun::new(run));
-        self.ring.start(&run.instance, &Event::started(run));
-        self.open(From::Start);
-    }
-
-    /// Tells once why nothing runs.
-    fn idle(&mut self) {
-        self.source = Source::Idle;
-        let Some(ReplicaView { state: ReplicaState::Waiting { reason, message }, .. }) = self.slot() else {
-            return;
-        };
-        if self.waiting_for.as_ref() == Some(&reason) {
-            return;
-        }
-        self.waiting_for = Some(reason.clone());
-        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::waiting(reason, message));
-    }
-
-    fn lease_ended(&self) -> bool {
-        let view = self.view.borrow();
-        view.ended || view.replica(&self.replica).is_none() || self.view_is_closed
-    }
-
-    /// Whether the replica is no longer part of the lease and its log was read to its end; says so.
-    fn is_gone(&mut self) -> bool {
-        let gone = self.lease_ended() && matches!(self.source, Source::Idle);
-        if gone {
-            self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::gone());
-        }
-        gone
-    }
 }
 
 impl Drop for Actor {
@@ -435,19 +193,4 @@ impl Drop for Actor {
 
 fn reset(sleep: &mut std::pin::Pin<&mut Sleep>, pause: Duration) {
     sleep.as_mut().reset(Instant::now() + pause);
-}
-
-// === impl CurrentRun ===
-
-impl CurrentRun {
-    fn new(run: &Run) -> Self {
-        Self {
-            instance: run.instance.clone(),
-            chunker: Chunker::new(Position::START),
-            read_at: Instant::now(),
-            last_time: None,
-            end_is_old: false,
-            gap_was_told: false,
-        }
-    }
 }

@@ -1,6 +1,9 @@
 //! Where a history read begins: behind a cursor, at the last lines, at a time, at the oldest line; or in the ring at once.
 
-use super::{Joined, Reading, Ready, Stage, moved};
+use futures_util::StreamExt as _;
+
+use super::log::Joined;
+use super::{Reading, Ready, Stage, moved};
 use crate::logs::follow::{Extent, History};
 use crate::logs::frame::Event;
 use crate::logs::vague::Vague;
@@ -9,7 +12,7 @@ use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::model::view::{ReplicaState, ReplicaView};
-use crate::platform::From;
+use crate::platform::{self, From, TailItem};
 
 impl Reading {
     /// Where to begin: in the ring at once, if it holds all that was asked for.
@@ -107,6 +110,31 @@ impl Reading {
             wanted -= here;
         }
         (Some(oldest), Some(wanted))
+    }
+
+    /// How many lines a run's log has, as far as `enough`. None, if it cannot be read.
+    async fn count(&mut self, instance: &Instance, enough: u64) -> u64 {
+        let lines = loop {
+            match self.try_count(instance, enough).await {
+                Ok(lines) => break lines,
+                Err(error) if self.may_try_again(&error).await => {}
+                Err(_) => break 0,
+            }
+        };
+        self.failures = 0;
+        lines
+    }
+
+    async fn try_count(&mut self, instance: &Instance, enough: u64) -> Result<u64, platform::Error> {
+        let mut items = self.tail(instance.clone(), From::Last(enough), false).await?.items;
+        let mut lines = 0;
+        while let Some(item) = items.next().await {
+            if let TailItem::Lines(batch) = item? {
+                self.permits.pace(self.scope.lease.owner(), batch.data.len()).await;
+                lines += batch.lines.iter().filter(|line| line.ends).count() as u64;
+            }
+        }
+        Ok(lines)
     }
 }
 

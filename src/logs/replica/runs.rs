@@ -1,0 +1,138 @@
+//! Which run an actor reads: the newest at first, then each one that follows it, and the news of their turns.
+
+use tokio::time::Instant;
+
+use super::Actor;
+use super::source::Source;
+use crate::logs::chunk::Chunker;
+use crate::logs::frame::Event;
+use crate::model::id::Instance;
+use crate::model::line::GapCause;
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::model::view::{ReplicaState, ReplicaView, Run};
+use crate::platform::From;
+
+/// The run whose log is, or was last, read.
+pub(super) struct CurrentRun {
+    pub(super) instance: Instance,
+    pub(super) chunker: Chunker,
+    /// When the oldest line that waits in the chunker was read.
+    pub(super) read_at: Instant,
+    /// Time of the newest line.
+    pub(super) last_time: Option<LogTime>,
+    /// Whether it had ended before anybody followed: no news, then.
+    pub(super) end_is_old: bool,
+    /// Whether it was told that its log cannot be read.
+    pub(super) gap_was_told: bool,
+}
+
+// === impl Actor ===
+
+impl Actor {
+    /// Opens the newest run's log at its end: what is older is for those to read who ask for it.
+    pub(super) fn begin(&mut self) {
+        match self.slot().as_ref().and_then(ReplicaView::newest) {
+            Some(run) => {
+                self.run = Some(CurrentRun { end_is_old: run.end.is_some(), ..CurrentRun::new(run) });
+                self.open(From::Last(0));
+            }
+            None => self.idle(),
+        }
+    }
+
+    /// The present run's log was read to its end.
+    pub(super) fn log_ended(&mut self) {
+        self.flush();
+        self.source = Source::Ended;
+        self.view_changed();
+    }
+
+    /// Goes on to the next run once the present one's log has ended and the view says how.
+    pub(super) fn view_changed(&mut self) {
+        match self.source {
+            Source::Idle => self.next_run(),
+            Source::Ended => {
+                let slot = self.slot().unwrap_or_default();
+                let Some(run) = &self.run else { return };
+                match slot.run(&run.instance).map(Event::ended) {
+                    // The log has ended, but the view does not know yet.
+                    Some(None) if !self.lease_ended() => return,
+                    Some(Some(event)) if !run.end_is_old => self.ring.push_event(Some(&run.instance), &event),
+                    _ => {}
+                }
+                self.source = Source::Idle;
+                self.next_run();
+            }
+            Source::Opening(_) | Source::Reading(_) | Source::Retry(_) => {}
+        }
+    }
+
+    fn next_run(&mut self) {
+        let Some(slot) = self.slot() else { return };
+        let next = match &self.run {
+            Some(run) => slot.run_behind(&run.instance),
+            None => slot.runs.first(),
+        };
+        match next {
+            Some(run) => {
+                let skips = self.run.as_ref().is_some_and(|last| last.instance.skips_to(&run.instance));
+                self.start(run);
+                if skips {
+                    // Those between came and went unseen.
+                    self.unknown_gap(GapCause::Rotated);
+                }
+            }
+            None => self.idle(),
+        }
+    }
+
+    fn start(&mut self, run: &Run) {
+        self.waiting_for = None;
+        self.run = Some(CurrentRun::new(run));
+        self.ring.start(&run.instance, &Event::started(run));
+        self.open(From::Start);
+    }
+
+    /// Tells once why nothing runs.
+    fn idle(&mut self) {
+        self.source = Source::Idle;
+        let Some(ReplicaView { state: ReplicaState::Waiting { reason, message }, .. }) = self.slot() else {
+            return;
+        };
+        if self.waiting_for.as_ref() == Some(&reason) {
+            return;
+        }
+        self.waiting_for = Some(reason.clone());
+        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::waiting(reason, message));
+    }
+
+    fn lease_ended(&self) -> bool {
+        let view = self.view.borrow();
+        view.ended || view.replica(&self.replica).is_none() || self.view_is_closed
+    }
+
+    /// Whether the replica is no longer part of the lease and its log was read to its end; says so.
+    pub(super) fn is_gone(&mut self) -> bool {
+        let gone = self.lease_ended() && matches!(self.source, Source::Idle);
+        if gone {
+            self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::gone());
+        }
+        gone
+    }
+}
+
+// === impl CurrentRun ===
+
+impl CurrentRun {
+    fn new(run: &Run) -> Self {
+        Self {
+            instance: run.instance.clone(),
+            chunker: Chunker::new(Position::START),
+            read_at: Instant::now(),
+            last_time: None,
+            end_is_old: false,
+            gap_was_told: false,
+        }
+    }
+}
