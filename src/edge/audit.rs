@@ -15,6 +15,9 @@ use crate::model::peer::PeerNet;
 use crate::model::rate::{Buckets, Rate};
 use crate::model::view::Filter;
 
+/// What a call is told as that is none of the lease service.
+const OTHER: &str = "other";
+
 /// Where its lines go; for filters such as `warn,leasemux::audit=info`.
 const TARGET: &str = "leasemux::audit";
 
@@ -40,7 +43,7 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     audit: Audit,
-    method: Method,
+    method: &'static str,
     from: Option<PeerNet>,
     who: OnceLock<(Owner, bool)>,
     lease: OnceLock<LeaseId>,
@@ -56,6 +59,16 @@ impl Audit {
 
     /// A call begins.
     pub(super) fn case(&self, method: Method, from: Option<PeerNet>) -> Case {
+        self.of(method.name(), from)
+    }
+
+    /// A call begins that is none of the lease service: of health or reflection. What it is called is the caller's to say, and
+    /// not told.
+    pub(super) fn other_case(&self, from: PeerNet) -> Case {
+        self.of(OTHER, Some(from))
+    }
+
+    fn of(&self, method: &'static str, from: Option<PeerNet>) -> Case {
         Case { audit: self.clone(), method, from, who: OnceLock::new(), lease: OnceLock::new() }
     }
 }
@@ -100,7 +113,7 @@ impl Case {
         let (who, proved) = self.who();
         tracing::info!(
             target: TARGET,
-            method = self.method.name(),
+            method = self.method,
             reason,
             who = who.map(tracing::field::display),
             proved,
@@ -115,7 +128,7 @@ impl Case {
     pub(super) fn restarts(&self, filter: &Filter, repeated: bool) {
         tracing::info!(
             target: TARGET,
-            method = self.method.name(),
+            method = self.method,
             who = self.who().0.map(tracing::field::display),
             lease = self.lease.get().map(tracing::field::display),
             from = self.from.map(tracing::field::display),
@@ -166,8 +179,9 @@ mod tests {
             case.about(&lease);
             case.refused("LEASE_NOT_YOURS");
             audit.case(Method::Status, None).refused("CREDENTIALS_MISSING");
+            audit.other_case(from(1)).refused("open_calls_per_peer");
         });
-        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!(told.len(), 4, "{told:?}");
         let who = format!("who={owner}");
         contains_all(
             &told[0],
@@ -178,6 +192,7 @@ mod tests {
             &["ServiceRestart", "LEASE_NOT_YOURS", &who, "proved=true", &format!("lease={lease}")],
         );
         assert!(told[2].contains("ServiceStatus") && !told[2].contains("who="), "{}", told[2]);
+        contains_all(&told[3], &["method=\"other\"", "open_calls_per_peer", "192.0.2.1"]);
     }
 
     #[test]

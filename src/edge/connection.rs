@@ -215,12 +215,9 @@ impl Service<Request<Incoming>> for PerConnection {
         if request.uri().path().starts_with(HEALTH) {
             self.drain.note_asked();
         }
-        match self.net.map(|net| self.service.peers().open_call(net)).transpose() {
+        match self.net.map(|net| self.service.other_call(net)).transpose() {
             Ok(held) => watched.keep(held),
-            Err(exceeded) => {
-                let refused = self.service.refuse(&exceeded.into()).map(Counted::not);
-                return Box::pin(std::future::ready(Ok(refused)));
-            }
+            Err(refused) => return Box::pin(std::future::ready(Ok(refused.map(Counted::not)))),
         }
         watched.watch_other(self.drain.clone());
         let call = self.routes.clone().oneshot(request.map(tonic::body::Body::new));

@@ -24,6 +24,7 @@ use crate::access::refusal::{self, Refusal};
 use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::logs::permits::HistoryPermits;
+use crate::model::count::Held;
 use crate::model::id::LeaseId;
 use crate::model::limits::QuotaLimits;
 use crate::model::metrics;
@@ -143,8 +144,19 @@ impl LeaseService {
         }
     }
 
+    /// A call that needs no credentials: counted as open for as long as the answer lives.
+    ///
+    /// # Errors
+    /// What is answered if the peer has too many open.
+    pub(super) fn other_call(&self, net: PeerNet) -> Result<Held<PeerNet>, Box<Response<ResponseBody>>> {
+        self.peers.open_call(net).map_err(|exceeded| {
+            self.audit.other_case(net).refused(exceeded.quota.label());
+            Box::new(self.refuse(&exceeded.into()))
+        })
+    }
+
     /// What is answered to a call that failed; it is counted whom and what was refused, for that it was is counted with all calls.
-    pub(super) fn refuse(&self, error: &CallError) -> Response<ResponseBody> {
+    fn refuse(&self, error: &CallError) -> Response<ResponseBody> {
         let metrics = &self.fanout.world().metrics;
         match error {
             CallError::Refused(refusal) => metrics.auth_refusals.count(refusal.reason()),
