@@ -470,6 +470,49 @@ mod tests {
         spoilt(with_extension(NAME_CONSTRAINTS, &constraints, true)).unwrap();
     }
 
+    /// Everything is wrong, and mended one after the other: each time the next reason is told.
+    #[test]
+    fn the_checks_come_in_their_order() {
+        type Spoil = fn(&mut Tenant);
+        let spoils: [(Refusal, Spoil); 6] = [
+            (Refusal::CertificateSubject, |tenant| with_name("localhost")(tenant)),
+            (Refusal::CertificateSerial, |tenant| {
+                tenant.params.serial_number = Some(SerialNumber::from_slice(&[0]));
+            }),
+            (Refusal::CertificateKey, |tenant| {
+                tenant.key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+            }),
+            (Refusal::CertificateUsage, |tenant| tenant.params.extended_key_usages.clear()),
+            (Refusal::CertificateAuthority, |tenant| {
+                tenant.params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            }),
+            (Refusal::CertificateExtension, |tenant| with_extension(UNKNOWN, &[5, 0], true)(tenant)),
+        ];
+        let from = |first: usize| {
+            let mut tenant = Tenant::new(1, 1);
+            spoils[first..].iter().for_each(|(_, spoil)| spoil(&mut tenant));
+            tenant.certificate()
+        };
+        for (first, (refusal, _)) in spoils.iter().enumerate() {
+            assert_eq!(check(&from(first)), Err(*refusal));
+        }
+        check(&from(spoils.len())).unwrap();
+        // What can only be done to one that is made already: another issuer before all of these but the first; another algorithm,
+        // and a signature that does not fit, between key and usage.
+        let (address, other) = (Tenant::new(1, 1).address, Tenant::new(2, 1).address);
+        let issuer = |der| patched(der, address.as_str().as_bytes(), other.as_str().as_bytes(), Some(0));
+        assert_eq!(check(&issuer(&from(1))), Err(Refusal::CertificateIssuer));
+        let forged = |first| {
+            let mut der = from(first).to_vec();
+            *der.last_mut().unwrap() ^= 1;
+            CertificateDer::from(der)
+        };
+        let [sha256, sha384] = [2, 3].map(|hash| [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, hash]);
+        assert_eq!(check(&patched(&forged(3), &sha256, &sha384, None)), Err(Refusal::CertificateAlgorithm));
+        assert_eq!(check(&forged(3)), Err(Refusal::CertificateSignature));
+        assert_eq!(check(&forged(2)), Err(Refusal::CertificateKey));
+    }
+
     #[test]
     fn both_ends_of_its_period_belong_to_it() {
         let presented = spoilt(|tenant| {

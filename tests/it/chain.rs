@@ -19,6 +19,8 @@ use leasemux::model::time::LogTime;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tonic::Code;
 
 use crate::support::chain::Chain;
@@ -141,4 +143,33 @@ async fn a_node_is_asked_over_tls_and_only_if_its_certificate_is_signed_right() 
     let queries = chain.queries();
     assert_eq!(calls(&asked(1), &tenant).await, ["TRUST_UNAVAILABLE", "TRUST_UNAVAILABLE"]);
     assert_eq!(chain.queries(), queries);
+}
+
+#[tokio::test]
+async fn an_answer_beyond_its_bound_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let chain = Chain::default();
+    let node = chain.node(None).await;
+    let [small, large] = ["small", "large"].map(|name| tenant(&dir.path().join(name)));
+    for (tenant, padding) in [(&small, 100_000), (&large, 300_000)] {
+        chain.publish(&tenant.owner, &format!("{}{}", tenant.pem, "\n".repeat(padding)), State::Valid);
+    }
+    let gateway =
+        gateway(&format!("http://{}", node.address), None, &dir.path().join("kept"), &[&small, &large]);
+    assert_eq!(calls(&gateway, &small).await[0], "fine");
+    assert_eq!(calls(&gateway, &large).await[0], "TRUST_UNAVAILABLE");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_hangs_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    // It is connected to, and says nothing.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let tenant = tenant(&dir.path().join("tenant"));
+    let gateway = gateway(&address, None, &dir.path().join("kept"), &[&tenant]);
+    let began = Instant::now();
+    assert_eq!(calls(&gateway, &tenant).await, ["TRUST_UNAVAILABLE", "TRUST_UNAVAILABLE"]);
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(9) && took <= Duration::from_secs(11), "two questions: {took:?}");
 }

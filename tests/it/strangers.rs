@@ -19,11 +19,12 @@ use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest, ServiceStatusRequest};
 use leasemux::model::time::LogTime;
+use tempfile::NamedTempFile;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::support::account;
-use crate::support::gateway::{Gateway, proto_lease};
+use crate::support::gateway::{Gateway, Scene, proto_lease};
 
 /// For how long the tokens of these tests are valid.
 const SECONDS: u64 = 600;
@@ -99,22 +100,49 @@ async fn what_a_token_does_not_grant_is_refused_alike_whether_it_exists_or_not_a
     assert_eq!(gateway.world.looks(), 0);
 }
 
-/// The lines of the audit log, in the log at `file`, that tell the end of a stream of `owner`.
-fn ends_of(file: &Path, owner: &Owner) -> Vec<String> {
+/// The lines of the audit log, in the log at `file`, that tell `what` of a call of `owner`.
+fn told_of(file: &Path, what: &str, owner: &Owner) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();
-    let ends = text.lines().filter(|line| {
-        line.contains("leasemux::audit") && line.contains("stream ended") && line.contains(owner.as_str())
-    });
-    ends.map(ToOwned::to_owned).collect()
+    let what = format!("leasemux::audit: {what} ");
+    let told = text.lines().filter(|line| line.contains(&what) && line.contains(owner.as_str()));
+    told.map(ToOwned::to_owned).collect()
+}
+
+/// Has what is logged written to a file, for as long as the second lives.
+fn log_to_file() -> (NamedTempFile, impl Sized) {
+    let file = NamedTempFile::new().unwrap();
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
+    // Were there but one subscriber, whichever thread comes to a place of the code first would decide whether it is listened to.
+    let another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    (file, (tracing::subscriber::set_default(log), another))
+}
+
+#[tokio::test(start_paused = true)]
+async fn restarts_are_told_of_in_the_audit_log_if_they_were_taken_up() {
+    let (file, _log) = log_to_file();
+    let scene = Scene::new(Limits::default(), &[("web", 1_000)]);
+    let owner = scene.lease.owner();
+    let mut client = scene.gateway.client(&scene.certificate).await;
+    let restart = |id: &str| ServiceRestartRequest {
+        lease_id: Some(proto_lease(&scene.lease)),
+        request_id: id.to_owned(),
+        ..Default::default()
+    };
+    for id in ["1", "2", "3", "4", "1"] {
+        client.service_restart(restart(id)).await.unwrap();
+    }
+    client.service_restart(restart("5")).await.unwrap_err();
+    let told = told_of(file.path(), "restart", owner);
+    let repeated = told.iter().filter(|line| line.contains("repeated=true"));
+    assert_eq!((told.len(), repeated.count()), (5, 1), "{told:?}");
+    let told = told_of(file.path(), "call refused", owner);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("ServiceRestart") && told[0].contains("restarts_remembered"), "{told:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
-    // Were there but one subscriber, whichever thread comes to a place of the code first would decide whether it is listened to.
-    let _another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
-    let _log = tracing::subscriber::set_default(log);
+    let (file, _log) = log_to_file();
     let gateway = Gateway::new(Limits::default());
     let follow = |owner: &Owner| {
         gateway.world.add_lease(&lease(owner, 7), &[("web", 1)]);
@@ -134,7 +162,7 @@ async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
     let mut third = client.service_logs(follow(&expiring.key().address())).await.unwrap().into_inner();
     // While they may, nothing is told.
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(ends_of(file.path(), &withdrawn), Vec::<String>::new());
+    assert_eq!(told_of(file.path(), "stream ended", &withdrawn), Vec::<String>::new());
 
     gateway.withdraw(&withdrawn);
     gateway.withdraw_account(&keyless.key().address());
@@ -145,7 +173,7 @@ async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
     ] {
         while stream.message().await.is_ok_and(|message| message.is_some()) {}
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let told = ends_of(file.path(), &owner);
+        let told = told_of(file.path(), "stream ended", &owner);
         assert_eq!(told.len(), 1, "{told:?}");
         for part in [reason.reason(), "ServiceLogs", "proved=true", lease(&owner, 7).to_string().as_str()] {
             assert!(told[0].contains(part), "{part}: {}", told[0]);

@@ -239,6 +239,41 @@ fn a_signature_is_two_numbers_within_the_order() {
     assert_eq!(check(&[one, highest].concat()), Err(Refusal::TokenSignatureHigh));
 }
 
+/// Everything is wrong, and mended one after the other: each time the next reason is told.
+#[test]
+fn the_checks_come_in_their_order() {
+    let part = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+    let mut bad_claims = claims();
+    bad_claims["version"] = json!("v2");
+    let (bad_claims, good_claims) = (bad_claims.to_string(), claims().to_string());
+    let mut low = [0; SIGNATURE_BYTES];
+    (low[31], low[63]) = (1, 1);
+    let mut high = low;
+    // More than half of the order.
+    high[32] = 0x80;
+    let [kid, none, good] = [
+        r#"{"alg":"none","typ":"JWT","kid":"1"}"#,
+        r#"{"alg":"none","typ":"JWT"}"#,
+        r#"{"alg":"ES256K","typ":"JWT"}"#,
+    ];
+    for (header, claims, signature, expected) in [
+        (kid, &bad_claims, &b"short"[..], Refusal::TokenHeader),
+        (none, &bad_claims, b"short", Refusal::TokenAlgorithm),
+        (good, &bad_claims, b"short", Refusal::TokenSignatureForm),
+        (good, &bad_claims, &high, Refusal::TokenSignatureHigh),
+        (good, &bad_claims, &low, Refusal::TokenVersion),
+    ] {
+        let token = [part(header.as_bytes()), part(claims.as_bytes()), part(signature)].join(".");
+        assert_eq!(Token::parse(token.as_bytes()).unwrap_err().refusal, expected);
+        let malformed = Token::parse(format!("{token}!").as_bytes()).unwrap_err().refusal;
+        assert_eq!(malformed, Refusal::TokenMalformed);
+    }
+    let long = "!".repeat(TOKEN_MAX_BYTES + 1);
+    assert_eq!(Token::parse(long.as_bytes()).unwrap_err().refusal, Refusal::TokenTooLong);
+    let last = [part(good.as_bytes()), part(good_claims.as_bytes()), part(&low)].join(".");
+    Token::parse(last.as_bytes()).unwrap();
+}
+
 #[test]
 fn what_is_claimed_is_read() {
     let token = of_claims(&with_granular().to_string()).unwrap();
