@@ -233,7 +233,9 @@ impl Reader {
         let state = self.ring.lock();
         self.moves = state.moves;
         match &state.tip {
-            Some(tip) if tip.instance == *instance && at <= tip.position => {
+            // News behind the newest line come once the log was read to its end here too. Then both stand there, also if one of them
+            // has lost lines and counts fewer.
+            Some(tip) if tip.instance == *instance && (at <= tip.position || state.next() > tip.behind.0) => {
                 (self.next, self.seen) = tip.behind;
                 Join::Here(Vec::new())
             }
@@ -324,4 +326,53 @@ fn rests_behind(chunk: &Chunk, at: Position) -> Vec<Chunk> {
 fn landing(state: &State) -> Option<(usize, Arc<Entry>)> {
     let (index, entry) = state.entries.iter().enumerate().find(|(_, entry)| entry.starts_line())?;
     Some((index, Arc::clone(entry)))
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::NoopRecorder;
+
+    use super::*;
+    use crate::logs::chunk::Mark;
+    use crate::logs::frame::{Event, Gap};
+    use crate::model::id::Replica;
+    use crate::model::line::GapCause;
+    use crate::model::metrics::Metrics;
+    use crate::model::time::LogTime;
+
+    #[test]
+    fn who_has_read_a_run_to_its_end_meets_a_ring_that_lost_some_of_it() {
+        let replica = Replica { service: "web".parse().unwrap(), index: 0 };
+        let ring = Arc::new(Ring::new(replica, 1 << 20, &Metrics::register(&NoopRecorder)));
+        let run = Instance::new("uid", "web", 0).unwrap();
+        let time = LogTime::from_nanos(5);
+        let after = |lines: u64| Position { time, ordinal: lines, offset: 0 };
+        let chunk = |start: Position, text: &'static [u8]| Chunk {
+            data: text.into(),
+            marks: Box::new([Mark { end: u32::try_from(text.len()).unwrap(), time }]),
+            start,
+            end: start.after_line(time),
+        };
+        ring.begin(&run, Position::START);
+        let now = tokio::time::Instant::now();
+        ring.push_lines(&run, &mut vec![chunk(Position::START, b"first\n")], now);
+        // Two lines of the same time are lost, and then comes the last one.
+        let gap =
+            Gap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, from: Some(time), to: None };
+        ring.push_gap(&run, gap, after(1));
+        ring.push_lines(&run, &mut vec![chunk(after(1), b"last\n")], now);
+        // Somebody else has read all four.
+        let mut reader = ring.reader();
+        assert!(matches!(reader.join_end(&run, after(4)), Join::Ahead), "more may come");
+        ring.push_event(Some(&run), &Event::gone());
+        assert!(matches!(reader.join_end(&run, after(4)), Join::Here(_)));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let Poll::Ready(Taken::Entries { entries, .. }) =
+            reader.poll_take(usize::MAX, Representation::Plain, &mut cx)
+        else {
+            panic!("the news behind the last line");
+        };
+        let kinds: Vec<_> = entries.iter().flatten().map(|entry| &entry.kind).collect();
+        assert!(matches!(kinds[..], [Kind::Event]), "{kinds:?}");
+    }
 }
