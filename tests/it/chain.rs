@@ -1,6 +1,7 @@
 //! Trust from a node that really is asked over the network.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,6 +17,7 @@ use leasemux::model::metrics::Metrics;
 use leasemux::model::proto::cert::State;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::time::LogTime;
+use rustix::process::Signal;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -25,6 +27,7 @@ use tonic::Code;
 
 use crate::support::chain::Chain;
 use crate::support::gateway::{Gateway, proto_lease};
+use crate::support::process::World;
 use crate::support::{account, reason};
 
 /// A tenant with all that they have.
@@ -114,6 +117,44 @@ async fn tenants_are_known_by_what_is_on_the_chain() {
     // What is written down is a trust directory.
     let names: Vec<_> = fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// The program itself, by its flags. The node answers from another thread meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_gateway_of_a_chain_locks_nobody_out_when_it_is_restarted_without_it() {
+    let (world, chain) = (World::new(), Chain::default());
+    let [alice, bob] = ["alice", "bob"].map(|name| world.stranger(name));
+    let pem = fs::read_to_string(world.path("alice/cert.pem")).unwrap();
+    chain.publish(alice.owner(), &pem, State::Valid);
+    chain.sign(&IdentityFiles::load_wallet(&world.path("alice")).unwrap().key());
+    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let node = chain.node(None).await;
+    let chain_grpc = format!("--chain-grpc=http://{}", node.address);
+    let identity = |name: &str| format!("--identity={}", world.path(name).display());
+    let token = |name: &str| {
+        let done = world.run(&["token", "new", "--identity", world.path(name).to_str().unwrap()]);
+        format!("--token={}", done.out.trim())
+    };
+    let [alices, bobs] = ["alice", "bob"].map(|name| [identity(name), token(name)]);
+    // What comes of the calls of both, in exit codes.
+    let calls = |address: SocketAddr| {
+        let call = |lease: &LeaseId, credentials: &String| {
+            let gateway = format!("--gateway=https://{address}");
+            let ca = format!("--ca={}", world.path("data/server.pem").display());
+            world.run(&["status", &lease.to_string(), &gateway, &ca, credentials]).status.code().unwrap()
+        };
+        [alices.each_ref().map(|one| call(&alice, one)), bobs.each_ref().map(|one| call(&bob, one))]
+    };
+    let gateway = world.serve(&[(&alice, &sdl), (&bob, &sdl)], &[&chain_grpc]);
+    assert_eq!(calls(gateway.address), [[0, 0], [3, 3]]);
+    assert_eq!(calls(gateway.address), [[0, 0], [3, 3]]);
+    assert_eq!(gateway.metric("leasemux_chain_queries_total{kind=\"certificate\",result=\"found\"}"), 1);
+    gateway.stop(Signal::TERM);
+    drop(node);
+    let gateway = world.serve(&[(&alice, &sdl), (&bob, &sdl)], &[&chain_grpc]);
+    assert_eq!(calls(gateway.address), [[0, 0], [5, 5]]);
+    let done = gateway.stop(Signal::TERM);
+    assert!(done.err.contains("the chain cannot be asked"), "{}", done.err);
 }
 
 #[tokio::test]

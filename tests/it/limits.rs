@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use leasemux::model::id::{Instance, LeaseId};
 use leasemux::model::limits::{Limits, QuotaLimits};
-use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
+use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceRestartRequest};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -148,6 +148,60 @@ async fn an_owner_makes_so_many_calls_a_second_and_is_told_when_the_next_may_com
         drop(client.service_logs(two.scene.request()).await.expect("as was said"));
     }
     assert_eq!(refusals(&two.scene.gateway, "requests_per_owner"), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_an_owner_and_all_are_restarted_so_often_an_hour() {
+    let limits = |lease, owner, all| QuotaLimits {
+        restarts_per_hour: lease,
+        restarts_per_hour_of_owner: owner,
+        restarts_per_hour_in_all: all,
+        ..QuotaLimits::default()
+    };
+    for (quota, name) in [
+        (limits(2, 9, 9), "restarts_per_lease"),
+        (limits(9, 2, 9), "restarts_per_owner"),
+        (limits(9, 9, 2), "restarts"),
+    ] {
+        let two = Two::new(quota);
+        let restart = |scene: &Scene, id: &str| {
+            let request = ServiceRestartRequest {
+                lease_id: Some(proto_lease(&scene.lease)),
+                request_id: id.to_owned(),
+                ..ServiceRestartRequest::default()
+            };
+            let (gateway, certificate) = (scene.gateway.clone(), scene.certificate.clone());
+            async move { gateway.client(&certificate).await.service_restart(request).await }
+        };
+        restart(&two.scene, "one").await.unwrap();
+        restart(&two.scene, "other").await.unwrap();
+        // The same call made again takes nothing.
+        restart(&two.scene, "one").await.unwrap();
+        let status = restart(&two.scene, "third").await.unwrap_err();
+        let subject = match name {
+            "restarts_per_lease" => format!("lease:{}", two.scene.lease),
+            "restarts_per_owner" => format!("owner:{}", two.scene.lease.owner()),
+            _ => "gateway".to_owned(),
+        };
+        let retry_after = used_up(&status, name, &subject, 2);
+        assert!(retry_after <= Duration::from_secs(1_800), "{retry_after:?}");
+        assert_eq!(restart(&two.other, "one").await.is_err(), name == "restarts");
+        tokio::time::sleep(retry_after).await;
+        restart(&two.scene, "third").await.expect("as was said");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_owners_together_make_so_many_calls_a_second() {
+    let two = Two::new(QuotaLimits { requests_per_second_in_all: 2, streams: 2, ..QuotaLimits::default() });
+    for scene in [&two.scene, &two.other] {
+        assert_eq!(scene.open(scene.request()).await.unwrap().end().await.code(), Code::Ok);
+    }
+    let status = two.other.open(two.other.request()).await.err().unwrap();
+    let retry_after = used_up(&status, "requests", "gateway", 2);
+    assert!(retry_after <= Duration::from_millis(500), "{retry_after:?}");
+    tokio::time::sleep(retry_after).await;
+    two.other.open(two.other.request()).await.expect("as was said");
 }
 
 #[tokio::test(start_paused = true)]

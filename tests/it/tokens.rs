@@ -6,6 +6,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::support::account;
 use crate::support::process::{Done, PATIENCE, World};
 
 fn code(done: &Done, expected: i32) {
@@ -62,6 +63,36 @@ fn what_cannot_be_made_or_judged_is_wrong_usage_and_says_what_would_be_right() {
     let bob = fs::read_to_string(world.path("bob/address")).unwrap();
     let whose = format!("; --key is that of {}", bob.trim());
     assert!(done.err.contains("refused: ACCOUNT_UNKNOWN: ") && done.err.contains(&whose), "{done:?}");
+}
+
+#[test]
+fn a_gateway_holds_to_its_longest_lifetime_and_its_provider() {
+    let world = World::new();
+    let lease = world.tenant("alice");
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    let alice = text(world.path("alice"));
+    fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
+    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let provider = format!("--provider={}", lease.provider());
+    let gateway = world.serve(&[(&lease, &sdl)], &["--token-max-lifetime=10m", &provider]);
+    let address = format!("https://{}", gateway.address);
+    let ca = text(world.path("data/server.pem"));
+    let elsewhere = format!("{}/7/1/1/{}", lease.owner(), account(201));
+    let here = lease.to_string();
+    for (ttl, lease, exit, said) in [
+        ("10m", &here, 0, ""),
+        ("10m1s", &here, 3, "valid for longer"),
+        ("10m", &elsewhere, 3, "not at the provider that this gateway serves"),
+    ] {
+        let token = world.run(&["token", "new", "--identity", &alice, "--ttl", ttl]).out;
+        let done = world.run(&["status", lease, "--gateway", &address, "--ca", &ca, "--token", token.trim()]);
+        code(&done, exit);
+        assert!(done.err.contains(said), "{done:?}");
+    }
+    // A certificate as well.
+    let done = world.run(&["status", &elsewhere, "--gateway", &address, "--ca", &ca, "--identity", &alice]);
+    code(&done, 3);
+    assert!(done.err.contains("not at the provider"), "{done:?}");
 }
 
 #[test]

@@ -7,12 +7,16 @@ use leasemux::access::token::{Algorithm, Claims};
 use leasemux::access::wallet::{Wallet, Words};
 use leasemux::model::id::{LeaseId, ServiceName};
 use leasemux::model::limits::Limits;
-use leasemux::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse};
+use leasemux::model::proto::lease::{
+    Cursor, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
+    ServiceStatusRequest,
+};
 use leasemux::model::time::LogTime;
 use tonic::{Code, Status, Streaming};
 
 use super::check;
 use crate::support::gateway::{Gateway, TokenClient, proto_lease};
+use crate::support::world::Comeback;
 use crate::support::{account, lease, replica};
 
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -69,9 +73,13 @@ impl Scene {
 }
 
 fn signed(wallet: &Wallet, access: Access) -> String {
+    signed_for(wallet, access, LIFETIME)
+}
+
+fn signed_for(wallet: &Wallet, access: Access, lifetime: Duration) -> String {
     let now = u64::try_from(LogTime::now().parts().0).unwrap();
     let issuer = wallet.key().address();
-    let expires = now + LIFETIME.as_secs();
+    let expires = now + lifetime.as_secs();
     let claims = Claims { issuer, issued: now, not_before: now, expires, access };
     wallet.sign(Algorithm::Es256kAdr36, &claims).unwrap()
 }
@@ -113,6 +121,79 @@ async fn a_token_reads_what_its_scope_says() {
     let elsewhere = Access::Granular([(account(201), ProviderAccess::Full)].into());
     let refused = scene.client(elsewhere).await.service_logs(scene.request(&[])).await.unwrap_err();
     check("provider", &refused, Code::PermissionDenied, "LEASE_NOT_GRANTED");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
+    let scene = Scene::new(&[("api", 1), ("web", 1)]);
+    let ServiceLogsRequest { lease_id, .. } = scene.request(&[]);
+    for granted in [Scope::Logs, Scope::Status, Scope::Restart] {
+        let mut client = scene.client(scene.granted(&[granted], &["web"])).await;
+        for services in [&[][..], &["web"], &["api"]] {
+            let filters = scene.request(services).filters;
+            let logs = client.service_logs(scene.request(services)).await.map(drop);
+            let status = ServiceStatusRequest {
+                lease_id: lease_id.clone(),
+                filters: filters.clone(),
+                ..ServiceStatusRequest::default()
+            };
+            let status = client.service_status(status).await;
+            let restart = ServiceRestartRequest {
+                lease_id: lease_id.clone(),
+                filters,
+                ..ServiceRestartRequest::default()
+            };
+            let restart = client.service_restart(restart).await;
+            let outcomes = [
+                (Scope::Logs, logs.as_ref().err()),
+                (Scope::Status, status.as_ref().err()),
+                (Scope::Restart, restart.as_ref().err()),
+            ];
+            for (scope, refused) in outcomes {
+                let case = format!("{scope:?} of {services:?} by {granted:?}");
+                if scope != granted {
+                    check(&case, refused.expect(&case), Code::PermissionDenied, "SCOPE_NOT_GRANTED");
+                } else if services == ["api"] {
+                    check(&case, refused.expect(&case), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
+                } else {
+                    assert!(refused.is_none(), "{case}: {refused:?}");
+                }
+            }
+            if let Ok(status) = status {
+                let answer = status.into_inner().message().await.unwrap().unwrap();
+                let names: Vec<_> = answer.services.iter().map(|service| service.name.as_str()).collect();
+                assert_eq!(names, ["web"]);
+            }
+            if let Ok(restart) = restart {
+                let told = restart.into_inner().status;
+                assert!(told.len() == 1 && told[0].service == "web", "{told:?}");
+            }
+        }
+    }
+    tokio::time::sleep(LIFETIME).await;
+    let restarted = scene.gateway.world.restarted();
+    assert!(!restarted.is_empty() && restarted.iter().all(|replica| replica == "web/0"), "{restarted:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_restart_is_told_when_the_token_expires() {
+    let scene = Scene::new(&[("web", 1)]);
+    scene.gateway.world.set_comeback(&replica("web", 0), Comeback::Never);
+    // It expires long before there is a verdict.
+    let minute = Duration::from_secs(60);
+    let token = signed_for(&scene.wallet, Access::Full, minute);
+    let mut client = scene.gateway.client_with_token(&token).await;
+    let hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
+    let request = ServiceRestartRequest {
+        lease_id: scene.request(&[]).lease_id,
+        timeout: Some(hour),
+        ..ServiceRestartRequest::default()
+    };
+    let begun = tokio::time::Instant::now();
+    let refused = client.service_restart(request).await.unwrap_err();
+    check("waiting", &refused, Code::Unauthenticated, "TOKEN_EXPIRED");
+    assert!(begun.elapsed() <= minute);
+    assert_eq!(scene.gateway.world.restarted(), ["web/0"], "it goes on");
 }
 
 #[tokio::test(start_paused = true)]
