@@ -523,6 +523,32 @@ async fn who_comes_late_is_told_each_turn_once_and_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_for_no_history_is_told_once_that_nothing_runs() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    world.end(&scene.lease, &web, 1);
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut streams = Vec::new();
+    // The first one wakes the shared reader, which finds out by itself; and the others come later.
+    for _ in 0..3 {
+        let mut stream = scene.open(request.clone()).await.unwrap();
+        stream.until(|seen| !seen.cursors.is_empty() && !seen.events("web", 0).is_empty()).await;
+        assert!(stream.is_quiet().await);
+        streams.push(stream);
+    }
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, lines(0..3));
+    for stream in &mut streams {
+        stream.until(|seen| seen.lines("web", 0) == 3).await;
+        assert_eq!(stream.received.events("web", 0), [Kind::Waiting, Kind::Started]);
+        assert_eq!(stream.received.ask(world, "web", 0, &[(&second, 0)]), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn stamps_made_for_some_count_for_the_ring_as_long_as_they_are_held() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;

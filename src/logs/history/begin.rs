@@ -29,14 +29,6 @@ impl Reading {
                 None => Stage::End,
             };
         }
-        // Else the ring tells, behind the last line that was.
-        if self.live.is_some()
-            && (slot.runs.is_empty() || history.last == Some(0))
-            && let ReplicaState::Waiting { reason, message } = &slot.state
-        {
-            let event = Event::waiting(reason.clone(), message.clone());
-            self.tell(&event);
-        }
         if self.scope.extent.follows() && history.last == Some(0) {
             return self.join_now().await;
         }
@@ -77,13 +69,19 @@ impl Reading {
 
     /// Goes on with what comes from now on; waits until it is known where the log stands, so that the follower can be told.
     async fn join_now(&mut self) -> Stage {
+        let has_runs = !self.slot().runs.is_empty();
         let Some(live) = &mut self.live else {
             return Stage::End;
         };
-        let runs =
-            self.scope.view.borrow().replica(&self.scope.replica).is_some_and(|slot| !slot.runs.is_empty());
-        while runs && live.reader.position().is_none() && !live.reader.is_closed() {
+        while has_runs && live.reader.position().is_none() && !live.reader.is_closed() {
             moved(live).await;
+        }
+        // Else the ring tells it.
+        let is_told = has_runs && !live.reader.is_behind_news();
+        if let ReplicaState::Waiting { reason, message } = self.slot().state
+            && !is_told
+        {
+            self.tell(&Event::waiting(reason, message));
         }
         Stage::Join
     }

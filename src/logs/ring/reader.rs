@@ -118,6 +118,11 @@ impl Reader {
         next.or_else(|| state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position)))
     }
 
+    /// Whether there was news behind the newest line already before this place: its reader will not hear of it.
+    pub fn is_behind_news(&self) -> bool {
+        self.ring.lock().tip.as_ref().is_some_and(|tip| tip.behind.0 < self.next)
+    }
+
     /// Whether the actor has ended.
     pub fn is_closed(&self) -> bool {
         self.ring.lock().closed
