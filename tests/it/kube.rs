@@ -1,6 +1,8 @@
 //! The `kube` platform against an API server within the test that can do every bad thing, over real gRPC where followers matter.
 
 pub(crate) mod cluster;
+mod kinds;
+mod outages;
 
 use std::sync::Arc;
 use std::time::Duration;

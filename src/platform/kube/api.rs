@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::facts::PodFacts;
 use super::log::{Ask, LogApi, OpenError, Response};
 use super::names;
-use super::openings::Openings;
+use super::openings::{Away, Openings, Reached};
 use super::store::{Store, Unwritten};
 use crate::model::id::Instance;
 
@@ -24,6 +24,12 @@ const OPEN_MAX: Duration = Duration::from_secs(30);
 
 /// Most bytes of an answer that says why not.
 const REFUSAL_MAX_BYTES: usize = 16 * 1024;
+
+/// Stands in an API server's answer if it could not ask the kubelet, as part of what it asked.
+const KUBELET_PATH: &str = "/containerLogs/";
+
+/// Why there is no log, and how far the request came.
+type Failed = (Reached, OpenError);
 
 /// Where the log of one run is asked for.
 #[derive(Clone)]
@@ -55,44 +61,51 @@ impl LogApi for PodLog {
 impl PodLog {
     async fn open_in_turn(&self, ask: Ask) -> Result<Response, OpenError> {
         let node = self.store.pod(&self.namespace, self.instance.parts().0).and_then(|pod| pod.node);
-        let _opening = self.openings.acquire(node.as_deref()).await;
+        let opening = self.openings.acquire(node.as_deref()).await;
+        let opening =
+            opening.map_err(|Away| OpenError::Away("it was not reached a moment ago".to_owned()))?;
         let opened = timeout(OPEN_MAX, self.open_run(ask)).await;
-        opened.unwrap_or_else(|_| Err(OpenError::NotNow("it was not open in time".to_owned())))
+        let opened = opened.unwrap_or_else(|_| {
+            Err((Reached::Unknown, OpenError::Away("it was not open in time".to_owned())))
+        });
+        opening.reached(opened.as_ref().map_or_else(|(reached, _)| *reached, |_| Reached::Kubelet));
+        opened.map_err(|(_, error)| error)
     }
 
-    async fn open_run(&self, ask: Ask) -> Result<Response, OpenError> {
+    async fn open_run(&self, ask: Ask) -> Result<Response, Failed> {
         let (uid, container, number) = self.instance.parts();
-        let gone = || OpenError::Gone(format!("the log of run {} is gone", self.instance));
+        let gone =
+            || (Reached::SomeWay, OpenError::Gone(format!("the log of run {} is gone", self.instance)));
         let known = self.store.pod(&self.namespace, uid).ok_or_else(gone)?;
         let newest = known.container.as_ref().map(|container| container.restarts).ok_or_else(gone)?;
         let previous = match newest.checked_sub(number) {
-            Some(0) => false,
+            Some(0) => ask.before,
             Some(1) => true,
             _ => return Err(gone()),
         };
         let response = self.request(&known.name, container, ask, previous).await?;
         // The API knows pods by name and containers by "this" and "previous" only. If it is still the same pod and the same run
-        // now, it was when the log was opened.
+        // now, it was when the log was opened, as far as the API server has been told: see [`Ask::before`].
         let now = self.look(&known.name).await?;
         let is_same = |pod: &PodFacts| {
             pod.uid == uid && pod.container.as_ref().is_some_and(|container| container.restarts == newest)
         };
+        let not_now = |why: &str| (Reached::SomeWay, OpenError::NotNow(why.to_owned()));
         match now {
-            Some(pod) if is_same(&pod) => Ok(response),
-            Some(pod) if pod.uid == uid => {
-                Err(OpenError::NotNow("its container was restarted meanwhile".to_owned()))
-            }
+            Some(pod) if is_same(&pod) => response.ok_or_else(|| not_now("its kubelet does not know of it")),
+            Some(pod) if pod.uid == uid => Err(not_now("its container was restarted meanwhile")),
             _ => Err(gone()),
         }
     }
 
+    /// The answer; `None` if somebody does not know of the pod. That may be a kubelet that has just been started.
     async fn request(
         &self,
         pod: &str,
         container: &str,
         ask: Ask,
         previous: bool,
-    ) -> Result<Response, OpenError> {
+    ) -> Result<Option<Response>, Failed> {
         let mut query = format!("container={container}&timestamps=true");
         let mut add = |name: &str, value: String| {
             query.extend(["&", name, "=", &value]);
@@ -109,20 +122,22 @@ impl PodLog {
         if let Some(bytes) = ask.limit_bytes {
             add("limitBytes", bytes.to_string());
         }
+        let not_asked = |error: String| (Reached::SomeWay, OpenError::NotNow(error));
         if let Some(second) = ask.since_second {
-            let stamp =
-                jiff::Timestamp::from_second(second).map_err(|error| OpenError::NotNow(error.to_string()))?;
+            let stamp = jiff::Timestamp::from_second(second).map_err(|error| not_asked(error.to_string()))?;
             add("sinceTime", stamp.to_string());
         }
         let uri = format!("/api/v1/namespaces/{}/pods/{pod}/log?{query}", self.namespace);
-        let not_now = |error: String| OpenError::NotNow(error);
         let request =
-            http::Request::get(uri).body(Body::empty()).map_err(|error| not_now(error.to_string()))?;
-        let response = self.client.send(request).await.map_err(|error| not_now(told(&error)))?;
+            http::Request::get(uri).body(Body::empty()).map_err(|error| not_asked(error.to_string()))?;
+        let response = self.client.send(request).await.map_err(|error| failed(&error))?;
         let status = response.status();
         let mut data = response.into_body().into_data_stream();
         if status.is_success() {
-            return Ok(data.map(|portion| portion.map_err(|error| told(&error))).boxed());
+            return Ok(Some(data.map(|portion| portion.map_err(|error| told(&error))).boxed()));
+        }
+        if status == http::StatusCode::NOT_FOUND {
+            return Ok(None);
         }
         let mut text = BytesMut::new();
         while let Some(Ok(portion)) = data.next().await {
@@ -135,22 +150,48 @@ impl PodLog {
     }
 
     /// The pod as it is now.
-    async fn look(&self, pod: &str) -> Result<Option<PodFacts>, OpenError> {
+    async fn look(&self, pod: &str) -> Result<Option<PodFacts>, Failed> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pod = api.get_opt(pod).await.map_err(|error| OpenError::NotNow(told(&error)))?;
+        let pod = api.get_opt(pod).await.map_err(|error| failed(&error))?;
         Ok(pod.as_ref().and_then(PodFacts::read))
     }
 }
 
 /// What an answer other than a log means.
-fn refusal(status: http::StatusCode, text: &Bytes) -> OpenError {
+fn refusal(status: http::StatusCode, text: &Bytes) -> Failed {
     let message = serde_json::from_slice::<serde_json::Value>(text)
         .ok()
         .and_then(|body| Some(body.get("message")?.as_str()?.to_owned()))
         .unwrap_or_else(|| String::from_utf8_lossy(text).chars().take(256).collect());
-    let is_gone = status == http::StatusCode::NOT_FOUND
-        || status == http::StatusCode::BAD_REQUEST && message.contains("previous terminated container");
-    if is_gone { OpenError::Gone(message) } else { OpenError::NotNow(format!("{status}: {message}")) }
+    let told = format!("{status}: {message}");
+    if status == http::StatusCode::BAD_REQUEST && message.contains("previous terminated container") {
+        (Reached::SomeWay, OpenError::Gone(message))
+    } else if message.contains(KUBELET_PATH) {
+        (Reached::Server, OpenError::Away(told))
+    } else if is_absent(status.as_u16()) {
+        (Reached::Nobody, OpenError::Away(told))
+    } else {
+        (Reached::SomeWay, OpenError::NotNow(told))
+    }
+}
+
+/// Whether an answer with this code is of somebody who stands before an API server that is not there, or does not serve yet.
+fn is_absent(code: u16) -> bool {
+    matches!(code, 502..=504)
+}
+
+/// What it means that a request failed.
+fn failed(error: &kube::Error) -> Failed {
+    let is_unreached = match error {
+        kube::Error::Api(status) => is_absent(status.code),
+        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+        _ => false,
+    };
+    if is_unreached {
+        (Reached::Nobody, OpenError::Away(told(error)))
+    } else {
+        (Reached::SomeWay, OpenError::NotNow(told(error)))
+    }
 }
 
 /// An error with what is behind it.
@@ -196,12 +237,14 @@ pub(super) async fn write_index(client: &Client, pod: &Unwritten) -> bool {
         }
     });
     match api.patch_metadata(&pod.pod, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => true,
         Err(kube::Error::Api(status)) if status.code == 403 => false,
         // Another gateway was first, the pod has changed, or it has gone: what is so now comes by the watch.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => true,
+        // It is looked through what is not written now and then.
         Err(error) => {
             tracing::debug!(error = told(&error), "a replica's index was not written");
             true
         }
-        Ok(_) => true,
     }
 }

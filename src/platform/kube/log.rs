@@ -58,6 +58,8 @@ pub(super) enum OpenError {
     Gone(String),
     /// Not this time.
     NotNow(String),
+    /// The API server or the kubelet is not reached. Asked again, it waits until that is worth a try.
+    Away(String),
 }
 
 /// Whether a run has ended, as the lease's view tells.
@@ -175,6 +177,7 @@ impl<A: LogApi> Reader<A> {
             }
             Err(OpenError::Gone(why)) => self.machine.on(Event::Gone(why)),
             Err(OpenError::NotNow(why)) => self.machine.on(Event::Broken(why)),
+            Err(OpenError::Away(why)) => self.machine.on(Event::Away(why)),
         }
     }
 

@@ -9,6 +9,7 @@ mod api;
 mod client;
 mod config;
 mod facts;
+mod kinds;
 mod log;
 mod names;
 mod openings;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use futures_core::future::BoxFuture;
 use kube::Client;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::api::{Deleted, PodLog};
@@ -47,6 +49,9 @@ use crate::model::view::LeaseView;
 
 /// Pods whose index waits to be written.
 const UNWRITTEN_PODS: usize = 256;
+
+/// How often it is looked whether there are pods whose index could not be written when it was given.
+const REWRITE_EVERY: Duration = Duration::from_secs(60);
 
 /// How often what is kept for a while only is looked through.
 const FORGET_EVERY: Duration = Duration::from_secs(5);
@@ -105,40 +110,31 @@ impl KubePlatform {
                 Err(error) => return Err(error),
             }
         }
-        let known = kinds_of_provider(&client).await;
-        let has = |(_, plural): (&str, &str)| known.iter().any(|kind| kind == plural);
-        let (has_hosts, tells_leased) = (has(names::HOSTS), has(names::LEASED));
-        let store = Store::new(Provider { hostname: config.hostname.clone(), tells_leased });
+        let known = kinds::known(&client).await;
+        let store = Store::new(Provider::new(config.hostname.clone()));
         let turns = KubeTurns::new(client.clone(), own);
         let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
         let (listed, mut kinds) = watch::channel(0);
-        let watch = Watch { store: store.clone(), unwritten, listed, metrics: metrics.clone() };
-        let mut tasks = vec![
+        let watch =
+            Watch { store: store.clone(), unwritten: unwritten.clone(), listed, metrics: metrics.clone() };
+        let manifests = || config.manifest_namespace.clone();
+        let hosts = watch.clone().hosts(client.clone(), manifests());
+        let leased = watch.clone().leased(client.clone(), manifests());
+        let tasks = vec![
             owned(watch.clone().leases(client.clone())),
             owned(watch.clone().pods(client.clone())),
             owned(watch.clone().deployments(client.clone())),
             owned(watch.clone().stateful_sets(client.clone())),
-            owned(watch.clone().services(client.clone())),
+            owned(watch.services(client.clone())),
+            owned(known.once_there(names::HOSTS, &client, hosts)),
+            owned(known.once_there(names::LEASED, &client, leased)),
             owned(write_indices(client.clone(), to_write)),
+            owned(rewrite(store.clone(), unwritten)),
             owned(forget(store.clone())),
             owned(sweep(turns.clone())),
         ];
-        let mut needed = KINDS;
-        let manifests = || config.manifest_namespace.clone();
-        if has_hosts {
-            needed += 1;
-            tasks.push(owned(watch.clone().hosts(client.clone(), manifests())));
-        } else {
-            tracing::warn!("the cluster has no providerhosts (akash.network): statuses have no host names");
-        }
-        if tells_leased {
-            needed += 1;
-            tasks.push(owned(watch.clone().leased(client.clone(), manifests())));
-        } else {
-            tracing::info!(
-                "the cluster has no providerleasedips (akash.network): leased is what its load balancers say"
-            );
-        }
+        // What is installed later is waited for by nobody.
+        let needed = KINDS + known.count();
         if kinds.wait_for(|kinds| *kinds >= needed).await.is_err() {
             return Err(Error::Broken("the watches ended".to_owned()));
         }
@@ -259,31 +255,29 @@ fn owned(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
-/// Plurals of the provider's own kinds that the cluster has. It is asked until it answers: one that is missed now is missed for good.
-async fn kinds_of_provider(client: &Client) -> Vec<String> {
-    let group = format!("{}/{}", names::AKASH_GROUP, names::AKASH_VERSION);
-    loop {
-        match client.list_api_group_resources(&group).await {
-            Ok(list) => return list.resources.into_iter().map(|resource| resource.name).collect(),
-            Err(kube::Error::Api(status)) if status.code == 404 => return Vec::new(),
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the API server");
-                tokio::time::sleep(START_RETRY).await;
-            }
+/// Writes indices one after the other, as far as that is permitted.
+async fn write_indices(client: Client, mut pods: mpsc::Receiver<Unwritten>) {
+    // An API server that has just been started permits nothing for a moment, so it is asked again.
+    let (mut denied_until, mut is_told) = (Instant::now(), false);
+    while let Some(pod) = pods.recv().await {
+        if Instant::now() < denied_until || api::write_index(&client, &pod).await {
+            continue;
+        }
+        denied_until = Instant::now() + REWRITE_EVERY / 2;
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!("replica indices cannot be written on pods (patch pods): they are computed only");
         }
     }
 }
 
-/// Writes indices one after the other.
-async fn write_indices(client: Client, mut pods: mpsc::Receiver<Unwritten>) {
-    let mut permitted = true;
-    while let Some(pod) = pods.recv().await {
-        if !permitted {
-            continue;
-        }
-        permitted = api::write_index(&client, &pod).await;
-        if !permitted {
-            tracing::warn!("replica indices cannot be written on pods (patch pods): they are computed only");
+/// Has those written again that could not be.
+async fn rewrite(store: Store, unwritten: mpsc::Sender<Unwritten>) {
+    loop {
+        tokio::time::sleep(REWRITE_EVERY).await;
+        for pod in store.unwritten() {
+            if unwritten.try_send(pod).is_err() {
+                break;
+            }
         }
     }
 }

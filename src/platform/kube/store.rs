@@ -185,6 +185,12 @@ impl Store {
         }
     }
 
+    /// The pods whose indices are not written on them yet, of all leases.
+    pub(super) fn unwritten(&self) -> Vec<Unwritten> {
+        let inner = self.lock();
+        inner.namespaces.iter().flat_map(|(namespace, contents)| contents.unwritten(namespace)).collect()
+    }
+
     /// How many leases, and pods, there are.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
@@ -236,6 +242,10 @@ impl Inner {
         });
         let vanished: Vec<Key> = known.filter(|key| !listed.contains(key)).collect();
         let mut touched: BTreeSet<String> = vanished.iter().map(|key| key.namespace.clone()).collect();
+        if kind == Kind::Leased && !std::mem::replace(&mut self.provider.tells_leased, true) {
+            // From now on the provider's word counts, of every lease.
+            touched.extend(self.namespaces.keys().cloned());
+        }
         for key in &vanished {
             self.unset(key);
         }

@@ -365,7 +365,10 @@ fn jittered(pause: Duration) -> Duration {
 fn failed(what: &str, error: &kube::Error) -> Error {
     let text = format!("{what}: {error}");
     match error {
-        kube::Error::Api(status) if matches!(status.code, 400..=428 | 430..=499) => Error::Broken(text),
+        // An API server that has just been started knows nobody's rights yet (401, 403); and that they are there was asked at the start.
+        kube::Error::Api(status) if matches!(status.code, 400 | 402 | 404..=428 | 430..=499) => {
+            Error::Broken(text)
+        }
         _ => Error::Unavailable(text),
     }
 }

@@ -30,8 +30,18 @@ type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
 pub(super) struct Provider {
     /// Its public host name, for node ports.
     pub(super) hostname: String,
-    /// Whether it says itself which ports of which services have leased addresses. Otherwise a load balancer's word is taken.
+    /// Whether it says itself which ports of which services have leased addresses: whether those were listed. Until then a load
+    /// balancer's word is taken.
     pub(super) tells_leased: bool,
+}
+
+// === impl Provider ===
+
+impl Provider {
+    /// One of which nothing was listed yet.
+    pub(super) fn new(hostname: String) -> Self {
+        Self { hostname, tells_leased: false }
+    }
 }
 
 /// The view of the lease.

@@ -1,15 +1,17 @@
 //! The watches: one for each kind over the whole cluster, never one for a lease or a follower. Each tells the store what it sees.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::api::ApiResource;
 use kube::core::{DynamicObject, GroupVersionKind};
-use kube::runtime::utils::StreamBackoff;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff, StreamBackoff};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
+use rand::Rng as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
@@ -22,6 +24,15 @@ use crate::model::metrics::labels::Watched;
 
 /// Objects of one page of a list: what one kind costs in memory beside what is kept, while it is listed.
 const PAGE_OBJECTS: u32 = 250;
+
+/// First pause after a watch failed, about; doubled with each failure, up to [`PAUSE_MAX`].
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+
+/// Longest pause after a watch failed, about: what runs is not known meanwhile. There are only a few watches, and few gateways.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// So long after a failure it is over, if no other came. A list that was begun is no sign of that, nor an event.
+const FAILURE_KEPT: Duration = Duration::from_secs(30);
 
 /// What one watch needs.
 #[derive(Clone, Debug)]
@@ -38,6 +49,12 @@ pub(super) struct Watch {
 
 /// Kinds that are watched in every cluster.
 pub(super) const KINDS: usize = 5;
+
+/// Pauses after failures in a row.
+#[derive(Debug, Default)]
+struct Pauses {
+    failures: u32,
+}
 
 // === impl Watch ===
 
@@ -114,7 +131,8 @@ impl Watch {
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let config = watcher::Config::default().labels(names::AKASH).page_size(PAGE_OBJECTS);
-        let events = StreamBackoff::new(watcher(api, config), watcher::DefaultBackoff::default());
+        let events =
+            StreamBackoff::new(watcher(api, config), ResetTimerBackoff::new(Pauses::default(), FAILURE_KEPT));
         pin_mut!(events);
         let mut listed: Option<Vec<(Key, Fact)>> = None;
         let mut was_listed = false;
@@ -152,6 +170,24 @@ impl Watch {
                 self.listed.send_modify(|kinds| *kinds += 1);
             }
         }
+    }
+}
+
+// === impl Pauses ===
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(self.failures)).min(PAUSE_MAX);
+        self.failures = self.failures.saturating_add(1);
+        Some(pause.mul_f64(rand::rng().random_range(0.5..1.5)))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.failures = 0;
     }
 }
 

@@ -64,10 +64,34 @@ struct State {
     words: Option<String>,
     follows: usize,
     most_follows: usize,
+    /// What is to be had of the kubelets.
+    kubelets: Kubelets,
+    /// The present runs of pods as their kubelets know them, where that is more than they have told.
+    untold: BTreeMap<String, u64>,
+    /// How often a log was asked for, in vain or not.
+    logs_asked: usize,
+    /// With what patches are refused, if they are, and how many were.
+    patches: Option<StatusCode>,
+    patches_refused: usize,
     /// Names of the pods whose logs were opened.
     logs_opened: Vec<String>,
     deleted: Vec<String>,
     asked_since: usize,
+    /// The provider's own kinds that are not installed, by plural.
+    lacked: BTreeSet<&'static str>,
+    /// How often it was asked which of them there are.
+    kinds_asked: usize,
+}
+
+/// What is to be had of the kubelets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kubelets {
+    #[default]
+    Serve,
+    /// They cannot be reached.
+    Away,
+    /// They have just been started, and do not know of their pods.
+    Unaware,
 }
 
 #[derive(Debug, Default)]
@@ -195,8 +219,21 @@ impl Cluster {
             }),
         );
         let key = (uid, service.to_owned(), restarts);
-        self.change(|state| state.logs.insert(key.clone(), Log::default()));
+        self.change(|state| {
+            state.logs.entry(key.clone()).or_default();
+        });
         key
+    }
+
+    /// Ends a run and starts the next one, and the kubelet has not told anybody yet.
+    pub(crate) fn crash_untold(&self, run: &RunKey) -> RunKey {
+        self.end(run);
+        let next = (run.0.clone(), run.1.clone(), run.2 + 1);
+        self.change(|state| {
+            state.logs.insert(next.clone(), Log::default());
+            state.untold.insert(next.0.clone(), next.2.into());
+        });
+        next
     }
 
     /// How often logs of a pod were opened.
@@ -272,6 +309,36 @@ impl Cluster {
     /// All log responses complete, as when a kubelet is stopped.
     pub(crate) fn complete_logs(&self) {
         self.change(|state| state.completed += 1);
+    }
+
+    /// From now on this is what is to be had of the kubelets.
+    pub(crate) fn kubelets(&self, kubelets: Kubelets) {
+        self.change(|state| state.kubelets = kubelets);
+    }
+
+    /// From now on patches of pods are refused with this.
+    pub(crate) fn refuse_patches(&self, with: Option<StatusCode>) {
+        self.change(|state| state.patches = with);
+    }
+
+    /// How many patches were refused.
+    pub(crate) fn patches_refused(&self) -> usize {
+        self.lock().patches_refused
+    }
+
+    /// How often a log was asked for, in vain or not.
+    pub(crate) fn logs_asked(&self) -> usize {
+        self.lock().logs_asked
+    }
+
+    /// Uninstalls one of the provider's kinds that it has, or installs one that it lacks.
+    pub(crate) fn lack(&self, plural: &'static str, lacks: bool) {
+        self.change(|state| if lacks { state.lacked.insert(plural) } else { state.lacked.remove(plural) });
+    }
+
+    /// How often it was asked which of the provider's kinds there are.
+    pub(crate) fn kinds_asked(&self) -> usize {
+        self.lock().kinds_asked
     }
 
     /// The next log response is this text.
@@ -369,16 +436,31 @@ impl Cluster {
             }
             ["api", "v1", "namespaces", name] => self.object("namespaces", "", name),
             [.., "selfsubjectaccessreviews"] => self.review(body),
+            ["apis"] => {
+                let mut state = self.lock();
+                state.kinds_asked += 1;
+                let version = json!({ "groupVersion": "akash.network/v2beta2", "version": "v2beta2" });
+                let group =
+                    json!({ "name": "akash.network", "versions": [version], "preferredVersion": version });
+                let groups: &[Value] = if state.lacked.len() < 2 { &[group] } else { &[] };
+                respond(json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups }))
+            }
             ["apis", "akash.network", "v2beta2"] => {
-                let resources = [("providerhosts", "ProviderHost"), ("providerleasedips", "ProviderLeasedIP")].map(|(name, kind)| {
+                let state = self.lock();
+                let all = [("providerhosts", "ProviderHost"), ("providerleasedips", "ProviderLeasedIP")];
+                let installed = all.into_iter().filter(|(name, _)| !state.lacked.contains(name));
+                let resources: Vec<Value> = installed.map(|(name, kind)| {
                     json!({ "name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["list"] })
-                });
+                }).collect();
                 respond(
                     json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "akash.network/v2beta2", "resources": resources }),
                 )
             }
             ["api", "v1", "namespaces", namespace, "pods", pod, "log"] => self.log(namespace, pod, &query),
             ["api", "v1", "namespaces", namespace, "pods", pod] => self.pod(&method, namespace, pod, &body),
+            [.., kind] if self.lock().lacked.contains(kind) => {
+                refuse(StatusCode::NOT_FOUND, "the server could not find the requested resource")
+            }
             [.., kind] if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
                 self.watch(kind, &query)
             }
@@ -485,6 +567,10 @@ impl Cluster {
                     }
                     state.remove("pods", namespace, pod, false);
                 }
+                Method::PATCH if state.patches.is_some() => {
+                    state.patches_refused += 1;
+                    return refuse(state.patches.unwrap(), "not now");
+                }
                 Method::PATCH => {
                     let version = body["metadata"]["resourceVersion"].as_str();
                     if version != object["metadata"]["resourceVersion"].as_str() {
@@ -506,11 +592,25 @@ impl Cluster {
         assert!(is("timestamps") && query.contains_key("container"), "{query:?}");
         let (follow, changes) = (is("follow"), self.changed.subscribe());
         let mut state = self.lock();
+        state.logs_asked += 1;
+        match state.kubelets {
+            Kubelets::Serve => {}
+            Kubelets::Away => {
+                let why = format!(
+                    "Get \"https://10.0.0.1:10250/containerLogs/{namespace}/{pod}/x\": dial tcp 10.0.0.1:10250: connect: connection refused"
+                );
+                return refuse(StatusCode::INTERNAL_SERVER_ERROR, &why);
+            }
+            Kubelets::Unaware => {
+                return refuse(StatusCode::NOT_FOUND, "the server could not find the requested resource");
+            }
+        }
         let Some(object) = state.objects.get(&("pods".to_owned(), format!("{namespace}/{pod}"))) else {
             return refuse(StatusCode::NOT_FOUND, "no such pod");
         };
         let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
-        let restarts = object["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap();
+        let told = object["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap();
+        let restarts = state.untold.get(&uid).copied().unwrap_or_default().max(told);
         let number = u32::try_from(restarts).unwrap().checked_sub(u32::from(is("previous")));
         let run = number.map(|number| (uid, query["container"].clone(), number));
         let Some((run, log)) = run.and_then(|run| state.logs.get_key_value(&run)) else {

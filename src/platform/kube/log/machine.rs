@@ -8,6 +8,8 @@
 //! - The log is followed from its last lines on, of which those that were read before are recognised and left out
 //!   ([`super::window`]). If the place is not among them, the whole file is read again; if it is not there either, it was rotated
 //!   away: a gap, and then everything but what is remembered.
+//! - A place that is found nowhere may also be one of a run that has ended meanwhile: kubelets serve the next one's log as soon as it
+//!   begins, and tell the API server later. Then it is looked for in the run that the kubelet has before the present one.
 //! - A response that ends says nothing about the run. Whether that has ended is known from elsewhere; then what is left is read.
 
 mod ending;
@@ -31,8 +33,12 @@ use super::window::{Aligner, LineHash, Mark, Window};
 /// First pause before a log is opened again; doubled with each failure in a row, up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 
-/// Longest pause before a log is opened again.
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Longest pause before a log is opened again that fails by itself, its kubelet being there.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Pause before a log is asked for again that nobody was reached for: for how long it is in vain is for
+/// [`openings`](crate::platform::kube::openings) to say.
+const PAUSE_AWAY: Duration = Duration::from_millis(500);
 
 /// So soon after the start of a container (nanoseconds) its log was not rotated yet: kubelets look at sizes every some seconds, and
 /// the start is told in whole ones.
@@ -68,7 +74,10 @@ pub(super) struct Machine {
     ended: bool,
     /// What the kubelet said instead of lines, if that was the last thing that came.
     said: Option<String>,
+    /// Failures of this log in a row: since a line was delivered, or a silence was found to be one of the log's.
     failures: u32,
+    /// Whether the place was looked for in the whole file since a line was delivered.
+    searched: bool,
     /// Whether the log was followed without a fault to a complete response.
     followed: bool,
     /// Whether the line before was one that had been read already.
@@ -94,6 +103,8 @@ enum Stage {
     Drain(Option<Aligner>),
     /// The whole file: looks for the place.
     Recover(Option<Aligner>),
+    /// The whole file of the run before the present one: looks for the place, and for the time of the newest line.
+    Before(Aligner, Option<LogTime>),
     /// The whole file, after the place was rotated away: everything but these.
     Rest(HashSet<Mark>),
     /// It is over.
@@ -128,6 +139,7 @@ impl Machine {
             ended: false,
             said: None,
             failures: 0,
+            searched: false,
             followed: false,
             repeats: false,
             unproven: false,
@@ -144,6 +156,7 @@ impl Machine {
             Stage::Drain(_) if self.window.is_empty() => Ask::WHOLE,
             Stage::Live(_) => Ask::FOLLOW,
             Stage::Drain(_) => Ask { follow: false, ..Ask::FOLLOW },
+            Stage::Before(..) => Ask::BEFORE,
             Stage::Seek | Stage::Count | Stage::Recover(_) | Stage::Rest(_) | Stage::Done => Ask::WHOLE,
         }
     }
@@ -188,6 +201,7 @@ impl Machine {
             Event::Data(data) => self.data(data),
             Event::Complete { ended } => self.complete(ended),
             Event::Broken(why) => self.broken(why),
+            Event::Away(why) => self.away(why),
             Event::Gone(why) => self.gone(why),
             Event::Silent => self.recover(),
             Event::Probed(data) => self.probed(data),
@@ -205,12 +219,11 @@ impl Machine {
         Do::Ask(self.ask())
     }
 
-    /// The place is not in the response at hand: looks for it in the whole file. At once the first time, and then with pauses.
+    /// The place is not in the response at hand: looks for it in the whole file. At once the first time, whatever failed before, since
+    /// a log that rotates every few seconds does so again; and then with pauses, until there is a line to be delivered.
     fn recover(&mut self) -> Do {
-        let again = self.failures > 0;
         let ask = self.go_to(Stage::Recover(None));
-        self.failures = self.failures.max(1);
-        if again { self.pause() } else { ask }
+        if std::mem::replace(&mut self.searched, true) { self.pause() } else { ask }
     }
 }
 

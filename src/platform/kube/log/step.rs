@@ -22,6 +22,9 @@ pub(in super::super) struct Ask {
     pub(in super::super) since_second: Option<i64>,
     /// Only about so many bytes.
     pub(in super::super) limit_bytes: Option<u64>,
+    /// The run that its kubelet has before the present one, should the one that is read be the present one as far as is known: then it
+    /// may have ended, and the API server may not have been told.
+    pub(in super::super) before: bool,
 }
 
 /// What happened outside.
@@ -35,6 +38,8 @@ pub(super) enum Event<'a> {
     Complete { ended: bool },
     /// The response broke off, or could not be had this time.
     Broken(String),
+    /// The API server or the kubelet cannot be reached. Who asks for it again has to wait, so the machine need not.
+    Away(String),
     /// There is no such log (any more), which will not change.
     Gone(String),
     /// Nothing came for as long as [`Silence`] says, and the place was not found.
@@ -76,7 +81,10 @@ pub(super) enum Silence {
 impl Ask {
     /// The whole file as it is.
     pub(super) const WHOLE: Self =
-        Self { follow: false, tail_lines: None, since_second: None, limit_bytes: None };
+        Self { follow: false, tail_lines: None, since_second: None, limit_bytes: None, before: false };
+
+    /// The whole file of the run before.
+    pub(super) const BEFORE: Self = Self { before: true, ..Self::WHOLE };
 
     /// What is asked beside a stream that has been silent for long.
     pub(super) const PROBE: Self = Self { tail_lines: Some(PROBE_LINES), ..Self::WHOLE };

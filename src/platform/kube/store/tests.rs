@@ -76,7 +76,7 @@ fn deployment(count: u32) -> (Key, Fact) {
 }
 
 fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
-    let store = Store::new(Provider { hostname: "provider.example.com".into(), tells_leased: true });
+    let store = Store::new(Provider::new("provider.example.com".into()));
     let (key, fact) = namespace_of(&lease(), &lease().namespace());
     store.apply(Change::Replace(Kind::Lease, vec![(key, fact.unwrap())]));
     store.apply(Change::Replace(Kind::Deployment, vec![deployment(count)]));
@@ -291,6 +291,9 @@ async fn an_address_is_leased_while_provider_and_load_balancer_say_so() {
     .unwrap();
     let key = Key { namespace: lease().namespace(), kind: Kind::Service, name: "web-ip-80-tcp".into() };
     store.apply(Change::Set(key.clone(), Fact::Reach(ReachFacts::read(&balancer).unwrap())));
+    // As long as the provider has not said anything, the balancer's word is taken; of each lease not a moment longer.
+    assert_eq!(ips().len(), 2);
+    store.apply(Change::Replace(Kind::Leased, vec![]));
     assert_eq!(ips(), []);
     store.apply(leased("web", 8080, 80));
     let ip = &ips()[0];

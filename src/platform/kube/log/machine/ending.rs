@@ -1,7 +1,7 @@
 //! What the end of a response means: that the log is over, that it goes on elsewhere, or nothing, so that it is asked for again.
 
 use super::reading::readable;
-use super::{Machine, PAUSE_FIRST, PAUSE_MAX, Stage};
+use super::{Machine, PAUSE_AWAY, PAUSE_FIRST, PAUSE_MAX, Stage};
 use crate::platform::emit::Filter;
 use crate::platform::kube::log::lines::Rest;
 use crate::platform::kube::log::step::Do;
@@ -60,14 +60,27 @@ impl Machine {
                 self.pause()
             }
             Stage::Drain(Some(_)) => self.recover(),
-            Stage::Recover(Some(_)) => {
-                self.lost();
-                let known = self.window.all();
-                self.go_to(Stage::Rest(known))
+            Stage::Recover(Some(_)) if self.follow && !self.ended && !ended => {
+                self.go_to(Stage::Before(self.window.aligner(), None))
             }
+            Stage::Recover(Some(_)) => self.rotated(),
+            Stage::Before(_, newest) if !self.ended && newest > self.window.last().map(|last| last.time) => {
+                // A later run than the one that is read: of that nothing more can be had.
+                self.lost();
+                self.stage = Stage::Done;
+                Do::Finish
+            }
+            Stage::Before(..) => self.rotated(),
             Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Rest(_) => self.at_end(ended),
             Stage::Done => Do::Finish,
         }
+    }
+
+    /// The place is in no file any more: reads what there is.
+    fn rotated(&mut self) -> Do {
+        self.lost();
+        let known = self.window.all();
+        self.go_to(Stage::Rest(known))
     }
 
     /// Everything that the file held is handed out.
@@ -80,11 +93,25 @@ impl Machine {
     }
 
     pub(super) fn broken(&mut self, why: String) -> Do {
+        if let Stage::Before(..) = self.stage {
+            // There is no such run any more, only the kubelet has not noticed yet.
+            return self.rotated();
+        }
+        self.interrupted(why).unwrap_or_else(|| self.pause())
+    }
+
+    /// That nobody is reached is no failure of this log's: it is not held against it once somebody is.
+    pub(super) fn away(&mut self, why: String) -> Do {
+        self.interrupted(why).unwrap_or(Do::Pause(PAUSE_AWAY))
+    }
+
+    /// Has the log read on where it was interrupted; tells what else is to be done if it is over with that.
+    fn interrupted(&mut self, why: String) -> Option<Do> {
         self.leave_response();
         self.said = None;
         self.followed = false;
         if !self.follow || self.start().is_none() {
-            return Do::Fail(Error::Unavailable(why));
+            return Some(Do::Fail(Error::Unavailable(why)));
         }
         tracing::debug!(why, failures = self.failures, "a log response broke off");
         if matches!(self.stage, Stage::Seek | Stage::Rest(_)) {
@@ -94,7 +121,7 @@ impl Machine {
                 self.stage = Stage::Recover(None);
             }
         }
-        self.pause()
+        None
     }
 
     /// Waits, and then asks again.
@@ -108,6 +135,9 @@ impl Machine {
     pub(super) fn gone(&mut self, why: String) -> Do {
         if self.start().is_none() {
             return Do::Fail(Error::NotFound(why));
+        }
+        if let Stage::Before(..) = self.stage {
+            return self.rotated();
         }
         if !(self.followed && matches!(self.stage, Stage::Drain(_))) {
             self.lost();

@@ -66,6 +66,16 @@ impl Machine {
                     return true;
                 }
             }
+            Stage::Before(place, newest) => {
+                let Some(mark) = mark else { return true };
+                *newest = Some(time);
+                if place.take(mark) == Place::Last {
+                    // It is the run that is read: what follows is the rest of it.
+                    self.ended = true;
+                    self.stage = Stage::Drain(None);
+                }
+                return true;
+            }
             Stage::Rest(known) => {
                 if let Some(mark) = mark.filter(|mark| known.contains(mark)) {
                     self.window.push(mark);
@@ -86,7 +96,7 @@ impl Machine {
     }
 
     fn deliver(&mut self, time: LogTime, mut bytes: &[u8], ends: bool) {
-        self.failures = 0;
+        (self.failures, self.searched) = (0, false);
         let is_first = self.emitter.lines() == 0 && self.is_fresh(time);
         if std::mem::take(&mut self.unproven) && !is_first {
             self.lost();
@@ -142,7 +152,12 @@ impl Machine {
                 }
             }
         });
-        if last.is_none() || last == self.window.last() {
+        if last.is_none() {
+            return Do::Read;
+        }
+        if last == self.window.last() {
+            // It has been open all the while: what failed before is over.
+            self.failures = 0;
             return Do::Read;
         }
         self.go_to(Stage::Live(None))
