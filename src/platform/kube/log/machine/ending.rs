@@ -63,14 +63,13 @@ impl Machine {
             Stage::Recover(Some(_)) if self.follow && !self.ended && !ended => {
                 self.go_to(Stage::Before(self.window.aligner(), None))
             }
-            Stage::Recover(Some(_)) => self.rotated(),
             Stage::Before(_, newest) if !self.ended && newest > self.window.last().map(|last| last.time) => {
                 // A later run than the one that is read: of that nothing more can be had.
                 self.lost();
                 self.stage = Stage::Done;
                 Do::Finish
             }
-            Stage::Before(..) => self.rotated(),
+            Stage::Recover(Some(_)) | Stage::Before(..) => self.rotated(),
             Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Rest(_) => self.at_end(ended),
             Stage::Done => Do::Finish,
         }
