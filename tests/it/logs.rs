@@ -278,10 +278,21 @@ async fn the_run_before_can_be_read() {
     world.end(&scene.lease, &web, 1);
     let second = world.start(&scene.lease, &web);
     world.print(&second, ["not this\n"]);
-    let mut stream = scene.open(request).await.unwrap();
+    let mut stream = scene.open(request.clone()).await.unwrap();
     assert_eq!(stream.end().await.code(), Code::Ok);
     assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
     assert_eq!(stream.received.lines("web", 0), 10);
+    // Two lines to each nanosecond from 1000 on: so 1003 is line 6 and 7.
+    let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_003 });
+    for (tail_lines, since, from) in
+        [(Some(3), None, 7), (None, since, 6), (Some(9), since, 6), (Some(2), since, 8)]
+    {
+        let request = ServiceLogsRequest { tail_lines, since, ..request.clone() };
+        let mut stream = scene.open(request).await.unwrap();
+        assert_eq!(stream.end().await.code(), Code::Ok);
+        let last: String = lines(from..10).collect();
+        assert_eq!(stream.received.text("web", 0), last, "{tail_lines:?} {since:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

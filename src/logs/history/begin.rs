@@ -22,6 +22,8 @@ impl Reading {
             return self.resume(&slot, instance, position);
         }
         let history = self.scope.extent.history();
+        // Where a reading of the last lines begins says nothing of their times.
+        self.since = history.since.filter(|_| history.last.is_some());
         if let Extent::Previous(_) = self.scope.extent {
             let before = slot.runs.len().checked_sub(2).and_then(|index| slot.runs.get(index));
             return match before {
@@ -38,7 +40,6 @@ impl Reading {
             self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
             return Stage::Join;
         }
-        self.since = history.since.filter(|_| history.last.is_some());
         let (first, last) = self.first_run(&slot, history).await;
         let Some(run) = first.and_then(|index| slot.runs.get(index)) else {
             return self.join_now().await;
