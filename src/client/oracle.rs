@@ -208,8 +208,8 @@ impl Tally {
         self.checked += other.checked;
         self.bytes += other.bytes;
         self.gaps += other.gaps;
-        self.lost_lines += other.lost_lines;
-        self.lost_bytes += other.lost_bytes;
+        self.lost_lines = self.lost_lines.saturating_add(other.lost_lines);
+        self.lost_bytes = self.lost_bytes.saturating_add(other.lost_bytes);
     }
 }
 
@@ -232,8 +232,10 @@ impl Replica {
         }
         if let Some(gap) = &entry.gap {
             verdict.tally.gaps += 1;
-            verdict.tally.lost_lines += gap.lines;
-            verdict.tally.lost_bytes += gap.bytes;
+            // What a gateway claims may be anything.
+            let Tally { lost_lines, lost_bytes, .. } = &mut verdict.tally;
+            *lost_lines = lost_lines.saturating_add(gap.lines);
+            *lost_bytes = lost_bytes.saturating_add(gap.bytes);
             self.report(gap);
         } else if entry.event.is_none() {
             verdict.tally.bytes += entry.logs.len() as u64;
@@ -467,6 +469,18 @@ mod tests {
             oracle.feed(&entry("p/c/1", format!("{next} b\n").as_bytes(), None));
             assert_eq!(oracle.verdict().is_ok(), right, "{run} {next}");
         }
+    }
+
+    #[test]
+    fn a_gateway_may_claim_anything() {
+        let gap = Some(Gap { lines: u64::MAX, bytes: u64::MAX, exact: true, ..Default::default() });
+        let mut oracle = Oracle::new(Start::First, Order::Exact);
+        for _ in 0..2 {
+            oracle.feed(&ServiceLogs { gap, ..entry("p/c/0", b"", None) });
+        }
+        let mut tally = oracle.tally();
+        tally.add(&oracle.tally());
+        assert_eq!((tally.gaps, tally.lost_lines, tally.lost_bytes), (4, u64::MAX, u64::MAX));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::model::view::Run;
 /// Bytes of a line's timestamp: thirty digits and signs, and a space.
 const STAMP_BYTES: usize = 31;
 
-/// The lengths within a message grow by less than this when what they count is doubled.
+/// The lengths within a message take less than this more when stamps come on top.
 const LENGTHS_BYTES: usize = 8;
 
 /// How lines are represented.
@@ -214,11 +214,12 @@ fn notice(gap: &Gap) -> String {
         GapCause::Source => "the source lost them",
         GapCause::Limit => "a limit of the gateway cut them",
     };
+    let unit = if gap.lines == 1 { "line" } else { "lines" };
     match (gap.exact, gap.lines) {
-        (true, lines) => format!("[leasemux: {lines} lines ({} bytes) missing here: {why}]\n", gap.bytes),
+        (true, lines) => format!("[leasemux: {lines} {unit} ({} bytes) missing here: {why}]\n", gap.bytes),
         (false, 0) => format!("[leasemux: lines may be missing here: {why}]\n"),
         (false, lines) => {
-            format!("[leasemux: at least {lines} lines ({} bytes) missing here: {why}]\n", gap.bytes)
+            format!("[leasemux: at least {lines} {unit} ({} bytes) missing here: {why}]\n", gap.bytes)
         }
     }
 }
@@ -326,6 +327,8 @@ mod tests {
         assert_eq!(told.cause(), lease::gap::Cause::Lag);
         assert_eq!((told.from, told.to), (None, Some(prost_types::Timestamp { seconds: 0, nanos: 10 })));
         assert_eq!(entry.cursor.unwrap().ordinal, 1);
+        let one = decode(&gap(&replica(), None, &Gap { lines: 1, ..body }));
+        assert!(one.logs.starts_with(b"[leasemux: 1 line ("), "{:?}", one.logs);
     }
 
     #[test]
