@@ -381,7 +381,8 @@ mod tests {
     fn header_of(signer: &Wallet, issuer: Owner, seconds: u64) -> String {
         let begin = u64::try_from(NOW.parts().0).unwrap();
         let access = Access::Scoped([Scope::Logs].into_iter().collect());
-        let claims = Claims { issuer, issued: begin, not_before: begin, expires: begin + seconds, access };
+        let expires = begin + seconds;
+        let claims = Claims { issuer, issued: begin, not_before: begin, expires, id: None, access };
         format!("Bearer {}", signer.sign(Algorithm::Es256k, &claims).unwrap())
     }
 

@@ -63,7 +63,7 @@ pub fn mint(identity: &Path, wish: &Wish<'_>, now: LogTime) -> Result<String, Mi
     let now = u64::try_from(now.parts().0).map_err(|_| MintError::Clock)?;
     let access = access(wish, &issuer)?;
     let expires = now.saturating_add(wish.ttl.as_secs());
-    let claims = Claims { issuer, issued: now, not_before: now, expires, access };
+    let claims = Claims { issuer, issued: now, not_before: now, expires, id: None, access };
     let token = wallet.sign(Algorithm::Es256k, &claims).map_err(|_| MintError::Signing)?;
     // Too long, if nothing else.
     Token::parse(token.as_bytes())?;

@@ -221,6 +221,7 @@ mod tests {
             issued: 1,
             not_before: 2,
             expires: 3,
+            id: None,
             access: Access::Full,
         };
         for algorithm in [Algorithm::Es256k, Algorithm::Es256kAdr36] {

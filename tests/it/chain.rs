@@ -48,6 +48,7 @@ fn tenant(dir: &Path) -> Tenant {
         issued: now,
         not_before: now,
         expires: now + 600,
+        id: None,
         access: Access::Full,
     };
     let (chain, _) = IdentityFiles::load(dir).unwrap().into_parts();

@@ -36,7 +36,8 @@ fn lease(owner: &Owner, dseq: u64) -> LeaseId {
 fn token(wallet: &Wallet, access: Access) -> String {
     let now = u64::try_from(LogTime::now().parts().0).unwrap();
     let issuer = wallet.key().address();
-    let claims = Claims { issuer, issued: now, not_before: now, expires: now + SECONDS, access };
+    let expires = now + SECONDS;
+    let claims = Claims { issuer, issued: now, not_before: now, expires, id: None, access };
     wallet.sign(Algorithm::Es256k, &claims).unwrap()
 }
 

@@ -33,6 +33,8 @@ pub struct Claims {
     pub not_before: u64,
     /// `exp`: the first second at which it no longer is.
     pub expires: u64,
+    /// `jti`: its name, if it has one. Nothing follows from it.
+    pub id: Option<String>,
     /// `leases`: what it grants.
     pub access: Access,
 }
@@ -60,21 +62,22 @@ impl Claims {
         if claims.required("version")?.text(&version)? != VERSION {
             return Err(version.fault(Refusal::TokenVersion));
         }
-        if let Some(id) = claims.get("jti") {
-            let path = root.member("jti");
-            if id.text(&path)?.is_empty() {
-                return Err(path.fault(Refusal::TokenId));
-            }
-        }
+        let id = claims.get("jti").map(|id| name(id, &root.member("jti"))).transpose()?;
         let time = |name| seconds(claims.required(name)?, &root.member(name));
         Ok(Self {
             issuer: address(claims.required("iss")?, &root.member("iss"), Refusal::TokenIssuer)?,
             issued: time("iat")?,
             not_before: time("nbf")?,
             expires: time("exp")?,
+            id,
             access: leases(claims.required("leases")?, &root.member("leases"))?,
         })
     }
+}
+
+fn name(json: &Json, path: &Path<'_>) -> Result<String, Fault> {
+    let name = json.text(path)?;
+    if name.is_empty() { Err(path.fault(Refusal::TokenId)) } else { Ok(name.to_owned()) }
 }
 
 /// Whole seconds, quoted or not; quoted ones have no leading zero.

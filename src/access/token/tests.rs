@@ -279,8 +279,8 @@ fn what_is_claimed_is_read() {
     let token = of_claims(&with_granular().to_string()).unwrap();
     let claims = token.claims();
     assert_eq!(
-        (&claims.issuer, claims.issued, claims.not_before, claims.expires),
-        (&account(1), 100, 100, 200)
+        (&claims.issuer, claims.issued, claims.not_before, claims.expires, claims.id.as_deref()),
+        (&account(1), 100, 100, 200, Some("x"))
     );
     let Access::Granular(permissions) = &claims.access else { panic!("{claims:?}") };
     let first = Deployment {

@@ -12,14 +12,18 @@ use crate::model::id::ServiceName;
 impl Claims {
     /// The claims as JSON, in the members of AEP-64.
     pub fn to_json(&self) -> Value {
-        json!({
+        let mut claims = json!({
             "iss": self.issuer.as_str(),
             "iat": self.issued,
             "nbf": self.not_before,
             "exp": self.expires,
             "version": super::claims::VERSION,
             "leases": access(&self.access),
-        })
+        });
+        if let Some(id) = &self.id {
+            claims["jti"] = id.as_str().into();
+        }
+        claims
     }
 
     /// A token without its signature: what is signed.

@@ -80,7 +80,7 @@ fn signed_for(wallet: &Wallet, access: Access, lifetime: Duration) -> String {
     let now = u64::try_from(LogTime::now().parts().0).unwrap();
     let issuer = wallet.key().address();
     let expires = now + lifetime.as_secs();
-    let claims = Claims { issuer, issued: now, not_before: now, expires, access };
+    let claims = Claims { issuer, issued: now, not_before: now, expires, id: None, access };
     wallet.sign(Algorithm::Es256kAdr36, &claims).unwrap()
 }
 
@@ -260,7 +260,8 @@ async fn a_token_of_nobody_or_signed_by_another_is_refused() {
     check("stranger", &status, Code::Unauthenticated, "ACCOUNT_UNKNOWN");
     let now = u64::try_from(LogTime::now().parts().0).unwrap();
     let issuer = scene.wallet.key().address();
-    let claims = Claims { issuer, issued: now, not_before: now, expires: now + 60, access: Access::Full };
+    let expires = now + 60;
+    let claims = Claims { issuer, issued: now, not_before: now, expires, id: None, access: Access::Full };
     let forged = stranger.sign(Algorithm::Es256k, &claims).unwrap();
     let mut client = scene.gateway.client_with_token(&forged).await;
     let status = client.service_logs(scene.request(&[])).await.unwrap_err();
