@@ -1,7 +1,6 @@
 //! What passes between a stream's body, HTTP/2, and whoever watches over the stream: messages one way, progress and the word to
 //! end the other.
 
-use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::access::refusal::Refusal;
@@ -53,10 +53,15 @@ pub enum End {
     Refused(Refusal),
 }
 
+/// Shared bytes, one behind the other. A line on its own is one part, and takes no memory for it.
+pub type Parts = SmallVec<[Bytes; 1]>;
+
 /// Messages on their way to HTTP/2: shared bytes, several at a time.
 #[derive(Debug)]
 pub struct Messages {
-    parts: VecDeque<Bytes>,
+    /// Those before `first` have been taken, and are empty.
+    parts: Parts,
+    first: usize,
     remaining: usize,
     state: Arc<StreamState>,
 }
@@ -140,11 +145,11 @@ impl StreamState {
 
 impl Messages {
     /// These bytes, one behind the other, as the next of a stream.
-    pub fn new(parts: VecDeque<Bytes>, state: Arc<StreamState>) -> Self {
+    pub fn new(parts: Parts, state: Arc<StreamState>) -> Self {
         let remaining = parts.iter().map(Bytes::len).sum();
         state.progressed();
         state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);
-        Self { parts, remaining, state }
+        Self { parts, first: 0, remaining, state }
     }
 }
 
@@ -154,12 +159,12 @@ impl Buf for Messages {
     }
 
     fn chunk(&self) -> &[u8] {
-        self.parts.front().map_or(&[], |part| part)
+        self.parts.get(self.first).map_or(&[], |part| part)
     }
 
     // Forwarded, so that many messages leave in one system call.
     fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
-        let parts = self.parts.iter().filter(|part| !part.is_empty());
+        let parts = self.parts.iter().skip(self.first).filter(|part| !part.is_empty());
         into.iter_mut().zip(parts).map(|(slice, part)| *slice = IoSlice::new(part)).count()
     }
 
@@ -169,13 +174,15 @@ impl Buf for Messages {
         self.state.took(count);
         self.state.progressed();
         let mut left = count;
-        while let Some(part) = self.parts.front_mut() {
+        while let Some(part) = self.parts.get_mut(self.first) {
             if left < part.len() {
                 part.advance(left);
                 return;
             }
             left -= part.len();
-            self.parts.pop_front();
+            // Let go of: nothing is kept alive longer than it must.
+            *part = Bytes::new();
+            self.first += 1;
         }
     }
 }

@@ -24,7 +24,7 @@ use super::peers::Peers;
 use super::response::ResponseBody;
 use super::service::{LeaseService, Method};
 use crate::access::gate::Peer;
-use crate::model::limits::{Limits, STREAM_SEND_MAX_BYTES};
+use crate::model::limits::{Limits, STREAM_HELD_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::model::peer::PeerNet;
 use crate::stream::bell::WhenRung;
@@ -45,6 +45,24 @@ pub struct Connections {
 
 /// One connection's HTTP/2.
 type Http<IO> = http2::Connection<TokioIo<IO>, PerConnection, StreamExecutor>;
+
+/// How far a connection is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    /// It has had nothing to do for long, and was told to end.
+    Leaving,
+    /// The gateway ends; it was told so.
+    Draining,
+}
+
+/// What happens around a connection.
+enum News {
+    /// It may not be there any longer.
+    Cut,
+    /// It is told to end.
+    Next(Stage),
+}
 
 /// The service of one connection, as hyper calls it.
 struct PerConnection {
@@ -129,7 +147,7 @@ impl Connections {
         let mut http = http2::Builder::new(executor);
         http.timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams)
-            .max_send_buf_size(STREAM_SEND_MAX_BYTES)
+            .max_send_buf_size(STREAM_HELD_BYTES)
             .max_header_list_size(limits.header_max_bytes)
             .max_pending_accept_reset_streams(limits.pending_resets)
             .max_local_error_reset_streams(limits.error_resets)
@@ -151,46 +169,50 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let _open = GaugeGuard::new(&self.metrics.connections);
-        let limits = &self.limits.connection;
-        // Nothing of these concerns a line, so no line asks them.
-        let (cut, drains) = (self.drain.cut(), self.drain.draining());
-        let idle = activity.idle(limits.idle);
-        tokio::pin!(cut, drains, idle);
-        let (mut cut, mut drains, mut idle) =
-            (WhenRung::new(cut), WhenRung::new(drains), WhenRung::new(idle));
-        let (mut draining, mut leaving) = (false, false);
         // A peer that never calls keeps nothing open: neither this connection, nor the gateway when it drains.
         tokio::select! {
             biased;
             () = called.notified() => {}
             () = self.drain.draining() => return ConnectionEnd::Drain,
-            () = tokio::time::sleep(limits.first_call) => return ConnectionEnd::Idle,
-            ended = &mut connection => return end(ended, false),
+            () = tokio::time::sleep(self.limits.connection.first_call) => return ConnectionEnd::Idle,
+            ended = &mut connection => return end(ended, Stage::Serving),
         }
+        let mut stage = Stage::Serving;
         loop {
+            // Nothing of it concerns a line, so no line asks it.
+            let mut news = WhenRung::new(Box::pin(self.news(stage, &activity)));
             tokio::select! {
                 biased;
-                () = &mut cut => return ConnectionEnd::Cut,
-                () = &mut drains, if !draining => {
-                    draining = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                // What the peer calls before it hears of it is still answered.
-                () = &mut idle, if !draining && !leaving => {
-                    leaving = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                ended = &mut connection => return if leaving && !draining { ConnectionEnd::Idle } else { end(ended, draining) },
+                told = &mut news => match told {
+                    News::Cut => return ConnectionEnd::Cut,
+                    // What the peer calls before it hears of it is still answered.
+                    News::Next(next) => {
+                        stage = next;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                },
+                ended = &mut connection => return end(ended, stage),
             }
+        }
+    }
+
+    /// What happens around a connection at `stage`.
+    async fn news(&self, stage: Stage, activity: &Activity) -> News {
+        tokio::select! {
+            biased;
+            () = self.drain.cut() => News::Cut,
+            () = self.drain.draining(), if stage != Stage::Draining => News::Next(Stage::Draining),
+            () = activity.idle(self.limits.connection.idle), if stage == Stage::Serving => News::Next(Stage::Leaving),
         }
     }
 }
 
-fn end(ended: hyper::Result<()>, draining: bool) -> ConnectionEnd {
-    match ended {
-        Ok(()) if draining => ConnectionEnd::Drain,
-        Ok(()) => ConnectionEnd::Peer,
-        Err(error) => {
+fn end(ended: hyper::Result<()>, stage: Stage) -> ConnectionEnd {
+    match (ended, stage) {
+        (_, Stage::Leaving) => ConnectionEnd::Idle,
+        (Ok(()), Stage::Draining) => ConnectionEnd::Drain,
+        (Ok(()), Stage::Serving) => ConnectionEnd::Peer,
+        (Err(error), _) => {
             tracing::debug!(%error, "connection ended");
             ConnectionEnd::Error
         }

@@ -150,15 +150,8 @@ where
 {
     fn execute(&self, stream: F) {
         let (watched, announced) = self.handoff.take().unzip();
-        let (drain, address) = (self.drain.clone(), self.address);
-        let (stall, metrics) = (self.stall, self.metrics.clone());
-        let cut = async move {
-            tokio::select! {
-                biased;
-                () = drain.cut() => {}
-                () = watch(announced, address, stall, metrics) => {}
-            }
-        };
+        // The drain's hard end is not for it to wait for: that cuts the connection, and HTTP/2 its streams.
+        let cut = watch(announced, self.address, self.stall, self.metrics.clone());
         let open = self.activity.open();
         self.drain.spawn(Guard { stream, cut: WhenRung::new(Box::pin(cut)), watched, open });
     }

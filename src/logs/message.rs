@@ -1,7 +1,5 @@
 //! A message on its way into one stream, and what it stands for there.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -11,6 +9,7 @@ use crate::model::id::{Instance, Replica};
 use crate::model::limits::STREAM_SEND_MAX_BYTES;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
+use crate::stream::Parts;
 
 /// One message, and what it stands for.
 #[derive(Clone, Debug)]
@@ -33,7 +32,7 @@ pub struct Message {
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Their bytes.
-    pub parts: VecDeque<Bytes>,
+    pub parts: Parts,
     /// How many bytes these are.
     pub bytes: usize,
     /// How many messages began in it.
@@ -89,7 +88,7 @@ impl Batch {
     /// Cuts off what its last message has beyond `max_bytes`.
     pub fn cut(&mut self, max_bytes: usize) -> Option<Bytes> {
         let beyond = self.bytes.checked_sub(max_bytes).filter(|beyond| *beyond > 0)?;
-        let last = self.parts.back_mut()?;
+        let last = self.parts.last_mut()?;
         let rest = last.split_off(last.len().saturating_sub(beyond));
         self.bytes -= rest.len();
         Some(rest)
@@ -106,7 +105,7 @@ impl Batch {
             (known, other) => known.or(other),
         };
         self.gaps.extend(message.gap);
-        self.parts.push_back(message.bytes);
+        self.parts.push(message.bytes);
     }
 }
 

@@ -26,11 +26,15 @@ pub const READ_MAX_BYTES: usize = 256 * 1024;
 /// Longest piece of a line in a CRI log file, as containerd writes them; a longer line is tagged P (partial) and goes on.
 pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
 
-/// A stream hands messages to HTTP/2 in portions of this many bytes, and HTTP/2 holds as many for one stream. A follower that
-/// reads nothing keeps up to three such portions of the ring's bytes alive (one held, one waiting, one being sent) and the rest
-/// of a message, and nothing of its own. Exactly three DATA frames of the size that clients advertise, which the TLS stream
-/// sends in one write; a backlog handed over in other sizes leaves in a large and a small one.
+/// A stream hands messages to HTTP/2 in portions of this many bytes: exactly three DATA frames of the size that clients advertise,
+/// which the TLS stream sends in one write; a backlog handed over in other sizes leaves in a large and a small one.
 pub const STREAM_SEND_MAX_BYTES: usize = 3 * 16 * 1024;
+
+/// HTTP/2 takes a portion of a stream unless it holds this many bytes of it: so one more when it holds one, and a backlog leaves
+/// two portions at a turn, for one change from the stream's task to the connection's and back. More are not cheaper. A follower
+/// that reads nothing keeps up to four portions of the ring's bytes alive (two held, one waiting, one being sent) and the rest of
+/// a message, and nothing of its own.
+pub const STREAM_HELD_BYTES: usize = STREAM_SEND_MAX_BYTES + 1;
 
 /// Most filters in a request: more services than a lease has.
 pub const FILTERS_MAX: usize = 64;

@@ -23,7 +23,7 @@ use crate::model::proto::framed;
 use crate::model::proto::lease::ServiceStatusResponse;
 use crate::model::view::{Filter, LeaseView};
 use crate::platform;
-use crate::stream::{End, Messages, StreamState};
+use crate::stream::{End, Messages, Parts, StreamState};
 
 /// After an answer, further changes wait this long to be told together: quick for a person, and a bound on what a lease that
 /// changes all the time costs for each of its followers.
@@ -95,7 +95,7 @@ impl StatusBody {
             self.rest = framed(&answer);
         }
         let piece = self.rest.split_to(self.rest.len().min(STREAM_SEND_MAX_BYTES));
-        Poll::Ready(Some(Messages::new([piece].into(), Arc::clone(&self.state))))
+        Poll::Ready(Some(Messages::new(Parts::from([piece]), Arc::clone(&self.state))))
     }
 }
 

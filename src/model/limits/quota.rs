@@ -6,7 +6,7 @@ use super::{FILTERS_MAX, STREAM_REPLICAS_MAX};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuotaLimits {
     /// Streams open at once, of all owners; a call that is being answered counts as one. As many as connections. One whose peer
-    /// takes nothing keeps up to 144 KiB alive.
+    /// takes nothing keeps up to 192 KiB alive.
     pub streams: usize,
     /// Streams open at once of one owner: a sixteenth.
     pub streams_per_owner: usize,
