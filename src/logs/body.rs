@@ -100,8 +100,10 @@ impl LogsBody {
         self.lease_ended |= view.ended;
         self.known.retain(|replica| view.replica(replica).is_some());
         let most = self.fanout.world().limits.quota.replicas_per_request;
+        let served = self.lanes.len();
         for (replica, slot) in view.select(&self.request.filter) {
-            let is_served = || self.lanes.iter().any(|lane| *lane.replica() == replica);
+            // One that was away and is there again may still be telling of its last life.
+            let is_served = || self.lanes[..served].iter().any(|lane| *lane.replica() == replica);
             let Err(place) = self.known.binary_search(&replica) else { continue };
             if self.lanes.len() >= most || is_served() {
                 continue;
@@ -151,20 +153,26 @@ impl LogsBody {
 
     /// Takes what the lanes have, in turns, as much as HTTP/2 may hold. Answers why the stream ends, if it does.
     fn fill(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Option<End> {
-        let mut quiet = 0;
-        while quiet < self.lanes.len() && batch.room() > 0 {
-            self.turn = (self.turn + 1) % self.lanes.len();
-            let lane = &mut self.lanes[self.turn];
-            quiet += 1;
-            match lane.poll_turn(batch, cx) {
-                Poll::Ready(Turn::Lagged) if self.request.on_lag == OnLag::Close => {
-                    return Some(End::Lagged(lane.replica().clone()));
+        loop {
+            let mut quiet = 0;
+            while quiet < self.lanes.len() && batch.room() > 0 {
+                self.turn = (self.turn + 1) % self.lanes.len();
+                let lane = &mut self.lanes[self.turn];
+                quiet += 1;
+                match lane.poll_turn(batch, cx) {
+                    Poll::Ready(Turn::Lagged) if self.request.on_lag == OnLag::Close => {
+                        return Some(End::Lagged(lane.replica().clone()));
+                    }
+                    Poll::Ready(Turn::More | Turn::Lagged) => quiet = 0,
+                    Poll::Ready(Turn::Ended) | Poll::Pending => {}
                 }
-                Poll::Ready(Turn::More | Turn::Lagged) => quiet = 0,
-                Poll::Ready(Turn::Ended) | Poll::Pending => {}
             }
+            let newcomers = self.retire();
+            if newcomers == 0 || batch.room() == 0 {
+                break;
+            }
+            // Those have not been asked yet, and so would wake nobody.
         }
-        self.retire();
         let stays = self.request.extent.follows() && !self.lease_ended;
         if !self.lanes.is_empty() || stays {
             return None;
@@ -172,23 +180,38 @@ impl LogsBody {
         Some(if self.lease_ended && self.request.extent.follows() { End::LeaseEnded } else { End::Complete })
     }
 
-    /// Lets go of lanes that have ended. Their replica may have come back meanwhile.
-    fn retire(&mut self) {
+    /// Lets go of lanes that have ended, and answers how many have come instead: their replicas may be there again, and others
+    /// have had no place before.
+    fn retire(&mut self) -> usize {
         let before = self.lanes.len();
-        let resume = &mut self.request.resume;
+        let (resume, known) = (&mut self.request.resume, &mut self.known);
+        // The view tells only its newest state: who has been away may never have been missed.
+        let may_return = !self.lease_ended && self.view.has_changed().is_ok() && !self.fanout.is_stopped();
         self.lanes.retain(|lane| {
-            if lane.is_ended()
-                && resume.len() < CURSORS_MAX
+            if !lane.is_ended() {
+                return true;
+            }
+            if may_return && let Ok(place) = known.binary_search(lane.replica()) {
+                known.remove(place);
+            }
+            if resume.len() < CURSORS_MAX
                 && let Some(cursor) = lane.cursor()
             {
                 resume.insert(cursor.replica, (cursor.instance, cursor.position));
             }
-            !lane.is_ended()
+            false
         });
-        if self.lanes.len() < before && self.request.extent.follows() {
+        let kept = self.lanes.len();
+        if kept < before && self.stays_for_newcomers() {
             let view = Arc::clone(&self.view.borrow());
             self.look(&view, true);
         }
+        self.lanes.len() - kept
+    }
+
+    /// Whether replicas that come now are followed: not for one who asked for what there is, and not once the stream is to end.
+    fn stays_for_newcomers(&self) -> bool {
+        self.request.extent.follows() && self.state.ends().is_none()
     }
 
     /// Sends what was asked to be sent, and finds out whether the stream is to end.

@@ -97,6 +97,11 @@ impl Fanout {
         lagging
     }
 
+    /// Whether [`Fanout::stop`] was called.
+    pub fn is_stopped(&self) -> bool {
+        self.0.cancel.is_cancelled()
+    }
+
     /// Ends all actors and waits until they have ended. Who follows them is told what they had.
     pub async fn stop(&self) {
         self.0.cancel.cancel();
@@ -106,7 +111,7 @@ impl Fanout {
 
     fn handle(&self, key: &Key, view: &watch::Receiver<Arc<LeaseView>>) -> Result<Handle, Stopped> {
         let shared = &self.0;
-        if shared.cancel.is_cancelled() {
+        if self.is_stopped() {
             return Err(Stopped);
         }
         match shared.actors.entry(key.clone()) {

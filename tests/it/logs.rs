@@ -343,6 +343,30 @@ async fn replicas_that_appear_and_go_are_followed_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replica_for_which_there_was_no_place_is_followed_once_there_is() {
+    let mut limits = Limits::default();
+    limits.quota.replicas_per_request = 1;
+    let scene = Scene::new(limits, &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let first = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut stream = scene.open(request).await.unwrap();
+    world.print(&first, lines(0..10));
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    let second = world.start(&scene.lease, &replica("web", 1));
+    world.print(&second, lines(0..10));
+    world.end(&scene.lease, &replica("web", 0), 0);
+    world.change(&scene.lease, |view| {
+        view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&0);
+    });
+    stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
+    // Nothing else happens that would wake anybody.
+    stream.until(|seen| seen.lines("web", 1) == 10).await;
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_that_fails_is_opened_again_without_loss() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
