@@ -265,6 +265,34 @@ async fn the_last_lines_are_taken_across_runs_and_not_older_than_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_older_than_asked_is_not_taken_from_the_ring_either() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut first = scene.open(request.clone()).await.unwrap();
+    first.until(|seen| !seen.cursors.is_empty()).await;
+    world.print(&run, lines(0..10));
+    first.until(|seen| seen.lines("web", 0) == 10).await;
+    // Two lines to each nanosecond from 1000 on: so 1003 is line 6 and 7, and nothing is of 2000 yet.
+    let mut streams = Vec::new();
+    for (tail, since, from) in [(9, 1_003, 6), (9, 2_000, 10), (2, 1_003, 8)] {
+        let since = Some(prost_types::Timestamp { seconds: 0, nanos: since });
+        let request = ServiceLogsRequest { tail_lines: Some(tail), since, ..request.clone() };
+        let mut stream = scene.open(request).await.unwrap();
+        stream.until(|seen| seen.lines("web", 0) == 10 - from && !seen.cursors.is_empty()).await;
+        assert!(stream.is_quiet().await);
+        streams.push((stream, from));
+    }
+    world.print(&run, lines(10..12));
+    for (stream, from) in &mut streams {
+        stream.until(|seen| seen.lines("web", 0) == 12 - *from).await;
+        assert_eq!(stream.received.ask(world, "web", 0, &[(&run, *from)]), 0);
+    }
+    assert_eq!(world.open(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_run_before_can_be_read() {
     let scene = Scene::new(Limits::default(), &[("web", 1), ("api", 1)]);
     let world = &scene.gateway.world;

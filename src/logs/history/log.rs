@@ -155,17 +155,19 @@ impl Reading {
         let Some(live) = self.live.as_mut() else {
             return Joined::Alone;
         };
-        let is_vague = vague.covers(position);
+        // The ring knows nothing of lines that are too old to be wanted.
+        let must_read =
+            vague.covers(position) || self.since.is_some() && live.reader.holds_behind(instance, position);
         match live.reader.join(instance, position) {
-            Join::Here(rests) if !is_vague => {
+            Join::Here(rests) if !must_read => {
                 self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
                 Joined::Stage(Stage::Join)
             }
             // It still holds what it held; but nobody else will tell the rest.
             _ if live.reader.is_closed() && self.scope.is_gone() => Joined::Alone,
             _ if live.reader.is_closed() => Joined::Stage(Stage::Orphaned),
-            Join::Ahead if !is_vague => Joined::Wait,
-            Join::Level if !is_vague => Joined::Level,
+            Join::Ahead if !must_read => Joined::Wait,
+            Join::Level if !must_read => Joined::Level,
             Join::Here(_) | Join::ReadOn | Join::Level | Join::Ahead => Joined::No,
         }
     }

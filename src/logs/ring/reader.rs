@@ -185,6 +185,11 @@ impl Reader {
         wait(&mut state, self.place, cx)
     }
 
+    /// Whether lines of `instance` behind `at` went through the ring.
+    pub fn holds_behind(&self, instance: &Instance, at: Position) -> bool {
+        self.ring.lock().tip.as_ref().is_some_and(|tip| tip.instance == *instance && at < tip.position)
+    }
+
     /// Tries to go on in the ring, exactly behind `at` of `instance`.
     ///
     /// Refused next to a gap of the source: it has no position of its own, so it could be told twice or not at all. Refused as well
