@@ -103,8 +103,8 @@ enum Stage {
     Drain(Option<Aligner>),
     /// The whole file: looks for the place.
     Recover(Option<Aligner>),
-    /// The whole file of the run before the present one: looks for the place, and for the time of the newest line.
-    Before(Aligner, Option<LogTime>),
+    /// The whole file of the run before the present one: looks for the place.
+    Before(Aligner),
     /// The whole file, after the place was rotated away: everything but these.
     Rest(HashSet<Mark>),
     /// It is over.
@@ -156,7 +156,7 @@ impl Machine {
             Stage::Drain(_) if self.window.is_empty() => Ask::WHOLE,
             Stage::Live(_) => Ask::FOLLOW,
             Stage::Drain(_) => Ask { follow: false, ..Ask::FOLLOW },
-            Stage::Before(..) => Ask::BEFORE,
+            Stage::Before(_) => Ask::BEFORE,
             Stage::Seek | Stage::Count | Stage::Recover(_) | Stage::Rest(_) | Stage::Done => Ask::WHOLE,
         }
     }

@@ -61,15 +61,10 @@ impl Machine {
             }
             Stage::Drain(Some(_)) => self.recover(),
             Stage::Recover(Some(_)) if self.follow && !self.ended && !ended => {
-                self.go_to(Stage::Before(self.window.aligner(), None))
+                self.go_to(Stage::Before(self.window.aligner()))
             }
-            Stage::Before(_, newest) if !self.ended && newest > self.window.last().map(|last| last.time) => {
-                // A later run than the one that is read: of that nothing more can be had.
-                self.lost();
-                self.stage = Stage::Done;
-                Do::Finish
-            }
-            Stage::Recover(Some(_)) | Stage::Before(..) => self.rotated(),
+            // If it is not there either: of which run that log is, times would tell, and no clock is believed with that.
+            Stage::Recover(Some(_)) | Stage::Before(_) => self.rotated(),
             Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Rest(_) => self.at_end(ended),
             Stage::Done => Do::Finish,
         }
@@ -92,7 +87,7 @@ impl Machine {
     }
 
     pub(super) fn broken(&mut self, why: String) -> Do {
-        if let Stage::Before(..) = self.stage {
+        if let Stage::Before(_) = self.stage {
             // There is no such run any more, only the kubelet has not noticed yet.
             return self.rotated();
         }
@@ -135,7 +130,7 @@ impl Machine {
         if self.start().is_none() {
             return Do::Fail(Error::NotFound(why));
         }
-        if let Stage::Before(..) = self.stage {
+        if let Stage::Before(_) = self.stage {
             return self.rotated();
         }
         if !(self.followed && matches!(self.stage, Stage::Drain(_))) {

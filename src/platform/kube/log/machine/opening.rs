@@ -23,7 +23,7 @@ impl Machine {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
                 *place = (!self.window.is_empty()).then(|| self.window.aligner());
             }
-            Stage::Before(place, newest) => (*place, *newest) = (self.window.aligner(), None),
+            Stage::Before(place) => *place = self.window.aligner(),
             Stage::Last(last) => {
                 last.begin_anew();
                 self.count_anew();

@@ -66,9 +66,8 @@ impl Machine {
                     return true;
                 }
             }
-            Stage::Before(place, newest) => {
+            Stage::Before(place) => {
                 let Some(mark) = mark else { return true };
-                *newest = Some(time);
                 if place.take(mark) == Place::Last {
                     // It is the run that is read: what follows is the rest of it.
                     self.ended = true;

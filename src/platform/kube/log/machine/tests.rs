@@ -409,7 +409,7 @@ fn a_run_that_ended_unseen_is_told_from_the_next_one_and_from_a_rotation() {
     // What the kubelet has of the run before the present one; what is to come of it: lines, gaps, and whether it is over.
     let cases = [
         (Some(lines(5, 7, 1_000)), (12, vec![], true)),
-        (Some(lines(0, 9, 2_000)), (10, vec![10], true)),
+        (Some(lines(0, 9, 2_000)), (13, vec![10], false)),
         (Some(lines(0, 9, 500)), (13, vec![10], false)),
         (Some(String::new()), (13, vec![10], false)),
         (None, (13, vec![10], false)),
