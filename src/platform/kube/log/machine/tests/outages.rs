@@ -1,0 +1,120 @@
+//! Who is away, who is back, and what was there meanwhile.
+
+use super::*;
+
+#[test]
+fn an_outage_is_not_held_against_a_log_that_is_rotated_meanwhile() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(10, 1_000_000);
+    play.settle(false);
+    // The kubelet is stopped, and asked for in vain.
+    play.on(Event::Complete { ended: false });
+    for _ in 0..100 {
+        play.on(Event::Woken { ended: false });
+        assert!(matches!(play.next, Do::Ask(Ask { follow: true, .. })));
+        play.on(Event::Away("nobody is there".into()));
+        assert!(matches!(play.next, Do::Pause(PAUSE_AWAY)));
+    }
+    // It is back, and has another file: what is there is asked for without a pause.
+    play.server.file = 10;
+    play.server.print(10, 1_000_000);
+    play.on(Event::Woken { ended: false });
+    for _ in 0..10 {
+        match play.next {
+            Do::Ask(Ask { before: true, .. }) => play.on(Event::Gone("there was none".into())),
+            Do::Ask(ask) => {
+                play.server.open(ask);
+                play.on(Event::Opened { ended: false });
+            }
+            Do::Read if play.server.open.unwrap().next < play.server.log.len() => play.send(false),
+            Do::Read if play.server.open.unwrap().ask.follow => break,
+            Do::Read => play.on(Event::Complete { ended: false }),
+            ref other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.as_slice()), (20, &[10][..]));
+    assert!(matches!(play.next, Do::Read));
+}
+
+/// Lines of a log, so many of them from line `from` on, the first one at this second.
+fn lines(from: usize, count: usize, second: i64) -> String {
+    let line = |n: usize| {
+        let time = LogTime::from_nanos(second * 1_000_000_000 + i64::try_from(n).unwrap() * 1_000_000);
+        format!("{time} line {n}\n")
+    };
+    (from..from + count).map(line).collect()
+}
+
+#[test]
+fn a_run_that_ended_unseen_is_told_from_the_next_one_and_from_a_rotation() {
+    // What the kubelet has of the run before the present one; what is to come of it: lines, gaps, and whether it is over.
+    let cases = [
+        (Some(lines(5, 7, 1_000)), (12, vec![], true)),
+        (Some(lines(0, 9, 2_000)), (13, vec![10], false)),
+        (Some(lines(0, 9, 500)), (13, vec![10], false)),
+        (Some(String::new()), (13, vec![10], false)),
+        (None, (13, vec![10], false)),
+    ];
+    for (before, expected) in cases {
+        let mut play = Play::new(Server::default(), From::Start, true);
+        let respond = |play: &mut Play, expected: Ask, text: &str| {
+            assert!(matches!(play.next, Do::Ask(ask) if ask == expected), "{:?}", play.next);
+            play.on(Event::Opened { ended: false });
+            play.on(Event::Data(text.as_bytes()));
+            if matches!(play.next, Do::Read) && !expected.follow {
+                play.on(Event::Complete { ended: false });
+            }
+        };
+        respond(&mut play, Ask::WHOLE, &lines(0, 10, 1_000));
+        respond(&mut play, Ask::FOLLOW, &lines(0, 10, 1_000));
+        play.on(Event::Complete { ended: false });
+        play.on(Event::Woken { ended: false });
+        // Another file, or another run.
+        let other = lines(12, 3, 3_000);
+        respond(&mut play, Ask::FOLLOW, &other);
+        respond(&mut play, Ask::WHOLE, &other);
+        match &before {
+            Some(before) => respond(&mut play, Ask::BEFORE, before),
+            None => play.on(Event::Broken("unable to retrieve container logs".into())),
+        }
+        let is_over = matches!(play.next, Do::Finish);
+        if !is_over {
+            respond(&mut play, Ask::WHOLE, &other);
+        }
+        assert_eq!((play.heard.lines.len(), play.heard.gaps_before, is_over), expected, "{before:?}");
+    }
+}
+
+#[test]
+fn a_place_that_is_found_nowhere_is_not_looked_for_without_a_pause() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(10, 1_000_000);
+    play.settle(false);
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        // Nothing comes, though there are lines.
+        play.on(Event::Silent);
+        if let Do::Pause(pause) = play.next {
+            pauses.push(pause);
+            play.on(Event::Woken { ended: false });
+        }
+        assert!(matches!(play.next, Do::Ask(Ask::WHOLE)));
+    }
+    assert_eq!((pauses.len(), pauses[0], pauses[18]), (19, PAUSE_FIRST, PAUSE_MAX));
+}
+
+#[test]
+fn what_failed_before_a_long_silence_is_over() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    for _ in 0..10 {
+        play.on(Event::Broken("cut off".into()));
+    }
+    assert!(matches!(play.next, Do::Pause(PAUSE_MAX)));
+    play.settle(false);
+    let same = probe(&play.server);
+    play.on(Event::Probed(same.as_bytes()));
+    play.on(Event::Complete { ended: false });
+    assert!(matches!(play.next, Do::Pause(PAUSE_FIRST)));
+}
