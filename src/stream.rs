@@ -3,7 +3,7 @@
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::access::refusal::Refusal;
 use crate::model::id::Replica;
+use crate::model::quota::Exceeded;
 
 pub mod bell;
 
@@ -36,6 +37,8 @@ pub struct StreamState {
     held_bytes: AtomicU64,
     /// Woken when that has become zero.
     taken: AtomicWaker,
+    /// Whether it was sent anything, or has what it takes to be.
+    is_let_in: AtomicBool,
 }
 
 /// Why a stream ends.
@@ -47,6 +50,8 @@ pub enum End {
     LeaseEnded,
     /// The follower fell behind, and asked to be told so.
     Lagged(Replica),
+    /// It could not begin: a quota is used up.
+    Exceeded(Box<Exceeded>),
     /// The gateway is ending.
     Draining,
     /// Who follows may not any more.
@@ -79,6 +84,7 @@ impl StreamState {
             progress_ms: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
             taken: AtomicWaker::new(),
+            is_let_in: AtomicBool::new(false),
         })
     }
 
@@ -107,6 +113,16 @@ impl StreamState {
         if let Some(address) = address {
             let _ = self.peer.set(address);
         }
+    }
+
+    /// From now on no quota refuses it: something is being read for it, or was sent.
+    pub fn let_in(&self) {
+        self.is_let_in.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether no quota refuses it any more.
+    pub fn is_let_in(&self) -> bool {
+        self.is_let_in.load(Ordering::Relaxed)
     }
 
     /// What was handed over and not taken yet, in bytes.
@@ -148,6 +164,7 @@ impl Messages {
     pub fn new(parts: Parts, state: Arc<StreamState>) -> Self {
         let remaining = parts.iter().map(Bytes::len).sum();
         state.progressed();
+        state.let_in();
         state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);
         Self { parts, first: 0, remaining, state }
     }

@@ -39,9 +39,12 @@ struct Shared {
     left_out: AtomicU64,
 }
 
-/// One call, as far as is known of it.
+/// One call, as far as is known of it. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(super) struct Case {
+pub(super) struct Case(Arc<Facts>);
+
+#[derive(Debug)]
+struct Facts {
     audit: Audit,
     method: &'static str,
     from: Option<PeerNet>,
@@ -69,7 +72,8 @@ impl Audit {
     }
 
     fn of(&self, method: &'static str, from: Option<PeerNet>) -> Case {
-        Case { audit: self.clone(), method, from, who: OnceLock::new(), lease: OnceLock::new() }
+        let (who, lease) = (OnceLock::new(), OnceLock::new());
+        Case(Arc::new(Facts { audit: self.clone(), method, from, who, lease }))
     }
 }
 
@@ -79,17 +83,17 @@ impl Case {
     /// This is who the caller says they are.
     pub(super) fn claimed(&self, who: Owner) {
         // The first word counts.
-        let _ = self.who.set((who, false));
+        let _ = self.0.who.set((who, false));
     }
 
     /// This is who the caller is.
     pub(super) fn proved(&self, who: Owner) {
-        let _ = self.who.set((who, true));
+        let _ = self.0.who.set((who, true));
     }
 
     /// This is the lease that it is about.
     pub(super) fn about(&self, lease: &LeaseId) {
-        let _ = self.lease.set(lease.clone());
+        let _ = self.0.lease.set(lease.clone());
     }
 
     /// It was refused, for this reason.
@@ -103,8 +107,8 @@ impl Case {
     }
 
     fn tell(&self, what: &str, reason: &str) {
-        let shared = &self.audit.0;
-        let told = self.from.is_none_or(|from| shared.lines.try_take(&from, 1, Instant::now()).is_ok());
+        let shared = &self.0.audit.0;
+        let told = self.0.from.is_none_or(|from| shared.lines.try_take(&from, 1, Instant::now()).is_ok());
         if !told {
             shared.left_out.fetch_add(1, Ordering::Relaxed);
             return;
@@ -113,12 +117,12 @@ impl Case {
         let (who, proved) = self.who();
         tracing::info!(
             target: TARGET,
-            method = self.method,
+            method = self.0.method,
             reason,
             who = who.map(tracing::field::display),
             proved,
-            lease = self.lease.get().map(tracing::field::display),
-            from = self.from.map(tracing::field::display),
+            lease = self.0.lease.get().map(tracing::field::display),
+            from = self.0.from.map(tracing::field::display),
             left_out,
             "{what}"
         );
@@ -128,10 +132,10 @@ impl Case {
     pub(super) fn restarts(&self, filter: &Filter, repeated: bool) {
         tracing::info!(
             target: TARGET,
-            method = self.method,
+            method = self.0.method,
             who = self.who().0.map(tracing::field::display),
-            lease = self.lease.get().map(tracing::field::display),
-            from = self.from.map(tracing::field::display),
+            lease = self.0.lease.get().map(tracing::field::display),
+            from = self.0.from.map(tracing::field::display),
             ?filter,
             repeated,
             "restart"
@@ -139,7 +143,7 @@ impl Case {
     }
 
     fn who(&self) -> (Option<&Owner>, bool) {
-        self.who.get().map_or((None, false), |(who, proved)| (Some(who), *proved))
+        self.0.who.get().map_or((None, false), |(who, proved)| (Some(who), *proved))
     }
 }
 

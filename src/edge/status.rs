@@ -124,6 +124,7 @@ pub fn of_end(end: &End) -> Status {
             );
             status(Code::ResourceExhausted, words, "FOLLOWER_LAGGED")
         }
+        End::Exceeded(exceeded) => quota_used_up(exceeded),
         End::Draining => draining(),
         End::Refused(refusal) => refused(*refusal),
     }

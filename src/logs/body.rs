@@ -49,8 +49,11 @@ pub struct LogsBody {
     /// The end of a message whose beginning was handed over, if one had to be cut. It goes before anything else.
     rest: Option<Bytes>,
     state: Arc<StreamState>,
-    trailers: fn(&End) -> HeaderMap,
+    trailers: Trailers,
 }
+
+/// Says in gRPC's words why a stream ended; asked once.
+pub type Trailers = Box<dyn Fn(&End) -> HeaderMap + Send>;
 
 enum Stage {
     Running,
@@ -66,14 +69,14 @@ enum Stage {
 // === impl LogsBody ===
 
 impl LogsBody {
-    /// A body for `request`. `trailers` says in gRPC's words why it ended.
+    /// A body for `request`.
     pub fn new(
         request: LogsRequest,
         fanout: Fanout,
         permits: HistoryPermits,
         view: watch::Receiver<Arc<LeaseView>>,
         state: Arc<StreamState>,
-        trailers: fn(&End) -> HeaderMap,
+        trailers: Trailers,
     ) -> Self {
         let mut body = Self {
             changes: request.extent.follows().then(|| WhenRung::new(platform::changes(view.clone()))),
@@ -107,6 +110,10 @@ impl LogsBody {
             let Err(place) = self.known.binary_search(&replica) else { continue };
             if self.lanes.len() >= most || is_served() {
                 continue;
+            }
+            // A stream that has stayed until now is not refused for it.
+            if newcomers {
+                self.state.let_in();
             }
             // One that was away goes on behind what was sent, unless that was in another life.
             let cursor = self.request.resume.remove(&replica);
@@ -163,6 +170,7 @@ impl LogsBody {
                     Poll::Ready(Turn::Lagged) if self.request.on_lag == OnLag::Close => {
                         return Some(End::Lagged(lane.replica().clone()));
                     }
+                    Poll::Ready(Turn::Refused(exceeded)) => return Some(End::Exceeded(exceeded)),
                     Poll::Ready(Turn::More | Turn::Lagged) => quiet = 0,
                     Poll::Ready(Turn::Ended) | Poll::Pending => {}
                 }

@@ -22,9 +22,11 @@ use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::metrics::Read;
 use crate::model::position::Position;
+use crate::model::quota::Exceeded;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaView};
 use crate::platform::{self, From, TailRequest};
+use crate::stream::StreamState;
 
 mod begin;
 mod log;
@@ -41,6 +43,8 @@ pub struct Reading {
     scope: Scope,
     permits: HistoryPermits,
     permit: Option<HistoryPermit>,
+    /// Into which it is read.
+    stream: Arc<StreamState>,
     live: Option<Subscription>,
     stage: Stage,
     /// What is ready to go out.
@@ -84,6 +88,8 @@ pub enum Step {
     Join(Box<Subscription>),
     /// The actor ended before it was met: ask for another and go on behind what was sent.
     Orphaned,
+    /// It may not be read: a quota is used up, and nothing was sent.
+    Refused(Box<Exceeded>),
     /// Everything that was asked for was sent.
     End,
 }
@@ -103,6 +109,7 @@ enum Stage {
     RunEnded(Instance),
     Join,
     Orphaned,
+    Refused(Box<Exceeded>),
     End,
 }
 
@@ -121,13 +128,19 @@ impl Scope {
 // === impl Reading ===
 
 impl Reading {
-    /// A read that has not begun. Without `live` it ends where the log ends.
-    pub fn new(scope: Scope, permits: HistoryPermits, live: Option<Subscription>) -> Self {
+    /// A read into `stream` that has not begun. Without `live` it ends where the log ends.
+    pub fn new(
+        scope: Scope,
+        permits: HistoryPermits,
+        stream: Arc<StreamState>,
+        live: Option<Subscription>,
+    ) -> Self {
         Self {
             at: scope.resume.clone(),
             scope,
             permits,
             permit: None,
+            stream,
             live,
             stage: Stage::Begin,
             ready: VecDeque::new(),
@@ -163,6 +176,7 @@ impl Reading {
                     return self.live.take().map_or(Step::End, |live| Step::Join(Box::new(live)));
                 }
                 Stage::Orphaned => return Step::Orphaned,
+                Stage::Refused(exceeded) => return Step::Refused(exceeded),
                 Stage::End => return Step::End,
             }
         }
@@ -185,16 +199,22 @@ impl Reading {
         again
     }
 
+    /// Waits for its permit, if it has none.
+    async fn permitted(&mut self) -> Result<(), Box<Exceeded>> {
+        if self.permit.is_none() {
+            let is_let_in = || self.stream.is_let_in();
+            self.permit = Some(self.permits.acquire(self.scope.lease.owner(), is_let_in).await?);
+            self.stream.let_in();
+        }
+        Ok(())
+    }
+
     async fn tail(
         &mut self,
         instance: Instance,
         from: From,
         follow: bool,
     ) -> Result<platform::Tail, platform::Error> {
-        if self.permit.is_none() {
-            // Never closed; and if it were, reading on without a permit would be the lesser evil.
-            self.permit = self.permits.acquire(self.scope.lease.owner()).await.ok();
-        }
         let Scope { world, lease, replica, .. } = &self.scope;
         world.metrics.source_opens.of(Read::History).increment(1);
         let request = TailRequest { lease: lease.clone(), replica: replica.clone(), instance, from, follow };

@@ -18,6 +18,7 @@ use super::ring::{Entry, Kind, Taken};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
 use crate::model::position::{Cursor, Position};
+use crate::model::quota::Exceeded;
 use crate::model::time::LogTime;
 use crate::model::view::Run;
 use crate::stream::StreamState;
@@ -40,12 +41,14 @@ pub struct Lane {
 }
 
 /// What a lane was found to be when it had its turn; `Pending` if it waits now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Turn {
     /// It may have more.
     More,
     /// The follower fell behind: a gap, which has not been sent yet, comes next.
     Lagged,
+    /// Its older lines may not be read, since a quota is used up; the stream was sent nothing yet.
+    Refused(Box<Exceeded>),
     /// Nothing more will come.
     Ended,
 }
@@ -125,6 +128,7 @@ impl Lane {
                         }
                         Some(Step::Join(subscription)) => self.join(*subscription),
                         Some(Step::Orphaned) => self.again(),
+                        Some(Step::Refused(exceeded)) => return Poll::Ready(Turn::Refused(exceeded)),
                         Some(Step::End) | None => self.mode = Mode::Ended,
                     },
                     Mode::Live(_) => return self.poll_live(batch, cx),
@@ -174,13 +178,14 @@ impl Lane {
     }
 
     fn read(&mut self, live: Option<Subscription>) {
-        let reading = Reading::new(self.scope.clone(), self.permits.clone(), live);
+        let reading = Reading::new(self.scope.clone(), self.permits.clone(), Arc::clone(&self.stream), live);
         self.mode = Mode::History(reading.into_stream());
     }
 
     /// Goes on in the ring. A follower that has not been sent a position yet is told where it stands, so that it can go on
     /// from there should it be cut off before the first line.
     fn join(&mut self, mut subscription: Subscription) {
+        self.stream.let_in();
         subscription.reader.follow_for(Arc::clone(&self.stream));
         if self.at.is_none()
             && let Some((instance, position)) = subscription.reader.position()

@@ -1,21 +1,27 @@
 //! Permits for history reads, and their pace: so many in all and so fast, and of that only a share for one tenant, so that one who
 //! reads slowly, or not at all, or everything, keeps nobody else from reading.
 //!
-//! Nobody is refused: who may not read yet waits.
+//! Who may not read yet waits; and is refused, having waited for long, unless the stream was let in before: it would be silent for
+//! nobody knows how long. Who reads is slowed down, and never refused.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::model::id::Owner;
 use crate::model::limits::QuotaLimits;
+use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::rate::{Bucket, Buckets, Rate};
 
 /// Tenants that are remembered before those who hold nothing are forgotten.
 const OWNERS_KEPT: usize = 1_024;
+
+/// When to come again who was refused since no read ended; nobody knows when one will. Long enough for trying again not to be a
+/// load, and short enough for a person.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The permits. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -23,6 +29,7 @@ pub struct HistoryPermits(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    limits: QuotaLimits,
     all: Arc<Semaphore>,
     per_owner: usize,
     owners: DashMap<Owner, Weak<Semaphore>>,
@@ -34,8 +41,15 @@ struct Shared {
 /// Allows one history read for as long as it lives.
 #[derive(Debug)]
 pub struct HistoryPermit {
-    _of_owner: OwnedSemaphorePermit,
-    _of_all: OwnedSemaphorePermit,
+    _of_owner: Option<OwnedSemaphorePermit>,
+    _of_all: Option<OwnedSemaphorePermit>,
+}
+
+/// Of whose permits, and at whose pace.
+#[derive(Clone, Copy)]
+enum Whose<'a> {
+    Owner(&'a Owner),
+    All,
 }
 
 // === impl HistoryPermits ===
@@ -52,17 +66,24 @@ impl HistoryPermits {
             owners: DashMap::new(),
             pace: rate(limits.history_bytes_per_second).map(|rate| Mutex::new(Bucket::new(rate))),
             pace_per_owner: per_owner.map(|rate| Buckets::new(rate, OWNERS_KEPT)),
+            limits: limits.clone(),
         }))
     }
 
     /// Waits for a permit for `owner`; first come, first served. Nothing is lost if it is cancelled.
     ///
     /// # Errors
-    /// Never: the semaphores are not closed.
-    pub async fn acquire(&self, owner: &Owner) -> Result<HistoryPermit, AcquireError> {
+    /// There is none within [`QuotaLimits::history_wait`], or what is read is so far behind its pace; and whoever asks for it is
+    /// not let in, which is asked when it comes to that. Who is let in waits on, at the same place.
+    pub async fn acquire(
+        &self,
+        owner: &Owner,
+        is_let_in: impl Fn() -> bool,
+    ) -> Result<HistoryPermit, Exceeded> {
+        let until = Instant::now() + self.0.limits.history_wait;
         // The tenant's own first: who waits for it holds nothing of the others'.
-        let of_owner = self.of_owner(owner).acquire_owned().await?;
-        let of_all = Arc::clone(&self.0.all).acquire_owned().await?;
+        let of_owner = self.one(Whose::Owner(owner), until, &is_let_in).await?;
+        let of_all = self.one(Whose::All, until, &is_let_in).await?;
         Ok(HistoryPermit { _of_owner: of_owner, _of_all: of_all })
     }
 
@@ -87,6 +108,49 @@ impl HistoryPermits {
         }
     }
 
+    async fn one(
+        &self,
+        whose: Whose<'_>,
+        until: Instant,
+        is_let_in: &impl Fn() -> bool,
+    ) -> Result<Option<OwnedSemaphorePermit>, Exceeded> {
+        let too_late = (Instant::now() + self.behind(whose)).saturating_duration_since(until);
+        if !too_late.is_zero() && !is_let_in() {
+            return Err(self.too_fast(whose, too_late));
+        }
+        let permit = self.permits(whose).acquire_owned();
+        tokio::pin!(permit);
+        let permit = match tokio::time::timeout_at(until, &mut permit).await {
+            Ok(permit) => permit,
+            Err(_) if is_let_in() => permit.await,
+            // It may be the pace that the others are held up by.
+            Err(_) if !self.behind(whose).is_zero() => return Err(self.too_fast(whose, RETRY)),
+            Err(_) => return Err(self.too_many(whose)),
+        };
+        // Never closed; and if it were, reading on without a permit would be the lesser evil.
+        Ok(permit.ok())
+    }
+
+    /// How much later than it is read a byte may be made use of, at present.
+    fn behind(&self, whose: Whose<'_>) -> Duration {
+        let now = Instant::now().into_std();
+        let behind = match whose {
+            Whose::Owner(owner) => self.0.pace_per_owner.as_ref().map(|paces| paces.wait_for(owner, 1, now)),
+            Whose::All => {
+                let pace = self.0.pace.as_ref();
+                pace.map(|pace| pace.lock().unwrap_or_else(PoisonError::into_inner).wait_for(1, now))
+            }
+        };
+        behind.unwrap_or_default()
+    }
+
+    fn permits(&self, whose: Whose<'_>) -> Arc<Semaphore> {
+        match whose {
+            Whose::Owner(owner) => self.of_owner(owner),
+            Whose::All => Arc::clone(&self.0.all),
+        }
+    }
+
     fn of_owner(&self, owner: &Owner) -> Arc<Semaphore> {
         let owners = &self.0.owners;
         if owners.len() >= OWNERS_KEPT {
@@ -98,6 +162,34 @@ impl HistoryPermits {
             *kept = Arc::downgrade(&fresh);
             fresh
         })
+    }
+
+    fn too_many(&self, whose: Whose<'_>) -> Exceeded {
+        let (quota, limit) = match whose {
+            Whose::Owner(_) => (Quota::HistoryReadsPerOwner, self.0.per_owner),
+            Whose::All => (Quota::HistoryReads, self.0.limits.history_reads),
+        };
+        Exceeded { quota, subject: whose.subject(), limit: limit as u64, retry_after: Some(RETRY) }
+    }
+
+    fn too_fast(&self, whose: Whose<'_>, retry_after: Duration) -> Exceeded {
+        let limits = &self.0.limits;
+        let (quota, limit) = match whose {
+            Whose::Owner(_) => (Quota::HistoryRatePerOwner, limits.history_bytes_per_second_per_owner),
+            Whose::All => (Quota::HistoryRate, limits.history_bytes_per_second),
+        };
+        Exceeded { quota, subject: whose.subject(), limit, retry_after: Some(retry_after) }
+    }
+}
+
+// === impl Whose ===
+
+impl Whose<'_> {
+    fn subject(self) -> Subject {
+        match self {
+            Self::Owner(owner) => Subject::Owner(owner.clone()),
+            Self::All => Subject::Gateway,
+        }
     }
 }
 
@@ -127,7 +219,7 @@ mod tests {
         let mut held = Vec::new();
         let more = async {
             loop {
-                held.push(permits.acquire(&greedy).await.unwrap());
+                held.push(permits.acquire(&greedy, || true).await.unwrap());
             }
         };
         tokio::time::timeout(SECOND, more).await.unwrap_err();
@@ -135,10 +227,10 @@ mod tests {
         assert!(permits.are_used_up(&greedy));
         assert_eq!(permits.are_used_up(&other), share == history_reads);
         if share < history_reads {
-            drop(permits.acquire(&other).await.unwrap());
+            drop(permits.acquire(&other, || true).await.unwrap());
         }
         drop(held);
-        drop(permits.acquire(&greedy).await.unwrap());
+        drop(permits.acquire(&greedy, || true).await.unwrap());
         share
     }
 
@@ -190,5 +282,103 @@ mod tests {
         };
         let permits = HistoryPermits::new(&limits);
         assert_eq!(time(&permits, &owners()[0], 1_000, usize::MAX / 2_000).await, Duration::ZERO);
+    }
+
+    /// Permits that are waited for so long, and reads at this pace of an owner.
+    fn waiting(history_wait: Duration, bytes_per_second: u64) -> HistoryPermits {
+        HistoryPermits::new(&QuotaLimits {
+            history_reads: 2,
+            history_reads_per_owner: 1,
+            history_bytes_per_second_per_owner: bytes_per_second,
+            history_wait,
+            ..QuotaLimits::default()
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_waited_for_long_is_refused_and_keeps_nothing() {
+        let permits = waiting(10 * SECOND, 0);
+        let [greedy, other] = owners();
+        let held = permits.acquire(&greedy, || false).await.unwrap();
+        let began = Instant::now();
+        let exceeded = permits.acquire(&greedy, || false).await.unwrap_err();
+        assert_eq!(began.elapsed().as_secs(), 10);
+        let subject = Subject::Owner(greedy.clone());
+        let expected =
+            Exceeded { quota: Quota::HistoryReadsPerOwner, subject, limit: 1, retry_after: Some(RETRY) };
+        assert_eq!(exceeded, expected);
+        let others = permits.acquire(&other, || false).await.unwrap();
+        let third = Address::from_account([3; 20]);
+        let exceeded = permits.acquire(&third, || false).await.unwrap_err();
+        assert_eq!(
+            (exceeded.quota, exceeded.subject, exceeded.limit),
+            (Quota::HistoryReads, Subject::Gateway, 2)
+        );
+        drop((held, others));
+        for owner in [&greedy, &other, &third] {
+            permits.acquire(owner, || false).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_let_in_waits_on_at_their_place() {
+        let permits = waiting(SECOND, 0);
+        let [greedy, _] = owners();
+        let held = permits.acquire(&greedy, || false).await.unwrap();
+        let (first, second) = (permits.acquire(&greedy, || true), permits.acquire(&greedy, || true));
+        tokio::pin!(first, second);
+        // Each is past its time, the first before the second.
+        tokio::time::timeout(5 * SECOND, &mut first).await.unwrap_err();
+        tokio::time::timeout(5 * SECOND, &mut second).await.unwrap_err();
+        drop(held);
+        tokio::time::timeout(5 * SECOND, &mut second).await.unwrap_err();
+        drop(first.await.unwrap());
+        second.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_read_at_the_pace_in_time_is_refused_and_told_when_they_can() {
+        let permits = waiting(10 * SECOND, 1_000);
+        let [greedy, other] = owners();
+        let credit = tokio::time::timeout(Duration::ZERO, permits.pace(&greedy, 16_001));
+        credit.await.unwrap_err();
+        let exceeded = permits.acquire(&greedy, || false).await.unwrap_err();
+        assert_eq!((exceeded.quota, exceeded.limit), (Quota::HistoryRatePerOwner, 1_000));
+        let retry_after = exceeded.retry_after.unwrap();
+        // 1,000 were there, 15,001 come in at 1,000 a second, and so does the one to be read.
+        assert_eq!(retry_after.as_millis(), 5_002);
+        permits.acquire(&other, || false).await.unwrap();
+        permits.acquire(&greedy, || true).await.unwrap();
+        tokio::time::sleep(retry_after).await;
+        let held = permits.acquire(&greedy, || false).await.unwrap();
+        tokio::time::sleep(10 * SECOND).await;
+        // The one that is waited for is held up by the pace.
+        let reads = async {
+            loop {
+                permits.pace(&greedy, 3_000).await;
+            }
+        };
+        let exceeded = tokio::select! {
+            waited = permits.acquire(&greedy, || false) => waited.unwrap_err(),
+            () = reads => unreachable!(),
+        };
+        assert_eq!((exceeded.quota, exceeded.retry_after), (Quota::HistoryRatePerOwner, Some(RETRY)));
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_wait_whoever_would_have_to_is_refused_at_once() {
+        let permits = waiting(Duration::ZERO, 1_000);
+        let [greedy, _] = owners();
+        let began = Instant::now();
+        let held = permits.acquire(&greedy, || false).await.unwrap();
+        permits.pace(&greedy, 1_000).await;
+        permits.acquire(&greedy, || false).await.unwrap_err();
+        drop(held);
+        let exceeded = permits.acquire(&greedy, || false).await.unwrap_err();
+        assert_eq!(exceeded.quota, Quota::HistoryRatePerOwner);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        tokio::time::sleep(exceeded.retry_after.unwrap()).await;
+        permits.acquire(&greedy, || false).await.unwrap();
     }
 }

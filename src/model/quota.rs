@@ -29,6 +29,14 @@ label! {
         RestartsRemembered = "restarts_remembered",
         /// Replicas that one call is about.
         ReplicasPerStream = "replicas_per_stream",
+        /// Reads of older lines at once, of all owners.
+        HistoryReads = "history_reads",
+        /// Reads of older lines at once, of one owner.
+        HistoryReadsPerOwner = "history_reads_per_owner",
+        /// Bytes of older lines per second, of all owners.
+        HistoryRate = "history_rate",
+        /// Bytes of older lines per second, of one owner.
+        HistoryRatePerOwner = "history_rate_per_owner",
         /// Calls without valid credentials, and handshakes that fail, of one peer address per minute.
         AuthFailuresPerPeer = "auth_failures_per_peer",
         /// Calls of health and reflection open at once, which need no credentials, of one peer address.
@@ -98,6 +106,26 @@ impl fmt::Display for Exceeded {
             Quota::ReplicasPerStream => {
                 write!(f, "one call is about at most {limit} replicas; choose some by filters")
             }
+            Quota::HistoryReads => {
+                write!(
+                    f,
+                    "the gateway has {limit} reads of older lines open, and no more; none ended in time"
+                )
+            }
+            Quota::HistoryReadsPerOwner => write!(
+                f,
+                "at most {limit} reads of older lines of one owner are open at once; none ended in time"
+            ),
+            Quota::HistoryRate => {
+                write!(
+                    f,
+                    "the gateway reads {limit} bytes of older lines a second, and has more than that to read"
+                )
+            }
+            Quota::HistoryRatePerOwner => write!(
+                f,
+                "at most {limit} bytes of older lines of one owner are read a second, and there is more than that to read"
+            ),
             Quota::AuthFailuresPerPeer => write!(
                 f,
                 "more than {limit} failed authentications from this address within a minute; \

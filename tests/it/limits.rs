@@ -16,6 +16,7 @@ use crate::support::gateway::{Gateway, Scene, Stream, proto_lease};
 use crate::support::{account, reason, replica};
 
 mod floods;
+mod history;
 mod idle;
 
 /// Two tenants of one gateway, each with a replica that runs.

@@ -1,8 +1,11 @@
 //! Random lives: replicas print, crash and come back, are restarted, sources fail and lose lines, followers come, read a little, are cut off and
-//! go on. Whatever the order, in the end the oracle must hold for every follower.
+//! go on, or are refused since others are reading. Whatever the order, in the end the oracle must hold for every follower.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use leasemux::model::id::{Instance, Replica};
-use leasemux::model::limits::Limits;
+use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
 use leasemux::platform::{Platform as _, RestartRequest};
 use proptest::prelude::*;
@@ -69,8 +72,11 @@ struct Follower {
 }
 
 impl Life {
-    fn new() -> Self {
-        let limits = Limits { ring_max_bytes: 48 * 1024, ..Limits::default() };
+    /// Where so much history is read at once. There is more of it from the start than one who does not read on is sent.
+    fn new(history_reads: usize) -> Self {
+        let history_wait = Duration::from_millis(20);
+        let quota = QuotaLimits { history_reads, history_wait, ..QuotaLimits::default() };
+        let limits = Limits { ring_max_bytes: 48 * 1024, quota, ..Limits::default() };
         let scene = Scene::new(limits, &[("web", REPLICAS)]);
         let mut life = Self {
             scene,
@@ -80,7 +86,16 @@ impl Life {
             printed: 0,
         };
         life.turn(0);
+        life.print(0, 1_000, 300);
         life
+    }
+
+    fn print(&mut self, replica: u32, lines: usize, length: usize) {
+        let Some(run) = self.newest(replica).cloned() else { return };
+        let first = self.printed;
+        self.printed += lines;
+        let numbers = first..self.printed;
+        self.scene.gateway.world.print(&run, numbers.map(|number| format!("{number:0length$}\n")));
     }
 
     fn turn(&mut self, index: u32) {
@@ -115,12 +130,7 @@ impl Life {
     async fn act(&mut self, action: Action) {
         let world = self.scene.gateway.world.clone();
         match action {
-            Action::Print { replica, lines, length } => {
-                let Some(run) = self.newest(replica).cloned() else { return };
-                let first = self.printed;
-                self.printed += lines;
-                world.print(&run, (first..self.printed).map(|number| format!("{number:0length$}\n")));
-            }
+            Action::Print { replica, lines, length } => self.print(replica, lines, length),
             Action::Turn { replica } => self.turn(replica),
             Action::Restart { replica } => self.restart(replica).await,
             Action::Lose { replica, lines } => {
@@ -136,7 +146,7 @@ impl Life {
             Action::Open { close_on_lag } => self.open(close_on_lag).await,
             Action::Read { follower, responses } => self.read(follower, responses).await,
             Action::Cut { follower } => self.cut(follower).await,
-            Action::Wait { millis } => tokio::time::sleep(std::time::Duration::from_millis(millis)).await,
+            Action::Wait { millis } => tokio::time::sleep(Duration::from_millis(millis)).await,
         }
     }
 
@@ -187,21 +197,26 @@ impl Life {
                 world.fail(run, false);
             }
         }
-        for mut follower in std::mem::take(&mut self.followers) {
-            loop {
-                let Some(stream) = &mut follower.stream else { unreachable!("there is always one") };
-                if self.is_complete(&stream.received) {
-                    break;
-                }
-                if stream.next().await.is_err() {
-                    follower.go_on(&self.scene).await;
-                }
+        let followers = std::mem::take(&mut self.followers);
+        // Together: who reads may be who others wait for.
+        join_all(followers.into_iter().map(|follower| self.read_out(follower))).await;
+    }
+
+    /// Has a follower read until it was told of everything, and asks the oracle.
+    async fn read_out(&self, mut follower: Follower) {
+        loop {
+            let Some(stream) = &mut follower.stream else { unreachable!("there is always one") };
+            if self.is_complete(&stream.received) {
+                break;
             }
-            let Some(stream) = follower.stream else { unreachable!("there is always one") };
-            for replica in 0..REPLICAS {
-                let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
-                stream.received.ask(&world, "web", replica, &runs);
+            if stream.next().await.is_err() {
+                follower.go_on(&self.scene).await;
             }
+        }
+        let Some(stream) = follower.stream else { unreachable!("there is always one") };
+        for replica in 0..REPLICAS {
+            let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
+            stream.received.ask(&self.scene.gateway.world, "web", replica, &runs);
         }
     }
 }
@@ -218,11 +233,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
-    fn whatever_happens_the_oracle_holds(actions in prop::collection::vec(action(), 1..60)) {
+    fn whatever_happens_the_oracle_holds(
+        actions in prop::collection::vec(action(), 1..60),
+        history_reads in prop_oneof![Just(1), Just(64)],
+    ) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let mut life = Life::new();
+            let mut life = Life::new(history_reads);
             for action in actions {
                 life.act(action).await;
             }

@@ -23,8 +23,8 @@ use tempfile::NamedTempFile;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::support::account;
 use crate::support::gateway::{Gateway, Scene, proto_lease};
+use crate::support::{account, replica};
 
 /// For how long the tokens of these tests are valid.
 const SECONDS: u64 = 600;
@@ -182,6 +182,25 @@ async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
         for part in [reason.reason(), "ServiceLogs", "proved=true", lease(&owner, 7).to_string().as_str()] {
             assert!(told[0].contains(part), "{part}: {}", told[0]);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_may_not_begin_to_read_is_told_of_as_refused_in_the_audit_log() {
+    let (file, _log) = log_to_file();
+    let quota =
+        QuotaLimits { history_reads: 1, history_wait: Duration::from_secs(3), ..QuotaLimits::default() };
+    let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
+    let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
+    scene.gateway.world.print(&run, (0..4_000).map(|number| format!("{number} {}\n", "x".repeat(500))));
+    let mut held = scene.open(scene.request()).await.unwrap();
+    held.until(|seen| seen.lines("web", 0) > 0).await;
+    let status = scene.open(scene.request()).await.unwrap().end().await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let told = told_of(file.path(), "call refused", scene.lease.owner());
+    assert_eq!(told.len(), 1, "{told:?}");
+    for part in ["ServiceLogs", "history_reads", "proved=true", scene.lease.to_string().as_str()] {
+        assert!(told[0].contains(part), "{part}: {}", told[0]);
     }
 }
 

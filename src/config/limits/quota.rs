@@ -1,8 +1,11 @@
 //! What tenants may use.
 
+use std::time::Duration;
+
+use super::TIMEOUT_MAX;
 use crate::config::cli::QuotaArgs;
 use crate::config::faults::Reader;
-use crate::config::value::{number, size};
+use crate::config::value::{duration, number, size};
 use crate::model::limits::{FILTERS_MAX, QuotaLimits, STREAM_REPLICAS_MAX};
 
 /// Most streams and history reads: more than a process has memory for.
@@ -47,6 +50,8 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
     let bytes = read.one("history_rate", args.history_rate.as_ref(), history_rate);
     let bytes_of_owner =
         read.one("history_rate_per_owner", args.history_rate_per_owner.as_ref(), history_rate);
+    let wait = duration(Duration::ZERO..=TIMEOUT_MAX);
+    let history_wait = read.one("history_wait", args.history_wait.as_ref(), wait);
     let chain = number(1..=CHAIN_QUERIES_MAX);
     let chain_queries = read.one("chain_queries", args.chain_queries.as_ref(), chain);
     Some(QuotaLimits {
@@ -64,6 +69,7 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
         history_reads_per_owner: reads_of_owner?,
         history_bytes_per_second: bytes?,
         history_bytes_per_second_per_owner: bytes_of_owner?,
+        history_wait: history_wait?,
         chain_queries_per_second: chain_queries?,
     })
 }

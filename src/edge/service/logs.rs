@@ -14,9 +14,10 @@ use crate::edge::guard::Watched;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
 use crate::edge::status::CallError;
-use crate::logs::body::LogsBody;
+use crate::logs::body::{LogsBody, Trailers};
 use crate::logs::follow::Extent;
 use crate::model::proto::lease::ServiceLogsRequest;
+use crate::stream::End;
 
 impl LeaseService {
     pub(super) async fn logs(
@@ -44,6 +45,19 @@ impl LeaseService {
         let state = self.open(&admission, watched, case);
         tracing::debug!(lease = %request.lease, stream = state.id(), follow = request.extent.follows(), "log stream opened");
         let (fanout, history) = (self.fanout.clone(), self.history.clone());
+        let trailers = self.trailers_of_logs(case);
         Ok(response::of_logs(LogsBody::new(request, fanout, history, view, state, trailers)))
+    }
+
+    /// The trailers of a stream, which may have been refused only when it came to reading: that counts as any other refusal.
+    fn trailers_of_logs(&self, case: &Case) -> Trailers {
+        let (case, metrics) = (case.clone(), self.fanout.world().metrics.clone());
+        Box::new(move |end| {
+            if let End::Exceeded(exceeded) = end {
+                case.refused(exceeded.quota.label());
+                metrics.quota_refusals.of(exceeded.quota).increment(1);
+            }
+            trailers(end)
+        })
     }
 }

@@ -40,8 +40,14 @@ impl Reading {
             self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
             return Stage::Join;
         }
+        if slot.runs.is_empty() {
+            return self.join_now().await;
+        }
+        if let Err(exceeded) = self.permitted().await {
+            return Stage::Refused(exceeded);
+        }
         let (first, last) = self.first_run(&slot, history).await;
-        let Some(run) = first.and_then(|index| slot.runs.get(index)) else {
+        let Some(run) = slot.runs.get(first) else {
             return self.join_now().await;
         };
         if self.scope.newcomer {
@@ -88,27 +94,24 @@ impl Reading {
     }
 
     /// Which run to begin with, and how many of its last lines to take.
-    async fn first_run(&mut self, slot: &ReplicaView, history: History) -> (Option<usize>, Option<u64>) {
-        if slot.runs.is_empty() {
-            return (None, None);
-        }
+    async fn first_run(&mut self, slot: &ReplicaView, history: History) -> (usize, Option<u64>) {
         let recent =
             |since| slot.runs.iter().position(|run| run.end.as_ref().is_none_or(|end| end.time >= since));
         let oldest = history.since.map_or(Some(0), recent).unwrap_or(slot.runs.len() - 1);
         let Some(mut wanted) = history.last else {
-            return (Some(oldest), None);
+            return (oldest, None);
         };
         for index in (oldest..slot.runs.len()).rev() {
             if index == oldest {
-                return (Some(index), Some(wanted));
+                return (index, Some(wanted));
             }
             let here = self.count(&slot.runs[index].instance, wanted).await;
             if here >= wanted {
-                return (Some(index), Some(wanted));
+                return (index, Some(wanted));
             }
             wanted -= here;
         }
-        (Some(oldest), Some(wanted))
+        (oldest, Some(wanted))
     }
 
     /// How many lines a run's log has, as far as `enough`. None, if it cannot be read.

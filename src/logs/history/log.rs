@@ -62,6 +62,9 @@ enum Woken {
 impl Reading {
     /// Opens the log of a run.
     pub(super) async fn open(&mut self, instance: Instance, from: From) -> Stage {
+        if let Err(exceeded) = self.permitted().await {
+            return Stage::Refused(exceeded);
+        }
         match self.tail(instance.clone(), from, self.live.is_some()).await {
             Ok(tail) => {
                 self.at = Some((instance.clone(), tail.start));

@@ -1,5 +1,7 @@
 //! Of what tenants use, each and in all.
 
+use std::time::Duration;
+
 use super::{FILTERS_MAX, STREAM_REPLICAS_MAX};
 
 /// Quotas that an operator may change by flags.
@@ -41,6 +43,9 @@ pub struct QuotaLimits {
     /// Log bytes per second of one owner's history reads; 0 = as fast as they can. A quarter: what one replica keeps by default
     /// (50 MiB) is there within a second.
     pub history_bytes_per_second_per_owner: u64,
+    /// How long a stream that was sent nothing yet waits for its first history read, if more are asked for than may be at once or
+    /// as fast; then it is refused. Long enough for reads that go on to end, and no longer than somebody looks at an empty screen.
+    pub history_wait: Duration,
     /// Questions to an Akash node per second, of all, about callers who are not known yet; 0 would let nobody new in. A node is
     /// shared, often somebody else's, and even so a thousand tenants are known within a minute.
     pub chain_queries_per_second: u32,
@@ -63,6 +68,7 @@ impl Default for QuotaLimits {
             history_reads_per_owner: 16,
             history_bytes_per_second: 256 * 1024 * 1024,
             history_bytes_per_second_per_owner: 64 * 1024 * 1024,
+            history_wait: Duration::from_secs(30),
             chain_queries_per_second: 20,
         }
     }
