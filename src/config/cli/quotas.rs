@@ -47,7 +47,7 @@ pub(in crate::config) struct QuotaArgs {
     /// Bytes of older lines per second, of one owner; faster reads are slowed down; 0 = no limit
     #[arg(long, env = "LEASEMUX_HISTORY_RATE_PER_OWNER", value_name = "SIZE", default_value = "64MiB")]
     pub(in crate::config) history_rate_per_owner: Option<String>,
-    /// How long a stream waits for its first older line where the four quotas above are used up, before it is refused
+    /// Longest wait for a read of older lines, where others are in the way, before a stream that was sent nothing is refused
     #[arg(long, env = "LEASEMUX_HISTORY_WAIT", value_name = "TIME", default_value = "30s")]
     pub(in crate::config) history_wait: Option<String>,
     /// Questions per second, of all, to the node of --chain-grpc about who is not known yet; who is known is confirmed besides
