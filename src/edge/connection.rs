@@ -21,7 +21,7 @@ use super::drain::Drain;
 use super::guard::{Handoff, StreamExecutor};
 use super::idle::Activity;
 use super::peers::Peers;
-use super::response::ResponseBody;
+use super::response::{OtherBody, ResponseBody};
 use super::service::{LeaseService, Method};
 use crate::access::gate::Peer;
 use crate::model::limits::{Limits, STREAM_HELD_BYTES};
@@ -241,10 +241,11 @@ impl Service<Request<Incoming>> for PerConnection {
             Ok(held) => watched.keep(held),
             Err(refused) => return Box::pin(std::future::ready(Ok(refused.map(Counted::not)))),
         }
-        watched.watch_other(self.drain.clone());
+        let state = watched.watch_other(self.drain.clone());
         let call = self.routes.clone().oneshot(request.map(tonic::body::Body::new));
         Box::pin(async move {
-            call.await.map(|response| response.map(|body| Counted::not(ResponseBody::Other(body))))
+            let other = |body| Counted::not(ResponseBody::Other(OtherBody::new(body, state)));
+            call.await.map(|response| response.map(other))
         })
     }
 }

@@ -115,13 +115,15 @@ impl Watched {
         self.set(Watch { state, ends, listens: true });
     }
 
-    /// A stream that knows nothing of all this ends soon after the gateway begins to.
-    pub(super) fn watch_other(&self, drain: Drain) {
+    /// The state of a stream that knows nothing of all this, watched from now on: it ends soon after the gateway begins to.
+    pub(super) fn watch_other(&self, drain: Drain) -> Arc<StreamState> {
         let ends = Box::pin(async move {
             drain.draining().await;
             End::Draining
         });
-        self.set(Watch { state: StreamState::new(), ends, listens: false });
+        let state = StreamState::new();
+        self.set(Watch { state: Arc::clone(&state), ends, listens: false });
+        state
     }
 
     /// Keeps this for as long as the stream is there, whatever becomes of its body.

@@ -1,11 +1,10 @@
 //! One type for all response bodies, so that log streams reach HTTP/2 as they are, without being boxed or copied.
 
 use std::convert::Infallible;
-use std::io::IoSlice;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
@@ -14,31 +13,31 @@ use tonic::Status;
 use crate::leases::status::body::StatusBody;
 use crate::logs::body::LogsBody;
 use crate::model::proto::framed;
-use crate::stream::Messages;
+use crate::stream::{Messages, Parts, StreamState};
 
 /// The body of any response.
 #[derive(Debug)]
 pub enum ResponseBody {
+    /// Nothing: all is said in the headers.
+    Nothing,
     /// Logs.
     Logs(Box<LogsBody>),
     /// Status.
     Status(Box<StatusBody>),
     /// Everything else.
-    Other(tonic::body::Body),
+    Other(OtherBody),
 }
 
-/// Bytes of any response.
+/// A body that knows nothing of streams being watched over: what it has is handed over one message after the other.
 #[derive(Debug)]
-pub enum ResponseData {
-    /// Of logs or status.
-    Messages(Messages),
-    /// Of anything else.
-    Bytes(Bytes),
+pub struct OtherBody {
+    body: tonic::body::Body,
+    state: Arc<StreamState>,
 }
 
 /// A response that is nothing but a refusal, or some other status.
 pub fn of_status(status: Status) -> http::Response<ResponseBody> {
-    status.into_http::<tonic::body::Body>().map(ResponseBody::Other)
+    status.into_http::<()>().map(|()| ResponseBody::Nothing)
 }
 
 /// A response of logs.
@@ -51,12 +50,12 @@ pub fn of_status_stream(body: StatusBody) -> http::Response<ResponseBody> {
     grpc(ResponseBody::Status(Box::new(body)))
 }
 
-/// A response of one message.
-pub fn of_message(message: &impl prost::Message) -> http::Response<ResponseBody> {
+/// A response of one message, on a stream of this state.
+pub fn of_message(message: &impl prost::Message, state: Arc<StreamState>) -> http::Response<ResponseBody> {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     let body = Full::new(framed(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
-    grpc(ResponseBody::Other(tonic::body::Body::new(body)))
+    grpc(ResponseBody::Other(OtherBody::new(tonic::body::Body::new(body), state)))
 }
 
 fn grpc(body: ResponseBody) -> http::Response<ResponseBody> {
@@ -66,75 +65,62 @@ fn grpc(body: ResponseBody) -> http::Response<ResponseBody> {
     response
 }
 
+// === impl ResponseBody ===
+
 impl Body for ResponseBody {
-    type Data = ResponseData;
+    type Data = Messages;
     type Error = Status;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<ResponseData>, Status>>> {
-        let frame = match self.get_mut() {
-            Self::Logs(body) => of_messages(ready!(Pin::new(&mut **body).poll_frame(cx))),
-            Self::Status(body) => of_messages(ready!(Pin::new(&mut **body).poll_frame(cx))),
-            Self::Other(body) => ready!(Pin::new(body).poll_frame(cx))
-                .map(|frame| frame.map(|frame| frame.map_data(ResponseData::Bytes))),
-        };
-        Poll::Ready(frame)
+    ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
+        match self.get_mut() {
+            Self::Nothing => Poll::Ready(None),
+            Self::Logs(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
+            Self::Status(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
+            Self::Other(body) => body.poll_frame(cx),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
+            Self::Nothing => true,
             Self::Logs(body) => body.is_end_stream(),
             Self::Status(body) => body.is_end_stream(),
-            Self::Other(body) => body.is_end_stream(),
+            Self::Other(OtherBody { body, .. }) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Nothing => SizeHint::with_exact(0),
             Self::Logs(body) => body.size_hint(),
             Self::Status(body) => body.size_hint(),
-            Self::Other(body) => body.size_hint(),
+            Self::Other(OtherBody { body, .. }) => body.size_hint(),
         }
     }
 }
 
-fn of_messages(
+fn never_fails(
     frame: Option<Result<Frame<Messages>, Infallible>>,
-) -> Option<Result<Frame<ResponseData>, Status>> {
-    match frame? {
-        Ok(frame) => Some(Ok(frame.map_data(ResponseData::Messages))),
-        Err(never) => match never {},
-    }
+) -> Option<Result<Frame<Messages>, Status>> {
+    frame.map(|frame| frame.map_err(|never| match never {}))
 }
 
-impl Buf for ResponseData {
-    fn remaining(&self) -> usize {
-        match self {
-            Self::Messages(messages) => messages.remaining(),
-            Self::Bytes(bytes) => bytes.remaining(),
-        }
+// === impl OtherBody ===
+
+impl OtherBody {
+    /// What this body has, on a stream of this state.
+    pub(super) fn new(body: tonic::body::Body, state: Arc<StreamState>) -> Self {
+        Self { body, state }
     }
 
-    fn chunk(&self) -> &[u8] {
-        match self {
-            Self::Messages(messages) => messages.chunk(),
-            Self::Bytes(bytes) => bytes.chunk(),
-        }
-    }
-
-    fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
-        match self {
-            Self::Messages(messages) => messages.chunks_vectored(into),
-            Self::Bytes(bytes) => bytes.chunks_vectored(into),
-        }
-    }
-
-    fn advance(&mut self, count: usize) {
-        match self {
-            Self::Messages(messages) => messages.advance(count),
-            Self::Bytes(bytes) => bytes.advance(count),
-        }
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Messages>, Status>>> {
+        // Once HTTP/2 has the trailers nobody watches over the stream any more.
+        ready!(self.state.poll_taken(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(&self.state));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))
     }
 }

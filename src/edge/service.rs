@@ -189,7 +189,7 @@ impl LeaseService {
         match method {
             Method::Logs => self.logs(&message, admission, watched, case).await,
             Method::Status => self.status(&message, admission, watched, case).await,
-            Method::Restart => self.restart(&message, admission, case).await,
+            Method::Restart => self.restart(&message, admission, watched, case).await,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::support::{account, reason, replica};
 mod floods;
 mod history;
 mod idle;
+mod untaken;
 
 /// Two tenants of one gateway, each with a replica that runs.
 struct Two {

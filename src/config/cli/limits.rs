@@ -14,7 +14,7 @@ pub(in crate::config) struct LimitsArgs {
     /// How long a replica's log stays open after its last follower has gone
     #[arg(long, env = "LEASEMUX_ACTOR_IDLE", value_name = "TIME", default_value = "10s")]
     pub(in crate::config) actor_idle: Option<String>,
-    /// Reset a follower that takes nothing for so long
+    /// Reset a stream whose peer takes nothing for so long
     #[arg(long, env = "LEASEMUX_STALL_TIMEOUT", value_name = "TIME", default_value = "5m")]
     pub(in crate::config) stall_timeout: Option<String>,
     /// How long the gateway serves on when it is stopped, not ready any more, so that whoever polls /ready or gRPC health finds

@@ -8,6 +8,7 @@ use super::LeaseService;
 use crate::access::gate::Admission;
 use crate::access::grants::Scope;
 use crate::edge::audit::Case;
+use crate::edge::guard::Watched;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
 use crate::edge::status::CallError;
@@ -20,6 +21,7 @@ impl LeaseService {
         &self,
         message: &Bytes,
         admission: Admission,
+        watched: &Watched,
         case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
         let (mut request, timeout) =
@@ -44,10 +46,12 @@ impl LeaseService {
         };
         tokio::select! {
             biased;
-            refusal = admission.standing.ended() => return Err(refusal.into()),
+            refusal = admission.standing.clone().ended() => return Err(refusal.into()),
             () = round.wait(timeout) => {}
         }
-        Ok(response::of_message(&round.answer()))
+        // From here on nobody need be waited for but the peer, who is to take it.
+        let state = self.open(&admission, watched, case);
+        Ok(response::of_message(&round.answer(), state))
     }
 }
 

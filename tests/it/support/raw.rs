@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 
 use bytes::{BufMut as _, Bytes};
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leasemux::edge::service::SERVICE;
 use prost::Message;
@@ -30,7 +31,14 @@ pub(crate) struct Answer {
 impl Raw {
     /// Over the client's end of a connection.
     pub(crate) async fn new(pipe: DuplexStream) -> Self {
-        let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(pipe)).await.unwrap();
+        Self::with_window(pipe, None).await
+    }
+
+    /// One that lets the gateway send so many bytes of an answer that is not read.
+    pub(crate) async fn with_window(pipe: DuplexStream, bytes: impl Into<Option<u32>>) -> Self {
+        let mut http = Builder::new(TokioExecutor::new());
+        http.initial_stream_window_size(bytes);
+        let (sender, connection) = http.handshake(TokioIo::new(pipe)).await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             // How it ends shows in the calls.
@@ -50,20 +58,30 @@ impl Raw {
         self.send(&format!("/{SERVICE}/{method}"), BodyExt::boxed(StreamBody::new(never))).await
     }
 
+    /// Calls a method at this path, and reads no more than the headers of the answer.
+    pub(crate) async fn call_unread(&mut self, path: &str, body: impl Into<Bytes>) -> Response<Incoming> {
+        self.begin(path, Full::new(body.into()).boxed()).await
+    }
+
     async fn send(&mut self, path: &str, body: BoxBody<Bytes, Infallible>) -> Answer {
+        let (head, body) = self.begin(path, body).await.into_parts();
+        let collected = body.collect().await.expect("a whole answer");
+        let trailers: HeaderMap = collected.trailers().cloned().unwrap_or(head.headers);
+        let status = Status::from_header_map(&trailers).expect("every answer has a status");
+        Answer { status, body: collected.to_bytes() }
+    }
+
+    async fn begin(&mut self, path: &str, body: BoxBody<Bytes, Infallible>) -> Response<Incoming> {
         let request = Request::post(format!("http://gateway{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(body)
             .unwrap();
         self.sender.ready().await.expect("the connection lives");
-        let (head, body) = self.sender.send_request(request).await.expect("an answer").into_parts();
-        assert_eq!(head.status, 200, "gRPC's own status comes within a success of HTTP");
-        assert_eq!(head.headers["content-type"], "application/grpc");
-        let collected = body.collect().await.expect("a whole answer");
-        let trailers: HeaderMap = collected.trailers().cloned().unwrap_or(head.headers);
-        let status = Status::from_header_map(&trailers).expect("every answer has a status");
-        Answer { status, body: collected.to_bytes() }
+        let answer = self.sender.send_request(request).await.expect("an answer");
+        assert_eq!(answer.status(), 200, "gRPC's own status comes within a success of HTTP");
+        assert_eq!(answer.headers()["content-type"], "application/grpc");
+        answer
     }
 }
 

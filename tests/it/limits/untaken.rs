@@ -1,0 +1,101 @@
+//! Answers that their callers do not take, over connections that are otherwise alive.
+
+use leasemux::edge::service::SERVICE;
+use leasemux::model::limits::{Limits, QuotaLimits};
+use leasemux::model::proto::lease::{ServiceRestartRequest, ServiceStatusRequest};
+use tokio::time::Instant;
+use tonic_health::pb::HealthCheckRequest;
+
+use super::{follow, used_up};
+use crate::support::gateway::{Scene, proto_lease};
+use crate::support::raw::{Raw, encoded};
+use crate::support::replica;
+
+const STALLED: &str = "leasemux_stalled_streams_total";
+
+/// Windows in which no answer has room: nothing is taken, or nothing but its first byte.
+const WINDOWS: [u32; 2] = [0, 1];
+
+/// A scene with two replicas that run and have printed a line, whose owner may have one stream.
+fn scene() -> Scene {
+    let quota = QuotaLimits { streams_per_owner: 1, ..QuotaLimits::default() };
+    let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 2)]);
+    for index in 0..2 {
+        let run = scene.gateway.world.start(&scene.lease, &replica("web", index));
+        scene.gateway.world.print(&run, ["a line\n"]);
+    }
+    scene
+}
+
+/// A caller whose window is so narrow.
+async fn caller(scene: &Scene, window: u32) -> Raw {
+    let address = "192.0.2.1:1".parse().ok();
+    let pipe = scene.gateway.connect_from(Some(scene.certificate.clone()), address);
+    Raw::with_window(pipe, window).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_of_a_restart_that_nobody_takes_keeps_no_place_and_the_restart_goes_on() {
+    for window in WINDOWS {
+        let scene = scene();
+        let gateway = &scene.gateway;
+        let request = ServiceRestartRequest {
+            lease_id: Some(proto_lease(&scene.lease)),
+            timeout: Some(prost_types::Duration::default()),
+            ..ServiceRestartRequest::default()
+        };
+        let mut caller = caller(&scene, window).await;
+        let began = Instant::now();
+        let unread = caller.call_unread(&format!("/{SERVICE}/ServiceRestart"), encoded(&request)).await;
+        let status = scene.open(follow(&scene)).await.err().expect("its place is taken");
+        used_up(&status, "streams_per_owner", &format!("owner:{}", scene.lease.owner()), 1);
+        gateway.eventually(|gateway| gateway.metric(STALLED) == 1).await;
+        let stall = Limits::default().stall;
+        assert!(began.elapsed() >= stall && began.elapsed() < stall + stall / 10, "{:?}", began.elapsed());
+        assert_eq!(gateway.metric("leasemux_streams{method=\"ServiceRestart\"}"), 0);
+        assert_eq!(gateway.metric("leasemux_connections"), 1, "the connection is as it was");
+        scene.open(follow(&scene)).await.expect("a place");
+        let active = "leasemux_restarts_total{result=\"active\"}";
+        gateway.eventually(|gateway| gateway.metric(active) == 2).await;
+        assert_eq!(gateway.world.restarted(), ["web/0", "web/1"]);
+        drop(unread);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_answer_of_any_method_is_kept_for_who_does_not_take_it() {
+    let (logs, status) = ("ServiceLogs", "ServiceStatus");
+    for window in WINDOWS {
+        let scene = scene();
+        let follow = follow(&scene);
+        let asked = ServiceStatusRequest { lease_id: follow.lease_id.clone(), ..Default::default() };
+        let health = HealthCheckRequest::default();
+        let calls = [
+            (format!("/{SERVICE}/{logs}"), encoded(&scene.request())),
+            (format!("/{SERVICE}/{logs}"), encoded(&follow)),
+            (format!("/{SERVICE}/{status}"), encoded(&asked)),
+            (format!("/{SERVICE}/{status}"), encoded(&ServiceStatusRequest { follow: true, ..asked })),
+            ("/grpc.health.v1.Health/Check".to_owned(), encoded(&health)),
+            ("/grpc.health.v1.Health/Watch".to_owned(), encoded(&health)),
+        ];
+        for (before, (path, request)) in calls.into_iter().enumerate() {
+            let mut caller = caller(&scene, window).await;
+            let unread = caller.call_unread(&path, request).await;
+            scene.gateway.eventually(|gateway| gateway.metric(STALLED) == before as u64 + 1).await;
+            drop(unread);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_taken_in_the_end_is_whole() {
+    let scene = scene();
+    let request = ServiceRestartRequest {
+        lease_id: Some(proto_lease(&scene.lease)),
+        ..ServiceRestartRequest::default()
+    };
+    for window in [1, 2, 100] {
+        let answer = caller(&scene, window).await.call("ServiceRestart", encoded(&request)).await;
+        assert_eq!(answer.status.code(), tonic::Code::Ok);
+    }
+}
