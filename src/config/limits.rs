@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::cli::{ConnectionArgs, LimitsArgs, QuotaArgs};
 use super::faults::Reader;
-use super::value::{duration, size};
+use super::value::{duration, number, size};
 use crate::model::limits::{CHUNK_MAX_BYTES, Limits};
 
 mod connection;
@@ -28,6 +28,9 @@ const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 /// Shortest lifetime of tokens: they count in whole seconds.
 const TOKEN_LIFETIME_MIN: Duration = Duration::from_secs(1);
 
+/// Most of what is counted per time; 0 is for no limit.
+const RATE_MAX: u32 = 1_000_000;
+
 pub(super) fn resolve(
     args: &LimitsArgs,
     connections: &ConnectionArgs,
@@ -48,6 +51,8 @@ pub(super) fn resolve(
     let trust_poll = read.one("trust_poll", args.trust_poll.as_ref(), timeout());
     let token = duration(TOKEN_LIFETIME_MIN..=TIMEOUT_MAX);
     let token_lifetime = read.one("token_max_lifetime", args.token_max_lifetime.as_ref(), token);
+    let audited = number(0..=RATE_MAX);
+    let audited = read.one("audit_refusals_per_minute", args.audit_refusals_per_minute.as_ref(), audited);
     let connection = connection::resolve(connections, read);
     let quota = quota::resolve(quotas, read);
     Some(Limits {
@@ -59,6 +64,7 @@ pub(super) fn resolve(
         drain: drain?,
         trust_poll: trust_poll?,
         token_lifetime: token_lifetime?,
+        audit_refusals_per_minute: audited?,
         connection: connection?,
         quota: quota?,
     })

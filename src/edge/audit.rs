@@ -2,8 +2,8 @@
 //! target `leasemux::audit`.
 //!
 //! A line names the account, the lease, the reason and the address, and never a token, a certificate or anything from a log. Of an
-//! account it says whether it is proved, or only claimed. A peer that is refused again and again fills no disk: beyond
-//! [`LINES`] in [`LINES_PER`] its refusals are counted, not told. Restarts are all told; quotas bound them.
+//! account it says whether it is proved, or only claimed. A peer that is refused again and again fills no disk: beyond so many
+//! a minute its refusals are counted, not told. Restarts are all told; quotas bound them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -21,8 +21,7 @@ const OTHER: &str = "other";
 /// Where its lines go; for filters such as `warn,leasemux::audit=info`.
 const TARGET: &str = "leasemux::audit";
 
-/// Refusals of one peer that are told in [`LINES_PER`]: enough to see what it tries.
-const LINES: u64 = 20;
+/// In which the refusals of one peer that are told are counted.
 const LINES_PER: Duration = Duration::from_secs(60);
 
 /// Peers whose refusals are counted apart. Who is forgotten may have some more told.
@@ -34,7 +33,8 @@ pub(super) struct Audit(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    lines: Buckets<PeerNet>,
+    /// `None` = all are told.
+    lines: Option<Buckets<PeerNet>>,
     /// Refusals that were not told since the last that was.
     left_out: AtomicU64,
 }
@@ -55,8 +55,10 @@ struct Facts {
 // === impl Audit ===
 
 impl Audit {
-    pub(super) fn new() -> Self {
-        let lines = Buckets::new(Rate::new(LINES, LINES_PER), PEERS_KEPT);
+    /// A log that tells so many refusals of one peer in a minute; 0 = all.
+    pub(super) fn new(refusals: u32) -> Self {
+        let rate = Rate::new(refusals.into(), LINES_PER);
+        let lines = (refusals > 0).then(|| Buckets::new(rate, PEERS_KEPT));
         Self(Arc::new(Shared { lines, left_out: AtomicU64::new(0) }))
     }
 
@@ -108,8 +110,9 @@ impl Case {
 
     fn tell(&self, what: &str, reason: &str) {
         let shared = &self.0.audit.0;
-        let told = self.0.from.is_none_or(|from| shared.lines.try_take(&from, 1, Instant::now()).is_ok());
-        if !told {
+        if let (Some(lines), Some(from)) = (&shared.lines, &self.0.from)
+            && lines.try_take(from, 1, Instant::now()).is_err()
+        {
             shared.left_out.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -151,6 +154,8 @@ impl Case {
 mod tests {
     use super::*;
 
+    const LINES: u32 = 20;
+
     fn lines(act: impl FnOnce()) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
@@ -173,7 +178,7 @@ mod tests {
     fn a_refusal_tells_who_what_why_and_from_where() {
         let [owner, provider] = [1, 2].map(|number| Owner::from_account([number; 20]));
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap();
-        let audit = Audit::new();
+        let audit = Audit::new(LINES);
         let told = lines(|| {
             let case = audit.case(Method::Logs, Some(from(1)));
             case.claimed(owner.clone());
@@ -201,21 +206,32 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_refused_again_and_again_does_not_flood() {
-        let audit = Audit::new();
+        let audit = Audit::new(LINES);
         let told = lines(|| {
             for _ in 0..1_000 {
                 audit.case(Method::Logs, Some(from(1))).refused("TOKEN_EXPIRED");
             }
             audit.case(Method::Logs, Some(from(2))).refused("ACCOUNT_UNKNOWN");
         });
-        assert_eq!(told.len(), usize::try_from(LINES).unwrap() + 1);
+        assert_eq!(told.len(), 20 + 1);
         contains_all(&told[told.len() - 1], &["ACCOUNT_UNKNOWN", &format!("left_out={}", 1_000 - LINES)]);
+    }
+
+    #[test]
+    fn without_a_limit_every_refusal_is_told() {
+        let audit = Audit::new(0);
+        let told = lines(|| {
+            for _ in 0..1_000 {
+                audit.case(Method::Logs, Some(from(1))).refused("TOKEN_EXPIRED");
+            }
+        });
+        assert_eq!(told.len(), 1_000);
     }
 
     #[test]
     fn a_stream_that_ends_midway_is_told_of_whose_it_was() {
         let owner = Owner::from_account([1; 20]);
-        let audit = Audit::new();
+        let audit = Audit::new(LINES);
         let told = lines(|| {
             let case = audit.case(Method::Logs, Some(from(1)));
             case.proved(owner.clone());
@@ -227,7 +243,7 @@ mod tests {
 
     #[test]
     fn every_restart_is_told() {
-        let audit = Audit::new();
+        let audit = Audit::new(LINES);
         let mut filter = Filter::everything();
         filter.add("web".parse().unwrap(), &[3]);
         let told = lines(|| {

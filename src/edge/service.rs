@@ -112,8 +112,9 @@ impl LeaseService {
         let limits = &fanout.world().limits;
         let history = HistoryPermits::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
+        let audit = Audit::new(limits.audit_refusals_per_minute);
         let peers = Peers::new(&limits.connection, limits.quota.auth_failures_per_minute);
-        Self { gate, fanout, history, restarts, audit: Audit::new(), quotas, peers, drain }
+        Self { gate, fanout, history, restarts, audit, quotas, peers, drain }
     }
 
     /// What is known of peers by their addresses.

@@ -84,6 +84,9 @@ pub struct Limits {
     /// For how long a token may be valid in all, from `nbf` to `exp`: a stolen one is good for no longer, since none can be
     /// called back. An hour is what Akash's own tools ask for at most.
     pub token_lifetime: Duration,
+    /// Refusals of one peer per minute that the audit log tells, so that it fills no disk; 0 = all. As many as a peer may fail to say
+    /// who it is, before it is not listened to any more.
+    pub audit_refusals_per_minute: u32,
     /// Of connections.
     pub connection: ConnectionLimits,
     /// Of what tenants use.
@@ -101,6 +104,7 @@ impl Default for Limits {
             drain: Duration::from_secs(10),
             trust_poll: Duration::from_secs(5),
             token_lifetime: Duration::from_secs(3_600),
+            audit_refusals_per_minute: 60,
             connection: ConnectionLimits::default(),
             quota: QuotaLimits::default(),
         }

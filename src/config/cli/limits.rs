@@ -30,4 +30,7 @@ pub(in crate::config) struct LimitsArgs {
     /// Refuse a token that is valid for longer in all, from nbf to exp
     #[arg(long, env = "LEASEMUX_TOKEN_MAX_LIFETIME", value_name = "TIME", default_value = "1h")]
     pub(in crate::config) token_max_lifetime: Option<String>,
+    /// Refusals of one address per minute that the audit log tells; further ones are counted there. 0 = no limit
+    #[arg(long, env = "LEASEMUX_AUDIT_REFUSALS_PER_MINUTE", value_name = "N", default_value = "60")]
+    pub(in crate::config) audit_refusals_per_minute: Option<String>,
 }

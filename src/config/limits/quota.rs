@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::TIMEOUT_MAX;
+use super::{RATE_MAX, TIMEOUT_MAX};
 use crate::config::cli::QuotaArgs;
 use crate::config::faults::Reader;
 use crate::config::value::{duration, number, size};
@@ -13,9 +13,6 @@ const STREAMS_MAX: usize = 1 << 20;
 
 /// Most history reads: more than any disk is the better for.
 const READS_MAX: usize = 65_536;
-
-/// Most of what is counted per time; 0 is for no limit.
-const RATE_MAX: u32 = 1_000_000;
 
 /// Slowest pace of history reads: below it they would never catch up with a service that prints.
 const HISTORY_RATE_MIN: u64 = 64 << 10;
