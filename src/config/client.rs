@@ -8,7 +8,7 @@ use http::Uri;
 use super::cli::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
 use super::faults::{Faults, Reader};
 use super::secret::TokenSource;
-use super::value::{directory, duration, file, gateway, instant, number, parsed};
+use super::value::{LEASE, directory, duration, file, gateway, instant, lease, number, parsed};
 use crate::model::id::{LeaseId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::proto::lease::OnLag;
@@ -121,7 +121,7 @@ pub enum Output {
 }
 
 pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<LogsConfig, Faults> {
-    let lease = lease(args.lease.as_ref(), &mut read);
+    let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
     let target = target(&args.target, &mut read);
     let (services, replicas) = chosen(&args.choice, &mut read);
     let follow = read.switch("follow", args.follow.as_ref());
@@ -165,7 +165,7 @@ pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<Logs
 }
 
 pub(super) fn resolve_status(args: &StatusArgs, mut read: Reader<'_>) -> Result<StatusConfig, Faults> {
-    let lease = lease(args.lease.as_ref(), &mut read);
+    let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
     let target = target(&args.target, &mut read);
     let (services, replicas) = chosen(&args.choice, &mut read);
     let follow = read.switch("follow", args.follow.as_ref());
@@ -177,7 +177,7 @@ pub(super) fn resolve_status(args: &StatusArgs, mut read: Reader<'_>) -> Result<
 }
 
 pub(super) fn resolve_restart(args: &RestartArgs, mut read: Reader<'_>) -> Result<RestartConfig, Faults> {
-    let lease = lease(args.lease.as_ref(), &mut read);
+    let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
     let target = target(&args.target, &mut read);
     let (services, replicas) = chosen(&args.choice, &mut read);
     let all = read.switch("all", args.all.as_ref());
@@ -205,13 +205,6 @@ fn form(given: Option<&String>, read: &mut Reader<'_>) -> Option<Form> {
         "table" | "text" => Ok(Form::Table),
         "json" => Ok(Form::Json),
         _ => Err("must be table or json".to_owned()),
-    })
-}
-
-fn lease(given: Option<&String>, read: &mut Reader<'_>) -> Option<LeaseId> {
-    let right = "owner/dseq/gseq/oseq/provider";
-    read.required("lease", given, right, |text| {
-        parsed::<LeaseId>(text).map_err(|error| format!("{error}; a lease is {right}"))
     })
 }
 

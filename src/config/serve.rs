@@ -13,7 +13,8 @@ use super::faults::{Faults, Reader};
 use super::limits;
 use super::probes::Probes;
 use super::value::{
-    directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number, size,
+    LEASE, directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number,
+    size,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::{Limits, RUNS_MAX};
@@ -296,7 +297,7 @@ fn leases(
         read.unfit("--lease goes with --platform local: a cluster's leases are found by themselves");
     }
     if args.lease.is_empty() && !is_kube {
-        read.missing("lease", "LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider");
+        read.missing("lease", &format!("LEASE=SDLFILE, where LEASE is {LEASE}"));
     }
     let mut seen = BTreeSet::new();
     for (lease, _) in &leases {

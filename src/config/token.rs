@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cli::{TokenCheckArgs, TokenNewArgs};
 use super::faults::{Faults, Reader};
 use super::secret::TokenSource;
-use super::value::{directory, duration, instant, parsed};
+use super::value::{directory, duration, instant, lease, parsed};
 use crate::model::id::{Address, LeaseId, ServiceName};
 use crate::model::time::LogTime;
 
@@ -61,9 +61,7 @@ pub(super) fn resolve_new(args: &TokenNewArgs, mut read: Reader<'_>) -> Result<T
         let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
         is_word.then(|| text.to_owned()).ok_or_else(|| "must be a scope, such as logs".to_owned())
     });
-    let leases = read.list("lease", &args.lease, |text| {
-        parsed::<LeaseId>(text).map_err(|error| format!("{error}; a lease is owner/dseq/gseq/oseq/provider"))
-    });
+    let leases = read.list("lease", &args.lease, lease);
     let services = read.list("service", &args.service, parsed::<ServiceName>);
     if !args.lease.is_empty() && args.scope.is_empty() {
         read.missing("scope", "what the token grants on the --lease, such as logs,status");

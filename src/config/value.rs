@@ -160,10 +160,22 @@ pub(super) fn new_directory(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// How a lease is written.
+pub(super) const LEASE: &str = "owner/dseq/gseq/oseq/provider";
+
+/// A lease by itself.
+pub(super) fn lease(text: &str) -> Result<LeaseId, String> {
+    // `serve` takes it together with a file, and reads a variable of the same name.
+    if text.contains('=') {
+        return Err(format!("must be a lease alone, {LEASE}; with an SDL file it is what 'serve' takes"));
+    }
+    parsed::<LeaseId>(text).map_err(|error| format!("{error}; a lease is {LEASE}"))
+}
+
 /// A lease and the SDL file that says what runs under it.
 pub(super) fn lease_and_sdl(text: &str) -> Result<(LeaseId, PathBuf), String> {
     let Some((lease, sdl)) = text.split_once('=') else {
-        return Err("must be LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider".to_owned());
+        return Err(format!("must be LEASE=SDLFILE, where LEASE is {LEASE}"));
     };
     // Both halves may be wrong, and then both are told.
     match (parsed(lease), file(sdl)) {

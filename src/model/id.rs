@@ -200,12 +200,15 @@ impl FromStr for LeaseId {
         let [owner, dseq, gseq, oseq, provider] = parts[..] else {
             return Err(IdError::LeaseForm);
         };
-        let number = |part| IdError::LeasePart { part, reason: "must be a positive decimal number" };
+        let number = |part| IdError::LeasePart {
+            part,
+            reason: "must be a positive decimal number, without a sign or leading zeros",
+        };
         Self::new(
             owner,
-            dseq.parse().map_err(|_| number("dseq"))?,
-            gseq.parse().map_err(|_| number("gseq"))?,
-            oseq.parse().map_err(|_| number("oseq"))?,
+            plain(dseq).ok_or_else(|| number("dseq"))?,
+            plain(gseq).ok_or_else(|| number("gseq"))?,
+            plain(oseq).ok_or_else(|| number("oseq"))?,
             provider,
         )
     }
@@ -324,11 +327,7 @@ impl FromStr for Instance {
         let [uid, container, restarts] = parts[..] else {
             return Err(IdError::Instance);
         };
-        let count: u32 = restarts.parse().map_err(|_| IdError::Instance)?;
-        if count.to_string() != restarts {
-            return Err(IdError::Instance);
-        }
-        Self::new(uid, container, count)
+        Self::new(uid, container, plain(restarts).ok_or(IdError::Instance)?)
     }
 }
 
@@ -342,6 +341,12 @@ impl fmt::Debug for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A number as it is printed, and in no other form: a name has one text.
+fn plain<N: FromStr>(text: &str) -> Option<N> {
+    let other = text.starts_with('+') || (text.starts_with('0') && text != "0");
+    if other { None } else { text.parse().ok() }
 }
 
 #[cfg(test)]
@@ -387,6 +392,12 @@ mod tests {
         check(format!("{OWNER}/1/0/1/{PROVIDER}"), "gseq");
         check(format!("{OWNER}/1/1/0/{PROVIDER}"), "oseq");
         check(format!("{OWNER}/1/1/x/{PROVIDER}"), "oseq");
+        // Would be the same lease by another name.
+        check(format!("{OWNER}/+1/1/1/{PROVIDER}"), "dseq must be a positive decimal number, without");
+        check(format!("{OWNER}/007/1/1/{PROVIDER}"), "dseq");
+        check(format!("{OWNER}/1/01/1/{PROVIDER}"), "gseq");
+        check(format!("{OWNER}/1/1/+1/{PROVIDER}"), "oseq");
+        check(format!("{OWNER}/00/1/1/{PROVIDER}"), "dseq");
         check(format!("{OWNER}/1/1/1/{OWNER}"), "provider");
         check(format!("{}/1/1/1/{PROVIDER}", OWNER.to_uppercase()), "owner");
         check(format!("{}x/1/1/1/{PROVIDER}", &OWNER[..OWNER.len() - 1]), "owner");
@@ -418,7 +429,10 @@ mod tests {
         let later = |uid, number| Instance::new(uid, "web", number).unwrap();
         assert!(instance.skips_to(&later("0a-1", 5)) && !instance.skips_to(&later("0a-1", 4)));
         assert!(!instance.skips_to(&later("0a-2", 5)));
-        for bad in ["", "a/b", "a/b/c", "a/b/1/2", "a//1", "a/b/-1", "a/b/01", "../x/1\n", "é/b/1"] {
+        for bad in [
+            "", "a/b", "a/b/c", "a/b/1/2", "a//1", "a/b/-1", "a/b/01", "a/b/+1", "a/b/00", "../x/1\n",
+            "é/b/1",
+        ] {
             assert!(bad.parse::<Instance>().is_err(), "{bad}");
         }
     }

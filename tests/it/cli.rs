@@ -187,6 +187,36 @@ fn one_variable_for_the_form_of_the_output_suits_all_commands() {
 }
 
 #[test]
+fn a_lease_has_one_name_and_what_serve_takes_is_told_apart_from_it() {
+    for dseq in ["+6194991", "06194991"] {
+        let other = LEASE.replace("6194991", dseq);
+        for args in [&["logs", &other][..], &["serve", "--lease", &format!("{other}=x")]] {
+            let said = refused(args, &[]);
+            let right = "dseq must be a positive decimal number, without a sign or leading zeros";
+            assert!(said.contains(right), "{said}");
+        }
+    }
+    let for_serve = format!("{LEASE}=shop.yaml");
+    let alone =
+        "must be a lease alone, owner/dseq/gseq/oseq/provider; with an SDL file it is what 'serve' takes";
+    for command in ["logs", "status", "restart"] {
+        let said = refused(&[command, &for_serve], &[]);
+        assert!(said.contains(&format!("error: LEASE \"{for_serve}\": {alone}\n")), "{said}");
+        // The variable is none of theirs.
+        let said = refused(&[command], &[("LEASEMUX_LEASE", &for_serve)]);
+        assert!(said.contains("error: LEASE is missing: owner/dseq/gseq/oseq/provider\n"), "{said}");
+    }
+    let said = refused(&["token", "new"], &[("LEASEMUX_LEASE", &for_serve)]);
+    assert!(
+        said.contains(&format!("error: --lease \"{for_serve}\" (from LEASEMUX_LEASE): {alone}\n")),
+        "{said}"
+    );
+    let said = refused(&["serve"], &[("LEASEMUX_LEASE", LEASE)]);
+    let both = "(from LEASEMUX_LEASE): must be LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider\n";
+    assert!(said.contains(both), "{said}");
+}
+
+#[test]
 fn a_gateway_that_is_not_there_is_unavailable() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let gateway = format!("https://{}", listener.local_addr().unwrap());
