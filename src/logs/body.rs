@@ -336,3 +336,6 @@ fn count_gap(metrics: &Metrics, gap: &Gap) {
     metrics.lines_lost.of(gap.cause).increment(gap.lines);
     metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
 }
+
+#[cfg(test)]
+mod tests;
