@@ -1,11 +1,12 @@
 //! The local platform with real processes.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -118,6 +119,12 @@ impl World {
         run.instance
     }
 
+    /// A log file, if it is there.
+    fn file(&self, name: &str) -> Option<String> {
+        let pods = std::fs::read_dir(self.dir.path().join("data/pods")).ok()?;
+        pods.flatten().find_map(|pod| std::fs::read_to_string(pod.path().join("web").join(name)).ok())
+    }
+
     /// Has this run make way for the next one.
     async fn restart(&self, instance: &Instance) -> Result<(), Error> {
         let instance = Some(instance.clone());
@@ -163,6 +170,23 @@ fn lease() -> LeaseId {
 
 fn web() -> Replica {
     Replica { service: "web".parse().unwrap(), index: 0 }
+}
+
+/// A gateway of its own, to be killed, started by `starter`.
+fn gateway(world: &World, starter: &[&str]) -> Child {
+    let program = std::env::current_exe().unwrap();
+    let test = ["--exact", "local::gateway_to_be_killed", "--ignored", "--nocapture"];
+    let mut words: Vec<&OsStr> = starter.iter().map(OsStr::new).collect();
+    words.push(program.as_os_str());
+    words.extend(test.map(OsStr::new));
+    Command::new(words[0])
+        .args(&words[1..])
+        .env(GATEWAY_DIR, world.dir.path())
+        .env(GATEWAY_SDL, &world.sdl)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 /// Processes with `mark` in their environment. Zombies have none.
@@ -491,22 +515,11 @@ async fn a_killed_shim_takes_the_service_along_and_is_replaced() {
 #[tokio::test]
 async fn killing_the_gateway_kills_all_descendants() {
     let world = World::new(STUBBORN);
-    let mut gateway = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "local::gateway_to_be_killed", "--ignored", "--nocapture"])
-        .env(GATEWAY_DIR, world.dir.path())
-        .env(GATEWAY_SDL, &world.sdl)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut gateway = gateway(&world, &[]);
     world.until_processes(|found| found.len() == 4).await;
     // Before it has printed that, it would die of printing it.
-    let logs = || {
-        let pods = std::fs::read_dir(world.dir.path().join("data/pods")).unwrap();
-        pods.map(|pod| std::fs::read_to_string(pod.unwrap().path().join("web/0.log")).unwrap())
-    };
     let deadline = Instant::now() + PATIENCE;
-    while !logs().any(|log| log.ends_with(" stdout F up\n")) {
+    while !world.file("0.log").is_some_and(|log| log.ends_with(" stdout F up\n")) {
         assert!(Instant::now() < deadline, "nothing printed");
         tokio::time::sleep(LOOK).await;
     }
@@ -518,6 +531,48 @@ async fn killing_the_gateway_kills_all_descendants() {
     let slot = world.slot(|slot| slot.ready).await;
     assert_eq!((slot.restarts, slot.runs.len()), (1, 2));
     world.platform().stop(Duration::ZERO).await;
+}
+
+/// Ignored signals are handed down by whoever starts a program, unless the program cares: `nohup`, and a script's `&`, do so.
+#[tokio::test]
+async fn signals_that_the_gateway_was_started_to_ignore_are_not_ignored_by_services() {
+    let world = World::of_command("grep, SigIgn, /proc/self/status");
+    let mut gateway = gateway(&world, &["env", "--ignore-signal=HUP,INT,QUIT,TERM,CHLD"]);
+    let log = |run: u32| world.file(&format!("{run}.log")).filter(|log| log.ends_with('\n'));
+    // That there is a third run tells that the ends of two were noticed.
+    let deadline = Instant::now() + PATIENCE;
+    while log(2).is_none() {
+        assert!(Instant::now() < deadline, "{:?}", [log(0), log(1), log(2)]);
+        tokio::time::sleep(LOOK).await;
+    }
+    gateway.kill().unwrap();
+    gateway.wait().unwrap();
+    for run in 0..=2 {
+        let log = log(run).unwrap();
+        let ignored = log.trim().rsplit(['\t', ' ']).next().unwrap();
+        let ignored = u64::from_str_radix(ignored, 16).unwrap();
+        for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::CHILD] {
+            assert_eq!(ignored >> (signal.as_raw() - 1) & 1, 0, "{signal:?} in {log}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shim_that_is_told_to_end_ends_its_service_first() {
+    let world = World::new(STUBBORN).start();
+    world.until_processes(|found| found.len() == 4).await;
+    let first = world.printed("up").await;
+    for (run, signal) in [(0, Signal::TERM), (1, Signal::HUP)] {
+        world.slot(|slot| slot.restarts == run && slot.ready).await;
+        let service = world.until_processes(|found| found.len() == 4).await.pop_first().unwrap();
+        rustix::process::kill_process(Pid::from_raw(parent(service)).unwrap(), signal).unwrap();
+        world.slot(ended(run as usize + 1)).await;
+    }
+    let slot = world.slot(|slot| slot.restarts == 2 && slot.ready).await;
+    assert!(slot.runs.iter().any(|run| run.instance == first));
+    world.until_processes(|found| found.len() == 4).await;
+    world.platform().stop(Duration::ZERO).await;
+    assert_eq!(world.processes(), BTreeSet::new());
 }
 
 #[tokio::test]

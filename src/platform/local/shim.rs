@@ -9,7 +9,8 @@
 //!   becomes the service: so the service's first process does not outlive even a shim that is killed.
 //!
 //! It has one thread, since that death signal is tied to the thread that forks. It leaves the session of the gateway, so that
-//! no terminal's signal reaches the service, and goes by another name, so that `pkill leasemux` does not hit it.
+//! no terminal's signal reaches the service, and goes by another name, so that `pkill leasemux` does not hit it. Who signals it
+//! nonetheless ends the service, and not the shim alone.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,10 +19,11 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
+use std::task::Poll;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::children::kill_children;
@@ -39,7 +41,7 @@ pub(super) const RUN_STAGE: &str = "run";
 /// Names the second stage, in the arguments.
 const EXEC_STAGE: &str = "exec";
 
-/// How long a service has to end by itself when the gateway is gone without a word, or somebody sends the shim a SIGTERM.
+/// How long a service has to end by itself when the gateway is gone without a word, or somebody asks the shim to end.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
 /// How long to wait at first for the death of what was killed before looking for more to kill, doubling from round to round.
@@ -79,17 +81,30 @@ fn run() -> io::Result<()> {
     rustix::thread::set_name(c"lease-shim")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     runtime.block_on(async {
+        let signals = Signals::new()?;
         let mut control = Frames::new(control)?;
         match control.next().await? {
-            Some(Order::Start(spec)) => Shim::start(control, &spec).await?.run().await,
+            Some(Order::Start(spec)) => Shim::start(control, signals, &spec).await?.run().await,
             _ => Ok(()),
         }
     })
 }
 
+/// What the shim listens to.
+///
+/// Before it starts anything: a signal that whoever started the gateway had it ignore (`nohup`, a script's `&`) is ignored by all
+/// that comes of it, unless somebody listens; and then it is as usual again in what is executed. And who ignores the deaths of
+/// children is not told of them.
+struct Signals {
+    deaths: unix::Signal,
+    /// Those that ask a process to end.
+    ends: [unix::Signal; 4],
+}
+
 /// The supervision of one service.
 struct Shim {
     control: Frames,
+    signals: Signals,
     /// The service's first process, not reaped as long as `ended` is `None`.
     service: Pid,
     ended: Option<WaitStatus>,
@@ -99,7 +114,7 @@ struct Shim {
 
 impl Shim {
     /// Starts the second stage and hands it what to run.
-    async fn start(control: Frames, spec: &Spec) -> io::Result<Self> {
+    async fn start(control: Frames, signals: Signals, spec: &Spec) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = Command::new(SELF_EXE)
             .arg0(NAME)
@@ -112,7 +127,8 @@ impl Shim {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(&null)?;
         rustix::stdio::dup2_stderr(&null)?;
-        let mut shim = Self { control, service: Pid::from_child(&child), ended: None, deadline: None };
+        let mut shim =
+            Self { control, signals, service: Pid::from_child(&child), ended: None, deadline: None };
         let mut second_stage = Frames::new(ours)?;
         // It closes the socket by becoming the service; if it cannot, it says why before it ends.
         let failure = match second_stage.send(spec).await {
@@ -127,17 +143,12 @@ impl Shim {
 
     /// Stays until nothing of the service is left.
     async fn run(mut self) -> io::Result<()> {
-        let mut deaths = signal(SignalKind::child())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        // What died before the signal was waited for.
-        self.reap()?;
         let mut lifeline = true;
         while self.ended.is_none() {
             let deadline = self.deadline;
             tokio::select! {
                 biased;
-                _ = deaths.recv() => {
+                _ = self.signals.deaths.recv() => {
                     self.reap()?;
                 }
                 order = self.control.next(), if lifeline => if let Ok(Some(Order::Stop { grace_ms })) = order {
@@ -146,8 +157,7 @@ impl Shim {
                     lifeline = false;
                     self.stop(ORPHAN_GRACE);
                 },
-                _ = terminate.recv() => self.stop(ORPHAN_GRACE),
-                _ = interrupt.recv() => self.stop(ORPHAN_GRACE),
+                () = any(&mut self.signals.ends) => self.stop(ORPHAN_GRACE),
                 () = at(deadline) => break,
             }
         }
@@ -158,7 +168,7 @@ impl Shim {
             if self.reap()? {
                 break;
             }
-            let _ = tokio::time::timeout(round, deaths.recv()).await;
+            let _ = tokio::time::timeout(round, self.signals.deaths.recv()).await;
             round = (round * 2).min(KILL_ROUND_MAX);
         }
         let report = Report::Ended {
@@ -189,6 +199,27 @@ impl Shim {
             }
         }
     }
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let ends =
+            [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()];
+        let [terminate, interrupt, hangup, quit] = ends.map(signal);
+        Ok(Self { deaths: signal(SignalKind::child())?, ends: [terminate?, interrupt?, hangup?, quit?] })
+    }
+}
+
+/// Waits for any of these signals.
+async fn any(signals: &mut [unix::Signal]) {
+    std::future::poll_fn(|context| {
+        if signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 /// At `instant`; never if there is none.
