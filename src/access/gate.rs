@@ -203,7 +203,7 @@ impl From<Refusal> for Denial {
 
 impl Standing {
     /// Waits until the caller is no longer believed, and tells why. Nothing is lost if it is cancelled.
-    pub async fn ended(self) -> Refusal {
+    pub async fn ended(&self) -> Refusal {
         tokio::select! {
             biased;
             refusal = self.hold.ended(self.withdrawn) => refusal,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 
 /// Most connections that the log names when they did not end in time.
@@ -57,8 +57,13 @@ impl Drain {
     }
 
     /// Waits until that is asked.
-    pub async fn draining(&self) {
-        self.soft.cancelled().await;
+    pub fn draining(&self) -> WaitForCancellationFuture<'_> {
+        self.soft.cancelled()
+    }
+
+    /// What is cancelled when that is asked; less for a stream to keep than all of this.
+    pub fn soft(&self) -> CancellationToken {
+        self.soft.clone()
     }
 
     /// Waits until nobody may wait any longer.

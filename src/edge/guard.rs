@@ -160,37 +160,44 @@ where
 }
 
 /// Watches over a stream once its call was admitted: asks it to end when it must, and returns when it must be dropped.
-async fn watch(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn keeps what it is given twice, and each stream has one"
+)]
+fn watch(
     announced: Option<oneshot::Receiver<Watch>>,
     address: Option<SocketAddr>,
     stall: Duration,
     metrics: Metrics,
-) {
-    let Some(Ok(Watch { state, ends, listens })) = (match announced {
-        Some(announced) => Some(announced.await),
-        None => None,
-    }) else {
-        // It was refused, or is none of ours: it ends by itself.
-        return std::future::pending().await;
-    };
-    state.comes_from(address);
-    let takes_nothing = takes_nothing(&state, stall, &metrics);
-    tokio::pin!(takes_nothing);
-    let end = tokio::select! {
-        biased;
-        end = ends => end,
-        () = &mut takes_nothing => return,
-    };
-    if let End::Refused(refusal) = end {
-        metrics.auth_refusals.count(refusal.reason());
-    }
-    // Draining has a deadline of its own.
-    let must_end = !listens || matches!(end, End::Refused(_));
-    state.end(end);
-    if must_end {
-        tokio::time::sleep(LAST_WORDS).await;
-    } else {
-        takes_nothing.await;
+) -> impl Future<Output = ()> {
+    async move {
+        let Some(Ok(Watch { state, ends, listens })) = (match announced {
+            Some(announced) => Some(announced.await),
+            None => None,
+        }) else {
+            // It was refused, or is none of ours: it ends by itself.
+            return std::future::pending().await;
+        };
+        state.comes_from(address);
+        let takes_nothing = takes_nothing(&state, stall, &metrics);
+        tokio::pin!(takes_nothing);
+        let end = tokio::select! {
+            biased;
+            end = ends => end,
+            () = &mut takes_nothing => return,
+        };
+        if let End::Refused(refusal) = end {
+            metrics.auth_refusals.count(refusal.reason());
+        }
+        // Draining has a deadline of its own.
+        let must_end = !listens || matches!(end, End::Refused(_));
+        state.end(end);
+        if must_end {
+            // Boxed: few streams come to it, and each would have room for it.
+            Box::pin(tokio::time::sleep(LAST_WORDS)).await;
+        } else {
+            takes_nothing.await;
+        }
     }
 }
 

@@ -263,7 +263,7 @@ impl LeaseService {
     /// The state of a stream that opens now, watched over: it ends when the caller's standing does, or with the gateway.
     fn open(&self, admission: &Admission, watched: &Watched, case: &Case) -> Arc<StreamState> {
         let state = StreamState::new();
-        let (standing, drain, case) = (admission.standing.clone(), self.drain.clone(), case.clone());
+        let (standing, draining, case) = (admission.standing.clone(), self.drain.soft(), case.clone());
         let ends = async move {
             tokio::select! {
                 biased;
@@ -271,7 +271,7 @@ impl LeaseService {
                     case.ended(refusal.reason());
                     End::Refused(refusal)
                 }
-                () = drain.draining() => End::Draining,
+                () = draining.cancelled() => End::Draining,
             }
         };
         watched.watch(Arc::clone(&state), Box::pin(ends));

@@ -46,7 +46,7 @@ impl LeaseService {
         };
         tokio::select! {
             biased;
-            refusal = admission.standing.clone().ended() => return Err(refusal.into()),
+            refusal = admission.standing.ended() => return Err(refusal.into()),
             () = round.wait(timeout) => {}
         }
         // From here on nobody need be waited for but the peer, who is to take it.
