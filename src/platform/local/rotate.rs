@@ -1,13 +1,18 @@
 //! The files of one run's log: the one being written, and those rotated away.
 //!
 //! A log never holds half a record: what a failed write left behind is cut off before anything else is written.
+//!
+//! Somebody may remove or empty a log while it is written, to make room on a disk that is full, say. What is written then goes into
+//! a new file, or follows what is left.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::store::make_dir;
 use crate::model::time::LogTime;
 use crate::platform::cri::path::{LogName, rotation_suffix};
 
@@ -15,8 +20,10 @@ use crate::platform::cri::path::{LogName, rotation_suffix};
 pub(super) trait Disk: fmt::Debug + Send + 'static {
     /// An open file.
     type File: fmt::Debug + Send;
-    /// Opens a file to append to it, made if it is not there; tells its length.
-    fn open(&mut self, path: &Path) -> io::Result<(Self::File, u64)>;
+    /// Opens a file to append to it. It is made if it is not there, and so is its directory.
+    fn open(&mut self, path: &Path) -> io::Result<Self::File>;
+    /// Bytes in an open file; `None` if it has been removed.
+    fn len(&mut self, file: &Self::File) -> io::Result<Option<u64>>;
     /// Appends some of `bytes`; tells how many.
     fn write(&mut self, file: &mut Self::File, bytes: &[u8]) -> io::Result<usize>;
     /// Cuts off what is behind `length`.
@@ -58,8 +65,8 @@ struct Open<F> {
     file: F,
     /// Bytes in it that are whole records.
     len: u64,
-    /// Whether there may be more in it than that.
-    torn: bool,
+    /// Bytes behind them that are not, and are to be cut off.
+    torn: u64,
 }
 
 /// An append that failed; `kept` bytes are in the file, and stay there.
@@ -74,10 +81,20 @@ pub(super) struct Torn {
 impl Disk for Files {
     type File = File;
 
-    fn open(&mut self, path: &Path) -> io::Result<(File, u64)> {
-        let file = File::options().append(true).create(true).open(path)?;
-        let length = file.metadata()?.len();
-        Ok((file, length))
+    fn open(&mut self, path: &Path) -> io::Result<File> {
+        let open = || File::options().append(true).create(true).open(path);
+        match (open(), path.parent()) {
+            (Err(error), Some(dir)) if error.kind() == io::ErrorKind::NotFound => {
+                make_dir(dir)?;
+                open()
+            }
+            (opened, _) => opened,
+        }
+    }
+
+    fn len(&mut self, file: &File) -> io::Result<Option<u64>> {
+        let metadata = file.metadata()?;
+        Ok((metadata.nlink() > 0).then_some(metadata.len()))
     }
 
     fn write(&mut self, file: &mut File, bytes: &[u8]) -> io::Result<usize> {
@@ -132,7 +149,7 @@ impl<D: Disk> LogFile<D> {
         };
         if let Some(open) = &mut self.open {
             open.len += kept as u64;
-            open.torn |= written > kept;
+            open.torn += (written - kept) as u64;
             // What cannot be cut off now is before the next write.
             let _ = Self::mend(&mut self.disk, open);
         }
@@ -155,33 +172,43 @@ impl<D: Disk> LogFile<D> {
         Ok(())
     }
 
-    /// Sees to it that the file is open and ends with a whole record.
+    /// Sees to it that the file is open, is still the one with its name, and ends with a whole record.
     fn opened(&mut self) -> io::Result<()> {
-        if self.open.is_none() {
-            let (file, len) = self.disk.open(&self.path())?;
-            let torn = false;
-            self.open = Some(Open { file, len, torn });
-        }
-        self.open.as_mut().map_or(Ok(()), |open| Self::mend(&mut self.disk, open))
+        let len = self.open.as_ref().map_or(Ok(None), |open| self.disk.len(&open.file))?;
+        let open = if let (Some(open), Some(len)) = (self.open.take(), len) {
+            Open { len: len.saturating_sub(open.torn), ..open }
+        } else {
+            let file = self.disk.open(&self.path())?;
+            let len = self.disk.len(&file)?.unwrap_or_default();
+            Open { file, len, torn: 0 }
+        };
+        Self::mend(&mut self.disk, self.open.insert(open))
     }
 
     fn mend(disk: &mut D, open: &mut Open<D::File>) -> io::Result<()> {
-        if open.torn {
+        if open.torn > 0 {
             disk.truncate(&mut open.file, open.len)?;
-            open.torn = false;
+            open.torn = 0;
         }
         Ok(())
     }
 
-    /// Moves the file away under a name of `now`, removes the oldest ones beyond what is kept, and begins a new file. `now` must
-    /// be greater than at any call before.
+    /// Moves the file away under a name of `now`, unless it is empty, removes the oldest ones beyond what is kept, and begins a new
+    /// file. `now` must be greater than at any call before.
     pub(super) fn rotate(&mut self, now: LogTime) -> io::Result<()> {
         self.opened()?;
+        if self.len() == 0 {
+            return Ok(());
+        }
         let name = LogName { rotated: Some(rotation_suffix(now)), ..LogName::active(self.restarts) };
         let to = self.dir.join(name.to_string());
-        self.disk.rename(&self.path(), &to)?;
+        match self.disk.rename(&self.path(), &to) {
+            Ok(()) => self.rotated.push_back(to),
+            // Somebody gave it another name.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
         self.open = None;
-        self.rotated.push_back(to);
         while self.rotated.len() >= self.rotation.files.max(1) {
             let Some(oldest) = self.rotated.front() else { break };
             match self.disk.remove(oldest) {

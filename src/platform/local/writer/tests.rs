@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::platform::cri::path::LogName;
-use crate::platform::local::rotate::Rotation;
+use crate::platform::local::rotate::{Files, Rotation};
 
 const PLENTY: Rotation = Rotation { max_bytes: u64::MAX, files: 5 };
 
@@ -68,13 +68,17 @@ fn full() -> io::Error {
 impl Disk for Memory {
     type File = PathBuf;
 
-    fn open(&mut self, path: &Path) -> io::Result<(PathBuf, u64)> {
+    fn open(&mut self, path: &Path) -> io::Result<PathBuf> {
         let mut state = self.0.lock().unwrap();
         if state.refuse_open {
             return Err(full());
         }
-        let len = state.files.entry(path.to_owned()).or_default().len();
-        Ok((path.to_owned(), len as u64))
+        state.files.entry(path.to_owned()).or_default();
+        Ok(path.to_owned())
+    }
+
+    fn len(&mut self, file: &PathBuf) -> io::Result<Option<u64>> {
+        Ok(self.0.lock().unwrap().files.get(file).map(|bytes| bytes.len() as u64))
     }
 
     fn write(&mut self, file: &mut PathBuf, bytes: &[u8]) -> io::Result<usize> {
@@ -94,7 +98,8 @@ impl Disk for Memory {
         if state.refuse_truncate {
             return Err(full());
         }
-        state.files.get_mut(file).unwrap().truncate(usize::try_from(length).unwrap());
+        // What is cut to more than it has is filled up with zeros.
+        state.files.get_mut(file).unwrap().resize(usize::try_from(length).unwrap(), 0);
         Ok(())
     }
 
@@ -293,6 +298,63 @@ fn a_log_that_cannot_be_made_is_made_later() {
     writer.append(Stream::Stdout, b"two\n", at(0));
     writer.finish(at(0));
     assert_eq!(shown(&disk.everything()), ["lost 1/4", "stdout F two"]);
+}
+
+#[test]
+fn a_log_that_somebody_removed_is_begun_anew() {
+    let (disk, mut writer) = writer(Rotation { max_bytes: 200, files: 3 });
+    for (n, line) in ["one", "two", "three"].into_iter().enumerate() {
+        writer.append(Stream::Stdout, format!("{line}\n").as_bytes(), at(0));
+        writer.flush(at(0));
+        assert_eq!(shown(&disk.everything()), [format!("stdout F {line}")], "{n}");
+        disk.set(|state| state.files.clear());
+    }
+    // Just before it would have been rotated.
+    writer.append(Stream::Stdout, &[b'x'; 150], at(0));
+    writer.append(Stream::Stdout, b"\n", at(0));
+    writer.flush(at(0));
+    disk.set(|state| state.files.clear());
+    writer.append(Stream::Stdout, &[b'y'; 150], at(0));
+    writer.append(Stream::Stdout, b"\n", at(0));
+    writer.finish(at(0));
+    let files = disk.files();
+    assert_eq!((files.len(), files[0].0.as_str()), (1, "3.log"));
+    assert_eq!(shown(&files[0].1), ["stdout F 150"]);
+}
+
+#[test]
+fn a_log_that_somebody_emptied_has_no_hole() {
+    let (disk, mut writer) = writer(PLENTY);
+    writer.append(Stream::Stdout, b"one\ntwo\n", at(0));
+    writer.flush(at(0));
+    // Room is made, is used up by others, and comes again.
+    disk.set(|state| {
+        state.files.values_mut().for_each(Vec::clear);
+        state.room = Some(20);
+    });
+    writer.append(Stream::Stdout, b"three\n", at(0));
+    writer.flush(at(0));
+    assert_eq!(disk.everything(), b"");
+    disk.set(|state| (state.room, state.refuse_truncate) = (Some(20), true));
+    writer.append(Stream::Stdout, b"four\n", at(0));
+    writer.flush(at(0));
+    disk.set(|state| (state.room, state.refuse_truncate) = (None, false));
+    writer.append(Stream::Stdout, b"five\n", at(0));
+    writer.finish(at(0));
+    assert_eq!(shown(&disk.everything()), ["lost 2/11", "stdout F five"]);
+}
+
+#[test]
+fn a_directory_that_somebody_removed_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("pod/web");
+    let mut writer = Writer::new(LogFile::new(Files, logs.clone(), 3, PLENTY));
+    for line in ["one\n", "two\n"] {
+        writer.append(Stream::Stdout, line.as_bytes(), at(0));
+        writer.flush(at(0));
+        assert!(std::fs::read_to_string(logs.join("3.log")).unwrap().ends_with(&format!(" F {line}")));
+        std::fs::remove_dir_all(dir.path().join("pod")).unwrap();
+    }
 }
 
 #[derive(Clone, Debug)]
