@@ -28,8 +28,8 @@ use tower::ServiceExt as _;
 use crate::config::{ServerTrust, Target};
 use crate::model::proto::lease::lease_rpc_server::{LeaseRpc, LeaseRpcServer};
 use crate::model::proto::lease::{
-    ServiceLogs, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest, ServiceRestartResponse,
-    ServiceStatusRequest, ServiceStatusResponse,
+    Cursor, ServiceLogs, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
+    ServiceRestartResponse, ServiceStatusRequest, ServiceStatusResponse,
 };
 
 /// One step of an answer.
@@ -76,6 +76,18 @@ struct State {
 struct Service {
     state: Arc<State>,
     cut: CancellationToken,
+}
+
+// === impl Step ===
+
+impl Step {
+    /// Text of the one replica of `web`.
+    pub(super) fn lines(text: &str) -> Self {
+        let cursor = Cursor { service: "web".into(), instance: "p/web/0".into(), ..Default::default() };
+        let logs = text.as_bytes().to_vec().into();
+        let entry = ServiceLogs { name: "web".into(), logs, cursor: Some(cursor), ..ServiceLogs::default() };
+        Self::Send(Box::new(entry))
+    }
 }
 
 // === impl FakeGateway ===

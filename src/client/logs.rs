@@ -104,14 +104,6 @@ mod tests {
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
-    const LOOK: Look = Look {
-        output: Output::Text,
-        colour: false,
-        colour_errors: false,
-        terminal: false,
-        timestamps: false,
-    };
-
     fn config(target: Target, follow: bool) -> LogsConfig {
         LogsConfig {
             lease: LEASE.parse().unwrap(),
@@ -161,7 +153,7 @@ mod tests {
 
     async fn print(config: &LogsConfig) -> (Exit, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let exit = run(config, &mut out, &mut err, LOOK).await;
+        let exit = run(config, &mut out, &mut err, Look::PLAIN).await;
         (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 
@@ -290,7 +282,7 @@ mod tests {
         }
         let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\n"), Step::Hang]]).await;
         let mut err = Vec::new();
-        let exit = run(&config(gateway.target(), true), Closed, &mut err, LOOK).await;
+        let exit = run(&config(gateway.target(), true), Closed, &mut err, Look::PLAIN).await;
         assert_eq!((exit, err.len()), (Exit::Done, 0));
     }
 

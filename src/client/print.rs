@@ -50,6 +50,18 @@ pub struct Look {
     pub timestamps: bool,
 }
 
+#[cfg(test)]
+impl Look {
+    /// Nothing but the lines.
+    pub(super) const PLAIN: Self = Self {
+        output: Output::Text,
+        colour: false,
+        colour_errors: false,
+        terminal: false,
+        timestamps: false,
+    };
+}
+
 /// Prints entries. Call [`Printer::finish`] when no more come.
 pub struct Printer<O: Write, E> {
     out: BufWriter<O>,

@@ -164,18 +164,6 @@ mod tests {
     use super::*;
     use crate::client::fake::{FakeGateway, Step};
     use crate::client::oracle::Fault;
-    use crate::model::proto::lease::Cursor;
-
-    fn lines(text: &str) -> Step {
-        let cursor = Cursor { service: "web".into(), instance: "p/web/0".into(), ..Default::default() };
-        let logs = text.as_bytes().to_vec().into();
-        Step::Send(Box::new(ServiceLogs {
-            name: "web".into(),
-            logs,
-            cursor: Some(cursor),
-            ..Default::default()
-        }))
-    }
 
     fn request() -> ServiceLogsRequest {
         ServiceLogsRequest { follow: true, ..Default::default() }
@@ -193,7 +181,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_follower_is_judged_for_itself() {
-        let script = |text| vec![lines("1 a\n2 b\n"), lines(text), Step::Hang];
+        let script = |text| vec![Step::lines("1 a\n2 b\n"), Step::lines(text), Step::Hang];
         let answers = vec![script("3 c\n"), script("3 c\n"), script("2 d\n")];
         let gateway = FakeGateway::start(answers).await;
         let connector = Connector::new(&gateway.target()).unwrap();
@@ -216,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_crowd_stops_when_told_and_tells_who_ended_before() {
-        let gateway = FakeGateway::start(vec![vec![lines("1 a\n"), Step::Hang]]).await;
+        let gateway = FakeGateway::start(vec![vec![Step::lines("1 a\n"), Step::Hang]]).await;
         let connector = Connector::new(&gateway.target()).unwrap();
         let stop = CancellationToken::new();
         let seen = Arc::new(Semaphore::new(0));

@@ -247,16 +247,6 @@ mod tests {
 
     use super::*;
     use crate::client::fake::{FakeGateway, Step};
-    use crate::config::Output;
-    use crate::model::proto::lease::{Cursor, ServiceLogs};
-
-    const LOOK: Look = Look {
-        output: Output::Text,
-        colour: false,
-        colour_errors: false,
-        terminal: false,
-        timestamps: false,
-    };
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -274,17 +264,6 @@ mod tests {
         fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
-    }
-
-    fn lines(text: &str) -> Step {
-        let cursor = Cursor { service: "web".into(), instance: "p/web/0".into(), ..Default::default() };
-        let logs = text.as_bytes().to_vec().into();
-        Step::Send(Box::new(ServiceLogs {
-            name: "web".into(),
-            logs,
-            cursor: Some(cursor),
-            ..Default::default()
-        }))
     }
 
     /// A program that says it is the gateway that listens at `gateway`, and shows its certificate.
@@ -327,7 +306,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let printer = Printer::new(out.clone(), err.clone(), LOOK);
+        let printer = Printer::new(out.clone(), err.clone(), Look::PLAIN);
         let exit = run_until(&config, &parts, printer, over).await;
         let place = place.into_inner().unwrap();
         (exit, out.text(), err.text(), place)
@@ -335,7 +314,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_demo_prints_judges_and_leaves_nothing() {
-        let (exit, out, err, place) = shown(vec![vec![lines("1 a\n2 b\n"), Step::Hang]], "2 b\n").await;
+        let (exit, out, err, place) = shown(vec![vec![Step::lines("1 a\n2 b\n"), Step::Hang]], "2 b\n").await;
         assert_eq!(exit, Exit::Done, "{out}{err}");
         assert!(
             out.starts_with("web/0 | 1 a\nweb/0 | 2 b\n\nsummary\n  followers        1 of 1 attached\n"),
@@ -348,7 +327,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_demo_with_a_repeat_fails() {
-        let (exit, out, _, place) = shown(vec![vec![lines("1 a\n1 b\n"), Step::Hang]], "1 b\n").await;
+        let (exit, out, _, place) = shown(vec![vec![Step::lines("1 a\n1 b\n"), Step::Hang]], "1 b\n").await;
         assert_eq!(exit, Exit::Failed);
         assert!(out.contains("BROKEN for 1 of 1") && out.contains("line 1 came after line 1"), "{out}");
         assert!(!place.exists());
