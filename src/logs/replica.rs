@@ -59,6 +59,8 @@ struct Actor {
     /// Nothing leaves before this, but full chunks.
     paced_until: Instant,
     failures: u32,
+    /// How many of them there have been since the lease ended or the replica went.
+    last_tries: u32,
     /// What it would have to say if it ended now.
     end: ActorEnd,
     /// The reason last told for why nothing runs, so that it is told once.
@@ -103,6 +105,7 @@ pub fn new(
         due: None,
         paced_until: Instant::now(),
         failures: 0,
+        last_tries: 0,
         end: ActorEnd::Aborted,
         waiting_for: None,
     };

@@ -11,6 +11,7 @@ use crate::support::gateway::Scene;
 use crate::support::oracle::Seen;
 use crate::support::reason;
 
+mod failing;
 mod history;
 
 fn replica(service: &str, index: u32) -> Replica {

@@ -19,6 +19,10 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause after the source failed: short enough for a follower not to give up.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// How often in a row a log is tried whose lease has ended, or whose replica is gone, before what is left of it is reported as
+/// missing: for about five minutes, in which a node has come back if it does.
+const LAST_TRIES: u32 = 60;
+
 // === impl Actor ===
 
 impl Actor {
@@ -54,7 +58,7 @@ impl Actor {
                 self.source = Source::Reading(tail.items);
             }
             Answer::Item(Some(Ok(TailItem::Lines(batch)))) => {
-                self.failures = 0;
+                (self.failures, self.last_tries) = (0, 0);
                 self.lines(&batch);
             }
             Answer::Item(Some(Ok(TailItem::Gap(gap)))) => self.source_gap(gap),
@@ -125,8 +129,9 @@ impl Actor {
     fn failed(&mut self, error: &platform::Error) {
         self.flush();
         self.world.count_error(error);
+        self.last_tries = if self.is_over() { self.last_tries.saturating_add(1) } else { 0 };
         let (lease, replica) = (&self.lease, &self.replica);
-        if error.is_retryable() {
+        if error.is_retryable() && self.last_tries < LAST_TRIES {
             let pause = RETRY_MAX.min(RETRY_FIRST * 2_u32.saturating_pow(self.failures));
             self.failures = self.failures.saturating_add(1);
             tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, ?pause, "source failed, will be opened again");
@@ -142,7 +147,8 @@ impl Actor {
         let slot = self.slot().unwrap_or_default();
         let is_begun = self.is_begun();
         let Some(run) = &mut self.run else { return };
-        let goes_on = slot.run(&run.instance).is_some_and(|run| run.end.is_none());
+        let goes_on =
+            self.last_tries < LAST_TRIES && slot.run(&run.instance).is_some_and(|run| run.end.is_none());
         if !is_begun {
             self.ring.begin(&run.instance, Position::START);
         }

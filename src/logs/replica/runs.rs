@@ -57,7 +57,7 @@ impl Actor {
                 let Some(run) = &self.run else { return };
                 match slot.run(&run.instance).map(Event::ended) {
                     // The log has ended, but the view does not know yet.
-                    Some(None) if !self.lease_ended() => return,
+                    Some(None) if !self.is_over() => return,
                     Some(Some(event)) if !run.end_is_old => self.ring.push_event(Some(&run.instance), &event),
                     _ => {}
                 }
@@ -107,14 +107,15 @@ impl Actor {
         self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::waiting(reason, message));
     }
 
-    fn lease_ended(&self) -> bool {
+    /// Whether its lease has ended or the replica is no longer part of it: what is printed yet are its last lines.
+    pub(super) fn is_over(&self) -> bool {
         let view = self.view.borrow();
         view.ended || view.replica(&self.replica).is_none() || self.view_is_closed
     }
 
     /// Whether the replica is no longer part of the lease and its log was read to its end; says so.
     pub(super) fn is_gone(&mut self) -> bool {
-        let gone = self.lease_ended() && matches!(self.source, Source::Idle);
+        let gone = matches!(self.source, Source::Idle) && self.is_over();
         if gone {
             self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::gone());
         }

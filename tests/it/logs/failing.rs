@@ -1,0 +1,82 @@
+//! Sources that fail for long: nothing is lost that can be had in the end, and nobody is kept waiting for what cannot.
+
+use std::time::Duration;
+
+use leasemux::model::limits::Limits;
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::replica_event::Kind;
+use tonic::Code;
+
+use super::{lines, replica};
+use crate::support::gateway::Scene;
+use crate::support::reason;
+
+fn follow(scene: &Scene) -> ServiceLogsRequest {
+    ServiceLogsRequest { follow: true, ..scene.request() }
+}
+
+/// The lease of `scene` has ended.
+fn end_lease(scene: &Scene) {
+    scene.gateway.world.change(&scene.lease, |view| view.ended = true);
+}
+
+/// The replica is no longer part of it.
+fn remove(scene: &Scene) {
+    scene
+        .gateway
+        .world
+        .change(&scene.lease, |view| view.services.values_mut().for_each(|service| service.replicas.clear()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_cannot_be_read_any_more_is_given_up_once_its_replica_is_over() {
+    for (over, ends) in [(end_lease as fn(&Scene), true), (remove, false)] {
+        let scene = Scene::new(Limits::default(), &[("web", 1)]);
+        let world = &scene.gateway.world;
+        let run = world.start(&scene.lease, &replica("web", 0));
+        world.print(&run, lines(0..10));
+        let mut stream = scene.open(follow(&scene)).await.unwrap();
+        stream.until(|seen| seen.lines("web", 0) == 10).await;
+        world.fail(&run, true);
+        world.print(&run, lines(10..20));
+        // As long as it is there it is tried.
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        assert_eq!(scene.gateway.metric("leasemux_actors"), 1);
+        over(&scene);
+        scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+        stream.until(|seen| seen.events("web", 0) == [Kind::Gone]).await;
+        let printed: Vec<String> = (0..20).map(|number| format!("line {number}")).collect();
+        assert_eq!(stream.received.ask_lines("web", 0, &printed), 1);
+        if ends {
+            let status = stream.end().await;
+            assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_fails_when_its_lease_ends_and_comes_back_is_read_to_its_end() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    world.print(&run, lines(0..10));
+    let mut stream = scene.open(follow(&scene)).await.unwrap();
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    world.fail(&run, true);
+    world.print(&run, lines(10..20));
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    end_lease(&scene);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    world.fail(&run, false);
+    stream.until(|seen| seen.lines("web", 0) == 20).await;
+    // It goes on until its grace is over, and may fail again.
+    world.fail(&run, true);
+    world.print(&run, lines(20..30));
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    world.fail(&run, false);
+    world.end(&scene.lease, &replica("web", 0), 0);
+    let status = stream.end().await;
+    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
+    assert_eq!(stream.received.lines("web", 0), 30);
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+}
