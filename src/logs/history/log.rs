@@ -15,8 +15,8 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::{self, From, TailItem};
 
-/// Who has read as far as the ring reaches, and can go on neither there nor in the log, is asked so often whether somebody else is in
-/// need of its permit. Most often it can go on within milliseconds.
+/// Who has read as far as the ring reaches or farther, and can go on neither there nor in the log, is asked so often whether somebody
+/// else is in need of its permit. Most often it can go on within milliseconds.
 const AT_REST: Duration = Duration::from_secs(5);
 
 /// The log of one run, open.
@@ -117,7 +117,8 @@ impl Reading {
 
     /// Waits for what comes next: of the log, or in the ring.
     async fn wait(&mut self, log: &mut Log, joined: Joined) -> Woken {
-        let (is_ahead, is_level) = (matches!(joined, Joined::Wait), matches!(joined, Joined::Level));
+        let is_ahead = matches!(joined, Joined::Wait);
+        let rests = matches!(joined, Joined::Wait | Joined::Level);
         match joined {
             Joined::Stage(stage) => return Woken::Joined(stage),
             Joined::Wait | Joined::Level | Joined::No => {}
@@ -131,7 +132,7 @@ impl Reading {
             // Were it to read on while it is ahead, it would stay ahead of the ring, which is paced, for ever.
             item = log.items.next(), if !is_ahead => Woken::Item(item),
             () = moved(live) => Woken::Moved,
-            () = tokio::time::sleep(AT_REST), if is_level => Woken::Rest,
+            () = tokio::time::sleep(AT_REST), if rests => Woken::Rest,
         }
     }
 

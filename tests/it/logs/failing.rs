@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use leasemux::model::limits::Limits;
-use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
 use tonic::Code;
 
+use super::history::one_read;
 use super::{lines, replica};
 use crate::support::gateway::Scene;
 use crate::support::reason;
@@ -79,4 +80,37 @@ async fn a_log_that_fails_when_its_lease_ends_and_comes_back_is_read_to_its_end(
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
     assert_eq!(stream.received.lines("web", 0), 30);
     assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_ahead_of_a_source_that_fails_keeps_nobody_else_from_reading() {
+    let scene = Scene::new(one_read(), &[("web", 2)]);
+    let world = &scene.gateway.world;
+    let [run, other] = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
+    let only = |index| {
+        let filter = Some(ServiceFilter { name: "web".into(), replicas: vec![index] });
+        ServiceLogsRequest { filter, ..follow(&scene) }
+    };
+    world.print(&run, lines(0..10));
+    world.print(&other, lines(0..10));
+    let mut first = scene.open(only(0)).await.unwrap();
+    first.until(|seen| seen.lines("web", 0) == 10).await;
+    // The shared reader fails until it tries seldom. Somebody else finds the log readable, and then it fails again.
+    world.fail(&run, true);
+    world.print(&run, lines(10..20));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.fail(&run, false);
+    let mut ahead = scene.open(only(0)).await.unwrap();
+    ahead.until(|seen| seen.lines("web", 0) == 20).await;
+    assert!(!first.next_if_ready().await.unwrap(), "or nobody is ahead");
+    world.fail(&run, true);
+    let mut third = scene.open(only(1)).await.unwrap();
+    third.until(|seen| seen.lines("web", 1) == 10).await;
+    assert_eq!(third.received.ask(world, "web", 1, &[(&other, 0)]), 0);
+    world.print(&run, lines(20..30));
+    world.fail(&run, false);
+    for stream in [&mut first, &mut ahead] {
+        stream.until(|seen| seen.lines("web", 0) == 30).await;
+        assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    }
 }

@@ -80,7 +80,7 @@ async fn a_run_that_can_no_longer_be_named_is_a_gap() {
 }
 
 /// One history read at a time.
-fn one_read() -> Limits {
+pub(super) fn one_read() -> Limits {
     Limits { quota: QuotaLimits { history_reads: 1, ..QuotaLimits::default() }, ..Limits::default() }
 }
 
