@@ -4,6 +4,9 @@
 //! Every line passes through here from the scan's first one on, delivered or not: so positions do not depend on where the
 //! delivery begins.
 
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 
 use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
@@ -49,6 +52,8 @@ pub(in crate::platform) struct Emitter {
     batch: Vec<Line>,
     /// A gap that may still grow.
     gap: Option<SourceGap>,
+    /// While everything was too old: what is missing behind the last line, and may not be.
+    doubt: Option<SourceGap>,
     /// How many bytes of log the next batch is made of.
     expected_bytes: usize,
 }
@@ -74,6 +79,7 @@ impl Emitter {
             data: Vec::new(),
             batch: Vec::new(),
             gap: None,
+            doubt: None,
             expected_bytes: 0,
         };
         match filter {
@@ -141,14 +147,19 @@ impl Emitter {
     pub(in crate::platform) fn lost(&mut self, lost: Lost, time: LogTime) {
         let before = self.at;
         self.at = before.after_line(time);
-        if let Filter::After(to) = self.filter {
-            if self.at < to || self.is_base_of(to) {
-                self.meet(to);
-                return;
+        let filter = self.filter;
+        match filter {
+            Filter::After(to) => {
+                if self.at < to || self.is_base_of(to) {
+                    self.meet(to);
+                    return;
+                }
+                self.inexact = true;
+                self.begin(before);
+                self.gap_at(before, unknown_gap(GapCause::Rotated));
             }
-            self.inexact = true;
-            self.begin(before);
-            self.gap_at(before, unknown_gap(GapCause::Rotated));
+            Filter::Since(since) if !self.begin_since(since, time, before) => return,
+            _ => {}
         }
         let Lost { lines, bytes } = lost;
         self.gap(SourceGap { lines, bytes, exact: true, ..unknown_gap(GapCause::Source) });
@@ -160,8 +171,19 @@ impl Emitter {
     }
 
     fn gap_at(&mut self, after: Position, gap: SourceGap) {
-        if self.filter != Filter::All {
-            return;
+        match self.filter {
+            Filter::All => {}
+            Filter::Since(_) => {
+                let before = self.doubt.unwrap_or(SourceGap { exact: true, ..unknown_gap(gap.cause) });
+                self.doubt = Some(SourceGap {
+                    lines: before.lines.saturating_add(gap.lines),
+                    bytes: before.bytes.saturating_add(gap.bytes),
+                    exact: before.exact && gap.exact,
+                    ..gap
+                });
+                return;
+            }
+            _ => return,
         }
         let gap = SourceGap { after, ..gap };
         self.cut_batch();
@@ -241,10 +263,7 @@ impl Emitter {
                 }
                 None
             }
-            Filter::Since(since) => {
-                (time >= since).then(|| self.begin(before))?;
-                Some(0)
-            }
+            Filter::Since(since) => self.begin_since(since, time, before).then_some(0),
             Filter::After(to) => {
                 if self.at < to || self.is_base_of(to) {
                     self.meet(to);
@@ -279,6 +298,20 @@ impl Emitter {
         self.at == Position { offset: 0, ..to }
     }
 
+    /// Begins the delivery `before` what bears `time`, if that is not too old; tells whether it is not. What is missing directly
+    /// before it may not be either.
+    fn begin_since(&mut self, since: LogTime, time: LogTime, before: Position) -> bool {
+        let doubt = self.doubt.take();
+        if time < since {
+            return false;
+        }
+        self.begin(before);
+        if let Some(gap) = doubt {
+            self.gap_at(before, gap);
+        }
+        true
+    }
+
     fn begin(&mut self, start: Position) {
         self.filter = Filter::All;
         self.start = Some(start);
@@ -298,108 +331,5 @@ impl Emitter {
         if let Some(gap) = self.gap.take() {
             self.items.push(TailItem::Gap(gap));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Lines of five bytes with these times; the texts and positions that come out, and the gaps among them.
-    fn run(filter: Filter, times: &[i64]) -> (Vec<(String, Position)>, usize, Emitter) {
-        let mut emitter = Emitter::new(Position::START, 0, filter);
-        for (index, time) in times.iter().enumerate() {
-            emitter.line(format!("{index:04}").as_bytes(), LogTime::from_nanos(*time));
-        }
-        let mut out = Vec::new();
-        let mut gaps = 0;
-        for item in emitter.take(true) {
-            match item {
-                TailItem::Lines(batch) => out.extend((0..batch.lines.len()).map(|index| {
-                    let text = String::from_utf8(batch.bytes(index).to_vec()).unwrap();
-                    (text, batch.lines[index].after)
-                })),
-                TailItem::Gap(gap) => {
-                    // A gap lies before what comes next, not behind it.
-                    assert_eq!(Some(gap.after), emitter.start());
-                    gaps += 1;
-                }
-            }
-        }
-        (out, gaps, emitter)
-    }
-
-    const TIMES: [i64; 9] = [5, 5, 6, 4, 6, 6, 7, 7, 9];
-
-    #[test]
-    fn after_any_position_come_the_same_lines_with_the_same_positions() {
-        let (all, _, _) = run(Filter::All, &TIMES);
-        for (index, (_, at)) in all.iter().enumerate() {
-            let (rest, gaps, emitter) = run(Filter::After(*at), &TIMES);
-            assert_eq!((rest.as_slice(), gaps), (&all[index + 1..], 0));
-            assert_eq!((emitter.start(), emitter.is_inexact()), (Some(*at), false));
-            let (counted, _, emitter) = run(Filter::Lines(index as u64 + 1), &TIMES);
-            assert_eq!((counted.as_slice(), emitter.start()), (&all[index + 1..], Some(*at)));
-        }
-    }
-
-    #[test]
-    fn within_a_line_its_rest_comes() {
-        let (all, _, _) = run(Filter::All, &TIMES);
-        let (rest, _, emitter) = run(Filter::After(all[2].1.after_bytes(3)), &TIMES);
-        assert_eq!(emitter.start(), Some(all[2].1.after_bytes(3)));
-        assert_eq!(rest[0], ("3\n".to_owned(), all[3].1));
-        // The line is shorter than it was: nothing of it is left.
-        let (rest, _, _) = run(Filter::After(all[2].1.after_bytes(5)), &TIMES);
-        assert_eq!(rest, all[4..]);
-    }
-
-    #[test]
-    fn a_position_that_is_not_there_is_a_gap() {
-        let (all, _, _) = run(Filter::All, &TIMES);
-        let at = Position { time: LogTime::from_nanos(5), ordinal: 3, offset: 0 };
-        let (rest, gaps, emitter) = run(Filter::After(at), &TIMES);
-        assert_eq!((rest.as_slice(), gaps), (&all[2..], 1));
-        assert!(emitter.is_inexact());
-        let (rest, gaps, emitter) =
-            run(Filter::After(Position { time: LogTime::from_nanos(10), ..at }), &TIMES);
-        assert_eq!((rest.len(), gaps, emitter.start()), (0, 0, None));
-    }
-
-    #[test]
-    fn since_is_the_first_line_not_older() {
-        let (all, _, _) = run(Filter::All, &TIMES);
-        for (since, index) in [(0, 0), (5, 0), (6, 2), (7, 6), (8, 8)] {
-            let (rest, gaps, _) = run(Filter::Since(LogTime::from_nanos(since)), &TIMES);
-            assert_eq!((rest.as_slice(), gaps), (&all[index..], 0), "{since}");
-        }
-    }
-
-    #[test]
-    fn a_line_over_the_limit_comes_in_pieces_within_it() {
-        let mut emitter = Emitter::new(Position::START, 0, Filter::All);
-        emitter.line(&vec![b'x'; 2 * LINE_HELD_MAX_BYTES], LogTime::from_nanos(1));
-        let mut ends = Vec::new();
-        for item in emitter.take(true) {
-            let TailItem::Lines(batch) = item else { panic!("{item:?}") };
-            assert!(batch.data.len() <= READ_MAX_BYTES + LINE_HELD_MAX_BYTES);
-            for (index, line) in batch.lines.iter().enumerate() {
-                ends.push((batch.bytes(index).len(), line.ends, line.after.offset));
-            }
-        }
-        let max = LINE_HELD_MAX_BYTES;
-        assert_eq!(ends, [(max, false, max as u64), (max, false, 2 * max as u64), (1, true, 0)]);
-    }
-
-    #[test]
-    fn adjacent_gaps_of_a_kind_are_one() {
-        let mut emitter = Emitter::new(Position::START, 0, Filter::All);
-        let garbage = SourceGap { lines: 1, bytes: 7, ..unknown_gap(GapCause::Source) };
-        emitter.gap(garbage);
-        assert_eq!(emitter.take(false), []);
-        emitter.gap(garbage);
-        emitter.gap(unknown_gap(GapCause::Rotated));
-        let both = SourceGap { lines: 2, bytes: 14, ..garbage };
-        assert_eq!(emitter.take(true), [TailItem::Gap(both), TailItem::Gap(unknown_gap(GapCause::Rotated))]);
     }
 }

@@ -99,7 +99,7 @@ pub enum From {
     Start,
     /// At the last so many whole lines; 0 = behind the last one.
     Last(u64),
-    /// At the first line that is not older than this.
+    /// At the first line that is not older than this. What is missing directly before it, and may not be older, is told first.
     Since(LogTime),
     /// Exactly behind this position. Should lines behind it be gone, a [`TailItem::Gap`] comes first.
     After(Position),

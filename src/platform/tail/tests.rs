@@ -209,8 +209,12 @@ async fn what_is_no_record_is_a_gap() {
     assert_eq!(rest(&mut tail).await, all);
     // A gap directly behind a position is told again rather than not at all.
     let a = Position::START.after_line(LogTime::from_nanos(1));
-    let mut tail = open(&notifier, log(&dir), From::After(a), Follow::UntilEnd(ended)).await.unwrap();
+    let mut tail = open(&notifier, log(&dir), From::After(a), Follow::UntilEnd(ended.clone())).await.unwrap();
     assert_eq!(rest(&mut tail).await, all[2..]);
+    // And so is what was lost since the time asked for, though no line is as old.
+    let since = From::Since(LogTime::from_nanos(2));
+    let mut tail = open(&notifier, log(&dir), since, Follow::UntilEnd(ended)).await.unwrap();
+    assert_eq!((tail.start, rest(&mut tail).await.as_slice()), (a, &all[2..]));
 }
 
 #[tokio::test]
