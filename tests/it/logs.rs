@@ -2,8 +2,7 @@
 
 use leasemux::model::id::Replica;
 use leasemux::model::limits::Limits;
-use leasemux::model::proto::lease::replica_event::Kind;
-use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
+use leasemux::model::proto::lease::ServiceLogsRequest;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -11,8 +10,10 @@ use crate::support::gateway::Scene;
 use crate::support::oracle::Seen;
 use crate::support::reason;
 
+mod behind;
 mod failing;
 mod history;
+mod runs;
 
 fn replica(service: &str, index: u32) -> Replica {
     Replica { service: service.parse().unwrap(), index }
@@ -20,6 +21,15 @@ fn replica(service: &str, index: u32) -> Replica {
 
 fn lines(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
     range.map(|number| format!("line {number}\n"))
+}
+
+fn wide_lines(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
+    range.map(|number| format!("line {number:0200}\n"))
+}
+
+/// A ring of a few entries, and no pause between chunks.
+fn small_ring() -> Limits {
+    Limits { ring_max_bytes: 64 * 1024, ..Limits::default() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -58,121 +68,6 @@ async fn history_joins_live_without_hole_or_repeat() {
     assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
     // The follower's own read has ended; only the one live tail is open.
     assert_eq!(world.open(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_crash_is_followed_and_told() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    let mut request = scene.request();
-    request.follow = true;
-    let mut stream = scene.open(request).await.unwrap();
-    stream.until(|seen| seen.lines("web", 0) == 10).await;
-    world.print(&first, ["panic\n"]);
-    world.end(&scene.lease, &web, 1);
-    stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, lines(0..10));
-    stream.until(|seen| seen.lines("web", 0) == 21).await;
-    assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Waiting, Kind::Started]);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn runs_that_came_and_went_unseen_are_a_gap() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
-    stream.until(|seen| seen.lines("web", 0) == 10).await;
-    world.end(&scene.lease, &web, 1);
-    stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
-    // Between two looks: one more, and the next.
-    let unseen = world.start(&scene.lease, &web);
-    world.print(&unseen, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let third = world.start(&scene.lease, &web);
-    world.print(&third, lines(0..10));
-    world.change(&scene.lease, |view| {
-        let slots = &mut view.services.get_mut(&web.service).unwrap().replicas;
-        slots.get_mut(&web.index).unwrap().runs.drain(..2);
-    });
-    stream.until(|seen| seen.lines("web", 0) == 20).await;
-    assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Waiting, Kind::Started]);
-    let gaps = stream.received.of("web", 0).iter().filter(|seen| matches!(seen, Seen::Gap(_, _, false)));
-    assert_eq!(gaps.count(), 1);
-}
-
-fn wide_lines(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
-    range.map(|number| format!("line {number:0200}\n"))
-}
-
-/// A ring of a few entries, and no pause between chunks.
-fn small_ring() -> Limits {
-    Limits { ring_max_bytes: 64 * 1024, ..Limits::default() }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_falls_behind_is_told_exactly_what_is_missing_and_delays_nobody() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = || {
-        let mut request = scene.request();
-        (request.follow, request.tail_lines) = (true, Some(0));
-        request
-    };
-    let mut slow = scene.open(request()).await.unwrap();
-    slow.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = scene.open(request()).await.unwrap();
-    quick.until(|seen| !seen.cursors.is_empty()).await;
-    // Far more than ring, stream buffer, pipe and the client's window hold together.
-    for step in 0..400 {
-        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
-        quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
-    }
-    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
-    world.print(&run, ["the end\n"]);
-    slow.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
-    let lost = slow.received.ask(world, "web", 0, &[(&run, 0)]);
-    assert!(lost > 0);
-    let total = world.printed(&run).len() as u64;
-    assert_eq!(scene.gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}"), lost);
-    assert_eq!(scene.gateway.metric("leasemux_lines_delivered_total"), total + total - lost);
-    assert_eq!(scene.gateway.metric("leasemux_lines_in_total"), total);
-    assert!(scene.gateway.metric("leasemux_ring_bytes") <= 64 * 1024);
-    // Encoded once each, and tailed once, for both.
-    let encoded = scene.gateway.metric("leasemux_frames_encoded_total");
-    assert!(scene.gateway.metric("leasemux_messages_delivered_total") > encoded);
-    assert_eq!(world.follows(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_asked_to_be_closed_when_behind_is_closed_with_cursors_and_goes_on_without_loss() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let mut request = scene.request();
-    (request.follow, request.tail_lines, request.on_lag) = (true, Some(0), OnLag::Close.into());
-    let mut stream = scene.open(request).await.unwrap();
-    stream.until(|seen| !seen.cursors.is_empty()).await;
-    let mut other = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
-    for step in 0..400 {
-        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
-        other.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
-    }
-    let status = stream.end().await;
-    assert_eq!(status.code(), Code::ResourceExhausted);
-    assert_eq!(status.get_details_error_info().unwrap().reason, "FOLLOWER_LAGGED");
-    assert_eq!(stream.received.missing("web", 0), 0);
-    let mut again = scene.resume(stream, ServiceLogsRequest { follow: true, ..scene.request() }).await;
-    again.until(|seen| seen.lines("web", 0) == 40_000).await;
-    assert_eq!(again.received.ask(world, "web", 0, &[(&run, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -294,37 +189,6 @@ async fn what_is_older_than_asked_is_not_taken_from_the_ring_either() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_run_before_can_be_read() {
-    let scene = Scene::new(Limits::default(), &[("web", 1), ("api", 1)]);
-    let world = &scene.gateway.world;
-    let web = replica("web", 0);
-    world.start(&scene.lease, &replica("api", 0));
-    let request = ServiceLogsRequest { previous: true, ..scene.request() };
-    let first = world.start(&scene.lease, &web);
-    let status = scene.open(request.clone()).await.err().unwrap();
-    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "PREVIOUS_NOT_FOUND".into()));
-    world.print(&first, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, ["not this\n"]);
-    let mut stream = scene.open(request.clone()).await.unwrap();
-    assert_eq!(stream.end().await.code(), Code::Ok);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
-    assert_eq!(stream.received.lines("web", 0), 10);
-    // Two lines to each nanosecond from 1000 on: so 1003 is line 6 and 7.
-    let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_003 });
-    for (tail_lines, since, from) in
-        [(Some(3), None, 7), (None, since, 6), (Some(9), since, 6), (Some(2), since, 8)]
-    {
-        let request = ServiceLogsRequest { tail_lines, since, ..request.clone() };
-        let mut stream = scene.open(request).await.unwrap();
-        assert_eq!(stream.end().await.code(), Code::Ok);
-        let last: String = lines(from..10).collect();
-        assert_eq!(stream.received.text("web", 0), last, "{tail_lines:?} {since:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn timestamps_stand_before_each_line_in_history_and_live() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
@@ -339,60 +203,6 @@ async fn timestamps_stand_before_each_line_in_history_and_live() {
     let expected: Vec<_> =
         (0..4).map(|number| format!("{} line {number}\n", stamp(1_000 + number / 2))).collect();
     assert_eq!(stream.received.text("web", 0), expected.concat());
-}
-
-#[tokio::test(start_paused = true)]
-async fn replicas_that_appear_and_go_are_followed_and_told() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let first = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
-    stream.until(|seen| !seen.cursors.is_empty()).await;
-    let second = world.start(&scene.lease, &replica("web", 1));
-    world.print(&second, lines(0..10));
-    stream.until(|seen| seen.lines("web", 1) == 10).await;
-    assert_eq!(stream.received.events("web", 1), [Kind::Started]);
-    world.end(&scene.lease, &replica("web", 1), 0);
-    world.change(&scene.lease, |view| {
-        view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&1);
-    });
-    stream.until(|seen| seen.events("web", 1).last() == Some(&Kind::Gone)).await;
-    world.print(&first, lines(0..10));
-    stream.until(|seen| seen.lines("web", 0) == 10).await;
-    // The lease ends: what is left is sent, and then it is said why.
-    world.print(&first, ["the end\n"]);
-    world.end(&scene.lease, &replica("web", 0), 0);
-    world.change(&scene.lease, |view| view.ended = true);
-    let status = stream.end().await;
-    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
-    assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
-    assert!(stream.received.ends_with("web", 0, "the end\n"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_replica_for_which_there_was_no_place_is_followed_once_there_is() {
-    let mut limits = Limits::default();
-    limits.quota.replicas_per_request = 1;
-    let scene = Scene::new(limits, &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let first = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
-    world.print(&first, lines(0..10));
-    stream.until(|seen| seen.lines("web", 0) == 10).await;
-    let second = world.start(&scene.lease, &replica("web", 1));
-    world.print(&second, lines(0..10));
-    world.end(&scene.lease, &replica("web", 0), 0);
-    world.change(&scene.lease, |view| {
-        view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&0);
-    });
-    stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
-    // Nothing else happens that would wake anybody.
-    stream.until(|seen| seen.lines("web", 1) == 10).await;
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
-    assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -435,50 +245,6 @@ async fn what_the_source_lost_is_told_once_to_everyone_and_after_a_resume_not_ag
     let mut late = scene.open(request).await.unwrap();
     late.until(|seen| seen.lines("web", 0) == 9).await;
     assert_eq!(late.received.missing("web", 0), 9);
-}
-
-#[tokio::test(start_paused = true)]
-async fn lines_far_longer_than_a_chunk_arrive_whole_or_are_lost_whole() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut slow = scene.open(request.clone()).await.unwrap();
-    slow.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = scene.open(request).await.unwrap();
-    quick.until(|seen| !seen.cursors.is_empty()).await;
-    for step in 0..100 {
-        let long = format!("{step:0length$}\n", length = 1_000 + 997 * (step % 37));
-        world.print(&run, [long, format!("short {step}\n")]);
-        quick.until(|seen| seen.lines("web", 0) == 2 * (step + 1)).await;
-    }
-    world.print(&run, ["the end\n"]);
-    slow.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
-    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
-    assert!(slow.received.ask(world, "web", 0, &[(&run, 0)]) > 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_stream_that_takes_nothing_is_reset_and_costs_no_memory_beyond_its_buffer() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut stalled = scene.open(request.clone()).await.unwrap();
-    stalled.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = scene.open(request).await.unwrap();
-    quick.until(|seen| !seen.cursors.is_empty()).await;
-    for step in 0..100 {
-        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
-        quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
-    }
-    // Taken in by HTTP/2 for the stalled one: its window and its buffer, and not all that was printed.
-    let delivered = scene.gateway.metric("leasemux_bytes_delivered_total");
-    let printed = world.printed(&run).iter().map(|line| line.len() as u64).sum::<u64>();
-    assert!(delivered < printed + 512 * 1024, "{delivered} of {printed}");
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_stalled_streams_total") == 1).await;
-    assert_eq!(scene.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
-    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -555,82 +321,6 @@ async fn a_position_whose_lines_were_rotated_away_is_told_as_a_gap() {
     let mut stream = scene.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 5).await;
     assert_eq!(stream.received.of("web", 0)[0], Seen::Gap(0, 0, false));
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_comes_late_is_told_each_turn_once_and_in_order() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut early = scene.open(request.clone()).await.unwrap();
-    early.until(|seen| seen.lines("web", 0) == 10).await;
-    world.end(&scene.lease, &web, 1);
-    early.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
-    let mut while_waiting = scene.open(request.clone()).await.unwrap();
-    while_waiting.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
-    assert!(while_waiting.is_quiet().await);
-    // The next run prints nothing yet: what the ring holds is all about the one before.
-    let second = world.start(&scene.lease, &web);
-    early.until(|seen| seen.events("web", 0).last() == Some(&Kind::Started)).await;
-    let mut late = scene.open(request).await.unwrap();
-    late.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Started]).await;
-    assert!(late.is_quiet().await);
-    world.print(&second, lines(0..3));
-    for stream in [&mut early, &mut while_waiting, &mut late] {
-        stream.until(|seen| seen.lines("web", 0) == 13).await;
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
-    }
-    assert_eq!(late.received.events("web", 0), [Kind::Ended, Kind::Started]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_asks_for_no_history_is_told_once_that_nothing_runs() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut streams = Vec::new();
-    // The first one wakes the shared reader, which finds out by itself; and the others come later.
-    for _ in 0..3 {
-        let mut stream = scene.open(request.clone()).await.unwrap();
-        stream.until(|seen| !seen.cursors.is_empty() && !seen.events("web", 0).is_empty()).await;
-        assert!(stream.is_quiet().await);
-        streams.push(stream);
-    }
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, lines(0..3));
-    for stream in &mut streams {
-        stream.until(|seen| seen.lines("web", 0) == 3).await;
-        assert_eq!(stream.received.events("web", 0), [Kind::Waiting, Kind::Started]);
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&second, 0)]), 0);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn stamps_made_for_some_count_for_the_ring_as_long_as_they_are_held() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request =
-        ServiceLogsRequest { follow: true, timestamps: true, tail_lines: Some(0), ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
-    stream.until(|seen| !seen.cursors.is_empty()).await;
-    for step in 0..200 {
-        // Far shorter than their stamps.
-        world.print(&run, std::iter::repeat_n("x\n", 400));
-        stream.until(|seen| seen.lines("web", 0) == 400 * (step + 1)).await;
-        let held = scene.gateway.metric("leasemux_ring_bytes");
-        // Each line with its stamp: 31 bytes and 2.
-        assert!((400 * 33..=64 * 1024).contains(&held), "{held}");
-    }
-    drop(stream);
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_ring_bytes") == 0).await;
 }
 
 #[tokio::test(start_paused = true)]

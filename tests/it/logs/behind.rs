@@ -1,0 +1,131 @@
+//! Followers that fall behind: they are told what they lost, or are closed, or reset, and nobody else waits for them.
+
+use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use super::{replica, small_ring, wide_lines};
+use crate::support::gateway::Scene;
+
+#[tokio::test(start_paused = true)]
+async fn who_falls_behind_is_told_exactly_what_is_missing_and_delays_nobody() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request = || {
+        let mut request = scene.request();
+        (request.follow, request.tail_lines) = (true, Some(0));
+        request
+    };
+    let mut slow = scene.open(request()).await.unwrap();
+    slow.until(|seen| !seen.cursors.is_empty()).await;
+    let mut quick = scene.open(request()).await.unwrap();
+    quick.until(|seen| !seen.cursors.is_empty()).await;
+    // Far more than ring, stream buffer, pipe and the client's window hold together.
+    for step in 0..400 {
+        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
+        quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
+    }
+    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    world.print(&run, ["the end\n"]);
+    slow.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
+    let lost = slow.received.ask(world, "web", 0, &[(&run, 0)]);
+    assert!(lost > 0);
+    let total = world.printed(&run).len() as u64;
+    assert_eq!(scene.gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}"), lost);
+    assert_eq!(scene.gateway.metric("leasemux_lines_delivered_total"), total + total - lost);
+    assert_eq!(scene.gateway.metric("leasemux_lines_in_total"), total);
+    assert!(scene.gateway.metric("leasemux_ring_bytes") <= 64 * 1024);
+    // Encoded once each, and tailed once, for both.
+    let encoded = scene.gateway.metric("leasemux_frames_encoded_total");
+    assert!(scene.gateway.metric("leasemux_messages_delivered_total") > encoded);
+    assert_eq!(world.follows(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asked_to_be_closed_when_behind_is_closed_with_cursors_and_goes_on_without_loss() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let mut request = scene.request();
+    (request.follow, request.tail_lines, request.on_lag) = (true, Some(0), OnLag::Close.into());
+    let mut stream = scene.open(request).await.unwrap();
+    stream.until(|seen| !seen.cursors.is_empty()).await;
+    let mut other = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    for step in 0..400 {
+        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
+        other.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
+    }
+    let status = stream.end().await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.get_details_error_info().unwrap().reason, "FOLLOWER_LAGGED");
+    assert_eq!(stream.received.missing("web", 0), 0);
+    let mut again = scene.resume(stream, ServiceLogsRequest { follow: true, ..scene.request() }).await;
+    again.until(|seen| seen.lines("web", 0) == 40_000).await;
+    assert_eq!(again.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_far_longer_than_a_chunk_arrive_whole_or_are_lost_whole() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut slow = scene.open(request.clone()).await.unwrap();
+    slow.until(|seen| !seen.cursors.is_empty()).await;
+    let mut quick = scene.open(request).await.unwrap();
+    quick.until(|seen| !seen.cursors.is_empty()).await;
+    for step in 0..100 {
+        let long = format!("{step:0length$}\n", length = 1_000 + 997 * (step % 37));
+        world.print(&run, [long, format!("short {step}\n")]);
+        quick.until(|seen| seen.lines("web", 0) == 2 * (step + 1)).await;
+    }
+    world.print(&run, ["the end\n"]);
+    slow.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
+    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    assert!(slow.received.ask(world, "web", 0, &[(&run, 0)]) > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_takes_nothing_is_reset_and_costs_no_memory_beyond_its_buffer() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut stalled = scene.open(request.clone()).await.unwrap();
+    stalled.until(|seen| !seen.cursors.is_empty()).await;
+    let mut quick = scene.open(request).await.unwrap();
+    quick.until(|seen| !seen.cursors.is_empty()).await;
+    for step in 0..100 {
+        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
+        quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
+    }
+    // Taken in by HTTP/2 for the stalled one: its window and its buffer, and not all that was printed.
+    let delivered = scene.gateway.metric("leasemux_bytes_delivered_total");
+    let printed = world.printed(&run).iter().map(|line| line.len() as u64).sum::<u64>();
+    assert!(delivered < printed + 512 * 1024, "{delivered} of {printed}");
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_stalled_streams_total") == 1).await;
+    assert_eq!(scene.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
+    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stamps_made_for_some_count_for_the_ring_as_long_as_they_are_held() {
+    let scene = Scene::new(small_ring(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request =
+        ServiceLogsRequest { follow: true, timestamps: true, tail_lines: Some(0), ..scene.request() };
+    let mut stream = scene.open(request).await.unwrap();
+    stream.until(|seen| !seen.cursors.is_empty()).await;
+    for step in 0..200 {
+        // Far shorter than their stamps.
+        world.print(&run, std::iter::repeat_n("x\n", 400));
+        stream.until(|seen| seen.lines("web", 0) == 400 * (step + 1)).await;
+        let held = scene.gateway.metric("leasemux_ring_bytes");
+        // Each line with its stamp: 31 bytes and 2.
+        assert!((400 * 33..=64 * 1024).contains(&held), "{held}");
+    }
+    drop(stream);
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_ring_bytes") == 0).await;
+}

@@ -1,0 +1,199 @@
+//! Runs that end and begin, and replicas that come and go, while they are followed.
+
+use leasemux::model::limits::Limits;
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::replica_event::Kind;
+use tonic::Code;
+
+use super::{lines, replica};
+use crate::support::gateway::Scene;
+use crate::support::oracle::Seen;
+use crate::support::reason;
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_is_followed_and_told() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    let mut request = scene.request();
+    request.follow = true;
+    let mut stream = scene.open(request).await.unwrap();
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    world.print(&first, ["panic\n"]);
+    world.end(&scene.lease, &web, 1);
+    stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, lines(0..10));
+    stream.until(|seen| seen.lines("web", 0) == 21).await;
+    assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Waiting, Kind::Started]);
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_that_came_and_went_unseen_are_a_gap() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    world.end(&scene.lease, &web, 1);
+    stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
+    // Between two looks: one more, and the next.
+    let unseen = world.start(&scene.lease, &web);
+    world.print(&unseen, lines(0..10));
+    world.end(&scene.lease, &web, 1);
+    let third = world.start(&scene.lease, &web);
+    world.print(&third, lines(0..10));
+    world.change(&scene.lease, |view| {
+        let slots = &mut view.services.get_mut(&web.service).unwrap().replicas;
+        slots.get_mut(&web.index).unwrap().runs.drain(..2);
+    });
+    stream.until(|seen| seen.lines("web", 0) == 20).await;
+    assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Waiting, Kind::Started]);
+    let gaps = stream.received.of("web", 0).iter().filter(|seen| matches!(seen, Seen::Gap(_, _, false)));
+    assert_eq!(gaps.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_run_before_can_be_read() {
+    let scene = Scene::new(Limits::default(), &[("web", 1), ("api", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    world.start(&scene.lease, &replica("api", 0));
+    let request = ServiceLogsRequest { previous: true, ..scene.request() };
+    let first = world.start(&scene.lease, &web);
+    let status = scene.open(request.clone()).await.err().unwrap();
+    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "PREVIOUS_NOT_FOUND".into()));
+    world.print(&first, lines(0..10));
+    world.end(&scene.lease, &web, 1);
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, ["not this\n"]);
+    let mut stream = scene.open(request.clone()).await.unwrap();
+    assert_eq!(stream.end().await.code(), Code::Ok);
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.lines("web", 0), 10);
+    // Two lines to each nanosecond from 1000 on: so 1003 is line 6 and 7.
+    let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_003 });
+    for (tail_lines, since, from) in
+        [(Some(3), None, 7), (None, since, 6), (Some(9), since, 6), (Some(2), since, 8)]
+    {
+        let request = ServiceLogsRequest { tail_lines, since, ..request.clone() };
+        let mut stream = scene.open(request).await.unwrap();
+        assert_eq!(stream.end().await.code(), Code::Ok);
+        let last: String = lines(from..10).collect();
+        assert_eq!(stream.received.text("web", 0), last, "{tail_lines:?} {since:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_that_appear_and_go_are_followed_and_told() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let first = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut stream = scene.open(request).await.unwrap();
+    stream.until(|seen| !seen.cursors.is_empty()).await;
+    let second = world.start(&scene.lease, &replica("web", 1));
+    world.print(&second, lines(0..10));
+    stream.until(|seen| seen.lines("web", 1) == 10).await;
+    assert_eq!(stream.received.events("web", 1), [Kind::Started]);
+    world.end(&scene.lease, &replica("web", 1), 0);
+    world.change(&scene.lease, |view| {
+        view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&1);
+    });
+    stream.until(|seen| seen.events("web", 1).last() == Some(&Kind::Gone)).await;
+    world.print(&first, lines(0..10));
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    // The lease ends: what is left is sent, and then it is said why.
+    world.print(&first, ["the end\n"]);
+    world.end(&scene.lease, &replica("web", 0), 0);
+    world.change(&scene.lease, |view| view.ended = true);
+    let status = stream.end().await;
+    assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
+    assert!(stream.received.ends_with("web", 0, "the end\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_for_which_there_was_no_place_is_followed_once_there_is() {
+    let mut limits = Limits::default();
+    limits.quota.replicas_per_request = 1;
+    let scene = Scene::new(limits, &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let first = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut stream = scene.open(request).await.unwrap();
+    world.print(&first, lines(0..10));
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    let second = world.start(&scene.lease, &replica("web", 1));
+    world.print(&second, lines(0..10));
+    world.end(&scene.lease, &replica("web", 0), 0);
+    world.change(&scene.lease, |view| {
+        view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&0);
+    });
+    stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
+    // Nothing else happens that would wake anybody.
+    stream.until(|seen| seen.lines("web", 1) == 10).await;
+    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_late_is_told_each_turn_once_and_in_order() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    let mut early = scene.open(request.clone()).await.unwrap();
+    early.until(|seen| seen.lines("web", 0) == 10).await;
+    world.end(&scene.lease, &web, 1);
+    early.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
+    let mut while_waiting = scene.open(request.clone()).await.unwrap();
+    while_waiting.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
+    assert!(while_waiting.is_quiet().await);
+    // The next run prints nothing yet: what the ring holds is all about the one before.
+    let second = world.start(&scene.lease, &web);
+    early.until(|seen| seen.events("web", 0).last() == Some(&Kind::Started)).await;
+    let mut late = scene.open(request).await.unwrap();
+    late.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Started]).await;
+    assert!(late.is_quiet().await);
+    world.print(&second, lines(0..3));
+    for stream in [&mut early, &mut while_waiting, &mut late] {
+        stream.until(|seen| seen.lines("web", 0) == 13).await;
+        assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
+    }
+    assert_eq!(late.received.events("web", 0), [Kind::Ended, Kind::Started]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_no_history_is_told_once_that_nothing_runs() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let web = replica("web", 0);
+    let first = world.start(&scene.lease, &web);
+    world.print(&first, lines(0..10));
+    world.end(&scene.lease, &web, 1);
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let mut streams = Vec::new();
+    // The first one wakes the shared reader, which finds out by itself; and the others come later.
+    for _ in 0..3 {
+        let mut stream = scene.open(request.clone()).await.unwrap();
+        stream.until(|seen| !seen.cursors.is_empty() && !seen.events("web", 0).is_empty()).await;
+        assert!(stream.is_quiet().await);
+        streams.push(stream);
+    }
+    let second = world.start(&scene.lease, &web);
+    world.print(&second, lines(0..3));
+    for stream in &mut streams {
+        stream.until(|seen| seen.lines("web", 0) == 3).await;
+        assert_eq!(stream.received.events("web", 0), [Kind::Waiting, Kind::Started]);
+        assert_eq!(stream.received.ask(world, "web", 0, &[(&second, 0)]), 0);
+    }
+}
