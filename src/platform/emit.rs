@@ -170,6 +170,18 @@ impl Emitter {
         self.gap_at(self.at, gap);
     }
 
+    /// Lines are missing here, and none is to come. Those may have been new enough, though none before was.
+    pub(in crate::platform) fn gap_at_end(&mut self, gap: SourceGap) {
+        if let Filter::Since(_) = self.filter {
+            let doubt = self.doubt.take();
+            self.begin_here();
+            if let Some(gap) = doubt {
+                self.gap(gap);
+            }
+        }
+        self.gap(gap);
+    }
+
     fn gap_at(&mut self, after: Position, gap: SourceGap) {
         match self.filter {
             Filter::All => {}

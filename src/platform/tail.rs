@@ -2,7 +2,7 @@
 //!
 //! The files are those of [`cri`](super::cri): one that is being written, and rotated ones, perhaps compressed. What is promised:
 //! - **No hole and no repeat** as long as the files still hold the lines, however they are renamed, replaced by compressed copies or
-//!   removed meanwhile. Where files may be gone that were not read there is one inexact gap ([`GapCause::Rotated`]).
+//!   removed meanwhile. Where files may be gone that were not read there is one inexact gap ([`GapCause::Rotated`]), also at the end.
 //! - **What is delivered depends on the files' content alone**, positions included: not on when and in what portions it was read,
 //!   nor on where the reading began (`seek` says what that trusts). How lines are joined from pieces is told in `assemble`.
 //! - A record that cannot be parsed, a file that shrinks under the reader and a compressed file that cannot be read to its end are
@@ -85,20 +85,13 @@ enum State {
 /// [`Error::NotFound`] if the directory is not there, or holds no file of that run and none is to come;
 /// [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the latter two.
 pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow) -> Result<Tail, Error> {
-    let missing = || Error::NotFound("the log of this run is not here".to_owned());
     if !tokio::fs::try_exists(&log.dir).await.map_err(|error| log.failed("looking for", error))? {
-        return Err(missing());
+        return Err(files::missing());
     }
     // Before the first look, so that nothing happens between the two.
     let watch = (!follow.is_ending()).then(|| notifier.watch(&log.dir));
     let ending = follow.is_ending();
-    let mut seek = blocking(move || {
-        if ending && log.list()?.is_empty() {
-            return Err(missing());
-        }
-        Seek::new(log, from, ending)
-    })
-    .await?;
+    let mut seek = blocking(move || Seek::new(log, from, ending)).await?;
     let (walk, start) = loop {
         match blocking(move || seek.step()).await? {
             Sought::Seeking(further) => seek = further,

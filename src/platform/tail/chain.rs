@@ -35,6 +35,8 @@ enum Successor {
 pub(super) enum Next<'a> {
     /// Nothing, as yet.
     Nothing,
+    /// There was something, and it is gone.
+    Gone,
     /// This one.
     Following(&'a Entry),
     /// This one, but there may have been others before it.
@@ -76,6 +78,7 @@ impl Place {
             return match list.iter().find(|entry| self.is_before(&entry.name)) {
                 Some(next) if self.is_successor(log, next) => Next::Following(next),
                 Some(next) => Next::AfterHole(next),
+                None if self.rotated.is_some() || opened.is_rotated() => Next::Gone,
                 None => Next::Nothing,
             };
         };
@@ -182,6 +185,7 @@ mod tests {
             let text = |entry: &Entry| String::from_utf8(self.log.prefix(entry)).unwrap();
             match place.next(&self.log, opened, &list) {
                 Next::Nothing => String::new(),
+                Next::Gone => "gone".to_owned(),
                 Next::Following(entry) => text(entry),
                 Next::AfterHole(entry) => format!("?{}", text(entry)),
             }
@@ -245,6 +249,20 @@ mod tests {
         assert_eq!(world.next(&mut first), "?d");
         assert_eq!(world.next(&mut second), "?d");
         assert_eq!(world.next(&mut last), "d");
+    }
+
+    #[test]
+    fn removed_with_all_that_followed() {
+        let world = World::new(3);
+        let (mut first, mut last) = (world.at(0), world.at(2));
+        world.rotate(2);
+        let mut newest = world.at(3);
+        for file in fs::read_dir(world.dir.path()).unwrap() {
+            fs::remove_file(file.unwrap().path()).unwrap();
+        }
+        // Of the one that is seen to be rotated only now its last name tells.
+        assert_eq!((world.next(&mut first), world.next(&mut last)), ("gone".to_owned(), "gone".to_owned()));
+        assert_eq!(world.next(&mut newest), "");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,9 @@ pub(super) const PREFIX_BYTES: usize = 1_024;
 
 /// Bytes of a compressed file that are read at a time.
 const GZ_BUFFER_BYTES: usize = 32 * 1024;
+
+/// What the system puts behind the name of an open file that has been removed (proc(5)).
+const REMOVED: &str = " (deleted)";
 
 /// The log of one run of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,6 +173,11 @@ impl LogFiles {
     }
 }
 
+/// There is no file, or no directory.
+pub(super) fn missing() -> Error {
+    Error::NotFound("the log of this run is not here".to_owned())
+}
+
 /// Rotated before active, by suffix, and the log before its compressed copy.
 fn order(name: &LogName) -> (bool, Option<&str>, bool) {
     (name.rotated.is_none(), name.rotated.as_deref(), name.gz)
@@ -216,6 +225,15 @@ impl Opened {
     /// How many bytes the file has, compressed if it is.
     pub(super) fn size(&self) -> io::Result<u64> {
         self.file.metadata().map(|metadata| metadata.len())
+    }
+
+    /// Whether it bears, or bore when it was removed, the name of a rotated log. False if that cannot be told.
+    pub(super) fn is_rotated(&self) -> bool {
+        let descriptor = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let Ok(path) = fs::read_link(descriptor) else { return false };
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = LogName::parse(name.strip_suffix(REMOVED).unwrap_or(name));
+        name.is_some_and(|name| name.rotated.is_some())
     }
 
     /// A decompressor from its beginning.

@@ -12,7 +12,7 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::{Error, From};
 
-use super::files::{Entry, LogFiles};
+use super::files::{Entry, LogFiles, missing};
 use super::walk::{Checkpoint, Walk};
 use crate::platform::emit::{Filter, unknown_gap};
 
@@ -77,6 +77,9 @@ impl Seek {
         };
         for _ in 0..LOOKS_MAX {
             let list = log.list()?;
+            if ending && list.is_empty() {
+                return Err(missing());
+            }
             let index = if whole { 0 } else { first_file(&log, &list, from) };
             if let Some(walk) = Walk::begin(&log, &list, index, filter)? {
                 let firsts: Option<Vec<LogTime>> =

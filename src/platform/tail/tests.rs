@@ -13,10 +13,12 @@ use flate2::write::GzEncoder;
 use futures_util::StreamExt as _;
 
 use super::*;
+use crate::model::limits::READ_MAX_BYTES;
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::cri::{self, Record, Stream, path};
+use crate::platform::emit::unknown_gap;
 
 /// Nothing here takes longer, however loaded the machine is.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -235,6 +237,95 @@ async fn a_compressed_log_that_breaks_off_is_a_gap() {
     let gap = heard.iter().position(|heard| heard.starts_with("SourceGap")).unwrap();
     assert!(gap > 10 && (0..gap).all(|n| heard[n] == format!("{n}\n")));
     assert_eq!(&heard[gap + 1..], ["next\n"]);
+}
+
+/// Two files that are read in several goes each, and a third.
+fn fill(writer: &mut Writer) {
+    let padding = "x".repeat(READ_MAX_BYTES);
+    for time in 0..2 {
+        writer.line(time, &padding);
+        writer.line(time, &padding);
+        writer.rotate();
+    }
+    writer.line(2, "last");
+}
+
+fn remove_all(dir: &tempfile::TempDir) {
+    for file in fs::read_dir(dir.path()).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_removed_while_it_is_read_does_not_end_as_if_that_were_all() {
+    let gap = told(&unknown_gap(GapCause::Rotated));
+    let notifier = Notifier::polling();
+    for is_rotated in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path());
+        if is_rotated {
+            fill(&mut writer);
+        } else {
+            writer.line(0, &"x".repeat(2 * READ_MAX_BYTES));
+        }
+        let end = CancellationToken::new();
+        let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+        assert!(matches!(next(&mut tail).await, Some(TailItem::Lines(_))));
+        if !is_rotated {
+            writer.rotate();
+            fill(&mut writer);
+        }
+        remove_all(&dir);
+        end.cancel();
+        assert_eq!(rest(&mut tail).await.last(), Some(&gap), "{is_rotated}");
+    }
+}
+
+#[test]
+fn a_run_that_is_removed_while_a_place_in_it_is_looked_for_has_a_gap() {
+    let gap = told(&unknown_gap(GapCause::Rotated));
+    for from in
+        [From::Since(LogTime::from_nanos(7)), From::After(Position::START.after_line(LogTime::from_nanos(7)))]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        fill(&mut Writer::new(dir.path()));
+        let mut seek = Seek::new(log(&dir), from, true).unwrap();
+        let mut looked = false;
+        let mut walk = loop {
+            match seek.step().unwrap() {
+                Sought::Seeking(further) => seek = further,
+                Sought::Found(walk, _) => break walk,
+            }
+            if !std::mem::replace(&mut looked, true) {
+                remove_all(&dir);
+            }
+        };
+        while !walk.pull(true).unwrap() {}
+        let mut heard = Vec::new();
+        for item in walk.take(true) {
+            hear(&item, &mut heard);
+        }
+        assert!(heard.contains(&gap), "{from:?}: {heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_removed_when_all_of_it_was_read_ends_without_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "old");
+    writer.rotate();
+    writer.line(2, "last");
+    let end = CancellationToken::new();
+    let notifier = Notifier::start();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        hear(&next(&mut tail).await.unwrap(), &mut heard);
+    }
+    remove_all(&dir);
+    end.cancel();
+    assert_eq!((heard, rest(&mut tail).await), (vec!["old\n".to_owned(), "last\n".to_owned()], vec![]));
 }
 
 /// Some megabytes in several files, some of them compressed; times tie over every boundary.

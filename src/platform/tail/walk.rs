@@ -39,6 +39,8 @@ pub(super) struct Walk {
 struct Here {
     segment: Segment,
     place: Place,
+    /// Whether what followed was gone at the last look.
+    is_cut_off: bool,
 }
 
 /// The next file, open already.
@@ -95,7 +97,7 @@ impl Walk {
                 return Ok(None);
             };
             let segment = Segment::new(opened, 0);
-            here = Some(Here { segment, place });
+            here = Some(Here { segment, place, is_cut_off: false });
         }
         Ok(Some(Self {
             log: log.clone(),
@@ -111,7 +113,7 @@ impl Walk {
         let segment = Segment::new(opened, offset);
         Self {
             log: log.clone(),
-            here: Some(Here { segment, place }),
+            here: Some(Here { segment, place, is_cut_off: false }),
             next: None,
             lines: Lines::new(Emitter::new(at, lines, filter)),
         }
@@ -141,7 +143,12 @@ impl Walk {
         for _ in 0..STEPS_MAX {
             match self.step(ending, left)? {
                 Step::Forward(read) => left = left.saturating_sub(read),
-                Step::Idle => return Ok(true),
+                Step::Idle => {
+                    if ending {
+                        self.tell_what_is_gone();
+                    }
+                    return Ok(true);
+                }
             }
             if left == 0 {
                 break;
@@ -221,7 +228,15 @@ impl Walk {
             self.lines.gap(unknown_gap(GapCause::Rotated));
         }
         let segment = Segment::new(opened, 0);
-        self.here = Some(Here { segment, place });
+        self.here = Some(Here { segment, place, is_cut_off: false });
+    }
+
+    /// Nothing is to come that could tell of it.
+    fn tell_what_is_gone(&mut self) {
+        if self.here.as_mut().is_some_and(|here| std::mem::take(&mut here.is_cut_off)) {
+            self.finish();
+            self.lines.emitter.gap_at_end(unknown_gap(GapCause::Rotated));
+        }
     }
 
     /// Takes what follows the last newline of a file that is complete.
@@ -240,7 +255,7 @@ impl Walk {
             };
             if let Some(opened) = self.log.open(&list[0])? {
                 let segment = Segment::new(opened, 0);
-                self.here = Some(Here { segment, place });
+                self.here = Some(Here { segment, place, is_cut_off: false });
                 return Ok(Step::Forward(0));
             }
         }
@@ -257,8 +272,11 @@ impl Walk {
         }
         for _ in 0..LOOKS_MAX {
             let list = self.log.list()?;
-            let (entry, hole) = match here.place.next(&self.log, here.segment.opened(), &list) {
-                Next::Nothing => return Ok(Step::Idle),
+            let next = here.place.next(&self.log, here.segment.opened(), &list);
+            here.is_cut_off = next == Next::Gone;
+            let (entry, hole) = match next {
+                // Should something come yet, that tells of the hole before it.
+                Next::Nothing | Next::Gone => return Ok(Step::Idle),
                 Next::Following(entry) => (entry, false),
                 Next::AfterHole(entry) => (entry, true),
             };
