@@ -114,7 +114,7 @@ impl HistoryPermits {
         until: Instant,
         is_let_in: &impl Fn() -> bool,
     ) -> Result<Option<OwnedSemaphorePermit>, Exceeded> {
-        let too_late = (Instant::now() + self.behind(whose)).saturating_duration_since(until);
+        let too_late = self.behind(whose).saturating_sub(self.0.limits.history_wait);
         if !too_late.is_zero() && !is_let_in() {
             return Err(self.too_fast(whose, too_late));
         }
@@ -318,6 +318,21 @@ mod tests {
         for owner in [&greedy, &other, &third] {
             permits.acquire(owner, || false).await.unwrap();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_waited_for_their_own_is_not_refused_when_their_turn_has_come() {
+        let limits = waiting(10 * SECOND, 0).0.limits.clone();
+        let permits = HistoryPermits::new(&QuotaLimits { history_bytes_per_second: 1_000, ..limits });
+        let [greedy, other] = owners();
+        let held = permits.acquire(&greedy, || false).await.unwrap();
+        tokio::time::timeout(Duration::ZERO, permits.pace(&other, 12_000)).await.unwrap_err();
+        let release = async {
+            tokio::time::sleep(9 * SECOND).await;
+            drop(held);
+        };
+        let (permit, ()) = tokio::join!(permits.acquire(&greedy, || false), release);
+        permit.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
