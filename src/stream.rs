@@ -164,7 +164,6 @@ impl Messages {
     pub fn new(parts: Parts, state: Arc<StreamState>) -> Self {
         let remaining = parts.iter().map(Bytes::len).sum();
         state.progressed();
-        state.let_in();
         state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);
         Self { parts, first: 0, remaining, state }
     }

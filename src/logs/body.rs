@@ -52,7 +52,7 @@ pub struct LogsBody {
     trailers: Trailers,
 }
 
-/// Says in gRPC's words why a stream ended; asked once.
+/// Says in gRPC's words why a stream ends; asked once, as soon as it is to, whatever its peer takes of that.
 pub type Trailers = Box<dyn Fn(&End) -> HeaderMap + Send>;
 
 enum Stage {
@@ -62,7 +62,7 @@ enum Stage {
     /// Cursors are next.
     Closing(End),
     /// Only the trailers are left.
-    Trailers(End),
+    Trailers(Box<HeaderMap>),
     Done,
 }
 
@@ -110,10 +110,6 @@ impl LogsBody {
             let Err(place) = self.known.binary_search(&replica) else { continue };
             if self.lanes.len() >= most || is_served() {
                 continue;
-            }
-            // A stream that has stayed until now is not refused for it.
-            if newcomers {
-                self.state.let_in();
             }
             // One that was away goes on behind what was sent, unless that was in another life.
             let cursor = self.request.resume.remove(&replica);
@@ -235,7 +231,7 @@ impl LogsBody {
         self.poll_changes(cx);
         if let Some(end) = self.fill(cx, batch) {
             self.stage = match end {
-                End::Complete | End::LeaseEnded => Stage::Trailers(end),
+                End::Complete | End::LeaseEnded => Stage::Trailers(Box::new((self.trailers)(&end))),
                 _ => Stage::Closing(end),
             };
         }
@@ -288,20 +284,21 @@ impl http_body::Body for LogsBody {
                 Stage::Running => this.poll_running(cx, &mut batch),
                 Stage::Flushing(end, left) => this.poll_flushing(cx, end, left, &mut batch),
                 Stage::Closing(end) => {
-                    this.stage = Stage::Trailers(end);
+                    this.stage = Stage::Trailers(Box::new((this.trailers)(&end)));
                     if let Some(cursors) = this.cursors() {
                         batch.add(Message::bare(cursors), None);
                     }
+                    // The peer may take its time, and others wait for what they hold.
+                    this.lanes.clear();
                 }
-                Stage::Trailers(end) => {
+                Stage::Trailers(trailers) => {
                     // Once HTTP/2 has the trailers nobody watches over the stream any more.
                     if this.state.poll_taken(cx).is_pending() {
-                        this.stage = Stage::Trailers(end);
+                        this.stage = Stage::Trailers(trailers);
                         return Poll::Pending;
                     }
                     this.stage = Stage::Done;
-                    this.lanes.clear();
-                    return Poll::Ready(Some(Ok(Frame::trailers((this.trailers)(&end)))));
+                    return Poll::Ready(Some(Ok(Frame::trailers(*trailers))));
                 }
                 Stage::Done => {
                     this.stage = Stage::Done;

@@ -18,6 +18,7 @@ use super::frame::{self, Event, Gap, Representation};
 use super::message::Message;
 use super::permits::{HistoryPermit, HistoryPermits};
 use super::replica::{Subscription, World};
+use super::ring::Join;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::metrics::Read;
@@ -164,6 +165,7 @@ impl Reading {
     async fn step(&mut self) -> Step {
         loop {
             if let Some(ready) = self.ready.pop_front() {
+                self.stream.let_in();
                 return Step::Send(self.message(ready));
             }
             match std::mem::replace(&mut self.stage, Stage::End) {
@@ -199,13 +201,27 @@ impl Reading {
         again
     }
 
-    /// Waits for its permit, if it has none.
-    async fn permitted(&mut self) -> Result<(), Box<Exceeded>> {
-        if self.permit.is_none() {
-            let is_let_in = || self.stream.is_let_in();
-            self.permit = Some(self.permits.acquire(self.scope.lease.owner(), is_let_in).await?);
-            self.stream.let_in();
+    /// Waits for its permit, if it has none; or until the ring can be joined behind `place` after all. Otherwise answers what is to
+    /// be done instead of reading.
+    async fn permitted(&mut self, place: Option<(&Instance, Position)>) -> Result<(), Stage> {
+        let Self { scope, permits, permit, stream, live, .. } = self;
+        if permit.is_some() {
+            return Ok(());
         }
+        // A replica that it has stayed for is no reason to refuse a stream, and one that is gone could not be come back for.
+        let is_let_in = || stream.is_let_in() || scope.newcomer || scope.is_gone();
+        tokio::select! {
+            biased;
+            acquired = permits.acquire(scope.lease.owner(), is_let_in) => match acquired {
+                Ok(acquired) => *permit = Some(acquired),
+                Err(exceeded) => return Err(Stage::Refused(Box::new(exceeded))),
+            },
+            (instance, rests) = joined(live, place) => {
+                self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+                return Err(Stage::Join);
+            }
+        }
+        stream.let_in();
         Ok(())
     }
 
@@ -258,6 +274,22 @@ impl std::fmt::Debug for Reading {
             .field("at", &self.at)
             .finish_non_exhaustive()
     }
+}
+
+/// Waits until the ring can be joined behind `place`; for ever, if there is none. It may only just have begun.
+async fn joined<'a>(
+    live: &mut Option<Subscription>,
+    place: Option<(&'a Instance, Position)>,
+) -> (&'a Instance, Vec<Chunk>) {
+    if let (Some(live), Some((instance, position))) = (live, place) {
+        while !live.reader.is_closed() {
+            if let Join::Here(rests) = live.reader.join(instance, position) {
+                return (instance, rests);
+            }
+            moved(live).await;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn moved(live: &mut Subscription) {

@@ -19,6 +19,9 @@ const REPLICAS: u32 = 2;
 /// Followers at once, at most.
 const FOLLOWERS: usize = 4;
 
+/// How long a follower who was sent away waits before they come again.
+const PAUSE: Duration = Duration::from_millis(20);
+
 #[derive(Clone, Debug)]
 enum Action {
     /// Print so many lines of this length.
@@ -72,10 +75,11 @@ struct Follower {
 }
 
 impl Life {
-    /// Where so much history is read at once. There is more of it from the start than one who does not read on is sent.
-    fn new(history_reads: usize) -> Self {
-        let history_wait = Duration::from_millis(20);
-        let quota = QuotaLimits { history_reads, history_wait, ..QuotaLimits::default() };
+    /// Where so much history is read at once, and so long is waited for that. There is more of it from the start than one who does not read on is sent.
+    fn new(history_reads: usize, history_wait: Duration) -> Self {
+        // Who is refused at once calls often.
+        let quota =
+            QuotaLimits { history_reads, history_wait, requests_per_second: 0, ..QuotaLimits::default() };
         let limits = Limits { ring_max_bytes: 48 * 1024, quota, ..Limits::default() };
         let scene = Scene::new(limits, &[("web", REPLICAS)]);
         let mut life = Self {
@@ -210,6 +214,8 @@ impl Life {
                 break;
             }
             if stream.next().await.is_err() {
+                // Those who read have their turn too.
+                tokio::time::sleep(PAUSE).await;
                 follower.go_on(&self.scene).await;
             }
         }
@@ -236,11 +242,12 @@ proptest! {
     fn whatever_happens_the_oracle_holds(
         actions in prop::collection::vec(action(), 1..60),
         history_reads in prop_oneof![Just(1), Just(64)],
+        history_wait in prop_oneof![Just(Duration::ZERO), Just(Duration::from_millis(20))],
     ) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let mut life = Life::new(history_reads);
+            let mut life = Life::new(history_reads, history_wait);
             for action in actions {
                 life.act(action).await;
             }

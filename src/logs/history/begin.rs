@@ -43,8 +43,8 @@ impl Reading {
         if slot.runs.is_empty() {
             return self.join_now().await;
         }
-        if let Err(exceeded) = self.permitted().await {
-            return Stage::Refused(exceeded);
+        if let Err(stage) = self.permitted(None).await {
+            return stage;
         }
         let (first, last) = self.first_run(&slot, history).await;
         let Some(run) = slot.runs.get(first) else {

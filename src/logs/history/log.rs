@@ -62,8 +62,13 @@ enum Woken {
 impl Reading {
     /// Opens the log of a run.
     pub(super) async fn open(&mut self, instance: Instance, from: From) -> Stage {
-        if let Err(exceeded) = self.permitted().await {
-            return Stage::Refused(exceeded);
+        let place = match from {
+            // The ring knows nothing of lines that are too old to be wanted.
+            From::After(position) if self.since.is_none() => Some((&instance, position)),
+            _ => None,
+        };
+        if let Err(stage) = self.permitted(place).await {
+            return stage;
         }
         match self.tail(instance.clone(), from, self.live.is_some()).await {
             Ok(tail) => {

@@ -2,17 +2,25 @@
 
 use std::time::Duration;
 
+use leasemux::edge::service::SERVICE;
+use leasemux::model::id::{Instance, LeaseId};
 use leasemux::model::limits::{Limits, QuotaLimits};
-use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
 use super::{Two, follow, refusals, used_up};
 use crate::support::gateway::{Scene, Stream};
-use crate::support::replica;
+use crate::support::oracle::Seen;
+use crate::support::raw::{Raw, encoded};
+use crate::support::{account, reason, replica};
 
 /// Far more than a stream's buffers, pipe and window hold: who has so much to read, and takes some, is still reading.
 const LINES: usize = 4_000;
+
+/// The log streams that are open.
+const OPEN: &str = "leasemux_streams{method=\"ServiceLogs\"}";
 
 /// How long it may take until something is read.
 const WAIT: Duration = Duration::from_secs(3);
@@ -122,6 +130,162 @@ async fn who_was_let_in_is_not_refused_though_they_wait() {
             assert_eq!(stream.received.ask(world, "web", u32::try_from(index).unwrap(), &[(run, 0)]), 0);
         }
     }
+}
+
+/// A tenant with two replicas, each with much to read, of whose reads one is allowed at once.
+fn pair(history_wait: Duration) -> (Scene, [Instance; 2]) {
+    let quota = QuotaLimits { history_wait, ..reads(1, 4) };
+    let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 2)]);
+    let runs = [0, 1].map(|index| start(&scene, index));
+    (scene, runs)
+}
+
+/// Starts a replica that prints so much.
+fn start(scene: &Scene, index: u32) -> Instance {
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", index));
+    world.print(&run, (0..LINES).map(|number| format!("{number} {}\n", "x".repeat(500))));
+    run
+}
+
+/// A request for one of the replicas.
+fn only(index: u32, request: ServiceLogsRequest) -> ServiceLogsRequest {
+    let filter = ServiceFilter { name: "web".into(), replicas: vec![index] };
+    ServiceLogsRequest { filter: Some(filter), ..request }
+}
+
+/// One who has begun to read one of the replicas and has not gone on.
+async fn reader_of(scene: &Scene, index: u32) -> Stream {
+    let mut stream = scene.open(only(index, follow(scene))).await.unwrap();
+    stream.until(|seen| seen.lines("web", index) > 0).await;
+    stream
+}
+
+/// The cursors of one who has begun to read one of the replicas, and has gone.
+async fn cursors_amid(scene: &Scene, index: u32) -> Vec<Cursor> {
+    let stream = reader_of(scene, index).await;
+    let cursors = stream.received.cursors.values().cloned().collect();
+    drop(stream);
+    scene.gateway.eventually(|gateway| gateway.metric(OPEN) == 0).await;
+    cursors
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_told_of_a_loss_is_not_refused_behind_it() {
+    let (scene, [_, first]) = pair(Duration::ZERO);
+    let world = &scene.gateway.world;
+    let web = replica("web", 1);
+    let resume = cursors_amid(&scene, 1).await;
+    // The run that it was amid can no longer be read.
+    world.end(&scene.lease, &web, 1);
+    let second = start(&scene, 1);
+    world.change(&scene.lease, |view| {
+        let service = view.services.get_mut(&web.service).unwrap();
+        service.replicas.get_mut(&web.index).unwrap().runs.retain(|run| run.instance != first);
+    });
+    let held = reader_of(&scene, 0).await;
+    let mut stream = scene.open(ServiceLogsRequest { resume, ..only(1, follow(&scene)) }).await.unwrap();
+    stream.until(|seen| seen.events("web", 1) == [Kind::Started]).await;
+    assert!(stream.is_quiet().await);
+    drop(held);
+    stream.until(|seen| seen.lines("web", 1) == LINES).await;
+    assert_eq!(stream.received.of("web", 1)[0], Seen::Gap(0, 0, false));
+    assert_eq!(stream.received.text("web", 1).as_bytes(), world.printed(&second).concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_appears_meanwhile_lets_in_nobody() {
+    let (scene, _) = pair(WAIT);
+    let held = reader_of(&scene, 0).await;
+    let began = Instant::now();
+    let mut stream = scene.open(follow(&scene)).await.unwrap();
+    tokio::time::sleep(WAIT / 2).await;
+    start(&scene, 2);
+    let owner = format!("owner:{}", scene.lease.owner());
+    used_up(&stream.end().await, "history_reads_per_owner", &owner, 1);
+    assert!(began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_stayed_until_a_replica_appeared_is_not_refused_for_it() {
+    for history_wait in [Duration::ZERO, WAIT] {
+        let (scene, _) = pair(history_wait);
+        let lease = LeaseId::new(scene.lease.owner().as_str(), 8, 1, 1, account(200).as_str()).unwrap();
+        scene.gateway.world.add_lease(&lease, &[]);
+        let other = Scene { lease, gateway: scene.gateway.clone(), certificate: scene.certificate.clone() };
+        let held = reader_of(&scene, 0).await;
+        let mut stream = other.open(follow(&other)).await.unwrap();
+        assert!(stream.is_quiet().await);
+        let run = start(&other, 0);
+        tokio::time::sleep(2 * WAIT).await;
+        assert!(stream.is_quiet().await);
+        drop(held);
+        stream.until(|seen| seen.lines("web", 0) == LINES).await;
+        assert_eq!(stream.received.ask(&other.gateway.world, "web", 0, &[(&run, 0)]), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_could_not_come_back_is_not_refused() {
+    let (scene, runs) = pair(WAIT);
+    let world = &scene.gateway.world;
+    let held = reader_of(&scene, 0).await;
+    let mut once = scene.open(only(1, scene.request())).await.unwrap();
+    let mut stays = scene.open(only(1, follow(&scene))).await.unwrap();
+    tokio::time::sleep(WAIT / 2).await;
+    world.end(&scene.lease, &replica("web", 1), 0);
+    world.change(&scene.lease, |view| view.ended = true);
+    tokio::time::sleep(2 * WAIT).await;
+    drop(held);
+    assert_eq!(once.end().await.code(), Code::Ok);
+    assert_eq!(reason(&stays.end().await), "LEASE_ENDED");
+    for stream in [once, stays] {
+        assert_eq!(stream.received.lines("web", 1), LINES);
+        assert_eq!(stream.received.ask(world, "web", 1, &[(&runs[1], 0)]), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_on_where_the_log_ends_need_not_read() {
+    let scene = Scene::new(Limits { quota: reads(1, 4), ..Limits::default() }, &[("web", 2)]);
+    let world = &scene.gateway.world;
+    start(&scene, 0);
+    let run = world.start(&scene.lease, &replica("web", 1));
+    world.print(&run, ["one\n", "two\n"]);
+    let resume = cursors_amid(&scene, 1).await;
+    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    let held = reader_of(&scene, 0).await;
+    // That it does is known only once the log was opened.
+    world.fail(&run, true);
+    let mut stream = scene.open(ServiceLogsRequest { resume, ..only(1, follow(&scene)) }).await.unwrap();
+    assert!(stream.is_quiet().await);
+    world.fail(&run, false);
+    tokio::time::sleep(2 * WAIT).await;
+    world.print(&run, ["three\n"]);
+    stream.until(|seen| seen.lines("web", 1) == 1).await;
+    assert_eq!(stream.received.ask(world, "web", 1, &[(&run, 2)]), 0);
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_take_that_they_are_refused_keeps_nothing_of_the_queue() {
+    let (scene, runs) = pair(WAIT);
+    let mut resume = cursors_amid(&scene, 0).await;
+    resume.extend(cursors_amid(&scene, 1).await);
+    let held = reader_of(&scene, 0).await;
+    let mut caller = Raw::with_window(scene.gateway.connect(Some(scene.certificate.clone())), 0).await;
+    let request = ServiceLogsRequest { resume, ..follow(&scene) };
+    // It waits with both, and is refused; but the cursors are first.
+    let unread = caller.call_unread(&format!("/{SERVICE}/ServiceLogs"), encoded(&request)).await;
+    tokio::time::sleep(2 * WAIT).await;
+    assert_eq!(refusals(&scene.gateway, "history_reads_per_owner"), 1);
+    drop(held);
+    let mut next = scene.open(only(1, scene.request())).await.unwrap();
+    assert_eq!(next.end().await.code(), Code::Ok);
+    assert_eq!(next.received.ask(&scene.gateway.world, "web", 1, &[(&runs[1], 0)]), 0);
+    assert_eq!(scene.gateway.metric(OPEN), 1, "the one that is refused");
+    drop(unread);
 }
 
 #[tokio::test(start_paused = true)]
