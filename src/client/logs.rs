@@ -91,6 +91,7 @@ pub(super) fn filters(
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::Duration;
 
     use tokio::net::TcpListener;
     use tonic::{Code, Status};
@@ -152,8 +153,12 @@ mod tests {
     }
 
     async fn print(config: &LogsConfig) -> (Exit, String, String) {
+        print_as(config, Look::PLAIN).await
+    }
+
+    async fn print_as(config: &LogsConfig, look: Look) -> (Exit, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let exit = run(config, &mut out, &mut err, Look::PLAIN).await;
+        let exit = run(config, &mut out, &mut err, look).await;
         (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 
@@ -227,6 +232,30 @@ mod tests {
         let (exit, out, err) = print(&config(gateway.target(), true)).await;
         assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\nweb/0 | b\n"));
         assert!(err.contains("could not keep up; reconnecting"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn a_follow_that_may_not_read_older_lines_yet_comes_again_and_nobody_else_does() {
+        let mut details =
+            ErrorDetails::with_error_info("QUOTA_USED_UP", "leasemux", std::collections::HashMap::new());
+        details.set_retry_info(Some(Duration::from_millis(1)));
+        let refused = Status::with_error_details(Code::ResourceExhausted, "history_reads: no more", details);
+        for output in [Output::Text, Output::Json] {
+            // The call was answered before: it is only when it comes to reading that it is refused.
+            let refusal = || vec![Step::End(refused.clone()), Step::Hang];
+            let lines = vec![lines(0, 2, "a\nb\n"), end(Code::Ok)];
+            let gateway = FakeGateway::start(vec![refusal(), refusal(), lines]).await;
+            let look = Look { output, ..Look::PLAIN };
+            let (exit, out, err) = print_as(&config(gateway.target(), true), look).await;
+            assert_eq!((exit, out.lines().count()), (Exit::Done, 2), "{out}{err}");
+            assert_eq!(err.matches("the gateway says: history_reads: no more; reconnecting in").count(), 2);
+            let requests = gateway.requests();
+            assert!(requests.len() == 3 && requests.iter().all(|again| again.tail_lines == Some(3)));
+            let gateway = FakeGateway::start(vec![refusal()]).await;
+            let (exit, out, err) = print_as(&config(gateway.target(), false), look).await;
+            assert_eq!((exit, out.as_str()), (Exit::Refused, ""));
+            assert_eq!(err, "leasemux: the gateway says: history_reads: no more\n");
+        }
     }
 
     #[tokio::test]
