@@ -1,11 +1,13 @@
 //! The local platform with real processes.
 
+mod harm;
+
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -119,10 +121,15 @@ impl World {
         run.instance
     }
 
-    /// A log file, if it is there.
-    fn file(&self, name: &str) -> Option<String> {
+    /// Where a log file is, if it is there.
+    fn path(&self, name: &str) -> Option<PathBuf> {
         let pods = std::fs::read_dir(self.dir.path().join("data/pods")).ok()?;
-        pods.flatten().find_map(|pod| std::fs::read_to_string(pod.path().join("web").join(name)).ok())
+        pods.flatten().map(|pod| pod.path().join("web").join(name)).find(|path| path.exists())
+    }
+
+    /// What is in it.
+    fn file(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.path(name)?).ok()
     }
 
     /// Has this run make way for the next one.
@@ -531,48 +538,6 @@ async fn killing_the_gateway_kills_all_descendants() {
     let slot = world.slot(|slot| slot.ready).await;
     assert_eq!((slot.restarts, slot.runs.len()), (1, 2));
     world.platform().stop(Duration::ZERO).await;
-}
-
-/// Ignored signals are handed down by whoever starts a program, unless the program cares: `nohup`, and a script's `&`, do so.
-#[tokio::test]
-async fn signals_that_the_gateway_was_started_to_ignore_are_not_ignored_by_services() {
-    let world = World::of_command("grep, SigIgn, /proc/self/status");
-    let mut gateway = gateway(&world, &["env", "--ignore-signal=HUP,INT,QUIT,TERM,CHLD"]);
-    let log = |run: u32| world.file(&format!("{run}.log")).filter(|log| log.ends_with('\n'));
-    // That there is a third run tells that the ends of two were noticed.
-    let deadline = Instant::now() + PATIENCE;
-    while log(2).is_none() {
-        assert!(Instant::now() < deadline, "{:?}", [log(0), log(1), log(2)]);
-        tokio::time::sleep(LOOK).await;
-    }
-    gateway.kill().unwrap();
-    gateway.wait().unwrap();
-    for run in 0..=2 {
-        let log = log(run).unwrap();
-        let ignored = log.trim().rsplit(['\t', ' ']).next().unwrap();
-        let ignored = u64::from_str_radix(ignored, 16).unwrap();
-        for signal in [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::CHILD] {
-            assert_eq!(ignored >> (signal.as_raw() - 1) & 1, 0, "{signal:?} in {log}");
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_shim_that_is_told_to_end_ends_its_service_first() {
-    let world = World::new(STUBBORN).start();
-    world.until_processes(|found| found.len() == 4).await;
-    let first = world.printed("up").await;
-    for (run, signal) in [(0, Signal::TERM), (1, Signal::HUP)] {
-        world.slot(|slot| slot.restarts == run && slot.ready).await;
-        let service = world.until_processes(|found| found.len() == 4).await.pop_first().unwrap();
-        rustix::process::kill_process(Pid::from_raw(parent(service)).unwrap(), signal).unwrap();
-        world.slot(ended(run as usize + 1)).await;
-    }
-    let slot = world.slot(|slot| slot.restarts == 2 && slot.ready).await;
-    assert!(slot.runs.iter().any(|run| run.instance == first));
-    world.until_processes(|found| found.len() == 4).await;
-    world.platform().stop(Duration::ZERO).await;
-    assert_eq!(world.processes(), BTreeSet::new());
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use super::launch::Launcher;
 use super::rotate::Rotation;
 use super::sdl::{Sdl, Service};
 use super::wire::Spec;
+use super::writer::NOTHING;
 use crate::model::id::LeaseId;
 use crate::model::limits::RUNS_MAX;
 use crate::platform::Error;
@@ -109,6 +110,7 @@ impl LocalConfig {
             logs,
             rotation: Rotation { max_bytes: self.rotate_max_bytes, files: self.rotate_files.max(1) },
             kept_runs: self.kept_runs.min(RUNS_MAX - 1),
+            lost: NOTHING,
         })
     }
 }

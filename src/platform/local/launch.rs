@@ -14,9 +14,10 @@ use super::stop::Stop;
 use super::store::{make_dir, prune};
 use super::supervisor::{Outcome, Runs};
 use super::wire::{NOT_EXECUTABLE, Report, Spec, StartFailure};
-use super::writer::Writer;
+use super::writer::{NOTHING, Writer};
 use crate::model::time::LogTime;
 use crate::model::view::RunEnd;
+use crate::platform::cri::Lost;
 
 /// Starts the runs of one replica.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Launcher {
     pub(super) rotation: Rotation,
     /// Ended runs whose logs are kept.
     pub(super) kept_runs: usize,
+    /// Output of runs that have ended which was lost, and is to be told of in the log of the next one.
+    pub(super) lost: Lost,
 }
 
 /// What became of a process.
@@ -49,11 +52,20 @@ impl Runs for Launcher {
     async fn run(&mut self, restarts: u32, board: &Board, stop: &mut Stop) -> Outcome {
         self.prepare(restarts, board).await;
         let (logs, rotation) = (self.logs.clone(), self.rotation);
-        let writer = blocking(move || Writer::new(LogFile::new(Files, logs, restarts, rotation))).await;
+        let lost = std::mem::replace(&mut self.lost, NOTHING);
+        let begin = move || {
+            let mut writer = Writer::new(LogFile::new(Files, logs, restarts, rotation), lost);
+            writer.flush(LogTime::now());
+            writer
+        };
+        let writer = blocking(begin).await;
         let started = LogTime::now();
         let (process, outputs) = match Process::start(&self.exe, self.spec.clone()).await {
             Ok(run) => run,
-            Err(error) => return Fate::shim_failed(&error).outcome(started),
+            Err(error) => {
+                self.lost = blocking(move || writer.finish(started)).await;
+                return Fate::shim_failed(&error).outcome(started);
+            }
         };
         let silence = CancellationToken::new();
         let pump = pump(outputs, writer, silence.clone());
@@ -61,7 +73,8 @@ impl Runs for Launcher {
             let _silent = silence.drop_guard();
             attend(process, restarts, stop, || board.started(restarts, started)).await
         };
-        let (fate, ()) = tokio::join!(attend, pump);
+        let (fate, lost) = tokio::join!(attend, pump);
+        self.lost = lost;
         fate.outcome(started)
     }
 }

@@ -11,7 +11,7 @@ use super::process::Outputs;
 use super::rotate::Disk;
 use super::writer::Writer;
 use crate::model::time::LogTime;
-use crate::platform::cri::Stream;
+use crate::platform::cri::{Lost, Stream};
 
 /// Most bytes taken from a pipe at a time: as many as a pipe holds, unless its writer enlarged it.
 const READ_BYTES: usize = 64 * 1024;
@@ -23,9 +23,9 @@ const REST_MAX_BYTES: u64 = 1024 * 1024;
 /// How often it is tried to write the notice of a loss while nothing else comes.
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
 
-/// Reads `outputs` and writes the log until `ended`, then what is left in the pipes, and returns when all is written. Never
-/// makes the run wait for more than the disk takes, nor keeps it from ending.
-pub(super) async fn pump<D: Disk>(outputs: Outputs, mut writer: Writer<D>, ended: CancellationToken) {
+/// Reads `outputs` and writes the log until `ended`, then what is left in the pipes, and returns when all is written: what is
+/// lost and could not be told. Never makes the run wait for more than the disk takes, nor keeps it from ending.
+pub(super) async fn pump<D: Disk>(outputs: Outputs, mut writer: Writer<D>, ended: CancellationToken) -> Lost {
     let mut stdout = Some(outputs.stdout);
     let mut stderr = Some(outputs.stderr);
     loop {
@@ -58,9 +58,9 @@ pub(super) async fn pump<D: Disk>(outputs: Outputs, mut writer: Writer<D>, ended
                 Err(error) => tracing::error!(%error, "reading the rest of a service's output"),
             }
         }
-        writer.finish(LogTime::now());
+        writer.finish(LogTime::now())
     })
-    .await;
+    .await
 }
 
 /// Waits until there is something to read, or the end of it.
@@ -121,6 +121,7 @@ mod tests {
     use super::*;
     use crate::platform::cri;
     use crate::platform::local::rotate::{Files, LogFile, Rotation};
+    use crate::platform::local::writer::NOTHING;
 
     fn pipes() -> (Outputs, io::PipeWriter, io::PipeWriter) {
         let (stdout, stdout_writer) = io::pipe().unwrap();
@@ -138,7 +139,7 @@ mod tests {
         for round in 0..20 {
             let (outputs, mut stdout, mut stderr) = pipes();
             let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-            let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), round, rotation));
+            let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), round, rotation), NOTHING);
             let ended = CancellationToken::new();
             stdout.write_all(&b"x".repeat(1_000)).unwrap();
             let pump = pump(outputs, writer, ended.clone());
@@ -166,7 +167,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (outputs, stdout, mut stderr) = pipes();
         let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-        let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), 0, rotation));
+        let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), 0, rotation), NOTHING);
         let ended = CancellationToken::new();
         drop(stdout);
         let end = async {

@@ -3,7 +3,7 @@
 //! What it promises: records in the order in which output came, their times strictly growing; a line is never mixed with
 //! another of the same output; the unfinished rest of a run is written as a partial record. If the log cannot be written,
 //! output is dropped and counted, and at the place where it is missing stands a record tagged `lost=LINES/BYTES` as soon as
-//! writing works again. Lines that are in pieces at that place, of either output, count among the lost: a reader may take it
+//! writing works again: in the log of the next run, if this one ends before. Lines that are in pieces at that place, of either output, count among the lost: a reader may take it
 //! that a line goes on behind such a record only if it began behind it.
 //!
 //! Reading, and so the service, never waits for a disk that is full.
@@ -30,7 +30,8 @@ const LINE_SLACK_BYTES: u64 = LINE_HELD_MAX_BYTES as u64;
 /// How often a disk that cannot be written is complained of.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
-const NOTHING: Lost = Lost { lines: 0, bytes: 0 };
+/// No loss.
+pub(super) const NOTHING: Lost = Lost { lines: 0, bytes: 0 };
 
 /// Writes the log of one run.
 #[derive(Debug)]
@@ -87,8 +88,9 @@ struct Outage {
 // === impl Writer ===
 
 impl<D: Disk> Writer<D> {
-    /// Begins a log. If its file cannot be made, that is as if the disk were full.
-    pub(super) fn new(mut log: LogFile<D>) -> Self {
+    /// Begins a log, with what the run before has lost and could not tell. If its file cannot be made, that is as if the disk were
+    /// full.
+    pub(super) fn new(mut log: LogFile<D>, lost: Lost) -> Self {
         if let Err(error) = log.create() {
             tracing::warn!(%error, log = %log.path().display(), "cannot make log file, trying again with the first output");
         }
@@ -98,7 +100,7 @@ impl<D: Disk> Writer<D> {
             time: LogTime::MIN,
             batch: Vec::new(),
             queued: Vec::new(),
-            lost: NOTHING,
+            lost,
             outage: None,
         }
     }
@@ -134,8 +136,8 @@ impl<D: Disk> Writer<D> {
         self.lost != NOTHING
     }
 
-    /// Writes everything that is left; the run has ended.
-    pub(super) fn finish(mut self, now: LogTime) {
+    /// Writes everything that is left; the run has ended. Returns what is lost and could not be told.
+    pub(super) fn finish(mut self, now: LogTime) -> Lost {
         for stream in [Stream::Stdout, Stream::Stderr] {
             if !self.lines[index(stream)].held.is_empty() {
                 self.record(stream, &[], false, now);
@@ -143,8 +145,13 @@ impl<D: Disk> Writer<D> {
         }
         self.flush(now);
         if self.owes_notice() {
-            tracing::error!(lost = ?self.lost, log = %self.log.path().display(), "output lost, and no room to say so in the log");
+            tracing::error!(
+                lost = ?self.lost,
+                log = %self.log.path().display(),
+                "output lost, and no room to say so in the log: the next run's will, if there is one"
+            );
         }
+        self.lost
     }
 
     /// Queues a record of what is held and `rest`.

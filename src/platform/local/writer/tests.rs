@@ -123,7 +123,7 @@ impl Disk for Memory {
 
 fn writer(rotation: Rotation) -> (Memory, Writer<Memory>) {
     let disk = Memory::default();
-    let writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, rotation));
+    let writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, rotation), NOTHING);
     (disk, writer)
 }
 
@@ -291,7 +291,7 @@ fn lines_in_pieces_are_lost_as_a_whole() {
 fn a_log_that_cannot_be_made_is_made_later() {
     let disk = Memory::default();
     disk.set(|state| state.refuse_open = true);
-    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 0, PLENTY));
+    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 0, PLENTY), NOTHING);
     writer.append(Stream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.refuse_open = false);
@@ -348,7 +348,7 @@ fn a_log_that_somebody_emptied_has_no_hole() {
 fn a_directory_that_somebody_removed_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("pod/web");
-    let mut writer = Writer::new(LogFile::new(Files, logs.clone(), 3, PLENTY));
+    let mut writer = Writer::new(LogFile::new(Files, logs.clone(), 3, PLENTY), NOTHING);
     for line in ["one\n", "two\n"] {
         writer.append(Stream::Stdout, line.as_bytes(), at(0));
         writer.flush(at(0));
