@@ -289,6 +289,31 @@ async fn who_does_not_take_that_they_are_refused_keeps_nothing_of_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_hears_at_once_that_they_may_not_or_that_the_gateway_ends() {
+    for told in ["CERTIFICATE_WITHDRAWN", "DRAINING"] {
+        let (scene, _) = pair(WAIT);
+        let held = reader_of(&scene, 0).await;
+        let mut waits = Vec::new();
+        let resume = held.received.cursors.values().cloned().collect::<Vec<_>>();
+        for request in [scene.request(), follow(&scene), ServiceLogsRequest { resume, ..follow(&scene) }] {
+            waits.push(scene.open(request).await.unwrap());
+        }
+        tokio::time::sleep(WAIT / 2).await;
+        let began = Instant::now();
+        match told {
+            "DRAINING" => scene.gateway.drain.begin(),
+            _ => scene.gateway.withdraw(scene.lease.owner()),
+        }
+        for mut stream in waits {
+            assert_eq!(reason(&stream.end().await), told);
+            assert!(stream.received.of("web", 0).is_empty() && began.elapsed() < WAIT / 4);
+        }
+        assert_eq!(refusals(&scene.gateway, "history_reads_per_owner"), 0);
+        drop(held);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_has_more_read_than_the_pace_allows_is_refused_and_told_when_to_come() {
     let two = two(QuotaLimits {
         history_bytes_per_second_per_owner: 64 * 1024,
