@@ -184,7 +184,39 @@ async fn an_unfinished_line_is_delivered_only_when_the_run_has_ended() {
     let ended = CancellationToken::new();
     ended.cancel();
     let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(ended)).await.unwrap();
-    assert_eq!(rest(&mut tail).await, ["whole\n", "begunno newline\n"]);
+    assert_eq!(rest(&mut tail).await, ["whole\n", "begunno newline"]);
+}
+
+/// As a crash of whoever writes leaves it.
+#[tokio::test]
+async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
+    let ended = CancellationToken::new();
+    ended.cancel();
+    let record = "1970-01-01T00:00:02Z stderr F:lost=12/3456 12 lines lost\n";
+    for written in 1..record.len() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path());
+        writer.raw("1970-01-01T00:00:01Z stdout P begun\n");
+        writer.raw(&record[..written]);
+        let follow = Follow::UntilEnd(ended.clone());
+        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, follow).await.unwrap();
+        let torn = source_gap(1, written as u64, false);
+        assert_eq!(rest(&mut tail).await, ["begun".to_owned(), torn], "{written}");
+    }
+    for rotates in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path());
+        writer.raw("1970-01-01T00:00:01Z stdout F hel");
+        let mut expected = vec!["hel"];
+        if rotates {
+            writer.rotate();
+            writer.line(2_000_000_000, "next");
+            expected.push("next\n");
+        }
+        let follow = Follow::UntilEnd(ended.clone());
+        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, follow).await.unwrap();
+        assert_eq!(rest(&mut tail).await, expected);
+    }
 }
 
 #[tokio::test]
@@ -206,7 +238,7 @@ async fn what_is_no_record_is_a_gap() {
         "a\n".to_owned(),
         source_gap(3, 40, true),
         b.clone(),
-        source_gap(1, 25, false),
+        source_gap(1, 24, false),
     ];
     assert_eq!(rest(&mut tail).await, all);
     // A gap directly behind a position is told again rather than not at all.
@@ -224,19 +256,23 @@ async fn a_compressed_log_that_breaks_off_is_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     for n in 0..1_000 {
-        writer.line(n, &n.to_string());
+        writer.line(n, &format!("{n:0100}"));
     }
     let rotated = writer.rotate();
     writer.line(1_000, "next");
     compress(&rotated);
     let gz = format!("{}.gz", rotated.display());
     let size = fs::metadata(&gz).unwrap().len();
-    OpenOptions::new().write(true).open(&gz).unwrap().set_len(size / 2).unwrap();
-    let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No).await.unwrap();
-    let heard = rest(&mut tail).await;
-    let gap = heard.iter().position(|heard| heard.starts_with("SourceGap")).unwrap();
-    assert!(gap > 10 && (0..gap).all(|n| heard[n] == format!("{n}\n")));
-    assert_eq!(&heard[gap + 1..], ["next\n"]);
+    for cut in size / 2..size / 2 + 20 {
+        OpenOptions::new().write(true).open(&gz).unwrap().set_len(size - cut).unwrap();
+        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No).await.unwrap();
+        let heard = rest(&mut tail).await;
+        let gap = heard.iter().position(|heard| heard.starts_with("SourceGap")).unwrap();
+        assert!(gap > 10 && (0..gap - 1).all(|n| heard[n] == format!("{n:0100}\n")));
+        // The last one is whole, or is seen not to be.
+        assert!(format!("{:0100}\n", gap - 1).starts_with(&heard[gap - 1]), "{:?}", heard[gap - 1]);
+        assert_eq!(&heard[gap + 1..], ["next\n"]);
+    }
 }
 
 /// Two files that are read in several goes each, and a third.

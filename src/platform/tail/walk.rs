@@ -9,7 +9,7 @@ use std::io;
 use crate::model::limits::READ_MAX_BYTES;
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::position::Position;
-use crate::platform::cri::Parser;
+use crate::platform::cri::{Parser, Record};
 use crate::platform::{Error, TailItem};
 
 use super::assemble::Assembler;
@@ -243,7 +243,7 @@ impl Walk {
     fn close_segment(&mut self) {
         if let Some(here) = &mut self.here {
             let lines = &mut self.lines;
-            here.segment.rest(|found| lines.take(found));
+            here.segment.rest(|found| lines.take_torn(found));
         }
     }
 
@@ -316,7 +316,26 @@ impl Lines {
             },
             Found::Oversized(bytes) => bytes,
         };
-        self.gap(SourceGap { lines: 1, bytes: garbage, ..unknown_gap(GapCause::Source) });
+        self.garbage(garbage);
+    }
+
+    /// Takes a record that was not written whole: its line ends where it does.
+    fn take_torn(&mut self, found: Found<'_>) {
+        let garbage = match found {
+            Found::Record(bytes) => match self.parser.parse(bytes) {
+                Some(record) if record.lost.is_none() && !record.content.is_empty() => {
+                    self.assembler.push(&Record { partial: true, ..record }, &mut self.emitter);
+                    return self.assembler.finish(&mut self.emitter);
+                }
+                _ => bytes.len() as u64,
+            },
+            Found::Oversized(bytes) => bytes,
+        };
+        self.garbage(garbage);
+    }
+
+    fn garbage(&mut self, bytes: u64) {
+        self.gap(SourceGap { lines: 1, bytes, ..unknown_gap(GapCause::Source) });
     }
 
     fn gap(&mut self, gap: SourceGap) {
