@@ -335,7 +335,8 @@ mod tests {
         assert_eq!(config.listen, "127.0.0.1:8446".parse().unwrap());
         assert_eq!(config.admin_listen, "127.0.0.1:9446".parse().unwrap());
         assert_eq!(config.data_dir.to_str(), Some(".leasemux"));
-        assert_eq!((config.rotate_max_bytes, config.rotate_files), (10 << 20, 5));
+        let store = (config.rotate_max_bytes, config.rotate_files, config.kept_runs);
+        assert_eq!(store, (10 << 20, 5, 10));
         assert!(!config.lifeline && config.tls.is_none());
         let twice =
             ["serve", "--platform", "local", "--lease", &lease, "--lease", &lease, "--trust-dir", trust];

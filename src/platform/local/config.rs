@@ -26,8 +26,8 @@ pub const ROTATE_MAX_BYTES: u64 = 10 * 1024 * 1024;
 /// Files of a run that are kept: the kubelet's `containerLogMaxFiles`.
 pub const ROTATE_FILES: usize = 5;
 
-/// Ended runs of a replica whose logs are kept: enough to look behind a crash or two.
-pub const KEPT_RUNS: usize = 5;
+/// Ended runs of a replica whose logs are kept: some minutes of crashing, with the waits between.
+pub const KEPT_RUNS: usize = 10;
 
 /// How long a run that is restarted may take to end after its SIGTERM, before it is killed: what `docker stop` waits. (The
 /// kubelet's 30 s are longer than a person waits at a terminal.)

@@ -68,9 +68,12 @@ impl Process {
         let _ = self.control.send(&Order::Stop { grace_ms }).await;
     }
 
-    /// Waits for the end of the shim, after its last report.
-    pub(super) async fn gone(mut self) {
+    /// Waits for the end of the shim, after its last report. Should it be alive and speak nonsense, it comes of the end of the
+    /// lifeline.
+    pub(super) async fn gone(self) {
+        let Self { control, mut shim } = self;
+        drop(control);
         // Fails only if somebody else has waited for it.
-        let _ = self.shim.wait().await;
+        let _ = shim.wait().await;
     }
 }

@@ -95,11 +95,14 @@ impl Sdl {
     /// # Errors
     /// All faults of the file; or that it cannot be read.
     pub fn read(path: &Path) -> Result<Self, SdlError> {
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         let limit = SDL_MAX_BYTES as u64 + 1;
         std::fs::File::open(path)
-            .and_then(|file| file.take(limit).read_to_string(&mut text))
+            .and_then(|file| file.take(limit).read_to_end(&mut bytes))
             .map_err(|error| SdlError::one(format!("cannot be read: {error}")))?;
+        // The limit may lie within a character.
+        check_size(bytes.len())?;
+        let text = String::from_utf8(bytes).map_err(|_| SdlError::one("is not UTF-8".to_owned()))?;
         Self::parse(&text)
     }
 
@@ -108,9 +111,7 @@ impl Sdl {
     /// # Errors
     /// All faults of it.
     pub fn parse(text: &str) -> Result<Self, SdlError> {
-        if text.len() > SDL_MAX_BYTES {
-            return Err(SdlError::one(format!("is larger than {SDL_MAX_BYTES} bytes")));
-        }
+        check_size(text.len())?;
         let file: Value = yaml(text)?;
         let mut checker = Checker::default();
         let counts = checker.file(&file);
@@ -127,6 +128,13 @@ impl Sdl {
             .collect();
         Ok(Self { services })
     }
+}
+
+fn check_size(bytes: usize) -> Result<(), SdlError> {
+    if bytes > SDL_MAX_BYTES {
+        return Err(SdlError::one(format!("is larger than {SDL_MAX_BYTES} bytes")));
+    }
+    Ok(())
 }
 
 /// Parses one YAML document within the bounds of an SDL.
@@ -460,6 +468,19 @@ deployment:
         let wide = WEB.replace("[sh, -c]", &format!("[{entries}]"));
         assert!(faults(&wide)[0].starts_with("services.web.command: has more than"));
         assert_eq!(faults(&format!("a: {}1{}", "[".repeat(100), "]".repeat(100))).len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_taken_is_told_why() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let check = |content: &[u8], expected: &str| {
+            std::fs::write(file.path(), content).unwrap();
+            assert_eq!(Sdl::read(file.path()).unwrap_err().faults, [expected]);
+        };
+        check("é".repeat(SDL_MAX_BYTES).as_bytes(), "is larger than 262144 bytes");
+        check(b"a: \xff", "is not UTF-8");
+        let missing = Sdl::read(Path::new("/no/such/file")).unwrap_err();
+        assert!(missing.to_string().starts_with("cannot be read: No such file"), "{missing}");
     }
 
     #[test]
