@@ -1,6 +1,7 @@
 //! One real run: log, shim and pump, from the first to the last byte.
 
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -44,6 +45,8 @@ struct Fate {
     stopped: Option<&'static str>,
     /// `None` if the shim died before it could tell.
     status: Option<(Option<i32>, Option<i32>)>,
+    /// How the shim ended.
+    shim: Option<ExitStatus>,
 }
 
 // === impl Launcher ===
@@ -103,7 +106,7 @@ async fn attend(mut process: Process, number: u32, stop: &mut Stop, on_start: im
             },
         }
     }
-    process.gone().await;
+    fate.shim = process.gone().await;
     fate
 }
 
@@ -147,7 +150,8 @@ impl Fate {
             (None, Some((exit_code, signal)), None) => (exit_code, signal, "Error"),
             (None, None, _) => (None, None, "Error"),
         };
-        let lost_shim = self.failure.is_none() && self.status.is_none();
+        // Killed by somebody, or it could not do its work: then the log says why.
+        let lost_shim = self.shim.filter(|_| self.status.is_none());
         Outcome {
             started,
             end: RunEnd { time: LogTime::now(), exit_code, signal, reason: reason.to_owned() },
@@ -155,7 +159,7 @@ impl Fate {
             message: self
                 .failure
                 .map(|failure| failure.message)
-                .or_else(|| lost_shim.then(|| "somebody killed the process that supervises it".to_owned())),
+                .or_else(|| lost_shim.map(|how| format!("the process that supervises it ended ({how})"))),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::net::unix::pipe;
@@ -52,8 +52,11 @@ impl Process {
             stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
         };
         let mut process = Self { control: Frames::new(ours)?, shim };
-        process.control.send(&Order::Start(spec)).await?;
-        Ok((process, outputs))
+        match process.control.send(&Order::Start(spec)).await {
+            // A shim that cannot be told is dead, and the next report says so. What it had to say stands in the outputs.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok((process, outputs)),
+        }
     }
 
     /// What the shim has to say; `None` if it died. Nothing is lost if it is cancelled.
@@ -68,12 +71,12 @@ impl Process {
         let _ = self.control.send(&Order::Stop { grace_ms }).await;
     }
 
-    /// Waits for the end of the shim, after its last report. Should it be alive and speak nonsense, it comes of the end of the
-    /// lifeline.
-    pub(super) async fn gone(self) {
+    /// Waits for the end of the shim, after its last report, and tells how it ended. Should it be alive and speak nonsense, that
+    /// comes of the end of the lifeline.
+    pub(super) async fn gone(self) -> Option<ExitStatus> {
         let Self { control, mut shim } = self;
         drop(control);
         // Fails only if somebody else has waited for it.
-        let _ = shim.wait().await;
+        shim.wait().await.ok()
     }
 }

@@ -74,14 +74,25 @@ async fn what_a_run_could_not_write_at_its_end_is_told_in_the_next_ones_log() {
 }
 
 #[tokio::test]
-async fn a_shim_that_speaks_nonsense_is_let_go() {
-    let world = World::new("exit 0");
-    let shim = world.dir.path().join("shim");
-    std::fs::write(&shim, "#!/bin/sh\nprintf '\\377\\377\\377\\377' >&0\nexec cat > /dev/null\n").unwrap();
-    std::fs::set_permissions(&shim, PermissionsExt::from_mode(0o755)).unwrap();
-    let config = LocalConfig { exe: shim, ..world.config() };
-    let world = World { platform: Some(LocalPlatform::start(config, Notifier::start()).unwrap()), ..world };
-    let slot = world.slot(ended(2)).await;
-    assert_eq!(slot.runs[0].end.as_ref().unwrap().reason, "Error");
-    world.platform().stop(Duration::ZERO).await;
+async fn a_shim_that_speaks_nonsense_or_fails_is_let_go() {
+    for (script, how) in [
+        ("printf '\\377\\377\\377\\377' >&0; exec cat > /dev/null", "(exit status: 0)"),
+        ("echo no more processes >&2; exit 3", "(exit status: 3)"),
+        ("kill -9 $$", "(signal: 9 (SIGKILL))"),
+    ] {
+        let world = World::new("exit 0");
+        let shim = world.dir.path().join("shim");
+        std::fs::write(&shim, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&shim, PermissionsExt::from_mode(0o755)).unwrap();
+        let config = LocalConfig { exe: shim, ..world.config() };
+        let world =
+            World { platform: Some(LocalPlatform::start(config, Notifier::start()).unwrap()), ..world };
+        let told = |slot: &ReplicaView| {
+            ended(2)(slot)
+                && matches!(&slot.state, ReplicaState::Waiting { message, .. } if message.ends_with(how))
+        };
+        let slot = world.slot(told).await;
+        assert_eq!(slot.runs[0].end.as_ref().unwrap().reason, "Error");
+        world.platform().stop(Duration::ZERO).await;
+    }
 }
