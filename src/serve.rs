@@ -233,9 +233,13 @@ fn log_to_stderr(config: &ServeConfig) {
     // The directives were checked when the configuration was read.
     let filter = EnvFilter::try_new(&config.log_filter).unwrap_or_default();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written (a full disk, a reader that went away) is lost. By default that would be said on standard error
+    // too, by a macro that panics, in whoever wrote the line.
+    let log = log.log_internal_errors(false);
+    let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
     // Fails only if there is a log already, which then goes on.
     let _ = match config.log_format {
         LogFormat::Json => log.json().try_init(),
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Text => log.with_ansi(colours).try_init(),
     };
 }

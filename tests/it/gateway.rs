@@ -222,6 +222,26 @@ fn a_full_disk_costs_lines_and_nothing_else() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_costs_its_own_lines_and_nothing_else() {
+    let (world, lease, gateway) = serve_with(World::unheard(), &[("web", STEADY, 1)], &[]);
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
+    // Each of these is told of in the log: by the one who looks at the directory, and by the task of a stream.
+    let mallory = world.stranger("mallory");
+    code(&world.logs(gateway.address, "mallory", &mallory, &[]), 3);
+    let bob = world.tenant("bob");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while world.logs(gateway.address, "bob", &bob, &[]).status.code() != Some(4) {
+        assert!(std::time::Instant::now() < deadline, "bob is not let in");
+    }
+    let before = follower.seen.runs("web/0").iter().sum::<u64>();
+    follower.until("more lines", |seen| seen.runs("web/0").iter().sum::<u64>() > before + 100);
+    follower.end().0.is_whole();
+    code(&gateway.stop(Signal::TERM), 0);
+    world.until_nothing_is_left();
+}
+
+#[test]
 fn a_follow_outlives_its_gateway() {
     let world = World::new();
     let lease = world.tenant("alice");

@@ -34,8 +34,8 @@ const LOOK: Duration = Duration::from_millis(10);
 pub(crate) struct World {
     dir: TempDir,
     program: PathBuf,
-    /// Whether [`Program::limit_files`] makes writes fail, as it should, instead of killing who writes.
-    limitable: bool,
+    /// What a shell does to become the program, if one has to start it.
+    shell: Option<&'static str>,
 }
 
 /// A running program. Dropping it kills it.
@@ -101,13 +101,22 @@ impl World {
         for name in ["trusted", "tmp", "gates"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        Self { dir, program, limitable: false }
+        Self { dir, program, shell: None }
     }
 
-    /// One whose programs' files can be limited.
+    /// One whose programs' files can be limited: [`Program::limit_files`] makes writes fail, instead of killing who writes.
     pub(crate) fn limitable() -> Self {
+        Self::started_by("trap '' XFSZ; exec \"$0\" \"$@\"")
+    }
+
+    /// One whose gateways have a standard error that takes nothing, as a file on a full disk.
+    pub(crate) fn unheard() -> Self {
+        Self::started_by("if [ $1 = serve ]; then exec 2>/dev/full; fi; exec \"$0\" \"$@\"")
+    }
+
+    fn started_by(shell: &'static str) -> Self {
         let mut world = Self::new();
-        world.limitable = true;
+        world.shell = Some(shell);
         world
     }
 
@@ -169,12 +178,13 @@ impl World {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = if self.limitable {
-            let mut shell = Command::new("sh");
-            shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(&self.program);
-            shell
-        } else {
-            Command::new(&self.program)
+        let mut command = match self.shell {
+            Some(script) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", script]).arg(&self.program);
+                shell
+            }
+            None => Command::new(&self.program),
         };
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("LEASEMUX_") {
