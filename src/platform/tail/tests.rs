@@ -364,6 +364,32 @@ async fn a_run_that_is_removed_when_all_of_it_was_read_ends_without_a_gap() {
     assert_eq!((heard, rest(&mut tail).await), (vec!["old\n".to_owned(), "last\n".to_owned()], vec![]));
 }
 
+#[tokio::test]
+async fn a_log_that_is_removed_and_begun_anew_is_followed_behind_a_gap() {
+    let gap = told(&unknown_gap(GapCause::Rotated));
+    let dir = tempfile::tempdir().unwrap();
+    let notifier = Notifier::start();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "a");
+    let end = CancellationToken::new();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut heard = Vec::new();
+    hear(&next(&mut tail).await.unwrap(), &mut heard);
+    writer.line(2, "b");
+    remove_all(&dir);
+    writer.line(3, "c");
+    let mut writer = Writer::new(dir.path());
+    writer.line(4, "d");
+    while heard.last().is_none_or(|line| line != "d\n") {
+        hear(&next(&mut tail).await.unwrap(), &mut heard);
+    }
+    assert_eq!(heard, ["a\n", "b\n", "c\n", &gap, "d\n"]);
+    end.cancel();
+    let b = From::After(Position::START.after_line(LogTime::from_nanos(2)));
+    let mut tail = open(&notifier, log(&dir), b, Follow::UntilEnd(end)).await.unwrap();
+    assert_eq!(rest(&mut tail).await, [&gap, "d\n"]);
+}
+
 /// Some megabytes in several files, some of them compressed; times tie over every boundary.
 fn big_log(dir: &Path, files: i64) -> Vec<(String, LogTime)> {
     let mut lines = Vec::new();
