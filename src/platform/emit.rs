@@ -159,6 +159,8 @@ impl Emitter {
                 self.gap_at(before, unknown_gap(GapCause::Rotated));
             }
             Filter::Since(since) if !self.begin_since(since, time, before) => return,
+            // There is no line here that it could lie in.
+            Filter::Bytes(_) => self.filter = Filter::All,
             _ => {}
         }
         let Lost { lines, bytes } = lost;
@@ -290,6 +292,10 @@ impl Emitter {
                 let skip = usize::try_from(skipped.saturating_sub(before.offset)).unwrap_or(usize::MAX);
                 if ends || skip < len {
                     self.filter = Filter::All;
+                }
+                if ends && skip >= len {
+                    // It is not the line that the position was in.
+                    self.gap_at(self.at, unknown_gap(GapCause::Rotated));
                 }
                 (skip < len).then_some(skip)
             }

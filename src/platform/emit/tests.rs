@@ -46,9 +46,33 @@ fn within_a_line_its_rest_comes() {
     let (rest, _, emitter) = run(Filter::After(all[2].1.after_bytes(3)), &TIMES);
     assert_eq!(emitter.start(), Some(all[2].1.after_bytes(3)));
     assert_eq!(rest[0], ("3\n".to_owned(), all[3].1));
-    // The line is shorter than it was: nothing of it is left.
-    let (rest, _, _) = run(Filter::After(all[2].1.after_bytes(5)), &TIMES);
-    assert_eq!(rest, all[4..]);
+}
+
+#[test]
+fn a_position_within_a_line_that_is_shorter_or_not_there_is_a_gap() {
+    let at = |nanos| LogTime::from_nanos(nanos);
+    let base = Position::START.after_line(at(1));
+    for (offset, is_lost) in [(5, false), (usize::MAX, false), (1, true), (usize::MAX, true)] {
+        let from = base.after_bytes(offset);
+        let mut emitter = Emitter::new(Position::START, 0, Filter::After(from));
+        emitter.line(b"0000", at(1));
+        let lost = Lost { lines: 1, bytes: 5 };
+        if is_lost {
+            emitter.lost(lost, at(2));
+        } else {
+            emitter.line(b"1111", at(2));
+        }
+        emitter.line(b"2222", at(3));
+        assert_eq!(emitter.start(), Some(from));
+        let after = base.after_line(at(2));
+        let [TailItem::Gap(gap), TailItem::Lines(batch)] = &emitter.take(true)[..] else {
+            panic!("{offset}")
+        };
+        let unknown = SourceGap { after, ..unknown_gap(GapCause::Rotated) };
+        let exact = SourceGap { lines: 1, bytes: 5, exact: true, after, ..unknown_gap(GapCause::Source) };
+        assert_eq!(*gap, if is_lost { exact } else { unknown });
+        assert_eq!((&batch.data[..], batch.lines[0].after), (&b"2222\n"[..], after.after_line(at(3))));
+    }
 }
 
 #[test]
