@@ -94,7 +94,8 @@ pub(super) async fn open<A: LogApi>(
     follow: bool,
     started: LogTime,
 ) -> Result<Tail, Error> {
-    let machine = Machine::new(from, follow, started);
+    let is_first_run = run.instance.parts().2 == 0;
+    let machine = Machine::new(from, follow, started, is_first_run);
     let next = Do::Ask(machine.ask());
     let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new() };
     let start = loop {

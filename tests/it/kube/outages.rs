@@ -9,7 +9,7 @@ use leasemux::platform::{Error, From};
 use super::cluster::{Kubelets, RunKey};
 use super::{SERVICE, Stage, eventually, pass, read};
 use crate::support::gateway::Stream;
-use crate::support::oracle::Received;
+use crate::support::oracle::{Received, Seen};
 
 /// Within so long of an outage's end all go on: one try a second or so, and what comes of it.
 const BACK_MAX: Duration = Duration::from_secs(6);
@@ -206,4 +206,46 @@ async fn a_run_that_the_api_server_was_not_told_of_is_not_taken_for_the_one_befo
     let printed = [stage.cluster.printed(&run), stage.cluster.printed(&next)].concat();
     assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
+}
+
+#[tokio::test]
+async fn a_run_that_ended_untold_and_is_found_nowhere_is_waited_for() {
+    // How many runs come and go before the API server is told.
+    for later in 1..=2 {
+        let stage = Stage::new(1).await;
+        let run = stage.run("a");
+        stage.shows(&[1]).await;
+        let mut follower = stage.follow().await;
+        stage.cluster.print(&run, 5, 1_000);
+        follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
+        // While the kubelet cannot tell anybody, the run is rotated and ends, and others follow it.
+        stage.cluster.kubelets(Kubelets::Away);
+        stage.cluster.break_logs();
+        stage.cluster.print(&run, 3, 1_000);
+        stage.cluster.rotate(&run);
+        stage.cluster.print(&run, 2, 1_000);
+        let mut runs = vec![run.clone()];
+        for _ in 0..later {
+            let next = stage.cluster.crash_untold(runs.last().unwrap());
+            stage.cluster.print(&next, 4, 1_000);
+            runs.push(next);
+        }
+        stage.cluster.kubelets(Kubelets::Serve);
+        // It is never told what another run printed.
+        let (silence, step) = (Duration::from_secs(50), Duration::from_secs(1));
+        let early = elapse(&mut follower, silence, step, |received| received.lines(SERVICE, 0) > 5).await;
+        assert!(!early, "{later}: {:?}", follower.received.of(SERVICE, 0));
+        let (last, before) = (runs[later].2, &runs[later - 1]);
+        assert_eq!(stage.cluster.crash(stage.lease(), "a", before), runs[later]);
+        let (newest, step) = (format!("{last}/3\n"), Duration::from_millis(100));
+        let ends = |received: &Received| received.ends_with(SERVICE, 0, &newest);
+        assert!(elapse(&mut follower, BACK_MAX, step, ends).await);
+        let printed: Vec<String> = runs.iter().flat_map(|run| stage.cluster.printed(run)).collect();
+        follower.received.ask_lines(SERVICE, 0, &printed);
+        for seen in follower.received.of(SERVICE, 0) {
+            let Seen::Logs(of, bytes) = seen else { continue };
+            let (number, text) = (of.rsplit('/').next(), std::str::from_utf8(bytes).unwrap());
+            assert!(text.lines().all(|line| line.split('/').next() == number), "of {of}: {text}");
+        }
+    }
 }

@@ -9,7 +9,9 @@
 //!   ([`super::window`]). If the place is not among them, the whole file is read again; if it is not there either, it was rotated
 //!   away: a gap, and then everything but what is remembered.
 //! - A place that is found nowhere may also be one of a run that has ended meanwhile: kubelets serve the next one's log as soon as it
-//!   begins, and tell the API server later. Then it is looked for in the run that the kubelet has before the present one.
+//!   begins, and tell the API server later. Then it is looked for in the run that the kubelet has before the present one. If it is not
+//!   there either, and that one is not older, the run has ended, and what the kubelet serves is another's: it is waited for until the
+//!   API server has been told, and then the run can be asked for again.
 //! - A response that ends says nothing about the run. Whether that has ended is known from elsewhere; then what is left is read.
 
 mod ending;
@@ -40,6 +42,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// [`openings`](crate::platform::kube::openings) to say.
 const PAUSE_AWAY: Duration = Duration::from_millis(500);
 
+/// Pauses of [`PAUSE_MAX`] for which it is waited that the API server is told of a run's end: two minutes, and kubelets that were away,
+/// or could not tell, took up to 50 s for it.
+const UNTOLD_PAUSES: u32 = 24;
+
 /// So soon after the start of a container (nanoseconds) its log was not rotated yet: kubelets look at sizes every some seconds, and
 /// the start is told in whole ones.
 const UNROTATED: i64 = 2_000_000_000;
@@ -55,6 +61,8 @@ pub(super) struct Machine {
     follow: bool,
     /// When the container was started.
     started: LogTime,
+    /// Whether there was no run before it.
+    is_first_run: bool,
     stage: Stage,
     /// What is left out of a file that is read from its first line on.
     filter: Filter,
@@ -103,8 +111,11 @@ enum Stage {
     Drain(Option<Aligner>),
     /// The whole file: looks for the place.
     Recover(Option<Aligner>),
-    /// The whole file of the run before the present one: looks for the place.
-    Before(Aligner),
+    /// The whole file of the run before the present one: looks for the place, and notes the time of its first line.
+    Before { place: Aligner, first: Option<LogTime> },
+    /// The run has ended, and the API server has not been told: until it is, the kubelet's logs are those of others. So many pauses
+    /// are left.
+    Untold(u32),
     /// The whole file, after the place was rotated away: everything but these.
     Rest(HashSet<Mark>),
     /// It is over.
@@ -114,8 +125,8 @@ enum Stage {
 // === impl Machine ===
 
 impl Machine {
-    /// A read that has not begun: [`Machine::ask`] first. `started` is when the container was.
-    pub(super) fn new(from: From, follow: bool, started: LogTime) -> Self {
+    /// A read that has not begun: [`Machine::ask`] first. `started` is when the container was; `is_first_run` if it is its pod's first.
+    pub(super) fn new(from: From, follow: bool, started: LogTime, is_first_run: bool) -> Self {
         let (stage, filter) = match from {
             From::Start => (Stage::Seek, Filter::All),
             From::Since(since) => (Stage::Seek, Filter::Since(since)),
@@ -126,6 +137,7 @@ impl Machine {
             from,
             follow,
             started,
+            is_first_run,
             stage,
             filter,
             lines: Lines::default(),
@@ -156,8 +168,13 @@ impl Machine {
             Stage::Drain(_) if self.window.is_empty() => Ask::WHOLE,
             Stage::Live(_) => Ask::FOLLOW,
             Stage::Drain(_) => Ask { follow: false, ..Ask::FOLLOW },
-            Stage::Before(_) => Ask::BEFORE,
-            Stage::Seek | Stage::Count | Stage::Recover(_) | Stage::Rest(_) | Stage::Done => Ask::WHOLE,
+            Stage::Before { .. } => Ask::BEFORE,
+            Stage::Seek
+            | Stage::Count
+            | Stage::Recover(_)
+            | Stage::Untold(_)
+            | Stage::Rest(_)
+            | Stage::Done => Ask::WHOLE,
         }
     }
 
@@ -206,7 +223,8 @@ impl Machine {
             Event::Silent => self.recover(),
             Event::Probed(data) => self.probed(data),
             Event::Woken { ended } => match &self.stage {
-                Stage::Live(_) if ended => self.go_to(Stage::Drain(None)),
+                Stage::Live(_) | Stage::Untold(_) if ended => self.go_to(Stage::Drain(None)),
+                Stage::Untold(pauses) => self.untold(*pauses),
                 _ => Do::Ask(self.ask()),
             },
         }

@@ -1,7 +1,8 @@
 //! What the end of a response means: that the log is over, that it goes on elsewhere, or nothing, so that it is asked for again.
 
 use super::reading::readable;
-use super::{Machine, PAUSE_AWAY, PAUSE_FIRST, PAUSE_MAX, Stage};
+use super::{Machine, PAUSE_AWAY, PAUSE_FIRST, PAUSE_MAX, Stage, UNTOLD_PAUSES};
+use crate::model::time::LogTime;
 use crate::platform::emit::Filter;
 use crate::platform::kube::log::lines::Rest;
 use crate::platform::kube::log::step::Do;
@@ -61,13 +62,31 @@ impl Machine {
             }
             Stage::Drain(Some(_)) => self.recover(),
             Stage::Recover(Some(_)) if self.follow && !self.ended && !ended => {
-                self.go_to(Stage::Before(self.window.aligner()))
+                self.go_to(Stage::Before { place: self.window.aligner(), first: None })
             }
-            // If it is not there either: of which run that log is, times would tell, and no clock is believed with that.
-            Stage::Recover(Some(_)) | Stage::Before(_) => self.rotated(),
-            Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Rest(_) => self.at_end(ended),
+            Stage::Before { first, .. } if !ended && self.is_untold(first) => self.untold(UNTOLD_PAUSES),
+            Stage::Recover(Some(_)) | Stage::Before { .. } => self.rotated(),
+            Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Untold(_) | Stage::Rest(_) => {
+                self.at_end(ended)
+            }
             Stage::Done => Do::Finish,
         }
+    }
+
+    /// Whether the run has ended, going by the kubelet, which has another one behind the one whose first line has the time `first`: if
+    /// that is not older than the run that is read, it is this one, or a later one. Times are believed for as long as it is waited for
+    /// the API server's word, and no longer.
+    fn is_untold(&self, first: Option<LogTime>) -> bool {
+        self.is_first_run || first.is_some_and(|first| !self.is_fresh(first))
+    }
+
+    /// Waits for the API server to be told that the run has ended. If it is not, the run goes on, and its place was rotated away.
+    pub(super) fn untold(&mut self, pauses: u32) -> Do {
+        let Some(left) = pauses.checked_sub(1) else { return self.rotated() };
+        self.stage = Stage::Untold(left);
+        // The whole file is another one then.
+        self.searched = false;
+        Do::Pause(PAUSE_MAX)
     }
 
     /// The place is in no file any more: reads what there is.
@@ -87,7 +106,7 @@ impl Machine {
     }
 
     pub(super) fn broken(&mut self, why: String) -> Do {
-        if let Stage::Before(_) = self.stage {
+        if let Stage::Before { .. } = self.stage {
             // There is no such run any more, only the kubelet has not noticed yet.
             return self.rotated();
         }
@@ -130,7 +149,7 @@ impl Machine {
         if self.start().is_none() {
             return Do::Fail(Error::NotFound(why));
         }
-        if let Stage::Before(_) = self.stage {
+        if let Stage::Before { .. } = self.stage {
             return self.rotated();
         }
         if !(self.followed && matches!(self.stage, Stage::Drain(_))) {

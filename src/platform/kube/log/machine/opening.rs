@@ -23,7 +23,7 @@ impl Machine {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
                 *place = (!self.window.is_empty()).then(|| self.window.aligner());
             }
-            Stage::Before(place) => *place = self.window.aligner(),
+            Stage::Before { place, first } => (*place, *first) = (self.window.aligner(), None),
             Stage::Last(last) => {
                 last.begin_anew();
                 self.count_anew();
@@ -35,7 +35,7 @@ impl Machine {
             }
             // The lines that it remembers will stand in the order of this file.
             Stage::Rest(_) => self.window = Window::default(),
-            Stage::Glance { .. } | Stage::Done => {}
+            Stage::Glance { .. } | Stage::Untold(_) | Stage::Done => {}
         }
         Do::Read
     }

@@ -66,7 +66,8 @@ impl Machine {
                     return true;
                 }
             }
-            Stage::Before(place) => {
+            Stage::Before { place, first } => {
+                first.get_or_insert(time);
                 let Some(mark) = mark else { return true };
                 if place.take(mark) == Place::Last {
                     // It is the run that is read: what follows is the rest of it.

@@ -143,7 +143,7 @@ struct Play {
 
 impl Play {
     fn new(server: Server, from: From, follow: bool) -> Self {
-        let machine = Machine::new(from, follow, LogTime::from_nanos(STARTED));
+        let machine = Machine::new(from, follow, LogTime::from_nanos(STARTED), false);
         let next = Do::Ask(machine.ask());
         Self { server, machine, next, heard: Heard::default() }
     }
@@ -385,7 +385,7 @@ fn a_kubelets_words_are_nobodys_output() {
     play.heard.check(&play.server.log);
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (6, 0));
     // If nothing else can be had, it is a failure and not a log.
-    let mut machine = Machine::new(From::Start, false, LogTime::from_nanos(0));
+    let mut machine = Machine::new(From::Start, false, LogTime::from_nanos(0), false);
     machine.on(Event::Opened { ended: true });
     machine.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
     assert!(matches!(machine.on(Event::Complete { ended: true }), Do::Fail(Error::Unavailable(_))));

@@ -50,38 +50,88 @@ fn a_run_that_ended_unseen_is_told_from_the_next_one_and_from_a_rotation() {
     // What the kubelet has of the run before the present one; what is to come of it: lines, gaps, and whether it is over.
     let cases = [
         (Some(lines(5, 7, 1_000)), (12, vec![], true)),
-        (Some(lines(0, 9, 2_000)), (13, vec![10], false)),
         (Some(lines(0, 9, 500)), (13, vec![10], false)),
         (Some(String::new()), (13, vec![10], false)),
         (None, (13, vec![10], false)),
     ];
     for (before, expected) in cases {
-        let mut play = Play::new(Server::default(), From::Start, true);
-        let respond = |play: &mut Play, expected: Ask, text: &str| {
-            assert!(matches!(play.next, Do::Ask(ask) if ask == expected), "{:?}", play.next);
-            play.on(Event::Opened { ended: false });
-            play.on(Event::Data(text.as_bytes()));
-            if matches!(play.next, Do::Read) && !expected.follow {
-                play.on(Event::Complete { ended: false });
-            }
-        };
-        respond(&mut play, Ask::WHOLE, &lines(0, 10, 1_000));
-        respond(&mut play, Ask::FOLLOW, &lines(0, 10, 1_000));
-        play.on(Event::Complete { ended: false });
-        play.on(Event::Woken { ended: false });
-        // Another file, or another run.
-        let other = lines(12, 3, 3_000);
-        respond(&mut play, Ask::FOLLOW, &other);
-        respond(&mut play, Ask::WHOLE, &other);
+        let (mut play, other) = lost_its_place(false);
         match &before {
-            Some(before) => respond(&mut play, Ask::BEFORE, before),
+            Some(before) => play.respond(Ask::BEFORE, before),
             None => play.on(Event::Broken("unable to retrieve container logs".into())),
         }
         let is_over = matches!(play.next, Do::Finish);
         if !is_over {
-            respond(&mut play, Ask::WHOLE, &other);
+            play.respond(Ask::WHOLE, &other);
         }
         assert_eq!((play.heard.lines.len(), play.heard.gaps_before, is_over), expected, "{before:?}");
+    }
+}
+
+#[test]
+fn a_run_that_has_ended_and_is_found_nowhere_is_waited_for() {
+    // What the kubelet has of the run before the present one is not older than the run that is read; or that was the pod's first.
+    for (is_first_run, before) in
+        [(false, lines(7, 9, 2_000)), (true, lines(7, 9, 500)), (true, String::new())]
+    {
+        let lost = || {
+            let (mut play, other) = lost_its_place(is_first_run);
+            play.respond(Ask::BEFORE, &before);
+            for _ in 1..UNTOLD_PAUSES {
+                assert!(matches!(play.next, Do::Pause(PAUSE_MAX)), "{:?}", play.next);
+                play.on(Event::Woken { ended: false });
+            }
+            assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (10, 0));
+            (play, other)
+        };
+        // The API server is told: what is left of that run, and nothing of another.
+        let (mut play, _) = lost();
+        play.on(Event::Woken { ended: true });
+        for ask in [Ask { follow: false, ..Ask::FOLLOW }, Ask::WHOLE, Ask::WHOLE] {
+            play.respond_ended(ask, &lines(17, 2, 1_500));
+        }
+        assert!(matches!(play.next, Do::Finish), "{:?}", play.next);
+        assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (12, vec![10]));
+        // It is not: then it was a rotation after all, and the times were wrong.
+        let (mut play, other) = lost();
+        play.on(Event::Woken { ended: false });
+        play.respond(Ask::WHOLE, &other);
+        assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (13, vec![10]));
+    }
+}
+
+/// A run whose place is not in its log as far as is known, which holds another file or another run; and what it holds.
+fn lost_its_place(is_first_run: bool) -> (Play, String) {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.machine.is_first_run = is_first_run;
+    play.respond(Ask::WHOLE, &lines(0, 10, 1_000));
+    play.respond(Ask::FOLLOW, &lines(0, 10, 1_000));
+    play.on(Event::Complete { ended: false });
+    play.on(Event::Woken { ended: false });
+    let other = lines(12, 3, 3_000);
+    play.respond(Ask::FOLLOW, &other);
+    play.respond(Ask::WHOLE, &other);
+    (play, other)
+}
+
+impl Play {
+    /// Answers what is asked, which is this.
+    fn respond(&mut self, expected: Ask, text: &str) {
+        self.respond_as(expected, text, false);
+    }
+
+    /// The same, of a run that is known to have ended.
+    fn respond_ended(&mut self, expected: Ask, text: &str) {
+        self.respond_as(expected, text, true);
+    }
+
+    fn respond_as(&mut self, expected: Ask, text: &str, ended: bool) {
+        assert!(matches!(self.next, Do::Ask(ask) if ask == expected), "{:?}", self.next);
+        self.on(Event::Opened { ended });
+        self.on(Event::Data(text.as_bytes()));
+        if matches!(self.next, Do::Read) && !expected.follow {
+            self.on(Event::Complete { ended });
+        }
     }
 }
 
