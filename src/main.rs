@@ -123,9 +123,12 @@ fn say(text: &str) -> ExitCode {
 }
 
 fn put(bytes: &[u8]) -> ExitCode {
-    match io::stdout().write_all(bytes) {
+    let mut stdout = io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Exit::Done.into(),
-        Err(_) => Exit::Failed.into(),
+        // Who reads has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done.into(),
+        Err(error) => fail(&format!("cannot write: {error}")),
     }
 }
 

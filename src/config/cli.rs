@@ -33,11 +33,13 @@ Exit codes:
     0  done
     1  failed for another reason; for 'demo': lines were lost without a report
     2  wrong usage
-    3  refused: not authenticated, not permitted, or a quota is used up
+    3  refused: not authenticated, not permitted, the gateway is not trusted,
+       or a quota is used up
     4  not found: no such lease, service or replica
     5  unavailable: the gateway could not be reached, or is going away
     6  done, but lines were lost (each loss was reported on standard error)
-    7  'restart': a replica did not come back, or was left alone since one before it did not
+    7  'restart': a replica did not come back, or was left alone since one
+       before it did not
     8  'restart': not all are back yet; none has failed, and it goes on
   130  interrupted by Ctrl-C";
 
@@ -45,7 +47,7 @@ const PROGRAM_EXAMPLES: &str = "\
 Examples:
   See it work on this machine, for ten seconds:
       leasemux demo --for 10s
-  Make a tenant, let the gateway trust it, and run a gateway with one lease of it:
+  Make a tenant, trust it, and run a gateway with one lease of it:
       PROVIDER=akash1d3jkzum9d46hsgryv4kk7mnnw3exzar9zlwx9n
       leasemux identity new --dir tenant
       mkdir trusted && cp tenant/cert.pem trusted/tenant.pem
@@ -55,8 +57,9 @@ Examples:
       leasemux logs $(cat tenant/address)/1/1/1/$PROVIDER --follow \\
           --identity tenant --ca .leasemux/server.pem
 
-Every flag can also be given by an environment variable: --admin-listen is LEASEMUX_ADMIN_LISTEN.
-Several values are separated by commas there. 'serve' also takes a file, where it is admin-listen.";
+Every flag can also be given by an environment variable: --admin-listen is
+LEASEMUX_ADMIN_LISTEN. Several values are separated by commas there. 'serve'
+also takes a file, where it is admin-listen.";
 
 /// Follow the logs of Akash leases: a gateway that reads each log once, however many follow it.
 #[derive(Debug, Parser)]

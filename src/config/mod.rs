@@ -134,7 +134,8 @@ fn definition() -> clap::Command {
         command
             .mut_args(|arg| {
                 let hint = hint(&arg);
-                arg.value_hint(hint)
+                // So that a value below zero is judged as one, and not taken for a flag that there is not.
+                arg.value_hint(hint).allow_negative_numbers(true)
             })
             .mut_subcommands(hinted)
     }
@@ -262,6 +263,19 @@ mod tests {
         });
     }
 
+    /// Help and man pages show these lines as they are; where a terminal is narrower, an example can no longer be copied.
+    #[test]
+    fn examples_fit_a_terminal() {
+        const COLUMNS: usize = 80;
+        each_command(&mut |path, command| {
+            let below = [command.get_after_help(), command.get_after_long_help()];
+            let below: Vec<String> = below.into_iter().flatten().map(ToString::to_string).collect();
+            for line in below.iter().flat_map(|text| text.lines()) {
+                assert!(line.chars().count() <= COLUMNS, "{path:?}: {line}");
+            }
+        });
+    }
+
     /// A value that no flag takes, on each flag alone, is a fault that names this very flag: ids and fields belong together.
     #[test]
     fn every_flag_is_judged_under_its_own_name() {
@@ -373,5 +387,7 @@ mod tests {
         let args: Vec<&str> =
             ["logs", LEASE, "--service=web"].into_iter().chain(many.iter().map(String::as_str)).collect();
         assert!(faults(&args)[0].contains("at most 1024"));
+        let below = faults(&["logs", LEASE, "--tail", "-1"]);
+        assert!(below[0].starts_with("--tail \"-1\": must be a whole number"), "{below:?}");
     }
 }

@@ -42,6 +42,20 @@ fn refused(args: &[&str], environment: &[(&str, &str)]) -> String {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_told() {
+    for args in [&["man"][..], &["completions", "bash"]] {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = command(args, &[]).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&output).starts_with("leasemux: cannot write: "), "{args:?}: {}", stderr(&output));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command(args, &[]).stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[test]
 fn help_is_an_answer() {
     for args in [
         &["--help"][..],

@@ -9,15 +9,18 @@ Examples:
   Everything that can still be read, from all services:
       leasemux logs $LEASE --identity tenant --ca server.pem
   The last 100 lines of one service, and whatever comes:
-      leasemux logs $LEASE --identity tenant --ca server.pem --service web --tail 100 --follow
+      leasemux logs $LEASE --identity tenant --ca server.pem \\
+          --service web --tail 100 --follow
   Two replicas of a service since five minutes ago, with times:
-      leasemux logs $LEASE --identity tenant --ca server.pem --service web \\
-          --replica 0 --replica 1 --since 5m --timestamps
+      leasemux logs $LEASE --identity tenant --ca server.pem \\
+          --service web --replica 0 --replica 1 --since 5m --timestamps
   As JSON, one object a line, for a program:
-      leasemux logs $LEASE --identity tenant --ca server.pem --follow -o json | jq -r 'select(.type==\"line\").line'
+      leasemux logs $LEASE --identity tenant --ca server.pem -f -o json \\
+          | jq -r 'select(.type==\"line\").line'
 
-A follow that is cut reconnects by itself and goes on exactly where it was. Text lines go to standard output as they
-are; what is said about them (started, ended, lost lines, reconnects) goes to standard error. On a terminal, control
+A follow that is cut reconnects by itself and goes on exactly where it was. Text
+lines go to standard output as they are; what is said about them (started,
+ended, lost lines, reconnects) goes to standard error. On a terminal, control
 sequences in lines other than colours are shown, not obeyed.";
 
 // A gateway, and who asks it: of every command that calls one. (No doc comment: clap would take it for the command's.)
@@ -59,25 +62,31 @@ Examples:
   As it changes:
       leasemux status $LEASE --identity tenant --ca server.pem --follow
   For a program, an object for each change; here, what is not ready:
-      leasemux status $LEASE --identity tenant --ca server.pem --follow -o json \\
-          | jq -c '.services[] | {service, down: [.replicas[] | select(.ready | not) | .replica]}'
+      leasemux status $LEASE --identity tenant --ca server.pem -f -o json \\
+          | jq -c '.services[] | {service,
+                down: [.replicas[] | select(.ready | not) | .replica]}'
 
-On a terminal a followed table is redrawn in place. Elsewhere the table is printed once, and then each line that
-changed. A follow that is cut reconnects by itself, and shows what is then.";
+On a terminal a followed table is redrawn in place. Elsewhere the table is
+printed once, and then each line that changed. A follow that is cut reconnects
+by itself, and shows what is then.";
 
 const RESTART_EXAMPLES: &str = "\
 Examples:
   One service, replica after replica, waiting until all are back:
       leasemux restart $LEASE --identity tenant --ca server.pem --service web
   One replica of it:
-      leasemux restart $LEASE --identity tenant --ca server.pem --service web --replica 1
+      leasemux restart $LEASE --identity tenant --ca server.pem \\
+          --service web --replica 1
   Everything under the lease; ask, and do not wait:
-      leasemux restart $LEASE --identity tenant --ca server.pem --all --timeout 0
-  By a name: done again within an hour, it joins the first and restarts nothing anew:
-      leasemux restart $LEASE --identity tenant --ca server.pem --service web --request-id deploy-7
+      leasemux restart $LEASE --identity tenant --ca server.pem \\
+          --all --timeout 0
+  By a name: done again within an hour, it joins the first instead:
+      leasemux restart $LEASE --identity tenant --ca server.pem \\
+          --service web --request-id deploy-7
 
-Replicas restart one after the other. Each must come back and stay up before the next is touched; the first that
-does not ends it, and the others are left alone. Ctrl-C and --timeout end the waiting, not the restart.";
+Replicas restart one after the other. Each must come back and stay up before the
+next is touched; the first that does not ends it, and the others are left alone.
+Ctrl-C and --timeout end the waiting, not the restart.";
 
 /// Print the logs of a lease's services
 #[derive(Debug, Args)]

@@ -14,19 +14,24 @@ Examples:
       leasemux serve --platform local --trust-dir trusted \\
           --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/shop.yaml
   Two leases, open to the network under a name, from the environment:
-      LEASEMUX_LEASE=$LEASE_A=a.yaml,$LEASE_B=b.yaml LEASEMUX_LISTEN=0.0.0.0:8446 \\
-          leasemux serve --platform local --trust-dir trusted --public-hostname gateway.example.com
+      LEASEMUX_LEASE=$LEASE_A=a.yaml,$LEASE_B=b.yaml \\
+      LEASEMUX_LISTEN=0.0.0.0:8446 \\
+          leasemux serve --platform local --trust-dir trusted \\
+          --public-hostname gateway.example.com
   The leases of an Akash provider's cluster, from inside it:
       leasemux serve --platform kube --provider $PROVIDER --trust-dir trusted \\
           --listen 0.0.0.0:8446 --public-hostname provider.example.com
   From a file, after looking into it:
-      leasemux serve --config gateway.toml --check && leasemux serve --config gateway.toml
+      leasemux serve --config gateway.toml --check \\
+          && leasemux serve --config gateway.toml
 
-The gateway prints one line on standard output when it is ready, with the addresses really bound:
-      leasemux ready: gateway https://127.0.0.1:8446 admin http://127.0.0.1:9446
-The log goes to standard error. SIGTERM or Ctrl-C ends it in order (--lame-duck, then --drain-timeout);
-a second one at once.
-The processes of all leases run as the user who started the gateway: nothing isolates them from each other.";
+The gateway prints one line on standard output when it is ready, with the
+addresses really bound:
+  leasemux ready: gateway https://127.0.0.1:8446 admin http://127.0.0.1:9446
+The log goes to standard error. SIGTERM or Ctrl-C ends it in order (--lame-duck,
+then --drain-timeout); a second one at once.
+The processes of all leases run as the user who started the gateway: nothing
+isolates them from each other.";
 
 /// Run a gateway
 #[derive(Debug, Args)]

@@ -8,7 +8,8 @@ Examples:
   In this shell, now:
       source <(leasemux completions bash)
   For good (bash, zsh, fish):
-      leasemux completions bash > ~/.local/share/bash-completion/completions/leasemux
+      leasemux completions bash \\
+          > ~/.local/share/bash-completion/completions/leasemux
       leasemux completions zsh > \"${fpath[1]}/_leasemux\"
       leasemux completions fish > ~/.config/fish/completions/leasemux.fish";
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 const IDENTITY_EXAMPLES: &str = "\
 Examples:
-  A fresh tenant, trusted by a gateway that was started with --trust-dir trusted:
+  A fresh tenant, trusted by a gateway with --trust-dir trusted:
       leasemux identity new --dir tenant
       cp tenant/cert.pem trusted/tenant.pem
       cat tenant/address";
@@ -13,9 +13,10 @@ const DEMO_EXAMPLES: &str = "\
 Examples:
   Ten seconds, then a summary:
       leasemux demo --for 10s
-  With a thousand more followers, each on its own connection, each checking every line:
+  With a thousand more followers, each on its own connection, each checking:
       leasemux demo --for 20s --followers 1000
-  With services of your own; lines that begin with a counter (\"1 …\", \"2 …\") are checked:
+  With services of your own; lines that begin with a counter (\"1 …\", \"2 …\")
+  are checked:
       leasemux demo --sdl my.yaml";
 
 /// Make a tenant's identity

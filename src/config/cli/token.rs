@@ -4,8 +4,9 @@ use clap::{Args, Subcommand};
 
 const TOKEN_EXAMPLES: &str = "\
 Examples:
-  A token that may read logs and status of one service of a lease, for a quarter of an hour:
-      leasemux token new --identity tenant --lease $LEASE --scope logs,status --service web > web.token
+  A token for logs and status of one service, for a quarter of an hour:
+      leasemux token new --identity tenant --lease $LEASE --service web \\
+          --scope logs,status > web.token
   What it says, and whether a gateway with this trust directory would take it:
       leasemux token check @web.token --trust-dir trusted
   Use it:
@@ -18,15 +19,16 @@ Examples:
   Logs and status of all leases, for an hour:
       leasemux token new --identity tenant --scope logs,status --ttl 1h
   Restarts of two services of one lease:
-      leasemux token new --identity tenant --lease $LEASE --scope restart --service web --service api";
+      leasemux token new --identity tenant --lease $LEASE --scope restart \\
+          --service web --service api";
 
 const TOKEN_CHECK_EXAMPLES: &str = "\
 Examples:
   Against the keys that a gateway trusts:
       leasemux token check @web.token --trust-dir trusted
   Against one key, as it was at another time, at the provider that it is for:
-      leasemux token check @web.token --key $(cut -d' ' -f2 tenant/account.pub) \\
-          --at 2026-11-25T12:00:00Z --provider $PROVIDER
+      leasemux token check @web.token --at 2026-11-25T12:00:00Z \\
+          --key $(cut -d' ' -f2 tenant/account.pub) --provider $PROVIDER
 
 Exit codes:
     0  it would be accepted; its claims are printed as JSON
