@@ -47,7 +47,7 @@ use crate::host::notify::{DirWatch, Notifier};
 
 use super::{Error, From, Tail, TailItem};
 use seek::{Seek, Sought};
-use walk::Walk;
+use walk::{Until, Walk};
 
 pub use files::LogFiles;
 
@@ -89,10 +89,10 @@ pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow
     if !tokio::fs::try_exists(&log.dir).await.map_err(|error| log.failed("looking for", error))? {
         return Err(files::missing());
     }
+    let until = follow.until();
     // Before the first look, so that nothing happens between the two.
-    let watch = (!follow.is_ending()).then(|| notifier.watch(&log.dir));
-    let ending = follow.is_ending();
-    let mut seek = blocking(move || Seek::new(log, from, ending)).await?;
+    let watch = (until == Until::Growing).then(|| notifier.watch(&log.dir));
+    let mut seek = blocking(move || Seek::new(log, from, until)).await?;
     let (walk, start) = loop {
         match blocking(move || seek.step()).await? {
             Sought::Seeking(further) => seek = further,
@@ -117,11 +117,11 @@ async fn blocking<T: Send + 'static>(
 // === impl Follow ===
 
 impl Follow {
-    /// Whether nothing more is to come.
-    fn is_ending(&self) -> bool {
+    fn until(&self) -> Until {
         match self {
-            Self::No => true,
-            Self::UntilEnd(end) => end.is_cancelled(),
+            Self::No => Until::Now,
+            Self::UntilEnd(end) if end.is_cancelled() => Until::End,
+            Self::UntilEnd(_) => Until::Growing,
         }
     }
 }
@@ -147,19 +147,15 @@ impl Reader {
 
     async fn read(self) -> Result<Self, Error> {
         // Asked before reading, so that what is read up to the end is all there will be.
-        let ending = self.follow.is_ending();
-        let finishes = ending && matches!(self.follow, Follow::UntilEnd(_));
+        let until = self.follow.until();
         let mut walk = self.walk;
         let (walk, items, state) = blocking(move || {
-            let idle = walk.pull(ending)?;
-            if idle && finishes {
-                walk.finish();
-            }
+            let idle = walk.pull(until)?;
             let items = walk.take(idle);
-            let state = match (idle, ending) {
+            let state = match (idle, until) {
                 (false, _) => State::Read,
-                (true, false) => State::Wait,
-                (true, true) => State::End,
+                (true, Until::Growing) => State::Wait,
+                (true, Until::Now | Until::End) => State::End,
             };
             Ok((walk, items, state))
         })

@@ -13,7 +13,7 @@ use crate::model::time::LogTime;
 use crate::platform::{Error, From};
 
 use super::files::{Entry, LogFiles, missing};
-use super::walk::{Checkpoint, Walk};
+use super::walk::{Checkpoint, Until, Walk};
 use crate::platform::emit::{Filter, unknown_gap};
 
 /// How far before what is asked for a reading begins at least, in bytes of files: a tenth of a file of a kubelet's usual size, and
@@ -31,7 +31,7 @@ const LOOKS_MAX: usize = 64;
 pub(super) struct Seek {
     log: LogFiles,
     from: From,
-    ending: bool,
+    until: Until,
     walk: Walk,
     /// Whether the reading began at the oldest file.
     whole: bool,
@@ -64,11 +64,11 @@ pub(super) enum Sought {
 
 impl Seek {
     /// Begins to look in the files of `log`.
-    pub(super) fn new(log: LogFiles, from: From, ending: bool) -> Result<Self, Error> {
-        Self::attempt(log, from, ending, false)
+    pub(super) fn new(log: LogFiles, from: From, until: Until) -> Result<Self, Error> {
+        Self::attempt(log, from, until, false)
     }
 
-    fn attempt(log: LogFiles, from: From, ending: bool, whole: bool) -> Result<Self, Error> {
+    fn attempt(log: LogFiles, from: From, until: Until, whole: bool) -> Result<Self, Error> {
         let filter = match from {
             From::Start => Filter::All,
             From::Last(_) => Filter::Nothing,
@@ -77,7 +77,7 @@ impl Seek {
         };
         for _ in 0..LOOKS_MAX {
             let list = log.list()?;
-            if ending && list.is_empty() {
+            if until != Until::Growing && list.is_empty() {
                 return Err(missing());
             }
             let index = if whole { 0 } else { first_file(&log, &list, from) };
@@ -88,7 +88,7 @@ impl Seek {
                     floor: firsts.and_then(|firsts| firsts.into_iter().max()),
                     log,
                     from,
-                    ending,
+                    until,
                     walk,
                     whole: index == 0,
                     several: list.len() > 1,
@@ -107,7 +107,7 @@ impl Seek {
         if let Some(start) = self.walk.emitter().start() {
             return self.found(start);
         }
-        let idle = self.walk.pull(self.ending)?;
+        let idle = self.walk.pull(self.until)?;
         match (self.walk.emitter().start(), idle) {
             (Some(start), _) => self.found(start),
             (None, false) => Ok(Sought::Seeking(self)),
@@ -151,7 +151,7 @@ impl Seek {
     /// Reads to the end, remembering places, and then goes back to one before the last `lines` lines.
     fn count(mut self, lines: u64) -> Result<Sought, Error> {
         self.counted.pass(&self.walk);
-        if !self.walk.pull(self.ending)? {
+        if !self.walk.pull(self.until)? {
             return Ok(Sought::Seeking(self));
         }
         let (at, counted) = (self.walk.emitter().at(), self.walk.emitter().lines());
@@ -181,7 +181,7 @@ impl Seek {
 
     /// Begins again at the oldest file.
     fn again(self) -> Result<Sought, Error> {
-        Self::attempt(self.log, self.from, self.ending, true).map(Sought::Seeking)
+        Self::attempt(self.log, self.from, self.until, true).map(Sought::Seeking)
     }
 
     fn is_above_floor(&self, position: Position) -> bool {

@@ -187,6 +187,37 @@ async fn an_unfinished_line_is_delivered_only_when_the_run_has_ended() {
     assert_eq!(rest(&mut tail).await, ["whole\n", "begunno newline"]);
 }
 
+#[tokio::test]
+async fn behind_an_unfinished_line_of_a_run_that_has_ended_nothing_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "whole");
+    writer.raw("1970-01-01T00:00:01Z stdout P begun\n");
+    let ended = CancellationToken::new();
+    ended.cancel();
+    let notifier = Notifier::polling();
+    let whole = Position::START.after_line(LogTime::from_nanos(1));
+    let begun = whole.after_line(LogTime::from_nanos(1_000_000_000));
+    for (from, start, lines) in [
+        (From::Start, Position::START, &["whole\n", "begun"][..]),
+        (From::After(whole), whole, &["begun"]),
+        (From::After(whole.after_bytes(2)), whole.after_bytes(2), &["gun"]),
+        (From::After(begun), begun, &[]),
+        (From::Last(2), Position::START, &["whole\n", "begun"]),
+        (From::Last(1), whole, &["begun"]),
+        (From::Last(0), begun, &[]),
+        (From::Since(LogTime::from_nanos(2)), whole, &["begun"]),
+    ] {
+        let follow = Follow::UntilEnd(ended.clone());
+        let mut tail = open(&notifier, log(&dir), from, follow).await.unwrap();
+        assert_eq!(
+            (tail.start, rest(&mut tail).await.as_slice()),
+            (start, lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>().as_slice()),
+            "{from:?}"
+        );
+    }
+}
+
 /// As a crash of whoever writes leaves it.
 #[tokio::test]
 async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
@@ -325,7 +356,7 @@ fn a_run_that_is_removed_while_a_place_in_it_is_looked_for_has_a_gap() {
     {
         let dir = tempfile::tempdir().unwrap();
         fill(&mut Writer::new(dir.path()));
-        let mut seek = Seek::new(log(&dir), from, true).unwrap();
+        let mut seek = Seek::new(log(&dir), from, Until::Now).unwrap();
         let mut looked = false;
         let mut walk = loop {
             match seek.step().unwrap() {
@@ -336,7 +367,7 @@ fn a_run_that_is_removed_while_a_place_in_it_is_looked_for_has_a_gap() {
                 remove_all(&dir);
             }
         };
-        while !walk.pull(true).unwrap() {}
+        while !walk.pull(Until::Now).unwrap() {}
         let mut heard = Vec::new();
         for item in walk.take(true) {
             hear(&item, &mut heard);

@@ -34,6 +34,17 @@ pub(super) struct Walk {
     lines: Lines,
 }
 
+/// How far a log is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// As far as it goes; more is to come.
+    Growing,
+    /// As far as it goes now.
+    Now,
+    /// To the end of the run, with which every line ends.
+    End,
+}
+
 /// The file being read.
 #[derive(Debug)]
 struct Here {
@@ -136,9 +147,9 @@ impl Walk {
         &mut self.lines.emitter
     }
 
-    /// Reads up to [`READ_MAX_BYTES`]. Returns whether it came to the end of what there is. `ending` says that nothing more
-    /// is waited for.
-    pub(super) fn pull(&mut self, ending: bool) -> Result<bool, Error> {
+    /// Reads up to [`READ_MAX_BYTES`]. Returns whether it came to the end of what there is.
+    pub(super) fn pull(&mut self, until: Until) -> Result<bool, Error> {
+        let ending = until != Until::Growing;
         let mut left = READ_MAX_BYTES;
         for _ in 0..STEPS_MAX {
             match self.step(ending, left)? {
@@ -146,6 +157,9 @@ impl Walk {
                 Step::Idle => {
                     if ending {
                         self.tell_what_is_gone();
+                    }
+                    if until == Until::End {
+                        self.finish();
                     }
                     return Ok(true);
                 }
@@ -168,8 +182,8 @@ impl Walk {
         self.lines.emitter.take(rest)
     }
 
-    /// The run has ended, and all was read: ends what is unfinished.
-    pub(super) fn finish(&mut self) {
+    /// All was read, and nothing is to come: ends what is unfinished.
+    fn finish(&mut self) {
         self.close_segment();
         self.lines.assembler.finish(&mut self.lines.emitter);
     }

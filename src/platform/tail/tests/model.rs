@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 use proptest::prelude::*;
 
 use super::super::seek::{Seek, Sought};
-use super::super::walk::{Step, Walk};
+use super::super::walk::{Step, Until, Walk};
 use super::*;
 use crate::model::limits::LINE_HELD_MAX_BYTES;
 use crate::model::line::GapCause;
@@ -329,7 +329,7 @@ impl Ear {
 }
 
 fn seek(log: &LogFiles, from: From) -> (Walk, Position) {
-    let mut seek = Seek::new(log.clone(), from, false).unwrap();
+    let mut seek = Seek::new(log.clone(), from, Until::Growing).unwrap();
     loop {
         match seek.step().unwrap() {
             Sought::Seeking(further) => seek = further,
@@ -338,12 +338,9 @@ fn seek(log: &LogFiles, from: From) -> (Walk, Position) {
     }
 }
 
-fn drain(walk: &mut Walk, ear: &mut Ear, ending: bool) {
-    while !walk.pull(ending).unwrap() {
+fn drain(walk: &mut Walk, ear: &mut Ear, until: Until) {
+    while !walk.pull(until).unwrap() {
         ear.hear(walk.take(false));
-    }
-    if ending {
-        walk.finish();
     }
     ear.hear(walk.take(true));
 }
@@ -382,7 +379,7 @@ impl Follower {
         let at = self.ear.last.unwrap_or(self.start);
         let (mut oldest, _) = seek(&world.log, From::Start);
         let mut first = Ear::default();
-        drain(&mut oldest, &mut first, false);
+        drain(&mut oldest, &mut first, Until::Growing);
         let tied = first.lines().first().is_some_and(|(line, _)| line.time == at.time);
         if world.files.len() > 1 && (tied || at == Position::START) {
             self.gaps_allowed += 1;
@@ -423,7 +420,7 @@ fn check_oracle(produced: &[Produced], ear: &Ear) {
 fn check_reading(world: &World, from: From, first: usize) {
     let (mut walk, start) = seek(&world.log, from);
     let mut ear = Ear::default();
-    drain(&mut walk, &mut ear, false);
+    drain(&mut walk, &mut ear, Until::Growing);
     let positions = world.positions();
     let expected: Vec<_> =
         world.produced.iter().cloned().zip(positions.iter().copied()).skip(first).collect();
@@ -474,16 +471,16 @@ fn act(world: &mut World, follower: &mut Follower, action: Action) {
         }
         Action::Remove => {}
         Action::Read { steps, bytes } => follower.read(steps, bytes),
-        Action::Drain => drain(&mut follower.walk, &mut follower.ear, false),
+        Action::Drain => drain(&mut follower.walk, &mut follower.ear, Until::Growing),
         Action::Reopen => follower.reopen(world),
         // A line of which only the end is cut off would be told again by its beginning.
         Action::Truncate if world.held_over => {}
         Action::Truncate => {
-            drain(&mut follower.walk, &mut follower.ear, false);
+            drain(&mut follower.walk, &mut follower.ear, Until::Growing);
             let file = OpenOptions::new().write(true).open(world.active()).unwrap();
             if file.metadata().unwrap().len() > 0 {
                 file.set_len(0).unwrap();
-                drain(&mut follower.walk, &mut follower.ear, false);
+                drain(&mut follower.walk, &mut follower.ear, Until::Growing);
                 world.end_lines();
                 world.now += 10;
                 world.disturbed = true;
@@ -527,7 +524,7 @@ proptest! {
         }
         world.flush();
         world.end_lines();
-        drain(&mut follower.walk, &mut follower.ear, true);
+        drain(&mut follower.walk, &mut follower.ear, Until::End);
         check_oracle(&world.produced, &follower.ear);
         prop_assert!(follower.ear.gaps() <= follower.gaps_allowed, "{} > {}", follower.ear.gaps(), follower.gaps_allowed);
         if !world.disturbed {
@@ -556,7 +553,7 @@ fn gap_causes_are_told_apart() {
         fs::remove_file(kept.path).unwrap();
     }
     let mut gaps = Vec::new();
-    while !walk.pull(false).unwrap() {}
+    while !walk.pull(Until::Growing).unwrap() {}
     for item in walk.take(true) {
         if let TailItem::Gap(gap) = item {
             gaps.push((gap.cause, gap.exact));
@@ -568,7 +565,7 @@ fn gap_causes_are_told_apart() {
 /// What the follower heard since it was last asked, as text.
 fn heard(walk: &mut Walk) -> Vec<String> {
     let mut ear = Ear::default();
-    drain(walk, &mut ear, false);
+    drain(walk, &mut ear, Until::Growing);
     assert_eq!(ear.gaps(), 0);
     ear.lines().into_iter().map(|(line, _)| String::from_utf8(line.bytes).unwrap()).collect()
 }
