@@ -41,7 +41,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::cache::{Cache, Change, Look, Outcome};
-pub use self::connect::NodeError;
+pub use self::connect::{NodeError, check_authorities};
 use self::disk::Disk;
 use self::node::{Ledger, Node};
 use super::account::AccountKey;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use rustls::{AlertDescription, Error as TlsError};
+use rustls::{AlertDescription, CertificateError, Error as TlsError, InconsistentKeys};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -82,7 +82,7 @@ pub enum ConnectError {
     #[error("cannot use --token: {0}")]
     Token(#[source] io::Error),
     /// Certificate and key do not go together.
-    #[error("cannot use this identity: {0}")]
+    #[error("cannot use this identity: {}", misfit(.0))]
     Setup(#[source] TlsError),
     /// No connection: name unknown, refused, unreachable.
     #[error("cannot reach the gateway at {gateway}: {source}")]
@@ -96,10 +96,7 @@ pub enum ConnectError {
     #[error("the gateway at {0} did not answer within {CONNECT_TIMEOUT:?}")]
     Timeout(String),
     /// The gateway's certificate is not trusted.
-    #[error(
-        "the certificate of {gateway} is not trusted: {source}; give the gateway's certificate with --ca FILE \
-         (a gateway makes its own as server.pem in its data directory)"
-    )]
+    #[error("the certificate of {gateway} is not trusted: {source}; {}", advice(.source))]
     Untrusted {
         /// Whom.
         gateway: String,
@@ -278,6 +275,35 @@ impl ConnectError {
             | Self::Setup(_)
             | Self::Untrusted { .. }
             | Self::NotGrpc(_) => false,
+        }
+    }
+}
+
+/// What is wrong with certificate and key.
+fn misfit(error: &TlsError) -> String {
+    match error {
+        TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            "the key in key.pem does not belong to the certificate in cert.pem".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+/// What helps against a certificate that is not trusted.
+fn advice(error: &TlsError) -> &'static str {
+    use CertificateError as Wrong;
+    match error {
+        TlsError::InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. }) => {
+            "call the gateway by a name that stands in it (a gateway that makes its own takes more by --public-hostname)"
+        }
+        TlsError::InvalidCertificate(
+            Wrong::Expired
+            | Wrong::ExpiredContext { .. }
+            | Wrong::NotValidYet
+            | Wrong::NotValidYetContext { .. },
+        ) => "the gateway needs another one, unless a clock is wrong",
+        _ => {
+            "give the gateway's certificate with --ca FILE (a gateway makes its own as server.pem in its data directory)"
         }
     }
 }

@@ -4,12 +4,15 @@
 //! signed by one of them. Either way it must be valid now and bear the host's name, with or without the `mtls.` that
 //! clients with a certificate put before it (`akash.network` gateways choose their certificate by it).
 
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
@@ -18,6 +21,9 @@ use rustls::{
 
 use super::connect::ConnectError;
 use crate::config::{ServerTrust, Target};
+
+/// Largest PEM file that is read: all authorities of a system are some hundred KiB; anything beyond this is the wrong file.
+const PEM_MAX_BYTES: u64 = 1024 * 1024;
 
 /// The one application protocol of gRPC.
 pub(super) const ALPN: &[u8] = b"h2";
@@ -59,8 +65,7 @@ pub(super) fn client(
         Some(dir) => {
             let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
             let chain = certificates(&cert)?;
-            let key = PrivateKeyDer::from_pem_file(&key)
-                .map_err(|error| ConnectError::Pem { path: key, reason: error.to_string() })?;
+            let key = private_key(&key)?;
             builder.with_client_auth_cert(chain, key).map_err(ConnectError::Setup)?
         }
     };
@@ -93,15 +98,36 @@ fn trusted(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
     }
 }
 
-fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
-    let wrong = |reason: String| ConnectError::Pem { path: path.to_owned(), reason };
-    let found: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?.collect();
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem(path)?).collect();
     match found {
-        Ok(found) if found.is_empty() => Err(wrong("there is no certificate in it".to_owned())),
+        Ok(found) if found.is_empty() => Err(wrong(path, "there is no certificate in it")),
         Ok(found) => Ok(found),
-        Err(error) => Err(wrong(error.to_string())),
+        Err(error) => Err(wrong(path, error)),
     }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, ConnectError> {
+    PrivateKeyDer::from_pem_slice(&pem(path)?).map_err(|error| match error {
+        pem::Error::NoItemsFound => wrong(path, "there is no private key without a password in it"),
+        error => wrong(path, error),
+    })
+}
+
+fn pem(path: &Path) -> Result<Vec<u8>, ConnectError> {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(PEM_MAX_BYTES + 1).read_to_end(&mut text));
+    match read {
+        Err(error) => Err(wrong(path, error)),
+        Ok(_) if text.len() as u64 > PEM_MAX_BYTES => {
+            Err(wrong(path, format!("it is larger than {PEM_MAX_BYTES} bytes")))
+        }
+        Ok(_) => Ok(text),
+    }
+}
+
+fn wrong(path: &Path, reason: impl ToString) -> ConnectError {
+    ConnectError::Pem { path: path.to_owned(), reason: reason.to_string() }
 }
 
 // === impl Verifier ===
@@ -272,10 +298,44 @@ mod tests {
     }
 
     #[test]
-    fn files_without_certificates_are_refused() {
+    fn what_is_wrong_is_told_with_what_helps() {
+        let untrusted =
+            |source| ConnectError::Untrusted { gateway: "https://gw.example".to_owned(), source }.to_string();
+        let mut params = params(&["gw.example"]);
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::DAY;
+        let case = self_signed(params);
+        let trust = ServerTrust::File(case.file.clone());
+        let of = |trust, host, now| untrusted(judged(trust, &case.cert, host, now).unwrap_err());
+        assert!(of(&trust, "other.example", now()).contains("a name that stands in it"));
+        assert!(of(&trust, "gw.example", now() + 2 * DAY).contains("unless a clock is wrong"));
+        assert!(of(&ServerTrust::System, "gw.example", now()).contains("--ca FILE"));
+
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(&case.file, dir.path().join("cert.pem")).unwrap();
+        fs::write(dir.path().join("key.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        let target = Target {
+            gateway: "https://gw.example".parse().unwrap(),
+            identity: Some(dir.path().to_owned()),
+            token: None,
+            trust,
+        };
+        let host = ServerName::try_from("gw.example").unwrap();
+        let misfit = client(&target, &host).unwrap_err().to_string();
+        assert!(misfit.contains("does not belong to the certificate"), "{misfit}");
+    }
+
+    #[test]
+    fn files_without_certificates_or_keys_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("empty.pem");
         fs::write(&file, "nothing").unwrap();
         assert!(certificates(&file).unwrap_err().to_string().contains("no certificate"));
+        assert!(private_key(&file).unwrap_err().to_string().contains("no private key"));
+        fs::write(&file, vec![b'\n'; 1 + (1 << 20)]).unwrap();
+        // The first has no end.
+        for file in [Path::new("/dev/zero"), &file] {
+            assert!(certificates(file).unwrap_err().to_string().contains("larger than"));
+            assert!(private_key(file).unwrap_err().to_string().contains("larger than"));
+        }
     }
 }

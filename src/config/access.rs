@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
+use http::uri::Scheme;
 
 use super::cli::AccessArgs;
 use super::faults::Reader;
+use super::probes::Probes;
 use super::value::{directory, duration, file, node, parsed};
 use crate::model::id::Address;
 
@@ -38,16 +40,20 @@ pub struct ChainSource {
     pub grace: Duration,
 }
 
-pub(super) fn resolve(args: &AccessArgs, read: &mut Reader<'_>) -> Option<AccessConfig> {
+pub(super) fn resolve(args: &AccessArgs, probes: &Probes, read: &mut Reader<'_>) -> Option<AccessConfig> {
     let trust_dir = read.one("trust_dir", args.trust_dir.as_ref(), directory);
     if args.trust_dir.is_none() && args.chain_grpc.is_none() {
         let what = "the directory of trusted tenants' certificates (*.pem) and account keys (*.pub), or --chain-grpc";
         read.missing("trust_dir", what);
     }
     let node = read.one("chain_grpc", args.chain_grpc.as_ref(), node);
-    let authorities = read.one("chain_ca", args.chain_ca.as_ref(), file);
+    let authorities = read
+        .one("chain_ca", args.chain_ca.as_ref(), |text| file(text).and_then(|file| probes.authorities(file)));
     if args.chain_grpc.is_none() && args.chain_ca.is_some() {
         read.missing("chain_grpc", "the node whose certificate --chain-ca signs");
+    }
+    if args.chain_ca.is_some() && node.as_ref().is_some_and(|node| node.scheme() == Some(&Scheme::HTTP)) {
+        read.unfit("--chain-ca and --chain-grpc do not go together: an http node shows no certificate");
     }
     let grace = read.one("chain_grace", args.chain_grace.as_ref(), duration(GRACE_MIN..=GRACE_MAX));
     let provider = read.one("provider", args.provider.as_ref(), |text| {

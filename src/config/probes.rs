@@ -14,6 +14,11 @@ pub struct Probes {
     pub sdl: fn(&Path) -> Result<(), String>,
     /// Whether a certificate and its key can be loaded, and belong together.
     pub certificate: fn(&Path, &Path) -> Result<(), String>,
+    /// Whether a file holds authorities that can vouch for a node.
+    pub authorities: fn(&Path) -> Result<(), String>,
+    /// Whether a kubeconfig can be read, and has this context; without one, the context that it names itself. The answer names
+    /// the flags.
+    pub kubeconfig: fn(&Path, Option<&str>) -> Result<(), String>,
     /// Whether an address is this machine's, and may be listened on.
     pub listen: fn(SocketAddr) -> Result<(), String>,
     /// Whether a directory that may not exist yet can be written.
@@ -24,8 +29,14 @@ pub struct Probes {
 
 impl Probes {
     /// Probes that find nothing wrong.
-    pub const NONE: Self =
-        Self { sdl: |_| Ok(()), certificate: |_, _| Ok(()), listen: |_| Ok(()), data_dir: |_| Ok(()) };
+    pub const NONE: Self = Self {
+        sdl: |_| Ok(()),
+        certificate: |_, _| Ok(()),
+        authorities: |_| Ok(()),
+        kubeconfig: |_, _| Ok(()),
+        listen: |_| Ok(()),
+        data_dir: |_| Ok(()),
+    };
 
     pub(super) fn sdl(&self, file: PathBuf) -> Result<PathBuf, String> {
         (self.sdl)(&file).map(|()| file)
@@ -33,6 +44,14 @@ impl Probes {
 
     pub(super) fn certificate(&self, certificate: &Path, key: &Path) -> Result<(), String> {
         (self.certificate)(certificate, key)
+    }
+
+    pub(super) fn authorities(&self, file: PathBuf) -> Result<PathBuf, String> {
+        (self.authorities)(&file).map(|()| file)
+    }
+
+    pub(super) fn kubeconfig(&self, file: &Path, context: Option<&str>) -> Result<(), String> {
+        (self.kubeconfig)(file, context)
     }
 
     pub(super) fn listen(&self, address: SocketAddr) -> Result<SocketAddr, String> {

@@ -144,14 +144,14 @@ pub(super) fn resolve(
     let named = named(args, &mut read);
     let in_cluster = matches!(named, Some(Named::Kube | Named::Node));
     let leases = leases(args, in_cluster, probes, &mut read);
-    let access = access::resolve(&args.access, &mut read);
+    let access = access::resolve(&args.access, probes, &mut read);
     let provider = access.as_ref().and_then(|access| access.provider.clone());
     for (lease, _) in
         leases.iter().filter(|(lease, _)| provider.as_ref().is_some_and(|at| at != lease.provider()))
     {
         read.wrong("lease", &lease.to_string(), "must be a lease of the --provider");
     }
-    let kube = kube(args, in_cluster, provider, &mut read);
+    let kube = kube(args, in_cluster, provider, probes, &mut read);
     let node = node(args, named == Some(Named::Node), &mut read);
     let address = |text: &str| listen_address(text).and_then(|address| probes.listen(address));
     let listen = read.one("listen", args.listen.as_ref(), address);
@@ -229,6 +229,7 @@ fn kube(
     args: &ServeArgs,
     wanted: bool,
     provider: Option<Address>,
+    probes: &Probes,
     read: &mut Reader<'_>,
 ) -> Option<KubeOptions> {
     let provider_given = args.access.provider.is_some();
@@ -245,6 +246,9 @@ fn kube(
     let hostname = read.one("cluster_public_hostname", hostname, super::value::hostname);
     if !wanted {
         return None;
+    }
+    if let Some(Err(what)) = kubeconfig.as_ref().map(|file| probes.kubeconfig(file, context.as_deref())) {
+        read.unfit(&what);
     }
     if !provider_given {
         read.missing("provider", "the address of the provider whose leases are served");

@@ -5,18 +5,33 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
+use tokio::runtime::Builder;
 
+use super::with_source;
+use crate::access::chain;
 use crate::config::Probes;
 use crate::edge::tls;
+use crate::platform::kube::{self, KubeSource};
 use crate::platform::local::sdl::Sdl;
 
 /// The same code that a start runs, as far as it changes nothing.
 pub const PROBES: Probes = Probes {
     sdl: |file| Sdl::read(file).map(drop).map_err(|error| format!("the SDL cannot be run: {error}")),
     certificate: |certificate, key| tls::load(certificate, key).map(drop).map_err(|error| error.to_string()),
+    authorities: |file| chain::check_authorities(file).map_err(|error| error.to_string()),
+    kubeconfig,
     listen,
     data_dir,
 };
+
+/// As a start reads it; what it says of commands and tokens is not run or shown to anybody.
+fn kubeconfig(file: &Path, context: Option<&str>) -> Result<(), String> {
+    let source = KubeSource::File { file: file.to_owned(), context: context.map(str::to_owned) };
+    let runtime = Builder::new_current_thread().build().map_err(|error| error.to_string())?;
+    // Behind the first line stand pieces of the file.
+    let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    runtime.block_on(kube::check(&source)).map_err(|error| first(with_source(&error)))
+}
 
 /// Binds, but does not listen: nobody who connects meanwhile is turned away. An address that is taken may well be taken by the
 /// gateway whose next configuration this is.

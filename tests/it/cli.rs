@@ -346,6 +346,8 @@ fn check_looks_into_everything_and_starts_nothing() {
         "--listen=192.0.2.1:8446",
         "--data-dir=/proc/none",
         "--pace=never",
+        "--chain-grpc=https://node.example.com",
+        "--chain-ca=tls.key",
     ]);
     assert_eq!(faults.status.code(), Some(2));
     let said = stderr(&faults);
@@ -357,10 +359,37 @@ fn check_looks_into_everything_and_starts_nothing() {
         "--listen \"192.0.2.1:8446\": must be an address that this machine can listen on",
         "--data-dir \"/proc/none\": must be a directory that can be written",
         "--pace \"never\": must be a time",
+        "--chain-ca \"tls.key\": cannot use tls.key: there is no certificate in it",
     ] {
         assert!(said.contains(expected), "{expected} in {said}");
     }
-    assert_eq!(said.matches("error: ").count(), 5, "{said}");
+    assert_eq!(said.matches("error: ").count(), 6, "{said}");
+    let plain = stderr(&check(&["--chain-grpc=http://node.example.com", "--chain-ca=tls.crt"]));
+    assert!(plain.contains("--chain-ca and --chain-grpc do not go together"), "{plain}");
+}
+
+#[test]
+fn check_looks_into_a_kubeconfig_and_asks_no_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let good = "{apiVersion: v1, kind: Config, current-context: here,
+        contexts: [{name: here, context: {cluster: c, user: u}}],
+        clusters: [{name: c, cluster: {server: 'https://192.0.2.1:6443'}}], users: [{name: u, user: {token: t}}]}";
+    fs::write(path("good"), good).unwrap();
+    fs::write(path("bad"), "contexts: [").unwrap();
+    let check = |more: &[&str]| {
+        let trust = format!("--trust-dir={}", dir.path().display());
+        let provider = format!("--provider={}", LEASE.rsplit('/').next().unwrap());
+        let args = ["serve", "--check", "--platform=kube", &trust, &provider];
+        leasemux(&[&args[..], more].concat(), &[("LEASEMUX_KUBECONFIG", &path("good"))])
+    };
+    assert_eq!(check(&[]).status.code(), Some(0), "{}", stderr(&check(&[])));
+    let elsewhere = stderr(&check(&["--kube-context=elsewhere"]));
+    assert!(elsewhere.contains("load current context: elsewhere"), "{elsewhere}");
+    assert!(elsewhere.contains("--kubeconfig is from LEASEMUX_KUBECONFIG"), "{elsewhere}");
+    let bad = stderr(&check(&["--kubeconfig", &path("bad")]));
+    assert!(bad.contains(&format!("error: --kubeconfig {}: failed to parse", path("bad"))), "{bad}");
+    assert_eq!(bad.lines().count(), 3, "{bad}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The connection to a node: gRPC over HTTP/2, by TLS for `https`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,9 @@ const PING_AFTER: Duration = Duration::from_secs(40);
 
 /// How long its answer may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest file of authorities that is read: all of a system's are some hundred KiB; anything beyond this is the wrong file.
+const PEM_MAX_BYTES: u64 = 1024 * 1024;
 
 /// Ports where none is named.
 const HTTP_PORT: u16 = 80;
@@ -93,6 +97,14 @@ pub(super) fn channel(address: &Uri, authorities: Option<&Path>) -> Result<Chann
     })))
 }
 
+/// Whether the file at `path` holds authorities (PEM) that can vouch for a node.
+///
+/// # Errors
+/// [`NodeError::Authorities`].
+pub fn check_authorities(path: &Path) -> Result<(), NodeError> {
+    tls(Some(path)).map(drop)
+}
+
 fn tls(authorities: Option<&Path>) -> Result<ClientConfig, NodeError> {
     let mut roots = RootCertStore::empty();
     match authorities {
@@ -102,8 +114,14 @@ fn tls(authorities: Option<&Path>) -> Result<ClientConfig, NodeError> {
         }
         Some(path) => {
             let wrong = |reason: String| NodeError::Authorities { path: path.to_owned(), reason };
-            let found = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
-            let found: Vec<_> = found.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
+            let mut text = Vec::new();
+            let read = File::open(path).and_then(|file| file.take(PEM_MAX_BYTES + 1).read_to_end(&mut text));
+            read.map_err(|error| wrong(error.to_string()))?;
+            if text.len() as u64 > PEM_MAX_BYTES {
+                return Err(wrong(format!("it is larger than {PEM_MAX_BYTES} bytes")));
+            }
+            let found = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+            let found = found.map_err(|error| wrong(error.to_string()))?;
             if roots.add_parsable_certificates(found).0 == 0 {
                 return Err(wrong("there is no certificate in it".to_owned()));
             }

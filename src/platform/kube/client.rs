@@ -55,6 +55,14 @@ pub(super) async fn connect(config: &KubeConfig) -> Result<Client, Error> {
     Ok(ClientBuilder::new(service, cluster.default_namespace).build())
 }
 
+/// Whether a configuration can be read from `source`. Nobody is asked whether it is valid.
+///
+/// # Errors
+/// As when it is used.
+pub async fn check(source: &KubeSource) -> Result<(), Error> {
+    read(source).await.map(drop)
+}
+
 async fn read(source: &KubeSource) -> Result<Config, Error> {
     let unreadable = |what: &str, error: String| Error::Broken(format!("{what}: {error}"));
     let (file, context) = match source {

@@ -32,6 +32,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::api::{Deleted, PodLog};
+pub use self::client::check;
 pub use self::config::{KubeConfig, KubeSource};
 use self::log::RunWatch;
 use self::openings::Openings;
