@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -27,6 +28,13 @@ const CONNECTIONS_MAX: usize = 32;
 
 /// A request's headers must have arrived within this.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection is over after this, whether its answer was taken or not: those who take none must not keep probes out. Scrapers
+/// give up sooner.
+const CONNECTION_MAX: Duration = Duration::from_secs(30);
+
+/// The methods that there are.
+const METHODS: &str = "GET, HEAD";
 
 /// What `Content-Type` Prometheus' text format has.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -88,25 +96,32 @@ impl Admin {
             };
             let admin = self.clone();
             self.drain.spawn_beside(async move {
-                let service = service_fn(|request| {
-                    let response = admin.answer(&request);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADERS_TIMEOUT)
-                    .keep_alive(false)
-                    .serve_connection(TokioIo::new(socket), service);
-                // A peer that went away is no news.
-                let _ = connection.await;
+                admin.converse(socket).await;
                 drop(permit);
             });
         }
     }
 
+    /// One request, and its answer.
+    async fn converse(&self, io: impl AsyncRead + AsyncWrite + Unpin) {
+        let service = service_fn(|request| {
+            let response = self.answer(&request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_TIMEOUT)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(io), service);
+        // A peer that went away, or takes nothing, is no news.
+        let _ = tokio::time::timeout(CONNECTION_MAX, connection).await;
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+            let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            refusal.headers_mut().insert(http::header::ALLOW, HeaderValue::from_static(METHODS));
+            return refusal;
         }
         match request.uri().path() {
             "/metrics" => of_type(METRICS_TYPE, self.exporter.render()),
@@ -145,4 +160,54 @@ fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = code;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn admin() -> Admin {
+        Admin::new(Exporter::new().unwrap(), Readiness::default(), Drain::default())
+    }
+
+    async fn answer(request: &str) -> String {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        client.write_all(request.as_bytes()).await.unwrap();
+        admin().converse(server).await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_asked_otherwise_is_told_how_to_ask() {
+        let refused = answer("POST /live HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n").await;
+        assert!(
+            refused.starts_with("HTTP/1.1 405 ") && refused.contains("allow: GET, HEAD\r\n"),
+            "{refused}"
+        );
+        let head = answer("HEAD /live HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+        let old = answer("GET /ready HTTP/1.0\r\n\r\n").await;
+        assert!(old.starts_with("HTTP/1.0 503 ") && old.ends_with("\r\n\r\nnot ready\n"), "{old}");
+        let nowhere = answer("GET /nowhere HTTP/1.1\r\n\r\n").await;
+        assert!(nowhere.starts_with("HTTP/1.1 404 "), "{nowhere}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_nothing_or_takes_no_answer_is_let_go() {
+        for (request, until) in
+            [("GET /me", HEADERS_TIMEOUT), ("GET /metrics HTTP/1.1\r\n\r\n", CONNECTION_MAX)]
+        {
+            // Far less than the answer has.
+            let (mut client, server) = tokio::io::duplex(64);
+            client.write_all(request.as_bytes()).await.unwrap();
+            let began = Instant::now();
+            admin().converse(server).await;
+            assert!((until..until * 2).contains(&began.elapsed()), "{request}");
+        }
+    }
 }
