@@ -1,6 +1,7 @@
 //! Tails of real files, through the stream.
 
 mod model;
+mod readings;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -13,8 +14,8 @@ use flate2::write::GzEncoder;
 use futures_util::StreamExt as _;
 
 use super::*;
-use crate::model::limits::READ_MAX_BYTES;
-use crate::model::line::{GapCause, SourceGap};
+use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
+use crate::model::line::{GapCause, Line, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::cri::{self, Record, Stream, path};
