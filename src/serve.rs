@@ -189,6 +189,12 @@ fn pair(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Resul
         return tls::Pair::open(certificate, key, notifier, ends);
     }
     let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
+    if made.fresh {
+        tracing::info!(
+            certificate = %made.certificate.display(),
+            "a certificate was made: clients need it (--ca), also those that trust an earlier one"
+        );
+    }
     tls::Pair::open(&made.certificate, &made.key, notifier, ends)
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{self, AccessConfig};
 use super::cli::{ServeArgs, StoreArgs};
@@ -179,11 +180,7 @@ pub(super) fn resolve(
         "json" => Ok(LogFormat::Json),
         _ => Err("must be text or json".to_owned()),
     });
-    let log_filter = read.one("log_filter", args.log_filter.as_ref(), |text| {
-        EnvFilter::try_new(text)
-            .map(|_| text.to_owned())
-            .map_err(|error| format!("must be levels by target, such as 'warn,leasemux=debug' ({error})"))
-    });
+    let log_filter = read.one("log_filter", args.log_filter.as_ref(), log_filter);
     let lifeline = read.switch("lifeline", args.lifeline.as_ref());
     let whole = || {
         let (rotate_max_bytes, rotate_files, kept_runs) = store?;
@@ -335,6 +332,23 @@ fn pair(
     Some((cert, key))
 }
 
+/// Directives of the log. A word alone that is no level would be a target of which all is logged, and nothing of any other: a slip
+/// of the hand that ends in silence.
+fn log_filter(text: &str) -> Result<String, String> {
+    let is_word =
+        |part: &&str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte));
+    let unknown =
+        text.split(',').map(str::trim).find(|part| is_word(part) && part.parse::<LevelFilter>().is_err());
+    let wrong = match unknown {
+        Some(word) => Some(format!("`{word}` is none of off, error, warn, info, debug, trace")),
+        None => EnvFilter::try_new(text).err().map(|error| error.to_string()),
+    };
+    match wrong {
+        None => Ok(text.to_owned()),
+        Some(wrong) => Err(format!("must be levels by target, such as 'warn,leasemux=debug' ({wrong})")),
+    }
+}
+
 fn store(args: &StoreArgs, read: &mut Reader<'_>) -> Option<(u64, usize, usize)> {
     let bytes = size(ROTATE_MIN_BYTES..=ROTATE_MAX_BYTES);
     let bytes = read.one("rotate_max_bytes", args.rotate_max_bytes.as_ref(), bytes);
@@ -342,4 +356,24 @@ fn store(args: &StoreArgs, read: &mut Reader<'_>) -> Option<(u64, usize, usize)>
     let files = read.one("rotate_files", args.rotate_files.as_ref(), number(2..=ROTATE_FILES_MAX));
     let runs = read.one("kept_runs", args.kept_runs.as_ref(), number(1..=RUNS_MAX - 1));
     Some((bytes?, files?, runs?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_no_silence() {
+        for good in
+            ["info", "WARN", "off", "", "warn,leasemux=debug", "warn,h2=off", "leasemux[stream{id=1}]=trace"]
+        {
+            assert_eq!(log_filter(good).as_deref(), Ok(good));
+        }
+        for (bad, why) in
+            [("inof", "`inof` is none of"), ("leasemux=debug,warning", "`warning`"), ("a=b=c", "(")]
+        {
+            let right = log_filter(bad).unwrap_err();
+            assert!(right.starts_with("must be levels by target") && right.contains(why), "{bad}: {right}");
+        }
+    }
 }

@@ -124,7 +124,14 @@ fn server(text: &str, schemes: &[&str]) -> Option<Uri> {
     let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
     let named = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     let known = uri.scheme_str().is_some_and(|scheme| schemes.contains(&scheme));
-    (known && plain && named && ServerName::try_from(host).is_ok()).then_some(uri)
+    // A port that is none is no port to the library, which is then another one than was meant.
+    let port = uri.port_u16().map_or_else(|| !ends_in_port(&uri), |port| port > 0);
+    (known && plain && named && port && ServerName::try_from(host).is_ok()).then_some(uri)
+}
+
+/// Whether something stands behind the host that is meant for a port.
+fn ends_in_port(uri: &Uri) -> bool {
+    uri.authority().zip(uri.host()).is_some_and(|(all, host)| all.as_str().len() > host.len())
 }
 
 /// A file that can be read.
@@ -327,6 +334,11 @@ mod tests {
                 "https://h?q",
                 "https://u@h",
                 "https://a_b c",
+                "https://h:",
+                "https://h:0",
+                "https://h:99999",
+                "https://[::1]:99999",
+                "https://h:http",
             ],
         );
         check(
