@@ -2,8 +2,8 @@
 //!
 //! A log never holds half a record: what a failed write left behind is cut off before anything else is written.
 //!
-//! Somebody may remove or empty a log while it is written, to make room on a disk that is full, say. What is written then goes into
-//! a new file, or follows what is left.
+//! Somebody may remove, move or empty a log while it is written, to make room on a disk that is full, say. What is written then goes
+//! into a new file, or follows what is left.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -22,8 +22,8 @@ pub(super) trait Disk: fmt::Debug + Send + 'static {
     type File: fmt::Debug + Send;
     /// Opens a file to append to it. It is made if it is not there, and so is its directory.
     fn open(&mut self, path: &Path) -> io::Result<Self::File>;
-    /// Bytes in an open file; `None` if it has been removed.
-    fn len(&mut self, file: &Self::File) -> io::Result<Option<u64>>;
+    /// Bytes in an open file, and whether it is the one at `path`.
+    fn look(&mut self, file: &Self::File, path: &Path) -> io::Result<(u64, bool)>;
     /// Appends some of `bytes`; tells how many.
     fn write(&mut self, file: &mut Self::File, bytes: &[u8]) -> io::Result<usize>;
     /// Cuts off what is behind `length`.
@@ -92,9 +92,14 @@ impl Disk for Files {
         }
     }
 
-    fn len(&mut self, file: &File) -> io::Result<Option<u64>> {
-        let metadata = file.metadata()?;
-        Ok((metadata.nlink() > 0).then_some(metadata.len()))
+    fn look(&mut self, file: &File, path: &Path) -> io::Result<(u64, bool)> {
+        let open = file.metadata()?;
+        let is_there = match std::fs::metadata(path) {
+            Ok(there) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        Ok((open.len(), is_there))
     }
 
     fn write(&mut self, file: &mut File, bytes: &[u8]) -> io::Result<usize> {
@@ -174,12 +179,13 @@ impl<D: Disk> LogFile<D> {
 
     /// Sees to it that the file is open, is still the one with its name, and ends with a whole record.
     fn opened(&mut self) -> io::Result<()> {
-        let len = self.open.as_ref().map_or(Ok(None), |open| self.disk.len(&open.file))?;
-        let open = if let (Some(open), Some(len)) = (self.open.take(), len) {
+        let path = self.path();
+        let found = self.open.as_ref().map(|open| self.disk.look(&open.file, &path)).transpose()?;
+        let open = if let (Some(open), Some((len, true))) = (self.open.take(), found) {
             Open { len: len.saturating_sub(open.torn), ..open }
         } else {
-            let file = self.disk.open(&self.path())?;
-            let len = self.disk.len(&file)?.unwrap_or_default();
+            let file = self.disk.open(&path)?;
+            let (len, _) = self.disk.look(&file, &path)?;
             Open { file, len, torn: 0 }
         };
         Self::mend(&mut self.disk, self.open.insert(open))
@@ -204,7 +210,7 @@ impl<D: Disk> LogFile<D> {
         let to = self.dir.join(name.to_string());
         match self.disk.rename(&self.path(), &to) {
             Ok(()) => self.rotated.push_back(to),
-            // Somebody gave it another name.
+            // Somebody has been quicker.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }

@@ -77,8 +77,9 @@ impl Disk for Memory {
         Ok(path.to_owned())
     }
 
-    fn len(&mut self, file: &PathBuf) -> io::Result<Option<u64>> {
-        Ok(self.0.lock().unwrap().files.get(file).map(|bytes| bytes.len() as u64))
+    fn look(&mut self, file: &PathBuf, path: &Path) -> io::Result<(u64, bool)> {
+        let len = self.0.lock().unwrap().files.get(file).map(|bytes| bytes.len() as u64);
+        Ok((len.unwrap_or_default(), len.is_some() && file == path))
     }
 
     fn write(&mut self, file: &mut PathBuf, bytes: &[u8]) -> io::Result<usize> {
@@ -345,16 +346,24 @@ fn a_log_that_somebody_emptied_has_no_hole() {
 }
 
 #[test]
-fn a_directory_that_somebody_removed_is_made_anew() {
+fn a_log_whose_directory_was_removed_or_that_was_moved_is_begun_anew() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("pod/web");
     let mut writer = Writer::new(LogFile::new(Files, logs.clone(), 3, PLENTY), NOTHING);
-    for line in ["one\n", "two\n"] {
+    let mut write = |line: &str| {
         writer.append(Stream::Stdout, line.as_bytes(), at(0));
         writer.flush(at(0));
-        assert!(std::fs::read_to_string(logs.join("3.log")).unwrap().ends_with(&format!(" F {line}")));
-        std::fs::remove_dir_all(dir.path().join("pod")).unwrap();
-    }
+        let log = std::fs::read_to_string(logs.join("3.log")).unwrap();
+        assert_eq!(log.split_once(" F ").unwrap().1, line);
+    };
+    write("one\n");
+    std::fs::remove_dir_all(dir.path().join("pod")).unwrap();
+    write("two\n");
+    std::fs::rename(logs.join("3.log"), logs.join("kept")).unwrap();
+    write("three\n");
+    std::fs::write(logs.join("new"), "").unwrap();
+    std::fs::rename(logs.join("new"), logs.join("3.log")).unwrap();
+    write("four\n");
 }
 
 #[derive(Clone, Debug)]
