@@ -78,7 +78,8 @@ pub enum ServeError {
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Runs a gateway until it is asked to stop: by SIGTERM, by SIGINT, or by the end of its standard input if `config` says so. Then
+/// Runs a gateway until it is asked to stop: by SIGTERM, by SIGINT, by SIGHUP unless it was started to ignore that, or by the end of
+/// its standard input if `config` says so. Then
 /// it serves on for the lame-duck time, streams end with their cursors, connections close, services stop. A second signal stops
 /// everything at once.
 ///

@@ -157,7 +157,7 @@ pub(super) fn resolve(
     let address = |text: &str| listen_address(text).and_then(|address| probes.listen(address));
     let listen = read.one("listen", args.listen.as_ref(), address);
     let admin_listen = read.one("admin_listen", args.admin_listen.as_ref(), address);
-    if listen.is_some_and(|address| address.port() != 0 && admin_listen == Some(address)) {
+    if listen.zip(admin_listen).is_some_and(|(one, other)| collide(one, other)) {
         read.unfit("--listen and --admin-listen are the same address: they must differ");
     }
     let data_dir = read.one("data_dir", args.data_dir.as_ref(), |text| {
@@ -332,6 +332,13 @@ fn pair(
     Some((cert, key))
 }
 
+/// Whether nobody can listen on both: they are the same, or one of them is every address of its kind.
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let every =
+        one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
+    one.port() == other.port() && one.port() != 0 && (one == other || every)
+}
+
 /// Directives of the log. A word alone that is no level would be a target of which all is logged, and nothing of any other: a slip
 /// of the hand that ends in silence.
 fn log_filter(text: &str) -> Result<String, String> {
@@ -361,6 +368,19 @@ fn store(args: &StoreArgs, read: &mut Reader<'_>) -> Option<(u64, usize, usize)>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_that_cannot_both_be_listened_on_are_told() {
+        let cases = [
+            ("0.0.0.0:1", "127.0.0.1:1", true),
+            ("127.0.0.1:1", "127.0.0.2:1", false),
+            ("0.0.0.0:1", "[::1]:1", false),
+            ("0.0.0.0:0", "127.0.0.1:0", false),
+        ];
+        for (one, other, expected) in cases {
+            assert_eq!(collide(one.parse().unwrap(), other.parse().unwrap()), expected, "{one} {other}");
+        }
+    }
 
     #[test]
     fn a_misspelt_level_is_no_silence() {

@@ -64,6 +64,21 @@ pub fn usage() -> io::Result<Usage> {
     usage().ok_or_else(unlike)
 }
 
+/// Whether this process ignores a signal, as whoever started it may have had it (`nohup`); the signal by its number.
+///
+/// # Errors
+/// As of [`usage`].
+pub fn ignores(signal: u32) -> io::Result<bool> {
+    ignored(&fs::read_to_string("/proc/self/status")?, signal).ok_or_else(unlike)
+}
+
+/// Reads the mask of ignored signals: the lowest bit is signal 1.
+fn ignored(status: &str, signal: u32) -> Option<bool> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+    Some(mask.checked_shr(signal.checked_sub(1)?)? & 1 == 1)
+}
+
 /// When the system was started, in seconds since 1970.
 fn boot_seconds() -> Option<f64> {
     let text = fs::read_to_string("/proc/stat").ok()?;
@@ -107,6 +122,18 @@ mod tests {
             assert_eq!(stat.number(field), Some(field as u64));
         }
         assert_eq!(stat.number(53), None);
+    }
+
+    #[test]
+    fn ignored_signals_are_told_from_others() {
+        let status =
+            "Name:\ta\nSigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000000\n";
+        for (signal, expected) in [(1, true), (2, false), (12, false), (13, true), (64, false)] {
+            assert_eq!(ignored(status, signal), Some(expected), "{signal}");
+        }
+        assert_eq!((ignored(status, 0), ignored(status, 65), ignored("", 1)), (None, None, None));
+        // Rust's own start has every program ignore it.
+        assert!(ignores(13).unwrap());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::place::Place;
 use crate::edge::admin::Readiness;
 use crate::edge::drain::Drain;
 use crate::edge::server;
+use crate::host::process;
 use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::model::limits::{LAME_DUCK, Limits, POLLED_WITHIN};
@@ -42,6 +43,8 @@ pub(super) struct Running {
 pub(super) struct Stops {
     terminate: Signal,
     interrupt: Signal,
+    /// The end of the terminal. Once: a shell and the kernel may both tell of it.
+    hangup: Option<Signal>,
     lifeline: bool,
 }
 
@@ -88,7 +91,12 @@ impl Stops {
     pub(super) fn new(lifeline: bool) -> std::io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { terminate, interrupt, lifeline })
+        // Who started it with `nohup` has it outlive the terminal; likewise if that cannot be found out.
+        let hangup = SignalKind::hangup();
+        let outlives =
+            u32::try_from(hangup.as_raw_value()).is_ok_and(|number| process::ignores(number).unwrap_or(true));
+        let hangup = if outlives { None } else { Some(signal(hangup)?) };
+        Ok(Self { terminate, interrupt, hangup, lifeline })
     }
 
     /// Waits for the next reason to stop, and tells it.
@@ -96,12 +104,25 @@ impl Stops {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+            () = hung_up(self.hangup.as_mut()) => {
+                self.hangup = None;
+                "SIGHUP"
+            }
             () = end_of_input(), if self.lifeline => {
                 // It has only one end.
                 self.lifeline = false;
                 "end of standard input"
             }
         }
+    }
+}
+
+async fn hung_up(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }
 

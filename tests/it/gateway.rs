@@ -332,6 +332,27 @@ fn a_second_signal_ends_a_gateway_at_once() {
 }
 
 #[test]
+fn the_end_of_its_terminal_ends_a_gateway_in_order_unless_it_is_to_outlive_that() {
+    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
+    // As a shell and the kernel both tell of it.
+    gateway.program.signal(Signal::HUP);
+    gateway.program.until_said("SIGHUP");
+    let done = gateway.stop(Signal::HUP);
+    code(&done, 0);
+    assert!(done.err.contains("stopped") && !done.err.contains("stopping at once"), "{}", done.err);
+    follower.program.until_said("the gateway is shutting down");
+    follower.end().0.is_whole();
+
+    let (_world, _, gateway) = serve_with(World::nohup(), &[("web", STEADY, 1)], &[]);
+    gateway.program.signal(Signal::HUP);
+    let done = gateway.stop(Signal::TERM);
+    code(&done, 0);
+    assert!(!done.err.contains("SIGHUP"), "{}", done.err);
+}
+
+#[test]
 fn a_killed_gateway_takes_every_descendant_along() {
     let (world, lease, gateway) = serve(&[("web", STUBBORN, 2), ("api", STEADY, 1)], &[]);
     let mut follower = world.follow(gateway.address, "alice", &lease);

@@ -29,7 +29,8 @@ The gateway prints one line on standard output when it is ready, with the
 addresses really bound:
   leasemux ready: gateway https://127.0.0.1:8446 admin http://127.0.0.1:9446
 The log goes to standard error. SIGTERM or Ctrl-C ends it in order (--lame-duck,
-then --drain-timeout); a second one at once.
+then --drain-timeout); a second one at once. So does the end of its terminal
+(SIGHUP), unless it was started by nohup.
 The processes of all leases run as the user who started the gateway: nothing
 isolates them from each other.";
 

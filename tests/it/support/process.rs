@@ -16,11 +16,13 @@ use std::sync::{Arc, Condvar, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use leasemux::client::oracle::{Oracle, Order, Start, Tally};
+use leasemux::host::process::ignores;
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::account;
 
@@ -112,6 +114,11 @@ impl World {
     /// One whose gateways have a standard error that takes nothing, as a file on a full disk.
     pub(crate) fn unheard() -> Self {
         Self::started_by("if [ $1 = serve ]; then exec 2>/dev/full; fi; exec \"$0\" \"$@\"")
+    }
+
+    /// One whose programs outlive their terminal.
+    pub(crate) fn nohup() -> Self {
+        Self::started_by("trap '' HUP; exec \"$0\" \"$@\"")
     }
 
     fn started_by(shell: &'static str) -> Self {
@@ -309,19 +316,18 @@ impl World {
     }
 }
 
-/// Has programs that are started from now on end at an interrupt, also if these tests run where it is ignored (`nohup`, or a job
-/// that a shell has put into the background): what is ignored stays ignored in a child, and what is handled does not.
-fn heed_interrupts() {
+/// Has programs that are started from now on end at an interrupt or a hangup, also if these tests run where it is ignored (`nohup`, or
+/// a job that a shell has put into the background): what is ignored stays ignored in a child, and what is handled does not.
+fn heed_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-        let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
-        if ignored >> (Signal::INT.as_raw() - 1) & 1 == 1 {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let _entered = runtime.enter();
-            // The handler stays when this is dropped.
-            drop(tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        for kind in [SignalKind::interrupt(), SignalKind::hangup()] {
+            if ignores(kind.as_raw_value().unsigned_abs()).unwrap() {
+                // The handler stays when this is dropped.
+                drop(signal(kind).unwrap());
+            }
         }
     });
 }
@@ -346,7 +352,7 @@ impl Drop for World {
 
 impl Program {
     pub(crate) fn start(mut command: Command, what: String) -> Self {
-        heed_interrupts();
+        heed_signals();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let out = Text::read(child.stdout.take().unwrap());
         let err = Text::read(child.stderr.take().unwrap());
