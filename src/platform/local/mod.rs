@@ -89,12 +89,12 @@ impl LocalPlatform {
     /// If the data directory is used by another gateway or cannot be used, or a lease is given twice. Nothing runs then. That a
     /// service cannot be started is no error: its replicas say so.
     pub fn start(config: LocalConfig, notifier: Notifier) -> Result<Arc<Self>, Error> {
-        let store = Store::open(&config.data_dir)?;
+        let mut store = Store::open(&config.data_dir)?;
         let (stop, asked) = watch::channel(None);
         let mut leases = HashMap::new();
         let mut lives = Vec::new();
         for (id, sdl) in &config.leases {
-            let (lease, slots) = Lease::open(&store, id, sdl)?;
+            let (lease, slots) = Lease::open(&mut store, id, sdl)?;
             for (replica, slot) in slots {
                 let Some((service, known)) =
                     sdl.services.get(&replica.service).zip(lease.replicas.get(&replica))
@@ -202,7 +202,7 @@ impl Platform for LocalPlatform {
 
 impl Lease {
     /// Finds or makes the slots of every replica, and shows them with the runs of earlier gateways.
-    fn open(store: &Store, id: &LeaseId, sdl: &Sdl) -> Result<(Self, Vec<(Replica, Slot)>), Error> {
+    fn open(store: &mut Store, id: &LeaseId, sdl: &Sdl) -> Result<(Self, Vec<(Replica, Slot)>), Error> {
         let mut slots = Vec::new();
         let mut view = LeaseView::default();
         for (name, service) in &sdl.services {

@@ -9,7 +9,7 @@
 //! A replica's uid is made once and found again by the name of its directory, and runs are counted on from the files that are
 //! there: so cursors hold across a restart of the gateway.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -42,6 +42,8 @@ const UNSEEN_END: &str = "GatewayStopped";
 pub(super) struct Store {
     pods: PathBuf,
     homes: PathBuf,
+    /// The uid of each pod that was found, by namespace and name: looked for once, however many replicas ask.
+    uids: HashMap<(String, String), String>,
     /// Locked for as long as it is open.
     _lock: File,
 }
@@ -88,18 +90,20 @@ impl Store {
         let (pods, homes) = (dir.join("pods"), dir.join("home"));
         make_dir(&pods).map_err(failed)?;
         make_dir(&homes).map_err(failed)?;
-        Ok(Self { pods, homes, _lock: lock })
+        let uids = known_uids(&pods).map_err(failed)?;
+        Ok(Self { pods, homes, uids, _lock: lock })
     }
 
     /// Finds what there is of `replica`, and makes what is not there.
-    pub(super) fn slot(&self, lease: &LeaseId, replica: &Replica) -> Result<Slot, Error> {
-        let failed = |error| Error::io(format!("directories of {replica} in {}", self.pods.display()), error);
+    pub(super) fn slot(&mut self, lease: &LeaseId, replica: &Replica) -> Result<Slot, Error> {
+        let pods = self.pods.display().to_string();
+        let failed = |error| Error::io(format!("directories of {replica} in {pods}"), error);
         let namespace = lease.namespace();
         let pod = format!("{}-{}", replica.service, replica.index);
         let home = self.homes.join(format!("{namespace}_{pod}"));
         make_dir(&home).map_err(failed)?;
-        let uid =
-            self.known_uid(&namespace, &pod).map_err(failed)?.unwrap_or_else(|| Uuid::new_v4().to_string());
+        let known = self.uids.entry((namespace.clone(), pod.clone()));
+        let uid = known.or_insert_with(|| Uuid::new_v4().to_string()).clone();
         let container = replica.service.as_str();
         let dir = PodDir { namespace: &namespace, pod: &pod, uid: &uid };
         let logs = dir.container(&self.pods, container);
@@ -114,19 +118,23 @@ impl Store {
         }
         Ok(Slot { logs, home, uid, runs, next })
     }
+}
 
-    fn known_uid(&self, namespace: &str, pod: &str) -> io::Result<Option<String>> {
-        let mut known = None;
-        for entry in std::fs::read_dir(&self.pods)? {
-            let name = entry?.file_name();
-            let dir = name.to_str().and_then(PodDir::parse);
-            if let Some(dir) = dir.filter(|dir| dir.namespace == namespace && dir.pod == pod) {
-                // Should there be several, the choice must not depend on the order of the listing.
-                known = known.max(Uuid::try_parse(dir.uid).ok().map(|_| dir.uid.to_owned()));
+/// The uid of each pod that has a directory.
+fn known_uids(pods: &Path) -> io::Result<HashMap<(String, String), String>> {
+    let mut known: HashMap<_, String> = HashMap::new();
+    for entry in std::fs::read_dir(pods)? {
+        let name = entry?.file_name();
+        let dir = name.to_str().and_then(PodDir::parse);
+        if let Some(dir) = dir.filter(|dir| Uuid::try_parse(dir.uid).is_ok()) {
+            let uid = known.entry((dir.namespace.to_owned(), dir.pod.to_owned())).or_default();
+            // Should there be several, the choice must not depend on the order of the listing.
+            if uid.as_str() < dir.uid {
+                dir.uid.clone_into(uid);
             }
         }
-        Ok(known)
     }
+    Ok(known)
 }
 
 /// Removes the logs of the oldest runs, so that at most `keep` are there besides those from `next` on; tells the number of the
@@ -242,7 +250,7 @@ mod tests {
     #[test]
     fn a_replica_is_found_again_with_its_runs() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
         let new = store.slot(&lease(), &web()).unwrap();
         assert!(new.home.is_dir() && new.logs.ends_with("web") && new.runs.is_empty());
         assert_eq!(new.next, 0);
@@ -256,6 +264,15 @@ mod tests {
         ] {
             std::fs::write(new.logs.join(name), content).unwrap();
         }
+        // Of two directories the same is taken each time.
+        let other = new
+            .logs
+            .parent()
+            .unwrap()
+            .with_file_name(format!("{}_web-0_00000000-0000-4000-8000-000000000000", lease().namespace()));
+        std::fs::create_dir(other).unwrap();
+        drop(store);
+        let mut store = Store::open(dir.path()).unwrap();
         let found = store.slot(&lease(), &web()).unwrap();
         assert_eq!((found.uid.as_str(), found.next), (new.uid.as_str(), 11));
         let names: Vec<u32> = found.runs.iter().map(|run| run.instance.parts().2).collect();
