@@ -346,6 +346,11 @@ impl Cluster {
         self.change(|state| state.words = Some(words.to_owned()));
     }
 
+    /// Whether that is yet to come.
+    pub(crate) fn has_to_say(&self) -> bool {
+        self.lock().words.is_some()
+    }
+
     /// All watches end, and their versions are too old.
     pub(crate) fn forget_history(&self) {
         self.change(|state| {

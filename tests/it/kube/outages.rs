@@ -183,6 +183,23 @@ async fn an_index_that_could_not_be_written_is_written_later() {
 }
 
 #[tokio::test]
+async fn a_log_that_its_kubelet_removes_before_the_pod_has_gone_is_no_loss() {
+    let stage = Stage::new(1).await;
+    let run = stage.run("a");
+    stage.shows(&[1]).await;
+    let mut follower = stage.follow().await;
+    stage.cluster.print(&run, 5, 1_000);
+    follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
+    // Its container has ended and is removed, and the pod is still there for a while.
+    stage.cluster.say("unable to retrieve container logs for containerd://0");
+    stage.cluster.end(&run);
+    eventually(async || !stage.cluster.has_to_say()).await;
+    stage.cluster.remove("pods", &stage.lease().namespace(), "a", false);
+    follower.until(|received| received.events(SERVICE, 0).contains(&Kind::Ended)).await;
+    assert_eq!(follower.received.ask_lines(SERVICE, 0, &stage.cluster.printed(&run)), 0);
+}
+
+#[tokio::test]
 async fn a_run_that_the_api_server_was_not_told_of_is_not_taken_for_the_one_before() {
     let stage = Stage::new(1).await;
     let run = stage.run("a");

@@ -88,6 +88,8 @@ pub(super) struct Machine {
     searched: bool,
     /// Whether the log was followed without a fault to a complete response.
     followed: bool,
+    /// Whether it was so before the response at hand, of which no line has come.
+    followed_before: bool,
     /// Whether the line before was one that had been read already.
     repeats: bool,
     /// Whether a response was left before a line of the log was known: then it may have been rotated unseen.
@@ -153,6 +155,7 @@ impl Machine {
             failures: 0,
             searched: false,
             followed: false,
+            followed_before: false,
             repeats: false,
             unproven: false,
         }

@@ -26,7 +26,11 @@ impl Machine {
             self.leave_response();
         }
         if let Some(text) = self.said.take() {
-            return self.broken(format!("the kubelet says: {text}"));
+            // It is there, and has no log. Of a pod that is deleted it removes the log before the pod has gone.
+            let followed = self.followed_before;
+            let next = self.broken(format!("the kubelet says: {text}"));
+            self.followed = followed;
+            return next;
         }
         self.completed(ended)
     }
@@ -152,7 +156,7 @@ impl Machine {
         if let Stage::Before { .. } = self.stage {
             return self.rotated();
         }
-        if !(self.followed && matches!(self.stage, Stage::Drain(_))) {
+        if !(self.followed && matches!(self.stage, Stage::Live(_) | Stage::Drain(_))) {
             self.lost();
         }
         self.stage = Stage::Done;

@@ -18,6 +18,7 @@ impl Machine {
         self.hash = LineHash::default();
         self.skip = self.emitter.at().offset;
         // Of an earlier response: this one may end in another way.
+        self.followed_before = self.followed;
         self.followed &= !matches!(self.stage, Stage::Live(_));
         match &mut self.stage {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {

@@ -36,6 +36,7 @@ impl Machine {
 
     /// Takes a piece of a line; `false` if the place cannot be in this response.
     pub(super) fn piece(&mut self, time: LogTime, bytes: &[u8], ends: bool) -> bool {
+        self.followed_before = false;
         if self.said.take().is_some() && self.start().is_some() {
             // A text amid lines: whatever it stands for, lines may be missing here.
             self.emitter.gap(unknown_gap(GapCause::Source));

@@ -439,7 +439,37 @@ fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
     play.on(Event::Gone("pod not found".into()));
     assert!(matches!(play.next, Do::Finish));
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
-    // But after a connection that broke nobody knows.
+    // Nor if the kubelet removed it before the pod had gone, and said so, whether the run was known to have ended or not.
+    for told in [false, true] {
+        let mut play = Play::new(Server::default(), From::Start, true);
+        play.server.print(3, 1_000_000);
+        play.settle(false);
+        play.on(Event::Complete { ended: false });
+        for ended in [false, told] {
+            play.on(Event::Woken { ended });
+            play.on(Event::Opened { ended });
+            play.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
+            play.on(Event::Complete { ended });
+        }
+        play.on(Event::Woken { ended: told });
+        play.on(Event::Gone("pod not found".into()));
+        assert!(matches!(play.next, Do::Finish));
+        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
+    }
+    // But after a connection that broke nobody knows, nor while a kubelet was away.
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    play.on(Event::Complete { ended: false });
+    play.on(Event::Woken { ended: false });
+    play.on(Event::Away("nobody is there".into()));
+    play.on(Event::Woken { ended: false });
+    play.on(Event::Opened { ended: false });
+    play.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
+    play.on(Event::Complete { ended: false });
+    play.on(Event::Woken { ended: true });
+    play.on(Event::Gone("pod not found".into()));
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
     let mut play = Play::new(Server::default(), From::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
