@@ -189,7 +189,11 @@ fn pair(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Resul
     if let Some((certificate, key)) = &config.tls {
         return tls::Pair::open(certificate, key, notifier, ends);
     }
-    let made = tls::ensure(&config.data_dir, &config.public_hostnames, SystemTime::now())?;
+    let mut hosts = config.public_hostnames.clone();
+    if !config.listen.ip().is_unspecified() {
+        hosts.push(config.listen.ip().to_string());
+    }
+    let made = tls::ensure(&config.data_dir, &hosts, SystemTime::now())?;
     if made.fresh {
         tracing::info!(
             certificate = %made.certificate.display(),

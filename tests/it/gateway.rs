@@ -538,6 +538,14 @@ fn a_certificate_that_is_made_is_told_of() {
 }
 
 #[test]
+fn a_certificate_that_is_made_has_the_address_that_is_listened_on() {
+    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &["--listen=127.0.0.2:0"]);
+    let done = world.logs(gateway.address, "alice", &lease, &["--tail=0"]);
+    code(&done, 0);
+    code(&gateway.stop(Signal::TERM), 0);
+}
+
+#[test]
 fn an_identity_is_made_once() {
     let world = World::new();
     let lease = world.stranger("alice");

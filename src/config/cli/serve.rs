@@ -72,7 +72,7 @@ pub(in crate::config) struct ServeArgs {
     /// The private key of --tls-cert (PEM)
     #[arg(long, env = "LEASEMUX_TLS_KEY", value_name = "FILE")]
     pub(in crate::config) tls_key: Option<String>,
-    /// A name under which clients reach the gateway, for the certificate that it makes. Repeatable
+    /// A name under which clients reach the gateway, for the certificate that it makes, beside the address of --listen. Repeatable
     #[arg(long, env = "LEASEMUX_PUBLIC_HOSTNAME", value_name = "HOST")]
     pub(in crate::config) public_hostname: Vec<String>,
     /// Form of the log on standard error: text or json
