@@ -162,12 +162,10 @@ impl Shim {
             }
         }
         let mut round = KILL_ROUND;
-        loop {
+        // Most often there is nothing left, and no need to go through all processes of the machine.
+        while !self.reap()? {
             // If the children cannot be listed now (no memory, no descriptor), they can in the next round.
             let _ = kill_children();
-            if self.reap()? {
-                break;
-            }
             let _ = tokio::time::timeout(round, self.signals.deaths.recv()).await;
             round = (round * 2).min(KILL_ROUND_MAX);
         }
