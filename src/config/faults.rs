@@ -169,9 +169,10 @@ impl<'a> Reader<'a> {
         self.faults.all.push(fault);
     }
 
-    /// Notes that `id` was not given; `what` says what it is. Of a file that is not whole nobody knows what it would have given.
+    /// Notes that `id` was not given; `what` says what it is. Of a file that is not whole nobody knows what it would have given, and
+    /// what it gives in vain is told there.
     pub(super) fn missing(&mut self, id: &str, what: &str) {
-        if self.file.is_broken() {
+        if self.file.is_broken() || self.file.spoils(id) {
             return;
         }
         let mut others = Vec::from_iter(self.variable(id));

@@ -42,6 +42,8 @@ struct Entry {
     line: usize,
     /// Each value and its line. One, unless the flag is repeatable.
     values: Vec<(String, usize)>,
+    /// Whether there would be another value if it were one.
+    spoilt: bool,
 }
 
 /// Parses one file.
@@ -105,6 +107,11 @@ impl File {
         self.broken
     }
 
+    /// Whether the flag would have a value if that were one, which is said already.
+    pub(super) fn spoils(&self, id: &str) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.spoilt)
+    }
+
     /// Lays the values beneath those of flags and environment.
     pub(super) fn beneath(&self, command: Command) -> Command {
         command.mut_args(|arg| match self.entries.get(arg.get_id().as_str()) {
@@ -129,11 +136,15 @@ impl Parser<'_> {
         let known = || command.get_arguments().filter(|arg| holds(arg));
         let Some(arg) = known().find(|arg| arg.get_long() == Some(name)) else {
             let nearest = nearest(name, known().filter_map(Arg::get_long));
-            let hint = nearest.map(|nearest| format!("; did you mean `{nearest}`?"));
+            let hint = match value {
+                DeValue::Table(_) => Some("; the file has no sections".to_owned()),
+                _ => nearest.map(|nearest| format!("; did you mean `{nearest}`?")),
+            };
             self.fault(at, &format!("there is no key `{name}`{}", hint.unwrap_or_default()));
             return;
         };
         let mut values = Vec::new();
+        let faults = self.file.faults.len();
         let repeatable = matches!(arg.get_action(), ArgAction::Append);
         match value {
             DeValue::Array(items) if repeatable => {
@@ -150,7 +161,8 @@ impl Parser<'_> {
             }
             one => values.extend(self.value(at, name, one)),
         }
-        let entry = Entry { line: self.line(at), values };
+        let spoilt = self.file.faults.len() > faults;
+        let entry = Entry { line: self.line(at), values, spoilt };
         self.file.entries.insert(arg.get_id().to_string(), entry);
     }
 
@@ -281,6 +293,18 @@ mod tests {
         let kinds: Vec<&str> = file.faults().iter().filter_map(|fault| fault.rsplit(' ').next()).collect();
         assert_eq!(kinds, ["float", "array", "array", "datetime"], "{:?}", file.faults());
         assert!(!file.is_broken());
+        // Of these nobody need be told that they are missing, but of a list with nothing in it.
+        assert!(["pace", "lease"].iter().all(|id| file.spoils(id)) && !file.spoils("listen"));
+        assert!(!parse("lease = []").spoils("lease"));
+    }
+
+    #[test]
+    fn that_there_are_no_sections_is_told() {
+        let file = parse("[serve]\nplatform = 'local'\n");
+        assert_eq!(
+            file.faults(),
+            ["gateway.toml, line 1: there is no key `serve`; the file has no sections"]
+        );
     }
 
     #[test]
