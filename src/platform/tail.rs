@@ -21,7 +21,8 @@
 //! What files cannot tell, and so is not promised: of a line whose first pieces were in a file that is gone, the rest comes as a
 //! line of its own, also to one who goes on behind it. Old files are removed oldest first, and never all but the one being written
 //! (kubelets keep two at least). Where the clock goes back over a rotation, the same time may occur again behind a file that is
-//! gone. Runtimes write stdout and stderr each by itself: what one of them still writes to a renamed file after the other has begun
+//! gone. Kubelets name rotated files by their local time: of a node that has summer time, those of the hour that comes twice at its
+//! end are taken in a wrong order. Runtimes write stdout and stderr each by itself: what one of them still writes to a renamed file after the other has begun
 //! the new one is missed by who follows at that moment, for that file has been left.
 //!
 //! [`GapCause::Rotated`]: crate::model::line::GapCause::Rotated

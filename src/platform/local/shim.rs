@@ -6,7 +6,8 @@
 //! - it is the subreaper of everything below it, so that whoever loses its parent becomes its child and can be found;
 //! - its standard input is a socket from the gateway, and the end of that is the end of all (the lifeline);
 //! - it starts the service through a second stage, itself executed again, that asks for SIGKILL on the shim's death before it
-//!   becomes the service: so the service's first process does not outlive even a shim that is killed.
+//!   becomes the service: so the service's first process does not outlive even a shim that is killed. What else came of the
+//!   service may: nobody is left to find it.
 //!
 //! It has one thread, since that death signal is tied to the thread that forks. It leaves the session of the gateway, so that
 //! no terminal's signal reaches the service, and goes by another name, so that `pkill leasemux` does not hit it. Who signals it
