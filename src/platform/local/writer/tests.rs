@@ -1,5 +1,7 @@
 //! The log writer against a disk in memory that can be full.
 
+mod reading;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,13 @@ struct State {
     refuse_rename: bool,
     refuse_open: bool,
     removed: Vec<Vec<u8>>,
+}
+
+impl State {
+    fn allow_everything(&mut self) {
+        self.room = None;
+        (self.refuse_open, self.refuse_truncate, self.refuse_rename) = (false, false, false);
+    }
 }
 
 impl Memory {
@@ -388,6 +397,17 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
+fn act(disk: &Memory, writer: &mut Writer<Memory>, action: Action, tick: i64) {
+    match action {
+        Action::Output(stream, output) => writer.append(stream, &output, at(tick)),
+        Action::Flush => writer.flush(at(tick)),
+        Action::Room(room) => disk.set(|state| state.room = room),
+        Action::Refuse([open, truncate, rename]) => disk.set(|state| {
+            (state.refuse_open, state.refuse_truncate, state.refuse_rename) = (open, truncate, rename);
+        }),
+    }
+}
+
 proptest! {
     /// Whatever the disk does: bytes in the log and bytes noted as lost are the bytes that were printed; so are the
     /// lines; and every file holds whole records only.
@@ -399,22 +419,13 @@ proptest! {
         let (disk, mut writer) = writer(Rotation { max_bytes, files: 3 });
         let (mut bytes, mut newlines) = (0, 0);
         for (tick, action) in (0..).zip(actions) {
-            match action {
-                Action::Output(stream, output) => {
-                    bytes += output.len() as u64;
-                    newlines += memchr::memchr_iter(b'\n', &output).count() as u64;
-                    writer.append(stream, &output, at(tick));
-                }
-                Action::Flush => writer.flush(at(tick)),
-                Action::Room(room) => disk.set(|state| state.room = room),
-                Action::Refuse([open, truncate, rename]) => disk.set(|state| {
-                    (state.refuse_open, state.refuse_truncate, state.refuse_rename) = (open, truncate, rename);
-                }),
+            if let Action::Output(_, output) = &action {
+                bytes += output.len() as u64;
+                newlines += memchr::memchr_iter(b'\n', output).count() as u64;
             }
+            act(&disk, &mut writer, action, tick);
         }
-        disk.set(|state| {
-            (state.room, state.refuse_open, state.refuse_truncate, state.refuse_rename) = (None, false, false, false);
-        });
+        disk.set(State::allow_everything);
         let held = writer.lines.iter().filter(|line| !line.held.is_empty()).count() as u64;
         writer.finish(at(0));
 

@@ -1,0 +1,73 @@
+//! What is written is read: whatever the disk did, a reader hears of every byte, and of every line once.
+
+use futures_util::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::host::notify::Notifier;
+use crate::platform::tail::{self, Follow, LogFiles};
+use crate::platform::{From, TailItem};
+
+/// What a reader hears, and is told that it does not.
+#[derive(Debug, Default)]
+struct Heard {
+    bytes: u64,
+    /// Lines with their newline.
+    whole: u64,
+    lost: u64,
+}
+
+async fn read(disk: &Memory) -> Heard {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in disk.files() {
+        std::fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let ended = CancellationToken::new();
+    ended.cancel();
+    let log = LogFiles { dir: dir.path().to_owned(), restarts: 3 };
+    let tail = tail::open(&Notifier::polling(), log, From::Start, Follow::UntilEnd(ended)).await;
+    let mut heard = Heard::default();
+    let mut items = tail.unwrap().items;
+    while let Some(item) = items.next().await {
+        match item.unwrap() {
+            TailItem::Gap(gap) => {
+                assert!(gap.exact, "{gap:?}");
+                heard.bytes += gap.bytes;
+                heard.lost += gap.lines;
+            }
+            TailItem::Lines(batch) => {
+                heard.bytes += batch.data.len() as u64;
+                let pieces = (0..batch.lines.len()).map(|index| batch.bytes(index));
+                heard.whole += pieces.filter(|piece| piece.ends_with(b"\n")).count() as u64;
+            }
+        }
+    }
+    heard
+}
+
+proptest! {
+    #[test]
+    fn what_is_not_heard_is_told(
+        actions in prop::collection::vec(action(), 1..80),
+        max_bytes in prop_oneof![Just(u64::MAX), 100_u64..5_000],
+    ) {
+        // None is removed.
+        let (disk, mut writer) = writer(Rotation { max_bytes, files: 900 });
+        let (mut bytes, mut lines) = (0, 0);
+        for (tick, action) in (0..).zip(actions) {
+            if let Action::Output(_, output) = &action {
+                bytes += output.len() as u64;
+                lines += memchr::memchr_iter(b'\n', output).count() as u64;
+            }
+            act(&disk, &mut writer, action, tick);
+        }
+        disk.set(State::allow_everything);
+        prop_assert_eq!(writer.finish(at(0)), NOTHING);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let heard = runtime.block_on(read(&disk));
+        prop_assert_eq!(heard.bytes, bytes);
+        // Of the lines without an end (two at most), those that were lost are counted too.
+        let told = heard.whole + heard.lost;
+        prop_assert!((lines..=lines + 2).contains(&told), "{:?} of {} lines", heard, lines);
+    }
+}
