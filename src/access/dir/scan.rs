@@ -24,6 +24,9 @@ pub(super) const FILES_MAX: usize = 16_384;
 pub(super) struct Scanner {
     dir: PathBuf,
     files: BTreeMap<OsString, Held>,
+    /// Links that led nowhere at the last look, and whether the log has that: not before they did so twice, since a target is
+    /// removed before its link, or replaced.
+    nowhere: BTreeMap<OsString, bool>,
     /// `None` if the next look must be thorough anyway.
     stamp: Option<Stamp>,
     /// Whether [`Scanner::trusted`] may have changed since it was last asked.
@@ -84,7 +87,14 @@ struct Listing {
 
 impl Scanner {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), files: BTreeMap::new(), stamp: None, dirty: false, told_too_many: false }
+        Self {
+            dir: dir.to_owned(),
+            files: BTreeMap::new(),
+            nowhere: BTreeMap::new(),
+            stamp: None,
+            dirty: false,
+            told_too_many: false,
+        }
     }
 
     /// Looks at the directory: at every file in it if `thorough`, otherwise only if it is not plain that nothing changed.
@@ -116,7 +126,7 @@ impl Scanner {
 
     /// Looks at every file; yields how many were read.
     fn take(&mut self, listing: Listing, dir: DirId, now: Instant) -> io::Result<usize> {
-        let Listing { mut names, too_many, .. } = listing;
+        let Listing { names, too_many, .. } = listing;
         if too_many {
             if !self.told_too_many {
                 tracing::warn!(dir = ?self.dir, limit = FILES_MAX, "trust directory: too many files; the last by name are ignored");
@@ -124,13 +134,15 @@ impl Scanner {
             let before = self.files.len();
             self.files.retain(|name, _| names.contains(name));
             self.dirty |= self.files.len() != before;
-        } else {
-            // A name that is renamed over while the directory is listed may be left out: only asking for it is sure.
-            names.extend(self.files.keys().cloned());
         }
         self.told_too_many = too_many;
+        // A name that is renamed over while the directory is listed may be left out: only asking for it is sure.
+        let unlisted: Vec<OsString> =
+            self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        let listed = names.into_iter().map(|name| (name, true));
+        let mut nowhere = BTreeMap::new();
         let mut read = 0;
-        for name in names {
+        for (name, is_listed) in listed.chain(unlisted.into_iter().map(|name| (name, false))) {
             let held = self.files.entry(name.clone()).or_default();
             match held.look(&self.dir.join(&name), now) {
                 Seen::Same => {}
@@ -145,9 +157,14 @@ impl Scanner {
                     }
                     self.files.remove(&name);
                     self.dirty = true;
+                    if is_listed {
+                        let told = self.nowhere.get(&name).is_some_and(|told| *told || leads_nowhere(&name));
+                        nowhere.insert(name, told);
+                    }
                 }
             }
         }
+        self.nowhere = nowhere;
         Ok(read)
     }
 
@@ -198,6 +215,12 @@ impl Listing {
         }
         Ok(listing)
     }
+}
+
+/// Says so; yields that it is said.
+fn leads_nowhere(name: &OsString) -> bool {
+    tracing::warn!(file = ?name, "trust directory: link not used: it leads nowhere");
+    true
 }
 
 /// Whether a name leads nowhere, itself or as a link.
@@ -525,6 +548,28 @@ mod tests {
         world.rest();
         fs::write(&target, pem(&[1])).unwrap();
         assert!(world.scanner.look(world.now, false).unwrap().changed);
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_told_of_when_it_lasts() {
+        let mut world = World::new();
+        let target = world.outer.path().join("target");
+        let told = |world: &World| world.scanner.nowhere.values().copied().collect::<Vec<_>>();
+        symlink(&target, world.path("a.pem")).unwrap();
+        symlink("b.pem", world.path("b.pem")).unwrap();
+        world.look(STEP);
+        assert_eq!(told(&world), [false, false]);
+        for _ in 0..2 {
+            world.look(STEP);
+            assert_eq!(told(&world), [true, true]);
+        }
+        fs::write(&target, pem(&[0])).unwrap();
+        world.look(STEP);
+        assert!(world.trusted(0).is_some());
+        assert_eq!(told(&world), [true]);
+        fs::remove_file(world.path("b.pem")).unwrap();
+        world.look(STEP);
+        assert!(told(&world).is_empty());
     }
 
     #[test]
