@@ -7,8 +7,8 @@
 //!   nor on where the reading began (`seek` says what that trusts). How lines are joined from pieces is told in `assemble`.
 //! - A record that cannot be parsed, a file that shrinks under the reader and a compressed file that cannot be read to its end are
 //!   inexact gaps ([`GapCause::Source`]); a record with a `lost` tag is an exact one. Of a record that was not written whole the
-//!   line ends where it does, without a newline. A file that shrank and has grown beyond its former size before anybody looked
-//!   cannot be told from one that only grew.
+//!   line ends where it does, without a newline, and an inexact gap follows. A file that shrank and has grown beyond its former
+//!   size before anybody looked cannot be told from one that only grew.
 //! - **Bounded**: at most [`READ_MAX_BYTES`] are read at a time, on the blocking pool, and only when the stream is polled. A tail
 //!   that waits holds one or two open files, a share of a directory watch, and unfinished lines. Dropping the stream ends all of it.
 //!

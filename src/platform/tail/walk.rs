@@ -333,13 +333,13 @@ impl Lines {
         self.garbage(garbage);
     }
 
-    /// Takes a record that was not written whole: its line ends where it does.
+    /// Takes a record that was not written whole: its line ends where it does, and has lost the rest.
     fn take_torn(&mut self, found: Found<'_>) {
         let garbage = match found {
             Found::Record(bytes) => match self.parser.parse(bytes) {
                 Some(record) if record.lost.is_none() && !record.content.is_empty() => {
                     self.assembler.push(&Record { partial: true, ..record }, &mut self.emitter);
-                    return self.assembler.finish(&mut self.emitter);
+                    0
                 }
                 _ => bytes.len() as u64,
             },
