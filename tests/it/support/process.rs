@@ -320,7 +320,7 @@ impl World {
 /// a job that a shell has put into the background): what is ignored stays ignored in a child, and what is handled does not.
 fn heed_signals() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    let heed = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _entered = runtime.enter();
         for kind in [SignalKind::interrupt(), SignalKind::hangup()] {
@@ -329,7 +329,9 @@ fn heed_signals() {
                 drop(signal(kind).unwrap());
             }
         }
-    });
+    };
+    // On a thread of its own: a test may be within a runtime already, and then there can be no other.
+    ONCE.call_once(|| std::thread::spawn(heed).join().unwrap());
 }
 
 impl Drop for World {
