@@ -8,11 +8,10 @@ use std::time::SystemTime;
 
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
-use tracing_subscriber::EnvFilter;
 
 use crate::access::gate::Gate;
 use crate::access::{chain, dir};
-use crate::config::{LogFormat, ServeConfig};
+use crate::config::ServeConfig;
 use crate::edge::admin::{Admin, Exporter, Readiness};
 use crate::edge::connection::Connections;
 use crate::edge::drain::Drain;
@@ -30,12 +29,14 @@ use crate::platform::local::sdl::{Sdl, SdlError};
 mod check;
 mod end;
 mod files;
+mod log;
 mod place;
 mod trust;
 
 pub use self::check::PROBES;
 
 use self::end::{Running, Stops};
+use self::log::Log;
 use self::place::Place;
 
 /// Why a gateway cannot run. The text is for the operator and names the flag or file.
@@ -88,7 +89,15 @@ pub enum ServeError {
 /// # Errors
 /// Whatever keeps it from starting. Once it is ready it does not fail.
 pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
-    log_to_stderr(&config);
+    let log = Log::start(&config);
+    tokio::select! {
+        biased;
+        ended = serve(config) => ended,
+        never = log.tell_losses() => match never {},
+    }
+}
+
+async fn serve(config: ServeConfig) -> Result<(), ServeError> {
     // From here on a signal is not lost.
     let mut stops = Stops::new(config.lifeline).map_err(internal)?;
     let (running, ready) = tokio::select! {
@@ -238,19 +247,4 @@ async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, 
 
 fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ServeError {
     ServeError::Internal(error.into())
-}
-
-fn log_to_stderr(config: &ServeConfig) {
-    // The directives were checked when the configuration was read.
-    let filter = EnvFilter::try_new(&config.log_filter).unwrap_or_default();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // A line that cannot be written (a full disk, a reader that went away) is lost. By default that would be said on standard error
-    // too, by a macro that panics, in whoever wrote the line.
-    let log = log.log_internal_errors(false);
-    let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-    // Fails only if there is a log already, which then goes on.
-    let _ = match config.log_format {
-        LogFormat::Json => log.json().try_init(),
-        LogFormat::Text => log.with_ansi(colours).try_init(),
-    };
 }

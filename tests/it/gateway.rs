@@ -242,6 +242,20 @@ fn a_log_that_cannot_be_written_costs_its_own_lines_and_nothing_else() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_nobody_up() {
+    // Everything is logged: far more than a pipe holds.
+    let (world, lease, gateway) = serve_with(World::unread(), &[("web", STEADY, 1)], &["--log-filter=trace"]);
+    let mut follower = world.follow(gateway.address, "alice", &lease);
+    for _ in 0..3 {
+        let before = follower.seen.runs("web/0").iter().sum::<u64>();
+        follower.until("more lines", |seen| seen.runs("web/0").iter().sum::<u64>() > before + 1000);
+        assert!(gateway.get("/live").0.starts_with("http/1.1 200"));
+    }
+    follower.end().0.is_whole();
+    code(&gateway.stop(Signal::TERM), 0);
+}
+
+#[test]
 fn a_follow_outlives_its_gateway() {
     let world = World::new();
     let lease = world.tenant("alice");

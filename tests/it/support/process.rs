@@ -116,6 +116,18 @@ impl World {
         Self::started_by("if [ $1 = serve ]; then exec 2>/dev/full; fi; exec \"$0\" \"$@\"")
     }
 
+    /// One whose gateways have a standard error that nobody reads.
+    pub(crate) fn unread() -> Self {
+        Self::started_by(
+            "if [ $1 = serve ]; then
+               mkfifo $TMPDIR/log
+               sleep 1000 <$TMPDIR/log >/dev/null 2>&1 &
+               exec 2>$TMPDIR/log
+             fi
+             exec \"$0\" \"$@\"",
+        )
+    }
+
     /// One whose programs outlive their terminal.
     pub(crate) fn nohup() -> Self {
         Self::started_by("trap '' HUP; exec \"$0\" \"$@\"")
