@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use leasemux::model::id::Instance;
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
@@ -9,11 +10,24 @@ use tonic::Code;
 
 use super::history::one_read;
 use super::{lines, replica};
-use crate::support::gateway::Scene;
+use crate::support::gateway::{Scene, Stream};
 use crate::support::reason;
 
 fn follow(scene: &Scene) -> ServiceLogsRequest {
     ServiceLogsRequest { follow: true, ..scene.request() }
+}
+
+/// One who was sent ten lines of a log that can be read no more, and has ten more in it.
+async fn failing() -> (Scene, Instance, Stream) {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    world.print(&run, lines(0..10));
+    let mut stream = scene.open(follow(&scene)).await.unwrap();
+    stream.until(|seen| seen.lines("web", 0) == 10).await;
+    world.fail(&run, true);
+    world.print(&run, lines(10..20));
+    (scene, run, stream)
 }
 
 /// The lease of `scene` has ended.
@@ -32,14 +46,7 @@ fn remove(scene: &Scene) {
 #[tokio::test(start_paused = true)]
 async fn a_log_that_cannot_be_read_any_more_is_given_up_once_its_replica_is_over() {
     for (over, ends) in [(end_lease as fn(&Scene), true), (remove, false)] {
-        let scene = Scene::new(Limits::default(), &[("web", 1)]);
-        let world = &scene.gateway.world;
-        let run = world.start(&scene.lease, &replica("web", 0));
-        world.print(&run, lines(0..10));
-        let mut stream = scene.open(follow(&scene)).await.unwrap();
-        stream.until(|seen| seen.lines("web", 0) == 10).await;
-        world.fail(&run, true);
-        world.print(&run, lines(10..20));
+        let (scene, _, mut stream) = failing().await;
         // As long as it is there it is tried.
         tokio::time::sleep(Duration::from_secs(3_600)).await;
         assert_eq!(scene.gateway.metric("leasemux_actors"), 1);
@@ -57,14 +64,8 @@ async fn a_log_that_cannot_be_read_any_more_is_given_up_once_its_replica_is_over
 
 #[tokio::test(start_paused = true)]
 async fn a_log_that_fails_when_its_lease_ends_and_comes_back_is_read_to_its_end() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let (scene, run, mut stream) = failing().await;
     let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, lines(0..10));
-    let mut stream = scene.open(follow(&scene)).await.unwrap();
-    stream.until(|seen| seen.lines("web", 0) == 10).await;
-    world.fail(&run, true);
-    world.print(&run, lines(10..20));
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     end_lease(&scene);
     tokio::time::sleep(Duration::from_secs(120)).await;

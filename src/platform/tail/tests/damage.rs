@@ -1,0 +1,210 @@
+//! Logs that are damaged or removed: what is not there any more is told, and nothing else.
+
+use super::super::seek::{Seek, Sought};
+use super::super::walk::Until;
+use super::*;
+
+/// As a crash of whoever writes leaves it.
+#[tokio::test]
+async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
+    let ended = CancellationToken::new();
+    ended.cancel();
+    let record = "1970-01-01T00:00:02Z stderr F:lost=12/3456 12 lines lost\n";
+    for written in 1..record.len() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path());
+        writer.raw("1970-01-01T00:00:01Z stdout P begun\n");
+        writer.raw(&record[..written]);
+        let follow = Follow::UntilEnd(ended.clone());
+        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, follow).await.unwrap();
+        let torn = source_gap(1, written as u64, false);
+        assert_eq!(rest(&mut tail).await, ["begun".to_owned(), torn], "{written}");
+    }
+    for rotates in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path());
+        writer.raw("1970-01-01T00:00:01Z stdout F hel");
+        // Not to be taken for the beginning of what follows.
+        let torn = source_gap(1, 0, false);
+        let mut expected = vec!["hel", &torn];
+        if rotates {
+            writer.rotate();
+            writer.line(2_000_000_000, "next");
+            expected.push("next\n");
+        }
+        let follow = Follow::UntilEnd(ended.clone());
+        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, follow).await.unwrap();
+        assert_eq!(rest(&mut tail).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_record_is_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.raw("rubbish\n\nmore\n");
+    writer.line(1, "a");
+    writer.raw("1970-01-01T00:00:01Z stdout F:lost=3/40 disk full\n");
+    writer.line(2, "b");
+    writer.raw("1970-01-01T00:00:02Z std");
+    let ended = CancellationToken::new();
+    ended.cancel();
+    let notifier = Notifier::polling();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(ended.clone())).await.unwrap();
+    let b = "b\n".to_owned();
+    let all = [
+        source_gap(3, 14, false),
+        "a\n".to_owned(),
+        source_gap(3, 40, true),
+        b.clone(),
+        source_gap(1, 24, false),
+    ];
+    assert_eq!(rest(&mut tail).await, all);
+    // A gap directly behind a position is told again rather than not at all.
+    let a = Position::START.after_line(LogTime::from_nanos(1));
+    let mut tail = open(&notifier, log(&dir), From::After(a), Follow::UntilEnd(ended.clone())).await.unwrap();
+    assert_eq!(rest(&mut tail).await, all[2..]);
+    // And so is what was lost since the time asked for, though no line is as old.
+    let since = From::Since(LogTime::from_nanos(2));
+    let mut tail = open(&notifier, log(&dir), since, Follow::UntilEnd(ended)).await.unwrap();
+    assert_eq!((tail.start, rest(&mut tail).await.as_slice()), (a, &all[2..]));
+}
+
+#[tokio::test]
+async fn a_compressed_log_that_breaks_off_is_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    for n in 0..1_000 {
+        writer.line(n, &format!("{n:0100}"));
+    }
+    let rotated = writer.rotate();
+    writer.line(1_000, "next");
+    compress(&rotated);
+    let gz = format!("{}.gz", rotated.display());
+    let size = fs::metadata(&gz).unwrap().len();
+    for cut in size / 2..size / 2 + 20 {
+        OpenOptions::new().write(true).open(&gz).unwrap().set_len(size - cut).unwrap();
+        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No).await.unwrap();
+        let heard = rest(&mut tail).await;
+        let gap = heard.iter().position(|heard| heard.starts_with("SourceGap")).unwrap();
+        assert!(gap > 10 && (0..gap - 1).all(|n| heard[n] == format!("{n:0100}\n")));
+        // The last one is whole, or is seen not to be.
+        assert!(format!("{:0100}\n", gap - 1).starts_with(&heard[gap - 1]), "{:?}", heard[gap - 1]);
+        assert_eq!(&heard[gap + 1..], ["next\n"]);
+    }
+}
+
+/// Two files that are read in several goes each, and a third.
+fn fill(writer: &mut Writer) {
+    let padding = "x".repeat(READ_MAX_BYTES);
+    for time in 0..2 {
+        writer.line(time, &padding);
+        writer.line(time, &padding);
+        writer.rotate();
+    }
+    writer.line(2, "last");
+}
+
+fn remove_all(dir: &tempfile::TempDir) {
+    for file in fs::read_dir(dir.path()).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_removed_while_it_is_read_does_not_end_as_if_that_were_all() {
+    let gap = told(&unknown_gap(GapCause::Rotated));
+    let notifier = Notifier::polling();
+    for is_rotated in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path());
+        if is_rotated {
+            fill(&mut writer);
+        } else {
+            writer.line(0, &"x".repeat(2 * READ_MAX_BYTES));
+        }
+        let end = CancellationToken::new();
+        let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+        assert!(matches!(next(&mut tail).await, Some(TailItem::Lines(_))));
+        if !is_rotated {
+            writer.rotate();
+            fill(&mut writer);
+        }
+        remove_all(&dir);
+        end.cancel();
+        assert_eq!(rest(&mut tail).await.last(), Some(&gap), "{is_rotated}");
+    }
+}
+
+#[test]
+fn a_run_that_is_removed_while_a_place_in_it_is_looked_for_has_a_gap() {
+    let gap = told(&unknown_gap(GapCause::Rotated));
+    for from in
+        [From::Since(LogTime::from_nanos(7)), From::After(Position::START.after_line(LogTime::from_nanos(7)))]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        fill(&mut Writer::new(dir.path()));
+        let mut seek = Seek::new(log(&dir), from, Until::Now).unwrap();
+        let mut looked = false;
+        let mut walk = loop {
+            match seek.step().unwrap() {
+                Sought::Seeking(further) => seek = further,
+                Sought::Found(walk, _) => break walk,
+            }
+            if !std::mem::replace(&mut looked, true) {
+                remove_all(&dir);
+            }
+        };
+        while !walk.pull(Until::Now).unwrap() {}
+        let mut heard = Vec::new();
+        for item in walk.take(true) {
+            hear(&item, &mut heard);
+        }
+        assert!(heard.contains(&gap), "{from:?}: {heard:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_removed_when_all_of_it_was_read_ends_without_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "old");
+    writer.rotate();
+    writer.line(2, "last");
+    let end = CancellationToken::new();
+    let notifier = Notifier::start();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        hear(&next(&mut tail).await.unwrap(), &mut heard);
+    }
+    remove_all(&dir);
+    end.cancel();
+    assert_eq!((heard, rest(&mut tail).await), (vec!["old\n".to_owned(), "last\n".to_owned()], vec![]));
+}
+
+#[tokio::test]
+async fn a_log_that_is_removed_and_begun_anew_is_followed_behind_a_gap() {
+    let gap = told(&unknown_gap(GapCause::Rotated));
+    let dir = tempfile::tempdir().unwrap();
+    let notifier = Notifier::start();
+    let mut writer = Writer::new(dir.path());
+    writer.line(1, "a");
+    let end = CancellationToken::new();
+    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut heard = Vec::new();
+    hear(&next(&mut tail).await.unwrap(), &mut heard);
+    writer.line(2, "b");
+    remove_all(&dir);
+    writer.line(3, "c");
+    let mut writer = Writer::new(dir.path());
+    writer.line(4, "d");
+    while heard.last().is_none_or(|line| line != "d\n") {
+        hear(&next(&mut tail).await.unwrap(), &mut heard);
+    }
+    assert_eq!(heard, ["a\n", "b\n", "c\n", &gap, "d\n"]);
+    end.cancel();
+    let b = From::After(Position::START.after_line(LogTime::from_nanos(2)));
+    let mut tail = open(&notifier, log(&dir), b, Follow::UntilEnd(end)).await.unwrap();
+    assert_eq!(rest(&mut tail).await, [&gap, "d\n"]);
+}
