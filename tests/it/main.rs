@@ -26,6 +26,7 @@ mod prometheus;
 mod random;
 mod restart;
 mod secure;
+mod soak;
 mod status;
 mod strangers;
 mod support;

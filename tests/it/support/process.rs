@@ -373,6 +373,11 @@ impl Program {
         Self { child, what, out, err }
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> i32 {
+        Pid::from_child(&self.child).as_raw_nonzero().get()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
