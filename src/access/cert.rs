@@ -1,23 +1,35 @@
-//! The form of a tenant's certificate, as Akash tenants have them: one self-signed certificate on P-256 whose common name is
-//! the owner's address.
+//! The form of a tenant's certificate, as Akash tenants have them: one self-signed ECDSA certificate whose common name is the
+//! owner's address.
 //!
-//! These are the checks that an Akash provider makes (`go/util/tls/verify.go` of chain-sdk), without its query of the chain,
-//! in this order: one certificate, well-formed, subject, issuer, serial number, key, signature algorithm, signature, extended
-//! key usage, not an authority, critical extensions; and last, because it alone changes while a connection lasts, the time.
-//! All of them come before any question to a trust source. What passes is not yet trusted: anybody can sign a certificate
-//! over anybody's address.
+//! A certificate is trusted only if a trust source holds the same bytes, so the form protects little. It makes sure that the
+//! certificate names one account and one serial number, which are the key of the lookup, and it repeats what an Akash provider
+//! checks (`go/util/tls/verify.go` of chain-sdk), so that both accept the same certificates. `docs/SECURITY.md` compares each
+//! rule with the provider's.
 //!
-//! The key usage is not checked: Akash's own tools leave out `digitalSignature`.
+//! The checks, in order: one certificate, well-formed, subject, issuer, serial number, key, signature algorithm, signature,
+//! extended key usage, critical extensions; and last, because it alone changes during a connection, the time. All of them come
+//! before any query of a trust source. A certificate that passes is not yet trusted: anybody can sign a certificate that
+//! names any address.
+//!
+//! Not checked: basic constraints (Akash's TypeScript tools wrote `CA:TRUE` for two years) and key usage (Akash's tools leave
+//! out `digitalSignature`).
 
 use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA256_ASN1, ECDSA_P521_SHA256_ASN1, EcdsaVerificationAlgorithm,
+    UnparsedPublicKey,
+};
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::{
-    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ECDSA_WITH_SHA256, OID_X509_EXT_BASIC_CONSTRAINTS,
-    OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_KEY_USAGE, OID_X509_EXT_NAME_CONSTRAINTS, Oid,
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_SIG_ECDSA_WITH_SHA256,
+    OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_CERTIFICATE_POLICIES, OID_X509_EXT_CRL_DISTRIBUTION_POINTS,
+    OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_INHIBIT_ANY_POLICY, OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_NAME_CONSTRAINTS, OID_X509_EXT_POLICY_CONSTRAINTS, OID_X509_EXT_POLICY_MAPPINGS,
+    OID_X509_EXT_SUBJECT_ALT_NAME, Oid,
 };
 use x509_parser::prelude::FromDer as _;
 use x509_parser::time::ASN1Time;
@@ -33,16 +45,34 @@ pub const CERTIFICATE_MAX_BYTES: usize = 8 * 1024;
 /// Longest serial number, in bytes: what Akash's chain takes. (RFC 5280 would have 20.)
 const SERIAL_MAX_BYTES: usize = 40;
 
-/// Bytes of an uncompressed point on P-256: a tag and two coordinates. Akash's tools write no other form.
-const POINT_BYTES: usize = 65;
-
-/// Extensions that may be critical. Name constraints stand in certificates that Akash's Go tools make for a host; they bind
-/// only what the certificate would itself sign, which is nothing.
-const CRITICAL_UNDERSTOOD: [Oid<'static>; 4] = [
+/// Extensions that may be critical: those that Go's `crypto/x509`, and with it the provider, understands. Except for the
+/// extended key usage they restrict names, or certificates that this one would sign, and nothing here depends on either.
+const CRITICAL_UNDERSTOOD: [Oid<'static>; 10] = [
     OID_X509_EXT_BASIC_CONSTRAINTS,
-    OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_CERTIFICATE_POLICIES,
+    OID_X509_EXT_CRL_DISTRIBUTION_POINTS,
     OID_X509_EXT_EXTENDED_KEY_USAGE,
+    OID_X509_EXT_INHIBIT_ANY_POLICY,
+    OID_X509_EXT_KEY_USAGE,
     OID_X509_EXT_NAME_CONSTRAINTS,
+    OID_X509_EXT_POLICY_CONSTRAINTS,
+    OID_X509_EXT_POLICY_MAPPINGS,
+    OID_X509_EXT_SUBJECT_ALT_NAME,
+];
+
+/// A curve that a certificate's key may be on: those of TLS 1.3 among the ones that Go knows.
+struct Curve {
+    oid: Oid<'static>,
+    /// Bytes of an uncompressed point: a tag and two coordinates. Go reads no other form.
+    point_bytes: usize,
+    /// How the signature is verified. The chain and the provider hash with SHA-256 whatever the curve.
+    verification: &'static EcdsaVerificationAlgorithm,
+}
+
+static CURVES: [Curve; 3] = [
+    Curve { oid: OID_EC_P256, point_bytes: 65, verification: &ECDSA_P256_SHA256_ASN1 },
+    Curve { oid: OID_NIST_EC_P384, point_bytes: 97, verification: &ECDSA_P384_SHA256_ASN1 },
+    Curve { oid: OID_NIST_EC_P521, point_bytes: 133, verification: &ECDSA_P521_SHA256_ASN1 },
 ];
 
 /// A certificate of good form: who it says it is, and the bytes that a trust source must agree to.
@@ -55,7 +85,7 @@ pub struct Presented {
     not_after: LogTime,
 }
 
-/// A certificate's serial number as a trust source has it: positive, in decimal.
+/// A certificate's serial number as a trust source has it: not negative, in decimal.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial(Arc<str>);
 
@@ -87,7 +117,7 @@ impl Presented {
     /// The first check that failed, in the order above.
     pub fn from_der(der: &CertificateDer<'_>) -> Result<Self, Refusal> {
         let certificate = parse(der)?;
-        check_extensions_readable(&certificate)?;
+        check_extensions_unique(&certificate)?;
         let owner = common_name(&certificate.subject)
             .and_then(|name| name.parse::<Owner>().ok())
             .ok_or(Refusal::CertificateSubject)?;
@@ -157,12 +187,12 @@ impl fmt::Debug for Presented {
 
 impl Serial {
     fn of(certificate: &X509Certificate<'_>) -> Result<Self, Refusal> {
+        // A negative one would share its place on the chain with the positive one of the same digits.
         let bytes = certificate.raw_serial();
-        let positive =
-            bytes.first().is_some_and(|first| *first < 0x80) && bytes.iter().any(|byte| *byte != 0);
-        // A leading zero says "positive" and is not part of the number.
+        let negative = bytes.first().is_none_or(|first| *first >= 0x80);
+        // A leading zero marks a positive number and is not part of it.
         let length = bytes.len() - usize::from(bytes.first() == Some(&0));
-        if positive && length <= SERIAL_MAX_BYTES {
+        if !negative && length <= SERIAL_MAX_BYTES {
             Ok(Self(certificate.serial.to_string().into()))
         } else {
             Err(Refusal::CertificateSerial)
@@ -210,50 +240,54 @@ fn common_name<'a>(name: &'a X509Name<'_>) -> Option<&'a str> {
 }
 
 fn check_signature(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    let point = p256_point(&certificate.subject_pki).ok_or(Refusal::CertificateKey)?;
-    // The algorithm stands inside and outside the part that is signed; RFC 5280 wants them equal.
+    let (curve, point) = key_of(&certificate.subject_pki).ok_or(Refusal::CertificateKey)?;
+    // The certificate names the algorithm inside and outside the signed part; RFC 5280 demands that they are equal.
     let algorithms = [&certificate.signature_algorithm, &certificate.signature];
     if algorithms.iter().any(|algorithm| algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256) {
         return Err(Refusal::CertificateAlgorithm);
     }
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point)
+    UnparsedPublicKey::new(curve.verification, point)
         .verify(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data)
         .map_err(|_| Refusal::CertificateSignature)
 }
 
-/// The public key, if it is a point on P-256 in uncompressed form. Whether it is on the curve shows when it is used.
-fn p256_point<'a>(key: &'a SubjectPublicKeyInfo<'_>) -> Option<&'a [u8]> {
-    let curve = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
+/// Returns the curve and the point, if the key is an uncompressed point on one of [`CURVES`]. Whether the point is on the
+/// curve shows when the signature is verified.
+fn key_of<'a>(key: &'a SubjectPublicKeyInfo<'_>) -> Option<(&'static Curve, &'a [u8])> {
+    let oid = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
+    let curve = CURVES.iter().find(|curve| curve.oid == oid)?;
     let point = key.subject_public_key.data.as_ref();
-    let uncompressed = point.len() == POINT_BYTES && point.first() == Some(&4);
-    (key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && curve == OID_EC_P256 && uncompressed)
-        .then_some(point)
+    let uncompressed = point.len() == curve.point_bytes && point.first() == Some(&4);
+    (key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && uncompressed).then_some((curve, point))
 }
 
-/// Without this, an extension that cannot be parsed, or stands there twice, would count as absent.
-fn check_extensions_readable(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    let mut extensions = certificate.extensions().iter();
-    if certificate.extensions_map().is_err() || extensions.any(|one| one.parsed_extension().error().is_some())
-    {
-        return Err(Refusal::CertificateMalformed);
-    }
-    Ok(())
+/// Refuses a certificate that has an extension twice, as Go does: which one counts would be a guess.
+fn check_extensions_unique(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
+    certificate.extensions_map().map(drop).map_err(|_| Refusal::CertificateMalformed)
 }
 
 fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    let usage = certificate.extended_key_usage();
-    if !matches!(usage, Ok(Some(usage)) if usage.value.client_auth) {
-        return Err(Refusal::CertificateUsage);
-    }
-    if certificate.is_ca() {
-        return Err(Refusal::CertificateAuthority);
-    }
+    check_usage(certificate)?;
     let understood = |oid: &Oid<'_>| CRITICAL_UNDERSTOOD.iter().any(|known| known == oid);
     let mut extensions = certificate.extensions().iter();
     if extensions.any(|one| one.critical && !understood(&one.oid)) {
         return Err(Refusal::CertificateExtension);
     }
     Ok(())
+}
+
+/// Checks the extended key usage as Go does: without one a certificate is for every use.
+fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
+    let mut extensions = certificate.extensions().iter();
+    let Some(usage) = extensions.find(|one| one.oid == OID_X509_EXT_EXTENDED_KEY_USAGE) else {
+        return Ok(());
+    };
+    match usage.parsed_extension() {
+        ParsedExtension::ExtendedKeyUsage(usage) if usage.client_auth || usage.any => Ok(()),
+        ParsedExtension::ExtendedKeyUsage(_) => Err(Refusal::CertificateUsage),
+        // One that cannot be parsed must not count as absent.
+        _ => Err(Refusal::CertificateMalformed),
+    }
 }
 
 /// The nearest instant that there is: a certificate may be valid until the year 9999.
@@ -272,16 +306,27 @@ mod tests {
 
     use proptest::prelude::*;
     use rcgen::{
-        CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-        PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize, SerialNumber,
+        BasicConstraints, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+        KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA256, PKCS_ECDSA_P521_SHA512, PKCS_ED25519,
+        PKCS_RSA_SHA256, RsaKeySize, SerialNumber,
     };
+    use rustls::pki_types::pem::PemObject as _;
 
     use super::*;
     use crate::access::testing::{self, NOW, Tenant};
 
     const SUBJECT_ALTERNATIVE_NAME: &[u64] = &[2, 5, 29, 17];
     const NAME_CONSTRAINTS: &[u64] = &[2, 5, 29, 30];
+    const EXTENDED_KEY_USAGE: &[u64] = &[2, 5, 29, 37];
     const UNKNOWN: &[u64] = &[1, 3, 6, 1, 4, 1, 99_999, 1];
+
+    const AKASHJS: &[u8] = include_bytes!("../../tests/vectors/certificates/akashjs.pem");
+    const CHAIN_SDK: &[u8] = include_bytes!("../../tests/vectors/certificates/chain-sdk.pem");
+    const CHAIN_SDK_NEXT: &[u8] = include_bytes!("../../tests/vectors/certificates/chain-sdk-next.pem");
+    const OPENSSL: &[u8] = include_bytes!("../../tests/vectors/certificates/openssl-p384.pem");
+
+    /// The account that all of them name.
+    const ADDRESS: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
 
     fn check(der: &CertificateDer<'_>) -> Result<Presented, Refusal> {
         Presented::from_chain(std::slice::from_ref(der))
@@ -360,8 +405,6 @@ mod tests {
         }
         let large = vec![0; CERTIFICATE_MAX_BYTES];
         refused(Refusal::CertificateMalformed, with_extension(UNKNOWN, &large, false));
-        let garbage = [0x30, 0x03, 0x01];
-        refused(Refusal::CertificateMalformed, with_extension(NAME_CONSTRAINTS, &garbage, false));
         refused(Refusal::CertificateMalformed, |tenant| {
             with_extension(UNKNOWN, &[5, 0], false)(tenant);
             with_extension(UNKNOWN, &[5, 0], false)(tenant);
@@ -398,12 +441,12 @@ mod tests {
     }
 
     #[test]
-    fn the_serial_number_is_positive_and_not_too_long() {
+    fn serial_number_is_not_negative_and_not_too_long() {
         let serial = |bytes: &[u8]| {
             let number = SerialNumber::from_slice(bytes);
             spoilt(|tenant| tenant.params.serial_number = Some(number))
         };
-        assert_eq!(serial(&[0]), Err(Refusal::CertificateSerial));
+        assert_eq!(serial(&[0]).unwrap().serial().as_str(), "0");
         assert_eq!(serial(&[0xff; SERIAL_MAX_BYTES + 1]), Err(Refusal::CertificateSerial));
         assert!(serial(&[0xff; SERIAL_MAX_BYTES]).is_ok());
         let long = serial(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap();
@@ -414,9 +457,15 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_on_p256() {
+    fn key_on_a_curve_of_tls_1_3_is_accepted() {
+        spoilt(|tenant| tenant.key = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA256).unwrap()).unwrap();
+        let p384 = CertificateDer::from_pem_slice(OPENSSL).unwrap();
+        assert_eq!(check(&p384).unwrap().owner().as_str(), ADDRESS);
+    }
+
+    #[test]
+    fn key_that_is_not_ecdsa_is_refused() {
         for key in [
-            KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap(),
             KeyPair::generate_for(&PKCS_ED25519).unwrap(),
             KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
         ] {
@@ -437,34 +486,62 @@ mod tests {
             let other = patched(&good, &sha256, &sha384, which);
             assert_eq!(check(&other), Err(Refusal::CertificateAlgorithm), "{which:?}");
         }
+        for kind in [&PKCS_ECDSA_P384_SHA384, &PKCS_ECDSA_P521_SHA512] {
+            refused(Refusal::CertificateAlgorithm, |tenant| {
+                tenant.key = KeyPair::generate_for(kind).unwrap();
+            });
+        }
         let mut forged = good.to_vec();
         *forged.last_mut().unwrap() ^= 1;
         assert_eq!(check(&forged.into()), Err(Refusal::CertificateSignature));
     }
 
     #[test]
-    fn its_use_is_that_of_a_client_and_not_of_an_authority() {
-        use ExtendedKeyUsagePurpose::{Any, ClientAuth, ServerAuth};
-        for usages in [vec![], vec![ServerAuth], vec![Any]] {
-            refused(Refusal::CertificateUsage, |tenant| {
-                tenant.params.extended_key_usages = usages;
-            });
+    fn extended_key_usage_without_client_auth_is_refused() {
+        use ExtendedKeyUsagePurpose::{Any, ClientAuth, CodeSigning, ServerAuth};
+        for usages in [vec![ServerAuth], vec![ServerAuth, CodeSigning]] {
+            refused(Refusal::CertificateUsage, |tenant| tenant.params.extended_key_usages = usages);
         }
-        let both = spoilt(|tenant| tenant.params.extended_key_usages = vec![ServerAuth, ClientAuth]);
-        both.unwrap();
-        refused(Refusal::CertificateAuthority, |tenant| {
-            tenant.params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        for usages in [vec![], vec![Any], vec![ServerAuth, ClientAuth]] {
+            spoilt(|tenant| tenant.params.extended_key_usages = usages).unwrap();
+        }
+        refused(Refusal::CertificateMalformed, |tenant| {
+            tenant.params.extended_key_usages.clear();
+            with_extension(EXTENDED_KEY_USAGE, &[0x30, 3, 1], false)(tenant);
         });
-        spoilt(|tenant| tenant.params.is_ca = IsCa::NoCa).unwrap();
-        spoilt(|tenant| tenant.params.key_usages.clear()).unwrap();
     }
 
     #[test]
-    fn critical_extensions_are_understood() {
+    fn basic_constraints_and_key_usage_decide_nothing() {
+        let path_length = BasicConstraints::Constrained(3);
+        for is_ca in
+            [IsCa::NoCa, IsCa::ExplicitNoCa, IsCa::Ca(BasicConstraints::Unconstrained), IsCa::Ca(path_length)]
+        {
+            spoilt(|tenant| tenant.params.is_ca = is_ca).unwrap();
+        }
+        spoilt(|tenant| tenant.params.key_usages.clear()).unwrap();
+    }
+
+    /// What Akash's tools wrote, and what an operator makes with openssl: see `tests/vectors/certificates`.
+    #[test]
+    fn certificates_of_published_tools_are_accepted() {
+        for (pem, authority) in [(AKASHJS, true), (CHAIN_SDK, true), (CHAIN_SDK_NEXT, false), (OPENSSL, true)]
+        {
+            let der = CertificateDer::from_pem_slice(pem).unwrap();
+            let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+            assert_eq!(parsed.is_ca(), authority);
+            let presented = check(&der).unwrap();
+            assert_eq!(presented.owner().as_str(), ADDRESS);
+            assert_eq!(presented.check_time(NOW), Ok(()));
+        }
+    }
+
+    #[test]
+    fn critical_extension_that_go_does_not_know_is_refused() {
         refused(Refusal::CertificateExtension, with_extension(UNKNOWN, &[5, 0], true));
-        let names = [0x30, 3, 0x82, 1, b'a'];
-        refused(Refusal::CertificateExtension, with_extension(SUBJECT_ALTERNATIVE_NAME, &names, true));
         spoilt(with_extension(UNKNOWN, &[5, 0], false)).unwrap();
+        let names = [0x30, 3, 0x82, 1, b'a'];
+        spoilt(with_extension(SUBJECT_ALTERNATIVE_NAME, &names, true)).unwrap();
         // As Akash's Go tools write it for the host "a".
         let constraints = [0x30, 7, 0xa0, 5, 0x30, 3, 0x82, 1, b'a'];
         spoilt(with_extension(NAME_CONSTRAINTS, &constraints, true)).unwrap();
@@ -474,17 +551,16 @@ mod tests {
     #[test]
     fn the_checks_come_in_their_order() {
         type Spoil = fn(&mut Tenant);
-        let spoils: [(Refusal, Spoil); 6] = [
+        let spoils: [(Refusal, Spoil); 5] = [
             (Refusal::CertificateSubject, |tenant| with_name("localhost")(tenant)),
             (Refusal::CertificateSerial, |tenant| {
-                tenant.params.serial_number = Some(SerialNumber::from_slice(&[0]));
+                tenant.params.serial_number = Some(SerialNumber::from_slice(&[1; SERIAL_MAX_BYTES + 1]));
             }),
             (Refusal::CertificateKey, |tenant| {
-                tenant.key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+                tenant.key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
             }),
-            (Refusal::CertificateUsage, |tenant| tenant.params.extended_key_usages.clear()),
-            (Refusal::CertificateAuthority, |tenant| {
-                tenant.params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            (Refusal::CertificateUsage, |tenant| {
+                tenant.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             }),
             (Refusal::CertificateExtension, |tenant| with_extension(UNKNOWN, &[5, 0], true)(tenant)),
         ];

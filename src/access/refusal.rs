@@ -62,25 +62,22 @@ refusals! {
     /// The issuer's common name is not the subject's.
     CertificateIssuer: Unauthenticated, "CERTIFICATE_ISSUER",
         "the client certificate must be self-signed: its issuer's common name is not its subject's";
-    /// The serial number is not positive, or too long.
+    /// The serial number is negative or too long.
     CertificateSerial: Unauthenticated, "CERTIFICATE_SERIAL",
-        "the client certificate's serial number must be positive and at most 40 bytes long";
-    /// The key is not on the curve P-256.
+        "the client certificate's serial number must not be negative, and must be at most 40 bytes long";
+    /// The key is not an ECDSA key on a curve of TLS 1.3.
     CertificateKey: Unauthenticated, "CERTIFICATE_KEY",
-        "the client certificate's key must be an ECDSA key on the curve P-256";
+        "the client certificate's key must be an ECDSA key on the curve P-256, P-384 or P-521";
     /// The signature algorithm is another one.
     CertificateAlgorithm: Unauthenticated, "CERTIFICATE_ALGORITHM",
         "the client certificate must be signed by ECDSA with SHA-256";
     /// The signature is not by the certificate's own key.
     CertificateSignature: Unauthenticated, "CERTIFICATE_SIGNATURE",
         "the client certificate's signature is not by its own key";
-    /// `clientAuth` is missing.
+    /// It has an extended key usage without `clientAuth`.
     CertificateUsage: Unauthenticated, "CERTIFICATE_USAGE",
-        "the client certificate must be for client authentication (extended key usage clientAuth)";
-    /// It claims to be a certificate authority's.
-    CertificateAuthority: Unauthenticated, "CERTIFICATE_AUTHORITY",
-        "the client certificate must not be that of a certificate authority";
-    /// A critical extension that means nothing here.
+        "the client certificate's extended key usage must contain clientAuth";
+    /// A critical extension that is not known.
     CertificateExtension: Unauthenticated, "CERTIFICATE_EXTENSION",
         "the client certificate has a critical extension that is not understood";
     /// Not valid yet.

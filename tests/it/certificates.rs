@@ -1,4 +1,5 @@
-//! The gateway's two certificates, by the program itself: which name is shown which, and what comes of it when their files change.
+//! Certificates, by the program itself: the gateway's two (which name is shown which, and what comes of it when their files
+//! change), and those that tenants made with other tools.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,13 +7,23 @@ use std::time::{Duration, SystemTime};
 
 use leasemux::edge::tls;
 use leasemux::model::id::LeaseId;
+use leasemux::model::proto::cert::State;
+use rustix::process::Signal;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::support::account;
+use crate::support::chain::Chain;
 use crate::support::process::{Done, Gateway, World};
 
 const OWN_END: &str = "leasemux_certificate_expiry_timestamp_seconds";
 const PUBLIC_END: &str = "leasemux_ca_certificate_expiry_timestamp_seconds";
+
+/// Files of `tests/vectors/certificates`, whose README tells how they were made: a certificate and its key each.
+const FOREIGN: [&str; 4] = ["akashjs", "chain-sdk", "chain-sdk-next", "openssl-p384"];
+
+/// The account that all of them name.
+const FOREIGN_ACCOUNT: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -127,4 +138,69 @@ fn without_a_certificate_for_the_public_name_there_is_no_end_of_it() {
     let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
     let gateway = world.serve(&[(&lease, &sdl)], &[]);
     assert_eq!((gateway.metric(OWN_END), gateway.metric(PUBLIC_END)), (end(&world.path("data")), 0));
+}
+
+/// Certificate and key of the file `name`, in PEM.
+fn foreign(name: &str) -> (String, String) {
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/certificates");
+    let text = fs::read_to_string(vectors.join(format!("{name}.pem"))).unwrap();
+    let key = text.find("-----BEGIN PRIVATE KEY-----").unwrap();
+    let end = text.find("-----BEGIN EC PUBLIC KEY-----").unwrap_or(text.len());
+    (text[..key].to_owned(), text[key..end].to_owned())
+}
+
+/// Makes an identity of each foreign certificate, and a lease of their account with its SDL.
+fn foreign_tenants(world: &World) -> (LeaseId, PathBuf) {
+    for name in FOREIGN {
+        let (certificate, key) = foreign(name);
+        fs::create_dir(world.path(name)).unwrap();
+        fs::write(world.path(name).join("cert.pem"), certificate).unwrap();
+        fs::write(world.path(name).join("key.pem"), key).unwrap();
+    }
+    let lease = LeaseId::new(FOREIGN_ACCOUNT, 7, 1, 1, account(200).as_str()).unwrap();
+    (lease, world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]))
+}
+
+/// A call with the identity `name`.
+fn status_as(world: &World, gateway: &Gateway, lease: &LeaseId, name: &str) -> Done {
+    let url = format!("--gateway=https://{}", gateway.address);
+    let ca = format!("--ca={}", world.path("data/server.pem").display());
+    let identity = format!("--identity={}", world.path(name).display());
+    world.run(&["status", &lease.to_string(), &url, &ca, &identity])
+}
+
+#[test]
+fn certificate_of_another_tool_works_from_a_trust_dir() {
+    let world = World::new();
+    let (lease, sdl) = foreign_tenants(&world);
+    for name in FOREIGN {
+        // With key and all, as a tenant may hand it over.
+        let (certificate, key) = foreign(name);
+        fs::write(world.path("trusted").join(format!("{name}.pem")), certificate + &key).unwrap();
+    }
+    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    for name in FOREIGN {
+        let done = status_as(&world, &gateway, &lease, name);
+        assert_eq!(done.status.code(), Some(0), "{name}: {done:?}");
+        assert!(done.out.contains("web"), "{name}: {done:?}");
+    }
+    let done = gateway.stop(Signal::TERM);
+    assert!(!done.err.contains("CERTIFICATE_"), "{}", done.err);
+}
+
+/// The node answers from another thread meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn certificate_of_another_tool_works_from_the_chain() {
+    let (world, chain) = (World::new(), Chain::default());
+    let (lease, sdl) = foreign_tenants(&world);
+    let node = chain.node(None).await;
+    let chain_grpc = format!("--chain-grpc=http://{}", node.address);
+    for name in FOREIGN {
+        chain.publish(lease.owner(), &foreign(name).0, State::Valid);
+        let gateway = world.serve(&[(&lease, &sdl)], &[&chain_grpc]);
+        let done = status_as(&world, &gateway, &lease, name);
+        assert_eq!(done.status.code(), Some(0), "{name}: {done:?}");
+        assert_eq!(gateway.metric("leasemux_chain_queries_total{kind=\"certificate\",result=\"found\"}"), 1);
+        gateway.stop(Signal::TERM);
+    }
 }

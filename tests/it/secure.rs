@@ -338,10 +338,13 @@ async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_b
         (like_go, "CERTIFICATE_UNKNOWN"),
         (chain, "CERTIFICATE_CHAIN"),
         (nobody, "CERTIFICATE_SUBJECT"),
-        (shaped(|params| params.extended_key_usages.clear()), "CERTIFICATE_USAGE"),
+        (
+            shaped(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+            "CERTIFICATE_USAGE",
+        ),
         (
             shaped(|params| params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
-            "CERTIFICATE_AUTHORITY",
+            "CERTIFICATE_UNKNOWN",
         ),
         (
             shaped(|params| {
