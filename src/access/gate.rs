@@ -222,6 +222,7 @@ mod tests {
     use crate::access::account::AccountKey;
     use crate::access::cert::Serial;
     use crate::access::grants::{Access, Scope, Services};
+    use crate::access::refusal::Lifetime;
     use crate::access::testing::{NOW, Tenant};
     use crate::access::token::{Algorithm, Claims};
     use crate::access::trust::{Trusted, Unavailable};
@@ -418,10 +419,12 @@ mod tests {
         let late = later(Duration::from_secs(600));
         let early = NOW.saturating_add_nanos(-1);
         let long = header_of(&wallet, wallet.key().address(), 601);
+        let too_long = Refusal::TokenLifetime { lifetime: Lifetime(601), limit: Lifetime(600) };
         for (header, now, refusal) in [
             (&header, late, Refusal::TokenExpired),
             (&header, early, Refusal::TokenNotYetValid),
-            (&long, NOW, Refusal::TokenLifetime),
+            (&long, NOW, too_long),
+            (&long, later(Duration::from_secs(601)), Refusal::TokenExpired),
         ] {
             assert_eq!(refused(&gate, header, now).await, Denial { refusal, claimed: claimed.clone() });
         }

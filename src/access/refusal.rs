@@ -1,29 +1,47 @@
 //! Why a caller is turned away, in words for the caller.
 //!
-//! A refusal never repeats what a certificate, token or header holds, and says nothing of what exists here.
+//! A refusal never repeats what a certificate, token or header holds, and says nothing of what exists here. The one exception
+//! is the lifetime of a token, which helps only next to the limit.
+
+use std::fmt;
+
+use jiff::SignedDuration;
+
+/// A length of time in whole seconds. Shown as the flags take it: `48h`, `1h 30m`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Lifetime(pub u64);
 
 /// Makes of one table the refusals, what each comes to, its stable word, and its text. A word also stands in
 /// `model::metrics::labels`, for its counter; a test holds them together.
 macro_rules! refusals {
-    ($($(#[doc = $doc:literal])+ $name:ident: $kind:ident, $reason:literal, $words:literal;)+) => {
+    ($(
+        $(#[doc = $doc:literal])+
+        $name:ident $({ $($(#[doc = $about:literal])+ $field:ident),+ })?: $kind:ident, $reason:literal,
+            $words:literal;
+    )+) => {
         /// Why a call was refused, or a running one ended.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
         pub enum Refusal {
-            $($(#[doc = $doc])+ #[error($words)] $name,)+
+            $(
+                $(#[doc = $doc])+
+                #[error($words)]
+                $name $({ $($(#[doc = $about])+ $field: Lifetime),+ })?,
+            )+
         }
 
         impl Refusal {
-            /// Each of them once.
-            pub const ALL: [Self; [$($reason),+].len()] = [$(Self::$name),+];
+            /// Each of them once, with lifetimes of zero.
+            pub const ALL: [Self; [$($reason),+].len()] =
+                [$(Self::$name $({ $($field: Lifetime(0)),+ })?),+];
 
             /// What it comes to.
             pub const fn kind(self) -> Kind {
-                match self { $(Self::$name => Kind::$kind,)+ }
+                match self { $(Self::$name $({ $($field: _),+ })? => Kind::$kind,)+ }
             }
 
             /// One word for it that stays the same from release to release: for programs, and fit to be a metric label.
             pub const fn reason(self) -> &'static str {
-                match self { $(Self::$name => $reason,)+ }
+                match self { $(Self::$name $({ $($field: _),+ })? => $reason,)+ }
             }
         }
     };
@@ -201,8 +219,13 @@ refusals! {
     TokenExpired: Unauthenticated, "TOKEN_EXPIRED",
         "the token has expired (`exp`)";
     /// Valid for longer than this gateway allows.
-    TokenLifetime: Unauthenticated, "TOKEN_LIFETIME",
-        "the token is valid for longer, from `nbf` to `exp`, than this gateway allows";
+    TokenLifetime {
+        /// From `nbf` to `exp`.
+        lifetime,
+        /// The longest that is allowed.
+        limit
+    }: Unauthenticated, "TOKEN_LIFETIME",
+        "the token is valid for {lifetime}, from `nbf` to `exp`; at most {limit} is allowed";
     /// The account has no key that is known here.
     AccountUnknown: Unauthenticated, "ACCOUNT_UNKNOWN",
         "the account of the token's `iss` is not known";
@@ -244,6 +267,14 @@ refusals! {
         "the token does not grant a service that was asked for";
 }
 
+// === impl Lifetime ===
+
+impl fmt::Display for Lifetime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", SignedDuration::from_secs(i64::try_from(self.0).unwrap_or(i64::MAX)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -259,5 +290,15 @@ mod tests {
         for reason in reasons {
             assert!(reason.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'), "{reason}");
         }
+    }
+
+    #[test]
+    fn too_long_lifetime_is_shown_with_its_limit() {
+        let words = |lifetime, limit| {
+            Refusal::TokenLifetime { lifetime: Lifetime(lifetime), limit: Lifetime(limit) }.to_string()
+        };
+        let shown = words(48 * 3_600, 5_400);
+        assert!(shown.contains("for 48h,") && shown.contains("at most 1h 30m"), "{shown}");
+        assert!(words(u64::MAX, 3_600).contains("at most 1h"));
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use self::json::Json;
 use super::account::AccountKey;
-use super::refusal::Refusal;
+use super::refusal::{Lifetime, Refusal};
 use crate::model::id::Owner;
 use crate::model::time::LogTime;
 
@@ -136,16 +136,19 @@ impl Token {
     /// Checks that the token is valid at `now`, from `nbf` on and before `exp`, and not for longer than `longest` in all.
     ///
     /// # Errors
-    /// [`Refusal::TokenLifetime`], [`Refusal::TokenNotYetValid`] or [`Refusal::TokenExpired`].
+    /// [`Refusal::TokenExpired`], [`Refusal::TokenLifetime`] or [`Refusal::TokenNotYetValid`], in this order: an expired token
+    /// is replaced whatever its lifetime, and waiting does not help one that lives too long.
     pub fn check_time(&self, now: LogTime, longest: Duration) -> Result<(), Refusal> {
         // A clock before 1970 is before every token.
         let now = u64::try_from(now.parts().0).unwrap_or_default();
-        if self.claims.expires.saturating_sub(self.claims.not_before) > longest.as_secs() {
-            Err(Refusal::TokenLifetime)
+        let lifetime = self.claims.expires.saturating_sub(self.claims.not_before);
+        let limit = longest.as_secs();
+        if now >= self.claims.expires {
+            Err(Refusal::TokenExpired)
+        } else if lifetime > limit {
+            Err(Refusal::TokenLifetime { lifetime: Lifetime(lifetime), limit: Lifetime(limit) })
         } else if now < self.claims.not_before {
             Err(Refusal::TokenNotYetValid)
-        } else if now >= self.claims.expires {
-            Err(Refusal::TokenExpired)
         } else {
             Ok(())
         }

@@ -137,6 +137,7 @@ pub fn key_in(dir: &Path, owner: &Owner) -> io::Result<Option<AccountKey>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::refusal::Lifetime;
     use crate::access::testing::NOW;
 
     fn wish<'a>(scopes: &'a [String], leases: &'a [LeaseId], services: &'a [ServiceName]) -> Wish<'a> {
@@ -224,6 +225,9 @@ mod tests {
         assert_eq!(judged(NOW, longest, None, &other), Err(Refusal::AccountUnknown));
         let late = NOW.saturating_add_nanos(900_000_000_000);
         assert_eq!(judged(late, longest, None, &dir), Err(Refusal::TokenExpired));
-        assert_eq!(judged(NOW, Duration::from_secs(899), None, &dir), Err(Refusal::TokenLifetime));
+        let limit = Duration::from_secs(899);
+        let too_long = Refusal::TokenLifetime { lifetime: Lifetime(900), limit: Lifetime(899) };
+        assert_eq!(judged(NOW, limit, None, &dir), Err(too_long));
+        assert_eq!(judged(late, limit, None, &dir), Err(Refusal::TokenExpired));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::cli::{ConnectionArgs, LimitsArgs, QuotaArgs};
 use super::faults::Reader;
 use super::value::{duration, number, size};
-use crate::model::limits::{CHUNK_MAX_BYTES, Limits};
+use crate::model::limits::{CHUNK_MAX_BYTES, Limits, TOKEN_LIFETIME_MAX};
 
 mod connection;
 mod quota;
@@ -49,7 +49,7 @@ pub(super) fn resolve(
     let drain = duration(Duration::ZERO..=TIMEOUT_MAX);
     let drain = read.one("drain_timeout", args.drain_timeout.as_ref(), drain);
     let trust_poll = read.one("trust_poll", args.trust_poll.as_ref(), timeout());
-    let token = duration(TOKEN_LIFETIME_MIN..=TIMEOUT_MAX);
+    let token = duration(TOKEN_LIFETIME_MIN..=TOKEN_LIFETIME_MAX);
     let token_lifetime = read.one("token_max_lifetime", args.token_max_lifetime.as_ref(), token);
     let audited = number(0..=RATE_MAX);
     let audited = read.one("audit_refusals_per_minute", args.audit_refusals_per_minute.as_ref(), audited);

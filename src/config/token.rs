@@ -8,12 +8,11 @@ use super::faults::{Faults, Reader};
 use super::secret::TokenSource;
 use super::value::{directory, duration, instant, lease, parsed};
 use crate::model::id::{Address, LeaseId, ServiceName};
+use crate::model::limits::TOKEN_LIFETIME_MAX;
 use crate::model::time::LogTime;
 
-/// Shortest and longest lifetime of a token: a second is its unit, and what lives for longer than a day should be a
-/// certificate.
+/// Shortest lifetime of a token: a second is its unit.
 const TTL_MIN: Duration = Duration::from_secs(1);
-const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// What `token new` makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +71,7 @@ pub(super) fn resolve_new(args: &TokenNewArgs, mut read: Reader<'_>) -> Result<T
         (false, true) => read.missing("service", "which services of the --lease the token is for"),
         _ => {}
     }
-    let ttl = read.one("ttl", args.ttl.as_ref(), duration(TTL_MIN..=TTL_MAX));
+    let ttl = read.one("ttl", args.ttl.as_ref(), duration(TTL_MIN..=TOKEN_LIFETIME_MAX));
     let whole = || Some(TokenNewConfig { identity: identity?, scopes, leases, services, ttl: ttl? });
     let config = whole();
     read.finish(config)
@@ -103,8 +102,11 @@ pub(super) fn resolve_check(args: &TokenCheckArgs, mut read: Reader<'_>) -> Resu
         parsed::<Address>(text)
             .map_err(|_| "must be an account address (lower-case bech32: akash1…)".to_owned())
     });
-    let longest =
-        read.one("token_max_lifetime", args.token_max_lifetime.as_ref(), duration(TTL_MIN..=TTL_MAX));
+    let longest = read.one(
+        "token_max_lifetime",
+        args.token_max_lifetime.as_ref(),
+        duration(TTL_MIN..=TOKEN_LIFETIME_MAX),
+    );
     let keys = key.map(Keys::One).or(dir.map(Keys::Dir));
     let whole = || {
         Some(TokenCheckConfig {

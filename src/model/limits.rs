@@ -51,6 +51,10 @@ pub const STREAM_REPLICAS_MAX: usize = 1_024;
 /// The longest that a caller waits for a restart; it goes on without being waited for.
 pub const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
+/// Longest lifetime of a token that an operator may allow: a week. Tools of Akash's make tokens of 48 hours; what should work
+/// for longer than a week is a certificate, which can be revoked.
+pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+
 /// Most messages that wait in an actor's mailbox; whoever subscribes then waits for room.
 pub const MAILBOX_MESSAGES: usize = 64;
 
@@ -82,7 +86,7 @@ pub struct Limits {
     /// How long after a change to a trust directory running streams go on at most, should the system not tell of it.
     pub trust_poll: Duration,
     /// For how long a token may be valid in all, from `nbf` to `exp`: a stolen one is good for no longer, since none can be
-    /// called back. An hour is what Akash's own tools ask for at most.
+    /// called back. An hour is more than Akash's command line and Console ask for; at most [`TOKEN_LIFETIME_MAX`].
     pub token_lifetime: Duration,
     /// Refusals of one peer per minute that the audit log tells, so that it fills no disk; 0 = all. As many as a peer may fail to say
     /// who it is, before it is not listened to any more.

@@ -27,7 +27,7 @@ fn what_cannot_be_made_or_judged_is_wrong_usage_and_says_what_would_be_right() {
         (&["--service", "web"], "--lease (or LEASEMUX_LEASE) is missing"),
         (&["--scope", "log"], "`log` is not a scope; there are: send-manifest"),
         (&["--scope", "logs", "--service", "web", "--lease", &other], "is not one of the identity's account"),
-        (&["--ttl", "25h"], "from 1s to 24h"),
+        (&["--ttl", "169h"], "from 1s to 168h"),
     ] {
         let done = new(more);
         code(&done, 2);
@@ -81,7 +81,8 @@ fn a_gateway_holds_to_its_longest_lifetime_and_its_provider() {
     let here = lease.to_string();
     for (ttl, lease, exit, said) in [
         ("10m", &here, 0, ""),
-        ("10m1s", &here, 3, "valid for longer"),
+        ("10m1s", &here, 3, "the token is valid for 10m 1s, from `nbf` to `exp`; at most 10m is allowed"),
+        ("168h", &here, 3, "the token is valid for 168h, from `nbf` to `exp`; at most 10m is allowed"),
         ("10m", &elsewhere, 3, "not at the provider that this gateway serves"),
     ] {
         let token = world.run(&["token", "new", "--identity", &alice, "--ttl", ttl]).out;
@@ -179,4 +180,45 @@ fn a_token_is_made_checked_and_used_and_shows_nowhere() {
     code(&done, 0);
     assert!(!done.err.contains(&token) && !done.err.contains("eyJ"), "{}", done.err);
     assert!(done.err.contains("leasemux::audit") && done.err.contains("SERVICE_NOT_GRANTED"), "{}", done.err);
+}
+
+#[test]
+fn token_of_a_week_works_where_the_gateway_allows_it() {
+    let world = World::new();
+    let lease = world.tenant("alice");
+    let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+    fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
+    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let gateway = world.serve(&[(&lease, &sdl)], &["--token-max-lifetime=168h"]);
+    let url = format!("https://{}", gateway.address);
+    let ca = text(world.path("data/server.pem"));
+    let alice = text(world.path("alice"));
+    for ttl in ["48h", "168h"] {
+        let token = world.run(&["token", "new", "--identity", &alice, "--ttl", ttl]).out;
+        let lease = lease.to_string();
+        let done = world.run(&["status", &lease, "--gateway", &url, "--ca", &ca, "--token", token.trim()]);
+        code(&done, 0);
+        let key = fs::read_to_string(world.path("alice/account.pub")).unwrap();
+        let key = key.split_whitespace().nth(1).unwrap();
+        let check = |more: &[&str]| {
+            world.run(
+                &[&["token", "check", token.trim(), "--key", key, "--token-max-lifetime"], more].concat(),
+            )
+        };
+        code(&check(&[ttl]), 0);
+        let done = check(&["90m"]);
+        code(&done, 1);
+        let both =
+            format!("TOKEN_LIFETIME: the token is valid for {ttl}, from `nbf` to `exp`; at most 1h 30m ");
+        assert!(done.err.contains(&both), "{done:?}");
+        let done = check(&["90m", "--at", "2100-01-01T00:00:00Z"]);
+        code(&done, 1);
+        assert!(done.err.contains("refused: TOKEN_EXPIRED: "), "{done:?}");
+    }
+    // A week and a second may not be allowed.
+    let mut args = world.serve_args(&[(&lease, &sdl)]);
+    args.extend(["--token-max-lifetime=604801s", "--check"].map(str::to_owned));
+    let done = world.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    code(&done, 2);
+    assert!(done.err.contains("from 1s to 168h"), "{done:?}");
 }

@@ -370,15 +370,30 @@ fn nothing_is_valid_for_longer_than_is_allowed() {
     let token = of_claims(&claims().to_string()).unwrap();
     let now = LogTime::from_parts(150, 0).unwrap();
     assert_eq!(token.check_time(now, Duration::from_secs(100)), Ok(()));
-    assert_eq!(token.check_time(now, Duration::from_secs(99)), Err(Refusal::TokenLifetime));
+    let too_long = |lifetime, limit: Duration| {
+        Err(Refusal::TokenLifetime { lifetime: Lifetime(lifetime), limit: Lifetime(limit.as_secs()) })
+    };
+    let limit = Duration::from_secs(99);
+    assert_eq!(token.check_time(now, limit), too_long(100, limit));
+    // Waiting does not help.
+    let early = LogTime::from_parts(50, 0).unwrap();
+    assert_eq!(token.check_time(early, limit), too_long(100, limit));
     // Even if it will end soon, or says that it was made just now.
     let old = of_claims(&with("/nbf", json!(0)).to_string()).unwrap();
-    assert_eq!(old.check_time(now, Duration::from_secs(199)), Err(Refusal::TokenLifetime));
+    let limit = Duration::from_secs(199);
+    assert_eq!(old.check_time(now, limit), too_long(200, limit));
     let forever = of_claims(&with("/exp", json!(u64::MAX)).to_string()).unwrap();
-    assert_eq!(forever.check_time(now, LONGEST), Err(Refusal::TokenLifetime));
+    assert_eq!(forever.check_time(now, LONGEST), too_long(u64::MAX - 100, LONGEST));
     // Never valid at all.
     let reversed = of_claims(&with("/exp", json!(50)).to_string()).unwrap();
     assert_eq!(reversed.check_time(now, LONGEST), Err(Refusal::TokenExpired));
+}
+
+#[test]
+fn expired_token_is_expired_whatever_its_lifetime() {
+    let token = of_claims(&claims().to_string()).unwrap();
+    let after = LogTime::from_parts(200, 0).unwrap();
+    assert_eq!(token.check_time(after, Duration::from_secs(99)), Err(Refusal::TokenExpired));
 }
 
 #[test]
