@@ -70,8 +70,8 @@ pub struct Deployment {
     pub oseq: Option<u32>,
     /// These scopes.
     pub scopes: Scopes,
-    /// On these services. Not empty.
-    pub services: BTreeSet<ServiceName>,
+    /// On services of these names, as the token has them. A name that no service can have matches nothing. Never empty.
+    pub services: BTreeSet<String>,
 }
 
 /// Who a caller was found to be, and with that, what they may do. Cloning is cheap.
@@ -191,11 +191,13 @@ impl Access {
                 let mut services = BTreeSet::new();
                 for deployment in deployments.iter().filter(|deployment| deployment.is_of(lease)) {
                     if deployment.scopes.contains(scope) {
-                        services.extend(deployment.services.iter().cloned());
-                    } else {
+                        services.extend(deployment.services.iter().filter_map(|name| name.parse().ok()));
+                        refusal = Refusal::ServiceNotGranted;
+                    } else if refusal == Refusal::LeaseNotGranted {
                         refusal = Refusal::ScopeNotGranted;
                     }
                 }
+                // Refused rather than narrowed to no service: an empty set of names must never be read as all of them.
                 if services.is_empty() { Err(refusal) } else { Ok(Services::Only(services)) }
             }
         }
@@ -244,7 +246,8 @@ impl Identity {
     ///
     /// # Errors
     /// [`Refusal::NotYours`] for a lease of another owner, existing or not; [`Refusal::OtherProvider`] for one that is not served
-    /// here; [`Refusal::LeaseNotGranted`] or [`Refusal::ScopeNotGranted`] for what a token does not grant.
+    /// here; [`Refusal::LeaseNotGranted`], [`Refusal::ScopeNotGranted`] or [`Refusal::ServiceNotGranted`] for what a token does
+    /// not grant.
     pub fn may(&self, lease: &LeaseId, scope: Scope) -> Result<Services, Refusal> {
         if *lease.owner() != self.owner {
             return Err(Refusal::NotYours);
@@ -312,8 +315,8 @@ mod tests {
     }
 
     fn deployment(gseq: Option<u32>, oseq: Option<u32>, scopes: &[Scope], names: &[&str]) -> Deployment {
-        let (scopes, services) = (scopes.iter().copied().collect(), services(names));
-        Deployment { dseq: 7, gseq, oseq, scopes, services }
+        let scopes = scopes.iter().copied().collect();
+        Deployment { dseq: 7, gseq, oseq, scopes, services: names.iter().map(ToString::to_string).collect() }
     }
 
     #[test]
@@ -408,6 +411,25 @@ mod tests {
         assert_eq!(may(1, Scope::Status), Ok(Services::Only(services(&["db"]))));
         assert_eq!(may(2, Scope::Logs), Ok(Services::Only(services(&["cache"]))));
         assert_eq!(may(2, Scope::Restart), Err(Refusal::ScopeNotGranted));
+    }
+
+    #[test]
+    fn name_that_no_service_can_have_matches_nothing() {
+        let long = "a".repeat(64);
+        for name in ["", " ", "*", "Web", "web ", "1web", "web.example", &long] {
+            let alone = granular(vec![deployment(None, None, &[Scope::Logs], &[name])]);
+            let may = |identity: &Identity, scope| identity.may(&lease(1, 7, 1, 1, 9), scope);
+            assert_eq!(may(&alone, Scope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
+            assert_eq!(may(&alone, Scope::Status), Err(Refusal::ScopeNotGranted), "{name:?}");
+            let beside = granular(vec![deployment(None, None, &[Scope::Logs], &[name, "web"])]);
+            assert_eq!(may(&beside, Scope::Logs), Ok(Services::Only(services(&["web"]))), "{name:?}");
+            let entries = granular(vec![
+                deployment(None, None, &[Scope::Logs], &[name]),
+                deployment(None, None, &[Scope::Status], &["web"]),
+            ]);
+            assert_eq!(may(&entries, Scope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
+            assert_eq!(may(&entries, Scope::Status), Ok(Services::Only(services(&["web"]))), "{name:?}");
+        }
     }
 
     #[test]

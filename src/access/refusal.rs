@@ -206,9 +206,6 @@ refusals! {
     /// `services` is empty.
     TokenServicesEmpty: Unauthenticated, "TOKEN_SERVICES_EMPTY",
         "the token has an empty `services`";
-    /// A service that cannot exist.
-    TokenService: Unauthenticated, "TOKEN_SERVICE",
-        "the token has a service that is not a service name";
     /// A service stands there twice.
     TokenServiceTwice: Unauthenticated, "TOKEN_SERVICE_TWICE",
         "the token has a service twice";

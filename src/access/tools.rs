@@ -86,7 +86,7 @@ fn access(wish: &Wish<'_>, issuer: &Owner) -> Result<Access, MintError> {
             gseq: Some(lease.gseq()),
             oseq: Some(lease.oseq()),
             scopes,
-            services: wish.services.iter().cloned().collect(),
+            services: wish.services.iter().map(ToString::to_string).collect(),
         });
     }
     let granular = |(provider, deployments)| (provider, ProviderAccess::Granular(deployments));
@@ -173,7 +173,7 @@ mod tests {
             gseq: Some(2),
             oseq: Some(3),
             scopes: logs,
-            services: services.clone().into(),
+            services: ["web".to_owned()].into(),
         });
         let Access::Granular(found) = granted(&wish(&scopes, &leases, &services)) else { panic!() };
         assert_eq!(found[&provider], ProviderAccess::Granular(expected.into()));

@@ -129,7 +129,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Any number of values. In the environment they stand separated by commas.
+    /// Any number of values. In the environment they are separated by commas, and empty ones are skipped. A variable that holds
+    /// nothing but commas is wrong: without a value a list often means everything.
     pub(super) fn list<T>(
         &mut self,
         id: &str,
@@ -142,6 +143,9 @@ impl<'a> Reader<'a> {
         } else {
             given.iter().map(String::as_str).collect()
         };
+        if let ([], [text, ..]) = (texts.as_slice(), given) {
+            self.wrong(id, text, "holds no value: unset it, or name something");
+        }
         let mut values = Vec::with_capacity(texts.len());
         for text in texts {
             match parse(text) {

@@ -192,8 +192,10 @@ fn time(field: &str, stamp: &prost_types::Timestamp) -> Result<LogTime, CallErro
         .ok_or_else(|| CallError::field(field, "is not a time between the years 1677 and 2262"))
 }
 
-/// Refuses unknown fields within filters. Leaves everything else, malformed fields too, to the decoder.
+/// Refuses unknown fields within filters, and a second `filter`: a client of the other published form that names `""` twice sends
+/// two empty ones. Leaves everything else, malformed fields too, to the decoder.
 fn check_filters(mut message: Bytes) -> Result<(), CallError> {
+    let mut seen = false;
     while message.has_remaining() {
         let Ok((number, wire)) = decode_key(&mut message) else {
             return Ok(());
@@ -208,6 +210,12 @@ fn check_filters(mut message: Bytes) -> Result<(), CallError> {
             return Ok(());
         };
         check_filter(number, &filter)?;
+        if number == FILTER_FIELD && std::mem::replace(&mut seen, true) {
+            return Err(CallError::field(
+                "filter",
+                "is given more than once: several services belong into filters",
+            ));
+        }
     }
     Ok(())
 }
@@ -303,6 +311,12 @@ mod tests {
         assert_eq!(fault(|r| r.filter = Some(one("No", &[]))), "filter.name");
         assert_eq!(fault(|r| r.filter = Some(one("web", &vec![1; FILTER_REPLICAS_MAX + 1]))), "filter");
         assert_eq!(fault(|r| r.filters = vec![one("web", &[]), one("", &[])]), "filters[1].name");
+        assert_eq!(fault(|r| r.filters = vec![one("", &[])]), "filters[0].name");
+        let beside = |r: &mut ServiceLogsRequest| {
+            r.filter = Some(one("web", &[]));
+            r.filters = vec![one("", &[0])];
+        };
+        assert_eq!(fault(beside), "filters[0].name");
         assert_eq!(fault(|r| r.filters = vec![one("web", &[]); FILTERS_MAX + 1]), "filters");
         assert_eq!(fault(|r| r.on_lag = 7), "on_lag");
         assert_eq!(fault(|r| r.on_lag = 1), "UNIMPLEMENTED");
@@ -386,6 +400,16 @@ mod tests {
                 }
                 other => panic!("{name}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn second_filter_is_refused() {
+        // What `services: ["", ""]` and `services: ["", "web"]` of the published form are on the wire.
+        for rest in [&[0x12, 0][..], &[0x12, 3, b'w', b'e', b'b']] {
+            let bytes = [&good().encode_to_vec(), &[0x12, 0][..], rest].concat();
+            let error = decode::<ServiceLogsRequest>(&bytes.into()).unwrap_err();
+            assert!(matches!(&error, CallError::BadRequest { field, .. } if field == "filter"), "{error:?}");
         }
     }
 

@@ -152,6 +152,22 @@ fn the_environment_gives_lists_and_switches() {
 }
 
 #[test]
+fn empty_service_name_is_wrong_usage() {
+    let not_a_name = "--service \"\": is not a service name";
+    for command in ["logs", "status", "restart"] {
+        let said = refused(&[command, LEASE, "--service", ""], &[]);
+        assert!(said.contains(not_a_name), "{said}");
+        let said = refused(&[command, LEASE, "--service", "web", "--service", ""], &[]);
+        assert!(said.contains(not_a_name), "{said}");
+        // Without a name it would mean every service.
+        for commas in [",", " , "] {
+            let said = refused(&[command, LEASE], &[("LEASEMUX_SERVICE", commas)]);
+            assert!(said.contains("(from LEASEMUX_SERVICE): holds no value"), "{said}");
+        }
+    }
+}
+
+#[test]
 fn what_is_typed_wins_over_the_variable_of_what_does_not_go_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let (tenant, trusted) = (dir.path().join("tenant"), dir.path().to_str().unwrap());

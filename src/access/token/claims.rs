@@ -1,7 +1,8 @@
 //! What a token claims: its issuer, its time, and what it grants.
 //!
-//! The rules are those of AEP-64 and its schema, all of them, with one addition: times may be quoted, as Akash's own tools take
-//! them. What AEP-64 grants of one deployment it grants by service: there is no word for all of them.
+//! The rules are those of AEP-64 and its schema, with one addition: times may be quoted, as Akash's own tools take
+//! them; and one exception: a service's name may be any text, since one that no service can have grants nothing anyway. What
+//! AEP-64 grants of one deployment it grants by service: there is no word for all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +10,7 @@ use super::Fault;
 use super::json::{Json, Members, Path};
 use crate::access::grants::{Access, Deployment, ProviderAccess, Scope, Scopes};
 use crate::access::refusal::Refusal;
-use crate::model::id::{Address, Owner, ServiceName};
+use crate::model::id::{Address, Owner};
 
 /// Characters of the address of a key: the schema has no others (`^akash1[a-z0-9]{38}$`).
 const ADDRESS_CHARS: usize = 44;
@@ -192,7 +193,7 @@ fn sequence(entry: &Members<'_>, path: &Path<'_>, name: &str) -> Result<Option<u
     }
 }
 
-fn services(json: &Json, path: &Path<'_>) -> Result<BTreeSet<ServiceName>, Fault> {
+fn services(json: &Json, path: &Path<'_>) -> Result<BTreeSet<String>, Fault> {
     let list = json.list(path)?;
     if list.is_empty() {
         return Err(path.fault(Refusal::TokenServicesEmpty));
@@ -200,8 +201,7 @@ fn services(json: &Json, path: &Path<'_>) -> Result<BTreeSet<ServiceName>, Fault
     let mut services = BTreeSet::new();
     for (index, json) in list.iter().enumerate() {
         let path = path.item(index);
-        let service = json.text(&path)?.parse().map_err(|_| path.fault(Refusal::TokenService))?;
-        if !services.insert(service) {
+        if !services.insert(json.text(&path)?.to_owned()) {
             return Err(path.fault(Refusal::TokenServiceTwice));
         }
     }

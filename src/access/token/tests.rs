@@ -290,14 +290,14 @@ fn what_is_claimed_is_read() {
         gseq: Some(1),
         oseq: Some(2),
         scopes: [Scope::Logs, Scope::Status].into_iter().collect(),
-        services: ["api", "web"].map(|name| name.parse().unwrap()).into(),
+        services: ["api", "web"].map(str::to_owned).into(),
     };
     let second = Deployment {
         dseq: 8,
         gseq: None,
         oseq: None,
         scopes: [Scope::Restart].into_iter().collect(),
-        services: ["web"].map(|name| name.parse().unwrap()).into(),
+        services: ["web".to_owned()].into(),
     };
     assert_eq!(permissions[&account(2)], ProviderAccess::Granular(vec![first, second]));
     assert_eq!(permissions[&account(3)], ProviderAccess::Scoped([Scope::Attestation].into_iter().collect()));

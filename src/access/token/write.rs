@@ -5,7 +5,6 @@ use serde_json::{Value, json};
 
 use super::{Algorithm, Claims};
 use crate::access::grants::{Access, Deployment, ProviderAccess, Scope, Scopes};
-use crate::model::id::ServiceName;
 
 // === impl Claims ===
 
@@ -58,8 +57,11 @@ fn access(access: &Access) -> Value {
 }
 
 fn deployment(deployment: &Deployment) -> Value {
-    let services: Vec<_> = deployment.services.iter().map(ServiceName::as_str).collect();
-    let mut entry = json!({"dseq": deployment.dseq, "scope": words(deployment.scopes), "services": services});
+    let mut entry = json!({
+        "dseq": deployment.dseq,
+        "scope": words(deployment.scopes),
+        "services": deployment.services,
+    });
     if let Some(gseq) = deployment.gseq {
         entry["gseq"] = gseq.into();
     }

@@ -279,7 +279,6 @@ pub const REFUSAL_REASONS: LabelSet = LabelSet {
         "TOKEN_SEQUENCE",
         "TOKEN_OSEQ",
         "TOKEN_SERVICES_EMPTY",
-        "TOKEN_SERVICE",
         "TOKEN_SERVICE_TWICE",
         "TOKEN_NOT_YET_VALID",
         "TOKEN_EXPIRED",

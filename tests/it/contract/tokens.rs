@@ -5,7 +5,7 @@ use std::time::Duration;
 use leasemux::access::grants::{Access, Deployment, ProviderAccess, Scope, Scopes};
 use leasemux::access::token::{Algorithm, Claims};
 use leasemux::access::wallet::{Wallet, Words};
-use leasemux::model::id::{LeaseId, ServiceName};
+use leasemux::model::id::LeaseId;
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::{
     Cursor, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
@@ -59,13 +59,12 @@ impl Scene {
 
     /// For these services of the one lease.
     fn granted(&self, scopes: &[Scope], services: &[&str]) -> Access {
-        let names: Vec<ServiceName> = services.iter().map(|name| name.parse().unwrap()).collect();
         let deployment = Deployment {
             dseq: 7,
             gseq: Some(1),
             oseq: None,
             scopes: scopes.iter().copied().collect(),
-            services: names.into_iter().collect(),
+            services: services.iter().map(ToString::to_string).collect(),
         };
         let entry = ProviderAccess::Granular(vec![deployment]);
         Access::Granular([(self.lease.provider().clone(), entry)].into())
@@ -173,6 +172,59 @@ async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
     tokio::time::sleep(LIFETIME).await;
     let restarted = scene.gateway.world.restarted();
     assert!(!restarted.is_empty() && restarted.iter().all(|replica| replica == "web/0"), "{restarted:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_service_name_in_a_token_grants_nothing() {
+    let scene = Scene::new(&[("api", 1), ("web", 1)]);
+    let scopes = [Scope::Logs, Scope::Status, Scope::Restart];
+    for name in ["", "*", "Web"] {
+        let mut client = scene.client(scene.granted(&scopes, &[name])).await;
+        for services in [&[][..], &["web"]] {
+            let ServiceLogsRequest { lease_id, filters, .. } = scene.request(services);
+            let logs = client.service_logs(scene.request(services)).await.map(drop);
+            let status = ServiceStatusRequest {
+                lease_id: lease_id.clone(),
+                filters: filters.clone(),
+                ..ServiceStatusRequest::default()
+            };
+            let status = client.service_status(status).await.map(drop);
+            let restart = ServiceRestartRequest { lease_id, filters, ..ServiceRestartRequest::default() };
+            let restart = client.service_restart(restart).await.map(drop);
+            for refused in [logs, status, restart] {
+                let case = format!("{name:?} {services:?}");
+                check(&case, &refused.unwrap_err(), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
+            }
+        }
+        let mut beside = scene.client(scene.granted(&scopes, &[name, "web"])).await;
+        let stream = beside.service_logs(scene.request(&[])).await.unwrap();
+        assert_eq!(lines(stream.into_inner()).await, ["of web\n"]);
+    }
+    assert!(scene.gateway.world.restarted().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn empty_service_name_in_a_filter_names_the_field() {
+    let scene = Scene::new(&[("api", 1), ("web", 1)]);
+    let mut client = scene.client(Access::Full).await;
+    for (services, field) in [(&[""][..], "filters[0].name"), (&["web", ""], "filters[1].name")] {
+        let ServiceLogsRequest { lease_id, filters, .. } = scene.request(services);
+        let logs = client.service_logs(scene.request(services)).await.map(drop);
+        let status = ServiceStatusRequest {
+            lease_id: lease_id.clone(),
+            filters: filters.clone(),
+            ..ServiceStatusRequest::default()
+        };
+        let status = client.service_status(status).await.map(drop);
+        let restart = ServiceRestartRequest { lease_id, filters, ..ServiceRestartRequest::default() };
+        let restart = client.service_restart(restart).await.map(drop);
+        for refused in [logs, status, restart] {
+            let refused = refused.unwrap_err();
+            check(field, &refused, Code::InvalidArgument, "INVALID_REQUEST");
+            assert!(refused.message().contains(field), "{refused:?}");
+        }
+    }
+    assert!(scene.gateway.world.restarted().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -182,12 +182,29 @@ fn every_rule_of_a_deployment_has_its_own_reason() {
             ("scope", json!([1]), Refusal::TokenMemberType, "scope[0]"),
             ("scope", json!("logs"), Refusal::TokenMemberType, ""),
             ("services", json!([]), Refusal::TokenServicesEmpty, ""),
-            ("services", json!([""]), Refusal::TokenService, "services[0]"),
-            ("services", json!(["web", "Web"]), Refusal::TokenService, "services[1]"),
             ("services", json!(["web", "web"]), Refusal::TokenServiceTwice, "services[1]"),
+            ("services", json!(["", ""]), Refusal::TokenServiceTwice, "services[1]"),
             ("services", json!([1]), Refusal::TokenMemberType, "services[0]"),
         ],
     );
+}
+
+#[test]
+fn token_with_a_name_that_no_service_can_have_is_valid() {
+    for names in [json!([""]), json!(["Web", "web"]), json!(["*", "a".repeat(100)])] {
+        let claims = with("/leases/permissions/0/deployments/0/services", names.clone());
+        let token = of_claims(&claims.to_string()).unwrap();
+        // Shown as it is, so that its holder can find the mistake.
+        let shown = token.claims().to_json();
+        let services = shown.pointer("/leases/permissions/0/deployments/0/services").unwrap();
+        let sorted = |value: &Value| {
+            let mut names: Vec<_> =
+                value.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(services), sorted(&names));
+    }
 }
 
 /// The same at each level that has scopes; of a deployment, above.
