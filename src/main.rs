@@ -5,21 +5,23 @@
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 
-use leasemux::access::identity::IdentityFiles;
 use leasemux::client::exit::Exit;
 use leasemux::client::print::Look;
 use leasemux::client::{demo, logs, restart, status};
 use leasemux::config::{self, Output, Stop, Task};
-use leasemux::model::id::Owner;
-use leasemux::model::time::LogTime;
 use leasemux::platform::local::shim;
 use leasemux::serve;
 use tokio::runtime::{Builder, Runtime};
 
+use self::identity::Failure;
+
+mod identity;
 mod token;
+
+/// The exit code of a program that Ctrl-C ended, as shells show it.
+const INTERRUPTED: u8 = 130;
 
 /// What the demo runs.
 const SAMPLE: &str = include_str!("../examples/shop.yaml");
@@ -66,9 +68,14 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
             let terminal = io::stderr().is_terminal();
             runtime.block_on(restart::run(&config, io::stdout(), io::stderr(), terminal)).into()
         }
-        Task::IdentityNew(config) => match new_identity(&config.dir) {
+        Task::IdentityNew(config) => match identity::new(&config.dir) {
             Ok(address) => say(&address.to_string()),
             Err(reason) => fail(&reason),
+        },
+        Task::IdentityImport(config) => match runtime.block_on(identity::import(config)) {
+            Ok(address) => say(&address.to_string()),
+            Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
+            Err(Failure::Told(exit, reason)) => end(exit, &reason),
         },
         Task::TokenNew(config) => match token::new(&config) {
             Ok(token) => say(&token),
@@ -83,7 +90,7 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
                 Ok(program) => program,
                 Err(error) => return fail(&format!("cannot find this program: {error}")),
             };
-            let parts = demo::Parts { program, sample: SAMPLE, new_identity: &new_identity };
+            let parts = demo::Parts { program, sample: SAMPLE, new_identity: &identity::new };
             let look = Look::of_process(Output::Text, false);
             runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look)).into()
         }
@@ -112,10 +119,6 @@ fn refuse(stop: &Stop) -> ExitCode {
             Exit::Usage.into()
         }
     }
-}
-
-fn new_identity(dir: &Path) -> Result<Owner, String> {
-    IdentityFiles::create(dir, LogTime::now()).map_err(|error| error.to_string())
 }
 
 fn say(text: &str) -> ExitCode {

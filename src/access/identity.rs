@@ -1,4 +1,5 @@
-//! A tenant's own side: an account, and an Akash-shaped certificate with its key, in the files of one directory.
+//! A tenant's own side: an account, and an Akash-shaped certificate with its key, in the files of one directory. Both are made
+//! or imported; a certificate that Akash's own tools wrote is imported with its key.
 
 use std::fmt;
 use std::fs::{DirBuilder, File, Permissions};
@@ -6,6 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use data_encoding::BASE64;
 use rcgen::string::PrintableString;
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -16,8 +18,11 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::NamedTempFile;
 use time::OffsetDateTime;
+use x509_parser::pem::Pem;
+use zeroize::Zeroizing;
 
 use super::cert::{Presented, public_key};
+use super::encrypted_key::{self, DecryptError};
 use super::refusal::Refusal;
 use super::wallet::{Wallet, Words, WordsError};
 use crate::model::id::Owner;
@@ -51,6 +56,18 @@ const VALIDITY_DAYS: i64 = 365;
 
 /// Largest file that is read, in bytes: far above a certificate or a key.
 const FILE_MAX_BYTES: u64 = 64 * 1024;
+
+/// Kinds of PEM blocks in a file of another tool: a certificate, and its key as PKCS #8, as SEC 1, or encrypted.
+const PEM_CERTIFICATE: &str = "CERTIFICATE";
+const PEM_PKCS8: &str = "PRIVATE KEY";
+const PEM_SEC1: &str = "EC PRIVATE KEY";
+const PEM_ENCRYPTED: &str = "ENCRYPTED PRIVATE KEY";
+
+/// Begin of the header of a key that is encrypted in the old way (RFC 1421), as older Go tools of Akash did.
+const PEM_OLD_ENCRYPTION: &[u8] = b"Proc-Type:";
+
+/// Characters of Base64 in one line of PEM.
+const PEM_LINE_CHARS: usize = 64;
 
 /// The attribute in the subject that tells the form of an Akash certificate, and the form.
 const FORM_OID: [u64; 5] = [2, 23, 133, 2, 6];
@@ -125,6 +142,45 @@ impl IdentityFiles {
     /// [`IdentityError::Exists`] if one of the files is there. Whatever the error, no file is left behind that was not there,
     /// and none is changed.
     pub fn create(dir: &Path, now: LogTime) -> Result<Owner, IdentityError> {
+        Self::import(dir, &Words::fresh()?, None, now)
+    }
+
+    /// Makes an identity of an account that exists, with the certificate and key in the file `certificate`, or with fresh ones.
+    /// Else as [`IdentityFiles::create`].
+    ///
+    /// # Errors
+    /// Also those of a certificate that no gateway would accept, that has expired, or that names another account.
+    pub fn import(
+        dir: &Path,
+        words: &Words,
+        certificate: Option<&Path>,
+        now: LogTime,
+    ) -> Result<Owner, IdentityError> {
+        Self::check_absent(dir)?;
+        let wallet = words.wallet()?;
+        let account = wallet.key();
+        let address = account.address();
+        let parts = match certificate {
+            Some(path) => Parts::read(path, &wallet, now)?,
+            None => Parts::fresh(&address, now)?,
+        };
+        let mut phrase = words.reveal();
+        phrase.push('\n');
+        let made = Made::dir(dir)?;
+        let made = made.file(KEY_FILE, SECRET_MODE, parts.key.as_bytes())?;
+        let made = made.file(CERTIFICATE_FILE, PUBLIC_MODE, parts.certificate.as_bytes())?;
+        let made = made.file(ADDRESS_FILE, PUBLIC_MODE, format!("{address}\n").as_bytes())?;
+        let made = made.file(WORDS_FILE, SECRET_MODE, phrase.as_bytes())?;
+        let made = made.file(ACCOUNT_FILE, PUBLIC_MODE, format!("{address} {account}\n").as_bytes())?;
+        made.keep()?;
+        Ok(address)
+    }
+
+    /// Checks that `dir` holds no identity yet.
+    ///
+    /// # Errors
+    /// [`IdentityError::Exists`] if one of the files is there.
+    pub fn check_absent(dir: &Path) -> Result<(), IdentityError> {
         for name in FILES {
             let path = dir.join(name);
             // A link to nothing counts as there, too.
@@ -132,19 +188,7 @@ impl IdentityFiles {
                 return Err(IdentityError::Exists { path });
             }
         }
-        let words = Words::fresh()?;
-        let account = words.wallet()?.key();
-        let address = account.address();
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let certificate = certificate_params(&address, now)?.self_signed(&key)?;
-        let made = Made::dir(dir)?;
-        let made = made.file(KEY_FILE, SECRET_MODE, key.serialize_pem().as_bytes())?;
-        let made = made.file(CERTIFICATE_FILE, PUBLIC_MODE, certificate.pem().as_bytes())?;
-        let made = made.file(ADDRESS_FILE, PUBLIC_MODE, format!("{address}\n").as_bytes())?;
-        let made = made.file(WORDS_FILE, SECRET_MODE, format!("{}\n", words.reveal()).as_bytes())?;
-        let made = made.file(ACCOUNT_FILE, PUBLIC_MODE, format!("{address} {account}\n").as_bytes())?;
-        made.keep()?;
-        Ok(address)
+        Ok(())
     }
 
     /// Reads the identity in `dir`, and checks that its parts belong together. `address` may be missing, for those who bring
@@ -223,16 +267,28 @@ pub(crate) fn certificate_params(owner: &Owner, now: LogTime) -> Result<Certific
 
 fn load_key(path: &Path, chain: &[CertificateDer<'_>]) -> Result<PrivateKeyDer<'static>, IdentityError> {
     let content = |reason| content_error(path, reason);
-    // Errors of these readers may repeat what they read.
+    // Errors of this reader may repeat what it read.
     let key = PrivateKeyDer::from_pem_slice(&read(path)?)
         .map_err(|_| content("does not hold an unencrypted private key in PEM"))?;
-    let signer =
-        any_supported_type(&key).map_err(|_| content("does not hold a private key that can be used"))?;
-    let certified = chain.first().and_then(public_key);
-    if certified.is_none() || certified != signer.public_key() {
-        return Err(content("is not the key of the certificate beside it"));
+    match chain.first().map(|certificate| check_key(&key, certificate)) {
+        Some(Ok(())) => Ok(key),
+        Some(Err(KeyMismatch::Unusable)) => Err(content("does not hold a private key that can be used")),
+        Some(Err(KeyMismatch::Another)) | None => Err(content("is not the key of the certificate beside it")),
     }
-    Ok(key)
+}
+
+/// Why a key does not go with a certificate.
+enum KeyMismatch {
+    /// It is no key, or of a kind that is not known.
+    Unusable,
+    /// The certificate is for another key.
+    Another,
+}
+
+fn check_key(key: &PrivateKeyDer<'_>, certificate: &CertificateDer<'_>) -> Result<(), KeyMismatch> {
+    let signer = any_supported_type(key).map_err(|_| KeyMismatch::Unusable)?;
+    let certified = public_key(certificate);
+    if certified.is_some() && certified == signer.public_key() { Ok(()) } else { Err(KeyMismatch::Another) }
 }
 
 fn check_address(path: &Path, owner: &Owner) -> Result<(), IdentityError> {
@@ -264,6 +320,118 @@ fn io_error(path: &Path, error: io::Error) -> IdentityError {
 
 fn content_error(path: &Path, reason: &'static str) -> IdentityError {
     IdentityError::Content { path: path.to_owned(), reason }
+}
+
+// === impl Parts ===
+
+/// A certificate and its key, each in PEM.
+struct Parts {
+    certificate: String,
+    key: Zeroizing<String>,
+}
+
+impl Parts {
+    /// Makes a key, and a certificate for `owner` at the time `now`.
+    fn fresh(owner: &Owner, now: LogTime) -> Result<Self, IdentityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = certificate_params(owner, now)?.self_signed(&key)?;
+        Ok(Self { certificate: certificate.pem(), key: Zeroizing::new(key.serialize_pem()) })
+    }
+
+    /// Reads those of the account `wallet` from a file of another tool.
+    fn read(path: &Path, wallet: &Wallet, now: LogTime) -> Result<Self, IdentityError> {
+        let content = |reason| content_error(path, reason);
+        let text = Zeroizing::new(read(path)?);
+        if memchr::memmem::find(&text, PEM_OLD_ENCRYPTION).is_some() {
+            return Err(content(
+                "holds a private key that is encrypted in an old way (Proc-Type), which cannot be read here; \
+                 leave the file out to make a new certificate",
+            ));
+        }
+        let mut chain = Vec::new();
+        let mut key = None;
+        for block in Pem::iter_from_buffer(&text) {
+            // The error may repeat a part of the file.
+            let block = block.map_err(|_| content("is not well-formed PEM"))?;
+            match block.label.as_str() {
+                PEM_CERTIFICATE => chain.push(CertificateDer::from(block.contents)),
+                PEM_PKCS8 | PEM_SEC1 | PEM_ENCRYPTED if key.is_some() => {
+                    return Err(content("holds more than one private key"));
+                }
+                label @ (PEM_PKCS8 | PEM_SEC1) => {
+                    let label = if label == PEM_SEC1 { PEM_SEC1 } else { PEM_PKCS8 };
+                    key = Some((label, Zeroizing::new(block.contents)));
+                }
+                PEM_ENCRYPTED => key = Some((PEM_PKCS8, decrypt(path, &block.contents, wallet)?)),
+                // A public key, or parameters of the curve.
+                _ => {}
+            }
+        }
+        let [certificate] = chain.as_slice() else {
+            return Err(content("must hold exactly one certificate"));
+        };
+        let (label, der) = key.ok_or_else(|| content("holds no private key for its certificate"))?;
+        let form = |refusal| IdentityError::Form { path: path.to_owned(), refusal };
+        let presented = Presented::from_der(certificate).map_err(form)?;
+        if *presented.owner() != wallet.key().address() {
+            return Err(content("holds the certificate of another account than the mnemonic's"));
+        }
+        match presented.check_time(now) {
+            // It may begin in a moment, by another clock.
+            Ok(()) | Err(Refusal::CertificateNotYetValid) => {}
+            Err(refusal) => return Err(form(refusal)),
+        }
+        let private = match label {
+            PEM_SEC1 => PrivateKeyDer::Sec1(der.as_slice().into()),
+            _ => PrivateKeyDer::Pkcs8(der.as_slice().into()),
+        };
+        match check_key(&private, certificate) {
+            Ok(()) => {}
+            // Noise, if a wrong password fitted by chance.
+            Err(KeyMismatch::Unusable) => return Err(content("holds a private key that cannot be used")),
+            Err(KeyMismatch::Another) => {
+                return Err(content("holds a private key that is not its certificate's"));
+            }
+        }
+        let certificate = pem(PEM_CERTIFICATE, certificate).to_string();
+        Ok(Self { certificate, key: pem(label, &der) })
+    }
+}
+
+/// Decrypts a key as Akash's Go tools keep it.
+fn decrypt(path: &Path, der: &[u8], wallet: &Wallet) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
+    let password = wallet
+        .certificate_password()
+        .map_err(|_| content_error(path, "holds a private key whose password cannot be made"))?;
+    encrypted_key::decrypt(der, &password).map_err(|error| {
+        let reason = match error {
+            DecryptError::Unsupported => {
+                "holds a private key that is encrypted in a way that cannot be read here; \
+                 leave the file out to make a new certificate"
+            }
+            DecryptError::Password => {
+                "holds a private key that was encrypted by another account than the mnemonic's"
+            }
+        };
+        content_error(path, reason)
+    })
+}
+
+fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
+    let base64 = Zeroizing::new(BASE64.encode(der));
+    let lines = base64.len().div_ceil(PEM_LINE_CHARS);
+    let frame = "-----BEGIN -----\n-----END -----\n".len() + 2 * label.len();
+    // With all its room from the start, so that no copy of a key is left behind.
+    let mut text = Zeroizing::new(String::with_capacity(frame + base64.len() + lines));
+    text.extend(["-----BEGIN ", label, "-----\n"]);
+    let mut rest = base64.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(PEM_LINE_CHARS));
+        text.extend([line, "\n"]);
+        rest = after;
+    }
+    text.extend(["-----END ", label, "-----\n"]);
+    text
 }
 
 // === impl Made ===
@@ -386,6 +554,112 @@ mod tests {
         let account = std::fs::read_to_string(dir.join(ACCOUNT_FILE)).unwrap();
         assert_eq!(account, format!("{} {key}\n", identity.address()));
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), FILES.len());
+    }
+
+    /// The first account in `tests/vectors/wallets.json`, whose certificates are in `tests/vectors/certificates`.
+    fn known() -> Words {
+        let wallets: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/wallets.json")).unwrap();
+        Words::parse(wallets[0]["mnemonic"].as_str().unwrap()).unwrap()
+    }
+
+    fn vector(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/certificates").join(name)
+    }
+
+    #[test]
+    fn imported_certificate_is_the_one_in_the_file() {
+        let files = ["chain-sdk-go", "akashjs", "chain-sdk", "chain-sdk-next", "openssl-p384"];
+        for name in files.map(|name| vector(&format!("{name}.pem"))) {
+            let outer = tempfile::tempdir().unwrap();
+            let dir = outer.path().join("tenant");
+            let address = IdentityFiles::import(&dir, &known(), Some(&name), NOW).unwrap();
+            let identity = IdentityFiles::load(&dir).unwrap();
+            assert_eq!(*identity.address(), address);
+            let der = CertificateDer::from_pem_file(&name).unwrap();
+            assert_eq!(identity.chain, [der]);
+            assert_eq!(IdentityFiles::load_wallet(&dir).unwrap().key().address(), address);
+            assert_eq!(std::fs::read_dir(&dir).unwrap().count(), FILES.len());
+            let mode = |file: &str| dir.join(file).metadata().unwrap().mode() & 0o777;
+            assert_eq!([KEY_FILE, WORDS_FILE].map(mode), [SECRET_MODE; 2]);
+            let key = std::fs::read_to_string(dir.join(KEY_FILE)).unwrap();
+            assert!(key.starts_with("-----BEGIN PRIVATE KEY-----\n") && !key.contains("PUBLIC"), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn imported_account_without_certificate_gets_a_fresh_one() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("tenant");
+        let address = IdentityFiles::import(&dir, &known(), None, NOW).unwrap();
+        assert_eq!(address.as_str(), "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q");
+        assert_eq!(*IdentityFiles::load(&dir).unwrap().address(), address);
+        let error = IdentityFiles::import(&dir, &known(), None, NOW).unwrap_err();
+        assert!(matches!(error, IdentityError::Exists { .. }), "{error}");
+    }
+
+    #[test]
+    fn key_in_sec1_form_is_imported() {
+        let outer = tempfile::tempdir().unwrap();
+        let text = std::fs::read(vector("akashjs.pem")).unwrap();
+        let certificate = CertificateDer::from_pem_slice(&text).unwrap();
+        let PrivateKeyDer::Pkcs8(pkcs8) = PrivateKeyDer::from_pem_slice(&text).unwrap() else { panic!() };
+        // RFC 5208: version, algorithm, and an octet string with the key of RFC 5915.
+        let (_, whole) = x509_parser::der_parser::parse_der(pkcs8.secret_pkcs8_der()).unwrap();
+        let sec1 = whole.as_sequence().unwrap()[2].as_slice().unwrap();
+        let file = outer.path().join("akash.pem");
+        let text = [pem(PEM_CERTIFICATE, &certificate), pem(PEM_SEC1, sec1)].map(|block| block.to_string());
+        std::fs::write(&file, text.concat()).unwrap();
+        let dir = outer.path().join("tenant");
+        IdentityFiles::import(&dir, &known(), Some(&file), NOW).unwrap();
+        assert_eq!(IdentityFiles::load(&dir).unwrap().chain, [certificate]);
+    }
+
+    #[test]
+    fn certificate_that_cannot_be_imported_leaves_nothing() {
+        let outer = tempfile::tempdir().unwrap();
+        let (dir, file) = (outer.path().join("tenant"), outer.path().join("akash.pem"));
+        let import = |words: &Words, content: &[u8], now| {
+            std::fs::write(&file, content).unwrap();
+            let error = IdentityFiles::import(&dir, words, Some(&file), now).unwrap_err();
+            assert!(!dir.exists(), "{error}");
+            let text = format!("{error} {error:?}");
+            assert!(text.contains("akash.pem") && !text.contains("SECRET"), "{text}");
+            error.to_string()
+        };
+        let [plain, encrypted] =
+            ["akashjs.pem", "chain-sdk-go.pem"].map(|name| std::fs::read_to_string(vector(name)).unwrap());
+        let certificate = pem(PEM_CERTIFICATE, &CertificateDer::from_pem_slice(plain.as_bytes()).unwrap());
+        let key = &plain[plain.find("-----BEGIN PRIVATE").unwrap()..];
+        let other_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap().serialize_pem();
+        let words = known();
+        let long_after = LogTime::from_parts(4_000_000_000, 0).unwrap();
+        let cases: [(String, LogTime, &str); 10] = [
+            (String::new(), NOW, "exactly one certificate"),
+            (format!("{plain}{}", *certificate), NOW, "exactly one certificate"),
+            (certificate.to_string(), NOW, "no private key"),
+            (format!("{plain}{key}"), NOW, "more than one private key"),
+            (format!("{}{other_key}", *certificate), NOW, "not its certificate's"),
+            (format!("{}{}", *certificate, *pem(PEM_PKCS8, b"SECRET")), NOW, "cannot be used"),
+            (format!("{}{}", *certificate, *pem(PEM_ENCRYPTED, b"SECRET")), NOW, "encrypted in a way"),
+            (
+                format!("{}-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED", *certificate),
+                NOW,
+                "old way",
+            ),
+            (format!("{}-----BEGIN PRIVATE KEY-----\nSECRET?", *certificate), NOW, "well-formed PEM"),
+            (plain.clone(), long_after, "expired"),
+        ];
+        for (content, now, why) in cases {
+            let error = import(&words, content.as_bytes(), now);
+            assert!(error.contains(why), "{why}: {error}");
+        }
+        let stranger = Words::fresh().unwrap();
+        assert!(import(&stranger, plain.as_bytes(), NOW).contains("another account"));
+        assert!(import(&stranger, encrypted.as_bytes(), NOW).contains("another account"));
+        let missing = outer.path().join("none.pem");
+        let error = IdentityFiles::import(&dir, &words, Some(&missing), NOW).unwrap_err();
+        assert!(error.to_string().contains("none.pem: No such file"), "{error}");
     }
 
     #[test]

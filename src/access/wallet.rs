@@ -6,6 +6,8 @@ use bip32::{ChildNumber, XPrv};
 use bip39::{Language, Mnemonic};
 use k256::ecdsa::signature::hazmat::PrehashSigner as _;
 use k256::ecdsa::{Signature, SigningKey};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use super::account::AccountKey;
 use super::token::{Algorithm, Claims};
@@ -22,10 +24,23 @@ pub struct Wallet(SigningKey);
 /// The words of an account (BIP-39, English). They are the account: whoever has them has it.
 pub struct Words(Mnemonic);
 
-/// Why words are not those of an account. It does not repeat them.
+/// Why a text is not the mnemonic of an account. It does not repeat the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("does not hold a mnemonic: 12 to 24 English words of BIP-39 whose checksum fits")]
-pub struct WordsError;
+#[non_exhaustive]
+pub enum WordsError {
+    /// Not a number of words that BIP-39 has.
+    #[error("does not hold a mnemonic: it has {0} words instead of 12, 15, 18, 21 or 24")]
+    Count(usize),
+    /// The word of this number, counted from 1, is not in the list.
+    #[error("does not hold a mnemonic: word {0} is not in the English list of BIP-39 (lower case)")]
+    Unknown(usize),
+    /// Each word is one, but not together.
+    #[error("does not hold a mnemonic: its checksum does not fit, so a word is wrong or in the wrong place")]
+    Checksum,
+    /// No key can be derived: of 2¹²⁰ mnemonics, none is known.
+    #[error("holds a mnemonic without a key")]
+    Key,
+}
 
 // === impl Words ===
 
@@ -35,8 +50,8 @@ impl Words {
     /// # Errors
     /// Never, with entropy of this size.
     pub fn fresh() -> Result<Self, WordsError> {
-        let entropy: [u8; ENTROPY_BYTES] = rand::random();
-        Mnemonic::from_entropy(&entropy).map(Self).map_err(|_| WordsError)
+        let entropy: Zeroizing<[u8; ENTROPY_BYTES]> = Zeroizing::new(rand::random());
+        Ok(Self(Mnemonic::from_entropy(entropy.as_ref())?))
     }
 
     /// Reads words that stand apart by white space.
@@ -45,12 +60,13 @@ impl Words {
     /// [`WordsError`] if one is not in the list, their number is another, or the checksum does not fit.
     pub fn parse(text: &str) -> Result<Self, WordsError> {
         let words: Vec<&str> = text.split_whitespace().collect();
-        Mnemonic::parse_in_normalized(Language::English, &words.join(" ")).map(Self).map_err(|_| WordsError)
+        let words = Zeroizing::new(words.join(" "));
+        Ok(Self(Mnemonic::parse_in_normalized(Language::English, &words)?))
     }
 
     /// The words, with a space between them. Never for a log.
-    pub fn reveal(&self) -> String {
-        self.0.words().collect::<Vec<_>>().join(" ")
+    pub fn reveal(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.0.words().collect::<Vec<_>>().join(" "))
     }
 
     /// The account that they are, without a passphrase.
@@ -58,10 +74,11 @@ impl Words {
     /// # Errors
     /// [`WordsError`] in a case that has a probability below 2⁻¹²⁰.
     pub fn wallet(&self) -> Result<Wallet, WordsError> {
-        let mut key = XPrv::new(&self.0.to_seed_normalized("")).map_err(|_| WordsError)?;
+        let seed = Zeroizing::new(self.0.to_seed_normalized(""));
+        let mut key = XPrv::new(seed.as_ref()).map_err(|_| WordsError::Key)?;
         for (index, hardened) in PATH {
-            let child = ChildNumber::new(index, hardened).map_err(|_| WordsError)?;
-            key = key.derive_child(child).map_err(|_| WordsError)?;
+            let child = ChildNumber::new(index, hardened).map_err(|_| WordsError::Key)?;
+            key = key.derive_child(child).map_err(|_| WordsError::Key)?;
         }
         Ok(Wallet(key.private_key().clone()))
     }
@@ -71,6 +88,18 @@ impl Words {
 impl fmt::Debug for Words {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Words")
+    }
+}
+
+// === impl WordsError ===
+
+impl From<bip39::Error> for WordsError {
+    fn from(error: bip39::Error) -> Self {
+        match error {
+            bip39::Error::BadWordCount(count) => Self::Count(count),
+            bip39::Error::UnknownWord(index) => Self::Unknown(index + 1),
+            _ => Self::Checksum,
+        }
     }
 }
 
@@ -97,6 +126,19 @@ impl Wallet {
     }
 }
 
+impl Wallet {
+    /// Returns the password of the account's certificate key in files of Akash's Go tools: the account's signature over the
+    /// text of its own address.
+    ///
+    /// # Errors
+    /// As [`Wallet::sign`].
+    pub(super) fn certificate_password(&self) -> Result<Zeroizing<Vec<u8>>, k256::ecdsa::Error> {
+        let digest = Sha256::digest(self.key().address().as_str());
+        let signature: Signature = self.0.sign_prehash(&digest)?;
+        Ok(Zeroizing::new(signature.to_bytes().to_vec()))
+    }
+}
+
 /// Its account only.
 impl fmt::Debug for Wallet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,7 +149,6 @@ impl fmt::Debug for Wallet {
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
-    use sha2::{Digest as _, Sha256};
 
     use super::*;
     use crate::access::grants::Access;
@@ -133,6 +174,12 @@ mod tests {
     fn words_are_the_account_that_other_software_makes_of_them() {
         let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
         assert!(vectors.len() > 5);
+        // The numbers of words that wallets write; the shorter ones have one word more for each 32 bits.
+        for bytes in [16, 20, 24, 28, 32] {
+            let words = Mnemonic::from_entropy(&vec![7; bytes]).unwrap().to_string();
+            assert_eq!(words.split(' ').count(), bytes * 3 / 4);
+            Words::parse(&words).unwrap().wallet().unwrap();
+        }
         for vector in vectors {
             let words = Words::parse(&vector.mnemonic).unwrap();
             assert_eq!(hex(&words.0.to_seed_normalized("")), vector.seed);
@@ -147,7 +194,7 @@ mod tests {
     #[test]
     fn seeds_are_those_published_with_bip_39() {
         let words = Words(Mnemonic::from_entropy(&[0; 32]).unwrap());
-        assert_eq!(words.reveal(), format!("{}art", "abandon ".repeat(23)));
+        assert_eq!(*words.reveal(), format!("{}art", "abandon ".repeat(23)));
         assert_eq!(
             hex(&words.0.to_seed_normalized("TREZOR")),
             "bda85446c68413707090a52022edd26a1c9462295029f2e60cd7c4f2bbd3097170af7a4d73245cafa9c3cca8d561a7c3de6f5d4a10be8ed2a5e608d68f92fcc8"
@@ -194,20 +241,25 @@ mod tests {
 
     #[test]
     fn what_is_no_mnemonic_is_refused_and_not_repeated() {
-        let good = Words::fresh().unwrap().reveal();
+        let good = Words::fresh().unwrap().reveal().to_string();
         assert_eq!(good.split(' ').count(), 24);
         Words::parse(&format!("\n{}\n", good.replace(' ', "  "))).unwrap();
         let last = good.rsplit_once(' ').unwrap().0;
-        for bad in [
-            "",
-            "abandon",
-            last,
-            &format!("{good} abandon"),
-            &good.to_uppercase(),
-            &good.replacen(' ', " secretword ", 1),
+        let twelve = |last: &str| format!("{}{last}", "abandon ".repeat(11));
+        Words::parse(&twelve("about")).unwrap();
+        for (bad, expected) in [
+            ("", WordsError::Count(0)),
+            ("abandon", WordsError::Count(1)),
+            (last, WordsError::Count(23)),
+            (&format!("{good} abandon"), WordsError::Count(25)),
+            (&good.to_uppercase(), WordsError::Unknown(1)),
+            (&twelve("secretword"), WordsError::Unknown(12)),
+            (&twelve("abandon"), WordsError::Checksum),
         ] {
             let error = Words::parse(bad).unwrap_err();
-            assert!(!error.to_string().contains("secretword"));
+            assert_eq!(error, expected);
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("secretword") && !shown.contains("abandon"), "{shown}");
         }
         let shown = format!("{:?} {:?}", Words::fresh().unwrap(), Words::fresh().unwrap().wallet().unwrap());
         assert!(shown.starts_with("Words Wallet(akash1"), "{shown}");

@@ -24,7 +24,7 @@ pub(super) use self::limits::LimitsArgs;
 pub(super) use self::quotas::QuotaArgs;
 pub(super) use self::serve::{ServeArgs, StoreArgs};
 pub(super) use self::shell::{CompletionsArgs, ManArgs};
-pub(super) use self::tenant::{DemoArgs, IdentityArgs, IdentityCommand, IdentityNewArgs};
+pub(super) use self::tenant::{DemoArgs, IdentityArgs, IdentityCommand, IdentityImportArgs, IdentityNewArgs};
 pub(super) use self::token::{TokenArgs, TokenCheckArgs, TokenCommand, TokenNewArgs};
 
 /// How a program ends that was asked for nothing it could do.

@@ -44,7 +44,7 @@ pub use self::reference::reference;
 pub use self::secret::TokenSource;
 pub use self::serve::{KubeOptions, LogFormat, NodeOptions, PlatformKind, ServeConfig};
 pub use self::shell::{Shell, completions, man, man_pages};
-pub use self::tenant::{DemoConfig, IdentityConfig};
+pub use self::tenant::{DemoConfig, IdentityConfig, ImportConfig, MnemonicSource};
 pub use self::token::{Keys, TokenCheckConfig, TokenNewConfig};
 
 /// The subcommand that a file is for.
@@ -65,6 +65,8 @@ pub enum Task {
     Restart(Box<RestartConfig>),
     /// Make a tenant's identity.
     IdentityNew(IdentityConfig),
+    /// Import a tenant's identity.
+    IdentityImport(ImportConfig),
     /// Sign a token.
     TokenNew(TokenNewConfig),
     /// Judge a token.
@@ -116,6 +118,7 @@ where
         Command::Restart(args) => Task::Restart(Box::new(client::resolve_restart(&args, reader)?)),
         Command::Identity(args) => match args.command {
             IdentityCommand::New(args) => Task::IdentityNew(tenant::resolve_identity(&args, reader)?),
+            IdentityCommand::Import(args) => Task::IdentityImport(tenant::resolve_import(&args, reader)?),
         },
         Command::Token(args) => match args.command {
             TokenCommand::New(args) => Task::TokenNew(token::resolve_new(&args, reader)?),

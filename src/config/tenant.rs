@@ -1,9 +1,9 @@
-//! What making identities and the demo run with.
+//! What making and importing identities and the demo run with.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::cli::{DemoArgs, IdentityNewArgs};
+use super::cli::{DemoArgs, IdentityImportArgs, IdentityNewArgs};
 use super::faults::{Faults, Reader};
 use super::value::{duration, file, new_directory, number};
 
@@ -18,6 +18,28 @@ const DEMO_MAX: Duration = Duration::from_secs(24 * 3600);
 pub struct IdentityConfig {
     /// Where it goes.
     pub dir: PathBuf,
+}
+
+/// What `identity import` writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportConfig {
+    /// Where it goes.
+    pub dir: PathBuf,
+    /// Where the mnemonic is.
+    pub mnemonic: MnemonicSource,
+    /// The file with a certificate and its key; `None` = make them.
+    pub certificate: Option<PathBuf>,
+}
+
+/// Where a mnemonic is read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MnemonicSource {
+    /// From the user, on the terminal.
+    Terminal,
+    /// From standard input.
+    Input,
+    /// From this file.
+    File(PathBuf),
 }
 
 /// What `demo` shows.
@@ -39,6 +61,21 @@ pub(super) fn resolve_identity(
 ) -> Result<IdentityConfig, Faults> {
     let dir = read.required("dir", args.dir.as_ref(), "the directory to write to", new_directory);
     let config = dir.map(|dir| IdentityConfig { dir });
+    read.finish(config)
+}
+
+pub(super) fn resolve_import(
+    args: &IdentityImportArgs,
+    mut read: Reader<'_>,
+) -> Result<ImportConfig, Faults> {
+    let dir = read.required("dir", args.dir.as_ref(), "the directory to write to", new_directory);
+    let mnemonic = read.one("mnemonic_file", args.mnemonic_file.as_ref(), |text| match text {
+        "-" => Ok(MnemonicSource::Input),
+        path => file(path).map(MnemonicSource::File),
+    });
+    let mnemonic = mnemonic.unwrap_or(MnemonicSource::Terminal);
+    let certificate = read.one("cert", args.cert.as_ref(), file);
+    let config = dir.map(|dir| ImportConfig { dir, mnemonic, certificate });
     read.finish(config)
 }
 

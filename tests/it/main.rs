@@ -15,6 +15,7 @@ mod deploy;
 mod ending;
 mod fuzz;
 mod gateway;
+mod identity;
 mod interop;
 mod kube;
 mod limits;

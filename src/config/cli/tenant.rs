@@ -9,6 +9,16 @@ Examples:
       cp tenant/cert.pem trusted/tenant.pem
       cat tenant/address";
 
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  An account that exists; asks for its mnemonic, and makes a certificate:
+      leasemux identity import --dir tenant
+  With the certificate that 'provider-services tx cert' made for it:
+      leasemux identity import --dir tenant --cert ~/.akash/$ADDRESS.pem
+  In a script, from a password manager:
+      pass show akash/mnemonic |
+          leasemux identity import --dir tenant --mnemonic-file -";
+
 const DEMO_EXAMPLES: &str = "\
 Examples:
   Ten seconds, then a summary:
@@ -19,7 +29,7 @@ Examples:
   are checked:
       leasemux demo --sdl my.yaml";
 
-/// Make a tenant's identity
+/// Make or import a tenant's identity
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true, after_help = IDENTITY_EXAMPLES, disable_help_subcommand = true)]
 pub(in crate::config) struct IdentityArgs {
@@ -30,6 +40,7 @@ pub(in crate::config) struct IdentityArgs {
 #[derive(Debug, Subcommand)]
 pub(in crate::config) enum IdentityCommand {
     New(IdentityNewArgs),
+    Import(IdentityImportArgs),
 }
 
 /// Make an account, a key and a certificate, as Akash's own tools shape them
@@ -43,6 +54,25 @@ pub(in crate::config) struct IdentityNewArgs {
     /// Directory to write to; made if there is none
     #[arg(long, env = "LEASEMUX_DIR", value_name = "DIR")]
     pub(in crate::config) dir: Option<String>,
+}
+
+/// Use an account that exists, by its mnemonic, and perhaps its Akash certificate
+///
+/// Writes the same files as 'identity new', with the same permissions, and overwrites nothing. The mnemonic has 12, 15, 18, 21
+/// or 24 English words of BIP-39, without a passphrase; the account is that of m/44'/118'/0'/0/0, as in Akash's own tools. It
+/// is asked for on the terminal, without an echo, or read from a file; it is never an argument, since other users see those.
+#[derive(Debug, Args)]
+#[command(override_usage = "leasemux identity import --dir <DIR> [--mnemonic-file <FILE|->] [--cert <FILE>]", after_help = IMPORT_EXAMPLES)]
+pub(in crate::config) struct IdentityImportArgs {
+    /// Directory to write to; made if there is none
+    #[arg(long, env = "LEASEMUX_DIR", value_name = "DIR")]
+    pub(in crate::config) dir: Option<String>,
+    /// Read the mnemonic from this file, or from standard input (-), instead of asking for it
+    #[arg(long, env = "LEASEMUX_MNEMONIC_FILE", value_name = "FILE")]
+    pub(in crate::config) mnemonic_file: Option<String>,
+    /// PEM file with the account's certificate and its key, as Akash's tools write it; without it a certificate is made
+    #[arg(long, env = "LEASEMUX_CERT", value_name = "FILE")]
+    pub(in crate::config) cert: Option<String>,
 }
 
 /// Start a gateway with sample services, and follow them as a tenant

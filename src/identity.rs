@@ -1,0 +1,113 @@
+//! The commands about identities.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, IsTerminal as _, Read, Write as _};
+use std::path::Path;
+
+use leasemux::access::identity::IdentityFiles;
+use leasemux::access::wallet::Words;
+use leasemux::client::exit::Exit;
+use leasemux::config::{ImportConfig, MnemonicSource};
+use leasemux::model::id::Owner;
+use leasemux::model::time::LogTime;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroizing;
+
+/// Largest text that holds a mnemonic, in bytes: 24 words of 8 letters, and room for white space.
+const MNEMONIC_MAX_BYTES: usize = 4 * 1024;
+
+const PROMPT: &str = "Mnemonic (not shown): ";
+
+/// Why no identity was imported.
+pub(super) enum Failure {
+    /// Ctrl-C, while the mnemonic was asked for.
+    Interrupted,
+    /// The exit code, and the reason.
+    Told(Exit, String),
+}
+
+/// Switches the echo of the terminal at standard input off until it is dropped.
+struct EchoOff {
+    before: Termios,
+}
+
+/// Makes a fresh identity.
+pub(super) fn new(dir: &Path) -> Result<Owner, String> {
+    IdentityFiles::create(dir, LogTime::now()).map_err(|error| error.to_string())
+}
+
+/// Writes the identity of an account that exists.
+pub(super) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
+    // Before anybody types 24 words for nothing.
+    IdentityFiles::check_absent(&config.dir).map_err(failed)?;
+    let is_terminal = io::stdin().is_terminal();
+    let (name, text) = match &config.mnemonic {
+        MnemonicSource::File(path) => (path.display().to_string(), File::open(path).and_then(read)),
+        MnemonicSource::Input if !is_terminal => ("standard input".to_owned(), read(io::stdin())),
+        MnemonicSource::Terminal if !is_terminal => {
+            let reason = "there is no terminal to ask for the mnemonic: \
+                          give --mnemonic-file FILE, or --mnemonic-file - to read standard input";
+            return Err(Failure::Told(Exit::Usage, reason.to_owned()));
+        }
+        MnemonicSource::Input | MnemonicSource::Terminal => ("the line typed".to_owned(), ask().await?),
+    };
+    let text = text.map_err(|error| failed(format!("{name}: {error}")))?;
+    let words = std::str::from_utf8(&text).map_err(|_| failed(format!("{name} is not text")))?;
+    let words = Words::parse(words).map_err(|error| failed(format!("{name} {error}")))?;
+    IdentityFiles::import(&config.dir, &words, config.certificate.as_deref(), LogTime::now()).map_err(failed)
+}
+
+fn failed(reason: impl ToString) -> Failure {
+    Failure::Told(Exit::Failed, reason.to_string())
+}
+
+/// Reads to the end. The buffer has all its room from the start, so that no copy of it is left behind.
+fn read(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(MNEMONIC_MAX_BYTES + 1));
+    source.take(MNEMONIC_MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
+    if text.len() > MNEMONIC_MAX_BYTES {
+        return Err(io::Error::other(format!(
+            "is larger than {MNEMONIC_MAX_BYTES} bytes, so not a mnemonic"
+        )));
+    }
+    Ok(text)
+}
+
+/// Asks for one line on the terminal, without an echo. Ctrl-C gives the echo back.
+async fn ask() -> Result<io::Result<Zeroizing<Vec<u8>>>, Failure> {
+    let no_terminal = |error| failed(format!("cannot ask on this terminal: {error}"));
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_terminal)?;
+    let echo = EchoOff::new().map_err(no_terminal)?;
+    let mut stderr = io::stderr();
+    let _ = write!(stderr, "{PROMPT}").and_then(|()| stderr.flush());
+    let line = tokio::task::spawn_blocking(|| {
+        let mut line = Zeroizing::new(Vec::with_capacity(MNEMONIC_MAX_BYTES));
+        io::stdin().lock().take(MNEMONIC_MAX_BYTES as u64).read_until(b'\n', &mut line).map(|_| line)
+    });
+    let line = tokio::select! {
+        line = line => Some(line.unwrap_or_else(|error| Err(io::Error::other(error)))),
+        _ = interrupt.recv() => None,
+    };
+    drop(echo);
+    let _ = writeln!(stderr);
+    line.ok_or(Failure::Interrupted)
+}
+
+// === impl EchoOff ===
+
+impl EchoOff {
+    fn new() -> io::Result<Self> {
+        let before = tcgetattr(io::stdin())?;
+        let mut without = before.clone();
+        without.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &without)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for EchoOff {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.before);
+    }
+}

@@ -1,0 +1,206 @@
+//! Accounts that exist, by the program itself: imported from a mnemonic, and from files of Akash's own tools.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use leasemux::model::id::LeaseId;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+use serde_json::Value;
+
+use crate::support::account;
+use crate::support::process::{Done, World};
+
+/// The first account in `tests/vectors/wallets.json`, which the certificates in `tests/vectors/certificates` name.
+const ADDRESS: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
+
+fn vectors() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
+}
+
+fn mnemonic() -> String {
+    let wallets = fs::read_to_string(vectors().join("wallets.json")).unwrap();
+    let wallets: Value = serde_json::from_str(&wallets).unwrap();
+    assert_eq!(wallets[0]["address"], ADDRESS);
+    wallets[0]["mnemonic"].as_str().unwrap().to_owned()
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leasemux"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LEASEMUX_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(["identity", "import"]).args(args);
+    command
+}
+
+/// Runs `identity import` with this standard input.
+fn import(args: &[&str], input: &str) -> Output {
+    let mut child =
+        command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It may have ended already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The program on a terminal of its own.
+struct OnTerminal {
+    child: Child,
+    master: File,
+    /// Kept open, so that the terminal outlives the program.
+    slave: File,
+    shown: String,
+}
+
+impl OnTerminal {
+    fn start(args: &[&str]) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+        let slave = File::options().read(true).write(true).open(name).unwrap();
+        let side = || Stdio::from(slave.try_clone().unwrap());
+        let child = command(args).stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        Self { child, master: master.into(), slave, shown: String::new() }
+    }
+
+    /// Reads until the terminal shows `expected`.
+    fn until(&mut self, expected: &str) {
+        let mut bytes = [0; 1024];
+        while !self.shown.contains(expected) {
+            let length = self.master.read(&mut bytes).unwrap();
+            self.shown.push_str(&text(&bytes[..length]));
+        }
+    }
+
+    fn echoes(&self) -> bool {
+        tcgetattr(&self.slave).unwrap().local_modes.contains(LocalModes::ECHO)
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn imported_account_with_akash_certificate_is_served() {
+    let world = World::new();
+    fs::write(world.path("words"), mnemonic()).unwrap();
+    let path = |name: &str| world.path(name).to_str().unwrap().to_owned();
+    let certificate = vectors().join("certificates/chain-sdk-go.pem");
+    let [dir, words, trusted] = ["tenant", "words", "trusted"].map(path);
+    let args = ["--dir", &dir, "--mnemonic-file", &words, "--cert", certificate.to_str().unwrap()];
+    let done = world.run(&[&["identity", "import"], &args[..]].concat());
+    assert_eq!((done.status.code(), done.out.trim()), (Some(0), ADDRESS), "{done:?}");
+    // Nothing is overwritten.
+    let done = world.run(&[&["identity", "import"], &args[..]].concat());
+    assert_eq!(done.status.code(), Some(1), "{done:?}");
+    assert!(done.err.contains("exists already"), "{done:?}");
+
+    // The gateway trusts what the tool wrote, with the key in it, and the account.
+    fs::copy(&certificate, Path::new(&trusted).join("tenant.pem")).unwrap();
+    fs::copy(world.path("tenant/account.pub"), Path::new(&trusted).join("tenant.pub")).unwrap();
+    let lease = LeaseId::new(ADDRESS, 7, 1, 1, account(200).as_str()).unwrap();
+    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    let (lease, url) = (lease.to_string(), format!("https://{}", gateway.address));
+    let ca = path("data/server.pem");
+    let status = |credentials: [&str; 2]| -> Done {
+        world.run(&[&["status", &lease, "--gateway", &url, "--ca", &ca], &credentials[..]].concat())
+    };
+    let token = world.run(&["token", "new", "--identity", &dir]).out;
+    for credentials in [["--identity", &dir], ["--token", token.trim()]] {
+        let done = status(credentials);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+    }
+}
+
+#[test]
+fn mnemonic_is_read_from_standard_input() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("tenant");
+    let args = ["--dir", dir.to_str().unwrap(), "--mnemonic-file", "-"];
+    let done = import(&args, &format!("\n  {}\n", mnemonic().replace(' ', "\n")));
+    assert_eq!((done.status.code(), text(&done.stdout).trim()), (Some(0), ADDRESS), "{done:?}");
+    assert_eq!(fs::read_to_string(dir.join("mnemonic")).unwrap(), format!("{}\n", mnemonic()));
+}
+
+#[test]
+fn wrong_mnemonic_is_refused_and_not_repeated() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("tenant");
+    let args = ["--dir", dir.to_str().unwrap(), "--mnemonic-file", "-"];
+    let good = mnemonic();
+    let swapped = good.replacen("filter market", "market filter", 1);
+    let unknown = good.replacen("noise", "secretword", 1);
+    let short = good.rsplit_once(' ').unwrap().0;
+    let long = "a".repeat(5_000);
+    for (input, why) in [
+        (swapped.as_str(), "standard input does not hold a mnemonic: its checksum does not fit"),
+        (&unknown, "word 3 is not in the English list"),
+        (short, "it has 23 words instead of 12, 15, 18, 21 or 24"),
+        ("", "it has 0 words"),
+        (&long, "is larger than 4096 bytes"),
+    ] {
+        let done = import(&args, input);
+        let err = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{err}");
+        assert!(err.contains(why) && done.stdout.is_empty(), "{err}");
+        for secret in ["secretword", "market", "aaaa"] {
+            assert!(!err.contains(secret), "{err}");
+        }
+        assert!(!dir.exists());
+    }
+}
+
+#[test]
+fn import_without_a_terminal_names_the_flag() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("tenant");
+    let done = import(&["--dir", dir.to_str().unwrap()], &mnemonic());
+    let err = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "{err}");
+    assert!(err.contains("--mnemonic-file -") && !dir.exists(), "{err}");
+    // It is never an argument.
+    let done = import(&["--dir", dir.to_str().unwrap(), "--mnemonic", &mnemonic()], "");
+    assert_eq!(done.status.code(), Some(2));
+    assert!(!text(&done.stderr).contains("market"), "{done:?}");
+}
+
+#[test]
+fn mnemonic_is_asked_for_without_echo() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("tenant");
+    let mut terminal = OnTerminal::start(&["--dir", dir.to_str().unwrap()]);
+    terminal.until("Mnemonic (not shown): ");
+    assert!(!terminal.echoes());
+    terminal.master.write_all(format!("{}\n", mnemonic()).as_bytes()).unwrap();
+    terminal.until(ADDRESS);
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(0), "{}", terminal.shown);
+    assert!(terminal.echoes());
+    assert!(!terminal.shown.contains("market"), "{}", terminal.shown);
+    assert_eq!(fs::read_to_string(dir.join("mnemonic")).unwrap(), format!("{}\n", mnemonic()));
+}
+
+#[test]
+fn ctrl_c_at_the_prompt_gives_the_echo_back() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("tenant");
+    let mut terminal = OnTerminal::start(&["--dir", dir.to_str().unwrap()]);
+    terminal.until("Mnemonic (not shown): ");
+    kill_process(Pid::from_child(&terminal.child), Signal::INT).unwrap();
+    assert_eq!(terminal.child.wait().unwrap().code(), Some(130), "{}", terminal.shown);
+    assert!(terminal.echoes() && !dir.exists());
+}
