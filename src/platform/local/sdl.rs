@@ -1,11 +1,11 @@
-//! Reads an Akash SDL (versions 2.0 and 2.1) as far as running its services as processes needs it.
+//! Reads an Akash SDL (version 2.0, or 2.1 and later) as far as running its services as processes needs it.
 //!
 //! What a provider needs beyond that (`profiles`, `expose`, `image`, `params`, `credentials`, `endpoints` …) is accepted and not
 //! looked at. All faults of a file are reported at once, each naming its place. A file that is too large, or small and meant to
 //! become large (aliases of aliases), is refused before it costs anything.
 //!
-//! Source of the form: `sdl/v2.go` of akash-network/chain-sdk. As there, a number may stand where a text is wanted, and is
-//! taken letter by letter.
+//! Source of the form: `go/sdl` of akash-network/chain-sdk. As there, a number may stand where a text is wanted and is taken
+//! letter by letter; only the first YAML document is read; and a service that `deployment` does not name is not run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +14,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use serde_saphyr::Error;
+use serde_saphyr::budget::BudgetBreach;
 
 use crate::model::id::ServiceName;
 
@@ -38,10 +40,15 @@ const NODES_MAX: usize = 20_000;
 /// Deepest nesting in a file: an SDL has about eight levels.
 const DEPTH_MAX: usize = 32;
 
+/// How deep the scanner may look ahead: twice as far as it does for a key (YAML 1.2.2, 7.4.2: 1,024 characters), so that a file
+/// that is nested too deep meets [`DEPTH_MAX`], whose error tells the number.
+const FLOW_LOOKAHEAD_MAX: usize = 2_048;
+
 /// Most anchors, aliases and merge keys in a file: some per service.
 const ALIASES_MAX: usize = 512;
 
-const VERSIONS: [&str; 2] = ["2.0", "2.1"];
+/// Major version of the form.
+const MAJOR: u64 = 2;
 
 /// What to run: never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,12 +78,12 @@ pub struct SdlError {
 /// The texts that are kept, exactly as written. Read after [`Checker`] found the form to be right.
 #[derive(Deserialize)]
 struct Texts {
-    services: BTreeMap<String, ServiceTexts>,
+    services: BTreeMap<String, Option<ServiceTexts>>,
 }
 
 #[derive(Deserialize)]
 struct ServiceTexts {
-    command: Vec<String>,
+    command: Option<Vec<String>>,
     args: Option<Vec<String>>,
     env: Option<Vec<String>>,
 }
@@ -112,6 +119,7 @@ impl Sdl {
     /// All faults of it.
     pub fn parse(text: &str) -> Result<Self, SdlError> {
         check_size(text.len())?;
+        let text = first_document(text);
         let file: Value = yaml(text)?;
         let mut checker = Checker::default();
         let counts = checker.file(&file);
@@ -122,8 +130,8 @@ impl Sdl {
         let services = counts
             .into_iter()
             .filter_map(|(name, count)| {
-                let service = texts.services.remove(name.as_str())?;
-                Some((name, service.into_service(count)))
+                let service = texts.services.remove(name.as_str())??;
+                Some((name, service.into_service(count)?))
             })
             .collect();
         Ok(Self { services })
@@ -137,6 +145,27 @@ fn check_size(bytes: usize) -> Result<(), SdlError> {
     Ok(())
 }
 
+/// Returns the first YAML document of `text`. A line that begins with `---` or `...` separates documents wherever it stands
+/// (YAML 1.2.2, 9.1.2), so this needs no parser.
+fn first_document(text: &str) -> &str {
+    let mut begun = false;
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let is = |marker: &str| {
+            let rest = line.strip_prefix(marker);
+            rest.is_some_and(|rest| rest.chars().next().is_none_or(char::is_whitespace))
+        };
+        if begun && (is("---") || is("...")) {
+            return &text[..start];
+        }
+        let content = line.trim_start_matches('\u{feff}').trim_start();
+        let is_content = !content.is_empty() && !content.starts_with('#') && !line.starts_with('%');
+        begun |= is_content && !is("...");
+        start += line.len();
+    }
+    text
+}
+
 /// Parses one YAML document within the bounds of an SDL.
 fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
     let options = serde_saphyr::options! {
@@ -144,7 +173,7 @@ fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
             max_events: 2 * NODES_MAX,
             max_nodes: NODES_MAX,
             max_depth: DEPTH_MAX,
-            flow_nesting_limit: DEPTH_MAX,
+            flow_nesting_limit: FLOW_LOOKAHEAD_MAX,
             max_documents: 1,
             max_aliases: ALIASES_MAX,
             max_anchors: ALIASES_MAX,
@@ -152,6 +181,8 @@ fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
             max_recorded_anchor_events: NODES_MAX,
             max_recorded_anchor_bytes: SDL_MAX_BYTES,
             max_total_scalar_bytes: SDL_MAX_BYTES,
+            // One anchor that every service refers to is usual.
+            enforce_alias_anchor_ratio: false,
         },
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: NODES_MAX,
@@ -162,22 +193,64 @@ fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
         // A snippet would repeat what stands in the file, and that may be a password.
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| SdlError::one(format!("is not YAML, or not of the kind that an SDL is: {error}")))
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        SdlError::one(match limit_exceeded(&error) {
+            Some(limit) => match error.location() {
+                Some(at) => format!("{limit} (line {})", at.line()),
+                None => limit,
+            },
+            None => format!("is not YAML, or not of the kind that an SDL is: {error}"),
+        })
+    })
+}
+
+/// Names the limit that a file is beyond, if `error` is about one: the library's own words do not tell it.
+fn limit_exceeded(error: &Error) -> Option<String> {
+    Some(match error {
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => return limit_exceeded(error),
+        Error::Budget { breach, .. } => match breach {
+            BudgetBreach::Depth { .. } => format!("is nested more than {DEPTH_MAX} levels deep"),
+            BudgetBreach::Events { .. } | BudgetBreach::Nodes { .. } => {
+                format!("has more than {NODES_MAX} YAML nodes")
+            }
+            BudgetBreach::Aliases { .. } => format!("has more than {ALIASES_MAX} aliases"),
+            BudgetBreach::Anchors { .. } => format!("has more than {ALIASES_MAX} anchors"),
+            BudgetBreach::MergeKeys { .. } => format!("has more than {ALIASES_MAX} merge keys"),
+            BudgetBreach::ScalarBytes { .. } => format!("has more than {SDL_MAX_BYTES} bytes of values"),
+            BudgetBreach::RecordedAnchorEvents { .. } => {
+                format!("has more than {NODES_MAX} YAML nodes in anchors")
+            }
+            BudgetBreach::RecordedAnchorBytes { .. } => {
+                format!("has more than {SDL_MAX_BYTES} bytes in anchors")
+            }
+            _ => "is not balanced, or larger than an SDL can be".to_owned(),
+        },
+        Error::AliasReplayLimitExceeded { .. } | Error::AliasReplayCounterOverflow { .. } => {
+            format!("has aliases that stand for more than {NODES_MAX} YAML nodes")
+        }
+        Error::AliasExpansionLimitExceeded { .. } => {
+            format!("refers to one anchor more than {ALIASES_MAX} times")
+        }
+        Error::AliasReplayStackDepthExceeded { .. } => {
+            format!("has aliases within aliases, more than {DEPTH_MAX} levels deep")
+        }
+        _ => return None,
+    })
 }
 
 // === impl ServiceTexts ===
 
 impl ServiceTexts {
-    fn into_service(self, count: u32) -> Service {
-        let mut command = self.command;
+    /// `None` if it has no command, which [`Checker`] has found already.
+    fn into_service(self, count: u32) -> Option<Service> {
+        let mut command = self.command?;
         command.extend(self.args.unwrap_or_default());
         let env = self.env.unwrap_or_default().into_iter().map(|entry| {
             // As the provider does: a name alone has the empty value.
             let (name, value) = entry.split_once('=').unwrap_or((&entry, ""));
             (name.to_owned(), value.to_owned())
         });
-        Service { command, env: env.collect(), count }
+        Some(Service { command, env: env.collect(), count })
     }
 }
 
@@ -192,9 +265,8 @@ impl Checker {
 
     /// Checks everything; tells how many replicas each service has (of those that are right).
     fn file(&mut self, file: &Value) -> BTreeMap<ServiceName, u32> {
-        match scalar(file.get("version")) {
-            Some(version) if VERSIONS.contains(&version.as_str()) => {}
-            _ => self.fault("version", format_args!("must be one of {VERSIONS:?}")),
+        if !scalar(file.get("version")).is_some_and(|version| is_known_version(&version)) {
+            self.fault("version", "must be 2.0, or 2.1 or a later 2.x");
         }
         let none = Map::new();
         let deployment = self.map(file, "deployment").unwrap_or(&none);
@@ -210,9 +282,11 @@ impl Checker {
             .iter()
             .filter_map(|(name, service)| {
                 let place = format!("services.{name}");
+                let placements = deployment.get(name);
+                self.service(&place, service, placements.is_some());
+                let placements = placements?;
                 let valid = name.parse::<ServiceName>().map_err(|error| self.fault(&place, error));
-                self.service(&place, service);
-                let count = self.count(name, deployment.get(name));
+                let count = self.count(name, placements);
                 Some((valid.ok()?, count?))
             })
             .collect()
@@ -227,19 +301,25 @@ impl Checker {
         map
     }
 
-    fn service(&mut self, place: &str, service: &Value) {
+    /// Checks a service. One that is not deployed may be without a command, as it is not run.
+    fn service(&mut self, place: &str, service: &Value, deployed: bool) {
+        if service.is_null() && !deployed {
+            return;
+        }
         if !service.is_object() {
             self.fault(place, "must be a mapping");
             return;
         }
         match service.get("command") {
+            None | Some(Value::Null) if !deployed => {}
             None | Some(Value::Null) => self.fault(
                 &format!("{place}.command"),
                 "is missing: the local platform runs processes, not images, so each service must say what to run",
             ),
             Some(command) => {
                 let place = format!("{place}.command");
-                if self.texts(&place, command).is_some_and(|texts| texts.first().is_none_or(String::is_empty)) {
+                let is_empty = |texts: Vec<String>| texts.first().is_none_or(String::is_empty);
+                if self.texts(&place, command).is_some_and(is_empty) && deployed {
                     self.fault(&place, "must begin with the program to run");
                 }
             }
@@ -279,9 +359,9 @@ impl Checker {
         (all.len() == list.len()).then_some(all)
     }
 
-    fn count(&mut self, service: &str, placements: Option<&Value>) -> Option<u32> {
+    fn count(&mut self, service: &str, placements: &Value) -> Option<u32> {
         let place = format!("deployment.{service}");
-        let Some(placements) = placements.and_then(Value::as_object).filter(|map| !map.is_empty()) else {
+        let Some(placements) = placements.as_object().filter(|map| !map.is_empty()) else {
             self.fault(&place, format_args!("must say how many: {place}.<placement>.count"));
             return None;
         };
@@ -304,6 +384,22 @@ impl Checker {
         }
         sum
     }
+}
+
+/// Whether `text` is a version that chain-sdk takes: 2.0.0, or 2.1.0 and later, read tolerantly (`2`, `2.1`, `v2.0.0`).
+fn is_known_version(text: &str) -> bool {
+    let text = text.trim();
+    let mut numbers = [0_u64; 3];
+    let mut parts = text.strip_prefix('v').unwrap_or(text).split('.');
+    for (number, part) in numbers.iter_mut().zip(&mut parts) {
+        if part.is_empty() || !part.bytes().all(|byte| byte.is_ascii_digit()) {
+            return false;
+        }
+        let Ok(value) = part.parse() else { return false };
+        *number = value;
+    }
+    let [major, minor, patch] = numbers;
+    parts.next().is_none() && major == MAJOR && (minor > 0 || patch == 0)
 }
 
 /// What may stand for a text: anything but nothing, a list and a mapping.
@@ -371,13 +467,79 @@ deployment:
 
     #[test]
     fn versions() {
-        for good in ["'2.0'", "\"2.1\"", "2.0", "2.1"] {
+        for good in ["'2.0'", "\"2.1\"", "2.0", "2.1", "'2'", "2", "v2.0.0", "'2.2'", "'2.1.3'", "' 2.0 '"] {
             assert!(Sdl::parse(&WEB.replace("'2.0'", good)).is_ok(), "{good}");
         }
-        for bad in ["'2'", "'1.0'", "3.0", "[2]", ""] {
+        for bad in
+            ["'1.0'", "3.0", "'2.0.1'", "'2.'", "'2.0.0.0'", "'2.0-rc1'", "'99999999999999999999'", "[2]", ""]
+        {
             let faults = faults(&WEB.replace("'2.0'", bad));
             assert!(faults.len() == 1 && faults[0].starts_with("version: "), "{bad}: {faults:?}");
         }
+    }
+
+    #[test]
+    fn service_that_is_not_deployed_is_not_run() {
+        let spares =
+            ["  spare: {image: y}\n", "  spare: {command: []}\n", "  spare:\n", "  Spare_Name: {image: y}\n"];
+        for spare in spares {
+            let text = WEB.replace("services:\n", &format!("services:\n{spare}"));
+            let sdl = Sdl::parse(&text).unwrap_or_else(|error| panic!("{spare}: {error}"));
+            assert_eq!(sdl, Sdl::parse(WEB).unwrap(), "{spare}");
+        }
+        let text = WEB.replace("services:\n", "services:\n  spare: {command: echo}\n");
+        assert_eq!(faults(&text), ["services.spare.command: must be a list of strings"]);
+    }
+
+    #[test]
+    fn only_the_first_document_is_read() {
+        let expected = Sdl::parse(WEB).unwrap();
+        for text in [
+            format!("{WEB}---\n"),
+            format!("{WEB}---"),
+            format!("{WEB}...\n"),
+            format!("{WEB}--- [not, an, sdl\n"),
+            format!("\u{feff}# a shop\r\n---\r\n{}---\r\n", WEB.replace('\n', "\r\n")),
+            format!("%YAML 1.2\n---\n{WEB}"),
+        ] {
+            assert_eq!(Sdl::parse(&text).as_ref(), Ok(&expected), "{text}");
+        }
+        // Not separators: within a value, and longer dashes.
+        let text = WEB.replace("'echo $A'", "\"echo\n  --- $A\"").replace("[A=1,", "[A=----,");
+        let sdl = Sdl::parse(&text).unwrap();
+        assert_eq!(sdl.services[&"web".parse().unwrap()].command[2], "echo --- $A");
+    }
+
+    #[test]
+    fn exceeded_limit_is_named() {
+        let check = |text: &str, expected: &str| {
+            let faults = faults(text);
+            let [fault] = &faults[..] else { panic!("{faults:?}") };
+            assert!(fault.starts_with(expected), "{fault:?} is not {expected:?}");
+            for word in ["budget", "breach", "exceeded"] {
+                assert!(!fault.contains(word), "{fault:?}");
+            }
+        };
+        check(&format!("a: {}1{}", "[".repeat(100), "]".repeat(100)), "is nested more than 32 levels deep");
+        check(&"[".repeat(100_000), "is nested more than 32 levels deep");
+        check(&"{a: ".repeat(50_000), "is nested more than 32 levels deep");
+        let indented: String = (0..100).flat_map(|level| [" ".repeat(level), "a:\n".to_owned()]).collect();
+        check(&indented, "is nested more than 32 levels deep");
+        check(&format!("a: [{}]", "x, ".repeat(NODES_MAX + 1)), "has more than 20000 YAML nodes (line 1)");
+        check(
+            &format!("a: &a 1\nb: [{}]", "*a, ".repeat(ALIASES_MAX + 1)),
+            "has more than 512 aliases (line 2)",
+        );
+        let anchors: String =
+            (0..=ALIASES_MAX).flat_map(|n| ["&a".to_owned(), n.to_string(), " x, ".to_owned()]).collect();
+        check(&format!("a: [{anchors}]"), "has more than 512 anchors (line 1)");
+    }
+
+    #[test]
+    fn one_anchor_may_be_used_by_every_service() {
+        let entries = "*a, ".repeat(200);
+        let text = WEB.replace("env: [A=1, 'B=x=y', C]", &format!("env: [&a A=1, {entries}]"));
+        assert_eq!(Sdl::parse(&text).unwrap().services[&"web".parse().unwrap()].env.len(), 201);
     }
 
     #[test]
@@ -411,6 +573,7 @@ deployment:
   api: {p: {count: 0}, q: {count: 65}}
   db: {p: {count: 60}, q: {count: 60}}
   ghost: {p: {count: 1}}
+  job: {p: {count: 1}}
   text: {p: {}}
 ",
         );
@@ -433,24 +596,23 @@ deployment:
             "deployment.api.q.count",
             "deployment.db",
             "deployment.ghost",
-            "deployment.job",
             "deployment.text.p.count",
         ] {
             assert!(places.contains(&place), "{place} is not in {found:#?}");
         }
-        assert_eq!(places.len(), 18, "{found:#?}");
+        assert_eq!(places.len(), 17, "{found:#?}");
     }
 
     #[test]
     fn what_is_no_sdl_at_all() {
-        for text in ["", "[]", "hello", "services: {}", "version: '2.0'\nservices: 3"] {
+        for text in ["", "[]", "--- a\n--- b", "hello", "services: {}", "version: '2.0'\nservices: 3"] {
             let places: BTreeSet<String> = faults(text)
                 .iter()
                 .map(|fault| fault.split(':').next().unwrap_or_default().to_owned())
                 .collect();
             assert!(places.contains("services") && places.contains("deployment"), "{text}: {places:?}");
         }
-        for text in ["a: [", "%", "a: 1\na: 2", "--- a\n--- b"] {
+        for text in ["a: [", "%", "a: 1\na: 2"] {
             assert_eq!(faults(text).len(), 1, "{text}");
         }
     }
