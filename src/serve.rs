@@ -172,6 +172,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         restarts,
         place,
         limits,
+        stop_grace: config.stop_grace,
         _upkeep: AbortOnDropHandle::new(upkeep),
     };
     let (gateway, admin) = addresses;

@@ -212,6 +212,7 @@ mod tests {
     use std::ffi::OsStr;
 
     use super::*;
+    use std::time::Duration;
     use crate::model::limits::Limits;
     use crate::model::quota::Quota;
 
@@ -356,6 +357,7 @@ mod tests {
         assert_eq!(store, (10 << 20, 5, 10));
         assert!(!config.lifeline && config.tls.is_none());
         let twice =
+        assert_eq!(config.stop_grace, Duration::from_secs(10));
             ["serve", "--platform", "local", "--lease", &lease, "--lease", &lease, "--trust-dir", trust];
         assert!(faults(&twice)[0].ends_with("must be given once only"));
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
@@ -14,8 +15,8 @@ use super::faults::{Faults, Reader};
 use super::limits;
 use super::probes::Probes;
 use super::value::{
-    LEASE, directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory, number,
-    size,
+    LEASE, directory, duration, file, hostname, lease_and_sdl, listen_address, name, network, new_directory,
+    number, size,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::{Limits, RUNS_MAX};
@@ -25,6 +26,9 @@ const ROTATE_MIN_BYTES: u64 = 4 << 10;
 
 /// Largest size at which a log file is rotated.
 const ROTATE_MAX_BYTES: u64 = 1 << 40;
+
+/// Longest grace period for services: no service manager waits longer for a gateway to end.
+const STOP_GRACE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Most files of one run.
 const ROTATE_FILES_MAX: usize = 1_000;
@@ -50,6 +54,8 @@ pub struct ServeConfig {
     pub ca_tls: Option<(PathBuf, PathBuf)>,
     /// Names for the certificate to be made, beyond those of this machine.
     pub public_hostnames: Vec<String>,
+    /// Time between SIGTERM and SIGKILL when a service is restarted or the gateway ends.
+    pub stop_grace: Duration,
     /// Bytes at which a log file is rotated.
     pub rotate_max_bytes: u64,
     /// Log files kept of one run, at least two.
@@ -172,6 +178,8 @@ pub(super) fn resolve(
     }
     let kube = kube.map(|options| with_hostname(options, &public_hostnames));
     let platform = named.and_then(|named| named.with(kube, node));
+    let grace = duration(Duration::ZERO..=STOP_GRACE_MAX);
+    let stop_grace = read.one("stop_grace", args.services.stop_grace.as_ref(), grace);
     let store = store(&args.store, &mut read);
     let trusted_proxies = read.list("trusted_proxy", &args.connections.trusted_proxy, network);
     let limits = limits::resolve(&args.limits, &args.connections, &args.quotas, &mut read);
@@ -194,6 +202,7 @@ pub(super) fn resolve(
             tls,
             ca_tls,
             public_hostnames,
+            stop_grace: stop_grace?,
             rotate_max_bytes,
             rotate_files,
             kept_runs,

@@ -20,9 +20,6 @@ use crate::leases::restart::Restarts;
 use crate::logs::fanout::Fanout;
 use crate::model::limits::{LAME_DUCK, Limits, POLLED_WITHIN};
 
-/// How long a service may take to end after a SIGTERM, before it is killed.
-const SERVICE_GRACE: Duration = Duration::from_secs(5);
-
 /// How much of the drain restarts may take, so that whoever waits for them is still told.
 const RESTARTS_SHARE: f32 = 0.8;
 
@@ -35,6 +32,8 @@ pub(super) struct Running {
     pub(super) restarts: Restarts,
     pub(super) place: Place,
     pub(super) limits: Arc<Limits>,
+    /// Time between SIGTERM and SIGKILL for services.
+    pub(super) stop_grace: Duration,
     /// Ends with the gateway.
     pub(super) _upkeep: AbortOnDropHandle<()>,
 }
@@ -65,7 +64,7 @@ impl Running {
         // 4. Nobody follows any more: the actors.
         self.fanout.stop().await;
         // 5. What runs under the leases, last: until here its output was recorded.
-        self.place.stop(SERVICE_GRACE).await;
+        self.place.stop(self.stop_grace).await;
         // 6. The operator's port, which answered through all of it.
         self.drain.close();
     }

@@ -67,6 +67,7 @@ fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfi
     local.rotate_max_bytes = config.rotate_max_bytes;
     local.rotate_files = config.rotate_files;
     local.kept_runs = config.kept_runs;
+    local.stop_grace = config.stop_grace;
     if let Some(hostname) = config.public_hostnames.first() {
         local.public_hostname.clone_from(hostname);
     }

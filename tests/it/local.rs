@@ -336,7 +336,7 @@ async fn a_second_stop_may_have_less_patience() {
 async fn a_restart_is_polite_and_the_next_run_does_not_wait() {
     let mut world = World::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done");
     let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 10 * PATIENCE };
-    let config = LocalConfig { backoff, restart_grace: 10 * PATIENCE, ..world.config() };
+    let config = LocalConfig { backoff, stop_grace: 10 * PATIENCE, ..world.config() };
     world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
     let first = world.printed("up").await;
     world.restart(&first).await.unwrap();
@@ -359,7 +359,7 @@ async fn what_does_not_end_when_it_is_restarted_is_made_to_and_one_in_a_back_off
         "[ -e crash ] && { echo crashed; exit 3; }; trap '' TERM; touch crash; echo up; while :; do sleep 0.01; done",
     );
     let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 20 * PATIENCE };
-    let config = LocalConfig { backoff, restart_grace: Duration::from_millis(50), ..world.config() };
+    let config = LocalConfig { backoff, stop_grace: Duration::from_millis(50), ..world.config() };
     world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
     let first = world.printed("up").await;
     world.restart(&first).await.unwrap();
@@ -376,6 +376,38 @@ async fn what_does_not_end_when_it_is_restarted_is_made_to_and_one_in_a_back_off
     world.restart(&second).await.unwrap();
     world.slot(|slot| slot.present().is_some_and(|run| run.instance.parts().2 == 2)).await;
     world.platform().stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn worker_finishes_while_its_master_waits() {
+    let mut world = World::new(
+        "sh -c 'while ! [ -e go ]; do sleep 0.01; done; echo worker finished' &
+         worker=$!
+         trap 'echo master waits; wait $worker; echo worker status $?; exit 0' TERM
+         echo up; while :; do sleep 0.01; done",
+    );
+    let config = LocalConfig { stop_grace: 10 * PATIENCE, ..world.config() };
+    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let first = world.printed("up").await;
+    world.restart(&first).await.unwrap();
+    assert_eq!(world.printed("master waits").await, first);
+    let home = world.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
+    std::fs::write(home.join("go"), "").unwrap();
+    let slot = world.slot(|slot| slot.run(&first).is_some_and(|run| run.end.is_some())).await;
+    let end = slot.run(&first).unwrap().end.clone().unwrap();
+    assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (Some(0), None, "Restarted"));
+    let log = world.log(&first, true).await;
+    assert_eq!(log, "up\nmaster waits\nworker finished\nworker status 0\n");
+    world.platform().stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn worker_is_killed_when_its_master_exits() {
+    let world = World::new("(trap '' TERM; echo up; while :; do sleep 0.01; done) & wait").start();
+    world.printed("up").await;
+    // A grace period that nobody uses up.
+    tokio::time::timeout(PATIENCE, world.platform().stop(10 * PATIENCE)).await.unwrap();
+    assert_eq!(world.processes(), BTreeSet::new());
 }
 
 #[tokio::test]

@@ -29,6 +29,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long its streams may take; nobody follows any more by then.
 const DRAIN_TIMEOUT: &str = "2s";
 
+/// How long its services may take to end: less than by default, so that both fit into [`STOP_TIMEOUT`] on a busy machine.
+const STOP_GRACE: &str = "5s";
+
 /// Bytes of the gateway's log that are kept, to be shown if something fails.
 const LOG_KEPT_BYTES: usize = 16 * 1024;
 
@@ -73,7 +76,7 @@ pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: u
     // All followers are one tenant, on one machine.
     let needed = followers + CONNECTIONS_BESIDE;
     let at_least = |limit: usize| OsString::from(limit.max(needed).to_string());
-    let flags: [(&str, OsString); 12] = [
+    let flags: [(&str, OsString); 13] = [
         ("--platform", "local".into()),
         ("--lease", lease),
         ("--trust-dir", place.trust_dir().into()),
@@ -81,6 +84,7 @@ pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: u
         ("--listen", "127.0.0.1:0".into()),
         ("--admin-listen", "127.0.0.1:0".into()),
         ("--drain-timeout", DRAIN_TIMEOUT.into()),
+        ("--stop-grace", STOP_GRACE.into()),
         ("--max-connections", at_least(limits.connection.max)),
         ("--max-connections-per-peer", at_least(limits.connection.max_per_peer)),
         ("--max-streams", at_least(limits.quota.streams)),

@@ -89,6 +89,8 @@ pub(in crate::config) struct ServeArgs {
     #[command(flatten)]
     pub(in crate::config) kube: KubeArgs,
     #[command(flatten)]
+    pub(in crate::config) services: ServiceArgs,
+    #[command(flatten)]
     pub(in crate::config) store: StoreArgs,
     #[command(flatten)]
     pub(in crate::config) limits: LimitsArgs,
@@ -123,6 +125,15 @@ pub(in crate::config) struct KubeArgs {
     /// Where that node's kubelet has the logs of its pods (--platform node)
     #[arg(long, env = "LEASEMUX_POD_LOGS_DIR", value_name = "DIR", default_value = "/var/log/pods")]
     pub(in crate::config) pod_logs_dir: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Services (--platform local)")]
+pub(in crate::config) struct ServiceArgs {
+    /// Time between SIGTERM to a service's first process and SIGKILL to everything left of it, in a restart and at the
+    /// gateway's end, at most 1h
+    #[arg(long, env = "LEASEMUX_STOP_GRACE", value_name = "TIME", default_value = "10s")]
+    pub(in crate::config) stop_grace: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -29,9 +29,9 @@ pub const ROTATE_FILES: usize = 5;
 /// Ended runs of a replica whose logs are kept: some minutes of crashing, with the waits between.
 pub const KEPT_RUNS: usize = 10;
 
-/// How long a run that is restarted may take to end after its SIGTERM, before it is killed: what `docker stop` waits. (The
-/// kubelet's 30 s are longer than a person waits at a terminal.)
-pub const RESTART_GRACE: Duration = Duration::from_secs(10);
+/// Default time between the SIGTERM to a service's first process and the SIGKILL to all of its processes, in a restart and at
+/// the gateway's end: what `docker stop` waits. (The kubelet's 30 s are longer than a person waits at a terminal.)
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// What to run, and how.
 #[derive(Clone, Debug)]
@@ -54,8 +54,8 @@ pub struct LocalConfig {
     pub kept_runs: usize,
     /// The waits between the runs of a replica.
     pub backoff: Backoff,
-    /// How long a run that is restarted may take to end by itself.
-    pub restart_grace: Duration,
+    /// Time between SIGTERM and SIGKILL when a run is restarted.
+    pub stop_grace: Duration,
 }
 
 // === impl LocalConfig ===
@@ -74,7 +74,7 @@ impl LocalConfig {
             rotate_files: ROTATE_FILES,
             kept_runs: KEPT_RUNS,
             backoff: Backoff::default(),
-            restart_grace: RESTART_GRACE,
+            stop_grace: STOP_GRACE,
         }
     }
 

@@ -38,7 +38,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::backoff::Backoff;
 use self::board::{Board, creating};
-pub use self::config::{KEPT_RUNS, LocalConfig, RESTART_GRACE, ROTATE_FILES, ROTATE_MAX_BYTES};
+pub use self::config::{KEPT_RUNS, LocalConfig, ROTATE_FILES, ROTATE_MAX_BYTES, STOP_GRACE};
 use self::sdl::Sdl;
 use self::stop::Stop;
 use self::store::{Slot, Store};
@@ -101,7 +101,7 @@ impl LocalPlatform {
                 else {
                     continue;
                 };
-                let stop = Stop::new(asked.clone(), known.restart.subscribe(), config.restart_grace);
+                let stop = Stop::new(asked.clone(), known.restart.subscribe(), config.stop_grace);
                 let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs)?;
                 lives.push(supervise(Arc::clone(&known.board), launcher, slot.next, config.backoff, stop));
             }
@@ -121,8 +121,9 @@ impl LocalPlatform {
         }))
     }
 
-    /// Ends all services, SIGTERM first, and SIGKILL after `grace`. Resolves when no process is left and all logs are written. May
-    /// be called again, with less grace; goes on if it is cancelled.
+    /// Ends all services: SIGTERM to the first process of each, and SIGKILL to the rest when that exits or after
+    /// `grace`. Resolves when no process is left and all logs are written. May be called again, with less grace;
+    /// continues if it is cancelled.
     pub async fn stop(&self, grace: Duration) {
         self.stop.send_replace(Some(grace));
         self.tasks.close();

@@ -64,7 +64,8 @@ impl Process {
         self.control.next().await.ok().flatten()
     }
 
-    /// Has the service ended: by SIGTERM, and after `grace` by SIGKILL. Its last report still comes.
+    /// Ends the service: SIGTERM to its first process, and SIGKILL to everything left when that exits or after `grace`. The last
+    /// report still comes.
     pub(super) async fn stop(&mut self, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         // A shim that cannot be told is dead, and the next report says so.

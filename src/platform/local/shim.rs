@@ -178,12 +178,15 @@ impl Shim {
         Ok(())
     }
 
-    /// Asks the service to end, and sees to it that it does.
+    /// Sends SIGTERM to the service's first process, and sets the deadline after which everything left is killed.
+    ///
+    /// The other processes get no SIGTERM, as in a container: the first process may want to wait for its workers, or end
+    /// them in an order of its own. What it leaves when it exits is killed.
     fn stop(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
-        // Its group is its own from before it became the service; should it be gone already, so is the group's leader.
-        let _ = rustix::process::kill_process_group(self.service, Signal::TERM);
+        // The id is still the service's: it is reaped in this task alone, which then no longer calls this function.
+        let _ = rustix::process::kill_process(self.service, Signal::TERM);
     }
 
     /// Buries the dead; tells whether there is no child left.
