@@ -6,8 +6,9 @@
 //! or goes on in the stream's next one (`P`, partial). The grammar is that of the CRI's log format ("Kubelet CRI logging",
 //! kubernetes/design-proposals-archive), read leniently: runtimes differ in the digits and zone of the timestamp.
 //!
-//! One further tag is our own: `lost=LINES/BYTES` marks the place where our log writer had to drop output. To any other reader
-//! such a record is a line with a notice in it. Tags that are not known are skipped.
+//! Two further tags are our own. `lost=LINES/BYTES` marks the place where our log writer had to drop output, and `inexact` beside
+//! it means that more may be lost, or if the numbers are zero, that anything may be. To any other reader such a record is a line
+//! with a notice in it. Tags that are not known are skipped.
 
 pub mod path;
 
@@ -29,6 +30,9 @@ const TIME_MAX_LEN: usize = 35;
 /// Name of the tag for output that was dropped.
 const LOST_TAG: &str = "lost=";
 
+/// The tag beside it if the numbers are lower bounds.
+const INEXACT_TAG: &str = "inexact";
+
 /// Which of its two outputs a container wrote to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stream {
@@ -45,6 +49,8 @@ pub struct Lost {
     pub lines: u64,
     /// Their bytes, newlines included.
     pub bytes: u64,
+    /// Whether these are all. If not, the numbers are lower bounds, and zero means that nothing may be lost.
+    pub exact: bool,
 }
 
 /// One record of a log file.
@@ -82,8 +88,11 @@ pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
     let tag = if record.partial { 'P' } else { 'F' };
     // Writing to a vector does not fail.
     let _ = write!(out, "{time} {stream} {tag}");
-    if let Some(Lost { lines, bytes }) = record.lost {
+    if let Some(Lost { lines, bytes, exact }) = record.lost {
         let _ = write!(out, ":{LOST_TAG}{lines}/{bytes}");
+        if !exact {
+            let _ = write!(out, ":{INEXACT_TAG}");
+        }
     }
     out.push(b' ');
     out.extend_from_slice(record.content);
@@ -115,7 +124,7 @@ impl Stream {
 impl Lost {
     fn parse(tag: &[u8]) -> Option<Self> {
         let (lines, bytes) = std::str::from_utf8(tag).ok()?.strip_prefix(LOST_TAG)?.split_once('/')?;
-        Some(Self { lines: lines.parse().ok()?, bytes: bytes.parse().ok()? })
+        Some(Self { lines: lines.parse().ok()?, bytes: bytes.parse().ok()?, exact: true })
     }
 }
 
@@ -173,8 +182,10 @@ fn parse_tags(tags: &[u8]) -> Option<(bool, Option<Lost>)> {
     if more.is_empty() {
         return Some((partial, None));
     }
-    let lost = more.strip_prefix(b":")?.split(|byte| *byte == b':').find_map(Lost::parse);
-    Some((partial, lost))
+    let mut tags = more.strip_prefix(b":")?.split(|byte| *byte == b':');
+    let lost = tags.clone().find_map(Lost::parse);
+    let exact = lost.is_some() && !tags.any(|tag| tag == INEXACT_TAG.as_bytes());
+    Some((partial, lost.map(|lost| Lost { exact, ..lost })))
 }
 
 /// The nanoseconds of `Z`, `.Z`, `.5Z`, `.123456789Z`; `None` for anything else.
@@ -243,6 +254,12 @@ mod tests {
         check(&format!("{TIME} stdout F:lost=12/3456 x"), Some((false, Some((12, 3456)), "x")));
         check(&format!("{TIME} stdout P:new:lost=0/1:a=b x"), Some((true, Some((0, 1)), "x")));
         check(&format!("{TIME} stdout F:lost=12 x"), Some((false, None, "x")));
+        check(&format!("{TIME} stdout F:inexact x"), Some((false, None, "x")));
+        for (tags, exact) in [("lost=1/2", true), ("lost=0/0:inexact", false), ("inexact:a:lost=0/0", false)]
+        {
+            let record = format!("{TIME} stderr F:{tags} x");
+            assert_eq!(parse(record.as_bytes()).unwrap().lost.unwrap().exact, exact, "{tags}");
+        }
         check(&format!("{TIME} stdout F:lost=-1/99999999999999999999 x"), Some((false, None, "x")));
         check(&format!("{TIME} stdout F:unknown x"), Some((false, None, "x")));
         for garbage in
@@ -306,7 +323,7 @@ mod tests {
                     times(),
                     any::<bool>(),
                     any::<bool>(),
-                    prop::option::of(any::<(u64, u64)>()),
+                    prop::option::of(any::<(u64, u64, bool)>()),
                     prop::collection::vec(any::<u8>().prop_filter("newline", |byte| *byte != b'\n'), 0..40),
                 ),
                 0..20,
@@ -318,7 +335,7 @@ mod tests {
                     time: *time,
                     stream: if *stderr { Stream::Stderr } else { Stream::Stdout },
                     partial: *partial,
-                    lost: lost.map(|(lines, bytes)| Lost { lines, bytes }),
+                    lost: lost.map(|(lines, bytes, exact)| Lost { lines, bytes, exact }),
                     content,
                 })
                 .collect();

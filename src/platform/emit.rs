@@ -163,8 +163,8 @@ impl Emitter {
             Filter::Bytes(_) => self.filter = Filter::All,
             _ => {}
         }
-        let Lost { lines, bytes } = lost;
-        self.gap(SourceGap { lines, bytes, exact: true, ..unknown_gap(GapCause::Source) });
+        let Lost { lines, bytes, exact } = lost;
+        self.gap(SourceGap { lines, bytes, exact, ..unknown_gap(GapCause::Source) });
     }
 
     /// Lines are missing here.

@@ -569,6 +569,18 @@ async fn killing_the_gateway_kills_all_descendants() {
     let world = world.start();
     let slot = world.slot(|slot| slot.ready).await;
     assert_eq!((slot.restarts, slot.runs.len()), (1, 2));
+    // What was in the pipes is in no log, and the log of the next run says so.
+    let request = TailRequest {
+        lease: lease(),
+        replica: web(),
+        instance: slot.newest().unwrap().instance.clone(),
+        from: From::Start,
+        follow: true,
+    };
+    let mut tail = world.platform().tail(request).await.unwrap();
+    let first = tokio::time::timeout(PATIENCE, tail.items.next()).await.unwrap().unwrap().unwrap();
+    let TailItem::Gap(gap) = first else { panic!("{first:?}") };
+    assert_eq!((gap.lines, gap.bytes, gap.exact), (0, 0, false));
     world.platform().stop(Duration::ZERO).await;
 }
 

@@ -56,7 +56,7 @@ fn a_position_within_a_line_that_is_shorter_or_not_there_is_a_gap() {
         let from = base.after_bytes(offset);
         let mut emitter = Emitter::new(Position::START, 0, Filter::After(from));
         emitter.line(b"0000", at(1));
-        let lost = Lost { lines: 1, bytes: 5 };
+        let lost = Lost { lines: 1, bytes: 5, exact: true };
         if is_lost {
             emitter.lost(lost, at(2));
         } else {
@@ -110,7 +110,7 @@ fn what_is_missing_since_then_is_told() {
     ] {
         let mut emitter = Emitter::new(Position::START, 0, Filter::Since(LogTime::from_nanos(since)));
         emitter.line(b"a", LogTime::from_nanos(4));
-        emitter.lost(Lost { lines: 3, bytes: 40 }, LogTime::from_nanos(6));
+        emitter.lost(Lost { lines: 3, bytes: 40, exact: true }, LogTime::from_nanos(6));
         emitter.gap(garbage);
         assert!(since <= 6 || emitter.take(true).is_empty());
         emitter.line(b"b", LogTime::from_nanos(8));

@@ -9,10 +9,10 @@ use super::launch::Launcher;
 use super::rotate::Rotation;
 use super::sdl::{Sdl, Service};
 use super::wire::Spec;
-use super::writer::NOTHING;
 use crate::model::id::LeaseId;
 use crate::model::limits::RUNS_MAX;
 use crate::platform::Error;
+use crate::platform::cri::Lost;
 
 /// The running program, even if its file was replaced or removed since it was started.
 const SELF_EXE: &str = "/proc/self/exe";
@@ -101,7 +101,8 @@ impl LocalConfig {
         Ok(Spec { command: service.command.clone(), env: env.into_iter().collect(), dir: home.to_owned() })
     }
 
-    pub(super) fn launcher(&self, spec: Spec, logs: PathBuf) -> Result<Launcher, Error> {
+    /// `lost` is what is missing at the end of the run before.
+    pub(super) fn launcher(&self, spec: Spec, logs: PathBuf, lost: Lost) -> Result<Launcher, Error> {
         let exe = std::path::absolute(&self.exe)
             .map_err(|error| Error::io(format!("program {}", self.exe.display()), error))?;
         Ok(Launcher {
@@ -110,7 +111,7 @@ impl LocalConfig {
             logs,
             rotation: Rotation { max_bytes: self.rotate_max_bytes, files: self.rotate_files.max(1) },
             kept_runs: self.kept_runs.min(RUNS_MAX - 1),
-            lost: NOTHING,
+            lost,
         })
     }
 }

@@ -12,7 +12,7 @@ use super::process::Process;
 use super::pump::{blocking, pump};
 use super::rotate::{Files, LogFile, Rotation};
 use super::stop::Stop;
-use super::store::{make_dir, prune};
+use super::store::{make_dir, mark_ended, mark_open, prune};
 use super::supervisor::{Outcome, Runs};
 use super::wire::{NOT_EXECUTABLE, Report, Spec, StartFailure};
 use super::writer::{NOTHING, Writer};
@@ -57,6 +57,10 @@ impl Runs for Launcher {
         let (logs, rotation) = (self.logs.clone(), self.rotation);
         let lost = std::mem::replace(&mut self.lost, NOTHING);
         let begin = move || {
+            // Without it a loss at the gateway's sudden end could not be reported, and that is all.
+            if let Err(error) = mark_open(&logs) {
+                tracing::warn!(%error, logs = %logs.display(), "failed to mark the log as open");
+            }
             let mut writer = Writer::new(LogFile::new(Files, logs, restarts, rotation), lost);
             writer.flush(LogTime::now());
             writer
@@ -67,6 +71,7 @@ impl Runs for Launcher {
             Ok(run) => run,
             Err(error) => {
                 self.lost = blocking(move || writer.finish(started)).await;
+                self.log_ended().await;
                 return Fate::shim_failed(&error).outcome(started);
             }
         };
@@ -78,6 +83,7 @@ impl Runs for Launcher {
         };
         let (fate, lost) = tokio::join!(attend, pump);
         self.lost = lost;
+        self.log_ended().await;
         fate.outcome(started)
     }
 }
@@ -111,6 +117,14 @@ async fn attend(mut process: Process, number: u32, stop: &mut Stop, on_start: im
 }
 
 impl Launcher {
+    /// All output of the run is written.
+    async fn log_ended(&self) {
+        let logs = self.logs.clone();
+        if let Err(error) = blocking(move || mark_ended(&logs)).await {
+            tracing::warn!(%error, logs = %self.logs.display(), "failed to mark the log as ended");
+        }
+    }
+
     /// Makes room and directories for run `next`: the run before it may have removed its own.
     async fn prepare(&self, next: u32, board: &Board) {
         let (logs, home, keep) = (self.logs.clone(), self.spec.dir.clone(), self.kept_runs);

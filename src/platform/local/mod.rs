@@ -43,6 +43,7 @@ use self::sdl::Sdl;
 use self::stop::Stop;
 use self::store::{Slot, Store};
 use self::supervisor::supervise;
+use self::writer::{END_UNKNOWN, NOTHING};
 use super::tail::{self, Follow, LogFiles};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::host::notify::Notifier;
@@ -102,7 +103,8 @@ impl LocalPlatform {
                     continue;
                 };
                 let stop = Stop::new(asked.clone(), known.restart.subscribe(), config.stop_grace);
-                let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs)?;
+                let lost = if slot.end_unknown { END_UNKNOWN } else { NOTHING };
+                let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs, lost)?;
                 lives.push(supervise(Arc::clone(&known.board), launcher, slot.next, config.backoff, stop));
             }
             if leases.insert(id.clone(), lease).is_some() {

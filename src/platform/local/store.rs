@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/lock                                              held by the gateway that uses the directory
 //! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/N.log    the log of run N
+//! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/open     there while the log of a run is written
 //! DATA/home/NAMESPACE_SERVICE-INDEX                      HOME and working directory
 //! ```
 //!
@@ -34,6 +35,9 @@ const DIR_MODE: u32 = 0o700;
 /// Longest header of a record (time, stream, tags), with room.
 const HEADER_MAX_BYTES: usize = 256;
 
+/// Name of the file that is beside a run's log from before its process starts until its last output is written.
+const OPEN_MARK: &str = "open";
+
 /// What a run is said to have ended of if the gateway was not there to see it.
 const UNSEEN_END: &str = "GatewayStopped";
 
@@ -61,6 +65,8 @@ pub(super) struct Slot {
     pub(super) runs: Vec<Run>,
     /// The number of the next run.
     pub(super) next: u32,
+    /// Whether the log of the last run was not written to its end: the gateway or the machine died.
+    pub(super) end_unknown: bool,
 }
 
 // === impl Store ===
@@ -116,7 +122,8 @@ impl Store {
                 runs.push(ended_run(&logs, instance, &files));
             }
         }
-        Ok(Slot { logs, home, uid, runs, next })
+        let end_unknown = logs.join(OPEN_MARK).try_exists().map_err(failed)?;
+        Ok(Slot { logs, home, uid, runs, next, end_unknown })
     }
 }
 
@@ -148,6 +155,19 @@ pub(super) fn prune(logs: &Path, next: u32, keep: usize) -> io::Result<u32> {
         }
     }
     Ok(ended.get(surplus).map_or(next, |(run, _)| *run))
+}
+
+/// Marks in `logs` that a run begins. Found by the next gateway if this one does not get as far as [`mark_ended`].
+pub(super) fn mark_open(logs: &Path) -> io::Result<()> {
+    File::create(logs.join(OPEN_MARK)).map(|_| ())
+}
+
+/// Marks in `logs` that all output of the run is written.
+pub(super) fn mark_ended(logs: &Path) -> io::Result<()> {
+    match std::fs::remove_file(logs.join(OPEN_MARK)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Makes a directory, and those above it, if they are not there.

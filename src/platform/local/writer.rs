@@ -3,7 +3,8 @@
 //! What it promises: records in the order in which output came, their times strictly growing; a line is never mixed with
 //! another of the same output; the unfinished rest of a run is written as a partial record. If the log cannot be written,
 //! output is dropped and counted, and at the place where it is missing stands a record tagged `lost=LINES/BYTES` as soon as
-//! writing works again: in the log of the next run, if this one ends before. Lines that are in pieces at that place, of either output, count among the lost: a reader may take it
+//! writing works again: in the log of the next run, if this one ends before. If the gateway was killed, the next run's log begins
+//! with such a record, tagged `inexact`: what was in the pipes then is in no log. Lines that are in pieces at that place, of either output, count among the lost: a reader may take it
 //! that a line goes on behind such a record only if it began behind it.
 //!
 //! Reading, and so the service, never waits for a disk that is full.
@@ -31,7 +32,10 @@ const LINE_SLACK_BYTES: u64 = LINE_HELD_MAX_BYTES as u64;
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// No loss.
-pub(super) const NOTHING: Lost = Lost { lines: 0, bytes: 0 };
+pub(super) const NOTHING: Lost = Lost { lines: 0, bytes: 0, exact: true };
+
+/// The end of a run was not seen, so any of its last output may be lost.
+pub(super) const END_UNKNOWN: Lost = Lost { exact: false, ..NOTHING };
 
 /// Writes the log of one run.
 #[derive(Debug)]
@@ -177,8 +181,7 @@ impl<D: Disk> Writer<D> {
     fn note_loss(&mut self, now: LogTime) {
         if self.owes_notice() {
             let lost = std::mem::replace(&mut self.lost, NOTHING);
-            let Lost { lines, bytes } = lost;
-            let notice = format!("[{lines} lines, {bytes} bytes lost here: the log could not be written]");
+            let notice = notice(&lost);
             self.queue(Stream::Stderr, notice.as_bytes(), Content::Loss(lost), now);
         }
     }
@@ -276,6 +279,7 @@ impl<D: Disk> Writer<D> {
                 Content::Loss(lost) => {
                     self.lost.lines += lost.lines;
                     self.lost.bytes += lost.bytes;
+                    self.lost.exact &= lost.exact;
                 }
             }
         }
@@ -303,6 +307,19 @@ impl<D: Disk> Writer<D> {
         if let Some(outage) = self.outage.take() {
             let log = self.log.path();
             tracing::info!(log = %log.display(), after = ?outage.since.elapsed(), "log can be written again");
+        }
+    }
+}
+
+/// The text of a record about a loss, for readers that do not know its tag.
+fn notice(lost: &Lost) -> String {
+    match *lost {
+        Lost { lines, bytes, exact: true } => {
+            format!("[{lines} lines, {bytes} bytes lost here: the log could not be written]")
+        }
+        END_UNKNOWN => "[output may be lost here: the gateway did not end in order]".to_owned(),
+        Lost { lines, bytes, exact: false } => {
+            format!("[at least {lines} lines, {bytes} bytes lost here: the log could not be written]")
         }
     }
 }

@@ -67,7 +67,9 @@ fn write(dir: &tempfile::TempDir, parts: &[Part]) -> (usize, i64) {
                     record(now, stderr, true, None, &vec![b'l'; LINE_HELD_MAX_BYTES / 2]);
                 }
             }
-            Part::Lost(lines) => record(now, true, false, Some(Lost { lines, bytes: 3 * lines }), b"lost"),
+            Part::Lost(lines) => {
+                record(now, true, false, Some(Lost { lines, bytes: 3 * lines, exact: true }), b"lost");
+            }
             Part::Garbage(len) => {
                 out = vec![b'g'; len];
                 out.push(b'\n');
