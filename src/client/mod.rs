@@ -1,7 +1,8 @@
 //! The command line's own calls: following logs as a tenant, printing them, checking them.
 //!
 //! [`follow`] drives one follower through cuts and reconnects into a [`follow::Sink`]; [`mod@print`] and [`oracle`] are sinks.
-//! [`mod@status`] and [`restart`] are the other two calls, shown as a table (`table`, which `screen` redraws in place).
+//! [`mod@status`] and [`restart`] are the other two calls, shown as a table (`table`, which `screen` redraws in place;
+//! `columns`: width of text).
 //! [`connect`] opens connections as Akash clients do.
 
 pub mod connect;
@@ -14,6 +15,7 @@ pub mod print;
 pub mod restart;
 pub mod status;
 
+mod columns;
 mod json;
 mod lines;
 mod progress;

@@ -2,13 +2,15 @@
 
 use std::io::{self, Write};
 
+use super::columns::cut;
+
 /// What a terminal is taken for that does not tell its size.
 const USUAL_SIZE: Size = Size { columns: 80, rows: 24 };
 
-/// How much a terminal shows, in characters.
+/// How much a terminal shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
-    /// In a line.
+    /// Columns of a line.
     pub(super) columns: usize,
     /// Lines.
     pub(super) rows: usize,
@@ -63,7 +65,8 @@ impl<W: Write> Screen<W> {
         }
         self.drawn = shown;
         if shown < lines.len() {
-            writeln!(self.out, "{}", cut(&format!("… and {} more", lines.len() - shown), size.columns))?;
+            let more = format!("… and {} more", lines.len() - shown);
+            writeln!(self.out, "{}", cut(&more, size.columns))?;
             self.drawn += 1;
         }
         self.out.flush()
@@ -99,13 +102,6 @@ impl<W: Write> Screen<W> {
     }
 }
 
-fn cut(line: &str, columns: usize) -> String {
-    if line.chars().count() <= columns {
-        return line.to_owned();
-    }
-    line.chars().take(columns.saturating_sub(1)).chain(['…']).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +122,11 @@ mod tests {
     #[test]
     fn one_picture_takes_the_place_of_another() {
         assert_eq!(drawn(&[&["a", "b"], &["c"], &["d"]]), "a\nb\n\x1b[2A\r\x1b[Jc\n\x1b[1A\r\x1b[Jd\n");
+    }
+
+    #[test]
+    fn wide_characters_do_not_wrap_a_line() {
+        assert_eq!(drawn(&[&["日本語日本", "日本語日本語"]]), "日本語日本\n日本語日…\n");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Status, and what came of a restart, as people read it: one line a replica.
 
+use super::columns::columns;
 use super::terminal::neutralise;
 use crate::model::proto::lease::replica_status::State;
 use crate::model::proto::lease::service_restart_status::State as Restarted;
@@ -80,7 +81,7 @@ impl Table {
 
     fn widths(&self) -> Vec<usize> {
         let width = |at: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.cells.get(at)).map(|cell| cell.chars().count());
+            let cells = self.rows.iter().filter_map(|row| row.cells.get(at)).map(|cell| columns(cell));
             cells.chain([self.head[at].len()]).max().unwrap_or_default()
         };
         (0..self.head.len()).map(width).collect()
@@ -190,7 +191,7 @@ fn age(started: LogTime, now: LogTime) -> String {
 fn line(cells: &[String], widths: &[usize]) -> String {
     let mut line = String::new();
     for (cell, width) in cells.iter().zip(widths) {
-        let padding = width + GAP - cell.chars().count().min(*width);
+        let padding = width + GAP - columns(cell).min(*width);
         line.push_str(cell);
         line.extend(std::iter::repeat_n(' ', padding));
     }
@@ -201,8 +202,8 @@ fn line(cells: &[String], widths: &[usize]) -> String {
 /// On one line, and fit for a terminal.
 fn harmless(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
-    // Colours too are shown: they would be no part of a column's width.
-    neutralise(text.replace('\n', " ").replace('\x1b', "^[").as_bytes(), &mut out);
+    // Colours too are shown: they would be no part of a column's width. A tab has no width of its own.
+    neutralise(text.replace(['\n', '\t'], " ").replace('\x1b', "^[").as_bytes(), &mut out);
     String::from_utf8_lossy(&out).into_owned()
 }
 
@@ -262,6 +263,22 @@ mod tests {
         assert_eq!(summaries(&answer(vec![])), ["web: 1 of 2 available"]);
         // A gateway that knows no replicas.
         assert_eq!(table(vec![], 0).lines()[1], "web      1 of 2  0");
+    }
+
+    #[test]
+    fn columns_line_up_after_wide_characters() {
+        let last = |reason: &str, message: &str| ReplicaStatus {
+            last_reason: reason.into(),
+            message: message.into(),
+            ..replica(1, State::Waiting)
+        };
+        let lines = table(vec![last("日本語", "a\tb\r\n"), last("Error", "c")], 0).lines();
+        let expected = [
+            "REPLICA  STATE    READY  RESTARTS  AGE  LAST END  MESSAGE",
+            "web/1    waiting  no     0         -    日本語    a b^M",
+            "web/1    waiting  no     0         -    Error     c",
+        ];
+        assert_eq!(lines, expected);
     }
 
     #[test]
