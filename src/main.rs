@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use leasemux::client::exit::Exit;
 use leasemux::client::print::Look;
-use leasemux::client::{demo, logs, restart, status};
+use leasemux::client::{demo, escape_json, harmless, logs, restart, status};
 use leasemux::config::{self, Output, Stop, Task};
 use leasemux::platform::local::shim;
 use leasemux::serve;
@@ -82,7 +82,7 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
             Err((exit, reason)) => end(exit, &reason),
         },
         Task::TokenCheck(config) => match token::check(&config) {
-            Ok(claims) => say(&claims),
+            Ok(claims) => say(&escape_json(&claims)),
             Err((exit, reason)) => end(exit, &reason),
         },
         Task::Demo(config) => {
@@ -140,6 +140,6 @@ fn fail(reason: &str) -> ExitCode {
 }
 
 fn end(exit: Exit, reason: &str) -> ExitCode {
-    let _ = writeln!(io::stderr(), "leasemux: {reason}");
+    let _ = writeln!(io::stderr(), "leasemux: {}", harmless(reason));
     exit.into()
 }

@@ -1,10 +1,16 @@
 //! Entries as JSON: one object a line, told apart by `type`.
+//!
+//! The output may be a terminal, so characters that steer one are always escaped: to a JSON parser the value is the same.
+
+use std::io::{self, Write};
 
 use data_encoding::BASE64;
 use serde::Serialize;
+use serde_json::ser::{Formatter, Serializer};
 
 use super::lines::{Key, Piece};
 use super::table::{replica_state, restart_state};
+use super::terminal::steers_beyond_ascii;
 use crate::model::proto::lease::gap::Cause;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{
@@ -13,6 +19,10 @@ use crate::model::proto::lease::{
 };
 use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
+
+/// Formats compact JSON in which DEL and the characters of [`steers_beyond_ascii`] are escaped. (JSON itself requires that of
+/// other control characters.)
+struct TerminalSafe;
 
 /// One object. Fields that say nothing are left out.
 #[derive(Debug, Serialize)]
@@ -63,6 +73,40 @@ enum Body<'a> {
         #[serde(skip_serializing_if = "str::is_empty")]
         message: &'a str,
     },
+}
+
+/// Writes `object` and a newline.
+pub(super) fn write_line(out: &mut impl Write, object: &impl Serialize) -> io::Result<()> {
+    object.serialize(&mut Serializer::with_formatter(&mut *out, TerminalSafe))?;
+    out.write_all(b"\n")
+}
+
+/// Escapes what steers a terminal in `json`, a text of JSON. Outside strings there is none of it, so the value stays the same.
+pub fn escape(json: &str) -> String {
+    let mut out = Vec::with_capacity(json.len());
+    // Writing to a vector does not fail.
+    let _ = escape_into(&mut out, json);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn escape_into<W: ?Sized + Write>(out: &mut W, text: &str) -> io::Result<()> {
+    let must_escape = |c: char| c == '\x7f' || steers_beyond_ascii(c);
+    let mut rest = text;
+    while let Some((at, found)) = rest.char_indices().find(|(_, c)| must_escape(*c)) {
+        out.write_all(&rest.as_bytes()[..at])?;
+        // All of them are in the basic plane, so one unit of UTF-16 holds each.
+        write!(out, "\\u{:04x}", u32::from(found))?;
+        rest = &rest[at + found.len_utf8()..];
+    }
+    out.write_all(rest.as_bytes())
+}
+
+// === impl TerminalSafe ===
+
+impl Formatter for TerminalSafe {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        escape_into(out, fragment)
+    }
 }
 
 // === impl Object ===
@@ -287,4 +331,39 @@ fn split_time(line: &[u8]) -> (Option<String>, &[u8]) {
 
 fn show_time(stamp: &prost_types::Timestamp) -> Option<String> {
     LogTime::from_parts(stamp.seconds, stamp.nanos).map(|time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn json_escapes_what_steers_a_terminal() {
+        let line = "a \u{9b}2J b \u{7f} c \u{202e}abc\u{2069} \u{85}\x1b[2J häßlich 日本 \u{1f980}";
+        let key = ("c1".to_owned(), 0);
+        let piece = Piece { bytes: line.as_bytes(), first: true, last: true };
+        let mut out = Vec::new();
+        write_line(&mut out, &Object::line(&key, "", piece, false)).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        let expected = r#""a \u009b2J b \u007f c \u202eabc\u2069 \u0085\u001b[2J häßlich 日本 🦀""#;
+        assert!(out.contains(expected), "{out}");
+        assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["line"], line);
+    }
+
+    proptest! {
+        #[test]
+        fn escaped_json_has_the_same_value(text in any::<String>(), steering in "[\u{7f}-\u{9f}\u{202a}-\u{202e}a\"\\\\]{0,20}") {
+            let value = Value::from(format!("{text}{steering}{text}"));
+            let mut out = Vec::new();
+            write_line(&mut out, &value).unwrap();
+            let out = String::from_utf8(out).unwrap();
+            let text = out.strip_suffix('\n').unwrap();
+            prop_assert!(!text.chars().any(|c| c.is_control() || steers_beyond_ascii(c)), "{text:?}");
+            prop_assert_eq!(escape(&value.to_string()), text);
+            prop_assert_eq!(serde_json::from_str::<Value>(text).unwrap(), value);
+        }
+    }
 }

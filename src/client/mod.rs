@@ -24,5 +24,8 @@ mod table;
 mod terminal;
 mod tls;
 
+pub use self::json::escape as escape_json;
+pub use self::terminal::harmless;
+
 #[cfg(test)]
 mod fake;

@@ -10,7 +10,7 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use anstyle::{AnsiColor, Style};
 
 use super::follow::{Sink, Turn};
-use super::json::Object;
+use super::json::{Object, write_line};
 use super::lines::{Key, Lines, Piece};
 use super::terminal::neutralise;
 use crate::config::Output;
@@ -185,8 +185,7 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
         };
         if self.look.output == Output::Json {
             let object = Object::line(key, &replica.instance, piece, self.look.timestamps);
-            serde_json::to_writer(&mut self.out, &object)?;
-            return self.out.write_all(b"\n");
+            return write_line(&mut self.out, &object);
         }
         if self.open.as_ref() != Some(key) {
             if self.open.take().is_some() {
@@ -213,14 +212,14 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
         self.gaps += 1;
         if self.look.output == Output::Json {
             let instance = self.replicas.get(key).map_or("", |replica| replica.instance.as_str());
-            return json(&mut self.out, &Object::gap(key, instance, gap));
+            return write_line(&mut self.out, &Object::gap(key, instance, gap));
         }
         self.note(key, '!', AnsiColor::Red.on_default().bold(), &gap_text(gap))
     }
 
     fn event(&mut self, key: &Key, event: &ReplicaEvent) -> io::Result<()> {
         if self.look.output == Output::Json {
-            return json(&mut self.out, &Object::event(key, event));
+            return write_line(&mut self.out, &Object::event(key, event));
         }
         let bad = event.kind() == Kind::Ended && event.exit_code != Some(0);
         let style = if bad { AnsiColor::Yellow.on_default() } else { Style::new().dimmed() };
@@ -314,11 +313,6 @@ impl Replica {
             style: style.unwrap_or_default(),
         }
     }
-}
-
-fn json(out: &mut impl Write, object: &Object<'_>) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, object)?;
-    out.write_all(b"\n")
 }
 
 fn neutralise_piece(piece: Piece<'_>, out: &mut Vec<u8>) {

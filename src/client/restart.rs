@@ -12,7 +12,7 @@ use tonic::{Request, Status};
 use super::connect::{Client, Connector};
 use super::exit::Exit;
 use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
-use super::json::RestartObject;
+use super::json::{RestartObject, write_line};
 use super::logs::filters;
 use super::screen::{Screen, Size};
 use super::status::say;
@@ -141,8 +141,7 @@ fn conclude(
 ) -> io::Result<Exit> {
     match config.form {
         Form::Json => {
-            serde_json::to_writer(&mut *out, &RestartObject::new(id, answer))?;
-            writeln!(out)?;
+            write_line(out, &RestartObject::new(id, answer))?;
         }
         Form::Table => {
             for line in Table::of_restart(&answer.status).lines() {

@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 use super::columns::cut;
+use super::json::write_line;
 
 /// What a terminal is taken for that does not tell its size.
 const USUAL_SIZE: Size = Size { columns: 80, rows: 24 };
@@ -78,6 +81,13 @@ impl<W: Write> Screen<W> {
         for line in lines {
             writeln!(self.out, "{line}")?;
         }
+        self.out.flush()
+    }
+
+    /// Writes `object` as a line of JSON, to stay.
+    pub(super) fn print_json(&mut self, object: &impl Serialize) -> io::Result<()> {
+        self.back()?;
+        write_line(&mut self.out, object)?;
         self.out.flush()
     }
 

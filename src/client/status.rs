@@ -136,8 +136,7 @@ pub(super) fn say(err: &mut impl Write, text: &str) -> io::Result<()> {
 impl<O: Write> Shown<O> {
     fn answer(&mut self, answer: ServiceStatusResponse) -> io::Result<()> {
         if self.form == Form::Json {
-            let object = serde_json::to_string(&StatusObject::new(&answer))?;
-            return self.screen.print(&[object]);
+            return self.screen.print_json(&StatusObject::new(&answer));
         }
         let table = Table::of_status(&answer, LogTime::now());
         if self.terminal && self.follow {

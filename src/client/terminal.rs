@@ -41,6 +41,15 @@ pub(super) fn neutralise(line: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(end);
 }
 
+/// Returns `text`, which may have several lines, made harmless.
+pub fn harmless(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        neutralise(line.as_bytes(), &mut out);
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 /// The colour sequence that `text` begins with, if it does.
 fn sgr(text: &str) -> Option<&str> {
     let parameters = text.strip_prefix("\x1b[")?;
@@ -49,13 +58,18 @@ fn sgr(text: &str) -> Option<&str> {
     (parameters[end..].starts_with('m') && whole <= SGR_MAX_BYTES).then(|| &text[..whole])
 }
 
+/// Whether `c` steers a terminal though it is not ASCII: C1 controls, and the embeddings, overrides and isolates that reorder the
+/// text around them.
+pub(super) fn steers_beyond_ascii(c: char) -> bool {
+    matches!(c, '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 fn show(c: char, out: &mut Vec<u8>) {
     match c {
         '\t' => out.push(b'\t'),
         // As `cat -v` does: ^[ for escape, ^? for delete.
         '\0'..='\x1f' | '\x7f' => out.extend_from_slice(&[b'^', (c as u8) ^ 0x40]),
-        // C1 controls, and what reorders the text around it.
-        '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+        c if steers_beyond_ascii(c) => {
             out.extend_from_slice(format!("<U+{:04X}>", c as u32).as_bytes());
         }
         _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
@@ -93,6 +107,11 @@ mod tests {
         assert_eq!(shown(b"bad \xff\xfe utf\n"), "bad \u{fffd}\u{fffd} utf\n");
         let long = format!("\x1b[{}m\n", "1;".repeat(50));
         assert!(shown(long.as_bytes()).starts_with("^[["));
+    }
+
+    #[test]
+    fn lines_of_a_text_are_neutralised_one_by_one() {
+        assert_eq!(harmless("a \x1b[2J\n\u{9b}b\r\n\u{202e}c"), "a ^[[2J\n<U+009B>b\r\n<U+202E>c");
     }
 
     proptest! {
