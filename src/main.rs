@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use leasemux::client::exit::Exit;
 use leasemux::client::print::Look;
-use leasemux::client::{demo, escape_json, harmless, logs, restart, status};
+use leasemux::client::{demo, escape_json, harmless, logs, restart, status, until_reader_gone};
 use leasemux::config::{self, Output, Stop, Task};
 use leasemux::platform::local::shim;
 use leasemux::serve;
@@ -58,11 +58,13 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
         Task::Checked => say("nothing is wrong with this configuration"),
         Task::Logs(config) => {
             let look = Look::of_process(config.output, config.timestamps);
-            runtime.block_on(logs::run(&config, io::stdout(), io::stderr(), look)).into()
+            let logs = logs::run(&config, io::stdout(), io::stderr(), look);
+            runtime.block_on(until_reader_gone(logs)).into()
         }
         Task::Status(config) => {
             let terminal = io::stdout().is_terminal();
-            runtime.block_on(status::run(&config, io::stdout(), io::stderr(), terminal)).into()
+            let status = status::run(&config, io::stdout(), io::stderr(), terminal);
+            runtime.block_on(until_reader_gone(status)).into()
         }
         Task::Restart(config) => {
             let terminal = io::stderr().is_terminal();

@@ -18,6 +18,7 @@ pub mod status;
 mod columns;
 mod json;
 mod lines;
+mod output;
 mod progress;
 mod screen;
 mod table;
@@ -25,6 +26,7 @@ mod terminal;
 mod tls;
 
 pub use self::json::escape as escape_json;
+pub use self::output::until_reader_gone;
 pub use self::terminal::harmless;
 
 #[cfg(test)]

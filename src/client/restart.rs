@@ -1,7 +1,7 @@
 //! `leasemux restart`: asks for a restart, waits for what comes of it, and shows meanwhile how it goes.
 //!
 //! A call that is cut is made again under the same request id, so that the gateway knows it for the same one. Ctrl-C ends the
-//! waiting and not the restart.
+//! waiting and not the restart. That the reader of the output goes ends neither: the exit code is the outcome.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -131,7 +131,7 @@ async fn show<E: Write>(
     Ok(())
 }
 
-/// Prints what came of it, and tells it as an exit code.
+/// Prints the outcome, and returns it as an exit code.
 fn conclude(
     config: &RestartConfig,
     id: &RequestId,
@@ -139,17 +139,11 @@ fn conclude(
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<Exit> {
-    match config.form {
-        Form::Json => {
-            write_line(out, &RestartObject::new(id, answer))?;
-        }
-        Form::Table => {
-            for line in Table::of_restart(&answer.status).lines() {
-                writeln!(out, "{line}")?;
-            }
-        }
+    match print(config, id, answer, out) {
+        // The reader has what it wanted. The outcome is in the exit code too.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        printed => printed?,
     }
-    out.flush()?;
     let is = |state: State| answer.status.iter().any(|one| one.state() == state);
     if is(State::Failure) {
         return Ok(Exit::NotRestarted);
@@ -164,6 +158,23 @@ fn conclude(
         return Ok(Exit::Pending);
     }
     Ok(Exit::Done)
+}
+
+fn print(
+    config: &RestartConfig,
+    id: &RequestId,
+    answer: &ServiceRestartResponse,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    match config.form {
+        Form::Json => write_line(out, &RestartObject::new(id, answer))?,
+        Form::Table => {
+            for line in Table::of_restart(&answer.status).lines() {
+                writeln!(out, "{line}")?;
+            }
+        }
+    }
+    out.flush()
 }
 
 #[cfg(test)]
@@ -186,8 +197,8 @@ mod tests {
         RestartStep::Answer(ServiceRestartResponse { status: status.collect() })
     }
 
-    async fn restart(gateway: &FakeGateway, form: Form, request_id: Option<&str>) -> (Exit, String, String) {
-        let config = RestartConfig {
+    fn config(gateway: &FakeGateway, form: Form, request_id: Option<&str>) -> RestartConfig {
+        RestartConfig {
             lease: LEASE.parse().unwrap(),
             target: gateway.target(),
             services: vec!["web".parse().unwrap()],
@@ -195,9 +206,12 @@ mod tests {
             timeout: Duration::from_secs(60),
             request_id: request_id.map(|id| id.parse().unwrap()),
             form,
-        };
+        }
+    }
+
+    async fn restart(gateway: &FakeGateway, form: Form, request_id: Option<&str>) -> (Exit, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let exit = run(&config, &mut out, &mut err, false).await;
+        let exit = run(&config(gateway, form, request_id), &mut out, &mut err, false).await;
         (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 
@@ -246,6 +260,29 @@ mod tests {
         let other = FakeGateway::restarting(vec![answer(&[])]).await;
         restart(&other, Form::Table, None).await;
         assert_ne!(other.restarts()[0].request_id, ids[0], "another call is another one");
+    }
+
+    #[tokio::test]
+    async fn closed_output_leaves_the_outcome_as_exit_code() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let gateway = FakeGateway::restarting(vec![
+            answer(&[(State::Active, None)]),
+            answer(&[(State::Failure, Some("crashed"))]),
+        ])
+        .await;
+        for expected in [Exit::Done, Exit::NotRestarted] {
+            let mut err = Vec::new();
+            let exit = run(&config(&gateway, Form::Table, None), Closed, &mut err, false).await;
+            assert_eq!((exit, err.len()), (expected, 0));
+        }
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ mod limits;
 mod local;
 mod logs;
 mod metrics;
+mod output;
 mod platform;
 mod prometheus;
 mod random;

@@ -19,6 +19,7 @@ use self::summary::Summary;
 use super::connect::{ConnectError, Connector};
 use super::exit::Exit;
 use super::follow::FollowError;
+use super::output::stdout_reader_gone;
 use super::print::{Look, Printer};
 use crate::config::{DemoConfig, ServerTrust, Target};
 use crate::host::files::{self, Allowed};
@@ -81,20 +82,28 @@ struct Signals {
     terminate: Signal,
 }
 
-/// Shows the demo; log lines and the summary go to `out`, everything else to `err`.
+/// Shows the demo; log lines and the summary go to `out`, everything else to `err`. Ends in order when the reader of the standard
+/// output has gone.
 pub async fn run<O, E>(config: &DemoConfig, parts: &Parts<'_>, out: O, err: E, look: Look) -> Exit
 where
     O: Write + Send + 'static,
     E: Write + Send + 'static,
 {
-    run_until(config, parts, Printer::new(out, err, look), after(config.duration)).await
+    let over = async {
+        tokio::select! {
+            () = after(config.duration) => Ok(true),
+            // As for a failed write: the gateway is stopped in order.
+            () = stdout_reader_gone() => Err(DemoError::Write(io::ErrorKind::BrokenPipe.into())),
+        }
+    };
+    run_until(config, parts, Printer::new(out, err, look), over).await
 }
 
 async fn run_until<O, E>(
     config: &DemoConfig,
     parts: &Parts<'_>,
     printer: Printer<O, E>,
-    over: impl Future<Output = ()>,
+    over: impl Future<Output = Result<bool, DemoError>>,
 ) -> Exit
 where
     O: Write + Send + 'static,
@@ -122,7 +131,7 @@ async fn show<O, E>(
     config: &DemoConfig,
     parts: &Parts<'_>,
     printer: &mut Option<Printer<O, E>>,
-    over: impl Future<Output = ()>,
+    over: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError>
 where
     O: Write + Send + 'static,
@@ -164,7 +173,7 @@ async fn follow<O, E>(
     lease: &LeaseId,
     signals: &mut Signals,
     lent: &mut Option<Printer<O, E>>,
-    over: impl Future<Output = ()>,
+    over: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError>
 where
     O: Write + Send + 'static,
@@ -187,7 +196,7 @@ where
     let mut crowd = Crowd::start(&connector, &request, config.followers, printer, &stop);
     let ended = tokio::select! {
         () = signals.any() => Ok(false),
-        () = over => Ok(true),
+        ended = over => ended,
         gone = gateway.gone() => Err(gone),
         early = crowd.printing_ended() => Err(early),
     };
@@ -305,6 +314,7 @@ mod tests {
             while !out.text().ends_with(last) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
+            Ok(true)
         };
         let printer = Printer::new(out.clone(), err.clone(), Look::PLAIN);
         let exit = run_until(&config, &parts, printer, over).await;

@@ -30,7 +30,7 @@ use super::account;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often to look for what nobody tells of.
-const LOOK: Duration = Duration::from_millis(10);
+pub(crate) const LOOK: Duration = Duration::from_millis(10);
 
 /// A directory with tenants, SDLs and a gateway's data, and the processes that came of it.
 pub(crate) struct World {
@@ -196,7 +196,8 @@ impl World {
         }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// The program with these arguments, not started.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = match self.shell {
             Some(script) => {
                 let mut shell = Command::new("sh");
