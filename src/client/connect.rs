@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tower::service_fn;
 
+use super::clock::ClockOffset;
 use super::tls;
 use crate::config::{Target, TokenSource};
 use crate::model::proto::lease::lease_rpc_client::LeaseRpcClient;
@@ -153,6 +154,17 @@ impl Connector {
     /// # Errors
     /// Any [`ConnectError`] but the first three.
     pub async fn connect(&self) -> Result<Client, ConnectError> {
+        self.open().await.map(|(client, _)| client)
+    }
+
+    /// As [`Connector::connect`], and asks for the gateway's time by the new connection.
+    pub(super) async fn connect_with_clock(&self) -> Result<(Client, ClockOffset), ConnectError> {
+        let (client, channel) = self.open().await?;
+        Ok((client, ClockOffset::ask(channel).await))
+    }
+
+    /// A new connection, for the calls of a lease and for others.
+    async fn open(&self) -> Result<(Client, Channel), ConnectError> {
         let shared = &self.0;
         // Each time: a file may hold a newer one by now.
         let bearer = Bearer::of(shared.token.as_ref()).map_err(ConnectError::Token)?;
@@ -176,7 +188,10 @@ impl Connector {
                 .map_err(|error| ConnectError::Ended { gateway: gateway(), reason: innermost(&error) })
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, open).await {
-            Ok(channel) => Ok(LeaseRpcClient::with_interceptor(channel?, bearer)),
+            Ok(channel) => {
+                let channel = channel?;
+                Ok((LeaseRpcClient::with_interceptor(channel.clone(), bearer), channel))
+            }
             Err(_) => Err(ConnectError::Timeout(gateway())),
         }
     }

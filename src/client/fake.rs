@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
+use http::HeaderValue;
+use http::header::DATE;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -27,10 +29,12 @@ use tower::ServiceExt as _;
 
 use crate::config::{ServerTrust, Target};
 use crate::model::proto::lease::lease_rpc_server::{LeaseRpc, LeaseRpcServer};
+use crate::model::proto::lease::replica_status::State as ReplicaState;
 use crate::model::proto::lease::{
-    Cursor, ServiceLogs, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
-    ServiceRestartResponse, ServiceStatusRequest, ServiceStatusResponse,
+    Cursor, ReplicaStatus, ServiceLogs, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
+    ServiceRestartResponse, ServiceStatus, ServiceStatusRequest, ServiceStatusResponse,
 };
+use crate::model::time::LogTime;
 
 /// One step of an answer.
 #[derive(Debug)]
@@ -71,6 +75,10 @@ struct State {
     restart_answers: Mutex<VecDeque<RestartStep>>,
     restarts: Mutex<Vec<ServiceRestartRequest>>,
     met: Mutex<Vec<Met>>,
+    /// The `date` of responses, if it is not that of the machine.
+    date: Mutex<Option<HeaderValue>>,
+    /// Replicas of `web` that a status shows; empty = no status is answered.
+    replicas: Mutex<Vec<ReplicaStatus>>,
 }
 
 struct Service {
@@ -139,6 +147,25 @@ impl FakeGateway {
         self.state.restarts.lock().unwrap().clone()
     }
 
+    /// Has every response from now on carry this `date`.
+    pub(super) fn set_date(&mut self, date: LogTime) {
+        let date = jiff::Timestamp::from_second(date.parts().0).unwrap();
+        let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date).unwrap();
+        *self.state.date.lock().unwrap() = Some(date.parse().unwrap());
+    }
+
+    /// Answers a status with these replicas of `web`, all started at the epoch.
+    pub(super) fn set_replicas(&mut self, replicas: &[u32]) {
+        let started_at = Some(prost_types::Timestamp::default());
+        let replicas = replicas.iter().map(|replica| ReplicaStatus {
+            replica: *replica,
+            state: ReplicaState::Running.into(),
+            started_at,
+            ..Default::default()
+        });
+        *self.state.replicas.lock().unwrap() = replicas.collect();
+    }
+
     pub(super) fn met(&self) -> Vec<Met> {
         self.state.met.lock().unwrap().clone()
     }
@@ -190,10 +217,14 @@ async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) {
     let met = (tls.server_name().map(str::to_owned), tls.peer_certificates().is_some());
     state.met.lock().unwrap().push(met);
     let cut = CancellationToken::new();
-    let routes = Routes::new(LeaseRpcServer::new(Service { state, cut: cut.clone() }));
+    let routes = Routes::new(LeaseRpcServer::new(Service { state: state.clone(), cut: cut.clone() }));
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let routes = routes.clone();
-        async move { Ok::<_, Infallible>(routes.oneshot(request).await.unwrap()) }
+        let (routes, date) = (routes.clone(), state.date.lock().unwrap().clone());
+        async move {
+            let mut response = routes.oneshot(request).await.unwrap();
+            response.headers_mut().extend(date.map(|date| (DATE, date)));
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection =
         http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
@@ -241,7 +272,13 @@ impl LeaseRpc for Service {
         &self,
         _: Request<ServiceStatusRequest>,
     ) -> Result<Response<Self::ServiceStatusStream>, Status> {
-        Err(Status::unimplemented("not in the script"))
+        let replica_status = self.state.replicas.lock().unwrap().clone();
+        if replica_status.is_empty() {
+            return Err(Status::unimplemented("not in the script"));
+        }
+        let service = ServiceStatus { name: "web".into(), replica_status, ..Default::default() };
+        let answer = ServiceStatusResponse { services: vec![service] };
+        Ok(Response::new(stream::iter([Ok(answer)]).boxed()))
     }
 
     async fn service_restart(

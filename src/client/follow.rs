@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;
 
-use super::connect::{ConnectError, Connector, innermost};
+use super::connect::{Client, ConnectError, Connector, innermost};
 use super::progress::Progress;
 use crate::model::limits::CURSORS_MAX;
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
@@ -110,6 +110,8 @@ pub enum FollowError {
 #[derive(Debug)]
 pub struct Follower {
     connector: Connector,
+    /// An open connection for the first stream.
+    client: Option<Client>,
     request: ServiceLogsRequest,
     progress: Progress,
     persistence: Persistence,
@@ -149,7 +151,12 @@ impl Follower {
     /// A follower that makes its own connections with `connector`.
     pub fn new(connector: Connector, request: ServiceLogsRequest) -> Self {
         let persistence = Persistence::new(request.follow);
-        Self { connector, request, progress: Progress::default(), persistence }
+        Self { connector, client: None, request, progress: Progress::default(), persistence }
+    }
+
+    /// Uses `client`, a new connection of the same connector, for the first stream.
+    pub(super) fn with_client(self, client: Client) -> Self {
+        Self { client: Some(client), ..self }
     }
 
     /// Runs until the stream has ended.
@@ -177,8 +184,11 @@ impl Follower {
     /// One stream, from where the last one ended.
     async fn stream(&mut self, sink: &mut impl Sink) -> Result<(), FollowError> {
         let request = self.progress.resume(&self.request).ok_or(FollowError::Unresumable)?;
-        // Boxed: connecting takes far more room than following, and is soon over.
-        let mut client = Box::pin(self.connector.connect()).await?;
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            // Boxed: connecting takes far more room than following, and is soon over.
+            None => Box::pin(self.connector.connect()).await?,
+        };
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_logs(request)).await;
         let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
         let mut stream = answer?.into_inner();

@@ -3,15 +3,24 @@
 //! Ctrl-C is left to the system: nothing here needs cleaning up, and a process that waits for a stalled pipe could not hear
 //! a handler anyway.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::time::Duration;
 
-use super::connect::Connector;
+use super::connect::{Client, Connector};
 use super::exit::Exit;
 use super::follow::{Ended, FollowError, Follower};
+use super::lines::Key;
 use super::print::{Look, Printer};
-use crate::config::LogsConfig;
+use super::until::Until;
+use crate::config::{LogsConfig, Moment};
 use crate::model::id::ServiceName;
-use crate::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
+use crate::model::limits::STREAM_REPLICAS_MAX;
+use crate::model::proto::lease::{ServiceFilter, ServiceLogsRequest, ServiceStatus, ServiceStatusRequest};
+use crate::model::time::LogTime;
+
+/// How long the question for the replicas may take: without the answer more is read than is printed, and nothing else.
+const REPLICAS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints what `config` asks for to `out`, and what is said about it to `err`.
 pub async fn run<O, E>(config: &LogsConfig, out: O, err: E, look: Look) -> Exit
@@ -20,10 +29,7 @@ where
     E: Write + Send,
 {
     let mut printer = Printer::new(out, err, look);
-    let ended = match Connector::new(&config.target) {
-        Ok(connector) => Follower::new(connector, request(config)).run(&mut printer).await,
-        Err(error) => Err(error.into()),
-    };
+    let ended = read(config, &mut printer).await;
     // Text that nobody takes any more is nobody's fault: `… | head` has what it wanted.
     match conclude(&ended, &mut printer) {
         Ok(exit) => exit,
@@ -34,6 +40,48 @@ where
             Exit::Failed
         }
     }
+}
+
+/// Reads the log into `printer`.
+async fn read<O, E>(config: &LogsConfig, printer: &mut Printer<O, E>) -> Result<Ended, FollowError>
+where
+    O: Write + Send,
+    E: Write + Send,
+{
+    let connector = Connector::new(&config.target)?;
+    let is_relative = |moment: Option<Moment>| matches!(moment, Some(Moment::Ago(_)));
+    if !is_relative(config.since) && config.until.is_none() {
+        // No clock is needed.
+        return Follower::new(connector, request(config, LogTime::MIN)).run(printer).await;
+    }
+    // Boxed: connecting takes far more room than following, and is soon over.
+    let (mut client, clock) = Box::pin(connector.connect_with_clock()).await?;
+    let now = clock.now();
+    let request = request(config, now);
+    let Some(until) = config.until else {
+        return Follower::new(connector, request).with_client(client).run(printer).await;
+    };
+    let replicas = replicas(&mut client, config).await;
+    let mut sink = Until::new(printer, until.resolve(now), config.timestamps, replicas);
+    let complete = sink.complete();
+    let follower = Follower::new(connector, request).with_client(client);
+    complete.run_until_cancelled(follower.run(&mut sink)).await.unwrap_or(Ok(Ended::Complete))
+}
+
+/// Finds out which replicas a request is for; `None` if that cannot be known, as without permission to see the status.
+async fn replicas(client: &mut Client, config: &LogsConfig) -> Option<BTreeSet<Key>> {
+    let (filter, filters) = filters(&config.services, &config.replicas);
+    let lease_id = Some((&config.lease).into());
+    let request = ServiceStatusRequest { lease_id, filter, follow: false, filters };
+    let answer = async { client.service_status(request).await.ok()?.into_inner().message().await.ok()? };
+    let answer = tokio::time::timeout(REPLICAS_TIMEOUT, answer).await.ok()??;
+    let known = answer.services.iter().all(|service| !service.replica_status.is_empty());
+    let keys = answer.services.into_iter().flat_map(|service| {
+        let ServiceStatus { name, replica_status, .. } = service;
+        replica_status.into_iter().map(move |replica| (name.clone(), replica.replica))
+    });
+    let keys: BTreeSet<Key> = keys.take(STREAM_REPLICAS_MAX + 1).collect();
+    (known && (1..=STREAM_REPLICAS_MAX).contains(&keys.len())).then_some(keys)
 }
 
 fn conclude<O, E>(ended: &Result<Ended, FollowError>, printer: &mut Printer<O, E>) -> io::Result<Exit>
@@ -56,8 +104,8 @@ where
     Ok(if printer.gaps() > 0 { Exit::LinesLost } else { Exit::Done })
 }
 
-/// The request that asks for what `config` describes.
-pub fn request(config: &LogsConfig) -> ServiceLogsRequest {
+/// Returns the request for what `config` describes, if it is `now`.
+fn request(config: &LogsConfig, now: LogTime) -> ServiceLogsRequest {
     let (filter, filters) = filters(&config.services, &config.replicas);
     ServiceLogsRequest {
         lease_id: Some((&config.lease).into()),
@@ -65,8 +113,9 @@ pub fn request(config: &LogsConfig) -> ServiceLogsRequest {
         filters,
         follow: config.follow,
         tail_lines: config.tail,
-        since: config.since.map(Into::into),
-        timestamps: config.timestamps,
+        since: config.since.map(|since| since.resolve(now).into()),
+        // The times of lines tell which are too late.
+        timestamps: config.timestamps || config.until.is_some(),
         previous: config.previous,
         resume: Vec::new(),
         on_lag: config.on_lag.into(),
@@ -114,6 +163,7 @@ mod tests {
             follow,
             tail: Some(3),
             since: None,
+            until: None,
             timestamps: false,
             previous: false,
             on_lag: OnLag::Drop,
@@ -255,6 +305,47 @@ mod tests {
             let (exit, out, err) = print_as(&config(gateway.target(), false), look).await;
             assert_eq!((exit, out.as_str()), (Exit::Refused, ""));
             assert_eq!(err, "leasemux: the gateway says: history_reads: no more\n");
+        }
+    }
+
+    fn minutes_ago(minutes: i64) -> LogTime {
+        LogTime::now().saturating_add_nanos(-60_000_000_000 * minutes)
+    }
+
+    #[tokio::test]
+    async fn relative_since_follows_the_gateways_clock() {
+        for (gateway_behind, since_minutes) in [(Some(10), 15), (Some(-10), -5), (None, 5)] {
+            let mut gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\n"), end(Code::Ok)]]).await;
+            if let Some(minutes) = gateway_behind {
+                gateway.set_date(minutes_ago(minutes));
+            }
+            let since = Some(Moment::Ago(Duration::from_secs(300)));
+            let config = LogsConfig { since, tail: None, ..config(gateway.target(), false) };
+            let before = minutes_ago(since_minutes);
+            let (exit, out, err) = print(&config).await;
+            assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\n"), "{err}");
+            let asked = gateway.requests()[0].since.unwrap();
+            let asked = LogTime::from_parts(asked.seconds, asked.nanos).unwrap();
+            // A date has whole seconds.
+            let off = (asked.as_nanos() - before.as_nanos()).abs();
+            assert!(off < 60_000_000_000, "{gateway_behind:?}: {off} ns off");
+            assert_eq!(gateway.met().len(), 1, "one connection does for both");
+        }
+    }
+
+    #[tokio::test]
+    async fn until_ends_the_log_and_then_the_call() {
+        let line = |minutes: i64, text: &str| format!("{} {text}\n", minutes_ago(minutes));
+        let text = line(9, "a") + &line(8, "b") + &line(2, "late");
+        for (replicas, hangs) in [(vec![1], true), (vec![], false)] {
+            let last = if hangs { Step::Hang } else { end(Code::Ok) };
+            let mut gateway = FakeGateway::start(vec![vec![lines(1, 3, &text), last]]).await;
+            gateway.set_replicas(&replicas);
+            let until = Some(Moment::Ago(Duration::from_secs(300)));
+            let config = LogsConfig { until, tail: None, ..config(gateway.target(), false) };
+            let (exit, out, err) = print(&config).await;
+            assert_eq!((exit, out.as_str()), (Exit::Done, "web/1 | a\nweb/1 | b\n"), "{err}");
+            assert!(gateway.requests()[0].timestamps);
         }
     }
 

@@ -15,6 +15,7 @@ pub mod print;
 pub mod restart;
 pub mod status;
 
+mod clock;
 mod columns;
 mod json;
 mod lines;
@@ -24,6 +25,7 @@ mod screen;
 mod table;
 mod terminal;
 mod tls;
+mod until;
 
 pub use self::json::escape as escape_json;
 pub use self::output::until_reader_gone;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
+use super::clock::ClockOffset;
 use super::connect::{Client, Connector};
 use super::exit::Exit;
 use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
@@ -124,9 +125,12 @@ async fn show<E: Write>(
     let (filter, filters) = filters(&config.services, &config.replicas);
     let lease_id = Some((&config.lease).into());
     let request = ServiceStatusRequest { lease_id, filter, follow: true, filters };
-    let mut answers = client.service_status(request).await?.into_inner();
+    let asked = LogTime::now();
+    let answer = client.service_status(request).await?;
+    let clock = ClockOffset::of(answer.metadata(), asked);
+    let mut answers = answer.into_inner();
     while let Some(answer) = answers.message().await? {
-        screen.draw(&Table::of_status(&answer, LogTime::now()).lines())?;
+        screen.draw(&Table::of_status(&answer, clock.now()).lines())?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tonic::Status;
 
+use super::clock::ClockOffset;
 use super::connect::Connector;
 use super::exit::Exit;
 use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
@@ -34,6 +35,8 @@ struct Shown<O> {
     newest: Option<ServiceStatusResponse>,
     /// What the lines printed so far say.
     printed: Option<Table>,
+    /// Ages are by the gateway's clock.
+    clock: ClockOffset,
 }
 
 /// Prints what `config` asks for to `out`, and what is said about it to `err`. `terminal` is set if `out` is one.
@@ -49,6 +52,7 @@ where
         terminal,
         newest: None,
         printed: None,
+        clock: ClockOffset::default(),
     };
     let error = match watch(config, &mut shown, &mut err).await {
         Ok(()) => return Exit::Done,
@@ -98,9 +102,11 @@ async fn stream<O: Write + Send, E: Write + Send>(
     err: &mut E,
 ) -> Result<(), FollowError> {
     let mut client = Box::pin(connector.connect()).await?;
+    let asked = LogTime::now();
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_status(request)).await;
-    let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
-    let mut answers = answer?.into_inner();
+    let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))??;
+    shown.clock = ClockOffset::of(answer.metadata(), asked);
+    let mut answers = answer.into_inner();
     if std::mem::replace(&mut persistence.met, true) {
         say(err, "connected again")?;
     }
@@ -138,7 +144,7 @@ impl<O: Write> Shown<O> {
         if self.form == Form::Json {
             return self.screen.print_json(&StatusObject::new(&answer));
         }
-        let table = Table::of_status(&answer, LogTime::now());
+        let table = Table::of_status(&answer, self.clock.now());
         if self.terminal && self.follow {
             self.newest = Some(answer);
             return self.redraw();
@@ -154,7 +160,7 @@ impl<O: Write> Shown<O> {
 
     fn redraw(&mut self) -> io::Result<()> {
         match &self.newest {
-            Some(answer) => self.screen.draw(&whole(&Table::of_status(answer, LogTime::now()), answer)),
+            Some(answer) => self.screen.draw(&whole(&Table::of_status(answer, self.clock.now()), answer)),
             None => Ok(()),
         }
     }
@@ -165,4 +171,33 @@ fn whole(table: &Table, answer: &ServiceStatusResponse) -> Vec<String> {
     lines.push(String::new());
     lines.extend(summaries(answer));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::fake::FakeGateway;
+
+    const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
+
+    #[tokio::test]
+    async fn ages_follow_the_gateways_clock() {
+        let mut gateway = FakeGateway::start(Vec::new()).await;
+        // Half an hour more, so that rounding does not show.
+        gateway.set_date(LogTime::from_parts(5 * 1_800, 0).unwrap());
+        gateway.set_replicas(&[0]);
+        let config = StatusConfig {
+            lease: LEASE.parse().unwrap(),
+            target: gateway.target(),
+            services: Vec::new(),
+            replicas: Vec::new(),
+            follow: false,
+            form: Form::Table,
+        };
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let exit = run(&config, &mut out, &mut err, false).await;
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!((exit, err.len()), (Exit::Done, 0), "{out}");
+        assert!(out.contains("web/0    running  no     0         2h   -"), "{out}");
+    }
 }

@@ -7,13 +7,13 @@ use http::Uri;
 
 use super::cli::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
 use super::faults::{Faults, Reader};
+use super::moment::Moment;
 use super::secret::TokenSource;
-use super::value::{LEASE, directory, duration, file, gateway, instant, lease, number, parsed};
+use super::value::{LEASE, directory, duration, file, gateway, lease, number, parsed, tail};
 use crate::model::id::{LeaseId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::proto::lease::OnLag;
 use crate::model::request_id::RequestId;
-use crate::model::time::LogTime;
 
 /// What `logs` asks for, and of whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,9 @@ pub struct LogsConfig {
     /// History limited to the last so many lines of each replica.
     pub tail: Option<u64>,
     /// History from this instant on.
-    pub since: Option<LogTime>,
+    pub since: Option<Moment>,
+    /// History up to this instant; neither with follow nor with tail.
+    pub until: Option<Moment>,
     /// Whether lines begin with their time.
     pub timestamps: bool,
     /// The run before the present one; not with follow.
@@ -131,9 +133,26 @@ pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<Logs
             "--previous and --follow do not go together: a run that has ended has nothing yet to come",
         );
     }
-    let tail = read.one("tail", args.tail.as_ref(), number(0..=u64::MAX));
-    let now = LogTime::now();
-    let since = read.one("since", args.since.as_ref(), |text| instant(text, now));
+    let tail = read.one("tail", args.tail.as_ref(), tail).flatten();
+    let since = read.one("since", args.since.as_ref(), Moment::parse_local);
+    let until = read.one("until", args.until.as_ref(), Moment::parse_local);
+    if until.is_some() && follow {
+        read.unfit("--until and --follow do not go together: a follow reads what is still to come");
+    }
+    if until.is_some() && tail.is_some() {
+        read.unfit(
+            "--until and --tail do not go together: the gateway counts the last lines from the newest",
+        );
+    }
+    let is_before = |until: Moment, since: Moment| match (until, since) {
+        (Moment::At(until), Moment::At(since)) => until < since,
+        (Moment::Ago(until), Moment::Ago(since)) => until > since,
+        // Known once the gateway's clock is.
+        _ => false,
+    };
+    if until.zip(since).is_some_and(|(until, since)| is_before(until, since)) {
+        read.unfit("--until is before --since: no line is in between");
+    }
     let timestamps = read.switch("timestamps", args.timestamps.as_ref());
     let on_lag = read.one("on_lag", args.on_lag.as_ref(), |text| match text {
         "drop" => Ok(OnLag::Drop),
@@ -154,6 +173,7 @@ pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<Logs
             follow,
             tail,
             since,
+            until,
             timestamps,
             previous,
             on_lag: on_lag?,

@@ -27,6 +27,7 @@ mod client;
 mod faults;
 mod file;
 mod limits;
+mod moment;
 mod probes;
 mod reference;
 mod secret;
@@ -39,6 +40,7 @@ mod value;
 pub use self::access::{AccessConfig, ChainSource};
 pub use self::client::{Form, LogsConfig, Output, RestartConfig, ServerTrust, StatusConfig, Target};
 pub use self::faults::Faults as ConfigFaults;
+pub use self::moment::Moment;
 pub use self::probes::Probes;
 pub use self::reference::reference;
 pub use self::secret::TokenSource;
@@ -210,9 +212,9 @@ mod tests {
     use std::fs;
 
     use std::ffi::OsStr;
+    use std::time::Duration;
 
     use super::*;
-    use std::time::Duration;
     use crate::model::limits::Limits;
     use crate::model::quota::Quota;
 
@@ -355,9 +357,9 @@ mod tests {
         assert_eq!(config.data_dir.to_str(), Some(".leasemux"));
         let store = (config.rotate_max_bytes, config.rotate_files, config.kept_runs);
         assert_eq!(store, (10 << 20, 5, 10));
+        assert_eq!(config.stop_grace, Duration::from_secs(10));
         assert!(!config.lifeline && config.tls.is_none());
         let twice =
-        assert_eq!(config.stop_grace, Duration::from_secs(10));
             ["serve", "--platform", "local", "--lease", &lease, "--lease", &lease, "--trust-dir", trust];
         assert!(faults(&twice)[0].ends_with("must be given once only"));
     }
@@ -392,7 +394,48 @@ mod tests {
         let args: Vec<&str> =
             ["logs", LEASE, "--service=web"].into_iter().chain(many.iter().map(String::as_str)).collect();
         assert!(faults(&args)[0].contains("at most 1024"));
-        let below = faults(&["logs", LEASE, "--tail", "-1"]);
-        assert!(below[0].starts_with("--tail \"-1\": must be a whole number"), "{below:?}");
+        let below = faults(&["logs", LEASE, "--tail", "-2"]);
+        assert!(below[0].starts_with("--tail \"-2\": must be a number of lines, or all"), "{below:?}");
+    }
+
+    fn logs(args: &[&str]) -> LogsConfig {
+        let args = ["leasemux", "logs", LEASE].into_iter().chain(args.iter().copied());
+        match read(args, &Probes::NONE) {
+            Ok(Task::Logs(config)) => *config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn common_forms_of_tail_and_times_are_taken() {
+        for (args, tail) in [
+            (&["--tail=-1"][..], None),
+            (&["--tail", "-1"], None),
+            (&["--tail", "all"], None),
+            (&["-n", "5"], Some(5)),
+            (&["-n5"], Some(5)),
+            (&["-n", "-1"], None),
+        ] {
+            assert_eq!(logs(args).tail, tail, "{args:?}");
+        }
+        assert!(logs(&["-t"]).timestamps && logs(&["-ft"]).follow && !logs(&[]).timestamps);
+        let config = logs(&["--since", "1d12h", "--until", "2026-01-31T12:00:00Z"]);
+        assert_eq!(config.since, Some(Moment::Ago(Duration::from_secs(36 * 3_600))));
+        assert!(matches!(config.until, Some(Moment::At(_))));
+    }
+
+    #[test]
+    fn until_with_what_contradicts_it_is_refused() {
+        for (args, expected) in [
+            (&["-f", "--until", "1h"][..], "--until and --follow do not go together"),
+            (&["-n", "5", "--until", "1h"], "--until and --tail do not go together"),
+            (&["--since", "1h", "--until", "2h"], "--until is before --since"),
+            (&["--since", "2026-01-31", "--until", "2026-01-30"], "--until is before --since"),
+        ] {
+            let args = [&["logs", LEASE], args].concat();
+            let found = faults(&args);
+            assert!(found.len() == 1 && found[0].starts_with(expected), "{found:?}");
+        }
+        assert_eq!(logs(&["-n", "all", "--until", "1h"]).tail, None);
     }
 }

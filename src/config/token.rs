@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use super::cli::{TokenCheckArgs, TokenNewArgs};
 use super::faults::{Faults, Reader};
+use super::moment::Moment;
 use super::secret::TokenSource;
-use super::value::{directory, duration, instant, lease, parsed};
+use super::value::{directory, duration, lease, parsed};
 use crate::model::id::{Address, LeaseId, ServiceName};
 use crate::model::limits::TOKEN_LIFETIME_MAX;
 use crate::model::time::LogTime;
@@ -97,7 +98,7 @@ pub(super) fn resolve_check(args: &TokenCheckArgs, mut read: Reader<'_>) -> Resu
     });
     let dir = read.one("trust_dir", dir, directory);
     let now = LogTime::now();
-    let at = read.one("at", args.at.as_ref(), |text| instant(text, now));
+    let at = read.one("at", args.at.as_ref(), |text| Moment::parse_local(text).map(|at| at.resolve(now)));
     let provider = read.one("provider", args.provider.as_ref(), |text| {
         parsed::<Address>(text)
             .map_err(|_| "must be an account address (lower-case bech32: akash1…)".to_owned())

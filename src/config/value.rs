@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use http::Uri;
 use ipnet::IpNet;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use rustls::pki_types::ServerName;
 
 use crate::model::id::LeaseId;
-use crate::model::time::LogTime;
 
 /// Units of sizes, in bytes; longest name first where one ends in another.
 const SIZE_UNITS: [(&str, u64); 8] = [
@@ -41,6 +40,15 @@ where
     move |text| {
         let value = text.parse().ok().filter(|value| range.contains(value));
         value.ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// How many of the last lines: a number, or all of them (`None`).
+pub(super) fn tail(text: &str) -> Result<Option<u64>, String> {
+    match text {
+        // As of kubectl and docker.
+        "all" | "-1" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| "must be a number of lines, or all (also -1)".to_owned()),
     }
 }
 
@@ -195,19 +203,6 @@ pub(super) fn lease_and_sdl(text: &str) -> Result<(LeaseId, PathBuf), String> {
     }
 }
 
-/// An instant: RFC 3339, or so long before `now`.
-pub(super) fn instant(text: &str, now: LogTime) -> Result<LogTime, String> {
-    let right =
-        || "must be a time ago, such as 5m, or an RFC 3339 instant, such as 2026-01-31T12:00:00Z".to_owned();
-    let nanos = if let Ok(stamp) = text.parse::<Timestamp>() {
-        i64::try_from(stamp.as_nanosecond()).ok()
-    } else {
-        let ago = any_duration(text).and_then(|ago| i64::try_from(ago.as_nanos()).ok());
-        ago.and_then(|ago| now.as_nanos().checked_sub(ago))
-    };
-    nanos.map(LogTime::from_nanos).ok_or_else(right)
-}
-
 fn any_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -262,6 +257,12 @@ mod tests {
             &["", "5", "-5s", "5 parsecs", "61m", "5s ago", "1e3s"],
         );
         assert!(duration(ms(100)..=s(300))("1ms").unwrap_err().contains("from 100ms to 5m"));
+    }
+
+    #[test]
+    fn tails() {
+        let lines = [("0", Some(0)), ("100", Some(100)), ("all", None), ("-1", None)];
+        check(tail, &lines, &["", "-2", "1.5", "ALL", "99999999999999999999"]);
     }
 
     #[test]
@@ -353,21 +354,6 @@ mod tests {
                 ("localhost", "localhost".to_owned()),
             ],
             &["", "127.0.0.1", "::1", "a b", "-a.example", "*.example.com", "a,b"],
-        );
-    }
-
-    #[test]
-    fn instants() {
-        let now = LogTime::from_nanos(1_000_000_000_000);
-        check(
-            |text| instant(text, now),
-            &[
-                ("5m", LogTime::from_nanos(700_000_000_000)),
-                ("0", now),
-                ("1970-01-01T00:00:01.5Z", LogTime::from_nanos(1_500_000_000)),
-                ("1970-01-01T01:00:01+01:00", LogTime::from_nanos(1_000_000_000)),
-            ],
-            &["", "yesterday", "-5m", "1970-01-01", "9999-01-01T00:00:00Z"],
         );
     }
 

@@ -14,6 +14,9 @@ Examples:
   Two replicas of a service since five minutes ago, with times:
       leasemux logs $LEASE --identity tenant --ca server.pem \\
           --service web --replica 0 --replica 1 --since 5m --timestamps
+  One hour of a day, in the time zone of this machine:
+      leasemux logs $LEASE --identity tenant --ca server.pem \\
+          --since '2026-01-31 12:00' --until '2026-01-31 13:00'
   As JSON, one object a line, for a program:
       leasemux logs $LEASE --identity tenant --ca server.pem -f -o json \\
           | jq -r 'select(.type==\"line\").line'
@@ -102,14 +105,19 @@ pub(in crate::config) struct LogsArgs {
     /// Stay for lines that are yet to come, through restarts and cut connections
     #[arg(short, long, env = "LEASEMUX_FOLLOW", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(in crate::config) follow: Option<String>,
-    /// Begin with the last N lines of each replica; 0 = with what is yet to come
-    #[arg(long, env = "LEASEMUX_TAIL", value_name = "N")]
+    /// Begin with the last N lines of each replica; 0 = only new lines, all (or -1) = every line, as without it
+    #[arg(short = 'n', long, env = "LEASEMUX_TAIL", value_name = "N")]
     pub(in crate::config) tail: Option<String>,
-    /// Begin at this instant: a time ago (5m, 1h30m) or RFC 3339
+    /// Begin at this instant: a time ago by the gateway's clock (5m, 1h30m, 2d, 1w), a date (2026-01-31), a local date
+    /// and time (2026-01-31 12:00), a time of today (12:00), RFC 3339 or Unix seconds
     #[arg(long, env = "LEASEMUX_SINCE", value_name = "TIME")]
     pub(in crate::config) since: Option<String>,
+    /// End each replica's log before its first line later than this instant, written as for --since; not with --follow or
+    /// --tail
+    #[arg(long, env = "LEASEMUX_UNTIL", value_name = "TIME")]
+    pub(in crate::config) until: Option<String>,
     /// Begin each line with the time at which it was written
-    #[arg(long, env = "LEASEMUX_TIMESTAMPS", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(short = 't', long, env = "LEASEMUX_TIMESTAMPS", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     pub(in crate::config) timestamps: Option<String>,
     /// The run of each container before the present one
     #[arg(long, env = "LEASEMUX_PREVIOUS", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]

@@ -85,7 +85,7 @@ pub(in crate::config) struct TokenCheckArgs {
     /// A directory of account keys (*.pub), as a gateway trusts it
     #[arg(long, env = "LEASEMUX_TRUST_DIR", value_name = "DIR")]
     pub(in crate::config) trust_dir: Option<String>,
-    /// As it would be at this instant: a time ago (5m, 1h30m) or RFC 3339; without it, now
+    /// As it would be at this instant, written as for 'logs --since'; without it, now
     #[arg(long, env = "LEASEMUX_AT", value_name = "TIME")]
     pub(in crate::config) at: Option<String>,
     /// At this provider: a token that grants nothing there is refused
