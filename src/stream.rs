@@ -52,6 +52,8 @@ pub enum End {
     Lagged(Replica),
     /// It could not begin: a quota is used up.
     Exceeded(Box<Exceeded>),
+    /// The logs of these replicas cannot be read at the moment, and all else was sent.
+    Unreadable(Vec<Replica>),
     /// The gateway is ending.
     Draining,
     /// Who follows may not any more.

@@ -1,8 +1,9 @@
 //! Drives one follower: a stream of entries into a [`Sink`], through cuts and reconnects.
 //!
 //! A follow that is cut goes on exactly behind what the sink was given: nothing is lost or repeated while the gateway's
-//! source still has the lines, and what it no longer has comes as a gap entry. What is cut before the first answer is not
-//! tried again, and neither is a read without follow. Dropping the future ends the follower at once.
+//! source still has the lines, and what it no longer has comes as a gap entry. A read without follow that is cut, or ends since
+//! a log cannot be read at the moment, is tried [`READ_RETRIES`] times more. What is cut before the first answer is not
+//! tried again. Dropping the future ends the follower at once.
 
 use std::error::Error as StdError;
 use std::io;
@@ -16,7 +17,7 @@ use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 use super::connect::{Client, ConnectError, Connector, innermost};
-use super::progress::Progress;
+use super::progress::{Call, Progress};
 use crate::model::limits::CURSORS_MAX;
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
 
@@ -25,6 +26,10 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 
 /// Longest wait before a reconnect: a gateway that is back is found soon.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// How often a read without follow is tried again. A gateway tries a log for 5 s itself, so this takes half a minute or so: a person
+/// who waits for an answer still waits. What it brought does not count: another replica may print all the time.
+const READ_RETRIES: u32 = 4;
 
 /// A stream that lived this long was a success: the next cut begins with a short wait again.
 const BACKOFF_RESET_AFTER: Duration = BACKOFF_MAX;
@@ -115,16 +120,26 @@ pub struct Follower {
     request: ServiceLogsRequest,
     progress: Progress,
     persistence: Persistence,
+    /// Whether the sink was given [`Turn::Cut`], and not yet [`Turn::Resumed`].
+    was_cut: bool,
 }
 
 /// Whether and when a call that was cut is made again.
 #[derive(Debug)]
 pub(super) struct Persistence {
-    /// Whether it is to be made again at all.
-    stays: bool,
+    retries: Retries,
     /// Whether the gateway was ever there.
     pub(super) met: bool,
     backoff: Backoff,
+}
+
+/// How often a call is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retries {
+    /// As often as it is of use: it follows.
+    Unlimited,
+    /// So many times more.
+    Left(u32),
 }
 
 /// What follows from the end of a call.
@@ -150,8 +165,9 @@ struct Backoff(Duration);
 impl Follower {
     /// A follower that makes its own connections with `connector`.
     pub fn new(connector: Connector, request: ServiceLogsRequest) -> Self {
-        let persistence = Persistence::new(request.follow);
-        Self { connector, client: None, request, progress: Progress::default(), persistence }
+        let retries = if request.follow { Retries::Unlimited } else { Retries::Left(READ_RETRIES) };
+        let persistence = Persistence::retrying(retries);
+        Self { connector, client: None, request, progress: Progress::default(), persistence, was_cut: false }
     }
 
     /// Uses `client`, a new connection of the same connector, for the first stream.
@@ -170,20 +186,38 @@ impl Follower {
                 Ok(()) => return Ok(Ended::Complete),
                 Err(error) => error,
             };
+            if self.progress.resume(&self.request).is_none() && !self.request.follow {
+                return Err(error);
+            }
             match self.persistence.after(error, began)? {
                 Next::LeaseEnded => return Ok(Ended::LeaseEnded),
                 Next::Again { reason, retry_in } => {
                     sink.pause()?;
                     sink.connection(&Turn::Cut { reason: &reason, retry_in })?;
+                    self.was_cut = true;
                     tokio::time::sleep(retry_in).await;
                 }
             }
         }
     }
 
-    /// One stream, from where the last one ended.
+    /// Everything from where the last stream ended. Of several calls, one that finds a log unreadable does not keep the others
+    /// from being made.
     async fn stream(&mut self, sink: &mut impl Sink) -> Result<(), FollowError> {
-        let request = self.progress.resume(&self.request).ok_or(FollowError::Unresumable)?;
+        let calls = self.progress.resume(&self.request).ok_or(FollowError::Unresumable)?;
+        let mut unavailable = None;
+        for call in calls {
+            match self.call(call, sink).await {
+                Err(error) if error.is_unavailable() => unavailable = unavailable.or(Some(error)),
+                ended => ended?,
+            }
+        }
+        unavailable.map_or(Ok(()), Err)
+    }
+
+    /// One call, to its end.
+    async fn call(&mut self, call: Call, sink: &mut impl Sink) -> Result<(), FollowError> {
+        let Call { request, without } = call;
         let mut client = match self.client.take() {
             Some(client) => client,
             // Boxed: connecting takes far more room than following, and is soon over.
@@ -192,11 +226,15 @@ impl Follower {
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_logs(request)).await;
         let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
         let mut stream = answer?.into_inner();
-        if std::mem::replace(&mut self.persistence.met, true) {
+        self.persistence.met = true;
+        if std::mem::take(&mut self.was_cut) {
             sink.connection(&Turn::Resumed)?;
         }
         while let Some(response) = next(&mut stream, sink).await? {
             for entry in response.services {
+                if !without.is_empty() && without.contains(&(entry.name.clone(), entry.replica)) {
+                    continue;
+                }
                 if self.progress.is_news(&entry) {
                     sink.entry(&entry)?;
                 }
@@ -224,20 +262,27 @@ async fn next(
 // === impl Persistence ===
 
 impl Persistence {
+    /// For a call that `stays` for as long as it is of use, or else is made once.
     pub(super) fn new(stays: bool) -> Self {
-        Self { stays, met: false, backoff: Backoff(BACKOFF_FIRST) }
+        Self::retrying(if stays { Retries::Unlimited } else { Retries::Left(0) })
+    }
+
+    fn retrying(retries: Retries) -> Self {
+        Self { retries, met: false, backoff: Backoff(BACKOFF_FIRST) }
     }
 
     /// What follows from `error`, with which a call ended that began then. The error itself, if it is final.
     pub(super) fn after(&mut self, error: FollowError, began: Instant) -> Result<Next, FollowError> {
-        if !(self.stays && self.met) {
+        if !self.met {
             return Err(error);
         }
-        if error.is_lease_gone() {
-            return Ok(Next::LeaseEnded);
-        }
-        if !error.is_retryable() {
-            return Err(error);
+        match self.retries {
+            Retries::Unlimited if error.is_lease_gone() => return Ok(Next::LeaseEnded),
+            Retries::Unlimited if error.is_retryable() => {}
+            Retries::Left(left) if left > 0 && error.is_unavailable() => {
+                self.retries = Retries::Left(left - 1);
+            }
+            _ => return Err(error),
         }
         if began.elapsed() >= BACKOFF_RESET_AFTER {
             self.backoff = Backoff(BACKOFF_FIRST);
@@ -251,11 +296,15 @@ impl Persistence {
 
 impl FollowError {
     fn is_retryable(&self) -> bool {
+        let is_told = |status| is_lagged(status) || is_paced(status);
+        self.is_unavailable() || matches!(self, Self::Status(status) if is_told(status))
+    }
+
+    /// Whether the gateway, or what was asked for, is not there at the moment.
+    fn is_unavailable(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_retryable(),
-            Self::Status(status) => {
-                self.is_cut() || status.code() == Code::Unavailable || is_lagged(status) || is_paced(status)
-            }
+            Self::Status(status) => self.is_cut() || status.code() == Code::Unavailable,
             Self::Sink(_) | Self::Unresumable => false,
         }
     }

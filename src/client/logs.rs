@@ -256,6 +256,100 @@ mod tests {
         }
     }
 
+    /// How a gateway ends a read of a log that cannot be read at the moment.
+    fn unreadable() -> Step {
+        let info = std::collections::HashMap::new();
+        let mut details = ErrorDetails::with_error_info("PLATFORM_UNAVAILABLE", "leasemux", info);
+        details.set_retry_info(Some(Duration::from_millis(1)));
+        Step::End(Status::with_error_details(Code::Unavailable, "web/1 cannot be read", details))
+    }
+
+    #[tokio::test]
+    async fn read_of_unreadable_log_goes_on_from_its_cursor() {
+        let gateway = FakeGateway::start(vec![
+            vec![lines(0, 2, "a\nb\n"), lines(1, 1, "c\n"), unreadable()],
+            vec![lines(1, 2, "d\n"), end(Code::Ok)],
+        ])
+        .await;
+        let config = LogsConfig { tail: None, ..config(gateway.target(), false) };
+        let (exit, out, err) = print(&config).await;
+        assert_eq!(
+            (exit, out.as_str()),
+            (Exit::Done, "web/0 | a\nweb/0 | b\nweb/1 | c\nweb/1 | d\n"),
+            "{err}"
+        );
+        assert_eq!(gateway.requests()[1].resume, [cursor(0, 2), cursor(1, 1)]);
+        assert!(
+            err.starts_with("leasemux: the gateway says: web/1 cannot be read; reconnecting in "),
+            "{err}"
+        );
+    }
+
+    #[tokio::test]
+    async fn limited_read_keeps_its_limit_where_nothing_was_sent() {
+        let gateway = FakeGateway::start(vec![
+            vec![lines(0, 1, "a\n"), unreadable()],
+            // The call for the replica that was read, and the call for the others: each is made, whatever comes of the other.
+            vec![lines(0, 2, "b\n"), unreadable()],
+            vec![lines(0, 2, "a\nb\n"), lines(1, 1, "c\n"), end(Code::Ok)],
+            vec![end(Code::Ok)],
+            vec![lines(0, 2, "a\nb\n"), lines(1, 1, "c\n"), end(Code::Ok)],
+        ])
+        .await;
+        let (exit, out, err) = print(&config(gateway.target(), false)).await;
+        assert_eq!((exit, out.as_str()), (Exit::Done, "web/0 | a\nweb/0 | b\nweb/1 | c\n"), "{err}");
+        let requests = gateway.requests();
+        let asked: Vec<_> = requests.iter().map(|one| (one.tail_lines, one.resume.len())).collect();
+        assert_eq!(asked, [(Some(3), 0), (None, 1), (Some(3), 0), (None, 2), (Some(3), 0)]);
+        assert_eq!(requests[1].filters[0].replicas, [0]);
+    }
+
+    #[tokio::test]
+    async fn read_that_stays_unreadable_ends_as_unavailable() {
+        // Another replica prints all the time.
+        let again = |number| vec![lines(0, number, "a\n"), unreadable()];
+        let gateway = FakeGateway::start((1..20).map(again).collect()).await;
+        let config = LogsConfig { tail: None, ..config(gateway.target(), false) };
+        let (exit, out, err) = print(&config).await;
+        assert_eq!((exit, out.lines().count()), (Exit::Unavailable, 5), "{err}");
+        assert_eq!((gateway.requests().len(), err.matches("; reconnecting in ").count()), (5, 4));
+        assert!(err.ends_with("leasemux: the gateway says: web/1 cannot be read\n"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn read_of_previous_run_is_retried_only_from_its_beginning() {
+        let gateway = FakeGateway::start(vec![
+            vec![started(0), unreadable()],
+            vec![lines(0, 1, "a\n"), unreadable()],
+            vec![lines(0, 1, "a\n"), end(Code::Ok)],
+        ])
+        .await;
+        let config = LogsConfig { tail: None, previous: true, ..config(gateway.target(), false) };
+        let (exit, out, err) = print(&config).await;
+        assert_eq!((exit, out.as_str()), (Exit::Unavailable, "web/0 | a\n"), "{err}");
+        assert_eq!(gateway.requests().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn lease_with_nothing_deployed_is_said_so() {
+        let event = ReplicaEvent {
+            kind: Kind::Waiting.into(),
+            reason: "NothingDeployed".into(),
+            ..Default::default()
+        };
+        let entry = ServiceLogs { event: Some(event), ..Default::default() };
+        let told = || vec![Step::Send(Box::new(entry.clone())), end(Code::Ok)];
+        let gateway = FakeGateway::start(vec![told(), told()]).await;
+        let config = config(gateway.target(), false);
+        let (exit, out, err) = print(&config).await;
+        let said = "leasemux: nothing is deployed under this lease\n";
+        assert_eq!((exit, out.as_str(), err.as_str()), (Exit::Done, "", said));
+        let look = Look { output: Output::Json, ..Look::PLAIN };
+        let (exit, out, err) = print_as(&config, look).await;
+        assert_eq!((exit, err.as_str()), (Exit::Done, ""));
+        assert!(out.contains(r#""kind":"waiting","reason":"NothingDeployed""#), "{out}");
+    }
+
     #[tokio::test]
     async fn a_service_that_is_gone_after_a_cut_is_not_taken_for_the_end_of_the_lease() {
         let details =

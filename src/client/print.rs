@@ -249,6 +249,10 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
 
 impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
+        if entry.name.is_empty() && self.look.output == Output::Text {
+            // It is about the lease as a whole.
+            return self.say("nothing is deployed under this lease");
+        }
         let key = (entry.name.clone(), entry.replica);
         let instance = entry.cursor.as_ref().map(|cursor| cursor.instance.as_str());
         self.make_room(&key)?;

@@ -1,20 +1,32 @@
 //! How far a follower has come: one cursor per replica, and the events it has already told.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::model::limits::CURSORS_MAX;
 use crate::model::proto::lease::replica_event::Kind;
-use crate::model::proto::lease::{Cursor, ReplicaEvent, ServiceLogs, ServiceLogsRequest};
+use crate::model::proto::lease::{Cursor, ReplicaEvent, ServiceFilter, ServiceLogs, ServiceLogsRequest};
 
 /// Events of one replica that are remembered: more runs than end between a cut and its reconnect. Beyond them an event may
 /// be told twice, a line never.
 const EVENTS_REMEMBERED: usize = 16;
 
+/// A service and a replica of it.
+pub(super) type Key = (String, u32);
+
+/// One of the calls that together go on where a stream was cut.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Call {
+    /// What is asked for.
+    pub(super) request: ServiceLogsRequest,
+    /// Replicas whose entries are left out: another call asks for them.
+    pub(super) without: BTreeSet<Key>,
+}
+
 /// What a follower needs to go on exactly where it was.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    replicas: BTreeMap<(String, u32), Replica>,
+    replicas: BTreeMap<Key, Replica>,
     /// A replica came when as many as a request may name were known, so where it stands is not known.
     overflow: bool,
 }
@@ -47,20 +59,51 @@ impl Progress {
         }
     }
 
-    /// The request that goes on behind everything taken; `None` if there is no such request. Before the first cursor that
-    /// is `first` itself.
-    pub(super) fn resume(&self, first: &ServiceLogsRequest) -> Option<ServiceLogsRequest> {
-        if self.overflow {
+    /// Whether lines, or a gap, were taken.
+    pub(super) fn has_begun(&self) -> bool {
+        self.overflow || self.replicas.values().any(|replica| replica.cursor.is_some())
+    }
+
+    /// The calls that go on after everything taken; `None` if there are none. Before the first cursor that is `first` itself.
+    pub(super) fn resume(&self, first: &ServiceLogsRequest) -> Option<Vec<Call>> {
+        let again = || Call { request: first.clone(), without: BTreeSet::new() };
+        if !self.has_begun() {
+            return Some(vec![again()]);
+        }
+        // An earlier run is no place to go on from: who reads on there comes to the present one.
+        if self.overflow || first.previous {
             return None;
         }
-        let cursors: Vec<Cursor> =
-            self.replicas.values().filter_map(|replica| replica.cursor.clone()).collect();
-        if cursors.is_empty() {
-            return Some(first.clone());
-        }
+        let cursors = || self.replicas.values().filter_map(|replica| replica.cursor.clone());
         // History was limited for the first stream only, and goes with no cursor.
-        Some(ServiceLogsRequest { resume: cursors, tail_lines: None, since: None, ..first.clone() })
+        let mut request = ServiceLogsRequest {
+            resume: cursors().collect(),
+            tail_lines: None,
+            since: None,
+            ..first.clone()
+        };
+        let is_limited = first.tail_lines.is_some() || first.since.is_some();
+        if first.follow || !is_limited {
+            return Some(vec![Call { request, without: BTreeSet::new() }]);
+        }
+        // The limit still holds for replicas that have no cursor yet, and no request can have both.
+        (request.filter, request.filters) = (None, filters_of(cursors()));
+        let known = self.replicas.iter().filter(|(_, replica)| replica.cursor.is_some());
+        let others = Call { without: known.map(|(key, _)| key.clone()).collect(), ..again() };
+        Some(vec![Call { request, without: BTreeSet::new() }, others])
     }
+}
+
+/// Filters for exactly the replicas of these cursors, which are in the order of services.
+fn filters_of(cursors: impl Iterator<Item = Cursor>) -> Vec<ServiceFilter> {
+    let mut filters: Vec<ServiceFilter> = Vec::new();
+    for cursor in cursors {
+        match filters.last_mut().filter(|filter| filter.name == cursor.service) {
+            Some(filter) => filter.replicas.push(cursor.replica),
+            None => filters.push(ServiceFilter { name: cursor.service, replicas: vec![cursor.replica] }),
+        }
+    }
+    filters
 }
 
 // === impl Replica ===
@@ -124,18 +167,45 @@ mod tests {
             ..Default::default()
         };
         let mut progress = Progress::default();
-        assert_eq!(progress.resume(&first), Some(first.clone()));
+        let one = |calls: Option<Vec<Call>>| calls.unwrap().remove(0).request;
+        assert_eq!(one(progress.resume(&first)), first);
         for entry in
             [lines("web", 0, 1), lines("api", 0, 4), lines("web", 0, 2), event(Kind::Started, "a", "")]
         {
             assert!(take(&mut progress, entry));
         }
-        let request = progress.resume(&first).unwrap();
+        let request = one(progress.resume(&first));
         let cursors: Vec<_> = request.resume.iter().map(|c| (c.service.as_str(), c.ordinal)).collect();
         assert_eq!(cursors, [("api", 4), ("web", 2)]);
         assert!(
             request.follow && request.timestamps && request.tail_lines.is_none() && request.since.is_none()
         );
+    }
+
+    #[test]
+    fn limited_read_resumes_in_two_calls() {
+        let first = ServiceLogsRequest { tail_lines: Some(5), ..Default::default() };
+        let mut progress = Progress::default();
+        take(&mut progress, event(Kind::Waiting, "", "ImagePullBackOff"));
+        assert_eq!(progress.resume(&first).unwrap().len(), 1, "an event is no place to go on from");
+        for entry in [lines("api", 4, 1), lines("web", 1, 1), lines("web", 3, 1)] {
+            take(&mut progress, entry);
+        }
+        let calls = progress.resume(&first).unwrap();
+        let [known, others] = calls.as_slice() else { panic!("{calls:?}") };
+        let filters: Vec<_> = known.request.filters.iter().map(|one| (&*one.name, &*one.replicas)).collect();
+        assert_eq!(filters, [("api", &[4][..]), ("web", &[1, 3])]);
+        assert_eq!((known.request.resume.len(), known.request.tail_lines), (3, None));
+        assert_eq!(others.request, first);
+        let without: Vec<_> = others.without.iter().map(|(name, replica)| (&**name, *replica)).collect();
+        assert_eq!(without, [("api", 4), ("web", 1), ("web", 3)]);
+        // Without a limit, and where the follow goes on, one call does.
+        for first in [ServiceLogsRequest::default(), ServiceLogsRequest { follow: true, ..first }] {
+            assert_eq!(progress.resume(&first).unwrap().len(), 1);
+        }
+        let previous = ServiceLogsRequest { previous: true, ..Default::default() };
+        assert_eq!(progress.resume(&previous), None);
+        assert_eq!(Progress::default().resume(&previous).unwrap()[0].request, previous);
     }
 
     #[test]
@@ -162,7 +232,7 @@ mod tests {
             progress.told(lines("web", replica, 1));
         }
         let first = ServiceLogsRequest::default();
-        assert_eq!(progress.resume(&first).unwrap().resume.len(), CURSORS_MAX);
+        assert_eq!(progress.resume(&first).unwrap()[0].request.resume.len(), CURSORS_MAX);
         progress.told(lines("web", u32::MAX, 1));
         assert_eq!(progress.resume(&first), None);
     }

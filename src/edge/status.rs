@@ -12,6 +12,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
 use crate::access::refusal::{self, Refusal};
+use crate::model::id::Replica;
 use crate::model::quota::Exceeded;
 use crate::model::view::Missing;
 use crate::platform;
@@ -26,6 +27,12 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Those who are sent away by a gateway's end are asked to wait up to so much longer, each differently: they come back one after
 /// another, and a thousand handshakes in a second are what one core can do.
 const RETRY_SPREAD: Duration = Duration::from_secs(1);
+
+/// Reason of what the platform cannot answer at the moment.
+const PLATFORM_UNAVAILABLE: &str = "PLATFORM_UNAVAILABLE";
+
+/// Replicas that a message names; the rest are counted. A status travels in headers, which are small.
+const NAMED_MAX: usize = 8;
 
 /// Why a call failed.
 #[derive(Debug)]
@@ -125,6 +132,7 @@ pub fn of_end(end: &End) -> Status {
             status(Code::ResourceExhausted, words, "FOLLOWER_LAGGED")
         }
         End::Exceeded(exceeded) => quota_used_up(exceeded),
+        End::Unreadable(replicas) => unreadable(replicas),
         End::Draining => draining(),
         End::Refused(refusal) => refused(*refusal),
     }
@@ -180,12 +188,26 @@ fn platform_failed(error: &platform::Error) -> Status {
     let id = uuid::Uuid::new_v4();
     tracing::error!(%id, error = error as &dyn std::error::Error, "platform failed");
     if error.is_retryable() {
-        let mut details = with_reason("PLATFORM_UNAVAILABLE");
+        let mut details = with_reason(PLATFORM_UNAVAILABLE);
         details.set_retry_info(Some(RETRY_AFTER));
         let words = format!("what runs under the lease cannot be found out at present (error {id})");
         return Status::with_error_details(Code::Unavailable, words, details);
     }
     status(Code::Internal, format!("internal error {id}"), "INTERNAL")
+}
+
+fn unreadable(replicas: &[Replica]) -> Status {
+    let mut named: Vec<String> = replicas.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    if replicas.len() > NAMED_MAX {
+        named.push(format!("{} more", replicas.len() - NAMED_MAX));
+    }
+    let mut details = with_reason(PLATFORM_UNAVAILABLE);
+    details.set_retry_info(Some(RETRY_AFTER));
+    let words = format!(
+        "the logs of {} cannot be read at the moment; call again, from the cursors of the last response if there are any",
+        named.join(", ")
+    );
+    Status::with_error_details(Code::Unavailable, words, details)
 }
 
 fn status(code: Code, words: impl Into<String>, reason: &str) -> Status {

@@ -25,6 +25,7 @@ use super::permits::HistoryPermits;
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::Metrics;
+use crate::model::position::Cursor;
 use crate::model::view::LeaseView;
 use crate::platform;
 use crate::stream::bell::WhenRung;
@@ -43,6 +44,10 @@ pub struct LogsBody {
     lanes: Vec<Lane>,
     /// Whose turn it is.
     turn: usize,
+    /// Replicas whose logs cannot be read at the moment: the others are sent, and then the stream ends with that.
+    unreadable: Vec<Replica>,
+    /// Sent first: that there is nothing to send.
+    notice: Option<Message>,
     /// Whether the lease has ended: what is left is sent, and then the stream ends.
     lease_ended: bool,
     stage: Stage,
@@ -87,6 +92,8 @@ impl LogsBody {
             known: Vec::new(),
             lanes: Vec::new(),
             turn: 0,
+            unreadable: Vec::new(),
+            notice: None,
             lease_ended: false,
             stage: Stage::Running,
             rest: None,
@@ -95,6 +102,7 @@ impl LogsBody {
         };
         let view = Arc::clone(&body.view.borrow());
         body.look(&view, false);
+        body.notice = body.lanes.is_empty().then(|| Message::bare(frame::nothing_deployed()));
         body
     }
 
@@ -181,6 +189,9 @@ impl LogsBody {
         if !self.lanes.is_empty() || stays {
             return None;
         }
+        if !self.unreadable.is_empty() {
+            return Some(End::Unreadable(std::mem::take(&mut self.unreadable)));
+        }
         Some(if self.lease_ended && self.request.extent.follows() { End::LeaseEnded } else { End::Complete })
     }
 
@@ -188,12 +199,15 @@ impl LogsBody {
     /// have had no place before.
     fn retire(&mut self) -> usize {
         let before = self.lanes.len();
-        let (resume, known) = (&mut self.request.resume, &mut self.known);
+        let (resume, known, unreadable) = (&mut self.request.resume, &mut self.known, &mut self.unreadable);
         // The view tells only its newest state: who has been away may never have been missed.
         let may_return = !self.lease_ended && self.view.has_changed().is_ok() && !self.fanout.is_stopped();
         self.lanes.retain(|lane| {
             if !lane.is_ended() {
                 return true;
+            }
+            if lane.is_unreadable() {
+                unreadable.push(lane.replica().clone());
             }
             if may_return && let Ok(place) = known.binary_search(lane.replica()) {
                 known.remove(place);
@@ -227,6 +241,10 @@ impl LogsBody {
                 _ => Stage::Flushing(end, self.fanout.world().limits.ring_max_bytes),
             };
             return;
+        }
+        if let Some(notice) = self.notice.take() {
+            self.state.let_in();
+            batch.add(notice, None);
         }
         self.poll_changes(cx);
         if let Some(end) = self.fill(cx, batch) {
@@ -263,8 +281,17 @@ impl LogsBody {
         Frame::data(Messages::new(batch.parts, Arc::clone(&self.state)))
     }
 
+    /// One response with the cursor of each replica. Without follow, replicas that were sent to their end have one, too: a caller
+    /// that resumes without it would get all of their lines again.
     fn cursors(&self) -> Option<Bytes> {
-        let cursors: Vec<_> = self.lanes.iter().filter_map(Lane::cursor).collect();
+        let mut cursors: Vec<_> = self.lanes.iter().filter_map(Lane::cursor).collect();
+        if !self.request.extent.follows() {
+            cursors.extend(self.request.resume.iter().map(|(replica, (instance, position))| Cursor {
+                replica: replica.clone(),
+                instance: instance.clone(),
+                position: *position,
+            }));
+        }
         (!cursors.is_empty()).then(|| frame::cursors(&cursors))
     }
 }

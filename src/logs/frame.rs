@@ -65,6 +65,9 @@ pub struct Event {
     pub message: String,
 }
 
+/// Reason of the waiting event of no service.
+const NOTHING_DEPLOYED: &str = "NothingDeployed";
+
 /// A chunk as a message, and where in it the log bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinesFrame {
@@ -170,6 +173,18 @@ pub fn event(replica: &Replica, event: &Event) -> Bytes {
         message: event.message.clone(),
     };
     entry(ServiceLogs { event: Some(body), ..named(replica) })
+}
+
+/// Encodes that no replica is to run: a waiting event of no service.
+pub fn nothing_deployed() -> Bytes {
+    let body = lease::ReplicaEvent {
+        kind: Kind::Waiting.into(),
+        time: to_proto_time(LogTime::now()),
+        reason: NOTHING_DEPLOYED.to_owned(),
+        message: "no replica of a chosen service is deployed under this lease".to_owned(),
+        ..lease::ReplicaEvent::default()
+    };
+    entry(ServiceLogs { event: Some(body), ..ServiceLogs::default() })
 }
 
 /// Encodes one response that holds nothing but positions.

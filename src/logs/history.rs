@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use self::log::Log;
 use super::chunk::Chunk;
@@ -25,7 +26,7 @@ use crate::model::metrics::Read;
 use crate::model::position::Position;
 use crate::model::quota::Exceeded;
 use crate::model::time::LogTime;
-use crate::model::view::{LeaseView, ReplicaView};
+use crate::model::view::{LeaseView, ReplicaState, ReplicaView};
 use crate::platform::{self, From, TailRequest};
 use crate::stream::StreamState;
 
@@ -33,11 +34,18 @@ mod begin;
 mod log;
 mod runs;
 
-/// Pause before a log that could not be read is tried again.
-const RETRY: Duration = Duration::from_millis(500);
+/// First pause before a log that could not be read is tried again; doubled with each failure, up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(500);
 
-/// How often in a row a log is tried before what is left of it is reported as missing.
-const TRIES: u32 = 10;
+/// Longest pause before a log is tried again. Only a follower fails often enough to wait so long.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A read without follow reports a log as unreadable after this time. A restarted kubelet or container runtime is back sooner, and
+/// a caller that waits for an answer still waits.
+const UNREADABLE_AFTER: Duration = Duration::from_secs(5);
+
+/// A follower's read gives up a log so long after its replica has gone: as long as the actor does.
+const GONE_PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 /// One follower's own read of one replica.
 pub struct Reading {
@@ -54,9 +62,19 @@ pub struct Reading {
     at: Option<(Instance, Position)>,
     /// Time of the newest line sent or ready.
     last_time: Option<LogTime>,
-    failures: u32,
+    failures: Failures,
     /// Lines older than this are left out; until the first one that is not.
     since: Option<LogTime>,
+}
+
+/// Failures in a row of the log that is read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failures {
+    count: u32,
+    /// When the first of them was.
+    since: Option<Instant>,
+    /// When the first of them was after which the replica was found to have gone.
+    gone_since: Option<Instant>,
 }
 
 /// What to read.
@@ -91,6 +109,8 @@ pub enum Step {
     Orphaned,
     /// It may not be read: a quota is used up, and nothing was sent.
     Refused(Box<Exceeded>),
+    /// The log cannot be read at the moment, and the caller does not stay for it. It may be asked for again.
+    Unreadable,
     /// Everything that was asked for was sent.
     End,
 }
@@ -111,6 +131,7 @@ enum Stage {
     Join,
     Orphaned,
     Refused(Box<Exceeded>),
+    Unreadable,
     End,
 }
 
@@ -146,7 +167,7 @@ impl Reading {
             stage: Stage::Begin,
             ready: VecDeque::new(),
             last_time: None,
-            failures: 0,
+            failures: Failures::default(),
             since: None,
         }
     }
@@ -179,6 +200,7 @@ impl Reading {
                 }
                 Stage::Orphaned => return Step::Orphaned,
                 Stage::Refused(exceeded) => return Step::Refused(exceeded),
+                Stage::Unreadable => return Step::Unreadable,
                 Stage::End => return Step::End,
             }
         }
@@ -188,17 +210,53 @@ impl Reading {
         self.scope.view.borrow().replica(&self.scope.replica).cloned().unwrap_or_default()
     }
 
-    /// Whether it is worth while to try again what has failed so; after a pause.
-    async fn may_try_again(&mut self, error: &platform::Error) -> bool {
-        let (lease, replica) = (&self.scope.lease, &self.scope.replica);
+    /// Records that the log of `instance` could not be read. Returns whether to try again, after a pause.
+    ///
+    /// A follower waits for the newest run's log as long as the replica is there, since the actor does, too. An older run's log
+    /// does not hold up the newer lines for longer than [`UNREADABLE_AFTER`].
+    async fn may_try_again(&mut self, instance: &Instance, error: &platform::Error) -> bool {
         self.scope.world.count_error(error);
-        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "history read failed");
-        self.failures += 1;
-        let again = error.is_retryable() && self.failures < TRIES;
-        if again {
-            tokio::time::sleep(RETRY).await;
+        let (now, failures) = (Instant::now(), &mut self.failures);
+        failures.count = failures.count.saturating_add(1);
+        if failures.count.is_power_of_two() {
+            let (lease, replica, failures) = (&self.scope.lease, &self.scope.replica, failures.count);
+            tracing::warn!(%lease, %replica, failures, error = error as &dyn std::error::Error, "failed to read history");
         }
-        again
+        let tried_for = now - *failures.since.get_or_insert(now);
+        let is_newest = self.slot().newest().is_none_or(|newest| newest.instance == *instance);
+        let is_over = if self.live.is_none() || !is_newest {
+            tried_for >= UNREADABLE_AFTER
+        } else if self.scope.is_gone() {
+            now - *self.failures.gone_since.get_or_insert(now) >= GONE_PATIENCE
+        } else {
+            false
+        };
+        if is_over || !error.is_retryable() {
+            return false;
+        }
+        // Others may read meanwhile.
+        self.permit = None;
+        tokio::time::sleep(self.failures.pause()).await;
+        true
+    }
+
+    /// Whether the newest run of the pod of `instance` can be read while `instance` cannot: then its node answers, and the log of
+    /// `instance` was removed.
+    async fn is_removed(&mut self, instance: &Instance) -> bool {
+        let newest = self.slot().newest().map(|run| run.instance.clone());
+        let later = newest.filter(|newest| newest != instance && newest.parts().0 == instance.parts().0);
+        match later {
+            Some(later) => self.tail(later, From::Last(1), false).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Reports why nothing runs, if nothing was sent that a caller could tell that from.
+    fn tell_waiting(&mut self) {
+        let is_silent = self.last_time.is_none() && self.scope.resume.is_none();
+        if is_silent && let ReplicaState::Waiting { reason, message } = self.slot().state {
+            self.tell(&Event::waiting(reason, message));
+        }
     }
 
     /// Waits for its permit, if it has none; or until the ring can be joined behind `place` after all. Otherwise answers what is to
@@ -264,6 +322,15 @@ impl Reading {
                 Message::of_chunk(&self.scope.replica, &instance, &chunk, self.scope.representation)
             }
         }
+    }
+}
+
+// === impl Failures ===
+
+impl Failures {
+    fn pause(&self) -> Duration {
+        let doubled = 2_u32.saturating_pow(self.count.saturating_sub(1));
+        RETRY_FIRST.saturating_mul(doubled).min(RETRY_MAX)
     }
 }
 

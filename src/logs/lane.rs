@@ -57,7 +57,16 @@ enum Mode {
     Subscribing(BoxFuture<'static, Result<Subscription, Stopped>>),
     History(BoxStream<'static, Step>),
     Live(Subscription),
-    Ended,
+    Ended(Ending),
+}
+
+/// How a lane ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// All that was asked for was sent.
+    Complete,
+    /// The log cannot be read at the moment.
+    Unreadable,
 }
 
 // === impl Lane ===
@@ -71,7 +80,7 @@ impl Lane {
             fanout,
             permits,
             stream,
-            mode: Mode::Ended,
+            mode: Mode::Ended(Ending::Complete),
             pending: VecDeque::new(),
             last_time: None,
         };
@@ -101,7 +110,12 @@ impl Lane {
 
     /// Whether nothing more will come.
     pub fn is_ended(&self) -> bool {
-        matches!(self.mode, Mode::Ended) && self.pending.is_empty()
+        matches!(self.mode, Mode::Ended(_)) && self.pending.is_empty()
+    }
+
+    /// Whether nothing more will come because the log cannot be read at the moment.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self.mode, Mode::Ended(Ending::Unreadable))
     }
 
     /// Takes a turn: puts what comes next into `batch`, some messages at most, and those behind the first only as long as `batch`
@@ -119,7 +133,7 @@ impl Lane {
                 match &mut self.mode {
                     Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
                         Ok(subscription) => self.read(Some(subscription)),
-                        Err(Stopped) => self.mode = Mode::Ended,
+                        Err(Stopped) => self.mode = Mode::Ended(Ending::Complete),
                     },
                     Mode::History(steps) => match ready!(steps.poll_next_unpin(cx)) {
                         Some(Step::Send(message)) => {
@@ -129,10 +143,11 @@ impl Lane {
                         Some(Step::Join(subscription)) => self.join(*subscription),
                         Some(Step::Orphaned) => self.again(),
                         Some(Step::Refused(exceeded)) => return Poll::Ready(Turn::Refused(exceeded)),
-                        Some(Step::End) | None => self.mode = Mode::Ended,
+                        Some(Step::Unreadable) => self.mode = Mode::Ended(Ending::Unreadable),
+                        Some(Step::End) | None => self.mode = Mode::Ended(Ending::Complete),
                     },
                     Mode::Live(_) => return self.poll_live(batch, cx),
-                    Mode::Ended => return Poll::Ready(Turn::Ended),
+                    Mode::Ended(_) => return Poll::Ready(Turn::Ended),
                 }
             }
             if batch.room() == 0 {
@@ -162,7 +177,7 @@ impl Lane {
             Taken::Closed => {
                 // For good, if the replica is gone; then everything was taken.
                 if self.scope.is_gone() {
-                    self.mode = Mode::Ended;
+                    self.mode = Mode::Ended(Ending::Complete);
                 } else {
                     self.again();
                 }

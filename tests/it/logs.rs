@@ -14,6 +14,7 @@ mod behind;
 mod failing;
 mod history;
 mod runs;
+mod unreadable;
 
 fn replica(service: &str, index: u32) -> Replica {
     Replica { service: service.parse().unwrap(), index }

@@ -120,7 +120,7 @@ fn waiting(indices: &[u32]) -> Arc<LeaseView> {
     };
     let replicas = indices.iter().map(slot).collect();
     let service = ServiceView { replicas, ..ServiceView::default() };
-    Arc::new(LeaseView { services: [("web".parse().unwrap(), service)].into(), ended: false })
+    Arc::new(LeaseView { services: [("web".parse().unwrap(), service)].into(), ..LeaseView::default() })
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use futures_util::StreamExt as _;
 
 use super::log::Joined;
-use super::{Reading, Ready, Stage, moved};
+use super::{Failures, Reading, Ready, Stage, moved};
 use crate::logs::follow::{Extent, History};
 use crate::logs::frame::Event;
 use crate::logs::vague::Vague;
@@ -46,7 +46,9 @@ impl Reading {
         if let Err(stage) = self.permitted(None).await {
             return stage;
         }
-        let (first, last) = self.first_run(&slot, history).await;
+        let Ok((first, last)) = self.first_run(&slot, history).await else {
+            return Stage::Unreadable;
+        };
         let Some(run) = slot.runs.get(first) else {
             return self.join_now().await;
         };
@@ -78,6 +80,7 @@ impl Reading {
     async fn join_now(&mut self) -> Stage {
         let has_runs = !self.slot().runs.is_empty();
         let Some(live) = &mut self.live else {
+            self.tell_waiting();
             return Stage::End;
         };
         while has_runs && live.reader.position().is_none() && !live.reader.is_closed() {
@@ -94,40 +97,58 @@ impl Reading {
     }
 
     /// Which run to begin with, and how many of its last lines to take.
-    async fn first_run(&mut self, slot: &ReplicaView, history: History) -> (usize, Option<u64>) {
+    ///
+    /// # Errors
+    /// If that depends on a log that cannot be read at the moment, and the caller does not stay for it.
+    async fn first_run(
+        &mut self,
+        slot: &ReplicaView,
+        history: History,
+    ) -> Result<(usize, Option<u64>), platform::Error> {
         let recent =
             |since| slot.runs.iter().position(|run| run.end.as_ref().is_none_or(|end| end.time >= since));
         let oldest = history.since.map_or(Some(0), recent).unwrap_or(slot.runs.len() - 1);
         let Some(mut wanted) = history.last else {
-            return (oldest, None);
+            return Ok((oldest, None));
         };
         for index in (oldest..slot.runs.len()).rev() {
             if index == oldest {
-                return (index, Some(wanted));
+                return Ok((index, Some(wanted)));
             }
-            let here = self.count(&slot.runs[index].instance, wanted).await;
+            let here = self.count(&slot.runs[index].instance, wanted).await?;
             if here >= wanted {
-                return (index, Some(wanted));
+                return Ok((index, Some(wanted)));
             }
             wanted -= here;
         }
-        (oldest, Some(wanted))
+        Ok((oldest, Some(wanted)))
     }
 
-    /// How many lines a run's log has, as far as `enough`. None, if it cannot be read.
-    async fn count(&mut self, instance: &Instance, enough: u64) -> u64 {
+    /// How many lines a run's log has, as far as `enough`. None, if it was removed, or cannot be read and is not the newest of one
+    /// that is followed.
+    async fn count(&mut self, instance: &Instance, enough: u64) -> Result<u64, platform::Error> {
         let lines = loop {
             match self.try_count(instance, enough).await {
                 Ok(lines) => break lines,
-                Err(error) if self.may_try_again(&error).await => {}
+                Err(error) if self.may_try_again(instance, &error).await => {}
+                Err(error)
+                    if self.live.is_none() && error.is_retryable() && !self.is_removed(instance).await =>
+                {
+                    return Err(error);
+                }
                 Err(_) => break 0,
             }
         };
-        self.failures = 0;
-        lines
+        self.failures = Failures::default();
+        Ok(lines)
     }
 
     async fn try_count(&mut self, instance: &Instance, enough: u64) -> Result<u64, platform::Error> {
+        if self.permit.is_none() {
+            // It was given back during a pause. The stream was let in by then, so that none is refused.
+            let acquired = self.permits.acquire(self.scope.lease.owner(), || true).await;
+            self.permit = acquired.ok();
+        }
         let mut items = self.tail(instance.clone(), From::Last(enough), false).await?.items;
         let mut lines = 0;
         while let Some(item) = items.next().await {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 
-use super::{Reading, Ready, Stage, moved};
+use super::{Failures, Reading, Ready, Stage, moved};
 use crate::logs::chunk::Chunker;
 use crate::logs::ring::Join;
 use crate::logs::vague::Vague;
@@ -97,7 +97,7 @@ impl Reading {
             }
             Woken::Moved | Woken::Rest => Stage::Read(log),
             Woken::Item(Some(Ok(TailItem::Lines(batch)))) => {
-                self.failures = 0;
+                self.failures = Failures::default();
                 self.permits.pace(self.scope.lease.owner(), batch.data.len()).await;
                 self.lines(&mut log, batch);
                 Stage::Read(log)
@@ -209,8 +209,11 @@ impl Reading {
     }
 
     async fn failed(&mut self, instance: Instance, from: From, error: &platform::Error) -> Stage {
-        if self.may_try_again(error).await {
+        if self.may_try_again(&instance, error).await {
             return Stage::Open(instance, from);
+        }
+        if self.live.is_none() && error.is_retryable() && !self.is_removed(&instance).await {
+            return Stage::Unreadable;
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
         self.unknown_gap(cause);

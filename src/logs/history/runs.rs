@@ -1,6 +1,6 @@
 //! What comes behind a run that was read to its end: the ring, the next run, or nothing any more.
 
-use super::{Reading, Stage, moved};
+use super::{Failures, Reading, Stage, moved};
 use crate::logs::follow::Extent;
 use crate::logs::frame::Event;
 use crate::logs::ring::Join;
@@ -15,7 +15,7 @@ use crate::platform::From;
 impl Reading {
     /// What comes behind a run that was read to its end.
     pub(super) async fn go_on(&mut self, instance: Instance) -> Stage {
-        self.failures = 0;
+        self.failures = Failures::default();
         if let Extent::Previous(_) = self.scope.extent {
             return Stage::End;
         }
@@ -41,7 +41,10 @@ impl Reading {
                 }
                 return Stage::Open(next.instance.clone(), From::Start);
             }
-            let Some(live) = &mut self.live else { return Stage::End };
+            let Some(live) = &mut self.live else {
+                self.tell_waiting();
+                return Stage::End;
+            };
             if live.reader.is_closed() {
                 return self.over(&slot, &instance);
             }

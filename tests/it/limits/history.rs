@@ -216,6 +216,7 @@ async fn who_has_stayed_until_a_replica_appeared_is_not_refused_for_it() {
         let other = Scene { lease, gateway: scene.gateway.clone(), certificate: scene.certificate.clone() };
         let held = reader_of(&scene, 0).await;
         let mut stream = other.open(follow(&other)).await.unwrap();
+        stream.until(|seen| seen.events("", 0) == [Kind::Waiting]).await;
         assert!(stream.is_quiet().await);
         let run = start(&other, 0);
         tokio::time::sleep(2 * WAIT).await;

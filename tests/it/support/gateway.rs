@@ -336,6 +336,20 @@ impl Scene {
         ServiceLogsRequest { lease_id: Some(proto_lease(&self.lease)), ..ServiceLogsRequest::default() }
     }
 
+    /// Each response of a call on a connection of its own, and its status.
+    pub(crate) async fn responses(&self, request: ServiceLogsRequest) -> (Vec<ServiceLogsResponse>, Status) {
+        let mut client = self.gateway.client(&self.certificate).await;
+        let mut stream = client.service_logs(request).await.unwrap().into_inner();
+        let mut responses = Vec::new();
+        loop {
+            match stream.message().await {
+                Ok(Some(response)) => responses.push(response),
+                Ok(None) => return (responses, Status::ok("")),
+                Err(status) => return (responses, status),
+            }
+        }
+    }
+
     /// Opens a stream on a connection of its own.
     pub(crate) async fn open(&self, request: ServiceLogsRequest) -> Result<Stream, Status> {
         let mut client = self.gateway.client(&self.certificate).await;
