@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::access::gate::Gate;
@@ -38,6 +38,9 @@ pub use self::check::PROBES;
 use self::end::{Running, Stops};
 use self::log::Log;
 use self::place::Place;
+
+/// Connections that the kernel keeps until they are accepted: as many as the standard library asks for, for a burst of reconnects.
+const BACKLOG: u32 = 1_024;
 
 /// Why a gateway cannot run. The text is for the operator and names the flag or file.
 #[derive(Debug, thiserror::Error)]
@@ -125,10 +128,9 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
     let offers = offers(&config, &notifier, &exporter)?;
-    let listener = listen("--listen", config.listen).await?;
-    let admin_listener = listen("--admin-listen", config.admin_listen).await?;
-    let addresses =
-        (listener.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
+    let socket = bind("--listen", config.listen)?;
+    let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
+    let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
     let trust = trust::open(&config, &notifier, &exporter.metrics).await?;
     let drain = Drain::default();
     let readiness = Readiness::default();
@@ -157,7 +159,8 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         trusted_proxies,
         drain: drain.clone(),
     };
-    drain.spawn(server.serve(listener));
+    // Until here connections are refused: a platform that is not there yet may be waited for, and a caller would wait in its handshake.
+    drain.spawn(server.serve(listen("--listen", socket)?));
     server::report_health(&health, true).await;
     readiness.set(true);
 
@@ -242,8 +245,22 @@ fn with_source(error: &platform::Error) -> String {
     }
 }
 
-async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { flag, address, source })
+/// Takes an address, without accepting connections yet.
+fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpSocket, ServeError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A gateway that was just stopped leaves connections behind that would keep the address.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    bind().map_err(|source| ServeError::Listen { flag, address, source })
+}
+
+/// Accepts connections from now on.
+fn listen(flag: &'static str, socket: TcpSocket) -> Result<TcpListener, ServeError> {
+    let address = socket.local_addr().map_err(internal)?;
+    socket.listen(BACKLOG).map_err(|source| ServeError::Listen { flag, address, source })
 }
 
 fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ServeError {
