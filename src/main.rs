@@ -55,7 +55,13 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
             Ok(()) => Exit::Done.into(),
             Err(error) => fail(&error.to_string()),
         },
-        Task::Checked => say("nothing is wrong with this configuration"),
+        Task::Checked(notes) => {
+            for note in notes {
+                // Nobody to tell if this cannot be printed.
+                let _ = writeln!(io::stderr(), "note: {note}");
+            }
+            say("nothing is wrong with this configuration")
+        }
         Task::Logs(config) => {
             let look = Look::of_process(config.output, config.timestamps);
             let logs = logs::run(&config, io::stdout(), io::stderr(), look);

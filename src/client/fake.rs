@@ -277,7 +277,7 @@ impl LeaseRpc for Service {
             return Err(Status::unimplemented("not in the script"));
         }
         let service = ServiceStatus { name: "web".into(), replica_status, ..Default::default() };
-        let answer = ServiceStatusResponse { services: vec![service] };
+        let answer = ServiceStatusResponse { services: vec![service], stale_since: None };
         Ok(Response::new(stream::iter([Ok(answer)]).boxed()))
     }
 

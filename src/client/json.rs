@@ -179,6 +179,9 @@ impl<'a> Object<'a> {
 #[derive(Debug, Serialize)]
 pub(super) struct StatusObject<'a> {
     services: Vec<ServiceObject<'a>>,
+    /// When this was last known to be so, if the gateway has lost its view of the platform.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_since: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -249,7 +252,10 @@ struct RestartedObject<'a> {
 
 impl<'a> StatusObject<'a> {
     pub(super) fn new(answer: &'a ServiceStatusResponse) -> Self {
-        Self { services: answer.services.iter().map(ServiceObject::new).collect() }
+        Self {
+            services: answer.services.iter().map(ServiceObject::new).collect(),
+            stale_since: answer.stale_since.as_ref().and_then(show_time),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
 use super::json::StatusObject;
 use super::logs::filters;
 use super::screen::{Screen, Size};
-use super::table::{Table, summaries};
+use super::table::{Table, stale_line, summaries};
 use crate::config::{Form, StatusConfig};
 use crate::model::proto::lease::{ServiceStatusRequest, ServiceStatusResponse};
 use crate::model::time::LogTime;
@@ -37,6 +37,8 @@ struct Shown<O> {
     printed: Option<Table>,
     /// Ages are by the gateway's clock.
     clock: ClockOffset,
+    /// The last line of it that says that it may be out of date.
+    stale: Option<String>,
 }
 
 /// Prints what `config` asks for to `out`, and what is said about it to `err`. `terminal` is set if `out` is one.
@@ -53,6 +55,7 @@ where
         newest: None,
         printed: None,
         clock: ClockOffset::default(),
+        stale: None,
     };
     let error = match watch(config, &mut shown, &mut err).await {
         Ok(()) => return Exit::Done,
@@ -149,12 +152,17 @@ impl<O: Write> Shown<O> {
             self.newest = Some(answer);
             return self.redraw();
         }
-        let lines = match &self.printed {
+        let mut lines = match &self.printed {
             Some(printed) => table.changed(printed),
             None if self.follow => table.lines(),
             None => whole(&table, &answer),
         };
         self.printed = Some(table);
+        let stale = stale_line(&answer);
+        if self.follow && stale != self.stale {
+            lines.push(stale.clone().unwrap_or_else(|| "current again".to_owned()));
+        }
+        self.stale = stale;
         self.screen.print(&lines)
     }
 
@@ -170,6 +178,7 @@ fn whole(table: &Table, answer: &ServiceStatusResponse) -> Vec<String> {
     let mut lines = table.lines();
     lines.push(String::new());
     lines.extend(summaries(answer));
+    lines.extend(stale_line(answer));
     lines
 }
 
@@ -199,5 +208,43 @@ mod tests {
         let out = String::from_utf8(out).unwrap();
         assert_eq!((exit, err.len()), (Exit::Done, 0), "{out}");
         assert!(out.contains("web/0    running  no     0         2h   -"), "{out}");
+    }
+
+    /// What is printed of these answers.
+    fn printed(form: Form, follow: bool, answers: &[ServiceStatusResponse]) -> String {
+        let mut out = Vec::new();
+        let screen = Screen::new(&mut out, Size::of_output);
+        let mut shown = Shown {
+            screen,
+            form,
+            follow,
+            terminal: false,
+            newest: None,
+            printed: None,
+            clock: ClockOffset::default(),
+            stale: None,
+        };
+        for answer in answers {
+            shown.answer(answer.clone()).unwrap();
+        }
+        drop(shown);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn stale_answers_are_told_apart_in_every_form() {
+        let current = ServiceStatusResponse::default();
+        let stale_since = Some(prost_types::Timestamp { seconds: 60, nanos: 0 });
+        let stale = ServiceStatusResponse { stale_since, ..current.clone() };
+        let answers = [current.clone(), stale.clone(), stale.clone(), current];
+        let followed = printed(Form::Table, true, &answers);
+        let lines: Vec<&str> = followed.lines().skip(1).collect();
+        let [is_stale, is_current] = lines.as_slice() else { panic!("{lines:?}") };
+        assert!(is_stale.starts_with("stale: last known at 1970-01-01T00:01:00"), "{is_stale}");
+        assert_eq!(*is_current, "current again");
+        let once = printed(Form::Table, false, std::slice::from_ref(&stale));
+        assert!(once.lines().last().unwrap().starts_with("stale: last known at "), "{once}");
+        let json = printed(Form::Json, false, &[stale]);
+        assert_eq!(json, "{\"services\":[],\"stale_since\":\"1970-01-01T00:01:00.000000000Z\"}\n");
     }
 }

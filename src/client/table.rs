@@ -98,6 +98,13 @@ impl Row {
     }
 }
 
+/// The last line of an answer that may be out of date. The time is the gateway's: this machine's clock may be another.
+pub(super) fn stale_line(answer: &ServiceStatusResponse) -> Option<String> {
+    let since = answer.stale_since.as_ref()?;
+    let since = LogTime::from_parts(since.seconds, since.nanos)?;
+    Some(format!("stale: last known at {since}; the gateway has lost its view of the cluster"))
+}
+
 /// One word for what a replica does.
 pub(super) fn replica_state(state: State) -> &'static str {
     match state {
@@ -230,7 +237,7 @@ mod tests {
             replica_status,
             ..ServiceStatus::default()
         };
-        ServiceStatusResponse { services: vec![service] }
+        ServiceStatusResponse { services: vec![service], ..ServiceStatusResponse::default() }
     }
 
     fn table(replicas: Vec<ReplicaStatus>, seconds: i64) -> Table {
@@ -279,6 +286,16 @@ mod tests {
             "web/1    waiting  no     0         -    Error     c",
         ];
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn stale_answer_ends_with_its_time() {
+        let current = answer(vec![running(0)]);
+        assert_eq!(stale_line(&current), None);
+        let stale_since = Some(prost_types::Timestamp { seconds: 60, nanos: 0 });
+        let stale = ServiceStatusResponse { stale_since, ..current };
+        let expected = "stale: last known at 1970-01-01T00:01:00.000000000Z; the gateway has lost its view of the cluster";
+        assert_eq!(stale_line(&stale).as_deref(), Some(expected));
     }
 
     #[test]

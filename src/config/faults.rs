@@ -26,6 +26,7 @@ pub(super) struct Reader<'a> {
     matches: &'a ArgMatches,
     file: &'a File,
     faults: Faults,
+    notes: Vec<String>,
 }
 
 // === impl Faults ===
@@ -59,7 +60,7 @@ impl<'a> Reader<'a> {
         file: &'a File,
     ) -> Self {
         let faults = Faults { command, all: file.faults().to_vec() };
-        let mut reader = Self { definitions, matches, file, faults };
+        let mut reader = Self { definitions, matches, file, faults, notes: Vec::new() };
         if let Some((name, right)) = file.name().zip(file.unreadable()) {
             reader.wrong("config", name, right);
         }
@@ -198,6 +199,16 @@ impl<'a> Reader<'a> {
         origins.dedup();
         let origins = if origins.is_empty() { String::new() } else { format!(" ({})", origins.join(", ")) };
         self.faults.all.push(format!("{fault}{origins}"));
+    }
+
+    /// Notes what could not be checked, if there is something.
+    pub(super) fn note(&mut self, note: Option<String>) {
+        self.notes.extend(note);
+    }
+
+    /// What could not be checked.
+    pub(super) fn notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
     }
 
     /// `value` as a whole, unless something was wrong. `None` without a fault cannot be, but is no configuration either.

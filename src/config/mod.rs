@@ -41,9 +41,11 @@ pub use self::access::{AccessConfig, ChainSource};
 pub use self::client::{Form, LogsConfig, Output, RestartConfig, ServerTrust, StatusConfig, Target};
 pub use self::faults::Faults as ConfigFaults;
 pub use self::moment::Moment;
-pub use self::probes::Probes;
+
+pub use self::probes::{ClusterProbe, Probes};
 pub use self::reference::reference;
 pub use self::secret::TokenSource;
+use self::serve::Resolved;
 pub use self::serve::{KubeOptions, LogFormat, NodeOptions, PlatformKind, ServeConfig};
 pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::tenant::{DemoConfig, IdentityConfig, ImportConfig, MnemonicSource};
@@ -57,8 +59,8 @@ const SERVE: &str = "serve";
 pub enum Task {
     /// Be a gateway.
     Serve(Box<ServeConfig>),
-    /// Say that nothing is wrong with a gateway's configuration, which was looked into.
-    Checked,
+    /// Say that nothing is wrong with a gateway's configuration, which was looked into; and what could not be checked.
+    Checked(Vec<String>),
     /// Print a lease's logs.
     Logs(Box<LogsConfig>),
     /// Print how a lease's services are doing.
@@ -112,8 +114,8 @@ where
     let reader = reader(&command, &matches, &file);
     let task = match Cli::from_arg_matches(&matches)?.command {
         Command::Serve(args) => match serve::resolve(&args, probes, reader)? {
-            Some(config) => Task::Serve(Box::new(config)),
-            None => Task::Checked,
+            Resolved::Serve(config) => Task::Serve(config),
+            Resolved::Checked(notes) => Task::Checked(notes),
         },
         Command::Logs(args) => Task::Logs(Box::new(client::resolve_logs(&args, reader)?)),
         Command::Status(args) => Task::Status(Box::new(client::resolve_status(&args, reader)?)),

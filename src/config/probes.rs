@@ -16,13 +16,25 @@ pub struct Probes {
     pub certificate: fn(&Path, &Path) -> Result<(), String>,
     /// Whether a file holds authorities that can vouch for a node.
     pub authorities: fn(&Path) -> Result<(), String>,
-    /// Whether a kubeconfig can be read, and has this context; without one, the context that it names itself. The answer names
-    /// the flags.
-    pub kubeconfig: fn(&Path, Option<&str>) -> Result<(), String>,
+    /// Whether a cluster can be used. The answer names the flags; it may also be a note on what could not be checked.
+    pub cluster: fn(&ClusterProbe<'_>) -> Result<Option<String>, String>,
     /// Whether an address is this machine's, and may be listened on.
     pub listen: fn(SocketAddr) -> Result<(), String>,
     /// Whether a directory that may not exist yet can be written.
     pub data_dir: fn(&Path) -> Result<(), String>,
+}
+
+/// How a cluster is reached, and where in it permissions are needed.
+#[derive(Clone, Copy, Debug)]
+pub struct ClusterProbe<'a> {
+    /// The kubeconfig; `None` = the pod's service account.
+    pub kubeconfig: Option<&'a Path>,
+    /// The context in it; `None` = the one that it names itself.
+    pub context: Option<&'a str>,
+    /// The namespace of the provider's own resources.
+    pub manifest_namespace: &'a str,
+    /// The gateways' own namespace; `None` = that of the service account, or of the context.
+    pub coordination_namespace: Option<&'a str>,
 }
 
 // === impl Probes ===
@@ -33,7 +45,7 @@ impl Probes {
         sdl: |_| Ok(()),
         certificate: |_, _| Ok(()),
         authorities: |_| Ok(()),
-        kubeconfig: |_, _| Ok(()),
+        cluster: |_| Ok(None),
         listen: |_| Ok(()),
         data_dir: |_| Ok(()),
     };
@@ -50,8 +62,8 @@ impl Probes {
         (self.authorities)(&file).map(|()| file)
     }
 
-    pub(super) fn kubeconfig(&self, file: &Path, context: Option<&str>) -> Result<(), String> {
-        (self.kubeconfig)(file, context)
+    pub(super) fn cluster(&self, cluster: &ClusterProbe<'_>) -> Result<Option<String>, String> {
+        (self.cluster)(cluster)
     }
 
     pub(super) fn listen(&self, address: SocketAddr) -> Result<SocketAddr, String> {

@@ -14,7 +14,7 @@ const HEAD: &str = "\
 Every flag can be given on the command line, by an environment variable, and, for `serve`, in a file. A flag wins over its variable, the
 variable over the file, the file over the default. Of `--identity` and `--token`, and of `--key` and `--trust-dir`, which do not go together, the one that is typed
 wins over the other's variable. All faults are told at once, each with where the value came from.
-`leasemux serve --check` looks into everything as a start would (SDL files, certificates and keys, a kubeconfig, addresses, directories), starts nothing, tells every
+`leasemux serve --check` looks into everything as a start would (SDL files, certificates and keys, a cluster's configuration and, if it is reached, permissions, addresses, directories), starts nothing, tells every
 fault, and exits with 0 if there is none, else with 2. That an address is taken is no fault: it may be the gateway that runs now.
 
 | | how it is written |

@@ -13,7 +13,7 @@ use super::access::{self, AccessConfig};
 use super::cli::{ServeArgs, StoreArgs};
 use super::faults::{Faults, Reader};
 use super::limits;
-use super::probes::Probes;
+use super::probes::{ClusterProbe, Probes};
 use super::value::{
     LEASE, directory, duration, file, hostname, lease_and_sdl, listen_address, name, network, new_directory,
     number, size,
@@ -140,12 +140,17 @@ impl Named {
     }
 }
 
-/// The configuration, or `None` if it was only to be checked and nothing is wrong with it.
-pub(super) fn resolve(
-    args: &ServeArgs,
-    probes: &Probes,
-    mut read: Reader<'_>,
-) -> Result<Option<ServeConfig>, Faults> {
+/// What comes of the flags.
+#[derive(Debug)]
+pub(super) enum Resolved {
+    /// The configuration.
+    Serve(Box<ServeConfig>),
+    /// It was only to be checked, and nothing is wrong with it; notes on what could not be checked.
+    Checked(Vec<String>),
+}
+
+/// The configuration, unless it was only to be checked.
+pub(super) fn resolve(args: &ServeArgs, probes: &Probes, mut read: Reader<'_>) -> Result<Resolved, Faults> {
     let check = read.switch("check", args.check.as_ref());
     let probes = if check { probes } else { &Probes::NONE };
     let named = named(args, &mut read);
@@ -214,8 +219,9 @@ pub(super) fn resolve(
         })
     };
     let config = whole();
+    let notes = read.notes();
     let config = read.finish(config)?;
-    Ok((!check).then_some(config))
+    Ok(if check { Resolved::Checked(notes) } else { Resolved::Serve(Box::new(config)) })
 }
 
 /// Which platform was asked for.
@@ -253,8 +259,19 @@ fn kube(
     if !wanted {
         return None;
     }
-    if let Some(Err(what)) = kubeconfig.as_ref().map(|file| probes.kubeconfig(file, context.as_deref())) {
-        read.unfit(&what);
+    let is_read = kubeconfig.is_some() || args.kubeconfig.is_none();
+    if let Some(manifest_namespace) = manifest_namespace.as_deref().filter(|_| is_read) {
+        let (kubeconfig, context) = (kubeconfig.as_deref(), context.as_deref());
+        let coordination_namespace = coordination_namespace.as_deref();
+        match probes.cluster(&ClusterProbe {
+            kubeconfig,
+            context,
+            manifest_namespace,
+            coordination_namespace,
+        }) {
+            Ok(note) => read.note(note),
+            Err(what) => read.unfit(&what),
+        }
     }
     if !provider_given {
         read.missing("provider", "the address of the provider whose leases are served");

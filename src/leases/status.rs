@@ -21,6 +21,7 @@ pub fn answer(view: &LeaseView, filter: &Filter) -> ServiceStatusResponse {
     let services = view.services.iter().filter(|(name, _)| filter.wants_service(name));
     ServiceStatusResponse {
         services: services.map(|(name, service)| of_service(name, service, filter)).collect(),
+        stale_since: view.stale_since.map(Into::into),
     }
 }
 
@@ -127,7 +128,7 @@ mod tests {
         let services = [("web", service), ("api", other)];
         LeaseView {
             services: services.into_iter().map(|(name, service)| (name.parse().unwrap(), service)).collect(),
-            ended: false,
+            ..LeaseView::default()
         }
     }
 

@@ -58,6 +58,7 @@ pub struct Handles {
     pub restarts: Family<Counter, Restarted>,
     pub watch_failures: Family<Counter, Watched>,
     pub watch_lists: Family<Counter, Watched>,
+    pub views_stale: Gauge,
 
     pub requests: Family<Counter, (Method, Code)>,
     pub first_answer: Family<Histogram, Method>,
@@ -144,6 +145,7 @@ impl Metrics {
             restarts: register.counters(&all::RESTARTS),
             watch_failures: register.counters(&all::WATCH_FAILURES),
             watch_lists: register.counters(&all::WATCH_LISTS),
+            views_stale: register.gauge(&all::VIEWS_STALE),
             requests: register.counters(&all::REQUESTS),
             first_answer: register.histograms(&all::FIRST_ANSWER),
             call_duration: register.histograms(&all::CALL_DURATION),

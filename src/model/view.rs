@@ -14,6 +14,8 @@ pub struct LeaseView {
     pub services: BTreeMap<ServiceName, ServiceView>,
     /// Whether the lease has ended: nothing in it will ever run again.
     pub ended: bool,
+    /// When this was last known to be so, while the platform cannot be asked; `None` if it is so now.
+    pub stale_since: Option<LogTime>,
 }
 
 /// One service of a lease.
@@ -327,7 +329,7 @@ mod tests {
             let replicas = slots.iter().map(|index| (*index, ReplicaView::default())).collect();
             (name.parse().unwrap(), ServiceView { count: 1, replicas, ..ServiceView::default() })
         });
-        LeaseView { services: services.collect(), ended: false }
+        LeaseView { services: services.collect(), ..LeaseView::default() }
     }
 
     fn chosen(view: &LeaseView, clauses: &[(&str, &[u32])]) -> Vec<String> {

@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 
 use super::with_source;
 use crate::access::chain;
-use crate::config::Probes;
+use crate::config::{ClusterProbe, Probes};
 use crate::edge::tls;
 use crate::platform::kube::{self, KubeSource};
 use crate::platform::local::sdl::Sdl;
@@ -19,18 +19,23 @@ pub const PROBES: Probes = Probes {
     sdl: |file| Sdl::read(file).map(drop).map_err(|error| format!("the SDL cannot be run: {error}")),
     certificate: |certificate, key| tls::load(certificate, key).map(drop).map_err(|error| error.to_string()),
     authorities: |file| chain::check_authorities(file).map_err(|error| error.to_string()),
-    kubeconfig,
+    cluster,
     listen,
     data_dir,
 };
 
-/// As a start reads it; what it says of commands and tokens is not run or shown to anybody.
-fn kubeconfig(file: &Path, context: Option<&str>) -> Result<(), String> {
-    let source = KubeSource::File { file: file.to_owned(), context: context.map(str::to_owned) };
-    let runtime = Builder::new_current_thread().build().map_err(|error| error.to_string())?;
+/// Reads the cluster's configuration as a start does, and asks for the permissions if the API server is reached.
+fn cluster(cluster: &ClusterProbe<'_>) -> Result<Option<String>, String> {
+    let ClusterProbe { kubeconfig, context, manifest_namespace, coordination_namespace } = *cluster;
+    let source = kubeconfig.map_or(KubeSource::InCluster, |file| KubeSource::File {
+        file: file.to_owned(),
+        context: context.map(str::to_owned),
+    });
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     // Behind the first line stand pieces of the file.
     let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    runtime.block_on(kube::check(&source)).map_err(|error| first(with_source(&error)))
+    let checked = runtime.block_on(kube::check(&source, manifest_namespace, coordination_namespace));
+    checked.map_err(|error| first(with_source(&error)))
 }
 
 /// Binds, but does not listen: nobody who connects meanwhile is turned away. An address that is taken may well be taken by the

@@ -3,7 +3,11 @@
 pub(crate) mod cluster;
 mod kinds;
 mod outages;
+mod stale;
+mod start;
+mod unreadable;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +60,18 @@ async fn connect_counted(
     dir: &tempfile::TempDir,
     exporter: &Exporter,
 ) -> Result<Arc<KubePlatform>, Error> {
+    let config = KubeConfig {
+        source: KubeSource::File { file: kubeconfig(cluster, dir), context: None },
+        provider: account(200),
+        hostname: "provider.example.com".into(),
+        manifest_namespace: "lease".into(),
+        coordination_namespace: None,
+    };
+    KubePlatform::start(&config, &exporter.metrics).await
+}
+
+/// A file that names an API server.
+fn kubeconfig(cluster: &Cluster, dir: &tempfile::TempDir) -> PathBuf {
     let file = dir.path().join("kubeconfig");
     let config = format!(
         "{{apiVersion: v1, kind: Config, clusters: [{{name: c, cluster: {{server: 'http://{}'}}}}], users: [{{name: u, user: {{}}}}], \
@@ -63,14 +79,7 @@ async fn connect_counted(
         cluster.address
     );
     std::fs::write(&file, config).unwrap();
-    let config = KubeConfig {
-        source: KubeSource::File { file, context: None },
-        provider: account(200),
-        hostname: "provider.example.com".into(),
-        manifest_namespace: "lease".into(),
-        coordination_namespace: None,
-    };
-    KubePlatform::start(&config, &exporter.metrics).await
+    file
 }
 
 impl Stage {

@@ -58,7 +58,7 @@ pub(super) fn new(lease: LeaseId, replicas: u32, ingest: TcpListener) -> Result<
         receivers.push(Some(receiver));
     }
     let service = ServiceView { count: replicas, replicas: slots, ..ServiceView::default() };
-    let view = LeaseView { services: [(SERVICE.parse()?, service)].into(), ended: false };
+    let view = LeaseView { services: [(SERVICE.parse()?, service)].into(), ..LeaseView::default() };
     let source = Source { lease, view: watch::Sender::new(Arc::new(view)), logs: Mutex::new(receivers) };
     Ok((source, Dealer { ingest, logs: senders, turn: 0 }))
 }

@@ -155,7 +155,7 @@ mod tests {
         let ready = state == ReplicaState::Running && runs.last().is_some_and(|run| run.end.is_none());
         let slot = ReplicaView { runs, state, ready, ..ReplicaView::default() };
         let service = ServiceView { count: 1, replicas: [(0, slot)].into(), ..ServiceView::default() };
-        LeaseView { services: [("web".parse().unwrap(), service)].into(), ended: false }
+        LeaseView { services: [("web".parse().unwrap(), service)].into(), ..LeaseView::default() }
     }
 
     fn waiting(reason: &str) -> ReplicaState {

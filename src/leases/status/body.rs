@@ -202,7 +202,7 @@ mod tests {
     fn view(restarts: u32) -> Arc<LeaseView> {
         let slot = ReplicaView { restarts, ..ReplicaView::default() };
         let service = ServiceView { count: 1, replicas: [(0, slot)].into(), ..ServiceView::default() };
-        Arc::new(LeaseView { services: [("web".parse().unwrap(), service)].into(), ended: false })
+        Arc::new(LeaseView { services: [("web".parse().unwrap(), service)].into(), ..LeaseView::default() })
     }
 
     fn restarts(mut piece: Messages) -> u32 {

@@ -57,6 +57,7 @@ pub const GROUPS: &[Group] = &[
             &RESTARTS,
             &WATCH_FAILURES,
             &WATCH_LISTS,
+            &VIEWS_STALE,
         ],
     },
     Group {
@@ -302,6 +303,13 @@ pub(super) const WATCH_LISTS: Declaration = counter(
     <Watched as Labels>::SETS,
     "Complete lists that were read of what is watched on a cluster: the first, and one more whenever a watch cannot go on where it was",
     "It grows all the time: watches do not hold, and each list is a load on the API server.",
+);
+
+pub(super) const VIEWS_STALE: Declaration = gauge(
+    "leasemux_views_stale",
+    &[],
+    "1 while a watch on the cluster has failed for more than 10 s, so that statuses may be out of date; else 0",
+    "It is 1 for minutes: the API server is not reached. Statuses say so themselves (`stale_since`), `/ready` goes on saying yes, and logs that are open on the `node` platform are not affected.",
 );
 
 // === Calls and connections ===

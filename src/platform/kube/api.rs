@@ -195,7 +195,7 @@ fn failed(error: &kube::Error) -> Failed {
 }
 
 /// An error with what is behind it.
-fn told(error: &dyn std::error::Error) -> String {
+pub(super) fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

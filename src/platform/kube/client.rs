@@ -1,16 +1,21 @@
 //! The connection to the API server.
 
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_core::future::BoxFuture;
+use http::{Request, Response, Uri};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tower::ServiceBuilder;
+use tower::{BoxError, Service, ServiceBuilder};
 
-use super::config::{KubeConfig, KubeSource};
+use super::config::KubeSource;
+use super::permissions;
 use crate::platform::Error;
 
 /// A connection must be there within this.
@@ -26,12 +31,42 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// Sent bytes that nobody confirms for so long end the connection. Longer than a restart of a network device takes.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A client as `config` says. Nothing is connected yet.
+/// The API server must accept a watch within this: it does so before the first event. One that takes requests and answers none is
+/// found by it.
+const WATCH_MAX: Duration = Duration::from_secs(30);
+
+/// `--check` waits so long for the API server, which need not be reached from where a configuration is checked.
+const CHECK_MAX: Duration = Duration::from_secs(5);
+
+/// A client and where it connects to.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    /// The API server's address, without credentials.
+    pub(super) server: String,
+}
+
+/// Reports watches that the API server accepts, by the plural of what is watched: a watch itself is silent until something changes.
+#[derive(Clone)]
+struct WatchObserver<S> {
+    inner: S,
+    accepted: Accepted,
+}
+
+type Accepted = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Creates a client as `source` says, which reports each watch that is accepted. Nothing is connected yet.
 ///
 /// # Errors
 /// [`Error::Broken`] if the kubeconfig or the service account cannot be read or used, and why.
-pub(super) async fn connect(config: &KubeConfig) -> Result<Client, Error> {
-    let mut cluster = read(&config.source).await?;
+pub(super) async fn connect(
+    source: &KubeSource,
+    accepted: impl Fn(&str) + Send + Sync + 'static,
+) -> Result<Connection, Error> {
+    let mut cluster = read(source).await?;
+    let url = &cluster.cluster_url;
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    let server =
+        format!("{}://{}{port}", url.scheme_str().unwrap_or("https"), url.host().unwrap_or_default());
     // A follow is silent for as long as the container is: no time limit but those of the connection itself.
     (cluster.read_timeout, cluster.write_timeout) = (None, None);
     let unusable =
@@ -44,23 +79,73 @@ pub(super) async fn connect(config: &KubeConfig) -> Result<Client, Error> {
     connector.set_keepalive_interval(Some(KEEPALIVE));
     connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    let accepted: Accepted = Arc::new(accepted);
     let connector = cluster.rustls_https_connector_with_connector(connector).map_err(unusable)?;
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
         .layer(cluster.base_uri_layer())
         .option_layer(cluster.auth_layer().map_err(unusable)?)
         .layer(cluster.extra_headers_layer().map_err(unusable)?)
-        .map_err(tower::BoxError::from)
+        .layer_fn(|inner| WatchObserver { inner, accepted: Arc::clone(&accepted) })
+        .map_err(BoxError::from)
         .service(http);
-    Ok(ClientBuilder::new(service, cluster.default_namespace).build())
+    Ok(Connection { client: ClientBuilder::new(service, cluster.default_namespace).build(), server })
 }
 
-/// Whether a configuration can be read from `source`. Nobody is asked whether it is valid.
+/// Checks that a configuration can be used, and, if the API server is reached, that it permits all that is needed: with the provider's
+/// own resources in the namespace `manifests`, and the gateways' in `own`. Returns why that could not be found out, if so.
 ///
 /// # Errors
 /// As when it is used.
-pub async fn check(source: &KubeSource) -> Result<(), Error> {
-    read(source).await.map(drop)
+pub async fn check(source: &KubeSource, manifests: &str, own: Option<&str>) -> Result<Option<String>, Error> {
+    let Connection { client, server } = connect(source, |_| {}).await?;
+    let own = own.unwrap_or(client.default_namespace());
+    let checking = permissions::check(&client, manifests, own);
+    let why = match tokio::time::timeout(CHECK_MAX, checking).await {
+        Ok(Ok(())) => return Ok(None),
+        Ok(Err(Error::Unavailable(why))) => why,
+        Ok(Err(error)) => return Err(error),
+        Err(_) => format!("no answer within {CHECK_MAX:?}"),
+    };
+    Ok(Some(format!("permissions are not checked, since the API server {server} cannot be asked: {why}")))
+}
+
+// === impl WatchObserver ===
+
+impl<S, B> Service<Request<Body>> for WatchObserver<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+    S::Future: Send + 'static,
+    B: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<S::Response, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let watched = watched(request.uri());
+        let answer = self.inner.call(request);
+        let Some(plural) = watched else { return Box::pin(answer) };
+        let accepted = Arc::clone(&self.accepted);
+        Box::pin(async move {
+            let answer = tokio::time::timeout(WATCH_MAX, answer).await;
+            let response = answer.map_err(|_| format!("no answer to a watch within {WATCH_MAX:?}"))??;
+            if response.status().is_success() {
+                accepted(&plural);
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// The plural of what a request watches, if it does.
+fn watched(uri: &Uri) -> Option<String> {
+    uri.query()?.split('&').find(|parameter| *parameter == "watch=true")?;
+    uri.path().rsplit('/').next().map(str::to_owned)
 }
 
 async fn read(source: &KubeSource) -> Result<Config, Error> {

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use kube::Client;
 
-use super::START_RETRY;
+use super::api::told;
 use super::names::{AKASH_GROUP, AKASH_VERSION, HOSTS, LEASED};
+use super::start::{ANSWER_MAX, StartWait, no_answer};
+use super::store::Kind;
+use super::watches;
 
 /// How often it is looked whether the cluster has a kind by now that it lacked: one or two small requests, for as long as it lacks it.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -15,14 +18,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Known(Vec<String>);
 
 /// Asks until it is answered: so what is there at the start is served from the start.
-pub(super) async fn known(client: &Client) -> Known {
+pub(super) async fn known(client: &Client, server: &str) -> Known {
+    let mut wait = StartWait::new(server);
     loop {
-        match look(client).await {
-            Ok(known) => return Known(known),
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the API server");
-                tokio::time::sleep(START_RETRY).await;
-            }
+        match tokio::time::timeout(ANSWER_MAX, look(client)).await {
+            Ok(Ok(known)) => return Known(known),
+            Ok(Err(error)) => wait.after(&told(&error)).await,
+            Err(_) => wait.after(&no_answer()).await,
         }
     }
 }
@@ -30,9 +32,9 @@ pub(super) async fn known(client: &Client) -> Known {
 // === impl Known ===
 
 impl Known {
-    /// How many there were.
-    pub(super) fn count(&self) -> usize {
-        self.0.len()
+    /// Which there were.
+    pub(super) fn all(&self) -> impl Iterator<Item = Kind> {
+        self.0.iter().filter_map(|plural| watches::kind_of(plural))
     }
 
     /// Watches a kind: at once, or as soon as the cluster is seen to have it.

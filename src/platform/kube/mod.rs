@@ -9,6 +9,7 @@ mod api;
 mod client;
 mod config;
 mod facts;
+mod freshness;
 mod kinds;
 mod log;
 mod names;
@@ -16,11 +17,13 @@ mod openings;
 mod permissions;
 mod share;
 mod slots;
+mod start;
 mod store;
 mod turns;
 mod view;
 mod watches;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,15 +35,18 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::api::{Deleted, PodLog};
+use self::client::Connection;
 pub use self::client::check;
 pub use self::config::{KubeConfig, KubeSource};
+use self::freshness::Freshness;
 use self::log::RunWatch;
 use self::openings::Openings;
 use self::share::SharedReads;
-use self::store::{Store, Unwritten};
+use self::start::StartWait;
+use self::store::{Kind, Store, Unwritten};
 pub use self::turns::KubeTurns;
 use self::view::Provider;
-use self::watches::{KINDS, Watch};
+use self::watches::Watch;
 use super::turns::Turns;
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Address, LeaseId};
@@ -60,8 +66,8 @@ const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether notes about restarts are to be deleted, an hour after they were written.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
-/// Pause before the API server is asked again at the start.
-const START_RETRY: Duration = Duration::from_secs(2);
+/// Kinds that are watched in every cluster.
+const KINDS: [Kind; 5] = [Kind::Lease, Kind::Pod, Kind::Deployment, Kind::StatefulSet, Kind::Service];
 
 /// The leases of a provider's cluster. Dropping it ends the watches.
 pub struct KubePlatform {
@@ -98,26 +104,33 @@ impl KubePlatform {
     /// # Errors
     /// If the configuration cannot be used, or permissions are missing: all of them are named.
     pub async fn start(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<Self>, Error> {
-        let client = client::connect(config).await?;
+        let freshness = Freshness::default();
+        let opened = freshness.clone();
+        let opened =
+            move |plural: &str| watches::kind_of(plural).into_iter().for_each(|kind| opened.opened(kind));
+        let Connection { client, server } = client::connect(&config.source, opened).await?;
         let own = config.coordination_namespace.clone();
         let own = own.unwrap_or_else(|| client.default_namespace().to_owned());
+        let mut wait = StartWait::new(&server);
         loop {
             match permissions::check(&client, &config.manifest_namespace, &own).await {
                 Ok(()) => break,
-                Err(error) if error.is_retryable() => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the API server");
-                    tokio::time::sleep(START_RETRY).await;
-                }
+                Err(error) if error.is_retryable() => wait.after(&error.to_string()).await,
                 Err(error) => return Err(error),
             }
         }
-        let known = kinds::known(&client).await;
+        let known = kinds::known(&client, &server).await;
         let store = Store::new(Provider::new(config.hostname.clone()));
         let turns = KubeTurns::new(client.clone(), own);
         let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
-        let (listed, mut kinds) = watch::channel(0);
-        let watch =
-            Watch { store: store.clone(), unwritten: unwritten.clone(), listed, metrics: metrics.clone() };
+        let (listed, mut kinds) = watch::channel(BTreeSet::new());
+        let watch = Watch {
+            store: store.clone(),
+            unwritten: unwritten.clone(),
+            listed,
+            freshness: freshness.clone(),
+            metrics: metrics.clone(),
+        };
         let manifests = || config.manifest_namespace.clone();
         let hosts = watch.clone().hosts(client.clone(), manifests());
         let leased = watch.clone().leased(client.clone(), manifests());
@@ -131,14 +144,13 @@ impl KubePlatform {
             owned(known.once_there(names::LEASED, &client, leased)),
             owned(write_indices(client.clone(), to_write)),
             owned(rewrite(store.clone(), unwritten)),
+            owned(freshness.mark(store.clone(), metrics.views_stale.clone())),
             owned(forget(store.clone())),
             owned(sweep(turns.clone())),
         ];
         // What is installed later is waited for by nobody.
-        let needed = KINDS + known.count();
-        if kinds.wait_for(|kinds| *kinds >= needed).await.is_err() {
-            return Err(Error::Broken("the watches ended".to_owned()));
-        }
+        let needed = KINDS.into_iter().chain(known.all()).collect();
+        start::listed(&mut kinds, &needed).await?;
         Ok(Arc::new(Self {
             client,
             provider: config.provider.clone(),

@@ -7,7 +7,9 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 
+use super::api::told as why;
 use super::names::{AKASH_GROUP, HOSTS, LEASED};
+use super::start::{ANSWER_MAX, no_answer};
 use crate::platform::Error;
 
 /// Reviews asked for at once.
@@ -75,9 +77,12 @@ pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result
             let review = review(needed, verb, namespace);
             let api = api.clone();
             async move {
-                let answer = api.create(&PostParams::default(), &review).await.map_err(|error| {
-                    Error::Unavailable(format!("the API server cannot be asked for permissions: {error}"))
-                })?;
+                let unavailable =
+                    |why| Error::Unavailable(format!("failed to ask the API server for permissions: {why}"));
+                let params = PostParams::default();
+                let answer = tokio::time::timeout(ANSWER_MAX, api.create(&params, &review)).await;
+                let answer = answer.map_err(|_| unavailable(no_answer()))?;
+                let answer = answer.map_err(|error| unavailable(why(&error)))?;
                 let allowed = answer.status.is_some_and(|status| status.allowed);
                 Ok::<_, Error>((!allowed).then(|| (needed, told(needed, verb, namespace))))
             }

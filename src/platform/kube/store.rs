@@ -167,6 +167,22 @@ impl Store {
         contents.pods().filter(in_slot).max_by_key(|pod| (pod.lives, pod.created, &pod.name)).cloned()
     }
 
+    /// Marks all views as last known to be so at `since`, or as current.
+    pub(super) fn set_stale(&self, since: Option<LogTime>) {
+        let mut inner = self.lock();
+        inner.provider.stale_since = since;
+        let looked_at: Vec<String> = inner.views.keys().cloned().collect();
+        for namespace in looked_at {
+            inner.refresh(&namespace);
+        }
+    }
+
+    /// Since when views are stale, if they are.
+    #[cfg(test)]
+    pub(super) fn stale_since(&self) -> Option<LogTime> {
+        self.lock().provider.stale_since
+    }
+
     /// Forgets what was kept for a while only, and views that nobody looks at. To be called now and then.
     pub(super) fn forget(&self) {
         let mut inner = self.lock();

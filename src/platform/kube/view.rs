@@ -33,6 +33,8 @@ pub(super) struct Provider {
     /// Whether it says itself which ports of which services have leased addresses: whether those were listed. Until then a load
     /// balancer's word is taken.
     pub(super) tells_leased: bool,
+    /// When the cluster was last known, while its watches fail.
+    pub(super) stale_since: Option<LogTime>,
 }
 
 // === impl Provider ===
@@ -40,7 +42,7 @@ pub(super) struct Provider {
 impl Provider {
     /// One of which nothing was listed yet.
     pub(super) fn new(hostname: String) -> Self {
-        Self { hostname, tells_leased: false }
+        Self { hostname, tells_leased: false, stale_since: None }
     }
 }
 
@@ -80,7 +82,8 @@ pub(super) fn build(contents: &Contents, provider: &Provider) -> LeaseView {
         service.replicas = members.into_iter().map(|(index, members)| (index, slot(&members))).collect();
         service.endpoints = endpoints(contents, name, provider);
     }
-    LeaseView { services, ended: contents.lease().is_none_or(|lease| lease.ends) }
+    let ended = contents.lease().is_none_or(|lease| lease.ends);
+    LeaseView { services, ended, stale_since: provider.stale_since }
 }
 
 /// The pods of each service by their indices.

@@ -1,5 +1,6 @@
 //! The watches: one for each kind over the whole cluster, never one for a lease or a follower. Each tells the store what it sees.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::akash::{HostFacts, LeasedFacts};
 use super::facts::{LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
+use super::freshness::Freshness;
 use super::names;
 use super::store::{Change, Fact, Key, Kind, Store, Unwritten};
 use crate::model::metrics::Metrics;
@@ -41,14 +43,13 @@ pub(super) struct Watch {
     pub(super) store: Store,
     /// Where pods go whose index is to be written; if it is full, they come again.
     pub(super) unwritten: mpsc::Sender<Unwritten>,
-    /// Counts the kinds of which the first list was seen.
-    pub(super) listed: watch::Sender<usize>,
+    /// The kinds of which the first list was seen.
+    pub(super) listed: watch::Sender<BTreeSet<Kind>>,
+    /// Where it is noted whether watches fail.
+    pub(super) freshness: Freshness,
     /// Where failures and lists are counted.
     pub(super) metrics: Metrics,
 }
-
-/// Kinds that are watched in every cluster.
-pub(super) const KINDS: usize = 5;
 
 /// Pauses after failures in a row.
 #[derive(Debug, Default)]
@@ -143,10 +144,15 @@ impl Watch {
                     if std::mem::take(&mut failures) > 0 {
                         tracing::info!(?kind, "the watch goes on");
                     }
+                    // A list that has begun may yet fail.
+                    if !matches!(event, Event::Init | Event::InitApply(_)) {
+                        self.freshness.works(kind);
+                    }
                     change(event, kind, &mut listed, &read)
                 }
                 Err(error) => {
                     self.metrics.watch_failures.of(watched(kind)).increment(1);
+                    self.freshness.failed(kind);
                     failures = failures.saturating_add(1);
                     // The first of a series, and then fewer and fewer.
                     if failures.is_power_of_two() {
@@ -167,7 +173,7 @@ impl Watch {
                 }
             }
             if is_list && !std::mem::replace(&mut was_listed, true) {
-                self.listed.send_modify(|kinds| *kinds += 1);
+                self.listed.send_modify(|kinds| _ = kinds.insert(kind));
             }
         }
     }
@@ -223,8 +229,22 @@ fn of_provider(client: Client, manifests: &str, (kind, plural): (&str, &str)) ->
     Api::namespaced_with(client, manifests, &ApiResource::from_gvk_with_plural(&kind, plural))
 }
 
+/// The kind with this plural, if it is watched.
+pub(super) fn kind_of(plural: &str) -> Option<Kind> {
+    Some(match plural {
+        "namespaces" => Kind::Lease,
+        "pods" => Kind::Pod,
+        "deployments" => Kind::Deployment,
+        "statefulsets" => Kind::StatefulSet,
+        "services" => Kind::Service,
+        plural if plural == names::HOSTS.1 => Kind::Host,
+        plural if plural == names::LEASED.1 => Kind::Leased,
+        _ => return None,
+    })
+}
+
 /// How a kind is called in metrics.
-fn watched(kind: Kind) -> Watched {
+pub(super) fn watched(kind: Kind) -> Watched {
     match kind {
         Kind::Lease => Watched::Namespaces,
         Kind::Pod => Watched::Pods,

@@ -49,6 +49,8 @@ struct State {
     bookmark: (u64, u64),
     bookmarks_sent: usize,
     lists: usize,
+    /// Whether lists are not answered for now.
+    holds_lists: bool,
     objects: BTreeMap<(String, String), Value>,
     /// (version, kind, what happened, the object)
     history: Vec<(u64, String, &'static str, Value)>,
@@ -70,6 +72,8 @@ struct State {
     untold: BTreeMap<String, u64>,
     /// How often a log was asked for, in vain or not.
     logs_asked: usize,
+    /// With what requests for logs are refused, if they are.
+    logs_refused: Option<StatusCode>,
     /// With what patches are refused, if they are, and how many were.
     patches: Option<StatusCode>,
     patches_refused: usize,
@@ -316,6 +320,16 @@ impl Cluster {
         self.change(|state| state.kubelets = kubelets);
     }
 
+    /// From now on lists are not answered, or are again.
+    pub(crate) fn hold_lists(&self, holds: bool) {
+        self.change(|state| state.holds_lists = holds);
+    }
+
+    /// From now on requests for logs are refused with this.
+    pub(crate) fn refuse_logs(&self, with: Option<StatusCode>) {
+        self.change(|state| state.logs_refused = with);
+    }
+
     /// From now on patches of pods are refused with this.
     pub(crate) fn refuse_patches(&self, with: Option<StatusCode>) {
         self.change(|state| state.patches = with);
@@ -461,7 +475,10 @@ impl Cluster {
                     json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "akash.network/v2beta2", "resources": resources }),
                 )
             }
-            ["api", "v1", "namespaces", namespace, "pods", pod, "log"] => self.log(namespace, pod, &query),
+            ["api", "v1", "namespaces", namespace, "pods", pod, "log"] => {
+                let refused = self.lock().logs_refused;
+                refused.map_or_else(|| self.log(namespace, pod, &query), |code| refuse(code, "not now"))
+            }
             ["api", "v1", "namespaces", namespace, "pods", pod] => self.pod(&method, namespace, pod, &body),
             [.., kind] if self.lock().lacked.contains(kind) => {
                 refuse(StatusCode::NOT_FOUND, "the server could not find the requested resource")
@@ -469,7 +486,13 @@ impl Cluster {
             [.., kind] if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
                 self.watch(kind, &query)
             }
-            [.., kind] => self.list(kind),
+            [.., kind] => {
+                let mut changed = self.changed.subscribe();
+                while self.lock().holds_lists {
+                    changed.changed().await.unwrap();
+                }
+                self.list(kind)
+            }
             [] => refuse(StatusCode::NOT_FOUND, "no such path"),
         }
     }

@@ -1,0 +1,203 @@
+//! Detects that the cluster's watches fail, so that views can say since when they may be out of date.
+//!
+//! A watch that works is silent for as long as nothing changes. So what counts is not when the last event came but whether the
+//! API server accepted the watch: [`Freshness::opened`], from the HTTP client.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::time::Duration;
+
+use metrics::Gauge;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::store::{Kind, Store};
+use crate::model::time::LogTime;
+
+/// Views count as stale after a watch has failed for so long. A watch that breaks off is back within a second or two, and an API
+/// server that is rolled to a new version, behind a load balancer, within less than this.
+const STALE_AFTER: Duration = Duration::from_secs(10);
+
+/// A watch works again if it lasts so long after it was accepted: an API server in trouble accepts a watch and ends it at once with
+/// an error.
+const WORKS_AFTER: Duration = Duration::from_secs(1);
+
+/// Kinds that decide what runs. Of the others (host names, leased addresses) a cluster may lose the definition, which is no outage.
+const DECISIVE: [Kind; 5] = [Kind::Lease, Kind::Pod, Kind::Deployment, Kind::StatefulSet, Kind::Service];
+
+/// Which watches fail. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Freshness(watch::Sender<BTreeMap<Kind, Failing>>);
+
+/// A watch that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failing {
+    /// When its first failure was.
+    since: Instant,
+    /// Likewise, for views.
+    time: LogTime,
+    /// When it was accepted after its last failure.
+    opened: Option<Instant>,
+}
+
+// === impl Freshness ===
+
+impl Freshness {
+    /// The watch of a kind failed.
+    pub(super) fn failed(&self, kind: Kind) {
+        if !DECISIVE.contains(&kind) {
+            return;
+        }
+        self.0.send_modify(|failing| {
+            let fresh = Failing { since: Instant::now(), time: LogTime::now(), opened: None };
+            failing.entry(kind).or_insert(fresh).opened = None;
+        });
+    }
+
+    /// The API server accepted the watch of a kind.
+    pub(super) fn opened(&self, kind: Kind) {
+        self.0.send_if_modified(|failing| {
+            let found = failing.get_mut(&kind).filter(|failing| failing.opened.is_none());
+            found.map(|failing| failing.opened = Some(Instant::now())).is_some()
+        });
+    }
+
+    /// The watch of a kind has told something.
+    pub(super) fn works(&self, kind: Kind) {
+        self.0.send_if_modified(|failing| failing.remove(&kind).is_some());
+    }
+
+    /// Marks the views of `store`, and `stale`, whenever they become stale or fresh. Never resolves.
+    pub(super) async fn mark(self, store: Store, stale: Gauge) {
+        let mut failing = self.0.subscribe();
+        let mut marked: Option<LogTime> = None;
+        loop {
+            let now = Instant::now();
+            self.0.send_if_modified(|failing| {
+                let before = failing.len();
+                failing.retain(|_, one| one.opened.is_none_or(|opened| now - opened < WORKS_AFTER));
+                failing.len() < before
+            });
+            let known = failing.borrow_and_update().clone();
+            let first = known.values().min_by_key(|one| one.since);
+            let is_stale = first.is_some_and(|first| now - first.since >= STALE_AFTER);
+            match (first, marked) {
+                (Some(first), None) if is_stale => {
+                    tracing::warn!(since = %first.time, kinds = ?known.keys(), "watches of the cluster fail, views are stale");
+                    marked = Some(first.time);
+                    store.set_stale(marked);
+                    stale.set(1.0);
+                }
+                (None, Some(since)) => {
+                    tracing::info!(%since, "watches of the cluster work again, views are current");
+                    marked = None;
+                    store.set_stale(None);
+                    stale.set(0.0);
+                }
+                _ => {}
+            }
+            let due = first.filter(|_| marked.is_none()).map(|first| first.since + STALE_AFTER);
+            let works = known.values().filter_map(|one| Some(one.opened? + WORKS_AFTER));
+            let next = due.into_iter().chain(works).min();
+            tokio::select! {
+                // The sender is here.
+                _ = failing.changed() => {}
+                () = at(next) => {}
+            }
+        }
+    }
+}
+
+async fn at(next: Option<Instant>) {
+    match next {
+        Some(next) => sleep_until(next).await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics::NoopRecorder;
+    use tokio_util::task::AbortOnDropHandle;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::model::metrics::Metrics;
+    use crate::platform::kube::view::Provider;
+
+    const MOMENT: Duration = Duration::from_millis(10);
+
+    struct Marked {
+        freshness: Freshness,
+        store: Store,
+        _marks: AbortOnDropHandle<()>,
+    }
+
+    impl Marked {
+        fn new() -> Self {
+            let (freshness, store) =
+                (Freshness::default(), Store::new(Provider::new("provider.example.com".to_owned())));
+            let stale = Metrics::register(&NoopRecorder).views_stale.clone();
+            let marks = TaskTracker::new().spawn(freshness.clone().mark(store.clone(), stale));
+            Self { freshness, store, _marks: AbortOnDropHandle::new(marks) }
+        }
+
+        async fn is_stale_after(&self, time: Duration) -> bool {
+            tokio::time::sleep(time + MOMENT).await;
+            self.store.stale_since().is_some()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn views_are_stale_while_a_watch_fails() {
+        let marked = Marked::new();
+        marked.freshness.failed(Kind::Pod);
+        let failed = LogTime::now();
+        assert!(!marked.is_stale_after(STALE_AFTER / 2).await);
+        marked.freshness.failed(Kind::Service);
+        assert!(marked.is_stale_after(STALE_AFTER / 2).await);
+        assert!(marked.store.stale_since().is_some_and(|since| since <= failed));
+        // One of two is not enough.
+        marked.freshness.works(Kind::Pod);
+        assert!(marked.is_stale_after(10 * STALE_AFTER).await);
+        marked.freshness.works(Kind::Service);
+        assert!(!marked.is_stale_after(Duration::ZERO).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accepted_watch_that_lasts_ends_staleness() {
+        let marked = Marked::new();
+        marked.freshness.failed(Kind::Pod);
+        assert!(marked.is_stale_after(STALE_AFTER).await);
+        marked.freshness.opened(Kind::Pod);
+        assert!(marked.is_stale_after(Duration::ZERO).await);
+        assert!(!marked.is_stale_after(WORKS_AFTER).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watch_that_is_accepted_and_ended_stays_stale() {
+        let marked = Marked::new();
+        for _ in 0..40 {
+            marked.freshness.failed(Kind::Pod);
+            tokio::time::sleep(STALE_AFTER / 20).await;
+            marked.freshness.opened(Kind::Pod);
+            tokio::time::sleep(WORKS_AFTER / 2).await;
+        }
+        assert!(marked.is_stale_after(Duration::ZERO).await);
+        assert!(!marked.is_stale_after(WORKS_AFTER).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn brief_failure_leaves_views_current() {
+        let marked = Marked::new();
+        for _ in 0..5 {
+            marked.freshness.failed(Kind::Pod);
+            assert!(!marked.is_stale_after(STALE_AFTER / 2).await);
+            marked.freshness.opened(Kind::Pod);
+            assert!(!marked.is_stale_after(STALE_AFTER).await);
+        }
+        // A definition that was removed is no outage.
+        marked.freshness.failed(Kind::Host);
+        assert!(!marked.is_stale_after(10 * STALE_AFTER).await);
+    }
+}

@@ -1,0 +1,90 @@
+//! The start on a cluster, and `--check` of one: the real program.
+
+use std::net::TcpStream;
+
+use tokio::task::block_in_place;
+
+use super::cluster::Cluster;
+use super::kubeconfig;
+use crate::support::account;
+use crate::support::process::{Done, Program, World, get, own_port};
+
+/// The arguments of a gateway on a cluster, but for the kubeconfig.
+fn args(world: &World, more: &[&str]) -> Vec<String> {
+    let mut args = world.serve_args(&[]);
+    args.retain(|arg| arg != "--platform=local");
+    args.push("--platform=kube".to_owned());
+    args.push(format!("--provider={}", account(200)));
+    args.extend(more.iter().map(|arg| (*arg).to_owned()));
+    args
+}
+
+fn start(world: &World, more: &[&str]) -> Program {
+    let args = args(world, more);
+    world.start(&args.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// What `--check` says.
+fn check(world: &World, more: &[&str]) -> Done {
+    block_in_place(|| start(world, &[&["--check"], more].concat()).done())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unready_gateway_refuses_connections_and_names_the_server() {
+    let (world, cluster, dir) = (World::new(), Cluster::away(), tempfile::tempdir().unwrap());
+    let file = format!("--kubeconfig={}", kubeconfig(&cluster, &dir).display());
+    let [port, admin] = [own_port(), own_port()];
+    let (listen, admin_listen) =
+        (format!("--listen=127.0.0.1:{port}"), format!("--admin-listen=127.0.0.1:{admin}"));
+    let mut args = args(&world, &[&file, &listen, &admin_listen]);
+    args.retain(|arg| !arg.ends_with("listen=127.0.0.1:0"));
+    let program = world.start(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    block_in_place(|| {
+        program.until_said("failed to reach the API server, will try again");
+        program.until_said(&format!("http://{}", cluster.address));
+        program.until_said("onnection refused");
+        let refused = TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let (head, body) = get(([127, 0, 0, 1], admin).into(), "HTTP/1.1", "/ready").unwrap();
+        assert!(head.starts_with("http/1.1 503 ") && body == "not ready\n", "{head}{body}");
+    });
+    cluster.hold_lists(true);
+    cluster.come_back().await;
+    block_in_place(|| {
+        program.until_said("still listing the cluster");
+        program.until_said(
+            "namespaces, pods, deployments, statefulsets, services, providerhosts, providerleasedips",
+        );
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    });
+    cluster.hold_lists(false);
+    block_in_place(|| {
+        program.until_out("its ready line", |out| out.contains("leasemux ready").then_some(()));
+        TcpStream::connect(("127.0.0.1", port)).unwrap();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_outside_a_cluster_names_what_is_missing() {
+    let done = check(&World::new(), &[]);
+    assert_eq!(done.status.code(), Some(2), "{done:?}");
+    assert!(done.err.contains("error: not in a cluster, and no --kubeconfig given"), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_asks_a_reachable_cluster_for_permissions() {
+    let (world, cluster, dir) = (World::new(), Cluster::start().await, tempfile::tempdir().unwrap());
+    let file = format!("--kubeconfig={}", kubeconfig(&cluster, &dir).display());
+    let done = check(&world, &[&file]);
+    assert_eq!((done.status.code(), &*done.err), (Some(0), ""), "{done:?}");
+    cluster.deny("get", "pods/log");
+    let done = check(&world, &[&file]);
+    assert_eq!(done.status.code(), Some(2), "{done:?}");
+    assert!(done.err.contains("get pods/log in the whole cluster"), "{done:?}");
+    // From where it is not reached it need not be.
+    cluster.go_away().await;
+    let done = check(&world, &[&file]);
+    assert_eq!(done.status.code(), Some(0), "{done:?}");
+    let note = format!("note: permissions are not checked, since the API server http://{}", cluster.address);
+    assert!(done.err.starts_with(&note) && done.err.contains("onnection refused"), "{done:?}");
+}
