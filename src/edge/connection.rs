@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -13,11 +14,13 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use super::calls::{Call, Counted};
 use super::drain::Drain;
+use super::frame_limit::{Flooded, FrameLimited};
 use super::guard::{Handoff, StreamExecutor};
 use super::idle::Activity;
 use super::peers::Peers;
@@ -27,10 +30,14 @@ use crate::access::gate::Peer;
 use crate::model::limits::{Limits, STREAM_HELD_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::model::peer::PeerNet;
+use crate::model::rate::{Bucket, Rate};
 use crate::stream::bell::WhenRung;
 
 /// Calls of the health service, by which a balancer polls readiness.
 const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// Least time between two log lines about floods. The metric counts all of them.
+const FLOOD_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Serves connections. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -41,10 +48,12 @@ pub struct Connections {
     /// What is counted; also by who accepts them.
     pub(super) metrics: Metrics,
     drain: Drain,
+    /// Limits the log lines about floods.
+    flood_log: Arc<Mutex<Bucket>>,
 }
 
 /// One connection's HTTP/2.
-type Http<IO> = http2::Connection<TokioIo<IO>, PerConnection, StreamExecutor>;
+type Http<IO> = http2::Connection<TokioIo<FrameLimited<IO>>, PerConnection, StreamExecutor>;
 
 /// How far a connection is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,7 +98,8 @@ impl Connections {
         metrics: Metrics,
         drain: Drain,
     ) -> Self {
-        Self { service, routes, limits, metrics, drain }
+        let flood_log = Bucket::new(Rate::new(1, FLOOD_LOG_INTERVAL));
+        Self { service, routes, limits, metrics, drain, flood_log: Arc::new(Mutex::new(flood_log)) }
     }
 
     /// What is known of the peers.
@@ -106,16 +116,35 @@ impl Connections {
         address: Option<SocketAddr>,
     ) -> impl Future<Output = ConnectionEnd> + Send {
         let (activity, called) = (Activity::default(), Arc::new(Notify::new()));
+        let flooded = Flooded::default();
+        let io = FrameLimited::new(io, flooded.clone());
         // Boxed before anything waits: a future keeps room for whatever was moved through it, once for each place, and idle
         // connections are many.
         let connection = Box::pin(self.http(io, peer, address, &activity, &called));
-        self.run(connection, activity, called)
+        let ending = self.run(connection, activity, called);
+        async move {
+            let end = ending.await;
+            if flooded.is_set() { self.count_flood(address) } else { end }
+        }
+    }
+
+    /// Counts a connection that was cut because its peer sent too many control frames, as the peer's failure.
+    fn count_flood(&self, address: Option<SocketAddr>) -> ConnectionEnd {
+        let now = Instant::now().into_std();
+        let logged = self.flood_log.lock().unwrap_or_else(PoisonError::into_inner).try_take(1, now);
+        if logged.is_ok() {
+            tracing::warn!(peer = ?address, "closed a connection: too many HTTP/2 control frames");
+        }
+        if let Some(address) = address {
+            self.peers().failed(PeerNet::from(address.ip()), now);
+        }
+        ConnectionEnd::Flood
     }
 
     /// HTTP/2 on `io`, with our bounds.
     fn http<IO>(
         &self,
-        io: IO,
+        io: FrameLimited<IO>,
         peer: Peer,
         address: Option<SocketAddr>,
         activity: &Activity,

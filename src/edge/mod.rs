@@ -6,6 +6,7 @@ mod calls;
 pub mod connection;
 pub mod drain;
 mod entrance;
+mod frame_limit;
 mod guard;
 mod idle;
 mod peers;

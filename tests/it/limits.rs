@@ -15,6 +15,7 @@ use tonic_types::StatusExt as _;
 use crate::support::gateway::{Gateway, Scene, Stream, proto_lease};
 use crate::support::{account, reason, replica};
 
+mod control_frames;
 mod floods;
 mod history;
 mod idle;

@@ -385,7 +385,7 @@ pub(super) const CONNECTIONS_CLOSED: Declaration = counter(
     "leasemux_connections_closed_total",
     <ConnectionEnd as Labels>::SETS,
     "Connections ended, by reason",
-    "`error` is most of them: a proxy that does not speak HTTP/2, or a network that breaks. `cut` at a shutdown: followers were given too little time.",
+    "`error` is most of them: a proxy that does not speak HTTP/2, or a network that breaks. `flood`: a peer sends control frames without end; the log names one in 10 s, and each counts as a failed authentication of its address. `cut` at a shutdown: followers were given too little time.",
 );
 
 pub(super) const HANDSHAKES: Declaration = counter(

@@ -163,6 +163,8 @@ label! {
         Peer = "peer",
         /// It broke, or its peer did not keep to HTTP/2.
         Error = "error",
+        /// Its peer sent too many HTTP/2 control frames.
+        Flood = "flood",
         /// Its TLS handshake did not succeed.
         Handshake = "handshake",
         /// Its peer made no call in time, or had none open for long.

@@ -12,20 +12,20 @@ use super::follow;
 use crate::support::gateway::Scene;
 use crate::support::replica;
 
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(super) const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
+pub(super) const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
-const END_HEADERS: u8 = 4;
+pub(super) const END_HEADERS: u8 = 4;
 
 /// Why HTTP/2 says goodbye to who is too much.
-const ENHANCE_YOUR_CALM: u32 = 11;
+pub(super) const ENHANCE_YOUR_CALM: u32 = 11;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::with_capacity(9 + payload.len());
     frame.put_uint(payload.len() as u64, 3);
     frame.put_u8(kind);
@@ -36,12 +36,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// What every connection begins with.
-fn preface() -> Vec<u8> {
+pub(super) fn preface() -> Vec<u8> {
     [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
 /// The headers of a call, as HPACK has them: POST, http, and names from its table with values as they are.
-fn headers() -> Vec<u8> {
+pub(super) fn headers() -> Vec<u8> {
     let path = format!("/{SERVICE}/ServiceLogs");
     let mut block = vec![0x83, 0x86];
     for (name, value) in [(0x04, path.as_str()), (0x01, "gateway")] {
@@ -53,7 +53,11 @@ fn headers() -> Vec<u8> {
 
 /// Sends all of this, again and again what `more` makes with an odd number, until the gateway closes the connection. Answers
 /// the error of its goodbye.
-async fn flood(mut pipe: DuplexStream, begin: Vec<u8>, more: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
+pub(super) async fn flood(
+    mut pipe: DuplexStream,
+    begin: Vec<u8>,
+    more: impl Fn(u32) -> Vec<u8>,
+) -> Option<u32> {
     pipe.write_all(&[preface(), begin].concat()).await.unwrap();
     let (mut from, mut to) = tokio::io::split(pipe);
     let send = async {
@@ -87,7 +91,7 @@ fn goodbye(mut heard: &[u8]) -> Option<u32> {
 }
 
 /// A scene in which somebody follows.
-async fn beside<F: Future>(act: impl FnOnce(DuplexStream) -> F) -> F::Output {
+pub(super) async fn beside<F: Future>(act: impl FnOnce(DuplexStream) -> F) -> F::Output {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
     let mut stream = scene.open(follow(&scene)).await.unwrap();

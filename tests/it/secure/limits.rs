@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use leasemux::model::limits::QuotaLimits;
+
 use super::*;
 
 /// Whether the gateway has closed this connection, before it said anything.
@@ -139,4 +141,27 @@ async fn an_address_that_breaks_handshakes_is_soon_closed_before_them() {
     assert!(secure.handshake_over(socket, None).await.is_err(), "not even a good one");
     drop(secure.is_open_through(&header("192.0.2.2:1000")).await);
     assert_eq!(secure.gateway.metric("leasemux_tls_handshakes_total{result=\"failed\"}"), 5);
+}
+
+#[tokio::test]
+async fn floods_of_control_frames_shut_an_address_out() {
+    let quota = QuotaLimits { auth_failures_per_minute: 2, ..QuotaLimits::default() };
+    let secure = Secure::new(Limits { quota, ..Limits::default() }).await;
+    let preface = &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..];
+    let ping = &b"\0\0\x08\x06\0\0\0\0\0leasemux"[..];
+    for _ in 0..2 {
+        let (mut from, mut to) = tokio::io::split(secure.handshake(None).await);
+        let flood = async {
+            to.write_all(preface).await.unwrap();
+            let pings = ping.repeat(100);
+            while to.write_all(&pings).await.is_ok() {}
+        };
+        let mut answers = [0; 4096];
+        let answered = async { while matches!(from.read(&mut answers).await, Ok(1..)) {} };
+        timeout(DEADLINE, async { tokio::join!(flood, answered) }).await.expect("it is cut off");
+    }
+    let counted = || secure.gateway.metric("leasemux_connections_closed_total{reason=\"flood\"}");
+    secure.gateway.eventually(|_| counted() == 2).await;
+    assert!(is_closed(secure.dial().await).await);
+    assert_eq!(secure.refused("auth_failures"), 1);
 }

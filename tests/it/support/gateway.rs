@@ -29,7 +29,7 @@ use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
 use leasemux::platform::Platform;
 use rustls::pki_types::CertificateDer;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::sync::watch;
 use tonic::metadata::MetadataValue;
 use tonic::service::interceptor::InterceptedService;
@@ -200,11 +200,21 @@ impl Gateway {
         address: Option<SocketAddr>,
     ) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        self.serve(ours, certificate, address);
+        theirs
+    }
+
+    /// Serves a connection over any transport.
+    pub(crate) fn serve(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        certificate: Option<Vec<u8>>,
+        address: Option<SocketAddr>,
+    ) {
         let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
         let peer = Peer::new(chain.as_deref());
         let connections = self.connections.clone();
-        self.drain.spawn(async move { _ = connections.serve(ours, peer, address).await });
-        theirs
+        self.drain.spawn(async move { _ = connections.serve(io, peer, address).await });
     }
 
     /// A fresh tenant, whom the gateway trusts.
