@@ -13,7 +13,7 @@ use leasemux::client::{demo, escape_json, harmless, logs, restart, status, until
 use leasemux::config::{self, Output, Stop, Task};
 use leasemux::platform::local::shim;
 use leasemux::serve;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use self::identity::Failure;
 
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(task) => task,
         Err(stop) => return refuse(&stop),
     };
-    let runtime = match Builder::new_multi_thread().enable_all().build() {
+    let runtime = match serve::main_runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
     };

@@ -31,9 +31,11 @@ mod end;
 mod files;
 mod log;
 mod place;
+mod runtimes;
 mod trust;
 
 pub use self::check::PROBES;
+pub use self::runtimes::{SideRuntime, main_runtime};
 
 use self::end::{Running, Stops};
 use self::log::Log;
@@ -135,9 +137,14 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let drain = Drain::default();
     let readiness = Readiness::default();
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
-    drain.spawn_beside(admin.serve(admin_listener));
+    let side = SideRuntime::start().map_err(internal)?;
+    let admin_listener = admin_listener.into_std().map_err(internal)?;
+    side.within(|| {
+        TcpListener::from_std(admin_listener).map(|socket| drain.spawn_beside(admin.serve(socket)))
+    })
+    .map_err(internal)?;
 
-    let place = Place::start(&config, leases, notifier, &exporter.metrics).await?;
+    let place = Place::start(&config, leases, notifier, &exporter.metrics, &side).await?;
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
     let world =
@@ -177,6 +184,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         limits,
         stop_grace: config.stop_grace,
         _upkeep: AbortOnDropHandle::new(upkeep),
+        _side: side,
     };
     let (gateway, admin) = addresses;
     tracing::info!(%gateway, %admin, platform = running.place.platform().name(), "ready");

@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic_health::server::HealthReporter;
 
 use super::place::Place;
+use super::runtimes::SideRuntime;
 use crate::edge::admin::Readiness;
 use crate::edge::drain::Drain;
 use crate::edge::server;
@@ -36,6 +37,8 @@ pub(super) struct Running {
     pub(super) stop_grace: Duration,
     /// Ends with the gateway.
     pub(super) _upkeep: AbortOnDropHandle<()>,
+    /// Last, because tasks of `drain` and `place` run on it.
+    pub(super) _side: SideRuntime,
 }
 
 /// What asks the gateway to stop.

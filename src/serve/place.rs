@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ServeError;
+use super::runtimes::SideRuntime;
 use crate::config::{KubeOptions, PlatformKind, ServeConfig};
 use crate::host::notify::Notifier;
 use crate::model::id::LeaseId;
@@ -25,15 +26,17 @@ pub(super) enum Place {
 // === impl Place ===
 
 impl Place {
-    /// Starts it. Of a cluster it waits until everything there is has been listed once.
+    /// Starts it. Of a cluster it waits until everything there is has been listed once. Local services are run on `side`.
     pub(super) async fn start(
         config: &ServeConfig,
         leases: Vec<(LeaseId, Sdl)>,
         notifier: Notifier,
         metrics: &Metrics,
+        side: &SideRuntime,
     ) -> Result<Self, ServeError> {
         match &config.platform {
-            PlatformKind::Local => LocalPlatform::start(local_config(config, leases), notifier)
+            PlatformKind::Local => side
+                .within(|| LocalPlatform::start(local_config(config, leases), notifier))
                 .map(Self::Local)
                 .map_err(ServeError::Local),
             PlatformKind::Kube(options) => cluster(options, metrics).await.map(Self::Kube),

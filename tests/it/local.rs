@@ -1,6 +1,7 @@
 //! The local platform with real processes.
 
 mod harm;
+mod side;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

@@ -83,8 +83,8 @@ struct Supervised {
 // === impl LocalPlatform ===
 
 impl LocalPlatform {
-    /// Takes possession of the data directory and starts everything. Must be called within a Tokio runtime; reads and makes
-    /// directories, so at the start of a program.
+    /// Takes possession of the data directory and starts everything. Must be called within a Tokio runtime, which then runs the services
+    /// and copies their output. Reads and makes directories, so at the start of a program.
     ///
     /// # Errors
     /// If the data directory is used by another gateway or cannot be used, or a lease is given twice. Nothing runs then. That a

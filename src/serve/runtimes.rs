@@ -1,0 +1,123 @@
+//! The Tokio runtimes of the program.
+
+use std::io;
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+/// Task polls of a worker thread between two looks at sockets and timers. A thread that is never idle looks at them at no other
+/// time, so this many polls is what a new event waits for. A poll under load takes some 50 us: 16 of them are less than a
+/// millisecond, and a look costs less than a microsecond. (Tokio's default is 61.)
+const EVENT_INTERVAL: u32 = 16;
+
+/// A runtime of one thread beside the main one. It runs what must not wait while the main one is busy with connections: the admin
+/// port, whose probes decide whether the gateway is left alive, and the output of local services, which must not fill their pipes.
+///
+/// Dropping it ends its tasks without waiting for them, so it may be dropped within another runtime.
+#[derive(Debug)]
+pub struct SideRuntime {
+    handle: Handle,
+    /// Taken when it is dropped.
+    runtime: Option<Runtime>,
+}
+
+/// Creates the main runtime.
+///
+/// # Errors
+/// The system gives no thread or no descriptor.
+pub fn main_runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().event_interval(EVENT_INTERVAL).build()
+}
+
+// === impl SideRuntime ===
+
+impl SideRuntime {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The system gives no thread or no descriptor.
+    pub fn start() -> io::Result<Self> {
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).thread_name("side").enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+    }
+
+    /// Calls `start` as within this runtime: the tasks that it spawns and the sockets that it opens belong to it.
+    pub fn within<T>(&self, start: impl FnOnce() -> T) -> T {
+        let _context = self.handle.enter();
+        start()
+    }
+}
+
+impl Drop for SideRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use tokio::net::TcpListener;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::edge::admin::{Admin, Exporter, Readiness};
+    use crate::edge::drain::Drain;
+
+    /// The name of the thread that runs a task spawned by `spawn`.
+    async fn thread_of(spawn: impl FnOnce(oneshot::Sender<Option<String>>)) -> Option<String> {
+        let (name, named) = oneshot::channel();
+        spawn(name);
+        named.await.unwrap()
+    }
+
+    fn report(name: oneshot::Sender<Option<String>>) {
+        let tasks = tokio_util::task::TaskTracker::new();
+        tasks.spawn(async { name.send(std::thread::current().name().map(ToOwned::to_owned)) });
+    }
+
+    #[tokio::test]
+    async fn side_runtime_runs_its_tasks_on_its_own_thread() {
+        let side = SideRuntime::start().unwrap();
+        let name = thread_of(|name| side.within(|| report(name))).await;
+        assert_eq!(name.as_deref(), Some("side"));
+        assert_ne!(thread_of(report).await.as_deref(), Some("side"));
+    }
+
+    #[tokio::test]
+    async fn side_runtime_dropped_within_another_ends_its_tasks() {
+        let side = SideRuntime::start().unwrap();
+        let (held, ended) = oneshot::channel::<()>();
+        side.within(|| {
+            tokio_util::task::TaskTracker::new().spawn(async {
+                let _held = held;
+                std::future::pending::<()>().await;
+            });
+        });
+        drop(side);
+        ended.await.expect_err("the task is dropped, and says nothing");
+    }
+    #[tokio::test]
+    async fn admin_port_answers_while_the_main_runtime_is_busy() {
+        let (side, drain, readiness) =
+            (SideRuntime::start().unwrap(), Drain::default(), Readiness::default());
+        let admin = Admin::new(Exporter::new().unwrap(), readiness.clone(), drain.clone());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        readiness.set(true);
+        side.within(|| drain.spawn_beside(admin.serve(TcpListener::from_std(listener).unwrap())));
+        // This blocks the only thread of the main runtime.
+        for _ in 0..3 {
+            let mut socket = std::net::TcpStream::connect(address).unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+            socket.write_all(b"GET /ready HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).unwrap();
+            assert!(answer.ends_with("\r\n\r\nready\n"), "{answer}");
+        }
+    }
+}
