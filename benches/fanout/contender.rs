@@ -63,6 +63,8 @@ pub(crate) struct Server {
     pub(crate) ingest: SocketAddr,
     /// Where followers come in.
     pub(crate) followers: SocketAddr,
+    /// The admin port, if it has one.
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 /// One of this program's own.
@@ -131,9 +133,11 @@ impl Server {
         }
         let nowhere = SocketAddr::from(([0; 4], 0));
         // From now on it is killed if something fails.
-        let mut server = Self { child, ingest: nowhere, followers: nowhere };
-        let (ingest, followers) = line.trim().split_once(' ').ok_or("it did not start")?;
+        let mut server = Self { child, ingest: nowhere, followers: nowhere, admin: None };
+        let mut addresses = line.split_whitespace();
+        let (ingest, followers) = addresses.next().zip(addresses.next()).ok_or("it did not start")?;
         (server.ingest, server.followers) = (ingest.parse()?, followers.parse()?);
+        server.admin = addresses.next().map(str::parse).transpose()?;
         Ok(server)
     }
 

@@ -1,4 +1,4 @@
-//! What else costs something: followers for whom nothing comes, followers that take nothing, replicas, handshakes, and reading.
+//! What else costs something: followers for whom nothing comes, followers that take nothing, replicas, handshakes, floods, and reading.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use clap::Subcommand;
 use crate::Result;
 
 mod crowd;
+mod floods;
 mod ingest;
 
 /// Figures of the gateway by itself.
@@ -39,6 +40,16 @@ pub(crate) enum Cost {
         #[arg(long, default_value_t = 2_000)]
         count: usize,
     },
+    /// A follower and the admin port while strangers flood the gateway with control frames of HTTP/2, kind by kind, beside the same
+    /// without a flood.
+    Floods {
+        /// Connections that send, each from an address of its own (127.0.0.2 and following).
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=200))]
+        connections: u8,
+        /// Seconds of each flood.
+        #[arg(long, default_value_t = 6.0)]
+        seconds: f64,
+    },
     /// From a CRI log file to frames in the ring, beside `wc -l` and `cat` of the same file.
     Ingest {
         /// Megabytes of log.
@@ -56,6 +67,7 @@ pub(crate) fn run(cost: &Cost) -> Result<()> {
         Cost::Stalled { followers, megabytes } => crowd::stalled(*followers, *megabytes),
         Cost::Replicas { followers } => crowd::replicas(*followers),
         Cost::Handshakes { count } => crowd::handshakes(*count),
+        Cost::Floods { connections, seconds } => floods::run(*connections, *seconds),
         Cost::Ingest { megabytes, dir } => ingest::run(*megabytes, dir.as_deref()),
     }
 }

@@ -88,7 +88,7 @@ fn start(command: &mut Command, port: u16) -> Result<Option<Server>> {
         spawned => spawned?,
     };
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let server = Server { child, ingest: address, followers: address };
+    let server = Server { child, ingest: address, followers: address, admin: None };
     let begin = Instant::now();
     while TcpStream::connect(address).is_err() {
         if begin.elapsed() > START {

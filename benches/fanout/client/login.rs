@@ -8,9 +8,10 @@ use leasemux::edge::tls::generate::CERTIFICATE_FILE;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
 use leasemux::model::proto::market;
 use prost::Message as _;
+use rustls::client::WantsClientCert;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 use super::http2;
 use crate::Result;
@@ -44,16 +45,25 @@ impl Login {
         if security == Security::Plain {
             return Ok(Self { tls: None, request });
         }
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(dir.join(CERTIFICATE_FILE))?)?;
         let (chain, key) = tenant.into_parts();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)?;
+        let mut tls = Self::builder(dir)?.with_client_auth_cert(chain, key)?;
         tls.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self { tls: Some(Arc::new(tls)), request })
+    }
+
+    /// What a stranger without a certificate connects with to the server whose files lie in `dir`.
+    pub(crate) fn stranger(dir: &Path) -> Result<Arc<ClientConfig>> {
+        let mut tls = Self::builder(dir)?.with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(tls))
+    }
+
+    fn builder(dir: &Path) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(dir.join(CERTIFICATE_FILE))?)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider);
+        Ok(builder.with_protocol_versions(&[&rustls::version::TLS13])?.with_root_certificates(roots))
     }
 
     /// The bytes that open an HTTP/2 connection and follow on `streams` streams; if `replica` is given, each of them only that

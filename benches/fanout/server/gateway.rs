@@ -10,7 +10,7 @@ use leasemux::access::cert::Serial;
 use leasemux::access::gate::{Gate, Peer};
 use leasemux::access::identity::IdentityFiles;
 use leasemux::access::trust::{Trust, Trusted, Unavailable, Verdict};
-use leasemux::edge::admin::Exporter;
+use leasemux::edge::admin::{Admin, Exporter, Readiness};
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
@@ -20,6 +20,7 @@ use leasemux::logs::fanout::Fanout;
 use leasemux::logs::replica::World;
 use leasemux::model::id::Owner;
 use leasemux::model::limits::Limits;
+use leasemux::serve::{SideRuntime, main_runtime};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
@@ -31,7 +32,11 @@ use crate::Result;
 struct Tenant(Owner, Trusted);
 
 pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: u32) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = match &listeners.admin {
+        Some(_) => main_runtime()?,
+        None => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+    };
+    let side = SideRuntime::start()?;
     runtime.block_on(async {
         let followers = TcpListener::from_std(listeners.followers)?;
         let identity = IdentityFiles::load(&dir.join(TENANT_DIR))?;
@@ -53,6 +58,14 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         let world =
             World { platform: Arc::new(source), limits: Arc::clone(&limits), metrics: metrics.clone() };
         let drain = Drain::default();
+        if let Some(listener) = listeners.admin {
+            let readiness = Readiness::default();
+            readiness.set(true);
+            let admin = Admin::new(exporter.clone(), readiness, drain.clone());
+            side.within(|| {
+                TcpListener::from_std(listener).map(|port| drain.spawn_beside(admin.serve(port)))
+            })?;
+        }
         let restarts = Restarts::new(Arc::clone(&world.platform), metrics.clone());
         let gate = Gate::new(Arc::new(tenant));
         let service = LeaseService::new(gate, Fanout::new(world), restarts, drain.clone());

@@ -50,6 +50,9 @@ pub(crate) struct Task {
     /// Replicas of the service, among which the lines are dealt out.
     #[arg(long, default_value_t = 1)]
     replicas: u32,
+    /// The gateway with the runtimes of the product and an admin port, instead of one thread.
+    #[arg(long)]
+    as_served: bool,
 }
 
 /// What a server listens on.
@@ -60,6 +63,8 @@ struct Listeners {
     followers: TcpListener,
     /// How they are secured; `None`: not at all.
     tls: Option<Arc<ServerConfig>>,
+    /// The gateway's admin port; `None`: there is none, and it has one thread.
+    admin: Option<TcpListener>,
 }
 
 /// Is a server, until the publisher goes.
@@ -74,8 +79,13 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
             Some(Arc::new(tls::server_config(certified)?))
         }
     };
-    let listeners = Listeners { ingest: listen()?, followers: listen()?, tls };
-    println!("{} {}", listeners.ingest.local_addr()?, listeners.followers.local_addr()?);
+    let admin = task.as_served.then(listen).transpose()?;
+    let listeners = Listeners { ingest: listen()?, followers: listen()?, tls, admin };
+    print!("{} {}", listeners.ingest.local_addr()?, listeners.followers.local_addr()?);
+    if let Some(admin) = &listeners.admin {
+        print!(" {}", admin.local_addr()?);
+    }
+    println!();
     std::io::stdout().flush()?;
     match task.kind {
         Kind::Raw => raw::serve(listeners),
