@@ -19,6 +19,10 @@ const WAITING_MAX_LINES: usize = 4_096;
 /// How often it is looked whether lines were lost: soon enough for whoever reads the log again, and no load.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// Of libraries that handle what strangers send, only errors are logged: they warn about single frames and handshakes, so a
+/// stranger could write thousands of lines a second. `--log-filter` shows more of a library if it names it.
+const LIBRARIES: &str = "rustls=error,h2=error,hyper=error";
+
 /// The log of a gateway. Dropping it waits until what is left is written, a second at most.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -32,8 +36,7 @@ impl Log {
     /// Begins to write to standard error what `config` has logged.
     pub(super) fn start(config: &ServeConfig) -> Self {
         let (log, queue) = Self::over(std::io::stderr());
-        // The directives were checked when the configuration was read.
-        let filter = EnvFilter::try_new(&config.log_filter).unwrap_or_default();
+        let filter = filter(&config.log_filter);
         let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue);
         // What is wrong with a line would be said on standard error by a macro that panics if that cannot be written.
         let lines = lines.log_internal_errors(false);
@@ -69,6 +72,12 @@ impl Log {
     }
 }
 
+/// The filter of these directives, which were checked when the configuration was read. Later directives for a target replace
+/// earlier ones, so these override [`LIBRARIES`] where they name a library.
+fn filter(directives: &str) -> EnvFilter {
+    EnvFilter::try_new(format!("{LIBRARIES},{directives}")).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -89,6 +98,35 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// Targets of the lines that a log with these directives has, of lines about what a stranger sent.
+    fn logged(directives: &str) -> Vec<String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines = tracing_subscriber::fmt().with_env_filter(filter(directives));
+        let subscriber = lines.with_ansi(false).without_time().with_writer(file.reopen().unwrap()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "rustls::msgs::handshake", "server name is an address");
+            tracing::warn!(target: "h2::proto::ping_pong", "acknowledged a ping that was never sent");
+            tracing::warn!(target: "hyper::proto::h2::server", "connect request with a body");
+            tracing::error!(target: "h2::proto", "error");
+            tracing::warn!(target: "leasemux::edge", "warning");
+        });
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        text.lines().map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn libraries_that_read_strangers_log_errors_only() {
+        for directives in ["info", "", "debug", "warn,leasemux=debug"] {
+            let ours: &[&str] = if directives.is_empty() { &[] } else { &["leasemux::edge:"] };
+            let expected = [&["h2::proto:"], ours].concat();
+            assert_eq!(logged(directives), expected, "{directives}");
+        }
+        assert_eq!(
+            logged("info,rustls=warn,h2::proto::ping_pong=warn"),
+            ["rustls::msgs::handshake:", "h2::proto::ping_pong:", "h2::proto:", "leasemux::edge:"]
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -78,7 +78,7 @@ pub(in crate::config) struct ServeArgs {
     /// Form of the log on standard error: text or json
     #[arg(long, env = "LEASEMUX_LOG_FORMAT", value_name = "FORM", default_value = "text")]
     pub(in crate::config) log_format: Option<String>,
-    /// What is logged, such as 'info' or 'warn,leasemux=debug'
+    /// What is logged, such as 'info' or 'warn,leasemux=debug'; of the TLS and HTTP libraries (rustls, h2, hyper) only errors, unless they are named
     #[arg(long, env = "LEASEMUX_LOG_FILTER", value_name = "FILTER", default_value = "info")]
     pub(in crate::config) log_filter: Option<String>,
     /// Stop when standard input ends (for a parent process that supervises the gateway)

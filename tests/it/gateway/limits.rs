@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Signal, getrlimit};
 
 use super::*;
 
@@ -40,6 +40,39 @@ fn a_proxy_that_is_set_up_wrongly_is_told_of_in_the_log_and_peers_by_their_own_a
     }
     let said = gateway.program.err.get();
     assert!(said.matches("as many open as one peer may").count() < 5, "{said}");
+}
+
+/// A `ClientHello` that offers nothing acceptable, and names an IP address as the server.
+fn hello_to_an_address() -> Vec<u8> {
+    let name = b"127.0.0.1";
+    let length = u8::try_from(name.len()).unwrap();
+    let mut extensions = vec![0, 0, 0, length + 5, 0, length + 3, 0, 0, length];
+    extensions.extend(name);
+    extensions.extend([0, 13, 0, 4, 0, 2, 4, 3]);
+    let mut hello = vec![3, 3];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, u8::try_from(extensions.len()).unwrap()]);
+    hello.extend(extensions);
+    let length = u8::try_from(hello.len()).unwrap();
+    let mut record = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
+    record.extend(hello);
+    record
+}
+
+#[test]
+fn server_name_that_is_an_address_is_not_logged() {
+    let flags = ["--log-filter=info"];
+    let (_world, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
+    for _ in 0..5 {
+        let mut socket = TcpStream::connect(gateway.address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(&hello_to_an_address()).unwrap();
+        let _ = socket.read_to_end(&mut Vec::new());
+    }
+    gateway.until_metric("leasemux_tls_handshakes_total{result=\"failed\"}", 5);
+    // All of the log has been written when the program has ended.
+    let done = gateway.stop(Signal::TERM);
+    assert!(!done.err.contains("rustls"), "{}", done.err);
 }
 
 #[test]
