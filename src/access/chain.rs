@@ -208,6 +208,14 @@ impl Trust for ChainTrust {
         })
     }
 
+    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
+        let name = Name::Certificate(owner.clone(), serial.clone());
+        match lock(&self.shared.cache).known(&name)? {
+            (Content::Certificate(der), hold) => Some(Trusted::held(Certificate::clone(&der), hold)),
+            (Content::Account(_), _) => None,
+        }
+    }
+
     fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
         Box::pin(async move {
             let outcome = self.shared.ask(Name::Account(owner.clone())).await;

@@ -40,7 +40,7 @@ use self::item::{Content, Name};
 use self::scan::{Look, Scanner};
 use super::account::AccountKey;
 use super::cert::Serial;
-use super::trust::{Trust, Unavailable, Verdict};
+use super::trust::{Trust, Trusted, Unavailable, Verdict};
 use crate::host::notify::{DirWatch, Notifier};
 use crate::model::id::Owner;
 
@@ -137,6 +137,10 @@ impl Trust for DirTrust {
     ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
         let verdict = self.index.certificate(owner, serial).map_or(Verdict::Unknown, Verdict::Trusted);
         Box::pin(std::future::ready(Ok(verdict)))
+    }
+
+    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
+        self.index.certificate(owner, serial)
     }
 
     fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {

@@ -130,6 +130,21 @@ impl Gate {
         }
     }
 
+    /// Returns whether the certificate of `peer` is trusted: of good form, valid now, and known. The trust source is asked
+    /// only about a certificate of which it does not know the answer already, and if `may_ask` allows it. Cancel safe.
+    pub async fn trusts(&self, peer: &Peer, now: LogTime, may_ask: impl FnOnce() -> bool) -> bool {
+        let Some(Ok(presented)) = &peer.certificate else {
+            return false;
+        };
+        if presented.check_time(now).is_err() {
+            return false;
+        }
+        match self.trust.known_certificate(presented.owner(), presented.serial()) {
+            Some(trusted) => trusted.der() == presented.der(),
+            None => may_ask() && self.admit_certificate(presented, now).await.is_ok(),
+        }
+    }
+
     async fn admit_certificate(&self, presented: &Presented, now: LogTime) -> Result<Admission, Refusal> {
         presented.check_time(now)?;
         // Taken before the answer is waited for, like `now`: together they place the end of the period. At the very end a
@@ -225,7 +240,7 @@ mod tests {
     use crate::access::refusal::Lifetime;
     use crate::access::testing::{NOW, Tenant};
     use crate::access::token::{Algorithm, Claims};
-    use crate::access::trust::{Trusted, Unavailable};
+    use crate::access::trust::{AnyOf, Trusted, Unavailable};
     use crate::access::wallet::{Wallet, Words};
     use crate::model::id::LeaseId;
     use crate::model::id::Owner;
@@ -315,6 +330,51 @@ mod tests {
             assert_eq!(refusal, expected);
         }
         assert!(double.asked.lock().unwrap().is_empty());
+    }
+
+    /// Has this certificate at hand, and is not to be asked about it.
+    #[derive(Debug)]
+    struct AtHand(Trusted);
+
+    impl Trust for AtHand {
+        fn certificate<'a>(
+            &'a self,
+            _: &'a Owner,
+            _: &'a Serial,
+        ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+            panic!("asked")
+        }
+
+        fn known_certificate(&self, _: &Owner, _: &Serial) -> Option<Trusted> {
+            Some(self.0.clone())
+        }
+
+        fn account<'a>(&'a self, _: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+            panic!("asked")
+        }
+    }
+
+    #[tokio::test]
+    async fn known_certificate_is_trusted_without_a_question() {
+        let (good, other) = (Tenant::new(1, 1).certificate(), Tenant::new(2, 1).certificate());
+        let gate = Gate::new(Arc::new(AtHand(Trusted::new(good.as_ref().into()))));
+        let refuse = || panic!("asked");
+        assert!(gate.trusts(&peer(&good), NOW, refuse).await);
+        assert!(!gate.trusts(&peer(&other), NOW, refuse).await);
+        assert!(!gate.trusts(&Peer::new(None), NOW, refuse).await);
+        assert!(!gate.trusts(&peer(&b"x".to_vec().into()), NOW, refuse).await);
+        let expired = later(YEAR + Duration::from_nanos(1));
+        assert!(!gate.trusts(&peer(&good), expired, refuse).await);
+    }
+
+    #[tokio::test]
+    async fn unknown_certificate_is_asked_about_if_allowed() {
+        let good = Tenant::new(1, 1).certificate();
+        let (gate, trusted) = trusting(&good);
+        assert!(!gate.trusts(&peer(&good), NOW, || false).await);
+        assert!(gate.trusts(&peer(&good), NOW, || true).await);
+        let sources = AnyOf(vec![Arc::new(AtHand(trusted)) as Arc<dyn Trust>]);
+        assert!(Gate::new(Arc::new(sources)).trusts(&peer(&good), NOW, || false).await);
     }
 
     #[tokio::test]

@@ -39,6 +39,8 @@ pub(super) struct Entrance {
 pub(super) struct Admitted {
     /// Where it really comes from.
     pub(super) address: SocketAddr,
+    /// Its peer is shut out: the connection may go on only with a trusted certificate.
+    pub(super) must_prove: bool,
     _of_peer: Held<PeerNet>,
 }
 
@@ -92,11 +94,15 @@ impl Entrance {
             self.refuse(ConnectionRefusal::PeerLimit, real, &"it has as many open as one peer may");
             return None;
         };
-        if let Err(exceeded) = self.peers.listen(peer, Instant::now().into_std()) {
-            self.refuse(ConnectionRefusal::AuthFailures, real, &exceeded);
+        let now = Instant::now().into_std();
+        let shut_out = self.peers.listen(peer, now).err();
+        if let Some(exceeded) = &shut_out
+            && !self.peers.may_prove(peer, now)
+        {
+            self.refuse(ConnectionRefusal::AuthFailures, real, exceeded);
             return None;
         }
-        Some(Admitted { address: real, _of_peer: of_peer })
+        Some(Admitted { address: real, must_prove: shut_out.is_some(), _of_peer: of_peer })
     }
 
     /// Notes that the peer's handshake failed by its own fault.

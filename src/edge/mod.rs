@@ -2,10 +2,12 @@
 
 pub mod admin;
 mod audit;
+mod auth_state;
 mod calls;
 pub mod connection;
 pub mod drain;
 mod entrance;
+mod fault;
 mod frame_limit;
 mod guard;
 mod idle;
@@ -13,6 +15,7 @@ mod peers;
 mod proxy;
 pub mod quotas;
 pub mod request;
+mod request_body;
 pub mod response;
 pub mod server;
 pub mod service;

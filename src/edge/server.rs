@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
-use super::connection::Connections;
+use super::connection::{Connections, Origin};
 use super::drain::Drain;
 use super::entrance::{Admitted, Entrance};
 use super::service::SERVICE;
@@ -146,8 +146,22 @@ impl Server {
             Err(_) => return taken.ended(ConnectionEnd::Handshake),
         };
         metrics.handshake_time.record(began.elapsed().as_secs_f64());
-        let identity = Peer::new(io.peer_certificates());
-        taken.ended(self.connections.serve(io, identity, Some(peer)).await);
+        let public_name = io.server_name().and_then(|name| self.tls.public_name(name));
+        let mut origin = Origin::new(Peer::new(io.peer_certificates()), Some(peer));
+        origin.public_name = public_name;
+        if admitted.must_prove {
+            let proof = self.connections.prove(&mut origin);
+            let proved = tokio::select! {
+                biased;
+                () = self.drain.draining() => return taken.ended(ConnectionEnd::Drain),
+                proved = tokio::time::timeout(self.limits.connection.handshake, proof) => proved,
+            };
+            if proved != Ok(true) {
+                tracing::debug!(%peer, "connection closed: its peer is shut out and showed no trusted certificate");
+                return taken.ended(ConnectionEnd::ShutOut);
+            }
+        }
+        taken.ended(self.connections.serve_from(io, origin).await);
     }
 
     async fn shake_hands(

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Request, Response};
-use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::read::read;
 use super::audit::{Audit, Case};
+use super::auth_state::AuthState;
 use super::drain::Drain;
 use super::guard::Watched;
 use super::peers::Peers;
 use super::quotas::Quotas;
+use super::request_body::{Messages, Meter, RequestBody};
 use super::response::{self, ResponseBody};
 use super::status::{CallError, of_end};
 use crate::access::gate::{Admission, Gate, Peer};
@@ -55,6 +56,19 @@ pub enum Method {
     Status,
     /// `ServiceRestart`.
     Restart,
+}
+
+/// What is known of a caller by the connection that its calls come over. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// What the handshake showed.
+    pub(super) peer: Peer,
+    /// Where it comes from, if that is known.
+    pub(super) net: Option<PeerNet>,
+    /// The public host that the client asked for, if clients of that name are not asked for a certificate.
+    pub(super) public_name: Option<Arc<str>>,
+    /// What the calls have shown.
+    pub(super) auth: AuthState,
 }
 
 /// The lease service. Cloning is cheap.
@@ -113,7 +127,7 @@ impl LeaseService {
         let history = HistoryPermits::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
         let audit = Audit::new(limits.audit_refusals_per_minute);
-        let peers = Peers::new(&limits.connection, limits.quota.auth_failures_per_minute);
+        let peers = Peers::new(&limits.connection, &limits.quota);
         Self { gate, fanout, history, restarts, audit, quotas, peers, drain }
     }
 
@@ -122,21 +136,27 @@ impl LeaseService {
         &self.peers
     }
 
-    /// Answers one call over a connection of `peer`, who comes from `net`. A stream that comes of it is announced to `watched`.
+    /// Whether the certificate of `peer`, which is shut out, is trusted.
+    pub(super) async fn trusts(&self, peer: &Peer, net: Option<PeerNet>) -> bool {
+        let may_ask = || net.is_none_or(|net| self.peers.may_ask_about(net, Instant::now().into_std()));
+        self.gate.trusts(peer, LogTime::now(), may_ask).await
+    }
+
+    /// Answers one call of `caller`. A stream that comes of it is announced to `watched`.
     pub(super) async fn call(
         self,
         method: Method,
-        peer: Peer,
-        net: Option<PeerNet>,
-        request: Request<Incoming>,
+        caller: Caller,
+        request: Request<RequestBody>,
         watched: Watched,
     ) -> Response<ResponseBody> {
-        let case = self.audit.case(method, net);
-        match self.try_call(method, &peer, net, request, &watched, &case).await {
+        let case = self.audit.case(method, caller.net);
+        match self.try_call(method, &caller, request, &watched, &case).await {
             Ok(response) => response,
             Err(error) => {
                 match &error {
                     CallError::Refused(refusal) => case.refused(refusal.reason()),
+                    CallError::NoCredentialsBy(_) => case.refused(Refusal::NoCredentials.reason()),
                     CallError::Quota(exceeded) => case.refused(exceeded.quota.label()),
                     _ => {}
                 }
@@ -145,15 +165,35 @@ impl LeaseService {
         }
     }
 
-    /// A call that needs no credentials: counted as open for as long as the answer lives.
+    /// Admits a call that needs no credentials. It counts as open until what is returned is dropped; further messages in the
+    /// request count as calls.
     ///
     /// # Errors
-    /// What is answered if the peer has too many open.
-    pub(super) fn other_call(&self, net: PeerNet) -> Result<Held<PeerNet>, Box<Response<ResponseBody>>> {
-        self.peers.open_call(net).map_err(|exceeded| {
-            self.audit.other_case(net).refused(exceeded.quota.label());
-            Box::new(self.refuse(&exceeded.into()))
-        })
+    /// The response, if the peer has too many open, calls too often, or is shut out.
+    pub(super) fn other_call(
+        &self,
+        caller: &Caller,
+        request: &mut Request<RequestBody>,
+    ) -> Result<Option<Held<PeerNet>>, Box<Response<ResponseBody>>> {
+        let Some(net) = caller.net else {
+            return Ok(None);
+        };
+        let now = Instant::now().into_std();
+        let shut_out = if caller.auth.is_authenticated() { Ok(()) } else { self.peers.listen(net, now) };
+        let held = match shut_out.and_then(|()| self.peers.open_call(net, now)) {
+            Ok(held) => held,
+            Err(exceeded) => {
+                match exceeded.quota {
+                    Quota::AuthFailuresPerPeer => caller.auth.shut_out_refused(),
+                    _ => caller.auth.rate_refused(),
+                }
+                self.audit.other_case(net).refused(exceeded.quota.label());
+                return Err(Box::new(self.refuse(&exceeded.into())));
+            }
+        };
+        let (peers, auth, messages) = (self.peers.clone(), caller.auth.clone(), Messages::default());
+        request.body_mut().set_meter(Meter { peers, net, auth, messages });
+        Ok(Some(held))
     }
 
     /// What is answered to a call that failed; it is counted whom and what was refused, for that it was is counted with all calls.
@@ -161,6 +201,7 @@ impl LeaseService {
         let metrics = &self.fanout.world().metrics;
         match error {
             CallError::Refused(refusal) => metrics.auth_refusals.count(refusal.reason()),
+            CallError::NoCredentialsBy(_) => metrics.auth_refusals.count(Refusal::NoCredentials.reason()),
             CallError::Quota(exceeded) => metrics.quota_refusals.of(exceeded.quota).increment(1),
             _ => {}
         }
@@ -172,21 +213,21 @@ impl LeaseService {
     async fn try_call(
         &self,
         method: Method,
-        peer: &Peer,
-        net: Option<PeerNet>,
-        request: Request<Incoming>,
+        caller: &Caller,
+        request: Request<RequestBody>,
         watched: &Watched,
         case: &Case,
     ) -> Result<Response<ResponseBody>, CallError> {
-        let authorization = request.headers().get_all(http::header::AUTHORIZATION);
-        let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
-        let admission = self.admit(peer, net, &authorization, case).await?;
-        if self.drain.is_draining() {
-            return Err(CallError::Draining);
-        }
-        watched.keep(self.quotas.call(admission.identity.owner(), Instant::now().into_std())?);
-        let message =
-            read(request.into_body(), self.fanout.world().limits.connection.request_max_bytes).await?;
+        let (head, body) = request.into_parts();
+        let begun = self.begin(caller, &head.headers, watched, case).await;
+        let admission = match begun {
+            Ok(admission) => admission,
+            Err(error) => {
+                body.finish().await;
+                return Err(error);
+            }
+        };
+        let message = read(body, self.fanout.world().limits.connection.request_max_bytes).await?;
         match method {
             Method::Logs => self.logs(&message, admission, watched, case).await,
             Method::Status => self.status(&message, admission, watched, case).await,
@@ -194,36 +235,61 @@ impl LeaseService {
         }
     }
 
-    /// Establishes who calls, unless their address has failed in that too often.
+    /// Does what a call needs before its request is read.
+    async fn begin(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        watched: &Watched,
+        case: &Case,
+    ) -> Result<Admission, CallError> {
+        let authorization = headers.get_all(http::header::AUTHORIZATION);
+        let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
+        let admission = self.admit(caller, &authorization, case).await?;
+        if self.drain.is_draining() {
+            return Err(CallError::Draining);
+        }
+        watched.keep(self.quotas.call(admission.identity.owner(), Instant::now().into_std())?);
+        Ok(admission)
+    }
+
+    /// Establishes who calls, unless their address is shut out and this connection has not shown before who they are.
     async fn admit(
         &self,
-        peer: &Peer,
-        net: Option<PeerNet>,
+        caller: &Caller,
         authorization: &[&[u8]],
         case: &Case,
     ) -> Result<Admission, CallError> {
-        if let Some(net) = net {
-            self.peers.listen(net, Instant::now().into_std())?;
+        if let Some(net) = caller.net
+            && !caller.auth.may_call()
+        {
+            let listened = self.peers.listen(net, Instant::now().into_std());
+            listened.inspect_err(|_| caller.auth.shut_out_refused())?;
         }
-        let admitted = self.gate.admit(peer, authorization, LogTime::now()).await;
+        let admitted = self.gate.admit(&caller.peer, authorization, LogTime::now()).await;
         let admission = admitted.map_err(|denial| {
             if let Some(who) = denial.claimed {
                 case.claimed(who);
             }
-            if let Some(net) = net
-                && denial.refusal.kind() == refusal::Kind::Unauthenticated
-            {
-                self.peers.failed(net, Instant::now().into_std());
+            if denial.refusal.kind() == refusal::Kind::Unauthenticated {
+                caller.auth.failed();
+                if let Some(net) = caller.net {
+                    self.peers.failed(net, Instant::now().into_std());
+                }
             }
-            self.denied(denial.refusal)
+            self.denied(denial.refusal, caller)
         })?;
+        caller.auth.succeeded();
         case.proved(admission.identity.owner().clone());
         Ok(admission)
     }
 
     /// Whether somebody is to be believed may cost more than there is: that is a quota, like any other, and also why a caller did
     /// not come in, so it is counted as both.
-    fn denied(&self, refusal: Refusal) -> CallError {
+    fn denied(&self, refusal: Refusal, caller: &Caller) -> CallError {
+        if let (Refusal::NoCredentials, Some(host)) = (refusal, &caller.public_name) {
+            return CallError::NoCredentialsBy(Arc::clone(host));
+        }
         if refusal != Refusal::TrustBusy {
             return refusal.into();
         }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
@@ -47,6 +48,8 @@ pub enum CallError {
     },
     /// The caller may not.
     Refused(Refusal),
+    /// No credentials, over a connection that asked for this public host, where clients are not asked for a certificate.
+    NoCredentialsBy(Arc<str>),
     /// There is no such lease here, and it is the caller's own.
     NoLease,
     /// The lease has no such service or replica.
@@ -83,6 +86,13 @@ impl CallError {
         match self {
             Self::BadRequest { field, description } => bad_request(field, description),
             Self::Refused(refusal) => refused(*refusal),
+            Self::NoCredentialsBy(host) => {
+                let refusal = Refusal::NoCredentials;
+                let words = format!(
+                    "{refusal}; {host} does not ask for a certificate: connect to mtls.{host} to use one"
+                );
+                status(Code::Unauthenticated, words, refusal.reason())
+            }
             Self::NoLease => status(Code::NotFound, "the lease is not here", "LEASE_NOT_FOUND"),
             Self::Missing(Missing::Service(service)) => {
                 status(Code::NotFound, format!("the lease has no service {service}"), "SERVICE_NOT_FOUND")

@@ -89,7 +89,7 @@ pub struct Limits {
     /// called back. An hour is more than Akash's command line and Console ask for; at most [`TOKEN_LIFETIME_MAX`].
     pub token_lifetime: Duration,
     /// Refusals of one peer per minute that the audit log tells, so that it fills no disk; 0 = all. As many as a peer may fail to say
-    /// who it is, before it is not listened to any more.
+    /// who it is, before it is shut out.
     pub audit_refusals_per_minute: u32,
     /// Of connections.
     pub connection: ConnectionLimits,

@@ -37,10 +37,12 @@ label! {
         HistoryRate = "history_rate",
         /// Bytes of older lines per second, of one owner.
         HistoryRatePerOwner = "history_rate_per_owner",
-        /// Calls without valid credentials, and handshakes that fail, of one peer address per minute.
+        /// Calls without valid credentials, broken handshakes and broken HTTP/2 connections of one peer address per minute.
         AuthFailuresPerPeer = "auth_failures_per_peer",
         /// Calls of health and reflection open at once, which need no credentials, of one peer address.
         OpenCallsPerPeer = "open_calls_per_peer",
+        /// Calls of health and reflection, which need no credentials, of one peer address per second.
+        OpenCallRatePerPeer = "open_call_rate_per_peer",
         /// Questions to an Akash node about callers who are not known yet, of all, per second.
         ChainQueries = "chain_queries",
     }
@@ -128,12 +130,16 @@ impl fmt::Display for Exceeded {
             ),
             Quota::AuthFailuresPerPeer => write!(
                 f,
-                "more than {limit} failed authentications from this address within a minute; \
-                 it is not listened to for a while"
+                "more than {limit} failed authentications or broken connections from this address within a minute; \
+                 try again later, or connect with a trusted certificate"
             ),
             Quota::OpenCallsPerPeer => write!(
                 f,
                 "at most {limit} calls of services that need no credentials are open at once from one address"
+            ),
+            Quota::OpenCallRatePerPeer => write!(
+                f,
+                "at most {limit} calls a second of services that need no credentials are answered to one address"
             ),
             Quota::ChainQueries => write!(
                 f,

@@ -3,6 +3,7 @@
 mod beside;
 mod callers;
 mod cursors;
+mod early;
 mod requests;
 mod tokens;
 

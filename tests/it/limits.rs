@@ -19,6 +19,7 @@ mod control_frames;
 mod floods;
 mod history;
 mod idle;
+mod shut_out;
 mod untaken;
 
 /// Two tenants of one gateway, each with a replica that runs.
@@ -231,7 +232,7 @@ async fn an_address_that_fails_too_often_is_not_listened_to_and_its_streams_go_o
         "{retry_after:?}"
     );
     assert!(!status.message().contains("192.0.2"), "{status:?}");
-    // Nor is anybody else at that address; but at another.
+    // Nor is anybody else at that address, on a connection that has not shown who they are; but at another.
     let status = calls(known.clone(), bad).await.service_logs(two.scene.request()).await.unwrap_err();
     used_up(&status, "auth_failures_per_peer", "peer", 3);
     calls(known.clone(), good).await.service_logs(two.scene.request()).await.unwrap();

@@ -35,7 +35,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::transport::{Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 
 use crate::support::gateway::{Gateway, proto_lease};
@@ -175,16 +175,21 @@ impl Secure {
     }
 }
 
-/// How a call over this connection is refused.
-async fn call_over(stream: TlsStream<TcpStream>) -> Status {
+/// A client over this connection.
+async fn client_over(stream: TlsStream<TcpStream>) -> LeaseRpcClient<Channel> {
     let mut stream = Some(TokioIo::new(stream));
     let once = tower::service_fn(move |_: Uri| {
         std::future::ready(stream.take().ok_or_else(|| std::io::Error::other("one connection only")))
     });
     let endpoint = Endpoint::from_static("http://gateway");
     let connected = timeout(DEADLINE, endpoint.connect_with_connector(once)).await;
-    let channel = connected.unwrap().unwrap();
-    let call = async { LeaseRpcClient::new(channel).service_logs(ServiceLogsRequest::default()).await };
+    LeaseRpcClient::new(connected.unwrap().unwrap())
+}
+
+/// How a call over this connection is refused.
+async fn call_over(stream: TlsStream<TcpStream>) -> Status {
+    let mut client = client_over(stream).await;
+    let call = client.service_logs(ServiceLogsRequest::default());
     timeout(DEADLINE, call).await.unwrap().unwrap_err()
 }
 
@@ -404,6 +409,10 @@ async fn the_public_name_gets_its_own_certificate_and_no_question() {
         let status = call_over(stream).await;
         let told = if asked { "CERTIFICATE_UNKNOWN" } else { "CREDENTIALS_MISSING" };
         assert_eq!(reason(&status), told, "{name}");
+        // Why the certificate was not asked for, and where it is.
+        let hint = "a client certificate or a token is required; gw.example.com does not ask for a certificate: \
+                    connect to mtls.gw.example.com to use one";
+        assert_eq!(status.message() == hint, !asked, "{name}: {status:?}");
     }
 }
 

@@ -120,6 +120,11 @@ impl Cache {
         }
     }
 
+    /// Returns what was found under this name last, however long ago it was confirmed. Does not count as a use of it.
+    pub(super) fn known(&self, name: &Name) -> Option<(Content, Hold)> {
+        self.good.get(name).map(|good| (good.content.clone(), good.hold.clone()))
+    }
+
     /// What running streams stand on and must be confirmed now, what was confirmed longest ago first.
     pub(super) fn due(&self, now: Instant) -> Vec<Name> {
         let due = self.good.iter().filter(|(_, good)| {

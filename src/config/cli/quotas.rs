@@ -17,9 +17,12 @@ pub(in crate::config) struct QuotaArgs {
     /// Calls of all owners per second; 0 = no limit. All streams may come back at once
     #[arg(long, env = "LEASEMUX_REQUESTS_PER_SECOND_IN_ALL", value_name = "N", default_value = "2000")]
     pub(in crate::config) requests_per_second_in_all: Option<String>,
-    /// Failed authentications from one address per minute, after which it is not listened to for a minute; 0 = no limit
+    /// Failed authentications and broken connections from one address per minute, after which it is shut out for a minute; 0 = no limit
     #[arg(long, env = "LEASEMUX_AUTH_FAILURES_PER_MINUTE", value_name = "N", default_value = "60")]
     pub(in crate::config) auth_failures_per_minute: Option<String>,
+    /// Calls of health and reflection from one address per second, which need no credentials; 0 = no limit
+    #[arg(long, env = "LEASEMUX_OPEN_CALLS_PER_SECOND", value_name = "N", default_value = "20")]
+    pub(in crate::config) open_calls_per_second: Option<String>,
     /// Replicas that one request may choose, for logs, status or restart
     #[arg(long, env = "LEASEMUX_MAX_REPLICAS_PER_REQUEST", value_name = "N", default_value = "1024")]
     pub(in crate::config) max_replicas_per_request: Option<String>,

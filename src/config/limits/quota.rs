@@ -33,6 +33,7 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
     let requests_in_all =
         read.one("requests_per_second_in_all", args.requests_per_second_in_all.as_ref(), rate());
     let failures = read.one("auth_failures_per_minute", args.auth_failures_per_minute.as_ref(), rate());
+    let open_calls = read.one("open_calls_per_second", args.open_calls_per_second.as_ref(), rate());
     let replicas = number(1..=STREAM_REPLICAS_MAX);
     let replicas = read.one("max_replicas_per_request", args.max_replicas_per_request.as_ref(), replicas);
     let filters = number(1..=FILTERS_MAX);
@@ -57,6 +58,7 @@ pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLi
         requests_per_second: requests?,
         requests_per_second_in_all: requests_in_all?,
         auth_failures_per_minute: failures?,
+        open_calls_per_second: open_calls?,
         replicas_per_request: replicas?,
         filters_per_request: filters?,
         restarts_per_hour: restarts?,

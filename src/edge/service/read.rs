@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Incoming;
 
+use crate::edge::request_body::RequestBody;
 use crate::edge::status::CallError;
 use crate::model::proto::PREFIX_BYTES;
 
@@ -13,7 +13,7 @@ use crate::model::proto::PREFIX_BYTES;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The one message of a call, without its prefix; of at most `max_bytes`.
-pub(super) async fn read(body: Incoming, max_bytes: usize) -> Result<Bytes, CallError> {
+pub(super) async fn read(body: RequestBody, max_bytes: usize) -> Result<Bytes, CallError> {
     let limited = Limited::new(body, max_bytes + PREFIX_BYTES);
     let collected = tokio::time::timeout(REQUEST_TIMEOUT, limited.collect());
     let collected = collected.await.map_err(|_| CallError::RequestTimeout)?.map_err(|error| {

@@ -40,12 +40,23 @@ impl Offers {
 
     /// For a client that asks for `name`, or for none.
     pub(super) fn of(&self, name: Option<&str>) -> Arc<ServerConfig> {
-        let public = self.public.as_ref().filter(|public| {
-            // A name may end in a dot, which is the same one.
-            let name = name.map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
-            name.is_some_and(|name| public.hosts.contains(&name))
-        });
+        let public = self.public.as_ref().filter(|public| name.and_then(|name| public.host(name)).is_some());
         Arc::clone(public.map_or(&self.other, |public| &public.config))
+    }
+
+    /// Returns the public host that `name` means, if clients that ask for it are not asked for a certificate.
+    pub(in crate::edge) fn public_name(&self, name: &str) -> Option<Arc<str>> {
+        self.public.as_ref()?.host(name).map(Arc::from)
+    }
+}
+
+// === impl Public ===
+
+impl Public {
+    fn host(&self, name: &str) -> Option<&str> {
+        // A name may end in a dot, which is the same one.
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        self.hosts.get(&name).map(String::as_str)
     }
 }
 

@@ -128,6 +128,11 @@ impl<IO> TlsStream<IO> {
         self.tls.peer_certificates()
     }
 
+    /// The name that the client asked for (SNI), if any.
+    pub fn server_name(&self) -> Option<&str> {
+        self.tls.server_name()
+    }
+
     /// The connection below.
     pub fn get_ref(&self) -> &IO {
         &self.io

@@ -21,6 +21,9 @@ pub struct QuotaLimits {
     /// Calls and handshakes of one peer address per minute that fail to establish who it is; 0 = as many as they like. A client
     /// that is set up wrongly and tries each second does not pass it by much; one that guesses does.
     pub auth_failures_per_minute: u32,
+    /// Calls of health and reflection from one peer address per second; 0 = no limit. They need no credentials, so no owner's
+    /// quota bounds them. Probes and balancers call every few seconds each; a reflection client sends some dozens at once.
+    pub open_calls_per_second: u32,
     /// Replicas that one request may choose; at most [`STREAM_REPLICAS_MAX`], which is what clients reckon with. Each that is followed
     /// costs a lane, and its ring if nobody else follows it.
     pub replicas_per_request: usize,
@@ -59,6 +62,7 @@ impl Default for QuotaLimits {
             requests_per_second: 100,
             requests_per_second_in_all: 2_000,
             auth_failures_per_minute: 60,
+            open_calls_per_second: 20,
             replicas_per_request: STREAM_REPLICAS_MAX,
             filters_per_request: FILTERS_MAX,
             restarts_per_hour: 60,

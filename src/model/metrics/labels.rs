@@ -161,10 +161,14 @@ label! {
     pub enum ConnectionEnd as "reason" {
         /// Its peer ended it.
         Peer = "peer",
-        /// It broke, or its peer did not keep to HTTP/2.
+        /// It broke off.
         Error = "error",
         /// Its peer sent too many HTTP/2 control frames.
         Flood = "flood",
+        /// Its peer broke HTTP/2 or TLS, or flooded it with frames. Counts as a failure of the peer.
+        PeerFault = "peer_fault",
+        /// Its peer was shut out, and it had not authenticated.
+        ShutOut = "shut_out",
         /// Its TLS handshake did not succeed.
         Handshake = "handshake",
         /// Its peer made no call in time, or had none open for long.

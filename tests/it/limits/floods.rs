@@ -14,11 +14,11 @@ use crate::support::replica;
 
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
+pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
+pub(super) const CONTINUATION: u8 = 9;
 
 pub(super) const END_HEADERS: u8 = 4;
 
@@ -77,7 +77,7 @@ pub(super) async fn flood(
     goodbye(&heard)
 }
 
-fn goodbye(mut heard: &[u8]) -> Option<u32> {
+pub(super) fn goodbye(mut heard: &[u8]) -> Option<u32> {
     let mut error = None;
     while heard.len() >= 9 {
         let length = usize::from(heard[0]) << 16 | usize::from(heard[1]) << 8 | usize::from(heard[2]);

@@ -129,18 +129,100 @@ async fn an_address_that_breaks_handshakes_is_soon_closed_before_them() {
     limits.quota.auth_failures_per_minute = 5;
     let secure = Secure::behind(&["127.0.0.1"], limits).await;
     let bad = header("192.0.2.1:1000");
-    let broken = async {
-        while secure.refused("auth_failures") == 0 {
-            let mut socket = secure.dial_through(&bad).await;
+    timeout(DEADLINE, secure.break_handshakes_until_refused(&bad)).await.unwrap();
+    let socket = secure.dial_through(&bad).await;
+    assert!(secure.is_shut_out(socket, None).await, "not even a good one");
+    drop(secure.is_open_through(&header("192.0.2.2:1000")).await);
+    // Those that are let pass, and those in which a certificate could have been shown.
+    let failed = secure.gateway.metric("leasemux_tls_handshakes_total{result=\"failed\"}");
+    assert!((5..5 + 20 + SLOW_MACHINE).contains(&failed), "{failed}");
+}
+
+/// Handshakes that a shut-out peer may have made meanwhile beside the first ones, at five a second: as many as in the whole
+/// deadline.
+const SLOW_MACHINE: u64 = 5 * DEADLINE.as_secs();
+
+impl Secure {
+    /// Breaks handshakes until the peer is shut out, and has made all those that it may even so.
+    async fn break_handshakes_until_refused(&self, from: &[u8]) {
+        while self.refused("auth_failures") == 0 {
+            let mut socket = self.dial_through(from).await;
             let _ = socket.write_all(&hello_of_tls_1_2()).await;
             let _ = socket.read_to_end(&mut Vec::new()).await;
         }
+    }
+
+    /// Breaks handshakes until the peer is shut out.
+    async fn break_handshakes(&self, from: &[u8], times: usize) {
+        for _ in 0..times {
+            let mut socket = self.dial_through(from).await;
+            let _ = socket.write_all(&hello_of_tls_1_2()).await;
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+        }
+    }
+
+    /// Whether the gateway closes this connection before it says anything of HTTP/2.
+    async fn is_shut_out(&self, socket: TcpStream, identity: Option<CertifiedKey>) -> bool {
+        match self.handshake_over(socket, identity).await {
+            Err(_) => true,
+            // Its settings come first, otherwise.
+            Ok(mut stream) => {
+                let _ = stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+                let read = timeout(DEADLINE, stream.read(&mut [0; 64])).await.expect("closed, or answered");
+                !matches!(read, Ok(1..))
+            }
+        }
+    }
+}
+
+/// The certificate and key of a tenant.
+fn identity_of(tenant: &Tenant) -> CertifiedKey {
+    let (chain, key) = IdentityFiles::load(&tenant.identity).unwrap().into_parts();
+    let key = aws_lc_rs::default_provider().key_provider.load_private_key(key).unwrap();
+    CertifiedKey::new(chain, key)
+}
+
+#[tokio::test]
+async fn trusted_certificate_is_admitted_from_shut_out_peer() {
+    let mut limits = Limits::default();
+    limits.quota.auth_failures_per_minute = 5;
+    let secure = Secure::behind(&["127.0.0.1"], limits).await;
+    let (tenant, stranger) = (secure.tenant("tenant"), secure.tenant("stranger"));
+    tenant.print(&secure.gateway, "a line\n");
+    secure.trust(&tenant);
+    // Is trusted once the directory has been read.
+    let known = async {
+        loop {
+            let socket = secure.dial_through(&header("192.0.2.2:1000")).await;
+            let stream = secure.handshake_over(socket, Some(identity_of(&tenant))).await.unwrap();
+            if client_over(stream).await.service_logs(tenant.request()).await.is_ok() {
+                return;
+            }
+        }
     };
-    timeout(DEADLINE, broken).await.unwrap();
-    let socket = secure.dial_through(&bad).await;
-    assert!(secure.handshake_over(socket, None).await.is_err(), "not even a good one");
-    drop(secure.is_open_through(&header("192.0.2.2:1000")).await);
-    assert_eq!(secure.gateway.metric("leasemux_tls_handshakes_total{result=\"failed\"}"), 5);
+    timeout(DEADLINE, known).await.unwrap();
+    let shut_out = header("192.0.2.1:1000");
+    secure.break_handshakes(&shut_out, 5).await;
+    for (kind, identity) in [
+        ("none", None),
+        ("unknown", Some(identity_of(&stranger))),
+        ("of another form", Some(shaped(|params| params.is_ca = IsCa::NoCa))),
+    ] {
+        let socket = secure.dial_through(&shut_out).await;
+        assert!(secure.is_shut_out(socket, identity).await, "{kind}");
+    }
+    // The tenant behind the same address is let in, and called for as ever.
+    for _ in 0..3 {
+        let socket = secure.dial_through(&shut_out).await;
+        let stream = secure.handshake_over(socket, Some(identity_of(&tenant))).await.unwrap();
+        let mut client = client_over(stream).await;
+        let mut logs = client.service_logs(tenant.request()).await.unwrap().into_inner();
+        read(&mut logs, "a line\n").await;
+    }
+    // A flood of handshakes has an end nevertheless.
+    timeout(DEADLINE, secure.break_handshakes_until_refused(&shut_out)).await.unwrap();
+    let closed = |reason| format!("leasemux_connections_closed_total{{reason=\"{reason}\"}}");
+    assert_eq!(secure.gateway.metric(&closed("shut_out")), 3);
 }
 
 #[tokio::test]
