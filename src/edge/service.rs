@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::read::read;
+use self::read::{Encoding, read};
 use super::audit::{Audit, Case};
 use super::auth_state::AuthState;
 use super::drain::Drain;
@@ -220,14 +220,14 @@ impl LeaseService {
     ) -> Result<Response<ResponseBody>, CallError> {
         let (head, body) = request.into_parts();
         let begun = self.begin(caller, &head.headers, watched, case).await;
-        let admission = match begun {
-            Ok(admission) => admission,
+        let (admission, encoding) = match begun {
+            Ok(begun) => begun,
             Err(error) => {
                 body.finish().await;
                 return Err(error);
             }
         };
-        let message = read(body, self.fanout.world().limits.connection.request_max_bytes).await?;
+        let message = read(body, encoding, self.fanout.world().limits.connection.request_max_bytes).await?;
         match method {
             Method::Logs => self.logs(&message, admission, watched, case).await,
             Method::Status => self.status(&message, admission, watched, case).await,
@@ -242,7 +242,7 @@ impl LeaseService {
         headers: &HeaderMap,
         watched: &Watched,
         case: &Case,
-    ) -> Result<Admission, CallError> {
+    ) -> Result<(Admission, Encoding), CallError> {
         let authorization = headers.get_all(http::header::AUTHORIZATION);
         let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
         let admission = self.admit(caller, &authorization, case).await?;
@@ -250,7 +250,7 @@ impl LeaseService {
             return Err(CallError::Draining);
         }
         watched.keep(self.quotas.call(admission.identity.owner(), Instant::now().into_std())?);
-        Ok(admission)
+        Ok((admission, Encoding::of(headers)?))
     }
 
     /// Establishes who calls, unless their address is shut out and this connection has not shown before who they are.

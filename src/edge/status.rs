@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
@@ -21,6 +22,9 @@ use crate::stream::End;
 
 /// Domain of the reasons in `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "leasemux";
+
+/// Encodings of a request message that are supported, as gRPC names them.
+const ENCODINGS: &str = "identity,gzip";
 
 /// How long a caller should wait before trying again what is unavailable.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -64,6 +68,8 @@ pub enum CallError {
     Platform(platform::Error),
     /// Not offered.
     Unimplemented(&'static str),
+    /// The request is compressed in a way that is not supported.
+    Encoding,
     /// Too slow in sending the request.
     RequestTimeout,
 }
@@ -110,6 +116,12 @@ impl CallError {
             Self::Draining => draining(),
             Self::Platform(error) => platform_failed(error),
             Self::Unimplemented(what) => status(Code::Unimplemented, *what, "NOT_OFFERED"),
+            Self::Encoding => {
+                let words = format!("grpc-encoding: the request must be compressed with one of {ENCODINGS}");
+                let mut status = status(Code::Unimplemented, words, "NOT_OFFERED");
+                status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static(ENCODINGS));
+                status
+            }
             Self::RequestTimeout => {
                 status(Code::DeadlineExceeded, "the request did not arrive in time", "REQUEST_TIMEOUT")
             }

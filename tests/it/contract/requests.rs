@@ -1,5 +1,9 @@
 //! Requests that make no sense, byte for byte.
 
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use leasemux::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, FILTERS_MAX, Limits, STREAM_REPLICAS_MAX};
 use leasemux::model::proto::lease::{
     Cursor, OnLag, ServiceFilter, ServiceLogsRequest, ServiceLogsResponse, ServiceRestartRequest,
@@ -463,4 +467,32 @@ async fn who_does_not_speak_http_2_is_cut_off_alone() {
     assert!(half.await.is_err());
     drop(raw);
     caller.scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn gzip_request_is_answered_and_other_encodings_are_named() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
+    scene.gateway.world.print(&run, ["a line\n"]);
+    let mut raw = Raw::new(scene.gateway.connect(Some(scene.certificate.clone()))).await;
+    let packed = |message: &[u8]| {
+        let mut gz = GzEncoder::new(Vec::new(), Compression::default());
+        gz.write_all(message).unwrap();
+        let mut body = framed(&gz.finish().unwrap());
+        body[0] = 1;
+        body
+    };
+    let message = scene.request().encode_to_vec();
+    for method in ["ServiceLogs", "ServiceStatus", "ServiceRestart"] {
+        let plain = raw.call(method, framed(&message)).await;
+        assert_eq!(plain.status.code(), Code::Ok, "{method}: {:?}", plain.status);
+        let (_, answer) = raw.call_encoded(method, "gzip", packed(&message)).await;
+        assert_eq!(answer.status.code(), Code::Ok, "{method}: {:?}", answer.status);
+        assert_eq!(answer.body.len(), plain.body.len(), "{method}");
+        let (_, bomb) = raw.call_encoded(method, "gzip", packed(&vec![0; 100 * REQUEST_MAX_BYTES])).await;
+        check_invalid(method, &bomb.status, "");
+        let (headers, answer) = raw.call_encoded(method, "zstd", packed(&message)).await;
+        check(method, &answer.status, Code::Unimplemented, "NOT_OFFERED");
+        assert_eq!(headers["grpc-accept-encoding"], "identity,gzip", "{method}");
+    }
 }

@@ -52,6 +52,20 @@ impl Raw {
         self.send(&format!("/{SERVICE}/{method}"), Full::new(body.into()).boxed()).await
     }
 
+    /// Calls a method of the lease service with a body of these bytes, said to be compressed so. Returns the headers too.
+    pub(crate) async fn call_encoded(
+        &mut self,
+        method: &str,
+        encoding: &str,
+        body: impl Into<Bytes>,
+    ) -> (HeaderMap, Answer) {
+        let request = request(&format!("/{SERVICE}/{method}"), Full::new(body.into()).boxed());
+        let (mut head, body) = request.into_parts();
+        head.headers.insert("grpc-encoding", encoding.parse().unwrap());
+        let response = self.begin_with(Request::from_parts(head, body)).await;
+        (response.headers().clone(), answer(response).await)
+    }
+
     /// Calls a method with a body that never comes.
     pub(crate) async fn call_without_end(&mut self, method: &str) -> Answer {
         let never = futures_util::stream::pending();
@@ -64,25 +78,36 @@ impl Raw {
     }
 
     async fn send(&mut self, path: &str, body: BoxBody<Bytes, Infallible>) -> Answer {
-        let (head, body) = self.begin(path, body).await.into_parts();
-        let collected = body.collect().await.expect("a whole answer");
-        let trailers: HeaderMap = collected.trailers().cloned().unwrap_or(head.headers);
-        let status = Status::from_header_map(&trailers).expect("every answer has a status");
-        Answer { status, body: collected.to_bytes() }
+        answer(self.begin(path, body).await).await
     }
 
     async fn begin(&mut self, path: &str, body: BoxBody<Bytes, Infallible>) -> Response<Incoming> {
-        let request = Request::post(format!("http://gateway{path}"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(body)
-            .unwrap();
+        self.begin_with(request(path, body)).await
+    }
+
+    async fn begin_with(&mut self, request: Request<BoxBody<Bytes, Infallible>>) -> Response<Incoming> {
         self.sender.ready().await.expect("the connection lives");
         let answer = self.sender.send_request(request).await.expect("an answer");
         assert_eq!(answer.status(), 200, "gRPC's own status comes within a success of HTTP");
         assert_eq!(answer.headers()["content-type"], "application/grpc");
         answer
     }
+}
+
+fn request(path: &str, body: BoxBody<Bytes, Infallible>) -> Request<BoxBody<Bytes, Infallible>> {
+    Request::post(format!("http://gateway{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body)
+        .unwrap()
+}
+
+async fn answer(response: Response<Incoming>) -> Answer {
+    let (head, body) = response.into_parts();
+    let collected = body.collect().await.expect("a whole answer");
+    let trailers: HeaderMap = collected.trailers().cloned().unwrap_or(head.headers);
+    let status = Status::from_header_map(&trailers).expect("every answer has a status");
+    Answer { status, body: collected.to_bytes() }
 }
 
 /// A message with the prefix that gRPC puts before it.
