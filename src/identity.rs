@@ -24,7 +24,7 @@ pub(super) enum Failure {
     /// Ctrl-C, while the mnemonic was asked for.
     Interrupted,
     /// The exit code, and the reason.
-    Told(Exit, String),
+    Reported(Exit, String),
 }
 
 /// Switches the echo of the terminal at standard input off until it is dropped.
@@ -39,7 +39,7 @@ pub(super) fn new(dir: &Path) -> Result<Owner, String> {
 
 /// Writes the identity of an account that exists.
 pub(super) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
-    // Before anybody types 24 words for nothing.
+    // First, so that no mnemonic is typed for a directory that is taken.
     IdentityFiles::check_absent(&config.dir).map_err(failed)?;
     let is_terminal = io::stdin().is_terminal();
     let (name, text) = match &config.mnemonic {
@@ -48,7 +48,7 @@ pub(super) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
         MnemonicSource::Terminal if !is_terminal => {
             let reason = "there is no terminal to ask for the mnemonic: \
                           give --mnemonic-file FILE, or --mnemonic-file - to read standard input";
-            return Err(Failure::Told(Exit::Usage, reason.to_owned()));
+            return Err(Failure::Reported(Exit::Usage, reason.to_owned()));
         }
         MnemonicSource::Input | MnemonicSource::Terminal => ("the line typed".to_owned(), ask().await?),
     };
@@ -59,10 +59,10 @@ pub(super) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
 }
 
 fn failed(reason: impl ToString) -> Failure {
-    Failure::Told(Exit::Failed, reason.to_string())
+    Failure::Reported(Exit::Failed, reason.to_string())
 }
 
-/// Reads to the end. The buffer has all its room from the start, so that no copy of it is left behind.
+/// Reads to the end. The buffer has all its room from the start, so that no copy of it stays in memory.
 fn read(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut text = Zeroizing::new(Vec::with_capacity(MNEMONIC_MAX_BYTES + 1));
     source.take(MNEMONIC_MAX_BYTES as u64 + 1).read_to_end(&mut text)?;

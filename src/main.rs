@@ -83,7 +83,7 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
         Task::IdentityImport(config) => match runtime.block_on(identity::import(config)) {
             Ok(address) => say(&address.to_string()),
             Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
-            Err(Failure::Told(exit, reason)) => end(exit, &reason),
+            Err(Failure::Reported(exit, reason)) => end(exit, &reason),
         },
         Task::TokenNew(config) => match token::new(&config) {
             Ok(token) => say(&token),

@@ -8,8 +8,7 @@
 //!
 //! The checks, in order: one certificate, well-formed, subject, issuer, serial number, key, signature algorithm, signature,
 //! extended key usage, critical extensions; and last, because it alone changes during a connection, the time. All of them come
-//! before any query of a trust source. A certificate that passes is not yet trusted: anybody can sign a certificate that
-//! names any address.
+//! before any query of a trust source. A certificate that passes is not yet trusted: its address is only a claim.
 //!
 //! Not checked: basic constraints (Akash's TypeScript tools wrote `CA:TRUE` for two years) and key usage (Akash's tools leave
 //! out `digitalSignature`).
@@ -311,6 +310,7 @@ mod tests {
         PKCS_RSA_SHA256, RsaKeySize, SerialNumber,
     };
     use rustls::pki_types::pem::PemObject as _;
+    use x509_parser::pem::Pem;
 
     use super::*;
     use crate::access::testing::{self, NOW, Tenant};
@@ -533,6 +533,12 @@ mod tests {
             let presented = check(&der).unwrap();
             assert_eq!(presented.owner().as_str(), ADDRESS);
             assert_eq!(presented.check_time(NOW), Ok(()));
+            // The key as the TypeScript tools publish it on the chain, where it must be the certificate's.
+            for block in Pem::iter_from_buffer(pem).map(|block| block.unwrap()) {
+                if block.label == "EC PUBLIC KEY" {
+                    assert_eq!(block.contents, parsed.subject_pki.raw);
+                }
+            }
         }
     }
 

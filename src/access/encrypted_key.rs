@@ -1,8 +1,8 @@
 //! Decryption of private keys that Akash's Go tools keep beside a certificate.
 //!
 //! They are PKCS #8 encrypted by PBES2 (RFC 8018), with PBKDF2 over HMAC-SHA-256 and AES-256 in CBC mode, as
-//! `go.step.sm/crypto/pemutil` writes it. The password is a signature of the account over its own address, which whoever has
-//! the mnemonic can make again.
+//! `go.step.sm/crypto/pemutil` writes it. The password is a signature of the account over its own address, which the
+//! holder of the mnemonic can make again.
 
 use std::num::NonZeroU32;
 
@@ -164,7 +164,7 @@ mod tests {
             der[at..at + new.len()].copy_from_slice(new);
             der
         };
-        // AES-128, HMAC-SHA-1, and more iterations than anybody waits for.
+        // AES-128, HMAC-SHA-1, and more iterations than the limit.
         let aes_256 = [0x60, 0x86, 0x48, 1, 0x65, 3, 4, 1, 0x2a];
         let hmac_sha256 = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 2, 9];
         let iterations = [2, 3, 0x09, 0x27, 0xc0];

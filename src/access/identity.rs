@@ -421,7 +421,7 @@ fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
     let base64 = Zeroizing::new(BASE64.encode(der));
     let lines = base64.len().div_ceil(PEM_LINE_CHARS);
     let frame = "-----BEGIN -----\n-----END -----\n".len() + 2 * label.len();
-    // With all its room from the start, so that no copy of a key is left behind.
+    // With all its room from the start, so that no copy of a key stays in memory.
     let mut text = Zeroizing::new(String::with_capacity(frame + base64.len() + lines));
     text.extend(["-----BEGIN ", label, "-----\n"]);
     let mut rest = base64.as_str();
