@@ -311,7 +311,13 @@ impl LeaseService {
         let receiver = self.view(lease).await?;
         let view = receiver.borrow();
         if let Some(missing) = filter.missing(&view) {
-            return Err(CallError::Missing(missing));
+            // It may be there by now.
+            return Err(match view.stale_since {
+                Some(since) => CallError::Platform(platform::Error::Unavailable(format!(
+                    "not known: {missing:?}, and what runs is not known since {since}"
+                ))),
+                None => CallError::Missing(missing),
+            });
         }
         let most = self.bounds().replicas_per_request;
         if view.select(filter).count() > most {

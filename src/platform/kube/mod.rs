@@ -163,8 +163,17 @@ impl KubePlatform {
     }
 
     fn watch_lease(&self, lease: &LeaseId) -> Result<watch::Receiver<Arc<LeaseView>>, Error> {
-        let found = (*lease.provider() == self.provider).then(|| self.store.watch(lease)).flatten();
-        found.ok_or_else(|| Error::NotFound(format!("lease {lease}")))
+        let is_served = *lease.provider() == self.provider;
+        if let Some(view) = is_served.then(|| self.store.watch(lease)).flatten() {
+            return Ok(view);
+        }
+        if is_served && self.store.stale_since().is_some() {
+            // It may be there by now.
+            return Err(Error::Unavailable(format!(
+                "lease {lease} is not known, and the watches of the cluster fail"
+            )));
+        }
+        Err(Error::NotFound(format!("lease {lease}")))
     }
 
     /// Where the run is whose log is asked for.

@@ -178,7 +178,6 @@ impl Store {
     }
 
     /// Since when views are stale, if they are.
-    #[cfg(test)]
     pub(super) fn stale_since(&self) -> Option<LogTime> {
         self.lock().provider.stale_since
     }

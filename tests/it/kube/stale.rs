@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use leasemux::model::proto::lease::{ServiceFilter, ServiceStatusRequest};
 use tonic::Code;
 
 use super::{Stage, pass};
@@ -31,12 +32,26 @@ async fn is_stale(stage: &Stage) -> bool {
     told && counted == "1"
 }
 
+/// How calls about a lease, and a service, that were not there when the cluster was last known are answered.
+async fn codes_of_unknown(stage: &Stage) -> [Code; 2] {
+    let lease = request(&stage.scene, false);
+    let mut other = lease.clone();
+    other.lease_id.as_mut().unwrap().dseq += 1;
+    let filter = Some(ServiceFilter { name: "later".into(), replicas: Vec::new() });
+    let mut codes = Vec::new();
+    for request in [other, ServiceStatusRequest { filter, ..lease }] {
+        codes.push(Statuses::open(&stage.scene, request).await.err().unwrap().code());
+    }
+    codes.try_into().unwrap()
+}
+
 #[tokio::test]
 async fn status_is_stale_while_the_api_server_is_gone() {
     let stage = Stage::new(1).await;
     stage.run("a");
     stage.shows(&[1]).await;
     assert!(!is_stale(&stage).await);
+    assert_eq!(codes_of_unknown(&stage).await, [Code::NotFound; 2]);
     let mut follower = Statuses::follow(&stage.scene).await;
     follower.until(|seen| !seen.newest.services.is_empty()).await;
     stage.cluster.go_away().await;
@@ -44,6 +59,7 @@ async fn status_is_stale_while_the_api_server_is_gone() {
     // What was known is told on.
     follower.until(|seen| seen.newest.stale_since.is_some()).await;
     assert_eq!(follower.replica("web", 0).map(|one| one.ready), Some(true));
+    assert_eq!(codes_of_unknown(&stage).await, [Code::Unavailable; 2]);
     stage.cluster.come_back().await;
     // Nothing has changed meanwhile, so no watch has anything to tell.
     in_time(async || !is_stale(&stage).await).await;
