@@ -22,7 +22,7 @@ struct State {
     last: AtomicBool,
     /// Calls refused for what their peer does.
     refusals: AtomicU32,
-    /// Notified when [`REFUSALS_MAX`] is reached.
+    /// Notified at every [`REFUSALS_MAX`]th of them.
     flooded: Notify,
     /// Notified when a call is refused because its peer is shut out.
     shut_out_told: Notify,
@@ -55,7 +55,8 @@ impl AuthState {
 
     /// Records a call without credentials that was refused for the rate of its peer.
     pub(super) fn rate_refused(&self) {
-        if self.0.refusals.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS_MAX {
+        let before = self.0.refusals.fetch_add(1, Ordering::Relaxed);
+        if before % REFUSALS_MAX == REFUSALS_MAX - 1 {
             // Keeps a permit if nothing waits at the moment.
             self.0.flooded.notify_one();
         }
@@ -72,7 +73,7 @@ impl AuthState {
         self.0.shut_out_told.notified().await;
     }
 
-    /// Waits until the connection has had too many calls refused. Resolves once; for one waiter. Cancel safe.
+    /// Waits until the connection has had too many calls refused, or too many since this resolved last. For one waiter. Cancel safe.
     pub(super) async fn flooded(&self) {
         self.0.flooded.notified().await;
     }

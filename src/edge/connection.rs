@@ -253,16 +253,19 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let _open = GaugeGuard::new(&self.metrics.connections);
+        let mut stage = Stage::Serving;
         // A peer that never calls keeps nothing open: neither this connection, nor the gateway when it drains.
         tokio::select! {
             biased;
             () = called.notified() => {}
-            () = eviction.begins() => {}
+            () = eviction.begins() => {
+                stage = Stage::Evicted;
+                connection.as_mut().graceful_shutdown();
+            }
             () = self.drain.draining() => return ConnectionEnd::Drain,
             () = tokio::time::sleep(self.limits.connection.first_call) => return ConnectionEnd::Idle,
             ended = &mut connection => return eviction.end(ended, Stage::Serving),
         }
-        let mut stage = Stage::Serving;
         loop {
             // Nothing of it concerns a line, so no line asks it.
             let mut news = WhenRung::new(Box::pin(self.news(stage, &activity, &eviction)));
@@ -340,11 +343,19 @@ impl Eviction {
         }
     }
 
-    /// Waits until a connection that was told to end must be cut. It is not if a call on it has authenticated meanwhile.
+    /// Waits until a connection that was told to end must be cut: the time is up and no call on it has authenticated, or it
+    /// goes on to flood.
     async fn ends(&self) {
-        // A peer that goes on calling is not given the time.
-        let _ = tokio::time::timeout(LEAVE_WITHIN, self.auth.flooded()).await;
-        self.unless_authenticated().await;
+        let time = async {
+            tokio::time::sleep(LEAVE_WITHIN).await;
+            self.unless_authenticated().await;
+        };
+        tokio::select! {
+            biased;
+            // A peer that goes on calling is not given the time, whoever it is.
+            () = self.auth.flooded() => {}
+            () = time => {}
+        }
     }
 
     async fn unless_authenticated(&self) {
