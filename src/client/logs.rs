@@ -154,6 +154,9 @@ mod tests {
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
+    /// Whatever takes longer is broken.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     fn config(target: Target, follow: bool) -> LogsConfig {
         LogsConfig {
             lease: LEASE.parse().unwrap(),
@@ -437,7 +440,8 @@ mod tests {
             gateway.set_replicas(&replicas);
             let until = Some(Moment::Ago(Duration::from_secs(300)));
             let config = LogsConfig { until, tail: None, ..config(gateway.target(), false) };
-            let (exit, out, err) = print(&config).await;
+            let printed = tokio::time::timeout(PATIENCE, print(&config)).await;
+            let (exit, out, err) = printed.expect("the call ends");
             assert_eq!((exit, out.as_str()), (Exit::Done, "web/1 | a\nweb/1 | b\n"), "{err}");
             assert!(gateway.requests()[0].timestamps);
         }

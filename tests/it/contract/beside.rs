@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use leasemux::edge::server;
 use leasemux::edge::service::SERVICE;
 use leasemux::model::limits::Limits;
+use leasemux::model::proto::lease::ServiceStatusRequest;
+use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use prost::Message as _;
 use prost_types::{DescriptorProto, FileDescriptorProto};
 use tonic::Code;
@@ -38,6 +40,31 @@ async fn health_is_told_to_anyone_and_to_who_watches() {
         assert_eq!(health(&mut client, service).await, Ok(ServingStatus::NotServing), "{service}");
     }
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+}
+
+/// Clients measure times ago by it.
+#[tokio::test(start_paused = true)]
+async fn every_response_carries_the_gateways_time() {
+    let gateway = Gateway::new(Limits::default());
+    let mut health = HealthClient::new(gateway.channel_of(None).await);
+    let answered = health.check(HealthCheckRequest::default()).await.unwrap();
+    let refused = health.check(HealthCheckRequest { service: "other".into() }).await.unwrap_err();
+    let (owner, certificate) = gateway.tenant();
+    let mut lease = gateway.client(&certificate).await;
+    let unknown = lease.service_status(ServiceStatusRequest::default()).await.unwrap_err();
+    let mut stranger = LeaseRpcClient::new(gateway.channel_of(None).await);
+    let unauthenticated = stranger.service_status(ServiceStatusRequest::default()).await.unwrap_err();
+    for (what, metadata) in [
+        ("health", answered.metadata()),
+        ("a refusal of health", refused.metadata()),
+        ("a refusal of the lease service", unknown.metadata()),
+        ("a refusal of a stranger", unauthenticated.metadata()),
+    ] {
+        let date = metadata.get("date").unwrap_or_else(|| panic!("{what} to {owner} has no date"));
+        let date = jiff::fmt::rfc2822::parse(date.to_str().unwrap()).unwrap().timestamp();
+        let off = date.duration_until(jiff::Timestamp::now()).abs();
+        assert!(off < jiff::SignedDuration::from_mins(5), "{what}: {off:?}");
+    }
 }
 
 /// Asks reflection, in one of its two versions, which have messages of the same form and different type.
