@@ -45,7 +45,7 @@ fn batch(line: usize) -> LineBatch {
     let (time, mut at) = (LogTime::now(), Position::START);
     let lines = (1..=count).map(|index| {
         at = at.after_line(time);
-        Line { end: index * line, time, after: at, ends: true }
+        Line::whole(index * line, time, at)
     });
     LineBatch { lines: lines.collect(), data: Bytes::from(vec![b'x'; count * line]) }
 }

@@ -17,7 +17,7 @@ use memchr::memchr;
 use self::sequence::Sequence;
 use super::follow::Sink;
 use crate::model::limits::STREAM_REPLICAS_MAX;
-use crate::model::proto::lease::{Gap, ServiceLogs};
+use crate::model::proto::lease::{Gap, LinePart, ServiceLogs, line_part};
 
 mod sequence;
 
@@ -126,8 +126,17 @@ struct Replica {
     /// Whether there was a run before this one.
     has_earlier_runs: bool,
     sequence: Sequence,
-    /// Beginning of the line that is not whole yet, if there is one.
-    line: Option<Vec<u8>>,
+    /// The lines that have not ended: of a stream that is not known, of standard output, of standard error.
+    lines: [Option<Unfinished>; 3],
+}
+
+/// A line that has not ended.
+#[derive(Debug, Default)]
+struct Unfinished {
+    /// Its beginning.
+    head: Vec<u8>,
+    /// Whether its first pieces were not received: then it counts for nothing.
+    torn: bool,
 }
 
 // === impl Oracle ===
@@ -178,7 +187,7 @@ impl Oracle {
             instance: None,
             has_earlier_runs: false,
             sequence: Sequence::new(self.order, self.start),
-            line: None,
+            lines: Default::default(),
         };
         if self.replica_count == STREAM_REPLICAS_MAX {
             self.verdict.violate(&replica, Fault::TooManyReplicas, b"");
@@ -239,24 +248,56 @@ impl Replica {
             self.report(gap);
         } else if entry.event.is_none() {
             verdict.tally.bytes += entry.logs.len() as u64;
-            self.lines(&entry.logs, verdict);
+            match &entry.part {
+                Some(part) => self.piece(*part, &entry.logs, verdict),
+                None => self.whole_lines(&entry.logs, verdict),
+            }
         }
     }
 
-    fn lines(&mut self, data: &[u8], verdict: &mut Verdict) {
+    /// Takes whole lines; or, of a gateway that does not say so, a piece of one.
+    fn whole_lines(&mut self, data: &[u8], verdict: &mut Verdict) {
         let mut rest = data;
         while let Some(end) = memchr(b'\n', rest) {
             let piece = &rest[..end];
-            if let Some(mut head) = self.line.take() {
-                extend(&mut head, piece);
-                self.whole_line(&head, verdict);
+            if let Some(mut line) = self.lines[0].take() {
+                extend(&mut line.head, piece);
+                self.finished(&line, verdict);
             } else {
                 self.whole_line(piece, verdict);
             }
             rest = &rest[end + 1..];
         }
         if !rest.is_empty() {
-            extend(self.line.get_or_insert_default(), rest);
+            extend(&mut self.lines[0].get_or_insert_default().head, rest);
+        }
+    }
+
+    fn piece(&mut self, part: LinePart, data: &[u8], verdict: &mut Verdict) {
+        let slot = match part.stream() {
+            line_part::Stream::Unspecified => 0,
+            line_part::Stream::Stdout => 1,
+            line_part::Stream::Stderr => 2,
+        };
+        let mut line = match self.lines[slot].take() {
+            Some(line) if part.continues => line,
+            line => {
+                // The line before ended without a newline.
+                line.iter().for_each(|line| self.finished(line, verdict));
+                Unfinished { head: Vec::new(), torn: part.continues }
+            }
+        };
+        extend(&mut line.head, data.strip_suffix(b"\n").unwrap_or(data));
+        if part.more {
+            self.lines[slot] = Some(line);
+        } else {
+            self.finished(&line, verdict);
+        }
+    }
+
+    fn finished(&mut self, line: &Unfinished, verdict: &mut Verdict) {
+        if !line.torn {
+            self.whole_line(&line.head, verdict);
         }
     }
 
@@ -273,9 +314,9 @@ impl Replica {
     }
 
     fn next_run(&mut self, instance: &str, verdict: &mut Verdict) {
-        if let Some(line) = self.line.take() {
-            // The last line of the run that ended had no newline.
-            self.whole_line(&line, verdict);
+        // The last lines of the run that ended had no newline.
+        for line in std::mem::take(&mut self.lines).into_iter().flatten() {
+            self.finished(&line, verdict);
         }
         if let Some(before) = &self.instance {
             let counts = restarts(before).zip(restarts(instance));
@@ -294,8 +335,8 @@ impl Replica {
 
     fn report(&mut self, gap: &Gap) {
         self.sequence.gap(gap.lines, gap.exact, self.has_earlier_runs);
-        // A line counts as lost if any piece of it is, so what came of it counts for nothing.
-        self.line = None;
+        // A line counts as lost if any piece of it is, so the pieces that came count for nothing.
+        self.lines = Default::default();
     }
 
     fn violation(&self, fault: Fault, line: &[u8]) -> Violation {
@@ -368,6 +409,7 @@ mod tests {
             replica: 0,
             logs: logs.to_vec().into(),
             cursor: Some(cursor),
+            part: None,
             gap,
             event: None,
         }

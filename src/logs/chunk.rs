@@ -1,14 +1,15 @@
 //! Lines joined to chunks: what leaves together, in one message.
 //!
-//! A chunk holds either whole lines or one piece of a line too long for a chunk, never both. So whoever skips chunks can always
-//! land at the start of a line.
+//! A chunk holds either whole lines, or one piece of a line: of one too long for a chunk, of one that is not finished, or of one with
+//! output of the other stream in the middle of it. A whole line behind a piece of the other stream is a chunk of its own as well, since
+//! it lies within a line of the merged output by which positions count.
 
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::model::limits::{CHUNK_MAX_BYTES, CHUNK_MAX_LINES};
-use crate::model::line::LineBatch;
+use crate::model::line::{Line, LineBatch, Stream};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
@@ -17,8 +18,10 @@ use crate::model::time::LogTime;
 pub struct Chunk {
     /// The lines' bytes, back to back.
     pub data: Bytes,
-    /// Each line in it; a single one if it is a piece of a long line.
+    /// Each line in it; a single one if it is a piece of a line.
     pub marks: Box<[Mark]>,
+    /// Whether it goes on with a line of which earlier pieces lie before it.
+    pub continues: bool,
     /// The position before it.
     pub start: Position,
     /// The position behind it.
@@ -32,6 +35,8 @@ pub struct Mark {
     pub end: u32,
     /// The line's time.
     pub time: LogTime,
+    /// The output it was written to, if that is known.
+    pub stream: Option<Stream>,
 }
 
 /// Joins lines to chunks. Bytes in = bytes out, in order. A chunk that lies within one batch shares its bytes; only what waits
@@ -49,9 +54,19 @@ pub struct Chunker {
 // === impl Chunk ===
 
 impl Chunk {
-    /// Whether it is a piece of a long line and not whole lines.
+    /// Whether it holds one line or piece that must not be joined with others, since positions within it are bytes and not lines.
     pub fn is_piece(&self) -> bool {
-        !self.start.at_line_start() || !self.end.at_line_start()
+        !self.start.at_line_start() || !self.end.at_line_start() || self.continues
+    }
+
+    /// Whether its line goes on in a later chunk.
+    pub fn goes_on(&self) -> bool {
+        !self.end.at_line_start()
+    }
+
+    /// The output that its first line was written to, if that is known.
+    pub fn stream(&self) -> Option<Stream> {
+        self.marks.first()?.stream
     }
 
     /// How many lines end in it.
@@ -111,8 +126,14 @@ impl Chunk {
     }
 
     fn lines_behind(&self, index: usize, cut: u32, start: Position) -> Self {
-        let marks = self.marks[index..].iter().map(|mark| Mark { end: mark.end - cut, time: mark.time });
-        Self { data: self.data.slice(cut as usize..), marks: marks.collect(), start, end: self.end }
+        let marks = self.marks[index..].iter().map(|mark| Mark { end: mark.end - cut, ..*mark });
+        Self {
+            data: self.data.slice(cut as usize..),
+            marks: marks.collect(),
+            continues: false,
+            start,
+            end: self.end,
+        }
     }
 
     /// The rest of the line at `index`, from `cut` on; what follows it is left to the caller, who asks again.
@@ -125,7 +146,8 @@ impl Chunk {
         let length = u32::try_from(end - cut).ok()?;
         Some(Self {
             data: self.data.slice(cut..end),
-            marks: Box::new([Mark { end: length, time: mark.time }]),
+            marks: Box::new([Mark { end: length, ..mark }]),
+            continues: true,
             start,
             end: before.after_line(mark.time),
         })
@@ -136,8 +158,8 @@ impl Chunk {
         let cut = usize::try_from(sent).unwrap_or(usize::MAX).min(self.data.len());
         let data = self.data.slice(cut..);
         #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
-        let marks = self.marks.iter().map(|mark| Mark { end: data.len() as u32, time: mark.time }).collect();
-        Self { data, marks, start: at, end: self.end }
+        let marks = self.marks.iter().map(|mark| Mark { end: data.len() as u32, ..*mark }).collect();
+        Self { data, marks, continues: self.continues || cut > 0, start: at, end: self.end }
     }
 }
 
@@ -165,21 +187,23 @@ impl Chunker {
         (self.start, self.end) = (position, position);
     }
 
-    /// Takes a batch in; hands chunks that are full to `out`. What is left waits for more, or for [`Chunker::flush`].
+    /// Takes a batch in; hands pieces of lines and chunks that are full to `out`. What is left waits for more, or for
+    /// [`Chunker::flush`].
     pub fn push(&mut self, batch: &LineBatch, out: &mut Vec<Chunk>) {
         // What waits of this batch.
         let mut waits = 0..0;
         for line in &batch.lines {
             let bytes = waits.end..line.end;
-            if self.end.at_line_start() && line.ends && bytes.len() <= CHUNK_MAX_BYTES {
+            let is_whole = self.end.at_line_start() && line.ends && !line.continues;
+            if is_whole && bytes.len() <= CHUNK_MAX_BYTES {
                 if self.waiting() + bytes.len() > CHUNK_MAX_BYTES || self.marks.len() == CHUNK_MAX_LINES {
                     out.extend(self.flush_with(&batch.data, waits.clone()));
                     waits.start = waits.end;
                 }
-                self.mark(bytes.len(), line.time, line.after);
+                self.mark(bytes.len(), line, line.after);
             } else {
                 out.extend(self.flush_with(&batch.data, waits));
-                self.push_pieces(&batch.data, bytes, line.time, line.ends.then_some(line.after), out);
+                self.push_pieces(&batch.data, bytes, line, out);
                 waits = line.end..line.end;
             }
             waits.end = line.end;
@@ -203,30 +227,24 @@ impl Chunker {
             self.data.extend_from_slice(&batch[waits]);
             self.data.split().freeze()
         };
-        let chunk = Chunk { data, marks: self.marks.as_slice().into(), start: self.start, end: self.end };
+        let marks = self.marks.as_slice().into();
+        let chunk = Chunk { data, marks, continues: false, start: self.start, end: self.end };
         self.marks.clear();
         self.start = self.end;
         Some(chunk)
     }
 
-    fn push_pieces(
-        &mut self,
-        batch: &Bytes,
-        bytes: Range<usize>,
-        time: LogTime,
-        ends_at: Option<Position>,
-        out: &mut Vec<Chunk>,
-    ) {
+    fn push_pieces(&mut self, batch: &Bytes, bytes: Range<usize>, line: &Line, out: &mut Vec<Chunk>) {
         let mut rest = bytes;
+        let mut continues = line.continues;
         loop {
             let piece = rest.start..rest.end.min(rest.start + CHUNK_MAX_BYTES);
             rest.start = piece.end;
-            let after = match ends_at {
-                Some(end) if rest.is_empty() => end,
-                _ => self.end.after_bytes(piece.len()),
-            };
-            self.mark(piece.len(), time, after);
-            out.extend(self.flush_with(batch, piece));
+            let is_end = line.ends && rest.is_empty();
+            let after = if is_end { line.after } else { self.end.after_bytes(piece.len()) };
+            self.mark(piece.len(), line, after);
+            out.extend(self.flush_with(batch, piece).map(|chunk| Chunk { continues, ..chunk }));
+            continues = true;
             if rest.is_empty() {
                 return;
             }
@@ -238,10 +256,10 @@ impl Chunker {
         self.marks.last().map_or(0, |mark| mark.end as usize)
     }
 
-    fn mark(&mut self, bytes: usize, time: LogTime, after: Position) {
+    fn mark(&mut self, bytes: usize, line: &Line, after: Position) {
         #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
         let end = (self.waiting() + bytes) as u32;
-        self.marks.push(Mark { end, time });
+        self.marks.push(Mark { end, time: line.time, stream: line.stream });
         self.end = after;
     }
 }
@@ -273,7 +291,8 @@ mod tests {
                 }
                 let (data, lines) = out.last_mut().unwrap();
                 data.extend_from_slice(bytes);
-                lines.push(Line { end: data.len(), time, after: at, ends });
+                let continues = index > 0;
+                lines.push(Line { ends, continues, ..Line::whole(data.len(), time, at) });
             }
         }
         (out.into_iter().map(|(data, lines)| LineBatch { data: data.into(), lines }).collect(), all)

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::logs::chunk::Chunk;
 use crate::model::id::{Instance, Replica};
-use crate::model::line::GapCause;
+use crate::model::line::{GapCause, Stream};
 use crate::model::position::{Cursor, Position};
 use crate::model::proto::framed;
 use crate::model::proto::lease::replica_event::Kind;
@@ -129,9 +129,11 @@ pub fn lines(replica: &Replica, instance: &Instance, chunk: &Chunk, as_what: Rep
     };
     let length = logs.len();
     let cursor = to_proto_cursor(replica, instance, chunk.end);
-    // Fields are written in the order of their numbers, so that only the cursor lies behind the log bytes.
-    let behind = prost::encoding::message::encoded_len(CURSOR_FIELD, &cursor);
-    let message = entry(ServiceLogs { logs, cursor: Some(cursor), ..named(replica) });
+    // Fields are written in the order of their numbers, so that only the cursor and the part lie behind the log bytes.
+    let part = part(chunk);
+    let behind = prost::encoding::message::encoded_len(CURSOR_FIELD, &cursor)
+        + part.as_ref().map_or(0, |part| prost::encoding::message::encoded_len(PART_FIELD, part));
+    let message = entry(ServiceLogs { logs, cursor: Some(cursor), part, ..named(replica) });
     let end = message.len() - behind;
     LinesFrame { logs: message.slice(end - length..end), message }
 }
@@ -199,6 +201,9 @@ pub fn cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) -> Bytes {
 /// Number of `cursor` in `ServiceLogs`.
 const CURSOR_FIELD: u32 = 100;
 
+/// Number of `part` in `ServiceLogs`.
+const PART_FIELD: u32 = 105;
+
 fn named(replica: &Replica) -> ServiceLogs {
     ServiceLogs { name: replica.service.to_string(), replica: replica.index, ..ServiceLogs::default() }
 }
@@ -207,8 +212,19 @@ fn entry(entry: ServiceLogs) -> Bytes {
     framed(&ServiceLogsResponse { services: vec![entry] })
 }
 
+/// How the piece in `chunk` relates to its line; `None` if the chunk holds whole lines.
+fn part(chunk: &Chunk) -> Option<lease::LinePart> {
+    let stream = match chunk.stream() {
+        Some(Stream::Stdout) => lease::line_part::Stream::Stdout,
+        Some(Stream::Stderr) => lease::line_part::Stream::Stderr,
+        None => lease::line_part::Stream::Unspecified,
+    };
+    let (continues, more) = (chunk.continues, chunk.goes_on());
+    (continues || more).then(|| lease::LinePart { stream: stream.into(), continues, more })
+}
+
 fn stamped(chunk: &Chunk) -> Bytes {
-    if !chunk.start.at_line_start() {
+    if chunk.continues {
         // The line's stamp was on its first piece.
         return chunk.data.clone();
     }
@@ -284,7 +300,8 @@ mod tests {
         let time = LogTime::from_nanos(1_000_000_005);
         Chunk {
             data: Bytes::from_static(b"one\ntwo\n"),
-            marks: Box::new([Mark { end: 4, time }, Mark { end: 8, time }]),
+            marks: Box::new([Mark { end: 4, time, stream: None }, Mark { end: 8, time, stream: None }]),
+            continues: false,
             start,
             end: start.after_line(time).after_line(time),
         }
@@ -313,12 +330,23 @@ mod tests {
         assert_eq!(frame.logs, format!("{stamp} one\n{stamp} two\n"));
         let piece = Chunk {
             data: Bytes::from_static(b"end\n"),
-            marks: Box::new([Mark { end: 4, time: LogTime::from_nanos(1) }]),
+            marks: Box::new([Mark { end: 4, time: LogTime::from_nanos(1), stream: Some(Stream::Stderr) }]),
+            continues: true,
             start: Position::START.after_bytes(9),
             end: Position::START.after_line(LogTime::from_nanos(1)),
         };
         let frame = lines(&replica(), &instance(), &piece, Representation::Stamped);
         assert_eq!(&frame.logs[..], b"end\n");
+        let part = decode(&frame.message).part.unwrap();
+        assert_eq!(
+            (part.stream(), part.continues, part.more),
+            (lease::line_part::Stream::Stderr, true, false)
+        );
+        // A whole line of the other stream, within the merged line.
+        let whole = Chunk { continues: false, ..piece };
+        let frame = lines(&replica(), &instance(), &whole, Representation::Stamped);
+        assert_eq!(&frame.logs[..], b"1970-01-01T00:00:00.000000001Z end\n");
+        assert_eq!(decode(&frame.message).part, None);
     }
 
     #[test]

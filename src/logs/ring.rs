@@ -13,6 +13,7 @@ use metrics::Counter;
 use slab::Slab;
 use tokio::time::Instant;
 
+use self::entry::OpenLines;
 use self::standing::Standing;
 use self::state::State;
 use super::chunk::Chunk;
@@ -59,6 +60,7 @@ impl Ring {
     /// Says where the log stands that will be read, before its first line.
     pub fn begin(&self, instance: &Instance, position: Position) {
         let mut state = self.lock();
+        state.open = OpenLines::default();
         state.vague = Vague::default();
         state.tip_at(instance, position, Adjacent::Whole);
         self.settle(state);
@@ -69,6 +71,7 @@ impl Ring {
         let message = frame::event(&self.replica, event);
         let at = (Position::START, Position::START);
         let mut state = self.lock();
+        state.open = OpenLines::default();
         state.vague = Vague::default();
         state.push(Some(instance.clone()), Kind::Event, at, message, Instant::now());
         state.tip_at(instance, Position::START, Adjacent::Whole);

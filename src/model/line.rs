@@ -6,10 +6,20 @@ use super::metrics::declare::label;
 use super::position::Position;
 use super::time::LogTime;
 
-/// Some lines of one instance, in order, laid out back to back.
+/// The output that a container wrote a line to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Lines of one instance, in order, laid out back to back.
 ///
-/// A batch holds whole lines, but for a line longer than [`LINE_HELD_MAX_BYTES`](super::limits::LINE_HELD_MAX_BYTES): that one
-/// comes in pieces, one after the other, none of them lost.
+/// Most are whole. A line comes in pieces, none of them lost, if it is longer than
+/// [`LINE_HELD_MAX_BYTES`](super::limits::LINE_HELD_MAX_BYTES), if its end was not written soon enough, or if the runtime recorded
+/// output of the other stream in the middle of it. Lines of the other stream may lie between its pieces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LineBatch {
     /// The lines' own bytes, each with its newline: neither re-encoded nor trimmed. A last line that the container did not
@@ -19,7 +29,10 @@ pub struct LineBatch {
     pub lines: Vec<Line>,
 }
 
-/// One line of a batch, or one piece of a long one.
+/// One line of a batch, or one piece of a line.
+///
+/// Positions count lines of the *merged* output: both streams in the order of the records, a line ending at each newline, as
+/// kubectl prints them. So a whole line may begin in the middle of a merged one, behind a piece of the other stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Where it ends in the batch's data; it begins where the one before ends.
@@ -28,8 +41,12 @@ pub struct Line {
     pub time: LogTime,
     /// The position behind it.
     pub after: Position,
-    /// Whether this is the end of a line. Otherwise the next one goes on with the same line.
+    /// Whether this is the end of a line. Otherwise the line goes on in a later piece of the same stream.
     pub ends: bool,
+    /// Whether it goes on with a line of which earlier pieces lie before it.
+    pub continues: bool,
+    /// The output it was written to, if that is known.
+    pub stream: Option<Stream>,
 }
 
 /// Lines that the source cannot give any more.
@@ -59,6 +76,15 @@ label! {
         Source = "source",
         /// A limit of the gateway cut them.
         Limit = "limit",
+    }
+}
+
+// === impl Line ===
+
+impl Line {
+    /// A whole line.
+    pub const fn whole(end: usize, time: LogTime, after: Position) -> Self {
+        Self { end, time, after, ends: true, continues: false, stream: None }
     }
 }
 

@@ -16,6 +16,7 @@ use std::io::Write as _;
 
 use memchr::memchr;
 
+pub use crate::model::line::Stream;
 use crate::model::time::LogTime;
 
 /// The length of `2026-11-23T12:00:00`.
@@ -32,15 +33,6 @@ const LOST_TAG: &str = "lost=";
 
 /// The tag beside it if the numbers are lower bounds.
 const INEXACT_TAG: &str = "inexact";
-
-/// Which of its two outputs a container wrote to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
 
 /// Output that a log writer had to drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ mod tests;
 use bytes::Bytes;
 
 use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
-use crate::model::line::{GapCause, Line, LineBatch, SourceGap};
+use crate::model::line::{GapCause, Line, LineBatch, SourceGap, Stream};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::TailItem;
@@ -33,11 +33,33 @@ pub(in crate::platform) enum Filter {
     Bytes(u64),
 }
 
+/// How a record's content relates to its line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::platform) struct Piece {
+    /// The line's time: that of its first piece.
+    pub(in crate::platform) time: LogTime,
+    /// Whether earlier pieces of the line lie before it.
+    pub(in crate::platform) continues: bool,
+    /// The output it was written to, if that is known.
+    pub(in crate::platform) stream: Option<Stream>,
+}
+
+/// The merged line that has not ended.
+#[derive(Clone, Copy, Debug)]
+struct OpenLine {
+    /// Time of its first record, by which positions count it.
+    time: LogTime,
+    /// Its last piece.
+    last: Piece,
+}
+
 /// Collects what is delivered.
 #[derive(Debug)]
 pub(in crate::platform) struct Emitter {
     /// The position behind the last line or piece, delivered or not.
     at: Position,
+    /// Set while `at` lies within a line.
+    open: Option<OpenLine>,
     /// Whole lines so far, delivered or not.
     lines: u64,
     /// The time of the first line.
@@ -70,6 +92,7 @@ impl Emitter {
     pub(in crate::platform) fn new(at: Position, lines: u64, filter: Filter) -> Self {
         let mut emitter = Self {
             at,
+            open: None,
             lines,
             first: None,
             filter,
@@ -131,20 +154,35 @@ impl Emitter {
         self.expected_bytes = bytes;
     }
 
-    /// A whole line, without its newline.
-    #[inline]
+    /// Takes a whole line, without its newline.
+    #[cfg(test)]
     pub(in crate::platform) fn line(&mut self, content: &[u8], time: LogTime) {
-        self.emit(content, true, time, true);
+        self.record(content, false, time, Piece { time, continues: false, stream: None });
     }
 
-    /// A piece of a line, its newline included if it has one. `ends` with the last one.
-    pub(in crate::platform) fn piece(&mut self, piece: &[u8], time: LogTime, ends: bool) {
-        self.emit(piece, false, time, ends);
+    /// Takes the content of a record that was written at `time`: a line without its newline, or a `partial` one.
+    #[inline]
+    pub(in crate::platform) fn record(&mut self, content: &[u8], partial: bool, time: LogTime, piece: Piece) {
+        self.emit(content, !partial, time, !partial, piece);
+    }
+
+    /// Takes a piece of a line of merged output, its newline included if it has one. `ends` with the last one.
+    pub(in crate::platform) fn piece(&mut self, bytes: &[u8], time: LogTime, ends: bool) {
+        let continues = !self.at.at_line_start();
+        self.emit(bytes, false, time, ends, Piece { time, continues, stream: None });
+    }
+
+    /// Ends the line that has not ended, if there is one, where it is.
+    pub(in crate::platform) fn end_line(&mut self) {
+        if let Some(OpenLine { time, last }) = self.open {
+            self.emit_one(&[], false, time, true, Piece { continues: true, ..last });
+        }
     }
 
     /// The log has a record that lines are missing here. It takes a position as a line does, so that whoever goes on behind it is
     /// not told again.
     pub(in crate::platform) fn lost(&mut self, lost: Lost, time: LogTime) {
+        self.open = None;
         let before = self.at;
         self.at = before.after_line(time);
         let filter = self.filter;
@@ -214,6 +252,27 @@ impl Emitter {
         }
     }
 
+    /// Returns what is to be delivered, but for an unfinished line at its end that is not too long to be held back.
+    pub(in crate::platform) fn take_finished(&mut self, rest: bool) -> Vec<TailItem> {
+        let held = match self.batch.last() {
+            Some(line) if !line.ends => self.batch.pop(),
+            _ => None,
+        };
+        let bytes = held.map(|_| self.data.split_off(self.batch.last().map_or(0, |line| line.end)));
+        // A gap lies before it.
+        let items = self.take(rest && held.is_none());
+        if let (Some(held), Some(bytes)) = (held, bytes) {
+            self.batch.push(Line { end: bytes.len(), ..held });
+            self.data = bytes;
+        }
+        items
+    }
+
+    /// Whether an unfinished line is held back.
+    pub(in crate::platform) fn holds_unfinished(&self) -> bool {
+        !self.batch.is_empty()
+    }
+
     /// What there is to deliver. At a `rest` nothing is held back; otherwise a gap that may still grow is.
     pub(in crate::platform) fn take(&mut self, rest: bool) -> Vec<TailItem> {
         self.cut_batch();
@@ -223,33 +282,40 @@ impl Emitter {
         std::mem::take(&mut self.items)
     }
 
-    fn emit(&mut self, mut content: &[u8], newline: bool, time: LogTime, ends: bool) {
+    #[inline]
+    fn emit(&mut self, mut content: &[u8], newline: bool, time: LogTime, ends: bool, mut piece: Piece) {
         while content.len() + usize::from(newline) > LINE_HELD_MAX_BYTES {
             let (head, rest) = content.split_at(LINE_HELD_MAX_BYTES);
-            self.emit_one(head, false, time, false);
+            self.emit_one(head, false, time, false, piece);
+            piece.continues = true;
             content = rest;
         }
-        self.emit_one(content, newline, time, ends);
+        self.emit_one(content, newline, time, ends, piece);
     }
 
-    fn emit_one(&mut self, content: &[u8], newline: bool, time: LogTime, ends: bool) {
+    fn emit_one(&mut self, content: &[u8], newline: bool, time: LogTime, ends: bool, mut piece: Piece) {
         let len = content.len() + usize::from(newline);
         let before = self.at;
-        self.at = if ends {
+        let time = self.open.map_or(time, |open| open.time);
+        (self.at, self.open) = if ends {
             self.lines += 1;
-            before.after_line(time)
+            (before.after_line(time), None)
         } else {
-            before.after_bytes(len)
+            (before.after_bytes(len), Some(OpenLine { time, last: piece }))
         };
         self.first.get_or_insert(time);
         let mut from = 0;
         if self.filter != Filter::All {
-            match self.admit(before, len, time, ends) {
+            match self.admit(before, len, piece.time, ends) {
                 Some(skipped) => from = skipped,
                 None => return,
             }
         }
+        piece.continues |= from > 0;
         self.cut_gap();
+        if self.join_last(content, newline, ends, piece) {
+            return;
+        }
         if self.data.len() >= READ_MAX_BYTES {
             self.cut_batch();
         }
@@ -260,7 +326,26 @@ impl Emitter {
         if newline {
             self.data.push(b'\n');
         }
-        self.batch.push(Line { end: self.data.len(), time, after: self.at, ends });
+        let Piece { time, continues, stream } = piece;
+        self.batch.push(Line { end: self.data.len(), time, after: self.at, ends, continues, stream });
+    }
+
+    /// Adds a piece to the one before it in the same batch, if that belongs to the same line and both together are short enough.
+    fn join_last(&mut self, content: &[u8], newline: bool, ends: bool, piece: Piece) -> bool {
+        let before = self.batch.len().checked_sub(2).map_or(0, |index| self.batch[index].end);
+        let Some(last) = self.batch.last_mut().filter(|last| !last.ends && piece.continues) else {
+            return false;
+        };
+        let len = last.end - before + content.len() + usize::from(newline);
+        if last.stream != piece.stream || len > LINE_HELD_MAX_BYTES {
+            return false;
+        }
+        self.data.extend_from_slice(content);
+        if newline {
+            self.data.push(b'\n');
+        }
+        (last.end, last.after, last.ends) = (self.data.len(), self.at, ends);
+        true
     }
 
     /// Whether a piece between `before` and here is delivered, and but for how many bytes.
@@ -293,11 +378,11 @@ impl Emitter {
                 if ends || skip < len {
                     self.filter = Filter::All;
                 }
-                if ends && skip >= len {
+                if ends && skip >= len && skip > 0 {
                     // It is not the line that the position was in.
                     self.gap_at(self.at, unknown_gap(GapCause::Rotated));
                 }
-                (skip < len).then_some(skip)
+                (skip < len || skip == 0).then_some(skip)
             }
         }
     }

@@ -97,7 +97,7 @@ pub struct TailRequest {
 pub enum From {
     /// At the oldest line that can be read.
     Start,
-    /// At the last so many whole lines; 0 = behind the last one.
+    /// At the last so many finished lines of the merged output, and an unfinished one behind them; 0 = behind everything.
     Last(u64),
     /// At the first line that is not older than this. What is missing directly before it, and may not be older, is told first.
     Since(LogTime),

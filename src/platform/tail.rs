@@ -4,13 +4,15 @@
 //! - **No hole and no repeat** as long as the files still hold the lines, however they are renamed, replaced by compressed copies or
 //!   removed meanwhile. Where files may be gone that were not read there is one inexact gap ([`GapCause::Rotated`]), also at the end.
 //! - **What is delivered depends on the files' content alone**, positions included: not on when and in what portions it was read,
-//!   nor on where the reading began (`seek` says what that trusts). How lines are joined from pieces is told in `assemble`.
+//!   nor on where the reading began (`seek` says what that trusts). Output comes in the order of the records (`assemble`).
+//! - **No line waits for another.** A finished line is delivered as soon as it is read. An unfinished one is held back for
+//!   [`UNFINISHED_WAIT`] so that most lines come whole, and is then delivered as a piece.
 //! - A record that cannot be parsed, a file that shrinks under the reader and a compressed file that cannot be read to its end are
 //!   inexact gaps ([`GapCause::Source`]); a record with a `lost` tag is an exact one. Of a record that was not written whole the
 //!   line ends where it does, without a newline, and an inexact gap follows. A file that shrank and has grown beyond its former
 //!   size before anybody looked cannot be told from one that only grew.
 //! - **Bounded**: at most [`READ_MAX_BYTES`] are read at a time, on the blocking pool, and only when the stream is polled. A tail
-//!   that waits holds one or two open files, a share of a directory watch, and unfinished lines. Dropping the stream ends all of it.
+//!   that waits holds one or two open files, a share of a directory watch, and part of an unfinished line. Dropping the stream ends all of it.
 //!
 //! After a position ([`From::After`]) the next line comes, or the rest of it. If that line is no longer there, or may not be, a gap
 //! comes first. This may be one more than needed in one case: the position is within the first lines of equal time of the oldest
@@ -38,10 +40,12 @@ mod segment;
 mod tests;
 mod walk;
 
+use std::time::Duration;
 use std::vec;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::host::notify::{DirWatch, Notifier};
@@ -52,11 +56,15 @@ use walk::{Until, Walk};
 
 pub use files::LogFiles;
 
+/// How long an unfinished line at the end of a log that is followed waits for its end before it is delivered as a piece. Runtimes
+/// write the pieces of a line within microseconds; a person does not notice a tenth of a second.
+pub(super) const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
+
 /// Whether to wait for what is written later.
 #[derive(Clone, Debug)]
 pub enum Follow {
-    /// The stream ends where the log ends when it gets there. A line that is not finished by then is not delivered, unless in
-    /// pieces that came before: the run may be going on. If it has ended, use [`Follow::UntilEnd`] with a cancelled token.
+    /// The stream ends where the log ends when it gets there. A line that is not finished by then is delivered as far as it is
+    /// recorded, and may go on later. If the run has ended, use [`Follow::UntilEnd`] with a cancelled token.
     No,
     /// The stream ends where the log ends once the token is cancelled, which says that the last byte of the run was written. A
     /// last line without a newline is delivered then.
@@ -71,6 +79,8 @@ struct Reader {
     watch: Option<DirWatch>,
     items: vec::IntoIter<TailItem>,
     state: State,
+    /// When the unfinished line that is held back is delivered.
+    due: Option<Instant>,
 }
 
 /// What a reader does once it has handed out its items.
@@ -100,7 +110,7 @@ pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow
             Sought::Found(walk, start) => break (walk, start),
         }
     };
-    let reader = Reader { walk, follow, watch, items: Vec::new().into_iter(), state: State::Read };
+    let reader = Reader { walk, follow, watch, items: Vec::new().into_iter(), state: State::Read, due: None };
     let items = stream::try_unfold(reader, Reader::next).boxed();
     Ok(Tail { start, items })
 }
@@ -149,10 +159,12 @@ impl Reader {
     async fn read(self) -> Result<Self, Error> {
         // Asked before reading, so that what is read up to the end is all there will be.
         let until = self.follow.until();
+        let is_due = self.due.is_some_and(|due| due <= Instant::now());
         let mut walk = self.walk;
         let (walk, items, state) = blocking(move || {
             let idle = walk.pull(until)?;
-            let items = walk.take(idle);
+            let is_end = idle && until != Until::Growing;
+            let items = if is_due || is_end { walk.take(idle) } else { walk.take_finished(idle) };
             let state = match (idle, until) {
                 (false, _) => State::Read,
                 (true, Until::Growing) => State::Wait,
@@ -161,14 +173,18 @@ impl Reader {
             Ok((walk, items, state))
         })
         .await?;
-        Ok(Self { walk, items: items.into_iter(), state, ..self })
+        let due = self.due.filter(|_| !is_due).unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
+        let due = walk.holds_unfinished().then_some(due);
+        Ok(Self { walk, items: items.into_iter(), state, due, ..self })
     }
 
     async fn wait(&mut self) {
         if let (Some(watch), Follow::UntilEnd(end)) = (&mut self.watch, &self.follow) {
+            let due = self.due;
             tokio::select! {
                 () = end.cancelled() => {}
                 () = watch.changed() => {}
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
         }
     }

@@ -144,7 +144,7 @@ fn batch(data: Bytes, ends: &[usize], at: &mut Position) -> LineBatch {
     let time = LogTime::now();
     let line = |&end| {
         *at = at.after_line(time);
-        Line { end, time, after: *at, ends: true }
+        Line::whole(end, time, *at)
     };
     LineBatch { data, lines: ends.iter().map(line).collect() }
 }

@@ -12,11 +12,12 @@ use crate::logs::chunk::Chunk;
 use crate::logs::frame::{self, Gap, Representation};
 use crate::logs::vague::Vague;
 use crate::model::id::Instance;
+use crate::model::line::Stream;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
 /// What an entry costs beside its bytes: the entry itself and its place in the ring, rounded up.
-const ENTRY_OVERHEAD_BYTES: usize = 256;
+const ENTRY_OVERHEAD_BYTES: usize = 288;
 
 /// Something that was sent.
 pub struct Entry {
@@ -34,6 +35,8 @@ pub struct Entry {
     pub(super) before: Totals,
     /// As it was when this was put in.
     pub(super) vague: Vague,
+    /// Lines of either stream that had begun before it and not ended.
+    pub(super) open: OpenLines,
     pub(super) sequence: u64,
     pub(super) message: Bytes,
     pub(super) stamped: OnceLock<Bytes>,
@@ -51,6 +54,10 @@ pub enum Kind {
     /// Lines that the source has lost.
     Gap(Gap),
 }
+
+/// The unfinished line of each stream, by the sequence number of its first piece. A stream that is not known counts as standard output,
+/// since then there is no other.
+pub(super) type OpenLines = [Option<u64>; 2];
 
 /// Whether the source has lost lines directly before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,9 +129,25 @@ impl Entry {
         }
     }
 
-    /// Whether a follower may go on with it after a lag: it holds no rest of a line.
+    /// Whether it holds no rest of a line.
     pub(super) fn starts_line(&self) -> bool {
-        self.start.at_line_start()
+        !matches!(&self.kind, Kind::Lines(chunk, _) if chunk.continues)
+    }
+
+    /// The lines that are unfinished behind it.
+    pub(super) fn open_after(&self) -> OpenLines {
+        let mut open = self.open;
+        match &self.kind {
+            Kind::Lines(chunk, _) if chunk.continues || chunk.goes_on() => {
+                let line = &mut open[slot(chunk)];
+                let first = line.filter(|_| chunk.continues).unwrap_or(self.sequence);
+                *line = chunk.goes_on().then_some(first);
+            }
+            Kind::Lines(..) | Kind::Event => {}
+            // All lines end at a gap.
+            Kind::Gap(_) => open = OpenLines::default(),
+        }
+        open
     }
 
     fn cost(&self) -> u64 {
@@ -149,6 +172,11 @@ impl Entry {
         }
         after
     }
+}
+
+/// Where [`OpenLines`] has the line of `chunk`.
+pub(super) fn slot(chunk: &Chunk) -> usize {
+    usize::from(chunk.stream() == Some(Stream::Stderr))
 }
 
 impl fmt::Debug for Entry {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use super::entry::{OpenLines, slot};
 use super::standing::Standing;
 use super::{Adjacent, Entry, Kind, Ring, State, Totals};
 use crate::logs::chunk::Chunk;
@@ -24,6 +25,9 @@ pub struct Reader {
     next: u64,
     /// Everything up to there.
     seen: Totals,
+    /// For each stream the line that was counted as lost and has not ended, by the sequence number of its first piece. Its rest is
+    /// delivered, and does not count again.
+    torn: OpenLines,
     /// How often the ring had moved at the last look.
     moves: u64,
     /// Where others see that it stands, once it follows live.
@@ -78,7 +82,7 @@ pub enum Join {
 
 impl Reader {
     pub(super) fn new(ring: Arc<Ring>, place: usize, next: u64, seen: Totals) -> Self {
-        Self { ring, place, next, seen, moves: 0, standing: None }
+        Self { ring, place, next, seen, torn: [None; 2], moves: 0, standing: None }
     }
 
     /// From now on others may see how far it is behind, and that it does so for `stream`.
@@ -135,7 +139,7 @@ impl Reader {
             return match landing(&state) {
                 Some((index, next)) => {
                     let lagged = Taken::Lagged {
-                        lines: next.before.lines - self.seen.lines,
+                        lines: lost_lines(&next, self.seen, &mut self.torn),
                         bytes: next.before.bytes - self.seen.bytes,
                         exact: next.before.inexact_gaps == self.seen.inexact_gaps,
                         next: Arc::clone(&next),
@@ -157,6 +161,11 @@ impl Reader {
                 break;
             };
             bytes += entry.message_max_bytes(as_what);
+            match &entry.kind {
+                Kind::Lines(chunk, _) if chunk.continues && !chunk.goes_on() => self.torn[slot(chunk)] = None,
+                Kind::Lines(..) | Kind::Event => {}
+                Kind::Gap(_) => self.torn = [None; 2],
+            }
             self.next += 1;
             self.seen = entry.after();
             *place = Some(Arc::clone(entry));
@@ -332,10 +341,30 @@ fn rests_behind(chunk: &Chunk, at: Position) -> Vec<Chunk> {
     rests
 }
 
-/// Where to go on after a lag: at the start of a line, since the rest of one whose beginning is lost counts as lost.
+/// Counts the lines that a reader loses that has `seen` so much and goes on with `next`: those that ended between, and those that
+/// have begun before `next` and go on behind it, since a follower cannot know whether all their pieces came. None counts twice:
+/// `torn` has those that were counted and had not ended.
+fn lost_lines(next: &Entry, seen: Totals, torn: &mut OpenLines) -> u64 {
+    let mut lines = next.before.lines - seen.lines;
+    for (torn, open) in torn.iter_mut().zip(next.open) {
+        if torn.is_some() && *torn != open {
+            // It ended between.
+            lines = lines.saturating_sub(1);
+            *torn = None;
+        }
+        if torn.is_none() && open.is_some() {
+            lines += 1;
+            *torn = open;
+        }
+    }
+    lines
+}
+
+/// Where to go on after a lag: at the start of a line, since one of which a piece is lost counts as lost. If no line begins in what is
+/// held, as with a progress bar, at the oldest entry.
 fn landing(state: &State) -> Option<(usize, Arc<Entry>)> {
-    let (index, entry) = state.entries.iter().enumerate().find(|(_, entry)| entry.starts_line())?;
-    Some((index, Arc::clone(entry)))
+    let index = state.entries.iter().position(|entry| entry.starts_line()).unwrap_or_default();
+    Some((index, Arc::clone(state.entries.get(index)?)))
 }
 
 #[cfg(test)]
@@ -359,7 +388,8 @@ mod tests {
         let after = |lines: u64| Position { time, ordinal: lines, offset: 0 };
         let chunk = |start: Position, text: &'static [u8]| Chunk {
             data: text.into(),
-            marks: Box::new([Mark { end: u32::try_from(text.len()).unwrap(), time }]),
+            marks: Box::new([Mark { end: u32::try_from(text.len()).unwrap(), time, stream: None }]),
+            continues: false,
             start,
             end: start.after_line(time),
         };

@@ -10,7 +10,7 @@ use metrics::Gauge;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::entry::{Adjacent, Entry, Kind, Totals};
+use super::entry::{Adjacent, Entry, Kind, OpenLines, Totals};
 use crate::logs::vague::Vague;
 use crate::model::id::Instance;
 use crate::model::position::Position;
@@ -21,6 +21,8 @@ pub(super) struct State {
     /// Sequence number of the oldest entry held.
     pub(super) first: u64,
     pub(super) totals: Totals,
+    /// Lines that have not ended.
+    pub(super) open: OpenLines,
     /// Where the newest line ends; `None` until the log was opened.
     pub(super) tip: Option<Tip>,
     /// Of the tip's run.
@@ -56,6 +58,7 @@ impl State {
             entries: VecDeque::new(),
             first: 0,
             totals: Totals::default(),
+            open: OpenLines::default(),
             tip: None,
             vague: Vague::default(),
             waiting: Slab::new(),
@@ -89,12 +92,14 @@ impl State {
             read_at,
             before: self.totals,
             vague: self.vague,
+            open: self.open,
             sequence: self.next(),
             message,
             stamped: OnceLock::new(),
             counted_later: AtomicUsize::new(0),
         };
         self.totals = entry.after();
+        self.open = entry.open_after();
         self.entries.push_back(Arc::new(entry));
     }
 

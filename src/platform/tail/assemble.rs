@@ -1,45 +1,22 @@
-//! Records → lines. Pure; what comes out depends on the records alone, not on when or in what portions they were read.
+//! Records → lines and pieces of lines. Pure; the result depends on the records alone, not on when or in what portions they are read.
 //!
-//! A runtime writes a long line in pieces, and lines of the other stream may lie between them. So:
-//! - The pieces of a line are held until it ends. Lines come in the order in which they end.
-//! - A line longer than [`LINE_HELD_MAX_BYTES`] flows: it comes piece by piece, always one behind, so that its last piece is known
-//!   as such. What the other stream writes meanwhile is held back until the long line ends.
-//! - Should that exceed [`LINE_HELD_MAX_BYTES`] too, the long line is ended there, without a newline; what follows of it is a line
-//!   of its own.
-//! - At a gap, and at the end of the run, all lines end where they are: first the one that flows, then the older one.
+//! Output is handed on in the order of the records, each at once. So a finished line never waits for an unfinished one of the other
+//! stream, and any prefix of the file gives a prefix of the output. A line that its runtime recorded in several pieces may have
+//! output of the other stream between them; each piece says which stream it belongs to and whether it begins a line.
+//!
+//! At a gap, and at the end of the run, all lines end where they are.
 
-use crate::model::limits::LINE_HELD_MAX_BYTES;
 use crate::model::line::SourceGap;
 use crate::model::time::LogTime;
 use crate::platform::cri::{Record, Stream};
+use crate::platform::emit::{Emitter, Piece};
 
-use crate::platform::emit::Emitter;
-
-/// Joins the pieces of lines.
-#[derive(Debug, Default)]
+/// Tracks the unfinished line of each stream. Holds no output.
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Assembler {
-    stdout: Held,
-    stderr: Held,
-    /// The stream whose line comes piece by piece; its last piece is still held.
-    flowing: Option<Stream>,
-    deferred: Deferred,
-}
-
-/// A line that has not ended.
-#[derive(Debug, Default)]
-struct Held {
-    data: Vec<u8>,
-    /// The time of its first piece; `None` if no line has begun.
-    time: Option<LogTime>,
-}
-
-/// Whole lines of one stream that wait for the end of the other's long line.
-#[derive(Debug, Default)]
-struct Deferred {
-    /// The lines, each with its newline.
-    data: Vec<u8>,
-    /// Where each ends, and its time.
-    lines: Vec<(usize, LogTime)>,
+    /// Times of the first pieces of unfinished lines.
+    stdout: Option<LogTime>,
+    stderr: Option<LogTime>,
 }
 
 // === impl Assembler ===
@@ -51,11 +28,19 @@ impl Assembler {
         if let Some(lost) = record.lost {
             self.finish(out);
             out.lost(lost, record.time);
-        } else if !record.partial && self.flowing.is_none() && self.held(record.stream).time.is_none() {
-            out.line(record.content, record.time);
-        } else {
-            self.push_piece(record, out);
+            return;
         }
+        if record.partial && record.content.is_empty() {
+            return;
+        }
+        let begun = match record.stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let (time, continues) = (begun.unwrap_or(record.time), begun.is_some());
+        *begun = record.partial.then_some(time);
+        let piece = Piece { time, continues, stream: Some(record.stream) };
+        out.record(record.content, record.partial, record.time, piece);
     }
 
     /// Lines are missing here, perhaps the rest of those that have not ended.
@@ -66,138 +51,8 @@ impl Assembler {
 
     /// Ends all lines.
     pub(super) fn finish(&mut self, out: &mut Emitter) {
-        if let Some(stream) = self.flowing.take() {
-            self.held(stream).end(out);
-        }
-        self.deferred.flush(out);
-        let stderr_first = match (self.stdout.time, self.stderr.time) {
-            (Some(stdout), Some(stderr)) => stderr < stdout,
-            _ => false,
-        };
-        if stderr_first {
-            self.stderr.end(out);
-        }
-        self.stdout.end(out);
-        self.stderr.end(out);
-    }
-
-    /// Whether no line is held.
-    pub(super) fn is_idle(&self) -> bool {
-        // While one flows, its last piece is held.
-        self.stdout.time.is_none() && self.stderr.time.is_none()
-    }
-
-    /// Gives back memory that is not in use.
-    pub(super) fn release(&mut self) {
-        self.stdout.data.shrink_to_fit();
-        self.stderr.data.shrink_to_fit();
-        self.deferred.data.shrink_to_fit();
-        self.deferred.lines.shrink_to_fit();
-    }
-
-    fn held(&mut self, stream: Stream) -> &mut Held {
-        match stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        }
-    }
-
-    #[cold]
-    fn push_piece(&mut self, record: &Record<'_>, out: &mut Emitter) {
-        let flowing = self.flowing;
-        let held = self.held(record.stream);
-        let time = *held.time.get_or_insert(record.time);
-        if flowing == Some(record.stream) && record.partial && !record.content.is_empty() {
-            out.piece(&held.data, time, false);
-            held.data.clear();
-        }
-        let known = held.data.len();
-        held.data.extend_from_slice(record.content);
-        if !record.partial {
-            held.data.push(b'\n');
-        }
-        match (flowing == Some(record.stream), record.partial) {
-            (true, true) => {}
-            (true, false) => {
-                held.end(out);
-                self.flowing = None;
-                self.deferred.flush(out);
-            }
-            (false, _) if flowing.is_some() => self.defer(record, out),
-            (false, false) => held.end(out),
-            (false, true) => self.flow_if_long(record.stream, known, out),
-        }
-    }
-
-    /// `stream` has got a piece while the other's line flows.
-    fn defer(&mut self, record: &Record<'_>, out: &mut Emitter) {
-        let (held, deferred) = match record.stream {
-            Stream::Stdout => (&mut self.stdout, &mut self.deferred),
-            Stream::Stderr => (&mut self.stderr, &mut self.deferred),
-        };
-        if !record.partial {
-            deferred.push(held);
-        }
-        if deferred.bytes() + held.data.len() <= LINE_HELD_MAX_BYTES {
-            return;
-        }
-        let known = held.data.len().saturating_sub(record.content.len());
-        if let Some(stream) = self.flowing.take() {
-            self.held(stream).end(out);
-        }
-        self.deferred.flush(out);
-        self.flow_if_long(record.stream, known, out);
-    }
-
-    /// Lets the line of `stream` flow if it is too long to be held; `known` bytes came before its last piece.
-    fn flow_if_long(&mut self, stream: Stream, known: usize, out: &mut Emitter) {
-        let held = self.held(stream);
-        if held.data.len() <= LINE_HELD_MAX_BYTES {
-            return;
-        }
-        if let Some(time) = held.time.filter(|_| known > 0) {
-            out.piece(&held.data[..known], time, false);
-            held.data.drain(..known);
-        }
-        self.flowing = Some(stream);
-    }
-}
-
-// === impl Held ===
-
-impl Held {
-    /// Hands out what is held as the end of its line.
-    fn end(&mut self, out: &mut Emitter) {
-        if let Some(time) = self.time.take().filter(|_| !self.data.is_empty()) {
-            out.piece(&self.data, time, true);
-        }
-        self.data.clear();
-    }
-}
-
-// === impl Deferred ===
-
-impl Deferred {
-    fn push(&mut self, line: &mut Held) {
-        if let Some(time) = line.time.take() {
-            self.data.extend_from_slice(&line.data);
-            self.lines.push((self.data.len(), time));
-            line.data.clear();
-        }
-    }
-
-    /// What is held, the index included: even empty lines cost something.
-    fn bytes(&self) -> usize {
-        self.data.len() + self.lines.len() * size_of::<(usize, LogTime)>()
-    }
-
-    fn flush(&mut self, out: &mut Emitter) {
-        let mut start = 0;
-        for (end, time) in self.lines.drain(..) {
-            out.piece(&self.data[start..end], time, true);
-            start = end;
-        }
-        self.data.clear();
+        *self = Self::default();
+        out.end_line();
     }
 }
 
@@ -210,42 +65,37 @@ mod tests {
     use crate::platform::cri;
     use crate::platform::emit::Filter;
 
-    /// What came out: (bytes, nanoseconds, ends), or a gap.
+    /// What came out: `stream text`, with `+` before the text of a rest and behind the text of what goes on; or a gap.
     #[derive(Debug, PartialEq)]
     enum Out {
-        Line(String, i64, bool),
+        Line(String, i64, Position),
         Gap(SourceGap),
     }
 
-    /// Records as `seconds stream tags content`; the content `*N` is N times `x`.
+    /// Records as `seconds stream tags content`.
     fn run(records: &[&str], finish: bool) -> Vec<Out> {
         let mut emitter = Emitter::new(Position::START, 0, Filter::All);
         let mut assembler = Assembler::default();
+        let mut out = Vec::new();
         for record in records {
             let (second, rest) = record.split_once(' ').unwrap();
-            let (head, content) = rest.rsplit_once(' ').unwrap();
-            let content =
-                content.strip_prefix('*').map_or(content.to_owned(), |n| "x".repeat(n.parse().unwrap()));
-            let record = format!("1970-01-01T00:00:0{second}Z {head} {content}");
+            let record = format!("1970-01-01T00:00:0{second}Z {rest}");
             assembler.push(&cri::parse(record.as_bytes()).unwrap(), &mut emitter);
         }
         if finish {
             assembler.finish(&mut emitter);
-            assert!(assembler.is_idle());
         }
-        let mut out = Vec::new();
-        let mut at = Position::START;
         for item in emitter.take(true) {
             match item {
                 TailItem::Gap(gap) => out.push(Out::Gap(gap)),
                 TailItem::Lines(batch) => {
                     for (index, line) in batch.lines.iter().enumerate() {
-                        let bytes = batch.bytes(index);
-                        at = if line.ends { at.after_line(line.time) } else { at.after_bytes(bytes.len()) };
-                        assert_eq!(line.after, at);
-                        let text = String::from_utf8(bytes.to_vec()).unwrap();
-                        let text = if text.len() > 40 { format!("*{}", text.len()) } else { text };
-                        out.push(Out::Line(text, line.time.as_nanos() / 1_000_000_000, line.ends));
+                        let stream = line.stream.unwrap().name();
+                        let text = std::str::from_utf8(batch.bytes(index)).unwrap();
+                        let (before, behind) =
+                            (["", "+"][usize::from(line.continues)], ["+", ""][usize::from(line.ends)]);
+                        let text = format!("{stream} {before}{text}{behind}");
+                        out.push(Out::Line(text, line.time.as_nanos() / 1_000_000_000, line.after));
                     }
                 }
             }
@@ -253,105 +103,59 @@ mod tests {
         out
     }
 
-    fn line(text: &str, second: i64) -> Out {
-        Out::Line(text.to_owned(), second, true)
+    fn at(second: i64, ordinal: u64, offset: u64) -> Position {
+        Position { time: LogTime::from_nanos(second * 1_000_000_000), ordinal, offset }
     }
 
-    fn piece(text: &str, second: i64) -> Out {
-        Out::Line(text.to_owned(), second, false)
+    fn line(text: &str, second: i64, after: Position) -> Out {
+        Out::Line(text.to_owned(), second, after)
     }
 
     #[test]
-    fn pieces_are_joined_by_stream_and_lines_come_as_they_end() {
+    fn finished_line_never_waits_for_the_other_stream() {
         let records =
             ["1 stdout P a", "2 stderr P b", "3 stderr F c", "4 stdout F d", "5 stdout F ", "6 stderr F e"];
-        assert_eq!(run(&records, false), [line("bc\n", 2), line("ad\n", 1), line("\n", 5), line("e\n", 6)]);
-    }
-
-    #[test]
-    fn an_unfinished_line_waits_and_ends_with_the_run() {
-        let records = ["1 stderr P a", "2 stdout P ", "3 stdout P b", "4 stdout F c", "5 stdout P d"];
-        assert_eq!(run(&records, false), [line("bc\n", 2)]);
-        assert_eq!(run(&records, true), [line("bc\n", 2), line("a", 1), line("d", 5)]);
-        assert_eq!(run(&["1 stdout P "], true), []);
-    }
-
-    #[test]
-    fn a_long_line_flows_and_the_other_stream_waits() {
-        let records = [
-            "1 stdout P *262144",
-            "2 stdout P a",
-            "3 stderr F b",
-            "4 stdout P c",
-            "5 stderr P d",
-            "6 stdout F e",
+        let in_file_order = [
+            line("stdout a+", 1, Position { offset: 1, ..Position::START }),
+            line("stderr bc\n", 2, at(1, 1, 0)),
+            line("stdout +d\n", 1, at(4, 1, 0)),
+            line("stdout \n", 5, at(5, 1, 0)),
+            line("stderr e\n", 6, at(6, 1, 0)),
         ];
-        let flowed = [piece("*262144", 1), piece("a", 1), line("ce\n", 1), line("b\n", 3)];
-        assert_eq!(run(&records, false), flowed);
-        let mut ended = Vec::from(flowed);
-        ended.push(line("d", 5));
-        assert_eq!(run(&records, true), ended);
-        assert_eq!(run(&["1 stdout P *262144", "2 stdout P a"], true), [piece("*262144", 1), line("a", 1)]);
+        assert_eq!(run(&records, false), in_file_order);
     }
 
     #[test]
-    fn a_long_line_is_ended_when_the_other_stream_has_waited_enough() {
-        let records =
-            ["1 stdout P *262144", "2 stdout P a", "3 stderr F b", "4 stderr F *262144", "5 stdout F c"];
-        assert_eq!(
-            run(&records, false),
-            [
-                piece("*262144", 1),
-                line("a", 1),
-                line("b\n", 3),
-                piece("*262144", 4),
-                line("\n", 4),
-                line("c\n", 5)
-            ]
-        );
-        let records = [
-            "1 stdout P *262144",
-            "2 stdout P a",
-            "3 stderr P *262144",
-            "4 stderr P b",
-            "5 stdout F c",
-            "6 stderr F d",
-        ];
-        assert_eq!(
-            run(&records, false),
-            [piece("*262144", 1), line("a", 1), piece("*262144", 3), line("bd\n", 3), line("c\n", 5)]
-        );
-    }
-
-    #[test]
-    fn empty_lines_do_not_wait_without_bound() {
-        let mut records = vec!["1 stdout P *262145"];
-        records.resize(20_000, "2 stderr F ");
+    fn positions_are_those_of_the_merged_output() {
+        // As kubectl prints it: "ab\n" with the time 1, then "c\n" with the time 3.
+        let records = ["1 stdout P a", "2 stderr F b", "3 stdout F c"];
         let out = run(&records, false);
-        assert_eq!(out[0], line("*262145", 1).unlimited());
-        assert_eq!(out.len(), 20_000 + 1);
+        assert_eq!(out[1], line("stderr b\n", 2, at(1, 1, 0)));
+        assert_eq!(out[2], line("stdout +c\n", 1, at(3, 1, 0)));
     }
 
-    impl Out {
-        /// A piece over the limit comes as two.
-        fn unlimited(self) -> Self {
-            match self {
-                Self::Line(_, second, _) => piece("*262144", second),
-                gap @ Self::Gap(_) => gap,
-            }
-        }
+    #[test]
+    fn unfinished_line_ends_with_the_run() {
+        let records = ["1 stderr P a", "2 stdout P ", "3 stdout P b", "4 stdout F c", "5 stdout P d"];
+        let mut expected = vec![
+            line("stderr a+", 1, Position { offset: 1, ..Position::START }),
+            line("stdout bc\n", 3, at(1, 1, 0)),
+            line("stdout d+", 5, at(1, 1, 1)),
+        ];
+        assert_eq!(run(&records, false), expected);
+        expected[2] = line("stdout d", 5, at(5, 1, 0));
+        assert_eq!(run(&records, true), expected);
+        assert_eq!(run(&["1 stdout P "], true), []);
     }
 
     #[test]
     fn lost_output_is_a_gap_and_ends_lines() {
         // A line a second, and then the record itself.
-        let after = Position::START
-            .after_line(LogTime::from_nanos(1_000_000_000))
-            .after_line(LogTime::from_nanos(2_000_000_000));
+        let after = at(1, 1, 0).after_line(LogTime::from_nanos(2_000_000_000));
         let gap = SourceGap { cause: GapCause::Source, lines: 12, bytes: 3456, exact: true, after };
         assert_eq!(
             run(&["1 stdout P a", "2 stderr F:lost=12/3456 notice", "3 stdout F b"], false),
-            [line("a", 1), Out::Gap(gap), line("b\n", 3)]
+            [line("stdout a", 1, at(1, 1, 0)), Out::Gap(gap), line("stdout b\n", 3, at(3, 1, 0))]
         );
     }
 }

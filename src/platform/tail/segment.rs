@@ -1,7 +1,7 @@
 //! One file of a log: bytes → records.
 //!
 //! A record is handed out only when its newline is there: the file may be growing. What follows the last newline is handed out
-//! by [`Segment::rest`], when nothing more will come.
+//! by [`Segment::rest`], when nothing more will come. A record longer than [`RECORD_PART_BYTES`] is handed out in parts.
 
 use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::FileExt as _;
@@ -9,9 +9,11 @@ use std::os::unix::fs::FileExt as _;
 use memchr::memchr;
 
 use super::files::{Gunzip, Opened};
+use crate::model::limits::LINE_HELD_MAX_BYTES;
 
-/// Longest record, in bytes: far beyond any runtime's pieces. Longer ones are garbage, and skipped unread.
-pub(super) const RECORD_MAX_BYTES: usize = 1024 * 1024;
+/// A record longer than this comes in parts, the first of which holds more than this many bytes. Runtimes write pieces of 8 or 16 KiB
+/// unless their limit is switched off; then a record is as long as its line.
+pub(super) const RECORD_PART_BYTES: usize = LINE_HELD_MAX_BYTES;
 
 /// One file being read.
 pub(super) struct Segment {
@@ -28,8 +30,8 @@ pub(super) struct Segment {
     end: usize,
     /// How many bytes from `start` on hold no newline, as far as is known.
     searched: usize,
-    /// Bytes of a record that is too long, so far.
-    oversized: u64,
+    /// Whether parts of the next record were handed out.
+    in_record: bool,
     /// Whether the last read found the end of the file.
     at_end: bool,
     /// Why a compressed file cannot be read on; said once what was good has been handed out.
@@ -49,13 +51,15 @@ pub(super) enum Fill {
     Corrupt(io::Error),
 }
 
-/// One record, or what stands for it.
+/// One record, or a part of a long one.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found<'a> {
     /// A record, without its newline.
     Record(&'a [u8]),
-    /// One that is longer than [`RECORD_MAX_BYTES`]; its bytes, newline included.
-    Oversized(u64),
+    /// A part of a record that goes on.
+    Part(&'a [u8]),
+    /// The last part of a record, without its newline. Empty if only that was left.
+    LastPart(&'a [u8]),
 }
 
 // === impl Segment ===
@@ -74,7 +78,7 @@ impl Segment {
             start: 0,
             end: 0,
             searched: 0,
-            oversized: 0,
+            in_record: false,
             at_end: false,
             corrupt: None,
         }
@@ -85,10 +89,10 @@ impl Segment {
         &self.opened
     }
 
-    /// Where the next record begins; `None` within one that is too long.
+    /// Where the next record begins; `None` within one that comes in parts.
     pub(super) fn record_start(&self) -> Option<u64> {
         let unread = (self.end - self.start) as u64;
-        (self.oversized == 0 && self.skip == 0).then_some(self.offset - unread)
+        (!self.in_record && self.skip == 0).then_some(self.offset - unread)
     }
 
     /// Reads up to `max` bytes more.
@@ -116,7 +120,7 @@ impl Segment {
         Ok(if read == 0 { Fill::End } else { Fill::Bytes(read) })
     }
 
-    /// Hands out the records that are whole.
+    /// Hands out the records that are whole, and parts of a long one.
     #[inline]
     pub(super) fn drain(&mut self, mut take: impl FnMut(Found<'_>)) {
         while let Some(unread) = self.buffer.get(self.start..self.end) {
@@ -124,9 +128,8 @@ impl Segment {
                 break;
             };
             let len = self.searched + newline;
-            if self.oversized > 0 {
-                take(Found::Oversized(self.oversized + len as u64 + 1));
-                self.oversized = 0;
+            if std::mem::take(&mut self.in_record) {
+                take(Found::LastPart(&unread[..len]));
             } else {
                 take(Found::Record(&unread[..len]));
             }
@@ -134,20 +137,20 @@ impl Segment {
             self.searched = 0;
         }
         self.searched = self.end - self.start;
-        if self.oversized > 0 || self.searched > RECORD_MAX_BYTES {
-            self.oversized += self.searched as u64;
+        if self.searched > RECORD_PART_BYTES || self.in_record && self.searched > 0 {
+            take(Found::Part(&self.buffer[self.start..self.end]));
+            self.in_record = true;
             self.clear();
         }
     }
 
     /// Hands out what follows the last newline, if anything does: nothing more will come.
     pub(super) fn rest(&mut self, take: impl FnOnce(Found<'_>)) {
-        if self.oversized > 0 {
-            take(Found::Oversized(self.oversized));
+        if std::mem::take(&mut self.in_record) {
+            take(Found::LastPart(&self.buffer[self.start..self.end]));
         } else if self.start < self.end {
             take(Found::Record(&self.buffer[self.start..self.end]));
         }
-        self.oversized = 0;
         self.clear();
     }
 
@@ -284,7 +287,8 @@ mod tests {
     fn show(found: Found<'_>) -> String {
         match found {
             Found::Record(record) => String::from_utf8(record.to_vec()).unwrap(),
-            Found::Oversized(bytes) => bytes.to_string(),
+            Found::Part(part) => format!("{}+", part.len()),
+            Found::LastPart(part) => format!("{}.", part.len()),
         }
     }
 
@@ -342,15 +346,20 @@ mod tests {
     }
 
     #[test]
-    fn a_record_without_end_is_passed_over_in_bounded_memory() {
+    fn long_record_comes_in_parts_in_bounded_memory() {
         let dir = tempfile::tempdir().unwrap();
-        let long = "x".repeat(3 * RECORD_MAX_BYTES);
+        let long = "x".repeat(3 * RECORD_PART_BYTES);
         fs::write(dir.path().join("0.log"), format!("one\n{long}\ntwo\n{long}")).unwrap();
         let mut segment = Segment::new(open(&dir, "0.log"), 0);
-        assert_eq!(read(&mut segment, 64 * 1024), ["one", &(long.len() + 1).to_string(), "two"]);
-        assert!(segment.buffer.capacity() <= 2 * RECORD_MAX_BYTES + 128 * 1024);
+        let read = read(&mut segment, 64 * 1024);
+        let length = |part: &str| part.trim_end_matches(['+', '.']).parse::<usize>().unwrap();
+        let end = read.iter().position(|part| part.ends_with('.')).unwrap();
+        assert_eq!((read[0].as_str(), read[end + 1].as_str()), ("one", "two"));
+        assert_eq!(read[1..=end].iter().map(|part| length(part)).sum::<usize>(), long.len());
+        assert!(read[1..=end].iter().all(|part| length(part) <= RECORD_PART_BYTES + 64 * 1024));
+        assert!(segment.buffer.capacity() <= 2 * RECORD_PART_BYTES + 128 * 1024);
         assert_eq!(segment.record_start(), None);
-        segment.rest(|found| assert_eq!(found, Found::Oversized(long.len() as u64)));
+        segment.rest(|found| assert_eq!(found, Found::LastPart(b"")));
     }
 
     #[test]

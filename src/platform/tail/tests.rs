@@ -3,6 +3,7 @@
 mod damage;
 mod model;
 mod readings;
+mod unfinished;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -175,14 +176,14 @@ async fn a_log_that_is_not_there_is_not_found() {
 }
 
 #[tokio::test]
-async fn an_unfinished_line_is_delivered_only_when_the_run_has_ended() {
+async fn unfinished_line_is_delivered_as_far_as_it_is_recorded() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.line(1, "whole");
     writer.raw("1970-01-01T00:00:01Z stdout P begun\n1970-01-01T00:00:02Z stdout F no newline");
     let notifier = Notifier::polling();
     let mut tail = open(&notifier, log(&dir), From::Start, Follow::No).await.unwrap();
-    assert_eq!(rest(&mut tail).await, ["whole\n"]);
+    assert_eq!(rest(&mut tail).await, ["whole\n", "begun"]);
     let ended = CancellationToken::new();
     ended.cancel();
     let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(ended)).await.unwrap();

@@ -9,7 +9,8 @@ use std::io;
 use crate::model::limits::READ_MAX_BYTES;
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::position::Position;
-use crate::platform::cri::{Parser, Record};
+use crate::model::time::LogTime;
+use crate::platform::cri::{Parser, Record, Stream};
 use crate::platform::{Error, TailItem};
 
 use super::assemble::Assembler;
@@ -69,14 +70,27 @@ struct Lines {
     parser: Parser,
     assembler: Assembler,
     emitter: Emitter,
+    /// The record that comes in parts, if one does.
+    long: Option<LongRecord>,
 }
 
-/// A place to come back to: between two records, with no line unfinished. Keeps its file open.
+/// A record of which parts were taken.
+#[derive(Clone, Copy, Debug)]
+enum LongRecord {
+    /// What stands at its beginning.
+    Output { time: LogTime, stream: Stream, partial: bool },
+    /// It is none; so many bytes so far.
+    Garbage(u64),
+}
+
+/// A place to come back to: where a line of the merged output begins. Keeps its file open.
 #[derive(Clone, Debug)]
 pub(super) struct Checkpoint {
     opened: Opened,
     place: Place,
     offset: u64,
+    /// The unfinished lines of either stream.
+    assembler: Assembler,
     /// The position there.
     pub(super) at: Position,
     /// Whole lines up to there.
@@ -114,29 +128,30 @@ impl Walk {
             log: log.clone(),
             here,
             next: None,
-            lines: Lines::new(Emitter::new(Position::START, 0, filter)),
+            lines: Lines::new(Assembler::default(), Emitter::new(Position::START, 0, filter)),
         }))
     }
 
     /// Goes on at a checkpoint of another walk through the same log.
     pub(super) fn resume(log: &LogFiles, checkpoint: Checkpoint, filter: Filter) -> Self {
-        let Checkpoint { opened, place, offset, at, lines } = checkpoint;
+        let Checkpoint { opened, place, offset, assembler, at, lines } = checkpoint;
         let segment = Segment::new(opened, offset);
         Self {
             log: log.clone(),
             here: Some(Here { segment, place, is_cut_off: false }),
             next: None,
-            lines: Lines::new(Emitter::new(at, lines, filter)),
+            lines: Lines::new(assembler, Emitter::new(at, lines, filter)),
         }
     }
 
     /// The present place, if it is one to come back to.
     pub(super) fn checkpoint(&self) -> Option<Checkpoint> {
-        let here = self.here.as_ref().filter(|_| self.lines.assembler.is_idle())?;
+        let here = self.here.as_ref().filter(|_| self.lines.emitter.at().at_line_start())?;
         Some(Checkpoint {
             opened: here.segment.opened().clone(),
             place: here.place.clone(),
             offset: here.segment.record_start()?,
+            assembler: self.lines.assembler,
             at: self.lines.emitter.at(),
             lines: self.lines.emitter.lines(),
         })
@@ -171,15 +186,27 @@ impl Walk {
         Ok(false)
     }
 
-    /// What there is to deliver. At a `rest` nothing is held back but unfinished lines.
+    /// Returns what is to be delivered. At a `rest` nothing is held back.
     pub(super) fn take(&mut self, rest: bool) -> Vec<TailItem> {
-        if rest {
-            self.lines.assembler.release();
-            if let Some(here) = &mut self.here {
-                here.segment.release();
-            }
-        }
+        self.release_at(rest);
         self.lines.emitter.take(rest)
+    }
+
+    /// Returns the same without an unfinished line at its end, which may soon be finished.
+    pub(super) fn take_finished(&mut self, rest: bool) -> Vec<TailItem> {
+        self.release_at(rest);
+        self.lines.emitter.take_finished(rest)
+    }
+
+    /// Whether the last [`Self::take_finished`] has held something back.
+    pub(super) fn holds_unfinished(&self) -> bool {
+        self.lines.emitter.holds_unfinished()
+    }
+
+    fn release_at(&mut self, rest: bool) {
+        if let Some(here) = self.here.as_mut().filter(|_| rest) {
+            here.segment.release();
+        }
     }
 
     /// All was read, and nothing is to come: ends what is unfinished.
@@ -317,20 +344,48 @@ impl Ahead {
 // === impl Lines ===
 
 impl Lines {
-    fn new(emitter: Emitter) -> Self {
-        Self { parser: Parser::default(), assembler: Assembler::default(), emitter }
+    fn new(assembler: Assembler, emitter: Emitter) -> Self {
+        Self { parser: Parser::default(), assembler, emitter, long: None }
     }
 
     #[inline]
     fn take(&mut self, found: Found<'_>) {
-        let garbage = match found {
+        match found {
             Found::Record(record) => match self.parser.parse(record) {
-                Some(record) => return self.assembler.push(&record, &mut self.emitter),
-                None => record.len() as u64 + 1,
+                Some(record) => self.assembler.push(&record, &mut self.emitter),
+                None => self.garbage(record.len() as u64 + 1),
             },
-            Found::Oversized(bytes) => bytes,
-        };
-        self.garbage(garbage);
+            Found::Part(part) => self.long = Some(self.take_part(part)),
+            Found::LastPart(part) => match self.long.take() {
+                Some(LongRecord::Output { time, stream, partial }) => {
+                    self.output(time, stream, partial, part)
+                }
+                Some(LongRecord::Garbage(bytes)) => self.garbage(bytes + part.len() as u64 + 1),
+                None => self.garbage(part.len() as u64 + 1),
+            },
+        }
+    }
+
+    fn take_part(&mut self, part: &[u8]) -> LongRecord {
+        match self.long {
+            Some(LongRecord::Garbage(bytes)) => LongRecord::Garbage(bytes + part.len() as u64),
+            Some(output @ LongRecord::Output { time, stream, .. }) => {
+                self.output(time, stream, true, part);
+                output
+            }
+            None => match self.parser.parse(part) {
+                Some(Record { time, stream, partial, lost: None, content }) => {
+                    self.output(time, stream, true, content);
+                    LongRecord::Output { time, stream, partial }
+                }
+                // A notice of a loss is never so long.
+                _ => LongRecord::Garbage(part.len() as u64),
+            },
+        }
+    }
+
+    fn output(&mut self, time: LogTime, stream: Stream, partial: bool, content: &[u8]) {
+        self.assembler.push(&Record { time, stream, partial, lost: None, content }, &mut self.emitter);
     }
 
     /// Takes a record that was not written whole: its line ends where it does, and has lost the rest.
@@ -343,7 +398,10 @@ impl Lines {
                 }
                 _ => bytes.len() as u64,
             },
-            Found::Oversized(bytes) => bytes,
+            Found::Part(part) | Found::LastPart(part) => match self.take_part(part) {
+                LongRecord::Output { .. } => 0,
+                LongRecord::Garbage(bytes) => bytes,
+            },
         };
         self.garbage(garbage);
     }
@@ -353,6 +411,7 @@ impl Lines {
     }
 
     fn gap(&mut self, gap: SourceGap) {
+        self.long = None;
         self.assembler.gap(gap, &mut self.emitter);
     }
 }

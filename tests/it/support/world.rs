@@ -370,7 +370,7 @@ impl Reader {
             match printed {
                 Printed::Line(line) => {
                     data.extend_from_slice(&line[self.cut..]);
-                    lines.push(Line { end: data.len(), time: *time, after, ends: true });
+                    lines.push(Line::whole(data.len(), *time, after));
                 }
                 Printed::Lost(_) if !lines.is_empty() => break,
                 Printed::Lost(count) => {

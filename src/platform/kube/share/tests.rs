@@ -40,8 +40,7 @@ impl Log {
             }
             let after = |n| Position { time: LogTime::from_nanos(n), ordinal: 0, offset: 0 };
             let batches = (1..).take(log.batches).map(move |n| {
-                let line =
-                    Line { end: BATCH_BYTES, time: LogTime::from_nanos(n), after: after(n), ends: true };
+                let line = Line::whole(BATCH_BYTES, LogTime::from_nanos(n), after(n));
                 Ok(TailItem::Lines(LineBatch { data: vec![b'x'; BATCH_BYTES].into(), lines: vec![line] }))
             });
             Ok(Tail { start: Position::START, items: stream::iter(batches).boxed() })

@@ -1,4 +1,4 @@
-//! A random writer and a random reader against a list of lines.
+//! A random writer and a random reader against a list of records.
 //!
 //! The reader is stepped without a runtime, a few bytes at a time, so that every interleaving can happen and a failure is found
 //! again from its seed.
@@ -21,23 +21,47 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::cri::{self, Record, Stream, path};
 
-/// A line as it should come out.
-#[derive(Clone)]
+/// A line of the merged output as it should come out.
+#[derive(Clone, PartialEq)]
 struct Produced {
     bytes: Vec<u8>,
-    time: LogTime,
-}
-
-impl PartialEq for Produced {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.bytes, self.time) == (&other.bytes, other.time)
-    }
 }
 
 impl std::fmt::Debug for Produced {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let text = String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(20)]);
-        write!(f, "{text:?} {} bytes at {}", self.bytes.len(), self.time.as_nanos())
+        write!(f, "{text:?} {} bytes", self.bytes.len())
+    }
+}
+
+/// A piece of a line as it should come out: as much of it as comes without output of the other stream in between.
+#[derive(Clone, PartialEq)]
+struct Part {
+    bytes: Vec<u8>,
+    /// The position behind it.
+    after: Position,
+    time: LogTime,
+    stream: Option<Stream>,
+    continues: bool,
+    ends: bool,
+}
+
+impl std::fmt::Debug for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = String::from_utf8_lossy(&self.bytes[..self.bytes.len().min(20)]);
+        let Self { after, time, stream, continues, ends, .. } = self;
+        write!(f, "{text:?} {after:?} {time:?} {stream:?} {continues} {ends}")
+    }
+}
+
+/// Adds a piece to the one before it, if no output of the other stream lies between.
+fn join(parts: &mut Vec<Part>, part: Part) {
+    match parts.last_mut() {
+        Some(last) if !last.ends && part.continues && last.stream == part.stream => {
+            last.bytes.extend_from_slice(&part.bytes);
+            (last.after, last.ends) = (part.after, part.ends);
+        }
+        _ => parts.push(part),
     }
 }
 
@@ -108,8 +132,12 @@ struct World {
     now: i64,
     number: u64,
     produced: Vec<Produced>,
-    /// Begun lines, by stream.
-    held: [Option<Produced>; 2],
+    /// All pieces, one for each record that is not empty.
+    parts: Vec<Part>,
+    /// The merged line that has begun, and its time.
+    held: Option<(Produced, LogTime)>,
+    /// Times of begun lines, by stream.
+    begun: [Option<LogTime>; 2],
     /// Bytes of records that are not yet in the file.
     unwritten: Vec<u8>,
     /// Oldest first, the one being written last.
@@ -145,7 +173,9 @@ impl World {
             now: 1_000,
             number: 0,
             produced: Vec::new(),
-            held: [None, None],
+            parts: Vec::new(),
+            held: None,
+            begun: [None, None],
             unwritten: Vec::new(),
             files: Vec::new(),
             rotations: 0,
@@ -184,20 +214,45 @@ impl World {
         let time = LogTime::from_nanos(self.now);
         let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
         cri::write(&mut self.unwritten, &Record { time, stream, partial, lost: None, content });
-        let held = &mut self.held[usize::from(stderr)];
-        let line = held.get_or_insert(Produced { bytes: Vec::new(), time });
-        line.bytes.extend_from_slice(content);
+        if partial && content.is_empty() {
+            return;
+        }
+        let mut bytes = content.to_vec();
         if !partial {
-            line.bytes.push(b'\n');
-            self.produced.extend(held.take());
+            bytes.push(b'\n');
+        }
+        let before = self.at();
+        let begun = &mut self.begun[usize::from(stderr)];
+        let (begun_at, continues) = (begun.unwrap_or(time), begun.is_some());
+        *begun = partial.then_some(begun_at);
+        let (line, line_time) = self.held.get_or_insert((Produced { bytes: Vec::new() }, time));
+        line.bytes.extend_from_slice(&bytes);
+        let after = if partial { before.after_bytes(bytes.len()) } else { before.after_line(*line_time) };
+        self.parts.push(Part {
+            bytes,
+            after,
+            time: begun_at,
+            stream: Some(stream),
+            continues,
+            ends: !partial,
+        });
+        if !partial {
+            self.produced.extend(self.held.take().map(|(line, _)| line));
         }
     }
 
-    /// Lines without end end, the older first.
+    /// Lines without end end.
     fn end_lines(&mut self) {
-        let mut ended: Vec<Produced> = self.held.iter_mut().filter_map(Option::take).collect();
-        ended.sort_by_key(|line| line.time);
-        self.produced.extend(ended.into_iter().filter(|line| !line.bytes.is_empty()));
+        self.begun = [None, None];
+        if let (Some((line, time)), Some(last)) = (self.held.take(), self.parts.last_mut()) {
+            self.produced.push(line);
+            (last.after, last.ends) = (last.after.after_line(time), true);
+        }
+    }
+
+    /// The position behind everything.
+    fn at(&self) -> Position {
+        self.parts.last().map_or(Position::START, |part| part.after)
     }
 
     fn content(&mut self, len: usize) -> Vec<u8> {
@@ -207,10 +262,6 @@ impl World {
     }
 
     fn write_long(&mut self, stderr: bool) {
-        // A line that is held already would make another order.
-        if self.held.iter().any(Option::is_some) {
-            return;
-        }
         self.now += 1;
         let piece = vec![b'l'; LINE_HELD_MAX_BYTES / 2];
         let (early, late) = (self.content(9), self.content(9));
@@ -219,16 +270,13 @@ impl World {
         self.record(!stderr, false, &early);
         self.record(stderr, true, &piece);
         self.record(stderr, true, &self.number.to_string().into_bytes());
-        let begun = self.produced.len();
         self.record(!stderr, false, &late);
         self.record(stderr, false, b"end");
-        // What ended while the long line flowed comes behind it.
-        self.produced[begun..].rotate_left(1);
     }
 
     fn rotate(&mut self) {
         self.rotations += 1;
-        self.held_over = self.held.iter().any(Option::is_some);
+        self.held_over = self.held.is_some();
         let suffix = path::rotation_suffix(LogTime::from_nanos(self.rotations));
         self.rotated_at = self.now;
         let kept = self.files.last_mut().unwrap();
@@ -254,17 +302,6 @@ impl World {
         fs::remove_file(&kept.path).unwrap();
         kept.path = path;
     }
-
-    /// Expected positions behind each line.
-    fn positions(&self) -> Vec<Position> {
-        let mut at = Position::START;
-        let mut positions = Vec::new();
-        for line in &self.produced {
-            at = at.after_line(line.time);
-            positions.push(at);
-        }
-        positions
-    }
 }
 
 /// What a reader said.
@@ -281,6 +318,7 @@ enum Heard {
 #[derive(Default)]
 struct Ear {
     heard: Vec<Heard>,
+    parts: Vec<Part>,
     line: Vec<u8>,
     /// Whether pieces were heard before a gap, and nothing since.
     torn: bool,
@@ -299,12 +337,14 @@ impl Ear {
                 continue;
             };
             for (index, line) in batch.lines.iter().enumerate() {
-                assert!(!batch.bytes(index).is_empty());
+                assert!(!batch.bytes(index).is_empty() || line.ends && line.continues);
                 self.line.extend_from_slice(batch.bytes(index));
                 self.last = Some(line.after);
+                let Line { time, after, ends, continues, stream, .. } = *line;
+                let bytes = batch.bytes(index).to_vec();
+                join(&mut self.parts, Part { bytes, after, time, stream, continues, ends });
                 if line.ends {
-                    let bytes = std::mem::take(&mut self.line);
-                    let heard = Produced { bytes, time: line.time };
+                    let heard = Produced { bytes: std::mem::take(&mut self.line) };
                     self.heard.push(if std::mem::take(&mut self.torn) {
                         Heard::Rest(heard)
                     } else {
@@ -380,8 +420,8 @@ impl Follower {
         let (mut oldest, _) = seek(&world.log, From::Start);
         let mut first = Ear::default();
         drain(&mut oldest, &mut first, Until::Growing);
-        let tied = first.lines().first().is_some_and(|(line, _)| line.time == at.time);
-        if world.files.len() > 1 && (tied || at == Position::START) {
+        let tied = first.lines().first().is_some_and(|(_, end)| end.time == at.time);
+        if world.files.len() > 1 && (tied || at.time == LogTime::MIN) {
             self.gaps_allowed += 1;
         }
         // Its line is gone, with the file that was removed or cut.
@@ -390,6 +430,8 @@ impl Follower {
         self.gaps_allowed += usize::from(world.disturbed && !there);
         let (walk, start) = seek(&world.log, From::After(at));
         self.walk = walk;
+        // If the place is found nowhere, the reading goes on at the end, which may lie within a line.
+        self.ear.torn |= start != at && start.offset > 0;
         if !world.disturbed {
             assert_eq!(start, at);
         }
@@ -417,16 +459,18 @@ fn check_oracle(produced: &[Produced], ear: &Ear) {
     assert!(at.contains(&end), "ends at {at:?} of {end}: heard {:#?}\nproduced {produced:#?}", ear.heard);
 }
 
+/// A reading from there on delivers the pieces from the one at `first` on.
 fn check_reading(world: &World, from: From, first: usize) {
     let (mut walk, start) = seek(&world.log, from);
     let mut ear = Ear::default();
     drain(&mut walk, &mut ear, Until::Growing);
-    let positions = world.positions();
-    let expected: Vec<_> =
-        world.produced.iter().cloned().zip(positions.iter().copied()).skip(first).collect();
-    assert_eq!(ear.lines(), expected, "{from:?}");
-    if first < world.produced.len() || !matches!(from, From::Since(_)) {
-        let before = first.checked_sub(1).map_or(Position::START, |index| positions[index]);
+    let mut expected = Vec::new();
+    for part in &world.parts[first..] {
+        join(&mut expected, part.clone());
+    }
+    assert_eq!(ear.parts, expected, "{from:?}");
+    if first < world.parts.len() || !matches!(from, From::Since(_)) {
+        let before = first.checked_sub(1).map_or(Position::START, |index| world.parts[index].after);
         assert_eq!(start, before, "{from:?}");
     }
 }
@@ -495,18 +539,25 @@ fn act(world: &mut World, follower: &mut Follower, action: Action) {
 /// Another reader begins at some place, and reads what it should.
 fn check_another(world: &World, action: &Action) {
     let (from, first) = match *action {
+        Action::Last(0) => (From::Last(0), world.parts.len()),
         Action::Last(lines) => {
-            let all = world.produced.len();
-            (From::Last(lines), all.saturating_sub(usize::try_from(lines).unwrap()))
+            let before = world.produced.len().saturating_sub(usize::try_from(lines).unwrap());
+            let mut ends = 0;
+            let passed = world.parts.iter().take_while(|part| {
+                let passes = ends < before;
+                ends += usize::from(part.ends);
+                passes
+            });
+            (From::Last(lines), passed.count())
         }
         Action::Since(ago) => {
             let since = LogTime::from_nanos(world.now - ago);
-            let first = world.produced.iter().position(|line| line.time >= since);
-            (From::Since(since), first.unwrap_or(world.produced.len()))
+            let first = world.parts.iter().position(|part| part.time >= since);
+            (From::Since(since), first.unwrap_or(world.parts.len()))
         }
-        Action::AfterAny(index) if !world.produced.is_empty() => {
-            let index = index.index(world.produced.len());
-            (From::After(world.positions()[index]), index + 1)
+        Action::AfterAny(index) if !world.parts.is_empty() => {
+            let index = index.index(world.parts.len());
+            (From::After(world.parts[index].after), index + 1)
         }
         _ => (From::Start, 0),
     };
@@ -528,9 +579,12 @@ proptest! {
         check_oracle(&world.produced, &follower.ear);
         prop_assert!(follower.ear.gaps() <= follower.gaps_allowed, "{} > {}", follower.ear.gaps(), follower.gaps_allowed);
         if !world.disturbed {
-            let heard: Vec<Position> = follower.ear.lines().into_iter().map(|(_, at)| at).collect();
+            let mut expected = Vec::new();
+            for part in world.parts {
+                join(&mut expected, part);
+            }
             if follower.ear.gaps() == 0 {
-                prop_assert_eq!(heard, world.positions());
+                prop_assert_eq!(follower.ear.parts, expected);
             }
         }
     }

@@ -105,15 +105,25 @@ fn read(dir: &tempfile::TempDir, from: From) -> (Position, Vec<Heard>) {
                 TailItem::Gap(gap) => heard.push(Heard::Gap(gap)),
                 TailItem::Lines(batch) => {
                     let lines = batch.lines.iter().enumerate();
-                    // Where it ends in the batch is the reading's own affair.
-                    heard.extend(lines.map(|(index, line)| {
-                        Heard::Line(batch.bytes(index).to_vec(), Line { end: 0, ..*line })
-                    }));
+                    for (index, line) in lines {
+                        add(&mut heard, batch.bytes(index), *line);
+                    }
                 }
             }
         }
     }
     (start, heard)
+}
+
+/// Where lines are cut, and where they lie in a batch, is the reading's own affair.
+fn add(heard: &mut Vec<Heard>, bytes: &[u8], line: Line) {
+    match heard.last_mut() {
+        Some(Heard::Line(all, last)) if !last.ends && line.continues && last.stream == line.stream => {
+            all.extend_from_slice(bytes);
+            (last.after, last.ends) = (line.after, line.ends);
+        }
+        _ => heard.push(Heard::Line(bytes.to_vec(), Line { end: 0, ..line })),
+    }
 }
 
 impl Heard {
@@ -173,7 +183,7 @@ proptest! {
             }
             if let Heard::Line(bytes, line) = heard && bytes.len() > 2 {
                 let mut rest = rest.to_vec();
-                rest.insert(0, Heard::Line(bytes[2..].to_vec(), *line));
+                rest.insert(0, Heard::Line(bytes[2..].to_vec(), Line { continues: true, ..*line }));
                 check_after(&dir, files, before.after_bytes(2), &rest);
             }
             before = at;
