@@ -19,7 +19,7 @@ use futures_core::stream::BoxStream;
 use futures_util::{StreamExt as _, stream};
 use rand::Rng as _;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::machine::Machine;
 pub(super) use self::step::Ask;
@@ -35,6 +35,9 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 /// After so long a silence it is asked whether the last line is the one that was read: a rotation or a proxy may have left the
 /// stream behind without an end.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
+
+/// How long an unfinished line waits for its end before it is delivered as a piece: as in [`tail`](crate::platform::tail).
+const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// Within this the known lines must have come of a log that is opened again.
 const PLACE_MAX: Duration = Duration::from_secs(3);
@@ -81,6 +84,8 @@ struct Reader<A> {
     response: Option<Response>,
     next: Do,
     ready: VecDeque<TailItem>,
+    /// When the unfinished line that was read is delivered as a piece.
+    due: Option<Instant>,
 }
 
 /// Opens a log. See [`Tail`].
@@ -97,7 +102,7 @@ pub(super) async fn open<A: LogApi>(
     let is_first_run = run.instance.parts().2 == 0;
     let machine = Machine::new(from, follow, started, is_first_run);
     let next = Do::Ask(machine.ask());
-    let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new() };
+    let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new(), due: None };
     let start = loop {
         if let Some(start) = reader.machine.start() {
             break start;
@@ -168,7 +173,7 @@ impl<A: LogApi> Reader<A> {
     }
 
     async fn ask(&mut self, ask: Ask) -> Do {
-        self.response = None;
+        (self.response, self.due) = (None, None);
         // Asked before, so that what is read is all there will be.
         let ended = self.run.has_ended();
         match self.api.open(ask).await {
@@ -182,10 +187,28 @@ impl<A: LogApi> Reader<A> {
         }
     }
 
+    fn data(&mut self, data: &[u8]) -> Do {
+        let next = self.machine.on(Event::Data(data));
+        let due = self.due.unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
+        self.due = self.machine.holds_unfinished().then_some(due);
+        next
+    }
+
     async fn read(&mut self) -> Do {
         let Some(response) = &mut self.response else {
             return self.machine.on(Event::Broken("there is no response".to_owned()));
         };
+        if let Some(due) = self.due {
+            match timeout_at(due, response.next()).await {
+                Ok(Some(Ok(data))) => return self.data(&data),
+                Ok(Some(Err(why))) => return self.machine.on(Event::Broken(why)),
+                Ok(None) => return self.machine.on(Event::Complete { ended: self.run.has_ended() }),
+                Err(_) => {
+                    self.due = None;
+                    return self.machine.on(Event::Unfinished);
+                }
+            }
+        }
         let silence = self.machine.silence();
         let longest = match silence {
             Silence::Slow => STALL_MAX,
@@ -193,7 +216,7 @@ impl<A: LogApi> Reader<A> {
             Silence::Unplaced => PLACE_MAX,
         };
         match (timeout(longest, response.next()).await, silence) {
-            (Ok(Some(Ok(data))), _) => self.machine.on(Event::Data(&data)),
+            (Ok(Some(Ok(data))), _) => self.data(&data),
             (Ok(Some(Err(why))), _) => self.machine.on(Event::Broken(why)),
             (Ok(None), _) => self.machine.on(Event::Complete { ended: self.run.has_ended() }),
             (Err(_), Silence::Slow) => self.machine.on(Event::Broken("nothing came for too long".to_owned())),

@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::time::Duration;
 
 use tokio::net::unix::pipe;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::process::Outputs;
@@ -23,19 +24,27 @@ const REST_MAX_BYTES: u64 = 1024 * 1024;
 /// How often it is tried to write the notice of a loss while nothing else comes.
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
 
+/// How long an unfinished line waits for its end before it is written as a partial record. With the tenth of a second that a reader waits
+/// ([`tail`](crate::platform::tail)), and what the way takes, it is with followers within half a second.
+const UNFINISHED_WAIT: Duration = Duration::from_millis(200);
+
 /// Reads `outputs` and writes the log until `ended`, then what is left in the pipes, and returns when all is written: what is
 /// lost and could not be told. Never makes the run wait for more than the disk takes, nor keeps it from ending.
 pub(super) async fn pump<D: Disk>(outputs: Outputs, mut writer: Writer<D>, ended: CancellationToken) -> Lost {
     let mut stdout = Some(outputs.stdout);
     let mut stderr = Some(outputs.stderr);
+    // When the unfinished lines are written.
+    let mut due: Option<Instant> = None;
     loop {
         tokio::select! {
             biased;
             () = ended.cancelled() => break,
             () = readable(stdout.as_ref()) => {}
             () = readable(stderr.as_ref()) => {}
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             () = tokio::time::sleep(NOTICE_RETRY), if writer.owes_notice() => {}
         }
+        let is_due = due.is_some_and(|due| due <= Instant::now());
         let now = LogTime::now();
         // Where both have something nobody can tell which came first. What is on stderr is often about what was printed before
         // it: read first and put last, it comes behind all of that.
@@ -45,10 +54,16 @@ pub(super) async fn pump<D: Disk>(outputs: Outputs, mut writer: Writer<D>, ended
             for (stream, output) in &batch {
                 writer.append(*stream, output, now);
             }
-            writer.flush(now);
+            if is_due {
+                writer.flush_unfinished(now);
+            } else {
+                writer.flush(now);
+            }
             writer
         })
         .await;
+        let next = due.filter(|_| !is_due).unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
+        due = writer.holds_unfinished().then_some(next);
     }
     blocking(move || {
         for (stream, pipe) in [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
@@ -160,6 +175,39 @@ mod tests {
             contents.sort();
             assert_eq!(contents, [b"end".to_vec(), b"last".to_vec(), b"x".repeat(1_000)]);
         }
+    }
+
+    #[tokio::test]
+    async fn unfinished_lines_are_written_without_their_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (outputs, mut stdout, mut stderr) = pipes();
+        let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
+        let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), 0, rotation), NOTHING);
+        let ended = CancellationToken::new();
+        let log = dir.path().join("0.log");
+        let written = async |tags: &[&str]| {
+            let all_written = async {
+                loop {
+                    let log = std::fs::read_to_string(&log).unwrap_or_default();
+                    let records: Vec<_> = log.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+                    if records == tags {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), all_written).await.unwrap();
+        };
+        let write = async {
+            stdout.write_all(b"Password: ").unwrap();
+            written(&["stdout P Password: "]).await;
+            stderr.write_all(b"whole\n\r 1 %").unwrap();
+            written(&["stdout P Password: ", "stderr F whole", "stderr P \r 1 %"]).await;
+            stdout.write_all(b"\n").unwrap();
+            written(&["stdout P Password: ", "stderr F whole", "stderr P \r 1 %", "stdout F "]).await;
+            ended.cancel();
+        };
+        tokio::join!(pump(outputs, writer, ended.clone()), write);
     }
 
     #[tokio::test]

@@ -1,7 +1,8 @@
 //! Writes what a run prints as a CRI log.
 //!
 //! What it promises: records in the order in which output came, their times strictly growing; a line is never mixed with
-//! another of the same output; the unfinished rest of a run is written as a partial record. If the log cannot be written,
+//! another of the same output; an unfinished line is written as a partial record by [`Writer::flush_unfinished`], and at the end of the
+//! run. If the log cannot be written,
 //! output is dropped and counted, and at the place where it is missing stands a record tagged `lost=LINES/BYTES` as soon as
 //! writing works again: in the log of the next run, if this one ends before. If the gateway was killed, the next run's log begins
 //! with such a record, tagged `inexact`: what was in the pipes then is in no log. Lines that are in pieces at that place, of either output, count among the lost: a reader may take it
@@ -135,6 +136,21 @@ impl<D: Disk> Writer<D> {
         self.write_batch();
     }
 
+    /// Whether there is output that is in no record, since its line has not ended.
+    pub(super) fn holds_unfinished(&self) -> bool {
+        self.lines.iter().any(|line| !line.held.is_empty())
+    }
+
+    /// Writes unfinished lines as far as they came.
+    pub(super) fn flush_unfinished(&mut self, now: LogTime) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if !self.lines[index(stream)].held.is_empty() {
+                self.record(stream, &[], false, now);
+            }
+        }
+        self.flush(now);
+    }
+
     /// Whether a notice waits to be written.
     pub(super) fn owes_notice(&self) -> bool {
         self.lost != NOTHING
@@ -142,12 +158,7 @@ impl<D: Disk> Writer<D> {
 
     /// Writes everything that is left; the run has ended. Returns what is lost and could not be told.
     pub(super) fn finish(mut self, now: LogTime) -> Lost {
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            if !self.lines[index(stream)].held.is_empty() {
-                self.record(stream, &[], false, now);
-            }
-        }
-        self.flush(now);
+        self.flush_unfinished(now);
         if self.owes_notice() {
             tracing::error!(
                 lost = ?self.lost,

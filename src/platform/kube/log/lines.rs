@@ -94,6 +94,34 @@ impl Lines {
         }
     }
 
+    /// Whether something of a line was read that has not ended and was not handed out.
+    pub(super) fn holds_unfinished(&self) -> bool {
+        !self.held.is_empty() && self.line != Line::Foreign
+    }
+
+    /// Hands out the unfinished line as far as it was read, if it is not older than `not_before`.
+    pub(super) fn take_unfinished(&mut self, not_before: Option<LogTime>, out: &mut impl FnMut(Found<'_>)) {
+        if self.line == Line::Unread {
+            self.read_time();
+        }
+        let Line::Timed(time) = self.line else { return };
+        if self.held.is_empty() || not_before.is_some_and(|earliest| time < earliest) {
+            return;
+        }
+        out(Found::Piece { time, bytes: &self.held, ends: false });
+        self.held.clear();
+        self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
+    }
+
+    /// Takes the time off the line at hand, if all of it was read.
+    fn read_time(&mut self) {
+        if let Some((time, content)) = timed(&mut self.parser, &self.held) {
+            let skip = self.held.len() - content.len();
+            self.held.drain(..skip);
+            self.line = Line::Timed(time);
+        }
+    }
+
     fn whole(&mut self, line: &[u8], out: &mut impl FnMut(Found<'_>)) {
         match timed(&mut self.parser, line) {
             Some((time, bytes)) => out(Found::Piece { time, bytes, ends: true }),
@@ -118,14 +146,10 @@ impl Lines {
     /// Hands out pieces of a line that is too long to be held; always one behind, so that the last one is known as such.
     fn relieve(&mut self, out: &mut impl FnMut(Found<'_>)) {
         if self.line == Line::Unread && self.held.len() > PREFIX_MAX_BYTES {
-            self.line = match timed(&mut self.parser, &self.held) {
-                Some((time, content)) => {
-                    let skip = self.held.len() - content.len();
-                    self.held.drain(..skip);
-                    Line::Timed(time)
-                }
-                None => Line::Foreign,
-            };
+            self.read_time();
+            if self.line == Line::Unread {
+                self.line = Line::Foreign;
+            }
         }
         match self.line {
             Line::Timed(time) => {
@@ -233,6 +257,30 @@ mod tests {
             foreign.push(&vec![b'x'; 65_536], &mut |_| panic!());
         }
         assert!(foreign.held.len() <= FOREIGN_MAX_BYTES);
+    }
+
+    #[test]
+    fn unfinished_line_is_handed_out_in_pieces() {
+        let mut lines = Lines::default();
+        let mut pieces = Vec::new();
+        let mut take = |found: Found<'_>| match found {
+            Found::Piece { time, bytes, ends } => pieces.push((time.as_nanos(), bytes.to_vec(), ends)),
+            Found::Foreign(text) => panic!("{text:?}"),
+        };
+        lines.push(b"1970-01-01T00:00:00.00000", &mut take);
+        lines.take_unfinished(None, &mut take);
+        lines.push(b"0009Z 1 %", &mut take);
+        lines.take_unfinished(Some(LogTime::from_nanos(10)), &mut take);
+        lines.take_unfinished(Some(LogTime::from_nanos(9)), &mut take);
+        lines.take_unfinished(None, &mut take);
+        lines.push(b"\r2 %", &mut take);
+        assert!(lines.holds_unfinished());
+        lines.take_unfinished(None, &mut take);
+        assert!(!lines.holds_unfinished());
+        lines.push(b"\n", &mut take);
+        let expected =
+            [(9, b"1 %".to_vec(), false), (9, b"\r2 %".to_vec(), false), (9, b"\n".to_vec(), true)];
+        assert_eq!(pieces, expected);
     }
 
     proptest! {

@@ -219,6 +219,7 @@ impl Machine {
         match event {
             Event::Opened { ended } => self.opened(ended),
             Event::Data(data) => self.data(data),
+            Event::Unfinished => self.unfinished(),
             Event::Complete { ended } => self.complete(ended),
             Event::Broken(why) => self.broken(why),
             Event::Away(why) => self.away(why),

@@ -34,6 +34,8 @@ pub(super) enum Event<'a> {
     Opened { ended: bool },
     /// Bytes of the response.
     Data(&'a [u8]),
+    /// Nothing came for a moment, and [`Machine::holds_unfinished`](super::machine::Machine::holds_unfinished).
+    Unfinished,
     /// The response is complete. `ended` if the run is known to have ended by now.
     Complete { ended: bool },
     /// The response broke off, or could not be had this time.

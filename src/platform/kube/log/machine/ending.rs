@@ -4,7 +4,7 @@ use super::reading::readable;
 use super::{Machine, PAUSE_AWAY, PAUSE_FIRST, PAUSE_MAX, Stage, UNTOLD_PAUSES};
 use crate::model::time::LogTime;
 use crate::platform::emit::Filter;
-use crate::platform::kube::log::lines::Rest;
+use crate::platform::kube::log::lines::{Found, Rest};
 use crate::platform::kube::log::step::Do;
 use crate::platform::{Error, From};
 
@@ -23,6 +23,16 @@ impl Machine {
                 Rest::Nothing => {}
             }
         } else {
+            if !self.follow && matches!(self.stage, Stage::Seek | Stage::Last(_)) {
+                // As far as it came: nobody waits for the rest.
+                let mut lines = std::mem::take(&mut self.lines);
+                lines.take_unfinished(None, &mut |found| {
+                    if let Found::Piece { time, bytes, .. } = found {
+                        self.piece(time, bytes, false);
+                    }
+                });
+                self.lines = lines;
+            }
             self.leave_response();
         }
         if let Some(text) = self.said.take() {

@@ -34,6 +34,26 @@ impl Machine {
         Do::Read
     }
 
+    /// Whether an unfinished line waits that can be delivered as a piece.
+    pub(in crate::platform::kube::log) fn holds_unfinished(&self) -> bool {
+        matches!(self.stage, Stage::Live(None)) && self.lines.holds_unfinished()
+    }
+
+    /// Delivers the unfinished line as far as it came. One older than the last line may be a repeat, which only its end can tell.
+    pub(super) fn unfinished(&mut self) -> Do {
+        if self.holds_unfinished() && !self.repeats {
+            let mut lines = std::mem::take(&mut self.lines);
+            let last = self.window.last().map(|last| last.time);
+            lines.take_unfinished(last, &mut |found| {
+                if let Found::Piece { time, bytes, .. } = found {
+                    self.piece(time, bytes, false);
+                }
+            });
+            self.lines = lines;
+        }
+        Do::Read
+    }
+
     /// Takes a piece of a line; `false` if the place cannot be in this response.
     pub(super) fn piece(&mut self, time: LogTime, bytes: &[u8], ends: bool) -> bool {
         self.followed_before = false;

@@ -47,7 +47,8 @@ enum Op {
     Print(usize, i64),
     Rotate,
     /// The response at hand breaks off; perhaps within a line.
-    Break(bool),
+    /// `cut` within the last line, and whether its beginning is delivered first.
+    Break(bool, bool),
     /// The response at hand completes, though the run goes on.
     Complete,
     /// The kubelet says something instead of the lines of the next response.
@@ -221,8 +222,11 @@ impl Play {
                 }
                 self.server.file = self.server.log.len();
             }
-            Op::Break(cut) => {
+            Op::Break(cut, waits) => {
                 self.send(*cut);
+                if *waits && matches!(self.next, Do::Read) && self.machine.holds_unfinished() {
+                    self.on(Event::Unfinished);
+                }
                 if matches!(self.next, Do::Read) {
                     self.on(Event::Broken("cut off".into()));
                 }
@@ -262,7 +266,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(count, step)| Op::Print(count, step)),
         1 => (1_usize..4).prop_map(|times| Op::Print(times * WINDOW_LINES / 2, 1)),
         1 => Just(Op::Rotate),
-        2 => any::<bool>().prop_map(Op::Break),
+        2 => any::<(bool, bool)>().prop_map(|(cut, waits)| Op::Break(cut, waits)),
         1 => Just(Op::Complete),
         1 => Just(Op::Foreign),
         4 => Just(Op::Send),
@@ -320,6 +324,25 @@ proptest! {
 }
 
 #[test]
+fn unfinished_line_is_delivered_once_across_a_cut() {
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1);
+    play.settle(false);
+    assert!(!play.machine.holds_unfinished());
+    play.server.print(1, 1);
+    play.send(true);
+    assert!(play.machine.holds_unfinished());
+    play.on(Event::Unfinished);
+    // "line" of "line 3": its end is not there yet.
+    let at = play.heard.last.unwrap();
+    assert_eq!((play.heard.lines.len(), at.offset), (3, 5));
+    play.on(Event::Broken("cut off".into()));
+    play.end();
+    play.heard.check(&play.server.log);
+    assert_eq!(play.heard.gaps_before, Vec::<usize>::new());
+}
+
+#[test]
 fn a_clock_set_back_an_hour_silences_nothing() {
     let mut play = Play::new(Server::default(), From::Start, true);
     play.server.print(100, 1_000_000);
@@ -327,7 +350,7 @@ fn a_clock_set_back_an_hour_silences_nothing() {
     for step in [-3_600_000_000_000, 1, 1, -3_600_000_000_000] {
         play.server.print(1, step);
         play.server.print(10, 1_000_000);
-        play.op(&Op::Break(true));
+        play.op(&Op::Break(true, false));
         play.settle(false);
     }
     play.end();
@@ -511,7 +534,7 @@ fn a_log_of_which_no_line_was_read_is_read_from_its_first_one() {
     let mut play = Play::new(Server::default(), From::Start, true);
     play.server.print(10, 1_000);
     play.settle(false);
-    play.op(&Op::Break(false));
+    play.op(&Op::Break(false, false));
     play.server.file = 10;
     play.settle(false);
     assert_eq!(play.heard.gaps_before, [10]);
@@ -531,7 +554,7 @@ fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
     play.server.print(10, 1_000);
     play.settle(false);
     // The clock is set back, and then lines that were read stand in another order than they were read in.
-    play.op(&Op::Break(false));
+    play.op(&Op::Break(false, false));
     play.server.log.swap(3, 9);
     play.server.print(5, -3_600_000_000_000);
     while !matches!(play.machine.stage, Stage::Rest(_)) {
