@@ -59,6 +59,19 @@ pub trait Sink: Send {
         Ok(())
     }
 
+    /// When [`Sink::on_due`] is to be called, if nothing comes before.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// It is time.
+    ///
+    /// # Errors
+    /// As for [`Sink::entry`].
+    fn on_due(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The connection was cut, or is there again.
     ///
     /// # Errors
@@ -256,6 +269,12 @@ async fn next(
         return Ok(ready?);
     }
     sink.pause()?;
+    while let Some(due) = sink.due() {
+        if let Ok(message) = tokio::time::timeout_at(due, stream.message()).await {
+            return Ok(message?);
+        }
+        sink.on_due()?;
+    }
     Ok(stream.message().await?)
 }
 

@@ -19,6 +19,7 @@ mod clock;
 mod columns;
 mod json;
 mod lines;
+mod live_line;
 mod output;
 mod progress;
 mod screen;

@@ -3,15 +3,21 @@
 //! Text: `service/replica | line` on the output, byte for byte what the container wrote (but on a terminal nothing in it can steer that; colours pass); what
 //! there is to say about lines goes to the error output. A line in pieces gets its prefix once. JSON: one object a line,
 //! everything on the output. The output is buffered and flushed when the stream pauses.
+//!
+//! A terminal shows an unfinished line at once ([`LiveLine`]). Otherwise, and as JSON, pieces are joined to whole lines; a line that is
+//! unfinished for long, or very long, comes in pieces ([`Lines`]).
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 
 use anstyle::{AnsiColor, Style};
+use tokio::time::Instant;
 
 use super::follow::{Sink, Turn};
 use super::json::{Object, write_line};
-use super::lines::{Key, Lines, Piece};
+use super::lines::{Key, LineId, Lines, Piece, Unfinished};
+use super::live_line::LiveLine;
+use super::screen::Size;
 use super::terminal::neutralise;
 use crate::config::Output;
 use crate::model::limits::STREAM_REPLICAS_MAX;
@@ -69,8 +75,10 @@ pub struct Printer<O: Write, E> {
     look: Look,
     replicas: BTreeMap<Key, Replica>,
     lines: Lines,
-    /// Whose line the output ends with, unfinished.
-    open: Option<Key>,
+    /// The line that the output ends with, unfinished.
+    open: Option<LineId>,
+    /// Set on a terminal, where no line is left unfinished but this one.
+    live: Option<LiveLine>,
     scratch: Vec<u8>,
     gaps: u64,
 }
@@ -104,13 +112,15 @@ impl Look {
 impl<O: Write + Send, E: Write + Send> Printer<O, E> {
     /// A printer to `out`, and to `err` for what is said about lines.
     pub fn new(out: O, err: E, look: Look) -> Self {
+        let is_live = look.terminal && look.output == Output::Text;
         Self {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
             err,
             look,
             replicas: BTreeMap::new(),
-            lines: Lines::default(),
+            lines: Lines::new(if is_live { Unfinished::AtOnce } else { Unfinished::Held }),
             open: None,
+            live: is_live.then(|| LiveLine::new(|| Size::of_output().columns)),
             scratch: Vec::new(),
             gaps: 0,
         }
@@ -126,9 +136,10 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
     /// # Errors
     /// If it cannot be written.
     pub fn finish(&mut self) -> io::Result<()> {
-        for key in self.lines.unfinished() {
-            self.end_line(&key)?;
+        for id in self.lines.unfinished() {
+            self.end_line(&id)?;
         }
+        self.erase()?;
         self.out.flush()
     }
 
@@ -166,20 +177,62 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
             return Ok(());
         }
         if let Some(first) = self.replicas.keys().next().cloned() {
-            self.end_line(&first)?;
+            self.end_lines(&first)?;
             self.replicas.remove(&first);
         }
         Ok(())
     }
 
-    fn end_line(&mut self, key: &Key) -> io::Result<()> {
-        let mut lines = std::mem::take(&mut self.lines);
-        let done = lines.end(key, |piece| self.piece(key, piece));
+    /// Ends the lines of a replica that are not whole.
+    fn end_lines(&mut self, key: &Key) -> io::Result<()> {
+        for id in self.lines.unfinished_of(key) {
+            self.end_line(&id)?;
+        }
+        Ok(())
+    }
+
+    fn end_line(&mut self, id: &LineId) -> io::Result<()> {
+        self.with_lines(|lines, printer| lines.end(id, |id, piece| printer.piece(id, piece)))
+    }
+
+    fn with_lines(&mut self, act: impl FnOnce(&mut Lines, &mut Self) -> io::Result<()>) -> io::Result<()> {
+        let empty = Lines::new(Unfinished::Held);
+        let mut lines = std::mem::replace(&mut self.lines, empty);
+        let done = act(&mut lines, self);
         self.lines = lines;
         done
     }
 
-    fn piece(&mut self, key: &Key, piece: Piece<'_>) -> io::Result<()> {
+    /// Takes away the unfinished line at the end of a terminal.
+    fn erase(&mut self) -> io::Result<()> {
+        match &mut self.live {
+            Some(live) => live.erase(&mut self.out),
+            None => Ok(()),
+        }
+    }
+
+    /// Shows the unfinished line at the end of a terminal.
+    fn draw(&mut self) -> io::Result<()> {
+        let Self { live: Some(live), out, replicas, .. } = self else { return Ok(()) };
+        live.draw(out, |(key, _)| match replicas.get(key) {
+            Some(replica) => replica.prefix(),
+            None => Default::default(),
+        })
+    }
+
+    fn piece(&mut self, id: &LineId, piece: Piece<'_>) -> io::Result<()> {
+        let Some(live) = &mut self.live else {
+            return self.write_piece(id, piece);
+        };
+        let Some(text) = live.push(id, piece) else {
+            return Ok(());
+        };
+        live.erase(&mut self.out)?;
+        self.write_piece(id, Piece { bytes: &text, first: true, last: true })
+    }
+
+    fn write_piece(&mut self, id: &LineId, piece: Piece<'_>) -> io::Result<()> {
+        let (key, _) = id;
         let Some(replica) = self.replicas.get(key) else {
             return Ok(());
         };
@@ -187,12 +240,11 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
             let object = Object::line(key, &replica.instance, piece, self.look.timestamps);
             return write_line(&mut self.out, &object);
         }
-        if self.open.as_ref() != Some(key) {
+        if self.open.as_ref() != Some(id) {
             if self.open.take().is_some() {
                 self.out.write_all(b"\n")?;
             }
-            let style = replica.style;
-            write!(self.out, "{style}{} |{style:#} ", replica.name)?;
+            self.out.write_all(&replica.prefix().0)?;
         }
         if self.look.terminal {
             self.scratch.clear();
@@ -204,7 +256,7 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
                 self.out.write_all(b"\n")?;
             }
         }
-        self.open = (!piece.last).then(|| key.clone());
+        self.open = (!piece.last).then(|| id.clone());
         Ok(())
     }
 
@@ -243,6 +295,7 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
         if self.look.terminal && self.open.take().is_some() {
             self.out.write_all(b"\n")?;
         }
+        self.erase()?;
         self.out.flush()
     }
 }
@@ -261,7 +314,7 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
         let other_run = instance.is_some_and(|instance| instance != replica.instance);
         // What comes now does not go on with the line before: a last line without newline gets one here.
         if other_run || entry.gap.is_some() || entry.event.is_some() {
-            self.end_line(&key)?;
+            self.end_lines(&key)?;
         }
         if let (Some(instance), Some(replica)) = (instance, self.replicas.get_mut(&key)) {
             instance.clone_into(&mut replica.instance);
@@ -273,13 +326,28 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
         if let Some(event) = &entry.event {
             return self.event(&key, event);
         }
-        let mut lines = std::mem::take(&mut self.lines);
-        let done = lines.push(&key, &entry.logs, |piece| self.piece(&key, piece));
-        self.lines = lines;
-        done
+        if entry.logs.is_empty() && entry.part.is_none() {
+            return Ok(());
+        }
+        let part = entry.part.as_ref();
+        self.with_lines(|lines, printer| {
+            lines.push(&key, part, &entry.logs, |id, piece| printer.piece(id, piece))
+        })
     }
 
     fn pause(&mut self) -> io::Result<()> {
+        self.draw()?;
+        self.out.flush()
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.lines.due()
+    }
+
+    fn on_due(&mut self) -> io::Result<()> {
+        self.with_lines(|lines, printer| {
+            lines.pass_on(Instant::now(), |id, piece| printer.piece(id, piece))
+        })?;
         self.out.flush()
     }
 
@@ -316,6 +384,14 @@ impl Replica {
             name: String::from_utf8_lossy(&name).into_owned(),
             style: style.unwrap_or_default(),
         }
+    }
+}
+
+impl Replica {
+    /// The text before each of its lines, and how many columns it takes at most.
+    fn prefix(&self) -> (Vec<u8>, usize) {
+        let Self { style, name, .. } = self;
+        (format!("{style}{name} |{style:#} ").into_bytes(), name.len() + 3)
     }
 }
 
@@ -362,7 +438,7 @@ fn event_text(event: &ReplicaEvent) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::proto::lease::Cursor;
+    use crate::model::proto::lease::{Cursor, LinePart, line_part};
 
     const PLAIN: Look = Look {
         output: Output::Text,
@@ -443,6 +519,84 @@ mod tests {
         assert_eq!(printed(terminal, &lines).0, "a/0 | ^[[2J\u{fffd}\r\n");
         let (out, err) = printed(terminal, &[event("a", Kind::Waiting, None, "\x1b]0;x\x07")]);
         assert_eq!((out.as_str(), err.as_str()), ("", "a/0 * waiting (^[]0;x^G)\n"));
+    }
+
+    fn part(
+        service: &str,
+        stream: line_part::Stream,
+        continues: bool,
+        more: bool,
+        logs: &[u8],
+    ) -> ServiceLogs {
+        let part = LinePart { stream: stream.into(), continues, more };
+        ServiceLogs { part: Some(part), ..entry(service, "1", logs) }
+    }
+
+    #[test]
+    fn unfinished_line_is_shown_at_once_on_a_terminal() {
+        use line_part::Stream::{Stderr, Stdout};
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut printer = Printer::new(&mut out, &mut err, Look { terminal: true, ..PLAIN });
+        for entry in [
+            part("a", Stderr, false, true, b"\r 1 %"),
+            part("a", Stderr, true, true, b"\r 2 %"),
+            entry("a", "1", b"app line\n"),
+            part("a", Stdout, false, true, b"Password: "),
+            part("a", Stdout, true, false, b"\n"),
+            part("a", Stderr, true, false, b"\r100 %\n"),
+        ] {
+            printer.entry(&entry).unwrap();
+            printer.pause().unwrap();
+        }
+        printer.finish().unwrap();
+        drop(printer);
+        let erase = "\r\x1b[K";
+        let shown = [
+            "a/0 |  1 %",
+            "a/0 |  2 %",
+            "a/0 | app line\na/0 |  2 %",
+            "a/0 | Password: ",
+            "a/0 | Password: \na/0 |  2 %",
+            "a/0 | 100 %\n",
+        ];
+        assert_eq!(String::from_utf8(out).unwrap(), shown.join(erase));
+        assert_eq!(err, b"");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unfinished_line_comes_whole_unless_it_lasts_long() {
+        use line_part::Stream::{Stderr, Stdout};
+        for output in [Output::Text, Output::Json] {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut printer = Printer::new(&mut out, &mut err, Look { output, ..PLAIN });
+            printer.entry(&part("a", Stderr, false, true, b"be\r 1 %")).unwrap();
+            printer.entry(&entry("a", "1", b"app line\n")).unwrap();
+            printer.entry(&part("a", Stdout, false, true, b"g")).unwrap();
+            tokio::time::advance(std::time::Duration::from_secs(4)).await;
+            // This one is joined.
+            printer.entry(&part("a", Stdout, true, true, b"i")).unwrap();
+            assert_eq!(printer.due().unwrap() - Instant::now(), std::time::Duration::from_secs(1));
+            tokio::time::advance(std::time::Duration::from_millis(999)).await;
+            printer.on_due().unwrap();
+            printer.entry(&part("a", Stdout, true, false, b"n\n")).unwrap();
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            printer.on_due().unwrap();
+            printer.entry(&part("a", Stderr, true, true, b"\r 2 %")).unwrap();
+            printer.entry(&part("a", Stderr, true, false, b"\r 3 %\n")).unwrap();
+            assert_eq!(printer.due(), None);
+            drop(printer);
+            let out = String::from_utf8(out).unwrap();
+            let line = |text: &str| out.contains(text);
+            match output {
+                Output::Text => assert_eq!(out, "a/0 | app line\na/0 | gin\na/0 | be\r 1 %\r 2 %\r 3 %\n"),
+                Output::Json => assert!(
+                    line(r#""line":"gin""#)
+                        && line(r#""line":"be\r 1 %","partial":true"#)
+                        && line(r#""line":"\r 3 %"}"#),
+                    "{out}"
+                ),
+            }
+        }
     }
 
     #[test]
