@@ -63,8 +63,10 @@ pub struct Reading {
     /// Time of the newest line sent or ready.
     last_time: Option<LogTime>,
     failures: Failures,
-    /// Lines older than this are left out; until the first one that is not.
+    /// Set until history ends: older lines are left out wherever they lie, since a clock may have been set back.
     since: Option<LogTime>,
+    /// Where history ends if the log is followed, once the ring tells: behind it lines are live, and not left out for their time.
+    live_from: Option<(Instance, Position)>,
 }
 
 /// Failures in a row of the log that is read.
@@ -169,6 +171,7 @@ impl Reading {
             last_time: None,
             failures: Failures::default(),
             since: None,
+            live_from: None,
         }
     }
 

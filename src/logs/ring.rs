@@ -13,7 +13,7 @@ use metrics::Counter;
 use slab::Slab;
 use tokio::time::Instant;
 
-use self::entry::OpenLines;
+use self::entry::{BEFORE_RING, OpenLines};
 use self::standing::Standing;
 use self::state::State;
 use super::chunk::Chunk;
@@ -64,6 +64,11 @@ impl Ring {
         state.vague = Vague::default();
         state.tip_at(instance, position, Adjacent::Whole);
         self.settle(state);
+    }
+
+    /// Says which lines had begun before and have not ended, of standard output and of standard error; directly behind [`Ring::begin`].
+    pub fn has_unfinished(&self, lines: [bool; 2]) {
+        self.lock().open = lines.map(|line| line.then_some(BEFORE_RING));
     }
 
     /// Says that a run starts, whose log will be read from its first line.

@@ -110,6 +110,9 @@ pub struct Tail {
     /// The position before the first line that will be delivered: with it, lines and cursors fit together even before the
     /// first line has come.
     pub start: Position,
+    /// Whether a line of standard output (or of a stream that is not known) and one of standard error have begun before and not ended.
+    /// Known of a tail that begins at the end of a log.
+    pub unfinished: [bool; 2],
     /// What is in it. Positions grow; nothing is repeated; what is missing is an item of its own. An error ends the stream;
     /// if it is retryable, a new tail [`From::After`] the last position goes on without loss.
     pub items: BoxStream<'static, Result<TailItem, Error>>,

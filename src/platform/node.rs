@@ -69,13 +69,13 @@ impl NodePlatform {
             tokio::time::sleep(WRITTEN_AFTER).await;
             ends.cancel();
         }));
-        let Tail { start, items } =
+        let Tail { start, unfinished, items } =
             tail::open(&self.notifier, files, request.from, Follow::UntilEnd(end)).await?;
         let items = items.map(move |item| {
             let _owned = &watching;
             item
         });
-        Ok(Tail { start, items: items.boxed() })
+        Ok(Tail { start, unfinished, items: items.boxed() })
     }
 }
 

@@ -110,9 +110,10 @@ pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow
             Sought::Found(walk, start) => break (walk, start),
         }
     };
+    let unfinished = walk.unfinished();
     let reader = Reader { walk, follow, watch, items: Vec::new().into_iter(), state: State::Read, due: None };
     let items = stream::try_unfold(reader, Reader::next).boxed();
-    Ok(Tail { start, items })
+    Ok(Tail { start, unfinished, items })
 }
 
 /// Runs `work` where it may block. If the caller is dropped it runs to its end, which is near, and its outcome is dropped.

@@ -91,7 +91,7 @@ impl Platform for Source {
         let tail = log.ok_or_else(|| Error::Broken("a second tail was opened".to_owned())).map(|log| {
             let items =
                 stream::unfold(log, |mut log| async { Some((Ok(TailItem::Lines(log.recv().await?)), log)) });
-            Tail { start: Position::START, items: items.boxed() }
+            Tail { start: Position::START, unfinished: [false; 2], items: items.boxed() }
         });
         Box::pin(std::future::ready(tail))
     }

@@ -22,8 +22,7 @@ impl Reading {
             return self.resume(&slot, instance, position);
         }
         let history = self.scope.extent.history();
-        // Where a reading of the last lines begins says nothing of their times.
-        self.since = history.since.filter(|_| history.last.is_some());
+        self.since = history.since;
         if let Extent::Previous(_) = self.scope.extent {
             let before = slot.runs.len().checked_sub(2).and_then(|index| slot.runs.get(index));
             return match before {

@@ -1,5 +1,6 @@
 //! Reading the log of one run: until it ends, or until the ring can be joined.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use futures_core::stream::BoxStream;
@@ -12,7 +13,6 @@ use crate::logs::vague::Vague;
 use crate::model::id::Instance;
 use crate::model::line::{GapCause, Line, LineBatch};
 use crate::model::position::Position;
-use crate::model::time::LogTime;
 use crate::platform::{self, From, TailItem};
 
 /// Who has read as far as the ring reaches or farther, and can go on neither there nor in the log, is asked so often whether somebody
@@ -63,7 +63,7 @@ impl Reading {
     /// Opens the log of a run.
     pub(super) async fn open(&mut self, instance: Instance, from: From) -> Stage {
         let place = match from {
-            // The ring knows nothing of lines that are too old to be wanted.
+            // The ring may hold lines that are too old to be wanted.
             From::After(position) if self.since.is_none() => Some((&instance, position)),
             _ => None,
         };
@@ -164,9 +164,9 @@ impl Reading {
         let Some(live) = self.live.as_mut() else {
             return Joined::Alone;
         };
-        // The ring knows nothing of lines that are too old to be wanted.
-        let must_read =
-            vague.covers(position) || self.since.is_some() && live.reader.holds_behind(instance, position);
+        // The ring may hold lines that are too old to be wanted.
+        let must_read = vague.covers(position)
+            || self.since.is_some_and(|since| live.reader.holds_older(instance, position, since));
         match live.reader.join(instance, position) {
             Join::Here(rests) if !must_read => {
                 self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
@@ -182,30 +182,46 @@ impl Reading {
     }
 
     fn lines(&mut self, log: &mut Log, batch: LineBatch) {
-        let batch = match self.since.map(|since| not_older(&batch, since)) {
-            None => batch,
-            Some(Some((newer, start))) => {
-                self.since = None;
-                log.chunker = Chunker::new(start.unwrap_or_else(|| log.chunker.position()));
-                newer
-            }
-            Some(None) => {
-                if let Some(line) = batch.lines.last() {
-                    log.chunker = Chunker::new(line.after);
-                }
-                return;
-            }
-        };
+        self.end_history(&log.instance, log.chunker.position());
         if let Some(line) = batch.lines.first() {
             log.vague.line(log.chunker.position(), line.time);
             log.has_lines = true;
         }
         let mut chunks = Vec::new();
-        log.chunker.push(&batch, &mut chunks);
+        match self.since {
+            None => {
+                log.chunker.push(&batch, &mut chunks);
+                self.last_time = batch.lines.last().map(|line| line.time).or(self.last_time);
+            }
+            Some(since) => {
+                let mut start = 0;
+                for lines in batch.lines.chunk_by(|one, next| (one.time < since) == (next.time < since)) {
+                    let Some(last) = lines.last() else { continue };
+                    if last.time < since {
+                        chunks.extend(log.chunker.flush());
+                        log.chunker.skip_to(last.after);
+                    } else {
+                        log.chunker.push(&part(&batch, start..last.end, lines), &mut chunks);
+                        self.last_time = Some(last.time);
+                    }
+                    start = last.end;
+                }
+            }
+        }
         chunks.extend(log.chunker.flush());
         self.ready.extend(chunks.into_iter().map(|chunk| Ready::Chunk(log.instance.clone(), chunk)));
         self.at = Some((log.instance.clone(), log.chunker.position()));
-        self.last_time = batch.lines.last().map(|line| line.time).or(self.last_time);
+    }
+
+    /// Stops leaving out older lines, if the log was read as far as it went when its live part was opened.
+    fn end_history(&mut self, instance: &Instance, position: Position) {
+        let Some(live) = self.live.as_ref().filter(|_| self.since.is_some()) else { return };
+        if self.live_from.is_none() {
+            self.live_from = live.reader.tip();
+        }
+        if self.live_from.as_ref().is_some_and(|(run, from)| run == instance && *from <= position) {
+            self.since = None;
+        }
     }
 
     async fn failed(&mut self, instance: Instance, from: From, error: &platform::Error) -> Stage {
@@ -221,12 +237,8 @@ impl Reading {
     }
 }
 
-/// The batch from its first line on that is not older than `since`, and the position before that line if some were left out.
-fn not_older(batch: &LineBatch, since: LogTime) -> Option<(LineBatch, Option<Position>)> {
-    let first = batch.lines.iter().position(|line| line.time >= since)?;
-    let Some(before) = first.checked_sub(1).map(|index| batch.lines[index]) else {
-        return Some((batch.clone(), None));
-    };
-    let lines = batch.lines[first..].iter().map(|line| Line { end: line.end - before.end, ..*line });
-    Some((LineBatch { data: batch.data.slice(before.end..), lines: lines.collect() }, Some(before.after)))
+/// Neighbouring `lines` of a batch, whose bytes are `bytes` of it.
+fn part(batch: &LineBatch, bytes: Range<usize>, lines: &[Line]) -> LineBatch {
+    let lines = lines.iter().map(|line| Line { end: line.end - bytes.start, ..*line }).collect();
+    LineBatch { data: batch.data.slice(bytes), lines }
 }

@@ -54,6 +54,7 @@ impl Actor {
                 {
                     run.chunker = Chunker::new(tail.start);
                     self.ring.begin(&run.instance, tail.start);
+                    self.ring.has_unfinished(tail.unfinished);
                 }
                 self.source = Source::Reading(tail.items);
             }

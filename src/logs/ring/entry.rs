@@ -59,6 +59,9 @@ pub enum Kind {
 /// since then there is no other.
 pub(super) type OpenLines = [Option<u64>; 2];
 
+/// Stands for the first piece of a line that had begun before the ring did.
+pub(super) const BEFORE_RING: u64 = u64::MAX;
+
 /// Whether the source has lost lines directly before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adjacent {
@@ -125,6 +128,14 @@ impl Entry {
     pub fn first_time(&self) -> Option<LogTime> {
         match &self.kind {
             Kind::Lines(chunk, _) => chunk.marks.first().map(|mark| mark.time),
+            Kind::Event | Kind::Gap(_) => None,
+        }
+    }
+
+    /// The time of its oldest line, if it holds lines.
+    pub(super) fn oldest_time(&self) -> Option<LogTime> {
+        match &self.kind {
+            Kind::Lines(chunk, _) => chunk.marks.iter().map(|mark| mark.time).min(),
             Kind::Event | Kind::Gap(_) => None,
         }
     }

@@ -11,6 +11,7 @@ use crate::logs::chunk::Chunk;
 use crate::logs::frame::Representation;
 use crate::model::id::Instance;
 use crate::model::position::Position;
+use crate::model::time::LogTime;
 use crate::stream::StreamState;
 
 /// A new reader comes in only where at most this share of the ring lies ahead of it, so that it is not overtaken at once.
@@ -194,9 +195,19 @@ impl Reader {
         wait(&mut state, self.place, cx)
     }
 
-    /// Whether lines of `instance` behind `at` went through the ring.
-    pub fn holds_behind(&self, instance: &Instance, at: Position) -> bool {
-        self.ring.lock().tip.as_ref().is_some_and(|tip| tip.instance == *instance && at < tip.position)
+    /// Whether it holds lines of `instance` behind `at` that are older than `since`.
+    pub fn holds_older(&self, instance: &Instance, at: Position, since: LogTime) -> bool {
+        let state = self.ring.lock();
+        let behind = state.entries.iter().rev();
+        let mut behind =
+            behind.take_while(|entry| entry.instance.as_ref() == Some(instance) && entry.end > at);
+        behind.any(|entry| entry.oldest_time().is_some_and(|oldest| oldest < since))
+    }
+
+    /// The run that the ring follows, and the position as far as it holds its log.
+    pub fn tip(&self) -> Option<(Instance, Position)> {
+        let state = self.ring.lock();
+        state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position))
     }
 
     /// Tries to go on in the ring, exactly behind `at` of `instance`.
@@ -377,7 +388,6 @@ mod tests {
     use crate::model::id::Replica;
     use crate::model::line::GapCause;
     use crate::model::metrics::Metrics;
-    use crate::model::time::LogTime;
 
     #[test]
     fn who_has_read_a_run_to_its_end_meets_a_ring_that_lost_some_of_it() {

@@ -111,7 +111,8 @@ pub(super) async fn open<A: LogApi>(
             return Err(Error::Broken("a log ended before it began".to_owned()));
         }
     };
-    Ok(Tail { start, items: stream::try_unfold(reader, Reader::next).boxed() })
+    let unfinished = [!start.at_line_start(), false];
+    Ok(Tail { start, unfinished, items: stream::try_unfold(reader, Reader::next).boxed() })
 }
 
 // === impl RunWatch ===

@@ -59,7 +59,9 @@ impl SharedReads {
     {
         let outcome = self.join(request, &open).await;
         match &*outcome {
-            Outcome::Whole(start, _) => Ok(Tail { start: *start, items: replay(Arc::clone(&outcome)) }),
+            Outcome::Whole(start, _) => {
+                Ok(Tail { start: *start, unfinished: [false; 2], items: replay(Arc::clone(&outcome)) })
+            }
             Outcome::Open(tail) => {
                 let first = tail.lock().unwrap_or_else(PoisonError::into_inner).take();
                 match first {
@@ -93,7 +95,7 @@ impl SharedReads {
 
 /// Reads all there is, if that is not too much.
 async fn gather(opened: impl Future<Output = Result<Tail, Error>>) -> Outcome {
-    let Tail { start, mut items } = match opened.await {
+    let Tail { start, unfinished, mut items } = match opened.await {
         Ok(tail) => tail,
         Err(error) => return Outcome::Failed(error),
     };
@@ -107,7 +109,7 @@ async fn gather(opened: impl Future<Output = Result<Tail, Error>>) -> Outcome {
         held.push(item);
         if bytes > SHARED_MAX_BYTES {
             let items = stream::iter(held).chain(items).boxed();
-            return Outcome::Open(Mutex::new(Some(Tail { start, items })));
+            return Outcome::Open(Mutex::new(Some(Tail { start, unfinished, items })));
         }
     }
     Outcome::Whole(start, held.into_iter().flatten().collect())

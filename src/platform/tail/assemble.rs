@@ -43,6 +43,11 @@ impl Assembler {
         out.record(record.content, record.partial, record.time, piece);
     }
 
+    /// Whether a line of standard output and one of standard error have begun and not ended.
+    pub(super) fn unfinished(&self) -> [bool; 2] {
+        [self.stdout.is_some(), self.stderr.is_some()]
+    }
+
     /// Lines are missing here, perhaps the rest of those that have not ended.
     pub(super) fn gap(&mut self, gap: SourceGap, out: &mut Emitter) {
         self.finish(out);

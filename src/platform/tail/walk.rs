@@ -203,6 +203,11 @@ impl Walk {
         self.lines.emitter.holds_unfinished()
     }
 
+    /// Whether a line of standard output and one of standard error have begun and not ended.
+    pub(super) fn unfinished(&self) -> [bool; 2] {
+        self.lines.assembler.unfinished()
+    }
+
     fn release_at(&mut self, rest: bool) {
         if let Some(here) = self.here.as_mut().filter(|_| rest) {
             here.segment.release();

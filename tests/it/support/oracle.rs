@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use leasemux::client::oracle::{Oracle, Order, Start};
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
@@ -14,8 +15,20 @@ pub(crate) struct Received {
     replicas: BTreeMap<(String, u32), Vec<Seen>>,
     /// How many lines have ended in the logs of each replica.
     lines: BTreeMap<(String, u32), usize>,
+    /// The client's own oracle, which knows pieces of two streams.
+    pub(crate) judge: Judge,
     /// The newest cursor of each replica.
     pub(crate) cursors: BTreeMap<(String, u32), Cursor>,
+}
+
+/// Judges numbered lines of two streams.
+#[derive(Debug)]
+pub(crate) struct Judge(pub(crate) Oracle);
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self(Oracle::new(Start::First, Order::TwoPipes))
+    }
 }
 
 /// One thing that a follower was sent of a replica.
@@ -38,6 +51,7 @@ impl Received {
     }
 
     fn take_entry(&mut self, entry: ServiceLogs) {
+        self.judge.0.feed(&entry);
         let key = (entry.name, entry.replica);
         let seen = self.replicas.entry(key.clone()).or_default();
         let cursor = entry.cursor;

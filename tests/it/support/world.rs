@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use leasemux::model::id::{Instance, LeaseId, Replica};
-use leasemux::model::line::{GapCause, Line, LineBatch, SourceGap};
+use leasemux::model::line::{self, GapCause, Line, LineBatch, SourceGap};
 use leasemux::model::position::Position;
 use leasemux::model::time::LogTime;
 use leasemux::model::view::{LeaseView, ReplicaState, Run, RunEnd};
@@ -76,6 +76,8 @@ struct LogState {
 #[derive(Clone, Debug)]
 enum Printed {
     Line(Bytes),
+    /// A piece of a line of that stream, which goes on or not.
+    Piece(line::Stream, Bytes, bool),
     /// The source lost so many lines here, and has a record of it.
     Lost(u64),
 }
@@ -148,6 +150,19 @@ impl World {
         });
     }
 
+    /// A run prints a line that bears this time.
+    pub(crate) fn print_at(&self, instance: &Instance, nanos: i64, line: &'static str) {
+        let printed = Printed::Line(Bytes::from_static(line.as_bytes()));
+        self.logs()[instance].state.send_modify(|log| log.lines.push((LogTime::from_nanos(nanos), printed)));
+    }
+
+    /// A run prints a piece of a line to one of its outputs; the line ends with it, or goes on.
+    pub(crate) fn print_piece(&self, instance: &Instance, stream: line::Stream, piece: &str) {
+        let more = !piece.ends_with('\n');
+        let printed = Printed::Piece(stream, Bytes::copy_from_slice(piece.as_bytes()), more);
+        self.logs()[instance].state.send_modify(|log| log.push(printed));
+    }
+
     /// The source loses this many lines before the next one.
     pub(crate) fn lose(&self, instance: &Instance, lines: u64) {
         self.logs()[instance].state.send_modify(|log| log.push(Printed::Lost(lines)));
@@ -168,6 +183,7 @@ impl World {
         let log = self.logs()[instance].state.borrow().clone();
         let lines = log.lines.into_iter().flat_map(|(_, printed)| match printed {
             Printed::Line(line) => vec![Some(line)],
+            Printed::Piece(..) => panic!("pieces are for the client's oracle to judge"),
             Printed::Lost(count) => vec![None; usize::try_from(count).unwrap()],
         });
         lines.collect()
@@ -265,7 +281,8 @@ impl Platform for World {
         Box::pin(async move {
             let log = found.ok_or_else(|| Error::NotFound("no such log".into()))?;
             let reader = Reader::open(&log, request, open)?;
-            Ok(Tail { start: reader.at, items: reader.into_stream() })
+            let unfinished = reader.begun.lines.map(|begun| begun.is_some());
+            Ok(Tail { start: reader.at, unfinished, items: reader.into_stream() })
         })
     }
 
@@ -282,6 +299,7 @@ struct Reader {
     gap: Option<SourceGap>,
     /// Bytes of the next line that were sent already.
     cut: usize,
+    begun: Begun,
     _open: Open,
 }
 
@@ -305,20 +323,32 @@ impl Reader {
             From::After(position) => {
                 cut = usize::try_from(position.offset).unwrap();
                 let whole = Position { offset: 0, ..position };
-                positions.iter().position(|at| *at == whole).expect("a position that was given out")
+                let mut index =
+                    positions.iter().position(|at| *at == whole).expect("a position that was given out");
+                while let Some((_, Printed::Piece(_, piece, true))) = state.lines.get(index)
+                    && cut >= piece.len()
+                {
+                    (index, cut) = (index + 1, cut - piece.len());
+                }
+                index
             }
         };
         let next = wanted.max(state.rotated.min(count));
         let is_behind = matches!(request.from, From::After(_)) && next > wanted;
         let after = positions[next];
+        let mut begun = Begun::default();
+        for (time, printed) in &state.lines[..next] {
+            begun.pass(*time, printed);
+        }
         let gap = SourceGap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, after };
         Ok(Self {
-            at: Position { offset: if is_behind { 0 } else { cut as u64 }, ..positions[next] },
+            at: positions[next].after_bytes(if is_behind { 0 } else { cut }),
             log,
             follow: request.follow,
             next,
             gap: is_behind.then_some(gap),
             cut: if is_behind { 0 } else { cut },
+            begun,
             _open: open,
         })
     }
@@ -366,11 +396,19 @@ impl Reader {
         let (mut data, mut lines) = (Vec::new(), Vec::new());
         while self.next < end {
             let (time, printed) = &state.lines[self.next];
-            let after = self.at.after_line(*time);
+            let after = self.begun.after(self.at, *time, printed, self.cut);
             match printed {
                 Printed::Line(line) => {
                     data.extend_from_slice(&line[self.cut..]);
-                    lines.push(Line::whole(data.len(), *time, after));
+                    let continues = self.cut > 0;
+                    lines.push(Line { continues, ..Line::whole(data.len(), *time, after) });
+                }
+                Printed::Piece(stream, piece, more) => {
+                    data.extend_from_slice(&piece[self.cut..]);
+                    let begun = self.begun.lines[*stream as usize];
+                    let (continues, time) = (begun.is_some() || self.cut > 0, begun.unwrap_or(*time));
+                    let whole = Line::whole(data.len(), time, after);
+                    lines.push(Line { ends: !more, continues, stream: Some(*stream), ..whole });
                 }
                 Printed::Lost(_) if !lines.is_empty() => break,
                 Printed::Lost(count) => {
@@ -385,9 +423,43 @@ impl Reader {
                     }));
                 }
             }
+            self.begun.pass(*time, printed);
             (self.at, self.next, self.cut) = (after, self.next + 1, 0);
         }
         (!lines.is_empty()).then(|| TailItem::Lines(LineBatch { data: data.into(), lines }))
+    }
+}
+
+/// Lines that have begun and not ended.
+#[derive(Debug, Default)]
+struct Begun {
+    /// Time of the first piece of the merged line.
+    merged: Option<LogTime>,
+    /// Times of the first pieces, by stream.
+    lines: [Option<LogTime>; 2],
+}
+
+impl Begun {
+    /// The position behind what is printed, of which `cut` bytes lie before `at`.
+    fn after(&self, at: Position, time: LogTime, printed: &Printed, cut: usize) -> Position {
+        match printed {
+            Printed::Piece(_, piece, true) => at.after_bytes(piece.len() - cut),
+            _ => at.after_line(self.merged.unwrap_or(time)),
+        }
+    }
+
+    fn pass(&mut self, time: LogTime, printed: &Printed) {
+        match printed {
+            Printed::Piece(stream, _, more) => {
+                let merged = self.merged.unwrap_or(time);
+                self.merged = more.then_some(merged);
+                let begun = &mut self.lines[*stream as usize];
+                let first = begun.unwrap_or(time);
+                *begun = more.then_some(first);
+            }
+            Printed::Line(_) => self.merged = None,
+            Printed::Lost(_) => *self = Self::default(),
+        }
     }
 }
 
@@ -409,8 +481,10 @@ impl Drop for Open {
 fn positions(lines: &[(LogTime, Printed)]) -> Vec<Position> {
     let mut at = Position::START;
     let mut all = vec![at];
-    for (time, _) in lines {
-        at = at.after_line(*time);
+    let mut begun = Begun::default();
+    for (time, printed) in lines {
+        at = begun.after(at, *time, printed, 0);
+        begun.pass(*time, printed);
         all.push(at);
     }
     all

@@ -43,7 +43,7 @@ impl Log {
                 let line = Line::whole(BATCH_BYTES, LogTime::from_nanos(n), after(n));
                 Ok(TailItem::Lines(LineBatch { data: vec![b'x'; BATCH_BYTES].into(), lines: vec![line] }))
             });
-            Ok(Tail { start: Position::START, items: stream::iter(batches).boxed() })
+            Ok(Tail { start: Position::START, unfinished: [false; 2], items: stream::iter(batches).boxed() })
         }
     }
 

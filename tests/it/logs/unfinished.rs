@@ -1,0 +1,183 @@
+//! Lines that have not ended, of two outputs: sent at once, in pieces, and none of them lost or repeated.
+
+use leasemux::model::id::Instance;
+use leasemux::model::limits::Limits;
+use leasemux::model::line::Stream::{self, Stderr, Stdout};
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use proptest::prelude::*;
+
+use super::replica;
+use crate::support::gateway::{self, Scene};
+
+#[tokio::test(start_paused = true)]
+async fn unfinished_line_is_sent_at_once_and_hides_no_other() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, timestamps: true, ..scene.request() };
+    let mut stream = scene.open(request).await.unwrap();
+    let mut expected = String::new();
+    // Two to each nanosecond from 1000 on.
+    for (nanos, output, piece) in [
+        (Some(1_000), Stderr, "\r 1 %"),
+        (None, Stderr, "\r 2 %"),
+        (Some(1_001), Stdout, "app line\n"),
+        (None, Stderr, "\r 3 %"),
+        (Some(1_002), Stdout, "Password: "),
+        (None, Stderr, "\n"),
+        (None, Stdout, "\n"),
+    ] {
+        world.print_piece(&run, output, piece);
+        if let Some(nanos) = nanos {
+            expected.push_str(&format!("1970-01-01T00:00:00.00000{nanos}Z "));
+        }
+        expected.push_str(piece);
+        // No pause: each is sent as soon as it is read.
+        stream.until(|seen| seen.text("web", 0) == expected).await;
+    }
+    let tally = stream.received.judge.0.tally();
+    assert_eq!((tally.lines, tally.gaps), (3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_leaves_out_older_lines_wherever_they_lie() {
+    let scene = Scene::new(Limits::default(), &[("web", 1)]);
+    let world = &scene.gateway.world;
+    let run = world.start(&scene.lease, &replica("web", 0));
+    // The clock goes back in the middle.
+    for (nanos, line) in [(1_000, "a\n"), (1_100, "b\n"), (1_050, "c\n"), (1_200, "d\n")] {
+        world.print_at(&run, nanos, line);
+    }
+    let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_075 });
+    // Once with an empty ring, and once with all of it in the ring.
+    let mut first = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    first.until(|seen| seen.lines("web", 0) == 4).await;
+    for tail_lines in [None, Some(10)] {
+        let request = ServiceLogsRequest { since, tail_lines, ..scene.request() };
+        let mut stream = scene.open(request.clone()).await.unwrap();
+        stream.end().await;
+        assert_eq!(stream.received.text("web", 0), "b\nd\n");
+        let mut stream = scene.open(ServiceLogsRequest { follow: true, ..request }).await.unwrap();
+        stream.until(|seen| seen.lines("web", 0) == 2).await;
+        assert!(stream.is_quiet().await);
+        assert_eq!(stream.received.text("web", 0), "b\nd\n");
+        // Live lines are never left out for their time.
+        world.print_at(&run, 1_060, "e\n");
+        stream.until(|seen| seen.lines("web", 0) == 3).await;
+        assert_eq!(stream.received.text("web", 0), "b\nd\ne\n");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Action {
+    /// A whole line, or a piece: a begun line goes on, or another begins; it ends or not.
+    Print {
+        stderr: bool,
+        more: bool,
+        length: usize,
+    },
+    /// A follower comes.
+    Open,
+    /// Takes so many responses, as far as they are there.
+    Read {
+        follower: usize,
+        responses: usize,
+    },
+    /// Is cut off, and goes on from the cursors.
+    Cut {
+        follower: usize,
+    },
+    Wait {
+        millis: u64,
+    },
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let length = prop_oneof![8 => 1..300_usize, 1 => 300..40_000_usize];
+    prop_oneof![
+        16 => (any::<bool>(), any::<bool>(), length)
+            .prop_map(|(stderr, more, length)| Action::Print { stderr, more, length }),
+        2 => Just(Action::Open),
+        5 => (0..3_usize, 1..9_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
+        3 => (0..3_usize).prop_map(|follower| Action::Cut { follower }),
+        2 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
+    ]
+}
+
+/// A service that numbers its lines as they begin.
+struct Printer {
+    run: Instance,
+    begun: [bool; 2],
+    lines: u64,
+}
+
+impl Printer {
+    fn print(&mut self, scene: &Scene, stream: Stream, more: bool, length: usize) {
+        let begun = &mut self.begun[stream as usize];
+        let mut text = "\r".repeat(length);
+        if !std::mem::replace(begun, more) {
+            self.lines += 1;
+            text.insert_str(0, &format!("{} ", self.lines));
+        }
+        if !more {
+            text.push('\n');
+        }
+        scene.gateway.world.print_piece(&self.run, stream, &text);
+    }
+}
+
+async fn live(actions: Vec<Action>) {
+    let limits = Limits { ring_max_bytes: 48 * 1024, ..Limits::default() };
+    let scene = Scene::new(limits, &[("web", 1)]);
+    let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
+    let mut printer = Printer { run, begun: [false; 2], lines: 0 };
+    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    let mut followers: Vec<gateway::Stream> = Vec::new();
+    for action in actions {
+        match action {
+            Action::Print { stderr, more, length } => {
+                printer.print(&scene, if stderr { Stderr } else { Stdout }, more, length);
+            }
+            Action::Open if followers.len() < 3 => followers.push(scene.open(request.clone()).await.unwrap()),
+            Action::Open => {}
+            Action::Read { follower, responses } => {
+                let Some(stream) = followers.get_mut(follower) else { continue };
+                for _ in 0..responses {
+                    if !stream.next_if_ready().await.unwrap() {
+                        break;
+                    }
+                }
+            }
+            Action::Cut { follower } if follower < followers.len() => {
+                let stream = followers.swap_remove(follower);
+                followers.push(scene.resume(stream, request.clone()).await);
+            }
+            Action::Cut { .. } => {}
+            Action::Wait { millis } => tokio::time::sleep(std::time::Duration::from_millis(millis)).await,
+        }
+    }
+    for stream in [Stdout, Stderr] {
+        if printer.begun[stream as usize] {
+            printer.print(&scene, stream, false, 1);
+        }
+    }
+    printer.print(&scene, Stdout, false, 77);
+    let end = format!("{} {}\n", printer.lines, "\r".repeat(77));
+    for mut follower in followers {
+        follower.until(|seen| seen.ends_with("web", 0, &end)).await;
+        let oracle = &follower.received.judge.0;
+        let tally = oracle.verdict().unwrap_or_else(|violation| panic!("{violation}"));
+        assert_eq!(tally.lines + tally.lost_lines, printer.lines, "{tally:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+
+    #[test]
+    fn pieces_of_two_outputs_are_neither_lost_nor_repeated(actions in prop::collection::vec(action(), 1..80)) {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(live(actions));
+    }
+}
