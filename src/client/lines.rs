@@ -203,6 +203,7 @@ impl Line {
 mod tests {
     use proptest::prelude::*;
 
+    use super::line_part::Stream::{Stderr, Stdout};
     use super::*;
 
     fn key(name: &str) -> Key {
@@ -276,7 +277,6 @@ mod tests {
             };
             lines.push(&key("a"), Some(&part), data, emit).unwrap();
         };
-        use line_part::Stream::{Stderr, Stdout};
         push(Stdout, false, true, b"be");
         push(Stderr, false, true, b"\r 1 %");
         push(Stdout, true, false, b"gin\n");

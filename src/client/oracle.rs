@@ -283,7 +283,9 @@ impl Replica {
             Some(line) if part.continues => line,
             line => {
                 // The line before ended without a newline.
-                line.iter().for_each(|line| self.finished(line, verdict));
+                if let Some(line) = line {
+                    self.finished(&line, verdict);
+                }
                 Unfinished { head: Vec::new(), torn: part.continues }
             }
         };

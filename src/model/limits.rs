@@ -15,8 +15,7 @@ pub const CHUNK_MAX_BYTES: usize = 16_000;
 /// Most lines in one chunk: with a timestamp before each, the message still stays below 32 KiB.
 pub const CHUNK_MAX_LINES: usize = 512;
 
-/// A line up to this long is handed on as one piece, so that stdout and stderr, which a runtime interleaves in the middle
-/// of long lines, are not mixed within a line. A longer line flows in pieces. Sixteen of a runtime's own 16 KiB pieces.
+/// Longest piece of a line that is handed on at a time. A longer line comes in several pieces. Sixteen of a runtime's own 16 KiB pieces.
 pub const LINE_HELD_MAX_BYTES: usize = 256 * 1024;
 
 /// Most log bytes read from a file at a time: enough to make the system call cheap, little enough for one loud file not to

@@ -5,7 +5,7 @@
 //! counts right as soon as a line is newer than all before that file. So a reading begins some way before what is asked for,
 //! at a file's beginning, and begins again at the oldest file if it turns out that the times do not bear that out. What this
 //! trusts: the times of the older files' first records are not exceeded, later in those files, by more than the margin can make up
-//! for, and no line's pieces lie further apart than the margin.
+//! for. If the pieces of a line lie further apart than the margin, its rest is taken for the beginning of a line; positions are right.
 
 use crate::model::line::GapCause;
 use crate::model::position::Position;

@@ -363,7 +363,7 @@ impl Lines {
             Found::Part(part) => self.long = Some(self.take_part(part)),
             Found::LastPart(part) => match self.long.take() {
                 Some(LongRecord::Output { time, stream, partial }) => {
-                    self.output(time, stream, partial, part)
+                    self.output(time, stream, partial, part);
                 }
                 Some(LongRecord::Garbage(bytes)) => self.garbage(bytes + part.len() as u64 + 1),
                 None => self.garbage(part.len() as u64 + 1),

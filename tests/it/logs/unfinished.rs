@@ -19,19 +19,21 @@ async fn unfinished_line_is_sent_at_once_and_hides_no_other() {
     let mut expected = String::new();
     // Two to each nanosecond from 1000 on.
     for (nanos, output, piece) in [
-        (Some(1_000), Stderr, "\r 1 %"),
+        (Some("1000"), Stderr, "\r 1 %"),
         (None, Stderr, "\r 2 %"),
-        (Some(1_001), Stdout, "app line\n"),
+        (Some("1001"), Stdout, "app line\n"),
         (None, Stderr, "\r 3 %"),
-        (Some(1_002), Stdout, "Password: "),
+        (Some("1002"), Stdout, "Password: "),
         (None, Stderr, "\n"),
         (None, Stdout, "\n"),
     ] {
         world.print_piece(&run, output, piece);
         if let Some(nanos) = nanos {
-            expected.push_str(&format!("1970-01-01T00:00:00.00000{nanos}Z "));
+            expected += "1970-01-01T00:00:00.00000";
+            expected += nanos;
+            expected += "Z ";
         }
-        expected.push_str(piece);
+        expected += piece;
         // No pause: each is sent as soon as it is read.
         stream.until(|seen| seen.text("web", 0) == expected).await;
     }
@@ -139,7 +141,6 @@ async fn live(actions: Vec<Action>) {
                 printer.print(&scene, if stderr { Stderr } else { Stdout }, more, length);
             }
             Action::Open if followers.len() < 3 => followers.push(scene.open(request.clone()).await.unwrap()),
-            Action::Open => {}
             Action::Read { follower, responses } => {
                 let Some(stream) = followers.get_mut(follower) else { continue };
                 for _ in 0..responses {
@@ -152,7 +153,7 @@ async fn live(actions: Vec<Action>) {
                 let stream = followers.swap_remove(follower);
                 followers.push(scene.resume(stream, request.clone()).await);
             }
-            Action::Cut { .. } => {}
+            Action::Open | Action::Cut { .. } => {}
             Action::Wait { millis } => tokio::time::sleep(std::time::Duration::from_millis(millis)).await,
         }
     }
