@@ -113,7 +113,7 @@ mod tests {
 
     fn run(number: u32, end: Option<RunEnd>) -> Run {
         let instance = Instance::new("uid", "web", number).unwrap();
-        Run { instance, started: LogTime::from_nanos(5_000_000_007), end }
+        Run { instance, started: LogTime::from_nanos(5_000_000_007), end, log_is_gone: false }
     }
 
     fn killed() -> RunEnd {

@@ -121,7 +121,8 @@ impl LogsBody {
             }
             // One that was away goes on behind what was sent, unless that was in another life.
             let cursor = self.request.resume.remove(&replica);
-            let resume = cursor.filter(|(instance, _)| !newcomers || slot.run(instance).is_some());
+            let resume = cursor
+                .filter(|(run, _)| !newcomers || slot.readable().any(|readable| readable.instance == *run));
             // One that appears while its follower is there is followed from its first line on.
             let extent = if newcomers { Extent::Follow(History::default()) } else { self.request.extent };
             let scope = Scope {

@@ -213,6 +213,13 @@ impl Reading {
         self.scope.view.borrow().replica(&self.scope.replica).cloned().unwrap_or_default()
     }
 
+    /// The slot with the runs only whose log can be opened.
+    fn readable_slot(&self) -> ReplicaView {
+        let mut slot = self.slot();
+        slot.runs.retain(|run| !run.log_is_gone);
+        slot
+    }
+
     /// Records that the log of `instance` could not be read. Returns whether to try again, after a pause.
     ///
     /// A follower waits for the newest run's log as long as the replica is there, since the actor does, too. An older run's log

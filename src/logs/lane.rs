@@ -175,8 +175,9 @@ impl Lane {
                 Poll::Ready(Turn::Lagged)
             }
             Taken::Closed => {
-                // For good, if the replica is gone; then everything was taken.
-                if self.scope.is_gone() {
+                // For good, if the replica is gone; then everything was taken. Should another pod be in its slot by now, that is for a
+                // lane of its own.
+                if self.scope.is_gone() || subscription.reader.is_gone() {
                     self.mode = Mode::Ended(Ending::Complete);
                 } else {
                     self.again();

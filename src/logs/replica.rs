@@ -17,7 +17,7 @@ use self::runs::CurrentRun;
 use self::source::{Answer, Source};
 use super::chunk::Chunk;
 use super::ring::Ring;
-use crate::model::id::{LeaseId, Replica};
+use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
 use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName};
 use crate::model::view::{LeaseView, ReplicaView};
@@ -51,6 +51,9 @@ struct Actor {
     followers: Arc<Followers>,
     ring: Arc<Ring>,
     run: Option<CurrentRun>,
+    /// The newest run of each container that was read, is read, or was there before the first one was read. None of them and none before
+    /// them is read again. At most as many as the view names.
+    passed: Vec<Instance>,
     source: Source,
     /// Chunks on their way to the ring; kept for its memory.
     chunks: Vec<Chunk>,
@@ -100,6 +103,7 @@ pub fn new(
         followers: Arc::default(),
         ring,
         run: None,
+        passed: Vec::new(),
         source: Source::Idle,
         chunks: Vec::new(),
         due: None,
@@ -190,7 +194,7 @@ impl Actor {
 impl Drop for Actor {
     fn drop(&mut self) {
         self.world.metrics.actor_ends.of(self.end).increment(1);
-        self.ring.close();
+        self.ring.close(self.end == ActorEnd::Gone);
     }
 }
 

@@ -129,10 +129,11 @@ impl Ring {
         self.settle(state);
     }
 
-    /// No more will come. Readers take what is left and are then told.
-    pub fn close(&self) {
+    /// Closes the ring. Readers drain the remaining entries, then get [`Taken::Closed`]. `gone` if that is because the replica is gone
+    /// and its log was read to its end.
+    pub fn close(&self, gone: bool) {
         let mut state = self.lock();
-        state.closed = true;
+        (state.closed, state.gone) = (true, gone);
         self.settle(state);
     }
 

@@ -89,7 +89,8 @@ pub struct LeasedIp {
 /// One slot of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaView {
-    /// The runs whose log can still be read, oldest first. The last is the present one, if one runs.
+    /// The runs whose log can still be read, and those whose log was removed a moment ago, oldest first. The last is the present one,
+    /// if one runs.
     pub runs: Vec<Run>,
     /// What the slot is doing.
     pub state: ReplicaState,
@@ -110,6 +111,9 @@ pub struct Run {
     pub started: LogTime,
     /// How it ended; `None` while it runs.
     pub end: Option<RunEnd>,
+    /// Whether its log was removed: a new read of it cannot begin. A read that began before may still go on, and needs to know how the
+    /// run ended.
+    pub log_is_gone: bool,
 }
 
 /// How a run ended.
@@ -205,6 +209,11 @@ impl ReplicaView {
     /// The newest run.
     pub fn newest(&self) -> Option<&Run> {
         self.runs.last()
+    }
+
+    /// The runs whose log can still be read, oldest first.
+    pub fn readable(&self) -> impl DoubleEndedIterator<Item = &Run> {
+        self.runs.iter().filter(|run| !run.log_is_gone)
     }
 
     /// The run that goes on now.
@@ -414,6 +423,7 @@ mod tests {
     #[test]
     fn an_end_is_remembered_longer_than_its_log() {
         let run = |number: u32, code: Option<i32>| Run {
+            log_is_gone: false,
             instance: Instance::new("uid", "web", number).unwrap(),
             started: LogTime::from_nanos(number.into()),
             end: code.map(|code| RunEnd {

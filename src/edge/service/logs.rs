@@ -38,7 +38,7 @@ impl LeaseService {
         let view = self.chosen(&request.lease, &request.filter).await?;
         if matches!(request.extent, Extent::Previous(_)) {
             let view = Arc::clone(&view.borrow());
-            if !view.select(&request.filter).any(|(_, slot)| slot.runs.len() > 1) {
+            if !view.select(&request.filter).any(|(_, slot)| slot.readable().count() > 1) {
                 return Err(CallError::NoPreviousRun);
             }
         }

@@ -148,7 +148,12 @@ mod tests {
             signal: None,
             reason: if code == 143 { "Restarted" } else { "Error" }.into(),
         });
-        Run { instance: Instance::new("uid", "web", number).unwrap(), started: LogTime::MIN, end }
+        Run {
+            instance: Instance::new("uid", "web", number).unwrap(),
+            started: LogTime::MIN,
+            end,
+            log_is_gone: false,
+        }
     }
 
     fn view(runs: Vec<Run>, state: ReplicaState) -> LeaseView {

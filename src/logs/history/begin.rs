@@ -17,7 +17,7 @@ use crate::platform::{self, From, TailItem};
 impl Reading {
     /// Where to begin: in the ring at once, if it holds all that was asked for.
     pub(super) async fn begin(&mut self) -> Stage {
-        let slot = self.slot();
+        let slot = self.readable_slot();
         if let Some((instance, position)) = self.scope.resume.clone() {
             return self.resume(&slot, instance, position);
         }
@@ -77,7 +77,7 @@ impl Reading {
 
     /// Goes on with what comes from now on; waits until it is known where the log stands, so that the follower can be told.
     async fn join_now(&mut self) -> Stage {
-        let has_runs = !self.slot().runs.is_empty();
+        let has_runs = !self.readable_slot().runs.is_empty();
         let Some(live) = &mut self.live else {
             self.tell_waiting();
             return Stage::End;

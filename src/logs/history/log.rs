@@ -173,7 +173,7 @@ impl Reading {
                 Joined::Stage(Stage::Join)
             }
             // It still holds what it held; but nobody else will tell the rest.
-            _ if live.reader.is_closed() && self.scope.is_gone() => Joined::Alone,
+            _ if live.reader.is_closed() && (self.scope.is_gone() || live.reader.is_gone()) => Joined::Alone,
             _ if live.reader.is_closed() => Joined::Stage(Stage::Orphaned),
             Join::Ahead if !must_read => Joined::Wait,
             Join::Level if !must_read => Joined::Level,

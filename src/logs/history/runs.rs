@@ -25,6 +25,8 @@ impl Reading {
                 match live.reader.join_end(&instance, at.unwrap_or(Position::START)) {
                     Join::Here(_) => return Stage::Join,
                     _ if !live.reader.is_closed() || self.scope.is_gone() => {}
+                    // The slot is in use again: by pods that this read has nothing to do with.
+                    _ if live.reader.is_gone() => return self.over(&self.slot(), &instance),
                     _ => return Stage::Orphaned,
                 }
             }

@@ -32,7 +32,9 @@ pub(super) struct CurrentRun {
 impl Actor {
     /// Opens the newest run's log at its end: what is older is for those to read who ask for it.
     pub(super) fn begin(&mut self) {
-        match self.slot().as_ref().and_then(ReplicaView::newest) {
+        let slot = self.slot().unwrap_or_default();
+        self.passed = slot.runs.iter().map(|run| run.instance.clone()).collect();
+        match slot.readable().next_back() {
             Some(run) => {
                 self.run = Some(CurrentRun { end_is_old: run.end.is_some(), ..CurrentRun::new(run) });
                 self.open(From::Last(0));
@@ -70,12 +72,9 @@ impl Actor {
 
     fn next_run(&mut self) {
         let Some(slot) = self.slot() else { return };
-        let next = match &self.run {
-            Some(run) => slot.run_behind(&run.instance),
-            None => slot.runs.first(),
-        };
-        match next {
+        match slot.runs.iter().find(|run| !self.has_passed(&run.instance)) {
             Some(run) => {
+                self.pass(&slot, &run.instance);
                 let skips = self.run.as_ref().is_some_and(|last| last.instance.skips_to(&run.instance));
                 self.start(run);
                 if skips {
@@ -85,6 +84,26 @@ impl Actor {
             }
             None => self.idle(),
         }
+    }
+
+    /// Whether a run, or a later one of its container, was read or was there before. An earlier run may be named again after it was not.
+    fn has_passed(&self, run: &Instance) -> bool {
+        let (uid, container, number) = run.parts();
+        self.passed.iter().any(|passed| {
+            let of = passed.parts();
+            (of.0, of.1) == (uid, container) && of.2 >= number
+        })
+    }
+
+    /// Has a run, and those before it of its container, never be read again as long as the slot names its container.
+    fn pass(&mut self, slot: &ReplicaView, run: &Instance) {
+        let container = |instance: &Instance| (instance.parts().0.to_owned(), instance.parts().1.to_owned());
+        let of = container(run);
+        self.passed.retain(|passed| {
+            let passed = container(passed);
+            passed != of && slot.runs.iter().any(|run| container(&run.instance) == passed)
+        });
+        self.passed.push(run.clone());
     }
 
     fn start(&mut self, run: &Run) {

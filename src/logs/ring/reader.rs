@@ -133,6 +133,11 @@ impl Reader {
         self.ring.lock().closed
     }
 
+    /// Whether the actor has ended because the replica was gone and its log was read to its end.
+    pub fn is_gone(&self) -> bool {
+        self.ring.lock().gone
+    }
+
     /// Takes the next entries: one, and those behind it as long as what comes before each fits into `room` bytes as messages.
     pub fn poll_take(&mut self, room: usize, as_what: Representation, cx: &mut Context<'_>) -> Poll<Taken> {
         let mut state = self.ring.lock();

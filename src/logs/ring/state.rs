@@ -32,6 +32,8 @@ pub(super) struct State {
     /// How often anything changed.
     pub(super) moves: u64,
     pub(super) closed: bool,
+    /// Whether it was closed because the replica was gone and its log was read to its end.
+    pub(super) gone: bool,
     /// Bytes of representations made after their entries were put in, of entries that are held.
     pub(super) made_later: usize,
     /// What is held, in bytes, of all rings; and what of it is this one's.
@@ -64,6 +66,7 @@ impl State {
             waiting: Slab::new(),
             moves: 0,
             closed: false,
+            gone: false,
             made_later: 0,
             gauge,
             gauged: 0,

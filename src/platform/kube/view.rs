@@ -22,7 +22,7 @@ const TERMINATING: &str = "Terminating";
 /// How a run ended whose pod went before its kubelet said so.
 const DELETED: &str = "Deleted";
 
-/// The pods of one slot, oldest first, and when each went, if it has.
+/// The pods of one slot and when each went, if it has: those that do not live first, each part from its oldest pod on.
 type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
 
 /// What holds for all leases of the provider.
@@ -90,7 +90,9 @@ pub(super) fn build(contents: &Contents, provider: &Provider) -> LeaseView {
 fn by_slot(contents: &Contents) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
     let gone = contents.gone().map(|(pod, at)| (pod, Some(at)));
     let mut pods: Vec<_> = contents.pods().map(|pod| (pod, None)).chain(gone).collect();
-    pods.sort_by_key(|(pod, _)| (pod.created, pod.name.as_str()));
+    // The log of a pod that does not live is read before that of the pod that has taken its index, whichever is older.
+    let lives = |(pod, gone): &(&PodFacts, Option<LogTime>)| pod.lives && gone.is_none();
+    pods.sort_by_key(|member| (lives(member), member.0.created, member.0.name.as_str()));
     let mut services: BTreeMap<_, BTreeMap<u32, Members<'_>>> = BTreeMap::new();
     for (pod, gone) in pods {
         if let Some(index) = contents.index(pod) {
@@ -128,12 +130,13 @@ fn slot(members: &Members<'_>) -> ReplicaView {
     ReplicaView { runs, state, ready: pod.ready && pod.lives, restarts, forgotten: None }
 }
 
-/// The runs of a pod whose logs can be read, oldest first.
+/// Returns the runs of a pod, oldest first.
 fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
     let Some(ContainerFacts { restarts, newest, before, .. }) = &pod.container else { return Vec::new() };
     let run = |number: u32, run: &RunFacts| {
         let instance = Instance::new(&pod.uid, pod.service.as_str(), number).ok()?;
-        Some(Run { instance, started: run.started, end: run.end.clone() })
+        let log_is_gone = gone.is_some();
+        Some(Run { instance, started: run.started, end: run.end.clone(), log_is_gone })
     };
     let before = before.as_ref().zip(restarts.checked_sub(1)).and_then(|(facts, number)| run(number, facts));
     let mut newest = newest.as_ref().and_then(|facts| run(*restarts, facts));
@@ -145,7 +148,7 @@ fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
             reason: DELETED.to_owned(),
         });
     }
-    // Of one that is gone, who reads it reads on; nobody can begin.
+    // Of a pod that is gone the newest run is kept for a while, for reads of its log that go on.
     before.filter(|_| gone.is_none()).into_iter().chain(newest).collect()
 }
 

@@ -105,7 +105,12 @@ impl Board {
     }
 
     fn list(&self, slot: &mut ReplicaView, restarts: u32, started: LogTime, end: Option<RunEnd>) {
-        slot.runs.extend(self.instance(restarts).map(|instance| Run { instance, started, end }));
+        slot.runs.extend(self.instance(restarts).map(|instance| Run {
+            instance,
+            started,
+            end,
+            log_is_gone: false,
+        }));
         if slot.runs.len() > RUNS_MAX {
             let oldest = slot.runs.first().map(|run| run.instance.clone());
             slot.forget(|run| Some(&run.instance) == oldest.as_ref());

@@ -200,6 +200,7 @@ fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
         instance,
         started: started.unwrap_or(time),
         end: Some(RunEnd { time, exit_code: None, signal: None, reason: UNSEEN_END.to_owned() }),
+        log_is_gone: false,
     }
 }
 

@@ -113,7 +113,8 @@ impl World {
             let uid = format!("uid-{}-{}", lease.owner(), replica.index);
             let name = Instance::new(&uid, replica.service.as_str(), number).unwrap();
             self.logs().insert(name.clone(), Log { state: watch::Sender::new(LogState::default()) });
-            slot.runs.push(Run { instance: name.clone(), started: LogTime::from_nanos(1), end: None });
+            let started = LogTime::from_nanos(1);
+            slot.runs.push(Run { instance: name.clone(), started, end: None, log_is_gone: false });
             (slot.state, slot.ready, slot.restarts) = (ReplicaState::Running, true, number);
             instance = Some(name);
         });
