@@ -94,6 +94,9 @@ impl PodLog {
         match now {
             Some(pod) if is_same(&pod) => response.ok_or_else(|| not_now("its kubelet does not know of it")),
             Some(pod) if pod.uid == uid => Err(not_now("its container was restarted meanwhile")),
+            // It was deleted after its log was opened. The response still has that log to its end, and only pods of a stateful set get
+            // a name that another pod had.
+            None if known.ordinal.is_none() => response.ok_or_else(gone),
             _ => Err(gone()),
         }
     }

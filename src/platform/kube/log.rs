@@ -223,7 +223,7 @@ impl<A: LogApi> Reader<A> {
             (Err(_), Silence::Slow) => self.machine.on(Event::Broken("nothing came for too long".to_owned())),
             (Err(_), Silence::Unplaced) => self.machine.on(Event::Silent),
             // It ought to have ended with the run: what is left, if anything, is asked for.
-            (Err(_), Silence::Quiet) if self.run.has_ended() => self.machine.on(Event::Woken { ended: true }),
+            (Err(_), Silence::Quiet) if self.run.has_ended() => self.machine.on(Event::Left),
             (Err(_), Silence::Quiet) => match timeout(STALL_MAX, probe(&self.api)).await {
                 Ok(Some(last)) => self.machine.on(Event::Probed(&last)),
                 // Then the connection itself tells whether it lives: see `client`.

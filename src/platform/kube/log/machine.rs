@@ -86,10 +86,9 @@ pub(super) struct Machine {
     failures: u32,
     /// Whether the place was looked for in the whole file since a line was delivered.
     searched: bool,
-    /// Whether the log was followed without a fault to a complete response.
-    followed: bool,
-    /// Whether it was so before the response at hand, of which no line has come.
-    followed_before: bool,
+    /// What had been delivered when the log was last followed to a complete response: whole lines, and bytes of the next one. If
+    /// nothing more was delivered since, the log may have ended there. `None` if there is a reason to doubt that.
+    clean_end: Option<(u64, u64)>,
     /// Whether the line before was one that had been read already.
     repeats: bool,
     /// Whether a response was left before a line of the log was known: then it may have been rotated unseen.
@@ -154,8 +153,7 @@ impl Machine {
             said: None,
             failures: 0,
             searched: false,
-            followed: false,
-            followed_before: false,
+            clean_end: None,
             repeats: false,
             unproven: false,
         }
@@ -226,6 +224,10 @@ impl Machine {
             Event::Gone(why) => self.gone(why),
             Event::Silent => self.recover(),
             Event::Probed(data) => self.probed(data),
+            Event::Left => {
+                self.clean_end = None;
+                self.go_to(Stage::Drain(None))
+            }
             Event::Woken { ended } => match &self.stage {
                 Stage::Live(_) | Stage::Untold(_) if ended => self.go_to(Stage::Drain(None)),
                 Stage::Untold(pauses) => self.untold(*pauses),

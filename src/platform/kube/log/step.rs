@@ -48,6 +48,8 @@ pub(super) enum Event<'a> {
     Silent,
     /// The last lines of the file, asked for beside a silent stream.
     Probed(&'a [u8]),
+    /// The run has ended beside a silent response, which ought to have completed then.
+    Left,
     /// A pause is over, or the run changed. `ended` as above.
     Woken { ended: bool },
 }

@@ -8,14 +8,19 @@ use crate::platform::kube::log::lines::{Found, Rest};
 use crate::platform::kube::log::step::Do;
 use crate::platform::{Error, From};
 
+/// Part of what a kubelet says at the end of a followed log if the container was removed before the kubelet saw that it had ended.
+const CONTAINER_REMOVED: &str = "code = NotFound";
+
 impl Machine {
     pub(super) fn complete(&mut self, ended: bool) -> Do {
+        let mut is_unfinished = false;
         let is_glance = matches!(self.stage, Stage::Glance { .. });
         if self.ended && !is_glance {
             // Of a run that has ended it is the last line.
             match self.lines.take_rest() {
                 Rest::Line(time, rest) => {
                     if !self.piece(time, &rest, true) {
+                        self.clean_end = None;
                         return self.recover();
                     }
                 }
@@ -33,16 +38,22 @@ impl Machine {
                 });
                 self.lines = lines;
             }
-            self.leave_response();
+            is_unfinished = self.leave_response();
         }
         if let Some(text) = self.said.take() {
-            // It is there, and has no log. Of a pod that is deleted it removes the log before the pod has gone.
-            let followed = self.followed_before;
-            let next = self.broken(format!("the kubelet says: {text}"));
-            self.followed = followed;
-            return next;
+            // It is there, and has no log. Of a pod that is deleted it removes the log before the pod has gone; also while the log is
+            // followed, which had been read to its end then.
+            let is_placed = matches!(self.stage, Stage::Live(None)) && !self.window.is_empty();
+            if is_placed && !is_unfinished && text.contains(CONTAINER_REMOVED) {
+                self.clean_end = Some(self.delivered());
+            }
+            return self.broken(format!("the kubelet says: {text}"));
         }
-        self.completed(ended)
+        let next = self.completed(ended);
+        if is_unfinished {
+            self.clean_end = None;
+        }
+        next
     }
 
     fn completed(&mut self, ended: bool) -> Do {
@@ -67,7 +78,9 @@ impl Machine {
                 self.go_to(Stage::Seek)
             }
             Stage::Live(place) => {
-                self.followed = place.is_none();
+                if place.is_none() {
+                    self.clean_end = Some(self.delivered());
+                }
                 if ended {
                     return self.go_to(Stage::Drain(None));
                 }
@@ -127,16 +140,20 @@ impl Machine {
         self.interrupted(why).unwrap_or_else(|| self.pause())
     }
 
-    /// That nobody is reached is no failure of this log's: it is not held against it once somebody is.
+    /// That nobody is reached is no failure of this log's: it is not held against it once somebody is. But what looked like the end of
+    /// the log may have been that of its kubelet.
     pub(super) fn away(&mut self, why: String) -> Do {
+        self.clean_end = None;
         self.interrupted(why).unwrap_or(Do::Pause(PAUSE_AWAY))
     }
 
     /// Has the log read on where it was interrupted; tells what else is to be done if it is over with that.
     fn interrupted(&mut self, why: String) -> Option<Do> {
-        self.leave_response();
+        if self.leave_response() && matches!(self.stage, Stage::Live(None) | Stage::Drain(None)) {
+            // The beginning of a new line.
+            self.clean_end = None;
+        }
         self.said = None;
-        self.followed = false;
         if !self.follow || self.start().is_none() {
             return Some(Do::Fail(Error::Unavailable(why)));
         }
@@ -158,6 +175,11 @@ impl Machine {
         Do::Pause(pause)
     }
 
+    /// What has been delivered: whole lines, and bytes of the next one.
+    fn delivered(&self) -> (u64, u64) {
+        (self.emitter.lines(), self.emitter.at().offset)
+    }
+
     /// Of a run that was followed to its end the log may be removed at once.
     pub(super) fn gone(&mut self, why: String) -> Do {
         if self.start().is_none() {
@@ -166,7 +188,7 @@ impl Machine {
         if let Stage::Before { .. } = self.stage {
             return self.rotated();
         }
-        if !(self.followed && matches!(self.stage, Stage::Live(_) | Stage::Drain(_))) {
+        if self.clean_end != Some(self.delivered()) {
             self.lost();
         }
         self.stage = Stage::Done;

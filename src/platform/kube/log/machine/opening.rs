@@ -17,9 +17,6 @@ impl Machine {
         self.said = None;
         self.hash = LineHash::default();
         self.skip = self.emitter.at().offset;
-        // Of an earlier response: this one may end in another way.
-        self.followed_before = self.followed;
-        self.followed &= !matches!(self.stage, Stage::Live(_));
         match &mut self.stage {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
                 *place = (!self.window.is_empty()).then(|| self.window.aligner());

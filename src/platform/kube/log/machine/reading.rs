@@ -24,6 +24,7 @@ impl Machine {
         });
         self.lines = lines;
         if misplaced {
+            self.clean_end = None;
             return self.recover();
         }
         if let Stage::Last(last) = &mut self.stage
@@ -56,7 +57,6 @@ impl Machine {
 
     /// Takes a piece of a line; `false` if the place cannot be in this response.
     pub(super) fn piece(&mut self, time: LogTime, bytes: &[u8], ends: bool) -> bool {
-        self.followed_before = false;
         if self.said.take().is_some() && self.start().is_some() {
             // A text amid lines: whatever it stands for, lines may be missing here.
             self.emitter.gap(unknown_gap(GapCause::Source));
@@ -64,6 +64,7 @@ impl Machine {
         self.hash.push(bytes);
         let mark = ends.then(|| Mark { time, hash: self.hash.finish() });
         let searches_all = matches!(self.stage, Stage::Recover(_));
+        let is_live = matches!(self.stage, Stage::Live(_));
         match &mut self.stage {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
                 if let Some(aligner) = place {
@@ -72,6 +73,10 @@ impl Machine {
                         Place::Before => true,
                         Place::Last => {
                             *place = None;
+                            if is_live {
+                                // It is followed again, and may end in another way.
+                                self.clean_end = None;
+                            }
                             true
                         }
                         Place::Elsewhere => searches_all,
@@ -139,18 +144,21 @@ impl Machine {
         self.emitter.piece(bytes, time, ends);
     }
 
-    /// A line that has not ended is no line: it will be read again.
-    pub(super) fn leave_response(&mut self) {
+    /// Leaves the response at hand. A line that has not ended is no line: it will be read again. Returns whether there was one.
+    pub(super) fn leave_response(&mut self) -> bool {
         if matches!(self.stage, Stage::Live(_)) && self.window.is_empty() {
             self.unproven = self.emitter.at().offset == 0;
         }
-        match self.lines.take_rest() {
+        let rest = self.lines.take_rest();
+        let is_unfinished = matches!(rest, Rest::Line(..));
+        match rest {
             Rest::Foreign(text) => self.said = Some(readable(&text)),
             Rest::Line(time, rest) if self.emitter.at().offset > 0 && self.skip == 0 => {
                 self.cut = Some((time, rest));
             }
             Rest::Line(..) | Rest::Nothing => {}
         }
+        is_unfinished
     }
 
     /// Lines are missing here.
@@ -181,6 +189,7 @@ impl Machine {
             self.failures = 0;
             return Do::Read;
         }
+        self.clean_end = None;
         self.go_to(Stage::Live(None))
     }
 }

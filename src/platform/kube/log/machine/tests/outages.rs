@@ -168,3 +168,66 @@ fn what_failed_before_a_long_silence_is_over() {
     play.on(Event::Complete { ended: false });
     assert!(matches!(play.next, Do::Pause(PAUSE_FIRST)));
 }
+
+#[test]
+fn refusals_after_the_end_of_a_deleted_log_are_no_loss() {
+    let ended = || {
+        let mut play = Play::new(Server::default(), From::Start, true);
+        play.server.print(3, 1_000_000);
+        play.settle(false);
+        play.on(Event::Complete { ended: false });
+        play.on(Event::Woken { ended: false });
+        play
+    };
+    // What the kubelet answers before the pod is gone: refusals, a response that breaks off before a line of it is known.
+    let refused = |play: &mut Play| play.on(Event::Broken("container is not available".into()));
+    let cut_off = |play: &mut Play| {
+        play.on(Event::Opened { ended: false });
+        play.on(Event::Broken("reset".into()));
+    };
+    let silent = |play: &mut Play| {
+        play.on(Event::Opened { ended: false });
+        play.on(Event::Complete { ended: false });
+    };
+    for answer in [refused, cut_off, silent] {
+        let mut play = ended();
+        for _ in 0..3 {
+            answer(&mut play);
+            play.on(Event::Woken { ended: false });
+        }
+        play.on(Event::Gone("pod not found".into()));
+        assert!(matches!(play.next, Do::Finish), "{:?}", play.next);
+        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
+    }
+    // The container is removed while its log is followed: the kubelet says so behind the last line.
+    let mut play = Play::new(Server::default(), From::Start, true);
+    play.server.print(3, 1_000_000);
+    play.settle(false);
+    play.on(Event::Data(b"rpc error: code = NotFound desc = no such container"));
+    play.on(Event::Complete { ended: false });
+    play.on(Event::Woken { ended: true });
+    play.on(Event::Gone("pod not found".into()));
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
+    // The same of a log without a line.
+    for answer in [refused, cut_off, silent] {
+        let mut play = Play::new(Server::default(), From::Start, true);
+        play.settle(false);
+        play.on(Event::Complete { ended: false });
+        play.on(Event::Woken { ended: false });
+        answer(&mut play);
+        play.on(Event::Woken { ended: true });
+        play.on(Event::Gone("pod not found".into()));
+        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (0, 0));
+    }
+    // A part of a new line came: that line is lost.
+    let mut play = ended();
+    play.on(Event::Opened { ended: false });
+    play.server.open(Ask::FOLLOW);
+    play.server.print(1, 1_000_000);
+    let cut = play.server.bytes(true);
+    play.on(Event::Data(&cut));
+    play.on(Event::Broken("reset".into()));
+    play.on(Event::Woken { ended: true });
+    play.on(Event::Gone("pod not found".into()));
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
+}
