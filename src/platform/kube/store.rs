@@ -14,7 +14,7 @@ use super::akash::{HostFacts, LeasedFacts};
 use super::facts::{LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
 use super::slots::{self, Numbered};
 use super::view::{self, Provider};
-use crate::model::id::{LeaseId, Replica};
+use crate::model::id::{LeaseId, Replica, ServiceName};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
@@ -339,15 +339,23 @@ impl Contents {
     }
 
     fn number(&mut self) {
+        let mut room: BTreeMap<&ServiceName, u32> = BTreeMap::new();
+        for workload in self.workloads() {
+            let pods = room.entry(&workload.service).or_default();
+            *pods = (*pods).max(workload.count.saturating_add(workload.surge));
+        }
         let indices = &self.indices;
         let gone = self.gone.iter().map(|(pod, ..)| (pod, false));
         let all = self.pods().map(|pod| (pod, pod.lives)).chain(gone);
-        let numbered = all.filter(|(pod, _)| pod.ordinal.is_none()).map(|(pod, lives)| Numbered {
-            set: &pod.set,
+        let numbered = all.map(|(pod, lives)| Numbered {
+            service: &pod.service,
+            room: room.get(&pod.service).copied().unwrap_or_default(),
             created: pod.created,
             name: &pod.name,
             uid: &pod.uid,
             lives,
+            has_run: pod.has_run(),
+            ordinal: pod.ordinal,
             claim: pod.written.or_else(|| indices.get(&pod.uid).copied()),
         });
         let given = slots::assign(numbered);

@@ -25,8 +25,6 @@ pub(in crate::platform::kube) struct PodFacts {
     pub(in crate::platform::kube) service: ServiceName,
     /// Where it runs, once that is known.
     pub(in crate::platform::kube) node: Option<String>,
-    /// Uid of the replica set that it belongs to; empty without one.
-    pub(in crate::platform::kube) set: Box<str>,
     /// Its ordinal in a stateful set.
     pub(in crate::platform::kube) ordinal: Option<u32>,
     /// The index that is written on it.
@@ -61,10 +59,6 @@ impl PodFacts {
             name: meta.name.clone()?,
             version: meta.resource_version.clone().unwrap_or_default(),
             node: spec.and_then(|spec| spec.node_name.clone()),
-            set: owner
-                .filter(|owner| owner.kind == "ReplicaSet")
-                .map(|owner| owner.uid.as_str().into())
-                .unwrap_or_default(),
             ordinal: owner.and_then(|owner| ordinal(meta, owner)),
             written: annotation(meta, names::INDEX).and_then(|text| text.parse().ok()),
             created: meta.creation_timestamp.as_ref().map_or(LogTime::MIN, time),
@@ -74,6 +68,11 @@ impl PodFacts {
             pending: pending(pod),
             service,
         })
+    }
+
+    /// Whether its container has run.
+    pub(in crate::platform::kube) fn has_run(&self) -> bool {
+        self.container.as_ref().is_some_and(|container| container.newest.is_some())
     }
 
     /// Whether it does not run, and not because it is about to.

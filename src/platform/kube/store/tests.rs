@@ -68,6 +68,7 @@ fn deployment(count: u32) -> (Key, Fact) {
     let facts = WorkloadFacts {
         service: "web".parse().unwrap(),
         count,
+        surge: 0,
         counts: crate::model::view::Counts::default(),
         is_ordinal: false,
     };
