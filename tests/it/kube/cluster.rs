@@ -2,6 +2,7 @@
 //! that real ones and kubelets do.
 
 mod coordination;
+mod rollout;
 mod server;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+pub(crate) use self::rollout::LogAnswer;
 use self::server::Door;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
@@ -65,6 +67,10 @@ struct State {
     /// What the next log response says instead of lines.
     words: Option<String>,
     follows: usize,
+    /// The same for each pod, by uid.
+    follows_by_pod: BTreeMap<String, usize>,
+    /// How kubelets answer for the logs of pods that are being deleted, by uid.
+    answers: BTreeMap<String, LogAnswer>,
     most_follows: usize,
     /// What is to be had of the kubelets.
     kubelets: Kubelets,
@@ -107,7 +113,7 @@ struct Log {
 }
 
 /// Counts as an open follow.
-struct Follow(Cluster);
+struct Follow(Cluster, String);
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
@@ -191,7 +197,8 @@ impl Cluster {
             json!({
                 "metadata": { "name": service, "namespace": namespace, "generation": 1,
                     "labels": { "akash.network": "true", "akash.network/manifest-service": service } },
-                "spec": { "replicas": count, "selector": {}, "template": {} },
+                "spec": { "replicas": count, "selector": {}, "template": {},
+                    "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 0, "maxUnavailable": 1 } } },
                 "status": { "observedGeneration": 1, "replicas": count, "readyReplicas": count,
                     "updatedReplicas": count, "availableReplicas": count },
             }),
@@ -638,6 +645,9 @@ impl Cluster {
         };
         let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
         let told = object["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap();
+        if let Some(answer) = state.answers.get(&uid).and_then(|answer| answer.response(pod)) {
+            return answer;
+        }
         let restarts = state.untold.get(&uid).copied().unwrap_or_default().max(told);
         let number = u32::try_from(restarts).unwrap().checked_sub(u32::from(is("previous")));
         let run = number.map(|number| (uid, query["container"].clone(), number));
@@ -654,11 +664,7 @@ impl Cluster {
         }
         state.logs_opened.push(pod.to_owned());
         state.asked_since += usize::from(since && !query.contains_key("limitBytes"));
-        let open = follow.then(|| {
-            state.follows += 1;
-            state.most_follows = state.most_follows.max(state.follows);
-            Follow(self.clone())
-        });
+        let open = follow.then(|| Follow::begin(self, &mut state, &run.0));
         drop(state);
         if since {
             // Whether there is a newer line: there is none here but where the clock went back.
@@ -720,10 +726,20 @@ impl State {
     }
 }
 
+impl Follow {
+    fn begin(cluster: &Cluster, state: &mut State, uid: &str) -> Self {
+        state.follows += 1;
+        state.most_follows = state.most_follows.max(state.follows);
+        *state.follows_by_pod.entry(uid.to_owned()).or_default() += 1;
+        Self(cluster.clone(), uid.to_owned())
+    }
+}
+
 impl Drop for Follow {
     fn drop(&mut self) {
         if let Ok(mut state) = self.0.state.lock() {
             state.follows -= 1;
+            *state.follows_by_pod.get_mut(&self.1).unwrap() -= 1;
         }
     }
 }

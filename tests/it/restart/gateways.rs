@@ -23,6 +23,7 @@ use tonic::Code;
 use super::{all, restart};
 use crate::kube::cluster::Cluster;
 use crate::support::gateway::Scene;
+use crate::support::seeds::seeds;
 use crate::support::world::{Comeback, World};
 use crate::support::{lease, reason, replica};
 
@@ -442,12 +443,9 @@ async fn so_many_calls_are_remembered_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn whichever_gateway_is_asked_never_two_replicas_are_down() {
-    // The seed of a failure, to see it again.
-    let given = std::env::var("LEASEMUX_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed: u64 = given.unwrap_or_else(|| rand::rng().random());
-    println!("seed: {seed}");
-    for round in 0..20 {
-        live(seed.wrapping_add(round)).await;
+    for seed in seeds(20) {
+        println!("seed: {seed}");
+        live(seed).await;
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod promql;
 pub(crate) mod raw;
+pub(crate) mod seeds;
 pub(crate) mod statuses;
 pub(crate) mod world;
 

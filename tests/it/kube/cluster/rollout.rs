@@ -1,0 +1,204 @@
+//! Pods through a rollout: created, started, crashed, deleted, gone; and how kubelets answer for a pod that is deleted.
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use hyper::{Response, StatusCode};
+use leasemux::model::id::LeaseId;
+use serde_json::{Value, json};
+
+use super::{Body, Cluster, RunKey, refuse};
+
+/// How a kubelet answers requests for the log of a pod whose container has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogAnswer {
+    /// With the log, to its end.
+    Serve,
+    /// The container was removed: its words in place of lines.
+    Words,
+    /// The container was removed: 400.
+    Refuse,
+    /// It has forgotten the pod: 404.
+    Forgot,
+    /// The response breaks off within its first line.
+    CutOff,
+}
+
+impl LogAnswer {
+    /// The response; `None` if it is the log.
+    pub(super) fn response(self, pod: &str) -> Option<Response<Body>> {
+        let text = |text: &str| {
+            let body = http_body_util::Full::from(text.to_owned()).map_err(|never| match never {}).boxed();
+            Response::new(body)
+        };
+        match self {
+            Self::Serve => None,
+            Self::Words => Some(text("unable to retrieve container logs for containerd://x")),
+            Self::Refuse => {
+                let why = format!("container in pod \"{pod}\" is not available");
+                Some(refuse(StatusCode::BAD_REQUEST, &why))
+            }
+            Self::Forgot => {
+                Some(refuse(StatusCode::NOT_FOUND, "the server could not find the requested resource"))
+            }
+            Self::CutOff => Some(cut_off()),
+        }
+    }
+}
+
+/// Seconds of the hour as the time when a pod was created.
+fn created(second: u32) -> String {
+    format!("2026-11-25T00:{:02}:{:02}Z", second / 60 % 60, second % 60)
+}
+
+impl Cluster {
+    /// Creates a pod of a replica set. Its container is being created. `second` orders pods by age.
+    pub(crate) fn create_pod(&self, lease: &LeaseId, service: &str, set: &str, pod: &str, second: u32) {
+        let labels = json!({ "akash.network": "true", "akash.network/manifest-service": service });
+        let owner = json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set, "uid": set, "controller": true });
+        let waiting = json!({ "waiting": { "reason": "ContainerCreating" } });
+        self.put(
+            "pods",
+            json!({
+                "metadata": { "name": pod, "namespace": lease.namespace(), "uid": format!("uid-{pod}"), "labels": labels,
+                    "creationTimestamp": created(second), "ownerReferences": [owner] },
+                "spec": { "containers": [], "nodeName": "node1" },
+                "status": { "phase": "Pending", "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": waiting }] },
+            }),
+        );
+    }
+
+    /// Changes a pod and keeps the rest of it, such as the index that is written on it.
+    pub(crate) fn edit_pod(&self, lease: &LeaseId, pod: &str, edit: impl FnOnce(&mut Value)) {
+        let key = ("pods".to_owned(), format!("{}/{pod}", lease.namespace()));
+        self.change(|state| {
+            let mut object = state.objects[&key].clone();
+            edit(&mut object);
+            state.put("pods", object);
+        });
+    }
+
+    /// Starts a run of a pod's container.
+    pub(crate) fn start_pod(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
+        let key = (format!("uid-{pod}"), service.to_owned(), restarts);
+        self.change(|state| {
+            state.logs.entry(key.clone()).or_default();
+        });
+        self.edit_pod(lease, pod, |object| {
+            let container = &mut object["status"]["containerStatuses"][0];
+            container["lastState"] = if restarts == 0 { json!({}) } else { terminated(restarts - 1, 7) };
+            container["state"] = json!({ "running": { "startedAt": "2026-11-25T00:00:00Z" } });
+            container["restartCount"] = json!(restarts);
+            container["containerID"] = json!(format!("containerd://{restarts}"));
+            set_ready(object, true);
+        });
+        key
+    }
+
+    /// Marks a running pod as ready or not.
+    pub(crate) fn set_ready(&self, lease: &LeaseId, pod: &str, is_ready: bool) {
+        self.edit_pod(lease, pod, |object| set_ready(object, is_ready));
+    }
+
+    /// Ends a run with an exit code: the kubelet waits before it starts the next one.
+    pub(crate) fn exit_pod(&self, lease: &LeaseId, pod: &str, run: &RunKey, code: i32) {
+        self.end(run);
+        self.edit_pod(lease, pod, |object| {
+            let container = &mut object["status"]["containerStatuses"][0];
+            container["lastState"] = terminated(run.2, code);
+            container["state"] =
+                json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off" } });
+            set_ready(object, false);
+        });
+    }
+
+    /// Has a pod being deleted: its containers are told to end.
+    pub(crate) fn mark_deleted(&self, lease: &LeaseId, pod: &str) {
+        self.edit_pod(lease, pod, |object| {
+            object["metadata"]["deletionTimestamp"] = json!("2026-11-25T01:00:00Z");
+        });
+    }
+
+    /// Ends the container of a pod that is being deleted. `is_told` if the kubelet tells the API server before the pod is gone.
+    pub(crate) fn end_deleted(
+        &self,
+        lease: &LeaseId,
+        pod: &str,
+        run: &RunKey,
+        answer: LogAnswer,
+        is_told: bool,
+    ) {
+        self.change(|state| state.answers.insert(run.0.clone(), answer));
+        self.end(run);
+        if is_told {
+            self.edit_pod(lease, pod, |object| {
+                object["status"]["phase"] = json!("Failed");
+                let container = &mut object["status"]["containerStatuses"][0];
+                container["state"] = terminated(run.2, 137);
+                container["lastState"] =
+                    run.2.checked_sub(1).map_or(json!({}), |before| terminated(before, 7));
+                set_ready(object, false);
+            });
+        }
+    }
+
+    /// Whether a run has ended.
+    pub(crate) fn ended(&self, run: &RunKey) -> bool {
+        self.lock().logs[run].ended
+    }
+
+    /// How many responses follow the log of a pod now.
+    pub(crate) fn follows_of(&self, uid: &str) -> usize {
+        self.lock().follows_by_pod.get(uid).copied().unwrap_or_default()
+    }
+
+    /// The pods of a lease.
+    pub(crate) fn pods(&self, lease: &LeaseId) -> Vec<Value> {
+        let within = format!("{}/", lease.namespace());
+        let state = self.lock();
+        let pods =
+            state.objects.iter().filter(|((kind, name), _)| kind == "pods" && name.starts_with(&within));
+        pods.map(|(_, object)| object.clone()).collect()
+    }
+
+    /// Changes how many replicas a deployment has.
+    pub(crate) fn scale(&self, lease: &LeaseId, service: &str, count: u32) {
+        let key = ("deployments".to_owned(), format!("{}/{service}", lease.namespace()));
+        self.change(|state| {
+            let mut object = state.objects[&key].clone();
+            object["spec"]["replicas"] = json!(count);
+            state.put("deployments", object);
+        });
+    }
+}
+
+/// A response that breaks off within the time of its first line.
+fn cut_off() -> Response<Body> {
+    let portions = stream::unfold(0, |step| async move {
+        // What was sent before leaves first.
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        let portion = match step {
+            0 => Ok(Frame::data(Bytes::from_static(b"2026-11-2"))),
+            _ => Err(std::io::Error::other("the connection is reset")),
+        };
+        Some((portion, step + 1))
+    });
+    Response::new(BodyExt::boxed(StreamBody::new(portions)))
+}
+
+fn terminated(run: u32, code: i32) -> Value {
+    json!({ "terminated": { "containerID": format!("containerd://{run}"), "exitCode": code, "reason": "Error",
+        "startedAt": "2026-11-25T00:00:00Z", "finishedAt": "2026-11-25T00:01:00Z" } })
+}
+
+fn set_ready(object: &mut Value, is_ready: bool) {
+    let status = &mut object["status"];
+    status["phase"] = json!("Running");
+    status["containerStatuses"][0]["ready"] = json!(is_ready);
+    let text = if is_ready { "True" } else { "False" };
+    status["conditions"] = json!([{ "type": "Ready", "status": text }]);
+}

@@ -1,0 +1,580 @@
+//! Rollouts, scaling and deletions: every living pod has a slot of its own, is followed at once, and ends without an untrue gap.
+#![expect(clippy::print_stdout, reason = "what was done is shown if the test fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use leasemux::model::proto::lease::replica_event::Kind;
+use leasemux::model::proto::lease::replica_status::State;
+use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
+use leasemux::platform::Platform as _;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::Value;
+
+use super::cluster::{LogAnswer, RunKey};
+use super::{SERVICE, SILENCE, Stage, connect, eventually, in_time, pass};
+use crate::support::gateway::{PATIENCE, Stream};
+use crate::support::oracle::{Received, Seen};
+use crate::support::seeds::seeds;
+use crate::support::statuses::Statuses;
+
+/// More slots than any scenario has.
+const SLOTS: u32 = 16;
+
+/// So many times all tasks go on without a new request for a log before readers are taken to be at rest.
+const RESTS: usize = 30;
+
+/// How a kubelet may answer for the log of a pod that is being deleted.
+const ANSWERS: [LogAnswer; 5] =
+    [LogAnswer::Serve, LogAnswer::Words, LogAnswer::Refuse, LogAnswer::Forgot, LogAnswer::CutOff];
+
+/// The lines of a run, in whichever slot they were sent.
+fn lines_of(received: &Received, run: &RunKey) -> Vec<String> {
+    let (uid, container, number) = run;
+    let instance = format!("{uid}/{container}/{number}");
+    let of_slot = |index| received.of(SERVICE, index).iter();
+    let bytes: Vec<u8> = (0..SLOTS)
+        .flat_map(of_slot)
+        .filter_map(|seen| match seen {
+            Seen::Logs(of, bytes) if *of == instance => Some(bytes.as_slice()),
+            _ => None,
+        })
+        .flatten()
+        .copied()
+        .collect();
+    String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn gaps(received: &Received) -> usize {
+    let seen = (0..SLOTS).flat_map(|index| received.of(SERVICE, index));
+    seen.filter(|seen| matches!(seen, Seen::Gap(..))).count()
+}
+
+/// The slot that a pod is in.
+fn slot_of<'a>(view: &'a LeaseView, uid: &str) -> Option<(u32, &'a ReplicaView)> {
+    let service = view.services.get(&SERVICE.parse().unwrap())?;
+    let has = |slot: &ReplicaView| slot.runs.iter().any(|run| run.instance.parts().0 == uid);
+    service.replicas.iter().find(|(_, slot)| has(slot)).map(|(index, slot)| (*index, slot))
+}
+
+/// Says why the view does not show each living pod as the API server has it, in a slot of its own.
+fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
+    let mut taken = BTreeSet::new();
+    for pod in pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
+        let (uid, container) = (&pod["metadata"]["uid"], &pod["status"]["containerStatuses"][0]);
+        let uid = uid.as_str().unwrap();
+        let has_run = container["restartCount"] != 0
+            || container["state"]["running"].is_object()
+            || container["lastState"]["terminated"].is_object();
+        if !has_run {
+            continue;
+        }
+        let Some((index, slot)) = slot_of(view, uid) else { return Some(format!("{uid} is in no slot")) };
+        if !taken.insert(index) {
+            return Some(format!("{uid} is in slot {index}, which another living pod has"));
+        }
+        let state = match &slot.state {
+            ReplicaState::Running => "running",
+            ReplicaState::Waiting { reason, .. } => reason,
+            ReplicaState::Terminated | ReplicaState::Unknown => "",
+        };
+        let expected = container["state"]["waiting"]["reason"].as_str().unwrap_or("running");
+        let shown = (state, slot.ready, u64::from(slot.restarts));
+        let wanted = (expected, container["ready"] == true, container["restartCount"].as_u64().unwrap());
+        if shown != wanted {
+            return Some(format!("{uid} in slot {index} is shown as {shown:?} and is {wanted:?}"));
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn crashing_new_version_is_followed_at_once() {
+    // Whether the new pod is seen before the deletion of the old one.
+    for creation_first in [false, true] {
+        let stage = Stage::new(3).await;
+        let (cluster, lease) = (&stage.cluster, stage.lease().clone());
+        let mut old = Vec::new();
+        for index in 0..3 {
+            let pod = format!("old-{index}");
+            cluster.create_pod(&lease, SERVICE, "old", &pod, index);
+            old.push(cluster.start_pod(&lease, SERVICE, &pod, 0));
+            cluster.print(&old[old.len() - 1], 5, 1_000);
+        }
+        stage.shows(&[1, 1, 1]).await;
+        let mut follower = stage.follow().await;
+        follower.until(|received| (0..3).all(|index| received.lines(SERVICE, index) >= 5)).await;
+        followed_by_all(&stage, &mut follower, &old[2]).await;
+        // The rollout takes the pod of slot 2 down.
+        if creation_first {
+            cluster.create_pod(&lease, SERVICE, "new", "new-0", 100);
+            cluster.mark_deleted(&lease, "old-2");
+        } else {
+            cluster.mark_deleted(&lease, "old-2");
+            cluster.create_pod(&lease, SERVICE, "new", "new-0", 100);
+        }
+        cluster.end_deleted(&lease, "old-2", &old[2], LogAnswer::Forgot, true);
+        cluster.remove("pods", &lease.namespace(), "old-2", false);
+        // The new version prints 30 lines and exits with 7, again and again.
+        let mut runs = vec![old[2].clone()];
+        for restarts in 0..3 {
+            let run = cluster.start_pod(&lease, SERVICE, "new-0", restarts);
+            cluster.set_ready(&lease, "new-0", false);
+            cluster.print(&run, 30, 1_000);
+            in_time(&mut follower, |received| lines_of(received, &run).len() == 30).await;
+            cluster.exit_pod(&lease, "new-0", &run, 7);
+            let ended = 2 + usize::try_from(restarts).unwrap();
+            let ends = |received: &Received| {
+                received.events(SERVICE, 2).iter().filter(|kind| **kind == Kind::Ended).count()
+            };
+            in_time(&mut follower, |received| ends(received) == ended).await;
+            runs.push(run);
+        }
+        // Each pod is shown as kubectl shows it.
+        let mut statuses = Statuses::follow(&stage.scene).await;
+        let crashing = |statuses: &Statuses| {
+            statuses.replica(SERVICE, 2).is_some_and(|shown| {
+                shown.instance == "uid-new-0/web/2"
+                    && shown.restarts == 2
+                    && !shown.ready
+                    && shown.last_exit_code == Some(7)
+                    && shown.message.starts_with("CrashLoopBackOff")
+            })
+        };
+        statuses.until(crashing).await;
+        for index in 0..2 {
+            let shown = statuses.replica(SERVICE, index).unwrap();
+            assert_eq!(shown.instance, format!("uid-old-{index}/web/0"));
+            assert!(shown.ready && shown.state() == State::Running && shown.restarts == 0);
+        }
+        assert!(statuses.replica(SERVICE, 3).is_none() && follower.received.of(SERVICE, 3).is_empty());
+        let printed: Vec<String> = runs.iter().flat_map(|run| cluster.printed(run)).collect();
+        let received = lines(&follower.received, 2);
+        assert_eq!((gaps(&follower.received), received), (0, printed));
+        let mut events = follower.received.events(SERVICE, 2);
+        events.retain(|kind| *kind != Kind::Waiting);
+        let (ended, started) = (Kind::Ended, Kind::Started);
+        assert_eq!(events, [ended, started, ended, started, ended, started, ended]);
+    }
+}
+
+/// All lines of a slot.
+fn lines(received: &Received, index: u32) -> Vec<String> {
+    received.text(SERVICE, index).lines().map(str::to_owned).collect()
+}
+
+/// Waits until all readers of the log of a run follow it: they will see the end of that log.
+async fn followed_by_all(stage: &Stage, follower: &mut Stream, run: &RunKey) {
+    println!("{run:?}: is it followed?");
+    at_rest(stage, follower, |_| stage.cluster.follows_of(&run.0) > 0).await;
+}
+
+/// Waits until this holds and no log was asked for since.
+async fn at_rest(stage: &Stage, follower: &mut Stream, holds: impl Fn(&Received) -> bool) {
+    loop {
+        in_time(follower, &holds).await;
+        let asked = stage.cluster.logs_asked();
+        // All tasks are on this thread: each of these lets them go on.
+        for _ in 0..RESTS {
+            _ = follower.next_if_ready().await.unwrap();
+        }
+        if asked == stage.cluster.logs_asked() && holds(&follower.received) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn index_written_twice_by_an_older_gateway_is_mended() {
+    let stage = Stage::new(2).await;
+    let (cluster, lease) = (&stage.cluster, stage.lease().clone());
+    let namespace = lease.namespace();
+    cluster.refuse_patches(Some(hyper::StatusCode::INTERNAL_SERVER_ERROR));
+    for (set, pod, second) in [("old", "old-0", 0), ("new", "new-0", 1)] {
+        cluster.create_pod(&lease, SERVICE, set, pod, second);
+        cluster.edit_pod(&lease, pod, |object| {
+            object["metadata"]["annotations"] = serde_json::json!({ "leasemux/replica": "0" });
+        });
+        cluster.start_pod(&lease, SERVICE, pod, 0);
+    }
+    stage.shows(&[1, 1]).await;
+    cluster.refuse_patches(None);
+    // Any change of the pod has its index written again.
+    cluster.set_ready(&lease, "new-0", false);
+    eventually(async || cluster.annotation(&namespace, "new-0").as_deref() == Some("1")).await;
+    assert_eq!(cluster.annotation(&namespace, "old-0").as_deref(), Some("0"));
+}
+
+#[tokio::test]
+async fn slot_in_use_again_begins_without_a_gap() {
+    // With the next pod before and after the former one is forgotten.
+    for is_forgotten in [false, true] {
+        let stage = Stage::new(2).await;
+        let (cluster, lease) = (&stage.cluster, stage.lease().clone());
+        let mut runs = Vec::new();
+        for (pod, second) in [("a", 0), ("b", 1)] {
+            cluster.create_pod(&lease, SERVICE, "set", pod, second);
+            runs.push(cluster.start_pod(&lease, SERVICE, pod, 0));
+        }
+        stage.shows(&[1, 1]).await;
+        let mut follower = stage.follow().await;
+        for pod in ["c", "d"] {
+            let run = runs.last().unwrap().clone();
+            cluster.print(&run, 5, 1_000);
+            in_time(&mut follower, |received| lines_of(received, &run).len() == 5).await;
+            followed_by_all(&stage, &mut follower, &run).await;
+            cluster.scale(&lease, SERVICE, 1);
+            let former = run.0.strip_prefix("uid-").unwrap();
+            cluster.mark_deleted(&lease, former);
+            cluster.end_deleted(&lease, former, &run, LogAnswer::Refuse, true);
+            cluster.remove("pods", &lease.namespace(), former, false);
+            let times =
+                follower.received.events(SERVICE, 1).iter().filter(|kind| **kind == Kind::Gone).count();
+            let gone = |received: &Received| {
+                received.events(SERVICE, 1).iter().filter(|kind| **kind == Kind::Gone).count() > times
+            };
+            in_time(&mut follower, gone).await;
+            if is_forgotten {
+                pass(Duration::from_secs(30)).await;
+            }
+            cluster.scale(&lease, SERVICE, 2);
+            cluster.create_pod(&lease, SERVICE, "set", pod, 2);
+            // A follower that comes now finds a slot whose only run is that of the former pod.
+            let mut late = stage.follow().await;
+            late.until(|received| received.events(SERVICE, 1).contains(&Kind::Waiting)).await;
+            let next = cluster.start_pod(&lease, SERVICE, pod, 0);
+            cluster.print(&next, 5, 1_000);
+            for follower in [&mut follower, &mut late] {
+                in_time(follower, |received| lines_of(received, &next).len() == 5).await;
+                assert_eq!(gaps(&follower.received), 0, "{:?}", follower.received);
+            }
+            runs.push(next);
+        }
+        let printed: Vec<String> = runs[1..].iter().flat_map(|run| cluster.printed(run)).collect();
+        assert_eq!(lines(&follower.received, 1), printed);
+    }
+}
+
+#[tokio::test]
+async fn whatever_is_rolled_out_every_pod_is_followed() {
+    for seed in seeds(4) {
+        println!("seed: {seed}");
+        Scenario::new(seed).await.live().await;
+    }
+}
+
+/// What has become of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Creating,
+    Running,
+    /// The present run has crashed, and the next one is waited for.
+    Crashed,
+    /// It is being deleted; whether its container runs, or ran, and has not been seen to end.
+    Dying(bool),
+    Gone,
+}
+
+#[derive(Clone, Debug)]
+struct Pod {
+    name: String,
+    version: u32,
+    phase: Phase,
+    runs: Vec<RunKey>,
+    /// The slot that it was seen in.
+    slot: Option<u32>,
+}
+
+/// One random life of a deployment whose versions may crash.
+struct Scenario {
+    seed: u64,
+    random: StdRng,
+    stage: Stage,
+    follower: Stream,
+    pods: Vec<Pod>,
+    count: usize,
+    version: u32,
+}
+
+impl Pod {
+    fn uid(&self) -> String {
+        format!("uid-{}", self.name)
+    }
+
+    fn lives(&self) -> bool {
+        matches!(self.phase, Phase::Creating | Phase::Running | Phase::Crashed)
+    }
+}
+
+impl Scenario {
+    async fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let count = random.random_range(1..4_u32);
+        let stage = Stage::new(count).await;
+        eventually(async || stage.platform.watch(stage.lease()).await.is_ok()).await;
+        let follower = stage.follow().await;
+        let count = usize::try_from(count).unwrap();
+        Self { seed, random, stage, follower, pods: Vec::new(), count, version: 0 }
+    }
+
+    fn chance(&mut self, of: f64) -> bool {
+        self.random.random_bool(of)
+    }
+
+    /// Any of the pods for which this holds.
+    fn any(&mut self, holds: impl Fn(&Pod) -> bool) -> Option<usize> {
+        let all: Vec<usize> = (0..self.pods.len()).filter(|at| holds(&self.pods[*at])).collect();
+        (!all.is_empty()).then(|| all[self.random.random_range(0..all.len())])
+    }
+
+    async fn live(mut self) {
+        for _ in 0..60 {
+            match self.random.random_range(0..22) {
+                0..=5 => self.control().await,
+                6..=8 => self.start(),
+                9..=11 => self.print(),
+                12 | 13 => self.crash().await,
+                14 => self.version += 1,
+                15 => {
+                    self.count = self.random.random_range(1..5);
+                    let count = u32::try_from(self.count).unwrap();
+                    self.stage.cluster.scale(self.stage.lease(), SERVICE, count);
+                }
+                // Somebody deletes a pod.
+                16 => {
+                    if let Some(at) = self.any(Pod::lives) {
+                        self.delete(at).await;
+                    }
+                }
+                17..=19 => self.finish().await,
+                20 => pass(Duration::from_secs(11)).await,
+                _ => self.settle().await,
+            }
+        }
+        // The rollout goes on to its end.
+        for _ in 0..200 {
+            self.control().await;
+            self.start();
+            if self.pods.iter().any(|pod| pod.phase == Phase::Crashed) {
+                self.version += u32::from(self.chance(0.2));
+            }
+            self.finish().await;
+        }
+        self.settle().await;
+        self.check().await;
+    }
+
+    /// What the controllers do next: delete a pod that is too much or of an older version, create one that is missing.
+    async fn control(&mut self) {
+        let living = self.pods.iter().filter(|pod| pod.lives()).count();
+        let available = self.pods.iter().filter(|pod| pod.phase == Phase::Running).count();
+        let version = self.version;
+        if living > self.count {
+            let at = self.any(Pod::lives).unwrap();
+            self.delete(at).await;
+        } else if living < self.count {
+            self.create();
+        } else if let Some(at) = self.any(|pod| pod.lives() && pod.version != version) {
+            // At most one may be unavailable.
+            let is_available = self.pods[at].phase == Phase::Running;
+            if is_available && available < self.count {
+                return;
+            }
+            // The two controllers of the replica sets do not wait for each other.
+            if self.chance(0.4) {
+                self.create();
+                self.delete(at).await;
+            } else {
+                self.delete(at).await;
+                if self.chance(0.7) {
+                    self.create();
+                }
+            }
+        }
+    }
+
+    fn create(&mut self) {
+        let (cluster, lease) = (&self.stage.cluster, self.stage.lease());
+        let name = format!("{}-{}", ["p", "a", "z"][self.random.random_range(0..3)], self.pods.len());
+        let second = u32::try_from(self.pods.len()).unwrap();
+        cluster.create_pod(lease, SERVICE, &format!("set-{}", self.version), &name, second);
+        let pod = Pod { name, version: self.version, phase: Phase::Creating, runs: Vec::new(), slot: None };
+        self.pods.push(pod);
+    }
+
+    async fn delete(&mut self, at: usize) {
+        // A pod that no gateway has seen alive has no index.
+        if !self.pods[at].runs.is_empty() {
+            let (view, uid) =
+                (self.stage.platform.watch(self.stage.lease()).await.unwrap(), self.pods[at].uid());
+            eventually(async || slot_of(&view.borrow(), &uid).is_some()).await;
+        }
+        let (cluster, lease) = (&self.stage.cluster, self.stage.lease());
+        let pod = &mut self.pods[at];
+        println!("{} in {:?}: deleted, {:?}", pod.name, pod.slot, pod.phase);
+        cluster.mark_deleted(lease, &pod.name);
+        pod.phase = Phase::Dying(!pod.runs.is_empty());
+    }
+
+    /// A kubelet starts a container.
+    fn start(&mut self) {
+        let Some(at) = self.any(|pod| matches!(pod.phase, Phase::Creating | Phase::Crashed)) else { return };
+        let (cluster, lease) = (&self.stage.cluster, self.stage.lease());
+        let pod = &mut self.pods[at];
+        let restarts = u32::try_from(pod.runs.len()).unwrap();
+        println!("{}: run {restarts} starts", pod.name);
+        pod.runs.push(cluster.start_pod(lease, SERVICE, &pod.name, restarts));
+        pod.phase = Phase::Running;
+    }
+
+    /// A container prints.
+    fn print(&mut self) {
+        let Some(at) = self.any(|pod| matches!(pod.phase, Phase::Running)) else { return };
+        let lines = self.random.random_range(1..40);
+        self.stage.cluster.print(self.pods[at].runs.last().unwrap(), lines, 1_000);
+    }
+
+    /// Waits until each living pod is shown as it is, and notes which pod is in which slot.
+    async fn look(&mut self) {
+        let view = self.stage.platform.watch(self.stage.lease()).await.unwrap();
+        let pods = self.stage.cluster.pods(self.stage.lease());
+        let shown = tokio::time::timeout(PATIENCE, async {
+            while differs(&view.borrow(), &pods).is_some() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let is_shown = shown.await.is_ok();
+        assert!(is_shown, "seed {}: {:?}", self.seed, differs(&view.borrow(), &pods));
+        let view = view.borrow();
+        for pod in &mut self.pods {
+            pod.slot = slot_of(&view, &pod.uid()).map(|(index, _)| index).or(pod.slot);
+        }
+    }
+
+    /// Whether the log of a pod has to wait until that of another pod in its slot is read to its end.
+    fn waits(&self, at: usize) -> bool {
+        let pod = &self.pods[at];
+        self.pods.iter().enumerate().any(|(other, before)| {
+            other != at
+                && before.slot == pod.slot
+                && matches!(before.phase, Phase::Dying(_))
+                && (pod.lives() || other < at)
+        })
+    }
+
+    /// A container crashes, once all that it printed was received: kubelets keep one run before the present one.
+    async fn crash(&mut self) {
+        let Some(at) = self.any(|pod| pod.phase == Phase::Running) else { return };
+        self.look().await;
+        if self.waits(at) {
+            return;
+        }
+        let run = self.pods[at].runs.last().unwrap().clone();
+        self.stage.cluster.print(&run, 1, 1_000);
+        self.settle().await;
+        followed_by_all(&self.stage, &mut self.follower, &run).await;
+        let asked = self.stage.cluster.logs_asked();
+        println!("{}: crashes", self.pods[at].name);
+        self.stage.cluster.exit_pod(self.stage.lease(), &self.pods[at].name, &run, 7);
+        // The log is read to its end before the next run begins or the pod is gone.
+        let cluster = &self.stage.cluster;
+        at_rest(&self.stage, &mut self.follower, |_| cluster.logs_asked() > asked).await;
+        self.pods[at].phase = Phase::Crashed;
+    }
+
+    /// The container of a pod that is being deleted ends, and the pod is gone.
+    async fn finish(&mut self) {
+        let Some(at) = self.any(|pod| matches!(pod.phase, Phase::Dying(_))) else { return };
+        self.look().await;
+        let pod = self.pods[at].clone();
+        if pod.phase == Phase::Dying(true) {
+            if self.waits(at) {
+                return;
+            }
+            self.settle().await;
+            let run = pod.runs.last().unwrap();
+            if !self.stage.cluster.ended(run) {
+                followed_by_all(&self.stage, &mut self.follower, run).await;
+            }
+            let answer = ANSWERS[self.random.random_range(0..ANSWERS.len())];
+            let is_told = self.chance(0.6);
+            println!("{}: ends, {answer:?}, told {is_told}", pod.name);
+            self.stage.cluster.end_deleted(self.stage.lease(), &pod.name, run, answer, is_told);
+            if self.chance(0.5) {
+                _ = self.follower.next_if_ready().await.unwrap();
+                pass(Duration::from_millis(400)).await;
+                _ = self.follower.next_if_ready().await.unwrap();
+            }
+        }
+        let quietly = self.chance(0.1);
+        self.stage.cluster.remove("pods", &self.stage.lease().namespace(), &pod.name, quietly);
+        println!("{}: gone, quietly {quietly}", pod.name);
+        if quietly {
+            self.stage.cluster.forget_history();
+        }
+        self.pods[at].phase = Phase::Gone;
+    }
+
+    /// Waits until all lines are received but those that wait for another pod's end.
+    async fn settle(&mut self) {
+        let seed = self.seed;
+        self.look().await;
+        let expected: BTreeMap<RunKey, Vec<String>> = (0..self.pods.len())
+            .filter(|at| !self.waits(*at))
+            .flat_map(|at| self.pods[at].runs.iter())
+            .map(|run| (run.clone(), self.stage.cluster.printed(run)))
+            .collect();
+        let has_all = |received: &Received| {
+            expected.iter().all(|(run, printed)| lines_of(received, run).len() >= printed.len())
+        };
+        for _ in 0..20 {
+            for _ in 0..200 {
+                if has_all(&self.follower.received) {
+                    return;
+                }
+                _ = self.follower.next_if_ready().await.unwrap();
+            }
+            pass(SILENCE).await;
+        }
+        let missing = expected
+            .iter()
+            .find(|(run, printed)| lines_of(&self.follower.received, run).len() < printed.len());
+        panic!(
+            "seed {seed}: not all lines of {missing:?} came: {:?}, {:?}",
+            self.pods, self.follower.received
+        );
+    }
+
+    /// What the follower was sent in all; and whether a gateway that comes now gives each pod the same slot.
+    async fn check(&self) {
+        let seed = self.seed;
+        for run in self.pods.iter().flat_map(|pod| &pod.runs) {
+            let received = lines_of(&self.follower.received, run);
+            assert_eq!(received, self.stage.cluster.printed(run), "seed {seed}: {run:?}");
+        }
+        assert_eq!(gaps(&self.follower.received), 0, "seed {seed}: {:?}", self.follower.received);
+        // An index that could not be written at once is written later.
+        let namespace = self.stage.lease().namespace();
+        let is_unwritten =
+            |pod: &Pod| pod.lives() && self.stage.cluster.annotation(&namespace, &pod.name).is_none();
+        let mut minutes = 0..10;
+        while self.pods.iter().any(is_unwritten) {
+            minutes.next().expect("all indices are written within minutes");
+            pass(SILENCE).await;
+            for _ in 0..50 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let other = connect(&self.stage.cluster, &dir).await.unwrap();
+        let views = [&self.stage.platform, &other].map(|platform| platform.watch(self.stage.lease()));
+        let [one, other] = futures_util::future::join_all(views).await.try_into().unwrap();
+        let (one, other) = (one.unwrap(), other.unwrap());
+        for pod in self.pods.iter().filter(|pod| pod.phase == Phase::Running) {
+            let slots =
+                [&one, &other].map(|view| slot_of(&view.borrow(), &pod.uid()).map(|(index, _)| index));
+            assert_eq!(slots[0], slots[1], "seed {seed}: {}", pod.name);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Seeds of random scenarios: each scenario follows from its seed alone.
+//!
+//! `LEASEMUX_TEST_SEED` is the first seed (random if it is not set) and `LEASEMUX_TEST_SEEDS` how many seeds are tried. A failed
+//! scenario is seen again with its seed and one scenario.
+
+use std::str::FromStr;
+
+use rand::Rng as _;
+
+/// Returns the seeds to try, `count` of them unless the environment says otherwise.
+pub(crate) fn seeds(count: u64) -> impl Iterator<Item = u64> {
+    let first: u64 = given("LEASEMUX_TEST_SEED").unwrap_or_else(|| rand::rng().random());
+    let count = given("LEASEMUX_TEST_SEEDS").unwrap_or(count);
+    (0..count).map(move |more| first.wrapping_add(more))
+}
+
+fn given<T: FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
