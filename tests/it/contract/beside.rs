@@ -129,7 +129,15 @@ fn check_reflection(services: Vec<String>, files: Vec<Vec<Vec<u8>>>) {
         (106, "on_lag"),
     ];
     assert_eq!(fields(message("ServiceLogsRequest")), request.into());
-    let logs = [(1, "name"), (2, "replica"), (3, "logs"), (100, "cursor"), (101, "gap"), (102, "event")];
+    let logs = [
+        (1, "name"),
+        (2, "replica"),
+        (3, "logs"),
+        (100, "cursor"),
+        (101, "gap"),
+        (102, "event"),
+        (105, "part"),
+    ];
     assert_eq!(fields(message("ServiceLogs")), logs.into());
     assert_eq!(fields(message("ServiceFilter")), [(1, "name"), (2, "replicas")].into());
     let cursor =
