@@ -20,6 +20,13 @@ const STAMP_BYTES: usize = 31;
 /// The lengths within a message take less than this more when stamps come on top.
 const LENGTHS_BYTES: usize = 8;
 
+/// Reason of the event that a log cannot be followed.
+const FOLLOW_UNAVAILABLE: &str = "FollowUnavailable";
+
+/// Its message: nothing of the node that a tenant could not see otherwise.
+const FOLLOW_UNAVAILABLE_MESSAGE: &str =
+    "the node cannot follow this log at present; it is read every few seconds instead";
+
 /// How lines are represented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Representation {
@@ -101,6 +108,11 @@ impl Event {
     /// Nothing runs; something is expected to.
     pub fn waiting(reason: String, message: String) -> Self {
         Self { reason, message, ..Self::of(Kind::Waiting) }
+    }
+
+    /// The log of a run that goes on cannot be followed; lines come every few seconds.
+    pub fn follow_unavailable() -> Self {
+        Self::waiting(FOLLOW_UNAVAILABLE.to_owned(), FOLLOW_UNAVAILABLE_MESSAGE.to_owned())
     }
 
     /// The replica is no longer part of the lease.

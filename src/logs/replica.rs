@@ -68,6 +68,8 @@ struct Actor {
     end: ActorEnd,
     /// The reason last told for why nothing runs, so that it is told once.
     waiting_for: Option<String>,
+    /// Whether followers have come since it was last reported that the log cannot be followed.
+    has_new_followers: bool,
 }
 
 /// What the actor's loop does next.
@@ -112,6 +114,7 @@ pub fn new(
         last_tries: 0,
         end: ActorEnd::Aborted,
         waiting_for: None,
+        has_new_followers: true,
     };
     (handle, async move { actor.run(cancel).await })
 }
@@ -182,6 +185,7 @@ impl Actor {
 
     fn subscribe(&mut self, subscribe: Subscribe) {
         let follower = self.followers.add(&self.world.metrics.followers);
+        self.has_new_followers = true;
         // A caller that has gone meanwhile drops the answer, and with it counts no more.
         let _ = subscribe.reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
     }

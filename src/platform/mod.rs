@@ -125,6 +125,8 @@ pub enum TailItem {
     Lines(LineBatch),
     /// Lines that are missing at this place.
     Gap(SourceGap),
+    /// The log cannot be followed at present. It is read every few seconds instead: lines come later, and none is missing here.
+    FollowUnavailable,
 }
 
 /// Why a platform could not do as it was asked.

@@ -204,6 +204,7 @@ async fn take(tail: &mut Tail, read: &mut Vec<Read>) -> Result<bool, Error> {
             }));
         }
         Some(TailItem::Gap(_)) => read.push(Read::Gap),
+        Some(TailItem::FollowUnavailable) => panic!("every log here can be followed"),
         None => return Ok(false),
     }
     Ok(true)

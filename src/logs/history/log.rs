@@ -95,7 +95,9 @@ impl Reading {
             Woken::Rest if self.permits.are_used_up(self.scope.lease.owner()) => {
                 Stage::Aside(log.instance, log.chunker.position())
             }
-            Woken::Moved | Woken::Rest => Stage::Read(log),
+            Woken::Moved | Woken::Rest | Woken::Item(Some(Ok(TailItem::FollowUnavailable))) => {
+                Stage::Read(log)
+            }
             Woken::Item(Some(Ok(TailItem::Lines(batch)))) => {
                 self.failures = Failures::default();
                 self.permits.pace(self.scope.lease.owner(), batch.data.len()).await;

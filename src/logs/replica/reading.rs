@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Actor;
 use super::source::{Answer, Source};
 use crate::logs::chunk::Chunker;
-use crate::logs::frame::Gap;
+use crate::logs::frame::{Event, Gap};
 use crate::model::line::{GapCause, LineBatch, SourceGap};
 use crate::model::metrics::Read;
 use crate::model::position::Position;
@@ -63,6 +63,7 @@ impl Actor {
                 self.lines(&batch);
             }
             Answer::Item(Some(Ok(TailItem::Gap(gap)))) => self.source_gap(gap),
+            Answer::Item(Some(Ok(TailItem::FollowUnavailable))) => self.follow_unavailable(),
             Answer::Opened(Err(error)) | Answer::Item(Some(Err(error))) => self.failed(&error),
             Answer::Item(None) => self.log_ended(),
         }
@@ -118,6 +119,15 @@ impl Actor {
         run.chunker.skip_to(after);
         let told = Gap { cause, lines, bytes, exact, from: run.last_time, to: None };
         self.ring.push_gap(&run.instance, told, after);
+    }
+
+    /// Reports that the log cannot be followed, unless all followers know.
+    fn follow_unavailable(&mut self) {
+        if std::mem::take(&mut self.has_new_followers) {
+            self.flush();
+            let instance = self.run.as_ref().map(|run| &run.instance);
+            self.ring.push_event(instance, &Event::follow_unavailable());
+        }
     }
 
     /// Lines may be missing behind the newest one.

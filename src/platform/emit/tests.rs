@@ -16,6 +16,7 @@ fn run(filter: Filter, times: &[i64]) -> (Vec<(String, Position)>, usize, Emitte
                 let text = String::from_utf8(batch.bytes(index).to_vec()).unwrap();
                 (text, batch.lines[index].after)
             })),
+            TailItem::FollowUnavailable => panic!("of no emitter"),
             TailItem::Gap(gap) => {
                 // A gap lies before what comes next, not behind it.
                 assert_eq!(Some(gap.after), emitter.start());
@@ -120,7 +121,7 @@ fn what_is_missing_since_then_is_told() {
             .into_iter()
             .filter_map(|item| match item {
                 TailItem::Gap(gap) => Some(SourceGap { after: Position::START, ..gap }),
-                TailItem::Lines(_) => None,
+                TailItem::Lines(_) | TailItem::FollowUnavailable => None,
             })
             .collect();
         assert_eq!(gaps, expected, "since {since}");

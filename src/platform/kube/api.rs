@@ -6,13 +6,14 @@ use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::client::Body;
 use kube::{Api, Client};
 use tokio::time::timeout;
 
-use super::facts::PodFacts;
+use super::facts::{ContainerFacts, PodFacts};
+use super::log::behind::{self, Previous, Serves};
 use super::log::{Ask, LogApi, OpenError, Response};
 use super::names;
 use super::openings::{Away, Openings, Reached};
@@ -24,6 +25,9 @@ const OPEN_MAX: Duration = Duration::from_secs(30);
 
 /// Most bytes of an answer that says why not.
 const REFUSAL_MAX_BYTES: usize = 16 * 1024;
+
+/// Bytes asked for of the log of a previous run: the time of its first line, or the text that names its container.
+const PREVIOUS_BYTES: u64 = 256;
 
 /// Stands in an API server's answer if it could not ask the kubelet, as part of what it asked.
 const KUBELET_PATH: &str = "/containerLogs/";
@@ -56,6 +60,11 @@ impl LogApi for PodLog {
     fn open(&self, ask: Ask) -> BoxFuture<'_, Result<Response, OpenError>> {
         Box::pin(self.open_in_turn(ask))
     }
+
+    fn follow_unavailable(&self) {
+        let node = self.store.pod(&self.namespace, self.instance.parts().0).and_then(|pod| pod.node);
+        self.openings.follow_unavailable(node.as_deref().unwrap_or_default());
+    }
 }
 
 impl PodLog {
@@ -79,25 +88,62 @@ impl PodLog {
         let known = self.store.pod(&self.namespace, uid).ok_or_else(gone)?;
         let newest = known.container.as_ref().map(|container| container.restarts).ok_or_else(gone)?;
         let previous = match newest.checked_sub(number) {
-            Some(0) => ask.before,
+            // Between two runs the kubelet serves the last one as both, and will serve the next one as the present one.
+            Some(0) => ask.before || known.container.as_ref().is_some_and(ContainerFacts::is_waiting),
             Some(1) => true,
             _ => return Err(gone()),
         };
         let response = self.request(&known.name, container, ask, previous).await?;
         // The API knows pods by name and containers by "this" and "previous" only. If it is still the same pod and the same run
         // now, it was when the log was opened, as far as the API server has been told: see [`Ask::before`].
-        let now = self.look(&known.name).await?;
+        let seen = self.look(&known.name).await?;
+        let now = seen.as_ref().and_then(PodFacts::read);
         let is_same = |pod: &PodFacts| {
             pod.uid == uid && pod.container.as_ref().is_some_and(|container| container.restarts == newest)
         };
         let not_now = |why: &str| (Reached::SomeWay, OpenError::NotNow(why.to_owned()));
         match now {
-            Some(pod) if is_same(&pod) => response.ok_or_else(|| not_now("its kubelet does not know of it")),
+            Some(pod) if is_same(&pod) => {
+                let response = response.ok_or_else(|| not_now("its kubelet does not know of it"))?;
+                if ask.checks_run {
+                    self.check_run(seen.as_ref(), &known.name, container).await?;
+                }
+                Ok(response)
+            }
             Some(pod) if pod.uid == uid => Err(not_now("its container was restarted meanwhile")),
             // It was deleted after its log was opened. The response still has that log to its end, and only pods of a stateful set get
             // a name that another pod had.
             None if known.ordinal.is_none() => response.ok_or_else(gone),
             _ => Err(gone()),
+        }
+    }
+
+    /// Whether the kubelet serves the run that the API server calls the newest one: then it did when the log was opened, too.
+    async fn check_run(&self, pod: Option<&Pod>, name: &str, container: &str) -> Result<(), Failed> {
+        let Some(status) = pod.and_then(|pod| status(pod, container)) else { return Ok(()) };
+        let first = Ask { limit_bytes: Some(PREVIOUS_BYTES), ..Ask::WHOLE };
+        let previous = match self.request(name, container, first, true).await {
+            Ok(Some(mut response)) => {
+                let mut data = BytesMut::new();
+                while data.len() < REFUSAL_MAX_BYTES
+                    && let Some(portion) = response.next().await
+                {
+                    let not_read = |error| (Reached::SomeWay, OpenError::NotNow(error));
+                    data.extend_from_slice(&portion.map_err(not_read)?);
+                }
+                Previous::read(&data)
+            }
+            Ok(None) | Err((_, OpenError::Gone(_))) => Previous::None,
+            Err(failed) => return Err(failed),
+        };
+        let behind = |unclear| {
+            let why = format!("the kubelet serves a later run than {}", self.instance);
+            Err((Reached::Kubelet, OpenError::Behind { why, unclear }))
+        };
+        match behind::serves(status, &previous) {
+            Serves::Newest => Ok(()),
+            Serves::Later => behind(false),
+            Serves::Unclear => behind(true),
         }
     }
 
@@ -153,11 +199,16 @@ impl PodLog {
     }
 
     /// The pod as it is now.
-    async fn look(&self, pod: &str) -> Result<Option<PodFacts>, Failed> {
+    async fn look(&self, pod: &str) -> Result<Option<Pod>, Failed> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pod = api.get_opt(pod).await.map_err(|error| failed(&error))?;
-        Ok(pod.as_ref().and_then(PodFacts::read))
+        api.get_opt(pod).await.map_err(|error| failed(&error))
     }
+}
+
+/// The status of a pod's container.
+fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses.iter().find(|status| status.name == container)
 }
 
 /// What an answer other than a log means.

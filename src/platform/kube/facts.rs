@@ -65,7 +65,7 @@ fn entry<'a>(map: Option<&'a BTreeMap<String, String>>, name: &str) -> Option<&'
     map?.get(name).map(String::as_str)
 }
 
-fn time(time: &Time) -> LogTime {
+pub(super) fn time(time: &Time) -> LogTime {
     let nanos = time.0.as_nanosecond();
     i64::try_from(nanos).map_or(LogTime::MIN, LogTime::from_nanos)
 }

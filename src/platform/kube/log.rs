@@ -3,6 +3,7 @@
 //! What is asked and what an answer means is for the [`machine`]; here the world is asked. One response is open at a time for a tail,
 //! and beside it now and then a glance at the last lines. The stream reads on when polled and never waits for anybody else.
 
+pub(super) mod behind;
 mod last;
 mod lines;
 mod machine;
@@ -42,6 +43,9 @@ const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 /// Within this the known lines must have come of a log that is opened again.
 const PLACE_MAX: Duration = Duration::from_secs(3);
 
+/// A kubelet that could not follow a log says so at the end of the lines that there are: after so long a silence it follows.
+const TRIAL_MAX: Duration = Duration::from_secs(2);
+
 /// Most bytes of an answer to [`Ask::PROBE`]; of a longer one the last line is not looked for.
 const PROBE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
@@ -49,6 +53,9 @@ const PROBE_MAX_BYTES: usize = 4 * 1024 * 1024;
 pub(super) trait LogApi: Send + Sync + 'static {
     /// Asks. The response is that of this very run, and of no other.
     fn open(&self, ask: Ask) -> BoxFuture<'_, Result<Response, OpenError>>;
+
+    /// Takes note that the kubelet cannot follow the log.
+    fn follow_unavailable(&self) {}
 }
 
 /// A response: portions of it, or why it broke off. Complete at its end.
@@ -61,6 +68,8 @@ pub(super) enum OpenError {
     Gone(String),
     /// Not this time.
     NotNow(String),
+    /// The kubelet serves a later run than the API server knows of; if `unclear`, it may.
+    Behind { why: String, unclear: bool },
     /// The API server or the kubelet is not reached. Asked again, it waits until that is worth a try.
     Away(String),
 }
@@ -99,8 +108,7 @@ pub(super) async fn open<A: LogApi>(
     follow: bool,
     started: LogTime,
 ) -> Result<Tail, Error> {
-    let is_first_run = run.instance.parts().2 == 0;
-    let machine = Machine::new(from, follow, started, is_first_run);
+    let machine = Machine::new(from, follow, started);
     let next = Do::Ask(machine.ask());
     let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new(), due: None };
     let start = loop {
@@ -142,6 +150,9 @@ impl<A: LogApi> Reader<A> {
         loop {
             if self.ready.is_empty() {
                 self.ready.extend(self.machine.take());
+                if self.ready.back() == Some(&TailItem::FollowUnavailable) {
+                    self.api.follow_unavailable();
+                }
             }
             if let Some(item) = self.ready.pop_front() {
                 return Ok(Some((item, self)));
@@ -184,6 +195,7 @@ impl<A: LogApi> Reader<A> {
             }
             Err(OpenError::Gone(why)) => self.machine.on(Event::Gone(why)),
             Err(OpenError::NotNow(why)) => self.machine.on(Event::Broken(why)),
+            Err(OpenError::Behind { why, unclear }) => self.machine.on(Event::Behind { why, unclear }),
             Err(OpenError::Away(why)) => self.machine.on(Event::Away(why)),
         }
     }
@@ -215,13 +227,14 @@ impl<A: LogApi> Reader<A> {
             Silence::Slow => STALL_MAX,
             Silence::Quiet => PROBE_AFTER,
             Silence::Unplaced => PLACE_MAX,
+            Silence::Trial => TRIAL_MAX,
         };
         match (timeout(longest, response.next()).await, silence) {
             (Ok(Some(Ok(data))), _) => self.data(&data),
             (Ok(Some(Err(why))), _) => self.machine.on(Event::Broken(why)),
             (Ok(None), _) => self.machine.on(Event::Complete { ended: self.run.has_ended() }),
             (Err(_), Silence::Slow) => self.machine.on(Event::Broken("nothing came for too long".to_owned())),
-            (Err(_), Silence::Unplaced) => self.machine.on(Event::Silent),
+            (Err(_), Silence::Unplaced | Silence::Trial) => self.machine.on(Event::Silent),
             // It ought to have ended with the run: what is left, if anything, is asked for.
             (Err(_), Silence::Quiet) if self.run.has_ended() => self.machine.on(Event::Left),
             (Err(_), Silence::Quiet) => match timeout(STALL_MAX, probe(&self.api)).await {

@@ -33,6 +33,9 @@ const TRY_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait of one who asks for the end of an outage: whoever does not follow is told of it by then.
 const AWAY_MAX: Duration = Duration::from_secs(2);
 
+/// The log says no more often than this that a node cannot follow logs.
+const FOLLOW_WARN_EVERY: Duration = Duration::from_secs(300);
+
 /// An outage that nobody has looked at for so long need not be remembered.
 const AWAY_KEPT: Duration = Duration::from_secs(60);
 
@@ -54,6 +57,8 @@ struct Way {
     permits: Arc<Semaphore>,
     /// When it is to be tried next; `None` while it is open, as far as is known.
     next_try: watch::Sender<Option<Instant>>,
+    /// When it was last logged that the kubelet cannot follow logs.
+    follow_warned: Mutex<Option<Instant>>,
 }
 
 /// That a log may be opened, until it is dropped.
@@ -121,6 +126,20 @@ impl Openings {
         }
     }
 
+    /// Logs that the kubelet of a node cannot follow logs, from time to time.
+    pub(super) fn follow_unavailable(&self, node: &str) {
+        let way = self.node(node);
+        let now = Instant::now();
+        let mut warned = way.follow_warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|warned| now.duration_since(warned) >= FOLLOW_WARN_EVERY) {
+            *warned = Some(now);
+            tracing::warn!(
+                node,
+                "kubelet cannot follow logs: the node's inotify instances or watches are used up; reading them every few seconds"
+            );
+        }
+    }
+
     fn node(&self, node: &str) -> Arc<Way> {
         // Nothing that is done under the lock leaves it half done.
         let mut nodes = self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,7 +151,9 @@ impl Openings {
             let now = Instant::now();
             nodes.retain(|_, way| {
                 let is_tried = way.next_try.borrow().is_some_and(|next| next + AWAY_KEPT > now);
-                Arc::strong_count(way) > 1 || is_tried
+                let warned = *way.follow_warned.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_warned = warned.is_some_and(|warned| warned + FOLLOW_WARN_EVERY > now);
+                Arc::strong_count(way) > 1 || is_tried || is_warned
             });
         }
         let fresh = Way::new(OPENS_PER_NODE);
@@ -170,7 +191,11 @@ impl Opening {
 
 impl Way {
     fn new(permits: usize) -> Arc<Self> {
-        Arc::new(Self { permits: Arc::new(Semaphore::new(permits)), next_try: watch::Sender::new(None) })
+        Arc::new(Self {
+            permits: Arc::new(Semaphore::new(permits)),
+            next_try: watch::Sender::new(None),
+            follow_warned: Mutex::new(None),
+        })
     }
 
     fn is_away(&self) -> bool {

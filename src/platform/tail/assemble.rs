@@ -93,6 +93,7 @@ mod tests {
         for item in emitter.take(true) {
             match item {
                 TailItem::Gap(gap) => out.push(Out::Gap(gap)),
+                TailItem::FollowUnavailable => {}
                 TailItem::Lines(batch) => {
                     for (index, line) in batch.lines.iter().enumerate() {
                         let stream = line.stream.unwrap().name();

@@ -101,6 +101,7 @@ fn hear(item: &TailItem, heard: &mut Vec<String>) {
                 (0..batch.lines.len()).map(|index| String::from_utf8(batch.bytes(index).to_vec()).unwrap()),
             );
         }
+        TailItem::FollowUnavailable => panic!("a file can be followed"),
         TailItem::Gap(gap) => heard.push(told(gap)),
     }
 }
@@ -274,6 +275,7 @@ async fn check_big_log(dir: &tempfile::TempDir, lines: &[(String, LogTime)]) {
                 TailItem::Lines(batch) => batch,
                 // The oldest lines of a log that has been rotated.
                 TailItem::Gap(_) if positions[first - 1].time == lines[0].1 => continue,
+                TailItem::FollowUnavailable => panic!("a file can be followed"),
                 TailItem::Gap(gap) => panic!("{from:?}: {gap:?}"),
             };
             for (piece, line) in batch.lines.iter().enumerate() {

@@ -5,9 +5,10 @@ mod coordination;
 mod rollout;
 mod server;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -74,6 +75,8 @@ struct State {
     most_follows: usize,
     /// What is to be had of the kubelets.
     kubelets: Kubelets,
+    /// No kubelet has an inotify instance left: follows end with words.
+    exhausted: bool,
     /// The present runs of pods as their kubelets know them, where that is more than they have told.
     untold: BTreeMap<String, u64>,
     /// How often a log was asked for, in vain or not.
@@ -110,7 +113,36 @@ struct Log {
     /// Where the newest file begins.
     file: usize,
     ended: bool,
+    /// How often kubelets have fallen behind with it, and how the last time.
+    fallen: (u64, Behind),
+    /// Lines of files that were left out then.
+    left_out: Vec<Range<usize>>,
 }
+
+/// How a kubelet fell behind with a log.
+#[derive(Clone, Debug, Default)]
+struct Behind {
+    /// Where the file ends that it was reading.
+    end: usize,
+    /// The newest file, as far as it was written by then.
+    newest: Range<usize>,
+    /// How often it opens that file again.
+    repeats: usize,
+}
+
+/// How far a log response has come.
+#[derive(Debug)]
+struct Sent {
+    next: usize,
+    /// What is sent before that.
+    parts: VecDeque<Range<usize>>,
+    /// How often its kubelet had fallen behind.
+    fallen: u64,
+    over: bool,
+}
+
+/// The end of a follow by a kubelet without inotify instances.
+const CANNOT_FOLLOW: &str = "failed to create fsnotify watcher: too many open files";
 
 /// Counts as an open follow.
 struct Follow(Cluster, String);
@@ -209,12 +241,13 @@ impl Cluster {
     /// A pod that runs, on `node1`, or on `node2` if its name says that it is far; the log of its run number `restarts`.
     pub(crate) fn run(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
         let uid = format!("uid-{pod}");
+        let at = |second: i64| jiff::Timestamp::from_second(second).unwrap().to_string();
         let node = if pod.starts_with("far") { "node2" } else { "node1" };
         let last = if restarts == 0 {
             json!({})
         } else {
             json!({ "terminated": { "containerID": format!("containerd://{}", restarts - 1), "exitCode": 3, "reason": "Error",
-                "startedAt": "2026-11-25T00:00:00Z", "finishedAt": "2026-11-25T00:01:00Z" } })
+                "startedAt": at(started(restarts - 1)), "finishedAt": at(started(restarts) - 1) } })
         };
         self.put(
             "pods",
@@ -226,7 +259,7 @@ impl Cluster {
                 "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
                     "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": true, "restartCount": restarts,
                         "containerID": format!("containerd://{restarts}"), "lastState": last,
-                        "state": { "running": { "startedAt": "2026-11-25T00:00:00Z" } } }] },
+                        "state": { "running": { "startedAt": at(started(restarts)) } } }] },
             }),
         );
         let key = (uid, service.to_owned(), restarts);
@@ -288,7 +321,8 @@ impl Cluster {
             let log = &mut state.logs.get_mut(run).unwrap().lines;
             for line in lines {
                 // Half a second after the container's start.
-                let time = log.last().map_or(1_795_564_800_500_000_000, |(time, _)| *time) + step;
+                let first = started(run.2) * 1_000_000_000 + 500_000_000 + step.max(0);
+                let time = log.last().map_or(first, |(time, _)| *time + step);
                 log.push((time, line.clone()));
             }
         });
@@ -310,6 +344,45 @@ impl Cluster {
             let log = state.logs.get_mut(run).unwrap();
             log.file = log.lines.len();
         });
+    }
+
+    /// Follows of this log are not read for a while, in which the run prints so many lines into the present file, into each of those
+    /// that are left out, and into the newest one.
+    pub(crate) fn fall_behind(
+        &self,
+        run: &RunKey,
+        rest: usize,
+        left_out: &[usize],
+        newest: usize,
+        step: i64,
+    ) {
+        self.change(|state| {
+            let log = state.logs.get_mut(run).unwrap();
+            let mut print = |lines: usize| {
+                let from = log.lines.len();
+                for n in from..from + lines {
+                    let time = log.lines.last().map_or(0, |(time, _)| *time) + step;
+                    log.lines.push((time, format!("{}/{n}", run.2)));
+                }
+                from..log.lines.len()
+            };
+            let end = print(rest).end;
+            let left: Vec<Range<usize>> = left_out.iter().map(|lines| print(*lines)).collect();
+            let newest = print(newest);
+            log.file = newest.start;
+            log.fallen = (log.fallen.0 + 1, Behind { end, newest, repeats: left.len() });
+            log.left_out.extend(left);
+        });
+    }
+
+    /// Lines of a log that kubelets left out in silence.
+    pub(crate) fn left_out(&self, run: &RunKey) -> Vec<Range<usize>> {
+        self.lock().logs[run].left_out.clone()
+    }
+
+    /// Whether the inotify instances of all nodes are used up.
+    pub(crate) fn exhaust(&self, exhausted: bool) {
+        self.change(|state| state.exhausted = exhausted);
     }
 
     /// All log responses break off, as when an API server is killed.
@@ -657,10 +730,19 @@ impl Cluster {
         let number = |name: &str| query.get(name).map(|value| value.parse::<usize>().unwrap());
         let next =
             number("tailLines").map_or(log.file, |lines| log.lines.len().saturating_sub(lines)).max(log.file);
+        let limit = number("limitBytes").filter(|_| !query.contains_key("sinceTime"));
+        let limited = limit.map(|bytes| {
+            let text: String = log.lines[next..].iter().take(bytes).map(stamped).collect();
+            text[..text.len().min(bytes)].to_owned()
+        });
+        let fallen = log.fallen.0;
         let (run, since) = (run.clone(), query.contains_key("sinceTime"));
         let generation = (state.broken, state.completed, state.silent);
         if let Some(words) = state.words.take() {
             return Response::new(http_body_util::Full::from(words).map_err(|never| match never {}).boxed());
+        }
+        if let Some(text) = limited {
+            return Response::new(http_body_util::Full::from(text).map_err(|never| match never {}).boxed());
         }
         state.logs_opened.push(pod.to_owned());
         state.asked_since += usize::from(since && !query.contains_key("limitBytes"));
@@ -670,11 +752,28 @@ impl Cluster {
             // Whether there is a newer line: there is none here but where the clock went back.
             return Response::new(http_body_util::Empty::new().map_err(|never| match never {}).boxed());
         }
+        let sent = Sent { next, parts: VecDeque::new(), fallen, over: false };
+        self.send_log(run, follow, sent, generation, changes, open)
+    }
+
+    /// Sends a log and, if it is followed, whatever is printed, until something happens to the response.
+    fn send_log(
+        &self,
+        run: RunKey,
+        follow: bool,
+        sent: Sent,
+        generation: (u64, u64, u64),
+        changes: watch::Receiver<u64>,
+        open: Option<Follow>,
+    ) -> Response<Body> {
         let cluster = self.clone();
-        let portions = stream::unfold((next, changes, open), move |(next, mut changes, open)| {
+        let portions = stream::unfold((sent, changes, open), move |(mut sent, mut changes, open)| {
             let (cluster, run) = (cluster.clone(), run.clone());
             async move {
                 loop {
+                    if sent.over {
+                        return None;
+                    }
                     if cluster.lock().silent != generation.2 {
                         std::future::pending::<()>().await;
                     }
@@ -682,19 +781,19 @@ impl Cluster {
                         let state = cluster.lock();
                         if state.broken != generation.0 {
                             let error = std::io::Error::other("the connection is reset");
-                            return Some((Err(error), (next, changes, open)));
+                            return Some((Err(error), (sent, changes, open)));
                         }
                         let log = &state.logs[&run];
-                        if next < log.lines.len() {
-                            let mut portion = String::new();
-                            for (time, text) in &log.lines[next..] {
-                                let stamp = jiff::Timestamp::from_nanosecond((*time).into()).unwrap();
-                                portion.extend([&stamp.to_string(), " ", text, "\n"]);
-                            }
-                            return Some((Ok(Frame::data(portion.into())), (log.lines.len(), changes, open)));
+                        if let Some(lines) = sent.part(log, follow) {
+                            let portion: String = log.lines[lines].iter().map(stamped).collect();
+                            return Some((Ok(Frame::data(portion.into())), (sent, changes, open)));
                         }
                         if !follow || log.ended || state.completed != generation.1 {
                             return None;
+                        }
+                        if state.exhausted {
+                            sent.over = true;
+                            return Some((Ok(Frame::data(CANNOT_FOLLOW.into())), (sent, changes, open)));
                         }
                     }
                     changes.changed().await.ok()?;
@@ -702,6 +801,26 @@ impl Cluster {
             }
         });
         Response::new(BodyExt::boxed(StreamBody::new(portions)))
+    }
+}
+
+impl Sent {
+    /// The lines to send next.
+    fn part(&mut self, log: &Log, follow: bool) -> Option<Range<usize>> {
+        if follow && log.fallen.0 > self.fallen {
+            let Behind { end, newest, repeats } = log.fallen.1.clone();
+            self.parts.push_back(self.next.min(end)..end);
+            self.parts.extend(std::iter::repeat_n(newest.clone(), repeats + 1));
+            (self.next, self.fallen) = (newest.end, log.fallen.0);
+        }
+        while let Some(part) = self.parts.pop_front() {
+            if !part.is_empty() {
+                return Some(part);
+            }
+        }
+        let lines = self.next..log.lines.len();
+        self.next = lines.end;
+        (!lines.is_empty()).then_some(lines)
     }
 }
 
@@ -744,8 +863,20 @@ impl Drop for Follow {
     }
 }
 
+/// Second in which a run with this number begins: so long after the one before that no clock which a test sets back or forward reaches
+/// from one run to another.
+fn started(number: u32) -> i64 {
+    const APART: i64 = 400 * 86_400;
+    1_795_564_800 + APART * i64::from(number)
+}
+
 fn line(event: &Value) -> Frame<Bytes> {
     Frame::data(format!("{event}\n").into())
+}
+
+fn stamped((time, text): &(i64, String)) -> String {
+    let stamp = jiff::Timestamp::from_nanosecond((*time).into()).unwrap();
+    format!("{stamp} {text}\n")
 }
 
 fn respond(body: Value) -> Response<Body> {

@@ -42,6 +42,11 @@ pub(in crate::platform::kube) struct RunFacts {
 // === impl ContainerFacts ===
 
 impl ContainerFacts {
+    /// Whether the newest run has ended and the next one is expected.
+    pub(in crate::platform::kube) fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting(..))
+    }
+
     pub(super) fn read(status: &ContainerStatus) -> Self {
         let restarts = u32::try_from(status.restart_count).unwrap_or_default();
         let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());

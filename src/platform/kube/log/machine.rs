@@ -8,10 +8,13 @@
 //! - The log is followed from its last lines on, of which those that were read before are recognised and left out
 //!   ([`super::window`]). If the place is not among them, the whole file is read again; if it is not there either, it was rotated
 //!   away: a gap, and then everything but what is remembered.
+//! - A kubelet that is two rotations behind leaves a file out and sends the beginning of the newest one again. Lines that are remembered
+//!   are dropped; a line that is older than all of those is looked for in the file ([`Novelty::Suspect`]).
 //! - A place that is found nowhere may also be one of a run that has ended meanwhile: kubelets serve the next one's log as soon as it
-//!   begins, and tell the API server later. Then it is looked for in the run that the kubelet has before the present one. If it is not
-//!   there either, and that one is not older, the run has ended, and what the kubelet serves is another's: it is waited for until the
-//!   API server has been told, and then the run can be asked for again.
+//!   begins, and tell the API server later. Then it is looked for in the run that the kubelet has before the present one.
+//! - A response in which no line is known may be another run's for the same reason, so the kubelet is asked whether it is
+//!   ([`Ask::checks_run`]). If it is, the API server's word is waited for.
+//! - A kubelet without inotify instances cannot follow: then the last lines are asked for again and again.
 //! - A response that ends says nothing about the run. Whether that has ended is known from elsewhere; then what is left is read.
 
 mod ending;
@@ -30,6 +33,8 @@ use crate::platform::{From, TailItem};
 use super::last::Last;
 use super::lines::Lines;
 use super::step::{Ask, Do, Event, Silence};
+#[cfg(doc)]
+use super::window::Novelty;
 use super::window::{Aligner, LineHash, Mark, Window};
 
 /// First pause before a log is opened again; doubled with each failure in a row, up to [`PAUSE_MAX`].
@@ -42,9 +47,24 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// [`openings`](crate::platform::kube::openings) to say.
 const PAUSE_AWAY: Duration = Duration::from_millis(500);
 
-/// Pauses of [`PAUSE_MAX`] for which it is waited that the API server is told of a run's end: two minutes, and kubelets that were away,
-/// or could not tell, took up to 50 s for it.
-const UNTOLD_PAUSES: u32 = 24;
+/// Pauses of [`PAUSE_MAX`] to wait for the API server's word, while the kubelet serves a later run than that knows of: two minutes, and
+/// kubelets that were away, or could not tell, took up to 50 s for it. Then the times are not believed any longer.
+const BEHIND_PAUSES: u32 = 24;
+
+/// The same, where the kubelet only may serve a later run: kubelets that nothing hinders take a few seconds to tell.
+const UNCLEAR_PAUSES: u32 = 3;
+
+/// Pause of a read that does not follow, in which the API server may learn of a later run.
+const PAUSE_BRIEF: Duration = Duration::from_millis(500);
+
+/// How many of those there are: a caller waits for two seconds at most.
+const BRIEF_PAUSES: u32 = 4;
+
+/// Pause between two reads of a log that the kubelet cannot follow: what a person takes for live, and each read is three requests.
+const POLL_EVERY: Duration = Duration::from_secs(2);
+
+/// After so many reads of a log that could not be followed it is tried again: half a minute.
+const POLLS_PER_TRIAL: u32 = 15;
 
 /// So soon after the start of a container (nanoseconds) its log was not rotated yet: kubelets look at sizes every some seconds, and
 /// the start is told in whole ones.
@@ -61,8 +81,6 @@ pub(super) struct Machine {
     follow: bool,
     /// When the container was started.
     started: LogTime,
-    /// Whether there was no run before it.
-    is_first_run: bool,
     stage: Stage,
     /// What is left out of a file that is read from its first line on.
     filter: Filter,
@@ -93,6 +111,22 @@ pub(super) struct Machine {
     repeats: bool,
     /// Whether a response was left before a line of the log was known: then it may have been rotated unseen.
     unproven: bool,
+    /// The line for which the place is looked for in the whole file, though it was not lost as far as is known.
+    suspect: Option<Suspect>,
+    /// Pauses for which the API server's word will be waited for; at 0 the kubelet is not asked any longer which run it serves.
+    patience: u32,
+    /// While the kubelet cannot follow the log: reads before that is tried again. At 0 it is tried.
+    polls: Option<u32>,
+    /// Whether the caller is to be told that the log cannot be followed.
+    tells_polling: bool,
+}
+
+/// A line that a stream sent after newer ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Suspect {
+    time: LogTime,
+    /// `None` if it had not ended.
+    hash: Option<u64>,
 }
 
 /// What the response at hand is for.
@@ -112,13 +146,12 @@ enum Stage {
     Drain(Option<Aligner>),
     /// The whole file: looks for the place.
     Recover(Option<Aligner>),
-    /// The whole file of the run before the present one: looks for the place, and notes the time of its first line.
-    Before { place: Aligner, first: Option<LogTime> },
-    /// The run has ended, and the API server has not been told: until it is, the kubelet's logs are those of others. So many pauses
-    /// are left.
-    Untold(u32),
-    /// The whole file, after the place was rotated away: everything but these.
-    Rest(HashSet<Mark>),
+    /// The whole file of the run before the present one: looks for the place.
+    Before(Aligner),
+    /// The kubelet serves a later run, and the API server does not know: waits for its word, and then asks as for [`Stage::Rest`].
+    Untold,
+    /// The whole file, after the place was rotated away: everything but the lines in `known`. `told` once the gap was reported.
+    Rest { known: HashSet<Mark>, told: bool },
     /// It is over.
     Done,
 }
@@ -126,8 +159,8 @@ enum Stage {
 // === impl Machine ===
 
 impl Machine {
-    /// A read that has not begun: [`Machine::ask`] first. `started` is when the container was; `is_first_run` if it is its pod's first.
-    pub(super) fn new(from: From, follow: bool, started: LogTime, is_first_run: bool) -> Self {
+    /// A read that has not begun: [`Machine::ask`] first. `started` is when the container was.
+    pub(super) fn new(from: From, follow: bool, started: LogTime) -> Self {
         let (stage, filter) = match from {
             From::Start => (Stage::Seek, Filter::All),
             From::Since(since) => (Stage::Seek, Filter::Since(since)),
@@ -138,7 +171,6 @@ impl Machine {
             from,
             follow,
             started,
-            is_first_run,
             stage,
             filter,
             lines: Lines::default(),
@@ -156,27 +188,38 @@ impl Machine {
             clean_end: None,
             repeats: false,
             unproven: false,
+            suspect: None,
+            patience: if follow { BEHIND_PAUSES } else { BRIEF_PAUSES },
+            polls: None,
+            tells_polling: false,
         }
     }
 
     /// What the present stage asks.
     pub(super) fn ask(&self) -> Ask {
+        let checks_run = self.patience > 0;
         match &self.stage {
-            Stage::Last(last) => Ask::last(last.asked()),
+            Stage::Last(last) => Ask { checks_run, ..Ask::last(last.asked()) },
             Stage::Glance { .. } => Ask::glance(self.emitter.at().time.parts().0.saturating_add(1)),
             // Nothing is there to be recognised, so nothing of the file was read.
-            Stage::Live(_) if self.window.is_empty() => Ask { follow: true, ..Ask::WHOLE },
-            Stage::Drain(_) if self.window.is_empty() => Ask::WHOLE,
-            Stage::Live(_) => Ask::FOLLOW,
-            Stage::Drain(_) => Ask { follow: false, ..Ask::FOLLOW },
-            Stage::Before { .. } => Ask::BEFORE,
-            Stage::Seek
-            | Stage::Count
-            | Stage::Recover(_)
-            | Stage::Untold(_)
-            | Stage::Rest(_)
-            | Stage::Done => Ask::WHOLE,
+            Stage::Live(_) if self.window.is_empty() => {
+                Ask { follow: self.follows(), checks_run, ..Ask::WHOLE }
+            }
+            Stage::Drain(_) if self.window.is_empty() => Ask { checks_run, ..Ask::WHOLE },
+            Stage::Live(_) if !self.follows() => Ask::last(self.window.poll_lines()),
+            Stage::Live(_) => Ask { follow: true, ..Ask::last(self.window.overlap_lines()) },
+            Stage::Drain(_) => Ask::last(self.window.overlap_lines()),
+            Stage::Before(_) => Ask::BEFORE,
+            Stage::Recover(_) | Stage::Done => Ask::WHOLE,
+            Stage::Seek | Stage::Count | Stage::Untold | Stage::Rest { .. } => {
+                Ask { checks_run, ..Ask::WHOLE }
+            }
         }
+    }
+
+    /// Whether the log is to be followed, and not read again and again.
+    fn follows(&self) -> bool {
+        self.polls.is_none_or(|polls| polls == 0)
     }
 
     /// The position before the first line that will be delivered, once it is known.
@@ -200,12 +243,17 @@ impl Machine {
         }
         let mut items = self.first.as_mut().map(|(_, items)| std::mem::take(items)).unwrap_or_default();
         items.extend(self.emitter.take(true));
+        if std::mem::take(&mut self.tells_polling) {
+            items.push(TailItem::FollowUnavailable);
+        }
         items
     }
 
     /// What silence means now.
     pub(super) fn silence(&self) -> Silence {
         match &self.stage {
+            Stage::Live(_) if !self.follows() => Silence::Slow,
+            Stage::Live(None) if self.polls.is_some() => Silence::Trial,
             Stage::Live(None) => Silence::Quiet,
             Stage::Live(Some(_)) => Silence::Unplaced,
             _ => Silence::Slow,
@@ -222,15 +270,19 @@ impl Machine {
             Event::Broken(why) => self.broken(why),
             Event::Away(why) => self.away(why),
             Event::Gone(why) => self.gone(why),
+            Event::Silent if self.polls.is_some() && matches!(self.stage, Stage::Live(None)) => {
+                self.followed_again()
+            }
             Event::Silent => self.recover(),
+            Event::Behind { why, unclear } => self.behind(&why, unclear),
             Event::Probed(data) => self.probed(data),
             Event::Left => {
                 self.clean_end = None;
                 self.go_to(Stage::Drain(None))
             }
             Event::Woken { ended } => match &self.stage {
-                Stage::Live(_) | Stage::Untold(_) if ended => self.go_to(Stage::Drain(None)),
-                Stage::Untold(pauses) => self.untold(*pauses),
+                Stage::Live(_) | Stage::Untold if ended => self.go_to(Stage::Drain(None)),
+                Stage::Untold => self.rotated(),
                 _ => Do::Ask(self.ask()),
             },
         }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::window::WINDOW_LINES;
 use crate::platform::Error;
 
 /// Lines asked for to see whether a silent stream has missed some: more than the pieces of any but the longest line.
@@ -25,6 +24,9 @@ pub(in super::super) struct Ask {
     /// The run that its kubelet has before the present one, should the one that is read be the present one as far as is known: then it
     /// may have ended, and the API server may not have been told.
     pub(in super::super) before: bool,
+    /// Whether the kubelet must be asked if it serves the run that the API server calls the newest one: it may have started the next
+    /// one and not have reported it. For responses in which no known line shows whose log it is.
+    pub(in super::super) checks_run: bool,
 }
 
 /// What happened outside.
@@ -44,8 +46,10 @@ pub(super) enum Event<'a> {
     Away(String),
     /// There is no such log (any more), which will not change.
     Gone(String),
-    /// Nothing came for as long as [`Silence`] says, and the place was not found.
+    /// Nothing came for as long as [`Silence::Unplaced`] or [`Silence::Trial`] says.
     Silent,
+    /// The kubelet serves a later run than the API server knows of; if `unclear`, it may. Nothing was opened.
+    Behind { why: String, unclear: bool },
     /// The last lines of the file, asked for beside a silent stream.
     Probed(&'a [u8]),
     /// The run has ended beside a silent response, which ought to have completed then.
@@ -78,14 +82,22 @@ pub(super) enum Silence {
     Quiet,
     /// That the place is not in it: [`Event::Silent`].
     Unplaced,
+    /// That the kubelet, which could not follow logs before, follows this one: [`Event::Silent`].
+    Trial,
 }
 
 // === impl Ask ===
 
 impl Ask {
     /// The whole file as it is.
-    pub(super) const WHOLE: Self =
-        Self { follow: false, tail_lines: None, since_second: None, limit_bytes: None, before: false };
+    pub(in super::super) const WHOLE: Self = Self {
+        follow: false,
+        tail_lines: None,
+        since_second: None,
+        limit_bytes: None,
+        before: false,
+        checks_run: false,
+    };
 
     /// The whole file of the run before.
     pub(super) const BEFORE: Self = Self { before: true, ..Self::WHOLE };
@@ -94,7 +106,8 @@ impl Ask {
     pub(super) const PROBE: Self = Self { tail_lines: Some(PROBE_LINES), ..Self::WHOLE };
 
     /// The last lines, and what comes.
-    pub(super) const FOLLOW: Self = Self { follow: true, ..Self::last(WINDOW_LINES as u64) };
+    #[cfg(test)]
+    pub(super) const FOLLOW: Self = Self { follow: true, ..Self::last(super::window::WINDOW_LINES as u64) };
 
     /// The last so many lines.
     pub(super) const fn last(lines: u64) -> Self {

@@ -102,6 +102,7 @@ fn read(dir: &tempfile::TempDir, from: From) -> (Position, Vec<Heard>) {
         is_over = walk.pull(Until::End).unwrap();
         for item in walk.take(is_over) {
             match item {
+                TailItem::FollowUnavailable => panic!("a file can be followed"),
                 TailItem::Gap(gap) => heard.push(Heard::Gap(gap)),
                 TailItem::Lines(batch) => {
                     let lines = batch.lines.iter().enumerate();

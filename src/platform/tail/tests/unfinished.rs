@@ -8,6 +8,7 @@ async fn bytes(tail: &mut Tail) -> (Vec<u8>, Position, usize) {
     while let Some(item) = next(tail).await {
         match item {
             TailItem::Gap(_) => gaps += 1,
+            TailItem::FollowUnavailable => {}
             TailItem::Lines(batch) => {
                 all.extend_from_slice(&batch.data);
                 at = batch.lines.last().unwrap().after;

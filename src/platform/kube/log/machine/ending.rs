@@ -1,15 +1,20 @@
 //! What the end of a response means: that the log is over, that it goes on elsewhere, or nothing, so that it is asked for again.
 
 use super::reading::readable;
-use super::{Machine, PAUSE_AWAY, PAUSE_FIRST, PAUSE_MAX, Stage, UNTOLD_PAUSES};
-use crate::model::time::LogTime;
-use crate::platform::emit::Filter;
+use super::{
+    Machine, PAUSE_AWAY, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, POLL_EVERY, POLLS_PER_TRIAL, Stage,
+    UNCLEAR_PAUSES,
+};
+use crate::platform::emit::{Emitter, Filter};
 use crate::platform::kube::log::lines::{Found, Rest};
 use crate::platform::kube::log::step::Do;
 use crate::platform::{Error, From};
 
 /// Part of what a kubelet says at the end of a followed log if the container was removed before the kubelet saw that it had ended.
 const CONTAINER_REMOVED: &str = "code = NotFound";
+
+/// What kubelets say that cannot watch a log file: the node's inotify instances, or its watches, are used up.
+const CANNOT_WATCH: [&str; 2] = ["failed to create fsnotify watcher", "failed to watch directory"];
 
 impl Machine {
     pub(super) fn complete(&mut self, ended: bool) -> Do {
@@ -74,57 +79,92 @@ impl Machine {
             Stage::Count => {
                 // What has come meanwhile comes after those that were counted.
                 let wanted = if let From::Last(lines) = self.from { lines } else { 0 };
+                if wanted == 0 {
+                    // A loud log goes on while it is read, so each read that is saved is a step towards following it.
+                    self.emitter = Emitter::new(self.emitter.at(), self.emitter.lines(), Filter::All);
+                    return self.at_end(ended);
+                }
                 self.filter = Filter::Lines(self.emitter.lines().saturating_sub(wanted));
                 self.go_to(Stage::Seek)
             }
             Stage::Live(place) => {
                 if place.is_none() {
-                    self.clean_end = Some(self.delivered());
+                    // A log that is polled may have grown since.
+                    self.clean_end = self.follows().then(|| self.delivered());
                 }
                 if ended {
                     return self.go_to(Stage::Drain(None));
                 }
                 self.stage = Stage::Live(None);
-                self.pause()
+                if self.follows() {
+                    return self.pause();
+                }
+                if place.is_some() {
+                    return self.recover();
+                }
+                self.polled()
             }
             Stage::Drain(Some(_)) => self.recover(),
             Stage::Recover(Some(_)) if self.follow && !self.ended && !ended => {
-                self.go_to(Stage::Before { place: self.window.aligner(), first: None })
+                self.go_to(Stage::Before(self.window.aligner(u64::MAX)))
             }
-            Stage::Before { first, .. } if !ended && self.is_untold(first) => self.untold(UNTOLD_PAUSES),
-            Stage::Recover(Some(_)) | Stage::Before { .. } => self.rotated(),
-            Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Untold(_) | Stage::Rest(_) => {
+            Stage::Recover(Some(_)) | Stage::Before(_) => self.rotated(),
+            Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Untold | Stage::Rest { .. } => {
                 self.at_end(ended)
             }
             Stage::Done => Do::Finish,
         }
     }
 
-    /// Whether the run has ended, going by the kubelet, which has another one behind the one whose first line has the time `first`: if
-    /// that is not older than the run that is read, it is this one, or a later one. Times are believed for as long as it is waited for
-    /// the API server's word, and no longer.
-    fn is_untold(&self, first: Option<LogTime>) -> bool {
-        self.is_first_run || first.is_some_and(|first| !self.is_fresh(first))
-    }
-
-    /// Waits for the API server to be told that the run has ended. If it is not, the run goes on, and its place was rotated away.
-    pub(super) fn untold(&mut self, pauses: u32) -> Do {
-        let Some(left) = pauses.checked_sub(1) else { return self.rotated() };
-        self.stage = Stage::Untold(left);
-        // The whole file is another one then.
-        self.searched = false;
-        Do::Pause(PAUSE_MAX)
+    /// The kubelet serves a later run than the API server knows of. Waits for its word, and not longer than times can be believed.
+    pub(super) fn behind(&mut self, why: &str, unclear: bool) -> Do {
+        tracing::debug!(why, patience = self.patience, "the API server does not know of the newest run yet");
+        if unclear {
+            self.patience = self.patience.min(UNCLEAR_PAUSES);
+        }
+        self.patience = self.patience.saturating_sub(1);
+        if let Stage::Rest { told: false, .. } = self.stage {
+            self.stage = Stage::Untold;
+            // The whole file is another one then.
+            self.searched = false;
+        }
+        Do::Pause(if self.follow { PAUSE_MAX } else { PAUSE_BRIEF })
     }
 
     /// The place is in no file any more: reads what there is.
-    fn rotated(&mut self) -> Do {
-        self.lost();
+    pub(super) fn rotated(&mut self) -> Do {
+        self.suspect = None;
         let known = self.window.all();
-        self.go_to(Stage::Rest(known))
+        self.go_to(Stage::Rest { known, told: false })
+    }
+
+    /// The kubelet cannot follow the log: it is read again and again.
+    fn unfollowable(&mut self, why: String) -> Do {
+        tracing::debug!(why, "a kubelet cannot follow a log");
+        self.tells_polling = true;
+        self.polls = Some(POLLS_PER_TRIAL);
+        Do::Pause(POLL_EVERY)
+    }
+
+    /// The last lines were read, and will be again.
+    fn polled(&mut self) -> Do {
+        self.failures = 0;
+        self.polls = self.polls.map(|polls| polls.saturating_sub(1));
+        Do::Pause(POLL_EVERY)
+    }
+
+    /// Nothing was said against following the log.
+    pub(super) fn followed_again(&mut self) -> Do {
+        self.polls = None;
+        Do::Read
     }
 
     /// Everything that the file held is handed out.
     pub(super) fn at_end(&mut self, ended: bool) -> Do {
+        if self.suspect.take().is_some() {
+            // The stream had a line after the last known one that the file does not have there.
+            self.lost();
+        }
         if self.ended || !self.follow {
             self.stage = Stage::Done;
             return Do::Finish;
@@ -133,9 +173,15 @@ impl Machine {
     }
 
     pub(super) fn broken(&mut self, why: String) -> Do {
-        if let Stage::Before { .. } = self.stage {
+        if let Stage::Before(_) = self.stage {
             // There is no such run any more, only the kubelet has not noticed yet.
             return self.rotated();
+        }
+        let cannot_follow = matches!(self.stage, Stage::Live(_))
+            && self.follows()
+            && CANNOT_WATCH.iter().any(|text| why.contains(text));
+        if cannot_follow {
+            return self.interrupted(why.clone()).unwrap_or_else(|| self.unfollowable(why));
         }
         self.interrupted(why).unwrap_or_else(|| self.pause())
     }
@@ -158,7 +204,7 @@ impl Machine {
             return Some(Do::Fail(Error::Unavailable(why)));
         }
         tracing::debug!(why, failures = self.failures, "a log response broke off");
-        if matches!(self.stage, Stage::Seek | Stage::Rest(_)) {
+        if matches!(self.stage, Stage::Seek | Stage::Rest { told: true, .. }) {
             // What was read is read: on from there.
             let is_unread = self.window.is_empty() && self.emitter.at().offset == 0;
             if !is_unread {
@@ -185,7 +231,7 @@ impl Machine {
         if self.start().is_none() {
             return Do::Fail(Error::NotFound(why));
         }
-        if let Stage::Before { .. } = self.stage {
+        if let Stage::Before(_) = self.stage {
             return self.rotated();
         }
         if self.clean_end != Some(self.delivered()) {

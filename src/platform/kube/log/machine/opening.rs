@@ -1,6 +1,6 @@
 //! Where a read begins: every stage when its response does, and delivery when the place is found.
 
-use super::{Machine, Stage, UNROTATED};
+use super::{BEHIND_PAUSES, BRIEF_PAUSES, Machine, Stage, UNROTATED};
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
@@ -14,14 +14,20 @@ impl Machine {
     /// Every stage may begin here again.
     pub(super) fn opened(&mut self, ended: bool) -> Do {
         self.ended = ended;
+        let ask = self.ask();
+        if ask.checks_run {
+            self.patience = if self.follow { BEHIND_PAUSES } else { BRIEF_PAUSES };
+        }
+        let asked = ask.tail_lines.unwrap_or(u64::MAX);
         self.said = None;
         self.hash = LineHash::default();
         self.skip = self.emitter.at().offset;
+        self.repeats = false;
         match &mut self.stage {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
-                *place = (!self.window.is_empty()).then(|| self.window.aligner());
+                *place = (!self.window.is_empty()).then(|| self.window.aligner(asked));
             }
-            Stage::Before { place, first } => (*place, *first) = (self.window.aligner(), None),
+            Stage::Before(place) => *place = self.window.aligner(asked),
             Stage::Last(last) => {
                 last.begin_anew();
                 self.count_anew();
@@ -31,9 +37,14 @@ impl Machine {
                 self.count_anew();
                 self.emitter = Emitter::new(Position::START, 0, Filter::Nothing);
             }
-            // The lines that it remembers will stand in the order of this file.
-            Stage::Rest(_) => self.window = Window::default(),
-            Stage::Glance { .. } | Stage::Untold(_) | Stage::Done => {}
+            Stage::Rest { told, .. } => {
+                // The lines that it remembers will stand in the order of this file.
+                self.window = Window::default();
+                if !std::mem::replace(told, true) {
+                    self.lost();
+                }
+            }
+            Stage::Glance { .. } | Stage::Untold | Stage::Done => {}
         }
         Do::Read
     }

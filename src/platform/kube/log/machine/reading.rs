@@ -1,12 +1,12 @@
 //! What the bytes of a response are: lines that are delivered, lines that were read before, words of a kubelet's.
 
-use super::{Machine, SAID_MAX_CHARS, Stage};
+use super::{Machine, SAID_MAX_CHARS, Stage, Suspect};
 use crate::model::line::GapCause;
 use crate::model::time::LogTime;
 use crate::platform::emit::unknown_gap;
 use crate::platform::kube::log::lines::{Found, Lines, Rest};
 use crate::platform::kube::log::step::Do;
-use crate::platform::kube::log::window::{LineHash, Mark, Place};
+use crate::platform::kube::log::window::{LineHash, Mark, Novelty, Place};
 
 impl Machine {
     pub(super) fn data(&mut self, data: &[u8]) -> Do {
@@ -65,6 +65,7 @@ impl Machine {
         let mark = ends.then(|| Mark { time, hash: self.hash.finish() });
         let searches_all = matches!(self.stage, Stage::Recover(_));
         let is_live = matches!(self.stage, Stage::Live(_));
+        let is_stream = matches!(self.stage, Stage::Live(_)) && self.follows();
         match &mut self.stage {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
                 if let Some(aligner) = place {
@@ -82,18 +83,32 @@ impl Machine {
                         Place::Elsewhere => searches_all,
                     };
                 }
-                let last = self.window.last().map(|last| last.time);
-                let is_older = last.is_some_and(|last| time < last || time == last && self.repeats);
-                self.repeats =
-                    is_older && mark.is_some_and(|mark| self.window.contains(mark)) && self.is_at_line();
-                if self.repeats {
-                    // The same line again: the stream has lost its place, and perhaps lines.
-                    self.emitter.gap(unknown_gap(GapCause::Source));
-                    return true;
+                let is_at_line = self.is_at_line();
+                if is_stream && is_at_line {
+                    // A response that ends is one file, and has no line twice.
+                    let hash = mark.map(|mark| mark.hash);
+                    let novelty = self.window.compare(time, hash, self.repeats);
+                    self.repeats = novelty == Novelty::Repeated;
+                    match novelty {
+                        Novelty::New => {}
+                        Novelty::Repeated => {
+                            // The stream has lost its place, and perhaps lines.
+                            self.emitter.gap(unknown_gap(GapCause::Rotated));
+                            return true;
+                        }
+                        Novelty::Suspect => {
+                            self.suspect = Some(Suspect { time, hash });
+                            return false;
+                        }
+                    }
+                } else if let Some(suspect) = self.suspect.take()
+                    && !suspect.is(time, mark)
+                {
+                    // The file has another line here than the stream had.
+                    self.lost();
                 }
             }
-            Stage::Before { place, first } => {
-                first.get_or_insert(time);
+            Stage::Before(place) => {
                 let Some(mark) = mark else { return true };
                 if place.take(mark) == Place::Last {
                     // It is the run that is read: what follows is the rest of it.
@@ -102,7 +117,7 @@ impl Machine {
                 }
                 return true;
             }
-            Stage::Rest(known) => {
+            Stage::Rest { known, .. } => {
                 if let Some(mark) = mark.filter(|mark| known.contains(mark)) {
                     self.window.push(mark);
                     return true;
@@ -117,6 +132,7 @@ impl Machine {
         true
     }
 
+    /// Whether the next byte of the response is the first of a line.
     fn is_at_line(&self) -> bool {
         self.skip == 0 && self.emitter.at().offset == 0
     }
@@ -191,6 +207,16 @@ impl Machine {
         }
         self.clean_end = None;
         self.go_to(Stage::Live(None))
+    }
+}
+
+// === impl Suspect ===
+
+impl Suspect {
+    /// Whether it is this line, of which `mark` is known once it has ended.
+    fn is(self, time: LogTime, mark: Option<Mark>) -> bool {
+        let same_bytes = self.hash.zip(mark).is_none_or(|(hash, mark)| hash == mark.hash);
+        self.time == time && same_bytes
     }
 }
 

@@ -1,5 +1,8 @@
 //! The machine against a log that rotates, whose clock goes back, and that is served badly.
 
+use std::collections::VecDeque;
+use std::ops::Range;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -7,9 +10,14 @@ use crate::platform::Error;
 use crate::platform::kube::log::window::WINDOW_LINES;
 
 mod outages;
+mod rotations;
+mod unfollowed;
 
 /// When the container was started: within the time after it that its first lines show that nothing was rotated.
 const STARTED: i64 = 1_001_000_000_000;
+
+/// The end of a follow by a kubelet without inotify instances.
+const CANNOT_FOLLOW: &[u8] = b"failed to create fsnotify watcher: too many open files";
 
 /// A log as the API serves it: only the newest file, cut off at any moment.
 #[derive(Debug, Default)]
@@ -22,6 +30,12 @@ struct Server {
     unfinished: bool,
     asked: Vec<Ask>,
     open: Option<Open>,
+    /// What a kubelet that fell behind sends first, part by part, and whether the part was sent before.
+    behind: VecDeque<(Range<usize>, bool)>,
+    /// Lines of files that such a kubelet left out, and whether it has sent something again since.
+    left_out: Vec<(Range<usize>, bool)>,
+    /// The kubelet has no inotify instances.
+    exhausted: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +52,8 @@ struct Heard {
     gaps_before: Vec<usize>,
     last: Option<Position>,
     partial: String,
+    /// How often it was told that the log cannot be followed.
+    unfollowed: usize,
 }
 
 /// What happens next.
@@ -55,6 +71,11 @@ enum Op {
     Foreign,
     /// Everything that is there is sent.
     Send,
+    /// The kubelet falls behind: lines of the present file, of each file that it leaves out, and of the newest one, each so many
+    /// nanoseconds after the one before.
+    FallBehind(usize, Vec<usize>, usize, i64),
+    /// The node's inotify instances are used up, or there are some again.
+    Exhaust(bool),
 }
 
 impl Server {
@@ -65,8 +86,32 @@ impl Server {
         }
     }
 
+    /// The stream at hand is not read for a while; then the kubelet opens the newest file once for each rotation.
+    fn fall_behind(&mut self, rest: usize, left_out: &[usize], newest: usize, step: i64) {
+        let Some(next) = self.open.as_ref().filter(|open| open.ask.follow).map(|open| open.next) else {
+            return;
+        };
+        self.print(rest, step);
+        let end = self.log.len();
+        for lines in left_out {
+            self.print(*lines, step);
+        }
+        self.file = self.log.len();
+        self.print(newest, step);
+        self.behind.push_back((next..end, false));
+        self.behind.push_back((self.file..self.log.len(), false));
+        if !left_out.is_empty() {
+            self.left_out.push((end..self.file, false));
+            self.behind.extend(left_out.iter().map(|_| (self.file..self.log.len(), true)));
+        }
+        if let Some(open) = &mut self.open {
+            open.next = self.log.len();
+        }
+    }
+
     fn open(&mut self, ask: Ask) {
         self.asked.push(ask);
+        self.behind.clear();
         let last = |lines| self.log.len().saturating_sub(usize::try_from(lines).unwrap());
         let next = ask.tail_lines.map_or(self.file, last).max(self.file);
         self.open = Some(Open { ask, next });
@@ -76,7 +121,13 @@ impl Server {
     fn bytes(&mut self, cut: bool) -> Vec<u8> {
         let open = self.open.as_mut().unwrap();
         let mut out = Vec::new();
-        for (index, (time, text)) in self.log.iter().enumerate().skip(open.next) {
+        let part = self.behind.pop_front();
+        if let (Some((_, true)), Some(last)) = (&part, self.left_out.last_mut()) {
+            last.1 = true;
+        }
+        let is_part = part.is_some();
+        let lines = part.map_or(open.next..self.log.len(), |(lines, _)| lines);
+        for (index, (time, text)) in self.log.iter().enumerate().take(lines.end).skip(lines.start) {
             if open.ask.since_second.is_some_and(|second| *time < second * 1_000_000_000) {
                 continue;
             }
@@ -85,7 +136,9 @@ impl Server {
                 out.push(b'\n');
             }
         }
-        open.next = self.log.len();
+        if !is_part {
+            open.next = self.log.len();
+        }
         if cut {
             out.pop();
             out.pop();
@@ -99,6 +152,7 @@ impl Heard {
         for item in items {
             match item {
                 TailItem::Gap(_) => self.gaps_before.push(self.lines.len()),
+                TailItem::FollowUnavailable => self.unfollowed += 1,
                 TailItem::Lines(batch) => {
                     for (index, line) in batch.lines.iter().enumerate() {
                         assert!(Some(line.after) > self.last, "positions grow");
@@ -115,12 +169,23 @@ impl Heard {
 
     /// Delivered and reported as missing together are what was printed from the first line on, in order, without a repeat.
     fn check(&self, printed: &[(i64, String)]) {
+        self.check_but(printed, &[]);
+    }
+
+    /// The same, but for lines that the kubelet left out in silence: of those a gap tells later, once something was sent again.
+    fn check_but(&self, printed: &[(i64, String)], left_out: &[(Range<usize>, bool)]) {
         let mut expected = 0;
         for (index, line) in self.lines.iter().enumerate() {
-            let at = printed.iter().position(|(_, text)| text == line).expect("a line that was printed");
-            assert!(at >= expected, "{line} again or out of order, expected {expected}: {:?}", self.lines);
+            let at: usize = line.strip_prefix("line ").and_then(|number| number.parse().ok()).unwrap();
+            assert!(at < printed.len(), "a line that was printed");
+            assert!(at >= expected, "{line} again or out of order, expected {expected}");
+            let is_told_later = |at: usize| {
+                left_out.iter().any(|(lines, repeated)| {
+                    lines.contains(&at) && (!repeated || self.gaps_before.iter().any(|gap| *gap >= index))
+                })
+            };
             assert!(
-                at == expected || self.gaps_before.contains(&index),
+                at == expected || self.gaps_before.contains(&index) || (expected..at).all(is_told_later),
                 "lines {expected} to {at} are missing without a gap (before {index}): {:?}",
                 self.gaps_before
             );
@@ -144,7 +209,7 @@ struct Play {
 
 impl Play {
     fn new(server: Server, from: From, follow: bool) -> Self {
-        let machine = Machine::new(from, follow, LogTime::from_nanos(STARTED), false);
+        let machine = Machine::new(from, follow, LogTime::from_nanos(STARTED));
         let next = Do::Ask(machine.ask());
         Self { server, machine, next, heard: Heard::default() }
     }
@@ -157,6 +222,7 @@ impl Play {
 
     /// Lets the reader do what it wants to, until it waits for more of a follow or is done.
     fn settle(&mut self, mut foreign: bool) -> bool {
+        let mut polls = 0;
         for _ in 0..100 {
             match &self.next {
                 Do::Ask(ask) => {
@@ -169,7 +235,9 @@ impl Play {
                     let ended = self.server.ended;
                     self.on(Event::Opened { ended });
                 }
-                Do::Pause(_) => {
+                Do::Pause(POLL_EVERY) if polls == 2 => return true,
+                Do::Pause(pause) => {
+                    polls += u32::from(*pause == POLL_EVERY);
                     let ended = self.server.ended;
                     self.on(Event::Woken { ended });
                 }
@@ -188,10 +256,13 @@ impl Play {
                         self.on(Event::Data(&bytes));
                         continue;
                     }
-                    if !ask.follow || self.server.ended {
+                    if ask.follow && self.server.exhausted {
+                        self.on(Event::Data(CANNOT_FOLLOW));
+                    }
+                    if !ask.follow || self.server.ended || self.server.exhausted {
                         let ended = self.server.ended;
                         self.on(Event::Complete { ended });
-                    } else if self.machine.silence() == Silence::Unplaced {
+                    } else if matches!(self.machine.silence(), Silence::Unplaced | Silence::Trial) {
                         self.on(Event::Silent);
                     } else {
                         return true;
@@ -216,8 +287,9 @@ impl Play {
         match op {
             Op::Print(count, step) => self.server.print(*count, *step),
             Op::Rotate => {
-                // A follower that keeps up loses nothing.
-                if self.server.open.is_some_and(|open| open.ask.follow) {
+                // A follower that keeps up loses nothing, and of a log of which no line was read nobody can tell what is gone.
+                let follows = self.server.open.is_some_and(|open| open.ask.follow);
+                if follows || self.heard.lines.is_empty() {
                     self.settle(false);
                 }
                 self.server.file = self.server.log.len();
@@ -248,6 +320,13 @@ impl Play {
             Op::Send => {
                 self.settle(false);
             }
+            Op::FallBehind(rest, left_out, newest, step) => {
+                // One that has come so far as to watch the file. Of a log of which no line was read nobody can tell what is gone.
+                if self.settle(false) && matches!(self.next, Do::Read) && !self.heard.lines.is_empty() {
+                    self.server.fall_behind(*rest, left_out, *newest, *step);
+                }
+            }
+            Op::Exhaust(exhausted) => self.server.exhausted = *exhausted,
         }
     }
 
@@ -270,11 +349,18 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Complete),
         1 => Just(Op::Foreign),
         4 => Just(Op::Send),
+        2 => rotations::fall_behind(),
+        1 => any::<bool>().prop_map(Op::Exhaust),
     ]
 }
 
+/// How many random lives: a few by default, more if `LEASEMUX_TEST_SEEDS` says so.
+fn cases() -> u32 {
+    std::env::var("LEASEMUX_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     /// Whatever happens: what is delivered and what is reported as missing add up.
     #[test]
@@ -285,8 +371,8 @@ proptest! {
             play.op(op);
         }
         play.end();
-        play.heard.check(&play.server.log);
-        if !ops.iter().any(|op| matches!(op, Op::Rotate)) {
+        play.heard.check_but(&play.server.log, &play.server.left_out);
+        if !ops.iter().any(|op| matches!(op, Op::Rotate | Op::FallBehind(..))) {
             prop_assert_eq!(&play.heard.gaps_before, &Vec::<usize>::new());
         }
     }
@@ -408,7 +494,7 @@ fn a_kubelets_words_are_nobodys_output() {
     play.heard.check(&play.server.log);
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (6, 0));
     // If nothing else can be had, it is a failure and not a log.
-    let mut machine = Machine::new(From::Start, false, LogTime::from_nanos(0), false);
+    let mut machine = Machine::new(From::Start, false, LogTime::from_nanos(0));
     machine.on(Event::Opened { ended: true });
     machine.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
     assert!(matches!(machine.on(Event::Complete { ended: true }), Do::Fail(Error::Unavailable(_))));
@@ -557,7 +643,7 @@ fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
     play.op(&Op::Break(false, false));
     play.server.log.swap(3, 9);
     play.server.print(5, -3_600_000_000_000);
-    while !matches!(play.machine.stage, Stage::Rest(_)) {
+    while !matches!(play.machine.stage, Stage::Rest { told: false, .. }) {
         match &play.next {
             Do::Ask(ask) => {
                 let ask = *ask;

@@ -35,6 +35,7 @@ async fn read(disk: &Memory) -> Heard {
                 heard.bytes += gap.bytes;
                 heard.lost += gap.lines;
             }
+            TailItem::FollowUnavailable => panic!("a file can be followed"),
             TailItem::Lines(batch) => {
                 heard.bytes += batch.data.len() as u64;
                 let pieces = (0..batch.lines.len()).map(|index| batch.bytes(index));

@@ -55,14 +55,14 @@ fn a_run_that_ended_unseen_is_told_from_the_next_one_and_from_a_rotation() {
         (None, (13, vec![10], false)),
     ];
     for (before, expected) in cases {
-        let (mut play, other) = lost_its_place(false);
+        let (mut play, other) = lost_its_place();
         match &before {
             Some(before) => play.respond(Ask::BEFORE, before),
             None => play.on(Event::Broken("unable to retrieve container logs".into())),
         }
         let is_over = matches!(play.next, Do::Finish);
         if !is_over {
-            play.respond(Ask::WHOLE, &other);
+            play.respond(CHECKED, &other);
         }
         assert_eq!((play.heard.lines.len(), play.heard.gaps_before, is_over), expected, "{before:?}");
     }
@@ -70,16 +70,21 @@ fn a_run_that_ended_unseen_is_told_from_the_next_one_and_from_a_rotation() {
 
 #[test]
 fn a_run_that_has_ended_and_is_found_nowhere_is_waited_for() {
-    // What the kubelet has of the run before the present one is not older than the run that is read; or that was the pod's first.
-    for (is_first_run, before) in
-        [(false, lines(7, 9, 2_000)), (true, lines(7, 9, 500)), (true, String::new())]
-    {
+    // What the kubelet has of the run before the present one, which is a later run than the API server knows of.
+    for before in [Some(lines(7, 9, 2_000)), Some(String::new()), None] {
         let lost = || {
-            let (mut play, other) = lost_its_place(is_first_run);
-            play.respond(Ask::BEFORE, &before);
-            for _ in 1..UNTOLD_PAUSES {
+            let (mut play, other) = lost_its_place();
+            match &before {
+                Some(before) => play.respond(Ask::BEFORE, before),
+                None => play.on(Event::Broken("unable to retrieve container logs".into())),
+            }
+            for pause in 0..BEHIND_PAUSES {
+                assert!(matches!(play.next, Do::Ask(CHECKED)), "{:?}", play.next);
+                play.on(Event::Behind { why: "a later run".into(), unclear: false });
                 assert!(matches!(play.next, Do::Pause(PAUSE_MAX)), "{:?}", play.next);
-                play.on(Event::Woken { ended: false });
+                if pause + 1 < BEHIND_PAUSES {
+                    play.on(Event::Woken { ended: false });
+                }
             }
             assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (10, 0));
             (play, other)
@@ -100,11 +105,33 @@ fn a_run_that_has_ended_and_is_found_nowhere_is_waited_for() {
     }
 }
 
+#[test]
+fn later_run_is_waited_for_before_its_first_line_is_taken() {
+    let behind = |unclear| Event::Behind { why: "a later run".into(), unclear };
+    for (unclear, follow, pauses, pause) in [
+        (false, true, BEHIND_PAUSES, PAUSE_MAX),
+        (true, true, UNCLEAR_PAUSES, PAUSE_MAX),
+        (false, false, BRIEF_PAUSES, PAUSE_BRIEF),
+    ] {
+        let mut play = Play::new(Server::default(), From::Start, follow);
+        for _ in 0..pauses {
+            assert!(matches!(play.next, Do::Ask(CHECKED)), "{:?}", play.next);
+            play.on(behind(unclear));
+            assert!(matches!(play.next, Do::Pause(is) if is == pause), "{:?}", play.next);
+            play.on(Event::Woken { ended: false });
+        }
+        // Then times are not believed any longer.
+        assert!(matches!(play.next, Do::Ask(Ask::WHOLE)), "{:?}", play.next);
+    }
+}
+
+/// A request for a whole file that may be another run's.
+const CHECKED: Ask = Ask { checks_run: true, ..Ask::WHOLE };
+
 /// A run whose place is not in its log as far as is known, which holds another file or another run; and what it holds.
-fn lost_its_place(is_first_run: bool) -> (Play, String) {
+fn lost_its_place() -> (Play, String) {
     let mut play = Play::new(Server::default(), From::Start, true);
-    play.machine.is_first_run = is_first_run;
-    play.respond(Ask::WHOLE, &lines(0, 10, 1_000));
+    play.respond(CHECKED, &lines(0, 10, 1_000));
     play.respond(Ask::FOLLOW, &lines(0, 10, 1_000));
     play.on(Event::Complete { ended: false });
     play.on(Event::Woken { ended: false });
