@@ -146,7 +146,6 @@ impl Machine {
         if self.skip > 0 && self.cut.as_ref().is_some_and(|(cut, _)| *cut != time) {
             // Another line stands where the rest of that one ought to.
             self.lost();
-            self.skip = 0;
         }
         if self.skip > 0 {
             let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
@@ -177,10 +176,12 @@ impl Machine {
         is_unfinished
     }
 
-    /// Lines are missing here.
+    /// Reports that lines are missing here. A line that was delivered in part ends with its last known bytes.
     pub(super) fn lost(&mut self) {
         if let Some((time, rest)) = self.cut.take() {
             self.emitter.piece(&rest, time, true);
+            // The next line is another one, of which nothing was delivered.
+            self.skip = 0;
         }
         self.emitter.gap(unknown_gap(GapCause::Rotated));
     }

@@ -176,7 +176,15 @@ impl Heard {
     fn check_but(&self, printed: &[(i64, String)], left_out: &[(Range<usize>, bool)]) {
         let mut expected = 0;
         for (index, line) in self.lines.iter().enumerate() {
-            let at: usize = line.strip_prefix("line ").and_then(|number| number.parse().ok()).unwrap();
+            // Of a line that was delivered as far as it came the rest may be lost, and a gap follows.
+            let is_cut = self.gaps_before.contains(&(index + 1))
+                && printed.get(expected).is_some_and(|(_, text)| text != line && text.starts_with(line));
+            if is_cut {
+                expected += 1;
+                continue;
+            }
+            let at = line.strip_prefix("line ").and_then(|number| number.parse().ok());
+            let at: usize = at.unwrap_or_else(|| panic!("{line} is no line: {self:?}"));
             assert!(at < printed.len(), "a line that was printed");
             assert!(at >= expected, "{line} again or out of order, expected {expected}");
             let is_told_later = |at: usize| {
