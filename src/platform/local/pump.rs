@@ -24,9 +24,10 @@ const REST_MAX_BYTES: u64 = 1024 * 1024;
 /// How often it is tried to write the notice of a loss while nothing else comes.
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
 
-/// How long an unfinished line waits for its end before it is written as a partial record. With the tenth of a second that a reader waits
-/// ([`tail`](crate::platform::tail)), and what the way takes, it is with followers within half a second.
-const UNFINISHED_WAIT: Duration = Duration::from_millis(200);
+/// How long an unfinished line waits for its end before it is written as a partial record. With the 100 ms that a reader waits
+/// ([`tail`](crate::platform::tail)), and the 250 ms after which one without inotify looks again ([`POLL`](crate::host::notify::POLL)), it is
+/// sent within 500 ms.
+const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// Reads `outputs` and writes the log until `ended`, then what is left in the pipes, and returns when all is written: what is
 /// lost and could not be told. Never makes the run wait for more than the disk takes, nor keeps it from ending.
