@@ -240,6 +240,8 @@ async fn live(seed: u64) {
     let mut set_back = None;
     for _ in 0..25 {
         let run = runs.last().unwrap().clone();
+        // Of a later run two readers may begin on both sides of a rotation, and then not agree on positions.
+        let may_rotate = !cluster.printed(&run).is_empty() && (run.2 == 0 || set_back != Some(run.2));
         match random.random_range(0..20) {
             0..=4 => {
                 let steps = [0, 1, 1_000_000, 1_000_000_000, -3_600_000_000_000];
@@ -254,7 +256,7 @@ async fn live(seed: u64) {
             7 => cluster.say("unable to retrieve container logs for containerd://x"),
             8 => cluster.forget_history(),
             // Of a run that nobody has read a line of, nobody can tell that its first file is gone.
-            9 if !cluster.printed(&run).is_empty() => {
+            9 if may_rotate => {
                 let first = format!("{}/0\n", run.2);
                 in_time(&mut follower, |received| received.text(SERVICE, 0).contains(&first)).await;
                 cluster.rotate(&run);
@@ -281,7 +283,7 @@ async fn live(seed: u64) {
                 _ = follower.next_if_ready().await.unwrap();
                 cluster.come_back().await;
             }
-            17 if !cluster.printed(&run).is_empty() => {
+            17 if may_rotate => {
                 lost_place::fall_behind(&mut random, &stage, &run, &mut follower).await;
                 rotations += 1;
             }
