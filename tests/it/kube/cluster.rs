@@ -241,14 +241,8 @@ impl Cluster {
     /// A pod that runs, on `node1`, or on `node2` if its name says that it is far; the log of its run number `restarts`.
     pub(crate) fn run(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
         let uid = format!("uid-{pod}");
-        let at = |second: i64| jiff::Timestamp::from_second(second).unwrap().to_string();
         let node = if pod.starts_with("far") { "node2" } else { "node1" };
-        let last = if restarts == 0 {
-            json!({})
-        } else {
-            json!({ "terminated": { "containerID": format!("containerd://{}", restarts - 1), "exitCode": 3, "reason": "Error",
-                "startedAt": at(started(restarts - 1)), "finishedAt": at(started(restarts) - 1) } })
-        };
+        let last = if restarts == 0 { json!({}) } else { terminated(restarts - 1, 3) };
         self.put(
             "pods",
             json!({
@@ -259,7 +253,7 @@ impl Cluster {
                 "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }],
                     "containerStatuses": [{ "name": service, "image": "", "imageID": "", "ready": true, "restartCount": restarts,
                         "containerID": format!("containerd://{restarts}"), "lastState": last,
-                        "state": { "running": { "startedAt": at(started(restarts)) } } }] },
+                        "state": running(restarts) }] },
             }),
         );
         let key = (uid, service.to_owned(), restarts);
@@ -717,12 +711,17 @@ impl Cluster {
             return refuse(StatusCode::NOT_FOUND, "no such pod");
         };
         let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
-        let told = object["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap();
+        let container = &object["status"]["containerStatuses"][0];
+        let told = container["restartCount"].as_u64().unwrap();
+        let is_between =
+            container["state"]["waiting"].is_object() && container["lastState"]["terminated"].is_object();
         if let Some(answer) = state.answers.get(&uid).and_then(|answer| answer.response(pod)) {
             return answer;
         }
         let restarts = state.untold.get(&uid).copied().unwrap_or_default().max(told);
-        let number = u32::try_from(restarts).unwrap().checked_sub(u32::from(is("previous")));
+        // Between two runs the kubelet serves the last one as the present and as the previous one.
+        let is_between = is_between && restarts == told;
+        let number = u32::try_from(restarts).unwrap().checked_sub(u32::from(is("previous") && !is_between));
         let run = number.map(|number| (uid, query["container"].clone(), number));
         let Some((run, log)) = run.and_then(|run| state.logs.get_key_value(&run)) else {
             return refuse(StatusCode::BAD_REQUEST, "previous terminated container not found");
@@ -868,6 +867,22 @@ impl Drop for Follow {
 fn started(number: u32) -> i64 {
     const APART: i64 = 400 * 86_400;
     1_795_564_800 + APART * i64::from(number)
+}
+
+/// The state of a container whose run with this number goes on.
+fn running(run: u32) -> Value {
+    json!({ "running": { "startedAt": at(started(run)) } })
+}
+
+/// The state of a container whose run with this number has ended, a second before the next one begins.
+fn terminated(run: u32, code: i32) -> Value {
+    json!({ "terminated": { "containerID": format!("containerd://{run}"), "exitCode": code, "reason": "Error",
+        "startedAt": at(started(run)), "finishedAt": at(started(run + 1) - 1) } })
+}
+
+/// A second in the form of the API.
+fn at(second: i64) -> String {
+    jiff::Timestamp::from_second(second).unwrap().to_string()
 }
 
 fn line(event: &Value) -> Frame<Bytes> {

@@ -8,7 +8,7 @@ use hyper::{Response, StatusCode};
 use leasemux::model::id::LeaseId;
 use serde_json::{Value, json};
 
-use super::{Body, Cluster, RunKey, refuse};
+use super::{Body, Cluster, RunKey, refuse, running, terminated};
 
 /// How a kubelet answers requests for the log of a pod whose container has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Cluster {
         self.edit_pod(lease, pod, |object| {
             let container = &mut object["status"]["containerStatuses"][0];
             container["lastState"] = if restarts == 0 { json!({}) } else { terminated(restarts - 1, 7) };
-            container["state"] = json!({ "running": { "startedAt": "2026-11-25T00:00:00Z" } });
+            container["state"] = running(restarts);
             container["restartCount"] = json!(restarts);
             container["containerID"] = json!(format!("containerd://{restarts}"));
             set_ready(object, true);
@@ -188,11 +188,6 @@ fn cut_off() -> Response<Body> {
         Some((portion, step + 1))
     });
     Response::new(BodyExt::boxed(StreamBody::new(portions)))
-}
-
-fn terminated(run: u32, code: i32) -> Value {
-    json!({ "terminated": { "containerID": format!("containerd://{run}"), "exitCode": code, "reason": "Error",
-        "startedAt": "2026-11-25T00:00:00Z", "finishedAt": "2026-11-25T00:01:00Z" } })
 }
 
 fn set_ready(object: &mut Value, is_ready: bool) {
