@@ -117,8 +117,8 @@ pub(super) struct Machine {
     patience: u32,
     /// While the kubelet cannot follow the log: reads before that is tried again. At 0 it is tried.
     polls: Option<u32>,
-    /// Whether the caller is to be told that the log cannot be followed.
-    tells_polling: bool,
+    /// Whether to report that the log cannot be followed.
+    reports_polling: bool,
 }
 
 /// A line that a stream sent after newer ones.
@@ -150,8 +150,8 @@ enum Stage {
     Before(Aligner),
     /// The kubelet serves a later run, and the API server does not know: waits for its word, and then asks as for [`Stage::Rest`].
     Untold,
-    /// The whole file, after the place was rotated away: everything but the lines in `known`. `told` once the gap was reported.
-    Rest { known: HashSet<Mark>, told: bool },
+    /// The whole file, after the place was rotated away: everything but the lines in `known`. `reported` once the gap was reported.
+    Rest { known: HashSet<Mark>, reported: bool },
     /// It is over.
     Done,
 }
@@ -191,7 +191,7 @@ impl Machine {
             suspect: None,
             patience: if follow { BEHIND_PAUSES } else { BRIEF_PAUSES },
             polls: None,
-            tells_polling: false,
+            reports_polling: false,
         }
     }
 
@@ -243,7 +243,7 @@ impl Machine {
         }
         let mut items = self.first.as_mut().map(|(_, items)| std::mem::take(items)).unwrap_or_default();
         items.extend(self.emitter.take(true));
-        if std::mem::take(&mut self.tells_polling) {
+        if std::mem::take(&mut self.reports_polling) {
             items.push(TailItem::FollowUnavailable);
         }
         items

@@ -123,7 +123,7 @@ impl Machine {
             self.patience = self.patience.min(UNCLEAR_PAUSES);
         }
         self.patience = self.patience.saturating_sub(1);
-        if let Stage::Rest { told: false, .. } = self.stage {
+        if let Stage::Rest { reported: false, .. } = self.stage {
             self.stage = Stage::Untold;
             // The whole file is another one then.
             self.searched = false;
@@ -135,13 +135,13 @@ impl Machine {
     pub(super) fn rotated(&mut self) -> Do {
         self.suspect = None;
         let known = self.window.all();
-        self.go_to(Stage::Rest { known, told: false })
+        self.go_to(Stage::Rest { known, reported: false })
     }
 
     /// The kubelet cannot follow the log: it is read again and again.
     fn unfollowable(&mut self, why: String) -> Do {
         tracing::debug!(why, "a kubelet cannot follow a log");
-        self.tells_polling = true;
+        self.reports_polling = true;
         self.polls = Some(POLLS_PER_TRIAL);
         Do::Pause(POLL_EVERY)
     }
@@ -204,7 +204,7 @@ impl Machine {
             return Some(Do::Fail(Error::Unavailable(why)));
         }
         tracing::debug!(why, failures = self.failures, "a log response broke off");
-        if matches!(self.stage, Stage::Seek | Stage::Rest { told: true, .. }) {
+        if matches!(self.stage, Stage::Seek | Stage::Rest { reported: true, .. }) {
             // What was read is read: on from there.
             let is_unread = self.window.is_empty() && self.emitter.at().offset == 0;
             if !is_unread {

@@ -37,10 +37,10 @@ impl Machine {
                 self.count_anew();
                 self.emitter = Emitter::new(Position::START, 0, Filter::Nothing);
             }
-            Stage::Rest { told, .. } => {
+            Stage::Rest { reported, .. } => {
                 // The lines that it remembers will stand in the order of this file.
                 self.window = Window::default();
-                if !std::mem::replace(told, true) {
+                if !std::mem::replace(reported, true) {
                     self.lost();
                 }
             }

@@ -52,7 +52,7 @@ struct Heard {
     gaps_before: Vec<usize>,
     last: Option<Position>,
     partial: String,
-    /// How often it was told that the log cannot be followed.
+    /// How often it was reported that the log cannot be followed.
     unfollowed: usize,
 }
 
@@ -172,7 +172,7 @@ impl Heard {
         self.check_but(printed, &[]);
     }
 
-    /// The same, but for lines that the kubelet left out in silence: of those a gap tells later, once something was sent again.
+    /// The same, but for lines that the kubelet left out in silence: a gap reports them later, once something was sent again.
     fn check_but(&self, printed: &[(i64, String)], left_out: &[(Range<usize>, bool)]) {
         let mut expected = 0;
         for (index, line) in self.lines.iter().enumerate() {
@@ -295,7 +295,7 @@ impl Play {
         match op {
             Op::Print(count, step) => self.server.print(*count, *step),
             Op::Rotate => {
-                // A follower that keeps up loses nothing, and of a log of which no line was read nobody can tell what is gone.
+                // A follower that keeps up loses nothing, and what is gone of a log is unknown while no line of it was read.
                 let follows = self.server.open.is_some_and(|open| open.ask.follow);
                 if follows || self.heard.lines.is_empty() {
                     self.settle(false);
@@ -329,7 +329,7 @@ impl Play {
                 self.settle(false);
             }
             Op::FallBehind(rest, left_out, newest, step) => {
-                // One that has come so far as to watch the file. Of a log of which no line was read nobody can tell what is gone.
+                // One that has come so far as to watch the file. What is gone of a log is unknown while no line of it was read.
                 if self.settle(false) && matches!(self.next, Do::Read) && !self.heard.lines.is_empty() {
                     self.server.fall_behind(*rest, left_out, *newest, *step);
                 }
@@ -651,7 +651,7 @@ fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
     play.op(&Op::Break(false, false));
     play.server.log.swap(3, 9);
     play.server.print(5, -3_600_000_000_000);
-    while !matches!(play.machine.stage, Stage::Rest { told: false, .. }) {
+    while !matches!(play.machine.stage, Stage::Rest { reported: false, .. }) {
         match &play.next {
             Do::Ask(ask) => {
                 let ask = *ask;

@@ -117,11 +117,11 @@ fn loud_log_is_followed_after_a_few_requests() {
             }
             other => panic!("{other:?}"),
         }
-        if play.machine.silence() == Silence::Quiet {
+        if play.machine.silence() == Silence::Quiet && matches!(play.next, Do::Read) {
             break;
         }
     }
-    assert_eq!(play.machine.silence(), Silence::Quiet, "{:?}", play.server.asked);
+    assert!(play.server.open.is_some_and(|open| open.ask.follow), "{:?}", play.server.asked);
     assert!(play.server.asked.len() <= 4, "{:?}", play.server.asked);
     assert_eq!(play.heard.gaps_before.len(), 0);
 }

@@ -12,7 +12,7 @@ fn log_that_cannot_be_followed_is_read_again_and_again() {
         let follows = play.server.asked.iter().filter(|ask| ask.follow).count();
         play.server.print(5, 1_000_000);
         play.settle(false);
-        // A trial now and then tells of it again.
+        // A trial now and then reports it again.
         let more = play.server.asked.iter().filter(|ask| ask.follow).count() - follows;
         assert!(more <= 1, "{more}");
     }
