@@ -2,7 +2,7 @@
 //!
 //! A follow that is cut goes on exactly behind what the sink was given: nothing is lost or repeated while the gateway's
 //! source still has the lines, and what it no longer has comes as a gap entry. A read without follow that is cut, or ends since
-//! a log cannot be read at the moment, is tried [`READ_RETRIES`] times more. What is cut before the first answer is not
+//! a log cannot be read at the moment, is tried `READ_RETRIES` times more. What is cut before the first answer is not
 //! tried again. Dropping the future ends the follower at once.
 
 use std::error::Error as StdError;

@@ -4,8 +4,8 @@
 //! there is to say about lines goes to the error output. A line in pieces gets its prefix once. JSON: one object a line,
 //! everything on the output. The output is buffered and flushed when the stream pauses.
 //!
-//! A terminal shows an unfinished line at once ([`LiveLine`]). Otherwise, and as JSON, pieces are joined to whole lines; a line that is
-//! unfinished for long, or very long, comes in pieces ([`Lines`]).
+//! A terminal shows an unfinished line at once (`LiveLine`). Otherwise, and as JSON, pieces are joined to whole lines; a line that is
+//! unfinished for long, or very long, comes in pieces (`Lines`).
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal as _, Write};

@@ -6,7 +6,7 @@
 //! - **What is delivered depends on the files' content alone**, positions included: not on when and in what portions it was read,
 //!   nor on where the reading began (`seek` says what that trusts). Output comes in the order of the records (`assemble`).
 //! - **No line waits for another.** A finished line is delivered as soon as it is read. An unfinished one is held back for
-//!   [`UNFINISHED_WAIT`] so that most lines come whole, and is then delivered as a piece.
+//!   `UNFINISHED_WAIT` so that most lines come whole, and is then delivered as a piece.
 //! - A record that cannot be parsed, a file that shrinks under the reader and a compressed file that cannot be read to its end are
 //!   inexact gaps ([`GapCause::Source`]); a record with a `lost` tag is an exact one. Of a record that was not written whole the
 //!   line ends where it does, without a newline, and an inexact gap follows. A file that shrank and has grown beyond its former
