@@ -88,12 +88,14 @@ impl Machine {
                     // A response that ends is one file, and has no line twice.
                     let hash = mark.map(|mark| mark.hash);
                     let novelty = self.window.compare(time, hash, self.repeats);
-                    self.repeats = novelty == Novelty::Repeated;
+                    let repeated = std::mem::replace(&mut self.repeats, novelty == Novelty::Repeated);
                     match novelty {
                         Novelty::New => {}
                         Novelty::Repeated => {
-                            // The stream has lost its place, and perhaps lines.
-                            self.emitter.gap(unknown_gap(GapCause::Rotated));
+                            if !repeated {
+                                // The stream has lost its place, and perhaps lines: one gap for all lines that it repeats.
+                                self.emitter.gap(unknown_gap(GapCause::Rotated));
+                            }
                             return true;
                         }
                         Novelty::Suspect => {

@@ -43,6 +43,20 @@ fn kubelet_two_rotations_behind_repeats_nothing() {
 }
 
 #[test]
+fn repeated_lines_that_come_one_by_one_are_one_gap() {
+    let mut play = play();
+    // Two files are left out, so the newest one comes three times.
+    play.server.fall_behind(20, &[50, 50], 100, STEP);
+    while !play.server.behind.is_empty() {
+        let bytes = play.server.bytes(false);
+        bytes.split_inclusive(|byte| *byte == b'\n').for_each(|line| play.on(Event::Data(line)));
+    }
+    play.end();
+    play.heard.check_but(&play.server.log, &play.server.left_out);
+    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (220, 1));
+}
+
+#[test]
 fn file_that_is_rotated_before_recovery_is_one_gap() {
     let mut play = play();
     play.server.fall_behind(20, &[50], LONG, STEP);
