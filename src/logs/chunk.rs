@@ -85,6 +85,20 @@ impl Chunk {
         })
     }
 
+    /// Whether `at` lies at the start of one of its lines, or within one. A position between its start and its end that does neither is
+    /// that of a line which is not in this log as its reader sees it.
+    pub fn holds(&self, at: Position) -> bool {
+        let base = Position { offset: 0, ..at };
+        let mut line_start = Position { offset: 0, ..self.start };
+        if base == line_start {
+            return true;
+        }
+        self.marks.iter().take(self.marks.len().saturating_sub(1)).any(|mark| {
+            line_start = line_start.after_line(mark.time);
+            base == line_start
+        })
+    }
+
     /// The chunk without what lies before `at`; `None` if nothing is left. A position before the chunk cuts nothing.
     pub fn behind(&self, at: Position) -> Option<Self> {
         if at <= self.start {

@@ -43,8 +43,15 @@ const STEADY: &str = "n=0
       i=0
       while [ $i -lt 20 ]; do i=$((i+1)); n=$((n+1)); echo \"$n of a steady service\"; done
       echo $n > $GATES/printed
-      sleep 0.01
+      sleep 0.05
     done";
+
+/// Prints 300 lines, and 300 more behind a gate: a bounded load, however slow its followers are.
+const GATED: &str = "n=0
+    while [ $n -lt 300 ]; do n=$((n+1)); echo \"$n of a gated service\"; done
+    until [ -e $GATES/more ]; do sleep 0.02; done
+    while [ $n -lt 600 ]; do n=$((n+1)); echo \"$n of a gated service\"; done
+    exec sleep 1000";
 
 /// Ends with code 3 twice, and stays the third time; each run prints 500 lines.
 const CRASHING: &str = "until [ -e $GATES/one ]; do sleep 0.02; done
@@ -446,13 +453,16 @@ fn tenants_see_their_own_leases_alone() {
 #[test]
 fn one_tail_serves_all_and_metrics_tell_so() {
     const FOLLOWERS: u64 = 20;
-    let (world, lease, gateway) = serve(&[("frontend", STEADY, 2)], &[]);
+    let (world, lease, gateway) = serve(&[("frontend", GATED, 2)], &[]);
     let mut followers: Vec<Judged> =
         (0..FOLLOWERS).map(|_| world.follow(gateway.address, "alice", &lease)).collect();
-    for follower in &mut followers {
-        follower.until("lines", |seen| {
-            ["frontend/0", "frontend/1"].iter().all(|of| seen.runs(of).iter().sum::<u64>() > 500)
-        });
+    for (lines, gate) in [(300, "more"), (600, "done")] {
+        for follower in &mut followers {
+            follower.until("lines", |seen| {
+                ["frontend/0", "frontend/1"].iter().all(|of| seen.runs(of) == [lines])
+            });
+        }
+        world.open(gate);
     }
     let metric = |name: &str| gateway.metric(name);
     assert_eq!(metric("leasemux_followers"), 2 * FOLLOWERS);
@@ -461,7 +471,7 @@ fn one_tail_serves_all_and_metrics_tell_so() {
     assert_eq!(metric("leasemux_source_opens_total{read=\"live\"}"), 2);
     // What was printed before they came is read by each for itself.
     assert!(metric("leasemux_lines_in_total") > 0);
-    assert!(metric("leasemux_lines_delivered_total") > FOLLOWERS * 1000);
+    assert_eq!(metric("leasemux_lines_delivered_total"), FOLLOWERS * 1200);
     assert_eq!(metric("leasemux_lines_lost_total{cause=\"lag\"}"), 0);
 
     let (head, metrics) = gateway.get("/metrics");

@@ -251,7 +251,9 @@ impl Reader {
         };
         let blurred = at == chunk.start && *adjacent == Adjacent::Gap;
         let blurred = blurred || entry.vague.covers(at);
-        if at < chunk.start || blurred || self.is_too_near_the_end(&state, entry) {
+        // A line that the follower has read, and the ring's reader has not, was rotated away between: so may lines after it.
+        let is_foreign = !chunk.holds(at);
+        if at < chunk.start || blurred || is_foreign || self.is_too_near_the_end(&state, entry) {
             return Join::ReadOn;
         }
         let sequence = state.first + index as u64;
@@ -429,5 +431,38 @@ mod tests {
         };
         let kinds: Vec<_> = entries.iter().flatten().map(|entry| &entry.kind).collect();
         assert!(matches!(kinds[..], [Kind::Event]), "{kinds:?}");
+    }
+
+    #[test]
+    fn position_of_a_line_that_the_ring_lacks_does_not_join() {
+        let replica = Replica { service: "web".parse().unwrap(), index: 0 };
+        let ring = Arc::new(Ring::new(replica, 1 << 20, &Metrics::register(&NoopRecorder)));
+        let run = Instance::new("uid", "web", 0).unwrap();
+        let time = LogTime::from_nanos;
+        let at = |nanos, offset| Position { time: time(nanos), ordinal: 1, offset };
+        ring.begin(&run, Position::START);
+        // The ring's reader began after a rotation: its first line is not the first one of the run.
+        let chunk = Chunk {
+            data: (&b"nine\nten\n"[..]).into(),
+            marks: [(5, 9), (9, 10)].map(|(end, nanos)| Mark { end, time: time(nanos), stream: None }).into(),
+            continues: false,
+            start: Position::START,
+            end: at(10, 0),
+        };
+        ring.push_lines(&run, &mut vec![chunk], tokio::time::Instant::now());
+        let mut reader = ring.reader();
+        for foreign in [at(5, 0), at(5, 2), Position { ordinal: 2, ..at(9, 0) }] {
+            assert!(matches!(reader.join(&run, foreign), Join::ReadOn), "{foreign:?}");
+        }
+        for (known, rest) in [
+            (Position::START, &[][..]),
+            (Position { offset: 2, ..Position::START }, &["ne\n", "ten\n"]),
+            (at(9, 0), &["ten\n"]),
+            (at(9, 1), &["en\n"]),
+        ] {
+            let Join::Here(rests) = reader.join(&run, known) else { panic!("{known:?}") };
+            let texts: Vec<_> = rests.iter().map(|chunk| std::str::from_utf8(&chunk.data).unwrap()).collect();
+            assert_eq!(texts, rest, "{known:?}");
+        }
     }
 }
