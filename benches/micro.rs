@@ -13,7 +13,7 @@ use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::{Chunk, Chunker};
 use leasemux::logs::frame::{self, Representation};
-use leasemux::logs::ring::{Reader, Ring};
+use leasemux::logs::ring::{Ring, RingReader};
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;
 use leasemux::model::line::{Line, LineBatch};
@@ -93,7 +93,7 @@ fn encode_a_chunk(bencher: Bencher<'_, '_>, line: usize) {
 
 #[divan::bench(args = LINES)]
 fn encode_a_chunk_with_times(bencher: Bencher<'_, '_>, line: usize) {
-    encode(bencher, line, Representation::Stamped);
+    encode(bencher, line, Representation::Timestamped);
 }
 
 fn encode(bencher: Bencher<'_, '_>, line: usize, as_what: Representation) {
@@ -108,12 +108,12 @@ fn encode(bencher: Bencher<'_, '_>, line: usize, as_what: Representation) {
 fn pass_a_line_to_readers(bencher: Bencher<'_, '_>, followers: usize) {
     let (ring, instance, chunk) = (ring(), instance(), chunks(4_096).remove(0));
     ring.begin(&instance, Position::START);
-    let mut readers: Vec<Reader> = (0..followers).map(|_| ring.reader()).collect();
+    let mut readers: Vec<RingReader> = (0..followers).map(|_| ring.reader()).collect();
     let waker = noop_waker();
     bencher.counter(ItemsCount::new(followers)).bench_local(|| {
         ring.push_lines(&instance, &mut vec![chunk.clone()], Instant::now());
         let mut cx = Context::from_waker(&waker);
-        let taken = readers.iter_mut().map(|reader| reader.poll_take(1, Representation::Plain, &mut cx));
+        let taken = readers.iter_mut().map(|reader| reader.poll_read(1, Representation::Plain, &mut cx));
         taken.filter(Poll::is_ready).count()
     });
 }

@@ -4,7 +4,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
-use leasemux::access::cert::Presented;
+use leasemux::access::cert::TenantCertificate;
 use leasemux::access::refusal::Refusal;
 use leasemux::access::token::{Token, bearer};
 use leasemux::edge::request;
@@ -67,7 +67,7 @@ pub(crate) fn certificate(input: &[u8]) {
 
 /// A certificate. What is taken is taken for what it is, and has not expired at its end.
 fn presented(input: &[u8]) {
-    if let Ok(presented) = Presented::from_der(&CertificateDer::from(input)) {
+    if let Ok(presented) = TenantCertificate::from_der(&CertificateDer::from(input)) {
         assert_eq!(presented.der()[..], *input);
         assert!(!presented.serial().as_str().is_empty());
         assert_ne!(presented.check_time(presented.not_after()), Err(Refusal::CertificateExpired));

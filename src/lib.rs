@@ -13,10 +13,11 @@ pub mod config;
 #[cfg(test)]
 mod docs;
 pub mod edge;
-pub mod host;
-pub mod leases;
 pub mod logs;
 pub mod model;
 pub mod platform;
+pub mod restart;
 pub mod serve;
+pub mod status;
 pub mod stream;
+pub mod sys;

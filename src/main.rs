@@ -8,9 +8,9 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use leasemux::client::exit::Exit;
-use leasemux::client::print::Look;
+use leasemux::client::print::OutputStyle;
 use leasemux::client::{demo, escape_json, harmless, logs, restart, status, until_reader_gone};
-use leasemux::config::{self, Output, Stop, Task};
+use leasemux::config::{self, Command, LoadError, Output};
 use leasemux::platform::local::shim;
 use leasemux::serve;
 use tokio::runtime::Runtime;
@@ -49,65 +49,65 @@ fn main() -> ExitCode {
     exit
 }
 
-fn run(runtime: &Runtime, task: Task) -> ExitCode {
+fn run(runtime: &Runtime, task: Command) -> ExitCode {
     match task {
-        Task::Serve(config) => match runtime.block_on(serve::run(*config)) {
+        Command::Serve(config) => match runtime.block_on(serve::run(*config)) {
             Ok(()) => Exit::Done.into(),
             Err(error) => fail(&error.to_string()),
         },
-        Task::Checked(notes) => {
+        Command::Checked(notes) => {
             for note in notes {
                 // Nobody to tell if this cannot be printed.
                 let _ = writeln!(io::stderr(), "note: {note}");
             }
             say("nothing is wrong with this configuration")
         }
-        Task::Logs(config) => {
-            let look = Look::of_process(config.output, config.timestamps);
+        Command::Logs(config) => {
+            let look = OutputStyle::of_process(config.output, config.timestamps);
             let logs = logs::run(&config, io::stdout(), io::stderr(), look);
             runtime.block_on(until_reader_gone(logs)).into()
         }
-        Task::Status(config) => {
+        Command::Status(config) => {
             let terminal = io::stdout().is_terminal();
             let status = status::run(&config, io::stdout(), io::stderr(), terminal);
             runtime.block_on(until_reader_gone(status)).into()
         }
-        Task::Restart(config) => {
+        Command::Restart(config) => {
             let terminal = io::stderr().is_terminal();
             runtime.block_on(restart::run(&config, io::stdout(), io::stderr(), terminal)).into()
         }
-        Task::IdentityNew(config) => match identity::new(&config.dir) {
+        Command::IdentityNew(config) => match identity::new(&config.dir) {
             Ok(address) => say(&address.to_string()),
             Err(reason) => fail(&reason),
         },
-        Task::IdentityImport(config) => match runtime.block_on(identity::import(config)) {
+        Command::IdentityImport(config) => match runtime.block_on(identity::import(config)) {
             Ok(address) => say(&address.to_string()),
             Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
             Err(Failure::Reported(exit, reason)) => end(exit, &reason),
         },
-        Task::TokenNew(config) => match token::new(&config) {
+        Command::TokenNew(config) => match token::new(&config) {
             Ok(token) => say(&token),
             Err((exit, reason)) => end(exit, &reason),
         },
-        Task::TokenCheck(config) => match token::check(&config) {
+        Command::TokenCheck(config) => match token::check(&config) {
             Ok(claims) => say(&escape_json(&claims)),
             Err((exit, reason)) => end(exit, &reason),
         },
-        Task::Demo(config) => {
+        Command::Demo(config) => {
             let program = match env::current_exe() {
                 Ok(program) => program,
                 Err(error) => return fail(&format!("cannot find this program: {error}")),
             };
             let parts = demo::Parts { program, sample: SAMPLE, new_identity: &identity::new };
-            let look = Look::of_process(Output::Text, false);
+            let look = OutputStyle::of_process(Output::Text, false);
             runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look)).into()
         }
-        Task::Completions(shell) => put(&config::completions(shell)),
-        Task::Man(None) => match config::man() {
+        Command::Completions(shell) => put(&config::completions(shell)),
+        Command::Man(None) => match config::man() {
             Ok(page) => put(&page),
             Err(error) => fail(&error.to_string()),
         },
-        Task::Man(Some(dir)) => match config::man_pages(&dir) {
+        Command::Man(Some(dir)) => match config::man_pages(&dir) {
             Ok(()) => Exit::Done.into(),
             Err(error) => fail(&format!("cannot write the pages into {}: {error}", dir.display())),
         },
@@ -115,14 +115,14 @@ fn run(runtime: &Runtime, task: Task) -> ExitCode {
 }
 
 /// Help and version are answers; everything else is wrong usage, told by clap or by us.
-fn refuse(stop: &Stop) -> ExitCode {
+fn refuse(stop: &LoadError) -> ExitCode {
     match stop {
-        Stop::Clap(error) => {
+        LoadError::Clap(error) => {
             // Nobody to tell if this cannot be printed.
             let _ = error.print();
             if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
         }
-        Stop::Faults(faults) => {
+        LoadError::Faults(faults) => {
             let _ = writeln!(io::stderr(), "{faults}");
             Exit::Usage.into()
         }

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::access::gate::Gate;
+use crate::access::authenticator::Authenticator;
 use crate::access::{chain, dir};
 use crate::config::ServeConfig;
 use crate::edge::admin::{Admin, Exporter, Readiness};
@@ -18,28 +18,28 @@ use crate::edge::drain::Drain;
 use crate::edge::server::{self, Server};
 use crate::edge::service::LeaseService;
 use crate::edge::tls;
-use crate::host::notify::Notifier;
-use crate::leases::restart::Restarts;
-use crate::logs::fanout::Fanout;
-use crate::logs::replica::World;
+use crate::logs::actor::ActorContext;
+use crate::logs::actors::ActorRegistry;
 use crate::model::id::LeaseId;
 use crate::platform;
 use crate::platform::local::sdl::{Sdl, SdlError};
+use crate::restart::RestartManager;
+use crate::sys::notify::Notifier;
 
 mod check;
-mod end;
-mod files;
-mod log;
-mod place;
+mod fd_limit;
+mod logging;
+mod platform_setup;
 mod runtimes;
+mod shutdown;
 mod trust;
 
 pub use self::check::PROBES;
 pub use self::runtimes::{SideRuntime, main_runtime};
 
-use self::end::{Running, Stops};
-use self::log::Log;
-use self::place::Place;
+use self::logging::Log;
+use self::platform_setup::RunningPlatform;
+use self::shutdown::{Running, Stops};
 
 /// Connections that the kernel keeps until they are accepted: as many as the standard library asks for, for a burst of reconnects.
 const BACKLOG: u32 = 1_024;
@@ -126,7 +126,7 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
 
 async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
-    files::allow(&mut config.limits, &config.platform);
+    fd_limit::allow(&mut config.limits, &config.platform);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
     let offers = offers(&config, &notifier, &exporter)?;
@@ -144,15 +144,18 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     })
     .map_err(internal)?;
 
-    let place = Place::start(&config, leases, notifier, &exporter.metrics, &side).await?;
+    let place = RunningPlatform::start(&config, leases, notifier, &exporter.metrics, &side).await?;
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
-    let world =
-        World { platform: place.platform(), limits: Arc::clone(&limits), metrics: exporter.metrics.clone() };
-    let restarts = Restarts::new(Arc::clone(&world.platform), exporter.metrics.clone());
-    let fanout = Fanout::new(world);
+    let world = ActorContext {
+        platform: place.platform(),
+        limits: Arc::clone(&limits),
+        metrics: exporter.metrics.clone(),
+    };
+    let restarts = RestartManager::new(Arc::clone(&world.platform), exporter.metrics.clone());
+    let fanout = ActorRegistry::new(world);
     exporter.followers.set(fanout.clone());
-    let gate = Gate::new(trust)
+    let gate = Authenticator::new(trust)
         .with_token_lifetime(limits.token_lifetime)
         .with_provider(config.access.provider.clone());
     let service = LeaseService::new(gate, fanout.clone(), restarts.clone(), drain.clone());
@@ -199,16 +202,20 @@ fn offers(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Res
         return Ok(offers);
     };
     let ends = exporter.metrics.ca_certificate_end.clone();
-    let pair = tls::Pair::open(certificate, key, notifier, ends).map_err(ServeError::CaTls)?;
+    let pair = tls::ReloadingCert::open(certificate, key, notifier, ends).map_err(ServeError::CaTls)?;
     let public = tls::public_server_config_of(Arc::new(pair))?;
     Ok(offers.with_public(&config.public_hostnames, Arc::new(public)))
 }
 
 /// What the gateway presents to clients, kept like its files.
-fn pair(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Result<tls::Pair, tls::Error> {
+fn pair(
+    config: &ServeConfig,
+    notifier: &Notifier,
+    exporter: &Exporter,
+) -> Result<tls::ReloadingCert, tls::Error> {
     let ends = exporter.metrics.certificate_end.clone();
     if let Some((certificate, key)) = &config.tls {
-        return tls::Pair::open(certificate, key, notifier, ends);
+        return tls::ReloadingCert::open(certificate, key, notifier, ends);
     }
     let mut hosts = config.public_hostnames.clone();
     if !config.listen.ip().is_unspecified() {
@@ -221,7 +228,7 @@ fn pair(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Resul
             "a certificate was made: clients need it (--ca), also those that trust an earlier one"
         );
     }
-    tls::Pair::open(&made.certificate, &made.key, notifier, ends)
+    tls::ReloadingCert::open(&made.certificate, &made.key, notifier, ends)
 }
 
 fn read_sdls(leases: &[(LeaseId, PathBuf)]) -> Result<Vec<(LeaseId, Sdl)>, ServeError> {

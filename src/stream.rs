@@ -17,16 +17,16 @@ use crate::access::refusal::Refusal;
 use crate::model::id::Replica;
 use crate::model::quota::Exceeded;
 
-pub mod bell;
+pub mod gated_poll;
 
 /// The number of the next stream.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// What others may know and say of a stream while it runs.
 #[derive(Debug)]
-pub struct StreamState {
+pub struct StreamControl {
     /// Says that the stream is to end.
-    end: OnceLock<End>,
+    end: OnceLock<StreamEnd>,
     /// Tells it from every other stream of this process.
     id: u64,
     peer: OnceLock<SocketAddr>,
@@ -43,7 +43,7 @@ pub struct StreamState {
 
 /// Why a stream ends.
 #[derive(Clone, Debug)]
-pub enum End {
+pub enum StreamEnd {
     /// Everything that was asked for was sent.
     Complete,
     /// The lease has ended.
@@ -70,12 +70,12 @@ pub struct Messages {
     parts: Parts,
     first: usize,
     remaining: usize,
-    state: Arc<StreamState>,
+    state: Arc<StreamControl>,
 }
 
-// === impl StreamState ===
+// === impl StreamControl ===
 
-impl StreamState {
+impl StreamControl {
     /// The state of a stream that opens now.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
@@ -91,12 +91,12 @@ impl StreamState {
     }
 
     /// Asks the stream to end; the first reason counts. Whoever says so must also wake the stream's task.
-    pub fn end(&self, end: End) {
+    pub fn end(&self, end: StreamEnd) {
         let _ = self.end.set(end);
     }
 
     /// Why it is to end, if it is.
-    pub fn ends(&self) -> Option<End> {
+    pub fn ends(&self) -> Option<StreamEnd> {
         self.end.get().cloned()
     }
 
@@ -118,12 +118,12 @@ impl StreamState {
     }
 
     /// From now on no quota refuses it: something is being read for it, or was sent.
-    pub fn let_in(&self) {
+    pub fn mark_admitted(&self) {
         self.is_let_in.store(true, Ordering::Relaxed);
     }
 
     /// Whether no quota refuses it any more.
-    pub fn is_let_in(&self) -> bool {
+    pub fn is_admitted(&self) -> bool {
         self.is_let_in.load(Ordering::Relaxed)
     }
 
@@ -163,7 +163,7 @@ impl StreamState {
 
 impl Messages {
     /// These bytes, one behind the other, as the next of a stream.
-    pub fn new(parts: Parts, state: Arc<StreamState>) -> Self {
+    pub fn new(parts: Parts, state: Arc<StreamControl>) -> Self {
         let remaining = parts.iter().map(Bytes::len).sum();
         state.progressed();
         state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);

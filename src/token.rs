@@ -2,7 +2,7 @@
 
 use leasemux::access::account::AccountKey;
 use leasemux::access::refusal::Refusal;
-use leasemux::access::tools::{Circumstances, MintError, Wish, judge, key_in, mint};
+use leasemux::access::tools::{MintError, TokenRequest, VerifyOptions, judge, key_in, mint};
 use leasemux::client::exit::Exit;
 use leasemux::config::{Keys, TokenCheckConfig, TokenNewConfig};
 use leasemux::model::time::LogTime;
@@ -12,8 +12,12 @@ pub(super) type Failure = (Exit, String);
 
 /// A fresh token.
 pub(super) fn new(config: &TokenNewConfig) -> Result<String, Failure> {
-    let wish =
-        Wish { scopes: &config.scopes, leases: &config.leases, services: &config.services, ttl: config.ttl };
+    let wish = TokenRequest {
+        scopes: &config.scopes,
+        leases: &config.leases,
+        services: &config.services,
+        ttl: config.ttl,
+    };
     mint(&config.identity, &wish, LogTime::now()).map_err(|error| {
         let exit = match error {
             MintError::Scope(_) | MintError::NotYours(..) | MintError::Refused(_) => Exit::Usage,
@@ -28,7 +32,7 @@ pub(super) fn check(config: &TokenCheckConfig) -> Result<String, Failure> {
     let usage = |text| (Exit::Usage, text);
     let token = config.token.read().map_err(|error| usage(format!("the token cannot be read: {error}")))?;
     let circumstances =
-        Circumstances { at: config.at, longest: config.longest, provider: config.provider.as_ref() };
+        VerifyOptions { at: config.at, longest: config.longest, provider: config.provider.as_ref() };
     let key: Option<AccountKey> = match &config.keys {
         Keys::One(hex) => Some(hex.parse().map_err(|error| usage(format!("--key {error}")))?),
         Keys::Dir(_) => None,

@@ -23,13 +23,13 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, FuturesUnordered};
 use leasemux::edge::admin::Exporter;
-use leasemux::host::notify::Notifier;
 use leasemux::model::id::Replica;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::platform::kube::KubePlatform;
 use leasemux::platform::node::NodePlatform;
 use leasemux::platform::{Platform, RestartRequest};
+use leasemux::sys::notify::Notifier;
 
 use self::lease::{Lease, PATIENCE, Service, kube_config};
 use self::support::gateway::{Gateway, Scene, Stream};
@@ -104,7 +104,7 @@ impl Stage {
         self.scene.open(request).await.unwrap()
     }
 
-    /// Restarts a replica as the gateway would, and waits for the next pod. Answers the uids of both.
+    /// RestartManager a replica as the gateway would, and waits for the next pod. Answers the uids of both.
     async fn restart(&self, replica: &Replica) -> (String, String) {
         let instance = {
             let view = self.platform.watch(&self.scene.lease).await.unwrap();

@@ -76,7 +76,7 @@ static CURVES: [Curve; 3] = [
 
 /// A certificate of good form: who it says it is, and the bytes that a trust source must agree to.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Presented {
+pub struct TenantCertificate {
     owner: Owner,
     serial: Serial,
     der: Arc<[u8]>,
@@ -95,9 +95,9 @@ pub fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyIn
     Some(SubjectPublicKeyInfoDer::from(parsed.subject_pki.raw).into_owned())
 }
 
-// === impl Presented ===
+// === impl TenantCertificate ===
 
-impl Presented {
+impl TenantCertificate {
     /// Checks everything about the certificates that a peer presented, but the time.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ impl Presented {
 }
 
 /// Without the bytes.
-impl fmt::Debug for Presented {
+impl fmt::Debug for TenantCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Presented")
             .field("owner", &self.owner)
@@ -328,12 +328,12 @@ mod tests {
     /// The account that all of them name.
     const ADDRESS: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
 
-    fn check(der: &CertificateDer<'_>) -> Result<Presented, Refusal> {
-        Presented::from_chain(std::slice::from_ref(der))
+    fn check(der: &CertificateDer<'_>) -> Result<TenantCertificate, Refusal> {
+        TenantCertificate::from_chain(std::slice::from_ref(der))
     }
 
     /// A good certificate but for what `spoil` does to it, and what becomes of it.
-    fn spoilt(spoil: impl FnOnce(&mut Tenant)) -> Result<Presented, Refusal> {
+    fn spoilt(spoil: impl FnOnce(&mut Tenant)) -> Result<TenantCertificate, Refusal> {
         let mut tenant = Tenant::new(1, 1);
         spoil(&mut tenant);
         check(&tenant.certificate())
@@ -389,9 +389,9 @@ mod tests {
     #[test]
     fn there_must_be_exactly_one() {
         let certificate = Tenant::new(1, 1).certificate();
-        assert_eq!(Presented::from_chain(&[]), Err(Refusal::NoCredentials));
+        assert_eq!(TenantCertificate::from_chain(&[]), Err(Refusal::NoCredentials));
         let two = [certificate.clone(), certificate];
-        assert_eq!(Presented::from_chain(&two), Err(Refusal::CertificateChain));
+        assert_eq!(TenantCertificate::from_chain(&two), Err(Refusal::CertificateChain));
     }
 
     #[test]
@@ -628,12 +628,14 @@ mod tests {
     /// Whatever was done to a good certificate, it says the same or is refused. (A few bits of its DER are read leniently; it
     /// is for the trust source to agree with every byte.)
     fn says_no_more_than_before(bytes: Vec<u8>) {
-        static GOOD: LazyLock<Presented> = LazyLock::new(|| check(&testing::fixed_certificate()).unwrap());
+        static GOOD: LazyLock<TenantCertificate> =
+            LazyLock::new(|| check(&testing::fixed_certificate()).unwrap());
         let bytes = CertificateDer::from(bytes);
         let _ = public_key(&bytes);
         if let Ok(altered) = check(&bytes) {
-            let said =
-                |one: &Presented| (one.owner.clone(), one.serial.clone(), one.not_before, one.not_after);
+            let said = |one: &TenantCertificate| {
+                (one.owner.clone(), one.serial.clone(), one.not_before, one.not_after)
+            };
             assert_eq!(said(&altered), said(&GOOD));
         }
     }

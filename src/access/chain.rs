@@ -40,15 +40,15 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use self::cache::{Cache, Change, Look, Outcome};
+use self::cache::{Cache, Change, Lookup, Outcome};
 pub use self::connect::{NodeError, check_authorities};
 use self::disk::Disk;
-use self::node::{Ledger, Node};
+use self::node::{ChainClient, Node};
 use super::account::AccountKey;
 use super::cert::Serial;
-use super::dir::item::{Content, Name};
+use super::dir::item::{TrustKey, TrustValue};
 use super::refusal::Refusal;
-use super::trust::{Certificate, Trust, Trusted, Unavailable, Verdict};
+use super::trust::{Certificate, Trust, TrustAnswer, TrustedItem, Unavailable};
 use crate::model::id::Owner;
 use crate::model::metrics::{ChainAnswer, ChainQuery, Metrics};
 use crate::model::rate::{Bucket, Rate};
@@ -124,11 +124,11 @@ pub struct ChainTrust {
 }
 
 struct Shared {
-    ledger: Box<dyn Ledger>,
+    ledger: Box<dyn ChainClient>,
     disk: Disk,
     clock: fn() -> LogTime,
     cache: Mutex<Cache>,
-    flights: Mutex<HashMap<Name, Flight>>,
+    flights: Mutex<HashMap<TrustKey, Flight>>,
     /// Room for queries about names that are not known yet.
     strangers: Arc<Semaphore>,
     rate: Mutex<Bucket>,
@@ -155,7 +155,7 @@ impl ChainTrust {
     }
 
     fn asking(
-        ledger: Box<dyn Ledger>,
+        ledger: Box<dyn ChainClient>,
         config: &ChainConfig,
         metrics: Metrics,
         clock: fn() -> LogTime,
@@ -198,30 +198,33 @@ impl Trust for ChainTrust {
         &'a self,
         owner: &'a Owner,
         serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
         Box::pin(async move {
-            let outcome = self.shared.ask(Name::Certificate(owner.clone(), serial.clone())).await;
+            let outcome = self.shared.ask(TrustKey::Certificate(owner.clone(), serial.clone())).await;
             outcome.into_verdict(|content| match content {
-                Content::Certificate(der) => Some(Certificate::clone(&der)),
-                Content::Account(_) => None,
+                TrustValue::Certificate(der) => Some(Certificate::clone(&der)),
+                TrustValue::Account(_) => None,
             })
         })
     }
 
-    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
-        let name = Name::Certificate(owner.clone(), serial.clone());
+    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
+        let name = TrustKey::Certificate(owner.clone(), serial.clone());
         match lock(&self.shared.cache).known(&name)? {
-            (Content::Certificate(der), hold) => Some(Trusted::held(Certificate::clone(&der), hold)),
-            (Content::Account(_), _) => None,
+            (TrustValue::Certificate(der), hold) => Some(TrustedItem::held(Certificate::clone(&der), hold)),
+            (TrustValue::Account(_), _) => None,
         }
     }
 
-    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+    fn account<'a>(
+        &'a self,
+        owner: &'a Owner,
+    ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
         Box::pin(async move {
-            let outcome = self.shared.ask(Name::Account(owner.clone())).await;
+            let outcome = self.shared.ask(TrustKey::Account(owner.clone())).await;
             outcome.into_verdict(|content| match content {
-                Content::Account(key) => Some(key),
-                Content::Certificate(_) => None,
+                TrustValue::Account(key) => Some(key),
+                TrustValue::Certificate(_) => None,
             })
         })
     }
@@ -238,13 +241,15 @@ impl fmt::Debug for ChainTrust {
 // === impl Outcome ===
 
 impl Outcome {
-    fn into_verdict<T>(self, what: impl FnOnce(Content) -> Option<T>) -> Result<Verdict<T>, Unavailable> {
+    fn into_verdict<T>(
+        self,
+        what: impl FnOnce(TrustValue) -> Option<T>,
+    ) -> Result<TrustAnswer<T>, Unavailable> {
         match self {
-            Self::Trusted(content, hold) => {
-                Ok(what(content).map_or(Verdict::Unknown, |what| Verdict::Trusted(Trusted::held(what, hold))))
-            }
-            Self::Unknown => Ok(Verdict::Unknown),
-            Self::Refused(refusal) => Ok(Verdict::Refused(refusal)),
+            Self::Trusted(content, hold) => Ok(what(content)
+                .map_or(TrustAnswer::Unknown, |what| TrustAnswer::Trusted(TrustedItem::held(what, hold)))),
+            Self::Unknown => Ok(TrustAnswer::Unknown),
+            Self::Refused(refusal) => Ok(TrustAnswer::Refused(refusal)),
             Self::Unavailable => Err(Unavailable),
         }
     }
@@ -254,16 +259,16 @@ impl Outcome {
 
 impl Shared {
     /// What is known of `name`, for a call that stands on it.
-    async fn ask(self: &Arc<Self>, name: Name) -> Outcome {
+    async fn ask(self: &Arc<Self>, name: TrustKey) -> Outcome {
         let (outcome, from) = self.find(name).await;
         self.metrics.chain_answers.of(from).increment(1);
         outcome
     }
 
-    async fn find(self: &Arc<Self>, name: Name) -> (Outcome, ChainAnswer) {
+    async fn find(self: &Arc<Self>, name: TrustKey) -> (Outcome, ChainAnswer) {
         let known = match lock(&self.cache).look(&name, Instant::now()) {
-            Look::Known(outcome, from) => return (outcome, from),
-            Look::Ask { known } => known,
+            Lookup::Known(outcome, from) => return (outcome, from),
+            Lookup::Ask { known } => known,
         };
         let Some(mut flight) = self.join(name, known) else {
             return (Outcome::Refused(Refusal::TrustBusy), ChainAnswer::Busy);
@@ -277,7 +282,7 @@ impl Shared {
     }
 
     /// The query that is under way for `name`, begun if need be; `None` if there are too many.
-    fn join(self: &Arc<Self>, name: Name, known: bool) -> Option<Flight> {
+    fn join(self: &Arc<Self>, name: TrustKey, known: bool) -> Option<Flight> {
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&name) {
             return Some(flight.clone());
@@ -307,13 +312,13 @@ impl Shared {
         Some(room)
     }
 
-    async fn query(&self, name: &Name, told: watch::Sender<Option<Outcome>>) {
+    async fn query(&self, name: &TrustKey, told: watch::Sender<Option<Outcome>>) {
         let begun = Instant::now();
         let answer = self.ledger.ask(name).await;
         self.metrics.chain_query_time.record(begun.elapsed());
         let kind = match name {
-            Name::Certificate(..) => ChainQuery::Certificate,
-            Name::Account(_) => ChainQuery::Account,
+            TrustKey::Certificate(..) => ChainQuery::Certificate,
+            TrustKey::Account(_) => ChainQuery::Account,
         };
         self.metrics.chain_queries.of((kind, node::counted(&answer))).increment(1);
         match &answer {
@@ -330,7 +335,7 @@ impl Shared {
         told.send_replace(Some(outcome));
     }
 
-    async fn write(&self, name: &Name, change: Change) {
+    async fn write(&self, name: &TrustKey, change: Change) {
         let (disk, name, now) = (self.disk.clone(), name.clone(), (self.clock)());
         let write = move || match change {
             Change::Nothing => Ok(()),

@@ -7,7 +7,7 @@
 //! - One that goes missing from a file that is written in place is withdrawn [`SETTLE`] later: a file that is
 //!   being rewritten is empty for a moment, and that must cut no streams.
 //! - So a removal takes effect within a second, and where the system cannot watch the directory and it is polled instead
-//!   ([`POLL`](crate::host::notify::POLL)), little more.
+//!   ([`POLL`](crate::sys::notify::POLL)), little more.
 //! - Where the system tells of nothing, a look once in the poll interval finds it: what happens to a file behind a link, and
 //!   files that are added to, removed from or renamed in a directory on another machine, or that is itself behind a link. Such
 //!   a look costs one system call, unless there are links or the directory changed. Only a file that another machine writes in
@@ -36,13 +36,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::file::DirId;
 use self::index::Index;
-use self::item::{Content, Name};
-use self::scan::{Look, Scanner};
+use self::item::{TrustKey, TrustValue};
+use self::scan::{ScanResult, Scanner};
 use super::account::AccountKey;
 use super::cert::Serial;
-use super::trust::{Trust, Trusted, Unavailable, Verdict};
-use crate::host::notify::{DirWatch, Notifier};
+use super::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
 use crate::model::id::Owner;
+use crate::sys::notify::{DirWatch, Notifier};
 
 /// At least this lies between two looks at the directory, so that copying a thousand files into it costs a few looks.
 pub const REST: Duration = Duration::from_millis(200);
@@ -64,8 +64,8 @@ pub struct DirTrust {
 pub(super) fn key_in(dir: &Path, owner: &Owner, now: std::time::Instant) -> io::Result<Option<AccountKey>> {
     let mut scanner = Scanner::new(dir);
     scanner.look(now, true)?;
-    Ok(match scanner.trusted().remove(&Name::Account(owner.clone())) {
-        Some(Content::Account(key)) => Some(key),
+    Ok(match scanner.trusted().remove(&TrustKey::Account(owner.clone())) {
+        Some(TrustValue::Account(key)) => Some(key),
         _ => None,
     })
 }
@@ -134,17 +134,21 @@ impl Trust for DirTrust {
         &'a self,
         owner: &'a Owner,
         serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
-        let verdict = self.index.certificate(owner, serial).map_or(Verdict::Unknown, Verdict::Trusted);
+    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
+        let verdict =
+            self.index.certificate(owner, serial).map_or(TrustAnswer::Unknown, TrustAnswer::Trusted);
         Box::pin(std::future::ready(Ok(verdict)))
     }
 
-    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
+    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
         self.index.certificate(owner, serial)
     }
 
-    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
-        let verdict = self.index.account(owner).map_or(Verdict::Unknown, Verdict::Trusted);
+    fn account<'a>(
+        &'a self,
+        owner: &'a Owner,
+    ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
+        let verdict = self.index.account(owner).map_or(TrustAnswer::Unknown, TrustAnswer::Trusted);
         Box::pin(std::future::ready(Ok(verdict)))
     }
 }
@@ -192,7 +196,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn scan(&self, thorough: bool) -> io::Result<Look> {
+    async fn scan(&self, thorough: bool) -> io::Result<ScanResult> {
         let scanner = Arc::clone(&self.scanner);
         let index = Arc::clone(&self.index);
         let now = Instant::now().into_std();

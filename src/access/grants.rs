@@ -10,7 +10,7 @@ use crate::model::view::Filter;
 
 /// What can be done with a lease, by the words of Akash's tokens (AEP-64). This gateway does three of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Scope {
+pub enum TokenScope {
     /// Send the manifest.
     SendManifest,
     /// Read the manifest.
@@ -94,7 +94,7 @@ pub enum Services {
 
 // === impl Scope ===
 
-impl Scope {
+impl TokenScope {
     /// Each of them once.
     pub const ALL: [Self; 10] = [
         Self::SendManifest,
@@ -135,20 +135,20 @@ impl Scope {
 
 impl Scopes {
     /// Adds one; tells whether it is new.
-    pub fn insert(&mut self, scope: Scope) -> bool {
+    pub fn insert(&mut self, scope: TokenScope) -> bool {
         let before = *self;
         self.0 |= 1 << scope as u16;
         *self != before
     }
 
     /// Whether it is there.
-    pub fn contains(self, scope: Scope) -> bool {
+    pub fn contains(self, scope: TokenScope) -> bool {
         self.0 & (1 << scope as u16) != 0
     }
 
     /// Those that are there.
-    pub fn iter(self) -> impl Iterator<Item = Scope> {
-        Scope::ALL.into_iter().filter(move |scope| self.contains(*scope))
+    pub fn iter(self) -> impl Iterator<Item = TokenScope> {
+        TokenScope::ALL.into_iter().filter(move |scope| self.contains(*scope))
     }
 
     /// Whether none is.
@@ -157,8 +157,8 @@ impl Scopes {
     }
 }
 
-impl FromIterator<Scope> for Scopes {
-    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+impl FromIterator<TokenScope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = TokenScope>>(scopes: I) -> Self {
         let mut all = Self::default();
         for scope in scopes {
             all.insert(scope);
@@ -169,7 +169,7 @@ impl FromIterator<Scope> for Scopes {
 
 impl fmt::Debug for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(Scope::word)).finish()
+        f.debug_set().entries(self.iter().map(TokenScope::word)).finish()
     }
 }
 
@@ -177,7 +177,7 @@ impl fmt::Debug for Scopes {
 
 impl Access {
     /// The services of `lease` on which `scope` is granted.
-    fn services(&self, lease: &LeaseId, scope: Scope) -> Result<Services, Refusal> {
+    fn services(&self, lease: &LeaseId, scope: TokenScope) -> Result<Services, Refusal> {
         let here = match self {
             Self::Full => return Ok(Services::All),
             Self::Scoped(scopes) => return all_if(*scopes, scope),
@@ -197,14 +197,14 @@ impl Access {
                         refusal = Refusal::ScopeNotGranted;
                     }
                 }
-                // Refused rather than narrowed to no service: an empty set of names must never be read as all of them.
+                // Rejection rather than narrowed to no service: an empty set of names must never be read as all of them.
                 if services.is_empty() { Err(refusal) } else { Ok(Services::Only(services)) }
             }
         }
     }
 }
 
-fn all_if(scopes: Scopes, scope: Scope) -> Result<Services, Refusal> {
+fn all_if(scopes: Scopes, scope: TokenScope) -> Result<Services, Refusal> {
     if scopes.contains(scope) { Ok(Services::All) } else { Err(Refusal::ScopeNotGranted) }
 }
 
@@ -248,7 +248,7 @@ impl Identity {
     /// [`Refusal::NotYours`] for a lease of another owner, existing or not; [`Refusal::OtherProvider`] for one that is not served
     /// here; [`Refusal::LeaseNotGranted`], [`Refusal::ScopeNotGranted`] or [`Refusal::ServiceNotGranted`] for what a token does
     /// not grant.
-    pub fn may(&self, lease: &LeaseId, scope: Scope) -> Result<Services, Refusal> {
+    pub fn may(&self, lease: &LeaseId, scope: TokenScope) -> Result<Services, Refusal> {
         if *lease.owner() != self.owner {
             return Err(Refusal::NotYours);
         }
@@ -290,9 +290,9 @@ impl Services {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::refusal::Kind;
+    use crate::access::refusal::RefusalKind;
 
-    const DONE_HERE: [Scope; 3] = [Scope::Status, Scope::Logs, Scope::Restart];
+    const DONE_HERE: [TokenScope; 3] = [TokenScope::Status, TokenScope::Logs, TokenScope::Restart];
 
     fn address(number: u8) -> Address {
         Address::from_account([number; 20])
@@ -314,7 +314,7 @@ mod tests {
         token(Access::Granular([(address(9), ProviderAccess::Granular(deployments))].into()))
     }
 
-    fn deployment(gseq: Option<u32>, oseq: Option<u32>, scopes: &[Scope], names: &[&str]) -> Deployment {
+    fn deployment(gseq: Option<u32>, oseq: Option<u32>, scopes: &[TokenScope], names: &[&str]) -> Deployment {
         let scopes = scopes.iter().copied().collect();
         Deployment { dseq: 7, gseq, oseq, scopes, services: names.iter().map(ToString::to_string).collect() }
     }
@@ -326,15 +326,15 @@ mod tests {
             assert_eq!(identity.may(&lease(1, 7, 1, 1, 3), scope), Ok(Services::All));
             let refusal = identity.may(&lease(2, 7, 1, 1, 3), scope).unwrap_err();
             assert_eq!(refusal, Refusal::NotYours);
-            assert_eq!(refusal.kind(), Kind::PermissionDenied);
+            assert_eq!(refusal.kind(), RefusalKind::PermissionDenied);
         }
     }
 
     #[test]
     fn no_token_reaches_beyond_its_issuer() {
-        let everything: Scopes = Scope::ALL.into_iter().collect();
+        let everything: Scopes = TokenScope::ALL.into_iter().collect();
         let at_provider = |access| Access::Granular([(address(9), access)].into());
-        let all = deployment(None, None, &Scope::ALL, &["web"]);
+        let all = deployment(None, None, &TokenScope::ALL, &["web"]);
         for access in [
             Access::Full,
             Access::Scoped(everything),
@@ -343,25 +343,25 @@ mod tests {
             at_provider(ProviderAccess::Granular(vec![all])),
         ] {
             let identity = token(access);
-            assert!(identity.may(&lease(1, 7, 1, 1, 9), Scope::Logs).is_ok());
-            assert_eq!(identity.may(&lease(2, 7, 1, 1, 9), Scope::Logs), Err(Refusal::NotYours));
+            assert!(identity.may(&lease(1, 7, 1, 1, 9), TokenScope::Logs).is_ok());
+            assert_eq!(identity.may(&lease(2, 7, 1, 1, 9), TokenScope::Logs), Err(Refusal::NotYours));
         }
     }
 
     #[test]
     fn leases_of_a_provider_that_is_not_served_are_refused_to_their_owner() {
         let identity = Identity::owner_in_person(address(1)).at(Some(address(9)));
-        assert_eq!(identity.may(&lease(1, 7, 1, 1, 9), Scope::Logs), Ok(Services::All));
-        assert_eq!(identity.may(&lease(1, 7, 1, 1, 8), Scope::Logs), Err(Refusal::OtherProvider));
-        assert_eq!(identity.may(&lease(2, 7, 1, 1, 8), Scope::Logs), Err(Refusal::NotYours));
+        assert_eq!(identity.may(&lease(1, 7, 1, 1, 9), TokenScope::Logs), Ok(Services::All));
+        assert_eq!(identity.may(&lease(1, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::OtherProvider));
+        assert_eq!(identity.may(&lease(2, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::NotYours));
     }
 
     #[test]
     fn scopes_are_held_to() {
         for granted in DONE_HERE {
-            let scopes: Scopes = [granted, Scope::Shell].into_iter().collect();
+            let scopes: Scopes = [granted, TokenScope::Shell].into_iter().collect();
             let at_provider = Access::Granular([(address(9), ProviderAccess::Scoped(scopes))].into());
-            let of_deployment = deployment(None, None, &[granted, Scope::Shell], &["web"]);
+            let of_deployment = deployment(None, None, &[granted, TokenScope::Shell], &["web"]);
             let tokens = [
                 (token(Access::Scoped(scopes)), Services::All),
                 (token(at_provider), Services::All),
@@ -381,54 +381,54 @@ mod tests {
     #[test]
     fn a_provider_that_is_not_named_grants_nothing() {
         let identity = token(Access::Granular([(address(9), ProviderAccess::Full)].into()));
-        assert_eq!(identity.may(&lease(1, 7, 1, 1, 8), Scope::Logs), Err(Refusal::LeaseNotGranted));
+        assert_eq!(identity.may(&lease(1, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
     }
 
     #[test]
     fn deployment_group_and_order_are_held_to() {
-        let any = granular(vec![deployment(None, None, &[Scope::Logs], &["web"])]);
-        assert!(any.may(&lease(1, 7, 2, 3, 9), Scope::Logs).is_ok());
-        assert_eq!(any.may(&lease(1, 8, 2, 3, 9), Scope::Logs), Err(Refusal::LeaseNotGranted));
-        let group = granular(vec![deployment(Some(2), None, &[Scope::Logs], &["web"])]);
-        assert!(group.may(&lease(1, 7, 2, 3, 9), Scope::Logs).is_ok());
-        assert_eq!(group.may(&lease(1, 7, 1, 3, 9), Scope::Logs), Err(Refusal::LeaseNotGranted));
-        let order = granular(vec![deployment(Some(2), Some(3), &[Scope::Logs], &["web"])]);
-        assert!(order.may(&lease(1, 7, 2, 3, 9), Scope::Logs).is_ok());
-        assert_eq!(order.may(&lease(1, 7, 2, 1, 9), Scope::Logs), Err(Refusal::LeaseNotGranted));
+        let any = granular(vec![deployment(None, None, &[TokenScope::Logs], &["web"])]);
+        assert!(any.may(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
+        assert_eq!(any.may(&lease(1, 8, 2, 3, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
+        let group = granular(vec![deployment(Some(2), None, &[TokenScope::Logs], &["web"])]);
+        assert!(group.may(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
+        assert_eq!(group.may(&lease(1, 7, 1, 3, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
+        let order = granular(vec![deployment(Some(2), Some(3), &[TokenScope::Logs], &["web"])]);
+        assert!(order.may(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
+        assert_eq!(order.may(&lease(1, 7, 2, 1, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
     }
 
     #[test]
     fn what_entries_grant_adds_up_by_scope() {
         let identity = granular(vec![
-            deployment(None, None, &[Scope::Status], &["db"]),
-            deployment(Some(1), None, &[Scope::Logs], &["web"]),
-            deployment(Some(1), Some(1), &[Scope::Logs, Scope::Restart], &["api"]),
-            deployment(Some(2), None, &[Scope::Logs], &["cache"]),
+            deployment(None, None, &[TokenScope::Status], &["db"]),
+            deployment(Some(1), None, &[TokenScope::Logs], &["web"]),
+            deployment(Some(1), Some(1), &[TokenScope::Logs, TokenScope::Restart], &["api"]),
+            deployment(Some(2), None, &[TokenScope::Logs], &["cache"]),
         ]);
         let may = |gseq, scope| identity.may(&lease(1, 7, gseq, 1, 9), scope);
-        assert_eq!(may(1, Scope::Logs), Ok(Services::Only(services(&["api", "web"]))));
-        assert_eq!(may(1, Scope::Restart), Ok(Services::Only(services(&["api"]))));
-        assert_eq!(may(1, Scope::Status), Ok(Services::Only(services(&["db"]))));
-        assert_eq!(may(2, Scope::Logs), Ok(Services::Only(services(&["cache"]))));
-        assert_eq!(may(2, Scope::Restart), Err(Refusal::ScopeNotGranted));
+        assert_eq!(may(1, TokenScope::Logs), Ok(Services::Only(services(&["api", "web"]))));
+        assert_eq!(may(1, TokenScope::Restart), Ok(Services::Only(services(&["api"]))));
+        assert_eq!(may(1, TokenScope::Status), Ok(Services::Only(services(&["db"]))));
+        assert_eq!(may(2, TokenScope::Logs), Ok(Services::Only(services(&["cache"]))));
+        assert_eq!(may(2, TokenScope::Restart), Err(Refusal::ScopeNotGranted));
     }
 
     #[test]
     fn name_that_no_service_can_have_matches_nothing() {
         let long = "a".repeat(64);
         for name in ["", " ", "*", "Web", "web ", "1web", "web.example", &long] {
-            let alone = granular(vec![deployment(None, None, &[Scope::Logs], &[name])]);
+            let alone = granular(vec![deployment(None, None, &[TokenScope::Logs], &[name])]);
             let may = |identity: &Identity, scope| identity.may(&lease(1, 7, 1, 1, 9), scope);
-            assert_eq!(may(&alone, Scope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
-            assert_eq!(may(&alone, Scope::Status), Err(Refusal::ScopeNotGranted), "{name:?}");
-            let beside = granular(vec![deployment(None, None, &[Scope::Logs], &[name, "web"])]);
-            assert_eq!(may(&beside, Scope::Logs), Ok(Services::Only(services(&["web"]))), "{name:?}");
+            assert_eq!(may(&alone, TokenScope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
+            assert_eq!(may(&alone, TokenScope::Status), Err(Refusal::ScopeNotGranted), "{name:?}");
+            let beside = granular(vec![deployment(None, None, &[TokenScope::Logs], &[name, "web"])]);
+            assert_eq!(may(&beside, TokenScope::Logs), Ok(Services::Only(services(&["web"]))), "{name:?}");
             let entries = granular(vec![
-                deployment(None, None, &[Scope::Logs], &[name]),
-                deployment(None, None, &[Scope::Status], &["web"]),
+                deployment(None, None, &[TokenScope::Logs], &[name]),
+                deployment(None, None, &[TokenScope::Status], &["web"]),
             ]);
-            assert_eq!(may(&entries, Scope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
-            assert_eq!(may(&entries, Scope::Status), Ok(Services::Only(services(&["web"]))), "{name:?}");
+            assert_eq!(may(&entries, TokenScope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
+            assert_eq!(may(&entries, TokenScope::Status), Ok(Services::Only(services(&["web"]))), "{name:?}");
         }
     }
 

@@ -21,10 +21,10 @@ use time::OffsetDateTime;
 use x509_parser::pem::Pem;
 use zeroize::Zeroizing;
 
-use super::cert::{Presented, public_key};
+use super::cert::{TenantCertificate, public_key};
 use super::encrypted_key::{self, DecryptError};
 use super::refusal::Refusal;
-use super::wallet::{Wallet, Words, WordsError};
+use super::wallet::{MnemonicError, Wallet, Words};
 use crate::model::id::Owner;
 use crate::model::time::LogTime;
 
@@ -120,11 +120,11 @@ pub enum IdentityError {
         /// The file.
         path: PathBuf,
         /// Why.
-        error: WordsError,
+        error: MnemonicError,
     },
     /// No account could be made.
     #[error("cannot make an account: its words failed their own check")]
-    Account(#[from] WordsError),
+    Account(#[from] MnemonicError),
     /// No certificate could be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -205,7 +205,7 @@ impl IdentityFiles {
             return Err(content_error(&path, "holds no certificate"));
         }
         let presented =
-            Presented::from_chain(&chain).map_err(|refusal| IdentityError::Form { path, refusal })?;
+            TenantCertificate::from_chain(&chain).map_err(|refusal| IdentityError::Form { path, refusal })?;
         let key = load_key(&dir.join(KEY_FILE), &chain)?;
         check_address(&dir.join(ADDRESS_FILE), presented.owner())?;
         Ok(Self { address: presented.owner().clone(), chain, key })
@@ -372,7 +372,7 @@ impl Parts {
         };
         let (label, der) = key.ok_or_else(|| content("holds no private key for its certificate"))?;
         let form = |refusal| IdentityError::Form { path: path.to_owned(), refusal };
-        let presented = Presented::from_der(certificate).map_err(form)?;
+        let presented = TenantCertificate::from_der(certificate).map_err(form)?;
         if *presented.owner() != wallet.key().address() {
             return Err(content("holds the certificate of another account than the mnemonic's"));
         }
@@ -539,7 +539,7 @@ mod tests {
         let identity = IdentityFiles::load(&dir).unwrap();
         let address = std::fs::read_to_string(dir.join(ADDRESS_FILE)).unwrap();
         assert_eq!(address, format!("{}\n", identity.address()));
-        let presented = Presented::from_chain(&identity.chain).unwrap();
+        let presented = TenantCertificate::from_chain(&identity.chain).unwrap();
         assert_eq!(presented.owner(), identity.address());
         assert_eq!(presented.serial().as_str(), NOW.as_nanos().to_string());
         assert_eq!(presented.check_time(NOW), Ok(()));

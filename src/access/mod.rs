@@ -7,11 +7,11 @@
 //! signing tokens; [`tools`] is what the command line offers of both.
 
 pub mod account;
+pub mod authenticator;
 pub mod cert;
 pub mod chain;
 pub mod dir;
 mod encrypted_key;
-pub mod gate;
 pub mod grants;
 pub mod identity;
 pub mod refusal;

@@ -35,8 +35,8 @@ macro_rules! refusals {
                 [$(Self::$name $({ $($field: Lifetime(0)),+ })?),+];
 
             /// What it comes to.
-            pub const fn kind(self) -> Kind {
-                match self { $(Self::$name $({ $($field: _),+ })? => Kind::$kind,)+ }
+            pub const fn kind(self) -> RefusalKind {
+                match self { $(Self::$name $({ $($field: _),+ })? => RefusalKind::$kind,)+ }
             }
 
             /// One word for it that stays the same from release to release: for programs, and fit to be a metric label.
@@ -49,7 +49,7 @@ macro_rules! refusals {
 
 /// What a refusal comes to: the edge makes a gRPC code of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RefusalKind {
     /// Who is calling is not established.
     Unauthenticated,
     /// It is, and this is not for them.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SerialNumber};
 use rustls::pki_types::CertificateDer;
 
-use super::cert::Presented;
+use super::cert::TenantCertificate;
 use super::identity::certificate_params;
 use crate::model::id::Address;
 use crate::model::time::LogTime;
@@ -41,8 +41,8 @@ impl Tenant {
     }
 
     /// The same, checked and as PEM.
-    pub(crate) fn issue(&self) -> (Presented, String) {
+    pub(crate) fn issue(&self) -> (TenantCertificate, String) {
         let certificate = self.params.self_signed(&self.key).unwrap();
-        (Presented::from_der(certificate.der()).unwrap(), certificate.pem())
+        (TenantCertificate::from_der(certificate.der()).unwrap(), certificate.pem())
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::account::AccountKey;
 use super::dir;
-use super::grants::{Access, Deployment, ProviderAccess, Scope, Scopes};
+use super::grants::{Access, Deployment, ProviderAccess, Scopes, TokenScope};
 use super::identity::{IdentityError, IdentityFiles};
 use super::refusal::Refusal;
 use super::token::{Algorithm, Claims, Fault, Token};
@@ -16,7 +16,7 @@ use crate::model::time::LogTime;
 
 /// What a token is to grant.
 #[derive(Clone, Debug)]
-pub struct Wish<'a> {
+pub struct TokenRequest<'a> {
     /// Words of scopes; none = everything.
     pub scopes: &'a [String],
     /// Leases; none = all.
@@ -35,7 +35,7 @@ pub enum MintError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// Not a scope.
-    #[error("`{0}` is not a scope; there are: {all}", all = Scope::ALL.map(Scope::word).join(", "))]
+    #[error("`{0}` is not a scope; there are: {all}", all = TokenScope::ALL.map(TokenScope::word).join(", "))]
     Scope(String),
     /// A lease of somebody else.
     #[error(
@@ -57,7 +57,7 @@ pub enum MintError {
 ///
 /// # Errors
 /// [`MintError`].
-pub fn mint(identity: &Path, wish: &Wish<'_>, now: LogTime) -> Result<String, MintError> {
+pub fn mint(identity: &Path, wish: &TokenRequest<'_>, now: LogTime) -> Result<String, MintError> {
     let wallet = IdentityFiles::load_wallet(identity)?;
     let issuer = wallet.key().address();
     let now = u64::try_from(now.parts().0).map_err(|_| MintError::Clock)?;
@@ -70,8 +70,8 @@ pub fn mint(identity: &Path, wish: &Wish<'_>, now: LogTime) -> Result<String, Mi
     Ok(token)
 }
 
-fn access(wish: &Wish<'_>, issuer: &Owner) -> Result<Access, MintError> {
-    let scope = |word: &String| Scope::of_word(word).ok_or_else(|| MintError::Scope(word.clone()));
+fn access(wish: &TokenRequest<'_>, issuer: &Owner) -> Result<Access, MintError> {
+    let scope = |word: &String| TokenScope::of_word(word).ok_or_else(|| MintError::Scope(word.clone()));
     let scopes: Scopes = wish.scopes.iter().map(scope).collect::<Result<_, _>>()?;
     if wish.leases.is_empty() {
         return Ok(if scopes.is_empty() { Access::Full } else { Access::Scoped(scopes) });
@@ -95,7 +95,7 @@ fn access(wish: &Wish<'_>, issuer: &Owner) -> Result<Access, MintError> {
 
 /// Whose signature counts, and under which circumstances.
 #[derive(Clone, Debug)]
-pub struct Circumstances<'a> {
+pub struct VerifyOptions<'a> {
     /// When.
     pub at: LogTime,
     /// For how long a token may be valid in all.
@@ -110,7 +110,7 @@ pub struct Circumstances<'a> {
 /// The first check that failed, and where.
 pub fn judge(
     token: &[u8],
-    circumstances: &Circumstances<'_>,
+    circumstances: &VerifyOptions<'_>,
     key: impl FnOnce(&Owner) -> Option<AccountKey>,
 ) -> Result<Token, Fault> {
     let token = Token::parse(token)?;
@@ -140,8 +140,12 @@ mod tests {
     use crate::access::refusal::Lifetime;
     use crate::access::testing::NOW;
 
-    fn wish<'a>(scopes: &'a [String], leases: &'a [LeaseId], services: &'a [ServiceName]) -> Wish<'a> {
-        Wish { scopes, leases, services, ttl: Duration::from_secs(900) }
+    fn wish<'a>(
+        scopes: &'a [String],
+        leases: &'a [LeaseId],
+        services: &'a [ServiceName],
+    ) -> TokenRequest<'a> {
+        TokenRequest { scopes, leases, services, ttl: Duration::from_secs(900) }
     }
 
     fn words(words: &[&str]) -> Vec<String> {
@@ -157,15 +161,15 @@ mod tests {
         let lease = |dseq| LeaseId::new(owner.as_str(), dseq, 2, 3, provider.as_str()).unwrap();
         let leases = [lease(7), lease(8)];
         let services = ["web".parse().unwrap()];
-        let granted = |wish: &Wish<'_>| {
+        let granted = |wish: &TokenRequest<'_>| {
             let token = mint(&dir, wish, NOW).unwrap();
             let circumstances =
-                Circumstances { at: NOW, longest: Duration::from_secs(900), provider: Some(&provider) };
+                VerifyOptions { at: NOW, longest: Duration::from_secs(900), provider: Some(&provider) };
             let key = |issuer: &Owner| key_in(&dir, issuer).unwrap();
             judge(token.as_bytes(), &circumstances, key).unwrap().claims().access.clone()
         };
         assert_eq!(granted(&wish(&[], &[], &[])), Access::Full);
-        let logs: Scopes = [Scope::Logs, Scope::Status].into_iter().collect();
+        let logs: Scopes = [TokenScope::Logs, TokenScope::Status].into_iter().collect();
         let scopes = words(&["status", "logs"]);
         assert_eq!(granted(&wish(&scopes, &[], &[])), Access::Scoped(logs));
         let expected = [7, 8].map(|dseq| Deployment {
@@ -216,7 +220,7 @@ mod tests {
         let token = mint(&dir, &wish(&words(&["logs"]), &leases, &["web".parse().unwrap()]), NOW).unwrap();
         let longest = Duration::from_secs(900);
         let judged = |at, longest, provider, keys: &Path| {
-            let circumstances = Circumstances { at, longest, provider };
+            let circumstances = VerifyOptions { at, longest, provider };
             let key = |issuer: &Owner| key_in(keys, issuer).unwrap();
             judge(token.as_bytes(), &circumstances, key).map(drop).map_err(|fault| fault.refusal)
         };

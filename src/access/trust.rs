@@ -28,11 +28,11 @@ pub trait Trust: fmt::Debug + Send + Sync + 'static {
         &'a self,
         owner: &'a Owner,
         serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<Verdict, Unavailable>>;
+    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>>;
 
     /// Returns the certificate that is trusted under this owner and serial number if the source has the answer at hand. Asks
     /// nobody, and may be out of date: for a decision that costs little if it is wrong.
-    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
+    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
         let _ = (owner, serial);
         None
     }
@@ -43,7 +43,8 @@ pub trait Trust: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As of [`Trust::certificate`].
-    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>>;
+    fn account<'a>(&'a self, owner: &'a Owner)
+    -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>>;
 }
 
 /// Several sources, asked in order until one trusts. Cloning is cheap.
@@ -52,9 +53,9 @@ pub struct AnyOf(pub Vec<Arc<dyn Trust>>);
 
 /// A source's answer.
 #[derive(Clone, Debug)]
-pub enum Verdict<T = Certificate> {
+pub enum TrustAnswer<T = Certificate> {
     /// This one is.
-    Trusted(Trusted<T>),
+    Trusted(TrustedItem<T>),
     /// None is.
     Unknown,
     /// None is, for a reason of its own.
@@ -63,14 +64,14 @@ pub enum Verdict<T = Certificate> {
 
 /// Something that is trusted, and the news should that change. Cloning is cheap.
 #[derive(Clone)]
-pub struct Trusted<T = Certificate> {
+pub struct TrustedItem<T = Certificate> {
     what: T,
-    hold: Hold,
+    hold: RevocationSignal,
 }
 
 /// How long something is trusted: until all clones are told that it no longer is. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
-pub struct Hold(Arc<Held>);
+pub struct RevocationSignal(Arc<Held>);
 
 #[derive(Debug, Default)]
 struct Held {
@@ -92,13 +93,13 @@ impl AnyOf {
     /// last that has one.
     async fn first<'a, T>(
         &'a self,
-        ask: impl Fn(&'a dyn Trust) -> BoxFuture<'a, Result<Verdict<T>, Unavailable>>,
-    ) -> Result<Verdict<T>, Unavailable> {
-        let mut answer = Ok(Verdict::Unknown);
+        ask: impl Fn(&'a dyn Trust) -> BoxFuture<'a, Result<TrustAnswer<T>, Unavailable>>,
+    ) -> Result<TrustAnswer<T>, Unavailable> {
+        let mut answer = Ok(TrustAnswer::Unknown);
         for source in &self.0 {
             match ask(source.as_ref()).await {
-                Ok(Verdict::Trusted(trusted)) => return Ok(Verdict::Trusted(trusted)),
-                Ok(Verdict::Unknown) => {}
+                Ok(TrustAnswer::Trusted(trusted)) => return Ok(TrustAnswer::Trusted(trusted)),
+                Ok(TrustAnswer::Unknown) => {}
                 other => answer = answer.and(other),
             }
         }
@@ -111,29 +112,32 @@ impl Trust for AnyOf {
         &'a self,
         owner: &'a Owner,
         serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
         Box::pin(self.first(move |source| source.certificate(owner, serial)))
     }
 
-    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
+    fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
         self.0.iter().find_map(|source| source.known_certificate(owner, serial))
     }
 
-    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+    fn account<'a>(
+        &'a self,
+        owner: &'a Owner,
+    ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
         Box::pin(self.first(move |source| source.account(owner)))
     }
 }
 
 // === impl Trusted ===
 
-impl<T> Trusted<T> {
+impl<T> TrustedItem<T> {
     /// Trust in this, from now until it is withdrawn.
     pub fn new(what: T) -> Self {
-        Self::held(what, Hold::default())
+        Self::held(what, RevocationSignal::default())
     }
 
     /// Trust in this for as long as `hold` lasts.
-    pub fn held(what: T, hold: Hold) -> Self {
+    pub fn held(what: T, hold: RevocationSignal) -> Self {
         Self { what, hold }
     }
 
@@ -143,7 +147,7 @@ impl<T> Trusted<T> {
     }
 
     /// For how long.
-    pub fn hold(&self) -> &Hold {
+    pub fn hold(&self) -> &RevocationSignal {
         &self.hold
     }
 
@@ -158,7 +162,7 @@ impl<T> Trusted<T> {
     }
 }
 
-impl Trusted<Certificate> {
+impl TrustedItem<Certificate> {
     /// All bytes of the certificate. Only one that equals it is trusted.
     pub fn der(&self) -> &Certificate {
         &self.what
@@ -166,7 +170,7 @@ impl Trusted<Certificate> {
 }
 
 /// Without what is trusted.
-impl<T> fmt::Debug for Trusted<T> {
+impl<T> fmt::Debug for TrustedItem<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Trusted").field("withdrawn", &self.withdrawn().is_cancelled()).finish_non_exhaustive()
     }
@@ -174,7 +178,7 @@ impl<T> fmt::Debug for Trusted<T> {
 
 // === impl Hold ===
 
-impl Hold {
+impl RevocationSignal {
     /// Ends the trust, for every clone.
     pub fn withdraw(&self) {
         self.0.ended.cancel();
@@ -204,18 +208,21 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Says(Result<Verdict, Unavailable>);
+    struct Says(Result<TrustAnswer, Unavailable>);
 
     impl Trust for Says {
         fn certificate<'a>(
             &'a self,
             _: &'a Owner,
             _: &'a Serial,
-        ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+        ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
             Box::pin(std::future::ready(self.0.clone()))
         }
 
-        fn account<'a>(&'a self, _: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+        fn account<'a>(
+            &'a self,
+            _: &'a Owner,
+        ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
             Box::pin(std::future::ready(Err(Unavailable)))
         }
     }
@@ -223,10 +230,10 @@ mod tests {
     #[tokio::test]
     async fn the_first_that_trusts_decides_and_doubt_is_not_taken_for_a_no() {
         let tenant = crate::access::testing::Tenant::new(1, 1).issue().0;
-        let trusted = || Ok(Verdict::Trusted(Trusted::new([1].into())));
-        let (unknown, doubt) = (|| Ok(Verdict::Unknown), || Err(Unavailable));
-        let revoked = || Ok(Verdict::Refused(Refusal::CertificateRevoked));
-        let cases: [(Vec<Result<Verdict, Unavailable>>, &str); 8] = [
+        let trusted = || Ok(TrustAnswer::Trusted(TrustedItem::new([1].into())));
+        let (unknown, doubt) = (|| Ok(TrustAnswer::Unknown), || Err(Unavailable));
+        let revoked = || Ok(TrustAnswer::Refused(Refusal::CertificateRevoked));
+        let cases: [(Vec<Result<TrustAnswer, Unavailable>>, &str); 8] = [
             (vec![], "unknown"),
             (vec![unknown(), unknown()], "unknown"),
             (vec![unknown(), trusted()], "trusted"),
@@ -240,9 +247,9 @@ mod tests {
             let shown = format!("{sources:?}");
             let sources = sources.into_iter().map(|says| Arc::new(Says(says)) as Arc<dyn Trust>);
             let answer = match AnyOf(sources.collect()).certificate(tenant.owner(), tenant.serial()).await {
-                Ok(Verdict::Trusted(_)) => "trusted",
-                Ok(Verdict::Unknown) => "unknown",
-                Ok(Verdict::Refused(_)) => "refused",
+                Ok(TrustAnswer::Trusted(_)) => "trusted",
+                Ok(TrustAnswer::Unknown) => "unknown",
+                Ok(TrustAnswer::Refused(_)) => "refused",
                 Err(Unavailable) => "doubt",
             };
             assert_eq!(answer, expected, "{shown}");

@@ -27,7 +27,7 @@ pub struct Words(Mnemonic);
 /// Why a text is not the mnemonic of an account. It does not repeat the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum WordsError {
+pub enum MnemonicError {
     /// Not a number of words that BIP-39 has.
     #[error("does not hold a mnemonic: it has {0} words instead of 12, 15, 18, 21 or 24")]
     Count(usize),
@@ -49,7 +49,7 @@ impl Words {
     ///
     /// # Errors
     /// Never, with entropy of this size.
-    pub fn fresh() -> Result<Self, WordsError> {
+    pub fn fresh() -> Result<Self, MnemonicError> {
         let entropy: Zeroizing<[u8; ENTROPY_BYTES]> = Zeroizing::new(rand::random());
         Ok(Self(Mnemonic::from_entropy(entropy.as_ref())?))
     }
@@ -57,8 +57,8 @@ impl Words {
     /// Reads words that stand apart by white space.
     ///
     /// # Errors
-    /// [`WordsError`] if one is not in the list, their number is another, or the checksum does not fit.
-    pub fn parse(text: &str) -> Result<Self, WordsError> {
+    /// [`MnemonicError`] if one is not in the list, their number is another, or the checksum does not fit.
+    pub fn parse(text: &str) -> Result<Self, MnemonicError> {
         let words: Vec<&str> = text.split_whitespace().collect();
         let words = Zeroizing::new(words.join(" "));
         Ok(Self(Mnemonic::parse_in_normalized(Language::English, &words)?))
@@ -72,13 +72,13 @@ impl Words {
     /// The account that they are, without a passphrase.
     ///
     /// # Errors
-    /// [`WordsError`] in a case that has a probability below 2⁻¹²⁰.
-    pub fn wallet(&self) -> Result<Wallet, WordsError> {
+    /// [`MnemonicError`] in a case that has a probability below 2⁻¹²⁰.
+    pub fn wallet(&self) -> Result<Wallet, MnemonicError> {
         let seed = Zeroizing::new(self.0.to_seed_normalized(""));
-        let mut key = XPrv::new(seed.as_ref()).map_err(|_| WordsError::Key)?;
+        let mut key = XPrv::new(seed.as_ref()).map_err(|_| MnemonicError::Key)?;
         for (index, hardened) in PATH {
-            let child = ChildNumber::new(index, hardened).map_err(|_| WordsError::Key)?;
-            key = key.derive_child(child).map_err(|_| WordsError::Key)?;
+            let child = ChildNumber::new(index, hardened).map_err(|_| MnemonicError::Key)?;
+            key = key.derive_child(child).map_err(|_| MnemonicError::Key)?;
         }
         Ok(Wallet(key.private_key().clone()))
     }
@@ -91,9 +91,9 @@ impl fmt::Debug for Words {
     }
 }
 
-// === impl WordsError ===
+// === impl MnemonicError ===
 
-impl From<bip39::Error> for WordsError {
+impl From<bip39::Error> for MnemonicError {
     fn from(error: bip39::Error) -> Self {
         match error {
             bip39::Error::BadWordCount(count) => Self::Count(count),
@@ -248,13 +248,13 @@ mod tests {
         let twelve = |last: &str| format!("{}{last}", "abandon ".repeat(11));
         Words::parse(&twelve("about")).unwrap();
         for (bad, expected) in [
-            ("", WordsError::Count(0)),
-            ("abandon", WordsError::Count(1)),
-            (last, WordsError::Count(23)),
-            (&format!("{good} abandon"), WordsError::Count(25)),
-            (&good.to_uppercase(), WordsError::Unknown(1)),
-            (&twelve("secretword"), WordsError::Unknown(12)),
-            (&twelve("abandon"), WordsError::Checksum),
+            ("", MnemonicError::Count(0)),
+            ("abandon", MnemonicError::Count(1)),
+            (last, MnemonicError::Count(23)),
+            (&format!("{good} abandon"), MnemonicError::Count(25)),
+            (&good.to_uppercase(), MnemonicError::Unknown(1)),
+            (&twelve("secretword"), MnemonicError::Unknown(12)),
+            (&twelve("abandon"), MnemonicError::Checksum),
         ] {
             let error = Words::parse(bad).unwrap_err();
             assert_eq!(error, expected);

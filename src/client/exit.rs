@@ -19,7 +19,7 @@ pub enum Exit {
     Failed = 1,
     /// Wrong usage.
     Usage = 2,
-    /// Refused: not authenticated, not permitted, a quota used up.
+    /// Rejection: not authenticated, not permitted, a quota used up.
     Refused = 3,
     /// There is no such lease, service or replica.
     NotFound = 4,

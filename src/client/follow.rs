@@ -76,14 +76,14 @@ pub trait Sink: Send {
     ///
     /// # Errors
     /// As for [`Sink::entry`].
-    fn connection(&mut self, _turn: &Turn<'_>) -> io::Result<()> {
+    fn connection(&mut self, _turn: &ConnectionChange<'_>) -> io::Result<()> {
         Ok(())
     }
 }
 
 /// A turn in a follower's connection.
 #[derive(Debug)]
-pub enum Turn<'a> {
+pub enum ConnectionChange<'a> {
     /// It was cut, or a reconnect failed.
     Cut {
         /// Why.
@@ -132,14 +132,14 @@ pub struct Follower {
     client: Option<Client>,
     request: ServiceLogsRequest,
     progress: Progress,
-    persistence: Persistence,
+    persistence: ReconnectState,
     /// Whether the sink was given [`Turn::Cut`], and not yet [`Turn::Resumed`].
     was_cut: bool,
 }
 
 /// Whether and when a call that was cut is made again.
 #[derive(Debug)]
-pub(super) struct Persistence {
+pub(super) struct ReconnectState {
     retries: Retries,
     /// Whether the gateway was ever there.
     pub(super) met: bool,
@@ -179,7 +179,7 @@ impl Follower {
     /// A follower that makes its own connections with `connector`.
     pub fn new(connector: Connector, request: ServiceLogsRequest) -> Self {
         let retries = if request.follow { Retries::Unlimited } else { Retries::Left(READ_RETRIES) };
-        let persistence = Persistence::retrying(retries);
+        let persistence = ReconnectState::retrying(retries);
         Self { connector, client: None, request, progress: Progress::default(), persistence, was_cut: false }
     }
 
@@ -206,7 +206,7 @@ impl Follower {
                 Next::LeaseEnded => return Ok(Ended::LeaseEnded),
                 Next::Again { reason, retry_in } => {
                     sink.pause()?;
-                    sink.connection(&Turn::Cut { reason: &reason, retry_in })?;
+                    sink.connection(&ConnectionChange::Cut { reason: &reason, retry_in })?;
                     self.was_cut = true;
                     tokio::time::sleep(retry_in).await;
                 }
@@ -241,7 +241,7 @@ impl Follower {
         let mut stream = answer?.into_inner();
         self.persistence.met = true;
         if std::mem::take(&mut self.was_cut) {
-            sink.connection(&Turn::Resumed)?;
+            sink.connection(&ConnectionChange::Resumed)?;
         }
         while let Some(response) = next(&mut stream, sink).await? {
             for entry in response.services {
@@ -278,9 +278,9 @@ async fn next(
     Ok(stream.message().await?)
 }
 
-// === impl Persistence ===
+// === impl ReconnectState ===
 
-impl Persistence {
+impl ReconnectState {
     /// For a call that `stays` for as long as it is of use, or else is made once.
     pub(super) fn new(stays: bool) -> Self {
         Self::retrying(if stays { Retries::Unlimited } else { Retries::Left(0) })

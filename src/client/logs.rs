@@ -11,7 +11,7 @@ use super::connect::{Client, Connector};
 use super::exit::Exit;
 use super::follow::{Ended, FollowError, Follower};
 use super::lines::Key;
-use super::print::{Look, Printer};
+use super::print::{OutputStyle, Printer};
 use super::until::Until;
 use crate::config::{LogsConfig, Moment};
 use crate::model::id::ServiceName;
@@ -23,7 +23,7 @@ use crate::model::time::LogTime;
 const REPLICAS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints what `config` asks for to `out`, and what is said about it to `err`.
-pub async fn run<O, E>(config: &LogsConfig, out: O, err: E, look: Look) -> Exit
+pub async fn run<O, E>(config: &LogsConfig, out: O, err: E, look: OutputStyle) -> Exit
 where
     O: Write + Send,
     E: Write + Send,
@@ -206,10 +206,10 @@ mod tests {
     }
 
     async fn print(config: &LogsConfig) -> (Exit, String, String) {
-        print_as(config, Look::PLAIN).await
+        print_as(config, OutputStyle::PLAIN).await
     }
 
-    async fn print_as(config: &LogsConfig, look: Look) -> (Exit, String, String) {
+    async fn print_as(config: &LogsConfig, look: OutputStyle) -> (Exit, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let exit = run(config, &mut out, &mut err, look).await;
         (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
@@ -347,7 +347,7 @@ mod tests {
         let (exit, out, err) = print(&config).await;
         let said = "leasemux: nothing is deployed under this lease\n";
         assert_eq!((exit, out.as_str(), err.as_str()), (Exit::Done, "", said));
-        let look = Look { output: Output::Json, ..Look::PLAIN };
+        let look = OutputStyle { output: Output::Json, ..OutputStyle::PLAIN };
         let (exit, out, err) = print_as(&config, look).await;
         assert_eq!((exit, err.as_str()), (Exit::Done, ""));
         assert!(out.contains(r#""kind":"waiting","reason":"NothingDeployed""#), "{out}");
@@ -392,7 +392,7 @@ mod tests {
             let refusal = || vec![Step::End(refused.clone()), Step::Hang];
             let lines = vec![lines(0, 2, "a\nb\n"), end(Code::Ok)];
             let gateway = FakeGateway::start(vec![refusal(), refusal(), lines]).await;
-            let look = Look { output, ..Look::PLAIN };
+            let look = OutputStyle { output, ..OutputStyle::PLAIN };
             let (exit, out, err) = print_as(&config(gateway.target(), true), look).await;
             assert_eq!((exit, out.lines().count()), (Exit::Done, 2), "{out}{err}");
             assert_eq!(err.matches("the gateway says: history_reads: no more; reconnecting in").count(), 2);
@@ -500,7 +500,7 @@ mod tests {
         }
         let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\n"), Step::Hang]]).await;
         let mut err = Vec::new();
-        let exit = run(&config(gateway.target(), true), Closed, &mut err, Look::PLAIN).await;
+        let exit = run(&config(gateway.target(), true), Closed, &mut err, OutputStyle::PLAIN).await;
         assert_eq!((exit, err.len()), (Exit::Done, 0));
     }
 

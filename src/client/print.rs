@@ -13,11 +13,11 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use anstyle::{AnsiColor, Style};
 use tokio::time::Instant;
 
-use super::follow::{Sink, Turn};
+use super::follow::{ConnectionChange, Sink};
 use super::json::{Object, write_line};
 use super::lines::{Key, LineId, Lines, Piece, Unfinished};
 use super::live_line::LiveLine;
-use super::screen::Size;
+use super::live_region::Size;
 use super::terminal::neutralise;
 use crate::config::Output;
 use crate::model::limits::STREAM_REPLICAS_MAX;
@@ -43,7 +43,7 @@ const PALETTE: [AnsiColor; 8] = [
 /// How things look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about an output")]
-pub struct Look {
+pub struct OutputStyle {
     /// Text or JSON.
     pub output: Output,
     /// Whether the output is coloured.
@@ -57,7 +57,7 @@ pub struct Look {
 }
 
 #[cfg(test)]
-impl Look {
+impl OutputStyle {
     /// Nothing but the lines.
     pub(super) const PLAIN: Self = Self {
         output: Output::Text,
@@ -72,7 +72,7 @@ impl Look {
 pub struct Printer<O: Write, E> {
     out: BufWriter<O>,
     err: E,
-    look: Look,
+    look: OutputStyle,
     replicas: BTreeMap<Key, Replica>,
     lines: Lines,
     /// The line that the output ends with, unfinished.
@@ -93,7 +93,7 @@ struct Replica {
 
 // === impl Look ===
 
-impl Look {
+impl OutputStyle {
     /// As fits this process's outputs and environment: colours on terminals, unless `NO_COLOR` is set.
     pub fn of_process(output: Output, timestamps: bool) -> Self {
         let colours = |choice| choice != anstream::ColorChoice::Never;
@@ -111,7 +111,7 @@ impl Look {
 
 impl<O: Write + Send, E: Write + Send> Printer<O, E> {
     /// A printer to `out`, and to `err` for what is said about lines.
-    pub fn new(out: O, err: E, look: Look) -> Self {
+    pub fn new(out: O, err: E, look: OutputStyle) -> Self {
         let is_live = look.terminal && look.output == Output::Text;
         Self {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
@@ -351,12 +351,12 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
         self.out.flush()
     }
 
-    fn connection(&mut self, turn: &Turn<'_>) -> io::Result<()> {
+    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
         match turn {
-            Turn::Cut { reason, retry_in } => {
+            ConnectionChange::Cut { reason, retry_in } => {
                 self.say(&format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
             }
-            Turn::Resumed => self.say("connected again, going on where it was cut"),
+            ConnectionChange::Resumed => self.say("connected again, going on where it was cut"),
         }
     }
 }
@@ -440,7 +440,7 @@ mod tests {
     use super::*;
     use crate::model::proto::lease::{Cursor, LinePart, line_part};
 
-    const PLAIN: Look = Look {
+    const PLAIN: OutputStyle = OutputStyle {
         output: Output::Text,
         colour: false,
         colour_errors: false,
@@ -464,7 +464,7 @@ mod tests {
         ServiceLogs { gap: Some(gap), logs: b"a notice\n".to_vec().into(), ..entry(service, "1", b"") }
     }
 
-    fn printed(look: Look, entries: &[ServiceLogs]) -> (String, String) {
+    fn printed(look: OutputStyle, entries: &[ServiceLogs]) -> (String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut printer = Printer::new(&mut out, &mut err, look);
         for entry in entries {
@@ -515,7 +515,7 @@ mod tests {
     fn bytes_are_those_of_the_container_unless_a_terminal_reads_them() {
         let lines = [entry("a", "1", b"\x1b[2J\xff\r\n")];
         assert_eq!(printed(PLAIN, &lines).0, "a/0 | \x1b[2J\u{fffd}\r\n");
-        let terminal = Look { terminal: true, ..PLAIN };
+        let terminal = OutputStyle { terminal: true, ..PLAIN };
         assert_eq!(printed(terminal, &lines).0, "a/0 | ^[[2J\u{fffd}\r\n");
         let (out, err) = printed(terminal, &[event("a", Kind::Waiting, None, "\x1b]0;x\x07")]);
         assert_eq!((out.as_str(), err.as_str()), ("", "a/0 * waiting (^[]0;x^G)\n"));
@@ -536,7 +536,7 @@ mod tests {
     fn unfinished_line_is_shown_at_once_on_a_terminal() {
         use line_part::Stream::{Stderr, Stdout};
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut printer = Printer::new(&mut out, &mut err, Look { terminal: true, ..PLAIN });
+        let mut printer = Printer::new(&mut out, &mut err, OutputStyle { terminal: true, ..PLAIN });
         for entry in [
             part("a", Stderr, false, true, b"\r 1 %"),
             part("a", Stderr, true, true, b"\r 2 %"),
@@ -568,7 +568,7 @@ mod tests {
         use line_part::Stream::{Stderr, Stdout};
         for output in [Output::Text, Output::Json] {
             let (mut out, mut err) = (Vec::new(), Vec::new());
-            let mut printer = Printer::new(&mut out, &mut err, Look { output, ..PLAIN });
+            let mut printer = Printer::new(&mut out, &mut err, OutputStyle { output, ..PLAIN });
             printer.entry(&part("a", Stderr, false, true, b"be\r 1 %")).unwrap();
             printer.entry(&entry("a", "1", b"app line\n")).unwrap();
             printer.entry(&part("a", Stdout, false, true, b"g")).unwrap();
@@ -601,7 +601,7 @@ mod tests {
 
     #[test]
     fn replicas_differ_in_colour_and_keep_theirs() {
-        let look = Look { colour: true, ..PLAIN };
+        let look = OutputStyle { colour: true, ..PLAIN };
         let other = ServiceLogs { replica: 1, ..entry("a", "1", b"x\n") };
         let (out, _) = printed(look, &[entry("a", "1", b"x\n"), other.clone()]);
         let lines: Vec<&str> = out.lines().collect();
@@ -643,7 +643,7 @@ mod tests {
 
     #[test]
     fn json_is_one_object_a_line_and_loses_nothing() {
-        let look = Look { output: Output::Json, timestamps: true, ..PLAIN };
+        let look = OutputStyle { output: Output::Json, timestamps: true, ..PLAIN };
         let lag = Gap { lines: 1, bytes: 9, exact: true, cause: Cause::Lag.into(), ..Default::default() };
         let (out, err) = printed(
             look,

@@ -12,10 +12,10 @@ use tonic::{Request, Status};
 use super::clock::ClockOffset;
 use super::connect::{Client, Connector};
 use super::exit::Exit;
-use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
+use super::follow::{ANSWER_TIMEOUT, FollowError, Next, ReconnectState};
 use super::json::{RestartObject, write_line};
+use super::live_region::{LiveRegion, Size};
 use super::logs::filters;
-use super::screen::{Screen, Size};
 use super::status::say;
 use super::table::Table;
 use crate::config::{Form, RestartConfig};
@@ -55,7 +55,7 @@ async fn call<E: Write + Send>(
 ) -> Result<ServiceRestartResponse, FollowError> {
     let connector = Connector::new(&config.target)?;
     let deadline = Instant::now() + config.timeout;
-    let mut persistence = Persistence::new(true);
+    let mut persistence = ReconnectState::new(true);
     loop {
         let began = Instant::now();
         let left = deadline.saturating_duration_since(began);
@@ -81,7 +81,7 @@ async fn attempt<E: Write + Send>(
     config: &RestartConfig,
     id: &RequestId,
     connector: &Connector,
-    persistence: &mut Persistence,
+    persistence: &mut ReconnectState,
     left: Duration,
     err: E,
     terminal: bool,
@@ -97,7 +97,7 @@ async fn attempt<E: Write + Send>(
         filters,
     };
     let progress = terminal && config.form == Form::Table && !left.is_zero();
-    let mut screen = Screen::new(err, Size::of_errors);
+    let mut screen = LiveRegion::new(err, Size::of_errors);
     let shown = async {
         if progress {
             // Whoever may not see how it goes may still restart.
@@ -120,7 +120,7 @@ async fn attempt<E: Write + Send>(
 async fn show<E: Write>(
     config: &RestartConfig,
     mut client: Client,
-    screen: &mut Screen<E>,
+    screen: &mut LiveRegion<E>,
 ) -> Result<(), FollowError> {
     let (filter, filters) = filters(&config.services, &config.replicas);
     let lease_id = Some((&config.lease).into());

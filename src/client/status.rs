@@ -13,10 +13,10 @@ use tonic::Status;
 use super::clock::ClockOffset;
 use super::connect::Connector;
 use super::exit::Exit;
-use super::follow::{ANSWER_TIMEOUT, FollowError, Next, Persistence};
+use super::follow::{ANSWER_TIMEOUT, FollowError, Next, ReconnectState};
 use super::json::StatusObject;
+use super::live_region::{LiveRegion, Size};
 use super::logs::filters;
-use super::screen::{Screen, Size};
 use super::table::{Table, stale_line, summaries};
 use crate::config::{Form, StatusConfig};
 use crate::model::proto::lease::{ServiceStatusRequest, ServiceStatusResponse};
@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Where answers go.
 struct Shown<O> {
-    screen: Screen<O>,
+    screen: LiveRegion<O>,
     form: Form,
     follow: bool,
     /// Whether the table is redrawn in place.
@@ -48,7 +48,7 @@ where
     E: Write + Send,
 {
     let mut shown = Shown {
-        screen: Screen::new(out, Size::of_output),
+        screen: LiveRegion::new(out, Size::of_output),
         form: config.form,
         follow: config.follow,
         terminal,
@@ -80,7 +80,7 @@ async fn watch<O: Write + Send, E: Write + Send>(
     let (filter, filters) = filters(&config.services, &config.replicas);
     let lease_id = Some((&config.lease).into());
     let request = ServiceStatusRequest { lease_id, filter, follow: config.follow, filters };
-    let mut persistence = Persistence::new(config.follow);
+    let mut persistence = ReconnectState::new(config.follow);
     loop {
         let began = Instant::now();
         let Err(error) = stream(&connector, request.clone(), &mut persistence, shown, err).await else {
@@ -100,7 +100,7 @@ async fn watch<O: Write + Send, E: Write + Send>(
 async fn stream<O: Write + Send, E: Write + Send>(
     connector: &Connector,
     request: ServiceStatusRequest,
-    persistence: &mut Persistence,
+    persistence: &mut ReconnectState,
     shown: &mut Shown<O>,
     err: &mut E,
 ) -> Result<(), FollowError> {
@@ -213,7 +213,7 @@ mod tests {
     /// What is printed of these answers.
     fn printed(form: Form, follow: bool, answers: &[ServiceStatusResponse]) -> String {
         let mut out = Vec::new();
-        let screen = Screen::new(&mut out, Size::of_output);
+        let screen = LiveRegion::new(&mut out, Size::of_output);
         let mut shown = Shown {
             screen,
             form,

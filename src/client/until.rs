@@ -10,7 +10,7 @@ use memchr::memchr;
 use prost_types::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use super::follow::{Sink, Turn};
+use super::follow::{ConnectionChange, Sink};
 use super::lines::Key;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::ServiceLogs;
@@ -140,7 +140,7 @@ impl<S: Sink> Sink for Until<'_, S> {
         self.inner.pause()
     }
 
-    fn connection(&mut self, turn: &Turn<'_>) -> io::Result<()> {
+    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
         self.inner.connection(turn)
     }
 }

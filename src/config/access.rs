@@ -7,7 +7,7 @@ use http::Uri;
 use http::uri::Scheme;
 
 use super::cli::AccessArgs;
-use super::faults::Reader;
+use super::faults::Resolver;
 use super::probes::Probes;
 use super::value::{directory, duration, file, node, parsed};
 use crate::model::id::Address;
@@ -40,7 +40,7 @@ pub struct ChainSource {
     pub grace: Duration,
 }
 
-pub(super) fn resolve(args: &AccessArgs, probes: &Probes, read: &mut Reader<'_>) -> Option<AccessConfig> {
+pub(super) fn resolve(args: &AccessArgs, probes: &Probes, read: &mut Resolver<'_>) -> Option<AccessConfig> {
     let trust_dir = read.one("trust_dir", args.trust_dir.as_ref(), directory);
     if args.trust_dir.is_none() && args.chain_grpc.is_none() {
         let what = "the directory of trusted tenants' certificates (*.pem) and account keys (*.pub), or --chain-grpc";

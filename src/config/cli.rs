@@ -74,11 +74,11 @@ also takes a file, where it is admin-listen.";
 )]
 pub(super) struct Cli {
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(super) command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum CliCommand {
     Serve(Box<ServeArgs>),
     Logs(Box<LogsArgs>),
     Status(Box<StatusArgs>),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::Uri;
 
 use super::cli::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
-use super::faults::{Faults, Reader};
+use super::faults::{ConfigErrors, Resolver};
 use super::moment::Moment;
 use super::secret::TokenSource;
 use super::value::{LEASE, directory, duration, file, gateway, lease, number, parsed, tail};
@@ -122,7 +122,7 @@ pub enum Output {
     Json,
 }
 
-pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<LogsConfig, Faults> {
+pub(super) fn resolve_logs(args: &LogsArgs, mut read: Resolver<'_>) -> Result<LogsConfig, ConfigErrors> {
     let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
     let target = target(&args.target, &mut read);
     let (services, replicas) = chosen(&args.choice, &mut read);
@@ -184,7 +184,10 @@ pub(super) fn resolve_logs(args: &LogsArgs, mut read: Reader<'_>) -> Result<Logs
     read.finish(config)
 }
 
-pub(super) fn resolve_status(args: &StatusArgs, mut read: Reader<'_>) -> Result<StatusConfig, Faults> {
+pub(super) fn resolve_status(
+    args: &StatusArgs,
+    mut read: Resolver<'_>,
+) -> Result<StatusConfig, ConfigErrors> {
     let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
     let target = target(&args.target, &mut read);
     let (services, replicas) = chosen(&args.choice, &mut read);
@@ -196,7 +199,10 @@ pub(super) fn resolve_status(args: &StatusArgs, mut read: Reader<'_>) -> Result<
     read.finish(config)
 }
 
-pub(super) fn resolve_restart(args: &RestartArgs, mut read: Reader<'_>) -> Result<RestartConfig, Faults> {
+pub(super) fn resolve_restart(
+    args: &RestartArgs,
+    mut read: Resolver<'_>,
+) -> Result<RestartConfig, ConfigErrors> {
     let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
     let target = target(&args.target, &mut read);
     let (services, replicas) = chosen(&args.choice, &mut read);
@@ -220,7 +226,7 @@ pub(super) fn resolve_restart(args: &RestartArgs, mut read: Reader<'_>) -> Resul
     read.finish(config)
 }
 
-fn form(given: Option<&String>, read: &mut Reader<'_>) -> Option<Form> {
+fn form(given: Option<&String>, read: &mut Resolver<'_>) -> Option<Form> {
     read.one("output", given, |text| match text {
         "table" | "text" => Ok(Form::Table),
         "json" => Ok(Form::Json),
@@ -228,7 +234,7 @@ fn form(given: Option<&String>, read: &mut Reader<'_>) -> Option<Form> {
     })
 }
 
-fn target(args: &TargetArgs, read: &mut Reader<'_>) -> Option<Target> {
+fn target(args: &TargetArgs, read: &mut Resolver<'_>) -> Option<Target> {
     let uri = read.one("gateway", args.gateway.as_ref(), gateway);
     let [identity, token] =
         read.meant([("identity", args.identity.as_ref()), ("token", args.token.as_ref())]);
@@ -258,7 +264,7 @@ fn target(args: &TargetArgs, read: &mut Reader<'_>) -> Option<Target> {
     Some(Target { gateway: uri?, identity, token, trust })
 }
 
-fn chosen(args: &ChoiceArgs, read: &mut Reader<'_>) -> (Vec<ServiceName>, Vec<u32>) {
+fn chosen(args: &ChoiceArgs, read: &mut Resolver<'_>) -> (Vec<ServiceName>, Vec<u32>) {
     let services = read.list("service", &args.service, parsed::<ServiceName>);
     let replicas = read.list("replica", &args.replica, number(0..=u32::MAX));
     if services.len() > FILTERS_MAX {

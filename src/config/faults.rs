@@ -9,7 +9,7 @@ use super::file::File;
 
 /// Everything wrong with one configuration; never empty where it is an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Faults {
+pub struct ConfigErrors {
     /// The command whose help tells more, as one types it.
     command: String,
     all: Vec<String>,
@@ -21,24 +21,24 @@ pub struct Faults {
 /// Values are asked for by the id that clap knows them by: `admin_listen` is `--admin-listen`, `LEASEMUX_ADMIN_LISTEN` and, in
 /// the file, `admin-listen`.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub(super) struct Resolver<'a> {
     definitions: &'a clap::Command,
     matches: &'a ArgMatches,
     file: &'a File,
-    faults: Faults,
+    faults: ConfigErrors,
     notes: Vec<String>,
 }
 
 // === impl Faults ===
 
-impl Faults {
+impl ConfigErrors {
     /// The faults, one sentence each.
     pub fn all(&self) -> &[String] {
         &self.all
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for fault in &self.all {
             writeln!(f, "error: {fault}")?;
@@ -47,11 +47,11 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ConfigErrors {}
 
 // === impl Reader ===
 
-impl<'a> Reader<'a> {
+impl<'a> Resolver<'a> {
     /// A reader of what `matches` holds. What is wrong with `file` itself is among the faults already.
     pub(super) fn new(
         command: String,
@@ -59,7 +59,7 @@ impl<'a> Reader<'a> {
         matches: &'a ArgMatches,
         file: &'a File,
     ) -> Self {
-        let faults = Faults { command, all: file.faults().to_vec() };
+        let faults = ConfigErrors { command, all: file.faults().to_vec() };
         let mut reader = Self { definitions, matches, file, faults, notes: Vec::new() };
         if let Some((name, right)) = file.name().zip(file.unreadable()) {
             reader.wrong("config", name, right);
@@ -212,7 +212,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `value` as a whole, unless something was wrong. `None` without a fault cannot be, but is no configuration either.
-    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, Faults> {
+    pub(super) fn finish<T>(self, value: Option<T>) -> Result<T, ConfigErrors> {
         match value {
             Some(value) if self.faults.all.is_empty() => Ok(value),
             _ => Err(self.faults),

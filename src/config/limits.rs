@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::cli::{ConnectionArgs, LimitsArgs, QuotaArgs};
-use super::faults::Reader;
+use super::faults::Resolver;
 use super::value::{duration, number, size};
 use crate::model::limits::{CHUNK_MAX_BYTES, Limits, TOKEN_LIFETIME_MAX};
 
@@ -35,7 +35,7 @@ pub(super) fn resolve(
     args: &LimitsArgs,
     connections: &ConnectionArgs,
     quotas: &QuotaArgs,
-    read: &mut Reader<'_>,
+    read: &mut Resolver<'_>,
 ) -> Option<Limits> {
     let timeout = || duration(TIMEOUT_MIN..=TIMEOUT_MAX);
     let ring = size(RING_MIN_BYTES..=RING_MAX_BYTES);

@@ -17,8 +17,8 @@ use std::{env, fmt};
 use clap::builder::Resettable;
 use clap::{Arg, ArgMatches, CommandFactory as _, FromArgMatches as _, ValueHint};
 
-use self::cli::{Cli, Command, IdentityCommand, TokenCommand};
-use self::faults::{Faults, Reader};
+use self::cli::{Cli, CliCommand, IdentityCommand, TokenCommand};
+use self::faults::{ConfigErrors, Resolver};
 use self::file::File;
 
 mod access;
@@ -39,7 +39,7 @@ mod value;
 
 pub use self::access::{AccessConfig, ChainSource};
 pub use self::client::{Form, LogsConfig, Output, RestartConfig, ServerTrust, StatusConfig, Target};
-pub use self::faults::Faults as ConfigFaults;
+pub use self::faults::ConfigErrors as ConfigFaults;
 pub use self::moment::Moment;
 
 pub use self::probes::{ClusterProbe, Probes};
@@ -56,7 +56,7 @@ const SERVE: &str = "serve";
 
 /// What the program was asked to do, with everything that it takes.
 #[derive(Debug)]
-pub enum Task {
+pub enum Command {
     /// Be a gateway.
     Serve(Box<ServeConfig>),
     /// Say that nothing is wrong with a gateway's configuration, which was looked into; and what could not be checked.
@@ -85,11 +85,11 @@ pub enum Task {
 
 /// Why there is nothing to do.
 #[derive(Debug)]
-pub enum Stop {
+pub enum LoadError {
     /// Help or version was asked for, or the arguments do not form a command; clap's own text, which knows its exit code.
     Clap(clap::Error),
     /// Values are missing or wrong.
-    Faults(Faults),
+    Faults(ConfigErrors),
 }
 
 /// Reads the program's arguments (the first is its own name), the `LEASEMUX_…` environment, and the file that these may name.
@@ -97,7 +97,7 @@ pub enum Stop {
 ///
 /// # Errors
 /// [`Stop`], with every fault in it.
-pub fn read<I, T>(args: I, probes: &Probes) -> Result<Task, Stop>
+pub fn read<I, T>(args: I, probes: &Probes) -> Result<Command, LoadError>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString>,
@@ -113,24 +113,24 @@ where
     }
     let reader = reader(&command, &matches, &file);
     let task = match Cli::from_arg_matches(&matches)?.command {
-        Command::Serve(args) => match serve::resolve(&args, probes, reader)? {
-            Resolved::Serve(config) => Task::Serve(config),
-            Resolved::Checked(notes) => Task::Checked(notes),
+        CliCommand::Serve(args) => match serve::resolve(&args, probes, reader)? {
+            Resolved::Serve(config) => Command::Serve(config),
+            Resolved::Checked(notes) => Command::Checked(notes),
         },
-        Command::Logs(args) => Task::Logs(Box::new(client::resolve_logs(&args, reader)?)),
-        Command::Status(args) => Task::Status(Box::new(client::resolve_status(&args, reader)?)),
-        Command::Restart(args) => Task::Restart(Box::new(client::resolve_restart(&args, reader)?)),
-        Command::Identity(args) => match args.command {
-            IdentityCommand::New(args) => Task::IdentityNew(tenant::resolve_identity(&args, reader)?),
-            IdentityCommand::Import(args) => Task::IdentityImport(tenant::resolve_import(&args, reader)?),
+        CliCommand::Logs(args) => Command::Logs(Box::new(client::resolve_logs(&args, reader)?)),
+        CliCommand::Status(args) => Command::Status(Box::new(client::resolve_status(&args, reader)?)),
+        CliCommand::Restart(args) => Command::Restart(Box::new(client::resolve_restart(&args, reader)?)),
+        CliCommand::Identity(args) => match args.command {
+            IdentityCommand::New(args) => Command::IdentityNew(tenant::resolve_identity(&args, reader)?),
+            IdentityCommand::Import(args) => Command::IdentityImport(tenant::resolve_import(&args, reader)?),
         },
-        Command::Token(args) => match args.command {
-            TokenCommand::New(args) => Task::TokenNew(token::resolve_new(&args, reader)?),
-            TokenCommand::Check(args) => Task::TokenCheck(token::resolve_check(&args, reader)?),
+        CliCommand::Token(args) => match args.command {
+            TokenCommand::New(args) => Command::TokenNew(token::resolve_new(&args, reader)?),
+            TokenCommand::Check(args) => Command::TokenCheck(token::resolve_check(&args, reader)?),
         },
-        Command::Demo(args) => Task::Demo(tenant::resolve_demo(&args, reader)?),
-        Command::Completions(args) => Task::Completions(shell::resolve_completions(&args, reader)?),
-        Command::Man(args) => Task::Man(shell::resolve_man(&args, reader)?),
+        CliCommand::Demo(args) => Command::Demo(tenant::resolve_demo(&args, reader)?),
+        CliCommand::Completions(args) => Command::Completions(shell::resolve_completions(&args, reader)?),
+        CliCommand::Man(args) => Command::Man(shell::resolve_man(&args, reader)?),
     };
     Ok(task)
 }
@@ -173,7 +173,7 @@ fn file_named(matches: &ArgMatches) -> Option<String> {
 }
 
 /// A reader for the subcommand that was given.
-fn reader<'a>(command: &'a clap::Command, matches: &'a ArgMatches, file: &'a File) -> Reader<'a> {
+fn reader<'a>(command: &'a clap::Command, matches: &'a ArgMatches, file: &'a File) -> Resolver<'a> {
     let mut path = vec![command.get_name()];
     let (mut command, mut matches) = (command, matches);
     while let Some((name, inner)) = matches.subcommand() {
@@ -183,24 +183,24 @@ fn reader<'a>(command: &'a clap::Command, matches: &'a ArgMatches, file: &'a Fil
         path.push(found.get_name());
         (command, matches) = (found, inner);
     }
-    Reader::new(path.join(" "), command, matches, file)
+    Resolver::new(path.join(" "), command, matches, file)
 }
 
 // === impl Stop ===
 
-impl From<clap::Error> for Stop {
+impl From<clap::Error> for LoadError {
     fn from(error: clap::Error) -> Self {
         Self::Clap(error)
     }
 }
 
-impl From<Faults> for Stop {
-    fn from(faults: Faults) -> Self {
+impl From<ConfigErrors> for LoadError {
+    fn from(faults: ConfigErrors) -> Self {
         Self::Faults(faults)
     }
 }
 
-impl fmt::Display for Stop {
+impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Clap(error) => error.fmt(f),
@@ -224,7 +224,7 @@ mod tests {
 
     fn faults(args: &[&str]) -> Vec<String> {
         match read(std::iter::once(&"leasemux").chain(args), &Probes::NONE) {
-            Err(Stop::Faults(faults)) => faults.all().to_vec(),
+            Err(LoadError::Faults(faults)) => faults.all().to_vec(),
             other => panic!("{other:?}"),
         }
     }
@@ -351,7 +351,7 @@ mod tests {
         let lease = format!("{LEASE}={}", sdl.display());
         let trust = dir.path().to_str().unwrap();
         let args = ["leasemux", "serve", "--platform", "local", "--lease", &lease, "--trust-dir", trust];
-        let Ok(Task::Serve(config)) = read(args, &Probes::NONE) else { panic!() };
+        let Ok(Command::Serve(config)) = read(args, &Probes::NONE) else { panic!() };
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.leases, [(LEASE.parse().unwrap(), sdl)]);
         assert_eq!(config.listen, "127.0.0.1:8446".parse().unwrap());
@@ -382,11 +382,11 @@ mod tests {
             "--tail",
             "0",
         ];
-        let Ok(Task::Logs(config)) = read(args, &Probes::NONE) else { panic!() };
+        let Ok(Command::Logs(config)) = read(args, &Probes::NONE) else { panic!() };
         assert_eq!(config.services.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web", "api"]);
         assert_eq!((config.replicas, config.follow, config.tail), (vec![1], true, Some(0)));
         assert_eq!(config.target.trust, ServerTrust::System);
-        let Ok(Task::Logs(config)) =
+        let Ok(Command::Logs(config)) =
             read(["leasemux", "logs", LEASE, "--follow=false", "-o", "json"], &Probes::NONE)
         else {
             panic!()
@@ -403,7 +403,7 @@ mod tests {
     fn logs(args: &[&str]) -> LogsConfig {
         let args = ["leasemux", "logs", LEASE].into_iter().chain(args.iter().copied());
         match read(args, &Probes::NONE) {
-            Ok(Task::Logs(config)) => *config,
+            Ok(Command::Logs(config)) => *config,
             other => panic!("{other:?}"),
         }
     }

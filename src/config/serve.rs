@@ -11,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{self, AccessConfig};
 use super::cli::{ServeArgs, StoreArgs};
-use super::faults::{Faults, Reader};
+use super::faults::{ConfigErrors, Resolver};
 use super::limits;
 use super::probes::{ClusterProbe, Probes};
 use super::value::{
@@ -150,7 +150,11 @@ pub(super) enum Resolved {
 }
 
 /// The configuration, unless it was only to be checked.
-pub(super) fn resolve(args: &ServeArgs, probes: &Probes, mut read: Reader<'_>) -> Result<Resolved, Faults> {
+pub(super) fn resolve(
+    args: &ServeArgs,
+    probes: &Probes,
+    mut read: Resolver<'_>,
+) -> Result<Resolved, ConfigErrors> {
     let check = read.switch("check", args.check.as_ref());
     let probes = if check { probes } else { &Probes::NONE };
     let named = named(args, &mut read);
@@ -225,7 +229,7 @@ pub(super) fn resolve(args: &ServeArgs, probes: &Probes, mut read: Reader<'_>) -
 }
 
 /// Which platform was asked for.
-fn named(args: &ServeArgs, read: &mut Reader<'_>) -> Option<Named> {
+fn named(args: &ServeArgs, read: &mut Resolver<'_>) -> Option<Named> {
     let right =
         "where services run; 'local' runs them as processes of this machine, 'kube' finds them in a cluster";
     read.required("platform", args.platform.as_ref(), right, |text| match text {
@@ -242,7 +246,7 @@ fn kube(
     wanted: bool,
     provider: Option<Address>,
     probes: &Probes,
-    read: &mut Reader<'_>,
+    read: &mut Resolver<'_>,
 ) -> Option<KubeOptions> {
     let provider_given = args.access.provider.is_some();
     let args = &args.kube;
@@ -287,7 +291,7 @@ fn kube(
 }
 
 /// The node, if it is `wanted`.
-fn node(args: &ServeArgs, wanted: bool, read: &mut Reader<'_>) -> Option<NodeOptions> {
+fn node(args: &ServeArgs, wanted: bool, read: &mut Resolver<'_>) -> Option<NodeOptions> {
     let args = &args.kube;
     if !wanted {
         read.one("node_name", args.node_name.as_ref(), name);
@@ -314,7 +318,7 @@ fn leases(
     args: &ServeArgs,
     is_kube: bool,
     probes: &Probes,
-    read: &mut Reader<'_>,
+    read: &mut Resolver<'_>,
 ) -> Vec<(LeaseId, PathBuf)> {
     let leases = read.list("lease", &args.lease, |text| {
         let (lease, sdl) = lease_and_sdl(text)?;
@@ -340,7 +344,7 @@ fn pair(
     [cert_id, key_id]: [&str; 2],
     [cert, key]: [&Option<String>; 2],
     probes: &Probes,
-    read: &mut Reader<'_>,
+    read: &mut Resolver<'_>,
 ) -> Option<(PathBuf, PathBuf)> {
     let flag = |id: &str| format!("--{}", id.replace('_', "-"));
     let (cert_flag, key_flag) = (flag(cert_id), flag(key_id));
@@ -382,7 +386,7 @@ fn log_filter(text: &str) -> Result<String, String> {
     }
 }
 
-fn store(args: &StoreArgs, read: &mut Reader<'_>) -> Option<(u64, usize, usize)> {
+fn store(args: &StoreArgs, read: &mut Resolver<'_>) -> Option<(u64, usize, usize)> {
     let bytes = size(ROTATE_MIN_BYTES..=ROTATE_MAX_BYTES);
     let bytes = read.one("rotate_max_bytes", args.rotate_max_bytes.as_ref(), bytes);
     // Fewer than two, and rotation would lose what was written last.

@@ -11,14 +11,14 @@ pub use clap_complete::Shell;
 
 use super::cli::{CompletionsArgs, ManArgs};
 use super::definition;
-use super::faults::{Faults, Reader};
+use super::faults::{ConfigErrors, Resolver};
 use super::value::new_directory;
 
-pub(super) fn resolve_completions(args: &CompletionsArgs, read: Reader<'_>) -> Result<Shell, Faults> {
+pub(super) fn resolve_completions(args: &CompletionsArgs, read: Resolver<'_>) -> Result<Shell, ConfigErrors> {
     read.finish(Some(args.shell))
 }
 
-pub(super) fn resolve_man(args: &ManArgs, mut read: Reader<'_>) -> Result<Option<PathBuf>, Faults> {
+pub(super) fn resolve_man(args: &ManArgs, mut read: Resolver<'_>) -> Result<Option<PathBuf>, ConfigErrors> {
     let dir = read.one("dir", args.dir.as_ref(), new_directory);
     read.finish(Some(dir))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::cli::{DemoArgs, IdentityImportArgs, IdentityNewArgs};
-use super::faults::{Faults, Reader};
+use super::faults::{ConfigErrors, Resolver};
 use super::value::{duration, file, new_directory, number};
 
 /// Most followers of a demo: what one machine has ports and files for.
@@ -57,8 +57,8 @@ pub struct DemoConfig {
 
 pub(super) fn resolve_identity(
     args: &IdentityNewArgs,
-    mut read: Reader<'_>,
-) -> Result<IdentityConfig, Faults> {
+    mut read: Resolver<'_>,
+) -> Result<IdentityConfig, ConfigErrors> {
     let dir = read.required("dir", args.dir.as_ref(), "the directory to write to", new_directory);
     let config = dir.map(|dir| IdentityConfig { dir });
     read.finish(config)
@@ -66,8 +66,8 @@ pub(super) fn resolve_identity(
 
 pub(super) fn resolve_import(
     args: &IdentityImportArgs,
-    mut read: Reader<'_>,
-) -> Result<ImportConfig, Faults> {
+    mut read: Resolver<'_>,
+) -> Result<ImportConfig, ConfigErrors> {
     let dir = read.required("dir", args.dir.as_ref(), "the directory to write to", new_directory);
     let mnemonic = read.one("mnemonic_file", args.mnemonic_file.as_ref(), |text| match text {
         "-" => Ok(MnemonicSource::Input),
@@ -79,7 +79,7 @@ pub(super) fn resolve_import(
     read.finish(config)
 }
 
-pub(super) fn resolve_demo(args: &DemoArgs, mut read: Reader<'_>) -> Result<DemoConfig, Faults> {
+pub(super) fn resolve_demo(args: &DemoArgs, mut read: Resolver<'_>) -> Result<DemoConfig, ConfigErrors> {
     let range = duration(Duration::from_secs(1)..=DEMO_MAX);
     let duration = read.one("for", args.duration.as_ref(), range);
     let followers = read.one("followers", args.followers.as_ref(), number(0..=FOLLOWERS_MAX));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::cli::{TokenCheckArgs, TokenNewArgs};
-use super::faults::{Faults, Reader};
+use super::faults::{ConfigErrors, Resolver};
 use super::moment::Moment;
 use super::secret::TokenSource;
 use super::value::{directory, duration, lease, parsed};
@@ -54,7 +54,10 @@ pub enum Keys {
     Dir(PathBuf),
 }
 
-pub(super) fn resolve_new(args: &TokenNewArgs, mut read: Reader<'_>) -> Result<TokenNewConfig, Faults> {
+pub(super) fn resolve_new(
+    args: &TokenNewArgs,
+    mut read: Resolver<'_>,
+) -> Result<TokenNewConfig, ConfigErrors> {
     let what = "a directory with a mnemonic, as made by 'identity new'";
     let identity = read.required("identity", args.identity.as_ref(), what, directory);
     let scopes = read.list("scope", &args.scope, |text| {
@@ -78,7 +81,10 @@ pub(super) fn resolve_new(args: &TokenNewArgs, mut read: Reader<'_>) -> Result<T
     read.finish(config)
 }
 
-pub(super) fn resolve_check(args: &TokenCheckArgs, mut read: Reader<'_>) -> Result<TokenCheckConfig, Faults> {
+pub(super) fn resolve_check(
+    args: &TokenCheckArgs,
+    mut read: Resolver<'_>,
+) -> Result<TokenCheckConfig, ConfigErrors> {
     let what = "the token, or @ and a file that holds it";
     if args.token.is_none() {
         read.missing("token", what);

@@ -3,7 +3,7 @@
 //!
 //! A line names the account, the lease, the reason and the address, and never a token, a certificate or anything from a log. Of an
 //! account it says whether it is proved, or only claimed. A peer that is refused again and again fills no disk: beyond so many
-//! a minute its refusals are counted, not told. Restarts are all told; quotas bound them.
+//! a minute its refusals are counted, not told. RestartManager are all told; quotas bound them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -41,7 +41,7 @@ struct Shared {
 
 /// One call, as far as is known of it. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(super) struct Case(Arc<Facts>);
+pub(super) struct AuditRecord(Arc<Facts>);
 
 #[derive(Debug)]
 struct Facts {
@@ -63,25 +63,25 @@ impl Audit {
     }
 
     /// A call begins.
-    pub(super) fn case(&self, method: Method, from: Option<PeerNet>) -> Case {
+    pub(super) fn case(&self, method: Method, from: Option<PeerNet>) -> AuditRecord {
         self.of(method.name(), from)
     }
 
     /// A call begins that is none of the lease service: of health or reflection. What it is called is the caller's to say, and
     /// not told.
-    pub(super) fn other_case(&self, from: PeerNet) -> Case {
+    pub(super) fn other_case(&self, from: PeerNet) -> AuditRecord {
         self.of(OTHER, Some(from))
     }
 
-    fn of(&self, method: &'static str, from: Option<PeerNet>) -> Case {
+    fn of(&self, method: &'static str, from: Option<PeerNet>) -> AuditRecord {
         let (who, lease) = (OnceLock::new(), OnceLock::new());
-        Case(Arc::new(Facts { audit: self.clone(), method, from, who, lease }))
+        AuditRecord(Arc::new(Facts { audit: self.clone(), method, from, who, lease }))
     }
 }
 
 // === impl Case ===
 
-impl Case {
+impl AuditRecord {
     /// This is who the caller says they are.
     pub(super) fn claimed(&self, who: Owner) {
         // The first word counts.

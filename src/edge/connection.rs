@@ -23,18 +23,18 @@ use super::calls::{Call, Counted};
 use super::drain::Drain;
 use super::fault;
 use super::frame_limit::{Flooded, FrameLimited};
-use super::guard::{Handoff, StreamExecutor};
-use super::idle::Activity;
-use super::peers::{Peers, ShutOutNotice};
+use super::idle::StreamCount;
+use super::peer_limits::{PeerLimits, ShutOutNotice};
 use super::request_body::{Discards, RequestBody};
 use super::response::{OtherBody, ResponseBody};
 use super::service::{Caller, LeaseService, Method};
-use crate::access::gate::Peer;
+use super::stream_supervisor::{Handoff, StreamExecutor};
+use crate::access::authenticator::Peer;
 use crate::model::limits::{Limits, STREAM_HELD_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::model::peer::PeerNet;
 use crate::model::rate::{Bucket, Rate};
-use crate::stream::bell::WhenRung;
+use crate::stream::gated_poll::Gated;
 
 /// Calls of the health service, by which a balancer polls readiness.
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -78,7 +78,7 @@ pub struct Origin {
 struct Eviction {
     /// `None`: its address is not known.
     of: Option<(ShutOutNotice, PeerNet)>,
-    peers: Peers,
+    peers: PeerLimits,
     auth: AuthState,
 }
 
@@ -98,7 +98,7 @@ enum Stage {
 }
 
 /// What happens around a connection.
-enum News {
+enum ConnectionEvent {
     /// It may not be there any longer.
     Cut,
     /// It is told to end.
@@ -135,7 +135,7 @@ impl Connections {
     }
 
     /// What is known of the peers.
-    pub(super) fn peers(&self) -> &Peers {
+    pub(super) fn peers(&self) -> &PeerLimits {
         self.service.peers()
     }
 
@@ -165,7 +165,7 @@ impl Connections {
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         origin: Origin,
     ) -> impl Future<Output = ConnectionEnd> + Send {
-        let (activity, called) = (Activity::default(), Arc::new(Notify::new()));
+        let (activity, called) = (StreamCount::default(), Arc::new(Notify::new()));
         let eviction = Eviction::new(self.peers(), &origin);
         let address = origin.address;
         let flooded = Flooded::default();
@@ -201,7 +201,7 @@ impl Connections {
         &self,
         io: FrameLimited<IO>,
         origin: Origin,
-        activity: &Activity,
+        activity: &StreamCount,
         called: &Arc<Notify>,
     ) -> Http<IO>
     where
@@ -245,7 +245,7 @@ impl Connections {
     async fn run<IO>(
         &self,
         mut connection: Pin<Box<Http<IO>>>,
-        activity: Activity,
+        activity: StreamCount,
         called: Arc<Notify>,
         eviction: Eviction,
     ) -> ConnectionEnd
@@ -268,14 +268,14 @@ impl Connections {
         }
         loop {
             // Nothing of it concerns a line, so no line asks it.
-            let mut news = WhenRung::new(Box::pin(self.news(stage, &activity, &eviction)));
+            let mut news = Gated::new(Box::pin(self.news(stage, &activity, &eviction)));
             tokio::select! {
                 biased;
                 told = &mut news => match told {
-                    News::Cut if stage == Stage::Evicted => return ConnectionEnd::ShutOut,
-                    News::Cut => return ConnectionEnd::Cut,
+                    ConnectionEvent::Cut if stage == Stage::Evicted => return ConnectionEnd::ShutOut,
+                    ConnectionEvent::Cut => return ConnectionEnd::Cut,
                     // What the peer calls before it hears of it is still answered.
-                    News::Next(next) => {
+                    ConnectionEvent::Next(next) => {
                         stage = next;
                         connection.as_mut().graceful_shutdown();
                     }
@@ -286,14 +286,14 @@ impl Connections {
     }
 
     /// What happens around a connection at `stage`.
-    async fn news(&self, stage: Stage, activity: &Activity, eviction: &Eviction) -> News {
+    async fn news(&self, stage: Stage, activity: &StreamCount, eviction: &Eviction) -> ConnectionEvent {
         tokio::select! {
             biased;
-            () = self.drain.cut() => News::Cut,
-            () = eviction.ends(), if stage == Stage::Evicted => News::Cut,
-            () = self.drain.draining(), if stage != Stage::Draining => News::Next(Stage::Draining),
-            () = eviction.begins(), if matches!(stage, Stage::Serving | Stage::Leaving) => News::Next(Stage::Evicted),
-            () = activity.idle(self.limits.connection.idle), if stage == Stage::Serving => News::Next(Stage::Leaving),
+            () = self.drain.cut() => ConnectionEvent::Cut,
+            () = eviction.ends(), if stage == Stage::Evicted => ConnectionEvent::Cut,
+            () = self.drain.draining(), if stage != Stage::Draining => ConnectionEvent::Next(Stage::Draining),
+            () = eviction.begins(), if matches!(stage, Stage::Serving | Stage::Leaving) => ConnectionEvent::Next(Stage::Evicted),
+            () = activity.idle(self.limits.connection.idle), if stage == Stage::Serving => ConnectionEvent::Next(Stage::Leaving),
         }
     }
 }
@@ -319,7 +319,7 @@ impl Origin {
 // === impl Eviction ===
 
 impl Eviction {
-    fn new(peers: &Peers, origin: &Origin) -> Self {
+    fn new(peers: &PeerLimits, origin: &Origin) -> Self {
         let of = origin.net().map(|net| (peers.notice(net), net));
         Self { of, peers: peers.clone(), auth: origin.auth.clone() }
     }

@@ -21,14 +21,14 @@ pub struct Drain {
     closed: CancellationToken,
     tasks: TaskTracker,
     beside: TaskTracker,
-    doors: Arc<Mutex<Doors>>,
+    doors: Arc<Mutex<OpenConnections>>,
     /// When somebody last asked whether the gateway takes calls.
     asked: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Who has something open.
 #[derive(Debug, Default)]
-struct Doors {
+struct OpenConnections {
     next: u64,
     open: BTreeMap<u64, Option<SocketAddr>>,
     /// Whether anybody has.
@@ -37,7 +37,7 @@ struct Doors {
 
 /// A connection that holds the door open for as long as it lives.
 #[derive(Debug)]
-pub struct Door {
+pub struct ConnectionGuard {
     drain: Drain,
     id: u64,
 }
@@ -105,13 +105,13 @@ impl Drain {
     }
 
     /// Counts a connection as open.
-    pub fn door(&self, peer: Option<SocketAddr>) -> Door {
+    pub fn door(&self, peer: Option<SocketAddr>) -> ConnectionGuard {
         let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         let id = doors.next;
         doors.next += 1;
         doors.open.insert(id, peer);
         doors.tell();
-        Door { drain: self.clone(), id }
+        ConnectionGuard { drain: self.clone(), id }
     }
 
     /// Runs what `task` makes whenever a connection is open, and drops it when none is: it need not wake an idle gateway.
@@ -147,14 +147,14 @@ impl Drain {
 
 // === impl Doors ===
 
-impl Doors {
+impl OpenConnections {
     fn tell(&self) {
         let any = !self.open.is_empty();
         self.any.send_if_modified(|told| std::mem::replace(told, any) != any);
     }
 }
 
-impl Drop for Door {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let mut doors = self.drain.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.open.remove(&self.id);

@@ -6,15 +6,15 @@ use tokio::sync::watch;
 
 /// Counts the open streams of one connection. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Activity(watch::Sender<usize>);
+pub(super) struct StreamCount(watch::Sender<usize>);
 
 /// A stream that is open for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Open(Activity);
+pub(super) struct Open(StreamCount);
 
-// === impl Activity ===
+// === impl StreamCount ===
 
-impl Activity {
+impl StreamCount {
     /// One more stream.
     pub(super) fn open(&self) -> Open {
         self.0.send_modify(|open| *open += 1);
@@ -51,7 +51,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idle_is_who_has_had_nothing_open_for_so_long() {
-        let activity = Activity::default();
+        let activity = StreamCount::default();
         let began = Instant::now();
         activity.idle(10 * SECOND).await;
         assert_eq!(began.elapsed(), 10 * SECOND);

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::model::count::{Counts, Held};
+use crate::model::concurrency::{ConcurrencyLimiter, ConcurrencyPermit};
 use crate::model::id::{LeaseId, Owner};
 use crate::model::limits::QuotaLimits;
 use crate::model::quota::{Exceeded, Quota, Subject};
@@ -26,8 +26,8 @@ pub struct Quotas(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     limits: QuotaLimits,
-    all_streams: Counts<()>,
-    streams: Counts<Owner>,
+    all_streams: ConcurrencyLimiter<()>,
+    streams: ConcurrencyLimiter<Owner>,
     all_requests: Option<Buckets<()>>,
     requests: Option<Buckets<Owner>>,
     all_restarts: Option<Buckets<()>>,
@@ -38,8 +38,8 @@ struct Shared {
 /// Counts a call as one of its owner's streams for as long as it lives.
 #[derive(Debug)]
 pub struct StreamPermit {
-    _of_owner: Held<Owner>,
-    _of_all: Held<()>,
+    _of_owner: ConcurrencyPermit<Owner>,
+    _of_all: ConcurrencyPermit<()>,
 }
 
 // === impl Quotas ===
@@ -60,8 +60,8 @@ impl Quotas {
             restarts_of_owners: buckets(limits.restarts_per_hour_of_owner, an_hour),
             restarts: buckets(limits.restarts_per_hour, an_hour),
             limits: limits.clone(),
-            all_streams: Counts::default(),
-            streams: Counts::default(),
+            all_streams: ConcurrencyLimiter::default(),
+            streams: ConcurrencyLimiter::default(),
         }))
     }
 

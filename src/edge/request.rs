@@ -11,10 +11,9 @@ use bytes::{Buf, Bytes};
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-use super::status::CallError;
-use crate::leases::restart;
-use crate::logs::follow::{Extent, History, LogsRequest, OnLag};
+use super::errors::CallError;
 use crate::logs::frame::Representation;
+use crate::logs::request::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
 use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::position::Position;
@@ -22,6 +21,7 @@ use crate::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest, Serv
 use crate::model::proto::market;
 use crate::model::time::LogTime;
 use crate::model::view::Filter;
+use crate::restart;
 
 /// Number of `filter` in every request of the service.
 const FILTER_FIELD: u32 = 2;
@@ -80,12 +80,12 @@ pub fn logs(request: &ServiceLogsRequest, filters: usize) -> Result<LogsRequest,
     let lease = lease(request.lease_id.as_ref())?;
     let filter = filter(request.filter.as_ref(), &request.filters, filters)?;
     let since = request.since.as_ref().map(|since| time("since", since)).transpose()?;
-    let history = History { last: request.tail_lines, since };
+    let history = BackfillFilter { last: request.tail_lines, since };
     let extent = match (request.previous, request.follow) {
         (true, true) => return Err(CallError::field("previous", "cannot be followed: unset follow")),
-        (true, false) => Extent::Previous(history),
-        (false, true) => Extent::Follow(history),
-        (false, false) => Extent::UntilNow(history),
+        (true, false) => ReadRange::Previous(history),
+        (false, true) => ReadRange::Follow(history),
+        (false, false) => ReadRange::UntilNow(history),
     };
     if !request.resume.is_empty() {
         let clash = [
@@ -97,7 +97,7 @@ pub fn logs(request: &ServiceLogsRequest, filters: usize) -> Result<LogsRequest,
             return Err(CallError::field("resume", format!("cannot be combined with {field}")));
         }
     }
-    let representation = if request.timestamps { Representation::Stamped } else { Representation::Plain };
+    let representation = if request.timestamps { Representation::Timestamped } else { Representation::Plain };
     let on_lag = on_lag(request.on_lag)?;
     let resume = resume(&request.resume, &filter)?;
     Ok(LogsRequest { lease, filter, extent, representation, on_lag, resume })
@@ -144,11 +144,11 @@ fn add(filter: &mut Filter, field: &str, one: &ServiceFilter) -> Result<(), Call
     Ok(())
 }
 
-fn on_lag(value: i32) -> Result<OnLag, CallError> {
+fn on_lag(value: i32) -> Result<LagPolicy, CallError> {
     use crate::model::proto::lease::OnLag as Wire;
     match Wire::try_from(value) {
-        Ok(Wire::Drop) => Ok(OnLag::Drop),
-        Ok(Wire::Close) => Ok(OnLag::Close),
+        Ok(Wire::Drop) => Ok(LagPolicy::Drop),
+        Ok(Wire::Close) => Ok(LagPolicy::Close),
         Ok(Wire::Refill) => {
             Err(CallError::Unimplemented("on_lag: REFILL is not offered yet; use DROP or CLOSE"))
         }

@@ -18,8 +18,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::auth_state::AuthState;
 use super::drain::Drain;
-use super::peers::Peers;
-use super::status::CallError;
+use super::errors::CallError;
+use super::peer_limits::PeerLimits;
 use crate::model::peer::PeerNet;
 use crate::model::proto::PREFIX_BYTES;
 
@@ -50,7 +50,7 @@ pub(super) struct RequestBody {
 /// its peer.
 #[derive(Debug)]
 pub(super) struct Meter {
-    pub(super) peers: Peers,
+    pub(super) peers: PeerLimits,
     pub(super) net: PeerNet,
     pub(super) auth: AuthState,
     pub(super) messages: Messages,

@@ -10,10 +10,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
 use tonic::Status;
 
-use crate::leases::status::body::StatusBody;
 use crate::logs::body::LogsBody;
 use crate::model::proto::framed;
-use crate::stream::{Messages, Parts, StreamState};
+use crate::status::body::StatusBody;
+use crate::stream::{Messages, Parts, StreamControl};
 
 /// The body of any response.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub enum ResponseBody {
 #[derive(Debug)]
 pub struct OtherBody {
     body: tonic::body::Body,
-    state: Arc<StreamState>,
+    state: Arc<StreamControl>,
 }
 
 /// A response that is nothing but a refusal, or some other status.
@@ -51,7 +51,7 @@ pub fn of_status_stream(body: StatusBody) -> http::Response<ResponseBody> {
 }
 
 /// A response of one message, on a stream of this state.
-pub fn of_message(message: &impl prost::Message, state: Arc<StreamState>) -> http::Response<ResponseBody> {
+pub fn of_message(message: &impl prost::Message, state: Arc<StreamControl>) -> http::Response<ResponseBody> {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     let body = Full::new(framed(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
@@ -112,7 +112,7 @@ fn never_fails(
 
 impl OtherBody {
     /// What this body has, on a stream of this state.
-    pub(super) fn new(body: tonic::body::Body, state: Arc<StreamState>) -> Self {
+    pub(super) fn new(body: tonic::body::Body, state: Arc<StreamControl>) -> Self {
         Self { body, state }
     }
 

@@ -11,13 +11,13 @@ use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
+use super::admission::{AdmissionLayer, Admitted};
 use super::connection::{Connections, Origin};
 use super::drain::Drain;
-use super::entrance::{Admitted, Entrance};
 use super::service::SERVICE;
 use super::tls::Offers;
 use super::tls::stream::{self, TlsStream};
-use crate::access::gate::Peer;
+use crate::access::authenticator::Peer;
 use crate::model::limits::Limits;
 use crate::model::metrics::{ConnectionEnd, Handshake, Metrics};
 use crate::model::proto::DESCRIPTORS;
@@ -102,7 +102,7 @@ impl Server {
         let peers = self.connections.peers().clone();
         let metrics = self.connections.metrics.clone();
         let trusted = Arc::clone(&self.trusted_proxies);
-        let entrance = Arc::new(Entrance::new(self.limits.connection.max, trusted, peers, metrics));
+        let entrance = Arc::new(AdmissionLayer::new(self.limits.connection.max, trusted, peers, metrics));
         loop {
             match listener.accept().await {
                 Ok((socket, address)) => {
@@ -121,7 +121,7 @@ impl Server {
         }
     }
 
-    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, entrance: &Entrance) {
+    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, entrance: &AdmissionLayer) {
         if let Err(error) = configure(&socket, self.limits.stall) {
             tracing::debug!(%error, %address, "setting socket options");
         }
@@ -168,7 +168,7 @@ impl Server {
         &self,
         socket: TcpStream,
         admitted: &Admitted,
-        entrance: &Entrance,
+        entrance: &AdmissionLayer,
     ) -> Result<Box<TlsStream<TcpStream>>, Handshake> {
         let peer = admitted.address;
         let handshake = stream::accept_by_name(&self.tls, socket);

@@ -11,21 +11,20 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::read::{Encoding, read};
-use super::audit::{Audit, Case};
+use super::audit::{Audit, AuditRecord};
 use super::auth_state::AuthState;
 use super::drain::Drain;
-use super::guard::Watched;
-use super::peers::Peers;
+use super::errors::{CallError, of_end};
+use super::peer_limits::PeerLimits;
 use super::quotas::Quotas;
 use super::request_body::{Messages, Meter, RequestBody};
 use super::response::{self, ResponseBody};
-use super::status::{CallError, of_end};
-use crate::access::gate::{Admission, Gate, Peer};
+use super::stream_supervisor::Watched;
+use crate::access::authenticator::{Admission, Authenticator, Peer};
 use crate::access::refusal::{self, Refusal};
-use crate::leases::restart::Restarts;
-use crate::logs::fanout::Fanout;
-use crate::logs::permits::HistoryPermits;
-use crate::model::count::Held;
+use crate::logs::actors::ActorRegistry;
+use crate::logs::backfill_limits::BackfillLimiter;
+use crate::model::concurrency::ConcurrencyPermit;
 use crate::model::id::LeaseId;
 use crate::model::limits::QuotaLimits;
 use crate::model::metrics;
@@ -34,7 +33,8 @@ use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::time::LogTime;
 use crate::model::view::{Filter, LeaseView};
 use crate::platform;
-use crate::stream::{End, StreamState};
+use crate::restart::RestartManager;
+use crate::stream::{StreamControl, StreamEnd};
 
 mod logs;
 mod read;
@@ -74,13 +74,13 @@ pub(super) struct Caller {
 /// The lease service. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct LeaseService {
-    gate: Gate,
-    fanout: Fanout,
-    history: HistoryPermits,
-    restarts: Restarts,
+    gate: Authenticator,
+    fanout: ActorRegistry,
+    history: BackfillLimiter,
+    restarts: RestartManager,
     audit: Audit,
     quotas: Quotas,
-    peers: Peers,
+    peers: PeerLimits,
     drain: Drain,
 }
 
@@ -122,17 +122,17 @@ impl Method {
 
 impl LeaseService {
     /// A service that lets in whom `gate` lets in.
-    pub fn new(gate: Gate, fanout: Fanout, restarts: Restarts, drain: Drain) -> Self {
+    pub fn new(gate: Authenticator, fanout: ActorRegistry, restarts: RestartManager, drain: Drain) -> Self {
         let limits = &fanout.world().limits;
-        let history = HistoryPermits::new(&limits.quota);
+        let history = BackfillLimiter::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
         let audit = Audit::new(limits.audit_refusals_per_minute);
-        let peers = Peers::new(&limits.connection, &limits.quota);
+        let peers = PeerLimits::new(&limits.connection, &limits.quota);
         Self { gate, fanout, history, restarts, audit, quotas, peers, drain }
     }
 
     /// What is known of peers by their addresses.
-    pub(super) fn peers(&self) -> &Peers {
+    pub(super) fn peers(&self) -> &PeerLimits {
         &self.peers
     }
 
@@ -174,7 +174,7 @@ impl LeaseService {
         &self,
         caller: &Caller,
         request: &mut Request<RequestBody>,
-    ) -> Result<Option<Held<PeerNet>>, Box<Response<ResponseBody>>> {
+    ) -> Result<Option<ConcurrencyPermit<PeerNet>>, Box<Response<ResponseBody>>> {
         let Some(net) = caller.net else {
             return Ok(None);
         };
@@ -216,7 +216,7 @@ impl LeaseService {
         caller: &Caller,
         request: Request<RequestBody>,
         watched: &Watched,
-        case: &Case,
+        case: &AuditRecord,
     ) -> Result<Response<ResponseBody>, CallError> {
         let (head, body) = request.into_parts();
         let begun = self.begin(caller, &head.headers, watched, case).await;
@@ -241,7 +241,7 @@ impl LeaseService {
         caller: &Caller,
         headers: &HeaderMap,
         watched: &Watched,
-        case: &Case,
+        case: &AuditRecord,
     ) -> Result<(Admission, Encoding), CallError> {
         let authorization = headers.get_all(http::header::AUTHORIZATION);
         let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
@@ -258,7 +258,7 @@ impl LeaseService {
         &self,
         caller: &Caller,
         authorization: &[&[u8]],
-        case: &Case,
+        case: &AuditRecord,
     ) -> Result<Admission, CallError> {
         if let Some(net) = caller.net
             && !caller.auth.may_call()
@@ -271,7 +271,7 @@ impl LeaseService {
             if let Some(who) = denial.claimed {
                 case.claimed(who);
             }
-            if denial.refusal.kind() == refusal::Kind::Unauthenticated {
+            if denial.refusal.kind() == refusal::RefusalKind::Unauthenticated {
                 caller.auth.failed();
                 if let Some(net) = caller.net {
                     self.peers.failed(net, Instant::now().into_std());
@@ -333,17 +333,17 @@ impl LeaseService {
     }
 
     /// The state of a stream that opens now, watched over: it ends when the caller's standing does, or with the gateway.
-    fn open(&self, admission: &Admission, watched: &Watched, case: &Case) -> Arc<StreamState> {
-        let state = StreamState::new();
+    fn open(&self, admission: &Admission, watched: &Watched, case: &AuditRecord) -> Arc<StreamControl> {
+        let state = StreamControl::new();
         let (standing, draining, case) = (admission.standing.clone(), self.drain.soft(), case.clone());
         let ends = async move {
             tokio::select! {
                 biased;
                 refusal = standing.ended() => {
                     case.ended(refusal.reason());
-                    End::Refused(refusal)
+                    StreamEnd::Refused(refusal)
                 }
-                () = draining.cancelled() => End::Draining,
+                () = draining.cancelled() => StreamEnd::Draining,
             }
         };
         watched.watch(Arc::clone(&state), Box::pin(ends));
@@ -366,7 +366,7 @@ impl LeaseService {
     }
 }
 
-fn trailers(end: &End) -> HeaderMap {
+fn trailers(end: &StreamEnd) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     // Fails for a message that is not fit for a header, and ours are.
     if let Err(status) = of_end(end).add_header(&mut trailers) {

@@ -7,18 +7,18 @@
 use std::io;
 use std::path::PathBuf;
 
+pub mod cert_reload;
 pub mod config;
 pub mod generate;
-pub mod names;
-pub mod pair;
+pub mod sni;
 pub mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use cert_reload::ReloadingCert;
 pub use config::{load, public_server_config_of, server_config, server_config_of};
 pub use generate::{Generated, ensure};
-pub use names::Offers;
-pub use pair::Pair;
+pub use sni::Offers;
 pub use stream::{TlsStream, accept};
 
 /// Why there is no usable server certificate. Each text names the file, or the host, to be put right.

@@ -15,33 +15,33 @@ use http::HeaderMap;
 use http_body::Frame;
 use tokio::sync::watch;
 
-use super::fanout::Fanout;
-use super::follow::{Extent, History, LogsRequest, OnLag};
+use super::actors::ActorRegistry;
+use super::backfill::BackfillParams;
+use super::backfill_limits::BackfillLimiter;
 use super::frame::{self, Gap};
-use super::history::Scope;
-use super::lane::{Lane, Turn};
 use super::message::{Batch, Message};
-use super::permits::HistoryPermits;
+use super::replica_stream::{ReplicaStream, SendStep};
+use super::request::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::Metrics;
 use crate::model::position::Cursor;
 use crate::model::view::LeaseView;
 use crate::platform;
-use crate::stream::bell::WhenRung;
-use crate::stream::{End, Messages, StreamState};
+use crate::stream::gated_poll::Gated;
+use crate::stream::{Messages, StreamControl, StreamEnd};
 
 /// The body of a response to `ServiceLogs`.
 pub struct LogsBody {
     request: LogsRequest,
-    fanout: Fanout,
-    permits: HistoryPermits,
+    fanout: ActorRegistry,
+    permits: BackfillLimiter,
     view: watch::Receiver<Arc<LeaseView>>,
     /// Each change of the view; `None` once there will be no more, or if nobody stays for it.
-    changes: Option<WhenRung<BoxStream<'static, Arc<LeaseView>>>>,
+    changes: Option<Gated<BoxStream<'static, Arc<LeaseView>>>>,
     /// The replicas that have, or had, a lane and are still there; sorted.
     known: Vec<Replica>,
-    lanes: Vec<Lane>,
+    lanes: Vec<ReplicaStream>,
     /// Whose turn it is.
     turn: usize,
     /// Replicas whose logs cannot be read at the moment: the others are sent, and then the stream ends with that.
@@ -53,19 +53,19 @@ pub struct LogsBody {
     stage: Stage,
     /// The end of a message whose beginning was handed over, if one had to be cut. It goes before anything else.
     rest: Option<Bytes>,
-    state: Arc<StreamState>,
+    state: Arc<StreamControl>,
     trailers: Trailers,
 }
 
 /// Says in gRPC's words why a stream ends; asked once, as soon as it is to, whatever its peer takes of that.
-pub type Trailers = Box<dyn Fn(&End) -> HeaderMap + Send>;
+pub type Trailers = Box<dyn Fn(&StreamEnd) -> HeaderMap + Send>;
 
 enum Stage {
     Running,
     /// What the rings hold is sent, up to so many more bytes; and then the cursors.
-    Flushing(End, usize),
+    Flushing(StreamEnd, usize),
     /// Cursors are next.
-    Closing(End),
+    Closing(StreamEnd),
     /// Only the trailers are left.
     Trailers(Box<HeaderMap>),
     Done,
@@ -77,14 +77,14 @@ impl LogsBody {
     /// A body for `request`.
     pub fn new(
         request: LogsRequest,
-        fanout: Fanout,
-        permits: HistoryPermits,
+        fanout: ActorRegistry,
+        permits: BackfillLimiter,
         view: watch::Receiver<Arc<LeaseView>>,
-        state: Arc<StreamState>,
+        state: Arc<StreamControl>,
         trailers: Trailers,
     ) -> Self {
         let mut body = Self {
-            changes: request.extent.follows().then(|| WhenRung::new(platform::changes(view.clone()))),
+            changes: request.extent.follows().then(|| Gated::new(platform::changes(view.clone()))),
             request,
             fanout,
             permits,
@@ -124,8 +124,9 @@ impl LogsBody {
             let resume = cursor
                 .filter(|(run, _)| !newcomers || slot.readable().any(|readable| readable.instance == *run));
             // One that appears while its follower is there is followed from its first line on.
-            let extent = if newcomers { Extent::Follow(History::default()) } else { self.request.extent };
-            let scope = Scope {
+            let extent =
+                if newcomers { ReadRange::Follow(BackfillFilter::default()) } else { self.request.extent };
+            let scope = BackfillParams {
                 world: self.fanout.world().clone(),
                 lease: self.request.lease.clone(),
                 view: self.view.clone(),
@@ -140,7 +141,7 @@ impl LogsBody {
                 self.lanes.reserve_exact(1);
                 self.known.reserve_exact(1);
             }
-            self.lanes.push(Lane::new(
+            self.lanes.push(ReplicaStream::new(
                 scope,
                 self.fanout.clone(),
                 self.permits.clone(),
@@ -164,7 +165,7 @@ impl LogsBody {
     }
 
     /// Takes what the lanes have, in turns, as much as HTTP/2 may hold. Answers why the stream ends, if it does.
-    fn fill(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Option<End> {
+    fn fill(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Option<StreamEnd> {
         loop {
             let mut quiet = 0;
             while quiet < self.lanes.len() && batch.room() > 0 {
@@ -172,12 +173,12 @@ impl LogsBody {
                 let lane = &mut self.lanes[self.turn];
                 quiet += 1;
                 match lane.poll_turn(batch, cx) {
-                    Poll::Ready(Turn::Lagged) if self.request.on_lag == OnLag::Close => {
-                        return Some(End::Lagged(lane.replica().clone()));
+                    Poll::Ready(SendStep::Lagged) if self.request.on_lag == LagPolicy::Close => {
+                        return Some(StreamEnd::Lagged(lane.replica().clone()));
                     }
-                    Poll::Ready(Turn::Refused(exceeded)) => return Some(End::Exceeded(exceeded)),
-                    Poll::Ready(Turn::More | Turn::Lagged) => quiet = 0,
-                    Poll::Ready(Turn::Ended) | Poll::Pending => {}
+                    Poll::Ready(SendStep::Refused(exceeded)) => return Some(StreamEnd::Exceeded(exceeded)),
+                    Poll::Ready(SendStep::More | SendStep::Lagged) => quiet = 0,
+                    Poll::Ready(SendStep::Ended) | Poll::Pending => {}
                 }
             }
             let newcomers = self.retire();
@@ -191,9 +192,13 @@ impl LogsBody {
             return None;
         }
         if !self.unreadable.is_empty() {
-            return Some(End::Unreadable(std::mem::take(&mut self.unreadable)));
+            return Some(StreamEnd::Unreadable(std::mem::take(&mut self.unreadable)));
         }
-        Some(if self.lease_ended && self.request.extent.follows() { End::LeaseEnded } else { End::Complete })
+        Some(if self.lease_ended && self.request.extent.follows() {
+            StreamEnd::LeaseEnded
+        } else {
+            StreamEnd::Complete
+        })
     }
 
     /// Lets go of lanes that have ended, and answers how many have come instead: their replicas may be there again, and others
@@ -238,33 +243,35 @@ impl LogsBody {
         if let Some(end) = self.state.ends() {
             self.stage = match end {
                 // Not a line more for who may not.
-                End::Refused(_) => Stage::Closing(end),
+                StreamEnd::Refused(_) => Stage::Closing(end),
                 _ => Stage::Flushing(end, self.fanout.world().limits.ring_max_bytes),
             };
             return;
         }
         if let Some(notice) = self.notice.take() {
-            self.state.let_in();
+            self.state.mark_admitted();
             batch.add(notice, None);
         }
         self.poll_changes(cx);
         if let Some(end) = self.fill(cx, batch) {
             self.stage = match end {
-                End::Complete | End::LeaseEnded => Stage::Trailers(Box::new((self.trailers)(&end))),
+                StreamEnd::Complete | StreamEnd::LeaseEnded => {
+                    Stage::Trailers(Box::new((self.trailers)(&end)))
+                }
                 _ => Stage::Closing(end),
             };
         }
     }
 
     /// Sends what is held in the rings anyway; what was being read for this follower alone is left to its cursor.
-    fn poll_flushing(&mut self, cx: &mut Context<'_>, end: End, left: usize, batch: &mut Batch) {
-        let (live, others): (Vec<_>, Vec<_>) = self.lanes.drain(..).partition(Lane::is_live);
+    fn poll_flushing(&mut self, cx: &mut Context<'_>, end: StreamEnd, left: usize, batch: &mut Batch) {
+        let (live, others): (Vec<_>, Vec<_>) = self.lanes.drain(..).partition(ReplicaStream::is_live);
         self.lanes = live;
         let ended = self.fill(cx, batch);
         self.lanes.extend(others);
         let left = left.saturating_sub(batch.bytes);
         self.stage = match ended {
-            Some(End::Lagged(_)) => Stage::Closing(end),
+            Some(StreamEnd::Lagged(_)) => Stage::Closing(end),
             _ if batch.bytes == 0 || left == 0 => Stage::Closing(end),
             _ => Stage::Flushing(end, left),
         };
@@ -285,7 +292,7 @@ impl LogsBody {
     /// One response with the cursor of each replica. Without follow, replicas that were sent to their end have one, too: a caller
     /// that resumes without it would get all of their lines again.
     fn cursors(&self) -> Option<Bytes> {
-        let mut cursors: Vec<_> = self.lanes.iter().filter_map(Lane::cursor).collect();
+        let mut cursors: Vec<_> = self.lanes.iter().filter_map(ReplicaStream::cursor).collect();
         if !self.request.extent.follows() {
             cursors.extend(self.request.resume.iter().map(|(replica, (instance, position))| Cursor {
                 replica: replica.clone(),

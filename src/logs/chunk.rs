@@ -19,7 +19,7 @@ pub struct Chunk {
     /// The lines' bytes, back to back.
     pub data: Bytes,
     /// Each line in it; a single one if it is a piece of a line.
-    pub marks: Box<[Mark]>,
+    pub marks: Box<[LineEnd]>,
     /// Whether it goes on with a line of which earlier pieces lie before it.
     pub continues: bool,
     /// The position before it.
@@ -30,7 +30,7 @@ pub struct Chunk {
 
 /// Where a line ends in a chunk, and when it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct LineEnd {
     /// Offset in the chunk's data of the byte behind the line: at most [`CHUNK_MAX_BYTES`].
     pub end: u32,
     /// The line's time.
@@ -46,7 +46,7 @@ pub struct Chunker {
     /// What waits, of earlier batches.
     data: BytesMut,
     /// The lines that wait.
-    marks: Vec<Mark>,
+    marks: Vec<LineEnd>,
     start: Position,
     end: Position,
 }
@@ -140,7 +140,7 @@ impl Chunk {
     }
 
     fn lines_behind(&self, index: usize, cut: u32, start: Position) -> Self {
-        let marks = self.marks[index..].iter().map(|mark| Mark { end: mark.end - cut, ..*mark });
+        let marks = self.marks[index..].iter().map(|mark| LineEnd { end: mark.end - cut, ..*mark });
         Self {
             data: self.data.slice(cut as usize..),
             marks: marks.collect(),
@@ -160,7 +160,7 @@ impl Chunk {
         let length = u32::try_from(end - cut).ok()?;
         Some(Self {
             data: self.data.slice(cut..end),
-            marks: Box::new([Mark { end: length, ..mark }]),
+            marks: Box::new([LineEnd { end: length, ..mark }]),
             continues: true,
             start,
             end: before.after_line(mark.time),
@@ -172,7 +172,7 @@ impl Chunk {
         let cut = usize::try_from(sent).unwrap_or(usize::MAX).min(self.data.len());
         let data = self.data.slice(cut..);
         #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
-        let marks = self.marks.iter().map(|mark| Mark { end: data.len() as u32, ..*mark }).collect();
+        let marks = self.marks.iter().map(|mark| LineEnd { end: data.len() as u32, ..*mark }).collect();
         Self { data, marks, continues: self.continues || cut > 0, start: at, end: self.end }
     }
 }
@@ -273,7 +273,7 @@ impl Chunker {
     fn mark(&mut self, bytes: usize, line: &Line, after: Position) {
         #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
         let end = (self.waiting() + bytes) as u32;
-        self.marks.push(Mark { end, time: line.time, stream: line.stream });
+        self.marks.push(LineEnd { end, time: line.time, stream: line.stream });
         self.end = after;
     }
 }

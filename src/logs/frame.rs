@@ -33,7 +33,7 @@ pub enum Representation {
     /// As they were recorded.
     Plain,
     /// Each prefixed with its RFC 3339 time with nanoseconds and a space, as kubectl does.
-    Stamped,
+    Timestamped,
 }
 
 /// Lines that are missing, as told to a follower.
@@ -137,7 +137,7 @@ impl Event {
 pub fn lines(replica: &Replica, instance: &Instance, chunk: &Chunk, as_what: Representation) -> LinesFrame {
     let logs = match as_what {
         Representation::Plain => chunk.data.clone(),
-        Representation::Stamped => stamped(chunk),
+        Representation::Timestamped => stamped(chunk),
     };
     let length = logs.len();
     let cursor = to_proto_cursor(replica, instance, chunk.end);
@@ -288,7 +288,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::logs::chunk::Mark;
+    use crate::logs::chunk::LineEnd;
     use crate::model::proto::PREFIX_BYTES;
 
     fn replica() -> Replica {
@@ -312,7 +312,7 @@ mod tests {
         let time = LogTime::from_nanos(1_000_000_005);
         Chunk {
             data: Bytes::from_static(b"one\ntwo\n"),
-            marks: Box::new([Mark { end: 4, time, stream: None }, Mark { end: 8, time, stream: None }]),
+            marks: Box::new([LineEnd { end: 4, time, stream: None }, LineEnd { end: 8, time, stream: None }]),
             continues: false,
             start,
             end: start.after_line(time).after_line(time),
@@ -336,18 +336,18 @@ mod tests {
 
     #[test]
     fn stamps_stand_at_the_start_of_each_line() {
-        let frame = lines(&replica(), &instance(), &chunk(Position::START), Representation::Stamped);
+        let frame = lines(&replica(), &instance(), &chunk(Position::START), Representation::Timestamped);
         let stamp = "1970-01-01T00:00:01.000000005Z";
         assert_eq!(stamp.len() + 1, STAMP_BYTES);
         assert_eq!(frame.logs, format!("{stamp} one\n{stamp} two\n"));
         let piece = Chunk {
             data: Bytes::from_static(b"end\n"),
-            marks: Box::new([Mark { end: 4, time: LogTime::from_nanos(1), stream: Some(Stream::Stderr) }]),
+            marks: Box::new([LineEnd { end: 4, time: LogTime::from_nanos(1), stream: Some(Stream::Stderr) }]),
             continues: true,
             start: Position::START.after_bytes(9),
             end: Position::START.after_line(LogTime::from_nanos(1)),
         };
-        let frame = lines(&replica(), &instance(), &piece, Representation::Stamped);
+        let frame = lines(&replica(), &instance(), &piece, Representation::Timestamped);
         assert_eq!(&frame.logs[..], b"end\n");
         let part = decode(&frame.message).part.unwrap();
         assert_eq!(
@@ -356,7 +356,7 @@ mod tests {
         );
         // A whole line of the other stream, within the merged line.
         let whole = Chunk { continues: false, ..piece };
-        let frame = lines(&replica(), &instance(), &whole, Representation::Stamped);
+        let frame = lines(&replica(), &instance(), &whole, Representation::Timestamped);
         assert_eq!(&frame.logs[..], b"1970-01-01T00:00:00.000000001Z end\n");
         assert_eq!(decode(&frame.message).part, None);
     }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::ring::{Amount, Behind};
+use super::ring::{Backlog, FollowerLag};
 use crate::model::id::{LeaseId, Replica};
 
 /// A follower lags once lines have waited for it for this long, or were overwritten before it took them, or its peer has taken
@@ -13,7 +13,7 @@ pub const LATE: Duration = Duration::from_secs(1);
 
 /// A follower of one replica that lags.
 #[derive(Clone, Debug)]
-pub struct Laggard {
+pub struct LaggingFollower {
     /// Of which lease.
     pub lease: LeaseId,
     /// Of which replica.
@@ -23,9 +23,9 @@ pub struct Laggard {
     /// Where that is sent to, if it is known.
     pub peer: Option<SocketAddr>,
     /// What it has not taken.
-    pub behind: Amount,
+    pub behind: Backlog,
     /// What of that was overwritten, and will be reported to it as missing.
-    pub lost: Amount,
+    pub lost: Backlog,
     /// How long the oldest entry that is held and that it has not taken has been there, or its peer has taken nothing if that is
     /// longer.
     pub waiting: Duration,
@@ -37,23 +37,23 @@ pub struct Laggard {
 
 /// Those who lag.
 #[derive(Clone, Debug, Default)]
-pub struct Lagging {
+pub struct LagReport {
     /// How many there are.
     pub total: usize,
     /// The worst of them: who has waited longest comes first, and of those who waited equally long, who is most bytes behind.
-    pub worst: Vec<Laggard>,
+    pub worst: Vec<LaggingFollower>,
 }
 
-// === impl Lagging ===
+// === impl LagReport ===
 
-impl Lagging {
+impl LagReport {
     /// One more, of whom only the `most` worst are kept.
-    pub(super) fn add(&mut self, most: usize, lease: &LeaseId, replica: &Replica, behind: Behind) {
+    pub(super) fn add(&mut self, most: usize, lease: &LeaseId, replica: &Replica, behind: FollowerLag) {
         self.total += 1;
         if most == 0 {
             return;
         }
-        self.worst.push(Laggard {
+        self.worst.push(LaggingFollower {
             lease: lease.clone(),
             replica: replica.clone(),
             stream: behind.stream.id(),
@@ -81,19 +81,24 @@ impl Lagging {
 mod tests {
     use super::*;
     use crate::model::id::Address;
-    use crate::stream::StreamState;
+    use crate::stream::StreamControl;
 
     #[test]
     fn only_the_worst_are_kept_and_they_are_in_order() {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let lease = LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap();
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
-        let mut lagging = Lagging::default();
+        let mut lagging = LagReport::default();
         for number in 0..1_000_u64 {
-            let behind = Amount { entries: 1, lines: 1, bytes: number % 7 };
+            let behind = Backlog { entries: 1, lines: 1, bytes: number % 7 };
             let waiting = Duration::from_secs(number * 37 % 100);
-            let stream = StreamState::new();
-            lagging.add(10, &lease, &replica, Behind { stream, behind, lost: Amount::default(), waiting });
+            let stream = StreamControl::new();
+            lagging.add(
+                10,
+                &lease,
+                &replica,
+                FollowerLag { stream, behind, lost: Backlog::default(), waiting },
+            );
             assert!(lagging.worst.len() < 20);
         }
         lagging.keep(10);

@@ -5,16 +5,16 @@
 //! response ([`body`]); one that falls behind skips to the oldest entry held and is told exactly what it lost. What is older
 //! than the ring is read separately, for one follower at a time ([`history`]), until it meets the ring.
 
+pub mod actor;
+pub mod actors;
+pub mod ambiguity;
+pub mod backfill;
+pub mod backfill_limits;
 pub mod body;
 pub mod chunk;
-pub mod fanout;
-pub mod follow;
 pub mod frame;
-pub mod history;
 pub mod lag;
-pub mod lane;
 pub mod message;
-pub mod permits;
-pub mod replica;
+pub mod replica_stream;
+pub mod request;
 pub mod ring;
-pub mod vague;

@@ -14,23 +14,23 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use self::entry::{BEFORE_RING, OpenLines};
-use self::standing::Standing;
+use self::progress::FollowerProgress;
 use self::state::State;
+use super::ambiguity::AmbiguousRange;
 use super::chunk::Chunk;
 use super::frame::{self, Gap, Representation};
-use super::vague::Vague;
 use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
 
 mod entry;
+mod progress;
 mod reader;
-mod standing;
 mod state;
 
-pub use self::entry::{Adjacent, Entry, Kind, Totals};
-pub use self::reader::{Entries, Join, Reader, Taken};
-pub use self::standing::{Amount, Behind};
+pub use self::entry::{Contiguity, Entry, EntryKind, Totals};
+pub use self::progress::{Backlog, FollowerLag};
+pub use self::reader::{Entries, JoinOutcome, ReadOutcome, RingReader};
 
 /// The ring of one replica.
 pub struct Ring {
@@ -40,7 +40,7 @@ pub struct Ring {
     encoded: Counter,
     state: Mutex<State>,
     /// Where those who follow live stand. Locked before the state, if both are, and never by who takes or puts in.
-    standings: Mutex<Slab<Arc<Standing>>>,
+    standings: Mutex<Slab<Arc<FollowerProgress>>>,
 }
 
 // === impl Ring ===
@@ -61,9 +61,9 @@ impl Ring {
     pub fn begin(&self, instance: &Instance, position: Position) {
         let mut state = self.lock();
         state.open = OpenLines::default();
-        state.vague = Vague::default();
-        state.tip_at(instance, position, Adjacent::Whole);
-        self.settle(state);
+        state.vague = AmbiguousRange::default();
+        state.set_head(instance, position, Contiguity::Whole);
+        self.evict_and_notify(state);
     }
 
     /// Says which lines had begun before and have not ended, of standard output and of standard error; directly behind [`Ring::begin`].
@@ -77,10 +77,10 @@ impl Ring {
         let at = (Position::START, Position::START);
         let mut state = self.lock();
         state.open = OpenLines::default();
-        state.vague = Vague::default();
-        state.push(Some(instance.clone()), Kind::Event, at, message, Instant::now());
-        state.tip_at(instance, Position::START, Adjacent::Whole);
-        self.settle(state);
+        state.vague = AmbiguousRange::default();
+        state.push(Some(instance.clone()), EntryKind::Event, at, message, Instant::now());
+        state.set_head(instance, Position::START, Contiguity::Whole);
+        self.evict_and_notify(state);
     }
 
     /// Puts lines in.
@@ -95,16 +95,16 @@ impl Ring {
         let made: Vec<_> = made.collect();
         let mut state = self.lock();
         for (chunk, message) in made {
-            let adjacent = state.tip.as_ref().map_or(Adjacent::Whole, |tip| tip.adjacent);
+            let adjacent = state.tip.as_ref().map_or(Contiguity::Whole, |tip| tip.adjacent);
             let (start, end) = (chunk.start, chunk.end);
             if let Some(line) = chunk.marks.first() {
                 state.vague.line(start, line.time);
             }
-            let kind = Kind::Lines(chunk, adjacent);
+            let kind = EntryKind::Lines(chunk, adjacent);
             state.push(Some(instance.clone()), kind, (start, end), message, read_at);
-            state.tip_at(instance, end, Adjacent::Whole);
+            state.set_head(instance, end, Contiguity::Whole);
         }
-        self.settle(state);
+        self.evict_and_notify(state);
     }
 
     /// Puts a turn in the replica's life in.
@@ -112,8 +112,8 @@ impl Ring {
         let message = frame::event(&self.replica, event);
         let mut state = self.lock();
         let at = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
-        state.push(instance.cloned(), Kind::Event, (at, at), message, Instant::now());
-        self.settle(state);
+        state.push(instance.cloned(), EntryKind::Event, (at, at), message, Instant::now());
+        self.evict_and_notify(state);
     }
 
     /// Puts in that the source has lost lines behind the newest one; `end` is the position behind the loss.
@@ -124,33 +124,33 @@ impl Ring {
             state.vague.gap();
         }
         let start = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
-        state.push(Some(instance.clone()), Kind::Gap(gap), (start, end), message, Instant::now());
-        state.tip_at(instance, end, Adjacent::Gap);
-        self.settle(state);
+        state.push(Some(instance.clone()), EntryKind::Gap(gap), (start, end), message, Instant::now());
+        state.set_head(instance, end, Contiguity::Gap);
+        self.evict_and_notify(state);
     }
 
-    /// Closes the ring. Readers drain the remaining entries, then get [`Taken::Closed`]. `gone` if that is because the replica is gone
+    /// Closes the ring. Readers drain the remaining entries, then get [`ReadOutcome::Closed`]. `gone` if that is because the replica is gone
     /// and its log was read to its end.
     pub fn close(&self, gone: bool) {
         let mut state = self.lock();
         (state.closed, state.gone) = (true, gone);
-        self.settle(state);
+        self.evict_and_notify(state);
     }
 
     /// The run of the newest line.
-    pub fn tip_instance(&self) -> Option<Instance> {
+    pub fn head_instance(&self) -> Option<Instance> {
         self.lock().tip.as_ref().map(|tip| tip.instance.clone())
     }
 
     /// A reader of what is yet to come.
-    pub fn reader(self: &Arc<Self>) -> Reader {
+    pub fn reader(self: &Arc<Self>) -> RingReader {
         let mut state = self.lock();
         let place = state.waiting.insert(None);
-        Reader::new(Arc::clone(self), place, state.next(), state.totals)
+        RingReader::new(Arc::clone(self), place, state.next(), state.totals)
     }
 
     /// Drops what is too much, and wakes whoever waits: outside the lock, since they come for it at once.
-    fn settle(&self, mut state: MutexGuard<'_, State>) {
+    fn evict_and_notify(&self, mut state: MutexGuard<'_, State>) {
         state.moves += 1;
         state.trim(self.max_bytes);
         let woken: Vec<Waker> = state.waiting.iter_mut().filter_map(|(_, waiting)| waiting.take()).collect();

@@ -14,10 +14,10 @@ use metrics::{Counter, Gauge, Histogram, Recorder};
 use super::line::GapCause;
 use super::quota::Quota;
 use catalogue as all;
-pub use declare::{Declaration, Group, Kind, LabelSet, LabelValue, Labels, Unit};
+pub use declare::{Declaration, Group, LabelSet, LabelValue, Labels, MetricKind, Unit};
 pub use labels::{
     ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRefusal, Handshake,
-    Method, PlatformName, Read, Restarted, SourceError, Watched,
+    Method, PlatformName, ReadKind, Restarted, SourceError, Watched,
 };
 use register::Registrar;
 
@@ -53,7 +53,7 @@ pub struct Handles {
     pub actor_starts: Counter,
     pub actor_ends: Family<Counter, ActorEnd>,
     pub ring_bytes: Gauge,
-    pub source_opens: Family<Counter, Read>,
+    pub source_opens: Family<Counter, ReadKind>,
     pub source_errors: Family<Counter, (SourceError, PlatformName)>,
     pub restarts: Family<Counter, Restarted>,
     pub watch_failures: Family<Counter, Watched>,

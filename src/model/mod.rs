@@ -1,6 +1,6 @@
 //! Values: what everything else speaks of. No runtime, no clock of its own, no input or output.
 
-pub mod count;
+pub mod concurrency;
 pub mod id;
 pub mod limits;
 pub mod line;

@@ -19,11 +19,11 @@ label! {
         Requests = "requests",
         /// Calls of one owner per second.
         RequestsPerOwner = "requests_per_owner",
-        /// Restarts per hour, of all leases.
+        /// RestartManager per hour, of all leases.
         Restarts = "restarts",
-        /// Restarts of all leases of one owner per hour.
+        /// RestartManager of all leases of one owner per hour.
         RestartsPerOwner = "restarts_per_owner",
-        /// Restarts of one lease per hour.
+        /// RestartManager of one lease per hour.
         RestartsPerLease = "restarts_per_lease",
         /// Replicas in restarts of one owner, or of all, that are under way or remembered.
         RestartsRemembered = "restarts_remembered",

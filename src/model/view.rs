@@ -26,14 +26,14 @@ pub struct ServiceView {
     /// The slots, by index. After a scale-down there may be holes.
     pub replicas: BTreeMap<u32, ReplicaView>,
     /// What a workload's controller counts, where there is one. `None`: nobody counts but [`ServiceView::counts`] itself.
-    pub workload: Option<Counts>,
+    pub workload: Option<ReplicaCounts>,
     /// Where it can be reached.
     pub endpoints: Endpoints,
 }
 
 /// How many replicas of a service there are, by what can be said of them: the numbers in the status of a Kubernetes workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct ReplicaCounts {
     /// Which version of what there ought to be the other numbers are about.
     pub observed_generation: i64,
     /// Those that there are, running or about to.
@@ -189,7 +189,7 @@ impl LeaseView {
 impl ServiceView {
     /// How many replicas there are: as the workload's controller counts them, or else as the slots are. One that runs and is ready
     /// counts as available at once then, and all are of the one version that there ever was.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> ReplicaCounts {
         if let Some(counted) = self.workload {
             return counted;
         }
@@ -199,7 +199,7 @@ impl ServiceView {
         };
         let total = count(|slot| slot.state != ReplicaState::Terminated);
         let ready = count(|slot| slot.ready);
-        Counts { observed_generation: 1, total, updated: total, ready, available: ready }
+        ReplicaCounts { observed_generation: 1, total, updated: total, ready, available: ready }
     }
 }
 
@@ -413,9 +413,10 @@ mod tests {
         ];
         let replicas = (0..).zip(replicas).collect();
         let mut service = ServiceView { count: 4, replicas, ..ServiceView::default() };
-        let counted = Counts { observed_generation: 1, total: 3, updated: 3, ready: 1, available: 1 };
+        let counted = ReplicaCounts { observed_generation: 1, total: 3, updated: 3, ready: 1, available: 1 };
         assert_eq!(service.counts(), counted);
-        let by_controller = Counts { observed_generation: 7, total: 4, updated: 2, ready: 3, available: 2 };
+        let by_controller =
+            ReplicaCounts { observed_generation: 7, total: 4, updated: 2, ready: 3, available: 2 };
         service.workload = Some(by_controller);
         assert_eq!(service.counts(), by_controller);
     }

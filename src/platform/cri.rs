@@ -36,7 +36,7 @@ const INEXACT_TAG: &str = "inexact";
 
 /// Output that a log writer had to drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost {
+pub struct DroppedOutput {
     /// Lines, those included that were written only in part.
     pub lines: u64,
     /// Their bytes, newlines included.
@@ -55,7 +55,7 @@ pub struct Record<'a> {
     /// Whether the line goes on in the next record of the same stream.
     pub partial: bool,
     /// Set if this record stands for output that was dropped; the content is then a notice for people.
-    pub lost: Option<Lost>,
+    pub lost: Option<DroppedOutput>,
     /// The container's bytes, without a newline.
     pub content: &'a [u8],
 }
@@ -80,7 +80,7 @@ pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
     let tag = if record.partial { 'P' } else { 'F' };
     // Writing to a vector does not fail.
     let _ = write!(out, "{time} {stream} {tag}");
-    if let Some(Lost { lines, bytes, exact }) = record.lost {
+    if let Some(DroppedOutput { lines, bytes, exact }) = record.lost {
         let _ = write!(out, ":{LOST_TAG}{lines}/{bytes}");
         if !exact {
             let _ = write!(out, ":{INEXACT_TAG}");
@@ -113,7 +113,7 @@ impl Stream {
 
 // === impl Lost ===
 
-impl Lost {
+impl DroppedOutput {
     fn parse(tag: &[u8]) -> Option<Self> {
         let (lines, bytes) = std::str::from_utf8(tag).ok()?.strip_prefix(LOST_TAG)?.split_once('/')?;
         Some(Self { lines: lines.parse().ok()?, bytes: bytes.parse().ok()?, exact: true })
@@ -164,7 +164,7 @@ fn cut(text: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 #[inline]
-fn parse_tags(tags: &[u8]) -> Option<(bool, Option<Lost>)> {
+fn parse_tags(tags: &[u8]) -> Option<(bool, Option<DroppedOutput>)> {
     let (first, more) = tags.split_first()?;
     let partial = match first {
         b'F' => false,
@@ -175,9 +175,9 @@ fn parse_tags(tags: &[u8]) -> Option<(bool, Option<Lost>)> {
         return Some((partial, None));
     }
     let mut tags = more.strip_prefix(b":")?.split(|byte| *byte == b':');
-    let lost = tags.clone().find_map(Lost::parse);
+    let lost = tags.clone().find_map(DroppedOutput::parse);
     let exact = lost.is_some() && !tags.any(|tag| tag == INEXACT_TAG.as_bytes());
-    Some((partial, lost.map(|lost| Lost { exact, ..lost })))
+    Some((partial, lost.map(|lost| DroppedOutput { exact, ..lost })))
 }
 
 /// The nanoseconds of `Z`, `.Z`, `.5Z`, `.123456789Z`; `None` for anything else.
@@ -327,7 +327,7 @@ mod tests {
                     time: *time,
                     stream: if *stderr { Stream::Stderr } else { Stream::Stdout },
                     partial: *partial,
-                    lost: lost.map(|(lines, bytes, exact)| Lost { lines, bytes, exact }),
+                    lost: lost.map(|(lines, bytes, exact)| DroppedOutput { lines, bytes, exact }),
                     content,
                 })
                 .collect();

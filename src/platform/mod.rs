@@ -3,13 +3,13 @@
 //! A platform has three verbs: [`Platform::watch`] tells what runs, [`Platform::tail`] delivers lines, [`Platform::restart`] ends a
 //! run so that the next one begins. Dropping what the first two return stops the work behind it.
 
+mod batcher;
+pub mod coordination;
 pub mod cri;
-mod emit;
 pub mod kube;
 pub mod local;
 pub mod node;
 pub mod tail;
-pub mod turns;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
-use self::turns::Turns;
+use self::coordination::LeaseLocks;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{LineBatch, SourceGap};
 use crate::model::metrics::SourceError;
@@ -59,7 +59,7 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Where gateways that serve the same leases agree on who restarts replicas of which; `None` if there is no other gateway.
-    fn turns(&self) -> Option<Arc<dyn Turns>> {
+    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
         None
     }
 }
@@ -86,7 +86,7 @@ pub struct TailRequest {
     /// The run whose log it is.
     pub instance: Instance,
     /// Where to begin.
-    pub from: From,
+    pub from: ReadFrom,
     /// Whether to wait for further lines. If so the stream ends when the run has ended and all its lines were delivered; if
     /// not, it ends where the log ends when it gets there.
     pub follow: bool,
@@ -94,7 +94,7 @@ pub struct TailRequest {
 
 /// Where in a log to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum From {
+pub enum ReadFrom {
     /// At the oldest line that can be read.
     Start,
     /// At the last so many finished lines of the merged output, and an unfinished one behind them; 0 = behind everything.
@@ -114,7 +114,7 @@ pub struct Tail {
     /// Known of a tail that begins at the end of a log.
     pub unfinished: [bool; 2],
     /// What is in it. Positions grow; nothing is repeated; what is missing is an item of its own. An error ends the stream;
-    /// if it is retryable, a new tail [`From::After`] the last position goes on without loss.
+    /// if it is retryable, a new tail [`ReadFrom::After`] the last position goes on without loss.
     pub items: BoxStream<'static, Result<TailItem, Error>>,
 }
 

@@ -14,14 +14,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::coordination::LeaseLocks;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
-use super::tail::{self, Follow, LogFiles};
-use super::turns::Turns;
+use super::tail::{self, FollowMode, LogFiles};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
-use crate::host::notify::Notifier;
 use crate::model::id::LeaseId;
 use crate::model::view::LeaseView;
+use crate::sys::notify::Notifier;
 
 /// How long after a run is known to have ended its file is waited on: runtimes write what is left before they say so, and this is for
 /// those that do not.
@@ -58,7 +58,7 @@ impl NodePlatform {
             // Of a run that has ended the unfinished last line is to be had as well.
             let end = CancellationToken::new();
             end.cancel();
-            let follow = if run.has_ended() { Follow::UntilEnd(end) } else { Follow::No };
+            let follow = if run.has_ended() { FollowMode::UntilEnd(end) } else { FollowMode::No };
             return tail::open(&self.notifier, files, request.from, follow).await;
         }
         let end = CancellationToken::new();
@@ -70,7 +70,7 @@ impl NodePlatform {
             ends.cancel();
         }));
         let Tail { start, unfinished, items } =
-            tail::open(&self.notifier, files, request.from, Follow::UntilEnd(end)).await?;
+            tail::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
         let items = items.map(move |item| {
             let _owned = &watching;
             item
@@ -96,7 +96,7 @@ impl Platform for NodePlatform {
         self.kube.restart(request)
     }
 
-    fn turns(&self) -> Option<Arc<dyn Turns>> {
+    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
         self.kube.turns()
     }
 }

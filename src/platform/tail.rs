@@ -14,7 +14,7 @@
 //! - **Bounded**: at most [`READ_MAX_BYTES`] are read at a time, on the blocking pool, and only when the stream is polled. A tail
 //!   that waits holds one or two open files, a share of a directory watch, and part of an unfinished line. Dropping the stream ends all of it.
 //!
-//! After a position ([`From::After`]) the next line comes, or the rest of it. If that line is no longer there, or may not be, a gap
+//! After a position ([`ReadFrom::After`]) the next line comes, or the rest of it. If that line is no longer there, or may not be, a gap
 //! comes first. This may be one more than needed in one case: the position is within the first lines of equal time of the oldest
 //! file, or before all lines, and the log has been rotated; whether the oldest file is the first there was cannot be seen. A
 //! position behind the end (somebody replaced the files) is a gap as well, and the reading goes on at the end. Gaps have no position
@@ -32,13 +32,13 @@
 //! [`READ_MAX_BYTES`]: crate::model::limits::READ_MAX_BYTES
 
 mod assemble;
-mod chain;
+mod file_order;
+mod file_reader;
 mod files;
+mod log_reader;
 mod seek;
-mod segment;
 #[cfg(test)]
 mod tests;
-mod walk;
 
 use std::time::Duration;
 use std::vec;
@@ -48,11 +48,11 @@ use futures_util::stream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::host::notify::{DirWatch, Notifier};
+use crate::sys::notify::{DirWatch, Notifier};
 
-use super::{Error, From, Tail, TailItem};
-use seek::{Seek, Sought};
-use walk::{Until, Walk};
+use super::{Error, ReadFrom, Tail, TailItem};
+use log_reader::{LogReader, ReadLimit};
+use seek::{Seek, SeekOutcome};
 
 pub use files::LogFiles;
 
@@ -62,9 +62,9 @@ pub(super) const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// Whether to wait for what is written later.
 #[derive(Clone, Debug)]
-pub enum Follow {
+pub enum FollowMode {
     /// The stream ends where the log ends when it gets there. A line that is not finished by then is delivered as far as it is
-    /// recorded, and may go on later. If the run has ended, use [`Follow::UntilEnd`] with a cancelled token.
+    /// recorded, and may go on later. If the run has ended, use [`FollowMode::UntilEnd`] with a cancelled token.
     No,
     /// The stream ends where the log ends once the token is cancelled, which says that the last byte of the run was written. A
     /// last line without a newline is delivered then.
@@ -73,8 +73,8 @@ pub enum Follow {
 
 /// Reads on when polled.
 struct Reader {
-    walk: Walk,
-    follow: Follow,
+    walk: LogReader,
+    follow: FollowMode,
     /// Set if it follows.
     watch: Option<DirWatch>,
     items: vec::IntoIter<TailItem>,
@@ -96,18 +96,23 @@ enum State {
 /// # Errors
 /// [`Error::NotFound`] if the directory is not there, or holds no file of that run and none is to come;
 /// [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the latter two.
-pub async fn open(notifier: &Notifier, log: LogFiles, from: From, follow: Follow) -> Result<Tail, Error> {
+pub async fn open(
+    notifier: &Notifier,
+    log: LogFiles,
+    from: ReadFrom,
+    follow: FollowMode,
+) -> Result<Tail, Error> {
     if !tokio::fs::try_exists(&log.dir).await.map_err(|error| log.failed("looking for", error))? {
         return Err(files::missing());
     }
     let until = follow.until();
     // Before the first look, so that nothing happens between the two.
-    let watch = (until == Until::Growing).then(|| notifier.watch(&log.dir));
+    let watch = (until == ReadLimit::Growing).then(|| notifier.watch(&log.dir));
     let mut seek = blocking(move || Seek::new(log, from, until)).await?;
     let (walk, start) = loop {
         match blocking(move || seek.step()).await? {
-            Sought::Seeking(further) => seek = further,
-            Sought::Found(walk, start) => break (walk, start),
+            SeekOutcome::Seeking(further) => seek = further,
+            SeekOutcome::Found(walk, start) => break (walk, start),
         }
     };
     let unfinished = walk.unfinished();
@@ -128,12 +133,12 @@ async fn blocking<T: Send + 'static>(
 
 // === impl Follow ===
 
-impl Follow {
-    fn until(&self) -> Until {
+impl FollowMode {
+    fn until(&self) -> ReadLimit {
         match self {
-            Self::No => Until::Now,
-            Self::UntilEnd(end) if end.is_cancelled() => Until::End,
-            Self::UntilEnd(_) => Until::Growing,
+            Self::No => ReadLimit::Now,
+            Self::UntilEnd(end) if end.is_cancelled() => ReadLimit::End,
+            Self::UntilEnd(_) => ReadLimit::Growing,
         }
     }
 }
@@ -164,12 +169,12 @@ impl Reader {
         let mut walk = self.walk;
         let (walk, items, state) = blocking(move || {
             let idle = walk.pull(until)?;
-            let is_end = idle && until != Until::Growing;
+            let is_end = idle && until != ReadLimit::Growing;
             let items = if is_due || is_end { walk.take(idle) } else { walk.take_finished(idle) };
             let state = match (idle, until) {
                 (false, _) => State::Read,
-                (true, Until::Growing) => State::Wait,
-                (true, Until::Now | Until::End) => State::End,
+                (true, ReadLimit::Growing) => State::Wait,
+                (true, ReadLimit::Now | ReadLimit::End) => State::End,
             };
             Ok((walk, items, state))
         })
@@ -180,7 +185,7 @@ impl Reader {
     }
 
     async fn wait(&mut self) {
-        if let (Some(watch), Follow::UntilEnd(end)) = (&mut self.watch, &self.follow) {
+        if let (Some(watch), FollowMode::UntilEnd(end)) = (&mut self.watch, &self.follow) {
             let due = self.due;
             tokio::select! {
                 () = end.cancelled() => {}

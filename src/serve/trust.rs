@@ -7,8 +7,8 @@ use crate::access::chain::{ChainConfig, ChainTrust};
 use crate::access::dir::DirTrust;
 use crate::access::trust::{AnyOf, Trust};
 use crate::config::ServeConfig;
-use crate::host::notify::Notifier;
 use crate::model::metrics::Metrics;
+use crate::sys::notify::Notifier;
 
 /// Where in the data directory the chain's answers are kept.
 const CHAIN_DIR: &str = "chain";

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use leasemux::model::metrics::{Declaration, Kind, catalogue};
+use leasemux::model::metrics::{Declaration, MetricKind, catalogue};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -61,8 +61,8 @@ fn read(name: &str) -> String {
 fn declared(series: &str) -> Option<(&'static Declaration, &'static [&'static str])> {
     let parts: [(&str, &'static [&'static str]); 3] = [("_bucket", &["le"]), ("_sum", &[]), ("_count", &[])];
     catalogue::each().find_map(|metric| match metric.kind {
-        Kind::Counter | Kind::Gauge => (metric.name == series).then_some((metric, &[][..])),
-        Kind::Histogram(_) => parts.iter().find_map(|(part, labels)| {
+        MetricKind::Counter | MetricKind::Gauge => (metric.name == series).then_some((metric, &[][..])),
+        MetricKind::Histogram(_) => parts.iter().find_map(|(part, labels)| {
             (series.strip_suffix(part) == Some(metric.name)).then_some((metric, *labels))
         }),
     })

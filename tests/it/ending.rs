@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use leasemux::client::connect::Connector;
-use leasemux::client::follow::{FollowError, Follower, Sink, Turn};
-use leasemux::client::oracle::{Oracle, Order, Start};
+use leasemux::client::follow::{ConnectionChange, FollowError, Follower, Sink};
+use leasemux::client::loss_checker::{LossChecker, Order, Start};
 use leasemux::config::{ServerTrust, Target};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
@@ -42,7 +42,7 @@ type Outcomes = JoinSet<(Watched, Option<FollowError>)>;
 
 /// A follower that is judged, and can be watched.
 struct Watched {
-    oracle: Oracle,
+    oracle: LossChecker,
     runs: watch::Sender<Runs>,
     resumed: usize,
 }
@@ -57,8 +57,8 @@ impl Sink for Watched {
         Ok(())
     }
 
-    fn connection(&mut self, turn: &Turn<'_>) -> io::Result<()> {
-        self.resumed += usize::from(matches!(turn, Turn::Resumed));
+    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
+        self.resumed += usize::from(matches!(turn, ConnectionChange::Resumed));
         Ok(())
     }
 }
@@ -84,7 +84,7 @@ fn crowd(
     let progress = (0..FOLLOWERS).map(|_| {
         let (runs, progress) = watch::channel(Runs::new());
         let follower = Follower::new(connector.clone(), request.clone());
-        let mut watched = Watched { oracle: Oracle::new(Start::First, Order::Exact), runs, resumed: 0 };
+        let mut watched = Watched { oracle: LossChecker::new(Start::First, Order::Exact), runs, resumed: 0 };
         let stop = stop.clone();
         tasks.spawn(async move {
             let ended = stop.run_until_cancelled(follower.run(&mut watched)).await;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use leasemux::access::cert::Presented;
+use leasemux::access::cert::TenantCertificate;
 use leasemux::access::refusal::Refusal;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -87,7 +87,8 @@ fn the_corpus_changed_in_a_few_places_does_no_harm() {
 #[test]
 fn what_is_fuzzed_of_a_certificate_comes_to_the_checks_behind_its_signature() {
     let seed = |name| fs::read(corpus("certificate").join(name)).unwrap();
-    let verdict = |content: &[u8]| Presented::from_der(&bodies::self_signed(content).into()).map(|_| ());
+    let verdict =
+        |content: &[u8]| TenantCertificate::from_der(&bodies::self_signed(content).into()).map(|_| ());
     assert_eq!(verdict(&seed("seed-content")), Ok(()));
     assert_eq!(verdict(&seed("seed-content-long")), Ok(()));
     let extended = |name| verdict(&bodies::with_extensions(&seed(name)));

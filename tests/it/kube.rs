@@ -15,16 +15,16 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use leasemux::edge::admin::Exporter;
-use leasemux::host::notify::Notifier;
-use leasemux::leases::restart::trial::{Judgement, Trial};
 use leasemux::model::id::{Instance, LeaseId, Replica};
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::view::ReplicaState;
+use leasemux::platform::coordination::LockState;
 use leasemux::platform::kube::{KubeConfig, KubePlatform, KubeSource};
 use leasemux::platform::node::NodePlatform;
-use leasemux::platform::turns::Look;
-use leasemux::platform::{Error, From, Platform as _, RestartRequest, TailItem, TailRequest};
+use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, TailItem, TailRequest};
+use leasemux::restart::probation::{Assessment, Probation};
+use leasemux::sys::notify::Notifier;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
@@ -415,10 +415,10 @@ async fn what_does_not_come_by_waiting_fails_a_restart_early() {
             )
         })
         .await;
-        let mut trial = Trial::new(slot.clone(), Some(Instance::new("uid-a", SERVICE, 0).unwrap()));
+        let mut trial = Probation::new(slot.clone(), Some(Instance::new("uid-a", SERVICE, 0).unwrap()));
         let (just_before, early) = (Duration::from_secs(early - 1), Duration::from_secs(early));
-        assert_eq!(trial.look(&view.borrow(), just_before), Judgement::Open(early));
-        assert_eq!(trial.look(&view.borrow(), early), Judgement::Failed(format!("{reason}: because")));
+        assert_eq!(trial.look(&view.borrow(), just_before), Assessment::Open(early));
+        assert_eq!(trial.look(&view.borrow(), early), Assessment::Failed(format!("{reason}: because")));
     }
 }
 
@@ -429,17 +429,20 @@ async fn two_gateways_take_turns_over_the_api() {
     stage.shows(&[1]).await;
     let dir = tempfile::tempdir().unwrap();
     let other = connect(&stage.cluster, &dir).await.unwrap();
-    let mut turns = [&stage.platform, &other].map(|platform| platform.turns().unwrap().queue(stage.lease()));
-    assert_eq!(turns[0].look().await.unwrap(), Look::Mine(String::new()));
-    turns[0].write("first".to_owned()).await.unwrap();
-    let Look::Others { holder, note } = turns[1].look().await.unwrap() else { panic!("both have it") };
+    let mut turns =
+        [&stage.platform, &other].map(|platform| platform.turns().unwrap().candidate(stage.lease()));
+    assert_eq!(turns[0].acquire_or_observe().await.unwrap(), LockState::Held(String::new()));
+    turns[0].write_payload("first".to_owned()).await.unwrap();
+    let LockState::Others { holder, note } = turns[1].acquire_or_observe().await.unwrap() else {
+        panic!("both have it")
+    };
     assert!(note == "first" && !holder.is_empty());
-    assert_eq!(other.turns().unwrap().note(stage.lease()).await.unwrap(), "first");
-    turns[0].leave("second".to_owned()).await.unwrap();
-    assert_eq!(turns[1].look().await.unwrap(), Look::Mine("second".to_owned()));
+    assert_eq!(other.turns().unwrap().payload(stage.lease()).await.unwrap(), "first");
+    turns[0].release("second".to_owned()).await.unwrap();
+    assert_eq!(turns[1].acquire_or_observe().await.unwrap(), LockState::Held("second".to_owned()));
     // Not of those that have gone: it is nobody's turn to write.
-    assert!(matches!(turns[0].write("third".to_owned()).await, Err(Error::Conflict(_))));
-    turns[1].leave(String::new()).await.unwrap();
+    assert!(matches!(turns[0].write_payload("third".to_owned()).await, Err(Error::Conflict(_))));
+    turns[1].release(String::new()).await.unwrap();
     assert!(stage.cluster.turns().is_empty());
 }
 
@@ -504,7 +507,7 @@ async fn a_node_reads_its_own_pods_from_disk_and_opens_no_stream_for_them() {
 async fn read(
     platform: &KubePlatform,
     lease: &LeaseId,
-    from: From,
+    from: ReadFrom,
     instance: &Instance,
 ) -> Result<Vec<String>, Error> {
     let replica = Replica { service: SERVICE.parse().unwrap(), index: 0 };
@@ -536,12 +539,12 @@ async fn logs_are_those_of_the_run_that_was_asked_for_and_of_no_other() {
     stage.shows(&[2]).await;
     let instance = |number| Instance::new("uid-a", SERVICE, number).unwrap();
     let lines = async |from, number| read(&stage.platform, stage.lease(), from, &instance(number)).await;
-    assert_eq!(lines(From::Start, 0).await.unwrap(), ["0/0", "0/1", "0/2"]);
-    assert_eq!(lines(From::Last(2), 1).await.unwrap(), ["1/1", "1/2"]);
-    assert!(matches!(lines(From::Start, 2).await, Err(Error::NotFound(_))));
+    assert_eq!(lines(ReadFrom::Start, 0).await.unwrap(), ["0/0", "0/1", "0/2"]);
+    assert_eq!(lines(ReadFrom::Last(2), 1).await.unwrap(), ["1/1", "1/2"]);
+    assert!(matches!(lines(ReadFrom::Start, 2).await, Err(Error::NotFound(_))));
     // Words of a kubelet's are no log.
     stage.cluster.say("unable to retrieve container logs for containerd://x");
-    assert!(matches!(lines(From::Start, 1).await, Err(Error::Unavailable(_))));
+    assert!(matches!(lines(ReadFrom::Start, 1).await, Err(Error::Unavailable(_))));
 }
 
 #[tokio::test]
@@ -552,7 +555,7 @@ async fn equal_reads_at_once_ask_the_api_server_once() {
     stage.shows(&[1]).await;
     let printed = stage.cluster.printed(&run)[50..].to_vec();
     let instance = Instance::new("uid-a", SERVICE, 0).unwrap();
-    let equal = (0..20).map(|_| read(&stage.platform, stage.lease(), From::Last(100), &instance));
+    let equal = (0..20).map(|_| read(&stage.platform, stage.lease(), ReadFrom::Last(100), &instance));
     for lines in futures_util::future::join_all(equal).await {
         assert_eq!(lines.unwrap(), printed);
     }
@@ -657,7 +660,7 @@ async fn it_waits_for_an_api_server_and_goes_on_when_that_is_back() {
     let (cluster, dir) = (Cluster::away(), tempfile::tempdir().unwrap());
     let platform = {
         let mut starting = std::pin::pin!(connect(&cluster, &dir));
-        // Refused, and asked again after a while.
+        // Rejection, and asked again after a while.
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut starting).await.is_err());
         cluster.come_back().await;
         starting.await.unwrap()

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use leasemux::host::notify::Notifier;
 use leasemux::model::id::{Address, Instance, LeaseId, Replica};
 use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
-use leasemux::platform::{Error, From, Platform as _, RestartRequest, TailItem, TailRequest};
+use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, TailItem, TailRequest};
+use leasemux::sys::notify::Notifier;
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -94,7 +94,7 @@ impl World {
             lease: lease(),
             replica: web(),
             instance: instance.clone(),
-            from: From::Start,
+            from: ReadFrom::Start,
             follow,
         };
         let mut tail = self.platform().tail(request).await.unwrap();
@@ -576,7 +576,7 @@ async fn killing_the_gateway_kills_all_descendants() {
         lease: lease(),
         replica: web(),
         instance: slot.newest().unwrap().instance.clone(),
-        from: From::Start,
+        from: ReadFrom::Start,
         follow: true,
     };
     let mut tail = world.platform().tail(request).await.unwrap();
@@ -601,7 +601,7 @@ async fn the_example_numbers_its_lines() {
             lease: lease(),
             replica: replica.clone(),
             instance: run.instance,
-            from: From::Start,
+            from: ReadFrom::Start,
             follow: false,
         };
         let items = platform.tail(request).await.unwrap().items;

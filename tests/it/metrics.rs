@@ -6,7 +6,7 @@ use std::time::Duration;
 use leasemux::access::refusal::Refusal;
 use leasemux::model::limits::Limits;
 use leasemux::model::metrics::labels::REFUSAL_REASONS;
-use leasemux::model::metrics::{Declaration, Kind, LabelSet, catalogue};
+use leasemux::model::metrics::{Declaration, LabelSet, MetricKind, catalogue};
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest, ServiceStatusRequest};
 use tonic::Code;
@@ -30,8 +30,8 @@ fn every_reason_of_a_refusal_is_a_label() {
 /// The names of the series of a metric, without values; histograms by what counts their samples.
 fn series(metric: &Declaration) -> BTreeSet<String> {
     let name = match metric.kind {
-        Kind::Histogram(_) => format!("{}_count", metric.name),
-        Kind::Counter | Kind::Gauge => metric.name.to_owned(),
+        MetricKind::Histogram(_) => format!("{}_count", metric.name),
+        MetricKind::Counter | MetricKind::Gauge => metric.name.to_owned(),
     };
     let mut labels = vec![String::new()];
     for LabelSet { name, values } in metric.labels {
@@ -76,10 +76,10 @@ async fn metrics_are_as_they_are_declared_from_the_first_scrape_on() {
 fn declarations_keep_to_the_conventions() {
     let mut names = BTreeSet::new();
     for metric in catalogue::each() {
-        let Declaration { name, help, worry, labels, .. } = metric;
+        let Declaration { name, help, alert_hint: worry, labels, .. } = metric;
         assert!(names.insert(name), "{name} is declared twice");
         assert!(name.starts_with("leasemux_") || name.starts_with("process_"), "{name}");
-        assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+        assert_eq!(name.ends_with("_total"), metric.kind == MetricKind::Counter, "{name}");
         assert!(help.len() > 10 && !help.ends_with('.') && !help.contains('\n'), "{name}: {help}");
         assert!(worry.ends_with('.') && !worry.contains('\n'), "{name}: {worry}");
         for LabelSet { name: label, .. } in *labels {

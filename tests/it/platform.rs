@@ -13,7 +13,7 @@ use leasemux::model::position::Position;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::view::{ReplicaState, ReplicaView};
-use leasemux::platform::{Error, From, RestartRequest, Tail, TailItem, TailRequest};
+use leasemux::platform::{Error, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
 use self::places::{Cluster, Machine, Node, Place};
 use crate::support::gateway::{Gateway, PATIENCE, Scene, Stream};
@@ -132,7 +132,7 @@ impl<P: Place> Stage<P> {
         let last = self.printed[&index].last().unwrap();
         eventually(async || {
             let run = self.present(index).await;
-            let read = self.read(index, run, From::Last(1)).await.unwrap_or_default();
+            let read = self.read(index, run, ReadFrom::Last(1)).await.unwrap_or_default();
             matches!(read.as_slice(), [Read::Line(line, _)] if line == last)
         })
         .await;
@@ -141,11 +141,11 @@ impl<P: Place> Stage<P> {
     /// What was printed so far cannot be read any more.
     async fn rotate(&mut self, index: u32) {
         let run = self.present(index).await;
-        let first = self.read(index, run.clone(), From::Start).await.unwrap().remove(0);
+        let first = self.read(index, run.clone(), ReadFrom::Start).await.unwrap().remove(0);
         let filler = self.place.rotate(index);
         self.printed.entry(index).or_default().extend(filler);
         eventually(async || {
-            self.read(index, run.clone(), From::Start).await.is_ok_and(|read| !read.contains(&first))
+            self.read(index, run.clone(), ReadFrom::Start).await.is_ok_and(|read| !read.contains(&first))
         })
         .await;
     }
@@ -158,7 +158,7 @@ impl<P: Place> Stage<P> {
         (first, next.present().unwrap().instance.clone())
     }
 
-    fn request(&self, index: u32, instance: Instance, from: From, follow: bool) -> TailRequest {
+    fn request(&self, index: u32, instance: Instance, from: ReadFrom, follow: bool) -> TailRequest {
         TailRequest {
             lease: self.scene.lease.clone(),
             replica: replica(SERVICE, index),
@@ -173,7 +173,7 @@ impl<P: Place> Stage<P> {
     }
 
     /// What the log of a run holds, as it is now.
-    async fn read(&self, index: u32, run: Instance, from: From) -> Result<Vec<Read>, Error> {
+    async fn read(&self, index: u32, run: Instance, from: ReadFrom) -> Result<Vec<Read>, Error> {
         let mut tail = self.tail(self.request(index, run, from, false)).await?;
         let mut read = Vec::new();
         while take(&mut tail, &mut read).await? {}
@@ -258,7 +258,7 @@ async fn what_is_not_there_is_not_found<P: Place>() {
     let run = stage.present(0).await;
     let of_another = LeaseId::new(account(9).as_str(), 7, 1, 1, account(200).as_str()).unwrap();
     assert!(matches!(platform.watch(&of_another).await, Err(Error::NotFound(_))));
-    let request = stage.request(0, run.clone(), From::Start, false);
+    let request = stage.request(0, run.clone(), ReadFrom::Start, false);
     let unknown = Instance::new("uid", SERVICE, 0).unwrap();
     for request in [
         TailRequest { lease: of_another.clone(), ..request.clone() },
@@ -278,7 +278,7 @@ async fn lines_come_once_and_in_the_order_of_their_positions<P: Place>() {
     stage.print(0, 30).await;
     let mut follower = stage.follow().await;
     let run = stage.present(0).await;
-    let mut tail = stage.tail(stage.request(0, run, From::Start, true)).await.unwrap();
+    let mut tail = stage.tail(stage.request(0, run, ReadFrom::Start, true)).await.unwrap();
     let mut read = Vec::new();
     while read.len() < 30 {
         assert!(take(&mut tail, &mut read).await.unwrap());
@@ -297,12 +297,13 @@ async fn a_read_goes_on_behind_any_position<P: Place>() {
     let mut stage = Stage::<P>::new(1).await;
     stage.print(0, 12).await;
     let run = stage.present(0).await;
-    let all = stage.read(0, run.clone(), From::Start).await.unwrap();
+    let all = stage.read(0, run.clone(), ReadFrom::Start).await.unwrap();
     assert_eq!(texts(&all), stage.printed[&0]);
     for (index, position) in positions(&all).into_iter().enumerate() {
-        let rest = stage.read(0, run.clone(), From::After(position)).await.unwrap();
+        let rest = stage.read(0, run.clone(), ReadFrom::After(position)).await.unwrap();
         assert_eq!(rest, all[index + 1..], "behind line {index}");
-        let mut tail = stage.tail(stage.request(0, run.clone(), From::After(position), true)).await.unwrap();
+        let mut tail =
+            stage.tail(stage.request(0, run.clone(), ReadFrom::After(position), true)).await.unwrap();
         assert_eq!(tail.start, position);
         let mut read = Vec::new();
         while read.len() < rest.len() {
@@ -316,15 +317,15 @@ async fn positions_are_the_same_in_every_reading<P: Place>() {
     let mut stage = Stage::<P>::new(1).await;
     stage.print(0, 20).await;
     let run = stage.present(0).await;
-    let mut tail = stage.tail(stage.request(0, run.clone(), From::Start, true)).await.unwrap();
+    let mut tail = stage.tail(stage.request(0, run.clone(), ReadFrom::Start, true)).await.unwrap();
     let mut followed = Vec::new();
     while followed.len() < 20 {
         assert!(take(&mut tail, &mut followed).await.unwrap());
     }
-    let all = stage.read(0, run.clone(), From::Start).await.unwrap();
+    let all = stage.read(0, run.clone(), ReadFrom::Start).await.unwrap();
     assert_eq!(followed, all);
     for count in [1, 7, 20, 100] {
-        let last = stage.read(0, run.clone(), From::Last(count)).await.unwrap();
+        let last = stage.read(0, run.clone(), ReadFrom::Last(count)).await.unwrap();
         let from = all.len().saturating_sub(usize::try_from(count).unwrap());
         assert_eq!(last, all[from..]);
     }
@@ -336,7 +337,7 @@ async fn the_last_lines_are_as_many_as_were_asked_for<P: Place>() {
     let printed = stage.printed[&0].clone();
     let run = stage.present(0).await;
     for (count, from) in [(0, 10), (3, 7), (10, 0), (1_000, 0)] {
-        let read = stage.read(0, run.clone(), From::Last(count)).await.unwrap();
+        let read = stage.read(0, run.clone(), ReadFrom::Last(count)).await.unwrap();
         assert_eq!(texts(&read), printed[from..]);
         // And over gRPC.
         let request = ServiceLogsRequest { tail_lines: Some(count), ..stage.scene.request() };
@@ -363,8 +364,8 @@ async fn runs_are_told_apart_through_a_crash<P: Place>() {
     assert_eq!(told.last(), Some(&Kind::Started), "{told:?}");
     // Each run's own log can be read, also the previous one's over gRPC.
     let printed = &stage.printed[&0];
-    assert_eq!(texts(&stage.read(0, first, From::Start).await.unwrap()), printed[..10]);
-    assert_eq!(texts(&stage.read(0, second, From::Start).await.unwrap()), printed[10..]);
+    assert_eq!(texts(&stage.read(0, first, ReadFrom::Start).await.unwrap()), printed[..10]);
+    assert_eq!(texts(&stage.read(0, second, ReadFrom::Start).await.unwrap()), printed[10..]);
     let request = ServiceLogsRequest { previous: true, ..stage.scene.request() };
     let mut stream = stage.scene.open(request).await.unwrap();
     assert_eq!(stream.end().await.code(), tonic::Code::Ok);
@@ -391,7 +392,7 @@ async fn what_was_rotated_away_is_a_gap<P: Place>() {
     let mut follower = stage.follow().await;
     follower.until(|received| received.lines(SERVICE, 0) >= 10).await;
     let run = stage.present(0).await;
-    let position = positions(&stage.read(0, run.clone(), From::Start).await.unwrap())[4];
+    let position = positions(&stage.read(0, run.clone(), ReadFrom::Start).await.unwrap())[4];
     // Its cursors are taken elsewhere, where nobody has read anything yet.
     let gateway = Gateway::on(stage.place.platform());
     gateway.believe(stage.scene.lease.owner(), &stage.scene.certificate);
@@ -401,7 +402,7 @@ async fn what_was_rotated_away_is_a_gap<P: Place>() {
     drop(follower);
     stage.rotate(0).await;
     stage.print(0, 5).await;
-    let read = stage.read(0, run, From::After(position)).await.unwrap();
+    let read = stage.read(0, run, ReadFrom::After(position)).await.unwrap();
     assert_eq!(read.first(), Some(&Read::Gap));
     assert!(!read[1..].contains(&Read::Gap) && stage.printed[&0].ends_with(&owned(&texts(&read[1..]))));
     let resume = received.cursors.values().cloned().collect();
@@ -443,7 +444,7 @@ async fn what_ends_ends_its_sources<P: Place>() {
     stage.print(0, 5).await;
     let run = stage.present(0).await;
     let mut view = stage.place.platform().watch(&stage.scene.lease).await.unwrap();
-    let mut tail = stage.tail(stage.request(0, run, From::Start, true)).await.unwrap();
+    let mut tail = stage.tail(stage.request(0, run, ReadFrom::Start, true)).await.unwrap();
     let mut read = Vec::new();
     while read.len() < 5 {
         assert!(take(&mut tail, &mut read).await.unwrap());

@@ -5,12 +5,12 @@ mod random;
 
 use std::time::Duration;
 
-use leasemux::leases::restart::trial::{PATIENCE, STABLE_FOR};
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::service_restart_status::State;
 use leasemux::model::proto::lease::{
     ServiceFilter, ServiceLogsRequest, ServiceRestartRequest, ServiceRestartResponse,
 };
+use leasemux::restart::probation::{PROGRESS_DEADLINE, STABLE_FOR};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -327,7 +327,7 @@ async fn what_cannot_be_is_refused_and_nothing_is_touched() {
     let status = restart(&scene, web(&scene, &[0, 7], LONG)).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, "service web has no replica 7"));
     assert!(scene.gateway.world.restarted().is_empty());
-    assert!(PATIENCE < LONG, "else the tests above would see nothing but pending");
+    assert!(PROGRESS_DEADLINE < LONG, "else the tests above would see nothing but pending");
 }
 
 #[tokio::test(start_paused = true)]

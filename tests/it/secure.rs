@@ -14,12 +14,12 @@ use leasemux::client::connect::{Client, Connector};
 use leasemux::config::{ServerTrust, Target};
 use leasemux::edge::server::Server;
 use leasemux::edge::tls;
-use leasemux::host::notify::Notifier;
 use leasemux::model::id::{Instance, LeaseId, Owner};
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
+use leasemux::sys::notify::Notifier;
 use rcgen::string::PrintableString;
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use leasemux::client::connect::Connector;
-use leasemux::client::follow::{Follower, Sink, Turn};
-use leasemux::client::oracle::{Oracle, Order, Start, Tally};
+use leasemux::client::follow::{ConnectionChange, Follower, Sink};
+use leasemux::client::loss_checker::{LossChecker, Order, Start, Tally};
 use leasemux::config::{ServerTrust, Target};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
@@ -68,7 +68,7 @@ const LOUD: &str = "n=0
 
 /// A follower's sink: checks each entry, and pauses if the follower is a slow one.
 struct Checked {
-    oracle: Oracle,
+    oracle: LossChecker,
     entries: u64,
     is_slow: bool,
     resumed: Arc<AtomicU64>,
@@ -102,8 +102,8 @@ impl Sink for Checked {
         Ok(())
     }
 
-    fn connection(&mut self, turn: &Turn<'_>) -> io::Result<()> {
-        self.resumed.fetch_add(u64::from(matches!(turn, Turn::Resumed)), Ordering::Relaxed);
+    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
+        self.resumed.fetch_add(u64::from(matches!(turn, ConnectionChange::Resumed)), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -157,7 +157,7 @@ fn stop_gateway(gateway: Gateway) {
     assert_eq!(done.status.code(), Some(0), "{done:?}");
 }
 
-/// Restarts a service, as its tenant would, and waits until it is back.
+/// RestartManager a service, as its tenant would, and waits until it is back.
 fn restart(world: &World, gateway: SocketAddr, lease: &LeaseId, service: &str) {
     let mut args = world.call_args("restart", gateway, "alice", lease);
     args.extend(["--service".to_owned(), service.to_owned()]);
@@ -199,7 +199,7 @@ async fn soak_of_restarts_and_cuts_loses_nothing_unreported() {
     let followers: Vec<_> = (0..FAST + SLOW)
         .map(|number| {
             let sink = Checked {
-                oracle: Oracle::new(Start::First, Order::Exact),
+                oracle: LossChecker::new(Start::First, Order::Exact),
                 entries: 0,
                 is_slow: number >= FAST,
                 resumed: Arc::clone(&resumed),

@@ -9,10 +9,10 @@ use std::time::Duration;
 use futures_core::future::BoxFuture;
 use leasemux::access::account::AccountKey;
 use leasemux::access::cert::Serial;
-use leasemux::access::grants::{Access, Scope};
+use leasemux::access::grants::{Access, TokenScope};
 use leasemux::access::refusal::Refusal;
 use leasemux::access::token::{Algorithm, Claims};
-use leasemux::access::trust::{Trust, Unavailable, Verdict};
+use leasemux::access::trust::{Trust, TrustAnswer, Unavailable};
 use leasemux::access::wallet::Wallet;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::{Limits, QuotaLimits};
@@ -96,7 +96,7 @@ async fn what_a_token_does_not_grant_is_refused_alike_whether_it_exists_or_not_a
     let wallet = gateway.account();
     let (there, not_there) = (lease(&wallet.key().address(), 7), lease(&wallet.key().address(), 8));
     gateway.world.add_lease(&there, &[("web", 1)]);
-    let others = Access::Scoped([Scope::Shell].into_iter().collect());
+    let others = Access::Scoped([TokenScope::Shell].into_iter().collect());
     let mut client = gateway.client_with_token(&token(&wallet, others)).await;
     let (exists, does_not) = (refusals!(client, &there), refusals!(client, &not_there));
     assert!(exists.iter().all(|refusal| refusal.0 == Code::PermissionDenied), "{exists:?}");
@@ -209,12 +209,16 @@ async fn a_stream_that_may_not_begin_to_read_is_told_of_as_refused_in_the_audit_
 struct Busy;
 
 impl Trust for Busy {
-    fn certificate<'a>(&'a self, _: &'a Owner, _: &'a Serial) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
-        Box::pin(async { Ok(Verdict::Refused(Refusal::TrustBusy)) })
+    fn certificate<'a>(
+        &'a self,
+        _: &'a Owner,
+        _: &'a Serial,
+    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
+        Box::pin(async { Ok(TrustAnswer::Refused(Refusal::TrustBusy)) })
     }
 
-    fn account<'a>(&'a self, _: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
-        Box::pin(async { Ok(Verdict::Refused(Refusal::TrustBusy)) })
+    fn account<'a>(&'a self, _: &'a Owner) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
+        Box::pin(async { Ok(TrustAnswer::Refused(Refusal::TrustBusy)) })
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use leasemux::client::oracle::{Oracle, Order, Start};
+use leasemux::client::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::proto::lease::ServiceLogs;
 
 use crate::server::SERVICE;
@@ -36,7 +36,7 @@ pub(crate) struct Received {
     /// How long lines took, in microseconds: the oldest of each read, from [`Received::begin`] on.
     pub(crate) delays: Vec<u32>,
     /// Of one follower.
-    judge: Option<Oracle>,
+    judge: Option<LossChecker>,
 }
 
 /// Puts line `number` into `out`.
@@ -76,7 +76,7 @@ impl Clock {
 impl Received {
     /// Nothing so far, of a log that has every `step`th line. `judged`: all of it will be looked at.
     pub(crate) fn new(size: u64, clock: Clock, step: u64, judged: bool) -> Self {
-        let judge = judged.then(|| Oracle::new(Start::Anywhere, Order::Exact));
+        let judge = judged.then(|| LossChecker::new(Start::Anywhere, Order::Exact));
         Self { size, clock, step, first: None, bytes: 0, delays: Vec::new(), judge }
     }
 

@@ -13,17 +13,17 @@ use std::time::Instant;
 use futures_util::StreamExt as _;
 use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
-use leasemux::host::notify::Notifier;
 use leasemux::logs::chunk::Chunker;
 use leasemux::logs::frame::Representation;
-use leasemux::logs::ring::{Ring, Taken};
+use leasemux::logs::ring::{ReadOutcome, Ring};
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;
 use leasemux::model::time::LogTime;
 use leasemux::platform::cri::path::LogName;
 use leasemux::platform::cri::{self, Record, Stream};
-use leasemux::platform::tail::{self, Follow, LogFiles};
-use leasemux::platform::{From, TailItem};
+use leasemux::platform::tail::{self, FollowMode, LogFiles};
+use leasemux::platform::{ReadFrom, TailItem};
+use leasemux::sys::notify::Notifier;
 use tokio::time::Instant as ReadAt;
 
 use crate::Result;
@@ -101,7 +101,7 @@ fn cat(file: &Path) -> Result<()> {
 /// The way of the actor's own loop, without its waiting.
 async fn ingest(dir: &Path) -> Result<()> {
     let log = LogFiles { dir: dir.to_owned(), restarts: 0 };
-    let tail = tail::open(&Notifier::start(), log, From::Start, Follow::No).await?;
+    let tail = tail::open(&Notifier::start(), log, ReadFrom::Start, FollowMode::No).await?;
     let (replica, instance) =
         (Replica { service: SERVICE.parse()?, index: 0 }, Instance::new("bench", SERVICE, 0)?);
     let ring = Ring::new(replica, Limits::default().ring_max_bytes, &Exporter::new()?.metrics);
@@ -118,9 +118,11 @@ async fn ingest(dir: &Path) -> Result<()> {
         chunks.extend(chunker.flush());
         ring.push_lines(&instance, &mut chunks, ReadAt::now());
         while let Poll::Ready(next) =
-            reader.poll_take(usize::MAX, Representation::Plain, &mut Context::from_waker(&waker))
+            reader.poll_read(usize::MAX, Representation::Plain, &mut Context::from_waker(&waker))
         {
-            let Taken::Entries { entries, .. } = next else { return Err("the reader fell behind".into()) };
+            let ReadOutcome::Entries { entries, .. } = next else {
+                return Err("the reader fell behind".into());
+            };
             taken += entries.iter().flatten().map(|entry| entry.size().1).sum::<u64>();
         }
     }

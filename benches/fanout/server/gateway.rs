@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use leasemux::access::account::AccountKey;
+use leasemux::access::authenticator::{Authenticator, Peer};
 use leasemux::access::cert::Serial;
-use leasemux::access::gate::{Gate, Peer};
 use leasemux::access::identity::IdentityFiles;
-use leasemux::access::trust::{Trust, Trusted, Unavailable, Verdict};
+use leasemux::access::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
 use leasemux::edge::admin::{Admin, Exporter, Readiness};
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
-use leasemux::leases::restart::Restarts;
-use leasemux::logs::fanout::Fanout;
-use leasemux::logs::replica::World;
+use leasemux::logs::actor::ActorContext;
+use leasemux::logs::actors::ActorRegistry;
 use leasemux::model::id::Owner;
 use leasemux::model::limits::Limits;
+use leasemux::restart::RestartManager;
 use leasemux::serve::{SideRuntime, main_runtime};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
@@ -29,7 +29,7 @@ use crate::Result;
 
 /// Trusts the one tenant.
 #[derive(Debug)]
-struct Tenant(Owner, Trusted);
+struct Tenant(Owner, TrustedItem);
 
 pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: u32) -> Result<()> {
     let runtime = match &listeners.admin {
@@ -43,7 +43,7 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         let owner = identity.address().clone();
         let (chain, _) = identity.into_parts();
         let der = chain.first().ok_or("the tenant has no certificate")?.as_ref();
-        let tenant = Tenant(owner.clone(), Trusted::new(der.into()));
+        let tenant = Tenant(owner.clone(), TrustedItem::new(der.into()));
         let ingest = TcpListener::from_std(listeners.ingest)?;
         let (source, dealer) = source::new(source::lease(&owner)?, replicas, ingest)?;
 
@@ -55,8 +55,11 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         limits.quota.streams_per_owner = limits.quota.streams;
         limits.quota.requests_per_second = u32::MAX;
         let limits = Arc::new(limits);
-        let world =
-            World { platform: Arc::new(source), limits: Arc::clone(&limits), metrics: metrics.clone() };
+        let world = ActorContext {
+            platform: Arc::new(source),
+            limits: Arc::clone(&limits),
+            metrics: metrics.clone(),
+        };
         let drain = Drain::default();
         if let Some(listener) = listeners.admin {
             let readiness = Readiness::default();
@@ -66,9 +69,9 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
                 TcpListener::from_std(listener).map(|port| drain.spawn_beside(admin.serve(port)))
             })?;
         }
-        let restarts = Restarts::new(Arc::clone(&world.platform), metrics.clone());
-        let gate = Gate::new(Arc::new(tenant));
-        let service = LeaseService::new(gate, Fanout::new(world), restarts, drain.clone());
+        let restarts = RestartManager::new(Arc::clone(&world.platform), metrics.clone());
+        let gate = Authenticator::new(Arc::new(tenant));
+        let service = LeaseService::new(gate, ActorRegistry::new(world), restarts, drain.clone());
         let (routes, _health) = server::routes()?;
         let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
         let serving = async {
@@ -112,15 +115,16 @@ impl Trust for Tenant {
         &'a self,
         owner: &'a Owner,
         _: &'a Serial,
-    ) -> BoxFuture<'a, std::result::Result<Verdict, Unavailable>> {
-        let verdict = if *owner == self.0 { Verdict::Trusted(self.1.clone()) } else { Verdict::Unknown };
+    ) -> BoxFuture<'a, std::result::Result<TrustAnswer, Unavailable>> {
+        let verdict =
+            if *owner == self.0 { TrustAnswer::Trusted(self.1.clone()) } else { TrustAnswer::Unknown };
         Box::pin(std::future::ready(Ok(verdict)))
     }
 
     fn account<'a>(
         &'a self,
         _: &'a Owner,
-    ) -> BoxFuture<'a, std::result::Result<Verdict<AccountKey>, Unavailable>> {
-        Box::pin(std::future::ready(Ok(Verdict::Unknown)))
+    ) -> BoxFuture<'a, std::result::Result<TrustAnswer<AccountKey>, Unavailable>> {
+        Box::pin(std::future::ready(Ok(TrustAnswer::Unknown)))
     }
 }

@@ -6,26 +6,26 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::node::{Answer, Silence};
+use super::node::{Answer, QueryError};
 use super::{CONFIRMED_FOR, ENTRIES_MAX, PERSIST_PART, REFUSALS_MAX, REFUSED_FOR, RETRY_AFTER};
-use crate::access::dir::item::{Content, Name};
+use crate::access::dir::item::{TrustKey, TrustValue};
 use crate::access::refusal::Refusal;
-use crate::access::trust::Hold;
+use crate::access::trust::RevocationSignal;
 use crate::model::metrics::ChainAnswer;
 
 /// Everything that is known.
 #[derive(Debug)]
 pub(super) struct Cache {
-    good: HashMap<Name, Good>,
-    bad: HashMap<Name, Bad>,
+    good: HashMap<TrustKey, PositiveEntry>,
+    bad: HashMap<TrustKey, NegativeEntry>,
     grace: Duration,
 }
 
 /// What was found on the chain.
 #[derive(Debug)]
-struct Good {
-    content: Content,
-    hold: Hold,
+struct PositiveEntry {
+    content: TrustValue,
+    hold: RevocationSignal,
     /// When the chain said so last.
     confirmed: Age,
     /// The same, as the disk has it; `None` = not at all.
@@ -38,7 +38,7 @@ struct Good {
 
 /// What was not, or must not be believed.
 #[derive(Debug)]
-struct Bad {
+struct NegativeEntry {
     refusal: Option<Refusal>,
     until: Instant,
 }
@@ -52,7 +52,7 @@ struct Age {
 
 /// What is known of a name.
 #[derive(Debug)]
-pub(super) enum Look {
+pub(super) enum Lookup {
     Known(Outcome, ChainAnswer),
     /// The chain must be asked.
     Ask {
@@ -64,7 +64,7 @@ pub(super) enum Look {
 /// What whoever asks is told.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
-    Trusted(Content, Hold),
+    Trusted(TrustValue, RevocationSignal),
     Unknown,
     Refused(Refusal),
     Unavailable,
@@ -75,9 +75,9 @@ pub(super) enum Outcome {
 pub(super) enum Change {
     Nothing,
     Keep {
-        content: Content,
+        content: TrustValue,
         /// Had to be forgotten for it.
-        instead_of: Option<Name>,
+        instead_of: Option<TrustKey>,
     },
     Forget,
 }
@@ -90,43 +90,46 @@ impl Cache {
     }
 
     /// Takes over what an earlier process knew. It is to be confirmed at the next opportunity.
-    pub(super) fn restore(&mut self, name: Name, content: Content, age: Duration, now: Instant) {
+    pub(super) fn restore(&mut self, name: TrustKey, content: TrustValue, age: Duration, now: Instant) {
         if self.good.len() < ENTRIES_MAX && age <= self.grace {
             let before = age.max(CONFIRMED_FOR);
             let confirmed = Age { at: now, before };
             let persisted = Some(now);
-            let hold = Hold::default();
-            self.good.insert(name, Good { content, hold, confirmed, persisted, used: now, retry_at: None });
+            let hold = RevocationSignal::default();
+            self.good.insert(
+                name,
+                PositiveEntry { content, hold, confirmed, persisted, used: now, retry_at: None },
+            );
         }
     }
 
-    pub(super) fn look(&mut self, name: &Name, now: Instant) -> Look {
+    pub(super) fn look(&mut self, name: &TrustKey, now: Instant) -> Lookup {
         if let Some(good) = self.good.get_mut(name) {
             good.used = now;
             if good.confirmed.age(now) < CONFIRMED_FOR {
-                return Look::Known(good.outcome(), ChainAnswer::Cache);
+                return Lookup::Known(good.outcome(), ChainAnswer::Cache);
             }
             if good.retry_at.is_some_and(|at| now < at) && good.confirmed.age(now) <= self.grace {
-                return Look::Known(good.outcome(), ChainAnswer::Grace);
+                return Lookup::Known(good.outcome(), ChainAnswer::Grace);
             }
-            return Look::Ask { known: true };
+            return Lookup::Ask { known: true };
         }
         match self.bad.get(name) {
             Some(bad) if now < bad.until => {
                 let outcome = bad.refusal.map_or(Outcome::Unknown, Outcome::Refused);
-                Look::Known(outcome, ChainAnswer::Cache)
+                Lookup::Known(outcome, ChainAnswer::Cache)
             }
-            _ => Look::Ask { known: false },
+            _ => Lookup::Ask { known: false },
         }
     }
 
     /// Returns what was found under this name last, however long ago it was confirmed. Does not count as a use of it.
-    pub(super) fn known(&self, name: &Name) -> Option<(Content, Hold)> {
+    pub(super) fn known(&self, name: &TrustKey) -> Option<(TrustValue, RevocationSignal)> {
         self.good.get(name).map(|good| (good.content.clone(), good.hold.clone()))
     }
 
     /// What running streams stand on and must be confirmed now, what was confirmed longest ago first.
-    pub(super) fn due(&self, now: Instant) -> Vec<Name> {
+    pub(super) fn due(&self, now: Instant) -> Vec<TrustKey> {
         let due = self.good.iter().filter(|(_, good)| {
             good.hold.is_shared()
                 && good.confirmed.age(now) >= CONFIRMED_FOR
@@ -149,8 +152,8 @@ impl Cache {
     /// Takes what came of asking.
     pub(super) fn take(
         &mut self,
-        name: &Name,
-        answer: Result<Answer, Silence>,
+        name: &TrustKey,
+        answer: Result<Answer, QueryError>,
         now: Instant,
     ) -> (Outcome, Change) {
         match answer {
@@ -161,14 +164,14 @@ impl Cache {
         }
     }
 
-    fn found(&mut self, name: &Name, content: Content, now: Instant) -> (Outcome, Change) {
+    fn found(&mut self, name: &TrustKey, content: TrustValue, now: Instant) -> (Outcome, Change) {
         self.bad.remove(name);
         let confirmed = Age { at: now, before: Duration::ZERO };
         if let Some(good) = self.good.get_mut(name) {
             let same = good.content == content;
             if !same {
                 good.hold.withdraw();
-                (good.content, good.hold) = (content, Hold::default());
+                (good.content, good.hold) = (content, RevocationSignal::default());
             }
             (good.confirmed, good.retry_at) = (confirmed, None);
             let stale = good.persisted.is_none_or(|at| now - at >= self.grace / PERSIST_PART);
@@ -186,14 +189,14 @@ impl Cache {
                 return (Outcome::Refused(Refusal::TrustBusy), Change::Nothing);
             }
         }
-        let (hold, persisted) = (Hold::default(), Some(now));
-        let good = Good { content, hold, confirmed, persisted, used: now, retry_at: None };
+        let (hold, persisted) = (RevocationSignal::default(), Some(now));
+        let good = PositiveEntry { content, hold, confirmed, persisted, used: now, retry_at: None };
         let told = (good.outcome(), Change::Keep { content: good.content.clone(), instead_of });
         self.good.insert(name.clone(), good);
         told
     }
 
-    fn refused(&mut self, name: &Name, refusal: Option<Refusal>, now: Instant) -> (Outcome, Change) {
+    fn refused(&mut self, name: &TrustKey, refusal: Option<Refusal>, now: Instant) -> (Outcome, Change) {
         let known = self.good.remove(name);
         if let Some(good) = &known {
             good.hold.withdraw();
@@ -203,13 +206,13 @@ impl Cache {
         }
         // One that is not remembered is asked for again.
         if self.bad.len() < REFUSALS_MAX {
-            self.bad.insert(name.clone(), Bad { refusal, until: now + REFUSED_FOR });
+            self.bad.insert(name.clone(), NegativeEntry { refusal, until: now + REFUSED_FOR });
         }
         let change = if known.is_some() { Change::Forget } else { Change::Nothing };
         (refusal.map_or(Outcome::Unknown, Outcome::Refused), change)
     }
 
-    fn silent(&mut self, name: &Name, now: Instant) -> (Outcome, Change) {
+    fn silent(&mut self, name: &TrustKey, now: Instant) -> (Outcome, Change) {
         let Some(good) = self.good.get_mut(name) else {
             return (Outcome::Unavailable, Change::Nothing);
         };
@@ -223,7 +226,7 @@ impl Cache {
     }
 
     /// Forgets what was not asked for longest and nobody stands on, and names it.
-    fn make_room(&mut self) -> Option<Name> {
+    fn make_room(&mut self) -> Option<TrustKey> {
         let idle = self.good.iter().filter(|(_, good)| !good.hold.is_shared());
         let oldest = idle.min_by_key(|(_, good)| good.used).map(|(name, _)| name.clone())?;
         self.good.remove(&oldest);
@@ -232,7 +235,8 @@ impl Cache {
 
     /// How many go on though the node did not answer when it was last asked to confirm them.
     pub(super) fn on_grace(&self, now: Instant) -> usize {
-        let goes_on = |good: &&Good| good.retry_at.is_some() && good.confirmed.age(now) <= self.grace;
+        let goes_on =
+            |good: &&PositiveEntry| good.retry_at.is_some() && good.confirmed.age(now) <= self.grace;
         self.good.values().filter(goes_on).count()
     }
 
@@ -243,7 +247,7 @@ impl Cache {
 
 // === impl Good ===
 
-impl Good {
+impl PositiveEntry {
     fn outcome(&self) -> Outcome {
         Outcome::Trusted(self.content.clone(), self.hold.clone())
     }

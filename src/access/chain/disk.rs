@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 
 use super::ENTRIES_MAX;
 use crate::access::dir::file::FILE_MAX_BYTES;
-use crate::access::dir::item::{self, Content, Name};
+use crate::access::dir::item::{self, TrustKey, TrustValue};
 use crate::model::time::LogTime;
 
 /// For the gateway alone: not that it were secret, but whoever can write here is believed.
@@ -35,8 +35,8 @@ pub(super) struct Disk {
 /// One file, read.
 #[derive(Debug)]
 pub(super) struct Kept {
-    pub(super) name: Name,
-    pub(super) content: Content,
+    pub(super) name: TrustKey,
+    pub(super) content: TrustValue,
     /// How long ago it was confirmed; zero if that lies in the future.
     pub(super) age: Duration,
 }
@@ -66,18 +66,18 @@ impl Disk {
         Ok(kept)
     }
 
-    pub(super) fn keep(&self, name: &Name, content: &Content, now: LogTime) -> io::Result<()> {
+    pub(super) fn keep(&self, name: &TrustKey, content: &TrustValue, now: LogTime) -> io::Result<()> {
         let mut file = NamedTempFile::with_prefix_in(".new-", &self.dir)?;
         writeln!(file, "{CONFIRMED}{now}")?;
         match content {
-            Content::Certificate(der) => write_pem(&mut file, der)?,
-            Content::Account(key) => writeln!(file, "{} {key}", key.address())?,
+            TrustValue::Certificate(der) => write_pem(&mut file, der)?,
+            TrustValue::Account(key) => writeln!(file, "{} {key}", key.address())?,
         }
         file.persist(self.path(name)).map_err(|failed| failed.error)?;
         Ok(())
     }
 
-    pub(super) fn forget(&self, name: &Name) -> io::Result<()> {
+    pub(super) fn forget(&self, name: &TrustKey) -> io::Result<()> {
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done,
@@ -85,10 +85,10 @@ impl Disk {
     }
 
     /// Addresses and serial numbers hold letters and digits only.
-    fn path(&self, name: &Name) -> PathBuf {
+    fn path(&self, name: &TrustKey) -> PathBuf {
         self.dir.join(match name {
-            Name::Certificate(owner, serial) => format!("{owner}.{serial}.pem"),
-            Name::Account(owner) => format!("{owner}.pub"),
+            TrustKey::Certificate(owner, serial) => format!("{owner}.{serial}.pem"),
+            TrustKey::Account(owner) => format!("{owner}.pub"),
         })
     }
 }
@@ -120,15 +120,15 @@ fn write_pem(file: &mut impl io::Write, der: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::dir::item::Item;
+    use crate::access::dir::item::TrustEntry;
     use crate::access::testing::{NOW, Tenant};
     use crate::access::wallet::Words;
 
     const GRACE: Duration = Duration::from_secs(3600);
 
-    fn items() -> [Item; 2] {
+    fn items() -> [TrustEntry; 2] {
         let key = Words::fresh().unwrap().wallet().unwrap().key();
-        [Item::Certificate(Tenant::new(1, 7).issue().0), Item::Account(key)]
+        [TrustEntry::Certificate(Tenant::new(1, 7).issue().0), TrustEntry::Account(key)]
     }
 
     #[test]

@@ -14,7 +14,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::access::account::AccountKey;
 use crate::access::cert::{CERTIFICATE_MAX_BYTES, Serial};
-use crate::access::dir::item::{Content, Name};
+use crate::access::dir::item::{TrustKey, TrustValue};
 use crate::access::refusal::Refusal;
 use crate::model::id::Owner;
 use crate::model::metrics::ChainResult;
@@ -52,15 +52,15 @@ const VESTING: [&str; 4] = [
 ];
 
 /// Something that can be asked about what is on the chain.
-pub(super) trait Ledger: Send + Sync + 'static {
-    fn ask<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Answer, Silence>>;
+pub(super) trait ChainClient: Send + Sync + 'static {
+    fn ask<'a>(&'a self, name: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>>;
 }
 
 /// What the chain says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// This stands there.
-    Found(Content),
+    Found(TrustValue),
     /// Nothing does.
     Unknown,
     /// Something that must not be believed.
@@ -69,7 +69,7 @@ pub(super) enum Answer {
 
 /// No answer, and why, for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Silence {
+pub(super) enum QueryError {
     #[error("no answer within {QUERY_TIMEOUT:?}")]
     Late,
     #[error("{0}")]
@@ -86,7 +86,7 @@ pub(super) struct Node {
 }
 
 /// As what an answer is counted.
-pub(super) fn counted(answer: &Result<Answer, Silence>) -> ChainResult {
+pub(super) fn counted(answer: &Result<Answer, QueryError>) -> ChainResult {
     match answer {
         Ok(Answer::Found(_)) => ChainResult::Found,
         Ok(Answer::Unknown) => ChainResult::Unknown,
@@ -105,7 +105,7 @@ impl Node {
         }
     }
 
-    async fn certificate(&self, owner: &Owner, serial: &Serial) -> Result<Answer, Silence> {
+    async fn certificate(&self, owner: &Owner, serial: &Serial) -> Result<Answer, QueryError> {
         // Of any state: revoked is another thing than unknown.
         let filter =
             CertificateFilter { owner: owner.to_string(), serial: serial.to_string(), state: String::new() };
@@ -114,7 +114,7 @@ impl Node {
         of_certificates(answer.into_inner(), serial)
     }
 
-    async fn account(&self, owner: &Owner) -> Result<Answer, Silence> {
+    async fn account(&self, owner: &Owner) -> Result<Answer, QueryError> {
         let request = QueryAccountRequest { address: owner.to_string() };
         match self.accounts.clone().account(request).await {
             Ok(answer) => of_account(answer.into_inner(), owner),
@@ -124,32 +124,32 @@ impl Node {
     }
 }
 
-impl Ledger for Node {
-    fn ask<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Answer, Silence>> {
+impl ChainClient for Node {
+    fn ask<'a>(&'a self, name: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>> {
         Box::pin(async move {
             let query = async {
                 match name {
-                    Name::Certificate(owner, serial) => self.certificate(owner, serial).await,
-                    Name::Account(owner) => self.account(owner).await,
+                    TrustKey::Certificate(owner, serial) => self.certificate(owner, serial).await,
+                    TrustKey::Account(owner) => self.account(owner).await,
                 }
             };
-            tokio::time::timeout(QUERY_TIMEOUT, query).await.unwrap_or(Err(Silence::Late))
+            tokio::time::timeout(QUERY_TIMEOUT, query).await.unwrap_or(Err(QueryError::Late))
         })
     }
 }
 
-fn of_certificates(answer: QueryCertificatesResponse, serial: &Serial) -> Result<Answer, Silence> {
+fn of_certificates(answer: QueryCertificatesResponse, serial: &Serial) -> Result<Answer, QueryError> {
     // The node matches serial numbers by their beginning.
     let mut matching = answer.certificates.into_iter().filter(|one| one.serial == serial.as_str());
     match (matching.next(), matching.next()) {
         (None, _) => Ok(Answer::Unknown),
         (Some(one), None) => of_certificate(one),
-        (Some(_), Some(_)) => Err(Silence::Senseless("two certificates of one owner and serial number")),
+        (Some(_), Some(_)) => Err(QueryError::Senseless("two certificates of one owner and serial number")),
     }
 }
 
-fn of_certificate(answer: CertificateResponse) -> Result<Answer, Silence> {
-    let certificate = answer.certificate.ok_or(Silence::Senseless("a certificate without content"))?;
+fn of_certificate(answer: CertificateResponse) -> Result<Answer, QueryError> {
+    let certificate = answer.certificate.ok_or(QueryError::Senseless("a certificate without content"))?;
     match certificate.state() {
         State::Valid => {}
         State::Revoked => return Ok(Answer::Refused(Refusal::CertificateRevoked)),
@@ -157,16 +157,16 @@ fn of_certificate(answer: CertificateResponse) -> Result<Answer, Silence> {
     }
     let der = unpem(&certificate.cert, PEM_CERTIFICATE)
         .filter(|der| der.len() <= CERTIFICATE_MAX_BYTES)
-        .ok_or(Silence::Senseless("a certificate that is not one in PEM"))?;
+        .ok_or(QueryError::Senseless("a certificate that is not one in PEM"))?;
     let key = unpem(&certificate.pubkey, PEM_KEY)
-        .ok_or(Silence::Senseless("a certificate whose key is not one in PEM"))?;
+        .ok_or(QueryError::Senseless("a certificate whose key is not one in PEM"))?;
     let der = CertificateDer::from(der);
-    let (_, parsed) =
-        X509Certificate::from_der(&der).map_err(|_| Silence::Senseless("a certificate that is not X.509"))?;
+    let (_, parsed) = X509Certificate::from_der(&der)
+        .map_err(|_| QueryError::Senseless("a certificate that is not X.509"))?;
     if parsed.public_key().raw != key {
         return Ok(Answer::Refused(Refusal::CertificateKeyDiffers));
     }
-    Ok(Answer::Found(Content::Certificate(der.as_ref().into())))
+    Ok(Answer::Found(TrustValue::Certificate(der.as_ref().into())))
 }
 
 /// The content of the one PEM block in `text`, if it has this name and nothing stands behind it.
@@ -175,13 +175,13 @@ fn unpem(text: &[u8], name: &str) -> Option<Vec<u8>> {
     (block.label == name && rest.trim_ascii().is_empty()).then_some(block.contents)
 }
 
-fn of_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, Silence> {
-    let account = answer.account.ok_or(Silence::Senseless("an account without content"))?;
+fn of_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, QueryError> {
+    let account = answer.account.ok_or(QueryError::Senseless("an account without content"))?;
     let Some(base) = base_account(&account)? else {
         return Ok(Answer::Refused(Refusal::AccountKeyless));
     };
     if base.address != owner.as_str() {
-        return Err(Silence::Senseless("another account than was asked for"));
+        return Err(QueryError::Senseless("another account than was asked for"));
     }
     let Some(key) = base.pub_key else {
         return Ok(Answer::Refused(Refusal::AccountKeyless));
@@ -192,17 +192,17 @@ fn of_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, Sil
         _ => return Ok(Answer::Refused(Refusal::AccountKeyKind)),
     }
     let key: Secp256k1PubKey = decode(&key)?;
-    let key = AccountKey::from_bytes(&key.key).map_err(|_| Silence::Senseless("a key that is none"))?;
+    let key = AccountKey::from_bytes(&key.key).map_err(|_| QueryError::Senseless("a key that is none"))?;
     // Nobody, not even a node, can find another key for an address.
     if key.address() != *owner {
-        return Err(Silence::Senseless("a key that is not the account's"));
+        return Err(QueryError::Senseless("a key that is not the account's"));
     }
-    Ok(Answer::Found(Content::Account(key)))
+    Ok(Answer::Found(TrustValue::Account(key)))
 }
 
 /// The account in whatever kind of account it is; `None` if it is of a kind that has no key.
-fn base_account(account: &Any) -> Result<Option<BaseAccount>, Silence> {
-    const NOTHING: Silence = Silence::Senseless("an account without an account in it");
+fn base_account(account: &Any) -> Result<Option<BaseAccount>, QueryError> {
+    const NOTHING: QueryError = QueryError::Senseless("an account without an account in it");
     let base = match account.type_url.as_str() {
         BASE_ACCOUNT => decode(account)?,
         MODULE_ACCOUNT => return Ok(None),
@@ -216,13 +216,13 @@ fn base_account(account: &Any) -> Result<Option<BaseAccount>, Silence> {
     Ok(Some(base))
 }
 
-fn decode<M: prost::Message + Default>(any: &Any) -> Result<M, Silence> {
-    M::decode(any.value.as_slice()).map_err(|_| Silence::Senseless("a message that cannot be decoded"))
+fn decode<M: prost::Message + Default>(any: &Any) -> Result<M, QueryError> {
+    M::decode(any.value.as_slice()).map_err(|_| QueryError::Senseless("a message that cannot be decoded"))
 }
 
 // === impl Silence ===
 
-impl From<Status> for Silence {
+impl From<Status> for QueryError {
     fn from(status: Status) -> Self {
         Self::Failed(format!("{:?}: {}", status.code(), status.message()))
     }
@@ -250,7 +250,7 @@ mod tests {
         (CertificateResponse { certificate: Some(wire), serial: "7".into() }, der)
     }
 
-    fn judged(entries: Vec<CertificateResponse>) -> Result<Answer, Silence> {
+    fn judged(entries: Vec<CertificateResponse>) -> Result<Answer, QueryError> {
         let presented = Tenant::new(1, 7).issue().0;
         of_certificates(QueryCertificatesResponse { certificates: entries }, presented.serial())
     }
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_certificate_counts_by_its_state_and_with_its_key() {
         let (good, der) = entry(&Tenant::new(1, 7));
-        assert_eq!(judged(vec![good.clone()]), Ok(Answer::Found(Content::Certificate(der.into()))));
+        assert_eq!(judged(vec![good.clone()]), Ok(Answer::Found(TrustValue::Certificate(der.into()))));
         assert_eq!(judged(vec![]), Ok(Answer::Unknown));
         let longer = CertificateResponse { serial: "77".into(), ..good.clone() };
         assert_eq!(judged(vec![longer.clone()]), Ok(Answer::Unknown));
@@ -293,11 +293,11 @@ mod tests {
             |one| one.pubkey = pem("PUBLIC KEY", b"x"),
         ];
         for case in cases {
-            assert!(matches!(change(case), Err(Silence::Senseless(_))));
+            assert!(matches!(change(case), Err(QueryError::Senseless(_))));
         }
         let empty = CertificateResponse { certificate: None, ..good.clone() };
-        assert!(matches!(judged(vec![empty]), Err(Silence::Senseless(_))));
-        assert!(matches!(judged(vec![good.clone(), good]), Err(Silence::Senseless(_))));
+        assert!(matches!(judged(vec![empty]), Err(QueryError::Senseless(_))));
+        assert!(matches!(judged(vec![good.clone(), good]), Err(QueryError::Senseless(_))));
     }
 
     fn any(url: &str, message: &impl prost::Message) -> Any {
@@ -311,7 +311,7 @@ mod tests {
         let account = |key: Option<Any>| BaseAccount { address: owner.to_string(), pub_key: key };
         let good = account(Some(any(SECP256K1, &Secp256k1PubKey { key: key.to_bytes() })));
         let judged = |account: Any| of_account(QueryAccountResponse { account: Some(account) }, &owner);
-        let found = Ok(Answer::Found(Content::Account(key.clone())));
+        let found = Ok(Answer::Found(TrustValue::Account(key.clone())));
         assert_eq!(judged(any(BASE_ACCOUNT, &good)), found);
         let vesting = BaseVestingAccount { base_account: Some(good.clone()) };
         assert_eq!(judged(any(BASE_VESTING, &vesting)), found);
@@ -328,8 +328,8 @@ mod tests {
         assert_eq!(of_key(Some(ed25519)), refused(Refusal::AccountKeyKind));
         assert_eq!(judged(any(MODULE_ACCOUNT, &good)), refused(Refusal::AccountKeyless));
         // What makes no sense is no answer: least of all another one's key.
-        let senseless = |answer: Result<Answer, Silence>| {
-            assert!(matches!(answer, Err(Silence::Senseless(_))), "{answer:?}");
+        let senseless = |answer: Result<Answer, QueryError>| {
+            assert!(matches!(answer, Err(QueryError::Senseless(_))), "{answer:?}");
         };
         let other = Words::fresh().unwrap().wallet().unwrap().key();
         senseless(of_key(Some(any(SECP256K1, &Secp256k1PubKey { key: other.to_bytes() }))));

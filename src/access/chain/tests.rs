@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::Semaphore;
 use tokio::time::{advance, sleep};
 
-use super::node::{Answer, Silence};
+use super::node::{Answer, QueryError};
 use super::*;
 use crate::access::testing::{NOW, Tenant};
 use crate::access::wallet::Words;
@@ -18,7 +18,7 @@ const LATER: Duration = Duration::from_secs(70);
 
 /// What the chain has, and how often it was asked.
 struct Double {
-    answers: Mutex<HashMap<Name, Answer>>,
+    answers: Mutex<HashMap<TrustKey, Answer>>,
     silent: AtomicBool,
     /// How long it takes to answer, or to be given up.
     pace: Mutex<Duration>,
@@ -29,8 +29,8 @@ struct Double {
 
 struct Handle(Arc<Double>);
 
-impl Ledger for Handle {
-    fn ask<'a>(&'a self, name: &'a Name) -> BoxFuture<'a, Result<Answer, Silence>> {
+impl ChainClient for Handle {
+    fn ask<'a>(&'a self, name: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>> {
         Box::pin(async move {
             self.0.asked.fetch_add(1, Ordering::SeqCst);
             self.0.turns.acquire().await.unwrap().forget();
@@ -39,7 +39,7 @@ impl Ledger for Handle {
                 sleep(pace).await;
             }
             if self.0.silent.load(Ordering::SeqCst) {
-                return Err(Silence::Late);
+                return Err(QueryError::Late);
             }
             Ok(self.0.answers.lock().unwrap().get(name).cloned().unwrap_or(Answer::Unknown))
         })
@@ -82,8 +82,8 @@ impl World {
     fn set(&self, key: &AccountKey, answer: Option<Answer>) {
         let mut answers = self.chain.answers.lock().unwrap();
         match answer {
-            Some(answer) => answers.insert(Name::Account(key.address()), answer),
-            None => answers.remove(&Name::Account(key.address())),
+            Some(answer) => answers.insert(TrustKey::Account(key.address()), answer),
+            None => answers.remove(&TrustKey::Account(key.address())),
         };
     }
 
@@ -102,16 +102,16 @@ impl World {
     }
 
     /// So many accounts, each with somebody who stands on it.
-    async fn crowd(&self, accounts: u16) -> Vec<Trusted<AccountKey>> {
+    async fn crowd(&self, accounts: u16) -> Vec<TrustedItem<AccountKey>> {
         let key = fresh();
         let mut all = Vec::new();
         for number in 0..accounts {
             let mut bytes = [0; 20];
             bytes[..2].copy_from_slice(&number.to_be_bytes());
             let owner = Owner::from_account(bytes);
-            lock(&self.chain.answers).insert(Name::Account(owner.clone()), found(&key));
+            lock(&self.chain.answers).insert(TrustKey::Account(owner.clone()), found(&key));
             match self.trust.account(&owner).await {
-                Ok(Verdict::Trusted(trusted)) => all.push(trusted),
+                Ok(TrustAnswer::Trusted(trusted)) => all.push(trusted),
                 other => panic!("{other:?}"),
             }
         }
@@ -130,13 +130,13 @@ impl World {
         self.chain.asked.load(Ordering::SeqCst)
     }
 
-    async fn ask(&self, key: &AccountKey) -> Result<Verdict<AccountKey>, Unavailable> {
+    async fn ask(&self, key: &AccountKey) -> Result<TrustAnswer<AccountKey>, Unavailable> {
         self.trust.account(&key.address()).await
     }
 
-    async fn trusted(&self, key: &AccountKey) -> Trusted<AccountKey> {
+    async fn trusted(&self, key: &AccountKey) -> TrustedItem<AccountKey> {
         match self.ask(key).await {
-            Ok(Verdict::Trusted(trusted)) => trusted,
+            Ok(TrustAnswer::Trusted(trusted)) => trusted,
             other => panic!("{other:?}"),
         }
     }
@@ -164,7 +164,7 @@ fn fresh() -> AccountKey {
 }
 
 fn found(key: &AccountKey) -> Answer {
-    Answer::Found(Content::Account(key.clone()))
+    Answer::Found(TrustValue::Account(key.clone()))
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,12 +188,12 @@ async fn what_is_not_there_is_asked_for_again_soon() {
     let world = World::new();
     let key = fresh();
     for _ in 0..2 {
-        assert!(matches!(world.ask(&key).await, Ok(Verdict::Unknown)));
+        assert!(matches!(world.ask(&key).await, Ok(TrustAnswer::Unknown)));
     }
     assert_eq!(world.asked(), 1);
     world.set(&key, Some(Answer::Refused(Refusal::AccountMultisig)));
     advance(REFUSED_FOR).await;
-    assert!(matches!(world.ask(&key).await, Ok(Verdict::Refused(Refusal::AccountMultisig))));
+    assert!(matches!(world.ask(&key).await, Ok(TrustAnswer::Refused(Refusal::AccountMultisig))));
     world.set(&key, Some(found(&key)));
     advance(REFUSED_FOR).await;
     world.trusted(&key).await;
@@ -210,7 +210,7 @@ async fn what_is_withdrawn_stops_working_in_time_streams_included() {
     let begun = Instant::now();
     assert_eq!(running.hold().ended(Refusal::AccountWithdrawn).await, Refusal::AccountWithdrawn);
     assert!(begun.elapsed() <= LATER, "{:?}", begun.elapsed());
-    assert!(matches!(world.ask(&key).await, Ok(Verdict::Unknown)));
+    assert!(matches!(world.ask(&key).await, Ok(TrustAnswer::Unknown)));
     assert!(!other.withdrawn().is_cancelled());
 }
 
@@ -252,7 +252,7 @@ async fn who_is_known_keeps_nobody_out_who_is_not() {
     let owners: Vec<Owner> = lock(&world.chain.answers)
         .keys()
         .map(|name| match name {
-            Name::Account(owner) | Name::Certificate(owner, _) => owner.clone(),
+            TrustKey::Account(owner) | TrustKey::Certificate(owner, _) => owner.clone(),
         })
         .collect();
     let all = futures_util::future::join_all(owners.iter().map(|owner| world.trust.account(owner)));
@@ -267,15 +267,15 @@ async fn who_is_known_keeps_nobody_out_who_is_not() {
 async fn a_revoked_certificate_has_its_own_reason_and_its_streams_end() {
     let world = World::new();
     let certificate = Tenant::new(1, 7).issue().0;
-    let name = Name::Certificate(certificate.owner().clone(), certificate.serial().clone());
-    let answer = Answer::Found(Content::Certificate(Arc::clone(certificate.der())));
+    let name = TrustKey::Certificate(certificate.owner().clone(), certificate.serial().clone());
+    let answer = Answer::Found(TrustValue::Certificate(Arc::clone(certificate.der())));
     world.chain.answers.lock().unwrap().insert(name.clone(), answer);
     let ask = || world.trust.certificate(certificate.owner(), certificate.serial());
-    let Ok(Verdict::Trusted(running)) = ask().await else { panic!() };
+    let Ok(TrustAnswer::Trusted(running)) = ask().await else { panic!() };
     assert_eq!(running.der(), certificate.der());
     world.chain.answers.lock().unwrap().insert(name, Answer::Refused(Refusal::CertificateRevoked));
     tokio::time::timeout(LATER, running.withdrawn().cancelled()).await.unwrap();
-    assert!(matches!(ask().await, Ok(Verdict::Refused(Refusal::CertificateRevoked))));
+    assert!(matches!(ask().await, Ok(TrustAnswer::Refused(Refusal::CertificateRevoked))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -336,8 +336,8 @@ async fn a_flood_of_strangers_is_held_back_and_does_not_touch_the_known() {
     for number in 0..100 {
         let owner = Owner::from_account([number; 20]);
         match world.trust.account(&owner).await {
-            Ok(Verdict::Refused(Refusal::TrustBusy)) => busy += 1,
-            Ok(Verdict::Unknown) => {}
+            Ok(TrustAnswer::Refused(Refusal::TrustBusy)) => busy += 1,
+            Ok(TrustAnswer::Unknown) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -350,7 +350,8 @@ async fn a_flood_of_strangers_is_held_back_and_does_not_touch_the_known() {
     let owners: Vec<Owner> = (0..100).map(|number| Owner::from_account([number; 20])).collect();
     let each = owners.iter().map(|owner| tokio::time::timeout(TICK, world.trust.account(owner)));
     let answers = futures_util::future::join_all(each).await;
-    let held = answers.iter().filter(|answer| matches!(answer, Ok(Ok(Verdict::Refused(Refusal::TrustBusy)))));
+    let held =
+        answers.iter().filter(|answer| matches!(answer, Ok(Ok(TrustAnswer::Refused(Refusal::TrustBusy)))));
     assert_eq!((held.count(), world.asked()), (100 - FLIGHTS_MAX, FLIGHTS_MAX));
 }
 
@@ -381,7 +382,7 @@ async fn what_was_withdrawn_is_not_remembered_over_a_restart() {
     world.trusted(&key).await;
     world.set(&key, None);
     advance(CONFIRMED_FOR).await;
-    assert!(matches!(world.ask(&key).await, Ok(Verdict::Unknown)));
+    assert!(matches!(world.ask(&key).await, Ok(TrustAnswer::Unknown)));
     world.silence(true);
     world.restart(|| NOW);
     assert!(matches!(world.ask(&key).await, Err(Unavailable)));
@@ -394,7 +395,7 @@ async fn no_more_than_so_much_is_remembered() {
     let name = |number: usize| {
         let mut bytes = [0; 20];
         bytes[..8].copy_from_slice(&number.to_be_bytes());
-        Name::Account(Owner::from_account(bytes))
+        TrustKey::Account(Owner::from_account(bytes))
     };
     let mut held = None;
     for number in 0..ENTRIES_MAX {
@@ -407,7 +408,7 @@ async fn no_more_than_so_much_is_remembered() {
     let (_, change) = cache.take(&name(ENTRIES_MAX), Ok(found(&key)), Instant::now());
     // The first is stood on.
     let instead_of = Some(name(1));
-    assert_eq!(change, Change::Keep { content: Content::Account(key.clone()), instead_of });
+    assert_eq!(change, Change::Keep { content: TrustValue::Account(key.clone()), instead_of });
     assert_eq!(cache.len(), ENTRIES_MAX);
     drop(held);
     for number in 0..2 * REFUSALS_MAX {
@@ -415,7 +416,7 @@ async fn no_more_than_so_much_is_remembered() {
     }
     assert!(matches!(
         cache.look(&name(ENTRIES_MAX + 2 * REFUSALS_MAX), Instant::now()),
-        Look::Ask { known: false }
+        Lookup::Ask { known: false }
     ));
 }
 
@@ -429,10 +430,10 @@ async fn what_is_asked_and_what_calls_stand_on_is_counted() {
     let key = world.account();
     let running = world.trusted(&key).await;
     world.trusted(&key).await;
-    assert!(matches!(world.ask(&fresh()).await, Ok(Verdict::Unknown)));
+    assert!(matches!(world.ask(&fresh()).await, Ok(TrustAnswer::Unknown)));
     let certificate = Tenant::new(1, 7).issue().0;
     let asked = world.trust.certificate(certificate.owner(), certificate.serial()).await;
-    assert!(matches!(asked, Ok(Verdict::Unknown)));
+    assert!(matches!(asked, Ok(TrustAnswer::Unknown)));
     assert_eq!(["found", "unknown", "failed"].map(|result| queries("account", result)), ["1", "1", "0"]);
     assert_eq!(queries("certificate", "unknown"), "1");
     assert_eq!(["cache", "query", "busy", "grace"].map(answers), ["1", "3", "0", "0"]);

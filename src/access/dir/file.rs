@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
 
-use super::item::{self, CERTIFICATES_MAX, Item, KEYS_MAX};
+use super::item::{self, CERTIFICATES_MAX, KEYS_MAX, TrustEntry};
 use crate::access::refusal::Refusal;
 
 /// Largest file, in bytes: [`CERTIFICATES_MAX`] certificates of four times the usual size, or [`KEYS_MAX`] keys, with room for
@@ -46,7 +46,7 @@ pub(super) struct Reading {
     /// `None` if it was changed too recently for its stamp to tell the next change.
     pub(super) stamp: Option<Stamp>,
     /// What is of good form in it, whatever else it holds.
-    pub(super) items: Vec<Item>,
+    pub(super) items: Vec<TrustEntry>,
     /// The first thing that is wrong with it.
     pub(super) fault: Option<Fault>,
 }
@@ -112,7 +112,7 @@ fn content(file: File) -> io::Result<Option<Vec<u8>>> {
 // === impl Reading ===
 
 impl Reading {
-    fn of(metadata: &Metadata, items: Vec<Item>, fault: Option<Fault>) -> Self {
+    fn of(metadata: &Metadata, items: Vec<TrustEntry>, fault: Option<Fault>) -> Self {
         let stamp = Stamp::of(metadata);
         Self { id: stamp.id, stamp: stamp.if_old(), items, fault }
     }

@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::item::{Content, Name};
+use super::item::{TrustKey, TrustValue};
 use crate::access::account::AccountKey;
 use crate::access::cert::Serial;
-use crate::access::trust::{Certificate, Trusted};
+use crate::access::trust::{Certificate, TrustedItem};
 use crate::model::id::Owner;
 
 /// All that is trusted.
 #[derive(Debug, Default)]
-pub(super) struct Index(RwLock<Arc<HashMap<Name, Trusted<Content>>>>);
+pub(super) struct Index(RwLock<Arc<HashMap<TrustKey, TrustedItem<TrustValue>>>>);
 
 /// What a replacement came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,19 +23,21 @@ pub(super) struct Change {
 // === impl Index ===
 
 impl Index {
-    pub(super) fn certificate(&self, owner: &Owner, serial: &Serial) -> Option<Trusted> {
-        let trusted = self.all().get(&Name::Certificate(owner.clone(), serial.clone())).cloned()?;
+    pub(super) fn certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
+        let trusted = self.all().get(&TrustKey::Certificate(owner.clone(), serial.clone())).cloned()?;
         match trusted.what() {
-            Content::Certificate(der) => Some(Trusted::held(Certificate::clone(der), trusted.hold().clone())),
-            Content::Account(_) => None,
+            TrustValue::Certificate(der) => {
+                Some(TrustedItem::held(Certificate::clone(der), trusted.hold().clone()))
+            }
+            TrustValue::Account(_) => None,
         }
     }
 
-    pub(super) fn account(&self, owner: &Owner) -> Option<Trusted<AccountKey>> {
-        let trusted = self.all().get(&Name::Account(owner.clone())).cloned()?;
+    pub(super) fn account(&self, owner: &Owner) -> Option<TrustedItem<AccountKey>> {
+        let trusted = self.all().get(&TrustKey::Account(owner.clone())).cloned()?;
         match trusted.what() {
-            Content::Account(key) => Some(Trusted::held(key.clone(), trusted.hold().clone())),
-            Content::Certificate(_) => None,
+            TrustValue::Account(key) => Some(TrustedItem::held(key.clone(), trusted.hold().clone())),
+            TrustValue::Certificate(_) => None,
         }
     }
 
@@ -44,16 +46,17 @@ impl Index {
     }
 
     /// Trusts exactly `wanted`. What was trusted before and still is keeps its standing; for the rest it ends.
-    pub(super) fn replace(&self, wanted: HashMap<Name, Content>) -> Change {
+    pub(super) fn replace(&self, wanted: HashMap<TrustKey, TrustValue>) -> Change {
         let before = self.all();
-        let kept =
-            |name: &Name, content: &Content| before.get(name).filter(|old| old.what() == content).cloned();
+        let kept = |name: &TrustKey, content: &TrustValue| {
+            before.get(name).filter(|old| old.what() == content).cloned()
+        };
         let mut added = 0;
         let mut after = HashMap::with_capacity(wanted.len());
         for (name, content) in wanted {
             let trusted = kept(&name, &content).unwrap_or_else(|| {
                 added += 1;
-                Trusted::new(content)
+                TrustedItem::new(content)
             });
             after.insert(name, trusted);
         }
@@ -70,7 +73,7 @@ impl Index {
         Change { added, withdrawn }
     }
 
-    fn all(&self) -> Arc<HashMap<Name, Trusted<Content>>> {
+    fn all(&self) -> Arc<HashMap<TrustKey, TrustedItem<TrustValue>>> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

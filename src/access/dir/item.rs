@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::file::Fault;
 use crate::access::account::AccountKey;
-use crate::access::cert::{Presented, Serial};
+use crate::access::cert::{Serial, TenantCertificate};
 use crate::access::trust::Certificate;
 use crate::model::id::Owner;
 
@@ -27,21 +27,21 @@ const KEYS: &str = "pub";
 
 /// One thing to be trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::access) enum Item {
-    Certificate(Presented),
+pub(in crate::access) enum TrustEntry {
+    Certificate(TenantCertificate),
     Account(AccountKey),
 }
 
 /// Under which name something is trusted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(in crate::access) enum Name {
+pub(in crate::access) enum TrustKey {
     Certificate(Owner, Serial),
     Account(Owner),
 }
 
 /// What is trusted under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::access) enum Content {
+pub(in crate::access) enum TrustValue {
     Certificate(Certificate),
     Account(AccountKey),
 }
@@ -54,13 +54,13 @@ pub(super) fn is_read(name: &[u8]) -> bool {
 }
 
 /// The items of good form in the file at `path`, of this content, and the first thing that is wrong with it.
-pub(in crate::access) fn parse(path: &Path, content: &[u8]) -> (Vec<Item>, Option<Fault>) {
+pub(in crate::access) fn parse(path: &Path, content: &[u8]) -> (Vec<TrustEntry>, Option<Fault>) {
     if path.extension().is_some_and(|ending| ending == KEYS) { keys(content) } else { certificates(content) }
 }
 
 /// The certificates in a PEM file. Blocks of other kinds, such as the encrypted key that Akash's own tools keep beside the
 /// certificate, are skipped.
-fn certificates(pem: &[u8]) -> (Vec<Item>, Option<Fault>) {
+fn certificates(pem: &[u8]) -> (Vec<TrustEntry>, Option<Fault>) {
     let mut items = Vec::new();
     let mut fault = None;
     for (at, block) in CertificateDer::pem_slice_iter(pem).enumerate() {
@@ -71,10 +71,10 @@ fn certificates(pem: &[u8]) -> (Vec<Item>, Option<Fault>) {
         }
         // The PEM reader's own error repeats what it read, which may be part of a key.
         let checked = block.map_err(|_| Fault::Pem { number }).and_then(|der| {
-            Presented::from_der(&der).map_err(|refusal| Fault::Certificate { number, refusal })
+            TenantCertificate::from_der(&der).map_err(|refusal| Fault::Certificate { number, refusal })
         });
         match checked {
-            Ok(certificate) => items.push(Item::Certificate(certificate)),
+            Ok(certificate) => items.push(TrustEntry::Certificate(certificate)),
             Err(found) => {
                 fault.get_or_insert(found);
             }
@@ -86,7 +86,7 @@ fn certificates(pem: &[u8]) -> (Vec<Item>, Option<Fault>) {
     (items, fault)
 }
 
-fn keys(content: &[u8]) -> (Vec<Item>, Option<Fault>) {
+fn keys(content: &[u8]) -> (Vec<TrustEntry>, Option<Fault>) {
     let mut items = Vec::new();
     let mut fault = None;
     for (at, line) in content.split(|byte| *byte == b'\n').enumerate() {
@@ -99,7 +99,7 @@ fn keys(content: &[u8]) -> (Vec<Item>, Option<Fault>) {
             break;
         }
         match key(line) {
-            Some(key) => items.push(Item::Account(key)),
+            Some(key) => items.push(TrustEntry::Account(key)),
             None => {
                 fault.get_or_insert(Fault::Key { line: at + 1 });
             }
@@ -119,18 +119,18 @@ fn key(line: &[u8]) -> Option<AccountKey> {
 
 // === impl Item ===
 
-impl Item {
-    pub(in crate::access) fn name(&self) -> Name {
+impl TrustEntry {
+    pub(in crate::access) fn name(&self) -> TrustKey {
         match self {
-            Self::Certificate(one) => Name::Certificate(one.owner().clone(), one.serial().clone()),
-            Self::Account(key) => Name::Account(key.address()),
+            Self::Certificate(one) => TrustKey::Certificate(one.owner().clone(), one.serial().clone()),
+            Self::Account(key) => TrustKey::Account(key.address()),
         }
     }
 
-    pub(in crate::access) fn content(&self) -> Content {
+    pub(in crate::access) fn content(&self) -> TrustValue {
         match self {
-            Self::Certificate(one) => Content::Certificate(Certificate::clone(one.der())),
-            Self::Account(key) => Content::Account(key.clone()),
+            Self::Certificate(one) => TrustValue::Certificate(Certificate::clone(one.der())),
+            Self::Account(key) => TrustValue::Account(key.clone()),
         }
     }
 }
@@ -146,8 +146,8 @@ mod tests {
     fn read(text: &str) -> (Vec<String>, Option<Fault>) {
         let (items, fault) = parse(Path::new("tenants.pub"), text.as_bytes());
         let keys = items.into_iter().map(|item| match item {
-            Item::Account(key) => key.to_string(),
-            Item::Certificate(_) => panic!("a certificate"),
+            TrustEntry::Account(key) => key.to_string(),
+            TrustEntry::Certificate(_) => panic!("a certificate"),
         });
         (keys.collect(), fault)
     }

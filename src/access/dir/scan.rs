@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::SETTLE;
 use super::file::{self, DirId, Fault, FileId, Reading, Stamp};
-use super::item::{self, Content, Item, Name};
+use super::item::{self, TrustEntry, TrustKey, TrustValue};
 
 /// Most files that are read, in order of name. Tenants of one provider are some hundreds.
 pub(super) const FILES_MAX: usize = 16_384;
@@ -37,7 +37,7 @@ pub(super) struct Scanner {
 
 /// What one look came to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
+pub(super) struct ScanResult {
     /// The directory itself.
     pub(super) dir: DirId,
     /// Whether [`Scanner::trusted`] may have changed since it was last asked.
@@ -54,9 +54,9 @@ struct Held {
     id: Option<FileId>,
     stamp: Option<Stamp>,
     /// What was read last.
-    found: Vec<Item>,
+    found: Vec<TrustEntry>,
     /// What counts: `found`, and until it settles also what was there before.
-    counts: Vec<Item>,
+    counts: Vec<TrustEntry>,
     fault: Option<Fault>,
     /// The fault that the log has.
     told: Option<Fault>,
@@ -102,7 +102,7 @@ impl Scanner {
     ///
     /// # Errors
     /// If the directory itself cannot be read. What was seen before then holds.
-    pub(super) fn look(&mut self, now: Instant, thorough: bool) -> io::Result<Look> {
+    pub(super) fn look(&mut self, now: Instant, thorough: bool) -> io::Result<ScanResult> {
         let stamp = Stamp::of(&std::fs::metadata(&self.dir)?);
         let mut read = 0;
         if thorough || self.stamp != Some(stamp) {
@@ -116,7 +116,7 @@ impl Scanner {
         for (name, held) in &mut self.files {
             self.dirty |= held.settle(name, now);
         }
-        Ok(Look {
+        Ok(ScanResult {
             dir: stamp.id,
             changed: self.dirty,
             read,
@@ -170,7 +170,7 @@ impl Scanner {
 
     /// What is to be trusted. Of several certificates with the same owner and serial number, the one in the file that sorts
     /// first.
-    pub(super) fn trusted(&mut self) -> HashMap<Name, Content> {
+    pub(super) fn trusted(&mut self) -> HashMap<TrustKey, TrustValue> {
         self.dirty = false;
         let mut trusted = HashMap::new();
         for (name, held) in &mut self.files {
@@ -314,16 +314,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::access::cert::Presented;
+    use crate::access::cert::TenantCertificate;
     use crate::access::dir::index::{Change, Index};
     use crate::access::testing::Tenant;
-    use crate::access::trust::Trusted;
+    use crate::access::trust::TrustedItem;
 
     /// Between two actions of a test: far below [`SETTLE`].
     const STEP: Duration = Duration::from_millis(1);
 
     /// Certificates; the last two have owner and serial number in common.
-    static POOL: LazyLock<[(Presented, String); 5]> = LazyLock::new(|| {
+    static POOL: LazyLock<[(TenantCertificate, String); 5]> = LazyLock::new(|| {
         [(1, 1), (1, 2), (2, 1), (3, 1), (3, 1)].map(|(n, serial)| Tenant::new(n, serial).issue())
     });
 
@@ -352,7 +352,7 @@ mod tests {
             self.scanner.dir.join(name)
         }
 
-        fn look(&mut self, after: Duration) -> Look {
+        fn look(&mut self, after: Duration) -> ScanResult {
             self.now += after;
             let look = self.scanner.look(self.now, true).unwrap();
             if look.changed {
@@ -374,7 +374,7 @@ mod tests {
             }
         }
 
-        fn trusted(&self, at: usize) -> Option<Trusted> {
+        fn trusted(&self, at: usize) -> Option<TrustedItem> {
             let certificate = &POOL[at].0;
             self.index
                 .certificate(certificate.owner(), certificate.serial())
@@ -604,7 +604,7 @@ mod tests {
         let (certificates, fault) =
             item::parse(Path::new("a.pem"), format!("{many}{}", POOL[1].1).as_bytes());
         assert_eq!((certificates.len(), fault), (item::CERTIFICATES_MAX, Some(Fault::TooMany)));
-        assert!(!certificates.contains(&Item::Certificate(POOL[1].0.clone())));
+        assert!(!certificates.contains(&TrustEntry::Certificate(POOL[1].0.clone())));
     }
 
     #[test]
@@ -713,7 +713,7 @@ mod tests {
             }
         }
 
-        /// Turns `name` into a link to a new name outside.
+        /// LeaseLocks `name` into a link to a new name outside.
         fn link(&mut self, world: &World, name: usize) -> PathBuf {
             self.links += 1;
             let target = world.outer.path().join(self.links.to_string());
@@ -762,7 +762,7 @@ mod tests {
     fn run(actions: &[Action]) {
         let mut world = World::new();
         let mut model = Model::default();
-        let mut handles: Vec<(usize, Trusted)> = Vec::new();
+        let mut handles: Vec<(usize, TrustedItem)> = Vec::new();
         for action in actions {
             let (files, before) = (model.files.clone(), model.present());
             model.act(&world, action);

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::*;
-use crate::access::cert::Presented;
+use crate::access::cert::TenantCertificate;
 use crate::access::testing::Tenant;
-use crate::access::trust::Trusted;
+use crate::access::trust::TrustedItem;
 
 /// How long a machine under load may take; nothing is decided by less.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(10);
 
 struct Issued {
-    certificate: Presented,
+    certificate: TenantCertificate,
     pem: String,
 }
 
@@ -32,15 +32,15 @@ async fn open(dir: &Path) -> DirTrust {
     DirTrust::open(dir, &Notifier::start(), poll).await.unwrap()
 }
 
-async fn ask(trust: &DirTrust, issued: &Issued) -> Option<Trusted> {
+async fn ask(trust: &DirTrust, issued: &Issued) -> Option<TrustedItem> {
     let certificate = &issued.certificate;
     match trust.certificate(certificate.owner(), certificate.serial()).await {
-        Ok(Verdict::Trusted(trusted)) if trusted.der() == certificate.der() => Some(trusted),
+        Ok(TrustAnswer::Trusted(trusted)) if trusted.der() == certificate.der() => Some(trusted),
         _ => None,
     }
 }
 
-async fn appears(trust: &DirTrust, issued: &Issued) -> Trusted {
+async fn appears(trust: &DirTrust, issued: &Issued) -> TrustedItem {
     let wait = async {
         loop {
             if let Some(trusted) = ask(trust, issued).await {
@@ -52,7 +52,7 @@ async fn appears(trust: &DirTrust, issued: &Issued) -> Trusted {
     tokio::time::timeout(PATIENCE, wait).await.expect("not picked up")
 }
 
-async fn ends(trusted: &Trusted) {
+async fn ends(trusted: &TrustedItem) {
     tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled()).await.expect("not withdrawn");
 }
 
@@ -259,11 +259,11 @@ async fn keys_of_accounts_are_picked_up_and_dropped() {
     let owner = key.address();
     let dir = tempfile::tempdir().unwrap();
     let trust = open(dir.path()).await;
-    assert!(matches!(trust.account(&owner).await, Ok(Verdict::Unknown)));
+    assert!(matches!(trust.account(&owner).await, Ok(TrustAnswer::Unknown)));
     fs::write(dir.path().join("tenant.pub"), format!("{owner} {key}\n")).unwrap();
     let wait = async {
         loop {
-            if let Ok(Verdict::Trusted(trusted)) = trust.account(&owner).await {
+            if let Ok(TrustAnswer::Trusted(trusted)) = trust.account(&owner).await {
                 return trusted;
             }
             sleep(GLANCE).await;
@@ -273,5 +273,5 @@ async fn keys_of_accounts_are_picked_up_and_dropped() {
     assert_eq!(*trusted.what(), key);
     fs::remove_file(dir.path().join("tenant.pub")).unwrap();
     tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled()).await.expect("not withdrawn");
-    assert!(matches!(trust.account(&owner).await, Ok(Verdict::Unknown)));
+    assert!(matches!(trust.account(&owner).await, Ok(TrustAnswer::Unknown)));
 }

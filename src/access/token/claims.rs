@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Fault;
 use super::json::{Json, Members, Path};
-use crate::access::grants::{Access, Deployment, ProviderAccess, Scope, Scopes};
+use crate::access::grants::{Access, Deployment, ProviderAccess, Scopes, TokenScope};
 use crate::access::refusal::Refusal;
 use crate::model::id::{Address, Owner};
 
@@ -216,7 +216,7 @@ fn scopes(json: &Json, path: &Path<'_>) -> Result<Scopes, Fault> {
     let mut scopes = Scopes::default();
     for (index, json) in list.iter().enumerate() {
         let path = path.item(index);
-        let scope = Scope::of_word(json.text(&path)?);
+        let scope = TokenScope::of_word(json.text(&path)?);
         let scope = scope.ok_or_else(|| path.fault(Refusal::TokenScopeUnknown))?;
         if !scopes.insert(scope) {
             return Err(path.fault(Refusal::TokenScopeTwice));

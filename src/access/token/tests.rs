@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::access::grants::{Access, Deployment, ProviderAccess, Scope};
+use crate::access::grants::{Access, Deployment, ProviderAccess, TokenScope};
 use crate::model::id::Address;
 
 mod claims;
@@ -289,18 +289,21 @@ fn what_is_claimed_is_read() {
         dseq: 7,
         gseq: Some(1),
         oseq: Some(2),
-        scopes: [Scope::Logs, Scope::Status].into_iter().collect(),
+        scopes: [TokenScope::Logs, TokenScope::Status].into_iter().collect(),
         services: ["api", "web"].map(str::to_owned).into(),
     };
     let second = Deployment {
         dseq: 8,
         gseq: None,
         oseq: None,
-        scopes: [Scope::Restart].into_iter().collect(),
+        scopes: [TokenScope::Restart].into_iter().collect(),
         services: ["web".to_owned()].into(),
     };
     assert_eq!(permissions[&account(2)], ProviderAccess::Granular(vec![first, second]));
-    assert_eq!(permissions[&account(3)], ProviderAccess::Scoped([Scope::Attestation].into_iter().collect()));
+    assert_eq!(
+        permissions[&account(3)],
+        ProviderAccess::Scoped([TokenScope::Attestation].into_iter().collect())
+    );
     assert_eq!(permissions[&account(4)], ProviderAccess::Full);
 }
 
@@ -316,7 +319,7 @@ fn what_is_written_is_read_again() {
 
 #[test]
 fn each_scope_is_known_by_its_word() {
-    for scope in Scope::ALL {
+    for scope in TokenScope::ALL {
         let mut claims = claims();
         claims["leases"] = json!({"access": "scoped", "scope": [scope.word()]});
         let token = of_claims(&claims.to_string()).unwrap();

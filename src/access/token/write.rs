@@ -4,7 +4,7 @@ use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
 use super::{Algorithm, Claims};
-use crate::access::grants::{Access, Deployment, ProviderAccess, Scope, Scopes};
+use crate::access::grants::{Access, Deployment, ProviderAccess, Scopes, TokenScope};
 
 // === impl Claims ===
 
@@ -72,5 +72,5 @@ fn deployment(deployment: &Deployment) -> Value {
 }
 
 fn words(scopes: Scopes) -> Vec<&'static str> {
-    scopes.iter().map(Scope::word).collect()
+    scopes.iter().map(TokenScope::word).collect()
 }

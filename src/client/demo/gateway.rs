@@ -16,7 +16,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinSet;
 
 use super::DemoError;
-use super::place::Place;
+use super::platform::Place;
 use crate::model::id::LeaseId;
 use crate::model::limits::Limits;
 

@@ -12,23 +12,23 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::crowd::Crowd;
+use self::followers::Crowd;
 use self::gateway::Gateway;
-use self::place::Place;
+use self::platform::Place;
 use self::summary::Summary;
 use super::connect::{ConnectError, Connector};
 use super::exit::Exit;
 use super::follow::FollowError;
 use super::output::stdout_reader_gone;
-use super::print::{Look, Printer};
+use super::print::{OutputStyle, Printer};
 use crate::config::{DemoConfig, ServerTrust, Target};
-use crate::host::files::{self, Allowed};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
+use crate::sys::files::{self, FdLimitExceeded};
 
-mod crowd;
+mod followers;
 mod gateway;
-mod place;
+mod platform;
 mod summary;
 
 /// Files that a process has open for other ends than followers: listeners, logs, pipes, the runtime's own.
@@ -84,7 +84,7 @@ struct Signals {
 
 /// Shows the demo; log lines and the summary go to `out`, everything else to `err`. Ends in order when the reader of the standard
 /// output has gone.
-pub async fn run<O, E>(config: &DemoConfig, parts: &Parts<'_>, out: O, err: E, look: Look) -> Exit
+pub async fn run<O, E>(config: &DemoConfig, parts: &Parts<'_>, out: O, err: E, look: OutputStyle) -> Exit
 where
     O: Write + Send + 'static,
     E: Write + Send + 'static,
@@ -139,7 +139,7 @@ where
 {
     let mut signals = Signals::hear().map_err(DemoError::Signals)?;
     let needed = config.followers as u64 + FILES_BESIDE;
-    files::allow(needed).map_err(|Allowed(allowed)| DemoError::OpenFiles {
+    files::allow(needed).map_err(|FdLimitExceeded(allowed)| DemoError::OpenFiles {
         followers: config.followers,
         needed,
         allowed,
@@ -316,7 +316,7 @@ mod tests {
             }
             Ok(true)
         };
-        let printer = Printer::new(out.clone(), err.clone(), Look::PLAIN);
+        let printer = Printer::new(out.clone(), err.clone(), OutputStyle::PLAIN);
         let exit = run_until(&config, &parts, printer, over).await;
         let place = place.into_inner().unwrap();
         (exit, out.text(), err.text(), place)

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::super::oracle::{Tally, Violation};
-use super::crowd::Outcome;
+use super::super::loss_checker::{Tally, Violation};
+use super::followers::Outcome;
 use super::gateway::Usage;
 
 /// The numbers of all followers together.
@@ -124,7 +124,7 @@ fn millions(count: u64) -> f64 {
 mod tests {
     use super::*;
     use crate::client::follow::{Ended, FollowError};
-    use crate::client::oracle::Fault;
+    use crate::client::loss_checker::Fault;
 
     fn outcome() -> Outcome {
         let tally = Tally {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{TIMEOUT_MAX, TIMEOUT_MIN};
 use crate::config::cli::ConnectionArgs;
-use crate::config::faults::Reader;
+use crate::config::faults::Resolver;
 use crate::config::value::{duration, number, size};
 use crate::model::limits::ConnectionLimits;
 
@@ -31,7 +31,7 @@ const RESETS_MAX: usize = 100_000;
 /// Shortest keepalive: below it pings would be the load.
 const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 
-pub(super) fn resolve(args: &ConnectionArgs, read: &mut Reader<'_>) -> Option<ConnectionLimits> {
+pub(super) fn resolve(args: &ConnectionArgs, read: &mut Resolver<'_>) -> Option<ConnectionLimits> {
     let timeout = || duration(TIMEOUT_MIN..=TIMEOUT_MAX);
     let connections = || number(1..=CONNECTIONS_MAX);
     let resets = || number(1..=RESETS_MAX);

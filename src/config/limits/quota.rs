@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{RATE_MAX, TIMEOUT_MAX};
 use crate::config::cli::QuotaArgs;
-use crate::config::faults::Reader;
+use crate::config::faults::Resolver;
 use crate::config::value::{duration, number, size};
 use crate::model::limits::{FILTERS_MAX, QuotaLimits, STREAM_REPLICAS_MAX};
 
@@ -23,7 +23,7 @@ const HISTORY_RATE_MAX: u64 = 1 << 40;
 /// Most questions to a node a second: more than one answers.
 const CHAIN_QUERIES_MAX: u32 = 10_000;
 
-pub(super) fn resolve(args: &QuotaArgs, read: &mut Reader<'_>) -> Option<QuotaLimits> {
+pub(super) fn resolve(args: &QuotaArgs, read: &mut Resolver<'_>) -> Option<QuotaLimits> {
     let streams = || number(1..=STREAMS_MAX);
     let reads = || number(1..=READS_MAX);
     let rate = || number(0..=RATE_MAX);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::followers::Followers;
-use crate::host::process::{self, Usage};
-use crate::model::metrics::{Kind, Metrics, catalogue};
+use crate::model::metrics::{MetricKind, Metrics, catalogue};
+use crate::sys::process::{self, Usage};
 
 /// How often samples are folded into buckets when nobody scrapes, so that they do not pile up.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ impl Exporter {
     pub fn new() -> Result<Self, BuildError> {
         let mut builder = PrometheusBuilder::new();
         for metric in catalogue::each() {
-            if let Kind::Histogram(bounds) = metric.kind {
+            if let MetricKind::Histogram(bounds) = metric.kind {
                 builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)?;
             }
         }

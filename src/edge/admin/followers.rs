@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::logs::fanout::Fanout;
-use crate::logs::lag::{Laggard, Lagging};
+use crate::logs::actors::ActorRegistry;
+use crate::logs::lag::{LagReport, LaggingFollower};
 
 /// Most rows that are shown: more than a person reads, and some hundred kilobytes.
 const ROWS_MAX: usize = 1_000;
 
 /// Whose lag is looked up: nobody's, until there is somebody to follow. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
-pub struct Followers(Arc<OnceLock<Fanout>>);
+pub struct Followers(Arc<OnceLock<ActorRegistry>>);
 
 /// The list, for programs. Members may be added, and none is taken away.
 #[derive(Debug, Serialize)]
@@ -71,12 +71,12 @@ const NUMBERS: usize = 8;
 
 impl Followers {
     /// From now on those of `fanout`. The first word counts.
-    pub fn set(&self, fanout: Fanout) {
+    pub fn set(&self, fanout: ActorRegistry) {
         let _ = self.0.set(fanout);
     }
 
     /// Who lags now, and the `most` worst of them.
-    pub fn lagging(&self, most: usize) -> Lagging {
+    pub fn lagging(&self, most: usize) -> LagReport {
         self.0.get().map(|fanout| fanout.lagging(most)).unwrap_or_default()
     }
 
@@ -91,14 +91,14 @@ impl Followers {
     }
 }
 
-fn json(lagging: &Lagging) -> String {
+fn json(lagging: &LagReport) -> String {
     let followers: Vec<_> = lagging.worst.iter().map(Row::of).collect();
     let list = List { lagging: lagging.total, left_out: lagging.total - followers.len(), followers };
     // Numbers and strings: nothing that JSON could not hold.
     serde_json::to_string(&list).unwrap_or_default() + "\n"
 }
 
-fn table(lagging: &Lagging) -> String {
+fn table(lagging: &LagReport) -> String {
     if lagging.total == 0 {
         return "nobody lags\n".to_owned();
     }
@@ -122,7 +122,7 @@ fn table(lagging: &Lagging) -> String {
     text
 }
 
-fn columns(laggard: &Laggard) -> [String; HEADINGS.len()] {
+fn columns(laggard: &LaggingFollower) -> [String; HEADINGS.len()] {
     [
         time(laggard.waiting),
         time(laggard.stalled),
@@ -145,7 +145,7 @@ fn time(time: Duration) -> String {
 // === impl Row ===
 
 impl<'a> Row<'a> {
-    fn of(laggard: &'a Laggard) -> Self {
+    fn of(laggard: &'a LaggingFollower) -> Self {
         Self {
             owner: laggard.lease.owner().as_str(),
             lease: laggard.lease.to_string(),
@@ -167,18 +167,18 @@ impl<'a> Row<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logs::ring::Amount;
+    use crate::logs::ring::Backlog;
     use crate::model::id::{Address, LeaseId, Replica};
 
-    fn laggard(peer: Option<&str>, lines: u64) -> Laggard {
+    fn laggard(peer: Option<&str>, lines: u64) -> LaggingFollower {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
-        Laggard {
+        LaggingFollower {
             lease: LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap(),
             replica: Replica { service: "web".parse().unwrap(), index: 3 },
             stream: 17,
             peer: peer.map(|peer| peer.parse().unwrap()),
-            behind: Amount { entries: 2, lines, bytes: 30 * lines },
-            lost: Amount { entries: 1, lines: lines / 2, bytes: 10 },
+            behind: Backlog { entries: 2, lines, bytes: 30 * lines },
+            lost: Backlog { entries: 1, lines: lines / 2, bytes: 10 },
             waiting: Duration::from_millis(12_345),
             unsent_bytes: 0,
             stalled: Duration::ZERO,
@@ -189,7 +189,7 @@ mod tests {
     fn columns_stand_below_their_headings_and_who_is_left_out_is_said() {
         let worst = vec![laggard(Some("[2001:db8::1]:50000"), 1_000_000), laggard(None, 2)];
         let lease = worst[0].lease.to_string();
-        let text = table(&Lagging { total: 5, worst });
+        let text = table(&LagReport { total: 5, worst });
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
         assert_eq!(lines[3], "and 3 more, who lag less");
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn programs_are_told_the_same() {
-        let list = json(&Lagging { total: 2, worst: vec![laggard(None, 4)] });
+        let list = json(&LagReport { total: 2, worst: vec![laggard(None, 4)] });
         let list: serde_json::Value = serde_json::from_str(&list).unwrap();
         assert_eq!((&list["lagging"], &list["left_out"]), (&2.into(), &1.into()));
         let row = &list["followers"][0];

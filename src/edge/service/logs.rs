@@ -6,18 +6,18 @@ use bytes::Bytes;
 use http::Response;
 
 use super::{LeaseService, trailers};
-use crate::access::gate::Admission;
-use crate::access::grants::Scope;
+use crate::access::authenticator::Admission;
+use crate::access::grants::TokenScope;
 use crate::access::refusal::Refusal;
-use crate::edge::audit::Case;
-use crate::edge::guard::Watched;
+use crate::edge::audit::AuditRecord;
+use crate::edge::errors::CallError;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
-use crate::edge::status::CallError;
+use crate::edge::stream_supervisor::Watched;
 use crate::logs::body::{LogsBody, Trailers};
-use crate::logs::follow::Extent;
+use crate::logs::request::ReadRange;
 use crate::model::proto::lease::ServiceLogsRequest;
-use crate::stream::End;
+use crate::stream::StreamEnd;
 
 impl LeaseService {
     pub(super) async fn logs(
@@ -25,18 +25,18 @@ impl LeaseService {
         message: &Bytes,
         admission: Admission,
         watched: &Watched,
-        case: &Case,
+        case: &AuditRecord,
     ) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceLogsRequest = request::decode(message)?;
         let mut request = request::logs(&message, self.bounds().filters_per_request)?;
         case.about(&request.lease);
-        let services = admission.identity.may(&request.lease, Scope::Logs)?;
+        let services = admission.identity.may(&request.lease, TokenScope::Logs)?;
         services.narrow(&mut request.filter)?;
         if !request.resume.keys().all(|replica| services.include(&replica.service)) {
             return Err(Refusal::ServiceNotGranted.into());
         }
         let view = self.chosen(&request.lease, &request.filter).await?;
-        if matches!(request.extent, Extent::Previous(_)) {
+        if matches!(request.extent, ReadRange::Previous(_)) {
             let view = Arc::clone(&view.borrow());
             if !view.select(&request.filter).any(|(_, slot)| slot.readable().count() > 1) {
                 return Err(CallError::NoPreviousRun);
@@ -50,10 +50,10 @@ impl LeaseService {
     }
 
     /// The trailers of a stream, which may have been refused only when it came to reading: that counts as any other refusal.
-    fn trailers_of_logs(&self, case: &Case) -> Trailers {
+    fn trailers_of_logs(&self, case: &AuditRecord) -> Trailers {
         let (case, metrics) = (case.clone(), self.fanout.world().metrics.clone());
         Box::new(move |end| {
-            if let End::Exceeded(exceeded) = end {
+            if let StreamEnd::Exceeded(exceeded) = end {
                 case.refused(exceeded.quota.label());
                 metrics.quota_refusals.of(exceeded.quota).increment(1);
             }

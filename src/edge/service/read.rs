@@ -8,8 +8,8 @@ use flate2::bufread::GzDecoder;
 use http::HeaderMap;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 
+use crate::edge::errors::CallError;
 use crate::edge::request_body::RequestBody;
-use crate::edge::status::CallError;
 use crate::model::proto::PREFIX_BYTES;
 
 /// A request must have arrived within this; it is a few hundred bytes.

@@ -5,15 +5,15 @@ use http::Response;
 use tokio::time::Instant;
 
 use super::LeaseService;
-use crate::access::gate::Admission;
-use crate::access::grants::Scope;
-use crate::edge::audit::Case;
-use crate::edge::guard::Watched;
+use crate::access::authenticator::Admission;
+use crate::access::grants::TokenScope;
+use crate::edge::audit::AuditRecord;
+use crate::edge::errors::CallError;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
-use crate::edge::status::CallError;
-use crate::leases::restart::Refused;
+use crate::edge::stream_supervisor::Watched;
 use crate::platform::Error;
+use crate::restart::Rejection;
 
 impl LeaseService {
     /// Waits as long as the caller wants, is there, and may. The restart itself needs nobody to wait for it.
@@ -22,16 +22,16 @@ impl LeaseService {
         message: &Bytes,
         admission: Admission,
         watched: &Watched,
-        case: &Case,
+        case: &AuditRecord,
     ) -> Result<Response<ResponseBody>, CallError> {
         let (mut request, timeout) =
             request::restart(&request::decode(message)?, self.bounds().filters_per_request)?;
         case.about(&request.lease);
-        admission.identity.may(&request.lease, Scope::Restart)?.narrow(&mut request.filter)?;
+        admission.identity.may(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
         // What was asked for before is not looked up, and nothing begins.
         let known = match self.restarts.known(&request)? {
             Some(round) => Some(round),
-            None => self.restarts.elsewhere(&request).await?,
+            None => self.restarts.adopt_remote(&request).await?,
         };
         let round = if let Some(round) = known {
             case.restarts(&request.filter, true);
@@ -55,17 +55,17 @@ impl LeaseService {
     }
 }
 
-impl From<Refused> for CallError {
-    fn from(refused: Refused) -> Self {
+impl From<Rejection> for CallError {
+    fn from(refused: Rejection) -> Self {
         match refused {
-            Refused::IdReused => {
+            Rejection::IdReused => {
                 Self::field("request_id", "was used within the last hour for another lease or other replicas")
             }
-            Refused::Full(exceeded) => exceeded.into(),
-            Refused::Alone(why) => {
+            Rejection::Full(exceeded) => exceeded.into(),
+            Rejection::Alone(why) => {
                 Self::Platform(Error::Unavailable(format!("whose turn it is to restart: {why}")))
             }
-            Refused::Stopped => Self::Draining,
+            Rejection::Stopped => Self::Draining,
         }
     }
 }

@@ -4,15 +4,15 @@ use bytes::Bytes;
 use http::Response;
 
 use super::{LeaseService, trailers};
-use crate::access::gate::Admission;
-use crate::access::grants::Scope;
-use crate::edge::audit::Case;
-use crate::edge::guard::Watched;
+use crate::access::authenticator::Admission;
+use crate::access::grants::TokenScope;
+use crate::edge::audit::AuditRecord;
+use crate::edge::errors::CallError;
 use crate::edge::request;
 use crate::edge::response::{self, ResponseBody};
-use crate::edge::status::CallError;
-use crate::leases::status::body::StatusBody;
+use crate::edge::stream_supervisor::Watched;
 use crate::model::proto::lease::ServiceStatusRequest;
+use crate::status::body::StatusBody;
 
 impl LeaseService {
     pub(super) async fn status(
@@ -20,14 +20,14 @@ impl LeaseService {
         message: &Bytes,
         admission: Admission,
         watched: &Watched,
-        case: &Case,
+        case: &AuditRecord,
     ) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceStatusRequest = request::decode(message)?;
         let lease = request::lease(message.lease_id.as_ref())?;
         let mut filter =
             request::filter(message.filter.as_ref(), &message.filters, self.bounds().filters_per_request)?;
         case.about(&lease);
-        admission.identity.may(&lease, Scope::Status)?.narrow(&mut filter)?;
+        admission.identity.may(&lease, TokenScope::Status)?.narrow(&mut filter)?;
         let view = self.chosen(&lease, &filter).await?;
         let state = self.open(&admission, watched, case);
         tracing::debug!(%lease, follow = message.follow, "status stream opened");

@@ -80,7 +80,7 @@ fn server_config_by(
 /// together.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Content`] or [`Error::Mismatch`], naming the file.
+/// [`Error::ReadKind`], [`Error::TrustValue`] or [`Error::Mismatch`], naming the file.
 pub fn load(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     let chain = read_chain(certificate)?;
     let private = read_key(key)?;

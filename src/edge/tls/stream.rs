@@ -26,7 +26,7 @@ use rustls::{ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use super::names::Offers;
+use super::sni::Offers;
 
 /// Most bytes of plaintext in a TLS record (RFC 8446 §5.1).
 const RECORD_MAX_BYTES: usize = 16 * 1024;

@@ -9,8 +9,8 @@ use http_body::Body as _;
 use metrics::NoopRecorder;
 
 use super::*;
+use crate::logs::actor::ActorContext;
 use crate::logs::frame::Representation;
-use crate::logs::replica::World;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
 use crate::model::view::{Filter, ReplicaState, ReplicaView, ServiceView};
@@ -64,18 +64,19 @@ impl Polled {
         let request = LogsRequest {
             lease: LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap(),
             filter: Filter::everything(),
-            extent: Extent::Follow(History::default()),
+            extent: ReadRange::Follow(BackfillFilter::default()),
             representation: Representation::Plain,
-            on_lag: OnLag::Drop,
+            on_lag: LagPolicy::Drop,
             resume: HashMap::new(),
         };
         let mut limits = Limits::default();
         limits.quota.replicas_per_request = replicas;
-        let permits = HistoryPermits::new(&limits.quota);
+        let permits = BackfillLimiter::new(&limits.quota);
         let metrics = Metrics::register(&NoopRecorder);
-        let world = World { platform: Arc::new(Nothing), limits: Arc::new(limits), metrics };
+        let world = ActorContext { platform: Arc::new(Nothing), limits: Arc::new(limits), metrics };
         let trailers: Trailers = Box::new(|_| HeaderMap::new());
-        let body = LogsBody::new(request, Fanout::new(world), permits, view, StreamState::new(), trailers);
+        let body =
+            LogsBody::new(request, ActorRegistry::new(world), permits, view, StreamControl::new(), trailers);
         Self { body, task: Arc::default() }
     }
 

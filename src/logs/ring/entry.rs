@@ -8,9 +8,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Ring;
+use crate::logs::ambiguity::AmbiguousRange;
 use crate::logs::chunk::Chunk;
 use crate::logs::frame::{self, Gap, Representation};
-use crate::logs::vague::Vague;
 use crate::model::id::Instance;
 use crate::model::line::Stream;
 use crate::model::position::Position;
@@ -22,7 +22,7 @@ const ENTRY_OVERHEAD_BYTES: usize = 288;
 /// Something that was sent.
 pub struct Entry {
     /// What it is.
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// The run it belongs to, if there was one.
     pub instance: Option<Instance>,
     /// The position before it.
@@ -34,7 +34,7 @@ pub struct Entry {
     /// Everything that lies before it.
     pub(super) before: Totals,
     /// As it was when this was put in.
-    pub(super) vague: Vague,
+    pub(super) vague: AmbiguousRange,
     /// Lines of either stream that had begun before it and not ended.
     pub(super) open: OpenLines,
     pub(super) sequence: u64,
@@ -46,9 +46,9 @@ pub struct Entry {
 
 /// What an entry holds.
 #[derive(Debug)]
-pub enum Kind {
+pub enum EntryKind {
     /// Lines, and whether lines are missing directly before them.
-    Lines(Chunk, Adjacent),
+    Lines(Chunk, Contiguity),
     /// A turn in the replica's life.
     Event,
     /// Lines that the source has lost.
@@ -64,7 +64,7 @@ pub(super) const BEFORE_RING: u64 = u64::MAX;
 
 /// Whether the source has lost lines directly before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Adjacent {
+pub enum Contiguity {
     /// No.
     Whole,
     /// Yes.
@@ -90,7 +90,7 @@ impl Entry {
     /// The message for this representation; made on first use.
     pub fn message(&self, ring: &Ring, as_what: Representation) -> Bytes {
         match (&self.kind, as_what) {
-            (Kind::Lines(chunk, _), Representation::Stamped) => self
+            (EntryKind::Lines(chunk, _), Representation::Timestamped) => self
                 .stamped
                 .get_or_init(|| {
                     let Some(instance) = &self.instance else {
@@ -109,7 +109,7 @@ impl Entry {
     /// What [`Entry::message`] is not longer than, in bytes; found without making it.
     pub(super) fn message_max_bytes(&self, as_what: Representation) -> usize {
         match (&self.kind, as_what) {
-            (Kind::Lines(chunk, _), Representation::Stamped) => {
+            (EntryKind::Lines(chunk, _), Representation::Timestamped) => {
                 self.message.len() + frame::stamps_max_bytes(chunk)
             }
             _ => self.message.len(),
@@ -119,52 +119,52 @@ impl Entry {
     /// How many lines end in it, and how many log bytes it holds.
     pub fn size(&self) -> (u64, u64) {
         match &self.kind {
-            Kind::Lines(chunk, _) => (chunk.lines(), chunk.data.len() as u64),
-            Kind::Event | Kind::Gap(_) => (0, 0),
+            EntryKind::Lines(chunk, _) => (chunk.lines(), chunk.data.len() as u64),
+            EntryKind::Event | EntryKind::Gap(_) => (0, 0),
         }
     }
 
     /// The time of its first line, if it holds lines.
     pub fn first_time(&self) -> Option<LogTime> {
         match &self.kind {
-            Kind::Lines(chunk, _) => chunk.marks.first().map(|mark| mark.time),
-            Kind::Event | Kind::Gap(_) => None,
+            EntryKind::Lines(chunk, _) => chunk.marks.first().map(|mark| mark.time),
+            EntryKind::Event | EntryKind::Gap(_) => None,
         }
     }
 
     /// The time of its oldest line, if it holds lines.
     pub(super) fn oldest_time(&self) -> Option<LogTime> {
         match &self.kind {
-            Kind::Lines(chunk, _) => chunk.marks.iter().map(|mark| mark.time).min(),
-            Kind::Event | Kind::Gap(_) => None,
+            EntryKind::Lines(chunk, _) => chunk.marks.iter().map(|mark| mark.time).min(),
+            EntryKind::Event | EntryKind::Gap(_) => None,
         }
     }
 
     /// Whether it holds no rest of a line.
     pub(super) fn starts_line(&self) -> bool {
-        !matches!(&self.kind, Kind::Lines(chunk, _) if chunk.continues)
+        !matches!(&self.kind, EntryKind::Lines(chunk, _) if chunk.continues)
     }
 
     /// The lines that are unfinished behind it.
     pub(super) fn open_after(&self) -> OpenLines {
         let mut open = self.open;
         match &self.kind {
-            Kind::Lines(chunk, _) if chunk.continues || chunk.goes_on() => {
+            EntryKind::Lines(chunk, _) if chunk.continues || chunk.goes_on() => {
                 let line = &mut open[slot(chunk)];
                 let first = line.filter(|_| chunk.continues).unwrap_or(self.sequence);
                 *line = chunk.goes_on().then_some(first);
             }
-            Kind::Lines(..) | Kind::Event => {}
+            EntryKind::Lines(..) | EntryKind::Event => {}
             // All lines end at a gap.
-            Kind::Gap(_) => open = OpenLines::default(),
+            EntryKind::Gap(_) => open = OpenLines::default(),
         }
         open
     }
 
     fn cost(&self) -> u64 {
         let marks = match &self.kind {
-            Kind::Lines(chunk, _) => std::mem::size_of_val(&*chunk.marks),
-            Kind::Event | Kind::Gap(_) => 0,
+            EntryKind::Lines(chunk, _) => std::mem::size_of_val(&*chunk.marks),
+            EntryKind::Event | EntryKind::Gap(_) => 0,
         };
         (self.message.len() + marks + ENTRY_OVERHEAD_BYTES) as u64
     }
@@ -176,7 +176,7 @@ impl Entry {
         after.lines += lines;
         after.bytes += bytes;
         after.cost += self.cost();
-        if let Kind::Gap(gap) = &self.kind {
+        if let EntryKind::Gap(gap) = &self.kind {
             after.lines += gap.lines;
             after.bytes += gap.bytes;
             after.inexact_gaps += u64::from(!gap.exact);

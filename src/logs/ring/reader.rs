@@ -5,20 +5,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::entry::{OpenLines, slot};
-use super::standing::Standing;
-use super::{Adjacent, Entry, Kind, Ring, State, Totals};
+use super::progress::FollowerProgress;
+use super::{Contiguity, Entry, EntryKind, Ring, State, Totals};
 use crate::logs::chunk::Chunk;
 use crate::logs::frame::Representation;
 use crate::model::id::Instance;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-use crate::stream::StreamState;
+use crate::stream::StreamControl;
 
 /// A new reader comes in only where at most this share of the ring lies ahead of it, so that it is not overtaken at once.
 const JOIN_SHARE: (usize, usize) = (3, 4);
 
 /// A reader's place in a ring. Dropping it frees the place.
-pub struct Reader {
+pub struct RingReader {
     ring: Arc<Ring>,
     /// Where its waker is kept.
     place: usize,
@@ -32,18 +32,18 @@ pub struct Reader {
     /// How often the ring had moved at the last look.
     moves: u64,
     /// Where others see that it stands, once it follows live.
-    standing: Option<(usize, Arc<Standing>)>,
+    standing: Option<(usize, Arc<FollowerProgress>)>,
 }
 
 /// Entries that a reader takes at a time, under one lock.
-const TAKEN_MAX: usize = 4;
+const READ_MAX_ENTRIES: usize = 4;
 
 /// The next entries, in order; the last ones may be absent.
-pub type Entries = [Option<Arc<Entry>>; TAKEN_MAX];
+pub type Entries = [Option<Arc<Entry>>; READ_MAX_ENTRIES];
 
 /// What a reader got.
 #[derive(Debug)]
-pub enum Taken {
+pub enum ReadOutcome {
     /// The next entries.
     Entries {
         /// At least one.
@@ -68,33 +68,33 @@ pub enum Taken {
 
 /// Whether, and how, someone who reads the log by himself can go on in the ring.
 #[derive(Debug)]
-pub enum Join {
+pub enum JoinOutcome {
     /// He can. First come these rests of an entry that his position lies in.
-    Here(Vec<Chunk>),
+    Joined(Vec<Chunk>),
     /// Not from this position: he must read on by himself.
-    ReadOn,
+    ReadLog,
     /// Neither, though nothing in the ring lies behind his position: he must read on, and may wait with that until the ring has moved.
-    Level,
+    AtHead,
     /// His position lies ahead of the ring: he must wait until the ring has moved.
-    Ahead,
+    AheadOfRing,
 }
 
 // === impl Reader ===
 
-impl Reader {
+impl RingReader {
     pub(super) fn new(ring: Arc<Ring>, place: usize, next: u64, seen: Totals) -> Self {
         Self { ring, place, next, seen, torn: [None; 2], moves: 0, standing: None }
     }
 
     /// From now on others may see how far it is behind, and that it does so for `stream`.
-    pub fn follow_for(&mut self, stream: Arc<StreamState>) {
+    pub fn follow_for(&mut self, stream: Arc<StreamControl>) {
         self.unfollow();
-        self.standing = Some(self.ring.stand(stream, self.next, self.seen));
+        self.standing = Some(self.ring.register(stream, self.next, self.seen));
     }
 
     fn unfollow(&mut self) {
         if let Some((place, _)) = self.standing.take() {
-            self.ring.leave(place);
+            self.ring.unregister(place);
         }
     }
 
@@ -139,12 +139,17 @@ impl Reader {
     }
 
     /// Takes the next entries: one, and those behind it as long as what comes before each fits into `room` bytes as messages.
-    pub fn poll_take(&mut self, room: usize, as_what: Representation, cx: &mut Context<'_>) -> Poll<Taken> {
+    pub fn poll_read(
+        &mut self,
+        room: usize,
+        as_what: Representation,
+        cx: &mut Context<'_>,
+    ) -> Poll<ReadOutcome> {
         let mut state = self.ring.lock();
         if self.next < state.first {
             return match landing(&state) {
                 Some((index, next)) => {
-                    let lagged = Taken::Lagged {
+                    let lagged = ReadOutcome::Lagged {
                         lines: lost_lines(&next, self.seen, &mut self.torn),
                         bytes: next.before.bytes - self.seen.bytes,
                         exact: next.before.inexact_gaps == self.seen.inexact_gaps,
@@ -156,7 +161,7 @@ impl Reader {
                     self.moved();
                     Poll::Ready(lagged)
                 }
-                None if state.closed => Poll::Ready(Taken::Closed),
+                None if state.closed => Poll::Ready(ReadOutcome::Closed),
                 None => wait(&mut state, self.place, cx),
             };
         }
@@ -168,9 +173,11 @@ impl Reader {
             };
             bytes += entry.message_max_bytes(as_what);
             match &entry.kind {
-                Kind::Lines(chunk, _) if chunk.continues && !chunk.goes_on() => self.torn[slot(chunk)] = None,
-                Kind::Lines(..) | Kind::Event => {}
-                Kind::Gap(_) => self.torn = [None; 2],
+                EntryKind::Lines(chunk, _) if chunk.continues && !chunk.goes_on() => {
+                    self.torn[slot(chunk)] = None
+                }
+                EntryKind::Lines(..) | EntryKind::Event => {}
+                EntryKind::Gap(_) => self.torn = [None; 2],
             }
             self.next += 1;
             self.seen = entry.after();
@@ -178,16 +185,16 @@ impl Reader {
         }
         let more = state.closed || self.next < state.next();
         if !more {
-            let waiting: Poll<Taken> = wait(&mut state, self.place, cx);
+            let waiting: Poll<ReadOutcome> = wait(&mut state, self.place, cx);
             if bytes == 0 {
                 return waiting;
             }
         } else if bytes == 0 {
-            return Poll::Ready(Taken::Closed);
+            return Poll::Ready(ReadOutcome::Closed);
         }
         drop(state);
         self.moved();
-        Poll::Ready(Taken::Entries { entries, more })
+        Poll::Ready(ReadOutcome::Entries { entries, more })
     }
 
     /// Waits until the ring has moved since the last [`Reader::join`] or the last wait. Ready at once if it is closed.
@@ -210,63 +217,63 @@ impl Reader {
     }
 
     /// The run that the ring follows, and the position as far as it holds its log.
-    pub fn tip(&self) -> Option<(Instance, Position)> {
+    pub fn head(&self) -> Option<(Instance, Position)> {
         let state = self.ring.lock();
         state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position))
     }
 
     /// Tries to go on in the ring, exactly behind `at` of `instance`.
     ///
-    /// Refused next to a gap of the source: it has no position of its own, so it could be told twice or not at all. Refused as well
+    /// Rejection next to a gap of the source: it has no position of its own, so it could be told twice or not at all. Rejection as well
     /// behind one of unknown size, until positions are comparable again: he may have read on within it, and was not told of the rest.
-    pub fn join(&mut self, instance: &Instance, at: Position) -> Join {
+    pub fn join(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
         let state = self.ring.lock();
         self.moves = state.moves;
         // An earlier run is read to its end by whoever has begun it.
         let Some(tip) = state.tip.as_ref().filter(|tip| tip.instance == *instance) else {
-            return Join::ReadOn;
+            return JoinOutcome::ReadLog;
         };
         if at >= tip.position && state.vague.covers(tip.position) {
-            return Join::Level;
+            return JoinOutcome::AtHead;
         }
         if at > tip.position {
-            return Join::Ahead;
+            return JoinOutcome::AheadOfRing;
         }
         if at == tip.position {
-            if tip.adjacent == Adjacent::Gap {
-                return Join::Level;
+            if tip.adjacent == Contiguity::Gap {
+                return JoinOutcome::AtHead;
             }
             (self.next, self.seen) = tip.behind;
-            return Join::Here(Vec::new());
+            return JoinOutcome::Joined(Vec::new());
         }
         // Entries of the newest run stand last, and their ends grow.
         let index = state
             .entries
             .partition_point(|entry| entry.instance.as_ref() != Some(instance) || entry.end <= at);
         let Some(entry) = state.entries.get(index) else {
-            return Join::ReadOn;
+            return JoinOutcome::ReadLog;
         };
-        let Kind::Lines(chunk, adjacent) = &entry.kind else {
-            return Join::ReadOn;
+        let EntryKind::Lines(chunk, adjacent) = &entry.kind else {
+            return JoinOutcome::ReadLog;
         };
-        let blurred = at == chunk.start && *adjacent == Adjacent::Gap;
+        let blurred = at == chunk.start && *adjacent == Contiguity::Gap;
         let blurred = blurred || entry.vague.covers(at);
         // A line that the follower has read, and the ring's reader has not, was rotated away between: so may lines after it.
         let is_foreign = !chunk.holds(at);
         if at < chunk.start || blurred || is_foreign || self.is_too_near_the_end(&state, entry) {
-            return Join::ReadOn;
+            return JoinOutcome::ReadLog;
         }
         let sequence = state.first + index as u64;
         if at == chunk.start {
             (self.next, self.seen) = (sequence, entry.before);
-            return Join::Here(Vec::new());
+            return JoinOutcome::Joined(Vec::new());
         }
         (self.next, self.seen) = (sequence + 1, entry.after());
-        Join::Here(rests_behind(chunk, at))
+        JoinOutcome::Joined(rests_behind(chunk, at))
     }
 
     /// Goes on in the ring behind all of `instance`, which was read to its end, as far as `at`.
-    pub fn join_end(&mut self, instance: &Instance, at: Position) -> Join {
+    pub fn join_end(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
         let state = self.ring.lock();
         self.moves = state.moves;
         match &state.tip {
@@ -274,10 +281,10 @@ impl Reader {
             // has lost lines and counts fewer.
             Some(tip) if tip.instance == *instance && (at <= tip.position || state.next() > tip.behind.0) => {
                 (self.next, self.seen) = tip.behind;
-                Join::Here(Vec::new())
+                JoinOutcome::Joined(Vec::new())
             }
-            Some(tip) if tip.instance == *instance => Join::Ahead,
-            _ => Join::ReadOn,
+            Some(tip) if tip.instance == *instance => JoinOutcome::AheadOfRing,
+            _ => JoinOutcome::ReadLog,
         }
     }
 
@@ -289,11 +296,11 @@ impl Reader {
         let tip = state.tip.as_ref()?;
         let mut wanted = lines;
         for (index, entry) in state.entries.iter().enumerate().rev() {
-            let Kind::Lines(chunk, adjacent) = &entry.kind else {
+            let EntryKind::Lines(chunk, adjacent) = &entry.kind else {
                 return None;
             };
             if entry.instance.as_ref() != Some(&tip.instance)
-                || *adjacent == Adjacent::Gap
+                || *adjacent == Contiguity::Gap
                 || chunk.is_piece()
             {
                 return None;
@@ -327,13 +334,13 @@ impl Reader {
     }
 }
 
-impl fmt::Debug for Reader {
+impl fmt::Debug for RingReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("next", &self.next).field("seen", &self.seen).finish_non_exhaustive()
     }
 }
 
-impl Drop for Reader {
+impl Drop for RingReader {
     fn drop(&mut self) {
         self.unfollow();
         self.ring.lock().waiting.remove(self.place);
@@ -390,7 +397,7 @@ mod tests {
     use metrics::NoopRecorder;
 
     use super::*;
-    use crate::logs::chunk::Mark;
+    use crate::logs::chunk::LineEnd;
     use crate::logs::frame::{Event, Gap};
     use crate::model::id::Replica;
     use crate::model::line::GapCause;
@@ -405,7 +412,7 @@ mod tests {
         let after = |lines: u64| Position { time, ordinal: lines, offset: 0 };
         let chunk = |start: Position, text: &'static [u8]| Chunk {
             data: text.into(),
-            marks: Box::new([Mark { end: u32::try_from(text.len()).unwrap(), time, stream: None }]),
+            marks: Box::new([LineEnd { end: u32::try_from(text.len()).unwrap(), time, stream: None }]),
             continues: false,
             start,
             end: start.after_line(time),
@@ -420,17 +427,17 @@ mod tests {
         ring.push_lines(&run, &mut vec![chunk(after(1), b"last\n")], now);
         // Somebody else has read all four.
         let mut reader = ring.reader();
-        assert!(matches!(reader.join_end(&run, after(4)), Join::Ahead), "more may come");
+        assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::AheadOfRing), "more may come");
         ring.push_event(Some(&run), &Event::gone());
-        assert!(matches!(reader.join_end(&run, after(4)), Join::Here(_)));
+        assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::Joined(_)));
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        let Poll::Ready(Taken::Entries { entries, .. }) =
-            reader.poll_take(usize::MAX, Representation::Plain, &mut cx)
+        let Poll::Ready(ReadOutcome::Entries { entries, .. }) =
+            reader.poll_read(usize::MAX, Representation::Plain, &mut cx)
         else {
             panic!("the news behind the last line");
         };
         let kinds: Vec<_> = entries.iter().flatten().map(|entry| &entry.kind).collect();
-        assert!(matches!(kinds[..], [Kind::Event]), "{kinds:?}");
+        assert!(matches!(kinds[..], [EntryKind::Event]), "{kinds:?}");
     }
 
     #[test]
@@ -444,7 +451,9 @@ mod tests {
         // The ring's reader began after a rotation: its first line is not the first one of the run.
         let chunk = Chunk {
             data: (&b"nine\nten\n"[..]).into(),
-            marks: [(5, 9), (9, 10)].map(|(end, nanos)| Mark { end, time: time(nanos), stream: None }).into(),
+            marks: [(5, 9), (9, 10)]
+                .map(|(end, nanos)| LineEnd { end, time: time(nanos), stream: None })
+                .into(),
             continues: false,
             start: Position::START,
             end: at(10, 0),
@@ -452,7 +461,7 @@ mod tests {
         ring.push_lines(&run, &mut vec![chunk], tokio::time::Instant::now());
         let mut reader = ring.reader();
         for foreign in [at(5, 0), at(5, 2), Position { ordinal: 2, ..at(9, 0) }] {
-            assert!(matches!(reader.join(&run, foreign), Join::ReadOn), "{foreign:?}");
+            assert!(matches!(reader.join(&run, foreign), JoinOutcome::ReadLog), "{foreign:?}");
         }
         for (known, rest) in [
             (Position::START, &[][..]),
@@ -460,7 +469,7 @@ mod tests {
             (at(9, 0), &["ten\n"]),
             (at(9, 1), &["en\n"]),
         ] {
-            let Join::Here(rests) = reader.join(&run, known) else { panic!("{known:?}") };
+            let JoinOutcome::Joined(rests) = reader.join(&run, known) else { panic!("{known:?}") };
             let texts: Vec<_> = rests.iter().map(|chunk| std::str::from_utf8(&chunk.data).unwrap()).collect();
             assert_eq!(texts, rest, "{known:?}");
         }

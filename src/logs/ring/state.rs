@@ -10,8 +10,8 @@ use metrics::Gauge;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::entry::{Adjacent, Entry, Kind, OpenLines, Totals};
-use crate::logs::vague::Vague;
+use super::entry::{Contiguity, Entry, EntryKind, OpenLines, Totals};
+use crate::logs::ambiguity::AmbiguousRange;
 use crate::model::id::Instance;
 use crate::model::position::Position;
 
@@ -24,9 +24,9 @@ pub(super) struct State {
     /// Lines that have not ended.
     pub(super) open: OpenLines,
     /// Where the newest line ends; `None` until the log was opened.
-    pub(super) tip: Option<Tip>,
+    pub(super) tip: Option<Head>,
     /// Of the tip's run.
-    pub(super) vague: Vague,
+    pub(super) vague: AmbiguousRange,
     /// A place for each reader, and its waker while it waits.
     pub(super) waiting: Slab<Option<Waker>>,
     /// How often anything changed.
@@ -43,10 +43,10 @@ pub(super) struct State {
 
 /// Where the newest line ends.
 #[derive(Clone, Debug)]
-pub(super) struct Tip {
+pub(super) struct Head {
     pub(super) instance: Instance,
     pub(super) position: Position,
-    pub(super) adjacent: Adjacent,
+    pub(super) adjacent: Contiguity,
     /// Sequence number behind the newest line or gap of that run, or behind the news of its start; and everything up to there.
     pub(super) behind: (u64, Totals),
 }
@@ -62,7 +62,7 @@ impl State {
             totals: Totals::default(),
             open: OpenLines::default(),
             tip: None,
-            vague: Vague::default(),
+            vague: AmbiguousRange::default(),
             waiting: Slab::new(),
             moves: 0,
             closed: false,
@@ -82,7 +82,7 @@ impl State {
     pub(super) fn push(
         &mut self,
         instance: Option<Instance>,
-        kind: Kind,
+        kind: EntryKind,
         (start, end): (Position, Position),
         message: Bytes,
         read_at: Instant,
@@ -107,9 +107,9 @@ impl State {
     }
 
     /// The newest line ends at `position`, and everything pushed so far lies before what comes of that run.
-    pub(super) fn tip_at(&mut self, instance: &Instance, position: Position, adjacent: Adjacent) {
+    pub(super) fn set_head(&mut self, instance: &Instance, position: Position, adjacent: Contiguity) {
         let behind = (self.next(), self.totals);
-        self.tip = Some(Tip { instance: instance.clone(), position, adjacent, behind });
+        self.tip = Some(Head { instance: instance.clone(), position, adjacent, behind });
     }
 
     /// What the entries from the oldest on cost.

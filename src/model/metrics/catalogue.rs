@@ -1,9 +1,9 @@
 //! Every metric, declared: what it is, what it means, and when to worry.
 
-use super::declare::{Declaration, Group, Kind, LabelSet, Labels, Unit};
+use super::declare::{Declaration, Group, LabelSet, Labels, MetricKind, Unit};
 use super::labels::{
     ActorEnd, BUILD, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRefusal, Handshake,
-    Method, PlatformName, REFUSAL_REASONS, Read, Restarted, SourceError, Watched,
+    Method, PlatformName, REFUSAL_REASONS, ReadKind, Restarted, SourceError, Watched,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -108,13 +108,13 @@ pub fn each() -> impl Iterator<Item = &'static Declaration> {
 
 const fn metric(
     name: &'static str,
-    kind: Kind,
+    kind: MetricKind,
     unit: Unit,
     labels: &'static [LabelSet],
     help: &'static str,
     worry: &'static str,
 ) -> Declaration {
-    Declaration { name, kind, unit, labels, help, worry }
+    Declaration { name, kind, unit, labels, help, alert_hint: worry }
 }
 
 /// The most common: a counter of things.
@@ -124,7 +124,7 @@ const fn counter(
     help: &'static str,
     worry: &'static str,
 ) -> Declaration {
-    metric(name, Kind::Counter, Unit::Count, labels, help, worry)
+    metric(name, MetricKind::Counter, Unit::Count, labels, help, worry)
 }
 
 /// What is there now.
@@ -134,7 +134,7 @@ const fn gauge(
     help: &'static str,
     worry: &'static str,
 ) -> Declaration {
-    metric(name, Kind::Gauge, Unit::Count, labels, help, worry)
+    metric(name, MetricKind::Gauge, Unit::Count, labels, help, worry)
 }
 
 // === Delivery and loss ===
@@ -162,7 +162,7 @@ pub(super) const LINES_IN: Declaration = counter(
 
 pub(super) const BYTES_IN: Declaration = metric(
     "leasemux_bytes_in_total",
-    Kind::Counter,
+    MetricKind::Counter,
     Unit::Bytes,
     &[],
     "Log bytes read by live tails",
@@ -185,7 +185,7 @@ pub(super) const LINES_DELIVERED: Declaration = counter(
 
 pub(super) const BYTES_DELIVERED: Declaration = metric(
     "leasemux_bytes_delivered_total",
-    Kind::Counter,
+    MetricKind::Counter,
     Unit::Bytes,
     &[],
     "Log bytes handed to HTTP/2, counted for each stream",
@@ -215,7 +215,7 @@ pub(super) const LINES_LOST: Declaration = counter(
 
 pub(super) const BYTES_LOST: Declaration = metric(
     "leasemux_bytes_lost_total",
-    Kind::Counter,
+    MetricKind::Counter,
     Unit::Bytes,
     <GapCause as Labels>::SETS,
     "Log bytes reported to followers as missing, by cause",
@@ -224,7 +224,7 @@ pub(super) const BYTES_LOST: Declaration = metric(
 
 pub(super) const DELIVERY_DELAY: Declaration = metric(
     "leasemux_delivery_delay_seconds",
-    Kind::Histogram(DELAY_BUCKETS_SECONDS),
+    MetricKind::Histogram(DELAY_BUCKETS_SECONDS),
     Unit::Seconds,
     &[],
     "Time from reading a line to handing it to HTTP/2, in seconds; the oldest line of each hand-over",
@@ -263,7 +263,7 @@ pub(super) const ACTOR_ENDS: Declaration = counter(
 
 pub(super) const RING_BYTES: Declaration = metric(
     "leasemux_ring_bytes",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Bytes,
     &[],
     "Bytes held in the rings of all actors",
@@ -272,7 +272,7 @@ pub(super) const RING_BYTES: Declaration = metric(
 
 pub(super) const SOURCE_OPENS: Declaration = counter(
     "leasemux_source_opens_total",
-    <Read as Labels>::SETS,
+    <ReadKind as Labels>::SETS,
     "Logs opened at the platform: a live tail for each run that an actor reads (and again after a failure), and history reads for who asks for older lines",
     "`live` grows much faster than `leasemux_actor_starts_total`: services crash in a loop, or the platform cuts tails off.",
 );
@@ -323,7 +323,7 @@ pub(super) const REQUESTS: Declaration = counter(
 
 pub(super) const FIRST_ANSWER: Declaration = metric(
     "leasemux_first_answer_seconds",
-    Kind::Histogram(ANSWER_BUCKETS_SECONDS),
+    MetricKind::Histogram(ANSWER_BUCKETS_SECONDS),
     Unit::Seconds,
     <Method as Labels>::SETS,
     "Time from a call's headers to the first message of its answer, or to its status if there is none, in seconds",
@@ -332,7 +332,7 @@ pub(super) const FIRST_ANSWER: Declaration = metric(
 
 pub(super) const CALL_DURATION: Declaration = metric(
     "leasemux_call_duration_seconds",
-    Kind::Histogram(CALL_BUCKETS_SECONDS),
+    MetricKind::Histogram(CALL_BUCKETS_SECONDS),
     Unit::Seconds,
     <Method as Labels>::SETS,
     "Time from a call's headers to its end, in seconds: for streams, how long they lasted",
@@ -397,7 +397,7 @@ pub(super) const HANDSHAKES: Declaration = counter(
 
 pub(super) const HANDSHAKE_TIME: Declaration = metric(
     "leasemux_tls_handshake_seconds",
-    Kind::Histogram(HANDSHAKE_BUCKETS_SECONDS),
+    MetricKind::Histogram(HANDSHAKE_BUCKETS_SECONDS),
     Unit::Seconds,
     &[],
     "Time that TLS handshakes took that were completed, in seconds; a round trip to the peer is part of it",
@@ -406,7 +406,7 @@ pub(super) const HANDSHAKE_TIME: Declaration = metric(
 
 pub(super) const CERTIFICATE_END: Declaration = metric(
     "leasemux_certificate_expiry_timestamp_seconds",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Seconds,
     &[],
     "When the certificate that is shown to clients ends, in Unix seconds",
@@ -415,7 +415,7 @@ pub(super) const CERTIFICATE_END: Declaration = metric(
 
 pub(super) const CA_CERTIFICATE_END: Declaration = metric(
     "leasemux_ca_certificate_expiry_timestamp_seconds",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Seconds,
     &[],
     "When the certificate for the public host names (`--ca-tls-cert`) ends, in Unix seconds; 0 without one",
@@ -433,7 +433,7 @@ pub(super) const CHAIN_QUERIES: Declaration = counter(
 
 pub(super) const CHAIN_QUERY_TIME: Declaration = metric(
     "leasemux_chain_query_seconds",
-    Kind::Histogram(HANDSHAKE_BUCKETS_SECONDS),
+    MetricKind::Histogram(HANDSHAKE_BUCKETS_SECONDS),
     Unit::Seconds,
     &[],
     "Time that questions to the Akash node took, in seconds",
@@ -458,7 +458,7 @@ pub(super) const CHAIN_ON_GRACE: Declaration = gauge(
 
 pub(super) const BUILD_INFO: Declaration = metric(
     "leasemux_build_info",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Info,
     &BUILD,
     "What is running: version, commit if the build was told, and compiler",
@@ -468,7 +468,7 @@ pub(super) const BUILD_INFO: Declaration = metric(
 /// Told beside the recorder, whose counters are whole numbers.
 pub const PROCESS_CPU: Declaration = metric(
     "process_cpu_seconds_total",
-    Kind::Counter,
+    MetricKind::Counter,
     Unit::Seconds,
     &[],
     "Total user and system CPU time spent in seconds",
@@ -477,7 +477,7 @@ pub const PROCESS_CPU: Declaration = metric(
 
 pub(super) const PROCESS_RESIDENT: Declaration = metric(
     "process_resident_memory_bytes",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Bytes,
     &[],
     "Resident memory size in bytes",
@@ -486,7 +486,7 @@ pub(super) const PROCESS_RESIDENT: Declaration = metric(
 
 pub(super) const PROCESS_VIRTUAL: Declaration = metric(
     "process_virtual_memory_bytes",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Bytes,
     &[],
     "Virtual memory size in bytes",
@@ -516,7 +516,7 @@ pub(super) const PROCESS_THREADS: Declaration = gauge(
 
 pub(super) const PROCESS_START: Declaration = metric(
     "process_start_time_seconds",
-    Kind::Gauge,
+    MetricKind::Gauge,
     Unit::Seconds,
     &[],
     "Start time of the process since unix epoch in seconds",

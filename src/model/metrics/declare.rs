@@ -7,7 +7,7 @@ pub struct Declaration {
     /// Its name, as Prometheus' conventions have it: base units, `_total` for what only grows.
     pub name: &'static str,
     /// What kind of number it is.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// What its value is a number of.
     pub unit: Unit,
     /// Its labels, in the order in which they are written.
@@ -15,12 +15,12 @@ pub struct Declaration {
     /// What it means: one sentence, without a full stop. Part of `/metrics`.
     pub help: &'static str,
     /// When whoever is on call should look closer. Part of the page only.
-    pub worry: &'static str,
+    pub alert_hint: &'static str,
 }
 
 /// What kind of number a metric is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only grows, but for a restart.
     Counter,
     /// Is what it is now.
@@ -127,7 +127,7 @@ impl<A: LabelValue, B: LabelValue> Labels for (A, B) {
 
 // === impl Kind ===
 
-impl Kind {
+impl MetricKind {
     /// The word that Prometheus has for it.
     pub const fn word(self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@ use super::declare::{LabelSet, LabelValue, label};
 
 label! {
     /// Whether lines were read for all followers of a replica, or for one who asked for older ones.
-    pub enum Read as "read" {
+    pub enum ReadKind as "read" {
         /// The one live tail of a replica.
         Live = "live",
         /// One follower's own read.

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::catalogue::GROUPS;
-use super::declare::{Declaration, Group, Kind, LabelSet};
+use super::declare::{Declaration, Group, LabelSet, MetricKind};
 
 const HEAD: &str = "\
 # Metrics
@@ -45,10 +45,10 @@ pub fn page() -> String {
         // Writing to a string does not fail.
         let _ = write!(page, "\n## {title}\n\n{about}\n");
         for metric in *metrics {
-            let Declaration { name, kind, unit, labels, help, worry } = metric;
+            let Declaration { name, kind, unit, labels, help, alert_hint: worry } = metric;
             let _ = write!(page, "\n### `{name}`\n\n{}, {}", kind.word(), unit.word());
             page.extend(labels.iter().map(told));
-            if let Kind::Histogram(bounds) = kind {
+            if let MetricKind::Histogram(bounds) = kind {
                 let bounds: Vec<_> = bounds.iter().map(ToString::to_string).collect();
                 let _ = write!(page, " · buckets up to {}", bounds.join(", "));
             }

@@ -3,7 +3,7 @@
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 
 use super::Family;
-use super::declare::{Declaration, Kind, LabelSet, Labels, Unit};
+use super::declare::{Declaration, LabelSet, Labels, MetricKind, Unit};
 
 /// Registers what is declared, all of it at zero, so that every series is there from the first scrape on.
 pub(super) struct Registrar<'a>(pub(super) &'a dyn Recorder);
@@ -20,9 +20,9 @@ impl Registrar<'_> {
             Unit::Count | Unit::Info => None,
         };
         match metric.kind {
-            Kind::Counter => self.0.describe_counter(name, unit, metric.help.into()),
-            Kind::Gauge => self.0.describe_gauge(name, unit, metric.help.into()),
-            Kind::Histogram(_) => self.0.describe_histogram(name, unit, metric.help.into()),
+            MetricKind::Counter => self.0.describe_counter(name, unit, metric.help.into()),
+            MetricKind::Gauge => self.0.describe_gauge(name, unit, metric.help.into()),
+            MetricKind::Histogram(_) => self.0.describe_histogram(name, unit, metric.help.into()),
         }
     }
 

@@ -12,12 +12,12 @@ use kube::client::Body;
 use kube::{Api, Client};
 use tokio::time::timeout;
 
-use super::facts::{ContainerFacts, PodFacts};
 use super::log::behind::{self, Previous, Serves};
-use super::log::{Ask, LogApi, OpenError, Response};
+use super::log::{LogApi, LogQuery, OpenError, Response};
 use super::names;
-use super::openings::{Away, Openings, Reached};
-use super::store::{Store, Unwritten};
+use super::objects::{ContainerFacts, PodFacts};
+use super::open_limiter::{OpenLimiter, Reached, Unreachable};
+use super::store::{PendingIndexWrite, Store};
 use crate::model::id::Instance;
 
 /// A log must be open within this: kubelets answer before the first line. A connection that is half open costs others no more.
@@ -40,7 +40,7 @@ type Failed = (Reached, OpenError);
 pub(super) struct PodLog {
     pub(super) client: Client,
     pub(super) store: Store,
-    pub(super) openings: Openings,
+    pub(super) openings: OpenLimiter,
     pub(super) namespace: String,
     pub(super) instance: Instance,
 }
@@ -57,7 +57,7 @@ pub(super) enum Deleted {
 // === impl PodLog ===
 
 impl LogApi for PodLog {
-    fn open(&self, ask: Ask) -> BoxFuture<'_, Result<Response, OpenError>> {
+    fn open(&self, ask: LogQuery) -> BoxFuture<'_, Result<Response, OpenError>> {
         Box::pin(self.open_in_turn(ask))
     }
 
@@ -68,11 +68,11 @@ impl LogApi for PodLog {
 }
 
 impl PodLog {
-    async fn open_in_turn(&self, ask: Ask) -> Result<Response, OpenError> {
+    async fn open_in_turn(&self, ask: LogQuery) -> Result<Response, OpenError> {
         let node = self.store.pod(&self.namespace, self.instance.parts().0).and_then(|pod| pod.node);
         let opening = self.openings.acquire(node.as_deref()).await;
         let opening =
-            opening.map_err(|Away| OpenError::Away("it was not reached a moment ago".to_owned()))?;
+            opening.map_err(|Unreachable| OpenError::Away("it was not reached a moment ago".to_owned()))?;
         let opened = timeout(OPEN_MAX, self.open_run(ask)).await;
         let opened = opened.unwrap_or_else(|_| {
             Err((Reached::Unknown, OpenError::Away("it was not open in time".to_owned())))
@@ -81,7 +81,7 @@ impl PodLog {
         opened.map_err(|(_, error)| error)
     }
 
-    async fn open_run(&self, ask: Ask) -> Result<Response, Failed> {
+    async fn open_run(&self, ask: LogQuery) -> Result<Response, Failed> {
         let (uid, container, number) = self.instance.parts();
         let gone =
             || (Reached::SomeWay, OpenError::Gone(format!("the log of run {} is gone", self.instance)));
@@ -95,7 +95,7 @@ impl PodLog {
         };
         let response = self.request(&known.name, container, ask, previous).await?;
         // The API knows pods by name and containers by "this" and "previous" only. If it is still the same pod and the same run
-        // now, it was when the log was opened, as far as the API server has been told: see [`Ask::before`].
+        // now, it was when the log was opened, as far as the API server has been told: see [`LogQuery::before`].
         let seen = self.look(&known.name).await?;
         let now = seen.as_ref().and_then(PodFacts::read);
         let is_same = |pod: &PodFacts| {
@@ -121,7 +121,7 @@ impl PodLog {
     /// Whether the kubelet serves the run that the API server calls the newest one: then it did when the log was opened, too.
     async fn check_run(&self, pod: Option<&Pod>, name: &str, container: &str) -> Result<(), Failed> {
         let Some(status) = pod.and_then(|pod| status(pod, container)) else { return Ok(()) };
-        let first = Ask { limit_bytes: Some(PREVIOUS_BYTES), ..Ask::WHOLE };
+        let first = LogQuery { limit_bytes: Some(PREVIOUS_BYTES), ..LogQuery::WHOLE };
         let previous = match self.request(name, container, first, true).await {
             Ok(Some(mut response)) => {
                 let mut data = BytesMut::new();
@@ -152,7 +152,7 @@ impl PodLog {
         &self,
         pod: &str,
         container: &str,
-        ask: Ask,
+        ask: LogQuery,
         previous: bool,
     ) -> Result<Option<Response>, Failed> {
         let mut query = format!("container={container}&timestamps=true");
@@ -281,7 +281,7 @@ pub(super) async fn delete(
 }
 
 /// Writes the index of a pod on it, if it is still as it was seen. `false` if that is not permitted.
-pub(super) async fn write_index(client: &Client, pod: &Unwritten) -> bool {
+pub(super) async fn write_index(client: &Client, pod: &PendingIndexWrite) -> bool {
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
     let patch = serde_json::json!({
         "metadata": {

@@ -11,7 +11,7 @@ use metrics::Gauge;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::store::{Kind, Store};
+use super::store::{ObjectKind, Store};
 use crate::model::time::LogTime;
 
 /// Views count as stale after a watch has failed for so long. A watch that breaks off is back within a second or two, and an API
@@ -23,11 +23,17 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 const WORKS_AFTER: Duration = Duration::from_secs(1);
 
 /// Kinds that decide what runs. Of the others (host names, leased addresses) a cluster may lose the definition, which is no outage.
-const DECISIVE: [Kind; 5] = [Kind::Lease, Kind::Pod, Kind::Deployment, Kind::StatefulSet, Kind::Service];
+const DECISIVE: [ObjectKind; 5] = [
+    ObjectKind::Lease,
+    ObjectKind::Pod,
+    ObjectKind::Deployment,
+    ObjectKind::StatefulSet,
+    ObjectKind::Service,
+];
 
 /// Which watches fail. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Freshness(watch::Sender<BTreeMap<Kind, Failing>>);
+pub(super) struct Freshness(watch::Sender<BTreeMap<ObjectKind, Failing>>);
 
 /// A watch that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +50,7 @@ struct Failing {
 
 impl Freshness {
     /// The watch of a kind failed.
-    pub(super) fn failed(&self, kind: Kind) {
+    pub(super) fn failed(&self, kind: ObjectKind) {
         if !DECISIVE.contains(&kind) {
             return;
         }
@@ -55,7 +61,7 @@ impl Freshness {
     }
 
     /// The API server accepted the watch of a kind.
-    pub(super) fn opened(&self, kind: Kind) {
+    pub(super) fn opened(&self, kind: ObjectKind) {
         self.0.send_if_modified(|failing| {
             let found = failing.get_mut(&kind).filter(|failing| failing.opened.is_none());
             found.map(|failing| failing.opened = Some(Instant::now())).is_some()
@@ -63,7 +69,7 @@ impl Freshness {
     }
 
     /// The watch of a kind has told something.
-    pub(super) fn works(&self, kind: Kind) {
+    pub(super) fn works(&self, kind: ObjectKind) {
         self.0.send_if_modified(|failing| failing.remove(&kind).is_some());
     }
 
@@ -151,25 +157,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn views_are_stale_while_a_watch_fails() {
         let marked = Marked::new();
-        marked.freshness.failed(Kind::Pod);
+        marked.freshness.failed(ObjectKind::Pod);
         let failed = LogTime::now();
         assert!(!marked.is_stale_after(STALE_AFTER / 2).await);
-        marked.freshness.failed(Kind::Service);
+        marked.freshness.failed(ObjectKind::Service);
         assert!(marked.is_stale_after(STALE_AFTER / 2).await);
         assert!(marked.store.stale_since().is_some_and(|since| since <= failed));
         // One of two is not enough.
-        marked.freshness.works(Kind::Pod);
+        marked.freshness.works(ObjectKind::Pod);
         assert!(marked.is_stale_after(10 * STALE_AFTER).await);
-        marked.freshness.works(Kind::Service);
+        marked.freshness.works(ObjectKind::Service);
         assert!(!marked.is_stale_after(Duration::ZERO).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn accepted_watch_that_lasts_ends_staleness() {
         let marked = Marked::new();
-        marked.freshness.failed(Kind::Pod);
+        marked.freshness.failed(ObjectKind::Pod);
         assert!(marked.is_stale_after(STALE_AFTER).await);
-        marked.freshness.opened(Kind::Pod);
+        marked.freshness.opened(ObjectKind::Pod);
         assert!(marked.is_stale_after(Duration::ZERO).await);
         assert!(!marked.is_stale_after(WORKS_AFTER).await);
     }
@@ -178,9 +184,9 @@ mod tests {
     async fn watch_that_is_accepted_and_ended_stays_stale() {
         let marked = Marked::new();
         for _ in 0..40 {
-            marked.freshness.failed(Kind::Pod);
+            marked.freshness.failed(ObjectKind::Pod);
             tokio::time::sleep(STALE_AFTER / 20).await;
-            marked.freshness.opened(Kind::Pod);
+            marked.freshness.opened(ObjectKind::Pod);
             tokio::time::sleep(WORKS_AFTER / 2).await;
         }
         assert!(marked.is_stale_after(Duration::ZERO).await);
@@ -191,13 +197,13 @@ mod tests {
     async fn brief_failure_leaves_views_current() {
         let marked = Marked::new();
         for _ in 0..5 {
-            marked.freshness.failed(Kind::Pod);
+            marked.freshness.failed(ObjectKind::Pod);
             assert!(!marked.is_stale_after(STALE_AFTER / 2).await);
-            marked.freshness.opened(Kind::Pod);
+            marked.freshness.opened(ObjectKind::Pod);
             assert!(!marked.is_stale_after(STALE_AFTER).await);
         }
         // A definition that was removed is no outage.
-        marked.freshness.failed(Kind::Host);
+        marked.freshness.failed(ObjectKind::Host);
         assert!(!marked.is_stale_after(10 * STALE_AFTER).await);
     }
 }

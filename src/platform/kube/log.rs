@@ -4,11 +4,11 @@
 //! and beside it now and then a glance at the last lines. The stream reads on when polled and never waits for anybody else.
 
 pub(super) mod behind;
-mod last;
 mod lines;
 mod machine;
+mod overlap;
 mod step;
-mod window;
+mod tail_buffer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::machine::Machine;
-pub(super) use self::step::Ask;
-use self::step::{Do, Event, Silence};
+pub(super) use self::step::LogQuery;
+use self::step::{Action, Event, IdleVerdict};
 use crate::model::id::{Instance, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
-use crate::platform::{Error, From, Tail, TailItem};
+use crate::platform::{Error, ReadFrom, Tail, TailItem};
 
 /// A response that ends is not waited for longer than this from one portion to the next.
 const STALL_MAX: Duration = Duration::from_secs(30);
@@ -46,13 +46,13 @@ const PLACE_MAX: Duration = Duration::from_secs(3);
 /// A kubelet that could not follow a log says so at the end of the lines that there are: after so long a silence it follows.
 const TRIAL_MAX: Duration = Duration::from_secs(2);
 
-/// Most bytes of an answer to [`Ask::PROBE`]; of a longer one the last line is not looked for.
+/// Most bytes of an answer to [`LogQuery::PROBE`]; of a longer one the last line is not looked for.
 const PROBE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Where the log of one run can be asked for.
 pub(super) trait LogApi: Send + Sync + 'static {
     /// Asks. The response is that of this very run, and of no other.
-    fn open(&self, ask: Ask) -> BoxFuture<'_, Result<Response, OpenError>>;
+    fn open(&self, ask: LogQuery) -> BoxFuture<'_, Result<Response, OpenError>>;
 
     /// Takes note that the kubelet cannot follow the log.
     fn follow_unavailable(&self) {}
@@ -91,7 +91,7 @@ struct Reader<A> {
     run: RunWatch,
     machine: Machine,
     response: Option<Response>,
-    next: Do,
+    next: Action,
     ready: VecDeque<TailItem>,
     /// When the unfinished line that was read is delivered as a piece.
     due: Option<Instant>,
@@ -104,12 +104,12 @@ struct Reader<A> {
 pub(super) async fn open<A: LogApi>(
     api: A,
     run: RunWatch,
-    from: From,
+    from: ReadFrom,
     follow: bool,
     started: LogTime,
 ) -> Result<Tail, Error> {
     let machine = Machine::new(from, follow, started);
-    let next = Do::Ask(machine.ask());
+    let next = Action::Ask(machine.ask());
     let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new(), due: None };
     let start = loop {
         if let Some(start) = reader.machine.start() {
@@ -165,10 +165,10 @@ impl<A: LogApi> Reader<A> {
 
     /// Does what is to be done; `false` if that is nothing.
     async fn step(&mut self) -> Result<bool, Error> {
-        self.next = match std::mem::replace(&mut self.next, Do::Finish) {
-            Do::Read => self.read().await,
-            Do::Ask(ask) => self.ask(ask).await,
-            Do::Pause(pause) => {
+        self.next = match std::mem::replace(&mut self.next, Action::Finish) {
+            Action::Read => self.read().await,
+            Action::Ask(ask) => self.ask(ask).await,
+            Action::Pause(pause) => {
                 self.response = None;
                 // While it has not ended yet, its end is what may change.
                 let waits = !self.run.has_ended();
@@ -178,13 +178,13 @@ impl<A: LogApi> Reader<A> {
                 }
                 self.machine.on(Event::Woken { ended: self.run.has_ended() })
             }
-            Do::Finish => return Ok(false),
-            Do::Fail(error) => return Err(error),
+            Action::Finish => return Ok(false),
+            Action::Fail(error) => return Err(error),
         };
         Ok(true)
     }
 
-    async fn ask(&mut self, ask: Ask) -> Do {
+    async fn ask(&mut self, ask: LogQuery) -> Action {
         (self.response, self.due) = (None, None);
         // Asked before, so that what is read is all there will be.
         let ended = self.run.has_ended();
@@ -200,14 +200,14 @@ impl<A: LogApi> Reader<A> {
         }
     }
 
-    fn data(&mut self, data: &[u8]) -> Do {
+    fn data(&mut self, data: &[u8]) -> Action {
         let next = self.machine.on(Event::Data(data));
         let due = self.due.unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
         self.due = self.machine.holds_unfinished().then_some(due);
         next
     }
 
-    async fn read(&mut self) -> Do {
+    async fn read(&mut self) -> Action {
         let Some(response) = &mut self.response else {
             return self.machine.on(Event::Broken("there is no response".to_owned()));
         };
@@ -224,23 +224,25 @@ impl<A: LogApi> Reader<A> {
         }
         let silence = self.machine.silence();
         let longest = match silence {
-            Silence::Slow => STALL_MAX,
-            Silence::Quiet => PROBE_AFTER,
-            Silence::Unplaced => PLACE_MAX,
-            Silence::Trial => TRIAL_MAX,
+            IdleVerdict::Slow => STALL_MAX,
+            IdleVerdict::Quiet => PROBE_AFTER,
+            IdleVerdict::Unplaced => PLACE_MAX,
+            IdleVerdict::Trial => TRIAL_MAX,
         };
         match (timeout(longest, response.next()).await, silence) {
             (Ok(Some(Ok(data))), _) => self.data(&data),
             (Ok(Some(Err(why))), _) => self.machine.on(Event::Broken(why)),
             (Ok(None), _) => self.machine.on(Event::Complete { ended: self.run.has_ended() }),
-            (Err(_), Silence::Slow) => self.machine.on(Event::Broken("nothing came for too long".to_owned())),
-            (Err(_), Silence::Unplaced | Silence::Trial) => self.machine.on(Event::Silent),
+            (Err(_), IdleVerdict::Slow) => {
+                self.machine.on(Event::Broken("nothing came for too long".to_owned()))
+            }
+            (Err(_), IdleVerdict::Unplaced | IdleVerdict::Trial) => self.machine.on(Event::Silent),
             // It ought to have ended with the run: what is left, if anything, is asked for.
-            (Err(_), Silence::Quiet) if self.run.has_ended() => self.machine.on(Event::Left),
-            (Err(_), Silence::Quiet) => match timeout(STALL_MAX, probe(&self.api)).await {
+            (Err(_), IdleVerdict::Quiet) if self.run.has_ended() => self.machine.on(Event::Left),
+            (Err(_), IdleVerdict::Quiet) => match timeout(STALL_MAX, probe(&self.api)).await {
                 Ok(Some(last)) => self.machine.on(Event::Probed(&last)),
                 // Then the connection itself tells whether it lives: see `client`.
-                Ok(None) | Err(_) => Do::Read,
+                Ok(None) | Err(_) => Action::Read,
             },
         }
     }
@@ -248,7 +250,7 @@ impl<A: LogApi> Reader<A> {
 
 /// The last lines of the file.
 async fn probe(api: &impl LogApi) -> Option<Bytes> {
-    let mut response = api.open(Ask::PROBE).await.ok()?;
+    let mut response = api.open(LogQuery::PROBE).await.ok()?;
     let mut last = BytesMut::new();
     while let Some(data) = response.next().await {
         last.extend_from_slice(&data.ok()?);

@@ -8,18 +8,18 @@ mod akash;
 mod api;
 mod client;
 mod config;
-mod facts;
+mod coordination;
+mod crds;
 mod freshness;
-mod kinds;
 mod log;
 mod names;
-mod openings;
+mod objects;
+mod open_limiter;
 mod permissions;
-mod share;
-mod slots;
+mod replica_index;
+mod singleflight;
 mod start;
 mod store;
-mod turns;
 mod view;
 mod watches;
 
@@ -38,16 +38,16 @@ use self::api::{Deleted, PodLog};
 use self::client::Connection;
 pub use self::client::check;
 pub use self::config::{KubeConfig, KubeSource};
+pub use self::coordination::KubeLeaseLocks;
 use self::freshness::Freshness;
 use self::log::RunWatch;
-use self::openings::Openings;
-use self::share::SharedReads;
+use self::open_limiter::OpenLimiter;
+use self::singleflight::SharedReads;
 use self::start::StartWait;
-use self::store::{Kind, Store, Unwritten};
-pub use self::turns::KubeTurns;
+use self::store::{ObjectKind, PendingIndexWrite, Store};
 use self::view::Provider;
 use self::watches::Watch;
-use super::turns::Turns;
+use super::coordination::LeaseLocks;
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Address, LeaseId};
 use crate::model::metrics::Metrics;
@@ -67,16 +67,22 @@ const FORGET_EVERY: Duration = Duration::from_secs(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Kinds that are watched in every cluster.
-const KINDS: [Kind; 5] = [Kind::Lease, Kind::Pod, Kind::Deployment, Kind::StatefulSet, Kind::Service];
+const KINDS: [ObjectKind; 5] = [
+    ObjectKind::Lease,
+    ObjectKind::Pod,
+    ObjectKind::Deployment,
+    ObjectKind::StatefulSet,
+    ObjectKind::Service,
+];
 
 /// The leases of a provider's cluster. Dropping it ends the watches.
 pub struct KubePlatform {
     client: Client,
     provider: Address,
     store: Store,
-    openings: Openings,
+    openings: OpenLimiter,
     reads: SharedReads,
-    turns: KubeTurns,
+    turns: KubeLeaseLocks,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -119,9 +125,9 @@ impl KubePlatform {
                 Err(error) => return Err(error),
             }
         }
-        let known = kinds::known(&client, &server).await;
+        let known = crds::known(&client, &server).await;
         let store = Store::new(Provider::new(config.hostname.clone()));
-        let turns = KubeTurns::new(client.clone(), own);
+        let turns = KubeLeaseLocks::new(client.clone(), own);
         let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
         let (listed, mut kinds) = watch::channel(BTreeSet::new());
         let watch = Watch {
@@ -155,7 +161,7 @@ impl KubePlatform {
             client,
             provider: config.provider.clone(),
             store,
-            openings: Openings::new(),
+            openings: OpenLimiter::new(),
             reads: SharedReads::default(),
             turns,
             _tasks: tasks,
@@ -261,7 +267,7 @@ impl Platform for KubePlatform {
         Box::pin(self.delete(request))
     }
 
-    fn turns(&self) -> Option<Arc<dyn Turns>> {
+    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
         Some(Arc::new(self.turns.clone()))
     }
 }
@@ -278,7 +284,7 @@ fn owned(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
 }
 
 /// Writes indices one after the other, as far as that is permitted.
-async fn write_indices(client: Client, mut pods: mpsc::Receiver<Unwritten>) {
+async fn write_indices(client: Client, mut pods: mpsc::Receiver<PendingIndexWrite>) {
     // An API server that has just been started permits nothing for a moment, so it is asked again.
     let (mut denied_until, mut is_told) = (Instant::now(), false);
     while let Some(pod) = pods.recv().await {
@@ -293,7 +299,7 @@ async fn write_indices(client: Client, mut pods: mpsc::Receiver<Unwritten>) {
 }
 
 /// Has those written again that could not be.
-async fn rewrite(store: Store, unwritten: mpsc::Sender<Unwritten>) {
+async fn rewrite(store: Store, unwritten: mpsc::Sender<PendingIndexWrite>) {
     loop {
         tokio::time::sleep(REWRITE_EVERY).await;
         for pod in store.unwritten() {
@@ -311,7 +317,7 @@ async fn forget(store: Store) {
     }
 }
 
-async fn sweep(turns: KubeTurns) {
+async fn sweep(turns: KubeLeaseLocks) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         turns.sweep().await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::store::Kind;
+use super::store::ObjectKind;
 use super::watches::watched;
 use crate::model::metrics::LabelValue;
 use crate::model::metrics::labels::Watched;
@@ -58,8 +58,8 @@ pub(super) fn no_answer() -> String {
 /// # Errors
 /// [`Error::Broken`] if the watches have ended.
 pub(super) async fn listed(
-    listed: &mut watch::Receiver<BTreeSet<Kind>>,
-    needed: &BTreeSet<Kind>,
+    listed: &mut watch::Receiver<BTreeSet<ObjectKind>>,
+    needed: &BTreeSet<ObjectKind>,
 ) -> Result<(), Error> {
     let began = Instant::now();
     loop {
@@ -78,7 +78,7 @@ pub(super) async fn listed(
 }
 
 /// How the API, and a metric, call a kind.
-fn name(kind: Kind) -> &'static str {
+fn name(kind: ObjectKind) -> &'static str {
     let kind = watched(kind);
     <Watched as LabelValue>::SET.values.get(kind.index()).copied().unwrap_or_default()
 }

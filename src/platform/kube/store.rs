@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::akash::{HostFacts, LeasedFacts};
-use super::facts::{LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
-use super::slots::{self, Numbered};
+use super::objects::{LeaseFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
+use super::replica_index::{self, Numbered};
 use super::view::{self, Provider};
 use crate::model::id::{LeaseId, Replica, ServiceName};
 use crate::model::time::LogTime;
@@ -23,7 +23,7 @@ const GONE_KEPT: Duration = Duration::from_secs(10);
 
 /// A kind of object that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(super) enum ObjectKind {
     Lease,
     Pod,
     Deployment,
@@ -39,7 +39,7 @@ pub(super) enum Fact {
     Lease(LeaseFacts),
     Pod(Box<PodFacts>),
     Workload(WorkloadFacts),
-    Reach(ReachFacts),
+    Reach(ServiceEndpoints),
     Host(HostFacts),
     Leased(LeasedFacts),
 }
@@ -50,7 +50,7 @@ pub(super) struct Key {
     /// The namespace of the lease that it belongs to.
     pub(super) namespace: String,
     /// Its kind.
-    pub(super) kind: Kind,
+    pub(super) kind: ObjectKind,
     /// Its name; its uid if it is a pod.
     pub(super) name: String,
 }
@@ -63,12 +63,12 @@ pub(super) enum Change {
     /// It is not any more, or is nothing of interest any more.
     Unset(Key),
     /// These are all of the kind.
-    Replace(Kind, Vec<(Key, Fact)>),
+    Replace(ObjectKind, Vec<(Key, Fact)>),
 }
 
 /// A pod whose index is not written on it yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unwritten {
+pub(super) struct PendingIndexWrite {
     /// Where it is.
     pub(super) namespace: String,
     /// Its name.
@@ -88,14 +88,14 @@ pub(super) struct Store(Arc<Mutex<Inner>>);
 #[derive(Debug)]
 struct Inner {
     provider: Provider,
-    namespaces: HashMap<String, Contents>,
+    namespaces: HashMap<String, NamespaceState>,
     views: HashMap<String, watch::Sender<Arc<LeaseView>>>,
 }
 
 /// Everything of one namespace.
 #[derive(Debug, Default)]
-pub(super) struct Contents {
-    facts: BTreeMap<(Kind, String), Fact>,
+pub(super) struct NamespaceState {
+    facts: BTreeMap<(ObjectKind, String), Fact>,
     /// The indices of pods that Kubernetes does not number, by uid.
     indices: BTreeMap<String, u32>,
     /// Pods that are gone, and until when they are told of.
@@ -112,7 +112,7 @@ impl Store {
     }
 
     /// Takes a change; tells which pods' indices are to be written on them.
-    pub(super) fn apply(&self, change: Change) -> Vec<Unwritten> {
+    pub(super) fn apply(&self, change: Change) -> Vec<PendingIndexWrite> {
         let mut inner = self.lock();
         let touched = match change {
             Change::Set(key, fact) => {
@@ -152,7 +152,7 @@ impl Store {
     /// The pod with this uid.
     pub(super) fn pod(&self, namespace: &str, uid: &str) -> Option<PodFacts> {
         let inner = self.lock();
-        match inner.namespaces.get(namespace)?.facts.get(&(Kind::Pod, uid.to_owned()))? {
+        match inner.namespaces.get(namespace)?.facts.get(&(ObjectKind::Pod, uid.to_owned()))? {
             Fact::Pod(pod) => Some(PodFacts::clone(pod)),
             _ => None,
         }
@@ -201,7 +201,7 @@ impl Store {
     }
 
     /// The pods whose indices are not written on them yet, of all leases.
-    pub(super) fn unwritten(&self) -> Vec<Unwritten> {
+    pub(super) fn unwritten(&self) -> Vec<PendingIndexWrite> {
         let inner = self.lock();
         inner.namespaces.iter().flat_map(|(namespace, contents)| contents.unwritten(namespace)).collect()
     }
@@ -238,7 +238,7 @@ impl Inner {
     /// Takes one of the provider's own objects from the leases that it is not of any more, and tells whose they are. Such an object
     /// names its lease within, and may come to name another: a host name that was moved.
     fn leave(&mut self, key: &Key) -> BTreeSet<String> {
-        if !matches!(key.kind, Kind::Host | Kind::Leased) {
+        if !matches!(key.kind, ObjectKind::Host | ObjectKind::Leased) {
             return BTreeSet::new();
         }
         let which = (key.kind, key.name.clone());
@@ -249,7 +249,7 @@ impl Inner {
     }
 
     /// Returns the namespaces in which something may have changed.
-    fn replace(&mut self, kind: Kind, all: Vec<(Key, Fact)>) -> BTreeSet<String> {
+    fn replace(&mut self, kind: ObjectKind, all: Vec<(Key, Fact)>) -> BTreeSet<String> {
         let listed: BTreeSet<Key> = all.iter().map(|(key, _)| key.clone()).collect();
         let known = self.namespaces.iter().flat_map(|(namespace, contents)| {
             let of_kind = contents.facts.keys().filter(|(known, _)| *known == kind);
@@ -257,7 +257,7 @@ impl Inner {
         });
         let vanished: Vec<Key> = known.filter(|key| !listed.contains(key)).collect();
         let mut touched: BTreeSet<String> = vanished.iter().map(|key| key.namespace.clone()).collect();
-        if kind == Kind::Leased && !std::mem::replace(&mut self.provider.tells_leased, true) {
+        if kind == ObjectKind::Leased && !std::mem::replace(&mut self.provider.tells_leased, true) {
             // From now on the provider's word counts, of every lease.
             touched.extend(self.namespaces.keys().cloned());
         }
@@ -272,7 +272,7 @@ impl Inner {
     }
 
     /// Numbers the pods of a namespace, and makes its view anew if somebody looks at it.
-    fn refresh(&mut self, namespace: &str) -> Vec<Unwritten> {
+    fn refresh(&mut self, namespace: &str) -> Vec<PendingIndexWrite> {
         let Some(contents) = self.namespaces.get_mut(namespace) else { return Vec::new() };
         contents.number();
         if let Some(view) = self.views.get(namespace) {
@@ -293,9 +293,9 @@ impl Inner {
     }
 }
 
-// === impl Contents ===
+// === impl NamespaceState ===
 
-impl Contents {
+impl NamespaceState {
     /// The lease that the namespace is of.
     pub(super) fn lease(&self) -> Option<&LeaseFacts> {
         self.facts.values().find_map(|fact| if let Fact::Lease(lease) = fact { Some(lease) } else { None })
@@ -319,7 +319,7 @@ impl Contents {
     }
 
     /// Ports and addresses.
-    pub(super) fn reach(&self) -> impl Iterator<Item = &ReachFacts> {
+    pub(super) fn reach(&self) -> impl Iterator<Item = &ServiceEndpoints> {
         self.facts.values().filter_map(|fact| if let Fact::Reach(found) = fact { Some(found) } else { None })
     }
 
@@ -358,15 +358,15 @@ impl Contents {
             ordinal: pod.ordinal,
             claim: pod.written.or_else(|| indices.get(&pod.uid).copied()),
         });
-        let given = slots::assign(numbered);
+        let given = replica_index::assign(numbered);
         self.indices = given.into_iter().map(|(uid, index)| (uid.to_owned(), index)).collect();
     }
 
-    fn unwritten(&self, namespace: &str) -> Vec<Unwritten> {
+    fn unwritten(&self, namespace: &str) -> Vec<PendingIndexWrite> {
         let pods = self.pods().filter(|pod| pod.lives && pod.ordinal.is_none());
         let unwritten = pods.filter_map(|pod| {
             let index = self.index(pod)?;
-            (pod.written != Some(index)).then(|| Unwritten {
+            (pod.written != Some(index)).then(|| PendingIndexWrite {
                 namespace: namespace.to_owned(),
                 pod: pod.name.clone(),
                 uid: pod.uid.clone(),

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::akash::LeasedFacts;
-use super::facts::{ContainerFacts, PodFacts, RunFacts, State};
-use super::slots;
-use super::store::Contents;
+use super::objects::{ContainerFacts, PodFacts, RunFacts, State};
+use super::replica_index;
+use super::store::NamespaceState;
 use crate::model::id::{Instance, ServiceName};
 use crate::model::limits::RUNS_MAX;
 use crate::model::time::LogTime;
@@ -47,7 +47,7 @@ impl Provider {
 }
 
 /// The view of the lease.
-pub(super) fn build(contents: &Contents, provider: &Provider) -> LeaseView {
+pub(super) fn build(contents: &NamespaceState, provider: &Provider) -> LeaseView {
     let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
     let mut numbered = BTreeSet::new();
     for workload in contents.workloads() {
@@ -70,7 +70,7 @@ pub(super) fn build(contents: &Contents, provider: &Provider) -> LeaseView {
         let wanted = if numbered.contains(name) {
             held.iter().copied().chain(0..service.count).collect()
         } else {
-            slots::slots(&held, service.count)
+            replica_index::slots(&held, service.count)
         };
         // A pod that is being deleted is still in its slot: its last lines are to be had.
         members.retain(|index, members| {
@@ -87,7 +87,7 @@ pub(super) fn build(contents: &Contents, provider: &Provider) -> LeaseView {
 }
 
 /// The pods of each service by their indices.
-fn by_slot(contents: &Contents) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
+fn by_slot(contents: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
     let gone = contents.gone().map(|(pod, at)| (pod, Some(at)));
     let mut pods: Vec<_> = contents.pods().map(|pod| (pod, None)).chain(gone).collect();
     // The log of a pod that does not live is read before that of the pod that has taken its index, whichever is older.
@@ -153,7 +153,7 @@ fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
 }
 
 /// Where a service can be reached.
-fn endpoints(contents: &Contents, service: &ServiceName, provider: &Provider) -> Endpoints {
+fn endpoints(contents: &NamespaceState, service: &ServiceName, provider: &Provider) -> Endpoints {
     let mut uris: Vec<String> =
         contents.hosts().filter(|host| host.service == *service).map(|host| host.host.clone()).collect();
     uris.sort();

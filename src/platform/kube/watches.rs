@@ -17,10 +17,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use super::akash::{HostFacts, LeasedFacts};
-use super::facts::{LeaseFacts, PodFacts, ReachFacts, WorkloadFacts};
 use super::freshness::Freshness;
 use super::names;
-use super::store::{Change, Fact, Key, Kind, Store, Unwritten};
+use super::objects::{LeaseFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
+use super::store::{Change, Fact, Key, ObjectKind, PendingIndexWrite, Store};
 use crate::model::metrics::Metrics;
 use crate::model::metrics::labels::Watched;
 
@@ -42,18 +42,18 @@ pub(super) struct Watch {
     /// Where it tells what it sees.
     pub(super) store: Store,
     /// Where pods go whose index is to be written; if it is full, they come again.
-    pub(super) unwritten: mpsc::Sender<Unwritten>,
+    pub(super) unwritten: mpsc::Sender<PendingIndexWrite>,
     /// The kinds of which the first list was seen.
-    pub(super) listed: watch::Sender<BTreeSet<Kind>>,
+    pub(super) listed: watch::Sender<BTreeSet<ObjectKind>>,
     /// Where it is noted whether watches fail.
     pub(super) freshness: Freshness,
     /// Where failures and lists are counted.
     pub(super) metrics: Metrics,
 }
 
-/// Pauses after failures in a row.
+/// WatchBackoff after failures in a row.
 #[derive(Debug, Default)]
-struct Pauses {
+struct WatchBackoff {
     failures: u32,
 }
 
@@ -64,46 +64,49 @@ impl Watch {
     pub(super) async fn leases(self, client: Client) {
         let read = |namespace: &Namespace| {
             let facts = LeaseFacts::read(namespace);
-            let key = key(Kind::Lease, namespace.name_any(), namespace.name_any());
+            let key = key(ObjectKind::Lease, namespace.name_any(), namespace.name_any());
             (key, facts.map(Fact::Lease))
         };
-        self.run(Api::all(client), Kind::Lease, read).await;
+        self.run(Api::all(client), ObjectKind::Lease, read).await;
     }
 
     /// Pods.
     pub(super) async fn pods(self, client: Client) {
         let read = |pod: &Pod| {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            (key(Kind::Pod, namespace(pod), uid), PodFacts::read(pod).map(|facts| Fact::Pod(Box::new(facts))))
+            (
+                key(ObjectKind::Pod, namespace(pod), uid),
+                PodFacts::read(pod).map(|facts| Fact::Pod(Box::new(facts))),
+            )
         };
-        self.run(Api::all(client), Kind::Pod, read).await;
+        self.run(Api::all(client), ObjectKind::Pod, read).await;
     }
 
     /// Deployments.
     pub(super) async fn deployments(self, client: Client) {
         let read = |object: &Deployment| {
             let fact = WorkloadFacts::of_deployment(object).map(Fact::Workload);
-            (key(Kind::Deployment, namespace(object), object.name_any()), fact)
+            (key(ObjectKind::Deployment, namespace(object), object.name_any()), fact)
         };
-        self.run(Api::all(client), Kind::Deployment, read).await;
+        self.run(Api::all(client), ObjectKind::Deployment, read).await;
     }
 
     /// Stateful sets.
     pub(super) async fn stateful_sets(self, client: Client) {
         let read = |object: &StatefulSet| {
             let fact = WorkloadFacts::of_stateful_set(object).map(Fact::Workload);
-            (key(Kind::StatefulSet, namespace(object), object.name_any()), fact)
+            (key(ObjectKind::StatefulSet, namespace(object), object.name_any()), fact)
         };
-        self.run(Api::all(client), Kind::StatefulSet, read).await;
+        self.run(Api::all(client), ObjectKind::StatefulSet, read).await;
     }
 
     /// Services.
     pub(super) async fn services(self, client: Client) {
         let read = |service: &Service| {
-            let fact = ReachFacts::read(service).map(Fact::Reach);
-            (key(Kind::Service, namespace(service), service.name_any()), fact)
+            let fact = ServiceEndpoints::read(service).map(Fact::Reach);
+            (key(ObjectKind::Service, namespace(service), service.name_any()), fact)
         };
-        self.run(Api::all(client), Kind::Service, read).await;
+        self.run(Api::all(client), ObjectKind::Service, read).await;
     }
 
     /// Host names of the provider's, if it has that kind.
@@ -111,9 +114,9 @@ impl Watch {
         let read = |object: &DynamicObject| {
             let facts = HostFacts::read(object);
             let namespace = facts.as_ref().map(|facts| facts.namespace.clone()).unwrap_or_default();
-            (key(Kind::Host, namespace, object.name_any()), facts.map(Fact::Host))
+            (key(ObjectKind::Host, namespace, object.name_any()), facts.map(Fact::Host))
         };
-        self.run(of_provider(client, &manifests, names::HOSTS), Kind::Host, read).await;
+        self.run(of_provider(client, &manifests, names::HOSTS), ObjectKind::Host, read).await;
     }
 
     /// Leased addresses of the provider's, if it has that kind.
@@ -121,19 +124,21 @@ impl Watch {
         let read = |object: &DynamicObject| {
             let facts = LeasedFacts::read(object);
             let namespace = facts.as_ref().map(|facts| facts.namespace.clone()).unwrap_or_default();
-            (key(Kind::Leased, namespace, object.name_any()), facts.map(Fact::Leased))
+            (key(ObjectKind::Leased, namespace, object.name_any()), facts.map(Fact::Leased))
         };
-        self.run(of_provider(client, &manifests, names::LEASED), Kind::Leased, read).await;
+        self.run(of_provider(client, &manifests, names::LEASED), ObjectKind::Leased, read).await;
     }
 
     /// Goes on until it is dropped.
-    async fn run<K>(self, api: Api<K>, kind: Kind, read: impl Fn(&K) -> (Key, Option<Fact>))
+    async fn run<K>(self, api: Api<K>, kind: ObjectKind, read: impl Fn(&K) -> (Key, Option<Fact>))
     where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let config = watcher::Config::default().labels(names::AKASH).page_size(PAGE_OBJECTS);
-        let events =
-            StreamBackoff::new(watcher(api, config), ResetTimerBackoff::new(Pauses::default(), FAILURE_KEPT));
+        let events = StreamBackoff::new(
+            watcher(api, config),
+            ResetTimerBackoff::new(WatchBackoff::default(), FAILURE_KEPT),
+        );
         pin_mut!(events);
         let mut listed: Option<Vec<(Key, Fact)>> = None;
         let mut was_listed = false;
@@ -179,9 +184,9 @@ impl Watch {
     }
 }
 
-// === impl Pauses ===
+// === impl WatchBackoff ===
 
-impl Iterator for Pauses {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -191,7 +196,7 @@ impl Iterator for Pauses {
     }
 }
 
-impl Backoff for Pauses {
+impl Backoff for WatchBackoff {
     fn reset(&mut self) {
         self.failures = 0;
     }
@@ -200,7 +205,7 @@ impl Backoff for Pauses {
 /// What an event says. What a list has told so far is kept in `listed`.
 fn change<K>(
     event: Event<K>,
-    kind: Kind,
+    kind: ObjectKind,
     listed: &mut Option<Vec<(Key, Fact)>>,
     read: &impl Fn(&K) -> (Key, Option<Fact>),
 ) -> Option<Change> {
@@ -230,33 +235,33 @@ fn of_provider(client: Client, manifests: &str, (kind, plural): (&str, &str)) ->
 }
 
 /// The kind with this plural, if it is watched.
-pub(super) fn kind_of(plural: &str) -> Option<Kind> {
+pub(super) fn kind_of(plural: &str) -> Option<ObjectKind> {
     Some(match plural {
-        "namespaces" => Kind::Lease,
-        "pods" => Kind::Pod,
-        "deployments" => Kind::Deployment,
-        "statefulsets" => Kind::StatefulSet,
-        "services" => Kind::Service,
-        plural if plural == names::HOSTS.1 => Kind::Host,
-        plural if plural == names::LEASED.1 => Kind::Leased,
+        "namespaces" => ObjectKind::Lease,
+        "pods" => ObjectKind::Pod,
+        "deployments" => ObjectKind::Deployment,
+        "statefulsets" => ObjectKind::StatefulSet,
+        "services" => ObjectKind::Service,
+        plural if plural == names::HOSTS.1 => ObjectKind::Host,
+        plural if plural == names::LEASED.1 => ObjectKind::Leased,
         _ => return None,
     })
 }
 
 /// How a kind is called in metrics.
-pub(super) fn watched(kind: Kind) -> Watched {
+pub(super) fn watched(kind: ObjectKind) -> Watched {
     match kind {
-        Kind::Lease => Watched::Namespaces,
-        Kind::Pod => Watched::Pods,
-        Kind::Deployment => Watched::Deployments,
-        Kind::StatefulSet => Watched::StatefulSets,
-        Kind::Service => Watched::Services,
-        Kind::Host => Watched::Hosts,
-        Kind::Leased => Watched::LeasedIps,
+        ObjectKind::Lease => Watched::Namespaces,
+        ObjectKind::Pod => Watched::Pods,
+        ObjectKind::Deployment => Watched::Deployments,
+        ObjectKind::StatefulSet => Watched::StatefulSets,
+        ObjectKind::Service => Watched::Services,
+        ObjectKind::Host => Watched::Hosts,
+        ObjectKind::Leased => Watched::LeasedIps,
     }
 }
 
-fn key(kind: Kind, namespace: String, name: String) -> Key {
+fn key(kind: ObjectKind, namespace: String, name: String) -> Key {
     Key { namespace, kind, name }
 }
 

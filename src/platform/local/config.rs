@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::backoff::Backoff;
+use super::ipc::Spec;
 use super::launch::Launcher;
 use super::rotate::Rotation;
 use super::sdl::{Sdl, Service};
-use super::wire::Spec;
 use crate::model::id::LeaseId;
 use crate::model::limits::RUNS_MAX;
 use crate::platform::Error;
-use crate::platform::cri::Lost;
+use crate::platform::cri::DroppedOutput;
 
 /// The running program, even if its file was replaced or removed since it was started.
 const SELF_EXE: &str = "/proc/self/exe";
@@ -102,7 +102,7 @@ impl LocalConfig {
     }
 
     /// `lost` is what is missing at the end of the run before.
-    pub(super) fn launcher(&self, spec: Spec, logs: PathBuf, lost: Lost) -> Result<Launcher, Error> {
+    pub(super) fn launcher(&self, spec: Spec, logs: PathBuf, lost: DroppedOutput) -> Result<Launcher, Error> {
         let exe = std::path::absolute(&self.exe)
             .map_err(|error| Error::io(format!("program {}", self.exe.display()), error))?;
         Ok(Launcher {

@@ -7,18 +7,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::board::Board;
+use super::ipc::{NOT_EXECUTABLE, Report, Spec, StartFailure};
+use super::output_copier::{blocking, pump};
 use super::process::Process;
-use super::pump::{blocking, pump};
 use super::rotate::{Files, LogFile, Rotation};
-use super::stop::Stop;
+use super::status_publisher::StatusPublisher;
+use super::stop_signal::StopSignal;
 use super::store::{make_dir, mark_ended, mark_open, prune};
 use super::supervisor::{Outcome, Runs};
-use super::wire::{NOT_EXECUTABLE, Report, Spec, StartFailure};
 use super::writer::{NOTHING, Writer};
 use crate::model::time::LogTime;
 use crate::model::view::RunEnd;
-use crate::platform::cri::Lost;
+use crate::platform::cri::DroppedOutput;
 
 /// Starts the runs of one replica.
 #[derive(Debug)]
@@ -32,12 +32,12 @@ pub(super) struct Launcher {
     /// Ended runs whose logs are kept.
     pub(super) kept_runs: usize,
     /// Output of runs that have ended which was lost, and is to be told of in the log of the next one.
-    pub(super) lost: Lost,
+    pub(super) lost: DroppedOutput,
 }
 
 /// What became of a process.
 #[derive(Debug, Default)]
-struct Fate {
+struct ProcessOutcome {
     failure: Option<StartFailure>,
     /// When it was known to run.
     up: Option<Instant>,
@@ -52,7 +52,7 @@ struct Fate {
 // === impl Launcher ===
 
 impl Runs for Launcher {
-    async fn run(&mut self, restarts: u32, board: &Board, stop: &mut Stop) -> Outcome {
+    async fn run(&mut self, restarts: u32, board: &StatusPublisher, stop: &mut StopSignal) -> Outcome {
         self.prepare(restarts, board).await;
         let (logs, rotation) = (self.logs.clone(), self.rotation);
         let lost = std::mem::replace(&mut self.lost, NOTHING);
@@ -72,7 +72,7 @@ impl Runs for Launcher {
             Err(error) => {
                 self.lost = blocking(move || writer.finish(started)).await;
                 self.log_ended().await;
-                return Fate::shim_failed(&error).outcome(started);
+                return ProcessOutcome::shim_failed(&error).outcome(started);
             }
         };
         let silence = CancellationToken::new();
@@ -89,8 +89,13 @@ impl Runs for Launcher {
 }
 
 /// Stays with the process of run `number` until nothing of it is left, ending it early if `stop` says so.
-async fn attend(mut process: Process, number: u32, stop: &mut Stop, on_start: impl Fn()) -> Fate {
-    let mut fate = Fate::default();
+async fn attend(
+    mut process: Process,
+    number: u32,
+    stop: &mut StopSignal,
+    on_start: impl Fn(),
+) -> ProcessOutcome {
+    let mut fate = ProcessOutcome::default();
     loop {
         tokio::select! {
             biased;
@@ -126,7 +131,7 @@ impl Launcher {
     }
 
     /// Makes room and directories for run `next`: the run before it may have removed its own.
-    async fn prepare(&self, next: u32, board: &Board) {
+    async fn prepare(&self, next: u32, board: &StatusPublisher) {
         let (logs, home, keep) = (self.logs.clone(), self.spec.dir.clone(), self.kept_runs);
         let prepared = blocking(move || {
             make_dir(&home)?;
@@ -142,9 +147,9 @@ impl Launcher {
     }
 }
 
-// === impl Fate ===
+// === impl ProcessOutcome ===
 
-impl Fate {
+impl ProcessOutcome {
     fn shim_failed(error: &std::io::Error) -> Self {
         tracing::error!(%error, "cannot start a process");
         Self {
@@ -184,19 +189,19 @@ mod tests {
 
     #[test]
     fn reasons() {
-        let check = |fate: Fate, expected: (Option<i32>, Option<i32>, &str)| {
+        let check = |fate: ProcessOutcome, expected: (Option<i32>, Option<i32>, &str)| {
             let outcome = fate.outcome(LogTime::MIN);
             let end = outcome.end;
             assert_eq!((end.exit_code, end.signal, end.reason.as_str()), expected);
         };
-        let ended = |status| Fate { status, ..Fate::default() };
+        let ended = |status| ProcessOutcome { status, ..ProcessOutcome::default() };
         check(ended(Some((Some(0), None))), (Some(0), None, "Completed"));
         check(ended(Some((Some(127), None))), (Some(127), None, "Error"));
         check(ended(Some((None, Some(9)))), (None, Some(9), "Error"));
         check(ended(None), (None, None, "Error"));
-        let stopped = Fate { stopped: Some("GatewayStopped"), ..ended(Some((None, Some(15)))) };
+        let stopped = ProcessOutcome { stopped: Some("GatewayStopped"), ..ended(Some((None, Some(15)))) };
         check(stopped, (None, Some(15), "GatewayStopped"));
         let error = std::io::Error::other("no more processes");
-        check(Fate::shim_failed(&error), (Some(126), None, "StartError"));
+        check(ProcessOutcome::shim_failed(&error), (Some(126), None, "StartError"));
     }
 }

@@ -12,19 +12,19 @@
 //! - the end of a run is told only when all of its log can be read.
 
 mod backoff;
-mod board;
 mod children;
 mod config;
+mod ipc;
 mod launch;
+mod output_copier;
 mod process;
-mod pump;
 mod rotate;
 pub mod sdl;
 pub mod shim;
-mod stop;
+mod status_publisher;
+mod stop_signal;
 mod store;
 mod supervisor;
-mod wire;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,19 +37,19 @@ use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::backoff::Backoff;
-use self::board::{Board, creating};
 pub use self::config::{KEPT_RUNS, LocalConfig, ROTATE_FILES, ROTATE_MAX_BYTES, STOP_GRACE};
 use self::sdl::Sdl;
-use self::stop::Stop;
+use self::status_publisher::{StatusPublisher, creating};
+use self::stop_signal::StopSignal;
 use self::store::{Slot, Store};
 use self::supervisor::supervise;
 use self::writer::{END_UNKNOWN, NOTHING};
-use super::tail::{self, Follow, LogFiles};
+use super::tail::{self, FollowMode, LogFiles};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
-use crate::host::notify::Notifier;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::limits::RUNS_MAX;
 use crate::model::view::{LeaseView, ReplicaView, ServiceView};
+use crate::sys::notify::Notifier;
 
 /// Runs the services of some leases. Dropping it ends them at once, as [`LocalPlatform::stop`] does politely.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ struct Supervised {
     /// Where its logs are.
     logs: PathBuf,
     /// Who knows when they end.
-    board: Arc<Board>,
+    board: Arc<StatusPublisher>,
     /// The number of the newest run that was asked to make way for the next.
     restart: watch::Sender<Option<u32>>,
 }
@@ -102,7 +102,7 @@ impl LocalPlatform {
                 else {
                     continue;
                 };
-                let stop = Stop::new(asked.clone(), known.restart.subscribe(), config.stop_grace);
+                let stop = StopSignal::new(asked.clone(), known.restart.subscribe(), config.stop_grace);
                 let lost = if slot.end_unknown { END_UNKNOWN } else { NOTHING };
                 let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs, lost)?;
                 lives.push(supervise(Arc::clone(&known.board), launcher, slot.next, config.backoff, stop));
@@ -150,7 +150,8 @@ impl LocalPlatform {
         let files = LogFiles { dir: known.logs.clone(), restarts: instance.parts().2 };
         let written = known.board.written(&instance);
         // Of a run that has ended the unfinished last line is to be had as well.
-        let follow = if follow || written.is_cancelled() { Follow::UntilEnd(written) } else { Follow::No };
+        let follow =
+            if follow || written.is_cancelled() { FollowMode::UntilEnd(written) } else { FollowMode::No };
         tail::open(&self.notifier, files, from, follow).await
     }
 
@@ -228,7 +229,7 @@ impl Lease {
         }
         let view = Arc::new(watch::Sender::new(Arc::new(view)));
         let supervised = slots.iter().map(|(replica, slot)| {
-            let board = Arc::new(Board::new(Arc::clone(&view), replica.clone(), slot.uid.clone()));
+            let board = Arc::new(StatusPublisher::new(Arc::clone(&view), replica.clone(), slot.uid.clone()));
             let (logs, restart) = (slot.logs.clone(), watch::Sender::new(None));
             (replica.clone(), Supervised { logs, board, restart })
         });

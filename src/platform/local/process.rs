@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
+use super::ipc::{Frames, Order, Report, Spec};
 use super::shim;
-use super::wire::{Frames, Order, Report, Spec};
 
 /// A run of a service. Dropping it cuts the lifeline: the shim then ends the service, and itself.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use crate::model::time::LogTime;
 use crate::platform::cri::path::{LogName, rotation_suffix};
 
 /// What a log needs of a file system.
-pub(super) trait Disk: fmt::Debug + Send + 'static {
+pub(super) trait LogFs: fmt::Debug + Send + 'static {
     /// An open file.
     type File: fmt::Debug + Send;
     /// Opens a file to append to it. It is made if it is not there, and so is its directory.
@@ -49,7 +49,7 @@ pub(super) struct Rotation {
 
 /// The log of one run.
 #[derive(Debug)]
-pub(super) struct LogFile<D: Disk> {
+pub(super) struct LogFile<D: LogFs> {
     disk: D,
     dir: PathBuf,
     restarts: u32,
@@ -71,14 +71,14 @@ struct Open<F> {
 
 /// An append that failed; `kept` bytes are in the file, and stay there.
 #[derive(Debug)]
-pub(super) struct Torn {
+pub(super) struct PartialWrite {
     pub(super) kept: usize,
     pub(super) error: io::Error,
 }
 
 // === impl Files ===
 
-impl Disk for Files {
+impl LogFs for Files {
     type File = File;
 
     fn open(&mut self, path: &Path) -> io::Result<File> {
@@ -121,7 +121,7 @@ impl Disk for Files {
 
 // === impl LogFile ===
 
-impl<D: Disk> LogFile<D> {
+impl<D: LogFs> LogFile<D> {
     /// The log of run `restarts` in `dir`. Nothing is opened yet.
     pub(super) fn new(disk: D, dir: PathBuf, restarts: u32, rotation: Rotation) -> Self {
         Self { disk, dir, restarts, rotation, open: None, rotated: VecDeque::new() }
@@ -144,7 +144,11 @@ impl<D: Disk> LogFile<D> {
 
     /// Appends whole records, which end at `ends` (growing, the last one is the length of `records`). If that fails, the whole
     /// records among what could be written are kept and the rest is cut off.
-    pub(super) fn append(&mut self, records: &[u8], ends: impl Iterator<Item = usize>) -> Result<(), Torn> {
+    pub(super) fn append(
+        &mut self,
+        records: &[u8],
+        ends: impl Iterator<Item = usize>,
+    ) -> Result<(), PartialWrite> {
         let mut written = 0;
         let result = self.write_all(records, &mut written);
         let kept = if result.is_ok() {
@@ -158,7 +162,7 @@ impl<D: Disk> LogFile<D> {
             // What cannot be cut off now is before the next write.
             let _ = Self::mend(&mut self.disk, open);
         }
-        result.map_err(|error| Torn { kept, error })
+        result.map_err(|error| PartialWrite { kept, error })
     }
 
     fn write_all(&mut self, bytes: &[u8], written: &mut usize) -> io::Result<()> {

@@ -28,7 +28,7 @@ use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::children::kill_children;
-use super::wire::{self, Frames, NOT_EXECUTABLE, NOT_FOUND, Order, Report, Spec, StartFailure};
+use super::ipc::{self, Frames, NOT_EXECUTABLE, NOT_FOUND, Order, Report, Spec, StartFailure};
 
 /// How the shim calls itself, in `ps` and elsewhere. A kernel keeps 15 bytes of it.
 pub(super) const NAME: &str = "lease-shim";
@@ -268,9 +268,9 @@ fn exec(shim: Option<OsString>) -> io::Result<()> {
         return Err(io::Error::other("not started by the first stage"));
     }
     rustix::process::setsid()?;
-    let spec: Spec = wire::read(&mut socket)?;
+    let spec: Spec = ipc::read(&mut socket)?;
     let failure = become_service(&spec);
-    socket.write_all(&wire::encode(&failure)?)
+    socket.write_all(&ipc::encode(&failure)?)
 }
 
 /// Returns why it could not.

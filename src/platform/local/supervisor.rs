@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::backoff::{Backoff, Waits};
-use super::board::{Board, creating};
-use super::stop::Stop;
+use super::status_publisher::{StatusPublisher, creating};
+use super::stop_signal::StopSignal;
 use crate::model::time::LogTime;
 use crate::model::view::{ReplicaState, RunEnd};
 
@@ -12,7 +12,12 @@ use crate::model::view::{ReplicaState, RunEnd};
 pub(super) trait Runs: Send {
     /// Makes run `restarts`, telling `board` when it has started, and returns when nothing of it is left and all of its log is
     /// written. Ends it early if `stop` says so.
-    fn run(&mut self, restarts: u32, board: &Board, stop: &mut Stop) -> impl Future<Output = Outcome> + Send;
+    fn run(
+        &mut self,
+        restarts: u32,
+        board: &StatusPublisher,
+        stop: &mut StopSignal,
+    ) -> impl Future<Output = Outcome> + Send;
 }
 
 /// How a run went.
@@ -28,11 +33,11 @@ pub(super) struct Outcome {
 
 /// Runs a replica until `stop`, beginning with run `restarts`.
 pub(super) async fn supervise(
-    board: impl std::ops::Deref<Target = Board> + Send,
+    board: impl std::ops::Deref<Target = StatusPublisher> + Send,
     mut runs: impl Runs,
     mut restarts: u32,
     backoff: Backoff,
-    mut stop: Stop,
+    mut stop: StopSignal,
 ) {
     let mut waits = Waits::new(backoff);
     while !stop.is_final() {
@@ -97,7 +102,7 @@ mod tests {
     }
 
     impl Runs for Script {
-        async fn run(&mut self, restarts: u32, board: &Board, stop: &mut Stop) -> Outcome {
+        async fn run(&mut self, restarts: u32, board: &StatusPublisher, stop: &mut StopSignal) -> Outcome {
             self.begun.lock().unwrap().push(self.epoch.elapsed());
             let started = LogTime::from_nanos(restarts.into());
             board.started(restarts, started);
@@ -124,20 +129,20 @@ mod tests {
         Replica { service: "web".parse().unwrap(), index: 0 }
     }
 
-    fn board() -> (Arc<Board>, watch::Receiver<Arc<LeaseView>>) {
+    fn board() -> (Arc<StatusPublisher>, watch::Receiver<Arc<LeaseView>>) {
         let mut view = LeaseView::default();
         let replicas = [(0, ReplicaView::default())].into();
         view.services.insert(replica().service, ServiceView { count: 1, replicas, ..ServiceView::default() });
         let (sender, receiver) = watch::channel(Arc::new(view));
-        let board = Board::new(Arc::new(sender), replica(), "uid".to_owned());
+        let board = StatusPublisher::new(Arc::new(sender), replica(), "uid".to_owned());
         (Arc::new(board), receiver)
     }
 
     /// What asks for the end of everything, of one run, and who listens.
-    fn orders() -> (watch::Sender<Option<Duration>>, watch::Sender<Option<u32>>, Stop) {
+    fn orders() -> (watch::Sender<Option<Duration>>, watch::Sender<Option<u32>>, StopSignal) {
         let (stop, stopped) = watch::channel(None);
         let (restart, restarted) = watch::channel(None);
-        (stop, restart, Stop::new(stopped, restarted, Duration::from_secs(10)))
+        (stop, restart, StopSignal::new(stopped, restarted, Duration::from_secs(10)))
     }
 
     fn script(seconds: impl IntoIterator<Item = u64>) -> (Script, Arc<std::sync::Mutex<Vec<Duration>>>) {

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use memchr::memchr;
 
-use super::rotate::{Disk, LogFile};
+use super::rotate::{LogFile, LogFs};
 use crate::model::limits::{CRI_PIECE_MAX_BYTES, LINE_HELD_MAX_BYTES};
 use crate::model::time::LogTime;
-use crate::platform::cri::{self, Lost, Record, Stream};
+use crate::platform::cri::{self, DroppedOutput, Record, Stream};
 
 /// Records are written once so many bytes of them are ready, or when there is no more output at hand. A batch of empty lines
 /// grows fortyfold by its timestamps.
@@ -33,14 +33,14 @@ const LINE_SLACK_BYTES: u64 = LINE_HELD_MAX_BYTES as u64;
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// No loss.
-pub(super) const NOTHING: Lost = Lost { lines: 0, bytes: 0, exact: true };
+pub(super) const NOTHING: DroppedOutput = DroppedOutput { lines: 0, bytes: 0, exact: true };
 
 /// The end of a run was not seen, so any of its last output may be lost.
-pub(super) const END_UNKNOWN: Lost = Lost { exact: false, ..NOTHING };
+pub(super) const END_UNKNOWN: DroppedOutput = DroppedOutput { exact: false, ..NOTHING };
 
 /// Writes the log of one run.
 #[derive(Debug)]
-pub(super) struct Writer<D: Disk> {
+pub(super) struct Writer<D: LogFs> {
     log: LogFile<D>,
     /// Of stdout and stderr.
     lines: [Unfinished; 2],
@@ -50,7 +50,7 @@ pub(super) struct Writer<D: Disk> {
     batch: Vec<u8>,
     queued: Vec<Queued>,
     /// What was dropped and has no record yet.
-    lost: Lost,
+    lost: DroppedOutput,
     /// Set while the log cannot be written.
     outage: Option<Outage>,
 }
@@ -81,7 +81,7 @@ enum Content {
     /// So many of the run's own bytes (newline included), the last of a line or not.
     Output { stream: Stream, bytes: u64, ends: bool },
     /// The notice about what was dropped.
-    Loss(Lost),
+    Loss(DroppedOutput),
 }
 
 #[derive(Debug)]
@@ -92,10 +92,10 @@ struct Outage {
 
 // === impl Writer ===
 
-impl<D: Disk> Writer<D> {
+impl<D: LogFs> Writer<D> {
     /// Begins a log, with what the run before has lost and could not tell. If its file cannot be made, that is as if the disk were
     /// full.
-    pub(super) fn new(mut log: LogFile<D>, lost: Lost) -> Self {
+    pub(super) fn new(mut log: LogFile<D>, lost: DroppedOutput) -> Self {
         if let Err(error) = log.create() {
             tracing::warn!(%error, log = %log.path().display(), "cannot make log file, trying again with the first output");
         }
@@ -157,7 +157,7 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Writes everything that is left; the run has ended. Returns what is lost and could not be told.
-    pub(super) fn finish(mut self, now: LogTime) -> Lost {
+    pub(super) fn finish(mut self, now: LogTime) -> DroppedOutput {
         self.flush_unfinished(now);
         if self.owes_notice() {
             tracing::error!(
@@ -323,13 +323,13 @@ impl<D: Disk> Writer<D> {
 }
 
 /// The text of a record about a loss, for readers that do not know its tag.
-fn notice(lost: &Lost) -> String {
+fn notice(lost: &DroppedOutput) -> String {
     match *lost {
-        Lost { lines, bytes, exact: true } => {
+        DroppedOutput { lines, bytes, exact: true } => {
             format!("[{lines} lines, {bytes} bytes lost here: the log could not be written]")
         }
         END_UNKNOWN => "[output may be lost here: the gateway did not end in order]".to_owned(),
-        Lost { lines, bytes, exact: false } => {
+        DroppedOutput { lines, bytes, exact: false } => {
             format!("[at least {lines} lines, {bytes} bytes lost here: the log could not be written]")
         }
     }

@@ -8,8 +8,8 @@
 
 use crate::model::line::SourceGap;
 use crate::model::time::LogTime;
+use crate::platform::batcher::{LineBatcher, Piece};
 use crate::platform::cri::{Record, Stream};
-use crate::platform::emit::{Emitter, Piece};
 
 /// Tracks the unfinished line of each stream. Holds no output.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,7 +24,7 @@ pub(super) struct Assembler {
 impl Assembler {
     /// Takes the next record.
     #[inline]
-    pub(super) fn push(&mut self, record: &Record<'_>, out: &mut Emitter) {
+    pub(super) fn push(&mut self, record: &Record<'_>, out: &mut LineBatcher) {
         if let Some(lost) = record.lost {
             self.finish(out);
             out.lost(lost, record.time);
@@ -49,13 +49,13 @@ impl Assembler {
     }
 
     /// Lines are missing here, perhaps the rest of those that have not ended.
-    pub(super) fn gap(&mut self, gap: SourceGap, out: &mut Emitter) {
+    pub(super) fn gap(&mut self, gap: SourceGap, out: &mut LineBatcher) {
         self.finish(out);
         out.gap(gap);
     }
 
     /// Ends all lines.
-    pub(super) fn finish(&mut self, out: &mut Emitter) {
+    pub(super) fn finish(&mut self, out: &mut LineBatcher) {
         *self = Self::default();
         out.end_line();
     }
@@ -67,8 +67,8 @@ mod tests {
     use crate::model::line::GapCause;
     use crate::model::position::Position;
     use crate::platform::TailItem;
+    use crate::platform::batcher::StartFilter;
     use crate::platform::cri;
-    use crate::platform::emit::Filter;
 
     /// What came out: `stream text`, with `+` before the text of a rest and behind the text of what goes on; or a gap.
     #[derive(Debug, PartialEq)]
@@ -79,7 +79,7 @@ mod tests {
 
     /// Records as `seconds stream tags content`.
     fn run(records: &[&str], finish: bool) -> Vec<Out> {
-        let mut emitter = Emitter::new(Position::START, 0, Filter::All);
+        let mut emitter = LineBatcher::new(Position::START, 0, StartFilter::All);
         let mut assembler = Assembler::default();
         let mut out = Vec::new();
         for record in records {

@@ -1,4 +1,4 @@
-//! Where to begin: [`From`] → a place in the log.
+//! Where to begin: [`ReadFrom`] → a place in the log.
 //!
 //! Positions are counted from the beginning of a log, so whoever begins in the middle has to count what lies before. Reading all of
 //! it is what it takes in general. But a position forgets all that is older than its time: a reading that begins at some file
@@ -10,11 +10,11 @@
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-use crate::platform::{Error, From};
+use crate::platform::{Error, ReadFrom};
 
 use super::files::{Entry, LogFiles, missing};
-use super::walk::{Checkpoint, Until, Walk};
-use crate::platform::emit::{Filter, unknown_gap};
+use super::log_reader::{Checkpoint, LogReader, ReadLimit};
+use crate::platform::batcher::{StartFilter, unknown_gap};
 
 /// How far before what is asked for a reading begins at least, in bytes of files: a tenth of a file of a kubelet's usual size, and
 /// more than any but the strangest clocks and lines need.
@@ -30,9 +30,9 @@ const LOOKS_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Seek {
     log: LogFiles,
-    from: From,
-    until: Until,
-    walk: Walk,
+    from: ReadFrom,
+    until: ReadLimit,
+    walk: LogReader,
     /// Whether the reading began at the oldest file.
     whole: bool,
     /// Whether there were several files.
@@ -53,35 +53,35 @@ struct Counted {
 
 /// What a step led to.
 #[derive(Debug)]
-pub(super) enum Sought {
+pub(super) enum SeekOutcome {
     /// Not there yet.
     Seeking(Seek),
     /// There: the position before the first line that will come.
-    Found(Walk, Position),
+    Found(LogReader, Position),
 }
 
 // === impl Seek ===
 
 impl Seek {
     /// Begins to look in the files of `log`.
-    pub(super) fn new(log: LogFiles, from: From, until: Until) -> Result<Self, Error> {
+    pub(super) fn new(log: LogFiles, from: ReadFrom, until: ReadLimit) -> Result<Self, Error> {
         Self::attempt(log, from, until, false)
     }
 
-    fn attempt(log: LogFiles, from: From, until: Until, whole: bool) -> Result<Self, Error> {
+    fn attempt(log: LogFiles, from: ReadFrom, until: ReadLimit, whole: bool) -> Result<Self, Error> {
         let filter = match from {
-            From::Start => Filter::All,
-            From::Last(_) => Filter::Nothing,
-            From::Since(since) => Filter::Since(since),
-            From::After(position) => Filter::After(position),
+            ReadFrom::Start => StartFilter::All,
+            ReadFrom::Last(_) => StartFilter::Nothing,
+            ReadFrom::Since(since) => StartFilter::Since(since),
+            ReadFrom::After(position) => StartFilter::After(position),
         };
         for _ in 0..LOOKS_MAX {
             let list = log.list()?;
-            if until != Until::Growing && list.is_empty() {
+            if until != ReadLimit::Growing && list.is_empty() {
                 return Err(missing());
             }
             let index = if whole { 0 } else { first_file(&log, &list, from) };
-            if let Some(walk) = Walk::begin(&log, &list, index, filter)? {
+            if let Some(walk) = LogReader::begin(&log, &list, index, filter)? {
                 let firsts: Option<Vec<LogTime>> =
                     list.iter().take(index + 1).map(|entry| log.first_time(entry)).collect();
                 return Ok(Self {
@@ -100,8 +100,8 @@ impl Seek {
     }
 
     /// Reads on.
-    pub(super) fn step(mut self) -> Result<Sought, Error> {
-        if let From::Last(lines) = self.from {
+    pub(super) fn step(mut self) -> Result<SeekOutcome, Error> {
+        if let ReadFrom::Last(lines) = self.from {
             return self.count(lines);
         }
         if let Some(start) = self.walk.emitter().start() {
@@ -110,49 +110,49 @@ impl Seek {
         let idle = self.walk.pull(self.until)?;
         match (self.walk.emitter().start(), idle) {
             (Some(start), _) => self.found(start),
-            (None, false) => Ok(Sought::Seeking(self)),
+            (None, false) => Ok(SeekOutcome::Seeking(self)),
             (None, true) => self.not_found(),
         }
     }
 
     /// The delivery begins at `start`.
-    fn found(mut self, start: Position) -> Result<Sought, Error> {
+    fn found(mut self, start: Position) -> Result<SeekOutcome, Error> {
         let inexact = self.walk.emitter().is_inexact();
         if !self.whole && (inexact || !self.is_above_floor(start)) {
             return self.again();
         }
-        if let From::After(after) = self.from {
+        if let ReadFrom::After(after) = self.from {
             // The count of the oldest lines may have begun in a file that is gone.
             let unsure = after.time == LogTime::MIN || self.walk.emitter().first() == Some(after.time);
             if unsure && !inexact && self.whole && self.several {
                 self.walk.emitter().gap_first(unknown_gap(GapCause::Rotated));
             }
         }
-        Ok(Sought::Found(self.walk, start))
+        Ok(SeekOutcome::Found(self.walk, start))
     }
 
     /// All was read, and what is asked for was not there.
-    fn not_found(mut self) -> Result<Sought, Error> {
+    fn not_found(mut self) -> Result<SeekOutcome, Error> {
         let at = self.walk.emitter().at();
-        if !self.whole && (matches!(self.from, From::After(_)) || !self.is_above_floor(at)) {
+        if !self.whole && (matches!(self.from, ReadFrom::After(_)) || !self.is_above_floor(at)) {
             return self.again();
         }
-        if let From::After(_) = self.from {
+        if let ReadFrom::After(_) = self.from {
             // The position lies behind the end: these are not the files that it is from.
             self.walk.emitter().gap_first(unknown_gap(GapCause::Source));
         }
         // An instant to begin at may yet come; nothing else will.
-        if !matches!(self.from, From::Since(_)) {
+        if !matches!(self.from, ReadFrom::Since(_)) {
             self.walk.emitter().begin_here();
         }
-        Ok(Sought::Found(self.walk, at))
+        Ok(SeekOutcome::Found(self.walk, at))
     }
 
     /// Reads to the end, remembering places, and then goes back to one before the last `lines` lines.
-    fn count(mut self, lines: u64) -> Result<Sought, Error> {
+    fn count(mut self, lines: u64) -> Result<SeekOutcome, Error> {
         self.counted.pass(&self.walk);
         if !self.walk.pull(self.until)? {
-            return Ok(Sought::Seeking(self));
+            return Ok(SeekOutcome::Seeking(self));
         }
         let (at, counted) = (self.walk.emitter().at(), self.walk.emitter().lines());
         if lines == 0 {
@@ -160,28 +160,28 @@ impl Seek {
                 return self.again();
             }
             self.walk.emitter().begin_here();
-            return Ok(Sought::Found(self.walk, at));
+            return Ok(SeekOutcome::Found(self.walk, at));
         }
         let first = counted.saturating_sub(lines);
         let Some(checkpoint) = self.counted.before(first) else {
             // There is no file yet.
-            self.from = From::Start;
+            self.from = ReadFrom::Start;
             return self.again();
         };
         if !self.whole && (counted < lines || !self.is_above_floor(checkpoint.at)) {
             return self.again();
         }
         let passed = first - checkpoint.lines;
-        self.walk = Walk::resume(&self.log, checkpoint, Filter::Lines(passed));
+        self.walk = LogReader::resume(&self.log, checkpoint, StartFilter::Lines(passed));
         // From here on it is a search for a place that is known to be right.
         self.whole = true;
-        self.from = From::Start;
-        Ok(Sought::Seeking(self))
+        self.from = ReadFrom::Start;
+        Ok(SeekOutcome::Seeking(self))
     }
 
     /// Begins again at the oldest file.
-    fn again(self) -> Result<Sought, Error> {
-        Self::attempt(self.log, self.from, self.until, true).map(Sought::Seeking)
+    fn again(self) -> Result<SeekOutcome, Error> {
+        Self::attempt(self.log, self.from, self.until, true).map(SeekOutcome::Seeking)
     }
 
     fn is_above_floor(&self, position: Position) -> bool {
@@ -190,14 +190,14 @@ impl Seek {
 }
 
 /// The file to begin with, so that there is enough before what is asked for.
-fn first_file(log: &LogFiles, list: &[Entry], from: From) -> usize {
+fn first_file(log: &LogFiles, list: &[Entry], from: ReadFrom) -> usize {
     let newest = list.len().saturating_sub(1);
     let older = |time| list.iter().rposition(|entry| log.first_time(entry).is_some_and(|first| first < time));
     let target = match from {
-        From::Start => return 0,
-        From::Last(_) => newest,
-        From::Since(since) => older(since).unwrap_or_default(),
-        From::After(position) => older(position.time).unwrap_or_default(),
+        ReadFrom::Start => return 0,
+        ReadFrom::Last(_) => newest,
+        ReadFrom::Since(since) => older(since).unwrap_or_default(),
+        ReadFrom::After(position) => older(position.time).unwrap_or_default(),
     };
     let mut margin = 0;
     for (index, entry) in list.iter().enumerate().take(target).rev() {
@@ -217,7 +217,7 @@ impl Counted {
     }
 
     /// Remembers the present place, if it is its turn.
-    fn pass(&mut self, walk: &Walk) {
+    fn pass(&mut self, walk: &LogReader) {
         if self.steps.is_multiple_of(self.stride) {
             self.checkpoints.extend(walk.checkpoint());
         }

@@ -20,8 +20,8 @@ use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
 use crate::model::line::{GapCause, Line, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
+use crate::platform::batcher::unknown_gap;
 use crate::platform::cri::{self, Record, Stream, path};
-use crate::platform::emit::unknown_gap;
 
 /// Nothing here takes longer, however loaded the machine is.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -122,7 +122,8 @@ async fn follows_what_is_written_later_and_ends_with_the_run() {
     writer.line(1, "old");
     let end = CancellationToken::new();
     let notifier = Notifier::start();
-    let mut tail = open(&notifier, log(&dir), From::Last(0), Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut tail =
+        open(&notifier, log(&dir), ReadFrom::Last(0), FollowMode::UntilEnd(end.clone())).await.unwrap();
     assert_eq!(tail.start, Position::START.after_line(LogTime::from_nanos(1)));
     for n in 0..5 {
         writer.line(2, &n.to_string());
@@ -141,14 +142,14 @@ async fn a_log_that_begins_later_is_followed() {
     let dir = tempfile::tempdir().unwrap();
     let notifier = Notifier::start();
     for from in [
-        From::Start,
-        From::Last(0),
-        From::Last(7),
-        From::Since(LogTime::from_nanos(1)),
-        From::After(Position::START),
+        ReadFrom::Start,
+        ReadFrom::Last(0),
+        ReadFrom::Last(7),
+        ReadFrom::Since(LogTime::from_nanos(1)),
+        ReadFrom::After(Position::START),
     ] {
         let end = CancellationToken::new();
-        let mut tail = open(&notifier, log(&dir), from, Follow::UntilEnd(end.clone())).await.unwrap();
+        let mut tail = open(&notifier, log(&dir), from, FollowMode::UntilEnd(end.clone())).await.unwrap();
         assert_eq!(tail.start, Position::START);
         Writer::new(dir.path()).line(1, "first");
         let mut heard = Vec::new();
@@ -166,13 +167,13 @@ async fn a_log_that_is_not_there_is_not_found() {
     let notifier = Notifier::polling();
     let ended = CancellationToken::new();
     ended.cancel();
-    for follow in [Follow::No, Follow::UntilEnd(ended)] {
-        let error = open(&notifier, log(&dir), From::Start, follow).await.unwrap_err();
+    for follow in [FollowMode::No, FollowMode::UntilEnd(ended)] {
+        let error = open(&notifier, log(&dir), ReadFrom::Start, follow).await.unwrap_err();
         assert!(matches!(error, Error::NotFound(_)), "{error:?}");
     }
     let gone = LogFiles { dir: dir.path().join("gone"), restarts: 0 };
-    let follow = Follow::UntilEnd(CancellationToken::new());
-    let error = open(&notifier, gone, From::Start, follow).await.unwrap_err();
+    let follow = FollowMode::UntilEnd(CancellationToken::new());
+    let error = open(&notifier, gone, ReadFrom::Start, follow).await.unwrap_err();
     assert!(matches!(error, Error::NotFound(_)) && !error.is_retryable(), "{error:?}");
 }
 
@@ -183,11 +184,11 @@ async fn unfinished_line_is_delivered_as_far_as_it_is_recorded() {
     writer.line(1, "whole");
     writer.raw("1970-01-01T00:00:01Z stdout P begun\n1970-01-01T00:00:02Z stdout F no newline");
     let notifier = Notifier::polling();
-    let mut tail = open(&notifier, log(&dir), From::Start, Follow::No).await.unwrap();
+    let mut tail = open(&notifier, log(&dir), ReadFrom::Start, FollowMode::No).await.unwrap();
     assert_eq!(rest(&mut tail).await, ["whole\n", "begun"]);
     let ended = CancellationToken::new();
     ended.cancel();
-    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(ended)).await.unwrap();
+    let mut tail = open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(ended)).await.unwrap();
     assert_eq!(rest(&mut tail).await, ["whole\n", "begunno newline", &source_gap(1, 0, false)]);
 }
 
@@ -203,16 +204,16 @@ async fn behind_an_unfinished_line_of_a_run_that_has_ended_nothing_comes() {
     let whole = Position::START.after_line(LogTime::from_nanos(1));
     let begun = whole.after_line(LogTime::from_nanos(1_000_000_000));
     for (from, start, lines) in [
-        (From::Start, Position::START, &["whole\n", "begun"][..]),
-        (From::After(whole), whole, &["begun"]),
-        (From::After(whole.after_bytes(2)), whole.after_bytes(2), &["gun"]),
-        (From::After(begun), begun, &[]),
-        (From::Last(2), Position::START, &["whole\n", "begun"]),
-        (From::Last(1), whole, &["begun"]),
-        (From::Last(0), begun, &[]),
-        (From::Since(LogTime::from_nanos(2)), whole, &["begun"]),
+        (ReadFrom::Start, Position::START, &["whole\n", "begun"][..]),
+        (ReadFrom::After(whole), whole, &["begun"]),
+        (ReadFrom::After(whole.after_bytes(2)), whole.after_bytes(2), &["gun"]),
+        (ReadFrom::After(begun), begun, &[]),
+        (ReadFrom::Last(2), Position::START, &["whole\n", "begun"]),
+        (ReadFrom::Last(1), whole, &["begun"]),
+        (ReadFrom::Last(0), begun, &[]),
+        (ReadFrom::Since(LogTime::from_nanos(2)), whole, &["begun"]),
     ] {
-        let follow = Follow::UntilEnd(ended.clone());
+        let follow = FollowMode::UntilEnd(ended.clone());
         let mut tail = open(&notifier, log(&dir), from, follow).await.unwrap();
         assert_eq!(
             (tail.start, rest(&mut tail).await.as_slice()),
@@ -255,18 +256,18 @@ async fn check_big_log(dir: &tempfile::TempDir, lines: &[(String, LogTime)]) {
         })
         .collect();
     let all = lines.len();
-    let mut cases = vec![(From::Start, 0)];
+    let mut cases = vec![(ReadFrom::Start, 0)];
     for last in [0, 1, 2, 1_499, 1_500, 1_501, 4_000, all, all + 1] {
-        cases.push((From::Last(last as u64), all.saturating_sub(last)));
+        cases.push((ReadFrom::Last(last as u64), all.saturating_sub(last)));
     }
     for index in [0, 1, 1_499, 1_500, 1_502, all / 2, all - 2, all - 1] {
-        cases.push((From::After(positions[index]), index + 1));
+        cases.push((ReadFrom::After(positions[index]), index + 1));
         let since = lines[index].1;
         let first = lines.iter().position(|(_, time)| *time >= since).unwrap();
-        cases.push((From::Since(since), first));
+        cases.push((ReadFrom::Since(since), first));
     }
     for (from, first) in cases {
-        let mut tail = open(&Notifier::polling(), log(dir), from, Follow::No).await.unwrap();
+        let mut tail = open(&Notifier::polling(), log(dir), from, FollowMode::No).await.unwrap();
         let start = first.checked_sub(1).map_or(Position::START, |index| positions[index]);
         assert_eq!(tail.start, start, "{from:?}");
         let mut index = first;
@@ -313,7 +314,7 @@ async fn not_even_if_the_clock_went_back_by_files() {
     for (_, time) in &lines {
         at = at.after_line(*time);
     }
-    let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No).await.unwrap();
+    let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, FollowMode::No).await.unwrap();
     let mut last = tail.start;
     while let Some(item) = next(&mut tail).await {
         if let TailItem::Lines(batch) = item {
@@ -322,7 +323,8 @@ async fn not_even_if_the_clock_went_back_by_files() {
     }
     assert_eq!(last, at);
     let middle = Position { ordinal: at.ordinal - 10, ..at };
-    let mut tail = open(&Notifier::polling(), log(&dir), From::After(middle), Follow::No).await.unwrap();
+    let mut tail =
+        open(&Notifier::polling(), log(&dir), ReadFrom::After(middle), FollowMode::No).await.unwrap();
     let expected: Vec<String> = lines[lines.len() - 10..].iter().map(|(line, _)| line.clone()).collect();
     assert_eq!((tail.start, rest(&mut tail).await), (middle, expected));
 }
@@ -351,9 +353,9 @@ async fn read_all(
     reopen_every: usize,
 ) -> Vec<String> {
     let mut heard = Vec::new();
-    let mut from = From::Start;
+    let mut from = ReadFrom::Start;
     'open: loop {
-        let mut tail = match open(notifier, log.clone(), from, Follow::UntilEnd(end.clone())).await {
+        let mut tail = match open(notifier, log.clone(), from, FollowMode::UntilEnd(end.clone())).await {
             Ok(tail) => tail,
             Err(error) if error.is_retryable() => continue,
             Err(error) => panic!("{error}"),
@@ -364,7 +366,7 @@ async fn read_all(
             match item {
                 Ok(item) => {
                     if let TailItem::Lines(batch) = &item {
-                        from = From::After(batch.lines.last().unwrap().after);
+                        from = ReadFrom::After(batch.lines.last().unwrap().after);
                     }
                     hear(&item, &mut heard);
                 }

@@ -4,13 +4,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use leasemux::access::identity::IdentityFiles;
-use leasemux::host::notify::Notifier;
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{Cursor, ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{LocalConfig, LocalPlatform};
+use leasemux::sys::notify::Notifier;
 use prost_types::Timestamp;
 use tonic::Streaming;
 use tonic::transport::Channel;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use leasemux::access::grants::{Access, Deployment, ProviderAccess, Scope, Scopes};
+use leasemux::access::grants::{Access, Deployment, ProviderAccess, Scopes, TokenScope};
 use leasemux::access::token::{Algorithm, Claims};
 use leasemux::access::wallet::{Wallet, Words};
 use leasemux::model::id::LeaseId;
@@ -58,7 +58,7 @@ impl Scene {
     }
 
     /// For these services of the one lease.
-    fn granted(&self, scopes: &[Scope], services: &[&str]) -> Access {
+    fn granted(&self, scopes: &[TokenScope], services: &[&str]) -> Access {
         let deployment = Deployment {
             dseq: 7,
             gseq: Some(1),
@@ -107,13 +107,13 @@ async fn end(mut stream: Streaming<ServiceLogsResponse>) -> Status {
 #[tokio::test(start_paused = true)]
 async fn a_token_reads_what_its_scope_says() {
     let scene = Scene::new(&[("api", 1), ("web", 1)]);
-    let logs: Scopes = [Scope::Logs].into_iter().collect();
-    for access in [Access::Full, Access::Scoped(logs), scene.granted(&[Scope::Logs], &["api", "web"])] {
+    let logs: Scopes = [TokenScope::Logs].into_iter().collect();
+    for access in [Access::Full, Access::Scoped(logs), scene.granted(&[TokenScope::Logs], &["api", "web"])] {
         let stream = scene.client(access).await.service_logs(scene.request(&[])).await.unwrap();
         assert_eq!(lines(stream.into_inner()).await, ["of api\n", "of web\n"]);
     }
-    let status: Scopes = [Scope::Status, Scope::Restart, Scope::Shell].into_iter().collect();
-    for access in [Access::Scoped(status), scene.granted(&[Scope::Status], &["web"])] {
+    let status: Scopes = [TokenScope::Status, TokenScope::Restart, TokenScope::Shell].into_iter().collect();
+    for access in [Access::Scoped(status), scene.granted(&[TokenScope::Status], &["web"])] {
         let refused = scene.client(access).await.service_logs(scene.request(&[])).await.unwrap_err();
         check("scope", &refused, Code::PermissionDenied, "SCOPE_NOT_GRANTED");
     }
@@ -126,7 +126,7 @@ async fn a_token_reads_what_its_scope_says() {
 async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
     let scene = Scene::new(&[("api", 1), ("web", 1)]);
     let ServiceLogsRequest { lease_id, .. } = scene.request(&[]);
-    for granted in [Scope::Logs, Scope::Status, Scope::Restart] {
+    for granted in [TokenScope::Logs, TokenScope::Status, TokenScope::Restart] {
         let mut client = scene.client(scene.granted(&[granted], &["web"])).await;
         for services in [&[][..], &["web"], &["api"]] {
             let filters = scene.request(services).filters;
@@ -144,9 +144,9 @@ async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
             };
             let restart = client.service_restart(restart).await;
             let outcomes = [
-                (Scope::Logs, logs.as_ref().err()),
-                (Scope::Status, status.as_ref().err()),
-                (Scope::Restart, restart.as_ref().err()),
+                (TokenScope::Logs, logs.as_ref().err()),
+                (TokenScope::Status, status.as_ref().err()),
+                (TokenScope::Restart, restart.as_ref().err()),
             ];
             for (scope, refused) in outcomes {
                 let case = format!("{scope:?} of {services:?} by {granted:?}");
@@ -177,7 +177,7 @@ async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
 #[tokio::test(start_paused = true)]
 async fn empty_service_name_in_a_token_grants_nothing() {
     let scene = Scene::new(&[("api", 1), ("web", 1)]);
-    let scopes = [Scope::Logs, Scope::Status, Scope::Restart];
+    let scopes = [TokenScope::Logs, TokenScope::Status, TokenScope::Restart];
     for name in ["", "*", "Web"] {
         let mut client = scene.client(scene.granted(&scopes, &[name])).await;
         for services in [&[][..], &["web"]] {
@@ -252,7 +252,7 @@ async fn who_waits_for_a_restart_is_told_when_the_token_expires() {
 async fn no_filter_means_the_services_that_are_granted() {
     let scene = Scene::new(&[("api", 1), ("web", 1)]);
     // One that does not exist is allowed, not asked for.
-    let mut client = scene.client(scene.granted(&[Scope::Logs], &["web", "later"])).await;
+    let mut client = scene.client(scene.granted(&[TokenScope::Logs], &["web", "later"])).await;
     for services in [&[][..], &["web"]] {
         let stream = client.service_logs(scene.request(services)).await.unwrap();
         assert_eq!(lines(stream.into_inner()).await, ["of web\n"]);
@@ -270,7 +270,7 @@ async fn no_filter_means_the_services_that_are_granted() {
 #[tokio::test(start_paused = true)]
 async fn a_service_beyond_the_token_is_refused_alike_whether_it_exists_or_not() {
     let scene = Scene::new(&[("api", 1), ("web", 1)]);
-    let mut client = scene.client(scene.granted(&[Scope::Logs], &["web"])).await;
+    let mut client = scene.client(scene.granted(&[TokenScope::Logs], &["web"])).await;
     let mut told = Vec::new();
     for services in [&["api"][..], &["nope"], &["web", "api"], &["web", "nope"]] {
         let status = client.service_logs(scene.request(services)).await.unwrap_err();
@@ -286,7 +286,7 @@ async fn a_service_beyond_the_token_is_refused_alike_whether_it_exists_or_not() 
 async fn holders_of_tokens_are_told_the_same_whether_a_foreign_lease_exists_or_not() {
     let scene = Scene::new(&[("web", 1)]);
     scene.gateway.world.add_lease(&lease(1), &[("web", 1)]);
-    let tokens = [Access::Full, scene.granted(&[Scope::Logs], &["web"])];
+    let tokens = [Access::Full, scene.granted(&[TokenScope::Logs], &["web"])];
     let mut told = Vec::new();
     for access in tokens {
         let mut client = scene.client(access).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
-use leasemux::platform::{Error, From};
+use leasemux::platform::{Error, ReadFrom};
 
 use super::cluster::{Kubelets, RunKey};
 use super::{SERVICE, Stage, eventually, pass, read};
@@ -72,7 +72,7 @@ async fn a_kubelet_that_is_away_is_tried_now_and_then_and_all_go_on_when_it_is_b
     assert!((30..=610).contains(&tries), "{tries} in five minutes");
     // Who only reads is told so, and does not wait for its end.
     let instance = Instance::new(&runs[0].0, SERVICE, 0).unwrap();
-    let mut reading = std::pin::pin!(read(&stage.platform, stage.lease(), From::Start, &instance));
+    let mut reading = std::pin::pin!(read(&stage.platform, stage.lease(), ReadFrom::Start, &instance));
     let told = async {
         loop {
             match tokio::time::timeout(Duration::from_millis(5), &mut reading).await {
@@ -114,7 +114,7 @@ async fn a_kubelet_that_does_not_know_of_its_pods_yet_ends_no_log() {
     );
     assert!(stage.cluster.logs_asked() > asked + 3);
     let instance = Instance::new(&runs[0].0, SERVICE, 0).unwrap();
-    let told = read(&stage.platform, stage.lease(), From::Start, &instance).await;
+    let told = read(&stage.platform, stage.lease(), ReadFrom::Start, &instance).await;
     assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
     stage.cluster.kubelets(Kubelets::Serve);
     let step = Duration::from_millis(500);

@@ -63,7 +63,7 @@ async fn what_a_run_could_not_write_at_its_end_is_told_in_the_next_ones_log() {
         lease: lease(),
         replica: web(),
         instance: slot.newest().unwrap().instance.clone(),
-        from: From::Start,
+        from: ReadFrom::Start,
         follow: true,
     };
     let mut tail = world.platform().tail(request).await.unwrap();

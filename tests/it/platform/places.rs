@@ -8,13 +8,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leasemux::host::notify::Notifier;
 use leasemux::model::id::LeaseId;
 use leasemux::platform::Platform;
 use leasemux::platform::kube::KubePlatform;
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
 use leasemux::platform::node::NodePlatform;
+use leasemux::sys::notify::Notifier;
 use tempfile::TempDir;
 
 use super::{SERVICE, STUCK};

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use leasemux::edge::admin::Exporter;
-use leasemux::leases::restart::{Refused, Request, Restarts, Round, Verdict};
 use leasemux::model::id::{Instance, LeaseId, Replica};
 use leasemux::model::view::{Filter, LeaseView};
-use leasemux::platform::kube::KubeTurns;
-use leasemux::platform::turns::Turns;
+use leasemux::platform::coordination::LeaseLocks;
+use leasemux::platform::kube::KubeLeaseLocks;
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
+use leasemux::restart::{Rejection, ReplicaOutcome, Request, RestartJob, RestartManager};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
@@ -62,12 +62,12 @@ enum Wire {
 #[derive(Debug)]
 struct Place {
     town: Town,
-    turns: KubeTurns,
+    turns: KubeLeaseLocks,
 }
 
 struct Gateway {
-    restarts: Restarts,
-    turns: KubeTurns,
+    restarts: RestartManager,
+    turns: KubeLeaseLocks,
     wire: Arc<Mutex<Wire>>,
 }
 
@@ -103,7 +103,7 @@ impl Town {
     fn gateway(&self) -> Gateway {
         let (place, wire) = self.place();
         let turns = place.turns.clone();
-        Gateway { restarts: Restarts::new(place, Exporter::new().unwrap().metrics), turns, wire }
+        Gateway { restarts: RestartManager::new(place, Exporter::new().unwrap().metrics), turns, wire }
     }
 
     fn place(&self) -> (Arc<Place>, Arc<Mutex<Wire>>) {
@@ -138,7 +138,7 @@ impl Town {
                 Ok(answer)
             }
         });
-        let turns = KubeTurns::new(kube::Client::new(service, "gateways"), "gateways".to_owned());
+        let turns = KubeLeaseLocks::new(kube::Client::new(service, "gateways"), "gateways".to_owned());
         (Arc::new(Place { town: self.clone(), turns }), wire)
     }
 
@@ -188,11 +188,11 @@ impl Town {
     }
 
     /// What each gateway's call does: asks the others, and begins if they know nothing.
-    async fn call(&self, gateway: &Gateway, request: Request) -> Result<Arc<Round>, Refused> {
+    async fn call(&self, gateway: &Gateway, request: Request) -> Result<Arc<RestartJob>, Rejection> {
         if let Some(round) = gateway.restarts.known(&request)? {
             return Ok(round);
         }
-        match gateway.restarts.elsewhere(&request).await? {
+        match gateway.restarts.adopt_remote(&request).await? {
             Some(round) => Ok(round),
             None => gateway.restarts.begin(request, &self.view()),
         }
@@ -238,7 +238,7 @@ impl Platform for Place {
         })
     }
 
-    fn turns(&self) -> Option<Arc<dyn Turns>> {
+    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
         Some(Arc::new(self.turns.clone()))
     }
 }
@@ -254,12 +254,12 @@ fn full(text: &'static str) -> http_body_util::combinators::BoxBody<bytes::Bytes
     http_body_util::Full::from(text).map_err(|never| match never {}).boxed()
 }
 
-fn verdicts(round: &Round) -> Vec<Option<Verdict>> {
+fn verdicts(round: &RestartJob) -> Vec<Option<ReplicaOutcome>> {
     round.verdicts().map(|(_, verdict)| verdict.cloned()).collect()
 }
 
-fn all_active() -> Vec<Option<Verdict>> {
-    vec![Some(Verdict::Active); REPLICAS as usize]
+fn all_active() -> Vec<Option<ReplicaOutcome>> {
+    vec![Some(ReplicaOutcome::Active); REPLICAS as usize]
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,7 +278,7 @@ async fn the_same_call_at_two_gateways_restarts_once_and_both_are_told() {
     round.wait(LONG).await;
     assert_eq!((verdicts(&round), town.taken()), (all_active(), vec![1, 1, 1]));
     let other = town.request(&[1], Some("deploy-7"));
-    assert_eq!(town.call(&town.gateway(), other).await.unwrap_err(), Refused::IdReused);
+    assert_eq!(town.call(&town.gateway(), other).await.unwrap_err(), Rejection::IdReused);
     // The object is nobody's now, belongs to the lease's namespace, and is deleted when the hour is over.
     let object = town.cluster.turns().remove(0);
     let transitions = object["spec"]["leaseTransitions"].as_u64().unwrap();
@@ -329,7 +329,7 @@ async fn a_gateway_that_dies_amid_a_restart_is_succeeded() {
     let (died, holder) = (tokio::time::Instant::now(), town.holder());
     let round = town.call(&b, request).await.unwrap();
     // What has come of the first is known at once.
-    assert_eq!(verdicts(&round), [Some(Verdict::Active), None, None]);
+    assert_eq!(verdicts(&round), [Some(ReplicaOutcome::Active), None, None]);
     while town.holder() == holder {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -351,7 +351,7 @@ async fn a_gateway_that_shuts_down_gives_its_turn_back_and_another_goes_on() {
     a.restarts.finish(LONG).await;
     assert!(matches!(
         &verdicts(&first)[..],
-        [Some(Verdict::Active), Some(Verdict::NotAttempted(_)), Some(_)]
+        [Some(ReplicaOutcome::Active), Some(ReplicaOutcome::NotAttempted(_)), Some(_)]
     ));
     assert!(town.cluster.turns()[0]["spec"]["holderIdentity"].is_null());
     let round = town.call(&b, request).await.unwrap();
@@ -365,7 +365,7 @@ async fn who_cannot_reach_the_others_takes_nothing_down() {
     let (a, b) = (town.gateway(), town.gateway());
     a.set(Wire::Cut);
     let refused = town.call(&a, town.request(&[], None)).await.unwrap_err();
-    assert!(matches!(refused, Refused::Alone(_)), "{refused:?}");
+    assert!(matches!(refused, Rejection::Alone(_)), "{refused:?}");
     // Cut off amid a restart: the replica in hand is seen to its end, and no further one is touched before the turn is back.
     let first = town.call(&b, town.request(&[], Some("deploy-10"))).await.unwrap();
     while town.is_up(0) {
@@ -382,7 +382,7 @@ async fn who_cannot_reach_the_others_takes_nothing_down() {
     first.wait(LONG).await;
     assert!(matches!(
         &verdicts(&first)[1..],
-        [Some(Verdict::NotAttempted(_)), Some(Verdict::NotAttempted(_))]
+        [Some(ReplicaOutcome::NotAttempted(_)), Some(ReplicaOutcome::NotAttempted(_))]
     ));
     b.set(Wire::Good);
     let third = town.call(&b, town.request(&[], Some("deploy-10"))).await.unwrap();
@@ -405,7 +405,10 @@ async fn nothing_is_taken_down_that_is_not_written_down() {
     gateway.set(Wire::Cut);
     round.wait(LONG).await;
     assert_eq!(town.taken(), [1, 0, 0]);
-    assert!(matches!(&verdicts(&round)[..2], [Some(Verdict::Active), Some(Verdict::NotAttempted(_))]));
+    assert!(matches!(
+        &verdicts(&round)[..2],
+        [Some(ReplicaOutcome::Active), Some(ReplicaOutcome::NotAttempted(_))]
+    ));
 }
 
 #[tokio::test(start_paused = true)]
@@ -454,7 +457,7 @@ async fn live(seed: u64) {
     let town = Town::new(seed).await;
     let mut random = StdRng::seed_from_u64(!seed);
     let mut gateways: Vec<Gateway> = (0..3).map(|_| town.gateway()).collect();
-    let mut rounds: Vec<(String, Arc<Round>)> = Vec::new();
+    let mut rounds: Vec<(String, Arc<RestartJob>)> = Vec::new();
     for _ in 0..random.random_range(5..30) {
         let at = random.random_range(0..gateways.len());
         match random.random_range(0..12) {
@@ -466,7 +469,7 @@ async fn live(seed: u64) {
                 let request = town.request(&replicas, id.as_deref());
                 match tokio::time::timeout(Duration::from_secs(60), town.call(&gateways[at], request)).await {
                     Ok(Ok(round)) => rounds.push((id.unwrap_or_default(), round)),
-                    Ok(Err(Refused::Alone(_))) => {}
+                    Ok(Err(Rejection::Alone(_))) => {}
                     other => panic!("seed {seed}: {other:?}"),
                 }
             }
@@ -497,9 +500,8 @@ async fn live(seed: u64) {
         let name = format!("call-{name}");
         let told = rounds.iter().filter(|(id, _)| *id == name).flat_map(|(_, round)| verdicts(round));
         // A gateway that was cut off may see the run that it waits for make way for another's call.
-        let is_wrong =
-            |verdict: &Verdict| matches!(verdict, Verdict::Failed(why) if !why.ends_with("(Restarted)"));
-        let told: Vec<Verdict> = told.flatten().collect();
+        let is_wrong = |verdict: &ReplicaOutcome| matches!(verdict, ReplicaOutcome::Failed(why) if !why.ends_with("(Restarted)"));
+        let told: Vec<ReplicaOutcome> = told.flatten().collect();
         assert!(!told.iter().any(is_wrong), "seed {seed}: {told:?}");
     }
     town.tasks.close();

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use leasemux::edge::admin::Exporter;
-use leasemux::leases::restart::{Refused, Request, Restarts, Round, Verdict};
 use leasemux::model::id::{LeaseId, Replica};
 use leasemux::model::metrics::Metrics;
 use leasemux::model::view::{Filter, LeaseView};
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
+use leasemux::restart::{Rejection, ReplicaOutcome, Request, RestartJob, RestartManager};
 use proptest::prelude::*;
 use tokio::sync::watch;
 
@@ -116,8 +116,8 @@ impl Platform for Witnessed {
 struct Life {
     lease: LeaseId,
     world: World,
-    restarts: Restarts,
-    rounds: Vec<(Request, Arc<Round>)>,
+    restarts: RestartManager,
+    rounds: Vec<(Request, Arc<RestartJob>)>,
 }
 
 impl Life {
@@ -157,7 +157,7 @@ impl Life {
                 assert!(Arc::ptr_eq(&round, first), "the same call twice");
             }
             (Ok(round), None) => self.rounds.push((request, round)),
-            (Err(Refused::IdReused), Some((known, _))) => assert_ne!(*known, request),
+            (Err(Rejection::IdReused), Some((known, _))) => assert_ne!(*known, request),
             (Err(refused), _) => panic!("{refused:?}"),
         }
     }
@@ -166,7 +166,7 @@ impl Life {
     async fn finish(self, witness: &Witnessed) {
         for (request, round) in &self.rounds {
             round.wait(Duration::from_secs(1_000_000)).await;
-            let verdicts: Vec<(&Replica, &Verdict)> = round
+            let verdicts: Vec<(&Replica, &ReplicaOutcome)> = round
                 .verdicts()
                 .map(|(replica, verdict)| {
                     (replica, verdict.unwrap_or_else(|| panic!("{replica} of {request:?}")))
@@ -176,8 +176,8 @@ impl Life {
             assert!(asked && verdicts.len() == self.view().select(&request.filter).count());
             for (replica, verdict) in &verdicts {
                 match verdict {
-                    Verdict::Active | Verdict::Failed(_) => {}
-                    Verdict::NotAttempted(why) => {
+                    ReplicaOutcome::Active | ReplicaOutcome::Failed(_) => {}
+                    ReplicaOutcome::NotAttempted(why) => {
                         let blames =
                             |other: &Replica| why.contains(&format!("the restart of {other} failed"));
                         assert!(
@@ -185,7 +185,7 @@ impl Life {
                             "{replica}: {why}"
                         );
                     }
-                    Verdict::Abandoned => panic!("{replica} was given up"),
+                    ReplicaOutcome::Abandoned => panic!("{replica} was given up"),
                 }
             }
         }
@@ -214,7 +214,7 @@ proptest! {
                 taken: AtomicU64::new(0),
                 retried: Mutex::default(),
             });
-            let restarts = Restarts::new(Arc::clone(&witness) as Arc<dyn Platform>, handles);
+            let restarts = RestartManager::new(Arc::clone(&witness) as Arc<dyn Platform>, handles);
             let mut life = Life { lease, world, restarts, rounds: Vec::new() };
             for action in actions {
                 life.act(action).await;

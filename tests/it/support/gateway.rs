@@ -6,10 +6,10 @@ use std::sync::Arc;
 use futures_core::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use leasemux::access::account::AccountKey;
+use leasemux::access::authenticator::{Authenticator, Peer};
 use leasemux::access::cert::Serial;
-use leasemux::access::gate::{Gate, Peer};
 use leasemux::access::identity::IdentityFiles;
-use leasemux::access::trust::{Trust, Trusted, Unavailable, Verdict};
+use leasemux::access::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
 use leasemux::access::wallet::{Wallet, Words};
 use leasemux::edge::admin::Exporter;
 use leasemux::edge::connection::Connections;
@@ -17,10 +17,9 @@ use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::edge::tls::Offers;
-use leasemux::leases::restart::Restarts;
-use leasemux::logs::fanout::Fanout;
-use leasemux::logs::lag::Lagging;
-use leasemux::logs::replica::World as Surroundings;
+use leasemux::logs::actor::ActorContext as Surroundings;
+use leasemux::logs::actors::ActorRegistry;
+use leasemux::logs::lag::LagReport;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
 use leasemux::model::proto;
@@ -28,6 +27,7 @@ use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
 use leasemux::platform::Platform;
+use leasemux::restart::RestartManager;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::sync::watch;
@@ -51,7 +51,7 @@ const WINDOW_BYTES: u32 = 65_535;
 pub(crate) struct Gateway {
     pub(crate) world: World,
     pub(crate) drain: Drain,
-    pub(crate) restarts: Restarts,
+    pub(crate) restarts: RestartManager,
     pub(crate) health: HealthReporter,
     exporter: Exporter,
     connections: Connections,
@@ -62,8 +62,8 @@ pub(crate) struct Gateway {
 /// Trusts each tenant's one certificate.
 #[derive(Debug, Default)]
 struct Everyone {
-    certificates: dashmap::DashMap<Owner, Trusted>,
-    keys: dashmap::DashMap<Owner, Trusted<AccountKey>>,
+    certificates: dashmap::DashMap<Owner, TrustedItem>,
+    keys: dashmap::DashMap<Owner, TrustedItem<AccountKey>>,
     mood: watch::Sender<Mood>,
 }
 
@@ -88,24 +88,27 @@ impl Trust for Everyone {
         &'a self,
         owner: &'a Owner,
         _serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<Verdict, Unavailable>> {
+    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
         let trusted = self.certificates.get(owner).map(|trusted| trusted.clone());
         Box::pin(self.answer(trusted))
     }
 
-    fn account<'a>(&'a self, owner: &'a Owner) -> BoxFuture<'a, Result<Verdict<AccountKey>, Unavailable>> {
+    fn account<'a>(
+        &'a self,
+        owner: &'a Owner,
+    ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
         let trusted = self.keys.get(owner).map(|trusted| trusted.clone());
         Box::pin(self.answer(trusted))
     }
 }
 
 impl Everyone {
-    async fn answer<T>(&self, trusted: Option<Trusted<T>>) -> Result<Verdict<T>, Unavailable> {
+    async fn answer<T>(&self, trusted: Option<TrustedItem<T>>) -> Result<TrustAnswer<T>, Unavailable> {
         let mut mood = self.mood.subscribe();
         if *mood.wait_for(|mood| *mood != Mood::Later).await.unwrap() == Mood::Never {
             return Err(Unavailable);
         }
-        Ok(trusted.map_or(Verdict::Unknown, Verdict::Trusted))
+        Ok(trusted.map_or(TrustAnswer::Unknown, TrustAnswer::Trusted))
     }
 }
 
@@ -144,11 +147,11 @@ impl Gateway {
             limits: Arc::clone(&limits),
             metrics: exporter.metrics.clone(),
         };
-        let restarts = Restarts::new(Arc::clone(&surroundings.platform), exporter.metrics.clone());
-        let fanout = Fanout::new(surroundings);
+        let restarts = RestartManager::new(Arc::clone(&surroundings.platform), exporter.metrics.clone());
+        let fanout = ActorRegistry::new(surroundings);
         exporter.followers.set(fanout.clone());
         let drain = Drain::default();
-        let gate = Gate::new(believed);
+        let gate = Authenticator::new(believed);
         let service = LeaseService::new(gate, fanout, restarts.clone(), drain.clone());
         let (routes, health) = server::routes().unwrap();
         let metrics = exporter.metrics.clone();
@@ -230,7 +233,7 @@ impl Gateway {
     /// A fresh tenant with an account, whose tokens the gateway trusts.
     pub(crate) fn account(&self) -> Wallet {
         let wallet = Words::fresh().unwrap().wallet().unwrap();
-        self.trust.keys.insert(wallet.key().address(), Trusted::new(wallet.key()));
+        self.trust.keys.insert(wallet.key().address(), TrustedItem::new(wallet.key()));
         wallet
     }
 
@@ -251,7 +254,7 @@ impl Gateway {
 
     /// From now on this is the tenant's certificate.
     pub(crate) fn believe(&self, owner: &Owner, der: &[u8]) {
-        self.trust.certificates.insert(owner.clone(), Trusted::new(der.into()));
+        self.trust.certificates.insert(owner.clone(), TrustedItem::new(der.into()));
     }
 
     /// The tenant is no longer trusted.
@@ -294,7 +297,7 @@ impl Gateway {
     }
 
     /// Who lags now, and the worst of them.
-    pub(crate) fn lagging(&self, most: usize) -> Lagging {
+    pub(crate) fn lagging(&self, most: usize) -> LagReport {
         self.exporter.followers.lagging(most)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use leasemux::client::oracle::{Oracle, Order, Start};
+use leasemux::client::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
@@ -23,11 +23,11 @@ pub(crate) struct Received {
 
 /// Judges numbered lines of two streams.
 #[derive(Debug)]
-pub(crate) struct Judge(pub(crate) Oracle);
+pub(crate) struct Judge(pub(crate) LossChecker);
 
 impl Default for Judge {
     fn default() -> Self {
-        Self(Oracle::new(Start::First, Order::TwoPipes))
+        Self(LossChecker::new(Start::First, Order::TwoPipes))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The program itself as child processes, in a directory of its own, watched through its outputs.
 //!
-//! Nothing outlives a [`World`]: programs are killed when they are dropped, and whatever carries the world's mark is killed
+//! Nothing outlives a [`ActorContext`]: programs are killed when they are dropped, and whatever carries the world's mark is killed
 //! when the world is, also by a test that fails. The mark is the world's directory: programs are run through a hard link in
 //! it, so that even a shim, whose environment and arguments are empty, can be told from those of other tests.
 
@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once};
 use std::time::{Duration, Instant};
 
-use leasemux::client::oracle::{Oracle, Order, Start, Tally};
-use leasemux::host::process::ignores;
+use leasemux::client::loss_checker::{LossChecker, Order, Start, Tally};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs};
+use leasemux::sys::process::ignores;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -86,7 +86,7 @@ pub(crate) struct Judged {
 
 /// What a follower has told of.
 pub(crate) struct Seen {
-    oracle: Oracle,
+    oracle: LossChecker,
     pub(crate) events: Vec<Value>,
     /// Lines by `service/replica` and by instance.
     lines: BTreeMap<String, BTreeMap<String, u64>>,
@@ -161,7 +161,7 @@ impl World {
         LeaseId::new(done.out.trim(), 7, 1, 1, account(200).as_str()).unwrap()
     }
 
-    /// An SDL of services, each a shell script and a count. `$GATES` is a directory for [`World::open`].
+    /// An SDL of services, each a shell script and a count. `$GATES` is a directory for [`ActorContext::open`].
     pub(crate) fn sdl(&self, name: &str, services: &[(&str, &str, u32)]) -> PathBuf {
         let gates = format!("GATES={}", self.text("gates"));
         let (mut all, mut counts) = (serde_json::Map::new(), serde_json::Map::new());
@@ -578,7 +578,7 @@ impl Judged {
 impl Seen {
     /// All history was asked for, and each service counts over one pipe.
     pub(crate) fn new() -> Self {
-        let oracle = Oracle::new(Start::First, Order::Exact);
+        let oracle = LossChecker::new(Start::First, Order::Exact);
         Self { oracle, events: Vec::new(), lines: BTreeMap::new() }
     }
 

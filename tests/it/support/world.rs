@@ -13,7 +13,7 @@ use leasemux::model::line::{self, GapCause, Line, LineBatch, SourceGap};
 use leasemux::model::position::Position;
 use leasemux::model::time::LogTime;
 use leasemux::model::view::{LeaseView, ReplicaState, Run, RunEnd};
-use leasemux::platform::{Error, From, Platform, RestartRequest, Tail, TailItem, TailRequest};
+use leasemux::platform::{Error, Platform, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 use tokio::sync::watch;
 
 /// Length of each line that the source loses.
@@ -318,10 +318,12 @@ impl Reader {
         let last = |lines| count.saturating_sub(usize::try_from(lines).unwrap());
         let mut cut = 0;
         let wanted = match request.from {
-            From::Start => 0,
-            From::Last(lines) => last(lines),
-            From::Since(since) => state.lines.iter().position(|(time, _)| *time >= since).unwrap_or(count),
-            From::After(position) => {
+            ReadFrom::Start => 0,
+            ReadFrom::Last(lines) => last(lines),
+            ReadFrom::Since(since) => {
+                state.lines.iter().position(|(time, _)| *time >= since).unwrap_or(count)
+            }
+            ReadFrom::After(position) => {
                 cut = usize::try_from(position.offset).unwrap();
                 let whole = Position { offset: 0, ..position };
                 let mut index =
@@ -335,7 +337,7 @@ impl Reader {
             }
         };
         let next = wanted.max(state.rotated.min(count));
-        let is_behind = matches!(request.from, From::After(_)) && next > wanted;
+        let is_behind = matches!(request.from, ReadFrom::After(_)) && next > wanted;
         let after = positions[next];
         let mut begun = Begun::default();
         for (time, printed) in &state.lines[..next] {

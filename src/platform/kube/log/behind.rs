@@ -74,9 +74,9 @@ pub(in crate::platform::kube) fn serves(status: &ContainerStatus, previous: &Pre
     let now = status.state.as_ref();
     let running = now.and_then(|state| state.running.as_ref()?.started_at.as_ref());
     let ended = || now.and_then(|state| state.terminated.as_ref()?.started_at.as_ref());
-    let next = running.or_else(ended).map(crate::platform::kube::facts::time);
-    let began = last.started_at.as_ref().map(crate::platform::kube::facts::time);
-    let Some(over) = last.finished_at.as_ref().map(crate::platform::kube::facts::time) else {
+    let next = running.or_else(ended).map(crate::platform::kube::objects::time);
+    let began = last.started_at.as_ref().map(crate::platform::kube::objects::time);
+    let Some(over) = last.finished_at.as_ref().map(crate::platform::kube::objects::time) else {
         return Serves::Newest;
     };
     if began.is_some_and(|began| began > over) || next.is_some_and(|next| next < over) {

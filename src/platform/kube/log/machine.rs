@@ -13,7 +13,7 @@
 //! - A place that is found nowhere may also be one of a run that has ended meanwhile: kubelets serve the next one's log as soon as it
 //!   begins, and tell the API server later. Then it is looked for in the run that the kubelet has before the present one.
 //! - A response in which no line is known may be another run's for the same reason, so the kubelet is asked whether it is
-//!   ([`Ask::checks_run`]). If it is, the API server's word is waited for.
+//!   ([`LogQuery::checks_run`]). If it is, the API server's word is waited for.
 //! - A kubelet without inotify instances cannot follow: then the last lines are asked for again and again.
 //! - A response that ends says nothing about the run. Whether that has ended is known from elsewhere; then what is left is read.
 
@@ -27,15 +27,15 @@ use std::time::Duration;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-use crate::platform::emit::{Emitter, Filter, unknown_gap};
-use crate::platform::{From, TailItem};
+use crate::platform::batcher::{LineBatcher, StartFilter, unknown_gap};
+use crate::platform::{ReadFrom, TailItem};
 
-use super::last::Last;
 use super::lines::Lines;
-use super::step::{Ask, Do, Event, Silence};
 #[cfg(doc)]
-use super::window::Novelty;
-use super::window::{Aligner, LineHash, Mark, Window};
+use super::overlap::Novelty;
+use super::overlap::{LineHash, Mark, OverlapFinder, Window};
+use super::step::{Action, Event, IdleVerdict, LogQuery};
+use super::tail_buffer::TailBuffer;
 
 /// First pause before a log is opened again; doubled with each failure in a row, up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -47,7 +47,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// [`openings`](crate::platform::kube::openings) to say.
 const PAUSE_AWAY: Duration = Duration::from_millis(500);
 
-/// Pauses of [`PAUSE_MAX`] to wait for the API server's word, while the kubelet serves a later run than that knows of: two minutes, and
+/// WatchBackoff of [`PAUSE_MAX`] to wait for the API server's word, while the kubelet serves a later run than that knows of: two minutes, and
 /// kubelets that were away, or could not tell, took up to 50 s for it. Then the times are not believed any longer.
 const BEHIND_PAUSES: u32 = 24;
 
@@ -77,17 +77,17 @@ const SAID_MAX_CHARS: usize = 256;
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and none rules out another")]
 pub(super) struct Machine {
-    from: From,
+    from: ReadFrom,
     follow: bool,
     /// When the container was started.
     started: LogTime,
     stage: Stage,
     /// What is left out of a file that is read from its first line on.
-    filter: Filter,
+    filter: StartFilter,
     lines: Lines,
     hash: LineHash,
     window: Window,
-    emitter: Emitter,
+    emitter: LineBatcher,
     /// The last lines that were asked for, and the position before them.
     first: Option<(Position, Vec<TailItem>)>,
     /// Whether it was judged if the place is the right one.
@@ -113,7 +113,7 @@ pub(super) struct Machine {
     unproven: bool,
     /// The line for which the place is looked for in the whole file, though it was not lost as far as is known.
     suspect: Option<Suspect>,
-    /// Pauses for which the API server's word will be waited for; at 0 the kubelet is not asked any longer which run it serves.
+    /// WatchBackoff for which the API server's word will be waited for; at 0 the kubelet is not asked any longer which run it serves.
     patience: u32,
     /// While the kubelet cannot follow the log: reads before that is tried again. At 0 it is tried.
     polls: Option<u32>,
@@ -134,24 +134,24 @@ struct Suspect {
 enum Stage {
     /// The whole file, read from its first line on: finds the place to begin, and begins.
     Seek,
-    /// The last lines, for [`From::Last`].
-    Last(Last),
+    /// The last lines, for [`ReadFrom::TailBuffer`].
+    Last(TailBuffer),
     /// Whether there are lines newer than the last ones: then the clock went back, and positions count from further up.
-    Glance { last: Last, newer: bool },
-    /// The whole file, for [`From::Last`]: counts lines.
+    ProbeNewer { last: TailBuffer, newer: bool },
+    /// The whole file, for [`ReadFrom::TailBuffer`]: counts lines.
     Count,
     /// The last lines, and what comes. `None` once the place was found.
-    Live(Option<Aligner>),
+    Live(Option<OverlapFinder>),
     /// The last lines of a run that has ended.
-    Drain(Option<Aligner>),
+    Drain(Option<OverlapFinder>),
     /// The whole file: looks for the place.
-    Recover(Option<Aligner>),
+    Recover(Option<OverlapFinder>),
     /// The whole file of the run before the present one: looks for the place.
-    Before(Aligner),
+    PreviousRun(OverlapFinder),
     /// The kubelet serves a later run, and the API server does not know: waits for its word, and then asks as for [`Stage::Rest`].
-    Untold,
+    AwaitingStatus,
     /// The whole file, after the place was rotated away: everything but the lines in `known`. `reported` once the gap was reported.
-    Rest { known: HashSet<Mark>, reported: bool },
+    SkipKnown { known: HashSet<Mark>, reported: bool },
     /// It is over.
     Done,
 }
@@ -160,12 +160,14 @@ enum Stage {
 
 impl Machine {
     /// A read that has not begun: [`Machine::ask`] first. `started` is when the container was.
-    pub(super) fn new(from: From, follow: bool, started: LogTime) -> Self {
+    pub(super) fn new(from: ReadFrom, follow: bool, started: LogTime) -> Self {
         let (stage, filter) = match from {
-            From::Start => (Stage::Seek, Filter::All),
-            From::Since(since) => (Stage::Seek, Filter::Since(since)),
-            From::After(position) => (Stage::Seek, Filter::After(position)),
-            From::Last(lines) => (Last::new(lines).map_or(Stage::Count, Stage::Last), Filter::All),
+            ReadFrom::Start => (Stage::Seek, StartFilter::All),
+            ReadFrom::Since(since) => (Stage::Seek, StartFilter::Since(since)),
+            ReadFrom::After(position) => (Stage::Seek, StartFilter::After(position)),
+            ReadFrom::Last(lines) => {
+                (TailBuffer::new(lines).map_or(Stage::Count, Stage::Last), StartFilter::All)
+            }
         };
         Self {
             from,
@@ -176,7 +178,7 @@ impl Machine {
             lines: Lines::default(),
             hash: LineHash::default(),
             window: Window::default(),
-            emitter: Emitter::new(Position::START, 0, filter),
+            emitter: LineBatcher::new(Position::START, 0, filter),
             first: None,
             judged: false,
             skip: 0,
@@ -196,23 +198,23 @@ impl Machine {
     }
 
     /// What the present stage asks.
-    pub(super) fn ask(&self) -> Ask {
+    pub(super) fn ask(&self) -> LogQuery {
         let checks_run = self.patience > 0;
         match &self.stage {
-            Stage::Last(last) => Ask { checks_run, ..Ask::last(last.asked()) },
-            Stage::Glance { .. } => Ask::glance(self.emitter.at().time.parts().0.saturating_add(1)),
+            Stage::Last(last) => LogQuery { checks_run, ..LogQuery::last(last.asked()) },
+            Stage::ProbeNewer { .. } => LogQuery::glance(self.emitter.at().time.parts().0.saturating_add(1)),
             // Nothing is there to be recognised, so nothing of the file was read.
             Stage::Live(_) if self.window.is_empty() => {
-                Ask { follow: self.follows(), checks_run, ..Ask::WHOLE }
+                LogQuery { follow: self.follows(), checks_run, ..LogQuery::WHOLE }
             }
-            Stage::Drain(_) if self.window.is_empty() => Ask { checks_run, ..Ask::WHOLE },
-            Stage::Live(_) if !self.follows() => Ask::last(self.window.poll_lines()),
-            Stage::Live(_) => Ask { follow: true, ..Ask::last(self.window.overlap_lines()) },
-            Stage::Drain(_) => Ask::last(self.window.overlap_lines()),
-            Stage::Before(_) => Ask::BEFORE,
-            Stage::Recover(_) | Stage::Done => Ask::WHOLE,
-            Stage::Seek | Stage::Count | Stage::Untold | Stage::Rest { .. } => {
-                Ask { checks_run, ..Ask::WHOLE }
+            Stage::Drain(_) if self.window.is_empty() => LogQuery { checks_run, ..LogQuery::WHOLE },
+            Stage::Live(_) if !self.follows() => LogQuery::last(self.window.poll_lines()),
+            Stage::Live(_) => LogQuery { follow: true, ..LogQuery::last(self.window.overlap_lines()) },
+            Stage::Drain(_) => LogQuery::last(self.window.overlap_lines()),
+            Stage::PreviousRun(_) => LogQuery::BEFORE,
+            Stage::Recover(_) | Stage::Done => LogQuery::WHOLE,
+            Stage::Seek | Stage::Count | Stage::AwaitingStatus | Stage::SkipKnown { .. } => {
+                LogQuery { checks_run, ..LogQuery::WHOLE }
             }
         }
     }
@@ -225,7 +227,7 @@ impl Machine {
     /// The position before the first line that will be delivered, once it is known.
     pub(super) fn start(&self) -> Option<Position> {
         match &self.stage {
-            Stage::Last(_) | Stage::Glance { .. } | Stage::Count => None,
+            Stage::Last(_) | Stage::ProbeNewer { .. } | Stage::Count => None,
             _ => self.first.as_ref().map(|(start, _)| *start).or(self.emitter.start()),
         }
     }
@@ -250,18 +252,18 @@ impl Machine {
     }
 
     /// What silence means now.
-    pub(super) fn silence(&self) -> Silence {
+    pub(super) fn silence(&self) -> IdleVerdict {
         match &self.stage {
-            Stage::Live(_) if !self.follows() => Silence::Slow,
-            Stage::Live(None) if self.polls.is_some() => Silence::Trial,
-            Stage::Live(None) => Silence::Quiet,
-            Stage::Live(Some(_)) => Silence::Unplaced,
-            _ => Silence::Slow,
+            Stage::Live(_) if !self.follows() => IdleVerdict::Slow,
+            Stage::Live(None) if self.polls.is_some() => IdleVerdict::Trial,
+            Stage::Live(None) => IdleVerdict::Quiet,
+            Stage::Live(Some(_)) => IdleVerdict::Unplaced,
+            _ => IdleVerdict::Slow,
         }
     }
 
     /// Takes an event; tells what is to be done.
-    pub(super) fn on(&mut self, event: Event<'_>) -> Do {
+    pub(super) fn on(&mut self, event: Event<'_>) -> Action {
         match event {
             Event::Opened { ended } => self.opened(ended),
             Event::Data(data) => self.data(data),
@@ -281,23 +283,23 @@ impl Machine {
                 self.go_to(Stage::Drain(None))
             }
             Event::Woken { ended } => match &self.stage {
-                Stage::Live(_) | Stage::Untold if ended => self.go_to(Stage::Drain(None)),
-                Stage::Untold => self.rotated(),
-                _ => Do::Ask(self.ask()),
+                Stage::Live(_) | Stage::AwaitingStatus if ended => self.go_to(Stage::Drain(None)),
+                Stage::AwaitingStatus => self.rotated(),
+                _ => Action::Ask(self.ask()),
             },
         }
     }
 
     /// Leaves the response at hand and asks for what `stage` needs.
-    fn go_to(&mut self, stage: Stage) -> Do {
+    fn go_to(&mut self, stage: Stage) -> Action {
         self.leave_response();
         self.stage = stage;
-        Do::Ask(self.ask())
+        Action::Ask(self.ask())
     }
 
     /// The place is not in the response at hand: looks for it in the whole file. At once the first time, whatever failed before, since
     /// a log that rotates every few seconds does so again; and then with pauses, until there is a line to be delivered.
-    fn recover(&mut self) -> Do {
+    fn recover(&mut self) -> Action {
         let ask = self.go_to(Stage::Recover(None));
         if std::mem::replace(&mut self.searched, true) { self.pause() } else { ask }
     }

@@ -12,7 +12,7 @@ const GLANCE_BYTES: u64 = 64;
 
 /// What is to be asked of the API. The container is always named, and times are always asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) struct Ask {
+pub(in super::super) struct LogQuery {
     /// Whether the response goes on with what comes.
     pub(in super::super) follow: bool,
     /// Only the last so many lines.
@@ -46,7 +46,7 @@ pub(super) enum Event<'a> {
     Away(String),
     /// There is no such log (any more), which will not change.
     Gone(String),
-    /// Nothing came for as long as [`Silence::Unplaced`] or [`Silence::Trial`] says.
+    /// Nothing came for as long as [`Silence::Unplaced`] or [`Silence::Probation`] says.
     Silent,
     /// The kubelet serves a later run than the API server knows of; if `unclear`, it may. Nothing was opened.
     Behind { why: String, unclear: bool },
@@ -60,11 +60,11 @@ pub(super) enum Event<'a> {
 
 /// What is to be done.
 #[derive(Debug)]
-pub(super) enum Do {
+pub(super) enum Action {
     /// Go on with the response.
     Read,
     /// Drop the response and ask.
-    Ask(Ask),
+    Ask(LogQuery),
     /// Drop the response and wait about so long, or until the run changes; then [`Event::Woken`].
     Pause(Duration),
     /// Nothing more will come.
@@ -75,10 +75,10 @@ pub(super) enum Do {
 
 /// What silence of the response at hand means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Silence {
+pub(super) enum IdleVerdict {
     /// Nothing but that it is slow.
     Slow,
-    /// Perhaps that nothing is written; perhaps that the stream is dead: [`Ask::PROBE`] tells.
+    /// Perhaps that nothing is written; perhaps that the stream is dead: [`LogQuery::PROBE`] tells.
     Quiet,
     /// That the place is not in it: [`Event::Silent`].
     Unplaced,
@@ -88,7 +88,7 @@ pub(super) enum Silence {
 
 // === impl Ask ===
 
-impl Ask {
+impl LogQuery {
     /// The whole file as it is.
     pub(in super::super) const WHOLE: Self = Self {
         follow: false,
@@ -107,7 +107,7 @@ impl Ask {
 
     /// The last lines, and what comes.
     #[cfg(test)]
-    pub(super) const FOLLOW: Self = Self { follow: true, ..Self::last(super::window::WINDOW_LINES as u64) };
+    pub(super) const FOLLOW: Self = Self { follow: true, ..Self::last(super::overlap::WINDOW_LINES as u64) };
 
     /// The last so many lines.
     pub(super) const fn last(lines: u64) -> Self {

@@ -26,7 +26,7 @@ fn namespace_of(lease: &LeaseId, name: &str) -> (Key, Option<Fact>) {
         }}
     }))
     .unwrap();
-    let key = Key { namespace: name.to_owned(), kind: Kind::Lease, name: name.to_owned() };
+    let key = Key { namespace: name.to_owned(), kind: ObjectKind::Lease, name: name.to_owned() };
     (key, LeaseFacts::read(&namespace).map(Fact::Lease))
 }
 
@@ -49,7 +49,7 @@ fn pod(name: &str, second: u32, more: serde_json::Value) -> (Key, Fact) {
     });
     merge(&mut object, more);
     let pod: Pod = serde_json::from_value(object).unwrap();
-    let key = Key { namespace: lease().namespace(), kind: Kind::Pod, name: format!("uid-{name}") };
+    let key = Key { namespace: lease().namespace(), kind: ObjectKind::Pod, name: format!("uid-{name}") };
     (key, Fact::Pod(Box::new(PodFacts::read(&pod).unwrap())))
 }
 
@@ -69,19 +69,19 @@ fn deployment(count: u32) -> (Key, Fact) {
         service: "web".parse().unwrap(),
         count,
         surge: 0,
-        counts: crate::model::view::Counts::default(),
+        counts: crate::model::view::ReplicaCounts::default(),
         is_ordinal: false,
     };
-    let key = Key { namespace: lease().namespace(), kind: Kind::Deployment, name: "web".into() };
+    let key = Key { namespace: lease().namespace(), kind: ObjectKind::Deployment, name: "web".into() };
     (key, Fact::Workload(facts))
 }
 
 fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
     let store = Store::new(Provider::new("provider.example.com".into()));
     let (key, fact) = namespace_of(&lease(), &lease().namespace());
-    store.apply(Change::Replace(Kind::Lease, vec![(key, fact.unwrap())]));
-    store.apply(Change::Replace(Kind::Deployment, vec![deployment(count)]));
-    store.apply(Change::Replace(Kind::Pod, pods));
+    store.apply(Change::Replace(ObjectKind::Lease, vec![(key, fact.unwrap())]));
+    store.apply(Change::Replace(ObjectKind::Deployment, vec![deployment(count)]));
+    store.apply(Change::Replace(ObjectKind::Pod, pods));
     store
 }
 
@@ -121,7 +121,7 @@ async fn a_list_tells_of_what_no_watch_told() {
     let running = |index| (index, "Running".to_owned(), 1);
     assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
     // Missed: the deletion of a, and the making of c. The end of a's run is told, and c is in its place.
-    store.apply(Change::Replace(Kind::Pod, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
+    store.apply(Change::Replace(ObjectKind::Pod, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
     assert!(view.has_changed().unwrap());
     let seen = slots(&view.borrow_and_update());
     assert_eq!(seen, [(0, "Running".to_owned(), 2), running(1)]);
@@ -130,7 +130,7 @@ async fn a_list_tells_of_what_no_watch_told() {
     store.forget();
     assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
     // The lease's end: its namespace goes.
-    store.apply(Change::Replace(Kind::Lease, vec![]));
+    store.apply(Change::Replace(ObjectKind::Lease, vec![]));
     assert!(view.borrow_and_update().ended);
     drop(view);
     store.forget();
@@ -165,13 +165,13 @@ async fn a_replaced_pod_keeps_its_slot_while_none_is_there() {
 async fn what_is_written_on_a_pod_counts_and_what_is_not_is_to_be_written() {
     let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
     let store = store(vec![], 2);
-    let to_write =
-        store.apply(Change::Replace(Kind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, json!({}))]));
+    let to_write = store
+        .apply(Change::Replace(ObjectKind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, json!({}))]));
     let indices: Vec<(&str, u32)> = to_write.iter().map(|pod| (pod.pod.as_str(), pod.index)).collect();
     assert_eq!(indices, [("b", 0)]);
     assert_eq!((to_write[0].uid.as_str(), to_write[0].version.as_str()), ("uid-b", "7"));
-    let to_write =
-        store.apply(Change::Replace(Kind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, written("0"))]));
+    let to_write = store
+        .apply(Change::Replace(ObjectKind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, written("0"))]));
     assert_eq!(to_write, []);
 }
 
@@ -235,7 +235,7 @@ fn host(name: &str, lease: &LeaseId, service: &str) -> Change {
                 "gseq": lease.gseq(), "oseq": lease.oseq(), "service_name": service, "external_port": 80 }),
     );
     let facts = HostFacts::read(&object).unwrap();
-    let key = Key { namespace: facts.namespace.clone(), kind: Kind::Host, name: name.to_owned() };
+    let key = Key { namespace: facts.namespace.clone(), kind: ObjectKind::Host, name: name.to_owned() };
     Change::Set(key, Fact::Host(facts))
 }
 
@@ -250,7 +250,7 @@ fn leased(service: &str, port: u16, external_port: u16) -> Change {
                 "service_name": service, "port": port, "external_port": external_port, "sharing_key": "k", "protocol": "TCP" }),
     );
     let facts = LeasedFacts::read(&object).unwrap();
-    let key = Key { namespace: facts.namespace.clone(), kind: Kind::Leased, name: service.to_owned() };
+    let key = Key { namespace: facts.namespace.clone(), kind: ObjectKind::Leased, name: service.to_owned() };
     Change::Set(key, Fact::Leased(facts))
 }
 
@@ -273,7 +273,7 @@ async fn host_names_are_those_of_the_service_and_move_with_the_providers_word() 
     store.apply(host("a.example.com", &other, "web"));
     assert_eq!((hosts(&view), hosts(&beside)), (vec![], vec!["a.example.com".to_owned()]));
     // It leads to none: the watch cannot tell of which lease it was.
-    let key = Key { namespace: String::new(), kind: Kind::Host, name: "a.example.com".to_owned() };
+    let key = Key { namespace: String::new(), kind: ObjectKind::Host, name: "a.example.com".to_owned() };
     store.apply(Change::Unset(key));
     assert_eq!(hosts(&beside), Vec::<String>::new());
 }
@@ -290,17 +290,17 @@ async fn an_address_is_leased_while_provider_and_load_balancer_say_so() {
         "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } },
     }))
     .unwrap();
-    let key = Key { namespace: lease().namespace(), kind: Kind::Service, name: "web-ip-80-tcp".into() };
-    store.apply(Change::Set(key.clone(), Fact::Reach(ReachFacts::read(&balancer).unwrap())));
+    let key = Key { namespace: lease().namespace(), kind: ObjectKind::Service, name: "web-ip-80-tcp".into() };
+    store.apply(Change::Set(key.clone(), Fact::Reach(ServiceEndpoints::read(&balancer).unwrap())));
     // As long as the provider has not said anything, the balancer's word is taken; of each lease not a moment longer.
     assert_eq!(ips().len(), 2);
-    store.apply(Change::Replace(Kind::Leased, vec![]));
+    store.apply(Change::Replace(ObjectKind::Leased, vec![]));
     assert_eq!(ips(), []);
     store.apply(leased("web", 8080, 80));
     let ip = &ips()[0];
     assert_eq!((ip.ip.as_str(), ip.port, ip.external_port, ips().len()), ("203.0.113.7", 8080, 80, 1));
     // The lease of the address ends; its load balancer is still there.
-    let of_provider = Key { namespace: lease().namespace(), kind: Kind::Leased, name: "web".into() };
+    let of_provider = Key { namespace: lease().namespace(), kind: ObjectKind::Leased, name: "web".into() };
     store.apply(Change::Unset(of_provider));
     assert_eq!(ips(), []);
 }

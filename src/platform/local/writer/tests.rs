@@ -74,7 +74,7 @@ fn full() -> io::Error {
     io::ErrorKind::StorageFull.into()
 }
 
-impl Disk for Memory {
+impl LogFs for Memory {
     type File = PathBuf;
 
     fn open(&mut self, path: &Path) -> io::Result<PathBuf> {

@@ -1,7 +1,7 @@
 //! Logs that are damaged or removed: what is not there any more is told, and nothing else.
 
-use super::super::seek::{Seek, Sought};
-use super::super::walk::Until;
+use super::super::log_reader::ReadLimit;
+use super::super::seek::{Seek, SeekOutcome};
 use super::*;
 
 /// As a crash of whoever writes leaves it.
@@ -15,8 +15,8 @@ async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
         let mut writer = Writer::new(dir.path());
         writer.raw("1970-01-01T00:00:01Z stdout P begun\n");
         writer.raw(&record[..written]);
-        let follow = Follow::UntilEnd(ended.clone());
-        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, follow).await.unwrap();
+        let follow = FollowMode::UntilEnd(ended.clone());
+        let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, follow).await.unwrap();
         let torn = source_gap(1, written as u64, false);
         assert_eq!(rest(&mut tail).await, ["begun".to_owned(), torn], "{written}");
     }
@@ -32,8 +32,8 @@ async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
             writer.line(2_000_000_000, "next");
             expected.push("next\n");
         }
-        let follow = Follow::UntilEnd(ended.clone());
-        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, follow).await.unwrap();
+        let follow = FollowMode::UntilEnd(ended.clone());
+        let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, follow).await.unwrap();
         assert_eq!(rest(&mut tail).await, expected);
     }
 }
@@ -50,7 +50,8 @@ async fn what_is_no_record_is_a_gap() {
     let ended = CancellationToken::new();
     ended.cancel();
     let notifier = Notifier::polling();
-    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(ended.clone())).await.unwrap();
+    let mut tail =
+        open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(ended.clone())).await.unwrap();
     let b = "b\n".to_owned();
     let all = [
         source_gap(3, 14, false),
@@ -62,11 +63,12 @@ async fn what_is_no_record_is_a_gap() {
     assert_eq!(rest(&mut tail).await, all);
     // A gap directly behind a position is told again rather than not at all.
     let a = Position::START.after_line(LogTime::from_nanos(1));
-    let mut tail = open(&notifier, log(&dir), From::After(a), Follow::UntilEnd(ended.clone())).await.unwrap();
+    let mut tail =
+        open(&notifier, log(&dir), ReadFrom::After(a), FollowMode::UntilEnd(ended.clone())).await.unwrap();
     assert_eq!(rest(&mut tail).await, all[2..]);
     // And so is what was lost since the time asked for, though no line is as old.
-    let since = From::Since(LogTime::from_nanos(2));
-    let mut tail = open(&notifier, log(&dir), since, Follow::UntilEnd(ended)).await.unwrap();
+    let since = ReadFrom::Since(LogTime::from_nanos(2));
+    let mut tail = open(&notifier, log(&dir), since, FollowMode::UntilEnd(ended)).await.unwrap();
     assert_eq!((tail.start, rest(&mut tail).await.as_slice()), (a, &all[2..]));
 }
 
@@ -84,7 +86,7 @@ async fn a_compressed_log_that_breaks_off_is_a_gap() {
     let size = fs::metadata(&gz).unwrap().len();
     for cut in size / 2..size / 2 + 20 {
         OpenOptions::new().write(true).open(&gz).unwrap().set_len(size - cut).unwrap();
-        let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No).await.unwrap();
+        let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, FollowMode::No).await.unwrap();
         let heard = rest(&mut tail).await;
         let gap = heard.iter().position(|heard| heard.starts_with("SourceGap")).unwrap();
         assert!(gap > 10 && (0..gap - 1).all(|n| heard[n] == format!("{n:0100}\n")));
@@ -124,7 +126,8 @@ async fn a_run_that_is_removed_while_it_is_read_does_not_end_as_if_that_were_all
             writer.line(0, &"x".repeat(2 * READ_MAX_BYTES));
         }
         let end = CancellationToken::new();
-        let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+        let mut tail =
+            open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(end.clone())).await.unwrap();
         assert!(matches!(next(&mut tail).await, Some(TailItem::Lines(_))));
         if !is_rotated {
             writer.rotate();
@@ -139,23 +142,24 @@ async fn a_run_that_is_removed_while_it_is_read_does_not_end_as_if_that_were_all
 #[test]
 fn a_run_that_is_removed_while_a_place_in_it_is_looked_for_has_a_gap() {
     let gap = told(&unknown_gap(GapCause::Rotated));
-    for from in
-        [From::Since(LogTime::from_nanos(7)), From::After(Position::START.after_line(LogTime::from_nanos(7)))]
-    {
+    for from in [
+        ReadFrom::Since(LogTime::from_nanos(7)),
+        ReadFrom::After(Position::START.after_line(LogTime::from_nanos(7))),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         fill(&mut Writer::new(dir.path()));
-        let mut seek = Seek::new(log(&dir), from, Until::Now).unwrap();
+        let mut seek = Seek::new(log(&dir), from, ReadLimit::Now).unwrap();
         let mut looked = false;
         let mut walk = loop {
             match seek.step().unwrap() {
-                Sought::Seeking(further) => seek = further,
-                Sought::Found(walk, _) => break walk,
+                SeekOutcome::Seeking(further) => seek = further,
+                SeekOutcome::Found(walk, _) => break walk,
             }
             if !std::mem::replace(&mut looked, true) {
                 remove_all(&dir);
             }
         };
-        while !walk.pull(Until::Now).unwrap() {}
+        while !walk.pull(ReadLimit::Now).unwrap() {}
         let mut heard = Vec::new();
         for item in walk.take(true) {
             hear(&item, &mut heard);
@@ -173,7 +177,8 @@ async fn a_run_that_is_removed_when_all_of_it_was_read_ends_without_a_gap() {
     writer.line(2, "last");
     let end = CancellationToken::new();
     let notifier = Notifier::start();
-    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut tail =
+        open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(end.clone())).await.unwrap();
     let mut heard = Vec::new();
     while heard.len() < 2 {
         hear(&next(&mut tail).await.unwrap(), &mut heard);
@@ -191,7 +196,8 @@ async fn a_log_that_is_removed_and_begun_anew_is_followed_behind_a_gap() {
     let mut writer = Writer::new(dir.path());
     writer.line(1, "a");
     let end = CancellationToken::new();
-    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut tail =
+        open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(end.clone())).await.unwrap();
     let mut heard = Vec::new();
     hear(&next(&mut tail).await.unwrap(), &mut heard);
     writer.line(2, "b");
@@ -204,7 +210,7 @@ async fn a_log_that_is_removed_and_begun_anew_is_followed_behind_a_gap() {
     }
     assert_eq!(heard, ["a\n", "b\n", "c\n", &gap, "d\n"]);
     end.cancel();
-    let b = From::After(Position::START.after_line(LogTime::from_nanos(2)));
-    let mut tail = open(&notifier, log(&dir), b, Follow::UntilEnd(end)).await.unwrap();
+    let b = ReadFrom::After(Position::START.after_line(LogTime::from_nanos(2)));
+    let mut tail = open(&notifier, log(&dir), b, FollowMode::UntilEnd(end)).await.unwrap();
     assert_eq!(rest(&mut tail).await, [&gap, "d\n"]);
 }

@@ -12,8 +12,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 
-use super::super::seek::{Seek, Sought};
-use super::super::walk::{Step, Until, Walk};
+use super::super::log_reader::{LogReader, ReadLimit, Step};
+use super::super::seek::{Seek, SeekOutcome};
 use super::*;
 use crate::model::limits::LINE_HELD_MAX_BYTES;
 use crate::model::line::GapCause;
@@ -368,17 +368,17 @@ impl Ear {
     }
 }
 
-fn seek(log: &LogFiles, from: From) -> (Walk, Position) {
-    let mut seek = Seek::new(log.clone(), from, Until::Growing).unwrap();
+fn seek(log: &LogFiles, from: ReadFrom) -> (LogReader, Position) {
+    let mut seek = Seek::new(log.clone(), from, ReadLimit::Growing).unwrap();
     loop {
         match seek.step().unwrap() {
-            Sought::Seeking(further) => seek = further,
-            Sought::Found(walk, start) => return (walk, start),
+            SeekOutcome::Seeking(further) => seek = further,
+            SeekOutcome::Found(walk, start) => return (walk, start),
         }
     }
 }
 
-fn drain(walk: &mut Walk, ear: &mut Ear, until: Until) {
+fn drain(walk: &mut LogReader, ear: &mut Ear, until: ReadLimit) {
     while !walk.pull(until).unwrap() {
         ear.hear(walk.take(false));
     }
@@ -387,7 +387,7 @@ fn drain(walk: &mut Walk, ear: &mut Ear, until: Until) {
 
 /// The follower under test.
 struct Follower {
-    walk: Walk,
+    walk: LogReader,
     start: Position,
     ear: Ear,
     /// How many gaps there may be at most.
@@ -417,9 +417,9 @@ impl Follower {
 
     fn reopen(&mut self, world: &World) {
         let at = self.ear.last.unwrap_or(self.start);
-        let (mut oldest, _) = seek(&world.log, From::Start);
+        let (mut oldest, _) = seek(&world.log, ReadFrom::Start);
         let mut first = Ear::default();
-        drain(&mut oldest, &mut first, Until::Growing);
+        drain(&mut oldest, &mut first, ReadLimit::Growing);
         let tied = first.lines().first().is_some_and(|(_, end)| end.time == at.time);
         if world.files.len() > 1 && (tied || at.time == LogTime::MIN) {
             self.gaps_allowed += 1;
@@ -430,7 +430,7 @@ impl Follower {
         self.gaps_allowed += usize::from(world.disturbed && !there);
         // Where times tie, another line may stand at its place, and end before its offset.
         self.gaps_allowed += usize::from(world.disturbed && tied && at.offset > 0);
-        let (walk, start) = seek(&world.log, From::After(at));
+        let (walk, start) = seek(&world.log, ReadFrom::After(at));
         self.walk = walk;
         // If the place is found nowhere, the reading goes on at the end, which may lie within a line.
         self.ear.torn |= start != at && start.offset > 0;
@@ -462,16 +462,16 @@ fn check_oracle(produced: &[Produced], ear: &Ear) {
 }
 
 /// A reading from there on delivers the pieces from the one at `first` on.
-fn check_reading(world: &World, from: From, first: usize) {
+fn check_reading(world: &World, from: ReadFrom, first: usize) {
     let (mut walk, start) = seek(&world.log, from);
     let mut ear = Ear::default();
-    drain(&mut walk, &mut ear, Until::Growing);
+    drain(&mut walk, &mut ear, ReadLimit::Growing);
     let mut expected = Vec::new();
     for part in &world.parts[first..] {
         join(&mut expected, part.clone());
     }
     assert_eq!(ear.parts, expected, "{from:?}");
-    if first < world.parts.len() || !matches!(from, From::Since(_)) {
+    if first < world.parts.len() || !matches!(from, ReadFrom::Since(_)) {
         let before = first.checked_sub(1).map_or(Position::START, |index| world.parts[index].after);
         assert_eq!(start, before, "{from:?}");
     }
@@ -517,16 +517,16 @@ fn act(world: &mut World, follower: &mut Follower, action: Action) {
         }
         Action::Remove => {}
         Action::Read { steps, bytes } => follower.read(steps, bytes),
-        Action::Drain => drain(&mut follower.walk, &mut follower.ear, Until::Growing),
+        Action::Drain => drain(&mut follower.walk, &mut follower.ear, ReadLimit::Growing),
         Action::Reopen => follower.reopen(world),
         // A line of which only the end is cut off would be told again by its beginning.
         Action::Truncate if world.held_over => {}
         Action::Truncate => {
-            drain(&mut follower.walk, &mut follower.ear, Until::Growing);
+            drain(&mut follower.walk, &mut follower.ear, ReadLimit::Growing);
             let file = OpenOptions::new().write(true).open(world.active()).unwrap();
             if file.metadata().unwrap().len() > 0 {
                 file.set_len(0).unwrap();
-                drain(&mut follower.walk, &mut follower.ear, Until::Growing);
+                drain(&mut follower.walk, &mut follower.ear, ReadLimit::Growing);
                 world.end_lines();
                 world.now += 10;
                 world.disturbed = true;
@@ -541,7 +541,7 @@ fn act(world: &mut World, follower: &mut Follower, action: Action) {
 /// Another reader begins at some place, and reads what it should.
 fn check_another(world: &World, action: &Action) {
     let (from, first) = match *action {
-        Action::Last(0) => (From::Last(0), world.parts.len()),
+        Action::Last(0) => (ReadFrom::Last(0), world.parts.len()),
         Action::Last(lines) => {
             let before = world.produced.len().saturating_sub(usize::try_from(lines).unwrap());
             let mut ends = 0;
@@ -550,18 +550,18 @@ fn check_another(world: &World, action: &Action) {
                 ends += usize::from(part.ends);
                 passes
             });
-            (From::Last(lines), passed.count())
+            (ReadFrom::Last(lines), passed.count())
         }
         Action::Since(ago) => {
             let since = LogTime::from_nanos(world.now - ago);
             let first = world.parts.iter().position(|part| part.time >= since);
-            (From::Since(since), first.unwrap_or(world.parts.len()))
+            (ReadFrom::Since(since), first.unwrap_or(world.parts.len()))
         }
         Action::AfterAny(index) if !world.parts.is_empty() => {
             let index = index.index(world.parts.len());
-            (From::After(world.parts[index].after), index + 1)
+            (ReadFrom::After(world.parts[index].after), index + 1)
         }
-        _ => (From::Start, 0),
+        _ => (ReadFrom::Start, 0),
     };
     check_reading(world, from, first);
 }
@@ -570,14 +570,14 @@ proptest! {
     #[test]
     fn tail_model(removes: bool, actions in prop::collection::vec(action(), 0..120)) {
         let mut world = World::new(removes);
-        let (walk, start) = seek(&world.log, From::Start);
+        let (walk, start) = seek(&world.log, ReadFrom::Start);
         let mut follower = Follower { walk, start, ear: Ear::default(), gaps_allowed: 0 };
         for action in actions {
             act(&mut world, &mut follower, action);
         }
         world.flush();
         world.end_lines();
-        drain(&mut follower.walk, &mut follower.ear, Until::End);
+        drain(&mut follower.walk, &mut follower.ear, ReadLimit::End);
         check_oracle(&world.produced, &follower.ear);
         prop_assert!(follower.ear.gaps() <= follower.gaps_allowed, "{} > {}", follower.ear.gaps(), follower.gaps_allowed);
         if !world.disturbed {
@@ -595,7 +595,7 @@ proptest! {
 #[test]
 fn gap_causes_are_told_apart() {
     let mut world = World::new(true);
-    let (mut walk, _) = seek(&world.log, From::Start);
+    let (mut walk, _) = seek(&world.log, ReadFrom::Start);
     for _ in 0..4 {
         world.now += 1;
         world.record(false, false, b"line");
@@ -609,7 +609,7 @@ fn gap_causes_are_told_apart() {
         fs::remove_file(kept.path).unwrap();
     }
     let mut gaps = Vec::new();
-    while !walk.pull(Until::Growing).unwrap() {}
+    while !walk.pull(ReadLimit::Growing).unwrap() {}
     for item in walk.take(true) {
         if let TailItem::Gap(gap) = item {
             gaps.push((gap.cause, gap.exact));
@@ -619,9 +619,9 @@ fn gap_causes_are_told_apart() {
 }
 
 /// What the follower heard since it was last asked, as text.
-fn heard(walk: &mut Walk) -> Vec<String> {
+fn heard(walk: &mut LogReader) -> Vec<String> {
     let mut ear = Ear::default();
-    drain(walk, &mut ear, Until::Growing);
+    drain(walk, &mut ear, ReadLimit::Growing);
     assert_eq!(ear.gaps(), 0);
     ear.lines().into_iter().map(|(line, _)| String::from_utf8(line.bytes).unwrap()).collect()
 }
@@ -629,7 +629,7 @@ fn heard(walk: &mut Walk) -> Vec<String> {
 #[test]
 fn what_is_written_between_the_end_and_the_look_for_the_next_file_is_read() {
     let mut world = World::new(true);
-    let (mut walk, _) = seek(&world.log, From::Start);
+    let (mut walk, _) = seek(&world.log, ReadFrom::Start);
     assert_eq!(heard(&mut walk), [""; 0]);
     world.record(false, false, b"old");
     world.flush();
@@ -644,7 +644,7 @@ fn what_is_written_between_the_end_and_the_look_for_the_next_file_is_read() {
 #[test]
 fn a_renamed_file_is_followed_until_the_next_is_begun() {
     let mut world = World::new(true);
-    let (mut walk, _) = seek(&world.log, From::Start);
+    let (mut walk, _) = seek(&world.log, ReadFrom::Start);
     world.record(false, false, b"first");
     world.flush();
     world.rotate();

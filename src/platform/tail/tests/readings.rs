@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::platform::cri::Lost;
+use crate::platform::cri::DroppedOutput;
 
 /// Each reads its log some hundred times.
 const CASES: u32 = 64;
@@ -68,7 +68,13 @@ fn write(dir: &tempfile::TempDir, parts: &[Part]) -> (usize, i64) {
                 }
             }
             Part::Lost(lines) => {
-                record(now, true, false, Some(Lost { lines, bytes: 3 * lines, exact: true }), b"lost");
+                record(
+                    now,
+                    true,
+                    false,
+                    Some(DroppedOutput { lines, bytes: 3 * lines, exact: true }),
+                    b"lost",
+                );
             }
             Part::Garbage(len) => {
                 out = vec![b'g'; len];
@@ -88,18 +94,18 @@ fn write(dir: &tempfile::TempDir, parts: &[Part]) -> (usize, i64) {
 }
 
 /// All that a reading of a run that has ended delivers, and where it begins.
-fn read(dir: &tempfile::TempDir, from: From) -> (Position, Vec<Heard>) {
-    let mut seek = Seek::new(log(dir), from, Until::End).unwrap();
+fn read(dir: &tempfile::TempDir, from: ReadFrom) -> (Position, Vec<Heard>) {
+    let mut seek = Seek::new(log(dir), from, ReadLimit::End).unwrap();
     let (mut walk, start) = loop {
         match seek.step().unwrap() {
-            Sought::Seeking(further) => seek = further,
-            Sought::Found(walk, start) => break (walk, start),
+            SeekOutcome::Seeking(further) => seek = further,
+            SeekOutcome::Found(walk, start) => break (walk, start),
         }
     };
     let mut heard: Vec<Heard> = Vec::new();
     let mut is_over = false;
     while !is_over {
-        is_over = walk.pull(Until::End).unwrap();
+        is_over = walk.pull(ReadLimit::End).unwrap();
         for item in walk.take(is_over) {
             match item {
                 TailItem::FollowUnavailable => panic!("a file can be followed"),
@@ -157,7 +163,7 @@ fn is_end_of(all: &[Heard], heard: &[Heard]) -> bool {
 
 /// Behind a position the same comes as in the whole reading. In a log that has been rotated it may be that the first line is gone.
 fn check_after(dir: &tempfile::TempDir, files: usize, at: Position, expected: &[Heard]) {
-    let (start, mut heard) = read(dir, From::After(at));
+    let (start, mut heard) = read(dir, ReadFrom::After(at));
     assert_eq!(start, at);
     if files > 1 && matches!(heard.first(), Some(Heard::Gap(gap)) if gap.cause == GapCause::Rotated) {
         heard.remove(0);
@@ -172,7 +178,7 @@ proptest! {
     fn every_reading_is_a_part_of_the_whole(parts in prop::collection::vec(part(), 0..40)) {
         let dir = tempfile::tempdir().unwrap();
         let (files, now) = write(&dir, &parts);
-        let (start, all) = read(&dir, From::Start);
+        let (start, all) = read(&dir, ReadFrom::Start);
         prop_assert_eq!(start, Position::START);
         let mut before = start;
         for (index, heard) in all.iter().enumerate() {
@@ -191,7 +197,7 @@ proptest! {
         }
         let ends = |heard: &[Heard]| heard.iter().filter_map(Heard::line).filter(|line| line.ends).count();
         for count in [1, 2, 5, 1_000] {
-            let (_, heard) = read(&dir, From::Last(count as u64));
+            let (_, heard) = read(&dir, ReadFrom::Last(count as u64));
             prop_assert_eq!(ends(&heard), count.min(ends(&all)));
             prop_assert!(is_end_of(&all, &heard), "the last {}: {:?} of {:?}", count, heard, all);
         }
@@ -200,7 +206,7 @@ proptest! {
         }
         for ago in -1..4 {
             let since = LogTime::from_nanos(now - ago);
-            let (_, heard) = read(&dir, From::Since(since));
+            let (_, heard) = read(&dir, ReadFrom::Since(since));
             let lines = |from: &[Heard]| from.iter().filter_map(Heard::line).copied().collect::<Vec<_>>();
             let first = all.iter().position(|heard| heard.line().is_some_and(|line| line.time >= since));
             prop_assert_eq!(lines(&heard), lines(&all[first.unwrap_or(all.len())..]), "since {:?}", since);

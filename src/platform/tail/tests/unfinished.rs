@@ -29,8 +29,8 @@ async fn finished_lines_pass_an_endless_one_of_the_other_stream() {
             .raw(format!("1970-01-01T00:00:01Z stderr P {frame}\n1970-01-01T00:00:02Z stdout F line {n}\n"));
     }
     let end = CancellationToken::new();
-    for (from, expected) in [(From::Start, 40), (From::Last(3), 3)] {
-        for follow in [Follow::No, Follow::UntilEnd(end.clone())] {
+    for (from, expected) in [(ReadFrom::Start, 40), (ReadFrom::Last(3), 3)] {
+        for follow in [FollowMode::No, FollowMode::UntilEnd(end.clone())] {
             let mut tail = open(&Notifier::polling(), log(&dir), from, follow).await.unwrap();
             let mut lines = 0;
             while lines < expected {
@@ -49,7 +49,8 @@ async fn unfinished_line_is_delivered_while_it_is_followed() {
     let mut writer = Writer::new(dir.path());
     let end = CancellationToken::new();
     let notifier = Notifier::start();
-    let mut tail = open(&notifier, log(&dir), From::Start, Follow::UntilEnd(end.clone())).await.unwrap();
+    let mut tail =
+        open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(end.clone())).await.unwrap();
     let mut at = Position::START;
     for content in ["Password: ", "\r 1 %", "\r 2 %"] {
         writer.raw(format!("1970-01-01T00:00:01Z stdout P {content}\n"));
@@ -57,7 +58,7 @@ async fn unfinished_line_is_delivered_while_it_is_followed() {
         at = at.after_bytes(content.len());
         assert_eq!((&batch.data[..], batch.lines[0].after), (content.as_bytes(), at));
         // A new reader behind it gets no byte of it again.
-        let mut other = open(&notifier, log(&dir), From::After(at), Follow::No).await.unwrap();
+        let mut other = open(&notifier, log(&dir), ReadFrom::After(at), FollowMode::No).await.unwrap();
         assert_eq!((other.start, rest(&mut other).await), (at, vec![]));
     }
     writer.raw("1970-01-01T00:00:02Z stdout F  done\n");
@@ -71,8 +72,8 @@ async fn pieces_written_together_come_as_one_line() {
     let mut writer = Writer::new(dir.path());
     writer.raw("1970-01-01T00:00:01Z stdout P be\n1970-01-01T00:00:01Z stdout P gin\n");
     let end = CancellationToken::new();
-    let follow = Follow::UntilEnd(end.clone());
-    let mut tail = open(&Notifier::start(), log(&dir), From::Start, follow).await.unwrap();
+    let follow = FollowMode::UntilEnd(end.clone());
+    let mut tail = open(&Notifier::start(), log(&dir), ReadFrom::Start, follow).await.unwrap();
     writer.raw("1970-01-01T00:00:01Z stdout F , end\n");
     end.cancel();
     assert_eq!(rest(&mut tail).await, ["begin, end\n"]);
@@ -91,7 +92,7 @@ async fn record_of_any_length_is_delivered_in_pieces() {
     // No record, and longer than a part.
     writer.raw("y".repeat(MIB) + "\n");
     writer.raw(record("stderr", 7));
-    let mut tail = open(&Notifier::polling(), log(&dir), From::Start, Follow::No).await.unwrap();
+    let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, FollowMode::No).await.unwrap();
     let (all, end, gaps) = bytes(&mut tail).await;
     let line = |len: usize| "x".repeat(len) + "\n";
     let expected = [MIB + 1, 3, longest, 7].map(line).concat().into_bytes();
@@ -103,8 +104,8 @@ async fn record_of_any_length_is_delivered_in_pieces() {
     // From within a line come exactly the bytes behind the position.
     let before = Position { ordinal: 2, ..end };
     for offset in [1, 4_096, LINE_HELD_MAX_BYTES, LINE_HELD_MAX_BYTES + 1, longest] {
-        let from = From::After(before.after_bytes(offset));
-        let mut tail = open(&Notifier::polling(), log(&dir), from, Follow::No).await.unwrap();
+        let from = ReadFrom::After(before.after_bytes(offset));
+        let mut tail = open(&Notifier::polling(), log(&dir), from, FollowMode::No).await.unwrap();
         let (rest, _, _) = bytes(&mut tail).await;
         assert!(rest == expected[MIB + 6 + offset..], "{offset}: {} bytes", rest.len());
     }

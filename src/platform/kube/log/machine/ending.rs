@@ -5,10 +5,10 @@ use super::{
     Machine, PAUSE_AWAY, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, POLL_EVERY, POLLS_PER_TRIAL, Stage,
     UNCLEAR_PAUSES,
 };
-use crate::platform::emit::{Emitter, Filter};
+use crate::platform::batcher::{LineBatcher, StartFilter};
 use crate::platform::kube::log::lines::{Found, Rest};
-use crate::platform::kube::log::step::Do;
-use crate::platform::{Error, From};
+use crate::platform::kube::log::step::Action;
+use crate::platform::{Error, ReadFrom};
 
 /// Part of what a kubelet says at the end of a followed log if the container was removed before the kubelet saw that it had ended.
 const CONTAINER_REMOVED: &str = "code = NotFound";
@@ -17,9 +17,9 @@ const CONTAINER_REMOVED: &str = "code = NotFound";
 const CANNOT_WATCH: [&str; 2] = ["failed to create fsnotify watcher", "failed to watch directory"];
 
 impl Machine {
-    pub(super) fn complete(&mut self, ended: bool) -> Do {
+    pub(super) fn complete(&mut self, ended: bool) -> Action {
         let mut is_unfinished = false;
-        let is_glance = matches!(self.stage, Stage::Glance { .. });
+        let is_glance = matches!(self.stage, Stage::ProbeNewer { .. });
         if self.ended && !is_glance {
             // Of a run that has ended it is the last line.
             match self.lines.take_rest() {
@@ -61,7 +61,7 @@ impl Machine {
         next
     }
 
-    fn completed(&mut self, ended: bool) -> Do {
+    fn completed(&mut self, ended: bool) -> Action {
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Seek if self.emitter.start().is_none() => self.not_found(ended),
             Stage::Last(mut last) => {
@@ -69,22 +69,23 @@ impl Machine {
                 if last.is_whole() {
                     self.begin_at_last(last, ended)
                 } else if last.is_sure(self.emitter.first(), self.emitter.at()) {
-                    self.go_to(Stage::Glance { last, newer: false })
+                    self.go_to(Stage::ProbeNewer { last, newer: false })
                 } else {
                     self.go_to(Stage::Count)
                 }
             }
-            Stage::Glance { newer: true, .. } => self.go_to(Stage::Count),
-            Stage::Glance { last, .. } => self.begin_at_last(last, ended),
+            Stage::ProbeNewer { newer: true, .. } => self.go_to(Stage::Count),
+            Stage::ProbeNewer { last, .. } => self.begin_at_last(last, ended),
             Stage::Count => {
                 // What has come meanwhile comes after those that were counted.
-                let wanted = if let From::Last(lines) = self.from { lines } else { 0 };
+                let wanted = if let ReadFrom::Last(lines) = self.from { lines } else { 0 };
                 if wanted == 0 {
                     // A loud log goes on while it is read, so each read that is saved is a step towards following it.
-                    self.emitter = Emitter::new(self.emitter.at(), self.emitter.lines(), Filter::All);
+                    self.emitter =
+                        LineBatcher::new(self.emitter.at(), self.emitter.lines(), StartFilter::All);
                     return self.at_end(ended);
                 }
-                self.filter = Filter::Lines(self.emitter.lines().saturating_sub(wanted));
+                self.filter = StartFilter::Lines(self.emitter.lines().saturating_sub(wanted));
                 self.go_to(Stage::Seek)
             }
             Stage::Live(place) => {
@@ -106,74 +107,76 @@ impl Machine {
             }
             Stage::Drain(Some(_)) => self.recover(),
             Stage::Recover(Some(_)) if self.follow && !self.ended && !ended => {
-                self.go_to(Stage::Before(self.window.aligner(u64::MAX)))
+                self.go_to(Stage::PreviousRun(self.window.aligner(u64::MAX)))
             }
-            Stage::Recover(Some(_)) | Stage::Before(_) => self.rotated(),
-            Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::Untold | Stage::Rest { .. } => {
-                self.at_end(ended)
-            }
-            Stage::Done => Do::Finish,
+            Stage::Recover(Some(_)) | Stage::PreviousRun(_) => self.rotated(),
+            Stage::Seek
+            | Stage::Drain(None)
+            | Stage::Recover(None)
+            | Stage::AwaitingStatus
+            | Stage::SkipKnown { .. } => self.at_end(ended),
+            Stage::Done => Action::Finish,
         }
     }
 
     /// The kubelet serves a later run than the API server knows of. Waits for its word, and not longer than times can be believed.
-    pub(super) fn behind(&mut self, why: &str, unclear: bool) -> Do {
+    pub(super) fn behind(&mut self, why: &str, unclear: bool) -> Action {
         tracing::debug!(why, patience = self.patience, "the API server does not know of the newest run yet");
         if unclear {
             self.patience = self.patience.min(UNCLEAR_PAUSES);
         }
         self.patience = self.patience.saturating_sub(1);
-        if let Stage::Rest { reported: false, .. } = self.stage {
-            self.stage = Stage::Untold;
+        if let Stage::SkipKnown { reported: false, .. } = self.stage {
+            self.stage = Stage::AwaitingStatus;
             // The whole file is another one then.
             self.searched = false;
         }
-        Do::Pause(if self.follow { PAUSE_MAX } else { PAUSE_BRIEF })
+        Action::Pause(if self.follow { PAUSE_MAX } else { PAUSE_BRIEF })
     }
 
     /// The place is in no file any more: reads what there is.
-    pub(super) fn rotated(&mut self) -> Do {
+    pub(super) fn rotated(&mut self) -> Action {
         self.suspect = None;
         let known = self.window.all();
-        self.go_to(Stage::Rest { known, reported: false })
+        self.go_to(Stage::SkipKnown { known, reported: false })
     }
 
     /// The kubelet cannot follow the log: it is read again and again.
-    fn unfollowable(&mut self, why: String) -> Do {
+    fn unfollowable(&mut self, why: String) -> Action {
         tracing::debug!(why, "a kubelet cannot follow a log");
         self.reports_polling = true;
         self.polls = Some(POLLS_PER_TRIAL);
-        Do::Pause(POLL_EVERY)
+        Action::Pause(POLL_EVERY)
     }
 
     /// The last lines were read, and will be again.
-    fn polled(&mut self) -> Do {
+    fn polled(&mut self) -> Action {
         self.failures = 0;
         self.polls = self.polls.map(|polls| polls.saturating_sub(1));
-        Do::Pause(POLL_EVERY)
+        Action::Pause(POLL_EVERY)
     }
 
     /// Nothing was said against following the log.
-    pub(super) fn followed_again(&mut self) -> Do {
+    pub(super) fn followed_again(&mut self) -> Action {
         self.polls = None;
-        Do::Read
+        Action::Read
     }
 
     /// Everything that the file held is handed out.
-    pub(super) fn at_end(&mut self, ended: bool) -> Do {
+    pub(super) fn at_end(&mut self, ended: bool) -> Action {
         if self.suspect.take().is_some() {
             // The stream had a line after the last known one that the file does not have there.
             self.lost();
         }
         if self.ended || !self.follow {
             self.stage = Stage::Done;
-            return Do::Finish;
+            return Action::Finish;
         }
         self.go_to(if ended { Stage::Drain(None) } else { Stage::Live(None) })
     }
 
-    pub(super) fn broken(&mut self, why: String) -> Do {
-        if let Stage::Before(_) = self.stage {
+    pub(super) fn broken(&mut self, why: String) -> Action {
+        if let Stage::PreviousRun(_) = self.stage {
             // There is no such run any more, only the kubelet has not noticed yet.
             return self.rotated();
         }
@@ -188,23 +191,23 @@ impl Machine {
 
     /// That nobody is reached is no failure of this log's: it is not held against it once somebody is. But what looked like the end of
     /// the log may have been that of its kubelet.
-    pub(super) fn away(&mut self, why: String) -> Do {
+    pub(super) fn away(&mut self, why: String) -> Action {
         self.clean_end = None;
-        self.interrupted(why).unwrap_or(Do::Pause(PAUSE_AWAY))
+        self.interrupted(why).unwrap_or(Action::Pause(PAUSE_AWAY))
     }
 
     /// Has the log read on where it was interrupted; tells what else is to be done if it is over with that.
-    fn interrupted(&mut self, why: String) -> Option<Do> {
+    fn interrupted(&mut self, why: String) -> Option<Action> {
         if self.leave_response() && matches!(self.stage, Stage::Live(None) | Stage::Drain(None)) {
             // The beginning of a new line.
             self.clean_end = None;
         }
         self.said = None;
         if !self.follow || self.start().is_none() {
-            return Some(Do::Fail(Error::Unavailable(why)));
+            return Some(Action::Fail(Error::Unavailable(why)));
         }
         tracing::debug!(why, failures = self.failures, "a log response broke off");
-        if matches!(self.stage, Stage::Seek | Stage::Rest { reported: true, .. }) {
+        if matches!(self.stage, Stage::Seek | Stage::SkipKnown { reported: true, .. }) {
             // What was read is read: on from there.
             let is_unread = self.window.is_empty() && self.emitter.at().offset == 0;
             if !is_unread {
@@ -215,10 +218,10 @@ impl Machine {
     }
 
     /// Waits, and then asks again.
-    pub(super) fn pause(&mut self) -> Do {
+    pub(super) fn pause(&mut self) -> Action {
         let pause = PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(self.failures)).min(PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
-        Do::Pause(pause)
+        Action::Pause(pause)
     }
 
     /// What has been delivered: whole lines, and bytes of the next one.
@@ -227,17 +230,17 @@ impl Machine {
     }
 
     /// Of a run that was followed to its end the log may be removed at once.
-    pub(super) fn gone(&mut self, why: String) -> Do {
+    pub(super) fn gone(&mut self, why: String) -> Action {
         if self.start().is_none() {
-            return Do::Fail(Error::NotFound(why));
+            return Action::Fail(Error::NotFound(why));
         }
-        if let Stage::Before(_) = self.stage {
+        if let Stage::PreviousRun(_) = self.stage {
             return self.rotated();
         }
         if self.clean_end != Some(self.delivered()) {
             self.lost();
         }
         self.stage = Stage::Done;
-        Do::Finish
+        Action::Finish
     }
 }

@@ -4,15 +4,15 @@ use super::{BEHIND_PAUSES, BRIEF_PAUSES, Machine, Stage, UNROTATED};
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-use crate::platform::From;
-use crate::platform::emit::{Emitter, Filter, unknown_gap};
-use crate::platform::kube::log::last::Last;
-use crate::platform::kube::log::step::Do;
-use crate::platform::kube::log::window::{LineHash, Window};
+use crate::platform::ReadFrom;
+use crate::platform::batcher::{LineBatcher, StartFilter, unknown_gap};
+use crate::platform::kube::log::overlap::{LineHash, Window};
+use crate::platform::kube::log::step::Action;
+use crate::platform::kube::log::tail_buffer::TailBuffer;
 
 impl Machine {
     /// Every stage may begin here again.
-    pub(super) fn opened(&mut self, ended: bool) -> Do {
+    pub(super) fn opened(&mut self, ended: bool) -> Action {
         self.ended = ended;
         let ask = self.ask();
         if ask.checks_run {
@@ -27,7 +27,7 @@ impl Machine {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
                 *place = (!self.window.is_empty()).then(|| self.window.aligner(asked));
             }
-            Stage::Before(place) => *place = self.window.aligner(asked),
+            Stage::PreviousRun(place) => *place = self.window.aligner(asked),
             Stage::Last(last) => {
                 last.begin_anew();
                 self.count_anew();
@@ -35,36 +35,36 @@ impl Machine {
             Stage::Seek => self.count_anew(),
             Stage::Count => {
                 self.count_anew();
-                self.emitter = Emitter::new(Position::START, 0, Filter::Nothing);
+                self.emitter = LineBatcher::new(Position::START, 0, StartFilter::Nothing);
             }
-            Stage::Rest { reported, .. } => {
+            Stage::SkipKnown { reported, .. } => {
                 // The lines that it remembers will stand in the order of this file.
                 self.window = Window::default();
                 if !std::mem::replace(reported, true) {
                     self.lost();
                 }
             }
-            Stage::Glance { .. } | Stage::Untold | Stage::Done => {}
+            Stage::ProbeNewer { .. } | Stage::AwaitingStatus | Stage::Done => {}
         }
-        Do::Read
+        Action::Read
     }
 
     /// Counts from the file's first line.
     fn count_anew(&mut self) {
         self.skip = 0;
         self.window = Window::default();
-        self.emitter = Emitter::new(Position::START, 0, self.filter);
+        self.emitter = LineBatcher::new(Position::START, 0, self.filter);
     }
 
     /// The whole file was read, and the place to begin at was not in it.
-    pub(super) fn not_found(&mut self, ended: bool) -> Do {
-        if let Filter::Lines(_) = self.filter {
+    pub(super) fn not_found(&mut self, ended: bool) -> Action {
+        if let StartFilter::Lines(_) = self.filter {
             // It was rotated since its lines were counted.
-            self.filter = Filter::All;
+            self.filter = StartFilter::All;
             return self.go_to(Stage::Count);
         }
         self.emitter.begin_here();
-        if let From::After(_) = self.from {
+        if let ReadFrom::After(_) = self.from {
             // The position lies behind the end, or its line is gone and the clock was set back since.
             self.emitter.gap(unknown_gap(GapCause::Source));
         }
@@ -72,9 +72,9 @@ impl Machine {
     }
 
     /// The last lines were found: delivery begins with them.
-    pub(super) fn begin_at_last(&mut self, last: Last, ended: bool) -> Do {
+    pub(super) fn begin_at_last(&mut self, last: TailBuffer, ended: bool) -> Action {
         let at = self.emitter.at();
-        self.emitter = Emitter::new(at, self.emitter.lines(), Filter::All);
+        self.emitter = LineBatcher::new(at, self.emitter.lines(), StartFilter::All);
         self.first = Some(last.finish(at));
         self.at_end(ended)
     }
@@ -87,7 +87,7 @@ impl Machine {
     /// Whether the place may be another one: the first line has the time of the position, and before it there may have been more
     /// of that time, in a file that is gone.
     pub(super) fn is_unsure(&self) -> bool {
-        let From::After(after) = self.from else { return false };
+        let ReadFrom::After(after) = self.from else { return false };
         let Some(first) = self.emitter.first() else { return false };
         !self.is_fresh(first)
             && !self.emitter.is_inexact()

@@ -3,17 +3,17 @@
 use super::{Machine, SAID_MAX_CHARS, Stage, Suspect};
 use crate::model::line::GapCause;
 use crate::model::time::LogTime;
-use crate::platform::emit::unknown_gap;
+use crate::platform::batcher::unknown_gap;
 use crate::platform::kube::log::lines::{Found, Lines, Rest};
-use crate::platform::kube::log::step::Do;
-use crate::platform::kube::log::window::{LineHash, Mark, Novelty, Place};
+use crate::platform::kube::log::overlap::{LineHash, Mark, Novelty, OverlapPlace};
+use crate::platform::kube::log::step::Action;
 
 impl Machine {
-    pub(super) fn data(&mut self, data: &[u8]) -> Do {
-        if let Stage::Glance { newer, .. } = &mut self.stage {
+    pub(super) fn data(&mut self, data: &[u8]) -> Action {
+        if let Stage::ProbeNewer { newer, .. } = &mut self.stage {
             // A time, and not what a kubelet says.
             *newer |= data.first().is_some_and(u8::is_ascii_digit);
-            return Do::Read;
+            return Action::Read;
         }
         let mut lines = std::mem::take(&mut self.lines);
         let mut misplaced = false;
@@ -32,7 +32,7 @@ impl Machine {
         {
             return self.go_to(Stage::Count);
         }
-        Do::Read
+        Action::Read
     }
 
     /// Whether an unfinished line waits that can be delivered as a piece.
@@ -41,7 +41,7 @@ impl Machine {
     }
 
     /// Delivers the unfinished line as far as it came. One older than the last line may be a repeat, which only its end can tell.
-    pub(super) fn unfinished(&mut self) -> Do {
+    pub(super) fn unfinished(&mut self) -> Action {
         if self.holds_unfinished() && !self.repeats {
             let mut lines = std::mem::take(&mut self.lines);
             let last = self.window.last().map(|last| last.time);
@@ -52,7 +52,7 @@ impl Machine {
             });
             self.lines = lines;
         }
-        Do::Read
+        Action::Read
     }
 
     /// Takes a piece of a line; `false` if the place cannot be in this response.
@@ -71,8 +71,8 @@ impl Machine {
                 if let Some(aligner) = place {
                     let Some(mark) = mark else { return true };
                     return match aligner.take(mark) {
-                        Place::Before => true,
-                        Place::Last => {
+                        OverlapPlace::Before => true,
+                        OverlapPlace::Last => {
                             *place = None;
                             if is_live {
                                 // It is followed again, and may end in another way.
@@ -80,7 +80,7 @@ impl Machine {
                             }
                             true
                         }
-                        Place::Elsewhere => searches_all,
+                        OverlapPlace::Elsewhere => searches_all,
                     };
                 }
                 let is_at_line = self.is_at_line();
@@ -110,16 +110,16 @@ impl Machine {
                     self.lost();
                 }
             }
-            Stage::Before(place) => {
+            Stage::PreviousRun(place) => {
                 let Some(mark) = mark else { return true };
-                if place.take(mark) == Place::Last {
+                if place.take(mark) == OverlapPlace::Last {
                     // It is the run that is read: what follows is the rest of it.
                     self.ended = true;
                     self.stage = Stage::Drain(None);
                 }
                 return true;
             }
-            Stage::Rest { known, .. } => {
+            Stage::SkipKnown { known, .. } => {
                 if let Some(mark) = mark.filter(|mark| known.contains(mark)) {
                     self.window.push(mark);
                     return true;
@@ -189,7 +189,7 @@ impl Machine {
     }
 
     /// Compares the end of the file with what was read: whether the silence is one of the log's.
-    pub(super) fn probed(&mut self, data: &[u8]) -> Do {
+    pub(super) fn probed(&mut self, data: &[u8]) -> Action {
         let mut hash = LineHash::default();
         let mut last = None;
         Lines::default().push(data, &mut |found| {
@@ -201,12 +201,12 @@ impl Machine {
             }
         });
         if last.is_none() {
-            return Do::Read;
+            return Action::Read;
         }
         if last == self.window.last() {
             // It has been open all the while: what failed before is over.
             self.failures = 0;
-            return Do::Read;
+            return Action::Read;
         }
         self.clean_end = None;
         self.go_to(Stage::Live(None))

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::platform::Error;
-use crate::platform::kube::log::window::WINDOW_LINES;
+use crate::platform::kube::log::overlap::WINDOW_LINES;
 
 mod outages;
 mod rotations;
@@ -28,7 +28,7 @@ struct Server {
     ended: bool,
     /// The last line has no newline.
     unfinished: bool,
-    asked: Vec<Ask>,
+    asked: Vec<LogQuery>,
     open: Option<Open>,
     /// What a kubelet that fell behind sends first, part by part, and whether the part was sent before.
     behind: VecDeque<(Range<usize>, bool)>,
@@ -40,7 +40,7 @@ struct Server {
 
 #[derive(Clone, Copy, Debug)]
 struct Open {
-    ask: Ask,
+    ask: LogQuery,
     /// The next line to be sent.
     next: usize,
 }
@@ -109,7 +109,7 @@ impl Server {
         }
     }
 
-    fn open(&mut self, ask: Ask) {
+    fn open(&mut self, ask: LogQuery) {
         self.asked.push(ask);
         self.behind.clear();
         let last = |lines| self.log.len().saturating_sub(usize::try_from(lines).unwrap());
@@ -211,14 +211,14 @@ impl Heard {
 struct Play {
     server: Server,
     machine: Machine,
-    next: Do,
+    next: Action,
     heard: Heard,
 }
 
 impl Play {
-    fn new(server: Server, from: From, follow: bool) -> Self {
+    fn new(server: Server, from: ReadFrom, follow: bool) -> Self {
         let machine = Machine::new(from, follow, LogTime::from_nanos(STARTED));
-        let next = Do::Ask(machine.ask());
+        let next = Action::Ask(machine.ask());
         Self { server, machine, next, heard: Heard::default() }
     }
 
@@ -233,7 +233,7 @@ impl Play {
         let mut polls = 0;
         for _ in 0..100 {
             match &self.next {
-                Do::Ask(ask) => {
+                Action::Ask(ask) => {
                     let ask = *ask;
                     if ask.before {
                         self.on(Event::Gone("there was none".into()));
@@ -243,15 +243,15 @@ impl Play {
                     let ended = self.server.ended;
                     self.on(Event::Opened { ended });
                 }
-                Do::Pause(POLL_EVERY) if polls == 2 => return true,
-                Do::Pause(pause) => {
+                Action::Pause(POLL_EVERY) if polls == 2 => return true,
+                Action::Pause(pause) => {
                     polls += u32::from(*pause == POLL_EVERY);
                     let ended = self.server.ended;
                     self.on(Event::Woken { ended });
                 }
-                Do::Finish => return false,
-                Do::Fail(error) => panic!("{error}"),
-                Do::Read => {
+                Action::Finish => return false,
+                Action::Fail(error) => panic!("{error}"),
+                Action::Read => {
                     let ask = self.server.open.unwrap().ask;
                     if std::mem::take(&mut foreign) {
                         self.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
@@ -270,7 +270,7 @@ impl Play {
                     if !ask.follow || self.server.ended || self.server.exhausted {
                         let ended = self.server.ended;
                         self.on(Event::Complete { ended });
-                    } else if matches!(self.machine.silence(), Silence::Unplaced | Silence::Trial) {
+                    } else if matches!(self.machine.silence(), IdleVerdict::Unplaced | IdleVerdict::Trial) {
                         self.on(Event::Silent);
                     } else {
                         return true;
@@ -283,7 +283,7 @@ impl Play {
 
     /// What there is, if a response is open.
     fn send(&mut self, cut: bool) {
-        if matches!(self.next, Do::Read) {
+        if matches!(self.next, Action::Read) {
             let bytes = self.server.bytes(cut);
             if !bytes.is_empty() {
                 self.on(Event::Data(&bytes));
@@ -304,24 +304,24 @@ impl Play {
             }
             Op::Break(cut, waits) => {
                 self.send(*cut);
-                if *waits && matches!(self.next, Do::Read) && self.machine.holds_unfinished() {
+                if *waits && matches!(self.next, Action::Read) && self.machine.holds_unfinished() {
                     self.on(Event::Unfinished);
                 }
-                if matches!(self.next, Do::Read) {
+                if matches!(self.next, Action::Read) {
                     self.on(Event::Broken("cut off".into()));
                 }
             }
             Op::Complete => {
                 self.send(false);
-                if matches!(self.next, Do::Read) && self.server.open.unwrap().ask.follow {
+                if matches!(self.next, Action::Read) && self.server.open.unwrap().ask.follow {
                     self.on(Event::Complete { ended: false });
                 }
             }
             Op::Foreign => {
-                if matches!(self.next, Do::Read) {
+                if matches!(self.next, Action::Read) {
                     self.on(Event::Broken("cut off".into()));
                 }
-                if matches!(self.next, Do::Ask(_) | Do::Pause(_)) && self.machine.start().is_some() {
+                if matches!(self.next, Action::Ask(_) | Action::Pause(_)) && self.machine.start().is_some() {
                     self.settle(true);
                 }
             }
@@ -330,7 +330,7 @@ impl Play {
             }
             Op::FallBehind(rest, left_out, newest, step) => {
                 // One that has come so far as to watch the file. What is gone of a log is unknown while no line of it was read.
-                if self.settle(false) && matches!(self.next, Do::Read) && !self.heard.lines.is_empty() {
+                if self.settle(false) && matches!(self.next, Action::Read) && !self.heard.lines.is_empty() {
                     self.server.fall_behind(*rest, left_out, *newest, *step);
                 }
             }
@@ -340,7 +340,7 @@ impl Play {
 
     fn end(&mut self) {
         self.server.ended = true;
-        if matches!(self.next, Do::Read) {
+        if matches!(self.next, Action::Read) {
             self.settle(false);
         }
         while self.settle(false) {}
@@ -373,7 +373,7 @@ proptest! {
     /// Whatever happens: what is delivered and what is reported as missing add up.
     #[test]
     fn it_adds_up(ops in proptest::collection::vec(op(), 1..30)) {
-        let mut play = Play::new(Server::default(), From::Start, true);
+        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
         play.settle(false);
         for op in &ops {
             play.op(op);
@@ -403,13 +403,13 @@ proptest! {
         let log = server.log.clone();
         for (index, position) in positions.iter().enumerate() {
             let server = Server { log: log.clone(), ..Server::default() };
-            let mut play = Play::new(server, From::After(*position), false);
+            let mut play = Play::new(server, ReadFrom::After(*position), false);
             play.settle(false);
             prop_assert_eq!(play.machine.start(), Some(*position));
             prop_assert_eq!(play.heard.lines.len(), log.len() - index - 1);
             prop_assert!(play.heard.last.is_none() || play.heard.last == positions.last().copied());
         }
-        let mut play = Play::new(server, From::Last(last), false);
+        let mut play = Play::new(server, ReadFrom::Last(last), false);
         play.settle(false);
         let expected = log.len().saturating_sub(usize::try_from(last).unwrap());
         let start = expected.checked_sub(1).map_or(Position::START, |index| positions[index]);
@@ -419,7 +419,7 @@ proptest! {
 
 #[test]
 fn unfinished_line_is_delivered_once_across_a_cut() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1);
     play.settle(false);
     assert!(!play.machine.holds_unfinished());
@@ -438,7 +438,7 @@ fn unfinished_line_is_delivered_once_across_a_cut() {
 
 #[test]
 fn a_clock_set_back_an_hour_silences_nothing() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(100, 1_000_000);
     play.settle(false);
     for step in [-3_600_000_000_000, 1, 1, -3_600_000_000_000] {
@@ -455,7 +455,7 @@ fn a_clock_set_back_an_hour_silences_nothing() {
 
 #[test]
 fn repeats_after_a_rotation_are_dropped_and_told_of() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(100, 1_000_000);
     play.settle(false);
     // The stream goes back, as a kubelet's does that was read too slowly.
@@ -468,7 +468,7 @@ fn repeats_after_a_rotation_are_dropped_and_told_of() {
 
 #[test]
 fn what_was_rotated_away_meanwhile_is_a_gap() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(10, 1_000_000);
     play.settle(false);
     play.on(Event::Broken("cut off".into()));
@@ -482,7 +482,7 @@ fn what_was_rotated_away_meanwhile_is_a_gap() {
 
 #[test]
 fn a_last_line_without_a_newline_comes_when_the_run_has_ended() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.server.unfinished = true;
     play.settle(false);
@@ -493,7 +493,7 @@ fn a_last_line_without_a_newline_comes_when_the_run_has_ended() {
 
 #[test]
 fn a_kubelets_words_are_nobodys_output() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
     play.op(&Op::Foreign);
@@ -502,26 +502,26 @@ fn a_kubelets_words_are_nobodys_output() {
     play.heard.check(&play.server.log);
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (6, 0));
     // If nothing else can be had, it is a failure and not a log.
-    let mut machine = Machine::new(From::Start, false, LogTime::from_nanos(0));
+    let mut machine = Machine::new(ReadFrom::Start, false, LogTime::from_nanos(0));
     machine.on(Event::Opened { ended: true });
     machine.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
-    assert!(matches!(machine.on(Event::Complete { ended: true }), Do::Fail(Error::Unavailable(_))));
+    assert!(matches!(machine.on(Event::Complete { ended: true }), Action::Fail(Error::Unavailable(_))));
     assert_eq!(machine.take(), vec![]);
 }
 
 #[test]
 fn the_last_lines_of_a_long_log_are_found_without_reading_all_of_it() {
-    let mut play = Play::new(Server::default(), From::Last(5), true);
+    let mut play = Play::new(Server::default(), ReadFrom::Last(5), true);
     play.server.print(3 * WINDOW_LINES, 1_000_000);
     play.settle(false);
     assert_eq!(play.heard.lines.len(), 5);
-    assert!(!play.server.asked.contains(&Ask::WHOLE), "{:?}", play.server.asked);
+    assert!(!play.server.asked.contains(&LogQuery::WHOLE), "{:?}", play.server.asked);
     // Unless the clock went back: then positions count from further up.
     let mut server = Server::default();
     server.print(10, 1_000_000);
     server.print(1, -5_000_000_000);
     server.print(3 * WINDOW_LINES, 1_000);
-    let mut play = Play::new(server, From::Last(5), true);
+    let mut play = Play::new(server, ReadFrom::Last(5), true);
     play.settle(false);
     assert_eq!(play.heard.lines.len(), 5);
     let at = Position { time: LogTime::from_nanos(1_000_010_000_000), ordinal: 0, offset: 0 };
@@ -531,34 +531,34 @@ fn the_last_lines_of_a_long_log_are_found_without_reading_all_of_it() {
 
 #[test]
 fn silence_is_believed_only_if_the_last_line_is_the_one_that_was_read() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
-    assert_eq!(play.machine.silence(), Silence::Quiet);
+    assert_eq!(play.machine.silence(), IdleVerdict::Quiet);
     let same = probe(&play.server);
     play.on(Event::Probed(same.as_bytes()));
-    assert!(matches!(play.next, Do::Read));
+    assert!(matches!(play.next, Action::Read));
     play.server.print(1, 1_000_000);
     let newer = probe(&play.server);
     play.on(Event::Probed(newer.as_bytes()));
-    assert!(matches!(play.next, Do::Ask(Ask { follow: true, .. })));
+    assert!(matches!(play.next, Action::Ask(LogQuery { follow: true, .. })));
     play.settle(false);
     assert_eq!(play.heard.lines.len(), 4);
 }
 
 #[test]
 fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
     play.on(Event::Complete { ended: false });
     play.on(Event::Woken { ended: true });
     play.on(Event::Gone("pod not found".into()));
-    assert!(matches!(play.next, Do::Finish));
+    assert!(matches!(play.next, Action::Finish));
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
     // Nor if the kubelet removed it before the pod had gone, and said so, whether the run was known to have ended or not.
     for told in [false, true] {
-        let mut play = Play::new(Server::default(), From::Start, true);
+        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
         play.server.print(3, 1_000_000);
         play.settle(false);
         play.on(Event::Complete { ended: false });
@@ -570,11 +570,11 @@ fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
         }
         play.on(Event::Woken { ended: told });
         play.on(Event::Gone("pod not found".into()));
-        assert!(matches!(play.next, Do::Finish));
+        assert!(matches!(play.next, Action::Finish));
         assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
     }
     // But after a connection that broke nobody knows, nor while a kubelet was away.
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
     play.on(Event::Complete { ended: false });
@@ -587,7 +587,7 @@ fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
     play.on(Event::Woken { ended: true });
     play.on(Event::Gone("pod not found".into()));
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
     play.on(Event::Broken("reset".into()));
@@ -595,7 +595,7 @@ fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
     play.on(Event::Gone("pod not found".into()));
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
     // Nor if an earlier response was complete: the one at hand was left in silence.
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
     play.op(&Op::Complete);
@@ -615,7 +615,7 @@ fn probe(server: &Server) -> String {
 fn a_log_of_which_no_line_was_read_is_read_from_its_first_one() {
     // The stream is left in silence, or with the end of the run.
     for probes in [true, false] {
-        let mut play = Play::new(Server::default(), From::Start, true);
+        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
         play.settle(false);
         play.server.print(3 * WINDOW_LINES, 1_000);
         let last = probe(&play.server);
@@ -625,7 +625,7 @@ fn a_log_of_which_no_line_was_read_is_read_from_its_first_one() {
         assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3 * WINDOW_LINES, 0));
     }
     // The same behind a rotation, when nothing is remembered: what there was before the next one is gone.
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(10, 1_000);
     play.settle(false);
     play.op(&Op::Break(false, false));
@@ -644,21 +644,21 @@ fn a_log_of_which_no_line_was_read_is_read_from_its_first_one() {
 
 #[test]
 fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(10, 1_000);
     play.settle(false);
     // The clock is set back, and then lines that were read stand in another order than they were read in.
     play.op(&Op::Break(false, false));
     play.server.log.swap(3, 9);
     play.server.print(5, -3_600_000_000_000);
-    while !matches!(play.machine.stage, Stage::Rest { reported: false, .. }) {
+    while !matches!(play.machine.stage, Stage::SkipKnown { reported: false, .. }) {
         match &play.next {
-            Do::Ask(ask) => {
+            Action::Ask(ask) => {
                 let ask = *ask;
                 play.server.open(ask);
                 play.on(Event::Opened { ended: false });
             }
-            Do::Read => {
+            Action::Read => {
                 let bytes = play.server.bytes(false);
                 play.on(if bytes.is_empty() {
                     Event::Complete { ended: false }
@@ -666,8 +666,8 @@ fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
                     Event::Data(&bytes)
                 });
             }
-            Do::Pause(_) => play.on(Event::Woken { ended: false }),
-            Do::Finish | Do::Fail(_) => panic!(),
+            Action::Pause(_) => play.on(Event::Woken { ended: false }),
+            Action::Finish | Action::Fail(_) => panic!(),
         }
     }
     play.on(Event::Opened { ended: false });

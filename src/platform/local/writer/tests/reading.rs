@@ -4,9 +4,9 @@ use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::host::notify::Notifier;
-use crate::platform::tail::{self, Follow, LogFiles};
-use crate::platform::{From, TailItem};
+use crate::platform::tail::{self, FollowMode, LogFiles};
+use crate::platform::{ReadFrom, TailItem};
+use crate::sys::notify::Notifier;
 
 /// What a reader hears, and is told that it does not.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ async fn read(disk: &Memory) -> Heard {
     let ended = CancellationToken::new();
     ended.cancel();
     let log = LogFiles { dir: dir.path().to_owned(), restarts: 3 };
-    let tail = tail::open(&Notifier::polling(), log, From::Start, Follow::UntilEnd(ended)).await;
+    let tail = tail::open(&Notifier::polling(), log, ReadFrom::Start, FollowMode::UntilEnd(ended)).await;
     let mut heard = Heard::default();
     let mut items = tail.unwrap().items;
     while let Some(item) = items.next().await {

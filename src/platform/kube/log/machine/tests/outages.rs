@@ -4,16 +4,16 @@ use super::*;
 
 #[test]
 fn an_outage_is_not_held_against_a_log_that_is_rotated_meanwhile() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(10, 1_000_000);
     play.settle(false);
     // The kubelet is stopped, and asked for in vain.
     play.on(Event::Complete { ended: false });
     for _ in 0..100 {
         play.on(Event::Woken { ended: false });
-        assert!(matches!(play.next, Do::Ask(Ask { follow: true, .. })));
+        assert!(matches!(play.next, Action::Ask(LogQuery { follow: true, .. })));
         play.on(Event::Away("nobody is there".into()));
-        assert!(matches!(play.next, Do::Pause(PAUSE_AWAY)));
+        assert!(matches!(play.next, Action::Pause(PAUSE_AWAY)));
     }
     // It is back, and has another file: what is there is asked for without a pause.
     play.server.file = 10;
@@ -21,19 +21,19 @@ fn an_outage_is_not_held_against_a_log_that_is_rotated_meanwhile() {
     play.on(Event::Woken { ended: false });
     for _ in 0..10 {
         match play.next {
-            Do::Ask(Ask { before: true, .. }) => play.on(Event::Gone("there was none".into())),
-            Do::Ask(ask) => {
+            Action::Ask(LogQuery { before: true, .. }) => play.on(Event::Gone("there was none".into())),
+            Action::Ask(ask) => {
                 play.server.open(ask);
                 play.on(Event::Opened { ended: false });
             }
-            Do::Read if play.server.open.unwrap().next < play.server.log.len() => play.send(false),
-            Do::Read if play.server.open.unwrap().ask.follow => break,
-            Do::Read => play.on(Event::Complete { ended: false }),
+            Action::Read if play.server.open.unwrap().next < play.server.log.len() => play.send(false),
+            Action::Read if play.server.open.unwrap().ask.follow => break,
+            Action::Read => play.on(Event::Complete { ended: false }),
             ref other => panic!("{other:?}"),
         }
     }
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.as_slice()), (20, &[10][..]));
-    assert!(matches!(play.next, Do::Read));
+    assert!(matches!(play.next, Action::Read));
 }
 
 /// Lines of a log, so many of them from line `from` on, the first one at this second.
@@ -57,10 +57,10 @@ fn a_run_that_ended_unseen_is_told_from_the_next_one_and_from_a_rotation() {
     for (before, expected) in cases {
         let (mut play, other) = lost_its_place();
         match &before {
-            Some(before) => play.respond(Ask::BEFORE, before),
+            Some(before) => play.respond(LogQuery::BEFORE, before),
             None => play.on(Event::Broken("unable to retrieve container logs".into())),
         }
-        let is_over = matches!(play.next, Do::Finish);
+        let is_over = matches!(play.next, Action::Finish);
         if !is_over {
             play.respond(CHECKED, &other);
         }
@@ -75,13 +75,13 @@ fn a_run_that_has_ended_and_is_found_nowhere_is_waited_for() {
         let lost = || {
             let (mut play, other) = lost_its_place();
             match &before {
-                Some(before) => play.respond(Ask::BEFORE, before),
+                Some(before) => play.respond(LogQuery::BEFORE, before),
                 None => play.on(Event::Broken("unable to retrieve container logs".into())),
             }
             for pause in 0..BEHIND_PAUSES {
-                assert!(matches!(play.next, Do::Ask(CHECKED)), "{:?}", play.next);
+                assert!(matches!(play.next, Action::Ask(CHECKED)), "{:?}", play.next);
                 play.on(Event::Behind { why: "a later run".into(), unclear: false });
-                assert!(matches!(play.next, Do::Pause(PAUSE_MAX)), "{:?}", play.next);
+                assert!(matches!(play.next, Action::Pause(PAUSE_MAX)), "{:?}", play.next);
                 if pause + 1 < BEHIND_PAUSES {
                     play.on(Event::Woken { ended: false });
                 }
@@ -92,15 +92,15 @@ fn a_run_that_has_ended_and_is_found_nowhere_is_waited_for() {
         // The API server is told: what is left of that run, and nothing of another.
         let (mut play, _) = lost();
         play.on(Event::Woken { ended: true });
-        for ask in [Ask { follow: false, ..Ask::FOLLOW }, Ask::WHOLE, Ask::WHOLE] {
+        for ask in [LogQuery { follow: false, ..LogQuery::FOLLOW }, LogQuery::WHOLE, LogQuery::WHOLE] {
             play.respond_ended(ask, &lines(17, 2, 1_500));
         }
-        assert!(matches!(play.next, Do::Finish), "{:?}", play.next);
+        assert!(matches!(play.next, Action::Finish), "{:?}", play.next);
         assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (12, vec![10]));
         // It is not: then it was a rotation after all, and the times were wrong.
         let (mut play, other) = lost();
         play.on(Event::Woken { ended: false });
-        play.respond(Ask::WHOLE, &other);
+        play.respond(LogQuery::WHOLE, &other);
         assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (13, vec![10]));
     }
 }
@@ -113,50 +113,50 @@ fn later_run_is_waited_for_before_its_first_line_is_taken() {
         (true, true, UNCLEAR_PAUSES, PAUSE_MAX),
         (false, false, BRIEF_PAUSES, PAUSE_BRIEF),
     ] {
-        let mut play = Play::new(Server::default(), From::Start, follow);
+        let mut play = Play::new(Server::default(), ReadFrom::Start, follow);
         for _ in 0..pauses {
-            assert!(matches!(play.next, Do::Ask(CHECKED)), "{:?}", play.next);
+            assert!(matches!(play.next, Action::Ask(CHECKED)), "{:?}", play.next);
             play.on(behind(unclear));
-            assert!(matches!(play.next, Do::Pause(is) if is == pause), "{:?}", play.next);
+            assert!(matches!(play.next, Action::Pause(is) if is == pause), "{:?}", play.next);
             play.on(Event::Woken { ended: false });
         }
         // Then times are not believed any longer.
-        assert!(matches!(play.next, Do::Ask(Ask::WHOLE)), "{:?}", play.next);
+        assert!(matches!(play.next, Action::Ask(LogQuery::WHOLE)), "{:?}", play.next);
     }
 }
 
 /// A request for a whole file that may be another run's.
-const CHECKED: Ask = Ask { checks_run: true, ..Ask::WHOLE };
+const CHECKED: LogQuery = LogQuery { checks_run: true, ..LogQuery::WHOLE };
 
 /// A run whose place is not in its log as far as is known, which holds another file or another run; and what it holds.
 fn lost_its_place() -> (Play, String) {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.respond(CHECKED, &lines(0, 10, 1_000));
-    play.respond(Ask::FOLLOW, &lines(0, 10, 1_000));
+    play.respond(LogQuery::FOLLOW, &lines(0, 10, 1_000));
     play.on(Event::Complete { ended: false });
     play.on(Event::Woken { ended: false });
     let other = lines(12, 3, 3_000);
-    play.respond(Ask::FOLLOW, &other);
-    play.respond(Ask::WHOLE, &other);
+    play.respond(LogQuery::FOLLOW, &other);
+    play.respond(LogQuery::WHOLE, &other);
     (play, other)
 }
 
 impl Play {
     /// Answers what is asked, which is this.
-    fn respond(&mut self, expected: Ask, text: &str) {
+    fn respond(&mut self, expected: LogQuery, text: &str) {
         self.respond_as(expected, text, false);
     }
 
     /// The same, of a run that is known to have ended.
-    fn respond_ended(&mut self, expected: Ask, text: &str) {
+    fn respond_ended(&mut self, expected: LogQuery, text: &str) {
         self.respond_as(expected, text, true);
     }
 
-    fn respond_as(&mut self, expected: Ask, text: &str, ended: bool) {
-        assert!(matches!(self.next, Do::Ask(ask) if ask == expected), "{:?}", self.next);
+    fn respond_as(&mut self, expected: LogQuery, text: &str, ended: bool) {
+        assert!(matches!(self.next, Action::Ask(ask) if ask == expected), "{:?}", self.next);
         self.on(Event::Opened { ended });
         self.on(Event::Data(text.as_bytes()));
-        if matches!(self.next, Do::Read) && !expected.follow {
+        if matches!(self.next, Action::Read) && !expected.follow {
             self.on(Event::Complete { ended });
         }
     }
@@ -164,42 +164,42 @@ impl Play {
 
 #[test]
 fn a_place_that_is_found_nowhere_is_not_looked_for_without_a_pause() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(10, 1_000_000);
     play.settle(false);
     let mut pauses = Vec::new();
     for _ in 0..20 {
         // Nothing comes, though there are lines.
         play.on(Event::Silent);
-        if let Do::Pause(pause) = play.next {
+        if let Action::Pause(pause) = play.next {
             pauses.push(pause);
             play.on(Event::Woken { ended: false });
         }
-        assert!(matches!(play.next, Do::Ask(Ask::WHOLE)));
+        assert!(matches!(play.next, Action::Ask(LogQuery::WHOLE)));
     }
     assert_eq!((pauses.len(), pauses[0], pauses[18]), (19, PAUSE_FIRST, PAUSE_MAX));
 }
 
 #[test]
 fn what_failed_before_a_long_silence_is_over() {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
     for _ in 0..10 {
         play.on(Event::Broken("cut off".into()));
     }
-    assert!(matches!(play.next, Do::Pause(PAUSE_MAX)));
+    assert!(matches!(play.next, Action::Pause(PAUSE_MAX)));
     play.settle(false);
     let same = probe(&play.server);
     play.on(Event::Probed(same.as_bytes()));
     play.on(Event::Complete { ended: false });
-    assert!(matches!(play.next, Do::Pause(PAUSE_FIRST)));
+    assert!(matches!(play.next, Action::Pause(PAUSE_FIRST)));
 }
 
 #[test]
 fn refusals_after_the_end_of_a_deleted_log_are_no_loss() {
     let ended = || {
-        let mut play = Play::new(Server::default(), From::Start, true);
+        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
         play.server.print(3, 1_000_000);
         play.settle(false);
         play.on(Event::Complete { ended: false });
@@ -223,11 +223,11 @@ fn refusals_after_the_end_of_a_deleted_log_are_no_loss() {
             play.on(Event::Woken { ended: false });
         }
         play.on(Event::Gone("pod not found".into()));
-        assert!(matches!(play.next, Do::Finish), "{:?}", play.next);
+        assert!(matches!(play.next, Action::Finish), "{:?}", play.next);
         assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
     }
     // The container is removed while its log is followed: the kubelet says so behind the last line.
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(3, 1_000_000);
     play.settle(false);
     play.on(Event::Data(b"rpc error: code = NotFound desc = no such container"));
@@ -237,7 +237,7 @@ fn refusals_after_the_end_of_a_deleted_log_are_no_loss() {
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
     // The same of a log without a line.
     for answer in [refused, cut_off, silent] {
-        let mut play = Play::new(Server::default(), From::Start, true);
+        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
         play.settle(false);
         play.on(Event::Complete { ended: false });
         play.on(Event::Woken { ended: false });
@@ -249,7 +249,7 @@ fn refusals_after_the_end_of_a_deleted_log_are_no_loss() {
     // A part of a new line came: that line is lost.
     let mut play = ended();
     play.on(Event::Opened { ended: false });
-    play.server.open(Ask::FOLLOW);
+    play.server.open(LogQuery::FOLLOW);
     play.server.print(1, 1_000_000);
     let cut = play.server.bytes(true);
     play.on(Event::Data(&cut));

@@ -18,7 +18,7 @@ pub(super) fn fall_behind() -> impl Strategy<Value = Op> {
 
 /// A reader of a log of some lines.
 fn play() -> Play {
-    let mut play = Play::new(Server::default(), From::Start, true);
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
     play.server.print(100, STEP);
     play.settle(false);
     play
@@ -61,7 +61,7 @@ fn file_that_is_rotated_before_recovery_is_one_gap() {
     let mut play = play();
     play.server.fall_behind(20, &[50], LONG, STEP);
     while !matches!(play.machine.stage, Stage::Recover(_)) {
-        assert!(matches!(play.next, Do::Read), "{:?}", play.next);
+        assert!(matches!(play.next, Action::Read), "{:?}", play.next);
         play.send(false);
     }
     play.server.file = play.server.log.len();
@@ -98,7 +98,7 @@ fn clock_set_back_on_a_long_log_costs_one_recovery() {
     play.server.print(1, -3_600_000 * STEP);
     play.server.print(100, STEP);
     play.settle(false);
-    assert_eq!(play.server.asked[asked..], [Ask::WHOLE, Ask::FOLLOW]);
+    assert_eq!(play.server.asked[asked..], [LogQuery::WHOLE, LogQuery::FOLLOW]);
     play.server.print(3 * WINDOW_LINES, STEP);
     play.settle(false);
     assert_eq!(play.server.asked.len(), asked + 2);
@@ -111,17 +111,17 @@ fn clock_set_back_on_a_long_log_costs_one_recovery() {
 fn loud_log_is_followed_after_a_few_requests() {
     // 21,000 lines/s, and a second from one request to the next.
     let (step, between) = (47_619, 21_000);
-    let mut play = Play::new(Server::default(), From::Last(0), true);
+    let mut play = Play::new(Server::default(), ReadFrom::Last(0), true);
     play.server.print(3 * between, step);
     for _ in 0..20 {
         match &play.next {
-            Do::Ask(ask) => {
+            Action::Ask(ask) => {
                 let ask = *ask;
                 play.server.print(between, step);
                 play.server.open(ask);
                 play.on(Event::Opened { ended: false });
             }
-            Do::Read => {
+            Action::Read => {
                 let bytes = play.server.bytes(false);
                 play.on(if bytes.is_empty() {
                     Event::Complete { ended: false }
@@ -131,7 +131,7 @@ fn loud_log_is_followed_after_a_few_requests() {
             }
             other => panic!("{other:?}"),
         }
-        if play.machine.silence() == Silence::Quiet && matches!(play.next, Do::Read) {
+        if play.machine.silence() == IdleVerdict::Quiet && matches!(play.next, Action::Read) {
             break;
         }
     }

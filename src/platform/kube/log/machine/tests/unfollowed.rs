@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn log_that_cannot_be_followed_is_read_again_and_again() {
-    let mut play = Play::new(Server { exhausted: true, ..Server::default() }, From::Start, true);
+    let mut play = Play::new(Server { exhausted: true, ..Server::default() }, ReadFrom::Start, true);
     play.server.print(5, 1_000_000);
     play.settle(false);
     assert_eq!((play.heard.lines.len(), play.heard.unfollowed), (5, 1));
@@ -20,10 +20,10 @@ fn log_that_cannot_be_followed_is_read_again_and_again() {
     assert!((2..=4).contains(&play.heard.unfollowed), "{}", play.heard.unfollowed);
     // There are instances again.
     play.server.exhausted = false;
-    while !matches!(play.next, Do::Read) {
+    while !matches!(play.next, Action::Read) {
         play.settle(false);
     }
-    assert!(play.machine.polls.is_none() && play.machine.silence() == Silence::Quiet);
+    assert!(play.machine.polls.is_none() && play.machine.silence() == IdleVerdict::Quiet);
     play.server.print(5, 1_000_000);
     play.end();
     play.heard.check(&play.server.log);
@@ -32,11 +32,11 @@ fn log_that_cannot_be_followed_is_read_again_and_again() {
 
 #[test]
 fn quiet_log_that_cannot_be_followed_is_polled() {
-    let mut play = Play::new(Server { exhausted: true, ..Server::default() }, From::Last(0), true);
+    let mut play = Play::new(Server { exhausted: true, ..Server::default() }, ReadFrom::Last(0), true);
     play.server.print(50, 1_000_000);
     play.settle(false);
     assert_eq!((play.heard.lines.len(), play.heard.unfollowed), (0, 1));
-    assert!(matches!(play.next, Do::Pause(POLL_EVERY)), "{:?}", play.next);
+    assert!(matches!(play.next, Action::Pause(POLL_EVERY)), "{:?}", play.next);
     play.server.print(1, 1_000_000);
     play.settle(false);
     assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (1, 0));
@@ -48,7 +48,7 @@ fn quiet_log_that_cannot_be_followed_is_polled() {
 
 #[test]
 fn rotation_between_two_polls_is_a_gap() {
-    let mut play = Play::new(Server { exhausted: true, ..Server::default() }, From::Start, true);
+    let mut play = Play::new(Server { exhausted: true, ..Server::default() }, ReadFrom::Start, true);
     play.server.print(50, 1_000_000);
     play.settle(false);
     play.server.print(5, 1_000_000);

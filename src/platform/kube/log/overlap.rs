@@ -1,0 +1,372 @@
+//! What was read last, remembered by time and hash; and finding that place again in another response. Pure.
+//!
+//! The API cannot be asked to go on at a place: `sinceTime` has whole seconds, filters every line (so a clock that is set back would
+//! silence whatever comes), and times tie. The last lines are asked for instead, and those that were read before are recognised.
+
+use std::collections::{HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hasher as _};
+
+use crate::model::time::LogTime;
+
+/// Fewest lines that are kept, and asked for when a log is opened again: what a service of 5,000 lines/s prints while a connection is
+/// made, several times over. 16 bytes each.
+pub(super) const WINDOW_LINES: usize = 2_048;
+
+/// Most lines that are kept and asked for: 1 MiB of marks, for a log of 16,000 lines/s or more only.
+const WINDOW_MAX_LINES: usize = 65_536;
+
+/// Log time that the window of a loud log covers: longer than a busy API server takes to open a log.
+const WINDOW_SPAN_NANOS: i64 = 4_000_000_000;
+
+/// Fewest lines that are asked for in each read of a log that cannot be followed: there may be many such logs on one node.
+const POLL_LINES: u64 = 256;
+
+/// Longest step back between two lines that is no change of the clock: runtimes stamp stdout and stderr in separate tasks, and on a
+/// busy node one of them may run late.
+const REORDER_MAX_NANOS: i64 = 1_000_000_000;
+
+/// So many lines in a row are a place, wherever they stand. Fewer are only at the beginning of a response.
+const RUN_LINES: usize = 32;
+
+/// One line: its time, and a hash of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Mark {
+    /// When it was written.
+    pub(super) time: LogTime,
+    /// Of its bytes, newline included.
+    pub(super) hash: u64,
+}
+
+/// Hashes a line that may come in pieces.
+#[derive(Debug, Default)]
+pub(super) struct LineHash(DefaultHasher);
+
+/// The last lines of a log that were read, oldest first: at least [`WINDOW_LINES`] of them, and more of a loud log.
+#[derive(Debug)]
+pub(super) struct Window {
+    marks: VecDeque<Mark>,
+    /// The greatest time among them.
+    max: LogTime,
+    /// Lines after the last one with that time.
+    since_max: usize,
+    /// Lines after the last one that is older than a line before it by more than [`REORDER_MAX_NANOS`]; at least as many as there are
+    /// marks if there is none.
+    since_drop: usize,
+}
+
+/// What a line of a stream is, compared with the lines that were read before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Novelty {
+    /// It was not read before.
+    New,
+    /// It was read before.
+    Repeated,
+    /// It is older than lines that were read, and not among those that are remembered. Either the clock was set back, or the stream has
+    /// gone back to the beginning of a file: only the file itself can tell.
+    Suspect,
+}
+
+/// Looks for the place behind the newest line of a window.
+#[derive(Debug)]
+pub(super) struct OverlapFinder {
+    known: Vec<Mark>,
+    /// Where in `known` the response may have begun.
+    candidates: Vec<usize>,
+    /// Lines before the one that `candidates` are about: 0, or 1 if the first was the rest of a line.
+    base: usize,
+    /// The place may follow after lines that are older than all that are known, up to this many lines in all.
+    reach: u64,
+    lines: usize,
+    recent: VecDeque<Mark>,
+}
+
+/// What a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OverlapPlace {
+    /// It may be one that was read before.
+    Before,
+    /// It is the last one that was read before: what follows is new.
+    Last,
+    /// In a response of last lines: it is none that was read before, so the place is not in this response.
+    Elsewhere,
+}
+
+// === impl LineHash ===
+
+impl LineHash {
+    /// Takes further bytes of the line.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    /// The hash of the line; begins the next one.
+    pub(super) fn finish(&mut self) -> u64 {
+        std::mem::take(&mut self.0).finish()
+    }
+}
+
+// === impl Window ===
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { marks: VecDeque::new(), max: LogTime::MIN, since_max: 0, since_drop: 0 }
+    }
+}
+
+impl Window {
+    /// Remembers a line. Amortised constant time.
+    pub(super) fn push(&mut self, mark: Mark) {
+        self.marks.push_back(mark);
+        (self.since_max, self.since_drop) = (self.since_max + 1, self.since_drop.saturating_add(1));
+        if mark.time >= self.max || self.marks.len() == 1 {
+            (self.max, self.since_max) = (mark.time, 0);
+        } else if nanos_between(mark.time, self.max) > REORDER_MAX_NANOS {
+            self.since_drop = 0;
+        }
+        while self.is_too_long(mark.time) {
+            self.marks.pop_front();
+        }
+        if self.since_max >= self.marks.len() {
+            self.rescan();
+        }
+    }
+
+    /// The newest line.
+    pub(super) fn last(&self) -> Option<Mark> {
+        self.marks.back().copied()
+    }
+
+    /// Compares a line of a stream with those before it. `hash` is `None` for a line that has not ended; `repeats` if the line before
+    /// it was a repeated one.
+    pub(super) fn compare(&self, time: LogTime, hash: Option<u64>, repeats: bool) -> Novelty {
+        let (Some(first), Some(last)) = (self.marks.front(), self.marks.back()) else { return Novelty::New };
+        let (is_ordered, is_older) = (self.is_ordered(), time < last.time);
+        // After a clock was set back, a stream that goes back may jump forward in time.
+        let jumps = !is_ordered && time <= self.max && nanos_between(last.time, time) > REORDER_MAX_NANOS;
+        if !is_older && !jumps && !repeats {
+            return Novelty::New;
+        }
+        let is_known = match hash {
+            Some(hash) => self.contains(Mark { time, hash }),
+            None => self.marks.iter().any(|mark| mark.time == time),
+        };
+        let is_new = if is_ordered {
+            // The window has all lines between its first and its last time.
+            !is_older || time >= first.time
+        } else {
+            !jumps && nanos_between(time, last.time) <= REORDER_MAX_NANOS
+        };
+        match (is_known, is_new) {
+            (true, _) if hash.is_some() => Novelty::Repeated,
+            (false, true) => Novelty::New,
+            (true, _) | (false, false) => Novelty::Suspect,
+        }
+    }
+
+    /// How many of the last lines to ask for, so that the newest one that was read is among them although the log grows meanwhile.
+    pub(super) fn overlap_lines(&self) -> u64 {
+        let lines = self.marks.len();
+        if lines < WINDOW_LINES {
+            return WINDOW_LINES as u64;
+        }
+        let in_time = self.lines_in(WINDOW_SPAN_NANOS.unsigned_abs());
+        in_time.clamp(lines as u64, (WINDOW_MAX_LINES as u64).max(lines as u64))
+    }
+
+    /// The same for a log that is read every few seconds.
+    pub(super) fn poll_lines(&self) -> u64 {
+        self.lines_in(2 * WINDOW_SPAN_NANOS.unsigned_abs()).clamp(POLL_LINES, self.overlap_lines())
+    }
+
+    /// Lines that the log gains in so many nanoseconds, as far as its last lines show.
+    fn lines_in(&self, nanos: u64) -> u64 {
+        let (Some(first), Some(last)) = (self.marks.front(), self.marks.back()) else { return 0 };
+        // Unknown after a clock was set back.
+        let span = u64::try_from(nanos_between(first.time, last.time)).unwrap_or(u64::MAX).max(1);
+        (self.marks.len() as u64).saturating_mul(nanos) / span
+    }
+
+    /// All that are remembered.
+    pub(super) fn all(&self) -> HashSet<Mark> {
+        self.marks.iter().copied().collect()
+    }
+
+    /// Whether none is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+
+    /// A search for the place behind the newest line, in a response that begins with the last `asked` lines. Not to be made of an empty
+    /// window: every line is behind it.
+    pub(super) fn aligner(&self, asked: u64) -> OverlapFinder {
+        let known: Vec<Mark> = self.marks.iter().copied().collect();
+        // A window that is not full has all lines that were read: the response cannot begin before it.
+        let reach = if known.len() >= WINDOW_LINES && asked > known.len() as u64 { asked } else { 0 };
+        OverlapFinder { known, candidates: Vec::new(), base: 0, reach, lines: 0, recent: VecDeque::new() }
+    }
+
+    /// Whether no line is older than one before it by more than [`REORDER_MAX_NANOS`].
+    fn is_ordered(&self) -> bool {
+        self.since_drop >= self.marks.len()
+    }
+
+    fn contains(&self, mark: Mark) -> bool {
+        let is_ordered = self.is_ordered();
+        let from_newest = self.marks.iter().rev();
+        // In order, all lines before an older one are older too, so a reordered line costs a look at the newest ones only.
+        let mut near = from_newest
+            .take_while(|known| !is_ordered || nanos_between(known.time, mark.time) <= REORDER_MAX_NANOS);
+        near.any(|known| *known == mark)
+    }
+
+    fn is_too_long(&self, newest: LogTime) -> bool {
+        let lines = self.marks.len();
+        let is_old = |first: &Mark| nanos_between(first.time, newest).saturating_abs() > WINDOW_SPAN_NANOS;
+        lines > WINDOW_LINES && (lines > WINDOW_MAX_LINES || self.marks.front().is_some_and(is_old))
+    }
+
+    /// Finds the greatest time again, after the line that had it was dropped.
+    fn rescan(&mut self) {
+        (self.max, self.since_max, self.since_drop) = (LogTime::MIN, 0, self.marks.len());
+        for (after, mark) in (0..self.marks.len()).rev().zip(&self.marks) {
+            if mark.time >= self.max {
+                (self.max, self.since_max) = (mark.time, after);
+            } else if nanos_between(mark.time, self.max) > REORDER_MAX_NANOS {
+                self.since_drop = after;
+            }
+        }
+    }
+}
+
+/// Nanoseconds from one time to another.
+fn nanos_between(from: LogTime, to: LogTime) -> i64 {
+    to.as_nanos().saturating_sub(from.as_nanos())
+}
+
+// === impl OverlapFinder ===
+
+impl OverlapFinder {
+    /// Takes the next line of the response.
+    pub(super) fn take(&mut self, mark: Mark) -> OverlapPlace {
+        let index = self.lines;
+        self.lines += 1;
+        if index == self.base {
+            let begins = |at: &usize| self.known[*at] == mark;
+            self.candidates = (0..self.known.len()).filter(begins).collect();
+            if self.candidates.is_empty() && index == 0 {
+                // A response of so many last lines may begin within one.
+                self.base = 1;
+            }
+        } else {
+            let offset = index - self.base;
+            let known = &self.known;
+            self.candidates.retain(|at| known.get(at + offset) == Some(&mark));
+        }
+        if self.recent.len() == RUN_LINES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(mark);
+        if self.is_last(index) {
+            OverlapPlace::Last
+        } else if self.candidates.is_empty() && index > 0 && self.lines as u64 >= self.reach {
+            OverlapPlace::Elsewhere
+        } else {
+            OverlapPlace::Before
+        }
+    }
+
+    fn is_last(&self, index: usize) -> bool {
+        // The candidate that overlaps most, as long as it holds.
+        let by_beginning =
+            self.candidates.first().is_some_and(|at| at + index - self.base + 1 == self.known.len());
+        let run = &self.known[self.known.len().saturating_sub(RUN_LINES)..];
+        by_beginning
+            || self.lines > run.len() && self.recent.iter().rev().take(run.len()).eq(run.iter().rev())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn mark(time: i64, hash: u64) -> Mark {
+        Mark { time: LogTime::from_nanos(time), hash }
+    }
+
+    fn window(marks: &[Mark]) -> Window {
+        let mut window = Window::default();
+        for mark in marks {
+            window.push(*mark);
+        }
+        window
+    }
+
+    /// Which line of `response` is the last known one; `None` if it is not found.
+    fn find(window: &Window, response: &[Mark]) -> Option<usize> {
+        let mut aligner = window.aligner(WINDOW_LINES as u64);
+        response.iter().position(|mark| aligner.take(*mark) == OverlapPlace::Last)
+    }
+
+    #[test]
+    fn the_place_is_found_in_last_lines_and_in_a_whole_file() {
+        let log: Vec<Mark> = (0..100).map(|n| mark(n / 3, u64::try_from(n).unwrap())).collect();
+        let known = window(&log[..80]);
+        assert_eq!(find(&known, &log[70..]), Some(9));
+        assert_eq!(find(&known, &log[79..]), Some(0));
+        assert_eq!(find(&known, &log), Some(79));
+        assert_eq!(find(&window(&log[40..80]), &log), Some(79));
+        assert_eq!(find(&known, &log[80..]), None);
+        // A response may begin within a line.
+        let mut cut = log[70..].to_vec();
+        cut[0] = mark(23, 999);
+        assert_eq!(find(&known, &cut), Some(9));
+    }
+
+    #[test]
+    fn what_was_never_read_is_noticed_at_once() {
+        let log: Vec<Mark> = (0..100).map(|n| mark(n, u64::try_from(n).unwrap())).collect();
+        let mut aligner = window(&log[..50]).aligner(WINDOW_LINES as u64);
+        assert_eq!(aligner.take(log[60]), OverlapPlace::Before);
+        assert_eq!(aligner.take(log[61]), OverlapPlace::Elsewhere);
+    }
+
+    #[test]
+    fn equal_lines_of_equal_time_are_told_apart_by_where_they_stand() {
+        let twice = [mark(1, 1), mark(2, 2), mark(2, 2)];
+        assert_eq!(find(&window(&twice), &[mark(2, 2), mark(2, 2), mark(3, 3)]), Some(1));
+        assert_eq!(find(&window(&twice), &[mark(1, 1), mark(2, 2), mark(2, 2), mark(2, 2)]), Some(2));
+    }
+
+    #[test]
+    fn a_hash_does_not_depend_on_the_pieces() {
+        let mut hash = LineHash::default();
+        hash.push(b"a line of some length\n");
+        let whole = hash.finish();
+        for cut in 0..20 {
+            hash.push(&b"a line of some length\n"[..cut]);
+            hash.push(&b"a line of some length\n"[cut..]);
+            assert_eq!(hash.finish(), whole);
+        }
+    }
+
+    proptest! {
+        /// Whatever part of a log was read before, and wherever a response begins in it: the place is the right one.
+        #[test]
+        fn the_place_is_right(
+            steps in proptest::collection::vec(-2_i64..4, 2..200),
+            read in any::<proptest::sample::Index>(),
+            begin in any::<proptest::sample::Index>(),
+        ) {
+            let mut time = 1_000;
+            let log: Vec<Mark> = steps.iter().zip(0_u64..).map(|(step, hash)| {
+                time += step;
+                mark(time, hash)
+            }).collect();
+            let read = read.index(log.len()) + 1;
+            let begin = begin.index(read);
+            prop_assert_eq!(find(&window(&log[..read]), &log[begin..]), Some(read - 1 - begin));
+        }
+    }
+}
