@@ -227,7 +227,7 @@ fn print_bounds(report: &Report) {
 }
 
 fn verdict(kept: bool) -> &'static str {
-    if kept { "kept" } else { "**missed**" }
+    if kept { "met" } else { "**missed**" }
 }
 
 fn words(cell: &Cell) -> String {

@@ -91,7 +91,7 @@ const MEBIBYTE: f64 = 1_048_576.0;
 /// What the gateway is held to by itself.
 pub(crate) const BOUNDS: [Bound; 6] = [
     Bound {
-        what: "99 of 100 paced lines over TLS have come after",
+        what: "p99 delay of paced lines over TLS",
         of: cell(Tls, Paced, 100, 100),
         over: None,
         figure: |sample| sample.p99 / PACE,
@@ -99,7 +99,7 @@ pub(crate) const BOUNDS: [Bound; 6] = [
         unit: "paces of 5 ms",
     },
     Bound {
-        what: "99 of 100 paced lines without TLS have come after",
+        what: "p99 delay of paced lines without TLS",
         of: cell(Plain, Paced, 100, 100),
         over: None,
         figure: |sample| sample.p99 / PACE,
@@ -149,7 +149,7 @@ pub(crate) const GATE: [Goal; 2] = [
 
 /// Says how a goal that is not a ratio of contenders was met.
 pub(crate) fn verdict(value: f64, at_most: f64) -> &'static str {
-    if value <= at_most { "kept" } else { "MISSED" }
+    if value <= at_most { "met" } else { "MISSED" }
 }
 
 // === impl Figure ===
