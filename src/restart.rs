@@ -1,41 +1,47 @@
-//! RestartManager: replicas make way for new runs, one after the other, and each is judged before the next is touched.
+//! Restarts of replicas, one replica of a lease at a time.
 //!
-//! What one call asks for is a [`RestartJob`]. The [`RestartManager`] keep the rounds of a lease in a queue that one task works off
-//! (`conductor`), so that never more than one replica of a lease is taken down at a time: an Akash provider closes a lease that
-//! stays below its count. A round belongs to nobody who waits for it; it goes on when they have gone. Whether a replica has come
-//! back is judged from views alone ([`trial`], which knows no clock and no platform).
+//! One call to `ServiceRestart` is a [`RestartJob`]. The [`RestartManager`] keeps the jobs of each lease in a queue, and one
+//! worker task per lease runs them: an Akash provider closes a lease that stays below its replica count, so at most one
+//! replica of a lease is down at any time. A job does not end when its callers disconnect. Whether a restarted replica is
+//! stable is decided from lease views alone ([`probation`], which uses no clock and no platform).
 //!
-//! Where several gateways serve one platform, the task takes the lease's *turn* among them before it takes anything down (`desk`;
-//! [`crate::platform::coordination`]), writes into a *ledger* what it is about to take down and what has come of calls with a request id
-//! (`ledger`), and gives the turn back when the round is over. So the same call at another gateway is the same call, too.
+//! Several gateways may serve one platform. The worker then acquires the lease's restart lock before it restarts anything
+//! (`lock`; [`crate::platform::coordination`]). Before each restart it writes the replica into the lock's payload (`record`),
+//! together with the outcomes of recent requests. The next holder resumes the restart that it finds there. A retried request
+//! finds its earlier outcomes at every gateway.
+//!
+//! Calls go in one direction: manager → worker → lock → attempt → probation. All of them use `queue`, `job` and `record`.
 
 pub mod job;
 pub mod probation;
 
 mod attempt;
+mod budget;
 mod lock;
 mod manager;
+mod queue;
 mod record;
 mod worker;
 
 use std::time::Duration;
 
 pub use self::job::{ReplicaOutcome, RestartJob};
-pub use self::manager::{Rejection, RestartManager};
+pub use self::manager::RestartManager;
+pub use self::queue::Rejection;
 use crate::model::id::LeaseId;
 use crate::model::request_id::RequestId;
 use crate::model::view::Filter;
 
-/// For so long after a call the same request id means that call.
+/// Time for which a request id refers to its first call. Clients retry within seconds or minutes.
 const REMEMBERED_FOR: Duration = Duration::from_secs(3_600);
 
-/// Which replicas of which lease are to be restarted.
+/// The replicas of a lease to restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The lease.
+    /// The lease of the replicas.
     pub lease: LeaseId,
-    /// The replicas, as they are when the request is taken up.
+    /// Selects replicas from the lease view at the time the request is accepted.
     pub filter: Filter,
-    /// By what name the same call is known when it is made again.
+    /// The caller's id for this request. A second call with the same id returns the first call's job.
     pub id: Option<RequestId>,
 }

@@ -11,5 +11,6 @@ pub mod proto;
 pub mod quota;
 pub mod rate;
 pub mod request_id;
+pub(crate) mod text;
 pub mod time;
 pub mod view;

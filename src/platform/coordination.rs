@@ -1,8 +1,8 @@
-//! LeaseLocks: which of several gateways may take replicas of a lease down.
+//! Locks among gateways: one per lease. Only the holder may restart replicas of the lease.
 //!
-//! Who has the turn of a lease may write a *note* about it, which whoever has it next reads. That is what safety rests on, and no
-//! clock: a note is written by nobody but the holder, and only over the one that the holder has read or written last. So who
-//! writes down what is about to be taken down, before that is done, can count on the next holder to know of it.
+//! The lock carries a *payload* that the next holder reads. Safety rests on the payload and not on clocks: only the holder
+//! writes it, by compare-and-swap against the version that it last read or wrote. A holder that records a restart before it
+//! orders it can therefore rely on the next holder to know of it.
 
 use std::fmt;
 
@@ -11,56 +11,56 @@ use futures_core::future::BoxFuture;
 use super::Error;
 use crate::model::id::LeaseId;
 
-/// Most bytes of a note: half of what Kubernetes takes as annotations of one object.
-pub const NOTE_MAX_BYTES: usize = 128 * 1024;
+/// Longest payload: half of the size limit that Kubernetes sets on the annotations of one object.
+pub const PAYLOAD_MAX_BYTES: usize = 128 * 1024;
 
-/// Where the gateways of one platform agree on turns.
+/// The locks of all leases of one platform.
 pub trait LeaseLocks: fmt::Debug + Send + Sync + 'static {
-    /// The note about `lease`, whoever has the turn; empty if there is none.
+    /// Reads the payload of `lease`'s lock, held or not. Empty if there is none.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if it cannot be asked for now.
+    /// [`Error::Unavailable`] if it cannot be read now.
     fn payload(&self, lease: &LeaseId) -> BoxFuture<'static, Result<String, Error>>;
 
-    /// Somebody who wants the turn of `lease`. Nothing is asked for yet. No more than one of them may be alive per lease and
-    /// gateway. One that is dropped while it has the turn is taken for dead some time later, by the others.
+    /// Returns a candidate for `lease`'s lock, without any request. At most one candidate per lease and gateway may exist. If
+    /// it is dropped while it holds the lock, the lock expires some time later.
     fn candidate(&self, lease: &LeaseId) -> Box<dyn LeaseLock>;
 }
 
-/// The wish for the turn of one lease, and the turn once it has come. Any of its futures may be dropped: nothing is lost but time.
+/// A candidate for the lock of one lease, and its holder once acquired. All futures are cancel safe.
 pub trait LeaseLock: Send {
-    /// Takes the turn if nobody has it, or tells who has. From the second time on it waits a little first.
+    /// Acquires the lock if it is free, or returns its holder. From the second call on, waits for a short time first.
     ///
     /// # Errors
-    /// Nobody knows whose turn it is; if the error is retryable, that may be found out later.
+    /// The lock's state is unknown. Retryable errors may pass.
     fn acquire_or_observe(&mut self) -> BoxFuture<'_, Result<LockState, Error>>;
 
-    /// Writes the note, and holds on to the turn for another term. It is read by whoever has the turn next, if this resolves well.
+    /// Writes the payload and renews the lock. On success the next holder reads this payload.
     ///
     /// # Errors
-    /// The turn is lost; the note may have been written or not.
-    fn write_payload(&mut self, note: String) -> BoxFuture<'_, Result<(), Error>>;
+    /// The lock is lost. The payload may or may not have been written.
+    fn write_payload(&mut self, payload: String) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Holds on to the turn for as long as that works, and then says why it no longer does: the turn is lost.
+    /// Renews the lock until that fails. Returns why the lock is lost.
     fn renew_until_lost(&mut self) -> BoxFuture<'_, Error>;
 
-    /// Writes the note (an empty one need not be kept), and gives the turn back.
+    /// Writes the payload and releases the lock. An empty payload may be deleted.
     ///
     /// # Errors
-    /// The turn is given back or not; if not, it is over some time later.
-    fn release(&mut self, note: String) -> BoxFuture<'_, Result<(), Error>>;
+    /// The lock may not be released; it expires then.
+    fn release(&mut self, payload: String) -> BoxFuture<'_, Result<(), Error>>;
 }
 
-/// Whose turn it is.
+/// State of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LockState {
-    /// It is the turn of who looked; with the note of who had it before.
+    /// This candidate holds the lock. Contains the previous holder's payload.
     Held(String),
-    /// It is another's.
-    Others {
-        /// Their name, for the log.
+    /// Another gateway holds the lock.
+    HeldByOther {
+        /// Name of the holder, for the log.
         holder: String,
-        /// What they have written last.
-        note: String,
+        /// The payload as last written.
+        payload: String,
     },
 }

@@ -59,7 +59,7 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Where gateways that serve the same leases agree on who restarts replicas of which; `None` if there is no other gateway.
-    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
+    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
         None
     }
 }

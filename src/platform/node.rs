@@ -96,7 +96,7 @@ impl Platform for NodePlatform {
         self.kube.restart(request)
     }
 
-    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
-        self.kube.turns()
+    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
+        self.kube.lease_locks()
     }
 }

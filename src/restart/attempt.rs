@@ -1,4 +1,4 @@
-//! The restart of one replica, from a look at what runs to a verdict.
+//! The restart of one replica: choose the instance, order the restart, watch the result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,22 +6,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::manager::Shared;
 use super::probation::{Assessment, Probation};
+use super::queue::JobQueues;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::view::{LeaseView, ReplicaView};
 use crate::platform::{Error, RestartRequest};
 
-/// A platform that has not taken a restart by then has failed: as long as the clients of an API server wait.
-pub(super) const ORDER_PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout for the platform to accept a restart: the usual timeout of API server clients.
+pub(super) const PLATFORM_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Pause before a platform that could not take a restart is asked again.
-pub(super) const ORDER_RETRY: Duration = Duration::from_secs(1);
+/// Delay before a retryable request to the platform is repeated.
+pub(super) const PLATFORM_RETRY: Duration = Duration::from_secs(1);
 
-/// A replica that is about to be restarted: which run of it is to make way is settled, and nothing is done yet.
+/// A restart that is ready to run: the instance to replace is chosen, and nothing was ordered yet.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    shared: Arc<Shared>,
+    queues: Arc<JobQueues>,
     view: watch::Receiver<Arc<LeaseView>>,
     pub(super) request: RestartRequest,
 }
@@ -29,65 +29,64 @@ pub(super) struct Attempt {
 // === impl Attempt ===
 
 impl Attempt {
-    /// To restart `replica` as it runs now.
+    /// Chooses the newest instance of `replica`.
     ///
     /// # Errors
-    /// Why there is nothing to be restarted, for the caller.
+    /// Why the replica cannot be restarted, for the caller.
     pub(super) async fn new(
-        shared: &Arc<Shared>,
+        queues: &Arc<JobQueues>,
         lease: &LeaseId,
         replica: &Replica,
     ) -> Result<Self, String> {
         let mut request = RestartRequest { lease: lease.clone(), replica: replica.clone(), instance: None };
-        let view = view(shared, &request).await?;
+        let view = watch_lease(queues, &request).await?;
         request.instance =
             view.borrow().replica(replica).and_then(ReplicaView::newest).map(|run| run.instance.clone());
-        Ok(Self { shared: Arc::clone(shared), view, request })
+        Ok(Self { queues: Arc::clone(queues), view, request })
     }
 
-    /// To go on with one that was begun elsewhere.
+    /// Resumes a restart that another gateway started.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub(super) async fn again(shared: &Arc<Shared>, request: RestartRequest) -> Result<Self, String> {
-        let view = view(shared, &request).await?;
-        Ok(Self { shared: Arc::clone(shared), view, request })
+    pub(super) async fn resume(queues: &Arc<JobQueues>, request: RestartRequest) -> Result<Self, String> {
+        let view = watch_lease(queues, &request).await?;
+        Ok(Self { queues: Arc::clone(queues), view, request })
     }
 
-    /// Has the replica make way, and sees to it that another run takes its place and stays.
+    /// Orders the restart and waits until a new instance is stable.
     ///
     /// # Errors
-    /// Why it does not, for the caller.
-    pub(super) async fn carry_out(mut self) -> Result<(), String> {
-        tokio::time::timeout(ORDER_PATIENCE, self.order()).await.unwrap_or_else(|_| Err(late()))?;
+    /// Why no new instance is stable, for the caller.
+    pub(super) async fn run(mut self) -> Result<(), String> {
+        tokio::time::timeout(PLATFORM_TIMEOUT, self.order()).await.unwrap_or_else(|_| Err(timed_out()))?;
         let begun = Instant::now();
-        let mut trial = Probation::new(self.request.replica, self.request.instance);
+        let mut probation = Probation::new(self.request.replica, self.request.instance);
         loop {
-            let judgement = trial.look(&self.view.borrow_and_update(), begun.elapsed());
-            let look_again = match judgement {
+            let next_check = match probation.assess(&self.view.borrow_and_update(), begun.elapsed()) {
                 Assessment::Active => return Ok(()),
-                Assessment::Failed(why) => return Err(why),
+                Assessment::Failed(reason) => return Err(reason),
                 Assessment::Open(at) => begun + at,
             };
             tokio::select! {
                 changed = self.view.changed() => if changed.is_err() {
                     return Err("the lease has ended".to_owned());
                 },
-                () = tokio::time::sleep_until(look_again) => {}
+                () = tokio::time::sleep_until(next_check) => {}
             }
         }
     }
 
-    /// Tells the platform, until it has understood.
+    /// Orders the restart. Retries until the platform accepts it.
     async fn order(&self) -> Result<(), String> {
         let (lease, replica) = (&self.request.lease, &self.request.replica);
         loop {
-            match self.shared.platform.restart(self.request.clone()).await {
-                // Another run has begun since it was looked at: it is as new as one that makes the old one go.
+            match self.queues.platform.restart(self.request.clone()).await {
+                // A conflict means that a newer instance has started since: the old one is gone.
                 Ok(()) | Err(Error::Conflict(_)) => return Ok(()),
                 Err(error) if error.is_retryable() => {
-                    tracing::warn!(%lease, %replica, %error, "platform did not take a restart; asking again");
-                    tokio::time::sleep(ORDER_RETRY).await;
+                    tracing::warn!(%lease, %replica, %error, "failed to order restart; retrying");
+                    tokio::time::sleep(PLATFORM_RETRY).await;
                 }
                 Err(error) => return Err(platform_failed(&self.request, &error)),
             }
@@ -95,26 +94,30 @@ impl Attempt {
     }
 }
 
-async fn view(shared: &Shared, request: &RestartRequest) -> Result<watch::Receiver<Arc<LeaseView>>, String> {
-    match tokio::time::timeout(ORDER_PATIENCE, shared.platform.watch(&request.lease)).await {
+async fn watch_lease(
+    queues: &JobQueues,
+    request: &RestartRequest,
+) -> Result<watch::Receiver<Arc<LeaseView>>, String> {
+    match tokio::time::timeout(PLATFORM_TIMEOUT, queues.platform.watch(&request.lease)).await {
         Ok(Ok(view)) => Ok(view),
         Ok(Err(error)) => Err(platform_failed(request, &error)),
-        Err(_) => Err(late()),
+        Err(_) => Err(timed_out()),
     }
 }
 
-/// What a caller is told when the platform fails: nothing of what it said, but an id that the log repeats.
+/// Logs the platform's error and returns a text for the caller. The text names an id that is in the log, and no detail of the
+/// error.
 fn platform_failed(request: &RestartRequest, error: &Error) -> String {
     if let Error::NotFound(_) = error {
-        return "it is no longer there".to_owned();
+        return "the replica no longer exists".to_owned();
     }
     let id = uuid::Uuid::new_v4();
     let RestartRequest { lease, replica, .. } = request;
     let error = error as &dyn std::error::Error;
-    tracing::error!(%id, %lease, %replica, error, "platform failed to restart");
+    tracing::error!(%id, %lease, %replica, error, "failed to restart replica");
     format!("internal error {id}")
 }
 
-fn late() -> String {
-    format!("the platform did not take it within {} s", ORDER_PATIENCE.as_secs())
+fn timed_out() -> String {
+    format!("the platform did not answer within {} s", PLATFORM_TIMEOUT.as_secs())
 }

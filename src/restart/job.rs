@@ -1,4 +1,4 @@
-//! What one call asked for, and what has come of it so far.
+//! One restart request and the outcomes of its replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,43 +6,43 @@ use std::time::Duration;
 use tokio::sync::SetOnce;
 
 use super::Request;
+use super::budget::BudgetShare;
 use crate::model::id::Replica;
 use crate::model::proto::lease::service_restart_status::State;
 use crate::model::proto::lease::{ServiceRestartResponse, ServiceRestartStatus};
 
-/// Where the one verdict on one replica is put.
+/// Holds the outcome of one replica; set at most once.
 pub(super) type OutcomeSlot = Arc<SetOnce<ReplicaOutcome>>;
 
-/// What came of the restart of one replica.
+/// Result of restarting one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplicaOutcome {
-    /// It runs as a new instance that has stayed up.
+    /// A new instance runs and is stable.
     Active,
-    /// It does not; why, for the caller.
+    /// No new instance became stable. The reason is for the caller.
     Failed(String),
-    /// It was not touched; why, for the caller.
+    /// The replica was not restarted. The reason is for the caller.
     NotAttempted(String),
-    /// It was told to make way, and the gateway ended before it could be said what came of that.
+    /// The restart was ordered, and the gateway stopped before its result was known.
     Abandoned,
 }
 
-/// The replicas of one call, each with its verdict once there is one.
+/// The replicas of one request and their outcomes.
 #[derive(Debug)]
 pub struct RestartJob {
     pub(super) request: Request,
-    pub(super) parts: Vec<JobReplica>,
-    /// Its share of what may be remembered.
-    pub(super) _share: super::manager::Share,
+    pub(super) replicas: Vec<JobReplica>,
+    pub(super) _share: BudgetShare,
 }
 
-/// One replica of a round.
+/// One replica of a job.
 #[derive(Debug)]
 pub(super) struct JobReplica {
     pub(super) replica: Replica,
-    pub(super) cell: OutcomeSlot,
+    pub(super) slot: OutcomeSlot,
 }
 
-// === impl Verdict ===
+// === impl ReplicaOutcome ===
 
 impl ReplicaOutcome {
     fn state(&self) -> State {
@@ -56,54 +56,54 @@ impl ReplicaOutcome {
     fn message(&self) -> Option<String> {
         match self {
             Self::Active => None,
-            Self::Failed(why) => Some(why.clone()),
-            Self::NotAttempted(why) => Some(format!("not attempted: {why}")),
-            Self::Abandoned => Some("the gateway shuts down and will not see what comes of it".to_owned()),
+            Self::Failed(reason) => Some(reason.clone()),
+            Self::NotAttempted(reason) => Some(format!("not attempted: {reason}")),
+            Self::Abandoned => Some("the gateway shut down before the result was known".to_owned()),
         }
     }
 }
 
-// === impl Round ===
+// === impl RestartJob ===
 
 impl RestartJob {
-    /// Waits until there is a verdict on each replica, and not longer than `timeout`. Nothing is lost if it is cancelled.
+    /// Waits until every replica has an outcome, at most for `timeout`. Cancel safe.
     pub async fn wait(&self, timeout: Duration) {
         let all = async {
-            for part in &self.parts {
-                part.cell.wait().await;
+            for replica in &self.replicas {
+                replica.slot.wait().await;
             }
         };
-        // That it takes longer shows in the answer.
+        // After a timeout the response reports the remaining replicas as pending.
         let _ = tokio::time::timeout(timeout, all).await;
     }
 
-    /// What has come of each replica, in order; `None`: nothing yet.
-    pub fn verdicts(&self) -> impl Iterator<Item = (&Replica, Option<&ReplicaOutcome>)> {
-        self.parts.iter().map(|part| (&part.replica, part.cell.get()))
+    /// Returns each replica with its outcome, in order; `None` while the outcome is open.
+    pub fn outcomes(&self) -> impl Iterator<Item = (&Replica, Option<&ReplicaOutcome>)> {
+        self.replicas.iter().map(|each| (&each.replica, each.slot.get()))
     }
 
-    /// The same in the protocol's form.
-    pub fn answer(&self) -> ServiceRestartResponse {
-        let status = self.verdicts().map(|(replica, verdict)| ServiceRestartStatus {
+    /// Returns the outcomes as a response message.
+    pub fn response(&self) -> ServiceRestartResponse {
+        let status = self.outcomes().map(|(replica, outcome)| ServiceRestartStatus {
             service: replica.service.to_string(),
             replica: replica.index.to_string(),
-            state: verdict.map_or(State::Pending, ReplicaOutcome::state).into(),
-            message: verdict.and_then(ReplicaOutcome::message),
+            state: outcome.map_or(State::Pending, ReplicaOutcome::state).into(),
+            message: outcome.and_then(ReplicaOutcome::message),
         });
         ServiceRestartResponse { status: status.collect() }
     }
 
-    /// Whether it is over because this gateway could not go on, and not because a replica failed.
-    pub(super) fn is_given_up(&self) -> bool {
+    /// Returns whether this gateway stopped the job, as opposed to the failure of a replica. Another gateway may continue it.
+    pub(super) fn is_abandoned(&self) -> bool {
         let any =
-            |is: fn(&ReplicaOutcome) -> bool| self.verdicts().any(|(_, verdict)| verdict.is_some_and(is));
-        self.is_over()
-            && any(|verdict| matches!(verdict, ReplicaOutcome::NotAttempted(_) | ReplicaOutcome::Abandoned))
-            && !any(|verdict| matches!(verdict, ReplicaOutcome::Failed(_)))
+            |is: fn(&ReplicaOutcome) -> bool| self.outcomes().any(|(_, outcome)| outcome.is_some_and(is));
+        self.is_finished()
+            && any(|outcome| matches!(outcome, ReplicaOutcome::NotAttempted(_) | ReplicaOutcome::Abandoned))
+            && !any(|outcome| matches!(outcome, ReplicaOutcome::Failed(_)))
     }
 
-    /// Whether there is a verdict on each replica.
-    pub(super) fn is_over(&self) -> bool {
-        self.parts.iter().all(|part| part.cell.initialized())
+    /// Returns whether every replica has an outcome.
+    pub(super) fn is_finished(&self) -> bool {
+        self.replicas.iter().all(|each| each.slot.initialized())
     }
 }

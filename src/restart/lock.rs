@@ -1,205 +1,211 @@
-//! The turn of one lease among gateways, and the ledger that goes with it.
+//! The restart lock of one lease among gateways, and the restart record in its payload.
 //!
-//! A replica is written into the ledger, as the one in hand, before it is taken down, and who has the turn next sees to it first:
-//! takes down the very run that is named there, if that is not done, and waits for what comes of it. So it does no harm if a
-//! gateway that was taken for dead still is about to do so: never more than one replica is down. See [`crate::platform::coordination`].
+//! The holder writes a replica into the record before it restarts it. The next holder first resumes that restart: it restarts
+//! exactly the recorded instance, if that still runs, and waits for the result. A gateway that was wrongly believed dead can
+//! therefore do no harm by continuing: at most one replica of the lease is down. See [`crate::platform::coordination`].
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::attempt::{Attempt, ORDER_PATIENCE, ORDER_RETRY};
+use super::attempt::{Attempt, PLATFORM_RETRY, PLATFORM_TIMEOUT};
 use super::job::{ReplicaOutcome, RestartJob};
-use super::manager::Shared;
+use super::queue::JobQueues;
 use super::record::{InProgress, RestartRecord};
 use crate::model::id::LeaseId;
 use crate::model::time::LogTime;
 use crate::platform::Error;
 use crate::platform::coordination::{LeaseLock, LockState};
 
-/// Why nothing more is begun.
+/// Reason for replicas that are not restarted because of shutdown.
 pub(super) const SHUTTING_DOWN: &str = "the gateway is shutting down";
 
-/// Why nothing is begun.
-const NO_TURN: &str = "the gateways could not agree whose turn it is";
+/// Reason for replicas that are not restarted because the lock is unavailable.
+const LOCK_UNAVAILABLE: &str = "the restart lock is unavailable";
 
-/// See above.
+/// The lock, and the record as last read or written.
 pub(super) struct RestartLock {
-    shared: Arc<Shared>,
+    queues: Arc<JobQueues>,
     lease: LeaseId,
-    turn: Box<dyn LeaseLock>,
-    /// As it was read last, and with what has come of it since if the turn is ours.
-    ledger: RestartRecord,
-    is_mine: bool,
+    lock: Box<dyn LeaseLock>,
+    record: RestartRecord,
+    is_held: bool,
 }
 
 // === impl RestartLock ===
 
 impl RestartLock {
-    pub(super) fn new(shared: Arc<Shared>, lease: LeaseId, turn: Box<dyn LeaseLock>) -> Self {
-        Self { shared, lease, turn, ledger: RestartRecord::default(), is_mine: false }
+    pub(super) fn new(queues: Arc<JobQueues>, lease: LeaseId, lock: Box<dyn LeaseLock>) -> Self {
+        Self { queues, lease, lock, record: RestartRecord::default(), is_held: false }
     }
 
-    /// Takes the turn, unless another gateway tells everything that `round` wants to know first.
+    /// Acquires the lock and resumes a restart that another gateway recorded. Returns without the lock if other gateways
+    /// recorded outcomes for all of `job` first.
     ///
     /// # Errors
-    /// Why `round` cannot go on, for the caller.
-    pub(super) async fn take(&mut self, round: &RestartJob) -> Result<(), String> {
-        while !self.is_mine {
-            self.queue(round).await?;
-            if round.is_over() {
+    /// Why `job` cannot continue, for the caller.
+    pub(super) async fn acquire(&mut self, job: &RestartJob) -> Result<(), String> {
+        while !self.is_held {
+            self.wait_for_lock(job).await?;
+            if job.is_finished() {
                 return Ok(());
             }
-            let Some(hand) = self.ledger.hand.as_ref().and_then(|hand| hand.request(&self.lease)) else {
+            let recorded = self.record.in_progress.as_ref().and_then(|replica| replica.request(&self.lease));
+            let Some(request) = recorded else {
                 break;
             };
-            tracing::info!(lease = %self.lease, replica = %hand.replica, "going on with a restart that was begun elsewhere");
-            let closed = self.shared.closed.clone();
+            tracing::info!(lease = %self.lease, replica = %request.replica, "resuming restart started by another gateway");
+            let closed = self.queues.closed.clone();
             let attempt = async {
-                let verdict = match Attempt::again(&self.shared, hand).await {
-                    Ok(attempt) => Self::keep(&mut self.turn, &mut self.is_mine, attempt.carry_out()).await,
-                    Err(why) => Err(why),
+                let result = match Attempt::resume(&self.queues, request).await {
+                    Ok(attempt) => Self::renew_during(&mut self.lock, &mut self.is_held, attempt.run()).await,
+                    Err(reason) => Err(reason),
                 };
-                verdict.map_or_else(ReplicaOutcome::Failed, |()| ReplicaOutcome::Active)
+                result.map_or_else(ReplicaOutcome::Failed, |()| ReplicaOutcome::Active)
             };
-            let verdict = tokio::select! {
+            let outcome = tokio::select! {
                 biased;
                 () = closed.cancelled() => return Err(SHUTTING_DOWN.to_owned()),
-                verdict = attempt => verdict,
+                outcome = attempt => outcome,
             };
-            tracing::info!(lease = %self.lease, verdict = ?verdict, "what was begun elsewhere is over");
-            self.ledger.judge(&verdict);
-            self.apply(round);
+            tracing::info!(lease = %self.lease, ?outcome, "restart started by another gateway finished");
+            self.record.set_outcome(&outcome);
+            self.apply_record(job);
         }
         Ok(())
     }
 
-    /// Waits until the turn is ours, or `round` is over.
-    async fn queue(&mut self, round: &RestartJob) -> Result<(), String> {
-        let (closing, mut silent_since, mut told) = (self.shared.closing.clone(), Instant::now(), None);
+    /// Waits until this gateway holds the lock, or `job` is finished.
+    async fn wait_for_lock(&mut self, job: &RestartJob) -> Result<(), String> {
+        let (closing, mut failing_since, mut logged) = (self.queues.closing.clone(), Instant::now(), None);
         loop {
-            let look = tokio::select! {
+            let state = tokio::select! {
                 biased;
                 () = closing.cancelled() => return Err(SHUTTING_DOWN.to_owned()),
-                look = self.turn.acquire_or_observe() => look,
+                state = self.lock.acquire_or_observe() => state,
             };
-            match look {
-                Ok(LockState::Held(note)) => {
-                    self.is_mine = true;
-                    self.read(&note);
-                    self.apply(round);
+            match state {
+                Ok(LockState::Held(payload)) => {
+                    self.is_held = true;
+                    self.read(&payload);
+                    self.apply_record(job);
                     return Ok(());
                 }
-                Ok(LockState::Others { holder, note }) => {
-                    silent_since = Instant::now();
-                    self.read(&note);
-                    self.apply(round);
-                    if told.as_ref() != Some(&holder) {
-                        tracing::info!(lease = %self.lease, holder, "another gateway restarts replicas of this lease; waiting");
-                        told = Some(holder);
+                Ok(LockState::HeldByOther { holder, payload }) => {
+                    failing_since = Instant::now();
+                    self.read(&payload);
+                    self.apply_record(job);
+                    if logged.as_ref() != Some(&holder) {
+                        tracing::info!(lease = %self.lease, holder, "waiting for restart lock held by another gateway");
+                        logged = Some(holder);
                     }
                 }
-                Err(error) if error.is_retryable() && silent_since.elapsed() < ORDER_PATIENCE => {
-                    tracing::warn!(lease = %self.lease, %error, "whose turn it is could not be found out; asking again");
-                    tokio::time::sleep(ORDER_RETRY).await;
+                Err(error) if error.is_retryable() && failing_since.elapsed() < PLATFORM_TIMEOUT => {
+                    tracing::warn!(lease = %self.lease, %error, "failed to acquire restart lock; retrying");
+                    tokio::time::sleep(PLATFORM_RETRY).await;
                 }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(lease = %self.lease, error, "whose turn it is cannot be found out");
-                    return Err(NO_TURN.to_owned());
+                    tracing::error!(lease = %self.lease, error, "failed to acquire restart lock");
+                    return Err(LOCK_UNAVAILABLE.to_owned());
                 }
             }
-            if round.is_over() {
+            if job.is_finished() {
                 return Ok(());
             }
         }
     }
 
-    fn read(&mut self, note: &str) {
-        self.ledger = RestartRecord::read(note).unwrap_or_else(|| {
-            tracing::warn!(lease = %self.lease, "what another gateway has written about restarts cannot be read");
+    fn read(&mut self, payload: &str) {
+        self.record = RestartRecord::parse(payload).unwrap_or_else(|| {
+            tracing::warn!(lease = %self.lease, "failed to parse restart record; ignoring it");
             RestartRecord::default()
         });
     }
 
-    /// Has `round` know what has come of it at other gateways.
-    fn apply(&self, round: &RestartJob) {
-        let call = round.request.id.as_ref().and_then(|id| self.ledger.call(id));
+    /// Copies outcomes that other gateways recorded into `job`.
+    fn apply_record(&self, job: &RestartJob) {
+        let call = job.request.id.as_ref().and_then(|id| self.record.call(id));
         let Some(call) = call else { return };
-        if !call.is(&round.request) {
-            let why = "another gateway was given the same request_id for other replicas".to_owned();
-            for part in &round.parts {
-                self.shared.leave(&self.lease, part, &ReplicaOutcome::NotAttempted(why.clone()));
+        if !call.is_for(&job.request) {
+            let reason = "another gateway received the same request_id for other replicas".to_owned();
+            for replica in &job.replicas {
+                let outcome = ReplicaOutcome::NotAttempted(reason.clone());
+                self.queues.set_outcome_of(&self.lease, replica, &outcome);
             }
             return;
         }
-        for (replica, verdict) in call.verdicts() {
-            let part = round.parts.iter().find(|part| part.replica == replica && !part.cell.initialized());
-            if let (Some(part), Some(verdict)) = (part, verdict) {
-                self.shared.leave(&self.lease, part, &verdict);
+        for (replica, outcome) in call.outcomes() {
+            let open = job.replicas.iter().find(|each| each.replica == replica && !each.slot.initialized());
+            if let (Some(open), Some(outcome)) = (open, outcome) {
+                self.queues.set_outcome_of(&self.lease, open, &outcome);
             }
         }
     }
 
-    /// Writes down what is about to be taken down. `false`: the turn is lost, and nothing may be.
-    pub(super) async fn begin(&mut self, round: &RestartJob, attempt: &Attempt) -> bool {
+    /// Records the replica that is about to be restarted. Returns `false` if the lock is lost: nothing may be restarted then.
+    pub(super) async fn record_start(&mut self, job: &RestartJob, attempt: &Attempt) -> bool {
         let now = LogTime::now().parts().0;
-        self.ledger.put(round, now);
-        self.ledger.hand = Some(InProgress::new(&attempt.request, round.request.id.as_ref()));
-        let note = self.ledger.note(now);
-        self.is_mine = match self.turn.write_payload(note).await {
+        self.record.put(job, now);
+        self.record.in_progress = Some(InProgress::new(&attempt.request, job.request.id.as_ref()));
+        let payload = self.record.to_payload(now);
+        self.is_held = match self.lock.write_payload(payload).await {
             Ok(()) => true,
-            Err(error) => lost(&error),
+            Err(error) => lock_lost(&error),
         };
-        self.is_mine
+        self.is_held
     }
 
-    /// What was to be taken down will not be.
-    pub(super) fn spare(&mut self) {
-        self.ledger.hand = None;
+    /// Removes the recorded replica: it will not be restarted.
+    pub(super) fn clear_in_progress(&mut self) {
+        self.record.in_progress = None;
     }
 
-    /// Holds on to the turn while `attempt` goes on, if that can be.
-    pub(super) async fn carry_out(&mut self, attempt: Attempt) -> Result<(), String> {
-        Self::keep(&mut self.turn, &mut self.is_mine, attempt.carry_out()).await
+    /// Runs `attempt` and renews the lock meanwhile. The attempt continues if the lock is lost.
+    pub(super) async fn run_attempt(&mut self, attempt: Attempt) -> Result<(), String> {
+        Self::renew_during(&mut self.lock, &mut self.is_held, attempt.run()).await
     }
 
-    /// What was in hand has its verdict.
-    pub(super) fn judge(&mut self, verdict: &ReplicaOutcome) {
-        self.ledger.judge(verdict);
+    /// Records the outcome of the replica in progress. The next write or release stores it.
+    pub(super) fn record_outcome(&mut self, outcome: &ReplicaOutcome) {
+        self.record.set_outcome(outcome);
     }
 
-    async fn keep<T>(turn: &mut Box<dyn LeaseLock>, is_mine: &mut bool, work: impl Future<Output = T>) -> T {
+    async fn renew_during<T>(
+        lock: &mut Box<dyn LeaseLock>,
+        is_held: &mut bool,
+        work: impl Future<Output = T>,
+    ) -> T {
         let mut work = std::pin::pin!(work);
-        if *is_mine {
+        if *is_held {
             tokio::select! {
                 done = &mut work => return done,
-                error = turn.renew_until_lost() => *is_mine = lost(&error),
+                error = lock.renew_until_lost() => *is_held = lock_lost(&error),
             }
         }
-        // What is in hand is seen to its end: others know of it.
+        // The restart is recorded, so the next holder waits for it: finish it.
         work.await
     }
 
-    /// The round is over, or cannot go on: gives the turn back, if it is ours.
-    pub(super) async fn leave(&mut self, round: &RestartJob) {
-        if !std::mem::take(&mut self.is_mine) {
+    /// Releases the lock, if held, with the outcomes of `job` in the payload.
+    pub(super) async fn release(&mut self, job: &RestartJob) {
+        if !std::mem::take(&mut self.is_held) {
             return;
         }
         let now = LogTime::now().parts().0;
-        self.ledger.put(round, now);
-        let note = self.ledger.note(now);
-        if let Err(error) = self.turn.release(note).await {
+        self.record.put(job, now);
+        let payload = self.record.to_payload(now);
+        if let Err(error) = self.lock.release(payload).await {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(lease = %self.lease, error, "the turn was not given back; it will run out");
+            tracing::warn!(lease = %self.lease, error, "failed to release restart lock; it will expire");
         }
     }
 }
 
-fn lost(error: &Error) -> bool {
+fn lock_lost(error: &Error) -> bool {
     tracing::warn!(
         error = error as &dyn std::error::Error,
-        "the turn is lost; nothing is taken down before it comes again"
+        "lost restart lock; restarting nothing until it is acquired again"
     );
     false
 }

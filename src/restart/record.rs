@@ -1,5 +1,5 @@
-//! What gateways tell each other about the restarts of one lease: which replica is in hand, and what has come of calls that have a
-//! name. It is the note that goes with the lease's turn. No clock, no input or output.
+//! The restart record: the payload of a lease's restart lock. It names the restart in progress and the outcomes of recent
+//! requests with an id. Pure: no I/O and no clock.
 
 use std::collections::VecDeque;
 
@@ -10,60 +10,61 @@ use super::job::{ReplicaOutcome, RestartJob};
 use super::{REMEMBERED_FOR, Request};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::request_id::RequestId;
+use crate::model::text::truncate;
 use crate::platform::RestartRequest;
-use crate::platform::coordination::NOTE_MAX_BYTES;
+use crate::platform::coordination::PAYLOAD_MAX_BYTES;
 
-/// Calls of one lease that are remembered: as many as a lease may have restarts in an hour, unless the operator says otherwise.
+/// Remembered calls of one lease: the default quota of restarts per hour.
 const CALLS_MAX: usize = 64;
 
-/// Most bytes of the words about one replica: a reason and the first of what Kubernetes says of it.
-const WORDS_MAX_BYTES: usize = 256;
+/// Longest reason of one replica: a Kubernetes reason and the start of its message.
+const REASON_MAX_BYTES: usize = 256;
 
-/// Bytes of a digest that tell filters apart.
+/// Length of a filter's digest: enough to make collisions improbable.
 const DIGEST_BYTES: usize = 16;
 
-/// See above.
+/// The restart in progress and recent calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RestartRecord {
-    /// What was, or was just about to be, taken down when this was written.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) hand: Option<InProgress>,
-    /// The last written last.
+    /// The replica that the writer was restarting or about to restart.
+    #[serde(rename = "hand", default, skip_serializing_if = "Option::is_none")]
+    pub(super) in_progress: Option<InProgress>,
+    /// Ordered by time of writing, oldest first.
     #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
     calls: VecDeque<Call>,
 }
 
-/// A replica in hand.
+/// A replica that is being restarted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct InProgress {
     service: String,
     index: u32,
-    /// The run that makes way.
+    /// The instance to replace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     run: Option<String>,
-    /// The call that it is for, if that has a name.
+    /// The id of the request, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     call: Option<String>,
 }
 
-/// A call that has a name.
+/// A call with a request id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Call {
     id: String,
-    /// Digest of its filter.
+    /// Digest of the request's filter.
     of: String,
-    /// When this was written, in seconds of the Unix epoch, by the writer's clock.
+    /// Time of writing in Unix seconds, by the writer's clock.
     at: i64,
     replicas: Vec<Entry>,
 }
 
-/// One replica of a call: service, index, what came of it, and in which words.
+/// One replica of a call: service, index, result, reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry(String, u32, Came, #[serde(default, skip_serializing_if = "String::is_empty")] String);
+struct Entry(String, u32, RecordedResult, #[serde(default, skip_serializing_if = "String::is_empty")] String);
 
-/// What came of a replica.
+/// The recorded result of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Came {
+enum RecordedResult {
     #[serde(rename = "-")]
     Open,
     #[serde(rename = "a")]
@@ -74,83 +75,92 @@ enum Came {
     NotAttempted,
 }
 
-// === impl Ledger ===
+// === impl RestartRecord ===
 
 impl RestartRecord {
-    /// Reads a note. `None` if it is none of ours.
-    pub(super) fn read(note: &str) -> Option<Self> {
-        if note.is_empty() { Some(Self::default()) } else { serde_json::from_str(note).ok() }
+    /// Parses a payload; an empty one is an empty record. Returns `None` if the payload is not a restart record.
+    pub(super) fn parse(payload: &str) -> Option<Self> {
+        if payload.is_empty() { Some(Self::default()) } else { serde_json::from_str(payload).ok() }
     }
 
-    /// The note, without what is older than an hour by `now`, in seconds of the Unix epoch. What is too much is dropped, the oldest
-    /// first; empty if there is nothing to be said.
-    pub(super) fn note(&mut self, now: i64) -> String {
-        // Clocks differ. What was written in a future that far off has a wrong time, and would never be forgotten.
+    /// Returns the payload: calls of the last hour before `now` (Unix seconds) that fit into [`PAYLOAD_MAX_BYTES`], newest first
+    /// to keep. Empty if there is nothing to record.
+    pub(super) fn to_payload(&mut self, now: i64) -> String {
+        // Clocks differ. A call from more than an hour in the future has a wrong time and would stay for too long.
         self.calls.retain(|call| call.at.abs_diff(now) <= REMEMBERED_FOR.as_secs());
         while self.calls.len() > CALLS_MAX {
             self.calls.pop_front();
         }
         loop {
-            if self.hand.is_none() && self.calls.is_empty() {
+            if self.in_progress.is_none() && self.calls.is_empty() {
                 return String::new();
             }
-            let note = serde_json::to_string(self).unwrap_or_default();
-            if note.len() <= NOTE_MAX_BYTES || self.calls.pop_front().is_none() {
-                return note;
+            let payload = serde_json::to_string(self).unwrap_or_default();
+            if payload.len() <= PAYLOAD_MAX_BYTES || self.calls.pop_front().is_none() {
+                return payload;
             }
         }
     }
 
-    /// The call of this name.
+    /// Returns the call with this request id.
     pub(super) fn call(&self, id: &RequestId) -> Option<&Call> {
         self.calls.iter().find(|call| call.id == id.to_string())
     }
 
-    /// Puts down how far a round has come; nothing if it has no name. `now` as above.
-    pub(super) fn put(&mut self, round: &RestartJob, now: i64) {
-        let Some(id) = &round.request.id else {
+    /// Records the outcomes of `job` so far, at `now` (Unix seconds). A job without a request id is not recorded.
+    pub(super) fn put(&mut self, job: &RestartJob, now: i64) {
+        let Some(id) = &job.request.id else {
             return;
         };
         let id = id.to_string();
         self.calls.retain(|call| call.id != id);
-        // What was left alone behind no failure was so because this gateway could not go on: another one may.
-        let is_given_up = round.is_given_up();
-        let replicas = round.verdicts().map(|(replica, verdict)| {
-            let (came, words) = match verdict {
-                Some(ReplicaOutcome::Active) => (Came::Active, ""),
-                Some(ReplicaOutcome::Failed(why)) => (Came::Failed, why.as_str()),
-                Some(ReplicaOutcome::NotAttempted(why)) if !is_given_up => (Came::NotAttempted, why.as_str()),
-                Some(ReplicaOutcome::NotAttempted(_) | ReplicaOutcome::Abandoned) | None => (Came::Open, ""),
+        // This gateway abandoned the job, so another one may restart the remaining replicas.
+        let is_abandoned = job.is_abandoned();
+        let replicas = job.outcomes().map(|(replica, outcome)| {
+            let (result, reason) = match outcome {
+                Some(ReplicaOutcome::Active) => (RecordedResult::Active, ""),
+                Some(ReplicaOutcome::Failed(reason)) => (RecordedResult::Failed, reason.as_str()),
+                Some(ReplicaOutcome::NotAttempted(reason)) if !is_abandoned => {
+                    (RecordedResult::NotAttempted, reason.as_str())
+                }
+                Some(ReplicaOutcome::NotAttempted(_) | ReplicaOutcome::Abandoned) | None => {
+                    (RecordedResult::Open, "")
+                }
             };
-            Entry(replica.service.to_string(), replica.index, came, clipped(words).to_owned())
+            Entry(
+                replica.service.to_string(),
+                replica.index,
+                result,
+                truncate(reason, REASON_MAX_BYTES).to_owned(),
+            )
         });
         let replicas = replicas.collect();
-        self.calls.push_back(Call { id, of: digest(&round.request), at: now, replicas });
+        self.calls.push_back(Call { id, of: digest(&job.request), at: now, replicas });
     }
 
-    /// Puts down what came of the replica in hand, for the call that it was for; nothing is in hand any more.
-    pub(super) fn judge(&mut self, verdict: &ReplicaOutcome) {
-        let Some(hand) = self.hand.take() else {
+    /// Records the outcome of the replica in progress in its call, and removes the replica in progress.
+    pub(super) fn set_outcome(&mut self, outcome: &ReplicaOutcome) {
+        let Some(replica) = self.in_progress.take() else {
             return;
         };
-        let (came, words) = match verdict {
-            ReplicaOutcome::Active => (Came::Active, ""),
-            ReplicaOutcome::Failed(why) => (Came::Failed, why.as_str()),
+        let (result, reason) = match outcome {
+            ReplicaOutcome::Active => (RecordedResult::Active, ""),
+            ReplicaOutcome::Failed(reason) => (RecordedResult::Failed, reason.as_str()),
             ReplicaOutcome::NotAttempted(_) | ReplicaOutcome::Abandoned => return,
         };
-        let call = self.calls.iter_mut().find(|call| Some(&call.id) == hand.call.as_ref());
+        let call = self.calls.iter_mut().find(|call| Some(&call.id) == replica.call.as_ref());
         for entry in call.into_iter().flat_map(|call| &mut call.replicas) {
-            if entry.0 == hand.service && entry.1 == hand.index && entry.2 == Came::Open {
-                (entry.2, entry.3) = (came, clipped(words).to_owned());
+            if entry.0 == replica.service && entry.1 == replica.index && entry.2 == RecordedResult::Open {
+                (entry.2, entry.3) = (result, truncate(reason, REASON_MAX_BYTES).to_owned());
             }
         }
     }
 }
 
-// === impl Hand ===
+// === impl InProgress ===
 
 impl InProgress {
-    /// What `request` is about to take down, for the call with this name.
+    /// Records `request`, made for the call with this id.
     pub(super) fn new(request: &RestartRequest, call: Option<&RequestId>) -> Self {
         Self {
             service: request.replica.service.to_string(),
@@ -160,7 +170,7 @@ impl InProgress {
         }
     }
 
-    /// The request that takes it down; `None` if these are no names.
+    /// Returns the restart request, or `None` if a recorded name is invalid.
     pub(super) fn request(&self, lease: &LeaseId) -> Option<RestartRequest> {
         let replica = Replica { service: self.service.parse().ok()?, index: self.index };
         let instance = self.run.as_ref().map(|run| run.parse()).transpose().ok()?;
@@ -171,34 +181,29 @@ impl InProgress {
 // === impl Call ===
 
 impl Call {
-    /// Whether it is the call that `request`, of the same name, makes again.
-    pub(super) fn is(&self, request: &Request) -> bool {
+    /// Returns whether `request`, which has the same id, selects the same replicas.
+    pub(super) fn is_for(&self, request: &Request) -> bool {
         self.of == digest(request)
     }
 
-    /// Its replicas, each with what came of it, if anything has. What has no name of a replica is left out.
-    pub(super) fn verdicts(&self) -> impl Iterator<Item = (Replica, Option<ReplicaOutcome>)> {
-        self.replicas.iter().filter_map(|Entry(service, index, came, words)| {
-            let verdict = match came {
-                Came::Open => None,
-                Came::Active => Some(ReplicaOutcome::Active),
-                Came::Failed => Some(ReplicaOutcome::Failed(words.clone())),
-                Came::NotAttempted => Some(ReplicaOutcome::NotAttempted(words.clone())),
+    /// Returns the call's replicas with their recorded outcomes. Entries with an invalid name are skipped.
+    pub(super) fn outcomes(&self) -> impl Iterator<Item = (Replica, Option<ReplicaOutcome>)> {
+        self.replicas.iter().filter_map(|Entry(service, index, result, reason)| {
+            let outcome = match result {
+                RecordedResult::Open => None,
+                RecordedResult::Active => Some(ReplicaOutcome::Active),
+                RecordedResult::Failed => Some(ReplicaOutcome::Failed(reason.clone())),
+                RecordedResult::NotAttempted => Some(ReplicaOutcome::NotAttempted(reason.clone())),
             };
-            Some((Replica { service: service.parse().ok()?, index: *index }, verdict))
+            Some((Replica { service: service.parse().ok()?, index: *index }, outcome))
         })
     }
 }
 
-/// Tells filters apart.
+/// Identifies a filter.
 fn digest(request: &Request) -> String {
     let digest = Sha256::digest(request.filter.spelled());
     data_encoding::HEXLOWER.encode(&digest[..DIGEST_BYTES])
-}
-
-fn clipped(words: &str) -> &str {
-    let end = (0..=WORDS_MAX_BYTES.min(words.len())).rev().find(|end| words.is_char_boundary(*end));
-    &words[..end.unwrap_or_default()]
 }
 
 #[cfg(test)]
@@ -206,48 +211,43 @@ mod tests {
     use super::*;
 
     fn call(id: &str, at: i64, replicas: u32) -> Call {
-        let entry = |index| Entry("web".to_owned(), index, Came::Failed, "w".repeat(WORDS_MAX_BYTES));
+        let entry =
+            |index| Entry("web".to_owned(), index, RecordedResult::Failed, "w".repeat(REASON_MAX_BYTES));
         Call { id: id.to_owned(), of: String::new(), at, replicas: (0..replicas).map(entry).collect() }
     }
 
-    fn names(ledger: &RestartRecord) -> Vec<&str> {
-        ledger.calls.iter().map(|call| call.id.as_str()).collect()
+    fn names(record: &RestartRecord) -> Vec<&str> {
+        record.calls.iter().map(|call| call.id.as_str()).collect()
     }
 
     #[test]
-    fn calls_are_forgotten_after_an_hour_and_so_are_those_of_a_wrong_clock() {
+    fn calls_of_other_hours_are_forgotten() {
         let calls = [call("old", 6_399, 1), call("kept", 6_400, 1), call("ahead", 13_601, 1)];
-        let mut ledger = RestartRecord { hand: None, calls: calls.into() };
-        let note = ledger.note(10_000);
-        assert_eq!(names(&ledger), ["kept"]);
-        assert_eq!(RestartRecord::read(&note).unwrap(), ledger);
+        let mut record = RestartRecord { in_progress: None, calls: calls.into() };
+        let payload = record.to_payload(10_000);
+        assert_eq!(names(&record), ["kept"]);
+        assert_eq!(RestartRecord::parse(&payload).unwrap(), record);
         assert_eq!(
-            (ledger.note(14_000), RestartRecord::read("")),
+            (record.to_payload(14_000), RestartRecord::parse("")),
             (String::new(), Some(RestartRecord::default()))
         );
-        assert_eq!(RestartRecord::read("{\"calls\": 7}"), None);
-        // Of a later version of this program.
-        assert!(RestartRecord::read("{\"more\": 7}").is_some());
+        assert_eq!(RestartRecord::parse("{\"calls\": 7}"), None);
+        // Written by a later version.
+        assert!(RestartRecord::parse("{\"more\": 7}").is_some());
     }
 
     #[test]
-    fn a_note_has_a_bound_and_what_is_in_hand_stays_in_it() {
-        let hand = InProgress { service: "web".to_owned(), index: 1, run: None, call: None };
-        let mut ledger = RestartRecord { hand: Some(hand.clone()), calls: VecDeque::new() };
+    fn full_payload_keeps_the_restart_in_progress() {
+        let replica = InProgress { service: "web".to_owned(), index: 1, run: None, call: None };
+        let mut record = RestartRecord { in_progress: Some(replica.clone()), calls: VecDeque::new() };
         for number in 0..10 {
-            ledger.calls.push_back(call(&number.to_string(), 0, 100));
+            record.calls.push_back(call(&number.to_string(), 0, 100));
         }
-        assert!(ledger.note(0).len() <= NOTE_MAX_BYTES);
-        assert_eq!(names(&ledger), ["6", "7", "8", "9"], "the oldest go first");
-        ledger.calls.push_back(call("too large", 0, 1_000));
-        assert!(ledger.note(0).len() <= NOTE_MAX_BYTES);
-        assert!(names(&ledger).is_empty());
-        assert_eq!(ledger.hand, Some(hand));
-    }
-
-    #[test]
-    fn words_are_cut_between_characters() {
-        let words = format!("{}é", "w".repeat(WORDS_MAX_BYTES - 1));
-        assert_eq!(clipped(&words).len(), WORDS_MAX_BYTES - 1);
+        assert!(record.to_payload(0).len() <= PAYLOAD_MAX_BYTES);
+        assert_eq!(names(&record), ["6", "7", "8", "9"], "the oldest go first");
+        record.calls.push_back(call("too large", 0, 1_000));
+        assert!(record.to_payload(0).len() <= PAYLOAD_MAX_BYTES);
+        assert!(names(&record).is_empty());
+        assert_eq!(record.in_progress, Some(replica));
     }
 }

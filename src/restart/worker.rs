@@ -1,162 +1,163 @@
-//! The one task that restarts replicas of one lease: round after round, and in each replica after replica.
+//! The task that runs the restart jobs of one lease.
 
 use std::sync::Arc;
 
 use super::attempt::Attempt;
 use super::job::{JobReplica, ReplicaOutcome, RestartJob};
 use super::lock::{RestartLock, SHUTTING_DOWN};
-use super::manager::Shared;
+use super::queue::JobQueues;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::Restarted;
 
-/// Works off the rounds of one lease. Dropped before its time it gives them up, so that nobody waits in vain.
+/// Runs the restart jobs of one lease. On drop, marks unfinished jobs as abandoned, which releases their callers.
 pub(super) struct RestartWorker {
-    shared: Arc<Shared>,
+    queues: Arc<JobQueues>,
     lease: LeaseId,
-    /// Where it is agreed with other gateways whose turn it is, if there are any.
-    desk: Option<RestartLock>,
+    /// `None` if the platform has only one gateway.
+    lock: Option<RestartLock>,
     is_done: bool,
 }
 
-/// How far a replica has come before it is touched.
-enum Ready {
-    /// It may be restarted.
-    Go(Attempt),
-    /// There is a verdict on it already.
-    Told,
-    /// There is nothing to be restarted; why.
-    Failed(String),
-    /// It may not be restarted; why.
-    Stopped(String),
+/// What to do with a replica.
+enum Decision {
+    /// Restart it.
+    Restart(Attempt),
+    /// Nothing: it has an outcome already.
+    Skip,
+    /// Record a failure: there is nothing to restart. The reason is for the caller.
+    Fail(String),
+    /// Stop the job. The reason is for the caller.
+    Stop(String),
 }
 
 // === impl RestartWorker ===
 
 impl RestartWorker {
-    pub(super) fn new(shared: Arc<Shared>, lease: LeaseId) -> Self {
-        let turn = shared.platform.turns().map(|turns| turns.candidate(&lease));
-        let desk = turn.map(|turn| RestartLock::new(Arc::clone(&shared), lease.clone(), turn));
-        Self { shared, lease, desk, is_done: false }
+    pub(super) fn new(queues: Arc<JobQueues>, lease: LeaseId) -> Self {
+        let lock = queues.platform.lease_locks().map(|locks| locks.candidate(&lease));
+        let lock = lock.map(|lock| RestartLock::new(Arc::clone(&queues), lease.clone(), lock));
+        Self { queues, lease, lock, is_done: false }
     }
 
-    /// Goes on until no round is left.
+    /// Runs jobs until the queue is empty.
     pub(super) async fn run(mut self) {
-        while let Some(round) = self.shared.next_round(&self.lease) {
-            self.conduct(&round).await;
-            if let Some(desk) = &mut self.desk {
-                desk.leave(&round).await;
+        while let Some(job) = self.queues.next_job(&self.lease) {
+            self.run_job(&job).await;
+            if let Some(lock) = &mut self.lock {
+                lock.release(&job).await;
             }
         }
-        // From here on the lease may have another.
+        // The queue is gone: the lease may have another worker from here on.
         self.is_done = true;
     }
 
-    /// Has the replicas of a round make way, one after the other, and none after the first that fails.
-    async fn conduct(&mut self, round: &RestartJob) {
+    /// Restarts the replicas of a job in order. Stops after the first failure.
+    async fn run_job(&mut self, job: &RestartJob) {
         let mut stopped = None;
-        for part in &round.parts {
-            // Some have their verdict from an earlier round already, or from another gateway.
-            stopped = stopped.or_else(|| failed(round));
-            if part.cell.initialized() {
+        for replica in &job.replicas {
+            // An earlier job or another gateway may have set outcomes.
+            stopped = stopped.or_else(|| failure(job));
+            if replica.slot.initialized() {
                 continue;
             }
-            if self.shared.closing.is_cancelled() {
+            if self.queues.closing.is_cancelled() {
                 stopped.get_or_insert_with(|| SHUTTING_DOWN.to_owned());
             }
             if stopped.is_none() {
-                match self.ready(round, part).await {
-                    Ready::Go(attempt) => self.restart(&part.replica, attempt).await,
-                    Ready::Told => {}
-                    Ready::Failed(why) => {
-                        self.judge(&part.replica, ReplicaOutcome::Failed(why), Restarted::Failure);
+                match self.decide(job, replica).await {
+                    Decision::Restart(attempt) => self.restart(&replica.replica, attempt).await,
+                    Decision::Skip => {}
+                    Decision::Fail(reason) => {
+                        self.finish(&replica.replica, ReplicaOutcome::Failed(reason), Restarted::Failure);
                     }
-                    Ready::Stopped(why) => stopped = Some(why),
+                    Decision::Stop(reason) => stopped = Some(reason),
                 }
             }
-            if let Some(why) = &stopped {
-                self.shared.leave(&self.lease, part, &ReplicaOutcome::NotAttempted(why.clone()));
-                self.shared.metrics.restarts.of(Restarted::NotAttempted).increment(1);
+            if let Some(reason) = &stopped {
+                let outcome = ReplicaOutcome::NotAttempted(reason.clone());
+                self.queues.set_outcome_of(&self.lease, replica, &outcome);
+                self.queues.metrics.restarts.of(Restarted::NotAttempted).increment(1);
             }
         }
     }
 
-    /// Settles what is to make way, and that it is this gateway's turn.
-    async fn ready(&mut self, round: &RestartJob, part: &JobReplica) -> Ready {
+    /// Acquires the lock, chooses the instance to replace, and records it in the payload.
+    async fn decide(&mut self, job: &RestartJob, replica: &JobReplica) -> Decision {
         loop {
-            if let Some(desk) = &mut self.desk
-                && let Err(why) = desk.take(round).await
+            if let Some(lock) = &mut self.lock
+                && let Err(reason) = lock.acquire(job).await
             {
-                return Ready::Stopped(why);
+                return Decision::Stop(reason);
             }
-            if part.cell.initialized() {
-                return Ready::Told;
+            if replica.slot.initialized() {
+                return Decision::Skip;
             }
-            if let Some(why) = failed(round) {
-                return Ready::Stopped(why);
+            if let Some(reason) = failure(job) {
+                return Decision::Stop(reason);
             }
-            let attempt = match Attempt::new(&self.shared, &self.lease, &part.replica).await {
+            let attempt = match Attempt::new(&self.queues, &self.lease, &replica.replica).await {
                 Ok(attempt) => attempt,
-                Err(why) => return Ready::Failed(why),
+                Err(reason) => return Decision::Fail(reason),
             };
-            let begun = match &mut self.desk {
-                Some(desk) => tokio::select! {
+            let recorded = match &mut self.lock {
+                Some(lock) => tokio::select! {
                     biased;
-                    () = self.shared.closed.cancelled() => {
-                        desk.spare();
-                        return Ready::Stopped(SHUTTING_DOWN.to_owned());
+                    () = self.queues.closed.cancelled() => {
+                        lock.clear_in_progress();
+                        return Decision::Stop(SHUTTING_DOWN.to_owned());
                     }
-                    begun = desk.begin(round, &attempt) => begun,
+                    recorded = lock.record_start(job, &attempt) => recorded,
                 },
                 None => true,
             };
-            if begun {
-                return Ready::Go(attempt);
+            if recorded {
+                return Decision::Restart(attempt);
             }
-            // Another gateway may be here before the next turn: what runs is to be looked at again.
+            // The lock is lost. Another gateway may restart the replica before this one holds it again, so start over.
         }
     }
 
     async fn restart(&mut self, replica: &Replica, attempt: Attempt) {
-        let desk = self.desk.as_mut();
+        let lock = self.lock.as_mut();
         let attempt = async {
-            match desk {
-                Some(desk) => desk.carry_out(attempt).await,
-                None => attempt.carry_out().await,
+            match lock {
+                Some(lock) => lock.run_attempt(attempt).await,
+                None => attempt.run().await,
             }
         };
-        let (verdict, counted) = tokio::select! {
+        let (outcome, counted) = tokio::select! {
             biased;
-            () = self.shared.closed.cancelled() => (ReplicaOutcome::Abandoned, Restarted::Abandoned),
-            verdict = attempt => match verdict {
+            () = self.queues.closed.cancelled() => (ReplicaOutcome::Abandoned, Restarted::Abandoned),
+            result = attempt => match result {
                 Ok(()) => (ReplicaOutcome::Active, Restarted::Active),
-                Err(why) => (ReplicaOutcome::Failed(why), Restarted::Failure),
+                Err(reason) => (ReplicaOutcome::Failed(reason), Restarted::Failure),
             },
         };
-        if let Some(desk) = &mut self.desk
-            && verdict != ReplicaOutcome::Abandoned
+        if let Some(lock) = &mut self.lock
+            && outcome != ReplicaOutcome::Abandoned
         {
-            desk.judge(&verdict);
+            lock.record_outcome(&outcome);
         }
-        self.judge(replica, verdict, counted);
+        self.finish(replica, outcome, counted);
     }
 
-    fn judge(&self, replica: &Replica, verdict: ReplicaOutcome, counted: Restarted) {
-        tracing::info!(lease = %self.lease, %replica, ?verdict, "replica restarted");
-        self.shared.metrics.restarts.of(counted).increment(1);
-        self.shared.judge(&self.lease, replica, &verdict);
+    fn finish(&self, replica: &Replica, outcome: ReplicaOutcome, counted: Restarted) {
+        tracing::info!(lease = %self.lease, %replica, ?outcome, "replica restart finished");
+        self.queues.metrics.restarts.of(counted).increment(1);
+        self.queues.set_outcome(&self.lease, replica, &outcome);
     }
 }
 
 impl Drop for RestartWorker {
     fn drop(&mut self) {
         if !self.is_done {
-            self.shared.abandon(&self.lease);
+            self.queues.abandon(&self.lease);
         }
     }
 }
 
-/// Why what is left of a round is not attempted, if one of it has failed.
-fn failed(round: &RestartJob) -> Option<String> {
-    let is_failed = |part: &&JobReplica| matches!(part.cell.get(), Some(ReplicaOutcome::Failed(_)));
-    round.parts.iter().find(is_failed).map(|part| format!("the restart of {} failed", part.replica))
+/// Returns why the job stops, if one of its replicas has failed.
+fn failure(job: &RestartJob) -> Option<String> {
+    let is_failed = |each: &&JobReplica| matches!(each.slot.get(), Some(ReplicaOutcome::Failed(_)));
+    job.replicas.iter().find(is_failed).map(|each| format!("the restart of {} failed", each.replica))
 }

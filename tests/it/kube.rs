@@ -417,8 +417,8 @@ async fn what_does_not_come_by_waiting_fails_a_restart_early() {
         .await;
         let mut trial = Probation::new(slot.clone(), Some(Instance::new("uid-a", SERVICE, 0).unwrap()));
         let (just_before, early) = (Duration::from_secs(early - 1), Duration::from_secs(early));
-        assert_eq!(trial.look(&view.borrow(), just_before), Assessment::Open(early));
-        assert_eq!(trial.look(&view.borrow(), early), Assessment::Failed(format!("{reason}: because")));
+        assert_eq!(trial.assess(&view.borrow(), just_before), Assessment::Open(early));
+        assert_eq!(trial.assess(&view.borrow(), early), Assessment::Failed(format!("{reason}: because")));
     }
 }
 
@@ -430,14 +430,15 @@ async fn two_gateways_take_turns_over_the_api() {
     let dir = tempfile::tempdir().unwrap();
     let other = connect(&stage.cluster, &dir).await.unwrap();
     let mut turns =
-        [&stage.platform, &other].map(|platform| platform.turns().unwrap().candidate(stage.lease()));
+        [&stage.platform, &other].map(|platform| platform.lease_locks().unwrap().candidate(stage.lease()));
     assert_eq!(turns[0].acquire_or_observe().await.unwrap(), LockState::Held(String::new()));
     turns[0].write_payload("first".to_owned()).await.unwrap();
-    let LockState::Others { holder, note } = turns[1].acquire_or_observe().await.unwrap() else {
+    let LockState::HeldByOther { holder, payload: note } = turns[1].acquire_or_observe().await.unwrap()
+    else {
         panic!("both have it")
     };
     assert!(note == "first" && !holder.is_empty());
-    assert_eq!(other.turns().unwrap().payload(stage.lease()).await.unwrap(), "first");
+    assert_eq!(other.lease_locks().unwrap().payload(stage.lease()).await.unwrap(), "first");
     turns[0].release("second".to_owned()).await.unwrap();
     assert_eq!(turns[1].acquire_or_observe().await.unwrap(), LockState::Held("second".to_owned()));
     // Not of those that have gone: it is nobody's turn to write.

@@ -148,7 +148,7 @@ async fn what_comes_behind_a_failure_is_left_alone() {
     let second = replica("web", 1);
     let not_attempted = failure("web/2", "not attempted: the restart of web/1 failed");
     for (comeback, why) in [
-        (Comeback::Never, "it is not up 600 s after the restart"),
+        (Comeback::Never, "the replica is not ready 600 s after the restart"),
         (Comeback::Crash, "the new run exited with code 1 (Error)"),
     ] {
         let scene = scene();
@@ -183,7 +183,7 @@ async fn a_platform_that_cannot_now_is_asked_again_and_one_that_cannot_at_all_is
     assert_eq!(told.unwrap(), active(&["web/0"]));
     world.set_comeback(&slot, Comeback::Unavailable);
     let told = restart(&scene, web(&scene, &[0], LONG)).await.unwrap();
-    assert_eq!(told, [failure("web/0", "the platform did not take it within 60 s")]);
+    assert_eq!(told, [failure("web/0", "the platform did not answer within 60 s")]);
     world.set_comeback(&slot, Comeback::Broken);
     let told = restart(&scene, web(&scene, &[0], LONG)).await.unwrap().remove(0);
     assert_eq!(told.1, State::Failure);

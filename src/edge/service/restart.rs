@@ -29,7 +29,7 @@ impl LeaseService {
         case.about(&request.lease);
         admission.identity.may(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
         // What was asked for before is not looked up, and nothing begins.
-        let known = match self.restarts.known(&request)? {
+        let known = match self.restarts.find(&request)? {
             Some(round) => Some(round),
             None => self.restarts.adopt_remote(&request).await?,
         };
@@ -51,7 +51,7 @@ impl LeaseService {
         }
         // From here on nobody need be waited for but the peer, who is to take it.
         let state = self.open(&admission, watched, case);
-        Ok(response::of_message(&round.answer(), state))
+        Ok(response::of_message(&round.response(), state))
     }
 }
 

@@ -183,14 +183,14 @@ impl KubeLeaseLock {
                 Ok(mine) => Ok(self.take(mine, sent)),
                 // Another gateway was first.
                 Err(kube::Error::Api(status)) if status.code == 409 => {
-                    Ok(LockState::Others { holder: String::new(), note: String::new() })
+                    Ok(LockState::HeldByOther { holder: String::new(), payload: String::new() })
                 }
                 Err(error) => Err(failed("taking a turn", &error)),
             };
         };
         let holder = holder_of(&found).to_owned();
         if !holder.is_empty() && holder != self.turns.0.me && !self.is_dead(&found) {
-            return Ok(LockState::Others { holder, note: note_of(&found).to_owned() });
+            return Ok(LockState::HeldByOther { holder, payload: note_of(&found).to_owned() });
         }
         if !holder.is_empty() && holder != self.turns.0.me {
             tracing::warn!(holder, name = self.name, "a gateway has not renewed its turn; taking it over");
@@ -202,7 +202,7 @@ impl KubeLeaseLock {
             // Another gateway was first, or has deleted it.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                 self.seen = None;
-                Ok(LockState::Others { holder, note: note_of(&found).to_owned() })
+                Ok(LockState::HeldByOther { holder, payload: note_of(&found).to_owned() })
             }
             Err(error) => Err(failed("taking a turn", &error)),
         }

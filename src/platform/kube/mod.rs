@@ -267,7 +267,7 @@ impl Platform for KubePlatform {
         Box::pin(self.delete(request))
     }
 
-    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
+    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
         Some(Arc::new(self.turns.clone()))
     }
 }

@@ -189,7 +189,7 @@ impl Town {
 
     /// What each gateway's call does: asks the others, and begins if they know nothing.
     async fn call(&self, gateway: &Gateway, request: Request) -> Result<Arc<RestartJob>, Rejection> {
-        if let Some(round) = gateway.restarts.known(&request)? {
+        if let Some(round) = gateway.restarts.find(&request)? {
             return Ok(round);
         }
         match gateway.restarts.adopt_remote(&request).await? {
@@ -238,7 +238,7 @@ impl Platform for Place {
         })
     }
 
-    fn turns(&self) -> Option<Arc<dyn LeaseLocks>> {
+    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
         Some(Arc::new(self.turns.clone()))
     }
 }
@@ -255,7 +255,7 @@ fn full(text: &'static str) -> http_body_util::combinators::BoxBody<bytes::Bytes
 }
 
 fn verdicts(round: &RestartJob) -> Vec<Option<ReplicaOutcome>> {
-    round.verdicts().map(|(_, verdict)| verdict.cloned()).collect()
+    round.outcomes().map(|(_, verdict)| verdict.cloned()).collect()
 }
 
 fn all_active() -> Vec<Option<ReplicaOutcome>> {

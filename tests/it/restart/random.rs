@@ -167,7 +167,7 @@ impl Life {
         for (request, round) in &self.rounds {
             round.wait(Duration::from_secs(1_000_000)).await;
             let verdicts: Vec<(&Replica, &ReplicaOutcome)> = round
-                .verdicts()
+                .outcomes()
                 .map(|(replica, verdict)| {
                     (replica, verdict.unwrap_or_else(|| panic!("{replica} of {request:?}")))
                 })
