@@ -386,6 +386,23 @@ mod tests {
         assert!(one.logs.starts_with(b"[leasemux: 1 line ("), "{:?}", one.logs);
     }
 
+    /// Clients of the bare draft see these lines, and scripts look for them.
+    #[test]
+    fn recorded_gap_notices_are_unchanged() {
+        const RECORDED: &str = include_str!("../../tests/surface/fixtures/gap-notices.txt");
+        let mut notices = String::new();
+        for cause in [GapCause::Lag, GapCause::Rotated, GapCause::Source, GapCause::Limit] {
+            for (lines, bytes, exact) in
+                [(1, 2, true), (12, 345, true), (0, 0, false), (1, 2, false), (12, 345, false)]
+            {
+                let body = Gap { cause, lines, bytes, exact, from: None, to: None };
+                let entry = decode(&gap(&replica(), None, &body));
+                notices.push_str(std::str::from_utf8(&entry.logs).unwrap());
+            }
+        }
+        assert_eq!(notices, RECORDED);
+    }
+
     #[test]
     fn an_event_has_no_log_bytes() {
         let body = Event {

@@ -250,4 +250,31 @@ mod tests {
         assert!(names(&record).is_empty());
         assert_eq!(record.in_progress, Some(replica));
     }
+
+    /// Gateways of other versions read and write this form.
+    #[test]
+    fn recorded_payload_is_read_and_written_unchanged() {
+        const RECORDED: &str = include_str!("../../tests/surface/fixtures/restart-record.json");
+        let mut filter = crate::model::view::Filter::everything();
+        filter.add("web".parse().unwrap(), &[0, 2]);
+        let lease = format!("{0}/7/1/1/{1}", account(1), account(2)).parse().unwrap();
+        let of = digest(&Request { lease, filter, id: None });
+        let entry = |index, result, reason: &str| Entry("web".to_owned(), index, result, reason.to_owned());
+        let replicas = vec![
+            entry(0, RecordedResult::Active, ""),
+            entry(1, RecordedResult::Failed, "the new run exited with code 1 (Error)"),
+            entry(2, RecordedResult::NotAttempted, "the restart of web/1 failed"),
+            entry(3, RecordedResult::Open, ""),
+        ];
+        let call = Call { id: "nightly".to_owned(), of, at: 1_760_000_000, replicas };
+        let (run, call_id) = (Some("uid/web/3".to_owned()), Some("nightly".to_owned()));
+        let replica = InProgress { service: "web".to_owned(), index: 3, run, call: call_id };
+        let mut record = RestartRecord { in_progress: Some(replica), calls: [call].into() };
+        assert_eq!(record.to_payload(1_760_000_000) + "\n", RECORDED);
+        assert_eq!(RestartRecord::parse(RECORDED.trim_end()), Some(record));
+    }
+
+    fn account(number: u8) -> crate::model::id::Address {
+        crate::model::id::Address::from_account([number; 20])
+    }
 }

@@ -164,4 +164,22 @@ mod tests {
         assert!(disk.read(late, GRACE).unwrap().is_empty());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
+
+    #[test]
+    fn recorded_files_are_read_and_written_unchanged() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/surface/fixtures/chain-cache");
+        let files: Vec<_> = fs::read_dir(fixtures).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 2);
+        for file in files {
+            let dir = tempfile::tempdir().unwrap();
+            let copy = dir.path().join(file.file_name().unwrap());
+            fs::copy(&file, &copy).unwrap();
+            let disk = Disk::open(dir.path()).unwrap();
+            let kept = disk.read(NOW, GRACE).unwrap();
+            assert_eq!((kept.len(), kept[0].age), (1, Duration::ZERO));
+            fs::remove_file(&copy).unwrap();
+            disk.keep(&kept[0].name, &kept[0].content, NOW).unwrap();
+            assert_eq!(fs::read_to_string(&copy).unwrap(), fs::read_to_string(&file).unwrap());
+        }
+    }
 }

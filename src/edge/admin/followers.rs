@@ -229,6 +229,16 @@ mod tests {
     }
 
     #[test]
+    fn recorded_list_for_programs_is_unchanged() {
+        const RECORDED: &str = include_str!("../../../tests/surface/fixtures/followers.json");
+        let list = json(&Lagging {
+            total: 3,
+            worst: vec![laggard(Some("[2001:db8::1]:50000"), 8), laggard(None, 4)],
+        });
+        assert_eq!(list, RECORDED);
+    }
+
+    #[test]
     fn before_there_is_anybody_to_follow_nobody_lags() {
         assert_eq!(Followers::default().text(), "nobody lags\n");
         assert_eq!(Followers::default().json(), "{\"lagging\":0,\"left_out\":0,\"followers\":[]}\n");

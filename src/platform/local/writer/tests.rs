@@ -179,6 +179,33 @@ fn output_is_merged_as_it_comes_and_written_at_once() {
     assert_eq!(disk.files()[0].0, "3.log");
 }
 
+/// Gateways of other versions read these records.
+#[test]
+fn recorded_log_is_written_and_parsed_unchanged() {
+    const RECORDED: &str = include_str!("../../../../tests/surface/fixtures/run.log");
+    const BASE: i64 = 1_760_000_000_000_000_000;
+    let disk = Memory::default();
+    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, PLENTY), END_UNKNOWN);
+    writer.append(Stream::Stdout, b"one\ntwo\n\n", at(BASE));
+    writer.append(Stream::Stderr, "häßlich\nunfinished".as_bytes(), at(BASE + 1_000_000));
+    writer.flush_unfinished(at(BASE + 2_000_000));
+    writer.append(Stream::Stderr, b" and finished\n", at(BASE + 3_000_000));
+    writer.flush(at(BASE + 3_000_000));
+    disk.set(|state| state.room = Some(0));
+    writer.append(Stream::Stdout, b"lost\nlost too\n", at(BASE + 4_000_000));
+    writer.flush(at(BASE + 4_000_000));
+    disk.set(State::allow_everything);
+    writer.append(Stream::Stdout, b"after\nwithout a newline", at(BASE + 5_000_000));
+    writer.finish(at(BASE + 6_000_000));
+    let written = disk.files().remove(0);
+    assert_eq!((written.0.as_str(), String::from_utf8(written.1).unwrap().as_str()), ("3.log", RECORDED));
+    let mut again = Vec::new();
+    for line in RECORDED.lines() {
+        cri::write(&mut again, &cri::parse(line.as_bytes()).unwrap());
+    }
+    assert_eq!(String::from_utf8(again).unwrap(), RECORDED);
+}
+
 #[test]
 fn long_lines_come_in_pieces() {
     let (disk, mut writer) = writer(PLENTY);
