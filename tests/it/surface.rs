@@ -145,6 +145,72 @@ fn surface_flags_variables_and_defaults() {
     compare_set("flags.txt", &found);
 }
 
+/// Values that a flag may or may not take.
+const VALUES: &[(&str, &str, &[&str])] = &[
+    ("serve", "--platform", &["local", "kube", "node", "other"]),
+    ("serve", "--log-format", &["text", "json", "table"]),
+    ("serve", "--lifeline", &["true", "false", "yes", "no", "on", "off", "1", "0", "maybe"]),
+    ("serve", "--idle-timeout", &["10s", "5m", "1h30m", "2500ms", "10", "1d", "soon"]),
+    ("serve", "--ring-max-bytes", &["65536", "512KiB", "4MiB", "500kB", "1MB", "1KB", "4M", "many"]),
+    ("serve", "--trusted-proxy", &["10.0.0.7", "10.0.0.0/8", "fd00::/8", "proxy.example.com"]),
+    ("logs", "--output", &["text", "json", "table", "yaml"]),
+    ("logs", "--on-lag", &["drop", "close", "refill"]),
+    ("logs", "--tail", &["0", "10", "all", "-1", "-2"]),
+    (
+        "logs",
+        "--since",
+        &[
+            "5m",
+            "2d",
+            "1w",
+            "2020-01-31",
+            "2020-01-31 12:00",
+            "00:00",
+            "2020-01-31T12:00:00Z",
+            "1760000000",
+            "noon",
+        ],
+    ),
+    ("status", "--output", &["text", "json", "table", "yaml"]),
+    ("restart", "--output", &["text", "json", "table", "yaml"]),
+    ("restart", "--timeout", &["0", "0s", "1h", "2h"]),
+];
+
+#[test]
+fn surface_values_of_flags() {
+    let mut found = BTreeSet::new();
+    for (command, flag, values) in VALUES {
+        for value in *values {
+            // Other faults, such as a missing lease, end the command.
+            let output = run(&[command, &format!("{flag}={value}")]);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command} {flag}={value}: {said}");
+            let verdict = if said.contains(&format!("{flag} \"{value}\"")) { "rejected" } else { "accepted" };
+            found.insert(format!("{command} {flag}={value}: {verdict}"));
+        }
+    }
+    assert!(found.iter().any(|line| line.ends_with("rejected")), "messages are not understood: {found:#?}");
+    compare_set("values.txt", &found);
+}
+
+#[test]
+fn surface_keys_of_the_configuration_file() {
+    let mut flags = BTreeSet::new();
+    arguments(&["serve"], &mut flags);
+    let name = |line: &String| Some(line.split_once("--")?.1.split([' ', '[']).next()?.to_owned());
+    let names: BTreeSet<String> = flags.iter().filter_map(name).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let all = names.iter().map(String::as_str).chain(["unknown"]);
+    let text: Vec<String> = all.map(|name| format!("{name} = \"1\"\n")).collect();
+    fs::write(file.path(), text.concat()).unwrap();
+    let output = run(&["serve", "--check", "--config", file.path().to_str().unwrap()]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    // An error about a key quotes it so.
+    let is_key = |name: &String| !said.contains(&format!("key `{name}`"));
+    assert!(!is_key(&"unknown".to_owned()), "messages are not understood: {said}");
+    compare_set("file-keys.txt", &names.into_iter().filter(is_key).collect());
+}
+
 #[test]
 fn surface_metrics_labels_and_log_keys() {
     let world = World::new();

@@ -115,3 +115,17 @@ fn pending(pod: &Pod) -> Option<(String, String)> {
     let reason = waiting.reason.clone().filter(|reason| reason != "PodInitializing")?;
     Some((format!("Init:{reason}"), clip(waiting.message.clone().unwrap_or_default())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gateways of other versions write this annotation.
+    #[test]
+    fn recorded_pod_has_its_replica_index() {
+        const RECORDED: &str = include_str!("../../../../tests/surface/fixtures/kubernetes-pod.json");
+        let pod: Pod = serde_json::from_str(RECORDED).unwrap();
+        let facts = PodFacts::read(&pod).unwrap();
+        assert_eq!((facts.service.as_str(), facts.written, facts.uid.as_str()), ("web", Some(2), "uid"));
+    }
+}
