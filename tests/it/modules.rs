@@ -23,7 +23,6 @@ const KNOWN_CYCLES: &[&str] = &[
     "access::dir: file item",
     "client: connect tls",
     "edge: audit service",
-    "leases::restart: attempt conductor desk ledger registry round",
     "model: line metrics quota",
     "platform::kube: store view",
 ];

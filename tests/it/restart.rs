@@ -290,7 +290,7 @@ async fn a_drain_does_not_wait_forever() {
     let told = told.unwrap();
     assert_eq!((told[0].1, told[1].1), (State::Pending, State::Failure));
     assert_eq!(told[1].2, "not attempted: the gateway is shutting down");
-    assert!(told[0].2.contains("shuts down"), "{}", told[0].2);
+    assert!(told[0].2.contains("shut down"), "{}", told[0].2);
     assert!(clean);
     assert_eq!(scene.gateway.metric("leasemux_restarts_total{result=\"abandoned\"}"), 1);
 }

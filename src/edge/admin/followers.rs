@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn recorded_list_for_programs_is_unchanged() {
         const RECORDED: &str = include_str!("../../../tests/surface/fixtures/followers.json");
-        let list = json(&Lagging {
+        let list = json(&LagReport {
             total: 3,
             worst: vec![laggard(Some("[2001:db8::1]:50000"), 8), laggard(None, 4)],
         });
