@@ -1,4 +1,4 @@
-//! A view as `ServiceStatus` tells it.
+//! `ServiceStatus`: converts lease views to responses.
 
 pub mod body;
 
@@ -8,26 +8,27 @@ use crate::model::proto::lease::{
     ForwarderPortStatus, LeaseIpStatus, LeaseServiceStatus, ReplicaStatus, ServiceStatus,
     ServiceStatusResponse,
 };
+use crate::model::text::truncate;
 use crate::model::view::{
     Endpoints, Filter, LeaseView, ReplicaCounts, ReplicaState, ReplicaView, ServiceView,
 };
 
-/// Longest message of a replica, in bytes: some lines for a person. Kubernetes cuts its own at 32 KiB.
+/// Longest message of a replica, in bytes: a few lines of text. Kubernetes allows 32 KiB.
 const MESSAGE_MAX_BYTES: usize = 1_024;
 
-/// Everything that `filter` wants of `view`, in the order of services and replicas.
+/// Returns the services and replicas that `filter` selects from `view`, in order.
 ///
-/// Counts and endpoints are those of the whole service, whichever of its replicas are wanted. What a platform cannot tell is
-/// left out.
-pub fn answer(view: &LeaseView, filter: &Filter) -> ServiceStatusResponse {
+/// Counts and endpoints are those of the whole service, even if the filter selects only some replicas. Fields that the platform
+/// does not know stay empty.
+pub fn response(view: &LeaseView, filter: &Filter) -> ServiceStatusResponse {
     let services = view.services.iter().filter(|(name, _)| filter.wants_service(name));
     ServiceStatusResponse {
-        services: services.map(|(name, service)| of_service(name, service, filter)).collect(),
+        services: services.map(|(name, service)| service_status(name, service, filter)).collect(),
         stale_since: view.stale_since.map(Into::into),
     }
 }
 
-fn of_service(name: &ServiceName, service: &ServiceView, filter: &Filter) -> ServiceStatus {
+fn service_status(name: &ServiceName, service: &ServiceView, filter: &Filter) -> ServiceStatus {
     let wanted = service
         .replicas
         .iter()
@@ -48,14 +49,14 @@ fn of_service(name: &ServiceName, service: &ServiceView, filter: &Filter) -> Ser
     });
     ServiceStatus {
         name: name.to_string(),
-        status: Some(of_counts(service.counts(), uris)),
+        status: Some(service_counts(service.counts(), uris)),
         ports: ports.collect(),
         ips: ips.collect(),
-        replica_status: wanted.map(|(index, slot)| of_replica(*index, slot)).collect(),
+        replica_status: wanted.map(|(index, slot)| replica_status(*index, slot)).collect(),
     }
 }
 
-fn of_counts(counts: ReplicaCounts, uris: &[String]) -> LeaseServiceStatus {
+fn service_counts(counts: ReplicaCounts, uris: &[String]) -> LeaseServiceStatus {
     let number = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     LeaseServiceStatus {
         available: number(counts.available),
@@ -69,7 +70,7 @@ fn of_counts(counts: ReplicaCounts, uris: &[String]) -> LeaseServiceStatus {
     }
 }
 
-fn of_replica(index: u32, slot: &ReplicaView) -> ReplicaStatus {
+fn replica_status(index: u32, slot: &ReplicaView) -> ReplicaStatus {
     let last = slot.last_end();
     let (state, message) = match &slot.state {
         ReplicaState::Running => (State::Running, String::new()),
@@ -93,11 +94,9 @@ fn of_replica(index: u32, slot: &ReplicaView) -> ReplicaStatus {
 }
 
 /// At most so much of it as anybody reads.
-fn shortened(mut message: String) -> String {
+fn shortened(message: String) -> String {
     if message.len() > MESSAGE_MAX_BYTES {
-        let end = (0..=MESSAGE_MAX_BYTES).rev().find(|at| message.is_char_boundary(*at));
-        message.truncate(end.unwrap_or_default());
-        message.push('…');
+        return format!("{}…", truncate(&message, MESSAGE_MAX_BYTES));
     }
     message
 }
@@ -141,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_is_told_as_it_is() {
+    fn response_has_the_state_of_each_replica() {
         let slot = ReplicaView {
             runs: vec![run(1, Some(killed())), run(2, None)],
             state: ReplicaState::Running,
@@ -149,7 +148,7 @@ mod tests {
             restarts: 2,
             ..ReplicaView::default()
         };
-        let mut told = answer(&view(vec![slot]), &only("web", &[])).services.remove(0);
+        let mut sent = response(&view(vec![slot]), &only("web", &[])).services.remove(0);
         let expected = ReplicaStatus {
             replica: 0,
             instance: "uid/web/2".into(),
@@ -162,24 +161,24 @@ mod tests {
             started_at: Some(prost_types::Timestamp { seconds: 5, nanos: 7 }),
             message: String::new(),
         };
-        assert_eq!(told.replica_status, [expected]);
-        let counts = told.status.take().unwrap();
+        assert_eq!(sent.replica_status, [expected]);
+        let counts = sent.status.take().unwrap();
         assert_eq!((counts.available, counts.total, counts.replicas, counts.updated_replicas), (1, 1, 1, 1));
         assert_eq!((counts.ready_replicas, counts.available_replicas, counts.observed_generation), (1, 1, 1));
     }
 
     #[test]
-    fn why_nothing_runs_is_told_and_not_at_any_length() {
+    fn waiting_replica_has_a_bounded_message() {
         let waits = |message: String| {
             let state = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message };
             let slot = ReplicaView { runs: vec![run(0, Some(killed()))], state, ..ReplicaView::default() };
-            let told = answer(&view(vec![slot]), &Filter::everything()).services.pop().unwrap();
-            told.replica_status.into_iter().next().unwrap()
+            let sent = response(&view(vec![slot]), &Filter::everything()).services.pop().unwrap();
+            sent.replica_status.into_iter().next().unwrap()
         };
-        let told = waits("back-off 2s".into());
-        assert_eq!(told.message, "CrashLoopBackOff: back-off 2s");
+        let sent = waits("back-off 2s".into());
+        assert_eq!(sent.message, "CrashLoopBackOff: back-off 2s");
         assert_eq!(
-            (told.state(), told.instance.as_str(), told.started_at),
+            (sent.state(), sent.instance.as_str(), sent.started_at),
             (State::Waiting, "uid/web/0", None)
         );
         assert_eq!(waits(String::new()).message, "CrashLoopBackOff");
@@ -188,23 +187,23 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_chooses_replicas_and_the_counts_stay_those_of_the_service() {
+    fn filter_selects_replicas_but_not_counts() {
         let ready = ReplicaView { state: ReplicaState::Running, ready: true, ..ReplicaView::default() };
         let mut view = view(vec![ready.clone(), ready]);
-        let told = answer(&view, &Filter::everything());
-        let names: Vec<_> = told.services.iter().map(|service| service.name.as_str()).collect();
+        let sent = response(&view, &Filter::everything());
+        let names: Vec<_> = sent.services.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["api", "web"]);
-        let told = answer(&view, &only("web", &[1])).services;
-        assert_eq!(told.len(), 1);
-        assert_eq!(told[0].status.as_ref().unwrap().available, 2);
-        assert_eq!(told[0].replica_status.iter().map(|one| one.replica).collect::<Vec<_>>(), [1]);
-        // One that has gone meanwhile is not told of.
+        let sent = response(&view, &only("web", &[1])).services;
+        assert_eq!(sent.len(), 1);
+        assert_eq!(sent[0].status.as_ref().unwrap().available, 2);
+        assert_eq!(sent[0].replica_status.iter().map(|one| one.replica).collect::<Vec<_>>(), [1]);
+        // A removed service is left out.
         view.services.remove(&web());
-        assert_eq!(answer(&view, &only("web", &[1])).services, []);
+        assert_eq!(response(&view, &only("web", &[1])).services, []);
     }
 
     #[test]
-    fn endpoints_are_told() {
+    fn response_has_endpoints() {
         let mut view = view(vec![]);
         let service = view.services.get_mut(&web()).unwrap();
         service.endpoints = Endpoints {
@@ -223,15 +222,15 @@ mod tests {
                 protocol: "UDP".into(),
             }],
         };
-        let told = answer(&view, &only("web", &[])).services.remove(0);
-        assert_eq!(told.status.unwrap().uris, ["a.example"]);
-        assert_eq!((told.ports[0].host.as_str(), told.ports[0].external_port), ("provider.example", 31_000));
+        let sent = response(&view, &only("web", &[])).services.remove(0);
+        assert_eq!(sent.status.unwrap().uris, ["a.example"]);
+        assert_eq!((sent.ports[0].host.as_str(), sent.ports[0].external_port), ("provider.example", 31_000));
         assert_eq!(
-            (told.ports[0].port, told.ports[0].proto.as_str(), told.ports[0].name.as_str()),
+            (sent.ports[0].port, sent.ports[0].proto.as_str(), sent.ports[0].name.as_str()),
             (80, "TCP", "web")
         );
         assert_eq!(
-            (told.ips[0].ip.as_str(), told.ips[0].port, told.ips[0].external_port),
+            (sent.ips[0].ip.as_str(), sent.ips[0].port, sent.ips[0].external_port),
             ("192.0.2.7", 53, 5_353)
         );
     }

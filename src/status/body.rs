@@ -1,7 +1,7 @@
-//! The response to `ServiceStatus`: an answer, and if it is followed a new one whenever another is due.
+//! The response body of `ServiceStatus`: one message, or with `follow` a message for each change.
 //!
-//! The body looks at the view only when it is polled, and HTTP/2 polls it only while its peer takes what it was sent. So a slow
-//! reader costs one answer at most, and the next that it gets is the newest: there is no queue in which older ones could wait.
+//! The body reads the view only when it is polled, and HTTP/2 polls it only while the peer accepts data. A slow reader
+//! therefore costs at most one encoded message, and its next message is the newest: there is no queue of older ones.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use http_body::Frame;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
-use super::answer;
+use super::response;
 use crate::model::limits::STREAM_SEND_MAX_BYTES;
 use crate::model::proto::framed;
 use crate::model::proto::lease::ServiceStatusResponse;
@@ -25,15 +25,15 @@ use crate::model::view::{Filter, LeaseView};
 use crate::platform;
 use crate::stream::{Messages, Parts, StreamControl, StreamEnd};
 
-/// After an answer, further changes wait this long to be told together: quick for a person, and a bound on what a lease that
-/// changes all the time costs for each of its followers.
-const PACE: Duration = Duration::from_millis(100);
+/// Shortest time between two messages. Changes in between are sent together: fast enough for a person, and a bound on the cost of
+/// a lease that changes all the time.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The body of a response to `ServiceStatus`.
+/// The response body of `ServiceStatus`.
 pub struct StatusBody {
-    answers: Answers,
-    /// What is left to send of the present answer.
-    rest: Bytes,
+    updates: Updates,
+    /// The unsent part of the current message.
+    unsent: Bytes,
     stage: Stage,
     state: Arc<StreamControl>,
     trailers: fn(&StreamEnd) -> HeaderMap,
@@ -41,29 +41,29 @@ pub struct StatusBody {
 
 enum Stage {
     Running,
-    /// Only the trailers are left.
+    /// All messages are sent; the trailers follow.
     Trailers(StreamEnd),
     Done,
 }
 
-/// Answers that differ, each from the one before.
-struct Answers {
+/// Responses, each different from the one before.
+struct Updates {
     filter: Filter,
-    /// The first view to answer from.
+    /// The first view; `None` once it was read.
     first: Option<Arc<LeaseView>>,
-    /// Each change of it; `None` if nobody stays for them.
+    /// Later views; `None` without `follow`.
     changes: Option<BoxStream<'static, Arc<LeaseView>>>,
     last: ServiceStatusResponse,
-    /// Over when the next may be told.
-    pace: Pin<Box<Sleep>>,
+    /// Completes when the next message may be sent.
+    interval: Pin<Box<Sleep>>,
     lease_ended: bool,
 }
 
 // === impl StatusBody ===
 
 impl StatusBody {
-    /// A body that tells what `filter` wants of `view`, once, or with `follow` until something ends it. `trailers` says in gRPC's
-    /// words why it ended.
+    /// Creates a body that sends the part of `view` that `filter` selects: once, or with `follow` until the stream ends.
+    /// `trailers` converts the reason of the end to gRPC trailers.
     pub fn new(
         view: watch::Receiver<Arc<LeaseView>>,
         filter: Filter,
@@ -71,30 +71,30 @@ impl StatusBody {
         state: Arc<StreamControl>,
         trailers: fn(&StreamEnd) -> HeaderMap,
     ) -> Self {
-        // In this order, so that no change falls between the two.
+        // Subscribe before reading the first view, so that no change is missed.
         let changes = follow.then(|| platform::changes(view.clone()));
-        let answers = Answers {
+        let updates = Updates {
             filter,
             first: Some(Arc::clone(&view.borrow())),
             changes,
             last: ServiceStatusResponse::default(),
-            pace: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            interval: Box::pin(tokio::time::sleep(Duration::ZERO)),
             lease_ended: false,
         };
-        Self { answers, rest: Bytes::new(), stage: Stage::Running, state, trailers }
+        Self { updates, unsent: Bytes::new(), stage: Stage::Running, state, trailers }
     }
 
-    /// The next piece of an answer; `None` once there will be no more.
+    /// Polls for the next piece of a message; `None` after the last message.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
-        // Only once what it was sent before has left: until then nothing of a newer answer is made.
+        // The next message is encoded only after the peer has taken the previous one.
         ready!(self.state.poll_taken(cx));
-        if self.rest.is_empty() {
-            let Some(answer) = ready!(self.answers.poll_next(cx)) else {
+        if self.unsent.is_empty() {
+            let Some(update) = ready!(self.updates.poll_next(cx)) else {
                 return Poll::Ready(None);
             };
-            self.rest = framed(&answer);
+            self.unsent = framed(&update);
         }
-        let piece = self.rest.split_to(self.rest.len().min(STREAM_SEND_MAX_BYTES));
+        let piece = self.unsent.split_to(self.unsent.len().min(STREAM_SEND_MAX_BYTES));
         Poll::Ready(Some(Messages::new(Parts::from([piece]), Arc::clone(&self.state))))
     }
 }
@@ -111,22 +111,22 @@ impl http_body::Body for StatusBody {
         loop {
             match &this.stage {
                 Stage::Running => {
-                    // An answer that was begun is told to its end, unless to somebody who may not any more.
+                    // A message that was begun is sent to its end, unless the caller's access was revoked.
                     let end = this
                         .state
                         .ends()
-                        .filter(|end| this.rest.is_empty() || matches!(end, StreamEnd::Refused(_)));
+                        .filter(|end| this.unsent.is_empty() || matches!(end, StreamEnd::Refused(_)));
                     if let Some(end) = end {
                         this.stage = Stage::Trailers(end);
                         continue;
                     }
                     match ready!(this.poll_piece(cx)) {
                         Some(piece) => return Poll::Ready(Some(Ok(Frame::data(piece)))),
-                        None => this.stage = Stage::Trailers(this.answers.end()),
+                        None => this.stage = Stage::Trailers(this.updates.end()),
                     }
                 }
                 Stage::Trailers(end) => {
-                    // Once HTTP/2 has the trailers nobody watches over the stream any more.
+                    // HTTP/2 stops watching the stream once it has the trailers, so all data must be taken first.
                     ready!(this.state.poll_taken(cx));
                     let trailers = (this.trailers)(end);
                     this.stage = Stage::Done;
@@ -144,14 +144,14 @@ impl http_body::Body for StatusBody {
 
 impl std::fmt::Debug for StatusBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StatusBody").field("filter", &self.answers.filter).finish_non_exhaustive()
+        f.debug_struct("StatusBody").field("filter", &self.updates.filter).finish_non_exhaustive()
     }
 }
 
-// === impl Answers ===
+// === impl Updates ===
 
-impl Answers {
-    /// The next answer that tells something new; `None` once there will be none.
+impl Updates {
+    /// Polls for the next response that differs from the last one; `None` after the last.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<ServiceStatusResponse>> {
         let is_first = self.first.is_some();
         loop {
@@ -159,11 +159,11 @@ impl Answers {
                 return Poll::Ready(None);
             };
             self.lease_ended |= view.ended;
-            let answer = answer(&view, &self.filter);
-            if is_first || answer != self.last {
-                self.last = answer.clone();
-                self.pace.as_mut().reset(tokio::time::Instant::now() + PACE);
-                return Poll::Ready(Some(answer));
+            let response = response(&view, &self.filter);
+            if is_first || response != self.last {
+                self.last = response.clone();
+                self.interval.as_mut().reset(tokio::time::Instant::now() + MIN_INTERVAL);
+                return Poll::Ready(Some(response));
             }
         }
     }
@@ -175,14 +175,14 @@ impl Answers {
         let Some(changes) = self.changes.as_mut().filter(|_| !self.lease_ended) else {
             return Poll::Ready(None);
         };
-        ready!(self.pace.as_mut().poll(cx));
+        ready!(self.interval.as_mut().poll(cx));
         let view = ready!(changes.poll_next_unpin(cx));
-        // A view that nobody keeps any more is that of a lease that has ended.
+        // The view's sender is gone: the lease has ended.
         self.lease_ended |= view.is_none();
         Poll::Ready(view)
     }
 
-    /// Why there is none.
+    /// Returns why there are no more updates.
     fn end(&self) -> StreamEnd {
         if self.lease_ended && self.changes.is_some() { StreamEnd::LeaseEnded } else { StreamEnd::Complete }
     }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nothing_is_made_while_something_waits_to_be_taken() {
+    async fn slow_reader_gets_the_newest_status() {
         let (sender, receiver) = watch::channel(view(0));
         let (everything, state) = (Filter::everything(), StreamControl::new());
         let mut body = StatusBody::new(receiver, everything, true, state, |_| HeaderMap::new());
@@ -221,8 +221,8 @@ mod tests {
             let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
             for change in 0..10 {
                 sender.send_replace(view(100 * step + change));
-                tokio::time::sleep(2 * PACE).await;
-                assert!(body.frame().now_or_never().is_none(), "one at a time");
+                tokio::time::sleep(2 * MIN_INTERVAL).await;
+                assert!(body.frame().now_or_never().is_none(), "the peer has not taken the previous message");
             }
             seen.push(restarts(piece));
         }
