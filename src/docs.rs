@@ -1,17 +1,17 @@
-//! Pages of `docs/` that are made from the code, and held against it.
+//! Compares pages in `docs/` that are generated from the code with the code.
 
 use std::env;
 use std::fs;
 use std::path::Path;
 
-/// Makes the pages anew instead of judging them, if set.
+/// If set, the pages are written instead of compared.
 const UPDATE: &str = "UPDATE_DOCS";
 
-/// How they are made anew; every test of a page is named so that this finds it.
+/// Writes the pages. The names of all tests of pages match this filter.
 const COMMAND: &str = "UPDATE_DOCS=1 cargo test made_from_the_code";
 
-/// Sees to it that the page `name` is what the code makes of it.
-pub(crate) fn hold(name: &str, made: &str) {
+/// Asserts that the page `name` has the text `made`.
+pub(crate) fn check_page(name: &str, made: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
     if env::var_os(UPDATE).is_some() {
         fs::write(&path, made).unwrap();
@@ -19,8 +19,5 @@ pub(crate) fn hold(name: &str, made: &str) {
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
     let other = found.lines().zip(made.lines()).find(|(found, made)| found != made);
-    assert!(
-        found == made,
-        "docs/{name} is not what the code says; run: {COMMAND}\nfirst difference: {other:?}"
-    );
+    assert!(found == made, "docs/{name} differs from the code; run: {COMMAND}\nfirst difference: {other:?}");
 }

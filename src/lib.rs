@@ -1,11 +1,13 @@
-//! leasemux: a gateway for Akash leases. One actor per service replica tails its container log once and fans chunks out,
-//! already encoded, to every follower; buffers are bounded; who falls behind loses lines and is told exactly how many.
+//! leasemux: logs, status and restarts of Akash leases over gRPC.
 //!
-//! The rooms, from the street to the cellar; each uses only what is below it:
-//! [`serve`] (wiring) · [`edge`] (sockets, TLS, the service) · [`logs`] (the multiplexer) and [`leases`] (status, restart) ·
-//! [`stream`] (what a response's body and its watcher share) · [`access`] (may they?) and [`platform`] (where is it?) ·
-//! [`model`] (values) and [`host`] (what the operating system offers).
-//! Beside them: [`client`] (the command line's calls) and [`config`] (what was asked for).
+//! One actor per service replica tails its container log once and sends chunks, already encoded, to every follower through a
+//! bounded ring. A follower that lags skips lines and receives the exact number that it lost.
+//!
+//! Modules from top to bottom; each imports only from modules below it:
+//! [`serve`] (wiring) · [`edge`] (sockets, TLS, the service) · [`logs`] (the multiplexer), [`status`] and [`restart`] ·
+//! [`stream`] (state shared by a response body and its supervisor) · [`access`] (authentication and trust) and
+//! [`platform`] (what runs, and its logs) · [`sys`] (operating system) · [`model`] (values). Beside them: [`client`]
+//! (command-line client) and [`config`] (settings). `docs/ARCHITECTURE.md` has diagrams.
 
 pub mod access;
 pub mod client;

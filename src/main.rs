@@ -1,6 +1,6 @@
-//! The program: reads what is asked for and calls who does it.
+//! Entry point: parses the command line and runs the command.
 //!
-//! Exit codes are those of [`leasemux::client::exit::Exit`]; the help tells them.
+//! [`leasemux::client::exit::Exit`] lists the exit codes; the help describes them.
 
 use std::env;
 use std::ffi::OsString;
@@ -20,51 +20,51 @@ use self::identity::Failure;
 mod identity;
 mod token;
 
-/// The exit code of a program that Ctrl-C ended, as shells show it.
+/// Exit code after Ctrl-C, as shells report it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// What the demo runs.
+/// The services of the demo.
 const SAMPLE: &str = include_str!("../examples/shop.yaml");
 
-/// First argument of the program when it is the supervisor of one container process: not for people, so not in the help.
+/// First argument when the program runs as supervisor of one container process. Internal, so not in the help.
 const SHIM: &str = "shim";
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     if arguments.get(1).is_some_and(|first| first == SHIM) {
-        // Before there is a second thread: the shim forks and execs.
+        // Before any other thread starts: the shim forks.
         return shim::main(arguments.into_iter().skip(2));
     }
-    let task = match config::read(arguments, &serve::PROBES) {
-        Ok(task) => task,
-        Err(stop) => return refuse(&stop),
+    let command = match config::read(arguments, &serve::PROBES) {
+        Ok(command) => command,
+        Err(error) => return report_load_error(&error),
     };
     let runtime = match serve::main_runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start: {error}")),
+        Err(error) => return fail(&format!("failed to start: {error}")),
     };
-    let exit = run(&runtime, task);
-    // A thread that hangs in a write to a pipe that nobody reads does not keep the program from ending.
+    let exit = run(&runtime, command);
+    // Does not wait for threads that block on a write to a pipe without a reader.
     runtime.shutdown_background();
     exit
 }
 
-fn run(runtime: &Runtime, task: Command) -> ExitCode {
-    match task {
+fn run(runtime: &Runtime, command: Command) -> ExitCode {
+    match command {
         Command::Serve(config) => match runtime.block_on(serve::run(*config)) {
             Ok(()) => Exit::Done.into(),
             Err(error) => fail(&error.to_string()),
         },
         Command::Checked(notes) => {
             for note in notes {
-                // Nobody to tell if this cannot be printed.
+                // Standard error may be closed.
                 let _ = writeln!(io::stderr(), "note: {note}");
             }
-            say("nothing is wrong with this configuration")
+            print("the configuration is valid")
         }
         Command::Logs(config) => {
-            let look = OutputStyle::of_process(config.output, config.timestamps);
-            let logs = logs::run(&config, io::stdout(), io::stderr(), look);
+            let style = OutputStyle::of_process(config.output, config.timestamps);
+            let logs = logs::run(&config, io::stdout(), io::stderr(), style);
             runtime.block_on(until_reader_gone(logs)).into()
         }
         Command::Status(config) => {
@@ -77,48 +77,48 @@ fn run(runtime: &Runtime, task: Command) -> ExitCode {
             runtime.block_on(restart::run(&config, io::stdout(), io::stderr(), terminal)).into()
         }
         Command::IdentityNew(config) => match identity::new(&config.dir) {
-            Ok(address) => say(&address.to_string()),
+            Ok(address) => print(&address.to_string()),
             Err(reason) => fail(&reason),
         },
         Command::IdentityImport(config) => match runtime.block_on(identity::import(config)) {
-            Ok(address) => say(&address.to_string()),
+            Ok(address) => print(&address.to_string()),
             Err(Failure::Interrupted) => ExitCode::from(INTERRUPTED),
             Err(Failure::Reported(exit, reason)) => end(exit, &reason),
         },
         Command::TokenNew(config) => match token::new(&config) {
-            Ok(token) => say(&token),
+            Ok(token) => print(&token),
             Err((exit, reason)) => end(exit, &reason),
         },
         Command::TokenCheck(config) => match token::check(&config) {
-            Ok(claims) => say(&escape_json(&claims)),
+            Ok(claims) => print(&escape_json(&claims)),
             Err((exit, reason)) => end(exit, &reason),
         },
         Command::Demo(config) => {
             let program = match env::current_exe() {
                 Ok(program) => program,
-                Err(error) => return fail(&format!("cannot find this program: {error}")),
+                Err(error) => return fail(&format!("failed to find the path of this program: {error}")),
             };
             let parts = demo::Parts { program, sample: SAMPLE, new_identity: &identity::new };
-            let look = OutputStyle::of_process(Output::Text, false);
-            runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), look)).into()
+            let style = OutputStyle::of_process(Output::Text, false);
+            runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), style)).into()
         }
-        Command::Completions(shell) => put(&config::completions(shell)),
+        Command::Completions(shell) => write(&config::completions(shell)),
         Command::Man(None) => match config::man() {
-            Ok(page) => put(&page),
+            Ok(page) => write(&page),
             Err(error) => fail(&error.to_string()),
         },
         Command::Man(Some(dir)) => match config::man_pages(&dir) {
             Ok(()) => Exit::Done.into(),
-            Err(error) => fail(&format!("cannot write the pages into {}: {error}", dir.display())),
+            Err(error) => fail(&format!("failed to write man pages to {}: {error}", dir.display())),
         },
     }
 }
 
-/// Help and version are answers; everything else is wrong usage, told by clap or by us.
-fn refuse(stop: &LoadError) -> ExitCode {
-    match stop {
+/// Prints help, version or the errors of a command line. Help and version succeed.
+fn report_load_error(error: &LoadError) -> ExitCode {
+    match error {
         LoadError::Clap(error) => {
-            // Nobody to tell if this cannot be printed.
+            // The output may be closed.
             let _ = error.print();
             if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
         }
@@ -129,17 +129,17 @@ fn refuse(stop: &LoadError) -> ExitCode {
     }
 }
 
-fn say(text: &str) -> ExitCode {
-    put(format!("{text}\n").as_bytes())
+fn print(text: &str) -> ExitCode {
+    write(format!("{text}\n").as_bytes())
 }
 
-fn put(bytes: &[u8]) -> ExitCode {
+fn write(bytes: &[u8]) -> ExitCode {
     let mut stdout = io::stdout();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Exit::Done.into(),
-        // Who reads has read enough.
+        // The reader has closed the pipe because it needs no more.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done.into(),
-        Err(error) => fail(&format!("cannot write: {error}")),
+        Err(error) => fail(&format!("failed to write to standard output: {error}")),
     }
 }
 

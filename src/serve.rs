@@ -1,4 +1,4 @@
-//! The gateway as a whole: put together, run, and taken apart in order.
+//! Builds the gateway, runs it and shuts it down.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -39,94 +39,94 @@ pub use self::runtimes::{SideRuntime, main_runtime};
 
 use self::logging::Log;
 use self::platform_setup::RunningPlatform;
-use self::shutdown::{Running, Stops};
+use self::shutdown::{Running, StopSignals};
 
-/// Connections that the kernel keeps until they are accepted: as many as the standard library asks for, for a burst of reconnects.
+/// Connections that the kernel queues until they are accepted. Enough for a burst of reconnects; the standard library's value
+/// is 128.
 const BACKLOG: u32 = 1_024;
 
-/// Why a gateway cannot run. The text is for the operator and names the flag or file.
+/// Why the gateway cannot start. The text is for the operator and names the flag or file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// SDL files that cannot be run, each with its lease.
-    #[error("{}", told(.0))]
+    /// Invalid SDL files, each with its lease.
+    #[error("{}", sdl_errors(.0))]
     Sdl(Vec<(LeaseId, PathBuf, SdlError)>),
-    /// The trust directory cannot be used.
+    /// The trust directory cannot be read.
     #[error("--trust-dir: {0}")]
     Trust(#[from] dir::OpenError),
-    /// The chain cannot be asked.
+    /// The client for the Akash node cannot be created.
     #[error("--chain-grpc, --chain-ca or --data-dir: {0}")]
     Chain(#[from] chain::ChainError),
-    /// There is no usable server certificate.
+    /// No server certificate can be loaded or created.
     #[error("--tls-cert, --tls-key or --data-dir: {0}")]
     Tls(#[from] tls::Error),
-    /// The certificate for the public host names cannot be used.
+    /// The certificate for the public host names cannot be loaded.
     #[error("--ca-tls-cert or --ca-tls-key: {0}")]
     CaTls(tls::Error),
-    /// An address is taken, or not this machine's.
+    /// A listening address cannot be bound.
     #[error("{flag}: cannot listen on {address}: {source}")]
     Listen {
-        /// The flag.
+        /// The flag that names the address.
         flag: &'static str,
-        /// The address.
+        /// The address that was tried.
         address: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The services cannot be started, which begins with the data directory.
-    #[error("--data-dir: {}", with_source(.0))]
+    /// The local platform cannot start; usually the data directory is the reason.
+    #[error("--data-dir: {}", operator_text(.0))]
     Local(platform::Error),
-    /// The cluster cannot be used: its configuration, or permissions.
-    #[error("--platform kube: {}", with_source(.0))]
+    /// The cluster's configuration or permissions do not suffice.
+    #[error("--platform kube: {}", operator_text(.0))]
     Kube(platform::Error),
-    /// Something that depends on nothing outside the program, or on the system as a whole.
+    /// A system resource is missing, such as a thread.
     #[error("cannot start: {0}")]
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Runs a gateway until it is asked to stop: by SIGTERM, by SIGINT, by SIGHUP unless it was started to ignore that, or by the end of
-/// its standard input if `config` says so. Then
-/// it serves on for the lame-duck time, streams end with their cursors, connections close, services stop. A second signal stops
-/// everything at once.
+/// Runs a gateway until SIGTERM, SIGINT, SIGHUP (unless ignored at start) or, if configured, the end of standard input. It then
+/// continues to serve for the lame-duck time, ends streams with their cursors, closes connections and stops services. A second
+/// signal stops everything at once.
 ///
-/// Prints one line to standard output when it is ready, with the addresses that it listens on; logs to standard error.
+/// Prints one line with the listening addresses to standard output when it is ready. Logs to standard error.
 ///
 /// # Errors
-/// Whatever keeps it from starting. Once it is ready it does not fail.
+/// Any failure to start. Returns no error once it is ready.
 pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let log = Log::start(&config);
     tokio::select! {
         biased;
-        ended = serve(config) => ended,
-        never = log.tell_losses() => match never {},
+        result = serve(config) => result,
+        never = log.report_losses() => match never {},
     }
 }
 
 async fn serve(config: ServeConfig) -> Result<(), ServeError> {
-    // From here on a signal is not lost.
-    let mut stops = Stops::new(config.lifeline).map_err(internal)?;
+    // Installed first, so that no signal is missed during the start.
+    let mut signals = StopSignals::new(config.lifeline).map_err(internal)?;
     let (running, ready) = tokio::select! {
         started = start(config) => started?,
-        reason = stops.wait() => {
-            tracing::info!(reason, "stopped before it was ready");
+        reason = signals.wait() => {
+            tracing::info!(reason, "stopped during start");
             return Ok(());
         }
     };
     let mut stdout = std::io::stdout();
-    // Nobody may be there to read it.
+    // Standard output may be closed.
     let _ = writeln!(stdout, "{ready}").and_then(|()| stdout.flush());
-    let reason = stops.wait().await;
+    let reason = signals.wait().await;
     tracing::info!(reason, "stopping");
     tokio::select! {
         () = running.stop() => tracing::info!("stopped"),
-        reason = stops.wait() => tracing::warn!(reason, "stopping at once"),
+        reason = signals.wait() => tracing::warn!(reason, "stopping at once"),
     }
     Ok(())
 }
 
 async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError> {
     let leases = read_sdls(&config.leases)?;
-    fd_limit::allow(&mut config.limits, &config.platform);
+    fd_limit::apply(&mut config.limits, &config.platform);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
     let offers = offers(&config, &notifier, &exporter)?;
@@ -144,21 +144,21 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     })
     .map_err(internal)?;
 
-    let place = RunningPlatform::start(&config, leases, notifier, &exporter.metrics, &side).await?;
+    let platform = RunningPlatform::start(&config, leases, notifier, &exporter.metrics, &side).await?;
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
-    let world = ActorContext {
-        platform: place.platform(),
+    let context = ActorContext {
+        platform: platform.platform(),
         limits: Arc::clone(&limits),
         metrics: exporter.metrics.clone(),
     };
-    let restarts = RestartManager::new(Arc::clone(&world.platform), exporter.metrics.clone());
-    let fanout = ActorRegistry::new(world);
-    exporter.followers.set(fanout.clone());
-    let gate = Authenticator::new(trust)
+    let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
+    let actors = ActorRegistry::new(context);
+    exporter.followers.set(actors.clone());
+    let authenticator = Authenticator::new(trust)
         .with_token_lifetime(limits.token_lifetime)
         .with_provider(config.access.provider.clone());
-    let service = LeaseService::new(gate, fanout.clone(), restarts.clone(), drain.clone());
+    let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
     let connections =
         Connections::new(service, routes, Arc::clone(&limits), exporter.metrics.clone(), drain.clone());
@@ -169,7 +169,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         trusted_proxies,
         drain: drain.clone(),
     };
-    // Until here connections are refused: a platform that is not there yet may be waited for, and a caller would wait in its handshake.
+    // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
     drain.spawn(server.serve(listen("--listen", socket)?));
     server::report_health(&health, true).await;
     readiness.set(true);
@@ -181,22 +181,22 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         drain,
         readiness,
         health,
-        fanout,
+        actors,
         restarts,
-        place,
+        platform,
         limits,
         stop_grace: config.stop_grace,
         _upkeep: AbortOnDropHandle::new(upkeep),
         _side: side,
     };
     let (gateway, admin) = addresses;
-    tracing::info!(%gateway, %admin, platform = running.place.platform().name(), "ready");
+    tracing::info!(%gateway, %admin, platform = running.platform.platform().name(), "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
 }
 
-/// What the gateway offers to clients, kept like its files.
+/// Builds the TLS configurations by host name. Certificates are reloaded when their files change.
 fn offers(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Result<tls::Offers, ServeError> {
-    let own = tls::server_config_of(Arc::new(pair(config, notifier, exporter)?))?;
+    let own = tls::server_config_of(Arc::new(certificate(config, notifier, exporter)?))?;
     let offers = tls::Offers::from(Arc::new(own));
     let Some((certificate, key)) = &config.ca_tls else {
         return Ok(offers);
@@ -207,8 +207,8 @@ fn offers(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Res
     Ok(offers.with_public(&config.public_hostnames, Arc::new(public)))
 }
 
-/// What the gateway presents to clients, kept like its files.
-fn pair(
+/// Opens the configured certificate, or the gateway's own, which is created if it does not exist.
+fn certificate(
     config: &ServeConfig,
     notifier: &Notifier,
     exporter: &Exporter,
@@ -221,36 +221,36 @@ fn pair(
     if !config.listen.ip().is_unspecified() {
         hosts.push(config.listen.ip().to_string());
     }
-    let made = tls::ensure(&config.data_dir, &hosts, SystemTime::now())?;
-    if made.fresh {
+    let own = tls::ensure(&config.data_dir, &hosts, SystemTime::now())?;
+    if own.fresh {
         tracing::info!(
-            certificate = %made.certificate.display(),
-            "a certificate was made: clients need it (--ca), also those that trust an earlier one"
+            certificate = %own.certificate.display(),
+            "created a self-signed certificate; clients must trust it (--ca)"
         );
     }
-    tls::ReloadingCert::open(&made.certificate, &made.key, notifier, ends)
+    tls::ReloadingCert::open(&own.certificate, &own.key, notifier, ends)
 }
 
 fn read_sdls(leases: &[(LeaseId, PathBuf)]) -> Result<Vec<(LeaseId, Sdl)>, ServeError> {
-    let mut read = Vec::new();
+    let mut sdls = Vec::new();
     let mut faulty = Vec::new();
     for (lease, file) in leases {
         match Sdl::read(file) {
-            Ok(sdl) => read.push((lease.clone(), sdl)),
+            Ok(sdl) => sdls.push((lease.clone(), sdl)),
             Err(error) => faulty.push((lease.clone(), file.clone(), error)),
         }
     }
-    if faulty.is_empty() { Ok(read) } else { Err(ServeError::Sdl(faulty)) }
+    if faulty.is_empty() { Ok(sdls) } else { Err(ServeError::Sdl(faulty)) }
 }
 
-fn told(faulty: &[(LeaseId, PathBuf, SdlError)]) -> String {
+fn sdl_errors(faulty: &[(LeaseId, PathBuf, SdlError)]) -> String {
     let each =
         faulty.iter().map(|(lease, file, error)| format!("--lease {lease}={}: {error}", file.display()));
     each.collect::<Vec<_>>().join("\n")
 }
 
-/// In the operator's words: without the category, which is for callers, and with what the system said.
-fn with_source(error: &platform::Error) -> String {
+/// Returns the operator's text of a platform error: without its category, which is for callers, and with the system's error.
+fn operator_text(error: &platform::Error) -> String {
     match error {
         platform::Error::NotFound(what)
         | platform::Error::Conflict(what)
@@ -260,11 +260,11 @@ fn with_source(error: &platform::Error) -> String {
     }
 }
 
-/// Takes an address, without accepting connections yet.
+/// Binds a socket without listening.
 fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpSocket, ServeError> {
     let bind = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A gateway that was just stopped leaves connections behind that would keep the address.
+        // Connections of a gateway that has just stopped would otherwise block the address.
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         Ok(socket)
@@ -272,7 +272,7 @@ fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpSocket, ServeError
     bind().map_err(|source| ServeError::Listen { flag, address, source })
 }
 
-/// Accepts connections from now on.
+/// Starts to listen.
 fn listen(flag: &'static str, socket: TcpSocket) -> Result<TcpListener, ServeError> {
     let address = socket.local_addr().map_err(internal)?;
     socket.listen(BACKLOG).map_err(|source| ServeError::Listen { flag, address, source })

@@ -87,7 +87,7 @@ enum Command {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    leasemux::sys::files::allow_most();
+    leasemux::sys::fd_limit::raise_to_maximum();
     match &args.command {
         Some(Command::Serve(task)) => server::serve(task),
         Some(Command::Cost(cost)) => costs::run(cost),

@@ -122,6 +122,6 @@ mod tests {
 
     #[test]
     fn docs_config_is_made_from_the_code() {
-        docs::hold("CONFIG.md", &super::reference());
+        docs::check_page("CONFIG.md", &super::reference());
     }
 }

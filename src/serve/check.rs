@@ -1,4 +1,4 @@
-//! Looking into a configuration as deep as a start would, without starting anything.
+//! `--check`: validates a configuration as a start does, without starting anything.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -7,16 +7,16 @@ use std::path::Path;
 use socket2::{Domain, Socket, Type};
 use tokio::runtime::Builder;
 
-use super::with_source;
+use super::operator_text;
 use crate::access::chain;
 use crate::config::{ClusterProbe, Probes};
 use crate::edge::tls;
 use crate::platform::kube::{self, KubeSource};
 use crate::platform::local::sdl::Sdl;
 
-/// The same code that a start runs, as far as it changes nothing.
+/// Checks that need code above `config`: the parts of a start that change nothing.
 pub const PROBES: Probes = Probes {
-    sdl: |file| Sdl::read(file).map(drop).map_err(|error| format!("the SDL cannot be run: {error}")),
+    sdl: |file| Sdl::read(file).map(drop).map_err(|error| format!("invalid SDL: {error}")),
     certificate: |certificate, key| tls::load(certificate, key).map(drop).map_err(|error| error.to_string()),
     authorities: |file| chain::check_authorities(file).map_err(|error| error.to_string()),
     cluster,
@@ -24,7 +24,7 @@ pub const PROBES: Probes = Probes {
     data_dir,
 };
 
-/// Reads the cluster's configuration as a start does, and asks for the permissions if the API server is reached.
+/// Reads the cluster's configuration, and checks the permissions if the API server answers.
 fn cluster(cluster: &ClusterProbe<'_>) -> Result<Option<String>, String> {
     let ClusterProbe { kubeconfig, context, manifest_namespace, coordination_namespace } = *cluster;
     let source = kubeconfig.map_or(KubeSource::InCluster, |file| KubeSource::File {
@@ -32,14 +32,14 @@ fn cluster(cluster: &ClusterProbe<'_>) -> Result<Option<String>, String> {
         context: context.map(str::to_owned),
     });
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
-    // Behind the first line stand pieces of the file.
-    let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    // Later lines quote the configuration file, which contains secrets.
+    let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
     let checked = runtime.block_on(kube::check(&source, manifest_namespace, coordination_namespace));
-    checked.map_err(|error| first(with_source(&error)))
+    checked.map_err(|error| first_line(operator_text(&error)))
 }
 
-/// Binds, but does not listen: nobody who connects meanwhile is turned away. An address that is taken may well be taken by the
-/// gateway whose next configuration this is.
+/// Binds the address without listening, so that no connection is refused meanwhile. An address in use is accepted: the running
+/// gateway may hold it.
 fn listen(address: SocketAddr) -> Result<(), String> {
     let bind = || -> std::io::Result<()> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -54,8 +54,8 @@ fn listen(address: SocketAddr) -> Result<(), String> {
     }
 }
 
-/// What does not exist yet is made in the nearest directory that does. The proof is a file without a name, gone when it is closed:
-/// permissions alone tell neither root nor a read-only file system.
+/// Creates an unnamed file in the nearest existing directory. Permission bits alone do not show a read-only file system, and root
+/// ignores them.
 fn data_dir(dir: &Path) -> Result<(), String> {
     let nearest = dir.ancestors().find(|dir| dir.exists() || dir.as_os_str().is_empty()).unwrap_or(dir);
     let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
@@ -71,16 +71,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_bound() {
+    fn check_binds_the_address() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         assert_eq!(listen(taken.local_addr().unwrap()), Ok(()));
         assert_eq!(listen("127.0.0.1:0".parse().unwrap()), Ok(()));
-        // Of the block for documentation: no machine has it.
+        // Reserved for documentation: no machine has it.
         assert!(listen("192.0.2.1:8446".parse().unwrap()).unwrap_err().contains("can listen on"));
     }
 
     #[test]
-    fn data_directories_can_be_made() {
+    fn check_finds_an_unwritable_data_dir() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(data_dir(dir.path()), Ok(()));
         assert_eq!(data_dir(&dir.path().join("a/b/c")), Ok(()));

@@ -1,8 +1,7 @@
-//! The log: lines on standard error, written by a thread of their own.
+//! The program's log: lines on standard error, written by a separate thread.
 //!
-//! Whoever reads standard error may stand still (a pager, a terminal that is held, a collector in trouble), and a pipe holds some
-//! hundred lines. Whoever logs must not wait for them: that could be any task, and the operator's port with it. So what cannot be
-//! written yet waits, up to a bound; beyond it lines are lost, and counted.
+//! A pager, a paused terminal or a slow collector may stop reading standard error, and a pipe holds only a few hundred lines. No
+//! task may block on it. Lines wait in a bounded queue; further lines are dropped and counted.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -13,35 +12,35 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, ServeConfig};
 
-/// Most lines that wait to be written: a few seconds of a flood, and some MiB at most.
-const WAITING_MAX_LINES: usize = 4_096;
+/// Queued lines: a few seconds of heavy logging, a few MiB at most.
+const QUEUE_MAX_LINES: usize = 4_096;
 
-/// How often it is looked whether lines were lost: soon enough for whoever reads the log again, and no load.
-const LOOK: Duration = Duration::from_secs(10);
+/// Interval between reports of dropped lines.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Of libraries that handle what strangers send, only errors are logged: they warn about single frames and handshakes, so a
-/// stranger could write thousands of lines a second. `--log-filter` shows more of a library if it names it.
+/// Libraries that parse input of unknown peers log errors only. Their warnings are about single frames and handshakes, so a peer
+/// could cause thousands of lines per second. `--log-filter` can override each library by name.
 const LIBRARIES: &str = "rustls=error,h2=error,hyper=error";
 
-/// The log of a gateway. Dropping it waits until what is left is written, a second at most.
+/// The log of a gateway. Drop waits up to one second for queued lines.
 #[derive(Debug)]
 pub(super) struct Log {
-    lost: ErrorCounter,
+    dropped: ErrorCounter,
     _writer: WorkerGuard,
 }
 
 // === impl Log ===
 
 impl Log {
-    /// Begins to write to standard error what `config` has logged.
+    /// Starts to log to standard error, with the format and filter of `config`.
     pub(super) fn start(config: &ServeConfig) -> Self {
         let (log, queue) = Self::over(std::io::stderr());
         let filter = filter(&config.log_filter);
         let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue);
-        // What is wrong with a line would be said on standard error by a macro that panics if that cannot be written.
+        // The formatter would report its own errors with `eprintln!`, which panics if standard error is closed.
         let lines = lines.log_internal_errors(false);
         let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
-        // Fails only if there is a log already, which then goes on.
+        // Fails only if another subscriber is installed; that one stays in use.
         let _ = match config.log_format {
             LogFormat::Json => lines.json().try_init(),
             LogFormat::Text => lines.with_ansi(colours).try_init(),
@@ -50,30 +49,27 @@ impl Log {
     }
 
     fn over(out: impl Write + Send + 'static) -> (Self, NonBlocking) {
-        let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_MAX_LINES);
+        let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE_MAX_LINES);
         let (queue, writer) = builder.thread_name("log").finish(out);
-        (Self { lost: queue.error_counter(), _writer: writer }, queue)
+        (Self { dropped: queue.error_counter(), _writer: writer }, queue)
     }
 
-    /// Tells in the log, now and then, how many lines of it were lost.
-    pub(super) async fn tell_losses(&self) -> Infallible {
-        let mut told = 0;
+    /// Logs the number of dropped lines periodically. Never returns. Cancel safe.
+    pub(super) async fn report_losses(&self) -> Infallible {
+        let mut reported = 0;
         loop {
-            tokio::time::sleep(LOOK).await;
-            let lost = self.lost.dropped_lines();
-            if lost > told {
-                tracing::warn!(
-                    lines = lost - told,
-                    "lines of the log were lost: standard error was not read"
-                );
-                told = lost;
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            let dropped = self.dropped.dropped_lines();
+            if dropped > reported {
+                tracing::warn!(lines = dropped - reported, "dropped log lines; standard error was not read");
+                reported = dropped;
             }
         }
     }
 }
 
-/// The filter of these directives, which were checked when the configuration was read. Later directives for a target replace
-/// earlier ones, so these override [`LIBRARIES`] where they name a library.
+/// Builds the filter. `directives` were validated with the configuration, and override [`LIBRARIES`] because later directives
+/// for a target replace earlier ones.
 fn filter(directives: &str) -> EnvFilter {
     EnvFilter::try_new(format!("{LIBRARIES},{directives}")).unwrap_or_default()
 }
@@ -85,12 +81,12 @@ mod tests {
 
     use super::*;
 
-    /// Takes what is written only when it is let.
+    /// Blocks each write until the test permits it.
     struct Gated(Receiver<()>);
 
     impl Write for Gated {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Whoever lets it through for good hangs up.
+            // A closed channel permits all writes.
             let _ = self.0.recv();
             Ok(bytes.len())
         }
@@ -100,7 +96,7 @@ mod tests {
         }
     }
 
-    /// Targets of the lines that a log with these directives has, of lines about what a stranger sent.
+    /// Logs sample lines about peers' input with these directives. Returns the targets that were logged.
     fn logged(directives: &str) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         let lines = tracing_subscriber::fmt().with_env_filter(filter(directives));
@@ -117,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn libraries_that_read_strangers_log_errors_only() {
+    fn libraries_that_parse_peer_input_log_errors_only() {
         for directives in ["info", "", "debug", "warn,leasemux=debug"] {
             let ours: &[&str] = if directives.is_empty() { &[] } else { &["leasemux::edge:"] };
             let expected = [&["h2::proto:"], ours].concat();
@@ -130,26 +126,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reader_who_stands_still_holds_nobody_up_and_what_is_lost_is_told() {
-        let told = tempfile::NamedTempFile::new().unwrap();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(told.reopen().unwrap());
+    async fn unread_log_drops_lines_and_reports_the_number() {
+        let report = tempfile::NamedTempFile::new().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(report.reopen().unwrap());
         let subscriber = subscriber.finish();
         let _listening = tracing::subscriber::set_default(subscriber);
         let (open, gate) = channel();
         let (log, mut queue) = Log::over(Gated(gate));
-        // One may be on its way, besides those that wait.
-        for _ in 0..WAITING_MAX_LINES + 11 {
+        // The writer thread may have taken one line from the queue.
+        for _ in 0..QUEUE_MAX_LINES + 11 {
             queue.write_all(b"line\n").unwrap();
         }
-        let lost = log.lost.dropped_lines();
-        assert!((10..=11).contains(&lost), "{lost}");
-        tokio::time::timeout(10 * LOOK, log.tell_losses()).await.unwrap_err();
+        let dropped = log.dropped.dropped_lines();
+        assert!((10..=11).contains(&dropped), "{dropped}");
+        tokio::time::timeout(10 * REPORT_INTERVAL, log.report_losses()).await.unwrap_err();
         drop(open);
-        let told = std::fs::read_to_string(told.path()).unwrap();
-        assert_eq!(told.lines().count(), 1, "{told}");
+        let report = std::fs::read_to_string(report.path()).unwrap();
+        assert_eq!(report.lines().count(), 1, "{report}");
         assert!(
-            told.contains(&format!("lines of the log were lost: standard error was not read lines={lost}")),
-            "{told}"
+            report.contains(&format!("dropped log lines; standard error was not read lines={dropped}")),
+            "{report}"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Where services run, as it was configured.
+//! Starts the configured platform.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(super) enum RunningPlatform {
 // === impl RunningPlatform ===
 
 impl RunningPlatform {
-    /// Starts it. Of a cluster it waits until everything there is has been listed once. Local services are run on `side`.
+    /// Starts the platform. For a cluster, waits until all objects are listed. Runs local services on `side`.
     pub(super) async fn start(
         config: &ServeConfig,
         leases: Vec<(LeaseId, Sdl)>,
@@ -56,7 +56,7 @@ impl RunningPlatform {
         }
     }
 
-    /// Ends what runs under the leases, if it is the gateway's to end.
+    /// Stops the services of the local platform. Services in a cluster continue.
     pub(super) async fn stop(&self, grace: Duration) {
         match self {
             Self::Local(platform) => platform.stop(grace).await,

@@ -4,26 +4,26 @@ use std::io;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Task polls of a worker thread between two looks at sockets and timers. A thread that is never idle looks at them at no other
-/// time, so this many polls is what a new event waits for. A poll under load takes some 50 us: 16 of them are less than a
-/// millisecond, and a look costs less than a microsecond. (Tokio's default is 61.)
+/// Task polls of a worker thread between two checks of sockets and timers. A busy thread checks them at no other time, so a new
+/// event waits for this many polls. A poll under load takes about 50 us: 16 take less than a millisecond, and a check costs less
+/// than a microsecond. Tokio's default is 61.
 const EVENT_INTERVAL: u32 = 16;
 
-/// A runtime of one thread beside the main one. It runs what must not wait while the main one is busy with connections: the admin
-/// port, whose probes decide whether the gateway is left alive, and the output of local services, which must not fill their pipes.
+/// A second runtime with one thread, for work that must not wait while the main runtime is busy with connections: the admin port,
+/// whose probes decide whether the gateway is restarted, and the output of local services, whose pipes must not fill.
 ///
-/// Dropping it ends its tasks without waiting for them, so it may be dropped within another runtime.
+/// Drop ends its tasks without waiting, so it may be dropped within another runtime.
 #[derive(Debug)]
 pub struct SideRuntime {
     handle: Handle,
-    /// Taken when it is dropped.
+    /// `None` only during drop.
     runtime: Option<Runtime>,
 }
 
 /// Creates the main runtime.
 ///
 /// # Errors
-/// The system gives no thread or no descriptor.
+/// The system has no thread or descriptor left.
 pub fn main_runtime() -> io::Result<Runtime> {
     Builder::new_multi_thread().enable_all().event_interval(EVENT_INTERVAL).build()
 }
@@ -31,17 +31,17 @@ pub fn main_runtime() -> io::Result<Runtime> {
 // === impl SideRuntime ===
 
 impl SideRuntime {
-    /// Starts it.
+    /// Starts the runtime.
     ///
     /// # Errors
-    /// The system gives no thread or no descriptor.
+    /// The system has no thread or descriptor left.
     pub fn start() -> io::Result<Self> {
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("side").enable_all().build()?;
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 
-    /// Calls `start` as within this runtime: the tasks that it spawns and the sockets that it opens belong to it.
+    /// Calls `start` in the context of this runtime. Tasks and sockets that it creates belong to this runtime.
     pub fn within<T>(&self, start: impl FnOnce() -> T) -> T {
         let _context = self.handle.enter();
         start()
@@ -67,7 +67,7 @@ mod tests {
     use crate::edge::admin::{Admin, Exporter, Readiness};
     use crate::edge::drain::Drain;
 
-    /// The name of the thread that runs a task spawned by `spawn`.
+    /// Returns the name of the thread that runs a task spawned by `spawn`.
     async fn thread_of(spawn: impl FnOnce(oneshot::Sender<Option<String>>)) -> Option<String> {
         let (name, named) = oneshot::channel();
         spawn(name);
@@ -98,8 +98,9 @@ mod tests {
             });
         });
         drop(side);
-        ended.await.expect_err("the task is dropped, and says nothing");
+        ended.await.expect_err("the task is dropped and sends nothing");
     }
+
     #[tokio::test]
     async fn admin_port_answers_while_the_main_runtime_is_busy() {
         let (side, drain, readiness) =

@@ -1,7 +1,7 @@
-//! The end: what asks for it, and its order.
+//! Shutdown: the signals that start it, and its order.
 //!
-//! Whatever else has to end takes its place in [`Running::stop`], where the whole order can be read; what waits there has a bound
-//! of its own. Nothing of it is needed for anything to end: a second signal drops it all, and each owner's drop ends what it owns.
+//! [`Running::stop`] lists all steps in order, each with a time limit. A second signal drops everything instead: each owner's drop
+//! ends what it owns.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,31 +21,30 @@ use crate::model::limits::{LAME_DUCK, Limits, POLLED_WITHIN};
 use crate::restart::RestartManager;
 use crate::sys::process;
 
-/// How much of the drain restarts may take, so that whoever waits for them is still told.
+/// Share of the drain time that restarts may use, so that their callers still receive the outcome.
 const RESTARTS_SHARE: f32 = 0.8;
 
-/// Everything that runs.
+/// The parts of a running gateway.
 pub(super) struct Running {
     pub(super) drain: Drain,
     pub(super) readiness: Readiness,
     pub(super) health: HealthReporter,
-    pub(super) fanout: ActorRegistry,
+    pub(super) actors: ActorRegistry,
     pub(super) restarts: RestartManager,
-    pub(super) place: RunningPlatform,
+    pub(super) platform: RunningPlatform,
     pub(super) limits: Arc<Limits>,
     /// Time between SIGTERM and SIGKILL for services.
     pub(super) stop_grace: Duration,
-    /// Ends with the gateway.
     pub(super) _upkeep: AbortOnDropHandle<()>,
-    /// Last, because tasks of `drain` and `place` run on it.
+    /// Dropped last, because tasks of `drain` and `platform` run on it.
     pub(super) _side: SideRuntime,
 }
 
-/// What asks the gateway to stop.
-pub(super) struct Stops {
+/// Signals that stop the gateway.
+pub(super) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
-    /// The end of the terminal. Once: a shell and the kernel may both tell of it.
+    /// Accepted once: a shell and the kernel may both send it when a terminal closes.
     hangup: Option<Signal>,
     lifeline: bool,
 }
@@ -53,47 +52,47 @@ pub(super) struct Stops {
 // === impl Running ===
 
 impl Running {
-    /// The end, in order. Dropping the future ends everything at once.
+    /// Shuts down in order. Dropping the future ends everything at once.
     pub(super) async fn stop(self) {
-        // 1. Not ready. Calls are served as before.
+        // 1. Readiness ends. Calls are still served.
         self.readiness.set(false);
         server::report_health(&self.health, false).await;
-        // 2. Lame duck: whoever polls readiness learns of it, and sends nobody here any more.
-        self.serve_on().await;
-        // 3. No new connections; GOAWAY; streams send what they hold, then their cursors, then UNAVAILABLE. At the deadline what is
-        //    left is cut, and the log names it. Meanwhile restarts see the replica in hand to its verdict, and leave the others be.
+        // 2. Lame duck: load balancers poll readiness and stop sending new connections.
+        self.lame_duck().await;
+        // 3. Drain: no new connections; GOAWAY; streams send buffered lines, cursors and UNAVAILABLE. The deadline cuts remaining
+        //    streams and logs them. Meanwhile each restart job finishes its current replica.
         let restarts = self.restarts.finish(self.limits.drain.mul_f32(RESTARTS_SHARE));
         tokio::join!(self.drain.finish(self.limits.drain), restarts);
-        // 4. Nobody follows any more: the actors.
-        self.fanout.stop().await;
-        // 5. What runs under the leases, last: until here its output was recorded.
-        self.place.stop(self.stop_grace).await;
-        // 6. The operator's port, which answered through all of it.
+        // 4. Actors: they have no followers now.
+        self.actors.stop().await;
+        // 5. Local services, after everything that reads their output.
+        self.platform.stop(self.stop_grace).await;
+        // 6. The admin port, which answered until here.
         self.drain.close();
     }
 
-    async fn serve_on(&self) {
+    async fn lame_duck(&self) {
         let polled = self.drain.was_asked_within(POLLED_WITHIN);
-        let lame_duck = self.limits.lame_duck.unwrap_or(if polled { LAME_DUCK } else { Duration::ZERO });
-        if lame_duck.is_zero() {
+        let duration = self.limits.lame_duck.unwrap_or(if polled { LAME_DUCK } else { Duration::ZERO });
+        if duration.is_zero() {
             return;
         }
         tracing::info!(
-            ?lame_duck,
-            "no longer ready, serving on so that those who poll /ready find out; a second signal stops at once"
+            lame_duck = ?duration,
+            "not ready; serving until load balancers have noticed; a second signal stops at once"
         );
-        tokio::time::sleep(lame_duck).await;
-        tracing::info!("ending connections and streams");
+        tokio::time::sleep(duration).await;
+        tracing::info!("draining connections and streams");
     }
 }
 
-// === impl Stops ===
+// === impl StopSignals ===
 
-impl Stops {
+impl StopSignals {
     pub(super) fn new(lifeline: bool) -> std::io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
-        // Who started it with `nohup` has it outlive the terminal; likewise if that cannot be found out.
+        // Under `nohup` the process outlives its terminal. Also assumed if the signal mask cannot be read.
         let hangup = SignalKind::hangup();
         let outlives =
             u32::try_from(hangup.as_raw_value()).is_ok_and(|number| process::ignores(number).unwrap_or(true));
@@ -101,7 +100,7 @@ impl Stops {
         Ok(Self { terminate, interrupt, hangup, lifeline })
     }
 
-    /// Waits for the next reason to stop, and tells it.
+    /// Waits for the next reason to stop and returns its name. Cancel safe.
     pub(super) async fn wait(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -111,7 +110,7 @@ impl Stops {
                 "SIGHUP"
             }
             () = end_of_input(), if self.lifeline => {
-                // It has only one end.
+                // Standard input ends only once.
                 self.lifeline = false;
                 "end of standard input"
             }

@@ -1,4 +1,4 @@
-//! The sources of trust that a configuration names.
+//! Opens the configured trust sources.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::config::ServeConfig;
 use crate::model::metrics::Metrics;
 use crate::sys::notify::Notifier;
 
-/// Where in the data directory the chain's answers are kept.
+/// Directory of the chain cache, within the data directory.
 const CHAIN_DIR: &str = "chain";
 
-/// The directory and the chain, in this order: what is in the directory costs no question.
+/// Opens the trust directory and the chain source. The directory is asked first because it needs no query.
 pub(super) async fn open(
     config: &ServeConfig,
     notifier: &Notifier,
@@ -25,7 +25,7 @@ pub(super) async fn open(
         if trust.trusted() == 0 && config.access.chain.is_none() {
             tracing::warn!(
                 dir = %dir.display(),
-                "no tenant is trusted yet: put certificates (*.pem) or account keys (*.pub) there"
+                "trust directory is empty; add certificates (*.pem) or account keys (*.pub)"
             );
         }
         sources.push(Arc::new(trust));

@@ -1,5 +1,5 @@
-//! What the operating system offers, in the form that the rest wants it.
+//! Access to the operating system.
 
-pub mod files;
+pub mod fd_limit;
 pub mod notify;
 pub mod process;

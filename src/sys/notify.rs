@@ -1,35 +1,36 @@
-//! Being told when a directory changes.
+//! Notifications of changes in directories.
 //!
-//! A user may have 128 inotify instances (`fs.inotify.max_user_instances`), shared with kubelet and everything else, so one
-//! [`Notifier`] serves the whole process, and a directory is watched once however many wait for it. Where the system has no
-//! instance or no watch left, waiting falls back to polling, and the log says so.
+//! A user has 128 inotify instances by default (`fs.inotify.max_user_instances`), shared with the kubelet and everything else. One
+//! [`Notifier`] therefore serves the whole process, and each directory has one watch. If the system has no instance or watch left,
+//! the notifier polls instead and logs that.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often a directory is looked at where the system cannot tell of changes.
+/// Polling interval without inotify.
 pub const POLL: Duration = Duration::from_millis(250);
 
-/// Bytes of the buffer for events: some hundred of them, and more come in the next read.
+/// Size of the event buffer: a few hundred events per read.
 const EVENT_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Tells of changes in directories. Cloning is cheap; the last clone ends the watching.
+/// Watches directories. Cloning is cheap; dropping the last clone ends all watches.
 #[derive(Clone)]
 pub struct Notifier(Arc<Shared>);
 
-/// One directory being watched, until it is dropped.
+/// A watch on one directory. Drop ends it.
 #[derive(Debug)]
 pub struct DirWatch {
     changes: watch::Receiver<()>,
-    /// Keeps the system's watch; `None` if there is none, and so it polls.
+    /// Keeps the inotify watch; `None` if the directory is polled.
     registration: Option<Registration>,
 }
 
@@ -40,15 +41,15 @@ struct Shared {
 struct Kernel {
     watches: Watches,
     dirs: Arc<Mutex<Dirs>>,
-    /// Reads events for as long as anybody may wait for them.
-    _pump: AbortOnDropHandle<()>,
+    /// The task that reads events.
+    _reader: AbortOnDropHandle<()>,
 }
 
 type Dirs = HashMap<WatchDescriptor, Dir>;
 
 struct Dir {
     changes: watch::Sender<()>,
-    /// How many [`DirWatch`]es there are.
+    /// Number of [`DirWatch`]es.
     watchers: usize,
 }
 
@@ -61,29 +62,29 @@ struct Registration {
 // === impl Notifier ===
 
 impl Notifier {
-    /// Opens the process's inotify instance. Must be called within a Tokio runtime.
+    /// Creates a notifier with one inotify instance. Must be called within a Tokio runtime.
     pub fn start() -> Self {
         let kernel = Kernel::start()
             .inspect_err(|error| {
-                tracing::warn!(%error, poll = ?POLL, "no inotify instance to be had: polling directories instead");
+                tracing::warn!(%error, interval = ?POLL, "failed to create inotify instance; polling directories");
             })
             .ok();
         Self(Arc::new(Shared { kernel }))
     }
 
-    /// A notifier that only polls.
+    /// Creates a notifier that polls.
     pub fn polling() -> Self {
         Self(Arc::new(Shared { kernel: None }))
     }
 
-    /// Begins to watch `dir` for entries that are made, written, renamed or removed. The watch holds from the return of this
-    /// call on, so whoever looks at the directory after it misses nothing.
+    /// Watches `dir` for entries that are created, written, renamed or removed. The watch is active when this call returns, so a
+    /// scan of the directory after it misses no change.
     pub fn watch(&self, dir: &Path) -> DirWatch {
         if let Some(kernel) = &self.0.kernel {
             match kernel.watch(&self.0, dir) {
                 Ok(watch) => return watch,
                 Err(error) => {
-                    tracing::warn!(%error, dir = %dir.display(), poll = ?POLL, "cannot watch directory: polling it instead");
+                    tracing::warn!(%error, dir = %dir.display(), interval = ?POLL, "failed to watch directory; polling it");
                 }
             }
         }
@@ -100,13 +101,12 @@ impl fmt::Debug for Notifier {
 // === impl DirWatch ===
 
 impl DirWatch {
-    /// Waits until something changed since the last call (or since the watch began). May also return without a change.
-    /// Nothing is lost if it is cancelled.
+    /// Waits for a change since the last call or since the watch began. May return without a change. Cancel safe.
     pub async fn changed(&mut self) {
         if self.registration.is_none() {
             tokio::time::sleep(POLL).await;
         } else if self.changes.changed().await.is_err() {
-            // The directory itself is gone: nothing will tell of a successor.
+            // The directory was removed. Poll, because inotify does not report a new one at this path.
             self.registration = None;
         }
     }
@@ -120,17 +120,17 @@ impl Kernel {
         let watches = inotify.watches();
         let mut events = inotify.into_event_stream(vec![0; EVENT_BUFFER_BYTES])?;
         let dirs = Arc::new(Mutex::new(Dirs::new()));
-        let pumped = Arc::clone(&dirs);
+        let shared_dirs = Arc::clone(&dirs);
         #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
-        let pump = tokio::spawn(async move {
+        let reader = tokio::spawn(async move {
             while let Some(event) = events.next().await {
                 match event {
-                    Ok(event) => dispatch(&mut lock(&pumped), &event.wd, event.mask),
-                    Err(error) => tracing::error!(%error, "reading inotify events"),
+                    Ok(event) => dispatch(&mut shared_dirs.lock(), &event.wd, event.mask),
+                    Err(error) => tracing::error!(%error, "failed to read inotify events"),
                 }
             }
         });
-        Ok(Self { watches, dirs, _pump: AbortOnDropHandle::new(pump) })
+        Ok(Self { watches, dirs, _reader: AbortOnDropHandle::new(reader) })
     }
 
     fn watch(&self, shared: &Arc<Shared>, path: &Path) -> std::io::Result<DirWatch> {
@@ -141,8 +141,8 @@ impl Kernel {
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
-        // Held over the system call, so that a removal of the same directory comes wholly before or after it.
-        let mut dirs = lock(&self.dirs);
+        // Locked during the system call: inotify reuses the descriptor of an existing watch, which a concurrent drop could remove.
+        let mut dirs = self.dirs.lock();
         let descriptor = self.watches.clone().add(path, mask)?;
         let dir = dirs
             .entry(descriptor.clone())
@@ -160,15 +160,11 @@ fn dispatch(dirs: &mut Dirs, descriptor: &WatchDescriptor, mask: EventMask) {
             dir.changes.send_replace(());
         }
     } else if mask.contains(EventMask::IGNORED) {
-        // The system dropped the watch; dropping the sender tells those who wait.
+        // The kernel removed the watch. Dropping the sender wakes all watchers.
         dirs.remove(descriptor);
     } else if let Some(dir) = dirs.get(descriptor) {
         dir.changes.send_replace(());
     }
-}
-
-fn lock(dirs: &Mutex<Dirs>) -> MutexGuard<'_, Dirs> {
-    dirs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // === impl Registration ===
@@ -182,14 +178,14 @@ impl fmt::Debug for Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         let Some(kernel) = &self.shared.kernel else { return };
-        let mut dirs = lock(&kernel.dirs);
+        let mut dirs = kernel.dirs.lock();
         let Some(dir) = dirs.get_mut(&self.descriptor) else {
             return;
         };
         dir.watchers -= 1;
         if dir.watchers == 0 {
             dirs.remove(&self.descriptor);
-            // Fails only if the directory is gone, and the watch with it.
+            // Fails only if the directory and its watch are already gone.
             let _ = kernel.watches.clone().remove(self.descriptor.clone());
         }
     }
@@ -199,46 +195,46 @@ impl Drop for Registration {
 mod tests {
     use super::*;
 
-    async fn told(watch: &mut DirWatch) {
+    async fn changed(watch: &mut DirWatch) {
         tokio::time::timeout(Duration::from_secs(30), watch.changed()).await.unwrap();
     }
 
     #[tokio::test]
-    async fn two_watchers_of_one_directory_are_told() {
+    async fn two_watchers_of_one_directory_are_notified() {
         let dir = tempfile::tempdir().unwrap();
         let notifier = Notifier::start();
         let mut first = notifier.watch(dir.path());
         let mut second = notifier.watch(dir.path());
         std::fs::write(dir.path().join("a"), "a").unwrap();
-        told(&mut first).await;
-        told(&mut second).await;
+        changed(&mut first).await;
+        changed(&mut second).await;
         drop(first);
         let mut second = notifier.watch(dir.path());
         std::fs::rename(dir.path().join("a"), dir.path().join("b")).unwrap();
-        told(&mut second).await;
+        changed(&mut second).await;
     }
 
     #[tokio::test]
-    async fn a_change_before_the_wait_is_not_missed() {
+    async fn change_before_the_wait_is_not_missed() {
         let dir = tempfile::tempdir().unwrap();
         let notifier = Notifier::start();
         let mut watch = notifier.watch(dir.path());
         std::fs::write(dir.path().join("a"), "a").unwrap();
         let mut other = notifier.watch(dir.path());
         std::fs::write(dir.path().join("b"), "b").unwrap();
-        told(&mut other).await;
-        told(&mut watch).await;
+        changed(&mut other).await;
+        changed(&mut watch).await;
     }
 
     #[tokio::test]
-    async fn without_inotify_it_polls() {
+    async fn notifier_without_inotify_polls() {
         let dir = tempfile::tempdir().unwrap();
         let mut watch = Notifier::polling().watch(dir.path());
-        told(&mut watch).await;
+        changed(&mut watch).await;
     }
 
     #[tokio::test]
-    async fn a_removed_directory_is_told_and_then_polled() {
+    async fn removed_directory_is_notified_and_then_polled() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("inner");
         std::fs::create_dir(&inner).unwrap();
@@ -246,7 +242,7 @@ mod tests {
         let mut watch = notifier.watch(&inner);
         std::fs::remove_dir(&inner).unwrap();
         for _ in 0..3 {
-            told(&mut watch).await;
+            changed(&mut watch).await;
         }
     }
 }

@@ -345,7 +345,7 @@ fn check_looks_into_everything_and_starts_nothing() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let output = check(&[&format!("--listen={}", taken.local_addr().unwrap())]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert_eq!(stdout(&output), "nothing is wrong with this configuration\n");
+    assert_eq!(stdout(&output), "the configuration is valid\n");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing is made");
 
     fs::write(dir.path().join("shop.yaml"), "version: \"2.0\"\nservices: {web: {}}\n").unwrap();

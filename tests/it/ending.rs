@@ -155,7 +155,7 @@ fn a_lame_duck_serves_on_and_is_no_longer_ready() {
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.tally().lines > 20);
     gateway.program.signal(Signal::TERM);
-    gateway.program.until_said("no longer ready, serving on");
+    gateway.program.until_said("not ready; serving until");
     assert!(gateway.get("/ready").0.starts_with("http/1.1 503"));
     assert!(gateway.get("/live").0.starts_with("http/1.1 200"));
     // Who is there is served, and so is who still comes.
@@ -187,7 +187,7 @@ fn only_a_gateway_that_is_polled_waits_for_pollers() {
         let done = gateway.stop(Signal::TERM);
         assert_eq!(done.status.code(), Some(0), "{done:?}");
         assert_eq!(done.err.matches("INFO leasemux::serve: stopped").count(), 1, "{}", done.err);
-        done.err.contains("no longer ready, serving on")
+        done.err.contains("not ready; serving until")
     };
     assert!(!stop(false, &[]), "nobody would learn of it");
     assert!(stop(true, &[]));

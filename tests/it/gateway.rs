@@ -555,7 +555,8 @@ fn a_certificate_is_replaced_while_the_gateway_runs() {
 fn a_certificate_that_is_made_is_told_of() {
     let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
     let sdl = world.path("alice.yaml");
-    let is_told = |gateway: Gateway| gateway.stop(Signal::TERM).err.contains("a certificate was made");
+    let is_told =
+        |gateway: Gateway| gateway.stop(Signal::TERM).err.contains("created a self-signed certificate");
     assert!(is_told(gateway));
     assert!(!is_told(world.serve(&[(&lease, &sdl)], &[])), "it was kept");
     assert!(is_told(world.serve(&[(&lease, &sdl)], &["--public-hostname=gw.example.com"])));

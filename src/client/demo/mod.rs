@@ -24,7 +24,7 @@ use super::print::{OutputStyle, Printer};
 use crate::config::{DemoConfig, ServerTrust, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
-use crate::sys::files::{self, FdLimitExceeded};
+use crate::sys::fd_limit::{self, FdLimitExceeded};
 
 mod followers;
 mod gateway;
@@ -139,7 +139,7 @@ where
 {
     let mut signals = Signals::hear().map_err(DemoError::Signals)?;
     let needed = config.followers as u64 + FILES_BESIDE;
-    files::allow(needed).map_err(|FdLimitExceeded(allowed)| DemoError::OpenFiles {
+    fd_limit::raise_to(needed).map_err(|FdLimitExceeded(allowed)| DemoError::OpenFiles {
         followers: config.followers,
         needed,
         allowed,

@@ -1,16 +1,16 @@
-//! How many files (and so connections) this process may have open.
+//! The limit of open files of this process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The system allows only so many.
+/// The system does not permit the requested number. Contains the largest permitted number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FdLimitExceeded(pub u64);
 
-/// Raises what this process, and what it starts, may have open to `needed`, if it is less.
+/// Raises the limit of this process and its children to `needed`, if it is lower.
 ///
 /// # Errors
-/// [`FdLimitExceeded`], if the system refuses; nothing is changed then.
-pub fn allow(needed: u64) -> Result<(), FdLimitExceeded> {
+/// [`FdLimitExceeded`] if the system refuses. The limit is unchanged then.
+pub fn raise_to(needed: u64) -> Result<(), FdLimitExceeded> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
         return Ok(());
@@ -22,11 +22,11 @@ pub fn allow(needed: u64) -> Result<(), FdLimitExceeded> {
     setrlimit(Resource::Nofile, raised).map_err(|_| FdLimitExceeded(limit.current.unwrap_or_default()))
 }
 
-/// Raises it as far as the system allows; answers how far.
-pub fn allow_most() -> u64 {
+/// Raises the limit as far as the system permits and returns it.
+pub fn raise_to_maximum() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let most = limit.maximum.unwrap_or(u64::MAX);
-    match allow(most) {
+    match raise_to(most) {
         Ok(()) => most,
         Err(FdLimitExceeded(allowed)) => allowed,
     }
@@ -37,12 +37,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_allowed_already_is_left_alone_and_too_much_is_refused() {
+    fn lower_limit_changes_nothing_and_higher_than_maximum_fails() {
         let before = getrlimit(Resource::Nofile).current;
-        assert_eq!(allow(1), Ok(()));
+        assert_eq!(raise_to(1), Ok(()));
         assert_eq!(getrlimit(Resource::Nofile).current, before);
         if let Some(most) = getrlimit(Resource::Nofile).maximum {
-            assert_eq!(allow(most + 1), Err(FdLimitExceeded(most)));
+            assert_eq!(raise_to(most + 1), Err(FdLimitExceeded(most)));
         }
     }
 }
