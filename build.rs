@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rustc =
         Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output()?;
     let version = String::from_utf8(rustc.stdout)?;
-    // `rustc 1.88.0 (6b00bc388 2025-06-23)`
+    // `rustc 1.95.0 (59807616e 2026-04-14)`
     println!("cargo::rustc-env=LEASEMUX_RUSTC={}", version.split(' ').nth(1).unwrap_or("unknown"));
     // Asking git would make builds of the same sources differ.
     println!("cargo::rerun-if-env-changed=LEASEMUX_REVISION");

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
-use rand::Rng;
+use rand::{Rng, RngExt as _};
 use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt as _;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use leasemux::access::cert::TenantCertificate;
 use leasemux::access::refusal::Refusal;
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 
 #[path = "../../fuzz/bodies.rs"]
 mod bodies;

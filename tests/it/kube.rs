@@ -26,7 +26,7 @@ use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, TailIte
 use leasemux::restart::probation::{Assessment, Probation};
 use leasemux::sys::notify::Notifier;
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 
 use self::cluster::{Cluster, RunKey};

@@ -18,7 +18,7 @@ use leasemux::config::{ServerTrust, Target};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
 use rand::rngs::SmallRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 use rustix::process::Signal;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, block_in_place};

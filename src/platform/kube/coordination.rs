@@ -14,7 +14,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client};
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::time::Instant;
 
 use self::object::{as_is, holder_of, name, note_of};

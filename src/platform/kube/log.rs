@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{StreamExt as _, stream};
-use rand::Rng as _;
+use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 

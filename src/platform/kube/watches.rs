@@ -12,7 +12,7 @@ use kube::core::{DynamicObject, GroupVersionKind};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff, StreamBackoff};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use rand::Rng as _;
+use rand::RngExt as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use leasemux::model::proto::lease::replica_event::Kind;
-use rand::Rng as _;
+use rand::RngExt as _;
 use rand::rngs::StdRng;
 
 use super::cluster::{Kubelets, RunKey};

@@ -9,7 +9,7 @@ use leasemux::model::proto::lease::replica_status::State;
 use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
 use leasemux::platform::Platform as _;
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
 use super::cluster::{LogAnswer, RunKey};

@@ -14,7 +14,7 @@ use leasemux::platform::kube::KubeLeaseLocks;
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
 use leasemux::restart::{Rejection, ReplicaOutcome, Request, RestartJob, RestartManager};
 use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;

@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use rand::Rng as _;
+use rand::RngExt as _;
 
 /// Returns the seeds to try, `count` of them unless the environment says otherwise.
 pub(crate) fn seeds(count: u64) -> impl Iterator<Item = u64> {
