@@ -1,4 +1,4 @@
-//! Draws the curves of docs/PERFORMANCE.md, and prints its tables, from what the fan-out bench has measured:
+//! Draws the charts of docs/PERFORMANCE.md and prints its tables, from the results of the fan-out bench:
 //!
 //! ```sh
 //! cargo bench --bench fanout -- --peers --json target/fanout.json
@@ -15,12 +15,12 @@ use clap::Parser;
 use plotters::prelude::*;
 use serde::Deserialize;
 
-/// Draws curves from the fan-out bench's JSON, and prints tables.
+/// Draws charts from the fan-out bench's JSON, and prints tables.
 #[derive(Debug, Parser)]
 struct Args {
-    /// What `--json` wrote.
+    /// JSON file that the bench wrote with `--json`.
     json: PathBuf,
-    /// Where the pictures go.
+    /// Directory for the charts.
     dir: PathBuf,
 }
 
@@ -67,7 +67,7 @@ struct Ratio {
     kept: bool,
 }
 
-/// A figure of the gateway by itself.
+/// A result of the gateway alone.
 #[derive(Deserialize)]
 struct Held {
     what: String,
@@ -76,7 +76,7 @@ struct Held {
     unit: String,
 }
 
-/// One picture: a figure over the number of followers, a curve for each contender.
+/// One chart: a figure by number of followers, with a curve for each server.
 struct Picture {
     file: &'static str,
     title: &'static str,
@@ -155,7 +155,7 @@ fn draw(report: &Report, picture: &Picture, path: &Path) -> Result<(), Box<dyn E
     let (Some(least), Some(most)) = (end(f64::min, |point| point.0), end(f64::max, |point| point.0)) else {
         return Err(format!("nothing was measured for {}", picture.file).into());
     };
-    // Logarithmic both ways: one contender that falls down would press all others flat.
+    // Both axes are logarithmic. Otherwise one slow server would flatten all other curves.
     let bottom = end(f64::min, |point| point.1).unwrap_or(1.0) / 1.5;
     let top = end(f64::max, |point| point.1).unwrap_or(1.0) * 1.5;
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
