@@ -9,27 +9,31 @@ use super::{SERVE, definition, file};
 const HEAD: &str = "\
 # Configuration
 
-*Made from the code by `UPDATE_DOCS=1 cargo test made_from_the_code`; a test holds it. Change the help in `src/config/cli/`.*
+*Generated from `src/config/cli/` by `UPDATE_DOCS=1 cargo test made_from_the_code`; a test compares them.*
 
-Every flag can be given on the command line, by an environment variable, and, for `serve`, in a file. A flag wins over its variable, the
-variable over the file, the file over the default. Of `--identity` and `--token`, and of `--key` and `--trust-dir`, which do not go together, the one that is typed
-wins over the other's variable. All faults are told at once, each with where the value came from.
-`leasemux serve --check` looks into everything as a start would (SDL files, certificates and keys, a cluster's configuration and, if it is reached, permissions, addresses, directories), starts nothing, tells every
-fault, and exits with 0 if there is none, else with 2. That an address is taken is no fault: it may be the gateway that runs now.
+Set a flag on the command line, by an environment variable or, for `serve`, in a file. A flag overrides its variable,
+the variable overrides the file, and the file overrides the default. `--identity` and `--token` exclude each other, and
+so do `--key` and `--trust-dir`: the typed flag overrides the variable of the other. All faults are reported at once,
+each with the source of the value.
 
-| | how it is written |
+`leasemux serve --check` validates the configuration without starting: SDL files, certificates and keys, a cluster's
+configuration and (if it is reachable) permissions, addresses and directories. It reports every fault. The exit code is
+0 without a fault, else 2. An address in use is not a fault, because the running gateway may use it.
+
+| kind of value | format |
 |---|---|
 | time | a number with its unit: `250ms`, `10s`, `5m`, `1h30m`; `0` |
 | size | bytes, or with a unit: `65536`, `512KiB`, `4MiB`, `500kB` |
 | switch | `--lifeline`, `--lifeline=false`; elsewhere `true` or `false` (`yes`, `no`, `on`, `off`, `1`, `0`) |
 | several values | the flag several times; in a variable separated by commas; in the file an array |
-| variable that is empty | counts as not set |
+| empty variable | counts as not set |
 
-## The file
+## Configuration file
 
-`leasemux serve --config FILE`, or `LEASEMUX_CONFIG=FILE`. It is [TOML](https://toml.io/en/v1.0.0): a key is a flag's name without its dashes, and there are no
-sections. Paths in it are relative to the directory in which the gateway is started, as on the command line. A key that is none is a fault, and the nearest
-one is named. `lease` may be an array of `LEASE=SDLFILE`, or a table:
+Use `leasemux serve --config FILE` or `LEASEMUX_CONFIG=FILE`. The file is [TOML](https://toml.io/en/v1.0.0). A key is a
+flag's name without its dashes, and there are no sections. Paths are relative to the directory in which the gateway is
+started, as on the command line. An unknown key is a fault, and the message suggests the nearest one. `lease` may be an
+array of `LEASE=SDLFILE`, or a table:
 
 ```toml
 platform = \"local\"
@@ -41,7 +45,7 @@ max-connections = 2048
 \"akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0\" = \"shop.yaml\"
 ```
 
-[examples/gateway.toml](../examples/gateway.toml) is a whole one.
+[examples/gateway.toml](../examples/gateway.toml) is a complete example.
 ";
 
 /// The page: every flag of every command, with its variable, its key in the file, and its default.

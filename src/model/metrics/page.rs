@@ -10,32 +10,35 @@ use super::declare::{Declaration, Group, LabelSet, MetricKind};
 const HEAD: &str = "\
 # Metrics
 
-*Made from the code by `UPDATE_DOCS=1 cargo test made_from_the_code`; a test holds it. Change the declarations in
-`src/model/metrics/catalogue.rs`.*
+*Generated from `src/model/metrics/catalogue.rs` by `UPDATE_DOCS=1 cargo test made_from_the_code`; a test compares them.*
 
-`/metrics` on the admin port, in Prometheus' text format. Every series is there, at zero, from the first scrape on. No label names a tenant, a lease or a
-service: their number has no bound, and whoever reads metrics is not meant to know them. [deploy/](../deploy/README.md) has a dashboard and alerts.
+The admin port serves `/metrics` in Prometheus' text format. Every series exists, at zero, from the first scrape on.
+No label names a tenant, a lease or a service: their number is unbounded, and readers of metrics should not learn them.
+[deploy/](../deploy/README.md) has a dashboard and alerts.
 
-## Who lags
+## Lagging followers
 
-`/followers` on the admin port lists the followers that lag now, the one that has waited longest first, at most 1000: for people as a table, with
-`?format=json` for programs. A follower lags once lines have waited for it for a second, or were overwritten before it took them, or its peer has taken nothing
-of what it was sent for a second.
+`/followers` on the admin port lists the followers that lag now, at most 1000, the longest wait first. It is a table
+for people, or JSON with `?format=json`. A follower lags when one of these conditions holds:
 
-| column | JSON | |
+- lines have waited for it for a second;
+- lines were evicted from the ring before it took them;
+- its peer has taken none of the sent data for a second.
+
+| column | JSON | meaning |
 |---|---|---|
-| `WAITING` | `waiting_seconds` | how long the oldest of what is held for it and that it has not taken has waited, or its peer has taken nothing if that is longer |
-| `STALLED` | `stalled_seconds` | how long its peer has taken nothing of what its stream was sent |
-| `UNSENT` | `unsent_bytes` | bytes of its stream that were handed to HTTP/2, and that its peer does not take |
-| `ENTRIES`, `LINES`, `BYTES` | `behind_…` | what the ring has had since the place where it stands |
-| `LOST LINES` | `lost_lines`, `lost_bytes` | what of that was overwritten: it will be reported to it as missing |
-| `STREAM` | `stream` | the number of its stream, until the gateway is restarted |
-| `PEER` | `peer` | the address that it comes from |
-| `REPLICA`, `LEASE` | `replica`, `lease`, `owner` | whose log it is |
+| `WAITING` | `waiting_seconds` | age of the oldest entry in the ring that it has not taken, or `STALLED` if that is longer |
+| `STALLED` | `stalled_seconds` | time since its peer took any sent data |
+| `UNSENT` | `unsent_bytes` | bytes of its stream that were handed to HTTP/2 and not taken by its peer |
+| `ENTRIES`, `LINES`, `BYTES` | `behind_…` | distance from its position to the head of the ring |
+| `LOST LINES` | `lost_lines`, `lost_bytes` | the evicted part of that distance; it will be reported as a gap |
+| `STREAM` | `stream` | number of its stream, until the gateway restarts |
+| `PEER` | `peer` | address of its peer |
+| `REPLICA`, `LEASE` | `replica`, `lease`, `owner` | the followed log |
 
-**This is why the admin port must stay private.** It asks nobody who they are, and this list names tenants, their leases and services, and their addresses. It listens
-on loopback unless told otherwise (`--admin-listen`); where Prometheus is elsewhere, let a network policy or an authenticating proxy stand before it, and pass
-on `/metrics` only.
+**Keep the admin port private.** It has no authentication, and this list names tenants, their leases and services, and
+their addresses. By default it listens on loopback (`--admin-listen`). If Prometheus runs elsewhere, restrict access by
+a network policy or an authenticating proxy, and forward `/metrics` only.
 ";
 
 /// The page: every metric, with what it means and when to worry.
