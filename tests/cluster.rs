@@ -104,7 +104,7 @@ impl Stage {
         self.scene.open(request).await.unwrap()
     }
 
-    /// RestartManager a replica as the gateway would, and waits for the next pod. Answers the uids of both.
+    /// Restarts a replica as the gateway does, and waits for the next pod. Returns the uids of both.
     async fn restart(&self, replica: &Replica) -> (String, String) {
         let instance = {
             let view = self.platform.watch(&self.scene.lease).await.unwrap();

@@ -3,7 +3,7 @@
 //!
 //! A line names the account, the lease, the reason and the address, and never a token, a certificate or anything from a log. Of an
 //! account it says whether it is proved, or only claimed. A peer that is refused again and again fills no disk: beyond so many
-//! a minute its refusals are counted, not told. RestartManager are all told; quotas bound them.
+//! a minute its refusals are counted, not told. Restarts are all told; quotas bound them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};

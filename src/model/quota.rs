@@ -19,11 +19,11 @@ label! {
         Requests = "requests",
         /// Calls of one owner per second.
         RequestsPerOwner = "requests_per_owner",
-        /// RestartManager per hour, of all leases.
+        /// Restarts per hour, of all leases.
         Restarts = "restarts",
-        /// RestartManager of all leases of one owner per hour.
+        /// Restarts of all leases of one owner per hour.
         RestartsPerOwner = "restarts_per_owner",
-        /// RestartManager of one lease per hour.
+        /// Restarts of one lease per hour.
         RestartsPerLease = "restarts_per_lease",
         /// Replicas in restarts of one owner, or of all, that are under way or remembered.
         RestartsRemembered = "restarts_remembered",

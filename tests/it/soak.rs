@@ -157,7 +157,7 @@ fn stop_gateway(gateway: Gateway) {
     assert_eq!(done.status.code(), Some(0), "{done:?}");
 }
 
-/// RestartManager a service, as its tenant would, and waits until it is back.
+/// Restarts a service, as its tenant would, and waits until it is back.
 fn restart(world: &World, gateway: SocketAddr, lease: &LeaseId, service: &str) {
     let mut args = world.call_args("restart", gateway, "alice", lease);
     args.extend(["--service".to_owned(), service.to_owned()]);

@@ -29,13 +29,13 @@ pub(in crate::config) struct QuotaArgs {
     /// Filters of one request, beside the one of the draft
     #[arg(long, env = "LEASEMUX_MAX_FILTERS_PER_REQUEST", value_name = "N", default_value = "64")]
     pub(in crate::config) max_filters_per_request: Option<String>,
-    /// RestartManager of one lease per hour; 0 = no limit
+    /// Restarts of one lease per hour; 0 = no limit
     #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR", value_name = "N", default_value = "60")]
     pub(in crate::config) restarts_per_hour: Option<String>,
-    /// RestartManager of all leases of one owner per hour; 0 = no limit
+    /// Restarts of all leases of one owner per hour; 0 = no limit
     #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR_OF_OWNER", value_name = "N", default_value = "600")]
     pub(in crate::config) restarts_per_hour_of_owner: Option<String>,
-    /// RestartManager per hour, of all leases; 0 = no limit
+    /// Restarts per hour, of all leases; 0 = no limit
     #[arg(long, env = "LEASEMUX_RESTARTS_PER_HOUR_IN_ALL", value_name = "N", default_value = "2400")]
     pub(in crate::config) restarts_per_hour_in_all: Option<String>,
     /// Reads of older lines at once, in all; further ones wait

@@ -29,11 +29,11 @@ pub struct QuotaLimits {
     pub replicas_per_request: usize,
     /// Filters of one request beside the one that the draft has; at most [`FILTERS_MAX`], more services than a lease has.
     pub filters_per_request: usize,
-    /// RestartManager of one lease per hour; 0 = as many as they like. Each ends and starts containers, on a machine of others too.
+    /// Restarts of one lease per hour; 0 = as many as they like. Each ends and starts containers, on a machine of others too.
     pub restarts_per_hour: u32,
-    /// RestartManager of all leases of one owner per hour; 0 = as many as they like. Ten leases at the limit of each.
+    /// Restarts of all leases of one owner per hour; 0 = as many as they like. Ten leases at the limit of each.
     pub restarts_per_hour_of_owner: u32,
-    /// RestartManager per hour, of all; 0 = as many as they like. One every second or two keeps a cluster's control plane busy enough.
+    /// Restarts per hour, of all; 0 = as many as they like. One every second or two keeps a cluster's control plane busy enough.
     pub restarts_per_hour_in_all: u32,
     /// History reads (of lines older than a ring) at once, in all. Each holds a file and two buffers, and one is enough to keep
     /// a disk busy.

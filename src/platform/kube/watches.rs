@@ -51,7 +51,7 @@ pub(super) struct Watch {
     pub(super) metrics: Metrics,
 }
 
-/// WatchBackoff after failures in a row.
+/// Delays after failures in a row.
 #[derive(Debug, Default)]
 struct WatchBackoff {
     failures: u32,

@@ -47,7 +47,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// [`openings`](crate::platform::kube::openings) to say.
 const PAUSE_AWAY: Duration = Duration::from_millis(500);
 
-/// WatchBackoff of [`PAUSE_MAX`] to wait for the API server's word, while the kubelet serves a later run than that knows of: two minutes, and
+/// Delays of [`PAUSE_MAX`] to wait for the API server's word, while the kubelet serves a later run than that knows of: two minutes, and
 /// kubelets that were away, or could not tell, took up to 50 s for it. Then the times are not believed any longer.
 const BEHIND_PAUSES: u32 = 24;
 
@@ -113,7 +113,7 @@ pub(super) struct Machine {
     unproven: bool,
     /// The line for which the place is looked for in the whole file, though it was not lost as far as is known.
     suspect: Option<Suspect>,
-    /// WatchBackoff for which the API server's word will be waited for; at 0 the kubelet is not asked any longer which run it serves.
+    /// Delays for which the API server's word will be waited for; at 0 the kubelet is not asked any longer which run it serves.
     patience: u32,
     /// While the kubelet cannot follow the log: reads before that is tried again. At 0 it is tried.
     polls: Option<u32>,
