@@ -148,7 +148,7 @@ impl RestartLock {
         let now = LogTime::now().parts().0;
         self.record.put(job, now);
         self.record.in_progress = Some(InProgress::new(&attempt.request, job.request.id.as_ref()));
-        let payload = self.record.to_payload(now);
+        let payload = self.record.encode(now);
         self.is_held = match self.lock.write_payload(payload).await {
             Ok(()) => true,
             Err(error) => lock_lost(&error),
@@ -194,7 +194,7 @@ impl RestartLock {
         }
         let now = LogTime::now().parts().0;
         self.record.put(job, now);
-        let payload = self.record.to_payload(now);
+        let payload = self.record.encode(now);
         if let Err(error) = self.lock.release(payload).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(lease = %self.lease, error, "failed to release restart lock; it will expire");

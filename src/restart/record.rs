@@ -85,7 +85,7 @@ impl RestartRecord {
 
     /// Returns the payload: calls of the last hour before `now` (Unix seconds) that fit into [`PAYLOAD_MAX_BYTES`], newest first
     /// to keep. Empty if there is nothing to record.
-    pub(super) fn to_payload(&mut self, now: i64) -> String {
+    pub(super) fn encode(&mut self, now: i64) -> String {
         // Clocks differ. A call from more than an hour in the future has a wrong time and would stay for too long.
         self.calls.retain(|call| call.at.abs_diff(now) <= REMEMBERED_FOR.as_secs());
         while self.calls.len() > CALLS_MAX {
@@ -224,11 +224,11 @@ mod tests {
     fn calls_of_other_hours_are_forgotten() {
         let calls = [call("old", 6_399, 1), call("kept", 6_400, 1), call("ahead", 13_601, 1)];
         let mut record = RestartRecord { in_progress: None, calls: calls.into() };
-        let payload = record.to_payload(10_000);
+        let payload = record.encode(10_000);
         assert_eq!(names(&record), ["kept"]);
         assert_eq!(RestartRecord::parse(&payload).unwrap(), record);
         assert_eq!(
-            (record.to_payload(14_000), RestartRecord::parse("")),
+            (record.encode(14_000), RestartRecord::parse("")),
             (String::new(), Some(RestartRecord::default()))
         );
         assert_eq!(RestartRecord::parse("{\"calls\": 7}"), None);
@@ -243,10 +243,10 @@ mod tests {
         for number in 0..10 {
             record.calls.push_back(call(&number.to_string(), 0, 100));
         }
-        assert!(record.to_payload(0).len() <= PAYLOAD_MAX_BYTES);
+        assert!(record.encode(0).len() <= PAYLOAD_MAX_BYTES);
         assert_eq!(names(&record), ["6", "7", "8", "9"], "the oldest go first");
         record.calls.push_back(call("too large", 0, 1_000));
-        assert!(record.to_payload(0).len() <= PAYLOAD_MAX_BYTES);
+        assert!(record.encode(0).len() <= PAYLOAD_MAX_BYTES);
         assert!(names(&record).is_empty());
         assert_eq!(record.in_progress, Some(replica));
     }
@@ -270,7 +270,7 @@ mod tests {
         let (run, call_id) = (Some("uid/web/3".to_owned()), Some("nightly".to_owned()));
         let replica = InProgress { service: "web".to_owned(), index: 3, run, call: call_id };
         let mut record = RestartRecord { in_progress: Some(replica), calls: [call].into() };
-        assert_eq!(record.to_payload(1_760_000_000) + "\n", RECORDED);
+        assert_eq!(record.encode(1_760_000_000) + "\n", RECORDED);
         assert_eq!(RestartRecord::parse(RECORDED.trim_end()), Some(record));
     }
 
