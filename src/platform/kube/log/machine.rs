@@ -94,6 +94,10 @@ pub(super) struct Machine {
     judged: bool,
     /// Bytes of the line at hand that were handed out before.
     skip: u64,
+    /// Hash of the bytes that were left out of the line at hand.
+    skipped: LineHash,
+    /// Hash of the bytes that were handed out of a line that has not ended.
+    partial: LineHash,
     /// The last bytes known of a line that was handed out in part when the response ended.
     cut: Option<(LogTime, Vec<u8>)>,
     /// Whether the run had ended before the response was asked for: then it holds all there is.
@@ -129,6 +133,18 @@ struct Suspect {
     hash: Option<u64>,
 }
 
+/// The gap for a place that was rotated away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RotationGap {
+    /// The file has not been opened. The gap is reported then, unless a line was delivered in part.
+    Unopened,
+    /// A line was delivered in part, and may be the first unknown line of the file. Then the gap precedes its rest; otherwise that
+    /// line is ended, and the gap follows it.
+    Due,
+    /// It was reported.
+    Reported,
+}
+
 /// What the response at hand is for.
 #[derive(Debug)]
 enum Stage {
@@ -150,8 +166,8 @@ enum Stage {
     PreviousRun(OverlapFinder),
     /// The kubelet serves a later run, and the API server does not know: waits for its word, and then asks as for [`Stage::Rest`].
     AwaitingStatus,
-    /// The whole file, after the place was rotated away: everything but the lines in `known`. `reported` once the gap was reported.
-    SkipKnown { known: HashSet<Mark>, reported: bool },
+    /// The whole file, after the place was rotated away: everything but the lines in `known`.
+    SkipKnown { known: HashSet<Mark>, gap: RotationGap },
     /// It is over.
     Done,
 }
@@ -182,6 +198,8 @@ impl Machine {
             first: None,
             judged: false,
             skip: 0,
+            skipped: LineHash::default(),
+            partial: LineHash::default(),
             cut: None,
             ended: false,
             said: None,

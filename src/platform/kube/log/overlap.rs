@@ -38,7 +38,7 @@ pub(super) struct Mark {
 }
 
 /// Hashes a line that may come in pieces.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct LineHash(DefaultHasher);
 
 /// The last lines of a log that were read, oldest first: at least [`WINDOW_LINES`] of them, and more of a loud log.
@@ -97,6 +97,11 @@ impl LineHash {
     /// Takes further bytes of the line.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.0.write(bytes);
+    }
+
+    /// The hash of the bytes so far.
+    pub(super) fn value(&self) -> u64 {
+        self.0.finish()
     }
 
     /// The hash of the line; begins the next one.

@@ -2,8 +2,8 @@
 
 use super::reading::readable;
 use super::{
-    Machine, PAUSE_AWAY, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, POLL_EVERY, POLLS_PER_TRIAL, Stage,
-    UNCLEAR_PAUSES,
+    Machine, PAUSE_AWAY, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, POLL_EVERY, POLLS_PER_TRIAL, RotationGap,
+    Stage, UNCLEAR_PAUSES,
 };
 use crate::platform::batcher::{LineBatcher, StartFilter};
 use crate::platform::kube::log::lines::{Found, Rest};
@@ -33,8 +33,9 @@ impl Machine {
                 Rest::Nothing => {}
             }
         } else {
-            if !self.follow && matches!(self.stage, Stage::Seek | Stage::Last(_)) {
-                // As far as it came: nobody waits for the rest.
+            let is_last_look = !self.follow && matches!(self.stage, Stage::Seek | Stage::Last(_));
+            if is_last_look || matches!(self.stage, Stage::SkipKnown { gap: RotationGap::Due, .. }) {
+                // As far as it came: nobody waits for the rest, or it tells whether it is the line that was handed out in part.
                 let mut lines = std::mem::take(&mut self.lines);
                 lines.take_unfinished(None, &mut |found| {
                     if let Found::Piece { time, bytes, .. } = found {
@@ -110,11 +111,15 @@ impl Machine {
                 self.go_to(Stage::PreviousRun(self.window.aligner(u64::MAX)))
             }
             Stage::Recover(Some(_)) | Stage::PreviousRun(_) => self.rotated(),
-            Stage::Seek
-            | Stage::Drain(None)
-            | Stage::Recover(None)
-            | Stage::AwaitingStatus
-            | Stage::SkipKnown { .. } => self.at_end(ended),
+            Stage::Seek | Stage::Drain(None) | Stage::Recover(None) | Stage::AwaitingStatus => {
+                self.at_end(ended)
+            }
+            Stage::SkipKnown { gap, .. } => {
+                if gap == RotationGap::Due {
+                    self.lost();
+                }
+                self.at_end(ended)
+            }
             Stage::Done => Action::Finish,
         }
     }
@@ -126,7 +131,7 @@ impl Machine {
             self.patience = self.patience.min(UNCLEAR_PAUSES);
         }
         self.patience = self.patience.saturating_sub(1);
-        if let Stage::SkipKnown { reported: false, .. } = self.stage {
+        if let Stage::SkipKnown { gap: RotationGap::Unopened, .. } = self.stage {
             self.stage = Stage::AwaitingStatus;
             // The whole file is another one then.
             self.searched = false;
@@ -138,7 +143,7 @@ impl Machine {
     pub(super) fn rotated(&mut self) -> Action {
         self.suspect = None;
         let known = self.window.all();
-        self.go_to(Stage::SkipKnown { known, reported: false })
+        self.go_to(Stage::SkipKnown { known, gap: RotationGap::Unopened })
     }
 
     /// The kubelet cannot follow the log: it is read again and again.
@@ -207,7 +212,7 @@ impl Machine {
             return Some(Action::Fail(Error::Unavailable(why)));
         }
         tracing::debug!(why, failures = self.failures, "a log response broke off");
-        if matches!(self.stage, Stage::Seek | Stage::SkipKnown { reported: true, .. }) {
+        if matches!(self.stage, Stage::Seek | Stage::SkipKnown { gap: RotationGap::Reported, .. }) {
             // What was read is read: on from there.
             let is_unread = self.window.is_empty() && self.emitter.at().offset == 0;
             if !is_unread {

@@ -1,6 +1,6 @@
 //! Where a read begins: every stage when its response does, and delivery when the place is found.
 
-use super::{BEHIND_PAUSES, BRIEF_PAUSES, Machine, Stage, UNROTATED};
+use super::{BEHIND_PAUSES, BRIEF_PAUSES, Machine, RotationGap, Stage, UNROTATED};
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
@@ -22,6 +22,7 @@ impl Machine {
         self.said = None;
         self.hash = LineHash::default();
         self.skip = self.emitter.at().offset;
+        self.skipped = LineHash::default();
         self.repeats = false;
         match &mut self.stage {
             Stage::Live(place) | Stage::Drain(place) | Stage::Recover(place) => {
@@ -37,11 +38,14 @@ impl Machine {
                 self.count_anew();
                 self.emitter = LineBatcher::new(Position::START, 0, StartFilter::Nothing);
             }
-            Stage::SkipKnown { reported, .. } => {
+            Stage::SkipKnown { gap, .. } => {
                 // The lines that it remembers will stand in the order of this file.
                 self.window = Window::default();
-                if !std::mem::replace(reported, true) {
-                    self.lost();
+                if *gap == RotationGap::Unopened {
+                    *gap = RotationGap::Due;
+                    if self.skip == 0 {
+                        self.lost();
+                    }
                 }
             }
             Stage::ProbeNewer { .. } | Stage::AwaitingStatus | Stage::Done => {}
@@ -52,6 +56,7 @@ impl Machine {
     /// Counts from the file's first line.
     fn count_anew(&mut self) {
         self.skip = 0;
+        self.partial = LineHash::default();
         self.window = Window::default();
         self.emitter = LineBatcher::new(Position::START, 0, self.filter);
     }

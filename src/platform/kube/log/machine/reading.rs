@@ -1,6 +1,6 @@
 //! What the bytes of a response are: lines that are delivered, lines that were read before, words of a kubelet's.
 
-use super::{Machine, SAID_MAX_CHARS, Stage, Suspect};
+use super::{Machine, RotationGap, SAID_MAX_CHARS, Stage, Suspect};
 use crate::model::line::GapCause;
 use crate::model::time::LogTime;
 use crate::platform::batcher::unknown_gap;
@@ -145,20 +145,47 @@ impl Machine {
         if std::mem::take(&mut self.unproven) && !is_first {
             self.lost();
         }
-        if self.skip > 0 && self.cut.as_ref().is_some_and(|(cut, _)| *cut != time) {
-            // Another line stands where the rest of that one ought to.
-            self.lost();
-        }
         if self.skip > 0 {
-            let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-            bytes = &bytes[skipped..];
-            self.skip = if ends { 0 } else { self.skip - skipped as u64 };
-            if bytes.is_empty() && !ends {
-                return;
+            let len = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+            self.skipped.push(&bytes[..len]);
+            self.skip -= len as u64;
+            let is_another = if self.skip > 0 { ends } else { self.skipped.value() != self.partial.value() };
+            if self.cut.as_ref().is_some_and(|(cut, _)| *cut != time || is_another) {
+                // Another line stands where the rest of that one ought to.
+                self.lost();
+            } else {
+                bytes = &bytes[len..];
+                if self.skip == 0 {
+                    self.found_partial_line();
+                }
+                if bytes.is_empty() && !ends {
+                    return;
+                }
             }
         }
         self.cut = None;
+        self.emit(bytes, time, ends);
+    }
+
+    fn emit(&mut self, bytes: &[u8], time: LogTime, ends: bool) {
+        if ends {
+            self.partial = LineHash::default();
+        } else {
+            self.partial.push(bytes);
+        }
         self.emitter.piece(bytes, time, ends);
+    }
+
+    /// The line that was delivered in part is in the response: a line has its time and its beginning. If no known line precedes it
+    /// there, it may be another line with the same time and beginning, so a gap precedes its rest.
+    fn found_partial_line(&mut self) {
+        let is_proven = match &mut self.stage {
+            Stage::SkipKnown { gap, .. } => std::mem::replace(gap, RotationGap::Reported) != RotationGap::Due,
+            _ => !self.window.is_empty() || self.emitter.lines() == 0,
+        };
+        if !is_proven {
+            self.emitter.gap(unknown_gap(GapCause::Rotated));
+        }
     }
 
     /// Leaves the response at hand. A line that has not ended is no line: it will be read again. Returns whether there was one.
@@ -181,9 +208,12 @@ impl Machine {
     /// Reports that lines are missing here. A line that was delivered in part ends with its last known bytes.
     pub(super) fn lost(&mut self) {
         if let Some((time, rest)) = self.cut.take() {
-            self.emitter.piece(&rest, time, true);
+            self.emit(&rest, time, true);
             // The next line is another one, of which nothing was delivered.
             self.skip = 0;
+        }
+        if let Stage::SkipKnown { gap, .. } = &mut self.stage {
+            *gap = RotationGap::Reported;
         }
         self.emitter.gap(unknown_gap(GapCause::Rotated));
     }

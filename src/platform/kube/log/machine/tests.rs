@@ -6,6 +6,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::limits::LINE_HELD_MAX_BYTES;
 use crate::platform::Error;
 use crate::platform::kube::log::overlap::WINDOW_LINES;
 
@@ -295,8 +296,9 @@ impl Play {
         match op {
             Op::Print(count, step) => self.server.print(*count, *step),
             Op::Rotate => {
-                // A follower that keeps up loses nothing, and what is gone of a log is unknown while no line of it was read.
-                let follows = self.server.open.is_some_and(|open| open.ask.follow);
+                // A connected follower loses nothing, and what is gone of a log is unknown while no line of it was read.
+                let follows =
+                    matches!(self.next, Action::Read) && self.server.open.is_some_and(|open| open.ask.follow);
                 if follows || self.heard.lines.is_empty() {
                     self.settle(false);
                 }
@@ -434,6 +436,113 @@ fn unfinished_line_is_delivered_once_across_a_cut() {
     play.end();
     play.heard.check(&play.server.log);
     assert_eq!(play.heard.gaps_before, Vec::<usize>::new());
+}
+
+/// Ways in which a response ends within a line, of which a piece was delivered.
+const INTERRUPTIONS: [fn(&mut Play); 3] = [
+    |play| play.on(Event::Broken("cut off".into())),
+    |play| play.on(Event::Complete { ended: false }),
+    |play| play.on(Event::Away("connection refused".into())),
+];
+
+/// A follower that got `lines 0..known`, whose log then rotated; the first line of the new file, `step` nanoseconds later, was
+/// delivered in part when the response ended.
+fn cut_after_rotation(known: usize, step: i64, interrupt: fn(&mut Play)) -> Play {
+    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
+    play.server.print(known, 0);
+    play.settle(false);
+    play.op(&Op::Rotate);
+    play.server.print(1, step);
+    play.send(true);
+    play.on(Event::Unfinished);
+    assert_eq!((play.heard.lines.len(), play.heard.partial.as_str()), (known, "line "));
+    interrupt(&mut play);
+    play
+}
+
+#[test]
+fn partial_line_in_new_file_is_continued() {
+    for interrupt in INTERRUPTIONS {
+        for (known, step, more) in [(1, 0, 0), (1, 1, 0), (3, 0, 4), (3, 1, 4)] {
+            let mut play = cut_after_rotation(known, step, interrupt);
+            play.server.print(more, 0);
+            play.end();
+            play.heard.check(&play.server.log);
+            // No known line precedes it, so that a line of the same time and beginning could stand in its place.
+            assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (known + 1 + more, vec![known]));
+        }
+    }
+}
+
+#[test]
+fn partial_line_still_unfinished_in_new_file_is_continued() {
+    for interrupt in INTERRUPTIONS {
+        let mut play = cut_after_rotation(1, 0, interrupt);
+        play.server.unfinished = true;
+        play.settle(false);
+        assert_eq!(play.heard.lines.len(), 1);
+        play.server.unfinished = false;
+        play.op(&Op::Break(false, false));
+        play.end();
+        play.heard.check(&play.server.log);
+        assert_eq!(play.heard.lines, ["line 0", "line 1"]);
+    }
+}
+
+#[test]
+fn partial_line_rotated_away_is_ended_before_gap() {
+    for interrupt in INTERRUPTIONS {
+        // Another time; the same time and beginning, which nothing tells from the line itself; no line.
+        for (printed, step, expected) in [
+            (1, 1, &["line 0", "line", "line 2"][..]),
+            (1, 0, &["line 0", "line 2"]),
+            (0, 0, &["line 0", "line"]),
+        ] {
+            let mut play = cut_after_rotation(1, 1, interrupt);
+            play.server.file = play.server.log.len();
+            play.server.print(printed, step);
+            play.end();
+            play.heard.check(&play.server.log);
+            assert_eq!(play.heard.lines, expected);
+        }
+        // The same time and another beginning.
+        let mut play = cut_after_rotation(1, 1, interrupt);
+        play.server.file = play.server.log.len();
+        let time = play.server.log[1].0;
+        play.server.log.push((time, "another line".into()));
+        play.end();
+        assert_eq!(
+            (play.heard.lines, play.heard.gaps_before),
+            (vec!["line 0".into(), "line".into(), "another line".into()], vec![2])
+        );
+    }
+}
+
+#[test]
+fn long_partial_line_in_new_file_is_continued() {
+    // Longer than the pieces that long lines are delivered in.
+    for (len, cut) in
+        [(3, 1), (2, 2), (3, 2)].map(|(len, cut)| (len * LINE_HELD_MAX_BYTES + 5, cut * LINE_HELD_MAX_BYTES))
+    {
+        for other in [false, true] {
+            let (mut play, time) = (Play::new(Server::default(), ReadFrom::Start, true), 1_000_000_000_000);
+            play.server.print(1, 0);
+            play.settle(false);
+            play.op(&Op::Rotate);
+            play.server.log.push((time, "x".repeat(len)));
+            let bytes = play.server.bytes(false);
+            play.on(Event::Data(&bytes[..36 + cut]));
+            play.on(Event::Unfinished);
+            play.on(Event::Broken("cut off".into()));
+            if other {
+                play.server.log[1].1.replace_range(..1, "y");
+            }
+            play.end();
+            assert_eq!(play.heard.lines.len(), 2 + usize::from(other));
+            assert_eq!(play.heard.gaps_before, [1 + usize::from(other)]);
+            assert!(other || play.heard.lines[1].len() == len);
+        }
+    }
 }
 
 #[test]
@@ -651,7 +760,7 @@ fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
     play.op(&Op::Break(false, false));
     play.server.log.swap(3, 9);
     play.server.print(5, -3_600_000_000_000);
-    while !matches!(play.machine.stage, Stage::SkipKnown { reported: false, .. }) {
+    while !matches!(play.machine.stage, Stage::SkipKnown { gap: RotationGap::Unopened, .. }) {
         match &play.next {
             Action::Ask(ask) => {
                 let ask = *ask;
