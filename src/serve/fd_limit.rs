@@ -41,7 +41,7 @@ pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
         allowed,
         needed = need.total(),
         for_connections = need.connections,
-        for_history_reads = need.backfills,
+        for_backfills = need.backfills,
         for_live_tails = need.live_tails,
         other = OTHER_FILES,
         connections,

@@ -47,7 +47,7 @@ fn output_that_cannot_be_written_is_told() {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = command(args, &[]).stdout(full).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(stderr(&output).starts_with("leasemux: cannot write: "), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).starts_with("leasemux: failed to write to standard output: "), "{args:?}: {}", stderr(&output));
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = command(args, &[]).stdout(writer).output().unwrap();
@@ -370,7 +370,7 @@ fn check_looks_into_everything_and_starts_nothing() {
     let lease = format!("--lease \"{LEASE}=shop.yaml\" (from {file}, line ");
     for expected in [
         lease.as_str(),
-        ": the SDL cannot be run: ",
+        ": invalid SDL: ",
         "--tls-cert and --tls-key cannot be used: the key in tls.key does not belong to the certificate in tls.crt",
         "--listen \"192.0.2.1:8446\": must be an address that this machine can listen on",
         "--data-dir \"/proc/none\": must be a directory that can be written",

@@ -83,8 +83,8 @@ fn too_few_files_are_told_of_with_the_numbers() {
     match getrlimit(Resource::Nofile).maximum.filter(|maximum| *maximum < needed) {
         Some(allowed) => {
             gateway.program.until_said(&format!("allowed={allowed} needed={needed}"));
-            gateway.program.until_said("connections are taken");
+            gateway.program.until_said("reducing the number of connections");
         }
-        None => assert!(!gateway.program.err.get().contains("fewer open files")),
+        None => assert!(!gateway.program.err.get().contains("open file limit")),
     }
 }
