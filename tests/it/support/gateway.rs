@@ -1,4 +1,4 @@
-//! A gateway within the test: the real edge and multiplexer over in-memory pipes, with a real gRPC client.
+//! A gateway inside the test: the real edge and multiplexer over in-memory pipes, with a real gRPC client.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,13 +40,13 @@ use tonic_health::server::HealthReporter;
 use super::oracle::Received;
 use super::world::World;
 
-/// Bytes that a pipe holds: less than a stream's send buffer, so that a peer that does not read is felt.
+/// Capacity of a pipe. Smaller than a stream's send buffer, so that a peer that does not read has an effect.
 const PIPE_BYTES: usize = 16 * 1024;
 
-/// What a client takes before it must be read.
+/// Receive window of a client.
 const WINDOW_BYTES: u32 = 65_535;
 
-/// A gateway under test. A clone is the same gateway.
+/// A gateway under test. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gateway {
     pub(crate) world: World,
@@ -59,7 +59,7 @@ pub(crate) struct Gateway {
     trust: Arc<Everyone>,
 }
 
-/// Trusts each tenant's one certificate.
+/// Trusts one certificate per tenant.
 #[derive(Debug, Default)]
 struct Everyone {
     certificates: dashmap::DashMap<Owner, TrustedItem>,
@@ -67,19 +67,19 @@ struct Everyone {
     mood: watch::Sender<Mood>,
 }
 
-/// A client whose calls carry a token.
+/// A client that sends a token.
 pub(crate) type TokenClient = LeaseRpcClient<InterceptedService<Channel, Add>>;
 
 type Add = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>;
 
-/// How a trust source answers.
+/// Behaviour of the trust source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Mood {
     #[default]
     AtOnce,
-    /// Not before its mood changes.
+    /// Does not answer until the behaviour changes.
     Later,
-    /// That it cannot.
+    /// Answers that it is unavailable.
     Never,
 }
 
@@ -117,12 +117,12 @@ impl Gateway {
         Self::over(World::default(), Arc::default(), limits)
     }
 
-    /// One that believes another trust source than its own tenants' ([`Gateway::tenant`]).
+    /// Creates a gateway with this trust source instead of the one that [`Gateway::tenant`] fills.
     pub(crate) fn believing(trust: Arc<dyn Trust>, limits: Limits) -> Self {
         Self::assemble(World::default(), None, trust, Arc::default(), limits)
     }
 
-    /// One on another platform than the fake world, which stays empty.
+    /// Creates a gateway with another platform. The fake platform stays empty.
     pub(crate) fn on(platform: Arc<dyn Platform>) -> Self {
         let trust = Arc::<Everyone>::default();
         let believed = Arc::clone(&trust) as Arc<dyn Trust>;
@@ -159,7 +159,7 @@ impl Gateway {
         Self { world, drain, restarts, health, exporter, connections, limits, trust }
     }
 
-    /// Its own port, with real sockets and TLS.
+    /// Returns a server with real sockets and TLS.
     pub(crate) fn server(&self, tls: impl Into<Offers>) -> Server {
         Server {
             connections: self.connections.clone(),
@@ -170,19 +170,19 @@ impl Gateway {
         }
     }
 
-    /// A channel of a caller who presents this certificate, or none.
+    /// Returns a channel of a caller with this certificate, or without one.
     pub(crate) async fn channel_of(&self, certificate: Option<Vec<u8>>) -> Channel {
         self.channel_over(self.connect(certificate)).await
     }
 
-    /// A channel over the client's end of a connection.
+    /// Returns a channel over the client's end of a connection.
     pub(crate) async fn channel_over(&self, pipe: DuplexStream) -> Channel {
         let mut pipe = Some(pipe);
         let connector = tower::service_fn(move |_: Uri| {
             let pipe = pipe.take();
             async move { pipe.map(TokioIo::new).ok_or_else(|| std::io::Error::other("one connection only")) }
         });
-        // As small as HTTP/2 has them, so that a stream that is not read is felt soon.
+        // The smallest windows of HTTP/2, so that an unread stream blocks soon.
         Endpoint::from_static("http://gateway")
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
@@ -191,12 +191,12 @@ impl Gateway {
             .unwrap()
     }
 
-    /// The client's end of a connection from nowhere.
+    /// Returns the client's end of a connection without an address.
     pub(crate) fn connect(&self, certificate: Option<Vec<u8>>) -> DuplexStream {
         self.connect_from(certificate, None)
     }
 
-    /// The client's end of a connection from an address.
+    /// Returns the client's end of a connection from an address.
     pub(crate) fn connect_from(
         &self,
         certificate: Option<Vec<u8>>,
@@ -220,7 +220,7 @@ impl Gateway {
         self.drain.spawn(async move { _ = connections.serve(io, peer, address).await });
     }
 
-    /// A fresh tenant, whom the gateway trusts.
+    /// Creates a trusted tenant. Returns the owner and the certificate.
     pub(crate) fn tenant(&self) -> (Owner, Vec<u8>) {
         let dir = tempfile::tempdir().unwrap();
         let owner = IdentityFiles::create(&dir.path().join("tenant"), LogTime::now()).unwrap();
@@ -230,19 +230,19 @@ impl Gateway {
         (owner, der)
     }
 
-    /// A fresh tenant with an account, whose tokens the gateway trusts.
+    /// Creates a tenant with an account key, and trusts its tokens.
     pub(crate) fn account(&self) -> Wallet {
         let wallet = Words::fresh().unwrap().wallet().unwrap();
         self.trust.keys.insert(wallet.key().address(), TrustedItem::new(wallet.key()));
         wallet
     }
 
-    /// The key of the tenant's account is no longer trusted.
+    /// Withdraws the trust in a tenant's account key.
     pub(crate) fn withdraw_account(&self, owner: &Owner) {
         self.trust.keys.remove(owner).unwrap().1.withdraw();
     }
 
-    /// A client of a caller who presents this token.
+    /// Returns a client that sends this token.
     pub(crate) async fn client_with_token(&self, token: &str) -> TokenClient {
         let authorization: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
         let add: Add = Box::new(move |mut request| {
@@ -252,36 +252,36 @@ impl Gateway {
         LeaseRpcClient::with_interceptor(self.channel_of(None).await, add)
     }
 
-    /// From now on this is the tenant's certificate.
+    /// Trusts this certificate of the tenant from now on.
     pub(crate) fn believe(&self, owner: &Owner, der: &[u8]) {
         self.trust.certificates.insert(owner.clone(), TrustedItem::new(der.into()));
     }
 
-    /// The tenant is no longer trusted.
+    /// Withdraws the trust in a tenant.
     pub(crate) fn withdraw(&self, owner: &Owner) {
         self.trust.certificates.remove(owner).unwrap().1.withdraw();
     }
 
-    /// From now on the trust source answers so.
+    /// Sets the behaviour of the trust source.
     pub(crate) fn set_trust(&self, mood: Mood) {
         self.trust.mood.send_replace(mood);
     }
 
-    /// How many calls wait for the trust source.
+    /// Returns the number of calls that wait for the trust source.
     pub(crate) fn calls_at_the_gate(&self) -> usize {
         self.trust.mood.receiver_count()
     }
 
-    /// A client of a caller who presents this certificate.
+    /// Returns a client of a caller with this certificate.
     pub(crate) async fn client(&self, certificate: &[u8]) -> LeaseRpcClient<Channel> {
         LeaseRpcClient::new(self.channel_of(Some(certificate.to_vec())).await)
     }
 
-    /// Waits until a condition holds, while time goes on.
+    /// Waits until a condition holds. Time advances.
     pub(crate) async fn eventually(&self, condition: impl Fn(&Self) -> bool) {
         let patience = std::time::Duration::from_secs(1_000);
         let wait = async {
-            // Seldom, the longer it takes: to look may mean to render all metrics.
+            // The interval grows, because a check may render all metrics.
             let mut pause = std::time::Duration::from_millis(10);
             while !condition(self) {
                 tokio::time::sleep(pause).await;
@@ -291,17 +291,17 @@ impl Gateway {
         tokio::time::timeout(patience, wait).await.expect("the condition holds at last");
     }
 
-    /// Everything that an operator's Prometheus would be told.
+    /// Returns the metrics page.
     pub(crate) fn metrics(&self) -> String {
         self.exporter.render()
     }
 
-    /// Who lags now, and the worst of them.
+    /// Returns the lagging followers, at most `most` of them.
     pub(crate) fn lagging(&self, most: usize) -> LagReport {
         self.exporter.followers.lagging(most)
     }
 
-    /// The present value of a metric, by name and labels as Prometheus writes them.
+    /// Returns the value of a metric, named with its labels in Prometheus form.
     pub(crate) fn metric(&self, series: &str) -> u64 {
         let text = self.metrics();
         let line =
@@ -311,7 +311,7 @@ impl Gateway {
     }
 }
 
-/// A gateway with one tenant who has one lease, and that tenant's client.
+/// A gateway with one tenant that has one lease.
 pub(crate) struct Scene {
     pub(crate) gateway: Gateway,
     pub(crate) lease: LeaseId,
@@ -319,7 +319,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// With these services.
+    /// Creates a gateway and a lease with these services.
     pub(crate) fn new(limits: Limits, services: &[(&str, u32)]) -> Self {
         let gateway = Gateway::new(limits);
         let (owner, certificate) = gateway.tenant();
@@ -328,14 +328,14 @@ impl Scene {
         Self { gateway, lease, certificate }
     }
 
-    /// The same world, served by another gateway.
+    /// Returns another gateway for the same platform.
     pub(crate) fn successor(&self) -> Self {
         let old = &self.gateway;
         let gateway = Gateway::over(old.world.clone(), Arc::clone(&old.trust), Limits::default());
         Self { gateway, lease: self.lease.clone(), certificate: self.certificate.clone() }
     }
 
-    /// Goes on where a stream ended: on a new one, from its cursors, adding to what it received.
+    /// Opens a new stream from the cursors of an ended one. What was received is kept.
     pub(crate) async fn resume(&self, ended: Stream, request: ServiceLogsRequest) -> Stream {
         let received = ended.received;
         drop((ended.responses, ended.client));
@@ -344,12 +344,12 @@ impl Scene {
         Stream { received, ..stream }
     }
 
-    /// A request for all logs of the lease.
+    /// Returns a request for all logs of the lease.
     pub(crate) fn request(&self) -> ServiceLogsRequest {
         ServiceLogsRequest { lease_id: Some(proto_lease(&self.lease)), ..ServiceLogsRequest::default() }
     }
 
-    /// Each response of a call on a connection of its own, and its status.
+    /// Returns each response of a call on its own connection, and its status.
     pub(crate) async fn responses(&self, request: ServiceLogsRequest) -> (Vec<ServiceLogsResponse>, Status) {
         let mut client = self.gateway.client(&self.certificate).await;
         let mut stream = client.service_logs(request).await.unwrap().into_inner();
@@ -363,7 +363,7 @@ impl Scene {
         }
     }
 
-    /// Opens a stream on a connection of its own.
+    /// Opens a stream on its own connection.
     pub(crate) async fn open(&self, request: ServiceLogsRequest) -> Result<Stream, Status> {
         let mut client = self.gateway.client(&self.certificate).await;
         let stream = client.service_logs(request).await?.into_inner();
@@ -371,12 +371,12 @@ impl Scene {
     }
 }
 
-/// A lease in the protocol's form.
+/// Converts a lease to the protocol's type.
 pub(crate) fn proto_lease(lease: &LeaseId) -> proto::market::LeaseId {
     lease.into()
 }
 
-/// A follower, and what it was sent so far.
+/// A follower, and what it has received.
 pub(crate) struct Stream {
     responses: Streaming<ServiceLogsResponse>,
     pub(crate) received: Received,
@@ -384,7 +384,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Takes responses until what was received is enough.
+    /// Receives responses until `enough` holds.
     pub(crate) async fn until(&mut self, enough: impl Fn(&Received) -> bool) {
         while !enough(&self.received) {
             let next = tokio::time::timeout(PATIENCE, self.responses.message()).await;
@@ -395,7 +395,7 @@ impl Stream {
         }
     }
 
-    /// Takes one response.
+    /// Receives one response.
     pub(crate) async fn next(&mut self) -> Result<(), Status> {
         let next = tokio::time::timeout(PATIENCE, self.responses.message()).await;
         match next.unwrap_or_else(|_| panic!("nothing more comes after {:?}", self.received.cursors))? {
@@ -405,7 +405,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Takes one response, if there is one without waiting for more than what is under way.
+    /// Receives one response, if one arrives without waiting.
     pub(crate) async fn next_if_ready(&mut self) -> Result<bool, Status> {
         match tokio::time::timeout(std::time::Duration::from_millis(1), self.responses.message()).await {
             Err(_) => Ok(false),
@@ -419,7 +419,7 @@ impl Stream {
         }
     }
 
-    /// Takes responses to the end of the stream, and answers its status.
+    /// Receives responses until the stream ends. Returns its status.
     pub(crate) async fn end(&mut self) -> Status {
         loop {
             match tokio::time::timeout(PATIENCE, self.responses.message()).await.expect("an end") {
@@ -430,9 +430,9 @@ impl Stream {
         }
     }
 
-    /// Whether, with everything else at rest, nothing comes.
+    /// Returns whether no response arrives while everything else is idle.
     pub(crate) async fn is_quiet(&mut self) -> bool {
-        // Time is paused: it moves on only when nothing is left to do.
+        // Time is paused: it advances only when no task can run.
         let quiet = std::time::Duration::from_millis(200);
         match tokio::time::timeout(quiet, self.responses.message()).await {
             Err(_) => true,
@@ -445,5 +445,5 @@ impl Stream {
     }
 }
 
-/// How long a test waits for what must come.
+/// Deadline for a response that must arrive.
 pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);

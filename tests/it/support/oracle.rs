@@ -1,4 +1,5 @@
-//! The oracle: for every follower and replica, delivered ∪ reported gaps = produced, in order, without repeats.
+//! The loss check: for every follower and replica, delivered ∪ reported gaps = produced, in order, without
+//! repeats.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +10,19 @@ use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
 
 use super::world::{LOST_BYTES, World};
 
-/// What one follower was sent, in order.
+/// Everything that one follower received, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     replicas: BTreeMap<(String, u32), Vec<Seen>>,
-    /// How many lines have ended in the logs of each replica.
+    /// Number of finished lines, by replica.
     lines: BTreeMap<(String, u32), usize>,
-    /// The client's own oracle, which knows pieces of two streams.
+    /// The client's loss checker, which handles parts of two streams.
     pub(crate) judge: Judge,
-    /// The newest cursor of each replica.
+    /// The newest cursor, by replica.
     pub(crate) cursors: BTreeMap<(String, u32), Cursor>,
 }
 
-/// Judges numbered lines of two streams.
+/// Checks numbered lines of two streams.
 #[derive(Debug)]
 pub(crate) struct Judge(pub(crate) LossChecker);
 
@@ -31,19 +32,19 @@ impl Default for Judge {
     }
 }
 
-/// One thing that a follower was sent of a replica.
+/// One entry that a follower received for a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     /// Log bytes of a run.
     Logs(String, Vec<u8>),
-    /// A gap of so many lines and bytes; whether both are exact.
+    /// A gap: lines, bytes, exact.
     Gap(u64, u64, bool),
     /// An event.
     Event(Kind, String),
 }
 
 impl Received {
-    /// Takes a response in.
+    /// Adds a response.
     pub(crate) fn take(&mut self, response: ServiceLogsResponse) {
         for entry in response.services {
             self.take_entry(entry);
@@ -72,30 +73,30 @@ impl Received {
         }
     }
 
-    /// Everything of a replica, in order.
+    /// Returns all entries of a replica, in order.
     pub(crate) fn of(&self, service: &str, replica: u32) -> &[Seen] {
         self.replicas.get(&(service.to_owned(), replica)).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether the logs of a replica end so.
+    /// Returns whether the log bytes of a replica end with this text.
     pub(crate) fn ends_with(&self, service: &str, replica: u32, end: &str) -> bool {
         let last = self.of(service, replica).iter().rev().find_map(Seen::logs);
         last.is_some_and(|bytes| bytes.ends_with(end.as_bytes()))
     }
 
-    /// All log bytes of a replica.
+    /// Returns all log bytes of a replica.
     pub(crate) fn text(&self, service: &str, replica: u32) -> String {
         let bytes: Vec<u8> =
             self.of(service, replica).iter().filter_map(Seen::logs).flatten().copied().collect();
         String::from_utf8(bytes).unwrap()
     }
 
-    /// How many lines have ended in the logs of a replica.
+    /// Returns the number of finished lines of a replica.
     pub(crate) fn lines(&self, service: &str, replica: u32) -> usize {
         self.lines.get(&(service.to_owned(), replica)).copied().unwrap_or_default()
     }
 
-    /// The kinds of the events of a replica.
+    /// Returns the kinds of the events of a replica, in order.
     pub(crate) fn events(&self, service: &str, replica: u32) -> Vec<Kind> {
         let kinds = self.of(service, replica).iter().filter_map(|seen| match seen {
             Seen::Event(kind, _) => Some(*kind),
@@ -104,7 +105,7 @@ impl Received {
         kinds.collect()
     }
 
-    /// How many lines are reported as missing.
+    /// Returns the number of lines in reported gaps.
     pub(crate) fn missing(&self, service: &str, replica: u32) -> u64 {
         let gaps = self.of(service, replica).iter().map(|seen| match seen {
             Seen::Gap(lines, ..) => *lines,
@@ -113,8 +114,9 @@ impl Received {
         gaps.sum()
     }
 
-    /// Asks whether what was sent of these runs is what they printed from their line `from` on, up to where it ends now, but for
-    /// gaps of exactly as much as is missing. Answers how many lines were lost.
+    /// Asserts that the entries of these runs are the produced lines from line `from` to the current end,
+    /// except for
+    /// gaps of exactly the lost size. Returns the number of lost lines.
     #[track_caller]
     pub(crate) fn ask(&self, world: &World, service: &str, replica: u32, runs: &[(&Instance, usize)]) -> u64 {
         let seen = self.of(service, replica);
@@ -126,7 +128,7 @@ impl Received {
             })
             .collect();
         let length = |line: &Option<bytes::Bytes>| line.as_ref().map_or(LOST_BYTES, |line| line.len() as u64);
-        // A place in what was produced: line, and bytes of it that were seen.
+        // A place in the produced lines: line, and bytes of it that were received.
         let (mut line, mut within) = (0, 0);
         for one in seen {
             match one {
@@ -165,8 +167,9 @@ impl Received {
         lost
     }
 
-    /// Asks whether what was sent of a replica is what was printed, in order and without a repeat, but for what is missing at gaps,
-    /// however much that is. No two lines are equal. Answers how many gaps there were.
+    /// Asserts that the lines of a replica are the printed lines, in order and without repeats, except at
+    /// gaps of any
+    /// size. All lines differ. Returns the number of gaps.
     #[track_caller]
     pub(crate) fn ask_lines(&self, service: &str, replica: u32, printed: &[String]) -> usize {
         let (mut expected, mut gaps, mut after_gap, mut partial) = (0, 0, false, String::new());

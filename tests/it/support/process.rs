@@ -1,8 +1,9 @@
-//! The program itself as child processes, in a directory of its own, watched through its outputs.
+//! The real program as child processes, in a temporary directory, observed through its outputs.
 //!
-//! Nothing outlives a [`ActorContext`]: programs are killed when they are dropped, and whatever carries the world's mark is killed
-//! when the world is, also by a test that fails. The mark is the world's directory: programs are run through a hard link in
-//! it, so that even a shim, whose environment and arguments are empty, can be told from those of other tests.
+//! No process outlives a [`World`]. Programs are killed on drop, and all processes with the world's mark are
+//! killed when the world is dropped, also if the test fails. The mark is the world's directory: programs run
+//! through a hard link in it. A
+//! shim has no environment and no arguments, and only its path shows its test.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,21 +27,21 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::account;
 
-/// Whatever takes longer is broken.
+/// Deadline for every condition.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often to look for what nobody tells of.
+/// Interval of checks for conditions without a notification.
 pub(crate) const LOOK: Duration = Duration::from_millis(10);
 
-/// A directory with tenants, SDLs and a gateway's data, and the processes that came of it.
+/// A directory with tenants, SDL files and a gateway's data, and the processes started in it.
 pub(crate) struct World {
     dir: TempDir,
     program: PathBuf,
-    /// What a shell does to become the program, if one has to start it.
+    /// Shell prefix that starts the program, if needed.
     shell: Option<&'static str>,
 }
 
-/// A running program. Dropping it kills it.
+/// A running program. Killed on drop.
 pub(crate) struct Program {
     child: Child,
     what: String,
@@ -48,7 +49,7 @@ pub(crate) struct Program {
     pub(crate) err: Arc<Text>,
 }
 
-/// What a program has written so far.
+/// Output of a program so far.
 #[derive(Default)]
 pub(crate) struct Text {
     state: Mutex<TextState>,
@@ -61,7 +62,7 @@ struct TextState {
     ended: bool,
 }
 
-/// How a program ended, and what it wrote.
+/// Exit status and output of a program.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) status: ExitStatus,
@@ -69,22 +70,22 @@ pub(crate) struct Done {
     pub(crate) err: String,
 }
 
-/// `leasemux serve`, once it is ready.
+/// A `leasemux serve` that is ready.
 pub(crate) struct Gateway {
     pub(crate) program: Program,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
 }
 
-/// `leasemux logs -o json`, judged line by line.
+/// A `leasemux logs -o json`, checked line by line.
 pub(crate) struct Judged {
     pub(crate) program: Program,
-    /// Bytes of the output that were judged.
+    /// Bytes of the output that were checked.
     read: usize,
     pub(crate) seen: Seen,
 }
 
-/// What a follower has told of.
+/// What a follower has printed.
 pub(crate) struct Seen {
     oracle: LossChecker,
     pub(crate) events: Vec<Value>,
@@ -96,7 +97,7 @@ pub(crate) struct Seen {
 
 impl World {
     pub(crate) fn new() -> Self {
-        // Beside the program: a hard link cannot leave its file system.
+        // Beside the program, because a hard link cannot cross file systems.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let program = dir.path().join("leasemux");
         fs::hard_link(env!("CARGO_BIN_EXE_leasemux"), &program).unwrap();
@@ -106,17 +107,18 @@ impl World {
         Self { dir, program, shell: None }
     }
 
-    /// One whose programs' files can be limited: [`Program::limit_files`] makes writes fail, instead of killing who writes.
+    /// Creates a world for [`Program::limit_files`]: writes beyond the limit fail instead of killing the
+    /// program.
     pub(crate) fn limitable() -> Self {
         Self::started_by("trap '' XFSZ; exec \"$0\" \"$@\"")
     }
 
-    /// One whose gateways have a standard error that takes nothing, as a file on a full disk.
+    /// Creates a world whose gateways cannot write to standard error, as on a full disk.
     pub(crate) fn unheard() -> Self {
         Self::started_by("if [ $1 = serve ]; then exec 2>/dev/full; fi; exec \"$0\" \"$@\"")
     }
 
-    /// One whose gateways have a standard error that nobody reads.
+    /// Creates a world in which nothing reads the gateways' standard error.
     pub(crate) fn unread() -> Self {
         Self::started_by(
             "if [ $1 = serve ]; then
@@ -128,7 +130,7 @@ impl World {
         )
     }
 
-    /// One whose programs outlive their terminal.
+    /// Creates a world whose programs ignore SIGHUP.
     pub(crate) fn nohup() -> Self {
         Self::started_by("trap '' HUP; exec \"$0\" \"$@\"")
     }
@@ -147,21 +149,22 @@ impl World {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// A tenant, trusted from now on, and a lease of it.
+    /// Creates a trusted tenant and returns a lease of it.
     pub(crate) fn tenant(&self, name: &str) -> LeaseId {
         let lease = self.stranger(name);
         fs::copy(self.path(name).join("cert.pem"), self.path("trusted").join(format!("{name}.pem"))).unwrap();
         lease
     }
 
-    /// A tenant whom no gateway trusts.
+    /// Creates a tenant without trust and returns a lease of it.
     pub(crate) fn stranger(&self, name: &str) -> LeaseId {
         let done = self.run(&["identity", "new", "--dir", &self.text(name)]);
         assert!(done.status.success(), "{done:?}");
         LeaseId::new(done.out.trim(), 7, 1, 1, account(200).as_str()).unwrap()
     }
 
-    /// An SDL of services, each a shell script and a count. `$GATES` is a directory for [`ActorContext::open`].
+    /// Writes an SDL file of services, each a shell script and a count. `$GATES` is a directory for
+    /// [`World::open`].
     pub(crate) fn sdl(&self, name: &str, services: &[(&str, &str, u32)]) -> PathBuf {
         let gates = format!("GATES={}", self.text("gates"));
         let (mut all, mut counts) = (serde_json::Map::new(), serde_json::Map::new());
@@ -170,19 +173,19 @@ impl World {
             all.insert((*service).to_owned(), spec);
             counts.insert((*service).to_owned(), serde_json::json!({"here": {"count": count}}));
         }
-        // JSON is YAML.
+        // JSON is valid YAML.
         let sdl = serde_json::json!({"version": "2.0", "services": all, "deployment": counts});
         let path = self.path(name);
         fs::write(&path, sdl.to_string()).unwrap();
         path
     }
 
-    /// Lets services go on that wait for this gate.
+    /// Opens a gate that services wait for.
     pub(crate) fn open(&self, gate: &str) {
         fs::write(self.path("gates").join(gate), "").unwrap();
     }
 
-    /// What a service has written into a file in `$GATES`; 0 while it writes it.
+    /// Returns the number that a service has written to a file in `$GATES`; 0 during the write.
     pub(crate) fn number(&self, name: &str) -> u64 {
         let text = fs::read_to_string(self.path("gates").join(name)).unwrap_or_default();
         text.trim().parse().unwrap_or_default()
@@ -196,7 +199,7 @@ impl World {
         }
     }
 
-    /// The program with these arguments, not started.
+    /// Returns a command for the program, not started.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = match self.shell {
             Some(script) => {
@@ -219,12 +222,12 @@ impl World {
         Program::start(self.command(args), args.join(" "))
     }
 
-    /// Runs to its end.
+    /// Runs a command to its end.
     pub(crate) fn run(&self, args: &[&str]) -> Done {
         self.start(args).done()
     }
 
-    /// The arguments of a gateway with these leases, at any free ports.
+    /// Returns the arguments of a gateway with these leases, on free ports.
     pub(crate) fn serve_args(&self, leases: &[(&LeaseId, &Path)]) -> Vec<String> {
         let mut args = vec!["serve".to_owned(), "--platform=local".to_owned()];
         args.extend(leases.iter().map(|(lease, sdl)| format!("--lease={lease}={}", sdl.display())));
@@ -234,7 +237,7 @@ impl World {
         args
     }
 
-    /// A gateway that is ready. Of a flag given twice the later counts.
+    /// Starts a gateway and waits until it is ready. The last value of a repeated flag counts.
     pub(crate) fn serve(&self, leases: &[(&LeaseId, &Path)], more: &[&str]) -> Gateway {
         let mut args = self.serve_args(leases);
         for flag in more {
@@ -252,12 +255,12 @@ impl World {
         Gateway { program, address, admin }
     }
 
-    /// The arguments of `logs` for a lease, as `tenant`.
+    /// Returns the arguments of `logs` for a lease, as `tenant`.
     pub(crate) fn logs_args(&self, gateway: SocketAddr, tenant: &str, lease: &LeaseId) -> Vec<String> {
         self.call_args("logs", gateway, tenant, lease)
     }
 
-    /// The arguments of a tenant's call.
+    /// Returns the arguments of a tenant's command.
     pub(crate) fn call_args(
         &self,
         command: &str,
@@ -290,18 +293,18 @@ impl World {
         self.start_logs(gateway, tenant, lease, more).done()
     }
 
-    /// A follower of everything, judged.
+    /// Starts a checked follower of the whole lease.
     pub(crate) fn follow(&self, gateway: SocketAddr, tenant: &str, lease: &LeaseId) -> Judged {
         Judged::new(self.start_logs(gateway, tenant, lease, &["-f", "-o", "json"]))
     }
 
-    /// Every living process that came of this world, by id, with its arguments.
+    /// Returns all living processes of this world: id and arguments.
     pub(crate) fn processes(&self) -> BTreeMap<i32, String> {
         let mark = self.dir.path().as_os_str().as_bytes();
         let marked = |bytes: &[u8]| memchr::memmem::find(bytes, mark).is_some();
         let all = fs::read_dir("/proc").unwrap().flatten();
         let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        // The dead that nobody has waited for yet have neither.
+        // Zombies have neither path nor arguments.
         pids.filter_map(|pid: i32| {
             let read = |file| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
@@ -329,8 +332,9 @@ impl World {
     }
 }
 
-/// Has programs that are started from now on end at an interrupt or a hangup, also if these tests run where it is ignored (`nohup`, or
-/// a job that a shell has put into the background): what is ignored stays ignored in a child, and what is handled does not.
+/// Makes programs end at SIGINT and SIGHUP even if the tests run with these signals ignored (`nohup`,
+/// background
+/// job): children inherit an ignored signal, but not a handled one.
 fn heed_signals() {
     static ONCE: Once = Once::new();
     let heed = || {
@@ -338,18 +342,18 @@ fn heed_signals() {
         let _entered = runtime.enter();
         for kind in [SignalKind::interrupt(), SignalKind::hangup()] {
             if ignores(kind.as_raw_value().unsigned_abs()).unwrap() {
-                // The handler stays when this is dropped.
+                // The handler stays installed after drop.
                 drop(signal(kind).unwrap());
             }
         }
     };
-    // On a thread of its own: a test may be within a runtime already, and then there can be no other.
+    // On its own thread, because a test may already run inside a runtime.
     ONCE.call_once(|| std::thread::spawn(heed).join().unwrap());
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Some may start others before they are killed.
+        // A process may start others before it is killed.
         for _ in 0..100 {
             let left = self.processes();
             if left.is_empty() {
@@ -374,7 +378,7 @@ impl Program {
         Self { child, what, out, err }
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub(crate) fn id(&self) -> i32 {
         Pid::from_child(&self.child).as_raw_nonzero().get()
     }
@@ -383,24 +387,24 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Limits how long a file may become that it writes; `None` = as long as this process may.
+    /// Limits the size of files that the program writes; `None`: the limit of this process.
     pub(crate) fn limit_files(&self, bytes: Option<u64>) {
         let maximum = getrlimit(Resource::Fsize).maximum;
         let limit = Rlimit { current: bytes.or(maximum), maximum };
         prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).unwrap();
     }
 
-    /// Waits until its standard output satisfies `found`.
+    /// Waits until `found` returns a value for standard output.
     pub(crate) fn until_out<T>(&self, what: &str, found: impl FnMut(&str) -> Option<T>) -> T {
         self.out.until(found).unwrap_or_else(|| self.fail(what))
     }
 
-    /// Waits until its standard error contains `text`.
+    /// Waits until standard error contains `text`.
     pub(crate) fn until_said(&self, text: &str) {
         self.until_said_times(text, 1);
     }
 
-    /// Waits until its standard error contains `text` so many times.
+    /// Waits until standard error contains `text` this many times.
     pub(crate) fn until_said_times(&self, text: &str, times: usize) {
         let said = self.err.until(|err| (err.matches(text).count() >= times).then_some(()));
         said.unwrap_or_else(|| self.fail(text));
@@ -412,7 +416,7 @@ impl Program {
         panic!("`{}` did not give {what}; out: …{}\nerr: {}", self.what, &out[end..], self.err.get());
     }
 
-    /// Waits for its end.
+    /// Waits until the program ends.
     pub(crate) fn done(mut self) -> Done {
         for text in [&self.out, &self.err] {
             if !text.until_end() {
@@ -463,7 +467,7 @@ impl Text {
         String::from_utf8_lossy(&self.state.lock().unwrap().bytes).into_owned()
     }
 
-    /// `None` if it ended or time is up before.
+    /// Returns `None` if the output ends or the deadline passes first.
     fn until<T>(&self, mut found: impl FnMut(&str) -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.state.lock().unwrap();
@@ -489,13 +493,13 @@ impl Text {
 // === impl Gateway ===
 
 impl Gateway {
-    /// Asks it to stop, and waits until it has.
+    /// Sends a signal and waits until the gateway has ended.
     pub(crate) fn stop(self, signal: Signal) -> Done {
         self.program.signal(signal);
         self.program.done()
     }
 
-    /// Head and body of an answer on the admin port.
+    /// Returns head and body of an answer of the admin port.
     pub(crate) fn get(&self, path: &str) -> (String, String) {
         get(self.admin, "HTTP/1.1", path).unwrap()
     }
@@ -509,9 +513,9 @@ impl Gateway {
         }
     }
 
-    /// Waits until its followers take nothing any more, which shows while services print.
+    /// Waits until followers accept no more data. Services must print meanwhile.
     pub(crate) fn until_nothing_is_taken(&self) {
-        /// More than can lie anywhere on the way without having been counted as delivered.
+        /// More bytes than buffers on the way can hold without being counted as delivered.
         const PRINTED_MEANWHILE: u64 = 20_000;
         let deadline = Instant::now() + PATIENCE;
         let (mut delivered, mut printed) = (0, 0);
@@ -528,7 +532,7 @@ impl Gateway {
         }
     }
 
-    /// The value of a metric with these labels, if any, as it is written.
+    /// Returns the value of a metric, named with its labels.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let (_, metrics) = self.get("/metrics");
         let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -543,7 +547,7 @@ impl Judged {
         Self { program, read: 0, seen: Seen::new() }
     }
 
-    /// Waits until what was seen satisfies `wanted`.
+    /// Waits until `wanted` holds for what was printed.
     pub(crate) fn until(&mut self, what: &str, wanted: impl Fn(&Seen) -> bool) {
         let (read, seen) = (&mut self.read, &mut self.seen);
         let found = self.program.out.until(|out| {
@@ -560,11 +564,11 @@ impl Judged {
         }
     }
 
-    /// Ends it as Ctrl-C does; what it had seen, which is right, and whole as far as it goes.
+    /// Ends the program with SIGINT. Returns what it had printed, which is checked and complete so far.
     pub(crate) fn end(mut self) -> (Seen, String) {
         self.program.signal(Signal::INT);
         let done = self.program.done();
-        // What it was writing when it ended may be cut in the middle.
+        // The last object may be incomplete.
         let whole = done.out.rfind('\n').map_or(0, |end| end + 1);
         for object in done.out[self.read..whole].lines() {
             self.seen.object(object);
@@ -576,13 +580,13 @@ impl Judged {
 // === impl Seen ===
 
 impl Seen {
-    /// All history was asked for, and each service counts over one pipe.
+    /// Creates an empty record. All lines were requested, and each service counts on one stream.
     pub(crate) fn new() -> Self {
         let oracle = LossChecker::new(Start::First, Order::Exact);
         Self { oracle, events: Vec::new(), lines: BTreeMap::new() }
     }
 
-    /// What `-o json` printed.
+    /// Reads the output of `-o json`.
     pub(crate) fn of(out: &str) -> Self {
         let mut seen = Self::new();
         out.lines().for_each(|object| seen.object(object));
@@ -616,13 +620,13 @@ impl Seen {
         self.oracle.feed(&entry);
     }
 
-    /// Whole lines of a replica (`service/index`), by run, in order.
+    /// Returns the finished lines of a replica (`service/index`) by run, in order.
     pub(crate) fn runs(&self, replica: &str) -> Vec<u64> {
-        // A run's instance ends with its number, and there are fewer than ten.
+        // An instance ends with its number, and there are fewer than ten.
         self.lines.get(replica).map(|runs| runs.values().copied().collect()).unwrap_or_default()
     }
 
-    /// How often an event was told.
+    /// Returns how often an event of this kind occurred.
     pub(crate) fn events(&self, kind: &str) -> usize {
         self.events.iter().filter(|event| event["kind"] == kind).count()
     }
@@ -631,12 +635,12 @@ impl Seen {
         self.oracle.tally()
     }
 
-    /// What the oracle says.
+    /// Returns the loss checker's result, and fails on a violation.
     pub(crate) fn verdict(&self) -> Tally {
         self.oracle.verdict().unwrap_or_else(|violation| panic!("{violation}"))
     }
 
-    /// Asks the oracle, and holds that nothing at all was lost.
+    /// Asserts that no line was lost.
     pub(crate) fn is_whole(&self) -> Tally {
         let tally = self.verdict();
         assert_eq!((tally.gaps, tally.lost_lines, tally.checked), (0, 0, tally.lines), "{tally:?}");
@@ -644,8 +648,9 @@ impl Seen {
     }
 }
 
-/// Asks an HTTP server for a path; the answer is its head, in lower case, and its body. Of a server that may answer in chunks,
-/// `HTTP/1.0` has it refrain.
+/// Sends an HTTP GET. Returns the head in lower case and the body. With `HTTP/1.0` the server does not use
+/// chunked
+/// encoding.
 pub(crate) fn get(address: SocketAddr, version: &str, path: &str) -> std::io::Result<(String, String)> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(PATIENCE))?;
@@ -656,7 +661,7 @@ pub(crate) fn get(address: SocketAddr, version: &str, path: &str) -> std::io::Re
     Ok((head.to_lowercase(), body.to_owned()))
 }
 
-/// A port that only a gateway will have: none that the system gives to others, so that it can be had twice.
+/// Returns a port outside the ephemeral range, so that it can be bound again after a restart.
 pub(crate) fn own_port() -> u16 {
     static TRIED: AtomicU32 = AtomicU32::new(0);
     let begin = std::process::id() % 1_000 * 100;

@@ -1,6 +1,6 @@
-//! As much of PromQL as it takes to see what a query speaks of.
+//! A parser for the parts of PromQL that show which metrics and labels a query uses.
 
-/// One metric that a query reads.
+/// A metric selector of a query.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selector {
     pub(crate) metric: String,
@@ -8,11 +8,11 @@ pub(crate) struct Selector {
     pub(crate) matchers: Vec<(String, String, String)>,
 }
 
-/// What a query speaks of.
+/// The selectors and labels of a query.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Query {
     pub(crate) selectors: Vec<Selector>,
-    /// Labels that it groups or joins by.
+    /// Labels of groupings and joins.
     pub(crate) labels: Vec<String>,
 }
 
@@ -23,10 +23,10 @@ enum Token {
     Sign(String),
 }
 
-/// Words before a list of labels.
+/// Keywords before a list of labels.
 const BEFORE_LABELS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "group_right"];
 
-/// Words between expressions.
+/// Keywords between expressions.
 const BETWEEN: [&str; 4] = ["and", "or", "unless", "bool"];
 
 /// The functions and aggregations that our queries use.
@@ -40,10 +40,10 @@ impl Token {
 }
 
 impl Query {
-    /// Reads a query.
+    /// Parses a query.
     ///
     /// # Errors
-    /// What is not understood.
+    /// Returns the part that is not understood.
     pub(crate) fn read(text: &str) -> Result<Self, String> {
         let mut query = Self::default();
         let mut tokens = tokens(text)?.into_iter().peekable();
@@ -56,7 +56,7 @@ impl Query {
                     }
                 }
             } else if FUNCTIONS.contains(&&*word) || BETWEEN.contains(&&*word) {
-                // What they are applied to comes by itself.
+                // Operators apply to expressions that are parsed separately.
             } else if tokens.peek().is_some_and(|token| token.is("(")) {
                 return Err(format!("no function {word}"));
             } else {

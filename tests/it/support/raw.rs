@@ -1,4 +1,4 @@
-//! A caller that sends whatever bytes a test wants, as a gRPC client never would.
+//! A caller that sends any bytes, which no gRPC client would send.
 
 use std::convert::Infallible;
 
@@ -15,44 +15,45 @@ use tokio::io::DuplexStream;
 use tokio::task::JoinSet;
 use tonic::Status;
 
-/// One HTTP/2 connection. Dropping it closes it.
+/// One HTTP/2 connection. Closed on drop.
 pub(crate) struct Raw {
     sender: SendRequest<BoxBody<Bytes, Infallible>>,
     _connection: JoinSet<()>,
 }
 
-/// What a call came to.
+/// Result of a call.
 pub(crate) struct Answer {
     pub(crate) status: Status,
-    /// All messages, with their prefixes.
+    /// All messages with their prefixes.
     pub(crate) body: Bytes,
 }
 
 impl Raw {
-    /// Over the client's end of a connection.
+    /// Creates a connection over the client's end of a pipe.
     pub(crate) async fn new(pipe: DuplexStream) -> Self {
         Self::with_window(pipe, None).await
     }
 
-    /// One that lets the gateway send so many bytes of an answer that is not read.
+    /// Creates a connection with this receive window for unread responses.
     pub(crate) async fn with_window(pipe: DuplexStream, bytes: impl Into<Option<u32>>) -> Self {
         let mut http = Builder::new(TokioExecutor::new());
         http.initial_stream_window_size(bytes);
         let (sender, connection) = http.handshake(TokioIo::new(pipe)).await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            // How it ends shows in the calls.
+            // Its result shows in the calls.
             let _ = connection.await;
         });
         Self { sender, _connection: tasks }
     }
 
-    /// Calls a method of the lease service with a body of these bytes.
+    /// Calls a method of the lease service with this body.
     pub(crate) async fn call(&mut self, method: &str, body: impl Into<Bytes>) -> Answer {
         self.send(&format!("/{SERVICE}/{method}"), Full::new(body.into()).boxed()).await
     }
 
-    /// Calls a method of the lease service with a body of these bytes, said to be compressed so. Returns the headers too.
+    /// Calls a method of the lease service with this body and this compression header. Returns the headers
+    /// too.
     pub(crate) async fn call_encoded(
         &mut self,
         method: &str,
@@ -66,13 +67,13 @@ impl Raw {
         (response.headers().clone(), answer(response).await)
     }
 
-    /// Calls a method with a body that never comes.
+    /// Calls a method with a body that never ends.
     pub(crate) async fn call_without_end(&mut self, method: &str) -> Answer {
         let never = futures_util::stream::pending();
         self.send(&format!("/{SERVICE}/{method}"), BodyExt::boxed(StreamBody::new(never))).await
     }
 
-    /// Calls a method at this path, and reads no more than the headers of the answer.
+    /// Calls a method at this path and reads only the headers of the response.
     pub(crate) async fn call_unread(&mut self, path: &str, body: impl Into<Bytes>) -> Response<Incoming> {
         self.begin(path, Full::new(body.into()).boxed()).await
     }
@@ -110,7 +111,7 @@ async fn answer(response: Response<Incoming>) -> Answer {
     Answer { status, body: collected.to_bytes() }
 }
 
-/// A message with the prefix that gRPC puts before it.
+/// Adds gRPC's prefix to a message.
 pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     let mut body = vec![0];
     body.put_u32(u32::try_from(message.len()).unwrap());
@@ -118,7 +119,7 @@ pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     body
 }
 
-/// The same, of a message that makes sense.
+/// Encodes a valid message with its prefix.
 pub(crate) fn encoded(message: &impl Message) -> Vec<u8> {
     framed(&message.encode_to_vec())
 }

@@ -1,7 +1,8 @@
-//! Seeds of random scenarios: each scenario follows from its seed alone.
+//! Seeds of random scenarios. A scenario depends on its seed alone.
 //!
-//! `LEASEMUX_TEST_SEED` is the first seed (random if it is not set) and `LEASEMUX_TEST_SEEDS` how many seeds are tried. A failed
-//! scenario is seen again with its seed and one scenario.
+//! `LEASEMUX_TEST_SEED` sets the first seed (random by default), `LEASEMUX_TEST_SEEDS` the number of seeds.
+//! To replay
+//! a failed scenario, set its seed and the number 1.
 
 use std::str::FromStr;
 

@@ -7,36 +7,36 @@ use tonic::{Status, Streaming};
 
 use super::gateway::{PATIENCE, Scene, proto_lease};
 
-/// A follower of status, on a connection of its own.
+/// A follower of status on its own connection.
 pub(crate) struct Statuses {
     stream: Streaming<ServiceStatusResponse>,
-    /// The newest answer.
+    /// The newest response.
     pub(crate) newest: ServiceStatusResponse,
-    /// How many answers came.
+    /// Number of responses.
     pub(crate) answers: usize,
     _client: LeaseRpcClient<Channel>,
 }
 
-/// A request for the status of everything.
+/// Returns a request for the status of the whole lease.
 pub(crate) fn request(scene: &Scene, follow: bool) -> ServiceStatusRequest {
     let lease_id = Some(proto_lease(&scene.lease));
     ServiceStatusRequest { lease_id, follow, ..ServiceStatusRequest::default() }
 }
 
 impl Statuses {
-    /// Asks, and takes nothing yet.
+    /// Opens a call without reading a response.
     pub(crate) async fn open(scene: &Scene, request: ServiceStatusRequest) -> Result<Self, Status> {
         let mut client = scene.gateway.client(&scene.certificate).await;
         let stream = client.service_status(request).await?.into_inner();
         Ok(Self { stream, newest: ServiceStatusResponse::default(), answers: 0, _client: client })
     }
 
-    /// Follows everything.
+    /// Follows the whole lease.
     pub(crate) async fn follow(scene: &Scene) -> Self {
         Self::open(scene, request(scene, true)).await.unwrap()
     }
 
-    /// Takes an answer, which must differ from the one before. `false`: there will be no more.
+    /// Receives a response, which must differ from the one before. Returns `false` at the end.
     pub(crate) async fn next(&mut self) -> Result<bool, Status> {
         let next = tokio::time::timeout(PATIENCE, self.stream.message()).await;
         let Some(answer) = next.unwrap_or_else(|_| panic!("nothing comes after {:?}", self.newest))? else {
@@ -48,14 +48,14 @@ impl Statuses {
         Ok(true)
     }
 
-    /// Takes answers until one is as wanted.
+    /// Receives responses until `wanted` holds.
     pub(crate) async fn until(&mut self, wanted: impl Fn(&Self) -> bool) {
         while self.answers == 0 || !wanted(self) {
             assert!(self.next().await.unwrap(), "ended after {:?}", self.newest);
         }
     }
 
-    /// Takes answers to the end of the stream, and tells its status.
+    /// Receives responses until the stream ends. Returns its status.
     pub(crate) async fn end(&mut self) -> Status {
         loop {
             match self.next().await {
@@ -66,9 +66,9 @@ impl Statuses {
         }
     }
 
-    /// Whether, with everything else at rest, nothing comes.
+    /// Returns whether no response arrives while everything else is idle.
     pub(crate) async fn is_quiet(&mut self) -> bool {
-        // Time is paused: it moves on only when nothing is left to do.
+        // Time is paused: it advances only when no task can run.
         let quiet = std::time::Duration::from_secs(1);
         match tokio::time::timeout(quiet, self.stream.message()).await {
             Err(_) => true,
@@ -76,7 +76,7 @@ impl Statuses {
         }
     }
 
-    /// A replica, as it was told last.
+    /// Returns a replica of the newest response.
     pub(crate) fn replica(&self, service: &str, index: u32) -> Option<&ReplicaStatus> {
         let service = self.newest.services.iter().find(|one| one.name == service)?;
         service.replica_status.iter().find(|one| one.replica == index)

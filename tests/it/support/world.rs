@@ -1,4 +1,4 @@
-//! A platform whose services print what a test says, when it says so.
+//! A fake platform. Tests decide what its services print, and when.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,10 +16,10 @@ use leasemux::model::view::{LeaseView, ReplicaState, Run, RunEnd};
 use leasemux::platform::{Error, Platform, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 use tokio::sync::watch;
 
-/// Length of each line that the source loses.
+/// Length of each line that the source loses, in bytes.
 pub(crate) const LOST_BYTES: u64 = 10;
 
-/// Most lines in a batch.
+/// Lines in one batch.
 const BATCH_LINES: usize = 1_000;
 
 /// The fake platform. Cloning is cheap.
@@ -30,31 +30,31 @@ pub(crate) struct World(Arc<Shared>);
 struct Shared {
     leases: Mutex<HashMap<LeaseId, watch::Sender<Arc<LeaseView>>>>,
     logs: Mutex<HashMap<Instance, Log>>,
-    /// How often it was asked what runs under a lease, of whichever.
+    /// Number of calls to `watch`.
     looks: AtomicUsize,
-    /// Tails that were opened to be followed, ever.
+    /// Number of tails opened with `follow`.
     follows: AtomicUsize,
-    /// Tails that are open now.
+    /// Number of tails that are open now.
     open: Arc<AtomicUsize>,
-    /// The restarts that were ordered, in order; each once.
+    /// Ordered restarts, in order, without repeated orders.
     restarts: Mutex<Vec<RestartRequest>>,
-    /// What comes of them, by replica; [`Comeback::Up`] if nothing is said.
+    /// Result of a restart, by replica; [`Comeback::Up`] by default.
     comebacks: Mutex<HashMap<Replica, Comeback>>,
 }
 
-/// What comes of a restart.
+/// Result of a restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Comeback {
-    /// A new run, which stays.
+    /// A new run that stays.
     #[default]
     Up,
-    /// A new run, which ends at once.
+    /// A new run that ends at once.
     Crash,
-    /// Nothing: the old run ends, and no new one begins.
+    /// The old run ends, and no new run starts.
     Never,
-    /// The platform cannot do it now.
+    /// The platform is temporarily unavailable.
     Unavailable,
-    /// The platform cannot do it, and says so in words that are nobody's business.
+    /// The platform fails, with an error text that callers must not see.
     Broken,
 }
 
@@ -67,7 +67,7 @@ struct Log {
 #[derive(Clone, Debug, Default)]
 struct LogState {
     lines: Vec<(LogTime, Printed)>,
-    /// How many of them can no longer be read.
+    /// Number of lines that are rotated away.
     rotated: usize,
     ended: bool,
     failing: bool,
@@ -76,16 +76,16 @@ struct LogState {
 #[derive(Clone, Debug)]
 enum Printed {
     Line(Bytes),
-    /// A piece of a line of that stream, which goes on or not.
+    /// A part of a line of one stream; `true` if the line continues.
     Piece(line::Stream, Bytes, bool),
-    /// The source lost so many lines here, and has a record of it.
+    /// The source lost this many lines here and recorded it.
     Lost(u64),
 }
 
 struct Open(Arc<AtomicUsize>);
 
 impl World {
-    /// A lease with these services, and no replica running yet.
+    /// Adds a lease with these services. No replica runs yet.
     pub(crate) fn add_lease(&self, lease: &LeaseId, services: &[(&str, u32)]) {
         let mut view = LeaseView::default();
         for (name, count) in services {
@@ -98,7 +98,7 @@ impl World {
         self.leases().insert(lease.clone(), watch::Sender::new(Arc::new(view)));
     }
 
-    /// Changes what runs.
+    /// Changes the view of a lease.
     pub(crate) fn change(&self, lease: &LeaseId, change: impl FnOnce(&mut LeaseView)) {
         self.leases()[lease].send_modify(|view| change(Arc::make_mut(view)));
     }
@@ -121,12 +121,12 @@ impl World {
         instance.unwrap()
     }
 
-    /// Ends the present run of a replica.
+    /// Ends the current run of a replica.
     pub(crate) fn end(&self, lease: &LeaseId, replica: &Replica, exit_code: i32) {
         self.end_because(lease, replica, exit_code, "Error", "CrashLoopBackOff");
     }
 
-    /// Ends the present run of a replica, which is said to have ended so, and to wait for that.
+    /// Ends the current run of a replica with this reason. The replica then waits for the reason `waits`.
     fn end_because(&self, lease: &LeaseId, replica: &Replica, exit_code: i32, reason: &str, waits: &str) {
         let instance =
             self.leases()[lease].borrow().replica(replica).unwrap().newest().unwrap().instance.clone();
@@ -142,7 +142,7 @@ impl World {
         });
     }
 
-    /// A run prints these lines, in one go.
+    /// Prints these lines at once.
     pub(crate) fn print(&self, instance: &Instance, lines: impl IntoIterator<Item = impl Into<Bytes>>) {
         self.logs()[instance].state.send_modify(|log| {
             for line in lines {
@@ -151,67 +151,67 @@ impl World {
         });
     }
 
-    /// A run prints a line that bears this time.
+    /// Prints a line with this time.
     pub(crate) fn print_at(&self, instance: &Instance, nanos: i64, line: &'static str) {
         let printed = Printed::Line(Bytes::from_static(line.as_bytes()));
         self.logs()[instance].state.send_modify(|log| log.lines.push((LogTime::from_nanos(nanos), printed)));
     }
 
-    /// A run prints a piece of a line to one of its outputs; the line ends with it, or goes on.
+    /// Prints a part of a line to one stream. The line ends if the part ends with a newline.
     pub(crate) fn print_piece(&self, instance: &Instance, stream: line::Stream, piece: &str) {
         let more = !piece.ends_with('\n');
         let printed = Printed::Piece(stream, Bytes::copy_from_slice(piece.as_bytes()), more);
         self.logs()[instance].state.send_modify(|log| log.push(printed));
     }
 
-    /// The source loses this many lines before the next one.
+    /// Loses this many lines before the next one.
     pub(crate) fn lose(&self, instance: &Instance, lines: u64) {
         self.logs()[instance].state.send_modify(|log| log.push(Printed::Lost(lines)));
     }
 
-    /// All but the last `keep` lines can no longer be read.
+    /// Rotates away all but the last `keep` lines.
     pub(crate) fn rotate(&self, instance: &Instance, keep: usize) {
         self.logs()[instance].state.send_modify(|log| log.rotated = log.lines.len().saturating_sub(keep));
     }
 
-    /// From now on the log cannot be read, or can be read again.
+    /// Makes reads of the log fail, or succeed again.
     pub(crate) fn fail(&self, instance: &Instance, failing: bool) {
         self.logs()[instance].state.send_modify(|log| log.failing = failing);
     }
 
-    /// What a run has produced, line by line; `None` for one that the source lost, of [`LOST_BYTES`].
+    /// Returns the produced lines of a run; `None` for a lost line of [`LOST_BYTES`].
     pub(crate) fn produced(&self, instance: &Instance) -> Vec<Option<Bytes>> {
         let log = self.logs()[instance].state.borrow().clone();
         let lines = log.lines.into_iter().flat_map(|(_, printed)| match printed {
             Printed::Line(line) => vec![Some(line)],
-            Printed::Piece(..) => panic!("pieces are for the client's oracle to judge"),
+            Printed::Piece(..) => panic!("use the loss checker for parts of lines"),
             Printed::Lost(count) => vec![None; usize::try_from(count).unwrap()],
         });
         lines.collect()
     }
 
-    /// The lines that a run has printed.
+    /// Returns the printed lines of a run.
     pub(crate) fn printed(&self, instance: &Instance) -> Vec<Bytes> {
         self.produced(instance).into_iter().flatten().collect()
     }
 
-    /// How often it was asked what runs under a lease, ever.
+    /// Returns the number of calls to `watch`.
     pub(crate) fn looks(&self) -> usize {
         self.0.looks.load(Ordering::SeqCst)
     }
 
-    /// How many logs were opened to be followed, ever.
+    /// Returns the number of tails that were opened with `follow`.
     pub(crate) fn follows(&self) -> usize {
         self.0.follows.load(Ordering::SeqCst)
     }
 
-    /// The replicas whose restarts were ordered, in order; each order once.
+    /// Returns the restarted replicas, in order, without repeated orders.
     pub(crate) fn restarted(&self) -> Vec<String> {
         let restarts = self.0.restarts.lock().unwrap();
         restarts.iter().map(|request| request.replica.to_string()).collect()
     }
 
-    /// From now on this comes of a restart of that replica.
+    /// Sets the result of restarts of a replica.
     pub(crate) fn set_comeback(&self, replica: &Replica, comeback: Comeback) {
         self.0.comebacks.lock().unwrap().insert(replica.clone(), comeback);
     }
@@ -250,7 +250,7 @@ impl World {
         Ok(())
     }
 
-    /// How many logs are open now.
+    /// Returns the number of open tails.
     pub(crate) fn open(&self) -> usize {
         self.0.open.load(Ordering::SeqCst)
     }
@@ -298,7 +298,7 @@ struct Reader {
     next: usize,
     at: Position,
     gap: Option<SourceGap>,
-    /// Bytes of the next line that were sent already.
+    /// Bytes of the next line that were already sent.
     cut: usize,
     begun: Begun,
     _open: Open,
@@ -376,7 +376,7 @@ impl Reader {
         }
     }
 
-    /// What is there now.
+    /// Reads the lines that exist now.
     fn look(&mut self) -> Poll<Option<Result<TailItem, Error>>> {
         let mut log = self.log.clone();
         let state = log.borrow_and_update();
@@ -433,17 +433,17 @@ impl Reader {
     }
 }
 
-/// Lines that have begun and not ended.
+/// Lines that have begun and are not finished.
 #[derive(Debug, Default)]
 struct Begun {
-    /// Time of the first piece of the merged line.
+    /// Time of the first part of the merged line.
     merged: Option<LogTime>,
-    /// Times of the first pieces, by stream.
+    /// Times of the first parts, by stream.
     lines: [Option<LogTime>; 2],
 }
 
 impl Begun {
-    /// The position behind what is printed, of which `cut` bytes lie before `at`.
+    /// The position after `printed`, of which `cut` bytes lie before `at`.
     fn after(&self, at: Position, time: LogTime, printed: &Printed, cut: usize) -> Position {
         match printed {
             Printed::Piece(_, piece, true) => at.after_bytes(piece.len() - cut),
@@ -468,7 +468,7 @@ impl Begun {
 
 impl LogState {
     fn push(&mut self, printed: Printed) {
-        // Two of each time, so that a time alone tells nothing.
+        // Two lines of each time, so that a time alone does not identify a line.
         let time = LogTime::from_nanos(1_000 + i64::try_from(self.lines.len() / 2).unwrap());
         self.lines.push((time, printed));
     }
@@ -480,7 +480,7 @@ impl Drop for Open {
     }
 }
 
-/// The position before each line, and behind the last.
+/// Returns the position before each line and after the last one.
 fn positions(lines: &[(LogTime, Printed)]) -> Vec<Position> {
     let mut at = Position::START;
     let mut all = vec![at];
