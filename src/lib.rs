@@ -12,10 +12,12 @@
 pub mod access;
 pub mod client;
 pub mod config;
+pub mod demo;
 #[cfg(test)]
 mod docs;
 pub mod edge;
 pub mod logs;
+pub mod loss_checker;
 pub mod model;
 pub mod platform;
 pub mod restart;

@@ -9,10 +9,10 @@ use std::process::ExitCode;
 
 use leasemux::client::exit::Exit;
 use leasemux::client::print::OutputStyle;
-use leasemux::client::{demo, escape_json, harmless, logs, restart, status, until_reader_gone};
+use leasemux::client::{escape_json, escape_terminal, logs, restart, status, until_stdout_closed};
 use leasemux::config::{self, Command, LoadError, Output};
 use leasemux::platform::local::shim;
-use leasemux::serve;
+use leasemux::{demo, serve};
 use tokio::runtime::Runtime;
 
 use self::identity::Failure;
@@ -65,12 +65,12 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
         Command::Logs(config) => {
             let style = OutputStyle::of_process(config.output, config.timestamps);
             let logs = logs::run(&config, io::stdout(), io::stderr(), style);
-            runtime.block_on(until_reader_gone(logs)).into()
+            runtime.block_on(until_stdout_closed(logs)).into()
         }
         Command::Status(config) => {
             let terminal = io::stdout().is_terminal();
             let status = status::run(&config, io::stdout(), io::stderr(), terminal);
-            runtime.block_on(until_reader_gone(status)).into()
+            runtime.block_on(until_stdout_closed(status)).into()
         }
         Command::Restart(config) => {
             let terminal = io::stderr().is_terminal();
@@ -148,6 +148,6 @@ fn fail(reason: &str) -> ExitCode {
 }
 
 fn end(exit: Exit, reason: &str) -> ExitCode {
-    let _ = writeln!(io::stderr(), "leasemux: {}", harmless(reason));
+    let _ = writeln!(io::stderr(), "leasemux: {}", escape_terminal(reason));
     exit.into()
 }

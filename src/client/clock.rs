@@ -1,8 +1,8 @@
-//! The gateway's clock, as far as a client can tell.
+//! Estimates the gateway's clock.
 //!
-//! Lines and starts of containers are stamped on the provider's machines, so `--since 5m` and ages are meant by a clock there, and
-//! this machine's may be wrong by minutes. Every response carries the gateway's time in the header `date` (RFC 9110), in whole
-//! seconds. A difference that this cannot tell from none is taken for none.
+//! Times of lines and container starts are from the provider's machines, so `--since 5m` and ages refer to a
+//! clock there; this machine's clock may be wrong by minutes. Every response carries the gateway's time in
+//! the header `date` (RFC 9110), in whole seconds. A difference within that resolution counts as none.
 
 use std::time::Duration;
 
@@ -14,54 +14,55 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::model::time::LogTime;
 
-/// How far a `date` may be behind the clock that it is from: it has whole seconds, and servers make it anew once a second.
+/// How much older than the response a `date` may be: it has whole seconds, and servers update it once a
+/// second.
 const DATE_STALE_NANOS: i64 = 2_000_000_000;
 
-/// How long the question for the time may take. Without an answer this machine's clock has to do.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit on the query for the gateway's time. Without a response this machine's clock is used.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Difference between the gateway's clock and this machine's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ClockOffset {
-    /// What has to be added to this machine's time; rounded down, so that `--since` misses nothing.
+    /// Added to this machine's time. Rounded down, so that `--since` misses nothing.
     nanos: i64,
 }
 
 // === impl ClockOffset ===
 
 impl ClockOffset {
-    /// Asks for the gateway's time by its health check, which needs no permission. Any answer will do.
-    pub(super) async fn ask(channel: Channel) -> Self {
-        let asked = LogTime::now();
+    /// Asks for the gateway's time by a health check, which needs no permission. Error responses count too.
+    pub(super) async fn query(channel: Channel) -> Self {
+        let sent = LogTime::now();
         let mut health = HealthClient::new(channel);
-        let answer = tokio::time::timeout(ASK_TIMEOUT, health.check(HealthCheckRequest::default())).await;
+        let answer = tokio::time::timeout(QUERY_TIMEOUT, health.check(HealthCheckRequest::default())).await;
         match answer {
-            Ok(Ok(answer)) => Self::of(answer.metadata(), asked),
-            Ok(Err(status)) => Self::of(status.metadata(), asked),
+            Ok(Ok(answer)) => Self::from_response(answer.metadata(), sent),
+            Ok(Err(status)) => Self::from_response(status.metadata(), sent),
             Err(_) => Self::default(),
         }
     }
 
-    /// Returns the difference that follows from a response that was asked for at `asked` and is here now; none if it has no
-    /// `date`.
-    pub(super) fn of(response: &MetadataMap, asked: LogTime) -> Self {
-        let answered = LogTime::now();
+    /// Returns the offset that follows from a response to a request sent at `sent` and received now; none
+    /// without a `date`.
+    pub(super) fn from_response(response: &MetadataMap, sent: LogTime) -> Self {
+        let received = LogTime::now();
         let date = response.get("date").and_then(|date| date.to_str().ok()).and_then(parse_date);
-        date.map_or_else(Self::default, |date| Self::between(date, asked, answered))
+        date.map_or_else(Self::default, |date| Self::between(date, sent, received))
     }
 
-    /// Returns the difference that follows from `date` in a response that was made between `asked` and `answered` of this
+    /// Returns the offset that follows from `date` in a response made between `sent` and `received` by this
     /// machine's clock.
-    fn between(date: LogTime, asked: LogTime, answered: LogTime) -> Self {
+    fn between(date: LogTime, sent: LogTime, received: LogTime) -> Self {
         let date = date.as_nanos();
-        // The gateway's clock was at `date` when the response was made, or up to two seconds ahead of it.
-        let least = date.saturating_sub(answered.as_nanos());
-        let most = date.saturating_add(DATE_STALE_NANOS).saturating_sub(asked.as_nanos());
+        // The gateway's clock was between `date` and two seconds later when the response was made.
+        let least = date.saturating_sub(received.as_nanos());
+        let most = date.saturating_add(DATE_STALE_NANOS).saturating_sub(sent.as_nanos());
         let nanos = if least > 0 || most < 0 { least } else { 0 };
         Self { nanos }
     }
 
-    /// Returns the gateway's present time.
+    /// Returns the gateway's current time.
     pub(super) fn now(self) -> LogTime {
         LogTime::now().saturating_add_nanos(self.nanos)
     }
@@ -79,40 +80,40 @@ mod tests {
         LogTime::from_nanos(millis * 1_000_000)
     }
 
-    fn offset(date_s: i64, asked_ms: i64, answered_ms: i64) -> i64 {
-        ClockOffset::between(millis(date_s * 1_000), millis(asked_ms), millis(answered_ms)).nanos / 1_000_000
+    fn offset(date_s: i64, sent_ms: i64, received_ms: i64) -> i64 {
+        ClockOffset::between(millis(date_s * 1_000), millis(sent_ms), millis(received_ms)).nanos / 1_000_000
     }
 
     #[test]
-    fn offset_within_the_resolution_of_a_date_is_none() {
-        // The same clock: the date is rounded down, and up to a second older still.
+    fn offset_within_date_resolution_is_zero() {
+        // Equal clocks: the date is rounded down, and up to a second older still.
         assert_eq!(offset(100, 100_000, 100_010), 0);
         assert_eq!(offset(100, 101_990, 101_999), 0);
-        // A slow way there and back.
+        // A slow round trip.
         assert_eq!(offset(100, 95_000, 104_000), 0);
     }
 
     #[test]
-    fn offset_beyond_it_is_rounded_down() {
+    fn offset_beyond_date_resolution_is_rounded_down() {
         // This machine is ten minutes ahead: between 598 and 600.01 s.
         assert_eq!(offset(100, 700_000, 700_010), -600_010);
-        // It is ten minutes behind.
+        // It is ten minutes slow.
         assert_eq!(offset(700, 100_000, 100_010), 599_990);
         assert_eq!(offset(100, 102_500, 102_510), -2_510);
         assert_eq!(offset(103, 102_500, 102_510), 490);
     }
 
     #[test]
-    fn dates_are_read_as_http_has_them() {
+    fn http_date_is_parsed() {
         let date = parse_date("Sat, 31 Jan 2026 12:00:00 GMT");
         assert_eq!(date, LogTime::from_parts(1_769_860_800, 0));
         for wrong in ["", "now", "2026-01-31T12:00:00Z", "Sun, 31 Jan 2026 12:00:00 GMT"] {
             assert_eq!(parse_date(wrong), None, "{wrong}");
         }
         let mut metadata = MetadataMap::new();
-        assert_eq!(ClockOffset::of(&metadata, LogTime::now()), ClockOffset::default());
+        assert_eq!(ClockOffset::from_response(&metadata, LogTime::now()), ClockOffset::default());
         metadata.insert("date", "Sat, 31 Jan 1970 12:00:00 GMT".parse().unwrap());
-        let found = ClockOffset::of(&metadata, LogTime::now());
+        let found = ClockOffset::from_response(&metadata, LogTime::now());
         assert!(found.now() < LogTime::from_parts(40 * 86_400, 0).unwrap(), "{found:?}");
     }
 }

@@ -2,21 +2,21 @@
 
 use unicode_width::UnicodeWidthChar as _;
 
-/// Asks for the wide, coloured form of the character before it.
+/// Selects the wide, coloured form of the preceding character.
 const EMOJI_PRESENTATION: char = '\u{fe0f}';
 
-/// Returns how many columns `text` takes at most, if it holds nothing that steers a terminal.
+/// Returns an upper bound of the columns that `text`, which must be escaped, takes.
 ///
-/// Sequences of emoji count as their parts: some terminals draw one glyph, others draw every part. To assume too many columns
-/// leaves space, and to assume too few wraps a line, which is then not taken away.
+/// Sequences of emoji count as their parts: some terminals draw one glyph, others draw every part. Too many
+/// columns only leave space; too few wrap the line, which is then not erased.
 pub(super) fn columns(text: &str) -> usize {
     text.chars().map(of_char).sum()
 }
 
-/// Returns `text` if it fits into `columns`, else as much of its beginning as does, with an ellipsis.
+/// Returns `text`, cut with an ellipsis if it does not fit into `columns`.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     let mut used = 0;
-    // Where the text must end so that the ellipsis fits behind it.
+    // End of the text that leaves room for the ellipsis.
     let mut end = 0;
     for (at, c) in text.char_indices() {
         used += of_char(c);
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_counted_as_terminals_draw_them() {
+    fn columns_match_terminals() {
         for (text, expected) in [
             ("", 0),
             ("abc…", 4),

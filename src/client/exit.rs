@@ -1,35 +1,34 @@
-//! How the program ends.
+//! Exit codes.
 
 use std::process::ExitCode;
 
 use tonic::{Code, Status};
 
-use super::connect::ConnectError;
-use super::follow::FollowError;
+use super::error::{CallError, ConnectError};
 
-/// The program's exit codes; `--help` tells them too.
+/// Exit code of the program, as listed by `--help`.
 ///
-/// A `logs` call that is interrupted ends by SIGINT itself, as shells expect it, and they show 130.
+/// An interrupted `logs` call ends by SIGINT itself, which shells show as 130.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
+    /// Success.
     Done = 0,
-    /// Failed for another reason; for a demo: lines were lost without a report.
+    /// Any other failure; for a demo, unreported loss.
     Failed = 1,
-    /// Wrong usage.
+    /// Usage error.
     Usage = 2,
-    /// Rejection: not authenticated, not permitted, a quota used up.
+    /// Rejected: not authenticated, not permitted, or quota used up.
     Refused = 3,
-    /// There is no such lease, service or replica.
+    /// No such lease, service or replica.
     NotFound = 4,
-    /// The gateway could not be reached, or is going away.
+    /// Gateway unreachable or shutting down.
     Unavailable = 5,
-    /// Done, but lines were lost, and reported so.
+    /// Success, but lines were lost and reported.
     LinesLost = 6,
-    /// A restart: at least one replica did not come back, or was left alone since one before it did not.
+    /// Restart: a replica failed, or was skipped after another one failed.
     NotRestarted = 7,
-    /// A restart: none has failed, and not all are back yet.
+    /// Restart: no replica failed, and not all are ready yet.
     Pending = 8,
 }
 
@@ -67,15 +66,15 @@ impl From<&Status> for Exit {
     }
 }
 
-impl From<&FollowError> for Exit {
-    fn from(error: &FollowError) -> Self {
+impl From<&CallError> for Exit {
+    fn from(error: &CallError) -> Self {
         match error {
-            FollowError::Connect(error) => Self::from(error),
-            // The code of a cut connection tells how it was noticed, not what it means.
-            FollowError::Status(_) if error.is_cut() => Self::Unavailable,
-            FollowError::Status(status) => Self::from(&**status),
-            FollowError::Sink(_) => Self::Failed,
-            FollowError::Unresumable => Self::Unavailable,
+            CallError::Connect(error) => Self::from(error),
+            // The status code of a lost connection tells how it was noticed, not its cause.
+            CallError::Status(_) if error.is_disconnect() => Self::Unavailable,
+            CallError::Status(status) => Self::from(&**status),
+            CallError::Sink(_) => Self::Failed,
+            CallError::Unresumable => Self::Unavailable,
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Entries as JSON: one object a line, told apart by `type`.
+//! Entries, status and restart outcomes as JSON.
 //!
-//! The output may be a terminal, so characters that steer one are always escaped: to a JSON parser the value is the same.
+//! The output may be a terminal, so control characters are always escaped; to a JSON parser the value is the
+//! same.
 
 use std::io::{self, Write};
 
@@ -8,9 +9,10 @@ use data_encoding::BASE64;
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use super::lines::{Key, Piece};
+use super::ReplicaKey;
+use super::lines::Piece;
 use super::table::{replica_state, restart_state};
-use super::terminal::steers_beyond_ascii;
+use super::terminal::is_non_ascii_control;
 use crate::model::proto::lease::gap::Cause;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{
@@ -20,11 +22,11 @@ use crate::model::proto::lease::{
 use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
 
-/// Formats compact JSON in which DEL and the characters of [`steers_beyond_ascii`] are escaped. (JSON itself requires that of
-/// other control characters.)
+/// Formats compact JSON in which DEL and the characters of [`is_non_ascii_control`] are escaped. JSON itself
+/// requires escapes for the other control characters.
 struct TerminalSafe;
 
-/// One object. Fields that say nothing are left out.
+/// Entry of a log, distinguished by `type`. Empty fields are left out.
 #[derive(Debug, Serialize)]
 pub(super) struct Object<'a> {
     r#type: &'static str,
@@ -42,13 +44,13 @@ pub(super) struct Object<'a> {
 #[serde(untagged)]
 enum Body<'a> {
     Line {
-        /// The line, if it is UTF-8.
+        /// Set if the line is UTF-8.
         #[serde(skip_serializing_if = "Option::is_none")]
         line: Option<&'a str>,
-        /// The line's bytes, if it is not.
+        /// Set if it is not.
         #[serde(skip_serializing_if = "Option::is_none")]
         line_base64: Option<String>,
-        /// Whether the next object of this replica goes on with the same line.
+        /// Whether the next object of this replica continues the line.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
         partial: bool,
     },
@@ -81,20 +83,21 @@ pub(super) fn write_line(out: &mut impl Write, object: &impl Serialize) -> io::R
     out.write_all(b"\n")
 }
 
-/// Escapes what steers a terminal in `json`, a text of JSON. Outside strings there is none of it, so the value stays the same.
+/// Escapes control characters in `json`, a JSON text. They occur in strings only, so the value stays the
+/// same.
 pub fn escape(json: &str) -> String {
     let mut out = Vec::with_capacity(json.len());
-    // Writing to a vector does not fail.
+    // Writing to a vector cannot fail.
     let _ = escape_into(&mut out, json);
     String::from_utf8_lossy(&out).into_owned()
 }
 
 fn escape_into<W: ?Sized + Write>(out: &mut W, text: &str) -> io::Result<()> {
-    let must_escape = |c: char| c == '\x7f' || steers_beyond_ascii(c);
+    let must_escape = |c: char| c == '\x7f' || is_non_ascii_control(c);
     let mut rest = text;
     while let Some((at, found)) = rest.char_indices().find(|(_, c)| must_escape(*c)) {
         out.write_all(&rest.as_bytes()[..at])?;
-        // All of them are in the basic plane, so one unit of UTF-16 holds each.
+        // All are in the basic plane, so each is one UTF-16 unit.
         write!(out, "\\u{:04x}", u32::from(found))?;
         rest = &rest[at + found.len_utf8()..];
     }
@@ -112,12 +115,10 @@ impl Formatter for TerminalSafe {
 // === impl Object ===
 
 impl<'a> Object<'a> {
-    /// A line. With `timestamps` it begins with its time, which becomes a field of its own.
-    pub(super) fn line(key: &'a Key, instance: &'a str, piece: Piece<'a>, timestamps: bool) -> Self {
-        let (mut time, mut bytes) = (None, piece.bytes);
-        if timestamps && piece.first {
-            (time, bytes) = split_time(bytes);
-        }
+    /// Creates the object of a line. With `timestamps`, the time at its start becomes a field.
+    pub(super) fn line(key: &'a ReplicaKey, instance: &'a str, piece: Piece<'a>, timestamps: bool) -> Self {
+        let split = if timestamps && piece.first { split_time(piece.bytes) } else { None };
+        let (time, bytes) = split.map_or((None, piece.bytes), |(time, text)| (Some(time.to_owned()), text));
         let text = std::str::from_utf8(bytes).ok();
         let body = Body::Line {
             line: text,
@@ -127,8 +128,8 @@ impl<'a> Object<'a> {
         Self::new("line", key, instance, time, body)
     }
 
-    /// Lost lines.
-    pub(super) fn gap(key: &'a Key, instance: &'a str, gap: &Gap) -> Self {
+    /// Creates the object of a gap.
+    pub(super) fn gap(key: &'a ReplicaKey, instance: &'a str, gap: &Gap) -> Self {
         let body = Body::Gap {
             lines: gap.lines,
             bytes: gap.bytes,
@@ -140,14 +141,14 @@ impl<'a> Object<'a> {
                 Cause::Source => "source",
                 Cause::Limit => "limit",
             },
-            from: gap.from.as_ref().and_then(show_time),
-            to: gap.to.as_ref().and_then(show_time),
+            from: gap.from.as_ref().and_then(time_text),
+            to: gap.to.as_ref().and_then(time_text),
         };
         Self::new("gap", key, instance, None, body)
     }
 
-    /// A turn in a replica's life.
-    pub(super) fn event(key: &'a Key, event: &'a ReplicaEvent) -> Self {
+    /// Creates the object of an event.
+    pub(super) fn event(key: &'a ReplicaKey, event: &'a ReplicaEvent) -> Self {
         let body = Body::Event {
             kind: match event.kind() {
                 Kind::Unspecified => "unspecified",
@@ -161,12 +162,12 @@ impl<'a> Object<'a> {
             reason: &event.reason,
             message: &event.message,
         };
-        Self::new("event", key, &event.instance, event.time.as_ref().and_then(show_time), body)
+        Self::new("event", key, &event.instance, event.time.as_ref().and_then(time_text), body)
     }
 
     fn new(
         r#type: &'static str,
-        key: &'a Key,
+        key: &'a ReplicaKey,
         instance: &'a str,
         time: Option<String>,
         body: Body<'a>,
@@ -175,11 +176,11 @@ impl<'a> Object<'a> {
     }
 }
 
-/// An answer of `ServiceStatus`. Fields that say nothing are left out.
+/// Response of `ServiceStatus`. Empty fields are left out.
 #[derive(Debug, Serialize)]
 pub(super) struct StatusObject<'a> {
     services: Vec<ServiceObject<'a>>,
-    /// When this was last known to be so, if the gateway has lost its view of the platform.
+    /// Time of the last known state, if the gateway has lost its view of the platform.
     #[serde(skip_serializing_if = "Option::is_none")]
     stale_since: Option<String>,
 }
@@ -201,7 +202,7 @@ struct ServiceObject<'a> {
     replicas: Vec<ReplicaObject<'a>>,
 }
 
-/// A port, of the provider or of an address.
+/// Port of the provider, or of an IP address.
 #[derive(Debug, Serialize)]
 struct PortObject<'a> {
     host: &'a str,
@@ -232,7 +233,7 @@ struct ReplicaObject<'a> {
     message: &'a str,
 }
 
-/// What came of a restart.
+/// Outcome of a restart.
 #[derive(Debug, Serialize)]
 pub(super) struct RestartObject<'a> {
     request_id: String,
@@ -251,10 +252,10 @@ struct RestartedObject<'a> {
 // === impl StatusObject ===
 
 impl<'a> StatusObject<'a> {
-    pub(super) fn new(answer: &'a ServiceStatusResponse) -> Self {
+    pub(super) fn new(response: &'a ServiceStatusResponse) -> Self {
         Self {
-            services: answer.services.iter().map(ServiceObject::new).collect(),
-            stale_since: answer.stale_since.as_ref().and_then(show_time),
+            services: response.services.iter().map(ServiceObject::new).collect(),
+            stale_since: response.stale_since.as_ref().and_then(time_text),
         }
     }
 }
@@ -303,7 +304,7 @@ impl<'a> ReplicaObject<'a> {
             last_exit_code: replica.last_exit_code,
             last_signal: replica.last_signal,
             last_reason: &replica.last_reason,
-            started_at: replica.started_at.as_ref().and_then(show_time),
+            started_at: replica.started_at.as_ref().and_then(time_text),
             message: &replica.message,
         }
     }
@@ -312,8 +313,8 @@ impl<'a> ReplicaObject<'a> {
 // === impl RestartObject ===
 
 impl<'a> RestartObject<'a> {
-    pub(super) fn new(request_id: &RequestId, answer: &'a ServiceRestartResponse) -> Self {
-        let status = answer.status.iter().map(|one| RestartedObject {
+    pub(super) fn new(request_id: &RequestId, response: &'a ServiceRestartResponse) -> Self {
+        let status = response.status.iter().map(|one| RestartedObject {
             service: &one.service,
             replica: &one.replica,
             state: restart_state(one.state()),
@@ -323,19 +324,15 @@ impl<'a> RestartObject<'a> {
     }
 }
 
-/// The time that the line begins with and the line behind it, if it does.
-fn split_time(line: &[u8]) -> (Option<String>, &[u8]) {
-    let Some(space) = memchr::memchr(b' ', line) else {
-        return (None, line);
-    };
-    let time = std::str::from_utf8(&line[..space]).ok();
-    match time.filter(|text| text.parse::<jiff::Timestamp>().is_ok()) {
-        Some(time) => (Some(time.to_owned()), &line[space + 1..]),
-        None => (None, line),
-    }
+/// Splits the time at the start of `line` from the text after it.
+fn split_time(line: &[u8]) -> Option<(&str, &[u8])> {
+    let space = memchr::memchr(b' ', line)?;
+    let time = std::str::from_utf8(&line[..space]).ok()?;
+    time.parse::<jiff::Timestamp>().ok()?;
+    Some((time, &line[space + 1..]))
 }
 
-fn show_time(stamp: &prost_types::Timestamp) -> Option<String> {
+fn time_text(stamp: &prost_types::Timestamp) -> Option<String> {
     LogTime::from_parts(stamp.seconds, stamp.nanos).map(|time| time.to_string())
 }
 
@@ -347,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_escapes_what_steers_a_terminal() {
+    fn control_characters_are_escaped() {
         let line = "a \u{9b}2J b \u{7f} c \u{202e}abc\u{2069} \u{85}\x1b[2J häßlich 日本 \u{1f980}";
         let key = ("c1".to_owned(), 0);
         let piece = Piece { bytes: line.as_bytes(), first: true, last: true };
@@ -361,13 +358,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn escaped_json_has_the_same_value(text in any::<String>(), steering in "[\u{7f}-\u{9f}\u{202a}-\u{202e}a\"\\\\]{0,20}") {
-            let value = Value::from(format!("{text}{steering}{text}"));
+        fn escaped_json_has_the_same_value(text in any::<String>(), controls in "[\u{7f}-\u{9f}\u{202a}-\u{202e}a\"\\\\]{0,20}") {
+            let value = Value::from(format!("{text}{controls}{text}"));
             let mut out = Vec::new();
             write_line(&mut out, &value).unwrap();
             let out = String::from_utf8(out).unwrap();
             let text = out.strip_suffix('\n').unwrap();
-            prop_assert!(!text.chars().any(|c| c.is_control() || steers_beyond_ascii(c)), "{text:?}");
+            prop_assert!(!text.chars().any(|c| c.is_control() || is_non_ascii_control(c)), "{text:?}");
             prop_assert_eq!(escape(&value.to_string()), text);
             prop_assert_eq!(serde_json::from_str::<Value>(text).unwrap(), value);
         }

@@ -1,4 +1,4 @@
-//! Lines out of entries: some come in pieces, and pieces of several replicas and of both streams may come by turns.
+//! Joins the pieces of log lines. Pieces of several replicas, and of both streams of one, may alternate.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,48 +7,49 @@ use std::time::Duration;
 use memchr::memchr;
 use tokio::time::Instant;
 
+use super::ReplicaKey;
 use crate::model::proto::lease::{LinePart, line_part};
 
-/// A replica, as entries name it.
-pub(super) type Key = (String, u32);
+/// Replica and stream of an unfinished line.
+pub(super) type LineId = (ReplicaKey, i32);
 
-/// An unfinished line: the replica and the stream that it belongs to.
-pub(super) type LineId = (Key, i32);
+/// Takes the pieces that are passed on.
+pub(super) type Emit<'a> = dyn FnMut(&LineId, Piece<'_>) -> io::Result<()> + 'a;
 
-/// Most bytes of a line that are held until the line is whole. Of a longer one the pieces are passed on as they come.
+/// Most bytes held of one line. The pieces of a longer line are passed on as they arrive.
 const HELD_LINE_MAX_BYTES: usize = 1024 * 1024;
 
-/// Most bytes held of all replicas' lines.
+/// Most bytes held of all lines.
 const HELD_MAX_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long a line is held until it is whole. Then its pieces are passed on: programs that read lines get almost all of them whole, and
-/// a progress bar that never ends is not withheld.
+/// Longest time a piece is held. Programs that read lines get almost all of them whole, and a progress bar
+/// that never ends still shows.
 const HELD_MAX: Duration = Duration::from_secs(5);
 
-/// A line, or a piece of one.
+/// Line, or piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece<'a> {
-    /// Its bytes; without the newline.
+    /// Without the newline.
     pub(super) bytes: &'a [u8],
-    /// Whether a line begins with it.
+    /// Whether the line starts here.
     pub(super) first: bool,
-    /// Whether the line ends with it.
+    /// Whether the line ends here.
     pub(super) last: bool,
 }
 
 /// When pieces of unfinished lines are passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unfinished {
-    /// As they come.
-    AtOnce,
-    /// Once they have been held for long, or are long.
-    Held,
+pub(super) enum PartialLines {
+    /// At once.
+    PassOn,
+    /// After `HELD_MAX`, or when they are too long to hold.
+    Hold,
 }
 
-/// Joins pieces to lines, for each replica and stream on its own.
+/// Joins pieces into lines, separately for each replica and stream.
 #[derive(Debug)]
-pub(super) struct Lines {
-    mode: Unfinished,
+pub(super) struct LineJoiner {
+    mode: PartialLines,
     unfinished: BTreeMap<LineId, Line>,
     held: usize,
 }
@@ -57,144 +58,114 @@ pub(super) struct Lines {
 struct Line {
     held: Vec<u8>,
     /// Whether pieces of the line were passed on.
-    begun: bool,
-    /// When it began.
-    since: Instant,
+    started: bool,
+    /// Arrival of its first piece.
+    arrived: Instant,
 }
 
-// === impl Lines ===
+// === impl LineJoiner ===
 
-impl Lines {
-    /// Joins lines from nothing.
-    pub(super) fn new(mode: Unfinished) -> Self {
+impl LineJoiner {
+    pub(super) fn new(mode: PartialLines) -> Self {
         Self { mode, unfinished: BTreeMap::new(), held: 0 }
     }
 
-    /// Takes what came from `key`, and passes on every line that is whole now. Without a `part` these are whole lines, or of a
-    /// gateway that does not say so a piece at their end.
+    /// Takes log bytes of `key` and passes each line that is now whole to `emit`. Without a `part`, the bytes
+    /// are whole lines; older gateways may end them with a piece.
     pub(super) fn push(
         &mut self,
-        key: &Key,
+        key: &ReplicaKey,
         part: Option<&LinePart>,
         data: &[u8],
-        mut emit: impl FnMut(&LineId, Piece<'_>) -> io::Result<()>,
+        emit: &mut Emit<'_>,
     ) -> io::Result<()> {
         let Some(part) = part else {
-            return self.push_lines(key, data, &mut emit);
+            return self.push_lines(key, data, emit);
         };
-        // A stream that is not known counts as one, so that the number of lines is bounded.
+        // Unknown streams count as one, which bounds the number of lines.
         let id = (key.clone(), part.stream().into());
         if !part.continues {
-            // The line before ended without a newline.
-            self.end(&id, &mut emit)?;
+            // The previous line ended without a newline.
+            self.end(&id, emit)?;
         }
         let bytes = data.strip_suffix(b"\n").unwrap_or(data);
-        if part.more { self.push_piece(id, bytes, &mut emit) } else { self.last_piece(&id, bytes, &mut emit) }
+        if part.more { self.push_piece(id, bytes, emit) } else { self.last_piece(&id, bytes, emit) }
     }
 
-    /// The line `id` goes on no more: it ends here.
-    pub(super) fn end(
-        &mut self,
-        id: &LineId,
-        mut emit: impl FnMut(&LineId, Piece<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    /// Ends the line `id` if it is unfinished.
+    pub(super) fn end(&mut self, id: &LineId, emit: &mut Emit<'_>) -> io::Result<()> {
         if self.unfinished.contains_key(id) {
-            self.last_piece(id, b"", &mut emit)?;
+            self.last_piece(id, b"", emit)?;
         }
         Ok(())
     }
 
-    /// The lines that are not whole.
     pub(super) fn unfinished(&self) -> Vec<LineId> {
         self.unfinished.keys().cloned().collect()
     }
 
-    /// The lines of `key` that are not whole.
-    pub(super) fn unfinished_of(&self, key: &Key) -> Vec<LineId> {
+    pub(super) fn unfinished_of(&self, key: &ReplicaKey) -> Vec<LineId> {
         self.unfinished.keys().filter(|(of, _)| of == key).cloned().collect()
     }
 
-    /// When [`Lines::pass_on`] has something to do, if nothing comes before.
+    /// Returns when [`LineJoiner::emit_overdue`] has to be called.
     pub(super) fn due(&self) -> Option<Instant> {
         let held = self.unfinished.values().filter(|line| !line.held.is_empty());
-        held.map(|line| line.since + HELD_MAX).min()
+        held.map(|line| line.arrived + HELD_MAX).min()
     }
 
-    /// Passes on pieces that have been held for as long as they may be.
-    pub(super) fn pass_on(
-        &mut self,
-        now: Instant,
-        mut emit: impl FnMut(&LineId, Piece<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    /// Passes on pieces that have been held for `HELD_MAX`.
+    pub(super) fn emit_overdue(&mut self, now: Instant, emit: &mut Emit<'_>) -> io::Result<()> {
         for (id, line) in &mut self.unfinished {
-            if !line.held.is_empty() && line.since + HELD_MAX <= now {
+            if !line.held.is_empty() && line.arrived + HELD_MAX <= now {
                 self.held -= line.held.len();
-                line.flow(id, &mut emit)?;
+                line.emit_held(id, emit)?;
             }
         }
         Ok(())
     }
 
-    fn push_lines(
-        &mut self,
-        key: &Key,
-        data: &[u8],
-        emit: &mut impl FnMut(&LineId, Piece<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn push_lines(&mut self, key: &ReplicaKey, data: &[u8], emit: &mut Emit<'_>) -> io::Result<()> {
         let id = (key.clone(), line_part::Stream::Unspecified.into());
         let mut rest = data;
         while let Some(end) = memchr(b'\n', rest) {
-            let (line, behind) = (&rest[..end], &rest[end + 1..]);
-            rest = behind;
+            let (line, after) = (&rest[..end], &rest[end + 1..]);
+            rest = after;
             self.last_piece(&id, line, emit)?;
         }
         if rest.is_empty() { Ok(()) } else { self.push_piece(id, rest, emit) }
     }
 
-    fn push_piece(
-        &mut self,
-        id: LineId,
-        piece: &[u8],
-        emit: &mut impl FnMut(&LineId, Piece<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let new = || Line { held: Vec::new(), begun: false, since: Instant::now() };
+    fn push_piece(&mut self, id: LineId, piece: &[u8], emit: &mut Emit<'_>) -> io::Result<()> {
+        let new = || Line { held: Vec::new(), started: false, arrived: Instant::now() };
         let line = self.unfinished.entry(id.clone()).or_insert_with(new);
         line.held.extend_from_slice(piece);
         self.held += piece.len();
-        let at_once = self.mode == Unfinished::AtOnce || line.begun;
+        let at_once = self.mode == PartialLines::PassOn || line.started;
         if at_once || line.held.len() > HELD_LINE_MAX_BYTES || self.held > HELD_MAX_BYTES {
             self.held -= line.held.len();
-            line.flow(&id, emit)?;
+            line.emit_held(&id, emit)?;
         }
         Ok(())
     }
 
-    fn last_piece(
-        &mut self,
-        id: &LineId,
-        piece: &[u8],
-        emit: &mut impl FnMut(&LineId, Piece<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn last_piece(&mut self, id: &LineId, piece: &[u8], emit: &mut Emit<'_>) -> io::Result<()> {
         let Some(mut line) = self.unfinished.remove(id) else {
             return emit(id, Piece { bytes: piece, first: true, last: true });
         };
         self.held -= line.held.len();
         line.held.extend_from_slice(piece);
-        emit(id, Piece { bytes: &line.held, first: !line.begun, last: true })
+        emit(id, Piece { bytes: &line.held, first: !line.started, last: true })
     }
 }
 
 // === impl Line ===
 
 impl Line {
-    /// Passes on the part that is held.
-    fn flow(
-        &mut self,
-        id: &LineId,
-        emit: &mut impl FnMut(&LineId, Piece<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
+    /// Passes on the held part.
+    fn emit_held(&mut self, id: &LineId, emit: &mut Emit<'_>) -> io::Result<()> {
         let held = std::mem::take(&mut self.held);
-        let first = !std::mem::replace(&mut self.begun, true);
+        let first = !std::mem::replace(&mut self.started, true);
         emit(id, Piece { bytes: &held, first, last: false })
     }
 }
@@ -206,7 +177,7 @@ mod tests {
     use super::line_part::Stream::{Stderr, Stdout};
     use super::*;
 
-    fn key(name: &str) -> Key {
+    fn key(name: &str) -> ReplicaKey {
         (name.to_owned(), 0)
     }
 
@@ -214,74 +185,74 @@ mod tests {
         (key(name), 0)
     }
 
-    fn pushed(lines: &mut Lines, name: &str, data: &[u8]) -> Vec<(usize, bool, bool)> {
+    fn push(lines: &mut LineJoiner, name: &str, data: &[u8]) -> Vec<(usize, bool, bool)> {
         let mut out = Vec::new();
-        let emit = |_: &LineId, piece: Piece<'_>| {
+        let mut emit = |_: &LineId, piece: Piece<'_>| {
             out.push((piece.bytes.len(), piece.first, piece.last));
             Ok(())
         };
-        lines.push(&key(name), None, data, emit).unwrap();
+        lines.push(&key(name), None, data, &mut emit).unwrap();
         out
     }
 
     #[test]
-    fn a_line_too_long_to_hold_is_passed_on_in_pieces() {
-        let mut lines = Lines::new(Unfinished::Held);
-        assert_eq!(pushed(&mut lines, "a", &vec![b'x'; HELD_LINE_MAX_BYTES]), []);
-        assert_eq!(pushed(&mut lines, "b", b"1\n2"), [(1, true, true)]);
-        assert_eq!(pushed(&mut lines, "a", b"x"), [(HELD_LINE_MAX_BYTES + 1, true, false)]);
-        assert_eq!(pushed(&mut lines, "a", b"yy"), [(2, false, false)]);
-        assert_eq!(pushed(&mut lines, "a", b"z\n\n"), [(1, false, true), (0, true, true)]);
+    fn overlong_line_is_passed_on_in_pieces() {
+        let mut lines = LineJoiner::new(PartialLines::Hold);
+        assert_eq!(push(&mut lines, "a", &vec![b'x'; HELD_LINE_MAX_BYTES]), []);
+        assert_eq!(push(&mut lines, "b", b"1\n2"), [(1, true, true)]);
+        assert_eq!(push(&mut lines, "a", b"x"), [(HELD_LINE_MAX_BYTES + 1, true, false)]);
+        assert_eq!(push(&mut lines, "a", b"yy"), [(2, false, false)]);
+        assert_eq!(push(&mut lines, "a", b"z\n\n"), [(1, false, true), (0, true, true)]);
         assert_eq!(lines.unfinished(), [id("b")]);
         assert_eq!(lines.held, 1);
     }
 
     #[test]
-    fn all_replicas_together_are_bounded() {
-        let mut lines = Lines::new(Unfinished::Held);
+    fn held_bytes_of_all_replicas_are_bounded() {
+        let mut lines = LineJoiner::new(PartialLines::Hold);
         for n in 0..40 {
-            pushed(&mut lines, &n.to_string(), &vec![b'x'; HELD_LINE_MAX_BYTES]);
+            push(&mut lines, &n.to_string(), &vec![b'x'; HELD_LINE_MAX_BYTES]);
             assert!(lines.held <= HELD_MAX_BYTES);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn unfinished_line_is_passed_on_after_five_seconds() {
-        let mut lines = Lines::new(Unfinished::Held);
+        let mut lines = LineJoiner::new(PartialLines::Hold);
         assert_eq!(lines.due(), None);
-        assert_eq!(pushed(&mut lines, "a", b"Password: "), []);
+        assert_eq!(push(&mut lines, "a", b"Password: "), []);
         let due = lines.due().unwrap();
         assert_eq!(due, Instant::now() + HELD_MAX);
         let mut out = Vec::new();
         for now in [due - Duration::from_millis(1), due] {
             lines
-                .pass_on(now, |_, piece| {
+                .emit_overdue(now, &mut |_, piece| {
                     out.push((piece.bytes.to_vec(), piece.first, piece.last));
                     Ok(())
                 })
                 .unwrap();
         }
         assert_eq!((out, lines.due()), (vec![(b"Password: ".to_vec(), true, false)], None));
-        assert_eq!(pushed(&mut lines, "a", b"\n"), [(0, false, true)]);
+        assert_eq!(push(&mut lines, "a", b"\n"), [(0, false, true)]);
     }
 
     #[test]
-    fn pieces_of_two_streams_are_joined_each_by_itself() {
-        let mut lines = Lines::new(Unfinished::Held);
+    fn pieces_of_two_streams_are_joined_separately() {
+        let mut lines = LineJoiner::new(PartialLines::Hold);
         let mut out = Vec::new();
         let mut push = |stream: line_part::Stream, continues, more, data: &[u8]| {
             let part = LinePart { stream: stream.into(), continues, more };
-            let emit = |id: &LineId, piece: Piece<'_>| {
+            let mut emit = |id: &LineId, piece: Piece<'_>| {
                 out.push((id.1, String::from_utf8(piece.bytes.to_vec()).unwrap()));
                 Ok(())
             };
-            lines.push(&key("a"), Some(&part), data, emit).unwrap();
+            lines.push(&key("a"), Some(&part), data, &mut emit).unwrap();
         };
         push(Stdout, false, true, b"be");
         push(Stderr, false, true, b"\r 1 %");
         push(Stdout, true, false, b"gin\n");
         push(Stderr, true, false, b"\n");
-        // A line that began and never ended.
+        // A line that started and never ended.
         push(Stdout, false, true, b"dies");
         push(Stdout, false, false, b"next\n");
         let expected = [(1, "begin"), (2, "\r 1 %"), (1, "dies"), (1, "next")];
@@ -290,14 +261,14 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes are cut, the same lines come out, in each replica's order.
+        /// The same lines come out wherever the bytes are cut, in each replica's order.
         #[test]
-        fn cuts_do_not_matter(
+        fn lines_are_the_same_for_all_cuts(
             text in "[ab\n]{0,40}",
             cuts in proptest::collection::vec((0..40_usize, any::<bool>()), 0..10),
         ) {
-            let mut lines = Lines::new(Unfinished::Held);
-            let mut out: BTreeMap<Key, Vec<u8>> = BTreeMap::new();
+            let mut lines = LineJoiner::new(PartialLines::Hold);
+            let mut out: BTreeMap<ReplicaKey, Vec<u8>> = BTreeMap::new();
             let mut at = [0, 0];
             for (to, second) in cuts.into_iter().chain([(40, false), (40, true)]) {
                 let from = &mut at[usize::from(second)];

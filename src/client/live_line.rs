@@ -1,8 +1,8 @@
-//! The unfinished line at the end of a terminal: drawn at once, and drawn anew in place as it grows.
+//! The unfinished line at the end of a terminal, redrawn in place as it grows.
 //!
-//! A carriage return begins a line anew, as a progress bar does: only the text behind the last one is shown. Control characters of the
-//! container never act on the terminal. One unfinished line is shown at a time, the one that changed last, cut to the width of the
-//! terminal so that it never wraps. Finished lines are printed above it, whole.
+//! A carriage return starts the line again, as a progress bar does: only the text after the last one is
+//! shown. Only the unfinished line that changed last is drawn, cut to the width of the terminal so that it
+//! never wraps. Finished lines are printed above it, whole. Control characters are escaped.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,26 +10,24 @@ use std::io::{self, Write};
 use memchr::memrchr;
 
 use super::lines::{LineId, Piece};
-use super::terminal::neutralise;
+use super::terminal::{RESET, escape_line};
 
-/// Takes away the row that the cursor is in.
+/// Erases the row of the cursor.
 const ERASE_ROW: &[u8] = b"\r\x1b[K";
 
-/// Switches all colours off.
-const RESET: &[u8] = b"\x1b[0m";
-
-/// Most bytes of an unfinished line that are held. A longer one is printed as far as it came, and its rest as a line of its own.
+/// Most bytes held of an unfinished line. When a line exceeds it, the held part is printed, and the rest
+/// becomes a line of its own.
 const HELD_MAX_BYTES: usize = 64 * 1024;
 
-/// Unfinished lines, and which of them is drawn.
+/// Unfinished lines, of which the newest is drawn.
 #[derive(Debug)]
 pub(super) struct LiveLine {
     columns: fn() -> usize,
-    /// The text of each unfinished line behind its last carriage return.
+    /// Text of each unfinished line after its last carriage return.
     texts: BTreeMap<LineId, Vec<u8>>,
-    /// The line that changed last.
+    /// Line that changed last.
     newest: Option<LineId>,
-    /// Whether the cursor is in a row that is drawn.
+    /// Whether a row is drawn; the cursor is in it.
     is_drawn: bool,
     /// Whether the drawn row is out of date.
     is_stale: bool,
@@ -38,22 +36,22 @@ pub(super) struct LiveLine {
 // === impl LiveLine ===
 
 impl LiveLine {
-    /// On a terminal with so many `columns`, which may change.
+    /// Creates a live line for a terminal with this many columns, which may change.
     pub(super) fn new(columns: fn() -> usize) -> Self {
         Self { columns, texts: BTreeMap::new(), newest: None, is_drawn: false, is_stale: false }
     }
 
-    /// Takes a piece. Returns the text to print if the line ends with it, or cannot be held.
+    /// Takes a piece. Returns the text to print if the line is finished or too long to hold.
     pub(super) fn push(&mut self, id: &LineId, piece: Piece<'_>) -> Option<Vec<u8>> {
         let mut text = self.texts.remove(id).unwrap_or_default();
         text.extend_from_slice(piece.bytes);
-        begin_anew(&mut text);
+        drop_overwritten(&mut text);
         self.is_stale = true;
         if piece.last || text.len() > HELD_MAX_BYTES {
             if self.newest.as_ref() == Some(id) {
                 self.newest = self.texts.keys().next_back().cloned();
             }
-            // The rest of a line that was printed in part may be empty.
+            // The rest of a partly printed line may be empty.
             return (piece.first || !text.is_empty()).then_some(text);
         }
         self.texts.insert(id.clone(), text);
@@ -61,13 +59,13 @@ impl LiveLine {
         None
     }
 
-    /// Takes away the row that is drawn, so that something else can be printed there.
+    /// Erases the drawn row.
     pub(super) fn erase(&mut self, out: &mut impl Write) -> io::Result<()> {
         self.is_stale = true;
         if std::mem::take(&mut self.is_drawn) { out.write_all(ERASE_ROW) } else { Ok(()) }
     }
 
-    /// Draws the line that changed last, behind the prefix that `prefix` gives for it: its bytes, and its columns.
+    /// Draws the newest line. `prefix` returns its prefix and the prefix's width in columns.
     pub(super) fn draw(
         &mut self,
         out: &mut impl Write,
@@ -83,35 +81,36 @@ impl LiveLine {
         };
         let (mut row, used) = prefix(id);
         let mut safe = Vec::with_capacity(text.len());
-        neutralise(text.strip_suffix(b"\r").unwrap_or(text), &mut safe);
-        // The last column stays free: a cursor behind it may stand in the next row.
+        escape_line(text.strip_suffix(b"\r").unwrap_or(text), &mut safe);
+        // The last column stays free: after writing it, some terminals move the cursor to the next row.
         cut(&String::from_utf8_lossy(&safe), (self.columns)().saturating_sub(used + 1), &mut row);
         self.is_drawn = true;
         out.write_all(&row)
     }
 }
 
-/// Drops everything before the last carriage return that has something behind it.
-fn begin_anew(text: &mut Vec<u8>) {
-    let behind = text.len().saturating_sub(1);
-    if let Some(at) = memrchr(b'\r', &text[..behind]) {
+/// Removes the text that a carriage return overwrites.
+fn drop_overwritten(text: &mut Vec<u8>) {
+    let end = text.len().saturating_sub(1);
+    if let Some(at) = memrchr(b'\r', &text[..end]) {
         text.drain(..=at);
     }
 }
 
-/// Appends as much of `text`, which is safe to show, as fits into so many columns. What is not ASCII counts as two.
+/// Appends as much of the escaped `text` to `row` as fits into `columns`. A character that is not ASCII
+/// counts as two columns.
 fn cut(text: &str, columns: usize, row: &mut Vec<u8>) {
     let mut left = columns;
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
         if next == '\x1b' {
-            // A colour: nothing else is left by `neutralise`.
+            // A colour; `escape_line` lets no other sequence pass.
             let end = rest.find('m').map_or(rest.len(), |end| end + 1);
             row.extend_from_slice(&rest.as_bytes()[..end]);
             rest = &rest[end..];
             continue;
         }
-        // A tab is as wide as it likes.
+        // The width of a tab varies, so it is shown as a space.
         let (shown, width) =
             if next == '\t' { (' ', 1) } else { (next, if next.is_ascii() { 1 } else { 2 }) };
         let Some(after) = left.checked_sub(width) else { break };
@@ -148,14 +147,14 @@ mod tests {
             assert_eq!(line.push(&id("a"), piece(bytes, false)), None);
             line.draw(&mut out, prefix).unwrap();
         }
-        // Nothing new: not drawn again.
+        // Unchanged, so not drawn again.
         line.draw(&mut out, prefix).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "a| 1 %\r\x1b[Ka| 3 %\r\x1b[Ka| 4 %");
         assert_eq!(line.push(&id("a"), piece(b"\r100 %", true)), Some(b"100 %".to_vec()));
     }
 
     #[test]
-    fn row_never_wraps_and_nothing_steers_the_terminal() {
+    fn row_never_wraps_and_is_escaped() {
         let mut line = LiveLine::new(|| 10);
         for (text, shown) in [
             (&b"0123456789"[..], "a|0123456"),
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn line_without_end_is_printed_in_bounded_memory() {
+    fn endless_line_is_held_in_bounded_memory() {
         let mut line = LiveLine::new(|| 80);
         let mut printed = 0;
         for _ in 0..100 {

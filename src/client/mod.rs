@@ -1,16 +1,14 @@
-//! The command line's own calls: following logs as a tenant, printing them, checking them.
+//! The calls of the command line: `logs`, `status` and `restart`.
 //!
-//! [`follow`] drives one follower through cuts and reconnects into a [`follow::Sink`]; [`mod@print`] and [`oracle`] are sinks.
-//! [`mod@status`] and [`restart`] are the other two calls, shown as a table (`table`, which `screen` redraws in place;
-//! `columns`: width of text).
-//! [`connect`] opens connections as Akash clients do.
+//! [`connect`] opens connections as Akash clients do. [`follow`] drives one follower through reconnects into a [`follow::Sink`], such
+//! as the printer of [`mod@print`]. [`mod@status`] and [`restart`] show tables. Text from a gateway or a container is escaped before it
+//! reaches a terminal.
 
 pub mod connect;
-pub mod demo;
+pub mod error;
 pub mod exit;
 pub mod follow;
 pub mod logs;
-pub mod loss_checker;
 pub mod print;
 pub mod restart;
 pub mod status;
@@ -23,14 +21,19 @@ mod live_line;
 mod live_region;
 mod output;
 mod progress;
+mod reconnect;
+mod request;
 mod table;
 mod terminal;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tls;
 mod until;
 
 pub use self::json::escape as escape_json;
-pub use self::output::until_reader_gone;
-pub use self::terminal::harmless;
+pub(crate) use self::output::stdout_closed;
+pub use self::output::until_stdout_closed;
+pub use self::terminal::escape as escape_terminal;
 
-#[cfg(test)]
-mod fake;
+/// Service and number of a replica.
+type ReplicaKey = (String, u32);

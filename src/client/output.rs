@@ -1,7 +1,7 @@
-//! Whether somebody still reads the standard output.
+//! Detects that the reader of standard output has closed it.
 //!
-//! A closed pipe shows at the next write only, and a quiet service may never cause one: in `leasemux logs -f … | grep -q TEXT`
-//! the shell would wait forever for a reader that has what it wanted. So commands that stay also watch the output itself.
+//! Writing shows a closed pipe only at the next write, which a quiet service may never cause: in `leasemux
+//! logs -f … | grep -q TEXT` the shell would wait forever. So long-running commands watch the pipe itself.
 
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -13,53 +13,53 @@ use tokio::sync::oneshot;
 
 use super::exit::Exit;
 
-/// Runs `work` to its end, or until the reader of the standard output has gone. That is no failure, as for a failed write: the
-/// reader has what it wanted.
-pub async fn until_reader_gone(work: impl Future<Output = Exit>) -> Exit {
+/// Runs `work` until it ends or standard output is closed. A closed output is a success: the reader has all
+/// it wanted.
+pub async fn until_stdout_closed(work: impl Future<Output = Exit>) -> Exit {
     tokio::select! {
-        // The result of work that is done counts.
+        // A result that is ready takes precedence.
         biased;
         exit = work => exit,
-        () = stdout_reader_gone() => Exit::Done,
+        () = stdout_closed() => Exit::Done,
     }
 }
 
-/// Waits until the reader of the standard output has gone. Never returns if the output is a file, which has no reader, or a
-/// terminal, whose end is a signal (SIGHUP). Cancel safe.
-pub(super) async fn stdout_reader_gone() {
+/// Waits until the reader of standard output has closed it. Never returns for a file, which has no reader, or
+/// a terminal, which ends by a signal (SIGHUP). Cancel safe.
+pub(crate) async fn stdout_closed() {
     let stdout = rustix::stdio::stdout();
     match stdout.try_clone_to_owned() {
-        Ok(stdout) if !rustix::termios::isatty(&stdout) => reader_gone(stdout).await,
-        // Without a descriptor to spare the next write has to show it.
+        Ok(stdout) if !rustix::termios::isatty(&stdout) => reader_closed(stdout).await,
+        // Without a spare file descriptor, the next write reports the closed pipe.
         _ => std::future::pending().await,
     }
 }
 
-/// Waits until nobody can read what is written to `output`, a pipe or a socket.
+/// Waits until `output`, a pipe or a socket, has no reader.
 ///
-/// A thread waits in `poll(2)`: Tokio can watch another's descriptor only if told so in unsafe code, or after making it
-/// non-blocking, which everybody who shares the pipe would notice.
-async fn reader_gone(output: OwnedFd) {
+/// A thread waits in `poll(2)`. Tokio can watch a foreign descriptor only through unsafe code, or after
+/// making it non-blocking, which every process that shares the pipe would notice.
+async fn reader_closed(output: OwnedFd) {
     // Dropping this future closes `_stop`, which ends the thread.
     let Ok((stopped, _stop)) = io::pipe() else {
         return std::future::pending().await;
     };
-    let (sender, gone) = oneshot::channel();
+    let (sender, closed) = oneshot::channel();
     let watch = move || {
-        if poll_until_gone(&output, &stopped).unwrap_or(false) {
-            // Nobody may wait any more.
+        if poll_until_closed(&output, &stopped).unwrap_or(false) {
+            // The receiver may have been dropped.
             let _ = sender.send(());
         }
     };
     let watcher = thread::Builder::new().name("output-watch".to_owned()).spawn(watch);
-    if watcher.is_err() || gone.await.is_err() {
+    if watcher.is_err() || closed.await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// Waits until `output` has no reader (true), or `stopped` has no writer (false).
-fn poll_until_gone(output: &OwnedFd, stopped: &PipeReader) -> nix::Result<bool> {
-    // No events are asked for: errors and hang-ups are reported anyway.
+/// Waits until `output` has no reader (true) or `stopped` has no writer (false).
+fn poll_until_closed(output: &OwnedFd, stopped: &PipeReader) -> nix::Result<bool> {
+    // No events are requested: errors and hang-ups are always reported.
     let mut watched = [output.as_fd(), stopped.as_fd()].map(|fd| PollFd::new(fd, PollFlags::empty()));
     loop {
         match poll(&mut watched, PollTimeout::NONE) {
@@ -67,10 +67,10 @@ fn poll_until_gone(output: &OwnedFd, stopped: &PipeReader) -> nix::Result<bool> 
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error),
         }
-        let [is_gone, is_stopped] =
+        let [is_closed, is_stopped] =
             watched.each_ref().map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
-        if is_gone || is_stopped {
-            return Ok(is_gone && !is_stopped);
+        if is_closed || is_stopped {
+            return Ok(is_closed && !is_stopped);
         }
     }
 }
@@ -84,11 +84,11 @@ mod tests {
 
     use super::*;
 
-    /// Whatever takes longer is broken.
-    const PATIENCE: Duration = Duration::from_secs(30);
+    /// Limit on every wait of the tests.
+    const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-    async fn is_gone_soon(output: impl Into<OwnedFd>) -> bool {
-        tokio::time::timeout(PATIENCE, reader_gone(output.into())).await.is_ok()
+    async fn is_closed_soon(output: impl Into<OwnedFd>) -> bool {
+        tokio::time::timeout(TEST_TIMEOUT, reader_closed(output.into())).await.is_ok()
     }
 
     #[tokio::test]
@@ -96,7 +96,7 @@ mod tests {
         let (mut reader, mut writer) = io::pipe().unwrap();
         let output = writer.as_fd().try_clone_to_owned().unwrap();
         let use_it = async {
-            // Neither what is written nor what is read ends it.
+            // Neither writes nor reads end the wait.
             for _ in 0..100 {
                 writer.write_all(b"hello").unwrap();
                 tokio::task::yield_now().await;
@@ -104,15 +104,15 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let mut gone = std::pin::pin!(reader_gone(output));
+        let mut closed = std::pin::pin!(reader_closed(output));
         tokio::select! {
             biased;
-            () = &mut gone => panic!("the reader is there"),
+            () = &mut closed => panic!("the reader is there"),
             () = use_it => {}
         }
         drop(reader);
-        tokio::time::timeout(PATIENCE, gone).await.unwrap();
-        assert!(is_gone_soon(writer).await, "one that was closed before");
+        tokio::time::timeout(TEST_TIMEOUT, closed).await.unwrap();
+        assert!(is_closed_soon(writer).await, "one that was closed before");
     }
 
     #[tokio::test]
@@ -120,26 +120,26 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(&vec![0; 64 * 1024]).unwrap();
         drop(reader);
-        assert!(is_gone_soon(writer).await);
+        assert!(is_closed_soon(writer).await);
     }
 
     #[tokio::test]
     async fn closed_socket_is_noticed() {
         let (reader, writer) = UnixStream::pair().unwrap();
         drop(reader);
-        assert!(is_gone_soon(writer).await);
+        assert!(is_closed_soon(writer).await);
     }
 
     #[tokio::test]
-    async fn file_has_no_reader_that_goes() {
+    async fn file_is_never_closed() {
         for file in [tempfile::tempfile().unwrap(), File::create("/dev/null").unwrap()] {
             let output = OwnedFd::from(file);
             let mut watched = [PollFd::new(output.as_fd(), PollFlags::empty())];
             assert_eq!(poll(&mut watched, PollTimeout::ZERO), Ok(0));
-            // Ends with its owner.
+            // The thread ends when its owner is dropped.
             let (stopped, stop) = io::pipe().unwrap();
             drop(stop);
-            assert_eq!(poll_until_gone(&output, &stopped), Ok(false));
+            assert_eq!(poll_until_closed(&output, &stopped), Ok(false));
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Printing what a follower receives.
+//! Prints a follower's entries.
 //!
-//! Text: `service/replica | line` on the output, byte for byte what the container wrote (but on a terminal nothing in it can steer that; colours pass); what
-//! there is to say about lines goes to the error output. A line in pieces gets its prefix once. JSON: one object a line,
-//! everything on the output. The output is buffered and flushed when the stream pauses.
+//! Text: `service/replica | line` on the output, notices about lines on the error output. Bytes are those that the container wrote,
+//! but on a terminal control characters are escaped; colours pass. JSON: one object a line, everything on the output. The output is
+//! buffered and flushed when the stream pauses.
 //!
-//! A terminal shows an unfinished line at once (`LiveLine`). Otherwise, and as JSON, pieces are joined to whole lines; a line that is
-//! unfinished for long, or very long, comes in pieces (`Lines`).
+//! A terminal shows an unfinished line at once (`LiveLine`). Otherwise pieces are joined into whole lines, unless a line is very long
+//! or stays unfinished (`LineJoiner`).
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
@@ -13,22 +13,23 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use anstyle::{AnsiColor, Style};
 use tokio::time::Instant;
 
+use super::ReplicaKey;
 use super::follow::{ConnectionChange, Sink};
 use super::json::{Object, write_line};
-use super::lines::{Key, LineId, Lines, Piece, Unfinished};
+use super::lines::{LineId, LineJoiner, PartialLines, Piece};
 use super::live_line::LiveLine;
 use super::live_region::Size;
-use super::terminal::neutralise;
+use super::terminal::{escape_line, escape_to_line};
 use crate::config::Output;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::gap::Cause;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{Gap, ReplicaEvent, ServiceLogs};
 
-/// Bytes gathered before they are written, when there is no pause.
+/// Output buffer. It is written when full, even without a pause.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Colours of prefixes. Red and yellow are kept for losses.
+/// Colours of prefixes. Red and yellow are reserved for losses and failures.
 const PALETTE: [AnsiColor; 8] = [
     AnsiColor::Cyan,
     AnsiColor::Green,
@@ -40,67 +41,68 @@ const PALETTE: [AnsiColor; 8] = [
     AnsiColor::BrightBlue,
 ];
 
-/// How things look.
+/// Format of printed entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about an output")]
+#[expect(clippy::struct_excessive_bools, reason = "independent properties of the outputs")]
 pub struct OutputStyle {
-    /// Text or JSON.
-    pub output: Output,
+    pub(super) output: Output,
     /// Whether the output is coloured.
-    pub colour: bool,
+    pub(super) colour: bool,
     /// Whether the error output is coloured.
-    pub colour_errors: bool,
-    /// Whether the output is a terminal, which lines must not steer.
-    pub terminal: bool,
+    pub(super) colour_errors: bool,
+    /// Whether the output is a terminal, where control characters are escaped.
+    pub(super) terminal: bool,
     /// Whether lines begin with their time.
-    pub timestamps: bool,
+    pub(super) timestamps: bool,
 }
 
-#[cfg(test)]
+/// Sink that prints entries. [`Printer::finish`] ends the output.
+pub(crate) struct Printer<O: Write, E> {
+    out: LineWriter<O>,
+    err: E,
+    joiner: LineJoiner,
+    gaps: u64,
+}
+
+/// Output with prefixed lines.
+struct LineWriter<O: Write> {
+    out: BufWriter<O>,
+    style: OutputStyle,
+    replicas: BTreeMap<ReplicaKey, Replica>,
+    /// Line at the end of the output that has no newline yet. Always `None` on a terminal.
+    open: Option<LineId>,
+    /// Set for text on a terminal.
+    live: Option<LiveLine>,
+}
+
+#[derive(Debug, Default)]
+struct Replica {
+    instance: String,
+    /// `service/replica`, escaped.
+    name: String,
+    style: Style,
+}
+
+// === impl OutputStyle ===
+
 impl OutputStyle {
-    /// Nothing but the lines.
-    pub(super) const PLAIN: Self = Self {
+    /// Plain text without colours.
+    #[cfg(test)]
+    pub(crate) const PLAIN: Self = Self {
         output: Output::Text,
         colour: false,
         colour_errors: false,
         terminal: false,
         timestamps: false,
     };
-}
 
-/// Prints entries. Call [`Printer::finish`] when no more come.
-pub struct Printer<O: Write, E> {
-    out: BufWriter<O>,
-    err: E,
-    look: OutputStyle,
-    replicas: BTreeMap<Key, Replica>,
-    lines: Lines,
-    /// The line that the output ends with, unfinished.
-    open: Option<LineId>,
-    /// Set on a terminal, where no line is left unfinished but this one.
-    live: Option<LiveLine>,
-    scratch: Vec<u8>,
-    gaps: u64,
-}
-
-#[derive(Debug, Default)]
-struct Replica {
-    instance: String,
-    /// `service/replica`, safe to show.
-    name: String,
-    style: Style,
-}
-
-// === impl Look ===
-
-impl OutputStyle {
-    /// As fits this process's outputs and environment: colours on terminals, unless `NO_COLOR` is set.
+    /// Detects the style of this process's outputs: colours on terminals, unless `NO_COLOR` is set.
     pub fn of_process(output: Output, timestamps: bool) -> Self {
-        let colours = |choice| choice != anstream::ColorChoice::Never;
+        let has_colours = |choice| choice != anstream::ColorChoice::Never;
         Self {
             output,
-            colour: colours(anstream::AutoStream::choice(&io::stdout())),
-            colour_errors: colours(anstream::AutoStream::choice(&io::stderr())),
+            colour: has_colours(anstream::AutoStream::choice(&io::stdout())),
+            colour_errors: has_colours(anstream::AutoStream::choice(&io::stderr())),
             terminal: io::stdout().is_terminal(),
             timestamps,
         }
@@ -110,217 +112,129 @@ impl OutputStyle {
 // === impl Printer ===
 
 impl<O: Write + Send, E: Write + Send> Printer<O, E> {
-    /// A printer to `out`, and to `err` for what is said about lines.
-    pub fn new(out: O, err: E, look: OutputStyle) -> Self {
-        let is_live = look.terminal && look.output == Output::Text;
-        Self {
+    /// Creates a printer of entries to `out` and of notices to `err`.
+    pub(crate) fn new(out: O, err: E, style: OutputStyle) -> Self {
+        let is_live = style.terminal && style.output == Output::Text;
+        let out = LineWriter {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
-            err,
-            look,
+            style,
             replicas: BTreeMap::new(),
-            lines: Lines::new(if is_live { Unfinished::AtOnce } else { Unfinished::Held }),
             open: None,
             live: is_live.then(|| LiveLine::new(|| Size::of_output().columns)),
-            scratch: Vec::new(),
-            gaps: 0,
-        }
+        };
+        let partial = if is_live { PartialLines::PassOn } else { PartialLines::Hold };
+        Self { out, err, joiner: LineJoiner::new(partial), gaps: 0 }
     }
 
-    /// How many gaps were printed.
-    pub fn gaps(&self) -> u64 {
+    /// Returns the number of printed gaps.
+    pub(super) fn gaps(&self) -> u64 {
         self.gaps
     }
 
-    /// Ends lines that are not whole, and flushes.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn finish(&mut self) -> io::Result<()> {
-        for id in self.lines.unfinished() {
+    /// Ends unfinished lines and flushes.
+    pub(crate) fn finish(&mut self) -> io::Result<()> {
+        for id in self.joiner.unfinished() {
             self.end_line(&id)?;
         }
-        self.erase()?;
-        self.out.flush()
+        self.out.erase()?;
+        self.out.out.flush()
     }
 
-    /// Writes `text` as it is to the output, behind everything printed so far.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn print(&mut self, text: &str) -> io::Result<()> {
+    /// Writes `text` unchanged to the output, after everything printed so far.
+    pub(crate) fn print(&mut self, text: &str) -> io::Result<()> {
         self.finish()?;
-        self.out.write_all(text.as_bytes())?;
-        self.out.flush()
+        self.out.out.write_all(text.as_bytes())?;
+        self.out.out.flush()
     }
 
-    /// Says something that is not about one replica.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn say(&mut self, text: &str) -> io::Result<()> {
-        // What is to be said may be that this fails.
-        let way = self.make_way();
+    /// Writes a message of the program, which may have several lines, to the error output.
+    pub(crate) fn message(&mut self, text: &str) -> io::Result<()> {
+        // The message may report that this very output fails, so it is written even then.
+        let flushed = self.out.flush_for_stderr();
         write!(self.err, "leasemux: ")?;
         for line in text.lines() {
-            let mut safe = Vec::with_capacity(line.len() + 1);
-            neutralise(line.as_bytes(), &mut safe);
-            safe.push(b'\n');
-            self.err.write_all(&safe)?;
+            writeln!(self.err, "{}", escape_to_line(line))?;
         }
         self.err.flush()?;
-        way
+        flushed
     }
 
-    /// A gateway may name any number of replicas over time; only so many are remembered.
-    fn make_room(&mut self, key: &Key) -> io::Result<()> {
-        if self.replicas.len() < STREAM_REPLICAS_MAX || self.replicas.contains_key(key) {
+    /// Forgets a replica before `key` is added: a gateway may name any number of replicas over time.
+    fn make_room(&mut self, key: &ReplicaKey) -> io::Result<()> {
+        let replicas = &self.out.replicas;
+        if replicas.len() < STREAM_REPLICAS_MAX || replicas.contains_key(key) {
             return Ok(());
         }
-        if let Some(first) = self.replicas.keys().next().cloned() {
+        if let Some(first) = replicas.keys().next().cloned() {
             self.end_lines(&first)?;
-            self.replicas.remove(&first);
+            self.out.replicas.remove(&first);
         }
         Ok(())
     }
 
-    /// Ends the lines of a replica that are not whole.
-    fn end_lines(&mut self, key: &Key) -> io::Result<()> {
-        for id in self.lines.unfinished_of(key) {
+    /// Ends the unfinished lines of a replica.
+    fn end_lines(&mut self, key: &ReplicaKey) -> io::Result<()> {
+        for id in self.joiner.unfinished_of(key) {
             self.end_line(&id)?;
         }
         Ok(())
     }
 
     fn end_line(&mut self, id: &LineId) -> io::Result<()> {
-        self.with_lines(|lines, printer| lines.end(id, |id, piece| printer.piece(id, piece)))
+        self.joiner.end(id, &mut |id, piece| self.out.piece(id, piece))
     }
 
-    fn with_lines(&mut self, act: impl FnOnce(&mut Lines, &mut Self) -> io::Result<()>) -> io::Result<()> {
-        let empty = Lines::new(Unfinished::Held);
-        let mut lines = std::mem::replace(&mut self.lines, empty);
-        let done = act(&mut lines, self);
-        self.lines = lines;
-        done
-    }
-
-    /// Takes away the unfinished line at the end of a terminal.
-    fn erase(&mut self) -> io::Result<()> {
-        match &mut self.live {
-            Some(live) => live.erase(&mut self.out),
-            None => Ok(()),
-        }
-    }
-
-    /// Shows the unfinished line at the end of a terminal.
-    fn draw(&mut self) -> io::Result<()> {
-        let Self { live: Some(live), out, replicas, .. } = self else { return Ok(()) };
-        live.draw(out, |(key, _)| match replicas.get(key) {
-            Some(replica) => replica.prefix(),
-            None => Default::default(),
-        })
-    }
-
-    fn piece(&mut self, id: &LineId, piece: Piece<'_>) -> io::Result<()> {
-        let Some(live) = &mut self.live else {
-            return self.write_piece(id, piece);
-        };
-        let Some(text) = live.push(id, piece) else {
-            return Ok(());
-        };
-        live.erase(&mut self.out)?;
-        self.write_piece(id, Piece { bytes: &text, first: true, last: true })
-    }
-
-    fn write_piece(&mut self, id: &LineId, piece: Piece<'_>) -> io::Result<()> {
-        let (key, _) = id;
-        let Some(replica) = self.replicas.get(key) else {
-            return Ok(());
-        };
-        if self.look.output == Output::Json {
-            let object = Object::line(key, &replica.instance, piece, self.look.timestamps);
-            return write_line(&mut self.out, &object);
-        }
-        if self.open.as_ref() != Some(id) {
-            if self.open.take().is_some() {
-                self.out.write_all(b"\n")?;
-            }
-            self.out.write_all(&replica.prefix().0)?;
-        }
-        if self.look.terminal {
-            self.scratch.clear();
-            neutralise_piece(piece, &mut self.scratch);
-            self.out.write_all(&self.scratch)?;
-        } else {
-            self.out.write_all(piece.bytes)?;
-            if piece.last {
-                self.out.write_all(b"\n")?;
-            }
-        }
-        self.open = (!piece.last).then(|| id.clone());
-        Ok(())
-    }
-
-    fn gap(&mut self, key: &Key, gap: &Gap) -> io::Result<()> {
+    fn gap(&mut self, key: &ReplicaKey, gap: &Gap) -> io::Result<()> {
         self.gaps += 1;
-        if self.look.output == Output::Json {
-            let instance = self.replicas.get(key).map_or("", |replica| replica.instance.as_str());
-            return write_line(&mut self.out, &Object::gap(key, instance, gap));
+        let LineWriter { out, style, replicas, .. } = &mut self.out;
+        if style.output == Output::Json {
+            let instance = replicas.get(key).map_or("", |replica| replica.instance.as_str());
+            return write_line(out, &Object::gap(key, instance, gap));
         }
-        self.note(key, '!', AnsiColor::Red.on_default().bold(), &gap_text(gap))
+        self.notice(key, '!', AnsiColor::Red.on_default().bold(), &gap_text(gap))
     }
 
-    fn event(&mut self, key: &Key, event: &ReplicaEvent) -> io::Result<()> {
-        if self.look.output == Output::Json {
-            return write_line(&mut self.out, &Object::event(key, event));
+    fn event(&mut self, key: &ReplicaKey, event: &ReplicaEvent) -> io::Result<()> {
+        if self.out.style.output == Output::Json {
+            return write_line(&mut self.out.out, &Object::event(key, event));
         }
-        let bad = event.kind() == Kind::Ended && event.exit_code != Some(0);
-        let style = if bad { AnsiColor::Yellow.on_default() } else { Style::new().dimmed() };
-        self.note(key, '*', style, &event_text(event))
+        let is_failure = event.kind() == Kind::Ended && event.exit_code != Some(0);
+        let style = if is_failure { AnsiColor::Yellow.on_default() } else { Style::new().dimmed() };
+        self.notice(key, '*', style, &event_text(event))
     }
 
-    /// A line on the error output.
-    fn note(&mut self, key: &Key, mark: char, style: Style, text: &str) -> io::Result<()> {
-        self.make_way()?;
-        let Some(replica) = self.replicas.get(key) else {
+    /// Writes a line about a replica to the error output.
+    fn notice(&mut self, key: &ReplicaKey, mark: char, style: Style, text: &str) -> io::Result<()> {
+        self.out.flush_for_stderr()?;
+        let Some(replica) = self.out.replicas.get(key) else {
             return Ok(());
         };
-        let style = if self.look.colour_errors { style } else { Style::new() };
-        let mut safe = Vec::with_capacity(text.len());
-        neutralise(text.as_bytes(), &mut safe);
-        writeln!(self.err, "{style}{} {mark} {}{style:#}", replica.name, String::from_utf8_lossy(&safe))
-    }
-
-    /// Makes what was printed visible before the error output is written to, which may be the same terminal.
-    fn make_way(&mut self) -> io::Result<()> {
-        if self.look.terminal && self.open.take().is_some() {
-            self.out.write_all(b"\n")?;
-        }
-        self.erase()?;
-        self.out.flush()
+        let style = if self.out.style.colour_errors { style } else { Style::new() };
+        writeln!(self.err, "{style}{} {mark} {}{style:#}", replica.name, escape_to_line(text))
     }
 }
 
 impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
-        if entry.name.is_empty() && self.look.output == Output::Text {
-            // It is about the lease as a whole.
-            return self.say("nothing is deployed under this lease");
+        if entry.name.is_empty() && self.out.style.output == Output::Text {
+            // An entry without a service concerns the whole lease.
+            return self.message("nothing is deployed under this lease");
         }
         let key = (entry.name.clone(), entry.replica);
         let instance = entry.cursor.as_ref().map(|cursor| cursor.instance.as_str());
         self.make_room(&key)?;
-        let colour = self.look.colour;
-        let replica = self.replicas.entry(key.clone()).or_insert_with(|| Replica::new(&key, colour));
-        let other_run = instance.is_some_and(|instance| instance != replica.instance);
-        // What comes now does not go on with the line before: a last line without newline gets one here.
-        if other_run || entry.gap.is_some() || entry.event.is_some() {
+        let colour = self.out.style.colour;
+        let replica = self.out.replicas.entry(key.clone()).or_insert_with(|| Replica::new(&key, colour));
+        let is_other_run = instance.is_some_and(|instance| instance != replica.instance);
+        // The entry does not continue the unfinished line, which lacks its newline.
+        if is_other_run || entry.gap.is_some() || entry.event.is_some() {
             self.end_lines(&key)?;
         }
-        if let (Some(instance), Some(replica)) = (instance, self.replicas.get_mut(&key)) {
+        if let (Some(instance), Some(replica)) = (instance, self.out.replicas.get_mut(&key)) {
             instance.clone_into(&mut replica.instance);
         }
         if let Some(gap) = &entry.gap {
-            // The notice in `logs` is for clients that know no gaps.
+            // The notice in `logs` is for clients that do not know gap entries.
             return self.gap(&key, gap);
         }
         if let Some(event) = &entry.event {
@@ -329,78 +243,118 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
         if entry.logs.is_empty() && entry.part.is_none() {
             return Ok(());
         }
-        let part = entry.part.as_ref();
-        self.with_lines(|lines, printer| {
-            lines.push(&key, part, &entry.logs, |id, piece| printer.piece(id, piece))
-        })
+        let out = &mut self.out;
+        self.joiner.push(&key, entry.part.as_ref(), &entry.logs, &mut |id, piece| out.piece(id, piece))
     }
 
     fn pause(&mut self) -> io::Result<()> {
-        self.draw()?;
-        self.out.flush()
+        self.out.draw()?;
+        self.out.out.flush()
     }
 
     fn due(&self) -> Option<Instant> {
-        self.lines.due()
+        self.joiner.due()
     }
 
     fn on_due(&mut self) -> io::Result<()> {
-        self.with_lines(|lines, printer| {
-            lines.pass_on(Instant::now(), |id, piece| printer.piece(id, piece))
-        })?;
-        self.out.flush()
+        self.joiner.emit_overdue(Instant::now(), &mut |id, piece| self.out.piece(id, piece))?;
+        self.out.out.flush()
     }
 
-    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
-        match turn {
-            ConnectionChange::Cut { reason, retry_in } => {
-                self.say(&format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
+    fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
+        match change {
+            ConnectionChange::Lost { reason, retry_in } => {
+                self.message(&format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))
             }
-            ConnectionChange::Resumed => self.say("connected again, going on where it was cut"),
+            ConnectionChange::Resumed => self.message("reconnected, resuming where the stream ended"),
         }
     }
 }
 
 impl<O: Write, E> std::fmt::Debug for Printer<O, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Printer").field("look", &self.look).finish_non_exhaustive()
+        f.debug_struct("Printer").field("style", &self.out.style).finish_non_exhaustive()
+    }
+}
+
+// === impl LineWriter ===
+
+impl<O: Write> LineWriter<O> {
+    /// Removes the drawn unfinished line from a terminal.
+    fn erase(&mut self) -> io::Result<()> {
+        match &mut self.live {
+            Some(live) => live.erase(&mut self.out),
+            None => Ok(()),
+        }
+    }
+
+    /// Draws the unfinished line on a terminal.
+    fn draw(&mut self) -> io::Result<()> {
+        let Self { live: Some(live), out, replicas, .. } = self else { return Ok(()) };
+        live.draw(out, |(key, _)| replicas.get(key).map(Replica::prefix).unwrap_or_default())
+    }
+
+    fn piece(&mut self, id: &LineId, piece: Piece<'_>) -> io::Result<()> {
+        let Self { out, style, replicas, open, live } = self;
+        let Some(replica) = replicas.get(&id.0) else {
+            return Ok(());
+        };
+        if let Some(live) = live {
+            let Some(mut line) = live.push(id, piece) else {
+                return Ok(());
+            };
+            live.erase(out)?;
+            // With the newline, so that a preceding carriage return counts as part of the line's end.
+            line.push(b'\n');
+            let mut row = replica.prefix().0;
+            escape_line(&line, &mut row);
+            return out.write_all(&row);
+        }
+        if style.output == Output::Json {
+            return write_line(out, &Object::line(&id.0, &replica.instance, piece, style.timestamps));
+        }
+        if open.as_ref() != Some(id) {
+            if open.take().is_some() {
+                out.write_all(b"\n")?;
+            }
+            out.write_all(&replica.prefix().0)?;
+        }
+        out.write_all(piece.bytes)?;
+        if piece.last {
+            out.write_all(b"\n")?;
+        }
+        *open = (!piece.last).then(|| id.clone());
+        Ok(())
+    }
+
+    /// Makes the output visible before something is written to the error output, which may be the same terminal.
+    fn flush_for_stderr(&mut self) -> io::Result<()> {
+        self.erase()?;
+        self.out.flush()
     }
 }
 
 // === impl Replica ===
 
 impl Replica {
-    fn new(key: &Key, colour: bool) -> Self {
+    fn new(key: &ReplicaKey, colour: bool) -> Self {
         let (service, index) = key;
-        let mut name = Vec::new();
-        neutralise(format!("{service}/{index}").as_bytes(), &mut name);
-        // The same replica has the same colour in every run, and neighbours have different ones.
+        // Depends on the name alone: a replica keeps its colour in every run, and neighbours differ.
         let hash =
             service.bytes().fold(0_usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         let at = hash.wrapping_add(*index as usize) % PALETTE.len();
         let style = PALETTE.get(at).filter(|_| colour).map(|colour| colour.on_default());
         Self {
             instance: String::new(),
-            name: String::from_utf8_lossy(&name).into_owned(),
+            name: escape_to_line(&format!("{service}/{index}")),
             style: style.unwrap_or_default(),
         }
     }
-}
 
-impl Replica {
-    /// The text before each of its lines, and how many columns it takes at most.
+    /// Returns the text before each of its lines, and an upper bound of its width in columns.
     fn prefix(&self) -> (Vec<u8>, usize) {
         let Self { style, name, .. } = self;
         (format!("{style}{name} |{style:#} ").into_bytes(), name.len() + 3)
-    }
-}
-
-fn neutralise_piece(piece: Piece<'_>, out: &mut Vec<u8>) {
-    if piece.last {
-        // With the newline, so that a carriage return before it is known as part of the line's end.
-        neutralise(&[piece.bytes, b"\n"].concat(), out);
-    } else {
-        neutralise(piece.bytes, out);
     }
 }
 
@@ -440,13 +394,7 @@ mod tests {
     use super::*;
     use crate::model::proto::lease::{Cursor, LinePart, line_part};
 
-    const PLAIN: OutputStyle = OutputStyle {
-        output: Output::Text,
-        colour: false,
-        colour_errors: false,
-        terminal: false,
-        timestamps: false,
-    };
+    const PLAIN: OutputStyle = OutputStyle::PLAIN;
 
     fn entry(service: &str, run: &str, logs: &[u8]) -> ServiceLogs {
         let cursor = Cursor { service: service.into(), instance: run.into(), ..Default::default() };
@@ -464,9 +412,9 @@ mod tests {
         ServiceLogs { gap: Some(gap), logs: b"a notice\n".to_vec().into(), ..entry(service, "1", b"") }
     }
 
-    fn printed(look: OutputStyle, entries: &[ServiceLogs]) -> (String, String) {
+    fn printed(style: OutputStyle, entries: &[ServiceLogs]) -> (String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut printer = Printer::new(&mut out, &mut err, look);
+        let mut printer = Printer::new(&mut out, &mut err, style);
         for entry in entries {
             printer.entry(entry).unwrap();
         }
@@ -476,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_get_one_prefix_and_the_last_line_a_newline() {
+    fn line_in_pieces_gets_one_prefix_and_a_newline() {
         let (out, err) = printed(
             PLAIN,
             &[
@@ -496,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_too_long_to_hold_flows_and_gives_way() {
+    fn overlong_line_is_printed_in_pieces() {
         let long = vec![b'x'; 2 << 20];
         let (out, _) = printed(
             PLAIN,
@@ -512,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_those_of_the_container_unless_a_terminal_reads_them() {
+    fn bytes_are_unchanged_unless_output_is_a_terminal() {
         let lines = [entry("a", "1", b"\x1b[2J\xff\r\n")];
         assert_eq!(printed(PLAIN, &lines).0, "a/0 | \x1b[2J\u{fffd}\r\n");
         let terminal = OutputStyle { terminal: true, ..PLAIN };
@@ -564,7 +512,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn unfinished_line_comes_whole_unless_it_lasts_long() {
+    async fn unfinished_line_is_printed_whole_within_five_seconds() {
         use line_part::Stream::{Stderr, Stdout};
         for output in [Output::Text, Output::Json] {
             let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -573,7 +521,6 @@ mod tests {
             printer.entry(&entry("a", "1", b"app line\n")).unwrap();
             printer.entry(&part("a", Stdout, false, true, b"g")).unwrap();
             tokio::time::advance(std::time::Duration::from_secs(4)).await;
-            // This one is joined.
             printer.entry(&part("a", Stdout, true, true, b"i")).unwrap();
             assert_eq!(printer.due().unwrap() - Instant::now(), std::time::Duration::from_secs(1));
             tokio::time::advance(std::time::Duration::from_millis(999)).await;
@@ -600,19 +547,19 @@ mod tests {
     }
 
     #[test]
-    fn replicas_differ_in_colour_and_keep_theirs() {
-        let look = OutputStyle { colour: true, ..PLAIN };
+    fn replicas_have_distinct_stable_colours() {
+        let style = OutputStyle { colour: true, ..PLAIN };
         let other = ServiceLogs { replica: 1, ..entry("a", "1", b"x\n") };
-        let (out, _) = printed(look, &[entry("a", "1", b"x\n"), other.clone()]);
+        let (out, _) = printed(style, &[entry("a", "1", b"x\n"), other.clone()]);
         let lines: Vec<&str> = out.lines().collect();
         let colour = |line: &str| line.split('a').next().unwrap().to_owned();
         assert!(lines[0].starts_with("\x1b[") && lines[0].ends_with("a/0 |\x1b[0m x"), "{out:?}");
         assert_ne!(colour(lines[0]), colour(lines[1]));
-        assert!(printed(look, &[other]).0.starts_with(&colour(lines[1])));
+        assert!(printed(style, &[other]).0.starts_with(&colour(lines[1])));
     }
 
     #[test]
-    fn news_stands_out() {
+    fn gaps_and_events_are_printed_as_notices() {
         let lag = Gap { lines: 1, bytes: 9, exact: true, cause: Cause::Lag.into(), ..Default::default() };
         let rotated =
             Gap { lines: 3, bytes: 30, exact: false, cause: Cause::Rotated.into(), ..Default::default() };
@@ -642,11 +589,11 @@ mod tests {
     }
 
     #[test]
-    fn json_is_one_object_a_line_and_loses_nothing() {
-        let look = OutputStyle { output: Output::Json, timestamps: true, ..PLAIN };
+    fn json_has_one_object_per_entry() {
+        let style = OutputStyle { output: Output::Json, timestamps: true, ..PLAIN };
         let lag = Gap { lines: 1, bytes: 9, exact: true, cause: Cause::Lag.into(), ..Default::default() };
         let (out, err) = printed(
-            look,
+            style,
             &[
                 event("a", Kind::Ended, Some(1), "Error"),
                 entry("a", "u/a/1", b"2026-01-31T12:00:00.000000001Z a \"b\" c\nno time\n"),
@@ -666,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_gets_out_though_the_output_fails() {
+    fn message_is_written_although_output_fails() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -678,18 +625,18 @@ mod tests {
         }
         let mut err = Vec::new();
         let mut printer = Printer::new(Full, &mut err, PLAIN);
-        assert_eq!(printer.say("cannot write").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(printer.message("cannot write").unwrap_err().kind(), io::ErrorKind::StorageFull);
         drop(printer);
         assert_eq!(err, b"leasemux: cannot write\n");
     }
 
     #[test]
-    fn replicas_without_number_are_not_all_remembered() {
+    fn remembered_replicas_are_bounded() {
         let mut printer = Printer::new(Vec::new(), Vec::new(), PLAIN);
         for n in 0..2 * STREAM_REPLICAS_MAX {
             printer.entry(&entry(&format!("s{n}"), "1", b"half")).unwrap();
         }
-        assert_eq!(printer.replicas.len(), STREAM_REPLICAS_MAX);
-        assert_eq!(printer.lines.unfinished().len(), STREAM_REPLICAS_MAX);
+        assert_eq!(printer.out.replicas.len(), STREAM_REPLICAS_MAX);
+        assert_eq!(printer.joiner.unfinished().len(), STREAM_REPLICAS_MAX);
     }
 }

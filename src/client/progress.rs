@@ -1,33 +1,30 @@
-//! How far a follower has come: one cursor per replica, and the events it has already told.
+//! Progress of a follower: one cursor per replica, and the events it has delivered.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::ReplicaKey;
 use crate::model::limits::CURSORS_MAX;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{Cursor, ReplicaEvent, ServiceFilter, ServiceLogs, ServiceLogsRequest};
 
-/// Events of one replica that are remembered: more runs than end between a cut and its reconnect. Beyond them an event may
-/// be told twice, a line never.
+/// Delivered events that are remembered per replica. A reconnect rarely takes as long as this many runs do;
+/// if it does, an event may be delivered twice.
 const EVENTS_REMEMBERED: usize = 16;
 
-/// A service and a replica of it.
-pub(super) type Key = (String, u32);
-
-/// One of the calls that together go on where a stream was cut.
+/// One of the calls that together resume a stream.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Call {
-    /// What is asked for.
     pub(super) request: ServiceLogsRequest,
-    /// Replicas whose entries are left out: another call asks for them.
-    pub(super) without: BTreeSet<Key>,
+    /// Replicas whose entries are dropped, because another call requests them.
+    pub(super) without: BTreeSet<ReplicaKey>,
 }
 
-/// What a follower needs to go on exactly where it was.
+/// State from which a follower resumes.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    replicas: BTreeMap<Key, Replica>,
-    /// A replica came when as many as a request may name were known, so where it stands is not known.
+    replicas: BTreeMap<ReplicaKey, Replica>,
+    /// Whether more replicas sent entries than a request can name, so that some positions are unknown.
     overflow: bool,
 }
 
@@ -40,42 +37,44 @@ struct Replica {
 // === impl Progress ===
 
 impl Progress {
-    /// Whether `entry` is anything but an event that was told already (gateways repeat them on a new stream).
-    pub(super) fn is_news(&self, entry: &ServiceLogs) -> bool {
+    /// Returns whether `entry` is anything but a repeated event. Gateways repeat events on a new stream.
+    pub(super) fn is_new(&self, entry: &ServiceLogs) -> bool {
         let Some(event) = &entry.event else {
             return true;
         };
         let replica = self.replicas.get(&(entry.name.clone(), entry.replica));
-        replica.is_none_or(|replica| replica.is_news(event))
+        replica.is_none_or(|replica| replica.is_new(event))
     }
 
-    /// Takes note of an entry that was told.
-    pub(super) fn told(&mut self, entry: ServiceLogs) {
+    /// Records a delivered entry.
+    pub(super) fn record(&mut self, entry: ServiceLogs) {
         let ServiceLogs { name, replica, cursor, event, .. } = entry;
         let full = self.replicas.len() >= CURSORS_MAX;
         match self.replicas.entry((name, replica)) {
             Entry::Vacant(_) if full => self.overflow = true,
-            slot => slot.or_default().told(cursor, event),
+            slot => slot.or_default().record(cursor, event),
         }
     }
 
-    /// Whether lines, or a gap, were taken.
-    pub(super) fn has_begun(&self) -> bool {
+    /// Returns whether lines or a gap were delivered.
+    pub(super) fn has_position(&self) -> bool {
         self.overflow || self.replicas.values().any(|replica| replica.cursor.is_some())
     }
 
-    /// The calls that go on after everything taken; `None` if there are none. Before the first cursor that is `first` itself.
+    /// Returns the calls that continue after the delivered entries: `first` itself if there is no cursor,
+    /// `None` if no call can continue.
     pub(super) fn resume(&self, first: &ServiceLogsRequest) -> Option<Vec<Call>> {
-        let again = || Call { request: first.clone(), without: BTreeSet::new() };
-        if !self.has_begun() {
-            return Some(vec![again()]);
+        let retry = || Call { request: first.clone(), without: BTreeSet::new() };
+        if !self.has_position() {
+            return Some(vec![retry()]);
         }
-        // An earlier run is no place to go on from: who reads on there comes to the present one.
+        // A read of the previous run cannot be resumed: resuming from its cursor continues into the current
+        // run.
         if self.overflow || first.previous {
             return None;
         }
         let cursors = || self.replicas.values().filter_map(|replica| replica.cursor.clone());
-        // History was limited for the first stream only, and goes with no cursor.
+        // The backfill limits apply to the first stream only, and cannot be combined with cursors.
         let mut request = ServiceLogsRequest {
             resume: cursors().collect(),
             tail_lines: None,
@@ -86,15 +85,15 @@ impl Progress {
         if first.follow || !is_limited {
             return Some(vec![Call { request, without: BTreeSet::new() }]);
         }
-        // The limit still holds for replicas that have no cursor yet, and no request can have both.
+        // Replicas without a cursor still need the limits, and one request cannot have both.
         (request.filter, request.filters) = (None, filters_of(cursors()));
         let known = self.replicas.iter().filter(|(_, replica)| replica.cursor.is_some());
-        let others = Call { without: known.map(|(key, _)| key.clone()).collect(), ..again() };
+        let others = Call { without: known.map(|(key, _)| key.clone()).collect(), ..retry() };
         Some(vec![Call { request, without: BTreeSet::new() }, others])
     }
 }
 
-/// Filters for exactly the replicas of these cursors, which are in the order of services.
+/// Returns filters for exactly the replicas of `cursors`, which are sorted by service.
 fn filters_of(cursors: impl Iterator<Item = Cursor>) -> Vec<ServiceFilter> {
     let mut filters: Vec<ServiceFilter> = Vec::new();
     for cursor in cursors {
@@ -109,21 +108,21 @@ fn filters_of(cursors: impl Iterator<Item = Cursor>) -> Vec<ServiceFilter> {
 // === impl Replica ===
 
 impl Replica {
-    fn is_news(&self, event: &ReplicaEvent) -> bool {
-        let same = |told: &ReplicaEvent| told.kind == event.kind && told.instance == event.instance;
+    fn is_new(&self, event: &ReplicaEvent) -> bool {
+        let same = |known: &ReplicaEvent| known.kind == event.kind && known.instance == event.instance;
         match event.kind() {
             // A run starts and ends once.
             Kind::Started | Kind::Ended => !self.events.iter().any(same),
-            // These come again and again; told again only if something else happened in between.
-            _ => !self.events.back().is_some_and(|told| same(told) && told.reason == event.reason),
+            // These recur. Delivered again only if another event came between.
+            _ => !self.events.back().is_some_and(|known| same(known) && known.reason == event.reason),
         }
     }
 
-    fn told(&mut self, cursor: Option<Cursor>, event: Option<ReplicaEvent>) {
+    fn record(&mut self, cursor: Option<Cursor>, event: Option<ReplicaEvent>) {
         if cursor.is_some() {
             self.cursor = cursor;
         }
-        if let Some(event) = event.filter(|event| self.is_news(event)) {
+        if let Some(event) = event.filter(|event| self.is_new(event)) {
             if self.events.len() == EVENTS_REMEMBERED {
                 self.events.pop_front();
             }
@@ -152,13 +151,13 @@ mod tests {
     }
 
     fn take(progress: &mut Progress, entry: ServiceLogs) -> bool {
-        let news = progress.is_news(&entry);
-        progress.told(entry);
-        news
+        let is_new = progress.is_new(&entry);
+        progress.record(entry);
+        is_new
     }
 
     #[test]
-    fn the_newest_cursor_of_each_replica_is_kept() {
+    fn newest_cursor_of_each_replica_is_kept() {
         let first = ServiceLogsRequest {
             tail_lines: Some(5),
             since: Some(prost_types::Timestamp::default()),
@@ -187,7 +186,7 @@ mod tests {
         let first = ServiceLogsRequest { tail_lines: Some(5), ..Default::default() };
         let mut progress = Progress::default();
         take(&mut progress, event(Kind::Waiting, "", "ImagePullBackOff"));
-        assert_eq!(progress.resume(&first).unwrap().len(), 1, "an event is no place to go on from");
+        assert_eq!(progress.resume(&first).unwrap().len(), 1, "an event has no cursor");
         for entry in [lines("api", 4, 1), lines("web", 1, 1), lines("web", 3, 1)] {
             take(&mut progress, entry);
         }
@@ -199,7 +198,7 @@ mod tests {
         assert_eq!(others.request, first);
         let without: Vec<_> = others.without.iter().map(|(name, replica)| (&**name, *replica)).collect();
         assert_eq!(without, [("api", 4), ("web", 1), ("web", 3)]);
-        // Without a limit, and where the follow goes on, one call does.
+        // Without a limit, or with follow, one call is enough.
         for first in [ServiceLogsRequest::default(), ServiceLogsRequest { follow: true, ..first }] {
             assert_eq!(progress.resume(&first).unwrap().len(), 1);
         }
@@ -209,31 +208,31 @@ mod tests {
     }
 
     #[test]
-    fn events_are_told_once() {
+    fn repeated_event_is_not_new() {
         let mut progress = Progress::default();
-        let mut told = |kind, instance, reason| take(&mut progress, event(kind, instance, reason));
-        assert!(told(Kind::Started, "a", ""));
-        assert!(!told(Kind::Started, "a", ""));
-        assert!(told(Kind::Ended, "a", "Error"));
-        assert!(told(Kind::Waiting, "", "CrashLoopBackOff"));
-        assert!(!told(Kind::Waiting, "", "CrashLoopBackOff"));
-        assert!(told(Kind::Started, "b", ""));
-        // A stream that goes on in the run before tells all of it again.
-        assert!(!told(Kind::Ended, "a", "Error"));
-        assert!(!told(Kind::Started, "b", ""));
-        assert!(told(Kind::Ended, "b", "Error"));
-        assert!(told(Kind::Waiting, "", "CrashLoopBackOff"));
+        let mut is_new = |kind, instance, reason| take(&mut progress, event(kind, instance, reason));
+        assert!(is_new(Kind::Started, "a", ""));
+        assert!(!is_new(Kind::Started, "a", ""));
+        assert!(is_new(Kind::Ended, "a", "Error"));
+        assert!(is_new(Kind::Waiting, "", "CrashLoopBackOff"));
+        assert!(!is_new(Kind::Waiting, "", "CrashLoopBackOff"));
+        assert!(is_new(Kind::Started, "b", ""));
+        // A stream that resumes in the previous run repeats all of it.
+        assert!(!is_new(Kind::Ended, "a", "Error"));
+        assert!(!is_new(Kind::Started, "b", ""));
+        assert!(is_new(Kind::Ended, "b", "Error"));
+        assert!(is_new(Kind::Waiting, "", "CrashLoopBackOff"));
     }
 
     #[test]
-    fn more_replicas_than_a_request_may_name_cannot_be_resumed() {
+    fn too_many_replicas_cannot_be_resumed() {
         let mut progress = Progress::default();
         for replica in 0..u32::try_from(CURSORS_MAX).unwrap() {
-            progress.told(lines("web", replica, 1));
+            progress.record(lines("web", replica, 1));
         }
         let first = ServiceLogsRequest::default();
         assert_eq!(progress.resume(&first).unwrap()[0].request.resume.len(), CURSORS_MAX);
-        progress.told(lines("web", u32::MAX, 1));
+        progress.record(lines("web", u32::MAX, 1));
         assert_eq!(progress.resume(&first), None);
     }
 }

@@ -1,7 +1,7 @@
-//! `leasemux restart`: asks for a restart, waits for what comes of it, and shows meanwhile how it goes.
+//! `leasemux restart`: requests a restart, shows its progress and reports its outcome.
 //!
-//! A call that is cut is made again under the same request id, so that the gateway knows it for the same one. Ctrl-C ends the
-//! waiting and not the restart. That the reader of the output goes ends neither: the exit code is the outcome.
+//! A call that is lost is made again under the same request id, which identifies it to the gateway. Ctrl-C ends the wait and not the
+//! restart. A closed output ends neither: the exit code still reports the outcome.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,21 +11,22 @@ use tonic::{Request, Status};
 
 use super::clock::ClockOffset;
 use super::connect::{Client, Connector};
+use super::error::CallError;
 use super::exit::Exit;
-use super::follow::{ANSWER_TIMEOUT, FollowError, Next, ReconnectState};
 use super::json::{RestartObject, write_line};
 use super::live_region::{LiveRegion, Size};
-use super::logs::filters;
-use super::status::say;
+use super::reconnect::{NextStep, ReconnectState, Retries};
+use super::request::{ANSWER_TIMEOUT, filters, response, status_request};
 use super::table::Table;
+use super::terminal::write_message;
 use crate::config::{Form, RestartConfig};
 use crate::model::proto::lease::service_restart_status::State;
-use crate::model::proto::lease::{ServiceRestartRequest, ServiceRestartResponse, ServiceStatusRequest};
+use crate::model::proto::lease::{ServiceRestartRequest, ServiceRestartResponse};
 use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
 
-/// Asks for what `config` describes. What came of it goes to `out`, what is said about it to `err`, and how it goes too, if that
-/// is a `terminal`.
+/// Requests the restart that `config` describes. Prints the outcome to `out` and messages to `err`, as well as the progress if that is
+/// a `terminal`.
 pub async fn run<O, E>(config: &RestartConfig, mut out: O, mut err: E, terminal: bool) -> Exit
 where
     O: Write + Send,
@@ -33,45 +34,45 @@ where
 {
     let id = config.request_id.clone().unwrap_or_else(RequestId::unique);
     let done = match call(config, &id, &mut err, terminal).await {
-        Ok(answer) => conclude(config, &id, &answer, &mut out, &mut err).map_err(FollowError::Sink),
+        Ok(response) => conclude(config, &id, &response, &mut out, &mut err).map_err(CallError::Sink),
         Err(error) => Err(error),
     };
-    match done {
-        Ok(exit) => exit,
-        Err(error) => {
-            // If this fails too there is nobody to tell.
-            let _ = say(&mut err, &error.to_string());
-            Exit::from(&error)
-        }
-    }
+    done.unwrap_or_else(|error| {
+        // If the error output fails as well, there is no way to report it.
+        let _ = write_message(&mut err, &error.to_string());
+        Exit::from(&error)
+    })
 }
 
-/// Calls until there is an answer, or until it is of no use any more.
+/// Calls until there is a response or a final error.
 async fn call<E: Write + Send>(
     config: &RestartConfig,
     id: &RequestId,
     err: &mut E,
     terminal: bool,
-) -> Result<ServiceRestartResponse, FollowError> {
+) -> Result<ServiceRestartResponse, CallError> {
     let connector = Connector::new(&config.target)?;
     let deadline = Instant::now() + config.timeout;
-    let mut persistence = ReconnectState::new(true);
+    let mut reconnect = ReconnectState::new(Retries::Unlimited);
     loop {
-        let began = Instant::now();
-        let left = deadline.saturating_duration_since(began);
-        let error = match attempt(config, id, &connector, &mut persistence, left, &mut *err, terminal).await {
-            Ok(answer) => return Ok(answer),
+        let started = Instant::now();
+        let left = deadline.saturating_duration_since(started);
+        let error = match attempt(config, id, &connector, &mut reconnect, left, &mut *err, terminal).await {
+            Ok(response) => return Ok(response),
             Err(error) => error,
         };
-        if began >= deadline + ANSWER_TIMEOUT || error.is_lease_gone() {
+        if started >= deadline + ANSWER_TIMEOUT || error.is_lease_gone() {
             return Err(error);
         }
-        match persistence.after(error, began)? {
-            Next::LeaseEnded => {}
-            Next::Again { reason, retry_in } => {
-                let again = retry_in.as_secs_f64();
-                say(err, &format!("{reason}; asking again in {again:.1} s, as the same request ({id})"))?;
-                tokio::time::sleep(retry_in).await;
+        match reconnect.after(error, started)? {
+            NextStep::LeaseEnded => {}
+            NextStep::Retry { reason, delay } => {
+                let seconds = delay.as_secs_f64();
+                write_message(
+                    err,
+                    &format!("{reason}; retrying in {seconds:.1} s with the same request id ({id})"),
+                )?;
+                tokio::time::sleep(delay).await;
             }
         }
     }
@@ -81,13 +82,13 @@ async fn attempt<E: Write + Send>(
     config: &RestartConfig,
     id: &RequestId,
     connector: &Connector,
-    persistence: &mut ReconnectState,
+    reconnect: &mut ReconnectState,
     left: Duration,
     err: E,
     terminal: bool,
-) -> Result<ServiceRestartResponse, FollowError> {
+) -> Result<ServiceRestartResponse, CallError> {
     let client = Box::pin(connector.connect()).await?;
-    persistence.met = true;
+    reconnect.was_connected = true;
     let (filter, filters) = filters(&config.services, &config.replicas);
     let request = ServiceRestartRequest {
         lease_id: Some((&config.lease).into()),
@@ -96,41 +97,36 @@ async fn attempt<E: Write + Send>(
         request_id: id.to_string(),
         filters,
     };
-    let progress = terminal && config.form == Form::Table && !left.is_zero();
-    let mut screen = LiveRegion::new(err, Size::of_errors);
-    let shown = async {
-        if progress {
-            // Whoever may not see how it goes may still restart.
-            let _ = show(config, client.clone(), &mut screen).await;
+    let mut region = LiveRegion::new(err, Size::of_errors);
+    let show_progress = async {
+        if terminal && config.form == Form::Table && !left.is_zero() {
+            // Progress is optional: a caller without permission for the status may still restart.
+            let _ = show_progress(config, client.clone(), &mut region).await;
         }
         std::future::pending::<()>().await;
     };
     let mut calling = client.clone();
-    let answer = tokio::time::timeout(left + ANSWER_TIMEOUT, calling.service_restart(Request::new(request)));
     let answer = tokio::select! {
-        answer = answer => answer,
-        () = shown => Ok(Err(Status::internal("progress does not end"))),
+        answer = response(left + ANSWER_TIMEOUT, calling.service_restart(Request::new(request))) => answer,
+        () = show_progress => Err(Status::internal("progress does not end").into()),
     };
-    screen.clear()?;
-    let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
+    region.clear()?;
     Ok(answer?.into_inner())
 }
 
-/// Draws how the replicas are doing, each time that something changes.
-async fn show<E: Write>(
+/// Draws the state of the replicas on every change.
+async fn show_progress<E: Write>(
     config: &RestartConfig,
     mut client: Client,
-    screen: &mut LiveRegion<E>,
-) -> Result<(), FollowError> {
-    let (filter, filters) = filters(&config.services, &config.replicas);
-    let lease_id = Some((&config.lease).into());
-    let request = ServiceStatusRequest { lease_id, filter, follow: true, filters };
-    let asked = LogTime::now();
-    let answer = client.service_status(request).await?;
-    let clock = ClockOffset::of(answer.metadata(), asked);
-    let mut answers = answer.into_inner();
-    while let Some(answer) = answers.message().await? {
-        screen.draw(&Table::of_status(&answer, clock.now()).lines())?;
+    region: &mut LiveRegion<E>,
+) -> Result<(), CallError> {
+    let request = status_request(&config.lease, &config.services, &config.replicas, true);
+    let sent = LogTime::now();
+    let response = client.service_status(request).await?;
+    let clock = ClockOffset::from_response(response.metadata(), sent);
+    let mut responses = response.into_inner();
+    while let Some(response) = responses.message().await? {
+        region.draw(&Table::of_status(&response, clock.now()).lines())?;
     }
     Ok(())
 }
@@ -139,26 +135,25 @@ async fn show<E: Write>(
 fn conclude(
     config: &RestartConfig,
     id: &RequestId,
-    answer: &ServiceRestartResponse,
+    response: &ServiceRestartResponse,
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> io::Result<Exit> {
-    match print(config, id, answer, out) {
-        // The reader has what it wanted. The outcome is in the exit code too.
+    match print(config, id, response, out) {
+        // The exit code still reports the outcome.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         printed => printed?,
     }
-    let is = |state: State| answer.status.iter().any(|one| one.state() == state);
-    if is(State::Failure) {
+    let any = |state: State| response.status.iter().any(|one| one.state() == state);
+    if any(State::Failure) {
         return Ok(Exit::NotRestarted);
     }
-    if is(State::Pending) {
-        say(
-            err,
-            &format!(
-                "not over yet, and goes on by itself; to ask again: the same command with --request-id {id}"
-            ),
-        )?;
+    if any(State::Pending) {
+        let text = format!(
+            "the restart is still in progress and continues; to get its outcome, \
+             repeat the command with --request-id {id}"
+        );
+        write_message(err, &text)?;
         return Ok(Exit::Pending);
     }
     Ok(Exit::Done)
@@ -167,13 +162,13 @@ fn conclude(
 fn print(
     config: &RestartConfig,
     id: &RequestId,
-    answer: &ServiceRestartResponse,
+    response: &ServiceRestartResponse,
     out: &mut impl Write,
 ) -> io::Result<()> {
     match config.form {
-        Form::Json => write_line(out, &RestartObject::new(id, answer))?,
+        Form::Json => write_line(out, &RestartObject::new(id, response))?,
         Form::Table => {
-            for line in Table::of_restart(&answer.status).lines() {
+            for line in Table::of_restart(&response.status).lines() {
                 writeln!(out, "{line}")?;
             }
         }
@@ -186,7 +181,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::client::fake::{FakeGateway, RestartStep};
+    use crate::client::testing::{FakeGateway, RestartStep};
     use crate::model::proto::lease::ServiceRestartStatus;
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
@@ -220,10 +215,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_came_of_it_is_printed_and_is_the_exit_code() {
+    async fn outcome_is_printed_and_sets_the_exit_code() {
         let active = (State::Active, None);
         let left = (State::Failure, Some("not attempted: why"));
-        let gateway = FakeGateway::restarting(vec![
+        let gateway = FakeGateway::with_restarts(vec![
             answer(&[active, active]),
             answer(&[active, (State::Pending, None)]),
             answer(&[(State::Failure, Some("crashed")), left]),
@@ -251,23 +246,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_is_cut_is_made_again_as_the_same_one() {
+    async fn lost_call_is_repeated_with_the_same_request_id() {
         let away = RestartStep::End(Status::unavailable("going away"));
         let gateway =
-            FakeGateway::restarting(vec![RestartStep::Cut, away, answer(&[(State::Active, None)])]).await;
+            FakeGateway::with_restarts(vec![RestartStep::Disconnect, away, answer(&[(State::Active, None)])])
+                .await;
         let (exit, _, err) = restart(&gateway, Form::Table, None).await;
         assert_eq!(exit, Exit::Done, "{err}");
-        assert_eq!(err.matches("; asking again in ").count(), 2, "{err}");
+        assert_eq!(err.matches("; retrying in ").count(), 2, "{err}");
         let ids: Vec<String> = gateway.restarts().into_iter().map(|request| request.request_id).collect();
         assert_eq!(ids.len(), 3);
         assert!(ids[0].len() > 30 && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-        let other = FakeGateway::restarting(vec![answer(&[])]).await;
+        let other = FakeGateway::with_restarts(vec![answer(&[])]).await;
         restart(&other, Form::Table, None).await;
-        assert_ne!(other.restarts()[0].request_id, ids[0], "another call is another one");
+        assert_ne!(other.restarts()[0].request_id, ids[0], "another call has another id");
     }
 
     #[tokio::test]
-    async fn closed_output_leaves_the_outcome_as_exit_code() {
+    async fn exit_code_reports_outcome_although_output_is_closed() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -277,7 +273,7 @@ mod tests {
                 Ok(())
             }
         }
-        let gateway = FakeGateway::restarting(vec![
+        let gateway = FakeGateway::with_restarts(vec![
             answer(&[(State::Active, None)]),
             answer(&[(State::Failure, Some("crashed"))]),
         ])
@@ -290,18 +286,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refusal_is_final() {
+    async fn rejection_is_final() {
         for (code, exit) in [
             (Code::PermissionDenied, Exit::Refused),
             (Code::NotFound, Exit::NotFound),
             (Code::ResourceExhausted, Exit::Refused),
             (Code::InvalidArgument, Exit::Usage),
         ] {
-            let gateway = FakeGateway::restarting(vec![RestartStep::End(Status::new(code, "because"))]).await;
+            let gateway =
+                FakeGateway::with_restarts(vec![RestartStep::End(Status::new(code, "because"))]).await;
             let (found, out, err) = restart(&gateway, Form::Table, None).await;
             assert_eq!(
                 (found, out.as_str(), err.as_str()),
-                (exit, "", "leasemux: the gateway says: because\n")
+                (exit, "", "leasemux: the gateway answered: because\n")
             );
         }
     }

@@ -1,97 +1,86 @@
-//! `leasemux status`: what runs, once or as it changes.
+//! `leasemux status`: prints replica states, once or on every change.
 //!
-//! A follow that is cut reconnects by itself: the first answer of the new stream is the present state, so nothing is missed that
-//! still matters. On a terminal the table is redrawn in place; otherwise the lines that changed follow one another, as those of
-//! `kubectl get --watch` do.
+//! A follow reconnects by itself: the first response of the new stream is the current state. On a terminal the table is redrawn in
+//! place; otherwise changed lines are printed one after another, as by `kubectl get --watch`.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior};
-use tonic::Status;
 
 use super::clock::ClockOffset;
 use super::connect::Connector;
+use super::error::CallError;
 use super::exit::Exit;
-use super::follow::{ANSWER_TIMEOUT, FollowError, Next, ReconnectState};
 use super::json::StatusObject;
 use super::live_region::{LiveRegion, Size};
-use super::logs::filters;
+use super::reconnect::{NextStep, ReconnectState, Retries};
+use super::request::{ANSWER_TIMEOUT, response, status_request};
 use super::table::{Table, stale_line, summaries};
+use super::terminal::write_message;
 use crate::config::{Form, StatusConfig};
 use crate::model::proto::lease::{ServiceStatusRequest, ServiceStatusResponse};
 use crate::model::time::LogTime;
 
-/// How often ages on a terminal move on.
+/// Interval of redrawing ages on a terminal.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Where answers go.
-struct Shown<O> {
-    screen: LiveRegion<O>,
+/// Prints status responses.
+struct StatusPrinter<O> {
+    region: LiveRegion<O>,
     form: Form,
     follow: bool,
-    /// Whether the table is redrawn in place.
+    /// Whether the output is a terminal. Together with `follow`, the table is redrawn in place.
     terminal: bool,
     newest: Option<ServiceStatusResponse>,
-    /// What the lines printed so far say.
+    /// State of the lines printed so far.
     printed: Option<Table>,
-    /// Ages are by the gateway's clock.
+    /// For ages, which are by the gateway's clock.
     clock: ClockOffset,
-    /// The last line of it that says that it may be out of date.
+    /// Last printed line about a stale response.
     stale: Option<String>,
 }
 
-/// Prints what `config` asks for to `out`, and what is said about it to `err`. `terminal` is set if `out` is one.
+/// Prints the status that `config` requests to `out`, and messages to `err`. `terminal` is set if `out` is one.
 pub async fn run<O, E>(config: &StatusConfig, out: O, mut err: E, terminal: bool) -> Exit
 where
     O: Write + Send,
     E: Write + Send,
 {
-    let mut shown = Shown {
-        screen: LiveRegion::new(out, Size::of_output),
-        form: config.form,
-        follow: config.follow,
-        terminal,
-        newest: None,
-        printed: None,
-        clock: ClockOffset::default(),
-        stale: None,
-    };
-    let error = match watch(config, &mut shown, &mut err).await {
+    let mut printer = StatusPrinter::new(config.form, config.follow, out, terminal);
+    let error = match watch(config, &mut printer, &mut err).await {
         Ok(()) => return Exit::Done,
         Err(error) => error,
     };
-    // Text that nobody takes any more is nobody's fault.
-    if matches!(&error, FollowError::Sink(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+    // The reader has all it wanted.
+    if matches!(&error, CallError::Sink(error) if error.kind() == io::ErrorKind::BrokenPipe) {
         return Exit::Done;
     }
-    // If this fails too there is nobody to tell.
-    let _ = say(&mut err, &error.to_string());
+    // If the error output fails as well, there is no way to report it.
+    let _ = write_message(&mut err, &error.to_string());
     Exit::from(&error)
 }
 
-/// Stream after stream, as long as it is of use.
 async fn watch<O: Write + Send, E: Write + Send>(
     config: &StatusConfig,
-    shown: &mut Shown<O>,
+    printer: &mut StatusPrinter<O>,
     err: &mut E,
-) -> Result<(), FollowError> {
+) -> Result<(), CallError> {
     let connector = Connector::new(&config.target)?;
-    let (filter, filters) = filters(&config.services, &config.replicas);
-    let lease_id = Some((&config.lease).into());
-    let request = ServiceStatusRequest { lease_id, filter, follow: config.follow, filters };
-    let mut persistence = ReconnectState::new(config.follow);
+    let request = status_request(&config.lease, &config.services, &config.replicas, config.follow);
+    let retries = if config.follow { Retries::Unlimited } else { Retries::Left(0) };
+    let mut reconnect = ReconnectState::new(retries);
     loop {
-        let began = Instant::now();
-        let Err(error) = stream(&connector, request.clone(), &mut persistence, shown, err).await else {
+        let started = Instant::now();
+        let Err(error) = stream(&connector, request.clone(), &mut reconnect, printer, err).await else {
             return Ok(());
         };
-        shown.screen.keep();
-        match persistence.after(error, began)? {
-            Next::LeaseEnded => return Ok(say(err, "the lease has ended")?),
-            Next::Again { reason, retry_in } => {
-                say(err, &format!("{reason}; reconnecting in {:.1} s", retry_in.as_secs_f64()))?;
-                tokio::time::sleep(retry_in).await;
+        printer.region.keep();
+        match reconnect.after(error, started)? {
+            NextStep::LeaseEnded => return Ok(write_message(err, "the lease has ended")?),
+            NextStep::Retry { reason, delay } => {
+                write_message(err, &format!("{reason}; reconnecting in {:.1} s", delay.as_secs_f64()))?;
+                tokio::time::sleep(delay).await;
             }
         }
     }
@@ -100,29 +89,28 @@ async fn watch<O: Write + Send, E: Write + Send>(
 async fn stream<O: Write + Send, E: Write + Send>(
     connector: &Connector,
     request: ServiceStatusRequest,
-    persistence: &mut ReconnectState,
-    shown: &mut Shown<O>,
+    reconnect: &mut ReconnectState,
+    printer: &mut StatusPrinter<O>,
     err: &mut E,
-) -> Result<(), FollowError> {
+) -> Result<(), CallError> {
     let mut client = Box::pin(connector.connect()).await?;
-    let asked = LogTime::now();
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.service_status(request)).await;
-    let answer = answer.map_err(|_| Status::unavailable("the gateway did not answer in time"))??;
-    shown.clock = ClockOffset::of(answer.metadata(), asked);
-    let mut answers = answer.into_inner();
-    if std::mem::replace(&mut persistence.met, true) {
-        say(err, "connected again")?;
+    let sent = LogTime::now();
+    let response = response(ANSWER_TIMEOUT, client.service_status(request)).await?;
+    printer.clock = ClockOffset::from_response(response.metadata(), sent);
+    let mut responses = response.into_inner();
+    if std::mem::replace(&mut reconnect.was_connected, true) {
+        write_message(err, "reconnected")?;
     }
     let mut ticks = ticks();
     loop {
-        // Receiving is cancel safe: an answer that is not there yet is not lost by asking for it again.
+        // `message` is cancel safe.
         tokio::select! {
             biased;
-            answer = answers.message() => match answer? {
-                Some(answer) => shown.answer(answer)?,
+            response = responses.message() => match response? {
+                Some(response) => printer.print(response)?,
                 None => return Ok(()),
             },
-            _ = ticks.tick(), if shown.terminal && shown.follow => shown.redraw()?,
+            _ = ticks.tick(), if printer.terminal && printer.follow => printer.redraw()?,
         }
     }
 }
@@ -133,64 +121,66 @@ fn ticks() -> Interval {
     ticks
 }
 
-/// A line of the program's own.
-pub(super) fn say(err: &mut impl Write, text: &str) -> io::Result<()> {
-    let mut safe = Vec::with_capacity(text.len());
-    super::terminal::neutralise(text.as_bytes(), &mut safe);
-    writeln!(err, "leasemux: {}", String::from_utf8_lossy(&safe))
-}
+// === impl StatusPrinter ===
 
-// === impl Shown ===
+impl<O: Write> StatusPrinter<O> {
+    fn new(form: Form, follow: bool, out: O, terminal: bool) -> Self {
+        let region = LiveRegion::new(out, Size::of_output);
+        let clock = ClockOffset::default();
+        Self { region, form, follow, terminal, newest: None, printed: None, clock, stale: None }
+    }
 
-impl<O: Write> Shown<O> {
-    fn answer(&mut self, answer: ServiceStatusResponse) -> io::Result<()> {
+    fn print(&mut self, response: ServiceStatusResponse) -> io::Result<()> {
         if self.form == Form::Json {
-            return self.screen.print_json(&StatusObject::new(&answer));
+            return self.region.print_json(&StatusObject::new(&response));
         }
-        let table = Table::of_status(&answer, self.clock.now());
+        let table = Table::of_status(&response, self.clock.now());
         if self.terminal && self.follow {
-            self.newest = Some(answer);
+            self.newest = Some(response);
             return self.redraw();
         }
         let mut lines = match &self.printed {
             Some(printed) => table.changed(printed),
             None if self.follow => table.lines(),
-            None => whole(&table, &answer),
+            None => page(&table, &response),
         };
         self.printed = Some(table);
-        let stale = stale_line(&answer);
+        let stale = stale_line(&response);
         if self.follow && stale != self.stale {
             lines.push(stale.clone().unwrap_or_else(|| "current again".to_owned()));
         }
         self.stale = stale;
-        self.screen.print(&lines)
+        self.region.print(&lines)
     }
 
     fn redraw(&mut self) -> io::Result<()> {
         match &self.newest {
-            Some(answer) => self.screen.draw(&whole(&Table::of_status(answer, self.clock.now()), answer)),
+            Some(response) => {
+                self.region.draw(&page(&Table::of_status(response, self.clock.now()), response))
+            }
             None => Ok(()),
         }
     }
 }
 
-fn whole(table: &Table, answer: &ServiceStatusResponse) -> Vec<String> {
+/// Returns the table and the lines below it.
+fn page(table: &Table, response: &ServiceStatusResponse) -> Vec<String> {
     let mut lines = table.lines();
     lines.push(String::new());
-    lines.extend(summaries(answer));
-    lines.extend(stale_line(answer));
+    lines.extend(summaries(response));
+    lines.extend(stale_line(response));
     lines
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::fake::FakeGateway;
+    use crate::client::testing::FakeGateway;
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
     #[tokio::test]
-    async fn ages_follow_the_gateways_clock() {
+    async fn ages_use_the_clock_of_the_gateway() {
         let mut gateway = FakeGateway::start(Vec::new()).await;
         // Half an hour more, so that rounding does not show.
         gateway.set_date(LogTime::from_parts(5 * 1_800, 0).unwrap());
@@ -210,34 +200,23 @@ mod tests {
         assert!(out.contains("web/0    running  no     0         2h   -"), "{out}");
     }
 
-    /// What is printed of these answers.
-    fn printed(form: Form, follow: bool, answers: &[ServiceStatusResponse]) -> String {
+    fn printed(form: Form, follow: bool, responses: &[ServiceStatusResponse]) -> String {
         let mut out = Vec::new();
-        let screen = LiveRegion::new(&mut out, Size::of_output);
-        let mut shown = Shown {
-            screen,
-            form,
-            follow,
-            terminal: false,
-            newest: None,
-            printed: None,
-            clock: ClockOffset::default(),
-            stale: None,
-        };
-        for answer in answers {
-            shown.answer(answer.clone()).unwrap();
+        let mut printer = StatusPrinter::new(form, follow, &mut out, false);
+        for response in responses {
+            printer.print(response.clone()).unwrap();
         }
-        drop(shown);
+        drop(printer);
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn stale_answers_are_told_apart_in_every_form() {
+    fn stale_responses_are_marked_in_every_form() {
         let current = ServiceStatusResponse::default();
         let stale_since = Some(prost_types::Timestamp { seconds: 60, nanos: 0 });
         let stale = ServiceStatusResponse { stale_since, ..current.clone() };
-        let answers = [current.clone(), stale.clone(), stale.clone(), current];
-        let followed = printed(Form::Table, true, &answers);
+        let responses = [current.clone(), stale.clone(), stale.clone(), current];
+        let followed = printed(Form::Table, true, &responses);
         let lines: Vec<&str> = followed.lines().skip(1).collect();
         let [is_stale, is_current] = lines.as_slice() else { panic!("{lines:?}") };
         assert!(is_stale.starts_with("stale: last known at 1970-01-01T00:01:00"), "{is_stale}");

@@ -1,7 +1,7 @@
-//! Status, and what came of a restart, as people read it: one line a replica.
+//! Tables of replica states and restart outcomes, one line per replica.
 
 use super::columns::columns;
-use super::terminal::neutralise;
+use super::terminal::escape_to_line;
 use crate::model::proto::lease::replica_status::State;
 use crate::model::proto::lease::service_restart_status::State as Restarted;
 use crate::model::proto::lease::{
@@ -10,34 +10,32 @@ use crate::model::proto::lease::{
 };
 use crate::model::time::LogTime;
 
-/// Space between columns.
-const GAP: usize = 2;
+const COLUMN_SPACE: usize = 2;
 
-/// Nanoseconds in a second.
-const NANOS: i64 = 1_000_000_000;
+const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
-/// Lines in columns, each with a key that stays the same from one table to the next.
+/// Lines in columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
     head: Vec<&'static str>,
     rows: Vec<Row>,
 }
 
-/// One line of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
     cells: Vec<String>,
-    /// What of it is news when it differs: all but the time that has passed.
-    news: String,
+    /// All cells but the age. The row has changed if this has.
+    lasting: String,
 }
 
 // === impl Table ===
 
 impl Table {
-    /// The replicas of an answer, at `now`. A service of which a gateway tells no replicas has a line of its own.
-    pub(super) fn of_status(answer: &ServiceStatusResponse, now: LogTime) -> Self {
+    /// Lists the replicas of a response, with ages at `now`. A service without known replicas gets a line of
+    /// its own.
+    pub(super) fn of_status(response: &ServiceStatusResponse, now: LogTime) -> Self {
         let mut rows = Vec::new();
-        for service in &answer.services {
+        for service in &response.services {
             rows.extend(service.replica_status.iter().map(|replica| of_replica(&service.name, replica, now)));
             if service.replica_status.is_empty() {
                 rows.push(of_service(service));
@@ -47,7 +45,7 @@ impl Table {
         Self { head, rows }
     }
 
-    /// What came of a restart.
+    /// Lists the outcomes of a restart.
     pub(super) fn of_restart(status: &[ServiceRestartStatus]) -> Self {
         let rows = status.iter().map(|one| {
             let state = restart_state(one.state());
@@ -57,7 +55,7 @@ impl Table {
         Self { head: vec!["REPLICA", "STATE", "MESSAGE"], rows: rows.collect() }
     }
 
-    /// The table, its columns as wide as they must be.
+    /// Formats the table. Columns are as wide as their widest cell.
     pub(super) fn lines(&self) -> Vec<String> {
         let widths = self.widths();
         let head: Vec<String> = self.head.iter().map(|title| (*title).to_owned()).collect();
@@ -67,13 +65,12 @@ impl Table {
             .collect()
     }
 
-    /// The lines that are new or say something new since `before`, and one for each that is gone.
+    /// Formats the rows that are new or changed since `before`, and one line for each removed row.
     pub(super) fn changed(&self, before: &Self) -> Vec<String> {
-        let known = |rows: &[Row], row: &Row| rows.iter().any(|other| other.news == row.news);
-        let named =
-            |rows: &[Row], row: &Row| rows.iter().any(|other| other.cells.first() == row.cells.first());
-        let changed = self.rows.iter().filter(|row| !known(&before.rows, row)).map(|row| row.cells.clone());
-        let gone = before.rows.iter().filter(|row| !named(&self.rows, row));
+        let is_unchanged = |row: &Row| before.rows.iter().any(|other| other.lasting == row.lasting);
+        let is_named = |row: &Row| self.rows.iter().any(|other| other.cells.first() == row.cells.first());
+        let changed = self.rows.iter().filter(|row| !is_unchanged(row)).map(|row| row.cells.clone());
+        let gone = before.rows.iter().filter(|row| !is_named(row));
         let gone = gone.filter_map(|row| Some(vec![row.cells.first()?.clone(), "gone".to_owned()]));
         let widths = self.widths();
         changed.chain(gone).map(|cells| line(&cells, &widths)).collect()
@@ -89,23 +86,22 @@ impl Table {
 }
 
 impl Row {
-    /// `age` says which cell changes though nothing happens.
+    /// `age` is the index of the cell that changes with time alone.
     fn new(cells: Vec<String>, age: Option<usize>) -> Self {
-        let cells: Vec<String> = cells.iter().map(|cell| harmless(cell)).collect();
+        let cells: Vec<String> = cells.iter().map(|cell| escape_cell(cell)).collect();
         let lasting =
             cells.iter().enumerate().filter(|(at, _)| Some(*at) != age).map(|(_, cell)| cell.as_str());
-        Self { news: lasting.collect::<Vec<_>>().join("\n"), cells }
+        Self { lasting: lasting.collect::<Vec<_>>().join("\n"), cells }
     }
 }
 
-/// The last line of an answer that may be out of date. The time is the gateway's: this machine's clock may be another.
-pub(super) fn stale_line(answer: &ServiceStatusResponse) -> Option<String> {
-    let since = answer.stale_since.as_ref()?;
+/// Returns a line about a response that may be out of date. Its time is by the gateway's clock.
+pub(super) fn stale_line(response: &ServiceStatusResponse) -> Option<String> {
+    let since = response.stale_since.as_ref()?;
     let since = LogTime::from_parts(since.seconds, since.nanos)?;
     Some(format!("stale: last known at {since}; the gateway has lost its view of the cluster"))
 }
 
-/// One word for what a replica does.
 pub(super) fn replica_state(state: State) -> &'static str {
     match state {
         State::Unspecified | State::Unknown => "unknown",
@@ -115,7 +111,6 @@ pub(super) fn replica_state(state: State) -> &'static str {
     }
 }
 
-/// One word for what came of a restart.
 pub(super) fn restart_state(state: Restarted) -> &'static str {
     match state {
         Restarted::Pending => "pending",
@@ -124,8 +119,8 @@ pub(super) fn restart_state(state: Restarted) -> &'static str {
     }
 }
 
-/// What there is to say of services as a whole: counts, and where they can be reached.
-pub(super) fn summaries(answer: &ServiceStatusResponse) -> Vec<String> {
+/// Returns a line per service: counts and addresses.
+pub(super) fn summaries(response: &ServiceStatusResponse) -> Vec<String> {
     let summary = |service: &ServiceStatus| {
         let counts = service.status.clone().unwrap_or_default();
         let mut parts = vec![format!(
@@ -143,9 +138,9 @@ pub(super) fn summaries(answer: &ServiceStatusResponse) -> Vec<String> {
         parts.extend(service.ips.iter().map(|ip: &LeaseIpStatus| {
             format!("{}:{} -> {}/{}", ip.ip, ip.external_port, ip.port, ip.protocol)
         }));
-        harmless(&format!("{}: {}", service.name, parts.join(", ")))
+        escape_cell(&format!("{}: {}", service.name, parts.join(", ")))
     };
-    answer.services.iter().map(summary).collect()
+    response.services.iter().map(summary).collect()
 }
 
 fn of_replica(service: &str, replica: &ReplicaStatus, now: LogTime) -> Row {
@@ -184,9 +179,9 @@ fn last_end(replica: &ReplicaStatus) -> String {
     }
 }
 
-/// In one unit, as kubectl shows it.
+/// Formats an age in one unit, as kubectl does.
 fn age(started: LogTime, now: LogTime) -> String {
-    let seconds = now.as_nanos().saturating_sub(started.as_nanos()).max(0) / NANOS;
+    let seconds = now.as_nanos().saturating_sub(started.as_nanos()).max(0) / NANOS_PER_SECOND;
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7_200 => format!("{}m", seconds / 60),
@@ -198,7 +193,7 @@ fn age(started: LogTime, now: LogTime) -> String {
 fn line(cells: &[String], widths: &[usize]) -> String {
     let mut line = String::new();
     for (cell, width) in cells.iter().zip(widths) {
-        let padding = width + GAP - columns(cell).min(*width);
+        let padding = width + COLUMN_SPACE - columns(cell).min(*width);
         line.push_str(cell);
         line.extend(std::iter::repeat_n(' ', padding));
     }
@@ -206,12 +201,10 @@ fn line(cells: &[String], widths: &[usize]) -> String {
     line
 }
 
-/// On one line, and fit for a terminal.
-fn harmless(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    // Colours too are shown: they would be no part of a column's width. A tab has no width of its own.
-    neutralise(text.replace(['\n', '\t'], " ").replace('\x1b', "^[").as_bytes(), &mut out);
-    String::from_utf8_lossy(&out).into_owned()
+/// Escapes a cell. Its newlines and tabs become spaces, as neither has a fixed width. Colours are escaped
+/// too: their bytes would count as width.
+fn escape_cell(text: &str) -> String {
+    escape_to_line(&text.replace(['\n', '\t'], " ").replace('\x1b', "^["))
 }
 
 #[cfg(test)]
@@ -223,7 +216,7 @@ mod tests {
         ReplicaStatus { replica: index, state: state.into(), ..ReplicaStatus::default() }
     }
 
-    fn answer(replica_status: Vec<ReplicaStatus>) -> ServiceStatusResponse {
+    fn response(replica_status: Vec<ReplicaStatus>) -> ServiceStatusResponse {
         let status = LeaseServiceStatus {
             total: 2,
             available: 1,
@@ -241,7 +234,7 @@ mod tests {
     }
 
     fn table(replicas: Vec<ReplicaStatus>, seconds: i64) -> Table {
-        Table::of_status(&answer(replicas), LogTime::from_nanos(seconds * NANOS))
+        Table::of_status(&response(replicas), LogTime::from_nanos(seconds * NANOS_PER_SECOND))
     }
 
     fn running(seconds: i64) -> ReplicaStatus {
@@ -260,20 +253,20 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_as_wide_as_they_must_be() {
+    fn columns_fit_their_widest_cell() {
         let expected = [
             "REPLICA  STATE    READY  RESTARTS  AGE  LAST END        MESSAGE",
             "web/0    running  yes    0         2m   -",
             "web/1    waiting  no     12        -    exit 3 (Error)  CrashLoopBackOff: a b ^[[2J",
         ];
         assert_eq!(table(vec![running(0), waiting()], 150).lines(), expected);
-        assert_eq!(summaries(&answer(vec![])), ["web: 1 of 2 available"]);
-        // A gateway that knows no replicas.
+        assert_eq!(summaries(&response(vec![])), ["web: 1 of 2 available"]);
+        // A gateway that reports no replicas.
         assert_eq!(table(vec![], 0).lines()[1], "web      1 of 2  0");
     }
 
     #[test]
-    fn columns_line_up_after_wide_characters() {
+    fn columns_align_after_wide_characters() {
         let last = |reason: &str, message: &str| ReplicaStatus {
             last_reason: reason.into(),
             message: message.into(),
@@ -289,8 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn stale_answer_ends_with_its_time() {
-        let current = answer(vec![running(0)]);
+    fn stale_response_ends_with_its_time() {
+        let current = response(vec![running(0)]);
         assert_eq!(stale_line(&current), None);
         let stale_since = Some(prost_types::Timestamp { seconds: 60, nanos: 0 });
         let stale = ServiceStatusResponse { stale_since, ..current };
@@ -299,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn time_alone_is_no_news() {
+    fn age_alone_is_no_change() {
         let before = table(vec![running(0), waiting()], 10);
         assert!(table(vec![running(0), waiting()], 20).changed(&before).is_empty());
         let after = table(vec![running(15)], 20);
@@ -317,12 +310,12 @@ mod tests {
 
     #[test]
     fn ages_have_one_unit() {
-        let age = |seconds: i64| age(LogTime::from_nanos(0), LogTime::from_nanos(seconds * NANOS));
+        let age = |seconds: i64| age(LogTime::from_nanos(0), LogTime::from_nanos(seconds * NANOS_PER_SECOND));
         assert_eq!([-5, 0, 119, 120, 7_200, 172_800].map(age), ["0s", "0s", "119s", "2m", "2h", "2d"]);
     }
 
     #[test]
-    fn a_restart_is_told_replica_by_replica() {
+    fn restart_has_one_row_per_replica() {
         let one = |replica: &str, state: Restarted, message: Option<&str>| ServiceRestartStatus {
             service: "web".into(),
             replica: replica.into(),

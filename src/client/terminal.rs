@@ -1,17 +1,19 @@
-//! What a line may do to a terminal: show text and colours, and nothing else.
+//! Escapes control characters, so that text cannot control a terminal.
 //!
-//! A container's output is not its reader's to trust: escape sequences can rewrite what stands above, set the title, or
-//! answer as if typed. So on a terminal everything that steers it is shown instead of obeyed, but for colours (SGR), the tab,
-//! and a carriage return at the end of a line. What is not a terminal gets every byte as it is.
+//! Output of a container is untrusted: escape sequences can overwrite earlier lines, set the title, or send
+//! answers as if typed. On a terminal only colours (SGR), tabs and a carriage return at the end of a line
+//! take effect; other control characters are shown as text.
+
+use std::io::{self, Write};
 
 /// Switches all colours off.
-const RESET: &[u8] = b"\x1b[0m";
+pub(super) const RESET: &[u8] = b"\x1b[0m";
 
-/// Longest colour sequence that is let through, in bytes: 24-bit foreground and background with attributes.
+/// Longest colour sequence that passes: 24-bit foreground and background with attributes.
 const SGR_MAX_BYTES: usize = 64;
 
-/// Appends `line` (with its newline, if it has one) to `out`, made harmless.
-pub(super) fn neutralise(line: &[u8], out: &mut Vec<u8>) {
+/// Appends `line`, which may end with a newline, to `out` with its control characters escaped.
+pub(super) fn escape_line(line: &[u8], out: &mut Vec<u8>) {
     let (text, end) = match line {
         [text @ .., b'\r', b'\n'] => (text, &b"\r\n"[..]),
         [text @ .., b'\n'] => (text, &b"\n"[..]),
@@ -26,7 +28,7 @@ pub(super) fn neutralise(line: &[u8], out: &mut Vec<u8>) {
                 out.extend_from_slice(sequence.as_bytes());
                 sequence.len()
             } else {
-                show(next, out);
+                push_escaped(next, out);
                 next.len_utf8()
             };
             rest = rest.get(taken..).unwrap_or_default();
@@ -41,16 +43,24 @@ pub(super) fn neutralise(line: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(end);
 }
 
-/// Returns `text`, which may have several lines, made harmless.
-pub fn harmless(text: &str) -> String {
+/// Escapes the control characters of `text`, which may have several lines.
+pub fn escape(text: &str) -> String {
+    text.split_inclusive('\n').map(escape_to_line).collect()
+}
+
+/// Escapes the control characters of `text`, a newline within it included.
+pub(super) fn escape_to_line(text: &str) -> String {
     let mut out = Vec::with_capacity(text.len());
-    for line in text.split_inclusive('\n') {
-        neutralise(line.as_bytes(), &mut out);
-    }
+    escape_line(text.as_bytes(), &mut out);
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// The colour sequence that `text` begins with, if it does.
+/// Writes a message of the program to `err`, as one line.
+pub(super) fn write_message(err: &mut impl Write, text: &str) -> io::Result<()> {
+    writeln!(err, "leasemux: {}", escape_to_line(text))
+}
+
+/// Returns the colour sequence at the start of `text`.
 fn sgr(text: &str) -> Option<&str> {
     let parameters = text.strip_prefix("\x1b[")?;
     let end = parameters.find(|c: char| !matches!(c, '0'..='9' | ';' | ':'))?;
@@ -58,18 +68,18 @@ fn sgr(text: &str) -> Option<&str> {
     (parameters[end..].starts_with('m') && whole <= SGR_MAX_BYTES).then(|| &text[..whole])
 }
 
-/// Whether `c` steers a terminal though it is not ASCII: C1 controls, and the embeddings, overrides and isolates that reorder the
-/// text around them.
-pub(super) fn steers_beyond_ascii(c: char) -> bool {
+/// Returns whether `c` controls a terminal without being ASCII: C1 controls, and the embeddings, overrides
+/// and isolates that reorder the text around them.
+pub(super) fn is_non_ascii_control(c: char) -> bool {
     matches!(c, '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-fn show(c: char, out: &mut Vec<u8>) {
+fn push_escaped(c: char, out: &mut Vec<u8>) {
     match c {
         '\t' => out.push(b'\t'),
-        // As `cat -v` does: ^[ for escape, ^? for delete.
+        // As `cat -v`: ^[ for escape, ^? for delete.
         '\0'..='\x1f' | '\x7f' => out.extend_from_slice(&[b'^', (c as u8) ^ 0x40]),
-        c if steers_beyond_ascii(c) => {
+        c if is_non_ascii_control(c) => {
             out.extend_from_slice(format!("<U+{:04X}>", c as u32).as_bytes());
         }
         _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
@@ -84,7 +94,7 @@ mod tests {
 
     fn shown(line: &[u8]) -> String {
         let mut out = Vec::new();
-        neutralise(line, &mut out);
+        escape_line(line, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -98,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_steers_is_shown() {
+    fn control_characters_are_escaped() {
         assert_eq!(shown(b"\x1b]0;title\x07\n"), "^[]0;title^G\n");
         assert_eq!(shown(b"\x1b[2Jgone\n"), "^[[2Jgone\n");
         assert_eq!(shown(b"over\rwrite\n"), "over^Mwrite\n");
@@ -110,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_text_are_neutralised_one_by_one() {
-        assert_eq!(harmless("a \x1b[2J\n\u{9b}b\r\n\u{202e}c"), "a ^[[2J\n<U+009B>b\r\n<U+202E>c");
+    fn text_is_escaped_line_by_line() {
+        assert_eq!(escape("a \x1b[2J\n\u{9b}b\r\n\u{202e}c"), "a ^[[2J\n<U+009B>b\r\n<U+202E>c");
     }
 
     proptest! {
         #[test]
-        fn no_escape_but_colours_ever(line in proptest::collection::vec(prop_oneof![
+        fn no_escape_sequence_but_colours_passes(line in proptest::collection::vec(prop_oneof![
             Just(0x1b_u8), Just(b'['), Just(b'm'), Just(b';'), Just(b'3'), Just(0x9b), Just(0xc2), any::<u8>()
         ], 0..60)) {
             let shown = shown(&line);

@@ -1,8 +1,9 @@
-//! TLS as a tenant speaks it: 1.3 only, HTTP/2 only, the tenant's certificate if there is one.
+//! TLS of a tenant's connections: 1.3 only, HTTP/2 only, with the tenant's certificate if there is one.
 //!
-//! Providers' certificates are self-signed, so a gateway is believed if its own certificate is among those trusted, or is
-//! signed by one of them. Either way it must be valid now and bear the host's name, with or without the `mtls.` that
-//! clients with a certificate put before it (`akash.network` gateways choose their certificate by it).
+//! Providers' certificates are self-signed. So a gateway is trusted if its own certificate is among the
+//! trusted ones or signed by one of them. Either way it must be currently valid and contain the host's name,
+//! with or without the `mtls.` prefix that clients with a certificate add (gateways of `akash.network` select
+//! their certificate by it).
 
 use std::fs::File;
 use std::io::Read as _;
@@ -19,34 +20,34 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
 };
 
-use super::connect::ConnectError;
+use super::error::ConnectError;
 use crate::config::{ServerTrust, Target};
 
-/// Largest PEM file that is read: all authorities of a system are some hundred KiB; anything beyond this is the wrong file.
+/// Largest PEM file that is read. All authorities of a system take some hundred KiB.
 const PEM_MAX_BYTES: u64 = 1024 * 1024;
 
-/// The one application protocol of gRPC.
+/// Application protocol of gRPC.
 pub(super) const ALPN: &[u8] = b"h2";
 
-/// Whom to believe.
+/// Verifies gateway certificates.
 #[derive(Debug)]
 struct Verifier {
-    /// `None` = anyone.
+    /// `None` trusts any certificate.
     trust: Option<Trusted>,
-    /// The names that the gateway may bear, any of them.
+    /// Acceptable names; the certificate must contain one of them.
     names: Vec<ServerName<'static>>,
     provider: Arc<CryptoProvider>,
 }
 
 #[derive(Debug)]
 struct Trusted {
-    /// Believed if the gateway presents one of these itself.
+    /// Trusted as gateway certificates themselves.
     pinned: Vec<CertificateDer<'static>>,
-    /// Believed to sign for gateways.
+    /// Trusted as issuers of gateway certificates.
     roots: RootCertStore,
 }
 
-/// The configuration for `target`, and the name to announce (which is not announced if it is an IP address).
+/// Returns the configuration for `target` and the server name for TLS. An IP address is not sent as SNI.
 pub(super) fn client(
     target: &Target,
     host: &ServerName<'static>,
@@ -54,7 +55,7 @@ pub(super) fn client(
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mtls = mtls_name(host);
     let names = [Some(host.clone()), mtls.clone()].into_iter().flatten().collect();
-    let verifier = Verifier { trust: trusted(&target.trust)?, names, provider: provider.clone() };
+    let verifier = Verifier { trust: load_trust(&target.trust)?, names, provider: provider.clone() };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(ConnectError::Setup)?
@@ -70,8 +71,8 @@ pub(super) fn client(
         }
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
-    let announced = mtls.filter(|_| target.identity.is_some()).unwrap_or_else(|| host.clone());
-    Ok((config, announced))
+    let server_name = mtls.filter(|_| target.identity.is_some()).unwrap_or_else(|| host.clone());
+    Ok((config, server_name))
 }
 
 fn mtls_name(host: &ServerName<'static>) -> Option<ServerName<'static>> {
@@ -81,12 +82,12 @@ fn mtls_name(host: &ServerName<'static>) -> Option<ServerName<'static>> {
     }
 }
 
-fn trusted(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
+fn load_trust(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
     let mut roots = RootCertStore::empty();
     match trust {
         ServerTrust::Anyone => Ok(None),
         ServerTrust::System => {
-            // What could not be read is only missed if nothing else vouches for the gateway, and then it says so.
+            // Read errors are ignored: if a missing authority was needed, verification fails and reports it.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             Ok(Some(Trusted { pinned: Vec::new(), roots }))
         }
@@ -101,16 +102,16 @@ fn trusted(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem(path)?).collect();
     match found {
-        Ok(found) if found.is_empty() => Err(wrong(path, "there is no certificate in it")),
+        Ok(found) if found.is_empty() => Err(unusable(path, "there is no certificate in it")),
         Ok(found) => Ok(found),
-        Err(error) => Err(wrong(path, error)),
+        Err(error) => Err(unusable(path, error)),
     }
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, ConnectError> {
     PrivateKeyDer::from_pem_slice(&pem(path)?).map_err(|error| match error {
-        pem::Error::NoItemsFound => wrong(path, "there is no private key without a password in it"),
-        error => wrong(path, error),
+        pem::Error::NoItemsFound => unusable(path, "there is no private key without a password in it"),
+        error => unusable(path, error),
     })
 }
 
@@ -118,15 +119,15 @@ fn pem(path: &Path) -> Result<Vec<u8>, ConnectError> {
     let mut text = Vec::new();
     let read = File::open(path).and_then(|file| file.take(PEM_MAX_BYTES + 1).read_to_end(&mut text));
     match read {
-        Err(error) => Err(wrong(path, error)),
+        Err(error) => Err(unusable(path, error)),
         Ok(_) if text.len() as u64 > PEM_MAX_BYTES => {
-            Err(wrong(path, format!("it is larger than {PEM_MAX_BYTES} bytes")))
+            Err(unusable(path, format!("it is larger than {PEM_MAX_BYTES} bytes")))
         }
         Ok(_) => Ok(text),
     }
 }
 
-fn wrong(path: &Path, reason: impl ToString) -> ConnectError {
+fn unusable(path: &Path, reason: impl ToString) -> ConnectError {
     ConnectError::Pem { path: path.to_owned(), reason: reason.to_string() }
 }
 
@@ -146,7 +147,7 @@ impl ServerCertVerifier for Verifier {
         };
         let parsed = ParsedCertificate::try_from(end_entity)?;
         if trusted.pinned.iter().any(|pinned| pinned == end_entity) {
-            valid_at(end_entity, now)?;
+            check_validity(end_entity, now)?;
         } else {
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(
@@ -157,14 +158,14 @@ impl ServerCertVerifier for Verifier {
                 algorithms,
             )?;
         }
-        let mut outcome = Err(TlsError::InvalidCertificate(CertificateError::NotValidForName));
+        let mut error = TlsError::InvalidCertificate(CertificateError::NotValidForName);
         for name in &self.names {
-            outcome = verify_server_name(&parsed, name);
-            if outcome.is_ok() {
-                break;
+            match verify_server_name(&parsed, name) {
+                Ok(()) => return Ok(ServerCertVerified::assertion()),
+                Err(other) => error = other,
             }
         }
-        outcome.map(|()| ServerCertVerified::assertion())
+        Err(error)
     }
 
     fn verify_tls12_signature(
@@ -190,8 +191,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// A pinned certificate is not looked at by the path builder, so its dates are read here.
-fn valid_at(cert: &CertificateDer<'_>, now: UnixTime) -> Result<(), TlsError> {
+/// Checks the dates of a pinned certificate, which skips path building.
+fn check_validity(cert: &CertificateDer<'_>, now: UnixTime) -> Result<(), TlsError> {
     let wrong = |error| Err(TlsError::InvalidCertificate(error));
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(cert) else {
         return wrong(CertificateError::BadEncoding);
@@ -240,11 +241,11 @@ mod tests {
         case(cert.der().clone(), &cert.pem())
     }
 
-    fn judged(trust: &ServerTrust, cert: &CertificateDer<'_>, host: &str, now: u64) -> Result<(), TlsError> {
+    fn verify(trust: &ServerTrust, cert: &CertificateDer<'_>, host: &str, now: u64) -> Result<(), TlsError> {
         let host = ServerName::try_from(host.to_owned()).unwrap();
         let names = [Some(host.clone()), mtls_name(&host)].into_iter().flatten().collect();
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = Verifier { trust: trusted(trust).unwrap(), names, provider };
+        let verifier = Verifier { trust: load_trust(trust).unwrap(), names, provider };
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
         verifier.verify_server_cert(cert, &[], &host, &[], now).map(|_| ())
     }
@@ -254,59 +255,59 @@ mod tests {
     }
 
     #[test]
-    fn a_pinned_certificate_is_believed_for_its_names() {
+    fn pinned_certificate_is_trusted_for_its_names() {
         for is_ca in [IsCa::NoCa, IsCa::Ca(BasicConstraints::Unconstrained)] {
             let mut params = params(&["gw.example", "mtls.only.example", "127.0.0.1"]);
             params.is_ca = is_ca;
             let case = self_signed(params);
             let trust = ServerTrust::File(case.file.clone());
             for host in ["gw.example", "only.example", "127.0.0.1"] {
-                assert_eq!(judged(&trust, &case.cert, host, now()), Ok(()), "{host}");
+                assert_eq!(verify(&trust, &case.cert, host, now()), Ok(()), "{host}");
             }
             for host in ["other.example", "127.0.0.2", "::1"] {
-                assert!(judged(&trust, &case.cert, host, now()).is_err(), "{host}");
+                assert!(verify(&trust, &case.cert, host, now()).is_err(), "{host}");
             }
         }
     }
 
     #[test]
-    fn dates_are_judged() {
+    fn certificate_dates_are_checked() {
         let mut params = params(&["gw.example"]);
         params.not_before = time::OffsetDateTime::from_unix_timestamp(1_000_000_000).unwrap();
         params.not_after = time::OffsetDateTime::from_unix_timestamp(1_100_000_000).unwrap();
         let case = self_signed(params);
         let trust = ServerTrust::File(case.file.clone());
-        assert_eq!(judged(&trust, &case.cert, "gw.example", 1_050_000_000), Ok(()));
-        let at = |when| judged(&trust, &case.cert, "gw.example", when).unwrap_err();
+        assert_eq!(verify(&trust, &case.cert, "gw.example", 1_050_000_000), Ok(()));
+        let at = |when| verify(&trust, &case.cert, "gw.example", when).unwrap_err();
         assert_eq!(at(1_000_000_000 - DAY), CertificateError::NotValidYet.into());
         assert_eq!(at(1_100_000_000 + DAY), CertificateError::Expired.into());
     }
 
     #[test]
-    fn a_signed_certificate_is_believed_and_a_strange_one_is_not() {
+    fn certificate_is_trusted_if_its_issuer_is() {
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
         let cert = params(&["gw.example"]).signed_by(&KeyPair::generate().unwrap(), &ca).unwrap();
         let case = case(cert.der().clone(), &ca.pem());
         let trust = ServerTrust::File(case.file.clone());
-        assert_eq!(judged(&trust, &case.cert, "gw.example", now()), Ok(()));
-        let strange = self_signed(params(&["gw.example"]));
-        assert!(judged(&trust, &strange.cert, "gw.example", now()).is_err());
-        assert!(judged(&ServerTrust::System, &strange.cert, "gw.example", now()).is_err());
-        assert_eq!(judged(&ServerTrust::Anyone, &strange.cert, "other", now()), Ok(()));
+        assert_eq!(verify(&trust, &case.cert, "gw.example", now()), Ok(()));
+        let unknown = self_signed(params(&["gw.example"]));
+        assert!(verify(&trust, &unknown.cert, "gw.example", now()).is_err());
+        assert!(verify(&ServerTrust::System, &unknown.cert, "gw.example", now()).is_err());
+        assert_eq!(verify(&ServerTrust::Anyone, &unknown.cert, "other", now()), Ok(()));
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_what_helps() {
+    fn errors_suggest_a_remedy() {
         let untrusted =
             |source| ConnectError::Untrusted { gateway: "https://gw.example".to_owned(), source }.to_string();
         let mut params = params(&["gw.example"]);
         params.not_after = time::OffsetDateTime::now_utc() + time::Duration::DAY;
         let case = self_signed(params);
         let trust = ServerTrust::File(case.file.clone());
-        let of = |trust, host, now| untrusted(judged(trust, &case.cert, host, now).unwrap_err());
-        assert!(of(&trust, "other.example", now()).contains("a name that stands in it"));
+        let of = |trust, host, now| untrusted(verify(trust, &case.cert, host, now).unwrap_err());
+        assert!(of(&trust, "other.example", now()).contains("a host name that the certificate contains"));
         assert!(of(&trust, "gw.example", now() + 2 * DAY).contains("unless a clock is wrong"));
         assert!(of(&ServerTrust::System, "gw.example", now()).contains("--ca FILE"));
 
@@ -320,8 +321,8 @@ mod tests {
             trust,
         };
         let host = ServerName::try_from("gw.example").unwrap();
-        let misfit = client(&target, &host).unwrap_err().to_string();
-        assert!(misfit.contains("does not belong to the certificate"), "{misfit}");
+        let mismatch = client(&target, &host).unwrap_err().to_string();
+        assert!(mismatch.contains("does not belong to the certificate"), "{mismatch}");
     }
 
     #[test]
@@ -332,7 +333,7 @@ mod tests {
         assert!(certificates(&file).unwrap_err().to_string().contains("no certificate"));
         assert!(private_key(&file).unwrap_err().to_string().contains("no private key"));
         fs::write(&file, vec![b'\n'; 1 + (1 << 20)]).unwrap();
-        // The first has no end.
+        // `/dev/zero` has no end.
         for file in [Path::new("/dev/zero"), &file] {
             assert!(certificates(file).unwrap_err().to_string().contains("larger than"));
             assert!(private_key(file).unwrap_err().to_string().contains("larger than"));

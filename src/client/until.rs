@@ -1,7 +1,8 @@
-//! The end of a log at an instant (`--until`).
+//! Ends a log at an instant (`--until`).
 //!
-//! No request can say it, so it is done here: lines come with their times, and from a replica's first line that is later than the
-//! instant on nothing of that replica is passed on. If it is known which replicas there are, the call ends after the last of them.
+//! The protocol has no such limit, so the client applies it: lines are requested with their times, and from a
+//! replica's first later line on nothing of that replica is passed on. If the replicas are known, the call
+//! ends after the last of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,71 +11,72 @@ use memchr::memchr;
 use prost_types::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use super::ReplicaKey;
 use super::follow::{ConnectionChange, Sink};
-use super::lines::Key;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::ServiceLogs;
 use crate::model::time::LogTime;
 
-/// Passes on what is not later than an instant.
+/// Sink that passes on entries up to an instant.
 #[derive(Debug)]
 pub(super) struct Until<'a, S> {
     inner: &'a mut S,
-    /// The instant.
     end: LogTime,
-    /// Whether lines keep the time that they begin with.
+    /// Whether lines keep their time.
     timestamps: bool,
-    replicas: BTreeMap<Key, Replica>,
-    /// Replicas that have not come to their end; `None` if it is not known which there are.
-    left: Option<BTreeSet<Key>>,
-    /// Cancelled when none is left.
+    replicas: BTreeMap<ReplicaKey, ReplicaState>,
+    /// Replicas that have not reached the instant; `None` if unknown.
+    remaining: Option<BTreeSet<ReplicaKey>>,
+    /// Cancelled when no replica remains.
     complete: CancellationToken,
 }
 
-/// How far one replica is. At first at the beginning of a line.
+/// Progress of one replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Replica {
-    /// A line begins next.
+enum ReplicaState {
+    /// The next bytes start a line.
     #[default]
     BetweenLines,
-    /// The next bytes go on with a line that was passed on.
+    /// The next bytes continue a line that is passed on.
     WithinLine,
-    /// A line was later than the instant.
+    /// A line was later than the instant. Final.
     Ended,
 }
 
 // === impl Until ===
 
 impl<'a, S: Sink> Until<'a, S> {
-    /// Passes entries of a request with timestamps on to `inner`. `replicas` are all that will come, if that is known.
+    /// Creates a sink that passes entries of a request with timestamps to `inner`. `replicas` are all that
+    /// the call covers, if known.
     pub(super) fn new(
         inner: &'a mut S,
         end: LogTime,
         timestamps: bool,
-        replicas: Option<BTreeSet<Key>>,
+        replicas: Option<BTreeSet<ReplicaKey>>,
     ) -> Self {
         let complete = CancellationToken::new();
-        Self { inner, end, timestamps, replicas: BTreeMap::new(), left: replicas, complete }
+        Self { inner, end, timestamps, replicas: BTreeMap::new(), remaining: replicas, complete }
     }
 
-    /// Is cancelled when nothing more will be passed on.
+    /// Returns a token that is cancelled when nothing more will be passed on.
     pub(super) fn complete(&self) -> CancellationToken {
         self.complete.clone()
     }
 
-    /// A gateway may name any number of replicas over time; only so many are remembered.
-    fn state(&mut self, key: &Key) -> &mut Replica {
+    /// Returns the state of a replica. The number of states is bounded: a gateway may name any number of
+    /// replicas over time.
+    fn state(&mut self, key: &ReplicaKey) -> &mut ReplicaState {
         if self.replicas.len() >= STREAM_REPLICAS_MAX && !self.replicas.contains_key(key) {
             self.replicas.pop_first();
         }
         self.replicas.entry(key.clone()).or_default()
     }
 
-    fn mark_ended(&mut self, key: &Key) {
-        *self.state(key) = Replica::Ended;
-        if let Some(left) = &mut self.left {
-            left.remove(key);
-            if left.is_empty() {
+    fn mark_ended(&mut self, key: &ReplicaKey) {
+        *self.state(key) = ReplicaState::Ended;
+        if let Some(remaining) = &mut self.remaining {
+            remaining.remove(key);
+            if remaining.is_empty() {
                 self.complete.cancel();
             }
         }
@@ -85,15 +87,15 @@ impl<'a, S: Sink> Until<'a, S> {
         time.is_some_and(|time| time > self.end)
     }
 
-    /// Passes on the lines of `entry` up to the first that is later.
-    fn lines(&mut self, key: &Key, entry: &ServiceLogs) -> io::Result<()> {
+    /// Passes on the lines of `entry` before the first later one.
+    fn lines(&mut self, key: &ReplicaKey, entry: &ServiceLogs) -> io::Result<()> {
         let mut rest: &[u8] = &entry.logs;
         let mut kept = Vec::with_capacity(rest.len());
         while !rest.is_empty() {
             let end = memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
-            let (mut line, behind) = rest.split_at(end);
-            rest = behind;
-            if *self.state(key) == Replica::BetweenLines
+            let (mut line, after) = rest.split_at(end);
+            rest = after;
+            if *self.state(key) == ReplicaState::BetweenLines
                 && let Some((time, text)) = split_time(line)
             {
                 if time > self.end {
@@ -104,7 +106,7 @@ impl<'a, S: Sink> Until<'a, S> {
             }
             kept.extend_from_slice(line);
             let ends = line.ends_with(b"\n");
-            *self.state(key) = if ends { Replica::BetweenLines } else { Replica::WithinLine };
+            *self.state(key) = if ends { ReplicaState::BetweenLines } else { ReplicaState::WithinLine };
         }
         if kept.is_empty() && !entry.logs.is_empty() {
             return Ok(());
@@ -116,20 +118,20 @@ impl<'a, S: Sink> Until<'a, S> {
 impl<S: Sink> Sink for Until<'_, S> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
         let key = (entry.name.clone(), entry.replica);
-        if *self.state(&key) == Replica::Ended {
+        if *self.state(&key) == ReplicaState::Ended {
             return Ok(());
         }
         if let Some(gap) = &entry.gap {
-            // `from` is the time of the line before the gap.
+            // `from` is the time of the last line before the gap.
             if self.is_later(gap.from.as_ref()) {
                 self.mark_ended(&key);
                 return Ok(());
             }
-            *self.state(&key) = Replica::BetweenLines;
+            *self.state(&key) = ReplicaState::BetweenLines;
             return self.inner.entry(entry);
         }
         if let Some(event) = &entry.event {
-            // No end of the replica's log: that it waits now may be told before older lines.
+            // A later event does not end the log: it may precede older lines.
             let is_later = self.is_later(event.time.as_ref());
             return if is_later { Ok(()) } else { self.inner.entry(entry) };
         }
@@ -140,12 +142,12 @@ impl<S: Sink> Sink for Until<'_, S> {
         self.inner.pause()
     }
 
-    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
-        self.inner.connection(turn)
+    fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
+        self.inner.connection(change)
     }
 }
 
-/// Splits the time that `line` begins with from the line behind it.
+/// Splits the time at the start of `line` from the text after it.
 fn split_time(line: &[u8]) -> Option<(LogTime, &[u8])> {
     let space = memchr(b' ', line)?;
     let time: jiff::Timestamp = std::str::from_utf8(&line[..space]).ok()?.parse().ok()?;
@@ -188,11 +190,11 @@ mod tests {
         }
     }
 
-    fn key(replica: u32) -> Key {
+    fn key(replica: u32) -> ReplicaKey {
         ("web".to_owned(), replica)
     }
 
-    /// What is passed on up to five seconds past noon, and whether the end was noticed.
+    /// Returns the entries passed on up to five seconds past noon, and whether the call was complete.
     fn passed(
         timestamps: bool,
         replicas: Option<&[u32]>,
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_a_line_belong_to_its_beginning() {
+    fn pieces_of_a_line_follow_its_first_piece() {
         let later = line(9, "no time of its own\n");
         let entries = [logs(0, &line(5, "begins ")), logs(0, &later), logs(0, &line(6, "x")), logs(0, "y\n")];
         assert_eq!(text(&passed(false, None, &entries).0), format!("begins {later}"));

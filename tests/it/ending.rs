@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 
 use leasemux::client::connect::Connector;
-use leasemux::client::follow::{ConnectionChange, FollowError, Follower, Sink};
-use leasemux::client::loss_checker::{LossChecker, Order, Start};
+use leasemux::client::error::CallError;
+use leasemux::client::follow::{ConnectionChange, Follower, Sink};
 use leasemux::config::{ServerTrust, Target};
+use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
 use rustix::process::Signal;
@@ -38,7 +39,7 @@ const FLOOD: &str = "n=0
 type Runs = BTreeMap<String, u64>;
 
 /// How each follower ended, as it does.
-type Outcomes = JoinSet<(Watched, Option<FollowError>)>;
+type Outcomes = JoinSet<(Watched, Option<CallError>)>;
 
 /// A follower that is judged, and can be watched.
 struct Watched {

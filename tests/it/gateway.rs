@@ -284,7 +284,7 @@ fn a_follow_outlives_its_gateway() {
     follower.program.until_said("cannot reach the gateway at https://127.0.0.1:");
     let gateway = world.serve(&[(&lease, &sdl)], &flags);
     follower.until("lines of the second run", |seen| all(seen, 2));
-    follower.program.until_said("connected again, going on where it was cut");
+    follower.program.until_said("reconnected, resuming where the stream ended");
     code(&gateway.stop(Signal::INT), 0);
     let gateway = world.serve(&[(&lease, &sdl)], &flags);
     follower.until("lines of the third run", |seen| all(seen, 3));
@@ -301,7 +301,7 @@ fn a_follow_outlives_its_gateway() {
     for of in ["web/0", "api/0", "api/1"] {
         assert_eq!(previous.runs(of), [seen.runs(of)[1]], "{of}: {err}");
     }
-    assert_eq!(err.matches("connected again").count(), 2, "{err}");
+    assert_eq!(err.matches("reconnected").count(), 2, "{err}");
     code(&gateway.stop(Signal::TERM), 0);
     world.until_nothing_is_left();
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use leasemux::client::connect::Connector;
 use leasemux::client::follow::{ConnectionChange, Follower, Sink};
-use leasemux::client::loss_checker::{LossChecker, Order, Start, Tally};
 use leasemux::config::{ServerTrust, Target};
+use leasemux::loss_checker::{LossChecker, Order, Start, Tally};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
 use rand::rngs::SmallRng;

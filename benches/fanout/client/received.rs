@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use leasemux::client::loss_checker::{LossChecker, Order, Start};
+use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::proto::lease::ServiceLogs;
 
 use crate::server::SERVICE;

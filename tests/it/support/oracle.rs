@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use leasemux::client::loss_checker::{LossChecker, Order, Start};
+use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};

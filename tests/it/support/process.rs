@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once};
 use std::time::{Duration, Instant};
 
-use leasemux::client::loss_checker::{LossChecker, Order, Start, Tally};
+use leasemux::loss_checker::{LossChecker, Order, Start, Tally};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{Cursor, Gap, ServiceLogs};
 use leasemux::sys::process::ignores;

@@ -1,56 +1,57 @@
-//! The loss oracle: *delivered ∪ reported gaps = produced, in order, without repeats.*
+//! Checks that *delivered ∪ reported gaps = produced, in order, without repeats.*
 //!
-//! It is fed with what a follower receives and knows what was produced because the producer counts: each line of a replica
-//! begins with a number and a space, `1 …`, `2 …`, from 1 in every run of the container. So every line must continue where
-//! the last line and the gaps behind it ended. Lines without a number are counted but prove nothing; in a run that has some,
-//! a gap may be larger than the hole between its neighbours. It is pure: any stream of entries can be judged.
+//! The checker is fed with the entries that a follower receives. The producer numbers its lines: each line
+//! starts with a number and a space, `1 …`, `2 …`, from 1 in every run of the container. So every line must
+//! continue where the previous line and the gaps after it ended. Lines without a number are counted but not
+//! checked; in a run that has some, a gap may be larger than the difference of the numbers around it. The
+//! checker does no I/O.
 //!
-//! A producer that counts over standard output and standard error together writes to two pipes, and whoever merges them may
-//! read one ahead of the other ([`Order::TwoPipes`]): then a line may be late, but still comes once, or is reported.
+//! A producer that numbers lines across standard output and standard error writes to two pipes, which may be
+//! merged in a slightly different order ([`Order::TwoPipes`]). Then a line may be late, but still comes once
+//! or is reported as lost.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
 
 use memchr::memchr;
 
 use self::sequence::Sequence;
-use super::follow::Sink;
+
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::{Gap, LinePart, ServiceLogs, line_part};
 
 mod sequence;
 
-/// Bytes of a line's beginning that are looked at: the digits of any counter, and the space behind it.
+/// Bytes of a line that are searched for a number: the longest `u64`.
 const HEAD_BYTES: usize = 20;
 
-/// Bytes of a line that a report of a violation shows.
+/// Bytes of a line that a [`Violation`] shows.
 const SHOWN_BYTES: usize = 80;
 
-/// With what a follower's first line of a replica must begin.
+/// Expected first line of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// With line 1 of a run: the follower asked for all history, and all of it can still be read.
+    /// Line 1 of a run: all lines were requested and can still be read.
     First,
-    /// With any line: history was limited.
+    /// Any line: the backfill was limited.
     Anywhere,
 }
 
-/// In which order a producer's lines are recorded.
+/// Order of a producer's lines in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// As they are numbered: the producer writes to one pipe.
+    /// As numbered: the producer writes to one pipe.
     Exact,
-    /// Nearly as they are numbered: it writes to two pipes.
+    /// Nearly as numbered: it writes to two pipes.
     TwoPipes,
 }
 
-/// Judges what one follower receives.
+/// Checks the entries of one follower.
 #[derive(Debug)]
 pub struct LossChecker {
     start: Start,
     order: Order,
-    /// By service and index.
+    /// By service and replica number.
     replicas: BTreeMap<String, BTreeMap<u32, Replica>>,
     replica_count: usize,
     verdict: Verdict,
@@ -62,14 +63,14 @@ struct Verdict {
     violation: Option<Violation>,
 }
 
-/// What was received.
+/// Received lines, bytes and gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Whole lines.
+    /// Complete lines.
     pub lines: u64,
-    /// Of these, lines with a number, which were checked.
+    /// Lines with a number, which were checked.
     pub checked: u64,
-    /// Bytes of log, newlines included.
+    /// Log bytes, newlines included.
     pub bytes: u64,
     /// Gap entries.
     pub gaps: u64,
@@ -79,78 +80,77 @@ pub struct Tally {
     pub lost_bytes: u64,
 }
 
-/// The first thing that was wrong.
+/// First violation of a replica's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// `service/replica`.
     pub replica: String,
     /// The run.
     pub instance: String,
-    /// What is wrong.
+    /// The kind of violation.
     pub fault: Fault,
-    /// The beginning of the line at which it showed.
+    /// Start of the line at which it was found.
     pub line: String,
 }
 
-/// What may be wrong.
+/// Kind of violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Lines are missing that no gap tells of, or fewer than a gap tells of.
+    /// Lines are missing without a report, or more are reported than are missing.
     Hole {
-        /// The number before the hole; 0 before the first line of a run.
+        /// Number before the missing lines; 0 at the start of a run.
         after: u64,
-        /// Lines reported as lost since it was last right.
+        /// Lines reported as lost since the numbers last added up.
         reported: u64,
-        /// The number behind the hole.
+        /// Number after the missing lines.
         got: u64,
     },
-    /// A line came again, or out of order.
+    /// A line was repeated or came out of order.
     Repeat {
-        /// The last number received.
+        /// Last number before it.
         after: u64,
-        /// The number that came.
+        /// Number of the line.
         got: u64,
     },
-    /// A run came again after another one.
+    /// A run was repeated after a later one.
     RunRepeated,
-    /// There were more replicas than are judged.
+    /// There are more replicas than the checker supports.
     TooManyReplicas,
 }
 
 #[derive(Debug)]
 struct Replica {
-    /// `service/index`.
     name: String,
     instance: Option<String>,
-    /// Whether there was a run before this one.
+    /// Whether an earlier run was seen.
     has_earlier_runs: bool,
     sequence: Sequence,
-    /// The lines that have not ended: of a stream that is not known, of standard output, of standard error.
-    lines: [Option<Unfinished>; 3],
+    /// Unfinished lines of an unknown stream, of standard output and of standard error.
+    lines: [Option<PartialLine>; 3],
 }
 
-/// A line that has not ended.
+/// Unfinished line.
 #[derive(Debug, Default)]
-struct Unfinished {
-    /// Its beginning.
+struct PartialLine {
+    /// Start of the line.
     head: Vec<u8>,
-    /// Whether its first pieces were not received: then it counts for nothing.
-    torn: bool,
+    /// Whether its first pieces are missing. Then it is not counted.
+    incomplete: bool,
 }
 
 // === impl LossChecker ===
 
 impl LossChecker {
-    /// An oracle that has seen nothing.
+    /// Creates a checker.
     pub fn new(start: Start, order: Order) -> Self {
         Self { start, order, replicas: BTreeMap::new(), replica_count: 0, verdict: Verdict::default() }
     }
 
-    /// Judges one entry.
+    /// Checks the next entry.
     pub fn feed(&mut self, entry: &ServiceLogs) {
-        let known = self.replicas.get(&entry.name).is_some_and(|all| all.contains_key(&entry.replica));
-        if !known && !self.admit(entry) {
+        let is_known = self.replicas.get(&entry.name).is_some_and(|all| all.contains_key(&entry.replica));
+        if !is_known && !self.admit(entry) {
             return;
         }
         let slot = self.replicas.get_mut(&entry.name).and_then(|all| all.get_mut(&entry.replica));
@@ -159,7 +159,7 @@ impl LossChecker {
         }
     }
 
-    /// What was received, if all of it was right.
+    /// Returns the counts if no violation was found.
     ///
     /// # Errors
     /// The first [`Violation`].
@@ -175,7 +175,7 @@ impl LossChecker {
         Ok(self.verdict.tally)
     }
 
-    /// What was received, right or not.
+    /// Returns the counts, violations or not.
     pub fn tally(&self) -> Tally {
         self.verdict.tally
     }
@@ -211,7 +211,7 @@ impl Verdict {
 // === impl Tally ===
 
 impl Tally {
-    /// Adds what another follower received.
+    /// Adds the counts of another follower.
     pub fn add(&mut self, other: &Self) {
         self.lines += other.lines;
         self.checked += other.checked;
@@ -219,13 +219,6 @@ impl Tally {
         self.gaps += other.gaps;
         self.lost_lines = self.lost_lines.saturating_add(other.lost_lines);
         self.lost_bytes = self.lost_bytes.saturating_add(other.lost_bytes);
-    }
-}
-
-impl Sink for LossChecker {
-    fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
-        self.feed(entry);
-        Ok(())
     }
 }
 
@@ -241,7 +234,7 @@ impl Replica {
         }
         if let Some(gap) = &entry.gap {
             verdict.tally.gaps += 1;
-            // What a gateway claims may be anything.
+            // Counts from a gateway are untrusted and may overflow.
             let Tally { lost_lines, lost_bytes, .. } = &mut verdict.tally;
             *lost_lines = lost_lines.saturating_add(gap.lines);
             *lost_bytes = lost_bytes.saturating_add(gap.bytes);
@@ -255,7 +248,7 @@ impl Replica {
         }
     }
 
-    /// Takes whole lines; or, of a gateway that does not say so, a piece of one.
+    /// Takes whole lines. Older gateways may end them with a piece.
     fn whole_lines(&mut self, data: &[u8], verdict: &mut Verdict) {
         let mut rest = data;
         while let Some(end) = memchr(b'\n', rest) {
@@ -282,11 +275,11 @@ impl Replica {
         let mut line = match self.lines[slot].take() {
             Some(line) if part.continues => line,
             line => {
-                // The line before ended without a newline.
+                // The previous line ended without a newline.
                 if let Some(line) = line {
                     self.finished(&line, verdict);
                 }
-                Unfinished { head: Vec::new(), torn: part.continues }
+                PartialLine { head: Vec::new(), incomplete: part.continues }
             }
         };
         extend(&mut line.head, data.strip_suffix(b"\n").unwrap_or(data));
@@ -297,8 +290,8 @@ impl Replica {
         }
     }
 
-    fn finished(&mut self, line: &Unfinished, verdict: &mut Verdict) {
-        if !line.torn {
+    fn finished(&mut self, line: &PartialLine, verdict: &mut Verdict) {
+        if !line.incomplete {
             self.whole_line(&line.head, verdict);
         }
     }
@@ -316,7 +309,7 @@ impl Replica {
     }
 
     fn next_run(&mut self, instance: &str, verdict: &mut Verdict) {
-        // The last lines of the run that ended had no newline.
+        // The last lines of the previous run had no newline.
         for line in std::mem::take(&mut self.lines).into_iter().flatten() {
             self.finished(&line, verdict);
         }
@@ -337,7 +330,7 @@ impl Replica {
 
     fn report(&mut self, gap: &Gap) {
         self.sequence.gap(gap.lines, gap.exact, self.has_earlier_runs);
-        // A line counts as lost if any piece of it is, so the pieces that came count for nothing.
+        // A line of which a piece is lost counts as lost, so its other pieces are not counted.
         self.lines = Default::default();
     }
 
@@ -352,22 +345,22 @@ impl Replica {
     }
 }
 
-/// Adds to the beginning of a line what fits.
+/// Appends as much of `piece` as fits.
 fn extend(head: &mut Vec<u8>, piece: &[u8]) {
     let room = SHOWN_BYTES.saturating_sub(head.len());
     head.extend_from_slice(piece.get(..room).unwrap_or(piece));
 }
 
-/// The number that a line begins with.
+/// Parses the number at the start of a line.
 fn number(head: &[u8]) -> Option<u64> {
     let digits = head.get(..HEAD_BYTES.min(head.len()))?;
     let end = memchr(b' ', digits).unwrap_or(digits.len());
-    let ends = end < digits.len() || head.len() <= HEAD_BYTES;
-    let digits = std::str::from_utf8(&digits[..end]).ok().filter(|_| ends)?;
+    let is_whole = end < digits.len() || head.len() <= HEAD_BYTES;
+    let digits = std::str::from_utf8(&digits[..end]).ok().filter(|_| is_whole)?;
     digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Pod and restart count of an instance, `uid/container/restarts`.
+/// Splits an instance, `uid/container/restarts`, into pod and restart count.
 fn restarts(instance: &str) -> Option<(&str, u64)> {
     let (pod, count) = instance.rsplit_once('/')?;
     Some((pod, count.parse().ok()?))
@@ -381,10 +374,7 @@ impl fmt::Display for Violation {
         write!(f, "{replica}, run {instance}: ")?;
         match fault {
             Fault::Hole { after, reported, got } => {
-                write!(
-                    f,
-                    "between line {after} and line {got} lines are missing, and {reported} were reported"
-                )?;
+                write!(f, "lines are missing between line {after} and line {got}, {reported} reported lost")?;
             }
             Fault::Repeat { after, got } => write!(f, "line {got} came after line {after}")?,
             Fault::RunRepeated => write!(f, "this run came after a later one")?,
@@ -417,20 +407,21 @@ mod tests {
         }
     }
 
-    /// A script: `A1 A2 g3 A6` are lines of run A and an exact gap of three; `i2` an inexact one; `Ax` a line without number.
-    fn judge(start: Start, script: &str) -> Result<Tally, Fault> {
-        let mut oracle = LossChecker::new(start, Order::Exact);
+    /// Checks a script: `A1 A2 g3 A6` are lines of run A and an exact gap of three; `i2` is an inexact gap;
+    /// `Ax` is a line without a number.
+    fn check(start: Start, script: &str) -> Result<Tally, Fault> {
+        let mut checker = LossChecker::new(start, Order::Exact);
         let mut run = "A".to_owned();
         for word in script.split(' ') {
             let (kind, rest) = word.split_at(1);
             let lines = rest.parse().ok();
             match kind {
-                "g" => oracle.feed(&entry(
+                "g" => checker.feed(&entry(
                     &format!("p/c/{}", run_number(&run)),
                     b"",
                     Some((lines.unwrap(), true)),
                 )),
-                "i" => oracle.feed(&entry(
+                "i" => checker.feed(&entry(
                     &format!("p/c/{}", run_number(&run)),
                     b"",
                     Some((lines.unwrap(), false)),
@@ -438,11 +429,11 @@ mod tests {
                 _ => {
                     run = kind.to_owned();
                     let line = format!("{rest} text\n");
-                    oracle.feed(&entry(&format!("p/c/{}", run_number(&run)), line.as_bytes(), None));
+                    checker.feed(&entry(&format!("p/c/{}", run_number(&run)), line.as_bytes(), None));
                 }
             }
         }
-        oracle.verdict().map_err(|violation| violation.fault)
+        checker.verdict().map_err(|violation| violation.fault)
     }
 
     fn run_number(run: &str) -> u32 {
@@ -450,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_counted() {
+    fn complete_logs_pass_and_are_counted() {
         for script in [
             "A1 A2 A3",
             "A1 A2 g3 A6",
@@ -467,16 +458,16 @@ mod tests {
             "A1 Ax g3 A5",
             "Ax Ax",
         ] {
-            assert!(judge(Start::First, script).is_ok(), "{script}: {:?}", judge(Start::First, script));
+            assert!(check(Start::First, script).is_ok(), "{script}: {:?}", check(Start::First, script));
         }
-        assert!(judge(Start::Anywhere, "A7 A8 g1 A10 B1").is_ok());
-        let tally = judge(Start::First, "A1 A2 g3 A6 Ax").unwrap();
+        assert!(check(Start::Anywhere, "A7 A8 g1 A10 B1").is_ok());
+        let tally = check(Start::First, "A1 A2 g3 A6 Ax").unwrap();
         let expected = Tally { lines: 4, checked: 3, bytes: 28, gaps: 1, lost_lines: 3, lost_bytes: 30 };
         assert_eq!(tally, expected);
     }
 
     #[test]
-    fn what_is_wrong_is_found() {
+    fn violations_are_found() {
         let hole = |after, reported, got| Err(Fault::Hole { after, reported, got });
         let repeat = |after, got| Err(Fault::Repeat { after, got });
         for (script, verdict) in [
@@ -495,65 +486,65 @@ mod tests {
             ("A1 Ax A5", hole(1, 0, 5)),
             ("A1 B1 A2", Err(Fault::RunRepeated)),
         ] {
-            assert_eq!(judge(Start::First, script), verdict, "{script}");
+            assert_eq!(check(Start::First, script), verdict, "{script}");
         }
-        assert_eq!(judge(Start::Anywhere, "A7 A9"), hole(7, 0, 9));
-        assert_eq!(judge(Start::Anywhere, "A7 B2"), hole(0, 0, 2));
-        assert_eq!(judge(Start::Anywhere, "A7 A7"), repeat(7, 7));
+        assert_eq!(check(Start::Anywhere, "A7 A9"), hole(7, 0, 9));
+        assert_eq!(check(Start::Anywhere, "A7 B2"), hole(0, 0, 2));
+        assert_eq!(check(Start::Anywhere, "A7 A7"), repeat(7, 7));
     }
 
     #[test]
-    fn a_gap_over_the_end_of_a_run_may_be_reported_in_either() {
+    fn gap_across_runs_may_be_reported_in_either() {
         for (run, next, right) in
             [(0, 3, true), (1, 3, true), (1, 1, true), (1, 5, true), (1, 6, false), (0, 6, false)]
         {
-            let mut oracle = LossChecker::new(Start::First, Order::Exact);
-            oracle.feed(&entry("p/c/0", b"1 a\n", None));
-            oracle.feed(&entry(&format!("p/c/{run}"), b"", Some((4, true))));
-            oracle.feed(&entry("p/c/1", format!("{next} b\n").as_bytes(), None));
-            assert_eq!(oracle.verdict().is_ok(), right, "{run} {next}");
+            let mut checker = LossChecker::new(Start::First, Order::Exact);
+            checker.feed(&entry("p/c/0", b"1 a\n", None));
+            checker.feed(&entry(&format!("p/c/{run}"), b"", Some((4, true))));
+            checker.feed(&entry("p/c/1", format!("{next} b\n").as_bytes(), None));
+            assert_eq!(checker.verdict().is_ok(), right, "{run} {next}");
         }
     }
 
     #[test]
-    fn a_gateway_may_claim_anything() {
+    fn huge_gap_counts_saturate() {
         let gap = Some(Gap { lines: u64::MAX, bytes: u64::MAX, exact: true, ..Default::default() });
-        let mut oracle = LossChecker::new(Start::First, Order::Exact);
+        let mut checker = LossChecker::new(Start::First, Order::Exact);
         for _ in 0..2 {
-            oracle.feed(&ServiceLogs { gap, ..entry("p/c/0", b"", None) });
+            checker.feed(&ServiceLogs { gap, ..entry("p/c/0", b"", None) });
         }
-        let mut tally = oracle.tally();
-        tally.add(&oracle.tally());
+        let mut tally = checker.tally();
+        tally.add(&checker.tally());
         assert_eq!((tally.gaps, tally.lost_lines, tally.lost_bytes), (4, u64::MAX, u64::MAX));
     }
 
     #[test]
-    fn a_line_of_which_a_piece_is_lost_is_lost() {
-        let mut oracle = LossChecker::new(Start::First, Order::Exact);
-        oracle.feed(&entry("p/c/0", b"1 a\n2 begin", None));
-        oracle.feed(&entry("p/c/0", b"", Some((2, true))));
-        oracle.feed(&entry("p/c/0", b"4 d\n", None));
-        assert_eq!(oracle.verdict().unwrap().lines, 2);
+    fn line_with_a_lost_piece_is_lost() {
+        let mut checker = LossChecker::new(Start::First, Order::Exact);
+        checker.feed(&entry("p/c/0", b"1 a\n2 begin", None));
+        checker.feed(&entry("p/c/0", b"", Some((2, true))));
+        checker.feed(&entry("p/c/0", b"4 d\n", None));
+        assert_eq!(checker.verdict().unwrap().lines, 2);
     }
 
     #[test]
-    fn a_last_line_without_newline_counts() {
-        let mut oracle = LossChecker::new(Start::First, Order::Exact);
-        oracle.feed(&entry("p/c/0", b"1 a\n2 dies", None));
-        oracle.feed(&entry("p/c/1", b"1 a\n", None));
-        assert_eq!(oracle.verdict().unwrap().lines, 3);
-        oracle.feed(&entry("p/c/1", b"3 dies", None));
-        oracle.feed(&entry("p/c/2", b"1 a\n", None));
-        let violation = oracle.verdict().unwrap_err();
+    fn last_line_without_newline_is_counted() {
+        let mut checker = LossChecker::new(Start::First, Order::Exact);
+        checker.feed(&entry("p/c/0", b"1 a\n2 dies", None));
+        checker.feed(&entry("p/c/1", b"1 a\n", None));
+        assert_eq!(checker.verdict().unwrap().lines, 3);
+        checker.feed(&entry("p/c/1", b"3 dies", None));
+        checker.feed(&entry("p/c/2", b"1 a\n", None));
+        let violation = checker.verdict().unwrap_err();
         assert_eq!(violation.fault, Fault::Hole { after: 1, reported: 0, got: 3 });
         assert_eq!(
             violation.to_string(),
-            "web/0, run p/c/1: between line 1 and line 3 lines are missing, and 0 were reported: \"3 dies\""
+            "web/0, run p/c/1: lines are missing between line 1 and line 3, 0 reported lost: \"3 dies\""
         );
     }
 
     #[test]
-    fn numbers() {
+    fn number_is_parsed_from_line_start() {
         for (head, expected) in [
             ("1 x", Some(1)),
             ("1", Some(1)),
@@ -570,8 +561,8 @@ mod tests {
     }
 
     proptest! {
-        /// Lines of growing number, cut anywhere into entries, some runs of lines replaced by exact gaps: right. The same
-        /// with one gap's count changed, or one line left out: wrong.
+        /// Numbered lines, cut anywhere into entries, with some lines replaced by exact gaps, pass. They fail
+        /// if the count of a gap is changed or a line is left out.
         #[test]
         fn every_unreported_loss_is_found(
             kept in proptest::collection::vec(any::<bool>(), 3..40),
@@ -581,13 +572,13 @@ mod tests {
             let mut kept = kept;
             kept.push(true);
             let feed = |skip: Option<usize>, add: u64| {
-                let mut oracle = LossChecker::new(Start::First, Order::Exact);
+                let mut checker = LossChecker::new(Start::First, Order::Exact);
                 let mut text = Vec::new();
                 let mut lost = 0;
                 for (at, kept) in kept.iter().enumerate() {
                     let sent = *kept && skip != Some(at);
                     if *kept && lost > 0 {
-                        oracle.feed(&entry("p/c/0", b"", Some((lost + add, true))));
+                        checker.feed(&entry("p/c/0", b"", Some((lost + add, true))));
                         lost = 0;
                     }
                     if sent {
@@ -597,10 +588,10 @@ mod tests {
                         lost += 1;
                     }
                     for piece in std::mem::take(&mut text).chunks(width) {
-                        oracle.feed(&entry("p/c/0", piece, None));
+                        checker.feed(&entry("p/c/0", piece, None));
                     }
                 }
-                oracle.verdict().is_ok()
+                checker.verdict().is_ok()
             };
             prop_assert!(feed(None, 0));
             let first = victim.index(kept.len() - 1);

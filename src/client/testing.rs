@@ -1,4 +1,4 @@
-//! A gateway for tests: real sockets, TLS and gRPC; what it answers is a script.
+//! Scripted gateway for tests of calls, with real sockets, TLS and gRPC.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -36,33 +36,33 @@ use crate::model::proto::lease::{
 };
 use crate::model::time::LogTime;
 
-/// One step of an answer.
+/// One step of a response.
 #[derive(Debug)]
-pub(super) enum Step {
-    /// An entry, in a message of its own.
+pub(crate) enum Step {
+    /// Sends an entry as one message.
     Send(Box<ServiceLogs>),
-    /// The stream ends with this status.
+    /// Ends the stream with this status.
     End(Status),
-    /// The connection ends without a word.
-    Cut,
-    /// Nothing more.
+    /// Closes the connection without an HTTP/2 goodbye.
+    Disconnect,
+    /// Sends nothing more.
     Hang,
 }
 
-/// How a restart is answered.
+/// Response to a restart.
 #[derive(Debug)]
-pub(super) enum RestartStep {
+pub(crate) enum RestartStep {
     Answer(ServiceRestartResponse),
     End(Status),
-    /// The connection ends without a word.
-    Cut,
+    /// Closes the connection without an HTTP/2 goodbye.
+    Disconnect,
 }
 
-/// What a connection looked like to the gateway: the name asked for, and whether there was a client certificate.
-pub(super) type Met = (Option<String>, bool);
+/// Server name and presence of a client certificate in a TLS handshake.
+pub(crate) type Handshake = (Option<String>, bool);
 
-pub(super) struct FakeGateway {
-    pub(super) address: SocketAddr,
+pub(crate) struct FakeGateway {
+    pub(crate) address: SocketAddr,
     dir: TempDir,
     state: Arc<State>,
     _tasks: JoinSet<()>,
@@ -74,23 +74,23 @@ struct State {
     requests: Mutex<Vec<ServiceLogsRequest>>,
     restart_answers: Mutex<VecDeque<RestartStep>>,
     restarts: Mutex<Vec<ServiceRestartRequest>>,
-    met: Mutex<Vec<Met>>,
-    /// The `date` of responses, if it is not that of the machine.
+    handshakes: Mutex<Vec<Handshake>>,
+    /// Overrides the `date` of responses.
     date: Mutex<Option<HeaderValue>>,
-    /// Replicas of `web` that a status shows; empty = no status is answered.
+    /// Replicas of `web` in a status; if empty, status calls are rejected.
     replicas: Mutex<Vec<ReplicaStatus>>,
 }
 
 struct Service {
     state: Arc<State>,
-    cut: CancellationToken,
+    disconnect: CancellationToken,
 }
 
 // === impl Step ===
 
 impl Step {
-    /// Text of the one replica of `web`.
-    pub(super) fn lines(text: &str) -> Self {
+    /// Sends log text of replica 0 of `web`.
+    pub(crate) fn lines(text: &str) -> Self {
         let cursor = Cursor { service: "web".into(), instance: "p/web/0".into(), ..Default::default() };
         let logs = text.as_bytes().to_vec().into();
         let entry = ServiceLogs { name: "web".into(), logs, cursor: Some(cursor), ..ServiceLogs::default() };
@@ -101,12 +101,13 @@ impl Step {
 // === impl FakeGateway ===
 
 impl FakeGateway {
-    /// Answers each call with the next of `answers`, and further ones with UNAVAILABLE.
-    pub(super) async fn start(answers: Vec<Vec<Step>>) -> Self {
+    /// Starts a gateway that answers each call with the next of `answers`, and further calls with
+    /// UNAVAILABLE.
+    pub(crate) async fn start(answers: Vec<Vec<Step>>) -> Self {
         Self::start_with_alpn(answers, b"h2").await
     }
 
-    pub(super) async fn start_with_alpn(answers: Vec<Vec<Step>>, alpn: &[u8]) -> Self {
+    pub(crate) async fn start_with_alpn(answers: Vec<Vec<Step>>, alpn: &[u8]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(tls(&dir, alpn)));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -117,8 +118,8 @@ impl FakeGateway {
         Self { address, dir, state, _tasks: tasks }
     }
 
-    /// As a tenant without a certificate who trusts this gateway.
-    pub(super) fn target(&self) -> Target {
+    /// Returns a target without client identity that trusts this gateway.
+    pub(crate) fn target(&self) -> Target {
         Target {
             gateway: format!("https://{}", self.address).parse().unwrap(),
             identity: None,
@@ -127,35 +128,35 @@ impl FakeGateway {
         }
     }
 
-    /// A directory with a tenant's certificate and key.
-    pub(super) fn identity(&self) -> PathBuf {
+    /// Returns the directory of a tenant's certificate and key.
+    pub(crate) fn identity(&self) -> PathBuf {
         self.dir.path().to_owned()
     }
 
-    pub(super) fn requests(&self) -> Vec<ServiceLogsRequest> {
+    pub(crate) fn requests(&self) -> Vec<ServiceLogsRequest> {
         self.state.requests.lock().unwrap().clone()
     }
 
-    /// Answers each restart with the next of `answers`.
-    pub(super) async fn restarting(answers: Vec<RestartStep>) -> Self {
+    /// Starts a gateway that answers each restart with the next of `answers`.
+    pub(crate) async fn with_restarts(answers: Vec<RestartStep>) -> Self {
         let gateway = Self::start(Vec::new()).await;
         gateway.state.restart_answers.lock().unwrap().extend(answers);
         gateway
     }
 
-    pub(super) fn restarts(&self) -> Vec<ServiceRestartRequest> {
+    pub(crate) fn restarts(&self) -> Vec<ServiceRestartRequest> {
         self.state.restarts.lock().unwrap().clone()
     }
 
-    /// Has every response from now on carry this `date`.
-    pub(super) fn set_date(&mut self, date: LogTime) {
+    /// Sets the `date` of later responses.
+    pub(crate) fn set_date(&mut self, date: LogTime) {
         let date = jiff::Timestamp::from_second(date.parts().0).unwrap();
         let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&date).unwrap();
         *self.state.date.lock().unwrap() = Some(date.parse().unwrap());
     }
 
-    /// Answers a status with these replicas of `web`, all started at the epoch.
-    pub(super) fn set_replicas(&mut self, replicas: &[u32]) {
+    /// Sets the replicas of `web` in status responses, all started at the epoch.
+    pub(crate) fn set_replicas(&mut self, replicas: &[u32]) {
         let started_at = Some(prost_types::Timestamp::default());
         let replicas = replicas.iter().map(|replica| ReplicaStatus {
             replica: *replica,
@@ -166,8 +167,8 @@ impl FakeGateway {
         *self.state.replicas.lock().unwrap() = replicas.collect();
     }
 
-    pub(super) fn met(&self) -> Vec<Met> {
-        self.state.met.lock().unwrap().clone()
+    pub(crate) fn handshakes(&self) -> Vec<Handshake> {
+        self.state.handshakes.lock().unwrap().clone()
     }
 }
 
@@ -214,10 +215,11 @@ async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) {
         return;
     };
     let tls = stream.get_ref().1;
-    let met = (tls.server_name().map(str::to_owned), tls.peer_certificates().is_some());
-    state.met.lock().unwrap().push(met);
-    let cut = CancellationToken::new();
-    let routes = Routes::new(LeaseRpcServer::new(Service { state: state.clone(), cut: cut.clone() }));
+    let handshake = (tls.server_name().map(str::to_owned), tls.peer_certificates().is_some());
+    state.handshakes.lock().unwrap().push(handshake);
+    let disconnect = CancellationToken::new();
+    let routes =
+        Routes::new(LeaseRpcServer::new(Service { state: state.clone(), disconnect: disconnect.clone() }));
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let (routes, date) = (routes.clone(), state.date.lock().unwrap().clone());
         async move {
@@ -228,7 +230,7 @@ async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, state: Arc<State>) {
     });
     let connection =
         http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
-    let _ = cut.run_until_cancelled(connection).await;
+    let _ = disconnect.run_until_cancelled(connection).await;
 }
 
 // === impl Service ===
@@ -248,17 +250,17 @@ impl LeaseRpc for Service {
         if let [Step::End(status)] = steps.as_slice() {
             return Err(status.clone());
         }
-        let cut = self.cut.clone();
+        let disconnect = self.disconnect.clone();
         let answer = stream::iter(steps).filter_map(move |step| {
-            let cut = cut.clone();
+            let disconnect = disconnect.clone();
             async move {
                 match step {
                     Step::Send(entry) => Some(Ok(ServiceLogsResponse { services: vec![*entry] })),
                     Step::End(status) => Some(Err(status)),
-                    Step::Cut => {
-                        // What was sent before has to leave first.
+                    Step::Disconnect => {
+                        // Lets the earlier entries leave first.
                         tokio::task::yield_now().await;
-                        cut.cancel();
+                        disconnect.cancel();
                         std::future::pending().await
                     }
                     Step::Hang => std::future::pending().await,
@@ -290,8 +292,8 @@ impl LeaseRpc for Service {
         match next {
             Some(RestartStep::Answer(answer)) => Ok(Response::new(answer)),
             Some(RestartStep::End(status)) => Err(status),
-            Some(RestartStep::Cut) => {
-                self.cut.cancel();
+            Some(RestartStep::Disconnect) => {
+                self.disconnect.cancel();
                 std::future::pending().await
             }
             None => Err(Status::unimplemented("not in the script")),

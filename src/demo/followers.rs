@@ -1,4 +1,4 @@
-//! A demo's followers: one that prints, and others that only check. Each has its own connection.
+//! Followers of the demo: one prints, the others only check. Each has its own connection.
 
 use std::io;
 use std::sync::Arc;
@@ -8,79 +8,79 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::super::connect::Connector;
-use super::super::follow::{ConnectionChange, Ended, FollowError, Follower, Sink};
-use super::super::loss_checker::{LossChecker, Order, Start, Tally, Violation};
 use super::DemoError;
+use crate::client::connect::Connector;
+use crate::client::error::CallError;
+use crate::client::follow::{ConnectionChange, Ended, Follower, Sink};
+use crate::loss_checker::{LossChecker, Order, Start, Tally, Violation};
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
 
-/// Followers that connect at a time: a handshake costs a millisecond on both sides, and none should time out for it.
+/// Followers that connect at the same time. A handshake costs a millisecond on both sides; more of them at once could time out.
 const CONNECTING_MAX: usize = 64;
 
-/// How long the printing follower may take to end: it may hang in a write to a pipe that nobody reads.
-const PRINTED_WITHIN: Duration = Duration::from_secs(1);
+/// Limit on stopping the printing follower, which may be blocked in a write to a full pipe.
+const PRINTER_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All followers of a demo. Dropping it ends them.
 #[derive(Debug)]
-pub(super) struct Crowd<P> {
+pub(super) struct Followers<P> {
     printing: JoinSet<(Outcome, P)>,
     /// Set when the printing follower has ended.
     printed: Option<(Outcome, P)>,
     checking: JoinSet<Outcome>,
 }
 
-/// How one follower fared.
+/// Outcome of one follower.
 #[derive(Debug)]
 pub(super) struct Outcome {
     /// Whether its stream ever opened.
     pub(super) attached: bool,
     pub(super) tally: Tally,
     pub(super) violation: Option<Box<Violation>>,
-    /// Why it ended, if it was not told to.
-    pub(super) ended: Option<Result<Ended, FollowError>>,
+    /// Set if it ended before it was stopped.
+    pub(super) ended: Option<Result<Ended, CallError>>,
 }
 
-/// Checks, and hands on.
-struct Checker<S> {
-    oracle: LossChecker,
+/// Sink that checks entries and passes them on.
+struct CheckingSink<S> {
+    checker: LossChecker,
     attached: bool,
-    /// Given back once the stream is open.
+    /// Released once the stream is open.
     connecting: Option<OwnedSemaphorePermit>,
     inner: S,
 }
 
-/// Hands on to nobody.
-struct Nobody;
+/// Sink that drops all entries.
+struct Discard;
 
-// === impl Crowd ===
+// === impl Followers ===
 
-impl<P: Sink + 'static> Crowd<P> {
-    /// Starts one follower into `printer` and so many others. They run until `stop`.
+impl<P: Sink + 'static> Followers<P> {
+    /// Starts a follower into `printer` and `checking` others. They run until `stop` is cancelled.
     pub(super) fn start(
         connector: &Connector,
         request: &ServiceLogsRequest,
-        followers: usize,
+        checking: usize,
         printer: P,
         stop: &CancellationToken,
     ) -> Self {
-        let (mut printing, mut checking) = (JoinSet::new(), JoinSet::new());
-        let follower = Follower::new(connector.clone(), request.clone());
-        printing.spawn(run(follower, Checker::new(None, printer), stop.clone()));
+        let new = || Follower::new(connector.clone(), request.clone());
+        let mut followers = Self { printing: JoinSet::new(), printed: None, checking: JoinSet::new() };
+        followers.printing.spawn(run(new(), CheckingSink::new(None, printer), stop.clone()));
         let connecting = Arc::new(Semaphore::new(CONNECTING_MAX));
-        for _ in 0..followers {
-            let follower = Follower::new(connector.clone(), request.clone());
-            let (connecting, stop) = (connecting.clone(), stop.clone());
-            checking.spawn(async move {
+        for _ in 0..checking {
+            let (follower, connecting, stop) = (new(), connecting.clone(), stop.clone());
+            followers.checking.spawn(async move {
                 let permit = stop.run_until_cancelled(connecting.acquire_owned()).await;
                 let permit = permit.and_then(Result::ok);
-                let (outcome, Nobody) = run(follower, Checker::new(permit, Nobody), stop).await;
+                let (outcome, Discard) = run(follower, CheckingSink::new(permit, Discard), stop).await;
                 outcome
             });
         }
-        Self { printing, printed: None, checking }
+        followers
     }
 
-    /// Waits for the end of the follower that prints, which should not come by itself.
+    /// Waits until the printing follower ends by itself, which is an error. Cancel safe.
     pub(super) async fn printing_ended(&mut self) -> DemoError {
         let Some(Ok((mut outcome, printer))) = self.printing.join_next().await else {
             return DemoError::EndedEarly;
@@ -88,16 +88,16 @@ impl<P: Sink + 'static> Crowd<P> {
         let ended = outcome.ended.take();
         self.printed = Some((outcome, printer));
         match ended {
-            Some(Err(FollowError::Sink(error))) => DemoError::Write(error),
+            Some(Err(CallError::Sink(error))) => DemoError::Write(error),
             Some(Err(error)) => DemoError::Follower(error),
             _ => DemoError::EndedEarly,
         }
     }
 
-    /// How all of them fared, once they were told to stop; and the printer, unless it hangs.
+    /// Returns the outcomes of all followers, after `stop` was cancelled, and the printer unless it is blocked.
     pub(super) async fn outcomes(mut self) -> (Vec<Outcome>, Option<P>) {
         if self.printed.is_none() {
-            let printed = tokio::time::timeout(PRINTED_WITHIN, self.printing.join_next()).await;
+            let printed = tokio::time::timeout(PRINTER_STOP_TIMEOUT, self.printing.join_next()).await;
             self.printed = printed.ok().flatten().and_then(Result::ok);
         }
         let (outcome, printer) = self.printed.take().unzip();
@@ -109,51 +109,55 @@ impl<P: Sink + 'static> Crowd<P> {
     }
 }
 
-async fn run<S: Sink>(follower: Follower, mut checker: Checker<S>, stop: CancellationToken) -> (Outcome, S) {
-    let ended = stop.run_until_cancelled(follower.run(&mut checker)).await;
+async fn run<S: Sink>(
+    follower: Follower,
+    mut sink: CheckingSink<S>,
+    stop: CancellationToken,
+) -> (Outcome, S) {
+    let ended = stop.run_until_cancelled(follower.run(&mut sink)).await;
     let outcome = Outcome {
-        attached: checker.attached,
-        tally: checker.oracle.tally(),
-        violation: checker.oracle.verdict().err(),
+        attached: sink.attached,
+        tally: sink.checker.tally(),
+        violation: sink.checker.verdict().err(),
         ended,
     };
-    (outcome, checker.inner)
+    (outcome, sink.inner)
 }
 
-// === impl Checker ===
+// === impl CheckingSink ===
 
-impl<S> Checker<S> {
+impl<S> CheckingSink<S> {
     fn new(connecting: Option<OwnedSemaphorePermit>, inner: S) -> Self {
-        // The demo's logs are whole: it began with them. The sample counts over both of its outputs.
-        Self { oracle: LossChecker::new(Start::First, Order::TwoPipes), attached: false, connecting, inner }
+        // The demo's logs are complete from the first line. The sample numbers lines across standard output and standard error.
+        Self { checker: LossChecker::new(Start::First, Order::TwoPipes), attached: false, connecting, inner }
     }
 
-    fn attached(&mut self) {
+    fn mark_attached(&mut self) {
         self.attached = true;
         self.connecting = None;
     }
 }
 
-impl<S: Sink> Sink for Checker<S> {
+impl<S: Sink> Sink for CheckingSink<S> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
-        self.attached();
-        self.oracle.feed(entry);
+        self.mark_attached();
+        self.checker.feed(entry);
         self.inner.entry(entry)
     }
 
     fn pause(&mut self) -> io::Result<()> {
-        self.attached();
+        self.mark_attached();
         self.inner.pause()
     }
 
-    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
-        self.inner.connection(turn)
+    fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
+        self.inner.connection(change)
     }
 }
 
-// === impl Nobody ===
+// === impl Discard ===
 
-impl Sink for Nobody {
+impl Sink for Discard {
     fn entry(&mut self, _: &ServiceLogs) -> io::Result<()> {
         Ok(())
     }
@@ -162,17 +166,17 @@ impl Sink for Nobody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::fake::{FakeGateway, Step};
-    use crate::client::loss_checker::Fault;
+    use crate::client::testing::{FakeGateway, Step};
+    use crate::loss_checker::Fault;
 
     fn request() -> ServiceLogsRequest {
         ServiceLogsRequest { follow: true, ..Default::default() }
     }
 
-    /// Tells when so many followers have the last line of their script.
-    struct Tell(Arc<Semaphore>);
+    /// Sink that adds a permit for each entry.
+    struct CountEntries(Arc<Semaphore>);
 
-    impl Sink for Tell {
+    impl Sink for CountEntries {
         fn entry(&mut self, _: &ServiceLogs) -> io::Result<()> {
             self.0.add_permits(1);
             Ok(())
@@ -180,18 +184,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_follower_is_judged_for_itself() {
+    async fn each_follower_is_checked_separately() {
         let script = |text| vec![Step::lines("1 a\n2 b\n"), Step::lines(text), Step::Hang];
         let answers = vec![script("3 c\n"), script("3 c\n"), script("2 d\n")];
         let gateway = FakeGateway::start(answers).await;
         let connector = Connector::new(&gateway.target()).unwrap();
         let stop = CancellationToken::new();
         let seen = Arc::new(Semaphore::new(0));
-        // All of them tell: the crowd itself has nobody to tell.
         let mut all = JoinSet::new();
         for _ in 0..3 {
             let follower = Follower::new(connector.clone(), request());
-            all.spawn(run(follower, Checker::new(None, Tell(seen.clone())), stop.clone()));
+            all.spawn(run(follower, CheckingSink::new(None, CountEntries(seen.clone())), stop.clone()));
         }
         let _ = seen.acquire_many(6).await.unwrap();
         stop.cancel();
@@ -203,27 +206,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_crowd_stops_when_told_and_tells_who_ended_before() {
+    async fn followers_stop_and_report_those_that_ended_early() {
         let gateway = FakeGateway::start(vec![vec![Step::lines("1 a\n"), Step::Hang]]).await;
         let connector = Connector::new(&gateway.target()).unwrap();
         let stop = CancellationToken::new();
         let seen = Arc::new(Semaphore::new(0));
-        let crowd = Crowd::start(&connector, &request(), 0, Tell(seen.clone()), &stop);
+        let followers = Followers::start(&connector, &request(), 0, CountEntries(seen.clone()), &stop);
         let _ = seen.acquire().await.unwrap();
         stop.cancel();
-        let (outcomes, printer) = crowd.outcomes().await;
+        let (outcomes, printer) = followers.outcomes().await;
         assert!(printer.is_some());
         assert_eq!((outcomes.len(), outcomes[0].tally.lines, outcomes[0].attached), (1, 1, true));
 
-        // The script is over: every call from now on is refused.
+        // The script has ended, so further calls are rejected.
         let stop = CancellationToken::new();
-        let mut crowd = Crowd::start(&connector, &request(), 2, Nobody, &stop);
-        let error = crowd.printing_ended().await;
-        assert!(matches!(error, DemoError::Follower(FollowError::Status(_))), "{error}");
-        while !crowd.checking.is_empty() && gateway.requests().len() < 4 {
+        let mut followers = Followers::start(&connector, &request(), 2, Discard, &stop);
+        let error = followers.printing_ended().await;
+        assert!(matches!(error, DemoError::Follower(CallError::Status(_))), "{error}");
+        while !followers.checking.is_empty() && gateway.requests().len() < 4 {
             tokio::task::yield_now().await;
         }
-        let (outcomes, _) = crowd.outcomes().await;
+        let (outcomes, _) = followers.outcomes().await;
         assert_eq!(outcomes.len(), 3);
         assert!(outcomes[1..].iter().all(|outcome| !outcome.attached && outcome.ended.is_some()));
     }

@@ -1,36 +1,37 @@
-//! What a demo has shown, in numbers.
+//! Summary of a demo.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::super::loss_checker::{Tally, Violation};
 use super::followers::Outcome;
 use super::gateway::Usage;
+use crate::loss_checker::{Tally, Violation};
 
-/// The numbers of all followers together.
+/// Totals of all followers.
 #[derive(Debug, Default)]
 pub(super) struct Summary {
-    /// Whether it ran as long as it should, and so has something to show.
+    /// Whether the demo was not interrupted. Then lines are expected.
     complete: bool,
     followers: usize,
     attached: usize,
     total: Tally,
-    /// What the gateway used while it was followed.
+    /// Used by the gateway while it was followed.
     cpu: Option<Duration>,
     peak_memory_bytes: Option<u64>,
     violations: Vec<Violation>,
-    /// Followers that ended before they were told to, and why.
+    /// Reasons of followers that ended early.
     ended: Vec<String>,
 }
 
-/// Faults that are shown one by one; more of them say nothing new.
-const FAULTS_SHOWN: usize = 5;
+/// Limit on listed violations. More of them add no information.
+const VIOLATIONS_SHOWN: usize = 5;
 
 // === impl Summary ===
 
 impl Summary {
-    /// Of these followers, and of a gateway that had used `before` when they began; `complete` unless interrupted.
-    pub(super) fn of(
+    /// Sums up `outcomes` and the gateway's usage between `before` and `after`. `complete` is false if the
+    /// demo was interrupted.
+    pub(super) fn new(
         complete: bool,
         outcomes: Vec<Outcome>,
         before: Option<Usage>,
@@ -56,22 +57,22 @@ impl Summary {
         summary
     }
 
-    /// Whether everything that was produced was delivered or reported, to every follower.
-    pub(super) fn holds(&self) -> bool {
-        let shown = self.total.lines > 0 || !self.complete;
-        shown && self.violations.is_empty() && self.ended.is_empty()
+    /// Returns whether every follower received, or was reported as lost, every line.
+    pub(super) fn is_success(&self) -> bool {
+        let has_lines = self.total.lines > 0 || !self.complete;
+        has_lines && self.violations.is_empty() && self.ended.is_empty()
     }
 
-    fn oracle(&self) -> String {
+    fn loss_check(&self) -> String {
         if !self.violations.is_empty() {
-            let wrong = self.violations.len();
-            return format!("BROKEN for {wrong} of {} followers", self.followers);
+            let failed = self.violations.len();
+            return format!("FAILED for {failed} of {} followers", self.followers);
         }
         match (self.total.checked, self.total.lines) {
-            (0, 0) => "nothing was delivered to check".to_owned(),
-            (0, _) => "no line begins with a counter, so nothing could be checked".to_owned(),
+            (0, 0) => "nothing to check: no lines were delivered".to_owned(),
+            (0, _) => "nothing to check: no line starts with a number".to_owned(),
             (checked, _) => {
-                format!("holds: {checked} lines in order, none twice, none missing without a report")
+                format!("passed: {checked} lines in order, no repeats, no unreported loss")
             }
         }
     }
@@ -97,24 +98,23 @@ impl fmt::Display for Summary {
             }
         }
         if let Some(bytes) = self.peak_memory_bytes {
-            writeln!(f, "  gateway memory   {:.1} MiB at its peak", millions(bytes) / 1.048_576)?;
+            writeln!(f, "  gateway memory   {:.1} MiB peak", millions(bytes) / 1.048_576)?;
         }
-        writeln!(f, "  oracle           {}", self.oracle())?;
-        for violation in self.violations.iter().take(FAULTS_SHOWN) {
+        writeln!(f, "  loss check       {}", self.loss_check())?;
+        for violation in self.violations.iter().take(VIOLATIONS_SHOWN) {
             writeln!(f, "    {violation}")?;
         }
-        for reason in self.ended.iter().take(FAULTS_SHOWN) {
+        for reason in self.ended.iter().take(VIOLATIONS_SHOWN) {
             writeln!(f, "  a follower ended early: {reason}")?;
         }
-        if self.ended.len() > FAULTS_SHOWN {
-            writeln!(f, "  … and {} more", self.ended.len() - FAULTS_SHOWN)?;
+        if self.ended.len() > VIOLATIONS_SHOWN {
+            writeln!(f, "  … and {} more", self.ended.len() - VIOLATIONS_SHOWN)?;
         }
         Ok(())
     }
 }
 
 fn millions(count: u64) -> f64 {
-    // Counts here are far below 2^52.
     #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
     let count = count as f64;
     count / 1e6
@@ -123,8 +123,9 @@ fn millions(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::follow::{Ended, FollowError};
-    use crate::client::loss_checker::Fault;
+    use crate::client::error::CallError;
+    use crate::client::follow::Ended;
+    use crate::loss_checker::Fault;
 
     fn outcome() -> Outcome {
         let tally = Tally {
@@ -143,9 +144,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_summed() {
-        let summary = Summary::of(true, vec![outcome(), outcome()], Some(usage(1)), Some(usage(4)));
-        assert!(summary.holds());
+    fn outcomes_are_summed() {
+        let summary = Summary::new(true, vec![outcome(), outcome()], Some(usage(1)), Some(usage(4)));
+        assert!(summary.is_success());
         let text = summary.to_string();
         for expected in [
             "2 of 2 attached",
@@ -153,14 +154,14 @@ mod tests {
             "14 lines, 140 bytes, in 2 gaps",
             "3.00 s, 3.00 s per million",
             "30.0 MiB",
-            "holds: 1000000",
+            "passed: 1000000",
         ] {
             assert!(text.contains(expected), "{expected} in {text}");
         }
     }
 
     #[test]
-    fn faults_do_not_pass() {
+    fn violations_and_early_ends_are_failures() {
         let violation = Violation {
             replica: "web/0".into(),
             instance: "p/c/0".into(),
@@ -168,16 +169,16 @@ mod tests {
             line: "2 x".into(),
         };
         let wrong = Outcome { violation: Some(Box::new(violation)), ..outcome() };
-        let summary = Summary::of(true, vec![outcome(), wrong], None, None);
-        assert!(!summary.holds());
+        let summary = Summary::new(true, vec![outcome(), wrong], None, None);
+        assert!(!summary.is_success());
         let text = summary.to_string();
-        assert!(text.contains("BROKEN for 1 of 2") && text.contains("line 2 came after line 2"), "{text}");
-        for ended in [Ok(Ended::Complete), Err(FollowError::Unresumable)] {
+        assert!(text.contains("FAILED for 1 of 2") && text.contains("line 2 came after line 2"), "{text}");
+        for ended in [Ok(Ended::Complete), Err(CallError::Unresumable)] {
             let early = Outcome { ended: Some(ended), ..outcome() };
-            assert!(!Summary::of(true, vec![early], None, None).holds());
+            assert!(!Summary::new(true, vec![early], None, None).is_success());
         }
         let nothing = || Outcome { tally: Tally::default(), ..outcome() };
-        assert!(!Summary::of(true, vec![nothing()], None, None).holds());
-        assert!(Summary::of(false, vec![nothing()], None, None).holds());
+        assert!(!Summary::new(true, vec![nothing()], None, None).is_success());
+        assert!(Summary::new(false, vec![nothing()], None, None).is_success());
     }
 }

@@ -1,7 +1,7 @@
-//! A demo's directory: made for it, gone after it.
+//! Temporary directory of a demo.
 //!
-//! It is removed when the demo ends. A demo that was killed cannot do that, so each one removes what killed ones have left:
-//! directories of its kind and its user whose lock nobody holds.
+//! It is removed when the demo ends. A killed demo cannot do that, so each demo first removes the directories
+//! of its kind and user that no demo holds locked.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,30 +14,29 @@ use tempfile::TempDir;
 
 use crate::model::id::Owner;
 
-/// How the directories' names begin.
 const PREFIX: &str = "leasemux-demo-";
 
-/// The file that a living demo holds locked.
+/// Locked by a running demo.
 const LOCK: &str = "lock";
 
-/// A directory younger than this may belong to a demo that has yet to lock it.
-const SETTLED_AFTER: Duration = Duration::from_secs(60);
+/// A younger directory may belong to a demo that has not locked it yet.
+const LOCKED_AFTER: Duration = Duration::from_secs(60);
 
-/// The directory of one demo; dropping it removes all.
+/// Directory of one demo. Dropping it removes the directory.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct WorkDir {
     dir: TempDir,
     _lock: File,
 }
 
-// === impl Place ===
+// === impl WorkDir ===
 
-impl Place {
-    pub(super) fn make() -> io::Result<Self> {
-        Self::make_in(&std::env::temp_dir())
+impl WorkDir {
+    pub(super) fn create() -> io::Result<Self> {
+        Self::create_in(&std::env::temp_dir())
     }
 
-    fn make_in(parent: &Path) -> io::Result<Self> {
+    fn create_in(parent: &Path) -> io::Result<Self> {
         remove_abandoned(parent);
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
         let lock = File::create(dir.path().join(LOCK))?;
@@ -46,7 +45,7 @@ impl Place {
         Ok(Self { dir, _lock: lock })
     }
 
-    /// Directory of the tenant's identity; not made here.
+    /// Returns the directory of the tenant's identity, which is not created here.
     pub(super) fn identity(&self) -> PathBuf {
         self.dir.path().join("tenant")
     }
@@ -59,12 +58,12 @@ impl Place {
         self.dir.path().join("data")
     }
 
-    /// Where the gateway puts the certificate that it makes.
+    /// Returns the file of the certificate that the gateway generates.
     pub(super) fn server_certificate(&self) -> PathBuf {
         self.data_dir().join("server.pem")
     }
 
-    /// Lets the gateway trust the tenant.
+    /// Adds the tenant to the gateway's trust directory.
     pub(super) fn trust(&self, owner: &Owner) -> io::Result<()> {
         let trusted = self.trust_dir().join(format!("{owner}.pem"));
         fs::copy(self.identity().join("cert.pem"), trusted).map(|_| ())
@@ -77,7 +76,7 @@ impl Place {
     }
 }
 
-/// Whatever does not work here is left to the next demo.
+/// Removes directories of killed demos. Errors are ignored: the next demo tries again.
 fn remove_abandoned(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else {
         return;
@@ -95,7 +94,7 @@ fn is_abandoned(dir: &Path) -> bool {
     };
     let ours = metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw();
     let age = metadata.modified().ok().and_then(|time| time.elapsed().ok());
-    if !ours || age.is_none_or(|age| age < SETTLED_AFTER) {
+    if !ours || age.is_none_or(|age| age < LOCKED_AFTER) {
         return false;
     }
     let lock = File::open(dir.join(LOCK));
@@ -108,30 +107,30 @@ mod tests {
 
     use super::*;
 
-    fn age(place: &Path) {
-        let long_ago = SystemTime::now() - 2 * SETTLED_AFTER;
-        File::open(place).unwrap().set_modified(long_ago).unwrap();
+    fn age(dir: &Path) {
+        let long_ago = SystemTime::now() - 2 * LOCKED_AFTER;
+        File::open(dir).unwrap().set_modified(long_ago).unwrap();
     }
 
     #[test]
-    fn what_a_killed_demo_left_goes_and_nothing_else() {
+    fn only_directories_of_killed_demos_are_removed() {
         let parent = tempfile::tempdir().unwrap();
-        let alive = Place::make_in(parent.path()).unwrap();
+        let alive = WorkDir::create_in(parent.path()).unwrap();
         age(alive.dir.path());
-        let killed = Place::make_in(parent.path()).unwrap();
+        let killed = WorkDir::create_in(parent.path()).unwrap();
         let left = killed.dir.path().to_owned();
-        let Place { dir, _lock: lock } = killed;
+        let WorkDir { dir, _lock: lock } = killed;
         let _ = dir.keep();
         drop(lock);
         let other = parent.path().join("another");
         fs::create_dir(&other).unwrap();
         age(&other);
 
-        let next = Place::make_in(parent.path()).unwrap();
+        let next = WorkDir::create_in(parent.path()).unwrap();
         assert!(left.exists(), "too young to be sure");
         drop(next);
         age(&left);
-        let next = Place::make_in(parent.path()).unwrap();
+        let next = WorkDir::create_in(parent.path()).unwrap();
         assert!(!left.exists() && other.exists() && alive.dir.path().exists());
         let gone = next.dir.path().to_owned();
         drop(next);

@@ -1,41 +1,41 @@
-//! The numbers of one run's lines, and the gaps between them.
+//! Checks the line numbers of one run.
 //!
-//! Every number that is skipped must be told of by a gap: what is missing, less what was reported, is the balance, and it
-//! must come back to zero, with each line if the lines were written to one pipe.
+//! Every skipped number must be covered by a gap. The balance is the number of skipped lines less the
+//! reported ones. It must return to zero: at each line, if the lines were written to one pipe.
 
 use std::collections::BTreeMap;
 
 use super::{Fault, Order, Start};
 
-/// Lines within which a line of the other pipe has to turn up: more than a pipe (64 KiB) holds of short lines, since so far
-/// one pipe may be read ahead of the other.
+/// A late line of the other pipe must come within this many lines: more short lines than a pipe (64 KiB)
+/// holds, because one pipe may be read this far ahead of the other.
 const LATE_MAX_LINES: u64 = 4_096;
 
-/// Lines after which one that is still missing counts as lost when the judging ends.
+/// At the end of the check, a line that has been missing for this many lines counts as lost.
 const SETTLED_AT_END_LINES: u64 = 256;
 
-/// Judges the numbers of one run.
+/// Line numbers of one run.
 #[derive(Debug)]
 pub(super) struct Sequence {
     order: Order,
-    /// The greatest number received; 0 before the first line, `None` if the first may have any number.
+    /// Greatest number received; 0 before the first line, `None` if the first may have any number.
     last: Option<u64>,
-    /// Where it began, if that was anywhere; what comes late from before it is no concern.
-    began: u64,
-    /// Numbers below `last` that may yet come: first and last of each stretch.
+    /// First number received with [`Start::Anywhere`]. Late lines before it are ignored.
+    first: u64,
+    /// Missing numbers below `last` that may still come, as ranges from key to value.
     missing: BTreeMap<u64, u64>,
-    /// Lines missing less lines reported, since it was last settled.
+    /// Missing lines less reported lines, since the numbers last added up.
     balance: i64,
     /// Lines reported since then.
     reported: u64,
-    /// Of these, lines that may belong to the run before.
+    /// Of these, lines that may belong to the previous run.
     earlier: u64,
-    /// Whether there was a report that is only a lower bound.
+    /// Whether a report was a lower bound.
     inexact: bool,
-    /// Whether this run has lines without a number, of which a gap may tell.
+    /// Whether this run has lines without a number, which a gap may include.
     unnumbered: bool,
-    /// Lines since it was last settled.
-    unsettled: u64,
+    /// Lines since the numbers last added up.
+    since_settled: u64,
 }
 
 // === impl Sequence ===
@@ -45,23 +45,24 @@ impl Sequence {
         Self {
             order,
             last: (start == Start::First).then_some(0),
-            began: 0,
+            first: 0,
             missing: BTreeMap::new(),
             balance: 0,
             reported: 0,
             earlier: 0,
             inexact: false,
             unnumbered: false,
-            unsettled: 0,
+            since_settled: 0,
         }
     }
 
-    /// A line without a number.
+    /// Records a line without a number.
     pub(super) fn unnumbered(&mut self) {
         self.unnumbered = true;
     }
 
-    /// Lines are reported as lost; `earlier` if they may belong to the run before, in part or all.
+    /// Records lines reported as lost. `earlier` is set if they may belong to the previous run, in part or
+    /// all.
     pub(super) fn gap(&mut self, lines: u64, exact: bool, earlier: bool) {
         self.balance = self.balance.saturating_sub_unsigned(lines);
         self.reported = self.reported.saturating_add(lines);
@@ -71,16 +72,16 @@ impl Sequence {
         }
     }
 
-    /// The line with this number.
+    /// Records the line with number `got`.
     pub(super) fn line(&mut self, got: u64) -> Result<(), Fault> {
         let Some(after) = self.last else {
-            (self.last, self.began) = (Some(got), got);
+            (self.last, self.first) = (Some(got), got);
             self.settle();
             return Ok(());
         };
         if got > after {
             self.skip(after, got);
-        } else if self.order == Order::TwoPipes && got < self.began {
+        } else if self.order == Order::TwoPipes && got < self.first {
             return Ok(());
         } else if self.order == Order::Exact || !self.fill(got) {
             return Err(Fault::Repeat { after, got });
@@ -89,28 +90,28 @@ impl Sequence {
             self.settle();
             return Ok(());
         }
-        self.unsettled += 1;
+        self.since_settled += 1;
         let fault = match self.order {
             Order::Exact => Fault::Hole { after, reported: self.reported, got },
-            Order::TwoPipes if self.unsettled.max(self.balance.unsigned_abs()) > LATE_MAX_LINES => {
+            Order::TwoPipes if self.since_settled.max(self.balance.unsigned_abs()) > LATE_MAX_LINES => {
                 self.hole()
             }
             Order::TwoPipes => return Ok(()),
         };
-        // One fault is told of once.
+        // Each fault is reported once.
         self.settle();
         Err(fault)
     }
 
-    /// What is wrong if no more lines come for now.
+    /// Checks the end of the input.
     pub(super) fn stop(&self) -> Result<(), Fault> {
-        if self.unsettled > SETTLED_AT_END_LINES { Err(self.hole()) } else { Ok(()) }
+        if self.since_settled > SETTLED_AT_END_LINES { Err(self.hole()) } else { Ok(()) }
     }
 
-    /// The run is over; gives the sequence of the next one.
+    /// Ends the run. Returns the sequence of the next run, and the result of this one.
     pub(super) fn next(&self) -> (Self, Result<(), Fault>) {
         let outcome = if self.balance > 0 && !self.is_settled() { Err(self.hole()) } else { Ok(()) };
-        // What was reported behind the last line may tell of the end of this run and of the beginning of the next.
+        // A report after the last line may cover the end of this run and the start of the next.
         let carried = self.reported.min(self.balance.min(0).unsigned_abs());
         let next = Self {
             balance: self.balance.min(0),
@@ -122,7 +123,7 @@ impl Sequence {
         (next, outcome)
     }
 
-    /// Somewhere in all that is not settled.
+    /// Returns a hole within the lines that do not add up.
     fn hole(&self) -> Fault {
         let after = self.missing.keys().next().map_or(0, |first| first - 1);
         Fault::Hole { after, reported: self.reported, got: self.last.unwrap_or_default() }
@@ -135,14 +136,15 @@ impl Sequence {
         if hole > 0 && self.order == Order::TwoPipes {
             self.missing.insert(after + 1, got - 1);
         }
-        // Far beyond what may be late; a fault names what was missing first.
+        // Forgets ranges that are too old to be filled. Twice the limit, because a fault names the first
+        // missing number.
         let horizon = got.saturating_sub(2 * LATE_MAX_LINES);
         while let Some(stretch) = self.missing.first_entry().filter(|stretch| *stretch.get() < horizon) {
             stretch.remove();
         }
     }
 
-    /// Whether `got` was missing; it is not any more.
+    /// Removes `got` from the missing numbers. Returns whether it was one.
     fn fill(&mut self, got: u64) -> bool {
         let Some((&from, &to)) = self.missing.range(..=got).next_back().filter(|(_, to)| **to >= got) else {
             return false;
@@ -159,14 +161,14 @@ impl Sequence {
     }
 
     fn is_settled(&self) -> bool {
-        let elsewhere = i64::try_from(self.earlier).unwrap_or(i64::MAX);
-        let not_too_few = self.unnumbered || self.balance >= -elsewhere;
+        let earlier = i64::try_from(self.earlier).unwrap_or(i64::MAX);
+        let not_too_few = self.unnumbered || self.balance >= -earlier;
         let not_too_many = self.inexact || self.balance <= 0;
         not_too_few && not_too_many
     }
 
     fn settle(&mut self) {
-        (self.balance, self.reported, self.earlier, self.unsettled) = (0, 0, 0, 0);
+        (self.balance, self.reported, self.earlier, self.since_settled) = (0, 0, 0, 0);
         self.inexact = false;
     }
 }
@@ -177,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    fn judge(numbers: impl IntoIterator<Item = u64>) -> Result<(), Fault> {
+    fn check(numbers: impl IntoIterator<Item = u64>) -> Result<(), Fault> {
         let mut sequence = Sequence::new(Order::TwoPipes, Start::First);
         for number in numbers {
             sequence.line(number)?;
@@ -186,26 +188,26 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_the_other_pipe_may_be_late_but_come_once() {
-        assert_eq!(judge([1, 2, 4, 5, 3, 6]), Ok(()));
-        assert_eq!(judge([4, 1, 2, 3, 5]), Ok(()));
-        assert_eq!(judge([1, 2, 4, 5, 3, 3]), Err(Fault::Repeat { after: 5, got: 3 }));
-        assert_eq!(judge([1, 2, 2]), Err(Fault::Repeat { after: 2, got: 2 }));
-        // Still to come when it was looked at last; and never come.
-        assert_eq!(judge((1..=100).filter(|n| *n != 90)), Ok(()));
+    fn late_line_of_the_other_pipe_may_come_once() {
+        assert_eq!(check([1, 2, 4, 5, 3, 6]), Ok(()));
+        assert_eq!(check([4, 1, 2, 3, 5]), Ok(()));
+        assert_eq!(check([1, 2, 4, 5, 3, 3]), Err(Fault::Repeat { after: 5, got: 3 }));
+        assert_eq!(check([1, 2, 2]), Err(Fault::Repeat { after: 2, got: 2 }));
+        // A missing line that may still come at the end, and one that can no longer come.
+        assert_eq!(check((1..=100).filter(|n| *n != 90)), Ok(()));
         assert_eq!(
-            judge((1..=1000).filter(|n| *n != 90)),
+            check((1..=1000).filter(|n| *n != 90)),
             Err(Fault::Hole { after: 89, reported: 0, got: 1000 })
         );
         let late = 90 + LATE_MAX_LINES + 1;
         assert_eq!(
-            judge((1..=10_000).filter(|n| *n != 90)),
+            check((1..=10_000).filter(|n| *n != 90)),
             Err(Fault::Hole { after: 89, reported: 0, got: late })
         );
     }
 
     #[test]
-    fn what_is_missing_at_the_end_of_a_run_is_lost() {
+    fn line_missing_at_the_end_of_a_run_is_lost() {
         let mut sequence = Sequence::new(Order::TwoPipes, Start::First);
         for number in [1, 2, 4] {
             sequence.line(number).unwrap();
@@ -216,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_anywhere_concerns_nothing_before_it() {
+    fn late_lines_before_the_first_are_ignored() {
         let mut sequence = Sequence::new(Order::TwoPipes, Start::Anywhere);
         for number in [97, 96, 98, 100, 99] {
             assert_eq!(sequence.line(number), Ok(()), "{number}");
@@ -224,10 +226,10 @@ mod tests {
     }
 
     proptest! {
-        /// Two pipes, merged in any way, parts of the merged log lost and reported exactly: right. One line less, or one
-        /// line more reported: wrong, once enough lines have come behind it.
+        /// Lines of two pipes, merged in any order, with parts lost and reported exactly, pass. They fail if
+        /// one line less, or one line more, is reported, once enough lines have followed.
         #[test]
-        fn loss_is_told_from_lateness(
+        fn loss_is_distinguished_from_lateness(
             pipes in proptest::collection::vec(any::<bool>(), 1..200),
             merge in proptest::collection::vec(any::<bool>(), 400),
             lost in proptest::collection::vec(proptest::bool::weighted(0.2), 400),

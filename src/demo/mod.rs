@@ -1,9 +1,8 @@
-//! `leasemux demo`: the main job on one machine, for real, checked, and thrown away.
+//! `leasemux demo`: a gateway, a sample lease and checking followers on one machine.
 //!
-//! A gateway is started as a process of its own, exactly as an operator would, with a sample lease and one trusted tenant.
-//! As that tenant, over mutual TLS, one follower prints the lease's logs and any number of others count and check them. At
-//! the end nothing is left: the followers go first, then the gateway is told to stop and takes its services with it. Should
-//! this process be killed, the gateway sees its lifeline (standard input) end, and stops as well.
+//! The gateway is a child process, started as an operator would, with one trusted tenant. As that tenant, over mutual TLS, one follower
+//! prints the lease's logs and others check them. At the end the followers stop first, then the gateway with its services. If this
+//! process is killed, the gateway's lifeline (standard input) ends and the gateway stops too.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,15 +11,15 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::followers::Crowd;
+use self::followers::Followers;
 use self::gateway::Gateway;
-use self::platform::Place;
 use self::summary::Summary;
-use super::connect::{ConnectError, Connector};
-use super::exit::Exit;
-use super::follow::FollowError;
-use super::output::stdout_reader_gone;
-use super::print::{OutputStyle, Printer};
+use self::workdir::WorkDir;
+use crate::client::connect::Connector;
+use crate::client::error::{CallError, ConnectError};
+use crate::client::exit::Exit;
+use crate::client::print::{OutputStyle, Printer};
+use crate::client::stdout_closed;
 use crate::config::{DemoConfig, ServerTrust, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
@@ -28,140 +27,138 @@ use crate::sys::fd_limit::{self, FdLimitExceeded};
 
 mod followers;
 mod gateway;
-mod platform;
 mod summary;
+mod workdir;
 
-/// Files that a process has open for other ends than followers: listeners, logs, pipes, the runtime's own.
-const FILES_BESIDE: u64 = 256;
+/// Open files of a process beside those of followers: listeners, logs, pipes, the runtime.
+const OTHER_FILES: u64 = 256;
 
-/// The account hash of the demo's provider: any account that is not the tenant.
+/// Account hash of the demo's provider. Any account but the tenant's will do.
 const PROVIDER: [u8; 20] = *b"leasemux demonstrate";
 
-/// What a demo is made of.
+/// Parts that the program provides to the demo.
 pub struct Parts<'a> {
-    /// This program.
+    /// The program's file.
     pub program: PathBuf,
     /// The sample SDL.
     pub sample: &'a str,
-    /// Makes a tenant's identity in a directory, as `identity new` does.
+    /// Creates a tenant's identity in a directory, as `identity new` does.
     pub new_identity: &'a (dyn Fn(&Path) -> Result<Owner, String> + Sync),
 }
 
-/// Why a demo could not be shown.
 #[derive(Debug, thiserror::Error)]
 enum DemoError {
-    #[error("cannot make a place for it: {0}")]
-    Place(#[source] io::Error),
-    #[error("cannot make an identity: {0}")]
+    #[error("cannot create the demo's directory: {0}")]
+    WorkDir(#[source] io::Error),
+    #[error("cannot create an identity: {0}")]
     Identity(String),
-    #[error("cannot make a lease id: {0}")]
+    #[error("cannot create a lease id: {0}")]
     Lease(#[from] IdError),
     #[error(
-        "{followers} followers need {needed} open files, and this user may have {allowed}: raise it (ulimit -Hn) or take fewer"
+        "{followers} followers need {needed} open files, but the limit is {allowed}: raise it (ulimit -Hn) or use fewer followers"
     )]
     OpenFiles { followers: usize, needed: u64, allowed: u64 },
     #[error("cannot start the gateway: {0}")]
     Start(#[source] io::Error),
-    #[error("the gateway {what}; its log ends so:\n{log}")]
+    #[error("the gateway {what}; end of its log:\n{log}")]
     Gateway { what: String, log: String },
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the follower ended: {0}")]
-    Follower(#[from] FollowError),
-    #[error("the follower ended before its time")]
+    #[error("the printing follower failed: {0}")]
+    Follower(#[from] CallError),
+    #[error("the printing follower ended early")]
     EndedEarly,
-    #[error("cannot hear signals: {0}")]
+    #[error("cannot handle signals: {0}")]
     Signals(#[source] io::Error),
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
 }
 
-/// What a person may use to end the demo.
+/// Signals that end the demo.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-/// Shows the demo; log lines and the summary go to `out`, everything else to `err`. Ends in order when the reader of the standard
-/// output has gone.
-pub async fn run<O, E>(config: &DemoConfig, parts: &Parts<'_>, out: O, err: E, look: OutputStyle) -> Exit
+/// Runs the demo. Prints log lines and the summary to `out`, messages to `err`. Ends in order when standard output is closed.
+pub async fn run<O, E>(config: &DemoConfig, parts: &Parts<'_>, out: O, err: E, style: OutputStyle) -> Exit
 where
     O: Write + Send + 'static,
     E: Write + Send + 'static,
 {
-    let over = async {
+    let end = async {
         tokio::select! {
             () = after(config.duration) => Ok(true),
-            // As for a failed write: the gateway is stopped in order.
-            () = stdout_reader_gone() => Err(DemoError::Write(io::ErrorKind::BrokenPipe.into())),
+            // Same as a failed write: the gateway is stopped in order.
+            () = stdout_closed() => Err(DemoError::Write(io::ErrorKind::BrokenPipe.into())),
         }
     };
-    run_until(config, parts, Printer::new(out, err, look), over).await
+    run_until(config, parts, Printer::new(out, err, style), end).await
 }
 
 async fn run_until<O, E>(
     config: &DemoConfig,
     parts: &Parts<'_>,
     printer: Printer<O, E>,
-    over: impl Future<Output = Result<bool, DemoError>>,
+    end: impl Future<Output = Result<bool, DemoError>>,
 ) -> Exit
 where
     O: Write + Send + 'static,
     E: Write + Send + 'static,
 {
     let mut printer = Some(printer);
-    let shown = show(config, parts, &mut printer, over).await;
-    let told = match (&shown, &mut printer) {
-        // `… | head` has what it wanted.
+    let outcome = demonstrate(config, parts, &mut printer, end).await;
+    let reported = match (&outcome, &mut printer) {
+        // The reader has all it wanted, as in `… | head`.
         (Err(DemoError::Write(error)), _) if error.kind() == io::ErrorKind::BrokenPipe => return Exit::Done,
         (Ok(summary), Some(printer)) => printer.print(&summary.to_string()),
-        (Err(error), Some(printer)) => printer.say(&error.to_string()),
-        // The output hangs.
+        (Err(error), Some(printer)) => printer.message(&error.to_string()),
+        // The printer is blocked.
         (Ok(summary), None) => write!(io::stderr(), "{summary}"),
         (Err(error), None) => writeln!(io::stderr(), "leasemux: {error}"),
     };
-    match shown {
-        Ok(summary) if summary.holds() && told.is_ok() => Exit::Done,
+    match outcome {
+        Ok(summary) if summary.is_success() && reported.is_ok() => Exit::Done,
         _ => Exit::Failed,
     }
 }
 
-/// `printer` is lent, and gone afterwards if it hangs in a write.
-async fn show<O, E>(
+/// Sets up the demo and runs it. Takes `printer` and puts it back, unless it is blocked in a write.
+async fn demonstrate<O, E>(
     config: &DemoConfig,
     parts: &Parts<'_>,
     printer: &mut Option<Printer<O, E>>,
-    over: impl Future<Output = Result<bool, DemoError>>,
+    end: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError>
 where
     O: Write + Send + 'static,
     E: Write + Send + 'static,
 {
-    let mut signals = Signals::hear().map_err(DemoError::Signals)?;
-    let needed = config.followers as u64 + FILES_BESIDE;
+    let mut signals = Signals::register().map_err(DemoError::Signals)?;
+    let needed = config.followers as u64 + OTHER_FILES;
     fd_limit::raise_to(needed).map_err(|FdLimitExceeded(allowed)| DemoError::OpenFiles {
         followers: config.followers,
         needed,
         allowed,
     })?;
-    let place = Place::make().map_err(DemoError::Place)?;
-    let owner = (parts.new_identity)(&place.identity()).map_err(DemoError::Identity)?;
-    place.trust(&owner).map_err(DemoError::Place)?;
+    let dir = WorkDir::create().map_err(DemoError::WorkDir)?;
+    let owner = (parts.new_identity)(&dir.identity()).map_err(DemoError::Identity)?;
+    dir.trust(&owner).map_err(DemoError::WorkDir)?;
     let sdl = match &config.sdl {
         Some(path) => path.clone(),
-        None => place.write_sdl(parts.sample).map_err(DemoError::Place)?,
+        None => dir.write_sdl(parts.sample).map_err(DemoError::WorkDir)?,
     };
     let provider = Address::from_account(PROVIDER);
     let lease = LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str())?;
-    let arguments = gateway::arguments(&lease, &sdl, &place, config.followers);
+    let arguments = gateway::arguments(&lease, &sdl, &dir, config.followers);
     let mut gateway = tokio::select! {
         gateway = Gateway::start(&parts.program, &arguments, config.verbose) => gateway?,
-        () = signals.any() => return Ok(Summary::default()),
+        () = signals.recv() => return Ok(Summary::default()),
     };
-    let shown = follow(config, &mut gateway, &place, &lease, &mut signals, printer, over).await;
-    // Whatever happened, the gateway is stopped in order; a second signal ends it at once.
-    let stopped = gateway.stop(signals.any()).await;
-    let summary = shown?;
+    let summary = follow(config, &mut gateway, &dir, &lease, &mut signals, printer, end).await;
+    // Also after an error; a second signal kills the gateway.
+    let stopped = gateway.stop(signals.recv()).await;
+    let summary = summary?;
     stopped?;
     Ok(summary)
 }
@@ -169,11 +166,11 @@ where
 async fn follow<O, E>(
     config: &DemoConfig,
     gateway: &mut Gateway,
-    place: &Place,
+    dir: &WorkDir,
     lease: &LeaseId,
     signals: &mut Signals,
-    lent: &mut Option<Printer<O, E>>,
-    over: impl Future<Output = Result<bool, DemoError>>,
+    printer_slot: &mut Option<Printer<O, E>>,
+    end: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError>
 where
     O: Write + Send + 'static,
@@ -181,42 +178,42 @@ where
 {
     let target = Target {
         gateway: gateway.address().clone(),
-        identity: Some(place.identity()),
+        identity: Some(dir.identity()),
         token: None,
-        trust: ServerTrust::File(place.server_certificate()),
+        trust: ServerTrust::File(dir.server_certificate()),
     };
     let connector = Connector::new(&target)?;
     let request = ServiceLogsRequest { lease_id: Some(lease.into()), follow: true, ..Default::default() };
-    let Some(mut printer) = lent.take() else {
+    let Some(mut printer) = printer_slot.take() else {
         return Err(DemoError::EndedEarly);
     };
-    printer.say(&introduction(gateway, place, lease))?;
+    printer.message(&introduction(gateway, dir, lease))?;
     let before = gateway.usage();
     let stop = CancellationToken::new();
-    let mut crowd = Crowd::start(&connector, &request, config.followers, printer, &stop);
+    let mut followers = Followers::start(&connector, &request, config.followers, printer, &stop);
     let ended = tokio::select! {
-        () = signals.any() => Ok(false),
-        ended = over => ended,
-        gone = gateway.gone() => Err(gone),
-        early = crowd.printing_ended() => Err(early),
+        () = signals.recv() => Ok(false),
+        ended = end => ended,
+        error = gateway.exited() => Err(error),
+        error = followers.printing_ended() => Err(error),
     };
     let usage = gateway.usage();
     stop.cancel();
-    let (outcomes, printer) = crowd.outcomes().await;
-    *lent = printer;
-    Ok(Summary::of(ended?, outcomes, before, usage))
+    let (outcomes, printer) = followers.outcomes().await;
+    *printer_slot = printer;
+    Ok(Summary::new(ended?, outcomes, before, usage))
 }
 
-/// What is there, and how to look at it by hand.
-fn introduction(gateway: &Gateway, place: &Place, lease: &LeaseId) -> String {
+/// Describes the running gateway and how to follow the lease by hand.
+fn introduction(gateway: &Gateway, dir: &WorkDir, lease: &LeaseId) -> String {
     format!(
-        "a gateway runs at {}, its metrics at {}metrics; to follow it from another terminal:\n  \
+        "gateway running at {}, metrics at {}metrics; to follow the lease from another terminal:\n  \
          leasemux logs {lease} \\\n    --follow --gateway {} --identity {} --ca {}",
         gateway.address(),
         gateway.admin(),
         gateway.address(),
-        place.identity().display(),
-        place.server_certificate().display()
+        dir.identity().display(),
+        dir.server_certificate().display()
     )
 }
 
@@ -236,11 +233,11 @@ impl std::fmt::Debug for Parts<'_> {
 // === impl Signals ===
 
 impl Signals {
-    fn hear() -> io::Result<Self> {
+    fn register() -> io::Result<Self> {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn any(&mut self) {
+    async fn recv(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -255,7 +252,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::client::fake::{FakeGateway, Step};
+    use crate::client::testing::{FakeGateway, Step};
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -275,7 +272,7 @@ mod tests {
         }
     }
 
-    /// A program that says it is the gateway that listens at `gateway`, and shows its certificate.
+    /// Writes a program that poses as the gateway process of `gateway` and copies its certificate.
     fn program(gateway: &FakeGateway, dir: &Path) -> PathBuf {
         let path = dir.join("program");
         let script = format!(
@@ -293,61 +290,66 @@ mod tests {
         path
     }
 
-    /// Shows a demo that is over once `last` was printed.
-    async fn shown(answers: Vec<Vec<Step>>, last: &str) -> (Exit, String, String, PathBuf) {
+    /// Runs a demo until `last` was printed.
+    async fn run_demo(answers: Vec<Vec<Step>>, last: &str) -> (Exit, String, String, PathBuf) {
         let gateway = FakeGateway::start(answers).await;
         let dir = tempfile::tempdir().unwrap();
-        let place = Mutex::new(PathBuf::new());
+        let workdir = Mutex::new(PathBuf::new());
         let new_identity = |to: &Path| {
             fs::create_dir(to).unwrap();
             for name in ["cert.pem", "key.pem"] {
                 fs::copy(gateway.identity().join(name), to.join(name)).unwrap();
             }
-            *place.lock().unwrap() = to.parent().unwrap().to_owned();
+            *workdir.lock().unwrap() = to.parent().unwrap().to_owned();
             Ok(Address::from_account([1; 20]))
         };
         let program = program(&gateway, dir.path());
         let parts = Parts { program, sample: "", new_identity: &new_identity };
         let config = DemoConfig { duration: None, followers: 0, sdl: None, verbose: false };
         let (out, err) = (Shared::default(), Shared::default());
-        let over = async {
+        let end = async {
             while !out.text().ends_with(last) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             Ok(true)
         };
         let printer = Printer::new(out.clone(), err.clone(), OutputStyle::PLAIN);
-        let exit = run_until(&config, &parts, printer, over).await;
-        let place = place.into_inner().unwrap();
-        (exit, out.text(), err.text(), place)
+        let exit = run_until(&config, &parts, printer, end).await;
+        let workdir = workdir.into_inner().unwrap();
+        (exit, out.text(), err.text(), workdir)
     }
 
     #[tokio::test]
-    async fn a_demo_prints_judges_and_leaves_nothing() {
-        let (exit, out, err, place) = shown(vec![vec![Step::lines("1 a\n2 b\n"), Step::Hang]], "2 b\n").await;
+    async fn demo_prints_checks_and_cleans_up() {
+        let (exit, out, err, workdir) =
+            run_demo(vec![vec![Step::lines("1 a\n2 b\n"), Step::Hang]], "2 b\n").await;
         assert_eq!(exit, Exit::Done, "{out}{err}");
         assert!(
             out.starts_with("web/0 | 1 a\nweb/0 | 2 b\n\nsummary\n  followers        1 of 1 attached\n"),
             "{out}"
         );
-        assert!(out.contains("holds: 2 lines"), "{out}");
+        assert!(out.contains("passed: 2 lines"), "{out}");
         assert!(err.contains("--follow --gateway https://127.0.0.1:"), "{err}");
-        assert!(!place.as_os_str().is_empty() && !place.exists());
+        assert!(!workdir.as_os_str().is_empty() && !workdir.exists());
     }
 
     #[tokio::test]
-    async fn a_demo_with_a_repeat_fails() {
-        let (exit, out, _, place) = shown(vec![vec![Step::lines("1 a\n1 b\n"), Step::Hang]], "1 b\n").await;
+    async fn demo_with_repeated_line_fails() {
+        let (exit, out, _, workdir) =
+            run_demo(vec![vec![Step::lines("1 a\n1 b\n"), Step::Hang]], "1 b\n").await;
         assert_eq!(exit, Exit::Failed);
-        assert!(out.contains("BROKEN for 1 of 1") && out.contains("line 1 came after line 1"), "{out}");
-        assert!(!place.exists());
+        assert!(out.contains("FAILED for 1 of 1") && out.contains("line 1 came after line 1"), "{out}");
+        assert!(!workdir.exists());
     }
 
     #[tokio::test]
-    async fn a_demo_that_is_refused_says_so_at_once() {
-        let (exit, out, err, place) = shown(vec![], "never").await;
+    async fn rejected_demo_fails_at_once() {
+        let (exit, out, err, workdir) = run_demo(vec![], "never").await;
         assert_eq!((exit, out.as_str()), (Exit::Failed, ""));
-        assert!(err.contains("the follower ended: the gateway says: nothing more in the script"), "{err}");
-        assert!(!place.exists());
+        assert!(
+            err.contains("the printing follower failed: the gateway answered: nothing more in the script"),
+            "{err}"
+        );
+        assert!(!workdir.exists());
     }
 }

@@ -1,4 +1,4 @@
-//! The gateway as a child process: started, watched, measured, stopped.
+//! The gateway as a child process.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -6,81 +6,82 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::task::JoinSet;
 
 use super::DemoError;
-use super::platform::Place;
+use super::workdir::WorkDir;
 use crate::model::id::LeaseId;
 use crate::model::limits::Limits;
 
-/// How long a gateway may take to be ready, on a machine that is busy with something else.
+/// Limit on the start, on a busy machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a gateway may take to stop before it is killed: its drain, and its services' own time to end.
+/// Limit on stopping: the drain, and the services' own time to end. Then the gateway is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long its streams may take; nobody follows any more by then.
+/// The gateway's drain timeout. No followers remain by then.
 const DRAIN_TIMEOUT: &str = "2s";
 
-/// How long its services may take to end: less than by default, so that both fit into [`STOP_TIMEOUT`] on a busy machine.
+/// Grace period of services, shorter than by default so that it fits into [`STOP_TIMEOUT`] together with the
+/// drain.
 const STOP_GRACE: &str = "5s";
 
-/// Bytes of the gateway's log that are kept, to be shown if something fails.
+/// Bytes of the gateway's log that are kept for error messages.
 const LOG_KEPT_BYTES: usize = 16 * 1024;
 
-/// Longest ready line, in bytes.
 const READY_MAX_BYTES: u64 = 1024;
 
-/// Connections beyond the followers': a person's, from another terminal.
-const CONNECTIONS_BESIDE: usize = 64;
+/// Connections beside the followers', for a person at another terminal.
+const OTHER_CONNECTIONS: usize = 64;
 
 /// A running gateway. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Gateway {
     child: Child,
-    /// Its standard input, which ends when this process does. Kept apart: waiting for a child closes what it still has.
+    /// Its standard input, which ends with this process. Held here because `Child::wait` closes the standard
+    /// input that it still owns.
     _lifeline: ChildStdin,
     pid: Pid,
     address: Uri,
     admin: Uri,
     log: Log,
-    /// Owns the readers of the child's outputs.
+    /// Readers of the child's outputs.
     _readers: JoinSet<()>,
 }
 
-/// What a process has used.
+/// Resource usage of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
-    /// Processor time, of all threads, since its start.
+    /// CPU time of all threads since the start.
     pub(super) cpu: Duration,
-    /// The most memory it ever held.
     pub(super) peak_memory_bytes: u64,
 }
 
-/// The end of the gateway's log.
+/// End of the gateway's log.
 #[derive(Clone, Debug, Default)]
 struct Log(Arc<Mutex<VecDeque<u8>>>);
 
-/// How the demo's gateway is started.
-pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: usize) -> Vec<OsString> {
+/// Returns the arguments of the gateway.
+pub(super) fn arguments(lease: &LeaseId, sdl: &Path, dir: &WorkDir, followers: usize) -> Vec<OsString> {
     let mut lease = OsString::from(format!("{lease}="));
     lease.push(sdl);
     let limits = Limits::default();
-    // All followers are one tenant, on one machine.
-    let needed = followers + CONNECTIONS_BESIDE;
+    // All followers share a tenant and an address.
+    let needed = followers + OTHER_CONNECTIONS;
     let at_least = |limit: usize| OsString::from(limit.max(needed).to_string());
     let flags: [(&str, OsString); 13] = [
         ("--platform", "local".into()),
         ("--lease", lease),
-        ("--trust-dir", place.trust_dir().into()),
-        ("--data-dir", place.data_dir().into()),
+        ("--trust-dir", dir.trust_dir().into()),
+        ("--data-dir", dir.data_dir().into()),
         ("--listen", "127.0.0.1:0".into()),
         ("--admin-listen", "127.0.0.1:0".into()),
         ("--drain-timeout", DRAIN_TIMEOUT.into()),
@@ -98,7 +99,7 @@ pub(super) fn arguments(lease: &LeaseId, sdl: &Path, place: &Place, followers: u
 // === impl Gateway ===
 
 impl Gateway {
-    /// Starts `program` and waits until it says that it is ready. Its log goes to standard error if `verbose`.
+    /// Starts `program` and waits until it is ready. Copies its log to standard error if `verbose`.
     pub(super) async fn start(
         program: &Path,
         arguments: &[OsString],
@@ -110,11 +111,11 @@ impl Gateway {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl-C is for this process, which stops the gateway when it has seen what it needs.
+            // Ctrl-C must reach only this process, which then stops the gateway.
             .process_group(0)
             .kill_on_drop(true);
         for (name, _) in std::env::vars_os() {
-            // The demo's gateway is set up here alone.
+            // Settings of the user's environment do not apply to the demo.
             if name.to_string_lossy().starts_with("LEASEMUX_") {
                 command.env_remove(name);
             }
@@ -132,14 +133,14 @@ impl Gateway {
         let mut stdout = BufReader::new(stdout);
         let mut line = String::new();
         let mut ready = (&mut stdout).take(READY_MAX_BYTES);
-        let said = tokio::time::timeout(READY_TIMEOUT, ready.read_line(&mut line)).await;
-        let addresses = said.is_ok_and(|said| said.is_ok()).then(|| ready_line(&line)).flatten();
+        let read = tokio::time::timeout(READY_TIMEOUT, ready.read_line(&mut line)).await;
+        let addresses = read.is_ok_and(|read| read.is_ok()).then(|| ready_line(&line)).flatten();
         let Some((address, admin)) = addresses else {
             let what = match tokio::time::timeout(Duration::from_secs(1), child.wait()).await {
                 Ok(Ok(status)) => format!("ended with {status} before it was ready"),
                 _ => format!("was not ready within {READY_TIMEOUT:?}"),
             };
-            // Its log is whole once its standard error has ended.
+            // The log is complete when standard error ends.
             let _ = child.kill().await;
             let _ = tokio::time::timeout(Duration::from_secs(1), readers.join_next()).await;
             return Err(DemoError::Gateway { what, log: log.text() });
@@ -148,37 +149,37 @@ impl Gateway {
         Ok(Self { child, _lifeline: lifeline, pid, address, admin, log, _readers: readers })
     }
 
-    /// Where tenants reach it.
+    /// Returns the address for tenants.
     pub(super) fn address(&self) -> &Uri {
         &self.address
     }
 
-    /// Where its metrics are.
+    /// Returns the address of the admin port.
     pub(super) fn admin(&self) -> &Uri {
         &self.admin
     }
 
-    /// What it has used so far; `None` if the system does not tell.
+    /// Returns the usage so far; `None` if `/proc` has no data.
     pub(super) fn usage(&self) -> Option<Usage> {
         let pid = self.pid.as_raw_nonzero();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        Usage::read(&stat, &status, rustix::param::clock_ticks_per_second())
+        Usage::parse(&stat, &status, rustix::param::clock_ticks_per_second())
     }
 
-    /// Waits until it is gone, which it should not be.
-    pub(super) async fn gone(&mut self) -> DemoError {
+    /// Waits until the gateway exits, which is an error. Cancel safe.
+    pub(super) async fn exited(&mut self) -> DemoError {
         let status = self.child.wait().await;
         self.failed(&status)
     }
 
-    /// Stops it in order, or at once when `hurry` comes; a gateway that takes too long is killed.
-    pub(super) async fn stop(mut self, hurry: impl Future<Output = ()>) -> Result<(), DemoError> {
-        // It may be gone already; then there is a status.
+    /// Stops the gateway in order. Kills it when `abort` completes, or after [`STOP_TIMEOUT`].
+    pub(super) async fn stop(mut self, abort: impl Future<Output = ()>) -> Result<(), DemoError> {
+        // If it has exited already, `wait` returns its status.
         let _ = kill_process(self.pid, Signal::TERM);
         let status = tokio::select! {
             status = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()) => status,
-            () = hurry => {
+            () = abort => {
                 let _ = self.child.kill().await;
                 return Ok(());
             }
@@ -203,14 +204,14 @@ impl Gateway {
     }
 }
 
-/// The addresses in `leasemux ready: gateway https://… admin http://…`.
+/// Parses `leasemux ready: gateway https://… admin http://…`.
 fn ready_line(line: &str) -> Option<(Uri, Uri)> {
     let rest = line.trim_end().strip_prefix("leasemux ready: gateway ")?;
     let (gateway, admin) = rest.split_once(" admin ")?;
     Some((gateway.parse().ok()?, admin.parse().ok()?))
 }
 
-/// Reads what nobody needs, so that the writer never waits.
+/// Reads and discards, so that the writer never blocks.
 async fn discard(mut from: impl AsyncRead + Unpin) {
     let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
 }
@@ -223,7 +224,7 @@ impl Log {
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
             let new = buffer.get(..read).unwrap_or_default();
             {
-                let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut kept = self.0.lock();
                 kept.extend(new);
                 let surplus = kept.len().saturating_sub(LOG_KEPT_BYTES);
                 kept.drain(..surplus);
@@ -235,7 +236,7 @@ impl Log {
     }
 
     fn text(&self) -> String {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.0.lock();
         let bytes: Vec<u8> = kept.iter().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -244,9 +245,9 @@ impl Log {
 // === impl Usage ===
 
 impl Usage {
-    /// From the texts of `/proc/PID/stat` and `/proc/PID/status` (proc(5)).
-    fn read(stat: &str, status: &str, ticks_per_second: u64) -> Option<Self> {
-        // The name, in parentheses, may hold anything; what follows has fixed places: state is the third field.
+    /// Parses `/proc/PID/stat` and `/proc/PID/status`, see proc(5).
+    fn parse(stat: &str, status: &str, ticks_per_second: u64) -> Option<Self> {
+        // The name in parentheses may contain anything. The field after it is number 3, the state.
         let (_, fields) = stat.rsplit_once(')')?;
         let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
         let number = |place: usize| fields.get(place - 3)?.parse::<u64>().ok();
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gateway_is_started_measured_and_stopped() {
+    async fn gateway_is_started_measured_and_stopped() {
         let gateway = shell(&format!("{READY}; read line; exit 7")).await.unwrap();
         assert_eq!(gateway.address().to_string(), "https://127.0.0.1:1/");
         assert_eq!(gateway.admin().to_string(), "http://127.0.0.1:2/");
@@ -285,13 +286,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_signal_does_not_wait() {
+    async fn second_signal_kills_the_gateway() {
         let gateway = shell(&format!("trap '' TERM; {READY}; read line")).await.unwrap();
         gateway.stop(std::future::ready(())).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_gateway_that_fails_shows_its_log() {
+    async fn failed_gateway_shows_its_log() {
         let error = shell("echo broken >&2; exit 3").await.unwrap_err().to_string();
         assert!(
             error.contains("exit status: 3 before it was ready") && error.ends_with("broken\n"),
@@ -300,21 +301,21 @@ mod tests {
         let error = shell("echo hello").await.unwrap_err().to_string();
         assert!(error.contains("before it was ready"), "{error}");
         let mut gateway = shell(&format!("{READY}; exit 4")).await.unwrap();
-        assert!(gateway.gone().await.to_string().contains("exit status: 4"));
+        assert!(gateway.exited().await.to_string().contains("exit status: 4"));
     }
 
     #[test]
-    fn proc_is_read() {
+    fn usage_is_parsed_from_proc() {
         let stat = "42 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0";
         let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n";
-        let usage = Usage::read(stat, status, 100).unwrap();
+        let usage = Usage::parse(stat, status, 100).unwrap();
         assert_eq!(usage, Usage { cpu: Duration::from_secs(2), peak_memory_bytes: 2 << 20 });
-        assert_eq!(Usage::read("42 (a) S 1", status, 100), None);
-        assert_eq!(Usage::read(stat, "", 100), None);
+        assert_eq!(Usage::parse("42 (a) S 1", status, 100), None);
+        assert_eq!(Usage::parse(stat, "", 100), None);
     }
 
     #[test]
-    fn only_a_ready_line_is_one() {
+    fn only_a_complete_ready_line_is_parsed() {
         assert!(ready_line("leasemux ready: gateway https://h:1 admin http://h:2\n").is_some());
         for line in
             ["", "leasemux ready: gateway https://h:1\n", "ready", "leasemux ready: gateway a b admin c"]

@@ -1,0 +1,254 @@
+//! Errors of connections and calls, and their texts for people.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustls::{CertificateError, Error as TlsError, InconsistentKeys};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::model::limits::CURSORS_MAX;
+
+/// Reason, in the error details, of a stream that was closed because its follower lagged (`on_lag` = CLOSE).
+const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
+
+/// Reasons of a `NOT_FOUND` that concerns a part of the lease.
+const PART_GONE_REASONS: [&str; 2] = ["SERVICE_NOT_FOUND", "REPLICA_NOT_FOUND"];
+
+/// Connection error.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The gateway's address has no host.
+    #[error("invalid gateway address {0}: use https://host:port")]
+    Address(String),
+    /// A PEM file is not usable.
+    #[error("cannot use {}: {reason}", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Problem with its content, or read error.
+        reason: String,
+    },
+    /// The token cannot be read.
+    #[error("cannot use --token: {0}")]
+    Token(#[source] io::Error),
+    /// The certificate does not match the key.
+    #[error("cannot use this identity: {}", key_problem(.0))]
+    Setup(#[source] TlsError),
+    /// TCP connection failed: unknown name, refused, unreachable.
+    #[error("cannot reach the gateway at {gateway}: {source}")]
+    Unreachable {
+        /// The gateway.
+        gateway: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The connection took too long.
+    #[error("the gateway at {gateway} did not answer within {timeout:?}")]
+    Timeout {
+        /// The gateway.
+        gateway: String,
+        /// The limit.
+        timeout: Duration,
+    },
+    /// The gateway's certificate is not trusted.
+    #[error("the certificate of {gateway} is not trusted: {source}; {}", trust_hint(.source))]
+    Untrusted {
+        /// The gateway.
+        gateway: String,
+        /// The verification error.
+        source: TlsError,
+    },
+    /// TLS failed in another way.
+    #[error("TLS with {gateway} failed: {reason}")]
+    Tls {
+        /// The gateway.
+        gateway: String,
+        /// The cause.
+        reason: String,
+    },
+    /// The server does not support HTTP/2.
+    #[error("the server at {0} is not a gRPC server: it does not support HTTP/2")]
+    NotGrpc(String),
+    /// The HTTP/2 handshake failed.
+    #[error("the gateway at {gateway} closed the connection: {reason}")]
+    Closed {
+        /// The gateway.
+        gateway: String,
+        /// The cause.
+        reason: String,
+    },
+}
+
+/// Error that ends a call.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The gateway rejected or ended the call, or the connection was lost.
+    #[error("{}", status_text(.0))]
+    Status(Box<Status>),
+    /// The output failed.
+    #[error("cannot write: {0}")]
+    Sink(#[from] io::Error),
+    /// The connection was lost, and no request can resume the follow.
+    #[error(
+        "the connection was lost, and a follow of more than {CURSORS_MAX} replicas cannot be resumed: select services with --service"
+    )]
+    Unresumable,
+}
+
+// === impl ConnectError ===
+
+impl ConnectError {
+    /// Returns whether another attempt may succeed.
+    pub(super) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Tls { .. } => true,
+            Self::Address(_)
+            | Self::Token(_)
+            | Self::Pem { .. }
+            | Self::Setup(_)
+            | Self::Untrusted { .. }
+            | Self::NotGrpc(_) => false,
+        }
+    }
+}
+
+fn key_problem(error: &TlsError) -> String {
+    match error {
+        TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+            "the key in key.pem does not belong to the certificate in cert.pem".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+fn trust_hint(error: &TlsError) -> &'static str {
+    use CertificateError as Wrong;
+    match error {
+        TlsError::InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. }) => {
+            "use a host name that the certificate contains (`serve --public-hostname` adds names to a generated one)"
+        }
+        TlsError::InvalidCertificate(
+            Wrong::Expired
+            | Wrong::ExpiredContext { .. }
+            | Wrong::NotValidYet
+            | Wrong::NotValidYetContext { .. },
+        ) => "the gateway needs a new certificate, unless a clock is wrong",
+        _ => {
+            "pass the gateway's certificate with --ca FILE (a generated one is server.pem in the gateway's data directory)"
+        }
+    }
+}
+
+// === impl CallError ===
+
+impl CallError {
+    pub(super) fn is_retryable(&self) -> bool {
+        let may_be_retried = |status| is_lagged(status) || is_throttled(status);
+        self.is_unavailable() || matches!(self, Self::Status(status) if may_be_retried(status))
+    }
+
+    /// Returns whether the gateway, or the requested log, is temporarily unavailable.
+    pub(super) fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_retryable(),
+            Self::Status(status) => self.is_disconnect() || status.code() == Code::Unavailable,
+            Self::Sink(_) | Self::Unresumable => false,
+        }
+    }
+
+    /// Returns whether the connection was lost during the call.
+    pub(super) fn is_disconnect(&self) -> bool {
+        // Only a status made on this side has a source; one sent by the gateway has none.
+        matches!(self, Self::Status(status) if status.source().is_some())
+    }
+
+    /// Returns whether the lease itself is gone, not only a service or replica of it.
+    pub(super) fn is_lease_gone(&self) -> bool {
+        let Self::Status(status) = self else { return false };
+        let is_part =
+            status.get_details_error_info().is_some_and(|info| PART_GONE_REASONS.contains(&&*info.reason));
+        status.code() == Code::NotFound && !is_part
+    }
+
+    /// Returns the delay that the gateway asked for.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        let Self::Status(status) = self else { return None };
+        status.get_details_retry_info()?.retry_delay
+    }
+}
+
+impl From<Status> for CallError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+fn is_lagged(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    status.code() == Code::ResourceExhausted && info.is_some_and(|info| info.reason == LAGGED_REASON)
+}
+
+/// Returns whether a quota is used up only for now: many streams of one owner may have reconnected at once.
+fn is_throttled(status: &Status) -> bool {
+    let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    status.code() == Code::ResourceExhausted && retry.is_some()
+}
+
+fn status_text(status: &Status) -> String {
+    if is_lagged(status) {
+        return "this client could not keep up".to_owned();
+    }
+    match status.source() {
+        Some(source) if is_eof(source) => "the gateway closed the connection".to_owned(),
+        Some(source) => format!("the connection was lost: {}", innermost(source)),
+        None if status.message().is_empty() => format!("the gateway answered: {}", status.code()),
+        None => format!("the gateway answered: {}", status.message()),
+    }
+}
+
+/// Returns whether the connection was closed without a TLS or HTTP/2 goodbye.
+fn is_eof(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+/// Returns the text of the innermost error; the outer layers only say that something failed.
+pub(super) fn innermost(error: &dyn StdError) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn used_up_quota_is_retryable_if_it_names_a_delay() {
+        let refused = |retry_after: Option<Duration>| {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("QUOTA_USED_UP", "leasemux", std::collections::HashMap::new());
+            if retry_after.is_some() {
+                details.set_retry_info(retry_after);
+            }
+            CallError::from(Status::with_error_details(Code::ResourceExhausted, "no more", details))
+        };
+        let throttled = refused(Some(Duration::from_secs(3)));
+        assert!(throttled.is_retryable());
+        assert_eq!(throttled.retry_after(), Some(Duration::from_secs(3)));
+        assert!(!refused(None).is_retryable());
+    }
+}

@@ -1,0 +1,92 @@
+//! Decides whether and when a failed call is made again.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use rand::RngExt as _;
+use tokio::time::Instant;
+
+use super::error::CallError;
+
+/// Longest delay before a reconnect, so that a gateway that is back is found soon.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Delays before jitter.
+const BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(250))
+    .with_max_delay(BACKOFF_MAX)
+    .without_max_times();
+
+/// A stream that lived this long counts as a success: the next back-off starts with the shortest delay again.
+const BACKOFF_RESET_AFTER: Duration = BACKOFF_MAX;
+
+/// Reconnects of one command: retries left and the current back-off.
+#[derive(Debug)]
+pub(super) struct ReconnectState {
+    retries: Retries,
+    /// Whether a connection was ever open. Without one, the first error is final.
+    pub(super) was_connected: bool,
+    delays: ExponentialBackoff,
+}
+
+/// How often a call may be made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retries {
+    /// No limit, for calls that follow; any retryable error is retried.
+    Unlimited,
+    /// At most this many more, and only while the log or the gateway is unavailable.
+    Left(u32),
+}
+
+/// Consequence of a call's error.
+#[derive(Debug)]
+pub(super) enum NextStep {
+    /// The lease has ended.
+    LeaseEnded,
+    /// Make the call again.
+    Retry {
+        /// Text of the error.
+        reason: String,
+        delay: Duration,
+    },
+}
+
+impl ReconnectState {
+    pub(super) fn new(retries: Retries) -> Self {
+        Self { retries, was_connected: false, delays: BACKOFF.build() }
+    }
+
+    /// Returns the next step after a call that started at `started` and failed with `error`; returns the error itself if it is final.
+    pub(super) fn after(&mut self, error: CallError, started: Instant) -> Result<NextStep, CallError> {
+        if !self.was_connected {
+            return Err(error);
+        }
+        match self.retries {
+            Retries::Unlimited if error.is_lease_gone() => return Ok(NextStep::LeaseEnded),
+            Retries::Unlimited if error.is_retryable() => {}
+            Retries::Left(left) if left > 0 && error.is_unavailable() => {
+                self.retries = Retries::Left(left - 1);
+            }
+            _ => return Err(error),
+        }
+        if started.elapsed() >= BACKOFF_RESET_AFTER {
+            self.delays = BACKOFF.build();
+        }
+        // The random factor spreads followers that were disconnected together. backon's jitter only lengthens delays.
+        let jitter = rand::rng().random_range(0.5..=1.0);
+        let delay = self.delays.next().unwrap_or(BACKOFF_MAX).mul_f64(jitter);
+        let delay = delay.max(error.retry_after().unwrap_or_default().min(BACKOFF_MAX));
+        Ok(NextStep::Retry { reason: error.to_string(), delay })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_ten_seconds() {
+        let delays: Vec<_> = BACKOFF.build().take(8).map(|delay| delay.as_millis()).collect();
+        assert_eq!(delays, [250, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
+    }
+}

@@ -1,0 +1,46 @@
+//! Requests and responses, shared by the calls.
+
+use std::time::Duration;
+
+use tonic::Status;
+
+use super::error::CallError;
+use crate::model::id::{LeaseId, ServiceName};
+use crate::model::proto::lease::{ServiceFilter, ServiceStatusRequest};
+
+/// Limit on the start of a response. A gateway may have to ask others who the caller is.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Returns the filters for `replicas` of each of `services`. One filter goes into the original field, which every gateway supports.
+pub(super) fn filters(
+    services: &[ServiceName],
+    replicas: &[u32],
+) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
+    let filter =
+        |service: &ServiceName| ServiceFilter { name: service.to_string(), replicas: replicas.to_vec() };
+    match services {
+        [] => (None, Vec::new()),
+        [service] => (Some(filter(service)), Vec::new()),
+        services => (None, services.iter().map(filter).collect()),
+    }
+}
+
+pub(super) fn status_request(
+    lease: &LeaseId,
+    services: &[ServiceName],
+    replicas: &[u32],
+    follow: bool,
+) -> ServiceStatusRequest {
+    let (filter, filters) = filters(services, replicas);
+    ServiceStatusRequest { lease_id: Some(lease.into()), filter, follow, filters }
+}
+
+/// Waits for the response of `call`. A timeout counts as an unavailable gateway.
+pub(super) async fn response<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, CallError> {
+    let response = tokio::time::timeout(timeout, call).await;
+    let response = response.map_err(|_| Status::unavailable("the gateway did not answer in time"))?;
+    Ok(response?)
+}
