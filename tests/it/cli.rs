@@ -1,4 +1,4 @@
-//! The command line, driven as a person would: wrong usage, help, the environment, exit codes.
+//! The command line of the real program: usage errors, help, environment, exit codes.
 
 use std::fs;
 use std::net::TcpListener;
@@ -33,8 +33,8 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs it, expects wrong usage, and gives what it says.
-fn refused(args: &[&str], environment: &[(&str, &str)]) -> String {
+/// Runs the program, expects a usage error, and returns its text.
+fn usage_error(args: &[&str], environment: &[(&str, &str)]) -> String {
     let output = leasemux(args, environment);
     assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
     assert_eq!(stdout(&output), "", "{args:?}");
@@ -42,7 +42,7 @@ fn refused(args: &[&str], environment: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_told() {
+fn unwritable_output_is_reported() {
     for args in [&["man"][..], &["completions", "bash"]] {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = command(args, &[]).stdout(full).output().unwrap();
@@ -56,7 +56,7 @@ fn output_that_cannot_be_written_is_told() {
 }
 
 #[test]
-fn help_is_an_answer() {
+fn help_goes_to_standard_output() {
     for args in [
         &["--help"][..],
         &["-h"],
@@ -82,13 +82,13 @@ fn help_is_an_answer() {
         assert!(help.contains("Exit codes:") && help.contains("6  done, but lines were lost"), "{help}");
     }
     let version = stdout(&leasemux(&["--version"], &[]));
-    // And the commit, if whoever built it said so.
+    // And the commit, if it was set at build time.
     let commit = option_env!("LEASEMUX_REVISION").map(|commit| format!(" ({commit})")).unwrap_or_default();
     assert_eq!(version, format!("leasemux {}{commit}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
-fn what_is_no_command_is_wrong_usage() {
+fn invalid_command_is_a_usage_error() {
     for args in [
         &[][..],
         &["identity"],
@@ -98,13 +98,13 @@ fn what_is_no_command_is_wrong_usage() {
         &["logs", LEASE, "more"],
         &["completions"],
     ] {
-        assert!(refused(args, &[]).contains("Usage:"), "{args:?}");
+        assert!(usage_error(args, &[]).contains("Usage:"), "{args:?}");
     }
 }
 
 #[test]
-fn all_faults_are_told_at_once_and_where_they_come_from() {
-    let said = refused(
+fn all_errors_are_reported_with_their_origin() {
+    let text = usage_error(
         &["serve", "--listen", "nowhere", "--lease", "a=b", "--tls-cert", "/none"],
         &[("LEASEMUX_PACE", "fast"), ("LEASEMUX_ADMIN_LISTEN", "9446"), ("LEASEMUX_PLATFORM", "moon")],
     );
@@ -119,14 +119,14 @@ fn all_faults_are_told_at_once_and_where_they_come_from() {
         "--pace \"fast\" (from LEASEMUX_PACE): must be a time",
         "try 'leasemux serve --help'",
     ] {
-        assert!(said.contains(expected), "{expected} in {said}");
+        assert!(text.contains(expected), "{expected} in {text}");
     }
-    assert_eq!(said.matches("error: ").count(), 8, "{said}");
+    assert_eq!(text.matches("error: ").count(), 8, "{text}");
 }
 
 #[test]
-fn the_environment_gives_lists_and_switches() {
-    let said = refused(
+fn environment_sets_lists_and_switches() {
+    let text = usage_error(
         &["logs", LEASE],
         &[
             ("LEASEMUX_SERVICE", "web, Api"),
@@ -141,55 +141,55 @@ fn the_environment_gives_lists_and_switches() {
         "--replica \"x\" (from LEASEMUX_REPLICA)",
         "--follow \"perhaps\" (from LEASEMUX_FOLLOW): must be true or false",
     ] {
-        assert!(said.contains(expected), "{expected} in {said}");
+        assert!(text.contains(expected), "{expected} in {text}");
     }
-    assert_eq!(said.matches("error: ").count(), 3, "{said}");
-    let said = refused(&["logs", LEASE, "--previous"], &[("LEASEMUX_FOLLOW", "1")]);
-    assert!(said.contains("--previous and --follow do not go together"), "{said}");
-    // A flag wins over the environment.
-    let said = refused(&["logs", "x", "--follow=false", "--previous"], &[("LEASEMUX_FOLLOW", "1")]);
-    assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    assert_eq!(text.matches("error: ").count(), 3, "{text}");
+    let text = usage_error(&["logs", LEASE, "--previous"], &[("LEASEMUX_FOLLOW", "1")]);
+    assert!(text.contains("--previous and --follow do not go together"), "{text}");
+    // A flag takes precedence over the environment.
+    let text = usage_error(&["logs", "x", "--follow=false", "--previous"], &[("LEASEMUX_FOLLOW", "1")]);
+    assert_eq!(text.matches("error: ").count(), 1, "{text}");
 }
 
 #[test]
-fn empty_service_name_is_wrong_usage() {
+fn empty_service_name_is_a_usage_error() {
     let not_a_name = "--service \"\": is not a service name";
     for command in ["logs", "status", "restart"] {
-        let said = refused(&[command, LEASE, "--service", ""], &[]);
-        assert!(said.contains(not_a_name), "{said}");
-        let said = refused(&[command, LEASE, "--service", "web", "--service", ""], &[]);
-        assert!(said.contains(not_a_name), "{said}");
-        // Without a name it would mean every service.
+        let text = usage_error(&[command, LEASE, "--service", ""], &[]);
+        assert!(text.contains(not_a_name), "{text}");
+        let text = usage_error(&[command, LEASE, "--service", "web", "--service", ""], &[]);
+        assert!(text.contains(not_a_name), "{text}");
+        // Without a name, every service would be selected.
         for commas in [",", " , "] {
-            let said = refused(&[command, LEASE], &[("LEASEMUX_SERVICE", commas)]);
-            assert!(said.contains("(from LEASEMUX_SERVICE): holds no value"), "{said}");
+            let text = usage_error(&[command, LEASE], &[("LEASEMUX_SERVICE", commas)]);
+            assert!(text.contains("(from LEASEMUX_SERVICE): holds no value"), "{text}");
         }
     }
 }
 
 #[test]
-fn what_is_typed_wins_over_the_variable_of_what_does_not_go_with_it() {
+fn flag_overrides_variable_of_conflicting_flag() {
     let dir = tempfile::tempdir().unwrap();
     let (tenant, trusted) = (dir.path().join("tenant"), dir.path().to_str().unwrap());
     let tenant = tenant.to_str().unwrap();
     assert!(leasemux(&["identity", "new", "--dir", tenant], &[]).status.success());
     let both = "--identity and --token do not go together";
     let [identity, token] = [("LEASEMUX_IDENTITY", tenant), ("LEASEMUX_TOKEN", "not.a.token")];
-    // The fault that is left is that of the lease.
+    // The only remaining error is that of the lease.
     for (args, environment) in [
         (&["logs", "x", "--token", "not.a.token"][..], &[identity][..]),
         (&["logs", "x", "--identity", tenant], &[token]),
-        // One that is not used is not judged either.
+        // An unused value is not checked.
         (&["logs", "x", "--token", "not.a.token"], &[("LEASEMUX_IDENTITY", "/none")]),
     ] {
-        let said = refused(args, environment);
-        assert!(said.matches("error: ").count() == 1 && said.contains("LEASE \"x\""), "{said}");
+        let text = usage_error(args, environment);
+        assert!(text.matches("error: ").count() == 1 && text.contains("LEASE \"x\""), "{text}");
     }
     for (args, environment) in [
         (&["logs", LEASE][..], &[identity, token][..]),
         (&["logs", LEASE, "--identity", tenant, "--token", "not.a.token"], &[]),
     ] {
-        assert!(refused(args, environment).contains(both));
+        assert!(usage_error(args, environment).contains(both));
     }
     let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
     for (args, environment) in [
@@ -200,54 +200,54 @@ fn what_is_typed_wins_over_the_variable_of_what_does_not_go_with_it() {
         assert_eq!(output.status.code(), Some(1));
         assert!(stderr(&output).contains("TOKEN_MALFORMED"));
     }
-    let said = refused(&["token", "check", "x", "--key", key, "--trust-dir", trusted], &[]);
-    assert!(said.contains("--key and --trust-dir do not go together"), "{said}");
+    let text = usage_error(&["token", "check", "x", "--key", key, "--trust-dir", trusted], &[]);
+    assert!(text.contains("--key and --trust-dir do not go together"), "{text}");
 }
 
 #[test]
-fn one_variable_for_the_form_of_the_output_suits_all_commands() {
+fn output_variable_works_for_all_commands() {
     for form in ["text", "table", "json"] {
         for args in [&["logs", "x"][..], &["status", "x"], &["restart", "x", "--all"]] {
-            let said = refused(args, &[("LEASEMUX_OUTPUT", form)]);
-            assert!(said.matches("error: ").count() == 1 && said.contains("LEASE \"x\""), "{form}: {said}");
+            let text = usage_error(args, &[("LEASEMUX_OUTPUT", form)]);
+            assert!(text.matches("error: ").count() == 1 && text.contains("LEASE \"x\""), "{form}: {text}");
         }
     }
-    let said = refused(&["status", LEASE, "-o", "xml"], &[]);
-    assert!(said.contains("--output \"xml\": must be table or json"), "{said}");
+    let text = usage_error(&["status", LEASE, "-o", "xml"], &[]);
+    assert!(text.contains("--output \"xml\": must be table or json"), "{text}");
 }
 
 #[test]
-fn a_lease_has_one_name_and_what_serve_takes_is_told_apart_from_it() {
+fn lease_argument_must_be_canonical_and_without_sdl() {
     for dseq in ["+6194991", "06194991"] {
         let other = LEASE.replace("6194991", dseq);
         for args in [&["logs", &other][..], &["serve", "--lease", &format!("{other}=x")]] {
-            let said = refused(args, &[]);
+            let text = usage_error(args, &[]);
             let right = "dseq must be a positive decimal number, without a sign or leading zeros";
-            assert!(said.contains(right), "{said}");
+            assert!(text.contains(right), "{text}");
         }
     }
     let for_serve = format!("{LEASE}=shop.yaml");
     let alone =
         "must be a lease alone, owner/dseq/gseq/oseq/provider; with an SDL file it is what 'serve' takes";
     for command in ["logs", "status", "restart"] {
-        let said = refused(&[command, &for_serve], &[]);
-        assert!(said.contains(&format!("error: LEASE \"{for_serve}\": {alone}\n")), "{said}");
-        // The variable is none of theirs.
-        let said = refused(&[command], &[("LEASEMUX_LEASE", &for_serve)]);
-        assert!(said.contains("error: LEASE is missing: owner/dseq/gseq/oseq/provider\n"), "{said}");
+        let text = usage_error(&[command, &for_serve], &[]);
+        assert!(text.contains(&format!("error: LEASE \"{for_serve}\": {alone}\n")), "{text}");
+        // These commands do not read the variable.
+        let text = usage_error(&[command], &[("LEASEMUX_LEASE", &for_serve)]);
+        assert!(text.contains("error: LEASE is missing: owner/dseq/gseq/oseq/provider\n"), "{text}");
     }
-    let said = refused(&["token", "new"], &[("LEASEMUX_LEASE", &for_serve)]);
+    let text = usage_error(&["token", "new"], &[("LEASEMUX_LEASE", &for_serve)]);
     assert!(
-        said.contains(&format!("error: --lease \"{for_serve}\" (from LEASEMUX_LEASE): {alone}\n")),
-        "{said}"
+        text.contains(&format!("error: --lease \"{for_serve}\" (from LEASEMUX_LEASE): {alone}\n")),
+        "{text}"
     );
-    let said = refused(&["serve"], &[("LEASEMUX_LEASE", LEASE)]);
+    let text = usage_error(&["serve"], &[("LEASEMUX_LEASE", LEASE)]);
     let both = "(from LEASEMUX_LEASE): must be LEASE=SDLFILE, where LEASE is owner/dseq/gseq/oseq/provider\n";
-    assert!(said.contains(both), "{said}");
+    assert!(text.contains(both), "{text}");
 }
 
 #[test]
-fn a_gateway_that_is_not_there_is_unavailable() {
+fn unreachable_gateway_is_unavailable() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let gateway = format!("https://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -255,12 +255,12 @@ fn a_gateway_that_is_not_there_is_unavailable() {
         let args = [&["logs", LEASE, "--gateway", &gateway, "--insecure"], follow].concat();
         let output = leasemux(&args, &[]);
         assert_eq!(output.status.code(), Some(5));
-        let said = stderr(&output);
-        assert!(said.starts_with("leasemux: cannot reach the gateway at https://127.0.0.1:"), "{said}");
+        let text = stderr(&output);
+        assert!(text.starts_with("leasemux: cannot reach the gateway at https://127.0.0.1:"), "{text}");
     }
 }
 
-/// A directory with what a configuration names, and a file of this text in it.
+/// Creates a directory with the files that a configuration names, and a configuration file with this text.
 fn configured(file: &str) -> (TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("trusted")).unwrap();
@@ -273,7 +273,7 @@ fn configured(file: &str) -> (TempDir, String) {
 }
 
 #[test]
-fn a_flag_wins_over_its_variable_that_over_the_file_and_that_over_the_default() {
+fn flag_precedes_variable_file_and_default() {
     let (_dir, file) = configured(
         "listen = 'file'\nadmin-listen = 'file'\npace = 'file'\nstall-timeout = 'file'\npublic-hostname = ['fi le', '-']\n",
     );
@@ -284,7 +284,7 @@ fn a_flag_wins_over_its_variable_that_over_the_file_and_that_over_the_default() 
         ("LEASEMUX_STALL_TIMEOUT", ""),
         ("LEASEMUX_PUBLIC_HOSTNAME", ""),
     ];
-    let said = refused(&["serve", "--listen", "flag"], &environment);
+    let text = usage_error(&["serve", "--listen", "flag"], &environment);
     for expected in [
         "error: --listen \"flag\": must be".to_owned(),
         "error: --admin-listen \"variable\" (from LEASEMUX_ADMIN_LISTEN): must be".to_owned(),
@@ -294,45 +294,45 @@ fn a_flag_wins_over_its_variable_that_over_the_file_and_that_over_the_default() 
         format!("error: --public-hostname \"-\" (from {file}, line 5): must be"),
         format!("error: --platform (or LEASEMUX_PLATFORM, or platform in {file}) is missing"),
     ] {
-        assert!(said.contains(&expected), "{expected} in {said}");
+        assert!(text.contains(&expected), "{expected} in {text}");
     }
-    // And the leases, and the trust directory. All else has good defaults.
-    assert_eq!(said.matches("error: ").count(), 9, "{said}");
-    // A flag that is repeatable takes nothing over from below.
+    // And the leases, and the trust directory. Everything else has a default.
+    assert_eq!(text.matches("error: ").count(), 9, "{text}");
+    // A repeatable flag replaces the values of lower levels.
     let args = ["serve", "--config", &file, "--public-hostname", "a b"];
-    assert_eq!(refused(&args, &[]).matches("--public-hostname").count(), 1);
+    assert_eq!(usage_error(&args, &[]).matches("--public-hostname").count(), 1);
 }
 
 #[test]
-fn faults_of_the_file_are_told_with_all_others() {
+fn errors_of_the_file_are_reported_with_all_others() {
     let (_dir, file) = configured("lisen = 'x'\npace = '1ms'\npace = '2ms'\nkept-runs = 1.5\n");
-    let said = refused(&["serve", "--config", &file, "--listen=nowhere"], &[]);
+    let text = usage_error(&["serve", "--config", &file, "--listen=nowhere"], &[]);
     for expected in [
         format!("error: {file}, line 1: there is no key `lisen`; did you mean `listen`?"),
         format!("error: {file}, line 3: "),
         format!("error: {file}, line 4: `kept-runs` takes a string"),
         "error: --listen \"nowhere\": must be".to_owned(),
     ] {
-        assert!(said.contains(&expected), "{expected} in {said}");
+        assert!(text.contains(&expected), "{expected} in {text}");
     }
-    // What a broken file leaves out is not called missing.
-    assert_eq!(said.matches("error: ").count(), 4, "{said}");
-    let said = refused(&["serve", "--listen=nowhere"], &[("LEASEMUX_CONFIG", "/none.toml")]);
+    // Keys that a broken file leaves out are not reported as missing.
+    assert_eq!(text.matches("error: ").count(), 4, "{text}");
+    let text = usage_error(&["serve", "--listen=nowhere"], &[("LEASEMUX_CONFIG", "/none.toml")]);
     assert!(
-        said.contains("--config \"/none.toml\" (from LEASEMUX_CONFIG): must be a readable file"),
-        "{said}"
+        text.contains("--config \"/none.toml\" (from LEASEMUX_CONFIG): must be a readable file"),
+        "{text}"
     );
-    assert_eq!(said.matches("error: ").count(), 2, "{said}");
+    assert_eq!(text.matches("error: ").count(), 2, "{text}");
     let (_dir, file) = configured("listen = '127.0.0.1:1'\n");
-    let said = refused(&["serve", "--config", &file], &[("LEASEMUX_ADMIN_LISTEN", "127.0.0.1:1")]);
+    let text = usage_error(&["serve", "--config", &file], &[("LEASEMUX_ADMIN_LISTEN", "127.0.0.1:1")]);
     let origins = format!(
         "must differ (--listen is from {file}, line 1, --admin-listen is from LEASEMUX_ADMIN_LISTEN)"
     );
-    assert!(said.contains(&origins), "{said}");
+    assert!(text.contains(&origins), "{text}");
 }
 
 #[test]
-fn check_looks_into_everything_and_starts_nothing() {
+fn check_reads_all_files_and_starts_nothing() {
     let example =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/gateway.toml")).unwrap();
     let (dir, file) = configured(&example.replace("examples/shop.yaml", "shop.yaml"));
@@ -341,22 +341,22 @@ fn check_looks_into_everything_and_starts_nothing() {
         command(&args, &[]).current_dir(dir.path()).output().unwrap()
     };
     let before = fs::read_dir(dir.path()).unwrap().count();
-    // That an address is taken is no fault.
+    // An address in use is not an error.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let output = check(&[&format!("--listen={}", taken.local_addr().unwrap())]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stdout(&output), "the configuration is valid\n");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing is made");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), before, "nothing is created");
 
     fs::write(dir.path().join("shop.yaml"), "version: \"2.0\"\nservices: {web: {}}\n").unwrap();
     for (name, tenant) in [("tls.crt", "a"), ("tls.key", "b")] {
         let tenant = dir.path().join(tenant);
-        let made = leasemux(&["identity", "new", "--dir", tenant.to_str().unwrap()], &[]);
-        assert_eq!(made.status.code(), Some(0));
+        let created = leasemux(&["identity", "new", "--dir", tenant.to_str().unwrap()], &[]);
+        assert_eq!(created.status.code(), Some(0));
         let from = if name == "tls.crt" { "cert.pem" } else { "key.pem" };
         fs::copy(tenant.join(from), dir.path().join(name)).unwrap();
     }
-    let faults = check(&[
+    let failed = check(&[
         "--tls-cert=tls.crt",
         "--tls-key=tls.key",
         "--listen=192.0.2.1:8446",
@@ -365,8 +365,8 @@ fn check_looks_into_everything_and_starts_nothing() {
         "--chain-grpc=https://node.example.com",
         "--chain-ca=tls.key",
     ]);
-    assert_eq!(faults.status.code(), Some(2));
-    let said = stderr(&faults);
+    assert_eq!(failed.status.code(), Some(2));
+    let text = stderr(&failed);
     let lease = format!("--lease \"{LEASE}=shop.yaml\" (from {file}, line ");
     for expected in [
         lease.as_str(),
@@ -377,15 +377,15 @@ fn check_looks_into_everything_and_starts_nothing() {
         "--pace \"never\": must be a time",
         "--chain-ca \"tls.key\": cannot use tls.key: there is no certificate in it",
     ] {
-        assert!(said.contains(expected), "{expected} in {said}");
+        assert!(text.contains(expected), "{expected} in {text}");
     }
-    assert_eq!(said.matches("error: ").count(), 6, "{said}");
+    assert_eq!(text.matches("error: ").count(), 6, "{text}");
     let plain = stderr(&check(&["--chain-grpc=http://node.example.com", "--chain-ca=tls.crt"]));
     assert!(plain.contains("--chain-ca and --chain-grpc do not go together"), "{plain}");
 }
 
 #[test]
-fn check_looks_into_a_kubeconfig() {
+fn check_reads_the_kubeconfig() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let good = "{apiVersion: v1, kind: Config, current-context: here,
@@ -470,13 +470,14 @@ fn man_pages_name_every_flag() {
     }
 }
 
-/// As a reader sees it, where there is a program for that; else its source, without the marks of fonts and escapes.
+/// Renders a man page if a program for it is installed; else returns its source without the marks of fonts
+/// and escapes.
 fn rendered(page: &Path) -> String {
     for (program, args) in [("mandoc", &["-T", "utf8"][..]), ("groff", &["-man", "-T", "utf8", "-P-c"])] {
         if let Ok(output) = Command::new(program).args(args).arg(page).env("MANWIDTH", "200").output() {
             assert!(output.status.success(), "{program}: {}", stderr(&output));
             let text = stdout(&output);
-            // Bold and underlined characters are struck over.
+            // Bold and underlined characters are overstruck.
             let mut plain = String::new();
             for character in text.chars() {
                 if character == '\u{8}' {

@@ -1,4 +1,4 @@
-//! `leasemux status` and `leasemux restart` as a tenant runs them: the real program, processes and sockets.
+//! `leasemux status` and `leasemux restart` with real processes and sockets.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use crate::support::process::{Done, Gateway, Judged, Program, World, own_port};
 
-/// Prints for ever.
+/// Prints forever.
 const STEADY: &str = "n=0; while :; do n=$((n+1)); echo \"$n of a steady service\"; sleep 0.05; done";
 
-/// Runs until it is restarted after the gate was opened; from then on it crashes at once.
+/// Runs until it is restarted after `broken` was created; then it exits at once.
 const BREAKS: &str = "echo 1 up; [ -e $GATES/broken ] && exit 3; exec sleep 1000";
 
 fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
@@ -32,11 +32,11 @@ fn call(world: &World, gateway: &Gateway, lease: &LeaseId, command: &str, more: 
     start(world, gateway, lease, command, more).done()
 }
 
-fn code(done: &Done, code: i32) {
+fn assert_code(done: &Done, code: i32) {
     assert_eq!(done.status.code(), Some(code), "{done:?}");
 }
 
-/// The replicas of an answer, by name.
+/// Returns the replicas of a status response by name.
 fn replicas(answer: &str) -> BTreeMap<String, Value> {
     let answer: Value = serde_json::from_str(answer).unwrap();
     let services = answer["services"].as_array().unwrap().clone();
@@ -49,7 +49,7 @@ fn replicas(answer: &str) -> BTreeMap<String, Value> {
     each.collect()
 }
 
-/// Waits until all that runs is ready, and tells how it is then.
+/// Waits until `count` replicas are ready and returns their status.
 fn until_ready(world: &World, gateway: &Gateway, lease: &LeaseId, count: usize) -> BTreeMap<String, Value> {
     let follow = start(world, gateway, lease, "status", &["--follow", "-o", "json"]);
     follow.until_out("an answer with all ready", |out| {
@@ -60,13 +60,13 @@ fn until_ready(world: &World, gateway: &Gateway, lease: &LeaseId, count: usize) 
 }
 
 #[test]
-fn status_is_a_table_for_people_and_json_for_programs() {
+fn status_prints_a_table_or_json() {
     let (world, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", STEADY, 2)], &[]);
     let all = until_ready(&world, &gateway, &lease, 3);
     assert!(all["web/1"]["instance"].as_str().unwrap().ends_with("/web/0"), "{all:?}");
     assert!(all["web/1"]["started_at"].is_string());
     let table = call(&world, &gateway, &lease, "status", &[]);
-    code(&table, 0);
+    assert_code(&table, 0);
     let lines: Vec<&str> = table.out.lines().collect();
     assert!(lines[0].starts_with("REPLICA  STATE    READY  RESTARTS  AGE"), "{}", table.out);
     assert!(lines[1].starts_with("api/0    running  yes    0"), "{}", table.out);
@@ -75,40 +75,40 @@ fn status_is_a_table_for_people_and_json_for_programs() {
         call(&world, &gateway, &lease, "status", &["--service", "web", "--replica", "1", "-o", "json"]);
     assert_eq!(replicas(&some.out).into_keys().collect::<Vec<_>>(), ["web/1"]);
     let nowhere = call(&world, &gateway, &lease, "status", &["--service", "nope"]);
-    code(&nowhere, 4);
+    assert_code(&nowhere, 4);
     assert!(nowhere.err.contains("no service nope"), "{}", nowhere.err);
 }
 
 #[test]
-fn a_followed_status_tells_what_changed_and_lives_through_a_restart_of_the_gateway() {
+fn followed_status_prints_changes_across_gateway_restart() {
     let listen = format!("--listen=127.0.0.1:{}", own_port());
     let (world, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", BREAKS, 1)], &[&listen]);
     until_ready(&world, &gateway, &lease, 2);
     let follow = start(&world, &gateway, &lease, "status", &["--follow"]);
     follow.until_out("the table", |out| out.contains("web/0    running").then_some(()));
     world.open("broken");
-    code(&call(&world, &gateway, &lease, "restart", &["--service", "web", "--timeout", "0"]), 8);
+    assert_code(&call(&world, &gateway, &lease, "restart", &["--service", "web", "--timeout", "0"]), 8);
     follow.until_out("the crash", |out| out.lines().find(|line| line.contains("exit 3 (Error)")).map(|_| ()));
-    let told = follow.out.get();
-    assert_eq!(told.matches("REPLICA").count(), 1, "{told}");
-    assert_eq!(told.matches("api/0").count(), 1, "only what changed: {told}");
+    let printed = follow.out.get();
+    assert_eq!(printed.matches("REPLICA").count(), 1, "{printed}");
+    assert_eq!(printed.matches("api/0").count(), 1, "only what changed: {printed}");
     gateway.stop(Signal::TERM);
     follow.until_said("; reconnecting in ");
     let sdl = world.path("alice.yaml");
     let gateway = world.serve(&[(&lease, &sdl)], &[&listen]);
-    follow.until_said("connected again");
+    follow.until_said("reconnected");
     follow.until_out("the run of the new gateway", |out| (out.matches("api/0").count() > 1).then_some(()));
     gateway.stop(Signal::TERM);
 }
 
 #[test]
-fn a_restart_is_waited_for_and_followers_stay() {
+fn restart_waits_for_outcome_and_followers_stay() {
     let (world, lease, gateway) = serve(&[("web", STEADY, 2)], &[]);
     let before = until_ready(&world, &gateway, &lease, 2);
     let mut logs: Judged = world.follow(gateway.address, "alice", &lease);
     logs.until("lines of both", |seen| !seen.runs("web/0").is_empty() && !seen.runs("web/1").is_empty());
     let done = call(&world, &gateway, &lease, "restart", &["--service", "web"]);
-    code(&done, 0);
+    assert_code(&done, 0);
     assert_eq!(done.out, "REPLICA  STATE   MESSAGE\nweb/0    active\nweb/1    active\n");
     let after = until_ready(&world, &gateway, &lease, 2);
     for name in ["web/0", "web/1"] {
@@ -116,13 +116,13 @@ fn a_restart_is_waited_for_and_followers_stay() {
         assert_ne!(before[name]["instance"], after[name]["instance"]);
     }
     logs.until("both runs of both", |seen| seen.runs("web/0").len() == 2 && seen.runs("web/1").len() == 2);
-    // Not waited for; and then asked for again by its name.
+    // Without waiting; then the outcome is requested by the request id.
     let args = ["--service", "web", "--replica", "0", "--request-id", "by-name", "-o", "json"];
     let at_once = call(&world, &gateway, &lease, "restart", &[&args[..], &["--timeout", "0"]].concat());
-    code(&at_once, 8);
+    assert_code(&at_once, 8);
     assert!(at_once.err.contains("--request-id by-name"), "{}", at_once.err);
     let waited = call(&world, &gateway, &lease, "restart", &args);
-    code(&waited, 0);
+    assert_code(&waited, 0);
     assert_eq!(
         waited.out,
         "{\"request_id\":\"by-name\",\"status\":[{\"service\":\"web\",\"replica\":\"0\",\"state\":\"active\"}]}\n"
@@ -136,17 +136,17 @@ fn a_restart_is_waited_for_and_followers_stay() {
 }
 
 #[test]
-fn a_restart_that_fails_says_so_and_leaves_the_others_alone() {
+fn failed_restart_is_reported_and_skips_the_others() {
     let (world, lease, gateway) = serve(&[("api", BREAKS, 1), ("web", STEADY, 1)], &[]);
     until_ready(&world, &gateway, &lease, 2);
-    // What would restart everything must be said.
-    let unsaid = call(&world, &gateway, &lease, "restart", &[]);
-    code(&unsaid, 2);
-    assert!(unsaid.err.contains("--all"), "{}", unsaid.err);
-    code(&call(&world, &gateway, &lease, "restart", &["--all", "--service", "web"]), 2);
+    // Restarting every service needs `--all`.
+    let unspecified = call(&world, &gateway, &lease, "restart", &[]);
+    assert_code(&unspecified, 2);
+    assert!(unspecified.err.contains("--all"), "{}", unspecified.err);
+    assert_code(&call(&world, &gateway, &lease, "restart", &["--all", "--service", "web"]), 2);
     world.open("broken");
     let done = call(&world, &gateway, &lease, "restart", &["--all"]);
-    code(&done, 7);
+    assert_code(&done, 7);
     let lines: Vec<&str> = done.out.lines().collect();
     assert_eq!(lines[1], "api/0    failure  the new run exited with code 3 (Error)", "{}", done.out);
     assert_eq!(lines[2], "web/0    failure  not attempted: the restart of api/0 failed", "{}", done.out);

@@ -1,4 +1,4 @@
-//! The demo, as a newcomer runs it.
+//! `leasemux demo` as a user runs it.
 
 use std::os::unix::process::ExitStatusExt as _;
 
@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::support::process::{Program, World};
 
-/// The demo while it runs: it has printed lines of all three replicas.
+/// Starts a demo and waits until it has printed lines of all three replicas.
 fn started(world: &World) -> Program {
     let demo = world.start(&["demo"]);
     demo.until_out("lines of all replicas", |out| {
@@ -24,7 +24,7 @@ fn leftovers(world: &World) -> Vec<String> {
 }
 
 #[test]
-fn it_ends_by_itself_with_a_summary_and_leaves_nothing() {
+fn demo_ends_with_a_summary_and_leaves_nothing() {
     let world = World::new();
     let done = world.run(&["demo", "--for", "3s", "--followers", "5"]);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
@@ -44,11 +44,11 @@ fn it_ends_by_itself_with_a_summary_and_leaves_nothing() {
         "gateway CPU      ",
         " s per million delivered lines",
         "gateway memory   ",
-        "oracle           holds: ",
+        "loss check       passed: ",
     ] {
         assert!(summary.contains(expected), "{expected} in {summary}");
     }
-    // All six have every line that one of them printed, give or take what was under way at the end.
+    // Each of the six followers has about as many lines as the printing one.
     let delivered = summary.split_once("delivered        ").unwrap().1.split(' ').next().unwrap();
     let (delivered, printed) = (delivered.parse::<usize>().unwrap(), lines.lines().count());
     assert!(printed >= 200 && delivered > 3 * printed, "{delivered} of {printed}");
@@ -57,7 +57,7 @@ fn it_ends_by_itself_with_a_summary_and_leaves_nothing() {
 }
 
 #[test]
-fn ctrl_c_ends_it_in_order() {
+fn signal_stops_the_demo_in_order() {
     for signal in [Signal::INT, Signal::TERM] {
         let world = World::new();
         let demo = started(&world);
@@ -65,23 +65,23 @@ fn ctrl_c_ends_it_in_order() {
         let done = demo.done();
         assert_eq!(done.status.code(), Some(0), "{done:?}");
         assert!(
-            done.out.contains("\nsummary\n") && done.out.contains("oracle           holds: "),
+            done.out.contains("\nsummary\n") && done.out.contains("loss check       passed: "),
             "{done:?}"
         );
-        // Not only in the end: nothing is left when it returns.
+        // All processes have ended when the demo returns.
         assert_eq!(world.processes().len(), 0, "{:?}", world.processes());
         assert_eq!(leftovers(&world), [""; 0]);
     }
 }
 
 #[test]
-fn a_killed_demo_takes_its_gateway_and_services_along() {
+fn killed_demo_ends_its_gateway_and_services() {
     let world = World::new();
     let demo = started(&world);
     demo.signal(Signal::KILL);
     assert_eq!(demo.done().status.signal(), Some(9));
     world.until_nothing_is_left();
-    // It could not tidy up; what it left is one directory, which a later demo removes.
+    // A killed demo leaves its directory, which a later demo removes.
     let left = leftovers(&world);
     assert!(left.len() == 1 && left[0].starts_with("leasemux-demo-"), "{left:?}");
 }

@@ -1,4 +1,4 @@
-//! What commands do when the reader of their standard output goes: real pipes.
+//! Commands whose standard output is closed by its reader, with real pipes.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
@@ -8,38 +8,38 @@ use leasemux::model::id::LeaseId;
 
 use crate::support::process::{Gateway, LOOK, PATIENCE, World};
 
-/// Prints, and is quiet from then on: no write of a follower's notices anything.
+/// Prints two lines and then nothing, so that no write of a follower fails.
 const QUIET: &str = "echo 1 one; echo 2 startup complete; exec sleep 1000";
 
-/// A command whose output is a pipe that this test reads.
+/// A command whose output is read by the test.
 struct Piped {
     child: Child,
-    what: String,
+    name: String,
 }
 
 impl Piped {
     fn start(world: &World, args: &[&str]) -> Self {
         let mut command = world.command(args);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Self { child, what: args.join(" ") }
+        Self { child, name: args.join(" ") }
     }
 
-    /// Reads lines until one has `text`, closes the pipe, and returns the exit code and what was said on standard error.
+    /// Reads lines until one contains `text`, closes the pipe, and returns the exit code and standard error.
     fn close_after(mut self, text: &str) -> (Option<i32>, String) {
         let mut output = BufReader::new(self.child.stdout.take().unwrap()).lines();
-        assert!(output.any(|line| line.unwrap().contains(text)), "{} did not print {text}", self.what);
+        assert!(output.any(|line| line.unwrap().contains(text)), "{} did not print {text}", self.name);
         drop(output);
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(Instant::now() < deadline, "{} does not end", self.what);
+            assert!(Instant::now() < deadline, "{} does not end", self.name);
             std::thread::sleep(LOOK);
         };
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (status.code(), said)
+        let mut stderr = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        (status.code(), stderr)
     }
 }
 
@@ -57,7 +57,7 @@ fn call(world: &World, gateway: &Gateway, lease: &LeaseId, command: &str, more: 
 }
 
 #[test]
-fn quiet_follow_ends_when_its_reader_goes() {
+fn quiet_follow_ends_when_its_output_is_closed() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", &[("web", QUIET, 1)]);
@@ -68,18 +68,18 @@ fn quiet_follow_ends_when_its_reader_goes() {
         ("status", &["-f"], "web/0"),
         ("status", &["-f", "-o", "json"], "\"service\":\"web\""),
     ] {
-        let (code, said) = call(&world, &gateway, &lease, command, more).close_after(text);
-        assert_eq!(code, Some(0), "{command} {more:?}: {said}");
-        assert!(!said.contains("cannot write"), "{said}");
+        let (code, stderr) = call(&world, &gateway, &lease, command, more).close_after(text);
+        assert_eq!(code, Some(0), "{command} {more:?}: {stderr}");
+        assert!(!stderr.contains("cannot write"), "{stderr}");
     }
 }
 
 #[test]
-fn quiet_demo_ends_in_order_when_its_reader_goes() {
+fn quiet_demo_stops_when_its_output_is_closed() {
     let world = World::new();
     let sdl = world.sdl("quiet.yaml", &[("web", QUIET, 1)]);
     let demo = Piped::start(&world, &["demo", "--sdl", sdl.to_str().unwrap()]);
-    let (code, said) = demo.close_after("startup complete");
-    assert_eq!(code, Some(0), "{said}");
+    let (code, stderr) = demo.close_after("startup complete");
+    assert_eq!(code, Some(0), "{stderr}");
     world.until_nothing_is_left();
 }
