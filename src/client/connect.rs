@@ -29,8 +29,8 @@ use crate::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 /// Limit on opening a connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Flow-control window of a stream and of a connection. A megabyte fills a long path; data beyond it waits in the gateway, which
-/// reports it as lag.
+/// Flow-control window of a stream and of a connection. A megabyte fills a long path; data beyond it waits in
+/// the gateway, which reports it as lag.
 const WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// Silence after which the connection is checked by a ping. Go servers reject more than one ping in 30 s.
@@ -47,8 +47,8 @@ pub struct Connector(Arc<Inner>);
 /// A client whose calls carry the token, if there is one.
 pub type Client = LeaseRpcClient<InterceptedService<Channel, Bearer>>;
 
-/// Interceptor that adds a token to calls. Its `Debug` output hides the token.
-#[derive(Clone, Default)]
+/// Interceptor that adds a token to calls. The value is marked as sensitive, which hides it from `Debug`.
+#[derive(Clone, Debug, Default)]
 pub struct Bearer(Option<MetadataValue<Ascii>>);
 
 struct Inner {
@@ -106,7 +106,8 @@ impl Connector {
         let open = async {
             let stream = inner.open().await?;
             let mut stream = Some(TokioIo::new(stream));
-            // The channel asks again when this connection is gone. Reconnecting is left to the follower, which knows its position.
+            // The channel asks again when this connection is gone. Reconnecting is left to the follower,
+            // which knows its position.
             let once = service_fn(move |_: Uri| {
                 let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
                 std::future::ready(stream)
@@ -152,12 +153,6 @@ impl Interceptor for Bearer {
             request.metadata_mut().insert("authorization", value.clone());
         }
         Ok(request)
-    }
-}
-
-impl std::fmt::Debug for Bearer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Bearer(..)" } else { "Bearer(none)" })
     }
 }
 

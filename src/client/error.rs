@@ -108,15 +108,10 @@ pub enum CallError {
 impl ConnectError {
     /// Returns whether another attempt may succeed.
     pub(super) fn is_retryable(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Tls { .. } => true,
-            Self::Address(_)
-            | Self::Token(_)
-            | Self::Pem { .. }
-            | Self::Setup(_)
-            | Self::Untrusted { .. }
-            | Self::NotGrpc(_) => false,
-        }
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Tls { .. }
+        )
     }
 }
 

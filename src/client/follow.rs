@@ -1,8 +1,9 @@
-//! Drives one follower: delivers a stream of entries into a [`Sink`] and reconnects when the connection is lost.
+//! Drives one follower: delivers a stream of entries into a [`Sink`] and reconnects when the connection is
+//! lost.
 //!
-//! A follow resumes from the cursors of the delivered entries, so nothing is lost or repeated; lines that the gateway's source no
-//! longer has arrive as a gap. A read without follow is retried at most `READ_RETRIES` times. An error before the first response
-//! is final.
+//! A follow resumes from the cursors of the delivered entries, so nothing is lost or repeated; lines that the
+//! gateway's source no longer has arrive as a gap. A read without follow is retried at most `READ_RETRIES`
+//! times. An error before the first response is final.
 
 use std::io;
 use std::time::Duration;
@@ -18,8 +19,9 @@ use super::reconnect::{NextStep, ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, response};
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
 
-/// Retries of a read without follow. A gateway tries a log for 5 s by itself, so this adds up to about half a minute, which a person
-/// still waits for. Received entries do not reset the count: another replica may print all the time.
+/// Retries of a read without follow. A gateway tries a log for 5 s by itself, so this adds up to about half a
+/// minute, which a person still waits for. Received entries do not reset the count: another replica may print
+/// all the time.
 const READ_RETRIES: u32 = 4;
 
 /// Receiver of a follower's entries. An error of any method ends the follower.
@@ -126,7 +128,8 @@ impl Follower {
         }
     }
 
-    /// Receives everything after the last entry. A call that finds a log unavailable does not prevent the other calls.
+    /// Receives everything after the last entry. A call that finds a log unavailable does not prevent the
+    /// other calls.
     async fn stream(&mut self, sink: &mut impl Sink) -> Result<(), CallError> {
         let calls = self.progress.resume(&self.request).ok_or(CallError::Unresumable)?;
         let mut unavailable = None;

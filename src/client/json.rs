@@ -78,7 +78,7 @@ enum Body<'a> {
 }
 
 /// Writes `object` and a newline.
-pub(super) fn write_line(out: &mut impl Write, object: &impl Serialize) -> io::Result<()> {
+pub(super) fn write_line(out: &mut (impl Write + ?Sized), object: &impl Serialize) -> io::Result<()> {
     object.serialize(&mut Serializer::with_formatter(&mut *out, TerminalSafe))?;
     out.write_all(b"\n")
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use super::Out;
 use super::columns::cut;
 use super::json::write_line;
 
@@ -18,9 +19,8 @@ pub(super) struct Size {
 }
 
 /// Draws lines and replaces them later. Call [`LiveRegion::keep`] before other output to the same terminal.
-#[derive(Debug)]
-pub(super) struct LiveRegion<W> {
-    out: W,
+pub(super) struct LiveRegion<'a> {
+    out: Out<'a>,
     size: fn() -> Size,
     /// Number of drawn lines, which the next drawing replaces.
     drawn: usize,
@@ -47,10 +47,10 @@ impl Size {
 
 // === impl LiveRegion ===
 
-impl<W: Write> LiveRegion<W> {
+impl<'a> LiveRegion<'a> {
     /// Creates an empty region on a terminal of this size, which may change.
-    pub(super) fn new(out: W, size: fn() -> Size) -> Self {
-        Self { out, size, drawn: 0 }
+    pub(super) fn new(out: impl Write + Send + 'a, size: fn() -> Size) -> Self {
+        Self { out: Box::new(out), size, drawn: 0 }
     }
 
     /// Replaces the drawn lines by as many of `lines` as fit on the terminal. `lines` must be escaped. Lines
@@ -123,6 +123,7 @@ mod tests {
         for picture in pictures {
             region.draw(&picture.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>()).unwrap();
         }
+        drop(region);
         String::from_utf8(out).unwrap()
     }
 

@@ -1,6 +1,7 @@
 //! `leasemux logs`: prints the log of one request.
 //!
-//! Ctrl-C keeps its default action: nothing needs to be cleaned up, and a process that is blocked on a full pipe could not run a handler.
+//! Ctrl-C keeps its default action: nothing needs to be cleaned up, and a process that is blocked on a full
+//! pipe could not run a handler.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -23,11 +24,12 @@ use crate::model::time::LogTime;
 const REPLICAS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prints the entries that `config` requests to `out`, and messages to `err`.
-pub async fn run<O, E>(config: &LogsConfig, out: O, err: E, style: OutputStyle) -> Exit
-where
-    O: Write + Send,
-    E: Write + Send,
-{
+pub async fn run(
+    config: &LogsConfig,
+    out: impl Write + Send,
+    err: impl Write + Send,
+    style: OutputStyle,
+) -> Exit {
     let mut printer = Printer::new(out, err, style);
     let ended = read(config, &mut printer).await;
     match conclude(ended, &mut printer) {
@@ -42,11 +44,7 @@ where
     }
 }
 
-async fn read<O, E>(config: &LogsConfig, printer: &mut Printer<O, E>) -> Result<Ended, CallError>
-where
-    O: Write + Send,
-    E: Write + Send,
-{
+async fn read(config: &LogsConfig, printer: &mut Printer<'_>) -> Result<Ended, CallError> {
     let connector = Connector::new(&config.target)?;
     let is_relative = |moment: Option<Moment>| matches!(moment, Some(Moment::Ago(_)));
     if !is_relative(config.since) && config.until.is_none() {
@@ -67,7 +65,8 @@ where
     complete.run_until_cancelled(follower.run(&mut sink)).await.unwrap_or(Ok(Ended::Complete))
 }
 
-/// Returns the replicas that a request covers; `None` if they are unknown, as without permission to see the status.
+/// Returns the replicas that a request covers; `None` if they are unknown, as without permission to see the
+/// status.
 async fn replicas(client: &mut Client, config: &LogsConfig) -> Option<BTreeSet<ReplicaKey>> {
     let request = status_request(&config.lease, &config.services, &config.replicas, false);
     let response = async { client.service_status(request).await.ok()?.into_inner().message().await.ok()? };
@@ -82,11 +81,7 @@ async fn replicas(client: &mut Client, config: &LogsConfig) -> Option<BTreeSet<R
 }
 
 /// Reports how the call ended. Returns the error if the output failed.
-fn conclude<O, E>(ended: Result<Ended, CallError>, printer: &mut Printer<O, E>) -> io::Result<Exit>
-where
-    O: Write + Send,
-    E: Write + Send,
-{
+fn conclude(ended: Result<Ended, CallError>, printer: &mut Printer<'_>) -> io::Result<Exit> {
     if let Err(CallError::Sink(error)) = ended {
         return Err(error);
     }
@@ -128,12 +123,10 @@ mod tests {
     use tonic_types::{ErrorDetails, StatusExt as _};
 
     use super::*;
-    use crate::client::testing::{FakeGateway, Step};
+    use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, Step};
     use crate::config::{Output, ServerTrust, Target};
     use crate::model::proto::lease::replica_event::Kind;
     use crate::model::proto::lease::{Cursor, Gap, OnLag, ReplicaEvent, ServiceLogs};
-
-    const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
     /// Limit on every wait of the tests.
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -279,7 +272,8 @@ mod tests {
     async fn resumed_read_keeps_limit_for_replicas_without_cursor() {
         let gateway = FakeGateway::start(vec![
             vec![lines(0, 1, "a\n"), unreadable()],
-            // One call for the replica with a cursor, one for the others. The error of one does not prevent the other.
+            // One call for the replica with a cursor, one for the others. The error of one does not prevent
+            // the other.
             vec![lines(0, 2, "b\n"), unreadable()],
             vec![lines(0, 2, "a\nb\n"), lines(1, 1, "c\n"), end(Code::Ok)],
             vec![end(Code::Ok)],
@@ -478,18 +472,9 @@ mod tests {
 
     #[tokio::test]
     async fn closed_output_is_a_success() {
-        struct Closed;
-        impl Write for Closed {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
         let gateway = FakeGateway::start(vec![vec![lines(0, 1, "a\n"), Step::Hang]]).await;
         let mut err = Vec::new();
-        let exit = run(&config(gateway.target(), true), Closed, &mut err, OutputStyle::PLAIN).await;
+        let exit = run(&config(gateway.target(), true), ClosedOutput, &mut err, OutputStyle::PLAIN).await;
         assert_eq!((exit, err.len()), (Exit::Done, 0));
     }
 

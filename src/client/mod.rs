@@ -1,8 +1,10 @@
 //! The calls of the command line: `logs`, `status` and `restart`.
 //!
-//! [`connect`] opens connections as Akash clients do. [`follow`] drives one follower through reconnects into a [`follow::Sink`], such
-//! as the printer of [`mod@print`]. [`mod@status`] and [`restart`] show tables. Text from a gateway or a container is escaped before it
-//! reaches a terminal.
+//! [`connect`] opens connections as Akash clients do. [`follow`] drives one follower through reconnects into
+//! a [`follow::Sink`], such as the printer of [`mod@print`]. [`mod@status`] and [`restart`] show tables. Text
+//! from a gateway or a container is escaped before it reaches a terminal.
+
+use std::io::Write;
 
 pub mod connect;
 pub mod error;
@@ -37,3 +39,6 @@ pub use self::terminal::escape as escape_terminal;
 
 /// Service and number of a replica.
 type ReplicaKey = (String, u32);
+
+/// Output of a command.
+type Out<'a> = Box<dyn Write + Send + 'a>;

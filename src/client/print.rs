@@ -1,11 +1,11 @@
 //! Prints a follower's entries.
 //!
-//! Text: `service/replica | line` on the output, notices about lines on the error output. Bytes are those that the container wrote,
-//! but on a terminal control characters are escaped; colours pass. JSON: one object a line, everything on the output. The output is
-//! buffered and flushed when the stream pauses.
+//! Text: `service/replica | line` on the output, notices about lines on the error output. Bytes are those
+//! that the container wrote, but on a terminal control characters are escaped; colours pass. JSON: one object
+//! a line, everything on the output. The output is buffered and flushed when the stream pauses.
 //!
-//! A terminal shows an unfinished line at once (`LiveLine`). Otherwise pieces are joined into whole lines, unless a line is very long
-//! or stays unfinished (`LineJoiner`).
+//! A terminal shows an unfinished line at once (`LiveLine`). Otherwise pieces are joined into whole lines,
+//! unless a line is very long or stays unfinished (`LineJoiner`).
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
@@ -13,13 +13,13 @@ use std::io::{self, BufWriter, IsTerminal as _, Write};
 use anstyle::{AnsiColor, Style};
 use tokio::time::Instant;
 
-use super::ReplicaKey;
 use super::follow::{ConnectionChange, Sink};
 use super::json::{Object, write_line};
 use super::lines::{LineId, LineJoiner, PartialLines, Piece};
 use super::live_line::LiveLine;
 use super::live_region::Size;
 use super::terminal::{escape_line, escape_to_line};
+use super::{Out, ReplicaKey};
 use crate::config::Output;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::gap::Cause;
@@ -57,16 +57,16 @@ pub struct OutputStyle {
 }
 
 /// Sink that prints entries. [`Printer::finish`] ends the output.
-pub(crate) struct Printer<O: Write, E> {
-    out: LineWriter<O>,
-    err: E,
+pub(crate) struct Printer<'a> {
+    out: LineWriter<'a>,
+    err: Out<'a>,
     joiner: LineJoiner,
     gaps: u64,
 }
 
 /// Output with prefixed lines.
-struct LineWriter<O: Write> {
-    out: BufWriter<O>,
+struct LineWriter<'a> {
+    out: BufWriter<Out<'a>>,
     style: OutputStyle,
     replicas: BTreeMap<ReplicaKey, Replica>,
     /// Line at the end of the output that has no newline yet. Always `None` on a terminal.
@@ -111,19 +111,19 @@ impl OutputStyle {
 
 // === impl Printer ===
 
-impl<O: Write + Send, E: Write + Send> Printer<O, E> {
+impl<'a> Printer<'a> {
     /// Creates a printer of entries to `out` and of notices to `err`.
-    pub(crate) fn new(out: O, err: E, style: OutputStyle) -> Self {
+    pub(crate) fn new(out: impl Write + Send + 'a, err: impl Write + Send + 'a, style: OutputStyle) -> Self {
         let is_live = style.terminal && style.output == Output::Text;
         let out = LineWriter {
-            out: BufWriter::with_capacity(BUFFER_BYTES, out),
+            out: BufWriter::with_capacity(BUFFER_BYTES, Box::new(out)),
             style,
             replicas: BTreeMap::new(),
             open: None,
             live: is_live.then(|| LiveLine::new(|| Size::of_output().columns)),
         };
         let partial = if is_live { PartialLines::PassOn } else { PartialLines::Hold };
-        Self { out, err, joiner: LineJoiner::new(partial), gaps: 0 }
+        Self { out, err: Box::new(err), joiner: LineJoiner::new(partial), gaps: 0 }
     }
 
     /// Returns the number of printed gaps.
@@ -214,7 +214,7 @@ impl<O: Write + Send, E: Write + Send> Printer<O, E> {
     }
 }
 
-impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
+impl Sink for Printer<'_> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
         if entry.name.is_empty() && self.out.style.output == Output::Text {
             // An entry without a service concerns the whole lease.
@@ -271,7 +271,7 @@ impl<O: Write + Send, E: Write + Send> Sink for Printer<O, E> {
     }
 }
 
-impl<O: Write, E> std::fmt::Debug for Printer<O, E> {
+impl std::fmt::Debug for Printer<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Printer").field("style", &self.out.style).finish_non_exhaustive()
     }
@@ -279,7 +279,7 @@ impl<O: Write, E> std::fmt::Debug for Printer<O, E> {
 
 // === impl LineWriter ===
 
-impl<O: Write> LineWriter<O> {
+impl LineWriter<'_> {
     /// Removes the drawn unfinished line from a terminal.
     fn erase(&mut self) -> io::Result<()> {
         match &mut self.live {
@@ -327,7 +327,8 @@ impl<O: Write> LineWriter<O> {
         Ok(())
     }
 
-    /// Makes the output visible before something is written to the error output, which may be the same terminal.
+    /// Makes the output visible before something is written to the error output, which may be the same
+    /// terminal.
     fn flush_for_stderr(&mut self) -> io::Result<()> {
         self.erase()?;
         self.out.flush()

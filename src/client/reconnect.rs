@@ -56,7 +56,8 @@ impl ReconnectState {
         Self { retries, was_connected: false, delays: BACKOFF.build() }
     }
 
-    /// Returns the next step after a call that started at `started` and failed with `error`; returns the error itself if it is final.
+    /// Returns the next step after a call that started at `started` and failed with `error`; returns the
+    /// error itself if it is final.
     pub(super) fn after(&mut self, error: CallError, started: Instant) -> Result<NextStep, CallError> {
         if !self.was_connected {
             return Err(error);
@@ -72,7 +73,8 @@ impl ReconnectState {
         if started.elapsed() >= BACKOFF_RESET_AFTER {
             self.delays = BACKOFF.build();
         }
-        // The random factor spreads followers that were disconnected together. backon's jitter only lengthens delays.
+        // The random factor spreads followers that were disconnected together. backon's jitter only lengthens
+        // delays.
         let jitter = rand::rng().random_range(0.5..=1.0);
         let delay = self.delays.next().unwrap_or(BACKOFF_MAX).mul_f64(jitter);
         let delay = delay.max(error.retry_after().unwrap_or_default().min(BACKOFF_MAX));

@@ -11,7 +11,8 @@ use crate::model::proto::lease::{ServiceFilter, ServiceStatusRequest};
 /// Limit on the start of a response. A gateway may have to ask others who the caller is.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the filters for `replicas` of each of `services`. One filter goes into the original field, which every gateway supports.
+/// Returns the filters for `replicas` of each of `services`. One filter goes into the original field, which
+/// every gateway supports.
 pub(super) fn filters(
     services: &[ServiceName],
     replicas: &[u32],

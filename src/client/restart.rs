@@ -1,7 +1,7 @@
 //! `leasemux restart`: requests a restart, shows its progress and reports its outcome.
 //!
-//! A call that is lost is made again under the same request id, which identifies it to the gateway. Ctrl-C ends the wait and not the
-//! restart. A closed output ends neither: the exit code still reports the outcome.
+//! A call that is lost is made again under the same request id, which identifies it to the gateway. Ctrl-C
+//! ends the wait and not the restart. A closed output ends neither: the exit code still reports the outcome.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -25,13 +25,14 @@ use crate::model::proto::lease::{ServiceRestartRequest, ServiceRestartResponse};
 use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
 
-/// Requests the restart that `config` describes. Prints the outcome to `out` and messages to `err`, as well as the progress if that is
-/// a `terminal`.
-pub async fn run<O, E>(config: &RestartConfig, mut out: O, mut err: E, terminal: bool) -> Exit
-where
-    O: Write + Send,
-    E: Write + Send,
-{
+/// Requests the restart that `config` describes. Prints the outcome to `out` and messages to `err`, as well
+/// as the progress if that is a `terminal`.
+pub async fn run(
+    config: &RestartConfig,
+    mut out: impl Write + Send,
+    mut err: impl Write + Send,
+    terminal: bool,
+) -> Exit {
     let id = config.request_id.clone().unwrap_or_else(RequestId::unique);
     let done = match call(config, &id, &mut err, terminal).await {
         Ok(response) => conclude(config, &id, &response, &mut out, &mut err).map_err(CallError::Sink),
@@ -45,10 +46,10 @@ where
 }
 
 /// Calls until there is a response or a final error.
-async fn call<E: Write + Send>(
+async fn call(
     config: &RestartConfig,
     id: &RequestId,
-    err: &mut E,
+    err: &mut (dyn Write + Send),
     terminal: bool,
 ) -> Result<ServiceRestartResponse, CallError> {
     let connector = Connector::new(&config.target)?;
@@ -78,13 +79,13 @@ async fn call<E: Write + Send>(
     }
 }
 
-async fn attempt<E: Write + Send>(
+async fn attempt(
     config: &RestartConfig,
     id: &RequestId,
     connector: &Connector,
     reconnect: &mut ReconnectState,
     left: Duration,
-    err: E,
+    err: &mut (dyn Write + Send),
     terminal: bool,
 ) -> Result<ServiceRestartResponse, CallError> {
     let client = Box::pin(connector.connect()).await?;
@@ -115,10 +116,10 @@ async fn attempt<E: Write + Send>(
 }
 
 /// Draws the state of the replicas on every change.
-async fn show_progress<E: Write>(
+async fn show_progress(
     config: &RestartConfig,
     mut client: Client,
-    region: &mut LiveRegion<E>,
+    region: &mut LiveRegion<'_>,
 ) -> Result<(), CallError> {
     let request = status_request(&config.lease, &config.services, &config.replicas, true);
     let sent = LogTime::now();
@@ -136,8 +137,8 @@ fn conclude(
     config: &RestartConfig,
     id: &RequestId,
     response: &ServiceRestartResponse,
-    out: &mut impl Write,
-    err: &mut impl Write,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
 ) -> io::Result<Exit> {
     match print(config, id, response, out) {
         // The exit code still reports the outcome.
@@ -163,7 +164,7 @@ fn print(
     config: &RestartConfig,
     id: &RequestId,
     response: &ServiceRestartResponse,
-    out: &mut impl Write,
+    out: &mut dyn Write,
 ) -> io::Result<()> {
     match config.form {
         Form::Json => write_line(out, &RestartObject::new(id, response))?,
@@ -181,10 +182,8 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::client::testing::{FakeGateway, RestartStep};
+    use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, RestartStep};
     use crate::model::proto::lease::ServiceRestartStatus;
-
-    const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
     fn answer(each: &[(State, Option<&str>)]) -> RestartStep {
         let status = each.iter().enumerate().map(|(index, (state, message))| ServiceRestartStatus {
@@ -264,15 +263,6 @@ mod tests {
 
     #[tokio::test]
     async fn exit_code_reports_outcome_although_output_is_closed() {
-        struct Closed;
-        impl Write for Closed {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::BrokenPipe.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
         let gateway = FakeGateway::with_restarts(vec![
             answer(&[(State::Active, None)]),
             answer(&[(State::Failure, Some("crashed"))]),
@@ -280,7 +270,7 @@ mod tests {
         .await;
         for expected in [Exit::Done, Exit::NotRestarted] {
             let mut err = Vec::new();
-            let exit = run(&config(&gateway, Form::Table, None), Closed, &mut err, false).await;
+            let exit = run(&config(&gateway, Form::Table, None), ClosedOutput, &mut err, false).await;
             assert_eq!((exit, err.len()), (expected, 0));
         }
     }

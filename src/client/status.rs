@@ -1,7 +1,8 @@
 //! `leasemux status`: prints replica states, once or on every change.
 //!
-//! A follow reconnects by itself: the first response of the new stream is the current state. On a terminal the table is redrawn in
-//! place; otherwise changed lines are printed one after another, as by `kubectl get --watch`.
+//! A follow reconnects by itself: the first response of the new stream is the current state. On a terminal
+//! the table is redrawn in place; otherwise changed lines are printed one after another, as by `kubectl get
+//! --watch`.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -26,8 +27,8 @@ use crate::model::time::LogTime;
 const TICK: Duration = Duration::from_secs(1);
 
 /// Prints status responses.
-struct StatusPrinter<O> {
-    region: LiveRegion<O>,
+struct StatusPrinter<'a> {
+    region: LiveRegion<'a>,
     form: Form,
     follow: bool,
     /// Whether the output is a terminal. Together with `follow`, the table is redrawn in place.
@@ -41,12 +42,14 @@ struct StatusPrinter<O> {
     stale: Option<String>,
 }
 
-/// Prints the status that `config` requests to `out`, and messages to `err`. `terminal` is set if `out` is one.
-pub async fn run<O, E>(config: &StatusConfig, out: O, mut err: E, terminal: bool) -> Exit
-where
-    O: Write + Send,
-    E: Write + Send,
-{
+/// Prints the status that `config` requests to `out`, and messages to `err`. `terminal` is set if `out` is
+/// one.
+pub async fn run(
+    config: &StatusConfig,
+    out: impl Write + Send,
+    mut err: impl Write + Send,
+    terminal: bool,
+) -> Exit {
     let mut printer = StatusPrinter::new(config.form, config.follow, out, terminal);
     let error = match watch(config, &mut printer, &mut err).await {
         Ok(()) => return Exit::Done,
@@ -61,10 +64,10 @@ where
     Exit::from(&error)
 }
 
-async fn watch<O: Write + Send, E: Write + Send>(
+async fn watch(
     config: &StatusConfig,
-    printer: &mut StatusPrinter<O>,
-    err: &mut E,
+    printer: &mut StatusPrinter<'_>,
+    err: &mut (dyn Write + Send),
 ) -> Result<(), CallError> {
     let connector = Connector::new(&config.target)?;
     let request = status_request(&config.lease, &config.services, &config.replicas, config.follow);
@@ -86,12 +89,12 @@ async fn watch<O: Write + Send, E: Write + Send>(
     }
 }
 
-async fn stream<O: Write + Send, E: Write + Send>(
+async fn stream(
     connector: &Connector,
     request: ServiceStatusRequest,
     reconnect: &mut ReconnectState,
-    printer: &mut StatusPrinter<O>,
-    err: &mut E,
+    printer: &mut StatusPrinter<'_>,
+    err: &mut (dyn Write + Send),
 ) -> Result<(), CallError> {
     let mut client = Box::pin(connector.connect()).await?;
     let sent = LogTime::now();
@@ -123,8 +126,8 @@ fn ticks() -> Interval {
 
 // === impl StatusPrinter ===
 
-impl<O: Write> StatusPrinter<O> {
-    fn new(form: Form, follow: bool, out: O, terminal: bool) -> Self {
+impl<'a> StatusPrinter<'a> {
+    fn new(form: Form, follow: bool, out: impl Write + Send + 'a, terminal: bool) -> Self {
         let region = LiveRegion::new(out, Size::of_output);
         let clock = ClockOffset::default();
         Self { region, form, follow, terminal, newest: None, printed: None, clock, stale: None }
@@ -175,9 +178,7 @@ fn page(table: &Table, response: &ServiceStatusResponse) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::testing::FakeGateway;
-
-    const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
+    use crate::client::testing::{FakeGateway, LEASE};
 
     #[tokio::test]
     async fn ages_use_the_clock_of_the_gateway() {

@@ -56,7 +56,7 @@ pub(super) fn escape_to_line(text: &str) -> String {
 }
 
 /// Writes a message of the program to `err`, as one line.
-pub(super) fn write_message(err: &mut impl Write, text: &str) -> io::Result<()> {
+pub(super) fn write_message(err: &mut (impl Write + ?Sized), text: &str) -> io::Result<()> {
     writeln!(err, "leasemux: {}", escape_to_line(text))
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fs;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -35,6 +36,11 @@ use crate::model::proto::lease::{
     ServiceRestartResponse, ServiceStatus, ServiceStatusRequest, ServiceStatusResponse,
 };
 use crate::model::time::LogTime;
+
+pub(super) const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
+
+/// Output whose reader has closed it.
+pub(super) struct ClosedOutput;
 
 /// One step of a response.
 #[derive(Debug)]
@@ -84,6 +90,15 @@ struct State {
 struct Service {
     state: Arc<State>,
     disconnect: CancellationToken,
+}
+
+impl Write for ClosedOutput {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 // === impl Step ===

@@ -15,7 +15,8 @@ use crate::client::follow::{ConnectionChange, Ended, Follower, Sink};
 use crate::loss_checker::{LossChecker, Order, Start, Tally, Violation};
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
 
-/// Followers that connect at the same time. A handshake costs a millisecond on both sides; more of them at once could time out.
+/// Followers that connect at the same time. A handshake costs a millisecond on both sides; more of them at
+/// once could time out.
 const CONNECTING_MAX: usize = 64;
 
 /// Limit on stopping the printing follower, which may be blocked in a write to a full pipe.
@@ -94,7 +95,8 @@ impl<P: Sink + 'static> Followers<P> {
         }
     }
 
-    /// Returns the outcomes of all followers, after `stop` was cancelled, and the printer unless it is blocked.
+    /// Returns the outcomes of all followers, after `stop` was cancelled, and the printer unless it is
+    /// blocked.
     pub(super) async fn outcomes(mut self) -> (Vec<Outcome>, Option<P>) {
         if self.printed.is_none() {
             let printed = tokio::time::timeout(PRINTER_STOP_TIMEOUT, self.printing.join_next()).await;
@@ -128,7 +130,8 @@ async fn run<S: Sink>(
 
 impl<S> CheckingSink<S> {
     fn new(connecting: Option<OwnedSemaphorePermit>, inner: S) -> Self {
-        // The demo's logs are complete from the first line. The sample numbers lines across standard output and standard error.
+        // The demo's logs are complete from the first line. The sample numbers lines across standard output
+        // and standard error.
         Self { checker: LossChecker::new(Start::First, Order::TwoPipes), attached: false, connecting, inner }
     }
 

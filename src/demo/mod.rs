@@ -1,8 +1,9 @@
 //! `leasemux demo`: a gateway, a sample lease and checking followers on one machine.
 //!
-//! The gateway is a child process, started as an operator would, with one trusted tenant. As that tenant, over mutual TLS, one follower
-//! prints the lease's logs and others check them. At the end the followers stop first, then the gateway with its services. If this
-//! process is killed, the gateway's lifeline (standard input) ends and the gateway stops too.
+//! The gateway is a child process, started as an operator would, with one trusted tenant. As that tenant,
+//! over mutual TLS, one follower prints the lease's logs and others check them. At the end the followers stop
+//! first, then the gateway with its services. If this process is killed, the gateway's lifeline (standard
+//! input) ends and the gateway stops too.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -80,7 +81,8 @@ struct Signals {
     terminate: Signal,
 }
 
-/// Runs the demo. Prints log lines and the summary to `out`, messages to `err`. Ends in order when standard output is closed.
+/// Runs the demo. Prints log lines and the summary to `out`, messages to `err`. Ends in order when standard
+/// output is closed.
 pub async fn run<O, E>(config: &DemoConfig, parts: &Parts<'_>, out: O, err: E, style: OutputStyle) -> Exit
 where
     O: Write + Send + 'static,
@@ -96,16 +98,12 @@ where
     run_until(config, parts, Printer::new(out, err, style), end).await
 }
 
-async fn run_until<O, E>(
+async fn run_until(
     config: &DemoConfig,
     parts: &Parts<'_>,
-    printer: Printer<O, E>,
+    printer: Printer<'static>,
     end: impl Future<Output = Result<bool, DemoError>>,
-) -> Exit
-where
-    O: Write + Send + 'static,
-    E: Write + Send + 'static,
-{
+) -> Exit {
     let mut printer = Some(printer);
     let outcome = demonstrate(config, parts, &mut printer, end).await;
     let reported = match (&outcome, &mut printer) {
@@ -124,16 +122,12 @@ where
 }
 
 /// Sets up the demo and runs it. Takes `printer` and puts it back, unless it is blocked in a write.
-async fn demonstrate<O, E>(
+async fn demonstrate(
     config: &DemoConfig,
     parts: &Parts<'_>,
-    printer: &mut Option<Printer<O, E>>,
+    printer: &mut Option<Printer<'static>>,
     end: impl Future<Output = Result<bool, DemoError>>,
-) -> Result<Summary, DemoError>
-where
-    O: Write + Send + 'static,
-    E: Write + Send + 'static,
-{
+) -> Result<Summary, DemoError> {
     let mut signals = Signals::register().map_err(DemoError::Signals)?;
     let needed = config.followers as u64 + OTHER_FILES;
     fd_limit::raise_to(needed).map_err(|FdLimitExceeded(allowed)| DemoError::OpenFiles {
@@ -163,19 +157,15 @@ where
     Ok(summary)
 }
 
-async fn follow<O, E>(
+async fn follow(
     config: &DemoConfig,
     gateway: &mut Gateway,
     dir: &WorkDir,
     lease: &LeaseId,
     signals: &mut Signals,
-    printer_slot: &mut Option<Printer<O, E>>,
+    printer_slot: &mut Option<Printer<'static>>,
     end: impl Future<Output = Result<bool, DemoError>>,
-) -> Result<Summary, DemoError>
-where
-    O: Write + Send + 'static,
-    E: Write + Send + 'static,
-{
+) -> Result<Summary, DemoError> {
     let target = Target {
         gateway: gateway.address().clone(),
         identity: Some(dir.identity()),
