@@ -7,7 +7,7 @@
 //! [`serve`] (wiring) · [`edge`] (sockets, TLS, the service) · [`logs`] (the multiplexer), [`status`] and [`restart`] ·
 //! [`stream`] (state shared by a response body and its supervisor) · [`access`] (authentication and trust) and
 //! [`platform`] (what runs, and its logs) · [`sys`] (operating system) · [`model`] (values). Beside them: [`client`]
-//! (command-line client) and [`config`] (settings). `docs/ARCHITECTURE.md` has diagrams.
+//! (command-line client), [`config`] (settings), [`demo`] and [`loss_checker`]. `docs/ARCHITECTURE.md` has diagrams.
 
 pub mod access;
 pub mod client;

@@ -21,7 +21,6 @@ use crate::support::source::{ModulePath, Source, Use};
 /// Cycles that exist, each as its parent and the sibling modules that reach each other: `edge: audit service`.
 const KNOWN_CYCLES: &[&str] = &[
     "access::dir: file item",
-    "client: connect tls",
     "edge: audit service",
     "model: line metrics quota",
     "platform::kube: store view",
