@@ -80,23 +80,19 @@ pub struct Tally {
     pub lost_bytes: u64,
 }
 
-/// First violation of a replica's log.
+/// First violation in a replica's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// `service/replica`.
-    pub replica: String,
-    /// The run.
-    pub instance: String,
-    /// The kind of violation.
-    pub fault: Fault,
+    pub(crate) replica: String,
+    pub(crate) instance: String,
+    pub(crate) fault: Fault,
     /// Start of the line at which it was found.
-    pub line: String,
+    pub(crate) line: String,
 }
 
-/// Kind of violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Lines are missing without a report, or more are reported than are missing.
     Hole {
         /// Number before the missing lines; 0 at the start of a run.
@@ -106,16 +102,11 @@ pub enum Fault {
         /// Number after the missing lines.
         got: u64,
     },
-    /// A line was repeated or came out of order.
-    Repeat {
-        /// Last number before it.
-        after: u64,
-        /// Number of the line.
-        got: u64,
-    },
-    /// A run was repeated after a later one.
+    /// Line `got` came after a line `after` that is not smaller.
+    Repeat { after: u64, got: u64 },
+    /// A run came again after a later one.
     RunRepeated,
-    /// There are more replicas than the checker supports.
+    /// More replicas than `STREAM_REPLICAS_MAX`.
     TooManyReplicas,
 }
 

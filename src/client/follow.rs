@@ -15,7 +15,7 @@ use tonic::Streaming;
 use super::connect::{Client, Connector};
 use super::error::CallError;
 use super::progress::{Call, Progress};
-use super::reconnect::{NextStep, ReconnectState, Retries};
+use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, response};
 use crate::model::proto::lease::{ServiceLogs, ServiceLogsRequest, ServiceLogsResponse};
 
@@ -116,15 +116,14 @@ impl Follower {
             if self.progress.resume(&self.request).is_none() && !self.request.follow {
                 return Err(error);
             }
-            match self.reconnect.after(error, started)? {
-                NextStep::LeaseEnded => return Ok(Ended::LeaseEnded),
-                NextStep::Retry { reason, delay } => {
-                    sink.pause()?;
-                    sink.connection(&ConnectionChange::Lost { reason: &reason, retry_in: delay })?;
-                    self.is_disconnected = true;
-                    tokio::time::sleep(delay).await;
-                }
+            let announce = |reason: &str, retry_in| {
+                sink.pause()?;
+                sink.connection(&ConnectionChange::Lost { reason, retry_in })
+            };
+            if !self.reconnect.wait(error, started, announce).await? {
+                return Ok(Ended::LeaseEnded);
             }
+            self.is_disconnected = true;
         }
     }
 

@@ -1,5 +1,6 @@
 //! Decides whether and when a failed call is made again.
 
+use std::io;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
@@ -38,32 +39,29 @@ pub(super) enum Retries {
     Left(u32),
 }
 
-/// Consequence of a call's error.
-#[derive(Debug)]
-pub(super) enum NextStep {
-    /// The lease has ended.
-    LeaseEnded,
-    /// Make the call again.
-    Retry {
-        /// Text of the error.
-        reason: String,
-        delay: Duration,
-    },
-}
+// === impl ReconnectState ===
 
 impl ReconnectState {
     pub(super) fn new(retries: Retries) -> Self {
         Self { retries, was_connected: false, delays: BACKOFF.build() }
     }
 
-    /// Returns the next step after a call that started at `started` and failed with `error`; returns the
-    /// error itself if it is final.
-    pub(super) fn after(&mut self, error: CallError, started: Instant) -> Result<NextStep, CallError> {
+    /// Waits before another attempt, after a call that started at `started` and failed with `error`. Calls
+    /// `announce` with the reason and the delay first. Returns false if the lease has ended.
+    ///
+    /// # Errors
+    /// `error`, if it is final, or the error of `announce`.
+    pub(super) async fn wait(
+        &mut self,
+        error: CallError,
+        started: Instant,
+        announce: impl FnOnce(&str, Duration) -> io::Result<()>,
+    ) -> Result<bool, CallError> {
         if !self.was_connected {
             return Err(error);
         }
         match self.retries {
-            Retries::Unlimited if error.is_lease_gone() => return Ok(NextStep::LeaseEnded),
+            Retries::Unlimited if error.is_lease_gone() => return Ok(false),
             Retries::Unlimited if error.is_retryable() => {}
             Retries::Left(left) if left > 0 && error.is_unavailable() => {
                 self.retries = Retries::Left(left - 1);
@@ -78,7 +76,9 @@ impl ReconnectState {
         let jitter = rand::rng().random_range(0.5..=1.0);
         let delay = self.delays.next().unwrap_or(BACKOFF_MAX).mul_f64(jitter);
         let delay = delay.max(error.retry_after().unwrap_or_default().min(BACKOFF_MAX));
-        Ok(NextStep::Retry { reason: error.to_string(), delay })
+        announce(&error.to_string(), delay)?;
+        tokio::time::sleep(delay).await;
+        Ok(true)
     }
 }
 

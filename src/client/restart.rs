@@ -15,7 +15,7 @@ use super::error::CallError;
 use super::exit::Exit;
 use super::json::{RestartObject, write_line};
 use super::live_region::{LiveRegion, Size};
-use super::reconnect::{NextStep, ReconnectState, Retries};
+use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, filters, response, status_request};
 use super::table::Table;
 use super::terminal::write_message;
@@ -65,17 +65,12 @@ async fn call(
         if started >= deadline + ANSWER_TIMEOUT || error.is_lease_gone() {
             return Err(error);
         }
-        match reconnect.after(error, started)? {
-            NextStep::LeaseEnded => {}
-            NextStep::Retry { reason, delay } => {
-                let seconds = delay.as_secs_f64();
-                write_message(
-                    err,
-                    &format!("{reason}; retrying in {seconds:.1} s with the same request id ({id})"),
-                )?;
-                tokio::time::sleep(delay).await;
-            }
-        }
+        let announce = |reason: &str, delay: Duration| {
+            let seconds = delay.as_secs_f64();
+            let text = format!("{reason}; retrying in {seconds:.1} s with the same request id ({id})");
+            write_message(err, &text)
+        };
+        reconnect.wait(error, started, announce).await?;
     }
 }
 

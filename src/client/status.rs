@@ -15,7 +15,7 @@ use super::error::CallError;
 use super::exit::Exit;
 use super::json::StatusObject;
 use super::live_region::{LiveRegion, Size};
-use super::reconnect::{NextStep, ReconnectState, Retries};
+use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, response, status_request};
 use super::table::{Table, stale_line, summaries};
 use super::terminal::write_message;
@@ -79,12 +79,11 @@ async fn watch(
             return Ok(());
         };
         printer.region.keep();
-        match reconnect.after(error, started)? {
-            NextStep::LeaseEnded => return Ok(write_message(err, "the lease has ended")?),
-            NextStep::Retry { reason, delay } => {
-                write_message(err, &format!("{reason}; reconnecting in {:.1} s", delay.as_secs_f64()))?;
-                tokio::time::sleep(delay).await;
-            }
+        let announce = |reason: &str, delay: Duration| {
+            write_message(err, &format!("{reason}; reconnecting in {:.1} s", delay.as_secs_f64()))
+        };
+        if !reconnect.wait(error, started, announce).await? {
+            return Ok(write_message(err, "the lease has ended")?);
         }
     }
 }

@@ -47,7 +47,11 @@ fn unwritable_output_is_reported() {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = command(args, &[]).stdout(full).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");
-        assert!(stderr(&output).starts_with("leasemux: failed to write to standard output: "), "{args:?}: {}", stderr(&output));
+        assert!(
+            stderr(&output).starts_with("leasemux: failed to write to standard output: "),
+            "{args:?}: {}",
+            stderr(&output)
+        );
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let output = command(args, &[]).stdout(writer).output().unwrap();
