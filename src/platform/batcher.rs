@@ -1,8 +1,7 @@
-//! Lines → what a tail hands out: counts positions, leaves out what lies before the place where the reading begins, and lays
-//! lines into batches. Pure.
+//! Makes the items of a tail from lines: counts positions, skips lines before the start of the read, and forms batches. Pure.
 //!
-//! Every line passes through here from the scan's first one on, delivered or not: so positions do not depend on where the
-//! delivery begins.
+//! Every line passes through here from the start of the scan, delivered or not, so positions do not depend on where
+//! delivery starts.
 
 #[cfg(test)]
 mod tests;
@@ -16,81 +15,80 @@ use crate::model::time::LogTime;
 use crate::platform::TailItem;
 use crate::platform::cri::DroppedOutput;
 
-/// Where the delivery begins.
+/// Where delivery starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::platform) enum StartFilter {
-    /// Everything is delivered.
+pub(super) enum StartFilter {
+    /// Now.
     All,
-    /// Nothing is.
+    /// Never.
     Nothing,
-    /// All but the next so many lines.
+    /// After this many more lines.
     Lines(u64),
-    /// From the first line on that is not older.
+    /// At the first line that is not older.
     Since(LogTime),
-    /// From behind this position on.
+    /// After this position.
     After(Position),
-    /// All but the first so many bytes of the next line.
+    /// At this offset within the next line.
     Bytes(u64),
 }
 
-/// How a record's content relates to its line.
+/// How the content of a record relates to its line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::platform) struct Piece {
+pub(super) struct Piece {
     /// The line's time: that of its first piece.
-    pub(in crate::platform) time: LogTime,
-    /// Whether earlier pieces of the line lie before it.
-    pub(in crate::platform) continues: bool,
-    /// The output it was written to, if that is known.
-    pub(in crate::platform) stream: Option<Stream>,
+    pub(super) time: LogTime,
+    /// Whether earlier pieces of the line exist.
+    pub(super) continues: bool,
+    /// The stream it was written to, if known.
+    pub(super) stream: Option<Stream>,
 }
 
-/// The merged line that has not ended.
+/// The unfinished merged line.
 #[derive(Clone, Copy, Debug)]
 struct OpenLine {
-    /// Time of its first record, by which positions count it.
+    /// Time of its first record, which its position has.
     time: LogTime,
-    /// Its last piece.
     last: Piece,
 }
 
-/// Collects what is delivered.
+/// Collects lines and gaps into items.
 #[derive(Debug)]
-pub(in crate::platform) struct LineBatcher {
-    /// The position behind the last line or piece, delivered or not.
+pub(super) struct LineBatcher {
+    /// The position after the last line or piece, delivered or not.
     at: Position,
-    /// Set while `at` lies within a line.
+    /// Set while `at` is within a line.
     open: Option<OpenLine>,
-    /// Whole lines so far, delivered or not.
+    /// Complete lines so far, delivered or not.
     lines: u64,
     /// The time of the first line.
     first: Option<LogTime>,
     filter: StartFilter,
-    /// The position where the delivery begins, once that is known.
+    /// Where delivery starts, once known.
     start: Option<Position>,
-    /// Whether the delivery begins at a place that may lie behind missing lines.
+    /// Whether lines may be missing before `start`.
     inexact: bool,
     items: Vec<TailItem>,
     data: Vec<u8>,
     batch: Vec<Line>,
     /// A gap that may still grow.
     gap: Option<SourceGap>,
-    /// While everything was too old: what is missing behind the last line, and may not be.
-    doubt: Option<SourceGap>,
-    /// How many bytes of log the next batch is made of.
+    /// With [`StartFilter::Since`]: gaps after the last line, which was too old. They may be new enough.
+    pending_gap: Option<SourceGap>,
+    /// Size of the next batch, in bytes of log.
     expected_bytes: usize,
 }
 
-/// A gap of which nothing is known; where it lies is for the emitter to say.
-pub(in crate::platform) const fn unknown_gap(cause: GapCause) -> SourceGap {
+/// A gap of unknown size. The batcher sets its position.
+pub(super) const fn unknown_gap(cause: GapCause) -> SourceGap {
     SourceGap { cause, lines: 0, bytes: 0, exact: false, after: Position::START }
 }
 
 // === impl LineBatcher ===
 
 impl LineBatcher {
-    /// Goes on behind `lines` lines, at the position `at`.
-    pub(in crate::platform) fn new(at: Position, lines: u64, filter: StartFilter) -> Self {
-        let mut emitter = Self {
+    /// Continues at the position `at`, after `lines` lines.
+    pub(super) fn new(at: Position, lines: u64, filter: StartFilter) -> Self {
+        let mut batcher = Self {
             at,
             open: None,
             lines,
@@ -102,120 +100,119 @@ impl LineBatcher {
             data: Vec::new(),
             batch: Vec::new(),
             gap: None,
-            doubt: None,
+            pending_gap: None,
             expected_bytes: 0,
         };
         match filter {
-            StartFilter::All | StartFilter::Lines(0) => emitter.begin(at),
-            StartFilter::After(to) => emitter.meet(to),
+            StartFilter::All | StartFilter::Lines(0) => batcher.begin(at),
+            StartFilter::After(to) => batcher.begin_if_reached(to),
             _ => {}
         }
-        emitter
+        batcher
     }
 
-    /// The position behind the last line or piece, delivered or not.
-    pub(in crate::platform) fn at(&self) -> Position {
+    /// Returns the position after the last line or piece, delivered or not.
+    pub(super) fn at(&self) -> Position {
         self.at
     }
 
-    /// Whole lines so far, delivered or not.
-    pub(in crate::platform) fn lines(&self) -> u64 {
+    /// Returns the number of complete lines so far, delivered or not.
+    pub(super) fn lines(&self) -> u64 {
         self.lines
     }
 
-    /// The time of the first line that was seen.
-    pub(in crate::platform) fn first(&self) -> Option<LogTime> {
+    /// Returns the time of the first line, delivered or not.
+    pub(super) fn first(&self) -> Option<LogTime> {
         self.first
     }
 
-    /// The position where the delivery begins, once that is known.
-    pub(in crate::platform) fn start(&self) -> Option<Position> {
+    /// Returns the position where delivery starts, once known.
+    pub(super) fn start(&self) -> Option<Position> {
         self.start
     }
 
-    /// Whether the position to go on behind was not found, and the delivery begins behind where it would lie.
-    pub(in crate::platform) fn is_inexact(&self) -> bool {
+    /// Whether the position of [`StartFilter::After`] was not found, and delivery starts after the place where it would be.
+    pub(super) fn is_inexact(&self) -> bool {
         self.inexact
     }
 
     /// Delivers everything from here on.
-    pub(in crate::platform) fn begin_here(&mut self) {
+    pub(super) fn begin_here(&mut self) {
         self.begin(self.at);
     }
 
-    /// Puts a gap before everything.
-    pub(in crate::platform) fn gap_first(&mut self, gap: SourceGap) {
+    /// Adds a gap before all other items.
+    pub(super) fn gap_first(&mut self, gap: SourceGap) {
         let gap = SourceGap { after: self.start.unwrap_or(self.at), ..gap };
         self.items.insert(0, TailItem::Gap(gap));
     }
 
-    /// What comes next is made of `bytes` of log.
-    pub(in crate::platform) fn expect(&mut self, bytes: usize) {
+    /// Announces that the next records have `bytes` bytes, so that buffers are allocated once.
+    pub(super) fn expect(&mut self, bytes: usize) {
         self.expected_bytes = bytes;
     }
 
-    /// Takes a whole line, without its newline.
+    /// Adds a complete line, given without its newline.
     #[cfg(test)]
-    pub(in crate::platform) fn line(&mut self, content: &[u8], time: LogTime) {
+    pub(super) fn line(&mut self, content: &[u8], time: LogTime) {
         self.record(content, false, time, Piece { time, continues: false, stream: None });
     }
 
-    /// Takes the content of a record that was written at `time`: a line without its newline, or a `partial` one.
+    /// Adds the content of a record written at `time`: the end of a line, without its newline, or a `partial` line.
     #[inline]
-    pub(in crate::platform) fn record(&mut self, content: &[u8], partial: bool, time: LogTime, piece: Piece) {
-        self.emit(content, !partial, time, !partial, piece);
+    pub(super) fn record(&mut self, content: &[u8], partial: bool, time: LogTime, piece: Piece) {
+        self.push(content, !partial, time, !partial, piece);
     }
 
-    /// Takes a piece of a line of merged output, its newline included if it has one. `ends` with the last one.
-    pub(in crate::platform) fn piece(&mut self, bytes: &[u8], time: LogTime, ends: bool) {
+    /// Adds a piece of a line of merged output, including its newline if it has one. The last one `ends` the line.
+    pub(super) fn piece(&mut self, bytes: &[u8], time: LogTime, ends: bool) {
         let continues = !self.at.at_line_start();
-        self.emit(bytes, false, time, ends, Piece { time, continues, stream: None });
+        self.push(bytes, false, time, ends, Piece { time, continues, stream: None });
     }
 
-    /// Ends the line that has not ended, if there is one, where it is.
-    pub(in crate::platform) fn end_line(&mut self) {
+    /// Ends an unfinished line.
+    pub(super) fn end_line(&mut self) {
         if let Some(OpenLine { time, last }) = self.open {
-            self.emit_one(&[], false, time, true, Piece { continues: true, ..last });
+            self.push_piece(&[], false, time, true, Piece { continues: true, ..last });
         }
     }
 
-    /// The log has a record that lines are missing here. It takes a position as a line does, so that whoever goes on behind it is
-    /// not told again.
-    pub(in crate::platform) fn lost(&mut self, lost: DroppedOutput, time: LogTime) {
+    /// Adds a gap that the log itself records. It takes a position, like a line, so a read after that position does not return it
+    /// again.
+    pub(super) fn dropped_output(&mut self, dropped: DroppedOutput, time: LogTime) {
         self.open = None;
         let before = self.at;
         self.at = before.after_line(time);
         let filter = self.filter;
         match filter {
             StartFilter::After(to) => {
-                if self.at < to || self.is_base_of(to) {
-                    self.meet(to);
+                if self.at < to || self.is_line_of(to) {
+                    self.begin_if_reached(to);
                     return;
                 }
-                self.inexact = true;
-                self.begin(before);
-                self.gap_at(before, unknown_gap(GapCause::Rotated));
+                self.begin_inexact(before);
             }
             StartFilter::Since(since) if !self.begin_since(since, time, before) => return,
-            // There is no line here that it could lie in.
+            // This is no line that could contain the offset.
             StartFilter::Bytes(_) => self.filter = StartFilter::All,
             _ => {}
         }
-        let DroppedOutput { lines, bytes, exact } = lost;
+        let DroppedOutput { lines, bytes, exact } = dropped;
         self.gap(SourceGap { lines, bytes, exact, ..unknown_gap(GapCause::Source) });
     }
 
-    /// Lines are missing here.
-    pub(in crate::platform) fn gap(&mut self, gap: SourceGap) {
+    /// Adds a gap at the present position.
+    pub(super) fn gap(&mut self, gap: SourceGap) {
         self.gap_at(self.at, gap);
     }
 
-    /// Lines are missing here, and none is to come. Those may have been new enough, though none before was.
-    pub(in crate::platform) fn gap_at_end(&mut self, gap: SourceGap) {
+    /// Adds a gap at the end of the log. With [`StartFilter::Since`] the missing lines may have been new enough, though no line
+    /// before them was.
+    pub(super) fn gap_at_end(&mut self, gap: SourceGap) {
         if let StartFilter::Since(_) = self.filter {
-            let doubt = self.doubt.take();
+            let pending = self.pending_gap.take();
             self.begin_here();
-            if let Some(gap) = doubt {
+            if let Some(gap) = pending {
                 self.gap(gap);
             }
         }
@@ -226,8 +223,8 @@ impl LineBatcher {
         match self.filter {
             StartFilter::All => {}
             StartFilter::Since(_) => {
-                let before = self.doubt.unwrap_or(SourceGap { exact: true, ..unknown_gap(gap.cause) });
-                self.doubt = Some(SourceGap {
+                let before = self.pending_gap.unwrap_or(SourceGap { exact: true, ..unknown_gap(gap.cause) });
+                self.pending_gap = Some(SourceGap {
                     lines: before.lines.saturating_add(gap.lines),
                     bytes: before.bytes.saturating_add(gap.bytes),
                     exact: before.exact && gap.exact,
@@ -238,7 +235,7 @@ impl LineBatcher {
             _ => return,
         }
         let gap = SourceGap { after, ..gap };
-        self.cut_batch();
+        self.flush_batch();
         match &mut self.gap {
             Some(last) if last.cause == gap.cause && last.exact == gap.exact => {
                 last.lines = last.lines.saturating_add(gap.lines);
@@ -246,21 +243,21 @@ impl LineBatcher {
                 last.after = gap.after;
             }
             _ => {
-                self.cut_gap();
+                self.flush_gap();
                 self.gap = Some(gap);
             }
         }
     }
 
-    /// Returns what is to be delivered, but for an unfinished line at its end that is not too long to be held back.
-    pub(in crate::platform) fn take_finished(&mut self, rest: bool) -> Vec<TailItem> {
+    /// Takes the items, except an unfinished line at their end that is short enough to be held back.
+    pub(super) fn take_finished(&mut self, at_end: bool) -> Vec<TailItem> {
         let held = match self.batch.last() {
             Some(line) if !line.ends => self.batch.pop(),
             _ => None,
         };
         let bytes = held.map(|_| self.data.split_off(self.batch.last().map_or(0, |line| line.end)));
-        // A gap lies before it.
-        let items = self.take(rest && held.is_none());
+        // A gap would be before the held line, so it may still grow.
+        let items = self.take(at_end && held.is_none());
         if let (Some(held), Some(bytes)) = (held, bytes) {
             self.batch.push(Line { end: bytes.len(), ..held });
             self.data = bytes;
@@ -269,31 +266,31 @@ impl LineBatcher {
     }
 
     /// Whether an unfinished line is held back.
-    pub(in crate::platform) fn holds_unfinished(&self) -> bool {
+    pub(super) fn holds_unfinished(&self) -> bool {
         !self.batch.is_empty()
     }
 
-    /// What there is to deliver. At a `rest` nothing is held back; otherwise a gap that may still grow is.
-    pub(in crate::platform) fn take(&mut self, rest: bool) -> Vec<TailItem> {
-        self.cut_batch();
-        if rest {
-            self.cut_gap();
+    /// Takes the items. A gap that may still grow is held back, unless `at_end`.
+    pub(super) fn take(&mut self, at_end: bool) -> Vec<TailItem> {
+        self.flush_batch();
+        if at_end {
+            self.flush_gap();
         }
         std::mem::take(&mut self.items)
     }
 
     #[inline]
-    fn emit(&mut self, mut content: &[u8], newline: bool, time: LogTime, ends: bool, mut piece: Piece) {
+    fn push(&mut self, mut content: &[u8], newline: bool, time: LogTime, ends: bool, mut piece: Piece) {
         while content.len() + usize::from(newline) > LINE_HELD_MAX_BYTES {
             let (head, rest) = content.split_at(LINE_HELD_MAX_BYTES);
-            self.emit_one(head, false, time, false, piece);
+            self.push_piece(head, false, time, false, piece);
             piece.continues = true;
             content = rest;
         }
-        self.emit_one(content, newline, time, ends, piece);
+        self.push_piece(content, newline, time, ends, piece);
     }
 
-    fn emit_one(&mut self, content: &[u8], newline: bool, time: LogTime, ends: bool, mut piece: Piece) {
+    fn push_piece(&mut self, content: &[u8], newline: bool, time: LogTime, ends: bool, mut piece: Piece) {
         let len = content.len() + usize::from(newline);
         let before = self.at;
         let time = self.open.map_or(time, |open| open.time);
@@ -306,18 +303,18 @@ impl LineBatcher {
         self.first.get_or_insert(time);
         let mut from = 0;
         if self.filter != StartFilter::All {
-            match self.admit(before, len, piece.time, ends) {
+            match self.filter_piece(before, len, piece.time, ends) {
                 Some(skipped) => from = skipped,
                 None => return,
             }
         }
         piece.continues |= from > 0;
-        self.cut_gap();
-        if self.join_last(content, newline, ends, piece) {
+        self.flush_gap();
+        if self.extend_last(content, newline, ends, piece) {
             return;
         }
         if self.data.len() >= READ_MAX_BYTES {
-            self.cut_batch();
+            self.flush_batch();
         }
         if self.data.capacity() == 0 {
             self.data.reserve(self.expected_bytes.max(len));
@@ -330,8 +327,8 @@ impl LineBatcher {
         self.batch.push(Line { end: self.data.len(), time, after: self.at, ends, continues, stream });
     }
 
-    /// Adds a piece to the one before it in the same batch, if that belongs to the same line and both together are short enough.
-    fn join_last(&mut self, content: &[u8], newline: bool, ends: bool, piece: Piece) -> bool {
+    /// Joins a piece to the last one of the batch, if both belong to one line and are short enough together.
+    fn extend_last(&mut self, content: &[u8], newline: bool, ends: bool, piece: Piece) -> bool {
         let before = self.batch.len().checked_sub(2).map_or(0, |index| self.batch[index].end);
         let Some(last) = self.batch.last_mut().filter(|last| !last.ends && piece.continues) else {
             return false;
@@ -348,8 +345,8 @@ impl LineBatcher {
         true
     }
 
-    /// Whether a piece between `before` and here is delivered, and but for how many bytes.
-    fn admit(&mut self, before: Position, len: usize, time: LogTime, ends: bool) -> Option<usize> {
+    /// Returns how many bytes of a piece to skip, or `None` if it is not delivered. The piece is between `before` and `at`.
+    fn filter_piece(&mut self, before: Position, len: usize, time: LogTime, ends: bool) -> Option<usize> {
         match self.filter {
             StartFilter::All => Some(0),
             StartFilter::Nothing => None,
@@ -364,13 +361,11 @@ impl LineBatcher {
             }
             StartFilter::Since(since) => self.begin_since(since, time, before).then_some(0),
             StartFilter::After(to) => {
-                if self.at < to || self.is_base_of(to) {
-                    self.meet(to);
+                if self.at < to || self.is_line_of(to) {
+                    self.begin_if_reached(to);
                     return None;
                 }
-                self.inexact = true;
-                self.begin(before);
-                self.gap_at(before, unknown_gap(GapCause::Rotated));
+                self.begin_inexact(before);
                 Some(0)
             }
             StartFilter::Bytes(skipped) => {
@@ -379,7 +374,7 @@ impl LineBatcher {
                     self.filter = StartFilter::All;
                 }
                 if ends && skip >= len && skip > 0 {
-                    // It is not the line that the position was in.
+                    // The line is shorter than the offset, so it is another one.
                     self.gap_at(self.at, unknown_gap(GapCause::Rotated));
                 }
                 (skip < len || skip == 0).then_some(skip)
@@ -387,9 +382,9 @@ impl LineBatcher {
         }
     }
 
-    /// Begins the delivery if `to` lies here, or within the next line.
-    fn meet(&mut self, to: Position) {
-        if self.is_base_of(to) {
+    /// Starts delivery if `to` is here or within the next line.
+    fn begin_if_reached(&mut self, to: Position) {
+        if self.is_line_of(to) {
             self.begin(to);
             if to.offset > 0 {
                 self.filter = StartFilter::Bytes(to.offset);
@@ -397,19 +392,26 @@ impl LineBatcher {
         }
     }
 
-    fn is_base_of(&self, to: Position) -> bool {
+    /// Whether the line that `to` is in begins here.
+    fn is_line_of(&self, to: Position) -> bool {
         self.at == Position { offset: 0, ..to }
     }
 
-    /// Begins the delivery `before` what bears `time`, if that is not too old; tells whether it is not. What is missing directly
-    /// before it may not be either.
+    /// Starts delivery after a position that was not found.
+    fn begin_inexact(&mut self, before: Position) {
+        self.inexact = true;
+        self.begin(before);
+        self.gap_at(before, unknown_gap(GapCause::Rotated));
+    }
+
+    /// Starts delivery at `before`, with the pending gap, if `time` is not too old. Returns whether it did.
     fn begin_since(&mut self, since: LogTime, time: LogTime, before: Position) -> bool {
-        let doubt = self.doubt.take();
+        let pending = self.pending_gap.take();
         if time < since {
             return false;
         }
         self.begin(before);
-        if let Some(gap) = doubt {
+        if let Some(gap) = pending {
             self.gap_at(before, gap);
         }
         true
@@ -420,17 +422,17 @@ impl LineBatcher {
         self.start = Some(start);
     }
 
-    fn cut_batch(&mut self) {
+    fn flush_batch(&mut self) {
         if self.batch.is_empty() {
             return;
         }
-        // Whoever keeps the batch shall keep no more than its bytes.
+        // Boxed, so that a batch that is kept holds no spare capacity.
         let data = Bytes::from(std::mem::take(&mut self.data).into_boxed_slice());
         let lines = std::mem::take(&mut self.batch);
         self.items.push(TailItem::Lines(LineBatch { data, lines }));
     }
 
-    fn cut_gap(&mut self) {
+    fn flush_gap(&mut self) {
         if let Some(gap) = self.gap.take() {
             self.items.push(TailItem::Gap(gap));
         }

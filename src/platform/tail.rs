@@ -1,37 +1,35 @@
-//! Reads the log directory of one run of a container, and follows it.
+//! Reads and follows the log directory of one run of a container.
 //!
-//! The files are those of [`cri`](super::cri): one that is being written, and rotated ones, perhaps compressed. What is promised:
-//! - **No hole and no repeat** as long as the files still hold the lines, however they are renamed, replaced by compressed copies or
-//!   removed meanwhile. Where files may be gone that were not read there is one inexact gap ([`GapCause::Rotated`]), also at the end.
-//! - **What is delivered depends on the files' content alone**, positions included: not on when and in what portions it was read,
-//!   nor on where the reading began (`seek` says what that trusts). Output comes in the order of the records (`assemble`).
-//! - **No line waits for another.** A finished line is delivered as soon as it is read. An unfinished one is held back for
-//!   `UNFINISHED_WAIT` so that most lines come whole, and is then delivered as a piece.
-//! - A record that cannot be parsed, a file that shrinks under the reader and a compressed file that cannot be read to its end are
-//!   inexact gaps ([`GapCause::Source`]); a record with a `lost` tag is an exact one. Of a record that was not written whole the
-//!   line ends where it does, without a newline, and an inexact gap follows. A file that shrank and has grown beyond its former
-//!   size before anybody looked cannot be told from one that only grew.
-//! - **Bounded**: at most [`READ_MAX_BYTES`] are read at a time, on the blocking pool, and only when the stream is polled. A tail
-//!   that waits holds one or two open files, a share of a directory watch, and part of an unfinished line. Dropping the stream ends all of it.
+//! The files are those of [`cri`](super::cri): the active one and rotated ones, perhaps compressed. Guarantees:
+//! - **No loss and no repeat** as long as the files still hold the lines, even if they are renamed, compressed or removed
+//!   meanwhile. Where unread files may have been removed there is one inexact gap ([`GapCause::Rotated`]), also at the end.
+//! - **Items depend on the content of the files alone**, positions included: not on the time and size of reads, nor on the start of
+//!   the read (`seek` states its assumption). Lines come in the order of the records (`log_reader`).
+//! - **No line waits for another.** A complete line is returned as soon as it is read. An unfinished one is held back for
+//!   `UNFINISHED_WAIT`, so that most lines come whole, and is then returned as a piece.
+//! - **Damage is a gap** ([`GapCause::Source`]): inexact for a record that cannot be parsed, a file that shrinks and the unreadable
+//!   rest of a compressed file; exact for a record with a `lost` tag. The line of an incompletely written record ends with it,
+//!   without a newline, and an inexact gap follows. A file that shrank and grew beyond its former size between two reads
+//!   cannot be distinguished from one that only grew.
+//! - **Bounded.** One read takes at most [`READ_MAX_BYTES`], on the blocking pool, and only when the stream is polled. A waiting tail
+//!   holds one or two open files, a share of a directory watch, and part of an unfinished line. Dropping the stream frees them.
 //!
-//! After a position ([`ReadFrom::After`]) the next line comes, or the rest of it. If that line is no longer there, or may not be, a gap
-//! comes first. This may be one more than needed in one case: the position is within the first lines of equal time of the oldest
-//! file, or before all lines, and the log has been rotated; whether the oldest file is the first there was cannot be seen. A
-//! position behind the end (somebody replaced the files) is a gap as well, and the reading goes on at the end. Gaps have no position
-//! of their own: one that lies directly behind the position is told again rather than not at all.
+//! [`ReadFrom::After`] starts with the next line, or the rest of it, and with a gap if that line may be gone. The gap is superfluous
+//! in one case: the log was rotated, and the position is before all lines or among those with the first time of the oldest
+//! file, because whether an older file existed is unknown. A position after the end (the files were replaced) is a gap as
+//! well, and reading continues at the end. Gaps other than `lost` records have no position of their own: one directly after the
+//! position is returned again rather than not at all.
 //!
-//! What files cannot tell, and so is not promised: of a line whose first pieces were in a file that is gone, the rest comes as a
-//! line of its own, also to one who goes on behind it. Old files are removed oldest first, and never all but the one being written
-//! (kubelets keep two at least). Where the clock goes back over a rotation, the same time may occur again behind a file that is
-//! gone. Kubelets name rotated files by their local time: of a node that has summer time, those of the hour that comes twice at its
-//! end are taken in a wrong order. Runtimes write stdout and stderr each by itself: what one of them still writes to a renamed file after the other has begun
-//! the new one is missed by who follows at that moment, for that file has been left.
+//! Known limits: if the first pieces of a line were in a file that is gone, its rest is returned as a line, also after a position
+//! within it. Old files must be removed oldest first, and never the active one (kubelets keep at least two). If the clock
+//! goes back over a rotation, a time may occur twice, on both sides of a removed file. Kubelets name rotated files by local time:
+//! at the end of daylight saving time, files of the repeated hour are read in the wrong order. Runtimes write stdout and stderr
+//! independently: a follower misses output that one stream still writes to a renamed file after the other has begun the new one.
 //!
 //! [`GapCause::Rotated`]: crate::model::line::GapCause::Rotated
 //! [`GapCause::Source`]: crate::model::line::GapCause::Source
 //! [`READ_MAX_BYTES`]: crate::model::limits::READ_MAX_BYTES
 
-mod assemble;
 mod file_order;
 mod file_reader;
 mod files;
@@ -56,34 +54,34 @@ use seek::{Seek, SeekOutcome};
 
 pub use files::LogFiles;
 
-/// How long an unfinished line at the end of a log that is followed waits for its end before it is delivered as a piece. Runtimes
-/// write the pieces of a line within microseconds; a person does not notice a tenth of a second.
+/// How long a follower holds back an unfinished line. Runtimes write the pieces of a line within microseconds, and a person does not
+/// notice a tenth of a second.
 pub(super) const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
-/// Whether to wait for what is written later.
+/// Whether to wait for further output.
 #[derive(Clone, Debug)]
 pub enum FollowMode {
-    /// The stream ends where the log ends when it gets there. A line that is not finished by then is delivered as far as it is
-    /// recorded, and may go on later. If the run has ended, use [`FollowMode::UntilEnd`] with a cancelled token.
+    /// The stream ends at the present end of the log. An unfinished line is returned as far as it is recorded, and may continue. If
+    /// the run has ended, use [`FollowMode::UntilEnd`] with a cancelled token.
     No,
-    /// The stream ends where the log ends once the token is cancelled, which says that the last byte of the run was written. A
-    /// last line without a newline is delivered then.
+    /// The stream ends at the end of the log once the token is cancelled, which means that the run's last byte was written. A last
+    /// line without a newline is returned then.
     UntilEnd(CancellationToken),
 }
 
-/// Reads on when polled.
+/// The state of the stream. Reads only when polled.
 struct Reader {
-    walk: LogReader,
+    log: LogReader,
     follow: FollowMode,
-    /// Set if it follows.
+    /// Set when following.
     watch: Option<DirWatch>,
     items: vec::IntoIter<TailItem>,
     state: State,
-    /// When the unfinished line that is held back is delivered.
+    /// When the held-back line must be returned.
     due: Option<Instant>,
 }
 
-/// What a reader does once it has handed out its items.
+/// The next action once all items are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Read,
@@ -91,10 +89,10 @@ enum State {
     End,
 }
 
-/// Opens the log of one run. See [`Tail`] for what the stream delivers, and above for how.
+/// Opens the log of one run.
 ///
 /// # Errors
-/// [`Error::NotFound`] if the directory is not there, or holds no file of that run and none is to come;
+/// [`Error::NotFound`] if the directory does not exist, or has no file of that run and `follow` does not wait for one;
 /// [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the latter two.
 pub async fn open(
     notifier: &Notifier,
@@ -102,26 +100,27 @@ pub async fn open(
     from: ReadFrom,
     follow: FollowMode,
 ) -> Result<Tail, Error> {
-    if !tokio::fs::try_exists(&log.dir).await.map_err(|error| log.failed("looking for", error))? {
-        return Err(files::missing());
+    let exists = tokio::fs::try_exists(&log.dir).await;
+    if !exists.map_err(|error| log.io_error("failed to find", error))? {
+        return Err(files::not_found());
     }
-    let until = follow.until();
-    // Before the first look, so that nothing happens between the two.
-    let watch = (until == ReadLimit::Growing).then(|| notifier.watch(&log.dir));
-    let mut seek = blocking(move || Seek::new(log, from, until)).await?;
-    let (walk, start) = loop {
+    let limit = follow.limit();
+    // Watched before the first listing, so that no change between the two is missed.
+    let watch = (limit == ReadLimit::Growing).then(|| notifier.watch(&log.dir));
+    let mut seek = blocking(move || Seek::new(&log, from, limit)).await?;
+    let (log, start) = loop {
         match blocking(move || seek.step()).await? {
-            SeekOutcome::Seeking(further) => seek = further,
-            SeekOutcome::Found(walk, start) => break (walk, start),
+            SeekOutcome::Seeking(unfinished) => seek = unfinished,
+            SeekOutcome::Found(log, start) => break (log, start),
         }
     };
-    let unfinished = walk.unfinished();
-    let reader = Reader { walk, follow, watch, items: Vec::new().into_iter(), state: State::Read, due: None };
+    let unfinished = log.unfinished();
+    let reader = Reader { log, follow, watch, items: Vec::new().into_iter(), state: State::Read, due: None };
     let items = stream::try_unfold(reader, Reader::next).boxed();
     Ok(Tail { start, unfinished, items })
 }
 
-/// Runs `work` where it may block. If the caller is dropped it runs to its end, which is near, and its outcome is dropped.
+/// Runs `work` on the blocking pool. If the caller is dropped, the work, which is short, completes and its result is discarded.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -131,10 +130,10 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-// === impl Follow ===
+// === impl FollowMode ===
 
 impl FollowMode {
-    fn until(&self) -> ReadLimit {
+    fn limit(&self) -> ReadLimit {
         match self {
             Self::No => ReadLimit::Now,
             Self::UntilEnd(end) if end.is_cancelled() => ReadLimit::End,
@@ -163,25 +162,25 @@ impl Reader {
     }
 
     async fn read(self) -> Result<Self, Error> {
-        // Asked before reading, so that what is read up to the end is all there will be.
-        let until = self.follow.until();
+        // Checked before reading: if the run has ended by now, a read to the end finds everything.
+        let limit = self.follow.limit();
         let is_due = self.due.is_some_and(|due| due <= Instant::now());
-        let mut walk = self.walk;
-        let (walk, items, state) = blocking(move || {
-            let idle = walk.pull(until)?;
-            let is_end = idle && until != ReadLimit::Growing;
-            let items = if is_due || is_end { walk.take(idle) } else { walk.take_finished(idle) };
-            let state = match (idle, until) {
+        let mut log = self.log;
+        let (log, items, state) = blocking(move || {
+            let at_end = log.read(limit)?;
+            let is_last = at_end && limit != ReadLimit::Growing;
+            let items = if is_due || is_last { log.take(at_end) } else { log.take_finished(at_end) };
+            let state = match (at_end, limit) {
                 (false, _) => State::Read,
                 (true, ReadLimit::Growing) => State::Wait,
                 (true, ReadLimit::Now | ReadLimit::End) => State::End,
             };
-            Ok((walk, items, state))
+            Ok((log, items, state))
         })
         .await?;
         let due = self.due.filter(|_| !is_due).unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
-        let due = walk.holds_unfinished().then_some(due);
-        Ok(Self { walk, items: items.into_iter(), state, due, ..self })
+        let due = log.holds_unfinished().then_some(due);
+        Ok(Self { log, items: items.into_iter(), state, due, ..self })
     }
 
     async fn wait(&mut self) {

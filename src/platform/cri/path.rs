@@ -1,46 +1,42 @@
-//! Where the logs of containers lie: `ROOT/NAMESPACE_POD_UID/CONTAINER/RESTARTS.log`, as under `/var/log/pods`.
+//! Layout of container logs: `ROOT/NAMESPACE_POD_UID/CONTAINER/RESTARTS.log`, as under `/var/log/pods`.
 //!
-//! When a log is rotated, `0.log` becomes `0.log.20261123-120000`, in the local time of whoever renames it (kubelet:
-//! `pkg/kubelet/logs/container_log_manager.go`), and later perhaps `0.log.20261123-120000.gz`. Our own log writer adds nine digits
-//! of a second to the suffix, so that it can rotate several times a second. `.tmp` files are compressions under way.
+//! When a log is rotated, `0.log` becomes `0.log.20261123-120000`, in the local time of the process that renames it (kubelet:
+//! `pkg/kubelet/logs/container_log_manager.go`), and later perhaps `0.log.20261123-120000.gz`. Our own log writer appends nine
+//! digits of a second, so that it can rotate several times a second. `.tmp` files are unfinished compressions.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::model::time::LogTime;
 
-/// Ends the name of the log that is being written.
 const LOG: &str = ".log";
 
-/// Ends the name of a compressed log.
 const GZ: &str = ".gz";
 
-/// The directory of one pod.
+/// The name of a pod's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PodDir<'a> {
-    /// The pod's namespace.
-    pub namespace: &'a str,
-    /// The pod's name.
-    pub pod: &'a str,
-    /// The pod's uid (of a static pod: the hash of its configuration).
-    pub uid: &'a str,
+pub(crate) struct PodDir<'a> {
+    pub(crate) namespace: &'a str,
+    pub(crate) pod: &'a str,
+    /// The pod's uid (for a static pod, the hash of its configuration).
+    pub(crate) uid: &'a str,
 }
 
 /// The name of one file of a container's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogName {
-    /// How many times the container had been restarted: which run it is.
+    /// Restart count of the run.
     pub restarts: u32,
-    /// When it was rotated (`20261123-120000`, perhaps with `.123456789`); orders rotated files as text. `None` for the file that
-    /// is being written.
+    /// Time of rotation (`20261123-120000`, perhaps with `.123456789`), which orders rotated files as text. `None` for the active
+    /// file.
     pub rotated: Option<String>,
     /// Whether it is compressed.
     pub gz: bool,
 }
 
-/// The suffix for a file that is rotated at `time`, in UTC and with nanoseconds. Whoever rotates must see to it that suffixes
-/// grow, even if the clock goes back.
-pub fn rotation_suffix(time: LogTime) -> String {
+/// Returns the suffix of a file rotated at `time`: UTC, with nanoseconds. The caller must pass growing times, even if the clock
+/// goes back.
+pub(crate) fn rotation_suffix(time: LogTime) -> String {
     let (seconds, nanos) = time.parts();
     jiff::Timestamp::from_second(seconds)
         .map(|stamp| format!("{}.{nanos:09}", stamp.strftime("%Y%m%d-%H%M%S")))
@@ -50,16 +46,15 @@ pub fn rotation_suffix(time: LogTime) -> String {
 // === impl PodDir ===
 
 impl<'a> PodDir<'a> {
-    /// Reads the name of a pod's directory; `None` if it is not one.
-    pub fn parse(name: &'a str) -> Option<Self> {
+    pub(crate) fn parse(name: &'a str) -> Option<Self> {
         let mut parts = name.split('_');
         let (namespace, pod, uid) = (parts.next()?, parts.next()?, parts.next()?);
         let whole = parts.next().is_none() && !namespace.is_empty() && !pod.is_empty() && !uid.is_empty();
         whole.then_some(Self { namespace, pod, uid })
     }
 
-    /// The directory with the logs of one of the pod's containers.
-    pub fn container(&self, root: &Path, container: &str) -> PathBuf {
+    /// Returns the directory with the logs of one of the pod's containers.
+    pub(crate) fn container(&self, root: &Path, container: &str) -> PathBuf {
         root.join(self.to_string()).join(container)
     }
 }
@@ -73,16 +68,16 @@ impl fmt::Display for PodDir<'_> {
 // === impl LogName ===
 
 impl LogName {
-    /// The file of run `restarts` that is being written.
+    /// The active file of run `restarts`.
     pub fn active(restarts: u32) -> Self {
         Self { restarts, rotated: None, gz: false }
     }
 
-    /// Reads the name of a file; `None` if it is none of a log's.
+    /// Parses a file name. Returns `None` if it is not that of a log.
     pub fn parse(name: &str) -> Option<Self> {
         let (restarts, rest) = name.split_once(LOG)?;
         let number: u32 = restarts.parse().ok()?;
-        // `+1` and `01` are numbers to the parser, but no restart counts.
+        // The number parser also accepts `+1` and `01`.
         if number.to_string() != restarts {
             return None;
         }
@@ -92,6 +87,11 @@ impl LogName {
         let rest = rest.strip_prefix('.')?;
         let (suffix, gz) = rest.strip_suffix(GZ).map_or((rest, false), |suffix| (suffix, true));
         is_rotation_suffix(suffix).then(|| Self { restarts: number, rotated: Some(suffix.to_owned()), gz })
+    }
+
+    /// A key that sorts files by age: rotated before active, by suffix, and a log before its compressed copy.
+    pub(crate) fn age_order(&self) -> (bool, Option<&str>, bool) {
+        (self.rotated.is_none(), self.rotated.as_deref(), self.gz)
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pod_directories() {
+    fn pod_directory_is_parsed_and_joined() {
         let dir = PodDir::parse("ns_web-0_5f3c").unwrap();
         assert_eq!((dir.namespace, dir.pod, dir.uid), ("ns", "web-0", "5f3c"));
         assert_eq!(
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn file_names() {
+    fn file_names_round_trip() {
         for (name, restarts, rotated, gz) in [
             ("0.log", 0, None, false),
             ("12.log", 12, None, false),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn our_suffixes_are_rotations_and_grow() {
+    fn rotation_suffixes_are_parsed_and_sorted() {
         let suffixes = [0, 1, 999_999_999, 1_000_000_000, 1_795_435_200_000_000_000].map(|nanos| {
             let suffix = rotation_suffix(LogTime::from_nanos(nanos));
             assert!(is_rotation_suffix(&suffix), "{suffix}");
@@ -177,7 +177,7 @@ mod tests {
         });
         assert!(suffixes.is_sorted(), "{suffixes:?}");
         assert_eq!(suffixes[4], "20261123-120000.000000000");
-        // The kubelet's own, without a fraction, comes before ours of the same second.
+        // The kubelet's suffixes have no fraction and sort before ours of the same second.
         assert!("20261123-120000" < suffixes[4].as_str());
     }
 }

@@ -1,52 +1,52 @@
-//! Which file follows which, whatever became of their names since.
+//! Finds the file that follows another, independent of their names.
 //!
-//! Rotated files are ordered by their suffix, and old ones are removed oldest first. So if the file being read, or its compressed
-//! copy, is still listed, the one behind it is the next. If it is not, files behind it may be gone too: they are not if the one
-//! found is the one that followed when it was last looked at.
+//! Rotated files are ordered by suffix, and old ones are removed oldest first. If the file being read, or its compressed copy, is
+//! still listed, the entry after it is the next file. If it is not, later files may be gone as well, unless the file found is
+//! the one that followed in an earlier listing.
 
 use crate::platform::cri::path::LogName;
 
-use super::files::{Entry, FileId, LogFiles, Opened};
+use super::files::{Entry, FileId, LogFiles, OpenFile};
 
-/// The place of the file being read among the others.
+/// The position of the file being read among the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FilePosition {
     id: FileId,
-    /// The suffix under which it was last seen; `None` if it was being written.
+    /// The suffix in the latest listing that had the file. `None` if it was active.
     rotated: Option<String>,
-    /// While it is being written: the newest suffix of the others.
-    newest_other: Option<String>,
-    /// If it is rotated: what followed.
+    /// If it is active: the newest suffix of the others.
+    newest_rotated: Option<String>,
+    /// If it is rotated: the file that followed.
     successor: Successor,
 }
 
-/// How to know a file again that is not open.
+/// Identifies a file that is not open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Successor {
     Unknown,
-    /// By its suffix, which is never used twice.
+    /// By its suffix, which is never reused.
     Rotated(String),
-    /// By its first bytes, since its suffix is yet to come.
+    /// By its first bytes, because an active file has no suffix yet.
     Active(Vec<u8>),
 }
 
-/// What comes next.
+/// The file after the one being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next<'a> {
-    /// Nothing, as yet.
-    Nothing,
-    /// There was something, and it is gone.
-    Gone,
-    /// This one.
+    /// It does not exist yet.
+    NotYet,
+    /// It was removed.
+    Removed,
+    /// The entry follows directly.
     Following(&'a Entry),
-    /// This one, but there may have been others before it.
-    AfterHole(&'a Entry),
+    /// Files before the entry may have been removed.
+    AfterRemoved(&'a Entry),
 }
 
-// === impl Place ===
+// === impl FilePosition ===
 
 impl FilePosition {
-    /// The place of the file at `index` of a listing.
+    /// Returns the position of the file at `index` of a listing.
     pub(super) fn of(log: &LogFiles, list: &[Entry], index: usize) -> Option<Self> {
         let entry = list.get(index)?;
         let successor = match list.get(index + 1).map(|next| (next, &next.name)) {
@@ -57,50 +57,49 @@ impl FilePosition {
         Some(Self {
             id: entry.id,
             rotated: entry.name.rotated.clone(),
-            newest_other: index.checked_sub(1).and_then(|index| list.get(index)?.name.rotated.clone()),
+            newest_rotated: index.checked_sub(1).and_then(|index| list.get(index)?.name.rotated.clone()),
             successor,
         })
     }
 
-    /// Whether the file was being written when last looked at.
+    /// Whether the file was active in the latest listing.
     pub(super) fn is_active(&self) -> bool {
         self.rotated.is_none()
     }
 
-    /// Finds what follows in a later listing. `opened` is the file itself, which is kept open.
-    pub(super) fn next<'a>(&mut self, log: &LogFiles, opened: &Opened, list: &'a [Entry]) -> Next<'a> {
+    /// Finds the next file in a later listing. `file` is the one at this position, still open.
+    pub(super) fn next<'a>(&mut self, log: &LogFiles, file: &OpenFile, list: &'a [Entry]) -> Next<'a> {
         let listed = list.iter().position(|entry| entry.id == self.id);
-        if let Some(place) = listed.and_then(|index| Self::of(log, list, index)) {
-            *self = place;
+        if let Some(position) = listed.and_then(|index| Self::of(log, list, index)) {
+            *self = position;
         }
-        let copy = || self.copy(log, opened, list);
+        let copy = || self.compressed_copy(log, file, list);
         let Some(index) = listed.or_else(copy) else {
-            return match list.iter().find(|entry| self.is_before(&entry.name)) {
+            return match list.iter().find(|entry| self.precedes(&entry.name)) {
                 Some(next) if self.is_successor(log, next) => Next::Following(next),
-                Some(next) => Next::AfterHole(next),
-                None if self.rotated.is_some() || opened.is_rotated() => Next::Gone,
-                None => Next::Nothing,
+                Some(next) => Next::AfterRemoved(next),
+                None if self.rotated.is_some() || file.is_rotated() => Next::Removed,
+                None => Next::NotYet,
             };
         };
-        list.get(index + 1).map_or(Next::Nothing, Next::Following)
+        list.get(index + 1).map_or(Next::NotYet, Next::Following)
     }
 
-    /// The index of the file's compressed copy.
-    fn copy(&self, log: &LogFiles, opened: &Opened, list: &[Entry]) -> Option<usize> {
+    fn compressed_copy(&self, log: &LogFiles, file: &OpenFile, list: &[Entry]) -> Option<usize> {
         if self.rotated.is_some() {
             return list.iter().position(|entry| entry.name.rotated == self.rotated);
         }
-        // It was rotated and compressed since. Its suffix is not known, but it is the first that is newer than those that were, or
-        // it is gone.
-        let index = list.iter().position(|entry| self.is_before(&entry.name))?;
+        // It was rotated and compressed since the latest listing. Its suffix is unknown, but must be the first that is newer than
+        // the suffixes of that listing, unless the copy was removed too.
+        let index = list.iter().position(|entry| self.precedes(&entry.name))?;
         let entry = list.get(index).filter(|entry| entry.name.gz)?;
-        let prefix = opened.prefix();
+        let prefix = file.prefix();
         (!prefix.is_empty() && prefix == log.prefix(entry)).then_some(index)
     }
 
-    /// Whether a file of that name is newer.
-    fn is_before(&self, name: &LogName) -> bool {
-        let known = self.rotated.as_ref().or(self.newest_other.as_ref());
+    /// Whether a file with this name is newer.
+    fn precedes(&self, name: &LogName) -> bool {
+        let known = self.rotated.as_ref().or(self.newest_rotated.as_ref());
         match &name.rotated {
             Some(suffix) => known.is_none_or(|known| suffix > known),
             None => true,
@@ -111,14 +110,10 @@ impl FilePosition {
         match &self.successor {
             Successor::Unknown => false,
             Successor::Rotated(suffix) => entry.name.rotated.as_ref() == Some(suffix),
-            Successor::Active(prefix) => is_beginning(prefix, &log.prefix(entry)),
+            // An empty prefix identifies nothing.
+            Successor::Active(prefix) => !prefix.is_empty() && log.prefix(entry).starts_with(prefix),
         }
     }
-}
-
-/// Whether a file that began with `before` may begin with `now`; never for an empty one, of which nothing is known.
-fn is_beginning(before: &[u8], now: &[u8]) -> bool {
-    !before.is_empty() && now.starts_with(before)
 }
 
 #[cfg(test)]
@@ -131,25 +126,25 @@ mod tests {
 
     use super::*;
 
-    /// A directory in which each file's content is its letter.
-    struct World {
+    /// A log directory whose files contain one letter each.
+    struct Directory {
         dir: tempfile::TempDir,
         log: LogFiles,
     }
 
     const SUFFIXES: [&str; 4] = ["20261123-120001", "20261123-120002", "20261123-120003", "20261123-120004"];
 
-    impl World {
-        /// Letters `a`, `b`, … oldest first; the last one is being written.
+    impl Directory {
+        /// Creates files with the letters `a`, `b`, … oldest first; the last one is active.
         fn new(files: usize) -> Self {
             let dir = tempfile::tempdir().unwrap();
             let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
-            let world = Self { dir, log };
+            let logs = Self { dir, log };
             for index in 0..files {
                 let name = if index + 1 == files { "0.log".to_owned() } else { name(index) };
-                fs::write(world.path(&name), letter(index)).unwrap();
+                fs::write(logs.path(&name), letter(index)).unwrap();
             }
-            world
+            logs
         }
 
         fn path(&self, name: &str) -> std::path::PathBuf {
@@ -173,21 +168,21 @@ mod tests {
             fs::remove_file(self.path(name)).unwrap();
         }
 
-        fn at(&self, index: usize) -> (FilePosition, Opened) {
+        fn open(&self, index: usize) -> (FilePosition, OpenFile) {
             let list = self.log.list().unwrap();
-            let place = FilePosition::of(&self.log, &list, index).unwrap();
-            (place, self.log.open(&list[index]).unwrap().unwrap())
+            let position = FilePosition::of(&self.log, &list, index).unwrap();
+            (position, self.log.open(&list[index]).unwrap().unwrap())
         }
 
-        /// The content of the next file; `?` before it if there may be a hole.
-        fn next(&self, (place, opened): &mut (FilePosition, Opened)) -> String {
+        /// Returns the content of the next file, prefixed with `?` if files before it may be missing.
+        fn next(&self, (position, file): &mut (FilePosition, OpenFile)) -> String {
             let list = self.log.list().unwrap();
             let text = |entry: &Entry| String::from_utf8(self.log.prefix(entry)).unwrap();
-            match place.next(&self.log, opened, &list) {
-                Next::Nothing => String::new(),
-                Next::Gone => "gone".to_owned(),
+            match position.next(&self.log, file, &list) {
+                Next::NotYet => String::new(),
+                Next::Removed => "removed".to_owned(),
                 Next::Following(entry) => text(entry),
-                Next::AfterHole(entry) => format!("?{}", text(entry)),
+                Next::AfterRemoved(entry) => format!("?{}", text(entry)),
             }
         }
     }
@@ -201,79 +196,82 @@ mod tests {
     }
 
     #[test]
-    fn renamed_while_read() {
-        let world = World::new(1);
-        let mut here = world.at(0);
-        assert_eq!(world.next(&mut here), "");
-        world.rotate(0);
-        world.rotate(1);
-        assert_eq!(world.next(&mut here), "b");
+    fn renamed_file_is_followed_by_next() {
+        let logs = Directory::new(1);
+        let mut current = logs.open(0);
+        assert_eq!(logs.next(&mut current), "");
+        logs.rotate(0);
+        logs.rotate(1);
+        assert_eq!(logs.next(&mut current), "b");
         // The kubelet renames back if the runtime does not reopen its log.
-        let world = World::new(2);
-        let mut here = world.at(0);
-        fs::rename(world.path(&name(0)), world.path("0.log")).unwrap();
-        assert_eq!((world.next(&mut here), here.0.is_active()), (String::new(), true));
+        let logs = Directory::new(2);
+        let mut current = logs.open(0);
+        fs::rename(logs.path(&name(0)), logs.path("0.log")).unwrap();
+        assert_eq!((logs.next(&mut current), current.0.is_active()), (String::new(), true));
     }
 
     #[test]
-    fn compressed_while_read() {
-        let world = World::new(2);
-        let mut here = world.at(1);
-        world.rotate(1);
-        world.rotate(2);
-        world.compress(0);
-        world.compress(1);
-        assert_eq!(world.next(&mut here), "c");
-        world.remove("0.log");
-        world.remove(&name(2));
-        assert_eq!(world.next(&mut here), "");
-        let mut here = world.at(0);
-        world.remove(&format!("{}.gz", name(0)));
-        assert_eq!(world.next(&mut here), "b");
+    fn compressed_file_is_followed_by_next() {
+        let logs = Directory::new(2);
+        let mut current = logs.open(1);
+        logs.rotate(1);
+        logs.rotate(2);
+        logs.compress(0);
+        logs.compress(1);
+        assert_eq!(logs.next(&mut current), "c");
+        logs.remove("0.log");
+        logs.remove(&name(2));
+        assert_eq!(logs.next(&mut current), "");
+        let mut current = logs.open(0);
+        logs.remove(&format!("{}.gz", name(0)));
+        assert_eq!(logs.next(&mut current), "b");
     }
 
     #[test]
-    fn removed_while_read() {
-        let world = World::new(3);
-        let (mut first, mut second, mut last) = (world.at(0), world.at(1), world.at(2));
-        world.remove(&name(0));
-        assert_eq!(world.next(&mut first), "b");
-        world.rotate(2);
-        world.remove(&name(1));
-        assert_eq!(world.next(&mut first), "?c");
-        assert_eq!(world.next(&mut second), "c");
-        assert_eq!(world.next(&mut last), "d");
-        world.rotate(3);
-        world.compress(3);
-        world.remove(&name(2));
-        assert_eq!(world.next(&mut first), "?d");
-        assert_eq!(world.next(&mut second), "?d");
-        assert_eq!(world.next(&mut last), "d");
+    fn removed_file_may_be_followed_by_gap() {
+        let logs = Directory::new(3);
+        let (mut first, mut second, mut last) = (logs.open(0), logs.open(1), logs.open(2));
+        logs.remove(&name(0));
+        assert_eq!(logs.next(&mut first), "b");
+        logs.rotate(2);
+        logs.remove(&name(1));
+        assert_eq!(logs.next(&mut first), "?c");
+        assert_eq!(logs.next(&mut second), "c");
+        assert_eq!(logs.next(&mut last), "d");
+        logs.rotate(3);
+        logs.compress(3);
+        logs.remove(&name(2));
+        assert_eq!(logs.next(&mut first), "?d");
+        assert_eq!(logs.next(&mut second), "?d");
+        assert_eq!(logs.next(&mut last), "d");
     }
 
     #[test]
-    fn removed_with_all_that_followed() {
-        let world = World::new(3);
-        let (mut first, mut last) = (world.at(0), world.at(2));
-        world.rotate(2);
-        let mut newest = world.at(3);
-        for file in fs::read_dir(world.dir.path()).unwrap() {
+    fn removal_of_all_later_files_is_noticed() {
+        let logs = Directory::new(3);
+        let (mut first, mut last) = (logs.open(0), logs.open(2));
+        logs.rotate(2);
+        let mut newest = logs.open(3);
+        for file in fs::read_dir(logs.dir.path()).unwrap() {
             fs::remove_file(file.unwrap().path()).unwrap();
         }
-        // Of the one that is seen to be rotated only now its last name tells.
-        assert_eq!((world.next(&mut first), world.next(&mut last)), ("gone".to_owned(), "gone".to_owned()));
-        assert_eq!(world.next(&mut newest), "");
+        // Only the last name of its descriptor shows that the file was rotated.
+        assert_eq!(
+            (logs.next(&mut first), logs.next(&mut last)),
+            ("removed".to_owned(), "removed".to_owned())
+        );
+        assert_eq!(logs.next(&mut newest), "");
     }
 
     #[test]
-    fn removed_before_it_was_seen_rotated() {
-        let world = World::new(1);
-        let mut here = world.at(0);
-        world.rotate(0);
-        world.remove(&name(0));
-        assert_eq!(world.next(&mut here), "?b");
-        world.rotate(1);
-        world.compress(1);
-        assert_eq!(world.next(&mut here), "?b");
+    fn removal_before_rotation_was_seen_is_gap() {
+        let logs = Directory::new(1);
+        let mut current = logs.open(0);
+        logs.rotate(0);
+        logs.remove(&name(0));
+        assert_eq!(logs.next(&mut current), "?b");
+        logs.rotate(1);
+        logs.compress(1);
+        assert_eq!(logs.next(&mut current), "?b");
     }
 }

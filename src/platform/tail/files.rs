@@ -1,8 +1,8 @@
-//! The files of one run's log: listing, opening, and telling them apart.
+//! Files of one run's log: lists them, opens them and identifies them.
 //!
-//! Names change under a reader: a log is renamed when it is rotated, replaced when it is compressed, removed when it is old. So an
-//! open file is known by device and inode, which cannot be given to another as long as it is open; a compressed copy of it by its
-//! place in the order and its first bytes.
+//! Names change under a reader: a log is renamed when it is rotated, replaced when it is compressed, removed when it is old. An
+//! open file is therefore identified by device and inode, which are not reused while it is open. A compressed copy is
+//! identified by its place in the order and its first bytes.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
@@ -17,142 +17,150 @@ use crate::model::time::LogTime;
 use crate::platform::Error;
 use crate::platform::cri::{self, path::LogName};
 
-/// Most files of one run; kubelets keep five. More would be somebody else's directory.
+/// Most files of one run. Kubelets keep five; more means that this is not a log directory.
 const FILES_MAX: usize = 1_024;
 
-/// Most entries of a directory that are looked at: every run of a container leaves some.
+/// Most directory entries that are read: every run of a container leaves some.
 const ENTRIES_MAX: usize = 65_536;
 
-/// How often a listing is repeated until two are alike. A rename during a listing may hide a file from it; renames come
-/// with rotations, some milliseconds apart at worst.
-const LISTINGS_MAX: usize = 64;
+/// Attempts at a consistent view of a directory that is being rotated. Rotations are at least some milliseconds apart, so each
+/// retry needs another one at just that moment.
+const ATTEMPTS_MAX: usize = 64;
 
-/// How many of its first bytes tell a file from its neighbours: some records, each with a time of nanoseconds.
+/// Length of the prefix that distinguishes a file from its neighbours: several records, each with a nanosecond timestamp.
 pub(super) const PREFIX_BYTES: usize = 1_024;
 
-/// Bytes of a compressed file that are read at a time.
+/// Size of one read of a compressed file.
 const GZ_BUFFER_BYTES: usize = 32 * 1024;
 
-/// What the system puts behind the name of an open file that has been removed (proc(5)).
-const REMOVED: &str = " (deleted)";
+/// The kernel's suffix for the name of an open file that was removed (proc(5)).
+const REMOVED_SUFFIX: &str = " (deleted)";
 
 /// The log of one run of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFiles {
-    /// The directory of the container's logs.
+    /// Directory of the container's logs.
     pub dir: PathBuf,
-    /// Which run: the restart count.
+    /// Restart count of the run.
     pub restarts: u32,
 }
 
-/// What a file is, whatever its name.
+/// Identity of a file, independent of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     dev: u64,
     ino: u64,
 }
 
-/// A file as a listing found it. Two are the same if name and file are.
+/// A listed file. Two entries are equal if name and identity are.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) name: LogName,
     pub(super) id: FileId,
-    /// Bytes, compressed if it is.
+    /// Size on disk, in bytes.
     pub(super) size: u64,
 }
 
 /// An open file.
 #[derive(Clone, Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenFile {
     pub(super) file: Arc<File>,
     pub(super) id: FileId,
     pub(super) gz: bool,
 }
 
-/// Reads a file at an offset of its own, whoever else reads it.
+/// A reader with its own offset into a shared file.
 #[derive(Debug)]
 pub(super) struct ReadAt {
     file: Arc<File>,
     offset: u64,
 }
 
-/// A decompressor.
 pub(super) type Gunzip = MultiGzDecoder<io::BufReader<ReadAt>>;
 
 // === impl LogFiles ===
 
 impl LogFiles {
-    /// Where the file with this name lies.
-    pub(super) fn path(&self, name: &LogName) -> PathBuf {
-        self.dir.join(name.to_string())
-    }
-
-    /// The files of the run, oldest first, the one being written last. None if the directory is gone.
+    /// Lists the files of the run, oldest first, the active one last. Empty if the directory does not exist.
     pub(super) fn list(&self) -> Result<Vec<Entry>, Error> {
         let mut last = None;
-        for _ in 0..LISTINGS_MAX {
-            let listing = self.list_once().map_err(|error| self.failed("listing", error))?;
+        // A rename during a listing may hide a file from it, so two equal listings in a row are required.
+        for _ in 0..ATTEMPTS_MAX {
+            let listing = self.list_once().map_err(|error| self.io_error("failed to list", error))?;
             if listing.is_some() && listing == last {
                 return Ok(listing.unwrap_or_default());
             }
             last = listing;
         }
-        Err(self.elusive())
+        Err(self.unstable())
     }
 
-    /// What is being written now.
+    /// Calls `find` with fresh listings until it returns a value. It returns `None` if a listed file was gone when it was opened.
+    pub(super) fn find<T>(
+        &self,
+        mut find: impl FnMut(&[Entry]) -> Result<Option<T>, Error>,
+    ) -> Result<T, Error> {
+        for _ in 0..ATTEMPTS_MAX {
+            if let Some(found) = find(&self.list()?)? {
+                return Ok(found);
+            }
+        }
+        Err(self.unstable())
+    }
+
+    /// Returns the identity of the active file.
     pub(super) fn active(&self) -> Result<Option<FileId>, Error> {
         match fs::metadata(self.path(&LogName::active(self.restarts))) {
             Ok(metadata) => Ok(Some(FileId::of(&metadata))),
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(self.failed("looking for the newest log in", error)),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(self.io_error("failed to find the active log in", error)),
         }
     }
 
-    /// Opens what a listing found; `None` if it is not there any more.
-    pub(super) fn open(&self, entry: &Entry) -> Result<Option<Opened>, Error> {
-        match File::open(self.path(&entry.name)) {
-            Ok(file) => {
-                let metadata = file.metadata().map_err(|error| self.failed("opening a log in", error))?;
-                let id = FileId::of(&metadata);
-                Ok((id == entry.id).then(|| Opened { file: Arc::new(file), id, gz: entry.name.gz }))
-            }
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(self.failed("opening a log in", error)),
+    /// Opens a listed file. Returns `None` if it is gone.
+    pub(super) fn open(&self, entry: &Entry) -> Result<Option<OpenFile>, Error> {
+        let open = || -> io::Result<Option<OpenFile>> {
+            let file = File::open(self.path(&entry.name))?;
+            let id = FileId::of(&file.metadata()?);
+            Ok((id == entry.id).then(|| OpenFile { file: Arc::new(file), id, gz: entry.name.gz }))
+        };
+        match open() {
+            Err(error) if is_not_found(&error) => Ok(None),
+            opened => opened.map_err(|error| self.io_error("failed to open a log in", error)),
         }
     }
 
-    /// The first bytes of what a listing found, up to [`PREFIX_BYTES`]; empty if it cannot be read.
+    /// Returns the first bytes of a listed file, up to [`PREFIX_BYTES`]; empty if it cannot be read.
     pub(super) fn prefix(&self, entry: &Entry) -> Vec<u8> {
-        match self.open(entry) {
-            Ok(Some(opened)) => opened.prefix(),
-            Ok(None) | Err(_) => Vec::new(),
-        }
+        self.open(entry).ok().flatten().map(|file| file.prefix()).unwrap_or_default()
     }
 
-    /// The time of the first record of what a listing found; `None` if it has none.
+    /// Returns the time of a listed file's first record.
     pub(super) fn first_time(&self, entry: &Entry) -> Option<LogTime> {
         let prefix = self.prefix(entry);
         let record = prefix.split(|byte| *byte == b'\n').next()?;
         cri::parse(record).map(|record| record.time)
     }
 
-    /// Files are renamed or removed at every look.
-    pub(super) fn elusive(&self) -> Error {
-        tracing::warn!(dir = %self.dir.display(), "log files change at every look");
-        Error::Unavailable("the log is being rotated all the time".to_owned())
-    }
-
-    /// What was tried in this directory, and why it failed.
-    pub(super) fn failed(&self, what: &str, error: io::Error) -> Error {
+    pub(super) fn io_error(&self, what: &str, error: io::Error) -> Error {
         Error::io(format!("{what} {}", self.dir.display()), error)
     }
 
-    /// One listing; `None` if it changed on the way.
+    fn path(&self, name: &LogName) -> PathBuf {
+        self.dir.join(name.to_string())
+    }
+
+    /// The error for files that are renamed or removed at every attempt.
+    fn unstable(&self) -> Error {
+        tracing::warn!(dir = %self.dir.display(), "log files changed during every attempt to read them");
+        Error::Unavailable("the log is being rotated continuously".to_owned())
+    }
+
+    /// Lists once. Returns `None` if a file vanished meanwhile.
     fn list_once(&self) -> io::Result<Option<Vec<Entry>>> {
         let names = match names(&self.dir, self.restarts) {
             Ok(names) => names,
-            Err(error) if is_gone(&error) => return Ok(Some(Vec::new())),
+            Err(error) if is_not_found(&error) => return Ok(Some(Vec::new())),
             Err(error) => return Err(error),
         };
         let mut entries = Vec::with_capacity(names.len());
@@ -162,25 +170,20 @@ impl LogFiles {
                     entries.push(Entry { name, id: FileId::of(&metadata), size: metadata.len() });
                 }
                 Ok(_) => {}
-                Err(error) if is_gone(&error) => return Ok(None),
+                Err(error) if is_not_found(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
-        entries.sort_by(|a, b| order(&a.name).cmp(&order(&b.name)));
-        // While a log is being replaced by its compressed copy both are there: the log itself comes first.
+        entries.sort_by(|a, b| a.name.age_order().cmp(&b.name.age_order()));
+        // During compression the log and its copy both exist. The log sorts first and is kept.
         entries.dedup_by(|later, earlier| later.name.rotated == earlier.name.rotated);
         Ok(Some(entries))
     }
 }
 
-/// There is no file, or no directory.
-pub(super) fn missing() -> Error {
-    Error::NotFound("the log of this run is not here".to_owned())
-}
-
-/// Rotated before active, by suffix, and the log before its compressed copy.
-fn order(name: &LogName) -> (bool, Option<&str>, bool) {
-    (name.rotated.is_none(), name.rotated.as_deref(), name.gz)
+/// The error for a run without files or directory.
+pub(super) fn not_found() -> Error {
+    Error::NotFound("no log of this run on this machine".to_owned())
 }
 
 fn names(dir: &Path, restarts: u32) -> io::Result<Vec<LogName>> {
@@ -197,7 +200,7 @@ fn names(dir: &Path, restarts: u32) -> io::Result<Vec<LogName>> {
     Ok(names)
 }
 
-fn is_gone(error: &io::Error) -> bool {
+fn is_not_found(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
@@ -219,40 +222,42 @@ impl FileId {
     }
 }
 
-// === impl Opened ===
+// === impl OpenFile ===
 
-impl Opened {
-    /// How many bytes the file has, compressed if it is.
+impl OpenFile {
+    /// Returns the size on disk, in bytes.
     pub(super) fn size(&self) -> io::Result<u64> {
         self.file.metadata().map(|metadata| metadata.len())
     }
 
-    /// Whether it bears, or bore when it was removed, the name of a rotated log. False if that cannot be told.
+    /// Whether it has, or had when it was removed, the name of a rotated log. False if unknown.
     pub(super) fn is_rotated(&self) -> bool {
         let descriptor = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let Ok(path) = fs::read_link(descriptor) else { return false };
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let name = LogName::parse(name.strip_suffix(REMOVED).unwrap_or(name));
+        let name = LogName::parse(name.strip_suffix(REMOVED_SUFFIX).unwrap_or(name));
         name.is_some_and(|name| name.rotated.is_some())
     }
 
-    /// A decompressor from its beginning.
+    /// Creates a decompressor that starts at the file's beginning.
     pub(super) fn gunzip(&self) -> Gunzip {
-        let file = ReadAt { file: Arc::clone(&self.file), offset: 0 };
-        MultiGzDecoder::new(io::BufReader::with_capacity(GZ_BUFFER_BYTES, file))
+        MultiGzDecoder::new(io::BufReader::with_capacity(GZ_BUFFER_BYTES, self.reader()))
     }
 
-    /// Its first bytes, up to [`PREFIX_BYTES`], decompressed; fewer if it is shorter or cannot be read.
+    /// Returns its first bytes, decompressed, up to [`PREFIX_BYTES`].
     pub(super) fn prefix(&self) -> Vec<u8> {
         let mut prefix = Vec::with_capacity(PREFIX_BYTES);
-        let file = ReadAt { file: Arc::clone(&self.file), offset: 0 };
-        // What was read before an error is as good as that of a shorter file.
+        // After an error the bytes that were read count like those of a shorter file.
         let _ = if self.gz {
             self.gunzip().take(PREFIX_BYTES as u64).read_to_end(&mut prefix)
         } else {
-            file.take(PREFIX_BYTES as u64).read_to_end(&mut prefix)
+            self.reader().take(PREFIX_BYTES as u64).read_to_end(&mut prefix)
         };
         prefix
+    }
+
+    fn reader(&self) -> ReadAt {
+        ReadAt { file: Arc::clone(&self.file), offset: 0 }
     }
 }
 
@@ -280,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_one_run_in_order() {
+    fn listing_has_one_run_in_age_order() {
         let (dir, log) = log(&[
             "1.log",
             "0.log",
@@ -301,14 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_directory_is_empty() {
+    fn missing_directory_lists_nothing() {
         let (dir, log) = log(&[]);
         dir.close().unwrap();
         assert_eq!((log.list().unwrap(), log.active().unwrap()), (Vec::new(), None));
     }
 
     #[test]
-    fn opens_only_what_was_listed() {
+    fn replaced_file_is_not_opened() {
         let (dir, log) = log(&["1.log"]);
         let entry = log.list().unwrap().remove(0);
         assert_eq!(log.open(&entry).unwrap().unwrap().id, entry.id);

@@ -1,8 +1,13 @@
-//! From file to file: reads a log in order, however it is rotated meanwhile.
+//! Reads a log in order, from file to file, and makes lines of its records.
 //!
-//! The next file is looked for at the end of one, and opened at once, so that from then on it cannot be lost. Then the old one is
-//! read to its end again: what was written to it before the new one was begun is there now. A runtime goes on writing to a renamed
-//! file until it has opened the new one, so a reader that follows leaves a file only when there is something in the next.
+//! At the end of a file the next one is looked for and opened at once, so that it cannot be lost from then on. Then the old file
+//! is read to its end again, which finds everything written before the new file was created. A runtime writes to a renamed file
+//! until it has opened the new one, so a follower leaves a file only when the next has content.
+//!
+//! Lines depend on the records alone, not on when or in which portions they are read. Output is passed on in the order of the
+//! records, each at once: a complete line never waits for an incomplete one of the other stream, and any prefix of the log
+//! gives a prefix of the output. A line that its runtime recorded in several pieces may have output of the other stream
+//! between them; each piece has its stream and whether it begins a line. At a gap, and at the end of the run, all lines end.
 
 use std::io;
 
@@ -10,170 +15,170 @@ use crate::model::limits::READ_MAX_BYTES;
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
+use crate::platform::batcher::{LineBatcher, Piece, StartFilter, unknown_gap};
 use crate::platform::cri::{Parser, Record, Stream};
 use crate::platform::{Error, TailItem};
 
-use super::assemble::Assembler;
 use super::file_order::{FilePosition, Next};
-use super::file_reader::{FileReader, Fill, Found};
-use super::files::{Entry, LogFiles, Opened};
-use crate::platform::batcher::{LineBatcher, StartFilter, unknown_gap};
+use super::file_reader::{FileReader, RawRecord, ReadOutcome};
+use super::files::{Entry, LogFiles, OpenFile};
 
-/// How often a file that was listed may be gone before it is opened, in a row. Each time takes a rotation at the same moment.
-const LOOKS_MAX: usize = 64;
-
-/// Steps in one go, at most, whatever they yield: many files may be empty.
+/// Most steps of one [`LogReader::read`], however little they read: many files may be empty.
 const STEPS_MAX: usize = 16;
 
-/// A log being read.
+/// Reads the log of one run.
 #[derive(Debug)]
 pub(super) struct LogReader {
     log: LogFiles,
-    /// `None` as long as there is no file.
-    here: Option<CurrentFile>,
+    /// `None` until there is a file.
+    current: Option<CurrentFile>,
     next: Option<NextFile>,
-    lines: Lines,
+    decoder: Decoder,
 }
 
 /// How far a log is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadLimit {
-    /// As far as it goes; more is to come.
+    /// To its present end; the run continues.
     Growing,
-    /// As far as it goes now.
+    /// To its present end, once.
     Now,
-    /// To the end of the run, with which every line ends.
+    /// To the end of the run, where every line ends.
     End,
 }
 
 /// The file being read.
 #[derive(Debug)]
 struct CurrentFile {
-    segment: FileReader,
-    place: FilePosition,
-    /// Whether what followed was gone at the last look.
-    is_cut_off: bool,
+    reader: FileReader,
+    position: FilePosition,
+    /// Whether the next file had been removed at the last attempt to open it.
+    is_next_removed: bool,
 }
 
-/// The next file, open already.
+/// The next file, already open.
 #[derive(Debug)]
 struct NextFile {
-    opened: Opened,
-    place: FilePosition,
-    /// Whether there may have been others before it.
-    hole: bool,
+    file: OpenFile,
+    position: FilePosition,
+    /// Whether files before it may have been removed.
+    follows_gap: bool,
 }
 
-/// Records → what is delivered.
+/// Makes lines of records.
 #[derive(Debug)]
-struct Lines {
+struct Decoder {
     parser: Parser,
     assembler: Assembler,
-    emitter: LineBatcher,
-    /// The record that comes in parts, if one does.
-    long: Option<LongRecord>,
+    batcher: LineBatcher,
+    /// Set within a record that comes in parts.
+    in_parts: Option<RecordInParts>,
 }
 
-/// A record of which parts were taken.
+/// The beginning of a record that comes in parts.
 #[derive(Clone, Copy, Debug)]
-enum LongRecord {
-    /// What stands at its beginning.
-    Output { time: LogTime, stream: Stream, partial: bool },
-    /// It is none; so many bytes so far.
+enum RecordInParts {
+    Output {
+        time: LogTime,
+        stream: Stream,
+        partial: bool,
+    },
+    /// Not a record. Counts its bytes.
     Garbage(u64),
 }
 
-/// A place to come back to: where a line of the merged output begins. Keeps its file open.
+/// Tracks the unfinished line of each stream: the time of its first piece. Holds no output.
+#[derive(Clone, Copy, Debug, Default)]
+struct Assembler {
+    stdout: Option<LogTime>,
+    stderr: Option<LogTime>,
+}
+
+/// A place to return to: the start of a line of the merged output. Keeps its file open.
 #[derive(Clone, Debug)]
 pub(super) struct Checkpoint {
-    opened: Opened,
-    place: FilePosition,
+    file: OpenFile,
+    position: FilePosition,
     offset: u64,
-    /// The unfinished lines of either stream.
     assembler: Assembler,
-    /// The position there.
+    /// The position of the merged output.
     pub(super) at: Position,
-    /// Whole lines up to there.
+    /// Complete lines before it.
     pub(super) lines: u64,
 }
 
-/// What a step did.
+/// Outcome of [`LogReader::step`].
 pub(super) enum Step {
-    /// It read so many bytes, or changed files.
-    Forward(usize),
-    /// There is nothing to read for now.
+    /// Number of bytes read; zero if it changed files.
+    Progress(usize),
+    /// Nothing to read for now.
     Idle,
 }
 
 // === impl LogReader ===
 
 impl LogReader {
-    /// Before the file at `index` of a listing, whatever lies before it; in an empty listing before the first file to come.
-    /// `None` if that file is not there any more.
-    pub(super) fn begin(
+    /// Starts at the file at `index` of a listing. With an empty listing, waits for the first file. Returns `None` if the file is
+    /// gone.
+    pub(super) fn at_file(
         log: &LogFiles,
         list: &[Entry],
         index: usize,
         filter: StartFilter,
     ) -> Result<Option<Self>, Error> {
-        let mut here = None;
-        if let Some(place) = FilePosition::of(log, list, index) {
-            let Some(opened) = log.open(&list[index])? else {
+        let mut reader = Self::new(log, LineBatcher::new(Position::START, 0, filter), Assembler::default());
+        if let Some(position) = FilePosition::of(log, list, index) {
+            let Some(file) = log.open(&list[index])? else {
                 return Ok(None);
             };
-            let segment = FileReader::new(opened, 0);
-            here = Some(CurrentFile { segment, place, is_cut_off: false });
+            reader.current = Some(CurrentFile::new(file, 0, position));
         }
-        Ok(Some(Self {
-            log: log.clone(),
-            here,
-            next: None,
-            lines: Lines::new(Assembler::default(), LineBatcher::new(Position::START, 0, filter)),
-        }))
+        Ok(Some(reader))
     }
 
-    /// Goes on at a checkpoint of another walk through the same log.
-    pub(super) fn resume(log: &LogFiles, checkpoint: Checkpoint, filter: StartFilter) -> Self {
-        let Checkpoint { opened, place, offset, assembler, at, lines } = checkpoint;
-        let segment = FileReader::new(opened, offset);
-        Self {
-            log: log.clone(),
-            here: Some(CurrentFile { segment, place, is_cut_off: false }),
-            next: None,
-            lines: Lines::new(assembler, LineBatcher::new(at, lines, filter)),
-        }
+    /// Starts at a checkpoint of another reader of the same log.
+    pub(super) fn at_checkpoint(log: &LogFiles, checkpoint: Checkpoint, filter: StartFilter) -> Self {
+        let Checkpoint { file, position, offset, assembler, at, lines } = checkpoint;
+        let mut reader = Self::new(log, LineBatcher::new(at, lines, filter), assembler);
+        reader.current = Some(CurrentFile::new(file, offset, position));
+        reader
     }
 
-    /// The present place, if it is one to come back to.
+    fn new(log: &LogFiles, batcher: LineBatcher, assembler: Assembler) -> Self {
+        let decoder = Decoder { parser: Parser::default(), assembler, batcher, in_parts: None };
+        Self { log: log.clone(), current: None, next: None, decoder }
+    }
+
+    /// Returns the present place, if a line of the merged output begins there.
     pub(super) fn checkpoint(&self) -> Option<Checkpoint> {
-        let here = self.here.as_ref().filter(|_| self.lines.emitter.at().at_line_start())?;
+        let Decoder { batcher, assembler, .. } = &self.decoder;
+        let current = self.current.as_ref().filter(|_| batcher.at().at_line_start())?;
         Some(Checkpoint {
-            opened: here.segment.opened().clone(),
-            place: here.place.clone(),
-            offset: here.segment.record_start()?,
-            assembler: self.lines.assembler,
-            at: self.lines.emitter.at(),
-            lines: self.lines.emitter.lines(),
+            file: current.reader.file().clone(),
+            position: current.position.clone(),
+            offset: current.reader.record_start()?,
+            assembler: *assembler,
+            at: batcher.at(),
+            lines: batcher.lines(),
         })
     }
 
-    /// What the lines went into.
-    pub(super) fn emitter(&mut self) -> &mut LineBatcher {
-        &mut self.lines.emitter
+    pub(super) fn batcher(&mut self) -> &mut LineBatcher {
+        &mut self.decoder.batcher
     }
 
-    /// Reads up to [`READ_MAX_BYTES`]. Returns whether it came to the end of what there is.
-    pub(super) fn pull(&mut self, until: ReadLimit) -> Result<bool, Error> {
-        let ending = until != ReadLimit::Growing;
+    /// Reads up to [`READ_MAX_BYTES`]. Returns whether it reached the end.
+    pub(super) fn read(&mut self, limit: ReadLimit) -> Result<bool, Error> {
+        let is_ending = limit != ReadLimit::Growing;
         let mut left = READ_MAX_BYTES;
         for _ in 0..STEPS_MAX {
-            match self.step(ending, left)? {
-                Step::Forward(read) => left = left.saturating_sub(read),
+            match self.step(is_ending, left)? {
+                Step::Progress(read) => left = left.saturating_sub(read),
                 Step::Idle => {
-                    if ending {
-                        self.tell_what_is_gone();
+                    if is_ending {
+                        self.report_removed_files();
                     }
-                    if until == ReadLimit::End {
+                    if limit == ReadLimit::End {
                         self.finish();
                     }
                     return Ok(true);
@@ -186,228 +191,223 @@ impl LogReader {
         Ok(false)
     }
 
-    /// Returns what is to be delivered. At a `rest` nothing is held back.
-    pub(super) fn take(&mut self, rest: bool) -> Vec<TailItem> {
-        self.release_at(rest);
-        self.lines.emitter.take(rest)
+    /// Returns the items read so far. If `at_end`, holds nothing back.
+    pub(super) fn take(&mut self, at_end: bool) -> Vec<TailItem> {
+        self.shrink_if(at_end);
+        self.decoder.batcher.take(at_end)
     }
 
-    /// Returns the same without an unfinished line at its end, which may soon be finished.
-    pub(super) fn take_finished(&mut self, rest: bool) -> Vec<TailItem> {
-        self.release_at(rest);
-        self.lines.emitter.take_finished(rest)
+    /// Like [`Self::take`], but holds back an unfinished line at the end, which may soon be complete.
+    pub(super) fn take_finished(&mut self, at_end: bool) -> Vec<TailItem> {
+        self.shrink_if(at_end);
+        self.decoder.batcher.take_finished(at_end)
     }
 
-    /// Whether the last [`Self::take_finished`] has held something back.
+    /// Whether the last [`Self::take_finished`] held back a line.
     pub(super) fn holds_unfinished(&self) -> bool {
-        self.lines.emitter.holds_unfinished()
+        self.decoder.batcher.holds_unfinished()
     }
 
-    /// Whether a line of standard output and one of standard error have begun and not ended.
+    /// Returns whether a line of standard output and one of standard error are unfinished.
     pub(super) fn unfinished(&self) -> [bool; 2] {
-        self.lines.assembler.unfinished()
+        let Assembler { stdout, stderr } = self.decoder.assembler;
+        [stdout.is_some(), stderr.is_some()]
     }
 
-    fn release_at(&mut self, rest: bool) {
-        if let Some(here) = self.here.as_mut().filter(|_| rest) {
-            here.segment.release();
+    fn shrink_if(&mut self, at_end: bool) {
+        if let Some(current) = self.current.as_mut().filter(|_| at_end) {
+            current.reader.shrink();
         }
     }
 
-    /// All was read, and nothing is to come: ends what is unfinished.
+    /// Ends all lines: everything was read, and the run has ended.
     fn finish(&mut self) {
-        self.close_segment();
-        self.lines.assembler.finish(&mut self.lines.emitter);
+        self.finish_file();
+        self.decoder.assembler.finish(&mut self.decoder.batcher);
     }
 
-    /// Which file is being read.
+    /// Returns the inode of the current file.
     #[cfg(test)]
     pub(super) fn inode(&self) -> Option<u64> {
         use std::os::unix::fs::MetadataExt as _;
-        Some(self.here.as_ref()?.segment.opened().file.metadata().ok()?.ino())
+        Some(self.current.as_ref()?.reader.file().file.metadata().ok()?.ino())
     }
 
-    /// Reads up to `max` bytes, or looks for the next file.
-    pub(super) fn step(&mut self, ending: bool, max: usize) -> Result<Step, Error> {
-        // Asked before the old file is read, so that the read finds all that was written to it before.
-        let leaves = match &self.next {
-            Some(next) => ending || next.is_begun(&self.log)?,
+    /// Reads up to `max` bytes, or opens the next file.
+    pub(super) fn step(&mut self, is_ending: bool, max: usize) -> Result<Step, Error> {
+        // Checked before the old file is read, so that the read finds everything written to it before.
+        let may_leave = match &self.next {
+            Some(next) => is_ending || next.is_begun(&self.log)?,
             None => false,
         };
-        let Some(here) = &mut self.here else {
-            return self.look_for_first();
+        let Some(current) = &mut self.current else {
+            return self.open_first();
         };
-        match here.segment.fill(max).map_err(|error| self.log.failed("reading a log in", error))? {
-            Fill::Bytes(read) => {
-                self.lines.emitter.expect(read);
-                let lines = &mut self.lines;
-                here.segment.drain(|found| lines.take(found));
-                Ok(Step::Forward(read))
+        let read = current.reader.read(max);
+        match read.map_err(|error| self.log.io_error("failed to read a log in", error))? {
+            ReadOutcome::Bytes(read) => {
+                let decoder = &mut self.decoder;
+                decoder.batcher.expect(read);
+                current.reader.take_records(|record| decoder.record(record));
+                Ok(Step::Progress(read))
             }
-            Fill::End if leaves => {
-                self.advance();
-                Ok(Step::Forward(0))
+            ReadOutcome::End if may_leave => {
+                self.switch_to_next();
+                Ok(Step::Progress(0))
             }
-            Fill::End if self.next.is_some() => Ok(Step::Idle),
-            Fill::End => self.look_ahead(),
-            Fill::Truncated => {
-                tracing::warn!(dir = %self.log.dir.display(), "a log was truncated while it was read");
-                self.lines.gap(unknown_gap(GapCause::Source));
-                Ok(Step::Forward(0))
+            ReadOutcome::End if self.next.is_some() => Ok(Step::Idle),
+            ReadOutcome::End => self.open_next(),
+            ReadOutcome::Truncated => {
+                tracing::warn!(dir = %self.log.dir.display(), "log was truncated while it was read");
+                self.decoder.gap(unknown_gap(GapCause::Source));
+                Ok(Step::Progress(0))
             }
-            Fill::Corrupt(error) => {
-                tracing::warn!(dir = %self.log.dir.display(), %error, "a compressed log cannot be read to its end");
-                self.close_segment();
-                self.lines.gap(unknown_gap(GapCause::Source));
-                Ok(Step::Forward(0))
+            ReadOutcome::Corrupt(error) => {
+                tracing::warn!(dir = %self.log.dir.display(), %error, "failed to decompress rest of log");
+                self.finish_file();
+                self.decoder.gap(unknown_gap(GapCause::Source));
+                Ok(Step::Progress(0))
             }
         }
     }
 
-    /// Goes on with the next file.
-    fn advance(&mut self) {
-        let Some(NextFile { opened, place, hole }) = self.next.take() else {
+    fn switch_to_next(&mut self) {
+        let Some(NextFile { file, position, follows_gap }) = self.next.take() else {
             return;
         };
-        self.close_segment();
-        if hole {
-            self.lines.gap(unknown_gap(GapCause::Rotated));
+        self.finish_file();
+        if follows_gap {
+            self.decoder.gap(unknown_gap(GapCause::Rotated));
         }
-        let segment = FileReader::new(opened, 0);
-        self.here = Some(CurrentFile { segment, place, is_cut_off: false });
+        self.current = Some(CurrentFile::new(file, 0, position));
     }
 
-    /// Nothing is to come that could tell of it.
-    fn tell_what_is_gone(&mut self) {
-        if self.here.as_mut().is_some_and(|here| std::mem::take(&mut here.is_cut_off)) {
+    /// Adds a gap if later files were removed. Used when no later file will come that could reveal it.
+    fn report_removed_files(&mut self) {
+        if self.current.as_mut().is_some_and(|current| std::mem::take(&mut current.is_next_removed)) {
             self.finish();
-            self.lines.emitter.gap_at_end(unknown_gap(GapCause::Rotated));
+            self.decoder.batcher.gap_at_end(unknown_gap(GapCause::Rotated));
         }
     }
 
-    /// Takes what follows the last newline of a file that is complete.
-    fn close_segment(&mut self) {
-        if let Some(here) = &mut self.here {
-            let lines = &mut self.lines;
-            here.segment.rest(|found| lines.take_torn(found));
+    /// Takes the bytes after the last newline of a complete file.
+    fn finish_file(&mut self) {
+        if let Some(current) = &mut self.current {
+            let decoder = &mut self.decoder;
+            current.reader.take_incomplete(|record| decoder.incomplete_record(record));
         }
     }
 
-    fn look_for_first(&mut self) -> Result<Step, Error> {
-        for _ in 0..LOOKS_MAX {
-            let list = self.log.list()?;
-            let Some(place) = FilePosition::of(&self.log, &list, 0) else {
-                return Ok(Step::Idle);
+    fn open_first(&mut self) -> Result<Step, Error> {
+        let log = &self.log;
+        self.current = log.find(|list| {
+            let Some(position) = FilePosition::of(log, list, 0) else {
+                return Ok(Some(None));
             };
-            if let Some(opened) = self.log.open(&list[0])? {
-                let segment = FileReader::new(opened, 0);
-                self.here = Some(CurrentFile { segment, place, is_cut_off: false });
-                return Ok(Step::Forward(0));
-            }
-        }
-        Err(self.log.elusive())
+            Ok(log.open(&list[0])?.map(|file| Some(CurrentFile::new(file, 0, position))))
+        })?;
+        Ok(if self.current.is_some() { Step::Progress(0) } else { Step::Idle })
     }
 
-    /// Looks for the next file, and opens it.
-    pub(super) fn look_ahead(&mut self) -> Result<Step, Error> {
-        let Some(here) = &mut self.here else {
+    /// Looks for the next file and opens it.
+    pub(super) fn open_next(&mut self) -> Result<Step, Error> {
+        let (Some(current), log) = (&mut self.current, &self.log) else {
             return Ok(Step::Idle);
         };
-        if here.place.is_active() && self.log.active()? == Some(here.segment.opened().id) {
+        if current.position.is_active() && log.active()? == Some(current.reader.file().id) {
             return Ok(Step::Idle);
         }
-        for _ in 0..LOOKS_MAX {
-            let list = self.log.list()?;
-            let next = here.place.next(&self.log, here.segment.opened(), &list);
-            here.is_cut_off = next == Next::Gone;
-            let (entry, hole) = match next {
-                // Should something come yet, that tells of the hole before it.
-                Next::Nothing | Next::Gone => return Ok(Step::Idle),
+        self.next = log.find(|list| {
+            let next = current.position.next(log, current.reader.file(), list);
+            current.is_next_removed = next == Next::Removed;
+            let (entry, follows_gap) = match next {
+                // If a file follows later, it reveals the gap before it.
+                Next::NotYet | Next::Removed => return Ok(Some(None)),
                 Next::Following(entry) => (entry, false),
-                Next::AfterHole(entry) => (entry, true),
+                Next::AfterRemoved(entry) => (entry, true),
             };
             let index = list.iter().position(|other| other == entry).unwrap_or_default();
-            if let (Some(place), Some(opened)) =
-                (FilePosition::of(&self.log, &list, index), self.log.open(entry)?)
-            {
-                self.next = Some(NextFile { opened, place, hole });
-                return Ok(Step::Forward(0));
-            }
-        }
-        Err(self.log.elusive())
+            let next = FilePosition::of(log, list, index).zip(log.open(entry)?);
+            Ok(next.map(|(position, file)| Some(NextFile { file, position, follows_gap })))
+        })?;
+        Ok(if self.next.is_some() { Step::Progress(0) } else { Step::Idle })
     }
 }
 
-// === impl Ahead ===
+// === impl CurrentFile ===
+
+impl CurrentFile {
+    fn new(file: OpenFile, offset: u64, position: FilePosition) -> Self {
+        Self { reader: FileReader::new(file, offset), position, is_next_removed: false }
+    }
+}
+
+// === impl NextFile ===
 
 impl NextFile {
-    /// Whether the one who writes has come to this file.
+    /// Whether the writer has started to use this file.
     fn is_begun(&self, log: &LogFiles) -> Result<bool, Error> {
-        let failed = |error: io::Error| log.failed("looking at the newest log in", error);
-        Ok(self.opened.size().map_err(failed)? > 0 || log.active()? != Some(self.opened.id))
+        let failed = |error: io::Error| log.io_error("failed to read the size of the newest log in", error);
+        Ok(self.file.size().map_err(failed)? > 0 || log.active()? != Some(self.file.id))
     }
 }
 
-// === impl Lines ===
+// === impl Decoder ===
 
-impl Lines {
-    fn new(assembler: Assembler, emitter: LineBatcher) -> Self {
-        Self { parser: Parser::default(), assembler, emitter, long: None }
-    }
-
+impl Decoder {
     #[inline]
-    fn take(&mut self, found: Found<'_>) {
-        match found {
-            Found::Record(record) => match self.parser.parse(record) {
-                Some(record) => self.assembler.push(&record, &mut self.emitter),
-                None => self.garbage(record.len() as u64 + 1),
+    fn record(&mut self, record: RawRecord<'_>) {
+        match record {
+            RawRecord::Whole(bytes) => match self.parser.parse(bytes) {
+                Some(record) => self.assembler.push(&record, &mut self.batcher),
+                None => self.garbage(bytes.len() as u64 + 1),
             },
-            Found::Part(part) => self.long = Some(self.take_part(part)),
-            Found::LastPart(part) => match self.long.take() {
-                Some(LongRecord::Output { time, stream, partial }) => {
+            RawRecord::Part(part) => self.in_parts = Some(self.part(part)),
+            RawRecord::LastPart(part) => match self.in_parts.take() {
+                Some(RecordInParts::Output { time, stream, partial }) => {
                     self.output(time, stream, partial, part);
                 }
-                Some(LongRecord::Garbage(bytes)) => self.garbage(bytes + part.len() as u64 + 1),
+                Some(RecordInParts::Garbage(bytes)) => self.garbage(bytes + part.len() as u64 + 1),
                 None => self.garbage(part.len() as u64 + 1),
             },
         }
     }
 
-    fn take_part(&mut self, part: &[u8]) -> LongRecord {
-        match self.long {
-            Some(LongRecord::Garbage(bytes)) => LongRecord::Garbage(bytes + part.len() as u64),
-            Some(output @ LongRecord::Output { time, stream, .. }) => {
+    fn part(&mut self, part: &[u8]) -> RecordInParts {
+        match self.in_parts {
+            Some(RecordInParts::Garbage(bytes)) => RecordInParts::Garbage(bytes + part.len() as u64),
+            Some(output @ RecordInParts::Output { time, stream, .. }) => {
                 self.output(time, stream, true, part);
                 output
             }
             None => match self.parser.parse(part) {
                 Some(Record { time, stream, partial, lost: None, content }) => {
                     self.output(time, stream, true, content);
-                    LongRecord::Output { time, stream, partial }
+                    RecordInParts::Output { time, stream, partial }
                 }
-                // A notice of a loss is never so long.
-                _ => LongRecord::Garbage(part.len() as u64),
+                // A notice of dropped output is never this long.
+                _ => RecordInParts::Garbage(part.len() as u64),
             },
         }
     }
 
     fn output(&mut self, time: LogTime, stream: Stream, partial: bool, content: &[u8]) {
-        self.assembler.push(&Record { time, stream, partial, lost: None, content }, &mut self.emitter);
+        self.assembler.push(&Record { time, stream, partial, lost: None, content }, &mut self.batcher);
     }
 
-    /// Takes a record that was not written whole: its line ends where it does, and has lost the rest.
-    fn take_torn(&mut self, found: Found<'_>) {
-        let garbage = match found {
-            Found::Record(bytes) => match self.parser.parse(bytes) {
+    /// Takes a record that was not written completely. Its line ends with it, and a gap stands for the rest.
+    fn incomplete_record(&mut self, record: RawRecord<'_>) {
+        let garbage = match record {
+            RawRecord::Whole(bytes) => match self.parser.parse(bytes) {
                 Some(record) if record.lost.is_none() && !record.content.is_empty() => {
-                    self.assembler.push(&Record { partial: true, ..record }, &mut self.emitter);
+                    self.assembler.push(&Record { partial: true, ..record }, &mut self.batcher);
                     0
                 }
                 _ => bytes.len() as u64,
             },
-            Found::Part(part) | Found::LastPart(part) => match self.take_part(part) {
-                LongRecord::Output { .. } => 0,
-                LongRecord::Garbage(bytes) => bytes,
+            RawRecord::Part(part) | RawRecord::LastPart(part) => match self.part(part) {
+                RecordInParts::Output { .. } => 0,
+                RecordInParts::Garbage(bytes) => bytes,
             },
         };
         self.garbage(garbage);
@@ -418,7 +418,141 @@ impl Lines {
     }
 
     fn gap(&mut self, gap: SourceGap) {
-        self.long = None;
-        self.assembler.gap(gap, &mut self.emitter);
+        self.in_parts = None;
+        // The gap may include the rest of unfinished lines.
+        self.assembler.finish(&mut self.batcher);
+        self.batcher.gap(gap);
+    }
+}
+
+// === impl Assembler ===
+
+impl Assembler {
+    /// Passes a record on as a line or a piece of one.
+    #[inline]
+    fn push(&mut self, record: &Record<'_>, out: &mut LineBatcher) {
+        if let Some(lost) = record.lost {
+            self.finish(out);
+            out.dropped_output(lost, record.time);
+            return;
+        }
+        if record.partial && record.content.is_empty() {
+            return;
+        }
+        let begun = match record.stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        };
+        let (time, continues) = (begun.unwrap_or(record.time), begun.is_some());
+        *begun = record.partial.then_some(time);
+        let piece = Piece { time, continues, stream: Some(record.stream) };
+        out.record(record.content, record.partial, record.time, piece);
+    }
+
+    /// Ends all lines.
+    fn finish(&mut self, out: &mut LineBatcher) {
+        *self = Self::default();
+        out.end_line();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::cri;
+
+    /// A line as `stream text`, with `+` before the text if earlier pieces exist and after it if the line continues; or a gap.
+    #[derive(Debug, PartialEq)]
+    enum Out {
+        Line(String, i64, Position),
+        Gap(SourceGap),
+    }
+
+    /// Assembles records, given as `seconds stream tags content`.
+    fn run(records: &[&str], finish: bool) -> Vec<Out> {
+        let mut batcher = LineBatcher::new(Position::START, 0, StartFilter::All);
+        let mut assembler = Assembler::default();
+        let mut out = Vec::new();
+        for record in records {
+            let (second, rest) = record.split_once(' ').unwrap();
+            let record = format!("1970-01-01T00:00:0{second}Z {rest}");
+            assembler.push(&cri::parse(record.as_bytes()).unwrap(), &mut batcher);
+        }
+        if finish {
+            assembler.finish(&mut batcher);
+        }
+        for item in batcher.take(true) {
+            match item {
+                TailItem::Gap(gap) => out.push(Out::Gap(gap)),
+                TailItem::FollowUnavailable => {}
+                TailItem::Lines(batch) => {
+                    for (index, line) in batch.lines.iter().enumerate() {
+                        let stream = line.stream.unwrap().name();
+                        let text = std::str::from_utf8(batch.bytes(index)).unwrap();
+                        let (before, after) =
+                            (["", "+"][usize::from(line.continues)], ["+", ""][usize::from(line.ends)]);
+                        let text = format!("{stream} {before}{text}{after}");
+                        out.push(Out::Line(text, line.time.as_nanos() / 1_000_000_000, line.after));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn at(second: i64, ordinal: u64, offset: u64) -> Position {
+        Position { time: LogTime::from_nanos(second * 1_000_000_000), ordinal, offset }
+    }
+
+    fn line(text: &str, second: i64, after: Position) -> Out {
+        Out::Line(text.to_owned(), second, after)
+    }
+
+    #[test]
+    fn finished_line_never_waits_for_the_other_stream() {
+        let records =
+            ["1 stdout P a", "2 stderr P b", "3 stderr F c", "4 stdout F d", "5 stdout F ", "6 stderr F e"];
+        let in_file_order = [
+            line("stdout a+", 1, Position { offset: 1, ..Position::START }),
+            line("stderr bc\n", 2, at(1, 1, 0)),
+            line("stdout +d\n", 1, at(4, 1, 0)),
+            line("stdout \n", 5, at(5, 1, 0)),
+            line("stderr e\n", 6, at(6, 1, 0)),
+        ];
+        assert_eq!(run(&records, false), in_file_order);
+    }
+
+    #[test]
+    fn positions_are_those_of_the_merged_output() {
+        // As kubectl prints it: "ab\n" with the time 1, then "c\n" with the time 3.
+        let records = ["1 stdout P a", "2 stderr F b", "3 stdout F c"];
+        let out = run(&records, false);
+        assert_eq!(out[1], line("stderr b\n", 2, at(1, 1, 0)));
+        assert_eq!(out[2], line("stdout +c\n", 1, at(3, 1, 0)));
+    }
+
+    #[test]
+    fn unfinished_line_ends_with_the_run() {
+        let records = ["1 stderr P a", "2 stdout P ", "3 stdout P b", "4 stdout F c", "5 stdout P d"];
+        let mut expected = vec![
+            line("stderr a+", 1, Position { offset: 1, ..Position::START }),
+            line("stdout bc\n", 3, at(1, 1, 0)),
+            line("stdout d+", 5, at(1, 1, 1)),
+        ];
+        assert_eq!(run(&records, false), expected);
+        expected[2] = line("stdout d", 5, at(5, 1, 0));
+        assert_eq!(run(&records, true), expected);
+        assert_eq!(run(&["1 stdout P "], true), []);
+    }
+
+    #[test]
+    fn lost_output_is_a_gap_and_ends_lines() {
+        // After the line of second 1 and the record itself.
+        let after = at(1, 1, 0).after_line(LogTime::from_nanos(2_000_000_000));
+        let gap = SourceGap { cause: GapCause::Source, lines: 12, bytes: 3456, exact: true, after };
+        assert_eq!(
+            run(&["1 stdout P a", "2 stderr F:lost=12/3456 notice", "3 stdout F b"], false),
+            [line("stdout a", 1, at(1, 1, 0)), Out::Gap(gap), line("stdout b\n", 3, at(3, 1, 0))]
+        );
     }
 }

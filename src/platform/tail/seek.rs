@@ -1,195 +1,188 @@
-//! Where to begin: [`ReadFrom`] → a place in the log.
+//! Finds the place in a log that a [`ReadFrom`] names.
 //!
-//! Positions are counted from the beginning of a log, so whoever begins in the middle has to count what lies before. Reading all of
-//! it is what it takes in general. But a position forgets all that is older than its time: a reading that begins at some file
-//! counts right as soon as a line is newer than all before that file. So a reading begins some way before what is asked for,
-//! at a file's beginning, and begins again at the oldest file if it turns out that the times do not bear that out. What this
-//! trusts: the times of the older files' first records are not exceeded, later in those files, by more than the margin can make up
-//! for. If the pieces of a line lie further apart than the margin, its rest is taken for the beginning of a line; positions are right.
+//! Positions are counted from the beginning of a log, so in general everything before a place has to be read. But a position does
+//! not depend on lines older than its time: a reader that starts at some file counts correctly as soon as a line is newer than
+//! all lines before that file. So a search starts at the beginning of a file some way before the requested place, and
+//! restarts at the oldest file if the times turn out not to allow that. Assumption: no record of an older file is newer
+//! than that file's first record by more than the margin makes up for. If the pieces of a line are further apart than the margin,
+//! its rest is taken for the beginning of a line; positions are still correct.
 
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
+use crate::platform::batcher::{StartFilter, unknown_gap};
 use crate::platform::{Error, ReadFrom};
 
-use super::files::{Entry, LogFiles, missing};
+use super::files::{Entry, LogFiles, not_found};
 use super::log_reader::{Checkpoint, LogReader, ReadLimit};
-use crate::platform::batcher::{StartFilter, unknown_gap};
 
-/// How far before what is asked for a reading begins at least, in bytes of files: a tenth of a file of a kubelet's usual size, and
-/// more than any but the strangest clocks and lines need.
+/// Least distance between the start of a search and the requested place, in bytes of files: a tenth of a kubelet's usual file size,
+/// and enough for all but extreme clock steps and line lengths.
 const MARGIN_BYTES: u64 = 1024 * 1024;
 
-/// Most places remembered while lines are counted; then every other one is forgotten.
+/// Most checkpoints kept while lines are counted. At the limit every other one is removed.
 const CHECKPOINTS_MAX: usize = 1_024;
 
-/// How often a file that was listed may be gone before it is opened, in a row.
-const LOOKS_MAX: usize = 64;
-
-/// Looks for a place to begin. Stepped, so that no step takes long.
+/// A search. Stepped, so that no step blocks for long.
 #[derive(Debug)]
 pub(super) struct Seek {
     log: LogFiles,
     from: ReadFrom,
-    until: ReadLimit,
-    walk: LogReader,
-    /// Whether the reading began at the oldest file.
-    whole: bool,
-    /// Whether there were several files.
-    several: bool,
-    /// The newest time known of what lies before; `None` if something is not known.
-    floor: Option<LogTime>,
-    counted: Counted,
+    limit: ReadLimit,
+    reader: LogReader,
+    /// Whether the search started at the oldest file.
+    is_from_oldest: bool,
+    has_several_files: bool,
+    /// The newest known time before the start of the search. `None` if a file's time is unknown.
+    newest_before: Option<LogTime>,
+    checkpoints: Checkpoints,
 }
 
-/// Places passed while lines are counted.
+/// Checkpoints made while lines are counted.
 #[derive(Debug)]
-struct Counted {
-    checkpoints: Vec<Checkpoint>,
-    /// Every so many steps one is remembered.
+struct Checkpoints {
+    kept: Vec<Checkpoint>,
+    /// Steps from one checkpoint to the next.
     stride: usize,
     steps: usize,
 }
 
-/// What a step led to.
+/// Outcome of a step.
 #[derive(Debug)]
 pub(super) enum SeekOutcome {
-    /// Not there yet.
     Seeking(Seek),
-    /// There: the position before the first line that will come.
+    /// The reader, and the position before the first line it will return.
     Found(LogReader, Position),
 }
 
 // === impl Seek ===
 
 impl Seek {
-    /// Begins to look in the files of `log`.
-    pub(super) fn new(log: LogFiles, from: ReadFrom, until: ReadLimit) -> Result<Self, Error> {
-        Self::attempt(log, from, until, false)
+    pub(super) fn new(log: &LogFiles, from: ReadFrom, limit: ReadLimit) -> Result<Self, Error> {
+        Self::start(log, from, limit, false)
     }
 
-    fn attempt(log: LogFiles, from: ReadFrom, until: ReadLimit, whole: bool) -> Result<Self, Error> {
+    fn start(log: &LogFiles, from: ReadFrom, limit: ReadLimit, at_oldest: bool) -> Result<Self, Error> {
         let filter = match from {
             ReadFrom::Start => StartFilter::All,
             ReadFrom::Last(_) => StartFilter::Nothing,
             ReadFrom::Since(since) => StartFilter::Since(since),
             ReadFrom::After(position) => StartFilter::After(position),
         };
-        for _ in 0..LOOKS_MAX {
-            let list = log.list()?;
-            if until != ReadLimit::Growing && list.is_empty() {
-                return Err(missing());
+        log.find(|list| {
+            if limit != ReadLimit::Growing && list.is_empty() {
+                return Err(not_found());
             }
-            let index = if whole { 0 } else { first_file(&log, &list, from) };
-            if let Some(walk) = LogReader::begin(&log, &list, index, filter)? {
-                let firsts: Option<Vec<LogTime>> =
-                    list.iter().take(index + 1).map(|entry| log.first_time(entry)).collect();
-                return Ok(Self {
-                    floor: firsts.and_then(|firsts| firsts.into_iter().max()),
-                    log,
-                    from,
-                    until,
-                    walk,
-                    whole: index == 0,
-                    several: list.len() > 1,
-                    counted: Counted::new(),
-                });
-            }
-        }
-        Err(log.elusive())
+            let index = if at_oldest { 0 } else { first_file(log, list, from) };
+            let Some(reader) = LogReader::at_file(log, list, index, filter)? else {
+                return Ok(None);
+            };
+            let firsts: Option<Vec<LogTime>> =
+                list.iter().take(index + 1).map(|entry| log.first_time(entry)).collect();
+            Ok(Some(Self {
+                newest_before: firsts.and_then(|firsts| firsts.into_iter().max()),
+                log: log.clone(),
+                from,
+                limit,
+                reader,
+                is_from_oldest: index == 0,
+                has_several_files: list.len() > 1,
+                checkpoints: Checkpoints { kept: Vec::new(), stride: 1, steps: 0 },
+            }))
+        })
     }
 
-    /// Reads on.
+    /// Reads one portion.
     pub(super) fn step(mut self) -> Result<SeekOutcome, Error> {
         if let ReadFrom::Last(lines) = self.from {
             return self.count(lines);
         }
-        if let Some(start) = self.walk.emitter().start() {
+        if let Some(start) = self.reader.batcher().start() {
             return self.found(start);
         }
-        let idle = self.walk.pull(self.until)?;
-        match (self.walk.emitter().start(), idle) {
+        let at_end = self.reader.read(self.limit)?;
+        match (self.reader.batcher().start(), at_end) {
             (Some(start), _) => self.found(start),
             (None, false) => Ok(SeekOutcome::Seeking(self)),
             (None, true) => self.not_found(),
         }
     }
 
-    /// The delivery begins at `start`.
     fn found(mut self, start: Position) -> Result<SeekOutcome, Error> {
-        let inexact = self.walk.emitter().is_inexact();
-        if !self.whole && (inexact || !self.is_above_floor(start)) {
-            return self.again();
+        let is_inexact = self.reader.batcher().is_inexact();
+        if !self.is_from_oldest && (is_inexact || !self.is_counted(start)) {
+            return self.restart();
         }
         if let ReadFrom::After(after) = self.from {
-            // The count of the oldest lines may have begun in a file that is gone.
-            let unsure = after.time == LogTime::MIN || self.walk.emitter().first() == Some(after.time);
-            if unsure && !inexact && self.whole && self.several {
-                self.walk.emitter().gap_first(unknown_gap(GapCause::Rotated));
+            // The lines of the oldest time may have begun in a file that was removed.
+            let is_unsure = after.time == LogTime::MIN || self.reader.batcher().first() == Some(after.time);
+            if is_unsure && !is_inexact && self.is_from_oldest && self.has_several_files {
+                self.reader.batcher().gap_first(unknown_gap(GapCause::Rotated));
             }
         }
-        Ok(SeekOutcome::Found(self.walk, start))
+        Ok(SeekOutcome::Found(self.reader, start))
     }
 
-    /// All was read, and what is asked for was not there.
+    /// Everything was read without reaching the requested place.
     fn not_found(mut self) -> Result<SeekOutcome, Error> {
-        let at = self.walk.emitter().at();
-        if !self.whole && (matches!(self.from, ReadFrom::After(_)) || !self.is_above_floor(at)) {
-            return self.again();
+        let at = self.reader.batcher().at();
+        if !self.is_from_oldest && (matches!(self.from, ReadFrom::After(_)) || !self.is_counted(at)) {
+            return self.restart();
         }
         if let ReadFrom::After(_) = self.from {
-            // The position lies behind the end: these are not the files that it is from.
-            self.walk.emitter().gap_first(unknown_gap(GapCause::Source));
+            // The position is after the end, so it belongs to other files.
+            self.reader.batcher().gap_first(unknown_gap(GapCause::Source));
         }
-        // An instant to begin at may yet come; nothing else will.
+        // Only an instant may still be reached, by a later line.
         if !matches!(self.from, ReadFrom::Since(_)) {
-            self.walk.emitter().begin_here();
+            self.reader.batcher().begin_here();
         }
-        Ok(SeekOutcome::Found(self.walk, at))
+        Ok(SeekOutcome::Found(self.reader, at))
     }
 
-    /// Reads to the end, remembering places, and then goes back to one before the last `lines` lines.
+    /// Reads to the end with checkpoints, then returns to one before the last `lines` lines.
     fn count(mut self, lines: u64) -> Result<SeekOutcome, Error> {
-        self.counted.pass(&self.walk);
-        if !self.walk.pull(self.until)? {
+        self.checkpoints.add(&self.reader);
+        if !self.reader.read(self.limit)? {
             return Ok(SeekOutcome::Seeking(self));
         }
-        let (at, counted) = (self.walk.emitter().at(), self.walk.emitter().lines());
+        let (at, counted) = (self.reader.batcher().at(), self.reader.batcher().lines());
         if lines == 0 {
-            if !self.whole && !self.is_above_floor(at) {
-                return self.again();
+            if !self.is_from_oldest && !self.is_counted(at) {
+                return self.restart();
             }
-            self.walk.emitter().begin_here();
-            return Ok(SeekOutcome::Found(self.walk, at));
+            self.reader.batcher().begin_here();
+            return Ok(SeekOutcome::Found(self.reader, at));
         }
         let first = counted.saturating_sub(lines);
-        let Some(checkpoint) = self.counted.before(first) else {
+        let Some(checkpoint) = self.checkpoints.take_before(first) else {
             // There is no file yet.
             self.from = ReadFrom::Start;
-            return self.again();
+            return self.restart();
         };
-        if !self.whole && (counted < lines || !self.is_above_floor(checkpoint.at)) {
-            return self.again();
+        if !self.is_from_oldest && (counted < lines || !self.is_counted(checkpoint.at)) {
+            return self.restart();
         }
-        let passed = first - checkpoint.lines;
-        self.walk = LogReader::resume(&self.log, checkpoint, StartFilter::Lines(passed));
-        // From here on it is a search for a place that is known to be right.
-        self.whole = true;
+        let skipped = first - checkpoint.lines;
+        self.reader = LogReader::at_checkpoint(&self.log, checkpoint, StartFilter::Lines(skipped));
+        // Positions after the checkpoint are correct, so no restart can be needed any more.
+        self.is_from_oldest = true;
         self.from = ReadFrom::Start;
         Ok(SeekOutcome::Seeking(self))
     }
 
-    /// Begins again at the oldest file.
-    fn again(self) -> Result<SeekOutcome, Error> {
-        Self::attempt(self.log, self.from, self.until, true).map(SeekOutcome::Seeking)
+    /// Restarts at the oldest file.
+    fn restart(self) -> Result<SeekOutcome, Error> {
+        Self::start(&self.log, self.from, self.limit, true).map(SeekOutcome::Seeking)
     }
 
-    fn is_above_floor(&self, position: Position) -> bool {
-        self.floor.is_some_and(|floor| position.time > floor)
+    /// Whether a position is counted correctly although earlier files were not read.
+    fn is_counted(&self, position: Position) -> bool {
+        self.newest_before.is_some_and(|time| position.time > time)
     }
 }
 
-/// The file to begin with, so that there is enough before what is asked for.
+/// Returns the index of the file to start at, far enough before the requested place.
 fn first_file(log: &LogFiles, list: &[Entry], from: ReadFrom) -> usize {
     let newest = list.len().saturating_sub(1);
     let older = |time| list.iter().rposition(|entry| log.first_time(entry).is_some_and(|first| first < time));
@@ -209,22 +202,18 @@ fn first_file(log: &LogFiles, list: &[Entry], from: ReadFrom) -> usize {
     0
 }
 
-// === impl Counted ===
+// === impl Checkpoints ===
 
-impl Counted {
-    fn new() -> Self {
-        Self { checkpoints: Vec::new(), stride: 1, steps: 0 }
-    }
-
-    /// Remembers the present place, if it is its turn.
-    fn pass(&mut self, walk: &LogReader) {
+impl Checkpoints {
+    /// Adds the present place, if the stride is reached.
+    fn add(&mut self, reader: &LogReader) {
         if self.steps.is_multiple_of(self.stride) {
-            self.checkpoints.extend(walk.checkpoint());
+            self.kept.extend(reader.checkpoint());
         }
         self.steps += 1;
-        if self.checkpoints.len() >= CHECKPOINTS_MAX {
+        if self.kept.len() >= CHECKPOINTS_MAX {
             let mut index = 0;
-            self.checkpoints.retain(|_| {
+            self.kept.retain(|_| {
                 index += 1;
                 index % 2 == 1
             });
@@ -232,10 +221,10 @@ impl Counted {
         }
     }
 
-    /// The last place with at most `lines` lines before it.
-    fn before(&mut self, lines: u64) -> Option<Checkpoint> {
-        let after = self.checkpoints.partition_point(|checkpoint| checkpoint.lines <= lines);
-        self.checkpoints.truncate(after);
-        self.checkpoints.pop()
+    /// Takes the last checkpoint with at most `lines` lines before it.
+    fn take_before(&mut self, lines: u64) -> Option<Checkpoint> {
+        let after = self.kept.partition_point(|checkpoint| checkpoint.lines <= lines);
+        self.kept.truncate(after);
+        self.kept.pop()
     }
 }

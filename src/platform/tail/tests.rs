@@ -1,4 +1,4 @@
-//! Tails of real files, through the stream.
+//! Tails of real files, read through the stream.
 
 mod damage;
 mod model;
@@ -23,10 +23,10 @@ use crate::model::time::LogTime;
 use crate::platform::batcher::unknown_gap;
 use crate::platform::cri::{self, Record, Stream, path};
 
-/// Nothing here takes longer, however loaded the machine is.
+/// Limit on one step of a test, generous for loaded machines.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Writes a log as a kubelet's runtime would.
+/// Writes a log like a container runtime.
 struct Writer {
     dir: PathBuf,
     file: File,
@@ -81,42 +81,42 @@ fn log(dir: &tempfile::TempDir) -> LogFiles {
 }
 
 async fn next(tail: &mut Tail) -> Option<TailItem> {
-    let item = tokio::time::timeout(DEADLINE, tail.items.next()).await.expect("nothing comes");
+    let item = tokio::time::timeout(DEADLINE, tail.items.next()).await.expect("the next item");
     item.map(|item| item.unwrap())
 }
 
-/// Lines as text, and gaps as their cause.
+/// Reads to the end. Shows lines as text, and gaps without their position.
 async fn rest(tail: &mut Tail) -> Vec<String> {
-    let mut heard = Vec::new();
+    let mut items = Vec::new();
     while let Some(item) = next(tail).await {
-        hear(&item, &mut heard);
+        show(&item, &mut items);
     }
-    heard
+    items
 }
 
-fn hear(item: &TailItem, heard: &mut Vec<String>) {
+fn show(item: &TailItem, items: &mut Vec<String>) {
     match item {
         TailItem::Lines(batch) => {
-            heard.extend(
+            items.extend(
                 (0..batch.lines.len()).map(|index| String::from_utf8(batch.bytes(index).to_vec()).unwrap()),
             );
         }
         TailItem::FollowUnavailable => panic!("a file can be followed"),
-        TailItem::Gap(gap) => heard.push(told(gap)),
+        TailItem::Gap(gap) => items.push(show_gap(gap)),
     }
 }
 
 fn source_gap(lines: u64, bytes: u64, exact: bool) -> String {
-    told(&SourceGap { cause: GapCause::Source, lines, bytes, exact, after: Position::START })
+    show_gap(&SourceGap { cause: GapCause::Source, lines, bytes, exact, after: Position::START })
 }
 
-/// Without its position.
-fn told(gap: &SourceGap) -> String {
+/// Shows a gap without its position.
+fn show_gap(gap: &SourceGap) -> String {
     format!("SourceGap {:?} {} {} {}", gap.cause, gap.lines, gap.bytes, gap.exact)
 }
 
 #[tokio::test]
-async fn follows_what_is_written_later_and_ends_with_the_run() {
+async fn follower_reads_later_output_until_run_ends() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.line(1, "old");
@@ -127,9 +127,9 @@ async fn follows_what_is_written_later_and_ends_with_the_run() {
     assert_eq!(tail.start, Position::START.after_line(LogTime::from_nanos(1)));
     for n in 0..5 {
         writer.line(2, &n.to_string());
-        let mut heard = Vec::new();
-        hear(&next(&mut tail).await.unwrap(), &mut heard);
-        assert_eq!(heard, [format!("{n}\n")]);
+        let mut items = Vec::new();
+        show(&next(&mut tail).await.unwrap(), &mut items);
+        assert_eq!(items, [format!("{n}\n")]);
         writer.rotate();
     }
     writer.raw("1970-01-01T00:00:01Z stdout P last");
@@ -138,7 +138,7 @@ async fn follows_what_is_written_later_and_ends_with_the_run() {
 }
 
 #[tokio::test]
-async fn a_log_that_begins_later_is_followed() {
+async fn log_created_later_is_followed() {
     let dir = tempfile::tempdir().unwrap();
     let notifier = Notifier::start();
     for from in [
@@ -152,9 +152,9 @@ async fn a_log_that_begins_later_is_followed() {
         let mut tail = open(&notifier, log(&dir), from, FollowMode::UntilEnd(end.clone())).await.unwrap();
         assert_eq!(tail.start, Position::START);
         Writer::new(dir.path()).line(1, "first");
-        let mut heard = Vec::new();
-        hear(&next(&mut tail).await.unwrap(), &mut heard);
-        assert_eq!(heard, ["first\n"], "{from:?}");
+        let mut items = Vec::new();
+        show(&next(&mut tail).await.unwrap(), &mut items);
+        assert_eq!(items, ["first\n"], "{from:?}");
         end.cancel();
         assert_eq!(rest(&mut tail).await, [""; 0]);
         fs::remove_file(dir.path().join("0.log")).unwrap();
@@ -162,7 +162,7 @@ async fn a_log_that_begins_later_is_followed() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_not_there_is_not_found() {
+async fn missing_log_is_not_found() {
     let dir = tempfile::tempdir().unwrap();
     let notifier = Notifier::polling();
     let ended = CancellationToken::new();
@@ -178,7 +178,7 @@ async fn a_log_that_is_not_there_is_not_found() {
 }
 
 #[tokio::test]
-async fn unfinished_line_is_delivered_as_far_as_it_is_recorded() {
+async fn unfinished_line_is_returned_as_recorded() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.line(1, "whole");
@@ -193,7 +193,7 @@ async fn unfinished_line_is_delivered_as_far_as_it_is_recorded() {
 }
 
 #[tokio::test]
-async fn behind_an_unfinished_line_of_a_run_that_has_ended_nothing_comes() {
+async fn unfinished_line_of_ended_run_is_last() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.line(1, "whole");
@@ -223,7 +223,7 @@ async fn behind_an_unfinished_line_of_a_run_that_has_ended_nothing_comes() {
     }
 }
 
-/// Some megabytes in several files, some of them compressed; times tie over every boundary.
+/// Writes some megabytes in several files, some of them compressed. Equal times cross every file boundary.
 fn big_log(dir: &Path, files: i64) -> Vec<(String, LogTime)> {
     let mut lines = Vec::new();
     let mut writer = Writer::new(dir);
@@ -245,7 +245,7 @@ fn big_log(dir: &Path, files: i64) -> Vec<(String, LogTime)> {
     lines
 }
 
-/// What is read must be what was written, and positions those counted from the beginning.
+/// Checks that every read returns the lines written, with positions counted from the beginning.
 async fn check_big_log(dir: &tempfile::TempDir, lines: &[(String, LogTime)]) {
     let mut at = Position::START;
     let positions: Vec<Position> = lines
@@ -290,14 +290,14 @@ async fn check_big_log(dir: &tempfile::TempDir, lines: &[(String, LogTime)]) {
 }
 
 #[tokio::test]
-async fn positions_do_not_depend_on_where_a_reading_begins() {
+async fn positions_do_not_depend_on_start_of_read() {
     let dir = tempfile::tempdir().unwrap();
     let lines = big_log(dir.path(), 6);
     check_big_log(&dir, &lines).await;
 }
 
 #[tokio::test]
-async fn not_even_if_the_clock_went_back_by_files() {
+async fn positions_survive_clock_step_back_over_files() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.line(1, "before");
@@ -309,7 +309,7 @@ async fn not_even_if_the_clock_went_back_by_files() {
     let first = dir.path().join("0.log.19700101-000000");
     fs::rename(dir.path().join("0.log"), first).unwrap();
     lines.extend(big_log(dir.path(), 5));
-    // All that follows is older than the second line, so that every position counts from it.
+    // All later lines are older than the second one, so every position has its time.
     let mut at = Position::START;
     for (_, time) in &lines {
         at = at.after_line(*time);
@@ -329,8 +329,8 @@ async fn not_even_if_the_clock_went_back_by_files() {
     assert_eq!((tail.start, rest(&mut tail).await), (middle, expected));
 }
 
-/// Writes numbered lines as fast as it can, rotates every few hundred and compresses what is older.
-fn write_wildly(dir: &Path, lines: i64, end: &CancellationToken) {
+/// Writes numbered lines at full speed, rotates every few hundred and compresses older files.
+fn write_and_rotate(dir: &Path, lines: i64, end: &CancellationToken) {
     let mut writer = Writer::new(dir);
     let mut plain = VecDeque::new();
     for n in 0..lines {
@@ -345,14 +345,14 @@ fn write_wildly(dir: &Path, lines: i64, end: &CancellationToken) {
     end.cancel();
 }
 
-/// Reads until the end, dropping the tail after every so many items and going on behind the last line.
+/// Reads to the end. Every `reopen_every` items, drops the tail and resumes after the last line.
 async fn read_all(
     notifier: &Notifier,
     log: LogFiles,
     end: CancellationToken,
     reopen_every: usize,
 ) -> Vec<String> {
-    let mut heard = Vec::new();
+    let mut items = Vec::new();
     let mut from = ReadFrom::Start;
     'open: loop {
         let mut tail = match open(notifier, log.clone(), from, FollowMode::UntilEnd(end.clone())).await {
@@ -360,25 +360,25 @@ async fn read_all(
             Err(error) if error.is_retryable() => continue,
             Err(error) => panic!("{error}"),
         };
-        let mut items = 0;
-        while let Some(item) = tokio::time::timeout(DEADLINE, tail.items.next()).await.expect("nothing comes")
+        let mut count = 0;
+        while let Some(item) = tokio::time::timeout(DEADLINE, tail.items.next()).await.expect("the next item")
         {
             match item {
                 Ok(item) => {
                     if let TailItem::Lines(batch) = &item {
                         from = ReadFrom::After(batch.lines.last().unwrap().after);
                     }
-                    hear(&item, &mut heard);
+                    show(&item, &mut items);
                 }
                 Err(error) if error.is_retryable() => continue 'open,
                 Err(error) => panic!("{error}"),
             }
-            items += 1;
-            if items == reopen_every {
+            count += 1;
+            if count == reopen_every {
                 continue 'open;
             }
         }
-        return heard;
+        return items;
     }
 }
 
@@ -389,7 +389,7 @@ async fn readers_keep_up_with_a_writer_that_rotates() {
     let end = CancellationToken::new();
     let notifier = Notifier::start();
     let (path, ended) = (dir.path().to_owned(), end.clone());
-    let writer = std::thread::spawn(move || write_wildly(&path, LINES, &ended));
+    let writer = std::thread::spawn(move || write_and_rotate(&path, LINES, &ended));
     let (follower, reopening) = tokio::join!(
         read_all(&notifier, log(&dir), end.clone(), usize::MAX),
         read_all(&notifier, log(&dir), end.clone(), 1),
@@ -397,7 +397,7 @@ async fn readers_keep_up_with_a_writer_that_rotates() {
     writer.join().unwrap();
     let expected: Vec<String> = (0..LINES).map(|n| format!("{n}\n")).collect();
     assert!(follower == expected, "follower: {} lines", follower.len());
-    // Within the first lines of equal time it may be told of a gap that is none.
-    let lines: Vec<String> = reopening.into_iter().filter(|heard| !heard.contains("Rotated")).collect();
+    // Among the first lines of equal time, superfluous gaps are allowed.
+    let lines: Vec<String> = reopening.into_iter().filter(|item| !item.contains("Rotated")).collect();
     assert!(lines == expected, "reopening reader: {} lines", lines.len());
 }

@@ -1,12 +1,12 @@
-//! Logs that are damaged or removed: what is not there any more is told, and nothing else.
+//! Damaged and removed logs: missing lines are gaps, and nothing else is.
 
 use super::super::log_reader::ReadLimit;
 use super::super::seek::{Seek, SeekOutcome};
 use super::*;
 
-/// As a crash of whoever writes leaves it.
+/// A crash of the writer leaves such a record.
 #[tokio::test]
-async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
+async fn incomplete_record_is_gap() {
     let ended = CancellationToken::new();
     ended.cancel();
     let record = "1970-01-01T00:00:02Z stderr F:lost=12/3456 12 lines lost\n";
@@ -17,16 +17,16 @@ async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
         writer.raw(&record[..written]);
         let follow = FollowMode::UntilEnd(ended.clone());
         let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, follow).await.unwrap();
-        let torn = source_gap(1, written as u64, false);
-        assert_eq!(rest(&mut tail).await, ["begun".to_owned(), torn], "{written}");
+        let incomplete = source_gap(1, written as u64, false);
+        assert_eq!(rest(&mut tail).await, ["begun".to_owned(), incomplete], "{written}");
     }
     for rotates in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = Writer::new(dir.path());
         writer.raw("1970-01-01T00:00:01Z stdout F hel");
-        // Not to be taken for the beginning of what follows.
-        let torn = source_gap(1, 0, false);
-        let mut expected = vec!["hel", &torn];
+        // It must not be joined with the next record.
+        let incomplete = source_gap(1, 0, false);
+        let mut expected = vec!["hel", &incomplete];
         if rotates {
             writer.rotate();
             writer.line(2_000_000_000, "next");
@@ -39,7 +39,7 @@ async fn a_record_that_was_not_written_whole_is_not_taken_for_one() {
 }
 
 #[tokio::test]
-async fn what_is_no_record_is_a_gap() {
+async fn garbage_is_gap() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.raw("rubbish\n\nmore\n");
@@ -61,19 +61,19 @@ async fn what_is_no_record_is_a_gap() {
         source_gap(1, 24, false),
     ];
     assert_eq!(rest(&mut tail).await, all);
-    // A gap directly behind a position is told again rather than not at all.
+    // A gap directly after the position is returned again rather than not at all.
     let a = Position::START.after_line(LogTime::from_nanos(1));
     let mut tail =
         open(&notifier, log(&dir), ReadFrom::After(a), FollowMode::UntilEnd(ended.clone())).await.unwrap();
     assert_eq!(rest(&mut tail).await, all[2..]);
-    // And so is what was lost since the time asked for, though no line is as old.
+    // So is a loss since the requested time, even if all lines before it are older.
     let since = ReadFrom::Since(LogTime::from_nanos(2));
     let mut tail = open(&notifier, log(&dir), since, FollowMode::UntilEnd(ended)).await.unwrap();
     assert_eq!((tail.start, rest(&mut tail).await.as_slice()), (a, &all[2..]));
 }
 
 #[tokio::test]
-async fn a_compressed_log_that_breaks_off_is_a_gap() {
+async fn truncated_compressed_log_is_gap() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     for n in 0..1_000 {
@@ -87,16 +87,16 @@ async fn a_compressed_log_that_breaks_off_is_a_gap() {
     for cut in size / 2..size / 2 + 20 {
         OpenOptions::new().write(true).open(&gz).unwrap().set_len(size - cut).unwrap();
         let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, FollowMode::No).await.unwrap();
-        let heard = rest(&mut tail).await;
-        let gap = heard.iter().position(|heard| heard.starts_with("SourceGap")).unwrap();
-        assert!(gap > 10 && (0..gap - 1).all(|n| heard[n] == format!("{n:0100}\n")));
-        // The last one is whole, or is seen not to be.
-        assert!(format!("{:0100}\n", gap - 1).starts_with(&heard[gap - 1]), "{:?}", heard[gap - 1]);
-        assert_eq!(&heard[gap + 1..], ["next\n"]);
+        let items = rest(&mut tail).await;
+        let gap = items.iter().position(|item| item.starts_with("SourceGap")).unwrap();
+        assert!(gap > 10 && (0..gap - 1).all(|n| items[n] == format!("{n:0100}\n")));
+        // The last line is complete, or visibly cut.
+        assert!(format!("{:0100}\n", gap - 1).starts_with(&items[gap - 1]), "{:?}", items[gap - 1]);
+        assert_eq!(&items[gap + 1..], ["next\n"]);
     }
 }
 
-/// Two files that are read in several goes each, and a third.
+/// Writes two files that take several reads each, and a third.
 fn fill(writer: &mut Writer) {
     let padding = "x".repeat(READ_MAX_BYTES);
     for time in 0..2 {
@@ -114,8 +114,8 @@ fn remove_all(dir: &tempfile::TempDir) {
 }
 
 #[tokio::test]
-async fn a_run_that_is_removed_while_it_is_read_does_not_end_as_if_that_were_all() {
-    let gap = told(&unknown_gap(GapCause::Rotated));
+async fn log_removed_while_read_ends_with_gap() {
+    let gap = show_gap(&unknown_gap(GapCause::Rotated));
     let notifier = Notifier::polling();
     for is_rotated in [true, false] {
         let dir = tempfile::tempdir().unwrap();
@@ -140,36 +140,36 @@ async fn a_run_that_is_removed_while_it_is_read_does_not_end_as_if_that_were_all
 }
 
 #[test]
-fn a_run_that_is_removed_while_a_place_in_it_is_looked_for_has_a_gap() {
-    let gap = told(&unknown_gap(GapCause::Rotated));
+fn log_removed_during_seek_has_gap() {
+    let gap = show_gap(&unknown_gap(GapCause::Rotated));
     for from in [
         ReadFrom::Since(LogTime::from_nanos(7)),
         ReadFrom::After(Position::START.after_line(LogTime::from_nanos(7))),
     ] {
         let dir = tempfile::tempdir().unwrap();
         fill(&mut Writer::new(dir.path()));
-        let mut seek = Seek::new(log(&dir), from, ReadLimit::Now).unwrap();
-        let mut looked = false;
-        let mut walk = loop {
+        let mut seek = Seek::new(&log(&dir), from, ReadLimit::Now).unwrap();
+        let mut is_removed = false;
+        let mut reader = loop {
             match seek.step().unwrap() {
-                SeekOutcome::Seeking(further) => seek = further,
-                SeekOutcome::Found(walk, _) => break walk,
+                SeekOutcome::Seeking(unfinished) => seek = unfinished,
+                SeekOutcome::Found(reader, _) => break reader,
             }
-            if !std::mem::replace(&mut looked, true) {
+            if !std::mem::replace(&mut is_removed, true) {
                 remove_all(&dir);
             }
         };
-        while !walk.pull(ReadLimit::Now).unwrap() {}
-        let mut heard = Vec::new();
-        for item in walk.take(true) {
-            hear(&item, &mut heard);
+        while !reader.read(ReadLimit::Now).unwrap() {}
+        let mut items = Vec::new();
+        for item in reader.take(true) {
+            show(&item, &mut items);
         }
-        assert!(heard.contains(&gap), "{from:?}: {heard:?}");
+        assert!(items.contains(&gap), "{from:?}: {items:?}");
     }
 }
 
 #[tokio::test]
-async fn a_run_that_is_removed_when_all_of_it_was_read_ends_without_a_gap() {
+async fn log_removed_after_reading_has_no_gap() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.line(1, "old");
@@ -179,18 +179,18 @@ async fn a_run_that_is_removed_when_all_of_it_was_read_ends_without_a_gap() {
     let notifier = Notifier::start();
     let mut tail =
         open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(end.clone())).await.unwrap();
-    let mut heard = Vec::new();
-    while heard.len() < 2 {
-        hear(&next(&mut tail).await.unwrap(), &mut heard);
+    let mut items = Vec::new();
+    while items.len() < 2 {
+        show(&next(&mut tail).await.unwrap(), &mut items);
     }
     remove_all(&dir);
     end.cancel();
-    assert_eq!((heard, rest(&mut tail).await), (vec!["old\n".to_owned(), "last\n".to_owned()], vec![]));
+    assert_eq!((items, rest(&mut tail).await), (vec!["old\n".to_owned(), "last\n".to_owned()], vec![]));
 }
 
 #[tokio::test]
-async fn a_log_that_is_removed_and_begun_anew_is_followed_behind_a_gap() {
-    let gap = told(&unknown_gap(GapCause::Rotated));
+async fn recreated_log_is_followed_after_gap() {
+    let gap = show_gap(&unknown_gap(GapCause::Rotated));
     let dir = tempfile::tempdir().unwrap();
     let notifier = Notifier::start();
     let mut writer = Writer::new(dir.path());
@@ -198,17 +198,17 @@ async fn a_log_that_is_removed_and_begun_anew_is_followed_behind_a_gap() {
     let end = CancellationToken::new();
     let mut tail =
         open(&notifier, log(&dir), ReadFrom::Start, FollowMode::UntilEnd(end.clone())).await.unwrap();
-    let mut heard = Vec::new();
-    hear(&next(&mut tail).await.unwrap(), &mut heard);
+    let mut items = Vec::new();
+    show(&next(&mut tail).await.unwrap(), &mut items);
     writer.line(2, "b");
     remove_all(&dir);
     writer.line(3, "c");
     let mut writer = Writer::new(dir.path());
     writer.line(4, "d");
-    while heard.last().is_none_or(|line| line != "d\n") {
-        hear(&next(&mut tail).await.unwrap(), &mut heard);
+    while items.last().is_none_or(|line| line != "d\n") {
+        show(&next(&mut tail).await.unwrap(), &mut items);
     }
-    assert_eq!(heard, ["a\n", "b\n", "c\n", &gap, "d\n"]);
+    assert_eq!(items, ["a\n", "b\n", "c\n", &gap, "d\n"]);
     end.cancel();
     let b = ReadFrom::After(Position::START.after_line(LogTime::from_nanos(2)));
     let mut tail = open(&notifier, log(&dir), b, FollowMode::UntilEnd(end)).await.unwrap();

@@ -1,7 +1,7 @@
-//! A random writer and a random reader against a list of records.
+//! A random writer and a random reader, checked against a list of records.
 //!
-//! The reader is stepped without a runtime, a few bytes at a time, so that every interleaving can happen and a failure is found
-//! again from its seed.
+//! The reader is stepped without a runtime, a few bytes at a time, so that every interleaving can occur and a failure is
+//! reproduced from its seed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -21,7 +21,7 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::cri::{self, Record, Stream, path};
 
-/// A line of the merged output as it should come out.
+/// An expected line of the merged output.
 #[derive(Clone, PartialEq)]
 struct Produced {
     bytes: Vec<u8>,
@@ -34,11 +34,11 @@ impl std::fmt::Debug for Produced {
     }
 }
 
-/// A piece of a line as it should come out: as much of it as comes without output of the other stream in between.
+/// An expected piece of a line: as much of it as has no output of the other stream in between.
 #[derive(Clone, PartialEq)]
 struct Part {
     bytes: Vec<u8>,
-    /// The position behind it.
+    /// The position after it.
     after: Position,
     time: LogTime,
     stream: Option<Stream>,
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Part {
     }
 }
 
-/// Adds a piece to the one before it, if no output of the other stream lies between.
+/// Adds a piece, joined with the previous one if no output of the other stream is between them.
 fn join(parts: &mut Vec<Part>, part: Part) {
     match parts.last_mut() {
         Some(last) if !last.ends && part.continues && last.stream == part.stream => {
@@ -67,38 +67,38 @@ fn join(parts: &mut Vec<Part>, part: Part) {
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// A record: which stream, partial, the clock's advance, and a length: 0 = empty, else numbered and padded.
+    /// Writes a record. `tick` advances the clock; a `len` of 0 is an empty record, others are numbered and padded.
     Write {
         stderr: bool,
         partial: bool,
         tick: i64,
         len: usize,
     },
-    /// A line over the limit, with a line of the other stream within it.
+    /// Writes an overlong line, with a line of the other stream within it.
     WriteLong {
         stderr: bool,
     },
-    /// The next record is written only as far as this many bytes before the reader has a look.
+    /// Writes only this many bytes of the next record before the next read.
     WriteHalf {
         bytes: usize,
     },
     Rotate,
-    /// Compresses the oldest log that is not.
+    /// Compresses the oldest uncompressed log.
     Compress,
-    /// Removes the oldest.
+    /// Removes the oldest log.
     Remove,
-    /// The reader reads on: so many steps of so many bytes.
+    /// Steps the reader.
     Read {
         steps: usize,
         bytes: usize,
     },
-    /// The reader reads all there is.
+    /// Reads to the end.
     Drain,
-    /// The reader is dropped, and another goes on behind its last position.
+    /// Drops the reader and resumes after its last position.
     Reopen,
-    /// The log is cut to nothing, and the reader sees it.
+    /// Empties the log; the reader notices.
     Truncate,
-    /// Another reader reads the last lines, or those since some time ago, or all.
+    /// Another reader reads the last lines, those since some time ago, all, or those after a position.
     Last(u64),
     Since(i64),
     Start,
@@ -125,67 +125,67 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// The writer, its directory, and what a reader should make of it.
-struct World {
+/// The writer, its directory, and the expected output.
+struct Model {
     _dir: tempfile::TempDir,
     log: LogFiles,
     now: i64,
     number: u64,
     produced: Vec<Produced>,
-    /// All pieces, one for each record that is not empty.
+    /// All pieces, one per record that is not empty.
     parts: Vec<Part>,
-    /// The merged line that has begun, and its time.
-    held: Option<(Produced, LogTime)>,
-    /// Times of begun lines, by stream.
+    /// The unfinished merged line, and its time.
+    open: Option<(Produced, LogTime)>,
+    /// Times of unfinished lines, by stream.
     begun: [Option<LogTime>; 2],
-    /// Bytes of records that are not yet in the file.
+    /// Bytes of records that are not in the file yet.
     unwritten: Vec<u8>,
-    /// Oldest first, the one being written last.
+    /// Oldest first, the active one last.
     files: Vec<Kept>,
     rotations: i64,
-    /// Whether old files are removed. Then times do not go back over a rotation: a time that occurs again behind the file that
-    /// is gone would be taken for the one that was in it.
+    /// Whether old files are removed. Then times do not go back over a rotation: a time that occurs again after a removed file
+    /// would be mistaken for the one within it.
     removes: bool,
     /// The newest time in a rotated file.
     rotated_at: i64,
     /// Whether a line was unfinished at the last rotation.
-    held_over: bool,
-    /// Whether files were removed or cut: then positions may be counted differently by others.
+    split_by_rotation: bool,
+    /// Whether files were removed or emptied. Then other readers may count positions differently.
     disturbed: bool,
 }
 
-/// A file that is there.
+/// A file of the log.
 struct Kept {
     path: PathBuf,
     /// Whether it ends within a line.
-    torn: bool,
-    /// Its inodes: before and after compression.
+    ends_in_line: bool,
+    /// Its inodes before and after compression.
     inodes: Vec<u64>,
 }
 
-impl World {
+impl Model {
     fn new(removes: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = LogFiles { dir: dir.path().to_owned(), restarts: 0 };
-        let mut world = Self {
+        let mut model = Self {
             _dir: dir,
             log,
             now: 1_000,
             number: 0,
             produced: Vec::new(),
             parts: Vec::new(),
-            held: None,
+            open: None,
             begun: [None, None],
             unwritten: Vec::new(),
             files: Vec::new(),
             rotations: 0,
             removes,
             rotated_at: 0,
-            held_over: false,
+            split_by_rotation: false,
             disturbed: false,
         };
-        world.create();
-        world
+        model.create();
+        model
     }
 
     fn active(&self) -> PathBuf {
@@ -196,7 +196,7 @@ impl World {
         let file = File::create_new(self.active()).unwrap();
         self.files.push(Kept {
             path: self.active(),
-            torn: false,
+            ends_in_line: false,
             inodes: vec![file.metadata().unwrap().ino()],
         });
     }
@@ -225,7 +225,7 @@ impl World {
         let begun = &mut self.begun[usize::from(stderr)];
         let (begun_at, continues) = (begun.unwrap_or(time), begun.is_some());
         *begun = partial.then_some(begun_at);
-        let (line, line_time) = self.held.get_or_insert((Produced { bytes: Vec::new() }, time));
+        let (line, line_time) = self.open.get_or_insert((Produced { bytes: Vec::new() }, time));
         line.bytes.extend_from_slice(&bytes);
         let after = if partial { before.after_bytes(bytes.len()) } else { before.after_line(*line_time) };
         self.parts.push(Part {
@@ -237,20 +237,20 @@ impl World {
             ends: !partial,
         });
         if !partial {
-            self.produced.extend(self.held.take().map(|(line, _)| line));
+            self.produced.extend(self.open.take().map(|(line, _)| line));
         }
     }
 
-    /// Lines without end end.
+    /// Ends all unfinished lines.
     fn end_lines(&mut self) {
         self.begun = [None, None];
-        if let (Some((line, time)), Some(last)) = (self.held.take(), self.parts.last_mut()) {
+        if let (Some((line, time)), Some(last)) = (self.open.take(), self.parts.last_mut()) {
             self.produced.push(line);
             (last.after, last.ends) = (last.after.after_line(time), true);
         }
     }
 
-    /// The position behind everything.
+    /// The position after everything.
     fn at(&self) -> Position {
         self.parts.last().map_or(Position::START, |part| part.after)
     }
@@ -276,11 +276,11 @@ impl World {
 
     fn rotate(&mut self) {
         self.rotations += 1;
-        self.held_over = self.held.is_some();
+        self.split_by_rotation = self.open.is_some();
         let suffix = path::rotation_suffix(LogTime::from_nanos(self.rotations));
         self.rotated_at = self.now;
         let kept = self.files.last_mut().unwrap();
-        kept.torn = self.held_over;
+        kept.ends_in_line = self.split_by_rotation;
         let rotated = self.log.dir.join(format!("0.log.{suffix}"));
         fs::rename(&kept.path, &rotated).unwrap();
         kept.path = rotated;
@@ -304,36 +304,36 @@ impl World {
     }
 }
 
-/// What a reader said.
+/// A line or gap that a reader returned.
 #[derive(Clone, Debug)]
-enum Heard {
-    /// A line, and the position behind it.
+enum Received {
+    /// A line, and the position after it.
     Line(Produced, Position),
-    /// A line, or the rest of one of which pieces came before a gap.
+    /// A line, or the rest of one whose first pieces came before a gap.
     Rest(Produced),
     Gap,
 }
 
-/// Joins pieces.
+/// Collects items and joins pieces.
 #[derive(Default)]
-struct Ear {
-    heard: Vec<Heard>,
+struct Collector {
+    received: Vec<Received>,
     parts: Vec<Part>,
     line: Vec<u8>,
-    /// Whether pieces were heard before a gap, and nothing since.
-    torn: bool,
-    /// The position to go on from; none before anything was heard.
+    /// Whether pieces came before a gap, and nothing since.
+    is_rest: bool,
+    /// The position to resume from; `None` before anything was received.
     last: Option<Position>,
 }
 
-impl Ear {
-    fn hear(&mut self, items: Vec<TailItem>) {
+impl Collector {
+    fn add(&mut self, items: Vec<TailItem>) {
         for item in items {
             let TailItem::Lines(batch) = item else {
-                // A line of which pieces were heard has lost the rest, unless the gap was one that may be none.
-                self.torn |= !self.line.is_empty();
+                // A line whose first pieces were received has lost its rest, unless the gap is superfluous.
+                self.is_rest |= !self.line.is_empty();
                 self.line.clear();
-                self.heard.push(Heard::Gap);
+                self.received.push(Received::Gap);
                 continue;
             };
             for (index, line) in batch.lines.iter().enumerate() {
@@ -344,11 +344,11 @@ impl Ear {
                 let bytes = batch.bytes(index).to_vec();
                 join(&mut self.parts, Part { bytes, after, time, stream, continues, ends });
                 if line.ends {
-                    let heard = Produced { bytes: std::mem::take(&mut self.line) };
-                    self.heard.push(if std::mem::take(&mut self.torn) {
-                        Heard::Rest(heard)
+                    let line = Produced { bytes: std::mem::take(&mut self.line) };
+                    self.received.push(if std::mem::take(&mut self.is_rest) {
+                        Received::Rest(line)
                     } else {
-                        Heard::Line(heard, line.after)
+                        Received::Line(line, after)
                     });
                 }
             }
@@ -356,50 +356,50 @@ impl Ear {
     }
 
     fn lines(&self) -> Vec<(Produced, Position)> {
-        let line = |heard: &Heard| match heard {
-            Heard::Line(line, at) => Some((line.clone(), *at)),
-            Heard::Rest(_) | Heard::Gap => None,
+        let line = |received: &Received| match received {
+            Received::Line(line, at) => Some((line.clone(), *at)),
+            Received::Rest(_) | Received::Gap => None,
         };
-        self.heard.iter().filter_map(line).collect()
+        self.received.iter().filter_map(line).collect()
     }
 
     fn gaps(&self) -> usize {
-        self.heard.iter().filter(|heard| matches!(heard, Heard::Gap)).count()
+        self.received.iter().filter(|received| matches!(received, Received::Gap)).count()
     }
 }
 
 fn seek(log: &LogFiles, from: ReadFrom) -> (LogReader, Position) {
-    let mut seek = Seek::new(log.clone(), from, ReadLimit::Growing).unwrap();
+    let mut seek = Seek::new(log, from, ReadLimit::Growing).unwrap();
     loop {
         match seek.step().unwrap() {
-            SeekOutcome::Seeking(further) => seek = further,
-            SeekOutcome::Found(walk, start) => return (walk, start),
+            SeekOutcome::Seeking(unfinished) => seek = unfinished,
+            SeekOutcome::Found(reader, start) => return (reader, start),
         }
     }
 }
 
-fn drain(walk: &mut LogReader, ear: &mut Ear, until: ReadLimit) {
-    while !walk.pull(until).unwrap() {
-        ear.hear(walk.take(false));
+fn drain(reader: &mut LogReader, output: &mut Collector, until: ReadLimit) {
+    while !reader.read(until).unwrap() {
+        output.add(reader.take(false));
     }
-    ear.hear(walk.take(true));
+    output.add(reader.take(true));
 }
 
 /// The follower under test.
 struct Follower {
-    walk: LogReader,
+    reader: LogReader,
     start: Position,
-    ear: Ear,
-    /// How many gaps there may be at most.
+    output: Collector,
+    /// Most gaps that may be returned.
     gaps_allowed: usize,
 }
 
 impl Follower {
-    /// Which of the files is being read.
-    fn index(&self, world: &World) -> usize {
-        // A stale inode of an older file may be in use again by a newer one.
-        let inode = self.walk.inode();
-        world
+    /// Returns the index of the file being read.
+    fn index(&self, model: &Model) -> usize {
+        // The inode of a removed file may be in use again for a newer one.
+        let inode = self.reader.inode();
+        model
             .files
             .iter()
             .rposition(|kept| inode.is_none_or(|inode| kept.inodes.contains(&inode)))
@@ -408,209 +408,217 @@ impl Follower {
 
     fn read(&mut self, steps: usize, bytes: usize) {
         for _ in 0..steps {
-            if matches!(self.walk.step(false, bytes).unwrap(), Step::Idle) {
+            if matches!(self.reader.step(false, bytes).unwrap(), Step::Idle) {
                 break;
             }
         }
-        self.ear.hear(self.walk.take(false));
+        self.output.add(self.reader.take(false));
     }
 
-    fn reopen(&mut self, world: &World) {
-        let at = self.ear.last.unwrap_or(self.start);
-        let (mut oldest, _) = seek(&world.log, ReadFrom::Start);
-        let mut first = Ear::default();
+    fn reopen(&mut self, model: &Model) {
+        let at = self.output.last.unwrap_or(self.start);
+        let (mut oldest, _) = seek(&model.log, ReadFrom::Start);
+        let mut first = Collector::default();
         drain(&mut oldest, &mut first, ReadLimit::Growing);
         let tied = first.lines().first().is_some_and(|(_, end)| end.time == at.time);
-        if world.files.len() > 1 && (tied || at.time == LogTime::MIN) {
+        if model.files.len() > 1 && (tied || at.time == LogTime::MIN) {
             self.gaps_allowed += 1;
         }
-        // Its line is gone, with the file that was removed or cut.
+        // Its line is gone, with the file that was removed or emptied.
         let base = Position { offset: 0, ..at };
         let there = base == Position::START || first.lines().iter().any(|(_, end)| *end == base);
-        self.gaps_allowed += usize::from(world.disturbed && !there);
-        // Where times tie, another line may stand at its place, and end before its offset.
-        self.gaps_allowed += usize::from(world.disturbed && tied && at.offset > 0);
-        let (walk, start) = seek(&world.log, ReadFrom::After(at));
-        self.walk = walk;
-        // If the place is found nowhere, the reading goes on at the end, which may lie within a line.
-        self.ear.torn |= start != at && start.offset > 0;
-        if !world.disturbed {
+        self.gaps_allowed += usize::from(model.disturbed && !there);
+        // With equal times, another line may have its position, and end before its offset.
+        self.gaps_allowed += usize::from(model.disturbed && tied && at.offset > 0);
+        let (reader, start) = seek(&model.log, ReadFrom::After(at));
+        self.reader = reader;
+        // If the position is not found, reading continues at the end, which may be within a line.
+        self.output.is_rest |= start != at && start.offset > 0;
+        if !model.disturbed {
             assert_eq!(start, at);
         }
     }
 }
 
-/// Delivered and gaps are what was produced, in order, without repeats.
-fn check_oracle(produced: &[Produced], ear: &Ear) {
+/// Checks that lines and gaps account for all lines produced, in order, without repeats.
+fn check_complete(produced: &[Produced], output: &Collector) {
     let mut at: Vec<usize> = vec![0];
-    for (index, heard) in ear.heard.iter().enumerate() {
-        at = match heard {
-            Heard::Gap => (at[0]..=produced.len()).collect(),
-            Heard::Line(line, _) => {
+    for (index, received) in output.received.iter().enumerate() {
+        at = match received {
+            Received::Gap => (at[0]..=produced.len()).collect(),
+            Received::Line(line, _) => {
                 at.retain(|at| produced.get(*at) == Some(line));
                 at.iter().map(|at| at + 1).collect()
             }
-            Heard::Rest(line) => {
+            Received::Rest(line) => {
                 at.retain(|at| produced.get(*at).is_some_and(|whole| whole.bytes.ends_with(&line.bytes)));
                 at.iter().map(|at| at + 1).collect()
             }
         };
-        assert!(!at.is_empty(), "at {index}: {heard:?}\nheard {:#?}\nproduced {produced:#?}", ear.heard);
+        assert!(
+            !at.is_empty(),
+            "at {index}: {received:?}\nreceived {:#?}\nproduced {produced:#?}",
+            output.received
+        );
     }
     let end = produced.len();
-    assert!(at.contains(&end), "ends at {at:?} of {end}: heard {:#?}\nproduced {produced:#?}", ear.heard);
+    assert!(
+        at.contains(&end),
+        "ends at {at:?} of {end}: received {:#?}\nproduced {produced:#?}",
+        output.received
+    );
 }
 
-/// A reading from there on delivers the pieces from the one at `first` on.
-fn check_reading(world: &World, from: ReadFrom, first: usize) {
-    let (mut walk, start) = seek(&world.log, from);
-    let mut ear = Ear::default();
-    drain(&mut walk, &mut ear, ReadLimit::Growing);
+/// Checks that a read returns the pieces from `first`.
+fn check_reading(model: &Model, from: ReadFrom, first: usize) {
+    let (mut reader, start) = seek(&model.log, from);
+    let mut output = Collector::default();
+    drain(&mut reader, &mut output, ReadLimit::Growing);
     let mut expected = Vec::new();
-    for part in &world.parts[first..] {
+    for part in &model.parts[first..] {
         join(&mut expected, part.clone());
     }
-    assert_eq!(ear.parts, expected, "{from:?}");
-    if first < world.parts.len() || !matches!(from, ReadFrom::Since(_)) {
-        let before = first.checked_sub(1).map_or(Position::START, |index| world.parts[index].after);
+    assert_eq!(output.parts, expected, "{from:?}");
+    if first < model.parts.len() || !matches!(from, ReadFrom::Since(_)) {
+        let before = first.checked_sub(1).map_or(Position::START, |index| model.parts[index].after);
         assert_eq!(start, before, "{from:?}");
     }
 }
 
-fn act(world: &mut World, follower: &mut Follower, action: Action) {
+fn act(model: &mut Model, follower: &mut Follower, action: Action) {
     if !matches!(action, Action::Read { .. } | Action::Drain | Action::WriteHalf { .. }) {
-        world.flush();
+        model.flush();
     }
     match action {
         Action::Write { stderr, partial, tick, len } => {
-            let tick = if world.removes { tick.max(world.rotated_at - world.now) } else { tick };
-            world.now += tick;
-            let content = world.content(len);
-            world.record(stderr, partial, &content);
-            world.now -= tick.min(0);
-            world.flush();
+            let tick = if model.removes { tick.max(model.rotated_at - model.now) } else { tick };
+            model.now += tick;
+            let content = model.content(len);
+            model.record(stderr, partial, &content);
+            model.now -= tick.min(0);
+            model.flush();
         }
         Action::WriteLong { stderr } => {
-            world.write_long(stderr);
-            world.flush();
+            model.write_long(stderr);
+            model.flush();
         }
         Action::WriteHalf { bytes } => {
-            world.flush();
-            let content = world.content(20);
-            world.record(false, false, &content);
-            let rest = world.unwritten.split_off(bytes.min(world.unwritten.len()));
-            world.flush();
-            world.unwritten = rest;
+            model.flush();
+            let content = model.content(20);
+            model.record(false, false, &content);
+            let rest = model.unwritten.split_off(bytes.min(model.unwritten.len()));
+            model.flush();
+            model.unwritten = rest;
         }
-        // Nobody rotates an empty file, and one could not be told from another.
-        Action::Rotate if fs::metadata(world.active()).unwrap().len() == 0 => {}
-        Action::Rotate => world.rotate(),
-        Action::Compress => world.compress(),
-        // Of a torn line the rest would be told as a line of its own, perhaps again.
-        Action::Remove if world.removes && world.files.len() > 2 && !world.files[0].torn => {
-            if follower.index(world) == 0 {
+        // Empty files are not rotated, and could not be distinguished.
+        Action::Rotate if fs::metadata(model.active()).unwrap().len() == 0 => {}
+        Action::Rotate => model.rotate(),
+        Action::Compress => model.compress(),
+        // The rest of a split line would be returned as a line, perhaps twice.
+        Action::Remove if model.removes && model.files.len() > 2 && !model.files[0].ends_in_line => {
+            if follower.index(model) == 0 {
                 follower.gaps_allowed += 1;
             }
-            let kept = world.files.remove(0);
+            let kept = model.files.remove(0);
             fs::remove_file(kept.path).unwrap();
-            world.disturbed = true;
+            model.disturbed = true;
         }
         Action::Remove => {}
         Action::Read { steps, bytes } => follower.read(steps, bytes),
-        Action::Drain => drain(&mut follower.walk, &mut follower.ear, ReadLimit::Growing),
-        Action::Reopen => follower.reopen(world),
-        // A line of which only the end is cut off would be told again by its beginning.
-        Action::Truncate if world.held_over => {}
+        Action::Drain => drain(&mut follower.reader, &mut follower.output, ReadLimit::Growing),
+        Action::Reopen => follower.reopen(model),
+        // If only the end of a line is cut off, its beginning would be returned again.
+        Action::Truncate if model.split_by_rotation => {}
         Action::Truncate => {
-            drain(&mut follower.walk, &mut follower.ear, ReadLimit::Growing);
-            let file = OpenOptions::new().write(true).open(world.active()).unwrap();
+            drain(&mut follower.reader, &mut follower.output, ReadLimit::Growing);
+            let file = OpenOptions::new().write(true).open(model.active()).unwrap();
             if file.metadata().unwrap().len() > 0 {
                 file.set_len(0).unwrap();
-                drain(&mut follower.walk, &mut follower.ear, ReadLimit::Growing);
-                world.end_lines();
-                world.now += 10;
-                world.disturbed = true;
+                drain(&mut follower.reader, &mut follower.output, ReadLimit::Growing);
+                model.end_lines();
+                model.now += 10;
+                model.disturbed = true;
                 follower.gaps_allowed += 1;
             }
         }
-        action if !world.disturbed => check_another(world, &action),
+        action if !model.disturbed => check_other_reader(model, &action),
         _ => {}
     }
 }
 
-/// Another reader begins at some place, and reads what it should.
-fn check_another(world: &World, action: &Action) {
+/// Checks that another reader returns the expected lines.
+fn check_other_reader(model: &Model, action: &Action) {
     let (from, first) = match *action {
-        Action::Last(0) => (ReadFrom::Last(0), world.parts.len()),
+        Action::Last(0) => (ReadFrom::Last(0), model.parts.len()),
         Action::Last(lines) => {
-            let before = world.produced.len().saturating_sub(usize::try_from(lines).unwrap());
+            let before = model.produced.len().saturating_sub(usize::try_from(lines).unwrap());
             let mut ends = 0;
-            let passed = world.parts.iter().take_while(|part| {
-                let passes = ends < before;
+            let skipped = model.parts.iter().take_while(|part| {
+                let is_skipped = ends < before;
                 ends += usize::from(part.ends);
-                passes
+                is_skipped
             });
-            (ReadFrom::Last(lines), passed.count())
+            (ReadFrom::Last(lines), skipped.count())
         }
         Action::Since(ago) => {
-            let since = LogTime::from_nanos(world.now - ago);
-            let first = world.parts.iter().position(|part| part.time >= since);
-            (ReadFrom::Since(since), first.unwrap_or(world.parts.len()))
+            let since = LogTime::from_nanos(model.now - ago);
+            let first = model.parts.iter().position(|part| part.time >= since);
+            (ReadFrom::Since(since), first.unwrap_or(model.parts.len()))
         }
-        Action::AfterAny(index) if !world.parts.is_empty() => {
-            let index = index.index(world.parts.len());
-            (ReadFrom::After(world.parts[index].after), index + 1)
+        Action::AfterAny(index) if !model.parts.is_empty() => {
+            let index = index.index(model.parts.len());
+            (ReadFrom::After(model.parts[index].after), index + 1)
         }
         _ => (ReadFrom::Start, 0),
     };
-    check_reading(world, from, first);
+    check_reading(model, from, first);
 }
 
 proptest! {
     #[test]
     fn tail_model(removes: bool, actions in prop::collection::vec(action(), 0..120)) {
-        let mut world = World::new(removes);
-        let (walk, start) = seek(&world.log, ReadFrom::Start);
-        let mut follower = Follower { walk, start, ear: Ear::default(), gaps_allowed: 0 };
+        let mut model = Model::new(removes);
+        let (reader, start) = seek(&model.log, ReadFrom::Start);
+        let mut follower = Follower { reader, start, output: Collector::default(), gaps_allowed: 0 };
         for action in actions {
-            act(&mut world, &mut follower, action);
+            act(&mut model, &mut follower, action);
         }
-        world.flush();
-        world.end_lines();
-        drain(&mut follower.walk, &mut follower.ear, ReadLimit::End);
-        check_oracle(&world.produced, &follower.ear);
-        prop_assert!(follower.ear.gaps() <= follower.gaps_allowed, "{} > {}", follower.ear.gaps(), follower.gaps_allowed);
-        if !world.disturbed {
+        model.flush();
+        model.end_lines();
+        drain(&mut follower.reader, &mut follower.output, ReadLimit::End);
+        check_complete(&model.produced, &follower.output);
+        prop_assert!(follower.output.gaps() <= follower.gaps_allowed, "{} > {}", follower.output.gaps(), follower.gaps_allowed);
+        if !model.disturbed {
             let mut expected = Vec::new();
-            for part in world.parts {
+            for part in model.parts {
                 join(&mut expected, part);
             }
-            if follower.ear.gaps() == 0 {
-                prop_assert_eq!(follower.ear.parts, expected);
+            if follower.output.gaps() == 0 {
+                prop_assert_eq!(follower.output.parts, expected);
             }
         }
     }
 }
 
 #[test]
-fn gap_causes_are_told_apart() {
-    let mut world = World::new(true);
-    let (mut walk, _) = seek(&world.log, ReadFrom::Start);
+fn gap_causes_are_distinguished() {
+    let mut model = Model::new(true);
+    let (mut reader, _) = seek(&model.log, ReadFrom::Start);
     for _ in 0..4 {
-        world.now += 1;
-        world.record(false, false, b"line");
-        world.flush();
-        world.rotate();
+        model.now += 1;
+        model.record(false, false, b"line");
+        model.flush();
+        model.rotate();
     }
     for _ in 0..3 {
-        walk.step(false, 10).unwrap();
+        reader.step(false, 10).unwrap();
     }
-    for kept in world.files.drain(..2) {
+    for kept in model.files.drain(..2) {
         fs::remove_file(kept.path).unwrap();
     }
     let mut gaps = Vec::new();
-    while !walk.pull(ReadLimit::Growing).unwrap() {}
-    for item in walk.take(true) {
+    while !reader.read(ReadLimit::Growing).unwrap() {}
+    for item in reader.take(true) {
         if let TailItem::Gap(gap) = item {
             gaps.push((gap.cause, gap.exact));
         }
@@ -618,45 +626,45 @@ fn gap_causes_are_told_apart() {
     assert_eq!(gaps, [(GapCause::Rotated, false)]);
 }
 
-/// What the follower heard since it was last asked, as text.
-fn heard(walk: &mut LogReader) -> Vec<String> {
-    let mut ear = Ear::default();
-    drain(walk, &mut ear, ReadLimit::Growing);
-    assert_eq!(ear.gaps(), 0);
-    ear.lines().into_iter().map(|(line, _)| String::from_utf8(line.bytes).unwrap()).collect()
+/// Returns the lines the follower received since the last call.
+fn new_lines(reader: &mut LogReader) -> Vec<String> {
+    let mut output = Collector::default();
+    drain(reader, &mut output, ReadLimit::Growing);
+    assert_eq!(output.gaps(), 0);
+    output.lines().into_iter().map(|(line, _)| String::from_utf8(line.bytes).unwrap()).collect()
 }
 
 #[test]
-fn what_is_written_between_the_end_and_the_look_for_the_next_file_is_read() {
-    let mut world = World::new(true);
-    let (mut walk, _) = seek(&world.log, ReadFrom::Start);
-    assert_eq!(heard(&mut walk), [""; 0]);
-    world.record(false, false, b"old");
-    world.flush();
-    world.rotate();
-    world.record(false, false, b"new");
-    world.flush();
-    // The reader had read to the end before all this.
-    walk.look_ahead().unwrap();
-    assert_eq!(heard(&mut walk), ["old\n", "new\n"]);
+fn late_output_to_rotated_file_is_read() {
+    let mut model = Model::new(true);
+    let (mut reader, _) = seek(&model.log, ReadFrom::Start);
+    assert_eq!(new_lines(&mut reader), [""; 0]);
+    model.record(false, false, b"old");
+    model.flush();
+    model.rotate();
+    model.record(false, false, b"new");
+    model.flush();
+    // The reader had reached the end before the writes.
+    reader.open_next().unwrap();
+    assert_eq!(new_lines(&mut reader), ["old\n", "new\n"]);
 }
 
 #[test]
-fn a_renamed_file_is_followed_until_the_next_is_begun() {
-    let mut world = World::new(true);
-    let (mut walk, _) = seek(&world.log, ReadFrom::Start);
-    world.record(false, false, b"first");
-    world.flush();
-    world.rotate();
-    assert_eq!(heard(&mut walk), ["first\n"]);
+fn renamed_file_is_followed_until_next_is_begun() {
+    let mut model = Model::new(true);
+    let (mut reader, _) = seek(&model.log, ReadFrom::Start);
+    model.record(false, false, b"first");
+    model.flush();
+    model.rotate();
+    assert_eq!(new_lines(&mut reader), ["first\n"]);
     for n in 0..3 {
         let content = n.to_string();
-        world.record(false, false, content.as_bytes());
-        let late = std::mem::take(&mut world.unwritten);
-        OpenOptions::new().append(true).open(&world.files[0].path).unwrap().write_all(&late).unwrap();
-        assert_eq!(heard(&mut walk), [format!("{n}\n")]);
+        model.record(false, false, content.as_bytes());
+        let late = std::mem::take(&mut model.unwritten);
+        OpenOptions::new().append(true).open(&model.files[0].path).unwrap().write_all(&late).unwrap();
+        assert_eq!(new_lines(&mut reader), [format!("{n}\n")]);
     }
-    world.record(false, false, b"next");
-    world.flush();
-    assert_eq!(heard(&mut walk), ["next\n"]);
+    model.record(false, false, b"next");
+    model.flush();
+    assert_eq!(new_lines(&mut reader), ["next\n"]);
 }

@@ -1,25 +1,24 @@
-//! Readings of one log that begin at different places are parts of the whole one, also where lines were lost, are no records, or do
-//! not end.
+//! Reads of one log from different starts return suffixes of the whole, also with losses, garbage and unfinished lines.
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::platform::cri::DroppedOutput;
 
-/// Each reads its log some hundred times.
+/// Each case reads its log some hundred times.
 const CASES: u32 = 64;
 
-/// What a file is made of.
+/// A part of a log.
 #[derive(Clone, Debug)]
 enum Part {
     Record {
         stderr: bool,
         partial: bool,
-        /// The clock's advance.
+        /// Advance of the clock, in nanoseconds.
         tick: i64,
         len: usize,
     },
-    /// A line over the limit, without its end.
+    /// An overlong line without its end.
     Long {
         stderr: bool,
     },
@@ -28,9 +27,9 @@ enum Part {
     Rotation,
 }
 
-/// What a reading delivers.
+/// A line or gap that was read.
 #[derive(Clone, Debug, PartialEq)]
-enum Heard {
+enum Item {
     Line(Vec<u8>, Line),
     Gap(SourceGap),
 }
@@ -47,7 +46,7 @@ fn part() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// Writes a log; tells how many files it has, and the last time in it.
+/// Writes a log. Returns its number of files and its last time.
 fn write(dir: &tempfile::TempDir, parts: &[Part]) -> (usize, i64) {
     let mut writer = Writer::new(dir.path());
     let (mut now, mut files, mut empty) = (1_000, 1, true);
@@ -93,47 +92,47 @@ fn write(dir: &tempfile::TempDir, parts: &[Part]) -> (usize, i64) {
     (files, now)
 }
 
-/// All that a reading of a run that has ended delivers, and where it begins.
-fn read(dir: &tempfile::TempDir, from: ReadFrom) -> (Position, Vec<Heard>) {
-    let mut seek = Seek::new(log(dir), from, ReadLimit::End).unwrap();
-    let (mut walk, start) = loop {
+/// Reads a log of an ended run. Returns the start position and all items.
+fn read(dir: &tempfile::TempDir, from: ReadFrom) -> (Position, Vec<Item>) {
+    let mut seek = Seek::new(&log(dir), from, ReadLimit::End).unwrap();
+    let (mut reader, start) = loop {
         match seek.step().unwrap() {
-            SeekOutcome::Seeking(further) => seek = further,
-            SeekOutcome::Found(walk, start) => break (walk, start),
+            SeekOutcome::Seeking(unfinished) => seek = unfinished,
+            SeekOutcome::Found(reader, start) => break (reader, start),
         }
     };
-    let mut heard: Vec<Heard> = Vec::new();
-    let mut is_over = false;
-    while !is_over {
-        is_over = walk.pull(ReadLimit::End).unwrap();
-        for item in walk.take(is_over) {
+    let mut items: Vec<Item> = Vec::new();
+    let mut at_end = false;
+    while !at_end {
+        at_end = reader.read(ReadLimit::End).unwrap();
+        for item in reader.take(at_end) {
             match item {
                 TailItem::FollowUnavailable => panic!("a file can be followed"),
-                TailItem::Gap(gap) => heard.push(Heard::Gap(gap)),
+                TailItem::Gap(gap) => items.push(Item::Gap(gap)),
                 TailItem::Lines(batch) => {
                     let lines = batch.lines.iter().enumerate();
                     for (index, line) in lines {
-                        add(&mut heard, batch.bytes(index), *line);
+                        add(&mut items, batch.bytes(index), *line);
                     }
                 }
             }
         }
     }
-    (start, heard)
+    (start, items)
 }
 
-/// Where lines are cut, and where they lie in a batch, is the reading's own affair.
-fn add(heard: &mut Vec<Heard>, bytes: &[u8], line: Line) {
-    match heard.last_mut() {
-        Some(Heard::Line(all, last)) if !last.ends && line.continues && last.stream == line.stream => {
+/// Adds a line, joined with its earlier pieces: where lines are cut depends on the read.
+fn add(items: &mut Vec<Item>, bytes: &[u8], line: Line) {
+    match items.last_mut() {
+        Some(Item::Line(all, last)) if !last.ends && line.continues && last.stream == line.stream => {
             all.extend_from_slice(bytes);
             (last.after, last.ends) = (line.after, line.ends);
         }
-        _ => heard.push(Heard::Line(bytes.to_vec(), Line { end: 0, ..line })),
+        _ => items.push(Item::Line(bytes.to_vec(), Line { end: 0, ..line })),
     }
 }
 
-impl Heard {
+impl Item {
     fn after(&self) -> Position {
         match self {
             Self::Line(_, line) => line.after,
@@ -149,67 +148,67 @@ impl Heard {
     }
 }
 
-/// Whether it is what the whole ends with. A gap that it begins with may be the rest of one that began in an earlier file.
-fn is_end_of(all: &[Heard], heard: &[Heard]) -> bool {
-    let Some(first) = all.len().checked_sub(heard.len()) else { return false };
-    match (&all[first..], heard) {
-        ([Heard::Gap(whole), rest @ ..], [Heard::Gap(part), heard @ ..]) => {
+/// Whether `items` is a suffix of `all`. Its first gap may be the rest of one that began in an earlier file.
+fn is_suffix(all: &[Item], items: &[Item]) -> bool {
+    let Some(first) = all.len().checked_sub(items.len()) else { return false };
+    match (&all[first..], items) {
+        ([Item::Gap(whole), rest @ ..], [Item::Gap(part), items @ ..]) => {
             let (lines, bytes) = (part.lines.min(whole.lines), part.bytes.min(whole.bytes));
-            SourceGap { lines, bytes, ..*whole } == *part && rest == heard
+            SourceGap { lines, bytes, ..*whole } == *part && rest == items
         }
-        (rest, heard) => rest == heard,
+        (rest, items) => rest == items,
     }
 }
 
-/// Behind a position the same comes as in the whole reading. In a log that has been rotated it may be that the first line is gone.
-fn check_after(dir: &tempfile::TempDir, files: usize, at: Position, expected: &[Heard]) {
-    let (start, mut heard) = read(dir, ReadFrom::After(at));
+/// Checks that a read after a position returns the rest of the whole. In a rotated log a gap may come first.
+fn check_after(dir: &tempfile::TempDir, files: usize, at: Position, expected: &[Item]) {
+    let (start, mut items) = read(dir, ReadFrom::After(at));
     assert_eq!(start, at);
-    if files > 1 && matches!(heard.first(), Some(Heard::Gap(gap)) if gap.cause == GapCause::Rotated) {
-        heard.remove(0);
+    if files > 1 && matches!(items.first(), Some(Item::Gap(gap)) if gap.cause == GapCause::Rotated) {
+        items.remove(0);
     }
-    assert_eq!(heard, expected, "{at:?}");
+    assert_eq!(items, expected, "{at:?}");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 
     #[test]
-    fn every_reading_is_a_part_of_the_whole(parts in prop::collection::vec(part(), 0..40)) {
+    fn every_read_is_suffix_of_whole(parts in prop::collection::vec(part(), 0..40)) {
         let dir = tempfile::tempdir().unwrap();
         let (files, now) = write(&dir, &parts);
         let (start, all) = read(&dir, ReadFrom::Start);
         prop_assert_eq!(start, Position::START);
         let mut before = start;
-        for (index, heard) in all.iter().enumerate() {
-            let (at, rest) = (heard.after(), &all[index + 1..]);
-            prop_assert!(at >= before, "{:?} behind {:?}", at, before);
-            // Other gaps have no position of their own.
+        for (index, item) in all.iter().enumerate() {
+            let (at, rest) = (item.after(), &all[index + 1..]);
+            prop_assert!(at >= before, "{:?} after {:?}", at, before);
+            // Other gaps have no own position.
             if at > before {
                 check_after(&dir, files, at, rest);
             }
-            if let Heard::Line(bytes, line) = heard && bytes.len() > 2 {
+            if let Item::Line(bytes, line) = item && bytes.len() > 2 {
                 let mut rest = rest.to_vec();
-                rest.insert(0, Heard::Line(bytes[2..].to_vec(), Line { continues: true, ..*line }));
+                rest.insert(0, Item::Line(bytes[2..].to_vec(), Line { continues: true, ..*line }));
                 check_after(&dir, files, before.after_bytes(2), &rest);
             }
             before = at;
         }
-        let ends = |heard: &[Heard]| heard.iter().filter_map(Heard::line).filter(|line| line.ends).count();
+        let ends = |items: &[Item]| items.iter().filter_map(Item::line).filter(|line| line.ends).count();
         for count in [1, 2, 5, 1_000] {
-            let (_, heard) = read(&dir, ReadFrom::Last(count as u64));
-            prop_assert_eq!(ends(&heard), count.min(ends(&all)));
-            prop_assert!(is_end_of(&all, &heard), "the last {}: {:?} of {:?}", count, heard, all);
+            let (_, items) = read(&dir, ReadFrom::Last(count as u64));
+            prop_assert_eq!(ends(&items), count.min(ends(&all)));
+            prop_assert!(is_suffix(&all, &items), "the last {}: {:?} of {:?}", count, items, all);
         }
         if parts.iter().any(|part| matches!(part, Part::Record { tick: ..0, .. })) {
             return Ok(());
         }
         for ago in -1..4 {
             let since = LogTime::from_nanos(now - ago);
-            let (_, heard) = read(&dir, ReadFrom::Since(since));
-            let lines = |from: &[Heard]| from.iter().filter_map(Heard::line).copied().collect::<Vec<_>>();
-            let first = all.iter().position(|heard| heard.line().is_some_and(|line| line.time >= since));
-            prop_assert_eq!(lines(&heard), lines(&all[first.unwrap_or(all.len())..]), "since {:?}", since);
+            let (_, items) = read(&dir, ReadFrom::Since(since));
+            let lines = |from: &[Item]| from.iter().filter_map(Item::line).copied().collect::<Vec<_>>();
+            let first = all.iter().position(|item| item.line().is_some_and(|line| line.time >= since));
+            prop_assert_eq!(lines(&items), lines(&all[first.unwrap_or(all.len())..]), "since {:?}", since);
         }
     }
 }

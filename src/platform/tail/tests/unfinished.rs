@@ -1,8 +1,8 @@
-//! Lines that have no end yet, and records of any length.
+//! Unfinished lines, and records of any length.
 
 use super::*;
 
-/// All bytes of the lines that are delivered, the position behind them, and how many gaps there are.
+/// Reads to the end. Returns the bytes of all lines, the position after them, and the number of gaps.
 async fn bytes(tail: &mut Tail) -> (Vec<u8>, Position, usize) {
     let (mut all, mut at, mut gaps) = (Vec::new(), tail.start, 0);
     while let Some(item) = next(tail).await {
@@ -20,7 +20,7 @@ async fn bytes(tail: &mut Tail) -> (Vec<u8>, Position, usize) {
 }
 
 #[tokio::test]
-async fn finished_lines_pass_an_endless_one_of_the_other_stream() {
+async fn finished_line_passes_endless_line_of_other_stream() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     let frame = format!("\r{}", "#".repeat(16_000));
@@ -44,7 +44,7 @@ async fn finished_lines_pass_an_endless_one_of_the_other_stream() {
 }
 
 #[tokio::test]
-async fn unfinished_line_is_delivered_while_it_is_followed() {
+async fn unfinished_line_is_returned_while_followed() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     let end = CancellationToken::new();
@@ -57,7 +57,7 @@ async fn unfinished_line_is_delivered_while_it_is_followed() {
         let Some(TailItem::Lines(batch)) = next(&mut tail).await else { panic!("lines") };
         at = at.after_bytes(content.len());
         assert_eq!((&batch.data[..], batch.lines[0].after), (content.as_bytes(), at));
-        // A new reader behind it gets no byte of it again.
+        // A new reader after that position receives no byte again.
         let mut other = open(&notifier, log(&dir), ReadFrom::After(at), FollowMode::No).await.unwrap();
         assert_eq!((other.start, rest(&mut other).await), (at, vec![]));
     }
@@ -67,7 +67,7 @@ async fn unfinished_line_is_delivered_while_it_is_followed() {
 }
 
 #[tokio::test]
-async fn pieces_written_together_come_as_one_line() {
+async fn pieces_written_together_are_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
     writer.raw("1970-01-01T00:00:01Z stdout P be\n1970-01-01T00:00:01Z stdout P gin\n");
@@ -80,7 +80,7 @@ async fn pieces_written_together_come_as_one_line() {
 }
 
 #[tokio::test]
-async fn record_of_any_length_is_delivered_in_pieces() {
+async fn record_of_any_length_is_returned_in_pieces() {
     const MIB: usize = 1024 * 1024;
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::new(dir.path());
@@ -89,7 +89,7 @@ async fn record_of_any_length_is_delivered_in_pieces() {
     for len in [MIB + 1, 3, longest] {
         writer.raw(record("stdout", len));
     }
-    // No record, and longer than a part.
+    // Garbage longer than a part.
     writer.raw("y".repeat(MIB) + "\n");
     writer.raw(record("stderr", 7));
     let mut tail = open(&Notifier::polling(), log(&dir), ReadFrom::Start, FollowMode::No).await.unwrap();
@@ -101,7 +101,7 @@ async fn record_of_any_length_is_delivered_in_pieces() {
         (end, gaps),
         (Position { time: LogTime::from_nanos(1_000_000_000), ordinal: 4, offset: 0 }, 1)
     );
-    // From within a line come exactly the bytes behind the position.
+    // A read from within a line returns exactly its remaining bytes.
     let before = Position { ordinal: 2, ..end };
     for offset in [1, 4_096, LINE_HELD_MAX_BYTES, LINE_HELD_MAX_BYTES + 1, longest] {
         let from = ReadFrom::After(before.after_bytes(offset));
