@@ -1,14 +1,13 @@
-//! Container logs as Kubernetes runtimes keep them: the grammar of a record, both ways, and in [`path`] the layout of the
-//! files. Pure: no input or output, no clock.
+//! Parses and writes the log records of Kubernetes runtimes; [`path`] has the layout of the files. Pure: no I/O, no clock.
 //!
-//! A record is one line of a file: `TIMESTAMP stdout|stderr TAGS CONTENT`. The content is the container's own bytes, whatever
-//! they are, without the newline. TAGS are separated by `:`; the first says whether the line ends with this record (`F`, full)
-//! or goes on in the stream's next one (`P`, partial). The grammar is that of the CRI's log format ("Kubelet CRI logging",
-//! kubernetes/design-proposals-archive), read leniently: runtimes differ in the digits and zone of the timestamp.
+//! A record is one line of a file: `TIMESTAMP stdout|stderr TAGS CONTENT`. The content is arbitrary bytes of the container, without
+//! the newline. TAGS are separated by `:`. The first is `F` (full) if the line ends with this record, or `P` (partial) if it
+//! continues in the stream's next one. The grammar is that of the CRI's log format ("Kubelet CRI logging",
+//! kubernetes/design-proposals-archive), parsed leniently: runtimes differ in the digits and zone of the timestamp.
 //!
-//! Two further tags are our own. `lost=LINES/BYTES` marks the place where our log writer had to drop output, and `inexact` beside
-//! it means that more may be lost, or if the numbers are zero, that anything may be. To any other reader such a record is a line
-//! with a notice in it. Tags that are not known are skipped.
+//! Two tags are our own. `lost=LINES/BYTES` marks a place where our log writer dropped output. `inexact` beside it means that the
+//! numbers are lower bounds; if they are zero, perhaps nothing was lost. For other readers the record is a line with a
+//! notice. Unknown tags are skipped.
 
 pub mod path;
 
@@ -19,29 +18,29 @@ use memchr::memchr;
 pub use crate::model::line::Stream;
 use crate::model::time::LogTime;
 
-/// The length of `2026-11-23T12:00:00`.
+/// Length of `2026-11-23T12:00:00`.
 const SECONDS_LEN: usize = 19;
 
-/// Digits of a whole fraction of a second.
+/// Most digits of a fraction of a second.
 const FRACTION_DIGITS: usize = 9;
 
-/// Longest timestamp: nine digits of fraction and an offset of the zone, `2026-11-23T12:00:00.123456789+01:00`.
+/// Longest timestamp, with a fraction and a zone: `2026-11-23T12:00:00.123456789+01:00`.
 const TIME_MAX_LEN: usize = 35;
 
-/// Name of the tag for output that was dropped.
+/// Tag of a record about dropped output.
 const LOST_TAG: &str = "lost=";
 
-/// The tag beside it if the numbers are lower bounds.
+/// Additional tag if the numbers are lower bounds.
 const INEXACT_TAG: &str = "inexact";
 
-/// Output that a log writer had to drop.
+/// Output that a log writer dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DroppedOutput {
-    /// Lines, those included that were written only in part.
+    /// Number of lines, including those written in part.
     pub lines: u64,
-    /// Their bytes, newlines included.
+    /// Number of bytes, including newlines.
     pub bytes: u64,
-    /// Whether these are all. If not, the numbers are lower bounds, and zero means that nothing may be lost.
+    /// Whether the numbers are exact. Otherwise they are lower bounds, and zero means that perhaps nothing was lost.
     pub exact: bool,
 }
 
@@ -50,35 +49,34 @@ pub struct DroppedOutput {
 pub struct Record<'a> {
     /// When it was written.
     pub time: LogTime,
-    /// Where to.
+    /// The stream it was written to.
     pub stream: Stream,
-    /// Whether the line goes on in the next record of the same stream.
+    /// Whether the line continues in the next record of the same stream.
     pub partial: bool,
-    /// Set if this record stands for output that was dropped; the content is then a notice for people.
+    /// Set if this record stands for dropped output; the content is then a notice for people.
     pub lost: Option<DroppedOutput>,
     /// The container's bytes, without a newline.
     pub content: &'a [u8],
 }
 
-/// Reads records one after the other. It remembers the last second it saw, which most often is that of the next record: only a
-/// new one costs a reading of the calendar.
+/// Parses records. Caches the last second, which the next record usually shares, to avoid calendar arithmetic.
 #[derive(Clone, Debug, Default)]
 pub struct Parser {
-    /// The last `2026-11-23T12:00:00`, and its nanoseconds since the epoch if it is UTC.
-    seen: Option<([u8; SECONDS_LEN], i64)>,
+    /// The last `2026-11-23T12:00:00`, and its nanoseconds since the epoch as UTC.
+    last_second: Option<([u8; SECONDS_LEN], i64)>,
 }
 
-/// Reads one record, given without its newline; `None` if it is not one. For many use a [`Parser`].
+/// Parses one record, given without its newline. For many, use a [`Parser`].
 pub fn parse(record: &[u8]) -> Option<Record<'_>> {
     Parser::default().parse(record)
 }
 
-/// Appends `record` and its newline. The content must hold no newline: it would begin another record.
+/// Appends `record` and a newline to `out`. The content must contain no newline, which would begin another record.
 pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
     debug_assert!(memchr(b'\n', record.content).is_none(), "newline in a record's content");
     let (time, stream) = (record.time, record.stream.name());
     let tag = if record.partial { 'P' } else { 'F' };
-    // Writing to a vector does not fail.
+    // Writing to a vector cannot fail.
     let _ = write!(out, "{time} {stream} {tag}");
     if let Some(DroppedOutput { lines, bytes, exact }) = record.lost {
         let _ = write!(out, ":{LOST_TAG}{lines}/{bytes}");
@@ -94,8 +92,8 @@ pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
 // === impl Stream ===
 
 impl Stream {
-    /// As records have it.
-    pub const fn name(self) -> &'static str {
+    /// Returns the stream's name in records.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
@@ -111,7 +109,7 @@ impl Stream {
     }
 }
 
-// === impl Lost ===
+// === impl DroppedOutput ===
 
 impl DroppedOutput {
     fn parse(tag: &[u8]) -> Option<Self> {
@@ -123,7 +121,7 @@ impl DroppedOutput {
 // === impl Parser ===
 
 impl Parser {
-    /// Reads one record, given without its newline; `None` if it is not one.
+    /// Parses one record, given without its newline.
     pub fn parse<'a>(&mut self, record: &'a [u8]) -> Option<Record<'a>> {
         let (time, rest) = cut(record)?;
         let (stream, rest) = cut(rest)?;
@@ -133,22 +131,22 @@ impl Parser {
         Some(Record { time: self.time(time)?, stream: Stream::parse(stream)?, partial, lost, content })
     }
 
-    /// Reads RFC 3339 with up to nine digits of fraction, in UTC or with an offset.
-    pub(in crate::platform) fn time(&mut self, text: &[u8]) -> Option<LogTime> {
+    /// Parses an RFC 3339 time with up to nine digits of fraction, in UTC or with an offset.
+    pub(super) fn time(&mut self, text: &[u8]) -> Option<LogTime> {
         let (seconds, rest) = text.split_first_chunk::<SECONDS_LEN>()?;
         let Some(nanos) = utc_fraction(rest) else {
             return slow_time(text);
         };
-        let base = match self.seen {
-            Some((seen, base)) if seen == *seconds => base,
+        let base = match self.last_second {
+            Some((second, base)) if second == *seconds => base,
             _ => {
                 let mut whole = [b'Z'; SECONDS_LEN + 1];
                 whole[..SECONDS_LEN].copy_from_slice(seconds);
-                // In the first second of the range only the text as a whole lies within it.
+                // The range of times begins within a second, whose start is outside of it.
                 let Some(base) = slow_time(&whole).map(LogTime::as_nanos) else {
                     return slow_time(text);
                 };
-                self.seen = Some((*seconds, base));
+                self.last_second = Some((*seconds, base));
                 base
             }
         };
@@ -156,7 +154,7 @@ impl Parser {
     }
 }
 
-/// The text before the first space, and what is behind it.
+/// Splits at the first space.
 #[inline]
 fn cut(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = memchr(b' ', text)?;
@@ -180,7 +178,7 @@ fn parse_tags(tags: &[u8]) -> Option<(bool, Option<DroppedOutput>)> {
     Some((partial, lost.map(|lost| DroppedOutput { exact, ..lost })))
 }
 
-/// The nanoseconds of `Z`, `.Z`, `.5Z`, `.123456789Z`; `None` for anything else.
+/// Returns the nanoseconds of `Z`, `.Z`, `.5Z` or `.123456789Z`; `None` for other texts.
 #[inline]
 fn utc_fraction(text: &[u8]) -> Option<i64> {
     let text = text.strip_suffix(b"Z")?;
@@ -203,7 +201,7 @@ fn utc_fraction(text: &[u8]) -> Option<i64> {
     Some(nanos)
 }
 
-/// Reads any timestamp that begins as those of RFC 3339 do.
+/// Parses any RFC 3339 timestamp.
 #[cold]
 fn slow_time(text: &[u8]) -> Option<LogTime> {
     if text.len() > TIME_MAX_LEN || text.get(10) != Some(&b'T') {
@@ -223,22 +221,22 @@ mod tests {
     const NANOS: i64 = 1_795_435_200_123_456_789;
     const TIME: &str = "2026-11-23T12:00:00.123456789Z";
 
-    /// Partial, lost (lines, bytes), content.
+    /// Partial, dropped (lines, bytes), content.
     type Parts<'a> = (bool, Option<(u64, u64)>, &'a str);
 
     #[track_caller]
     fn check(record: &str, expected: Option<Parts<'_>>) {
         let parsed = parse(record.as_bytes());
-        let found = parsed.map(|record| {
+        let actual = parsed.map(|record| {
             assert_eq!(record.time, LogTime::from_nanos(NANOS));
             let lost = record.lost.map(|lost| (lost.lines, lost.bytes));
             (record.partial, lost, std::str::from_utf8(record.content).unwrap())
         });
-        assert_eq!(found, expected, "{record:?}");
+        assert_eq!(actual, expected, "{record:?}");
     }
 
     #[test]
-    fn records() {
+    fn records_are_parsed_leniently() {
         check(&format!("{TIME} stdout F hello world"), Some((false, None, "hello world")));
         check(&format!("{TIME} stderr P  two  spaces "), Some((true, None, " two  spaces ")));
         check(&format!("{TIME} stdout F "), Some((false, None, "")));
@@ -268,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn content_need_not_be_text() {
+    fn content_may_be_any_bytes() {
         let mut record = format!("{TIME} stderr F ").into_bytes();
         record.extend_from_slice(&[0xff, 0, b'\r']);
         assert_eq!(parse(&record).unwrap().content, [0xff, 0, b'\r']);
@@ -281,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn timestamps() {
+    fn timestamps_of_any_zone_are_parsed() {
         let second = NANOS - 123_456_789;
         check_time("2026-11-23T12:00:00Z", Some(second));
         check_time("2026-11-23T12:00:00.5Z", Some(second + 500_000_000));
@@ -309,7 +307,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(
+        fn written_records_are_parsed_back(
             records in prop::collection::vec(
                 (
                     times(),
@@ -342,7 +340,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_makes_it_panic(record in prop::collection::vec(any::<u8>(), 0..80), at in 0_usize..40) {
+        fn any_bytes_parse_without_panic(record in prop::collection::vec(any::<u8>(), 0..80), at in 0_usize..40) {
             let _ = parse(&record);
             let mut close = format!("{TIME} stdout F:lost=1/2 x").into_bytes();
             if let Some(byte) = record.first() {

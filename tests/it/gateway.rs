@@ -207,7 +207,7 @@ fn a_full_disk_costs_lines_and_nothing_else() {
     let (world, lease, gateway) = serve_with(World::limitable(), &[("web", STEADY, 2)], &[]);
     gateway.program.limit_files(Some(32 * 1024));
     let mut follower = world.follow(gateway.address, "alice", &lease);
-    gateway.program.until_said_times("cannot write log, dropping output", 2);
+    gateway.program.until_said_times("failed to write log, dropping output", 2);
     let read = gateway.metric("leasemux_lines_in_total");
     // For a while nothing can be written. That the services go on can be seen elsewhere.
     let full = world.number("printed");

@@ -1,58 +1,58 @@
-//! What an operator may choose, and what follows from it for the processes.
+//! Settings of the local platform, and the processes that follow from them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::backoff::Backoff;
 use super::ipc::Spec;
 use super::launch::Launcher;
 use super::rotate::Rotation;
 use super::sdl::{Sdl, Service};
+use super::supervisor::Backoff;
 use crate::model::id::LeaseId;
 use crate::model::limits::RUNS_MAX;
 use crate::platform::Error;
 use crate::platform::cri::DroppedOutput;
 
-/// The running program, even if its file was replaced or removed since it was started.
+/// The running program, even if its file was replaced or removed.
 const SELF_EXE: &str = "/proc/self/exe";
 
-/// Where programs are looked for if the gateway itself was not told.
+/// PATH of services if the gateway has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Size at which a log is rotated: the kubelet's `containerLogMaxSize`.
 pub const ROTATE_MAX_BYTES: u64 = 10 * 1024 * 1024;
 
-/// Files of a run that are kept: the kubelet's `containerLogMaxFiles`.
+/// Number of files kept per run: the kubelet's `containerLogMaxFiles`.
 pub const ROTATE_FILES: usize = 5;
 
-/// Ended runs of a replica whose logs are kept: some minutes of crashing, with the waits between.
+/// Number of ended runs per replica whose logs are kept: some minutes of crashes, including the back-off.
 pub const KEPT_RUNS: usize = 10;
 
-/// Default time between the SIGTERM to a service's first process and the SIGKILL to all of its processes, in a restart and at
-/// the gateway's end: what `docker stop` waits. (The kubelet's 30 s are longer than a person waits at a terminal.)
+/// Default time from SIGTERM to a service's first process until SIGKILL to all its processes, at a restart and at shutdown: the same
+/// as `docker stop`. The kubelet's 30 s are too long for a person at a terminal.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// What to run, and how.
+/// Settings of a [`LocalPlatform`](super::LocalPlatform).
 #[derive(Clone, Debug)]
 pub struct LocalConfig {
-    /// Where logs and homes are kept; made if it is not there. One gateway at a time uses it.
+    /// Directory of logs and homes, created if needed. Used by one gateway at a time.
     pub data_dir: PathBuf,
-    /// The leases and what they run.
+    /// The leases and their services.
     pub leases: Vec<(LeaseId, Sdl)>,
-    /// The program that is executed as [`shim`](super::shim): this one, so its `main` must hand over to [`shim::main`](super::shim::main).
+    /// The program executed as the [`shim`](super::shim). Its `main` must call [`shim::main`](super::shim::main).
     pub exe: PathBuf,
-    /// Told to services as `AKASH_CLUSTER_PUBLIC_HOSTNAME`.
+    /// Value of `AKASH_CLUSTER_PUBLIC_HOSTNAME` in services.
     pub public_hostname: String,
     /// PATH of the services.
     pub path: String,
     /// Size at which a log is rotated, in bytes.
     pub rotate_max_bytes: u64,
-    /// Files of one run that are kept, the one being written included; at least 1.
+    /// Number of files kept per run, including the active one; at least 1.
     pub rotate_files: usize,
-    /// Ended runs of a replica whose logs are kept, below [`RUNS_MAX`].
+    /// Number of ended runs per replica whose logs are kept, below [`RUNS_MAX`].
     pub kept_runs: usize,
-    /// The waits between the runs of a replica.
+    /// Delays between the runs of a replica.
     pub backoff: Backoff,
     /// Time between SIGTERM and SIGKILL when a run is restarted.
     pub stop_grace: Duration,
@@ -61,8 +61,7 @@ pub struct LocalConfig {
 // === impl LocalConfig ===
 
 impl LocalConfig {
-    /// Runs `leases` with everything else as usual: the defaults of this module, this process's program, its PATH, and
-    /// `localhost`.
+    /// Runs `leases` with default settings: the constants of this module, this process's program and PATH, and `localhost`.
     pub fn new(data_dir: PathBuf, leases: Vec<(LeaseId, Sdl)>) -> Self {
         Self {
             data_dir,
@@ -78,8 +77,8 @@ impl LocalConfig {
         }
     }
 
-    /// The environment is that of an Akash provider's containers (its `cluster/kube/builder/workload.go`): its own variables
-    /// unless the SDL sets them.
+    /// Returns the program of a service. Its environment is that of an Akash provider's containers (the provider's
+    /// `cluster/kube/builder/workload.go`); the SDL may override every variable.
     pub(super) fn spec(&self, lease: &LeaseId, service: &Service, home: &Path) -> Result<Spec, Error> {
         let home_text = home
             .to_str()
@@ -101,7 +100,7 @@ impl LocalConfig {
         Ok(Spec { command: service.command.clone(), env: env.into_iter().collect(), dir: home.to_owned() })
     }
 
-    /// `lost` is what is missing at the end of the run before.
+    /// Returns the launcher of a replica. `lost` is the unreported loss of its last run.
     pub(super) fn launcher(&self, spec: Spec, logs: PathBuf, lost: DroppedOutput) -> Result<Launcher, Error> {
         let exe = std::path::absolute(&self.exe)
             .map_err(|error| Error::io(format!("program {}", self.exe.display()), error))?;

@@ -1,7 +1,7 @@
-//! What the gateway, a shim and the shim's second stage say to one another: JSON with its length in front, over a socket.
+//! Messages between the gateway, a shim and the shim's second stage: length-prefixed JSON over a socket.
 //!
-//! The socket is the shim's standard input, so that nothing about a service stands in the shim's own arguments or
-//! environment, and it is the lifeline as well: its end tells the shim that the gateway is gone.
+//! The socket is the shim's standard input, so that a service's settings do not appear in the shim's own arguments or
+//! environment. It is also the lifeline: when it closes, the gateway is gone.
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -12,71 +12,62 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-/// Longest message, in bytes: a command and an environment as long as an SDL can make them, each byte escaped.
+/// Longest message: the longest command and environment of an SDL, with every byte escaped.
 const FRAME_MAX_BYTES: usize = 8 * 1024 * 1024;
 
-/// Bytes of the length in front of a message.
+/// Size of the length prefix.
 const LENGTH_BYTES: usize = size_of::<u32>();
 
-/// What to run, and in what surroundings.
+/// A program and its environment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Spec {
-    /// Program and arguments; the program is looked up in the PATH of `env`.
+    /// Program and arguments. The program is found by the PATH of `env`.
     pub(super) command: Vec<String>,
-    /// The whole environment.
+    /// The complete environment.
     pub(super) env: Vec<(String, String)>,
     /// The working directory.
     pub(super) dir: PathBuf,
 }
 
-/// What the gateway tells a shim, beginning with [`Order::Start`].
+/// An order from the gateway to a shim. The first is [`Order::Start`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Start this.
+    /// Start the service.
     Start(Spec),
-    /// End it: politely at first, by force after so many milliseconds.
-    Stop {
-        /// Milliseconds from now.
-        grace_ms: u64,
-    },
+    /// Stop the service: SIGTERM now, SIGKILL after the grace period.
+    Stop { grace_ms: u64 },
 }
 
-/// What a shim tells the gateway: that it started the service or could not, and at last that nothing of it is left.
+/// A report from a shim: first that the service was started or not, finally that it ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Report {
-    /// The program runs.
+    /// The program is up.
     Started,
-    /// The program cannot be started.
+    /// The program could not be started.
     NotStarted(StartFailure),
-    /// The program ended, and every process that came of it is gone.
-    Ended {
-        /// Its exit code, if it exited.
-        exit_code: Option<i32>,
-        /// The signal, if one ended it.
-        signal: Option<i32>,
-    },
+    /// The program and all its descendants are gone.
+    Ended { exit_code: Option<i32>, signal: Option<i32> },
 }
 
-/// Why a program cannot be started.
+/// Why a program could not be started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StartFailure {
-    /// What a shell would say: [`NOT_FOUND`] or [`NOT_EXECUTABLE`].
+    /// The exit code a shell would use: [`NOT_FOUND`] or [`NOT_EXECUTABLE`].
     pub(super) exit_code: i32,
-    /// For people.
     pub(super) message: String,
 }
 
-/// The exit code of a program that is not there (POSIX, "Exit Status for Commands").
+/// Exit code for a program that does not exist (POSIX, "Exit Status for Commands").
 pub(super) const NOT_FOUND: i32 = 127;
 
-/// The exit code of a program that is there and cannot be executed.
+/// Exit code for a program that cannot be executed.
 pub(super) const NOT_EXECUTABLE: i32 = 126;
 
-/// Messages over a socket.
+/// Sends and receives messages.
 #[derive(Debug)]
 pub(super) struct Frames {
     socket: UnixStream,
-    /// What was read and is not a whole message yet.
+    /// Received bytes of an incomplete message.
     read: BytesMut,
 }
 
@@ -88,12 +79,12 @@ impl Frames {
         Ok(Self { socket: UnixStream::from_std(socket)?, read: BytesMut::new() })
     }
 
-    /// Sends a message. If cancelled, it may have been sent in part, and the socket is of no further use.
+    /// Sends a message. Not cancel safe: the socket is unusable if a message was sent in part.
     pub(super) async fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
         self.socket.write_all(&encode(message)?).await
     }
 
-    /// The next message; `None` if the other side is gone. Nothing is lost if it is cancelled.
+    /// Receives the next message; `None` if the peer is gone. Cancel safe.
     pub(super) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             if let Some(length) = self.read.first_chunk::<LENGTH_BYTES>() {
@@ -107,7 +98,7 @@ impl Frames {
             match self.socket.read_buf(&mut self.read).await {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
-                // The other side died with something unread.
+                // The peer died with unread data.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -115,7 +106,7 @@ impl Frames {
     }
 }
 
-/// The bytes of a message.
+/// Encodes a message with its length prefix.
 pub(super) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; LENGTH_BYTES];
     serde_json::to_writer(&mut frame, message)?;
@@ -130,7 +121,7 @@ pub(super) fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// Reads one message, waiting for it.
+/// Reads one message, blocking.
 pub(super) fn read<T: DeserializeOwned>(source: &mut impl Read) -> io::Result<T> {
     let mut length = [0; LENGTH_BYTES];
     source.read_exact(&mut length)?;
@@ -162,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_arrive_whole_however_they_are_cut() {
+    async fn messages_are_reassembled_from_pieces() {
         let (ours, theirs) = StdStream::pair().unwrap();
         let mut frames = Frames::new(ours).unwrap();
         let mut theirs = Frames::new(theirs).unwrap();
@@ -185,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_read_in_one_go() {
+    fn message_is_read_synchronously() {
         let bytes = encode(&spec()).unwrap();
         assert_eq!(read::<Spec>(&mut bytes.as_slice()).unwrap(), spec());
         assert!(read::<Spec>(&mut &bytes[..bytes.len() - 1]).is_err());
     }
 
     #[test]
-    fn a_length_beyond_the_limit_is_refused() {
+    fn length_over_limit_is_rejected() {
         assert!(read::<Spec>(&mut [0xff; 8].as_slice()).is_err());
     }
 }

@@ -1,21 +1,25 @@
-//! One real run: log, shim and pump, from the first to the last byte.
+//! Executes one run of a service: starts its shim, copies its output into its log, and waits for its end.
 
-use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use tokio::net::unix::pipe;
+use tokio::process::{Child, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ipc::{NOT_EXECUTABLE, Report, Spec, StartFailure};
-use super::output_copier::{blocking, pump};
-use super::process::Process;
-use super::rotate::{Files, LogFile, Rotation};
+use super::ipc::{Frames, NOT_EXECUTABLE, Order, Report, Spec, StartFailure};
+use super::output_copier::{Outputs, blocking, copy_output};
+use super::rotate::{LogFile, RealFs, Rotation};
+use super::shim;
 use super::status_publisher::StatusPublisher;
-use super::stop_signal::StopSignal;
 use super::store::{make_dir, mark_ended, mark_open, prune};
-use super::supervisor::{Outcome, Runs};
-use super::writer::{NOTHING, Writer};
+use super::supervisor::{RunOutcome, Runner, StopSignal};
+use super::writer::{NO_LOSS, Writer};
 use crate::model::time::LogTime;
 use crate::model::view::RunEnd;
 use crate::platform::cri::DroppedOutput;
@@ -23,27 +27,34 @@ use crate::platform::cri::DroppedOutput;
 /// Starts the runs of one replica.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    /// The program that is the shim.
+    /// The program that is executed as the shim.
     pub(super) exe: PathBuf,
     pub(super) spec: Spec,
     /// Directory of the logs.
     pub(super) logs: PathBuf,
     pub(super) rotation: Rotation,
-    /// Ended runs whose logs are kept.
+    /// Number of ended runs whose logs are kept.
     pub(super) kept_runs: usize,
-    /// Output of runs that have ended which was lost, and is to be told of in the log of the next one.
+    /// Lost output of earlier runs, to be reported in the log of the next one.
     pub(super) lost: DroppedOutput,
 }
 
-/// What became of a process.
+/// The shim of a run. Dropping it closes the lifeline: the shim then ends the service and itself.
+#[derive(Debug)]
+struct Process {
+    control: Frames,
+    shim: Child,
+}
+
+/// How a process ended.
 #[derive(Debug, Default)]
 struct ProcessOutcome {
     failure: Option<StartFailure>,
-    /// When it was known to run.
+    /// When it was up.
     up: Option<Instant>,
-    /// Why it was ended, if it was.
+    /// Why it was stopped, if it was.
     stopped: Option<&'static str>,
-    /// `None` if the shim died before it could tell.
+    /// Exit code and signal. `None` if the shim died before it could report.
     status: Option<(Option<i32>, Option<i32>)>,
     /// How the shim ended.
     shim: Option<ExitStatus>,
@@ -51,87 +62,53 @@ struct ProcessOutcome {
 
 // === impl Launcher ===
 
-impl Runs for Launcher {
-    async fn run(&mut self, restarts: u32, board: &StatusPublisher, stop: &mut StopSignal) -> Outcome {
-        self.prepare(restarts, board).await;
+impl Runner for Launcher {
+    async fn run(&mut self, restarts: u32, status: &StatusPublisher, stop: &mut StopSignal) -> RunOutcome {
+        self.prepare(restarts, status).await;
         let (logs, rotation) = (self.logs.clone(), self.rotation);
-        let lost = std::mem::replace(&mut self.lost, NOTHING);
-        let begin = move || {
-            // Without it a loss at the gateway's sudden end could not be reported, and that is all.
+        let lost = std::mem::replace(&mut self.lost, NO_LOSS);
+        let open = move || {
+            // Without the mark, a loss at a crash of the gateway is not reported; the run itself is not affected.
             if let Err(error) = mark_open(&logs) {
-                tracing::warn!(%error, logs = %logs.display(), "failed to mark the log as open");
+                tracing::warn!(%error, logs = %logs.display(), "failed to mark log as open");
             }
-            let mut writer = Writer::new(LogFile::new(Files, logs, restarts, rotation), lost);
+            let mut writer = Writer::new(LogFile::new(RealFs, logs, restarts, rotation), lost);
             writer.flush(LogTime::now());
             writer
         };
-        let writer = blocking(begin).await;
+        let writer = blocking(open).await;
         let started = LogTime::now();
         let (process, outputs) = match Process::start(&self.exe, self.spec.clone()).await {
-            Ok(run) => run,
+            Ok(process) => process,
             Err(error) => {
                 self.lost = blocking(move || writer.finish(started)).await;
                 self.log_ended().await;
                 return ProcessOutcome::shim_failed(&error).outcome(started);
             }
         };
-        let silence = CancellationToken::new();
-        let pump = pump(outputs, writer, silence.clone());
-        let attend = async {
-            let _silent = silence.drop_guard();
-            attend(process, restarts, stop, || board.started(restarts, started)).await
+        let ended = CancellationToken::new();
+        let copy = copy_output(outputs, writer, ended.clone());
+        let wait = async {
+            let _ended = ended.drop_guard();
+            process.wait(restarts, stop, || status.started(restarts, started)).await
         };
-        let (fate, lost) = tokio::join!(attend, pump);
+        let (outcome, lost) = tokio::join!(wait, copy);
         self.lost = lost;
         self.log_ended().await;
-        fate.outcome(started)
+        outcome.outcome(started)
     }
-}
-
-/// Stays with the process of run `number` until nothing of it is left, ending it early if `stop` says so.
-async fn attend(
-    mut process: Process,
-    number: u32,
-    stop: &mut StopSignal,
-    on_start: impl Fn(),
-) -> ProcessOutcome {
-    let mut fate = ProcessOutcome::default();
-    loop {
-        tokio::select! {
-            biased;
-            asked = stop.asked(number) => {
-                fate.stopped = Some(asked.reason);
-                process.stop(asked.grace).await;
-            }
-            report = process.report() => match report {
-                Some(Report::Started) => {
-                    fate.up = Some(Instant::now());
-                    on_start();
-                }
-                Some(Report::NotStarted(failure)) => fate.failure = Some(failure),
-                Some(Report::Ended { exit_code, signal }) => {
-                    fate.status = Some((exit_code, signal));
-                    break;
-                }
-                None => break,
-            },
-        }
-    }
-    fate.shim = process.gone().await;
-    fate
 }
 
 impl Launcher {
-    /// All output of the run is written.
     async fn log_ended(&self) {
         let logs = self.logs.clone();
         if let Err(error) = blocking(move || mark_ended(&logs)).await {
-            tracing::warn!(%error, logs = %self.logs.display(), "failed to mark the log as ended");
+            tracing::warn!(%error, logs = %self.logs.display(), "failed to mark log as ended");
         }
     }
 
-    /// Makes room and directories for run `next`: the run before it may have removed its own.
-    async fn prepare(&self, next: u32, board: &StatusPublisher) {
+    /// Makes room and directories for run `next`. The run before it may have removed its own.
+    async fn prepare(&self, next: u32, status: &StatusPublisher) {
         let (logs, home, keep) = (self.logs.clone(), self.spec.dir.clone(), self.kept_runs);
         let prepared = blocking(move || {
             make_dir(&home)?;
@@ -139,19 +116,93 @@ impl Launcher {
             prune(&logs, next, keep)
         });
         match prepared.await {
-            Ok(oldest) => board.forget_before(oldest),
+            Ok(oldest) => status.forget_before(oldest),
             Err(error) => {
-                tracing::warn!(%error, logs = %self.logs.display(), "cannot prepare directories for the next run");
+                tracing::warn!(%error, logs = %self.logs.display(), "failed to prepare directories for next run");
             }
         }
+    }
+}
+
+// === impl Process ===
+
+impl Process {
+    /// Starts a shim, `exe`, and orders it to start `spec`. Its first report says whether that worked.
+    ///
+    /// # Errors
+    /// If the shim itself cannot be started.
+    async fn start(exe: &Path, spec: Spec) -> io::Result<(Self, Outputs)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let (stdout, service_stdout) = io::pipe()?;
+        let (stderr, service_stderr) = io::pipe()?;
+        let shim = Command::new(exe)
+            .arg0(shim::NAME)
+            .args(["shim", shim::RUN_STAGE])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::from(service_stdout))
+            .stderr(Stdio::from(service_stderr))
+            .spawn()?;
+        let outputs = Outputs {
+            stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
+            stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
+        };
+        let mut process = Self { control: Frames::new(ours)?, shim };
+        match process.control.send(&Order::Start(spec)).await {
+            // A broken pipe means that the shim died. The missing report shows that, and its error is in the outputs.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+            _ => Ok((process, outputs)),
+        }
+    }
+
+    /// Waits until all processes of run `number` are gone, stopping them if `stop` requests it.
+    async fn wait(mut self, number: u32, stop: &mut StopSignal, on_start: impl Fn()) -> ProcessOutcome {
+        let mut outcome = ProcessOutcome::default();
+        loop {
+            tokio::select! {
+                biased;
+                request = stop.requested(number) => {
+                    outcome.stopped = Some(request.reason);
+                    self.stop(request.grace).await;
+                }
+                report = self.control.next() => match report.ok().flatten() {
+                    Some(Report::Started) => {
+                        outcome.up = Some(Instant::now());
+                        on_start();
+                    }
+                    Some(Report::NotStarted(failure)) => outcome.failure = Some(failure),
+                    Some(Report::Ended { exit_code, signal }) => {
+                        outcome.status = Some((exit_code, signal));
+                        break;
+                    }
+                    // The shim died or sends garbage.
+                    None => break,
+                },
+            }
+        }
+        let Self { control, mut shim } = self;
+        // Closes the lifeline, which ends a shim that sends garbage.
+        drop(control);
+        // Fails only if the shim was waited for elsewhere.
+        outcome.shim = shim.wait().await.ok();
+        outcome
+    }
+
+    /// Sends SIGTERM to the service's first process, and SIGKILL to all that are left when it exits or after `grace`. The last
+    /// report still follows.
+    async fn stop(&mut self, grace: Duration) {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        // If the shim is dead, the missing report shows that.
+        let _ = self.control.send(&Order::Stop { grace_ms }).await;
     }
 }
 
 // === impl ProcessOutcome ===
 
 impl ProcessOutcome {
-    fn shim_failed(error: &std::io::Error) -> Self {
-        tracing::error!(%error, "cannot start a process");
+    fn shim_failed(error: &io::Error) -> Self {
+        tracing::error!(%error, "failed to start process");
         Self {
             failure: Some(StartFailure {
                 exit_code: NOT_EXECUTABLE,
@@ -161,7 +212,7 @@ impl ProcessOutcome {
         }
     }
 
-    fn outcome(self, started: LogTime) -> Outcome {
+    fn outcome(self, started: LogTime) -> RunOutcome {
         let (exit_code, signal, reason) = match (&self.failure, self.status, self.stopped) {
             (Some(failure), ..) => (Some(failure.exit_code), None, "StartError"),
             (None, Some((exit_code, signal)), Some(reason)) => (exit_code, signal, reason),
@@ -169,16 +220,16 @@ impl ProcessOutcome {
             (None, Some((exit_code, signal)), None) => (exit_code, signal, "Error"),
             (None, None, _) => (None, None, "Error"),
         };
-        // Killed by somebody, or it could not do its work: then the log says why.
+        // The shim was killed, or it failed and the log says why.
         let lost_shim = self.shim.filter(|_| self.status.is_none());
-        Outcome {
+        RunOutcome {
             started,
             end: RunEnd { time: LogTime::now(), exit_code, signal, reason: reason.to_owned() },
             up: self.up.map_or(Duration::ZERO, |up| up.elapsed()),
             message: self
                 .failure
                 .map(|failure| failure.message)
-                .or_else(|| lost_shim.map(|how| format!("the process that supervises it ended ({how})"))),
+                .or_else(|| lost_shim.map(|status| format!("its supervising process ended ({status})"))),
         }
     }
 }
@@ -188,9 +239,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons() {
-        let check = |fate: ProcessOutcome, expected: (Option<i32>, Option<i32>, &str)| {
-            let outcome = fate.outcome(LogTime::MIN);
+    fn end_reason_follows_from_process_outcome() {
+        let check = |process: ProcessOutcome, expected: (Option<i32>, Option<i32>, &str)| {
+            let outcome = process.outcome(LogTime::MIN);
             let end = outcome.end;
             assert_eq!((end.exit_code, end.signal, end.reason.as_str()), expected);
         };
@@ -201,7 +252,7 @@ mod tests {
         check(ended(None), (None, None, "Error"));
         let stopped = ProcessOutcome { stopped: Some("GatewayStopped"), ..ended(Some((None, Some(15)))) };
         check(stopped, (None, Some(15), "GatewayStopped"));
-        let error = std::io::Error::other("no more processes");
+        let error = io::Error::other("no more processes");
         check(ProcessOutcome::shim_failed(&error), (Some(126), None, "StartError"));
     }
 }

@@ -1,4 +1,4 @@
-//! Carries what a run prints from its pipes into its log.
+//! Copies a run's output from its pipes into its log.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -8,37 +8,43 @@ use tokio::net::unix::pipe;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::process::Outputs;
 use super::rotate::LogFs;
 use super::writer::Writer;
 use crate::model::time::LogTime;
 use crate::platform::cri::{DroppedOutput, Stream};
 
-/// Most bytes taken from a pipe at a time: as many as a pipe holds, unless its writer enlarged it.
+/// Largest read from a pipe: a pipe's default capacity.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Most bytes taken from a pipe after the last process of the run has gone: as many as a pipe can hold without privilege
-/// (`/proc/sys/fs/pipe-max-size`). Were there more, somebody who is not of the run would be writing.
+/// Largest read from a pipe after the run's last process is gone: the largest capacity a pipe can have without privileges
+/// (`/proc/sys/fs/pipe-max-size`). More could only come from a process that does not belong to the run.
 const REST_MAX_BYTES: u64 = 1024 * 1024;
 
-/// How often it is tried to write the notice of a loss while nothing else comes.
+/// Interval of attempts to write the notice of a loss while there is no output.
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
 
-/// How long an unfinished line waits for its end before it is written as a partial record. With the 100 ms that a reader waits
-/// ([`tail`](crate::platform::tail)), and the 250 ms after which one without inotify looks again ([`POLL`](crate::sys::notify::POLL)), it is
-/// sent within 500 ms.
+/// How long an unfinished line waits for its end before it is written as a partial record. Together with the 100 ms that a reader
+/// waits ([`tail`](crate::platform::tail)) and the 250 ms polling interval without inotify
+/// ([`POLL`](crate::sys::notify::POLL)), it is sent within 500 ms.
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
-/// Reads `outputs` and writes the log until `ended`, then what is left in the pipes, and returns when all is written: what is
-/// lost and could not be told. Never makes the run wait for more than the disk takes, nor keeps it from ending.
-pub(super) async fn pump<D: LogFs>(
+/// The reading ends of a service's output pipes.
+#[derive(Debug)]
+pub(super) struct Outputs {
+    pub(super) stdout: pipe::Receiver,
+    pub(super) stderr: pipe::Receiver,
+}
+
+/// Writes `outputs` to the log until `ended`, then the rest of the pipes. Returns losses that the log could not report. The run
+/// waits for nothing but the disk, and its end for nothing at all.
+pub(super) async fn copy_output<F: LogFs>(
     outputs: Outputs,
-    mut writer: Writer<D>,
+    mut writer: Writer<F>,
     ended: CancellationToken,
 ) -> DroppedOutput {
     let mut stdout = Some(outputs.stdout);
     let mut stderr = Some(outputs.stderr);
-    // When the unfinished lines are written.
+    // When unfinished lines must be written.
     let mut due: Option<Instant> = None;
     loop {
         tokio::select! {
@@ -47,12 +53,12 @@ pub(super) async fn pump<D: LogFs>(
             () = readable(stdout.as_ref()) => {}
             () = readable(stderr.as_ref()) => {}
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-            () = tokio::time::sleep(NOTICE_RETRY), if writer.owes_notice() => {}
+            () = tokio::time::sleep(NOTICE_RETRY), if writer.has_unreported_loss() => {}
         }
         let is_due = due.is_some_and(|due| due <= Instant::now());
         let now = LogTime::now();
-        // Where both have something nobody can tell which came first. What is on stderr is often about what was printed before
-        // it: read first and put last, it comes behind all of that.
+        // The order between two readable pipes is unknown. Messages on stderr are often about earlier output on stdout: reading stderr
+        // first and writing it last puts them after that output.
         let errors = take(&mut stderr);
         let batch = [(Stream::Stdout, take(&mut stdout)), (Stream::Stderr, errors)];
         writer = blocking(move || {
@@ -72,10 +78,9 @@ pub(super) async fn pump<D: LogFs>(
     }
     blocking(move || {
         for (stream, pipe) in [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
-            let rest = pipe.map(rest).transpose();
-            match rest {
+            match pipe.map(rest).transpose() {
                 Ok(rest) => writer.append(stream, &rest.unwrap_or_default(), LogTime::now()),
-                Err(error) => tracing::error!(%error, "reading the rest of a service's output"),
+                Err(error) => tracing::error!(%error, "failed to read rest of service output"),
             }
         }
         writer.finish(LogTime::now())
@@ -83,27 +88,27 @@ pub(super) async fn pump<D: LogFs>(
     .await
 }
 
-/// Waits until there is something to read, or the end of it.
+/// Waits until a pipe is readable or at its end.
 async fn readable(pipe: Option<&pipe::Receiver>) {
     match pipe {
-        // An error comes again when reading.
+        // An error is returned again by the read.
         Some(pipe) => drop(pipe.readable().await),
         None => std::future::pending().await,
     }
 }
 
-/// What can be read now; lets go of a pipe that has ended.
+/// Reads what is available. Closes a pipe that has ended.
 fn take(pipe: &mut Option<pipe::Receiver>) -> Vec<u8> {
     let mut output = Vec::new();
     if let Some(open) = pipe {
-        // Made only once there is something: a quiet service costs no buffer.
+        // Allocated per read, so that an idle service costs no buffer.
         output.reserve_exact(READ_BYTES);
         match open.try_read_buf(&mut output) {
             Ok(0) => *pipe = None,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                tracing::error!(%error, "reading a service's output");
+                tracing::error!(%error, "failed to read service output");
                 *pipe = None;
             }
         }
@@ -111,9 +116,9 @@ fn take(pipe: &mut Option<pipe::Receiver>) -> Vec<u8> {
     output
 }
 
-/// Everything that is left in a pipe, whether or not it has ended.
+/// Reads everything left in a pipe, whether or not it has ended.
 fn rest(pipe: pipe::Receiver) -> io::Result<Vec<u8>> {
-    // Asked of the kernel, not of the runtime: it may not have heard of the last bytes yet.
+    // Read from the kernel directly: the runtime may not know of the last bytes yet.
     let pipe = File::from(pipe.into_nonblocking_fd()?);
     let mut rest = Vec::new();
     match pipe.take(REST_MAX_BYTES).read_to_end(&mut rest) {
@@ -122,13 +127,13 @@ fn rest(pipe: pipe::Receiver) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Does `work` where waiting for a disk hinders nobody.
+/// Runs `work`, which may wait for a disk, on the blocking pool.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going away, and this task with it.
+            // The runtime is shutting down, and this task with it.
             Err(_) => std::future::pending().await,
         },
     }
@@ -140,8 +145,8 @@ mod tests {
 
     use super::*;
     use crate::platform::cri;
-    use crate::platform::local::rotate::{Files, LogFile, Rotation};
-    use crate::platform::local::writer::NOTHING;
+    use crate::platform::local::rotate::{LogFile, RealFs, Rotation};
+    use crate::platform::local::writer::NO_LOSS;
 
     fn pipes() -> (Outputs, io::PipeWriter, io::PipeWriter) {
         let (stdout, stdout_writer) = io::pipe().unwrap();
@@ -154,22 +159,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_in_the_pipes_at_the_end_is_written_though_they_stay_open() {
+    async fn rest_of_open_pipes_is_written_at_end() {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..20 {
             let (outputs, mut stdout, mut stderr) = pipes();
             let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-            let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), round, rotation), NOTHING);
+            let writer = Writer::new(LogFile::new(RealFs, dir.path().to_owned(), round, rotation), NO_LOSS);
             let ended = CancellationToken::new();
             stdout.write_all(&b"x".repeat(1_000)).unwrap();
-            let pump = pump(outputs, writer, ended.clone());
+            let copy = copy_output(outputs, writer, ended.clone());
             let end = async {
                 tokio::task::yield_now().await;
                 stdout.write_all(b"\nlast").unwrap();
                 stderr.write_all(b"end\n").unwrap();
                 ended.cancel();
             };
-            tokio::join!(pump, end);
+            tokio::join!(copy, end);
             let log = std::fs::read(dir.path().join(format!("{round}.log"))).unwrap();
             let mut contents: Vec<_> = log
                 .strip_suffix(b"\n")
@@ -183,11 +188,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unfinished_lines_are_written_without_their_end() {
+    async fn unfinished_line_is_written_after_wait() {
         let dir = tempfile::tempdir().unwrap();
         let (outputs, mut stdout, mut stderr) = pipes();
         let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-        let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), 0, rotation), NOTHING);
+        let writer = Writer::new(LogFile::new(RealFs, dir.path().to_owned(), 0, rotation), NO_LOSS);
         let ended = CancellationToken::new();
         let log = dir.path().join("0.log");
         let written = async |tags: &[&str]| {
@@ -212,15 +217,15 @@ mod tests {
             written(&["stdout P Password: ", "stderr F whole", "stderr P \r 1 %", "stdout F "]).await;
             ended.cancel();
         };
-        tokio::join!(pump(outputs, writer, ended.clone()), write);
+        tokio::join!(copy_output(outputs, writer, ended.clone()), write);
     }
 
     #[tokio::test]
-    async fn pipes_that_end_early_do_not_end_it() {
+    async fn closed_pipe_does_not_end_copying() {
         let dir = tempfile::tempdir().unwrap();
         let (outputs, stdout, mut stderr) = pipes();
         let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-        let writer = Writer::new(LogFile::new(Files, dir.path().to_owned(), 0, rotation), NOTHING);
+        let writer = Writer::new(LogFile::new(RealFs, dir.path().to_owned(), 0, rotation), NO_LOSS);
         let ended = CancellationToken::new();
         drop(stdout);
         let end = async {
@@ -228,7 +233,7 @@ mod tests {
             drop(stderr);
             ended.cancel();
         };
-        tokio::join!(pump(outputs, writer, ended.clone()), end);
+        tokio::join!(copy_output(outputs, writer, ended.clone()), end);
         let log = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
         assert!(log.ends_with(" stderr F still here\n"), "{log}");
     }

@@ -1,9 +1,7 @@
-//! The files of one run's log: the one being written, and those rotated away.
+//! The files of one run's log: the active one and rotated ones.
 //!
-//! A log never holds half a record: what a failed write left behind is cut off before anything else is written.
-//!
-//! Somebody may remove, move or empty a log while it is written, to make room on a disk that is full, say. What is written then goes
-//! into a new file, or follows what is left.
+//! A log never keeps half a record: the rest of a failed write is cut off before anything else is written. If another process
+//! removes, moves or empties the active file, for example to free space, output continues in a new file or after the remainder.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,17 +14,17 @@ use super::store::make_dir;
 use crate::model::time::LogTime;
 use crate::platform::cri::path::{LogName, rotation_suffix};
 
-/// What a log needs of a file system.
+/// The file system operations of a log.
 pub(super) trait LogFs: fmt::Debug + Send + 'static {
     /// An open file.
     type File: fmt::Debug + Send;
-    /// Opens a file to append to it. It is made if it is not there, and so is its directory.
+    /// Opens a file to append to it. Creates it and its directory if needed.
     fn open(&mut self, path: &Path) -> io::Result<Self::File>;
-    /// Bytes in an open file, and whether it is the one at `path`.
-    fn look(&mut self, file: &Self::File, path: &Path) -> io::Result<(u64, bool)>;
-    /// Appends some of `bytes`; tells how many.
+    /// Returns the size of an open file, and whether it is the one at `path`.
+    fn stat(&mut self, file: &Self::File, path: &Path) -> io::Result<(u64, bool)>;
+    /// Appends some of `bytes`. Returns how many.
     fn write(&mut self, file: &mut Self::File, bytes: &[u8]) -> io::Result<usize>;
-    /// Cuts off what is behind `length`.
+    /// Cuts a file to `length`.
     fn truncate(&mut self, file: &mut Self::File, length: u64) -> io::Result<()>;
     /// Renames a file.
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()>;
@@ -34,51 +32,51 @@ pub(super) trait LogFs: fmt::Debug + Send + 'static {
     fn remove(&mut self, path: &Path) -> io::Result<()>;
 }
 
-/// The real one.
+/// The operating system's file system.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Files;
+pub(super) struct RealFs;
 
 /// When files are rotated, and how many are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rotation {
-    /// A file that would grow beyond this is rotated first.
+    /// A file is rotated before it would exceed this size.
     pub(super) max_bytes: u64,
-    /// Files of one run that are kept, the one being written included.
+    /// Number of files kept per run, including the active one.
     pub(super) files: usize,
 }
 
 /// The log of one run.
 #[derive(Debug)]
-pub(super) struct LogFile<D: LogFs> {
-    disk: D,
+pub(super) struct LogFile<F: LogFs> {
+    fs: F,
     dir: PathBuf,
     restarts: u32,
     rotation: Rotation,
-    /// `None` until it could be opened.
-    open: Option<Open<D::File>>,
-    /// Names of the rotated files that are kept, oldest first.
+    /// The active file. `None` until it could be opened.
+    active: Option<Active<F::File>>,
+    /// Rotated files that are kept, oldest first.
     rotated: VecDeque<PathBuf>,
 }
 
 #[derive(Debug)]
-struct Open<F> {
+struct Active<F> {
     file: F,
-    /// Bytes in it that are whole records.
+    /// Size of the complete records in it.
     len: u64,
-    /// Bytes behind them that are not, and are to be cut off.
-    torn: u64,
+    /// Size of an incomplete record after them, to be cut off.
+    incomplete: u64,
 }
 
-/// An append that failed; `kept` bytes are in the file, and stay there.
+/// A failed append. The first `kept` bytes were written and stay.
 #[derive(Debug)]
 pub(super) struct PartialWrite {
     pub(super) kept: usize,
     pub(super) error: io::Error,
 }
 
-// === impl Files ===
+// === impl RealFs ===
 
-impl LogFs for Files {
+impl LogFs for RealFs {
     type File = File;
 
     fn open(&mut self, path: &Path) -> io::Result<File> {
@@ -92,14 +90,14 @@ impl LogFs for Files {
         }
     }
 
-    fn look(&mut self, file: &File, path: &Path) -> io::Result<(u64, bool)> {
+    fn stat(&mut self, file: &File, path: &Path) -> io::Result<(u64, bool)> {
         let open = file.metadata()?;
-        let is_there = match std::fs::metadata(path) {
-            Ok(there) => (open.dev(), open.ino()) == (there.dev(), there.ino()),
+        let is_same = match std::fs::metadata(path) {
+            Ok(named) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(error),
         };
-        Ok((open.len(), is_there))
+        Ok((open.len(), is_same))
     }
 
     fn write(&mut self, file: &mut File, bytes: &[u8]) -> io::Result<usize> {
@@ -121,29 +119,29 @@ impl LogFs for Files {
 
 // === impl LogFile ===
 
-impl<D: LogFs> LogFile<D> {
-    /// The log of run `restarts` in `dir`. Nothing is opened yet.
-    pub(super) fn new(disk: D, dir: PathBuf, restarts: u32, rotation: Rotation) -> Self {
-        Self { disk, dir, restarts, rotation, open: None, rotated: VecDeque::new() }
+impl<F: LogFs> LogFile<F> {
+    /// Creates the log of run `restarts` in `dir`. Opens nothing.
+    pub(super) fn new(fs: F, dir: PathBuf, restarts: u32, rotation: Rotation) -> Self {
+        Self { fs, dir, restarts, rotation, active: None, rotated: VecDeque::new() }
     }
 
-    /// Makes the file, so that there is a log even if nothing is ever written to it.
+    /// Creates the file, so that a log exists even without output.
     pub(super) fn create(&mut self) -> io::Result<()> {
-        self.opened().map(drop)
+        self.ensure_open().map(drop)
     }
 
-    /// Bytes in the file that is being written.
+    /// Returns the size of the active file.
     pub(super) fn len(&self) -> u64 {
-        self.open.as_ref().map_or(0, |open| open.len)
+        self.active.as_ref().map_or(0, |active| active.len)
     }
 
-    /// Beyond how many bytes a file should not grow.
+    /// Returns the size at which a file should be rotated.
     pub(super) fn max_bytes(&self) -> u64 {
         self.rotation.max_bytes
     }
 
-    /// Appends whole records, which end at `ends` (growing, the last one is the length of `records`). If that fails, the whole
-    /// records among what could be written are kept and the rest is cut off.
+    /// Appends complete records that end at `ends` (growing; the last is the length of `records`). On failure the records that
+    /// were written completely are kept, and the rest is cut off.
     pub(super) fn append(
         &mut self,
         records: &[u8],
@@ -156,22 +154,22 @@ impl<D: LogFs> LogFile<D> {
         } else {
             ends.take_while(|end| *end <= written).last().unwrap_or(0)
         };
-        if let Some(open) = &mut self.open {
-            open.len += kept as u64;
-            open.torn += (written - kept) as u64;
-            // What cannot be cut off now is before the next write.
-            let _ = Self::mend(&mut self.disk, open);
+        if let Some(active) = &mut self.active {
+            active.len += kept as u64;
+            active.incomplete += (written - kept) as u64;
+            // If that fails now, it is repeated before the next write.
+            let _ = Self::cut_incomplete(&mut self.fs, active);
         }
         result.map_err(|error| PartialWrite { kept, error })
     }
 
     fn write_all(&mut self, bytes: &[u8], written: &mut usize) -> io::Result<()> {
-        self.opened()?;
-        let Some(open) = &mut self.open else {
+        self.ensure_open()?;
+        let Some(active) = &mut self.active else {
             return Err(io::ErrorKind::NotFound.into());
         };
         while let Some(rest) = bytes.get(*written..).filter(|rest| !rest.is_empty()) {
-            match self.disk.write(&mut open.file, rest) {
+            match self.fs.write(&mut active.file, rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => *written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -181,58 +179,58 @@ impl<D: LogFs> LogFile<D> {
         Ok(())
     }
 
-    /// Sees to it that the file is open, is still the one with its name, and ends with a whole record.
-    fn opened(&mut self) -> io::Result<()> {
+    /// Ensures that the file is open, still has its name, and ends with a complete record.
+    fn ensure_open(&mut self) -> io::Result<()> {
         let path = self.path();
-        let found = self.open.as_ref().map(|open| self.disk.look(&open.file, &path)).transpose()?;
-        let open = if let (Some(open), Some((len, true))) = (self.open.take(), found) {
-            Open { len: len.saturating_sub(open.torn), ..open }
+        let stat = self.active.as_ref().map(|active| self.fs.stat(&active.file, &path)).transpose()?;
+        let active = if let (Some(active), Some((len, true))) = (self.active.take(), stat) {
+            Active { len: len.saturating_sub(active.incomplete), ..active }
         } else {
-            let file = self.disk.open(&path)?;
-            let (len, _) = self.disk.look(&file, &path)?;
-            Open { file, len, torn: 0 }
+            let file = self.fs.open(&path)?;
+            let (len, _) = self.fs.stat(&file, &path)?;
+            Active { file, len, incomplete: 0 }
         };
-        Self::mend(&mut self.disk, self.open.insert(open))
+        Self::cut_incomplete(&mut self.fs, self.active.insert(active))
     }
 
-    fn mend(disk: &mut D, open: &mut Open<D::File>) -> io::Result<()> {
-        if open.torn > 0 {
-            disk.truncate(&mut open.file, open.len)?;
-            open.torn = 0;
+    fn cut_incomplete(fs: &mut F, active: &mut Active<F::File>) -> io::Result<()> {
+        if active.incomplete > 0 {
+            fs.truncate(&mut active.file, active.len)?;
+            active.incomplete = 0;
         }
         Ok(())
     }
 
-    /// Moves the file away under a name of `now`, unless it is empty, removes the oldest ones beyond what is kept, and begins a new
-    /// file. `now` must be greater than at any call before.
+    /// Renames the active file, unless it is empty, with a suffix made of `now`, removes surplus old files, and starts a new one.
+    /// `now` must be greater than in every earlier call.
     pub(super) fn rotate(&mut self, now: LogTime) -> io::Result<()> {
-        self.opened()?;
+        self.ensure_open()?;
         if self.len() == 0 {
             return Ok(());
         }
         let name = LogName { rotated: Some(rotation_suffix(now)), ..LogName::active(self.restarts) };
         let to = self.dir.join(name.to_string());
-        match self.disk.rename(&self.path(), &to) {
+        match self.fs.rename(&self.path(), &to) {
             Ok(()) => self.rotated.push_back(to),
-            // Somebody has been quicker.
+            // Another process removed or renamed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        self.open = None;
+        self.active = None;
         while self.rotated.len() >= self.rotation.files.max(1) {
             let Some(oldest) = self.rotated.front() else { break };
-            match self.disk.remove(oldest) {
+            match self.fs.remove(oldest) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(%error, file = %oldest.display(), "cannot remove rotated log, trying again later");
+                    tracing::warn!(%error, file = %oldest.display(), "failed to remove rotated log, will retry");
                     break;
                 }
                 _ => drop(self.rotated.pop_front()),
             }
         }
-        self.opened()
+        self.ensure_open()
     }
 
-    /// The file that is being written.
+    /// Returns the path of the active file.
     pub(super) fn path(&self) -> PathBuf {
         self.dir.join(LogName::active(self.restarts).to_string())
     }

@@ -1,11 +1,11 @@
-//! Reads an Akash SDL (version 2.0, or 2.1 and later) as far as running its services as processes needs it.
+//! Parses the parts of an Akash SDL (version 2.0, or 2.1 and later) that are needed to run its services as processes.
 //!
-//! What a provider needs beyond that (`profiles`, `expose`, `image`, `params`, `credentials`, `endpoints` …) is accepted and not
-//! looked at. All faults of a file are reported at once, each naming its place. A file that is too large, or small and meant to
-//! become large (aliases of aliases), is refused before it costs anything.
+//! Other keys (`profiles`, `expose`, `image`, `params`, `credentials`, `endpoints` …) are accepted and ignored. All errors of a file
+//! are reported at once, each with its place. Files that are too large, or expand to too much (aliases of aliases), are rejected
+//! early.
 //!
-//! Source of the form: `go/sdl` of akash-network/chain-sdk. As there, a number may stand where a text is wanted and is taken
-//! letter by letter; only the first YAML document is read; and a service that `deployment` does not name is not run.
+//! The format follows `go/sdl` of akash-network/chain-sdk: a number is accepted as text, exactly as written; only the first YAML
+//! document is read; and a service that `deployment` does not name is not run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,38 +19,38 @@ use serde_saphyr::budget::BudgetBreach;
 
 use crate::model::id::ServiceName;
 
-/// Largest SDL file, in bytes: the longest ones in the wild have some ten thousand.
+/// Largest SDL file. The largest published ones have some ten thousand bytes.
 pub const SDL_MAX_BYTES: usize = 256 * 1024;
 
-/// Most services in an SDL; each has at least one process.
+/// Most services of an SDL. Each has at least one process.
 pub const SERVICES_MAX: usize = 64;
 
-/// Most replicas of one service: they share this one machine.
+/// Most replicas of a service. They share one machine.
 pub const COUNT_MAX: u32 = 64;
 
-/// Most entries of one `command`, `args` or `env`.
+/// Most entries of a `command`, `args` or `env`.
 pub const LIST_MAX: usize = 1_024;
 
-/// Faults that are told of one file; whoever has more than that reads the wrong file.
+/// Most errors reported per file. A file with more is probably not an SDL.
 const FAULTS_MAX: usize = 64;
 
-/// Most YAML nodes in a file, aliases replayed included: each costs some ten bytes of a file.
+/// Most YAML nodes of a file, including expanded aliases. Each takes about ten bytes of a file.
 const NODES_MAX: usize = 20_000;
 
-/// Deepest nesting in a file: an SDL has about eight levels.
+/// Deepest nesting of a file. An SDL has about eight levels.
 const DEPTH_MAX: usize = 32;
 
-/// How deep the scanner may look ahead: twice as far as it does for a key (YAML 1.2.2, 7.4.2: 1,024 characters), so that a file
-/// that is nested too deep meets [`DEPTH_MAX`], whose error tells the number.
+/// Limit of the scanner's lookahead: twice that for a key (YAML 1.2.2, 7.4.2: 1,024 characters), so that deep nesting exceeds
+/// [`DEPTH_MAX`] first, whose error names the limit.
 const FLOW_LOOKAHEAD_MAX: usize = 2_048;
 
-/// Most anchors, aliases and merge keys in a file: some per service.
+/// Most anchors, aliases and merge keys of a file: a few per service.
 const ALIASES_MAX: usize = 512;
 
-/// Major version of the form.
+/// Supported major version.
 const MAJOR: u64 = 2;
 
-/// What to run: never empty.
+/// A parsed SDL with at least one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sdl {
     /// The services, by name.
@@ -60,22 +60,22 @@ pub struct Sdl {
 /// One service of an [`Sdl`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// `command` and `args`, one behind the other; never empty.
+    /// `command` followed by `args`; never empty.
     pub command: Vec<String>,
-    /// `env`, names and values in the order given; of two with one name the later holds.
+    /// `env`, in the given order. Later entries override earlier ones of the same name.
     pub env: Vec<(String, String)>,
-    /// How many replicas, in all placements; never zero.
+    /// Number of replicas in all placements; never zero.
     pub count: u32,
 }
 
-/// Everything that is wrong with an SDL.
+/// The errors of an SDL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SdlError {
-    /// Each fault, with its place; never empty.
+    /// Each error with its place; never empty.
     pub faults: Vec<String>,
 }
 
-/// The texts that are kept, exactly as written. Read after [`Checker`] found the form to be right.
+/// The used texts, exactly as written. Parsed after [`Checker`] has accepted the structure.
 #[derive(Deserialize)]
 struct Texts {
     services: BTreeMap<String, Option<ServiceTexts>>,
@@ -88,7 +88,7 @@ struct ServiceTexts {
     env: Option<Vec<String>>,
 }
 
-/// Walks the untyped file and collects what is wrong.
+/// Checks the untyped file and collects its errors.
 #[derive(Default)]
 struct Checker {
     faults: Vec<String>,
@@ -97,26 +97,26 @@ struct Checker {
 // === impl Sdl ===
 
 impl Sdl {
-    /// Reads the file at `path`.
+    /// Reads and parses the file at `path`.
     ///
     /// # Errors
-    /// All faults of the file; or that it cannot be read.
+    /// If the file cannot be read, or all its errors.
     pub fn read(path: &Path) -> Result<Self, SdlError> {
         let mut bytes = Vec::new();
         let limit = SDL_MAX_BYTES as u64 + 1;
         std::fs::File::open(path)
             .and_then(|file| file.take(limit).read_to_end(&mut bytes))
             .map_err(|error| SdlError::one(format!("cannot be read: {error}")))?;
-        // The limit may lie within a character.
+        // Checked before decoding, because the limit may cut a character.
         check_size(bytes.len())?;
         let text = String::from_utf8(bytes).map_err(|_| SdlError::one("is not UTF-8".to_owned()))?;
         Self::parse(&text)
     }
 
-    /// Reads an SDL.
+    /// Parses an SDL.
     ///
     /// # Errors
-    /// All faults of it.
+    /// All errors of the text.
     pub fn parse(text: &str) -> Result<Self, SdlError> {
         check_size(text.len())?;
         let text = first_document(text);
@@ -145,8 +145,8 @@ fn check_size(bytes: usize) -> Result<(), SdlError> {
     Ok(())
 }
 
-/// Returns the first YAML document of `text`. A line that begins with `---` or `...` separates documents wherever it stands
-/// (YAML 1.2.2, 9.1.2), so this needs no parser.
+/// Returns the first YAML document of `text`. Needs no parser, because a line that begins with `---` or `...` always separates
+/// documents (YAML 1.2.2, 9.1.2).
 fn first_document(text: &str) -> &str {
     let mut begun = false;
     let mut start = 0;
@@ -166,7 +166,7 @@ fn first_document(text: &str) -> &str {
     text
 }
 
-/// Parses one YAML document within the bounds of an SDL.
+/// Parses one YAML document within the limits of an SDL.
 fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -181,7 +181,7 @@ fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
             max_recorded_anchor_events: NODES_MAX,
             max_recorded_anchor_bytes: SDL_MAX_BYTES,
             max_total_scalar_bytes: SDL_MAX_BYTES,
-            // One anchor that every service refers to is usual.
+            // One anchor used by every service is common.
             enforce_alias_anchor_ratio: false,
         },
         alias_limits: serde_saphyr::alias_limits! {
@@ -190,7 +190,7 @@ fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
             max_alias_expansions_per_anchor: ALIASES_MAX,
         },
         non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::AsString,
-        // A snippet would repeat what stands in the file, and that may be a password.
+        // A snippet would show content of the file, which may be a password.
         with_snippet: false,
     };
     serde_saphyr::from_str_with_options(text, options).map_err(|error| {
@@ -199,12 +199,12 @@ fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
                 Some(at) => format!("{limit} (line {})", at.line()),
                 None => limit,
             },
-            None => format!("is not YAML, or not of the kind that an SDL is: {error}"),
+            None => format!("is not valid YAML for an SDL: {error}"),
         })
     })
 }
 
-/// Names the limit that a file is beyond, if `error` is about one: the library's own words do not tell it.
+/// Names the limit that a file exceeds, if `error` is about one. The library's message does not.
 fn limit_exceeded(error: &Error) -> Option<String> {
     Some(match error {
         Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => return limit_exceeded(error),
@@ -223,7 +223,7 @@ fn limit_exceeded(error: &Error) -> Option<String> {
             BudgetBreach::RecordedAnchorBytes { .. } => {
                 format!("has more than {SDL_MAX_BYTES} bytes in anchors")
             }
-            _ => "is not balanced, or larger than an SDL can be".to_owned(),
+            _ => "is unbalanced, or exceeds the limits of an SDL".to_owned(),
         },
         Error::AliasReplayLimitExceeded { .. } | Error::AliasReplayCounterOverflow { .. } => {
             format!("has aliases that stand for more than {NODES_MAX} YAML nodes")
@@ -241,12 +241,12 @@ fn limit_exceeded(error: &Error) -> Option<String> {
 // === impl ServiceTexts ===
 
 impl ServiceTexts {
-    /// `None` if it has no command, which [`Checker`] has found already.
+    /// Returns `None` without a command, which [`Checker`] has reported.
     fn into_service(self, count: u32) -> Option<Service> {
         let mut command = self.command?;
         command.extend(self.args.unwrap_or_default());
         let env = self.env.unwrap_or_default().into_iter().map(|entry| {
-            // As the provider does: a name alone has the empty value.
+            // As in the provider, a name without `=` has an empty value.
             let (name, value) = entry.split_once('=').unwrap_or((&entry, ""));
             (name.to_owned(), value.to_owned())
         });
@@ -263,7 +263,7 @@ impl Checker {
         }
     }
 
-    /// Checks everything; tells how many replicas each service has (of those that are right).
+    /// Checks the file. Returns the number of replicas of each valid service.
     fn file(&mut self, file: &Value) -> BTreeMap<ServiceName, u32> {
         if !scalar(file.get("version")).is_some_and(|version| is_known_version(&version)) {
             self.fault("version", "must be 2.0, or 2.1 or a later 2.x");
@@ -292,7 +292,7 @@ impl Checker {
             .collect()
     }
 
-    /// The mapping at a key of the file's top level, which must be there and hold something.
+    /// Returns the mapping at a top-level key, which must exist and not be empty.
     fn map<'a>(&mut self, file: &'a Value, key: &str) -> Option<&'a Map<String, Value>> {
         let map = file.get(key).and_then(Value::as_object).filter(|map| !map.is_empty());
         if map.is_none() {
@@ -301,7 +301,7 @@ impl Checker {
         map
     }
 
-    /// Checks a service. One that is not deployed may be without a command, as it is not run.
+    /// Checks a service. One that is not deployed needs no command.
     fn service(&mut self, place: &str, service: &Value, deployed: bool) {
         if service.is_null() && !deployed {
             return;
@@ -338,7 +338,7 @@ impl Checker {
         }
     }
 
-    /// A list of texts, if that is what it is. Numbers are shown as understood, not as written.
+    /// Checks and returns a list of texts. Numbers are normalized, not as written.
     fn texts(&mut self, place: &str, list: &Value) -> Option<Vec<String>> {
         let Some(list) = list.as_array() else {
             self.fault(place, "must be a list of strings");
@@ -386,7 +386,7 @@ impl Checker {
     }
 }
 
-/// Whether `text` is a version that chain-sdk takes: 2.0.0, or 2.1.0 and later, read tolerantly (`2`, `2.1`, `v2.0.0`).
+/// Whether chain-sdk accepts the version `text`: 2.0.0, or 2.1.0 and later, parsed leniently (`2`, `2.1`, `v2.0.0`).
 fn is_known_version(text: &str) -> bool {
     let text = text.trim();
     let mut numbers = [0_u64; 3];
@@ -402,7 +402,7 @@ fn is_known_version(text: &str) -> bool {
     parts.next().is_none() && major == MAJOR && (minor > 0 || patch == 0)
 }
 
-/// What may stand for a text: anything but nothing, a list and a mapping.
+/// Returns a value accepted as text: not null, a list or a mapping.
 fn scalar(value: Option<&Value>) -> Option<String> {
     match value? {
         Value::String(text) => Some(text.clone()),
@@ -455,7 +455,7 @@ deployment:
     }
 
     #[test]
-    fn a_service_is_read_letter_by_letter() {
+    fn texts_are_kept_as_written() {
         let sdl = Sdl::parse(WEB).unwrap();
         let web = &sdl.services[&"web".parse().unwrap()];
         assert_eq!(web.command, ["sh", "-c", "echo $A", "8080", "1.10", "0x1F", "yes"]);
@@ -466,7 +466,7 @@ deployment:
     }
 
     #[test]
-    fn versions() {
+    fn supported_versions_are_accepted() {
         for good in ["'2.0'", "\"2.1\"", "2.0", "2.1", "'2'", "2", "v2.0.0", "'2.2'", "'2.1.3'", "' 2.0 '"] {
             assert!(Sdl::parse(&WEB.replace("'2.0'", good)).is_ok(), "{good}");
         }
@@ -479,7 +479,7 @@ deployment:
     }
 
     #[test]
-    fn service_that_is_not_deployed_is_not_run() {
+    fn undeployed_service_is_not_run() {
         let spares =
             ["  spare: {image: y}\n", "  spare: {command: []}\n", "  spare:\n", "  Spare_Name: {image: y}\n"];
         for spare in spares {
@@ -536,7 +536,7 @@ deployment:
     }
 
     #[test]
-    fn one_anchor_may_be_used_by_every_service() {
+    fn anchor_may_be_used_by_every_service() {
         let entries = "*a, ".repeat(200);
         let text = WEB.replace("env: [A=1, 'B=x=y', C]", &format!("env: [&a A=1, {entries}]"));
         assert_eq!(Sdl::parse(&text).unwrap().services[&"web".parse().unwrap()].env.len(), 201);
@@ -550,7 +550,7 @@ deployment:
     }
 
     #[test]
-    fn a_service_without_command_is_told_why() {
+    fn missing_command_is_explained() {
         let faults = faults(&WEB.replace("    command: [sh, -c]\n", ""));
         assert_eq!(faults.len(), 1);
         assert!(faults[0].starts_with("services.web.command: is missing"), "{faults:?}");
@@ -558,7 +558,7 @@ deployment:
     }
 
     #[test]
-    fn all_faults_are_told_at_once() {
+    fn all_errors_are_reported_at_once() {
         let found = faults(
             "
 version: '1'
@@ -604,7 +604,7 @@ deployment:
     }
 
     #[test]
-    fn what_is_no_sdl_at_all() {
+    fn other_texts_are_rejected() {
         for text in ["", "[]", "--- a\n--- b", "hello", "services: {}", "version: '2.0'\nservices: 3"] {
             let places: BTreeSet<String> = faults(text)
                 .iter()
@@ -618,7 +618,7 @@ deployment:
     }
 
     #[test]
-    fn what_is_too_large_is_refused() {
+    fn oversized_sdl_is_rejected() {
         let long = format!("{WEB}# {}", "x".repeat(SDL_MAX_BYTES));
         assert!(faults(&long)[0].contains("larger than"));
         let services: Vec<String> =
@@ -633,7 +633,7 @@ deployment:
     }
 
     #[test]
-    fn a_file_that_cannot_be_taken_is_told_why() {
+    fn unreadable_file_is_explained() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let check = |content: &[u8], expected: &str| {
             std::fs::write(file.path(), content).unwrap();
@@ -646,7 +646,7 @@ deployment:
     }
 
     #[test]
-    fn an_alias_bomb_does_not_go_off() {
+    fn alias_bomb_is_rejected() {
         let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
         for level in 1..12 {
             let below = format!("*a{}, ", level - 1).repeat(9);

@@ -1,17 +1,17 @@
-//! The process between the gateway and one run of a service: `leasemux shim`, not for people.
+//! The process between the gateway and one run of a service (`leasemux shim`, for internal use).
 //!
-//! What it promises: when the gateway ends, however it ends, or asks for it, or the service's first process ends, every process
-//! that came of the service is gone soon after, those included that made sessions of their own or left their parents. How:
+//! It guarantees that all processes of the service, including those in other sessions and orphans, are gone soon after the gateway
+//! ends in any way, requests it, or the service's first process ends:
 //!
-//! - it is the subreaper of everything below it, so that whoever loses its parent becomes its child and can be found;
-//! - its standard input is a socket from the gateway, and the end of that is the end of all (the lifeline);
-//! - it starts the service through a second stage, itself executed again, that asks for SIGKILL on the shim's death before it
-//!   becomes the service: so the service's first process does not outlive even a shim that is killed. What else came of the
-//!   service may: nobody is left to find it.
+//! - It is the subreaper of its descendants, so orphans become its children and can be found.
+//! - Its standard input is a socket from the gateway. When that closes, the service is stopped (the lifeline).
+//! - It starts the service through a second stage: it executes itself again, requests SIGKILL for the death of the shim, and becomes the
+//!   service. So the service's first process does not outlive even a killed shim. Other processes of the service may, because
+//!   no process is left to find them.
 //!
-//! It has one thread, since that death signal is tied to the thread that forks. It leaves the session of the gateway, so that
-//! no terminal's signal reaches the service, and goes by another name, so that `pkill leasemux` does not hit it. Who signals it
-//! nonetheless ends the service, and not the shim alone.
+//! It has one thread, because the death signal is tied to the thread that forks. It leaves the gateway's session, so that no
+//! signal of a terminal reaches the service, and has another name, so that `pkill leasemux` does not hit it. A signal to the shim
+//! ends the service too.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -27,33 +27,30 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::children::kill_children;
 use super::ipc::{self, Frames, NOT_EXECUTABLE, NOT_FOUND, Order, Report, Spec, StartFailure};
 
-/// How the shim calls itself, in `ps` and elsewhere. A kernel keeps 15 bytes of it.
+/// Name of the process, at most the 15 bytes that the kernel keeps.
 pub(super) const NAME: &str = "lease-shim";
 
-/// The program that is executed as the second stage: this one, even if its file was replaced or removed meanwhile.
+/// The program of the second stage: this one, even if its file was replaced or removed.
 const SELF_EXE: &str = "/proc/self/exe";
 
-/// Names the first stage, in the arguments.
+/// Argument that selects the first stage.
 pub(super) const RUN_STAGE: &str = "run";
 
-/// Names the second stage, in the arguments.
+/// Argument that selects the second stage.
 const EXEC_STAGE: &str = "exec";
 
-/// How long a service has to end by itself when the gateway is gone without a word, or somebody asks the shim to end.
+/// Grace period of a service when the gateway is gone or the shim is signalled.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
-/// How long to wait at first for the death of what was killed before looking for more to kill, doubling from round to round.
-/// A death ends the wait.
+/// First wait for the death of killed processes before the next round of kills; doubled in each round. A death ends the wait.
 const KILL_ROUND: Duration = Duration::from_millis(10);
 
-/// The longest of these waits: what does not die for so long waits for a device, and nothing can be done but wait with it.
+/// Longest of these waits. A process that survives SIGKILL for this long is blocked by a device, so there is no hurry.
 const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
 
-/// Runs the shim. `args` are what stands behind `shim` on the command line. Must be called before the process has a second
-/// thread.
+/// Runs the shim. `args` are the arguments after `shim`. Must be called before the process has a second thread.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = args.into_iter();
     let stage = args.next().unwrap_or_default();
@@ -65,7 +62,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The first stage's standard error is the service's log by now or nothing at all; the gateway sees the exit code.
+            // The first stage's standard error is the service's log or closed; the gateway sees the exit code.
             let _ = writeln!(io::stderr(), "leasemux shim: {error}");
             ExitCode::FAILURE
         }
@@ -91,30 +88,30 @@ fn run() -> io::Result<()> {
     })
 }
 
-/// What the shim listens to.
+/// Signals that the shim handles.
 ///
-/// Before it starts anything: a signal that whoever started the gateway had it ignore (`nohup`, a script's `&`) is ignored by all
-/// that comes of it, unless somebody listens; and then it is as usual again in what is executed. And who ignores the deaths of
-/// children is not told of them.
+/// Registered before it starts a process: signals that the gateway was started to ignore (`nohup`, a script's `&`) would be
+/// ignored by all descendants as well, but handled signals have their default action after an exec. Also, a process that
+/// ignores SIGCHLD receives none.
 struct Signals {
-    deaths: unix::Signal,
-    /// Those that ask a process to end.
+    children: unix::Signal,
+    /// SIGTERM, SIGINT, SIGHUP and SIGQUIT.
     ends: [unix::Signal; 4],
 }
 
-/// The supervision of one service.
+/// The first stage, which supervises the service.
 struct Shim {
     control: Frames,
     signals: Signals,
-    /// The service's first process, not reaped as long as `ended` is `None`.
+    /// The service's first process. Reaped when `ended` is set.
     service: Pid,
     ended: Option<WaitStatus>,
-    /// When a service that was asked to end will be made to.
+    /// When a stopped service is killed.
     deadline: Option<Instant>,
 }
 
 impl Shim {
-    /// Starts the second stage and hands it what to run.
+    /// Starts the second stage and sends it `spec`.
     async fn start(control: Frames, signals: Signals, spec: &Spec) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = Command::new(SELF_EXE)
@@ -124,51 +121,51 @@ impl Shim {
             .env_clear()
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .spawn()?;
-        // From here on the service alone holds its outputs, and their end is the service's end.
+        // From here on only the service holds its output pipes, so they end with it.
         let null = File::options().read(true).write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(&null)?;
         rustix::stdio::dup2_stderr(&null)?;
         let mut shim =
             Self { control, signals, service: Pid::from_child(&child), ended: None, deadline: None };
         let mut second_stage = Frames::new(ours)?;
-        // It closes the socket by becoming the service; if it cannot, it says why before it ends.
+        // The socket closes when the second stage becomes the service. If that fails, it first reports why.
         let failure = match second_stage.send(spec).await {
             Ok(()) => second_stage.next().await?,
             Err(_) => None,
         };
         let report = failure.map_or(Report::Started, Report::NotStarted);
-        // A gateway that cannot be told is gone, which the lifeline tells as well.
+        // If the gateway is gone, the lifeline shows it.
         let _ = shim.control.send(&report).await;
         Ok(shim)
     }
 
-    /// Stays until nothing of the service is left.
+    /// Waits until all processes of the service are gone.
     async fn run(mut self) -> io::Result<()> {
-        let mut lifeline = true;
+        let mut is_lifeline_open = true;
         while self.ended.is_none() {
             let deadline = self.deadline;
             tokio::select! {
                 biased;
-                _ = self.signals.deaths.recv() => {
+                _ = self.signals.children.recv() => {
                     self.reap()?;
                 }
-                order = self.control.next(), if lifeline => if let Ok(Some(Order::Stop { grace_ms })) = order {
+                order = self.control.next(), if is_lifeline_open => if let Ok(Some(Order::Stop { grace_ms })) = order {
                     self.stop(Duration::from_millis(grace_ms));
                 } else {
-                    lifeline = false;
+                    is_lifeline_open = false;
                     self.stop(ORPHAN_GRACE);
                 },
-                () = any(&mut self.signals.ends) => self.stop(ORPHAN_GRACE),
-                () = at(deadline) => break,
+                () = any_of(&mut self.signals.ends) => self.stop(ORPHAN_GRACE),
+                () = sleep_until(deadline) => break,
             }
         }
-        let mut round = KILL_ROUND;
-        // Most often there is nothing left, and no need to go through all processes of the machine.
+        let mut wait = KILL_ROUND;
+        // Usually no process is left, and scanning all processes of the machine is avoided.
         while !self.reap()? {
-            // If the children cannot be listed now (no memory, no descriptor), they can in the next round.
+            // If listing the children fails (no memory, no descriptor), the next round repeats it.
             let _ = kill_children();
-            let _ = tokio::time::timeout(round, self.signals.deaths.recv()).await;
-            round = (round * 2).min(KILL_ROUND_MAX);
+            let _ = tokio::time::timeout(wait, self.signals.children.recv()).await;
+            wait = (wait * 2).min(KILL_ROUND_MAX);
         }
         let report = Report::Ended {
             exit_code: self.ended.and_then(WaitStatus::exit_status),
@@ -178,18 +175,18 @@ impl Shim {
         Ok(())
     }
 
-    /// Sends SIGTERM to the service's first process, and sets the deadline after which everything left is killed.
+    /// Sends SIGTERM to the service's first process, and sets the deadline after which the rest is killed.
     ///
-    /// The other processes get no SIGTERM, as in a container: the first process may want to wait for its workers, or end
-    /// them in an order of its own. What it leaves when it exits is killed.
+    /// As in a container, other processes receive no SIGTERM: the first process may wait for its workers, or end them in a certain
+    /// order. Processes that are left when it exits are killed.
     fn stop(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
-        // The id is still the service's: it is reaped in this task alone, which then no longer calls this function.
+        // The pid cannot have been reused: only this task reaps it, and does not call this function afterwards.
         let _ = rustix::process::kill_process(self.service, Signal::TERM);
     }
 
-    /// Buries the dead; tells whether there is no child left.
+    /// Reaps dead children. Returns whether no child is left.
     fn reap(&mut self) -> io::Result<bool> {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
@@ -208,12 +205,12 @@ impl Signals {
         let ends =
             [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()];
         let [terminate, interrupt, hangup, quit] = ends.map(signal);
-        Ok(Self { deaths: signal(SignalKind::child())?, ends: [terminate?, interrupt?, hangup?, quit?] })
+        Ok(Self { children: signal(SignalKind::child())?, ends: [terminate?, interrupt?, hangup?, quit?] })
     }
 }
 
-/// Waits for any of these signals.
-async fn any(signals: &mut [unix::Signal]) {
+/// Waits for one of these signals.
+async fn any_of(signals: &mut [unix::Signal]) {
     std::future::poll_fn(|context| {
         if signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
             Poll::Ready(())
@@ -224,16 +221,16 @@ async fn any(signals: &mut [unix::Signal]) {
     .await;
 }
 
-/// At `instant`; never if there is none.
-async fn at(instant: Option<Instant>) {
+/// Sleeps until `instant`, or forever without one.
+async fn sleep_until(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
 
-/// Closes what this process inherited beyond its standard streams. All that we open closes on execution; but whoever started
-/// the gateway may have left it something, and that is not the service's.
+/// Closes inherited descriptors beyond the standard streams. Our own close on exec, but the gateway may have been started with others,
+/// which the service must not receive.
 fn close_inherited() -> io::Result<()> {
     let mut open = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
@@ -241,15 +238,44 @@ fn close_inherited() -> io::Result<()> {
         open.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
     }
     for fd in open.into_iter().filter(|fd| *fd > 2) {
-        // The one that listed them is closed already.
+        // The descriptor of the listing itself is closed already.
         let _ = nix::unistd::close(fd);
     }
     Ok(())
 }
 
+/// Kills all children of this process, found through `/proc`. Their children then become ours and are killed in the next round. Killing
+/// parents first means that no process is left to restart killed ones. A child's pid is not reused before it is reaped, so no
+/// other process is hit.
+fn kill_children() -> io::Result<()> {
+    let me = rustix::process::getpid();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            continue;
+        };
+        if parent(pid) == Some(me) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+    Ok(())
+}
+
+/// Returns the parent of a process, or `None` if it is gone.
+fn parent(pid: Pid) -> Option<Pid> {
+    parse_parent(&std::fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?)
+}
+
+/// Parses the fourth field of `/proc/pid/stat` (proc(5)). The second, a name in parentheses, may contain any bytes.
+fn parse_parent(stat: &[u8]) -> Option<Pid> {
+    let name_end = memchr::memrchr(b')', stat)?;
+    let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
+}
+
 // === both stages ===
 
-/// Takes the socket that was handed over as standard input, and leaves nothing in its place.
+/// Takes the socket passed as standard input, and replaces that with `/dev/null`.
 fn take_stdin() -> io::Result<UnixStream> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
@@ -258,11 +284,11 @@ fn take_stdin() -> io::Result<UnixStream> {
 
 // === the second stage ===
 
-/// Becomes the service. Returns only if it cannot be told what that is.
+/// Becomes the service. Returns only on failure.
 fn exec(shim: Option<OsString>) -> io::Result<()> {
     let mut socket = take_stdin()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // If the shim died before that line, there is no signal to come.
+    // If the shim died before that line, the signal will not come.
     let shim = shim.as_ref().and_then(|pid| pid.to_str()?.parse().ok()).and_then(Pid::from_raw);
     if shim.is_none() || rustix::process::getppid() != shim {
         return Err(io::Error::other("not started by the first stage"));
@@ -273,7 +299,7 @@ fn exec(shim: Option<OsString>) -> io::Result<()> {
     socket.write_all(&ipc::encode(&failure)?)
 }
 
-/// Returns why it could not.
+/// Executes the service. Returns only on failure, with its reason.
 fn become_service(spec: &Spec) -> StartFailure {
     let Some((program, args)) = spec.command.split_first() else {
         return StartFailure { exit_code: NOT_FOUND, message: "no command".to_owned() };
@@ -295,4 +321,26 @@ fn become_service(spec: &Spec) -> StartFailure {
         _ => NOT_EXECUTABLE,
     };
     StartFailure { exit_code, message: format!("cannot start {program:?}: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parent_is_parsed_after_any_name() {
+        let check = |stat: &str, expected: Option<i32>| {
+            assert_eq!(parse_parent(stat.as_bytes()), expected.and_then(Pid::from_raw), "{stat:?}");
+        };
+        check("12 (sh) S 7 12 12 0 -1", Some(7));
+        check("12 (a) S 1 (b) c) Z 31 12", Some(31));
+        check("1 (init) S 0 1 1", None);
+        check("12 (sh", None);
+        check("", None);
+    }
+
+    #[test]
+    fn own_parent_is_found() {
+        assert_eq!(parent(rustix::process::getpid()), rustix::process::getppid());
+    }
 }

@@ -1,7 +1,8 @@
-//! What is told of one replica: its part of the lease's view, and when the log of the present run ends.
+//! Publishes the state of one replica: its part of the lease view, and when the log of the current run is complete.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -10,101 +11,101 @@ use crate::model::limits::RUNS_MAX;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run, RunEnd};
 
-/// Tells of one replica.
 #[derive(Debug)]
 pub(super) struct StatusPublisher {
     view: Arc<watch::Sender<Arc<LeaseView>>>,
     replica: Replica,
-    /// The pod's, so to speak.
+    /// Takes the place of a pod's uid.
     uid: String,
-    /// The present run, and what is cancelled once all of its log is written.
-    present: Mutex<Option<(Instance, CancellationToken)>>,
+    /// The current run, and the token that is cancelled when its log is complete.
+    current: Mutex<Option<(Instance, CancellationToken)>>,
 }
 
-// === impl Board ===
+// === impl StatusPublisher ===
 
 impl StatusPublisher {
     pub(super) fn new(view: Arc<watch::Sender<Arc<LeaseView>>>, replica: Replica, uid: String) -> Self {
-        Self { view, replica, uid, present: Mutex::new(None) }
+        Self { view, replica, uid, current: Mutex::new(None) }
     }
 
-    /// The name of run `restarts`.
+    /// Returns the name of run `restarts`.
     pub(super) fn instance(&self, restarts: u32) -> Option<Instance> {
-        // Service names and uids are of the right form.
+        // Valid because service names and uids are.
         Instance::new(&self.uid, self.replica.service.as_str(), restarts).ok()
     }
 
-    /// A run is about to begin.
+    /// Publishes that a run is being started.
     pub(super) fn creating(&self, restarts: u32) {
-        self.set(self.instance(restarts).map(|instance| (instance, CancellationToken::new())));
+        let run = self.instance(restarts).map(|instance| (instance, CancellationToken::new()));
+        *self.current.lock() = run;
         self.update(|slot| {
             slot.restarts = restarts;
             slot.state = creating();
         });
     }
 
-    /// Its process runs, and its log can be read.
+    /// Publishes that the run's process is up and its log can be read.
     pub(super) fn started(&self, restarts: u32, started: LogTime) {
         self.update(|slot| {
-            self.list(slot, restarts, started, None);
+            self.add_run(slot, restarts, started, None);
             slot.state = ReplicaState::Running;
             slot.ready = true;
         });
     }
 
-    /// It ended, and all of its log is written. What the replica does `next` is told with it.
+    /// Publishes that the run ended, its log is complete, and the replica is in the state `next`.
     pub(super) fn ended(&self, restarts: u32, started: LogTime, end: RunEnd, next: ReplicaState) {
-        if let Some((_, written)) = self.set(None) {
-            written.cancel();
-        }
+        self.complete_log();
         self.update(|slot| {
             let instance = self.instance(restarts);
             match slot.runs.iter_mut().find(|run| Some(&run.instance) == instance.as_ref()) {
                 Some(run) => run.end = Some(end),
-                // It never got as far as running.
-                None => self.list(slot, restarts, started, Some(end)),
+                // It ended before it was up.
+                None => self.add_run(slot, restarts, started, Some(end)),
             }
             slot.ready = false;
             slot.state = next;
         });
     }
 
-    /// No run any more.
+    /// Publishes that no run will follow.
     pub(super) fn terminated(&self) {
         self.update(|slot| slot.state = ReplicaState::Terminated);
     }
 
-    /// The logs of the runs before `oldest` are gone.
+    /// Removes runs before `oldest`, whose logs were removed.
     pub(super) fn forget_before(&self, oldest: u32) {
-        let gone = |run: &Run| run.instance.parts().2 < oldest;
+        let is_removed = |run: &Run| run.instance.parts().2 < oldest;
         self.view.send_if_modified(|view| {
-            let any = view.replica(&self.replica).is_some_and(|slot| slot.runs.iter().any(gone));
+            let any = view.replica(&self.replica).is_some_and(|slot| slot.runs.iter().any(is_removed));
             if any {
-                self.change(view, |slot| slot.forget(gone));
+                self.change(view, |slot| slot.forget(is_removed));
             }
             any
         });
     }
 
-    /// What is cancelled once all of the log of `instance` is written: now, if it is not the present run.
-    pub(super) fn written(&self, instance: &Instance) -> CancellationToken {
-        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*present {
-            Some((run, written)) if run == instance => written.clone(),
+    /// Returns a token that is cancelled when the log of `instance` is complete. It is cancelled already unless that is the current
+    /// run.
+    pub(super) fn log_completed(&self, instance: &Instance) -> CancellationToken {
+        match &*self.current.lock() {
+            Some((run, completed)) if run == instance => completed.clone(),
             _ => {
-                let written = CancellationToken::new();
-                written.cancel();
-                written
+                let completed = CancellationToken::new();
+                completed.cancel();
+                completed
             }
         }
     }
 
-    fn set(&self, run: Option<(Instance, CancellationToken)>) -> Option<(Instance, CancellationToken)> {
-        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *present, run)
+    fn complete_log(&self) {
+        let current = self.current.lock().take();
+        if let Some((_, completed)) = current {
+            completed.cancel();
+        }
     }
 
-    fn list(&self, slot: &mut ReplicaView, restarts: u32, started: LogTime, end: Option<RunEnd>) {
+    fn add_run(&self, slot: &mut ReplicaView, restarts: u32, started: LogTime, end: Option<RunEnd>) {
         slot.runs.extend(self.instance(restarts).map(|instance| Run {
             instance,
             started,
@@ -130,15 +131,13 @@ impl StatusPublisher {
 }
 
 impl Drop for StatusPublisher {
-    /// A run that is given up has written all that it will: nobody should wait for more.
+    /// Releases followers of a run that is abandoned: its log will not grow.
     fn drop(&mut self) {
-        if let Some((_, written)) = self.set(None) {
-            written.cancel();
-        }
+        self.complete_log();
     }
 }
 
-/// What a replica does that will run in a moment.
+/// The state of a replica whose next run starts now.
 pub(super) fn creating() -> ReplicaState {
     ReplicaState::Waiting { reason: "ContainerCreating".to_owned(), message: String::new() }
 }

@@ -1,14 +1,14 @@
-//! The data directory: what is kept of each replica from one gateway to the next.
+//! The data directory: the logs, home and identity of each replica, which outlive a gateway.
 //!
 //! ```text
-//! DATA/lock                                              held by the gateway that uses the directory
+//! DATA/lock                                              locked by the gateway that uses the directory
 //! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/N.log    the log of run N
-//! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/open     there while the log of a run is written
+//! DATA/pods/NAMESPACE_SERVICE-INDEX_UID/SERVICE/open     exists while the log of a run is written
 //! DATA/home/NAMESPACE_SERVICE-INDEX                      HOME and working directory
 //! ```
 //!
-//! A replica's uid is made once and found again by the name of its directory, and runs are counted on from the files that are
-//! there: so cursors hold across a restart of the gateway.
+//! A replica's uid is generated once and then found by the name of its directory, and run numbers continue from the existing files.
+//! So cursors stay valid across a restart of the gateway.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File};
@@ -29,53 +29,53 @@ use crate::platform::Error;
 use crate::platform::cri::path::{LogName, PodDir};
 use crate::platform::cri::{self, Record};
 
-/// Access to directories with tenants' output: the gateway's own user.
+/// Only the gateway's user may read tenants' output.
 const DIR_MODE: u32 = 0o700;
 
-/// Longest header of a record (time, stream, tags), with room.
+/// Upper bound of a record's header: time, stream, tags.
 const HEADER_MAX_BYTES: usize = 256;
 
-/// Name of the file that is beside a run's log from before its process starts until its last output is written.
+/// Name of the file that exists from before a run's process starts until its log is complete.
 const OPEN_MARK: &str = "open";
 
-/// What a run is said to have ended of if the gateway was not there to see it.
-const UNSEEN_END: &str = "GatewayStopped";
+/// Reason of an end that no gateway observed.
+const UNOBSERVED_END: &str = "GatewayStopped";
 
-/// A data directory, and the right to use it.
+/// A data directory, locked for this gateway.
 #[derive(Debug)]
 pub(super) struct Store {
     pods: PathBuf,
     homes: PathBuf,
-    /// The uid of each pod that was found, by namespace and name: looked for once, however many replicas ask.
+    /// The uid of each pod, by namespace and name.
     uids: HashMap<(String, String), String>,
-    /// Locked for as long as it is open.
+    /// Closing it releases the lock.
     _lock: File,
 }
 
-/// What there is of one replica.
+/// The stored state of one replica.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// Directory of its logs.
+    /// Its log directory.
     pub(super) logs: PathBuf,
-    /// HOME of its processes.
+    /// Home and working directory of its processes.
     pub(super) home: PathBuf,
-    /// Names its runs, together with the service.
+    /// With the service name, identifies its runs.
     pub(super) uid: String,
-    /// Runs whose log is there, oldest first; all of them have ended.
+    /// Ended runs that have logs, oldest first.
     pub(super) runs: Vec<Run>,
-    /// The number of the next run.
+    /// Number of the next run.
     pub(super) next: u32,
-    /// Whether the log of the last run was not written to its end: the gateway or the machine died.
+    /// Whether the log of the last run is incomplete, because the gateway or the machine crashed.
     pub(super) end_unknown: bool,
 }
 
 // === impl Store ===
 
 impl Store {
-    /// Takes possession of `dir`, made if it is not there.
+    /// Locks `dir`. Creates it if needed.
     ///
     /// # Errors
-    /// If another gateway uses it, or it cannot be used.
+    /// If another gateway uses it, or it is unusable.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         let failed = |error| Error::io(format!("data directory {}", dir.display()), error);
         make_dir(dir).map_err(failed)?;
@@ -100,7 +100,7 @@ impl Store {
         Ok(Self { pods, homes, uids, _lock: lock })
     }
 
-    /// Finds what there is of `replica`, and makes what is not there.
+    /// Loads the state of `replica`. Creates missing directories.
     pub(super) fn slot(&mut self, lease: &LeaseId, replica: &Replica) -> Result<Slot, Error> {
         let pods = self.pods.display().to_string();
         let failed = |error| Error::io(format!("directories of {replica} in {pods}"), error);
@@ -116,7 +116,7 @@ impl Store {
         make_dir(&logs).map_err(failed)?;
         let mut runs = Vec::new();
         let mut next = 0;
-        for (restarts, files) in files(&logs).map_err(failed)? {
+        for (restarts, files) in files_by_run(&logs).map_err(failed)? {
             next = restarts.saturating_add(1);
             if let Ok(instance) = Instance::new(&uid, container, restarts) {
                 runs.push(ended_run(&logs, instance, &files));
@@ -127,7 +127,7 @@ impl Store {
     }
 }
 
-/// The uid of each pod that has a directory.
+/// Returns the uid of each pod that has a directory.
 fn known_uids(pods: &Path) -> io::Result<HashMap<(String, String), String>> {
     let mut known: HashMap<_, String> = HashMap::new();
     for entry in std::fs::read_dir(pods)? {
@@ -135,7 +135,7 @@ fn known_uids(pods: &Path) -> io::Result<HashMap<(String, String), String>> {
         let dir = name.to_str().and_then(PodDir::parse);
         if let Some(dir) = dir.filter(|dir| Uuid::try_parse(dir.uid).is_ok()) {
             let uid = known.entry((dir.namespace.to_owned(), dir.pod.to_owned())).or_default();
-            // Should there be several, the choice must not depend on the order of the listing.
+            // With several directories, the choice must not depend on the order of the listing.
             if uid.as_str() < dir.uid {
                 dir.uid.clone_into(uid);
             }
@@ -144,10 +144,9 @@ fn known_uids(pods: &Path) -> io::Result<HashMap<(String, String), String>> {
     Ok(known)
 }
 
-/// Removes the logs of the oldest runs, so that at most `keep` are there besides those from `next` on; tells the number of the
-/// oldest that is left.
+/// Removes the logs of the oldest runs so that at most `keep` before `next` remain. Returns the number of the oldest run left.
 pub(super) fn prune(logs: &Path, next: u32, keep: usize) -> io::Result<u32> {
-    let ended: Vec<_> = files(logs)?.into_iter().filter(|(run, _)| *run < next).collect();
+    let ended: Vec<_> = files_by_run(logs)?.into_iter().filter(|(run, _)| *run < next).collect();
     let surplus = ended.len().saturating_sub(keep);
     for (_, files) in ended.iter().take(surplus) {
         for file in files {
@@ -157,12 +156,12 @@ pub(super) fn prune(logs: &Path, next: u32, keep: usize) -> io::Result<u32> {
     Ok(ended.get(surplus).map_or(next, |(run, _)| *run))
 }
 
-/// Marks in `logs` that a run begins. Found by the next gateway if this one does not get as far as [`mark_ended`].
+/// Marks the log of a run as open. If the gateway crashes before [`mark_ended`], the next one finds the mark.
 pub(super) fn mark_open(logs: &Path) -> io::Result<()> {
     File::create(logs.join(OPEN_MARK)).map(|_| ())
 }
 
-/// Marks in `logs` that all output of the run is written.
+/// Marks the log of a run as complete.
 pub(super) fn mark_ended(logs: &Path) -> io::Result<()> {
     match std::fs::remove_file(logs.join(OPEN_MARK)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -170,13 +169,13 @@ pub(super) fn mark_ended(logs: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a directory, and those above it, if they are not there.
+/// Creates a directory and its parents if needed.
 pub(super) fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
 }
 
-/// The files of each run, the one being written last.
-fn files(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
+/// Lists the files of each run, oldest first.
+fn files_by_run(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
     let mut runs: BTreeMap<u32, Vec<LogName>> = BTreeMap::new();
     for entry in std::fs::read_dir(logs)? {
         if let Some(name) = entry?.file_name().to_str().and_then(LogName::parse) {
@@ -184,12 +183,12 @@ fn files(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
         }
     }
     for files in runs.values_mut() {
-        files.sort_by(|a, b| (a.rotated.is_none(), &a.rotated).cmp(&(b.rotated.is_none(), &b.rotated)));
+        files.sort_by(|a, b| a.age_order().cmp(&b.age_order()));
     }
     Ok(runs)
 }
 
-/// A run that was found: its times are those of its first and last record, or of its files if they say nothing.
+/// Reconstructs an ended run. Its times are those of its first and last record; without records, that of its last file.
 fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
     let path = |name: &LogName| logs.join(name.to_string());
     let modified = files.last().and_then(|name| modified(&path(name)));
@@ -199,7 +198,7 @@ fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
     Run {
         instance,
         started: started.unwrap_or(time),
-        end: Some(RunEnd { time, exit_code: None, signal: None, reason: UNSEEN_END.to_owned() }),
+        end: Some(RunEnd { time, exit_code: None, signal: None, reason: UNOBSERVED_END.to_owned() }),
         log_is_gone: false,
     }
 }
@@ -210,7 +209,7 @@ fn modified(path: &Path) -> Option<LogTime> {
     Some(LogTime::from_nanos(i64::try_from(nanos).ok()?))
 }
 
-/// The time of the first record in a file.
+/// Returns the time of a file's first record.
 fn first_time(path: &Path) -> io::Result<Option<LogTime>> {
     let mut start = Vec::with_capacity(HEADER_MAX_BYTES);
     File::open(path)?.take(HEADER_MAX_BYTES as u64).read_to_end(&mut start)?;
@@ -218,9 +217,9 @@ fn first_time(path: &Path) -> io::Result<Option<LogTime>> {
     Ok(record.map(|record: Record<'_>| record.time))
 }
 
-/// The time of the last whole record in a file.
+/// Returns the time of a file's last complete record.
 fn last_time(path: &Path) -> io::Result<Option<LogTime>> {
-    // The longest record and, should the machine have stopped in the middle of one, as much behind it.
+    // The longest record, and another one that a crash may have left incomplete.
     let window = 2 * (CRI_PIECE_MAX_BYTES + HEADER_MAX_BYTES) as u64;
     let mut file = File::open(path)?;
     let from = file.metadata()?.len().saturating_sub(window);
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_gateway_is_told() {
+    fn second_gateway_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let first = Store::open(&dir.path().join("data")).unwrap();
         let error = Store::open(&dir.path().join("data")).unwrap_err();
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_is_found_again_with_its_runs() {
+    fn replica_is_found_again_with_its_runs() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(dir.path()).unwrap();
         let new = store.slot(&lease(), &web()).unwrap();
@@ -281,11 +280,11 @@ mod tests {
             ("2.log.20261123-120000.000000002", record(2, "b")),
             ("2.log", [&record(3, &long), &record(4, &long), "2026-11-23T12:00:05.0000"].concat()),
             ("10.log", String::new()),
-            ("10.log.tmp", record(9, "no log")),
+            ("10.log.tmp", record(9, "not a log")),
         ] {
             std::fs::write(new.logs.join(name), content).unwrap();
         }
-        // Of two directories the same is taken each time.
+        // Of two directories the same one is used each time.
         let other = new
             .logs
             .parent()
@@ -308,13 +307,13 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_runs_are_removed_whole() {
+    fn oldest_runs_are_removed_completely() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["0.log", "1.log", "1.log.20261123-120000", "3.log", "4.log", "5.log"] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         assert_eq!(prune(dir.path(), 5, 2).unwrap(), 3);
-        let left: Vec<u32> = files(dir.path()).unwrap().into_keys().collect();
+        let left: Vec<u32> = files_by_run(dir.path()).unwrap().into_keys().collect();
         assert_eq!(left, [3, 4, 5]);
         assert_eq!(prune(dir.path(), 5, 0).unwrap(), 5);
         assert_eq!(prune(dir.path(), 5, 0).unwrap(), 5);

@@ -1,123 +1,235 @@
-//! The life of one replica: run after run, with a wait between them.
+//! Supervises one replica: starts run after run, with a back-off between them, until it is stopped.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::backoff::{Backoff, Waits};
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use tokio::sync::watch;
+
 use super::status_publisher::{StatusPublisher, creating};
-use super::stop_signal::StopSignal;
 use crate::model::time::LogTime;
 use crate::model::view::{ReplicaState, RunEnd};
 
-/// Makes one run after the other.
-pub(super) trait Runs: Send {
-    /// Makes run `restarts`, telling `board` when it has started, and returns when nothing of it is left and all of its log is
-    /// written. Ends it early if `stop` says so.
+/// The delays between the runs of a replica. Each is twice the previous one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// The first delay.
+    pub first: Duration,
+    /// The longest delay.
+    pub longest: Duration,
+    /// A run at least this long resets the delay to the first.
+    pub reset_after: Duration,
+}
+
+/// Executes runs. Implemented by [`Launcher`](super::launch::Launcher), and by a script in tests.
+pub(super) trait Runner: Send {
+    /// Executes run `restarts`: publishes its start to `status`, ends it early if `stop` requests it, and returns when all its
+    /// processes are gone and its log is complete.
     fn run(
         &mut self,
         restarts: u32,
-        board: &StatusPublisher,
+        status: &StatusPublisher,
         stop: &mut StopSignal,
-    ) -> impl Future<Output = Outcome> + Send;
+    ) -> impl Future<Output = RunOutcome> + Send;
 }
 
-/// How a run went.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct RunOutcome {
     pub(super) started: LogTime,
     pub(super) end: RunEnd,
-    /// How long it was up.
+    /// How long its process was up.
     pub(super) up: Duration,
-    /// What went wrong, for people, if there is more to say than exit code and signal.
+    /// An error message, if exit code and signal do not explain the end.
     pub(super) message: Option<String>,
 }
 
-/// Runs a replica until `stop`, beginning with run `restarts`.
+/// Receives requests to end a run, or to skip the delay before the next one: the platform stops, or the replica is restarted.
+#[derive(Debug)]
+pub(super) struct StopSignal {
+    /// Set to a grace period when the platform stops. May be set again, to a shorter one.
+    platform: watch::Receiver<Option<Duration>>,
+    /// The newest run that a restart was requested for.
+    restart: watch::Receiver<Option<u32>>,
+    /// Grace period of a run that is restarted.
+    restart_grace: Duration,
+}
+
+/// A request to end a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StopRequest {
+    /// Time until the run is killed.
+    pub(super) grace: Duration,
+    /// The reason of the run's end, as the lease view shows it.
+    pub(super) reason: &'static str,
+}
+
+/// Runs a replica until `stop` is final, beginning with run `restarts`.
 pub(super) async fn supervise(
-    board: impl std::ops::Deref<Target = StatusPublisher> + Send,
-    mut runs: impl Runs,
+    status: Arc<StatusPublisher>,
+    mut runner: impl Runner,
     mut restarts: u32,
     backoff: Backoff,
     mut stop: StopSignal,
 ) {
-    let mut waits = Waits::new(backoff);
+    let mut delays = backoff.delays();
     while !stop.is_final() {
-        board.creating(restarts);
-        let outcome = runs.run(restarts, &board, &mut stop).await;
-        let mut wait = None;
+        status.creating(restarts);
+        let outcome = runner.run(restarts, &status, &mut stop).await;
+        if outcome.up >= backoff.reset_after {
+            delays = backoff.delays();
+        }
+        let mut delay = Duration::ZERO;
         let next = if stop.is_final() {
             ReplicaState::Terminated
-        } else if stop.makes_way(restarts) {
+        } else if stop.is_restarted(restarts) {
             creating()
         } else {
-            let after = waits.after(outcome.up);
-            wait = Some(after);
-            let message = format!("back-off {after:?} restarting: {}", outcome.cause());
+            delay = delays.next().unwrap_or(backoff.longest);
+            let message = format!("back-off {delay:?} restarting: {}", outcome.cause());
             ReplicaState::Waiting { reason: "CrashLoopBackOff".to_owned(), message }
         };
-        board.ended(restarts, outcome.started, outcome.end, next);
-        let waited = async {
-            if let Some(wait) = wait {
-                tokio::time::sleep(wait).await;
-            }
-        };
+        status.ended(restarts, outcome.started, outcome.end, next);
         tokio::select! {
             biased;
-            () = stop.asked_to_make_way(restarts) => waits = Waits::new(backoff),
-            () = waited => {}
+            () = stop.delay_skipped(restarts) => delays = backoff.delays(),
+            () = tokio::time::sleep(delay) => {}
         }
         restarts = restarts.saturating_add(1);
     }
-    board.terminated();
+    status.terminated();
 }
 
-// === impl Outcome ===
+// === impl Backoff ===
 
-impl Outcome {
+impl Backoff {
+    fn delays(self) -> impl Iterator<Item = Duration> + Send {
+        ExponentialBuilder::new()
+            .with_min_delay(self.first.min(self.longest))
+            .with_max_delay(self.longest)
+            .without_max_times()
+            .build()
+    }
+}
+
+impl Default for Backoff {
+    /// From 1 s to 5 min, reset after 10 min: as the kubelet, except for its first delay of 10 s, which is too long for a person
+    /// at a terminal.
+    fn default() -> Self {
+        Self {
+            first: Duration::from_secs(1),
+            longest: Duration::from_secs(300),
+            reset_after: Duration::from_secs(600),
+        }
+    }
+}
+
+// === impl RunOutcome ===
+
+impl RunOutcome {
     fn cause(&self) -> String {
         match (&self.message, self.end.exit_code, self.end.signal) {
             (Some(message), ..) => message.clone(),
             (None, Some(code), _) => format!("it ended with exit code {code}"),
             (None, None, Some(signal)) => format!("signal {signal} ended it"),
-            (None, None, None) => "it ended, nobody knows how".to_owned(),
+            (None, None, None) => "it ended for an unknown reason".to_owned(),
         }
+    }
+}
+
+// === impl StopSignal ===
+
+impl StopSignal {
+    pub(super) fn new(
+        platform: watch::Receiver<Option<Duration>>,
+        restart: watch::Receiver<Option<u32>>,
+        restart_grace: Duration,
+    ) -> Self {
+        Self { platform, restart, restart_grace }
+    }
+
+    /// Whether the platform stops, so that no run will follow.
+    pub(super) fn is_final(&self) -> bool {
+        self.platform.borrow().is_some()
+    }
+
+    /// Whether a restart was requested for run `number`.
+    fn is_restarted(&self, number: u32) -> bool {
+        *self.restart.borrow() >= Some(number)
+    }
+
+    /// Waits for the next request to end run `number`. Cancel safe.
+    pub(super) async fn requested(&mut self, number: u32) -> StopRequest {
+        loop {
+            let is_platform = tokio::select! {
+                biased;
+                () = changed(&mut self.platform) => true,
+                () = changed(&mut self.restart) => false,
+            };
+            if let Some(grace) = *self.platform.borrow() {
+                if is_platform {
+                    return StopRequest { grace, reason: "GatewayStopped" };
+                }
+            } else if self.is_restarted(number) {
+                return StopRequest { grace: self.restart_grace, reason: "Restarted" };
+            }
+        }
+    }
+
+    /// Waits for a reason to skip the delay after run `number`: its restart, or the end of the platform.
+    async fn delay_skipped(&mut self, number: u32) {
+        tokio::select! {
+            _ = self.platform.wait_for(Option::is_some) => {}
+            _ = self.restart.wait_for(|newest| *newest >= Some(number)) => {}
+        }
+    }
+}
+
+async fn changed<T>(order: &mut watch::Receiver<T>) {
+    if order.changed().await.is_err() {
+        // The platform was dropped, so this task is about to be aborted.
+        std::future::pending::<()>().await;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::watch;
+    use parking_lot::Mutex;
     use tokio::time::Instant;
 
     use super::*;
     use crate::model::id::Replica;
     use crate::model::view::{LeaseView, ReplicaState, ReplicaView, ServiceView};
 
-    /// Runs that last so long each, and the moments at which they began.
+    /// Runs of scripted durations. Records when they began.
     struct Script {
         lasts: std::vec::IntoIter<Duration>,
-        begun: Arc<std::sync::Mutex<Vec<Duration>>>,
+        begun: Arc<Mutex<Vec<Duration>>>,
         epoch: Instant,
     }
 
-    impl Runs for Script {
-        async fn run(&mut self, restarts: u32, board: &StatusPublisher, stop: &mut StopSignal) -> Outcome {
-            self.begun.lock().unwrap().push(self.epoch.elapsed());
+    impl Runner for Script {
+        async fn run(
+            &mut self,
+            restarts: u32,
+            status: &StatusPublisher,
+            stop: &mut StopSignal,
+        ) -> RunOutcome {
+            self.begun.lock().push(self.epoch.elapsed());
             let started = LogTime::from_nanos(restarts.into());
-            board.started(restarts, started);
+            status.started(restarts, started);
             let up = self.lasts.next().unwrap_or(Duration::MAX);
-            let asked = tokio::select! {
-                asked = stop.asked(restarts) => Some(asked),
+            let request = tokio::select! {
+                request = stop.requested(restarts) => Some(request),
                 () = tokio::time::sleep(up) => None,
             };
-            Outcome {
+            RunOutcome {
                 started,
                 end: RunEnd {
                     time: started,
-                    exit_code: asked.is_none().then_some(3),
-                    signal: asked.map(|_| 15),
-                    reason: asked.map_or("Error", |asked| asked.reason).to_owned(),
+                    exit_code: request.is_none().then_some(3),
+                    signal: request.map(|_| 15),
+                    reason: request.map_or("Error", |request| request.reason).to_owned(),
                 },
                 up,
                 message: None,
@@ -129,24 +241,24 @@ mod tests {
         Replica { service: "web".parse().unwrap(), index: 0 }
     }
 
-    fn board() -> (Arc<StatusPublisher>, watch::Receiver<Arc<LeaseView>>) {
+    fn publisher() -> (Arc<StatusPublisher>, watch::Receiver<Arc<LeaseView>>) {
         let mut view = LeaseView::default();
         let replicas = [(0, ReplicaView::default())].into();
         view.services.insert(replica().service, ServiceView { count: 1, replicas, ..ServiceView::default() });
         let (sender, receiver) = watch::channel(Arc::new(view));
-        let board = StatusPublisher::new(Arc::new(sender), replica(), "uid".to_owned());
-        (Arc::new(board), receiver)
+        let status = StatusPublisher::new(Arc::new(sender), replica(), "uid".to_owned());
+        (Arc::new(status), receiver)
     }
 
-    /// What asks for the end of everything, of one run, and who listens.
-    fn orders() -> (watch::Sender<Option<Duration>>, watch::Sender<Option<u32>>, StopSignal) {
+    /// Returns the senders for a stop and for a restart, and the receiver of both.
+    fn signals() -> (watch::Sender<Option<Duration>>, watch::Sender<Option<u32>>, StopSignal) {
         let (stop, stopped) = watch::channel(None);
         let (restart, restarted) = watch::channel(None);
         (stop, restart, StopSignal::new(stopped, restarted, Duration::from_secs(10)))
     }
 
-    fn script(seconds: impl IntoIterator<Item = u64>) -> (Script, Arc<std::sync::Mutex<Vec<Duration>>>) {
-        let begun: Arc<std::sync::Mutex<Vec<Duration>>> = Arc::default();
+    fn script(seconds: impl IntoIterator<Item = u64>) -> (Script, Arc<Mutex<Vec<Duration>>>) {
+        let begun: Arc<Mutex<Vec<Duration>>> = Arc::default();
         let lasts = seconds.into_iter().map(Duration::from_secs).collect::<Vec<_>>().into_iter();
         (Script { lasts, begun: Arc::clone(&begun), epoch: Instant::now() }, begun)
     }
@@ -155,13 +267,22 @@ mod tests {
         view.borrow().replica(&replica()).unwrap().clone()
     }
 
+    #[test]
+    fn delays_double_up_to_the_longest() {
+        let delays: Vec<u64> = Backoff::default().delays().take(11).map(|delay| delay.as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        let short =
+            Backoff { first: Duration::from_secs(9), longest: Duration::from_secs(7), ..Backoff::default() };
+        assert_eq!(short.delays().next(), Some(Duration::from_secs(7)));
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn runs_follow_one_another_with_growing_waits() {
-        let (board, view) = board();
-        let (stop, _restart, asked) = orders();
-        let (runs, begun) = script([0, 0, 0, 600, 0]);
-        let life = supervise(board, runs, 5, Backoff::default(), asked);
-        let ask = async {
+    async fn runs_follow_with_growing_delays() {
+        let (status, view) = publisher();
+        let (stop, _restart, signal) = signals();
+        let (runner, begun) = script([0, 0, 0, 600, 0]);
+        let supervised = supervise(status, runner, 5, Backoff::default(), signal);
+        let control = async {
             let up = |slot: &ReplicaView| slot.restarts == 10 && slot.state == ReplicaState::Running;
             let mut views = view.clone();
             let mut waits = Vec::new();
@@ -178,8 +299,8 @@ mod tests {
             assert_eq!(waits[1], "back-off 2s restarting: it ended with exit code 3");
             stop.send_replace(Some(Duration::ZERO));
         };
-        tokio::join!(life, ask);
-        let begun: Vec<u64> = begun.lock().unwrap().iter().map(Duration::as_secs).collect();
+        tokio::join!(supervised, control);
+        let begun: Vec<u64> = begun.lock().iter().map(Duration::as_secs).collect();
         assert_eq!(begun, [0, 1, 3, 7, 608, 610]);
         let slot = slot(&view);
         assert_eq!((slot.state, slot.ready, slot.restarts), (ReplicaState::Terminated, false, 10));
@@ -189,12 +310,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stop_cuts_a_wait_short() {
-        let (board, view) = board();
-        let (stop, _restart, asked) = orders();
-        let (runs, _) = script([0]);
-        let life = supervise(board, runs, 0, Backoff::default(), asked);
-        let ask = async {
+    async fn stop_cuts_delay_short() {
+        let (status, view) = publisher();
+        let (stop, _restart, signal) = signals();
+        let (runner, _) = script([0]);
+        let supervised = supervise(status, runner, 0, Backoff::default(), signal);
+        let control = async {
             let waits = |view: &Arc<LeaseView>| {
                 let slot = view.replica(&replica()).unwrap();
                 slot.runs.iter().any(|run| run.end.is_some()) && slot.state != ReplicaState::Running
@@ -203,28 +324,28 @@ mod tests {
             stop.send_replace(Some(Duration::ZERO));
         };
         let begin = Instant::now();
-        tokio::join!(life, ask);
+        tokio::join!(supervised, control);
         assert!(begin.elapsed() < Duration::from_secs(1));
         assert_eq!(slot(&view).state, ReplicaState::Terminated);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_restart_ends_this_run_alone_and_is_not_held_up_by_a_back_off() {
-        let (board, view) = board();
-        let (stop, restart, asked) = orders();
-        // The first three crash at once, the fourth goes on.
-        let (runs, begun) = script([0, 0, 0]);
-        let life = supervise(board, runs, 0, Backoff::default(), asked);
-        let ask = async {
+    async fn restart_ends_one_run_and_skips_delay() {
+        let (status, view) = publisher();
+        let (stop, restart, signal) = signals();
+        // The first three crash at once, the fourth keeps running.
+        let (runner, begun) = script([0, 0, 0]);
+        let supervised = supervise(status, runner, 0, Backoff::default(), signal);
+        let control = async {
             let mut views = view.clone();
             let mut until = async |wanted: fn(&ReplicaView) -> bool| {
                 views.wait_for(|view| wanted(view.replica(&replica()).unwrap())).await.unwrap();
             };
-            // In the back-off of four seconds.
+            // Within the delay of four seconds.
             until(|slot| slot.restarts == 2 && slot.runs.last().is_some_and(|run| run.end.is_some())).await;
             restart.send_replace(Some(2));
             until(|slot| slot.restarts == 3 && slot.state == ReplicaState::Running).await;
-            // An order for a run that is over.
+            // A request for a run that has ended.
             restart.send_replace(Some(2));
             tokio::time::sleep(Duration::from_secs(5)).await;
             assert_eq!(slot(&view).restarts, 3);
@@ -232,8 +353,8 @@ mod tests {
             until(|slot| slot.restarts == 4 && slot.state == ReplicaState::Running).await;
             stop.send_replace(Some(Duration::ZERO));
         };
-        tokio::join!(life, ask);
-        let begun: Vec<u64> = begun.lock().unwrap().iter().map(Duration::as_secs).collect();
+        tokio::join!(supervised, control);
+        let begun: Vec<u64> = begun.lock().iter().map(Duration::as_secs).collect();
         assert_eq!(begun, [0, 1, 3, 3, 8]);
         let slot = slot(&view);
         let reasons: Vec<_> = slot.runs.iter().map(|run| run.end.clone().unwrap().reason).collect();
@@ -241,19 +362,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_of_a_log_is_told_before_the_end_of_the_run_and_to_late_comers() {
-        let (board, view) = board();
-        board.creating(0);
-        let instance = board.instance(0).unwrap();
-        let written = board.written(&instance);
-        board.started(0, LogTime::MIN);
-        assert!(!written.is_cancelled());
-        assert!(board.written(&board.instance(1).unwrap()).is_cancelled());
+    async fn log_end_is_known_before_run_end() {
+        let (status, view) = publisher();
+        status.creating(0);
+        let instance = status.instance(0).unwrap();
+        let completed = status.log_completed(&instance);
+        status.started(0, LogTime::MIN);
+        assert!(!completed.is_cancelled());
+        assert!(status.log_completed(&status.instance(1).unwrap()).is_cancelled());
         let end =
             RunEnd { time: LogTime::MIN, exit_code: Some(0), signal: None, reason: "Completed".to_owned() };
-        board.ended(0, LogTime::MIN, end, ReplicaState::Terminated);
-        assert!(written.is_cancelled() && board.written(&instance).is_cancelled());
-        board.forget_before(1);
+        status.ended(0, LogTime::MIN, end, ReplicaState::Terminated);
+        assert!(completed.is_cancelled() && status.log_completed(&instance).is_cancelled());
+        status.forget_before(1);
         assert!(slot(&view).runs.is_empty());
     }
 }

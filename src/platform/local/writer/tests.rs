@@ -1,6 +1,6 @@
-//! The log writer against a disk in memory that can be full.
+//! The log writer on an in-memory file system that can be full.
 
-mod reading;
+mod read_back;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,18 +11,18 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::platform::cri::path::LogName;
-use crate::platform::local::rotate::{Files, Rotation};
+use crate::platform::local::rotate::{RealFs, Rotation};
 
 const PLENTY: Rotation = Rotation { max_bytes: u64::MAX, files: 5 };
 
-/// A disk in memory that can be full and refuse other things.
+/// An in-memory file system with injected failures.
 #[derive(Clone, Debug, Default)]
 struct Memory(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     files: BTreeMap<PathBuf, Vec<u8>>,
-    /// Bytes that fit; `None` = no limit.
+    /// Free bytes; `None` is unlimited.
     room: Option<usize>,
     writes: usize,
     refuse_truncate: bool,
@@ -47,7 +47,7 @@ impl Memory {
         self.0.lock().unwrap().writes
     }
 
-    /// The files' contents, oldest first, and their names.
+    /// Returns names and contents of the files, oldest first.
     fn files(&self) -> Vec<(String, Vec<u8>)> {
         let state = self.0.lock().unwrap();
         let mut files: Vec<_> = state
@@ -55,7 +55,6 @@ impl Memory {
             .iter()
             .map(|(path, bytes)| (path.file_name().unwrap().to_str().unwrap().to_owned(), bytes.clone()))
             .collect();
-        // The one being written is the newest.
         files.sort_by_key(|(name, _)| {
             let rotated = LogName::parse(name).unwrap().rotated;
             (rotated.is_none(), rotated)
@@ -86,7 +85,7 @@ impl LogFs for Memory {
         Ok(path.to_owned())
     }
 
-    fn look(&mut self, file: &PathBuf, path: &Path) -> io::Result<(u64, bool)> {
+    fn stat(&mut self, file: &PathBuf, path: &Path) -> io::Result<(u64, bool)> {
         let len = self.0.lock().unwrap().files.get(file).map(|bytes| bytes.len() as u64);
         Ok((len.unwrap_or_default(), len.is_some() && file == path))
     }
@@ -108,7 +107,7 @@ impl LogFs for Memory {
         if state.refuse_truncate {
             return Err(full());
         }
-        // What is cut to more than it has is filled up with zeros.
+        // Like a real one, it fills with zeros beyond the end.
         state.files.get_mut(file).unwrap().resize(usize::try_from(length).unwrap(), 0);
         Ok(())
     }
@@ -133,7 +132,7 @@ impl LogFs for Memory {
 
 fn writer(rotation: Rotation) -> (Memory, Writer<Memory>) {
     let disk = Memory::default();
-    let writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, rotation), NOTHING);
+    let writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, rotation), NO_LOSS);
     (disk, writer)
 }
 
@@ -141,7 +140,7 @@ fn at(nanos: i64) -> LogTime {
     LogTime::from_nanos(nanos)
 }
 
-/// The records without their times, which must grow.
+/// Shows records without their times, and checks that times grow.
 fn shown(bytes: &[u8]) -> Vec<String> {
     let mut last = LogTime::MIN;
     let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
@@ -165,7 +164,7 @@ fn shown(bytes: &[u8]) -> Vec<String> {
 }
 
 #[test]
-fn output_is_merged_as_it_comes_and_written_at_once() {
+fn streams_are_merged_in_order_of_output() {
     let (disk, mut writer) = writer(PLENTY);
     writer.append(Stream::Stdout, b"one\ntw", at(5));
     writer.append(Stream::Stderr, b"oops\nmore", at(5));
@@ -207,7 +206,7 @@ fn recorded_log_is_written_and_parsed_unchanged() {
 }
 
 #[test]
-fn long_lines_come_in_pieces() {
+fn long_line_is_written_in_pieces() {
     let (disk, mut writer) = writer(PLENTY);
     let long = vec![b'x'; 2 * CRI_PIECE_MAX_BYTES + 1];
     writer.append(Stream::Stdout, &long, at(0));
@@ -221,7 +220,7 @@ fn long_lines_come_in_pieces() {
 }
 
 #[test]
-fn files_are_rotated_between_lines_and_the_oldest_removed() {
+fn files_rotate_between_lines_and_oldest_is_removed() {
     let (disk, mut writer) = writer(Rotation { max_bytes: 1_000, files: 3 });
     for n in 0..100 {
         writer.append(Stream::Stdout, format!("line {n}\n").as_bytes(), at(n));
@@ -236,7 +235,7 @@ fn files_are_rotated_between_lines_and_the_oldest_removed() {
 }
 
 #[test]
-fn a_line_in_pieces_stays_in_one_file_unless_it_is_endless() {
+fn line_in_pieces_stays_in_one_file_unless_endless() {
     let (disk, mut writer) = writer(Rotation { max_bytes: 1_000, files: 100 });
     writer.append(Stream::Stdout, &vec![b'x'; 10 * CRI_PIECE_MAX_BYTES], at(0));
     writer.append(Stream::Stdout, b"\nshort\n", at(0));
@@ -249,7 +248,7 @@ fn a_line_in_pieces_stays_in_one_file_unless_it_is_endless() {
 }
 
 #[test]
-fn a_full_disk_is_noted_where_it_was_full() {
+fn loss_on_full_disk_is_noted_in_place() {
     let (disk, mut writer) = writer(PLENTY);
     writer.append(Stream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
@@ -259,7 +258,7 @@ fn a_full_disk_is_noted_where_it_was_full() {
     writer.append(Stream::Stderr, b"oops\n", at(0));
     writer.flush(at(0));
     assert_eq!(shown(&disk.everything()), ["stdout F one", "stdout F two"]);
-    assert!(disk.everything().ends_with(b"\n") && writer.owes_notice());
+    assert!(disk.everything().ends_with(b"\n") && writer.has_unreported_loss());
     writer.append(Stream::Stdout, b"ve\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.room = None);
@@ -267,11 +266,11 @@ fn a_full_disk_is_noted_where_it_was_full() {
     writer.flush(at(0));
     let expected = ["stdout F one", "stdout F two", "lost 4/21", "stdout F six"];
     assert_eq!(shown(&disk.everything()), expected);
-    assert!(!writer.owes_notice());
+    assert!(!writer.has_unreported_loss());
 }
 
 #[test]
-fn the_notice_comes_without_further_output() {
+fn notice_is_written_without_further_output() {
     let (disk, mut writer) = writer(PLENTY);
     disk.set(|state| state.room = Some(0));
     writer.append(Stream::Stdout, b"one\n", at(0));
@@ -282,7 +281,7 @@ fn the_notice_comes_without_further_output() {
 }
 
 #[test]
-fn what_cannot_be_cut_off_at_once_is_cut_off_later() {
+fn failed_truncation_is_retried() {
     let (disk, mut writer) = writer(PLENTY);
     disk.set(|state| (state.room, state.refuse_truncate) = (Some(20), true));
     writer.append(Stream::Stdout, b"one\n", at(0));
@@ -298,7 +297,7 @@ fn what_cannot_be_cut_off_at_once_is_cut_off_later() {
 }
 
 #[test]
-fn lines_in_pieces_are_lost_as_a_whole() {
+fn line_in_pieces_is_lost_as_a_whole() {
     let (disk, mut writer) = writer(PLENTY);
     let piece = [b'x'; CRI_PIECE_MAX_BYTES];
     for stream in [Stream::Stdout, Stream::Stderr] {
@@ -325,10 +324,10 @@ fn lines_in_pieces_are_lost_as_a_whole() {
 }
 
 #[test]
-fn a_log_that_cannot_be_made_is_made_later() {
+fn failed_creation_is_retried() {
     let disk = Memory::default();
     disk.set(|state| state.refuse_open = true);
-    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 0, PLENTY), NOTHING);
+    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 0, PLENTY), NO_LOSS);
     writer.append(Stream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.refuse_open = false);
@@ -338,7 +337,7 @@ fn a_log_that_cannot_be_made_is_made_later() {
 }
 
 #[test]
-fn a_log_that_somebody_removed_is_begun_anew() {
+fn removed_log_is_recreated() {
     let (disk, mut writer) = writer(Rotation { max_bytes: 200, files: 3 });
     for (n, line) in ["one", "two", "three"].into_iter().enumerate() {
         writer.append(Stream::Stdout, format!("{line}\n").as_bytes(), at(0));
@@ -346,7 +345,7 @@ fn a_log_that_somebody_removed_is_begun_anew() {
         assert_eq!(shown(&disk.everything()), [format!("stdout F {line}")], "{n}");
         disk.set(|state| state.files.clear());
     }
-    // Just before it would have been rotated.
+    // Just before a rotation.
     writer.append(Stream::Stdout, &[b'x'; 150], at(0));
     writer.append(Stream::Stdout, b"\n", at(0));
     writer.flush(at(0));
@@ -360,11 +359,11 @@ fn a_log_that_somebody_removed_is_begun_anew() {
 }
 
 #[test]
-fn a_log_that_somebody_emptied_has_no_hole() {
+fn emptied_log_has_no_hole() {
     let (disk, mut writer) = writer(PLENTY);
     writer.append(Stream::Stdout, b"one\ntwo\n", at(0));
     writer.flush(at(0));
-    // Room is made, is used up by others, and comes again.
+    // Space is freed, used up by others, and freed again.
     disk.set(|state| {
         state.files.values_mut().for_each(Vec::clear);
         state.room = Some(20);
@@ -382,10 +381,10 @@ fn a_log_that_somebody_emptied_has_no_hole() {
 }
 
 #[test]
-fn a_log_whose_directory_was_removed_or_that_was_moved_is_begun_anew() {
+fn moved_log_or_removed_directory_is_recreated() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("pod/web");
-    let mut writer = Writer::new(LogFile::new(Files, logs.clone(), 3, PLENTY), NOTHING);
+    let mut writer = Writer::new(LogFile::new(RealFs, logs.clone(), 3, PLENTY), NO_LOSS);
     let mut write = |line: &str| {
         writer.append(Stream::Stdout, line.as_bytes(), at(0));
         writer.flush(at(0));
@@ -436,10 +435,10 @@ fn act(disk: &Memory, writer: &mut Writer<Memory>, action: Action, tick: i64) {
 }
 
 proptest! {
-    /// Whatever the disk does: bytes in the log and bytes noted as lost are the bytes that were printed; so are the
-    /// lines; and every file holds whole records only.
+    /// Whatever fails, bytes and lines in the log and in notices add up to those printed, and every file has only complete
+    /// records.
     #[test]
-    fn nothing_is_lost_without_a_note(
+    fn every_loss_is_noted(
         actions in prop::collection::vec(action(), 1..60),
         max_bytes in prop_oneof![Just(u64::MAX), 100_u64..5_000],
     ) {
@@ -468,8 +467,8 @@ proptest! {
             if let Some(lost) = record.lost {
                 found_bytes += lost.bytes;
                 lost_lines += lost.lines;
-                let broken = in_pieces.iter().filter(|open| **open).count() as u64;
-                prop_assert!(lost.lines >= broken, "{} lines lost with {broken} in pieces", lost.lines);
+                let in_pieces_now = in_pieces.iter().filter(|open| **open).count() as u64;
+                prop_assert!(lost.lines >= in_pieces_now, "{} lines lost with {in_pieces_now} in pieces", lost.lines);
                 in_pieces = [false; 2];
             } else {
                 found_bytes += record.content.len() as u64 + u64::from(!record.partial);
@@ -478,7 +477,7 @@ proptest! {
             }
         }
         prop_assert_eq!(found_bytes, bytes);
-        // Of the lines without an end (two at most), those that were lost are counted too.
+        // Up to two unfinished lines may count as lost.
         let all = ended + lost_lines;
         prop_assert!((newlines..=newlines + 2).contains(&all), "{all} of {newlines}");
         prop_assert!(held <= 2);

@@ -1,4 +1,4 @@
-//! What is written is read: whatever the disk did, a reader hears of every byte, and of every line once.
+//! Logs read back: whatever failed, a reader receives or is informed of every byte, and of every line once.
 
 use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
@@ -8,16 +8,16 @@ use crate::platform::tail::{self, FollowMode, LogFiles};
 use crate::platform::{ReadFrom, TailItem};
 use crate::sys::notify::Notifier;
 
-/// What a reader hears, and is told that it does not.
+/// Totals of a read, including gaps.
 #[derive(Debug, Default)]
-struct Heard {
+struct Totals {
     bytes: u64,
     /// Lines with their newline.
-    whole: u64,
+    complete: u64,
     lost: u64,
 }
 
-async fn read(disk: &Memory) -> Heard {
+async fn read(disk: &Memory) -> Totals {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in disk.files() {
         std::fs::write(dir.path().join(name), bytes).unwrap();
@@ -26,33 +26,33 @@ async fn read(disk: &Memory) -> Heard {
     ended.cancel();
     let log = LogFiles { dir: dir.path().to_owned(), restarts: 3 };
     let tail = tail::open(&Notifier::polling(), log, ReadFrom::Start, FollowMode::UntilEnd(ended)).await;
-    let mut heard = Heard::default();
+    let mut totals = Totals::default();
     let mut items = tail.unwrap().items;
     while let Some(item) = items.next().await {
         match item.unwrap() {
             TailItem::Gap(gap) => {
                 assert!(gap.exact, "{gap:?}");
-                heard.bytes += gap.bytes;
-                heard.lost += gap.lines;
+                totals.bytes += gap.bytes;
+                totals.lost += gap.lines;
             }
             TailItem::FollowUnavailable => panic!("a file can be followed"),
             TailItem::Lines(batch) => {
-                heard.bytes += batch.data.len() as u64;
+                totals.bytes += batch.data.len() as u64;
                 let pieces = (0..batch.lines.len()).map(|index| batch.bytes(index));
-                heard.whole += pieces.filter(|piece| piece.ends_with(b"\n")).count() as u64;
+                totals.complete += pieces.filter(|piece| piece.ends_with(b"\n")).count() as u64;
             }
         }
     }
-    heard
+    totals
 }
 
 proptest! {
     #[test]
-    fn what_is_not_heard_is_told(
+    fn every_byte_is_read_or_reported_lost(
         actions in prop::collection::vec(action(), 1..80),
         max_bytes in prop_oneof![Just(u64::MAX), 100_u64..5_000],
     ) {
-        // None is removed.
+        // No file is removed.
         let (disk, mut writer) = writer(Rotation { max_bytes, files: 900 });
         let (mut bytes, mut lines) = (0, 0);
         for (tick, action) in (0..).zip(actions) {
@@ -63,12 +63,12 @@ proptest! {
             act(&disk, &mut writer, action, tick);
         }
         disk.set(State::allow_everything);
-        prop_assert_eq!(writer.finish(at(0)), NOTHING);
+        prop_assert_eq!(writer.finish(at(0)), NO_LOSS);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let heard = runtime.block_on(read(&disk));
-        prop_assert_eq!(heard.bytes, bytes);
-        // Of the lines without an end (two at most), those that were lost are counted too.
-        let told = heard.whole + heard.lost;
-        prop_assert!((lines..=lines + 2).contains(&told), "{:?} of {} lines", heard, lines);
+        let totals = runtime.block_on(read(&disk));
+        prop_assert_eq!(totals.bytes, bytes);
+        // Up to two unfinished lines may count as lost.
+        let lines_seen = totals.complete + totals.lost;
+        prop_assert!((lines..=lines + 2).contains(&lines_seen), "{:?} of {} lines", totals, lines);
     }
 }
