@@ -1,7 +1,7 @@
-//! Where services run and where their lines come from.
+//! Platforms: where services run and where their log lines come from.
 //!
-//! A platform has three verbs: [`Platform::watch`] tells what runs, [`Platform::tail`] delivers lines, [`Platform::restart`] ends a
-//! run so that the next one begins. Dropping what the first two return stops the work behind it.
+//! [`Platform::watch`] returns what runs under a lease, [`Platform::tail`] returns log lines, and [`Platform::restart`] replaces a run
+//! by the next one. Dropping a returned watch or tail ends the work for it.
 
 mod batcher;
 pub mod coordination;
@@ -27,136 +27,134 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
-/// A place where the services of leases run. One instance serves all leases.
+/// An environment that runs the services of leases. One instance serves all leases.
 pub trait Platform: fmt::Debug + Send + Sync + 'static {
-    /// One word for it, for the log.
+    /// Returns its name for log messages.
     fn name(&self) -> &'static str;
 
-    /// What runs under `lease`, now and from now on.
+    /// Watches what runs under `lease`.
     ///
-    /// The receiver holds a whole snapshot at any time, so nobody can miss a change. A lease that ends says so in its last
-    /// view; a closed channel means the same.
+    /// The receiver always holds a complete snapshot, so no change can be missed. The last view of a lease that ends says so; a
+    /// closed channel means the same.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such lease here.
+    /// [`Error::NotFound`] if the lease does not exist here.
     fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>>;
 
-    /// Reads the log of one instance. See [`TailRequest`] and [`Tail`].
+    /// Opens the log of one instance.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the log of that instance is not (or no longer) readable.
+    /// [`Error::NotFound`] if the log does not exist or was removed.
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>>;
 
-    /// Has a run make way for the next one: politely, and after a grace of the platform's own by force; and without the wait that
-    /// comes after a crash. See [`RestartRequest`].
+    /// Replaces a run by the next one: gracefully, by force after a grace period of the platform, and without back-off.
     ///
-    /// Resolves as soon as that is under way; what comes of it is in the view. Asking again for the same instance changes
-    /// nothing, so a call that was dropped, or whose answer was lost, may be repeated.
+    /// Resolves when the restart has begun; the view shows its outcome. Idempotent per instance, so a call that was dropped, or
+    /// whose result was lost, may be repeated.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if another run has begun in that slot than the caller knew of: nothing was done. [`Error::NotFound`] if
-    /// there is no such lease or slot.
+    /// [`Error::Conflict`] if the slot has a newer run than the caller knew of; nothing was done. [`Error::NotFound`] if the lease
+    /// or slot does not exist.
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Where gateways that serve the same leases agree on who restarts replicas of which; `None` if there is no other gateway.
+    /// Returns the locks that gateways serving the same leases take before a restart. `None` if there can be no other gateway.
     fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
         None
     }
 }
 
-/// Which run is to make way for the next one.
+/// A run to replace by the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestartRequest {
     /// The lease.
     pub lease: LeaseId,
     /// The slot.
     pub replica: Replica,
-    /// The newest run of the slot that the caller knows of, going on or ended; `None` if the slot has had none. If it has ended,
-    /// it is what keeps the next one from beginning (a back-off, an image that cannot be had) that makes way.
+    /// The newest run of the slot that the caller knows of; `None` if there was none. If it has ended, the restart removes what
+    /// delays the next one (a back-off, an image that cannot be pulled).
     pub instance: Option<Instance>,
 }
 
-/// Which log to read, from where, and whether to stay.
+/// A log to read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TailRequest {
     /// The lease.
     pub lease: LeaseId,
     /// The slot.
     pub replica: Replica,
-    /// The run whose log it is.
+    /// The run.
     pub instance: Instance,
-    /// Where to begin.
+    /// Where to start.
     pub from: ReadFrom,
-    /// Whether to wait for further lines. If so the stream ends when the run has ended and all its lines were delivered; if
-    /// not, it ends where the log ends when it gets there.
+    /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not, it ends at the present
+    /// end of the log.
     pub follow: bool,
 }
 
-/// Where in a log to begin.
+/// Where to start reading a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReadFrom {
-    /// At the oldest line that can be read.
+    /// At the oldest readable line.
     Start,
-    /// At the last so many finished lines of the merged output, and an unfinished one behind them; 0 = behind everything.
+    /// At this many complete lines of the merged output before the end, plus an unfinished one. 0 starts at the end.
     Last(u64),
-    /// At the first line that is not older than this. What is missing directly before it, and may not be older, is told first.
+    /// At the first line that is not older. A gap directly before it, whose lines may not be older either, comes first.
     Since(LogTime),
-    /// Exactly behind this position. Should lines behind it be gone, a [`TailItem::Gap`] comes first.
+    /// Exactly after this position. If lines after it are gone, a [`TailItem::Gap`] comes first.
     After(Position),
 }
 
 /// An open log.
 pub struct Tail {
-    /// The position before the first line that will be delivered: with it, lines and cursors fit together even before the
-    /// first line has come.
+    /// The position before the first item. It gives cursors a position before the first line has arrived.
     pub start: Position,
-    /// Whether a line of standard output (or of a stream that is not known) and one of standard error have begun before and not ended.
-    /// Known of a tail that begins at the end of a log.
+    /// Whether `start` is within a line of standard output (or of an unknown stream), and of standard error. Set for a tail that starts
+    /// at the end of a log.
     pub unfinished: [bool; 2],
-    /// What is in it. Positions grow; nothing is repeated; what is missing is an item of its own. An error ends the stream;
-    /// if it is retryable, a new tail [`ReadFrom::After`] the last position goes on without loss.
+    /// Lines and gaps with growing positions and no repeats. An error ends the stream; if it is retryable, a new tail
+    /// [`ReadFrom::After`] the last position continues without loss.
     pub items: BoxStream<'static, Result<TailItem, Error>>,
 }
 
-/// Something read from a log.
+/// An item read from a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TailItem {
-    /// Lines, as many as were ready (at most [`READ_MAX_BYTES`](crate::model::limits::READ_MAX_BYTES) and one line).
+    /// Available lines, at most [`READ_MAX_BYTES`](crate::model::limits::READ_MAX_BYTES) and one line.
     Lines(LineBatch),
-    /// Lines that are missing at this place.
+    /// Lines are missing here.
     Gap(SourceGap),
-    /// The log cannot be followed at present. It is read every few seconds instead: lines come later, and none is missing here.
+    /// The log cannot be followed at present and is polled every few seconds instead. Lines arrive later; none is missing here.
     FollowUnavailable,
 }
 
-/// Why a platform could not do as it was asked.
+/// The error of a platform operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no such lease, or no such log.
+    /// The lease or log does not exist.
     #[error("not found: {0}")]
     NotFound(String),
-    /// What was asked for is about something that has changed since.
+    /// The object of the request has changed.
     #[error("conflict: {0}")]
     Conflict(String),
-    /// It did not work this time; it may the next.
+    /// A temporary failure; a retry may succeed.
     #[error("unavailable: {0}")]
     Unavailable(String),
-    /// Something is wrong with what was read.
+    /// Invalid data was read.
     #[error("broken: {0}")]
     Broken(String),
-    /// The operating system refused.
+    /// An error of the operating system.
     #[error("{context}")]
     Io {
-        /// What was tried, with paths: for the log, not for callers.
+        /// The operation, with paths: for the log, not for callers.
         context: String,
-        /// What the system said.
+        /// The error.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// Each view after the present one, as long as there are any. Whoever asks late is told the newest, and nothing of those before.
+/// Returns the views after the present one. A slow consumer receives only the newest.
 pub fn changes(mut view: watch::Receiver<Arc<LeaseView>>) -> BoxStream<'static, Arc<LeaseView>> {
     view.mark_unchanged();
     let views = futures_util::stream::unfold(view, |mut view| async {
@@ -178,12 +176,12 @@ impl fmt::Debug for Tail {
 // === impl Error ===
 
 impl Error {
-    /// An input or output error, with what was tried.
+    /// Creates an I/O error with the operation that failed.
     pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
         Self::Io { context: context.into(), source }
     }
 
-    /// What it is counted as.
+    /// Returns its label in metrics.
     pub const fn kind(&self) -> SourceError {
         match self {
             Self::NotFound(_) => SourceError::NotFound,
@@ -194,7 +192,7 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later.
+    /// Whether a retry may succeed.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Io { .. })
     }

@@ -1,8 +1,8 @@
-//! One node of a cluster: what runs is told by [`kube`](super::kube), and so are lines of pods elsewhere; those of pods on this node are
-//! read from its `/var/log/pods`, without any load on the API server or the kubelet.
+//! One node of a cluster: the [`kube`](super::kube) platform, but logs of pods on this node are read from its `/var/log/pods`, without
+//! load on the API server and the kubelet.
 //!
-//! Positions follow from the lines alone, so that a cursor of one reader is one of the other. Files hold more than the API serves:
-//! rotated ones too.
+//! Positions depend on the lines alone, so cursors are valid for both sources. The files include rotated ones, which the API does not
+//! serve.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,25 +23,25 @@ use crate::model::id::LeaseId;
 use crate::model::view::LeaseView;
 use crate::sys::notify::Notifier;
 
-/// How long after a run is known to have ended its file is waited on: runtimes write what is left before they say so, and this is for
-/// those that do not.
-const WRITTEN_AFTER: Duration = Duration::from_millis(500);
+/// How long to wait for further output after the end of a run. Runtimes should write everything before they report the end; this
+/// is for those that do not.
+const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
-/// See above.
+/// The platform of a gateway that runs on a node of the cluster.
 #[derive(Debug)]
 pub struct NodePlatform {
     kube: Arc<KubePlatform>,
     notifier: Notifier,
     /// The node's name.
     node: String,
-    /// Where its kubelet has the logs of its pods.
+    /// The kubelet's directory of pod logs.
     logs: PathBuf,
 }
 
 // === impl NodePlatform ===
 
 impl NodePlatform {
-    /// On the node of this name, whose pods' logs are below `logs`.
+    /// Creates the platform for the node with this name and pod log directory.
     pub fn new(kube: Arc<KubePlatform>, notifier: Notifier, node: String, logs: PathBuf) -> Self {
         Self { kube, notifier, node, logs }
     }
@@ -55,24 +55,24 @@ impl NodePlatform {
         let dir = PodDir { namespace: &namespace, pod: &pod, uid }.container(&self.logs, container);
         let files = LogFiles { dir, restarts };
         if run.has_ended() || !request.follow {
-            // Of a run that has ended the unfinished last line is to be had as well.
+            // The unfinished last line of an ended run is complete.
             let end = CancellationToken::new();
             end.cancel();
             let follow = if run.has_ended() { FollowMode::UntilEnd(end) } else { FollowMode::No };
             return tail::open(&self.notifier, files, request.from, follow).await;
         }
         let end = CancellationToken::new();
-        let ends = end.clone();
-        #[expect(clippy::disallowed_methods, reason = "owned: the stream aborts it")]
-        let watching = AbortOnDropHandle::new(tokio::spawn(async move {
+        let on_end = end.clone();
+        #[expect(clippy::disallowed_methods, reason = "owned: aborted when the stream is dropped")]
+        let watch_end = AbortOnDropHandle::new(tokio::spawn(async move {
             run.ended().await;
-            tokio::time::sleep(WRITTEN_AFTER).await;
-            ends.cancel();
+            tokio::time::sleep(OUTPUT_GRACE).await;
+            on_end.cancel();
         }));
         let Tail { start, unfinished, items } =
             tail::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
         let items = items.map(move |item| {
-            let _owned = &watching;
+            let _owned = &watch_end;
             item
         });
         Ok(Tail { start, unfinished, items: items.boxed() })
