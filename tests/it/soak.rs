@@ -1,5 +1,5 @@
-//! A soak: the real program over real sockets for minutes, with restarts of services and of the gateway, cut connections and
-//! followers that are fast, slow and late. It is a load and no timing is judged: only the loss check at its end.
+//! Soak test: the real program over real sockets for minutes, with restarts of services and of the gateway, cut connections, and
+//! fast and slow followers. Timing is not checked, only that every line is delivered or reported lost.
 //!
 //! ```sh
 //! LEASEMUX_TEST_SOAK_SECONDS=900 cargo test --test it soak -- --ignored --nocapture
@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use leasemux::client::connect::Connector;
 use leasemux::client::follow::{ConnectionChange, Follower, Sink};
-use leasemux::config::{ServerTrust, Target};
 use leasemux::loss_checker::{LossChecker, Order, Start, Tally};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
@@ -24,18 +23,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, block_in_place};
 use tokio_util::sync::CancellationToken;
 
+use crate::shutdown::{STEADY, connector};
 use crate::support::process::{Gateway, World, own_port};
 
-/// Names how long to soak, in seconds.
+/// Environment variable with the duration, in seconds.
 const SECONDS: &str = "LEASEMUX_TEST_SOAK_SECONDS";
 
-/// How long to soak if [`SECONDS`] is not set.
+/// Duration without [`SECONDS`].
 const SECONDS_DEFAULT: u64 = 60;
 
-/// Followers that read at once whatever arrives.
+/// Followers that read at full speed.
 const FAST: usize = 20;
 
-/// Followers that pause now and then, for long enough to fall out of the ring.
+/// Followers that pause regularly, for long enough to fall out of the ring.
 const SLOW: usize = 4;
 
 /// Entries between two pauses of a slow follower.
@@ -44,21 +44,13 @@ const SLOW_ENTRIES: u64 = 300;
 /// How long a slow follower pauses.
 const SLOW_PAUSE: Duration = Duration::from_secs(3);
 
-/// Between two disturbances.
+/// Interval of disturbances.
 const DISTURBED_EVERY: Duration = Duration::from_secs(3);
 
-/// Of so many disturbances one is a restart of the gateway, the longest of them.
+/// One in this many disturbances is a restart of the gateway, the longest kind.
 const GATEWAY_RESTARTS_ONE_IN: u32 = 8;
 
-/// Some 100 lines a second.
-const STEADY: &str = "n=0
-    while :; do
-      i=0
-      while [ $i -lt 5 ]; do i=$((i+1)); n=$((n+1)); echo \"$n of a steady service\"; done
-      sleep 0.05
-    done";
-
-/// Some 4,000 lines a second, in bursts.
+/// A service that prints about 4,000 lines per second, in bursts.
 const LOUD: &str = "n=0
     while :; do
       i=0
@@ -66,22 +58,22 @@ const LOUD: &str = "n=0
       sleep 0.05
     done";
 
-/// A follower's sink: checks each entry, and pauses if the follower is a slow one.
+/// A sink that checks entries, and pauses if the follower is slow.
 struct Checked {
-    oracle: LossChecker,
+    checker: LossChecker,
     entries: u64,
     is_slow: bool,
     resumed: Arc<AtomicU64>,
 }
 
-/// A TCP relay in front of the gateway, whose connections can be cut.
+/// A TCP relay before the gateway that can cut its connections.
 struct Relay {
     address: SocketAddr,
     connections: Arc<std::sync::Mutex<JoinSet<()>>>,
     _accept: JoinSet<()>,
 }
 
-/// How often followers were disturbed, and how.
+/// Number of disturbances by kind.
 #[derive(Debug, Default)]
 struct Disturbances {
     restarts: u32,
@@ -93,17 +85,17 @@ struct Disturbances {
 
 impl Sink for Checked {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
-        self.oracle.feed(entry);
+        self.checker.feed(entry);
         self.entries += 1;
         if self.is_slow && self.entries.is_multiple_of(SLOW_ENTRIES) {
-            // The follower has a thread of its own.
+            // Each follower has its own thread.
             std::thread::sleep(SLOW_PAUSE);
         }
         Ok(())
     }
 
-    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
-        self.resumed.fetch_add(u64::from(matches!(turn, ConnectionChange::Resumed)), Ordering::Relaxed);
+    fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
+        self.resumed.fetch_add(u64::from(matches!(change, ConnectionChange::Resumed)), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -129,13 +121,13 @@ impl Relay {
         Self { address, connections, _accept: accept }
     }
 
-    /// Cuts every connection that is open.
+    /// Cuts all open connections.
     fn cut(&self) {
         self.connections.lock().unwrap().abort_all();
     }
 }
 
-/// Runs one follower on a thread and a runtime of its own until `stop`. Returns what it received.
+/// Runs one follower on a runtime of its own until `stop`. Returns its totals.
 fn follow(
     connector: Connector,
     request: ServiceLogsRequest,
@@ -148,16 +140,16 @@ fn follow(
         let ended = stop.run_until_cancelled(follower.run(&mut sink)).await;
         assert!(ended.is_none(), "a follower ended: {ended:?}");
     });
-    sink.oracle.verdict().unwrap_or_else(|violation| panic!("{violation}"))
+    sink.checker.verdict().unwrap_or_else(|violation| panic!("{violation}"))
 }
 
-/// Stops a gateway in order.
+/// Stops a gateway gracefully.
 fn stop_gateway(gateway: Gateway) {
     let done = block_in_place(|| gateway.stop(Signal::TERM));
     assert_eq!(done.status.code(), Some(0), "{done:?}");
 }
 
-/// Restarts a service, as its tenant would, and waits until it is back.
+/// Restarts a service and waits until it is ready.
 fn restart(world: &World, gateway: SocketAddr, lease: &LeaseId, service: &str) {
     let mut args = world.call_args("restart", gateway, "alice", lease);
     args.extend(["--service".to_owned(), service.to_owned()]);
@@ -166,7 +158,7 @@ fn restart(world: &World, gateway: SocketAddr, lease: &LeaseId, service: &str) {
     assert_eq!(done.status.code(), Some(0), "{done:?}");
 }
 
-/// Resident memory, in KiB, and open files of a process.
+/// Returns the resident memory, in KiB, and the open files of a process.
 fn usage(pid: i32) -> (u64, usize) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
@@ -186,20 +178,14 @@ async fn soak_of_restarts_and_cuts_loses_nothing_unreported() {
     let serve = || block_in_place(|| world.serve(&[(&lease, &sdl)], &flags));
     let mut gateway = serve();
     let relay = Relay::start(gateway.address).await;
-    let target = Target {
-        gateway: format!("https://{}", relay.address).parse().unwrap(),
-        identity: Some(world.path("alice")),
-        token: None,
-        trust: ServerTrust::File(world.path("data/server.pem")),
-    };
-    let connector = Connector::new(&target).unwrap();
+    let connector = connector(&world, relay.address);
     let request = ServiceLogsRequest { lease_id: Some((&lease).into()), follow: true, ..Default::default() };
     let stop = CancellationToken::new();
     let resumed = Arc::new(AtomicU64::new(0));
     let followers: Vec<_> = (0..FAST + SLOW)
         .map(|number| {
             let sink = Checked {
-                oracle: LossChecker::new(Start::First, Order::Exact),
+                checker: LossChecker::new(Start::First, Order::Exact),
                 entries: 0,
                 is_slow: number >= FAST,
                 resumed: Arc::clone(&resumed),

@@ -184,7 +184,7 @@ fn recorded_log_is_written_and_parsed_unchanged() {
     const RECORDED: &str = include_str!("../../../../tests/surface/fixtures/run.log");
     const BASE: i64 = 1_760_000_000_000_000_000;
     let disk = Memory::default();
-    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, PLENTY), END_UNKNOWN);
+    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, PLENTY), UNKNOWN_LOSS);
     writer.append(Stream::Stdout, b"one\ntwo\n\n", at(BASE));
     writer.append(Stream::Stderr, "häßlich\nunfinished".as_bytes(), at(BASE + 1_000_000));
     writer.flush_unfinished(at(BASE + 2_000_000));

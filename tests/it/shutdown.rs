@@ -1,7 +1,8 @@
-//! How a gateway ends, and what those see who come back to the next one: the real program.
+//! Shutdown of the real program, and followers that resume at the next gateway.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 
 use leasemux::client::connect::Connector;
 use leasemux::client::error::CallError;
@@ -17,40 +18,40 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::process::{PATIENCE, Seen, World, own_port};
 
-/// Those who come back.
+/// Number of followers that resume.
 const FOLLOWERS: usize = 100;
 
-/// Lines that each has of a run before it goes on.
+/// Lines of a run that each follower must have received.
 const SOME_LINES: u64 = 100;
 
-/// Prints for ever, not so much that a hundred followers would be a load.
-const STEADY: &str = "n=0
+/// A service that prints about 100 lines per second, a small load even for a hundred followers.
+pub(crate) const STEADY: &str = "n=0
     while :; do
       i=0
       while [ $i -lt 5 ]; do i=$((i+1)); n=$((n+1)); echo \"$n of a steady service\"; done
       sleep 0.05
     done";
 
-/// Prints for ever, as fast as it can.
+/// A service that prints at full speed.
 const FLOOD: &str = "n=0
     while :; do n=$((n+1)); echo \"$n drop in a flood that does not end\"; done";
 
-/// Lines by run. Those of one replica begin alike and end with the run's number, and there are fewer than ten.
+/// Lines by run. The keys of one replica sort by run number, because there are fewer than ten runs.
 type Runs = BTreeMap<String, u64>;
 
-/// How each follower ended, as it does.
+/// The followers, and the errors that ended them.
 type Outcomes = JoinSet<(Watched, Option<CallError>)>;
 
-/// A follower that is judged, and can be watched.
+/// A sink that checks entries and publishes the number of lines.
 struct Watched {
-    oracle: LossChecker,
+    checker: LossChecker,
     runs: watch::Sender<Runs>,
     resumed: usize,
 }
 
 impl Sink for Watched {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
-        self.oracle.feed(entry);
+        self.checker.feed(entry);
         if let Some(cursor) = entry.cursor.as_ref().filter(|_| entry.gap.is_none()) {
             let lines = memchr::memchr_iter(b'\n', &entry.logs).count() as u64;
             self.runs.send_modify(|runs| *runs.entry(cursor.instance.clone()).or_default() += lines);
@@ -58,13 +59,14 @@ impl Sink for Watched {
         Ok(())
     }
 
-    fn connection(&mut self, turn: &ConnectionChange<'_>) -> io::Result<()> {
-        self.resumed += usize::from(matches!(turn, ConnectionChange::Resumed));
+    fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
+        self.resumed += usize::from(matches!(change, ConnectionChange::Resumed));
         Ok(())
     }
 }
 
-fn connector(world: &World, gateway: &str) -> Connector {
+/// Returns a connector for alice.
+pub(crate) fn connector(world: &World, gateway: SocketAddr) -> Connector {
     let target = Target {
         gateway: format!("https://{gateway}").parse().unwrap(),
         identity: Some(world.path("alice")),
@@ -74,8 +76,8 @@ fn connector(world: &World, gateway: &str) -> Connector {
     Connector::new(&target).unwrap()
 }
 
-/// Starts followers, each with a connection of its own; and where each one's progress can be seen.
-fn crowd(
+/// Starts followers with one connection each. Returns them and their progress.
+fn start_followers(
     connector: &Connector,
     lease: &LeaseId,
     stop: &CancellationToken,
@@ -85,7 +87,7 @@ fn crowd(
     let progress = (0..FOLLOWERS).map(|_| {
         let (runs, progress) = watch::channel(Runs::new());
         let follower = Follower::new(connector.clone(), request.clone());
-        let mut watched = Watched { oracle: LossChecker::new(Start::First, Order::Exact), runs, resumed: 0 };
+        let mut watched = Watched { checker: LossChecker::new(Start::First, Order::Exact), runs, resumed: 0 };
         let stop = stop.clone();
         tasks.spawn(async move {
             let ended = stop.run_until_cancelled(follower.run(&mut watched)).await;
@@ -97,19 +99,19 @@ fn crowd(
     (tasks, progress)
 }
 
-/// Waits until each follower has some lines of so many runs.
-async fn until_all_have(progress: &mut [watch::Receiver<Runs>], runs: usize) {
+/// Waits until each follower has enough lines of this many runs.
+async fn all_have_lines(progress: &mut [watch::Receiver<Runs>], runs: usize) {
     let wait = async {
         for one in progress {
             let enough = |seen: &Runs| seen.len() == runs && seen.values().all(|lines| *lines >= SOME_LINES);
             one.wait_for(enough).await.expect("a follower ended");
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("lines");
+    tokio::time::timeout(PATIENCE, wait).await.expect("lines in time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_followers_lose_and_repeat_nothing_through_a_restart() {
+async fn followers_lose_nothing_through_gateway_restart() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
@@ -117,38 +119,38 @@ async fn a_hundred_followers_lose_and_repeat_nothing_through_a_restart() {
     let serve = || block_in_place(|| world.serve(&[(&lease, &sdl)], &[&listen]));
     let gateway = serve();
     let stop = CancellationToken::new();
-    let (mut tasks, mut progress) = crowd(&connector(&world, &gateway.address.to_string()), &lease, &stop);
-    until_all_have(&mut progress, 1).await;
+    let (mut tasks, mut progress) = start_followers(&connector(&world, gateway.address), &lease, &stop);
+    all_have_lines(&mut progress, 1).await;
     gateway.until_metric("leasemux_connections", FOLLOWERS as u64);
     let done = block_in_place(|| gateway.stop(Signal::TERM));
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     assert!(!done.err.contains("did not end in time"), "{}", done.err);
     let gateway = serve();
-    until_all_have(&mut progress, 2).await;
+    all_have_lines(&mut progress, 2).await;
 
-    // The first run as it is on disk is what every one of them has of it, to the last line printed before the end.
+    // Every follower has all lines of the first run that are on disk.
     let previous =
         block_in_place(|| world.logs(gateway.address, "alice", &lease, &["--previous", "-o", "json"]));
     let first = Seen::of(&previous.out).runs("web/0");
     stop.cancel();
-    let mut judged = 0;
+    let mut checked = 0;
     while let Some(outcome) = tasks.join_next().await {
         let (watched, error) = outcome.unwrap();
         assert!(error.is_none(), "{error:?}");
-        let tally = watched.oracle.verdict().unwrap_or_else(|violation| panic!("{violation}"));
+        let tally = watched.checker.verdict().unwrap_or_else(|violation| panic!("{violation}"));
         assert_eq!((tally.gaps, tally.lost_lines, tally.checked), (0, 0, tally.lines), "{tally:?}");
         assert_eq!(watched.runs.borrow().values().next(), first.first());
         assert!(watched.resumed >= 1);
-        judged += 1;
+        checked += 1;
     }
-    assert_eq!(judged, FOLLOWERS);
+    assert_eq!(checked, FOLLOWERS);
     let done = block_in_place(|| gateway.stop(Signal::TERM));
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     block_in_place(|| world.until_nothing_is_left());
 }
 
 #[test]
-fn a_lame_duck_serves_on_and_is_no_longer_ready() {
+fn lame_duck_serves_but_is_not_ready() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
@@ -159,16 +161,16 @@ fn a_lame_duck_serves_on_and_is_no_longer_ready() {
     gateway.program.until_said("not ready; serving until");
     assert!(gateway.get("/ready").0.starts_with("http/1.1 503"));
     assert!(gateway.get("/live").0.starts_with("http/1.1 200"));
-    // Who is there is served, and so is who still comes.
+    // Existing and new clients are served.
     let lines = follower.seen.tally().lines;
     follower.until("more lines", |seen| seen.tally().lines > lines + 20);
     let done = world.logs(gateway.address, "alice", &lease, &["--tail=3"]);
-    // What is printed while the last three are read comes along.
+    // Lines printed during the read are included.
     assert!(done.status.code() == Some(0) && done.out.lines().count() >= 3, "{done:?}");
     let (seen, err) = follower.end();
     seen.is_whole();
     assert!(!err.contains("shutting down"), "{err}");
-    // A second signal does not wait.
+    // A second signal stops at once.
     gateway.program.signal(Signal::TERM);
     let done = gateway.program.done();
     assert!(done.err.contains("stopping at once"), "{}", done.err);
@@ -176,7 +178,7 @@ fn a_lame_duck_serves_on_and_is_no_longer_ready() {
 }
 
 #[test]
-fn only_a_gateway_that_is_polled_waits_for_pollers() {
+fn only_polled_gateway_waits_for_pollers() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
@@ -190,21 +192,21 @@ fn only_a_gateway_that_is_polled_waits_for_pollers() {
         assert_eq!(done.err.matches("INFO leasemux::serve: stopped").count(), 1, "{}", done.err);
         done.err.contains("not ready; serving until")
     };
-    assert!(!stop(false, &[]), "nobody would learn of it");
+    assert!(!stop(false, &[]), "no poller to wait for");
     assert!(stop(true, &[]));
     assert!(!stop(true, &["--lame-duck=0"]));
-    assert!(stop(false, &["--lame-duck=10ms"]), "asked for is asked for");
+    assert!(stop(false, &["--lame-duck=10ms"]), "requested explicitly");
 }
 
 #[test]
-fn the_log_names_who_held_the_door() {
+fn log_names_connections_cut_at_deadline() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", &[("web", FLOOD, 1)]);
     let gateway = world.serve(&[(&lease, &sdl)], &["--drain-timeout=100ms", "--ring-max-bytes=64KiB"]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.tally().lines > 20);
-    // It takes nothing any more, and once everything on the way is full, not even an end.
+    // The stopped follower reads nothing. Once all buffers are full, it does not even receive the end of its stream.
     follower.program.signal(Signal::STOP);
     gateway.until_nothing_is_taken();
     let done = gateway.stop(Signal::TERM);
