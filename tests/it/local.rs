@@ -24,29 +24,29 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// Whatever takes longer is broken.
+/// Limit on every wait, generous for loaded machines.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How often to look for what nobody tells of.
+/// Polling interval of conditions without notification.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Makes [`gateway_to_be_killed`] a gateway, with this data directory.
+/// Data directory of [`gateway_to_be_killed`]. Unset when that runs as an ordinary test.
 const GATEWAY_DIR: &str = "LEASEMUX_TEST_GATEWAY_DIR";
 
-/// The SDL of that gateway.
+/// SDL of that gateway.
 const GATEWAY_SDL: &str = "LEASEMUX_TEST_GATEWAY_SDL";
 
-/// A lease whose service `web` runs `script`, marked by a variable in the environment of all that comes of it.
-struct World {
+/// A lease whose service `web` runs a script. A variable in their environment marks its processes.
+struct Fixture {
     dir: TempDir,
     mark: String,
     sdl: String,
     platform: Option<Arc<LocalPlatform>>,
 }
 
-// === impl World ===
+// === impl Fixture ===
 
-impl World {
+impl Fixture {
     fn new(script: &str) -> Self {
         let command = ["sh", "-c", script].map(|word| serde_json::to_string(word).unwrap());
         Self::of_command(&command.join(", "))
@@ -80,7 +80,7 @@ impl World {
         self.platform().watch(&lease()).await.unwrap()
     }
 
-    /// Waits until the replica is as `wanted`.
+    /// Waits until the replica satisfies `wanted`.
     async fn slot(&self, wanted: impl Fn(&ReplicaView) -> bool) -> ReplicaView {
         let mut view = self.view().await;
         let found = view.wait_for(|view| wanted(view.replica(&web()).unwrap()));
@@ -88,7 +88,7 @@ impl World {
         found.replica(&web()).unwrap().clone()
     }
 
-    /// The lines of a run, those that are there or all up to its end.
+    /// Reads the log of a run, to its present end or to the end of the run.
     async fn log(&self, instance: &Instance, follow: bool) -> String {
         let request = TailRequest {
             lease: lease(),
@@ -104,7 +104,7 @@ impl World {
                 match item.unwrap() {
                     TailItem::Lines(batch) => log.push_str(std::str::from_utf8(&batch.data).unwrap()),
                     TailItem::FollowUnavailable => panic!("a file can be followed"),
-                    TailItem::Gap(gap) => panic!("{gap:?} behind {log:?}"),
+                    TailItem::Gap(gap) => panic!("{gap:?} after {log:?}"),
                 }
             }
         };
@@ -112,7 +112,7 @@ impl World {
         log
     }
 
-    /// Waits for a line in the newest run's log.
+    /// Waits for a line in the log of the running instance.
     async fn printed(&self, line: &str) -> Instance {
         let run = self.slot(|slot| slot.state == ReplicaState::Running).await.runs.pop().unwrap();
         let deadline = Instant::now() + PATIENCE;
@@ -123,24 +123,24 @@ impl World {
         run.instance
     }
 
-    /// Where a log file is, if it is there.
+    /// Returns the path of a log file, if it exists.
     fn path(&self, name: &str) -> Option<PathBuf> {
         let pods = std::fs::read_dir(self.dir.path().join("data/pods")).ok()?;
         pods.flatten().map(|pod| pod.path().join("web").join(name)).find(|path| path.exists())
     }
 
-    /// What is in it.
+    /// Returns the content of a log file.
     fn file(&self, name: &str) -> Option<String> {
         std::fs::read_to_string(self.path(name)?).ok()
     }
 
-    /// Has this run make way for the next one.
+    /// Requests the restart of a run.
     async fn restart(&self, instance: &Instance) -> Result<(), Error> {
         let instance = Some(instance.clone());
         self.platform().restart(RestartRequest { lease: lease(), replica: web(), instance }).await
     }
 
-    /// Every process that came of the service.
+    /// Returns the processes of the service.
     fn processes(&self) -> BTreeSet<i32> {
         processes(&self.mark)
     }
@@ -152,7 +152,7 @@ impl World {
             if wanted(&found) {
                 return found;
             }
-            assert!(Instant::now() < deadline, "still there: {found:?}");
+            assert!(Instant::now() < deadline, "processes: {found:?}");
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -181,8 +181,8 @@ fn web() -> Replica {
     Replica { service: "web".parse().unwrap(), index: 0 }
 }
 
-/// A gateway of its own, to be killed, started by `starter`.
-fn gateway(world: &World, starter: &[&str]) -> Child {
+/// Starts [`gateway_to_be_killed`] as a process, by means of `starter`.
+fn gateway(fixture: &Fixture, starter: &[&str]) -> Child {
     let program = std::env::current_exe().unwrap();
     let test = ["--exact", "local::gateway_to_be_killed", "--ignored", "--nocapture"];
     let mut words: Vec<&OsStr> = starter.iter().map(OsStr::new).collect();
@@ -190,15 +190,15 @@ fn gateway(world: &World, starter: &[&str]) -> Child {
     words.extend(test.map(OsStr::new));
     Command::new(words[0])
         .args(&words[1..])
-        .env(GATEWAY_DIR, world.dir.path())
-        .env(GATEWAY_SDL, &world.sdl)
+        .env(GATEWAY_DIR, fixture.dir.path())
+        .env(GATEWAY_SDL, &fixture.sdl)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
 }
 
-/// Processes with `mark` in their environment. Zombies have none.
+/// Returns processes with `mark` in their environment. Zombies have no environment.
 fn processes(mark: &str) -> BTreeSet<i32> {
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -226,21 +226,21 @@ fn ended(count: usize) -> impl Fn(&ReplicaView) -> bool {
 // === tests ===
 
 #[tokio::test]
-async fn a_service_has_a_clean_environment_and_nothing_open() {
-    // Somebody left the gateway a file that does not close on execution.
+async fn service_inherits_no_environment_and_no_files() {
+    // An inherited file that does not close on exec.
     let left_open = rustix::io::dup(std::fs::File::open("/dev/zero").unwrap()).unwrap();
-    let world = World::new(
+    let fixture = Fixture::new(
         "for fd in /proc/$$/fd/*; do n=${fd##*/}; [ -e /proc/$$/fd/$n ] && echo \"fd $n\"; done
          readlink /proc/$$/fd/0; read line || echo no input; pwd; echo ready >&2; env; exec sleep 1000",
     )
     .start();
-    let instance = world.printed("ready").await;
-    let home = world.dir.path().canonicalize().unwrap().join("data/home");
+    let instance = fixture.printed("ready").await;
+    let home = fixture.dir.path().canonicalize().unwrap().join("data/home");
     let home = format!("{}/{}_web-0", home.display(), lease().namespace());
-    world.printed(&format!("HOME={home}")).await;
-    world.slot(|slot| slot.ready).await;
-    world.platform().stop(Duration::ZERO).await;
-    let log = world.log(&instance, true).await;
+    fixture.printed(&format!("HOME={home}")).await;
+    fixture.slot(|slot| slot.ready).await;
+    fixture.platform().stop(Duration::ZERO).await;
+    let log = fixture.log(&instance, true).await;
     drop(left_open);
 
     let lines: BTreeSet<&str> = log.lines().collect();
@@ -263,20 +263,20 @@ async fn a_service_has_a_clean_environment_and_nothing_open() {
     ] {
         writeln!(expected, "{name}={value}").unwrap();
     }
-    writeln!(expected, "{}", world.mark).unwrap();
+    writeln!(expected, "{}", fixture.mark).unwrap();
     let mut expected: BTreeSet<&str> = expected.lines().collect();
-    // A shell's own.
-    let own = ["PWD=", "OLDPWD=", "SHLVL=", "_="];
+    // Set by the shell.
+    let shell = ["PWD=", "OLDPWD=", "SHLVL=", "_="];
     let found =
-        lines.iter().filter(|line| line.contains('=') && !own.iter().any(|own| line.starts_with(own)));
+        lines.iter().filter(|line| line.contains('=') && !shell.iter().any(|name| line.starts_with(name)));
     for line in found {
         assert!(expected.remove(line), "{line} in {log}");
     }
     assert!(expected.is_empty(), "{expected:?} not in {log}");
 }
 
-/// Prints `up` when it has four processes: itself, a child, one in a session of its own, and one that has lost its parent too;
-/// none of them cares for SIGTERM.
+/// Prints `up` when it has four processes that ignore SIGTERM: itself, a child, one in its own session, and an orphan in its own
+/// session.
 const STUBBORN: &str = "trap '' TERM HUP
     sleep 1001 &
     setsid sleep 1002 &
@@ -285,157 +285,157 @@ const STUBBORN: &str = "trap '' TERM HUP
     while :; do wait; done";
 
 #[tokio::test]
-async fn dropping_the_platform_kills_all_descendants() {
-    let mut world = World::new(STUBBORN).start();
-    world.printed("up").await;
-    world.until_processes(|found| found.len() == 4).await;
-    drop(world.platform.take());
-    world.until_processes(BTreeSet::is_empty).await;
+async fn dropped_platform_kills_all_descendants() {
+    let mut fixture = Fixture::new(STUBBORN).start();
+    fixture.printed("up").await;
+    fixture.until_processes(|found| found.len() == 4).await;
+    drop(fixture.platform.take());
+    fixture.until_processes(BTreeSet::is_empty).await;
 }
 
 #[tokio::test]
-async fn stopping_leaves_nothing_behind_when_it_returns() {
-    let world = World::new(STUBBORN).start();
-    let instance = world.printed("up").await;
-    world.until_processes(|found| found.len() == 4).await;
-    world.platform().stop(Duration::from_millis(50)).await;
-    assert_eq!(world.processes(), BTreeSet::new());
-    let slot = world.slot(|slot| slot.state == ReplicaState::Terminated).await;
+async fn stop_returns_when_all_processes_are_gone() {
+    let fixture = Fixture::new(STUBBORN).start();
+    let instance = fixture.printed("up").await;
+    fixture.until_processes(|found| found.len() == 4).await;
+    fixture.platform().stop(Duration::from_millis(50)).await;
+    assert_eq!(fixture.processes(), BTreeSet::new());
+    let slot = fixture.slot(|slot| slot.state == ReplicaState::Terminated).await;
     let end = slot.run(&instance).unwrap().end.clone().unwrap();
     assert_eq!((end.signal, end.reason.as_str()), (Some(9), "GatewayStopped"));
 }
 
 #[tokio::test]
-async fn stopping_is_polite_at_first() {
-    let world = World::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done").start();
-    let instance = world.printed("up").await;
+async fn stop_sends_sigterm_first() {
+    let fixture = Fixture::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done").start();
+    let instance = fixture.printed("up").await;
     let begin = Instant::now();
-    world.platform().stop(10 * PATIENCE).await;
+    fixture.platform().stop(10 * PATIENCE).await;
     assert!(begin.elapsed() < PATIENCE);
-    let log = world.log(&instance, true).await;
-    // Its shell may have told of the child that was sent the signal as well.
+    let log = fixture.log(&instance, true).await;
+    // The shell may also report the child that received the signal.
     let lines: Vec<&str> = log.lines().filter(|line| !line.contains("Terminated")).collect();
     assert_eq!(lines, ["up", "bye"]);
-    let slot = world.slot(|slot| slot.state == ReplicaState::Terminated).await;
+    let slot = fixture.slot(|slot| slot.state == ReplicaState::Terminated).await;
     let end = slot.runs.last().unwrap().end.clone().unwrap();
     assert_eq!((end.exit_code, end.reason.as_str()), (Some(7), "GatewayStopped"));
 }
 
 #[tokio::test]
-async fn a_second_stop_may_have_less_patience() {
-    let world = World::new("trap '' TERM; echo up; while :; do sleep 0.01; done").start();
-    world.printed("up").await;
+async fn second_stop_may_shorten_grace_period() {
+    let fixture = Fixture::new("trap '' TERM; echo up; while :; do sleep 0.01; done").start();
+    fixture.printed("up").await;
     let (patient, ()) =
-        tokio::join!(tokio::time::timeout(PATIENCE, world.platform().stop(10 * PATIENCE)), async {
+        tokio::join!(tokio::time::timeout(PATIENCE, fixture.platform().stop(10 * PATIENCE)), async {
             tokio::task::yield_now().await;
-            world.platform().stop(Duration::ZERO).await;
+            fixture.platform().stop(Duration::ZERO).await;
         });
     patient.unwrap();
-    assert_eq!(world.processes(), BTreeSet::new());
+    assert_eq!(fixture.processes(), BTreeSet::new());
 }
 
 #[tokio::test]
-async fn a_restart_is_polite_and_the_next_run_does_not_wait() {
-    let mut world = World::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done");
+async fn restart_is_graceful_and_skips_back_off() {
+    let mut fixture = Fixture::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done");
     let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 10 * PATIENCE };
-    let config = LocalConfig { backoff, stop_grace: 10 * PATIENCE, ..world.config() };
-    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
-    let first = world.printed("up").await;
-    world.restart(&first).await.unwrap();
-    // Asked twice is asked once.
-    world.restart(&first).await.ok();
-    let slot = world.slot(|slot| slot.present().is_some_and(|run| run.instance != first)).await;
+    let config = LocalConfig { backoff, stop_grace: 10 * PATIENCE, ..fixture.config() };
+    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let first = fixture.printed("up").await;
+    fixture.restart(&first).await.unwrap();
+    // A repeated request has no effect.
+    fixture.restart(&first).await.ok();
+    let slot = fixture.slot(|slot| slot.present().is_some_and(|run| run.instance != first)).await;
     let end = slot.last_end().unwrap();
     assert_eq!((end.exit_code, end.reason.as_str(), slot.restarts), (Some(7), "Restarted", 1));
-    assert!(world.log(&first, true).await.lines().any(|line| line == "bye"));
-    let second = world.printed("up").await;
-    assert!(matches!(world.restart(&first).await, Err(Error::Conflict(_))));
-    assert!(world.slot(|_| true).await.present().is_some_and(|run| run.instance == second));
-    world.platform().stop(Duration::ZERO).await;
-    assert!(matches!(world.restart(&second).await, Err(Error::Unavailable(_))));
+    assert!(fixture.log(&first, true).await.lines().any(|line| line == "bye"));
+    let second = fixture.printed("up").await;
+    assert!(matches!(fixture.restart(&first).await, Err(Error::Conflict(_))));
+    assert!(fixture.slot(|_| true).await.present().is_some_and(|run| run.instance == second));
+    fixture.platform().stop(Duration::ZERO).await;
+    assert!(matches!(fixture.restart(&second).await, Err(Error::Unavailable(_))));
 }
 
 #[tokio::test]
-async fn what_does_not_end_when_it_is_restarted_is_made_to_and_one_in_a_back_off_begins_at_once() {
-    let mut world = World::new(
+async fn restart_kills_stubborn_run_and_ends_back_off() {
+    let mut fixture = Fixture::new(
         "[ -e crash ] && { echo crashed; exit 3; }; trap '' TERM; touch crash; echo up; while :; do sleep 0.01; done",
     );
     let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 20 * PATIENCE };
-    let config = LocalConfig { backoff, stop_grace: Duration::from_millis(50), ..world.config() };
-    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
-    let first = world.printed("up").await;
-    world.restart(&first).await.unwrap();
-    let backs_off = |slot: &ReplicaView| matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff");
-    let slot = world.slot(backs_off).await;
+    let config = LocalConfig { backoff, stop_grace: Duration::from_millis(50), ..fixture.config() };
+    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let first = fixture.printed("up").await;
+    fixture.restart(&first).await.unwrap();
+    let is_in_back_off = |slot: &ReplicaView| matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff");
+    let slot = fixture.slot(is_in_back_off).await;
     let end = slot.run(&first).unwrap().end.clone().unwrap();
     assert_eq!((end.signal, end.reason.as_str()), (Some(9), "Restarted"));
     let second = slot.newest().unwrap().instance.clone();
     assert_eq!(slot.last_end().unwrap().exit_code, Some(3));
     std::fs::remove_file(
-        world.dir.path().join("data/home").join(format!("{}_web-0/crash", lease().namespace())),
+        fixture.dir.path().join("data/home").join(format!("{}_web-0/crash", lease().namespace())),
     )
     .unwrap();
-    world.restart(&second).await.unwrap();
-    world.slot(|slot| slot.present().is_some_and(|run| run.instance.parts().2 == 2)).await;
-    world.platform().stop(Duration::ZERO).await;
+    fixture.restart(&second).await.unwrap();
+    fixture.slot(|slot| slot.present().is_some_and(|run| run.instance.parts().2 == 2)).await;
+    fixture.platform().stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
-async fn worker_finishes_while_its_master_waits() {
-    let mut world = World::new(
+async fn worker_finishes_while_master_waits() {
+    let mut fixture = Fixture::new(
         "sh -c 'while ! [ -e go ]; do sleep 0.01; done; echo worker finished' &
          worker=$!
          trap 'echo master waits; wait $worker; echo worker status $?; exit 0' TERM
          echo up; while :; do sleep 0.01; done",
     );
-    let config = LocalConfig { stop_grace: 10 * PATIENCE, ..world.config() };
-    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
-    let first = world.printed("up").await;
-    world.restart(&first).await.unwrap();
-    assert_eq!(world.printed("master waits").await, first);
-    let home = world.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
+    let config = LocalConfig { stop_grace: 10 * PATIENCE, ..fixture.config() };
+    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let first = fixture.printed("up").await;
+    fixture.restart(&first).await.unwrap();
+    assert_eq!(fixture.printed("master waits").await, first);
+    let home = fixture.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
     std::fs::write(home.join("go"), "").unwrap();
-    let slot = world.slot(|slot| slot.run(&first).is_some_and(|run| run.end.is_some())).await;
+    let slot = fixture.slot(|slot| slot.run(&first).is_some_and(|run| run.end.is_some())).await;
     let end = slot.run(&first).unwrap().end.clone().unwrap();
     assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (Some(0), None, "Restarted"));
-    let log = world.log(&first, true).await;
+    let log = fixture.log(&first, true).await;
     assert_eq!(log, "up\nmaster waits\nworker finished\nworker status 0\n");
-    world.platform().stop(Duration::ZERO).await;
+    fixture.platform().stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
-async fn worker_is_killed_when_its_master_exits() {
-    let world = World::new("(trap '' TERM; echo up; while :; do sleep 0.01; done) & wait").start();
-    world.printed("up").await;
-    // A grace period that nobody uses up.
-    tokio::time::timeout(PATIENCE, world.platform().stop(10 * PATIENCE)).await.unwrap();
-    assert_eq!(world.processes(), BTreeSet::new());
+async fn worker_is_killed_when_master_exits() {
+    let fixture = Fixture::new("(trap '' TERM; echo up; while :; do sleep 0.01; done) & wait").start();
+    fixture.printed("up").await;
+    // The grace period is not used up.
+    tokio::time::timeout(PATIENCE, fixture.platform().stop(10 * PATIENCE)).await.unwrap();
+    assert_eq!(fixture.processes(), BTreeSet::new());
 }
 
 #[tokio::test]
-async fn what_a_run_leaves_behind_dies_with_it() {
-    let world = World::new("setsid sleep 1000 & echo up; exit 0").start();
-    let slot = world.slot(ended(3)).await;
+async fn orphans_of_run_are_killed() {
+    let fixture = Fixture::new("setsid sleep 1000 & echo up; exit 0").start();
+    let slot = fixture.slot(ended(3)).await;
     let end = slot.runs[0].end.clone().unwrap();
     assert_eq!((end.exit_code, end.reason.as_str()), (Some(0), "Completed"));
-    // Of the present run there may be two.
-    world.until_processes(|found| found.len() <= 2).await;
-    world.platform().stop(Duration::ZERO).await;
-    assert_eq!(world.processes(), BTreeSet::new());
+    // The current run may have two processes.
+    fixture.until_processes(|found| found.len() <= 2).await;
+    fixture.platform().stop(Duration::ZERO).await;
+    assert_eq!(fixture.processes(), BTreeSet::new());
 }
 
 #[tokio::test]
-async fn every_line_of_a_run_is_in_its_log_when_its_end_is_told() {
-    let world = World::new(
+async fn log_is_complete_when_run_end_is_published() {
+    let fixture = Fixture::new(
         "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); echo \"line $i of a service that ends at once\"; done
          printf unfinished; kill -9 $$",
     )
     .start();
-    let slot = world.slot(ended(1)).await;
+    let slot = fixture.slot(ended(1)).await;
     let run = &slot.runs[0];
     let end = run.end.clone().unwrap();
     assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (None, Some(9), "Error"));
-    let log = world.log(&run.instance, false).await;
+    let log = fixture.log(&run.instance, false).await;
     let expected: Vec<String> = (1..=5000)
         .map(|n| format!("line {n} of a service that ends at once"))
         .chain(["unfinished".to_owned()])
@@ -444,48 +444,48 @@ async fn every_line_of_a_run_is_in_its_log_when_its_end_is_told() {
 }
 
 #[tokio::test]
-async fn a_follower_sees_a_run_to_its_end() {
-    let world = World::new("echo one; read line < go; echo two; echo oops >&2; exit 3");
-    let home = world.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
+async fn follower_reads_run_to_its_end() {
+    let fixture = Fixture::new("echo one; read line < go; echo two; echo oops >&2; exit 3");
+    let home = fixture.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
     std::fs::create_dir_all(&home).unwrap();
     let fifo = home.join("go");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let world = world.start();
-    let instance = world.printed("one").await;
+    let fixture = fixture.start();
+    let instance = fixture.printed("one").await;
     let go = tokio::task::spawn_blocking(move || std::fs::write(fifo, "go\n").unwrap());
-    let log = world.log(&instance, true).await;
+    let log = fixture.log(&instance, true).await;
     go.await.unwrap();
     let mut lines: Vec<&str> = log.lines().collect();
     lines.sort_unstable();
     assert_eq!(lines, ["one", "oops", "two"]);
-    let slot = world.slot(|slot| slot.run(&instance).is_some_and(|run| run.end.is_some())).await;
+    let slot = fixture.slot(|slot| slot.run(&instance).is_some_and(|run| run.end.is_some())).await;
     assert_eq!(slot.run(&instance).unwrap().end.as_ref().unwrap().exit_code, Some(3));
 }
 
 #[tokio::test]
-async fn a_crash_is_waited_out() {
-    let mut world = World::new("exit 3");
-    let mut config = world.config();
+async fn crash_is_followed_by_back_off() {
+    let mut fixture = Fixture::new("exit 3");
+    let mut config = fixture.config();
     config.backoff.first = Duration::from_secs(7 * 60);
     config.backoff.longest = config.backoff.first;
-    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
     let waiting = |slot: &ReplicaView| matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff");
-    let slot = world.slot(waiting).await;
+    let slot = fixture.slot(waiting).await;
     let message = "back-off 420s restarting: it ended with exit code 3".to_owned();
     let reason = "CrashLoopBackOff".to_owned();
     assert_eq!(slot.state, ReplicaState::Waiting { reason, message });
     assert_eq!((slot.restarts, slot.ready, slot.runs.len()), (0, false, 1));
-    world.platform().stop(Duration::ZERO).await;
+    fixture.platform().stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_started_says_why() {
+async fn start_failure_is_explained() {
     let plain = tempfile::NamedTempFile::new().unwrap();
     std::fs::set_permissions(plain.path(), PermissionsExt::from_mode(0o644)).unwrap();
     let plain = serde_json::to_string(plain.path().to_str().unwrap()).unwrap();
     for (command, code) in [("leasemux-no-such-program", 127), ("/no/such/program", 127), (&plain, 126)] {
-        let world = World::of_command(command).start();
-        let slot = world
+        let fixture = Fixture::of_command(command).start();
+        let slot = fixture
             .slot(|slot| {
                 ended(2)(slot) && matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff")
             })
@@ -497,81 +497,84 @@ async fn what_cannot_be_started_says_why() {
             "{:?}",
             slot.state
         );
-        assert_eq!(world.log(&slot.runs[0].instance, false).await, "");
+        assert_eq!(fixture.log(&slot.runs[0].instance, false).await, "");
     }
 }
 
 #[tokio::test]
-async fn old_runs_are_removed_and_new_gateways_count_on() {
-    let mut world = World::new("echo hello; exit 1");
-    let mut config = world.config();
+async fn old_runs_are_removed_and_numbers_continue() {
+    let mut fixture = Fixture::new("echo hello; exit 1");
+    let mut config = fixture.config();
     config.kept_runs = 2;
-    world.platform = Some(LocalPlatform::start(config.clone(), Notifier::start()).unwrap());
-    let slot = world.slot(|slot| slot.restarts >= 4 && slot.ready).await;
+    fixture.platform = Some(LocalPlatform::start(config.clone(), Notifier::start()).unwrap());
+    let slot = fixture.slot(|slot| slot.restarts >= 4 && slot.ready).await;
     assert!(slot.runs.len() <= 3, "{:?}", slot.runs);
-    world.platform().stop(Duration::ZERO).await;
-    let before = world.slot(|slot| slot.state == ReplicaState::Terminated).await;
-    drop(world.platform.take());
+    fixture.platform().stop(Duration::ZERO).await;
+    let before = fixture.slot(|slot| slot.state == ReplicaState::Terminated).await;
+    drop(fixture.platform.take());
 
     config.backoff.first = 10 * PATIENCE;
     config.backoff.longest = 10 * PATIENCE;
-    world.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
-    let at_once = world.view().await.borrow().replica(&web()).unwrap().clone();
+    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let at_once = fixture.view().await.borrow().replica(&web()).unwrap().clone();
     let names = |slot: &ReplicaView| slot.runs.iter().map(|run| run.instance.clone()).collect::<Vec<_>>();
     assert_eq!(names(&at_once), names(&before));
     assert!(at_once.runs.iter().all(|run| run.end.as_ref().unwrap().reason == "GatewayStopped"));
-    // The last one may have been stopped before it printed anything.
+    // The last run may have been stopped before it printed anything.
     let [.., kept, last] = &at_once.runs[..] else { panic!("{at_once:?}") };
     let (uid, _, number) = last.instance.parts();
     let next = Instance::new(uid, "web", number + 1).unwrap();
-    let slot = world.slot(|slot| slot.run(&next).is_some()).await;
-    assert_eq!(world.log(&kept.instance, false).await, "hello\n");
+    let slot = fixture.slot(|slot| slot.run(&next).is_some()).await;
+    assert_eq!(fixture.log(&kept.instance, false).await, "hello\n");
     assert_eq!(slot.run(&kept.instance), Some(kept));
-    world.platform().stop(Duration::ZERO).await;
+    fixture.platform().stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
-async fn a_data_directory_has_one_gateway() {
-    let world = World::new("sleep 1000").start();
-    assert!(matches!(LocalPlatform::start(world.config(), Notifier::polling()), Err(Error::Unavailable(_))));
+async fn data_directory_is_used_by_one_gateway() {
+    let fixture = Fixture::new("sleep 1000").start();
+    assert!(matches!(
+        LocalPlatform::start(fixture.config(), Notifier::polling()),
+        Err(Error::Unavailable(_))
+    ));
 }
 
 #[tokio::test]
-async fn a_killed_shim_takes_the_service_along_and_is_replaced() {
-    let world = World::new("echo up; exec sleep 1000").start();
-    let instance = world.printed("up").await;
-    let service = world.until_processes(|found| found.len() == 1).await.pop_first().unwrap();
+async fn killed_shim_ends_service_and_is_replaced() {
+    let fixture = Fixture::new("echo up; exec sleep 1000").start();
+    let instance = fixture.printed("up").await;
+    let service = fixture.until_processes(|found| found.len() == 1).await.pop_first().unwrap();
     let shim = parent(service);
     let name = std::fs::read_to_string(format!("/proc/{shim}/comm")).unwrap();
     assert_eq!(name.trim(), "lease-shim");
     let arguments = std::fs::read(format!("/proc/{shim}/cmdline")).unwrap();
     assert_eq!(arguments, b"lease-shim\0shim\0run\0");
     kill(shim);
-    world.until_processes(|found| found.len() == 1 && !found.contains(&service)).await;
-    let slot = world.slot(|slot| slot.restarts == 1 && slot.ready).await;
+    fixture.until_processes(|found| found.len() == 1 && !found.contains(&service)).await;
+    let slot = fixture.slot(|slot| slot.restarts == 1 && slot.ready).await;
     let end = slot.run(&instance).unwrap().end.clone().unwrap();
     assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (None, None, "Error"));
 }
 
 #[tokio::test]
-async fn killing_the_gateway_kills_all_descendants() {
-    let world = World::new(STUBBORN);
-    let mut gateway = gateway(&world, &[]);
-    world.until_processes(|found| found.len() == 4).await;
-    // Before it has printed that, it would die of printing it.
+async fn killed_gateway_takes_all_descendants_along() {
+    let fixture = Fixture::new(STUBBORN);
+    let mut gateway = gateway(&fixture, &[]);
+    fixture.until_processes(|found| found.len() == 4).await;
+    // Killed before it has printed, it would die of SIGPIPE.
     let deadline = Instant::now() + PATIENCE;
-    while !world.file("0.log").is_some_and(|log| log.ends_with(" stdout F up\n")) {
+    while !fixture.file("0.log").is_some_and(|log| log.ends_with(" stdout F up\n")) {
         assert!(Instant::now() < deadline, "nothing printed");
         tokio::time::sleep(LOOK).await;
     }
     gateway.kill().unwrap();
     assert_eq!(gateway.wait().unwrap().signal(), Some(9));
-    world.until_processes(BTreeSet::is_empty).await;
-    // And the next gateway begins where that one ended.
-    let world = world.start();
-    let slot = world.slot(|slot| slot.ready).await;
+    fixture.until_processes(BTreeSet::is_empty).await;
+    // The next gateway continues.
+    let fixture = fixture.start();
+    let slot = fixture.slot(|slot| slot.ready).await;
     assert_eq!((slot.restarts, slot.runs.len()), (1, 2));
-    // What was in the pipes is in no log, and the log of the next run says so.
+    // The content of the pipes is in no log; the log of the next run reports that.
     let request = TailRequest {
         lease: lease(),
         replica: web(),
@@ -579,15 +582,15 @@ async fn killing_the_gateway_kills_all_descendants() {
         from: ReadFrom::Start,
         follow: true,
     };
-    let mut tail = world.platform().tail(request).await.unwrap();
+    let mut tail = fixture.platform().tail(request).await.unwrap();
     let first = tokio::time::timeout(PATIENCE, tail.items.next()).await.unwrap().unwrap().unwrap();
     let TailItem::Gap(gap) = first else { panic!("{first:?}") };
     assert_eq!((gap.lines, gap.bytes, gap.exact), (0, 0, false));
-    world.platform().stop(Duration::ZERO).await;
+    fixture.platform().stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
-async fn the_example_numbers_its_lines() {
+async fn example_sdl_numbers_its_lines() {
     let dir = tempfile::tempdir().unwrap();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/shop.yaml");
     let sdl = std::fs::read_to_string(file).unwrap();
@@ -631,13 +634,13 @@ async fn the_example_numbers_its_lines() {
 }
 
 #[tokio::test]
-#[ignore = "not a test: the gateway that another test kills"]
+#[ignore = "not a test: a gateway that other tests kill"]
 async fn gateway_to_be_killed() {
     let (Some(dir), Ok(sdl)) = (std::env::var_os(GATEWAY_DIR), std::env::var(GATEWAY_SDL)) else {
         return;
     };
     let platform = LocalPlatform::start(config(Path::new(&dir), &sdl), Notifier::start()).unwrap();
-    // Should its parent die before it is killed, it does not stay for ever.
+    // A limit, in case the parent dies before it kills this process.
     tokio::time::sleep(10 * PATIENCE).await;
     platform.stop(Duration::ZERO).await;
 }

@@ -1,7 +1,7 @@
-//! What every platform promises ([`leasemux::platform`]), stated once and asked of each: services on this machine, a cluster, and a
-//! cluster of whose nodes one is this one. What a promise makes to followers is asked over real gRPC, and ends in the oracle.
+//! The contract of every platform ([`leasemux::platform`]), tested on each: services on this machine, a cluster, and a node of a
+//! cluster. Followers read over real gRPC and check that every line is delivered or reported lost.
 
-mod places;
+mod environments;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,100 +15,100 @@ use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::view::{ReplicaState, ReplicaView};
 use leasemux::platform::{Error, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
-use self::places::{Cluster, Machine, Node, Place};
+use self::environments::{Cluster, Environment, Machine, Node};
 use crate::support::gateway::{Gateway, PATIENCE, Scene, Stream};
 use crate::support::{account, replica};
 
-/// The service that prints what it is told to.
+/// The service that prints given lines.
 const SERVICE: &str = "web";
 
-/// The service that cannot start, where there is one.
+/// A service that cannot start.
 const STUCK: &str = "stuck";
 
-/// How often to look for what nobody tells of.
+/// Polling interval of conditions without notification.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Asks each promise of each place.
-macro_rules! promises {
-    ($($name:ident: $place:ty),*; $promises:tt) => {
-        $(promises!(@ $name $place $promises);)*
+/// Runs each test in each environment.
+macro_rules! contract {
+    ($($name:ident: $environment:ty),*; $tests:tt) => {
+        $(contract!(@ $name $environment $tests);)*
     };
-    (@ $name:ident $place:ty { $($promise:ident,)* }) => {
+    (@ $name:ident $environment:ty { $($test:ident,)* }) => {
         mod $name {
-            $(#[tokio::test] async fn $promise() { super::$promise::<$place>().await; })*
+            $(#[tokio::test] async fn $test() { super::$test::<$environment>().await; })*
         }
     };
 }
 
-promises! {
+contract! {
     local: super::Machine, kube: super::Cluster, node: super::Node;
     {
-        the_view_tells_what_runs,
-        what_is_not_there_is_not_found,
-        lines_come_once_and_in_the_order_of_their_positions,
-        a_read_goes_on_behind_any_position,
-        positions_are_the_same_in_every_reading,
-        the_last_lines_are_as_many_as_were_asked_for,
-        runs_are_told_apart_through_a_crash,
-        history_meets_the_present,
-        what_was_rotated_away_is_a_gap,
-        a_restart_replaces_the_run_in_its_slot,
-        what_ends_ends_its_sources,
+        view_shows_running_replicas,
+        missing_objects_are_not_found,
+        lines_come_once_with_growing_positions,
+        read_resumes_after_any_position,
+        positions_are_the_same_in_every_read,
+        last_lines_are_as_many_as_requested,
+        runs_are_separate_through_a_crash,
+        backfill_joins_live_output,
+        rotated_away_lines_are_a_gap,
+        restart_replaces_run_in_its_slot,
+        ended_lease_ends_view_and_tail,
         one_tail_serves_all_followers,
-        one_that_cannot_start_does_not_spoil_the_others,
+        stuck_service_does_not_affect_others,
     }
 }
 
-/// A place with one lease of a tenant's, and a gateway on it.
-struct Stage<P> {
-    place: P,
+/// An environment with one lease, and a gateway on it.
+struct Stage<E> {
+    environment: E,
     scene: Scene,
-    /// What each replica of the service has printed.
+    /// Lines printed by each replica of the service.
     printed: BTreeMap<u32, Vec<String>>,
 }
 
-/// What was read of a log.
+/// An item read from a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Read {
-    /// A line, and the position behind it.
+    /// A line, and the position after it.
     Line(String, Position),
-    /// Lines are missing here.
     Gap,
 }
 
 // === impl Stage ===
 
-impl<P: Place> Stage<P> {
-    /// With so many replicas that run.
+impl<E: Environment> Stage<E> {
+    /// Starts replicas of the service.
     async fn new(replicas: u32) -> Self {
         Self::with(replicas, false).await
     }
 
-    /// And perhaps with a service that cannot start.
+    /// Starts replicas of the service, and a service that cannot start if `stuck`.
     async fn with(replicas: u32, stuck: bool) -> Self {
         let (owner, certificate) = Gateway::new(Limits::default()).tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
-        let place = P::start(&lease, replicas, stuck).await;
-        let gateway = Gateway::on(place.platform());
+        let environment = E::start(&lease, replicas, stuck).await;
+        let gateway = Gateway::on(environment.platform());
         gateway.believe(&owner, &certificate);
-        let stage = Self { place, scene: Scene { gateway, lease, certificate }, printed: BTreeMap::new() };
+        let stage =
+            Self { environment, scene: Scene { gateway, lease, certificate }, printed: BTreeMap::new() };
         for index in 0..replicas {
             stage.slot(index, |slot| slot.present().is_some()).await;
         }
         stage
     }
 
-    /// Waits until a replica is as `wanted`.
+    /// Waits until a replica satisfies `wanted`.
     async fn slot(&self, index: u32, wanted: impl Fn(&ReplicaView) -> bool) -> ReplicaView {
         let mut view = None;
         eventually(async || {
-            view = self.place.platform().watch(&self.scene.lease).await.ok();
+            view = self.environment.platform().watch(&self.scene.lease).await.ok();
             view.is_some()
         })
         .await;
         let (mut view, replica) = (view.unwrap(), replica(SERVICE, index));
         let found = view.wait_for(|view| view.replica(&replica).is_some_and(&wanted));
-        let found = tokio::time::timeout(PATIENCE, found).await.expect("it is so at last").unwrap();
+        let found = tokio::time::timeout(PATIENCE, found).await.expect("the condition in time").unwrap();
         found.replica(&replica).unwrap().clone()
     }
 
@@ -117,17 +117,17 @@ impl<P: Place> Stage<P> {
         slot.present().unwrap().instance.clone()
     }
 
-    /// Has a replica print so many further lines, no two of which are equal, and waits until they can be read.
+    /// Has a replica print distinct lines, and waits until they can be read.
     async fn print(&mut self, index: u32, count: usize) {
         let printed = self.printed.entry(index).or_default();
         let lines: Vec<String> =
             (0..count).map(|n| format!("line {} of {index}", printed.len() + n)).collect();
         printed.extend_from_slice(&lines);
-        self.place.print(index, &lines);
+        self.environment.print(index, &lines);
         self.readable(index).await;
     }
 
-    /// Waits until what was printed last can be read.
+    /// Waits until the last printed line can be read.
     async fn readable(&self, index: u32) {
         let last = self.printed[&index].last().unwrap();
         eventually(async || {
@@ -138,11 +138,11 @@ impl<P: Place> Stage<P> {
         .await;
     }
 
-    /// What was printed so far cannot be read any more.
+    /// Makes all lines printed so far unreadable.
     async fn rotate(&mut self, index: u32) {
         let run = self.present(index).await;
         let first = self.read(index, run.clone(), ReadFrom::Start).await.unwrap().remove(0);
-        let filler = self.place.rotate(index);
+        let filler = self.environment.rotate(index);
         self.printed.entry(index).or_default().extend(filler);
         eventually(async || {
             self.read(index, run.clone(), ReadFrom::Start).await.is_ok_and(|read| !read.contains(&first))
@@ -150,10 +150,10 @@ impl<P: Place> Stage<P> {
         .await;
     }
 
-    /// Ends the present run with exit code 3, and waits for the next one.
+    /// Ends the current run with exit code 3, and waits for the next one. Returns both.
     async fn crash(&mut self, index: u32) -> (Instance, Instance) {
         let first = self.present(index).await;
-        self.place.crash(index);
+        self.environment.crash(index);
         let next = self.slot(index, |slot| slot.present().is_some_and(|run| run.instance != first)).await;
         (first, next.present().unwrap().instance.clone())
     }
@@ -169,10 +169,10 @@ impl<P: Place> Stage<P> {
     }
 
     async fn tail(&self, request: TailRequest) -> Result<Tail, Error> {
-        self.place.platform().tail(request).await
+        self.environment.platform().tail(request).await
     }
 
-    /// What the log of a run holds, as it is now.
+    /// Reads the log of a run to its present end.
     async fn read(&self, index: u32, run: Instance, from: ReadFrom) -> Result<Vec<Read>, Error> {
         let mut tail = self.tail(self.request(index, run, from, false)).await?;
         let mut read = Vec::new();
@@ -185,8 +185,8 @@ impl<P: Place> Stage<P> {
         self.scene.open(request).await.unwrap()
     }
 
-    /// Waits until a follower has all that a replica has printed, and asks the oracle. Answers how many gaps there were.
-    async fn ask(&self, follower: &mut Stream, index: u32) -> usize {
+    /// Waits until a follower has all printed lines of a replica, and checks them. Returns the number of gaps.
+    async fn check(&self, follower: &mut Stream, index: u32) -> usize {
         let printed = &self.printed[&index];
         let last = format!("{}\n", printed.last().unwrap());
         follower.until(|received| received.ends_with(SERVICE, index, &last)).await;
@@ -194,7 +194,7 @@ impl<P: Place> Stage<P> {
     }
 }
 
-/// Takes the next item of a log; `false` if there is none.
+/// Reads the next item of a log. Returns `false` at its end.
 async fn take(tail: &mut Tail, read: &mut Vec<Read>) -> Result<bool, Error> {
     match tokio::time::timeout(PATIENCE, tail.items.next()).await.expect("the next item").transpose()? {
         Some(TailItem::Lines(batch)) => {
@@ -226,21 +226,21 @@ fn positions(read: &[Read]) -> Vec<Position> {
     positions.collect()
 }
 
-/// Waits for a condition, as long as is reasonable.
+/// Waits for a condition.
 async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
             tokio::time::sleep(LOOK).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("the condition holds at last");
+    tokio::time::timeout(PATIENCE, wait).await.expect("the condition in time");
 }
 
-// === the promises ===
+// === the contract ===
 
-async fn the_view_tells_what_runs<P: Place>() {
-    let stage = Stage::<P>::new(2).await;
-    let view = stage.place.platform().watch(&stage.scene.lease).await.unwrap();
+async fn view_shows_running_replicas<E: Environment>() {
+    let stage = Stage::<E>::new(2).await;
+    let view = stage.environment.platform().watch(&stage.scene.lease).await.unwrap();
     let view = view.borrow().clone();
     assert!(!view.ended);
     assert_eq!(view.services.keys().map(ServiceName::as_str).collect::<Vec<_>>(), [SERVICE]);
@@ -252,9 +252,9 @@ async fn the_view_tells_what_runs<P: Place>() {
     assert_ne!(stage.present(0).await, stage.present(1).await);
 }
 
-async fn what_is_not_there_is_not_found<P: Place>() {
-    let stage = Stage::<P>::new(1).await;
-    let (platform, lease) = (stage.place.platform(), &stage.scene.lease);
+async fn missing_objects_are_not_found<E: Environment>() {
+    let stage = Stage::<E>::new(1).await;
+    let (platform, lease) = (stage.environment.platform(), &stage.scene.lease);
     let run = stage.present(0).await;
     let of_another = LeaseId::new(account(9).as_str(), 7, 1, 1, account(200).as_str()).unwrap();
     assert!(matches!(platform.watch(&of_another).await, Err(Error::NotFound(_))));
@@ -273,8 +273,8 @@ async fn what_is_not_there_is_not_found<P: Place>() {
     }
 }
 
-async fn lines_come_once_and_in_the_order_of_their_positions<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn lines_come_once_with_growing_positions<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 30).await;
     let mut follower = stage.follow().await;
     let run = stage.present(0).await;
@@ -290,18 +290,18 @@ async fn lines_come_once_and_in_the_order_of_their_positions<P: Place>() {
     assert_eq!(texts(&read), stage.printed[&0]);
     let positions = [vec![tail.start], positions(&read)].concat();
     assert!(positions.is_sorted_by(|before, after| before < after), "{positions:?}");
-    assert_eq!(stage.ask(&mut follower, 0).await, 0);
+    assert_eq!(stage.check(&mut follower, 0).await, 0);
 }
 
-async fn a_read_goes_on_behind_any_position<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn read_resumes_after_any_position<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 12).await;
     let run = stage.present(0).await;
     let all = stage.read(0, run.clone(), ReadFrom::Start).await.unwrap();
     assert_eq!(texts(&all), stage.printed[&0]);
     for (index, position) in positions(&all).into_iter().enumerate() {
         let rest = stage.read(0, run.clone(), ReadFrom::After(position)).await.unwrap();
-        assert_eq!(rest, all[index + 1..], "behind line {index}");
+        assert_eq!(rest, all[index + 1..], "after line {index}");
         let mut tail =
             stage.tail(stage.request(0, run.clone(), ReadFrom::After(position), true)).await.unwrap();
         assert_eq!(tail.start, position);
@@ -313,8 +313,8 @@ async fn a_read_goes_on_behind_any_position<P: Place>() {
     }
 }
 
-async fn positions_are_the_same_in_every_reading<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn positions_are_the_same_in_every_read<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 20).await;
     let run = stage.present(0).await;
     let mut tail = stage.tail(stage.request(0, run.clone(), ReadFrom::Start, true)).await.unwrap();
@@ -331,15 +331,15 @@ async fn positions_are_the_same_in_every_reading<P: Place>() {
     }
 }
 
-async fn the_last_lines_are_as_many_as_were_asked_for<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn last_lines_are_as_many_as_requested<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 10).await;
     let printed = stage.printed[&0].clone();
     let run = stage.present(0).await;
     for (count, from) in [(0, 10), (3, 7), (10, 0), (1_000, 0)] {
         let read = stage.read(0, run.clone(), ReadFrom::Last(count)).await.unwrap();
         assert_eq!(texts(&read), printed[from..]);
-        // And over gRPC.
+        // The same over gRPC.
         let request = ServiceLogsRequest { tail_lines: Some(count), ..stage.scene.request() };
         let mut stream = stage.scene.open(request).await.unwrap();
         assert_eq!(stream.end().await.code(), tonic::Code::Ok);
@@ -347,8 +347,8 @@ async fn the_last_lines_are_as_many_as_were_asked_for<P: Place>() {
     }
 }
 
-async fn runs_are_told_apart_through_a_crash<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn runs_are_separate_through_a_crash<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 5).await;
     let mut follower = stage.follow().await;
     follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
@@ -358,11 +358,11 @@ async fn runs_are_told_apart_through_a_crash<P: Place>() {
     let slot = stage.slot(0, |slot| slot.runs.len() == 2).await;
     let end = slot.run(&first).unwrap().end.as_ref().unwrap();
     assert_eq!((end.exit_code, end.signal, slot.restarts), (Some(3), None, 1));
-    assert_eq!(stage.ask(&mut follower, 0).await, 0);
-    let told = follower.received.events(SERVICE, 0);
-    assert_eq!(told.iter().filter(|kind| **kind == Kind::Ended).count(), 1, "{told:?}");
-    assert_eq!(told.last(), Some(&Kind::Started), "{told:?}");
-    // Each run's own log can be read, also the previous one's over gRPC.
+    assert_eq!(stage.check(&mut follower, 0).await, 0);
+    let events = follower.received.events(SERVICE, 0);
+    assert_eq!(events.iter().filter(|kind| **kind == Kind::Ended).count(), 1, "{events:?}");
+    assert_eq!(events.last(), Some(&Kind::Started), "{events:?}");
+    // Each run has its own log. That of the previous run can also be read over gRPC.
     let printed = &stage.printed[&0];
     assert_eq!(texts(&stage.read(0, first, ReadFrom::Start).await.unwrap()), printed[..10]);
     assert_eq!(texts(&stage.read(0, second, ReadFrom::Start).await.unwrap()), printed[10..]);
@@ -372,8 +372,8 @@ async fn runs_are_told_apart_through_a_crash<P: Place>() {
     assert_eq!(stream.received.text(SERVICE, 0).lines().collect::<Vec<_>>(), printed[..10]);
 }
 
-async fn history_meets_the_present<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn backfill_joins_live_output<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 50).await;
     let mut followers = Vec::new();
     for _ in 0..4 {
@@ -381,20 +381,20 @@ async fn history_meets_the_present<P: Place>() {
         stage.print(0, 20).await;
     }
     for follower in &mut followers {
-        assert_eq!(stage.ask(follower, 0).await, 0);
+        assert_eq!(stage.check(follower, 0).await, 0);
     }
 }
 
-async fn what_was_rotated_away_is_a_gap<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn rotated_away_lines_are_a_gap<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 10).await;
     let request = ServiceLogsRequest { follow: true, ..stage.scene.request() };
     let mut follower = stage.follow().await;
     follower.until(|received| received.lines(SERVICE, 0) >= 10).await;
     let run = stage.present(0).await;
     let position = positions(&stage.read(0, run.clone(), ReadFrom::Start).await.unwrap())[4];
-    // Its cursors are taken elsewhere, where nobody has read anything yet.
-    let gateway = Gateway::on(stage.place.platform());
+    // It resumes at a gateway that has not read the log yet.
+    let gateway = Gateway::on(stage.environment.platform());
     gateway.believe(stage.scene.lease.owner(), &stage.scene.certificate);
     let elsewhere =
         Scene { gateway, lease: stage.scene.lease.clone(), certificate: stage.scene.certificate.clone() };
@@ -408,90 +408,90 @@ async fn what_was_rotated_away_is_a_gap<P: Place>() {
     let resume = received.cursors.values().cloned().collect();
     let mut follower = elsewhere.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
     follower.received = received;
-    // Whether it is only what was read already that is missing, nobody can tell.
-    assert_eq!(stage.ask(&mut follower, 0).await, 1);
+    // Whether only lines already read are missing is unknown, so there is a gap.
+    assert_eq!(stage.check(&mut follower, 0).await, 1);
 }
 
-async fn a_restart_replaces_the_run_in_its_slot<P: Place>() {
-    let mut stage = Stage::<P>::new(2).await;
+async fn restart_replaces_run_in_its_slot<E: Environment>() {
+    let mut stage = Stage::<E>::new(2).await;
     stage.print(1, 5).await;
     let mut follower = stage.follow().await;
     follower.until(|received| received.lines(SERVICE, 1) >= 5).await;
     let (other, first) = (stage.present(0).await, stage.present(1).await);
-    let platform = stage.place.platform();
+    let platform = stage.environment.platform();
     let request = |instance: &Instance| RestartRequest {
         lease: stage.scene.lease.clone(),
         replica: replica(SERVICE, 1),
         instance: Some(instance.clone()),
     };
-    // Of a run that nobody knows nothing is done.
+    // A request for a run of another replica does nothing.
     assert!(matches!(platform.restart(request(&other)).await, Err(Error::Conflict(_))));
-    let meant = request(&first);
-    platform.restart(meant.clone()).await.unwrap();
-    stage.place.replace(1).await;
+    let restart = request(&first);
+    platform.restart(restart.clone()).await.unwrap();
+    stage.environment.replace(1).await;
     let slot = stage.slot(1, |slot| slot.present().is_some_and(|run| run.instance != first)).await;
     assert!(slot.run(&first).is_none_or(|run| run.end.is_some()));
-    assert!(matches!(platform.restart(meant).await, Err(Error::Conflict(_))));
+    assert!(matches!(platform.restart(restart).await, Err(Error::Conflict(_))));
     assert_eq!(stage.present(0).await, other);
     stage.print(1, 5).await;
-    assert_eq!(stage.ask(&mut follower, 1).await, 0);
-    let told = follower.received.events(SERVICE, 1);
-    assert_eq!(told.last(), Some(&Kind::Started), "{told:?}");
+    assert_eq!(stage.check(&mut follower, 1).await, 0);
+    let events = follower.received.events(SERVICE, 1);
+    assert_eq!(events.last(), Some(&Kind::Started), "{events:?}");
 }
 
-async fn what_ends_ends_its_sources<P: Place>() {
-    let mut stage = Stage::<P>::new(1).await;
+async fn ended_lease_ends_view_and_tail<E: Environment>() {
+    let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 5).await;
     let run = stage.present(0).await;
-    let mut view = stage.place.platform().watch(&stage.scene.lease).await.unwrap();
+    let mut view = stage.environment.platform().watch(&stage.scene.lease).await.unwrap();
     let mut tail = stage.tail(stage.request(0, run, ReadFrom::Start, true)).await.unwrap();
     let mut read = Vec::new();
     while read.len() < 5 {
         assert!(take(&mut tail, &mut read).await.unwrap());
     }
-    // Read meanwhile: of a pod that is gone nobody can read on.
+    // Read before the end: the log of a removed pod cannot be read.
     let reading = async {
         while read.len() < 10 {
             assert!(take(&mut tail, &mut read).await.unwrap());
         }
     };
     tokio::join!(reading, stage.print(0, 5));
-    stage.place.end().await;
+    stage.environment.end().await;
     while take(&mut tail, &mut read).await.unwrap() {}
     assert_eq!(texts(&read), stage.printed[&0]);
     let nothing_runs = |view: &std::sync::Arc<leasemux::model::view::LeaseView>| {
         view.ended || view.replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.present().is_none())
     };
-    // A closed channel says the same.
+    // A closed channel means the same.
     tokio::time::timeout(PATIENCE, view.wait_for(nothing_runs)).await.unwrap().ok();
 }
 
-async fn one_tail_serves_all_followers<P: Place>() {
-    let mut stage = Stage::<P>::new(2).await;
+async fn one_tail_serves_all_followers<E: Environment>() {
+    let mut stage = Stage::<E>::new(2).await;
     let mut followers = Vec::new();
     for _ in 0..6 {
         let mut follower = stage.follow().await;
         stage.print(0, 3).await;
         stage.print(1, 3).await;
         for index in 0..2 {
-            assert_eq!(stage.ask(&mut follower, index).await, 0);
+            assert_eq!(stage.check(&mut follower, index).await, 0);
         }
         followers.push(follower);
     }
     for follower in &mut followers {
         for index in 0..2 {
-            assert_eq!(stage.ask(follower, index).await, 0);
+            assert_eq!(stage.check(follower, index).await, 0);
         }
     }
     assert_eq!(stage.scene.gateway.metric("leasemux_source_opens_total{read=\"live\"}"), 2);
 }
 
-async fn one_that_cannot_start_does_not_spoil_the_others<P: Place>() {
-    let mut stage = Stage::<P>::with(1, true).await;
+async fn stuck_service_does_not_affect_others<E: Environment>() {
+    let mut stage = Stage::<E>::with(1, true).await;
     let mut follower = stage.follow().await;
     follower.until(|received| received.events(STUCK, 0).contains(&Kind::Waiting)).await;
     stage.print(0, 10).await;
-    assert_eq!(stage.ask(&mut follower, 0).await, 0);
+    assert_eq!(stage.check(&mut follower, 0).await, 0);
     assert_eq!(follower.received.text(STUCK, 0), "");
 }
 

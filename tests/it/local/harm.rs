@@ -1,14 +1,14 @@
-//! What others do to a gateway, its shims and its logs.
+//! Damage to a gateway, its shims and its logs by other processes.
 
 use super::*;
 
-/// Ignored signals are handed down by whoever starts a program, unless the program cares: `nohup`, and a script's `&`, do so.
+/// Ignored signals are inherited, for example from `nohup` or a script's `&`.
 #[tokio::test]
-async fn signals_that_the_gateway_was_started_to_ignore_are_not_ignored_by_services() {
-    let world = World::of_command("grep, SigIgn, /proc/self/status");
-    let mut gateway = gateway(&world, &["env", "--ignore-signal=HUP,INT,QUIT,TERM,CHLD"]);
-    let log = |run: u32| world.file(&format!("{run}.log")).filter(|log| log.ends_with('\n'));
-    // That there is a third run tells that the ends of two were noticed.
+async fn services_do_not_inherit_ignored_signals() {
+    let fixture = Fixture::of_command("grep, SigIgn, /proc/self/status");
+    let mut gateway = gateway(&fixture, &["env", "--ignore-signal=HUP,INT,QUIT,TERM,CHLD"]);
+    let log = |run: u32| fixture.file(&format!("{run}.log")).filter(|log| log.ends_with('\n'));
+    // A third run means that the ends of two were noticed.
     let deadline = Instant::now() + PATIENCE;
     while log(2).is_none() {
         assert!(Instant::now() < deadline, "{:?}", [log(0), log(1), log(2)]);
@@ -27,38 +27,38 @@ async fn signals_that_the_gateway_was_started_to_ignore_are_not_ignored_by_servi
 }
 
 #[tokio::test]
-async fn a_shim_that_is_told_to_end_ends_its_service_first() {
-    let world = World::new(STUBBORN).start();
-    world.until_processes(|found| found.len() == 4).await;
-    let first = world.printed("up").await;
+async fn signalled_shim_ends_its_service_first() {
+    let fixture = Fixture::new(STUBBORN).start();
+    fixture.until_processes(|found| found.len() == 4).await;
+    let first = fixture.printed("up").await;
     for (run, signal) in [(0, Signal::TERM), (1, Signal::HUP)] {
-        world.slot(|slot| slot.restarts == run && slot.ready).await;
-        let service = world.until_processes(|found| found.len() == 4).await.pop_first().unwrap();
+        fixture.slot(|slot| slot.restarts == run && slot.ready).await;
+        let service = fixture.until_processes(|found| found.len() == 4).await.pop_first().unwrap();
         rustix::process::kill_process(Pid::from_raw(parent(service)).unwrap(), signal).unwrap();
-        world.slot(ended(run as usize + 1)).await;
+        fixture.slot(ended(run as usize + 1)).await;
     }
-    let slot = world.slot(|slot| slot.restarts == 2 && slot.ready).await;
+    let slot = fixture.slot(|slot| slot.restarts == 2 && slot.ready).await;
     assert!(slot.runs.iter().any(|run| run.instance == first));
-    world.until_processes(|found| found.len() == 4).await;
-    world.platform().stop(Duration::ZERO).await;
-    assert_eq!(world.processes(), BTreeSet::new());
+    fixture.until_processes(|found| found.len() == 4).await;
+    fixture.platform().stop(Duration::ZERO).await;
+    assert_eq!(fixture.processes(), BTreeSet::new());
 }
 
-/// As on a disk that is full until then.
+/// Simulates a disk that is full until the run ends.
 #[tokio::test]
-async fn what_a_run_could_not_write_at_its_end_is_told_in_the_next_ones_log() {
-    let world = World::new("read line < go; echo a; echo bc >&2; printf d; exit 3");
-    let home = world.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
+async fn loss_at_run_end_is_reported_in_next_log() {
+    let fixture = Fixture::new("read line < go; echo a; echo bc >&2; printf d; exit 3");
+    let home = fixture.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
     std::fs::create_dir_all(&home).unwrap();
     let fifo = home.join("go");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let world = world.start();
-    world.slot(|slot| slot.ready).await;
-    let log = world.path("0.log").unwrap();
+    let fixture = fixture.start();
+    fixture.slot(|slot| slot.ready).await;
+    let log = fixture.path("0.log").unwrap();
     std::fs::remove_file(&log).unwrap();
     std::fs::create_dir(log).unwrap();
     tokio::task::spawn_blocking(move || std::fs::write(fifo, "go\n").unwrap()).await.unwrap();
-    let slot = world.slot(|slot| slot.restarts == 1 && slot.ready).await;
+    let slot = fixture.slot(|slot| slot.restarts == 1 && slot.ready).await;
     let request = TailRequest {
         lease: lease(),
         replica: web(),
@@ -66,33 +66,33 @@ async fn what_a_run_could_not_write_at_its_end_is_told_in_the_next_ones_log() {
         from: ReadFrom::Start,
         follow: true,
     };
-    let mut tail = world.platform().tail(request).await.unwrap();
+    let mut tail = fixture.platform().tail(request).await.unwrap();
     let first = tokio::time::timeout(PATIENCE, tail.items.next()).await.unwrap().unwrap().unwrap();
     let TailItem::Gap(gap) = first else { panic!("{first:?}") };
     assert_eq!((gap.lines, gap.bytes, gap.exact), (3, 6, true));
-    world.platform().stop(Duration::ZERO).await;
+    fixture.platform().stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
-async fn a_shim_that_speaks_nonsense_or_fails_is_let_go() {
+async fn broken_or_failing_shim_is_replaced() {
     for (script, how) in [
         ("printf '\\377\\377\\377\\377' >&0; exec cat > /dev/null", "(exit status: 0)"),
         ("echo no more processes >&2; exit 3", "(exit status: 3)"),
         ("kill -9 $$", "(signal: 9 (SIGKILL))"),
     ] {
-        let world = World::new("exit 0");
-        let shim = world.dir.path().join("shim");
+        let fixture = Fixture::new("exit 0");
+        let shim = fixture.dir.path().join("shim");
         std::fs::write(&shim, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&shim, PermissionsExt::from_mode(0o755)).unwrap();
-        let config = LocalConfig { exe: shim, ..world.config() };
-        let world =
-            World { platform: Some(LocalPlatform::start(config, Notifier::start()).unwrap()), ..world };
-        let told = |slot: &ReplicaView| {
+        let config = LocalConfig { exe: shim, ..fixture.config() };
+        let fixture =
+            Fixture { platform: Some(LocalPlatform::start(config, Notifier::start()).unwrap()), ..fixture };
+        let is_explained = |slot: &ReplicaView| {
             ended(2)(slot)
                 && matches!(&slot.state, ReplicaState::Waiting { message, .. } if message.ends_with(how))
         };
-        let slot = world.slot(told).await;
+        let slot = fixture.slot(is_explained).await;
         assert_eq!(slot.runs[0].end.as_ref().unwrap().reason, "Error");
-        world.platform().stop(Duration::ZERO).await;
+        fixture.platform().stop(Duration::ZERO).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Where promises are asked, and how things are made to happen there.
+//! The environments of the platform tests, and how to control them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,30 +21,30 @@ use super::{SERVICE, STUCK};
 use crate::kube::cluster::{self, RunKey};
 use crate::kube::connect;
 
-/// A platform with one lease, whose service prints what it is told to.
-pub(super) trait Place: Sized {
-    /// With so many replicas; `stuck` if there is to be a service beside it that cannot start.
+/// A platform with one lease, whose service prints given lines.
+pub(super) trait Environment: Sized {
+    /// Starts replicas of the service, and a service that cannot start if `stuck`.
     async fn start(lease: &LeaseId, replicas: u32, stuck: bool) -> Self;
 
     fn platform(&self) -> Arc<dyn Platform>;
 
-    /// The present run of a replica, or the next one if that has been told to crash, prints these lines.
+    /// The current run of a replica, or the next one after [`Self::crash`], prints these lines.
     fn print(&mut self, index: u32, lines: &[String]);
 
-    /// The present run ends with exit code 3, and the next one begins.
+    /// The current run ends with exit code 3, and the next one begins.
     fn crash(&mut self, index: u32);
 
-    /// What was printed so far can soon no longer be read. Answers what had to be printed for it.
+    /// Makes all lines printed so far unreadable soon. Returns the lines that were printed to achieve that.
     fn rotate(&mut self, index: u32) -> Vec<String>;
 
-    /// A restart was asked for: what begins the next run, if the platform does not do so itself.
+    /// Starts the next run after a restart request, if the platform does not do so itself.
     async fn replace(&mut self, index: u32);
 
-    /// Everything that runs under the lease ends.
+    /// Ends everything under the lease.
     async fn end(&mut self);
 }
 
-/// This machine: shells that read what to print from pipes.
+/// This machine: shells that print the lines of a pipe.
 pub(super) struct Machine {
     platform: Arc<LocalPlatform>,
     pipes: Vec<File>,
@@ -56,29 +56,29 @@ pub(super) struct Cluster {
     api: cluster::Cluster,
     platform: Arc<KubePlatform>,
     lease: LeaseId,
-    /// The present run of each replica.
+    /// The current run of each replica.
     runs: BTreeMap<u32, RunKey>,
     _dir: TempDir,
 }
 
-/// The same, but the logs are files of this node's.
+/// The same, but the logs are files of this node.
 pub(super) struct Node {
     cluster: Cluster,
     platform: Arc<NodePlatform>,
     logs: TempDir,
-    /// Lines printed so far: each has its own time.
+    /// Number of lines printed so far. Each has a distinct time.
     lines: i64,
 }
 
-/// Half a second after the containers' start.
+/// Time of the first line: half a second after the containers' start.
 const FIRST_LINE_NANOS: i64 = 1_795_564_800_500_000_000;
 
-/// Size at which the machine's logs are rotated: more than any test prints but to have them rotated.
+/// Size at which the machine's logs are rotated: more than tests print, except to cause a rotation.
 const ROTATE_MAX_BYTES: u64 = 16 * 1024;
 
 // === impl Machine ===
 
-impl Place for Machine {
+impl Environment for Machine {
     async fn start(lease: &LeaseId, replicas: u32, stuck: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let script =
@@ -96,11 +96,11 @@ impl Place for Machine {
             let home = dir.path().join(format!("data/home/{}_{SERVICE}-{index}", lease.namespace()));
             std::fs::create_dir_all(&home).unwrap();
             assert!(Command::new("mkfifo").arg(home.join("pipe")).status().unwrap().success());
-            // Also to be read, so that it is never without a reader, and what it holds is kept.
+            // Also open for reading, so that it always has a reader and keeps its content.
             File::options().read(true).write(true).open(home.join("pipe")).unwrap()
         };
         let pipes = (0..replicas).map(pipe).collect();
-        // What cannot start is not to be tried again and again.
+        // A service that cannot start is not to be restarted repeatedly.
         let first = if stuck { Duration::from_secs(600) } else { Duration::from_millis(10) };
         let config = LocalConfig {
             exe: env!("CARGO_BIN_EXE_leasemux").into(),
@@ -141,12 +141,12 @@ impl Place for Machine {
 
 // === impl Cluster ===
 
-impl Place for Cluster {
+impl Environment for Cluster {
     async fn start(lease: &LeaseId, replicas: u32, stuck: bool) -> Self {
         let (api, dir) = (cluster::Cluster::start().await, tempfile::tempdir().unwrap());
         let platform = connect(&api, &dir).await.unwrap();
         api.lease(lease, SERVICE, replicas);
-        // Of the same age, so that the names decide which is which replica.
+        // Of equal age, so that names determine the replica numbers.
         let runs = (0..replicas).map(|index| (index, api.run(lease, SERVICE, &format!("pod-{index}"), 0)));
         let runs = runs.collect();
         if stuck {
@@ -175,7 +175,7 @@ impl Place for Cluster {
         Vec::new()
     }
 
-    /// As a deployment's controller does.
+    /// Acts as the deployment controller.
     async fn replace(&mut self, index: u32) {
         let pod = format!("{}-next", Self::pod(&self.runs[&index]));
         let run = self.api.run(&self.lease, SERVICE, &pod, 0);
@@ -201,7 +201,7 @@ impl Cluster {
 
 // === impl Node ===
 
-impl Place for Node {
+impl Environment for Node {
     async fn start(lease: &LeaseId, replicas: u32, stuck: bool) -> Self {
         let (cluster, logs) = (Cluster::start(lease, replicas, stuck).await, tempfile::tempdir().unwrap());
         let kube = Arc::clone(&cluster.platform);
@@ -254,7 +254,7 @@ impl Place for Node {
 }
 
 impl Node {
-    /// As the kubelet has it.
+    /// Returns the kubelet's log file of a run.
     fn file(&self, run: &RunKey) -> PathBuf {
         let (uid, container, number) = run;
         let pod = format!("{}_{}_{uid}", self.cluster.lease.namespace(), Cluster::pod(run));
