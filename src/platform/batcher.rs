@@ -1,7 +1,8 @@
-//! Makes the items of a tail from lines: counts positions, skips lines before the start of the read, and forms batches. Pure.
+//! Makes the items of a tail from lines: counts positions, skips lines before the start of the read, and
+//! forms batches. Pure.
 //!
-//! Every line passes through here from the start of the scan, delivered or not, so positions do not depend on where
-//! delivery starts.
+//! Every line passes through here from the start of the scan, delivered or not, so positions do not depend on
+//! where delivery starts.
 
 #[cfg(test)]
 mod tests;
@@ -131,7 +132,8 @@ impl LineBatcher {
         self.start
     }
 
-    /// Whether the position of [`StartFilter::After`] was not found, and delivery starts after the place where it would be.
+    /// Whether the position of [`StartFilter::After`] was not found, and delivery starts after the place
+    /// where it would be.
     pub(super) fn is_inexact(&self) -> bool {
         self.inexact
     }
@@ -158,13 +160,15 @@ impl LineBatcher {
         self.record(content, false, time, Piece { time, continues: false, stream: None });
     }
 
-    /// Adds the content of a record written at `time`: the end of a line, without its newline, or a `partial` line.
+    /// Adds the content of a record written at `time`: the end of a line, without its newline, or a `partial`
+    /// line.
     #[inline]
     pub(super) fn record(&mut self, content: &[u8], partial: bool, time: LogTime, piece: Piece) {
         self.push(content, !partial, time, !partial, piece);
     }
 
-    /// Adds a piece of a line of merged output, including its newline if it has one. The last one `ends` the line.
+    /// Adds a piece of a line of merged output, including its newline if it has one. The last one `ends` the
+    /// line.
     pub(super) fn piece(&mut self, bytes: &[u8], time: LogTime, ends: bool) {
         let continues = !self.at.at_line_start();
         self.push(bytes, false, time, ends, Piece { time, continues, stream: None });
@@ -177,8 +181,8 @@ impl LineBatcher {
         }
     }
 
-    /// Adds a gap that the log itself records. It takes a position, like a line, so a read after that position does not return it
-    /// again.
+    /// Adds a gap that the log itself records. It takes a position, like a line, so a read after that
+    /// position does not return it again.
     pub(super) fn dropped_output(&mut self, dropped: DroppedOutput, time: LogTime) {
         self.open = None;
         let before = self.at;
@@ -206,8 +210,8 @@ impl LineBatcher {
         self.gap_at(self.at, gap);
     }
 
-    /// Adds a gap at the end of the log. With [`StartFilter::Since`] the missing lines may have been new enough, though no line
-    /// before them was.
+    /// Adds a gap at the end of the log. With [`StartFilter::Since`] the missing lines may have been new
+    /// enough, though no line before them was.
     pub(super) fn gap_at_end(&mut self, gap: SourceGap) {
         if let StartFilter::Since(_) = self.filter {
             let pending = self.pending_gap.take();
@@ -345,7 +349,8 @@ impl LineBatcher {
         true
     }
 
-    /// Returns how many bytes of a piece to skip, or `None` if it is not delivered. The piece is between `before` and `at`.
+    /// Returns how many bytes of a piece to skip, or `None` if it is not delivered. The piece is between
+    /// `before` and `at`.
     fn filter_piece(&mut self, before: Position, len: usize, time: LogTime, ends: bool) -> Option<usize> {
         match self.filter {
             StartFilter::All => Some(0),

@@ -1,8 +1,8 @@
 //! Locks among gateways: one per lease. Only the holder may restart replicas of the lease.
 //!
-//! The lock carries a *payload* that the next holder reads. Safety rests on the payload and not on clocks: only the holder
-//! writes it, by compare-and-swap against the version that it last read or wrote. A holder that records a restart before it
-//! orders it can therefore rely on the next holder to know of it.
+//! The lock carries a *payload* that the next holder reads. Safety rests on the payload and not on clocks:
+//! only the holder writes it, by compare-and-swap against the version that it last read or wrote. A holder
+//! that records a restart before it orders it can therefore rely on the next holder to know of it.
 
 use std::fmt;
 
@@ -22,14 +22,15 @@ pub trait LeaseLocks: fmt::Debug + Send + Sync + 'static {
     /// [`Error::Unavailable`] if it cannot be read now.
     fn payload(&self, lease: &LeaseId) -> BoxFuture<'static, Result<String, Error>>;
 
-    /// Returns a candidate for `lease`'s lock, without any request. At most one candidate per lease and gateway may exist. If
-    /// it is dropped while it holds the lock, the lock expires some time later.
+    /// Returns a candidate for `lease`'s lock, without any request. At most one candidate per lease and
+    /// gateway may exist. If it is dropped while it holds the lock, the lock expires some time later.
     fn candidate(&self, lease: &LeaseId) -> Box<dyn LeaseLock>;
 }
 
 /// A candidate for the lock of one lease, and its holder once acquired. All futures are cancel safe.
 pub trait LeaseLock: Send {
-    /// Acquires the lock if it is free, or returns its holder. From the second call on, waits for a short time first.
+    /// Acquires the lock if it is free, or returns its holder. From the second call on, waits for a short
+    /// time first.
     ///
     /// # Errors
     /// The lock's state is unknown. Retryable errors may pass.

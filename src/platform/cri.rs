@@ -1,13 +1,15 @@
-//! Parses and writes the log records of Kubernetes runtimes; [`path`] has the layout of the files. Pure: no I/O, no clock.
+//! Parses and writes the log records of Kubernetes runtimes; [`path`] has the layout of the files. Pure: no
+//! I/O, no clock.
 //!
-//! A record is one line of a file: `TIMESTAMP stdout|stderr TAGS CONTENT`. The content is arbitrary bytes of the container, without
-//! the newline. TAGS are separated by `:`. The first is `F` (full) if the line ends with this record, or `P` (partial) if it
-//! continues in the stream's next one. The grammar is that of the CRI's log format ("Kubelet CRI logging",
-//! kubernetes/design-proposals-archive), parsed leniently: runtimes differ in the digits and zone of the timestamp.
+//! A record is one line of a file: `TIMESTAMP stdout|stderr TAGS CONTENT`. The content is arbitrary bytes of
+//! the container, without the newline. TAGS are separated by `:`. The first is `F` (full) if the line ends
+//! with this record, or `P` (partial) if it continues in the stream's next one. The grammar is that of the
+//! CRI's log format ("Kubelet CRI logging", kubernetes/design-proposals-archive), parsed leniently: runtimes
+//! differ in the digits and zone of the timestamp.
 //!
-//! Two tags are our own. `lost=LINES/BYTES` marks a place where our log writer dropped output. `inexact` beside it means that the
-//! numbers are lower bounds; if they are zero, perhaps nothing was lost. For other readers the record is a line with a
-//! notice. Unknown tags are skipped.
+//! Two tags are our own. `lost=LINES/BYTES` marks a place where our log writer dropped output. `inexact`
+//! beside it means that the numbers are lower bounds; if they are zero, perhaps nothing was lost. For other
+//! readers the record is a line with a notice. Unknown tags are skipped.
 
 pub mod path;
 
@@ -40,7 +42,8 @@ pub struct DroppedOutput {
     pub lines: u64,
     /// Number of bytes, including newlines.
     pub bytes: u64,
-    /// Whether the numbers are exact. Otherwise they are lower bounds, and zero means that perhaps nothing was lost.
+    /// Whether the numbers are exact. Otherwise they are lower bounds, and zero means that perhaps nothing
+    /// was lost.
     pub exact: bool,
 }
 
@@ -59,7 +62,8 @@ pub struct Record<'a> {
     pub content: &'a [u8],
 }
 
-/// Parses records. Caches the last second, which the next record usually shares, to avoid calendar arithmetic.
+/// Parses records. Caches the last second, which the next record usually shares, to avoid calendar
+/// arithmetic.
 #[derive(Clone, Debug, Default)]
 pub struct Parser {
     /// The last `2026-11-23T12:00:00`, and its nanoseconds since the epoch as UTC.
@@ -71,7 +75,8 @@ pub fn parse(record: &[u8]) -> Option<Record<'_>> {
     Parser::default().parse(record)
 }
 
-/// Appends `record` and a newline to `out`. The content must contain no newline, which would begin another record.
+/// Appends `record` and a newline to `out`. The content must contain no newline, which would begin another
+/// record.
 pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
     debug_assert!(memchr(b'\n', record.content).is_none(), "newline in a record's content");
     let (time, stream) = (record.time, record.stream.name());

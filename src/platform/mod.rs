@@ -1,7 +1,8 @@
 //! Platforms: where services run and where their log lines come from.
 //!
-//! [`Platform::watch`] returns what runs under a lease, [`Platform::tail`] returns log lines, and [`Platform::restart`] replaces a run
-//! by the next one. Dropping a returned watch or tail ends the work for it.
+//! [`Platform::watch`] returns what runs under a lease, [`Platform::tail`] returns log lines, and
+//! [`Platform::restart`] replaces a run by the next one. Dropping a returned watch or tail ends the work for
+//! it.
 
 mod batcher;
 pub mod coordination;
@@ -34,8 +35,8 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
 
     /// Watches what runs under `lease`.
     ///
-    /// The receiver always holds a complete snapshot, so no change can be missed. The last view of a lease that ends says so; a
-    /// closed channel means the same.
+    /// The receiver always holds a complete snapshot, so no change can be missed. The last view of a lease
+    /// that ends says so; a closed channel means the same.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the lease does not exist here.
@@ -47,17 +48,19 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// [`Error::NotFound`] if the log does not exist or was removed.
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>>;
 
-    /// Replaces a run by the next one: gracefully, by force after a grace period of the platform, and without back-off.
+    /// Replaces a run by the next one: gracefully, by force after a grace period of the platform, and without
+    /// back-off.
     ///
-    /// Resolves when the restart has begun; the view shows its outcome. Idempotent per instance, so a call that was dropped, or
-    /// whose result was lost, may be repeated.
+    /// Resolves when the restart has begun; the view shows its outcome. Idempotent per instance, so a call
+    /// that was dropped, or whose result was lost, may be repeated.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if the slot has a newer run than the caller knew of; nothing was done. [`Error::NotFound`] if the lease
-    /// or slot does not exist.
+    /// [`Error::Conflict`] if the slot has a newer run than the caller knew of; nothing was done.
+    /// [`Error::NotFound`] if the lease or slot does not exist.
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Returns the locks that gateways serving the same leases take before a restart. `None` if there can be no other gateway.
+    /// Returns the locks that gateways serving the same leases take before a restart. `None` if there can be
+    /// no other gateway.
     fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
         None
     }
@@ -70,8 +73,8 @@ pub struct RestartRequest {
     pub lease: LeaseId,
     /// The slot.
     pub replica: Replica,
-    /// The newest run of the slot that the caller knows of; `None` if there was none. If it has ended, the restart removes what
-    /// delays the next one (a back-off, an image that cannot be pulled).
+    /// The newest run of the slot that the caller knows of; `None` if there was none. If it has ended, the
+    /// restart removes what delays the next one (a back-off, an image that cannot be pulled).
     pub instance: Option<Instance>,
 }
 
@@ -86,8 +89,8 @@ pub struct TailRequest {
     pub instance: Instance,
     /// Where to start.
     pub from: ReadFrom,
-    /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not, it ends at the present
-    /// end of the log.
+    /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not,
+    /// it ends at the present end of the log.
     pub follow: bool,
 }
 
@@ -96,9 +99,11 @@ pub struct TailRequest {
 pub enum ReadFrom {
     /// At the oldest readable line.
     Start,
-    /// At this many complete lines of the merged output before the end, plus an unfinished one. 0 starts at the end.
+    /// At this many complete lines of the merged output before the end, plus an unfinished one. 0 starts at
+    /// the end.
     Last(u64),
-    /// At the first line that is not older. A gap directly before it, whose lines may not be older either, comes first.
+    /// At the first line that is not older. A gap directly before it, whose lines may not be older either,
+    /// comes first.
     Since(LogTime),
     /// Exactly after this position. If lines after it are gone, a [`TailItem::Gap`] comes first.
     After(Position),
@@ -108,11 +113,11 @@ pub enum ReadFrom {
 pub struct Tail {
     /// The position before the first item. It gives cursors a position before the first line has arrived.
     pub start: Position,
-    /// Whether `start` is within a line of standard output (or of an unknown stream), and of standard error. Set for a tail that starts
-    /// at the end of a log.
+    /// Whether `start` is within a line of standard output (or of an unknown stream), and of standard error.
+    /// Set for a tail that starts at the end of a log.
     pub unfinished: [bool; 2],
-    /// Lines and gaps with growing positions and no repeats. An error ends the stream; if it is retryable, a new tail
-    /// [`ReadFrom::After`] the last position continues without loss.
+    /// Lines and gaps with growing positions and no repeats. An error ends the stream; if it is retryable, a
+    /// new tail [`ReadFrom::After`] the last position continues without loss.
     pub items: BoxStream<'static, Result<TailItem, Error>>,
 }
 
@@ -123,7 +128,8 @@ pub enum TailItem {
     Lines(LineBatch),
     /// Lines are missing here.
     Gap(SourceGap),
-    /// The log cannot be followed at present and is polled every few seconds instead. Lines arrive later; none is missing here.
+    /// The log cannot be followed at present and is polled every few seconds instead. Lines arrive later;
+    /// none is missing here.
     FollowUnavailable,
 }
 

@@ -1,8 +1,8 @@
-//! One node of a cluster: the [`kube`](super::kube) platform, but logs of pods on this node are read from its `/var/log/pods`, without
-//! load on the API server and the kubelet.
+//! One node of a cluster: the [`kube`](super::kube) platform, but logs of pods on this node are read from its
+//! `/var/log/pods`, without load on the API server and the kubelet.
 //!
-//! Positions depend on the lines alone, so cursors are valid for both sources. The files include rotated ones, which the API does not
-//! serve.
+//! Positions depend on the lines alone, so cursors are valid for both sources. The files include rotated
+//! ones, which the API does not serve.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use crate::model::id::LeaseId;
 use crate::model::view::LeaseView;
 use crate::sys::notify::Notifier;
 
-/// How long to wait for further output after the end of a run. Runtimes should write everything before they report the end; this
-/// is for those that do not.
+/// How long to wait for further output after the end of a run. Runtimes should write everything before they
+/// report the end; this is for those that do not.
 const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
 /// The platform of a gateway that runs on a node of the cluster.

@@ -1,30 +1,31 @@
 //! Reads and follows the log directory of one run of a container.
 //!
-//! The files are those of [`cri`](super::cri): the active one and rotated ones, perhaps compressed. Guarantees:
-//! - **No loss and no repeat** as long as the files still hold the lines, even if they are renamed, compressed or removed
-//!   meanwhile. Where unread files may have been removed there is one inexact gap ([`GapCause::Rotated`]), also at the end.
-//! - **Items depend on the content of the files alone**, positions included: not on the time and size of reads, nor on the start of
-//!   the read (`seek` states its assumption). Lines come in the order of the records (`log_reader`).
-//! - **No line waits for another.** A complete line is returned as soon as it is read. An unfinished one is held back for
-//!   `UNFINISHED_WAIT`, so that most lines come whole, and is then returned as a piece.
-//! - **Damage is a gap** ([`GapCause::Source`]): inexact for a record that cannot be parsed, a file that shrinks and the unreadable
-//!   rest of a compressed file; exact for a record with a `lost` tag. The line of an incompletely written record ends with it,
-//!   without a newline, and an inexact gap follows. A file that shrank and grew beyond its former size between two reads
-//!   cannot be distinguished from one that only grew.
-//! - **Bounded.** One read takes at most [`READ_MAX_BYTES`], on the blocking pool, and only when the stream is polled. A waiting tail
-//!   holds one or two open files, a share of a directory watch, and part of an unfinished line. Dropping the stream frees them.
+//! The files are those of [`cri`](super::cri): the active one and rotated ones, perhaps compressed.
+//! Guarantees:
+//! - **No loss and no repeat** as long as the files still hold the lines, even if they are renamed,
+//!   compressed or removed meanwhile. Where unread files may have been removed there is one inexact gap
+//!   ([`GapCause::Rotated`]), also at the end.
+//! - **Items depend on the content of the files alone**, positions included: not on the time and size of
+//!   reads, nor on the start of the read (`seek` states its assumption). Lines come in the order of the
+//!   records (`log_reader`).
+//! - **No line waits for another.** A complete line is returned as soon as it is read. An unfinished one is
+//!   held back for `UNFINISHED_WAIT`, so that most lines come whole, and is then returned as a piece.
+//! - **Damage is a gap** ([`GapCause::Source`]): inexact for a record that cannot be parsed, a file that
+//!   shrinks and the unreadable rest of a compressed file; exact for a record with a `lost` tag. The line of
+//!   an incompletely written record ends with it, without a newline, and an inexact gap follows. A file that
+//!   shrank and grew beyond its former size between two reads cannot be distinguished from one that only
+//!   grew.
+//! - **Bounded.** One read takes at most [`READ_MAX_BYTES`], on the blocking pool, and only when the stream
+//!   is polled. A waiting tail holds one or two open files, a share of a directory watch, and part of an
+//!   unfinished line. Dropping the stream frees them.
 //!
-//! [`ReadFrom::After`] starts with the next line, or the rest of it, and with a gap if that line may be gone. The gap is superfluous
-//! in one case: the log was rotated, and the position is before all lines or among those with the first time of the oldest
-//! file, because whether an older file existed is unknown. A position after the end (the files were replaced) is a gap as
-//! well, and reading continues at the end. Gaps other than `lost` records have no position of their own: one directly after the
-//! position is returned again rather than not at all.
-//!
-//! Known limits: if the first pieces of a line were in a file that is gone, its rest is returned as a line, also after a position
-//! within it. Old files must be removed oldest first, and never the active one (kubelets keep at least two). If the clock
-//! goes back over a rotation, a time may occur twice, on both sides of a removed file. Kubelets name rotated files by local time:
-//! at the end of daylight saving time, files of the repeated hour are read in the wrong order. Runtimes write stdout and stderr
-//! independently: a follower misses output that one stream still writes to a renamed file after the other has begun the new one.
+//! Known limits: if the first pieces of a line were in a file that is gone, its rest is returned as a line,
+//! also after a position within it. Old files must be removed oldest first, and never the active one
+//! (kubelets keep at least two). If the clock goes back over a rotation, a time may occur twice, on both
+//! sides of a removed file. Kubelets name rotated files by local time: at the end of daylight saving time,
+//! files of the repeated hour are read in the wrong order. Runtimes write stdout and stderr independently: a
+//! follower misses output that one stream still writes to a renamed file after the other has begun the new
+//! one.
 //!
 //! [`GapCause::Rotated`]: crate::model::line::GapCause::Rotated
 //! [`GapCause::Source`]: crate::model::line::GapCause::Source
@@ -54,18 +55,18 @@ use seek::{Seek, SeekOutcome};
 
 pub use files::LogFiles;
 
-/// How long a follower holds back an unfinished line. Runtimes write the pieces of a line within microseconds, and a person does not
-/// notice a tenth of a second.
+/// How long a follower holds back an unfinished line. Runtimes write the pieces of a line within
+/// microseconds, and a person does not notice a tenth of a second.
 pub(super) const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// Whether to wait for further output.
 #[derive(Clone, Debug)]
 pub enum FollowMode {
-    /// The stream ends at the present end of the log. An unfinished line is returned as far as it is recorded, and may continue. If
-    /// the run has ended, use [`FollowMode::UntilEnd`] with a cancelled token.
+    /// The stream ends at the present end of the log. An unfinished line is returned as far as it is
+    /// recorded, and may continue. If the run has ended, use [`FollowMode::UntilEnd`] with a cancelled token.
     No,
-    /// The stream ends at the end of the log once the token is cancelled, which means that the run's last byte was written. A last
-    /// line without a newline is returned then.
+    /// The stream ends at the end of the log once the token is cancelled, which means that the run's last
+    /// byte was written. A last line without a newline is returned then.
     UntilEnd(CancellationToken),
 }
 
@@ -91,9 +92,16 @@ enum State {
 
 /// Opens the log of one run.
 ///
+/// [`ReadFrom::After`] starts with the next line, or the rest of it, and with a gap if that line may be gone. The
+/// gap is superfluous in one case: the log was rotated, and the position is before all lines or among those with
+/// the first time of the oldest file, because whether an older file existed is unknown. A position after the end
+/// (the files were replaced) is a gap as well, and reading continues at the end. Gaps other than `lost` records
+/// have no own position: one directly after the requested position is returned again rather than not at all.
+///
 /// # Errors
-/// [`Error::NotFound`] if the directory does not exist, or has no file of that run and `follow` does not wait for one;
-/// [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the latter two.
+/// [`Error::NotFound`] if the directory does not exist, or has no file of that run and `follow` does not wait
+/// for one; [`Error::Io`] and [`Error::Unavailable`] if the files cannot be read. The stream's errors are the
+/// latter two.
 pub async fn open(
     notifier: &Notifier,
     log: LogFiles,
@@ -120,7 +128,8 @@ pub async fn open(
     Ok(Tail { start, unfinished, items })
 }
 
-/// Runs `work` on the blocking pool. If the caller is dropped, the work, which is short, completes and its result is discarded.
+/// Runs `work` on the blocking pool. If the caller is dropped, the work, which is short, completes and its
+/// result is discarded.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

@@ -18,17 +18,17 @@ use leasemux::model::id::{Address, Instance, LeaseId, Replica};
 use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
-use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, TailItem, TailRequest};
+use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 use leasemux::sys::notify::Notifier;
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
 /// Limit on every wait, generous for loaded machines.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Polling interval of conditions without notification.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Data directory of [`gateway_to_be_killed`]. Unset when that runs as an ordinary test.
 const GATEWAY_DIR: &str = "LEASEMUX_TEST_GATEWAY_DIR";
@@ -67,9 +67,28 @@ impl Fixture {
         config(self.dir.path(), &self.sdl)
     }
 
-    fn start(mut self) -> Self {
-        self.platform = Some(LocalPlatform::start(self.config(), Notifier::start()).unwrap());
+    fn start(self) -> Self {
+        let config = self.config();
+        self.start_with(config)
+    }
+
+    fn start_with(mut self, config: LocalConfig) -> Self {
+        self.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
         self
+    }
+
+    /// Returns the home directory of the replica.
+    fn home(&self) -> PathBuf {
+        let home = format!("data/home/{}_web-0", lease().namespace());
+        self.dir.path().canonicalize().unwrap().join(home)
+    }
+
+    /// Creates the pipe `go` in the home directory.
+    fn create_pipe(&self) -> PathBuf {
+        std::fs::create_dir_all(self.home()).unwrap();
+        let pipe = self.home().join("go");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        pipe
     }
 
     fn platform(&self) -> &LocalPlatform {
@@ -84,20 +103,26 @@ impl Fixture {
     async fn slot(&self, wanted: impl Fn(&ReplicaView) -> bool) -> ReplicaView {
         let mut view = self.view().await;
         let found = view.wait_for(|view| wanted(view.replica(&web()).unwrap()));
-        let found = tokio::time::timeout(PATIENCE, found).await.unwrap().unwrap();
+        let found = tokio::time::timeout(TIMEOUT, found).await.unwrap().unwrap();
         found.replica(&web()).unwrap().clone()
+    }
+
+    async fn tail(&self, instance: &Instance, follow: bool) -> Tail {
+        let (lease, replica, instance, from) = (lease(), web(), instance.clone(), ReadFrom::Start);
+        self.platform().tail(TailRequest { lease, replica, instance, from, follow }).await.unwrap()
+    }
+
+    /// Returns lines, bytes and exactness of the gap that the newest run's log begins with.
+    async fn first_gap(&self, slot: &ReplicaView) -> (u64, u64, bool) {
+        let mut tail = self.tail(&slot.newest().unwrap().instance, true).await;
+        let first = tokio::time::timeout(TIMEOUT, tail.items.next()).await.unwrap().unwrap().unwrap();
+        let TailItem::Gap(gap) = first else { panic!("{first:?}") };
+        (gap.lines, gap.bytes, gap.exact)
     }
 
     /// Reads the log of a run, to its present end or to the end of the run.
     async fn log(&self, instance: &Instance, follow: bool) -> String {
-        let request = TailRequest {
-            lease: lease(),
-            replica: web(),
-            instance: instance.clone(),
-            from: ReadFrom::Start,
-            follow,
-        };
-        let mut tail = self.platform().tail(request).await.unwrap();
+        let mut tail = self.tail(instance, follow).await;
         let mut log = String::new();
         let all = async {
             while let Some(item) = tail.items.next().await {
@@ -108,17 +133,17 @@ impl Fixture {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, all).await.unwrap();
+        tokio::time::timeout(TIMEOUT, all).await.unwrap();
         log
     }
 
     /// Waits for a line in the log of the running instance.
     async fn printed(&self, line: &str) -> Instance {
         let run = self.slot(|slot| slot.state == ReplicaState::Running).await.runs.pop().unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.log(&run.instance, false).await.lines().any(|found| found == line) {
             assert!(Instant::now() < deadline, "{line:?} was not printed");
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         run.instance
     }
@@ -146,14 +171,14 @@ impl Fixture {
     }
 
     async fn until_processes(&self, wanted: impl Fn(&BTreeSet<i32>) -> bool) -> BTreeSet<i32> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let found = self.processes();
             if wanted(&found) {
                 return found;
             }
             assert!(Instant::now() < deadline, "processes: {found:?}");
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
@@ -223,6 +248,10 @@ fn ended(count: usize) -> impl Fn(&ReplicaView) -> bool {
     move |slot| slot.runs.iter().filter(|run| run.end.is_some()).count() >= count
 }
 
+fn is_in_back_off(slot: &ReplicaView) -> bool {
+    matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff")
+}
+
 // === tests ===
 
 #[tokio::test]
@@ -235,8 +264,7 @@ async fn service_inherits_no_environment_and_no_files() {
     )
     .start();
     let instance = fixture.printed("ready").await;
-    let home = fixture.dir.path().canonicalize().unwrap().join("data/home");
-    let home = format!("{}/{}_web-0", home.display(), lease().namespace());
+    let home = fixture.home().display().to_string();
     fixture.printed(&format!("HOME={home}")).await;
     fixture.slot(|slot| slot.ready).await;
     fixture.platform().stop(Duration::ZERO).await;
@@ -275,8 +303,8 @@ async fn service_inherits_no_environment_and_no_files() {
     assert!(expected.is_empty(), "{expected:?} not in {log}");
 }
 
-/// Prints `up` when it has four processes that ignore SIGTERM: itself, a child, one in its own session, and an orphan in its own
-/// session.
+/// Prints `up` when it has four processes that ignore SIGTERM: itself, a child, one in its own session, and
+/// an orphan in its own session.
 const STUBBORN: &str = "trap '' TERM HUP
     sleep 1001 &
     setsid sleep 1002 &
@@ -310,8 +338,8 @@ async fn stop_sends_sigterm_first() {
     let fixture = Fixture::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done").start();
     let instance = fixture.printed("up").await;
     let begin = Instant::now();
-    fixture.platform().stop(10 * PATIENCE).await;
-    assert!(begin.elapsed() < PATIENCE);
+    fixture.platform().stop(10 * TIMEOUT).await;
+    assert!(begin.elapsed() < TIMEOUT);
     let log = fixture.log(&instance, true).await;
     // The shell may also report the child that received the signal.
     let lines: Vec<&str> = log.lines().filter(|line| !line.contains("Terminated")).collect();
@@ -326,7 +354,7 @@ async fn second_stop_may_shorten_grace_period() {
     let fixture = Fixture::new("trap '' TERM; echo up; while :; do sleep 0.01; done").start();
     fixture.printed("up").await;
     let (patient, ()) =
-        tokio::join!(tokio::time::timeout(PATIENCE, fixture.platform().stop(10 * PATIENCE)), async {
+        tokio::join!(tokio::time::timeout(TIMEOUT, fixture.platform().stop(10 * TIMEOUT)), async {
             tokio::task::yield_now().await;
             fixture.platform().stop(Duration::ZERO).await;
         });
@@ -336,10 +364,10 @@ async fn second_stop_may_shorten_grace_period() {
 
 #[tokio::test]
 async fn restart_is_graceful_and_skips_back_off() {
-    let mut fixture = Fixture::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done");
-    let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 10 * PATIENCE };
-    let config = LocalConfig { backoff, stop_grace: 10 * PATIENCE, ..fixture.config() };
-    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let fixture = Fixture::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done");
+    let backoff = Backoff { first: 10 * TIMEOUT, longest: 10 * TIMEOUT, reset_after: 10 * TIMEOUT };
+    let config = LocalConfig { backoff, stop_grace: 10 * TIMEOUT, ..fixture.config() };
+    let fixture = fixture.start_with(config);
     let first = fixture.printed("up").await;
     fixture.restart(&first).await.unwrap();
     // A repeated request has no effect.
@@ -357,24 +385,20 @@ async fn restart_is_graceful_and_skips_back_off() {
 
 #[tokio::test]
 async fn restart_kills_stubborn_run_and_ends_back_off() {
-    let mut fixture = Fixture::new(
+    let fixture = Fixture::new(
         "[ -e crash ] && { echo crashed; exit 3; }; trap '' TERM; touch crash; echo up; while :; do sleep 0.01; done",
     );
-    let backoff = Backoff { first: 10 * PATIENCE, longest: 10 * PATIENCE, reset_after: 20 * PATIENCE };
+    let backoff = Backoff { first: 10 * TIMEOUT, longest: 10 * TIMEOUT, reset_after: 20 * TIMEOUT };
     let config = LocalConfig { backoff, stop_grace: Duration::from_millis(50), ..fixture.config() };
-    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let fixture = fixture.start_with(config);
     let first = fixture.printed("up").await;
     fixture.restart(&first).await.unwrap();
-    let is_in_back_off = |slot: &ReplicaView| matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff");
     let slot = fixture.slot(is_in_back_off).await;
     let end = slot.run(&first).unwrap().end.clone().unwrap();
     assert_eq!((end.signal, end.reason.as_str()), (Some(9), "Restarted"));
     let second = slot.newest().unwrap().instance.clone();
     assert_eq!(slot.last_end().unwrap().exit_code, Some(3));
-    std::fs::remove_file(
-        fixture.dir.path().join("data/home").join(format!("{}_web-0/crash", lease().namespace())),
-    )
-    .unwrap();
+    std::fs::remove_file(fixture.home().join("crash")).unwrap();
     fixture.restart(&second).await.unwrap();
     fixture.slot(|slot| slot.present().is_some_and(|run| run.instance.parts().2 == 2)).await;
     fixture.platform().stop(Duration::ZERO).await;
@@ -382,19 +406,18 @@ async fn restart_kills_stubborn_run_and_ends_back_off() {
 
 #[tokio::test]
 async fn worker_finishes_while_master_waits() {
-    let mut fixture = Fixture::new(
+    let fixture = Fixture::new(
         "sh -c 'while ! [ -e go ]; do sleep 0.01; done; echo worker finished' &
          worker=$!
          trap 'echo master waits; wait $worker; echo worker status $?; exit 0' TERM
          echo up; while :; do sleep 0.01; done",
     );
-    let config = LocalConfig { stop_grace: 10 * PATIENCE, ..fixture.config() };
-    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    let config = LocalConfig { stop_grace: 10 * TIMEOUT, ..fixture.config() };
+    let fixture = fixture.start_with(config);
     let first = fixture.printed("up").await;
     fixture.restart(&first).await.unwrap();
     assert_eq!(fixture.printed("master waits").await, first);
-    let home = fixture.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
-    std::fs::write(home.join("go"), "").unwrap();
+    std::fs::write(fixture.home().join("go"), "").unwrap();
     let slot = fixture.slot(|slot| slot.run(&first).is_some_and(|run| run.end.is_some())).await;
     let end = slot.run(&first).unwrap().end.clone().unwrap();
     assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (Some(0), None, "Restarted"));
@@ -408,7 +431,7 @@ async fn worker_is_killed_when_master_exits() {
     let fixture = Fixture::new("(trap '' TERM; echo up; while :; do sleep 0.01; done) & wait").start();
     fixture.printed("up").await;
     // The grace period is not used up.
-    tokio::time::timeout(PATIENCE, fixture.platform().stop(10 * PATIENCE)).await.unwrap();
+    tokio::time::timeout(TIMEOUT, fixture.platform().stop(10 * TIMEOUT)).await.unwrap();
     assert_eq!(fixture.processes(), BTreeSet::new());
 }
 
@@ -446,13 +469,10 @@ async fn log_is_complete_when_run_end_is_published() {
 #[tokio::test]
 async fn follower_reads_run_to_its_end() {
     let fixture = Fixture::new("echo one; read line < go; echo two; echo oops >&2; exit 3");
-    let home = fixture.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
-    std::fs::create_dir_all(&home).unwrap();
-    let fifo = home.join("go");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let pipe = fixture.create_pipe();
     let fixture = fixture.start();
     let instance = fixture.printed("one").await;
-    let go = tokio::task::spawn_blocking(move || std::fs::write(fifo, "go\n").unwrap());
+    let go = tokio::task::spawn_blocking(move || std::fs::write(pipe, "go\n").unwrap());
     let log = fixture.log(&instance, true).await;
     go.await.unwrap();
     let mut lines: Vec<&str> = log.lines().collect();
@@ -464,13 +484,12 @@ async fn follower_reads_run_to_its_end() {
 
 #[tokio::test]
 async fn crash_is_followed_by_back_off() {
-    let mut fixture = Fixture::new("exit 3");
+    let fixture = Fixture::new("exit 3");
     let mut config = fixture.config();
     config.backoff.first = Duration::from_secs(7 * 60);
     config.backoff.longest = config.backoff.first;
-    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
-    let waiting = |slot: &ReplicaView| matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff");
-    let slot = fixture.slot(waiting).await;
+    let fixture = fixture.start_with(config);
+    let slot = fixture.slot(is_in_back_off).await;
     let message = "back-off 420s restarting: it ended with exit code 3".to_owned();
     let reason = "CrashLoopBackOff".to_owned();
     assert_eq!(slot.state, ReplicaState::Waiting { reason, message });
@@ -485,11 +504,7 @@ async fn start_failure_is_explained() {
     let plain = serde_json::to_string(plain.path().to_str().unwrap()).unwrap();
     for (command, code) in [("leasemux-no-such-program", 127), ("/no/such/program", 127), (&plain, 126)] {
         let fixture = Fixture::of_command(command).start();
-        let slot = fixture
-            .slot(|slot| {
-                ended(2)(slot) && matches!(&slot.state, ReplicaState::Waiting { reason, .. } if reason == "CrashLoopBackOff")
-            })
-            .await;
+        let slot = fixture.slot(|slot| ended(2)(slot) && is_in_back_off(slot)).await;
         let end = slot.runs[0].end.clone().unwrap();
         assert_eq!((end.exit_code, end.signal, end.reason.as_str()), (Some(code), None, "StartError"));
         assert!(
@@ -506,16 +521,16 @@ async fn old_runs_are_removed_and_numbers_continue() {
     let mut fixture = Fixture::new("echo hello; exit 1");
     let mut config = fixture.config();
     config.kept_runs = 2;
-    fixture.platform = Some(LocalPlatform::start(config.clone(), Notifier::start()).unwrap());
+    fixture = fixture.start_with(config.clone());
     let slot = fixture.slot(|slot| slot.restarts >= 4 && slot.ready).await;
     assert!(slot.runs.len() <= 3, "{:?}", slot.runs);
     fixture.platform().stop(Duration::ZERO).await;
     let before = fixture.slot(|slot| slot.state == ReplicaState::Terminated).await;
     drop(fixture.platform.take());
 
-    config.backoff.first = 10 * PATIENCE;
-    config.backoff.longest = 10 * PATIENCE;
-    fixture.platform = Some(LocalPlatform::start(config, Notifier::start()).unwrap());
+    config.backoff.first = 10 * TIMEOUT;
+    config.backoff.longest = 10 * TIMEOUT;
+    fixture = fixture.start_with(config);
     let at_once = fixture.view().await.borrow().replica(&web()).unwrap().clone();
     let names = |slot: &ReplicaView| slot.runs.iter().map(|run| run.instance.clone()).collect::<Vec<_>>();
     assert_eq!(names(&at_once), names(&before));
@@ -562,10 +577,10 @@ async fn killed_gateway_takes_all_descendants_along() {
     let mut gateway = gateway(&fixture, &[]);
     fixture.until_processes(|found| found.len() == 4).await;
     // Killed before it has printed, it would die of SIGPIPE.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !fixture.file("0.log").is_some_and(|log| log.ends_with(" stdout F up\n")) {
         assert!(Instant::now() < deadline, "nothing printed");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     gateway.kill().unwrap();
     assert_eq!(gateway.wait().unwrap().signal(), Some(9));
@@ -575,17 +590,7 @@ async fn killed_gateway_takes_all_descendants_along() {
     let slot = fixture.slot(|slot| slot.ready).await;
     assert_eq!((slot.restarts, slot.runs.len()), (1, 2));
     // The content of the pipes is in no log; the log of the next run reports that.
-    let request = TailRequest {
-        lease: lease(),
-        replica: web(),
-        instance: slot.newest().unwrap().instance.clone(),
-        from: ReadFrom::Start,
-        follow: true,
-    };
-    let mut tail = fixture.platform().tail(request).await.unwrap();
-    let first = tokio::time::timeout(PATIENCE, tail.items.next()).await.unwrap().unwrap().unwrap();
-    let TailItem::Gap(gap) = first else { panic!("{first:?}") };
-    assert_eq!((gap.lines, gap.bytes, gap.exact), (0, 0, false));
+    assert_eq!(fixture.first_gap(&slot).await, (0, 0, false));
     fixture.platform().stop(Duration::ZERO).await;
 }
 
@@ -616,11 +621,11 @@ async fn example_sdl_numbers_its_lines() {
         });
         Some(log.collect::<String>())
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     for (replica, enough) in replicas.iter().zip([" warn: upstream", "\n50 ", " warn: batch=3 "]) {
         while !log(replica).await.is_some_and(|log| log.contains(enough)) {
             assert!(Instant::now() < deadline, "{enough:?} is not in the log of {replica}");
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
     platform.stop(Duration::ZERO).await;
@@ -641,6 +646,6 @@ async fn gateway_to_be_killed() {
     };
     let platform = LocalPlatform::start(config(Path::new(&dir), &sdl), Notifier::start()).unwrap();
     // A limit, in case the parent dies before it kills this process.
-    tokio::time::sleep(10 * PATIENCE).await;
+    tokio::time::sleep(10 * TIMEOUT).await;
     platform.stop(Duration::ZERO).await;
 }

@@ -1,5 +1,6 @@
-//! The contract of every platform ([`leasemux::platform`]), tested on each: services on this machine, a cluster, and a node of a
-//! cluster. Followers read over real gRPC and check that every line is delivered or reported lost.
+//! The contract of every platform ([`leasemux::platform`]), tested on each: services on this machine, a
+//! cluster, and a node of a cluster. Followers read over real gRPC and check that every line is delivered or
+//! reported lost.
 
 mod environments;
 
@@ -26,7 +27,7 @@ const SERVICE: &str = "web";
 const STUCK: &str = "stuck";
 
 /// Polling interval of conditions without notification.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Runs each test in each environment.
 macro_rules! contract {
@@ -185,7 +186,8 @@ impl<E: Environment> Stage<E> {
         self.scene.open(request).await.unwrap()
     }
 
-    /// Waits until a follower has all printed lines of a replica, and checks them. Returns the number of gaps.
+    /// Waits until a follower has all printed lines of a replica, and checks them. Returns the number of
+    /// gaps.
     async fn check(&self, follower: &mut Stream, index: u32) -> usize {
         let printed = &self.printed[&index];
         let last = format!("{}\n", printed.last().unwrap());
@@ -230,7 +232,7 @@ fn positions(read: &[Read]) -> Vec<Position> {
 async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.expect("the condition in time");

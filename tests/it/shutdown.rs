@@ -206,7 +206,8 @@ fn log_names_connections_cut_at_deadline() {
     let gateway = world.serve(&[(&lease, &sdl)], &["--drain-timeout=100ms", "--ring-max-bytes=64KiB"]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.tally().lines > 20);
-    // The stopped follower reads nothing. Once all buffers are full, it does not even receive the end of its stream.
+    // The stopped follower reads nothing. Once all buffers are full, it does not even receive the end of its
+    // stream.
     follower.program.signal(Signal::STOP);
     gateway.until_nothing_is_taken();
     let done = gateway.stop(Signal::TERM);

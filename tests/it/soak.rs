@@ -1,5 +1,6 @@
-//! Soak test: the real program over real sockets for minutes, with restarts of services and of the gateway, cut connections, and
-//! fast and slow followers. Timing is not checked, only that every line is delivered or reported lost.
+//! Soak test: the real program over real sockets for minutes, with restarts of services and of the gateway,
+//! cut connections, and fast and slow followers. Timing is not checked, only that every line is delivered or
+//! reported lost.
 //!
 //! ```sh
 //! LEASEMUX_TEST_SOAK_SECONDS=900 cargo test --test it soak -- --ignored --nocapture

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Feeds lines of five bytes with these times. Returns the delivered texts with positions, and the number of gaps.
+/// Feeds lines of five bytes with these times. Returns the delivered texts with positions, and the number of
+/// gaps.
 fn run(filter: StartFilter, times: &[i64]) -> (Vec<(String, Position)>, usize, LineBatcher) {
     let mut batcher = LineBatcher::new(Position::START, 0, filter);
     for (index, time) in times.iter().enumerate() {

@@ -1,8 +1,9 @@
 //! Layout of container logs: `ROOT/NAMESPACE_POD_UID/CONTAINER/RESTARTS.log`, as under `/var/log/pods`.
 //!
-//! When a log is rotated, `0.log` becomes `0.log.20261123-120000`, in the local time of the process that renames it (kubelet:
-//! `pkg/kubelet/logs/container_log_manager.go`), and later perhaps `0.log.20261123-120000.gz`. Our own log writer appends nine
-//! digits of a second, so that it can rotate several times a second. `.tmp` files are unfinished compressions.
+//! When a log is rotated, `0.log` becomes `0.log.20261123-120000`, in the local time of the process that
+//! renames it (kubelet: `pkg/kubelet/logs/container_log_manager.go`), and later perhaps
+//! `0.log.20261123-120000.gz`. Our own log writer appends nine digits of a second, so that it can rotate
+//! several times a second. `.tmp` files are unfinished compressions.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,15 +28,15 @@ pub(crate) struct PodDir<'a> {
 pub struct LogName {
     /// Restart count of the run.
     pub restarts: u32,
-    /// Time of rotation (`20261123-120000`, perhaps with `.123456789`), which orders rotated files as text. `None` for the active
-    /// file.
+    /// Time of rotation (`20261123-120000`, perhaps with `.123456789`), which orders rotated files as text.
+    /// `None` for the active file.
     pub rotated: Option<String>,
     /// Whether it is compressed.
     pub gz: bool,
 }
 
-/// Returns the suffix of a file rotated at `time`: UTC, with nanoseconds. The caller must pass growing times, even if the clock
-/// goes back.
+/// Returns the suffix of a file rotated at `time`: UTC, with nanoseconds. The caller must pass growing times,
+/// even if the clock goes back.
 pub(crate) fn rotation_suffix(time: LogTime) -> String {
     let (seconds, nanos) = time.parts();
     jiff::Timestamp::from_second(seconds)

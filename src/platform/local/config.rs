@@ -29,8 +29,8 @@ pub const ROTATE_FILES: usize = 5;
 /// Number of ended runs per replica whose logs are kept: some minutes of crashes, including the back-off.
 pub const KEPT_RUNS: usize = 10;
 
-/// Default time from SIGTERM to a service's first process until SIGKILL to all its processes, at a restart and at shutdown: the same
-/// as `docker stop`. The kubelet's 30 s are too long for a person at a terminal.
+/// Default time from SIGTERM to a service's first process until SIGKILL to all its processes, at a restart
+/// and at shutdown: the same as `docker stop`. The kubelet's 30 s are too long for a person at a terminal.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Settings of a [`LocalPlatform`](super::LocalPlatform).
@@ -40,7 +40,8 @@ pub struct LocalConfig {
     pub data_dir: PathBuf,
     /// The leases and their services.
     pub leases: Vec<(LeaseId, Sdl)>,
-    /// The program executed as the [`shim`](super::shim). Its `main` must call [`shim::main`](super::shim::main).
+    /// The program executed as the [`shim`](super::shim). Its `main` must call
+    /// [`shim::main`](super::shim::main).
     pub exe: PathBuf,
     /// Value of `AKASH_CLUSTER_PUBLIC_HOSTNAME` in services.
     pub public_hostname: String,
@@ -61,7 +62,8 @@ pub struct LocalConfig {
 // === impl LocalConfig ===
 
 impl LocalConfig {
-    /// Runs `leases` with default settings: the constants of this module, this process's program and PATH, and `localhost`.
+    /// Runs `leases` with default settings: the constants of this module, this process's program and PATH,
+    /// and `localhost`.
     pub fn new(data_dir: PathBuf, leases: Vec<(LeaseId, Sdl)>) -> Self {
         Self {
             data_dir,
@@ -77,8 +79,8 @@ impl LocalConfig {
         }
     }
 
-    /// Returns the program of a service. Its environment is that of an Akash provider's containers (the provider's
-    /// `cluster/kube/builder/workload.go`); the SDL may override every variable.
+    /// Returns the program of a service. Its environment is that of an Akash provider's containers (the
+    /// provider's `cluster/kube/builder/workload.go`); the SDL may override every variable.
     pub(super) fn spec(&self, lease: &LeaseId, service: &Service, home: &Path) -> Result<Spec, Error> {
         let home_text = home
             .to_str()

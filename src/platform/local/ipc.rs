@@ -1,7 +1,7 @@
 //! Messages between the gateway, a shim and the shim's second stage: length-prefixed JSON over a socket.
 //!
-//! The socket is the shim's standard input, so that a service's settings do not appear in the shim's own arguments or
-//! environment. It is also the lifeline: when it closes, the gateway is gone.
+//! The socket is the shim's standard input, so that a service's settings do not appear in the shim's own
+//! arguments or environment. It is also the lifeline: when it closes, the gateway is gone.
 
 use std::io::{self, Read};
 use std::path::PathBuf;

@@ -68,7 +68,8 @@ impl Runner for Launcher {
         let (logs, rotation) = (self.logs.clone(), self.rotation);
         let lost = std::mem::replace(&mut self.lost, NO_LOSS);
         let open = move || {
-            // Without the mark, a loss at a crash of the gateway is not reported; the run itself is not affected.
+            // Without the mark, a loss at a crash of the gateway is not reported; the run itself is not
+            // affected.
             if let Err(error) = mark_open(&logs) {
                 tracing::warn!(%error, logs = %logs.display(), "failed to mark log as open");
             }
@@ -150,7 +151,8 @@ impl Process {
         };
         let mut process = Self { control: Frames::new(ours)?, shim };
         match process.control.send(&Order::Start(spec)).await {
-            // A broken pipe means that the shim died. The missing report shows that, and its error is in the outputs.
+            // A broken pipe means that the shim died. The missing report shows that, and its error is in the
+            // outputs.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
             _ => Ok((process, outputs)),
         }
@@ -189,8 +191,8 @@ impl Process {
         outcome
     }
 
-    /// Sends SIGTERM to the service's first process, and SIGKILL to all that are left when it exits or after `grace`. The last
-    /// report still follows.
+    /// Sends SIGTERM to the service's first process, and SIGKILL to all that are left when it exits or after
+    /// `grace`. The last report still follows.
     async fn stop(&mut self, grace: Duration) {
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         // If the shim is dead, the missing report shows that.

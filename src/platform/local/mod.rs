@@ -1,8 +1,9 @@
 //! The local platform: a small kubelet for one Linux machine.
 //!
-//! It reads Akash SDLs and runs the replicas of each service as processes of its own user. Replicas are restarted when they end. Their
-//! output is stored like that of containers, in CRI format in the layout of `/var/log/pods`, rotated, and read by
-//! [`tail`](super::tail). Services are not isolated: they share the machine, its file system and its network.
+//! It reads Akash SDLs and runs the replicas of each service as processes of its own user. Replicas are
+//! restarted when they end. Their output is stored like that of containers, in CRI format in the layout of
+//! `/var/log/pods`, rotated, and read by [`tail`](super::tail). Services are not isolated: they share the
+//! machine, its file system and its network.
 //!
 //! Guarantees:
 //! - All processes and their descendants die with the platform, however it ends (see [`shim`]).
@@ -76,12 +77,12 @@ struct ReplicaHandle {
 // === impl LocalPlatform ===
 
 impl LocalPlatform {
-    /// Locks the data directory and starts all services. Must be called within a Tokio runtime, which then supervises them and copies
-    /// their output. Blocks on the file system.
+    /// Locks the data directory and starts all services. Must be called within a Tokio runtime, which then
+    /// supervises them and copies their output. Blocks on the file system.
     ///
     /// # Errors
-    /// If the data directory is unusable or used by another gateway, or a lease is given twice; nothing runs then. A service that
-    /// cannot be started is no error; the view shows why.
+    /// If the data directory is unusable or used by another gateway, or a lease is given twice; nothing runs
+    /// then. A service that cannot be started is no error; the view shows why.
     pub fn start(config: LocalConfig, notifier: Notifier) -> Result<Arc<Self>, Error> {
         let mut store = Store::open(&config.data_dir)?;
         let (stop, stopped) = watch::channel(None);
@@ -117,9 +118,9 @@ impl LocalPlatform {
         }))
     }
 
-    /// Stops all services: SIGTERM to the first process of each, and SIGKILL to the rest when that exits or after `grace`.
-    /// Resolves when no process is left and all logs are complete. May be called again with a shorter grace period. Cancel safe:
-    /// services stop nevertheless.
+    /// Stops all services: SIGTERM to the first process of each, and SIGKILL to the rest when that exits or
+    /// after `grace`. Resolves when no process is left and all logs are complete. May be called again with a
+    /// shorter grace period. Cancel safe: services stop nevertheless.
     pub async fn stop(&self, grace: Duration) {
         self.stop.send_replace(Some(grace));
         self.tasks.close();

@@ -16,16 +16,17 @@ use crate::platform::cri::{DroppedOutput, Stream};
 /// Largest read from a pipe: a pipe's default capacity.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Largest read from a pipe after the run's last process is gone: the largest capacity a pipe can have without privileges
-/// (`/proc/sys/fs/pipe-max-size`). More could only come from a process that does not belong to the run.
+/// Largest read from a pipe after the run's last process is gone: the largest capacity a pipe can have
+/// without privileges (`/proc/sys/fs/pipe-max-size`). More could only come from a process that does not
+/// belong to the run.
 const REST_MAX_BYTES: u64 = 1024 * 1024;
 
 /// Interval of attempts to write the notice of a loss while there is no output.
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
 
-/// How long an unfinished line waits for its end before it is written as a partial record. Together with the 100 ms that a reader
-/// waits ([`tail`](crate::platform::tail)) and the 250 ms polling interval without inotify
-/// ([`POLL`](crate::sys::notify::POLL)), it is sent within 500 ms.
+/// How long an unfinished line waits for its end before it is written as a partial record. Together with the
+/// 100 ms that a reader waits ([`tail`](crate::platform::tail)) and the 250 ms polling interval without
+/// inotify ([`POLL`](crate::sys::notify::POLL)), it is sent within 500 ms.
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// The reading ends of a service's output pipes.
@@ -35,8 +36,8 @@ pub(super) struct Outputs {
     pub(super) stderr: pipe::Receiver,
 }
 
-/// Writes `outputs` to the log until `ended`, then the rest of the pipes. Returns losses that the log could not report. The run
-/// waits for nothing but the disk, and its end for nothing at all.
+/// Writes `outputs` to the log until `ended`, then the rest of the pipes. Returns losses that the log could
+/// not report. The run waits for nothing but the disk, and its end for nothing at all.
 pub(super) async fn copy_output<F: LogFs>(
     outputs: Outputs,
     mut writer: Writer<F>,
@@ -57,8 +58,8 @@ pub(super) async fn copy_output<F: LogFs>(
         }
         let is_due = due.is_some_and(|due| due <= Instant::now());
         let now = LogTime::now();
-        // The order between two readable pipes is unknown. Messages on stderr are often about earlier output on stdout: reading stderr
-        // first and writing it last puts them after that output.
+        // The order between two readable pipes is unknown. Messages on stderr are often about earlier output
+        // on stdout: reading stderr first and writing it last puts them after that output.
         let errors = take(&mut stderr);
         let batch = [(Stream::Stdout, take(&mut stdout)), (Stream::Stderr, errors)];
         writer = blocking(move || {

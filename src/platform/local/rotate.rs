@@ -1,7 +1,8 @@
 //! The files of one run's log: the active one and rotated ones.
 //!
-//! A log never keeps half a record: the rest of a failed write is cut off before anything else is written. If another process
-//! removes, moves or empties the active file, for example to free space, output continues in a new file or after the remainder.
+//! A log never keeps half a record: the rest of a failed write is cut off before anything else is written. If
+//! another process removes, moves or empties the active file, for example to free space, output continues in
+//! a new file or after the remainder.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -140,8 +141,8 @@ impl<F: LogFs> LogFile<F> {
         self.rotation.max_bytes
     }
 
-    /// Appends complete records that end at `ends` (growing; the last is the length of `records`). On failure the records that
-    /// were written completely are kept, and the rest is cut off.
+    /// Appends complete records that end at `ends` (growing; the last is the length of `records`). On failure
+    /// the records that were written completely are kept, and the rest is cut off.
     pub(super) fn append(
         &mut self,
         records: &[u8],
@@ -201,8 +202,8 @@ impl<F: LogFs> LogFile<F> {
         Ok(())
     }
 
-    /// Renames the active file, unless it is empty, with a suffix made of `now`, removes surplus old files, and starts a new one.
-    /// `now` must be greater than in every earlier call.
+    /// Renames the active file, unless it is empty, with a suffix made of `now`, removes surplus old files,
+    /// and starts a new one. `now` must be greater than in every earlier call.
     pub(super) fn rotate(&mut self, now: LogTime) -> io::Result<()> {
         self.ensure_open()?;
         if self.len() == 0 {

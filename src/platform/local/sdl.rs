@@ -1,11 +1,12 @@
-//! Parses the parts of an Akash SDL (version 2.0, or 2.1 and later) that are needed to run its services as processes.
+//! Parses the parts of an Akash SDL (version 2.0, or 2.1 and later) that are needed to run its services as
+//! processes.
 //!
-//! Other keys (`profiles`, `expose`, `image`, `params`, `credentials`, `endpoints` …) are accepted and ignored. All errors of a file
-//! are reported at once, each with its place. Files that are too large, or expand to too much (aliases of aliases), are rejected
-//! early.
+//! Other keys (`profiles`, `expose`, `image`, `params`, `credentials`, `endpoints` …) are accepted and
+//! ignored. All errors of a file are reported at once, each with its place. Files that are too large, or
+//! expand to too much (aliases of aliases), are rejected early.
 //!
-//! The format follows `go/sdl` of akash-network/chain-sdk: a number is accepted as text, exactly as written; only the first YAML
-//! document is read; and a service that `deployment` does not name is not run.
+//! The format follows `go/sdl` of akash-network/chain-sdk: a number is accepted as text, exactly as written;
+//! only the first YAML document is read; and a service that `deployment` does not name is not run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,8 +41,8 @@ const NODES_MAX: usize = 20_000;
 /// Deepest nesting of a file. An SDL has about eight levels.
 const DEPTH_MAX: usize = 32;
 
-/// Limit of the scanner's lookahead: twice that for a key (YAML 1.2.2, 7.4.2: 1,024 characters), so that deep nesting exceeds
-/// [`DEPTH_MAX`] first, whose error names the limit.
+/// Limit of the scanner's lookahead: twice that for a key (YAML 1.2.2, 7.4.2: 1,024 characters), so that deep
+/// nesting exceeds [`DEPTH_MAX`] first, whose error names the limit.
 const FLOW_LOOKAHEAD_MAX: usize = 2_048;
 
 /// Most anchors, aliases and merge keys of a file: a few per service.
@@ -145,8 +146,8 @@ fn check_size(bytes: usize) -> Result<(), SdlError> {
     Ok(())
 }
 
-/// Returns the first YAML document of `text`. Needs no parser, because a line that begins with `---` or `...` always separates
-/// documents (YAML 1.2.2, 9.1.2).
+/// Returns the first YAML document of `text`. Needs no parser, because a line that begins with `---` or `...`
+/// always separates documents (YAML 1.2.2, 9.1.2).
 fn first_document(text: &str) -> &str {
     let mut begun = false;
     let mut start = 0;
@@ -386,7 +387,8 @@ impl Checker {
     }
 }
 
-/// Whether chain-sdk accepts the version `text`: 2.0.0, or 2.1.0 and later, parsed leniently (`2`, `2.1`, `v2.0.0`).
+/// Whether chain-sdk accepts the version `text`: 2.0.0, or 2.1.0 and later, parsed leniently (`2`, `2.1`,
+/// `v2.0.0`).
 fn is_known_version(text: &str) -> bool {
     let text = text.trim();
     let mut numbers = [0_u64; 3];

@@ -1,17 +1,18 @@
 //! The process between the gateway and one run of a service (`leasemux shim`, for internal use).
 //!
-//! It guarantees that all processes of the service, including those in other sessions and orphans, are gone soon after the gateway
-//! ends in any way, requests it, or the service's first process ends:
+//! It guarantees that all processes of the service, including those in other sessions and orphans, are gone
+//! soon after the gateway ends in any way, requests it, or the service's first process ends:
 //!
 //! - It is the subreaper of its descendants, so orphans become its children and can be found.
-//! - Its standard input is a socket from the gateway. When that closes, the service is stopped (the lifeline).
-//! - It starts the service through a second stage: it executes itself again, requests SIGKILL for the death of the shim, and becomes the
-//!   service. So the service's first process does not outlive even a killed shim. Other processes of the service may, because
-//!   no process is left to find them.
+//! - Its standard input is a socket from the gateway. When that closes, the service is stopped (the
+//!   lifeline).
+//! - It starts the service through a second stage: it executes itself again, requests SIGKILL for the death
+//!   of the shim, and becomes the service. So the service's first process does not outlive even a killed
+//!   shim. Other processes of the service may, because no process is left to find them.
 //!
-//! It has one thread, because the death signal is tied to the thread that forks. It leaves the gateway's session, so that no
-//! signal of a terminal reaches the service, and has another name, so that `pkill leasemux` does not hit it. A signal to the shim
-//! ends the service too.
+//! It has one thread, because the death signal is tied to the thread that forks. It leaves the gateway's
+//! session, so that no signal of a terminal reaches the service, and has its own name, so that
+//! `pkill leasemux` misses it. A signal to the shim ends the service too.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,12 +21,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
-use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::select_all;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{self, SignalKind, signal};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::ipc::{self, Frames, NOT_EXECUTABLE, NOT_FOUND, Order, Report, Spec, StartFailure};
 
@@ -44,13 +45,16 @@ const EXEC_STAGE: &str = "exec";
 /// Grace period of a service when the gateway is gone or the shim is signalled.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
-/// First wait for the death of killed processes before the next round of kills; doubled in each round. A death ends the wait.
+/// First wait for the death of killed processes before the next round of kills; doubled in each round. A
+/// death ends the wait.
 const KILL_ROUND: Duration = Duration::from_millis(10);
 
-/// Longest of these waits. A process that survives SIGKILL for this long is blocked by a device, so there is no hurry.
+/// Longest of these waits. A process that survives SIGKILL for this long is blocked by a device, so there is
+/// no hurry.
 const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
 
-/// Runs the shim. `args` are the arguments after `shim`. Must be called before the process has a second thread.
+/// Runs the shim. `args` are the arguments after `shim`. Must be called before the process has a second
+/// thread.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = args.into_iter();
     let stage = args.next().unwrap_or_default();
@@ -62,7 +66,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The first stage's standard error is the service's log or closed; the gateway sees the exit code.
+            // The first stage's standard error is the service's log or closed; the gateway sees the exit
+            // code.
             let _ = writeln!(io::stderr(), "leasemux shim: {error}");
             ExitCode::FAILURE
         }
@@ -90,9 +95,9 @@ fn run() -> io::Result<()> {
 
 /// Signals that the shim handles.
 ///
-/// Registered before it starts a process: signals that the gateway was started to ignore (`nohup`, a script's `&`) would be
-/// ignored by all descendants as well, but handled signals have their default action after an exec. Also, a process that
-/// ignores SIGCHLD receives none.
+/// Registered before it starts a process: signals that the gateway was started to ignore (`nohup`, a script's
+/// `&`) would be ignored by all descendants as well, but handled signals have their default action after an
+/// exec. Also, a process that ignores SIGCHLD receives none.
 struct Signals {
     children: unix::Signal,
     /// SIGTERM, SIGINT, SIGHUP and SIGQUIT.
@@ -156,7 +161,7 @@ impl Shim {
                     self.stop(ORPHAN_GRACE);
                 },
                 () = any_of(&mut self.signals.ends) => self.stop(ORPHAN_GRACE),
-                () = sleep_until(deadline) => break,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
             }
         }
         let mut wait = KILL_ROUND;
@@ -177,12 +182,13 @@ impl Shim {
 
     /// Sends SIGTERM to the service's first process, and sets the deadline after which the rest is killed.
     ///
-    /// As in a container, other processes receive no SIGTERM: the first process may wait for its workers, or end them in a certain
-    /// order. Processes that are left when it exits are killed.
+    /// As in a container, other processes receive no SIGTERM: the first process may wait for its workers, or
+    /// end them in a certain order. Processes that are left when it exits are killed.
     fn stop(&mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
-        // The pid cannot have been reused: only this task reaps it, and does not call this function afterwards.
+        // The pid cannot have been reused: only this task reaps it, and does not call this function
+        // afterwards.
         let _ = rustix::process::kill_process(self.service, Signal::TERM);
     }
 
@@ -209,28 +215,12 @@ impl Signals {
     }
 }
 
-/// Waits for one of these signals.
 async fn any_of(signals: &mut [unix::Signal]) {
-    std::future::poll_fn(|context| {
-        if signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
+    select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
-/// Sleeps until `instant`, or forever without one.
-async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Closes inherited descriptors beyond the standard streams. Our own close on exec, but the gateway may have been started with others,
-/// which the service must not receive.
+/// Closes inherited descriptors beyond the standard streams. Our own close on exec, but the gateway may have
+/// been started with others, which the service must not receive.
 fn close_inherited() -> io::Result<()> {
     let mut open = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
@@ -244,9 +234,9 @@ fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// Kills all children of this process, found through `/proc`. Their children then become ours and are killed in the next round. Killing
-/// parents first means that no process is left to restart killed ones. A child's pid is not reused before it is reaped, so no
-/// other process is hit.
+/// Kills all children of this process, found through `/proc`. Their children then become ours and are killed
+/// in the next round. Killing parents first means that no process is left to restart killed ones. A child's
+/// pid is not reused before it is reaped, so no other process is hit.
 fn kill_children() -> io::Result<()> {
     let me = rustix::process::getpid();
     for entry in std::fs::read_dir("/proc")? {
@@ -266,7 +256,8 @@ fn parent(pid: Pid) -> Option<Pid> {
     parse_parent(&std::fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?)
 }
 
-/// Parses the fourth field of `/proc/pid/stat` (proc(5)). The second, a name in parentheses, may contain any bytes.
+/// Parses the fourth field of `/proc/pid/stat` (proc(5)). The second, a name in parentheses, may contain any
+/// bytes.
 fn parse_parent(stat: &[u8]) -> Option<Pid> {
     let name_end = memchr::memrchr(b')', stat)?;
     let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;

@@ -1,4 +1,5 @@
-//! Publishes the state of one replica: its part of the lease view, and when the log of the current run is complete.
+//! Publishes the state of one replica: its part of the lease view, and when the log of the current run is
+//! complete.
 
 use std::sync::Arc;
 
@@ -85,8 +86,8 @@ impl StatusPublisher {
         });
     }
 
-    /// Returns a token that is cancelled when the log of `instance` is complete. It is cancelled already unless that is the current
-    /// run.
+    /// Returns a token that is cancelled when the log of `instance` is complete. It is cancelled already
+    /// unless that is the current run.
     pub(super) fn log_completed(&self, instance: &Instance) -> CancellationToken {
         match &*self.current.lock() {
             Some((run, completed)) if run == instance => completed.clone(),

@@ -7,8 +7,8 @@
 //! DATA/home/NAMESPACE_SERVICE-INDEX                      HOME and working directory
 //! ```
 //!
-//! A replica's uid is generated once and then found by the name of its directory, and run numbers continue from the existing files.
-//! So cursors stay valid across a restart of the gateway.
+//! A replica's uid is generated once and then found by the name of its directory, and run numbers continue
+//! from the existing files. So cursors stay valid across a restart of the gateway.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{DirBuilder, File};
@@ -144,7 +144,8 @@ fn known_uids(pods: &Path) -> io::Result<HashMap<(String, String), String>> {
     Ok(known)
 }
 
-/// Removes the logs of the oldest runs so that at most `keep` before `next` remain. Returns the number of the oldest run left.
+/// Removes the logs of the oldest runs so that at most `keep` before `next` remain. Returns the number of the
+/// oldest run left.
 pub(super) fn prune(logs: &Path, next: u32, keep: usize) -> io::Result<u32> {
     let ended: Vec<_> = files_by_run(logs)?.into_iter().filter(|(run, _)| *run < next).collect();
     let surplus = ended.len().saturating_sub(keep);
@@ -188,7 +189,8 @@ fn files_by_run(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
     Ok(runs)
 }
 
-/// Reconstructs an ended run. Its times are those of its first and last record; without records, that of its last file.
+/// Reconstructs an ended run. Its times are those of its first and last record; without records, that of its
+/// last file.
 fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
     let path = |name: &LogName| logs.join(name.to_string());
     let modified = files.last().and_then(|name| modified(&path(name)));

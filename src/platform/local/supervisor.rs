@@ -23,8 +23,8 @@ pub struct Backoff {
 
 /// Executes runs. Implemented by [`Launcher`](super::launch::Launcher), and by a script in tests.
 pub(super) trait Runner: Send {
-    /// Executes run `restarts`: publishes its start to `status`, ends it early if `stop` requests it, and returns when all its
-    /// processes are gone and its log is complete.
+    /// Executes run `restarts`: publishes its start to `status`, ends it early if `stop` requests it, and
+    /// returns when all its processes are gone and its log is complete.
     fn run(
         &mut self,
         restarts: u32,
@@ -44,7 +44,8 @@ pub(super) struct RunOutcome {
     pub(super) message: Option<String>,
 }
 
-/// Receives requests to end a run, or to skip the delay before the next one: the platform stops, or the replica is restarted.
+/// Receives requests to end a run, or to skip the delay before the next one: the platform stops, or the
+/// replica is restarted.
 #[derive(Debug)]
 pub(super) struct StopSignal {
     /// Set to a grace period when the platform stops. May be set again, to a shorter one.
@@ -113,8 +114,8 @@ impl Backoff {
 }
 
 impl Default for Backoff {
-    /// From 1 s to 5 min, reset after 10 min: as the kubelet, except for its first delay of 10 s, which is too long for a person
-    /// at a terminal.
+    /// From 1 s to 5 min, reset after 10 min: as the kubelet, except for its first delay of 10 s, which is
+    /// too long for a person at a terminal.
     fn default() -> Self {
         Self {
             first: Duration::from_secs(1),

@@ -1,13 +1,14 @@
 //! Writes a run's output as a CRI log.
 //!
-//! Guarantees: records are in the order of the output, and their times grow strictly. A line is never mixed with another of the same
-//! stream. An unfinished line is written as a partial record by [`Writer::flush_unfinished`] and at the end of the run.
+//! Guarantees: records are in the order of the output, and their times grow strictly. A line is never mixed
+//! with another of the same stream. An unfinished line is written as a partial record by
+//! [`Writer::flush_unfinished`] and at the end of the run.
 //!
-//! If the log cannot be written, output is dropped and counted. Once writing works again, a record tagged `lost=LINES/BYTES` marks
-//! the place; if the run ends before, it is in the log of the next run. If the gateway was killed, the log of the next run
-//! begins with such a record, tagged `inexact`, because the content of the pipes was in no log. Lines of either stream that are in
-//! pieces at that place are part of the loss: a reader may assume that a line that continues after such a record also began
-//! after it.
+//! If the log cannot be written, output is dropped and counted. Once writing works again, a record tagged
+//! `lost=LINES/BYTES` marks the place; if the run ends before, it is in the log of the next run. If the
+//! gateway was killed, the log of the next run begins with such a record, tagged `inexact`, because the
+//! content of the pipes was in no log. Lines of either stream that are in pieces at that place are part of
+//! the loss: a reader may assume that a line that continues after such a record also began after it.
 //!
 //! A full disk blocks neither reading nor the service.
 
@@ -23,8 +24,8 @@ use crate::model::limits::{CRI_PIECE_MAX_BYTES, LINE_HELD_MAX_BYTES};
 use crate::model::time::LogTime;
 use crate::platform::cri::{self, DroppedOutput, Record, Stream};
 
-/// Size at which a batch of records is written before the output at hand is consumed. Timestamps enlarge a batch of empty lines
-/// fortyfold.
+/// Size at which a batch of records is written before the output at hand is consumed. Timestamps enlarge a
+/// batch of empty lines fortyfold.
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// How far a file may exceed its limit so that a line in pieces stays in one file.
@@ -94,7 +95,8 @@ struct Outage {
 // === impl Writer ===
 
 impl<F: LogFs> Writer<F> {
-    /// Starts a log, with the unreported loss of earlier runs. A file that cannot be created is handled like a full disk.
+    /// Starts a log, with the unreported loss of earlier runs. A file that cannot be created is handled like
+    /// a full disk.
     pub(super) fn new(mut log: LogFile<F>, lost: DroppedOutput) -> Self {
         if let Err(error) = log.create() {
             tracing::warn!(%error, log = %log.path().display(), "failed to create log file, will retry with first output");

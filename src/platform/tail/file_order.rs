@@ -1,8 +1,8 @@
 //! Finds the file that follows another, independent of their names.
 //!
-//! Rotated files are ordered by suffix, and old ones are removed oldest first. If the file being read, or its compressed copy, is
-//! still listed, the entry after it is the next file. If it is not, later files may be gone as well, unless the file found is
-//! the one that followed in an earlier listing.
+//! Rotated files are ordered by suffix, and old ones are removed oldest first. If the file being read, or its
+//! compressed copy, is still listed, the entry after it is the next file. If it is not, later files may be
+//! gone as well, unless the file found is the one that followed in an earlier listing.
 
 use crate::platform::cri::path::LogName;
 
@@ -89,8 +89,8 @@ impl FilePosition {
         if self.rotated.is_some() {
             return list.iter().position(|entry| entry.name.rotated == self.rotated);
         }
-        // It was rotated and compressed since the latest listing. Its suffix is unknown, but must be the first that is newer than
-        // the suffixes of that listing, unless the copy was removed too.
+        // It was rotated and compressed since the latest listing. Its suffix is unknown, but must be the
+        // first that is newer than the suffixes of that listing, unless the copy was removed too.
         let index = list.iter().position(|entry| self.precedes(&entry.name))?;
         let entry = list.get(index).filter(|entry| entry.name.gz)?;
         let prefix = file.prefix();

@@ -1,19 +1,18 @@
 //! Reads one file of a log: bytes → records.
 //!
-//! A record is returned only once its newline is read, because the file may be growing. Bytes after the last newline are
-//! returned by [`FileReader::take_incomplete`], when the file is complete. A record longer than [`RECORD_PART_BYTES`] is
-//! returned in parts.
+//! A record is returned only once its newline is read, because the file may be growing. Bytes after the last
+//! newline are returned by [`FileReader::take_incomplete`], when the file is complete. A record longer than
+//! [`RECORD_PART_BYTES`] is returned in parts.
 
-use std::io::{self, ErrorKind, Read as _};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, Read};
 
 use memchr::memchr;
 
 use super::files::{Gunzip, OpenFile};
 use crate::model::limits::LINE_HELD_MAX_BYTES;
 
-/// Records longer than this are returned in parts; the first part is longer than this. Runtimes write pieces of 8 or 16 KiB,
-/// unless their limit is switched off: then a record is as long as its line.
+/// Records longer than this are returned in parts; the first part is longer than this. Runtimes write pieces
+/// of 8 or 16 KiB, unless their limit is switched off: then a record is as long as its line.
 pub(super) const RECORD_PART_BYTES: usize = LINE_HELD_MAX_BYTES;
 
 /// Reads one file.
@@ -25,10 +24,9 @@ pub(super) struct FileReader {
     offset: u64,
     /// Bytes still to skip.
     skip: u64,
-    /// `buffer[start..end]` was read and not returned yet.
+    /// `buffer[start..]` was read and not returned yet.
     buffer: Vec<u8>,
     start: usize,
-    end: usize,
     /// Bytes from `start` that are known to hold no newline.
     searched: usize,
     /// Whether parts of the next record were returned.
@@ -77,7 +75,6 @@ impl FileReader {
             skip,
             buffer: Vec::new(),
             start: 0,
-            end: 0,
             searched: 0,
             in_record: false,
             at_end: false,
@@ -91,39 +88,70 @@ impl FileReader {
 
     /// Returns the offset of the next record, or `None` within a record that is returned in parts.
     pub(super) fn record_start(&self) -> Option<u64> {
-        let unread = (self.end - self.start) as u64;
+        let unread = (self.buffer.len() - self.start) as u64;
         (!self.in_record && self.skip == 0).then_some(self.offset - unread)
     }
 
     /// Reads up to `max` bytes.
     pub(super) fn read(&mut self, max: usize) -> io::Result<ReadOutcome> {
-        let read = if self.file.gz {
-            let read = self.read_gz(max)?;
-            if let (0, Some(error)) = (read, self.corrupt.take()) {
-                self.gunzip = None;
-                return Ok(ReadOutcome::Corrupt(error));
-            }
-            read
-        } else {
-            let size = self.file.size()?;
-            if size < self.offset || (self.at_end && size > self.offset) {
-                self.rewind_to_record();
-            }
-            if size < self.offset {
-                *self = Self::new(self.file.clone(), 0);
-                return Ok(ReadOutcome::Truncated);
-            }
-            let left = usize::try_from(size - self.offset).unwrap_or(usize::MAX);
-            self.read_plain(max.min(left))?
+        let read = if self.file.gz { self.read_gz(max)? } else { self.read_plain(max)? };
+        self.at_end = read == Some(0);
+        Ok(match read {
+            None => ReadOutcome::Truncated,
+            Some(0) => self.corrupt.take().map_or(ReadOutcome::End, ReadOutcome::Corrupt),
+            Some(read) => ReadOutcome::Bytes(read),
+        })
+    }
+
+    /// Returns `None` if the file was truncated.
+    fn read_plain(&mut self, max: usize) -> io::Result<Option<usize>> {
+        let size = self.file.size()?;
+        if size < self.offset || (self.at_end && size > self.offset) {
+            self.rewind_to_record();
+        }
+        if size < self.offset {
+            *self = Self::new(self.file.clone(), 0);
+            return Ok(None);
+        }
+        let left = usize::try_from(size - self.offset).unwrap_or(usize::MAX);
+        let file = self.file.reader(self.offset);
+        let (read, result) = self.append(file, max.min(left));
+        result.map(|()| Some(read))
+    }
+
+    fn read_gz(&mut self, max: usize) -> io::Result<Option<usize>> {
+        let Some(mut gunzip) = self.gunzip.take() else {
+            return Ok(Some(0));
         };
-        self.at_end = read == 0;
-        Ok(if read == 0 { ReadOutcome::End } else { ReadOutcome::Bytes(read) })
+        let (read, result) = self.append(&mut gunzip, max);
+        // While bytes are skipped, the buffer holds nothing else.
+        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(read);
+        self.start += skipped;
+        self.skip -= skipped as u64;
+        match result {
+            Ok(()) => self.gunzip = Some(gunzip),
+            // The disk failed, not the content.
+            Err(error) if error.raw_os_error().is_some() => return Err(error),
+            Err(error) => self.corrupt = Some(error),
+        }
+        Ok(Some(read))
+    }
+
+    /// Appends up to `max` bytes of `source` to the buffer. Returns how many, also if it failed.
+    fn append(&mut self, source: impl Read, max: usize) -> (usize, io::Result<()>) {
+        self.compact();
+        let before = self.buffer.len();
+        self.buffer.reserve(max);
+        let result = source.take(max as u64).read_to_end(&mut self.buffer);
+        let read = self.buffer.len() - before;
+        self.offset += read as u64;
+        (read, result.map(drop))
     }
 
     /// Passes complete records, and parts of a long one, to `take`.
     #[inline]
     pub(super) fn take_records(&mut self, mut take: impl FnMut(RawRecord<'_>)) {
-        while let Some(unread) = self.buffer.get(self.start..self.end) {
+        while let Some(unread) = self.buffer.get(self.start..) {
             let Some(newline) = memchr(b'\n', unread.get(self.searched..).unwrap_or_default()) else {
                 break;
             };
@@ -136,20 +164,21 @@ impl FileReader {
             self.start += len + 1;
             self.searched = 0;
         }
-        self.searched = self.end - self.start;
+        self.searched = self.buffer.len() - self.start;
         if self.searched > RECORD_PART_BYTES || self.in_record && self.searched > 0 {
-            take(RawRecord::Part(&self.buffer[self.start..self.end]));
+            take(RawRecord::Part(&self.buffer[self.start..]));
             self.in_record = true;
             self.clear();
         }
     }
 
-    /// Passes bytes after the last newline to `take`, if there are any. Call it only when the file is complete.
+    /// Passes bytes after the last newline to `take`, if there are any. Call it only when the file is
+    /// complete.
     pub(super) fn take_incomplete(&mut self, take: impl FnOnce(RawRecord<'_>)) {
         if std::mem::take(&mut self.in_record) {
-            take(RawRecord::LastPart(&self.buffer[self.start..self.end]));
-        } else if self.start < self.end {
-            take(RawRecord::Whole(&self.buffer[self.start..self.end]));
+            take(RawRecord::LastPart(&self.buffer[self.start..]));
+        } else if self.start < self.buffer.len() {
+            take(RawRecord::Whole(&self.buffer[self.start..]));
         }
         self.clear();
     }
@@ -157,12 +186,11 @@ impl FileReader {
     /// Frees unused buffer memory.
     pub(super) fn shrink(&mut self) {
         self.compact();
-        self.buffer.truncate(self.end);
         self.buffer.shrink_to_fit();
     }
 
-    /// Discards bytes after the last newline, so that they are read again. A writer whose disk is full leaves half a record,
-    /// cuts it off, and later writes another there.
+    /// Discards bytes after the last newline, so that they are read again. A writer whose disk is full leaves
+    /// half a record, cuts it off, and later writes another there.
     fn rewind_to_record(&mut self) {
         if let Some(start) = self.record_start() {
             self.offset = start;
@@ -171,64 +199,12 @@ impl FileReader {
     }
 
     fn clear(&mut self) {
-        (self.start, self.end, self.searched) = (0, 0, 0);
+        self.buffer.clear();
+        (self.start, self.searched) = (0, 0);
     }
 
     fn compact(&mut self) {
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-    }
-
-    /// Returns `len` bytes of space at the end of the buffer. Zeroes only memory that was not in use before.
-    fn space(&mut self, len: usize) -> &mut [u8] {
-        self.compact();
-        if self.buffer.len() < self.end + len {
-            self.buffer.resize(self.end + len, 0);
-        }
-        &mut self.buffer[self.end..self.end + len]
-    }
-
-    fn read_plain(&mut self, len: usize) -> io::Result<usize> {
-        if len == 0 {
-            return Ok(0);
-        }
-        let (file, offset) = (self.file.file.clone(), self.offset);
-        let read = retry_interrupted(|| file.read_at(self.space(len), offset))?;
-        self.end += read;
-        self.offset += read as u64;
-        Ok(read)
-    }
-
-    fn read_gz(&mut self, max: usize) -> io::Result<usize> {
-        let Some(mut gunzip) = self.gunzip.take().filter(|_| self.corrupt.is_none()) else {
-            return Ok(0);
-        };
-        let mut filled = 0;
-        while filled < max {
-            match retry_interrupted(|| gunzip.read(self.space(max - filled))) {
-                Ok(0) => break,
-                Ok(read) => {
-                    filled += read;
-                    self.offset += read as u64;
-                    self.end += read;
-                    // While bytes are skipped, the buffer holds nothing else.
-                    let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(read);
-                    self.start += skipped;
-                    self.skip -= skipped as u64;
-                }
-                // The disk failed, not the content.
-                Err(error) if error.raw_os_error().is_some() => return Err(error),
-                Err(error) => {
-                    self.corrupt = Some(error);
-                    break;
-                }
-            }
-        }
-        self.gunzip = Some(gunzip);
-        Ok(filled)
+        self.buffer.drain(..std::mem::take(&mut self.start));
     }
 }
 
@@ -237,17 +213,8 @@ impl std::fmt::Debug for FileReader {
         f.debug_struct("FileReader")
             .field("file", &self.file)
             .field("offset", &self.offset)
-            .field("unread", &(self.end - self.start))
+            .field("unread", &(self.buffer.len() - self.start))
             .finish_non_exhaustive()
-    }
-}
-
-fn retry_interrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match read() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            outcome => return outcome,
-        }
     }
 }
 
@@ -323,13 +290,13 @@ mod tests {
     #[test]
     fn incomplete_record_may_be_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("0.log"), "one\ntwo, torn").unwrap();
+        fs::write(dir.path().join("0.log"), "one\ntwo, incomplete").unwrap();
         let mut reader = FileReader::new(open(&dir, "0.log"), 0);
         assert_eq!(read(&mut reader, 100), ["one"]);
         let mut file = OpenOptions::new().append(true).open(dir.path().join("0.log")).unwrap();
         file.set_len(4).unwrap();
         assert_eq!(read(&mut reader, 100), [""; 0]);
-        file.write_all(b"three, torn").unwrap();
+        file.write_all(b"three, incomplete").unwrap();
         assert_eq!(read(&mut reader, 100), [""; 0]);
         // Both before the next read: the file is longer than the bytes read of it.
         file.set_len(4).unwrap();

@@ -1,8 +1,8 @@
 //! Files of one run's log: lists them, opens them and identifies them.
 //!
-//! Names change under a reader: a log is renamed when it is rotated, replaced when it is compressed, removed when it is old. An
-//! open file is therefore identified by device and inode, which are not reused while it is open. A compressed copy is
-//! identified by its place in the order and its first bytes.
+//! Names change under a reader: a log is renamed when it is rotated, replaced when it is compressed, removed
+//! when it is old. An open file is therefore identified by device and inode, which are not reused while it is
+//! open. A compressed copy is identified by its place in the order and its first bytes.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read};
@@ -23,11 +23,12 @@ const FILES_MAX: usize = 1_024;
 /// Most directory entries that are read: every run of a container leaves some.
 const ENTRIES_MAX: usize = 65_536;
 
-/// Attempts at a consistent view of a directory that is being rotated. Rotations are at least some milliseconds apart, so each
-/// retry needs another one at just that moment.
+/// Attempts at a consistent view of a directory that is being rotated. Rotations are at least some
+/// milliseconds apart, so each retry needs another one at just that moment.
 const ATTEMPTS_MAX: usize = 64;
 
-/// Length of the prefix that distinguishes a file from its neighbours: several records, each with a nanosecond timestamp.
+/// Length of the prefix that distinguishes a file from its neighbours: several records, each with a
+/// nanosecond timestamp.
 pub(super) const PREFIX_BYTES: usize = 1_024;
 
 /// Size of one read of a compressed file.
@@ -95,7 +96,8 @@ impl LogFiles {
         Err(self.unstable())
     }
 
-    /// Calls `find` with fresh listings until it returns a value. It returns `None` if a listed file was gone when it was opened.
+    /// Calls `find` with fresh listings until it returns a value. It returns `None` if a listed file was gone
+    /// when it was opened.
     pub(super) fn find<T>(
         &self,
         mut find: impl FnMut(&[Entry]) -> Result<Option<T>, Error>,
@@ -241,7 +243,7 @@ impl OpenFile {
 
     /// Creates a decompressor that starts at the file's beginning.
     pub(super) fn gunzip(&self) -> Gunzip {
-        MultiGzDecoder::new(io::BufReader::with_capacity(GZ_BUFFER_BYTES, self.reader()))
+        MultiGzDecoder::new(io::BufReader::with_capacity(GZ_BUFFER_BYTES, self.reader(0)))
     }
 
     /// Returns its first bytes, decompressed, up to [`PREFIX_BYTES`].
@@ -251,13 +253,14 @@ impl OpenFile {
         let _ = if self.gz {
             self.gunzip().take(PREFIX_BYTES as u64).read_to_end(&mut prefix)
         } else {
-            self.reader().take(PREFIX_BYTES as u64).read_to_end(&mut prefix)
+            self.reader(0).take(PREFIX_BYTES as u64).read_to_end(&mut prefix)
         };
         prefix
     }
 
-    fn reader(&self) -> ReadAt {
-        ReadAt { file: Arc::clone(&self.file), offset: 0 }
+    /// Returns a reader of the bytes on disk from `offset`.
+    pub(super) fn reader(&self, offset: u64) -> ReadAt {
+        ReadAt { file: Arc::clone(&self.file), offset }
     }
 }
 

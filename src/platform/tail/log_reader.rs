@@ -1,13 +1,15 @@
 //! Reads a log in order, from file to file, and makes lines of its records.
 //!
-//! At the end of a file the next one is looked for and opened at once, so that it cannot be lost from then on. Then the old file
-//! is read to its end again, which finds everything written before the new file was created. A runtime writes to a renamed file
-//! until it has opened the new one, so a follower leaves a file only when the next has content.
+//! At the end of a file the next one is looked for and opened at once, so that it cannot be lost from then
+//! on. Then the old file is read to its end again, which finds everything written before the new file was
+//! created. A runtime writes to a renamed file until it has opened the new one, so a follower leaves a file
+//! only when the next has content.
 //!
-//! Lines depend on the records alone, not on when or in which portions they are read. Output is passed on in the order of the
-//! records, each at once: a complete line never waits for an incomplete one of the other stream, and any prefix of the log
-//! gives a prefix of the output. A line that its runtime recorded in several pieces may have output of the other stream
-//! between them; each piece has its stream and whether it begins a line. At a gap, and at the end of the run, all lines end.
+//! Lines depend on the records alone, not on when or in which portions they are read. Output is passed on in
+//! the order of the records, each at once: a complete line never waits for an incomplete one of the other
+//! stream, and any prefix of the log gives a prefix of the output. A line that its runtime recorded in
+//! several pieces may have output of the other stream between them; each piece has its stream and whether it
+//! begins a line. At a gap, and at the end of the run, all lines end.
 
 use std::io;
 
@@ -118,8 +120,8 @@ pub(super) enum Step {
 // === impl LogReader ===
 
 impl LogReader {
-    /// Starts at the file at `index` of a listing. With an empty listing, waits for the first file. Returns `None` if the file is
-    /// gone.
+    /// Starts at the file at `index` of a listing. With an empty listing, waits for the first file. Returns
+    /// `None` if the file is gone.
     pub(super) fn at_file(
         log: &LogFiles,
         list: &[Entry],
@@ -461,7 +463,8 @@ mod tests {
     use super::*;
     use crate::platform::cri;
 
-    /// A line as `stream text`, with `+` before the text if earlier pieces exist and after it if the line continues; or a gap.
+    /// A line as `stream text`, with `+` before the text if earlier pieces exist and after it if the line
+    /// continues; or a gap.
     #[derive(Debug, PartialEq)]
     enum Out {
         Line(String, i64, Position),

@@ -1,11 +1,12 @@
 //! Finds the place in a log that a [`ReadFrom`] names.
 //!
-//! Positions are counted from the beginning of a log, so in general everything before a place has to be read. But a position does
-//! not depend on lines older than its time: a reader that starts at some file counts correctly as soon as a line is newer than
-//! all lines before that file. So a search starts at the beginning of a file some way before the requested place, and
-//! restarts at the oldest file if the times turn out not to allow that. Assumption: no record of an older file is newer
-//! than that file's first record by more than the margin makes up for. If the pieces of a line are further apart than the margin,
-//! its rest is taken for the beginning of a line; positions are still correct.
+//! Positions are counted from the beginning of a log, so in general everything before a place has to be read.
+//! But a position does not depend on lines older than its time: a reader that starts at some file counts
+//! correctly as soon as a line is newer than all lines before that file. So a search starts at the beginning
+//! of a file some way before the requested place, and restarts at the oldest file if the times turn out not
+//! to allow that. Assumption: no record of an older file is newer than that file's first record by more than
+//! the margin makes up for. If the pieces of a line are further apart than the margin, its rest is taken for
+//! the beginning of a line; positions are still correct.
 
 use crate::model::line::GapCause;
 use crate::model::position::Position;
@@ -16,8 +17,8 @@ use crate::platform::{Error, ReadFrom};
 use super::files::{Entry, LogFiles, not_found};
 use super::log_reader::{Checkpoint, LogReader, ReadLimit};
 
-/// Least distance between the start of a search and the requested place, in bytes of files: a tenth of a kubelet's usual file size,
-/// and enough for all but extreme clock steps and line lengths.
+/// Least distance between the start of a search and the requested place, in bytes of files: a tenth of a
+/// kubelet's usual file size, and enough for all but extreme clock steps and line lengths.
 const MARGIN_BYTES: u64 = 1024 * 1024;
 
 /// Most checkpoints kept while lines are counted. At the limit every other one is removed.

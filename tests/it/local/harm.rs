@@ -9,10 +9,10 @@ async fn services_do_not_inherit_ignored_signals() {
     let mut gateway = gateway(&fixture, &["env", "--ignore-signal=HUP,INT,QUIT,TERM,CHLD"]);
     let log = |run: u32| fixture.file(&format!("{run}.log")).filter(|log| log.ends_with('\n'));
     // A third run means that the ends of two were noticed.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while log(2).is_none() {
         assert!(Instant::now() < deadline, "{:?}", [log(0), log(1), log(2)]);
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     gateway.kill().unwrap();
     gateway.wait().unwrap();
@@ -48,28 +48,15 @@ async fn signalled_shim_ends_its_service_first() {
 #[tokio::test]
 async fn loss_at_run_end_is_reported_in_next_log() {
     let fixture = Fixture::new("read line < go; echo a; echo bc >&2; printf d; exit 3");
-    let home = fixture.dir.path().join("data/home").join(format!("{}_web-0", lease().namespace()));
-    std::fs::create_dir_all(&home).unwrap();
-    let fifo = home.join("go");
-    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let pipe = fixture.create_pipe();
     let fixture = fixture.start();
     fixture.slot(|slot| slot.ready).await;
     let log = fixture.path("0.log").unwrap();
     std::fs::remove_file(&log).unwrap();
     std::fs::create_dir(log).unwrap();
-    tokio::task::spawn_blocking(move || std::fs::write(fifo, "go\n").unwrap()).await.unwrap();
+    tokio::task::spawn_blocking(move || std::fs::write(pipe, "go\n").unwrap()).await.unwrap();
     let slot = fixture.slot(|slot| slot.restarts == 1 && slot.ready).await;
-    let request = TailRequest {
-        lease: lease(),
-        replica: web(),
-        instance: slot.newest().unwrap().instance.clone(),
-        from: ReadFrom::Start,
-        follow: true,
-    };
-    let mut tail = fixture.platform().tail(request).await.unwrap();
-    let first = tokio::time::timeout(PATIENCE, tail.items.next()).await.unwrap().unwrap().unwrap();
-    let TailItem::Gap(gap) = first else { panic!("{first:?}") };
-    assert_eq!((gap.lines, gap.bytes, gap.exact), (3, 6, true));
+    assert_eq!(fixture.first_gap(&slot).await, (3, 6, true));
     fixture.platform().stop(Duration::ZERO).await;
 }
 
@@ -85,8 +72,7 @@ async fn broken_or_failing_shim_is_replaced() {
         std::fs::write(&shim, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&shim, PermissionsExt::from_mode(0o755)).unwrap();
         let config = LocalConfig { exe: shim, ..fixture.config() };
-        let fixture =
-            Fixture { platform: Some(LocalPlatform::start(config, Notifier::start()).unwrap()), ..fixture };
+        let fixture = fixture.start_with(config);
         let is_explained = |slot: &ReplicaView| {
             ended(2)(slot)
                 && matches!(&slot.state, ReplicaState::Waiting { message, .. } if message.ends_with(how))

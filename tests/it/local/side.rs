@@ -15,10 +15,10 @@ async fn busy_main_runtime_does_not_block_service_output() {
     let done = fixture.dir.path().join("done");
     let fixture = side.within(|| fixture.start());
     // This blocks the only thread of the main runtime. The output exceeds the capacity of a pipe many times.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !done.exists() {
         assert!(Instant::now() < deadline, "the service waits for its output to be read");
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
     let instance = fixture.printed("end").await;
     assert!(fixture.log(&instance, false).await == format!("{}\nend\n", "x".repeat(BYTES)));

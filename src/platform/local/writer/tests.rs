@@ -435,8 +435,8 @@ fn act(disk: &Memory, writer: &mut Writer<Memory>, action: Action, tick: i64) {
 }
 
 proptest! {
-    /// Whatever fails, bytes and lines in the log and in notices add up to those printed, and every file has only complete
-    /// records.
+    /// Whatever fails, bytes and lines in the log and in notices add up to those printed, and every file has
+    /// only complete records.
     #[test]
     fn every_loss_is_noted(
         actions in prop::collection::vec(action(), 1..60),

@@ -1,7 +1,7 @@
 //! A random writer and a random reader, checked against a list of records.
 //!
-//! The reader is stepped without a runtime, a few bytes at a time, so that every interleaving can occur and a failure is
-//! reproduced from its seed.
+//! The reader is stepped without a runtime, a few bytes at a time, so that every interleaving can occur and a
+//! failure is reproduced from its seed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -67,7 +67,8 @@ fn join(parts: &mut Vec<Part>, part: Part) {
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// Writes a record. `tick` advances the clock; a `len` of 0 is an empty record, others are numbered and padded.
+    /// Writes a record. `tick` advances the clock; a `len` of 0 is an empty record, others are numbered and
+    /// padded.
     Write {
         stderr: bool,
         partial: bool,
@@ -143,15 +144,15 @@ struct Model {
     /// Oldest first, the active one last.
     files: Vec<Kept>,
     rotations: i64,
-    /// Whether old files are removed. Then times do not go back over a rotation: a time that occurs again after a removed file
-    /// would be mistaken for the one within it.
+    /// Whether old files are removed. Then times do not go back over a rotation: a time that occurs again
+    /// after a removed file would be mistaken for the one within it.
     removes: bool,
     /// The newest time in a rotated file.
     rotated_at: i64,
     /// Whether a line was unfinished at the last rotation.
     split_by_rotation: bool,
     /// Whether files were removed or emptied. Then other readers may count positions differently.
-    disturbed: bool,
+    is_damaged: bool,
 }
 
 /// A file of the log.
@@ -182,7 +183,7 @@ impl Model {
             removes,
             rotated_at: 0,
             split_by_rotation: false,
-            disturbed: false,
+            is_damaged: false,
         };
         model.create();
         model
@@ -427,14 +428,14 @@ impl Follower {
         // Its line is gone, with the file that was removed or emptied.
         let base = Position { offset: 0, ..at };
         let there = base == Position::START || first.lines().iter().any(|(_, end)| *end == base);
-        self.gaps_allowed += usize::from(model.disturbed && !there);
+        self.gaps_allowed += usize::from(model.is_damaged && !there);
         // With equal times, another line may have its position, and end before its offset.
-        self.gaps_allowed += usize::from(model.disturbed && tied && at.offset > 0);
+        self.gaps_allowed += usize::from(model.is_damaged && tied && at.offset > 0);
         let (reader, start) = seek(&model.log, ReadFrom::After(at));
         self.reader = reader;
         // If the position is not found, reading continues at the end, which may be within a line.
         self.output.is_rest |= start != at && start.offset > 0;
-        if !model.disturbed {
+        if !model.is_damaged {
             assert_eq!(start, at);
         }
     }
@@ -521,7 +522,7 @@ fn act(model: &mut Model, follower: &mut Follower, action: Action) {
             }
             let kept = model.files.remove(0);
             fs::remove_file(kept.path).unwrap();
-            model.disturbed = true;
+            model.is_damaged = true;
         }
         Action::Remove => {}
         Action::Read { steps, bytes } => follower.read(steps, bytes),
@@ -537,11 +538,11 @@ fn act(model: &mut Model, follower: &mut Follower, action: Action) {
                 drain(&mut follower.reader, &mut follower.output, ReadLimit::Growing);
                 model.end_lines();
                 model.now += 10;
-                model.disturbed = true;
+                model.is_damaged = true;
                 follower.gaps_allowed += 1;
             }
         }
-        action if !model.disturbed => check_other_reader(model, &action),
+        action if !model.is_damaged => check_other_reader(model, &action),
         _ => {}
     }
 }
@@ -588,7 +589,7 @@ proptest! {
         drain(&mut follower.reader, &mut follower.output, ReadLimit::End);
         check_complete(&model.produced, &follower.output);
         prop_assert!(follower.output.gaps() <= follower.gaps_allowed, "{} > {}", follower.output.gaps(), follower.gaps_allowed);
-        if !model.disturbed {
+        if !model.is_damaged {
             let mut expected = Vec::new();
             for part in model.parts {
                 join(&mut expected, part);

@@ -1,4 +1,5 @@
-//! Reads of one log from different starts return suffixes of the whole, also with losses, garbage and unfinished lines.
+//! Reads of one log from different starts return suffixes of the whole, also with losses, garbage and
+//! unfinished lines.
 
 use proptest::prelude::*;
 
