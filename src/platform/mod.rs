@@ -161,7 +161,7 @@ pub enum Error {
 }
 
 /// Returns the views after the present one. A slow consumer receives only the newest.
-pub fn changes(mut view: watch::Receiver<Arc<LeaseView>>) -> BoxStream<'static, Arc<LeaseView>> {
+pub(crate) fn changes(mut view: watch::Receiver<Arc<LeaseView>>) -> BoxStream<'static, Arc<LeaseView>> {
     view.mark_unchanged();
     let views = futures_util::stream::unfold(view, |mut view| async {
         view.changed().await.ok()?;
@@ -182,13 +182,12 @@ impl fmt::Debug for Tail {
 // === impl Error ===
 
 impl Error {
-    /// Creates an I/O error with the operation that failed.
-    pub fn io(context: impl Into<String>, source: std::io::Error) -> Self {
+    pub(crate) fn io(context: impl Into<String>, source: std::io::Error) -> Self {
         Self::Io { context: context.into(), source }
     }
 
     /// Returns its label in metrics.
-    pub const fn kind(&self) -> SourceError {
+    pub(crate) const fn kind(&self) -> SourceError {
         match self {
             Self::NotFound(_) => SourceError::NotFound,
             Self::Conflict(_) => SourceError::Conflict,
@@ -199,7 +198,7 @@ impl Error {
     }
 
     /// Whether a retry may succeed.
-    pub fn is_retryable(&self) -> bool {
+    pub(crate) fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Io { .. })
     }
 }

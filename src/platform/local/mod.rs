@@ -33,7 +33,8 @@ use futures_core::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-pub use self::config::{KEPT_RUNS, LocalConfig, ROTATE_FILES, ROTATE_MAX_BYTES, STOP_GRACE};
+pub use self::config::LocalConfig;
+pub(crate) use self::config::{KEPT_RUNS, ROTATE_FILES, ROTATE_MAX_BYTES, STOP_GRACE};
 use self::sdl::Sdl;
 use self::status_publisher::{StatusPublisher, creating};
 use self::store::{Slot, Store};

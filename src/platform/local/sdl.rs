@@ -21,16 +21,16 @@ use serde_saphyr::budget::BudgetBreach;
 use crate::model::id::ServiceName;
 
 /// Largest SDL file. The largest published ones have some ten thousand bytes.
-pub const SDL_MAX_BYTES: usize = 256 * 1024;
+pub(crate) const SDL_MAX_BYTES: usize = 256 * 1024;
 
 /// Most services of an SDL. Each has at least one process.
-pub const SERVICES_MAX: usize = 64;
+pub(crate) const SERVICES_MAX: usize = 64;
 
 /// Most replicas of a service. They share one machine.
 pub const COUNT_MAX: u32 = 64;
 
 /// Most entries of a `command`, `args` or `env`.
-pub const LIST_MAX: usize = 1_024;
+pub(crate) const LIST_MAX: usize = 1_024;
 
 /// Most errors reported per file. A file with more is probably not an SDL.
 const FAULTS_MAX: usize = 64;
@@ -102,7 +102,7 @@ impl Sdl {
     ///
     /// # Errors
     /// If the file cannot be read, or all its errors.
-    pub fn read(path: &Path) -> Result<Self, SdlError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, SdlError> {
         let mut bytes = Vec::new();
         let limit = SDL_MAX_BYTES as u64 + 1;
         std::fs::File::open(path)
