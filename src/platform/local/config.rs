@@ -21,17 +21,17 @@ const SELF_EXE: &str = "/proc/self/exe";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Size at which a log is rotated: the kubelet's `containerLogMaxSize`.
-pub(crate) const ROTATE_MAX_BYTES: u64 = 10 * 1024 * 1024;
+const ROTATE_MAX_BYTES: u64 = 10 * 1024 * 1024;
 
 /// Number of files kept per run: the kubelet's `containerLogMaxFiles`.
-pub(crate) const ROTATE_FILES: usize = 5;
+const ROTATE_FILES: usize = 5;
 
 /// Number of ended runs per replica whose logs are kept: some minutes of crashes, including the back-off.
-pub(crate) const KEPT_RUNS: usize = 10;
+const KEPT_RUNS: usize = 10;
 
 /// Default time from SIGTERM to a service's first process until SIGKILL to all its processes, at a restart
 /// and at shutdown: the same as `docker stop`. The kubelet's 30 s are too long for a person at a terminal.
-pub(crate) const STOP_GRACE: Duration = Duration::from_secs(10);
+const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Settings of a [`LocalPlatform`](super::LocalPlatform).
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! It reads Akash SDLs and runs the replicas of each service as processes of its own user. Replicas are
 //! restarted when they end. Their output is stored like that of containers, in CRI format in the layout of
-//! `/var/log/pods`, rotated, and read by [`tail`](super::tail). Services are not isolated: they share the
+//! `/var/log/pods`, rotated, and read by [`tail`](mod@super::tail). Services are not isolated: they share the
 //! machine, its file system and its network.
 //!
 //! Guarantees:
@@ -34,7 +34,6 @@ use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub use self::config::LocalConfig;
-pub(crate) use self::config::{KEPT_RUNS, ROTATE_FILES, ROTATE_MAX_BYTES, STOP_GRACE};
 use self::sdl::Sdl;
 use self::status_publisher::{StatusPublisher, creating};
 use self::store::{Slot, Store};

@@ -21,16 +21,16 @@ use serde_saphyr::budget::BudgetBreach;
 use crate::model::id::ServiceName;
 
 /// Largest SDL file. The largest published ones have some ten thousand bytes.
-pub(crate) const SDL_MAX_BYTES: usize = 256 * 1024;
+const SDL_MAX_BYTES: usize = 256 * 1024;
 
 /// Most services of an SDL. Each has at least one process.
-pub(crate) const SERVICES_MAX: usize = 64;
+const SERVICES_MAX: usize = 64;
 
 /// Most replicas of a service. They share one machine.
 pub const COUNT_MAX: u32 = 64;
 
 /// Most entries of a `command`, `args` or `env`.
-pub(crate) const LIST_MAX: usize = 1_024;
+const LIST_MAX: usize = 1_024;
 
 /// Most errors reported per file. A file with more is probably not an SDL.
 const FAULTS_MAX: usize = 64;
