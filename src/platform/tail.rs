@@ -92,11 +92,12 @@ enum State {
 
 /// Opens the log of one run.
 ///
-/// [`ReadFrom::After`] starts with the next line, or the rest of it, and with a gap if that line may be gone. The
-/// gap is superfluous in one case: the log was rotated, and the position is before all lines or among those with
-/// the first time of the oldest file, because whether an older file existed is unknown. A position after the end
-/// (the files were replaced) is a gap as well, and reading continues at the end. Gaps other than `lost` records
-/// have no own position: one directly after the requested position is returned again rather than not at all.
+/// [`ReadFrom::After`] starts with the next line, or the rest of it, and with a gap if that line may be gone.
+/// The gap is superfluous in one case: the log was rotated, and the position is before all lines or among
+/// those with the first time of the oldest file, because whether an older file existed is unknown. A position
+/// after the end (the files were replaced) is a gap as well, and reading continues at the end. Gaps other
+/// than `lost` records have no own position: one directly after the requested position is returned again
+/// rather than not at all.
 ///
 /// # Errors
 /// [`Error::NotFound`] if the directory does not exist, or has no file of that run and `follow` does not wait
