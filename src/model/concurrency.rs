@@ -1,26 +1,28 @@
-//! How many at once: counts for each of many, each held by a guard.
+//! Limits on how much of something each key holds at once.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-/// Counts what each of many holds. Whoever holds nothing is not remembered. Cloning is cheap.
-#[derive(Debug)]
-pub struct ConcurrencyLimiter<K>(Arc<Mutex<HashMap<K, usize>>>);
+use parking_lot::Mutex;
 
-/// One of what somebody holds, for as long as it lives.
+/// Counts the permits that each key holds. Keys without permits use no memory. Cloning is cheap.
 #[derive(Debug)]
-pub struct ConcurrencyPermit<K: Eq + Hash> {
+pub(crate) struct ConcurrencyLimiter<K>(Arc<Mutex<HashMap<K, usize>>>);
+
+/// One permit of a key, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct ConcurrencyPermit<K: Eq + Hash> {
     counts: ConcurrencyLimiter<K>,
     key: K,
 }
 
-// === impl Counts ===
+// === impl ConcurrencyLimiter ===
 
 impl<K: Clone + Eq + Hash> ConcurrencyLimiter<K> {
-    /// One more for `key`, if that makes at most `max`.
-    pub fn hold(&self, key: &K, max: usize) -> Option<ConcurrencyPermit<K>> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns a permit for `key`, unless it holds `max` already.
+    pub(crate) fn hold(&self, key: &K, max: usize) -> Option<ConcurrencyPermit<K>> {
+        let mut counts = self.0.lock();
         let held = counts.get(key).copied().unwrap_or_default();
         if held >= max {
             return None;
@@ -29,14 +31,9 @@ impl<K: Clone + Eq + Hash> ConcurrencyLimiter<K> {
         Some(ConcurrencyPermit { counts: self.clone(), key: key.clone() })
     }
 
-    /// How many `key` holds.
-    pub fn of(&self, key: &K) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or_default()
-    }
-
-    /// How many hold anything.
-    pub fn holders(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    #[cfg(test)]
+    pub(crate) fn holders(&self) -> usize {
+        self.0.lock().len()
     }
 }
 
@@ -54,7 +51,7 @@ impl<K> Default for ConcurrencyLimiter<K> {
 
 impl<K: Eq + Hash> Drop for ConcurrencyPermit<K> {
     fn drop(&mut self) {
-        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.0.lock();
         if let Some(held) = counts.get_mut(&self.key) {
             *held -= 1;
             if *held == 0 {
@@ -69,18 +66,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_may_hold_so_many_and_who_holds_nothing_is_forgotten() {
-        let counts = ConcurrencyLimiter::default();
-        let held: Vec<_> = (0..3).map(|_| counts.hold(&"greedy", 3).unwrap()).collect();
-        assert!(counts.hold(&"greedy", 3).is_none());
-        let other = counts.hold(&"other", 3).unwrap();
-        assert_eq!((counts.of(&"greedy"), counts.of(&"other"), counts.holders()), (3, 1, 2));
+    fn limiter_bounds_each_key_and_forgets_idle_ones() {
+        let limiter = ConcurrencyLimiter::default();
+        let held: Vec<_> = (0..3).map(|_| limiter.hold(&"greedy", 3).unwrap()).collect();
+        assert!(limiter.hold(&"greedy", 3).is_none());
+        let other = limiter.hold(&"other", 3).unwrap();
+        assert_eq!(limiter.holders(), 2);
         drop(held);
-        assert_eq!((counts.of(&"greedy"), counts.holders()), (0, 1));
-        let again = counts.hold(&"greedy", 3).unwrap();
+        assert_eq!(limiter.holders(), 1);
+        let again = limiter.hold(&"greedy", 3).unwrap();
         drop((again, other));
-        assert_eq!(counts.holders(), 0);
-        assert!(counts.hold(&"nobody", 0).is_none());
-        assert_eq!(counts.holders(), 0);
+        assert_eq!(limiter.holders(), 0);
+        assert!(limiter.hold(&"none", 0).is_none());
+        assert_eq!(limiter.holders(), 0);
     }
 }

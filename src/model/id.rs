@@ -1,6 +1,6 @@
-//! Names of things: accounts, leases, services, replicas, instances.
+//! Identifiers: accounts, leases, services, replicas, instances.
 //!
-//! All of them are parsed once, at the edge, and are valid from then on.
+//! They are parsed once, where they enter the program, and always valid after that.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,26 +9,26 @@ use std::sync::Arc;
 use data_encoding::BASE32HEX_NOPAD;
 use sha2::{Digest, Sha224};
 
-/// Human-readable part of every Akash account address.
+/// Human-readable part of Akash account addresses.
 const ADDRESS_PREFIX: &str = "akash";
 
-/// Lengths of an account address in bytes: of a key (20) and of a module or contract (32).
+/// Lengths of account addresses in bytes: of a key (20), and of a module or contract (32).
 const ADDRESS_BYTES: [usize; 2] = [20, 32];
 
-/// Longest service name, in bytes: a Kubernetes DNS label, which Akash makes of it.
+/// Maximum length of a service name: Akash uses it as a Kubernetes DNS label.
 pub const SERVICE_NAME_MAX_BYTES: usize = 63;
 
 /// A canonical (lower-case) bech32 account address with the prefix `akash`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(Arc<str>);
 
-/// A tenant's address; names the one who may see a lease.
+/// The address of a tenant: the owner of a lease.
 pub type Owner = Address;
 
 /// One agreement between a tenant and a provider: `owner/dseq/gseq/oseq/provider`.
 ///
-/// Always valid: canonical addresses, no zero sequence, owner ≠ provider. The bid sequence of the wire form is not kept,
-/// since it must be zero.
+/// Always valid: canonical addresses, no zero sequence, owner ≠ provider. It omits the bid sequence of the
+/// wire form, which must be zero.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LeaseId {
     owner: Owner,
@@ -38,39 +38,40 @@ pub struct LeaseId {
     provider: Address,
 }
 
-/// The name of a service within a lease: `^[a-z]([-a-z0-9]*[a-z0-9])?$`, as Akash's manifest has it.
+/// The name of a service within a lease: `^[a-z]([-a-z0-9]*[a-z0-9])?$`, as in Akash's manifest.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName(Arc<str>);
 
-/// A slot: replica `index` of `service`. Instances come and go in it.
+/// A numbered slot of a service, in which instances run one after the other.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Replica {
-    /// The service that this is a replica of.
+    /// Its service.
     pub service: ServiceName,
-    /// Index from 0.
+    /// Its index, from 0.
     pub index: u32,
 }
 
-/// One run of a container: pod uid, container name and restart count, written `uid/container/restarts`.
+/// The identifier of one run of a container: pod uid, container name and restart count
+/// (`uid/container/restarts`).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instance(Arc<str>);
 
-/// Why a text is not the name it should be. The text itself is not repeated: it may be anything.
+/// The error of an invalid identifier. It does not repeat the text, which may contain anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdError {
     /// Not bech32, wrong prefix, wrong length, or not lower case.
     #[error("is not an account address (lower-case bech32 starting with akash1)")]
     Address,
-    /// Not five parts.
+    /// A lease id without five parts.
     #[error("is not owner/dseq/gseq/oseq/provider")]
     LeaseForm,
-    /// One part of a lease id is wrong.
+    /// An invalid part of a lease id.
     #[error("{part} {reason}")]
     LeasePart {
         /// `owner`, `dseq`, `gseq`, `oseq`, `bseq` or `provider`.
         part: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the part.
         reason: &'static str,
     },
     /// Not a service name.
@@ -83,20 +84,46 @@ pub enum IdError {
     Instance,
 }
 
+/// Implements `as_str` and `Display` for identifiers that hold their text.
+macro_rules! text_form {
+    ($($name:ident),+) => {$(
+        impl $name {
+            /// Returns the text form.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )+};
+}
+text_form!(Address, ServiceName, Instance);
+
+/// Implements `Debug` as `Display`: logs and test failures show identifiers as users write them.
+macro_rules! debug_as_display {
+    ($($name:ident),+) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    )+};
+}
+debug_as_display!(Address, LeaseId, ServiceName, Replica, Instance);
+
 // === impl Address ===
 
 impl Address {
-    /// The address of an account whose 20-byte hash is `bytes`.
+    /// Returns the address of an account with this 20-byte hash.
     pub fn from_account(bytes: [u8; 20]) -> Self {
         let hrp = bech32::Hrp::parse_unchecked(ADDRESS_PREFIX);
-        // A prefix and 20 bytes are far below bech32's length limit, the only error there is.
+        // The only possible error is bech32's length limit, which is far above a prefix and 20 bytes.
         let text = bech32::encode::<bech32::Bech32>(hrp, &bytes).unwrap_or_default();
         Self(text.into())
-    }
-
-    /// The text form.
-    pub fn as_str(&self) -> &str {
-        &self.0
     }
 }
 
@@ -104,7 +131,7 @@ impl FromStr for Address {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        // Upper case is legal bech32, but hashes to another namespace: the canonical form only.
+        // Upper case is valid bech32, but it would hash to another namespace: accept the canonical form only.
         if text.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(IdError::Address);
         }
@@ -118,25 +145,13 @@ impl FromStr for Address {
     }
 }
 
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 // === impl LeaseId ===
 
 impl LeaseId {
-    /// A lease of these parts, if they are valid together.
+    /// Creates a lease id from its parts.
     ///
     /// # Errors
-    /// [`IdError::LeasePart`], naming the part.
+    /// [`IdError::LeasePart`] for an invalid part.
     pub fn new(owner: &str, dseq: u64, gseq: u32, oseq: u32, provider: &str) -> Result<Self, IdError> {
         let part = |part, reason| IdError::LeasePart { part, reason };
         let address = "must be an account address (lower-case bech32 starting with akash1)";
@@ -153,39 +168,40 @@ impl LeaseId {
         Ok(Self { owner, dseq, gseq, oseq, provider })
     }
 
-    /// The tenant.
+    /// Returns the tenant.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// Deployment sequence.
+    /// Returns the deployment sequence.
     pub fn dseq(&self) -> u64 {
         self.dseq
     }
 
-    /// Group sequence.
+    /// Returns the group sequence.
     pub fn gseq(&self) -> u32 {
         self.gseq
     }
 
-    /// Order sequence.
+    /// Returns the order sequence.
     pub fn oseq(&self) -> u32 {
         self.oseq
     }
 
-    /// The provider.
+    /// Returns the provider.
     pub fn provider(&self) -> &Address {
         &self.provider
     }
 
-    /// The Kubernetes namespace in which an Akash provider runs this lease: lower-case base32hex, without padding, of
-    /// SHA-224 of the text form (`LidNS` in the provider's `cluster/util/lease_id_to_namespace.go`). 45 characters.
+    /// Returns the Kubernetes namespace in which an Akash provider runs this lease: SHA-224 of the text form
+    /// in lower-case base32hex without padding (`LidNS` in the provider's
+    /// `cluster/util/lease_id_to_namespace.go`). 45 characters.
     pub fn namespace(&self) -> String {
         BASE32HEX_NOPAD.encode(&Sha224::digest(self.to_string())).to_ascii_lowercase()
     }
 
-    /// The host name, below the provider's ingress domain, that an Akash provider gives to a service that asked for
-    /// none: lower-case base32hex of UUID version 5 in the DNS namespace over text form + service. 26 characters.
+    /// Returns the host name, within the provider's ingress domain, of a service that requested none: a
+    /// version 5 UUID in the DNS namespace of text form and service, in lower-case base32hex. 26 characters.
     pub fn static_host(&self, service: &ServiceName) -> String {
         let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_DNS, format!("{self}{service}").as_bytes());
         BASE32HEX_NOPAD.encode(uuid.as_bytes()).to_ascii_lowercase()
@@ -220,20 +236,9 @@ impl fmt::Display for LeaseId {
     }
 }
 
-impl fmt::Debug for LeaseId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 // === impl ServiceName ===
 
-impl ServiceName {
-    /// The text form.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+impl ServiceName {}
 
 impl FromStr for ServiceName {
     type Err = IdError;
@@ -249,18 +254,6 @@ impl FromStr for ServiceName {
     }
 }
 
-impl fmt::Display for ServiceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for ServiceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 // === impl Replica ===
 
 impl fmt::Display for Replica {
@@ -269,22 +262,18 @@ impl fmt::Display for Replica {
     }
 }
 
-impl fmt::Debug for Replica {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 // === impl Instance ===
 
 impl Instance {
-    /// Longest text form, in bytes: uid (a Kubernetes uid has 36), container (63) and a 32-bit count, with room.
+    /// Maximum length of the text form: a uid (36 bytes in Kubernetes), a container (63), a 32-bit count, and
+    /// reserve.
     pub const MAX_BYTES: usize = 253;
 
-    /// The run number `restarts` of `container` in the pod with this uid. The parts must hold no slash.
+    /// Creates the identifier of a run: number `restarts` of `container` in the pod with this uid.
     ///
     /// # Errors
-    /// [`IdError::Instance`] if a part is empty, holds anything but ASCII letters, digits, `-`, `.` and `_`, or is too long.
+    /// [`IdError::Instance`] if a part is empty or has characters other than ASCII letters, digits, `-`, `.`
+    /// and `_`, or if the whole is too long.
     pub fn new(pod_uid: &str, container: &str, restarts: u32) -> Result<Self, IdError> {
         let part = |text: &str| {
             !text.is_empty()
@@ -298,12 +287,7 @@ impl Instance {
         }
     }
 
-    /// The text form.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Pod uid, container and restart count.
+    /// Returns pod uid, container and restart count.
     pub fn parts(&self) -> (&str, &str, u32) {
         let mut parts = self.0.splitn(3, '/');
         let uid = parts.next().unwrap_or_default();
@@ -312,7 +296,7 @@ impl Instance {
         (uid, container, restarts)
     }
 
-    /// Whether there were runs of the same container behind this one and before `later`.
+    /// Returns whether the same container had runs between this one and `later`.
     pub fn skips_to(&self, later: &Self) -> bool {
         let ((uid, container, before), (later_uid, later_container, after)) = (self.parts(), later.parts());
         (uid, container) == (later_uid, later_container) && after > before.saturating_add(1)
@@ -331,19 +315,7 @@ impl FromStr for Instance {
     }
 }
 
-impl fmt::Display for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A number as it is printed, and in no other form: a name has one text.
+/// Parses a number without sign and leading zeros, so that each identifier has exactly one text.
 fn plain<N: FromStr>(text: &str) -> Option<N> {
     let other = text.starts_with('+') || (text.starts_with('0') && text != "0");
     if other { None } else { text.parse().ok() }
@@ -357,7 +329,7 @@ mod tests {
     const PROVIDER: &str = "akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
 
     #[test]
-    fn namespaces_are_those_seen_on_real_clusters() {
+    fn namespace_matches_real_clusters() {
         for (lease, namespace) in [
             (format!("{OWNER}/6194991/1/1/{PROVIDER}"), "i8srn0jevt07jq3ittrgrg1q3ja3srij6t7efeftq3fi4"),
             (
@@ -373,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn static_host_is_the_one_seen_on_a_real_cluster() {
+    fn static_host_matches_real_cluster() {
         let lease: LeaseId =
             "akash1h24fljt7p0nh82cq0za0uhsct3sfwsfu9w3c9h/5673203/1/1/akash18ga02jzaq8cw52anyhzkwta5wygufgu6zsz6xc"
                 .parse()
@@ -382,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_leases_name_the_part() {
+    fn malformed_lease_error_names_part() {
         let check = |text: String, part: &str| {
             let error = text.parse::<LeaseId>().unwrap_err().to_string();
             assert!(error.starts_with(part), "{text}: {error}");
@@ -392,7 +364,7 @@ mod tests {
         check(format!("{OWNER}/1/0/1/{PROVIDER}"), "gseq");
         check(format!("{OWNER}/1/1/0/{PROVIDER}"), "oseq");
         check(format!("{OWNER}/1/1/x/{PROVIDER}"), "oseq");
-        // Would be the same lease by another name.
+        // Other texts for the same lease.
         check(format!("{OWNER}/+1/1/1/{PROVIDER}"), "dseq must be a positive decimal number, without");
         check(format!("{OWNER}/007/1/1/{PROVIDER}"), "dseq");
         check(format!("{OWNER}/1/01/1/{PROVIDER}"), "gseq");
@@ -405,13 +377,13 @@ mod tests {
     }
 
     #[test]
-    fn fresh_addresses_parse() {
+    fn address_from_account_parses() {
         let address = Address::from_account([7; 20]);
         assert_eq!(address.as_str().parse::<Address>().unwrap(), address);
     }
 
     #[test]
-    fn service_names() {
+    fn service_name_follows_dns_label_rules() {
         for good in ["web", "a", "w-1", "w1"] {
             assert!(good.parse::<ServiceName>().is_ok(), "{good}");
         }
@@ -421,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn instances_round_trip() {
+    fn instance_round_trips() {
         let instance = Instance::new("0a-1", "web", 3).unwrap();
         assert_eq!(instance.as_str(), "0a-1/web/3");
         assert_eq!(instance.parts(), ("0a-1", "web", 3));

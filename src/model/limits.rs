@@ -1,4 +1,4 @@
-//! Every bound, with its unit and its reason. What an operator may change stands in [`Limits`]; the rest is fixed.
+//! All limits, with their units and reasons. Operators may change those in [`Limits`]; the others are fixed.
 
 use std::time::Duration;
 
@@ -8,91 +8,100 @@ mod quota;
 pub use self::connection::ConnectionLimits;
 pub use self::quota::QuotaLimits;
 
-/// Most log bytes in one chunk: with framing and cursor the message stays just under 16 KiB, which is one HTTP/2 DATA frame
-/// of the size that clients advertise, and one TLS record.
+/// Maximum log bytes of a chunk. With framing and cursor, the message stays just under 16 KiB: one HTTP/2
+/// DATA frame of the size that clients advertise, and one TLS record.
 pub const CHUNK_MAX_BYTES: usize = 16_000;
 
-/// Most lines in one chunk: with a timestamp before each, the message still stays below 32 KiB.
+/// Maximum lines of a chunk. With a timestamp per line, the message stays under 32 KiB.
 pub const CHUNK_MAX_LINES: usize = 512;
 
-/// Longest piece of a line that is handed on at a time. A longer line comes in several pieces. Sixteen of a runtime's own 16 KiB pieces.
+/// Maximum size of a piece of a line. A longer line is delivered in pieces. 16 pieces of 16 KiB, as container
+/// runtimes write them.
 pub const LINE_HELD_MAX_BYTES: usize = 256 * 1024;
 
-/// Most log bytes read from a file at a time: enough to make the system call cheap, little enough for one loud file not to
-/// starve quiet ones.
+/// Maximum bytes per read of a log file: large enough to amortize the system call, small enough that a busy
+/// file does not starve the others.
 pub const READ_MAX_BYTES: usize = 256 * 1024;
 
-/// Longest piece of a line in a CRI log file, as containerd writes them; a longer line is tagged P (partial) and goes on.
+/// Maximum size of a piece of a line in a CRI log file, as containerd writes it. A longer line has several
+/// records, tagged P (partial).
 pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
 
-/// A stream hands messages to HTTP/2 in portions of this many bytes: exactly three DATA frames of the size that clients advertise,
-/// which the TLS stream sends in one write; a backlog handed over in other sizes leaves in a large and a small one.
+/// Size of the portions in which a stream hands messages to HTTP/2: exactly three DATA frames of the size
+/// that clients advertise, which the TLS stream sends in one write. Other sizes would need a large and a
+/// small write.
 pub const STREAM_SEND_MAX_BYTES: usize = 3 * 16 * 1024;
 
-/// HTTP/2 takes a portion of a stream unless it holds this many bytes of it: so one more when it holds one, and a backlog leaves
-/// two portions at a turn, for one change from the stream's task to the connection's and back. More are not cheaper. A follower
-/// that reads nothing keeps up to four portions of the ring's bytes alive (two held, one waiting, one being sent) and the rest of
-/// a message, and nothing of its own.
+/// HTTP/2 accepts another portion of a stream until it holds this many bytes of it. One byte more than a
+/// portion means two portions per task switch between the stream and its connection; more portions are not
+/// cheaper. A follower that reads nothing keeps at most four portions of shared ring bytes alive (two held,
+/// one waiting, one being sent), plus the rest of a message.
 pub const STREAM_HELD_BYTES: usize = STREAM_SEND_MAX_BYTES + 1;
 
-/// Most filters in a request: more services than a lease has.
+/// Maximum filters of a request: more than a lease has services.
 pub const FILTERS_MAX: usize = 64;
 
-/// Most replica indices in all filters of a request.
+/// Maximum replica indices in all filters of a request: one per replica that a stream may follow.
 pub const FILTER_REPLICAS_MAX: usize = 1_024;
 
-/// Most cursors in a request: one per replica that a stream may follow.
+/// Maximum cursors of a request: one per replica that a stream may follow.
 pub const CURSORS_MAX: usize = 1_024;
 
-/// Most replicas that one stream follows.
+/// Maximum replicas of one stream. Clients rely on this number.
 pub const STREAM_REPLICAS_MAX: usize = 1_024;
 
-/// The longest that a caller waits for a restart; it goes on without being waited for.
+/// Maximum time that a caller can wait for a restart. The restart continues after that.
 pub const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
-/// Longest lifetime of a token that an operator may allow: a week. Tools of Akash's make tokens of 48 hours; what should work
-/// for longer than a week is a certificate, which can be revoked.
+/// Maximum of the configurable token lifetime: one week. Akash's tools make tokens of 48 hours. For longer
+/// access tenants use certificates, which can be revoked.
 pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// Most messages that wait in an actor's mailbox; whoever subscribes then waits for room.
+/// Maximum messages in the mailbox of an actor: a burst of new followers. Senders wait for space.
 pub const MAILBOX_MESSAGES: usize = 64;
 
-/// Runs of one replica that a view names at most; older logs are no longer readable.
+/// Maximum runs of one replica in a view. Older logs are no longer readable.
 pub const RUNS_MAX: usize = 64;
 
-/// How long a gateway that somebody polls serves on after it is no longer ready, unless told otherwise. Kubernetes takes a pod that ends
-/// out of its endpoints within a second or two; balancers poll every few seconds.
+/// Default time for which a gateway still serves after it reports that it is not ready, if readiness is
+/// polled. Kubernetes removes a terminating pod from its endpoints within a second or two, and balancers poll
+/// every few seconds.
 pub const LAME_DUCK: Duration = Duration::from_secs(5);
 
-/// Whoever asked for readiness within this polls it: probes come every 10 s by default, and slow ones twice a minute.
+/// Readiness counts as polled for this time after a request: probes come every 10 s by default, slow ones
+/// twice a minute.
 pub const POLLED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Bounds that an operator may change by flags. `docs/LIMITS.md` tells what each is for.
+/// Limits that operators may change by flags. `docs/LIMITS.md` explains each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes that the ring of one replica holds: frames and their line index. Ten seconds of a loud service (400 KB/s).
+    /// Size of the ring of one replica, including its index: ten seconds of a busy service (400 KB/s).
     pub ring_max_bytes: usize,
-    /// After a chunk has left, further lines wait up to this long to leave together; zero = never wait.
+    /// Time for which lines wait after a chunk was sent, so that they are sent together; zero = no wait. 5 ms
+    /// are not noticeable, and bound the messages of a busy service to 200 per second.
     pub pace: Duration,
-    /// How long an actor outlives its last follower, so that a reconnect finds its ring.
+    /// Time for which an actor outlives its last follower, so that a reconnecting client finds the ring.
     pub actor_idle: Duration,
-    /// A peer that takes nothing for this long is reset.
+    /// A stream whose peer takes nothing for this time is reset.
     pub stall: Duration,
-    /// How long calls are still served after readiness is gone; `None` = [`LAME_DUCK`] if somebody polls it, else not at all.
+    /// Time for which calls are still served after readiness ends; `None` = [`LAME_DUCK`] if readiness is
+    /// polled, otherwise zero.
     pub lame_duck: Option<Duration>,
-    /// How long streams may take to end after a SIGTERM and the lame-duck time.
+    /// Time for streams to end after SIGTERM and the lame-duck time.
     pub drain: Duration,
-    /// How long after a change to a trust directory running streams go on at most, should the system not tell of it.
+    /// Interval of trust directory scans: bounds how long a removed certificate still counts if change
+    /// notifications are missing.
     pub trust_poll: Duration,
-    /// For how long a token may be valid in all, from `nbf` to `exp`: a stolen one is good for no longer, since none can be
-    /// called back. An hour is more than Akash's command line and Console ask for; at most [`TOKEN_LIFETIME_MAX`].
+    /// Maximum validity of a token, from `nbf` to `exp`. Tokens cannot be revoked, so this bounds the use of
+    /// a stolen one. Akash's command line and Console request less than an hour. At most
+    /// [`TOKEN_LIFETIME_MAX`].
     pub token_lifetime: Duration,
-    /// Refusals of one peer per minute that the audit log tells, so that it fills no disk; 0 = all. As many as a peer may fail to say
-    /// who it is, before it is shut out.
+    /// Rejections of one peer per minute in the audit log, so that a peer cannot fill the disk; 0 = no limit.
+    /// Equal to the authentication failures after which a peer is shut out.
     pub audit_refusals_per_minute: u32,
-    /// Of connections.
+    /// Limits of connections.
     pub connection: ConnectionLimits,
-    /// Of what tenants use.
+    /// Limits of tenants.
     pub quota: QuotaLimits,
 }
 

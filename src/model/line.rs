@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::metrics::declare::label;
+use super::label::label;
 use super::position::Position;
 use super::time::LogTime;
 
@@ -15,15 +15,16 @@ pub enum Stream {
     Stderr,
 }
 
-/// Lines of one instance, in order, laid out back to back.
+/// Consecutive lines of one instance, laid out back to back.
 ///
-/// Most are whole. A line comes in pieces, none of them lost, if it is longer than
-/// [`LINE_HELD_MAX_BYTES`](super::limits::LINE_HELD_MAX_BYTES), if its end was not written soon enough, or if the runtime recorded
-/// output of the other stream in the middle of it. Lines of the other stream may lie between its pieces.
+/// Most are whole. A line comes in pieces, without loss, if it is longer than
+/// [`LINE_HELD_MAX_BYTES`](super::limits::LINE_HELD_MAX_BYTES), if its end was not written soon enough, or if
+/// the runtime recorded output of the other stream in the middle of it. Lines of the other stream may lie
+/// between its pieces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LineBatch {
-    /// The lines' own bytes, each with its newline: neither re-encoded nor trimmed. A last line that the container did not
-    /// end has none.
+    /// The original bytes of the lines, each with its newline, neither re-encoded nor trimmed. The last line
+    /// has no newline if the container did not write one.
     pub data: Bytes,
     /// The pieces of `data`, in order.
     pub lines: Vec<Line>,
@@ -31,46 +32,47 @@ pub struct LineBatch {
 
 /// One line of a batch, or one piece of a line.
 ///
-/// Positions count lines of the *merged* output: both streams in the order of the records, a line ending at each newline, as
-/// kubectl prints them. So a whole line may begin in the middle of a merged one, behind a piece of the other stream.
+/// Positions count lines of the *merged* output: both streams in the order of the records, with a line ending
+/// at each newline, as kubectl prints them. A whole line of one stream may therefore begin in the middle of a
+/// merged line, after a piece of the other stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Where it ends in the batch's data; it begins where the one before ends.
+    /// Its end in the batch's data. It begins at the end of the previous one.
     pub end: usize,
-    /// When it was written, as the platform recorded it: for a line in pieces, the time of its first piece.
+    /// Its time, as the platform recorded it: for a line in pieces, the time of the first piece.
     pub time: LogTime,
-    /// The position behind it.
+    /// The position after it.
     pub after: Position,
-    /// Whether this is the end of a line. Otherwise the line goes on in a later piece of the same stream.
+    /// Whether it ends a line. Otherwise the line continues in a later piece of the same stream.
     pub ends: bool,
-    /// Whether it goes on with a line of which earlier pieces lie before it.
+    /// Whether it continues a line that began in an earlier piece.
     pub continues: bool,
-    /// The output it was written to, if that is known.
+    /// The output that it was written to, if known.
     pub stream: Option<Stream>,
 }
 
-/// Lines that the source cannot give any more.
+/// Lines that the source can no longer deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceGap {
-    /// Why.
+    /// Why they are missing.
     pub cause: GapCause,
-    /// How many lines, or a lower bound.
+    /// The number of lines, or a lower bound.
     pub lines: u64,
-    /// How many bytes, newlines included, or a lower bound.
+    /// The number of bytes, including newlines, or a lower bound.
     pub bytes: u64,
-    /// Whether both are exact.
+    /// Whether both numbers are exact.
     pub exact: bool,
-    /// The position behind it. Beyond the one before it only if the log itself has a record of the loss; then a resume knows
-    /// whether it was told.
+    /// The position after the gap. It differs from the position before it only if the log itself records the
+    /// loss: a resumed stream then knows whether the gap was already reported.
     pub after: Position,
 }
 
 label! {
-    /// Why lines are missing. Also the metric label.
+    /// Why lines are missing.
     pub enum GapCause as "cause" {
         /// The follower fell behind the ring.
         Lag = "lag",
-        /// Rotation, or the end of the time that ended logs are kept, removed them before they were read.
+        /// Rotation, or the retention time of ended logs, removed them before they were read.
         Rotated = "rotated",
         /// The source lost them: a full disk, a truncated file.
         Source = "source",
@@ -82,7 +84,7 @@ label! {
 // === impl Line ===
 
 impl Line {
-    /// A whole line.
+    /// Returns a whole line.
     pub const fn whole(end: usize, time: LogTime, after: Position) -> Self {
         Self { end, time, after, ends: true, continues: false, stream: None }
     }
@@ -91,7 +93,7 @@ impl Line {
 // === impl LineBatch ===
 
 impl LineBatch {
-    /// The bytes of the piece at `index`.
+    /// Returns the bytes of the piece at `index`.
     ///
     /// # Panics
     /// If there is no such piece, as with slices.
@@ -100,7 +102,7 @@ impl LineBatch {
         &self.data[start..self.lines[index].end]
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether it has no lines.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }

@@ -1,15 +1,16 @@
-//! Values: what everything else speaks of. No runtime, no clock of its own, no input or output.
+//! Values that all other modules use: identifiers, limits, positions, views, metrics. No runtime and no I/O.
 
-pub mod concurrency;
+pub(crate) mod concurrency;
 pub mod id;
+pub(crate) mod label;
 pub mod limits;
 pub mod line;
 pub mod metrics;
-pub mod peer;
+pub(crate) mod peer;
 pub mod position;
 pub mod proto;
 pub mod quota;
-pub mod rate;
+pub(crate) mod rate;
 pub mod request_id;
 pub(crate) mod text;
 pub mod time;

@@ -1,14 +1,14 @@
-//! Whom an address stands for when peers are counted.
+//! The identity of a peer for limits per peer.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Bits of an IPv6 address that name a network; the rest its holder chooses freely, address by address.
+/// Bits of an IPv6 address that identify a network. The holder of the network chooses the rest freely.
 const NETWORK_BITS: u32 = 64;
 
-/// The network that one peer is taken to hold: an IPv4 address, or the first 64 bits of an IPv6 address.
+/// The network of a peer: an IPv4 address, or the first 64 bits of an IPv6 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PeerNet(IpAddr);
+pub(crate) struct PeerNet(IpAddr);
 
 impl From<IpAddr> for PeerNet {
     fn from(address: IpAddr) -> Self {
@@ -36,12 +36,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_ipv6_counts_by_its_network() {
+    fn ipv6_address_counts_by_network() {
         let net = |text: &str| PeerNet::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(net("2001:db8:1:2::1"), net("2001:db8:1:2:ffff:ffff:ffff:ffff"));
         assert_ne!(net("2001:db8:1:2::1"), net("2001:db8:1:3::1"));
         assert_ne!(net("192.0.2.1"), net("192.0.2.2"));
-        // As a socket on both families shows them.
+        // A dual-stack socket shows IPv4 addresses in this form.
         assert_eq!(net("::ffff:192.0.2.1"), net("192.0.2.1"));
         assert_eq!(net("2001:db8:1:2::1").to_string(), "2001:db8:1:2::/64");
         assert_eq!(net("192.0.2.1").to_string(), "192.0.2.1");

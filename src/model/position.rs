@@ -1,10 +1,10 @@
-//! Where a reader stands in the log of one instance.
+//! Positions in the log of one instance.
 //!
-//! A timestamp is not a cursor: lines tie, and runtimes stamp stdout and stderr by the wall clock, which may go back. So a
-//! position counts: the greatest time at or before it, how many lines lie at or before it from the first line of that
-//! time on, and how many bytes of the next line. Where times only grow this is exactly "the time of the last line, and how
-//! many lines of that very time there are up to it"; where they do not, it is still without ambiguity, and positions
-//! always grow along the log.
+//! A timestamp cannot be a cursor: several lines may have the same time, and runtimes use the wall clock,
+//! which may go back. A position therefore has three numbers: the greatest time so far, the number of lines
+//! since the first line with that time, and the number of bytes of the next line. If times never decrease, it
+//! is the time of the last line and the number of lines with exactly that time. If they do, a position is
+//! still unique, and positions always grow along the log.
 
 use std::fmt;
 
@@ -16,30 +16,31 @@ use super::time::LogTime;
 pub struct Position {
     /// The greatest time of any line at or before the position; [`LogTime::MIN`] before the first line.
     pub time: LogTime,
-    /// How many lines lie between the first line with that time and the position, both included.
+    /// The number of lines from the first line with that time up to the position, both included.
     pub ordinal: u64,
-    /// Bytes of the next line that lie before the position. Not zero only within a line that is sent in pieces.
+    /// The bytes of the next line that lie before the position. Not zero only within a line that is sent in
+    /// pieces.
     pub offset: u64,
 }
 
-/// A position in the log of one replica: of which instance, and where in it.
+/// A position in the log of one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     /// The replica.
     pub replica: Replica,
-    /// The run of its container.
+    /// The run of the replica's container.
     pub instance: Instance,
-    /// Where in that run's log.
+    /// The position in that run's log.
     pub position: Position,
 }
 
 // === impl Position ===
 
 impl Position {
-    /// Before the first line.
+    /// The position before the first line.
     pub const START: Self = Self { time: LogTime::MIN, ordinal: 0, offset: 0 };
 
-    /// The position behind the next whole line, which bears `time`.
+    /// Returns the position after the next whole line, which has this time.
     #[must_use]
     pub fn after_line(self, time: LogTime) -> Self {
         if time > self.time {
@@ -49,13 +50,13 @@ impl Position {
         }
     }
 
-    /// The position `bytes` further into the next line.
+    /// Returns the position `bytes` further into the next line.
     #[must_use]
     pub fn after_bytes(self, bytes: usize) -> Self {
         Self { offset: self.offset + bytes as u64, ..self }
     }
 
-    /// Whether the position lies between two lines, not within one.
+    /// Returns whether the position lies between two lines.
     pub fn at_line_start(self) -> bool {
         self.offset == 0
     }
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_grow_along_the_log_whatever_the_times() {
+    fn positions_grow_even_if_times_decrease() {
         let mut at = Position::START;
         for nanos in [5, 5, 7, 6, 7, 3, 9] {
             let pieces = at.after_bytes(4).after_bytes(3);
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_are_counted() {
+    fn lines_with_equal_time_are_counted() {
         let tie = LogTime::from_nanos(5);
         let at = Position::START.after_line(tie).after_line(tie).after_line(LogTime::from_nanos(4));
         assert_eq!(at, Position { time: tie, ordinal: 3, offset: 0 });

@@ -1,4 +1,4 @@
-//! The generated protocol, and the descriptor set for reflection.
+//! The generated code of the protocol, and the descriptor set for reflection.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -10,7 +10,7 @@ pub use akash::market::v1 as market;
 pub use akash::provider::lease::v1 as lease;
 pub use cosmos::auth::v1beta1 as auth;
 
-/// Nested as the packages are, since generated code names its neighbours so.
+/// Nested like the packages, because generated code refers to its siblings by relative paths.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -38,7 +38,7 @@ mod akash {
     }
 }
 
-/// As above.
+/// Nested for the same reason as `akash`.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -57,22 +57,21 @@ mod cosmos {
 /// The descriptors of the whole protocol, encoded, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// Bytes of a gRPC message's prefix: whether it is compressed (1), its length (4).
+/// Bytes of the prefix of a gRPC message: the compression flag (1) and the length (4).
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 pub const PREFIX_BYTES: usize = 5;
 
-/// `message` as gRPC sends it: with its prefix, not compressed.
+/// Returns `message` as gRPC sends it: with its prefix, uncompressed.
 pub fn framed(message: &impl prost::Message) -> Bytes {
     let length = message.encoded_len();
     let mut out = BytesMut::with_capacity(PREFIX_BYTES + length);
     out.put_u8(0);
-    // What this program sends at a time is far below 4 GiB.
+    // No message of this program comes near 4 GiB.
     out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     message.encode_raw(&mut out);
     out.freeze()
 }
 
-/// A lease as messages name it.
 impl From<&LeaseId> for market::LeaseId {
     fn from(lease: &LeaseId) -> Self {
         Self {
@@ -86,7 +85,6 @@ impl From<&LeaseId> for market::LeaseId {
     }
 }
 
-/// An instant as messages have it.
 impl From<LogTime> for prost_types::Timestamp {
     fn from(time: LogTime) -> Self {
         let (seconds, nanos) = time.parts();

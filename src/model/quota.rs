@@ -1,85 +1,84 @@
-//! Every quota that refuses: its name, and what whoever has used it up is told.
+//! Quotas that reject calls: their names, and the messages that callers receive.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::id::{LeaseId, Owner};
-use super::metrics::LabelValue as _;
-use super::metrics::declare::label;
+use super::label::{LabelValue as _, label};
 
 label! {
-    /// What there is only so much of. The names ([`Quota::label`]) stay the same from release to release; each has its line in
-    /// `docs/LIMITS.md`, which a test holds.
+    /// A limited resource. The names ([`Quota::label`]) never change. Each has a row in
+    /// `docs/LIMITS.md`; a test compares them.
     pub enum Quota as "quota" {
-        /// Streams open at once, of all owners.
+        /// Open streams of all owners.
         Streams = "streams",
-        /// Streams open at once, of one owner.
+        /// Open streams of one owner.
         StreamsPerOwner = "streams_per_owner",
-        /// Calls per second, of all owners.
+        /// Calls per second of all owners.
         Requests = "requests",
-        /// Calls of one owner per second.
+        /// Calls per second of one owner.
         RequestsPerOwner = "requests_per_owner",
-        /// Restarts per hour, of all leases.
+        /// Restarts per hour of all leases.
         Restarts = "restarts",
-        /// Restarts of all leases of one owner per hour.
+        /// Restarts per hour of all leases of one owner.
         RestartsPerOwner = "restarts_per_owner",
-        /// Restarts of one lease per hour.
+        /// Restarts per hour of one lease.
         RestartsPerLease = "restarts_per_lease",
-        /// Replicas in restarts of one owner, or of all, that are under way or remembered.
+        /// Replicas in restarts, of one owner or of all, that are in progress or remembered.
         RestartsRemembered = "restarts_remembered",
-        /// Replicas that one call is about.
+        /// Replicas that one call selects.
         ReplicasPerStream = "replicas_per_stream",
-        /// Reads of older lines at once, of all owners.
+        /// Concurrent history reads of all owners.
         HistoryReads = "history_reads",
-        /// Reads of older lines at once, of one owner.
+        /// Concurrent history reads of one owner.
         HistoryReadsPerOwner = "history_reads_per_owner",
-        /// Bytes of older lines per second, of all owners.
+        /// Bytes per second of the history reads of all owners.
         HistoryRate = "history_rate",
-        /// Bytes of older lines per second, of one owner.
+        /// Bytes per second of the history reads of one owner.
         HistoryRatePerOwner = "history_rate_per_owner",
-        /// Calls without valid credentials, broken handshakes and broken HTTP/2 connections of one peer address per minute.
+        /// Failed authentications, handshakes and HTTP/2 connections of one peer per minute.
         AuthFailuresPerPeer = "auth_failures_per_peer",
-        /// Calls of health and reflection open at once, which need no credentials, of one peer address.
+        /// Open calls of health and reflection, which need no credentials, of one peer.
         OpenCallsPerPeer = "open_calls_per_peer",
-        /// Calls of health and reflection, which need no credentials, of one peer address per second.
+        /// Calls of health and reflection, which need no credentials, of one peer per second.
         OpenCallRatePerPeer = "open_call_rate_per_peer",
-        /// Questions to an Akash node about callers who are not known yet, of all, per second.
+        /// Queries about unknown callers to an Akash node per second, of all peers.
         ChainQueries = "chain_queries",
     }
 }
 
-/// A quota is used up. What it says is for the caller, and names nothing but the caller's own.
+/// The error of a call over a quota. Its message is for the caller and reveals nothing about other tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exceeded {
-    /// Which.
+    /// The quota.
     pub quota: Quota,
-    /// Whose.
+    /// Whose quota it is.
     pub subject: Subject,
-    /// How much there is of it.
+    /// The size of the quota.
     pub limit: u64,
-    /// When it is of use to call again; `None` = not before something else is asked for.
+    /// When a retry may succeed; `None` if only another request can.
     pub retry_after: Option<Duration>,
 }
 
-/// Whose quota it is.
+/// The owner of a quota.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// Everybody's.
+    /// All callers together.
     Gateway,
-    /// Of the caller.
+    /// The caller.
     Owner(Owner),
-    /// Of one lease of the caller's.
+    /// One lease of the caller.
     Lease(LeaseId),
-    /// Of the address that the call came from; which is not repeated, since it may be that of a proxy within.
+    /// The address of the caller. It has no value here: it may be the address of an internal proxy.
     Peer,
-    /// Of the one stream that was asked for.
+    /// The requested stream.
     Stream,
 }
 
 // === impl Quota ===
 
 impl Quota {
-    /// Its name, for programs and as a metric label.
+    /// Returns its name, for programs and as a metric label.
     pub fn label(self) -> &'static str {
         Self::SET.values[self.index()]
     }
@@ -89,63 +88,36 @@ impl Quota {
 
 impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let limit = self.limit;
-        write!(f, "{}: ", self.quota.label())?;
-        match self.quota {
-            Quota::Streams => write!(f, "the gateway has {limit} streams open, and no more"),
-            Quota::StreamsPerOwner => write!(f, "at most {limit} streams of one owner are open at once"),
-            Quota::Requests => write!(f, "the gateway takes {limit} calls a second"),
-            Quota::RequestsPerOwner => write!(f, "at most {limit} calls of one owner a second"),
-            Quota::Restarts => write!(f, "the gateway takes {limit} restarts an hour"),
-            Quota::RestartsPerOwner => write!(f, "at most {limit} restarts of one owner an hour"),
-            Quota::RestartsPerLease => write!(f, "at most {limit} restarts of one lease an hour"),
+        // What is wrong, and what to do.
+        let (problem, advice) = match self.quota {
+            Quota::Streams => ("too many open streams", ""),
+            Quota::StreamsPerOwner => ("too many open streams of this owner", ""),
+            Quota::Requests => ("too many calls per second", ""),
+            Quota::RequestsPerOwner => ("too many calls per second of this owner", ""),
+            Quota::Restarts => ("too many restarts per hour", ""),
+            Quota::RestartsPerOwner => ("too many restarts per hour of this owner", ""),
+            Quota::RestartsPerLease => ("too many restarts per hour of this lease", ""),
             Quota::RestartsRemembered => {
-                write!(
-                    f,
-                    "at most {limit} restarts of single replicas are under way or remembered (for an hour)"
-                )
+                ("too many replicas in restarts that are in progress or remembered for an hour", "")
             }
-            Quota::ReplicasPerStream => {
-                write!(f, "one call is about at most {limit} replicas; choose some by filters")
+            Quota::ReplicasPerStream => ("too many replicas for one call", "; select fewer by a filter"),
+            Quota::HistoryReads => ("too many reads of older lines at once", "; none ended in time"),
+            Quota::HistoryReadsPerOwner => {
+                ("too many reads of older lines of this owner at once", "; none ended in time")
             }
-            Quota::HistoryReads => {
-                write!(
-                    f,
-                    "the gateway has {limit} reads of older lines open, and no more; none ended in time"
-                )
+            Quota::HistoryRate => ("too many bytes of older lines per second", ""),
+            Quota::HistoryRatePerOwner => ("too many bytes of older lines of this owner per second", ""),
+            Quota::AuthFailuresPerPeer => (
+                "too many failed authentications or broken connections per minute from this address",
+                "; try again later, or connect with a trusted certificate",
+            ),
+            Quota::OpenCallsPerPeer => ("too many open calls without credentials from this address", ""),
+            Quota::OpenCallRatePerPeer => {
+                ("too many calls per second without credentials from this address", "")
             }
-            Quota::HistoryReadsPerOwner => write!(
-                f,
-                "at most {limit} reads of older lines of one owner are open at once; none ended in time"
-            ),
-            Quota::HistoryRate => {
-                write!(
-                    f,
-                    "the gateway reads {limit} bytes of older lines a second, and has more than that to read"
-                )
-            }
-            Quota::HistoryRatePerOwner => write!(
-                f,
-                "at most {limit} bytes of older lines of one owner are read a second, and there is more than that to read"
-            ),
-            Quota::AuthFailuresPerPeer => write!(
-                f,
-                "more than {limit} failed authentications or broken connections from this address within a minute; \
-                 try again later, or connect with a trusted certificate"
-            ),
-            Quota::OpenCallsPerPeer => write!(
-                f,
-                "at most {limit} calls of services that need no credentials are open at once from one address"
-            ),
-            Quota::OpenCallRatePerPeer => write!(
-                f,
-                "at most {limit} calls a second of services that need no credentials are answered to one address"
-            ),
-            Quota::ChainQueries => write!(
-                f,
-                "at most {limit} callers a second who are not known yet are asked for on the chain; try again later"
-            ),
-        }
+            Quota::ChainQueries => ("too many unknown callers per second", "; try again later"),
+        };
+        write!(f, "{}: {problem} (limit {}){advice}", self.quota.label(), self.limit)
     }
 }
 
@@ -172,15 +144,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_quota_has_its_place_its_name_and_its_words() {
+    fn quota_has_unique_name_and_message() {
         let mut names = HashSet::new();
         for (index, quota) in Quota::ALL.iter().copied().enumerate() {
             assert_eq!(quota.index(), index);
             let name = quota.label();
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
-            let told =
+            let message =
                 Exceeded { quota, subject: Subject::Gateway, limit: 77, retry_after: None }.to_string();
-            assert!(told.starts_with(&format!("{name}: ")) && told.contains("77"), "{told}");
+            assert!(message.starts_with(&format!("{name}: ")) && message.contains("77"), "{message}");
             names.insert(name);
         }
         assert_eq!(names.len(), Quota::ALL.len());

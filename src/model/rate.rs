@@ -1,43 +1,46 @@
-//! How fast: token buckets, for one and for each of many.
+//! Rate limits: token buckets, for one holder and for each of many.
 //!
-//! The time is passed in, so the same buckets serve a paused clock. A bucket is one instant: when it will be full again. What
-//! is taken moves that instant into the future; what may be taken at once is how far.
+//! Callers pass the time, so that buckets work with a paused clock. The state of a bucket is the instant at
+//! which it will be full again. Taking tokens moves that instant into the future, and the burst bounds how
+//! far.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longest wait that is told. A bucket that is further in debt says so, and says more when it is asked again.
+use parking_lot::Mutex;
+
+/// Longest wait that is returned: longer ones are as good as a rejection, and the caller asks again.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// So much in so long, and so much at once.
+/// An amount per period, and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
+pub(crate) struct Rate {
     amount: u64,
     per: Duration,
     burst: u64,
 }
 
-/// Tokens for one. Full when it is made.
+/// A token bucket; full when new.
 #[derive(Clone, Copy, Debug)]
-pub struct Bucket {
+pub(crate) struct Bucket {
     rate: Rate,
-    /// `None` = full.
+    /// `None` for a full bucket.
     full_at: Option<Instant>,
 }
 
-/// A bucket for each of many, of whom only the most recent are remembered: between `kept` and twice as many. Whoever is
-/// forgotten begins with a full bucket, so `kept` should be more than can be in debt at a time.
+/// A bucket for each key. Keeps only the most recently used ones: at least `kept`, at most twice as many. An
+/// evicted key starts again with a full bucket, so `kept` should exceed the number of keys that can be in
+/// debt at a time.
 #[derive(Debug)]
-pub struct Buckets<K> {
+pub(crate) struct Buckets<K> {
     rate: Rate,
     kept: usize,
     known: Mutex<Known<K>>,
 }
 
-/// Two generations: who is asked for moves to the young one, and when that is full it becomes the old one, whose members are
-/// forgotten. So nobody is searched for, and nothing grows.
+/// Two generations. A used key moves to the young one; when that is full, it replaces the old one, whose keys
+/// are evicted. This bounds memory without a search for the least recently used key.
 #[derive(Debug)]
 struct Known<K> {
     young: HashMap<K, Bucket>,
@@ -47,24 +50,24 @@ struct Known<K> {
 // === impl Rate ===
 
 impl Rate {
-    /// `amount` in each `per`, at an even pace; all of `amount` at once after a rest. Zero counts as one, and no time as a
+    /// Returns a rate of `amount` per `per`, with a burst of `amount`. Zero counts as one, and no time as a
     /// nanosecond.
-    pub const fn new(amount: u64, per: Duration) -> Self {
+    pub(crate) const fn new(amount: u64, per: Duration) -> Self {
         let amount = if amount == 0 { 1 } else { amount };
         let per = if per.is_zero() { Duration::from_nanos(1) } else { per };
         Self { amount, per, burst: amount }
     }
 
-    /// The same, with `burst` at once after a rest; at least one.
+    /// Returns the same rate with another burst, at least one.
     #[must_use]
-    pub const fn with_burst(self, burst: u64) -> Self {
+    pub(crate) const fn with_burst(self, burst: u64) -> Self {
         Self { burst: if burst == 0 { 1 } else { burst }, ..self }
     }
 
-    /// The time in which `amount` comes in, rounded up.
+    /// Returns the time to refill `amount`, rounded up.
     fn time_for(&self, amount: u64) -> Duration {
         let nanos = self.per.as_nanos().saturating_mul(u128::from(amount)).div_ceil(u128::from(self.amount));
-        // Six hundred years and more are all the same.
+        // Saturates at about 600 years.
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
@@ -72,16 +75,15 @@ impl Rate {
 // === impl Bucket ===
 
 impl Bucket {
-    /// A full bucket.
-    pub const fn new(rate: Rate) -> Self {
+    pub(crate) const fn new(rate: Rate) -> Self {
         Self { rate, full_at: None }
     }
 
-    /// Takes `amount` if it is there. More than the burst is never there: it counts as the whole burst.
+    /// Takes `amount` if it is available. More than the burst counts as the whole burst.
     ///
     /// # Errors
-    /// How long until it is, if nobody else takes any, and at most a day; nothing was taken then.
-    pub fn try_take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
+    /// The wait until it is available without other takers, at most a day. Nothing was taken.
+    pub(crate) fn try_take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
         let wait = self.wait_for(amount, now);
         if wait > Duration::ZERO {
             return Err(wait);
@@ -90,23 +92,23 @@ impl Bucket {
         Ok(())
     }
 
-    /// Takes `amount` now, on credit if it must. Answers how long the caller should wait before making use of it, at most a
-    /// day; whoever waits keeps the pace, in the order of asking.
-    pub fn take(&mut self, amount: u64, now: Instant) -> Duration {
+    /// Takes `amount` now, on credit if necessary. Returns how long the caller must wait before it uses them,
+    /// at most a day. Callers that wait keep the rate, in the order of their calls.
+    pub(crate) fn take(&mut self, amount: u64, now: Instant) -> Duration {
         let full_in = self.full_in(now).saturating_add(self.rate.time_for(amount));
         self.full_at = now.checked_add(full_in).or(self.full_at);
         full_in.saturating_sub(self.rate.time_for(self.rate.burst)).min(WAIT_MAX)
     }
 
-    /// How long until `amount` is there, if nobody takes any, and at most a day; zero if it is. More than the burst counts as
-    /// the whole burst.
-    pub fn wait_for(&self, amount: u64, now: Instant) -> Duration {
+    /// Returns the wait until `amount` is available without other takers, at most a day. More than the burst
+    /// counts as the whole burst.
+    pub(crate) fn wait_for(&self, amount: u64, now: Instant) -> Duration {
         let full_in = self.full_in(now).saturating_add(self.rate.time_for(amount.min(self.rate.burst)));
         full_in.saturating_sub(self.rate.time_for(self.rate.burst)).min(WAIT_MAX)
     }
 
-    /// How long until it is full, if nobody takes any; zero if it is.
-    pub fn full_in(&self, now: Instant) -> Duration {
+    /// Returns the wait until the bucket is full without other takers.
+    pub(crate) fn full_in(&self, now: Instant) -> Duration {
         self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 }
@@ -114,41 +116,36 @@ impl Bucket {
 // === impl Buckets ===
 
 impl<K: Clone + Eq + Hash> Buckets<K> {
-    /// A bucket of this rate for everybody; the last `kept` of those who took from theirs are remembered, and up to as many
-    /// more.
-    pub fn new(rate: Rate, kept: usize) -> Self {
+    pub(crate) fn new(rate: Rate, kept: usize) -> Self {
         let known = Known { young: HashMap::new(), old: HashMap::new() };
         Self { rate, kept: kept.max(1), known: Mutex::new(known) }
     }
 
-    /// [`Bucket::try_take`] from the bucket of `key`.
-    ///
-    /// # Errors
-    /// How long until there is enough.
-    pub fn try_take(&self, key: &K, amount: u64, now: Instant) -> Result<(), Duration> {
+    /// Calls [`Bucket::try_take`] on the bucket of `key`.
+    pub(crate) fn try_take(&self, key: &K, amount: u64, now: Instant) -> Result<(), Duration> {
         self.with(key, now, |bucket| bucket.try_take(amount, now))
     }
 
-    /// [`Bucket::take`] from the bucket of `key`.
-    pub fn take(&self, key: &K, amount: u64, now: Instant) -> Duration {
+    /// Calls [`Bucket::take`] on the bucket of `key`.
+    pub(crate) fn take(&self, key: &K, amount: u64, now: Instant) -> Duration {
         self.with(key, now, |bucket| bucket.take(amount, now))
     }
 
-    /// [`Bucket::wait_for`] the bucket of `key`.
-    pub fn wait_for(&self, key: &K, amount: u64, now: Instant) -> Duration {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Calls [`Bucket::wait_for`] on the bucket of `key`.
+    pub(crate) fn wait_for(&self, key: &K, amount: u64, now: Instant) -> Duration {
+        let known = self.known.lock();
         let bucket = known.young.get(key).or_else(|| known.old.get(key));
         bucket.map_or(Duration::ZERO, |bucket| bucket.wait_for(amount, now))
     }
 
-    /// How many are remembered: at most twice `kept`.
-    pub fn known(&self) -> usize {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        let known = self.known.lock();
         known.young.len() + known.old.len()
     }
 
     fn with<R>(&self, key: &K, now: Instant, act: impl FnOnce(&mut Bucket) -> R) -> R {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(bucket) = known.young.get_mut(key) {
             return act(bucket);
         }
@@ -174,7 +171,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_burst_is_there_at_once_and_then_one_after_the_other() {
+    fn bucket_gives_burst_then_keeps_rate() {
         let start = Instant::now();
         let mut bucket = Bucket::new(Rate::new(10, SECOND).with_burst(3));
         for _ in 0..3 {
@@ -182,7 +179,7 @@ mod tests {
         }
         let wait = bucket.try_take(1, start).unwrap_err();
         assert_eq!(wait, SECOND / 10);
-        // What is told is true, to the nanosecond, and asking costs nothing.
+        // The returned wait is exact to the nanosecond, and a failed attempt takes nothing.
         let just_before = start + wait.saturating_sub(Duration::from_nanos(1));
         assert!(bucket.try_take(1, just_before).is_err());
         assert_eq!(bucket.try_take(1, start + wait), Ok(()));
@@ -192,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_the_burst_counts_as_the_burst() {
+    fn amount_over_burst_counts_as_burst() {
         let start = Instant::now();
         let mut bucket = Bucket::new(Rate::new(5, SECOND));
         assert_eq!(bucket.try_take(u64::MAX, start), Ok(()));
@@ -201,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn credit_is_given_and_paid_in_the_order_of_asking() {
+    fn credit_is_repaid_in_call_order() {
         let start = Instant::now();
         let mut bucket = Bucket::new(Rate::new(100, SECOND).with_burst(50));
         assert_eq!(bucket.take(50, start), Duration::ZERO);
@@ -213,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_rates_do_no_harm() {
+    fn extreme_rates_do_not_panic() {
         let start = Instant::now();
         for rate in [
             Rate::new(0, Duration::ZERO).with_burst(0),
@@ -228,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn each_has_their_own_and_only_the_recent_are_remembered() {
+    fn keys_have_own_buckets_and_old_ones_are_evicted() {
         let start = Instant::now();
         let buckets = Buckets::new(Rate::new(1, SECOND), 10);
         assert_eq!(buckets.try_take(&0, 1, start), Ok(()));
@@ -236,53 +233,53 @@ mod tests {
         assert_eq!(buckets.wait_for(&0, 1, start), SECOND);
         for other in 1..=10_000 {
             assert_eq!(buckets.try_take(&other, 1, start), Ok(()), "{other}");
-            // Who comes again and again is not forgotten.
+            // A key in use is not evicted.
             assert_eq!(buckets.try_take(&0, 1, start), Err(SECOND), "{other}");
-            assert!(buckets.known() <= 20, "{other}");
+            assert!(buckets.len() <= 20, "{other}");
         }
-        assert_eq!(buckets.try_take(&1, 1, start), Ok(()), "forgotten");
+        assert_eq!(buckets.try_take(&1, 1, start), Ok(()), "evicted");
         assert_eq!(buckets.wait_for(&77_777, 1, start), Duration::ZERO);
     }
 
     #[test]
-    fn who_takes_nothing_is_not_remembered() {
+    fn key_that_takes_nothing_is_not_kept() {
         let start = Instant::now();
         let buckets = Buckets::new(Rate::new(1, SECOND), 10);
         for key in 0..100 {
             assert_eq!(buckets.take(&key, 0, start), Duration::ZERO);
         }
-        assert_eq!(buckets.known(), 0);
+        assert_eq!(buckets.len(), 0);
     }
 
     proptest! {
-        /// Whatever is asked for, whenever: within any stretch of time no more is given than the burst and what came in.
+        /// In any period, a bucket gives at most its burst plus the refill.
         #[test]
-        fn never_more_than_the_rate(
+        fn bucket_never_exceeds_rate(
             amount in 1_u64..50,
             burst in 1_u64..50,
-            asks in prop::collection::vec((0_u64..3_000, 1_u64..20), 1..100),
+            requests in prop::collection::vec((0_u64..3_000, 1_u64..20), 1..100),
         ) {
             let mut now = Instant::now();
             let mut bucket = Bucket::new(Rate::new(amount, SECOND).with_burst(burst));
             let mut given: Vec<(Instant, u64)> = Vec::new();
-            for (pause, ask) in asks {
+            for (pause, request) in requests {
                 now += Duration::from_millis(pause);
-                let ask = ask.min(burst);
-                match bucket.try_take(ask, now) {
-                    Ok(()) => given.push((now, ask)),
+                let request = request.min(burst);
+                match bucket.try_take(request, now) {
+                    Ok(()) => given.push((now, request)),
                     Err(wait) => {
                         prop_assert!(wait > Duration::ZERO);
                         now += wait;
-                        prop_assert_eq!(bucket.try_take(ask, now), Ok(()));
-                        given.push((now, ask));
+                        prop_assert_eq!(bucket.try_take(request, now), Ok(()));
+                        given.push((now, request));
                     }
                 }
                 let mut sum = 0;
                 for (at, taken) in given.iter().rev() {
                     sum += taken;
                     let time = now.duration_since(*at).as_nanos();
-                    let came_in = time * u128::from(amount) / SECOND.as_nanos() + 1;
-                    prop_assert!(u128::from(sum) <= u128::from(burst) + came_in);
+                    let refill = time * u128::from(amount) / SECOND.as_nanos() + 1;
+                    prop_assert!(u128::from(sum) <= u128::from(burst) + refill);
                 }
             }
         }

@@ -1,14 +1,14 @@
-//! A caller's own name for a call.
+//! Request ids: a caller's own name for a call.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// By what name a call is known when it is made again. Cloning is cheap.
+/// An id that identifies repetitions of the same call. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(Arc<str>);
 
-/// What is no request id.
+/// The error of an invalid request id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be 1 to {} visible ASCII characters", RequestId::MAX_BYTES)]
 pub struct NoRequestId;
@@ -16,10 +16,10 @@ pub struct NoRequestId;
 // === impl RequestId ===
 
 impl RequestId {
-    /// The longest, in bytes: room for a UUID with a name before it.
+    /// Maximum length: room for a UUID and a prefix.
     pub const MAX_BYTES: usize = 128;
 
-    /// One that nobody else has.
+    /// Returns a new, globally unique id.
     pub fn unique() -> Self {
         Self(uuid::Uuid::new_v4().to_string().into())
     }

@@ -1,64 +1,64 @@
-//! Instants in a log.
+//! Times in a log.
 
 use std::fmt;
 
-/// Nanoseconds in a second.
+/// Nanoseconds per second.
 const NANOS: i64 = 1_000_000_000;
 
-/// An instant as a log has it: nanoseconds since the Unix epoch, between the years 1677 and 2262.
+/// A time in a log: nanoseconds since the Unix epoch, between the years 1677 and 2262.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogTime(i64);
 
 // === impl LogTime ===
 
 impl LogTime {
-    /// Before every line.
+    /// A time before every line.
     pub const MIN: Self = Self(i64::MIN);
 
-    /// The last one there is.
+    /// The latest time.
     pub const MAX: Self = Self(i64::MAX);
 
-    /// From nanoseconds since the Unix epoch.
+    /// Creates a time from nanoseconds since the Unix epoch.
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
 
-    /// From seconds and nanoseconds since the Unix epoch; `None` outside the range or if `nanos` is not below a second.
+    /// Creates a time from seconds and nanoseconds since the Unix epoch. Returns `None` if it is out of range
+    /// or `nanos` is not below a second.
     pub fn from_parts(seconds: i64, nanos: i32) -> Option<Self> {
         let nanos = i64::from(nanos);
         if !(0..NANOS).contains(&nanos) {
             return None;
         }
-        // `MIN` is taken: it stands for "before every line".
+        // `MIN` means "before every line".
         seconds.checked_mul(NANOS)?.checked_add(nanos).filter(|all| *all != i64::MIN).map(Self)
     }
 
-    /// Now, by the machine's clock.
+    /// Returns the current time of the system clock.
     pub fn now() -> Self {
         let nanos = jiff::Timestamp::now().as_nanosecond();
         Self(i64::try_from(nanos).unwrap_or(i64::MAX))
     }
 
-    /// Nanoseconds since the Unix epoch.
+    /// Returns nanoseconds since the Unix epoch.
     pub const fn as_nanos(self) -> i64 {
         self.0
     }
 
-    /// Whole seconds since the Unix epoch, rounded down, and the nanoseconds above them.
+    /// Returns whole seconds since the Unix epoch, rounded down, and the remaining nanoseconds.
     pub const fn parts(self) -> (i64, i32) {
-        // The remainder is below 10^9, so the cast loses nothing.
         #[expect(clippy::cast_possible_truncation, reason = "below 10^9")]
         (self.0.div_euclid(NANOS), self.0.rem_euclid(NANOS) as i32)
     }
 
-    /// The instant `nanos` later, or the last one there is.
+    /// Returns the time `nanos` later, at most [`LogTime::MAX`].
     #[must_use]
     pub const fn saturating_add_nanos(self, nanos: i64) -> Self {
         Self(self.0.saturating_add(nanos))
     }
 }
 
-/// RFC 3339 in UTC with nine digits: `2026-11-23T12:00:00.000000001Z`, as current kubelets print it.
+/// RFC 3339 in UTC with nine fractional digits, like kubelets: `2026-11-23T12:00:00.000000001Z`.
 impl fmt::Display for LogTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match jiff::Timestamp::from_nanosecond(self.0.into()) {
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_and_back() {
+    fn parts_round_trip() {
         for nanos in [0, 1, -1, 1_700_000_000_123_456_789, -1_700_000_000_000_000_001, i64::MAX] {
             let time = LogTime::from_nanos(nanos);
             let (seconds, below) = time.parts();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_with_nine_digits() {
+    fn time_displays_nine_digits() {
         assert_eq!(LogTime::from_nanos(1).to_string(), "1970-01-01T00:00:00.000000001Z");
         assert_eq!(LogTime::from_nanos(NANOS).to_string(), "1970-01-01T00:00:01.000000000Z");
     }

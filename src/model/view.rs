@@ -1,165 +1,168 @@
-//! What runs under a lease, as one whole snapshot; and which of it a caller wants.
+//! Lease views: snapshots of what runs under a lease; and filters that select replicas from them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::id::{Instance, Replica, ServiceName};
 use super::time::LogTime;
 
-/// Everything that runs under one lease, at one moment.
+/// A snapshot of everything that runs under one lease.
 ///
-/// Snapshots are level-triggered: a reader that missed some sees the newest and has missed nothing that still matters.
+/// Snapshots are level-triggered: a subscriber that skips some still gets the newest, which is complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseView {
     /// The services, by name.
     pub services: BTreeMap<ServiceName, ServiceView>,
-    /// Whether the lease has ended: nothing in it will ever run again.
+    /// Whether the lease has ended, so that nothing in it will run again.
     pub ended: bool,
-    /// When this was last known to be so, while the platform cannot be asked; `None` if it is so now.
+    /// While the platform is unreachable: when this snapshot was last known to be current.
     pub stale_since: Option<LogTime>,
 }
 
 /// One service of a lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceView {
-    /// How many replicas there ought to be.
+    /// The intended number of replicas.
     pub count: u32,
-    /// The slots, by index. After a scale-down there may be holes.
+    /// The replicas, by index. A scale-down may leave holes.
     pub replicas: BTreeMap<u32, ReplicaView>,
-    /// What a workload's controller counts, where there is one. `None`: nobody counts but [`ServiceView::counts`] itself.
+    /// The counts of the workload's controller. Without one, [`ServiceView::counts`] derives them from the
+    /// replicas.
     pub workload: Option<ReplicaCounts>,
-    /// Where it can be reached.
+    /// Its public endpoints.
     pub endpoints: Endpoints,
 }
 
-/// How many replicas of a service there are, by what can be said of them: the numbers in the status of a Kubernetes workload.
+/// Numbers of replicas of a service, as in the status of a Kubernetes workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaCounts {
-    /// Which version of what there ought to be the other numbers are about.
+    /// The generation of the specification that the other numbers refer to.
     pub observed_generation: i64,
-    /// Those that there are, running or about to.
+    /// Replicas that run or will run.
     pub total: u32,
-    /// Those of the newest version.
+    /// Replicas of the newest version.
     pub updated: u32,
-    /// Those that are ready.
+    /// Ready replicas.
     pub ready: u32,
-    /// Those that have been ready for long enough. A `StatefulSet`'s too: its `availableReplicas`.
+    /// Replicas that have been ready for the required time (`availableReplicas`).
     pub available: u32,
 }
 
-/// Where a service can be reached. Platforms keep each list in an order of its own that does not change by itself, so that views
-/// compare.
+/// The public endpoints of a service. Each platform keeps the lists in a stable order, so that views can be
+/// compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    /// Host names that lead to it.
+    /// Host names.
     pub uris: Vec<String>,
-    /// Ports that are forwarded to it.
+    /// Forwarded ports.
     pub ports: Vec<ForwardedPort>,
-    /// Addresses that are leased for it.
+    /// Leased IP addresses.
     pub ips: Vec<LeasedIp>,
 }
 
-/// A port of the provider that leads to a port of a service.
+/// A port of the provider that is forwarded to a port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardedPort {
     /// The provider's public host name.
     pub host: String,
     /// The service's port.
     pub port: u16,
-    /// The provider's.
+    /// The provider's port.
     pub external_port: u16,
     /// `TCP` or `UDP`.
     pub protocol: String,
-    /// What it is called: by the Akash provider, as the service is.
+    /// Its name. Akash providers use the name of the service.
     pub name: String,
 }
 
-/// An address of its own that leads to a port of a service.
+/// A port of a leased IP address that is forwarded to a port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeasedIp {
     /// The address.
     pub ip: String,
     /// The service's port.
     pub port: u16,
-    /// The port at that address.
+    /// The port of the address.
     pub external_port: u16,
     /// `TCP` or `UDP`.
     pub protocol: String,
 }
 
-/// One slot of a service.
+/// One replica of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaView {
-    /// The runs whose log can still be read, and those whose log was removed a moment ago, oldest first. The last is the present one,
-    /// if one runs.
+    /// The runs whose log is readable, and those whose log was removed recently, oldest first. The last one
+    /// is the current run, unless it has ended.
     pub runs: Vec<Run>,
-    /// What the slot is doing.
+    /// Its state.
     pub state: ReplicaState,
-    /// Whether the present run counts as ready.
+    /// Whether the current run is ready.
     pub ready: bool,
-    /// How often the container was restarted in this slot.
+    /// The number of restarts of the container.
     pub restarts: u32,
-    /// How the last run ended whose log can no longer be read, if that is known.
+    /// The end of the last run that is no longer in `runs`, if known.
     pub forgotten: Option<RunEnd>,
 }
 
 /// One run of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Its name.
+    /// Its identifier.
     pub instance: Instance,
-    /// When it was started.
+    /// Its start time.
     pub started: LogTime,
-    /// How it ended; `None` while it runs.
+    /// Its end; `None` while it runs.
     pub end: Option<RunEnd>,
-    /// Whether its log was removed: a new read of it cannot begin. A read that began before may still go on, and needs to know how the
-    /// run ended.
+    /// Whether its log was removed, so that no new read can begin. Earlier reads may continue, and need to
+    /// know how the run ended.
     pub log_is_gone: bool,
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunEnd {
-    /// When.
+    /// Its time.
     pub time: LogTime,
-    /// Its exit code, if it exited.
+    /// The exit code, if the process exited.
     pub exit_code: Option<i32>,
-    /// The signal, if one ended it.
+    /// The signal that ended the process, if any.
     pub signal: Option<i32>,
-    /// One word for it, as Kubernetes uses them: `Completed`, `Error`, `OOMKilled`, `GatewayStopped`, `Restarted`.
+    /// The reason, as a word like in Kubernetes: `Completed`, `Error`, `OOMKilled`, `GatewayStopped`,
+    /// `Restarted`.
     pub reason: String,
 }
 
-/// What a slot is doing.
+/// The state of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ReplicaState {
     /// An instance runs.
     Running,
-    /// None runs; one is expected.
+    /// No instance runs, and one is expected.
     Waiting {
-        /// One word for it, as Kubernetes uses them: `ContainerCreating`, `CrashLoopBackOff`.
+        /// The reason, as a word like in Kubernetes: `ContainerCreating`, `CrashLoopBackOff`.
         reason: String,
-        /// More, for a person.
+        /// Details, for people.
         message: String,
     },
-    /// None runs, and none will.
+    /// No instance runs or will run.
     Terminated,
-    /// The platform cannot tell just now.
+    /// The platform does not know at present.
     #[default]
     Unknown,
 }
 
-/// Which services and replicas a caller wants: a join of clauses, or everything if there is none; of that, what they may have.
+/// The services and replicas that a caller selects: the union of its clauses, or everything without a clause;
+/// restricted to the services that the caller may see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     clauses: BTreeMap<ServiceName, Option<BTreeSet<u32>>>,
-    /// `None`: all.
+    /// The permitted services; `None` = all.
     within: Option<BTreeSet<ServiceName>>,
 }
 
-/// A service or replica that a filter names and the lease does not have.
+/// A service or replica that a filter names and the lease lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// There is no such service.
+    /// The lease has no such service.
     Service(ServiceName),
     /// The service has no such replica.
     Replica(Replica),
@@ -168,12 +171,12 @@ pub enum Missing {
 // === impl LeaseView ===
 
 impl LeaseView {
-    /// The slot of `replica`.
+    /// Returns the view of `replica`.
     pub fn replica(&self, replica: &Replica) -> Option<&ReplicaView> {
         self.services.get(&replica.service)?.replicas.get(&replica.index)
     }
 
-    /// Every slot that `filter` wants, in order of service and index.
+    /// Returns the replicas that `filter` selects, by service and index.
     pub fn select<'a>(&'a self, filter: &'a Filter) -> impl Iterator<Item = (Replica, &'a ReplicaView)> {
         self.services.iter().flat_map(move |(service, view)| {
             view.replicas.iter().filter_map(move |(index, slot)| {
@@ -187,8 +190,8 @@ impl LeaseView {
 // === impl ServiceView ===
 
 impl ServiceView {
-    /// How many replicas there are: as the workload's controller counts them, or else as the slots are. One that runs and is ready
-    /// counts as available at once then, and all are of the one version that there ever was.
+    /// Returns the counts of the workload's controller, or counts the replicas. In the latter case a ready
+    /// replica is available at once, and all replicas have the same version.
     pub fn counts(&self) -> ReplicaCounts {
         if let Some(counted) = self.workload {
             return counted;
@@ -206,41 +209,41 @@ impl ServiceView {
 // === impl ReplicaView ===
 
 impl ReplicaView {
-    /// The newest run.
+    /// Returns the newest run.
     pub fn newest(&self) -> Option<&Run> {
         self.runs.last()
     }
 
-    /// The runs whose log can still be read, oldest first.
+    /// Returns the runs whose log is readable, oldest first.
     pub fn readable(&self) -> impl DoubleEndedIterator<Item = &Run> {
         self.runs.iter().filter(|run| !run.log_is_gone)
     }
 
-    /// The run that goes on now.
+    /// Returns the current run.
     pub fn present(&self) -> Option<&Run> {
         self.newest().filter(|run| run.end.is_none())
     }
 
-    /// How the last run that has ended ended, even if its log can no longer be read.
+    /// Returns the end of the last run that has ended, even if its log was removed.
     pub fn last_end(&self) -> Option<&RunEnd> {
         self.runs.iter().rev().find_map(|run| run.end.as_ref()).or(self.forgotten.as_ref())
     }
 
-    /// Takes the runs out that `gone` says so of, oldest first, and up to the first that stays; remembers how the last of them
-    /// ended.
+    /// Removes the oldest runs up to the first one for which `gone` is false. Remembers the end of the last
+    /// removed run.
     pub fn forget(&mut self, gone: impl Fn(&Run) -> bool) {
-        let stays = self.runs.iter().position(|run| !gone(run)).unwrap_or(self.runs.len());
-        for run in self.runs.drain(..stays) {
+        let kept = self.runs.iter().position(|run| !gone(run)).unwrap_or(self.runs.len());
+        for run in self.runs.drain(..kept) {
             self.forgotten = run.end.or(self.forgotten.take());
         }
     }
 
-    /// The run of this name.
+    /// Returns the run with this identifier.
     pub fn run(&self, instance: &Instance) -> Option<&Run> {
         self.runs.iter().find(|run| run.instance == *instance)
     }
 
-    /// The oldest run behind `instance`; the oldest of all if that one is no longer readable.
+    /// Returns the run after `instance`, or the oldest run if `instance` is not in the list.
     pub fn run_behind(&self, instance: &Instance) -> Option<&Run> {
         match self.runs.iter().position(|run| run.instance == *instance) {
             Some(at) => self.runs.get(at + 1),
@@ -252,12 +255,12 @@ impl ReplicaView {
 // === impl Filter ===
 
 impl Filter {
-    /// Everything.
+    /// Returns a filter that selects everything.
     pub fn everything() -> Self {
         Self::default()
     }
 
-    /// Adds `service`: the replicas named, or all of it if none is.
+    /// Selects the replicas with these indices of `service`, or all if there are none.
     pub fn add(&mut self, service: ServiceName, replicas: &[u32]) {
         let clause = self.clauses.entry(service).or_insert_with(|| Some(BTreeSet::new()));
         match clause {
@@ -266,7 +269,7 @@ impl Filter {
         }
     }
 
-    /// Leaves only what is of these services. None of them need exist: they are not asked for, they are allowed.
+    /// Restricts the filter to these services. They need not exist: they are permitted, not selected.
     pub fn restrict(&mut self, services: BTreeSet<ServiceName>) {
         self.within = Some(match self.within.take() {
             None => services,
@@ -274,12 +277,12 @@ impl Filter {
         });
     }
 
-    /// The services that it names, in order.
+    /// Returns the services that the filter names, in order.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.clauses.keys()
     }
 
-    /// Whether it wants this replica.
+    /// Returns whether the filter selects this replica.
     pub fn wants(&self, replica: &Replica) -> bool {
         self.wants_service(&replica.service)
             && match self.clauses.get(&replica.service) {
@@ -288,13 +291,13 @@ impl Filter {
             }
     }
 
-    /// Whether it wants anything of this service.
+    /// Returns whether the filter selects any replica of this service.
     pub fn wants_service(&self, service: &ServiceName) -> bool {
         let is_allowed = self.within.as_ref().is_none_or(|within| within.contains(service));
         is_allowed && (self.clauses.is_empty() || self.clauses.contains_key(service))
     }
 
-    /// In words: the same for equal filters, whoever spells them, and for no others.
+    /// Returns a canonical text: equal filters, and only those, have the same text.
     pub fn spelled(&self) -> String {
         let mut words = String::new();
         for (service, clause) in &self.clauses {
@@ -306,14 +309,14 @@ impl Filter {
         for (number, service) in self.within.iter().flatten().enumerate() {
             words.extend([if number == 0 { "|" } else { "," }, service.as_str()]);
         }
-        // Nothing is allowed, which is not the same as everything.
+        // An empty restriction permits nothing; no restriction permits everything.
         if self.within.as_ref().is_some_and(BTreeSet::is_empty) {
             words.push('|');
         }
         words
     }
 
-    /// The first thing it names that `view` does not have.
+    /// Returns the first service or replica that the filter names and `view` lacks.
     pub fn missing(&self, view: &LeaseView) -> Option<Missing> {
         for (service, clause) in &self.clauses {
             let Some(found) = view.services.get(service) else {
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_choose() {
+    fn filter_selects_union_of_clauses() {
         let view = view(&[("api", &[0, 2]), ("web", &[0, 1])]);
         assert_eq!(chosen(&view, &[]), ["api/0", "api/2", "web/0", "web/1"]);
         assert_eq!(chosen(&view, &[("web", &[])]), ["web/0", "web/1"]);
@@ -367,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restriction_leaves_what_it_allows_and_asks_for_nothing() {
+    fn restriction_permits_but_selects_nothing() {
         let view = view(&[("api", &[0]), ("web", &[0, 1])]);
         let names = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
         let chosen =
@@ -387,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_named() {
+    fn missing_names_first_absent_item() {
         let view = view(&[("api", &[0, 2])]);
         let missing = |service: &str, replicas: &[u32]| {
             let mut filter = Filter::everything();
@@ -402,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_else_counts_is_counted_from_the_slots() {
+    fn counts_without_controller_come_from_replicas() {
         let slot = |state, ready| ReplicaView { state, ready, ..ReplicaView::default() };
         let waiting = ReplicaState::Waiting { reason: "CrashLoopBackOff".into(), message: String::new() };
         let replicas = [
@@ -422,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_remembered_longer_than_its_log() {
+    fn last_end_outlives_its_run() {
         let run = |number: u32, code: Option<i32>| Run {
             log_is_gone: false,
             instance: Instance::new("uid", "web", number).unwrap(),

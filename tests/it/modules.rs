@@ -22,7 +22,6 @@ use crate::support::source::{ModulePath, Source, Use};
 const KNOWN_CYCLES: &[&str] = &[
     "access::dir: file item",
     "edge: audit service",
-    "model: line metrics quota",
     "platform::kube: store view",
 ];
 

@@ -51,7 +51,7 @@ impl Exporter {
         }
         let mut text = self.handle.render();
         if let Some(usage) = usage {
-            let metric = &catalogue::PROCESS_CPU;
+            let metric = &self.metrics.process_cpu.0;
             let (name, help, kind) = (metric.name, metric.help, metric.kind.word());
             // Writing to a string does not fail.
             let _ =
@@ -71,13 +71,13 @@ impl Exporter {
 
     #[expect(clippy::cast_precision_loss, reason = "far below 2^52, or as good as infinite")]
     fn set(&self, usage: &Usage) {
-        let process = &self.metrics.process;
-        process.resident.set(usage.resident_bytes as f64);
-        process.virtual_memory.set(usage.virtual_bytes as f64);
-        process.open_files.set(usage.open_files as f64);
-        process.max_files.set(usage.max_files.map_or(f64::INFINITY, |max| max as f64));
-        process.threads.set(usage.threads as f64);
-        process.start_time.set(usage.started_seconds);
+        let metrics = &self.metrics;
+        metrics.process_resident.set(usage.resident_bytes as f64);
+        metrics.process_virtual.set(usage.virtual_bytes as f64);
+        metrics.process_open_files.set(usage.open_files as f64);
+        metrics.process_max_files.set(usage.max_files.map_or(f64::INFINITY, |max| max as f64));
+        metrics.process_threads.set(usage.threads as f64);
+        metrics.process_start.set(usage.started_seconds);
     }
 }
 

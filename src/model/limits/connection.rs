@@ -1,37 +1,41 @@
-//! Of connections, and of what one peer may do over them.
+//! Limits of connections, and of what a peer may do on them.
 
 use std::time::Duration;
 
-/// Bounds of connections that an operator may change by flags.
+/// Limits of connections that operators may change by flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Connections at once, in all. An idle one costs some 33 KiB and a descriptor, so these cost half a GiB.
+    /// Open connections of all peers. An idle one costs about 33 KiB and a descriptor, so these cost half a
+    /// GiB.
     pub max: usize,
-    /// Connections at once from one peer address (an IPv4 address, or a /64 of IPv6): a sixteenth of all, so that it takes
-    /// many to keep the others out. A whole office may stand behind one address, and a follower may have one for each replica.
+    /// Open connections of one peer (an IPv4 address, or a /64 of IPv6): a sixteenth of all, so that only
+    /// many peers together can exclude others. A whole office may share an address, and a follower may use a
+    /// connection per replica.
     pub max_per_peer: usize,
-    /// A connection must have completed its TLS handshake within this: three round trips on the worst link, and lost packets.
+    /// Timeout of the TLS handshake: three round trips on a very slow link, with lost packets.
     pub handshake: Duration,
-    /// It must then have made its first call within this.
+    /// Timeout of the first call after the handshake: clients connect in order to call.
     pub first_call: Duration,
-    /// One without an open call is closed after this. Health being watched is an open call.
+    /// A connection without open calls is closed after this time. Watching health is an open call.
     pub idle: Duration,
-    /// A peer that was silent for so long is asked for a sign of life; also keeps middle boxes from forgetting a quiet stream,
-    /// most of which do after some minutes.
+    /// A silent peer gets a ping after this time. Pings also keep middleboxes from closing a quiet
+    /// connection, which most do after some minutes.
     pub keepalive: Duration,
-    /// Streams at once on one connection: one connection for many streams is the cheap way to follow.
+    /// Concurrent streams per connection: sharing one connection is the cheap way to follow many logs.
     pub streams: u32,
-    /// Bytes of the headers of one request, as HTTP/2 counts them: a token is the longest, and has at most 8 KiB.
+    /// Maximum header bytes of a request, as HTTP/2 counts them. The longest header is a token, of at most 8
+    /// KiB.
     pub header_max_bytes: u32,
-    /// Bytes of one request message. The longest sensible one (1024 cursors) has some 150 KiB.
+    /// Maximum bytes of a request message. The longest sensible one (1024 cursors) has about 150 KiB.
     pub request_max_bytes: usize,
-    /// What a peer may send before it is read, for one stream and for all streams of the connection: the longest request.
+    /// Receive window of each stream and of the connection: the largest request.
     pub window_bytes: u32,
-    /// Calls taken back before the gateway has seen them, until the connection is closed: against floods of calls that are
-    /// taken back at once (CVE-2023-44487). hyper's default, and far more than any client does in good faith.
+    /// Calls that a peer may reset before the gateway has processed them, until the connection is closed: a
+    /// defence against rapid resets (CVE-2023-44487). The default of hyper, and far more than a normal client
+    /// does.
     pub pending_resets: usize,
-    /// Streams that the gateway itself had to reset since the peer broke the protocol, until the connection is closed
-    /// (CVE-2025-8671, and RUSTSEC-2024-0003).
+    /// Streams that the gateway may reset because of protocol errors of the peer, until the connection is
+    /// closed (CVE-2025-8671, RUSTSEC-2024-0003).
     pub error_resets: usize,
 }
 

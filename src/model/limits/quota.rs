@@ -1,56 +1,60 @@
-//! Of what tenants use, each and in all.
+//! Quotas of tenants: of each owner and of all together.
 
 use std::time::Duration;
 
 use super::{FILTERS_MAX, STREAM_REPLICAS_MAX};
 
-/// Quotas that an operator may change by flags.
+/// Quotas that operators may change by flags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuotaLimits {
-    /// Streams open at once, of all owners; a call that is being answered counts as one. As many as connections. One whose peer
-    /// takes nothing keeps up to 192 KiB alive.
+    /// Open streams of all owners, including unary calls in progress: as many as connections. A stream whose
+    /// peer takes nothing keeps up to 192 KiB alive.
     pub streams: usize,
-    /// Streams open at once of one owner: a sixteenth.
+    /// Open streams of one owner: a sixteenth of all.
     pub streams_per_owner: usize,
-    /// Calls of one owner per second; 0 = as many as they like. Even so all of an owner's streams may come back at once, since
-    /// they do when a gateway was started anew.
+    /// Calls of one owner per second; 0 = no limit. The burst covers all streams of an owner, which reconnect
+    /// at once after a restart of the gateway.
     pub requests_per_second: u32,
-    /// Calls of all owners per second; 0 = as many as they like. A tenth of a core of an ordinary machine, most of it for the caller's
-    /// credentials. Even so all streams may come back at once.
+    /// Calls of all owners per second; 0 = no limit. They cost a tenth of a core, mostly to check
+    /// credentials. The burst covers all streams.
     pub requests_per_second_in_all: u32,
-    /// Calls and handshakes of one peer address per minute that fail to establish who it is; 0 = as many as they like. A client
-    /// that is set up wrongly and tries each second does not pass it by much; one that guesses does.
+    /// Failed authentications and handshakes of one peer per minute; 0 = no limit. A misconfigured client
+    /// that retries each second barely exceeds it; one that guesses exceeds it by far.
     pub auth_failures_per_minute: u32,
-    /// Calls of health and reflection from one peer address per second; 0 = no limit. They need no credentials, so no owner's
-    /// quota bounds them. Probes and balancers call every few seconds each; a reflection client sends some dozens at once.
+    /// Calls of health and reflection of one peer per second; 0 = no limit. They need no credentials, so no
+    /// owner's quota applies. Probes and balancers call every few seconds each; a reflection client sends
+    /// some dozens at once.
     pub open_calls_per_second: u32,
-    /// Replicas that one request may choose; at most [`STREAM_REPLICAS_MAX`], which is what clients reckon with. Each that is followed
-    /// costs a lane, and its ring if nobody else follows it.
+    /// Replicas that one request may select; at most [`STREAM_REPLICAS_MAX`], on which clients rely. Each
+    /// followed replica costs a replica stream, and a ring if it has no other follower.
     pub replicas_per_request: usize,
-    /// Filters of one request beside the one that the draft has; at most [`FILTERS_MAX`], more services than a lease has.
+    /// Filters of one request, besides the single filter of the draft; at most [`FILTERS_MAX`].
     pub filters_per_request: usize,
-    /// Restarts of one lease per hour; 0 = as many as they like. Each ends and starts containers, on a machine of others too.
+    /// Restarts of one lease per hour; 0 = no limit. Each stops and starts containers on a shared machine.
     pub restarts_per_hour: u32,
-    /// Restarts of all leases of one owner per hour; 0 = as many as they like. Ten leases at the limit of each.
+    /// Restarts of all leases of one owner per hour; 0 = no limit. Ten leases at the limit of each.
     pub restarts_per_hour_of_owner: u32,
-    /// Restarts per hour, of all; 0 = as many as they like. One every second or two keeps a cluster's control plane busy enough.
+    /// Restarts of all owners per hour; 0 = no limit. One every 1.5 seconds is enough load for a cluster's
+    /// control plane.
     pub restarts_per_hour_in_all: u32,
-    /// History reads (of lines older than a ring) at once, in all. Each holds a file and two buffers, and one is enough to keep
-    /// a disk busy.
+    /// Concurrent history reads (of lines older than a ring) of all owners. Each holds a file and two
+    /// buffers, and one alone can keep a disk busy.
     pub history_reads: usize,
-    /// History reads at once of one owner: a quarter. Never the last one, if there is more than one.
+    /// Concurrent history reads of one owner: a quarter of all. Never the last one, if there is more than
+    /// one.
     pub history_reads_per_owner: usize,
-    /// Log bytes per second of all history reads together; 0 = as fast as they can. A tenth of a core for encryption, and half
-    /// of what one disk of the usual kind gives.
+    /// Log bytes per second of all history reads; 0 = no limit. They cost a tenth of a core for encryption,
+    /// and half the throughput of a typical disk.
     pub history_bytes_per_second: u64,
-    /// Log bytes per second of one owner's history reads; 0 = as fast as they can. A quarter: what one replica keeps by default
-    /// (50 MiB) is there within a second.
+    /// Log bytes per second of one owner's history reads; 0 = no limit. A quarter of all: the log that a
+    /// replica keeps by default (50 MiB) takes less than a second.
     pub history_bytes_per_second_per_owner: u64,
-    /// How long a stream that was sent nothing yet waits for its first history read, if more are asked for than may be at once or
-    /// as fast; then it is refused. Long enough for reads that go on to end, and no longer than somebody looks at an empty screen.
+    /// Time for which a stream without output waits for its first history read if a quota of history reads is
+    /// used up; then it is rejected. Long enough for current reads to end, and as long as a user waits before
+    /// an empty screen.
     pub history_wait: Duration,
-    /// Questions to an Akash node per second, of all, about callers who are not known yet; 0 would let nobody new in. A node is
-    /// shared, often somebody else's, and even so a thousand tenants are known within a minute.
+    /// Queries to an Akash node about unknown callers per second; 0 would reject all of them. The node is
+    /// shared and often belongs to others. A thousand tenants are still known within a minute.
     pub chain_queries_per_second: u32,
 }
 

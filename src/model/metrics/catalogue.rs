@@ -1,524 +1,344 @@
-//! Every metric, declared: what it is, what it means, and when to worry.
+//! The catalogue: each metric is declared once, in the table at the end of this file.
+//!
+//! An entry has these parts: the help text (its doc comment), the name and type of its handle (a field of
+//! [`Handles`]), its name, its unit unless it counts things, the buckets of a histogram, and when an operator
+//! should look closer. The type of the handle determines the metric's type and its labels. A handle that
+//! nothing uses is a compiler warning.
 
-use super::declare::{Declaration, Group, LabelSet, Labels, MetricKind, Unit};
+use metrics::{Counter, Gauge, Histogram, Recorder};
+
+use super::declare::{Declaration, Group, MetricKind, Unit};
+use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
-    ActorEnd, BUILD, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRefusal, Handshake,
-    Method, PlatformName, REFUSAL_REASONS, ReadKind, Restarted, SourceError, Watched,
+    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRefusal, Handshake,
+    Method, PlatformName, ReadKind, RefusalReason, Restarted, SourceError, Watched,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
 
-/// From the pace of a lone line to a follower that is close to being dropped.
+/// From the delay of a single line to a follower that loses lines soon.
 const DELAY_BUCKETS_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0];
 
-/// From an answer out of memory to a trust source, or a history read that waits for its turn.
+/// From an answer out of memory to a query of a trust source, or a history read that waits for a permit.
 const ANSWER_BUCKETS_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// From a call that is answered at once to a follower that stays for a day.
+/// From an immediate answer to a follower that stays for a day.
 const CALL_BUCKETS_SECONDS: &[f64] = &[0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 900.0, 3_600.0, 14_400.0, 86_400.0];
 
-/// From a peer in the same rack to the longest that a handshake may take by default.
+/// From a peer in the same rack to the default timeout of handshakes.
 const HANDSHAKE_BUCKETS_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// All metrics, as they are told: each in one group.
-pub const GROUPS: &[Group] = &[
-    Group {
-        title: "Delivery and loss",
-        about: "Every line that an actor reads is, for every follower, delivered or reported as missing. These are the sums.",
-        metrics: &[
-            &FOLLOWERS,
-            &FOLLOWERS_LAGGING,
-            &LINES_IN,
-            &BYTES_IN,
-            &FRAMES_ENCODED,
-            &LINES_DELIVERED,
-            &BYTES_DELIVERED,
-            &MESSAGES_DELIVERED,
-            &GAPS,
-            &LINES_LOST,
-            &BYTES_LOST,
-            &DELIVERY_DELAY,
-            &STALLED_STREAMS,
-        ],
-    },
-    Group {
-        title: "Actors and sources",
-        about: "One actor per replica that is followed, each with one live tail at the platform.",
-        metrics: &[
-            &ACTORS,
-            &ACTOR_STARTS,
-            &ACTOR_ENDS,
-            &RING_BYTES,
-            &SOURCE_OPENS,
-            &SOURCE_ERRORS,
-            &RESTARTS,
-            &WATCH_FAILURES,
-            &WATCH_LISTS,
-            &VIEWS_STALE,
-        ],
-    },
-    Group {
-        title: "Calls and connections",
-        about: "What tenants ask for, and what they are told. Health and reflection are not counted as calls.",
-        metrics: &[
-            &REQUESTS,
-            &FIRST_ANSWER,
-            &CALL_DURATION,
-            &STREAMS,
-            &AUTH_REFUSALS,
-            &QUOTA_REFUSALS,
-            &CONNECTIONS,
-            &CONNECTIONS_ACCEPTED,
-            &CONNECTIONS_REFUSED,
-            &CONNECTIONS_CLOSED,
-            &HANDSHAKES,
-            &HANDSHAKE_TIME,
-            &CERTIFICATE_END,
-            &CA_CERTIFICATE_END,
-        ],
-    },
-    Group {
-        title: "The chain",
-        about: "What an Akash node is asked (`--chain-grpc`). Without one, all of them stay 0.",
-        metrics: &[&CHAIN_QUERIES, &CHAIN_QUERY_TIME, &CHAIN_ANSWERS, &CHAIN_ON_GRACE],
-    },
-    Group {
-        title: "The process",
-        about: "Under the names that Prometheus' own client libraries use.",
-        metrics: &[
-            &BUILD_INFO,
-            &PROCESS_CPU,
-            &PROCESS_RESIDENT,
-            &PROCESS_VIRTUAL,
-            &PROCESS_OPEN_FILES,
-            &PROCESS_MAX_FILES,
-            &PROCESS_THREADS,
-            &PROCESS_START,
-        ],
-    },
-];
-
-/// Each metric once, in the order of [`GROUPS`].
+/// Returns all metrics, in the order of [`GROUPS`].
 pub fn each() -> impl Iterator<Item = &'static Declaration> {
-    GROUPS.iter().flat_map(|group| group.metrics.iter().copied())
+    GROUPS.iter().flat_map(|group| group.metrics)
 }
 
-const fn metric(
-    name: &'static str,
-    kind: MetricKind,
-    unit: Unit,
-    labels: &'static [LabelSet],
-    help: &'static str,
-    worry: &'static str,
-) -> Declaration {
-    Declaration { name, kind, unit, labels, help, alert_hint: worry }
+/// Generates [`GROUPS`] and [`Handles`] from the table.
+macro_rules! catalogue {
+    // The declaration of one entry.
+    (@declare [$($help:literal)+] $handle:ty, $name:literal, [$($unit:ident)?], [$($buckets:ident)?], $hint:literal) => {
+        Declaration {
+            $(unit: Unit::$unit,)?
+            $(kind: MetricKind::Histogram($buckets),)?
+            // Each doc line begins with a space.
+            ..declare::<$handle>($name, concat!($($help),+).trim_ascii_start(), $hint)
+        }
+    };
+    ($(
+        group $title:literal, $about:literal {
+            $(
+                $(#[doc = $help:literal])+
+                $field:ident: $handle:ty = $name:literal $(($unit:ident))? $(in $buckets:ident)?, $hint:literal;
+            )+
+        }
+    )+) => {
+        /// All metrics, each in one group.
+        pub const GROUPS: &[Group] = &[$(
+            Group {
+                title: $title,
+                about: $about,
+                metrics: &[$(
+                    catalogue!(@declare [$($help)+] $handle, $name, [$($unit)?], [$($buckets)?], $hint),
+                )+],
+            },
+        )+];
+
+        /// The handles to all metrics of one server.
+        #[derive(Debug)]
+        pub struct Handles {
+            $($(
+                $(#[doc = $help])+
+                pub(crate) $field: $handle,
+            )+)+
+        }
+
+        impl Handles {
+            pub(super) fn register(recorder: &dyn Recorder) -> Self {
+                Self {
+                    $($($field: register(
+                        recorder,
+                        &catalogue!(@declare [$($help)+] $handle, $name, [$($unit)?], [$($buckets)?], $hint),
+                    ),)+)+
+                }
+            }
+        }
+    };
 }
 
-/// The most common: a counter of things.
-const fn counter(
-    name: &'static str,
-    labels: &'static [LabelSet],
-    help: &'static str,
-    worry: &'static str,
-) -> Declaration {
-    metric(name, MetricKind::Counter, Unit::Count, labels, help, worry)
+catalogue! {
+    group "Delivery and loss",
+        "Each line that an actor reads is, for each follower, either delivered or reported as missing. These are the sums." {
+        /// Followers of replicas: a stream counts once for each replica that it follows
+        followers: Gauge = "leasemux_followers",
+            "It falls to zero although tenants are active: they cannot reach the gateway, or it rejects \
+             them.";
+
+        /// Followers that lag: lines have waited for more than a second, or were evicted before the follower
+        /// took them, or its peer took nothing for more than a second; measured at each scrape
+        followers_lagging: Gauge = "leasemux_followers_lagging",
+            "It exceeds a few for minutes. `/followers` on the admin port lists them. One or two are slow \
+             tenants; many at once indicate that the gateway lacks network bandwidth or CPU.";
+
+        /// Lines read by live tails
+        lines_in: Counter = "leasemux_lines_in_total",
+            "It stops growing while `leasemux_followers` is not zero and services print: see \
+             `leasemux_source_errors_total`.";
+
+        /// Log bytes read by live tails
+        bytes_in: Counter = "leasemux_bytes_in_total" (Bytes),
+            "Its rate divided by `leasemux_actors` would fill a ring (4 MiB by default) within seconds: \
+             each follower that pauses will lose lines.";
+
+        /// Messages encoded by actors, once per representation for all followers
+        frames_encoded: Counter = "leasemux_frames_encoded_total",
+            "Its rate grows with the number of followers: messages are encoded for each follower, which is \
+             a bug.";
+
+        /// Lines handed to HTTP/2, counted for each stream
+        lines_delivered: Counter = "leasemux_lines_delivered_total",
+            "Together with `leasemux_lines_lost_total` it gives the delivery ratio. Below 99.99 % over an \
+             hour, look for lagging followers.";
+
+        /// Log bytes handed to HTTP/2, counted for each stream
+        bytes_delivered: Counter = "leasemux_bytes_delivered_total" (Bytes),
+            "Its rate approaches the network's bandwidth.";
+
+        /// Messages handed to HTTP/2, counted for each stream
+        messages_delivered: Counter = "leasemux_messages_delivered_total",
+            "A message has far fewer than 10 lines at a high rate: `--pace` is too short.";
+
+        /// Gap entries sent to followers, by cause
+        gaps: Family<Counter, GapCause> = "leasemux_gaps_total",
+            "As for `leasemux_lines_lost_total`, by cause.";
+
+        /// Lines reported to followers as missing, by cause
+        lines_lost: Family<Counter, GapCause> = "leasemux_lines_lost_total",
+            "`lag`: a follower is too slow (see `/followers`). `rotated`: logs are removed before they are \
+             read; keep more of them. `source`: the platform lost them, most often because a disk is full. \
+             `limit`: a limit of the gateway cut them.";
+
+        /// Log bytes reported to followers as missing, by cause
+        bytes_lost: Family<Counter, GapCause> = "leasemux_bytes_lost_total" (Bytes),
+            "As for `leasemux_lines_lost_total`.";
+
+        /// Time from reading a line to handing it to HTTP/2, in seconds, of the oldest line in each portion
+        delivery_delay: Histogram = "leasemux_delivery_delay_seconds" (Seconds) in DELAY_BUCKETS_SECONDS,
+            "The median exceeds 50 ms while few followers lag: the gateway lacks CPU.";
+
+        /// Streams reset because their peer took nothing for too long
+        stalled_streams: Counter = "leasemux_stalled_streams_total",
+            "It grows by several per minute: clients open streams and do not read them.";
+    }
+
+    group "Actors and sources", "Each followed replica has one actor, with one live tail at the platform." {
+        /// Replica actors that run now
+        actors: Gauge = "leasemux_actors",
+            "It exceeds `leasemux_followers` for long: actors outlive their last follower by 10 s only \
+             (`--actor-idle`).";
+
+        /// Replica actors started
+        actor_starts: Counter = "leasemux_actor_starts_total",
+            "Its rate is high while `leasemux_followers` is steady: followers come and go faster than \
+             `--actor-idle`.";
+
+        /// Replica actors ended, by reason: no follower for a while (idle), replica gone, gateway stopped, or
+        /// a fault of the gateway (aborted)
+        actor_ends: Family<Counter, ActorEnd> = "leasemux_actor_ends_total",
+            "Any `aborted` is a bug of the gateway; the log has details.";
+
+        /// Bytes held in the rings of all actors
+        ring_bytes: Gauge = "leasemux_ring_bytes" (Bytes),
+            "It approaches the gateway's memory limit. It is at most `leasemux_actors` times the size of a \
+             ring.";
+
+        /// Logs opened at the platform: live tails (one per run that an actor reads, and again after a
+        /// failure) and history reads for followers that request older lines
+        source_opens: Family<Counter, ReadKind> = "leasemux_source_opens_total",
+            "`live` grows much faster than `leasemux_actor_starts_total`: services crash in a loop, or the \
+             platform closes tails.";
+
+        /// Errors of the platform while it lists replicas, or opens or reads their logs, by kind and platform
+        source_errors: Family<Counter, (SourceError, PlatformName)> = "leasemux_source_errors_total",
+            "`unavailable` or `io` for minutes: the platform does not answer, and followers wait. \
+             `not_found` is common where services end. `broken`: the platform sent invalid data; report \
+             it.";
+
+        /// Restarts of single replicas that tenants requested, by result
+        restarts: Family<Counter, Restarted> = "leasemux_restarts_total",
+            "`failure` is most often caused by the tenant's own service; for many owners at once, by the \
+             platform.";
+
+        /// Failures of watches on the cluster, by resource; each watch is retried, with back-off
+        watch_failures: Family<Counter, Watched> = "leasemux_watch_failures_total",
+            "Single failures come from restarts of the API server. If it grows for minutes, statuses and \
+             logs use outdated information; the log has the reason.";
+
+        /// Complete lists read for watches on the cluster, by resource: the first one, and one each time that
+        /// a watch cannot resume
+        watch_lists: Family<Counter, Watched> = "leasemux_watch_lists_total",
+            "It grows steadily: watches break, and each list loads the API server.";
+
+        /// 1 if a watch on the cluster has failed for more than 10 s, so that statuses may be outdated;
+        /// otherwise 0
+        views_stale: Gauge = "leasemux_views_stale",
+            "It is 1 for minutes: the API server is unreachable. Statuses have `stale_since` then, and \
+             `/ready` still succeeds. On the `node` platform, open logs are not affected.";
+    }
+
+    group "Calls and connections",
+        "Calls of tenants, and their results. Health and reflection do not count as calls." {
+        /// Completed calls, by method and gRPC code; a stream counts when it ends, as CANCELLED if the caller
+        /// leaves or is reset
+        requests: Family<Counter, (Method, Code)> = "leasemux_requests_total",
+            "Any `INTERNAL` is in the log, under the id that the caller received. `UNAVAILABLE` outside of \
+             shutdowns: the platform or the trust source fails. `UNAUTHENTICATED`: see \
+             `leasemux_auth_refusals_total`.";
+
+        /// Time from the headers of a call to the first message of the response, or to the status if there is
+        /// none, in seconds
+        first_answer: Family<Histogram, Method> = "leasemux_first_answer_seconds" (Seconds) in ANSWER_BUCKETS_SECONDS,
+            "The 99th percentile of `ServiceLogs` or `ServiceStatus` exceeds 2.5 s: the platform or the \
+             trust source is slow, or history reads wait for a permit. `ServiceRestart` takes as long as its \
+             caller chooses to wait.";
+
+        /// Time from the headers of a call to its end, in seconds; for streams, how long they were open
+        call_duration: Family<Histogram, Method> = "leasemux_call_duration_seconds" (Seconds) in CALL_BUCKETS_SECONDS,
+            "Streams of `ServiceLogs` become short: a device between tenants and the gateway closes them. A \
+             round number indicates the timeout of a proxy.";
+
+        /// Calls in progress, by method; most are streams of followers
+        streams: Family<Gauge, Method> = "leasemux_streams",
+            "It approaches `--max-streams`.";
+
+        /// Calls rejected and streams ended by authentication or authorization, by reason
+        auth_refusals: Family<Counter, RefusalReason> = "leasemux_auth_refusals_total",
+            "`TRUST_UNAVAILABLE`: unknown callers are rejected until the trust source answers. Many \
+             `LEASE_NOT_YOURS` or `CERTIFICATE_UNKNOWN`: someone is probing. Many `CERTIFICATE_EXPIRED` at \
+             once: check the gateway's clock.";
+
+        /// Calls rejected because a quota is used up, by quota
+        quota_refusals: Family<Counter, Quota> = "leasemux_quota_refusals_total",
+            "`streams`: the gateway is full for all tenants; raise the limit or add a gateway. Most others \
+             concern single tenants.";
+
+        /// Open connections whose TLS handshake is complete
+        connections: Gauge = "leasemux_connections",
+            "It approaches `--max-connections`: further connections will be rejected.";
+
+        /// Connections accepted, counted before their TLS handshake
+        connections_accepted: Counter = "leasemux_connections_accepted_total",
+            "Its rate is many times that of `leasemux_requests_total`: a probe that does not use gRPC, or a \
+             flood.";
+
+        /// Connections rejected before they could make a call, by reason
+        connections_refused: Family<Counter, ConnectionRefusal> = "leasemux_connections_refused_total",
+            "`limit`: as for `leasemux_connections`. `peer_limit` or `auth_failures` from a proxy: trust \
+             the proxy (`--trusted-proxy`). `proxy`: the proxy does not send PROXY protocol version 2.";
+
+        /// Connections closed, by reason
+        connections_closed: Family<Counter, ConnectionEnd> = "leasemux_connections_closed_total",
+            "Most are `error`: a proxy does not support HTTP/2, or the network is unreliable. `flood`: a \
+             peer floods the gateway with control frames; the log names one such peer per 10 s, and each \
+             flood counts as a failed authentication of its address. `cut` at a shutdown: `--drain-timeout` \
+             is too short for followers.";
+
+        /// TLS handshakes, by result
+        handshakes: Family<Counter, Handshake> = "leasemux_tls_handshakes_total",
+            "More than a tenth are `failed`: clients do not trust the gateway's certificate, or someone \
+             scans ports. `timeout`: peers connect and send nothing, or the gateway lacks CPU.";
+
+        /// Duration of successful TLS handshakes, in seconds, including round trips to the peer
+        handshake_time: Histogram = "leasemux_tls_handshake_seconds" (Seconds) in HANDSHAKE_BUCKETS_SECONDS,
+            "The median is far above the round-trip time: the gateway lacks CPU.";
+
+        /// Expiry time of the server certificate, in Unix seconds
+        certificate_end: Gauge = "leasemux_certificate_expiry_timestamp_seconds" (Seconds),
+            "It is less than two weeks ahead: renewal does not work. Clients reject an expired certificate.";
+
+        /// Expiry time of the certificate for the public host names (`--ca-tls-cert`), in Unix seconds; 0
+        /// without one
+        ca_certificate_end: Gauge = "leasemux_ca_certificate_expiry_timestamp_seconds" (Seconds),
+            "It is less than two weeks ahead: renewal does not work. Clients with tokens reject an expired \
+             certificate.";
+    }
+
+    group "The chain", "Queries to an Akash node (`--chain-grpc`). Without a node all of them stay 0." {
+        /// Queries to the Akash node that ended, by kind and result
+        chain_queries: Family<Counter, (ChainQuery, ChainResult)> = "leasemux_chain_queries_total",
+            "`failed` for minutes: the node does not answer, and unknown callers are rejected; the log has \
+             the reason. Many `unknown`: someone is probing.";
+
+        /// Duration of queries to the Akash node, in seconds
+        chain_query_time: Histogram = "leasemux_chain_query_seconds" (Seconds) in HANDSHAKE_BUCKETS_SECONDS,
+            "The 99th percentile exceeds 1 s: callers that connect for the first time wait for so long. \
+             Queries time out after 5 s.";
+
+        /// Answers about a caller from the chain, by origin: cached, cached while the node is unreachable
+        /// (grace), from a query, or none because too many queries are in progress (busy)
+        chain_answers: Family<Counter, ChainAnswer> = "leasemux_chain_answers_total",
+            "Any `grace`: the node is unreachable. `busy`: see the quota `chain_queries`.";
+
+        /// Certificates and keys in use although the Akash node did not answer when it was last asked to
+        /// confirm them
+        chain_on_grace: Gauge = "leasemux_chain_on_grace",
+            "It is above 0 for minutes: the node is unreachable. They are rejected after the grace period \
+             (`--chain-grace`).";
+    }
+
+    group "The process", "With the names that Prometheus' own client libraries use." {
+        /// Version, commit (if the build knows it) and compiler of the gateway
+        build_info: BuildInfo = "leasemux_build_info" (Info),
+            "Gateways that should be equal differ.";
+
+        /// Total user and system CPU time spent in seconds
+        process_cpu: RenderedCounter = "process_cpu_seconds_total" (Seconds),
+            "Its rate approaches the number of processors.";
+
+        /// Resident memory size in bytes
+        process_resident: Gauge = "process_resident_memory_bytes" (Bytes),
+            "It grows for hours while `leasemux_ring_bytes` and `leasemux_streams` do not.";
+
+        /// Virtual memory size in bytes
+        process_virtual: Gauge = "process_virtual_memory_bytes" (Bytes),
+            "Never on its own.";
+
+        /// Number of open file descriptors
+        process_open_files: Gauge = "process_open_fds",
+            "It approaches `process_max_fds`: the gateway can no longer accept connections or open logs.";
+
+        /// Maximum number of open file descriptors
+        process_max_files: Gauge = "process_max_fds",
+            "It is below the need of the configured limits; the log reports that at startup.";
+
+        /// Number of threads in the process
+        process_threads: Gauge = "process_threads",
+            "It grows without end: file reads hang.";
+
+        /// Start time of the process since unix epoch in seconds
+        process_start: Gauge = "process_start_time_seconds" (Seconds),
+            "It changes without a planned restart.";
+    }
 }
-
-/// What is there now.
-const fn gauge(
-    name: &'static str,
-    labels: &'static [LabelSet],
-    help: &'static str,
-    worry: &'static str,
-) -> Declaration {
-    metric(name, MetricKind::Gauge, Unit::Count, labels, help, worry)
-}
-
-// === Delivery and loss ===
-
-pub(super) const FOLLOWERS: Declaration = gauge(
-    "leasemux_followers",
-    &[],
-    "Replicas being followed now, counted once for each stream that follows them",
-    "It falls to zero while tenants are there: they cannot reach the gateway, or are refused.",
-);
-
-pub(super) const FOLLOWERS_LAGGING: Declaration = gauge(
-    "leasemux_followers_lagging",
-    &[],
-    "Followers for whom lines have waited for more than a second, or were overwritten before they were taken, or whose peer took nothing for as long; looked up at each scrape",
-    "More than a few for minutes. `/followers` on the admin port names them. One or two are slow tenants; many at once are the gateway's own network or processor.",
-);
-
-pub(super) const LINES_IN: Declaration = counter(
-    "leasemux_lines_in_total",
-    &[],
-    "Lines read by live tails",
-    "It stands still while `leasemux_followers` does not and services are known to print: look at `leasemux_source_errors_total`.",
-);
-
-pub(super) const BYTES_IN: Declaration = metric(
-    "leasemux_bytes_in_total",
-    MetricKind::Counter,
-    Unit::Bytes,
-    &[],
-    "Log bytes read by live tails",
-    "Its rate divided by `leasemux_actors` nears the size of a ring (4 MiB unless set) within seconds: any follower that pauses will lose lines.",
-);
-
-pub(super) const FRAMES_ENCODED: Declaration = counter(
-    "leasemux_frames_encoded_total",
-    &[],
-    "Messages encoded by actors, each once per representation however many follow",
-    "It grows with the number of followers: then something encodes for each, which is a fault.",
-);
-
-pub(super) const LINES_DELIVERED: Declaration = counter(
-    "leasemux_lines_delivered_total",
-    &[],
-    "Lines handed to HTTP/2, counted for each stream",
-    "Together with `leasemux_lines_lost_total` it is the delivery ratio; below 99.99 % over an hour, look for who lags.",
-);
-
-pub(super) const BYTES_DELIVERED: Declaration = metric(
-    "leasemux_bytes_delivered_total",
-    MetricKind::Counter,
-    Unit::Bytes,
-    &[],
-    "Log bytes handed to HTTP/2, counted for each stream",
-    "Its rate nears what the network takes.",
-);
-
-pub(super) const MESSAGES_DELIVERED: Declaration = counter(
-    "leasemux_messages_delivered_total",
-    &[],
-    "Messages handed to HTTP/2, counted for each stream",
-    "Far fewer than 10 lines to a message at a high rate: the pace is set too short.",
-);
-
-pub(super) const GAPS: Declaration = counter(
-    "leasemux_gaps_total",
-    <GapCause as Labels>::SETS,
-    "Gap entries sent to followers, by cause",
-    "By cause, as for `leasemux_lines_lost_total`.",
-);
-
-pub(super) const LINES_LOST: Declaration = counter(
-    "leasemux_lines_lost_total",
-    <GapCause as Labels>::SETS,
-    "Lines reported to followers as missing, by cause",
-    "`lag`: a follower is too slow (see `/followers`). `rotated`: logs are removed before they are read; keep more of them. `source`: the platform lost them; a full disk, most often. `limit`: a limit of the gateway cut them.",
-);
-
-pub(super) const BYTES_LOST: Declaration = metric(
-    "leasemux_bytes_lost_total",
-    MetricKind::Counter,
-    Unit::Bytes,
-    <GapCause as Labels>::SETS,
-    "Log bytes reported to followers as missing, by cause",
-    "As for `leasemux_lines_lost_total`.",
-);
-
-pub(super) const DELIVERY_DELAY: Declaration = metric(
-    "leasemux_delivery_delay_seconds",
-    MetricKind::Histogram(DELAY_BUCKETS_SECONDS),
-    Unit::Seconds,
-    &[],
-    "Time from reading a line to handing it to HTTP/2, in seconds; the oldest line of each hand-over",
-    "The median is above 50 ms while few lag: the gateway has too little processor.",
-);
-
-pub(super) const STALLED_STREAMS: Declaration = counter(
-    "leasemux_stalled_streams_total",
-    &[],
-    "Streams reset because their peer took nothing for too long",
-    "Several a minute: clients that open streams and do not read them.",
-);
-
-// === Actors and sources ===
-
-pub(super) const ACTORS: Declaration = gauge(
-    "leasemux_actors",
-    &[],
-    "Replica actors running now",
-    "It is above `leasemux_followers` for long: actors outlive their last follower by 10 s only, unless set otherwise.",
-);
-
-pub(super) const ACTOR_STARTS: Declaration = counter(
-    "leasemux_actor_starts_total",
-    &[],
-    "Replica actors started",
-    "Its rate is high while `leasemux_followers` is steady: followers come and go faster than actors idle.",
-);
-
-pub(super) const ACTOR_ENDS: Declaration = counter(
-    "leasemux_actor_ends_total",
-    <ActorEnd as Labels>::SETS,
-    "Replica actors ended, by reason: nobody followed (idle), the replica is gone, the gateway stopped, or a fault (aborted)",
-    "Any `aborted`: a fault of the gateway; the log has it.",
-);
-
-pub(super) const RING_BYTES: Declaration = metric(
-    "leasemux_ring_bytes",
-    MetricKind::Gauge,
-    Unit::Bytes,
-    &[],
-    "Bytes held in the rings of all actors",
-    "It nears the memory that the gateway may have; it is at most `leasemux_actors` times the size of a ring.",
-);
-
-pub(super) const SOURCE_OPENS: Declaration = counter(
-    "leasemux_source_opens_total",
-    <ReadKind as Labels>::SETS,
-    "Logs opened at the platform: a live tail for each run that an actor reads (and again after a failure), and history reads for who asks for older lines",
-    "`live` grows much faster than `leasemux_actor_starts_total`: services crash in a loop, or the platform cuts tails off.",
-);
-
-pub(super) const SOURCE_ERRORS: Declaration = counter(
-    "leasemux_source_errors_total",
-    <(SourceError, PlatformName) as Labels>::SETS,
-    "Errors while asking the platform what runs, or opening or reading logs there, by kind and platform",
-    "`unavailable` or `io` for minutes: the platform does not answer, and followers wait. `not_found` is common where services end. `broken`: report it.",
-);
-
-pub(super) const RESTARTS: Declaration = counter(
-    "leasemux_restarts_total",
-    <Restarted as Labels>::SETS,
-    "Restarts of single replicas asked for by tenants, by what came of them",
-    "`failure` is most often the tenant's own service; for many owners at once it is the platform.",
-);
-
-pub(super) const WATCH_FAILURES: Declaration = counter(
-    "leasemux_watch_failures_total",
-    <Watched as Labels>::SETS,
-    "Failures of the watches on a cluster, by what is watched. Each is tried again, after a pause that grows",
-    "One now and then is an API server that was restarted. It goes on for minutes: what statuses and logs are told from is out of date; the log says why.",
-);
-
-pub(super) const WATCH_LISTS: Declaration = counter(
-    "leasemux_watch_lists_total",
-    <Watched as Labels>::SETS,
-    "Complete lists that were read of what is watched on a cluster: the first, and one more whenever a watch cannot go on where it was",
-    "It grows all the time: watches do not hold, and each list is a load on the API server.",
-);
-
-pub(super) const VIEWS_STALE: Declaration = gauge(
-    "leasemux_views_stale",
-    &[],
-    "1 while a watch on the cluster has failed for more than 10 s, so that statuses may be out of date; else 0",
-    "It is 1 for minutes: the API server is not reached. Statuses say so themselves (`stale_since`), `/ready` goes on saying yes, and logs that are open on the `node` platform are not affected.",
-);
-
-// === Calls and connections ===
-
-pub(super) const REQUESTS: Declaration = counter(
-    "leasemux_requests_total",
-    <(Method, Code) as Labels>::SETS,
-    "Calls that have ended, by method and gRPC code; a stream counts when it ends, and as CANCELLED if its caller goes or is reset",
-    "`INTERNAL` at all: the log has each under the id that the caller was told. `UNAVAILABLE` while not draining: platform or trust source. `UNAUTHENTICATED`: see `leasemux_auth_refusals_total`.",
-);
-
-pub(super) const FIRST_ANSWER: Declaration = metric(
-    "leasemux_first_answer_seconds",
-    MetricKind::Histogram(ANSWER_BUCKETS_SECONDS),
-    Unit::Seconds,
-    <Method as Labels>::SETS,
-    "Time from a call's headers to the first message of its answer, or to its status if there is none, in seconds",
-    "The 99th percentile of `ServiceLogs` or `ServiceStatus` is above 2.5 s: the platform or trust source is slow, or history reads wait for their turn. `ServiceRestart` takes as long as its caller wants to wait.",
-);
-
-pub(super) const CALL_DURATION: Declaration = metric(
-    "leasemux_call_duration_seconds",
-    MetricKind::Histogram(CALL_BUCKETS_SECONDS),
-    Unit::Seconds,
-    <Method as Labels>::SETS,
-    "Time from a call's headers to its end, in seconds: for streams, how long they lasted",
-    "Streams of `ServiceLogs` become short: something between tenants and the gateway cuts them off. A round number points to a proxy's timeout.",
-);
-
-pub(super) const STREAMS: Declaration = gauge(
-    "leasemux_streams",
-    <Method as Labels>::SETS,
-    "Calls being answered now, by method: for the most part streams that follow",
-    "It nears the limits of streams.",
-);
-
-pub(super) const AUTH_REFUSALS: Declaration = counter(
-    "leasemux_auth_refusals_total",
-    &[REFUSAL_REASONS],
-    "Calls refused, or streams ended, because of who is calling, by reason",
-    "`TRUST_UNAVAILABLE`: nobody new gets in until the trust source answers. `LEASE_NOT_YOURS` or `CERTIFICATE_UNKNOWN` in numbers: somebody tries doors. `CERTIFICATE_EXPIRED` all at once: the gateway's clock.",
-);
-
-pub(super) const QUOTA_REFUSALS: Declaration = counter(
-    "leasemux_quota_refusals_total",
-    <Quota as Labels>::SETS,
-    "Calls refused because a quota is used up, by quota",
-    "`streams`: the gateway is full for everybody; raise the limit or add a gateway. The others concern single tenants.",
-);
-
-pub(super) const CONNECTIONS: Declaration = gauge(
-    "leasemux_connections",
-    &[],
-    "Connections open now, whose TLS handshake is complete",
-    "It nears `--max-connections`: further peers will be turned away.",
-);
-
-pub(super) const CONNECTIONS_ACCEPTED: Declaration = counter(
-    "leasemux_connections_accepted_total",
-    &[],
-    "Connections taken, before their TLS handshake",
-    "Its rate is many times that of `leasemux_requests_total`: a probe that speaks no gRPC, or a flood.",
-);
-
-pub(super) const CONNECTIONS_REFUSED: Declaration = counter(
-    "leasemux_connections_refused_total",
-    <ConnectionRefusal as Labels>::SETS,
-    "Connections turned away before they could make a call, by reason",
-    "`limit`: as for `leasemux_connections`. `peer_limit` or `auth_failures` from behind a proxy: tell the gateway to trust that proxy (`--trusted-proxy`). `proxy`: the proxy does not send PROXY protocol version 2.",
-);
-
-pub(super) const CONNECTIONS_CLOSED: Declaration = counter(
-    "leasemux_connections_closed_total",
-    <ConnectionEnd as Labels>::SETS,
-    "Connections ended, by reason",
-    "`error` is most of them: a proxy that does not speak HTTP/2, or a network that breaks. `flood`: a peer sends control frames without end; the log names one in 10 s, and each counts as a failed authentication of its address. `cut` at a shutdown: followers were given too little time.",
-);
-
-pub(super) const HANDSHAKES: Declaration = counter(
-    "leasemux_tls_handshakes_total",
-    <Handshake as Labels>::SETS,
-    "TLS handshakes, by result",
-    "`failed` is more than a tenth: clients that do not trust the gateway's certificate, or port scans. `timeout`: peers that connect and say nothing, or too little processor.",
-);
-
-pub(super) const HANDSHAKE_TIME: Declaration = metric(
-    "leasemux_tls_handshake_seconds",
-    MetricKind::Histogram(HANDSHAKE_BUCKETS_SECONDS),
-    Unit::Seconds,
-    &[],
-    "Time that TLS handshakes took that were completed, in seconds; a round trip to the peer is part of it",
-    "The median is far above the round trip: too little processor.",
-);
-
-pub(super) const CERTIFICATE_END: Declaration = metric(
-    "leasemux_certificate_expiry_timestamp_seconds",
-    MetricKind::Gauge,
-    Unit::Seconds,
-    &[],
-    "When the certificate that is shown to clients ends, in Unix seconds",
-    "It is less than two weeks ahead: whatever renews it does not. Once it is past, clients refuse the gateway.",
-);
-
-pub(super) const CA_CERTIFICATE_END: Declaration = metric(
-    "leasemux_ca_certificate_expiry_timestamp_seconds",
-    MetricKind::Gauge,
-    Unit::Seconds,
-    &[],
-    "When the certificate for the public host names (`--ca-tls-cert`) ends, in Unix seconds; 0 without one",
-    "It is less than two weeks ahead: whatever renews it does not. Once it is past, clients with tokens refuse the gateway.",
-);
-
-// === The chain ===
-
-pub(super) const CHAIN_QUERIES: Declaration = counter(
-    "leasemux_chain_queries_total",
-    <(ChainQuery, ChainResult) as Labels>::SETS,
-    "Questions to the Akash node that were answered, or given up, by what was asked for and what came of it",
-    "`failed` for minutes: the node does not answer, and nobody new gets in; the log says why. `unknown` in numbers: somebody tries doors.",
-);
-
-pub(super) const CHAIN_QUERY_TIME: Declaration = metric(
-    "leasemux_chain_query_seconds",
-    MetricKind::Histogram(HANDSHAKE_BUCKETS_SECONDS),
-    Unit::Seconds,
-    &[],
-    "Time that questions to the Akash node took, in seconds",
-    "The 99th percentile is above 1 s: who comes for the first time waits so long; at 5 s questions are given up.",
-);
-
-pub(super) const CHAIN_ANSWERS: Declaration = counter(
-    "leasemux_chain_answers_total",
-    <ChainAnswer as Labels>::SETS,
-    "Times that a call stood on what the chain says of its caller, by where that came from: the memory of an answer, an older answer while the node is silent, a question, or none since too much is asked",
-    "`grace` at all: the node is silent. `busy`: see the quota `chain_queries`.",
-);
-
-pub(super) const CHAIN_ON_GRACE: Declaration = gauge(
-    "leasemux_chain_on_grace",
-    &[],
-    "Certificates and keys that go on though the Akash node did not answer when it was last asked to confirm them",
-    "It is above 0 for minutes: the node is silent. When the grace (`--chain-grace`) is over, they are refused.",
-);
-
-// === The process ===
-
-pub(super) const BUILD_INFO: Declaration = metric(
-    "leasemux_build_info",
-    MetricKind::Gauge,
-    Unit::Info,
-    &BUILD,
-    "What is running: version, commit if the build was told, and compiler",
-    "Gateways that should be alike differ.",
-);
-
-/// Told beside the recorder, whose counters are whole numbers.
-pub const PROCESS_CPU: Declaration = metric(
-    "process_cpu_seconds_total",
-    MetricKind::Counter,
-    Unit::Seconds,
-    &[],
-    "Total user and system CPU time spent in seconds",
-    "Its rate nears the number of processors.",
-);
-
-pub(super) const PROCESS_RESIDENT: Declaration = metric(
-    "process_resident_memory_bytes",
-    MetricKind::Gauge,
-    Unit::Bytes,
-    &[],
-    "Resident memory size in bytes",
-    "It grows for hours while `leasemux_ring_bytes` and `leasemux_streams` do not.",
-);
-
-pub(super) const PROCESS_VIRTUAL: Declaration = metric(
-    "process_virtual_memory_bytes",
-    MetricKind::Gauge,
-    Unit::Bytes,
-    &[],
-    "Virtual memory size in bytes",
-    "Not by itself.",
-);
-
-pub(super) const PROCESS_OPEN_FILES: Declaration = gauge(
-    "process_open_fds",
-    &[],
-    "Number of open file descriptors",
-    "It nears `process_max_fds`: connections cannot be taken, and logs not be opened.",
-);
-
-pub(super) const PROCESS_MAX_FILES: Declaration = gauge(
-    "process_max_fds",
-    &[],
-    "Maximum number of open file descriptors",
-    "It is below what the limits need, which the log says at the start.",
-);
-
-pub(super) const PROCESS_THREADS: Declaration = gauge(
-    "process_threads",
-    &[],
-    "Number of threads in the process",
-    "It grows without end: file reads that hang.",
-);
-
-pub(super) const PROCESS_START: Declaration = metric(
-    "process_start_time_seconds",
-    MetricKind::Gauge,
-    Unit::Seconds,
-    &[],
-    "Start time of the process since unix epoch in seconds",
-    "It changes though nobody restarted the gateway.",
-);

@@ -1,134 +1,64 @@
-//! What a metric is said to be, before it is counted: enough to register it, to print a page of all, and to hold that page, the
-//! dashboard and the alerts against the code.
+//! The declaration of a metric: enough to register it, to generate `docs/METRICS.md`, and to check dashboard
+//! and alerts.
+
+use crate::model::label::LabelSet;
 
 /// One metric, as it is declared.
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration {
-    /// Its name, as Prometheus' conventions have it: base units, `_total` for what only grows.
+    /// Its name, by Prometheus' conventions: base units, `_total` for counters.
     pub name: &'static str,
-    /// What kind of number it is.
+    /// Its type.
     pub kind: MetricKind,
-    /// What its value is a number of.
+    /// The unit of its value.
     pub unit: Unit,
     /// Its labels, in the order in which they are written.
     pub labels: &'static [LabelSet],
-    /// What it means: one sentence, without a full stop. Part of `/metrics`.
+    /// What it measures: one sentence without a full stop. Part of `/metrics`.
     pub help: &'static str,
-    /// When whoever is on call should look closer. Part of the page only.
+    /// When an operator should look closer. Part of the generated page only.
     pub alert_hint: &'static str,
 }
 
-/// What kind of number a metric is.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MetricKind {
-    /// Only grows, but for a restart.
+    /// A sum that only grows, until the process restarts.
     Counter,
-    /// Is what it is now.
+    /// A current value.
     Gauge,
     /// Samples, counted in buckets with these upper bounds.
     Histogram(&'static [f64]),
 }
 
-/// What a value is a number of.
+/// The unit of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Of things that are counted: the name says which.
+    /// A number of things; the metric's name says which.
     Count,
     /// Bytes.
     Bytes,
     /// Seconds.
     Seconds,
-    /// Nothing: the value is always 1, and the labels tell.
+    /// None: the value is always 1, and the labels have the information.
     Info,
 }
 
-/// A label and all the values that it can have. Never a tenant, a lease or a service: their number has no bound, and whoever
-/// reads metrics is not meant to know them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LabelSet {
-    /// Its name.
-    pub name: &'static str,
-    /// Its values; none if they are fixed by the build.
-    pub values: &'static [&'static str],
-}
-
-/// Metrics that are told of together.
+/// A section of the generated page.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
-    /// What they are about.
+    /// Its heading.
     pub title: &'static str,
-    /// A sentence or two for who looks at them for the first time.
+    /// A sentence or two of introduction.
     pub about: &'static str,
-    /// The metrics, in the order in which they are told.
-    pub metrics: &'static [&'static Declaration],
+    /// Its metrics, in their order on the page.
+    pub metrics: &'static [Declaration],
 }
 
-/// A closed set of values of one label.
-pub trait LabelValue: Copy + 'static {
-    /// The label, with all values in the order of [`LabelValue::index`].
-    const SET: LabelSet;
-
-    /// Which of them this is.
-    fn index(self) -> usize;
-}
-
-/// The values of all labels of one series.
-pub trait Labels: Copy + 'static {
-    /// The labels.
-    const SETS: &'static [LabelSet];
-
-    /// Which of all combinations this is: the last label's value changes first.
-    fn index(self) -> usize;
-}
-
-/// Declares an enum whose variants are the values of a label.
-macro_rules! label {
-    ($(#[$about:meta])* $vis:vis enum $name:ident as $label:literal {
-        $($(#[$what:meta])* $variant:ident = $value:literal,)+
-    }) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        $vis enum $name {
-            $($(#[$what])* $variant,)+
-        }
-
-        impl $name {
-            /// All of them, in the order of [`LabelValue::index`](crate::model::metrics::LabelValue::index).
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-        }
-
-        impl $crate::model::metrics::LabelValue for $name {
-            const SET: $crate::model::metrics::LabelSet =
-                $crate::model::metrics::LabelSet { name: $label, values: &[$($value),+] };
-
-            fn index(self) -> usize {
-                self as usize
-            }
-        }
-    };
-}
-pub(crate) use label;
-
-impl<L: LabelValue> Labels for L {
-    const SETS: &'static [LabelSet] = &[L::SET];
-
-    fn index(self) -> usize {
-        LabelValue::index(self)
-    }
-}
-
-impl<A: LabelValue, B: LabelValue> Labels for (A, B) {
-    const SETS: &'static [LabelSet] = &[A::SET, B::SET];
-
-    fn index(self) -> usize {
-        self.0.index() * B::SET.values.len() + LabelValue::index(self.1)
-    }
-}
-
-// === impl Kind ===
+// === impl MetricKind ===
 
 impl MetricKind {
-    /// The word that Prometheus has for it.
+    /// Returns Prometheus' word for the type.
     pub const fn word(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -141,8 +71,7 @@ impl MetricKind {
 // === impl Unit ===
 
 impl Unit {
-    /// One word for it.
-    pub const fn word(self) -> &'static str {
+    pub(super) const fn word(self) -> &'static str {
         match self {
             Self::Count => "number",
             Self::Bytes => "bytes",

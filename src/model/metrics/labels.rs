@@ -1,239 +1,217 @@
-//! The labels, and the values that each can have.
+//! The labels of metrics and their values.
 
-use super::declare::{LabelSet, LabelValue, label};
+use crate::model::label::{LabelSet, LabelValue, label};
 
 label! {
-    /// Whether lines were read for all followers of a replica, or for one who asked for older ones.
-    pub enum ReadKind as "read" {
-        /// The one live tail of a replica.
+    /// Why a log is opened.
+    pub(crate) enum ReadKind as "read" {
+        /// The live tail of an actor.
         Live = "live",
-        /// One follower's own read.
+        /// A follower's own backfill.
         History = "history",
     }
 }
 
 label! {
     /// A method of the lease service.
-    pub enum Method as "method" {
-        /// Logs.
+    pub(crate) enum Method as "method" {
         Logs = "ServiceLogs",
-        /// What runs.
         Status = "ServiceStatus",
-        /// Ending runs so that the next ones begin.
         Restart = "ServiceRestart",
     }
 }
 
 label! {
-    /// What a call came to, in the words of gRPC and in the order of its numbers.
-    pub enum Code as "code" {
-        /// 0: it was answered in full.
+    /// The result of a call: the codes of gRPC, in the order of their numbers.
+    pub(crate) enum Code as "code" {
         Ok = "OK",
-        /// 1: the caller went, or was reset, before the answer was complete.
         Cancelled = "CANCELLED",
-        /// 2.
         Unknown = "UNKNOWN",
-        /// 3.
         InvalidArgument = "INVALID_ARGUMENT",
-        /// 4.
         DeadlineExceeded = "DEADLINE_EXCEEDED",
-        /// 5.
         NotFound = "NOT_FOUND",
-        /// 6.
         AlreadyExists = "ALREADY_EXISTS",
-        /// 7.
         PermissionDenied = "PERMISSION_DENIED",
-        /// 8.
         ResourceExhausted = "RESOURCE_EXHAUSTED",
-        /// 9.
         FailedPrecondition = "FAILED_PRECONDITION",
-        /// 10.
         Aborted = "ABORTED",
-        /// 11.
         OutOfRange = "OUT_OF_RANGE",
-        /// 12.
         Unimplemented = "UNIMPLEMENTED",
-        /// 13.
         Internal = "INTERNAL",
-        /// 14.
         Unavailable = "UNAVAILABLE",
-        /// 15.
         DataLoss = "DATA_LOSS",
-        /// 16.
         Unauthenticated = "UNAUTHENTICATED",
     }
 }
 
 label! {
     /// Why an actor ended.
-    pub enum ActorEnd as "reason" {
-        /// Nobody followed it for a while.
+    pub(crate) enum ActorEnd as "reason" {
+        /// It had no follower for a while.
         Idle = "idle",
         /// Its replica is no longer part of the lease, and its log was read to the end.
         Gone = "gone",
-        /// The gateway is ending.
+        /// The gateway is shutting down.
         Stopped = "stopped",
-        /// It was dropped in the middle of something: a fault of the gateway.
+        /// It was dropped while it worked: a bug of the gateway.
         Aborted = "aborted",
     }
 }
 
 label! {
-    /// What went wrong at the platform.
+    /// The kind of an error of the platform.
     pub enum SourceError as "kind" {
-        /// What was asked for is not there.
+        /// The requested item does not exist.
         NotFound = "not_found",
-        /// It has changed meanwhile.
+        /// It has changed since it was read.
         Conflict = "conflict",
-        /// It did not work this time.
+        /// A temporary failure.
         Unavailable = "unavailable",
-        /// What was read makes no sense.
+        /// The platform sent invalid data.
         Broken = "broken",
-        /// The operating system refused.
+        /// An error of the operating system.
         Io = "io",
     }
 }
 
 label! {
-    /// Where services run.
-    pub enum PlatformName as "platform" {
-        /// As processes of this machine.
+    /// The platform that runs the services.
+    pub(crate) enum PlatformName as "platform" {
+        /// Processes on this machine.
         Local = "local",
-        /// In a Kubernetes cluster.
+        /// A Kubernetes cluster.
         Kube = "kube",
-        /// In a Kubernetes cluster, with the logs of this node read from its files.
+        /// A Kubernetes cluster; this node's logs are read from its files.
         Node = "node",
-        /// None of these: in tests, or a platform of another program.
+        /// Another platform, as in tests.
         Other = "other",
     }
 }
 
 label! {
-    /// A kind of objects that is watched in a cluster.
-    pub enum Watched as "resource" {
-        /// Those of leases.
+    /// A resource that is watched in a cluster.
+    pub(crate) enum Watched as "resource" {
         Namespaces = "namespaces",
-        /// Replicas.
         Pods = "pods",
-        /// Services without a disk of their own.
         Deployments = "deployments",
-        /// Services with one.
         StatefulSets = "statefulsets",
-        /// Ports and addresses.
         Services = "services",
-        /// Host names, of the provider's own kind.
+        /// Host names: a custom resource of the provider.
         Hosts = "providerhosts",
-        /// Leased addresses, of the provider's own kind.
+        /// Leased IP addresses: a custom resource of the provider.
         LeasedIps = "providerleasedips",
     }
 }
 
 label! {
-    /// What came of the restart of one replica.
-    pub enum Restarted as "result" {
-        /// A new instance runs, and has stayed up.
+    /// The result of the restart of one replica.
+    pub(crate) enum Restarted as "result" {
+        /// A new instance runs, and is stable.
         Active = "active",
-        /// It could not be ended, or the new one did not stay up.
+        /// The old instance could not be stopped, or the new one is not stable.
         Failure = "failure",
-        /// It was not begun, since one before it failed or the gateway ended.
+        /// The restart did not begin, because an earlier one failed or the gateway shut down.
         NotAttempted = "not_attempted",
-        /// It was begun, and the gateway ended before it could be said what came of it.
+        /// The restart began, and the gateway shut down before the result was known.
         Abandoned = "abandoned",
     }
 }
 
 label! {
-    /// Why a connection was turned away before it could make a call.
-    pub enum ConnectionRefusal as "reason" {
-        /// There are as many connections as there may be.
+    /// Why a connection was rejected before it could make a call.
+    pub(crate) enum ConnectionRefusal as "reason" {
+        /// The gateway has too many connections.
         Limit = "limit",
-        /// There are as many from its address as there may be.
+        /// The peer has too many connections.
         PeerLimit = "peer_limit",
-        /// Too many authentications from its address have failed lately.
+        /// The peer had too many failed authentications.
         AuthFailures = "auth_failures",
-        /// A proxy that is trusted to say for whom it speaks did not say so in time, or not in a form that is understood.
+        /// A trusted proxy sent no valid PROXY protocol header in time.
         Proxy = "proxy",
     }
 }
 
 label! {
-    /// Why a connection that was taken ended.
+    /// Why an accepted connection ended.
     pub enum ConnectionEnd as "reason" {
-        /// Its peer ended it.
+        /// The peer closed it.
         Peer = "peer",
-        /// It broke off.
+        /// It broke.
         Error = "error",
-        /// Its peer sent too many HTTP/2 control frames.
+        /// The peer sent too many HTTP/2 control frames.
         Flood = "flood",
-        /// Its peer broke HTTP/2 or TLS, or flooded it with frames. Counts as a failure of the peer.
+        /// The peer violated HTTP/2 or TLS, or sent a flood of frames. Counts as a failure of the peer.
         PeerFault = "peer_fault",
-        /// Its peer was shut out, and it had not authenticated.
+        /// The peer was shut out, and this connection had not authenticated.
         ShutOut = "shut_out",
-        /// Its TLS handshake did not succeed.
+        /// The TLS handshake failed.
         Handshake = "handshake",
-        /// Its peer made no call in time, or had none open for long.
+        /// The first call did not come in time, or no call was open for too long.
         Idle = "idle",
-        /// The gateway was ending, and it did so in order.
+        /// The gateway shut down and closed it gracefully.
         Drain = "drain",
-        /// The gateway was ending, and it was cut off.
+        /// The gateway shut down and cut it.
         Cut = "cut",
     }
 }
 
 label! {
-    /// What came of a TLS handshake.
-    pub enum Handshake as "result" {
-        /// It is complete.
+    /// The result of a TLS handshake.
+    pub(crate) enum Handshake as "result" {
         Ok = "ok",
-        /// The peer does not speak TLS 1.3, does not trust the gateway, does not hold its key, or went away.
+        /// The peer does not speak TLS 1.3, does not trust the gateway, does not have its key, or
+        /// disconnected.
         Failed = "failed",
-        /// It took too long.
         Timeout = "timeout",
-        /// The gateway was ending.
+        /// The gateway shut down.
         Drain = "drain",
     }
 }
 
 label! {
-    /// What a node is asked about.
-    pub enum ChainQuery as "kind" {
+    /// The subject of a query to a node.
+    pub(crate) enum ChainQuery as "kind" {
         /// A certificate, by owner and serial number.
         Certificate = "certificate",
-        /// The key of an account.
+        /// The public key of an account.
         Account = "account",
     }
 }
 
 label! {
-    /// What came of asking a node.
-    pub enum ChainResult as "result" {
-        /// It is on the chain.
+    /// The result of a query to a node.
+    pub(crate) enum ChainResult as "result" {
+        /// The chain has it.
         Found = "found",
-        /// It is not.
+        /// The chain does not have it.
         Unknown = "unknown",
-        /// It must not be believed: revoked, of several keys, and the like.
+        /// The chain has it, but it must not be trusted: revoked, a multi-signature key, and the like.
         Refused = "refused",
-        /// There was no answer in time, or none that makes sense.
+        /// No valid answer came in time.
         Failed = "failed",
     }
 }
 
 label! {
-    /// Where an answer about a caller came from.
-    pub enum ChainAnswer as "from" {
-        /// The node said so not long ago.
+    /// The origin of an answer about a caller.
+    pub(crate) enum ChainAnswer as "from" {
+        /// A recent answer of the node.
         Cache = "cache",
-        /// The node said so once, and is silent now.
+        /// An older answer, while the node is unreachable.
         Grace = "grace",
-        /// A question to the node was waited for, whatever came of it.
+        /// A query that the call waited for, whatever its result.
         Query = "query",
-        /// There were too many questions to ask another.
+        /// None: too many queries are in progress.
         Busy = "busy",
     }
 }
 
-/// The reasons for which callers are turned away: those of `access::refusal`, which this room may not know. A test holds them
-/// together.
+/// A reason for rejecting a caller, as an index into [`REFUSAL_REASONS`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RefusalReason(usize);
+
+/// The reasons for rejecting callers. They repeat those of `access::refusal`, which this module may not
+/// import; a test compares both.
 pub const REFUSAL_REASONS: LabelSet = LabelSet {
     name: "reason",
     values: &[
@@ -305,28 +283,43 @@ pub const REFUSAL_REASONS: LabelSet = LabelSet {
     ],
 };
 
-/// What is running: fixed by the build.
-pub const BUILD: [LabelSet; 3] = [
+/// The labels of the build.
+pub(super) const BUILD: [LabelSet; 3] = [
     LabelSet { name: "version", values: &[] },
     LabelSet { name: "revision", values: &[] },
     LabelSet { name: "rustc", values: &[] },
 ];
 
-// === impl Code ===
+/// The values of [`BUILD`].
+pub(super) const BUILD_VALUES: [&str; 3] =
+    [env!("CARGO_PKG_VERSION"), env!("LEASEMUX_COMMIT"), env!("LEASEMUX_RUSTC")];
+
+impl LabelValue for RefusalReason {
+    const SET: LabelSet = REFUSAL_REASONS;
+
+    fn index(self) -> usize {
+        self.0
+    }
+}
+
+impl RefusalReason {
+    pub(super) fn named(name: &str) -> Option<Self> {
+        REFUSAL_REASONS.values.iter().position(|known| *known == name).map(Self)
+    }
+}
 
 impl Code {
-    /// The code with this number; one that gRPC does not have counts as unknown, as gRPC says.
-    pub fn of_number(number: i32) -> Self {
+    /// Returns the code with this number, or [`Code::Unknown`] for a number that gRPC does not define, as
+    /// gRPC requires.
+    pub(crate) fn of_number(number: i32) -> Self {
         let index = usize::try_from(number).unwrap_or(Self::Unknown as usize);
         Self::ALL.get(index).copied().unwrap_or(Self::Unknown)
     }
 }
 
-// === impl PlatformName ===
-
 impl PlatformName {
-    /// The platform that calls itself so.
-    pub fn of(name: &str) -> Self {
+    /// Returns the platform with this name.
+    pub(crate) fn of(name: &str) -> Self {
         let named = Self::ALL.iter().zip(Self::SET.values).find(|(_, value)| **value == name);
         named.map_or(Self::Other, |(platform, _)| *platform)
     }
@@ -337,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_have_the_numbers_and_names_of_grpc() {
+    fn code_has_number_and_name_of_grpc() {
         for (number, name) in (0..17).zip(Code::SET.values) {
             let spelled = format!("{:?}", tonic::Code::from(number)).to_uppercase();
             assert_eq!(spelled, name.replace('_', ""));
@@ -348,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn platforms_are_known_by_their_names() {
+    fn platform_name_is_found_or_other() {
         assert_eq!(PlatformName::of("kube"), PlatformName::Kube);
         assert_eq!(PlatformName::of("made up"), PlatformName::Other);
     }

@@ -1,11 +1,12 @@
-//! docs/METRICS.md, from the same declarations as `/metrics`.
+//! `docs/METRICS.md`, generated from the same declarations as `/metrics`.
 //!
-//! After a change of the catalogue or the labels: `UPDATE_DOCS=1 cargo test made_from_the_code`.
+//! After a change to the catalogue or the labels: `UPDATE_DOCS=1 cargo test made_from_the_code`.
 
 use std::fmt::Write as _;
 
 use super::catalogue::GROUPS;
-use super::declare::{Declaration, Group, LabelSet, MetricKind};
+use super::declare::{Declaration, Group, MetricKind};
+use crate::model::label::LabelSet;
 
 const HEAD: &str = "\
 # Metrics
@@ -41,27 +42,27 @@ their addresses. By default it listens on loopback (`--admin-listen`). If Promet
 a network policy or an authenticating proxy, and forward `/metrics` only.
 ";
 
-/// The page: every metric, with what it means and when to worry.
+/// Generates the page.
 pub fn page() -> String {
     let mut page = HEAD.to_owned();
     for Group { title, about, metrics } in GROUPS {
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = write!(page, "\n## {title}\n\n{about}\n");
         for metric in *metrics {
-            let Declaration { name, kind, unit, labels, help, alert_hint: worry } = metric;
+            let Declaration { name, kind, unit, labels, help, alert_hint } = metric;
             let _ = write!(page, "\n### `{name}`\n\n{}, {}", kind.word(), unit.word());
-            page.extend(labels.iter().map(told));
+            page.extend(labels.iter().map(describe));
             if let MetricKind::Histogram(bounds) = kind {
                 let bounds: Vec<_> = bounds.iter().map(ToString::to_string).collect();
                 let _ = write!(page, " · buckets up to {}", bounds.join(", "));
             }
-            let _ = write!(page, "\n\n{help}.\n\n*When to worry:* {worry}\n");
+            let _ = write!(page, "\n\n{help}.\n\n*When to look closer:* {alert_hint}\n");
         }
     }
     page
 }
 
-fn told(label: &LabelSet) -> String {
+fn describe(label: &LabelSet) -> String {
     if label.values.is_empty() {
         return format!(" · `{}`", label.name);
     }
@@ -72,7 +73,7 @@ fn told(label: &LabelSet) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_page_of_metrics_is_made_from_the_code() {
+    fn docs_metrics_is_made_from_the_code() {
         crate::docs::check_page("METRICS.md", &super::page());
     }
 }
