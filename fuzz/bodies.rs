@@ -1,4 +1,4 @@
-//! What each fuzz target does with its input. The tests of the gateway replay the corpus through the same.
+//! The code of the fuzz targets. `tests/it/fuzz.rs` replays the corpus with it.
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -17,31 +17,33 @@ use rustls::pki_types::CertificateDer;
 /// A token's header for ES256K.
 const HEADER: &str = r#"{"alg":"ES256K","typ":"JWT"}"#;
 
-/// A private key of P-256. It is one, so its public key is the curve's generator, which `seeds.py` knows without an elliptic curve.
+/// The private key 1 of P-256. Its public key is the curve's generator, so that `seeds.py` needs no elliptic
+/// curve arithmetic.
 const SCALAR: [u8; 32] = {
     let mut one = [0; 32];
     one[31] = 1;
     one
 };
 
-/// The content of a tenant's certificate up to its extensions, and within that, at its end, the public key.
+/// The signed content of a tenant's certificate up to its extensions; it ends with the public key.
 const CERTIFICATE_HEAD: &[u8] = include_bytes!("certificate-head.der");
 
-/// That public key.
+/// The public key.
 const GENERATOR: &[u8] = CERTIFICATE_HEAD.split_at(CERTIFICATE_HEAD.len() - 65).1;
 
-/// The algorithm of a certificate's signature, as DER.
+/// The signature algorithm of a certificate in DER.
 const ECDSA_WITH_SHA256: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
 
-/// An `authorization` header, a token, or the claims of one: behind Base64 chance would hardly find its way into them.
+/// Fuzzes an `authorization` header, a token, and the claims of a token: random changes rarely get through
+/// Base64.
 pub(crate) fn token(input: &[u8]) {
     let _ = bearer(input);
-    signed(input);
-    signed(&with_claims(input));
+    parse_token(input);
+    parse_token(&with_claims(input));
 }
 
-/// A token. What is taken is written and read again as the same.
-fn signed(input: &[u8]) {
+/// Parses a token. Checks that the claims of an accepted one survive a round trip.
+fn parse_token(input: &[u8]) {
     if let Ok(token) = Token::parse(input) {
         let claims = token.claims();
         let again = Token::parse(&with_claims(claims.to_json().to_string().as_bytes()));
@@ -49,7 +51,7 @@ fn signed(input: &[u8]) {
     }
 }
 
-/// A token with these claims, and a signature of good form.
+/// Returns a token with these claims and a well-formed signature.
 fn with_claims(claims: &[u8]) -> Vec<u8> {
     let mut signature = [0; 64];
     (signature[31], signature[63]) = (1, 1);
@@ -57,30 +59,30 @@ fn with_claims(claims: &[u8]) -> Vec<u8> {
     parts.map(|part| BASE64URL_NOPAD.encode(part)).join(".").into_bytes()
 }
 
-/// A client's certificate in DER, the part of one that is signed, or the extensions of one. Chance does not sign what it changed: with a
-/// signature made here it comes to the checks behind that.
+/// Fuzzes a client certificate in DER, its signed content, and its extensions. Content and extensions get a
+/// valid signature here, so that they reach the checks after it.
 pub(crate) fn certificate(input: &[u8]) {
-    presented(input);
-    presented(&self_signed(input));
-    presented(&self_signed(&with_extensions(input)));
+    parse_certificate(input);
+    parse_certificate(&self_signed(input));
+    parse_certificate(&self_signed(&with_extensions(input)));
 }
 
-/// A certificate. What is taken is taken for what it is, and has not expired at its end.
-fn presented(input: &[u8]) {
-    if let Ok(presented) = TenantCertificate::from_der(&CertificateDer::from(input)) {
-        assert_eq!(presented.der()[..], *input);
-        assert!(!presented.serial().as_str().is_empty());
-        assert_ne!(presented.check_time(presented.not_after()), Err(Refusal::CertificateExpired));
+/// Parses a certificate. Checks that an accepted one keeps its bytes and is valid until its end.
+fn parse_certificate(input: &[u8]) {
+    if let Ok(certificate) = TenantCertificate::from_der(&CertificateDer::from(input)) {
+        assert_eq!(certificate.der()[..], *input);
+        assert!(!certificate.serial().as_str().is_empty());
+        assert_ne!(certificate.check_time(certificate.not_after()), Err(Refusal::CertificateExpired));
     }
 }
 
-/// The content of a tenant's certificate with these extensions.
+/// Returns the signed content of a tenant's certificate with these extensions.
 pub(crate) fn with_extensions(extensions: &[u8]) -> Vec<u8> {
     let extensions = der(0xa3, &der(0x30, extensions));
     der(0x30, &[CERTIFICATE_HEAD, &extensions].concat())
 }
 
-/// A certificate of this content, signed with the key that [`CERTIFICATE_HEAD`] and the seeds carry.
+/// Returns a certificate with this content, signed with the key of [`CERTIFICATE_HEAD`] and of the seeds.
 pub(crate) fn self_signed(content: &[u8]) -> Vec<u8> {
     let signer =
         EcdsaKeyPair::from_private_key_and_public_key(&ECDSA_P256_SHA256_ASN1_SIGNING, &SCALAR, GENERATOR);
@@ -89,7 +91,7 @@ pub(crate) fn self_signed(content: &[u8]) -> Vec<u8> {
     der(0x30, &[content, ECDSA_WITH_SHA256, &bits].concat())
 }
 
-/// A value in DER.
+/// Returns a value in DER.
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len().to_be_bytes();
     let zeros = length.iter().take_while(|byte| **byte == 0).count();
@@ -101,7 +103,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
     [&head, content].concat()
 }
 
-/// The message of a call, as each of the three.
+/// Fuzzes the request message of each method.
 pub(crate) fn request(input: &[u8]) {
     let bytes = Bytes::copy_from_slice(input);
     if let Ok(message) = request::decode::<ServiceLogsRequest>(&bytes) {
@@ -118,7 +120,7 @@ pub(crate) fn request(input: &[u8]) {
     }
 }
 
-/// The records of a log file. What is taken and written again is read as the same, by whoever reads one or many.
+/// Fuzzes the records of a log file. Checks that accepted ones survive a round trip, in both parsers.
 pub(crate) fn cri(input: &[u8]) {
     let mut parser = cri::Parser::default();
     for line in input.split(|byte| *byte == b'\n') {
@@ -133,7 +135,7 @@ pub(crate) fn cri(input: &[u8]) {
     }
 }
 
-/// An SDL file. What is taken can be run.
+/// Fuzzes an SDL file. Checks that an accepted one can run.
 pub(crate) fn sdl(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     match Sdl::parse(text) {

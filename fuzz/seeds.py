@@ -1,4 +1,4 @@
-"""Makes the small seeds of the corpus; run once, from the repository. What fuzzing found worth keeping lies beside them."""
+"""Writes the seeds of the corpus. Run once, from the repository. Other files in the corpus are inputs that fuzzing found."""
 import base64, json, pathlib
 root = pathlib.Path(__file__).parent / "corpus"
 def put(target, name, data):

@@ -1,4 +1,4 @@
-//! What callers are told: codes, reasons, fields, and what is nobody else's business.
+//! What callers receive: codes, reasons and fields of errors, and nothing internal.
 
 mod beside;
 mod callers;
@@ -12,8 +12,8 @@ use tonic_types::StatusExt as _;
 
 use crate::support::reason;
 
-/// What no caller may read: places, parts and people within the gateway. `marker` stands in whatever these tests send that
-/// must not be sent back.
+/// Texts that no caller may receive: paths, addresses and parts of the gateway. These tests put `marker` into
+/// input that must not be returned.
 const INTERNAL: [&str; 14] = [
     "marker",
     "uid-",
@@ -31,7 +31,7 @@ const INTERNAL: [&str; 14] = [
     "rustls",
 ];
 
-/// Checks a refusal: its code and reason, and that it is fit to be shown.
+/// Checks the code, reason and details of an error, and that it shows nothing internal.
 #[track_caller]
 fn check(case: &str, status: &Status, code: Code, expected: &str) {
     assert_eq!((status.code(), reason(status).as_str()), (code, expected), "{case}: {status:?}");
@@ -39,20 +39,20 @@ fn check(case: &str, status: &Status, code: Code, expected: &str) {
     assert_eq!(info.domain, "leasemux", "{case}");
     let quota = info.metadata.contains_key("quota");
     assert_eq!((quota, info.metadata.len()), (expected == "QUOTA_USED_UP", usize::from(quota)), "{case}");
-    let words = status.message();
-    assert!(!words.is_empty() && words.len() < 400, "{case}: {words}");
+    let message = status.message();
+    assert!(!message.is_empty() && message.len() < 400, "{case}: {message}");
     for internal in INTERNAL {
-        assert!(!words.contains(internal), "{case}: {words}");
+        assert!(!message.contains(internal), "{case}: {message}");
     }
     let invalid = status.get_details_bad_request();
     assert_eq!(invalid.is_some(), code == Code::InvalidArgument, "{case}");
     let retry = status.get_details_retry_info();
-    let passes = retry.is_some_and(|retry| retry.retry_delay.is_some());
-    // A quota may be one that no waiting helps against.
-    assert!(quota || passes == matches!(code, Code::Unavailable | Code::ResourceExhausted), "{case}");
+    let is_temporary = retry.is_some_and(|retry| retry.retry_delay.is_some());
+    // Waiting does not help against every quota.
+    assert!(quota || is_temporary == matches!(code, Code::Unavailable | Code::ResourceExhausted), "{case}");
 }
 
-/// Checks that a request was refused for what is in this field; empty = for the request as a whole.
+/// Checks that a request was rejected because of this field; empty = because of the whole request.
 #[track_caller]
 fn check_invalid(case: &str, status: &Status, field: &str) {
     check(case, status, Code::InvalidArgument, "INVALID_REQUEST");
@@ -60,6 +60,6 @@ fn check_invalid(case: &str, status: &Status, field: &str) {
     let [violation] = &violations[..] else { panic!("{case}: {violations:?}") };
     assert_eq!(violation.field, field, "{case}: {status:?}");
     assert!(!violation.description.is_empty(), "{case}");
-    let words = status.message();
-    assert!(words.starts_with(field) && words.ends_with(&violation.description), "{case}: {words}");
+    let message = status.message();
+    assert!(message.starts_with(field) && message.ends_with(&violation.description), "{case}: {message}");
 }

@@ -1,4 +1,4 @@
-//! What fuzzing found worth keeping, and its seeds, through the same code as the fuzz targets.
+//! Replays the fuzzing corpus with the code of the fuzz targets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use rand::{RngExt as _, SeedableRng as _};
 #[path = "../../fuzz/bodies.rs"]
 mod bodies;
 
-/// Changed inputs of each target: together they take about a second.
-const CHANGED_INPUTS: usize = 2_000;
+/// Mutated inputs per target: together they take about a second.
+const MUTATED_INPUTS: usize = 2_000;
 
 fn corpus(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
 }
 
-/// Runs every input of the corpus of `target`.
+/// Runs all inputs in the corpus of `target`.
 fn replay(target: &str, body: Body) {
     let mut inputs = 0;
     for entry in fs::read_dir(corpus(target)).unwrap() {
@@ -28,7 +28,7 @@ fn replay(target: &str, body: Body) {
     assert!(inputs > 0, "{target}");
 }
 
-/// What is done with an input.
+/// The code of a fuzz target.
 type Body = fn(&[u8]);
 
 const TARGETS: [(&str, Body); 5] = [
@@ -40,44 +40,44 @@ const TARGETS: [(&str, Body); 5] = [
 ];
 
 #[test]
-fn the_corpus_of_each_target_does_no_harm() {
+fn corpus_of_each_target_passes() {
     for (target, body) in TARGETS {
         replay(target, body);
     }
 }
 
-/// Changes one place of `input`: a bit, a byte, a piece taken out, or one of it put in once more.
-fn change(input: &mut Vec<u8>, chance: &mut StdRng) {
+/// Mutates `input` in one place: flips a bit, replaces a byte, removes a piece or repeats one.
+fn mutate(input: &mut Vec<u8>, random: &mut StdRng) {
     if input.is_empty() {
-        input.push(chance.random());
+        input.push(random.random());
         return;
     }
-    let at = chance.random_range(0..input.len());
-    let end = chance.random_range(at..=input.len().min(at + 16));
-    match chance.random_range(0..4) {
-        0 => input[at] ^= 1 << chance.random_range(0..8),
-        1 => input[at] = chance.random(),
+    let at = random.random_range(0..input.len());
+    let end = random.random_range(at..=input.len().min(at + 16));
+    match random.random_range(0..4) {
+        0 => input[at] ^= 1 << random.random_range(0..8),
+        1 => input[at] = random.random(),
         2 => drop(input.drain(at..end)),
         _ => {
             let piece = input[at..end].to_vec();
-            let place = chance.random_range(0..=input.len());
-            drop(input.splice(place..place, piece));
+            let to = random.random_range(0..=input.len());
+            drop(input.splice(to..to, piece));
         }
     }
 }
 
-/// Few, without guidance, and the same each time: so that a mistake near the surface shows where nobody fuzzes.
+/// A few deterministic mutations without guidance: they find simple bugs without a fuzzing run.
 #[test]
-fn the_corpus_changed_in_a_few_places_does_no_harm() {
+fn mutated_corpus_passes() {
     for (target, body) in TARGETS {
-        let mut chance = StdRng::seed_from_u64(5);
+        let mut random = StdRng::seed_from_u64(5);
         let mut files: Vec<_> =
             fs::read_dir(corpus(target)).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        for step in 0..CHANGED_INPUTS {
+        for step in 0..MUTATED_INPUTS {
             let mut input = fs::read(&files[step % files.len()]).unwrap();
-            for _ in 0..chance.random_range(1..=4) {
-                change(&mut input, &mut chance);
+            for _ in 0..random.random_range(1..=4) {
+                mutate(&mut input, &mut random);
             }
             body(&input);
         }
@@ -85,13 +85,13 @@ fn the_corpus_changed_in_a_few_places_does_no_harm() {
 }
 
 #[test]
-fn what_is_fuzzed_of_a_certificate_comes_to_the_checks_behind_its_signature() {
+fn fuzzed_certificate_reaches_checks_after_signature() {
     let seed = |name| fs::read(corpus("certificate").join(name)).unwrap();
-    let verdict =
+    let check =
         |content: &[u8]| TenantCertificate::from_der(&bodies::self_signed(content).into()).map(|_| ());
-    assert_eq!(verdict(&seed("seed-content")), Ok(()));
-    assert_eq!(verdict(&seed("seed-content-long")), Ok(()));
-    let extended = |name| verdict(&bodies::with_extensions(&seed(name)));
+    assert_eq!(check(&seed("seed-content")), Ok(()));
+    assert_eq!(check(&seed("seed-content-long")), Ok(()));
+    let extended = |name| check(&bodies::with_extensions(&seed(name)));
     assert_eq!(extended("seed-extensions"), Ok(()));
     assert_eq!(extended("seed-extensions-authority"), Ok(()));
     assert_eq!(extended("seed-extensions-unknown"), Err(Refusal::CertificateExtension));

@@ -1,7 +1,7 @@
-//! A client in another language, generated from the bare draft, against the real program.
+//! A Python client, generated from the unextended draft of the protocol, against the real program.
 //!
-//! It needs a Python with what `tests/interop/requirements.txt` names, given by `LEASEMUX_INTEROP_PYTHON`; `.ci/python` makes one.
-//! Without it there is nothing to test, which is said.
+//! `LEASEMUX_INTEROP_PYTHON` names a Python with the packages of `tests/interop/requirements.txt`
+//! (`.ci/python` creates one). Without it the test reports that it tests nothing.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,16 +10,16 @@ use rustix::process::Signal;
 
 use crate::support::process::World;
 
-/// What names the Python to use.
+/// Variable with the path of the Python interpreter.
 const PYTHON: &str = "LEASEMUX_INTEROP_PYTHON";
 
-/// Lines that each replica of `web` prints.
+/// Output lines of each replica of `web`.
 const LINES: u64 = 1_000;
 
 #[test]
-fn a_client_of_the_bare_draft_in_another_language() {
+fn python_client_of_unextended_draft_works() {
     let Some(python) = std::env::var_os(PYTHON) else {
-        eprintln!("not tested: {PYTHON} names no Python (.ci/python makes one)");
+        eprintln!("not tested: {PYTHON} is not set (.ci/python creates a suitable Python)");
         return;
     };
     let world = World::new();
@@ -38,7 +38,7 @@ fn a_client_of_the_bare_draft_in_another_language() {
         .arg(format!("--identity={}", world.path("alice").display()))
         .arg(format!("--stranger={}", world.path("mallory").display()))
         .args([format!("--lease={lease}"), format!("--lines={LINES}")])
-        // What it compiles is kept nowhere.
+        // Do not leave compiled files in the source tree.
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .unwrap();

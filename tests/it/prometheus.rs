@@ -1,4 +1,4 @@
-//! The admin port of a live gateway, as an operator and their Prometheus see it.
+//! The admin port of a running gateway, as operators and Prometheus see it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -13,15 +13,15 @@ use serde_json::Value;
 use crate::deploy::{not_tested, promtool};
 use crate::support::process::{Gateway, PATIENCE, Program, World, get, own_port};
 
-/// Prints more than a ring, all buffers of a stream and those of the kernel hold, once it may.
+/// After a signal, prints more than the ring and all buffers of a stream and of the kernel can hold.
 const FLOOD: &str = "echo 1 before the flood
     until [ -e $GATES/one ]; do sleep 0.02; done
     n=1
-    while [ $n -lt 200000 ]; do n=$((n+1)); echo \"$n drop in a flood that nobody who stands still can take in\"; done
+    while [ $n -lt 200000 ]; do n=$((n+1)); echo \"$n drop in a flood that a stopped follower cannot receive\"; done
     echo $n > $GATES/flooded
     exec sleep 1000";
 
-/// Prints for ever.
+/// Prints without end.
 const STEADY: &str = "while :; do echo a line; sleep 0.05; done";
 
 fn serve(script: &str, flags: &[&str]) -> (World, LeaseId, Gateway) {
@@ -33,19 +33,19 @@ fn serve(script: &str, flags: &[&str]) -> (World, LeaseId, Gateway) {
 }
 
 #[track_caller]
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+fn until<T>(event: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = poll() {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what} did not happen");
+        assert!(Instant::now() < deadline, "timed out waiting for {event}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
 #[test]
-fn promtool_finds_nothing_wrong_with_the_metrics_of_a_live_gateway() {
+fn promtool_accepts_metrics_of_running_gateway() {
     let (world, lease, gateway) = serve(STEADY, &[]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| !seen.runs("web/0").is_empty());
@@ -56,7 +56,7 @@ fn promtool_finds_nothing_wrong_with_the_metrics_of_a_live_gateway() {
 }
 
 #[test]
-fn a_real_prometheus_scrapes_a_live_gateway_and_takes_its_alerts() {
+fn prometheus_scrapes_gateway_and_loads_alerts() {
     let (world, lease, gateway) = serve(STEADY, &[]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| !seen.runs("web/0").is_empty());
@@ -80,12 +80,12 @@ fn a_real_prometheus_scrapes_a_live_gateway_and_takes_its_alerts() {
         return;
     }
     let _prometheus = Program::start(command, "prometheus".to_owned());
-    let ask = |path: &str| {
+    let query_api = |path: &str| {
         let (head, body) = get(address, "HTTP/1.0", path).ok()?;
         head.contains(" 200 ").then(|| serde_json::from_str::<Value>(&body).unwrap()["data"].take())
     };
     let value = |query: &str| {
-        let answer = ask(&format!("/api/v1/query?query={query}"))?;
+        let answer = query_api(&format!("/api/v1/query?query={query}"))?;
         Some(answer["result"][0]["value"][1].as_str()?.to_owned())
     };
     until("a scrape", || value("up").filter(|up| up == "1"));
@@ -93,7 +93,7 @@ fn a_real_prometheus_scrapes_a_live_gateway_and_takes_its_alerts() {
     until("lines", || value("leasemux_lines_delivered_total").filter(|lines| lines != "0"));
     until("processor time", || value("process_cpu_seconds_total").filter(|seconds| seconds != "0"));
     let rules = until("the alerts", || {
-        let answer = ask("/api/v1/rules")?;
+        let answer = query_api("/api/v1/rules")?;
         let rules = answer["groups"][0]["rules"].as_array()?.clone();
         rules.iter().all(|rule| rule["health"] == "ok").then_some(rules)
     });
@@ -103,7 +103,7 @@ fn a_real_prometheus_scrapes_a_live_gateway_and_takes_its_alerts() {
 }
 
 #[test]
-fn who_lags_is_named_to_the_operator() {
+fn lagging_follower_is_listed_for_operator() {
     let (world, lease, gateway) = serve(FLOOD, &["--ring-max-bytes=64KiB"]);
     let mut quick = world.follow(gateway.address, "alice", &lease);
     let slow = world.follow(gateway.address, "alice", &lease);
@@ -118,10 +118,10 @@ fn who_lags_is_named_to_the_operator() {
         assert!(head.contains("content-type: application/json"), "{head}");
         let list: Value = serde_json::from_str(&body).unwrap();
         let followers = list["followers"].as_array().unwrap();
-        let loses = |follower: &Value| follower["lost_lines"].as_u64() > Some(0);
+        let has_losses = |follower: &Value| follower["lost_lines"].as_u64() > Some(0);
         let slow = followers
             .iter()
-            .any(|follower| loses(follower) && follower["stalled_seconds"].as_f64() > Some(1.0));
+            .any(|follower| has_losses(follower) && follower["stalled_seconds"].as_f64() > Some(1.0));
         slow.then_some(list)
     });
     let worst = &list["followers"][0];
@@ -138,27 +138,27 @@ fn who_lags_is_named_to_the_operator() {
     assert!(headings.trim().starts_with("WAITING") && headings.ends_with("LEASE"), "{table}");
     assert!(rows.any(|row| row.contains("web/0") && row.ends_with(&lease.to_string())), "{table}");
     assert!(gateway.get("/followers?format=xml").0.starts_with("http/1.1 400"), "{table}");
-    // It goes on, is told of what it lost, and lags no longer.
+    // It continues, receives a gap, and no longer lags.
     slow.program.signal(Signal::CONT);
-    until("nobody lags", || (gateway.get("/followers").1 == "nobody lags\n").then_some(()));
+    until("the end of the lag", || (gateway.get("/followers").1 == "nobody lags\n").then_some(()));
     assert_eq!(gateway.metric("leasemux_followers_lagging"), 0);
     quick.end().0.verdict();
     slow.end().0.verdict();
 }
 
 #[test]
-fn connections_and_handshakes_are_counted_in_pairs() {
+fn connections_and_handshakes_are_counted() {
     let (world, lease, gateway) = serve(STEADY, &["--handshake-timeout=5s"]);
-    let rest = |mut socket: TcpStream| {
+    let read_to_end = |mut socket: TcpStream| {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        // What the gateway says of it is its own business; that it ends is what is waited for.
+        // Only the end of the connection matters, not what the gateway sends.
         let _ = socket.read_to_end(&mut Vec::new());
     };
-    let mut babbler = TcpStream::connect(gateway.address).unwrap();
-    babbler.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    rest(babbler);
+    let mut http1_client = TcpStream::connect(gateway.address).unwrap();
+    http1_client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    read_to_end(http1_client);
     gateway.until_metric("leasemux_tls_handshakes_total{result=\"failed\"}", 1);
-    rest(TcpStream::connect(gateway.address).unwrap());
+    read_to_end(TcpStream::connect(gateway.address).unwrap());
     gateway.until_metric("leasemux_tls_handshakes_total{result=\"timeout\"}", 1);
     gateway.until_metric("leasemux_connections_closed_total{reason=\"handshake\"}", 2);
     world.logs(gateway.address, "alice", &lease, &["--tail=1"]);

@@ -1,4 +1,4 @@
-//! The services beside the lease service: health, and reflection in both versions. They ask nobody who they are.
+//! The services besides the lease service: health, and reflection in both versions. They need no credentials.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ async fn health(client: &mut HealthClient<Channel>, service: &str) -> Result<Ser
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_is_told_to_anyone_and_to_who_watches() {
+async fn health_needs_no_credentials_and_can_be_watched() {
     let gateway = Gateway::new(Limits::default());
     server::report_health(&gateway.health, true).await;
     let mut client = HealthClient::new(gateway.channel_of(None).await);
@@ -42,32 +42,32 @@ async fn health_is_told_to_anyone_and_to_who_watches() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
 }
 
-/// Clients measure times ago by it.
+/// Clients compute relative times from it.
 #[tokio::test(start_paused = true)]
-async fn every_response_carries_the_gateways_time() {
+async fn every_response_has_a_date() {
     let gateway = Gateway::new(Limits::default());
     let mut health = HealthClient::new(gateway.channel_of(None).await);
     let answered = health.check(HealthCheckRequest::default()).await.unwrap();
-    let refused = health.check(HealthCheckRequest { service: "other".into() }).await.unwrap_err();
+    let not_found = health.check(HealthCheckRequest { service: "other".into() }).await.unwrap_err();
     let (owner, certificate) = gateway.tenant();
     let mut lease = gateway.client(&certificate).await;
     let unknown = lease.service_status(ServiceStatusRequest::default()).await.unwrap_err();
-    let mut stranger = LeaseRpcClient::new(gateway.channel_of(None).await);
-    let unauthenticated = stranger.service_status(ServiceStatusRequest::default()).await.unwrap_err();
+    let mut anonymous = LeaseRpcClient::new(gateway.channel_of(None).await);
+    let unauthenticated = anonymous.service_status(ServiceStatusRequest::default()).await.unwrap_err();
     for (what, metadata) in [
         ("health", answered.metadata()),
-        ("a refusal of health", refused.metadata()),
-        ("a refusal of the lease service", unknown.metadata()),
-        ("a refusal of a stranger", unauthenticated.metadata()),
+        ("error of health", not_found.metadata()),
+        ("error of the lease service", unknown.metadata()),
+        ("error without credentials", unauthenticated.metadata()),
     ] {
-        let date = metadata.get("date").unwrap_or_else(|| panic!("{what} to {owner} has no date"));
+        let date = metadata.get("date").unwrap_or_else(|| panic!("{what} for {owner} has no date"));
         let date = jiff::fmt::rfc2822::parse(date.to_str().unwrap()).unwrap().timestamp();
         let off = date.duration_until(jiff::Timestamp::now()).abs();
         assert!(off < jiff::SignedDuration::from_mins(5), "{what}: {off:?}");
     }
 }
 
-/// Asks reflection, in one of its two versions, which have messages of the same form and different type.
+/// Queries one version of reflection. The versions have equal messages of different types.
 macro_rules! reflection {
     ($version:ident, $gateway:expr) => {{
         use tonic_reflection::pb::$version::ServerReflectionRequest;
@@ -76,7 +76,8 @@ macro_rules! reflection {
         use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
 
         let mut client = ServerReflectionClient::new($gateway.channel_of(None).await);
-        let ask = |question| ServerReflectionRequest { host: String::new(), message_request: Some(question) };
+        let request =
+            |question| ServerReflectionRequest { host: String::new(), message_request: Some(question) };
         let questions = [
             MessageRequest::ListServices(String::new()),
             MessageRequest::FileContainingSymbol(SERVICE.into()),
@@ -84,7 +85,7 @@ macro_rules! reflection {
             MessageRequest::FileContainingSymbol("akash.market.v1.LeaseID".into()),
             MessageRequest::FileByFilename("google/protobuf/timestamp.proto".into()),
         ];
-        let questions = futures_util::stream::iter(questions.map(ask));
+        let questions = futures_util::stream::iter(questions.map(request));
         let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
         let (mut services, mut files) = (Vec::new(), Vec::new());
         while let Some(answer) = answers.message().await.unwrap() {
@@ -100,7 +101,7 @@ macro_rules! reflection {
     }};
 }
 
-/// The fields of a message, by number.
+/// Returns the fields of a message, by number.
 fn fields(message: &DescriptorProto) -> BTreeMap<i32, &str> {
     message.field.iter().map(|field| (field.number(), field.name())).collect()
 }
@@ -115,7 +116,7 @@ fn check_reflection(services: Vec<String>, files: Vec<Vec<Vec<u8>>>) {
     assert_eq!(service, method);
     assert_eq!(timestamp.message_type[0].name(), "Timestamp");
     let message =
-        |name: &str| service.message_type.iter().find(|message| message.name() == name).expect("it is there");
+        |name: &str| service.message_type.iter().find(|message| message.name() == name).expect(name);
     let request = [
         (1, "lease_id"),
         (2, "filter"),
@@ -157,7 +158,7 @@ fn check_reflection(services: Vec<String>, files: Vec<Vec<Vec<u8>>>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reflection_tells_the_whole_protocol_in_both_versions() {
+async fn reflection_returns_protocol_in_both_versions() {
     let gateway = Gateway::new(Limits::default());
     let (services, files) = reflection!(v1, gateway);
     check_reflection(services, files);

@@ -1,4 +1,5 @@
-//! Cursors that a caller made up, over the real platform: they must not harm, and never keep live lines from a follower.
+//! Cursors that a caller invented, with the local platform: they do no harm, and the follower still gets live
+//! lines.
 
 use std::process::Command;
 use std::time::Duration;
@@ -19,10 +20,10 @@ use crate::support::account;
 use crate::support::gateway::{Gateway, proto_lease};
 use crate::support::oracle::Received;
 
-/// Far beyond what any of this takes; only a hang reaches it.
+/// Longer than any step; only a hang reaches it.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What a follower of `web` was sent.
+/// A follower of `web`, and what it received.
 struct Follower {
     stream: Streaming<ServiceLogsResponse>,
     received: Received,
@@ -34,11 +35,11 @@ impl Follower {
         Self { stream: opened.unwrap().into_inner(), received: Received::default() }
     }
 
-    /// Reads until that is enough, or to the end.
+    /// Reads until `enough` holds, or to the end.
     async fn read(&mut self, case: &str, enough: impl Fn(&Received) -> bool) -> &Received {
         while !enough(&self.received) {
             let next = tokio::time::timeout(DEADLINE, self.stream.message()).await;
-            match next.unwrap_or_else(|_| panic!("{case}: nothing more comes after {:?}", self.received)) {
+            match next.unwrap_or_else(|_| panic!("{case}: no message after {:?}", self.received)) {
                 Ok(Some(response)) => self.received.take(response),
                 Ok(None) => break,
                 Err(status) => panic!("{case}: {status:?}"),
@@ -48,9 +49,9 @@ impl Follower {
     }
 }
 
-/// Cursors like `honest`, and like it no more.
-fn made_up(honest: &Cursor) -> Vec<Cursor> {
-    let at = honest.time.unwrap();
+/// Returns variations of a real cursor.
+fn invented(real: &Cursor) -> Vec<Cursor> {
+    let at = real.time.unwrap();
     let times = [
         at,
         Timestamp { nanos: (at.nanos - 1).max(0), ..at },
@@ -58,12 +59,12 @@ fn made_up(honest: &Cursor) -> Vec<Cursor> {
         Timestamp { seconds: -9_223_372_036, nanos: 0 },
         Timestamp { seconds: 9_223_372_036, nanos: 0 },
     ];
-    let ordinals = [1, honest.ordinal, honest.ordinal + 1, u64::MAX - 1, u64::MAX];
+    let ordinals = [1, real.ordinal, real.ordinal + 1, u64::MAX - 1, u64::MAX];
     let offsets = [0, 1, 1_000, u64::MAX];
     let mut all = Vec::new();
     for time in times {
         for ordinal in ordinals {
-            let of = |offset| Cursor { time: Some(time), ordinal, offset, ..honest.clone() };
+            let of = |offset| Cursor { time: Some(time), ordinal, offset, ..real.clone() };
             all.extend(offsets.map(of));
         }
     }
@@ -71,7 +72,7 @@ fn made_up(honest: &Cursor) -> Vec<Cursor> {
 }
 
 #[tokio::test]
-async fn made_up_cursors_do_no_harm() {
+async fn invented_cursors_do_not_stop_live_lines() {
     let dir = tempfile::tempdir().unwrap();
     let identity = dir.path().join("tenant");
     let owner = IdentityFiles::create(&identity, LogTime::now()).unwrap();
@@ -79,7 +80,7 @@ async fn made_up_cursors_do_no_harm() {
     let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
     let fifo = dir.path().join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    // Twenty lines, and later, when asked, more without end.
+    // Prints twenty lines, then waits for a signal and prints without end.
     let script = format!("seq 20; read go < {}; while :; do echo tick; sleep 0.2; done", fifo.display());
     let sdl = format!(
         "{{version: '2.0', services: {{web: {{command: [sh, -c, '{script}']}}}}, \
@@ -96,12 +97,12 @@ async fn made_up_cursors_do_no_harm() {
     let follow = ServiceLogsRequest { follow: true, ..request.clone() };
 
     let mut whole = Follower::open(&mut client, follow.clone()).await;
-    let seen = whole.read("honest", |seen| seen.lines("web", 0) == 20).await;
-    let honest = seen.cursors[&("web".to_owned(), 0)].clone();
+    let seen = whole.read("real", |seen| seen.lines("web", 0) == 20).await;
+    let real = seen.cursors[&("web".to_owned(), 0)].clone();
     let so_far = seen.text("web", 0);
     drop(whole);
     let mut followers = Vec::new();
-    for cursor in made_up(&honest) {
+    for cursor in invented(&real) {
         let case = format!("{cursor:?}");
         let resume = vec![cursor];
         let request = ServiceLogsRequest { resume: resume.clone(), ..request.clone() };
@@ -112,12 +113,13 @@ async fn made_up_cursors_do_no_harm() {
         followers.push((case, Follower::open(&mut client, request).await));
     }
     tokio::time::timeout(DEADLINE, tokio::fs::write(&fifo, "go\n")).await.unwrap().unwrap();
-    // All at once, and no longer than needed: a client's library closes a connection on which many small frames lie unread.
+    // Concurrently, and only as long as necessary: the client's library closes a connection with many unread
+    // small frames.
     let live = followers.into_iter().map(|(case, mut follower)| {
         let so_far = &so_far;
         async move {
             let seen = follower.read(&case, |seen| seen.ends_with("web", 0, "tick\n")).await.text("web", 0);
-            // The first of them without its first byte, if the cursor said so.
+            // The first live line lacks its first byte if the cursor has that offset.
             let history = seen.trim_end_matches("tick\n").trim_end_matches("ick\n");
             assert!(!seen.is_empty() && so_far.ends_with(history), "{case}: {seen}");
         }

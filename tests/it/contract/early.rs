@@ -1,5 +1,6 @@
-//! Calls that are refused before their request is there: the status waits for the request, but not for long, and the stream is
-//! not reset while the request may still come. Some clients that are sending see a reset and not the status before it.
+//! Calls that are rejected before their request has arrived. The status waits for the request for a short
+//! time, and the stream is not reset while the request may still arrive: some clients that are still sending
+//! see only the reset, not the status before it.
 
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// A connection by hand. HTTP/2 libraries hide when a stream is reset.
-struct Wire(DuplexStream);
+/// A raw connection. HTTP/2 libraries hide when a stream is reset.
+struct RawConnection(DuplexStream);
 
 #[derive(Debug, PartialEq, Eq)]
 struct Frame {
@@ -30,12 +31,12 @@ struct Frame {
     payload: Vec<u8>,
 }
 
-impl Wire {
+impl RawConnection {
     async fn new(pipe: DuplexStream) -> Self {
-        let mut wire = Self(pipe);
-        wire.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-        wire.send(4, 0, 0, &[]).await;
-        wire
+        let mut raw = Self(pipe);
+        raw.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        raw.send(4, 0, 0, &[]).await;
+        raw
     }
 
     async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
@@ -45,7 +46,7 @@ impl Wire {
         self.0.write_all(&frame).await.unwrap();
     }
 
-    /// Begins a call on stream 1, whose body is to come.
+    /// Begins a call on stream 1, without its body.
     async fn begin(&mut self, path: &str) {
         let mut block = vec![0x83, 0x86];
         for (name, value) in [(0x04, path), (0x01, "gateway")] {
@@ -64,20 +65,19 @@ impl Wire {
         Frame { kind, flags, stream: u32::from_be_bytes(stream), payload }
     }
 
-    /// The next frame of stream 1.
+    /// Returns the next frame of stream 1, except for window updates.
     async fn next_of_call(&mut self) -> Frame {
         loop {
             let frame = self.next().await;
-            // A window that grows says nothing.
             if frame.stream == 1 && frame.kind != 8 {
                 return frame;
             }
         }
     }
 
-    /// Frames of stream 1 that come before a ping is answered.
+    /// Sends a ping. Returns the frames of stream 1 that arrive before its answer.
     async fn until_pong(&mut self) -> Vec<Frame> {
-        self.send(PING, 0, 0, b"whatever").await;
+        self.send(PING, 0, 0, b"any text").await;
         let mut frames = Vec::new();
         loop {
             let frame = self.next().await;
@@ -91,93 +91,93 @@ impl Wire {
     }
 }
 
-/// For how long a refusal waits for the request.
+/// Time for which a rejection waits for the request.
 const WAIT: Duration = Duration::from_secs(1);
 
-/// Paths of calls that are refused before their request is looked at.
+/// Returns paths of calls that are rejected before their request is read.
 fn paths() -> [String; 5] {
     let of = |method| format!("/{SERVICE}/{method}");
     [of("ServiceLogs"), of("ServiceStatus"), of("ServiceRestart"), of("NoSuchMethod"), "/none/None".into()]
 }
 
-/// Begins a call that is refused. Returns how long its status took.
-async fn refused(wire: &mut Wire, path: &str) -> Duration {
+/// Begins a call that is rejected. Returns how long its status took.
+async fn time_to_status(raw: &mut RawConnection, path: &str) -> Duration {
     let began = Instant::now();
-    wire.begin(path).await;
-    let status = wire.next_of_call().await;
+    raw.begin(path).await;
+    let status = raw.next_of_call().await;
     assert_eq!((status.kind, status.flags), (HEADERS, END_HEADERS | END_STREAM), "{path}");
     began.elapsed()
 }
 
-/// Checks that this is as long as expected, but for the time of a few steps.
-fn about(took: Duration, expected: Duration) {
+/// Checks a duration, with a small tolerance.
+fn assert_near(took: Duration, expected: Duration) {
     assert!(took >= expected && took < expected + Duration::from_millis(100), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn status_of_refused_call_follows_its_request() {
+async fn status_of_rejected_call_follows_its_request() {
     for path in paths() {
         let gateway = Gateway::new(Limits::default());
-        let mut wire = Wire::new(gateway.connect(None)).await;
-        wire.begin(&path).await;
+        let mut raw = RawConnection::new(gateway.connect(None)).await;
+        raw.begin(&path).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        wire.send(DATA, 0, 1, &[0; 1_000]).await;
-        assert_eq!(wire.until_pong().await, [], "{path}");
-        wire.send(DATA, END_STREAM, 1, &[0; 1_000]).await;
+        raw.send(DATA, 0, 1, &[0; 1_000]).await;
+        assert_eq!(raw.until_pong().await, [], "{path}");
+        raw.send(DATA, END_STREAM, 1, &[0; 1_000]).await;
         let began = Instant::now();
-        let status = wire.next_of_call().await;
+        let status = raw.next_of_call().await;
         assert_eq!((status.kind, status.flags), (HEADERS, END_HEADERS | END_STREAM), "{path}");
-        about(began.elapsed(), Duration::ZERO);
+        assert_near(began.elapsed(), Duration::ZERO);
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert_eq!(wire.until_pong().await, [], "{path}");
+        assert_eq!(raw.until_pong().await, [], "{path}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn late_request_of_refused_call_causes_no_reset() {
+async fn late_request_of_rejected_call_causes_no_reset() {
     for path in paths() {
         let gateway = Gateway::new(Limits::default());
-        let mut wire = Wire::new(gateway.connect(None)).await;
-        about(refused(&mut wire, &path).await, WAIT);
+        let mut raw = RawConnection::new(gateway.connect(None)).await;
+        assert_near(time_to_status(&mut raw, &path).await, WAIT);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        wire.send(DATA, 0, 1, &[0; 1_000]).await;
-        assert_eq!(wire.until_pong().await, [], "{path}");
-        wire.send(DATA, END_STREAM, 1, &[0; 1_000]).await;
+        raw.send(DATA, 0, 1, &[0; 1_000]).await;
+        assert_eq!(raw.until_pong().await, [], "{path}");
+        raw.send(DATA, END_STREAM, 1, &[0; 1_000]).await;
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert_eq!(wire.until_pong().await, [], "{path}");
+        assert_eq!(raw.until_pong().await, [], "{path}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_of_refused_call_is_not_waited_for_long() {
+async fn rejected_call_without_request_is_reset_after_delay() {
     for path in paths() {
         let gateway = Gateway::new(Limits::default());
-        let mut wire = Wire::new(gateway.connect(None)).await;
-        about(refused(&mut wire, &path).await, WAIT);
+        let mut raw = RawConnection::new(gateway.connect(None)).await;
+        assert_near(time_to_status(&mut raw, &path).await, WAIT);
         let began = Instant::now();
-        let reset = wire.next_of_call().await;
-        // Without an error: the answer is complete.
+        let reset = raw.next_of_call().await;
+        // The code is NO_ERROR, because the response is complete.
         assert_eq!((reset.kind, &reset.payload[..]), (RST_STREAM, &[0; 4][..]), "{path}");
-        about(began.elapsed(), Duration::from_secs(2));
+        assert_near(began.elapsed(), Duration::from_secs(2));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_of_refused_call_is_read_in_part_only() {
+async fn request_of_rejected_call_is_read_up_to_limit() {
     for path in paths() {
         let gateway = Gateway::new(Limits::default());
-        let mut wire = Wire::new(gateway.connect(None)).await;
-        wire.begin(&path).await;
-        let (began, mut sent, mut heard) = (Instant::now(), 0, Vec::new());
-        while heard.last().is_none_or(|frame: &Frame| frame.kind != RST_STREAM) {
-            // Well within the window, which is opened again as the bytes are read.
-            wire.send(DATA, 0, 1, &[0; 8_192]).await;
+        let mut raw = RawConnection::new(gateway.connect(None)).await;
+        raw.begin(&path).await;
+        let (began, mut sent, mut frames) = (Instant::now(), 0, Vec::new());
+        while frames.last().is_none_or(|frame: &Frame| frame.kind != RST_STREAM) {
+            // Less than the window, which grows again as the bytes are read.
+            raw.send(DATA, 0, 1, &[0; 8_192]).await;
             sent += 8_192;
-            heard.extend(wire.until_pong().await);
+            frames.extend(raw.until_pong().await);
         }
-        let [status, reset] = &heard[..] else { panic!("{heard:?}") };
+        let [status, reset] = &frames[..] else { panic!("{frames:?}") };
         assert_eq!((status.kind, &reset.payload[..]), (HEADERS, &[0; 4][..]), "{path}");
         assert!((512 * 1024..600 * 1024).contains(&sent), "{sent}");
-        about(began.elapsed(), Duration::ZERO);
+        assert_near(began.elapsed(), Duration::ZERO);
     }
 }

@@ -1,4 +1,4 @@
-//! What a token lets its holder do, and what it does not.
+//! Tokens: what they grant, and what not.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ use crate::support::{account, lease, replica};
 
 const LIFETIME: Duration = Duration::from_secs(600);
 
-/// A gateway, a tenant with an account, and their lease of two services.
-struct Scene {
+/// A gateway, a tenant with an account, and a lease of theirs.
+struct Scenario {
     gateway: Gateway,
     wallet: Wallet,
     lease: LeaseId,
 }
 
-impl Scene {
+impl Scenario {
     fn new(services: &[(&str, u32)]) -> Self {
         let gateway = Gateway::new(Limits::default());
         let wallet = gateway.account();
@@ -57,7 +57,7 @@ impl Scene {
         ServiceLogsRequest { lease_id, filters: filters.collect(), ..ServiceLogsRequest::default() }
     }
 
-    /// For these services of the one lease.
+    /// Returns access to these services of the lease.
     fn granted(&self, scopes: &[TokenScope], services: &[&str]) -> Access {
         let deployment = Deployment {
             dseq: 7,
@@ -83,7 +83,7 @@ fn signed_for(wallet: &Wallet, access: Access, lifetime: Duration) -> String {
     wallet.sign(Algorithm::Es256kAdr36, &claims).unwrap()
 }
 
-/// All lines of a stream that ends by itself.
+/// Returns all lines of a stream that ends by itself.
 async fn lines(mut stream: Streaming<ServiceLogsResponse>) -> Vec<String> {
     let mut lines = Vec::new();
     while let Some(response) = stream.message().await.unwrap() {
@@ -105,32 +105,33 @@ async fn end(mut stream: Streaming<ServiceLogsResponse>) -> Status {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_reads_what_its_scope_says() {
-    let scene = Scene::new(&[("api", 1), ("web", 1)]);
+async fn token_scope_decides_access_to_logs() {
+    let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
     let logs: Scopes = [TokenScope::Logs].into_iter().collect();
-    for access in [Access::Full, Access::Scoped(logs), scene.granted(&[TokenScope::Logs], &["api", "web"])] {
-        let stream = scene.client(access).await.service_logs(scene.request(&[])).await.unwrap();
+    for access in [Access::Full, Access::Scoped(logs), scenario.granted(&[TokenScope::Logs], &["api", "web"])]
+    {
+        let stream = scenario.client(access).await.service_logs(scenario.request(&[])).await.unwrap();
         assert_eq!(lines(stream.into_inner()).await, ["of api\n", "of web\n"]);
     }
     let status: Scopes = [TokenScope::Status, TokenScope::Restart, TokenScope::Shell].into_iter().collect();
-    for access in [Access::Scoped(status), scene.granted(&[TokenScope::Status], &["web"])] {
-        let refused = scene.client(access).await.service_logs(scene.request(&[])).await.unwrap_err();
-        check("scope", &refused, Code::PermissionDenied, "SCOPE_NOT_GRANTED");
+    for access in [Access::Scoped(status), scenario.granted(&[TokenScope::Status], &["web"])] {
+        let error = scenario.client(access).await.service_logs(scenario.request(&[])).await.unwrap_err();
+        check("scope", &error, Code::PermissionDenied, "SCOPE_NOT_GRANTED");
     }
     let elsewhere = Access::Granular([(account(201), ProviderAccess::Full)].into());
-    let refused = scene.client(elsewhere).await.service_logs(scene.request(&[])).await.unwrap_err();
-    check("provider", &refused, Code::PermissionDenied, "LEASE_NOT_GRANTED");
+    let error = scenario.client(elsewhere).await.service_logs(scenario.request(&[])).await.unwrap_err();
+    check("provider", &error, Code::PermissionDenied, "LEASE_NOT_GRANTED");
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
-    let scene = Scene::new(&[("api", 1), ("web", 1)]);
-    let ServiceLogsRequest { lease_id, .. } = scene.request(&[]);
+async fn each_method_needs_its_scope_and_obeys_services() {
+    let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
+    let ServiceLogsRequest { lease_id, .. } = scenario.request(&[]);
     for granted in [TokenScope::Logs, TokenScope::Status, TokenScope::Restart] {
-        let mut client = scene.client(scene.granted(&[granted], &["web"])).await;
+        let mut client = scenario.client(scenario.granted(&[granted], &["web"])).await;
         for services in [&[][..], &["web"], &["api"]] {
-            let filters = scene.request(services).filters;
-            let logs = client.service_logs(scene.request(services)).await.map(drop);
+            let filters = scenario.request(services).filters;
+            let logs = client.service_logs(scenario.request(services)).await.map(drop);
             let status = ServiceStatusRequest {
                 lease_id: lease_id.clone(),
                 filters: filters.clone(),
@@ -148,14 +149,14 @@ async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
                 (TokenScope::Status, status.as_ref().err()),
                 (TokenScope::Restart, restart.as_ref().err()),
             ];
-            for (scope, refused) in outcomes {
+            for (scope, error) in outcomes {
                 let case = format!("{scope:?} of {services:?} by {granted:?}");
                 if scope != granted {
-                    check(&case, refused.expect(&case), Code::PermissionDenied, "SCOPE_NOT_GRANTED");
+                    check(&case, error.expect(&case), Code::PermissionDenied, "SCOPE_NOT_GRANTED");
                 } else if services == ["api"] {
-                    check(&case, refused.expect(&case), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
+                    check(&case, error.expect(&case), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
                 } else {
-                    assert!(refused.is_none(), "{case}: {refused:?}");
+                    assert!(error.is_none(), "{case}: {error:?}");
                 }
             }
             if let Ok(status) = status {
@@ -164,25 +165,25 @@ async fn each_method_wants_its_own_scope_and_holds_to_the_services() {
                 assert_eq!(names, ["web"]);
             }
             if let Ok(restart) = restart {
-                let told = restart.into_inner().status;
-                assert!(told.len() == 1 && told[0].service == "web", "{told:?}");
+                let replicas = restart.into_inner().status;
+                assert!(replicas.len() == 1 && replicas[0].service == "web", "{replicas:?}");
             }
         }
     }
     tokio::time::sleep(LIFETIME).await;
-    let restarted = scene.gateway.world.restarted();
+    let restarted = scenario.gateway.world.restarted();
     assert!(!restarted.is_empty() && restarted.iter().all(|replica| replica == "web/0"), "{restarted:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn empty_service_name_in_a_token_grants_nothing() {
-    let scene = Scene::new(&[("api", 1), ("web", 1)]);
+async fn invalid_service_name_in_token_grants_nothing() {
+    let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
     let scopes = [TokenScope::Logs, TokenScope::Status, TokenScope::Restart];
     for name in ["", "*", "Web"] {
-        let mut client = scene.client(scene.granted(&scopes, &[name])).await;
+        let mut client = scenario.client(scenario.granted(&scopes, &[name])).await;
         for services in [&[][..], &["web"]] {
-            let ServiceLogsRequest { lease_id, filters, .. } = scene.request(services);
-            let logs = client.service_logs(scene.request(services)).await.map(drop);
+            let ServiceLogsRequest { lease_id, filters, .. } = scenario.request(services);
+            let logs = client.service_logs(scenario.request(services)).await.map(drop);
             let status = ServiceStatusRequest {
                 lease_id: lease_id.clone(),
                 filters: filters.clone(),
@@ -191,25 +192,25 @@ async fn empty_service_name_in_a_token_grants_nothing() {
             let status = client.service_status(status).await.map(drop);
             let restart = ServiceRestartRequest { lease_id, filters, ..ServiceRestartRequest::default() };
             let restart = client.service_restart(restart).await.map(drop);
-            for refused in [logs, status, restart] {
+            for error in [logs, status, restart] {
                 let case = format!("{name:?} {services:?}");
-                check(&case, &refused.unwrap_err(), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
+                check(&case, &error.unwrap_err(), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
             }
         }
-        let mut beside = scene.client(scene.granted(&scopes, &[name, "web"])).await;
-        let stream = beside.service_logs(scene.request(&[])).await.unwrap();
+        let mut mixed = scenario.client(scenario.granted(&scopes, &[name, "web"])).await;
+        let stream = mixed.service_logs(scenario.request(&[])).await.unwrap();
         assert_eq!(lines(stream.into_inner()).await, ["of web\n"]);
     }
-    assert!(scene.gateway.world.restarted().is_empty());
+    assert!(scenario.gateway.world.restarted().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn empty_service_name_in_a_filter_names_the_field() {
-    let scene = Scene::new(&[("api", 1), ("web", 1)]);
-    let mut client = scene.client(Access::Full).await;
+async fn empty_service_name_in_filter_is_rejected_by_field() {
+    let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
+    let mut client = scenario.client(Access::Full).await;
     for (services, field) in [(&[""][..], "filters[0].name"), (&["web", ""], "filters[1].name")] {
-        let ServiceLogsRequest { lease_id, filters, .. } = scene.request(services);
-        let logs = client.service_logs(scene.request(services)).await.map(drop);
+        let ServiceLogsRequest { lease_id, filters, .. } = scenario.request(services);
+        let logs = client.service_logs(scenario.request(services)).await.map(drop);
         let status = ServiceStatusRequest {
             lease_id: lease_id.clone(),
             filters: filters.clone(),
@@ -218,121 +219,121 @@ async fn empty_service_name_in_a_filter_names_the_field() {
         let status = client.service_status(status).await.map(drop);
         let restart = ServiceRestartRequest { lease_id, filters, ..ServiceRestartRequest::default() };
         let restart = client.service_restart(restart).await.map(drop);
-        for refused in [logs, status, restart] {
-            let refused = refused.unwrap_err();
-            check(field, &refused, Code::InvalidArgument, "INVALID_REQUEST");
-            assert!(refused.message().contains(field), "{refused:?}");
+        for error in [logs, status, restart] {
+            let error = error.unwrap_err();
+            check(field, &error, Code::InvalidArgument, "INVALID_REQUEST");
+            assert!(error.message().contains(field), "{error:?}");
         }
     }
-    assert!(scene.gateway.world.restarted().is_empty());
+    assert!(scenario.gateway.world.restarted().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_restart_is_told_when_the_token_expires() {
-    let scene = Scene::new(&[("web", 1)]);
-    scene.gateway.world.set_comeback(&replica("web", 0), Comeback::Never);
-    // It expires long before there is a verdict.
+async fn expired_token_ends_wait_for_restart() {
+    let scenario = Scenario::new(&[("web", 1)]);
+    scenario.gateway.world.set_comeback(&replica("web", 0), Comeback::Never);
+    // Expires long before the restart has an outcome.
     let minute = Duration::from_secs(60);
-    let token = signed_for(&scene.wallet, Access::Full, minute);
-    let mut client = scene.gateway.client_with_token(&token).await;
+    let token = signed_for(&scenario.wallet, Access::Full, minute);
+    let mut client = scenario.gateway.client_with_token(&token).await;
     let hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
     let request = ServiceRestartRequest {
-        lease_id: scene.request(&[]).lease_id,
+        lease_id: scenario.request(&[]).lease_id,
         timeout: Some(hour),
         ..ServiceRestartRequest::default()
     };
-    let begun = tokio::time::Instant::now();
-    let refused = client.service_restart(request).await.unwrap_err();
-    check("waiting", &refused, Code::Unauthenticated, "TOKEN_EXPIRED");
-    assert!(begun.elapsed() <= minute);
-    assert_eq!(scene.gateway.world.restarted(), ["web/0"], "it goes on");
+    let began = tokio::time::Instant::now();
+    let error = client.service_restart(request).await.unwrap_err();
+    check("waiting", &error, Code::Unauthenticated, "TOKEN_EXPIRED");
+    assert!(began.elapsed() <= minute);
+    assert_eq!(scenario.gateway.world.restarted(), ["web/0"], "the restart did not continue");
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_filter_means_the_services_that_are_granted() {
-    let scene = Scene::new(&[("api", 1), ("web", 1)]);
-    // One that does not exist is allowed, not asked for.
-    let mut client = scene.client(scene.granted(&[TokenScope::Logs], &["web", "later"])).await;
+async fn missing_filter_selects_granted_services() {
+    let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
+    // The grant may name a service that does not exist.
+    let mut client = scenario.client(scenario.granted(&[TokenScope::Logs], &["web", "later"])).await;
     for services in [&[][..], &["web"]] {
-        let stream = client.service_logs(scene.request(services)).await.unwrap();
+        let stream = client.service_logs(scenario.request(services)).await.unwrap();
         assert_eq!(lines(stream.into_inner()).await, ["of web\n"]);
     }
-    let missing = client.service_logs(scene.request(&["later"])).await.unwrap_err();
+    let missing = client.service_logs(scenario.request(&["later"])).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
     let time = Some(LogTime::from_nanos(1).into());
     let cursor =
         Cursor { service: "api".into(), instance: "uid/api/0".into(), time, ordinal: 1, ..Cursor::default() };
-    let resume = ServiceLogsRequest { resume: vec![cursor], ..scene.request(&[]) };
-    let refused = client.service_logs(resume).await.unwrap_err();
-    check("cursor", &refused, Code::PermissionDenied, "SERVICE_NOT_GRANTED");
+    let resume = ServiceLogsRequest { resume: vec![cursor], ..scenario.request(&[]) };
+    let error = client.service_logs(resume).await.unwrap_err();
+    check("cursor", &error, Code::PermissionDenied, "SERVICE_NOT_GRANTED");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_beyond_the_token_is_refused_alike_whether_it_exists_or_not() {
-    let scene = Scene::new(&[("api", 1), ("web", 1)]);
-    let mut client = scene.client(scene.granted(&[TokenScope::Logs], &["web"])).await;
-    let mut told = Vec::new();
+async fn error_does_not_reveal_if_ungranted_service_exists() {
+    let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
+    let mut client = scenario.client(scenario.granted(&[TokenScope::Logs], &["web"])).await;
+    let mut errors = Vec::new();
     for services in [&["api"][..], &["nope"], &["web", "api"], &["web", "nope"]] {
-        let status = client.service_logs(scene.request(services)).await.unwrap_err();
+        let status = client.service_logs(scenario.request(services)).await.unwrap_err();
         check("service", &status, Code::PermissionDenied, "SERVICE_NOT_GRANTED");
-        told.push((status.message().to_owned(), status.details().to_vec()));
+        errors.push((status.message().to_owned(), status.details().to_vec()));
     }
-    told.dedup();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(scene.gateway.world.open(), 0);
+    errors.dedup();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(scenario.gateway.world.open(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn holders_of_tokens_are_told_the_same_whether_a_foreign_lease_exists_or_not() {
-    let scene = Scene::new(&[("web", 1)]);
-    scene.gateway.world.add_lease(&lease(1), &[("web", 1)]);
-    let tokens = [Access::Full, scene.granted(&[TokenScope::Logs], &["web"])];
-    let mut told = Vec::new();
+async fn token_error_does_not_reveal_if_lease_exists() {
+    let scenario = Scenario::new(&[("web", 1)]);
+    scenario.gateway.world.add_lease(&lease(1), &[("web", 1)]);
+    let tokens = [Access::Full, scenario.granted(&[TokenScope::Logs], &["web"])];
+    let mut errors = Vec::new();
     for access in tokens {
-        let mut client = scene.client(access).await;
+        let mut client = scenario.client(access).await;
         for foreign in [lease(1), lease(2)] {
             let lease_id = Some(proto_lease(&foreign));
-            let request = ServiceLogsRequest { lease_id, ..scene.request(&[]) };
+            let request = ServiceLogsRequest { lease_id, ..scenario.request(&[]) };
             let status = client.service_logs(request).await.unwrap_err();
             check("foreign", &status, Code::PermissionDenied, "LEASE_NOT_YOURS");
-            told.push((status.message().to_owned(), status.details().to_vec()));
+            errors.push((status.message().to_owned(), status.details().to_vec()));
         }
     }
-    told.dedup();
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(scene.gateway.world.open(), 0);
+    errors.dedup();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert_eq!(scenario.gateway.world.open(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_of_nobody_or_signed_by_another_is_refused() {
-    let scene = Scene::new(&[("web", 1)]);
+async fn token_of_unknown_or_wrong_account_is_rejected() {
+    let scenario = Scenario::new(&[("web", 1)]);
     let stranger = Words::fresh().unwrap().wallet().unwrap();
-    let mut client = scene.gateway.client_with_token(&signed(&stranger, Access::Full)).await;
-    let status = client.service_logs(scene.request(&[])).await.unwrap_err();
+    let mut client = scenario.gateway.client_with_token(&signed(&stranger, Access::Full)).await;
+    let status = client.service_logs(scenario.request(&[])).await.unwrap_err();
     check("stranger", &status, Code::Unauthenticated, "ACCOUNT_UNKNOWN");
     let now = u64::try_from(LogTime::now().parts().0).unwrap();
-    let issuer = scene.wallet.key().address();
+    let issuer = scenario.wallet.key().address();
     let expires = now + 60;
     let claims = Claims { issuer, issued: now, not_before: now, expires, id: None, access: Access::Full };
     let forged = stranger.sign(Algorithm::Es256k, &claims).unwrap();
-    let mut client = scene.gateway.client_with_token(&forged).await;
-    let status = client.service_logs(scene.request(&[])).await.unwrap_err();
+    let mut client = scenario.gateway.client_with_token(&forged).await;
+    let status = client.service_logs(scenario.request(&[])).await.unwrap_err();
     check("forged", &status, Code::Unauthenticated, "TOKEN_SIGNATURE");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_ends_with_its_token_or_its_account() {
-    let scene = Scene::new(&[("web", 1)]);
-    let follow = ServiceLogsRequest { follow: true, ..scene.request(&[]) };
-    let mut client = scene.client(Access::Full).await;
-    let begun = tokio::time::Instant::now();
+async fn stream_ends_when_token_expires_or_account_is_revoked() {
+    let scenario = Scenario::new(&[("web", 1)]);
+    let follow = ServiceLogsRequest { follow: true, ..scenario.request(&[]) };
+    let mut client = scenario.client(Access::Full).await;
+    let began = tokio::time::Instant::now();
     let stream = client.service_logs(follow.clone()).await.unwrap().into_inner();
     let status = end(stream).await;
     check("expired", &status, Code::Unauthenticated, "TOKEN_EXPIRED");
-    // The token was made before this clock was read, and its times are whole seconds.
+    // The token was signed before this clock was read, and its times are whole seconds.
     let second = Duration::from_secs(1);
-    assert!(begun.elapsed() + 30 * second > LIFETIME && begun.elapsed() <= LIFETIME + second);
+    assert!(began.elapsed() + 30 * second > LIFETIME && began.elapsed() <= LIFETIME + second);
     let stream = client.service_logs(follow).await.unwrap().into_inner();
-    scene.gateway.withdraw_account(scene.lease.owner());
+    scenario.gateway.withdraw_account(scenario.lease.owner());
     check("withdrawn", &end(stream).await, Code::Unauthenticated, "ACCOUNT_WITHDRAWN");
 }

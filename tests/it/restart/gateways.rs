@@ -1,4 +1,5 @@
-//! Several gateways of one cluster: whichever a restart is sent to, never two replicas of a lease are down at once.
+//! Several gateways of one cluster: whichever receives a restart, at most one replica of a lease is down at a
+//! time.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -27,119 +28,119 @@ use crate::support::seeds::seeds;
 use crate::support::world::{Comeback, World};
 use crate::support::{lease, reason, replica};
 
-/// Replicas of the one service.
+/// Replicas of the only service.
 const REPLICAS: u32 = 3;
 
-/// More than anything here takes.
+/// Longer than any scenario.
 const LONG: Duration = Duration::from_secs(1_000_000);
 
-/// One lease whose replicas take a while to come back, and an API server.
+/// One lease whose replicas take some time to start again, and an API server.
 #[derive(Clone, Debug)]
-struct Town {
-    world: World,
+struct Scenario {
+    platform: World,
     cluster: Cluster,
     lease: LeaseId,
     random: Arc<Mutex<StdRng>>,
-    /// How often each replica was taken down.
-    taken: Arc<Mutex<HashMap<u32, usize>>>,
-    /// What must not be. (A panic in a task would end that task only.)
-    wrong: Arc<Mutex<Vec<String>>>,
+    /// How often each replica was stopped.
+    stopped: Arc<Mutex<HashMap<u32, usize>>>,
+    /// Violations. (A panic in a task would end that task only.)
+    violations: Arc<Mutex<Vec<String>>>,
     tasks: TaskTracker,
 }
 
-/// How the API server can be reached.
+/// The connection between a gateway and the API server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Wire {
+enum Network {
     #[default]
     Good,
-    /// Slow, and answers are lost, before or after what was asked for was done.
+    /// Slow. Requests and responses get lost.
     Bad,
-    /// Not at all.
+    /// No response at all.
     Cut,
 }
 
 /// The platform as one gateway sees it.
 #[derive(Debug)]
-struct Place {
-    town: Town,
-    turns: KubeLeaseLocks,
+struct GatewayPlatform {
+    scenario: Scenario,
+    locks: KubeLeaseLocks,
 }
 
 struct Gateway {
     restarts: RestartManager,
-    turns: KubeLeaseLocks,
-    wire: Arc<Mutex<Wire>>,
+    locks: KubeLeaseLocks,
+    network: Arc<Mutex<Network>>,
 }
 
-impl Town {
+impl Scenario {
     async fn new(seed: u64) -> Self {
-        let (world, cluster, lease) = (World::default(), Cluster::start().await, lease(1));
-        world.add_lease(&lease, &[("web", REPLICAS)]);
+        let (platform, cluster, lease) = (World::default(), Cluster::start().await, lease(1));
+        platform.add_lease(&lease, &[("web", REPLICAS)]);
         cluster.lease(&lease, "web", REPLICAS);
         for index in 0..REPLICAS {
-            world.start(&lease, &replica("web", index));
-            world.set_comeback(&replica("web", index), Comeback::Never);
+            platform.start(&lease, &replica("web", index));
+            platform.set_comeback(&replica("web", index), Comeback::Never);
         }
         let random = Arc::new(Mutex::new(StdRng::seed_from_u64(seed)));
         Self {
-            world,
+            platform,
             cluster,
             lease,
             random,
-            taken: Arc::default(),
-            wrong: Arc::default(),
+            stopped: Arc::default(),
+            violations: Arc::default(),
             tasks: TaskTracker::new(),
         }
     }
 
-    fn upto(&self, millis: u64) -> Duration {
+    fn up_to(&self, millis: u64) -> Duration {
         Duration::from_millis(self.random.lock().unwrap().random_range(0..=millis))
     }
 
-    fn chance(&self, of: f64) -> bool {
-        self.random.lock().unwrap().random_bool(of)
+    fn happens(&self, probability: f64) -> bool {
+        self.random.lock().unwrap().random_bool(probability)
     }
 
     fn gateway(&self) -> Gateway {
-        let (place, wire) = self.place();
-        let turns = place.turns.clone();
-        Gateway { restarts: RestartManager::new(place, Exporter::new().unwrap().metrics), turns, wire }
+        let (platform, network) = self.gateway_platform();
+        let locks = platform.locks.clone();
+        Gateway { restarts: RestartManager::new(platform, Exporter::new().unwrap().metrics), locks, network }
     }
 
-    fn place(&self) -> (Arc<Place>, Arc<Mutex<Wire>>) {
-        let wire = Arc::new(Mutex::new(Wire::Good));
-        let (cluster, town, state) = (self.cluster.clone(), self.clone(), Arc::clone(&wire));
+    fn gateway_platform(&self) -> (Arc<GatewayPlatform>, Arc<Mutex<Network>>) {
+        let network = Arc::new(Mutex::new(Network::Good));
+        let (cluster, scenario, state) = (self.cluster.clone(), self.clone(), Arc::clone(&network));
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
-            let (cluster, town, state) = (cluster.clone(), town.clone(), Arc::clone(&state));
+            let (cluster, scenario, state) = (cluster.clone(), scenario.clone(), Arc::clone(&state));
             async move {
-                let lost = || {
-                    let mut lost = http::Response::new(full("{}"));
-                    *lost.status_mut() = http::StatusCode::GATEWAY_TIMEOUT;
-                    lost
+                let timeout = || {
+                    let mut timeout = http::Response::new(full("{}"));
+                    *timeout.status_mut() = http::StatusCode::GATEWAY_TIMEOUT;
+                    timeout
                 };
                 let now = *state.lock().unwrap();
                 match now {
-                    Wire::Cut => std::future::pending().await,
-                    Wire::Good => {}
-                    Wire::Bad => {
-                        tokio::time::sleep(town.upto(1_500)).await;
-                        if town.chance(0.15) {
-                            return Ok::<_, Infallible>(lost());
+                    Network::Cut => std::future::pending().await,
+                    Network::Good => {}
+                    Network::Bad => {
+                        tokio::time::sleep(scenario.up_to(1_500)).await;
+                        if scenario.happens(0.15) {
+                            return Ok::<_, Infallible>(timeout());
                         }
                     }
                 }
                 let answer = cluster.answer(request).await;
-                if now == Wire::Bad {
-                    tokio::time::sleep(town.upto(1_500)).await;
-                    if town.chance(0.15) {
-                        return Ok(lost());
+                if now == Network::Bad {
+                    tokio::time::sleep(scenario.up_to(1_500)).await;
+                    if scenario.happens(0.15) {
+                        return Ok(timeout());
                     }
                 }
                 Ok(answer)
             }
         });
-        let turns = KubeLeaseLocks::new(kube::Client::new(service, "gateways"), "gateways".to_owned());
-        (Arc::new(Place { town: self.clone(), turns }), wire)
+        let locks = KubeLeaseLocks::new(kube::Client::new(service, "gateways"), "gateways".to_owned());
+        (Arc::new(GatewayPlatform { scenario: self.clone(), locks }), network)
     }
 
     fn is_up(&self, index: u32) -> bool {
@@ -147,11 +148,11 @@ impl Town {
     }
 
     fn view(&self) -> Arc<LeaseView> {
-        let watch = futures_util::FutureExt::now_or_never(self.world.watch(&self.lease)).unwrap();
+        let watch = futures_util::FutureExt::now_or_never(self.platform.watch(&self.lease)).unwrap();
         Arc::clone(&watch.unwrap().borrow())
     }
 
-    /// A pod's deletion arrives.
+    /// Deletes the pod of an instance, and starts another one later.
     fn delete(&self, replica: &Replica, instance: &Instance) {
         let newest = self.view().replica(replica).and_then(|slot| slot.newest().cloned());
         if newest.is_none_or(|run| run.instance != *instance || run.end.is_some()) {
@@ -159,26 +160,28 @@ impl Town {
         }
         let down: Vec<u32> = (0..REPLICAS).filter(|index| !self.is_up(*index)).collect();
         if !down.is_empty() {
-            self.wrong.lock().unwrap().push(format!("{replica} is taken down while {down:?} are down"));
+            let violation = format!("{replica} is stopped while {down:?} are down");
+            self.violations.lock().unwrap().push(violation);
         }
-        *self.taken.lock().unwrap().entry(replica.index).or_default() += 1;
-        let order = RestartRequest {
+        *self.stopped.lock().unwrap().entry(replica.index).or_default() += 1;
+        let request = RestartRequest {
             lease: self.lease.clone(),
             replica: replica.clone(),
             instance: Some(instance.clone()),
         };
-        futures_util::FutureExt::now_or_never(self.world.restart(order)).unwrap().unwrap();
-        let (town, replica) = (self.clone(), replica.clone());
+        futures_util::FutureExt::now_or_never(self.platform.restart(request)).unwrap().unwrap();
+        let (scenario, replica) = (self.clone(), replica.clone());
         self.tasks.spawn(async move {
-            tokio::time::sleep(town.upto(40_000)).await;
-            town.world.start(&town.lease, &replica);
+            tokio::time::sleep(scenario.up_to(40_000)).await;
+            scenario.platform.start(&scenario.lease, &replica);
         });
     }
 
-    fn taken(&self) -> Vec<usize> {
-        assert!(self.wrong.lock().unwrap().is_empty(), "{:?}", self.wrong.lock().unwrap());
-        let taken = self.taken.lock().unwrap();
-        (0..REPLICAS).map(|index| taken.get(&index).copied().unwrap_or_default()).collect()
+    /// Returns how often each replica was stopped.
+    fn stopped(&self) -> Vec<usize> {
+        assert_eq!(*self.violations.lock().unwrap(), Vec::<String>::new());
+        let stopped = self.stopped.lock().unwrap();
+        (0..REPLICAS).map(|index| stopped.get(&index).copied().unwrap_or_default()).collect()
     }
 
     fn request(&self, replicas: &[u32], id: Option<&str>) -> Request {
@@ -187,50 +190,51 @@ impl Town {
         Request { lease: self.lease.clone(), filter, id: id.map(|id| id.parse().unwrap()) }
     }
 
-    /// What each gateway's call does: asks the others, and begins if they know nothing.
+    /// Calls a gateway as the service does: first looks for a known job, here and at other gateways, then
+    /// begins one.
     async fn call(&self, gateway: &Gateway, request: Request) -> Result<Arc<RestartJob>, Rejection> {
-        if let Some(round) = gateway.restarts.find(&request)? {
-            return Ok(round);
+        if let Some(job) = gateway.restarts.find(&request)? {
+            return Ok(job);
         }
         match gateway.restarts.adopt_remote(&request).await? {
-            Some(round) => Ok(round),
+            Some(job) => Ok(job),
             None => gateway.restarts.begin(request, &self.view()),
         }
     }
 
-    /// Who has the turn, as the one object that there is says.
+    /// Returns the holder of the restart lock.
     fn holder(&self) -> Value {
         self.cluster.turns()[0]["spec"]["holderIdentity"].clone()
     }
 
-    /// What is written on it.
-    fn note(&self) -> Value {
-        let turns = self.cluster.turns();
-        serde_json::from_str(turns[0]["metadata"]["annotations"]["leasemux/restarts"].as_str().unwrap())
+    /// Returns the restart record.
+    fn record(&self) -> Value {
+        let locks = self.cluster.turns();
+        serde_json::from_str(locks[0]["metadata"]["annotations"]["leasemux/restarts"].as_str().unwrap())
             .unwrap()
     }
 }
 
-impl Platform for Place {
+impl Platform for GatewayPlatform {
     fn name(&self) -> &'static str {
-        "place"
+        "gateway"
     }
 
     fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
-        self.town.world.watch(lease)
+        self.scenario.platform.watch(lease)
     }
 
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
-        self.town.world.tail(request)
+        self.scenario.platform.tail(request)
     }
 
-    /// What was sent arrives some time later, even if the sender has died meanwhile.
+    /// The request takes effect some time later, even if the gateway has died by then.
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
-        let town = self.town.clone();
-        let sent = self.town.tasks.spawn(async move {
-            let late = if town.chance(0.1) { 30_000 } else { 1_000 };
-            tokio::time::sleep(town.upto(late)).await;
-            town.delete(&request.replica, &request.instance.unwrap());
+        let scenario = self.scenario.clone();
+        let sent = self.scenario.tasks.spawn(async move {
+            let delay = if scenario.happens(0.1) { 30_000 } else { 1_000 };
+            tokio::time::sleep(scenario.up_to(delay)).await;
+            scenario.delete(&request.replica, &request.instance.unwrap());
         });
         Box::pin(async move {
             sent.await.unwrap();
@@ -239,13 +243,13 @@ impl Platform for Place {
     }
 
     fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
-        Some(Arc::new(self.turns.clone()))
+        Some(Arc::new(self.locks.clone()))
     }
 }
 
 impl Gateway {
-    fn set(&self, wire: Wire) {
-        *self.wire.lock().unwrap() = wire;
+    fn set(&self, network: Network) {
+        *self.network.lock().unwrap() = network;
     }
 }
 
@@ -254,8 +258,8 @@ fn full(text: &'static str) -> http_body_util::combinators::BoxBody<bytes::Bytes
     http_body_util::Full::from(text).map_err(|never| match never {}).boxed()
 }
 
-fn verdicts(round: &RestartJob) -> Vec<Option<ReplicaOutcome>> {
-    round.outcomes().map(|(_, verdict)| verdict.cloned()).collect()
+fn outcomes(job: &RestartJob) -> Vec<Option<ReplicaOutcome>> {
+    job.outcomes().map(|(_, outcome)| outcome.cloned()).collect()
 }
 
 fn all_active() -> Vec<Option<ReplicaOutcome>> {
@@ -263,248 +267,255 @@ fn all_active() -> Vec<Option<ReplicaOutcome>> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_call_at_two_gateways_restarts_once_and_both_are_told() {
-    let town = Town::new(1).await;
-    let (a, b) = (town.gateway(), town.gateway());
-    let request = town.request(&[], Some("deploy-7"));
-    let (first, second) = tokio::join!(town.call(&a, request.clone()), town.call(&b, request.clone()));
+async fn same_call_at_two_gateways_restarts_once() {
+    let scenario = Scenario::new(1).await;
+    let (a, b) = (scenario.gateway(), scenario.gateway());
+    let request = scenario.request(&[], Some("deploy-7"));
+    let (first, second) =
+        tokio::join!(scenario.call(&a, request.clone()), scenario.call(&b, request.clone()));
     let (first, second) = (first.unwrap(), second.unwrap());
     tokio::join!(first.wait(LONG), second.wait(LONG));
-    assert_eq!((verdicts(&first), verdicts(&second)), (all_active(), all_active()));
-    assert_eq!(town.taken(), [1, 1, 1]);
-    // A gateway that has just come is told as well, and so is one that asks for something else by that name.
-    let third = town.gateway();
-    let round = town.call(&third, request).await.unwrap();
-    round.wait(LONG).await;
-    assert_eq!((verdicts(&round), town.taken()), (all_active(), vec![1, 1, 1]));
-    let other = town.request(&[1], Some("deploy-7"));
-    assert_eq!(town.call(&town.gateway(), other).await.unwrap_err(), Rejection::IdReused);
-    // The object is nobody's now, belongs to the lease's namespace, and is deleted when the hour is over.
-    let object = town.cluster.turns().remove(0);
+    assert_eq!((outcomes(&first), outcomes(&second)), (all_active(), all_active()));
+    assert_eq!(scenario.stopped(), [1, 1, 1]);
+    // A new gateway finds the outcome too. Another request with the same id is rejected.
+    let third = scenario.gateway();
+    let job = scenario.call(&third, request).await.unwrap();
+    job.wait(LONG).await;
+    assert_eq!((outcomes(&job), scenario.stopped()), (all_active(), vec![1, 1, 1]));
+    let other = scenario.request(&[1], Some("deploy-7"));
+    assert_eq!(scenario.call(&scenario.gateway(), other).await.unwrap_err(), Rejection::IdReused);
+    // Nobody holds the lock now. It belongs to the lease's namespace, and is deleted when the hour is over.
+    let object = scenario.cluster.turns().remove(0);
     let transitions = object["spec"]["leaseTransitions"].as_u64().unwrap();
-    assert!(transitions <= 2, "who renews keeps the turn until it is over: {transitions}");
+    assert!(transitions <= 2, "a holder lost the lock although it renewed it: {transitions}");
     assert!(object["spec"]["holderIdentity"].is_null(), "{object}");
-    assert_eq!(object["metadata"]["ownerReferences"][0]["name"], town.lease.namespace());
+    assert_eq!(object["metadata"]["ownerReferences"][0]["name"], scenario.lease.namespace());
     assert_eq!(object["metadata"]["namespace"], "gateways");
     for gateway in [&a, &b] {
-        gateway.turns.sweep().await;
+        gateway.locks.sweep().await;
     }
-    assert_eq!(town.cluster.turns().len(), 1);
+    assert_eq!(scenario.cluster.turns().len(), 1);
     tokio::time::sleep(Duration::from_secs(4_000)).await;
     for gateway in [&a, &b] {
-        gateway.turns.sweep().await;
+        gateway.locks.sweep().await;
     }
-    assert!(town.cluster.turns().is_empty());
+    assert!(scenario.cluster.turns().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_no_name_leaves_nothing_behind() {
-    let town = Town::new(2).await;
-    let (a, b) = (town.gateway(), town.gateway());
-    let (first, second) =
-        tokio::join!(town.call(&a, town.request(&[], None)), town.call(&b, town.request(&[], None)));
+async fn call_without_id_leaves_no_lock_object() {
+    let scenario = Scenario::new(2).await;
+    let (a, b) = (scenario.gateway(), scenario.gateway());
+    let (first, second) = tokio::join!(
+        scenario.call(&a, scenario.request(&[], None)),
+        scenario.call(&b, scenario.request(&[], None))
+    );
     let (first, second) = (first.unwrap(), second.unwrap());
     tokio::join!(first.wait(LONG), second.wait(LONG));
-    assert_eq!((verdicts(&first), verdicts(&second)), (all_active(), all_active()));
-    assert_eq!(town.taken(), [2, 2, 2]);
+    assert_eq!((outcomes(&first), outcomes(&second)), (all_active(), all_active()));
+    assert_eq!(scenario.stopped(), [2, 2, 2]);
     for gateway in [&a, &b] {
         gateway.restarts.finish(LONG).await;
     }
-    assert!(town.cluster.turns().is_empty(), "{:?}", town.cluster.turns());
+    assert!(scenario.cluster.turns().is_empty(), "{:?}", scenario.cluster.turns());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_dies_amid_a_restart_is_succeeded() {
-    let town = Town::new(3).await;
-    let (a, b) = (town.gateway(), town.gateway());
-    let request = town.request(&[], Some("deploy-8"));
-    town.call(&a, request.clone()).await.unwrap();
-    while town.is_up(1) {
+async fn restart_of_dead_gateway_is_resumed_by_another() {
+    let scenario = Scenario::new(3).await;
+    let (a, b) = (scenario.gateway(), scenario.gateway());
+    let request = scenario.request(&[], Some("deploy-8"));
+    scenario.call(&a, request.clone()).await.unwrap();
+    while scenario.is_up(1) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(town.note()["hand"]["index"], 1);
-    // Not even a word of farewell gets through.
-    a.set(Wire::Cut);
+    assert_eq!(scenario.record()["hand"]["index"], 1);
+    // The gateway cannot release the lock.
+    a.set(Network::Cut);
     drop(a);
-    let (died, holder) = (tokio::time::Instant::now(), town.holder());
-    let round = town.call(&b, request).await.unwrap();
-    // What has come of the first is known at once.
-    assert_eq!(verdicts(&round), [Some(ReplicaOutcome::Active), None, None]);
-    while town.holder() == holder {
+    let (died, holder) = (tokio::time::Instant::now(), scenario.holder());
+    let job = scenario.call(&b, request).await.unwrap();
+    // The first outcome is known at once.
+    assert_eq!(outcomes(&job), [Some(ReplicaOutcome::Active), None, None]);
+    while scenario.holder() == holder {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    // By the clock of who looks: from the first look on, and not much longer.
+    // The lock expires by the observer's clock, counted from its first observation.
     assert!((15..=20).contains(&died.elapsed().as_secs()), "{:?}", died.elapsed());
-    round.wait(LONG).await;
-    assert_eq!((verdicts(&round), town.taken()), (all_active(), vec![1, 1, 1]));
+    job.wait(LONG).await;
+    assert_eq!((outcomes(&job), scenario.stopped()), (all_active(), vec![1, 1, 1]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_shuts_down_gives_its_turn_back_and_another_goes_on() {
-    let town = Town::new(4).await;
-    let (a, b) = (town.gateway(), town.gateway());
-    let request = town.request(&[], Some("deploy-9"));
-    let first = town.call(&a, request.clone()).await.unwrap();
-    while town.is_up(0) {
+async fn shutdown_releases_lock_and_another_gateway_resumes() {
+    let scenario = Scenario::new(4).await;
+    let (a, b) = (scenario.gateway(), scenario.gateway());
+    let request = scenario.request(&[], Some("deploy-9"));
+    let first = scenario.call(&a, request.clone()).await.unwrap();
+    while scenario.is_up(0) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     a.restarts.finish(LONG).await;
     assert!(matches!(
-        &verdicts(&first)[..],
+        &outcomes(&first)[..],
         [Some(ReplicaOutcome::Active), Some(ReplicaOutcome::NotAttempted(_)), Some(_)]
     ));
-    assert!(town.cluster.turns()[0]["spec"]["holderIdentity"].is_null());
-    let round = town.call(&b, request).await.unwrap();
-    round.wait(LONG).await;
-    assert_eq!((verdicts(&round), town.taken()), (all_active(), vec![1, 1, 1]));
+    assert!(scenario.cluster.turns()[0]["spec"]["holderIdentity"].is_null());
+    let job = scenario.call(&b, request).await.unwrap();
+    job.wait(LONG).await;
+    assert_eq!((outcomes(&job), scenario.stopped()), (all_active(), vec![1, 1, 1]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_cannot_reach_the_others_takes_nothing_down() {
-    let town = Town::new(5).await;
-    let (a, b) = (town.gateway(), town.gateway());
-    a.set(Wire::Cut);
-    let refused = town.call(&a, town.request(&[], None)).await.unwrap_err();
-    assert!(matches!(refused, Rejection::Alone(_)), "{refused:?}");
-    // Cut off amid a restart: the replica in hand is seen to its end, and no further one is touched before the turn is back.
-    let first = town.call(&b, town.request(&[], Some("deploy-10"))).await.unwrap();
-    while town.is_up(0) {
+async fn isolated_gateway_stops_no_replica() {
+    let scenario = Scenario::new(5).await;
+    let (a, b) = (scenario.gateway(), scenario.gateway());
+    a.set(Network::Cut);
+    let rejection = scenario.call(&a, scenario.request(&[], None)).await.unwrap_err();
+    assert!(matches!(rejection, Rejection::Alone(_)), "{rejection:?}");
+    // A gateway that is cut off during a restart finishes the current replica, and attempts no other without
+    // the lock.
+    let first = scenario.call(&b, scenario.request(&[], Some("deploy-10"))).await.unwrap();
+    while scenario.is_up(0) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    b.set(Wire::Cut);
+    b.set(Network::Cut);
     tokio::time::sleep(Duration::from_secs(300)).await;
-    assert_eq!(town.taken(), [1, 0, 0]);
-    a.set(Wire::Good);
-    let second = town.call(&a, town.request(&[], Some("deploy-10"))).await.unwrap();
+    assert_eq!(scenario.stopped(), [1, 0, 0]);
+    a.set(Network::Good);
+    let second = scenario.call(&a, scenario.request(&[], Some("deploy-10"))).await.unwrap();
     second.wait(LONG).await;
-    assert_eq!((verdicts(&second), town.taken()), (all_active(), vec![1, 1, 1]));
-    // The one that was cut off has given up, and is told when it is asked again.
+    assert_eq!((outcomes(&second), scenario.stopped()), (all_active(), vec![1, 1, 1]));
+    // That gateway has given up. It finds the outcome of the other one when it is called again.
     first.wait(LONG).await;
     assert!(matches!(
-        &verdicts(&first)[1..],
+        &outcomes(&first)[1..],
         [Some(ReplicaOutcome::NotAttempted(_)), Some(ReplicaOutcome::NotAttempted(_))]
     ));
-    b.set(Wire::Good);
-    let third = town.call(&b, town.request(&[], Some("deploy-10"))).await.unwrap();
+    b.set(Network::Good);
+    let third = scenario.call(&b, scenario.request(&[], Some("deploy-10"))).await.unwrap();
     third.wait(LONG).await;
-    assert_eq!((verdicts(&third), town.taken()), (all_active(), vec![1, 1, 1]));
+    assert_eq!((outcomes(&third), scenario.stopped()), (all_active(), vec![1, 1, 1]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_taken_down_that_is_not_written_down() {
-    let town = Town::new(8).await;
-    let gateway = town.gateway();
-    let round = town.call(&gateway, town.request(&[], None)).await.unwrap();
+async fn replica_is_not_stopped_before_record_is_written() {
+    let scenario = Scenario::new(8).await;
+    let gateway = scenario.gateway();
+    let job = scenario.call(&gateway, scenario.request(&[], None)).await.unwrap();
     for is_up in [false, true] {
-        while town.is_up(0) != is_up {
+        while scenario.is_up(0) != is_up {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
-    // The turn is held still when the first has its verdict, and the second cannot be written down.
+    // The lock is still held when the first replica has its outcome, and the second one cannot be recorded.
     tokio::time::sleep(Duration::from_millis(4_800)).await;
-    gateway.set(Wire::Cut);
-    round.wait(LONG).await;
-    assert_eq!(town.taken(), [1, 0, 0]);
+    gateway.set(Network::Cut);
+    job.wait(LONG).await;
+    assert_eq!(scenario.stopped(), [1, 0, 0]);
     assert!(matches!(
-        &verdicts(&round)[..2],
+        &outcomes(&job)[..2],
         [Some(ReplicaOutcome::Active), Some(ReplicaOutcome::NotAttempted(_))]
     ));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_is_unavailable_while_the_turn_cannot_be_asked_for() {
-    let town = Town::new(7).await;
-    let (place, wire) = town.place();
-    let gateway = crate::support::gateway::Gateway::on(place);
+async fn call_is_unavailable_while_lock_is_unreachable() {
+    let scenario = Scenario::new(7).await;
+    let (platform, network) = scenario.gateway_platform();
+    let gateway = crate::support::gateway::Gateway::on(platform);
     let (owner, certificate) = gateway.tenant();
-    let lease = LeaseId::new(owner.as_str(), 7, 1, 1, town.lease.provider().as_str()).unwrap();
-    town.world.add_lease(&lease, &[("web", 1)]);
-    town.world.start(&lease, &replica("web", 0));
-    let scene = Scene { gateway, lease, certificate };
-    *wire.lock().unwrap() = Wire::Cut;
-    let status = restart(&scene, all(&scene, super::LONG)).await.unwrap_err();
+    let lease = LeaseId::new(owner.as_str(), 7, 1, 1, scenario.lease.provider().as_str()).unwrap();
+    scenario.platform.add_lease(&lease, &[("web", 1)]);
+    scenario.platform.start(&lease, &replica("web", 0));
+    let served = Scene { gateway, lease, certificate };
+    *network.lock().unwrap() = Network::Cut;
+    let status = restart(&served, all(&served, super::LONG)).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "PLATFORM_UNAVAILABLE"));
-    assert!(town.world.restarted().is_empty());
+    assert!(scenario.platform.restarted().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_calls_are_remembered_and_no_more() {
-    let town = Town::new(6).await;
-    let gateway = town.gateway();
+async fn record_keeps_64_newest_calls() {
+    let scenario = Scenario::new(6).await;
+    let gateway = scenario.gateway();
     for call in 0..70 {
         let id = format!("{call}-{}", "x".repeat(120));
-        let round = town.call(&gateway, town.request(&[call % REPLICAS], Some(&id))).await.unwrap();
-        // So that the hour of the first is not over before the last comes.
-        round.wait(LONG).await;
+        let job = scenario.call(&gateway, scenario.request(&[call % REPLICAS], Some(&id))).await.unwrap();
+        // Before the next call, so that all calls fit into an hour.
+        job.wait(LONG).await;
     }
     gateway.restarts.finish(LONG).await;
-    let note = town.note();
-    let calls = note["calls"].as_array().unwrap();
+    let record = scenario.record();
+    let calls = record["calls"].as_array().unwrap();
     assert_eq!(calls.len(), 64);
     assert!(calls[0]["id"].as_str().unwrap().starts_with("6-"), "the oldest are dropped: {}", calls[0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whichever_gateway_is_asked_never_two_replicas_are_down() {
+async fn random_calls_never_stop_two_replicas_at_once() {
     for seed in seeds(20) {
         println!("seed: {seed}");
-        live(seed).await;
+        run_random(seed).await;
     }
 }
 
-/// One random life of three gateways: calls to any of them, bad wires, cuts, deaths.
-async fn live(seed: u64) {
-    let town = Town::new(seed).await;
+/// Runs a random scenario with three gateways: calls to any of them, bad and broken connections, crashes.
+async fn run_random(seed: u64) {
+    let scenario = Scenario::new(seed).await;
     let mut random = StdRng::seed_from_u64(!seed);
-    let mut gateways: Vec<Gateway> = (0..3).map(|_| town.gateway()).collect();
-    let mut rounds: Vec<(String, Arc<RestartJob>)> = Vec::new();
+    let mut gateways: Vec<Gateway> = (0..3).map(|_| scenario.gateway()).collect();
+    let mut jobs: Vec<(String, Arc<RestartJob>)> = Vec::new();
     for _ in 0..random.random_range(5..30) {
         let at = random.random_range(0..gateways.len());
         match random.random_range(0..12) {
             0..=4 => {
-                // Each name goes with the same replicas.
-                let name = random.random_range(0..4_u32);
-                let replicas: Vec<u32> = if name == 3 { vec![] } else { vec![name] };
-                let id = random.random_bool(0.7).then(|| format!("call-{name}"));
-                let request = town.request(&replicas, id.as_deref());
-                match tokio::time::timeout(Duration::from_secs(60), town.call(&gateways[at], request)).await {
-                    Ok(Ok(round)) => rounds.push((id.unwrap_or_default(), round)),
+                // Each id goes with the same replicas.
+                let number = random.random_range(0..4_u32);
+                let replicas: Vec<u32> = if number == 3 { vec![] } else { vec![number] };
+                let id = random.random_bool(0.7).then(|| format!("call-{number}"));
+                let request = scenario.request(&replicas, id.as_deref());
+                match tokio::time::timeout(Duration::from_secs(60), scenario.call(&gateways[at], request))
+                    .await
+                {
+                    Ok(Ok(job)) => jobs.push((id.unwrap_or_default(), job)),
                     Ok(Err(Rejection::Alone(_))) => {}
                     other => panic!("seed {seed}: {other:?}"),
                 }
             }
-            5 => gateways[at].set(Wire::Bad),
-            6 => gateways[at].set(Wire::Cut),
-            7 | 8 => gateways[at].set(Wire::Good),
+            5 => gateways[at].set(Network::Bad),
+            6 => gateways[at].set(Network::Cut),
+            7 | 8 => gateways[at].set(Network::Good),
             9 => {
                 if random.random() {
-                    gateways[at].set(Wire::Cut);
+                    gateways[at].set(Network::Cut);
                 }
-                gateways[at] = town.gateway();
+                gateways[at] = scenario.gateway();
             }
             _ => tokio::time::sleep(Duration::from_millis(random.random_range(0..30_000))).await,
         }
     }
     for gateway in &gateways {
-        gateway.set(Wire::Good);
+        gateway.set(Network::Good);
     }
-    assert!(!rounds.is_empty() || town.taken() == [0, 0, 0]);
-    for (_, round) in &rounds {
-        round.wait(LONG).await;
-        assert!(verdicts(round).iter().all(Option::is_some), "seed {seed}: {round:?}");
+    assert!(!jobs.is_empty() || scenario.stopped() == [0, 0, 0]);
+    for (_, job) in &jobs {
+        job.wait(LONG).await;
+        assert!(outcomes(job).iter().all(Option::is_some), "seed {seed}: {job:?}");
     }
     for gateway in gateways {
         gateway.restarts.finish(LONG).await;
     }
-    for name in 0..4 {
-        let name = format!("call-{name}");
-        let told = rounds.iter().filter(|(id, _)| *id == name).flat_map(|(_, round)| verdicts(round));
-        // A gateway that was cut off may see the run that it waits for make way for another's call.
-        let is_wrong = |verdict: &ReplicaOutcome| matches!(verdict, ReplicaOutcome::Failed(why) if !why.ends_with("(Restarted)"));
-        let told: Vec<ReplicaOutcome> = told.flatten().collect();
-        assert!(!told.iter().any(is_wrong), "seed {seed}: {told:?}");
+    for number in 0..4 {
+        let name = format!("call-{number}");
+        let known = jobs.iter().filter(|(id, _)| *id == name).flat_map(|(_, job)| outcomes(job));
+        // A gateway that was cut off may see that another call replaces the run that it watches.
+        let is_wrong = |outcome: &ReplicaOutcome| matches!(outcome, ReplicaOutcome::Failed(why) if !why.ends_with("(Restarted)"));
+        let known: Vec<ReplicaOutcome> = known.flatten().collect();
+        assert!(!known.iter().any(is_wrong), "seed {seed}: {known:?}");
     }
-    town.tasks.close();
-    town.tasks.wait().await;
-    assert!(town.wrong.lock().unwrap().is_empty(), "seed {seed}: {:?}", town.wrong.lock().unwrap());
+    scenario.tasks.close();
+    scenario.tasks.wait().await;
+    let violations = scenario.violations.lock().unwrap();
+    assert!(violations.is_empty(), "seed {seed}: {violations:?}");
 }

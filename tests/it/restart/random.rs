@@ -1,4 +1,4 @@
-//! Random lives: calls that overlap, replicas that crash by themselves or do not come back, a platform that fails.
+//! Random scenarios: overlapping calls, replicas that crash or do not start again, a failing platform.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,15 +17,15 @@ use tokio::sync::watch;
 use crate::support::world::{Comeback, World};
 use crate::support::{lease, replica};
 
-/// Replicas of the one service.
+/// Replicas of the only service.
 const REPLICAS: u32 = 3;
 
-/// Request ids that are used again and again.
+/// Request ids, which calls reuse.
 const IDS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// A call for these replicas, all if there is none, perhaps by a name.
+    /// A call for these replicas (all, if none is given), with an optional request id.
     Call {
         replicas: Vec<u32>,
         id: Option<usize>,
@@ -64,19 +64,20 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// The fake world, behind a witness that no replica is taken down before there is a verdict on the one before.
+/// A fake platform that checks that no replica is stopped before the previous one has an outcome.
 #[derive(Debug)]
-struct Witnessed {
-    world: World,
+struct CheckedPlatform {
+    fake: World,
     metrics: Exporter,
-    taken: AtomicU64,
-    /// The order that the platform could not take, and may be given again.
-    retried: Mutex<Option<RestartRequest>>,
+    /// Replicas that were stopped.
+    stopped: AtomicU64,
+    /// The last request, which may be repeated after a failure.
+    last: Mutex<Option<RestartRequest>>,
 }
 
-impl Witnessed {
-    /// How many replicas that were not left alone have a verdict.
-    fn judged(&self) -> u64 {
+impl CheckedPlatform {
+    /// Returns the number of replicas with an outcome, without those not attempted.
+    fn decided(&self) -> u64 {
         let text = self.metrics.render();
         let of = |result: &str| -> u64 {
             let series = format!("leasemux_restarts_total{{result=\"{result}\"}} ");
@@ -86,59 +87,58 @@ impl Witnessed {
     }
 }
 
-impl Platform for Witnessed {
+impl Platform for CheckedPlatform {
     fn name(&self) -> &'static str {
-        "witnessed"
+        "checked"
     }
 
     fn watch(&self, lease: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
-        self.world.watch(lease)
+        self.fake.watch(lease)
     }
 
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
-        self.world.tail(request)
+        self.fake.tail(request)
     }
 
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
-        let mut retried = self.retried.lock().unwrap();
-        if self.judged() == self.taken.load(Ordering::SeqCst) {
-            self.taken.fetch_add(1, Ordering::SeqCst);
+        let mut last = self.last.lock().unwrap();
+        if self.decided() == self.stopped.load(Ordering::SeqCst) {
+            self.stopped.fetch_add(1, Ordering::SeqCst);
         } else {
-            assert_eq!(retried.as_ref(), Some(&request), "a second replica is taken down");
+            assert_eq!(last.as_ref(), Some(&request), "a second replica is stopped");
         }
-        let (order, world) = (request.clone(), self.world.clone());
-        let answer = Box::pin(async move { world.restart(request).await });
-        *retried = Some(order);
-        answer
+        *last = Some(request.clone());
+        let fake = self.fake.clone();
+        Box::pin(async move { fake.restart(request).await })
     }
 }
 
-struct Life {
+struct Scenario {
     lease: LeaseId,
-    world: World,
+    platform: World,
     restarts: RestartManager,
-    rounds: Vec<(Request, Arc<RestartJob>)>,
+    jobs: Vec<(Request, Arc<RestartJob>)>,
 }
 
-impl Life {
+impl Scenario {
     fn view(&self) -> Arc<LeaseView> {
-        let watch = futures_util::FutureExt::now_or_never(self.world.watch(&self.lease)).unwrap();
+        let watch = futures_util::FutureExt::now_or_never(self.platform.watch(&self.lease)).unwrap();
         Arc::clone(&watch.unwrap().borrow())
     }
 
     async fn act(&mut self, action: Action) {
-        let slot = |index| replica("web", index);
+        let web = |index| replica("web", index);
         match action {
             Action::Call { replicas, id } => self.call(&replicas, id),
-            Action::Comeback { replica, comeback } => self.world.set_comeback(&slot(replica), comeback),
+            Action::Comeback { replica, comeback } => self.platform.set_comeback(&web(replica), comeback),
             Action::Crash { replica } => {
-                if self.view().replica(&slot(replica)).unwrap().present().is_some() {
-                    self.world.end(&self.lease, &slot(replica), 1);
+                if self.view().replica(&web(replica)).unwrap().present().is_some() {
+                    self.platform.end(&self.lease, &web(replica), 1);
                 }
             }
             Action::Start { replica } => {
-                if self.view().replica(&slot(replica)).unwrap().present().is_none() {
-                    self.world.start(&self.lease, &slot(replica));
+                if self.view().replica(&web(replica)).unwrap().present().is_none() {
+                    self.platform.start(&self.lease, &web(replica));
                 }
             }
             Action::Wait { millis } => tokio::time::sleep(Duration::from_millis(millis)).await,
@@ -150,76 +150,82 @@ impl Life {
         filter.add("web".parse().unwrap(), replicas);
         let id = id.map(|id| format!("call-{id}").parse().unwrap());
         let request = Request { lease: self.lease.clone(), filter, id };
-        let before = self.rounds.iter().find(|(known, _)| request.id.is_some() && known.id == request.id);
+        let before = self.jobs.iter().find(|(known, _)| request.id.is_some() && known.id == request.id);
         match (self.restarts.begin(request.clone(), &self.view()), before) {
-            (Ok(round), Some((known, first))) => {
-                assert_eq!(*known, request, "another request by the same name");
-                assert!(Arc::ptr_eq(&round, first), "the same call twice");
+            (Ok(job), Some((known, first))) => {
+                assert_eq!(*known, request, "the same id with another request");
+                assert!(Arc::ptr_eq(&job, first), "a repeated call created another job");
             }
-            (Ok(round), None) => self.rounds.push((request, round)),
+            (Ok(job), None) => self.jobs.push((request, job)),
             (Err(Rejection::IdReused), Some((known, _))) => assert_ne!(*known, request),
-            (Err(refused), _) => panic!("{refused:?}"),
+            (Err(rejection), _) => panic!("{rejection:?}"),
         }
     }
 
-    /// Each replica of each call has one verdict at last, and behind a failure nothing was touched.
-    async fn finish(self, witness: &Witnessed) {
-        for (request, round) in &self.rounds {
-            round.wait(Duration::from_secs(1_000_000)).await;
-            let verdicts: Vec<(&Replica, &ReplicaOutcome)> = round
+    /// Checks that each replica of each call has an outcome, and that no replica was attempted after a
+    /// failure.
+    async fn finish(self, platform: &CheckedPlatform) {
+        for (request, job) in &self.jobs {
+            job.wait(Duration::from_secs(1_000_000)).await;
+            let outcomes: Vec<(&Replica, &ReplicaOutcome)> = job
                 .outcomes()
-                .map(|(replica, verdict)| {
-                    (replica, verdict.unwrap_or_else(|| panic!("{replica} of {request:?}")))
+                .map(|(replica, outcome)| {
+                    (replica, outcome.unwrap_or_else(|| panic!("{replica} of {request:?}")))
                 })
                 .collect();
-            let asked = verdicts.iter().all(|(replica, _)| request.filter.wants(replica));
-            assert!(asked && verdicts.len() == self.view().select(&request.filter).count());
-            for (replica, verdict) in &verdicts {
-                match verdict {
+            let selected = outcomes.iter().all(|(replica, _)| request.filter.wants(replica));
+            assert!(selected && outcomes.len() == self.view().select(&request.filter).count());
+            for (replica, outcome) in &outcomes {
+                match outcome {
                     ReplicaOutcome::Active | ReplicaOutcome::Failed(_) => {}
                     ReplicaOutcome::NotAttempted(why) => {
                         let blames =
                             |other: &Replica| why.contains(&format!("the restart of {other} failed"));
                         assert!(
-                            verdicts.iter().any(|(other, _)| other != replica && blames(other)),
+                            outcomes.iter().any(|(other, _)| other != replica && blames(other)),
                             "{replica}: {why}"
                         );
                     }
-                    ReplicaOutcome::Abandoned => panic!("{replica} was given up"),
+                    ReplicaOutcome::Abandoned => panic!("{replica} was abandoned"),
                 }
             }
         }
-        assert_eq!(witness.judged(), witness.taken.load(Ordering::SeqCst));
+        assert_eq!(platform.decided(), platform.stopped.load(Ordering::SeqCst));
         self.restarts.finish(Duration::ZERO).await;
     }
 }
 
+/// Returns the number of scenarios: 200, or `PROPTEST_CASES`.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
     #[test]
-    fn one_at_a_time_and_one_verdict_each(actions in prop::collection::vec(action(), 1..25)) {
+    fn replicas_restart_one_at_a_time_with_one_outcome(actions in prop::collection::vec(action(), 1..25)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let world = World::default();
+            let fake = World::default();
             let lease = lease(1);
-            world.add_lease(&lease, &[("web", REPLICAS)]);
+            fake.add_lease(&lease, &[("web", REPLICAS)]);
             for index in 0..REPLICAS {
-                world.start(&lease, &replica("web", index));
+                fake.start(&lease, &replica("web", index));
             }
             let metrics = Exporter::new().unwrap();
             let handles: Metrics = metrics.metrics.clone();
-            let witness = Arc::new(Witnessed {
-                world: world.clone(),
+            let platform = Arc::new(CheckedPlatform {
+                fake: fake.clone(),
                 metrics,
-                taken: AtomicU64::new(0),
-                retried: Mutex::default(),
+                stopped: AtomicU64::new(0),
+                last: Mutex::default(),
             });
-            let restarts = RestartManager::new(Arc::clone(&witness) as Arc<dyn Platform>, handles);
-            let mut life = Life { lease, world, restarts, rounds: Vec::new() };
+            let restarts = RestartManager::new(Arc::clone(&platform) as Arc<dyn Platform>, handles);
+            let mut scenario = Scenario { lease, platform: fake, restarts, jobs: Vec::new() };
             for action in actions {
-                life.act(action).await;
+                scenario.act(action).await;
             }
-            life.finish(&witness).await;
+            scenario.finish(&platform).await;
         });
     }
 }
