@@ -1,6 +1,6 @@
-//! Turns `proto/` into Rust, without `protoc`: protox parses, tonic-prost-build generates, and the descriptor set is
-//! kept for gRPC reflection. And keeps the compiler's version, and the commit if whoever builds says it, for whoever asks what is
-//! running; and has the linker compress what backtraces take files and lines from.
+//! Generates code from `proto/` without `protoc`: protox parses, tonic-prost-build generates. Stores the
+//! descriptor set for gRPC reflection, and the versions of compiler and sources for `--version` and
+//! `leasemux_build_info`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,16 +15,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".akash.provider.lease.v1.ServiceLogs.logs")
         .compile_fds(descriptors)?;
-    // What is asked of a node is no part of what the gateway serves, so not of what reflection tells.
-    let of_nodes =
+    // Separate from the above: the gateway does not serve the API of nodes, so reflection must not list it.
+    let node_api =
         protox::compile(["akash/cert/v1/query.proto", "cosmos/auth/v1beta1/query.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(of_nodes)?;
+    tonic_prost_build::configure().compile_fds(node_api)?;
     let rustc =
         Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output()?;
     let version = String::from_utf8(rustc.stdout)?;
     // `rustc 1.95.0 (59807616e 2026-04-14)`
     println!("cargo::rustc-env=LEASEMUX_RUSTC={}", version.split(' ').nth(1).unwrap_or("unknown"));
-    // Asking git would make builds of the same sources differ.
+    // Not from git: builds of the same sources would differ.
     println!("cargo::rerun-if-env-changed=LEASEMUX_REVISION");
     let mut version = std::env::var("CARGO_PKG_VERSION")?;
     let revision = std::env::var("LEASEMUX_REVISION").unwrap_or_default();
@@ -34,7 +34,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rustc-env=LEASEMUX_VERSION={version}");
     println!("cargo::rustc-env=LEASEMUX_COMMIT={}", if revision.is_empty() { "unknown" } else { &revision });
     if std::env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
-        // Less than half the size on disk. The sections are not loaded until a backtrace is printed, which can read them so.
+        // Halves the size on disk. The sections are loaded only for backtraces, which can read them
+        // compressed.
         println!("cargo::rustc-link-arg-bins=-Wl,--compress-debug-sections=zlib");
     }
     Ok(())
