@@ -17,6 +17,11 @@ pub trait LabelValue: Copy + 'static {
 
     /// Returns the index of this value.
     fn index(self) -> usize;
+
+    /// Returns the text of this value.
+    fn label(self) -> &'static str {
+        Self::SET.values[self.index()]
+    }
 }
 
 /// The values of all labels of one series.

@@ -78,7 +78,7 @@ pub struct Limits {
     /// Size of the ring of one replica, including its index: ten seconds of a busy service (400 KB/s).
     pub ring_max_bytes: usize,
     /// Time for which lines wait after a chunk was sent, so that they are sent together; zero = no wait. 5 ms
-    /// are not noticeable, and bound the messages of a busy service to 200 per second.
+    /// are not noticeable, and bound a replica to 200 small messages per second.
     pub pace: Duration,
     /// Time for which an actor outlives its last follower, so that a reconnecting client finds the ring.
     pub actor_idle: Duration,

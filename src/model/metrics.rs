@@ -3,7 +3,7 @@
 //! Each server registers its own handles with a recorder that it passes in, so servers in one process do not
 //! share counts. No label names a tenant, a lease or a service.
 //!
-//! A new metric is one entry in the catalogue. Then update `docs/METRICS.md` ([`page`]).
+//! A new metric is one entry in the catalogue. Then update `docs/METRICS.md` (`page.rs`).
 
 use std::sync::Arc;
 
@@ -22,13 +22,15 @@ pub mod catalogue;
 pub mod declare;
 mod handle;
 pub mod labels;
-pub mod page;
+#[cfg(test)]
+mod page;
 
 /// The handles to all metrics of one server. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Handles>);
 
 /// Adds one to a gauge until it is dropped.
+#[derive(Debug)]
 #[must_use]
 pub(crate) struct GaugeGuard(Gauge);
 
@@ -61,11 +63,5 @@ impl GaugeGuard {
 impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.decrement(1.0);
-    }
-}
-
-impl std::fmt::Debug for GaugeGuard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GaugeGuard")
     }
 }

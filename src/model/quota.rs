@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::id::{LeaseId, Owner};
-use super::label::{LabelValue as _, label};
+use super::label::{LabelValue, label};
 
 label! {
     /// A limited resource. The names ([`Quota::label`]) never change. Each has a row in
@@ -80,7 +80,7 @@ pub enum Subject {
 impl Quota {
     /// Returns its name, for programs and as a metric label.
     pub fn label(self) -> &'static str {
-        Self::SET.values[self.index()]
+        LabelValue::label(self)
     }
 }
 

@@ -1,9 +1,9 @@
 //! What callers receive: codes, reasons and fields of errors, and nothing internal.
 
-mod beside;
 mod callers;
 mod cursors;
-mod early;
+mod early_rejection;
+mod other_services;
 mod requests;
 mod tokens;
 

@@ -39,7 +39,10 @@ pub fn each() -> impl Iterator<Item = &'static Declaration> {
 /// Generates [`GROUPS`] and [`Handles`] from the table.
 macro_rules! catalogue {
     // The declaration of one entry.
-    (@declare [$($help:literal)+] $handle:ty, $name:literal, [$($unit:ident)?], [$($buckets:ident)?], $hint:literal) => {
+    (
+        @declare [$($help:literal)+]
+        $handle:ty, $name:literal, [$($unit:ident)?], [$($buckets:ident)?], $hint:literal
+    ) => {
         Declaration {
             $(unit: Unit::$unit,)?
             $(kind: MetricKind::Histogram($buckets),)?
@@ -51,7 +54,8 @@ macro_rules! catalogue {
         group $title:literal, $about:literal {
             $(
                 $(#[doc = $help:literal])+
-                $field:ident: $handle:ty = $name:literal $(($unit:ident))? $(in $buckets:ident)?, $hint:literal;
+                $field:ident: $handle:ty =
+                    $name:literal $(($unit:ident))? $(in $buckets:ident)?, $hint:literal;
             )+
         }
     )+) => {
@@ -90,7 +94,8 @@ macro_rules! catalogue {
 
 catalogue! {
     group "Delivery and loss",
-        "Each line that an actor reads is, for each follower, either delivered or reported as missing. These are the sums." {
+        "Each line that an actor reads is, for each follower, either delivered or reported as missing. These are \
+         the sums." {
         /// Followers of replicas: a stream counts once for each replica that it follows
         followers: Gauge = "leasemux_followers",
             "It falls to zero although tenants are active: they cannot reach the gateway, or it rejects \
@@ -219,13 +224,15 @@ catalogue! {
 
         /// Time from the headers of a call to the first message of the response, or to the status if there is
         /// none, in seconds
-        first_answer: Family<Histogram, Method> = "leasemux_first_answer_seconds" (Seconds) in ANSWER_BUCKETS_SECONDS,
+        first_answer: Family<Histogram, Method> =
+            "leasemux_first_answer_seconds" (Seconds) in ANSWER_BUCKETS_SECONDS,
             "The 99th percentile of `ServiceLogs` or `ServiceStatus` exceeds 2.5 s: the platform or the \
              trust source is slow, or history reads wait for a permit. `ServiceRestart` takes as long as its \
              caller chooses to wait.";
 
         /// Time from the headers of a call to its end, in seconds; for streams, how long they were open
-        call_duration: Family<Histogram, Method> = "leasemux_call_duration_seconds" (Seconds) in CALL_BUCKETS_SECONDS,
+        call_duration: Family<Histogram, Method> =
+            "leasemux_call_duration_seconds" (Seconds) in CALL_BUCKETS_SECONDS,
             "Streams of `ServiceLogs` become short: a device between tenants and the gateway closes them. A \
              round number indicates the timeout of a proxy.";
 

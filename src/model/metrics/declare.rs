@@ -67,16 +67,3 @@ impl MetricKind {
         }
     }
 }
-
-// === impl Unit ===
-
-impl Unit {
-    pub(super) const fn word(self) -> &'static str {
-        match self {
-            Self::Count => "number",
-            Self::Bytes => "bytes",
-            Self::Seconds => "seconds",
-            Self::Info => "always 1",
-        }
-    }
-}

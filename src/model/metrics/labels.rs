@@ -320,8 +320,7 @@ impl Code {
 impl PlatformName {
     /// Returns the platform with this name.
     pub(crate) fn of(name: &str) -> Self {
-        let named = Self::ALL.iter().zip(Self::SET.values).find(|(_, value)| **value == name);
-        named.map_or(Self::Other, |(platform, _)| *platform)
+        Self::ALL.iter().copied().find(|platform| platform.label() == name).unwrap_or(Self::Other)
     }
 }
 

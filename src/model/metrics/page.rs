@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::catalogue::GROUPS;
-use super::declare::{Declaration, Group, MetricKind};
+use super::declare::{Declaration, Group, MetricKind, Unit};
 use crate::model::label::LabelSet;
 
 const HEAD: &str = "\
@@ -42,15 +42,14 @@ their addresses. By default it listens on loopback (`--admin-listen`). If Promet
 a network policy or an authenticating proxy, and forward `/metrics` only.
 ";
 
-/// Generates the page.
-pub fn page() -> String {
+fn page() -> String {
     let mut page = HEAD.to_owned();
     for Group { title, about, metrics } in GROUPS {
         // Writing to a string cannot fail.
         let _ = write!(page, "\n## {title}\n\n{about}\n");
         for metric in *metrics {
             let Declaration { name, kind, unit, labels, help, alert_hint } = metric;
-            let _ = write!(page, "\n### `{name}`\n\n{}, {}", kind.word(), unit.word());
+            let _ = write!(page, "\n### `{name}`\n\n{}, {}", kind.word(), word(*unit));
             page.extend(labels.iter().map(describe));
             if let MetricKind::Histogram(bounds) = kind {
                 let bounds: Vec<_> = bounds.iter().map(ToString::to_string).collect();
@@ -70,10 +69,16 @@ fn describe(label: &LabelSet) -> String {
     format!(" · `{}`: {}", label.name, values.join(", "))
 }
 
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn docs_metrics_is_made_from_the_code() {
-        crate::docs::check_page("METRICS.md", &super::page());
+fn word(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Count => "number",
+        Unit::Bytes => "bytes",
+        Unit::Seconds => "seconds",
+        Unit::Info => "always 1",
     }
+}
+
+#[test]
+fn docs_metrics_is_made_from_the_code() {
+    crate::docs::check_page("METRICS.md", &page());
 }
