@@ -298,22 +298,22 @@ impl Filter {
     }
 
     /// Returns a canonical text: equal filters, and only those, have the same text.
-    pub fn spelled(&self) -> String {
-        let mut words = String::new();
+    pub fn canonical_text(&self) -> String {
+        let mut text = String::new();
         for (service, clause) in &self.clauses {
-            words.extend([service.as_str(), ":"]);
+            text.extend([service.as_str(), ":"]);
             for index in clause.iter().flatten() {
-                words.extend([index.to_string().as_str(), ","]);
+                text.extend([index.to_string().as_str(), ","]);
             }
         }
         for (number, service) in self.within.iter().flatten().enumerate() {
-            words.extend([if number == 0 { "|" } else { "," }, service.as_str()]);
+            text.extend([if number == 0 { "|" } else { "," }, service.as_str()]);
         }
         // An empty restriction permits nothing; no restriction permits everything.
         if self.within.as_ref().is_some_and(BTreeSet::is_empty) {
-            words.push('|');
+            text.push('|');
         }
-        words
+        text
     }
 
     /// Returns the first service or replica that the filter names and `view` lacks.

@@ -57,6 +57,22 @@ impl Scenario {
         ServiceLogsRequest { lease_id, filters: filters.collect(), ..ServiceLogsRequest::default() }
     }
 
+    /// Calls each method for these services.
+    async fn call_each_method(&self, client: &mut TokenClient, services: &[&str]) -> [Result<(), Status>; 3] {
+        let ServiceLogsRequest { lease_id, filters, .. } = self.request(services);
+        let status = ServiceStatusRequest {
+            lease_id: lease_id.clone(),
+            filters: filters.clone(),
+            ..ServiceStatusRequest::default()
+        };
+        let restart = ServiceRestartRequest { lease_id, filters, ..ServiceRestartRequest::default() };
+        [
+            client.service_logs(self.request(services)).await.map(drop),
+            client.service_status(status).await.map(drop),
+            client.service_restart(restart).await.map(drop),
+        ]
+    }
+
     /// Returns access to these services of the lease.
     fn granted(&self, scopes: &[TokenScope], services: &[&str]) -> Access {
         let deployment = Deployment {
@@ -182,19 +198,9 @@ async fn invalid_service_name_in_token_grants_nothing() {
     for name in ["", "*", "Web"] {
         let mut client = scenario.client(scenario.granted(&scopes, &[name])).await;
         for services in [&[][..], &["web"]] {
-            let ServiceLogsRequest { lease_id, filters, .. } = scenario.request(services);
-            let logs = client.service_logs(scenario.request(services)).await.map(drop);
-            let status = ServiceStatusRequest {
-                lease_id: lease_id.clone(),
-                filters: filters.clone(),
-                ..ServiceStatusRequest::default()
-            };
-            let status = client.service_status(status).await.map(drop);
-            let restart = ServiceRestartRequest { lease_id, filters, ..ServiceRestartRequest::default() };
-            let restart = client.service_restart(restart).await.map(drop);
-            for error in [logs, status, restart] {
+            for result in scenario.call_each_method(&mut client, services).await {
                 let case = format!("{name:?} {services:?}");
-                check(&case, &error.unwrap_err(), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
+                check(&case, &result.unwrap_err(), Code::PermissionDenied, "SERVICE_NOT_GRANTED");
             }
         }
         let mut mixed = scenario.client(scenario.granted(&scopes, &[name, "web"])).await;
@@ -209,18 +215,8 @@ async fn empty_service_name_in_filter_is_rejected_by_field() {
     let scenario = Scenario::new(&[("api", 1), ("web", 1)]);
     let mut client = scenario.client(Access::Full).await;
     for (services, field) in [(&[""][..], "filters[0].name"), (&["web", ""], "filters[1].name")] {
-        let ServiceLogsRequest { lease_id, filters, .. } = scenario.request(services);
-        let logs = client.service_logs(scenario.request(services)).await.map(drop);
-        let status = ServiceStatusRequest {
-            lease_id: lease_id.clone(),
-            filters: filters.clone(),
-            ..ServiceStatusRequest::default()
-        };
-        let status = client.service_status(status).await.map(drop);
-        let restart = ServiceRestartRequest { lease_id, filters, ..ServiceRestartRequest::default() };
-        let restart = client.service_restart(restart).await.map(drop);
-        for error in [logs, status, restart] {
-            let error = error.unwrap_err();
+        for result in scenario.call_each_method(&mut client, services).await {
+            let error = result.unwrap_err();
             check(field, &error, Code::InvalidArgument, "INVALID_REQUEST");
             assert!(error.message().contains(field), "{error:?}");
         }
