@@ -12,7 +12,7 @@ use kube::client::Body;
 use kube::{Api, Client};
 use tokio::time::timeout;
 
-use super::log::behind::{self, Previous, Serves};
+use super::log::served_run::{PreviousLog, ServedRun, served_run};
 use super::log::{LogApi, LogQuery, OpenError, Response};
 use super::names;
 use super::objects::{ContainerFacts, PodFacts};
@@ -71,11 +71,11 @@ impl PodLog {
     async fn open_in_turn(&self, ask: LogQuery) -> Result<Response, OpenError> {
         let node = self.store.pod(&self.namespace, self.instance.parts().0).and_then(|pod| pod.node);
         let opening = self.openings.acquire(node.as_deref()).await;
-        let opening =
-            opening.map_err(|Unreachable| OpenError::Away("it was not reached a moment ago".to_owned()))?;
+        let opening = opening
+            .map_err(|Unreachable| OpenError::Unreachable("it was not reached a moment ago".to_owned()))?;
         let opened = timeout(OPEN_MAX, self.open_run(ask)).await;
         let opened = opened.unwrap_or_else(|_| {
-            Err((Reached::Unknown, OpenError::Away("it was not open in time".to_owned())))
+            Err((Reached::Unknown, OpenError::Unreachable("it was not open in time".to_owned())))
         });
         opening.reached(opened.as_ref().map_or_else(|(reached, _)| *reached, |_| Reached::Kubelet));
         opened.map_err(|(_, error)| error)
@@ -89,13 +89,13 @@ impl PodLog {
         let newest = known.container.as_ref().map(|container| container.restarts).ok_or_else(gone)?;
         let previous = match newest.checked_sub(number) {
             // Between two runs the kubelet serves the last one as both, and will serve the next one as the present one.
-            Some(0) => ask.before || known.container.as_ref().is_some_and(ContainerFacts::is_waiting),
+            Some(0) => ask.previous || known.container.as_ref().is_some_and(ContainerFacts::is_waiting),
             Some(1) => true,
             _ => return Err(gone()),
         };
         let response = self.request(&known.name, container, ask, previous).await?;
         // The API knows pods by name and containers by "this" and "previous" only. If it is still the same pod and the same run
-        // now, it was when the log was opened, as far as the API server has been told: see [`LogQuery::before`].
+        // now, it was when the log was opened, as far as the API server has been told: see [`LogQuery::previous`].
         let seen = self.look(&known.name).await?;
         let now = seen.as_ref().and_then(PodFacts::read);
         let is_same = |pod: &PodFacts| {
@@ -131,19 +131,19 @@ impl PodLog {
                     let not_read = |error| (Reached::SomeWay, OpenError::NotNow(error));
                     data.extend_from_slice(&portion.map_err(not_read)?);
                 }
-                Previous::read(&data)
+                PreviousLog::read(&data)
             }
-            Ok(None) | Err((_, OpenError::Gone(_))) => Previous::None,
+            Ok(None) | Err((_, OpenError::Gone(_))) => PreviousLog::None,
             Err(failed) => return Err(failed),
         };
         let behind = |unclear| {
             let why = format!("the kubelet serves a later run than {}", self.instance);
-            Err((Reached::Kubelet, OpenError::Behind { why, unclear }))
+            Err((Reached::Kubelet, OpenError::LaterRun { why, unclear }))
         };
-        match behind::serves(status, &previous) {
-            Serves::Newest => Ok(()),
-            Serves::Later => behind(false),
-            Serves::Unclear => behind(true),
+        match served_run(status, &previous) {
+            ServedRun::Newest => Ok(()),
+            ServedRun::Later => behind(false),
+            ServedRun::Unclear => behind(true),
         }
     }
 
@@ -221,9 +221,9 @@ fn refusal(status: http::StatusCode, text: &Bytes) -> Failed {
     if status == http::StatusCode::BAD_REQUEST && message.contains("previous terminated container") {
         (Reached::SomeWay, OpenError::Gone(message))
     } else if message.contains(KUBELET_PATH) {
-        (Reached::Server, OpenError::Away(told))
+        (Reached::Server, OpenError::Unreachable(told))
     } else if is_absent(status.as_u16()) {
-        (Reached::Nobody, OpenError::Away(told))
+        (Reached::Nobody, OpenError::Unreachable(told))
     } else {
         (Reached::SomeWay, OpenError::NotNow(told))
     }
@@ -242,7 +242,7 @@ fn failed(error: &kube::Error) -> Failed {
         _ => false,
     };
     if is_unreached {
-        (Reached::Nobody, OpenError::Away(told(error)))
+        (Reached::Nobody, OpenError::Unreachable(told(error)))
     } else {
         (Reached::SomeWay, OpenError::NotNow(told(error)))
     }

@@ -14,10 +14,10 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client};
-use rand::RngExt as _;
 use tokio::time::Instant;
 
 use self::object::{as_is, holder_of, name, note_of};
+use super::jittered;
 use crate::model::id::LeaseId;
 use crate::platform::Error;
 use crate::platform::coordination::{LeaseLock, LeaseLocks, LockState};
@@ -355,11 +355,6 @@ impl LeaseLock for KubeLeaseLock {
             left.unwrap_or_else(|_| Err(Error::Unavailable("giving a turn back: no answer".to_owned())))
         })
     }
-}
-
-/// About so long: two that look at the same time shall not go on doing so.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..1.5))
 }
 
 fn failed(what: &str, error: &kube::Error) -> Error {

@@ -1,12 +1,12 @@
 //! The log of one run, read through the Kubernetes API.
 //!
-//! What is asked and what an answer means is for the [`machine`]; here the world is asked. One response is open at a time for a tail,
-//! and beside it now and then a glance at the last lines. The stream reads on when polled and never waits for anybody else.
+//! The [`machine`] decides what to request and interprets the responses; the [`Reader`] does the I/O. A tail has one response open at a
+//! time, and now and then a probe beside it. The stream reads only when it is polled.
 
-pub(super) mod behind;
 mod lines;
 mod machine;
 mod overlap;
+pub(super) mod served_run;
 mod step;
 mod tail_buffer;
 
@@ -18,74 +18,70 @@ use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{StreamExt as _, stream};
-use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::machine::Machine;
 pub(super) use self::step::LogQuery;
 use self::step::{Action, Event, IdleVerdict};
+use super::jittered;
 use crate::model::id::{Instance, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 use crate::platform::{Error, ReadFrom, Tail, TailItem};
 
-/// A response that ends is not waited for longer than this from one portion to the next.
+/// Longest wait for the next bytes of a response that ends.
 const STALL_MAX: Duration = Duration::from_secs(30);
 
-/// After so long a silence it is asked whether the last line is the one that was read: a rotation or a proxy may have left the
-/// stream behind without an end.
+/// Silence of a follow after which the last line is probed: a rotation or a proxy may have left the stream dead without an end.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 
-/// How long an unfinished line waits for its end before it is delivered as a piece: as in [`tail`](crate::platform::tail).
+/// Time that an unfinished line waits for its end before it is delivered as a piece: as in [`tail`](crate::platform::tail).
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
-/// Within this the known lines must have come of a log that is opened again.
-const PLACE_MAX: Duration = Duration::from_secs(3);
+/// Silence after which a follow that was opened again does not have the remembered lines.
+const OVERLAP_MAX: Duration = Duration::from_secs(3);
 
-/// A kubelet that could not follow a log says so at the end of the lines that there are: after so long a silence it follows.
+/// Silence that shows that a kubelet can follow again: one that cannot says so after the lines that exist.
 const TRIAL_MAX: Duration = Duration::from_secs(2);
 
-/// Most bytes of an answer to [`LogQuery::PROBE`]; of a longer one the last line is not looked for.
+/// Most bytes of a response to [`LogQuery::PROBE`]. The last line of a longer one is not looked for.
 const PROBE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// Where the log of one run can be asked for.
+/// The log of one run, as the API serves it.
 pub(super) trait LogApi: Send + Sync + 'static {
-    /// Asks. The response is that of this very run, and of no other.
-    fn open(&self, ask: LogQuery) -> BoxFuture<'_, Result<Response, OpenError>>;
+    /// Sends a request. The response is that of this very run.
+    fn open(&self, query: LogQuery) -> BoxFuture<'_, Result<Response, OpenError>>;
 
-    /// Takes note that the kubelet cannot follow the log.
+    /// Notes that the kubelet cannot follow the log.
     fn follow_unavailable(&self) {}
 }
 
-/// A response: portions of it, or why it broke off. Complete at its end.
+/// The body of a response. It is complete at its end; an item with an error means that it broke off.
 pub(super) type Response = BoxStream<'static, Result<Bytes, String>>;
 
-/// Why there is no response.
+/// The reason why a log was not opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum OpenError {
-    /// There is no such log, and will be none.
+    /// The log does not exist, and will not.
     Gone(String),
-    /// Not this time.
+    /// It could not be opened this time.
     NotNow(String),
-    /// The kubelet serves a later run than the API server knows of; if `unclear`, it may.
-    Behind { why: String, unclear: bool },
-    /// The API server or the kubelet is not reached. Asked again, it waits until that is worth a try.
-    Away(String),
+    /// The kubelet serves a later run than the API server knows, or may do so if `unclear`.
+    LaterRun { why: String, unclear: bool },
+    /// The API server or the kubelet cannot be reached. The next request waits until an attempt is worthwhile.
+    Unreachable(String),
 }
 
-/// Whether a run has ended, as the lease's view tells.
+/// Watches the lease's view for the end of a run.
 #[derive(Clone, Debug)]
 pub(in crate::platform) struct RunWatch {
-    /// What runs.
     pub(super) view: watch::Receiver<Arc<LeaseView>>,
-    /// The slot.
     pub(super) replica: Replica,
-    /// The run.
     pub(super) instance: Instance,
 }
 
-/// Reads on when polled.
+/// A tail. It does I/O only while it is polled.
 struct Reader<A> {
     api: A,
     run: RunWatch,
@@ -93,14 +89,14 @@ struct Reader<A> {
     response: Option<Response>,
     next: Action,
     ready: VecDeque<TailItem>,
-    /// When the unfinished line that was read is delivered as a piece.
+    /// When the unfinished line is delivered as a piece.
     due: Option<Instant>,
 }
 
 /// Opens a log. See [`Tail`].
 ///
 /// # Errors
-/// [`Error::NotFound`] if there is no such log; [`Error::Unavailable`] if it cannot be read this time.
+/// [`Error::NotFound`] if the log does not exist; [`Error::Unavailable`] if it cannot be read this time.
 pub(super) async fn open<A: LogApi>(
     api: A,
     run: RunWatch,
@@ -109,7 +105,7 @@ pub(super) async fn open<A: LogApi>(
     started: LogTime,
 ) -> Result<Tail, Error> {
     let machine = Machine::new(from, follow, started);
-    let next = Action::Ask(machine.ask());
+    let next = Action::Open(machine.query());
     let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new(), due: None };
     let start = loop {
         if let Some(start) = reader.machine.start() {
@@ -126,14 +122,14 @@ pub(super) async fn open<A: LogApi>(
 // === impl RunWatch ===
 
 impl RunWatch {
-    /// Whether the run has ended, or is no longer known of.
+    /// Whether the run has ended or is no longer known.
     pub(in crate::platform) fn has_ended(&self) -> bool {
         let view = self.view.borrow();
         let run = view.replica(&self.replica).and_then(|slot| slot.run(&self.instance));
         run.is_none_or(|run| run.end.is_some())
     }
 
-    /// Resolves once the run has ended. Nothing is lost if it is cancelled.
+    /// Waits until the run has ended. Cancel safe.
     pub(in crate::platform) async fn ended(&mut self) {
         while !self.has_ended() {
             if self.view.changed().await.is_err() {
@@ -163,20 +159,20 @@ impl<A: LogApi> Reader<A> {
         }
     }
 
-    /// Does what is to be done; `false` if that is nothing.
+    /// Performs the next action. Returns `false` if the log is complete.
     async fn step(&mut self) -> Result<bool, Error> {
         self.next = match std::mem::replace(&mut self.next, Action::Finish) {
             Action::Read => self.read().await,
-            Action::Ask(ask) => self.ask(ask).await,
+            Action::Open(query) => self.open(query).await,
             Action::Pause(pause) => {
                 self.response = None;
-                // While it has not ended yet, its end is what may change.
+                // While the run has not ended, its end is the change to wait for.
                 let waits = !self.run.has_ended();
                 tokio::select! {
                     () = tokio::time::sleep(jittered(pause)) => {}
                     () = self.run.ended(), if waits => {}
                 }
-                self.machine.on(Event::Woken { ended: self.run.has_ended() })
+                self.machine.on(Event::Resumed { ended: self.run.has_ended() })
             }
             Action::Finish => return Ok(false),
             Action::Fail(error) => return Err(error),
@@ -184,71 +180,69 @@ impl<A: LogApi> Reader<A> {
         Ok(true)
     }
 
-    async fn ask(&mut self, ask: LogQuery) -> Action {
+    async fn open(&mut self, query: LogQuery) -> Action {
         (self.response, self.due) = (None, None);
-        // Asked before, so that what is read is all there will be.
+        // Read before the request: if the run has ended by then, the response has all lines.
         let ended = self.run.has_ended();
-        match self.api.open(ask).await {
+        let event = match self.api.open(query).await {
             Ok(response) => {
                 self.response = Some(response);
-                self.machine.on(Event::Opened { ended })
+                Event::Opened { ended }
             }
-            Err(OpenError::Gone(why)) => self.machine.on(Event::Gone(why)),
-            Err(OpenError::NotNow(why)) => self.machine.on(Event::Broken(why)),
-            Err(OpenError::Behind { why, unclear }) => self.machine.on(Event::Behind { why, unclear }),
-            Err(OpenError::Away(why)) => self.machine.on(Event::Away(why)),
-        }
-    }
-
-    fn data(&mut self, data: &[u8]) -> Action {
-        let next = self.machine.on(Event::Data(data));
-        let due = self.due.unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
-        self.due = self.machine.holds_unfinished().then_some(due);
-        next
+            Err(OpenError::Gone(why)) => Event::Gone(why),
+            Err(OpenError::NotNow(why)) => Event::Broken(why),
+            Err(OpenError::LaterRun { why, unclear }) => Event::LaterRun { why, unclear },
+            Err(OpenError::Unreachable(why)) => Event::Unreachable(why),
+        };
+        self.machine.on(event)
     }
 
     async fn read(&mut self) -> Action {
         let Some(response) = &mut self.response else {
             return self.machine.on(Event::Broken("there is no response".to_owned()));
         };
-        if let Some(due) = self.due {
-            match timeout_at(due, response.next()).await {
-                Ok(Some(Ok(data))) => return self.data(&data),
-                Ok(Some(Err(why))) => return self.machine.on(Event::Broken(why)),
-                Ok(None) => return self.machine.on(Event::Complete { ended: self.run.has_ended() }),
-                Err(_) => {
-                    self.due = None;
-                    return self.machine.on(Event::Unfinished);
-                }
+        let verdict = self.machine.idle_verdict();
+        let until = self.due.unwrap_or_else(|| {
+            let longest = match verdict {
+                IdleVerdict::Slow => STALL_MAX,
+                IdleVerdict::Quiet => PROBE_AFTER,
+                IdleVerdict::Unplaced => OVERLAP_MAX,
+                IdleVerdict::Trial => TRIAL_MAX,
+            };
+            Instant::now() + longest
+        });
+        let event = match timeout_at(until, response.next()).await {
+            Ok(Some(Ok(data))) => {
+                let next = self.machine.on(Event::Data(&data));
+                let due = self.due.unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
+                self.due = self.machine.holds_unfinished().then_some(due);
+                return next;
             }
-        }
-        let silence = self.machine.silence();
-        let longest = match silence {
-            IdleVerdict::Slow => STALL_MAX,
-            IdleVerdict::Quiet => PROBE_AFTER,
-            IdleVerdict::Unplaced => PLACE_MAX,
-            IdleVerdict::Trial => TRIAL_MAX,
+            Ok(Some(Err(why))) => Event::Broken(why),
+            Ok(None) => Event::Complete { ended: self.run.has_ended() },
+            Err(_) if self.due.take().is_some() => Event::Unfinished,
+            Err(_) => return self.idle(verdict).await,
         };
-        match (timeout(longest, response.next()).await, silence) {
-            (Ok(Some(Ok(data))), _) => self.data(&data),
-            (Ok(Some(Err(why))), _) => self.machine.on(Event::Broken(why)),
-            (Ok(None), _) => self.machine.on(Event::Complete { ended: self.run.has_ended() }),
-            (Err(_), IdleVerdict::Slow) => {
-                self.machine.on(Event::Broken("nothing came for too long".to_owned()))
-            }
-            (Err(_), IdleVerdict::Unplaced | IdleVerdict::Trial) => self.machine.on(Event::Silent),
-            // It ought to have ended with the run: what is left, if anything, is asked for.
-            (Err(_), IdleVerdict::Quiet) if self.run.has_ended() => self.machine.on(Event::Left),
-            (Err(_), IdleVerdict::Quiet) => match timeout(STALL_MAX, probe(&self.api)).await {
+        self.machine.on(event)
+    }
+
+    /// Nothing came for the time that `verdict` allows.
+    async fn idle(&mut self, verdict: IdleVerdict) -> Action {
+        match verdict {
+            IdleVerdict::Slow => self.machine.on(Event::Broken("nothing came for too long".to_owned())),
+            IdleVerdict::Unplaced | IdleVerdict::Trial => self.machine.on(Event::Idle),
+            // The response should have completed with the run. The rest, if any, is requested.
+            IdleVerdict::Quiet if self.run.has_ended() => self.machine.on(Event::RunEnded),
+            IdleVerdict::Quiet => match timeout(STALL_MAX, probe(&self.api)).await {
                 Ok(Some(last)) => self.machine.on(Event::Probed(&last)),
-                // Then the connection itself tells whether it lives: see `client`.
+                // The connection's own keepalive finds out whether it is dead: see `client`.
                 Ok(None) | Err(_) => Action::Read,
             },
         }
     }
 }
 
-/// The last lines of the file.
+/// Reads the last lines of the file.
 async fn probe(api: &impl LogApi) -> Option<Bytes> {
     let mut response = api.open(LogQuery::PROBE).await.ok()?;
     let mut last = BytesMut::new();
@@ -259,9 +253,4 @@ async fn probe(api: &impl LogApi) -> Option<Bytes> {
         }
     }
     Some(last.freeze())
-}
-
-/// About so long: many that wait for the same thing shall not come all at once.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..1.5))
 }

@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use kube::Client;
+use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -322,4 +323,9 @@ async fn sweep(turns: KubeLeaseLocks) {
         tokio::time::sleep(SWEEP_EVERY).await;
         turns.sweep().await;
     }
+}
+
+/// Returns a duration between half of `pause` and one and a half, so that callers that wait for the same event do not act in step.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.5..1.5))
 }

@@ -10,9 +10,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rand::RngExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
+
+use super::jittered;
 
 /// Logs being opened at one API server: 64 connections with their handshakes are some tens of milliseconds of one of its cores, so
 /// that ten thousand tails are back within seconds, and others are served meanwhile.
@@ -243,11 +244,6 @@ impl Upstream {
             is_news
         })
     }
-}
-
-/// About so long: gateways that lose the same server shall not come back to it in step.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..1.5))
 }
 
 #[cfg(test)]

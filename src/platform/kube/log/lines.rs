@@ -1,8 +1,8 @@
-//! The bytes of a log response → lines with their times. Pure.
+//! Splits the bytes of a log response into lines with times. Pure.
 //!
-//! With `timestamps=true` the kubelet puts a time and a space before each line. What bears no time is a message of the kubelet's own
-//! (errors come as text in a response that says 200), or the rest of a line whose beginning lies elsewhere: never handed on as the
-//! tenant's output.
+//! With `timestamps=true` the kubelet puts a time and a space before each line. Text without a time is a message of the kubelet
+//! (errors come as text in a response with status 200), or the rest of a line that began elsewhere. It is never delivered as output
+//! of the tenant.
 
 use memchr::memchr;
 
@@ -10,53 +10,46 @@ use crate::model::limits::LINE_HELD_MAX_BYTES;
 use crate::model::time::LogTime;
 use crate::platform::cri::Parser;
 
-/// Longest time before a line, with its space: `2026-11-23T12:00:00.123456789+00:00 `, and as much again.
+/// Longest time before a line, with its space: twice the length of `2026-11-23T12:00:00.123456789+00:00 `.
 const PREFIX_MAX_BYTES: usize = 72;
 
-/// How much of a text without a time is kept, for the log.
+/// Longest part of a text without a time that is kept, for the log.
 const FOREIGN_MAX_BYTES: usize = 512;
 
-/// Something found in a response.
+/// A part of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found<'a> {
-    /// A whole line, its newline included, or a piece of one longer than [`LINE_HELD_MAX_BYTES`]. `ends` with the last piece.
-    Piece {
-        /// The line's time.
-        time: LogTime,
-        /// Its bytes.
-        bytes: &'a [u8],
-        /// Whether the line ends here.
-        ends: bool,
-    },
+    /// A whole line with its newline, or a piece of a long or unfinished one. `ends` with the last piece.
+    Piece { time: LogTime, bytes: &'a [u8], ends: bool },
     /// A line without a time, or the beginning of it.
     Foreign(&'a [u8]),
 }
 
-/// Splits a response.
+/// The splitter of one response.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     parser: Parser,
     line: Line,
-    /// What was read of the line at hand and not handed out.
+    /// Bytes of the current line that were not returned.
     held: Vec<u8>,
 }
 
-/// What is known of the line at hand.
+/// The current line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Line {
-    /// Its time has not been read yet.
+    /// Its time was not read yet.
     #[default]
     Unread,
-    /// Its time. What is held is content.
+    /// It has this time. All held bytes are content.
     Timed(LogTime),
-    /// It has none.
+    /// It has no time.
     Foreign,
 }
 
 // === impl Lines ===
 
 impl Lines {
-    /// Takes what was read, and hands out what is in it.
+    /// Takes further bytes, and passes the lines in them to `out`.
     pub(super) fn push(&mut self, mut data: &[u8], out: &mut impl FnMut(Found<'_>)) {
         while let Some(end) = memchr(b'\n', data) {
             let (line, rest) = data.split_at(end + 1);
@@ -70,12 +63,11 @@ impl Lines {
         }
         for portion in data.chunks(LINE_HELD_MAX_BYTES) {
             self.held.extend_from_slice(portion);
-            self.relieve(out);
+            self.split_long(out);
         }
     }
 
-    /// What is left of a line that has not ended, and its time; begins anew. There is always a rest of a line that was handed out
-    /// in pieces.
+    /// Takes the unfinished line, and begins anew. A line that was returned in pieces always has a rest, perhaps an empty one.
     pub(super) fn take_rest(&mut self) -> Rest {
         let mut held = std::mem::take(&mut self.held);
         let line = std::mem::take(&mut self.line);
@@ -94,12 +86,12 @@ impl Lines {
         }
     }
 
-    /// Whether something of a line was read that has not ended and was not handed out.
+    /// Whether bytes of an unfinished line were not returned.
     pub(super) fn holds_unfinished(&self) -> bool {
         !self.held.is_empty() && self.line != Line::Foreign
     }
 
-    /// Hands out the unfinished line as far as it was read, if it is not older than `not_before`.
+    /// Passes the received part of an unfinished line to `out`, if the line is not older than `not_before`.
     pub(super) fn take_unfinished(&mut self, not_before: Option<LogTime>, out: &mut impl FnMut(Found<'_>)) {
         if self.line == Line::Unread {
             self.read_time();
@@ -113,7 +105,7 @@ impl Lines {
         self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
     }
 
-    /// Takes the time off the line at hand, if all of it was read.
+    /// Removes the time from the held bytes, if all of it was read.
     fn read_time(&mut self) {
         if let Some((time, content)) = timed(&mut self.parser, &self.held) {
             let skip = self.held.len() - content.len();
@@ -143,8 +135,8 @@ impl Lines {
         self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
     }
 
-    /// Hands out pieces of a line that is too long to be held; always one behind, so that the last one is known as such.
-    fn relieve(&mut self, out: &mut impl FnMut(Found<'_>)) {
+    /// Returns pieces of a line that is too long to be held. Holds the newest piece back, because it may be the last one.
+    fn split_long(&mut self, out: &mut impl FnMut(Found<'_>)) {
         if self.line == Line::Unread && self.held.len() > PREFIX_MAX_BYTES {
             self.read_time();
             if self.line == Line::Unread {
@@ -164,10 +156,10 @@ impl Lines {
     }
 }
 
-/// What is left at the end of a response.
+/// The unfinished line at the end of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
-    /// It ended with a line.
+    /// The response ended with a newline.
     Nothing,
     /// A line, or the rest of one, without a newline.
     Line(LogTime, Vec<u8>),
@@ -175,7 +167,7 @@ pub(super) enum Rest {
     Foreign(Vec<u8>),
 }
 
-/// The time before a line, and what is behind it.
+/// The time of a line and its content.
 fn timed<'a>(parser: &mut Parser, line: &'a [u8]) -> Option<(LogTime, &'a [u8])> {
     let head = &line[..line.len().min(PREFIX_MAX_BYTES)];
     let at = memchr(b' ', head)?;
@@ -216,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_taken_off_and_what_has_none_is_foreign() {
+    fn text_without_time_is_foreign() {
         let text = b"1970-01-01T00:00:01.5Z one\n1970-01-01T01:00:02+01:00  two\r\n\
             unable to retrieve container logs for containerd://x\n1970-01-01T00:00:03Z \n";
         let (out, rest) = split(text, &[]);
@@ -237,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_flows_and_a_foreign_one_is_clipped() {
+    fn endless_line_comes_in_pieces_and_foreign_text_is_clipped() {
         let mut lines = Lines::default();
         let (mut pieces, mut bytes) = (0, 0);
         lines.push(b"1970-01-01T00:00:01Z ", &mut |_| panic!());
@@ -260,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn unfinished_line_is_handed_out_in_pieces() {
+    fn unfinished_line_comes_in_pieces() {
         let mut lines = Lines::default();
         let mut pieces = Vec::new();
         let mut take = |found: Found<'_>| match found {
@@ -285,7 +277,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_not_matter_how_it_is_cut(
+        fn random_portions_give_the_same_lines(
             lines in proptest::collection::vec((any::<bool>(), 0_u32..5, "[a-z \r]{0,90}"), 0..12),
             cuts in proptest::collection::vec(any::<usize>(), 0..20),
             unfinished in any::<bool>(),

@@ -1,286 +1,229 @@
-//! Reading one run's log through the API, as a stepped state machine: what is to be asked next, what an answer means. Pure: it knows
-//! no connection and no clock.
+//! The state machine that reads the log of one run through the Kubernetes API: takes an [`Event`], returns the next [`Action`].
+//! Sans-I/O.
 //!
-//! There are two kinds of responses: those that end (the file as it is, whole or its last lines), and one that follows.
-//! - A place is looked for in the whole file, from its first line on, so that positions are those that the content gives
-//!   ([`crate::model::position`]). `sinceTime` is never used to go on: it has whole seconds, and filters each line, so that a clock
-//!   that is set back would silence whatever comes.
-//! - The log is followed from its last lines on, of which those that were read before are recognised and left out
-//!   ([`super::window`]). If the place is not among them, the whole file is read again; if it is not there either, it was rotated
-//!   away: a gap, and then everything but what is remembered.
-//! - A kubelet that is two rotations behind leaves a file out and sends the beginning of the newest one again. Lines that are remembered
-//!   are dropped; a line that is older than all of those is looked for in the file ([`Novelty::Suspect`]).
-//! - A place that is found nowhere may also be one of a run that has ended meanwhile: kubelets serve the next one's log as soon as it
-//!   begins, and tell the API server later. Then it is looked for in the run that the kubelet has before the present one.
-//! - A response in which no line is known may be another run's for the same reason, so the kubelet is asked whether it is
-//!   ([`LogQuery::checks_run`]). If it is, the API server's word is waited for.
-//! - A kubelet without inotify instances cannot follow: then the last lines are asked for again and again.
-//! - A response that ends says nothing about the run. Whether that has ended is known from elsewhere; then what is left is read.
+//! The API returns the newest log file, whole or its last lines, and can follow it.
+//! - A position is searched in the whole file, because positions count from its first line ([`crate::model::position`]).
+//!   `sinceTime` cannot resume a read: it has whole seconds, and it filters each line by its time, so it would hide all lines
+//!   after a clock was set back.
+//! - A follow starts with the last lines, of which the remembered ones are skipped ([`super::overlap`]). If the resume point is not
+//!   among them, the whole file is searched. If it is not there either, it was rotated away: the machine reports a gap and delivers
+//!   all lines that it does not remember.
+//! - A kubelet that missed two rotations leaves a file out and sends the newest one from its beginning again. Remembered lines are
+//!   dropped. An older line that is not remembered is searched in the file ([`Novelty::Suspect`]).
+//! - A resume point that is not in the file may belong to a run that has ended: kubelets serve the next run as soon as it starts, and
+//!   report it to the API server later. The machine then searches the previous run.
+//! - A response without a remembered line may belong to a later run for the same reason, so the kubelet is asked which run it serves
+//!   ([`LogQuery::checks_run`]). If it is a later one, the machine waits until the API server knows it.
+//! - A kubelet without free inotify instances cannot follow. The machine then polls the last lines.
+//! - The end of a response does not mean the end of the run. The caller knows whether the run has ended; if so, the machine reads the
+//!   rest of the log.
 
 mod ending;
-mod opening;
+mod partial_line;
 mod reading;
+mod stage;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
+use self::partial_line::PartialLine;
+use self::stage::{RotationGap, Stage, Suspect};
+use super::lines::Lines;
+#[cfg(doc)]
+use super::overlap::Novelty;
+use super::overlap::{LineHash, Window};
+use super::step::{Action, Event, IdleVerdict, LogQuery};
+use super::tail_buffer::TailBuffer;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::batcher::{LineBatcher, StartFilter, unknown_gap};
 use crate::platform::{ReadFrom, TailItem};
 
-use super::lines::Lines;
-#[cfg(doc)]
-use super::overlap::Novelty;
-use super::overlap::{LineHash, Mark, OverlapFinder, Window};
-use super::step::{Action, Event, IdleVerdict, LogQuery};
-use super::tail_buffer::TailBuffer;
-
-/// First pause before a log is opened again; doubled with each failure in a row, up to [`PAUSE_MAX`].
+/// First pause before a log is opened again. It doubles with each failure in a row, up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 
-/// Longest pause before a log is opened again that fails by itself, its kubelet being there.
+/// Longest pause before a log is opened again that fails although its kubelet is reached.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Pause before a log is asked for again that nobody was reached for: for how long it is in vain is for
-/// [`openings`](crate::platform::kube::openings) to say.
-const PAUSE_AWAY: Duration = Duration::from_millis(500);
+/// Pause after a request that reached neither API server nor kubelet. The
+/// [open limiter](crate::platform::kube::open_limiter) decides when to try them again.
+const PAUSE_UNREACHABLE: Duration = Duration::from_millis(500);
 
-/// Delays of [`PAUSE_MAX`] to wait for the API server's word, while the kubelet serves a later run than that knows of: two minutes, and
-/// kubelets that were away, or could not tell, took up to 50 s for it. Then the times are not believed any longer.
-const BEHIND_PAUSES: u32 = 24;
+/// Pauses of [`PAUSE_MAX`] to wait for the API server to report the later run that the kubelet serves: two minutes. Kubelets that were
+/// down, or could not report, took up to 50 s. After that the machine no longer trusts the times that it compares.
+const LATER_RUN_PAUSES: u32 = 24;
 
-/// The same, where the kubelet only may serve a later run: kubelets that nothing hinders take a few seconds to tell.
-const UNCLEAR_PAUSES: u32 = 3;
+/// The same where the kubelet only may serve a later run: a kubelet without trouble reports within a few seconds.
+const UNCLEAR_RUN_PAUSES: u32 = 3;
 
 /// Pause of a read that does not follow, in which the API server may learn of a later run.
 const PAUSE_BRIEF: Duration = Duration::from_millis(500);
 
-/// How many of those there are: a caller waits for two seconds at most.
+/// Number of those pauses: a caller waits for two seconds at most.
 const BRIEF_PAUSES: u32 = 4;
 
-/// Pause between two reads of a log that the kubelet cannot follow: what a person takes for live, and each read is three requests.
+/// Pause between two polls of a log that the kubelet cannot follow: it looks live to a person, and each poll is three requests.
 const POLL_EVERY: Duration = Duration::from_secs(2);
 
-/// After so many reads of a log that could not be followed it is tried again: half a minute.
+/// Number of polls, half a minute, after which following is tried again.
 const POLLS_PER_TRIAL: u32 = 15;
 
-/// So soon after the start of a container (nanoseconds) its log was not rotated yet: kubelets look at sizes every some seconds, and
-/// the start is told in whole ones.
+/// Nanoseconds after the start of a container in which its log was not rotated yet: kubelets check sizes every few seconds, and report
+/// the start in whole seconds.
 const UNROTATED: i64 = 2_000_000_000;
 
-/// Longest text of a kubelet's that is put into the log, in characters.
-const SAID_MAX_CHARS: usize = 256;
+/// Longest text of a kubelet that is logged, in characters.
+const MESSAGE_MAX_CHARS: usize = 256;
 
 /// A read of one log.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and none rules out another")]
 pub(super) struct Machine {
     from: ReadFrom,
     follow: bool,
     /// When the container was started.
     started: LogTime,
     stage: Stage,
-    /// What is left out of a file that is read from its first line on.
-    filter: StartFilter,
-    lines: Lines,
-    hash: LineHash,
+    response: Response,
+    /// The newest lines that were read.
     window: Window,
-    emitter: LineBatcher,
-    /// The last lines that were asked for, and the position before them.
-    first: Option<(Position, Vec<TailItem>)>,
-    /// Whether it was judged if the place is the right one.
-    judged: bool,
-    /// Bytes of the line at hand that were handed out before.
-    skip: u64,
-    /// Hash of the bytes that were left out of the line at hand.
-    skipped: LineHash,
-    /// Hash of the bytes that were handed out of a line that has not ended.
-    partial: LineHash,
-    /// The last bytes known of a line that was handed out in part when the response ended.
-    cut: Option<(LogTime, Vec<u8>)>,
-    /// Whether the run had ended before the response was asked for: then it holds all there is.
-    ended: bool,
-    /// What the kubelet said instead of lines, if that was the last thing that came.
-    said: Option<String>,
-    /// Failures of this log in a row: since a line was delivered, or a silence was found to be one of the log's.
+    batcher: LineBatcher,
+    partial: PartialLine,
+    /// For [`ReadFrom::Last`]: the position before these lines, and the lines until they are taken.
+    last: Option<(Position, Vec<TailItem>)>,
+    /// The position to resume at, until the first line has shown whether it can be trusted.
+    unchecked: Option<Position>,
+    /// Failures in a row: since a line was delivered, or a probe showed that a silent log is quiet.
     failures: u32,
-    /// Whether the place was looked for in the whole file since a line was delivered.
+    /// Whether the whole file was searched for the resume point since a line was delivered.
     searched: bool,
-    /// What had been delivered when the log was last followed to a complete response: whole lines, and bytes of the next one. If
-    /// nothing more was delivered since, the log may have ended there. `None` if there is a reason to doubt that.
+    /// What had been delivered when a follow was last complete: whole lines, and bytes of the next one. If nothing more was
+    /// delivered since, the log may have ended there. `None` if something speaks against that.
     clean_end: Option<(u64, u64)>,
-    /// Whether the line before was one that had been read already.
-    repeats: bool,
-    /// Whether a response was left before a line of the log was known: then it may have been rotated unseen.
+    /// Whether a response was left before a line of the log was known. Then the log may have been rotated unseen.
     unproven: bool,
-    /// The line for which the place is looked for in the whole file, though it was not lost as far as is known.
-    suspect: Option<Suspect>,
-    /// Delays for which the API server's word will be waited for; at 0 the kubelet is not asked any longer which run it serves.
-    patience: u32,
-    /// While the kubelet cannot follow the log: reads before that is tried again. At 0 it is tried.
-    polls: Option<u32>,
-    /// Whether to report that the log cannot be followed.
-    reports_polling: bool,
+    /// Pauses left to wait for the API server to report a later run. At 0 the kubelet is no longer asked which run it serves.
+    run_pauses: u32,
+    /// Set while the kubelet cannot follow the log.
+    polling: Option<Polling>,
 }
 
-/// A line that a stream sent after newer ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Suspect {
-    time: LogTime,
-    /// `None` if it had not ended.
-    hash: Option<u64>,
+/// The current response.
+#[derive(Debug, Default)]
+struct Response {
+    /// Whether the run had ended before the request. Then the response has all lines that there are.
+    run_ended: bool,
+    lines: Lines,
+    /// Hash of the current line.
+    line: LineHash,
+    /// The text that the kubelet sent instead of lines, if nothing came after it.
+    message: Option<String>,
 }
 
-/// The gap for a place that was rotated away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RotationGap {
-    /// The file has not been opened. The gap is reported then, unless a line was delivered in part.
-    Unopened,
-    /// A line was delivered in part, and may be the first unknown line of the file. Then the gap precedes its rest; otherwise that
-    /// line is ended, and the gap follows it.
-    Due,
-    /// It was reported.
-    Reported,
-}
-
-/// What the response at hand is for.
-#[derive(Debug)]
-enum Stage {
-    /// The whole file, read from its first line on: finds the place to begin, and begins.
-    Seek,
-    /// The last lines, for [`ReadFrom::TailBuffer`].
-    Last(TailBuffer),
-    /// Whether there are lines newer than the last ones: then the clock went back, and positions count from further up.
-    ProbeNewer { last: TailBuffer, newer: bool },
-    /// The whole file, for [`ReadFrom::TailBuffer`]: counts lines.
-    Count,
-    /// The last lines, and what comes. `None` once the place was found.
-    Live(Option<OverlapFinder>),
-    /// The last lines of a run that has ended.
-    Drain(Option<OverlapFinder>),
-    /// The whole file: looks for the place.
-    Recover(Option<OverlapFinder>),
-    /// The whole file of the run before the present one: looks for the place.
-    PreviousRun(OverlapFinder),
-    /// The kubelet serves a later run, and the API server does not know: waits for its word, and then asks as for [`Stage::Rest`].
-    AwaitingStatus,
-    /// The whole file, after the place was rotated away: everything but the lines in `known`.
-    SkipKnown { known: HashSet<Mark>, gap: RotationGap },
-    /// It is over.
-    Done,
+/// Reads of a log that the kubelet cannot follow.
+#[derive(Clone, Copy, Debug)]
+struct Polling {
+    /// Polls before following is tried again. At 0 it is tried.
+    polls_left: u32,
+    /// Whether [`TailItem::FollowUnavailable`] was delivered.
+    reported: bool,
 }
 
 // === impl Machine ===
 
 impl Machine {
-    /// A read that has not begun: [`Machine::ask`] first. `started` is when the container was.
+    /// Creates a read. Its first action is to open [`Machine::query`]. `started` is when the container was started.
     pub(super) fn new(from: ReadFrom, follow: bool, started: LogTime) -> Self {
-        let (stage, filter) = match from {
-            ReadFrom::Start => (Stage::Seek, StartFilter::All),
-            ReadFrom::Since(since) => (Stage::Seek, StartFilter::Since(since)),
-            ReadFrom::After(position) => (Stage::Seek, StartFilter::After(position)),
-            ReadFrom::Last(lines) => {
-                (TailBuffer::new(lines).map_or(Stage::Count, Stage::Last), StartFilter::All)
-            }
+        let seek = |filter| Stage::Seek { filter };
+        let (stage, unchecked) = match from {
+            ReadFrom::Start => (seek(StartFilter::All), None),
+            ReadFrom::Since(since) => (seek(StartFilter::Since(since)), None),
+            ReadFrom::After(position) => (seek(StartFilter::After(position)), Some(position)),
+            ReadFrom::Last(lines) => (TailBuffer::new(lines).map_or(Stage::Count, Stage::Last), None),
         };
-        Self {
+        let mut machine = Self {
             from,
             follow,
             started,
             stage,
-            filter,
-            lines: Lines::default(),
-            hash: LineHash::default(),
+            response: Response::default(),
             window: Window::default(),
-            emitter: LineBatcher::new(Position::START, 0, filter),
-            first: None,
-            judged: false,
-            skip: 0,
-            skipped: LineHash::default(),
-            partial: LineHash::default(),
-            cut: None,
-            ended: false,
-            said: None,
+            batcher: LineBatcher::new(Position::START, 0, StartFilter::Nothing),
+            partial: PartialLine::default(),
+            last: None,
+            unchecked,
             failures: 0,
             searched: false,
             clean_end: None,
-            repeats: false,
             unproven: false,
-            suspect: None,
-            patience: if follow { BEHIND_PAUSES } else { BRIEF_PAUSES },
-            polls: None,
-            reports_polling: false,
-        }
+            run_pauses: if follow { LATER_RUN_PAUSES } else { BRIEF_PAUSES },
+            polling: None,
+        };
+        machine.begin_file();
+        machine
     }
 
-    /// What the present stage asks.
-    pub(super) fn ask(&self) -> LogQuery {
-        let checks_run = self.patience > 0;
+    /// The request that the current stage needs.
+    pub(super) fn query(&self) -> LogQuery {
+        let whole = LogQuery { checks_run: self.run_pauses > 0, ..LogQuery::WHOLE };
         match &self.stage {
-            Stage::Last(last) => LogQuery { checks_run, ..LogQuery::last(last.asked()) },
-            Stage::ProbeNewer { .. } => LogQuery::glance(self.emitter.at().time.parts().0.saturating_add(1)),
-            // Nothing is there to be recognised, so nothing of the file was read.
-            Stage::Live(_) if self.window.is_empty() => {
-                LogQuery { follow: self.follows(), checks_run, ..LogQuery::WHOLE }
+            Stage::Last(last) => {
+                LogQuery { checks_run: whole.checks_run, ..LogQuery::last(last.request_lines()) }
             }
-            Stage::Drain(_) if self.window.is_empty() => LogQuery { checks_run, ..LogQuery::WHOLE },
-            Stage::Live(_) if !self.follows() => LogQuery::last(self.window.poll_lines()),
-            Stage::Live(_) => LogQuery { follow: true, ..LogQuery::last(self.window.overlap_lines()) },
-            Stage::Drain(_) => LogQuery::last(self.window.overlap_lines()),
-            Stage::PreviousRun(_) => LogQuery::BEFORE,
-            Stage::Recover(_) | Stage::Done => LogQuery::WHOLE,
-            Stage::Seek | Stage::Count | Stage::AwaitingStatus | Stage::SkipKnown { .. } => {
-                LogQuery { checks_run, ..LogQuery::WHOLE }
+            Stage::ProbeNewer { .. } => {
+                LogQuery::exists_since(self.batcher.at().time.parts().0.saturating_add(1))
             }
+            // Nothing is remembered, so nothing of the file was read.
+            Stage::Live { .. } if self.window.is_empty() => LogQuery { follow: self.follows(), ..whole },
+            Stage::Drain { .. } if self.window.is_empty() => whole,
+            Stage::Live { .. } if !self.follows() => LogQuery::last(self.window.poll_lines()),
+            Stage::Live { .. } => LogQuery { follow: true, ..LogQuery::last(self.window.overlap_lines()) },
+            Stage::Drain { .. } => LogQuery::last(self.window.overlap_lines()),
+            Stage::PreviousRun { .. } => LogQuery::PREVIOUS,
+            Stage::Recover { .. } | Stage::Done => LogQuery::WHOLE,
+            Stage::Seek { .. } | Stage::Count | Stage::AwaitingStatus | Stage::SkipKnown { .. } => whole,
         }
-    }
-
-    /// Whether the log is to be followed, and not read again and again.
-    fn follows(&self) -> bool {
-        self.polls.is_none_or(|polls| polls == 0)
     }
 
     /// The position before the first line that will be delivered, once it is known.
     pub(super) fn start(&self) -> Option<Position> {
         match &self.stage {
             Stage::Last(_) | Stage::ProbeNewer { .. } | Stage::Count => None,
-            _ => self.first.as_ref().map(|(start, _)| *start).or(self.emitter.start()),
+            _ => self.last.as_ref().map(|(start, _)| *start).or(self.batcher.start()),
         }
     }
 
-    /// What is to be delivered.
+    /// Takes the items that can be delivered.
     pub(super) fn take(&mut self) -> Vec<TailItem> {
         if self.start().is_none() {
             return Vec::new();
         }
-        if !self.judged && self.emitter.first().is_some() {
-            self.judged = true;
-            if self.is_unsure() {
-                self.emitter.gap_first(unknown_gap(GapCause::Rotated));
-            }
+        if let Some(first) = self.batcher.first()
+            && self.unchecked.take().is_some_and(|after| self.is_uncertain(after, first))
+        {
+            self.batcher.gap_first(unknown_gap(GapCause::Rotated));
         }
-        let mut items = self.first.as_mut().map(|(_, items)| std::mem::take(items)).unwrap_or_default();
-        items.extend(self.emitter.take(true));
-        if std::mem::take(&mut self.reports_polling) {
+        let mut items = self.last.as_mut().map(|(_, items)| std::mem::take(items)).unwrap_or_default();
+        items.extend(self.batcher.take(true));
+        if let Some(polling) = &mut self.polling
+            && !std::mem::replace(&mut polling.reported, true)
+        {
             items.push(TailItem::FollowUnavailable);
         }
         items
     }
 
-    /// What silence means now.
-    pub(super) fn silence(&self) -> IdleVerdict {
+    /// What it means if nothing comes now.
+    pub(super) fn idle_verdict(&self) -> IdleVerdict {
         match &self.stage {
-            Stage::Live(_) if !self.follows() => IdleVerdict::Slow,
-            Stage::Live(None) if self.polls.is_some() => IdleVerdict::Trial,
-            Stage::Live(None) => IdleVerdict::Quiet,
-            Stage::Live(Some(_)) => IdleVerdict::Unplaced,
+            Stage::Live { .. } if !self.follows() => IdleVerdict::Slow,
+            Stage::Live { finder: Some(_), .. } => IdleVerdict::Unplaced,
+            Stage::Live { .. } if self.polling.is_some() => IdleVerdict::Trial,
+            Stage::Live { .. } => IdleVerdict::Quiet,
             _ => IdleVerdict::Slow,
         }
     }
 
-    /// Takes an event; tells what is to be done.
+    /// Takes an event and returns the next action.
     pub(super) fn on(&mut self, event: Event<'_>) -> Action {
         match event {
             Event::Opened { ended } => self.opened(ended),
@@ -288,38 +231,133 @@ impl Machine {
             Event::Unfinished => self.unfinished(),
             Event::Complete { ended } => self.complete(ended),
             Event::Broken(why) => self.broken(why),
-            Event::Away(why) => self.away(why),
+            Event::Unreachable(why) => self.unreachable(why),
             Event::Gone(why) => self.gone(why),
-            Event::Silent if self.polls.is_some() && matches!(self.stage, Stage::Live(None)) => {
-                self.followed_again()
+            Event::Idle if self.polling.is_some() && self.stage.is_live() => {
+                // The kubelet follows the log again.
+                self.polling = None;
+                Action::Read
             }
-            Event::Silent => self.recover(),
-            Event::Behind { why, unclear } => self.behind(&why, unclear),
+            Event::Idle => self.recover(None),
+            Event::LaterRun { why, unclear } => self.later_run(&why, unclear),
             Event::Probed(data) => self.probed(data),
-            Event::Left => {
+            Event::RunEnded => {
                 self.clean_end = None;
-                self.go_to(Stage::Drain(None))
+                self.go_to(Stage::DRAIN)
             }
-            Event::Woken { ended } => match &self.stage {
-                Stage::Live(_) | Stage::AwaitingStatus if ended => self.go_to(Stage::Drain(None)),
+            Event::Resumed { ended } => match &self.stage {
+                Stage::Live { .. } | Stage::AwaitingStatus if ended => self.go_to(Stage::DRAIN),
                 Stage::AwaitingStatus => self.rotated(),
-                _ => Action::Ask(self.ask()),
+                _ => Action::Open(self.query()),
             },
         }
     }
 
-    /// Leaves the response at hand and asks for what `stage` needs.
+    /// Whether the log is followed, not polled.
+    fn follows(&self) -> bool {
+        self.polling.is_none_or(|polling| polling.polls_left == 0)
+    }
+
+    /// Leaves the current response and requests the one that `stage` needs.
     fn go_to(&mut self, stage: Stage) -> Action {
         self.leave_response();
         self.stage = stage;
-        Action::Ask(self.ask())
+        Action::Open(self.query())
     }
 
-    /// The place is not in the response at hand: looks for it in the whole file. At once the first time, whatever failed before, since
-    /// a log that rotates every few seconds does so again; and then with pauses, until there is a line to be delivered.
-    fn recover(&mut self) -> Action {
-        let ask = self.go_to(Stage::Recover(None));
-        if std::mem::replace(&mut self.searched, true) { self.pause() } else { ask }
+    /// Searches the whole file, because the resume point is not in the current response. The first search since a line was delivered
+    /// starts at once, whatever failed before: a log that rotates every few seconds will do so again. Further ones pause first.
+    fn recover(&mut self, suspect: Option<Suspect>) -> Action {
+        let open = self.go_to(Stage::Recover { finder: None, suspect });
+        if std::mem::replace(&mut self.searched, true) { self.pause() } else { open }
+    }
+
+    /// A response begins. Any stage may begin again here.
+    fn opened(&mut self, ended: bool) -> Action {
+        let query = self.query();
+        if query.checks_run {
+            self.run_pauses = if self.follow { LATER_RUN_PAUSES } else { BRIEF_PAUSES };
+        }
+        let requested = query.tail_lines.unwrap_or(u64::MAX);
+        self.response = Response { run_ended: ended, ..Response::default() };
+        self.partial.begin_response(self.batcher.at().offset);
+        match &mut self.stage {
+            Stage::Live { finder, repeats } => {
+                (*finder, *repeats) = (self.window.finder(requested), false);
+            }
+            Stage::Drain { finder, .. } | Stage::Recover { finder, .. } => {
+                *finder = self.window.finder(requested);
+            }
+            Stage::PreviousRun { finder, .. } => {
+                if let Some(anew) = self.window.finder(requested) {
+                    *finder = anew;
+                }
+            }
+            Stage::Last(last) => {
+                last.clear();
+                self.begin_file();
+            }
+            Stage::Seek { .. } | Stage::Count => self.begin_file(),
+            Stage::SkipKnown { gap, .. } => {
+                // Its lines will be remembered in the order of this file.
+                self.window = Window::default();
+                if *gap == RotationGap::Unopened {
+                    *gap = RotationGap::Due;
+                    if !self.partial.is_skipping() {
+                        self.lost();
+                    }
+                }
+            }
+            Stage::ProbeNewer { .. } | Stage::AwaitingStatus | Stage::Done => {}
+        }
+        Action::Read
+    }
+
+    /// Counts positions from the file's first line.
+    fn begin_file(&mut self) {
+        let filter = match self.stage {
+            Stage::Seek { filter } => filter,
+            Stage::Count => StartFilter::Nothing,
+            _ => StartFilter::All,
+        };
+        self.partial = PartialLine::default();
+        self.window = Window::default();
+        self.batcher = LineBatcher::new(Position::START, 0, filter);
+    }
+
+    /// The whole file was read, and the start of the read was not in it.
+    fn not_found(&mut self, filter: StartFilter, ended: bool) -> Action {
+        if let StartFilter::Lines(_) = filter {
+            // It was rotated since its lines were counted.
+            return self.go_to(Stage::Count);
+        }
+        self.batcher.begin_here();
+        if let ReadFrom::After(_) = self.from {
+            // The position lies after the end, or its line is gone and the clock was set back since.
+            self.batcher.gap(unknown_gap(GapCause::Source));
+        }
+        self.at_end(ended)
+    }
+
+    /// Delivers the last lines, whose positions are known.
+    fn begin_at_last(&mut self, last: TailBuffer, ended: bool) -> Action {
+        let at = self.batcher.at();
+        self.batcher = LineBatcher::new(at, self.batcher.lines(), StartFilter::All);
+        self.last = Some(last.finish(at));
+        self.at_end(ended)
+    }
+
+    /// Whether a log whose first line has this time was not rotated yet.
+    fn is_fresh(&self, first: LogTime) -> bool {
+        first < self.started.saturating_add_nanos(UNROTATED)
+    }
+
+    /// Whether the position to resume at may be another one: the file's first line has its time, and a file that is gone may have had
+    /// more lines of that time.
+    fn is_uncertain(&self, after: Position, first: LogTime) -> bool {
+        !self.is_fresh(first)
+            && !self.batcher.is_inexact()
+            && (after.time == LogTime::MIN || first == after.time)
     }
 }
 

@@ -1,47 +1,46 @@
-//! What was read last, remembered by time and hash; and finding that place again in another response. Pure.
+//! The newest lines of a log, remembered by time and hash, and the search for them in another response. Pure.
 //!
-//! The API cannot be asked to go on at a place: `sinceTime` has whole seconds, filters every line (so a clock that is set back would
-//! silence whatever comes), and times tie. The last lines are asked for instead, and those that were read before are recognised.
+//! The API cannot resume at a position: `sinceTime` has whole seconds, filters every line (so a clock set back would hide all later
+//! lines), and times tie. So the last lines are requested, and those that were read before are recognised.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher as _};
 
 use crate::model::time::LogTime;
 
-/// Fewest lines that are kept, and asked for when a log is opened again: what a service of 5,000 lines/s prints while a connection is
-/// made, several times over. 16 bytes each.
+/// Fewest lines that are remembered, and requested when a log is opened again: several times the output of a service of 5,000 lines/s
+/// while a connection is made. 16 bytes each.
 pub(super) const WINDOW_LINES: usize = 2_048;
 
-/// Most lines that are kept and asked for: 1 MiB of marks, for a log of 16,000 lines/s or more only.
+/// Most lines that are remembered and requested: 1 MiB of marks. Only a log of 16,000 lines/s or more needs them.
 const WINDOW_MAX_LINES: usize = 65_536;
 
-/// Log time that the window of a loud log covers: longer than a busy API server takes to open a log.
+/// Log time that the window of a busy log covers: longer than a busy API server takes to open a log.
 const WINDOW_SPAN_NANOS: i64 = 4_000_000_000;
 
-/// Fewest lines that are asked for in each read of a log that cannot be followed: there may be many such logs on one node.
+/// Fewest lines that a poll requests. Low, because one node may have many logs that cannot be followed.
 const POLL_LINES: u64 = 256;
 
-/// Longest step back between two lines that is no change of the clock: runtimes stamp stdout and stderr in separate tasks, and on a
+/// Longest step back between two lines that is not a change of the clock: runtimes stamp stdout and stderr in separate tasks, and on a
 /// busy node one of them may run late.
 const REORDER_MAX_NANOS: i64 = 1_000_000_000;
 
-/// So many lines in a row are a place, wherever they stand. Fewer are only at the beginning of a response.
+/// Lines in a row that identify the resume point anywhere in a response. Fewer do so only at its beginning.
 const RUN_LINES: usize = 32;
 
 /// One line: its time, and a hash of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Mark {
-    /// When it was written.
     pub(super) time: LogTime,
-    /// Of its bytes, newline included.
+    /// Includes the newline.
     pub(super) hash: u64,
 }
 
-/// Hashes a line that may come in pieces.
-#[derive(Clone, Debug, Default)]
+/// Hash of a line that may come in pieces.
+#[derive(Debug, Default)]
 pub(super) struct LineHash(DefaultHasher);
 
-/// The last lines of a log that were read, oldest first: at least [`WINDOW_LINES`] of them, and more of a loud log.
+/// The newest lines that were read, oldest first: at least [`WINDOW_LINES`], and more of a busy log.
 #[derive(Debug)]
 pub(super) struct Window {
     marks: VecDeque<Mark>,
@@ -49,46 +48,46 @@ pub(super) struct Window {
     max: LogTime,
     /// Lines after the last one with that time.
     since_max: usize,
-    /// Lines after the last one that is older than a line before it by more than [`REORDER_MAX_NANOS`]; at least as many as there are
-    /// marks if there is none.
+    /// Lines after the last one that is older than an earlier line by more than [`REORDER_MAX_NANOS`]. Without such a line, at least
+    /// the number of marks.
     since_drop: usize,
 }
 
-/// What a line of a stream is, compared with the lines that were read before it.
+/// A line of a stream, compared with the lines that were read before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Novelty {
     /// It was not read before.
     New,
     /// It was read before.
     Repeated,
-    /// It is older than lines that were read, and not among those that are remembered. Either the clock was set back, or the stream has
-    /// gone back to the beginning of a file: only the file itself can tell.
+    /// It is older than lines that were read, and is not remembered. Either the clock was set back, or the stream has returned to the
+    /// beginning of a file: only the file itself can tell.
     Suspect,
 }
 
-/// Looks for the place behind the newest line of a window.
+/// The search for the resume point: the end of the newest remembered line.
 #[derive(Debug)]
 pub(super) struct OverlapFinder {
     known: Vec<Mark>,
-    /// Where in `known` the response may have begun.
+    /// Indices in `known` at which the response may have begun.
     candidates: Vec<usize>,
-    /// Lines before the one that `candidates` are about: 0, or 1 if the first was the rest of a line.
+    /// Lines before the one that `candidates` are about: 0, or 1 if the first one was the rest of a line.
     base: usize,
-    /// The place may follow after lines that are older than all that are known, up to this many lines in all.
+    /// Number of lines, counted from the first, that may be older than all remembered ones.
     reach: u64,
     lines: usize,
     recent: VecDeque<Mark>,
 }
 
-/// What a line is.
+/// State of a search after a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OverlapPlace {
-    /// It may be one that was read before.
-    Before,
-    /// It is the last one that was read before: what follows is new.
-    Last,
-    /// In a response of last lines: it is none that was read before, so the place is not in this response.
-    Elsewhere,
+pub(super) enum Overlap {
+    /// The resume point may follow.
+    Pending,
+    /// This line is the newest remembered one. All further lines are new.
+    Complete,
+    /// This line was not read before, so a response of last lines does not have the resume point.
+    Absent,
 }
 
 // === impl LineHash ===
@@ -104,7 +103,7 @@ impl LineHash {
         self.0.finish()
     }
 
-    /// The hash of the line; begins the next one.
+    /// Returns the hash of the line, and begins the next one.
     pub(super) fn finish(&mut self) -> u64 {
         std::mem::take(&mut self.0).finish()
     }
@@ -141,12 +140,12 @@ impl Window {
         self.marks.back().copied()
     }
 
-    /// Compares a line of a stream with those before it. `hash` is `None` for a line that has not ended; `repeats` if the line before
-    /// it was a repeated one.
+    /// Compares a line of a stream with those before it. `hash` is `None` for a line that has not ended. `repeats` if the previous
+    /// line was a repeated one.
     pub(super) fn compare(&self, time: LogTime, hash: Option<u64>, repeats: bool) -> Novelty {
         let (Some(first), Some(last)) = (self.marks.front(), self.marks.back()) else { return Novelty::New };
         let (is_ordered, is_older) = (self.is_ordered(), time < last.time);
-        // After a clock was set back, a stream that goes back may jump forward in time.
+        // After a clock was set back, a stream that returns to the beginning of a file may jump forward in time.
         let jumps = !is_ordered && time <= self.max && nanos_between(last.time, time) > REORDER_MAX_NANOS;
         if !is_older && !jumps && !repeats {
             return Novelty::New;
@@ -168,7 +167,7 @@ impl Window {
         }
     }
 
-    /// How many of the last lines to ask for, so that the newest one that was read is among them although the log grows meanwhile.
+    /// Number of last lines to request, so that the newest remembered one is among them although the log grows meanwhile.
     pub(super) fn overlap_lines(&self) -> u64 {
         let lines = self.marks.len();
         if lines < WINDOW_LINES {
@@ -178,12 +177,12 @@ impl Window {
         in_time.clamp(lines as u64, (WINDOW_MAX_LINES as u64).max(lines as u64))
     }
 
-    /// The same for a log that is read every few seconds.
+    /// The same for a log that is polled every few seconds.
     pub(super) fn poll_lines(&self) -> u64 {
         self.lines_in(2 * WINDOW_SPAN_NANOS.unsigned_abs()).clamp(POLL_LINES, self.overlap_lines())
     }
 
-    /// Lines that the log gains in so many nanoseconds, as far as its last lines show.
+    /// Lines that the log gains in this time, estimated from the remembered ones.
     fn lines_in(&self, nanos: u64) -> u64 {
         let (Some(first), Some(last)) = (self.marks.front(), self.marks.back()) else { return 0 };
         // Unknown after a clock was set back.
@@ -191,26 +190,32 @@ impl Window {
         (self.marks.len() as u64).saturating_mul(nanos) / span
     }
 
-    /// All that are remembered.
-    pub(super) fn all(&self) -> HashSet<Mark> {
+    /// All remembered lines.
+    pub(super) fn marks(&self) -> HashSet<Mark> {
         self.marks.iter().copied().collect()
     }
 
-    /// Whether none is.
     pub(super) fn is_empty(&self) -> bool {
         self.marks.is_empty()
     }
 
-    /// A search for the place behind the newest line, in a response that begins with the last `asked` lines. Not to be made of an empty
-    /// window: every line is behind it.
-    pub(super) fn aligner(&self, asked: u64) -> OverlapFinder {
+    /// Creates a search for the resume point in a response that begins with the last `requested` lines. `None` if no line is
+    /// remembered: then all lines are new.
+    pub(super) fn finder(&self, requested: u64) -> Option<OverlapFinder> {
         let known: Vec<Mark> = self.marks.iter().copied().collect();
         // A window that is not full has all lines that were read: the response cannot begin before it.
-        let reach = if known.len() >= WINDOW_LINES && asked > known.len() as u64 { asked } else { 0 };
-        OverlapFinder { known, candidates: Vec::new(), base: 0, reach, lines: 0, recent: VecDeque::new() }
+        let reach = if known.len() >= WINDOW_LINES && requested > known.len() as u64 { requested } else { 0 };
+        (!known.is_empty()).then(|| OverlapFinder {
+            known,
+            candidates: Vec::new(),
+            base: 0,
+            reach,
+            lines: 0,
+            recent: VecDeque::new(),
+        })
     }
 
-    /// Whether no line is older than one before it by more than [`REORDER_MAX_NANOS`].
+    /// Whether no line is older than an earlier one by more than [`REORDER_MAX_NANOS`].
     fn is_ordered(&self) -> bool {
         self.since_drop >= self.marks.len()
     }
@@ -218,7 +223,7 @@ impl Window {
     fn contains(&self, mark: Mark) -> bool {
         let is_ordered = self.is_ordered();
         let from_newest = self.marks.iter().rev();
-        // In order, all lines before an older one are older too, so a reordered line costs a look at the newest ones only.
+        // In an ordered window all lines before an older one are older too, so a reordered line is compared with the newest ones only.
         let mut near = from_newest
             .take_while(|known| !is_ordered || nanos_between(known.time, mark.time) <= REORDER_MAX_NANOS);
         near.any(|known| *known == mark)
@@ -243,7 +248,6 @@ impl Window {
     }
 }
 
-/// Nanoseconds from one time to another.
 fn nanos_between(from: LogTime, to: LogTime) -> i64 {
     to.as_nanos().saturating_sub(from.as_nanos())
 }
@@ -252,14 +256,14 @@ fn nanos_between(from: LogTime, to: LogTime) -> i64 {
 
 impl OverlapFinder {
     /// Takes the next line of the response.
-    pub(super) fn take(&mut self, mark: Mark) -> OverlapPlace {
+    pub(super) fn take(&mut self, mark: Mark) -> Overlap {
         let index = self.lines;
         self.lines += 1;
         if index == self.base {
             let begins = |at: &usize| self.known[*at] == mark;
             self.candidates = (0..self.known.len()).filter(begins).collect();
             if self.candidates.is_empty() && index == 0 {
-                // A response of so many last lines may begin within one.
+                // A response of last lines may begin within one.
                 self.base = 1;
             }
         } else {
@@ -272,16 +276,16 @@ impl OverlapFinder {
         }
         self.recent.push_back(mark);
         if self.is_last(index) {
-            OverlapPlace::Last
+            Overlap::Complete
         } else if self.candidates.is_empty() && index > 0 && self.lines as u64 >= self.reach {
-            OverlapPlace::Elsewhere
+            Overlap::Absent
         } else {
-            OverlapPlace::Before
+            Overlap::Pending
         }
     }
 
     fn is_last(&self, index: usize) -> bool {
-        // The candidate that overlaps most, as long as it holds.
+        // The candidate with the longest overlap, while it matches.
         let by_beginning =
             self.candidates.first().is_some_and(|at| at + index - self.base + 1 == self.known.len());
         let run = &self.known[self.known.len().saturating_sub(RUN_LINES)..];
@@ -308,14 +312,14 @@ mod tests {
         window
     }
 
-    /// Which line of `response` is the last known one; `None` if it is not found.
+    /// The index in `response` of the newest remembered line, if it is found.
     fn find(window: &Window, response: &[Mark]) -> Option<usize> {
-        let mut aligner = window.aligner(WINDOW_LINES as u64);
-        response.iter().position(|mark| aligner.take(*mark) == OverlapPlace::Last)
+        let mut finder = window.finder(WINDOW_LINES as u64).unwrap();
+        response.iter().position(|mark| finder.take(*mark) == Overlap::Complete)
     }
 
     #[test]
-    fn the_place_is_found_in_last_lines_and_in_a_whole_file() {
+    fn resume_point_is_found_in_last_lines_and_whole_file() {
         let log: Vec<Mark> = (0..100).map(|n| mark(n / 3, u64::try_from(n).unwrap())).collect();
         let known = window(&log[..80]);
         assert_eq!(find(&known, &log[70..]), Some(9));
@@ -330,22 +334,22 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_read_is_noticed_at_once() {
+    fn response_without_overlap_is_absent_at_second_line() {
         let log: Vec<Mark> = (0..100).map(|n| mark(n, u64::try_from(n).unwrap())).collect();
-        let mut aligner = window(&log[..50]).aligner(WINDOW_LINES as u64);
-        assert_eq!(aligner.take(log[60]), OverlapPlace::Before);
-        assert_eq!(aligner.take(log[61]), OverlapPlace::Elsewhere);
+        let mut finder = window(&log[..50]).finder(WINDOW_LINES as u64).unwrap();
+        assert_eq!(finder.take(log[60]), Overlap::Pending);
+        assert_eq!(finder.take(log[61]), Overlap::Absent);
     }
 
     #[test]
-    fn equal_lines_of_equal_time_are_told_apart_by_where_they_stand() {
+    fn equal_lines_of_equal_time_differ_by_position() {
         let twice = [mark(1, 1), mark(2, 2), mark(2, 2)];
         assert_eq!(find(&window(&twice), &[mark(2, 2), mark(2, 2), mark(3, 3)]), Some(1));
         assert_eq!(find(&window(&twice), &[mark(1, 1), mark(2, 2), mark(2, 2), mark(2, 2)]), Some(2));
     }
 
     #[test]
-    fn a_hash_does_not_depend_on_the_pieces() {
+    fn line_in_pieces_has_the_hash_of_the_whole() {
         let mut hash = LineHash::default();
         hash.push(b"a line of some length\n");
         let whole = hash.finish();
@@ -357,9 +361,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever part of a log was read before, and wherever a response begins in it: the place is the right one.
+        /// Any part of a log is remembered, and a response begins anywhere in it.
         #[test]
-        fn the_place_is_right(
+        fn random_overlap_gives_exact_resume_point(
             steps in proptest::collection::vec(-2_i64..4, 2..200),
             read in any::<proptest::sample::Index>(),
             begin in any::<proptest::sample::Index>(),

@@ -1,4 +1,4 @@
-//! The last lines of a log, held until it is known where they begin. Pure.
+//! The last lines of a log, held until their positions are known. Pure.
 
 use std::collections::VecDeque;
 
@@ -8,13 +8,13 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::TailItem;
 
-/// Most lines that are held. Who wants more has them counted in the file first, and then read.
+/// Most lines that are held. A read of more lines counts them in the file first.
 const LAST_MAX_LINES: u64 = 10_000;
 
-/// Most bytes that are held, likewise.
+/// Most bytes that are held. Larger reads count first, too.
 const LAST_MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// Some last lines.
+/// The last lines of a response.
 #[derive(Debug)]
 pub(super) struct TailBuffer {
     wanted: u64,
@@ -22,33 +22,32 @@ pub(super) struct TailBuffer {
     /// Whole lines among those held.
     lines: u64,
     bytes: usize,
-    /// Whole lines that came.
+    /// Whole lines that were taken.
     seen: u64,
-    /// The position before the first one held.
+    /// The position before the first line held.
     before: Position,
 }
 
-// === impl Last ===
+// === impl TailBuffer ===
 
 impl TailBuffer {
-    /// For the last `wanted` lines; `None` if those are too many to be held.
+    /// Creates a buffer for the last `wanted` lines; `None` if those are too many.
     pub(super) fn new(wanted: u64) -> Option<Self> {
         let (held, before) = (VecDeque::new(), Position::START);
         (wanted <= LAST_MAX_LINES).then_some(Self { wanted, held, lines: 0, bytes: 0, seen: 0, before })
     }
 
-    /// Forgets what came.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn clear(&mut self) {
         let (held, before) = (VecDeque::new(), Position::START);
         *self = Self { wanted: self.wanted, held, lines: 0, bytes: 0, seen: 0, before };
     }
 
-    /// How many to ask for: some more, so that positions are counted from a line before those that are wanted.
-    pub(super) fn asked(&self) -> u64 {
+    /// Lines to request: more than wanted, so that positions are counted from an earlier line.
+    pub(super) fn request_lines(&self) -> u64 {
         self.wanted + WINDOW_LINES as u64
     }
 
-    /// Takes further lines; `false` if they are too large to be held.
+    /// Takes further lines. Returns `false` if they are too large to be held.
     pub(super) fn take(&mut self, items: Vec<TailItem>) -> bool {
         for item in items {
             let TailItem::Lines(batch) = item else { continue };
@@ -66,18 +65,18 @@ impl TailBuffer {
         self.bytes <= LAST_MAX_BYTES
     }
 
-    /// Whether all lines of the file came, going by their number.
+    /// Whether these are all lines of the file: fewer came than were requested.
     pub(super) fn is_whole(&self) -> bool {
-        self.seen < self.asked()
+        self.seen < self.request_lines()
     }
 
-    /// Whether the position before them was counted from a line on that is newer than the first one that came, which has the time
-    /// `first`. `at` is the position behind all of them.
-    pub(super) fn is_sure(&self, first: Option<LogTime>, at: Position) -> bool {
+    /// Whether the position before the wanted lines is certain: its time is newer than `first`, the time of the first line that came.
+    /// `at` is the position after all lines.
+    pub(super) fn has_certain_start(&self, first: Option<LogTime>, at: Position) -> bool {
         first.is_none_or(|first| self.start(at).time > first)
     }
 
-    /// The position before the first line that is wanted.
+    /// The position before the first wanted line.
     fn start(&self, at: Position) -> Position {
         match self.held.front() {
             Some(first) if self.wanted > 0 => match passed(first, self.lines.saturating_sub(self.wanted)) {
@@ -88,7 +87,7 @@ impl TailBuffer {
         }
     }
 
-    /// The lines, and the position before the first of them, given the one behind the last.
+    /// Returns the wanted lines and the position before them. `at` is the position after them.
     pub(super) fn finish(mut self, at: Position) -> (Position, Vec<TailItem>) {
         let start = self.start(at);
         if self.wanted == 0 {
@@ -111,12 +110,12 @@ impl TailBuffer {
     }
 }
 
-/// How many lines end in a batch.
+/// The number of lines that end in a batch.
 fn ended(batch: &LineBatch) -> u64 {
     batch.lines.iter().filter(|line| line.ends).count() as u64
 }
 
-/// How many pieces the first `surplus` lines of a batch have.
+/// The number of pieces of the first `surplus` lines of a batch.
 fn passed(batch: &LineBatch, surplus: u64) -> usize {
     let mut left = surplus;
     let passed = batch.lines.iter().take_while(|line| {
@@ -127,7 +126,7 @@ fn passed(batch: &LineBatch, surplus: u64) -> usize {
     passed.count()
 }
 
-/// A batch without its first `count` pieces.
+/// Returns a batch without its first `count` pieces.
 fn without(batch: &LineBatch, count: usize) -> LineBatch {
     let cut = count.checked_sub(1).map_or(0, |last| batch.lines[last].end);
     let lines = batch.lines[count..].iter().map(|line| Line { end: line.end - cut, ..*line });
@@ -139,18 +138,18 @@ mod tests {
     use super::*;
     use crate::platform::batcher::{LineBatcher, StartFilter};
 
-    /// The last lines of a log with these times, read in portions: where they begin, and their texts.
+    /// The last lines of a log with these times, read in portions: their start and their texts.
     fn last(wanted: u64, times: &[i64], portion: usize) -> (Position, Vec<String>) {
-        let mut emitter = LineBatcher::new(Position::START, 0, StartFilter::All);
+        let mut batcher = LineBatcher::new(Position::START, 0, StartFilter::All);
         let mut last = TailBuffer::new(wanted).unwrap();
         for (index, time) in times.iter().enumerate() {
-            emitter.piece(format!("{index}\n").as_bytes(), LogTime::from_nanos(*time), true);
+            batcher.piece(format!("{index}\n").as_bytes(), LogTime::from_nanos(*time), true);
             if index % portion == 0 {
-                assert!(last.take(emitter.take(true)));
+                assert!(last.take(batcher.take(true)));
             }
         }
-        assert!(last.take(emitter.take(true)));
-        let (start, items) = last.finish(emitter.at());
+        assert!(last.take(batcher.take(true)));
+        let (start, items) = last.finish(batcher.at());
         let texts = items.into_iter().flat_map(|item| {
             let TailItem::Lines(batch) = item else { panic!() };
             (0..batch.lines.len())
@@ -161,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_and_where_they_begin() {
+    fn last_lines_have_exact_start_in_any_portions() {
         let times = [1, 1, 2, 2, 2, 3];
         for portion in 1..8 {
             let at = |nanos, ordinal| Position { time: LogTime::from_nanos(nanos), ordinal, offset: 0 };
@@ -175,13 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_not_held() {
+    fn lines_over_byte_limit_are_refused() {
         let mut last = TailBuffer::new(100).unwrap();
-        let mut emitter = LineBatcher::new(Position::START, 0, StartFilter::All);
+        let mut batcher = LineBatcher::new(Position::START, 0, StartFilter::All);
         let mut fits = true;
         for _ in 0..30 {
-            emitter.piece(&vec![b'x'; 200_000], LogTime::from_nanos(1), true);
-            fits = last.take(emitter.take(true));
+            batcher.piece(&vec![b'x'; 200_000], LogTime::from_nanos(1), true);
+            fits = last.take(batcher.take(true));
         }
         assert!(!fits);
     }

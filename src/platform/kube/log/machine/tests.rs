@@ -1,4 +1,4 @@
-//! The machine against a log that rotates, whose clock goes back, and that is served badly.
+//! The machine reads a log that rotates, whose clock is set back, and whose kubelet fails in every way.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,29 +11,29 @@ use crate::platform::Error;
 use crate::platform::kube::log::overlap::WINDOW_LINES;
 
 mod outages;
+mod polling;
 mod rotations;
-mod unfollowed;
 
-/// When the container was started: within the time after it that its first lines show that nothing was rotated.
+/// When the container was started. The first lines follow soon enough to show that nothing was rotated.
 const STARTED: i64 = 1_001_000_000_000;
 
-/// The end of a follow by a kubelet without inotify instances.
+/// Message of a kubelet without inotify instances, at the end of a follow.
 const CANNOT_FOLLOW: &[u8] = b"failed to create fsnotify watcher: too many open files";
 
-/// A log as the API serves it: only the newest file, cut off at any moment.
+/// A log as the API serves it: only the newest file, interrupted at any moment.
 #[derive(Debug, Default)]
 struct Server {
     log: Vec<(i64, String)>,
-    /// Where the newest file begins.
+    /// Index of the first line of the newest file.
     file: usize,
     ended: bool,
     /// The last line has no newline.
     unfinished: bool,
     asked: Vec<LogQuery>,
     open: Option<Open>,
-    /// What a kubelet that fell behind sends first, part by part, and whether the part was sent before.
-    behind: VecDeque<(Range<usize>, bool)>,
-    /// Lines of files that such a kubelet left out, and whether it has sent something again since.
+    /// Parts that a lagging kubelet sends first, and whether each was sent before.
+    parts: VecDeque<(Range<usize>, bool)>,
+    /// Lines of files that such a kubelet left out, and whether it has repeated lines since.
     left_out: Vec<(Range<usize>, bool)>,
     /// The kubelet has no inotify instances.
     exhausted: bool,
@@ -46,36 +46,35 @@ struct Open {
     next: usize,
 }
 
-/// What the reader was handed.
+/// Delivered lines and events.
 #[derive(Debug, Default)]
-struct Heard {
+struct Received {
     lines: Vec<String>,
     gaps_before: Vec<usize>,
     last: Option<Position>,
     partial: String,
-    /// How often it was reported that the log cannot be followed.
-    unfollowed: usize,
+    /// Number of reports that the log cannot be followed.
+    unavailable: usize,
 }
 
-/// What happens next.
+/// One step of a random test.
 #[derive(Clone, Debug)]
 enum Op {
-    /// So many lines, each so many nanoseconds after the one before.
+    /// Prints this number of lines, each this many nanoseconds after the previous one.
     Print(usize, i64),
     Rotate,
-    /// The response at hand breaks off; perhaps within a line.
-    /// `cut` within the last line, and whether its beginning is delivered first.
+    /// The response breaks off: whether within a line, and whether the beginning of that line is delivered first.
     Break(bool, bool),
-    /// The response at hand completes, though the run goes on.
+    /// The response completes, although the run continues.
     Complete,
-    /// The kubelet says something instead of the lines of the next response.
+    /// The kubelet sends a message instead of the lines of the next response.
     Foreign,
-    /// Everything that is there is sent.
+    /// Sends all existing lines.
     Send,
-    /// The kubelet falls behind: lines of the present file, of each file that it leaves out, and of the newest one, each so many
-    /// nanoseconds after the one before.
+    /// The kubelet lags: lines of the present file, of each file that it leaves out, and of the newest one, and the nanoseconds from
+    /// each line to the next.
     FallBehind(usize, Vec<usize>, usize, i64),
-    /// The node's inotify instances are used up, or there are some again.
+    /// The node's inotify instances are used up, or available again.
     Exhaust(bool),
 }
 
@@ -87,7 +86,7 @@ impl Server {
         }
     }
 
-    /// The stream at hand is not read for a while; then the kubelet opens the newest file once for each rotation.
+    /// The stream is not read for a while. Then the kubelet opens the newest file once for each rotation.
     fn fall_behind(&mut self, rest: usize, left_out: &[usize], newest: usize, step: i64) {
         let Some(next) = self.open.as_ref().filter(|open| open.ask.follow).map(|open| open.next) else {
             return;
@@ -99,11 +98,11 @@ impl Server {
         }
         self.file = self.log.len();
         self.print(newest, step);
-        self.behind.push_back((next..end, false));
-        self.behind.push_back((self.file..self.log.len(), false));
+        self.parts.push_back((next..end, false));
+        self.parts.push_back((self.file..self.log.len(), false));
         if !left_out.is_empty() {
             self.left_out.push((end..self.file, false));
-            self.behind.extend(left_out.iter().map(|_| (self.file..self.log.len(), true)));
+            self.parts.extend(left_out.iter().map(|_| (self.file..self.log.len(), true)));
         }
         if let Some(open) = &mut self.open {
             open.next = self.log.len();
@@ -112,17 +111,17 @@ impl Server {
 
     fn open(&mut self, ask: LogQuery) {
         self.asked.push(ask);
-        self.behind.clear();
+        self.parts.clear();
         let last = |lines| self.log.len().saturating_sub(usize::try_from(lines).unwrap());
         let next = ask.tail_lines.map_or(self.file, last).max(self.file);
         self.open = Some(Open { ask, next });
     }
 
-    /// What there is to send, `cut` within the last line.
+    /// The bytes to send; with `cut`, up to the middle of the last line.
     fn bytes(&mut self, cut: bool) -> Vec<u8> {
         let open = self.open.as_mut().unwrap();
         let mut out = Vec::new();
-        let part = self.behind.pop_front();
+        let part = self.parts.pop_front();
         if let (Some((_, true)), Some(last)) = (&part, self.left_out.last_mut()) {
             last.1 = true;
         }
@@ -148,12 +147,12 @@ impl Server {
     }
 }
 
-impl Heard {
+impl Received {
     fn take(&mut self, items: Vec<TailItem>) {
         for item in items {
             match item {
                 TailItem::Gap(_) => self.gaps_before.push(self.lines.len()),
-                TailItem::FollowUnavailable => self.unfollowed += 1,
+                TailItem::FollowUnavailable => self.unavailable += 1,
                 TailItem::Lines(batch) => {
                     for (index, line) in batch.lines.iter().enumerate() {
                         assert!(Some(line.after) > self.last, "positions grow");
@@ -168,16 +167,16 @@ impl Heard {
         }
     }
 
-    /// Delivered and reported as missing together are what was printed from the first line on, in order, without a repeat.
+    /// Checks that delivered and lost lines together are the printed ones, in order and without a repeat.
     fn check(&self, printed: &[(i64, String)]) {
-        self.check_but(printed, &[]);
+        self.check_except(printed, &[]);
     }
 
-    /// The same, but for lines that the kubelet left out in silence: a gap reports them later, once something was sent again.
-    fn check_but(&self, printed: &[(i64, String)], left_out: &[(Range<usize>, bool)]) {
+    /// The same, except for lines that the kubelet left out: a gap reports them later, once lines were repeated.
+    fn check_except(&self, printed: &[(i64, String)], left_out: &[(Range<usize>, bool)]) {
         let mut expected = 0;
         for (index, line) in self.lines.iter().enumerate() {
-            // Of a line that was delivered as far as it came the rest may be lost, and a gap follows.
+            // The rest of a line that was delivered in part may be lost: then a gap follows.
             let is_cut = self.gaps_before.contains(&(index + 1))
                 && printed.get(expected).is_some_and(|(_, text)| text != line && text.starts_with(line));
             if is_cut {
@@ -186,15 +185,26 @@ impl Heard {
             }
             let at = line.strip_prefix("line ").and_then(|number| number.parse().ok());
             let at: usize = at.unwrap_or_else(|| panic!("{line} is no line: {self:?}"));
+            // Between two gaps, the number itself may be cut off.
+            let is_between_gaps =
+                self.gaps_before.contains(&index) && self.gaps_before.contains(&(index + 1));
+            let cut = || (expected..printed.len()).find(|at| printed[*at].1.starts_with(line));
+            if at < expected
+                && is_between_gaps
+                && let Some(cut) = cut()
+            {
+                expected = cut + 1;
+                continue;
+            }
             assert!(at < printed.len(), "a line that was printed");
             assert!(at >= expected, "{line} again or out of order, expected {expected}");
-            let is_told_later = |at: usize| {
+            let is_reported_later = |at: usize| {
                 left_out.iter().any(|(lines, repeated)| {
                     lines.contains(&at) && (!repeated || self.gaps_before.iter().any(|gap| *gap >= index))
                 })
             };
             assert!(
-                at == expected || self.gaps_before.contains(&index) || (expected..at).all(is_told_later),
+                at == expected || self.gaps_before.contains(&index) || (expected..at).all(is_reported_later),
                 "lines {expected} to {at} are missing without a gap (before {index}): {:?}",
                 self.gaps_before
             );
@@ -208,35 +218,35 @@ impl Heard {
     }
 }
 
-/// A reader and what it reads.
-struct Play {
+/// A machine and the log that it reads.
+struct Scenario {
     server: Server,
     machine: Machine,
     next: Action,
-    heard: Heard,
+    received: Received,
 }
 
-impl Play {
+impl Scenario {
     fn new(server: Server, from: ReadFrom, follow: bool) -> Self {
         let machine = Machine::new(from, follow, LogTime::from_nanos(STARTED));
-        let next = Action::Ask(machine.ask());
-        Self { server, machine, next, heard: Heard::default() }
+        let next = Action::Open(machine.query());
+        Self { server, machine, next, received: Received::default() }
     }
 
     fn on(&mut self, event: Event<'_>) {
         self.next = self.machine.on(event);
         let items = self.machine.take();
-        self.heard.take(items);
+        self.received.take(items);
     }
 
-    /// Lets the reader do what it wants to, until it waits for more of a follow or is done.
-    fn settle(&mut self, mut foreign: bool) -> bool {
+    /// Performs actions until the machine waits for more lines of a follow. Returns `false` once it has finished.
+    fn run_until_idle(&mut self, mut foreign: bool) -> bool {
         let mut polls = 0;
         for _ in 0..100 {
             match &self.next {
-                Action::Ask(ask) => {
+                Action::Open(ask) => {
                     let ask = *ask;
-                    if ask.before {
+                    if ask.previous {
                         self.on(Event::Gone("there was none".into()));
                         continue;
                     }
@@ -248,7 +258,7 @@ impl Play {
                 Action::Pause(pause) => {
                     polls += u32::from(*pause == POLL_EVERY);
                     let ended = self.server.ended;
-                    self.on(Event::Woken { ended });
+                    self.on(Event::Resumed { ended });
                 }
                 Action::Finish => return false,
                 Action::Fail(error) => panic!("{error}"),
@@ -271,18 +281,21 @@ impl Play {
                     if !ask.follow || self.server.ended || self.server.exhausted {
                         let ended = self.server.ended;
                         self.on(Event::Complete { ended });
-                    } else if matches!(self.machine.silence(), IdleVerdict::Unplaced | IdleVerdict::Trial) {
-                        self.on(Event::Silent);
+                    } else if matches!(
+                        self.machine.idle_verdict(),
+                        IdleVerdict::Unplaced | IdleVerdict::Trial
+                    ) {
+                        self.on(Event::Idle);
                     } else {
                         return true;
                     }
                 }
             }
         }
-        panic!("does not settle: {:?} {:?}", self.machine.stage, self.next);
+        panic!("no end: {:?} {:?}", self.machine.stage, self.next);
     }
 
-    /// What there is, if a response is open.
+    /// Sends all existing lines, if a response is open.
     fn send(&mut self, cut: bool) {
         if matches!(self.next, Action::Read) {
             let bytes = self.server.bytes(cut);
@@ -296,11 +309,11 @@ impl Play {
         match op {
             Op::Print(count, step) => self.server.print(*count, *step),
             Op::Rotate => {
-                // A connected follower loses nothing, and what is gone of a log is unknown while no line of it was read.
+                // A connected follower loses nothing. And a loss before the first line that is read cannot be noticed.
                 let follows =
                     matches!(self.next, Action::Read) && self.server.open.is_some_and(|open| open.ask.follow);
-                if follows || self.heard.lines.is_empty() {
-                    self.settle(false);
+                if follows || self.received.lines.is_empty() {
+                    self.run_until_idle(false);
                 }
                 self.server.file = self.server.log.len();
             }
@@ -323,16 +336,19 @@ impl Play {
                 if matches!(self.next, Action::Read) {
                     self.on(Event::Broken("cut off".into()));
                 }
-                if matches!(self.next, Action::Ask(_) | Action::Pause(_)) && self.machine.start().is_some() {
-                    self.settle(true);
+                if matches!(self.next, Action::Open(_) | Action::Pause(_)) && self.machine.start().is_some() {
+                    self.run_until_idle(true);
                 }
             }
             Op::Send => {
-                self.settle(false);
+                self.run_until_idle(false);
             }
             Op::FallBehind(rest, left_out, newest, step) => {
-                // One that has come so far as to watch the file. What is gone of a log is unknown while no line of it was read.
-                if self.settle(false) && matches!(self.next, Action::Read) && !self.heard.lines.is_empty() {
+                // Only a kubelet that watches the file can lag. And a loss before the first line cannot be noticed.
+                if self.run_until_idle(false)
+                    && matches!(self.next, Action::Read)
+                    && !self.received.lines.is_empty()
+                {
                     self.server.fall_behind(*rest, left_out, *newest, *step);
                 }
             }
@@ -343,9 +359,9 @@ impl Play {
     fn end(&mut self) {
         self.server.ended = true;
         if matches!(self.next, Action::Read) {
-            self.settle(false);
+            self.run_until_idle(false);
         }
-        while self.settle(false) {}
+        while self.run_until_idle(false) {}
     }
 }
 
@@ -364,7 +380,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// How many random lives: a few by default, more if `LEASEMUX_TEST_SEEDS` says so.
+/// Number of random cases: `LEASEMUX_TEST_SEEDS`, or a few.
 fn cases() -> u32 {
     std::env::var("LEASEMUX_TEST_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(60)
 }
@@ -372,24 +388,24 @@ fn cases() -> u32 {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
-    /// Whatever happens: what is delivered and what is reported as missing add up.
+    /// In any sequence of failures, delivered and lost lines add up.
     #[test]
     fn it_adds_up(ops in proptest::collection::vec(op(), 1..30)) {
-        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-        play.settle(false);
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.run_until_idle(false);
         for op in &ops {
-            play.op(op);
+            scenario.op(op);
         }
-        play.end();
-        play.heard.check_but(&play.server.log, &play.server.left_out);
+        scenario.end();
+        scenario.received.check_except(&scenario.server.log, &scenario.server.left_out);
         if !ops.iter().any(|op| matches!(op, Op::Rotate | Op::FallBehind(..))) {
-            prop_assert_eq!(&play.heard.gaps_before, &Vec::<usize>::new());
+            prop_assert_eq!(&scenario.received.gaps_before, &Vec::<usize>::new());
         }
     }
 
-    /// Positions are those that the content gives, wherever a reading begins, and one goes on behind each of them exactly.
+    /// Positions depend on the content only, wherever a read begins, and a read resumes exactly after each of them.
     #[test]
-    fn positions_do_not_depend_on_where_a_reading_begins(
+    fn random_start_gives_same_positions(
         steps in proptest::collection::vec(prop_oneof![3 => Just(0_i64), 3 => 1_i64..3, 1 => -3_i64..0], 1..40),
         last in 0_u64..45,
     ) {
@@ -405,71 +421,74 @@ proptest! {
         let log = server.log.clone();
         for (index, position) in positions.iter().enumerate() {
             let server = Server { log: log.clone(), ..Server::default() };
-            let mut play = Play::new(server, ReadFrom::After(*position), false);
-            play.settle(false);
-            prop_assert_eq!(play.machine.start(), Some(*position));
-            prop_assert_eq!(play.heard.lines.len(), log.len() - index - 1);
-            prop_assert!(play.heard.last.is_none() || play.heard.last == positions.last().copied());
+            let mut scenario = Scenario::new(server, ReadFrom::After(*position), false);
+            scenario.run_until_idle(false);
+            prop_assert_eq!(scenario.machine.start(), Some(*position));
+            prop_assert_eq!(scenario.received.lines.len(), log.len() - index - 1);
+            prop_assert!(scenario.received.last.is_none() || scenario.received.last == positions.last().copied());
         }
-        let mut play = Play::new(server, ReadFrom::Last(last), false);
-        play.settle(false);
+        let mut scenario = Scenario::new(server, ReadFrom::Last(last), false);
+        scenario.run_until_idle(false);
         let expected = log.len().saturating_sub(usize::try_from(last).unwrap());
         let start = expected.checked_sub(1).map_or(Position::START, |index| positions[index]);
-        prop_assert_eq!((play.machine.start(), play.heard.lines.len()), (Some(start), log.len() - expected));
+        prop_assert_eq!((scenario.machine.start(), scenario.received.lines.len()), (Some(start), log.len() - expected));
     }
 }
 
 #[test]
 fn unfinished_line_is_delivered_once_across_a_cut() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1);
-    play.settle(false);
-    assert!(!play.machine.holds_unfinished());
-    play.server.print(1, 1);
-    play.send(true);
-    assert!(play.machine.holds_unfinished());
-    play.on(Event::Unfinished);
-    // "line" of "line 3": its end is not there yet.
-    let at = play.heard.last.unwrap();
-    assert_eq!((play.heard.lines.len(), at.offset), (3, 5));
-    play.on(Event::Broken("cut off".into()));
-    play.end();
-    play.heard.check(&play.server.log);
-    assert_eq!(play.heard.gaps_before, Vec::<usize>::new());
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1);
+    scenario.run_until_idle(false);
+    assert!(!scenario.machine.holds_unfinished());
+    scenario.server.print(1, 1);
+    scenario.send(true);
+    assert!(scenario.machine.holds_unfinished());
+    scenario.on(Event::Unfinished);
+    // The beginning of "line 3".
+    let at = scenario.received.last.unwrap();
+    assert_eq!((scenario.received.lines.len(), at.offset), (3, 5));
+    scenario.on(Event::Broken("cut off".into()));
+    scenario.end();
+    scenario.received.check(&scenario.server.log);
+    assert_eq!(scenario.received.gaps_before, Vec::<usize>::new());
 }
 
-/// Ways in which a response ends within a line, of which a piece was delivered.
-const INTERRUPTIONS: [fn(&mut Play); 3] = [
-    |play| play.on(Event::Broken("cut off".into())),
-    |play| play.on(Event::Complete { ended: false }),
-    |play| play.on(Event::Away("connection refused".into())),
+/// Ways in which a response ends within a line.
+const INTERRUPTIONS: [fn(&mut Scenario); 3] = [
+    |scenario| scenario.on(Event::Broken("cut off".into())),
+    |scenario| scenario.on(Event::Complete { ended: false }),
+    |scenario| scenario.on(Event::Unreachable("connection refused".into())),
 ];
 
-/// A follower that got `lines 0..known`, whose log then rotated; the first line of the new file, `step` nanoseconds later, was
-/// delivered in part when the response ended.
-fn cut_after_rotation(known: usize, step: i64, interrupt: fn(&mut Play)) -> Play {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(known, 0);
-    play.settle(false);
-    play.op(&Op::Rotate);
-    play.server.print(1, step);
-    play.send(true);
-    play.on(Event::Unfinished);
-    assert_eq!((play.heard.lines.len(), play.heard.partial.as_str()), (known, "line "));
-    interrupt(&mut play);
-    play
+/// A follower that has `known` lines, whose log then rotated. The first line of the new file, `step` nanoseconds later, was delivered
+/// in part when the response ended.
+fn cut_after_rotation(known: usize, step: i64, interrupt: fn(&mut Scenario)) -> Scenario {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(known, 0);
+    scenario.run_until_idle(false);
+    scenario.op(&Op::Rotate);
+    scenario.server.print(1, step);
+    scenario.send(true);
+    scenario.on(Event::Unfinished);
+    assert_eq!((scenario.received.lines.len(), scenario.received.partial.as_str()), (known, "line "));
+    interrupt(&mut scenario);
+    scenario
 }
 
 #[test]
 fn partial_line_in_new_file_is_continued() {
     for interrupt in INTERRUPTIONS {
         for (known, step, more) in [(1, 0, 0), (1, 1, 0), (3, 0, 4), (3, 1, 4)] {
-            let mut play = cut_after_rotation(known, step, interrupt);
-            play.server.print(more, 0);
-            play.end();
-            play.heard.check(&play.server.log);
-            // No known line precedes it, so that a line of the same time and beginning could stand in its place.
-            assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (known + 1 + more, vec![known]));
+            let mut scenario = cut_after_rotation(known, step, interrupt);
+            scenario.server.print(more, 0);
+            scenario.end();
+            scenario.received.check(&scenario.server.log);
+            // No known line precedes it, so it may be another line with the same time and beginning.
+            assert_eq!(
+                (scenario.received.lines.len(), scenario.received.gaps_before),
+                (known + 1 + more, vec![known])
+            );
         }
     }
 }
@@ -477,42 +496,42 @@ fn partial_line_in_new_file_is_continued() {
 #[test]
 fn partial_line_still_unfinished_in_new_file_is_continued() {
     for interrupt in INTERRUPTIONS {
-        let mut play = cut_after_rotation(1, 0, interrupt);
-        play.server.unfinished = true;
-        play.settle(false);
-        assert_eq!(play.heard.lines.len(), 1);
-        play.server.unfinished = false;
-        play.op(&Op::Break(false, false));
-        play.end();
-        play.heard.check(&play.server.log);
-        assert_eq!(play.heard.lines, ["line 0", "line 1"]);
+        let mut scenario = cut_after_rotation(1, 0, interrupt);
+        scenario.server.unfinished = true;
+        scenario.run_until_idle(false);
+        assert_eq!(scenario.received.lines.len(), 1);
+        scenario.server.unfinished = false;
+        scenario.op(&Op::Break(false, false));
+        scenario.end();
+        scenario.received.check(&scenario.server.log);
+        assert_eq!(scenario.received.lines, ["line 0", "line 1"]);
     }
 }
 
 #[test]
 fn partial_line_rotated_away_is_ended_before_gap() {
     for interrupt in INTERRUPTIONS {
-        // Another time; the same time and beginning, which nothing tells from the line itself; no line.
+        // Another time; the same time and beginning, which cannot be told apart; no line.
         for (printed, step, expected) in [
             (1, 1, &["line 0", "line", "line 2"][..]),
             (1, 0, &["line 0", "line 2"]),
             (0, 0, &["line 0", "line"]),
         ] {
-            let mut play = cut_after_rotation(1, 1, interrupt);
-            play.server.file = play.server.log.len();
-            play.server.print(printed, step);
-            play.end();
-            play.heard.check(&play.server.log);
-            assert_eq!(play.heard.lines, expected);
+            let mut scenario = cut_after_rotation(1, 1, interrupt);
+            scenario.server.file = scenario.server.log.len();
+            scenario.server.print(printed, step);
+            scenario.end();
+            scenario.received.check(&scenario.server.log);
+            assert_eq!(scenario.received.lines, expected);
         }
         // The same time and another beginning.
-        let mut play = cut_after_rotation(1, 1, interrupt);
-        play.server.file = play.server.log.len();
-        let time = play.server.log[1].0;
-        play.server.log.push((time, "another line".into()));
-        play.end();
+        let mut scenario = cut_after_rotation(1, 1, interrupt);
+        scenario.server.file = scenario.server.log.len();
+        let time = scenario.server.log[1].0;
+        scenario.server.log.push((time, "another line".into()));
+        scenario.end();
         assert_eq!(
-            (play.heard.lines, play.heard.gaps_before),
+            (scenario.received.lines, scenario.received.gaps_before),
             (vec!["line 0".into(), "line".into(), "another line".into()], vec![2])
         );
     }
@@ -525,92 +544,93 @@ fn long_partial_line_in_new_file_is_continued() {
         [(3, 1), (2, 2), (3, 2)].map(|(len, cut)| (len * LINE_HELD_MAX_BYTES + 5, cut * LINE_HELD_MAX_BYTES))
     {
         for other in [false, true] {
-            let (mut play, time) = (Play::new(Server::default(), ReadFrom::Start, true), 1_000_000_000_000);
-            play.server.print(1, 0);
-            play.settle(false);
-            play.op(&Op::Rotate);
-            play.server.log.push((time, "x".repeat(len)));
-            let bytes = play.server.bytes(false);
-            play.on(Event::Data(&bytes[..36 + cut]));
-            play.on(Event::Unfinished);
-            play.on(Event::Broken("cut off".into()));
+            let (mut scenario, time) =
+                (Scenario::new(Server::default(), ReadFrom::Start, true), 1_000_000_000_000);
+            scenario.server.print(1, 0);
+            scenario.run_until_idle(false);
+            scenario.op(&Op::Rotate);
+            scenario.server.log.push((time, "x".repeat(len)));
+            let bytes = scenario.server.bytes(false);
+            scenario.on(Event::Data(&bytes[..36 + cut]));
+            scenario.on(Event::Unfinished);
+            scenario.on(Event::Broken("cut off".into()));
             if other {
-                play.server.log[1].1.replace_range(..1, "y");
+                scenario.server.log[1].1.replace_range(..1, "y");
             }
-            play.end();
-            assert_eq!(play.heard.lines.len(), 2 + usize::from(other));
-            assert_eq!(play.heard.gaps_before, [1 + usize::from(other)]);
-            assert!(other || play.heard.lines[1].len() == len);
+            scenario.end();
+            assert_eq!(scenario.received.lines.len(), 2 + usize::from(other));
+            assert_eq!(scenario.received.gaps_before, [1 + usize::from(other)]);
+            assert!(other || scenario.received.lines[1].len() == len);
         }
     }
 }
 
 #[test]
-fn a_clock_set_back_an_hour_silences_nothing() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(100, 1_000_000);
-    play.settle(false);
+fn clock_set_back_hides_no_lines() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(100, 1_000_000);
+    scenario.run_until_idle(false);
     for step in [-3_600_000_000_000, 1, 1, -3_600_000_000_000] {
-        play.server.print(1, step);
-        play.server.print(10, 1_000_000);
-        play.op(&Op::Break(true, false));
-        play.settle(false);
+        scenario.server.print(1, step);
+        scenario.server.print(10, 1_000_000);
+        scenario.op(&Op::Break(true, false));
+        scenario.run_until_idle(false);
     }
-    play.end();
-    play.heard.check(&play.server.log);
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (144, 0));
-    assert!(play.server.asked.iter().all(|ask| ask.since_second.is_none()));
+    scenario.end();
+    scenario.received.check(&scenario.server.log);
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (144, 0));
+    assert!(scenario.server.asked.iter().all(|ask| ask.since_second.is_none()));
 }
 
 #[test]
-fn repeats_after_a_rotation_are_dropped_and_told_of() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(100, 1_000_000);
-    play.settle(false);
-    // The stream goes back, as a kubelet's does that was read too slowly.
-    play.server.open.as_mut().unwrap().next = 70;
-    play.server.print(5, 1_000_000);
-    play.settle(false);
-    assert_eq!(play.heard.lines.len(), 105);
-    assert_eq!(play.heard.gaps_before, [100]);
+fn repeats_after_rotation_are_dropped_with_gap() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(100, 1_000_000);
+    scenario.run_until_idle(false);
+    // The stream goes back, as that of a lagging kubelet does.
+    scenario.server.open.as_mut().unwrap().next = 70;
+    scenario.server.print(5, 1_000_000);
+    scenario.run_until_idle(false);
+    assert_eq!(scenario.received.lines.len(), 105);
+    assert_eq!(scenario.received.gaps_before, [100]);
 }
 
 #[test]
-fn what_was_rotated_away_meanwhile_is_a_gap() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(10, 1_000_000);
-    play.settle(false);
-    play.on(Event::Broken("cut off".into()));
-    play.server.print(10, 1_000_000);
-    play.server.file = 15;
-    play.settle(false);
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.as_slice()), (15, &[10][..]));
-    play.end();
-    play.heard.check(&play.server.log);
+fn lines_rotated_away_meanwhile_are_a_gap() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(10, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.on(Event::Broken("cut off".into()));
+    scenario.server.print(10, 1_000_000);
+    scenario.server.file = 15;
+    scenario.run_until_idle(false);
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.as_slice()), (15, &[10][..]));
+    scenario.end();
+    scenario.received.check(&scenario.server.log);
 }
 
 #[test]
-fn a_last_line_without_a_newline_comes_when_the_run_has_ended() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.server.unfinished = true;
-    play.settle(false);
-    assert_eq!(play.heard.lines.len(), 2);
-    play.end();
-    assert_eq!(play.heard.lines.len(), 3);
+fn last_line_without_newline_comes_at_end_of_run() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.server.unfinished = true;
+    scenario.run_until_idle(false);
+    assert_eq!(scenario.received.lines.len(), 2);
+    scenario.end();
+    assert_eq!(scenario.received.lines.len(), 3);
 }
 
 #[test]
-fn a_kubelets_words_are_nobodys_output() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
-    play.op(&Op::Foreign);
-    play.server.print(3, 1_000_000);
-    play.end();
-    play.heard.check(&play.server.log);
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (6, 0));
-    // If nothing else can be had, it is a failure and not a log.
+fn kubelet_message_is_not_delivered() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.op(&Op::Foreign);
+    scenario.server.print(3, 1_000_000);
+    scenario.end();
+    scenario.received.check(&scenario.server.log);
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (6, 0));
+    // A response that has nothing else is a failure.
     let mut machine = Machine::new(ReadFrom::Start, false, LogTime::from_nanos(0));
     machine.on(Event::Opened { ended: true });
     machine.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
@@ -619,168 +639,171 @@ fn a_kubelets_words_are_nobodys_output() {
 }
 
 #[test]
-fn the_last_lines_of_a_long_log_are_found_without_reading_all_of_it() {
-    let mut play = Play::new(Server::default(), ReadFrom::Last(5), true);
-    play.server.print(3 * WINDOW_LINES, 1_000_000);
-    play.settle(false);
-    assert_eq!(play.heard.lines.len(), 5);
-    assert!(!play.server.asked.contains(&LogQuery::WHOLE), "{:?}", play.server.asked);
-    // Unless the clock went back: then positions count from further up.
+fn last_lines_of_long_log_need_no_whole_read() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Last(5), true);
+    scenario.server.print(3 * WINDOW_LINES, 1_000_000);
+    scenario.run_until_idle(false);
+    assert_eq!(scenario.received.lines.len(), 5);
+    assert!(!scenario.server.asked.contains(&LogQuery::WHOLE), "{:?}", scenario.server.asked);
+    // Unless the clock was set back: then positions count from an earlier line.
     let mut server = Server::default();
     server.print(10, 1_000_000);
     server.print(1, -5_000_000_000);
     server.print(3 * WINDOW_LINES, 1_000);
-    let mut play = Play::new(server, ReadFrom::Last(5), true);
-    play.settle(false);
-    assert_eq!(play.heard.lines.len(), 5);
+    let mut scenario = Scenario::new(server, ReadFrom::Last(5), true);
+    scenario.run_until_idle(false);
+    assert_eq!(scenario.received.lines.len(), 5);
     let at = Position { time: LogTime::from_nanos(1_000_010_000_000), ordinal: 0, offset: 0 };
-    let behind = play.heard.last.unwrap();
+    let behind = scenario.received.last.unwrap();
     assert_eq!((behind.time, behind.ordinal), (at.time, 2 + 3 * WINDOW_LINES as u64));
 }
 
 #[test]
-fn silence_is_believed_only_if_the_last_line_is_the_one_that_was_read() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
-    assert_eq!(play.machine.silence(), IdleVerdict::Quiet);
-    let same = probe(&play.server);
-    play.on(Event::Probed(same.as_bytes()));
-    assert!(matches!(play.next, Action::Read));
-    play.server.print(1, 1_000_000);
-    let newer = probe(&play.server);
-    play.on(Event::Probed(newer.as_bytes()));
-    assert!(matches!(play.next, Action::Ask(LogQuery { follow: true, .. })));
-    play.settle(false);
-    assert_eq!(play.heard.lines.len(), 4);
+fn silent_stream_with_newer_last_line_is_reopened() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    assert_eq!(scenario.machine.idle_verdict(), IdleVerdict::Quiet);
+    let same = probe(&scenario.server);
+    scenario.on(Event::Probed(same.as_bytes()));
+    assert!(matches!(scenario.next, Action::Read));
+    scenario.server.print(1, 1_000_000);
+    let newer = probe(&scenario.server);
+    scenario.on(Event::Probed(newer.as_bytes()));
+    assert!(matches!(scenario.next, Action::Open(LogQuery { follow: true, .. })));
+    scenario.run_until_idle(false);
+    assert_eq!(scenario.received.lines.len(), 4);
 }
 
 #[test]
-fn a_log_that_vanishes_after_its_end_was_seen_is_no_loss() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
-    play.on(Event::Complete { ended: false });
-    play.on(Event::Woken { ended: true });
-    play.on(Event::Gone("pod not found".into()));
-    assert!(matches!(play.next, Action::Finish));
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
-    // Nor if the kubelet removed it before the pod had gone, and said so, whether the run was known to have ended or not.
-    for told in [false, true] {
-        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-        play.server.print(3, 1_000_000);
-        play.settle(false);
-        play.on(Event::Complete { ended: false });
-        for ended in [false, told] {
-            play.on(Event::Woken { ended });
-            play.on(Event::Opened { ended });
-            play.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
-            play.on(Event::Complete { ended });
+fn log_removed_after_its_end_is_no_loss() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Resumed { ended: true });
+    scenario.on(Event::Gone("pod not found".into()));
+    assert!(matches!(scenario.next, Action::Finish));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 0));
+    // Nor if the kubelet removed it before the pod was gone, and said so, whether the run was known to have ended or not.
+    for known in [false, true] {
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.server.print(3, 1_000_000);
+        scenario.run_until_idle(false);
+        scenario.on(Event::Complete { ended: false });
+        for ended in [false, known] {
+            scenario.on(Event::Resumed { ended });
+            scenario.on(Event::Opened { ended });
+            scenario.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
+            scenario.on(Event::Complete { ended });
         }
-        play.on(Event::Woken { ended: told });
-        play.on(Event::Gone("pod not found".into()));
-        assert!(matches!(play.next, Action::Finish));
-        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
+        scenario.on(Event::Resumed { ended: known });
+        scenario.on(Event::Gone("pod not found".into()));
+        assert!(matches!(scenario.next, Action::Finish));
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 0));
     }
-    // But after a connection that broke nobody knows, nor while a kubelet was away.
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
-    play.on(Event::Complete { ended: false });
-    play.on(Event::Woken { ended: false });
-    play.on(Event::Away("nobody is there".into()));
-    play.on(Event::Woken { ended: false });
-    play.on(Event::Opened { ended: false });
-    play.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
-    play.on(Event::Complete { ended: false });
-    play.on(Event::Woken { ended: true });
-    play.on(Event::Gone("pod not found".into()));
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
-    play.on(Event::Broken("reset".into()));
-    play.on(Event::Woken { ended: true });
-    play.on(Event::Gone("pod not found".into()));
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
-    // Nor if an earlier response was complete: the one at hand was left in silence.
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
-    play.op(&Op::Complete);
-    play.settle(false);
-    play.on(Event::Woken { ended: true });
-    play.on(Event::Gone("pod not found".into()));
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
+    // But the end is unknown after a broken connection, and while a kubelet cannot be reached.
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Resumed { ended: false });
+    scenario.on(Event::Unreachable("nobody is there".into()));
+    scenario.on(Event::Resumed { ended: false });
+    scenario.on(Event::Opened { ended: false });
+    scenario.on(Event::Data(b"unable to retrieve container logs for containerd://x"));
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Resumed { ended: true });
+    scenario.on(Event::Gone("pod not found".into()));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 1));
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.on(Event::Broken("reset".into()));
+    scenario.on(Event::Resumed { ended: true });
+    scenario.on(Event::Gone("pod not found".into()));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 1));
+    // Also if an earlier response was complete and the current one was left without an end.
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.op(&Op::Complete);
+    scenario.run_until_idle(false);
+    scenario.on(Event::Resumed { ended: true });
+    scenario.on(Event::Gone("pod not found".into()));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 1));
 }
 
-/// What there is to see beside a silent stream.
+/// The response to a probe.
 fn probe(server: &Server) -> String {
     let (time, text) = server.log.last().unwrap();
     format!("{} {text}\n", LogTime::from_nanos(*time))
 }
 
 #[test]
-fn a_log_of_which_no_line_was_read_is_read_from_its_first_one() {
-    // The stream is left in silence, or with the end of the run.
+fn unread_log_is_read_from_its_first_line() {
+    // The stream is left after a probe, or at the end of the run.
     for probes in [true, false] {
-        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-        play.settle(false);
-        play.server.print(3 * WINDOW_LINES, 1_000);
-        let last = probe(&play.server);
-        play.server.ended = !probes;
-        play.on(if probes { Event::Probed(last.as_bytes()) } else { Event::Woken { ended: true } });
-        play.settle(false);
-        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3 * WINDOW_LINES, 0));
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.run_until_idle(false);
+        scenario.server.print(3 * WINDOW_LINES, 1_000);
+        let last = probe(&scenario.server);
+        scenario.server.ended = !probes;
+        scenario.on(if probes { Event::Probed(last.as_bytes()) } else { Event::Resumed { ended: true } });
+        scenario.run_until_idle(false);
+        assert_eq!(
+            (scenario.received.lines.len(), scenario.received.gaps_before.len()),
+            (3 * WINDOW_LINES, 0)
+        );
     }
-    // The same behind a rotation, when nothing is remembered: what there was before the next one is gone.
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(10, 1_000);
-    play.settle(false);
-    play.op(&Op::Break(false, false));
-    play.server.file = 10;
-    play.settle(false);
-    assert_eq!(play.heard.gaps_before, [10]);
-    play.server.print(10, 1_000);
-    play.server.file = 15;
-    let last = probe(&play.server);
-    play.on(Event::Probed(last.as_bytes()));
-    play.settle(false);
-    play.end();
-    play.heard.check(&play.server.log);
-    assert_eq!(play.heard.gaps_before, [10, 10]);
+    // The same after a rotation, when no line is remembered: the lines before the next rotation are gone.
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(10, 1_000);
+    scenario.run_until_idle(false);
+    scenario.op(&Op::Break(false, false));
+    scenario.server.file = 10;
+    scenario.run_until_idle(false);
+    assert_eq!(scenario.received.gaps_before, [10]);
+    scenario.server.print(10, 1_000);
+    scenario.server.file = 15;
+    let last = probe(&scenario.server);
+    scenario.on(Event::Probed(last.as_bytes()));
+    scenario.run_until_idle(false);
+    scenario.end();
+    scenario.received.check(&scenario.server.log);
+    assert_eq!(scenario.received.gaps_before, [10, 10]);
 }
 
 #[test]
-fn a_response_that_breaks_off_before_its_first_line_changes_nothing() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(10, 1_000);
-    play.settle(false);
-    // The clock is set back, and then lines that were read stand in another order than they were read in.
-    play.op(&Op::Break(false, false));
-    play.server.log.swap(3, 9);
-    play.server.print(5, -3_600_000_000_000);
-    while !matches!(play.machine.stage, Stage::SkipKnown { gap: RotationGap::Unopened, .. }) {
-        match &play.next {
-            Action::Ask(ask) => {
+fn response_broken_before_first_line_changes_nothing() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(10, 1_000);
+    scenario.run_until_idle(false);
+    // The clock is set back, and the file has lines in another order than they were read in.
+    scenario.op(&Op::Break(false, false));
+    scenario.server.log.swap(3, 9);
+    scenario.server.print(5, -3_600_000_000_000);
+    while !matches!(scenario.machine.stage, Stage::SkipKnown { gap: RotationGap::Unopened, .. }) {
+        match &scenario.next {
+            Action::Open(ask) => {
                 let ask = *ask;
-                play.server.open(ask);
-                play.on(Event::Opened { ended: false });
+                scenario.server.open(ask);
+                scenario.on(Event::Opened { ended: false });
             }
             Action::Read => {
-                let bytes = play.server.bytes(false);
-                play.on(if bytes.is_empty() {
+                let bytes = scenario.server.bytes(false);
+                scenario.on(if bytes.is_empty() {
                     Event::Complete { ended: false }
                 } else {
                     Event::Data(&bytes)
                 });
             }
-            Action::Pause(_) => play.on(Event::Woken { ended: false }),
+            Action::Pause(_) => scenario.on(Event::Resumed { ended: false }),
             Action::Finish | Action::Fail(_) => panic!(),
         }
     }
-    play.on(Event::Opened { ended: false });
-    play.on(Event::Broken("cut off".into()));
-    play.settle(false);
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.as_slice()), (15, &[10][..]));
+    scenario.on(Event::Opened { ended: false });
+    scenario.on(Event::Broken("cut off".into()));
+    scenario.run_until_idle(false);
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.as_slice()), (15, &[10][..]));
 }

@@ -1,42 +1,46 @@
-//! Who is away, who is back, and what was there meanwhile.
+//! Outages of kubelet and API server, and runs that end unseen.
 
 use super::*;
 
 #[test]
-fn an_outage_is_not_held_against_a_log_that_is_rotated_meanwhile() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(10, 1_000_000);
-    play.settle(false);
-    // The kubelet is stopped, and asked for in vain.
-    play.on(Event::Complete { ended: false });
+fn outage_delays_no_read_of_rotated_log() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(10, 1_000_000);
+    scenario.run_until_idle(false);
+    // The kubelet is stopped, and requests fail.
+    scenario.on(Event::Complete { ended: false });
     for _ in 0..100 {
-        play.on(Event::Woken { ended: false });
-        assert!(matches!(play.next, Action::Ask(LogQuery { follow: true, .. })));
-        play.on(Event::Away("nobody is there".into()));
-        assert!(matches!(play.next, Action::Pause(PAUSE_AWAY)));
+        scenario.on(Event::Resumed { ended: false });
+        assert!(matches!(scenario.next, Action::Open(LogQuery { follow: true, .. })));
+        scenario.on(Event::Unreachable("connection refused".into()));
+        assert!(matches!(scenario.next, Action::Pause(PAUSE_UNREACHABLE)));
     }
-    // It is back, and has another file: what is there is asked for without a pause.
-    play.server.file = 10;
-    play.server.print(10, 1_000_000);
-    play.on(Event::Woken { ended: false });
+    // It is back, and has another file, which is requested without a pause.
+    scenario.server.file = 10;
+    scenario.server.print(10, 1_000_000);
+    scenario.on(Event::Resumed { ended: false });
     for _ in 0..10 {
-        match play.next {
-            Action::Ask(LogQuery { before: true, .. }) => play.on(Event::Gone("there was none".into())),
-            Action::Ask(ask) => {
-                play.server.open(ask);
-                play.on(Event::Opened { ended: false });
+        match scenario.next {
+            Action::Open(LogQuery { previous: true, .. }) => {
+                scenario.on(Event::Gone("there was none".into()))
             }
-            Action::Read if play.server.open.unwrap().next < play.server.log.len() => play.send(false),
-            Action::Read if play.server.open.unwrap().ask.follow => break,
-            Action::Read => play.on(Event::Complete { ended: false }),
+            Action::Open(ask) => {
+                scenario.server.open(ask);
+                scenario.on(Event::Opened { ended: false });
+            }
+            Action::Read if scenario.server.open.unwrap().next < scenario.server.log.len() => {
+                scenario.send(false)
+            }
+            Action::Read if scenario.server.open.unwrap().ask.follow => break,
+            Action::Read => scenario.on(Event::Complete { ended: false }),
             ref other => panic!("{other:?}"),
         }
     }
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.as_slice()), (20, &[10][..]));
-    assert!(matches!(play.next, Action::Read));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.as_slice()), (20, &[10][..]));
+    assert!(matches!(scenario.next, Action::Read));
 }
 
-/// Lines of a log, so many of them from line `from` on, the first one at this second.
+/// `count` lines from line `from` on; line 0 would be at this second.
 fn lines(from: usize, count: usize, second: i64) -> String {
     let line = |n: usize| {
         let time = LogTime::from_nanos(second * 1_000_000_000 + i64::try_from(n).unwrap() * 1_000_000);
@@ -46,114 +50,118 @@ fn lines(from: usize, count: usize, second: i64) -> String {
 }
 
 #[test]
-fn a_run_that_ended_unseen_is_told_from_the_next_one_and_from_a_rotation() {
-    // What the kubelet has of the run before the present one; what is to come of it: lines, gaps, and whether it is over.
+fn run_ended_unseen_differs_from_rotation() {
+    // The kubelet's previous log; the expected lines, gaps, and whether the read is over.
     let cases = [
         (Some(lines(5, 7, 1_000)), (12, vec![], true)),
         (Some(lines(0, 9, 500)), (13, vec![10], false)),
         (Some(String::new()), (13, vec![10], false)),
         (None, (13, vec![10], false)),
     ];
-    for (before, expected) in cases {
-        let (mut play, other) = lost_its_place();
-        match &before {
-            Some(before) => play.respond(LogQuery::BEFORE, before),
-            None => play.on(Event::Broken("unable to retrieve container logs".into())),
+    for (previous, expected) in cases {
+        let (mut scenario, other) = lost_resume_point();
+        match &previous {
+            Some(previous) => scenario.respond(LogQuery::PREVIOUS, previous),
+            None => scenario.on(Event::Broken("unable to retrieve container logs".into())),
         }
-        let is_over = matches!(play.next, Action::Finish);
+        let is_over = matches!(scenario.next, Action::Finish);
         if !is_over {
-            play.respond(CHECKED, &other);
+            scenario.respond(CHECKED, &other);
         }
-        assert_eq!((play.heard.lines.len(), play.heard.gaps_before, is_over), expected, "{before:?}");
+        assert_eq!(
+            (scenario.received.lines.len(), scenario.received.gaps_before, is_over),
+            expected,
+            "{previous:?}"
+        );
     }
 }
 
 #[test]
-fn a_run_that_has_ended_and_is_found_nowhere_is_waited_for() {
-    // What the kubelet has of the run before the present one, which is a later run than the API server knows of.
-    for before in [Some(lines(7, 9, 2_000)), Some(String::new()), None] {
+fn lost_resume_point_waits_for_report_of_later_run() {
+    // The kubelet's previous log, which is that of a later run than the API server knows.
+    for previous in [Some(lines(7, 9, 2_000)), Some(String::new()), None] {
         let lost = || {
-            let (mut play, other) = lost_its_place();
-            match &before {
-                Some(before) => play.respond(LogQuery::BEFORE, before),
-                None => play.on(Event::Broken("unable to retrieve container logs".into())),
+            let (mut scenario, other) = lost_resume_point();
+            match &previous {
+                Some(previous) => scenario.respond(LogQuery::PREVIOUS, previous),
+                None => scenario.on(Event::Broken("unable to retrieve container logs".into())),
             }
-            for pause in 0..BEHIND_PAUSES {
-                assert!(matches!(play.next, Action::Ask(CHECKED)), "{:?}", play.next);
-                play.on(Event::Behind { why: "a later run".into(), unclear: false });
-                assert!(matches!(play.next, Action::Pause(PAUSE_MAX)), "{:?}", play.next);
-                if pause + 1 < BEHIND_PAUSES {
-                    play.on(Event::Woken { ended: false });
+            for pause in 0..LATER_RUN_PAUSES {
+                assert!(matches!(scenario.next, Action::Open(CHECKED)), "{:?}", scenario.next);
+                scenario.on(Event::LaterRun { why: "a later run".into(), unclear: false });
+                assert!(matches!(scenario.next, Action::Pause(PAUSE_MAX)), "{:?}", scenario.next);
+                if pause + 1 < LATER_RUN_PAUSES {
+                    scenario.on(Event::Resumed { ended: false });
                 }
             }
-            assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (10, 0));
-            (play, other)
+            assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (10, 0));
+            (scenario, other)
         };
-        // The API server is told: what is left of that run, and nothing of another.
-        let (mut play, _) = lost();
-        play.on(Event::Woken { ended: true });
+        // The API server learns of it: the rest of the run comes, and no line of another.
+        let (mut scenario, _) = lost();
+        scenario.on(Event::Resumed { ended: true });
         for ask in [LogQuery { follow: false, ..LogQuery::FOLLOW }, LogQuery::WHOLE, LogQuery::WHOLE] {
-            play.respond_ended(ask, &lines(17, 2, 1_500));
+            scenario.respond_ended(ask, &lines(17, 2, 1_500));
         }
-        assert!(matches!(play.next, Action::Finish), "{:?}", play.next);
-        assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (12, vec![10]));
-        // It is not: then it was a rotation after all, and the times were wrong.
-        let (mut play, other) = lost();
-        play.on(Event::Woken { ended: false });
-        play.respond(LogQuery::WHOLE, &other);
-        assert_eq!((play.heard.lines.len(), play.heard.gaps_before), (13, vec![10]));
+        assert!(matches!(scenario.next, Action::Finish), "{:?}", scenario.next);
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before), (12, vec![10]));
+        // It does not: then it was a rotation, and the times were wrong.
+        let (mut scenario, other) = lost();
+        scenario.on(Event::Resumed { ended: false });
+        scenario.respond(LogQuery::WHOLE, &other);
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before), (13, vec![10]));
     }
 }
 
 #[test]
-fn later_run_is_waited_for_before_its_first_line_is_taken() {
-    let behind = |unclear| Event::Behind { why: "a later run".into(), unclear };
+fn later_run_is_not_read_before_its_report() {
+    let behind = |unclear| Event::LaterRun { why: "a later run".into(), unclear };
     for (unclear, follow, pauses, pause) in [
-        (false, true, BEHIND_PAUSES, PAUSE_MAX),
-        (true, true, UNCLEAR_PAUSES, PAUSE_MAX),
+        (false, true, LATER_RUN_PAUSES, PAUSE_MAX),
+        (true, true, UNCLEAR_RUN_PAUSES, PAUSE_MAX),
         (false, false, BRIEF_PAUSES, PAUSE_BRIEF),
     ] {
-        let mut play = Play::new(Server::default(), ReadFrom::Start, follow);
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, follow);
         for _ in 0..pauses {
-            assert!(matches!(play.next, Action::Ask(CHECKED)), "{:?}", play.next);
-            play.on(behind(unclear));
-            assert!(matches!(play.next, Action::Pause(is) if is == pause), "{:?}", play.next);
-            play.on(Event::Woken { ended: false });
+            assert!(matches!(scenario.next, Action::Open(CHECKED)), "{:?}", scenario.next);
+            scenario.on(behind(unclear));
+            assert!(matches!(scenario.next, Action::Pause(is) if is == pause), "{:?}", scenario.next);
+            scenario.on(Event::Resumed { ended: false });
         }
-        // Then times are not believed any longer.
-        assert!(matches!(play.next, Action::Ask(LogQuery::WHOLE)), "{:?}", play.next);
+        // Then times are no longer trusted.
+        assert!(matches!(scenario.next, Action::Open(LogQuery::WHOLE)), "{:?}", scenario.next);
     }
 }
 
 /// A request for a whole file that may be another run's.
 const CHECKED: LogQuery = LogQuery { checks_run: true, ..LogQuery::WHOLE };
 
-/// A run whose place is not in its log as far as is known, which holds another file or another run; and what it holds.
-fn lost_its_place() -> (Play, String) {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.respond(CHECKED, &lines(0, 10, 1_000));
-    play.respond(LogQuery::FOLLOW, &lines(0, 10, 1_000));
-    play.on(Event::Complete { ended: false });
-    play.on(Event::Woken { ended: false });
+/// A read whose resume point is in no file: the log has another file, or another run. And its lines.
+fn lost_resume_point() -> (Scenario, String) {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.respond(CHECKED, &lines(0, 10, 1_000));
+    scenario.respond(LogQuery::FOLLOW, &lines(0, 10, 1_000));
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Resumed { ended: false });
     let other = lines(12, 3, 3_000);
-    play.respond(LogQuery::FOLLOW, &other);
-    play.respond(LogQuery::WHOLE, &other);
-    (play, other)
+    scenario.respond(LogQuery::FOLLOW, &other);
+    scenario.respond(LogQuery::WHOLE, &other);
+    (scenario, other)
 }
 
-impl Play {
-    /// Answers what is asked, which is this.
+impl Scenario {
+    /// Answers the request, which must be `expected`.
     fn respond(&mut self, expected: LogQuery, text: &str) {
         self.respond_as(expected, text, false);
     }
 
-    /// The same, of a run that is known to have ended.
+    /// The same for a run that is known to have ended.
     fn respond_ended(&mut self, expected: LogQuery, text: &str) {
         self.respond_as(expected, text, true);
     }
 
     fn respond_as(&mut self, expected: LogQuery, text: &str, ended: bool) {
-        assert!(matches!(self.next, Action::Ask(ask) if ask == expected), "{:?}", self.next);
+        assert!(matches!(self.next, Action::Open(ask) if ask == expected), "{:?}", self.next);
         self.on(Event::Opened { ended });
         self.on(Event::Data(text.as_bytes()));
         if matches!(self.next, Action::Read) && !expected.follow {
@@ -163,98 +171,98 @@ impl Play {
 }
 
 #[test]
-fn a_place_that_is_found_nowhere_is_not_looked_for_without_a_pause() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(10, 1_000_000);
-    play.settle(false);
+fn repeated_search_pauses() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(10, 1_000_000);
+    scenario.run_until_idle(false);
     let mut pauses = Vec::new();
     for _ in 0..20 {
-        // Nothing comes, though there are lines.
-        play.on(Event::Silent);
-        if let Action::Pause(pause) = play.next {
+        // Nothing comes, although lines exist.
+        scenario.on(Event::Idle);
+        if let Action::Pause(pause) = scenario.next {
             pauses.push(pause);
-            play.on(Event::Woken { ended: false });
+            scenario.on(Event::Resumed { ended: false });
         }
-        assert!(matches!(play.next, Action::Ask(LogQuery::WHOLE)));
+        assert!(matches!(scenario.next, Action::Open(LogQuery::WHOLE)));
     }
     assert_eq!((pauses.len(), pauses[0], pauses[18]), (19, PAUSE_FIRST, PAUSE_MAX));
 }
 
 #[test]
-fn what_failed_before_a_long_silence_is_over() {
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
+fn matching_probe_resets_failures() {
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
     for _ in 0..10 {
-        play.on(Event::Broken("cut off".into()));
+        scenario.on(Event::Broken("cut off".into()));
     }
-    assert!(matches!(play.next, Action::Pause(PAUSE_MAX)));
-    play.settle(false);
-    let same = probe(&play.server);
-    play.on(Event::Probed(same.as_bytes()));
-    play.on(Event::Complete { ended: false });
-    assert!(matches!(play.next, Action::Pause(PAUSE_FIRST)));
+    assert!(matches!(scenario.next, Action::Pause(PAUSE_MAX)));
+    scenario.run_until_idle(false);
+    let same = probe(&scenario.server);
+    scenario.on(Event::Probed(same.as_bytes()));
+    scenario.on(Event::Complete { ended: false });
+    assert!(matches!(scenario.next, Action::Pause(PAUSE_FIRST)));
 }
 
 #[test]
-fn refusals_after_the_end_of_a_deleted_log_are_no_loss() {
+fn refusals_after_end_of_deleted_log_are_no_loss() {
     let ended = || {
-        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-        play.server.print(3, 1_000_000);
-        play.settle(false);
-        play.on(Event::Complete { ended: false });
-        play.on(Event::Woken { ended: false });
-        play
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.server.print(3, 1_000_000);
+        scenario.run_until_idle(false);
+        scenario.on(Event::Complete { ended: false });
+        scenario.on(Event::Resumed { ended: false });
+        scenario
     };
-    // What the kubelet answers before the pod is gone: refusals, a response that breaks off before a line of it is known.
-    let refused = |play: &mut Play| play.on(Event::Broken("container is not available".into()));
-    let cut_off = |play: &mut Play| {
-        play.on(Event::Opened { ended: false });
-        play.on(Event::Broken("reset".into()));
+    // Answers of the kubelet before the pod is gone: refusals, responses without a known line.
+    let refused = |scenario: &mut Scenario| scenario.on(Event::Broken("container is not available".into()));
+    let cut_off = |scenario: &mut Scenario| {
+        scenario.on(Event::Opened { ended: false });
+        scenario.on(Event::Broken("reset".into()));
     };
-    let silent = |play: &mut Play| {
-        play.on(Event::Opened { ended: false });
-        play.on(Event::Complete { ended: false });
+    let silent = |scenario: &mut Scenario| {
+        scenario.on(Event::Opened { ended: false });
+        scenario.on(Event::Complete { ended: false });
     };
     for answer in [refused, cut_off, silent] {
-        let mut play = ended();
+        let mut scenario = ended();
         for _ in 0..3 {
-            answer(&mut play);
-            play.on(Event::Woken { ended: false });
+            answer(&mut scenario);
+            scenario.on(Event::Resumed { ended: false });
         }
-        play.on(Event::Gone("pod not found".into()));
-        assert!(matches!(play.next, Action::Finish), "{:?}", play.next);
-        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
+        scenario.on(Event::Gone("pod not found".into()));
+        assert!(matches!(scenario.next, Action::Finish), "{:?}", scenario.next);
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 0));
     }
-    // The container is removed while its log is followed: the kubelet says so behind the last line.
-    let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-    play.server.print(3, 1_000_000);
-    play.settle(false);
-    play.on(Event::Data(b"rpc error: code = NotFound desc = no such container"));
-    play.on(Event::Complete { ended: false });
-    play.on(Event::Woken { ended: true });
-    play.on(Event::Gone("pod not found".into()));
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 0));
-    // The same of a log without a line.
+    // The container is removed during a follow: the kubelet says so after the last line.
+    let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+    scenario.server.print(3, 1_000_000);
+    scenario.run_until_idle(false);
+    scenario.on(Event::Data(b"rpc error: code = NotFound desc = no such container"));
+    scenario.on(Event::Complete { ended: false });
+    scenario.on(Event::Resumed { ended: true });
+    scenario.on(Event::Gone("pod not found".into()));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 0));
+    // The same for a log without a line.
     for answer in [refused, cut_off, silent] {
-        let mut play = Play::new(Server::default(), ReadFrom::Start, true);
-        play.settle(false);
-        play.on(Event::Complete { ended: false });
-        play.on(Event::Woken { ended: false });
-        answer(&mut play);
-        play.on(Event::Woken { ended: true });
-        play.on(Event::Gone("pod not found".into()));
-        assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (0, 0));
+        let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
+        scenario.run_until_idle(false);
+        scenario.on(Event::Complete { ended: false });
+        scenario.on(Event::Resumed { ended: false });
+        answer(&mut scenario);
+        scenario.on(Event::Resumed { ended: true });
+        scenario.on(Event::Gone("pod not found".into()));
+        assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (0, 0));
     }
     // A part of a new line came: that line is lost.
-    let mut play = ended();
-    play.on(Event::Opened { ended: false });
-    play.server.open(LogQuery::FOLLOW);
-    play.server.print(1, 1_000_000);
-    let cut = play.server.bytes(true);
-    play.on(Event::Data(&cut));
-    play.on(Event::Broken("reset".into()));
-    play.on(Event::Woken { ended: true });
-    play.on(Event::Gone("pod not found".into()));
-    assert_eq!((play.heard.lines.len(), play.heard.gaps_before.len()), (3, 1));
+    let mut scenario = ended();
+    scenario.on(Event::Opened { ended: false });
+    scenario.server.open(LogQuery::FOLLOW);
+    scenario.server.print(1, 1_000_000);
+    let cut = scenario.server.bytes(true);
+    scenario.on(Event::Data(&cut));
+    scenario.on(Event::Broken("reset".into()));
+    scenario.on(Event::Resumed { ended: true });
+    scenario.on(Event::Gone("pod not found".into()));
+    assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 1));
 }
