@@ -1,4 +1,4 @@
-//! The provider's own resources, and what is kept of them. All are in its manifest namespace, and name their lease within.
+//! The provider's own resources. All are in its manifest namespace and name their lease in their content.
 
 use kube::core::DynamicObject;
 use serde_json::Value;
@@ -10,18 +10,15 @@ use crate::model::id::{LeaseId, ServiceName};
 pub(super) struct HostFacts {
     /// The namespace of the lease.
     pub(super) namespace: String,
-    /// The service.
     pub(super) service: ServiceName,
-    /// The name.
     pub(super) host: String,
 }
 
-/// A port of a leased address. Which address it is the load balancer says, once it has one.
+/// A port of a leased address. The load balancer has the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LeasedFacts {
     /// The namespace of the lease.
     pub(super) namespace: String,
-    /// The service.
     pub(super) service: ServiceName,
     /// The container's port.
     pub(super) port: u16,
@@ -34,7 +31,7 @@ pub(super) struct LeasedFacts {
 // === impl HostFacts ===
 
 impl HostFacts {
-    /// What is kept of a `ProviderHost`; `None` if it leads to no lease.
+    /// Reads a `ProviderHost`; `None` if it belongs to no lease.
     pub(super) fn read(object: &DynamicObject) -> Option<Self> {
         let spec = object.data.get("spec")?;
         let host = text(spec, "hostname").or_else(|| object.metadata.name.clone())?;
@@ -46,7 +43,7 @@ impl HostFacts {
 // === impl LeasedFacts ===
 
 impl LeasedFacts {
-    /// What is kept of a `ProviderLeasedIP`; `None` if it is of no lease.
+    /// Reads a `ProviderLeasedIP`; `None` if it belongs to no lease.
     pub(super) fn read(object: &DynamicObject) -> Option<Self> {
         let spec = object.data.get("spec")?;
         Some(Self {
@@ -65,7 +62,7 @@ fn lease(fields: &Value) -> Option<LeaseId> {
     LeaseId::new(&owner, number(fields, "dseq")?, short("gseq")?, short("oseq")?, &provider).ok()
 }
 
-/// The same field is a number in one resource and text in another.
+/// Reads a number. The same field is a number in one resource and text in another.
 fn number(fields: &Value, field: &str) -> Option<u64> {
     match fields.get(field)? {
         Value::String(text) => text.parse().ok(),

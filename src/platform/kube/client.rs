@@ -14,38 +14,36 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, Service, ServiceBuilder};
 
-use super::config::KubeSource;
-use super::permissions;
+use super::{KubeSource, permissions};
 use crate::platform::Error;
 
-/// A connection must be there within this.
+/// Longest time to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
-/// After so long a silence the other side's kernel is asked whether it is still there: logs have no sign of life of their own, and
-/// a dead connection would be waited on for ever.
+/// Silence after which TCP keepalive probes the peer: a log has no heartbeat, so a dead connection would otherwise be read forever.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// How often it is asked before the connection counts as dead.
+/// Keepalive probes without a response before the connection counts as dead.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Sent bytes that nobody confirms for so long end the connection. Longer than a restart of a network device takes.
+/// Time without acknowledgement of sent bytes before the connection ends. Longer than the restart of a network device.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The API server must accept a watch within this: it does so before the first event. One that takes requests and answers none is
-/// found by it.
+/// Longest time until the API server accepts a watch, which it does before the first event. Detects a server that takes requests and
+/// never responds.
 const WATCH_MAX: Duration = Duration::from_secs(30);
 
-/// `--check` waits so long for the API server, which need not be reached from where a configuration is checked.
+/// Longest wait of `--check` for the API server, which may be unreachable from the machine where a configuration is checked.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
-/// A client and where it connects to.
+/// A client and its server.
 pub(super) struct Connection {
     pub(super) client: Client,
     /// The API server's address, without credentials.
     pub(super) server: String,
 }
 
-/// Reports watches that the API server accepts, by the plural of what is watched: a watch itself is silent until something changes.
+/// Reports watches that the API server accepts, by the plural of their kind: a watch itself is silent until something changes.
 #[derive(Clone)]
 struct WatchObserver<S> {
     inner: S,
@@ -54,10 +52,10 @@ struct WatchObserver<S> {
 
 type Accepted = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Creates a client as `source` says, which reports each watch that is accepted. Nothing is connected yet.
+/// Creates a client, without connecting. It calls `accepted` for each watch that the API server accepts.
 ///
 /// # Errors
-/// [`Error::Broken`] if the kubeconfig or the service account cannot be read or used, and why.
+/// [`Error::Broken`] if the kubeconfig or the service account cannot be read or used.
 pub(super) async fn connect(
     source: &KubeSource,
     accepted: impl Fn(&str) + Send + Sync + 'static,
@@ -67,7 +65,7 @@ pub(super) async fn connect(
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     let server =
         format!("{}://{}{port}", url.scheme_str().unwrap_or("https"), url.host().unwrap_or_default());
-    // A follow is silent for as long as the container is: no time limit but those of the connection itself.
+    // A follow is silent while the container is, so only the limits of the connection itself apply.
     (cluster.read_timeout, cluster.write_timeout) = (None, None);
     let unusable =
         |error: kube::Error| Error::Broken(format!("the cluster's configuration cannot be used: {error}"));
@@ -92,11 +90,11 @@ pub(super) async fn connect(
     Ok(Connection { client: ClientBuilder::new(service, cluster.default_namespace).build(), server })
 }
 
-/// Checks that a configuration can be used, and, if the API server is reached, that it permits all that is needed: with the provider's
-/// own resources in the namespace `manifests`, and the gateways' in `own`. Returns why that could not be found out, if so.
+/// Checks that a configuration can be used and, if the API server can be reached, that all permissions are granted. `manifests` is the
+/// namespace of the provider's own resources, `own` that of the restart locks. Returns why permissions were not checked, if so.
 ///
 /// # Errors
-/// As when it is used.
+/// Those of [`KubePlatform::start`](super::KubePlatform::start).
 pub async fn check(source: &KubeSource, manifests: &str, own: Option<&str>) -> Result<Option<String>, Error> {
     let Connection { client, server } = connect(source, |_| {}).await?;
     let own = own.unwrap_or(client.default_namespace());
@@ -105,9 +103,9 @@ pub async fn check(source: &KubeSource, manifests: &str, own: Option<&str>) -> R
         Ok(Ok(())) => return Ok(None),
         Ok(Err(Error::Unavailable(why))) => why,
         Ok(Err(error)) => return Err(error),
-        Err(_) => format!("no answer within {CHECK_MAX:?}"),
+        Err(_) => format!("no response within {CHECK_MAX:?}"),
     };
-    Ok(Some(format!("permissions are not checked, since the API server {server} cannot be asked: {why}")))
+    Ok(Some(format!("permissions were not checked, because the API server {server} does not respond: {why}")))
 }
 
 // === impl WatchObserver ===
@@ -133,7 +131,7 @@ where
         let accepted = Arc::clone(&self.accepted);
         Box::pin(async move {
             let answer = tokio::time::timeout(WATCH_MAX, answer).await;
-            let response = answer.map_err(|_| format!("no answer to a watch within {WATCH_MAX:?}"))??;
+            let response = answer.map_err(|_| format!("no response to a watch within {WATCH_MAX:?}"))??;
             if response.status().is_success() {
                 accepted(&plural);
             }
@@ -142,7 +140,7 @@ where
     }
 }
 
-/// The plural of what a request watches, if it does.
+/// The plural of the kind that a request watches, if it is a watch.
 fn watched(uri: &Uri) -> Option<String> {
     uri.query()?.split('&').find(|parameter| *parameter == "watch=true")?;
     uri.path().rsplit('/').next().map(str::to_owned)

@@ -1,72 +1,71 @@
-//! LeaseLocks by `coordination.k8s.io` leases, in the gateways' own namespace: one object for each lease that is being restarted.
+//! Restart locks as `coordination.k8s.io` leases in the gateways' own namespace: one object per lease that is being restarted.
 //!
-//! Every write names the version of the object that it goes over, so that of two gateways one is told. An object belongs to the
-//! namespace of its lease: when that goes, Kubernetes deletes it. Before that, who left a note deletes it an hour later.
-
-mod object;
+//! Each write names the version that it replaces, so of two concurrent writes one fails. An object is owned by the namespace of its
+//! lease, and Kubernetes deletes it with that. Before that, the gateway that wrote the payload last deletes it an hour later.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client};
-use tokio::time::Instant;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use self::object::{as_is, holder_of, name, note_of};
-use super::jittered;
+use super::{jittered, names};
 use crate::model::id::LeaseId;
 use crate::platform::Error;
 use crate::platform::coordination::{LeaseLock, LeaseLocks, LockState};
 
-/// A holder that has not renewed for so long is taken for dead: what client-go's leader election takes as well.
+/// Time without renewal after which a holder counts as dead: the value of client-go's leader election.
 const TERM: Duration = Duration::from_secs(15);
 
-/// A holder that could not renew for so long has lost its turn, by its own clock: well before anybody else takes it.
+/// Time without renewal after which a holder has lost the lock by its own clock: well before another gateway takes it.
 const OWN_TERM: Duration = Duration::from_secs(10);
 
-/// How often a holder renews: three times within its own term.
+/// Interval of renewals: three within the holder's own term.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 
-/// How often it is looked whose turn it is.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Interval at which a candidate checks the lock.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// A look must be over by then: a connection that is dead without a word would be waited on for longer.
-const LOOK_MAX: Duration = Duration::from_secs(10);
+/// Longest time of a check: a dead connection would take longer to fail.
+const CHECK_MAX: Duration = Duration::from_secs(10);
 
-/// A write that holds on to a turn must be over by then, so that there is time for another one.
+/// Longest time of a write that renews the lock, so that another attempt fits into the term.
 const WRITE_MAX: Duration = Duration::from_secs(3);
 
-/// Pause before a write that failed is tried again.
+/// Pause before a failed write is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Giving a turn back is tried for so long: a drain waits for it.
-const LEAVE_MAX: Duration = Duration::from_secs(3);
+/// Longest time to release a lock: a drain waits for it.
+const RELEASE_MAX: Duration = Duration::from_secs(3);
 
-/// A note that nobody has written over by then is deleted: a little later than the calls in it are forgotten.
+/// Age at which a payload that was not overwritten is deleted: a little longer than the requests in it are remembered.
 const KEPT_FOR: Duration = Duration::from_secs(3_900);
 
-/// Objects that wait for their deletion; what is more than that goes with its lease.
+/// Most objects that wait for their deletion. Further ones go with their lease.
 const KEPT_MAX: usize = 1_024;
 
-/// See above. Cloning is cheap.
+/// The restart locks of a cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct KubeLeaseLocks(Arc<Shared>);
 
 struct Shared {
     client: Client,
-    /// The gateways' own.
+    /// The namespace of the locks.
     namespace: String,
-    /// This gateway's name, which no other has.
+    /// This gateway's unique name.
     me: String,
-    /// The oldest first.
+    /// Objects to delete later, oldest first.
     kept: Mutex<VecDeque<Kept>>,
 }
 
-/// An object that this gateway was the last to write, as far as it knows.
+/// An object that this gateway wrote last, as far as it knows.
 struct Kept {
     until: Instant,
     name: String,
@@ -74,15 +73,14 @@ struct Kept {
 }
 
 struct KubeLeaseLock {
-    turns: KubeLeaseLocks,
+    locks: KubeLeaseLocks,
     /// The namespace of the lease.
     lease: String,
     name: String,
-    /// Whether it was looked before.
-    has_looked: bool,
-    /// The version that another holder has written, and since when it has been the newest.
+    has_checked: bool,
+    /// The version that another holder wrote, and when it was seen first.
     seen: Option<(String, Instant)>,
-    /// The object as this gateway has written it; `None`: it does not have the turn.
+    /// The object as this gateway wrote it; `None`: this gateway does not hold the lock.
     mine: Option<Lease>,
     /// When it was written: a time before the API server did so.
     renewed: Instant,
@@ -91,69 +89,76 @@ struct KubeLeaseLock {
 // === impl KubeLeaseLocks ===
 
 impl KubeLeaseLocks {
-    /// LeaseLocks that are kept in `namespace`, where nothing else may have names that begin with `leasemux-`.
+    /// Creates locks in `namespace`, where all names that begin with `leasemux-` are reserved for them.
     pub fn new(client: Client, namespace: String) -> Self {
-        // A pod has its own name there, which tells an operator more than a number does.
+        // The name of the pod tells an operator more than a number does.
         let host = std::env::var("HOSTNAME").unwrap_or_default();
         let me = format!("{host}_{}", uuid::Uuid::new_v4());
         Self(Arc::new(Shared { client, namespace, me, kept: Mutex::default() }))
     }
 
-    /// Deletes what nobody needs any more. To be called now and then.
+    /// Deletes expired payloads. To be called periodically.
     pub async fn sweep(&self) {
         let due = |kept: &Kept| kept.until <= Instant::now();
         loop {
             let next = {
-                let mut kept = self.kept();
+                let mut kept = self.0.kept.lock();
                 if kept.front().is_some_and(due) { kept.pop_front() } else { None }
             };
             let Some(kept) = next else { return };
-            // If another gateway has written it since, it is that one's to delete.
+            // If another gateway has written it since, that one deletes it.
             if let Err(error) = self.delete(&kept.name, kept.as_written).await {
-                tracing::debug!(error = &error as &dyn std::error::Error, name = kept.name, "not deleted");
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(error, name = kept.name, "failed to delete restart lock");
             }
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<Kept>> {
-        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+    /// Has the object deleted later.
     fn keep(&self, written: &Lease) {
-        let mut kept = self.kept();
+        let mut kept = self.0.kept.lock();
         if kept.len() == KEPT_MAX {
             kept.pop_front();
         }
         let name = written.metadata.name.clone().unwrap_or_default();
-        kept.push_back(Kept { until: Instant::now() + KEPT_FOR, name, as_written: as_is(written) });
+        kept.push_back(Kept { until: Instant::now() + KEPT_FOR, name, as_written: preconditions(written) });
     }
 
     fn api(&self) -> Api<Lease> {
         Api::namespaced(self.0.client.clone(), &self.0.namespace)
     }
 
-    async fn delete(&self, name: &str, as_is: Preconditions) -> kube::Result<()> {
-        let params = DeleteParams { preconditions: Some(as_is), ..DeleteParams::default() };
+    async fn get(&self, name: &str) -> Result<Option<Lease>, Error> {
+        self.api().get_opt(name).await.map_err(|error| failed("read a restart lock", &error))
+    }
+
+    async fn replace(&self, object: &Lease) -> kube::Result<Lease> {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        self.api().replace(name, &PostParams::default(), object).await
+    }
+
+    async fn delete(&self, name: &str, preconditions: Preconditions) -> kube::Result<()> {
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         self.api().delete(name, &params).await.map(drop)
     }
 }
 
 impl LeaseLocks for KubeLeaseLocks {
     fn payload(&self, lease: &LeaseId) -> BoxFuture<'static, Result<String, Error>> {
-        let (api, name) = (self.api(), name(&lease.namespace()));
+        let (locks, name) = (self.clone(), object_name(&lease.namespace()));
         Box::pin(async move {
-            let found = api.get_opt(&name).await.map_err(|error| failed("reading a turn", &error))?;
-            Ok(found.as_ref().map(note_of).unwrap_or_default().to_owned())
+            let found = locks.get(&name).await?;
+            Ok(found.as_ref().map(payload_of).unwrap_or_default().to_owned())
         })
     }
 
     fn candidate(&self, lease: &LeaseId) -> Box<dyn LeaseLock> {
         let lease = lease.namespace();
         Box::new(KubeLeaseLock {
-            turns: self.clone(),
-            name: name(&lease),
+            locks: self.clone(),
+            name: object_name(&lease),
             lease,
-            has_looked: false,
+            has_checked: false,
             seen: None,
             mine: None,
             renewed: Instant::now(),
@@ -164,58 +169,62 @@ impl LeaseLocks for KubeLeaseLocks {
 impl std::fmt::Debug for KubeLeaseLocks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Shared { namespace, me, .. } = &*self.0;
-        f.debug_struct("KubeTurns").field("namespace", namespace).field("me", me).finish_non_exhaustive()
+        f.debug_struct("KubeLeaseLocks").field("namespace", namespace).field("me", me).finish_non_exhaustive()
     }
 }
 
 // === impl KubeLeaseLock ===
 
 impl KubeLeaseLock {
-    async fn try_look(&mut self) -> Result<LockState, Error> {
-        if std::mem::replace(&mut self.has_looked, true) {
-            tokio::time::sleep(jittered(LOOK_EVERY)).await;
+    fn me(&self) -> &str {
+        &self.locks.0.me
+    }
+
+    async fn try_acquire(&mut self) -> Result<LockState, Error> {
+        if std::mem::replace(&mut self.has_checked, true) {
+            tokio::time::sleep(jittered(CHECK_EVERY)).await;
         }
-        let found = self.turns.api().get_opt(&self.name).await;
-        let Some(found) = found.map_err(|error| failed("reading a turn", &error))? else {
+        let Some(found) = self.locks.get(&self.name).await? else {
             let new = self.new_object().await?;
             let sent = Instant::now();
-            return match self.turns.api().create(&PostParams::default(), &new).await {
-                Ok(mine) => Ok(self.take(mine, sent)),
+            return match self.locks.api().create(&PostParams::default(), &new).await {
+                Ok(mine) => Ok(self.acquired(mine, sent)),
                 // Another gateway was first.
                 Err(kube::Error::Api(status)) if status.code == 409 => {
                     Ok(LockState::HeldByOther { holder: String::new(), payload: String::new() })
                 }
-                Err(error) => Err(failed("taking a turn", &error)),
+                Err(error) => Err(failed("acquire a restart lock", &error)),
             };
         };
         let holder = holder_of(&found).to_owned();
-        if !holder.is_empty() && holder != self.turns.0.me && !self.is_dead(&found) {
-            return Ok(LockState::HeldByOther { holder, payload: note_of(&found).to_owned() });
+        if !holder.is_empty() && holder != self.me() {
+            if !self.is_dead(&found) {
+                return Ok(LockState::HeldByOther { holder, payload: payload_of(&found).to_owned() });
+            }
+            tracing::warn!(holder, name = self.name, "taking over restart lock that was not renewed");
         }
-        if !holder.is_empty() && holder != self.turns.0.me {
-            tracing::warn!(holder, name = self.name, "a gateway has not renewed its turn; taking it over");
-        }
-        let wish = self.written(found.clone(), note_of(&found).to_owned());
+        let payload = payload_of(&found).to_owned();
+        let wish = held(found, self.me(), payload.clone());
         let sent = Instant::now();
-        match self.turns.api().replace(&self.name, &PostParams::default(), &wish).await {
-            Ok(mine) => Ok(self.take(mine, sent)),
+        match self.locks.replace(&wish).await {
+            Ok(mine) => Ok(self.acquired(mine, sent)),
             // Another gateway was first, or has deleted it.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
                 self.seen = None;
-                Ok(LockState::HeldByOther { holder, payload: note_of(&found).to_owned() })
+                Ok(LockState::HeldByOther { holder, payload })
             }
-            Err(error) => Err(failed("taking a turn", &error)),
+            Err(error) => Err(failed("acquire a restart lock", &error)),
         }
     }
 
-    fn take(&mut self, mine: Lease, sent: Instant) -> LockState {
-        let note = note_of(&mine).to_owned();
+    fn acquired(&mut self, mine: Lease, sent: Instant) -> LockState {
+        let payload = payload_of(&mine).to_owned();
         (self.mine, self.renewed, self.seen) = (Some(mine), sent, None);
-        LockState::Held(note)
+        LockState::Held(payload)
     }
 
-    /// Whether the holder has written nothing for a whole term of its own since it was looked for the first time. Times that another
-    /// machine wrote are not believed.
+    /// Whether the holder has written nothing for a whole term since this version was seen first. Times that another machine wrote are
+    /// not trusted.
     fn is_dead(&mut self, found: &Lease) -> bool {
         let version = found.metadata.resource_version.clone().unwrap_or_default();
         let now = Instant::now();
@@ -232,46 +241,35 @@ impl KubeLeaseLock {
         }
     }
 
-    /// A new object, which goes when the lease's namespace does.
+    /// Creates an object that Kubernetes deletes with the lease's namespace.
     async fn new_object(&self) -> Result<Lease, Error> {
-        let api: Api<Namespace> = Api::all(self.turns.0.client.clone());
-        let found = api.get_opt(&self.lease).await.map_err(|error| failed("reading a namespace", &error))?;
+        let api: Api<Namespace> = Api::all(self.locks.0.client.clone());
+        let found = api.get_opt(&self.lease).await.map_err(|error| failed("read a namespace", &error))?;
         let uid = found.and_then(|namespace| namespace.metadata.uid);
         let uid = uid.ok_or_else(|| Error::NotFound(format!("namespace {}", self.lease)))?;
-        let new = object::new(&self.name, &self.turns.0.namespace, (&self.lease, uid));
-        Ok(self.written(new, String::new()))
+        let new = new_object(&self.name, &self.locks.0.namespace, (&self.lease, uid));
+        Ok(held(new, self.me(), String::new()))
     }
 
-    /// The object as this gateway writes it, as its holder.
-    fn written(&self, object: Lease, note: String) -> Lease {
-        object::held(object, &self.turns.0.me, TERM, note)
-    }
-
-    /// Writes until it is written, or the turn is lost.
-    async fn renew(&mut self, note: Option<String>) -> Result<(), Error> {
-        let lost = || Error::Conflict("another gateway has the turn".to_owned());
-        let mut failure = "no answer".to_owned();
+    /// Writes the object, with the same payload if `payload` is `None`. Retries until it is written or the lock is lost.
+    async fn renew(&mut self, payload: Option<String>) -> Result<(), Error> {
+        let lost = || Error::Conflict("another gateway holds the restart lock".to_owned());
+        let mut failure = "no response".to_owned();
         loop {
             let mine = self.mine.clone().ok_or_else(lost)?;
-            let note = note.clone().unwrap_or_else(|| note_of(&mine).to_owned());
-            let wish = self.written(mine, note);
-            let (api, sent, end) = (self.turns.api(), Instant::now(), self.renewed + OWN_TERM);
-            let late = end.min(sent + WRITE_MAX);
-            match tokio::time::timeout_at(late, api.replace(&self.name, &PostParams::default(), &wish)).await
-            {
+            let payload = payload.clone().unwrap_or_else(|| payload_of(&mine).to_owned());
+            let wish = held(mine, self.me(), payload);
+            let (sent, end) = (Instant::now(), self.renewed + OWN_TERM);
+            match timeout_at(end.min(sent + WRITE_MAX), self.locks.replace(&wish)).await {
                 Ok(Ok(mine)) => {
                     (self.mine, self.renewed) = (Some(mine), sent);
                     return Ok(());
                 }
-                // A write of this gateway whose answer was lost, or another gateway's.
+                // Another gateway wrote the object, or this one did and the response was lost.
                 Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
-                    match tokio::time::timeout_at(
-                        end.min(Instant::now() + WRITE_MAX),
-                        api.get_opt(&self.name),
-                    )
-                    .await
-                    {
-                        Ok(Ok(Some(found))) if holder_of(&found) == self.turns.0.me => {
+                    let until = end.min(Instant::now() + WRITE_MAX);
+                    match timeout_at(until, self.locks.api().get_opt(&self.name)).await {
+                        Ok(Ok(Some(found))) if holder_of(&found) == self.me() => {
                             self.mine = Some(found);
                             continue;
                         }
@@ -288,44 +286,33 @@ impl KubeLeaseLock {
             }
             if Instant::now() + RETRY >= end {
                 self.mine = None;
-                return Err(Error::Unavailable(format!("renewing a turn: {failure}")));
+                return Err(Error::Unavailable(format!("failed to renew a restart lock: {failure}")));
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    async fn keep_on(&mut self) -> Error {
+    async fn try_release(&mut self, payload: String) -> Result<(), Error> {
         loop {
-            tokio::time::sleep_until(self.renewed + RENEW_EVERY).await;
-            if let Err(error) = self.renew(None).await {
-                return error;
-            }
-        }
-    }
-
-    async fn try_leave(&mut self, note: String) -> Result<(), Error> {
-        loop {
-            let Some(mut mine) = self.mine.clone() else {
+            let Some(mine) = self.mine.clone() else {
                 return Ok(());
             };
-            let left = if note.is_empty() {
-                self.turns.delete(&self.name, as_is(&mine)).await
+            let released = if payload.is_empty() {
+                self.locks.delete(&self.name, preconditions(&mine)).await
             } else {
-                mine = self.written(mine, note.clone());
-                if let Some(spec) = &mut mine.spec {
+                let mut wish = held(mine, self.me(), payload.clone());
+                if let Some(spec) = &mut wish.spec {
                     spec.holder_identity = None;
                 }
-                let left = self.turns.api().replace(&self.name, &PostParams::default(), &mine).await;
-                left.map(|left| self.turns.keep(&left))
+                self.locks.replace(&wish).await.map(|written| self.locks.keep(&written))
             };
-            match left {
+            match released {
                 Ok(()) => self.mine = None,
                 Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                    let found = self.turns.api().get_opt(&self.name).await;
-                    let found = found.map_err(|error| failed("reading a turn", &error))?;
-                    self.mine = found.filter(|found| holder_of(found) == self.turns.0.me);
+                    let found = self.locks.get(&self.name).await?;
+                    self.mine = found.filter(|found| holder_of(found) == self.me());
                 }
-                Err(error) => return Err(failed("giving a turn back", &error)),
+                Err(error) => return Err(failed("release a restart lock", &error)),
             }
         }
     }
@@ -334,36 +321,120 @@ impl KubeLeaseLock {
 impl LeaseLock for KubeLeaseLock {
     fn acquire_or_observe(&mut self) -> BoxFuture<'_, Result<LockState, Error>> {
         Box::pin(async {
-            let looked = tokio::time::timeout(LOOK_MAX, self.try_look()).await;
-            looked.unwrap_or_else(|_| Err(Error::Unavailable("reading a turn: no answer".to_owned())))
+            let checked = timeout(CHECK_MAX, self.try_acquire()).await;
+            checked.unwrap_or_else(|_| {
+                Err(Error::Unavailable("failed to read a restart lock: no response".to_owned()))
+            })
         })
     }
 
-    fn write_payload(&mut self, note: String) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.renew(Some(note)))
+    fn write_payload(&mut self, payload: String) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.renew(Some(payload)))
     }
 
     fn renew_until_lost(&mut self) -> BoxFuture<'_, Error> {
-        Box::pin(self.keep_on())
+        Box::pin(async {
+            loop {
+                tokio::time::sleep_until(self.renewed + RENEW_EVERY).await;
+                if let Err(error) = self.renew(None).await {
+                    return error;
+                }
+            }
+        })
     }
 
-    fn release(&mut self, note: String) -> BoxFuture<'_, Result<(), Error>> {
+    fn release(&mut self, payload: String) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let left = tokio::time::timeout(LEAVE_MAX, self.try_leave(note)).await;
-            // Whatever came of it, there will be no further write of this turn.
+            let released = timeout(RELEASE_MAX, self.try_release(payload)).await;
+            // This gateway does not write the lock again, whether it was released or not.
             self.mine = None;
-            left.unwrap_or_else(|_| Err(Error::Unavailable("giving a turn back: no answer".to_owned())))
+            released.unwrap_or_else(|_| {
+                Err(Error::Unavailable("failed to release a restart lock: no response".to_owned()))
+            })
         })
     }
 }
 
-fn failed(what: &str, error: &kube::Error) -> Error {
-    let text = format!("{what}: {error}");
+/// The name of a lock. `lease` is the namespace of its lease.
+fn object_name(lease: &str) -> String {
+    format!("leasemux-{lease}")
+}
+
+fn holder_of(object: &Lease) -> &str {
+    object.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+}
+
+fn payload_of(object: &Lease) -> &str {
+    let annotations = object.metadata.annotations.as_ref();
+    annotations.and_then(|all| all.get(names::RESTARTS)).map(String::as_str).unwrap_or_default()
+}
+
+/// Only this very object in this very version.
+fn preconditions(object: &Lease) -> Preconditions {
+    let meta = &object.metadata;
+    Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() }
+}
+
+/// Creates an object in `own` that the namespace `owner` with this UID owns.
+fn new_object(name: &str, own: &str, (owner, uid): (&str, String)) -> Lease {
+    let owner = OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Namespace".to_owned(),
+        name: owner.to_owned(),
+        uid,
+        ..OwnerReference::default()
+    };
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: Some(own.to_owned()),
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    };
+    Lease { metadata, spec: None }
+}
+
+/// Returns the object as `holder` writes it to hold the lock for another [`TERM`].
+fn held(mut object: Lease, holder: &str, payload: String) -> Lease {
+    let now = MicroTime(k8s_openapi::jiff::Timestamp::now());
+    let spec = object.spec.get_or_insert_with(LeaseSpec::default);
+    if spec.holder_identity.as_deref() != Some(holder) {
+        spec.holder_identity = Some(holder.to_owned());
+        spec.acquire_time = Some(now.clone());
+        spec.lease_transitions = Some(spec.lease_transitions.unwrap_or_default().saturating_add(1));
+    }
+    spec.lease_duration_seconds = Some(i32::try_from(TERM.as_secs()).unwrap_or(i32::MAX));
+    spec.renew_time = Some(now);
+    object.metadata.annotations.get_or_insert_default().insert(names::RESTARTS.to_owned(), payload);
+    object.metadata.managed_fields = None;
+    object
+}
+
+fn failed(action: &str, error: &kube::Error) -> Error {
+    let text = format!("failed to {action}: {error}");
     match error {
-        // An API server that has just been started knows nobody's rights yet (401, 403); and that they are there was asked at the start.
+        // Retryable: 401 and 403, because an API server that has just started knows no permissions yet, and those were checked at the start.
         kube::Error::Api(status) if matches!(status.code, 400 | 402 | 404..=428 | 430..=499) => {
             Error::Broken(text)
         }
         _ => Error::Unavailable(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gateways of other versions read and write this object.
+    #[test]
+    fn recorded_object_is_read_and_written_unchanged() {
+        const RECORDED: &str = include_str!("../../../tests/surface/fixtures/kubernetes-lease.json");
+        let found: Lease = serde_json::from_str(RECORDED).unwrap();
+        assert_eq!((holder_of(&found), payload_of(&found)), ("gateway-1_uuid", "{\"hand\":{}}"));
+        assert_eq!(found.metadata.name, Some(object_name("namespace")));
+        let fresh = new_object(&object_name("namespace"), "gateways", ("namespace", "uid".to_owned()));
+        let mut written = held(fresh, "gateway-1_uuid", payload_of(&found).to_owned());
+        let (spec, times) = (written.spec.as_mut().unwrap(), found.spec.as_ref().unwrap());
+        (spec.acquire_time, spec.renew_time) = (times.acquire_time.clone(), times.renew_time.clone());
+        assert_eq!(serde_json::to_string_pretty(&written).unwrap() + "\n", RECORDED);
     }
 }

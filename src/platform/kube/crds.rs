@@ -1,44 +1,43 @@
-//! Which of the provider's own kinds the cluster has. One that it lacks may be installed at any time, so it is looked for now and then.
+//! Finds out which of the provider's own kinds the cluster has. A missing one may be installed at any time, so the gateway checks
+//! periodically.
 
 use std::time::Duration;
 
 use kube::Client;
 
-use super::api::told;
+use super::api::error_chain;
 use super::names::{AKASH_GROUP, AKASH_VERSION, HOSTS, LEASED};
-use super::start::{ANSWER_MAX, StartWait, no_answer};
-use super::store::ObjectKind;
-use super::watches;
+use super::namespace::ObjectKind;
+use super::start::{RESPONSE_MAX, StartWait, no_response};
 
-/// How often it is looked whether the cluster has a kind by now that it lacked: one or two small requests, for as long as it lacks it.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Interval of checks for a missing kind: one or two small requests.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
 
-/// The kinds that there were at the start, by their plurals.
+/// The kinds that the cluster had at the start, by their plurals.
 #[derive(Debug)]
-pub(super) struct Known(Vec<String>);
+pub(super) struct InstalledKinds(Vec<String>);
 
-/// Asks until it is answered: so what is there at the start is served from the start.
-pub(super) async fn known(client: &Client, server: &str) -> Known {
+/// Finds the installed kinds. Retries until the API server responds, so that they are served from the start.
+pub(super) async fn installed(client: &Client, server: &str) -> InstalledKinds {
     let mut wait = StartWait::new(server);
     loop {
-        match tokio::time::timeout(ANSWER_MAX, look(client)).await {
-            Ok(Ok(known)) => return Known(known),
-            Ok(Err(error)) => wait.after(&told(&error)).await,
-            Err(_) => wait.after(&no_answer()).await,
+        match tokio::time::timeout(RESPONSE_MAX, find(client)).await {
+            Ok(Ok(plurals)) => return InstalledKinds(plurals),
+            Ok(Err(error)) => wait.after(&error_chain(&error)).await,
+            Err(_) => wait.after(&no_response()).await,
         }
     }
 }
 
-// === impl Known ===
+// === impl InstalledKinds ===
 
-impl Known {
-    /// Which there were.
+impl InstalledKinds {
     pub(super) fn all(&self) -> impl Iterator<Item = ObjectKind> {
-        self.0.iter().filter_map(|plural| watches::kind_of(plural))
+        self.0.iter().filter_map(|plural| ObjectKind::from_plural(plural))
     }
 
-    /// Watches a kind: at once, or as soon as the cluster is seen to have it.
-    pub(super) fn once_there<F>(
+    /// Runs the watch of a kind once the cluster has it.
+    pub(super) fn once_installed<F>(
         &self,
         (kind, plural): (&'static str, &'static str),
         client: &Client,
@@ -47,34 +46,35 @@ impl Known {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (is_there, client) = (self.0.iter().any(|known| known == plural), client.clone());
+        let (is_installed, client) = (self.0.iter().any(|known| known == plural), client.clone());
         async move {
-            if !is_there {
-                tracing::warn!(kind, every = ?LOOK_EVERY, "the cluster has no such kind (akash.network) yet; looking for it");
-                installed(&client, plural).await;
-                tracing::info!(kind, "the cluster has this kind by now");
+            if !is_installed {
+                tracing::warn!(kind, every = ?CHECK_EVERY, "kind of group akash.network is not installed, checking again");
+                wait_until_installed(&client, plural).await;
+                tracing::info!(kind, "kind was installed");
             }
             watch.await;
         }
     }
 }
 
-/// Resolves once the cluster has the kind with this plural.
-async fn installed(client: &Client, plural: &str) {
+async fn wait_until_installed(client: &Client, plural: &str) {
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        match look(client).await {
-            Ok(known) if known.iter().any(|known| known == plural) => return,
+        tokio::time::sleep(CHECK_EVERY).await;
+        match find(client).await {
+            Ok(installed) if installed.iter().any(|known| known == plural) => return,
             Ok(_) => {}
-            // The watches tell of it.
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "not answered"),
+            // The watches log failures of the API server.
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "failed to check for kinds");
+            }
         }
     }
 }
 
-/// Plurals of the kinds that there are now, of those that are asked for.
-async fn look(client: &Client) -> kube::Result<Vec<String>> {
-    // The list of all groups comes first: of a group that is not there the client itself would complain each time.
+/// Returns the plurals of the provider's kinds that are installed.
+async fn find(client: &Client) -> kube::Result<Vec<String>> {
+    // The list of all groups comes first, because the client logs an error for a missing group.
     let groups = client.list_api_groups().await?.groups;
     let group = groups.into_iter().find(|group| group.name == AKASH_GROUP);
     if !group.is_some_and(|group| group.versions.iter().any(|known| known.version == AKASH_VERSION)) {

@@ -1,7 +1,7 @@
-//! Detects that the cluster's watches fail, so that views can say since when they may be out of date.
+//! Detects failing watches, so that views can state since when they may be out of date.
 //!
-//! A watch that works is silent for as long as nothing changes. So what counts is not when the last event came but whether the
-//! API server accepted the watch: [`Freshness::opened`], from the HTTP client.
+//! A working watch is silent while nothing changes. So the time of the last event does not count, but whether the API server accepted
+//! the watch: [`Freshness::opened`], called by the HTTP client.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -11,36 +11,29 @@ use metrics::Gauge;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::store::{ObjectKind, Store};
+use super::namespace::ObjectKind;
+use super::store::Store;
 use crate::model::time::LogTime;
 
-/// Views count as stale after a watch has failed for so long. A watch that breaks off is back within a second or two, and an API
-/// server that is rolled to a new version, behind a load balancer, within less than this.
+/// Time that a watch fails before views are stale. A broken watch is back within a second or two, and an API server behind a load
+/// balancer that is updated to a new version within less than this.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// A watch works again if it lasts so long after it was accepted: an API server in trouble accepts a watch and ends it at once with
-/// an error.
+/// Time that an accepted watch must last to count as working: an API server in trouble accepts a watch and ends it at once with an
+/// error.
 const WORKS_AFTER: Duration = Duration::from_secs(1);
 
-/// Kinds that decide what runs. Of the others (host names, leased addresses) a cluster may lose the definition, which is no outage.
-const DECISIVE: [ObjectKind; 5] = [
-    ObjectKind::Lease,
-    ObjectKind::Pod,
-    ObjectKind::Deployment,
-    ObjectKind::StatefulSet,
-    ObjectKind::Service,
-];
-
-/// Which watches fail. Cloning is cheap.
+/// The watches that fail, of [`ObjectKind::BUILT_IN`] only: a cluster may lose the definition of the others, which is no outage. Cheap to
+/// clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Freshness(watch::Sender<BTreeMap<ObjectKind, Failing>>);
 
 /// A watch that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failing {
-    /// When its first failure was.
+    /// When it failed first.
     since: Instant,
-    /// Likewise, for views.
+    /// The same for views.
     time: LogTime,
     /// When it was accepted after its last failure.
     opened: Option<Instant>,
@@ -51,7 +44,7 @@ struct Failing {
 impl Freshness {
     /// The watch of a kind failed.
     pub(super) fn failed(&self, kind: ObjectKind) {
-        if !DECISIVE.contains(&kind) {
+        if !ObjectKind::BUILT_IN.contains(&kind) {
             return;
         }
         self.0.send_modify(|failing| {
@@ -68,12 +61,12 @@ impl Freshness {
         });
     }
 
-    /// The watch of a kind has told something.
+    /// The watch of a kind sent an event.
     pub(super) fn works(&self, kind: ObjectKind) {
         self.0.send_if_modified(|failing| failing.remove(&kind).is_some());
     }
 
-    /// Marks the views of `store`, and `stale`, whenever they become stale or fresh. Never resolves.
+    /// Marks the views of `store` as stale or current, and sets the gauge `stale`. Never returns.
     pub(super) async fn mark(self, store: Store, stale: Gauge) {
         let mut failing = self.0.subscribe();
         let mut marked: Option<LogTime> = None;
@@ -89,13 +82,13 @@ impl Freshness {
             let is_stale = first.is_some_and(|first| now - first.since >= STALE_AFTER);
             match (first, marked) {
                 (Some(first), None) if is_stale => {
-                    tracing::warn!(since = %first.time, kinds = ?known.keys(), "watches of the cluster fail, views are stale");
+                    tracing::warn!(since = %first.time, kinds = ?known.keys(), "watches fail, views are stale");
                     marked = Some(first.time);
                     store.set_stale(marked);
                     stale.set(1.0);
                 }
                 (None, Some(since)) => {
-                    tracing::info!(%since, "watches of the cluster work again, views are current");
+                    tracing::info!(%since, "watches work again, views are current");
                     marked = None;
                     store.set_stale(None);
                     stale.set(0.0);
@@ -106,7 +99,7 @@ impl Freshness {
             let works = known.values().filter_map(|one| Some(one.opened? + WORKS_AFTER));
             let next = due.into_iter().chain(works).min();
             tokio::select! {
-                // The sender is here.
+                // Never fails, because the sender is in `self`.
                 _ = failing.changed() => {}
                 () = at(next) => {}
             }
@@ -202,7 +195,7 @@ mod tests {
             marked.freshness.opened(ObjectKind::Pod);
             assert!(!marked.is_stale_after(STALE_AFTER).await);
         }
-        // A definition that was removed is no outage.
+        // A removed definition is no outage.
         marked.freshness.failed(ObjectKind::Host);
         assert!(!marked.is_stale_after(10 * STALE_AFTER).await);
     }

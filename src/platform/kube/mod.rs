@@ -1,18 +1,18 @@
 //! Kubernetes, as Akash providers use it: leases are namespaces, services are deployments and stateful sets, replicas are pods.
 //!
-//! What runs is told by one set of watches over the whole cluster (`watches`, `store`, `view`); which pod is which replica by
-//! `slots`; lines come through the API, each replica's once (`log`); a restart deletes a pod. `docs/KUBERNETES.md` has the
-//! pitfalls of each, and what holds them.
+//! One set of watches over the whole cluster feeds the lease views (`watches`, `store`, `view`). `replica_index` decides which pod is
+//! which replica. Lines come through the API, once per replica (`log`). A restart deletes a pod. `docs/KUBERNETES.md` lists the
+//! pitfalls and how each is handled.
 
 mod akash;
 mod api;
 mod client;
-mod config;
 mod coordination;
 mod crds;
 mod freshness;
 mod log;
 mod names;
+mod namespace;
 mod objects;
 mod open_limiter;
 mod permissions;
@@ -25,6 +25,7 @@ mod watches;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,17 +36,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::api::{Deleted, PodLog};
+use self::api::PodLog;
 use self::client::Connection;
 pub use self::client::check;
-pub use self::config::{KubeConfig, KubeSource};
 pub use self::coordination::KubeLeaseLocks;
 use self::freshness::Freshness;
 use self::log::RunWatch;
+use self::namespace::{ObjectKind, PendingIndexWrite};
 use self::open_limiter::OpenLimiter;
 use self::singleflight::SharedReads;
 use self::start::StartWait;
-use self::store::{ObjectKind, PendingIndexWrite, Store};
+use self::store::Store;
 use self::view::Provider;
 use self::watches::Watch;
 use super::coordination::LeaseLocks;
@@ -55,66 +56,82 @@ use crate::model::metrics::Metrics;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
-/// Pods whose index waits to be written.
+/// Length of the queue of pods whose index is to be written.
 const UNWRITTEN_PODS: usize = 256;
 
-/// How often it is looked whether there are pods whose index could not be written when it was given.
+/// Interval at which failed writes of indices are retried.
 const REWRITE_EVERY: Duration = Duration::from_secs(60);
 
-/// How often what is kept for a while only is looked through.
-const FORGET_EVERY: Duration = Duration::from_secs(5);
+/// Interval at which expired pods and unused views are removed.
+const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether notes about restarts are to be deleted, an hour after they were written.
+/// Interval of checks for lock payloads that have expired, an hour after they were written.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
-/// Kinds that are watched in every cluster.
-const KINDS: [ObjectKind; 5] = [
-    ObjectKind::Lease,
-    ObjectKind::Pod,
-    ObjectKind::Deployment,
-    ObjectKind::StatefulSet,
-    ObjectKind::Service,
-];
+/// Settings of the Kubernetes platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KubeConfig {
+    /// API server and credentials.
+    pub source: KubeSource,
+    /// The provider whose leases are served.
+    pub provider: Address,
+    /// The provider's public host name, at which node ports are reached.
+    pub hostname: String,
+    /// Namespace of the provider's own resources, such as host names.
+    pub manifest_namespace: String,
+    /// Namespace of the restart locks; `None` = that of the service account or of the kubeconfig's context.
+    pub coordination_namespace: Option<String>,
+}
+
+/// API server and credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KubeSource {
+    /// The service account of the pod that this program runs in.
+    InCluster,
+    /// A kubeconfig.
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The context in it; `None` = its current one.
+        context: Option<String>,
+    },
+}
 
 /// The leases of a provider's cluster. Dropping it ends the watches.
 pub struct KubePlatform {
     client: Client,
     provider: Address,
     store: Store,
-    openings: OpenLimiter,
+    limiter: OpenLimiter,
     reads: SharedReads,
-    turns: KubeLeaseLocks,
+    locks: KubeLeaseLocks,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
-/// Where a run is.
+/// The location of a run.
 #[derive(Debug)]
 pub(super) struct Located {
-    /// The namespace of its lease.
     pub(super) namespace: String,
-    /// The name of its pod.
     pub(super) pod: String,
-    /// The node that it runs on.
     pub(super) node: Option<String>,
-    /// When it began.
     pub(super) started: LogTime,
-    /// Tells when it ends.
     pub(super) run: RunWatch,
 }
 
 // === impl KubePlatform ===
 
 impl KubePlatform {
-    /// Connects, asks for the permissions, and resolves when everything there is has been listed once. While the API server cannot
-    /// be reached it waits, and the log says so.
+    /// Connects, checks the permissions, and waits until all kinds have been listed. Retries and logs while the API server cannot be
+    /// reached.
     ///
     /// # Errors
-    /// If the configuration cannot be used, or permissions are missing: all of them are named.
+    /// If the configuration is unusable, or permissions are missing: the error names all of them.
     pub async fn start(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<Self>, Error> {
         let freshness = Freshness::default();
         let opened = freshness.clone();
-        let opened =
-            move |plural: &str| watches::kind_of(plural).into_iter().for_each(|kind| opened.opened(kind));
+        let opened = move |plural: &str| {
+            ObjectKind::from_plural(plural).into_iter().for_each(|kind| opened.opened(kind))
+        };
         let Connection { client, server } = client::connect(&config.source, opened).await?;
         let own = config.coordination_namespace.clone();
         let own = own.unwrap_or_else(|| client.default_namespace().to_owned());
@@ -126,9 +143,9 @@ impl KubePlatform {
                 Err(error) => return Err(error),
             }
         }
-        let known = crds::known(&client, &server).await;
+        let installed = crds::installed(&client, &server).await;
         let store = Store::new(Provider::new(config.hostname.clone()));
-        let turns = KubeLeaseLocks::new(client.clone(), own);
+        let locks = KubeLeaseLocks::new(client.clone(), own);
         let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
         let (listed, mut kinds) = watch::channel(BTreeSet::new());
         let watch = Watch {
@@ -138,33 +155,28 @@ impl KubePlatform {
             freshness: freshness.clone(),
             metrics: metrics.clone(),
         };
-        let manifests = || config.manifest_namespace.clone();
-        let hosts = watch.clone().hosts(client.clone(), manifests());
-        let leased = watch.clone().leased(client.clone(), manifests());
-        let tasks = vec![
-            owned(watch.clone().leases(client.clone())),
-            owned(watch.clone().pods(client.clone())),
-            owned(watch.clone().deployments(client.clone())),
-            owned(watch.clone().stateful_sets(client.clone())),
-            owned(watch.services(client.clone())),
-            owned(known.once_there(names::HOSTS, &client, hosts)),
-            owned(known.once_there(names::LEASED, &client, leased)),
+        let hosts = watch.hosts(&client, &config.manifest_namespace);
+        let leased = watch.leased(&client, &config.manifest_namespace);
+        let mut tasks: Vec<_> = watch.built_in(&client).into_iter().map(owned).collect();
+        tasks.extend([
+            owned(installed.once_installed(names::HOSTS, &client, hosts)),
+            owned(installed.once_installed(names::LEASED, &client, leased)),
             owned(write_indices(client.clone(), to_write)),
             owned(rewrite(store.clone(), unwritten)),
             owned(freshness.mark(store.clone(), metrics.views_stale.clone())),
-            owned(forget(store.clone())),
-            owned(sweep(turns.clone())),
-        ];
-        // What is installed later is waited for by nobody.
-        let needed = KINDS.into_iter().chain(known.all()).collect();
+            owned(remove_expired(store.clone())),
+            owned(sweep(locks.clone())),
+        ]);
+        // Kinds that are installed later are not waited for.
+        let needed = ObjectKind::BUILT_IN.into_iter().chain(installed.all()).collect();
         start::listed(&mut kinds, &needed).await?;
         Ok(Arc::new(Self {
             client,
             provider: config.provider.clone(),
             store,
-            openings: OpenLimiter::new(),
+            limiter: OpenLimiter::new(),
             reads: SharedReads::default(),
-            turns,
+            locks,
             _tasks: tasks,
         }))
     }
@@ -175,7 +187,7 @@ impl KubePlatform {
             return Ok(view);
         }
         if is_served && self.store.stale_since().is_some() {
-            // It may be there by now.
+            // It may exist by now.
             return Err(Error::Unavailable(format!(
                 "lease {lease} is not known, and the watches of the cluster fail"
             )));
@@ -183,10 +195,10 @@ impl KubePlatform {
         Err(Error::NotFound(format!("lease {lease}")))
     }
 
-    /// Where the run is whose log is asked for.
+    /// Locates the requested run.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is not among those whose log can be read.
+    /// [`Error::NotFound`] if its log cannot be read.
     pub(super) fn locate(&self, request: &TailRequest) -> Result<Located, Error> {
         let TailRequest { lease, replica, instance, .. } = request;
         let missing = || Error::NotFound(format!("log of {replica}, run {instance}"));
@@ -217,7 +229,7 @@ impl KubePlatform {
         let api = PodLog {
             client: self.client.clone(),
             store: self.store.clone(),
-            openings: self.openings.clone(),
+            limiter: self.limiter.clone(),
             namespace,
             instance: request.instance.clone(),
         };
@@ -239,15 +251,13 @@ impl KubePlatform {
         let asked = instance.as_ref().map(|instance| instance.parts().0);
         let pod = match self.store.occupant(&namespace, &replica) {
             Some(pod) if asked == Some(pod.uid.as_str()) && pod.lives => pod,
-            // Another pod that is stuck is what keeps the next run from beginning.
+            // Another pod is stuck and prevents the next run.
             Some(pod) if asked != Some(pod.uid.as_str()) && pod.lives && pod.is_stuck() => pod,
-            // The next one is about to begin.
+            // The next run is about to begin.
             _ => return Ok(()),
         };
-        match api::delete(&self.client, &namespace, &pod.name, &pod.uid).await {
-            Ok(Deleted::Going | Deleted::Gone) => Ok(()),
-            Err(why) => Err(Error::Unavailable(format!("deleting a pod: {why}"))),
-        }
+        let deleted = api::delete(&self.client, &namespace, &pod.name, &pod.uid).await;
+        deleted.map_err(|why| Error::Unavailable(format!("failed to delete a pod: {why}")))
     }
 }
 
@@ -269,7 +279,7 @@ impl Platform for KubePlatform {
     }
 
     fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
-        Some(Arc::new(self.turns.clone()))
+        Some(Arc::new(self.locks.clone()))
     }
 }
 
@@ -284,22 +294,24 @@ fn owned(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
-/// Writes indices one after the other, as far as that is permitted.
+/// Writes replica indices one by one, as far as that is permitted.
 async fn write_indices(client: Client, mut pods: mpsc::Receiver<PendingIndexWrite>) {
-    // An API server that has just been started permits nothing for a moment, so it is asked again.
-    let (mut denied_until, mut is_told) = (Instant::now(), false);
+    // An API server that has just started denies everything for a moment, so writes are tried again.
+    let (mut denied_until, mut is_logged) = (Instant::now(), false);
     while let Some(pod) = pods.recv().await {
         if Instant::now() < denied_until || api::write_index(&client, &pod).await {
             continue;
         }
         denied_until = Instant::now() + REWRITE_EVERY / 2;
-        if !std::mem::replace(&mut is_told, true) {
-            tracing::warn!("replica indices cannot be written on pods (patch pods): they are computed only");
+        if !std::mem::replace(&mut is_logged, true) {
+            tracing::warn!(
+                "no permission to write replica indices on pods (patch pods), only computing them"
+            );
         }
     }
 }
 
-/// Has those written again that could not be.
+/// Queues pods again whose index could not be written.
 async fn rewrite(store: Store, unwritten: mpsc::Sender<PendingIndexWrite>) {
     loop {
         tokio::time::sleep(REWRITE_EVERY).await;
@@ -311,17 +323,17 @@ async fn rewrite(store: Store, unwritten: mpsc::Sender<PendingIndexWrite>) {
     }
 }
 
-async fn forget(store: Store) {
+async fn remove_expired(store: Store) {
     loop {
-        tokio::time::sleep(FORGET_EVERY).await;
-        store.forget();
+        tokio::time::sleep(EXPIRE_EVERY).await;
+        store.remove_expired();
     }
 }
 
-async fn sweep(turns: KubeLeaseLocks) {
+async fn sweep(locks: KubeLeaseLocks) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
-        turns.sweep().await;
+        locks.sweep().await;
     }
 }
 

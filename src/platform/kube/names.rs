@@ -1,12 +1,12 @@
-//! What an Akash provider and Kubernetes call things.
+//! Names of labels, annotations and resources of Kubernetes and of an Akash provider.
 
-/// Label of everything that belongs to a lease; the selector of all watches.
+/// Label of all objects of leases: the selector of all watches.
 pub(super) const AKASH: &str = "akash.network=true";
 
-/// Label of a pod, workload or service: the service's name.
+/// Label of a pod, workload or service: the name of the lease's service.
 pub(super) const SERVICE: &str = "akash.network/manifest-service";
 
-/// Labels of a lease's namespace: its parts, in the order of the text form.
+/// Labels of a lease's namespace: the parts of the lease ID in the order of its text form.
 pub(super) const LEASE_PARTS: [&str; 5] = [
     "akash.network/lease.id.owner",
     "akash.network/lease.id.dseq",
@@ -15,16 +15,16 @@ pub(super) const LEASE_PARTS: [&str; 5] = [
     "akash.network/lease.id.provider",
 ];
 
-/// Label of the services that stand for leased addresses, with the value [`LEASED_IP_TARGET`].
+/// Label of services for leased addresses. Its value is [`LEASED_IP_TARGET`].
 pub(super) const TARGET: &str = "akash.network/service-target";
 
 /// See [`TARGET`].
 pub(super) const LEASED_IP_TARGET: &str = "metal-lb";
 
-/// Annotation of a pod: the index of its replica. Outside the provider's prefix, which it cleans up after others.
+/// Annotation of a pod: its replica index. Not under the provider's prefix, where the provider removes unknown annotations.
 pub(super) const INDEX: &str = "leasemux/replica";
 
-/// Annotation of a turn: the note about restarts.
+/// Annotation of a restart lock: its payload.
 pub(super) const RESTARTS: &str = "leasemux/restarts";
 
 /// Group and version of the provider's own resources.
@@ -33,8 +33,8 @@ pub(super) const AKASH_GROUP: &str = "akash.network";
 /// See [`AKASH_GROUP`].
 pub(super) const AKASH_VERSION: &str = "v2beta2";
 
-/// Host names that lead to services: the provider's kind, and its plural.
+/// Kind and plural of the provider's host names.
 pub(super) const HOSTS: (&str, &str) = ("ProviderHost", "providerhosts");
 
-/// Ports of leased addresses: the provider's kind, and its plural.
+/// Kind and plural of the provider's leased addresses.
 pub(super) const LEASED: (&str, &str) = ("ProviderLeasedIP", "providerleasedips");

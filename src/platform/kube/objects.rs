@@ -1,8 +1,7 @@
-//! Kubernetes objects, and what is kept of them: a watch over a whole cluster must cost little memory.
+//! The stored parts of Kubernetes objects. They are small, because the watches cover the whole cluster.
 
-mod container;
+mod endpoints;
 mod pod;
-mod reach;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -10,21 +9,19 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
-pub(super) use self::container::{ContainerFacts, RunFacts, State};
-pub(super) use self::pod::PodFacts;
-pub(super) use self::reach::ServiceEndpoints;
+pub(super) use self::endpoints::ServiceEndpoints;
+pub(super) use self::pod::{ContainerFacts, PodFacts, RunFacts, State};
 pub(super) use self::workload::WorkloadFacts;
 use super::names;
 use crate::model::id::LeaseId;
 use crate::model::time::LogTime;
 
-/// Longest message of a kubelet or scheduler that is kept, in bytes.
+/// Longest stored message of a kubelet or scheduler.
 const MESSAGE_MAX_BYTES: usize = 1_024;
 
-/// A namespace of a lease.
+/// The namespace of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LeaseFacts {
-    /// The lease that its labels name.
     pub(super) lease: LeaseId,
     /// Whether it is being deleted.
     pub(super) ends: bool,
@@ -33,7 +30,7 @@ pub(super) struct LeaseFacts {
 // === impl LeaseFacts ===
 
 impl LeaseFacts {
-    /// The lease of a namespace, by its labels and by its name; `None` if it is none, or the two do not agree.
+    /// Reads a namespace; `None` if it belongs to no lease, or if its labels and its name disagree.
     pub(super) fn read(namespace: &Namespace) -> Option<Self> {
         let meta = &namespace.metadata;
         let parts: Option<Vec<&str>> = names::LEASE_PARTS.iter().map(|part| label(meta, part)).collect();
@@ -43,7 +40,7 @@ impl LeaseFacts {
     }
 }
 
-/// A message, not longer than what is kept of it.
+/// Truncates a message to [`MESSAGE_MAX_BYTES`].
 fn clip(mut message: String) -> String {
     if message.len() > MESSAGE_MAX_BYTES {
         let end =

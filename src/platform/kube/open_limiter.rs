@@ -1,68 +1,66 @@
-//! How many logs are being opened at once: in all, and of the pods of one node. And how often it is tried where nobody is reached.
+//! Limits how many logs are opened at once, in all and per node, and how often unreachable upstreams are tried.
 //!
-//! Each open log is a connection to the API server, and one from there to the kubelet of the pod's node. When one of them comes back,
-//! all its tails ask at once. First come, first served; and a node that is slow to answer keeps nobody of another one waiting.
+//! Each open log is a connection to the API server, and one from there to the kubelet of the pod's node. After an outage all tails ask
+//! at once. They are served in order, and a node that responds slowly does not delay the others.
 //!
-//! While the API server, or a kubelet, cannot be reached, one of all who wait tries it about once a second, and as soon as it is
-//! reached all go on. So an outage costs as little however many tails there are, and none of them sleeps through its end.
+//! While the API server or a kubelet cannot be reached, one of the waiting tails tries it about once a second. As soon as it is reached
+//! all continue. So the cost of an outage does not depend on the number of tails, and none of them sleeps past its end.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::jittered;
 
-/// Logs being opened at one API server: 64 connections with their handshakes are some tens of milliseconds of one of its cores, so
-/// that ten thousand tails are back within seconds, and others are served meanwhile.
+/// Logs being opened at one API server. 64 TLS connections cost tens of milliseconds of one core, so ten thousand tails are back within
+/// seconds, and other clients are served meanwhile.
 const OPENS_AT_ONCE: usize = 64;
 
-/// Logs of one node's pods being opened: a quarter of all, so that one node that answers slowly leaves most to the others; and a node
-/// has 110 pods, so that all of it is open after seven turns.
+/// Logs being opened on one node: a quarter of all, so a node that responds slowly leaves most to the others. A node has 110 pods, so
+/// all of its logs are open after seven rounds.
 const OPENS_PER_NODE: usize = 16;
 
-/// Nodes of which is known what is being opened, and whether they are reached, before those are forgotten of which nothing is to
-/// be known.
+/// Nodes that are remembered before those without state are removed.
 const NODES_KEPT: usize = 1_024;
 
-/// Pause from one try to the next where nobody is reached, about: what a follower hardly notices, and a server that begins to
-/// answer does not either.
+/// Pause between two attempts to reach an upstream, jittered: a follower hardly notices it, nor does a server that starts.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
-/// Longest wait of one who asks for the end of an outage: whoever does not follow is told of it by then.
-const AWAY_MAX: Duration = Duration::from_secs(2);
+/// Longest wait of a request for the end of an outage. A read that does not follow reports it then.
+const UNREACHABLE_MAX: Duration = Duration::from_secs(2);
 
-/// The log says no more often than this that a node cannot follow logs.
+/// Interval between two log messages that a node cannot follow logs.
 const FOLLOW_WARN_EVERY: Duration = Duration::from_secs(300);
 
-/// An outage that nobody has looked at for so long need not be remembered.
-const AWAY_KEPT: Duration = Duration::from_secs(60);
+/// Time after which an outage that no request has met is forgotten.
+const UNREACHABLE_KEPT: Duration = Duration::from_secs(60);
 
-/// See above. Cloning is cheap.
+/// The limiter. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct OpenLimiter(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// To the API server.
     server: Arc<Upstream>,
-    /// From there to the kubelets.
+    /// The kubelets, by node. Lock order: before `Upstream::follow_warned`.
     nodes: Mutex<HashMap<String, Arc<Upstream>>>,
 }
 
-/// The way to somebody who is asked for logs.
+/// The API server or a kubelet.
 #[derive(Debug)]
 struct Upstream {
     permits: Arc<Semaphore>,
-    /// When it is to be tried next; `None` while it is open, as far as is known.
+    /// When it is tried next; `None` while it is reachable, as far as is known.
     next_try: watch::Sender<Option<Instant>>,
     /// When it was last logged that the kubelet cannot follow logs.
     follow_warned: Mutex<Option<Instant>>,
 }
 
-/// That a log may be opened, until it is dropped.
+/// Permission to open one log, until it is dropped.
 #[derive(Debug)]
 pub(super) struct OpenPermit {
     server: Arc<Upstream>,
@@ -73,88 +71,86 @@ pub(super) struct OpenPermit {
 /// How far a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reached {
-    /// Not even the API server.
-    Nobody,
-    /// The API server, and not the kubelet.
+    /// It did not reach the API server.
+    Nothing,
+    /// It reached the API server, which could not reach the kubelet.
     Server,
-    /// The API server at least.
-    SomeWay,
-    /// Nobody can tell: no answer came in time.
+    /// It reached the API server at least.
+    AtLeastServer,
+    /// Unknown: no response came in time.
     Unknown,
-    /// Both.
+    /// It reached both.
     Kubelet,
 }
 
-/// Somebody on the way could not be reached a moment ago.
+/// The API server or the kubelet could not be reached a moment ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreachable;
 
 // === impl OpenLimiter ===
 
 impl OpenLimiter {
-    /// None is being opened.
     pub(super) fn new() -> Self {
         Self(Arc::new(Inner { server: Upstream::new(OPENS_AT_ONCE), nodes: Mutex::default() }))
     }
 
-    /// Waits until a log of a pod on `node`, if it is on one, may be opened. Nothing is lost if it is cancelled.
+    /// Waits until a log may be opened; `node` is that of its pod, if known. Cancel safe.
     ///
     /// # Errors
-    /// [`Unreachable`] if that would be in vain: somebody else tries from time to time.
+    /// [`Unreachable`] if an upstream is unreachable and other requests try it.
     pub(super) async fn acquire(&self, node: Option<&str>) -> Result<OpenPermit, Unreachable> {
         let server = Arc::clone(&self.0.server);
         let node = node.map(|node| (node.to_owned(), self.node(node)));
-        let until = Instant::now() + AWAY_MAX;
+        let until = Instant::now() + UNREACHABLE_MAX;
         loop {
             let tries_node = match &node {
-                Some((_, way)) => way.turn(until).await?,
+                Some((_, kubelet)) => kubelet.reachable_or_try(until).await?,
                 None => false,
             };
-            let tries_server = server.turn(until).await?;
-            // Never closed; and if they were, asking without a permit would be the lesser evil. The node's own first: who waits for
-            // that holds nothing of the others'.
+            let tries_server = server.reachable_or_try(until).await?;
+            // The semaphores are never closed; if they were, opening without a permit would do less harm than failing. The node's permit
+            // comes first: a request that waits for it holds no permit of the others.
             let of_node = match &node {
-                Some((_, way)) => Arc::clone(&way.permits).acquire_owned().await.ok(),
+                Some((_, kubelet)) => Arc::clone(&kubelet.permits).acquire_owned().await.ok(),
                 None => None,
             };
             let of_all = Arc::clone(&server.permits).acquire_owned().await.ok();
-            let lost_node = node.as_ref().is_some_and(|(_, way)| !tries_node && way.is_away());
-            if lost_node || !tries_server && server.is_away() {
-                // Lost while it was waited for.
+            let lost_node = node.as_ref().is_some_and(|(_, kubelet)| !tries_node && kubelet.is_unreachable());
+            if lost_node || !tries_server && server.is_unreachable() {
+                // Lost while this request waited.
                 continue;
             }
             return Ok(OpenPermit { server, node, _permits: (of_node, of_all) });
         }
     }
 
-    /// Logs that the kubelet of a node cannot follow logs, from time to time.
+    /// Logs that the kubelet of a node cannot follow logs, at most every [`FOLLOW_WARN_EVERY`].
     pub(super) fn follow_unavailable(&self, node: &str) {
-        let way = self.node(node);
+        let kubelet = self.node(node);
         let now = Instant::now();
-        let mut warned = way.follow_warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = kubelet.follow_warned.lock();
         if warned.is_none_or(|warned| now.duration_since(warned) >= FOLLOW_WARN_EVERY) {
             *warned = Some(now);
             tracing::warn!(
                 node,
-                "kubelet cannot follow logs: the node's inotify instances or watches are used up; reading them every few seconds"
+                "kubelet cannot follow logs, polling them: the node's inotify instances or watches are used up"
             );
         }
     }
 
     fn node(&self, node: &str) -> Arc<Upstream> {
-        // Nothing that is done under the lock leaves it half done.
-        let mut nodes = self.0.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.0.nodes.lock();
         if let Some(known) = nodes.get(node) {
             return Arc::clone(known);
         }
         if nodes.len() >= NODES_KEPT {
-            // Those that are left have a log being opened, or waited for, or cannot be reached: no more than there are tails, or nodes.
+            // The remaining ones are in use or unreachable: no more than there are tails or nodes.
             let now = Instant::now();
-            nodes.retain(|_, way| {
-                let is_tried = way.next_try.borrow().is_some_and(|next| next + AWAY_KEPT > now);
-                let warned = *way.follow_warned.lock().unwrap_or_else(PoisonError::into_inner);
+            nodes.retain(|_, kubelet| {
+                let is_tried = kubelet.next_try.borrow().is_some_and(|next| next + UNREACHABLE_KEPT > now);
+                let warned = *kubelet.follow_warned.lock();
                 let is_warned = warned.is_some_and(|warned| warned + FOLLOW_WARN_EVERY > now);
-                Arc::strong_count(way) > 1 || is_tried || is_warned
+                Arc::strong_count(kubelet) > 1 || is_tried || is_warned
             });
         }
         let fresh = Upstream::new(OPENS_PER_NODE);
@@ -166,29 +162,33 @@ impl OpenLimiter {
 // === impl OpenPermit ===
 
 impl OpenPermit {
-    /// Tells the others how far the request came.
-    pub(super) fn reached(&self, reached: Reached) {
+    /// Reports how far the request came, which wakes waiting requests.
+    pub(super) fn report(&self, reached: Reached) {
         match reached {
-            Reached::Nobody if self.server.told(false) => {
-                tracing::warn!("the API server is not reached: logs wait for it");
+            Reached::Nothing if self.server.set_reachable(false) => {
+                tracing::warn!("API server is unreachable, logs wait for it");
             }
-            Reached::Server | Reached::SomeWay | Reached::Kubelet if self.server.told(true) => {
-                tracing::info!("the API server is reached again");
+            Reached::Server | Reached::AtLeastServer | Reached::Kubelet
+                if self.server.set_reachable(true) =>
+            {
+                tracing::info!("API server is reachable again");
             }
             _ => {}
         }
-        let Some((node, way)) = &self.node else { return };
+        let Some((node, kubelet)) = &self.node else { return };
         match reached {
-            Reached::Server | Reached::Unknown if way.told(false) => {
-                tracing::warn!(node, "a kubelet is not reached: logs of its pods wait for it");
+            Reached::Server | Reached::Unknown if kubelet.set_reachable(false) => {
+                tracing::warn!(node, "kubelet is unreachable, logs of its pods wait for it");
             }
-            Reached::Kubelet if way.told(true) => tracing::info!(node, "a kubelet is reached again"),
+            Reached::Kubelet if kubelet.set_reachable(true) => {
+                tracing::info!(node, "kubelet is reachable again");
+            }
             _ => {}
         }
     }
 }
 
-// === impl Way ===
+// === impl Upstream ===
 
 impl Upstream {
     fn new(permits: usize) -> Arc<Self> {
@@ -199,31 +199,31 @@ impl Upstream {
         })
     }
 
-    fn is_away(&self) -> bool {
+    fn is_unreachable(&self) -> bool {
         self.next_try.borrow().is_some()
     }
 
-    /// Waits until it is open, or to be tried: `true` if it is tried.
-    async fn turn(&self, until: Instant) -> Result<bool, Unreachable> {
+    /// Waits until it is reachable (`false`), or until it is this request's turn to try it (`true`).
+    async fn reachable_or_try(&self, until: Instant) -> Result<bool, Unreachable> {
         let mut next_try = self.next_try.subscribe();
         loop {
             let Some(next) = *next_try.borrow_and_update() else { return Ok(false) };
-            if self.take_turn() {
+            if self.take_try() {
                 return Ok(true);
             }
             if Instant::now() >= until {
                 return Err(Unreachable);
             }
             tokio::select! {
-                // The sender is here.
+                // Never fails, because the sender is in `self`.
                 _ = next_try.changed() => {}
                 () = sleep_until(next.min(until)) => {}
             }
         }
     }
 
-    /// Takes the next try, if it is due.
-    fn take_turn(&self) -> bool {
+    /// Takes the next attempt, if it is due.
+    fn take_try(&self) -> bool {
         let now = Instant::now();
         self.next_try.send_if_modified(|next| {
             let is_due = next.is_some_and(|next| next <= now);
@@ -234,14 +234,14 @@ impl Upstream {
         })
     }
 
-    /// Whether somebody was reached; `true` if that is news.
-    fn told(&self, reached: bool) -> bool {
+    /// Returns whether this is a change.
+    fn set_reachable(&self, reachable: bool) -> bool {
         self.next_try.send_if_modified(|next| {
-            let is_news = next.is_none() != reached;
-            if is_news {
-                *next = (!reached).then(|| Instant::now() + jittered(TRY_EVERY));
+            let is_change = next.is_none() != reachable;
+            if is_change {
+                *next = (!reachable).then(|| Instant::now() + jittered(TRY_EVERY));
             }
-            is_news
+            is_change
         })
     }
 }
@@ -253,30 +253,30 @@ mod tests {
 
     use super::*;
 
-    /// How many more may be opened.
-    async fn take(openings: &OpenLimiter, node: Option<&str>, held: &mut Vec<OpenPermit>) -> usize {
+    /// Acquires permits until none is left. Returns their number.
+    async fn take(limiter: &OpenLimiter, node: Option<&str>, held: &mut Vec<OpenPermit>) -> usize {
         let before = held.len();
-        while let Ok(opening) = tokio::time::timeout(Duration::from_secs(1), openings.acquire(node)).await {
-            held.push(opening.unwrap());
+        while let Ok(permit) = tokio::time::timeout(Duration::from_secs(1), limiter.acquire(node)).await {
+            held.push(permit.unwrap());
         }
         held.len() - before
     }
 
-    /// Tails that ask for a node's logs again and again, until one of the requests has reached somebody. Each tells how far.
+    /// Tails that open a node's logs until a request reaches the kubelet.
     fn tails(
-        openings: &OpenLimiter,
+        limiter: &OpenLimiter,
         node: &'static str,
         asks: &watch::Sender<Vec<Instant>>,
         is: &watch::Sender<Reached>,
     ) -> Vec<AbortOnDropHandle<()>> {
         let tail = || {
-            let (openings, asks, is) = (openings.clone(), asks.clone(), is.subscribe());
+            let (limiter, asks, is) = (limiter.clone(), asks.clone(), is.subscribe());
             AbortOnDropHandle::new(TaskTracker::new().spawn(async move {
                 loop {
-                    let Ok(opening) = openings.acquire(Some(node)).await else { continue };
+                    let Ok(permit) = limiter.acquire(Some(node)).await else { continue };
                     asks.send_modify(|asks| asks.push(Instant::now()));
                     let reached = *is.borrow();
-                    opening.reached(reached);
+                    permit.report(reached);
                     if reached == Reached::Kubelet {
                         return;
                     }
@@ -287,37 +287,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_has_its_share_and_never_that_of_the_others() {
-        let (openings, mut slow, mut held) = (OpenLimiter::new(), Vec::new(), Vec::new());
-        assert_eq!(take(&openings, Some("slow"), &mut slow).await, OPENS_PER_NODE);
-        // Those that wait for a node keep nobody of another one.
+    async fn slow_node_leaves_permits_to_others() {
+        let (limiter, mut slow, mut held) = (OpenLimiter::new(), Vec::new(), Vec::new());
+        assert_eq!(take(&limiter, Some("slow"), &mut slow).await, OPENS_PER_NODE);
+        // Requests that wait for a node do not delay those for another one.
         let waiting: Vec<_> = (0..OPENS_AT_ONCE)
             .map(|_| {
-                let openings = openings.clone();
+                let limiter = limiter.clone();
                 AbortOnDropHandle::new(
-                    TaskTracker::new().spawn(async move { drop(openings.acquire(Some("slow")).await) }),
+                    TaskTracker::new().spawn(async move { drop(limiter.acquire(Some("slow")).await) }),
                 )
             })
             .collect();
         tokio::task::yield_now().await;
-        assert_eq!(take(&openings, Some("other"), &mut held).await, OPENS_PER_NODE);
-        assert_eq!(take(&openings, None, &mut held).await, OPENS_AT_ONCE - 2 * OPENS_PER_NODE);
-        assert_eq!(take(&openings, Some("third"), &mut held).await, 0);
+        assert_eq!(take(&limiter, Some("other"), &mut held).await, OPENS_PER_NODE);
+        assert_eq!(take(&limiter, None, &mut held).await, OPENS_AT_ONCE - 2 * OPENS_PER_NODE);
+        assert_eq!(take(&limiter, Some("third"), &mut held).await, 0);
         drop((held, slow));
         for waits in waiting {
             waits.await.unwrap();
         }
-        assert_eq!(take(&openings, None, &mut Vec::new()).await, OPENS_AT_ONCE);
+        assert_eq!(take(&limiter, None, &mut Vec::new()).await, OPENS_AT_ONCE);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_is_tried_once_a_second_and_its_end_is_seen_by_all() {
-        for lost in [Reached::Nobody, Reached::Server] {
-            let (openings, asks, is) =
+    async fn outage_is_tried_once_a_second_until_all_resume() {
+        for lost in [Reached::Nothing, Reached::Server] {
+            let (limiter, asks, is) =
                 (OpenLimiter::new(), watch::Sender::new(Vec::new()), watch::Sender::new(lost));
-            let tails = tails(&openings, "node", &asks, &is);
+            let tails = tails(&limiter, "node", &asks, &is);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            // No more than were under way when it was lost.
+            // No more than were running when it was lost.
             let first = asks.borrow().len();
             assert!(first <= OPENS_PER_NODE + 2, "{first}");
             tokio::time::sleep(Duration::from_secs(600)).await;
@@ -331,38 +331,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_lost_keeps_nobody_from_another() {
-        let openings = OpenLimiter::new();
-        openings.acquire(Some("lost")).await.unwrap().reached(Reached::Server);
+    async fn unreachable_node_delays_no_other() {
+        let limiter = OpenLimiter::new();
+        limiter.acquire(Some("lost")).await.unwrap().report(Reached::Server);
         let begin = Instant::now();
-        openings.acquire(Some("other")).await.unwrap().reached(Reached::Kubelet);
+        limiter.acquire(Some("other")).await.unwrap().report(Reached::Kubelet);
         assert_eq!(begin.elapsed(), Duration::ZERO);
-        // A try that nobody comes back from is not the last one.
+        // An attempt that is never reported is not the last one.
         for _ in 0..3 {
-            drop(openings.acquire(Some("lost")).await.unwrap());
+            drop(limiter.acquire(Some("lost")).await.unwrap());
         }
         assert!(begin.elapsed() <= TRY_EVERY.mul_f64(4.5));
-        // Who waits in vain is told.
+        // Requests do not wait longer than the limit.
         let begin = Instant::now();
-        let others = (0..20).map(|_| openings.acquire(Some("lost")));
-        let told = futures_util::future::join_all(others).await.into_iter().filter(Result::is_err).count();
-        assert!(told >= 15 && begin.elapsed() <= AWAY_MAX, "{told}");
+        let others = (0..20).map(|_| limiter.acquire(Some("lost")));
+        let failed = futures_util::future::join_all(others).await.into_iter().filter(Result::is_err).count();
+        assert!(failed >= 15 && begin.elapsed() <= UNREACHABLE_MAX, "{failed}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nodes_of_which_nothing_is_to_be_known_are_forgotten() {
-        let openings = OpenLimiter::new();
-        let known = |openings: &OpenLimiter| openings.0.nodes.lock().unwrap().len();
+    async fn nodes_without_state_are_removed() {
+        let limiter = OpenLimiter::new();
+        let known = |limiter: &OpenLimiter| limiter.0.nodes.lock().len();
         for node in 0..3 * NODES_KEPT {
-            drop(openings.acquire(Some(&node.to_string())).await);
+            drop(limiter.acquire(Some(&node.to_string())).await);
         }
-        assert!(known(&openings) <= NODES_KEPT);
+        assert!(known(&limiter) <= NODES_KEPT);
         for node in 0..2 * NODES_KEPT {
-            openings.acquire(Some(&format!("lost {node}"))).await.unwrap().reached(Reached::Server);
+            limiter.acquire(Some(&format!("lost {node}"))).await.unwrap().report(Reached::Server);
         }
-        assert!(known(&openings) >= 2 * NODES_KEPT);
-        tokio::time::sleep(AWAY_KEPT + 2 * TRY_EVERY).await;
-        drop(openings.acquire(Some("another")).await);
-        assert_eq!(known(&openings), 1);
+        assert!(known(&limiter) >= 2 * NODES_KEPT);
+        tokio::time::sleep(UNREACHABLE_KEPT + 2 * TRY_EVERY).await;
+        drop(limiter.acquire(Some("another")).await);
+        assert_eq!(known(&limiter), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! What the gateway must be allowed to do, asked at the start: all that is missing is named at once, not found out in the night.
+//! Checks the gateway's permissions at the start, and names all missing ones at once.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::authorization::v1::{
@@ -7,27 +7,27 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 
-use super::api::told as why;
+use super::api::error_chain;
 use super::names::{AKASH_GROUP, HOSTS, LEASED};
-use super::start::{ANSWER_MAX, no_answer};
+use super::start::{RESPONSE_MAX, no_response};
 use crate::platform::Error;
 
-/// Reviews asked for at once.
+/// Concurrent access reviews.
 const REVIEWS_AT_ONCE: usize = 8;
 
-/// One thing to be allowed.
+/// One permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Permission {
     group: &'static str,
-    /// With its subresource behind a slash.
+    /// With a slash and the subresource, if any.
     resource: &'static str,
     verbs: &'static [&'static str],
     scope: Scope,
-    /// Whether the gateway can do without.
+    /// Whether the gateway works without it.
     optional: bool,
 }
 
-/// Where it is to be allowed.
+/// The scope of a permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     Cluster,
@@ -37,7 +37,7 @@ enum Scope {
 
 const READ: &[&str] = &["get", "list", "watch"];
 
-/// Everything. `deploy/kubernetes/` grants just this.
+/// All permissions that the gateway needs. `deploy/kubernetes/` grants exactly these.
 const NEEDED: [Permission; 10] = [
     needed("", "namespaces", READ, Scope::Cluster),
     needed("", "pods", &["get", "list", "watch", "delete"], Scope::Cluster),
@@ -60,10 +60,10 @@ const fn needed(
     Permission { group, resource, verbs, scope, optional: false }
 }
 
-/// Asks for everything; `manifests` is the namespace of the provider's own resources, `own` that of the gateways'.
+/// Checks all permissions. `manifests` is the namespace of the provider's own resources, `own` that of the restart locks.
 ///
 /// # Errors
-/// [`Error::Broken`], naming all that is missing; [`Error::Unavailable`] if it cannot be asked.
+/// [`Error::Broken`] names all missing ones; [`Error::Unavailable`] if the API server does not respond.
 pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result<(), Error> {
     let all = NEEDED.iter().flat_map(|needed| needed.verbs.iter().map(move |verb| (needed, *verb)));
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
@@ -80,11 +80,11 @@ pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result
                 let unavailable =
                     |why| Error::Unavailable(format!("failed to ask the API server for permissions: {why}"));
                 let params = PostParams::default();
-                let answer = tokio::time::timeout(ANSWER_MAX, api.create(&params, &review)).await;
-                let answer = answer.map_err(|_| unavailable(no_answer()))?;
-                let answer = answer.map_err(|error| unavailable(why(&error)))?;
+                let answer = tokio::time::timeout(RESPONSE_MAX, api.create(&params, &review)).await;
+                let answer = answer.map_err(|_| unavailable(no_response()))?;
+                let answer = answer.map_err(|error| unavailable(error_chain(&error)))?;
                 let allowed = answer.status.is_some_and(|status| status.allowed);
-                Ok::<_, Error>((!allowed).then(|| (needed, told(needed, verb, namespace))))
+                Ok::<_, Error>((!allowed).then(|| (needed, describe(needed, verb, namespace))))
             }
         })
         .buffered(REVIEWS_AT_ONCE)
@@ -94,7 +94,7 @@ pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result
     for (_, what) in denied.iter().filter(|(needed, _)| needed.optional) {
         tracing::warn!(
             missing = what,
-            "replica indices are computed and not kept: another gateway may number replicas otherwise"
+            "replica indices are not stored, another gateway may number replicas differently"
         );
     }
     let missing: Vec<String> =
@@ -102,7 +102,7 @@ pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::Broken(format!("the cluster does not permit: {}", missing.join(", "))))
+    Err(Error::Broken(format!("missing permissions, grant them to the gateway: {}", missing.join(", "))))
 }
 
 fn review(needed: &Permission, verb: &str, namespace: Option<&str>) -> SelfSubjectAccessReview {
@@ -125,8 +125,8 @@ fn review(needed: &Permission, verb: &str, namespace: Option<&str>) -> SelfSubje
     SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() }
 }
 
-/// As an operator writes it into a role.
-fn told(needed: &Permission, verb: &str, namespace: Option<&str>) -> String {
+/// Formats a permission as it stands in a role.
+fn describe(needed: &Permission, verb: &str, namespace: Option<&str>) -> String {
     let group = if needed.group.is_empty() { String::new() } else { format!(".{}", needed.group) };
     let place =
         namespace.map_or_else(|| "in the whole cluster".to_owned(), |name| format!("in namespace {name}"));

@@ -1,17 +1,16 @@
-//! Which pod is which replica. Pure.
+//! Decides which pod is which replica. Pure.
 //!
-//! A pod of a stateful set has its ordinal. Kubernetes numbers no other pods, so they are numbered here, per service and across replica
-//! sets: a new pod takes the lowest index that no living pod of the service holds, in the order of (creation, name), and keeps it while
-//! it lives. A pod that is being deleted, has failed or has succeeded frees its index at once; its log is still read in that slot,
+//! A pod of a stateful set has its ordinal. Other pods have no number in Kubernetes, so they are numbered here, per service and across
+//! replica sets. A new pod takes the lowest index that no living pod of the service has, in the order of (creation, name), and keeps it
+//! while it lives. A pod that is being deleted, has failed or has succeeded frees its index at once. Its log is still read in that slot,
 //! before the log of the pod that took the index.
 //!
-//! The index is written on the pod, and the written index counts, so that all gateways agree, also after a restart. If two living pods
-//! have the same index written on them (an older gateway numbered each replica set by itself), the older pod keeps it and the other one
-//! takes a free index.
+//! The index is written on the pod, and the written index counts, so all gateways agree, also after a restart. If two living pods have
+//! the same index (an older gateway numbered each replica set separately), the older pod keeps it and the other one takes a free index.
 //!
-//! A rollout deletes an old pod and creates a new one at about the same time, and the new pod may be seen first. A pod that has not run
-//! yet therefore takes only an index below [`Numbered::room`] and waits for one without an index: nothing of it can be read so far. A
-//! pod that has run always has an index.
+//! A rollout deletes an old pod and creates a new one at about the same time, and the new pod may be seen first. So a pod that has not
+//! run yet takes only an index below [`Numbered::room`], and otherwise has none: its log is still empty. A pod that has run always
+//! has an index.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,28 +20,23 @@ use crate::model::time::LogTime;
 /// The facts about a pod that decide its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Numbered<'a> {
-    /// Its service.
     pub(super) service: &'a ServiceName,
-    /// How many pods of its service there may be at a time: the replicas and the surge of a rollout.
+    /// Most pods of its service at a time: the replicas and the surge of a rollout.
     pub(super) room: u32,
-    /// When it was made.
     pub(super) created: LogTime,
-    /// Its name.
     pub(super) name: &'a str,
-    /// Its uid.
     pub(super) uid: &'a str,
-    /// Whether it lives.
     pub(super) lives: bool,
     /// Whether its container has run.
     pub(super) has_run: bool,
-    /// Its ordinal in a stateful set. Always its index.
+    /// Its ordinal in a stateful set, which is always its index.
     pub(super) ordinal: Option<u32>,
-    /// The index that is written on it, or that it was seen to have.
+    /// The index that is written on it, or that it has had.
     pub(super) claim: Option<u32>,
 }
 
-/// Returns the index of each pod that has no ordinal, by uid. A pod that does not live and has no claim has no index; neither has a
-/// living pod that has not run while there is no room for it.
+/// Returns the index of each pod without an ordinal, by uid. A pod that does not live and has no claim has no index. Neither has a
+/// living pod that has not run and finds no room.
 pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeMap<&'a str, u32> {
     let mut pods: Vec<Numbered<'a>> = pods.into_iter().collect();
     pods.sort_by_key(|pod| (pod.service, pod.created, pod.name));
@@ -53,7 +47,7 @@ pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeM
         let unnumbered = || service.iter().filter(|pod| pod.ordinal.is_none());
         for pod in unnumbered() {
             match pod.claim {
-                // Its log is read to its end in that slot, also if another pod has taken the index.
+                // Its log is read to its end in that slot, even if another pod has taken the index.
                 Some(claim) if !pod.lives => {
                     given.insert(pod.uid, claim);
                 }
@@ -77,8 +71,8 @@ pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeM
     given
 }
 
-/// The slots of a service whose pods have the indices `held`, if there ought to be `count`: those, and for as many as are missing the
-/// lowest that are free. A pod that is missing is one that comes in a moment; after a scale-down none is missing.
+/// Returns the slots of a service that should have `count` pods and has pods with the indices `held`: these, and the lowest free ones
+/// for the missing pods. After a scale-down no pod is missing.
 pub(super) fn slots(held: &BTreeSet<u32>, count: u32) -> BTreeSet<u32> {
     let mut slots = held.clone();
     let missing = (count as usize).saturating_sub(held.len());

@@ -1,47 +1,47 @@
-//! Equal reads of a log at the same moment share one answer of the API's, if that is small.
+//! Lets concurrent equal reads of a log share one upstream call, if its result is small.
 //!
-//! Each reader goes at the pace of its own client, so only what is small enough to be kept for all of them is shared; of a larger
-//! answer whoever comes first has what was read and what follows, and the others read on their own. Equal means of the same lease,
-//! too: whoever asks has been authorised for that before.
+//! Each reader goes at its own client's pace, so only a result that can be held for all of them is shared. The first reader of a larger
+//! one gets what was read and the open tail; the others open their own. Equal includes the lease, for which each caller has been
+//! authorised.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use futures_util::future::{FutureExt as _, Shared, WeakShared};
 use futures_util::{StreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::model::line::Line;
 use crate::model::position::Position;
 use crate::platform::{Error, Tail, TailItem, TailRequest};
 
-/// Most bytes of an answer that is shared, with what is kept of each of its lines: far more than a screen full of lines, and not much
-/// for each of the few reads that there may be at once.
+/// Most bytes of a shared result, lines included: far more than a screen, and little for each of the few concurrent reads.
 const SHARED_MAX_BYTES: usize = 256 * 1024;
 
-/// An answer is shared with those who ask so soon after the first. It may lack what was printed since then, so this is what a person
-/// calls the same moment.
+/// Longest time after the first request in which others share its result. The result may lack lines printed since then, so it is what a
+/// person calls the same moment.
 const SAME_MOMENT: Duration = Duration::from_millis(100);
 
-/// Reads under way. Cloning is cheap.
+/// Running reads. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SharedReads(Arc<Mutex<HashMap<TailRequest, Flight>>>);
 
 #[derive(Debug)]
 struct Flight {
     began: Instant,
-    /// Ends with the last of those who wait for it.
+    /// Weak: a read ends when its last reader is dropped.
     read: WeakShared<BoxFuture<'static, Arc<Outcome>>>,
 }
 
-/// What came of a read.
+/// The result of a read.
 enum Outcome {
-    /// All of it.
+    /// The whole log.
     Whole(Position, Vec<TailItem>),
-    /// Too much, or it failed on the way: for the first to take.
+    /// It was too long, or failed on the way: the first reader takes the tail.
     Open(Mutex<Option<Tail>>),
     Failed(Error),
 }
@@ -49,7 +49,7 @@ enum Outcome {
 // === impl SharedReads ===
 
 impl SharedReads {
-    /// What `open` opens for `request`, which does not follow; perhaps opened for somebody else who asks for the same.
+    /// Opens `request`, which does not follow, with `open`; or shares the result of an equal read that has just begun.
     ///
     /// # Errors
     /// Those of `open`.
@@ -63,24 +63,23 @@ impl SharedReads {
                 Ok(Tail { start: *start, unfinished: [false; 2], items: replay(Arc::clone(&outcome)) })
             }
             Outcome::Open(tail) => {
-                let first = tail.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let first = tail.lock().take();
                 match first {
                     Some(tail) => Ok(tail),
                     None => open().await,
                 }
             }
-            Outcome::Failed(error) => Err(again(error)),
+            Outcome::Failed(error) => Err(copy(error)),
         }
     }
 
-    /// The read for `request` that has just begun, or a new one.
+    /// Returns the read of `request` that has just begun, or a new one.
     fn join<F>(&self, request: &TailRequest, open: impl Fn() -> F) -> Shared<BoxFuture<'static, Arc<Outcome>>>
     where
         F: Future<Output = Result<Tail, Error>> + Send + 'static,
     {
-        // Nothing that is done under the lock leaves it half done.
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that are left have somebody who waits: no more than there are permits for history reads.
+        let mut flights = self.0.lock();
+        // The remaining ones have readers: no more than the backfill limiter has permits.
         flights.retain(|_, flight| flight.began.elapsed() < SAME_MOMENT && flight.read.upgrade().is_some());
         if let Some(read) = flights.get(request).and_then(|flight| flight.read.upgrade()) {
             return read;
@@ -93,7 +92,7 @@ impl SharedReads {
     }
 }
 
-/// Reads all there is, if that is not too much.
+/// Reads the whole log, unless it is too long.
 async fn gather(opened: impl Future<Output = Result<Tail, Error>>) -> Outcome {
     let Tail { start, unfinished, mut items } = match opened.await {
         Ok(tail) => tail,
@@ -115,7 +114,7 @@ async fn gather(opened: impl Future<Output = Result<Tail, Error>>) -> Outcome {
     Outcome::Whole(start, held.into_iter().flatten().collect())
 }
 
-/// What was read, once more.
+/// Returns the items of a whole log.
 fn replay(outcome: Arc<Outcome>) -> stream::BoxStream<'static, Result<TailItem, Error>> {
     let items = (0..).map_while(move |index: usize| match &*outcome {
         Outcome::Whole(_, items) => items.get(index).cloned().map(Ok),
@@ -124,8 +123,7 @@ fn replay(outcome: Arc<Outcome>) -> stream::BoxStream<'static, Result<TailItem, 
     stream::iter(items).boxed()
 }
 
-/// The same error, for somebody else.
-fn again(error: &Error) -> Error {
+fn copy(error: &Error) -> Error {
     match error {
         Error::NotFound(why) => Error::NotFound(why.clone()),
         Error::Conflict(why) => Error::Conflict(why.clone()),

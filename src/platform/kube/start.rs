@@ -1,4 +1,4 @@
-//! Waiting for the cluster at the start, with the reason in the log.
+//! Waits for the cluster at the start, and logs why.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,26 +6,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::store::ObjectKind;
-use super::watches::watched;
-use crate::model::metrics::LabelValue;
-use crate::model::metrics::labels::Watched;
+use super::namespace::ObjectKind;
 use crate::platform::Error;
 
-/// Pause before the API server is asked again: a gateway is ready soon after the server is.
+/// Pause before the next attempt. Short, so that a gateway is ready soon after the API server.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// An answer must be there within this. The questions are small, and a server that accepts connections and never answers would be
-/// waited for without a word.
-pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for a response at the start. The requests are small, and a server that accepts connections and never responds would
+/// otherwise be waited for silently.
+pub(super) const RESPONSE_MAX: Duration = Duration::from_secs(30);
 
-/// How often the log names the kinds that are still being listed: soon enough for a person who waits for readiness.
+/// Interval of log messages that name the kinds still being listed: soon enough for a person who waits.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// Failures in a row to reach the API server.
 #[derive(Debug)]
 pub(super) struct StartWait<'a> {
-    /// The address.
     server: &'a str,
     failures: u32,
 }
@@ -37,23 +33,23 @@ impl<'a> StartWait<'a> {
         Self { server, failures: 0 }
     }
 
-    /// Waits before the next attempt. The log says why, after the failures 1, 2, 4, 8 and so on.
+    /// Waits before the next attempt. Logs the failures 1, 2, 4, 8 and so on.
     pub(super) async fn after(&mut self, error: &str) {
         self.failures = self.failures.saturating_add(1);
         if self.failures.is_power_of_two() {
             let (server, failures) = (self.server, self.failures);
-            tracing::warn!(server, failures, error, "failed to reach the API server, will try again");
+            tracing::warn!(server, failures, error, "failed to reach the API server, retrying");
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
-/// What is wrong with a server that does not answer within [`ANSWER_MAX`].
-pub(super) fn no_answer() -> String {
-    format!("no answer within {ANSWER_MAX:?}")
+/// The error of a server that does not respond within [`RESPONSE_MAX`].
+pub(super) fn no_response() -> String {
+    format!("no response within {RESPONSE_MAX:?}")
 }
 
-/// Waits until all of `needed` were listed.
+/// Waits until all of `needed` are listed.
 ///
 /// # Errors
 /// [`Error::Broken`] if the watches have ended.
@@ -68,17 +64,11 @@ pub(super) async fn listed(
             return ended.map_err(|_| Error::Broken("the watches ended".to_owned()));
         }
         let listed = listed.borrow().clone();
-        let missing: Vec<&str> = needed.difference(&listed).map(|kind| name(*kind)).collect();
+        let missing: Vec<&str> = needed.difference(&listed).map(|kind| kind.plural()).collect();
         tracing::info!(
             waiting_for = missing.join(", "),
             waited = ?began.elapsed(),
             "still listing the cluster"
         );
     }
-}
-
-/// How the API, and a metric, call a kind.
-fn name(kind: ObjectKind) -> &'static str {
-    let kind = watched(kind);
-    <Watched as LabelValue>::SET.values.get(kind.index()).copied().unwrap_or_default()
 }

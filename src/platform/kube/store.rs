@@ -1,87 +1,48 @@
-//! What is known of the cluster: one store, fed by the watches, from which the view of each lease is made that somebody looks at.
+//! Everything known of the cluster: fed by the watches, and the source of the lease views that are in use.
 //!
-//! Level-triggered throughout: a list replaces all that was known of its kind, so that no deletion is missed; a view is made anew
-//! from what is known, and sent if it is another one.
+//! Level-triggered: a list replaces everything known of its kind, so no deletion is missed. A view is rebuilt from the known objects and
+//! sent if it differs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::akash::{HostFacts, LeasedFacts};
-use super::objects::{LeaseFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
-use super::replica_index::{self, Numbered};
+use super::namespace::{Fact, NamespaceState, ObjectKind, PendingIndexWrite};
+use super::objects::PodFacts;
 use super::view::{self, Provider};
-use crate::model::id::{LeaseId, Replica, ServiceName};
+use crate::model::id::{LeaseId, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
-/// How long the end of a pod is told after it is gone, so that nobody misses it who reads its log to the end.
+/// How long the view has the end of a pod that is gone, so that readers of its log see it.
 const GONE_KEPT: Duration = Duration::from_secs(10);
 
-/// A kind of object that is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ObjectKind {
-    Lease,
-    Pod,
-    Deployment,
-    StatefulSet,
-    Service,
-    Host,
-    Leased,
-}
-
-/// What is kept of one object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fact {
-    Lease(LeaseFacts),
-    Pod(Box<PodFacts>),
-    Workload(WorkloadFacts),
-    Reach(ServiceEndpoints),
-    Host(HostFacts),
-    Leased(LeasedFacts),
-}
-
-/// Which object.
+/// The identity of an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
-    /// The namespace of the lease that it belongs to.
+    /// The namespace of its lease.
     pub(super) namespace: String,
-    /// Its kind.
     pub(super) kind: ObjectKind,
     /// Its name; its uid if it is a pod.
     pub(super) name: String,
 }
 
-/// A change.
+/// A change of the cluster.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    /// It is so now.
+    /// An object was created or updated.
     Set(Key, Fact),
-    /// It is not any more, or is nothing of interest any more.
+    /// An object was deleted, or belongs to no lease any more.
     Unset(Key),
-    /// These are all of the kind.
+    /// All objects of a kind.
     Replace(ObjectKind, Vec<(Key, Fact)>),
 }
 
-/// A pod whose index is not written on it yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PendingIndexWrite {
-    /// Where it is.
-    pub(super) namespace: String,
-    /// Its name.
-    pub(super) pod: String,
-    /// Its uid: a precondition.
-    pub(super) uid: String,
-    /// The version that was seen: a precondition.
-    pub(super) version: String,
-    /// The index.
-    pub(super) index: u32,
-}
-
-/// See above. Cloning is cheap.
+/// The store. Cheap to clone. No method leaves it inconsistent.
 #[derive(Clone, Debug)]
 pub(super) struct Store(Arc<Mutex<Inner>>);
 
@@ -89,40 +50,30 @@ pub(super) struct Store(Arc<Mutex<Inner>>);
 struct Inner {
     provider: Provider,
     namespaces: HashMap<String, NamespaceState>,
+    /// The views in use.
     views: HashMap<String, watch::Sender<Arc<LeaseView>>>,
-}
-
-/// Everything of one namespace.
-#[derive(Debug, Default)]
-pub(super) struct NamespaceState {
-    facts: BTreeMap<(ObjectKind, String), Fact>,
-    /// The indices of pods that Kubernetes does not number, by uid.
-    indices: BTreeMap<String, u32>,
-    /// Pods that are gone, and until when they are told of.
-    gone: Vec<(PodFacts, LogTime, Instant)>,
 }
 
 // === impl Store ===
 
 impl Store {
-    /// An empty one.
     pub(super) fn new(provider: Provider) -> Self {
         let inner = Inner { provider, namespaces: HashMap::new(), views: HashMap::new() };
         Self(Arc::new(Mutex::new(inner)))
     }
 
-    /// Takes a change; tells which pods' indices are to be written on them.
+    /// Applies a change. Returns the pods whose index is to be written.
     pub(super) fn apply(&self, change: Change) -> Vec<PendingIndexWrite> {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         let touched = match change {
             Change::Set(key, fact) => {
-                let mut touched = inner.leave(&key);
+                let mut touched = inner.remove_from_others(&key);
                 touched.insert(key.namespace.clone());
                 inner.set(key, fact);
                 touched
             }
             Change::Unset(key) => {
-                let mut touched = inner.leave(&key);
+                let mut touched = inner.remove_from_others(&key);
                 inner.unset(&key);
                 touched.insert(key.namespace);
                 touched
@@ -132,18 +83,18 @@ impl Store {
         touched.iter().flat_map(|namespace| inner.refresh(namespace)).collect()
     }
 
-    /// What runs under `lease`; `None` if there is no such lease here.
+    /// Watches the view of `lease`; `None` if the cluster has no such lease.
     pub(super) fn watch(&self, lease: &LeaseId) -> Option<watch::Receiver<Arc<LeaseView>>> {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         let namespace = lease.namespace();
-        let contents = inner.namespaces.get(&namespace)?;
-        if contents.lease().is_none_or(|facts| facts.lease != *lease) {
+        let state = inner.namespaces.get(&namespace)?;
+        if state.lease().is_none_or(|facts| facts.lease != *lease) {
             return None;
         }
         if let Some(view) = inner.views.get(&namespace) {
             return Some(view.subscribe());
         }
-        let view = watch::Sender::new(Arc::new(view::build(contents, &inner.provider)));
+        let view = watch::Sender::new(Arc::new(view::build(state, &inner.provider)));
         let receiver = view.subscribe();
         inner.views.insert(namespace, view);
         Some(receiver)
@@ -151,72 +102,67 @@ impl Store {
 
     /// The pod with this uid.
     pub(super) fn pod(&self, namespace: &str, uid: &str) -> Option<PodFacts> {
-        let inner = self.lock();
+        let inner = self.0.lock();
         match inner.namespaces.get(namespace)?.facts.get(&(ObjectKind::Pod, uid.to_owned()))? {
             Fact::Pod(pod) => Some(PodFacts::clone(pod)),
             _ => None,
         }
     }
 
-    /// The pod in a slot: the newest that lives, or else the newest.
+    /// The pod in a slot: the newest living one, otherwise the newest.
     pub(super) fn occupant(&self, namespace: &str, replica: &Replica) -> Option<PodFacts> {
-        let inner = self.lock();
-        let contents = inner.namespaces.get(namespace)?;
+        let inner = self.0.lock();
+        let state = inner.namespaces.get(namespace)?;
         let in_slot =
-            |pod: &&PodFacts| pod.service == replica.service && contents.index(pod) == Some(replica.index);
-        contents.pods().filter(in_slot).max_by_key(|pod| (pod.lives, pod.created, &pod.name)).cloned()
+            |pod: &&PodFacts| pod.service == replica.service && state.index(pod) == Some(replica.index);
+        state.pods().filter(in_slot).max_by_key(|pod| (pod.lives, pod.created, &pod.name)).cloned()
     }
 
-    /// Marks all views as last known to be so at `since`, or as current.
+    /// Marks all views as out of date since `since`, or as current.
     pub(super) fn set_stale(&self, since: Option<LogTime>) {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         inner.provider.stale_since = since;
-        let looked_at: Vec<String> = inner.views.keys().cloned().collect();
-        for namespace in looked_at {
+        let in_use: Vec<String> = inner.views.keys().cloned().collect();
+        for namespace in in_use {
             inner.refresh(&namespace);
         }
     }
 
-    /// Since when views are stale, if they are.
+    /// Since when views are out of date, if they are.
     pub(super) fn stale_since(&self) -> Option<LogTime> {
-        self.lock().provider.stale_since
+        self.0.lock().provider.stale_since
     }
 
-    /// Forgets what was kept for a while only, and views that nobody looks at. To be called now and then.
-    pub(super) fn forget(&self) {
-        let mut inner = self.lock();
+    /// Removes expired pods, and views without a receiver. To be called periodically.
+    pub(super) fn remove_expired(&self) {
+        let mut inner = self.0.lock();
         inner.views.retain(|_, view| view.receiver_count() > 0);
         let now = Instant::now();
-        let mut stale = Vec::new();
-        for (namespace, contents) in &mut inner.namespaces {
-            let before = contents.gone.len();
-            contents.gone.retain(|(.., until)| *until > now);
-            if contents.gone.len() < before {
-                stale.push(namespace.clone());
+        let mut changed = Vec::new();
+        for (namespace, state) in &mut inner.namespaces {
+            let before = state.gone.len();
+            state.gone.retain(|(.., until)| *until > now);
+            if state.gone.len() < before {
+                changed.push(namespace.clone());
             }
         }
-        for namespace in stale {
+        for namespace in changed {
             inner.refresh(&namespace);
         }
     }
 
-    /// The pods whose indices are not written on them yet, of all leases.
+    /// The pods of all leases whose index is not written on them yet.
     pub(super) fn unwritten(&self) -> Vec<PendingIndexWrite> {
-        let inner = self.lock();
-        inner.namespaces.iter().flat_map(|(namespace, contents)| contents.unwritten(namespace)).collect()
+        let inner = self.0.lock();
+        inner.namespaces.iter().flat_map(|(namespace, state)| state.unwritten(namespace)).collect()
     }
 
-    /// How many leases, and pods, there are.
+    /// The number of namespaces, pods and views.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
-        let inner = self.lock();
-        let pods = inner.namespaces.values().map(|contents| contents.pods().count()).sum();
+        let inner = self.0.lock();
+        let pods = inner.namespaces.values().map(|state| state.pods().count()).sum();
         (inner.namespaces.len(), pods, inner.views.len())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing that is done under the lock leaves it half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -224,41 +170,41 @@ impl Store {
 
 impl Inner {
     fn set(&mut self, key: Key, fact: Fact) {
-        let contents = self.namespaces.entry(key.namespace).or_default();
-        contents.facts.insert((key.kind, key.name), fact);
+        let state = self.namespaces.entry(key.namespace).or_default();
+        state.facts.insert((key.kind, key.name), fact);
     }
 
     fn unset(&mut self, key: &Key) {
-        let Some(contents) = self.namespaces.get_mut(&key.namespace) else { return };
-        if let Some(Fact::Pod(pod)) = contents.facts.remove(&(key.kind, key.name.clone())) {
-            contents.gone.push((*pod, LogTime::now(), Instant::now() + GONE_KEPT));
+        let Some(state) = self.namespaces.get_mut(&key.namespace) else { return };
+        if let Some(Fact::Pod(pod)) = state.facts.remove(&(key.kind, key.name.clone())) {
+            state.gone.push((*pod, LogTime::now(), Instant::now() + GONE_KEPT));
         }
     }
 
-    /// Takes one of the provider's own objects from the leases that it is not of any more, and tells whose they are. Such an object
-    /// names its lease within, and may come to name another: a host name that was moved.
-    fn leave(&mut self, key: &Key) -> BTreeSet<String> {
+    /// Removes one of the provider's own objects from other leases, and returns their namespaces. Such an object names its lease in its
+    /// content, which may change: a host name that was moved.
+    fn remove_from_others(&mut self, key: &Key) -> BTreeSet<String> {
         if !matches!(key.kind, ObjectKind::Host | ObjectKind::Leased) {
             return BTreeSet::new();
         }
         let which = (key.kind, key.name.clone());
         let others = self.namespaces.iter_mut().filter(|(namespace, _)| **namespace != key.namespace);
         others
-            .filter_map(|(namespace, contents)| contents.facts.remove(&which).map(|_| namespace.clone()))
+            .filter_map(|(namespace, state)| state.facts.remove(&which).map(|_| namespace.clone()))
             .collect()
     }
 
-    /// Returns the namespaces in which something may have changed.
+    /// Replaces all objects of a kind. Returns the namespaces that may have changed.
     fn replace(&mut self, kind: ObjectKind, all: Vec<(Key, Fact)>) -> BTreeSet<String> {
         let listed: BTreeSet<Key> = all.iter().map(|(key, _)| key.clone()).collect();
-        let known = self.namespaces.iter().flat_map(|(namespace, contents)| {
-            let of_kind = contents.facts.keys().filter(|(known, _)| *known == kind);
+        let known = self.namespaces.iter().flat_map(|(namespace, state)| {
+            let of_kind = state.facts.keys().filter(|(known, _)| *known == kind);
             of_kind.map(|(_, name)| Key { namespace: namespace.clone(), kind, name: name.clone() })
         });
         let vanished: Vec<Key> = known.filter(|key| !listed.contains(key)).collect();
         let mut touched: BTreeSet<String> = vanished.iter().map(|key| key.namespace.clone()).collect();
         if kind == ObjectKind::Leased && !std::mem::replace(&mut self.provider.tells_leased, true) {
-            // From now on the provider's word counts, of every lease.
+            // From now on the provider decides which addresses are leased.
             touched.extend(self.namespaces.keys().cloned());
         }
         for key in &vanished {
@@ -271,110 +217,25 @@ impl Inner {
         touched
     }
 
-    /// Numbers the pods of a namespace, and makes its view anew if somebody looks at it.
+    /// Numbers the pods of a namespace and updates its view, if that is in use. Returns the pods whose index is to be written.
     fn refresh(&mut self, namespace: &str) -> Vec<PendingIndexWrite> {
-        let Some(contents) = self.namespaces.get_mut(namespace) else { return Vec::new() };
-        contents.number();
+        let Some(state) = self.namespaces.get_mut(namespace) else { return Vec::new() };
+        state.number();
         if let Some(view) = self.views.get(namespace) {
-            let now = view::build(contents, &self.provider);
+            let now = view::build(state, &self.provider);
             view.send_if_modified(|known| {
-                let is_other = **known != now;
-                if is_other {
+                let differs = **known != now;
+                if differs {
                     *known = Arc::new(now);
                 }
-                is_other
+                differs
             });
         }
-        if contents.facts.is_empty() && contents.gone.is_empty() {
+        if state.facts.is_empty() && state.gone.is_empty() {
             self.namespaces.remove(namespace);
             return Vec::new();
         }
-        contents.unwritten(namespace)
-    }
-}
-
-// === impl NamespaceState ===
-
-impl NamespaceState {
-    /// The lease that the namespace is of.
-    pub(super) fn lease(&self) -> Option<&LeaseFacts> {
-        self.facts.values().find_map(|fact| if let Fact::Lease(lease) = fact { Some(lease) } else { None })
-    }
-
-    /// The pods that there are.
-    pub(super) fn pods(&self) -> impl Iterator<Item = &PodFacts> {
-        self.facts.values().filter_map(|fact| if let Fact::Pod(pod) = fact { Some(&**pod) } else { None })
-    }
-
-    /// The pods that there were until a moment ago, and when they went.
-    pub(super) fn gone(&self) -> impl Iterator<Item = (&PodFacts, LogTime)> {
-        self.gone.iter().map(|(pod, at, _)| (pod, *at))
-    }
-
-    /// The workloads.
-    pub(super) fn workloads(&self) -> impl Iterator<Item = &WorkloadFacts> {
-        self.facts
-            .values()
-            .filter_map(|fact| if let Fact::Workload(found) = fact { Some(found) } else { None })
-    }
-
-    /// Ports and addresses.
-    pub(super) fn reach(&self) -> impl Iterator<Item = &ServiceEndpoints> {
-        self.facts.values().filter_map(|fact| if let Fact::Reach(found) = fact { Some(found) } else { None })
-    }
-
-    /// Host names.
-    pub(super) fn hosts(&self) -> impl Iterator<Item = &HostFacts> {
-        self.facts.values().filter_map(|fact| if let Fact::Host(found) = fact { Some(found) } else { None })
-    }
-
-    /// Ports of leased addresses.
-    pub(super) fn leased(&self) -> impl Iterator<Item = &LeasedFacts> {
-        self.facts.values().filter_map(|fact| if let Fact::Leased(found) = fact { Some(found) } else { None })
-    }
-
-    /// The index of a pod.
-    pub(super) fn index(&self, pod: &PodFacts) -> Option<u32> {
-        pod.ordinal.or_else(|| self.indices.get(&pod.uid).copied())
-    }
-
-    fn number(&mut self) {
-        let mut room: BTreeMap<&ServiceName, u32> = BTreeMap::new();
-        for workload in self.workloads() {
-            let pods = room.entry(&workload.service).or_default();
-            *pods = (*pods).max(workload.count.saturating_add(workload.surge));
-        }
-        let indices = &self.indices;
-        let gone = self.gone.iter().map(|(pod, ..)| (pod, false));
-        let all = self.pods().map(|pod| (pod, pod.lives)).chain(gone);
-        let numbered = all.map(|(pod, lives)| Numbered {
-            service: &pod.service,
-            room: room.get(&pod.service).copied().unwrap_or_default(),
-            created: pod.created,
-            name: &pod.name,
-            uid: &pod.uid,
-            lives,
-            has_run: pod.has_run(),
-            ordinal: pod.ordinal,
-            claim: pod.written.or_else(|| indices.get(&pod.uid).copied()),
-        });
-        let given = replica_index::assign(numbered);
-        self.indices = given.into_iter().map(|(uid, index)| (uid.to_owned(), index)).collect();
-    }
-
-    fn unwritten(&self, namespace: &str) -> Vec<PendingIndexWrite> {
-        let pods = self.pods().filter(|pod| pod.lives && pod.ordinal.is_none());
-        let unwritten = pods.filter_map(|pod| {
-            let index = self.index(pod)?;
-            (pod.written != Some(index)).then(|| PendingIndexWrite {
-                namespace: namespace.to_owned(),
-                pod: pod.name.clone(),
-                uid: pod.uid.clone(),
-                version: pod.version.clone(),
-                index,
-            })
-        });
-        unwritten.collect()
+        state.unwritten(namespace)
     }
 }
 

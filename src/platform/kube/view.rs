@@ -1,11 +1,11 @@
-//! From what is known of a namespace to the view of its lease. Pure.
+//! Builds the view of a lease from the known objects of its namespace. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::akash::LeasedFacts;
+use super::namespace::NamespaceState;
 use super::objects::{ContainerFacts, PodFacts, RunFacts, State};
 use super::replica_index;
-use super::store::NamespaceState;
 use crate::model::id::{Instance, ServiceName};
 use crate::model::limits::RUNS_MAX;
 use crate::model::time::LogTime;
@@ -13,44 +13,42 @@ use crate::model::view::{
     Endpoints, ForwardedPort, LeaseView, LeasedIp, ReplicaState, ReplicaView, Run, RunEnd, ServiceView,
 };
 
-/// Why a slot waits that has no pod.
+/// Waiting reason of a slot without a pod.
 const NO_POD: &str = "Pending";
 
-/// Why a slot waits whose pod is being deleted.
+/// Waiting reason of a slot whose pod is being deleted.
 const TERMINATING: &str = "Terminating";
 
-/// How a run ended whose pod went before its kubelet said so.
+/// End reason of a run whose pod went before its kubelet reported the end.
 const DELETED: &str = "Deleted";
 
-/// The pods of one slot and when each went, if it has: those that do not live first, each part from its oldest pod on.
+/// The pods of one slot, and when each went if it is gone. Pods that do not live come first, then by age.
 type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
 
-/// What holds for all leases of the provider.
+/// Properties of the provider that apply to all leases.
 #[derive(Debug)]
 pub(super) struct Provider {
-    /// Its public host name, for node ports.
+    /// Public host name of node ports.
     pub(super) hostname: String,
-    /// Whether it says itself which ports of which services have leased addresses: whether those were listed. Until then a load
-    /// balancer's word is taken.
+    /// Whether the provider's own list of leased addresses is known. Until then the addresses of load balancers count.
     pub(super) tells_leased: bool,
-    /// When the cluster was last known, while its watches fail.
+    /// Since when the cluster's watches fail.
     pub(super) stale_since: Option<LogTime>,
 }
 
 // === impl Provider ===
 
 impl Provider {
-    /// One of which nothing was listed yet.
     pub(super) fn new(hostname: String) -> Self {
         Self { hostname, tells_leased: false, stale_since: None }
     }
 }
 
-/// The view of the lease.
-pub(super) fn build(contents: &NamespaceState, provider: &Provider) -> LeaseView {
+/// Builds the view of the lease.
+pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
     let mut services: BTreeMap<ServiceName, ServiceView> = BTreeMap::new();
     let mut numbered = BTreeSet::new();
-    for workload in contents.workloads() {
+    for workload in state.workloads() {
         let service = services.entry(workload.service.clone()).or_default();
         service.count = workload.count;
         service.workload = Some(workload.counts);
@@ -58,7 +56,7 @@ pub(super) fn build(contents: &NamespaceState, provider: &Provider) -> LeaseView
             numbered.insert(&workload.service);
         }
     }
-    let mut pods = by_slot(contents);
+    let mut pods = by_slot(state);
     for name in pods.keys() {
         services.entry((*name).clone()).or_default();
     }
@@ -72,7 +70,7 @@ pub(super) fn build(contents: &NamespaceState, provider: &Provider) -> LeaseView
         } else {
             replica_index::slots(&held, service.count)
         };
-        // A pod that is being deleted is still in its slot: its last lines are to be had.
+        // A pod that is being deleted keeps its slot, because its last lines can be read.
         members.retain(|index, members| {
             wanted.contains(index) || members.iter().any(|(_, gone)| gone.is_none())
         });
@@ -80,29 +78,29 @@ pub(super) fn build(contents: &NamespaceState, provider: &Provider) -> LeaseView
             members.entry(index).or_default();
         }
         service.replicas = members.into_iter().map(|(index, members)| (index, slot(&members))).collect();
-        service.endpoints = endpoints(contents, name, provider);
+        service.endpoints = endpoints(state, name, provider);
     }
-    let ended = contents.lease().is_none_or(|lease| lease.ends);
+    let ended = state.lease().is_none_or(|lease| lease.ends);
     LeaseView { services, ended, stale_since: provider.stale_since }
 }
 
-/// The pods of each service by their indices.
-fn by_slot(contents: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
-    let gone = contents.gone().map(|(pod, at)| (pod, Some(at)));
-    let mut pods: Vec<_> = contents.pods().map(|pod| (pod, None)).chain(gone).collect();
-    // The log of a pod that does not live is read before that of the pod that has taken its index, whichever is older.
+/// Returns the pods of each service by replica index.
+fn by_slot(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
+    let gone = state.gone().map(|(pod, at)| (pod, Some(at)));
+    let mut pods: Vec<_> = state.pods().map(|pod| (pod, None)).chain(gone).collect();
+    // The log of a pod that does not live is read before that of the pod that took its index, whichever is older.
     let lives = |(pod, gone): &(&PodFacts, Option<LogTime>)| pod.lives && gone.is_none();
     pods.sort_by_key(|member| (lives(member), member.0.created, member.0.name.as_str()));
     let mut services: BTreeMap<_, BTreeMap<u32, Members<'_>>> = BTreeMap::new();
     for (pod, gone) in pods {
-        if let Some(index) = contents.index(pod) {
+        if let Some(index) = state.index(pod) {
             services.entry(&pod.service).or_default().entry(index).or_default().push((pod, gone));
         }
     }
     services
 }
 
-/// The slot that these pods are in.
+/// Builds the view of a slot from its pods.
 fn slot(members: &Members<'_>) -> ReplicaView {
     let mut runs: Vec<Run> = members.iter().flat_map(|(pod, gone)| runs(pod, *gone)).collect();
     runs.drain(..runs.len().saturating_sub(RUNS_MAX));
@@ -148,19 +146,19 @@ fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
             reason: DELETED.to_owned(),
         });
     }
-    // Of a pod that is gone the newest run is kept for a while, for reads of its log that go on.
+    // A pod that is gone keeps its newest run for a while, for running reads of its log.
     before.filter(|_| gone.is_none()).into_iter().chain(newest).collect()
 }
 
-/// Where a service can be reached.
-fn endpoints(contents: &NamespaceState, service: &ServiceName, provider: &Provider) -> Endpoints {
+/// Returns the endpoints of a service.
+fn endpoints(state: &NamespaceState, service: &ServiceName, provider: &Provider) -> Endpoints {
     let mut uris: Vec<String> =
-        contents.hosts().filter(|host| host.service == *service).map(|host| host.host.clone()).collect();
+        state.hosts().filter(|host| host.service == *service).map(|host| host.host.clone()).collect();
     uris.sort();
     uris.dedup();
-    let reach = || contents.reach().filter(|reach| reach.service.as_ref() == Some(service));
+    let found = || state.endpoints().filter(|found| found.service.as_ref() == Some(service));
     let on_host = |port: &ForwardedPort| ForwardedPort { host: provider.hostname.clone(), ..port.clone() };
-    // A load balancer outlives its lease for as long as the provider's operator takes to see that it has ended.
+    // A load balancer exists until the provider's operator notices that the lease has ended.
     let leased = |ip: &LeasedIp| {
         if !provider.tells_leased {
             return Some(ip.clone());
@@ -170,11 +168,11 @@ fn endpoints(contents: &NamespaceState, service: &ServiceName, provider: &Provid
                 && leased.external_port == ip.external_port
                 && leased.protocol == ip.protocol
         };
-        contents.leased().find(is_it).map(|leased| LeasedIp { port: leased.port, ..ip.clone() })
+        state.leased().find(is_it).map(|leased| LeasedIp { port: leased.port, ..ip.clone() })
     };
     Endpoints {
         uris,
-        ports: reach().flat_map(|reach| reach.ports.iter().map(on_host)).collect(),
-        ips: reach().flat_map(|reach| reach.ips.iter().filter_map(leased)).collect(),
+        ports: found().flat_map(|found| found.ports.iter().map(on_host)).collect(),
+        ips: found().flat_map(|found| found.ips.iter().filter_map(leased)).collect(),
     }
 }

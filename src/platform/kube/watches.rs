@@ -1,9 +1,11 @@
-//! The watches: one for each kind over the whole cluster, never one for a lease or a follower. Each tells the store what it sees.
+//! Watches the cluster: one watch per kind over all namespaces, never one per lease or follower. All changes go to the store.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use futures_core::future::BoxFuture;
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
@@ -12,133 +14,124 @@ use kube::core::{DynamicObject, GroupVersionKind};
 use kube::runtime::utils::{Backoff, ResetTimerBackoff, StreamBackoff};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use rand::RngExt as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use super::akash::{HostFacts, LeasedFacts};
 use super::freshness::Freshness;
-use super::names;
+use super::namespace::{Fact, ObjectKind, PendingIndexWrite};
 use super::objects::{LeaseFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
-use super::store::{Change, Fact, Key, ObjectKind, PendingIndexWrite, Store};
+use super::store::{Change, Key, Store};
+use super::{jittered, names};
 use crate::model::metrics::Metrics;
-use crate::model::metrics::labels::Watched;
 
-/// Objects of one page of a list: what one kind costs in memory beside what is kept, while it is listed.
+/// Objects in one page of a list: bounds the memory that listing a kind needs beside the stored facts.
 const PAGE_OBJECTS: u32 = 250;
 
-/// First pause after a watch failed, about; doubled with each failure, up to [`PAUSE_MAX`].
-const PAUSE_FIRST: Duration = Duration::from_millis(500);
+/// First delay after a watch failed. It doubles with each failure, up to [`DELAY_MAX`], and is jittered.
+const DELAY_FIRST: Duration = Duration::from_millis(500);
 
-/// Longest pause after a watch failed, about: what runs is not known meanwhile. There are only a few watches, and few gateways.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Longest delay after a watch failed. Short, because views are out of date meanwhile; and there are few watches and gateways.
+const DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// So long after a failure it is over, if no other came. A list that was begun is no sign of that, nor an event.
+/// Time without a failure after which the back-off starts anew. A list that begins is no sign of recovery, nor is an event.
 const FAILURE_KEPT: Duration = Duration::from_secs(30);
 
-/// What one watch needs.
+/// The context of a watch.
 #[derive(Clone, Debug)]
 pub(super) struct Watch {
-    /// Where it tells what it sees.
     pub(super) store: Store,
-    /// Where pods go whose index is to be written; if it is full, they come again.
+    /// Takes pods whose index is to be written. Pods that find no room come again with their next change.
     pub(super) unwritten: mpsc::Sender<PendingIndexWrite>,
-    /// The kinds of which the first list was seen.
+    /// The kinds that were listed once.
     pub(super) listed: watch::Sender<BTreeSet<ObjectKind>>,
-    /// Where it is noted whether watches fail.
     pub(super) freshness: Freshness,
-    /// Where failures and lists are counted.
     pub(super) metrics: Metrics,
 }
 
 /// Delays after failures in a row.
-#[derive(Debug, Default)]
-struct WatchBackoff {
-    failures: u32,
-}
+#[derive(Debug)]
+struct WatchBackoff(ExponentialBackoff);
 
 // === impl Watch ===
 
 impl Watch {
-    /// Namespaces of leases.
-    pub(super) async fn leases(self, client: Client) {
-        let read = |namespace: &Namespace| {
-            let facts = LeaseFacts::read(namespace);
-            let key = key(ObjectKind::Lease, namespace.name_any(), namespace.name_any());
-            (key, facts.map(Fact::Lease))
-        };
-        self.run(Api::all(client), ObjectKind::Lease, read).await;
+    /// The watches of [`ObjectKind::BUILT_IN`]. They run until they are dropped.
+    pub(super) fn built_in(&self, client: &Client) -> [BoxFuture<'static, ()>; 5] {
+        [
+            self.of(client, ObjectKind::Lease, |lease: &Namespace| LeaseFacts::read(lease).map(Fact::Lease)),
+            self.of(client, ObjectKind::Pod, |pod: &Pod| {
+                PodFacts::read(pod).map(|facts| Fact::Pod(Box::new(facts)))
+            }),
+            self.of(client, ObjectKind::Deployment, |deployment: &Deployment| {
+                WorkloadFacts::of_deployment(deployment).map(Fact::Workload)
+            }),
+            self.of(client, ObjectKind::StatefulSet, |set: &StatefulSet| {
+                WorkloadFacts::of_stateful_set(set).map(Fact::Workload)
+            }),
+            self.of(client, ObjectKind::Service, |service: &Service| {
+                ServiceEndpoints::read(service).map(Fact::Endpoints)
+            }),
+        ]
     }
 
-    /// Pods.
-    pub(super) async fn pods(self, client: Client) {
-        let read = |pod: &Pod| {
-            let uid = pod.metadata.uid.clone().unwrap_or_default();
-            (
-                key(ObjectKind::Pod, namespace(pod), uid),
-                PodFacts::read(pod).map(|facts| Fact::Pod(Box::new(facts))),
-            )
-        };
-        self.run(Api::all(client), ObjectKind::Pod, read).await;
-    }
-
-    /// Deployments.
-    pub(super) async fn deployments(self, client: Client) {
-        let read = |object: &Deployment| {
-            let fact = WorkloadFacts::of_deployment(object).map(Fact::Workload);
-            (key(ObjectKind::Deployment, namespace(object), object.name_any()), fact)
-        };
-        self.run(Api::all(client), ObjectKind::Deployment, read).await;
-    }
-
-    /// Stateful sets.
-    pub(super) async fn stateful_sets(self, client: Client) {
-        let read = |object: &StatefulSet| {
-            let fact = WorkloadFacts::of_stateful_set(object).map(Fact::Workload);
-            (key(ObjectKind::StatefulSet, namespace(object), object.name_any()), fact)
-        };
-        self.run(Api::all(client), ObjectKind::StatefulSet, read).await;
-    }
-
-    /// Services.
-    pub(super) async fn services(self, client: Client) {
-        let read = |service: &Service| {
-            let fact = ServiceEndpoints::read(service).map(Fact::Reach);
-            (key(ObjectKind::Service, namespace(service), service.name_any()), fact)
-        };
-        self.run(Api::all(client), ObjectKind::Service, read).await;
-    }
-
-    /// Host names of the provider's, if it has that kind.
-    pub(super) async fn hosts(self, client: Client, manifests: String) {
+    /// Watches the provider's host names. The cluster must have that kind.
+    pub(super) fn hosts(&self, client: &Client, manifests: &str) -> BoxFuture<'static, ()> {
         let read = |object: &DynamicObject| {
-            let facts = HostFacts::read(object);
-            let namespace = facts.as_ref().map(|facts| facts.namespace.clone()).unwrap_or_default();
-            (key(ObjectKind::Host, namespace, object.name_any()), facts.map(Fact::Host))
+            HostFacts::read(object).map(|facts| (facts.namespace.clone(), Fact::Host(facts)))
         };
-        self.run(of_provider(client, &manifests, names::HOSTS), ObjectKind::Host, read).await;
+        self.of_provider(client, manifests, ObjectKind::Host, names::HOSTS, read)
     }
 
-    /// Leased addresses of the provider's, if it has that kind.
-    pub(super) async fn leased(self, client: Client, manifests: String) {
+    /// Watches the provider's leased addresses. The cluster must have that kind.
+    pub(super) fn leased(&self, client: &Client, manifests: &str) -> BoxFuture<'static, ()> {
         let read = |object: &DynamicObject| {
-            let facts = LeasedFacts::read(object);
-            let namespace = facts.as_ref().map(|facts| facts.namespace.clone()).unwrap_or_default();
-            (key(ObjectKind::Leased, namespace, object.name_any()), facts.map(Fact::Leased))
+            LeasedFacts::read(object).map(|facts| (facts.namespace.clone(), Fact::Leased(facts)))
         };
-        self.run(of_provider(client, &manifests, names::LEASED), ObjectKind::Leased, read).await;
+        self.of_provider(client, manifests, ObjectKind::Leased, names::LEASED, read)
     }
 
-    /// Goes on until it is dropped.
+    fn of<K>(&self, client: &Client, kind: ObjectKind, read: fn(&K) -> Option<Fact>) -> BoxFuture<'static, ()>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let read = move |object: &K| {
+            let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+            let (namespace, name) = match kind {
+                ObjectKind::Lease => (name.clone(), name),
+                ObjectKind::Pod => (namespace, object.uid().unwrap_or_default()),
+                _ => (namespace, name),
+            };
+            (Key { namespace, kind, name }, read(object))
+        };
+        Box::pin(self.clone().run(Api::all(client.clone()), kind, read))
+    }
+
+    /// Watches one of the provider's own kinds, given by its name and its plural.
+    fn of_provider(
+        &self,
+        client: &Client,
+        manifests: &str,
+        kind: ObjectKind,
+        (name, plural): (&str, &str),
+        read: fn(&DynamicObject) -> Option<(String, Fact)>,
+    ) -> BoxFuture<'static, ()> {
+        let gvk = GroupVersionKind::gvk(names::AKASH_GROUP, names::AKASH_VERSION, name);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+        let read = move |object: &DynamicObject| {
+            let (namespace, fact) = read(object).unzip();
+            (Key { namespace: namespace.unwrap_or_default(), kind, name: object.name_any() }, fact)
+        };
+        Box::pin(self.clone().run(Api::namespaced_with(client.clone(), manifests, &resource), kind, read))
+    }
+
     async fn run<K>(self, api: Api<K>, kind: ObjectKind, read: impl Fn(&K) -> (Key, Option<Fact>))
     where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let config = watcher::Config::default().labels(names::AKASH).page_size(PAGE_OBJECTS);
-        let events = StreamBackoff::new(
-            watcher(api, config),
-            ResetTimerBackoff::new(WatchBackoff::default(), FAILURE_KEPT),
-        );
+        let backoff = ResetTimerBackoff::new(WatchBackoff::new(), FAILURE_KEPT);
+        let events = StreamBackoff::new(watcher(api, config), backoff);
         pin_mut!(events);
         let mut listed: Option<Vec<(Key, Fact)>> = None;
         let mut was_listed = false;
@@ -147,33 +140,32 @@ impl Watch {
             let change = match event {
                 Ok(event) => {
                     if std::mem::take(&mut failures) > 0 {
-                        tracing::info!(?kind, "the watch goes on");
+                        tracing::info!(?kind, "watch works again");
                     }
-                    // A list that has begun may yet fail.
+                    // A list that has begun may still fail.
                     if !matches!(event, Event::Init | Event::InitApply(_)) {
                         self.freshness.works(kind);
                     }
                     change(event, kind, &mut listed, &read)
                 }
                 Err(error) => {
-                    self.metrics.watch_failures.of(watched(kind)).increment(1);
+                    self.metrics.watch_failures.of(kind.metric()).increment(1);
                     self.freshness.failed(kind);
                     failures = failures.saturating_add(1);
-                    // The first of a series, and then fewer and fewer.
+                    // Logs the first failure of a series, and then ever fewer.
                     if failures.is_power_of_two() {
                         let error = &error as &dyn std::error::Error;
-                        tracing::warn!(?kind, failures, error, "a watch failed, and will be tried again");
+                        tracing::warn!(?kind, failures, error, "watch failed, retrying");
                     }
                     None
                 }
             };
             let is_list = matches!(change, Some(Change::Replace(..)));
             if is_list {
-                self.metrics.watch_lists.of(watched(kind)).increment(1);
+                self.metrics.watch_lists.of(kind.metric()).increment(1);
             }
             if let Some(change) = change {
                 for pod in self.store.apply(change) {
-                    // If there is no room it comes again with the next change.
                     let _ = self.unwritten.try_send(pod);
                 }
             }
@@ -186,23 +178,28 @@ impl Watch {
 
 // === impl WatchBackoff ===
 
+impl WatchBackoff {
+    fn new() -> Self {
+        let builder = ExponentialBuilder::new().with_min_delay(DELAY_FIRST).with_max_delay(DELAY_MAX);
+        Self(builder.without_max_times().build())
+    }
+}
+
 impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let pause = PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(self.failures)).min(PAUSE_MAX);
-        self.failures = self.failures.saturating_add(1);
-        Some(pause.mul_f64(rand::rng().random_range(0.5..1.5)))
+        self.0.next().map(jittered)
     }
 }
 
 impl Backoff for WatchBackoff {
     fn reset(&mut self) {
-        self.failures = 0;
+        *self = Self::new();
     }
 }
 
-/// What an event says. What a list has told so far is kept in `listed`.
+/// Converts an event. Collects the objects of a list in `listed`.
 fn change<K>(
     event: Event<K>,
     kind: ObjectKind,
@@ -226,45 +223,4 @@ fn change<K>(
         Event::Delete(object) => return Some(Change::Unset(read(&object).0)),
     }
     None
-}
-
-/// All of one of the provider's own kinds: its name, and its plural.
-fn of_provider(client: Client, manifests: &str, (kind, plural): (&str, &str)) -> Api<DynamicObject> {
-    let kind = GroupVersionKind::gvk(names::AKASH_GROUP, names::AKASH_VERSION, kind);
-    Api::namespaced_with(client, manifests, &ApiResource::from_gvk_with_plural(&kind, plural))
-}
-
-/// The kind with this plural, if it is watched.
-pub(super) fn kind_of(plural: &str) -> Option<ObjectKind> {
-    Some(match plural {
-        "namespaces" => ObjectKind::Lease,
-        "pods" => ObjectKind::Pod,
-        "deployments" => ObjectKind::Deployment,
-        "statefulsets" => ObjectKind::StatefulSet,
-        "services" => ObjectKind::Service,
-        plural if plural == names::HOSTS.1 => ObjectKind::Host,
-        plural if plural == names::LEASED.1 => ObjectKind::Leased,
-        _ => return None,
-    })
-}
-
-/// How a kind is called in metrics.
-pub(super) fn watched(kind: ObjectKind) -> Watched {
-    match kind {
-        ObjectKind::Lease => Watched::Namespaces,
-        ObjectKind::Pod => Watched::Pods,
-        ObjectKind::Deployment => Watched::Deployments,
-        ObjectKind::StatefulSet => Watched::StatefulSets,
-        ObjectKind::Service => Watched::Services,
-        ObjectKind::Host => Watched::Hosts,
-        ObjectKind::Leased => Watched::LeasedIps,
-    }
-}
-
-fn key(kind: ObjectKind, namespace: String, name: String) -> Key {
-    Key { namespace, kind, name }
-}
-
-fn namespace<K: ResourceExt>(object: &K) -> String {
-    object.namespace().unwrap_or_default()
 }

@@ -1,51 +1,77 @@
-//! Pods: what is kept of them.
+//! Pods, their main containers, and the runs of these.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-use super::container::{ContainerFacts, State};
 use super::{annotation, clip, label, time};
 use crate::model::id::ServiceName;
 use crate::model::time::LogTime;
+use crate::model::view::RunEnd;
 use crate::platform::kube::names;
 
-/// Why a container waits that is about to begin.
+/// Waiting reasons of a container that is about to begin.
 const STARTING: [&str; 3] = ["ContainerCreating", "PodInitializing", "Waiting"];
 
 /// A pod of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::platform::kube) struct PodFacts {
-    /// What it was when it was made; never another's.
-    pub(in crate::platform::kube) uid: String,
-    /// Its name, which the next pod of a stateful set has too.
-    pub(in crate::platform::kube) name: String,
-    /// The version of it that was seen.
-    pub(in crate::platform::kube) version: String,
-    /// The service that it is a replica of, which is also its main container's name.
-    pub(in crate::platform::kube) service: ServiceName,
-    /// Where it runs, once that is known.
-    pub(in crate::platform::kube) node: Option<String>,
+pub(crate) struct PodFacts {
+    pub(crate) uid: String,
+    /// Its name, which its successor in a stateful set has too.
+    pub(crate) name: String,
+    /// The version that was seen.
+    pub(crate) version: String,
+    /// Its service, which is also the name of its main container.
+    pub(crate) service: ServiceName,
+    /// Its node, once it is scheduled.
+    pub(crate) node: Option<String>,
     /// Its ordinal in a stateful set.
-    pub(in crate::platform::kube) ordinal: Option<u32>,
-    /// The index that is written on it.
-    pub(in crate::platform::kube) written: Option<u32>,
-    /// When it was made.
-    pub(in crate::platform::kube) created: LogTime,
+    pub(crate) ordinal: Option<u32>,
+    /// The replica index that is written on it.
+    pub(crate) written: Option<u32>,
+    pub(crate) created: LogTime,
     /// Whether it lives: it is not being deleted, has not failed and has not succeeded.
-    pub(in crate::platform::kube) lives: bool,
-    /// Whether it counts as ready.
-    pub(in crate::platform::kube) ready: bool,
-    /// How its container is doing, once a kubelet has said so.
-    pub(in crate::platform::kube) container: Option<ContainerFacts>,
-    /// Why it does not run, if it is not the container that tells: one word, and more.
-    pub(in crate::platform::kube) pending: Option<(String, String)>,
+    pub(crate) lives: bool,
+    pub(crate) ready: bool,
+    /// Its main container, once a kubelet has reported it.
+    pub(crate) container: Option<ContainerFacts>,
+    /// Why it does not run, if its container does not have the reason: a word and a message.
+    pub(crate) pending: Option<(String, String)>,
+}
+
+/// The main container of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ContainerFacts {
+    /// Number of the newest run.
+    pub(crate) restarts: u32,
+    pub(crate) state: State,
+    /// The newest run, if it has run.
+    pub(crate) newest: Option<RunFacts>,
+    /// The previous run, if the kubelet reports it.
+    pub(crate) before: Option<RunFacts>,
+}
+
+/// State of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Running,
+    /// It does not run: reason and message.
+    Waiting(String, String),
+    Ended,
+}
+
+/// One run of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunFacts {
+    pub(crate) started: LogTime,
+    /// `None` while it runs.
+    pub(crate) end: Option<RunEnd>,
 }
 
 // === impl PodFacts ===
 
 impl PodFacts {
-    /// What is kept of a pod; `None` if it is no pod of a lease's service.
-    pub(in crate::platform::kube) fn read(pod: &Pod) -> Option<Self> {
+    /// Reads a pod; `None` if it belongs to no service of a lease.
+    pub(crate) fn read(pod: &Pod) -> Option<Self> {
         let meta = &pod.metadata;
         let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
         let service: ServiceName = label(meta, names::SERVICE)?.parse().ok()?;
@@ -70,13 +96,12 @@ impl PodFacts {
         })
     }
 
-    /// Whether its container has run.
-    pub(in crate::platform::kube) fn has_run(&self) -> bool {
+    pub(crate) fn has_run(&self) -> bool {
         self.container.as_ref().is_some_and(|container| container.newest.is_some())
     }
 
-    /// Whether it does not run, and not because it is about to.
-    pub(in crate::platform::kube) fn is_stuck(&self) -> bool {
+    /// Whether it does not run and is not about to.
+    pub(crate) fn is_stuck(&self) -> bool {
         let reason = match (&self.pending, self.container.as_ref().map(|container| &container.state)) {
             (Some((reason, _)), _) | (None, Some(State::Waiting(reason, _))) => reason,
             (None, Some(State::Running | State::Ended) | None) => return false,
@@ -85,7 +110,68 @@ impl PodFacts {
     }
 }
 
-/// The number that a stateful set gave a pod: what stands behind the set's name.
+// === impl ContainerFacts ===
+
+impl ContainerFacts {
+    /// Whether the newest run has ended and the next one is expected.
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting(..))
+    }
+
+    pub(super) fn read(status: &ContainerStatus) -> Self {
+        let restarts = u32::try_from(status.restart_count).unwrap_or_default();
+        let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+        let none = ContainerState::default();
+        let now = status.state.as_ref().unwrap_or(&none);
+        if let Some(running) = &now.running {
+            let started = running.started_at.as_ref().map_or(LogTime::MIN, time);
+            let newest = Some(RunFacts { started, end: None });
+            return Self { restarts, state: State::Running, newest, before: last.map(RunFacts::ended) };
+        }
+        if let Some(terminated) = now.terminated.as_ref().filter(|ended| ran(ended)) {
+            let newest = Some(RunFacts::ended(terminated));
+            return Self { restarts, state: State::Ended, newest, before: last.map(RunFacts::ended) };
+        }
+        let waiting = now.waiting.as_ref();
+        let reason = waiting.and_then(|waiting| waiting.reason.clone());
+        let message = waiting.and_then(|waiting| waiting.message.clone());
+        let state =
+            State::Waiting(reason.unwrap_or_else(|| "Waiting".to_owned()), clip(message.unwrap_or_default()));
+        // The kubelet's last run is the newest one. Its number is the count of restarts, unless the next container was created and is
+        // about to begin.
+        let next_is_created = last.is_some_and(|last| {
+            let created = status.container_id.as_deref().filter(|id| !id.is_empty());
+            created.is_some() && created != last.container_id.as_deref()
+        });
+        let restarts = if next_is_created { restarts.saturating_sub(1) } else { restarts };
+        Self { restarts, state, newest: last.map(RunFacts::ended), before: None }
+    }
+}
+
+// === impl RunFacts ===
+
+impl RunFacts {
+    fn ended(state: &ContainerStateTerminated) -> Self {
+        let code = state.exit_code;
+        // Runtimes return 128 plus the number of the signal.
+        let signal =
+            state.signal.filter(|signal| *signal != 0).or((129..=192).contains(&code).then(|| code - 128));
+        let end = RunEnd {
+            time: state.finished_at.as_ref().map_or(LogTime::MIN, time),
+            exit_code: Some(code),
+            signal,
+            reason: state.reason.clone().unwrap_or_else(|| "Error".to_owned()),
+        };
+        Self { started: state.started_at.as_ref().map_or(LogTime::MIN, time), end: Some(end) }
+    }
+}
+
+/// Whether a terminated container had begun. Kubelets also report containers as terminated that they do not know.
+fn ran(state: &ContainerStateTerminated) -> bool {
+    state.container_id.as_deref().is_some_and(|id| !id.is_empty())
+}
+
+/// The ordinal of a pod in a stateful set: the number after the set's name.
 fn ordinal(meta: &ObjectMeta, owner: &OwnerReference) -> Option<u32> {
     if owner.kind != "StatefulSet" {
         return None;
@@ -98,7 +184,7 @@ fn is_true(pod: &Pod, condition: &str) -> bool {
     conditions.iter().any(|found| found.type_ == condition && found.status == "True")
 }
 
-/// Why a pod does not run, as far as its containers do not tell: it is not placed, or an init container is not done.
+/// Why a pod does not run, if its main container does not have the reason: it is not scheduled, or an init container has not finished.
 fn pending(pod: &Pod) -> Option<(String, String)> {
     let status = pod.status.as_ref()?;
     if let Some(reason) = status.reason.clone() {

@@ -1,4 +1,4 @@
-//! Deployments and stateful sets: what is kept of them.
+//! Deployments and stateful sets.
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, StatefulSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -13,24 +13,23 @@ const SURGE_PERCENT: u32 = 25;
 
 /// A deployment or stateful set.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::platform::kube) struct WorkloadFacts {
-    /// The service that it runs.
-    pub(in crate::platform::kube) service: ServiceName,
-    /// How many replicas there ought to be.
-    pub(in crate::platform::kube) count: u32,
-    /// How many pods more than that a rollout may have at a time.
-    pub(in crate::platform::kube) surge: u32,
-    /// What its controller counts.
-    pub(in crate::platform::kube) counts: ReplicaCounts,
-    /// Whether its pods are numbered by Kubernetes.
-    pub(in crate::platform::kube) is_ordinal: bool,
+pub(crate) struct WorkloadFacts {
+    pub(crate) service: ServiceName,
+    /// Wanted number of replicas.
+    pub(crate) count: u32,
+    /// Additional pods that a rollout may have.
+    pub(crate) surge: u32,
+    /// Counts of its controller.
+    pub(crate) counts: ReplicaCounts,
+    /// Whether Kubernetes numbers its pods.
+    pub(crate) is_ordinal: bool,
 }
 
 // === impl WorkloadFacts ===
 
 impl WorkloadFacts {
-    /// What is kept of a deployment; `None` if it is not one of a lease.
-    pub(in crate::platform::kube) fn of_deployment(deployment: &Deployment) -> Option<Self> {
+    /// Reads a deployment; `None` if it belongs to no lease.
+    pub(crate) fn of_deployment(deployment: &Deployment) -> Option<Self> {
         let status = deployment.status.as_ref();
         let number = |pick: fn(&k8s_openapi::api::apps::v1::DeploymentStatus) -> Option<i32>| {
             unsigned(status.and_then(pick))
@@ -52,8 +51,8 @@ impl WorkloadFacts {
         })
     }
 
-    /// What is kept of a stateful set; `None` if it is not one of a lease.
-    pub(in crate::platform::kube) fn of_stateful_set(set: &StatefulSet) -> Option<Self> {
+    /// Reads a stateful set; `None` if it belongs to no lease.
+    pub(crate) fn of_stateful_set(set: &StatefulSet) -> Option<Self> {
         let status = set.status.as_ref();
         Some(Self {
             service: label(&set.metadata, names::SERVICE)?.parse().ok()?,
@@ -64,7 +63,7 @@ impl WorkloadFacts {
                 total: unsigned(status.map(|status| status.replicas)),
                 updated: unsigned(status.and_then(|status| status.updated_replicas)),
                 ready: unsigned(status.and_then(|status| status.ready_replicas)),
-                // Not `currentReplicas`, which counts pods of the current revision, ready or not.
+                // Not `currentReplicas`, which counts pods of the current revision, whether ready or not.
                 available: unsigned(status.and_then(|status| status.available_replicas)),
             },
             is_ordinal: true,
@@ -79,7 +78,7 @@ fn surge(spec: &DeploymentSpec, count: u32) -> u32 {
         return 0;
     }
     let surge = strategy.and_then(|strategy| strategy.rolling_update.as_ref()?.max_surge.as_ref());
-    // Kubernetes rounds a share up.
+    // Kubernetes rounds a percentage up.
     let share = |percent: u32| count.saturating_mul(percent).div_ceil(100);
     match surge {
         Some(IntOrString::Int(pods)) => unsigned(Some(*pods)),
@@ -104,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn surge_is_a_number_or_a_share_rounded_up() {
+    fn surge_is_a_number_or_a_rounded_up_percentage() {
         let rolling =
             |surge: Value| json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": surge } });
         assert_eq!(surge_of(&rolling(json!(0)), 3), 0);

@@ -1,17 +1,17 @@
-//! Indices through rollouts, restarts and collisions, and several gateways that must agree on them.
+//! Indices in rollouts, restarts and collisions, and their agreement among gateways.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Replicas of the service, and how many pods more than that may live at a time.
+/// Replicas of the service, which has no surge.
 const COUNT: u32 = 3;
 
 fn service() -> ServiceName {
     "web".parse().unwrap()
 }
 
-/// A pod as the cluster has it.
+/// A pod in the cluster.
 #[derive(Clone, Debug)]
 struct Pod {
     created: i64,
@@ -19,11 +19,11 @@ struct Pod {
     lives: bool,
     has_run: bool,
     written: Option<u32>,
-    /// Changes with every change: a precondition of writes.
+    /// Incremented by each change: a precondition of writes.
     version: usize,
 }
 
-/// What one gateway knows.
+/// A gateway and its view of the cluster.
 #[derive(Debug, Default)]
 struct Gateway {
     pods: BTreeMap<String, Pod>,
@@ -31,7 +31,7 @@ struct Gateway {
 }
 
 impl Gateway {
-    /// Sees the cluster as it is, and numbers its pods.
+    /// Reads the cluster and numbers its pods.
     fn look(&mut self, cluster: &BTreeMap<String, Pod>) {
         self.pods.clone_from(cluster);
         let service = service();
@@ -63,7 +63,7 @@ impl Gateway {
         }
     }
 
-    /// No two living pods have the same index, and each that has run has one.
+    /// Checks that no two living pods share an index, and that each one that has run has one.
     fn check(&self) {
         let mut taken = BTreeSet::new();
         for pod in self.pods.values().filter(|pod| pod.lives) {
@@ -77,7 +77,7 @@ impl Gateway {
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// A new pod. An older gateway may have written an index on it that another pod has too.
+    /// A new pod, perhaps with an index that another pod has too, written by an older gateway.
     Create(Option<u32>),
     Run(proptest::sample::Index),
     Die(proptest::sample::Index),
@@ -100,7 +100,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// Two gateways that see, write and are restarted at any time never give an index to two living pods, and agree in the end.
+    /// Two gateways that read, write and restart at any time never give one index to two living pods, and finally agree.
     #[test]
     fn gateways_agree(ops in proptest::collection::vec(op(), 1..60)) {
         let mut cluster: BTreeMap<String, Pod> = BTreeMap::new();
@@ -152,7 +152,7 @@ proptest! {
     }
 }
 
-/// A pod in one word: its name, when it was made, whether it lives and has run, and its claim.
+/// Assigns indices to pods given by name, creation, whether they live and have run, and claim.
 fn assigned(room: u32, pods: &[(&str, i64, bool, bool, Option<u32>)]) -> BTreeMap<String, u32> {
     let service = service();
     let pods = pods.iter().map(|&(name, created, lives, has_run, claim)| Numbered {
@@ -203,7 +203,7 @@ fn new_pod_waits_for_the_deletion_that_makes_room() {
     // The new pod is seen before the deletion: it gets the index of the deleted pod, not the next higher one.
     assert_eq!(with(true, false, 3), indices(all_old));
     assert_eq!(with(false, false, 3)["new"], 1);
-    // It runs beside all the others, or a rollout may have a pod more: it has an index at once.
+    // It runs beside all others, or the surge has room: it has an index at once.
     assert_eq!(with(true, true, 3)["new"], 3);
     assert_eq!(with(true, false, 4)["new"], 3);
 }
@@ -241,7 +241,7 @@ fn ordinal_is_not_given_to_another_pod() {
 }
 
 #[test]
-fn missing_pods_have_slots_and_holes_after_a_scale_down_have_none() {
+fn missing_pods_have_slots_unless_scaled_down() {
     let slots =
         |held: &[u32], count| slots(&held.iter().copied().collect(), count).into_iter().collect::<Vec<_>>();
     assert_eq!(slots(&[0, 2], 3), [0, 1, 2]);

@@ -52,7 +52,7 @@ impl Log {
     }
 }
 
-/// How many bytes so many equal reads get, each; an error is none.
+/// Performs reads concurrently. Returns the bytes that each got; 0 for an error.
 async fn read(reads: &SharedReads, log: &Log, requests: &[TailRequest]) -> Vec<usize> {
     let read = async |request: &TailRequest| {
         let Ok(tail) = reads.tail(request, || log.open()).await else { return 0 };
@@ -68,31 +68,31 @@ async fn read(reads: &SharedReads, log: &Log, requests: &[TailRequest]) -> Vec<u
 }
 
 #[tokio::test(start_paused = true)]
-async fn equal_reads_share_one_answer_and_others_do_not() {
+async fn equal_reads_share_one_call_and_others_do_not() {
     let (reads, log) = (SharedReads::default(), Log { batches: 5, ..Log::default() });
     let equal = vec![request(1, ReadFrom::Last(100)); 20];
     assert_eq!(read(&reads, &log, &equal).await, [5 * BATCH_BYTES; 20]);
     assert_eq!(log.opened(), 1);
-    // Another tenant's, and another place to begin at.
+    // Another tenant, and another start.
     let unlike =
         [request(1, ReadFrom::Last(100)), request(2, ReadFrom::Last(100)), request(1, ReadFrom::Last(99))];
     assert_eq!(read(&reads, &log, &unlike).await, [5 * BATCH_BYTES; 3]);
     assert_eq!(log.opened(), 4);
-    // What was answered is not kept.
+    // A result is not kept.
     assert_eq!(read(&reads, &log, &equal[..1]).await, [5 * BATCH_BYTES]);
     assert_eq!(log.opened(), 5);
-    assert!(reads.0.lock().unwrap().len() <= 1);
+    assert!(reads.0.lock().len() <= 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_large_is_read_by_each_and_the_first_read_is_not_wasted() {
+async fn long_log_is_read_by_each_and_first_call_is_used() {
     let (reads, log) = (SharedReads::default(), Log { batches: 100, ..Log::default() });
     assert_eq!(read(&reads, &log, &vec![request(1, ReadFrom::Start); 5]).await, [100 * BATCH_BYTES; 5]);
     assert_eq!(log.opened(), 5);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_later_is_not_told_what_was_then() {
+async fn later_read_makes_its_own_call() {
     let (reads, log) = (SharedReads::default(), Log { batches: 1, ..Log::default() });
     let request = request(1, ReadFrom::Last(1));
     let mut first = Box::pin(reads.tail(&request, || {
@@ -110,12 +110,12 @@ async fn who_asks_later_is_not_told_what_was_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_everyones_and_who_goes_away_takes_nothing_along() {
+async fn failure_is_shared_and_dropped_reader_fails_no_other() {
     let (reads, log) = (SharedReads::default(), Log { fails: true, ..Log::default() });
     let equal = vec![request(1, ReadFrom::Start); 3];
     assert_eq!(read(&reads, &log, &equal).await, [0; 3]);
     assert_eq!(log.opened(), 1);
-    // The one who began gives up; the other is answered all the same.
+    // The first reader is dropped, and the second one gets the result.
     let log = Log { batches: 1, ..Log::default() };
     let mut first = Box::pin(reads.tail(&equal[0], || log.open()));
     assert!(futures_util::poll!(&mut first).is_pending());

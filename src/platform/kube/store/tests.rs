@@ -1,4 +1,4 @@
-//! The store against lists, watches and what they miss.
+//! The store with lists, watches and missed events.
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::core::DynamicObject;
@@ -6,6 +6,8 @@ use serde_json::json;
 
 use super::*;
 use crate::model::view::{ReplicaState, RunEnd};
+use crate::platform::kube::akash::{HostFacts, LeasedFacts};
+use crate::platform::kube::objects::{LeaseFacts, ServiceEndpoints, WorkloadFacts};
 
 const OWNER: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev";
 const PROVIDER: &str = "akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
@@ -85,7 +87,7 @@ fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
     store
 }
 
-/// Index, state in one word, and how many runs, of each slot.
+/// Index, state in one word, and number of runs of each slot.
 fn slots(view: &LeaseView) -> Vec<(u32, String, usize)> {
     let service = &view.services[&"web".parse().unwrap()];
     let word = |state: &ReplicaState| match state {
@@ -101,12 +103,12 @@ fn last_end(view: &LeaseView, index: u32) -> Option<RunEnd> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_found_by_its_namespace_and_only_if_the_labels_agree() {
+async fn lease_is_found_if_namespace_and_labels_agree() {
     let store = store(vec![pod("a", 1, json!({}))], 1);
     assert!(store.watch(&lease()).is_some());
     let other: LeaseId = format!("{OWNER}/1/1/1/{PROVIDER}").parse().unwrap();
     assert!(store.watch(&other).is_none());
-    // A namespace that calls itself after another lease's is nobody's.
+    // The labels name another lease than the name does.
     let (_, fact) = namespace_of(&other, &lease().namespace());
     assert_eq!(fact, None);
     let (key, _) = namespace_of(&lease(), &lease().namespace());
@@ -115,34 +117,34 @@ async fn a_lease_is_found_by_its_namespace_and_only_if_the_labels_agree() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_tells_of_what_no_watch_told() {
+async fn list_replaces_missed_events() {
     let store = store(vec![pod("a", 1, json!({})), pod("b", 2, json!({}))], 2);
     let mut view = store.watch(&lease()).unwrap();
     let running = |index| (index, "Running".to_owned(), 1);
     assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
-    // Missed: the deletion of a, and the making of c. The end of a's run is told, and c is in its place.
+    // Missed: the deletion of a, and the creation of c. The view has the end of a's run, and c is in its slot.
     store.apply(Change::Replace(ObjectKind::Pod, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
     assert!(view.has_changed().unwrap());
     let seen = slots(&view.borrow_and_update());
     assert_eq!(seen, [(0, "Running".to_owned(), 2), running(1)]);
-    // After a while nothing is kept of a.
+    // After a while a is removed.
     tokio::time::advance(GONE_KEPT * 2).await;
-    store.forget();
+    store.remove_expired();
     assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
-    // The lease's end: its namespace goes.
+    // The lease ends: its namespace is deleted.
     store.apply(Change::Replace(ObjectKind::Lease, vec![]));
     assert!(view.borrow_and_update().ended);
     drop(view);
-    store.forget();
+    store.remove_expired();
     assert_eq!(store.sizes().2, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replaced_pod_keeps_its_slot_while_none_is_there() {
+async fn slot_of_replaced_pod_is_kept_until_next_one() {
     let store = store(vec![pod("a", 1, json!({})), pod("b", 2, json!({}))], 2);
     let view = store.watch(&lease()).unwrap();
     let set = |(key, fact): (Key, Fact)| store.apply(Change::Set(key, fact));
-    // Being deleted: it frees its index, and is still read.
+    // A pod that is being deleted frees its index, and its log is still read.
     set(pod("a", 1, json!({ "metadata": { "deletionTimestamp": "2026-11-25T00:02:00Z" } })));
     assert_eq!(slots(&view.borrow())[0], (0, "Running".to_owned(), 1));
     store.apply(Change::Unset(pod("a", 1, json!({})).0));
@@ -162,7 +164,7 @@ async fn a_replaced_pod_keeps_its_slot_while_none_is_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_written_on_a_pod_counts_and_what_is_not_is_to_be_written() {
+async fn written_index_counts_and_missing_one_is_pending() {
     let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
     let store = store(vec![], 2);
     let to_write = store
@@ -176,7 +178,7 @@ async fn what_is_written_on_a_pod_counts_and_what_is_not_is_to_be_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn runs_are_told_apart_through_a_crash() {
+async fn runs_keep_their_numbers_through_a_crash() {
     let ended = |id: &str, code: i32, reason: &str| {
         json!({ "terminated": { "containerID": id, "exitCode": code, "reason": reason,
         "startedAt": "2026-11-25T00:01:00Z", "finishedAt": "2026-11-25T00:02:00Z" } })
@@ -187,7 +189,7 @@ async fn runs_are_told_apart_through_a_crash() {
     };
     let store = store(vec![pod("a", 1, json!({}))], 1);
     let view = store.watch(&lease()).unwrap();
-    let told = |more| {
+    let runs_after = |more| {
         let (key, fact) = pod("a", 1, more);
         store.apply(Change::Set(key, fact));
         let view = view.borrow();
@@ -199,16 +201,22 @@ async fn runs_are_told_apart_through_a_crash() {
         (runs.collect::<Vec<_>>(), slot.restarts)
     };
     let oom = || Some("OOMKilled".to_owned());
-    // It ended; it waits for its next run; that was made and is about to begin; it runs.
-    assert_eq!(told(container(0, "c0", ended("c0", 137, "OOMKilled"), json!({}))), (vec![(0, oom())], 0));
-    let back_off = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+    // It ended; it waits for its next run; the next container was created; it runs.
     assert_eq!(
-        told(container(0, "c0", back_off.clone(), ended("c0", 137, "OOMKilled"))),
+        runs_after(container(0, "c0", ended("c0", 137, "OOMKilled"), json!({}))),
         (vec![(0, oom())], 0)
     );
-    assert_eq!(told(container(1, "c1", back_off, ended("c0", 137, "OOMKilled"))), (vec![(0, oom())], 0));
+    let back_off = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+    assert_eq!(
+        runs_after(container(0, "c0", back_off.clone(), ended("c0", 137, "OOMKilled"))),
+        (vec![(0, oom())], 0)
+    );
+    assert_eq!(
+        runs_after(container(1, "c1", back_off, ended("c0", 137, "OOMKilled"))),
+        (vec![(0, oom())], 0)
+    );
     let running = json!({ "running": { "startedAt": "2026-11-25T00:03:00Z" } });
-    let (runs, restarts) = told(container(1, "c1", running, ended("c0", 137, "OOMKilled")));
+    let (runs, restarts) = runs_after(container(1, "c1", running, ended("c0", 137, "OOMKilled")));
     assert_eq!((runs, restarts), (vec![(0, oom()), (1, None)], 1));
     let end = last_end_of_first(&view.borrow());
     assert_eq!((end.exit_code, end.signal), (Some(137), Some(9)));
@@ -226,7 +234,7 @@ fn of_provider(kind: &str, name: &str, spec: serde_json::Value) -> DynamicObject
     serde_json::from_value(object).unwrap()
 }
 
-/// A host name that leads to a service of a lease, as the provider writes it: the numbers are numbers.
+/// A host name of a service, as the provider writes it: numbers are numbers.
 fn host(name: &str, lease: &LeaseId, service: &str) -> Change {
     let object = of_provider(
         "ProviderHost",
@@ -239,7 +247,7 @@ fn host(name: &str, lease: &LeaseId, service: &str) -> Change {
     Change::Set(key, Fact::Host(facts))
 }
 
-/// A port of a leased address, as the provider writes it: the lease is within, and its number is text.
+/// A port of a leased address, as the provider writes it: the lease is an object, and its number is text.
 fn leased(service: &str, port: u16, external_port: u16) -> Change {
     let lease = lease();
     let object = of_provider(
@@ -255,7 +263,7 @@ fn leased(service: &str, port: u16, external_port: u16) -> Change {
 }
 
 #[tokio::test(start_paused = true)]
-async fn host_names_are_those_of_the_service_and_move_with_the_providers_word() {
+async fn moved_host_name_changes_both_leases() {
     let store = store(vec![], 1);
     let other: LeaseId = format!("{OWNER}/1/1/1/{PROVIDER}").parse().unwrap();
     let (key, fact) = namespace_of(&other, &other.namespace());
@@ -269,17 +277,17 @@ async fn host_names_are_those_of_the_service_and_move_with_the_providers_word() 
     store.apply(host("a.example.com", &lease(), "web"));
     store.apply(host("b.example.com", &lease(), "api"));
     assert_eq!((hosts(&view), hosts(&beside)), (vec!["a.example.com".to_owned()], vec![]));
-    // It now leads to another lease's service.
+    // It moves to another lease's service.
     store.apply(host("a.example.com", &other, "web"));
     assert_eq!((hosts(&view), hosts(&beside)), (vec![], vec!["a.example.com".to_owned()]));
-    // It leads to none: the watch cannot tell of which lease it was.
+    // It belongs to no lease: the watch does not know to which one it belonged.
     let key = Key { namespace: String::new(), kind: ObjectKind::Host, name: "a.example.com".to_owned() };
     store.apply(Change::Unset(key));
     assert_eq!(hosts(&beside), Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_is_leased_while_provider_and_load_balancer_say_so() {
+async fn address_is_leased_while_provider_lists_it() {
     let store = store(vec![], 1);
     let view = store.watch(&lease()).unwrap();
     let ips = || view.borrow().services[&"web".parse().unwrap()].endpoints.ips.clone();
@@ -291,15 +299,15 @@ async fn an_address_is_leased_while_provider_and_load_balancer_say_so() {
     }))
     .unwrap();
     let key = Key { namespace: lease().namespace(), kind: ObjectKind::Service, name: "web-ip-80-tcp".into() };
-    store.apply(Change::Set(key.clone(), Fact::Reach(ServiceEndpoints::read(&balancer).unwrap())));
-    // As long as the provider has not said anything, the balancer's word is taken; of each lease not a moment longer.
+    store.apply(Change::Set(key.clone(), Fact::Endpoints(ServiceEndpoints::read(&balancer).unwrap())));
+    // The addresses of load balancers count until the provider's own list is known.
     assert_eq!(ips().len(), 2);
     store.apply(Change::Replace(ObjectKind::Leased, vec![]));
     assert_eq!(ips(), []);
     store.apply(leased("web", 8080, 80));
     let ip = &ips()[0];
     assert_eq!((ip.ip.as_str(), ip.port, ip.external_port, ips().len()), ("203.0.113.7", 8080, 80, 1));
-    // The lease of the address ends; its load balancer is still there.
+    // The lease of the address ends, and its load balancer still exists.
     let of_provider = Key { namespace: lease().namespace(), kind: ObjectKind::Leased, name: "web".into() };
     store.apply(Change::Unset(of_provider));
     assert_eq!(ips(), []);

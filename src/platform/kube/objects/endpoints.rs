@@ -1,4 +1,4 @@
-//! Kubernetes services: the ports and addresses at which a lease's services are reached.
+//! Kubernetes services: ports and addresses of a lease's services.
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -10,20 +10,20 @@ use crate::platform::kube::names;
 
 /// Ports and addresses of a service. Each of the two lists is sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::platform::kube) struct ServiceEndpoints {
-    /// Name of the lease's service; `None` if it cannot be told.
-    pub(in crate::platform::kube) service: Option<ServiceName>,
-    /// Node ports; the host is for the view to say.
-    pub(in crate::platform::kube) ports: Vec<ForwardedPort>,
+pub(crate) struct ServiceEndpoints {
+    /// The lease's service; `None` if unknown.
+    pub(crate) service: Option<ServiceName>,
+    /// Node ports, without their host.
+    pub(crate) ports: Vec<ForwardedPort>,
     /// Leased addresses.
-    pub(in crate::platform::kube) ips: Vec<LeasedIp>,
+    pub(crate) ips: Vec<LeasedIp>,
 }
 
 // === impl ServiceEndpoints ===
 
 impl ServiceEndpoints {
-    /// What is kept of a service; `None` if nothing of it can be reached from outside.
-    pub(in crate::platform::kube) fn read(service: &Service) -> Option<Self> {
+    /// Reads a service; `None` if it cannot be reached from outside the cluster.
+    pub(crate) fn read(service: &Service) -> Option<Self> {
         let spec = service.spec.as_ref()?;
         let named = label(&service.metadata, names::SERVICE)
             .or_else(|| spec.selector.as_ref()?.get(names::SERVICE).map(String::as_str));
@@ -72,7 +72,7 @@ fn port_number(port: i32) -> Option<u16> {
     u16::try_from(port).ok()
 }
 
-/// The container's port: the target's number, or the service's own where the target is the same or has a name.
+/// The container's port: the target's number, or the service's own if the target is unset or a name.
 fn target(target: Option<&IntOrString>, port: i32) -> Option<u16> {
     match target {
         Some(IntOrString::Int(target)) if *target != 0 => port_number(*target),

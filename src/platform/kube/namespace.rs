@@ -1,0 +1,173 @@
+//! Everything known of one namespace, and the numbering of its pods.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use super::akash::{HostFacts, LeasedFacts};
+use super::objects::{LeaseFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
+use super::replica_index::{self, Numbered};
+use crate::model::id::ServiceName;
+use crate::model::metrics::LabelValue as _;
+use crate::model::metrics::labels::Watched;
+use crate::model::time::LogTime;
+
+/// A kind of watched objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum ObjectKind {
+    Lease,
+    Pod,
+    Deployment,
+    StatefulSet,
+    Service,
+    Host,
+    Leased,
+}
+
+/// The stored part of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fact {
+    Lease(LeaseFacts),
+    Pod(Box<PodFacts>),
+    Workload(WorkloadFacts),
+    Endpoints(ServiceEndpoints),
+    Host(HostFacts),
+    Leased(LeasedFacts),
+}
+
+/// A pod whose replica index is not written on it yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PendingIndexWrite {
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    /// A precondition of the write.
+    pub(super) uid: String,
+    /// The version that was seen: a precondition of the write.
+    pub(super) version: String,
+    pub(super) index: u32,
+}
+
+/// Everything known of one namespace.
+#[derive(Debug, Default)]
+pub(super) struct NamespaceState {
+    /// By kind and name; a pod by its uid.
+    pub(super) facts: BTreeMap<(ObjectKind, String), Fact>,
+    /// The indices of pods that Kubernetes does not number, by uid.
+    indices: BTreeMap<String, u32>,
+    /// Pods that are gone, when they went, and until when the view has them.
+    pub(super) gone: Vec<(PodFacts, LogTime, Instant)>,
+}
+
+// === impl ObjectKind ===
+
+impl ObjectKind {
+    /// The kinds that every cluster has, and that decide what runs. The others (host names, leased addresses) are the provider's own.
+    pub(super) const BUILT_IN: [Self; 5] =
+        [Self::Lease, Self::Pod, Self::Deployment, Self::StatefulSet, Self::Service];
+
+    /// The kind with this plural in the API, if it is watched.
+    pub(super) fn from_plural(plural: &str) -> Option<Self> {
+        [Self::Host, Self::Leased].into_iter().chain(Self::BUILT_IN).find(|kind| kind.plural() == plural)
+    }
+
+    /// Its plural in the API, which is also its name in metrics.
+    pub(super) fn plural(self) -> &'static str {
+        Watched::SET.values.get(self.metric().index()).copied().unwrap_or_default()
+    }
+
+    pub(super) fn metric(self) -> Watched {
+        match self {
+            Self::Lease => Watched::Namespaces,
+            Self::Pod => Watched::Pods,
+            Self::Deployment => Watched::Deployments,
+            Self::StatefulSet => Watched::StatefulSets,
+            Self::Service => Watched::Services,
+            Self::Host => Watched::Hosts,
+            Self::Leased => Watched::LeasedIps,
+        }
+    }
+}
+
+// === impl NamespaceState ===
+
+impl NamespaceState {
+    /// The lease of the namespace.
+    pub(super) fn lease(&self) -> Option<&LeaseFacts> {
+        self.facts.values().find_map(|fact| if let Fact::Lease(lease) = fact { Some(lease) } else { None })
+    }
+
+    pub(super) fn pods(&self) -> impl Iterator<Item = &PodFacts> {
+        self.facts.values().filter_map(|fact| if let Fact::Pod(pod) = fact { Some(&**pod) } else { None })
+    }
+
+    /// Pods that are gone since a moment ago, and when they went.
+    pub(super) fn gone(&self) -> impl Iterator<Item = (&PodFacts, LogTime)> {
+        self.gone.iter().map(|(pod, at, _)| (pod, *at))
+    }
+
+    pub(super) fn workloads(&self) -> impl Iterator<Item = &WorkloadFacts> {
+        self.facts
+            .values()
+            .filter_map(|fact| if let Fact::Workload(found) = fact { Some(found) } else { None })
+    }
+
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &ServiceEndpoints> {
+        self.facts
+            .values()
+            .filter_map(|fact| if let Fact::Endpoints(found) = fact { Some(found) } else { None })
+    }
+
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &HostFacts> {
+        self.facts.values().filter_map(|fact| if let Fact::Host(found) = fact { Some(found) } else { None })
+    }
+
+    pub(super) fn leased(&self) -> impl Iterator<Item = &LeasedFacts> {
+        self.facts.values().filter_map(|fact| if let Fact::Leased(found) = fact { Some(found) } else { None })
+    }
+
+    /// The replica index of a pod.
+    pub(super) fn index(&self, pod: &PodFacts) -> Option<u32> {
+        pod.ordinal.or_else(|| self.indices.get(&pod.uid).copied())
+    }
+
+    /// Numbers the pods that Kubernetes does not number.
+    pub(super) fn number(&mut self) {
+        let mut room: BTreeMap<&ServiceName, u32> = BTreeMap::new();
+        for workload in self.workloads() {
+            let pods = room.entry(&workload.service).or_default();
+            *pods = (*pods).max(workload.count.saturating_add(workload.surge));
+        }
+        let indices = &self.indices;
+        let gone = self.gone.iter().map(|(pod, ..)| (pod, false));
+        let all = self.pods().map(|pod| (pod, pod.lives)).chain(gone);
+        let numbered = all.map(|(pod, lives)| Numbered {
+            service: &pod.service,
+            room: room.get(&pod.service).copied().unwrap_or_default(),
+            created: pod.created,
+            name: &pod.name,
+            uid: &pod.uid,
+            lives,
+            has_run: pod.has_run(),
+            ordinal: pod.ordinal,
+            claim: pod.written.or_else(|| indices.get(&pod.uid).copied()),
+        });
+        let given = replica_index::assign(numbered);
+        self.indices = given.into_iter().map(|(uid, index)| (uid.to_owned(), index)).collect();
+    }
+
+    /// The pods whose index is not written on them yet.
+    pub(super) fn unwritten(&self, namespace: &str) -> Vec<PendingIndexWrite> {
+        let pods = self.pods().filter(|pod| pod.lives && pod.ordinal.is_none());
+        let unwritten = pods.filter_map(|pod| {
+            let index = self.index(pod)?;
+            (pod.written != Some(index)).then(|| PendingIndexWrite {
+                namespace: namespace.to_owned(),
+                pod: pod.name.clone(),
+                uid: pod.uid.clone(),
+                version: pod.version.clone(),
+                index,
+            })
+        });
+        unwritten.collect()
+    }
+}
