@@ -1,15 +1,17 @@
-//! The `kube` and `node` platforms, under a whole gateway, against a real cluster: the one that `KUBECONFIG` names. Each test makes
-//! a lease as an Akash provider would, and takes it away again, also if it fails.
+//! The `kube` and `node` platforms with a whole gateway on a real cluster, given by `KUBECONFIG`. Each test
+//! creates a lease as an Akash provider would, and removes it again, even if it fails.
 //!
 //! ```sh
 //! KUBECONFIG=~/.kube/config cargo test --test cluster -- --ignored --test-threads=1
 //! ```
 //!
-//! `LEASEMUX_TEST_IMAGE` is the image of the services, which must have a shell (`busybox` if it is not set). If this machine is a
-//! node of the cluster and `/var/log/pods` can be read, `LEASEMUX_TEST_NODE` is its name; otherwise nothing is asked of `node`.
+//! `LEASEMUX_TEST_IMAGE` is the image of the services, which must have a shell (default: `busybox`). If this
+//! machine is a node of the cluster and `/var/log/pods` can be read, `LEASEMUX_TEST_NODE` is its name;
+//! otherwise `node` is not tested.
 //!
-//! Log requests are counted by the API server's own metrics, over all who make them: nobody else should begin or end to follow
-//! logs in the meantime. Each log test ends by asking whether every number came once and in order, or was missing at a gap.
+//! Log requests are counted by the API server's own metrics, for all clients, so no other client should start
+//! or stop following logs meanwhile. Each log test checks that every number came once and in order, or was
+//! lost in a gap.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 #[path = "cluster/lease.rs"]
@@ -37,28 +39,28 @@ use self::support::oracle::{Received, Seen};
 use self::support::replica;
 use self::support::statuses::Statuses;
 
-/// How many follow one pod.
+/// Followers of one pod.
 const CROWD: usize = 300;
 
-/// How many of them come at once.
+/// Followers that start at once.
 const COMING_AT_ONCE: usize = 32;
 
 /// A lease in the cluster, and a gateway that serves it.
-struct Stage {
+struct Scenario {
     platform: Arc<dyn Platform>,
     scene: Scene,
     lease: Lease,
 }
 
-// === impl Stage ===
+// === impl Scenario ===
 
-impl Stage {
+impl Scenario {
     async fn new(services: &[Service]) -> Self {
         let kube = KubePlatform::start(&kube_config(), &Exporter::new().unwrap().metrics).await.unwrap();
         Self::on(kube, services).await
     }
 
-    /// On this node, if there is one to test on.
+    /// With the `node` platform, if this machine is a node.
     async fn on_node(services: &[Service]) -> Option<Self> {
         let node = std::env::var("LEASEMUX_TEST_NODE").ok()?;
         let kube = KubePlatform::start(&kube_config(), &Exporter::new().unwrap().metrics).await.unwrap();
@@ -71,16 +73,16 @@ impl Stage {
         let (owner, certificate) = gateway.tenant();
         let lease = Lease::make(&owner, services).await;
         let scene = Scene { gateway, lease: lease.id.clone(), certificate };
-        let stage = Self { platform, scene, lease };
+        let scenario = Self { platform, scene, lease };
         for service in services {
             for index in 0..service.replicas {
-                stage.running(&replica(service.name, index), "").await;
+                scenario.running(&replica(service.name, index), "").await;
             }
         }
-        stage
+        scenario
     }
 
-    /// Waits until a replica runs, and not as the instance `other`. Answers its pod's uid.
+    /// Waits until a replica runs as another instance than `other`. Returns its pod's uid.
     async fn running(&self, replica: &Replica, other: &str) -> String {
         let found = async {
             loop {
@@ -123,25 +125,26 @@ impl Stage {
     }
 }
 
-/// Where a run begins that is not the first one.
+/// Beginning of a run that is not the first one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beginning {
-    /// With its first line.
+    /// At its first line.
     FirstLine,
-    /// With what was left of it when the run before it had ended: of a loud one the first file may have been rotated away by then,
-    /// which nobody can tell.
+    /// At the first line that existed when the previous run had ended: the first file of a busy run may have
+    /// been rotated away by then, which cannot be detected.
     OldestFile,
 }
 
-/// Every line is the next number of its run, or stands behind a gap. Answers how many lines of how many runs there were.
+/// Checks that every line is the next number of its run, or follows a gap. Returns the numbers of lines and
+/// of runs.
 #[track_caller]
-fn ask(received: &Received, service: &str, index: u32) -> (usize, usize) {
-    ask_from(Beginning::FirstLine, received, service, index)
+fn check(received: &Received, service: &str, index: u32) -> (usize, usize) {
+    check_from(Beginning::FirstLine, received, service, index)
 }
 
-/// [`ask`], of runs that begin so.
+/// [`check`] for runs with this beginning.
 #[track_caller]
-fn ask_from(beginning: Beginning, received: &Received, service: &str, index: u32) -> (usize, usize) {
+fn check_from(beginning: Beginning, received: &Received, service: &str, index: u32) -> (usize, usize) {
     let (mut run, mut runs, mut expected, mut lines) = (String::new(), 0, None::<u64>, 0);
     let (mut partial, mut after_gap) = (String::new(), false);
     for seen in received.of(service, index) {
@@ -150,7 +153,7 @@ fn ask_from(beginning: Beginning, received: &Received, service: &str, index: u32
             Seen::Gap(..) => (expected, partial, after_gap) = (None, String::new(), true),
             Seen::Logs(of, bytes) => {
                 if *of != run {
-                    // Each run counts from its beginning; of the first, what is kept of it.
+                    // Each run counts from its beginning; the first one from its oldest line.
                     let is_whole = runs > 0 && beginning == Beginning::FirstLine;
                     expected = (is_whole && !after_gap).then_some(0);
                     (run, runs, partial) = (of.clone(), runs + 1, String::new());
@@ -169,55 +172,55 @@ fn ask_from(beginning: Beginning, received: &Received, service: &str, index: u32
     (lines, runs)
 }
 
-/// Follows until a replica has printed in so many runs.
+/// Follows until a replica has printed in this number of runs.
 async fn until_runs(stream: &mut Stream, service: &str, index: u32, runs: usize) {
-    stream.until(|received| ask(received, service, index).1 >= runs).await;
+    stream.until(|received| check(received, service, index).1 >= runs).await;
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG"]
-async fn lines_are_followed_through_rotations_and_a_restart_in_its_slot() {
-    let stage = Stage::new(&[Service::loud("web", 2)]).await;
-    let mut stream = stage.follow().await;
-    // Some thousand lines: with small log files, through rotations.
+async fn follow_survives_rotations_and_restart() {
+    let scenario = Scenario::new(&[Service::loud("web", 2)]).await;
+    let mut stream = scenario.follow().await;
+    // Thousands of lines, which pass rotations if log files are small.
     stream.until(|received| received.lines("web", 0) >= 5_000 && received.lines("web", 1) >= 5_000).await;
-    let other = stage.running(&replica("web", 1), "").await;
-    stage.restart(&replica("web", 0)).await;
-    let ask = |received: &Received, index| ask_from(Beginning::OldestFile, received, "web", index);
-    stream.until(|received| ask(received, 0).1 >= 2).await;
-    assert_eq!(stage.running(&replica("web", 1), "").await, other);
+    let other = scenario.running(&replica("web", 1), "").await;
+    scenario.restart(&replica("web", 0)).await;
+    let ask = |received: &Received, index| check_from(Beginning::OldestFile, received, "web", index);
+    stream.until(|received| check(received, 0).1 >= 2).await;
+    assert_eq!(scenario.running(&replica("web", 1), "").await, other);
     assert!(stream.received.events("web", 0).contains(&Kind::Ended));
-    assert_eq!((ask(&stream.received, 0).1, ask(&stream.received, 1).1), (2, 1));
+    assert_eq!((check(&stream.received, 0).1, check(&stream.received, 1).1), (2, 1));
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG"]
-async fn a_stateful_set_keeps_its_ordinals_through_restart_and_scaling() {
-    let stage = Stage::new(&[Service::numbered("db", 2)]).await;
-    let mut stream = stage.follow().await;
+async fn stateful_set_keeps_its_ordinals() {
+    let scenario = Scenario::new(&[Service::numbered("db", 2)]).await;
+    let mut stream = scenario.follow().await;
     stream.until(|received| received.lines("db", 0) >= 10 && received.lines("db", 1) >= 10).await;
-    let (before, after) = stage.restart(&replica("db", 1)).await;
+    let (before, after) = scenario.restart(&replica("db", 1)).await;
     assert_ne!(before, after, "the same name, and another pod");
     until_runs(&mut stream, "db", 1, 2).await;
-    stage.lease.scale("db", 3).await;
+    scenario.lease.scale("db", 3).await;
     stream.until(|received| received.lines("db", 2) >= 10).await;
-    stage.lease.scale("db", 1).await;
+    scenario.lease.scale("db", 1).await;
     let gone = |received: &Received, index| received.events("db", index).contains(&Kind::Gone);
     stream.until(|received| gone(received, 2) && gone(received, 1)).await;
     for (index, runs) in [(0, 1), (1, 2), (2, 1)] {
-        let (lines, told) = ask(&stream.received, "db", index);
-        assert!(lines >= 10 && told == runs, "db/{index}: {lines} lines of {told} runs");
+        let (lines, seen_runs) = check(&stream.received, "db", index);
+        assert!(lines >= 10 && seen_runs == runs, "db/{index}: {lines} lines of {seen_runs} runs");
     }
     assert!(!gone(&stream.received, 0));
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG"]
-async fn a_rollout_goes_through_the_slots_and_loses_nothing() {
-    let stage = Stage::new(&[Service::quiet("web", 2)]).await;
-    let mut stream = stage.follow().await;
+async fn rollout_reuses_slots_and_loses_nothing() {
+    let scenario = Scenario::new(&[Service::quiet("web", 2)]).await;
+    let mut stream = scenario.follow().await;
     stream.until(|received| received.lines("web", 0) >= 10 && received.lines("web", 1) >= 10).await;
-    stage.lease.roll_out("web").await;
+    scenario.lease.roll_out("web").await;
     for index in 0..2 {
         until_runs(&mut stream, "web", index, 2).await;
         assert!(stream.received.events("web", index).contains(&Kind::Ended));
@@ -227,14 +230,14 @@ async fn a_rollout_goes_through_the_slots_and_loses_nothing() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG"]
-async fn pods_deleted_while_they_are_followed_are_read_to_their_ends() {
-    let stage = Stage::new(&[Service::quiet("web", 3)]).await;
-    let mut stream = stage.follow().await;
+async fn deleted_pods_are_read_to_their_ends() {
+    let scenario = Scenario::new(&[Service::quiet("web", 3)]).await;
+    let mut stream = scenario.follow().await;
     for round in 1..=2 {
         for index in 0..3 {
             until_runs(&mut stream, "web", index, round).await;
         }
-        stage.lease.delete_pods().await;
+        scenario.lease.delete_pods().await;
     }
     for index in 0..3 {
         until_runs(&mut stream, "web", index, 3).await;
@@ -243,60 +246,63 @@ async fn pods_deleted_while_they_are_followed_are_read_to_their_ends() {
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG"]
-async fn a_crash_loop_is_told_as_events_and_in_status() {
-    let stage = Stage::new(&[Service::crashing("worker", 7)]).await;
-    let mut stream = stage.follow().await;
-    let mut statuses = Statuses::follow(&stage.scene).await;
+async fn crash_loop_has_events_and_status() {
+    let scenario = Scenario::new(&[Service::crashing("worker", 7)]).await;
+    let mut stream = scenario.follow().await;
+    let mut statuses = Statuses::follow(&scenario.scene).await;
     until_runs(&mut stream, "worker", 0, 2).await;
     let events = stream.received.events("worker", 0);
     assert!(events.contains(&Kind::Ended) && events.contains(&Kind::Started), "{events:?}");
-    let told = |statuses: &Statuses| {
-        statuses.replica("worker", 0).is_some_and(|told| {
-            told.restarts >= 1 && told.last_exit_code == Some(7) && told.message.contains("CrashLoopBackOff")
+    let seen_runs = |statuses: &Statuses| {
+        statuses.replica("worker", 0).is_some_and(|seen_runs| {
+            seen_runs.restarts >= 1
+                && seen_runs.last_exit_code == Some(7)
+                && seen_runs.message.contains("CrashLoopBackOff")
         })
     };
-    statuses.until(told).await;
-    let (lines, runs) = ask(&stream.received, "worker", 0);
+    statuses.until(seen_runs).await;
+    let (lines, runs) = check(&stream.received, "worker", 0);
     assert!(lines > 0 && runs >= 2);
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG"]
 async fn hundreds_of_followers_are_one_log_request() {
-    let stage = Stage::new(&[Service::quiet("web", 1)]).await;
-    let before = stage.lease.log_requests().await;
-    let mut first = stage.follow().await;
+    let scenario = Scenario::new(&[Service::quiet("web", 1)]).await;
+    let before = scenario.lease.log_requests().await;
+    let mut first = scenario.follow().await;
     first.until(|received| received.lines("web", 0) >= 10).await;
-    assert_eq!(stage.lease.log_requests().await, before + 1);
-    let coming = stream::iter(0..CROWD - 1).map(|_| stage.follow()).buffer_unordered(COMING_AT_ONCE);
+    assert_eq!(scenario.lease.log_requests().await, before + 1);
+    let coming = stream::iter(0..CROWD - 1).map(|_| scenario.follow()).buffer_unordered(COMING_AT_ONCE);
     let mut crowd: Vec<Stream> = coming.collect().await;
     crowd.push(first);
-    // All of them at the same place at last, however late they came.
+    // All of them reach the same position, however late they started.
     let goal = "300\n";
     let reading: FuturesUnordered<_> = crowd
         .iter_mut()
         .map(|stream| stream.until(|received| received.text("web", 0).contains(goal)))
         .collect();
     reading.collect::<()>().await;
-    assert_eq!(stage.lease.log_requests().await, before + 1, "one for the replica, and not one for each");
+    assert_eq!(scenario.lease.log_requests().await, before + 1, "one for the replica, and not one for each");
     for stream in &crowd {
-        let (lines, runs) = ask(&stream.received, "web", 0);
+        let (lines, runs) = check(&stream.received, "web", 0);
         assert!(lines >= 300 && runs == 1, "{lines} lines of {runs} runs");
     }
 }
 
 #[tokio::test]
 #[ignore = "needs a cluster: KUBECONFIG, and LEASEMUX_TEST_NODE"]
-async fn a_node_follows_its_pods_with_no_log_request() {
-    let Some(stage) = Stage::on_node(&[Service::loud("web", 1), Service::numbered("db", 1)]).await else {
+async fn node_follows_its_pods_without_log_request() {
+    let Some(scenario) = Scenario::on_node(&[Service::loud("web", 1), Service::numbered("db", 1)]).await
+    else {
         eprintln!("not tested: LEASEMUX_TEST_NODE does not say which node this is");
         return;
     };
-    let before = stage.lease.log_requests().await;
-    let mut stream = stage.follow().await;
+    let before = scenario.lease.log_requests().await;
+    let mut stream = scenario.follow().await;
     stream.until(|received| received.lines("web", 0) >= 5_000 && received.lines("db", 0) >= 10).await;
-    assert_eq!(stage.lease.log_requests().await, before);
-    stage.restart(&replica("db", 0)).await;
+    assert_eq!(scenario.lease.log_requests().await, before);
+    scenario.restart(&replica("db", 0)).await;
     until_runs(&mut stream, "db", 0, 2).await;
-    assert_eq!((ask(&stream.received, "web", 0).1, ask(&stream.received, "db", 0).1), (1, 2));
+    assert_eq!((check(&stream.received, "web", 0).1, check(&stream.received, "db", 0).1), (1, 2));
 }

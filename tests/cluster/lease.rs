@@ -1,4 +1,4 @@
-//! A lease in the cluster, as a provider makes it: a namespace, deployments, stateful sets.
+//! A lease in the cluster, as a provider creates it: a namespace, deployments, stateful sets.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use serde_json::{Value, json};
 
 use super::support::account;
 
-/// How long a cluster may take to do as it was told.
+/// Longest time that a cluster may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What is looked at again and again is looked at this often.
+/// Polling interval.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Gauge of the API server: requests that go on, among them followed logs.
+/// Gauge of the API server: running requests, among them followed logs.
 const RUNNING_REQUESTS: &str = "apiserver_longrunning_requests{";
 
-/// A lease in the cluster. Dropping it takes it away, and waits until it is gone.
+/// A lease in the cluster. Dropping it removes it and waits until it is gone.
 pub(crate) struct Lease {
     client: Client,
     pub(crate) id: LeaseId,
 }
 
-/// A service, whose replicas each print the numbers from 0 on.
+/// A service whose replicas each print the numbers from 0.
 pub(crate) struct Service {
     pub(crate) name: &'static str,
     pub(crate) replicas: u32,
@@ -35,7 +35,7 @@ pub(crate) struct Service {
     is_stateful: bool,
 }
 
-/// How the cluster is reached: as `KUBECONFIG` says.
+/// The cluster of `KUBECONFIG`.
 pub(crate) fn kube_config() -> KubeConfig {
     let file = std::env::var_os("KUBECONFIG").expect("KUBECONFIG names a cluster").into();
     KubeConfig {
@@ -67,14 +67,14 @@ impl Service {
         Self { is_stateful: true, ..Self::quiet(name, replicas) }
     }
 
-    /// One replica that ends with this exit code after two seconds, again and again.
+    /// One replica that exits with this code every two seconds.
     pub(crate) fn crashing(name: &'static str, code: u8) -> Self {
         let script =
             format!("i=0; while [ $i -lt 20 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit {code}");
         Self { name, replicas: 1, script, is_stateful: false }
     }
 
-    /// The workload. It is of the kind that the provider makes of such a service.
+    /// The workload, of the kind that the provider creates for such a service.
     fn workload(&self, namespace: &str) -> Value {
         let Self { name, replicas, script, is_stateful } = self;
         let image = std::env::var("LEASEMUX_TEST_IMAGE").unwrap_or_else(|_| "busybox".into());
@@ -102,7 +102,7 @@ impl Service {
 // === impl Lease ===
 
 impl Lease {
-    /// A new lease of this owner, with these services.
+    /// Creates a lease of this owner, with these services.
     pub(crate) async fn make(owner: &Owner, services: &[Service]) -> Self {
         let client = Client::try_default().await.unwrap();
         let id = LeaseId::new(owner.as_str(), 1, 1, 1, account(200).as_str()).unwrap();
@@ -115,14 +115,14 @@ impl Lease {
             "akash.network/lease.id.gseq": "1",
             "akash.network/lease.id.oseq": "1",
             "akash.network/lease.id.provider": id.provider().as_str(),
-            // So that what a killed test leaves behind can be found.
+            // To find the remains of a killed test.
             "leasemux/test": "true",
         });
         let namespace: Namespace =
             serde_json::from_value(json!({ "metadata": { "name": name, "labels": labels } })).unwrap();
         let once = PostParams::default();
         Api::all(client.clone()).create(&once, &namespace).await.unwrap();
-        // From here on it is taken away again, whatever happens.
+        // From here on it is removed, whatever happens.
         let lease = Self { client, id };
         for service in services {
             let workload = service.workload(&name);
@@ -144,7 +144,7 @@ impl Lease {
         Api::namespaced(self.client.clone(), &self.id.namespace())
     }
 
-    /// Changes how many replicas a stateful set has.
+    /// Sets the number of replicas of a stateful set.
     pub(crate) async fn scale(&self, set: &str, replicas: u32) {
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
         self.api::<StatefulSet>().patch(set, &PatchParams::default(), &patch).await.unwrap();
@@ -157,13 +157,13 @@ impl Lease {
         self.api::<Deployment>().patch(deployment, &PatchParams::default(), &patch).await.unwrap();
     }
 
-    /// Deletes all pods at once, behind the gateway's back.
+    /// Deletes all pods at once, without the gateway.
     pub(crate) async fn delete_pods(&self) {
         let all = ListParams::default();
         self.api::<Pod>().delete_collection(&DeleteParams::default(), &all).await.unwrap();
     }
 
-    /// How many logs are being followed at the API server, as its own metrics say.
+    /// Number of followed logs, from the API server's metrics.
     pub(crate) async fn log_requests(&self) -> u64 {
         let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
         let text = self.client.request_text(request).await.unwrap();
@@ -179,12 +179,12 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let name = self.id.namespace();
-        // With connections of its own: the test's runtime may be ending.
+        // With its own runtime and connections: the test's runtime may be ending.
         let removing = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(remove(&name));
         });
-        // If the test fails already, that is what counts; the thread has said its own.
+        // If the test fails already, its error counts; the thread has printed its own.
         let removed = removing.join();
         assert!(removed.is_ok() || std::thread::panicking(), "{} is still there", self.id.namespace());
     }
@@ -195,7 +195,7 @@ async fn remove(name: &str) {
     let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
     let gone = async {
         while namespaces.get_opt(name).await.is_ok_and(|found| found.is_some()) {
-            // It may have been too early, or the API server away: once more does no harm.
+            // It may have been too early, or the API server may be down: deletes again.
             let _ = namespaces.delete(name, &at_once).await;
             tokio::time::sleep(LOOK_EVERY).await;
         }

@@ -1,8 +1,9 @@
-//! The `kube` platform against an API server within the test that can do every bad thing, over real gRPC where followers matter.
+//! The `kube` platform on an API server inside the test that can fail in every way, over real gRPC where
+//! followers matter.
 
 pub(crate) mod cluster;
-mod kinds;
-mod lost_place;
+mod crds;
+mod kubelet_faults;
 mod outages;
 mod rollouts;
 mod stale;
@@ -37,15 +38,15 @@ use crate::support::{account, replica};
 
 const SERVICE: &str = "web";
 
-/// What is watched: namespaces, pods, deployments, stateful sets, services, host names,
-/// leased addresses.
+/// Watches of a platform: namespaces, pods, deployments, stateful sets, services, host names, leased
+/// addresses.
 const WATCHES: usize = 7;
 
-/// Longer than any silence is believed.
+/// Longer than a silence is accepted.
 const SILENCE: Duration = Duration::from_secs(61);
 
-/// A cluster with one lease of a tenant's, and a gateway on it.
-struct Stage {
+/// A cluster with one lease, and a gateway on it.
+struct Scenario {
     cluster: Cluster,
     platform: Arc<KubePlatform>,
     exporter: Exporter,
@@ -53,7 +54,7 @@ struct Stage {
     _dir: tempfile::TempDir,
 }
 
-/// A platform on an API server.
+/// Starts a platform on an API server.
 pub(crate) async fn connect(cluster: &Cluster, dir: &tempfile::TempDir) -> Result<Arc<KubePlatform>, Error> {
     connect_counted(cluster, dir, &Exporter::new().unwrap()).await
 }
@@ -73,7 +74,7 @@ async fn connect_counted(
     KubePlatform::start(&config, &exporter.metrics).await
 }
 
-/// A file that names an API server.
+/// Writes a kubeconfig for an API server.
 fn kubeconfig(cluster: &Cluster, dir: &tempfile::TempDir) -> PathBuf {
     let file = dir.path().join("kubeconfig");
     let config = format!(
@@ -85,7 +86,7 @@ fn kubeconfig(cluster: &Cluster, dir: &tempfile::TempDir) -> PathBuf {
     file
 }
 
-impl Stage {
+impl Scenario {
     async fn new(count: u32) -> Self {
         let (cluster, dir) = (Cluster::start().await, tempfile::tempdir().unwrap());
         let exporter = Exporter::new().unwrap();
@@ -115,14 +116,14 @@ impl Stage {
         self.cluster.run(self.lease(), SERVICE, pod, 0)
     }
 
-    /// How often what happened to the watch of this kind.
+    /// Value of a counter of the watch of this kind.
     fn counted(&self, what: &str, resource: &str) -> u64 {
         let series = format!("leasemux_watch_{what}_total{{resource=\"{resource}\"}} ");
         let text = self.exporter.render();
         text.lines().find_map(|line| line.strip_prefix(&series)).unwrap().parse().unwrap()
     }
 
-    /// Waits until the platform's view shows so many runs of each of these replicas.
+    /// Waits until the platform's view has these numbers of runs, one per replica.
     async fn shows(&self, runs: &[usize]) {
         let mut view = None;
         eventually(async || {
@@ -142,7 +143,8 @@ impl Stage {
         self.scene.open(request).await.unwrap()
     }
 
-    /// A follower of new lines only, once a line of this run has come: from then on the log is read by its shared reader.
+    /// Opens a follower of new lines, and waits for a line of this run: from then on the shared tail reads
+    /// the log.
     async fn followed_live(&self, run: &RunKey) -> Stream {
         let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..self.scene.request() };
         let mut follower = self.scene.open(request).await.unwrap();
@@ -154,7 +156,7 @@ impl Stage {
     }
 }
 
-/// Waits for a condition, as long as is reasonable.
+/// Waits for a condition.
 async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !condition().await {
@@ -164,14 +166,14 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.expect("the condition holds at last");
 }
 
-/// Has time pass at once. Sockets know nothing of it.
+/// Advances the clock. Sockets do not notice it.
 async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
 }
 
-/// Takes responses until what was received is enough, where minutes must pass for it. They do whenever nothing comes for a while.
+/// Takes responses until enough was received. Advances the clock by minutes while nothing comes.
 async fn in_time(follower: &mut Stream, enough: impl Fn(&Received) -> bool) {
     for _ in 0..40 {
         for _ in 0..200 {
@@ -182,7 +184,7 @@ async fn in_time(follower: &mut Stream, enough: impl Fn(&Received) -> bool) {
         }
         pass(SILENCE).await;
     }
-    panic!("it is not enough: {:?}", follower.received);
+    panic!("not enough: {:?}", follower.received);
 }
 
 fn ended_with(last: String) -> impl Fn(&Received) -> bool {
@@ -191,56 +193,56 @@ fn ended_with(last: String) -> impl Fn(&Received) -> bool {
 }
 
 #[tokio::test]
-async fn one_stream_for_each_replica_however_many_follow() {
-    let stage = Stage::new(2).await;
-    let runs = [stage.run("a"), stage.run("b")];
-    stage.shows(&[1, 1]).await;
+async fn many_followers_share_one_stream_per_replica() {
+    let scenario = Scenario::new(2).await;
+    let runs = [scenario.run("a"), scenario.run("b")];
+    scenario.shows(&[1, 1]).await;
     for run in &runs {
-        stage.cluster.print(run, 10, 1_000);
+        scenario.cluster.print(run, 10, 1_000);
     }
     let mut followers = Vec::new();
     for _ in 0..12 {
-        let mut follower = stage.follow().await;
+        let mut follower = scenario.follow().await;
         follower.until(|received| received.lines(SERVICE, 0) >= 10 && received.lines(SERVICE, 1) >= 10).await;
         followers.push(follower);
     }
     for run in &runs {
-        stage.cluster.print(run, 10, 1_000);
+        scenario.cluster.print(run, 10, 1_000);
     }
     for follower in &mut followers {
         follower.until(|received| received.lines(SERVICE, 0) >= 20 && received.lines(SERVICE, 1) >= 20).await;
         for (index, run) in (0..).zip(&runs) {
-            assert_eq!(follower.received.ask_lines(SERVICE, index, &stage.cluster.printed(run)), 0);
+            assert_eq!(follower.received.ask_lines(SERVICE, index, &scenario.cluster.printed(run)), 0);
         }
     }
-    assert_eq!(stage.cluster.follows(), (2, 2));
+    assert_eq!(scenario.cluster.follows(), (2, 2));
 }
 
 #[tokio::test]
-async fn whatever_happens_the_oracle_holds() {
+async fn random_failures_lose_and_repeat_nothing() {
     for seed in seeds(4) {
         println!("seed: {seed}");
         live(seed).await;
     }
 }
 
-/// One random life.
+/// Runs one random scenario.
 async fn live(seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
-    let stage = Stage::new(1).await;
-    let mut runs = vec![stage.run("a")];
-    stage.shows(&[1]).await;
-    let cluster = &stage.cluster;
-    // Somebody has the log read before anything happens to it: positions count from the first line of the oldest file that a reader
-    // saw, and are not to be compared across a rotation and a clock that was set back.
-    let _first = stage.followed_live(&runs[0]).await;
-    let mut follower = stage.follow().await;
+    let scenario = Scenario::new(1).await;
+    let mut runs = vec![scenario.run("a")];
+    scenario.shows(&[1]).await;
+    let cluster = &scenario.cluster;
+    // The log is read before anything happens to it: positions count from the first line of the oldest file
+    // that was read, and cannot be compared across a rotation and a clock that was set back.
+    let _first = scenario.followed_live(&runs[0]).await;
+    let mut follower = scenario.follow().await;
     let mut rotations = 0;
-    // Of which run the clock went back: the first line of a later file of its log may be older than the run.
+    // The run in which the clock was set back: the first line of a later file may be older than the run.
     let mut set_back = None;
     for _ in 0..25 {
         let run = runs.last().unwrap().clone();
-        // After a clock that was set back, readers that begin on both sides of a rotation do not agree on positions.
+        // After a clock was set back, reads that begin on both sides of a rotation disagree on positions.
         let may_rotate = !cluster.printed(&run).is_empty() && (run.2 == 0 || set_back != Some(run.2));
         match random.random_range(0..20) {
             0..=4 => {
@@ -253,7 +255,7 @@ async fn live(seed: u64) {
             }
             5 => cluster.break_logs(),
             6 => cluster.complete_logs(),
-            7 => cluster.say("unable to retrieve container logs for containerd://x"),
+            7 => cluster.send_message("unable to retrieve container logs for containerd://x"),
             8 => cluster.forget_history(),
             9 if may_rotate => {
                 let first = format!("{}/0\n", run.2);
@@ -262,12 +264,12 @@ async fn live(seed: u64) {
                 rotations += 1;
             }
             10 => {
-                // At most the run before the present one can be read.
+                // Of earlier runs only the previous one can be read.
                 if !cluster.printed(&run).is_empty() {
                     cluster.print(&run, 1, 1);
                     let last = cluster.printed(&run).last().cloned().unwrap();
                     in_time(&mut follower, ended_with(last)).await;
-                    runs.push(cluster.crash(stage.lease(), "a", &run));
+                    runs.push(cluster.crash(scenario.lease(), "a", &run));
                 }
             }
             11 => cluster.silence_logs(),
@@ -277,18 +279,18 @@ async fn live(seed: u64) {
             }
             13 => cluster.compact(),
             14 => {
-                cluster.go_away().await;
+                cluster.stop().await;
                 cluster.print(&run, 2, 1_000);
                 _ = follower.next_if_ready().await.unwrap();
-                cluster.come_back().await;
+                cluster.resume().await;
             }
             17 if may_rotate => {
-                lost_place::fall_behind(&mut random, &stage, &run, &mut follower).await;
+                kubelet_faults::lag(&mut random, &scenario, &run, &mut follower).await;
                 rotations += 1;
             }
             18 if !cluster.printed(&run).is_empty() && set_back != Some(run.2) => {
-                lost_place::restart_untold(&mut random, &stage, &mut runs, &mut follower).await;
-                // Of runs that came and went unseen a gap tells.
+                kubelet_faults::restart_unreported(&mut random, &scenario, &mut runs, &mut follower).await;
+                // Runs that came and went unseen are a gap.
                 rotations += 1;
             }
             19 => cluster.exhaust(random.random()),
@@ -301,22 +303,22 @@ async fn live(seed: u64) {
     cluster.print(&run, 1, 1);
     let last = cluster.printed(&run).last().cloned().unwrap();
     in_time(&mut follower, ended_with(last)).await;
-    let gaps = lost_place::check(&stage, &follower.received, &runs);
+    let gaps = kubelet_faults::check(&scenario, &follower.received, &runs);
     assert!(gaps == 0 || rotations > 0, "seed {seed}: {gaps} gaps without a rotation");
     assert_eq!(cluster.asked_since(), 0);
 }
 
 #[tokio::test]
-async fn what_no_watch_told_is_found_by_the_next_list() {
-    let stage = Stage::new(2).await;
-    let (a, _b) = (stage.run("a"), stage.run("b"));
-    stage.shows(&[1, 1]).await;
-    let view = stage.platform.watch(stage.lease()).await.unwrap();
-    stage.cluster.print(&a, 3, 1_000);
-    // The pod goes without a word, and the versions of all watches are too old.
-    let namespace = stage.lease().namespace();
-    stage.cluster.remove("pods", &namespace, "a", true);
-    stage.cluster.forget_history();
+async fn missed_events_are_found_by_next_list() {
+    let scenario = Scenario::new(2).await;
+    let (a, _b) = (scenario.run("a"), scenario.run("b"));
+    scenario.shows(&[1, 1]).await;
+    let view = scenario.platform.watch(scenario.lease()).await.unwrap();
+    scenario.cluster.print(&a, 3, 1_000);
+    // The pod is removed without an event, and the versions of all watches are too old.
+    let namespace = scenario.lease().namespace();
+    scenario.cluster.remove("pods", &namespace, "a", true);
+    scenario.cluster.forget_history();
     eventually(async || {
         let view = view.borrow();
         view.replica(&replica(SERVICE, 0))
@@ -325,67 +327,67 @@ async fn what_no_watch_told_is_found_by_the_next_list() {
     .await;
     for resource in ["pods", "deployments", "providerleasedips"] {
         eventually(async || {
-            stage.counted("failures", resource) >= 1 && stage.counted("lists", resource) >= 2
+            scenario.counted("failures", resource) >= 1 && scenario.counted("lists", resource) >= 2
         })
         .await;
     }
-    stage.cluster.remove("namespaces", "", &namespace, true);
-    stage.cluster.forget_history();
+    scenario.cluster.remove("namespaces", "", &namespace, true);
+    scenario.cluster.forget_history();
     eventually(async || view.borrow().ended).await;
-    assert!(matches!(stage.platform.watch(stage.lease()).await, Err(Error::NotFound(_))));
+    assert!(matches!(scenario.platform.watch(scenario.lease()).await, Err(Error::NotFound(_))));
 }
 
 #[tokio::test]
-async fn indices_are_written_and_another_gateway_sees_the_same() {
-    let stage = Stage::new(2).await;
-    let namespace = stage.lease().namespace();
-    stage.run("b");
-    eventually(async || stage.cluster.annotation(&namespace, "b").as_deref() == Some("0")).await;
-    // Of the same age, and before it by name: it does not take the place that is written.
-    stage.run("a");
-    eventually(async || stage.cluster.annotation(&namespace, "a").as_deref() == Some("1")).await;
+async fn written_indices_are_shared_among_gateways() {
+    let scenario = Scenario::new(2).await;
+    let namespace = scenario.lease().namespace();
+    scenario.run("b");
+    eventually(async || scenario.cluster.annotation(&namespace, "b").as_deref() == Some("0")).await;
+    // Of the same age, and first by name: it does not take the written index.
+    scenario.run("a");
+    eventually(async || scenario.cluster.annotation(&namespace, "a").as_deref() == Some("1")).await;
     let dir = tempfile::tempdir().unwrap();
-    let other = connect(&stage.cluster, &dir).await.unwrap();
-    let view = other.watch(stage.lease()).await.unwrap();
+    let other = connect(&scenario.cluster, &dir).await.unwrap();
+    let view = other.watch(scenario.lease()).await.unwrap();
     let instance =
         |index| view.borrow().replica(&replica(SERVICE, index)).unwrap().newest().unwrap().instance.clone();
     assert_eq!((instance(0).parts().0, instance(1).parts().0), ("uid-b", "uid-a"));
 }
 
 #[tokio::test]
-async fn a_restart_deletes_the_pod_that_was_meant_and_only_once() {
-    let stage = Stage::new(1).await;
-    stage.run("a");
-    stage.shows(&[1]).await;
+async fn restart_deletes_the_requested_pod_once() {
+    let scenario = Scenario::new(1).await;
+    scenario.run("a");
+    scenario.shows(&[1]).await;
     let meant = |uid: &str| RestartRequest {
-        lease: stage.lease().clone(),
+        lease: scenario.lease().clone(),
         replica: replica(SERVICE, 0),
         instance: Some(Instance::new(uid, SERVICE, 0).unwrap()),
     };
-    assert!(matches!(stage.platform.restart(meant("uid-z")).await, Err(Error::Conflict(_))));
-    stage.platform.restart(meant("uid-a")).await.unwrap();
-    let view = stage.platform.watch(stage.lease()).await.unwrap();
+    assert!(matches!(scenario.platform.restart(meant("uid-z")).await, Err(Error::Conflict(_))));
+    scenario.platform.restart(meant("uid-a")).await.unwrap();
+    let view = scenario.platform.watch(scenario.lease()).await.unwrap();
     let has_ended =
         || view.borrow().replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.present().is_none());
     eventually(async || has_ended()).await;
-    // Asked again: the next pod is about to come.
-    stage.platform.restart(meant("uid-a")).await.unwrap();
-    assert_eq!(stage.cluster.deleted(), ["uid-a"]);
-    stage.run("b");
+    // A repeated request: the next pod is about to come.
+    scenario.platform.restart(meant("uid-a")).await.unwrap();
+    assert_eq!(scenario.cluster.deleted(), ["uid-a"]);
+    scenario.run("b");
     eventually(async || !has_ended()).await;
-    assert!(matches!(stage.platform.restart(meant("uid-a")).await, Err(Error::Conflict(_))));
-    assert_eq!(stage.cluster.deleted(), ["uid-a"]);
+    assert!(matches!(scenario.platform.restart(meant("uid-a")).await, Err(Error::Conflict(_))));
+    assert_eq!(scenario.cluster.deleted(), ["uid-a"]);
 }
 
 #[tokio::test]
-async fn what_does_not_come_by_waiting_fails_a_restart_early() {
-    let stage = Stage::new(1).await;
-    stage.run("a");
-    stage.shows(&[1]).await;
-    let view = stage.platform.watch(stage.lease()).await.unwrap();
+async fn terminal_waiting_reason_fails_restart_early() {
+    let scenario = Scenario::new(1).await;
+    scenario.run("a");
+    scenario.shows(&[1]).await;
+    let view = scenario.platform.watch(scenario.lease()).await.unwrap();
     let slot = replica(SERVICE, 0);
-    let namespace = stage.lease().namespace();
-    stage.cluster.remove("pods", &namespace, "a", false);
+    let namespace = scenario.lease().namespace();
+    scenario.cluster.remove("pods", &namespace, "a", false);
     for (reason, early) in [
         ("CrashLoopBackOff", 10),
         ("ImagePullBackOff", 10),
@@ -402,7 +404,7 @@ async fn what_does_not_come_by_waiting_fails_a_restart_early() {
                 "restartCount": 0, "state": waiting }] })
         };
         let owner = json!({ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "set", "uid": "set", "controller": true });
-        stage.cluster.put(
+        scenario.cluster.put(
             "pods",
             json!({ "metadata": { "name": "b", "namespace": namespace, "uid": "uid-b", "creationTimestamp": "2026-11-25T00:01:00Z",
                     "labels": { "akash.network": "true", "akash.network/manifest-service": SERVICE }, "ownerReferences": [owner] },
@@ -423,37 +425,37 @@ async fn what_does_not_come_by_waiting_fails_a_restart_early() {
 }
 
 #[tokio::test]
-async fn two_gateways_take_turns_over_the_api() {
-    let stage = Stage::new(1).await;
-    stage.run("a");
-    stage.shows(&[1]).await;
+async fn restart_lock_has_one_holder_among_gateways() {
+    let scenario = Scenario::new(1).await;
+    scenario.run("a");
+    scenario.shows(&[1]).await;
     let dir = tempfile::tempdir().unwrap();
-    let other = connect(&stage.cluster, &dir).await.unwrap();
-    let mut turns =
-        [&stage.platform, &other].map(|platform| platform.lease_locks().unwrap().candidate(stage.lease()));
+    let other = connect(&scenario.cluster, &dir).await.unwrap();
+    let mut turns = [&scenario.platform, &other]
+        .map(|platform| platform.lease_locks().unwrap().candidate(scenario.lease()));
     assert_eq!(turns[0].acquire_or_observe().await.unwrap(), LockState::Held(String::new()));
     turns[0].write_payload("first".to_owned()).await.unwrap();
     let LockState::HeldByOther { holder, payload: note } = turns[1].acquire_or_observe().await.unwrap()
     else {
-        panic!("both have it")
+        panic!("both hold the lock")
     };
     assert!(note == "first" && !holder.is_empty());
-    assert_eq!(other.lease_locks().unwrap().payload(stage.lease()).await.unwrap(), "first");
+    assert_eq!(other.lease_locks().unwrap().payload(scenario.lease()).await.unwrap(), "first");
     turns[0].release("second".to_owned()).await.unwrap();
     assert_eq!(turns[1].acquire_or_observe().await.unwrap(), LockState::Held("second".to_owned()));
-    // Not of those that have gone: it is nobody's turn to write.
+    // The first gateway no longer holds the lock.
     assert!(matches!(turns[0].write_payload("third".to_owned()).await, Err(Error::Conflict(_))));
     turns[1].release(String::new()).await.unwrap();
-    assert!(stage.cluster.turns().is_empty());
+    assert!(scenario.cluster.lease_objects().is_empty());
 }
 
 #[tokio::test]
-async fn all_missing_permissions_are_named_at_once() {
+async fn start_names_all_missing_permissions() {
     let (cluster, dir) = (Cluster::start().await, tempfile::tempdir().unwrap());
     cluster.deny("get", "pods/log");
     cluster.deny("watch", "deployments");
     cluster.deny("update", "leases");
-    // Without this it does, and says so in the log.
+    // Optional: only logged.
     cluster.deny("patch", "pods");
     let error = connect(&cluster, &dir).await.unwrap_err().to_string();
     assert!(error.contains("get pods/log in the whole cluster"), "{error}");
@@ -463,28 +465,29 @@ async fn all_missing_permissions_are_named_at_once() {
 }
 
 #[tokio::test]
-async fn a_node_reads_its_own_pods_from_disk_and_opens_no_stream_for_them() {
-    let (stage, logs) = (Stage::new(2).await, tempfile::tempdir().unwrap());
-    // Of the same age, so that the names decide which is which replica.
-    let (here, elsewhere) = (stage.run("a-near"), stage.run("far"));
-    stage.shows(&[1, 1]).await;
-    let dir = logs.path().join(format!("{}_a-near_{}/{SERVICE}", stage.lease().namespace(), here.0));
+async fn node_reads_own_pods_from_disk_without_requests() {
+    let (scenario, logs) = (Scenario::new(2).await, tempfile::tempdir().unwrap());
+    // Of the same age, so the names decide about the indices.
+    let (here, elsewhere) = (scenario.run("a-near"), scenario.run("far"));
+    scenario.shows(&[1, 1]).await;
+    let dir = logs.path().join(format!("{}_a-near_{}/{SERVICE}", scenario.lease().namespace(), here.0));
     std::fs::create_dir_all(&dir).unwrap();
     let line = |n: usize| format!("2026-11-25T00:00:01.{n:09}Z stdout F 0/{n}\n");
     std::fs::write(dir.join("0.log"), (0..10).map(line).collect::<String>()).unwrap();
-    stage.cluster.print(&elsewhere, 10, 1_000);
-    let kube = Arc::clone(&stage.platform);
+    scenario.cluster.print(&elsewhere, 10, 1_000);
+    let kube = Arc::clone(&scenario.platform);
     let node = NodePlatform::new(kube, Notifier::start(), "node1".into(), logs.path().into());
     let gateway = Gateway::on(Arc::new(node));
-    gateway.believe(stage.lease().owner(), &stage.scene.certificate);
-    let scene = Scene { gateway, lease: stage.lease().clone(), certificate: stage.scene.certificate.clone() };
+    gateway.believe(scenario.lease().owner(), &scenario.scene.certificate);
+    let scene =
+        Scene { gateway, lease: scenario.lease().clone(), certificate: scenario.scene.certificate.clone() };
     let request = ServiceLogsRequest { follow: true, ..scene.request() };
     let mut follower = scene.open(request).await.unwrap();
     let all = |lines| move |received: &Received| (0..2).all(|index| received.lines(SERVICE, index) >= lines);
     follower.until(all(10)).await;
     let mut file = std::fs::File::options().append(true).open(dir.join("0.log")).unwrap();
     std::io::Write::write_all(&mut file, (10..20).map(line).collect::<String>().as_bytes()).unwrap();
-    stage.cluster.print(&elsewhere, 10, 1_000);
+    scenario.cluster.print(&elsewhere, 10, 1_000);
     follower.until(all(20)).await;
     let printed: Vec<String> = (0..20).map(|n| format!("0/{n}")).collect();
     assert_eq!(
@@ -494,17 +497,17 @@ async fn a_node_reads_its_own_pods_from_disk_and_opens_no_stream_for_them() {
         ),
         (0, 0)
     );
-    assert_eq!(stage.cluster.follows(), (1, 1));
-    assert!(stage.cluster.logs_opened_of("a-near") == 0 && stage.cluster.logs_opened_of("far") > 0);
-    // What it has read goes on elsewhere: the run ends, and the stream with it.
-    let next = stage.cluster.crash(stage.lease(), "a-near", &here);
+    assert_eq!(scenario.cluster.follows(), (1, 1));
+    assert!(scenario.cluster.logs_opened_of("a-near") == 0 && scenario.cluster.logs_opened_of("far") > 0);
+    // The run ends, and the next one is read as well.
+    let next = scenario.cluster.crash(scenario.lease(), "a-near", &here);
     std::fs::write(dir.join("1.log"), line(20)).unwrap();
     follower.until(|received| received.lines(SERVICE, 0) >= 21).await;
     assert_eq!(next.2, 1);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }
 
-/// Everything of one run, read on its own.
+/// Reads one run without follow.
 async fn read(
     platform: &KubePlatform,
     lease: &LeaseId,
@@ -523,7 +526,7 @@ async fn read(
                     String::from_utf8(batch.bytes(index).to_vec()).unwrap().trim_end().to_owned()
                 }));
             }
-            TailItem::FollowUnavailable => panic!("nothing is followed"),
+            TailItem::FollowUnavailable => panic!("a read does not follow"),
             TailItem::Gap(gap) => lines.push(format!("{:?}", gap.cause)),
         }
     }
@@ -531,40 +534,41 @@ async fn read(
 }
 
 #[tokio::test]
-async fn logs_are_those_of_the_run_that_was_asked_for_and_of_no_other() {
-    let stage = Stage::new(1).await;
-    let first = stage.run("a");
-    stage.cluster.print(&first, 3, 1_000);
-    let second = stage.cluster.crash(stage.lease(), "a", &first);
-    stage.cluster.print(&second, 3, 1_000);
-    stage.shows(&[2]).await;
+async fn read_returns_requested_run_only() {
+    let scenario = Scenario::new(1).await;
+    let first = scenario.run("a");
+    scenario.cluster.print(&first, 3, 1_000);
+    let second = scenario.cluster.crash(scenario.lease(), "a", &first);
+    scenario.cluster.print(&second, 3, 1_000);
+    scenario.shows(&[2]).await;
     let instance = |number| Instance::new("uid-a", SERVICE, number).unwrap();
-    let lines = async |from, number| read(&stage.platform, stage.lease(), from, &instance(number)).await;
+    let lines =
+        async |from, number| read(&scenario.platform, scenario.lease(), from, &instance(number)).await;
     assert_eq!(lines(ReadFrom::Start, 0).await.unwrap(), ["0/0", "0/1", "0/2"]);
     assert_eq!(lines(ReadFrom::Last(2), 1).await.unwrap(), ["1/1", "1/2"]);
     assert!(matches!(lines(ReadFrom::Start, 2).await, Err(Error::NotFound(_))));
-    // Words of a kubelet's are no log.
-    stage.cluster.say("unable to retrieve container logs for containerd://x");
+    // A message of the kubelet is not a log.
+    scenario.cluster.send_message("unable to retrieve container logs for containerd://x");
     assert!(matches!(lines(ReadFrom::Start, 1).await, Err(Error::Unavailable(_))));
 }
 
 #[tokio::test]
-async fn equal_reads_at_once_ask_the_api_server_once() {
-    let stage = Stage::new(1).await;
-    let run = stage.run("a");
-    stage.cluster.print(&run, 150, 1_000);
-    stage.shows(&[1]).await;
-    let printed = stage.cluster.printed(&run)[50..].to_vec();
+async fn concurrent_equal_reads_share_one_request() {
+    let scenario = Scenario::new(1).await;
+    let run = scenario.run("a");
+    scenario.cluster.print(&run, 150, 1_000);
+    scenario.shows(&[1]).await;
+    let printed = scenario.cluster.printed(&run)[50..].to_vec();
     let instance = Instance::new("uid-a", SERVICE, 0).unwrap();
-    let equal = (0..20).map(|_| read(&stage.platform, stage.lease(), ReadFrom::Last(100), &instance));
+    let equal = (0..20).map(|_| read(&scenario.platform, scenario.lease(), ReadFrom::Last(100), &instance));
     for lines in futures_util::future::join_all(equal).await {
         assert_eq!(lines.unwrap(), printed);
     }
-    assert_eq!(stage.cluster.logs_opened_of("a"), 1);
-    // Over gRPC each caller has all of it, whether it was shared or not.
+    assert_eq!(scenario.cluster.logs_opened_of("a"), 1);
+    // Over gRPC each caller gets all lines, shared or not.
     let callers = (0..20).map(async |_| {
-        let request = ServiceLogsRequest { tail_lines: Some(100), ..stage.scene.request() };
-        let mut stream = stage.scene.open(request).await.unwrap();
+        let request = ServiceLogsRequest { tail_lines: Some(100), ..scenario.scene.request() };
+        let mut stream = scenario.scene.open(request).await.unwrap();
         assert_eq!(stream.end().await.code(), tonic::Code::Ok);
         stream.received.ask_lines(SERVICE, 0, &printed)
     });
@@ -572,115 +576,120 @@ async fn equal_reads_at_once_ask_the_api_server_once() {
 }
 
 #[tokio::test]
-async fn a_log_connection_that_is_half_open_is_found_and_loses_nothing() {
-    let stage = Stage::new(1).await;
-    let run = stage.run("a");
-    stage.shows(&[1]).await;
-    let mut follower = stage.follow().await;
+async fn half_open_log_connection_loses_nothing() {
+    let scenario = Scenario::new(1).await;
+    let run = scenario.run("a");
+    scenario.shows(&[1]).await;
+    let mut follower = scenario.follow().await;
     for lines in [5, 10] {
-        stage.cluster.print(&run, 5, 1_000);
+        scenario.cluster.print(&run, 5, 1_000);
         follower.until(|received| received.lines(SERVICE, 0) >= lines).await;
     }
-    // Twice: what it is opened again with is half open, too.
+    // Twice: the next connection is half open, too.
     for _ in 0..2 {
-        stage.cluster.silence_logs();
-        stage.cluster.print(&run, 5, 1_000);
-        let last = stage.cluster.printed(&run).last().cloned().unwrap();
+        scenario.cluster.silence_logs();
+        scenario.cluster.print(&run, 5, 1_000);
+        let last = scenario.cluster.printed(&run).last().cloned().unwrap();
         in_time(&mut follower, ended_with(last)).await;
     }
-    // And once more, with the end of the run.
-    stage.cluster.silence_logs();
-    let next = stage.cluster.crash(stage.lease(), "a", &run);
-    stage.cluster.print(&next, 5, 1_000);
-    let last = stage.cluster.printed(&next).last().cloned().unwrap();
+    // Again, with the end of the run.
+    scenario.cluster.silence_logs();
+    let next = scenario.cluster.crash(scenario.lease(), "a", &run);
+    scenario.cluster.print(&next, 5, 1_000);
+    let last = scenario.cluster.printed(&next).last().cloned().unwrap();
     in_time(&mut follower, ended_with(last)).await;
-    let printed = [stage.cluster.printed(&run), stage.cluster.printed(&next)].concat();
+    let printed = [scenario.cluster.printed(&run), scenario.cluster.printed(&next)].concat();
     assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
 }
 
 #[tokio::test]
-async fn who_has_read_on_within_what_the_shared_reader_lost_is_told_of_the_rest() {
-    // Times that grow, that tie, and that go back.
+async fn follower_ahead_of_lost_stream_gets_one_gap() {
+    // Times that grow, tie, and go back.
     for step in [1_000, 0, -3_600_000_000_000] {
-        let stage = Stage::new(1).await;
-        let run = stage.run("a");
-        stage.shows(&[1]).await;
-        stage.cluster.print(&run, 5, 1);
-        let _first = stage.followed_live(&run).await;
-        // The shared reader hears nothing of these; who comes later has some of them, and waits for it.
-        stage.cluster.silence_logs();
-        stage.cluster.print(&run, 10, step);
-        let seen = stage.cluster.printed(&run).len();
-        let mut follower = stage.follow().await;
+        let scenario = Scenario::new(1).await;
+        let run = scenario.run("a");
+        scenario.shows(&[1]).await;
+        scenario.cluster.print(&run, 5, 1);
+        let _first = scenario.followed_live(&run).await;
+        // The shared tail does not get these lines. A later follower has read some of them and waits for the
+        // shared tail.
+        scenario.cluster.silence_logs();
+        scenario.cluster.print(&run, 10, step);
+        let seen = scenario.cluster.printed(&run).len();
+        let mut follower = scenario.follow().await;
         follower.until(|received| received.lines(SERVICE, 0) == seen).await;
-        stage.cluster.print(&run, 10, step);
-        stage.cluster.rotate(&run);
-        stage.cluster.print(&run, 30, step);
-        let last = stage.cluster.printed(&run).last().cloned().unwrap();
+        scenario.cluster.print(&run, 10, step);
+        scenario.cluster.rotate(&run);
+        scenario.cluster.print(&run, 30, step);
+        let last = scenario.cluster.printed(&run).last().cloned().unwrap();
         in_time(&mut follower, ended_with(last)).await;
-        assert_eq!(follower.received.ask_lines(SERVICE, 0, &stage.cluster.printed(&run)), 1, "step {step}");
+        assert_eq!(
+            follower.received.ask_lines(SERVICE, 0, &scenario.cluster.printed(&run)),
+            1,
+            "step {step}"
+        );
     }
 }
 
 #[tokio::test]
-async fn watches_that_are_half_open_are_left_in_minutes() {
-    let stage = Stage::new(1).await;
-    let first = stage.run("a");
-    stage.shows(&[1]).await;
-    let mut follower = stage.follow().await;
-    stage.cluster.print(&first, 5, 1_000);
+async fn half_open_watches_are_replaced_in_minutes() {
+    let scenario = Scenario::new(1).await;
+    let first = scenario.run("a");
+    scenario.shows(&[1]).await;
+    let mut follower = scenario.follow().await;
+    scenario.cluster.print(&first, 5, 1_000);
     follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
-    stage.cluster.silence_watches();
-    let second = stage.cluster.crash(stage.lease(), "a", &first);
-    stage.cluster.print(&second, 5, 1_000);
+    scenario.cluster.silence_watches();
+    let second = scenario.cluster.crash(scenario.lease(), "a", &first);
+    scenario.cluster.print(&second, 5, 1_000);
     in_time(&mut follower, |received| received.lines(SERVICE, 0) >= 10).await;
-    let printed = [stage.cluster.printed(&first), stage.cluster.printed(&second)].concat();
+    let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&second)].concat();
     assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }
 
 #[tokio::test]
-async fn watches_go_on_from_their_bookmarks_without_a_list() {
-    let stage = Stage::new(2).await;
-    stage.run("a");
-    stage.shows(&[1]).await;
-    let (_, lists) = stage.cluster.bookmarks_and_lists();
-    stage.cluster.bookmark();
-    eventually(async || stage.cluster.bookmarks_and_lists().0 >= WATCHES).await;
-    stage.cluster.compact();
-    stage.run("b");
-    stage.shows(&[1, 1]).await;
-    assert_eq!(stage.cluster.bookmarks_and_lists().1, lists);
-    // Without them, those of kinds of which nothing was heard since must list.
-    stage.cluster.compact();
-    eventually(async || stage.cluster.bookmarks_and_lists().1 > lists).await;
+async fn watches_resume_from_bookmarks_without_list() {
+    let scenario = Scenario::new(2).await;
+    scenario.run("a");
+    scenario.shows(&[1]).await;
+    let (_, lists) = scenario.cluster.bookmarks_and_lists();
+    scenario.cluster.bookmark();
+    eventually(async || scenario.cluster.bookmarks_and_lists().0 >= WATCHES).await;
+    scenario.cluster.compact();
+    scenario.run("b");
+    scenario.shows(&[1, 1]).await;
+    assert_eq!(scenario.cluster.bookmarks_and_lists().1, lists);
+    // Without bookmarks, watches without a later event must list.
+    scenario.cluster.compact();
+    eventually(async || scenario.cluster.bookmarks_and_lists().1 > lists).await;
 }
 
 #[tokio::test]
-async fn it_waits_for_an_api_server_and_goes_on_when_that_is_back() {
-    let (cluster, dir) = (Cluster::away(), tempfile::tempdir().unwrap());
+async fn platform_waits_for_api_server_and_resumes() {
+    let (cluster, dir) = (Cluster::stopped(), tempfile::tempdir().unwrap());
     let platform = {
         let mut starting = std::pin::pin!(connect(&cluster, &dir));
-        // Rejection, and asked again after a while.
+        // Refused, and tried again after a while.
         assert!(tokio::time::timeout(Duration::from_millis(50), &mut starting).await.is_err());
-        cluster.come_back().await;
+        cluster.resume().await;
         starting.await.unwrap()
     };
-    let stage = Stage::of(cluster, platform, Exporter::new().unwrap(), dir, 1);
-    let first = stage.run("a");
-    stage.shows(&[1]).await;
-    let mut follower = stage.follow().await;
-    stage.cluster.print(&first, 5, 1_000);
+    let scenario = Scenario::of(cluster, platform, Exporter::new().unwrap(), dir, 1);
+    let first = scenario.run("a");
+    scenario.shows(&[1]).await;
+    let mut follower = scenario.follow().await;
+    scenario.cluster.print(&first, 5, 1_000);
     follower.until(|received| received.lines(SERVICE, 0) >= 5).await;
-    stage.cluster.go_away().await;
-    stage.cluster.print(&first, 5, 1_000);
-    // It is still away when it is asked again.
+    scenario.cluster.stop().await;
+    scenario.cluster.print(&first, 5, 1_000);
+    // It is still stopped at the next attempt.
     assert!(!follower.next_if_ready().await.unwrap());
-    let second = stage.cluster.crash(stage.lease(), "a", &first);
-    stage.cluster.print(&second, 5, 1_000);
-    stage.cluster.come_back().await;
+    let second = scenario.cluster.crash(scenario.lease(), "a", &first);
+    scenario.cluster.print(&second, 5, 1_000);
+    scenario.cluster.resume().await;
     in_time(&mut follower, |received| received.lines(SERVICE, 0) >= 15).await;
-    let printed = [stage.cluster.printed(&first), stage.cluster.printed(&second)].concat();
+    let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&second)].concat();
     assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }

@@ -21,13 +21,15 @@ use super::open_limiter::{OpenLimiter, Reached, Unreachable};
 use super::store::Store;
 use crate::model::id::Instance;
 
-/// Longest time to open a log: kubelets respond before the first line. Bounds the time that a half-open connection takes from others.
+/// Longest time to open a log: kubelets respond before the first line. Bounds the time that a half-open
+/// connection takes from others.
 const OPEN_MAX: Duration = Duration::from_secs(30);
 
 /// Most bytes of an error response.
 const REFUSAL_MAX_BYTES: usize = 16 * 1024;
 
-/// Bytes requested from the log of a previous run: the time of its first line, or the text that names its container.
+/// Bytes requested from the log of a previous run: the time of its first line, or the text that names its
+/// container.
 const PREVIOUS_BYTES: u64 = 256;
 
 /// Part of the API server's error text if it could not reach the kubelet: the path of its request.
@@ -87,8 +89,9 @@ impl PodLog {
             _ => return Err(gone()),
         };
         let response = self.request(&known.name, container, query, previous).await?;
-        // The API addresses pods by name, and runs by "present" and "previous" only. If pod and run are the same now, they were when the
-        // log was opened, as far as the API server knows: see [`LogQuery::previous`].
+        // The API addresses pods by name, and runs by "present" and "previous" only. If pod and run are the
+        // same now, they were when the log was opened, as far as the API server knows: see
+        // [`LogQuery::previous`].
         let seen = self.pod(&known.name).await?;
         let now = seen.as_ref().and_then(PodFacts::read);
         let is_same = |pod: &PodFacts| {
@@ -104,13 +107,15 @@ impl PodLog {
                 Ok(response)
             }
             Some(pod) if pod.uid == uid => Err(not_now("its container was restarted meanwhile")),
-            // The pod was deleted after its log was opened. The response has that log to its end: only pods of a stateful set reuse names.
+            // The pod was deleted after its log was opened. The response has that log to its end: only pods
+            // of a stateful set reuse names.
             None if known.ordinal.is_none() => response.ok_or_else(gone),
             _ => Err(gone()),
         }
     }
 
-    /// Checks that the kubelet serves the run that the API server calls the newest. If so, it did when the log was opened, too.
+    /// Checks that the kubelet serves the run that the API server calls the newest. If so, it did when the
+    /// log was opened, too.
     async fn check_run(&self, pod: Option<&Pod>, name: &str, container: &str) -> Result<(), Failed> {
         let Some(status) = pod.and_then(|pod| status(pod, container)) else { return Ok(()) };
         let first = LogQuery { limit_bytes: Some(PREVIOUS_BYTES), ..LogQuery::WHOLE };
@@ -139,7 +144,8 @@ impl PodLog {
         }
     }
 
-    /// Requests the log. `None` if the API server or the kubelet does not know the pod; perhaps a kubelet that has just started.
+    /// Requests the log. `None` if the API server or the kubelet does not know the pod; perhaps a kubelet
+    /// that has just started.
     async fn request(
         &self,
         pod: &str,
@@ -268,7 +274,8 @@ pub(super) async fn delete(client: &Client, namespace: &str, pod: &str, uid: &st
     }
 }
 
-/// Writes the replica index of a pod on it, unless it has changed since it was seen. Returns `false` if that is not permitted.
+/// Writes the replica index of a pod on it, unless it has changed since it was seen. Returns `false` if that
+/// is not permitted.
 pub(super) async fn write_index(client: &Client, pod: &PendingIndexWrite) -> bool {
     let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
     let patch = serde_json::json!({

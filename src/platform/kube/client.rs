@@ -20,20 +20,23 @@ use crate::platform::Error;
 /// Longest time to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
-/// Silence after which TCP keepalive probes the peer: a log has no heartbeat, so a dead connection would otherwise be read forever.
+/// Silence after which TCP keepalive probes the peer: a log has no heartbeat, so a dead connection would
+/// otherwise be read forever.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Keepalive probes without a response before the connection counts as dead.
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// Time without acknowledgement of sent bytes before the connection ends. Longer than the restart of a network device.
+/// Time without acknowledgement of sent bytes before the connection ends. Longer than the restart of a
+/// network device.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest time until the API server accepts a watch, which it does before the first event. Detects a server that takes requests and
-/// never responds.
+/// Longest time until the API server accepts a watch, which it does before the first event. Detects a server
+/// that takes requests and never responds.
 const WATCH_MAX: Duration = Duration::from_secs(30);
 
-/// Longest wait of `--check` for the API server, which may be unreachable from the machine where a configuration is checked.
+/// Longest wait of `--check` for the API server, which may be unreachable from the machine where a
+/// configuration is checked.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
 /// A client and its server.
@@ -43,7 +46,8 @@ pub(super) struct Connection {
     pub(super) server: String,
 }
 
-/// Reports watches that the API server accepts, by the plural of their kind: a watch itself is silent until something changes.
+/// Reports watches that the API server accepts, by the plural of their kind: a watch itself is silent until
+/// something changes.
 #[derive(Clone)]
 struct WatchObserver<S> {
     inner: S,
@@ -90,8 +94,9 @@ pub(super) async fn connect(
     Ok(Connection { client: ClientBuilder::new(service, cluster.default_namespace).build(), server })
 }
 
-/// Checks that a configuration can be used and, if the API server can be reached, that all permissions are granted. `manifests` is the
-/// namespace of the provider's own resources, `own` that of the restart locks. Returns why permissions were not checked, if so.
+/// Checks that a configuration can be used and, if the API server can be reached, that all permissions are
+/// granted. `manifests` is the namespace of the provider's own resources, `own` that of the restart locks.
+/// Returns why permissions were not checked, if so.
 ///
 /// # Errors
 /// Those of [`KubePlatform::start`](super::KubePlatform::start).

@@ -1,7 +1,9 @@
-//! Restart locks as `coordination.k8s.io` leases in the gateways' own namespace: one object per lease that is being restarted.
+//! Restart locks as `coordination.k8s.io` leases in the gateways' own namespace: one object per lease that is
+//! being restarted.
 //!
-//! Each write names the version that it replaces, so of two concurrent writes one fails. An object is owned by the namespace of its
-//! lease, and Kubernetes deletes it with that. Before that, the gateway that wrote the payload last deletes it an hour later.
+//! Each write names the version that it replaces, so of two concurrent writes one fails. An object is owned
+//! by the namespace of its lease, and Kubernetes deletes it with that. Before that, the gateway that wrote
+//! the payload last deletes it an hour later.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,7 +26,8 @@ use crate::platform::coordination::{LeaseLock, LeaseLocks, LockState};
 /// Time without renewal after which a holder counts as dead: the value of client-go's leader election.
 const TERM: Duration = Duration::from_secs(15);
 
-/// Time without renewal after which a holder has lost the lock by its own clock: well before another gateway takes it.
+/// Time without renewal after which a holder has lost the lock by its own clock: well before another gateway
+/// takes it.
 const OWN_TERM: Duration = Duration::from_secs(10);
 
 /// Interval of renewals: three within the holder's own term.
@@ -45,7 +48,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Longest time to release a lock: a drain waits for it.
 const RELEASE_MAX: Duration = Duration::from_secs(3);
 
-/// Age at which a payload that was not overwritten is deleted: a little longer than the requests in it are remembered.
+/// Age at which a payload that was not overwritten is deleted: a little longer than the requests in it are
+/// remembered.
 const KEPT_FOR: Duration = Duration::from_secs(3_900);
 
 /// Most objects that wait for their deletion. Further ones go with their lease.
@@ -223,8 +227,8 @@ impl KubeLeaseLock {
         LockState::Held(payload)
     }
 
-    /// Whether the holder has written nothing for a whole term since this version was seen first. Times that another machine wrote are
-    /// not trusted.
+    /// Whether the holder has written nothing for a whole term since this version was seen first. Times that
+    /// another machine wrote are not trusted.
     fn is_dead(&mut self, found: &Lease) -> bool {
         let version = found.metadata.resource_version.clone().unwrap_or_default();
         let now = Instant::now();
@@ -251,7 +255,8 @@ impl KubeLeaseLock {
         Ok(held(new, self.me(), String::new()))
     }
 
-    /// Writes the object, with the same payload if `payload` is `None`. Retries until it is written or the lock is lost.
+    /// Writes the object, with the same payload if `payload` is `None`. Retries until it is written or the
+    /// lock is lost.
     async fn renew(&mut self, payload: Option<String>) -> Result<(), Error> {
         let lost = || Error::Conflict("another gateway holds the restart lock".to_owned());
         let mut failure = "no response".to_owned();
@@ -412,7 +417,8 @@ fn held(mut object: Lease, holder: &str, payload: String) -> Lease {
 fn failed(action: &str, error: &kube::Error) -> Error {
     let text = format!("failed to {action}: {error}");
     match error {
-        // Retryable: 401 and 403, because an API server that has just started knows no permissions yet, and those were checked at the start.
+        // Retryable: 401 and 403, because an API server that has just started knows no permissions yet, and
+        // those were checked at the start.
         kube::Error::Api(status) if matches!(status.code, 400 | 402 | 404..=428 | 430..=499) => {
             Error::Broken(text)
         }

@@ -1,5 +1,5 @@
-//! Finds out which of the provider's own kinds the cluster has. A missing one may be installed at any time, so the gateway checks
-//! periodically.
+//! Finds out which of the provider's own kinds the cluster has. A missing one may be installed at any time,
+//! so the gateway checks periodically.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Detects failing watches, so that views can state since when they may be out of date.
 //!
-//! A working watch is silent while nothing changes. So the time of the last event does not count, but whether the API server accepted
-//! the watch: [`Freshness::opened`], called by the HTTP client.
+//! A working watch is silent while nothing changes. So the time of the last event does not count, but whether
+//! the API server accepted the watch: [`Freshness::opened`], called by the HTTP client.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -15,16 +15,16 @@ use super::namespace::ObjectKind;
 use super::store::Store;
 use crate::model::time::LogTime;
 
-/// Time that a watch fails before views are stale. A broken watch is back within a second or two, and an API server behind a load
-/// balancer that is updated to a new version within less than this.
+/// Time that a watch fails before views are stale. A broken watch is back within a second or two, and an API
+/// server behind a load balancer that is updated to a new version within less than this.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// Time that an accepted watch must last to count as working: an API server in trouble accepts a watch and ends it at once with an
-/// error.
+/// Time that an accepted watch must last to count as working: an API server in trouble accepts a watch and
+/// ends it at once with an error.
 const WORKS_AFTER: Duration = Duration::from_secs(1);
 
-/// The watches that fail, of [`ObjectKind::BUILT_IN`] only: a cluster may lose the definition of the others, which is no outage. Cheap to
-/// clone.
+/// The watches that fail, of [`ObjectKind::BUILT_IN`] only: a cluster may lose the definition of the others,
+/// which is no outage. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Freshness(watch::Sender<BTreeMap<ObjectKind, Failing>>);
 

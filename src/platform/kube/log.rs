@@ -1,7 +1,8 @@
 //! The log of one run, read through the Kubernetes API.
 //!
-//! The [`machine`] decides what to request and interprets the responses; the [`Reader`] does the I/O. A tail has one response open at a
-//! time, and now and then a probe beside it. The stream reads only when it is polled.
+//! The [`machine`] decides what to request and interprets the responses; the [`Reader`] does the I/O. A tail
+//! has one response open at a time, and now and then a probe beside it. The stream reads only when it is
+//! polled.
 
 mod lines;
 mod machine;
@@ -33,10 +34,12 @@ use crate::platform::{Error, ReadFrom, Tail, TailItem};
 /// Longest wait for the next bytes of a response that ends.
 const STALL_MAX: Duration = Duration::from_secs(30);
 
-/// Silence of a follow after which the last line is probed: a rotation or a proxy may have left the stream dead without an end.
+/// Silence of a follow after which the last line is probed: a rotation or a proxy may have left the stream
+/// dead without an end.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 
-/// Time that an unfinished line waits for its end before it is delivered as a piece: as in [`tail`](crate::platform::tail).
+/// Time that an unfinished line waits for its end before it is delivered as a piece: as in
+/// [`tail`](crate::platform::tail).
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// Silence after which a follow that was opened again does not have the remembered lines.
@@ -69,7 +72,8 @@ pub(super) enum OpenError {
     NotNow(String),
     /// The kubelet serves a later run than the API server knows, or may do so if `unclear`.
     LaterRun { why: String, unclear: bool },
-    /// The API server or the kubelet cannot be reached. The next request waits until an attempt is worthwhile.
+    /// The API server or the kubelet cannot be reached. The next request waits until an attempt is
+    /// worthwhile.
     Unreachable(String),
 }
 

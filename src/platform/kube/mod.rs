@@ -1,8 +1,9 @@
-//! Kubernetes, as Akash providers use it: leases are namespaces, services are deployments and stateful sets, replicas are pods.
+//! Kubernetes, as Akash providers use it: leases are namespaces, services are deployments and stateful sets,
+//! replicas are pods.
 //!
-//! One set of watches over the whole cluster feeds the lease views (`watches`, `store`, `view`). `replica_index` decides which pod is
-//! which replica. Lines come through the API, once per replica (`log`). A restart deletes a pod. `docs/KUBERNETES.md` lists the
-//! pitfalls and how each is handled.
+//! One set of watches over the whole cluster feeds the lease views (`watches`, `store`, `view`).
+//! `replica_index` decides which pod is which replica. Lines come through the API, once per replica (`log`).
+//! A restart deletes a pod. `docs/KUBERNETES.md` lists the pitfalls and how each is handled.
 
 mod akash;
 mod api;
@@ -121,8 +122,8 @@ pub(super) struct Located {
 // === impl KubePlatform ===
 
 impl KubePlatform {
-    /// Connects, checks the permissions, and waits until all kinds have been listed. Retries and logs while the API server cannot be
-    /// reached.
+    /// Connects, checks the permissions, and waits until all kinds have been listed. Retries and logs while
+    /// the API server cannot be reached.
     ///
     /// # Errors
     /// If the configuration is unusable, or permissions are missing: the error names all of them.
@@ -337,7 +338,8 @@ async fn sweep(locks: KubeLeaseLocks) {
     }
 }
 
-/// Returns a duration between half of `pause` and one and a half, so that callers that wait for the same event do not act in step.
+/// Returns a duration between half of `pause` and one and a half, so that callers that wait for the same
+/// event do not act in step.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.5..1.5))
 }

@@ -21,7 +21,8 @@ pub(super) const TARGET: &str = "akash.network/service-target";
 /// See [`TARGET`].
 pub(super) const LEASED_IP_TARGET: &str = "metal-lb";
 
-/// Annotation of a pod: its replica index. Not under the provider's prefix, where the provider removes unknown annotations.
+/// Annotation of a pod: its replica index. Not under the provider's prefix, where the provider removes
+/// unknown annotations.
 pub(super) const INDEX: &str = "leasemux/replica";
 
 /// Annotation of a restart lock: its payload.

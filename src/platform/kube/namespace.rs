@@ -61,7 +61,8 @@ pub(super) struct NamespaceState {
 // === impl ObjectKind ===
 
 impl ObjectKind {
-    /// The kinds that every cluster has, and that decide what runs. The others (host names, leased addresses) are the provider's own.
+    /// The kinds that every cluster has, and that decide what runs. The others (host names, leased addresses)
+    /// are the provider's own.
     pub(super) const BUILT_IN: [Self; 5] =
         [Self::Lease, Self::Pod, Self::Deployment, Self::StatefulSet, Self::Service];
 

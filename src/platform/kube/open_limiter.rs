@@ -1,10 +1,13 @@
-//! Limits how many logs are opened at once, in all and per node, and how often unreachable upstreams are tried.
+//! Limits how many logs are opened at once, in all and per node, and how often unreachable upstreams are
+//! tried.
 //!
-//! Each open log is a connection to the API server, and one from there to the kubelet of the pod's node. After an outage all tails ask
-//! at once. They are served in order, and a node that responds slowly does not delay the others.
+//! Each open log is a connection to the API server, and one from there to the kubelet of the pod's node.
+//! After an outage all tails ask at once. They are served in order, and a node that responds slowly does not
+//! delay the others.
 //!
-//! While the API server or a kubelet cannot be reached, one of the waiting tails tries it about once a second. As soon as it is reached
-//! all continue. So the cost of an outage does not depend on the number of tails, and none of them sleeps past its end.
+//! While the API server or a kubelet cannot be reached, one of the waiting tails tries it about once a
+//! second. As soon as it is reached all continue. So the cost of an outage does not depend on the number of
+//! tails, and none of them sleeps past its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,18 +19,19 @@ use tokio::time::{Instant, sleep_until};
 
 use super::jittered;
 
-/// Logs being opened at one API server. 64 TLS connections cost tens of milliseconds of one core, so ten thousand tails are back within
-/// seconds, and other clients are served meanwhile.
+/// Logs being opened at one API server. 64 TLS connections cost tens of milliseconds of one core, so ten
+/// thousand tails are back within seconds, and other clients are served meanwhile.
 const OPENS_AT_ONCE: usize = 64;
 
-/// Logs being opened on one node: a quarter of all, so a node that responds slowly leaves most to the others. A node has 110 pods, so
-/// all of its logs are open after seven rounds.
+/// Logs being opened on one node: a quarter of all, so a node that responds slowly leaves most to the others.
+/// A node has 110 pods, so all of its logs are open after seven rounds.
 const OPENS_PER_NODE: usize = 16;
 
 /// Nodes that are remembered before those without state are removed.
 const NODES_KEPT: usize = 1_024;
 
-/// Pause between two attempts to reach an upstream, jittered: a follower hardly notices it, nor does a server that starts.
+/// Pause between two attempts to reach an upstream, jittered: a follower hardly notices it, nor does a server
+/// that starts.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
 /// Longest wait of a request for the end of an outage. A read that does not follow reports it then.
@@ -108,8 +112,9 @@ impl OpenLimiter {
                 None => false,
             };
             let tries_server = server.reachable_or_try(until).await?;
-            // The semaphores are never closed; if they were, opening without a permit would do less harm than failing. The node's permit
-            // comes first: a request that waits for it holds no permit of the others.
+            // The semaphores are never closed; if they were, opening without a permit would do less harm than
+            // failing. The node's permit comes first: a request that waits for it holds no permit of the
+            // others.
             let of_node = match &node {
                 Some((_, kubelet)) => Arc::clone(&kubelet.permits).acquire_owned().await.ok(),
                 None => None,

@@ -60,7 +60,8 @@ const fn needed(
     Permission { group, resource, verbs, scope, optional: false }
 }
 
-/// Checks all permissions. `manifests` is the namespace of the provider's own resources, `own` that of the restart locks.
+/// Checks all permissions. `manifests` is the namespace of the provider's own resources, `own` that of the
+/// restart locks.
 ///
 /// # Errors
 /// [`Error::Broken`] names all missing ones; [`Error::Unavailable`] if the API server does not respond.

@@ -1,16 +1,18 @@
 //! Decides which pod is which replica. Pure.
 //!
-//! A pod of a stateful set has its ordinal. Other pods have no number in Kubernetes, so they are numbered here, per service and across
-//! replica sets. A new pod takes the lowest index that no living pod of the service has, in the order of (creation, name), and keeps it
-//! while it lives. A pod that is being deleted, has failed or has succeeded frees its index at once. Its log is still read in that slot,
-//! before the log of the pod that took the index.
+//! A pod of a stateful set has its ordinal. Other pods have no number in Kubernetes, so they are numbered
+//! here, per service and across replica sets. A new pod takes the lowest index that no living pod of the
+//! service has, in the order of (creation, name), and keeps it while it lives. A pod that is being deleted,
+//! has failed or has succeeded frees its index at once. Its log is still read in that slot, before the log of
+//! the pod that took the index.
 //!
-//! The index is written on the pod, and the written index counts, so all gateways agree, also after a restart. If two living pods have
-//! the same index (an older gateway numbered each replica set separately), the older pod keeps it and the other one takes a free index.
+//! The index is written on the pod, and the written index counts, so all gateways agree, also after a
+//! restart. If two living pods have the same index (an older gateway numbered each replica set separately),
+//! the older pod keeps it and the other one takes a free index.
 //!
-//! A rollout deletes an old pod and creates a new one at about the same time, and the new pod may be seen first. So a pod that has not
-//! run yet takes only an index below [`Numbered::room`], and otherwise has none: its log is still empty. A pod that has run always
-//! has an index.
+//! A rollout deletes an old pod and creates a new one at about the same time, and the new pod may be seen
+//! first. So a pod that has not run yet takes only an index below [`Numbered::room`], and otherwise has none:
+//! its log is still empty. A pod that has run always has an index.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,8 +37,8 @@ pub(super) struct Numbered<'a> {
     pub(super) claim: Option<u32>,
 }
 
-/// Returns the index of each pod without an ordinal, by uid. A pod that does not live and has no claim has no index. Neither has a
-/// living pod that has not run and finds no room.
+/// Returns the index of each pod without an ordinal, by uid. A pod that does not live and has no claim has no
+/// index. Neither has a living pod that has not run and finds no room.
 pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeMap<&'a str, u32> {
     let mut pods: Vec<Numbered<'a>> = pods.into_iter().collect();
     pods.sort_by_key(|pod| (pod.service, pod.created, pod.name));
@@ -71,8 +73,8 @@ pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeM
     given
 }
 
-/// Returns the slots of a service that should have `count` pods and has pods with the indices `held`: these, and the lowest free ones
-/// for the missing pods. After a scale-down no pod is missing.
+/// Returns the slots of a service that should have `count` pods and has pods with the indices `held`: these,
+/// and the lowest free ones for the missing pods. After a scale-down no pod is missing.
 pub(super) fn slots(held: &BTreeSet<u32>, count: u32) -> BTreeSet<u32> {
     let mut slots = held.clone();
     let missing = (count as usize).saturating_sub(held.len());

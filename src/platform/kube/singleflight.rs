@@ -1,8 +1,8 @@
 //! Lets concurrent equal reads of a log share one upstream call, if its result is small.
 //!
-//! Each reader goes at its own client's pace, so only a result that can be held for all of them is shared. The first reader of a larger
-//! one gets what was read and the open tail; the others open their own. Equal includes the lease, for which each caller has been
-//! authorised.
+//! Each reader goes at its own client's pace, so only a result that can be held for all of them is shared.
+//! The first reader of a larger one gets what was read and the open tail; the others open their own. Equal
+//! includes the lease, for which each caller has been authorised.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -19,11 +19,12 @@ use crate::model::line::Line;
 use crate::model::position::Position;
 use crate::platform::{Error, Tail, TailItem, TailRequest};
 
-/// Most bytes of a shared result, lines included: far more than a screen, and little for each of the few concurrent reads.
+/// Most bytes of a shared result, lines included: far more than a screen, and little for each of the few
+/// concurrent reads.
 const SHARED_MAX_BYTES: usize = 256 * 1024;
 
-/// Longest time after the first request in which others share its result. The result may lack lines printed since then, so it is what a
-/// person calls the same moment.
+/// Longest time after the first request in which others share its result. The result may lack lines printed
+/// since then, so it is what a person calls the same moment.
 const SAME_MOMENT: Duration = Duration::from_millis(100);
 
 /// Running reads. Cheap to clone.
@@ -49,7 +50,8 @@ enum Outcome {
 // === impl SharedReads ===
 
 impl SharedReads {
-    /// Opens `request`, which does not follow, with `open`; or shares the result of an equal read that has just begun.
+    /// Opens `request`, which does not follow, with `open`; or shares the result of an equal read that has
+    /// just begun.
     ///
     /// # Errors
     /// Those of `open`.

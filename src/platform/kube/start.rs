@@ -12,8 +12,8 @@ use crate::platform::Error;
 /// Pause before the next attempt. Short, so that a gateway is ready soon after the API server.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Longest wait for a response at the start. The requests are small, and a server that accepts connections and never responds would
-/// otherwise be waited for silently.
+/// Longest wait for a response at the start. The requests are small, and a server that accepts connections
+/// and never responds would otherwise be waited for silently.
 pub(super) const RESPONSE_MAX: Duration = Duration::from_secs(30);
 
 /// Interval of log messages that name the kinds still being listed: soon enough for a person who waits.

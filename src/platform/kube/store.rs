@@ -1,7 +1,7 @@
 //! Everything known of the cluster: fed by the watches, and the source of the lease views that are in use.
 //!
-//! Level-triggered: a list replaces everything known of its kind, so no deletion is missed. A view is rebuilt from the known objects and
-//! sent if it differs.
+//! Level-triggered: a list replaces everything known of its kind, so no deletion is missed. A view is rebuilt
+//! from the known objects and sent if it differs.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -181,8 +181,8 @@ impl Inner {
         }
     }
 
-    /// Removes one of the provider's own objects from other leases, and returns their namespaces. Such an object names its lease in its
-    /// content, which may change: a host name that was moved.
+    /// Removes one of the provider's own objects from other leases, and returns their namespaces. Such an
+    /// object names its lease in its content, which may change: a host name that was moved.
     fn remove_from_others(&mut self, key: &Key) -> BTreeSet<String> {
         if !matches!(key.kind, ObjectKind::Host | ObjectKind::Leased) {
             return BTreeSet::new();
@@ -217,7 +217,8 @@ impl Inner {
         touched
     }
 
-    /// Numbers the pods of a namespace and updates its view, if that is in use. Returns the pods whose index is to be written.
+    /// Numbers the pods of a namespace and updates its view, if that is in use. Returns the pods whose index
+    /// is to be written.
     fn refresh(&mut self, namespace: &str) -> Vec<PendingIndexWrite> {
         let Some(state) = self.namespaces.get_mut(namespace) else { return Vec::new() };
         state.number();

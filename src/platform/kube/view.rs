@@ -30,7 +30,8 @@ type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
 pub(super) struct Provider {
     /// Public host name of node ports.
     pub(super) hostname: String,
-    /// Whether the provider's own list of leased addresses is known. Until then the addresses of load balancers count.
+    /// Whether the provider's own list of leased addresses is known. Until then the addresses of load
+    /// balancers count.
     pub(super) tells_leased: bool,
     /// Since when the cluster's watches fail.
     pub(super) stale_since: Option<LogTime>,
@@ -88,7 +89,8 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
 fn by_slot(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
     let gone = state.gone().map(|(pod, at)| (pod, Some(at)));
     let mut pods: Vec<_> = state.pods().map(|pod| (pod, None)).chain(gone).collect();
-    // The log of a pod that does not live is read before that of the pod that took its index, whichever is older.
+    // The log of a pod that does not live is read before that of the pod that took its index, whichever is
+    // older.
     let lives = |(pod, gone): &(&PodFacts, Option<LogTime>)| pod.lives && gone.is_none();
     pods.sort_by_key(|member| (lives(member), member.0.created, member.0.name.as_str()));
     let mut services: BTreeMap<_, BTreeMap<u32, Members<'_>>> = BTreeMap::new();

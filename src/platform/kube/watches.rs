@@ -1,4 +1,5 @@
-//! Watches the cluster: one watch per kind over all namespaces, never one per lease or follower. All changes go to the store.
+//! Watches the cluster: one watch per kind over all namespaces, never one per lease or follower. All changes
+//! go to the store.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -31,10 +32,12 @@ const PAGE_OBJECTS: u32 = 250;
 /// First delay after a watch failed. It doubles with each failure, up to [`DELAY_MAX`], and is jittered.
 const DELAY_FIRST: Duration = Duration::from_millis(500);
 
-/// Longest delay after a watch failed. Short, because views are out of date meanwhile; and there are few watches and gateways.
+/// Longest delay after a watch failed. Short, because views are out of date meanwhile; and there are few
+/// watches and gateways.
 const DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// Time without a failure after which the back-off starts anew. A list that begins is no sign of recovery, nor is an event.
+/// Time without a failure after which the back-off starts anew. A list that begins is no sign of recovery,
+/// nor is an event.
 const FAILURE_KEPT: Duration = Duration::from_secs(30);
 
 /// The context of a watch.

@@ -1,5 +1,5 @@
-//! A Kubernetes API server within the test: lists, watches, logs, deletions with preconditions, access reviews; and the bad things
-//! that real ones and kubelets do.
+//! A Kubernetes API server inside the test: lists, watches, logs, deletions with preconditions, access
+//! reviews; and the faults of real ones and of kubelets.
 
 mod coordination;
 mod rollout;
@@ -23,67 +23,66 @@ use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 pub(crate) use self::rollout::LogAnswer;
-use self::server::Door;
+use self::server::Listener;
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::io::Error>;
 
-/// Which run's log: pod uid, container, number.
+/// Identifies a run: pod uid, container, number.
 pub(crate) type RunKey = (String, String, u32);
 
-/// See above. Cloning is cheap.
+/// The API server. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     state: Arc<Mutex<State>>,
     /// Counts changes.
     changed: watch::Sender<u64>,
     pub(crate) address: SocketAddr,
-    door: Arc<Door>,
+    listener: Arc<Listener>,
     _server: Arc<AbortOnDropHandle<()>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     version: u64,
-    /// Watches from before this are told that it is gone.
+    /// Watches of an older version get an error.
     oldest: u64,
-    /// Watches of an earlier age end.
+    /// Incremented to end all watches.
     age: u64,
-    /// How many bookmarks were asked for, and the version that the last of them tells; how many were sent.
+    /// Number of requested bookmarks, and the version in the last one.
     bookmark: (u64, u64),
     bookmarks_sent: usize,
     lists: usize,
-    /// Whether lists are not answered for now.
+    /// Whether lists get no response for now.
     holds_lists: bool,
     objects: BTreeMap<(String, String), Value>,
-    /// (version, kind, what happened, the object)
+    /// (version, kind, event, object)
     history: Vec<(u64, String, &'static str, Value)>,
     logs: BTreeMap<RunKey, Log>,
     denied: BTreeSet<(String, String)>,
-    /// Log responses of an earlier generation break off, or complete.
+    /// Incremented to break or complete all log responses.
     broken: u64,
     completed: u64,
-    /// From responses of an earlier generation nothing more comes, nor an end: of logs, and of watches.
+    /// Incremented to silence all log responses or watches: neither data nor an end comes.
     silent: u64,
     silent_watches: u64,
-    /// What the next log response says instead of lines.
-    words: Option<String>,
+    /// Message of the next log response, in place of lines.
+    message: Option<String>,
     follows: usize,
-    /// The same for each pod, by uid.
+    /// The same per pod, by uid.
     follows_by_pod: BTreeMap<String, usize>,
-    /// How kubelets answer for the logs of pods that are being deleted, by uid.
+    /// Responses of kubelets for the logs of pods that are being deleted, by uid.
     answers: BTreeMap<String, LogAnswer>,
     most_follows: usize,
-    /// What is to be had of the kubelets.
     kubelets: Kubelets,
-    /// No kubelet has an inotify instance left: follows end with words.
+    /// No kubelet has a free inotify instance: follows end with a message.
     exhausted: bool,
-    /// The present runs of pods as their kubelets know them, where that is more than they have told.
-    untold: BTreeMap<String, u64>,
-    /// How often a log was asked for, in vain or not.
-    logs_asked: usize,
-    /// With what requests for logs are refused, if they are.
+    /// Runs that kubelets have not reported, by pod.
+    unreported: BTreeMap<String, u64>,
+    /// Log requests, successful or not.
+    log_requests: usize,
+    /// Status of refused log requests, if they are refused.
     logs_refused: Option<StatusCode>,
-    /// With what patches are refused, if they are, and how many were.
+    /// Status of refused patches, if they are refused, and their number.
     patches: Option<StatusCode>,
     patches_refused: usize,
     /// Names of the pods whose logs were opened.
@@ -91,76 +90,76 @@ struct State {
     deleted: Vec<String>,
     asked_since: usize,
     /// The provider's own kinds that are not installed, by plural.
-    lacked: BTreeSet<&'static str>,
-    /// How often it was asked which of them there are.
-    kinds_asked: usize,
+    missing_kinds: BTreeSet<&'static str>,
+    /// Requests for the installed kinds.
+    kind_requests: usize,
 }
 
-/// What is to be had of the kubelets.
+/// State of the kubelets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Kubelets {
     #[default]
     Serve,
     /// They cannot be reached.
-    Away,
-    /// They have just been started, and do not know of their pods.
+    Unreachable,
+    /// They have just started and do not know their pods.
     Unaware,
 }
 
 #[derive(Debug, Default)]
 struct Log {
     lines: Vec<(i64, String)>,
-    /// Where the newest file begins.
+    /// Index of the first line of the newest file.
     file: usize,
     ended: bool,
-    /// How often kubelets have fallen behind with it, and how the last time.
-    fallen: (u64, Behind),
-    /// Lines of files that were left out then.
+    /// How often its kubelet lagged, and the last time.
+    lagged: (u64, Lag),
+    /// Lines of files that were left out.
     left_out: Vec<Range<usize>>,
 }
 
-/// How a kubelet fell behind with a log.
+/// A kubelet that lagged with a log.
 #[derive(Clone, Debug, Default)]
-struct Behind {
-    /// Where the file ends that it was reading.
+struct Lag {
+    /// The end of the file that it was reading.
     end: usize,
-    /// The newest file, as far as it was written by then.
+    /// The newest file at that time.
     newest: Range<usize>,
     /// How often it opens that file again.
     repeats: usize,
 }
 
-/// How far a log response has come.
+/// Progress of a log response.
 #[derive(Debug)]
 struct Sent {
     next: usize,
-    /// What is sent before that.
+    /// Sent before `next`.
     parts: VecDeque<Range<usize>>,
-    /// How often its kubelet had fallen behind.
-    fallen: u64,
+    /// How often its kubelet had lagged.
+    lagged: u64,
     over: bool,
 }
 
-/// The end of a follow by a kubelet without inotify instances.
+/// Message of a kubelet without inotify instances, at the end of a follow.
 const CANNOT_FOLLOW: &str = "failed to create fsnotify watcher: too many open files";
 
-/// Counts as an open follow.
+/// Counts an open follow, until it is dropped.
 struct Follow(Cluster, String);
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let cluster = Self::away();
-        cluster.come_back().await;
+        let cluster = Self::stopped();
+        cluster.resume().await;
         cluster
     }
 
-    /// One that refuses connections until it comes back.
-    pub(crate) fn away() -> Self {
-        let door = Arc::new(Door::new());
+    /// Creates a server that refuses connections until it is resumed.
+    pub(crate) fn stopped() -> Self {
+        let listener = Arc::new(Listener::new());
         let state = Arc::new(Mutex::new(State { version: 100, ..State::default() }));
-        let (address, changed, tasks) = (door.address(), watch::Sender::new(0), TaskTracker::new());
+        let (address, changed, tasks) = (listener.address(), watch::Sender::new(0), TaskTracker::new());
         let idle = Arc::new(AbortOnDropHandle::new(tasks.spawn(std::future::pending::<()>())));
-        let within = Self { state, changed, address, door, _server: idle };
+        let within = Self { state, changed, address, listener, _server: idle };
         let cluster = within.clone();
         let server = tasks.spawn(async move {
             let serve = |socket| {
@@ -174,19 +173,19 @@ impl Cluster {
                     _ = server.serve_connection(TokioIo::new(socket), service).await;
                 }
             };
-            within.door.keep(serve).await;
+            within.listener.keep(serve).await;
         });
         Self { _server: Arc::new(AbortOnDropHandle::new(server)), ..cluster }
     }
 
-    /// Connections are cut, and no others taken.
-    pub(crate) async fn go_away(&self) {
-        self.door.set(false).await;
+    /// Cuts all connections and refuses new ones.
+    pub(crate) async fn stop(&self) {
+        self.listener.set(false).await;
     }
 
-    /// It takes connections again.
-    pub(crate) async fn come_back(&self) {
-        self.door.set(true).await;
+    /// Accepts connections again.
+    pub(crate) async fn resume(&self) {
+        self.listener.set(true).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -199,17 +198,17 @@ impl Cluster {
         result
     }
 
-    /// Makes or replaces an object; `kind` is the plural.
+    /// Creates or replaces an object; `kind` is the plural.
     pub(crate) fn put(&self, kind: &str, object: Value) {
         self.change(|state| state.put(kind, object));
     }
 
-    /// Takes an object away; `quietly` if no watch is ever to tell of it.
+    /// Removes an object; `quietly` without an event.
     pub(crate) fn remove(&self, kind: &str, namespace: &str, name: &str, quietly: bool) {
         self.change(|state| state.remove(kind, namespace, name, quietly));
     }
 
-    /// The namespace of a lease, with a deployment of so many replicas.
+    /// Creates the namespace of a lease, with a deployment of `count` replicas.
     pub(crate) fn lease(&self, lease: &LeaseId, service: &str, count: u32) -> String {
         let namespace = lease.namespace();
         let labels = json!({
@@ -238,7 +237,8 @@ impl Cluster {
         namespace
     }
 
-    /// A pod that runs, on `node1`, or on `node2` if its name says that it is far; the log of its run number `restarts`.
+    /// Creates a running pod on `node1`, or on `node2` if its name begins with "far". Returns its run number
+    /// `restarts`.
     pub(crate) fn run(&self, lease: &LeaseId, service: &str, pod: &str, restarts: u32) -> RunKey {
         let uid = format!("uid-{pod}");
         let node = if pod.starts_with("far") { "node2" } else { "node1" };
@@ -263,18 +263,18 @@ impl Cluster {
         key
     }
 
-    /// Ends a run and starts the next one, and the kubelet has not told anybody yet.
-    pub(crate) fn crash_untold(&self, run: &RunKey) -> RunKey {
+    /// Ends a run and starts the next one, without a report of the kubelet.
+    pub(crate) fn crash_unreported(&self, run: &RunKey) -> RunKey {
         self.end(run);
         let next = (run.0.clone(), run.1.clone(), run.2 + 1);
         self.change(|state| {
             state.logs.insert(next.clone(), Log::default());
-            state.untold.insert(next.0.clone(), next.2.into());
+            state.unreported.insert(next.0.clone(), next.2.into());
         });
         next
     }
 
-    /// How often logs of a pod were opened.
+    /// Number of opened logs of a pod.
     pub(crate) fn logs_opened_of(&self, pod: &str) -> usize {
         self.lock().logs_opened.iter().filter(|opened| *opened == pod).count()
     }
@@ -285,7 +285,7 @@ impl Cluster {
         self.run(lease, &run.1, pod, run.2 + 1)
     }
 
-    /// A pod that cannot start.
+    /// Creates a pod that cannot start.
     pub(crate) fn stuck(&self, lease: &LeaseId, service: &str, pod: &str) {
         let waiting = json!({ "waiting": { "reason": "ImagePullBackOff", "message": "no such image" } });
         self.put(
@@ -302,7 +302,7 @@ impl Cluster {
         );
     }
 
-    /// Prints so many lines, each so many nanoseconds after the one before.
+    /// Prints `lines` lines, each `step` nanoseconds after the previous one.
     pub(crate) fn print(&self, run: &RunKey, lines: usize, step: i64) {
         let from = self.printed(run).len();
         let lines: Vec<String> = (from..from + lines).map(|n| format!("{}/{n}", run.2)).collect();
@@ -327,12 +327,12 @@ impl Cluster {
         self.change(|state| state.logs.get_mut(run).unwrap().ended = true);
     }
 
-    /// Everything that a run printed.
+    /// All lines of a run.
     pub(crate) fn printed(&self, run: &RunKey) -> Vec<String> {
         self.lock().logs[run].lines.iter().map(|(_, text)| text.clone()).collect()
     }
 
-    /// A new file is begun: what is in older ones can no longer be read.
+    /// Begins a new file. Older ones can no longer be read.
     pub(crate) fn rotate(&self, run: &RunKey) {
         self.change(|state| {
             let log = state.logs.get_mut(run).unwrap();
@@ -340,16 +340,9 @@ impl Cluster {
         });
     }
 
-    /// Follows of this log are not read for a while, in which the run prints so many lines into the present file, into each of those
-    /// that are left out, and into the newest one.
-    pub(crate) fn fall_behind(
-        &self,
-        run: &RunKey,
-        rest: usize,
-        left_out: &[usize],
-        newest: usize,
-        step: i64,
-    ) {
+    /// Lets the kubelet lag with this log while the run prints `rest` lines into the present file, some into
+    /// each file that is left out, and `newest` into the newest one.
+    pub(crate) fn lag(&self, run: &RunKey, rest: usize, left_out: &[usize], newest: usize, step: i64) {
         self.change(|state| {
             let log = state.logs.get_mut(run).unwrap();
             let mut print = |lines: usize| {
@@ -364,82 +357,84 @@ impl Cluster {
             let left: Vec<Range<usize>> = left_out.iter().map(|lines| print(*lines)).collect();
             let newest = print(newest);
             log.file = newest.start;
-            log.fallen = (log.fallen.0 + 1, Behind { end, newest, repeats: left.len() });
+            log.lagged = (log.lagged.0 + 1, Lag { end, newest, repeats: left.len() });
             log.left_out.extend(left);
         });
     }
 
-    /// Lines of a log that kubelets left out in silence.
+    /// Lines of a log that kubelets left out.
     pub(crate) fn left_out(&self, run: &RunKey) -> Vec<Range<usize>> {
         self.lock().logs[run].left_out.clone()
     }
 
-    /// Whether the inotify instances of all nodes are used up.
+    /// Sets whether the inotify instances of all nodes are used up.
     pub(crate) fn exhaust(&self, exhausted: bool) {
         self.change(|state| state.exhausted = exhausted);
     }
 
-    /// All log responses break off, as when an API server is killed.
+    /// Breaks all log responses, as when an API server is killed.
     pub(crate) fn break_logs(&self) {
         self.change(|state| state.broken += 1);
     }
 
-    /// All log responses complete, as when a kubelet is stopped.
+    /// Completes all log responses, as when a kubelet is stopped.
     pub(crate) fn complete_logs(&self) {
         self.change(|state| state.completed += 1);
     }
 
-    /// From now on this is what is to be had of the kubelets.
+    /// Sets the state of the kubelets.
     pub(crate) fn kubelets(&self, kubelets: Kubelets) {
         self.change(|state| state.kubelets = kubelets);
     }
 
-    /// From now on lists are not answered, or are again.
+    /// Sets whether lists get no response.
     pub(crate) fn hold_lists(&self, holds: bool) {
         self.change(|state| state.holds_lists = holds);
     }
 
-    /// From now on requests for logs are refused with this.
+    /// Refuses log requests with this status.
     pub(crate) fn refuse_logs(&self, with: Option<StatusCode>) {
         self.change(|state| state.logs_refused = with);
     }
 
-    /// From now on patches of pods are refused with this.
+    /// Refuses patches of pods with this status.
     pub(crate) fn refuse_patches(&self, with: Option<StatusCode>) {
         self.change(|state| state.patches = with);
     }
 
-    /// How many patches were refused.
+    /// Number of refused patches.
     pub(crate) fn patches_refused(&self) -> usize {
         self.lock().patches_refused
     }
 
-    /// How often a log was asked for, in vain or not.
-    pub(crate) fn logs_asked(&self) -> usize {
-        self.lock().logs_asked
+    /// Number of log requests, successful or not.
+    pub(crate) fn log_requests(&self) -> usize {
+        self.lock().log_requests
     }
 
-    /// Uninstalls one of the provider's kinds that it has, or installs one that it lacks.
-    pub(crate) fn lack(&self, plural: &'static str, lacks: bool) {
-        self.change(|state| if lacks { state.lacked.insert(plural) } else { state.lacked.remove(plural) });
+    /// Installs or uninstalls one of the provider's kinds.
+    pub(crate) fn set_installed(&self, plural: &'static str, installed: bool) {
+        self.change(|state| {
+            if installed { state.missing_kinds.remove(plural) } else { state.missing_kinds.insert(plural) }
+        });
     }
 
-    /// How often it was asked which of the provider's kinds there are.
-    pub(crate) fn kinds_asked(&self) -> usize {
-        self.lock().kinds_asked
+    /// Number of requests for the installed kinds.
+    pub(crate) fn kind_requests(&self) -> usize {
+        self.lock().kind_requests
     }
 
-    /// The next log response is this text.
-    pub(crate) fn say(&self, words: &str) {
-        self.change(|state| state.words = Some(words.to_owned()));
+    /// Sends this message in place of the next log response.
+    pub(crate) fn send_message(&self, message: &str) {
+        self.change(|state| state.message = Some(message.to_owned()));
     }
 
-    /// Whether that is yet to come.
-    pub(crate) fn has_to_say(&self) -> bool {
-        self.lock().words.is_some()
+    /// Whether the message was not sent yet.
+    pub(crate) fn has_message(&self) -> bool {
+        self.lock().message.is_some()
     }
 
-    /// All watches end, and their versions are too old.
+    /// Ends all watches, whose versions are too old then.
     pub(crate) fn forget_history(&self) {
         self.change(|state| {
             state.history.clear();
@@ -449,7 +444,7 @@ impl Cluster {
         });
     }
 
-    /// All watches end, and versions before the present one are too old.
+    /// Ends all watches. Versions before the present one are too old then.
     pub(crate) fn compact(&self) {
         self.change(|state| {
             state.oldest = state.version;
@@ -457,51 +452,51 @@ impl Cluster {
         });
     }
 
-    /// Tells all watches how far they have come.
+    /// Sends a bookmark to all watches.
     pub(crate) fn bookmark(&self) {
         self.change(|state| state.bookmark = (state.bookmark.0 + 1, state.version));
     }
 
-    /// How many bookmarks were sent, and how many lists asked for.
+    /// Numbers of sent bookmarks and of requested lists.
     pub(crate) fn bookmarks_and_lists(&self) -> (usize, usize) {
         let state = self.lock();
         (state.bookmarks_sent, state.lists)
     }
 
-    /// Nothing more comes from any log response at hand, nor its end, as over a connection that is half open.
+    /// Sends neither data nor an end in all open log responses, as over half-open connections.
     pub(crate) fn silence_logs(&self) {
         self.change(|state| state.silent += 1);
     }
 
-    /// Likewise of watches.
+    /// The same for watches.
     pub(crate) fn silence_watches(&self) {
         self.change(|state| state.silent_watches += 1);
     }
 
-    /// Does not permit this.
+    /// Denies a permission.
     pub(crate) fn deny(&self, verb: &str, resource: &str) {
         self.change(|state| state.denied.insert((verb.to_owned(), resource.to_owned())));
     }
 
-    /// Follows open now, and most at once ever.
+    /// Follows that are open now, and the most at once.
     pub(crate) fn follows(&self) -> (usize, usize) {
         let state = self.lock();
         (state.follows, state.most_follows)
     }
 
-    /// Uids of the pods that were deleted by request.
+    /// Uids of the pods that were deleted by a request.
     pub(crate) fn deleted(&self) -> Vec<String> {
         self.lock().deleted.clone()
     }
 
-    /// What is written on a pod.
+    /// The replica index that is written on a pod.
     pub(crate) fn annotation(&self, namespace: &str, pod: &str) -> Option<String> {
         let state = self.lock();
         let object = state.objects.get(&("pods".to_owned(), format!("{namespace}/{pod}")))?;
         Some(object["metadata"]["annotations"]["leasemux/replica"].as_str()?.to_owned())
     }
 
-    /// How often a log was asked for by time, not only to look.
+    /// Number of log requests with `sinceTime` that do more than look.
     pub(crate) fn asked_since(&self) -> usize {
         self.lock().asked_since
     }
@@ -531,17 +526,17 @@ impl Cluster {
             [.., "selfsubjectaccessreviews"] => self.review(body),
             ["apis"] => {
                 let mut state = self.lock();
-                state.kinds_asked += 1;
+                state.kind_requests += 1;
                 let version = json!({ "groupVersion": "akash.network/v2beta2", "version": "v2beta2" });
                 let group =
                     json!({ "name": "akash.network", "versions": [version], "preferredVersion": version });
-                let groups: &[Value] = if state.lacked.len() < 2 { &[group] } else { &[] };
+                let groups: &[Value] = if state.missing_kinds.len() < 2 { &[group] } else { &[] };
                 respond(json!({ "kind": "APIGroupList", "apiVersion": "v1", "groups": groups }))
             }
             ["apis", "akash.network", "v2beta2"] => {
                 let state = self.lock();
                 let all = [("providerhosts", "ProviderHost"), ("providerleasedips", "ProviderLeasedIP")];
-                let installed = all.into_iter().filter(|(name, _)| !state.lacked.contains(name));
+                let installed = all.into_iter().filter(|(name, _)| !state.missing_kinds.contains(name));
                 let resources: Vec<Value> = installed.map(|(name, kind)| {
                     json!({ "name": name, "singularName": "", "namespaced": true, "kind": kind, "verbs": ["list"] })
                 }).collect();
@@ -554,7 +549,7 @@ impl Cluster {
                 refused.map_or_else(|| self.log(namespace, pod, &query), |code| refuse(code, "not now"))
             }
             ["api", "v1", "namespaces", namespace, "pods", pod] => self.pod(&method, namespace, pod, &body),
-            [.., kind] if self.lock().lacked.contains(kind) => {
+            [.., kind] if self.lock().missing_kinds.contains(kind) => {
                 refuse(StatusCode::NOT_FOUND, "the server could not find the requested resource")
             }
             [.., kind] if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") => {
@@ -694,10 +689,10 @@ impl Cluster {
         assert!(is("timestamps") && query.contains_key("container"), "{query:?}");
         let (follow, changes) = (is("follow"), self.changed.subscribe());
         let mut state = self.lock();
-        state.logs_asked += 1;
+        state.log_requests += 1;
         match state.kubelets {
             Kubelets::Serve => {}
-            Kubelets::Away => {
+            Kubelets::Unreachable => {
                 let why = format!(
                     "Get \"https://10.0.0.1:10250/containerLogs/{namespace}/{pod}/x\": dial tcp 10.0.0.1:10250: connect: connection refused"
                 );
@@ -712,15 +707,15 @@ impl Cluster {
         };
         let uid = object["metadata"]["uid"].as_str().unwrap().to_owned();
         let container = &object["status"]["containerStatuses"][0];
-        let told = container["restartCount"].as_u64().unwrap();
+        let reported = container["restartCount"].as_u64().unwrap();
         let is_between =
             container["state"]["waiting"].is_object() && container["lastState"]["terminated"].is_object();
         if let Some(answer) = state.answers.get(&uid).and_then(|answer| answer.response(pod)) {
             return answer;
         }
-        let restarts = state.untold.get(&uid).copied().unwrap_or_default().max(told);
-        // Between two runs the kubelet serves the last one as the present and as the previous one.
-        let is_between = is_between && restarts == told;
+        let restarts = state.unreported.get(&uid).copied().unwrap_or_default().max(reported);
+        // Between two runs the kubelet serves the last one as both the present and the previous one.
+        let is_between = is_between && restarts == reported;
         let number = u32::try_from(restarts).unwrap().checked_sub(u32::from(is("previous") && !is_between));
         let run = number.map(|number| (uid, query["container"].clone(), number));
         let Some((run, log)) = run.and_then(|run| state.logs.get_key_value(&run)) else {
@@ -734,10 +729,10 @@ impl Cluster {
             let text: String = log.lines[next..].iter().take(bytes).map(stamped).collect();
             text[..text.len().min(bytes)].to_owned()
         });
-        let fallen = log.fallen.0;
+        let lagged = log.lagged.0;
         let (run, since) = (run.clone(), query.contains_key("sinceTime"));
         let generation = (state.broken, state.completed, state.silent);
-        if let Some(words) = state.words.take() {
+        if let Some(words) = state.message.take() {
             return Response::new(http_body_util::Full::from(words).map_err(|never| match never {}).boxed());
         }
         if let Some(text) = limited {
@@ -748,14 +743,14 @@ impl Cluster {
         let open = follow.then(|| Follow::begin(self, &mut state, &run.0));
         drop(state);
         if since {
-            // Whether there is a newer line: there is none here but where the clock went back.
+            // A newer line exists only if the clock was set back.
             return Response::new(http_body_util::Empty::new().map_err(|never| match never {}).boxed());
         }
-        let sent = Sent { next, parts: VecDeque::new(), fallen, over: false };
+        let sent = Sent { next, parts: VecDeque::new(), lagged, over: false };
         self.send_log(run, follow, sent, generation, changes, open)
     }
 
-    /// Sends a log and, if it is followed, whatever is printed, until something happens to the response.
+    /// Sends a log and, if it is followed, new lines, until the response is interrupted.
     fn send_log(
         &self,
         run: RunKey,
@@ -804,13 +799,13 @@ impl Cluster {
 }
 
 impl Sent {
-    /// The lines to send next.
+    /// Returns the lines to send next.
     fn part(&mut self, log: &Log, follow: bool) -> Option<Range<usize>> {
-        if follow && log.fallen.0 > self.fallen {
-            let Behind { end, newest, repeats } = log.fallen.1.clone();
+        if follow && log.lagged.0 > self.lagged {
+            let Lag { end, newest, repeats } = log.lagged.1.clone();
             self.parts.push_back(self.next.min(end)..end);
             self.parts.extend(std::iter::repeat_n(newest.clone(), repeats + 1));
-            (self.next, self.fallen) = (newest.end, log.fallen.0);
+            (self.next, self.lagged) = (newest.end, log.lagged.0);
         }
         while let Some(part) = self.parts.pop_front() {
             if !part.is_empty() {
@@ -862,25 +857,24 @@ impl Drop for Follow {
     }
 }
 
-/// Second in which a run with this number begins: so long after the one before that no clock which a test sets back or forward reaches
-/// from one run to another.
+/// Second in which a run with this number begins. Runs are far enough apart for the clock changes of tests.
 fn started(number: u32) -> i64 {
     const APART: i64 = 400 * 86_400;
     1_795_564_800 + APART * i64::from(number)
 }
 
-/// The state of a container whose run with this number goes on.
+/// The state of a container in its run with this number.
 fn running(run: u32) -> Value {
     json!({ "running": { "startedAt": at(started(run)) } })
 }
 
-/// The state of a container whose run with this number has ended, a second before the next one begins.
+/// The state of a container after its run with this number, which ended a second before the next one begins.
 fn terminated(run: u32, code: i32) -> Value {
     json!({ "terminated": { "containerID": format!("containerd://{run}"), "exitCode": code, "reason": "Error",
         "startedAt": at(started(run)), "finishedAt": at(started(run + 1) - 1) } })
 }
 
-/// A second in the form of the API.
+/// Formats a second as the API does.
 fn at(second: i64) -> String {
     jiff::Timestamp::from_second(second).unwrap().to_string()
 }

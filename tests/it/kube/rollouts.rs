@@ -1,5 +1,6 @@
-//! Rollouts, scaling and deletions: every living pod has a slot of its own, is followed at once, and ends without an untrue gap.
-#![expect(clippy::print_stdout, reason = "what was done is shown if the test fails")]
+//! Rollouts, scaling and deletions: every living pod has its own slot, is followed at once, and ends without
+//! a false gap.
+#![expect(clippy::print_stdout, reason = "shows the steps if the test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
 use super::cluster::{LogAnswer, RunKey};
-use super::{SERVICE, SILENCE, Stage, connect, eventually, in_time, pass};
+use super::{SERVICE, SILENCE, Scenario, connect, eventually, in_time, pass};
 use crate::support::gateway::{PATIENCE, Stream};
 use crate::support::oracle::{Received, Seen};
 use crate::support::seeds::seeds;
@@ -22,14 +23,14 @@ use crate::support::statuses::Statuses;
 /// More slots than any scenario has.
 const SLOTS: u32 = 16;
 
-/// So many times all tasks go on without a new request for a log before readers are taken to be at rest.
+/// Rounds of all tasks without a new log request after which the tails count as idle.
 const RESTS: usize = 30;
 
-/// How a kubelet may answer for the log of a pod that is being deleted.
+/// Responses of a kubelet for the log of a pod that is being deleted.
 const ANSWERS: [LogAnswer; 5] =
-    [LogAnswer::Serve, LogAnswer::Words, LogAnswer::Refuse, LogAnswer::Forgot, LogAnswer::CutOff];
+    [LogAnswer::Serve, LogAnswer::Message, LogAnswer::Refuse, LogAnswer::Forgot, LogAnswer::CutOff];
 
-/// The lines of a run, in whichever slot they were sent.
+/// The lines of a run, in any slot.
 fn lines_of(received: &Received, run: &RunKey) -> Vec<String> {
     let (uid, container, number) = run;
     let instance = format!("{uid}/{container}/{number}");
@@ -51,14 +52,15 @@ fn gaps(received: &Received) -> usize {
     seen.filter(|seen| matches!(seen, Seen::Gap(..))).count()
 }
 
-/// The slot that a pod is in.
+/// Returns the slot of a pod.
 fn slot_of<'a>(view: &'a LeaseView, uid: &str) -> Option<(u32, &'a ReplicaView)> {
     let service = view.services.get(&SERVICE.parse().unwrap())?;
     let has = |slot: &ReplicaView| slot.runs.iter().any(|run| run.instance.parts().0 == uid);
     service.replicas.iter().find(|(_, slot)| has(slot)).map(|(index, slot)| (*index, slot))
 }
 
-/// Says why the view does not show each living pod as the API server has it, in a slot of its own.
+/// Compares the view with the API server's pods: each living pod must have its own slot. Returns the
+/// difference.
 fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
     let mut taken = BTreeSet::new();
     for pod in pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()) {
@@ -83,7 +85,7 @@ fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
         let shown = (state, slot.ready, u64::from(slot.restarts));
         let wanted = (expected, container["ready"] == true, container["restartCount"].as_u64().unwrap());
         if shown != wanted {
-            return Some(format!("{uid} in slot {index} is shown as {shown:?} and is {wanted:?}"));
+            return Some(format!("{uid} in slot {index} is shown as {shown:?}, expected {wanted:?}"));
         }
     }
     None
@@ -91,10 +93,10 @@ fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
 
 #[tokio::test]
 async fn crashing_new_version_is_followed_at_once() {
-    // Whether the new pod is seen before the deletion of the old one.
+    // Whether the new pod appears before the deletion of the old one.
     for creation_first in [false, true] {
-        let stage = Stage::new(3).await;
-        let (cluster, lease) = (&stage.cluster, stage.lease().clone());
+        let scenario = Scenario::new(3).await;
+        let (cluster, lease) = (&scenario.cluster, scenario.lease().clone());
         let mut old = Vec::new();
         for index in 0..3 {
             let pod = format!("old-{index}");
@@ -102,11 +104,11 @@ async fn crashing_new_version_is_followed_at_once() {
             old.push(cluster.start_pod(&lease, SERVICE, &pod, 0));
             cluster.print(&old[old.len() - 1], 5, 1_000);
         }
-        stage.shows(&[1, 1, 1]).await;
-        let mut follower = stage.follow().await;
+        scenario.shows(&[1, 1, 1]).await;
+        let mut follower = scenario.follow().await;
         follower.until(|received| (0..3).all(|index| received.lines(SERVICE, index) >= 5)).await;
-        followed_by_all(&stage, &mut follower, &old[2]).await;
-        // The rollout takes the pod of slot 2 down.
+        followed_by_all(&scenario, &mut follower, &old[2]).await;
+        // The rollout deletes the pod of slot 2.
         if creation_first {
             cluster.create_pod(&lease, SERVICE, "new", "new-0", 100);
             cluster.mark_deleted(&lease, "old-2");
@@ -116,7 +118,7 @@ async fn crashing_new_version_is_followed_at_once() {
         }
         cluster.end_deleted(&lease, "old-2", &old[2], LogAnswer::Forgot, true);
         cluster.remove("pods", &lease.namespace(), "old-2", false);
-        // The new version prints 30 lines and exits with 7, again and again.
+        // The new version prints 30 lines and exits with 7, three times.
         let mut runs = vec![old[2].clone()];
         for restarts in 0..3 {
             let run = cluster.start_pod(&lease, SERVICE, "new-0", restarts);
@@ -131,8 +133,8 @@ async fn crashing_new_version_is_followed_at_once() {
             in_time(&mut follower, |received| ends(received) == ended).await;
             runs.push(run);
         }
-        // Each pod is shown as kubectl shows it.
-        let mut statuses = Statuses::follow(&stage.scene).await;
+        // The status has each pod as kubectl shows it.
+        let mut statuses = Statuses::follow(&scenario.scene).await;
         let crashing = |statuses: &Statuses| {
             statuses.replica(SERVICE, 2).is_some_and(|shown| {
                 shown.instance == "uid-new-0/web/2"
@@ -164,31 +166,31 @@ fn lines(received: &Received, index: u32) -> Vec<String> {
     received.text(SERVICE, index).lines().map(str::to_owned).collect()
 }
 
-/// Waits until all readers of the log of a run follow it: they will see the end of that log.
-async fn followed_by_all(stage: &Stage, follower: &mut Stream, run: &RunKey) {
-    println!("{run:?}: is it followed?");
-    at_rest(stage, follower, |_| stage.cluster.follows_of(&run.0) > 0).await;
+/// Waits until all tails of a run's log follow it: they will see its end.
+async fn followed_by_all(scenario: &Scenario, follower: &mut Stream, run: &RunKey) {
+    println!("{run:?}: waiting until it is followed");
+    at_rest(scenario, follower, |_| scenario.cluster.follows_of(&run.0) > 0).await;
 }
 
-/// Waits until this holds and no log was asked for since.
-async fn at_rest(stage: &Stage, follower: &mut Stream, holds: impl Fn(&Received) -> bool) {
+/// Waits until this holds and no log has been requested since.
+async fn at_rest(scenario: &Scenario, follower: &mut Stream, holds: impl Fn(&Received) -> bool) {
     loop {
         in_time(follower, &holds).await;
-        let asked = stage.cluster.logs_asked();
-        // All tasks are on this thread: each of these lets them go on.
+        let asked = scenario.cluster.log_requests();
+        // All tasks are on this thread: each call lets them run.
         for _ in 0..RESTS {
             _ = follower.next_if_ready().await.unwrap();
         }
-        if asked == stage.cluster.logs_asked() && holds(&follower.received) {
+        if asked == scenario.cluster.log_requests() && holds(&follower.received) {
             return;
         }
     }
 }
 
 #[tokio::test]
-async fn index_written_twice_by_an_older_gateway_is_mended() {
-    let stage = Stage::new(2).await;
-    let (cluster, lease) = (&stage.cluster, stage.lease().clone());
+async fn duplicate_index_of_older_gateway_is_corrected() {
+    let scenario = Scenario::new(2).await;
+    let (cluster, lease) = (&scenario.cluster, scenario.lease().clone());
     let namespace = lease.namespace();
     cluster.refuse_patches(Some(hyper::StatusCode::INTERNAL_SERVER_ERROR));
     for (set, pod, second) in [("old", "old-0", 0), ("new", "new-0", 1)] {
@@ -198,32 +200,32 @@ async fn index_written_twice_by_an_older_gateway_is_mended() {
         });
         cluster.start_pod(&lease, SERVICE, pod, 0);
     }
-    stage.shows(&[1, 1]).await;
+    scenario.shows(&[1, 1]).await;
     cluster.refuse_patches(None);
-    // Any change of the pod has its index written again.
+    // Any change of the pod writes its index again.
     cluster.set_ready(&lease, "new-0", false);
     eventually(async || cluster.annotation(&namespace, "new-0").as_deref() == Some("1")).await;
     assert_eq!(cluster.annotation(&namespace, "old-0").as_deref(), Some("0"));
 }
 
 #[tokio::test]
-async fn slot_in_use_again_begins_without_a_gap() {
-    // With the next pod before and after the former one is forgotten.
+async fn reused_slot_begins_without_gap() {
+    // The next pod comes before or after the former one is removed.
     for is_forgotten in [false, true] {
-        let stage = Stage::new(2).await;
-        let (cluster, lease) = (&stage.cluster, stage.lease().clone());
+        let scenario = Scenario::new(2).await;
+        let (cluster, lease) = (&scenario.cluster, scenario.lease().clone());
         let mut runs = Vec::new();
         for (pod, second) in [("a", 0), ("b", 1)] {
             cluster.create_pod(&lease, SERVICE, "set", pod, second);
             runs.push(cluster.start_pod(&lease, SERVICE, pod, 0));
         }
-        stage.shows(&[1, 1]).await;
-        let mut follower = stage.follow().await;
+        scenario.shows(&[1, 1]).await;
+        let mut follower = scenario.follow().await;
         for pod in ["c", "d"] {
             let run = runs.last().unwrap().clone();
             cluster.print(&run, 5, 1_000);
             in_time(&mut follower, |received| lines_of(received, &run).len() == 5).await;
-            followed_by_all(&stage, &mut follower, &run).await;
+            followed_by_all(&scenario, &mut follower, &run).await;
             cluster.scale(&lease, SERVICE, 1);
             let former = run.0.strip_prefix("uid-").unwrap();
             cluster.mark_deleted(&lease, former);
@@ -240,8 +242,8 @@ async fn slot_in_use_again_begins_without_a_gap() {
             }
             cluster.scale(&lease, SERVICE, 2);
             cluster.create_pod(&lease, SERVICE, "set", pod, 2);
-            // A follower that comes now finds a slot whose only run is that of the former pod.
-            let mut late = stage.follow().await;
+            // A follower that starts now finds only the run of the former pod.
+            let mut late = scenario.follow().await;
             late.until(|received| received.events(SERVICE, 1).contains(&Kind::Waiting)).await;
             let next = cluster.start_pod(&lease, SERVICE, pod, 0);
             cluster.print(&next, 5, 1_000);
@@ -257,21 +259,21 @@ async fn slot_in_use_again_begins_without_a_gap() {
 }
 
 #[tokio::test]
-async fn whatever_is_rolled_out_every_pod_is_followed() {
+async fn random_rollout_follows_every_pod() {
     for seed in seeds(4) {
         println!("seed: {seed}");
-        Scenario::new(seed).await.live().await;
+        RandomRollout::new(seed).await.live().await;
     }
 }
 
-/// What has become of a pod.
+/// State of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Creating,
     Running,
-    /// The present run has crashed, and the next one is waited for.
+    /// The run has crashed, and the next one is due.
     Crashed,
-    /// It is being deleted; whether its container runs, or ran, and has not been seen to end.
+    /// It is being deleted. Whether its container has run and was not seen to end.
     Dying(bool),
     Gone,
 }
@@ -282,15 +284,15 @@ struct Pod {
     version: u32,
     phase: Phase,
     runs: Vec<RunKey>,
-    /// The slot that it was seen in.
+    /// Its slot, once seen.
     slot: Option<u32>,
 }
 
-/// One random life of a deployment whose versions may crash.
-struct Scenario {
+/// A random rollout of a deployment whose versions may crash.
+struct RandomRollout {
     seed: u64,
     random: StdRng,
-    stage: Stage,
+    scenario: Scenario,
     follower: Stream,
     pods: Vec<Pod>,
     count: usize,
@@ -307,22 +309,22 @@ impl Pod {
     }
 }
 
-impl Scenario {
+impl RandomRollout {
     async fn new(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let count = random.random_range(1..4_u32);
-        let stage = Stage::new(count).await;
-        eventually(async || stage.platform.watch(stage.lease()).await.is_ok()).await;
-        let follower = stage.follow().await;
+        let scenario = Scenario::new(count).await;
+        eventually(async || scenario.platform.watch(scenario.lease()).await.is_ok()).await;
+        let follower = scenario.follow().await;
         let count = usize::try_from(count).unwrap();
-        Self { seed, random, stage, follower, pods: Vec::new(), count, version: 0 }
+        Self { seed, random, scenario, follower, pods: Vec::new(), count, version: 0 }
     }
 
     fn chance(&mut self, of: f64) -> bool {
         self.random.random_bool(of)
     }
 
-    /// Any of the pods for which this holds.
+    /// Picks a pod for which this holds.
     fn any(&mut self, holds: impl Fn(&Pod) -> bool) -> Option<usize> {
         let all: Vec<usize> = (0..self.pods.len()).filter(|at| holds(&self.pods[*at])).collect();
         (!all.is_empty()).then(|| all[self.random.random_range(0..all.len())])
@@ -339,9 +341,9 @@ impl Scenario {
                 15 => {
                     self.count = self.random.random_range(1..5);
                     let count = u32::try_from(self.count).unwrap();
-                    self.stage.cluster.scale(self.stage.lease(), SERVICE, count);
+                    self.scenario.cluster.scale(self.scenario.lease(), SERVICE, count);
                 }
-                // Somebody deletes a pod.
+                // An operator deletes a pod.
                 16 => {
                     if let Some(at) = self.any(Pod::lives) {
                         self.delete(at).await;
@@ -349,10 +351,10 @@ impl Scenario {
                 }
                 17..=19 => self.finish().await,
                 20 => pass(Duration::from_secs(11)).await,
-                _ => self.settle().await,
+                _ => self.receive_all().await,
             }
         }
-        // The rollout goes on to its end.
+        // The rollout completes.
         for _ in 0..200 {
             self.control().await;
             self.start();
@@ -361,11 +363,11 @@ impl Scenario {
             }
             self.finish().await;
         }
-        self.settle().await;
+        self.receive_all().await;
         self.check().await;
     }
 
-    /// What the controllers do next: delete a pod that is too much or of an older version, create one that is missing.
+    /// The next step of the controllers: delete a surplus or outdated pod, create a missing one.
     async fn control(&mut self) {
         let living = self.pods.iter().filter(|pod| pod.lives()).count();
         let available = self.pods.iter().filter(|pod| pod.phase == Phase::Running).count();
@@ -395,7 +397,7 @@ impl Scenario {
     }
 
     fn create(&mut self) {
-        let (cluster, lease) = (&self.stage.cluster, self.stage.lease());
+        let (cluster, lease) = (&self.scenario.cluster, self.scenario.lease());
         let name = format!("{}-{}", ["p", "a", "z"][self.random.random_range(0..3)], self.pods.len());
         let second = u32::try_from(self.pods.len()).unwrap();
         cluster.create_pod(lease, SERVICE, &format!("set-{}", self.version), &name, second);
@@ -404,23 +406,23 @@ impl Scenario {
     }
 
     async fn delete(&mut self, at: usize) {
-        // A pod that no gateway has seen alive has no index.
+        // A pod that the gateway has not seen alive has no index.
         if !self.pods[at].runs.is_empty() {
             let (view, uid) =
-                (self.stage.platform.watch(self.stage.lease()).await.unwrap(), self.pods[at].uid());
+                (self.scenario.platform.watch(self.scenario.lease()).await.unwrap(), self.pods[at].uid());
             eventually(async || slot_of(&view.borrow(), &uid).is_some()).await;
         }
-        let (cluster, lease) = (&self.stage.cluster, self.stage.lease());
+        let (cluster, lease) = (&self.scenario.cluster, self.scenario.lease());
         let pod = &mut self.pods[at];
         println!("{} in {:?}: deleted, {:?}", pod.name, pod.slot, pod.phase);
         cluster.mark_deleted(lease, &pod.name);
         pod.phase = Phase::Dying(!pod.runs.is_empty());
     }
 
-    /// A kubelet starts a container.
+    /// The kubelet starts a container.
     fn start(&mut self) {
         let Some(at) = self.any(|pod| matches!(pod.phase, Phase::Creating | Phase::Crashed)) else { return };
-        let (cluster, lease) = (&self.stage.cluster, self.stage.lease());
+        let (cluster, lease) = (&self.scenario.cluster, self.scenario.lease());
         let pod = &mut self.pods[at];
         let restarts = u32::try_from(pod.runs.len()).unwrap();
         println!("{}: run {restarts} starts", pod.name);
@@ -432,13 +434,13 @@ impl Scenario {
     fn print(&mut self) {
         let Some(at) = self.any(|pod| matches!(pod.phase, Phase::Running)) else { return };
         let lines = self.random.random_range(1..40);
-        self.stage.cluster.print(self.pods[at].runs.last().unwrap(), lines, 1_000);
+        self.scenario.cluster.print(self.pods[at].runs.last().unwrap(), lines, 1_000);
     }
 
-    /// Waits until each living pod is shown as it is, and notes which pod is in which slot.
-    async fn look(&mut self) {
-        let view = self.stage.platform.watch(self.stage.lease()).await.unwrap();
-        let pods = self.stage.cluster.pods(self.stage.lease());
+    /// Waits until the view has all living pods, and stores their slots.
+    async fn observe(&mut self) {
+        let view = self.scenario.platform.watch(self.scenario.lease()).await.unwrap();
+        let pods = self.scenario.cluster.pods(self.scenario.lease());
         let shown = tokio::time::timeout(PATIENCE, async {
             while differs(&view.borrow(), &pods).is_some() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -452,7 +454,7 @@ impl Scenario {
         }
     }
 
-    /// Whether the log of a pod has to wait until that of another pod in its slot is read to its end.
+    /// Whether the log of a pod waits for the end of another log in its slot.
     fn waits(&self, at: usize) -> bool {
         let pod = &self.pods[at];
         self.pods.iter().enumerate().any(|(other, before)| {
@@ -463,44 +465,44 @@ impl Scenario {
         })
     }
 
-    /// A container crashes, once all that it printed was received: kubelets keep one run before the present one.
+    /// A container crashes, once all its lines were received: kubelets keep one previous run.
     async fn crash(&mut self) {
         let Some(at) = self.any(|pod| pod.phase == Phase::Running) else { return };
-        self.look().await;
+        self.observe().await;
         if self.waits(at) {
             return;
         }
         let run = self.pods[at].runs.last().unwrap().clone();
-        self.stage.cluster.print(&run, 1, 1_000);
-        self.settle().await;
-        followed_by_all(&self.stage, &mut self.follower, &run).await;
-        let asked = self.stage.cluster.logs_asked();
+        self.scenario.cluster.print(&run, 1, 1_000);
+        self.receive_all().await;
+        followed_by_all(&self.scenario, &mut self.follower, &run).await;
+        let asked = self.scenario.cluster.log_requests();
         println!("{}: crashes", self.pods[at].name);
-        self.stage.cluster.exit_pod(self.stage.lease(), &self.pods[at].name, &run, 7);
+        self.scenario.cluster.exit_pod(self.scenario.lease(), &self.pods[at].name, &run, 7);
         // The log is read to its end before the next run begins or the pod is gone.
-        let cluster = &self.stage.cluster;
-        at_rest(&self.stage, &mut self.follower, |_| cluster.logs_asked() > asked).await;
+        let cluster = &self.scenario.cluster;
+        at_rest(&self.scenario, &mut self.follower, |_| cluster.log_requests() > asked).await;
         self.pods[at].phase = Phase::Crashed;
     }
 
-    /// The container of a pod that is being deleted ends, and the pod is gone.
+    /// The container of a pod that is being deleted ends, and the pod is removed.
     async fn finish(&mut self) {
         let Some(at) = self.any(|pod| matches!(pod.phase, Phase::Dying(_))) else { return };
-        self.look().await;
+        self.observe().await;
         let pod = self.pods[at].clone();
         if pod.phase == Phase::Dying(true) {
             if self.waits(at) {
                 return;
             }
-            self.settle().await;
+            self.receive_all().await;
             let run = pod.runs.last().unwrap();
-            if !self.stage.cluster.ended(run) {
-                followed_by_all(&self.stage, &mut self.follower, run).await;
+            if !self.scenario.cluster.ended(run) {
+                followed_by_all(&self.scenario, &mut self.follower, run).await;
             }
             let answer = ANSWERS[self.random.random_range(0..ANSWERS.len())];
-            let is_told = self.chance(0.6);
-            println!("{}: ends, {answer:?}, told {is_told}", pod.name);
-            self.stage.cluster.end_deleted(self.stage.lease(), &pod.name, run, answer, is_told);
+            let is_reported = self.chance(0.6);
+            println!("{}: ends, {answer:?}, reported {is_reported}", pod.name);
+            self.scenario.cluster.end_deleted(self.scenario.lease(), &pod.name, run, answer, is_reported);
             if self.chance(0.5) {
                 _ = self.follower.next_if_ready().await.unwrap();
                 pass(Duration::from_millis(400)).await;
@@ -508,22 +510,22 @@ impl Scenario {
             }
         }
         let quietly = self.chance(0.1);
-        self.stage.cluster.remove("pods", &self.stage.lease().namespace(), &pod.name, quietly);
+        self.scenario.cluster.remove("pods", &self.scenario.lease().namespace(), &pod.name, quietly);
         println!("{}: gone, quietly {quietly}", pod.name);
         if quietly {
-            self.stage.cluster.forget_history();
+            self.scenario.cluster.forget_history();
         }
         self.pods[at].phase = Phase::Gone;
     }
 
-    /// Waits until all lines are received but those that wait for another pod's end.
-    async fn settle(&mut self) {
+    /// Waits until all lines were received, except those that wait for another pod's end.
+    async fn receive_all(&mut self) {
         let seed = self.seed;
-        self.look().await;
+        self.observe().await;
         let expected: BTreeMap<RunKey, Vec<String>> = (0..self.pods.len())
             .filter(|at| !self.waits(*at))
             .flat_map(|at| self.pods[at].runs.iter())
-            .map(|run| (run.clone(), self.stage.cluster.printed(run)))
+            .map(|run| (run.clone(), self.scenario.cluster.printed(run)))
             .collect();
         let has_all = |received: &Received| {
             expected.iter().all(|(run, printed)| lines_of(received, run).len() >= printed.len())
@@ -546,18 +548,18 @@ impl Scenario {
         );
     }
 
-    /// What the follower was sent in all; and whether a gateway that comes now gives each pod the same slot.
+    /// Checks that the follower got all lines, and that a new gateway gives each pod the same slot.
     async fn check(&self) {
         let seed = self.seed;
         for run in self.pods.iter().flat_map(|pod| &pod.runs) {
             let received = lines_of(&self.follower.received, run);
-            assert_eq!(received, self.stage.cluster.printed(run), "seed {seed}: {run:?}");
+            assert_eq!(received, self.scenario.cluster.printed(run), "seed {seed}: {run:?}");
         }
         assert_eq!(gaps(&self.follower.received), 0, "seed {seed}: {:?}", self.follower.received);
-        // An index that could not be written at once is written later.
-        let namespace = self.stage.lease().namespace();
+        // A failed write of an index is retried.
+        let namespace = self.scenario.lease().namespace();
         let is_unwritten =
-            |pod: &Pod| pod.lives() && self.stage.cluster.annotation(&namespace, &pod.name).is_none();
+            |pod: &Pod| pod.lives() && self.scenario.cluster.annotation(&namespace, &pod.name).is_none();
         let mut minutes = 0..10;
         while self.pods.iter().any(is_unwritten) {
             minutes.next().expect("all indices are written within minutes");
@@ -567,8 +569,8 @@ impl Scenario {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        let other = connect(&self.stage.cluster, &dir).await.unwrap();
-        let views = [&self.stage.platform, &other].map(|platform| platform.watch(self.stage.lease()));
+        let other = connect(&self.scenario.cluster, &dir).await.unwrap();
+        let views = [&self.scenario.platform, &other].map(|platform| platform.watch(self.scenario.lease()));
         let [one, other] = futures_util::future::join_all(views).await.try_into().unwrap();
         let (one, other) = (one.unwrap(), other.unwrap());
         for pod in self.pods.iter().filter(|pod| pod.phase == Phase::Running) {

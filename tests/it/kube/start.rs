@@ -1,4 +1,4 @@
-//! The start on a cluster, and `--check` of one: the real program.
+//! The real program: start on a cluster, and `--check` of one.
 
 use std::net::TcpStream;
 
@@ -9,7 +9,7 @@ use super::kubeconfig;
 use crate::support::account;
 use crate::support::process::{Done, Program, World, get, own_port};
 
-/// The arguments of a gateway on a cluster, but for the kubeconfig.
+/// The arguments of a gateway on a cluster, without the kubeconfig.
 fn args(world: &World, more: &[&str]) -> Vec<String> {
     let mut args = world.serve_args(&[]);
     args.retain(|arg| arg != "--platform=local");
@@ -24,14 +24,14 @@ fn start(world: &World, more: &[&str]) -> Program {
     world.start(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// What `--check` says.
+/// Runs `--check`.
 fn check(world: &World, more: &[&str]) -> Done {
     block_in_place(|| start(world, &[&["--check"], more].concat()).done())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unready_gateway_refuses_connections_and_names_the_server() {
-    let (world, cluster, dir) = (World::new(), Cluster::away(), tempfile::tempdir().unwrap());
+    let (world, cluster, dir) = (World::new(), Cluster::stopped(), tempfile::tempdir().unwrap());
     let file = format!("--kubeconfig={}", kubeconfig(&cluster, &dir).display());
     let [port, admin] = [own_port(), own_port()];
     let (listen, admin_listen) =
@@ -40,7 +40,7 @@ async fn unready_gateway_refuses_connections_and_names_the_server() {
     args.retain(|arg| !arg.ends_with("listen=127.0.0.1:0"));
     let program = world.start(&args.iter().map(String::as_str).collect::<Vec<_>>());
     block_in_place(|| {
-        program.until_said("failed to reach the API server, will try again");
+        program.until_said("failed to reach the API server, retrying");
         program.until_said(&format!("http://{}", cluster.address));
         program.until_said("onnection refused");
         let refused = TcpStream::connect(("127.0.0.1", port)).unwrap_err();
@@ -49,7 +49,7 @@ async fn unready_gateway_refuses_connections_and_names_the_server() {
         assert!(head.starts_with("http/1.1 503 ") && body == "not ready\n", "{head}{body}");
     });
     cluster.hold_lists(true);
-    cluster.come_back().await;
+    cluster.resume().await;
     block_in_place(|| {
         program.until_said("still listing the cluster");
         program.until_said(
@@ -65,14 +65,14 @@ async fn unready_gateway_refuses_connections_and_names_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_outside_a_cluster_names_what_is_missing() {
+async fn check_outside_cluster_names_missing_setting() {
     let done = check(&World::new(), &[]);
     assert_eq!(done.status.code(), Some(2), "{done:?}");
     assert!(done.err.contains("error: not in a cluster, and no --kubeconfig given"), "{done:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_asks_a_reachable_cluster_for_permissions() {
+async fn check_verifies_permissions_if_reachable() {
     let (world, cluster, dir) = (World::new(), Cluster::start().await, tempfile::tempdir().unwrap());
     let file = format!("--kubeconfig={}", kubeconfig(&cluster, &dir).display());
     let done = check(&world, &[&file]);
@@ -81,10 +81,11 @@ async fn check_asks_a_reachable_cluster_for_permissions() {
     let done = check(&world, &[&file]);
     assert_eq!(done.status.code(), Some(2), "{done:?}");
     assert!(done.err.contains("get pods/log in the whole cluster"), "{done:?}");
-    // From where it is not reached it need not be.
-    cluster.go_away().await;
+    // An unreachable API server is no error.
+    cluster.stop().await;
     let done = check(&world, &[&file]);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
-    let note = format!("note: permissions are not checked, since the API server http://{}", cluster.address);
+    let note =
+        format!("note: permissions were not checked, because the API server http://{}", cluster.address);
     assert!(done.err.starts_with(&note) && done.err.contains("onnection refused"), "{done:?}");
 }

@@ -204,12 +204,12 @@ impl Scenario {
 
     /// Returns the holder of the restart lock.
     fn holder(&self) -> Value {
-        self.cluster.turns()[0]["spec"]["holderIdentity"].clone()
+        self.cluster.lease_objects()[0]["spec"]["holderIdentity"].clone()
     }
 
     /// Returns the restart record.
     fn record(&self) -> Value {
-        let locks = self.cluster.turns();
+        let locks = self.cluster.lease_objects();
         serde_json::from_str(locks[0]["metadata"]["annotations"]["leasemux/restarts"].as_str().unwrap())
             .unwrap()
     }
@@ -285,7 +285,7 @@ async fn same_call_at_two_gateways_restarts_once() {
     let other = scenario.request(&[1], Some("deploy-7"));
     assert_eq!(scenario.call(&scenario.gateway(), other).await.unwrap_err(), Rejection::IdReused);
     // Nobody holds the lock now. It belongs to the lease's namespace, and is deleted when the hour is over.
-    let object = scenario.cluster.turns().remove(0);
+    let object = scenario.cluster.lease_objects().remove(0);
     let transitions = object["spec"]["leaseTransitions"].as_u64().unwrap();
     assert!(transitions <= 2, "a holder lost the lock although it renewed it: {transitions}");
     assert!(object["spec"]["holderIdentity"].is_null(), "{object}");
@@ -294,12 +294,12 @@ async fn same_call_at_two_gateways_restarts_once() {
     for gateway in [&a, &b] {
         gateway.locks.sweep().await;
     }
-    assert_eq!(scenario.cluster.turns().len(), 1);
+    assert_eq!(scenario.cluster.lease_objects().len(), 1);
     tokio::time::sleep(Duration::from_secs(4_000)).await;
     for gateway in [&a, &b] {
         gateway.locks.sweep().await;
     }
-    assert!(scenario.cluster.turns().is_empty());
+    assert!(scenario.cluster.lease_objects().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -317,7 +317,7 @@ async fn call_without_id_leaves_no_lock_object() {
     for gateway in [&a, &b] {
         gateway.restarts.finish(LONG).await;
     }
-    assert!(scenario.cluster.turns().is_empty(), "{:?}", scenario.cluster.turns());
+    assert!(scenario.cluster.lease_objects().is_empty(), "{:?}", scenario.cluster.lease_objects());
 }
 
 #[tokio::test(start_paused = true)]
@@ -360,7 +360,7 @@ async fn shutdown_releases_lock_and_another_gateway_resumes() {
         &outcomes(&first)[..],
         [Some(ReplicaOutcome::Active), Some(ReplicaOutcome::NotAttempted(_)), Some(_)]
     ));
-    assert!(scenario.cluster.turns()[0]["spec"]["holderIdentity"].is_null());
+    assert!(scenario.cluster.lease_objects()[0]["spec"]["holderIdentity"].is_null());
     let job = scenario.call(&b, request).await.unwrap();
     job.wait(LONG).await;
     assert_eq!((outcomes(&job), scenario.stopped()), (all_active(), vec![1, 1, 1]));

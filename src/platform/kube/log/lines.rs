@@ -1,8 +1,8 @@
 //! Splits the bytes of a log response into lines with times. Pure.
 //!
-//! With `timestamps=true` the kubelet puts a time and a space before each line. Text without a time is a message of the kubelet
-//! (errors come as text in a response with status 200), or the rest of a line that began elsewhere. It is never delivered as output
-//! of the tenant.
+//! With `timestamps=true` the kubelet puts a time and a space before each line. Text without a time is a
+//! message of the kubelet (errors come as text in a response with status 200), or the rest of a line that
+//! began elsewhere. It is never delivered as output of the tenant.
 
 use memchr::memchr;
 
@@ -67,7 +67,8 @@ impl Lines {
         }
     }
 
-    /// Takes the unfinished line, and begins anew. A line that was returned in pieces always has a rest, perhaps an empty one.
+    /// Takes the unfinished line, and begins anew. A line that was returned in pieces always has a rest,
+    /// perhaps an empty one.
     pub(super) fn take_rest(&mut self) -> Rest {
         let mut held = std::mem::take(&mut self.held);
         let line = std::mem::take(&mut self.line);
@@ -135,7 +136,8 @@ impl Lines {
         self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
     }
 
-    /// Returns pieces of a line that is too long to be held. Holds the newest piece back, because it may be the last one.
+    /// Returns pieces of a line that is too long to be held. Holds the newest piece back, because it may be
+    /// the last one.
     fn split_long(&mut self, out: &mut impl FnMut(Found<'_>)) {
         if self.line == Line::Unread && self.held.len() > PREFIX_MAX_BYTES {
             self.read_time();

@@ -1,22 +1,24 @@
-//! The state machine that reads the log of one run through the Kubernetes API: takes an [`Event`], returns the next [`Action`].
-//! Sans-I/O.
+//! The state machine that reads the log of one run through the Kubernetes API: takes an [`Event`], returns
+//! the next [`Action`]. Sans-I/O.
 //!
 //! The API returns the newest log file, whole or its last lines, and can follow it.
-//! - A position is searched in the whole file, because positions count from its first line ([`crate::model::position`]).
-//!   `sinceTime` cannot resume a read: it has whole seconds, and it filters each line by its time, so it would hide all lines
-//!   after a clock was set back.
-//! - A follow starts with the last lines, of which the remembered ones are skipped ([`super::overlap`]). If the resume point is not
-//!   among them, the whole file is searched. If it is not there either, it was rotated away: the machine reports a gap and delivers
-//!   all lines that it does not remember.
-//! - A kubelet that missed two rotations leaves a file out and sends the newest one from its beginning again. Remembered lines are
-//!   dropped. An older line that is not remembered is searched in the file ([`Novelty::Suspect`]).
-//! - A resume point that is not in the file may belong to a run that has ended: kubelets serve the next run as soon as it starts, and
-//!   report it to the API server later. The machine then searches the previous run.
-//! - A response without a remembered line may belong to a later run for the same reason, so the kubelet is asked which run it serves
-//!   ([`LogQuery::checks_run`]). If it is a later one, the machine waits until the API server knows it.
+//! - A position is searched in the whole file, because positions count from its first line
+//!   ([`crate::model::position`]). `sinceTime` cannot resume a read: it has whole seconds, and it filters
+//!   each line by its time, so it would hide all lines after a clock was set back.
+//! - A follow starts with the last lines, of which the remembered ones are skipped ([`super::overlap`]). If
+//!   the resume point is not among them, the whole file is searched. If it is not there either, it was
+//!   rotated away: the machine reports a gap and delivers all lines that it does not remember.
+//! - A kubelet that missed two rotations leaves a file out and sends the newest one from its beginning again.
+//!   Remembered lines are dropped. An older line that is not remembered is searched in the file
+//!   ([`Novelty::Suspect`]).
+//! - A resume point that is not in the file may belong to a run that has ended: kubelets serve the next run
+//!   as soon as it starts, and report it to the API server later. The machine then searches the previous run.
+//! - A response without a remembered line may belong to a later run for the same reason, so the kubelet is
+//!   asked which run it serves ([`LogQuery::checks_run`]). If it is a later one, the machine waits until the
+//!   API server knows it.
 //! - A kubelet without free inotify instances cannot follow. The machine then polls the last lines.
-//! - The end of a response does not mean the end of the run. The caller knows whether the run has ended; if so, the machine reads the
-//!   rest of the log.
+//! - The end of a response does not mean the end of the run. The caller knows whether the run has ended; if
+//!   so, the machine reads the rest of the log.
 
 mod ending;
 mod partial_line;
@@ -49,11 +51,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// [open limiter](crate::platform::kube::open_limiter) decides when to try them again.
 const PAUSE_UNREACHABLE: Duration = Duration::from_millis(500);
 
-/// Pauses of [`PAUSE_MAX`] to wait for the API server to report the later run that the kubelet serves: two minutes. Kubelets that were
-/// down, or could not report, took up to 50 s. After that the machine no longer trusts the times that it compares.
+/// Pauses of [`PAUSE_MAX`] to wait for the API server to report the later run that the kubelet serves: two
+/// minutes. Kubelets that were down, or could not report, took up to 50 s. After that the machine no longer
+/// trusts the times that it compares.
 const LATER_RUN_PAUSES: u32 = 24;
 
-/// The same where the kubelet only may serve a later run: a kubelet without trouble reports within a few seconds.
+/// The same where the kubelet only may serve a later run: a kubelet without trouble reports within a few
+/// seconds.
 const UNCLEAR_RUN_PAUSES: u32 = 3;
 
 /// Pause of a read that does not follow, in which the API server may learn of a later run.
@@ -62,14 +66,15 @@ const PAUSE_BRIEF: Duration = Duration::from_millis(500);
 /// Number of those pauses: a caller waits for two seconds at most.
 const BRIEF_PAUSES: u32 = 4;
 
-/// Pause between two polls of a log that the kubelet cannot follow: it looks live to a person, and each poll is three requests.
+/// Pause between two polls of a log that the kubelet cannot follow: it looks live to a person, and each poll
+/// is three requests.
 const POLL_EVERY: Duration = Duration::from_secs(2);
 
 /// Number of polls, half a minute, after which following is tried again.
 const POLLS_PER_TRIAL: u32 = 15;
 
-/// Nanoseconds after the start of a container in which its log was not rotated yet: kubelets check sizes every few seconds, and report
-/// the start in whole seconds.
+/// Nanoseconds after the start of a container in which its log was not rotated yet: kubelets check sizes
+/// every few seconds, and report the start in whole seconds.
 const UNROTATED: i64 = 2_000_000_000;
 
 /// Longest text of a kubelet that is logged, in characters.
@@ -96,12 +101,15 @@ pub(super) struct Machine {
     failures: u32,
     /// Whether the whole file was searched for the resume point since a line was delivered.
     searched: bool,
-    /// What had been delivered when a follow was last complete: whole lines, and bytes of the next one. If nothing more was
-    /// delivered since, the log may have ended there. `None` if something speaks against that.
+    /// The amount delivered when a follow was last complete: whole lines, and bytes of the next one. If
+    /// nothing more was delivered since, the log may have ended there. `None` if something speaks against
+    /// that.
     clean_end: Option<(u64, u64)>,
-    /// Whether a response was left before a line of the log was known. Then the log may have been rotated unseen.
+    /// Whether a response was left before a line of the log was known. Then the log may have been rotated
+    /// unseen.
     unproven: bool,
-    /// Pauses left to wait for the API server to report a later run. At 0 the kubelet is no longer asked which run it serves.
+    /// Pauses left to wait for the API server to report a later run. At 0 the kubelet is no longer asked
+    /// which run it serves.
     run_pauses: u32,
     /// Set while the kubelet cannot follow the log.
     polling: Option<Polling>,
@@ -131,7 +139,8 @@ struct Polling {
 // === impl Machine ===
 
 impl Machine {
-    /// Creates a read. Its first action is to open [`Machine::query`]. `started` is when the container was started.
+    /// Creates a read. Its first action is to open [`Machine::query`]. `started` is when the container was
+    /// started.
     pub(super) fn new(from: ReadFrom, follow: bool, started: LogTime) -> Self {
         let seek = |filter| Stage::Seek { filter };
         let (stage, unchecked) = match from {
@@ -212,7 +221,7 @@ impl Machine {
         items
     }
 
-    /// What it means if nothing comes now.
+    /// The meaning of silence in the current response.
     pub(super) fn idle_verdict(&self) -> IdleVerdict {
         match &self.stage {
             Stage::Live { .. } if !self.follows() => IdleVerdict::Slow,
@@ -265,8 +274,9 @@ impl Machine {
         Action::Open(self.query())
     }
 
-    /// Searches the whole file, because the resume point is not in the current response. The first search since a line was delivered
-    /// starts at once, whatever failed before: a log that rotates every few seconds will do so again. Further ones pause first.
+    /// Searches the whole file, because the resume point is not in the current response. The first search
+    /// since a line was delivered starts at once, whatever failed before: a log that rotates every few
+    /// seconds will do so again. Further ones pause first.
     fn recover(&mut self, suspect: Option<Suspect>) -> Action {
         let open = self.go_to(Stage::Recover { finder: None, suspect });
         if std::mem::replace(&mut self.searched, true) { self.pause() } else { open }
@@ -352,8 +362,8 @@ impl Machine {
         first < self.started.saturating_add_nanos(UNROTATED)
     }
 
-    /// Whether the position to resume at may be another one: the file's first line has its time, and a file that is gone may have had
-    /// more lines of that time.
+    /// Whether the position to resume at may be another one: the file's first line has its time, and a file
+    /// that is gone may have had more lines of that time.
     fn is_uncertain(&self, after: Position, first: LogTime) -> bool {
         !self.is_fresh(first)
             && !self.batcher.is_inexact()

@@ -1,18 +1,20 @@
 //! The newest lines of a log, remembered by time and hash, and the search for them in another response. Pure.
 //!
-//! The API cannot resume at a position: `sinceTime` has whole seconds, filters every line (so a clock set back would hide all later
-//! lines), and times tie. So the last lines are requested, and those that were read before are recognised.
+//! The API cannot resume at a position: `sinceTime` has whole seconds, filters every line (so a clock set
+//! back would hide all later lines), and times tie. So the last lines are requested, and those that were read
+//! before are recognised.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hasher as _};
 
 use crate::model::time::LogTime;
 
-/// Fewest lines that are remembered, and requested when a log is opened again: several times the output of a service of 5,000 lines/s
-/// while a connection is made. 16 bytes each.
+/// Fewest lines that are remembered, and requested when a log is opened again: several times the output of a
+/// service of 5,000 lines/s while a connection is made. 16 bytes each.
 pub(super) const WINDOW_LINES: usize = 2_048;
 
-/// Most lines that are remembered and requested: 1 MiB of marks. Only a log of 16,000 lines/s or more needs them.
+/// Most lines that are remembered and requested: 1 MiB of marks. Only a log of 16,000 lines/s or more needs
+/// them.
 const WINDOW_MAX_LINES: usize = 65_536;
 
 /// Log time that the window of a busy log covers: longer than a busy API server takes to open a log.
@@ -21,8 +23,8 @@ const WINDOW_SPAN_NANOS: i64 = 4_000_000_000;
 /// Fewest lines that a poll requests. Low, because one node may have many logs that cannot be followed.
 const POLL_LINES: u64 = 256;
 
-/// Longest step back between two lines that is not a change of the clock: runtimes stamp stdout and stderr in separate tasks, and on a
-/// busy node one of them may run late.
+/// Longest step back between two lines that is not a change of the clock: runtimes stamp stdout and stderr in
+/// separate tasks, and on a busy node one of them may run late.
 const REORDER_MAX_NANOS: i64 = 1_000_000_000;
 
 /// Lines in a row that identify the resume point anywhere in a response. Fewer do so only at its beginning.
@@ -48,8 +50,8 @@ pub(super) struct Window {
     max: LogTime,
     /// Lines after the last one with that time.
     since_max: usize,
-    /// Lines after the last one that is older than an earlier line by more than [`REORDER_MAX_NANOS`]. Without such a line, at least
-    /// the number of marks.
+    /// Lines after the last one that is older than an earlier line by more than [`REORDER_MAX_NANOS`].
+    /// Without such a line, at least the number of marks.
     since_drop: usize,
 }
 
@@ -60,8 +62,8 @@ pub(super) enum Novelty {
     New,
     /// It was read before.
     Repeated,
-    /// It is older than lines that were read, and is not remembered. Either the clock was set back, or the stream has returned to the
-    /// beginning of a file: only the file itself can tell.
+    /// It is older than lines that were read, and is not remembered. Either the clock was set back, or the
+    /// stream has returned to the beginning of a file: only the file itself can tell.
     Suspect,
 }
 
@@ -140,12 +142,13 @@ impl Window {
         self.marks.back().copied()
     }
 
-    /// Compares a line of a stream with those before it. `hash` is `None` for a line that has not ended. `repeats` if the previous
-    /// line was a repeated one.
+    /// Compares a line of a stream with those before it. `hash` is `None` for a line that has not ended.
+    /// `repeats` if the previous line was a repeated one.
     pub(super) fn compare(&self, time: LogTime, hash: Option<u64>, repeats: bool) -> Novelty {
         let (Some(first), Some(last)) = (self.marks.front(), self.marks.back()) else { return Novelty::New };
         let (is_ordered, is_older) = (self.is_ordered(), time < last.time);
-        // After a clock was set back, a stream that returns to the beginning of a file may jump forward in time.
+        // After a clock was set back, a stream that returns to the beginning of a file may jump forward in
+        // time.
         let jumps = !is_ordered && time <= self.max && nanos_between(last.time, time) > REORDER_MAX_NANOS;
         if !is_older && !jumps && !repeats {
             return Novelty::New;
@@ -167,7 +170,8 @@ impl Window {
         }
     }
 
-    /// Number of last lines to request, so that the newest remembered one is among them although the log grows meanwhile.
+    /// Number of last lines to request, so that the newest remembered one is among them although the log
+    /// grows meanwhile.
     pub(super) fn overlap_lines(&self) -> u64 {
         let lines = self.marks.len();
         if lines < WINDOW_LINES {
@@ -199,8 +203,8 @@ impl Window {
         self.marks.is_empty()
     }
 
-    /// Creates a search for the resume point in a response that begins with the last `requested` lines. `None` if no line is
-    /// remembered: then all lines are new.
+    /// Creates a search for the resume point in a response that begins with the last `requested` lines.
+    /// `None` if no line is remembered: then all lines are new.
     pub(super) fn finder(&self, requested: u64) -> Option<OverlapFinder> {
         let known: Vec<Mark> = self.marks.iter().copied().collect();
         // A window that is not full has all lines that were read: the response cannot begin before it.
@@ -223,7 +227,8 @@ impl Window {
     fn contains(&self, mark: Mark) -> bool {
         let is_ordered = self.is_ordered();
         let from_newest = self.marks.iter().rev();
-        // In an ordered window all lines before an older one are older too, so a reordered line is compared with the newest ones only.
+        // In an ordered window all lines before an older one are older too, so a reordered line is compared
+        // with the newest ones only.
         let mut near = from_newest
             .take_while(|known| !is_ordered || nanos_between(known.time, mark.time) <= REORDER_MAX_NANOS);
         near.any(|known| *known == mark)

@@ -1,11 +1,12 @@
 //! Finds out whether a kubelet serves a later run of a container than the API server knows. Pure.
 //!
-//! The log API has two runs, the present and the previous one as the kubelet sees them. The kubelet reports a restart to the API server a
-//! second or two later, and up to a minute later on a busy node or after an outage. Until then, a request for the run that the API server
-//! calls the present one returns another run's lines.
+//! The log API has two runs, the present and the previous one as the kubelet sees them. The kubelet reports a
+//! restart to the API server a second or two later, and up to a minute later on a busy node or after an
+//! outage. Until then, a request for the run that the API server calls the present one returns another run's
+//! lines.
 //!
-//! So the previous run of the kubelet is compared with that of the API server. If it is a later one, so is the present run. Both times
-//! come from the clock of the node.
+//! So the previous run of the kubelet is compared with that of the API server. If it is a later one, so is
+//! the present run. Both times come from the clock of the node.
 
 use k8s_openapi::api::core::v1::ContainerStatus;
 
@@ -60,7 +61,8 @@ impl PreviousLog {
     }
 }
 
-/// Compares the kubelet's previous run with the container's status, which the API server had before the kubelet was asked.
+/// Compares the kubelet's previous run with the container's status, which the API server had before the
+/// kubelet was asked.
 pub(in crate::platform::kube) fn served_run(status: &ContainerStatus, previous: &PreviousLog) -> ServedRun {
     let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let (last, time) = match (last, previous) {
@@ -101,7 +103,8 @@ mod tests {
 
     use super::*;
 
-    /// A container in its second run: the first one lasted from second 10 to 12, and this one began in second 12.
+    /// A container in its second run: the first one lasted from second 10 to 12, and this one began in second
+    /// 12.
     fn restarted() -> ContainerStatus {
         let at = |second: u32| format!("1970-01-01T00:00:{second}Z");
         serde_json::from_value(json!({

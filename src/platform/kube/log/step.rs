@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::platform::Error;
 
-/// Lines requested to check whether a silent stream has missed some: more than the pieces of any but the longest line.
+/// Lines requested to check whether a silent stream has missed some: more than the pieces of any but the
+/// longest line.
 const PROBE_LINES: u64 = 64;
 
 /// Bytes requested to check whether any line exists: about the length of its time.
@@ -21,11 +22,11 @@ pub(in super::super) struct LogQuery {
     pub(in super::super) since_second: Option<i64>,
     /// Return about this many bytes at most.
     pub(in super::super) limit_bytes: Option<u64>,
-    /// Read the run before the one that the kubelet serves as the present one. If the run that is read is the newest one that the API
-    /// server knows, it may have ended without a report.
+    /// Read the run before the one that the kubelet serves as the present one. If the run that is read is the
+    /// newest one that the API server knows, it may have ended without a report.
     pub(in super::super) previous: bool,
-    /// Check that the kubelet serves the run that the API server calls the newest: it may have started the next one without a report.
-    /// For responses in which no known line identifies the run.
+    /// Check that the kubelet serves the run that the API server calls the newest: it may have started the
+    /// next one without a report. For responses in which no known line identifies the run.
     pub(in super::super) checks_run: bool,
 }
 
@@ -36,7 +37,8 @@ pub(super) enum Event<'a> {
     Opened { ended: bool },
     /// Bytes of the response.
     Data(&'a [u8]),
-    /// Nothing came for a moment while [`Machine::holds_unfinished`](super::machine::Machine::holds_unfinished) was true.
+    /// Nothing came for a moment while
+    /// [`Machine::holds_unfinished`](super::machine::Machine::holds_unfinished) was true.
     Unfinished,
     /// The response is complete. `ended` if the run has ended by now.
     Complete { ended: bool },
@@ -48,7 +50,8 @@ pub(super) enum Event<'a> {
     Gone(String),
     /// Nothing came for the time that [`IdleVerdict::Unplaced`] or [`IdleVerdict::Trial`] stands for.
     Idle,
-    /// The kubelet serves a later run than the API server knows, or may do so if `unclear`. Nothing was opened.
+    /// The kubelet serves a later run than the API server knows, or may do so if `unclear`. Nothing was
+    /// opened.
     LaterRun { why: String, unclear: bool },
     /// The last lines of the file, which were requested beside a silent stream.
     Probed(&'a [u8]),

@@ -70,8 +70,8 @@ impl TailBuffer {
         self.seen < self.request_lines()
     }
 
-    /// Whether the position before the wanted lines is certain: its time is newer than `first`, the time of the first line that came.
-    /// `at` is the position after all lines.
+    /// Whether the position before the wanted lines is certain: its time is newer than `first`, the time of
+    /// the first line that came. `at` is the position after all lines.
     pub(super) fn has_certain_start(&self, first: Option<LogTime>, at: Position) -> bool {
         first.is_none_or(|first| self.start(at).time > first)
     }

@@ -137,8 +137,8 @@ impl ContainerFacts {
         let message = waiting.and_then(|waiting| waiting.message.clone());
         let state =
             State::Waiting(reason.unwrap_or_else(|| "Waiting".to_owned()), clip(message.unwrap_or_default()));
-        // The kubelet's last run is the newest one. Its number is the count of restarts, unless the next container was created and is
-        // about to begin.
+        // The kubelet's last run is the newest one. Its number is the count of restarts, unless the next
+        // container was created and is about to begin.
         let next_is_created = last.is_some_and(|last| {
             let created = status.container_id.as_deref().filter(|id| !id.is_empty());
             created.is_some() && created != last.container_id.as_deref()
@@ -166,7 +166,8 @@ impl RunFacts {
     }
 }
 
-/// Whether a terminated container had begun. Kubelets also report containers as terminated that they do not know.
+/// Whether a terminated container had begun. Kubelets also report containers as terminated that they do not
+/// know.
 fn ran(state: &ContainerStateTerminated) -> bool {
     state.container_id.as_deref().is_some_and(|id| !id.is_empty())
 }
@@ -184,7 +185,8 @@ fn is_true(pod: &Pod, condition: &str) -> bool {
     conditions.iter().any(|found| found.type_ == condition && found.status == "True")
 }
 
-/// Why a pod does not run, if its main container does not have the reason: it is not scheduled, or an init container has not finished.
+/// Why a pod does not run, if its main container does not have the reason: it is not scheduled, or an init
+/// container has not finished.
 fn pending(pod: &Pod) -> Option<(String, String)> {
     let status = pod.status.as_ref()?;
     if let Some(reason) = status.reason.clone() {

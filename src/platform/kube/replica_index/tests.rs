@@ -100,7 +100,8 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    /// Two gateways that read, write and restart at any time never give one index to two living pods, and finally agree.
+    /// Two gateways that read, write and restart at any time never give one index to two living pods, and
+    /// finally agree.
     #[test]
     fn gateways_agree(ops in proptest::collection::vec(op(), 1..60)) {
         let mut cluster: BTreeMap<String, Pod> = BTreeMap::new();

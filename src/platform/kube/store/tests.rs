@@ -122,7 +122,8 @@ async fn list_replaces_missed_events() {
     let mut view = store.watch(&lease()).unwrap();
     let running = |index| (index, "Running".to_owned(), 1);
     assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
-    // Missed: the deletion of a, and the creation of c. The view has the end of a's run, and c is in its slot.
+    // Missed: the deletion of a, and the creation of c. The view has the end of a's run, and c is in its
+    // slot.
     store.apply(Change::Replace(ObjectKind::Pod, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
     assert!(view.has_changed().unwrap());
     let seen = slots(&view.borrow_and_update());

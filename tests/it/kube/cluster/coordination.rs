@@ -1,4 +1,4 @@
-//! `coordination.k8s.io` leases: each write names the version that it goes over.
+//! `coordination.k8s.io` leases: each write names the version that it replaces.
 
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -58,8 +58,8 @@ impl Cluster {
         found.map_or_else(|| refuse(StatusCode::NOT_FOUND, "no such object"), respond)
     }
 
-    /// All leases of the coordination group that there are.
-    pub(crate) fn turns(&self) -> Vec<Value> {
+    /// All leases of the coordination group.
+    pub(crate) fn lease_objects(&self) -> Vec<Value> {
         let state = self.lock();
         state.objects.iter().filter(|((of, _), _)| of == KIND).map(|(_, object)| object.clone()).collect()
     }

@@ -1,4 +1,5 @@
-//! Pods through a rollout: created, started, crashed, deleted, gone; and how kubelets answer for a pod that is deleted.
+//! Pods in a rollout: created, started, crashed, deleted, gone; and the responses of kubelets for a deleted
+//! pod.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -10,16 +11,16 @@ use serde_json::{Value, json};
 
 use super::{Body, Cluster, RunKey, refuse, running, terminated};
 
-/// How a kubelet answers requests for the log of a pod whose container has ended.
+/// Response of a kubelet for the log of a pod whose container has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogAnswer {
-    /// With the log, to its end.
+    /// The log, to its end.
     Serve,
-    /// The container was removed: its words in place of lines.
-    Words,
+    /// The container was removed: a message in place of lines.
+    Message,
     /// The container was removed: 400.
     Refuse,
-    /// It has forgotten the pod: 404.
+    /// It no longer knows the pod: 404.
     Forgot,
     /// The response breaks off within its first line.
     CutOff,
@@ -34,7 +35,7 @@ impl LogAnswer {
         };
         match self {
             Self::Serve => None,
-            Self::Words => Some(text("unable to retrieve container logs for containerd://x")),
+            Self::Message => Some(text("unable to retrieve container logs for containerd://x")),
             Self::Refuse => {
                 let why = format!("container in pod \"{pod}\" is not available");
                 Some(refuse(StatusCode::BAD_REQUEST, &why))
@@ -70,7 +71,7 @@ impl Cluster {
         );
     }
 
-    /// Changes a pod and keeps the rest of it, such as the index that is written on it.
+    /// Changes a pod and keeps the rest, such as its written index.
     pub(crate) fn edit_pod(&self, lease: &LeaseId, pod: &str, edit: impl FnOnce(&mut Value)) {
         let key = ("pods".to_owned(), format!("{}/{pod}", lease.namespace()));
         self.change(|state| {
@@ -102,7 +103,7 @@ impl Cluster {
         self.edit_pod(lease, pod, |object| set_ready(object, is_ready));
     }
 
-    /// Ends a run with an exit code: the kubelet waits before it starts the next one.
+    /// Ends a run with an exit code. The kubelet waits before the next one.
     pub(crate) fn exit_pod(&self, lease: &LeaseId, pod: &str, run: &RunKey, code: i32) {
         self.end(run);
         self.edit_pod(lease, pod, |object| {
@@ -114,25 +115,26 @@ impl Cluster {
         });
     }
 
-    /// Has a pod being deleted: its containers are told to end.
+    /// Begins the deletion of a pod.
     pub(crate) fn mark_deleted(&self, lease: &LeaseId, pod: &str) {
         self.edit_pod(lease, pod, |object| {
             object["metadata"]["deletionTimestamp"] = json!("2026-11-25T01:00:00Z");
         });
     }
 
-    /// Ends the container of a pod that is being deleted. `is_told` if the kubelet tells the API server before the pod is gone.
+    /// Ends the container of a pod that is being deleted. `is_reported` if the kubelet reports it before the
+    /// pod is gone.
     pub(crate) fn end_deleted(
         &self,
         lease: &LeaseId,
         pod: &str,
         run: &RunKey,
         answer: LogAnswer,
-        is_told: bool,
+        is_reported: bool,
     ) {
         self.change(|state| state.answers.insert(run.0.clone(), answer));
         self.end(run);
-        if is_told {
+        if is_reported {
             self.edit_pod(lease, pod, |object| {
                 object["status"]["phase"] = json!("Failed");
                 let container = &mut object["status"]["containerStatuses"][0];
@@ -149,7 +151,7 @@ impl Cluster {
         self.lock().logs[run].ended
     }
 
-    /// How many responses follow the log of a pod now.
+    /// Open follows of a pod's log.
     pub(crate) fn follows_of(&self, uid: &str) -> usize {
         self.lock().follows_by_pod.get(uid).copied().unwrap_or_default()
     }
@@ -163,7 +165,7 @@ impl Cluster {
         pods.map(|(_, object)| object.clone()).collect()
     }
 
-    /// Changes how many replicas a deployment has.
+    /// Sets the number of replicas of a deployment.
     pub(crate) fn scale(&self, lease: &LeaseId, service: &str, count: u32) {
         let key = ("deployments".to_owned(), format!("{}/{service}", lease.namespace()));
         self.change(|state| {
@@ -174,10 +176,10 @@ impl Cluster {
     }
 }
 
-/// A response that breaks off within the time of its first line.
+/// A response that breaks off in the time of its first line.
 fn cut_off() -> Response<Body> {
     let portions = stream::unfold(0, |step| async move {
-        // What was sent before leaves first.
+        // Earlier data is sent first.
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }

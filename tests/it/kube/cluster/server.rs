@@ -1,5 +1,4 @@
-//! The API server's door: while it is shut connections are refused, and those that there were are cut; then it is there again, at the
-//! same address.
+//! A TCP listener that can be closed and opened again at the same address. Closing it cuts its connections.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -8,19 +7,19 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// See above.
+/// The listener.
 #[derive(Debug)]
-pub(super) struct Door {
-    /// Has the address, and never listens: so nobody else gets it meanwhile.
+pub(super) struct Listener {
+    /// Bound to the address, and never listening: reserves the address while the listener is closed.
     held: TcpSocket,
     wanted: watch::Sender<bool>,
     open: watch::Sender<bool>,
 }
 
-// === impl Door ===
+// === impl Listener ===
 
-impl Door {
-    /// It is shut.
+impl Listener {
+    /// Creates a closed listener.
     pub(super) fn new() -> Self {
         Self {
             held: socket("127.0.0.1:0".parse().unwrap()),
@@ -33,13 +32,13 @@ impl Door {
         self.held.local_addr().unwrap()
     }
 
-    /// Opens or shuts it; resolves when it is so.
+    /// Opens or closes it, and waits until that is done.
     pub(super) async fn set(&self, open: bool) {
         self.wanted.send_replace(open);
         self.open.subscribe().wait_for(|is_open| *is_open == open).await.unwrap();
     }
 
-    /// Serves connections while it is open. Never resolves.
+    /// Serves connections while it is open. Never returns.
     pub(super) async fn keep<F>(&self, serve: impl Fn(TcpStream) -> F)
     where
         F: Future<Output = ()> + Send + 'static,

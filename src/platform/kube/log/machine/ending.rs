@@ -10,10 +10,12 @@ use crate::platform::kube::log::lines::Rest;
 use crate::platform::kube::log::step::Action;
 use crate::platform::{Error, ReadFrom};
 
-/// Part of a kubelet's message at the end of a follow whose container was removed before the kubelet saw it end.
+/// Part of a kubelet's message at the end of a follow whose container was removed before the kubelet saw it
+/// end.
 const CONTAINER_REMOVED: &str = "code = NotFound";
 
-/// Messages of kubelets that cannot watch a log file, because the node's inotify instances or watches are used up.
+/// Messages of kubelets that cannot watch a log file, because the node's inotify instances or watches are
+/// used up.
 const CANNOT_WATCH: [&str; 2] = ["failed to create fsnotify watcher", "failed to watch directory"];
 
 impl Machine {
@@ -32,7 +34,8 @@ impl Machine {
                 Rest::Nothing => {}
             }
         } else {
-            // A read that does not follow ends here. And an unfinished line may be the one that was delivered in part.
+            // A read that does not follow ends here. And an unfinished line may be the one that was delivered
+            // in part.
             let takes_unfinished = match self.stage {
                 Stage::Seek { .. } | Stage::Last(_) => !self.follow,
                 Stage::SkipKnown { gap, .. } => gap == RotationGap::Due,
@@ -44,8 +47,8 @@ impl Machine {
             is_unfinished = self.leave_response();
         }
         if let Some(text) = self.response.message.take() {
-            // The container exists and has no log. Kubelets remove the log of a deleted pod before the pod is gone; also during a
-            // follow, which has read the log to its end then.
+            // The container exists and has no log. Kubelets remove the log of a deleted pod before the pod is
+            // gone; also during a follow, which has read the log to its end then.
             let is_past_overlap = self.stage.is_live() && !self.window.is_empty();
             if is_past_overlap && !is_unfinished && text.contains(CONTAINER_REMOVED) {
                 self.clean_end = Some(self.delivered());
@@ -82,7 +85,8 @@ impl Machine {
                         let filter = StartFilter::Lines(lines.saturating_sub(wanted));
                         self.go_to(Stage::Seek { filter })
                     }
-                    // A busy log continues while it is read, so one read less is one step closer to following it.
+                    // A busy log continues while it is read, so one read less is one step closer to following
+                    // it.
                     _ => {
                         self.batcher = LineBatcher::new(self.batcher.at(), lines, StartFilter::All);
                         self.at_end(ended)
@@ -137,8 +141,8 @@ impl Machine {
         }
     }
 
-    /// The kubelet serves a later run than the API server knows. Waits for the API server, as long as the compared times can be
-    /// trusted.
+    /// The kubelet serves a later run than the API server knows. Waits for the API server, as long as the
+    /// compared times can be trusted.
     pub(super) fn later_run(&mut self, why: &str, unclear: bool) -> Action {
         tracing::debug!(
             why,
@@ -191,8 +195,8 @@ impl Machine {
         self.pause()
     }
 
-    /// An unreachable upstream does not count as a failure of this log. But what looked like the end of the log may have been that of
-    /// its kubelet.
+    /// An unreachable upstream does not count as a failure of this log. But what looked like the end of the
+    /// log may have been that of its kubelet.
     pub(super) fn unreachable(&mut self, why: String) -> Action {
         self.clean_end = None;
         self.interrupted(&why).map_or_else(Action::Fail, |()| Action::Pause(PAUSE_UNREACHABLE))
@@ -235,7 +239,8 @@ impl Machine {
         (self.batcher.lines(), self.batcher.at().offset)
     }
 
-    /// The log does not exist. The log of a run that was followed to its end may be removed at once: then nothing is lost.
+    /// The log does not exist. The log of a run that was followed to its end may be removed at once: then
+    /// nothing is lost.
     pub(super) fn gone(&mut self, why: String) -> Action {
         if self.start().is_none() {
             return Action::Fail(Error::NotFound(why));

@@ -3,8 +3,8 @@
 use crate::model::time::LogTime;
 use crate::platform::kube::log::overlap::LineHash;
 
-/// A line that was delivered in part. A line of a later response continues it if it has the same time and begins with the delivered
-/// bytes.
+/// A line that was delivered in part. A line of a later response continues it if it has the same time and
+/// begins with the delivered bytes.
 #[derive(Debug, Default)]
 pub(super) struct PartialLine {
     /// Hash of the delivered bytes.
@@ -30,8 +30,8 @@ impl PartialLine {
         self.skip > 0
     }
 
-    /// Takes further bytes of a line that may continue this one. Returns how many of them were delivered before, or `None` if it is
-    /// another line.
+    /// Takes further bytes of a line that may continue this one. Returns how many of them were delivered
+    /// before, or `None` if it is another line.
     pub(super) fn skip(&mut self, time: LogTime, bytes: &[u8], ends: bool) -> Option<usize> {
         let len = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
         self.repeated.push(&bytes[..len]);

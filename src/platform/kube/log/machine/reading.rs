@@ -47,7 +47,8 @@ impl Machine {
         self.stage.is_live() && self.response.lines.holds_unfinished()
     }
 
-    /// Delivers the received part of an unfinished line. A line older than the previous one may be a repeat, which only its end shows.
+    /// Delivers the received part of an unfinished line. A line older than the previous one may be a repeat,
+    /// which only its end shows.
     pub(super) fn unfinished(&mut self) -> Action {
         if self.holds_unfinished() && !matches!(self.stage, Stage::Live { repeats: true, .. }) {
             self.take_unfinished(self.window.last().map(|last| last.time));
@@ -98,7 +99,8 @@ impl Machine {
                     Novelty::New => {}
                     Novelty::Repeated => {
                         if !repeated {
-                            // The kubelet has lost its place, and perhaps lines: one gap for all lines that it repeats.
+                            // The kubelet has lost its place, and perhaps lines: one gap for all lines that
+                            // it repeats.
                             self.batcher.gap(unknown_gap(GapCause::Rotated));
                         }
                         return Ok(());
@@ -172,8 +174,8 @@ impl Machine {
         self.emit(bytes, time, ends);
     }
 
-    /// A line has the time and the beginning of the one that was delivered in part. If no remembered line precedes it, it may be
-    /// another line with that time and beginning, so a gap precedes its rest.
+    /// A line has the time and the beginning of the one that was delivered in part. If no remembered line
+    /// precedes it, it may be another line with that time and beginning, so a gap precedes its rest.
     fn partial_line_continues(&mut self) {
         let is_proven = match &mut self.stage {
             Stage::SkipKnown { gap, .. } => std::mem::replace(gap, RotationGap::Reported) != RotationGap::Due,
@@ -220,7 +222,8 @@ impl Machine {
         self.batcher.gap(unknown_gap(GapCause::Rotated));
     }
 
-    /// Compares the last line of the file with the last one that was read. If they differ, the stream is dead.
+    /// Compares the last line of the file with the last one that was read. If they differ, the stream is
+    /// dead.
     pub(super) fn probed(&mut self, data: &[u8]) -> Action {
         let mut hash = LineHash::default();
         let mut last = None;

@@ -63,7 +63,8 @@ enum Op {
     /// Prints this number of lines, each this many nanoseconds after the previous one.
     Print(usize, i64),
     Rotate,
-    /// The response breaks off: whether within a line, and whether the beginning of that line is delivered first.
+    /// The response breaks off: whether within a line, and whether the beginning of that line is delivered
+    /// first.
     Break(bool, bool),
     /// The response completes, although the run continues.
     Complete,
@@ -71,8 +72,8 @@ enum Op {
     Foreign,
     /// Sends all existing lines.
     Send,
-    /// The kubelet lags: lines of the present file, of each file that it leaves out, and of the newest one, and the nanoseconds from
-    /// each line to the next.
+    /// The kubelet lags: lines of the present file, of each file that it leaves out, and of the newest one,
+    /// and the nanoseconds from each line to the next.
     FallBehind(usize, Vec<usize>, usize, i64),
     /// The node's inotify instances are used up, or available again.
     Exhaust(bool),
@@ -172,7 +173,8 @@ impl Received {
         self.check_except(printed, &[]);
     }
 
-    /// The same, except for lines that the kubelet left out: a gap reports them later, once lines were repeated.
+    /// The same, except for lines that the kubelet left out: a gap reports them later, once lines were
+    /// repeated.
     fn check_except(&self, printed: &[(i64, String)], left_out: &[(Range<usize>, bool)]) {
         let mut expected = 0;
         for (index, line) in self.lines.iter().enumerate() {
@@ -239,7 +241,8 @@ impl Scenario {
         self.received.take(items);
     }
 
-    /// Performs actions until the machine waits for more lines of a follow. Returns `false` once it has finished.
+    /// Performs actions until the machine waits for more lines of a follow. Returns `false` once it has
+    /// finished.
     fn run_until_idle(&mut self, mut foreign: bool) -> bool {
         let mut polls = 0;
         for _ in 0..100 {
@@ -309,7 +312,8 @@ impl Scenario {
         match op {
             Op::Print(count, step) => self.server.print(*count, *step),
             Op::Rotate => {
-                // A connected follower loses nothing. And a loss before the first line that is read cannot be noticed.
+                // A connected follower loses nothing. And a loss before the first line that is read cannot be
+                // noticed.
                 let follows =
                     matches!(self.next, Action::Read) && self.server.open.is_some_and(|open| open.ask.follow);
                 if follows || self.received.lines.is_empty() {
@@ -344,7 +348,8 @@ impl Scenario {
                 self.run_until_idle(false);
             }
             Op::FallBehind(rest, left_out, newest, step) => {
-                // Only a kubelet that watches the file can lag. And a loss before the first line cannot be noticed.
+                // Only a kubelet that watches the file can lag. And a loss before the first line cannot be
+                // noticed.
                 if self.run_until_idle(false)
                     && matches!(self.next, Action::Read)
                     && !self.received.lines.is_empty()
@@ -403,7 +408,8 @@ proptest! {
         }
     }
 
-    /// Positions depend on the content only, wherever a read begins, and a read resumes exactly after each of them.
+    /// Positions depend on the content only, wherever a read begins, and a read resumes exactly after each of
+    /// them.
     #[test]
     fn random_start_gives_same_positions(
         steps in proptest::collection::vec(prop_oneof![3 => Just(0_i64), 3 => 1_i64..3, 1 => -3_i64..0], 1..40),
@@ -461,8 +467,8 @@ const INTERRUPTIONS: [fn(&mut Scenario); 3] = [
     |scenario| scenario.on(Event::Unreachable("connection refused".into())),
 ];
 
-/// A follower that has `known` lines, whose log then rotated. The first line of the new file, `step` nanoseconds later, was delivered
-/// in part when the response ended.
+/// A follower that has `known` lines, whose log then rotated. The first line of the new file, `step`
+/// nanoseconds later, was delivered in part when the response ended.
 fn cut_after_rotation(known: usize, step: i64, interrupt: fn(&mut Scenario)) -> Scenario {
     let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
     scenario.server.print(known, 0);
@@ -685,7 +691,8 @@ fn log_removed_after_its_end_is_no_loss() {
     scenario.on(Event::Gone("pod not found".into()));
     assert!(matches!(scenario.next, Action::Finish));
     assert_eq!((scenario.received.lines.len(), scenario.received.gaps_before.len()), (3, 0));
-    // Nor if the kubelet removed it before the pod was gone, and said so, whether the run was known to have ended or not.
+    // Nor if the kubelet removed it before the pod was gone, and said so, whether the run was known to have
+    // ended or not.
     for known in [false, true] {
         let mut scenario = Scenario::new(Server::default(), ReadFrom::Start, true);
         scenario.server.print(3, 1_000_000);

@@ -8,7 +8,8 @@ const LONG: usize = 3 * WINDOW_LINES;
 /// A millisecond.
 const STEP: i64 = 1_000_000;
 
-/// A kubelet that lags by some rotations. A newest file of a single line, sent twice, looks like two equal lines.
+/// A kubelet that lags by some rotations. A newest file of a single line, sent twice, looks like two equal
+/// lines.
 pub(super) fn fall_behind() -> impl Strategy<Value = Op> {
     let lines = || prop_oneof![3 => 2_usize..50, 1 => WINDOW_LINES..LONG];
     let step = prop_oneof![Just(1_i64), Just(STEP), Just(2_000_000_000)];
