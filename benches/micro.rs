@@ -1,7 +1,7 @@
-//! The pure parts of a line's way, for daily work: `cargo bench --bench micro`. Times on a busy machine mean little; two runs
-//! side by side, before and after a change, do.
+//! Microbenchmarks of the pure steps of a line's path: `cargo bench --bench micro`. Compare two runs side by
+//! side, before and after a change: absolute times on a busy machine mean little.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "a program; what is unwrapped is made here")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a program, which unwraps only its own values")]
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,10 +22,10 @@ use leasemux::model::time::LogTime;
 use leasemux::platform::cri::{self, Parser, Record, Stream};
 use tokio::time::Instant;
 
-/// Bytes of a batch: a quarter of what is read from a file at a time.
+/// Bytes of a batch: a quarter of one read of a file.
 const BATCH_BYTES: usize = 64 * 1024;
 
-/// Lengths of lines.
+/// Lengths of lines in bytes.
 const LINES: [usize; 2] = [100, 4_096];
 
 fn main() {
@@ -96,24 +96,24 @@ fn encode_a_chunk_with_times(bencher: Bencher<'_, '_>, line: usize) {
     encode(bencher, line, Representation::Timestamped);
 }
 
-fn encode(bencher: Bencher<'_, '_>, line: usize, as_what: Representation) {
+fn encode(bencher: Bencher<'_, '_>, line: usize, representation: Representation) {
     let (replica, instance, chunk) = (replica(), instance(), chunks(line).remove(0));
     bencher
         .counter(BytesCount::of_slice(&chunk.data))
-        .bench_local(|| frame::lines(&replica, &instance, black_box(&chunk), as_what));
+        .bench_local(|| frame::lines(&replica, &instance, black_box(&chunk), representation));
 }
 
-/// Puts one line in, and has all readers take it: per follower, what the ring costs of a lone line.
+/// Pushes one line, which all readers read: the cost of the ring per line and follower.
 #[divan::bench(args = [1, 100, 1_000])]
 fn pass_a_line_to_readers(bencher: Bencher<'_, '_>, followers: usize) {
     let (ring, instance, chunk) = (ring(), instance(), chunks(4_096).remove(0));
-    ring.begin(&instance, Position::START);
+    ring.begin_log(&instance, Position::START);
     let mut readers: Vec<RingReader> = (0..followers).map(|_| ring.reader()).collect();
     let waker = noop_waker();
     bencher.counter(ItemsCount::new(followers)).bench_local(|| {
         ring.push_lines(&instance, &mut vec![chunk.clone()], Instant::now());
         let mut cx = Context::from_waker(&waker);
-        let taken = readers.iter_mut().map(|reader| reader.poll_read(1, Representation::Plain, &mut cx));
-        taken.filter(Poll::is_ready).count()
+        let reads = readers.iter_mut().map(|reader| reader.poll_read(1, Representation::Plain, &mut cx));
+        reads.filter(Poll::is_ready).count()
     });
 }

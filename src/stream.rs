@@ -1,5 +1,5 @@
-//! What passes between a stream's body, HTTP/2, and whoever watches over the stream: messages one way, progress and the word to
-//! end the other.
+//! State that a response body, HTTP/2 and the stream's supervisor share: [`Messages`] go out, progress and
+//! the request to end come back.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -19,64 +19,61 @@ use crate::model::quota::Exceeded;
 
 pub mod gated_poll;
 
-/// The number of the next stream.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// What others may know and say of a stream while it runs.
+/// Observes and ends a running stream.
 #[derive(Debug)]
 pub struct StreamControl {
-    /// Says that the stream is to end.
+    /// Why the stream must end, once it must.
     end: OnceLock<StreamEnd>,
-    /// Tells it from every other stream of this process.
     id: u64,
     peer: OnceLock<SocketAddr>,
     opened: Instant,
-    /// When HTTP/2 last took something, in milliseconds since it was opened.
+    /// When HTTP/2 last got or took bytes, in milliseconds since `opened`.
     progress_ms: AtomicU64,
-    /// Bytes handed over that HTTP/2 has not taken yet, since the peer does not.
-    held_bytes: AtomicU64,
-    /// Woken when that has become zero.
-    taken: AtomicWaker,
-    /// Whether it was sent anything, or has what it takes to be.
-    is_let_in: AtomicBool,
+    /// Bytes that HTTP/2 was given and holds, because the peer does not take them.
+    unsent_bytes: AtomicU64,
+    /// Woken when `unsent_bytes` becomes zero.
+    drained: AtomicWaker,
+    admitted: AtomicBool,
 }
 
 /// Why a stream ends.
 #[derive(Clone, Debug)]
 pub enum StreamEnd {
-    /// Everything that was asked for was sent.
+    /// The request was fulfilled.
     Complete,
     /// The lease has ended.
     LeaseEnded,
-    /// The follower fell behind, and asked to be told so.
+    /// The follower lagged, and had asked to be disconnected then.
     Lagged(Replica),
-    /// It could not begin: a quota is used up.
+    /// A quota was used up before the stream was admitted.
     Exceeded(Box<Exceeded>),
-    /// The logs of these replicas cannot be read at the moment, and all else was sent.
+    /// The logs of these replicas cannot be read at the moment. All others were sent.
     Unreadable(Vec<Replica>),
-    /// The gateway is ending.
+    /// The gateway shuts down.
     Draining,
-    /// Who follows may not any more.
+    /// The caller's credential is no longer valid.
     Refused(Refusal),
 }
 
-/// Shared bytes, one behind the other. A line on its own is one part, and takes no memory for it.
+/// Shared bytes in order. A single part, which is the usual case, needs no allocation.
 pub type Parts = SmallVec<[Bytes; 1]>;
 
-/// Messages on their way to HTTP/2: shared bytes, several at a time.
+/// Messages for HTTP/2, as one data frame of shared bytes.
 #[derive(Debug)]
 pub struct Messages {
-    /// Those before `first` have been taken, and are empty.
+    /// Parts before `first` were taken, and are empty.
     parts: Parts,
     first: usize,
     remaining: usize,
-    state: Arc<StreamControl>,
+    control: Arc<StreamControl>,
 }
 
 // === impl StreamControl ===
 
 impl StreamControl {
-    /// The state of a stream that opens now.
+    /// Creates the control of a stream that opens now, with an id that is unique in this process.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             end: OnceLock::new(),
@@ -84,90 +81,92 @@ impl StreamControl {
             peer: OnceLock::new(),
             opened: Instant::now(),
             progress_ms: AtomicU64::new(0),
-            held_bytes: AtomicU64::new(0),
-            taken: AtomicWaker::new(),
-            is_let_in: AtomicBool::new(false),
+            unsent_bytes: AtomicU64::new(0),
+            drained: AtomicWaker::new(),
+            admitted: AtomicBool::new(false),
         })
     }
 
-    /// Asks the stream to end; the first reason counts. Whoever says so must also wake the stream's task.
+    /// Asks the stream to end. Later calls have no effect. Does not wake the stream's task: the caller must.
     pub fn end(&self, end: StreamEnd) {
         let _ = self.end.set(end);
     }
 
-    /// Why it is to end, if it is.
-    pub fn ends(&self) -> Option<StreamEnd> {
+    /// Returns why the stream must end, if it must.
+    pub fn end_requested(&self) -> Option<StreamEnd> {
         self.end.get().cloned()
     }
 
-    /// Its number, by which the log and the operator's port name it. Others have others, until the process ends.
+    /// Returns the id that the log and the admin port show.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The address that it is sent to, if that is known.
+    /// Returns the peer address, if known.
     pub fn peer(&self) -> Option<SocketAddr> {
         self.peer.get().copied()
     }
 
-    /// Says so; the first word counts.
-    pub fn comes_from(&self, address: Option<SocketAddr>) {
+    /// Sets the peer address. Later calls have no effect.
+    pub fn set_peer(&self, address: Option<SocketAddr>) {
         if let Some(address) = address {
             let _ = self.peer.set(address);
         }
     }
 
-    /// From now on no quota refuses it: something is being read for it, or was sent.
+    /// Marks the stream as admitted: it was sent a message, or a log is read for it. No quota rejects it from
+    /// now on.
     pub fn mark_admitted(&self) {
-        self.is_let_in.store(true, Ordering::Relaxed);
+        self.admitted.store(true, Ordering::Relaxed);
     }
 
-    /// Whether no quota refuses it any more.
+    /// Whether [`StreamControl::mark_admitted`] was called.
     pub fn is_admitted(&self) -> bool {
-        self.is_let_in.load(Ordering::Relaxed)
+        self.admitted.load(Ordering::Relaxed)
     }
 
-    /// What was handed over and not taken yet, in bytes.
-    pub fn held_bytes(&self) -> u64 {
-        self.held_bytes.load(Ordering::Relaxed)
+    /// Returns how many bytes HTTP/2 holds because the peer does not take them.
+    pub fn unsent_bytes(&self) -> u64 {
+        self.unsent_bytes.load(Ordering::Relaxed)
     }
 
-    /// How long the peer has taken nothing of what it was sent; zero if it has taken everything.
+    /// Returns how long the peer has taken nothing; zero if nothing is unsent.
     pub fn stalled(&self) -> Duration {
-        if self.held_bytes() == 0 {
+        if self.unsent_bytes() == 0 {
             return Duration::ZERO;
         }
         let progress = Duration::from_millis(self.progress_ms.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(progress)
     }
 
-    /// Waits until HTTP/2 has taken everything that it was handed.
-    pub fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.taken.register(cx.waker());
-        if self.held_bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
+    /// Waits until nothing is unsent.
+    pub fn poll_drained(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // Registered before the check, or a change in between would not wake the task.
+        self.drained.register(cx.waker());
+        if self.unsent_bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn took(&self, bytes: usize) {
-        if self.held_bytes.fetch_sub(bytes as u64, Ordering::AcqRel) == bytes as u64 {
-            self.taken.wake();
+    fn subtract_unsent(&self, bytes: usize) {
+        if self.unsent_bytes.fetch_sub(bytes as u64, Ordering::AcqRel) == bytes as u64 {
+            self.drained.wake();
         }
     }
 
-    fn progressed(&self) {
-        let since = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.progress_ms.store(since, Ordering::Relaxed);
+    fn record_progress(&self) {
+        let elapsed_ms = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.progress_ms.store(elapsed_ms, Ordering::Relaxed);
     }
 }
 
 // === impl Messages ===
 
 impl Messages {
-    /// These bytes, one behind the other, as the next of a stream.
-    pub fn new(parts: Parts, state: Arc<StreamControl>) -> Self {
+    /// Creates the next frame of a stream. Its bytes count as unsent until they are taken or dropped.
+    pub fn new(parts: Parts, control: Arc<StreamControl>) -> Self {
         let remaining = parts.iter().map(Bytes::len).sum();
-        state.progressed();
-        state.held_bytes.fetch_add(remaining as u64, Ordering::Relaxed);
-        Self { parts, first: 0, remaining, state }
+        control.record_progress();
+        control.unsent_bytes.fetch_add(remaining as u64, Ordering::Relaxed);
+        Self { parts, first: 0, remaining, control }
     }
 }
 
@@ -180,7 +179,7 @@ impl Buf for Messages {
         self.parts.get(self.first).map_or(&[], |part| part)
     }
 
-    // Forwarded, so that many messages leave in one system call.
+    // Returns all parts, so that many messages leave in one system call.
     fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
         let parts = self.parts.iter().skip(self.first).filter(|part| !part.is_empty());
         into.iter_mut().zip(parts).map(|(slice, part)| *slice = IoSlice::new(part)).count()
@@ -189,8 +188,8 @@ impl Buf for Messages {
     fn advance(&mut self, count: usize) {
         assert!(count <= self.remaining, "cannot advance past the end");
         self.remaining -= count;
-        self.state.took(count);
-        self.state.progressed();
+        self.control.subtract_unsent(count);
+        self.control.record_progress();
         let mut left = count;
         while let Some(part) = self.parts.get_mut(self.first) {
             if left < part.len() {
@@ -198,7 +197,7 @@ impl Buf for Messages {
                 return;
             }
             left -= part.len();
-            // Let go of: nothing is kept alive longer than it must.
+            // Frees the part: it may keep a ring entry's memory alive.
             *part = Bytes::new();
             self.first += 1;
         }
@@ -208,7 +207,7 @@ impl Buf for Messages {
 impl Drop for Messages {
     fn drop(&mut self) {
         if self.remaining > 0 {
-            self.state.took(self.remaining);
+            self.control.subtract_unsent(self.remaining);
         }
     }
 }

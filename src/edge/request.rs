@@ -81,7 +81,7 @@ pub fn logs(request: &ServiceLogsRequest, filters: usize) -> Result<LogsRequest,
     let filter = filter(request.filter.as_ref(), &request.filters, filters)?;
     let since = request.since.as_ref().map(|since| time("since", since)).transpose()?;
     let history = BackfillFilter { last: request.tail_lines, since };
-    let extent = match (request.previous, request.follow) {
+    let range = match (request.previous, request.follow) {
         (true, true) => return Err(CallError::field("previous", "cannot be followed: unset follow")),
         (true, false) => ReadRange::Previous(history),
         (false, true) => ReadRange::Follow(history),
@@ -100,7 +100,7 @@ pub fn logs(request: &ServiceLogsRequest, filters: usize) -> Result<LogsRequest,
     let representation = if request.timestamps { Representation::Timestamped } else { Representation::Plain };
     let on_lag = on_lag(request.on_lag)?;
     let resume = resume(&request.resume, &filter)?;
-    Ok(LogsRequest { lease, filter, extent, representation, on_lag, resume })
+    Ok(LogsRequest { lease, filter, range, representation, on_lag, resume })
 }
 
 /// A request for a restart, checked, with at most `filters` filters; and how long to wait for it.

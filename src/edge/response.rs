@@ -118,7 +118,7 @@ impl OtherBody {
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Messages>, Status>>> {
         // Once HTTP/2 has the trailers nobody watches over the stream any more.
-        ready!(self.state.poll_taken(cx));
+        ready!(self.state.poll_drained(cx));
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(&self.state));
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))

@@ -123,7 +123,7 @@ impl Method {
 impl LeaseService {
     /// A service that lets in whom `gate` lets in.
     pub fn new(gate: Authenticator, fanout: ActorRegistry, restarts: RestartManager, drain: Drain) -> Self {
-        let limits = &fanout.world().limits;
+        let limits = &fanout.context().limits;
         let history = BackfillLimiter::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
         let audit = Audit::new(limits.audit_refusals_per_minute);
@@ -198,7 +198,7 @@ impl LeaseService {
 
     /// What is answered to a call that failed; it is counted whom and what was refused, for that it was is counted with all calls.
     fn refuse(&self, error: &CallError) -> Response<ResponseBody> {
-        let metrics = &self.fanout.world().metrics;
+        let metrics = &self.fanout.context().metrics;
         match error {
             CallError::Refused(refusal) => metrics.auth_refusals.count(refusal.reason()),
             CallError::NoCredentialsBy(_) => metrics.auth_refusals.count(Refusal::NoCredentials.reason()),
@@ -227,7 +227,7 @@ impl LeaseService {
                 return Err(error);
             }
         };
-        let message = read(body, encoding, self.fanout.world().limits.connection.request_max_bytes).await?;
+        let message = read(body, encoding, self.fanout.context().limits.connection.request_max_bytes).await?;
         match method {
             Method::Logs => self.logs(&message, admission, watched, case).await,
             Method::Status => self.status(&message, admission, watched, case).await,
@@ -293,7 +293,7 @@ impl LeaseService {
         if refusal != Refusal::TrustBusy {
             return refusal.into();
         }
-        self.fanout.world().metrics.auth_refusals.count(refusal.reason());
+        self.fanout.context().metrics.auth_refusals.count(refusal.reason());
         CallError::Quota(Exceeded {
             quota: Quota::ChainQueries,
             subject: Subject::Gateway,
@@ -303,7 +303,7 @@ impl LeaseService {
     }
 
     fn bounds(&self) -> &QuotaLimits {
-        &self.fanout.world().limits.quota
+        &self.fanout.context().limits.quota
     }
 
     /// What runs under `lease`, with everything that `filter` names and no more replicas than a call may be about.
@@ -351,7 +351,7 @@ impl LeaseService {
     }
 
     async fn view(&self, lease: &LeaseId) -> Result<View, CallError> {
-        let world = self.fanout.world();
+        let world = self.fanout.context();
         let view = world.platform.watch(lease).await.map_err(|error| match error {
             platform::Error::NotFound(_) => CallError::NoLease,
             other => {

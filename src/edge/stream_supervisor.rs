@@ -178,7 +178,7 @@ fn watch(
             // It was refused, or is none of ours: it ends by itself.
             return std::future::pending().await;
         };
-        state.comes_from(address);
+        state.set_peer(address);
         let takes_nothing = takes_nothing(&state, stall, &metrics);
         tokio::pin!(takes_nothing);
         let end = tokio::select! {

@@ -1,90 +1,176 @@
-//! **The actor**: one per replica. It tails the replica's log once and fans chunks out through its ring.
+//! The actor of one replica: tails its log once and publishes chunks to all followers through a [`Ring`].
 //!
-//! It lives from the first follower until some idle time after the last. It watches the view by itself: when a run ends it
-//! reads that log to its end, then opens the next one's. Nothing is awaited outside its one `select!`, so a hung source delays no
-//! subscriber; dropping the handle's task ends everything it holds. However it ends, its ring is closed, and who still follows
-//! notices.
+//! It starts with the first follower and stops some idle time after the last one has left. It reads one run
+//! at a time: when a run's log ends, it reports how the run ended and opens the next run that the lease view
+//! names.
+//!
+//! The task awaits nothing outside of its `select!`, so a source that hangs cannot delay a subscriber. It
+//! owns everything it uses. Dropping it closes the ring, whatever the reason; followers that remain then
+//! notice.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use futures_core::future::BoxFuture;
+use futures_core::stream::BoxStream;
+use futures_util::StreamExt as _;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::handle::{Followers, Subscribe};
-use self::runs::CurrentRun;
-use self::source::{Source, SourceEvent};
-use super::chunk::Chunk;
-use super::ring::Ring;
+use super::chunk::{Chunk, Chunker};
+use super::frame::{Event, Gap};
+use super::ring::{Ring, RingReader};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
-use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName};
-use crate::model::view::{LeaseView, ReplicaView};
-use crate::platform::{self, Platform};
+use crate::model::line::{GapCause, LineBatch, SourceGap};
+use crate::model::metrics::{ActorEnd, GaugeGuard, Metrics, PlatformName, ReadKind};
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
+use crate::platform::{self, Platform, ReadFrom, Tail, TailItem, TailRequest};
 
-mod handle;
-mod reading;
-mod runs;
-mod source;
+/// Longest delay before a log is opened again: short enough for a follower not to give up.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
-pub use self::handle::{Handle, Subscription};
+/// Delays between attempts to open a log that failed.
+const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(100))
+    .with_max_delay(RETRY_DELAY_MAX)
+    .with_factor(2.0)
+    .without_max_times();
 
-/// What an actor needs to know of the world.
+/// Attempts in a row to read the last lines of a replica or lease that is gone, before the rest counts as
+/// lost. With the delays above they take about five minutes, in which a node that restarts is back.
+const FINAL_ATTEMPTS_MAX: u32 = 60;
+
+/// The dependencies of actors and of backfills.
 #[derive(Clone, Debug)]
 pub struct ActorContext {
-    /// Where lines come from.
+    /// The source of views and logs.
     pub platform: Arc<dyn Platform>,
-    /// How much, how long.
+    /// Bounds and intervals.
     pub limits: Arc<Limits>,
-    /// What is counted.
+    /// The gateway's metrics.
     pub metrics: Metrics,
 }
 
+/// Talks to a running actor. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    mailbox: mpsc::Sender<Subscribe>,
+    ring: Weak<Ring>,
+    id: u64,
+}
+
+/// The only message to an actor.
+#[derive(Debug)]
+struct Subscribe {
+    reply: oneshot::Sender<Subscription>,
+}
+
+/// A follower's subscription. The actor runs at least as long as it exists.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    pub(crate) reader: RingReader,
+    _follower: FollowerGuard,
+}
+
+/// Counts one follower of an actor until it is dropped.
+#[derive(Debug)]
+struct FollowerGuard {
+    followers: Arc<FollowerCount>,
+    _gauge: GaugeGuard,
+}
+
+#[derive(Debug, Default)]
+struct FollowerCount {
+    count: AtomicUsize,
+    left: Notify,
+}
+
 struct Actor {
-    world: ActorContext,
+    context: ActorContext,
     lease: LeaseId,
     replica: Replica,
     view: watch::Receiver<Arc<LeaseView>>,
-    view_is_closed: bool,
+    view_closed: bool,
     mailbox: mpsc::Receiver<Subscribe>,
-    followers: Arc<Followers>,
+    followers: Arc<FollowerCount>,
     ring: Arc<Ring>,
     run: Option<CurrentRun>,
-    /// The newest run of each container that was read, is read, or was there before the first one was read. None of them and none before
-    /// them is read again. At most as many as the view names.
-    passed: Vec<Instance>,
+    /// For each container, the newest run that this actor reads, has read or ignores because it was there at
+    /// the start. Neither that run nor an earlier one is opened again. At most as many as the view names.
+    seen_runs: Vec<Instance>,
     source: Source,
-    /// Chunks on their way to the ring; kept for its memory.
+    /// Chunks on their way to the ring. A field only to reuse its memory.
     chunks: Vec<Chunk>,
-    /// When what waits in the chunker is due; `None` if nothing waits.
-    due: Option<Instant>,
-    /// Nothing leaves before this, but full chunks.
+    /// When the chunker must be flushed; `None` if it is empty.
+    flush_at: Option<Instant>,
+    /// Until then only full chunks are sent; the other lines wait for `flush_at`.
     paced_until: Instant,
-    failures: u32,
-    /// How many of them there have been since the lease ended or the replica went.
-    last_tries: u32,
-    /// What it would have to say if it ended now.
+    /// Delays of the failures in a row; `None` after a success.
+    retries: Option<ExponentialBackoff>,
+    /// Failures in a row since the lease ended or the replica was removed.
+    final_attempts: u32,
+    /// Why the actor ends, for the metric: [`ActorEnd::Aborted`] until the loop decides.
     end: ActorEnd,
-    /// The reason last told for why nothing runs, so that it is told once.
-    waiting_for: Option<String>,
-    /// Whether followers have come since it was last reported that the log cannot be followed.
+    /// Reason of the last waiting event, so that each reason is reported once.
+    reported_waiting: Option<String>,
+    /// Whether a follower has subscribed since the event was sent that the log cannot be followed.
     has_new_followers: bool,
 }
 
-/// What the actor's loop does next.
-enum ActorEvent {
-    Subscribe(Subscribe),
-    View(bool),
-    Due,
-    Source(SourceEvent),
-    Left,
-    End(ActorEnd),
+/// The run whose log is read, or was read last.
+struct CurrentRun {
+    instance: Instance,
+    chunker: Chunker,
+    /// When the oldest line in the chunker was read.
+    read_at: Instant,
+    last_time: Option<LogTime>,
+    /// The run had ended before the actor started, so that its end is not reported.
+    ended_before_start: bool,
+    /// A gap was reported because the log cannot be read, and no line came since.
+    gap_reported: bool,
 }
 
-/// Makes an actor: its handle, and its life, which is for the caller to run. `id` tells it from every other actor.
-pub fn new(
-    world: ActorContext,
+/// State of the log that the actor reads.
+enum Source {
+    /// No log is open. Waits for the view to name a new run.
+    Idle,
+    /// Becomes `Reading`, or `Retry` if it fails.
+    Opening(BoxFuture<'static, Result<Tail, platform::Error>>),
+    /// Becomes `Ended` at the end of the log, or `Retry` if it fails.
+    Reading(BoxStream<'static, Result<TailItem, platform::Error>>),
+    /// Reading failed. Opened again at this time, after the newest line.
+    Retry(Instant),
+    /// The log was read to its end. Waits for the view to state how the run ended; becomes `Idle`.
+    Ended,
+}
+
+enum SourceEvent {
+    RetryDue,
+    Opened(Result<Tail, platform::Error>),
+    Item(Option<Result<TailItem, platform::Error>>),
+}
+
+enum ActorEvent {
+    End(ActorEnd),
+    Subscribe(Subscribe),
+    /// The view has changed; `false` if it was closed.
+    View(bool),
+    FlushDue,
+    Source(SourceEvent),
+    FollowerLeft,
+}
+
+/// Creates an actor. Returns its handle and the future that runs it. No two actors of a registry have the
+/// same `id`.
+pub(crate) fn new(
+    context: ActorContext,
     lease: LeaseId,
     replica: Replica,
     view: watch::Receiver<Arc<LeaseView>>,
@@ -92,116 +178,467 @@ pub fn new(
     cancel: CancellationToken,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
-    world.metrics.actor_starts.increment(1);
-    let ring = Arc::new(Ring::new(replica.clone(), world.limits.ring_max_bytes, &world.metrics));
+    context.metrics.actor_starts.increment(1);
+    let ring = Arc::new(Ring::new(replica.clone(), context.limits.ring_max_bytes, &context.metrics));
     let handle = Handle { mailbox: sender, ring: Arc::downgrade(&ring), id };
     let mut actor = Actor {
-        world,
+        context,
         lease,
         replica,
         view,
-        view_is_closed: false,
+        view_closed: false,
         mailbox,
         followers: Arc::default(),
         ring,
         run: None,
-        passed: Vec::new(),
+        seen_runs: Vec::new(),
         source: Source::Idle,
         chunks: Vec::new(),
-        due: None,
+        flush_at: None,
         paced_until: Instant::now(),
-        failures: 0,
-        last_tries: 0,
+        retries: None,
+        final_attempts: 0,
         end: ActorEnd::Aborted,
-        waiting_for: None,
+        reported_waiting: None,
         has_new_followers: true,
     };
     (handle, async move { actor.run(cancel).await })
 }
 
-// === impl World ===
+// === impl ActorContext ===
 
 impl ActorContext {
-    /// Counts an error of the platform.
-    pub fn count_error(&self, error: &platform::Error) {
+    pub(crate) fn count_error(&self, error: &platform::Error) {
         let platform = PlatformName::of(self.platform.name());
         self.metrics.source_errors.of((error.kind(), platform)).increment(1);
     }
 }
 
-// === impl Actor ===
+// === impl Handle ===
+
+impl Handle {
+    /// Subscribes to the actor; `None` if it has ended meanwhile. Waits while its mailbox is full.
+    pub(crate) async fn subscribe(&self) -> Option<Subscription> {
+        let (reply, subscription) = oneshot::channel();
+        self.mailbox.send(Subscribe { reply }).await.ok()?;
+        subscription.await.ok()
+    }
+
+    /// Returns the actor's ring, unless it was dropped.
+    pub(crate) fn ring(&self) -> Option<Arc<Ring>> {
+        self.ring.upgrade()
+    }
+
+    pub(crate) fn is_same_actor(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+// === impl Actor: the loop ===
 
 impl Actor {
     async fn run(&mut self, cancel: CancellationToken) {
-        let _alive = GaugeGuard::new(&self.world.metrics.actors);
+        let _alive = GaugeGuard::new(&self.context.metrics.actors);
         tracing::debug!(lease = %self.lease, replica = %self.replica, "actor started");
-        self.begin();
-        let idle = tokio::time::sleep(self.world.limits.actor_idle);
-        let due = tokio::time::sleep(Duration::ZERO);
-        tokio::pin!(idle, due);
+        self.open_newest_run();
+        let idle_timer = tokio::time::sleep(self.context.limits.actor_idle);
+        let flush_timer = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(idle_timer, flush_timer);
         loop {
-            if let Some(at) = self.due
-                && due.deadline() != at
+            if let Some(at) = self.flush_at
+                && flush_timer.deadline() != at
             {
-                due.as_mut().reset(at);
+                flush_timer.as_mut().reset(at);
             }
-            let waits = self.due.is_some();
-            let unfollowed = self.followers.is_empty();
-            let turn = tokio::select! {
+            let flush_is_due = self.flush_at.is_some();
+            let is_unfollowed = self.followers.is_zero();
+            let event = tokio::select! {
                 biased;
+                // Shutdown is first: nothing else may delay it.
                 () = cancel.cancelled() => ActorEvent::End(ActorEnd::Stopped),
+                // Before the source: a busy log must not delay a new follower.
                 Some(subscribe) = self.mailbox.recv() => ActorEvent::Subscribe(subscribe),
-                changed = self.view.changed(), if !self.view_is_closed => ActorEvent::View(changed.is_ok()),
-                () = &mut due, if waits => ActorEvent::Due,
-                read = self.source.next() => ActorEvent::Source(read),
-                () = self.followers.left() => ActorEvent::Left,
-                () = &mut idle, if unfollowed => ActorEvent::End(ActorEnd::Idle),
+                // Before the source as well: a view changes seldom, and a busy log must not hide that it did.
+                changed = self.view.changed(), if !self.view_closed => ActorEvent::View(changed.is_ok()),
+                // Before the source: a busy log must not hold back lines for longer than the pace interval.
+                () = &mut flush_timer, if flush_is_due => ActorEvent::FlushDue,
+                // Lines, gaps, failures, the end of the log, and due retries.
+                source = self.source.next() => ActorEvent::Source(source),
+                // Before the idle timer, which it restarts.
+                () = self.followers.left() => ActorEvent::FollowerLeft,
+                // Last: any other event is a reason to stay.
+                () = &mut idle_timer, if is_unfollowed => ActorEvent::End(ActorEnd::Idle),
             };
-            match turn {
-                ActorEvent::Subscribe(subscribe) => self.subscribe(subscribe),
-                ActorEvent::View(open) => {
-                    // Closed means that the lease has ended; what it printed is still read to its end.
-                    self.view_is_closed = !open;
-                    self.view_changed();
-                }
-                ActorEvent::Due => self.flush(),
-                ActorEvent::Source(read) => self.read(read),
-                ActorEvent::Left => reset(&mut idle, self.world.limits.actor_idle),
+            match event {
                 ActorEvent::End(end) => {
                     self.end = end;
                     break;
                 }
+                ActorEvent::Subscribe(subscribe) => self.subscribe(subscribe),
+                ActorEvent::View(is_open) => {
+                    // A closed view means that the lease has ended. Its logs are still read to their end.
+                    self.view_closed = !is_open;
+                    self.view_changed();
+                }
+                ActorEvent::FlushDue => self.flush(),
+                ActorEvent::Source(event) => self.handle_source(event),
+                ActorEvent::FollowerLeft => restart(&mut idle_timer, self.context.limits.actor_idle),
             }
-            if self.is_gone() {
+            if self.has_finished() {
                 self.end = ActorEnd::Gone;
                 break;
             }
         }
-        // Who has asked already gets no answer, and asks for another actor.
+        // Pending subscriptions get no reply; their callers then ask the registry for a new actor.
         self.mailbox.close();
         self.flush();
         tracing::debug!(lease = %self.lease, replica = %self.replica, end = ?self.end, "actor ended");
     }
 
     fn subscribe(&mut self, subscribe: Subscribe) {
-        let follower = self.followers.add(&self.world.metrics.followers);
+        let follower = self.followers.add(&self.context.metrics.followers);
         self.has_new_followers = true;
-        // A caller that has gone meanwhile drops the answer, and with it counts no more.
+        // If the caller is gone, the subscription is dropped here and no longer counts.
         let _ = subscribe.reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
     }
 
-    fn slot(&self) -> Option<ReplicaView> {
+    /// Returns whether the replica is gone and its last log was read to its end. If so, sends the final
+    /// event.
+    fn has_finished(&mut self) -> bool {
+        let finished = matches!(self.source, Source::Idle) && self.is_removed();
+        if finished {
+            self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::gone());
+        }
+        finished
+    }
+
+    /// Whether the lease has ended or no longer has the replica: only its last lines are still to come.
+    fn is_removed(&self) -> bool {
+        let view = self.view.borrow();
+        view.ended || view.replica(&self.replica).is_none() || self.view_closed
+    }
+
+    fn replica_view(&self) -> Option<ReplicaView> {
         self.view.borrow().replica(&self.replica).cloned()
+    }
+}
+
+// === impl Actor: lines to chunks, chunks to the ring ===
+
+impl Actor {
+    fn open(&mut self, from: ReadFrom) {
+        let Some(run) = &self.run else { return };
+        let request = TailRequest {
+            lease: self.lease.clone(),
+            replica: self.replica.clone(),
+            instance: run.instance.clone(),
+            from,
+            follow: true,
+        };
+        self.context.metrics.source_opens.of(ReadKind::Live).increment(1);
+        let platform = Arc::clone(&self.context.platform);
+        self.source = Source::Opening(Box::pin(async move { platform.tail(request).await }));
+    }
+
+    fn handle_source(&mut self, event: SourceEvent) {
+        match event {
+            SourceEvent::RetryDue => match &self.run {
+                Some(run) if self.ring_has_run() => self.open(ReadFrom::After(run.chunker.position())),
+                _ => self.open(ReadFrom::Last(0)),
+            },
+            SourceEvent::Opened(Ok(tail)) => {
+                if !self.ring_has_run()
+                    && let Some(run) = &mut self.run
+                {
+                    run.chunker = Chunker::new(tail.start);
+                    self.ring.begin_log(&run.instance, tail.start);
+                    self.ring.set_unfinished(tail.unfinished);
+                }
+                self.source = Source::Reading(tail.items);
+            }
+            SourceEvent::Item(Some(Ok(TailItem::Lines(batch)))) => {
+                self.retries = None;
+                self.final_attempts = 0;
+                self.push_lines(&batch);
+            }
+            SourceEvent::Item(Some(Ok(TailItem::Gap(gap)))) => self.push_gap(gap),
+            SourceEvent::Item(Some(Ok(TailItem::FollowUnavailable))) => self.report_follow_unavailable(),
+            SourceEvent::Opened(Err(error)) | SourceEvent::Item(Some(Err(error))) => self.failed(&error),
+            SourceEvent::Item(None) => self.log_ended(),
+        }
+    }
+
+    /// Whether the ring's head is in the current run, so that its position is known.
+    fn ring_has_run(&self) -> bool {
+        let head = self.ring.head_instance();
+        self.run.as_ref().is_some_and(|run| head.as_ref() == Some(&run.instance))
+    }
+
+    fn push_lines(&mut self, batch: &LineBatch) {
+        let Some(run) = &mut self.run else { return };
+        let now = Instant::now();
+        let metrics = &self.context.metrics;
+        metrics.lines_in.increment(batch.lines.iter().filter(|line| line.ends).count() as u64);
+        metrics.bytes_in.increment(batch.data.len() as u64);
+        if run.chunker.is_empty() {
+            run.read_at = now;
+        }
+        if let Some(line) = batch.lines.last() {
+            run.last_time = Some(line.time);
+        }
+        run.gap_reported = false;
+        run.chunker.push(batch, &mut self.chunks);
+        if now >= self.paced_until {
+            self.flush();
+            return;
+        }
+        if !self.chunks.is_empty() {
+            self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
+            run.read_at = now;
+        }
+        self.flush_at = (!run.chunker.is_empty()).then_some(self.paced_until);
+    }
+
+    /// Sends all lines of the chunker. Lines that arrive within the next pace interval wait for its end.
+    fn flush(&mut self) {
+        self.flush_at = None;
+        let Some(run) = &mut self.run else { return };
+        self.chunks.extend(run.chunker.flush());
+        if self.chunks.is_empty() {
+            return;
+        }
+        self.ring.push_lines(&run.instance, &mut self.chunks, run.read_at);
+        self.paced_until = Instant::now() + self.context.limits.pace;
+    }
+
+    fn push_gap(&mut self, gap: SourceGap) {
+        self.flush();
+        let Some(run) = &mut self.run else { return };
+        let SourceGap { cause, lines, bytes, exact, after } = gap;
+        run.chunker.skip_to(after);
+        let gap = Gap { cause, lines, bytes, exact, from: run.last_time, to: None };
+        self.ring.push_gap(&run.instance, gap, after);
+    }
+
+    /// Reports that an unknown number of lines may be missing after the newest one.
+    fn push_unknown_gap(&mut self, cause: GapCause) {
+        let Some(run) = &self.run else { return };
+        let after = run.chunker.position();
+        self.push_gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
+    }
+
+    /// Sends the event that the log cannot be followed, unless all followers have received it.
+    fn report_follow_unavailable(&mut self) {
+        if std::mem::take(&mut self.has_new_followers) {
+            self.flush();
+            let instance = self.run.as_ref().map(|run| &run.instance);
+            self.ring.push_event(instance, &Event::follow_unavailable());
+        }
+    }
+
+    fn failed(&mut self, error: &platform::Error) {
+        self.flush();
+        self.context.count_error(error);
+        self.final_attempts = if self.is_removed() { self.final_attempts.saturating_add(1) } else { 0 };
+        let (lease, replica) = (&self.lease, &self.replica);
+        if error.is_retryable() && self.final_attempts < FINAL_ATTEMPTS_MAX {
+            let retries = self.retries.get_or_insert_with(|| RETRY_DELAYS.build());
+            let delay = retries.next().unwrap_or(RETRY_DELAY_MAX);
+            let delay_ms = delay.as_millis();
+            tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, delay_ms, "failed to read log, retrying");
+            self.source = Source::Retry(Instant::now() + delay);
+            return;
+        }
+        tracing::warn!(%lease, %replica, error = error as &dyn std::error::Error, "failed to read log");
+        self.unreadable();
+    }
+
+    /// Reports once that lines may be missing. Keeps trying while the run is alive: its log may have been
+    /// removed or replaced.
+    fn unreadable(&mut self) {
+        let view = self.replica_view().unwrap_or_default();
+        let ring_has_run = self.ring_has_run();
+        let Some(run) = &mut self.run else { return };
+        let is_running = self.final_attempts < FINAL_ATTEMPTS_MAX
+            && view.run(&run.instance).is_some_and(|run| run.end.is_none());
+        if !ring_has_run {
+            self.ring.begin_log(&run.instance, Position::START);
+        }
+        if !std::mem::replace(&mut run.gap_reported, true) {
+            self.push_unknown_gap(GapCause::Source);
+        }
+        if is_running {
+            self.source = Source::Retry(Instant::now() + RETRY_DELAY_MAX);
+        } else {
+            self.log_ended();
+        }
+    }
+}
+
+// === impl Actor: from run to run ===
+
+impl Actor {
+    /// Opens the newest run's log at its end. Followers that want older lines read them by a backfill.
+    fn open_newest_run(&mut self) {
+        let view = self.replica_view().unwrap_or_default();
+        self.seen_runs = view.runs.iter().map(|run| run.instance.clone()).collect();
+        match view.readable().next_back() {
+            Some(run) => {
+                self.run = Some(CurrentRun { ended_before_start: run.end.is_some(), ..CurrentRun::new(run) });
+                self.open(ReadFrom::Last(0));
+            }
+            None => self.become_idle(),
+        }
+    }
+
+    fn log_ended(&mut self) {
+        self.flush();
+        self.source = Source::Ended;
+        self.view_changed();
+    }
+
+    /// Continues with the next run, once the current log has ended and the view states how its run ended.
+    fn view_changed(&mut self) {
+        match self.source {
+            Source::Idle => self.open_next_run(),
+            Source::Ended => {
+                let view = self.replica_view().unwrap_or_default();
+                let Some(run) = &self.run else { return };
+                match view.run(&run.instance).map(Event::ended) {
+                    // The log has ended, but the view does not show that yet.
+                    Some(None) if !self.is_removed() => return,
+                    Some(Some(event)) if !run.ended_before_start => {
+                        self.ring.push_event(Some(&run.instance), &event);
+                    }
+                    _ => {}
+                }
+                self.source = Source::Idle;
+                self.open_next_run();
+            }
+            Source::Opening(_) | Source::Reading(_) | Source::Retry(_) => {}
+        }
+    }
+
+    fn open_next_run(&mut self) {
+        let Some(view) = self.replica_view() else { return };
+        let Some(run) = view.runs.iter().find(|run| !self.was_seen(&run.instance)) else {
+            self.become_idle();
+            return;
+        };
+        self.mark_seen(&view, &run.instance);
+        let skips_runs = self.run.as_ref().is_some_and(|last| last.instance.skips_to(&run.instance));
+        self.reported_waiting = None;
+        self.run = Some(CurrentRun::new(run));
+        self.ring.begin_run(&run.instance, &Event::started(run));
+        self.open(ReadFrom::Start);
+        if skips_runs {
+            // The runs in between started and ended between two views.
+            self.push_unknown_gap(GapCause::Rotated);
+        }
+    }
+
+    /// Whether this run, or a later one of its container, was seen. A view may name an earlier run again
+    /// after it did not.
+    fn was_seen(&self, run: &Instance) -> bool {
+        let (uid, container, number) = run.parts();
+        self.seen_runs.iter().any(|seen| {
+            let seen = seen.parts();
+            (seen.0, seen.1) == (uid, container) && seen.2 >= number
+        })
+    }
+
+    /// Records `run` for [`Actor::was_seen`], and forgets containers that the view no longer names.
+    fn mark_seen(&mut self, view: &ReplicaView, run: &Instance) {
+        let container = |instance: &Instance| (instance.parts().0.to_owned(), instance.parts().1.to_owned());
+        let replaced = container(run);
+        self.seen_runs.retain(|seen| {
+            let seen = container(seen);
+            seen != replaced && view.runs.iter().any(|run| container(&run.instance) == seen)
+        });
+        self.seen_runs.push(run.clone());
+    }
+
+    /// Waits for a new run, and reports once why none is running.
+    fn become_idle(&mut self) {
+        self.source = Source::Idle;
+        let Some(ReplicaView { state: ReplicaState::Waiting { reason, message }, .. }) = self.replica_view()
+        else {
+            return;
+        };
+        if self.reported_waiting.as_ref() == Some(&reason) {
+            return;
+        }
+        self.reported_waiting = Some(reason.clone());
+        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::waiting(reason, message));
     }
 }
 
 impl Drop for Actor {
     fn drop(&mut self) {
-        self.world.metrics.actor_ends.of(self.end).increment(1);
+        self.context.metrics.actor_ends.of(self.end).increment(1);
         self.ring.close(self.end == ActorEnd::Gone);
     }
 }
 
-fn reset(sleep: &mut std::pin::Pin<&mut Sleep>, pause: Duration) {
-    sleep.as_mut().reset(Instant::now() + pause);
+// === impl CurrentRun ===
+
+impl CurrentRun {
+    fn new(run: &Run) -> Self {
+        Self {
+            instance: run.instance.clone(),
+            chunker: Chunker::new(Position::START),
+            read_at: Instant::now(),
+            last_time: None,
+            ended_before_start: false,
+            gap_reported: false,
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Waits for the next event. Cancel safe.
+    async fn next(&mut self) -> SourceEvent {
+        match self {
+            Self::Idle | Self::Ended => std::future::pending().await,
+            Self::Opening(opening) => SourceEvent::Opened(opening.await),
+            Self::Reading(items) => SourceEvent::Item(items.next().await),
+            Self::Retry(at) => {
+                tokio::time::sleep_until(*at).await;
+                SourceEvent::RetryDue
+            }
+        }
+    }
+}
+
+// === impl FollowerCount ===
+
+impl FollowerCount {
+    fn add(self: &Arc<Self>, gauge: &metrics::Gauge) -> FollowerGuard {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        FollowerGuard { followers: Arc::clone(self), _gauge: GaugeGuard::new(gauge) }
+    }
+
+    fn is_zero(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// Waits until a follower has left. Cancel safe.
+    async fn left(&self) {
+        self.left.notified().await;
+    }
+}
+
+// === impl FollowerGuard ===
+
+impl Drop for FollowerGuard {
+    fn drop(&mut self) {
+        self.followers.count.fetch_sub(1, Ordering::AcqRel);
+        self.followers.left.notify_one();
+    }
+}
+
+fn restart(timer: &mut Pin<&mut Sleep>, after: Duration) {
+    timer.as_mut().reset(Instant::now() + after);
 }

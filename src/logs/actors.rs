@@ -1,4 +1,4 @@
-//! Which actor serves a replica: found if it runs, started if not.
+//! The registry of actors: finds the actor of a replica, or starts one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,11 +9,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::actor::{self, ActorContext, Handle, Subscription};
-use super::lag::{LATE, LagReport};
+use super::lag::{LAG_THRESHOLD, LagReport};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::view::LeaseView;
 
-/// The registry of running actors. It owns them: dropping it ends them all. Cloning is cheap.
+/// The running actors. Owns their tasks: dropping the last clone ends them all. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ActorRegistry(Arc<Shared>);
 
@@ -21,19 +21,19 @@ type Key = (LeaseId, Replica);
 
 #[derive(Debug)]
 struct Shared {
-    world: ActorContext,
-    /// At most one per replica that somebody follows, and so bounded by the streams.
+    context: ActorContext,
+    /// At most one per followed replica, so bounded by the number of streams.
     actors: Arc<DashMap<Key, Handle>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
     next_id: AtomicU64,
 }
 
-/// The gateway is ending: no new actor is started.
+/// The registry was stopped: the gateway shuts down and starts no more actors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stopped;
+pub(crate) struct Stopped;
 
-/// Takes an actor out of the registry when it ends, however it ends.
+/// Removes an actor from the registry when its task ends, for whatever reason.
 struct Registration {
     actors: Arc<DashMap<Key, Handle>>,
     key: Key,
@@ -43,10 +43,10 @@ struct Registration {
 // === impl ActorRegistry ===
 
 impl ActorRegistry {
-    /// An empty registry.
-    pub fn new(world: ActorContext) -> Self {
+    /// Creates an empty registry.
+    pub fn new(context: ActorContext) -> Self {
         Self(Arc::new(Shared {
-            world,
+            context,
             actors: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -54,11 +54,11 @@ impl ActorRegistry {
         }))
     }
 
-    /// A place in the ring of `replica`'s actor.
+    /// Subscribes to the actor of `replica`; starts it if it does not run.
     ///
     /// # Errors
-    /// [`Stopped`] once [`ActorRegistry::stop`] was called.
-    pub async fn subscribe(
+    /// [`Stopped`] after [`ActorRegistry::stop`].
+    pub(crate) async fn subscribe(
         &self,
         lease: &LeaseId,
         replica: &Replica,
@@ -70,39 +70,38 @@ impl ActorRegistry {
             if let Some(subscription) = handle.subscribe().await {
                 return Ok(subscription);
             }
-            // It ended in between; its successor must not be removed in its stead.
-            self.0.actors.remove_if(&key, |_, known| known.is(&handle));
+            // The actor ended before it replied. Compare the identity: another caller may have started its
+            // successor by now.
+            self.0.actors.remove_if(&key, |_, current| current.is_same_actor(&handle));
         }
     }
 
-    /// What actors, and reads beside them, know of the world.
-    pub fn world(&self) -> &ActorContext {
-        &self.0.world
+    pub(crate) fn context(&self) -> &ActorContext {
+        &self.0.context
     }
 
-    /// Who lags now, of all followers of all actors; and the `most` worst of them.
-    pub fn lagging(&self, most: usize) -> LagReport {
-        // The registry is not held while rings are looked into.
+    /// Counts the lagging followers of all actors, and describes the `max` worst.
+    pub fn lagging(&self, max: usize) -> LagReport {
+        // Collected first: no shard of the map is locked while a ring is.
         let rings: Vec<_> = self
             .0
             .actors
             .iter()
             .filter_map(|actor| Some((actor.key().clone(), actor.value().ring()?)))
             .collect();
-        let mut lagging = LagReport::default();
+        let mut report = LagReport::default();
         for ((lease, replica), ring) in rings {
-            ring.for_each_lagging(LATE, |behind| lagging.add(most, &lease, &replica, behind));
+            ring.for_each_lagging(LAG_THRESHOLD, |lag| report.add(max, &lease, &replica, lag));
         }
-        lagging.keep(most);
-        lagging
+        report.keep_worst(max);
+        report
     }
 
-    /// Whether [`ActorRegistry::stop`] was called.
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         self.0.cancel.is_cancelled()
     }
 
-    /// Ends all actors and waits until they have ended. Who follows them is told what they had.
+    /// Ends all actors and waits for their tasks. Followers still receive the entries in the rings.
     pub async fn stop(&self) {
         self.0.cancel.cancel();
         self.0.tasks.close();
@@ -114,23 +113,24 @@ impl ActorRegistry {
         if self.is_stopped() {
             return Err(Stopped);
         }
+        // The entry keeps its shard locked, so that two callers cannot both start an actor.
         match shared.actors.entry(key.clone()) {
-            Entry::Occupied(known) => Ok(known.get().clone()),
-            Entry::Vacant(place) => {
+            Entry::Occupied(running) => Ok(running.get().clone()),
+            Entry::Vacant(vacant) => {
                 let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
                 let (lease, replica) = key.clone();
                 let cancel = shared.cancel.child_token();
-                let (handle, life) =
-                    actor::new(shared.world.clone(), lease, replica, view.clone(), id, cancel);
+                let (handle, run) =
+                    actor::new(shared.context.clone(), lease, replica, view.clone(), id, cancel);
                 let registration = Registration {
                     actors: Arc::clone(&shared.actors),
                     key: key.clone(),
                     handle: handle.clone(),
                 };
-                place.insert(handle.clone());
+                vacant.insert(handle.clone());
                 shared.tasks.spawn(async move {
                     let _registration = registration;
-                    life.await;
+                    run.await;
                 });
                 Ok(handle)
             }
@@ -146,6 +146,7 @@ impl Drop for Shared {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.actors.remove_if(&self.key, |_, known| known.is(&self.handle));
+        // Compare the identity: `subscribe` may have replaced this actor by its successor.
+        self.actors.remove_if(&self.key, |_, current| current.is_same_actor(&self.handle));
     }
 }

@@ -1,33 +1,35 @@
-//! Behind a gap of unknown size positions are vague for a while. Pure.
+//! Tracks positions that are ambiguous after a gap of unknown size. Pure.
 //!
-//! A position counts lines of its time, and whoever has lost lines counts too few; and who has not may stand amid those that were
-//! lost. So nobody goes on from one reading of a log to another there, until times tell again which line is which.
+//! A position counts the lines of its time. After lost lines, a reader that lost them counts too few, and a
+//! reader that did not may be within the gap. So positions of two readers of one log cannot be compared,
+//! until the times of later lines make the order clear again.
 
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
-/// Up to which time positions are vague, if there was such a gap. The last instant there is = no line has come since.
+/// The time up to which positions are ambiguous. `None`: there was no such gap; [`LogTime::MAX`]: no line
+/// came after the gap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AmbiguousRange(Option<LogTime>);
+pub(crate) struct AmbiguousRange(Option<LogTime>);
 
 // === impl AmbiguousRange ===
 
 impl AmbiguousRange {
-    /// Lines are missing here, and nobody knows how many.
-    pub fn gap(&mut self) {
+    /// Records that an unknown number of lines is missing after the newest one.
+    pub(crate) fn record_gap(&mut self) {
         self.0 = Some(LogTime::MAX);
     }
 
-    /// A line of this time comes next, behind `before`.
-    pub fn line(&mut self, before: Position, time: LogTime) {
+    /// Records the next line, which follows `before`.
+    pub(crate) fn record_line(&mut self, before: Position, time: LogTime) {
         if self.0 == Some(LogTime::MAX) {
-            // Of its time there may be some among those that were lost; if it is older, of the time before.
+            // The lost lines may include lines of this time, or of the time before it if the clock was set
+            // back.
             self.0 = Some(before.time.max(time));
         }
     }
 
-    /// Whether a position behind the gap is vague.
-    pub fn covers(self, at: Position) -> bool {
+    pub(crate) fn contains(self, at: Position) -> bool {
         self.0.is_some_and(|until| at.time <= until)
     }
 }
@@ -37,20 +39,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_tell_again_behind_the_time_of_the_first_line() {
+    fn positions_are_clear_after_time_of_first_line() {
         let at = |nanos| Position { time: LogTime::from_nanos(nanos), ordinal: 1, offset: 0 };
-        let mut vague = AmbiguousRange::default();
-        vague.line(at(1), LogTime::from_nanos(2));
-        assert!(!vague.covers(at(2)) && !vague.covers(Position::START));
-        vague.gap();
-        assert!(vague.covers(at(9)));
-        vague.line(at(2), LogTime::from_nanos(5));
-        assert!(vague.covers(at(4)) && vague.covers(at(5)) && !vague.covers(at(6)));
-        vague.line(at(5), LogTime::from_nanos(7));
-        assert!(!vague.covers(at(6)));
-        // If the clock was set back, behind the time before.
-        vague.gap();
-        vague.line(at(7), LogTime::from_nanos(3));
-        assert!(vague.covers(at(7)) && !vague.covers(at(8)));
+        let mut range = AmbiguousRange::default();
+        range.record_line(at(1), LogTime::from_nanos(2));
+        assert!(!range.contains(at(2)) && !range.contains(Position::START));
+        range.record_gap();
+        assert!(range.contains(at(9)));
+        range.record_line(at(2), LogTime::from_nanos(5));
+        assert!(range.contains(at(4)) && range.contains(at(5)) && !range.contains(at(6)));
+        range.record_line(at(5), LogTime::from_nanos(7));
+        assert!(!range.contains(at(6)));
+        // With a clock that was set back, after the time before.
+        range.record_gap();
+        range.record_line(at(7), LogTime::from_nanos(3));
+        assert!(range.contains(at(7)) && !range.contains(at(8)));
     }
 }

@@ -1,24 +1,31 @@
-//! A read of lines that are older than the ring, for one follower, until it meets the ring.
+//! Backfill: reads lines that are older than the ring, for one follower, and then joins the ring.
 //!
-//! It is paced by its client, never dropped for slowness, and bounded by permits. Where the follower stays for what comes, it
-//! reads on until its position lies in the ring and goes on there: not a line is missing or repeated at that seam.
+//! It starts at a cursor, at a number of last lines, at a time or at the oldest line, or joins the ring at
+//! once if that has all wanted lines. It then reads run after run. A follower's backfill joins as soon as its
+//! position is in the ring: no line is missing or repeated at that point. Without follow, it ends where the
+//! log ends.
+//!
+//! The client sets the pace: a backfill is never dropped for slowness. [`BackfillLimiter`] bounds and
+//! throttles all backfills.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::log::Log;
+use self::log::{JoinAttempt, Log};
 use super::actor::{ActorContext, Subscription};
+use super::ambiguity::AmbiguousRange;
 use super::backfill_limits::{BackfillLimiter, BackfillPermit};
 use super::chunk::Chunk;
 use super::frame::{self, Event, Gap, Representation};
 use super::message::Message;
-use super::request::ReadRange;
+use super::request::{BackfillFilter, ReadRange};
 use super::ring::JoinOutcome;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{GapCause, SourceGap};
@@ -27,94 +34,94 @@ use crate::model::position::Position;
 use crate::model::quota::Exceeded;
 use crate::model::time::LogTime;
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView};
-use crate::platform::{self, ReadFrom, TailRequest};
+use crate::platform::{self, ReadFrom, TailItem, TailRequest};
 use crate::stream::StreamControl;
 
-mod begin;
 mod log;
-mod runs;
 
-/// First pause before a log that could not be read is tried again; doubled with each failure, up to [`RETRY_MAX`].
-const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// Longest delay before an unreadable log is tried again. Only a follower's backfill tries for long enough to
+/// reach it.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// Longest pause before a log is tried again. Only a follower fails often enough to wait so long.
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Delays between attempts to read a log that failed.
+const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(500))
+    .with_max_delay(RETRY_DELAY_MAX)
+    .with_factor(2.0)
+    .without_max_times();
 
-/// A read without follow reports a log as unreadable after this time. A restarted kubelet or container runtime is back sooner, and
-/// a caller that waits for an answer still waits.
+/// Without follow, a log that fails for this long is reported as unreadable. A restarted kubelet or container
+/// runtime is back sooner, and a caller that waits for the answer does not give up before.
 const UNREADABLE_AFTER: Duration = Duration::from_secs(5);
 
-/// A follower's read gives up a log so long after its replica has gone: as long as the actor does.
-const GONE_PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// A follower's backfill gives up a log this long after its replica was removed: as long as the actor tries.
+const REMOVED_RETRY_PERIOD: Duration = Duration::from_secs(5 * 60);
 
-/// One follower's own read of one replica.
-pub struct Backfill {
-    scope: BackfillParams,
-    permits: BackfillLimiter,
+/// Reads one replica for one follower.
+pub(crate) struct Backfill {
+    params: BackfillParams,
+    limiter: BackfillLimiter,
+    /// Held while a log is open.
     permit: Option<BackfillPermit>,
-    /// Into which it is read.
-    stream: Arc<StreamControl>,
+    /// Control of the stream that it reads for.
+    control: Arc<StreamControl>,
+    /// The ring to join; `None` without follow.
     live: Option<Subscription>,
     stage: Stage,
-    /// What is ready to go out.
+    /// Messages and chunks to send next.
     ready: VecDeque<Ready>,
-    /// The position behind everything that was sent or is ready.
-    at: Option<(Instance, Position)>,
-    /// Time of the newest line sent or ready.
+    /// Position after all lines sent and in `ready`.
+    position: Option<(Instance, Position)>,
+    /// Time of the newest line sent or in `ready`.
     last_time: Option<LogTime>,
     failures: Failures,
-    /// Set until history ends: older lines are left out wherever they lie, since a clock may have been set back.
+    /// Omit lines older than this, wherever they are in the log, since a clock may have been set back. `None`
+    /// from the first live line on.
     since: Option<LogTime>,
-    /// Where history ends if the log is followed, once the ring tells: behind it lines are live, and not left out for their time.
+    /// The head at which lines become live, once the ring has one.
     live_from: Option<(Instance, Position)>,
 }
 
 /// Failures in a row of the log that is read.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Failures {
     count: u32,
-    /// When the first of them was.
+    /// Time of the first failure.
     since: Option<Instant>,
-    /// When the first of them was after which the replica was found to have gone.
-    gone_since: Option<Instant>,
+    /// Time of the first failure after the replica was removed.
+    removed_since: Option<Instant>,
+    delays: Option<ExponentialBackoff>,
 }
 
 /// What to read.
 #[derive(Clone, Debug)]
-pub struct BackfillParams {
-    /// The world to read from.
-    pub world: ActorContext,
-    /// The lease.
-    pub lease: LeaseId,
-    /// The replica.
-    pub replica: Replica,
-    /// What runs.
-    pub view: watch::Receiver<Arc<LeaseView>>,
-    /// How much.
-    pub extent: ReadRange,
-    /// Or behind which position.
-    pub resume: Option<(Instance, Position)>,
-    /// How lines look.
-    pub representation: Representation,
-    /// Whether the replica appeared while the follower was there: its first run is news.
-    pub newcomer: bool,
+pub(crate) struct BackfillParams {
+    pub(crate) context: ActorContext,
+    pub(crate) lease: LeaseId,
+    pub(crate) replica: Replica,
+    pub(crate) view: watch::Receiver<Arc<LeaseView>>,
+    pub(crate) range: ReadRange,
+    /// Continue after this position instead of `range`.
+    pub(crate) resume: Option<(Instance, Position)>,
+    pub(crate) representation: Representation,
+    /// The replica appeared after the request: its first run is reported as started.
+    pub(crate) is_new: bool,
 }
 
-/// What comes out of it.
+/// Output of a backfill. All but `Send` are the last one.
 #[derive(Debug)]
-pub enum BackfillEvent {
-    /// A message to send.
+pub(crate) enum BackfillEvent {
     Send(Message),
-    /// The rest is in the ring, from where the reader stands.
-    Join(Box<Subscription>),
-    /// The actor ended before it was met: ask for another and go on behind what was sent.
-    Orphaned,
-    /// It may not be read: a quota is used up, and nothing was sent.
-    Refused(Box<Exceeded>),
-    /// The log cannot be read at the moment, and the caller does not stay for it. It may be asked for again.
+    /// The following entries are in the ring, from the reader on.
+    Joined(Box<Subscription>),
+    /// The actor ended before the backfill could join: subscribe again and continue after the messages sent.
+    ActorEnded,
+    /// A quota does not permit the backfill. Nothing was sent.
+    Rejected(Box<Exceeded>),
+    /// The log cannot be read at the moment, and the caller does not follow. It may ask again.
     Unreadable,
-    /// Everything that was asked for was sent.
-    End,
+    /// All requested lines were sent.
+    Complete,
 }
 
 enum Ready {
@@ -122,25 +129,31 @@ enum Ready {
     Message(Message),
 }
 
+/// Any stage may also become `Join` or `End`.
 enum Stage {
+    /// Finds out where to start; becomes `Open`.
     Begin,
+    /// Waits for a permit and opens the log; becomes `Read`. If that fails, `Open` after a delay, or
+    /// `RunEnded`.
     Open(Instance, ReadFrom),
+    /// Reads the log. Becomes `RunEnded` at its end, `Open` after a failure, or `AwaitRing` if it must wait
+    /// and others need its permit.
     Read(Log),
-    /// This run's log was read up to here, which is as far as the ring reaches; it is not open any more.
-    Aside(Instance, Position),
-    /// This run's log was read to its end.
+    /// Has read up to the head, and has closed the log to release its permit. Waits until the ring changes;
+    /// becomes `Open` if it cannot join then.
+    AwaitRing(Instance, Position),
+    /// The run's log was read to its end; becomes `Open` for the next run.
     RunEnded(Instance),
+    /// The reader has joined the ring; without follow, the request is complete.
     Join,
-    Orphaned,
-    Refused(Box<Exceeded>),
-    Unreadable,
-    End,
+    /// Returns this event, the last one.
+    End(BackfillEvent),
 }
 
-// === impl Scope ===
+// === impl BackfillParams ===
 
 impl BackfillParams {
-    /// Whether the replica is no longer part of the lease, or the lease has ended: what is not there yet will not come.
+    /// Whether the lease has ended or no longer has the replica: its logs do not grow any more.
     pub(super) fn is_gone(&self) -> bool {
         let view = self.view.borrow();
         let gone = view.ended || view.replica(&self.replica).is_none();
@@ -149,22 +162,22 @@ impl BackfillParams {
     }
 }
 
-// === impl Reading ===
+// === impl Backfill ===
 
 impl Backfill {
-    /// A read into `stream` that has not begun. Without `live` it ends where the log ends.
-    pub fn new(
-        scope: BackfillParams,
-        permits: BackfillLimiter,
-        stream: Arc<StreamControl>,
+    /// Creates a backfill. With `live` it joins that ring, without it ends where the log ends.
+    pub(crate) fn new(
+        params: BackfillParams,
+        limiter: BackfillLimiter,
+        control: Arc<StreamControl>,
         live: Option<Subscription>,
     ) -> Self {
         Self {
-            at: scope.resume.clone(),
-            scope,
-            permits,
+            position: params.resume.clone(),
+            params,
+            limiter,
             permit: None,
-            stream,
+            control,
             live,
             stage: Stage::Begin,
             ready: VecDeque::new(),
@@ -175,88 +188,123 @@ impl Backfill {
         }
     }
 
-    /// As a stream; it ends after any step but [`BackfillEvent::Send`].
-    pub fn into_stream(self) -> BoxStream<'static, BackfillEvent> {
-        let steps = futures_util::stream::unfold(Some(self), |reading| async {
-            let mut reading = reading?;
-            let step = reading.step().await;
-            let more = matches!(step, BackfillEvent::Send(_));
-            Some((step, more.then_some(reading)))
+    /// Runs the backfill as a stream, which ends after the last event.
+    pub(crate) fn into_stream(self) -> BoxStream<'static, BackfillEvent> {
+        let events = futures_util::stream::unfold(Some(self), |backfill| async {
+            let mut backfill = backfill?;
+            let event = backfill.next().await;
+            let is_last = !matches!(event, BackfillEvent::Send(_));
+            Some((event, (!is_last).then_some(backfill)))
         });
-        steps.boxed()
+        events.boxed()
     }
 
-    async fn step(&mut self) -> BackfillEvent {
+    async fn next(&mut self) -> BackfillEvent {
         loop {
             if let Some(ready) = self.ready.pop_front() {
-                self.stream.mark_admitted();
+                self.control.mark_admitted();
                 return BackfillEvent::Send(self.message(ready));
             }
-            match std::mem::replace(&mut self.stage, Stage::End) {
-                Stage::Begin => self.stage = self.begin().await,
-                Stage::Open(instance, from) => self.stage = self.open(instance, from).await,
-                Stage::Read(log) => self.stage = self.read(log).await,
-                Stage::Aside(instance, position) => self.stage = self.aside(instance, position).await,
-                Stage::RunEnded(instance) => self.stage = self.go_on(instance).await,
+            self.stage = match std::mem::replace(&mut self.stage, Stage::Join) {
+                Stage::Begin => self.begin().await,
+                Stage::Open(instance, from) => self.open(instance, from).await,
+                Stage::Read(log) => self.read(log).await,
+                Stage::AwaitRing(instance, position) => self.await_ring(instance, position).await,
+                Stage::RunEnded(instance) => self.run_ended(instance).await,
                 Stage::Join => {
-                    return self
-                        .live
-                        .take()
-                        .map_or(BackfillEvent::End, |live| BackfillEvent::Join(Box::new(live)));
+                    let joined = self.live.take().map(|live| BackfillEvent::Joined(Box::new(live)));
+                    return joined.unwrap_or(BackfillEvent::Complete);
                 }
-                Stage::Orphaned => return BackfillEvent::Orphaned,
-                Stage::Refused(exceeded) => return BackfillEvent::Refused(exceeded),
-                Stage::Unreadable => return BackfillEvent::Unreadable,
-                Stage::End => return BackfillEvent::End,
+                Stage::End(event) => return event,
             }
         }
     }
 
-    fn slot(&self) -> ReplicaView {
-        self.scope.view.borrow().replica(&self.scope.replica).cloned().unwrap_or_default()
+    fn replica_view(&self) -> ReplicaView {
+        self.params.view.borrow().replica(&self.params.replica).cloned().unwrap_or_default()
     }
 
-    /// The slot with the runs only whose log can be opened.
-    fn readable_slot(&self) -> ReplicaView {
-        let mut slot = self.slot();
-        slot.runs.retain(|run| !run.log_is_gone);
-        slot
+    /// Returns the replica's view without runs whose log is gone.
+    fn readable_view(&self) -> ReplicaView {
+        let mut view = self.replica_view();
+        view.runs.retain(|run| !run.log_is_gone);
+        view
     }
 
-    /// Records that the log of `instance` could not be read. Returns whether to try again, after a pause.
+    /// Opens a log.
+    async fn tail(
+        &mut self,
+        instance: Instance,
+        from: ReadFrom,
+        follow: bool,
+    ) -> Result<platform::Tail, platform::Error> {
+        let BackfillParams { context, lease, replica, .. } = &self.params;
+        context.metrics.source_opens.of(ReadKind::History).increment(1);
+        let request = TailRequest { lease: lease.clone(), replica: replica.clone(), instance, from, follow };
+        context.platform.tail(request).await
+    }
+
+    /// Waits for a permit, or until the ring can be joined at `position`, if one is given. Returns the stage
+    /// that follows if the log must not be opened.
+    async fn acquire_permit(&mut self, position: Option<(&Instance, Position)>) -> Result<(), Stage> {
+        let Self { params, limiter, permit, control, live, .. } = self;
+        if permit.is_some() {
+            return Ok(());
+        }
+        // A new replica must not end a stream that runs already, and a replica that is gone cannot be asked
+        // for again.
+        let is_admitted = || control.is_admitted() || params.is_new || params.is_gone();
+        tokio::select! {
+            biased;
+            acquired = limiter.acquire(params.lease.owner(), is_admitted) => match acquired {
+                Ok(acquired) => *permit = Some(acquired),
+                Err(exceeded) => return Err(Stage::End(BackfillEvent::Rejected(Box::new(exceeded)))),
+            },
+            // The actor may have started just now, and have opened the log in the meantime.
+            (instance, parts) = joined(live, position) => {
+                self.ready.extend(parts.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+                return Err(Stage::Join);
+            }
+        }
+        control.mark_admitted();
+        Ok(())
+    }
+
+    /// Records a failure of the log of `instance`. Waits and returns true if it is worth another attempt.
     ///
-    /// A follower waits for the newest run's log as long as the replica is there, since the actor does, too. An older run's log
-    /// does not hold up the newer lines for longer than [`UNREADABLE_AFTER`].
-    async fn may_try_again(&mut self, instance: &Instance, error: &platform::Error) -> bool {
-        self.scope.world.count_error(error);
+    /// A follower waits for the newest run's log as long as the replica exists, as the actor does. The log of
+    /// an older run delays the newer lines for at most [`UNREADABLE_AFTER`].
+    async fn wait_to_retry(&mut self, instance: &Instance, error: &platform::Error) -> bool {
+        self.params.context.count_error(error);
         let (now, failures) = (Instant::now(), &mut self.failures);
         failures.count = failures.count.saturating_add(1);
         if failures.count.is_power_of_two() {
-            let (lease, replica, failures) = (&self.scope.lease, &self.scope.replica, failures.count);
-            tracing::warn!(%lease, %replica, failures, error = error as &dyn std::error::Error, "failed to read history");
+            let (lease, replica, failures) = (&self.params.lease, &self.params.replica, failures.count);
+            tracing::warn!(%lease, %replica, failures, error = error as &dyn std::error::Error, "failed to read log for backfill");
         }
-        let tried_for = now - *failures.since.get_or_insert(now);
-        let is_newest = self.slot().newest().is_none_or(|newest| newest.instance == *instance);
-        let is_over = if self.live.is_none() || !is_newest {
-            tried_for >= UNREADABLE_AFTER
-        } else if self.scope.is_gone() {
-            now - *self.failures.gone_since.get_or_insert(now) >= GONE_PATIENCE
+        let failing_for = now - *failures.since.get_or_insert(now);
+        let is_newest = self.replica_view().newest().is_none_or(|newest| newest.instance == *instance);
+        let gives_up = if self.live.is_none() || !is_newest {
+            failing_for >= UNREADABLE_AFTER
+        } else if self.params.is_gone() {
+            now - *self.failures.removed_since.get_or_insert(now) >= REMOVED_RETRY_PERIOD
         } else {
             false
         };
-        if is_over || !error.is_retryable() {
+        if gives_up || !error.is_retryable() {
             return false;
         }
-        // Others may read meanwhile.
+        // Others may use the permit during the delay.
         self.permit = None;
-        tokio::time::sleep(self.failures.pause()).await;
+        let delays = self.failures.delays.get_or_insert_with(|| RETRY_DELAYS.build());
+        tokio::time::sleep(delays.next().unwrap_or(RETRY_DELAY_MAX)).await;
         true
     }
 
-    /// Whether the newest run of the pod of `instance` can be read while `instance` cannot: then its node answers, and the log of
-    /// `instance` was removed.
-    async fn is_removed(&mut self, instance: &Instance) -> bool {
-        let newest = self.slot().newest().map(|run| run.instance.clone());
+    /// Whether the newest run of the pod of `instance` can be read while `instance` cannot. Then the node
+    /// works, and the log of `instance` was removed.
+    async fn is_log_removed(&mut self, instance: &Instance) -> bool {
+        let newest = self.replica_view().newest().map(|run| run.instance.clone());
         let later = newest.filter(|newest| newest != instance && newest.parts().0 == instance.parts().0);
         match later {
             Some(later) => self.tail(later, ReadFrom::Last(1), false).await.is_ok(),
@@ -264,114 +312,291 @@ impl Backfill {
         }
     }
 
-    /// Reports why nothing runs, if nothing was sent that a caller could tell that from.
-    fn tell_waiting(&mut self) {
-        let is_silent = self.last_time.is_none() && self.scope.resume.is_none();
-        if is_silent && let ReplicaState::Waiting { reason, message } = self.slot().state {
-            self.tell(&Event::waiting(reason, message));
-        }
+    /// Queues a gap of unknown size.
+    fn queue_unknown_gap(&mut self, cause: GapCause) {
+        let after = self.position.as_ref().map_or(Position::START, |(_, position)| *position);
+        self.queue_gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
     }
 
-    /// Waits for its permit, if it has none; or until the ring can be joined behind `place` after all. Otherwise answers what is to
-    /// be done instead of reading.
-    async fn permitted(&mut self, place: Option<(&Instance, Position)>) -> Result<(), Stage> {
-        let Self { scope, permits, permit, stream, live, .. } = self;
-        if permit.is_some() {
-            return Ok(());
-        }
-        // A replica that it has stayed for is no reason to refuse a stream, and one that is gone could not be come back for.
-        let is_let_in = || stream.is_admitted() || scope.newcomer || scope.is_gone();
-        tokio::select! {
-            biased;
-            acquired = permits.acquire(scope.lease.owner(), is_let_in) => match acquired {
-                Ok(acquired) => *permit = Some(acquired),
-                Err(exceeded) => return Err(Stage::Refused(Box::new(exceeded))),
-            },
-            (instance, rests) = joined(live, place) => {
-                self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
-                return Err(Stage::Join);
-            }
-        }
-        stream.mark_admitted();
-        Ok(())
-    }
-
-    async fn tail(
-        &mut self,
-        instance: Instance,
-        from: ReadFrom,
-        follow: bool,
-    ) -> Result<platform::Tail, platform::Error> {
-        let BackfillParams { world, lease, replica, .. } = &self.scope;
-        world.metrics.source_opens.of(ReadKind::History).increment(1);
-        let request = TailRequest { lease: lease.clone(), replica: replica.clone(), instance, from, follow };
-        world.platform.tail(request).await
-    }
-
-    /// Lines may be missing here.
-    fn unknown_gap(&mut self, cause: GapCause) {
-        let after = self.at.as_ref().map_or(Position::START, |(_, position)| *position);
-        self.gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
-    }
-
-    fn gap(&mut self, gap: SourceGap) {
+    fn queue_gap(&mut self, gap: SourceGap) {
         let SourceGap { cause, lines, bytes, exact, .. } = gap;
         let gap = Gap { cause, lines, bytes, exact, from: self.last_time, to: None };
-        let at = self.at.clone();
-        let place = at.as_ref().map(|(instance, position)| (instance, *position));
-        let bytes = frame::gap(&self.scope.replica, place, &gap);
-        self.ready.push_back(Ready::Message(Message { at, gap: Some(gap), ..Message::bare(bytes) }));
+        let position = self.position.clone();
+        let at = position.as_ref().map(|(instance, position)| (instance, *position));
+        let bytes = frame::gap(&self.params.replica, at, &gap);
+        let message = Message { position, gap: Some(gap), ..Message::bare(bytes) };
+        self.ready.push_back(Ready::Message(message));
     }
 
-    fn tell(&mut self, event: &Event) {
-        let message = Message::bare(frame::event(&self.scope.replica, event));
+    fn queue_event(&mut self, event: &Event) {
+        let message = Message::bare(frame::event(&self.params.replica, event));
         self.ready.push_back(Ready::Message(message));
+    }
+
+    /// Queues the reason why no run is running, if nothing was sent that would show it.
+    fn queue_waiting_reason(&mut self) {
+        let sent_nothing = self.last_time.is_none() && self.params.resume.is_none();
+        if sent_nothing && let ReplicaState::Waiting { reason, message } = self.replica_view().state {
+            self.queue_event(&Event::waiting(reason, message));
+        }
     }
 
     fn message(&self, ready: Ready) -> Message {
         match ready {
             Ready::Message(message) => message,
             Ready::Chunk(instance, chunk) => {
-                Message::of_chunk(&self.scope.replica, &instance, &chunk, self.scope.representation)
+                Message::of_chunk(&self.params.replica, &instance, &chunk, self.params.representation)
             }
         }
     }
 }
 
-// === impl Failures ===
+// === impl Backfill: where to start ===
 
-impl Failures {
-    fn pause(&self) -> Duration {
-        let doubled = 2_u32.saturating_pow(self.count.saturating_sub(1));
-        RETRY_FIRST.saturating_mul(doubled).min(RETRY_MAX)
+impl Backfill {
+    async fn begin(&mut self) -> Stage {
+        let view = self.readable_view();
+        if let Some((instance, position)) = self.params.resume.clone() {
+            return self.resume(&view, instance, position);
+        }
+        let filter = self.params.range.filter();
+        self.since = filter.since;
+        if let ReadRange::Previous(_) = self.params.range {
+            let previous = view.runs.len().checked_sub(2).and_then(|index| view.runs.get(index));
+            return match previous {
+                Some(run) => Stage::Open(run.instance.clone(), read_from(filter.last, filter.since)),
+                None => Stage::End(BackfillEvent::Complete),
+            };
+        }
+        if self.params.range.follows() && filter.last == Some(0) {
+            return self.join_at_head().await;
+        }
+        if let (Some(lines), None, Some(live)) = (filter.last, filter.since, &mut self.live)
+            && let Some((instance, parts)) = live.reader.join_last(lines)
+        {
+            self.ready.extend(parts.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+            return Stage::Join;
+        }
+        if view.runs.is_empty() {
+            return self.join_at_head().await;
+        }
+        if let Err(stage) = self.acquire_permit(None).await {
+            return stage;
+        }
+        let Ok((first, last)) = self.first_run(&view, filter).await else {
+            return Stage::End(BackfillEvent::Unreadable);
+        };
+        let Some(run) = view.runs.get(first) else {
+            return self.join_at_head().await;
+        };
+        if self.params.is_new {
+            self.queue_event(&Event::started(run));
+        }
+        Stage::Open(run.instance.clone(), read_from(last, filter.since))
+    }
+
+    fn resume(&mut self, view: &ReplicaView, instance: Instance, position: Position) -> Stage {
+        if let JoinAttempt::Next(stage) = self.try_join(&instance, position, AmbiguousRange::default()) {
+            return stage;
+        }
+        if view.run(&instance).is_some() {
+            return Stage::Open(instance, ReadFrom::After(position));
+        }
+        self.queue_unknown_gap(GapCause::Rotated);
+        match view.runs.first() {
+            Some(run) => {
+                self.queue_event(&Event::started(run));
+                Stage::Open(run.instance.clone(), ReadFrom::Start)
+            }
+            None => Stage::Join,
+        }
+    }
+
+    /// Joins the ring for lines from now on. First waits until the log's position is known, so that the
+    /// follower gets a cursor.
+    async fn join_at_head(&mut self) -> Stage {
+        let has_runs = !self.readable_view().runs.is_empty();
+        let Some(live) = &mut self.live else {
+            self.queue_waiting_reason();
+            return Stage::Join;
+        };
+        while has_runs && live.reader.position().is_none() && !live.reader.is_closed() {
+            ring_changed(live).await;
+        }
+        // Otherwise the ring will send the reason.
+        let must_report = !has_runs || live.reader.has_missed_event();
+        if must_report && let ReplicaState::Waiting { reason, message } = self.replica_view().state {
+            self.queue_event(&Event::waiting(reason, message));
+        }
+        Stage::Join
+    }
+
+    /// Returns the index of the run to start with, and how many of its last lines to read.
+    ///
+    /// # Errors
+    /// If that depends on a log that cannot be read at the moment, and the caller does not follow.
+    async fn first_run(
+        &mut self,
+        view: &ReplicaView,
+        filter: BackfillFilter,
+    ) -> Result<(usize, Option<u64>), platform::Error> {
+        let first_since =
+            |since| view.runs.iter().position(|run| run.end.as_ref().is_none_or(|end| end.time >= since));
+        let oldest = filter.since.map_or(Some(0), first_since).unwrap_or(view.runs.len() - 1);
+        let Some(mut wanted) = filter.last else {
+            return Ok((oldest, None));
+        };
+        // From the newest run to older ones, until they have enough lines. The oldest need not be counted.
+        for index in (oldest + 1..view.runs.len()).rev() {
+            let count = self.count_lines(&view.runs[index].instance, wanted).await?;
+            if count >= wanted {
+                return Ok((index, Some(wanted)));
+            }
+            wanted -= count;
+        }
+        Ok((oldest, Some(wanted)))
+    }
+
+    /// Counts the lines of a run's log, up to `max`. Returns zero if the log was removed, or if it cannot be
+    /// read and a follower need not wait for it.
+    async fn count_lines(&mut self, instance: &Instance, max: u64) -> Result<u64, platform::Error> {
+        let lines = loop {
+            match self.try_count_lines(instance, max).await {
+                Ok(lines) => break lines,
+                Err(error) if self.wait_to_retry(instance, &error).await => {}
+                Err(error)
+                    if self.live.is_none()
+                        && error.is_retryable()
+                        && !self.is_log_removed(instance).await =>
+                {
+                    return Err(error);
+                }
+                Err(_) => break 0,
+            }
+        };
+        self.failures = Failures::default();
+        Ok(lines)
+    }
+
+    async fn try_count_lines(&mut self, instance: &Instance, max: u64) -> Result<u64, platform::Error> {
+        if self.permit.is_none() {
+            // Released during a delay. The stream was admitted before, so this cannot be rejected.
+            let acquired = self.limiter.acquire(self.params.lease.owner(), || true).await;
+            self.permit = acquired.ok();
+        }
+        let mut items = self.tail(instance.clone(), ReadFrom::Last(max), false).await?.items;
+        let mut lines = 0;
+        while let Some(item) = items.next().await {
+            if let TailItem::Lines(batch) = item? {
+                self.limiter.throttle(self.params.lease.owner(), batch.data.len()).await;
+                lines += batch.lines.iter().filter(|line| line.ends).count() as u64;
+            }
+        }
+        Ok(lines)
+    }
+}
+
+// === impl Backfill: after a run ===
+
+impl Backfill {
+    /// Continues in the ring or with the next run.
+    async fn run_ended(&mut self, instance: Instance) -> Stage {
+        self.failures = Failures::default();
+        if let ReadRange::Previous(_) = self.params.range {
+            return Stage::End(BackfillEvent::Complete);
+        }
+        loop {
+            if let Some(live) = &mut self.live {
+                let position = self.position.as_ref().filter(|(run, _)| *run == instance);
+                let position = position.map_or(Position::START, |(_, position)| *position);
+                match live.reader.join_end(&instance, position) {
+                    JoinOutcome::Joined(_) => return Stage::Join,
+                    _ if !live.reader.is_closed() || self.params.is_gone() => {}
+                    // A new replica has this index now. It gets a backfill of its own.
+                    _ if live.reader.is_gone() => return self.finish_gone(&self.replica_view(), &instance),
+                    _ => return Stage::End(BackfillEvent::ActorEnded),
+                }
+            }
+            let view = self.replica_view();
+            // The ring has the events of the newest run, but not those of earlier ones.
+            if let Some(next) = view.run_behind(&instance) {
+                if let Some(event) = view.run(&instance).and_then(Event::ended) {
+                    self.queue_event(&event);
+                }
+                self.queue_event(&Event::started(next));
+                if instance.skips_to(&next.instance) {
+                    self.position = Some((next.instance.clone(), Position::START));
+                    self.queue_unknown_gap(GapCause::Rotated);
+                }
+                return Stage::Open(next.instance.clone(), ReadFrom::Start);
+            }
+            let Some(live) = &mut self.live else {
+                self.queue_waiting_reason();
+                return Stage::Join;
+            };
+            if live.reader.is_closed() {
+                return self.finish_gone(&view, &instance);
+            }
+            // Others may use the permit during the wait, which may be long.
+            self.permit = None;
+            tokio::select! {
+                () = ring_changed(live) => {}
+                changed = self.params.view.changed() => if changed.is_err() {
+                    return Stage::End(BackfillEvent::ActorEnded);
+                },
+            }
+        }
+    }
+
+    /// Ends after the last readable run of a replica that is gone, with the events that the ring would have
+    /// sent.
+    fn finish_gone(&mut self, view: &ReplicaView, instance: &Instance) -> Stage {
+        if let Some(event) = view.run(instance).and_then(Event::ended) {
+            self.queue_event(&event);
+        }
+        let newest = self.live.as_ref().and_then(|live| live.reader.ring().head_instance());
+        if newest.is_some_and(|newest| newest != *instance) {
+            self.queue_unknown_gap(GapCause::Rotated);
+        }
+        self.queue_event(&Event::gone());
+        Stage::End(BackfillEvent::Complete)
     }
 }
 
 impl std::fmt::Debug for Backfill {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reading")
-            .field("replica", &self.scope.replica)
-            .field("at", &self.at)
+        f.debug_struct("Backfill")
+            .field("replica", &self.params.replica)
+            .field("position", &self.position)
             .finish_non_exhaustive()
     }
 }
 
-/// Waits until the ring can be joined behind `place`; for ever, if there is none. It may only just have begun.
+/// Waits until the ring can be joined at `position`, and returns the parts of its entry; never returns
+/// without a ring or position.
 async fn joined<'a>(
     live: &mut Option<Subscription>,
-    place: Option<(&'a Instance, Position)>,
+    position: Option<(&'a Instance, Position)>,
 ) -> (&'a Instance, Vec<Chunk>) {
-    if let (Some(live), Some((instance, position))) = (live, place) {
+    if let (Some(live), Some((instance, position))) = (live, position) {
         while !live.reader.is_closed() {
-            if let JoinOutcome::Joined(rests) = live.reader.join(instance, position) {
-                return (instance, rests);
+            if let JoinOutcome::Joined(parts) = live.reader.join(instance, position) {
+                return (instance, parts);
             }
-            moved(live).await;
+            ring_changed(live).await;
         }
     }
     std::future::pending().await
 }
 
-async fn moved(live: &mut Subscription) {
-    std::future::poll_fn(|cx| live.reader.poll_moved(cx)).await;
+async fn ring_changed(live: &mut Subscription) {
+    std::future::poll_fn(|cx| live.reader.poll_changed(cx)).await;
+}
+
+fn read_from(last: Option<u64>, since: Option<LogTime>) -> ReadFrom {
+    match (last, since) {
+        (Some(lines), _) => ReadFrom::Last(lines),
+        (None, Some(since)) => ReadFrom::Since(since),
+        (None, None) => ReadFrom::Start,
+    }
 }

@@ -1,13 +1,15 @@
-//! Permits for history reads, and their pace: so many in all and so fast, and of that only a share for one tenant, so that one who
-//! reads slowly, or not at all, or everything, keeps nobody else from reading.
+//! Limits of backfills: permits and a byte rate, for the gateway and for each tenant.
 //!
-//! Who may not read yet waits; and is refused, having waited for long, unless the stream was let in before: it would be silent for
-//! nobody knows how long. Who reads is slowed down, and never refused.
+//! A tenant gets only a share of both, so that a tenant that reads slowly, not at all, or everything leaves
+//! enough for the others. A backfill waits for its permit, and is rejected after a while, since the client
+//! would see a silent stream of unknown duration. Streams that were admitted before are not rejected. A
+//! backfill that reads too fast is throttled, never rejected.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -16,189 +18,189 @@ use crate::model::limits::QuotaLimits;
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::rate::{Bucket, Buckets, Rate};
 
-/// Tenants that are remembered before those who hold nothing are forgotten.
-const OWNERS_KEPT: usize = 1_024;
+/// Owners in the map before those without permits are removed.
+const OWNERS_MAX: usize = 1_024;
 
-/// When to come again who was refused since no read ended; nobody knows when one will. Long enough for trying again not to be a
-/// load, and short enough for a person.
-const RETRY: Duration = Duration::from_secs(5);
+/// Retry-after hint when no permit became free. The wait is unknown; five seconds bounds the retry load, and
+/// is short for a person.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// The permits. Cloning is cheap.
+/// Issues permits and throttles. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BackfillLimiter(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     limits: QuotaLimits,
-    all: Arc<Semaphore>,
-    per_owner: usize,
+    permits: Arc<Semaphore>,
+    permits_per_owner: usize,
     owners: DashMap<Owner, Weak<Semaphore>>,
-    /// Log bytes; `None` = as fast as they can be read.
-    pace: Option<Mutex<Bucket>>,
-    pace_per_owner: Option<Buckets<Owner>>,
+    /// Rate of log bytes; `None`: unlimited.
+    rate: Option<Mutex<Bucket>>,
+    rate_per_owner: Option<Buckets<Owner>>,
 }
 
-/// Allows one history read for as long as it lives.
+/// Allows one backfill until it is dropped.
 #[derive(Debug)]
-pub struct BackfillPermit {
+pub(crate) struct BackfillPermit {
     _of_owner: Option<OwnedSemaphorePermit>,
-    _of_all: Option<OwnedSemaphorePermit>,
+    _of_gateway: Option<OwnedSemaphorePermit>,
 }
 
-/// Of whose permits, and at whose pace.
+/// The limits of one owner, or of the whole gateway.
 #[derive(Clone, Copy)]
 enum LimitScope<'a> {
     Owner(&'a Owner),
-    All,
+    Gateway,
 }
 
 // === impl BackfillLimiter ===
 
 impl BackfillLimiter {
-    /// So many, and so fast, as `limits` says.
+    /// Creates a limiter with the permits and rates of `limits`.
     pub fn new(limits: &QuotaLimits) -> Self {
         let rate = |bytes: u64| (bytes > 0).then(|| Rate::new(bytes, Duration::from_secs(1)));
-        let per_owner = rate(limits.history_bytes_per_second_per_owner);
+        let rate_per_owner = rate(limits.history_bytes_per_second_per_owner);
         Self(Arc::new(Shared {
-            all: Arc::new(Semaphore::new(limits.history_reads)),
-            // Never the last one, if there is more than one.
-            per_owner: limits.history_reads_per_owner.min(limits.history_reads.saturating_sub(1)).max(1),
+            permits: Arc::new(Semaphore::new(limits.history_reads)),
+            // One owner never gets all permits, unless there is only one.
+            permits_per_owner: limits
+                .history_reads_per_owner
+                .min(limits.history_reads.saturating_sub(1))
+                .max(1),
             owners: DashMap::new(),
-            pace: rate(limits.history_bytes_per_second).map(|rate| Mutex::new(Bucket::new(rate))),
-            pace_per_owner: per_owner.map(|rate| Buckets::new(rate, OWNERS_KEPT)),
+            rate: rate(limits.history_bytes_per_second).map(|rate| Mutex::new(Bucket::new(rate))),
+            rate_per_owner: rate_per_owner.map(|rate| Buckets::new(rate, OWNERS_MAX)),
             limits: limits.clone(),
         }))
     }
 
-    /// Waits for a permit for `owner`; first come, first served. Nothing is lost if it is cancelled.
+    /// Waits for a permit for `owner`, in order of arrival. Cancel safe.
     ///
     /// # Errors
-    /// There is none within [`QuotaLimits::history_wait`], or what is read is so far behind its pace; and whoever asks for it is
-    /// not let in, which is asked when it comes to that. Who is let in waits on, at the same place.
-    pub async fn acquire(
+    /// [`Exceeded`] if the wait takes longer than [`QuotaLimits::history_wait`], or would because of the
+    /// rate, and `is_admitted` returns false at that time. An admitted caller continues to wait, at the same
+    /// place.
+    pub(crate) async fn acquire(
         &self,
         owner: &Owner,
-        is_let_in: impl Fn() -> bool,
+        is_admitted: impl Fn() -> bool,
     ) -> Result<BackfillPermit, Exceeded> {
-        let until = Instant::now() + self.0.limits.history_wait;
-        // The tenant's own first: who waits for it holds nothing of the others'.
-        let of_owner = self.one(LimitScope::Owner(owner), until, &is_let_in).await?;
-        let of_all = self.one(LimitScope::All, until, &is_let_in).await?;
-        Ok(BackfillPermit { _of_owner: of_owner, _of_all: of_all })
+        let deadline = Instant::now() + self.0.limits.history_wait;
+        // The owner's permit first: while waiting for it, the caller holds none of the gateway's.
+        let of_owner = self.acquire_from(LimitScope::Owner(owner), deadline, &is_admitted).await?;
+        let of_gateway = self.acquire_from(LimitScope::Gateway, deadline, &is_admitted).await?;
+        Ok(BackfillPermit { _of_owner: of_owner, _of_gateway: of_gateway })
     }
 
-    /// Whether whoever asks for another one for `owner` has to wait.
-    pub fn are_used_up(&self, owner: &Owner) -> bool {
+    /// Whether the next caller of [`BackfillLimiter::acquire`] for `owner` has to wait.
+    pub(crate) fn is_exhausted(&self, owner: &Owner) -> bool {
         let none_left = |permits: &Semaphore| permits.available_permits() == 0;
-        none_left(&self.0.all)
+        none_left(&self.0.permits)
             || self.0.owners.get(owner).and_then(|own| own.upgrade()).is_some_and(|own| none_left(&own))
     }
 
-    /// Waits until `owner` may make use of so many bytes that were read. They count even if it is cancelled.
-    pub async fn throttle(&self, owner: &Owner, bytes: usize) {
+    /// Waits until `owner` may use `bytes` that it has read. They count even if the wait is cancelled.
+    pub(crate) async fn throttle(&self, owner: &Owner, bytes: usize) {
         let bytes = bytes as u64;
-        // Here too: who is too fast for their own share takes nothing of the others' meanwhile.
-        if let Some(buckets) = &self.0.pace_per_owner {
-            wait(buckets.take(owner, bytes, Instant::now().into_std())).await;
+        // The owner's rate first: while waiting for it, the caller uses none of the gateway's.
+        if let Some(buckets) = &self.0.rate_per_owner {
+            sleep(buckets.take(owner, bytes, Instant::now().into_std())).await;
         }
-        if let Some(bucket) = &self.0.pace {
-            let taken =
-                bucket.lock().unwrap_or_else(PoisonError::into_inner).take(bytes, Instant::now().into_std());
-            wait(taken).await;
+        if let Some(bucket) = &self.0.rate {
+            let delay = bucket.lock().take(bytes, Instant::now().into_std());
+            sleep(delay).await;
         }
     }
 
-    async fn one(
+    async fn acquire_from(
         &self,
-        whose: LimitScope<'_>,
-        until: Instant,
-        is_let_in: &impl Fn() -> bool,
+        scope: LimitScope<'_>,
+        deadline: Instant,
+        is_admitted: &impl Fn() -> bool,
     ) -> Result<Option<OwnedSemaphorePermit>, Exceeded> {
-        let too_late = self.behind(whose).saturating_sub(self.0.limits.history_wait);
-        if !too_late.is_zero() && !is_let_in() {
-            return Err(self.too_fast(whose, too_late));
+        let excess = self.rate_delay(scope).saturating_sub(self.0.limits.history_wait);
+        if !excess.is_zero() && !is_admitted() {
+            return Err(self.rate_exceeded(scope, excess));
         }
-        let permit = self.permits(whose).acquire_owned();
+        let permit = self.permits(scope).acquire_owned();
         tokio::pin!(permit);
-        let permit = match tokio::time::timeout_at(until, &mut permit).await {
+        let permit = match tokio::time::timeout_at(deadline, &mut permit).await {
             Ok(permit) => permit,
-            Err(_) if is_let_in() => permit.await,
-            // It may be the pace that the others are held up by.
-            Err(_) if !self.behind(whose).is_zero() => return Err(self.too_fast(whose, RETRY)),
-            Err(_) => return Err(self.too_many(whose)),
+            // The same future, so that its place in the queue is kept.
+            Err(_) if is_admitted() => permit.await,
+            // The holders may be slow because of the rate.
+            Err(_) if !self.rate_delay(scope).is_zero() => return Err(self.rate_exceeded(scope, RETRY_AFTER)),
+            Err(_) => return Err(self.permits_exceeded(scope)),
         };
-        // Never closed; and if it were, reading on without a permit would be the lesser evil.
+        // `None` if the semaphore is closed, which never happens. Reading without a permit would then be the
+        // lesser evil.
         Ok(permit.ok())
     }
 
-    /// How much later than it is read a byte may be made use of, at present.
-    fn behind(&self, whose: LimitScope<'_>) -> Duration {
+    /// Returns how long a byte that is read now would have to wait.
+    fn rate_delay(&self, scope: LimitScope<'_>) -> Duration {
         let now = Instant::now().into_std();
-        let behind = match whose {
+        let delay = match scope {
             LimitScope::Owner(owner) => {
-                self.0.pace_per_owner.as_ref().map(|paces| paces.wait_for(owner, 1, now))
+                self.0.rate_per_owner.as_ref().map(|buckets| buckets.wait_for(owner, 1, now))
             }
-            LimitScope::All => {
-                let pace = self.0.pace.as_ref();
-                pace.map(|pace| pace.lock().unwrap_or_else(PoisonError::into_inner).wait_for(1, now))
-            }
+            LimitScope::Gateway => self.0.rate.as_ref().map(|bucket| bucket.lock().wait_for(1, now)),
         };
-        behind.unwrap_or_default()
+        delay.unwrap_or_default()
     }
 
-    fn permits(&self, whose: LimitScope<'_>) -> Arc<Semaphore> {
-        match whose {
-            LimitScope::Owner(owner) => self.of_owner(owner),
-            LimitScope::All => Arc::clone(&self.0.all),
-        }
-    }
-
-    fn of_owner(&self, owner: &Owner) -> Arc<Semaphore> {
+    fn permits(&self, scope: LimitScope<'_>) -> Arc<Semaphore> {
+        let owner = match scope {
+            LimitScope::Owner(owner) => owner,
+            LimitScope::Gateway => return Arc::clone(&self.0.permits),
+        };
         let owners = &self.0.owners;
-        if owners.len() >= OWNERS_KEPT {
+        if owners.len() >= OWNERS_MAX {
             owners.retain(|_, permits| permits.strong_count() > 0);
         }
-        let mut kept = owners.entry(owner.clone()).or_default();
-        kept.upgrade().unwrap_or_else(|| {
-            let fresh = Arc::new(Semaphore::new(self.0.per_owner));
-            *kept = Arc::downgrade(&fresh);
-            fresh
+        // The entry stays locked, so that two callers cannot both create a semaphore.
+        let mut entry = owners.entry(owner.clone()).or_default();
+        entry.upgrade().unwrap_or_else(|| {
+            let permits = Arc::new(Semaphore::new(self.0.permits_per_owner));
+            *entry = Arc::downgrade(&permits);
+            permits
         })
     }
 
-    fn too_many(&self, whose: LimitScope<'_>) -> Exceeded {
-        let (quota, limit) = match whose {
-            LimitScope::Owner(_) => (Quota::HistoryReadsPerOwner, self.0.per_owner),
-            LimitScope::All => (Quota::HistoryReads, self.0.limits.history_reads),
+    fn permits_exceeded(&self, scope: LimitScope<'_>) -> Exceeded {
+        let (quota, limit) = match scope {
+            LimitScope::Owner(_) => (Quota::HistoryReadsPerOwner, self.0.permits_per_owner),
+            LimitScope::Gateway => (Quota::HistoryReads, self.0.limits.history_reads),
         };
-        Exceeded { quota, subject: whose.subject(), limit: limit as u64, retry_after: Some(RETRY) }
+        Exceeded { quota, subject: scope.subject(), limit: limit as u64, retry_after: Some(RETRY_AFTER) }
     }
 
-    fn too_fast(&self, whose: LimitScope<'_>, retry_after: Duration) -> Exceeded {
+    fn rate_exceeded(&self, scope: LimitScope<'_>, retry_after: Duration) -> Exceeded {
         let limits = &self.0.limits;
-        let (quota, limit) = match whose {
+        let (quota, limit) = match scope {
             LimitScope::Owner(_) => (Quota::HistoryRatePerOwner, limits.history_bytes_per_second_per_owner),
-            LimitScope::All => (Quota::HistoryRate, limits.history_bytes_per_second),
+            LimitScope::Gateway => (Quota::HistoryRate, limits.history_bytes_per_second),
         };
-        Exceeded { quota, subject: whose.subject(), limit, retry_after: Some(retry_after) }
+        Exceeded { quota, subject: scope.subject(), limit, retry_after: Some(retry_after) }
     }
 }
 
-// === impl Whose ===
+// === impl LimitScope ===
 
 impl LimitScope<'_> {
     fn subject(self) -> Subject {
         match self {
             Self::Owner(owner) => Subject::Owner(owner.clone()),
-            Self::All => Subject::Gateway,
+            Self::Gateway => Subject::Gateway,
         }
     }
 }
 
-/// Not at all, if there is nothing to wait for.
-async fn wait(time: Duration) {
-    if !time.is_zero() {
-        tokio::time::sleep(time).await;
+/// Sleeps, unless `delay` is zero: a timer would yield to other tasks even then.
+async fn sleep(delay: Duration) {
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
     }
 }
 
@@ -213,62 +215,62 @@ mod tests {
         [1, 2].map(|number| Address::from_account([number; 20]))
     }
 
-    /// How many permits one owner gets.
-    async fn share(history_reads: usize, history_reads_per_owner: usize) -> usize {
+    /// Returns how many permits one owner gets.
+    async fn permits_of_one_owner(history_reads: usize, history_reads_per_owner: usize) -> usize {
         let limits = QuotaLimits { history_reads, history_reads_per_owner, ..QuotaLimits::default() };
-        let permits = BackfillLimiter::new(&limits);
+        let limiter = BackfillLimiter::new(&limits);
         let [greedy, other] = owners();
         let mut held = Vec::new();
-        let more = async {
+        let acquire_all = async {
             loop {
-                held.push(permits.acquire(&greedy, || true).await.unwrap());
+                held.push(limiter.acquire(&greedy, || true).await.unwrap());
             }
         };
-        tokio::time::timeout(SECOND, more).await.unwrap_err();
-        let share = held.len();
-        assert!(permits.are_used_up(&greedy));
-        assert_eq!(permits.are_used_up(&other), share == history_reads);
-        if share < history_reads {
-            drop(permits.acquire(&other, || true).await.unwrap());
+        tokio::time::timeout(SECOND, acquire_all).await.unwrap_err();
+        let count = held.len();
+        assert!(limiter.is_exhausted(&greedy));
+        assert_eq!(limiter.is_exhausted(&other), count == history_reads);
+        if count < history_reads {
+            drop(limiter.acquire(&other, || true).await.unwrap());
         }
         drop(held);
-        drop(permits.acquire(&greedy, || true).await.unwrap());
-        share
+        drop(limiter.acquire(&greedy, || true).await.unwrap());
+        count
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_tenant_never_has_all_of_them() {
-        assert_eq!(share(8, 2).await, 2);
-        assert_eq!(share(8, 100).await, 7);
-        assert_eq!(share(1, 1).await, 1);
+    async fn one_owner_never_gets_all_permits() {
+        assert_eq!(permits_of_one_owner(8, 2).await, 2);
+        assert_eq!(permits_of_one_owner(8, 100).await, 7);
+        assert_eq!(permits_of_one_owner(1, 1).await, 1);
     }
 
-    /// How long it takes to read so many times so much.
-    async fn time(permits: &BackfillLimiter, owner: &Owner, times: usize, bytes: usize) -> Duration {
+    /// Returns how long it takes to read `bytes`, `times` in a row.
+    async fn time(limiter: &BackfillLimiter, owner: &Owner, times: usize, bytes: usize) -> Duration {
         let began = Instant::now();
         for _ in 0..times {
-            permits.throttle(owner, bytes).await;
+            limiter.throttle(owner, bytes).await;
         }
         began.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_are_paced_for_each_and_for_all() {
+    async fn bytes_are_throttled_per_owner_and_in_total() {
         let limits = QuotaLimits {
             history_bytes_per_second: 3_000,
             history_bytes_per_second_per_owner: 1_000,
             ..QuotaLimits::default()
         };
-        let permits = BackfillLimiter::new(&limits);
+        let limiter = BackfillLimiter::new(&limits);
         let [greedy, other] = owners();
-        // The first second's worth is free.
-        assert_eq!(time(&permits, &greedy, 4, 250).await, Duration::ZERO);
-        let (slow, quick) = tokio::join!(time(&permits, &greedy, 40, 250), time(&permits, &other, 4, 250));
+        // The bytes of the first second are free.
+        assert_eq!(time(&limiter, &greedy, 4, 250).await, Duration::ZERO);
+        let (slow, quick) = tokio::join!(time(&limiter, &greedy, 40, 250), time(&limiter, &other, 4, 250));
         assert_eq!((slow, quick), (10 * SECOND, Duration::ZERO));
-        // All together are not faster than all may be.
+        // The total rate limits many owners together.
         let many = (0..10).map(|number| {
-            let (permits, owner) = (permits.clone(), Address::from_account([100 + number; 20]));
-            async move { time(&permits, &owner, 8, 250).await }
+            let (limiter, owner) = (limiter.clone(), Address::from_account([100 + number; 20]));
+            async move { time(&limiter, &owner, 8, 250).await }
         });
         let slowest = futures_util::future::join_all(many).await.into_iter().max().unwrap();
         // 20,000 bytes, of which 3,000 at once.
@@ -276,18 +278,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn zero_is_no_pace() {
+    async fn zero_rate_is_unlimited() {
         let limits = QuotaLimits {
             history_bytes_per_second: 0,
             history_bytes_per_second_per_owner: 0,
             ..QuotaLimits::default()
         };
-        let permits = BackfillLimiter::new(&limits);
-        assert_eq!(time(&permits, &owners()[0], 1_000, usize::MAX / 2_000).await, Duration::ZERO);
+        let limiter = BackfillLimiter::new(&limits);
+        assert_eq!(time(&limiter, &owners()[0], 1_000, usize::MAX / 2_000).await, Duration::ZERO);
     }
 
-    /// Permits that are waited for so long, and reads at this pace of an owner.
-    fn waiting(history_wait: Duration, bytes_per_second: u64) -> BackfillLimiter {
+    /// A limiter of two permits, one per owner, with this rate per owner.
+    fn limiter_with(history_wait: Duration, bytes_per_second: u64) -> BackfillLimiter {
         BackfillLimiter::new(&QuotaLimits {
             history_reads: 2,
             history_reads_per_owner: 1,
@@ -298,53 +300,57 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_waited_for_long_is_refused_and_keeps_nothing() {
-        let permits = waiting(10 * SECOND, 0);
+    async fn long_wait_is_rejected_and_keeps_no_permit() {
+        let limiter = limiter_with(10 * SECOND, 0);
         let [greedy, other] = owners();
-        let held = permits.acquire(&greedy, || false).await.unwrap();
+        let held = limiter.acquire(&greedy, || false).await.unwrap();
         let began = Instant::now();
-        let exceeded = permits.acquire(&greedy, || false).await.unwrap_err();
+        let exceeded = limiter.acquire(&greedy, || false).await.unwrap_err();
         assert_eq!(began.elapsed().as_secs(), 10);
         let subject = Subject::Owner(greedy.clone());
-        let expected =
-            Exceeded { quota: Quota::HistoryReadsPerOwner, subject, limit: 1, retry_after: Some(RETRY) };
+        let expected = Exceeded {
+            quota: Quota::HistoryReadsPerOwner,
+            subject,
+            limit: 1,
+            retry_after: Some(RETRY_AFTER),
+        };
         assert_eq!(exceeded, expected);
-        let others = permits.acquire(&other, || false).await.unwrap();
+        let others = limiter.acquire(&other, || false).await.unwrap();
         let third = Address::from_account([3; 20]);
-        let exceeded = permits.acquire(&third, || false).await.unwrap_err();
+        let exceeded = limiter.acquire(&third, || false).await.unwrap_err();
         assert_eq!(
             (exceeded.quota, exceeded.subject, exceeded.limit),
             (Quota::HistoryReads, Subject::Gateway, 2)
         );
         drop((held, others));
         for owner in [&greedy, &other, &third] {
-            permits.acquire(owner, || false).await.unwrap();
+            limiter.acquire(owner, || false).await.unwrap();
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_waited_for_their_own_is_not_refused_when_their_turn_has_come() {
-        let limits = waiting(10 * SECOND, 0).0.limits.clone();
-        let permits = BackfillLimiter::new(&QuotaLimits { history_bytes_per_second: 1_000, ..limits });
+    async fn gateway_rate_is_checked_after_owner_wait() {
+        let limits = limiter_with(10 * SECOND, 0).0.limits.clone();
+        let limiter = BackfillLimiter::new(&QuotaLimits { history_bytes_per_second: 1_000, ..limits });
         let [greedy, other] = owners();
-        let held = permits.acquire(&greedy, || false).await.unwrap();
-        tokio::time::timeout(Duration::ZERO, permits.throttle(&other, 12_000)).await.unwrap_err();
+        let held = limiter.acquire(&greedy, || false).await.unwrap();
+        tokio::time::timeout(Duration::ZERO, limiter.throttle(&other, 12_000)).await.unwrap_err();
         let release = async {
             tokio::time::sleep(9 * SECOND).await;
             drop(held);
         };
-        let (permit, ()) = tokio::join!(permits.acquire(&greedy, || false), release);
+        let (permit, ()) = tokio::join!(limiter.acquire(&greedy, || false), release);
         permit.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_let_in_waits_on_at_their_place() {
-        let permits = waiting(SECOND, 0);
+    async fn admitted_caller_keeps_its_place_in_queue() {
+        let limiter = limiter_with(SECOND, 0);
         let [greedy, _] = owners();
-        let held = permits.acquire(&greedy, || false).await.unwrap();
-        let (first, second) = (permits.acquire(&greedy, || true), permits.acquire(&greedy, || true));
+        let held = limiter.acquire(&greedy, || false).await.unwrap();
+        let (first, second) = (limiter.acquire(&greedy, || true), limiter.acquire(&greedy, || true));
         tokio::pin!(first, second);
-        // Each is past its time, the first before the second.
+        // Both are past the deadline, the first before the second.
         tokio::time::timeout(5 * SECOND, &mut first).await.unwrap_err();
         tokio::time::timeout(5 * SECOND, &mut second).await.unwrap_err();
         drop(held);
@@ -354,48 +360,48 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_cannot_read_at_the_pace_in_time_is_refused_and_told_when_they_can() {
-        let permits = waiting(10 * SECOND, 1_000);
+    async fn rate_rejection_has_exact_retry_after() {
+        let limiter = limiter_with(10 * SECOND, 1_000);
         let [greedy, other] = owners();
-        let credit = tokio::time::timeout(Duration::ZERO, permits.throttle(&greedy, 16_001));
-        credit.await.unwrap_err();
-        let exceeded = permits.acquire(&greedy, || false).await.unwrap_err();
+        let debt = tokio::time::timeout(Duration::ZERO, limiter.throttle(&greedy, 16_001));
+        debt.await.unwrap_err();
+        let exceeded = limiter.acquire(&greedy, || false).await.unwrap_err();
         assert_eq!((exceeded.quota, exceeded.limit), (Quota::HistoryRatePerOwner, 1_000));
         let retry_after = exceeded.retry_after.unwrap();
-        // 1,000 were there, 15,001 come in at 1,000 a second, and so does the one to be read.
+        // 1,000 bytes were available. 15,001 and the next byte accrue at 1,000 a second.
         assert_eq!(retry_after.as_millis(), 5_002);
-        permits.acquire(&other, || false).await.unwrap();
-        permits.acquire(&greedy, || true).await.unwrap();
+        limiter.acquire(&other, || false).await.unwrap();
+        limiter.acquire(&greedy, || true).await.unwrap();
         tokio::time::sleep(retry_after).await;
-        let held = permits.acquire(&greedy, || false).await.unwrap();
+        let held = limiter.acquire(&greedy, || false).await.unwrap();
         tokio::time::sleep(10 * SECOND).await;
-        // The one that is waited for is held up by the pace.
+        // The holder of the permit is throttled.
         let reads = async {
             loop {
-                permits.throttle(&greedy, 3_000).await;
+                limiter.throttle(&greedy, 3_000).await;
             }
         };
         let exceeded = tokio::select! {
-            waited = permits.acquire(&greedy, || false) => waited.unwrap_err(),
+            waited = limiter.acquire(&greedy, || false) => waited.unwrap_err(),
             () = reads => unreachable!(),
         };
-        assert_eq!((exceeded.quota, exceeded.retry_after), (Quota::HistoryRatePerOwner, Some(RETRY)));
+        assert_eq!((exceeded.quota, exceeded.retry_after), (Quota::HistoryRatePerOwner, Some(RETRY_AFTER)));
         drop(held);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_wait_whoever_would_have_to_is_refused_at_once() {
-        let permits = waiting(Duration::ZERO, 1_000);
+    async fn zero_wait_rejects_at_once() {
+        let limiter = limiter_with(Duration::ZERO, 1_000);
         let [greedy, _] = owners();
         let began = Instant::now();
-        let held = permits.acquire(&greedy, || false).await.unwrap();
-        permits.throttle(&greedy, 1_000).await;
-        permits.acquire(&greedy, || false).await.unwrap_err();
+        let held = limiter.acquire(&greedy, || false).await.unwrap();
+        limiter.throttle(&greedy, 1_000).await;
+        limiter.acquire(&greedy, || false).await.unwrap_err();
         drop(held);
-        let exceeded = permits.acquire(&greedy, || false).await.unwrap_err();
+        let exceeded = limiter.acquire(&greedy, || false).await.unwrap_err();
         assert_eq!(exceeded.quota, Quota::HistoryRatePerOwner);
         assert_eq!(began.elapsed(), Duration::ZERO);
         tokio::time::sleep(exceeded.retry_after.unwrap()).await;
-        permits.acquire(&greedy, || false).await.unwrap();
+        limiter.acquire(&greedy, || false).await.unwrap();
     }
 }

@@ -1,7 +1,8 @@
-//! The response to one request for logs: what its lanes have, as HTTP/2 takes it.
+//! The response body of a log request: merges the streams of its replicas.
 //!
-//! A body does nothing unless it is polled, and it is polled only while its peer takes what it is sent. So a slow follower costs
-//! nobody anything: its lanes stand still, and what they miss in the rings is counted when they move again.
+//! A body works only when it is polled, and HTTP/2 polls it only while the peer takes data. So a slow
+//! follower delays no other one: its reads stop, and the rings count the lines that it misses until it is
+//! polled again.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -32,41 +33,43 @@ use crate::stream::gated_poll::Gated;
 use crate::stream::{Messages, StreamControl, StreamEnd};
 
 /// The body of a response to `ServiceLogs`.
-pub struct LogsBody {
+pub(crate) struct LogsBody {
     request: LogsRequest,
-    fanout: ActorRegistry,
-    permits: BackfillLimiter,
+    actors: ActorRegistry,
+    limiter: BackfillLimiter,
     view: watch::Receiver<Arc<LeaseView>>,
-    /// Each change of the view; `None` once there will be no more, or if nobody stays for it.
+    /// Changes of the view; `None` without follow, and after the lease has ended.
     changes: Option<Gated<BoxStream<'static, Arc<LeaseView>>>>,
-    /// The replicas that have, or had, a lane and are still there; sorted.
-    known: Vec<Replica>,
-    lanes: Vec<ReplicaStream>,
-    /// Whose turn it is.
-    turn: usize,
-    /// Replicas whose logs cannot be read at the moment: the others are sent, and then the stream ends with that.
+    /// Replicas that have, or had, a stream and are still in the view; sorted.
+    served: Vec<Replica>,
+    streams: Vec<ReplicaStream>,
+    /// Index of the stream that was polled last: they take turns.
+    last_polled: usize,
+    /// Replicas whose log cannot be read at the moment. The stream ends with them after all others are
+    /// complete.
     unreadable: Vec<Replica>,
-    /// Sent first: that there is nothing to send.
+    /// Sent first, if no replica is deployed.
     notice: Option<Message>,
-    /// Whether the lease has ended: what is left is sent, and then the stream ends.
+    /// The lease has ended: the stream ends after the remaining lines.
     lease_ended: bool,
     stage: Stage,
-    /// The end of a message whose beginning was handed over, if one had to be cut. It goes before anything else.
-    rest: Option<Bytes>,
-    state: Arc<StreamControl>,
+    /// Remainder of a message that the last frame had to cut. Sent before anything else.
+    remainder: Option<Bytes>,
+    control: Arc<StreamControl>,
     trailers: Trailers,
 }
 
-/// Says in gRPC's words why a stream ends; asked once, as soon as it is to, whatever its peer takes of that.
-pub type Trailers = Box<dyn Fn(&StreamEnd) -> HeaderMap + Send>;
+/// Returns the trailers for the end of a stream. Called once, as soon as the end is known.
+pub(crate) type Trailers = Box<dyn Fn(&StreamEnd) -> HeaderMap + Send>;
 
 enum Stage {
+    /// Sends messages until the request is complete or the stream is asked to end.
     Running,
-    /// What the rings hold is sent, up to so many more bytes; and then the cursors.
+    /// Asked to end: sends the entries in the rings, up to this many bytes; becomes `Closing`.
     Flushing(StreamEnd, usize),
-    /// Cursors are next.
+    /// Sends the cursors; becomes `Trailers`.
     Closing(StreamEnd),
-    /// Only the trailers are left.
+    /// Waits until HTTP/2 has taken all messages; becomes `Done`.
     Trailers(Box<HeaderMap>),
     Done,
 }
@@ -74,87 +77,90 @@ enum Stage {
 // === impl LogsBody ===
 
 impl LogsBody {
-    /// A body for `request`.
-    pub fn new(
+    pub(crate) fn new(
         request: LogsRequest,
-        fanout: ActorRegistry,
-        permits: BackfillLimiter,
+        actors: ActorRegistry,
+        limiter: BackfillLimiter,
         view: watch::Receiver<Arc<LeaseView>>,
-        state: Arc<StreamControl>,
+        control: Arc<StreamControl>,
         trailers: Trailers,
     ) -> Self {
         let mut body = Self {
-            changes: request.extent.follows().then(|| Gated::new(platform::changes(view.clone()))),
+            changes: request.range.follows().then(|| Gated::new(platform::changes(view.clone()))),
             request,
-            fanout,
-            permits,
+            actors,
+            limiter,
             view,
-            known: Vec::new(),
-            lanes: Vec::new(),
-            turn: 0,
+            served: Vec::new(),
+            streams: Vec::new(),
+            last_polled: 0,
             unreadable: Vec::new(),
             notice: None,
             lease_ended: false,
             stage: Stage::Running,
-            rest: None,
-            state,
+            remainder: None,
+            control,
             trailers,
         };
         let view = Arc::clone(&body.view.borrow());
-        body.look(&view, false);
-        body.notice = body.lanes.is_empty().then(|| Message::bare(frame::nothing_deployed()));
+        body.add_streams(&view, false);
+        body.notice = body.streams.is_empty().then(|| Message::bare(frame::nothing_deployed()));
         body
     }
 
-    /// Opens a lane for each wanted replica that has none.
-    fn look(&mut self, view: &LeaseView, newcomers: bool) {
+    /// Adds a stream for each selected replica that has none, up to the quota. `are_new`: the replicas have
+    /// appeared since the request.
+    fn add_streams(&mut self, view: &LeaseView, are_new: bool) {
         self.lease_ended |= view.ended;
-        self.known.retain(|replica| view.replica(replica).is_some());
-        let most = self.fanout.world().limits.quota.replicas_per_request;
-        let served = self.lanes.len();
-        for (replica, slot) in view.select(&self.request.filter) {
-            // One that was away and is there again may still be telling of its last life.
-            let is_served = || self.lanes[..served].iter().any(|lane| *lane.replica() == replica);
-            let Err(place) = self.known.binary_search(&replica) else { continue };
-            if self.lanes.len() >= most || is_served() {
+        self.served.retain(|replica| view.replica(replica).is_some());
+        let max = self.actors.context().limits.quota.replicas_per_request;
+        let existing = self.streams.len();
+        for (replica, replica_view) in view.select(&self.request.filter) {
+            // A replica that was removed and is back may still have its former stream, which sends its last
+            // lines.
+            let has_stream = || self.streams[..existing].iter().any(|stream| *stream.replica() == replica);
+            let Err(index) = self.served.binary_search(&replica) else { continue };
+            if self.streams.len() >= max || has_stream() {
                 continue;
             }
-            // One that was away goes on behind what was sent, unless that was in another life.
+            // A replica that is back continues after the last line sent, unless that run is no longer
+            // readable.
             let cursor = self.request.resume.remove(&replica);
-            let resume = cursor
-                .filter(|(run, _)| !newcomers || slot.readable().any(|readable| readable.instance == *run));
-            // One that appears while its follower is there is followed from its first line on.
-            let extent =
-                if newcomers { ReadRange::Follow(BackfillFilter::default()) } else { self.request.extent };
-            let scope = BackfillParams {
-                world: self.fanout.world().clone(),
+            let resume = cursor.filter(|(run, _)| {
+                !are_new || replica_view.readable().any(|readable| readable.instance == *run)
+            });
+            // A replica that appears while it is followed is read from its first line.
+            let range =
+                if are_new { ReadRange::Follow(BackfillFilter::default()) } else { self.request.range };
+            let params = BackfillParams {
+                context: self.actors.context().clone(),
                 lease: self.request.lease.clone(),
                 view: self.view.clone(),
-                extent,
+                range,
                 resume,
                 representation: self.request.representation,
-                newcomer: newcomers,
+                is_new: are_new,
                 replica: replica.clone(),
             };
-            if self.lanes.is_empty() {
-                // Most streams follow one replica, and a vector would make room for four.
-                self.lanes.reserve_exact(1);
-                self.known.reserve_exact(1);
+            if self.streams.is_empty() {
+                // Most requests follow one replica, and `push` would reserve memory for four.
+                self.streams.reserve_exact(1);
+                self.served.reserve_exact(1);
             }
-            self.lanes.push(ReplicaStream::new(
-                scope,
-                self.fanout.clone(),
-                self.permits.clone(),
-                Arc::clone(&self.state),
+            self.streams.push(ReplicaStream::new(
+                params,
+                self.actors.clone(),
+                self.limiter.clone(),
+                Arc::clone(&self.control),
             ));
-            self.known.insert(place, replica);
+            self.served.insert(index, replica);
         }
     }
 
     fn poll_changes(&mut self, cx: &mut Context<'_>) {
         while let Some(changes) = &mut self.changes {
             match changes.poll_next_unpin(cx) {
-                Poll::Ready(Some(view)) => self.look(&view, true),
+                Poll::Ready(Some(view)) => self.add_streams(&view, true),
                 Poll::Ready(None) => {
                     self.changes = None;
                     self.lease_ended = true;
@@ -164,92 +170,94 @@ impl LogsBody {
         }
     }
 
-    /// Takes what the lanes have, in turns, as much as HTTP/2 may hold. Answers why the stream ends, if it does.
+    /// Fills `batch` from the streams, in turns. Returns why the response ends, if it does.
     fn fill(&mut self, cx: &mut Context<'_>, batch: &mut Batch) -> Option<StreamEnd> {
         loop {
-            let mut quiet = 0;
-            while quiet < self.lanes.len() && batch.room() > 0 {
-                self.turn = (self.turn + 1) % self.lanes.len();
-                let lane = &mut self.lanes[self.turn];
-                quiet += 1;
-                match lane.poll_turn(batch, cx) {
+            // Streams in a row that had nothing to send.
+            let mut idle = 0;
+            while idle < self.streams.len() && batch.room() > 0 {
+                self.last_polled = (self.last_polled + 1) % self.streams.len();
+                let stream = &mut self.streams[self.last_polled];
+                idle += 1;
+                match stream.poll_send(batch, cx) {
                     Poll::Ready(SendStep::Lagged) if self.request.on_lag == LagPolicy::Close => {
-                        return Some(StreamEnd::Lagged(lane.replica().clone()));
+                        return Some(StreamEnd::Lagged(stream.replica().clone()));
                     }
-                    Poll::Ready(SendStep::Refused(exceeded)) => return Some(StreamEnd::Exceeded(exceeded)),
-                    Poll::Ready(SendStep::More | SendStep::Lagged) => quiet = 0,
+                    Poll::Ready(SendStep::Rejected(exceeded)) => return Some(StreamEnd::Exceeded(exceeded)),
+                    Poll::Ready(SendStep::More | SendStep::Lagged) => idle = 0,
                     Poll::Ready(SendStep::Ended) | Poll::Pending => {}
                 }
             }
-            let newcomers = self.retire();
-            if newcomers == 0 || batch.room() == 0 {
+            // Added streams have not been polled, so they would not wake this task.
+            let added = self.replace_ended_streams();
+            if added == 0 || batch.room() == 0 {
                 break;
             }
-            // Those have not been asked yet, and so would wake nobody.
         }
-        let stays = self.request.extent.follows() && !self.lease_ended;
-        if !self.lanes.is_empty() || stays {
+        let stays_open = self.request.range.follows() && !self.lease_ended;
+        if !self.streams.is_empty() || stays_open {
             return None;
         }
         if !self.unreadable.is_empty() {
             return Some(StreamEnd::Unreadable(std::mem::take(&mut self.unreadable)));
         }
-        Some(if self.lease_ended && self.request.extent.follows() {
+        Some(if self.lease_ended && self.request.range.follows() {
             StreamEnd::LeaseEnded
         } else {
             StreamEnd::Complete
         })
     }
 
-    /// Lets go of lanes that have ended, and answers how many have come instead: their replicas may be there again, and others
-    /// have had no place before.
-    fn retire(&mut self) -> usize {
-        let before = self.lanes.len();
-        let (resume, known, unreadable) = (&mut self.request.resume, &mut self.known, &mut self.unreadable);
-        // The view tells only its newest state: who has been away may never have been missed.
-        let may_return = !self.lease_ended && self.view.has_changed().is_ok() && !self.fanout.is_stopped();
-        self.lanes.retain(|lane| {
-            if !lane.is_ended() {
+    /// Removes streams that have ended. Adds streams for replicas that are back, or that the quota left out
+    /// until now. Returns how many were added.
+    fn replace_ended_streams(&mut self) -> usize {
+        let before = self.streams.len();
+        let (resume, served, unreadable) = (&mut self.request.resume, &mut self.served, &mut self.unreadable);
+        // A watch channel has only the newest view: a replica may have been removed and be back without a
+        // view that shows it.
+        let may_return = !self.lease_ended && self.view.has_changed().is_ok() && !self.actors.is_stopped();
+        self.streams.retain(|stream| {
+            if !stream.is_ended() {
                 return true;
             }
-            if lane.is_unreadable() {
-                unreadable.push(lane.replica().clone());
+            if stream.is_unreadable() {
+                unreadable.push(stream.replica().clone());
             }
-            if may_return && let Ok(place) = known.binary_search(lane.replica()) {
-                known.remove(place);
+            if may_return && let Ok(index) = served.binary_search(stream.replica()) {
+                served.remove(index);
             }
             if resume.len() < CURSORS_MAX
-                && let Some(cursor) = lane.cursor()
+                && let Some(cursor) = stream.cursor()
             {
                 resume.insert(cursor.replica, (cursor.instance, cursor.position));
             }
             false
         });
-        let kept = self.lanes.len();
-        if kept < before && self.stays_for_newcomers() {
+        let remaining = self.streams.len();
+        if remaining < before && self.follows_new_replicas() {
             let view = Arc::clone(&self.view.borrow());
-            self.look(&view, true);
+            self.add_streams(&view, true);
         }
-        self.lanes.len() - kept
+        self.streams.len() - remaining
     }
 
-    /// Whether replicas that come now are followed: not for one who asked for what there is, and not once the stream is to end.
-    fn stays_for_newcomers(&self) -> bool {
-        self.request.extent.follows() && self.state.ends().is_none()
+    /// Whether replicas that appear now are followed: not without follow, and not after the stream was asked
+    /// to end.
+    fn follows_new_replicas(&self) -> bool {
+        self.request.range.follows() && self.control.end_requested().is_none()
     }
 
-    /// Sends what was asked to be sent, and finds out whether the stream is to end.
     fn poll_running(&mut self, cx: &mut Context<'_>, batch: &mut Batch) {
-        if let Some(end) = self.state.ends() {
+        if let Some(end) = self.control.end_requested() {
             self.stage = match end {
-                // Not a line more for who may not.
+                // The caller is no longer permitted to read: send no more lines.
                 StreamEnd::Refused(_) => Stage::Closing(end),
-                _ => Stage::Flushing(end, self.fanout.world().limits.ring_max_bytes),
+                _ => Stage::Flushing(end, self.actors.context().limits.ring_max_bytes),
             };
             return;
         }
         if let Some(notice) = self.notice.take() {
-            self.state.mark_admitted();
+            self.control.mark_admitted();
             batch.add(notice, None);
         }
         self.poll_changes(cx);
@@ -263,22 +271,22 @@ impl LogsBody {
         }
     }
 
-    /// Sends what is held in the rings anyway; what was being read for this follower alone is left to its cursor.
-    fn poll_flushing(&mut self, cx: &mut Context<'_>, end: StreamEnd, left: usize, batch: &mut Batch) {
-        let (live, others): (Vec<_>, Vec<_>) = self.lanes.drain(..).partition(ReplicaStream::is_live);
-        self.lanes = live;
+    /// Sends entries that the rings hold anyway. Backfills stop; clients resume them from the cursors.
+    fn poll_flushing(&mut self, cx: &mut Context<'_>, end: StreamEnd, max_bytes: usize, batch: &mut Batch) {
+        let (live, others): (Vec<_>, Vec<_>) = self.streams.drain(..).partition(ReplicaStream::is_live);
+        self.streams = live;
         let ended = self.fill(cx, batch);
-        self.lanes.extend(others);
-        let left = left.saturating_sub(batch.bytes);
+        self.streams.extend(others);
+        let remaining = max_bytes.saturating_sub(batch.bytes);
         self.stage = match ended {
             Some(StreamEnd::Lagged(_)) => Stage::Closing(end),
-            _ if batch.bytes == 0 || left == 0 => Stage::Closing(end),
-            _ => Stage::Flushing(end, left),
+            _ if batch.bytes == 0 || remaining == 0 => Stage::Closing(end),
+            _ => Stage::Flushing(end, remaining),
         };
     }
 
-    fn hand_over(&self, batch: Batch) -> Frame<Messages> {
-        let metrics = &self.fanout.world().metrics;
+    fn make_frame(&self, batch: Batch) -> Frame<Messages> {
+        let metrics = &self.actors.context().metrics;
         metrics.messages_delivered.increment(batch.messages);
         metrics.lines_delivered.increment(batch.lines);
         metrics.bytes_delivered.increment(batch.log_bytes);
@@ -286,14 +294,14 @@ impl LogsBody {
         if let Some(oldest) = batch.oldest {
             metrics.delivery_delay.record(oldest.elapsed().as_secs_f64());
         }
-        Frame::data(Messages::new(batch.parts, Arc::clone(&self.state)))
+        Frame::data(Messages::new(batch.parts, Arc::clone(&self.control)))
     }
 
-    /// One response with the cursor of each replica. Without follow, replicas that were sent to their end have one, too: a caller
-    /// that resumes without it would get all of their lines again.
+    /// Encodes the cursors of all replicas. Without follow, also those of replicas that are complete: a
+    /// client that resumes without such a cursor would get all of their lines again.
     fn cursors(&self) -> Option<Bytes> {
-        let mut cursors: Vec<_> = self.lanes.iter().filter_map(ReplicaStream::cursor).collect();
-        if !self.request.extent.follows() {
+        let mut cursors: Vec<_> = self.streams.iter().filter_map(ReplicaStream::cursor).collect();
+        if !self.request.range.follows() {
             cursors.extend(self.request.resume.iter().map(|(replica, (instance, position))| Cursor {
                 replica: replica.clone(),
                 instance: instance.clone(),
@@ -313,22 +321,23 @@ impl http_body::Body for LogsBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Messages>, Infallible>>> {
         let this = self.get_mut();
-        let mut batch = Batch::beginning_with(this.rest.take());
+        let mut batch = Batch::beginning_with(this.remainder.take());
         loop {
             match std::mem::replace(&mut this.stage, Stage::Running) {
                 Stage::Running => this.poll_running(cx, &mut batch),
-                Stage::Flushing(end, left) => this.poll_flushing(cx, end, left, &mut batch),
+                Stage::Flushing(end, max_bytes) => this.poll_flushing(cx, end, max_bytes, &mut batch),
                 Stage::Closing(end) => {
                     this.stage = Stage::Trailers(Box::new((this.trailers)(&end)));
                     if let Some(cursors) = this.cursors() {
                         batch.add(Message::bare(cursors), None);
                     }
-                    // The peer may take its time, and others wait for what they hold.
-                    this.lanes.clear();
+                    // Frees permits and subscriptions now: the peer may take long to read the trailers.
+                    this.streams.clear();
                 }
                 Stage::Trailers(trailers) => {
-                    // Once HTTP/2 has the trailers nobody watches over the stream any more.
-                    if this.state.poll_taken(cx).is_pending() {
+                    // Not before the messages are taken: after the trailers, no supervisor watches the
+                    // stream.
+                    if this.control.poll_drained(cx).is_pending() {
                         this.stage = Stage::Trailers(trailers);
                         return Poll::Pending;
                     }
@@ -342,9 +351,9 @@ impl http_body::Body for LogsBody {
             }
             if !batch.parts.is_empty() {
                 if matches!(this.stage, Stage::Running) {
-                    this.rest = batch.cut(STREAM_SEND_MAX_BYTES);
+                    this.remainder = batch.cut(STREAM_SEND_MAX_BYTES);
                 }
-                return Poll::Ready(Some(Ok(this.hand_over(batch))));
+                return Poll::Ready(Some(Ok(this.make_frame(batch))));
             }
             if matches!(this.stage, Stage::Running) {
                 return Poll::Pending;
@@ -359,7 +368,7 @@ impl http_body::Body for LogsBody {
 
 impl std::fmt::Debug for LogsBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogsBody").field("lanes", &self.lanes).finish_non_exhaustive()
+        f.debug_struct("LogsBody").field("streams", &self.streams).finish_non_exhaustive()
     }
 }
 

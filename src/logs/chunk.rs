@@ -1,8 +1,9 @@
-//! Lines joined to chunks: what leaves together, in one message.
+//! Groups lines into chunks, each of which becomes one message. Pure.
 //!
-//! A chunk holds either whole lines, or one piece of a line: of one too long for a chunk, of one that is not finished, or of one with
-//! output of the other stream in the middle of it. A whole line behind a piece of the other stream is a chunk of its own as well, since
-//! it lies within a line of the merged output by which positions count.
+//! A chunk has either whole lines or one piece of a line. A line comes in pieces if it is longer than a
+//! chunk, if it is not finished in time, or if output of the other stream interrupts it. A whole line after a
+//! piece of the other stream is a chunk of its own too, since positions count lines of the merged output, and
+//! it is within such a line.
 
 use std::ops::Range;
 
@@ -13,40 +14,40 @@ use crate::model::line::{Line, LineBatch, Stream};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
-/// Some lines of one instance that leave together; at most [`CHUNK_MAX_BYTES`] and [`CHUNK_MAX_LINES`].
+/// Lines of one instance; at most [`CHUNK_MAX_BYTES`] and [`CHUNK_MAX_LINES`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// The lines' bytes, back to back.
+    /// Bytes of the lines, back to back.
     pub data: Bytes,
-    /// Each line in it; a single one if it is a piece of a line.
-    pub marks: Box<[LineEnd]>,
-    /// Whether it goes on with a line of which earlier pieces lie before it.
+    /// One per line; a single one for a piece of a line.
+    pub line_ends: Box<[LineEnd]>,
+    /// Whether it continues a line that earlier pieces began.
     pub continues: bool,
-    /// The position before it.
+    /// Position before it.
     pub start: Position,
-    /// The position behind it.
+    /// Position after it.
     pub end: Position,
 }
 
-/// Where a line ends in a chunk, and when it was written.
+/// End of a line in a chunk, with the line's attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LineEnd {
-    /// Offset in the chunk's data of the byte behind the line: at most [`CHUNK_MAX_BYTES`].
+    /// Offset in the chunk's data of the byte after the line: at most [`CHUNK_MAX_BYTES`].
     pub end: u32,
-    /// The line's time.
+    /// Time of the line.
     pub time: LogTime,
-    /// The output it was written to, if that is known.
+    /// Output stream of the line, if known.
     pub stream: Option<Stream>,
 }
 
-/// Joins lines to chunks. Bytes in = bytes out, in order. A chunk that lies within one batch shares its bytes; only what waits
-/// from one batch to the next is copied.
+/// Groups lines into chunks; keeps every byte, in order. A chunk within one batch shares the batch's memory.
+/// Only lines that wait from one batch to the next are copied.
 #[derive(Debug)]
 pub struct Chunker {
-    /// What waits, of earlier batches.
+    /// Bytes of pending lines from earlier batches.
     data: BytesMut,
-    /// The lines that wait.
-    marks: Vec<LineEnd>,
+    /// All pending lines.
+    line_ends: Vec<LineEnd>,
     start: Position,
     end: Position,
 }
@@ -54,53 +55,56 @@ pub struct Chunker {
 // === impl Chunk ===
 
 impl Chunk {
-    /// Whether it holds one line or piece that must not be joined with others, since positions within it are bytes and not lines.
+    /// Whether it is a single line or piece that must not be grouped with others, since positions within it
+    /// count bytes.
     pub fn is_piece(&self) -> bool {
         !self.start.at_line_start() || !self.end.at_line_start() || self.continues
     }
 
-    /// Whether its line goes on in a later chunk.
-    pub fn goes_on(&self) -> bool {
+    /// Whether a later chunk continues its line.
+    pub fn is_unfinished(&self) -> bool {
         !self.end.at_line_start()
     }
 
-    /// The output that its first line was written to, if that is known.
+    /// Output stream of its first line, if known.
     pub fn stream(&self) -> Option<Stream> {
-        self.marks.first()?.stream
+        self.line_ends.first()?.stream
     }
 
-    /// How many lines end in it.
+    /// Returns how many lines end in it.
     pub fn lines(&self) -> u64 {
-        if self.end.at_line_start() { self.marks.len() as u64 } else { 0 }
+        if self.end.at_line_start() { self.line_ends.len() as u64 } else { 0 }
     }
 
-    /// Each line's (or piece's) bytes and time, in order.
+    /// Returns bytes and time of each line (or piece), in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], LogTime)> {
         let mut start = 0;
-        self.marks.iter().map(move |mark| {
-            let end = mark.end as usize;
+        self.line_ends.iter().map(move |line| {
+            let end = line.end as usize;
             let bytes = &self.data[start..end];
             start = end;
-            (bytes, mark.time)
+            (bytes, line.time)
         })
     }
 
-    /// Whether `at` lies at the start of one of its lines, or within one. A position between its start and its end that does neither is
-    /// that of a line which is not in this log as its reader sees it.
-    pub fn holds(&self, at: Position) -> bool {
+    /// Whether `at` is the start of one of its lines, or within one. A position between its start and its end
+    /// that is neither belongs to a line that the reader of this chunk has not seen.
+    pub fn contains(&self, at: Position) -> bool {
         let base = Position { offset: 0, ..at };
         let mut line_start = Position { offset: 0, ..self.start };
         if base == line_start {
             return true;
         }
-        self.marks.iter().take(self.marks.len().saturating_sub(1)).any(|mark| {
-            line_start = line_start.after_line(mark.time);
+        self.line_ends.iter().take(self.line_ends.len().saturating_sub(1)).any(|line| {
+            line_start = line_start.after_line(line.time);
             base == line_start
         })
     }
 
-    /// The chunk without what lies before `at`; `None` if nothing is left. A position before the chunk cuts nothing.
-    pub fn behind(&self, at: Position) -> Option<Self> {
+    /// Returns the part of the chunk after `at`; `None` if there is none. Within a line, returns the
+    /// remainder of that line only: the caller asks again, from its end. A position before the chunk returns
+    /// all of it.
+    pub fn after(&self, at: Position) -> Option<Self> {
         if at <= self.start {
             return Some(self.clone());
         }
@@ -108,172 +112,157 @@ impl Chunk {
             return None;
         }
         if self.is_piece() {
-            return Some(self.piece_behind(at));
+            return Some(self.piece_after(at));
         }
-        let mut position = self.start;
-        for (index, mark) in self.marks.iter().enumerate() {
-            let cut = if index == 0 { 0 } else { self.marks[index - 1].end };
-            let after = position.after_line(mark.time);
+        let (mut position, mut line_start) = (self.start, 0);
+        for (index, line) in self.line_ends.iter().enumerate() {
             if position >= at {
-                return Some(self.lines_behind(index, cut, position));
+                return Some(self.lines_from(index, position));
             }
+            let after = position.after_line(line.time);
             if at < after {
-                // Within this line: a whole line here, which was sent in pieces elsewhere.
-                let sent = usize::try_from(at.offset).unwrap_or(usize::MAX).min((mark.end - cut) as usize);
-                return self.rest_of_line(index, cut as usize + sent, at);
+                // The line is whole in this chunk, but another reader sent it in pieces.
+                let line_end = line.end as usize;
+                let sent = usize::try_from(at.offset).unwrap_or(usize::MAX).min(line_end - line_start);
+                let data = self.data.slice(line_start + sent..line_end);
+                let line_ends = Box::new([LineEnd { end: u32::try_from(data.len()).ok()?, ..*line }]);
+                return Some(Self { data, line_ends, continues: true, start: at, end: after });
             }
             position = after;
+            line_start = line.end as usize;
         }
         None
     }
 
-    /// The chunk without its first `count` lines; `None` if nothing is left.
+    /// Returns the chunk without its first `count` lines; `None` if it has no other lines.
     pub fn without_lines(&self, count: usize) -> Option<Self> {
-        if count == 0 {
-            return Some(self.clone());
-        }
-        if count >= self.marks.len() {
-            return None;
-        }
-        let start = self.marks[..count].iter().fold(self.start, |at, mark| at.after_line(mark.time));
-        Some(self.lines_behind(count, self.marks[count - 1].end, start))
+        let skipped = self.line_ends.get(..count).filter(|skipped| skipped.len() < self.line_ends.len())?;
+        let start = skipped.iter().fold(self.start, |at, line| at.after_line(line.time));
+        Some(self.lines_from(count, start))
     }
 
-    fn lines_behind(&self, index: usize, cut: u32, start: Position) -> Self {
-        let marks = self.marks[index..].iter().map(|mark| LineEnd { end: mark.end - cut, ..*mark });
+    /// Returns the lines from the one at `index` on, which starts at position `start`.
+    fn lines_from(&self, index: usize, start: Position) -> Self {
+        let cut = index.checked_sub(1).map_or(0, |last_skipped| self.line_ends[last_skipped].end);
+        let line_ends = self.line_ends[index..].iter().map(|line| LineEnd { end: line.end - cut, ..*line });
         Self {
             data: self.data.slice(cut as usize..),
-            marks: marks.collect(),
-            continues: false,
+            line_ends: line_ends.collect(),
+            continues: self.continues && index == 0,
             start,
             end: self.end,
         }
     }
 
-    /// The rest of the line at `index`, from `cut` on; what follows it is left to the caller, who asks again.
-    fn rest_of_line(&self, index: usize, cut: usize, start: Position) -> Option<Self> {
-        let mark = self.marks[index];
-        let end = mark.end as usize;
-        let line_start = if index == 0 { 0 } else { self.marks[index - 1].end as usize };
-        debug_assert!(cut >= line_start && cut <= end);
-        let before = self.marks[..index].iter().fold(self.start, |at, mark| at.after_line(mark.time));
-        let length = u32::try_from(end - cut).ok()?;
-        Some(Self {
-            data: self.data.slice(cut..end),
-            marks: Box::new([LineEnd { end: length, ..mark }]),
-            continues: true,
-            start,
-            end: before.after_line(mark.time),
-        })
-    }
-
-    fn piece_behind(&self, at: Position) -> Self {
+    fn piece_after(&self, at: Position) -> Self {
         let sent = at.offset.saturating_sub(self.start.offset);
         let cut = usize::try_from(sent).unwrap_or(usize::MAX).min(self.data.len());
         let data = self.data.slice(cut..);
         #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
-        let marks = self.marks.iter().map(|mark| LineEnd { end: data.len() as u32, ..*mark }).collect();
-        Self { data, marks, continues: self.continues || cut > 0, start: at, end: self.end }
+        let line_ends =
+            self.line_ends.iter().map(|line| LineEnd { end: data.len() as u32, ..*line }).collect();
+        Self { data, line_ends, continues: self.continues || cut > 0, start: at, end: self.end }
     }
 }
 
 // === impl Chunker ===
 
 impl Chunker {
-    /// A chunker for lines behind `start`.
+    /// Creates a chunker for lines after `start`.
     pub fn new(start: Position) -> Self {
-        Self { data: BytesMut::new(), marks: Vec::new(), start, end: start }
+        Self { data: BytesMut::new(), line_ends: Vec::new(), start, end: start }
     }
 
-    /// The position behind everything taken in.
+    /// Returns the position after the newest line.
     pub fn position(&self) -> Position {
         self.end
     }
 
-    /// Whether nothing waits to leave.
+    /// Whether no line is pending.
     pub fn is_empty(&self) -> bool {
-        self.marks.is_empty()
+        self.line_ends.is_empty()
     }
 
-    /// Goes on at `position`, behind something that is not for chunks. Nothing may wait.
+    /// Continues at `position`, after a gap. No line may be pending.
     pub fn skip_to(&mut self, position: Position) {
         debug_assert!(self.is_empty());
         (self.start, self.end) = (position, position);
     }
 
-    /// Takes a batch in; hands pieces of lines and chunks that are full to `out`. What is left waits for more, or for
-    /// [`Chunker::flush`].
+    /// Adds a batch. Appends full chunks and pieces of lines to `out`; other lines stay pending until more
+    /// lines or [`Chunker::flush`].
     pub fn push(&mut self, batch: &LineBatch, out: &mut Vec<Chunk>) {
-        // What waits of this batch.
-        let mut waits = 0..0;
+        // Bytes of the pending lines from this batch.
+        let mut pending = 0..0;
         for line in &batch.lines {
-            let bytes = waits.end..line.end;
+            let bytes = pending.end..line.end;
             let is_whole = self.end.at_line_start() && line.ends && !line.continues;
             if is_whole && bytes.len() <= CHUNK_MAX_BYTES {
-                if self.waiting() + bytes.len() > CHUNK_MAX_BYTES || self.marks.len() == CHUNK_MAX_LINES {
-                    out.extend(self.flush_with(&batch.data, waits.clone()));
-                    waits.start = waits.end;
+                if self.pending_bytes() + bytes.len() > CHUNK_MAX_BYTES
+                    || self.line_ends.len() == CHUNK_MAX_LINES
+                {
+                    out.extend(self.flush_with(&batch.data, pending.clone()));
+                    pending.start = pending.end;
                 }
-                self.mark(bytes.len(), line, line.after);
+                self.push_line_end(bytes.len(), line, line.after);
             } else {
-                out.extend(self.flush_with(&batch.data, waits));
+                out.extend(self.flush_with(&batch.data, pending));
                 self.push_pieces(&batch.data, bytes, line, out);
-                waits = line.end..line.end;
+                pending = line.end..line.end;
             }
-            waits.end = line.end;
+            pending.end = line.end;
         }
-        self.data.extend_from_slice(&batch.data[waits]);
+        self.data.extend_from_slice(&batch.data[pending]);
     }
 
-    /// What waits, as a chunk.
+    /// Returns the pending lines as a chunk.
     pub fn flush(&mut self) -> Option<Chunk> {
         self.flush_with(&Bytes::new(), 0..0)
     }
 
-    /// The same with what waits of a batch that is not taken in yet.
-    fn flush_with(&mut self, batch: &Bytes, waits: Range<usize>) -> Option<Chunk> {
-        if self.marks.is_empty() {
+    /// Like [`Chunker::flush`], with pending lines in range `pending` of a batch that is not copied yet.
+    fn flush_with(&mut self, batch: &Bytes, pending: Range<usize>) -> Option<Chunk> {
+        if self.line_ends.is_empty() {
             return None;
         }
         let data = if self.data.is_empty() {
-            batch.slice(waits)
+            batch.slice(pending)
         } else {
-            self.data.extend_from_slice(&batch[waits]);
+            self.data.extend_from_slice(&batch[pending]);
             self.data.split().freeze()
         };
-        let marks = self.marks.as_slice().into();
-        let chunk = Chunk { data, marks, continues: false, start: self.start, end: self.end };
-        self.marks.clear();
+        let line_ends = self.line_ends.as_slice().into();
+        let chunk = Chunk { data, line_ends, continues: false, start: self.start, end: self.end };
+        self.line_ends.clear();
         self.start = self.end;
         Some(chunk)
     }
 
     fn push_pieces(&mut self, batch: &Bytes, bytes: Range<usize>, line: &Line, out: &mut Vec<Chunk>) {
-        let mut rest = bytes;
+        let mut remainder = bytes;
         let mut continues = line.continues;
         loop {
-            let piece = rest.start..rest.end.min(rest.start + CHUNK_MAX_BYTES);
-            rest.start = piece.end;
-            let is_end = line.ends && rest.is_empty();
+            let piece = remainder.start..remainder.end.min(remainder.start + CHUNK_MAX_BYTES);
+            remainder.start = piece.end;
+            let is_end = line.ends && remainder.is_empty();
             let after = if is_end { line.after } else { self.end.after_bytes(piece.len()) };
-            self.mark(piece.len(), line, after);
+            self.push_line_end(piece.len(), line, after);
             out.extend(self.flush_with(batch, piece).map(|chunk| Chunk { continues, ..chunk }));
             continues = true;
-            if rest.is_empty() {
+            if remainder.is_empty() {
                 return;
             }
         }
     }
 
-    /// How many bytes wait.
-    fn waiting(&self) -> usize {
-        self.marks.last().map_or(0, |mark| mark.end as usize)
+    fn pending_bytes(&self) -> usize {
+        self.line_ends.last().map_or(0, |line| line.end as usize)
     }
 
-    fn mark(&mut self, bytes: usize, line: &Line, after: Position) {
+    fn push_line_end(&mut self, bytes: usize, line: &Line, after: Position) {
         #[expect(clippy::cast_possible_truncation, reason = "a chunk is far below 4 GiB")]
-        let end = (self.waiting() + bytes) as u32;
-        self.marks.push(LineEnd { end, time: line.time, stream: line.stream });
+        let end = (self.pending_bytes() + bytes) as u32;
+        self.line_ends.push(LineEnd { end, time: line.time, stream: line.stream });
         self.end = after;
     }
 }
@@ -285,7 +274,7 @@ mod tests {
     use super::*;
     use crate::model::line::Line;
 
-    /// Lines as (length with newline, time), cut into batches of `per_batch`, long ones into pieces of `piece`.
+    /// Makes lines of (length with newline, time); `per_batch` lines per batch, in pieces of `piece` bytes.
     fn batches(lines: &[(usize, i64)], per_batch: usize, piece: usize) -> (Vec<LineBatch>, Vec<u8>) {
         let mut out = vec![(Vec::new(), Vec::new())];
         let mut all = Vec::new();
@@ -333,8 +322,8 @@ mod tests {
                 all.push(chunk.end);
             } else {
                 let mut at = chunk.start;
-                all.extend(chunk.marks.iter().map(|mark| {
-                    at = at.after_line(mark.time);
+                all.extend(chunk.line_ends.iter().map(|line| {
+                    at = at.after_line(line.time);
                     at
                 }));
             }
@@ -353,18 +342,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_in_are_bytes_out(lines in lengths(), per_batch in 1..20_usize, flush in any::<bool>()) {
+        fn chunker_keeps_every_byte(lines in lengths(), per_batch in 1..20_usize, flush in any::<bool>()) {
             let (batches, all) = batches(&lines, per_batch, 3 * CHUNK_MAX_BYTES);
             let chunks = chunks(&batches, flush);
             let mut joined = Vec::new();
             let mut at = Position::START;
             for chunk in &chunks {
                 prop_assert!(chunk.data.len() <= CHUNK_MAX_BYTES && !chunk.data.is_empty());
-                prop_assert!(chunk.marks.len() <= CHUNK_MAX_LINES);
+                prop_assert!(chunk.line_ends.len() <= CHUNK_MAX_LINES);
                 prop_assert_eq!(chunk.start, at);
                 prop_assert!(chunk.end > chunk.start);
-                prop_assert_eq!(chunk.marks.last().unwrap().end as usize, chunk.data.len());
-                prop_assert!(!chunk.is_piece() || chunk.marks.len() == 1);
+                prop_assert_eq!(chunk.line_ends.last().unwrap().end as usize, chunk.data.len());
+                prop_assert!(!chunk.is_piece() || chunk.line_ends.len() == 1);
                 joined.extend_from_slice(&chunk.data);
                 at = chunk.end;
             }
@@ -373,25 +362,25 @@ mod tests {
         }
 
         #[test]
-        fn any_position_cuts_exactly(lines in lengths(), piece in 1..40_000_usize, pick in any::<prop::sample::Index>()) {
-            // Positions of one reader, chunks of another one: they cut long lines at other places.
+        fn part_after_any_position_is_exact(lines in lengths(), piece in 1..40_000_usize, pick in any::<prop::sample::Index>()) {
+            // Positions of one reader, chunks of another: they cut long lines at different places.
             let (batches_of_one, all) = batches(&lines, 7, piece.max(500));
             let (batches_of_other, _) = batches(&lines, 3, usize::MAX);
             let at = *pick.get(&positions(&chunks(&batches_of_one, true)));
             let mut skipped = Vec::new();
-            let mut rest = Vec::new();
+            let mut parts = Vec::new();
             for chunk in chunks(&batches_of_other, false) {
                 let mut next = at;
                 let mut kept = 0;
-                while let Some(behind) = chunk.behind(next) {
-                    kept += behind.data.len();
-                    rest.extend_from_slice(&behind.data);
-                    next = behind.end;
+                while let Some(part) = chunk.after(next) {
+                    kept += part.data.len();
+                    parts.extend_from_slice(&part.data);
+                    next = part.end;
                 }
                 skipped.extend_from_slice(&chunk.data[..chunk.data.len() - kept]);
             }
-            prop_assert_eq!([skipped.clone(), rest].concat(), all);
-            // Exactly what lies before the position was skipped.
+            prop_assert_eq!([skipped.clone(), parts].concat(), all);
+            // Exactly the bytes before the position were skipped.
             let whole: usize = {
                 let mut position = Position::START;
                 let mut bytes = 0;
@@ -410,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_left_out_from_the_front() {
+    fn without_lines_drops_first_lines() {
         let (batches, _) = batches(&[(3, 1), (4, 1), (5, 2)], 9, 100);
         let chunk = chunks(&batches, false).remove(0);
         let rest = chunk.without_lines(1).unwrap();

@@ -1,6 +1,6 @@
-//! Frames: complete gRPC messages, prefix and all, ready for HTTP/2.
+//! Encodes log entries as complete gRPC messages, length prefix included. Pure.
 //!
-//! A chunk is encoded once per representation (plain; timestamped), whatever the number of followers; they share the bytes.
+//! A chunk is encoded once per [`Representation`], whatever the number of followers: they share the bytes.
 
 use bytes::Bytes;
 
@@ -14,86 +14,83 @@ use crate::model::proto::lease::{self, ServiceLogs, ServiceLogsResponse};
 use crate::model::time::LogTime;
 use crate::model::view::Run;
 
-/// Bytes of a line's timestamp: thirty digits and signs, and a space.
-const STAMP_BYTES: usize = 31;
+/// Bytes of a line's timestamp: thirty characters and a space.
+const TIMESTAMP_BYTES: usize = 31;
 
-/// The lengths within a message take less than this more when stamps come on top.
-const LENGTHS_BYTES: usize = 8;
+/// Upper bound on how much longer the length fields of a message become with timestamps.
+const LENGTH_FIELDS_BYTES: usize = 8;
+
+/// Reason of the waiting event when no replica is deployed.
+const NOTHING_DEPLOYED: &str = "NothingDeployed";
 
 /// Reason of the event that a log cannot be followed.
 const FOLLOW_UNAVAILABLE: &str = "FollowUnavailable";
 
-/// Its message: nothing of the node that a tenant could not see otherwise.
+/// Message of that event. Gives no details of the node to a tenant.
 const FOLLOW_UNAVAILABLE_MESSAGE: &str =
     "the node cannot follow this log at present; it is read every few seconds instead";
 
 /// How lines are represented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Representation {
-    /// As they were recorded.
+    /// As recorded.
     Plain,
-    /// Each prefixed with its RFC 3339 time with nanoseconds and a space, as kubectl does.
+    /// Each with a prefix of its RFC 3339 time with nanoseconds and a space, as by kubectl.
     Timestamped,
 }
 
-/// Lines that are missing, as told to a follower.
+/// Lines that were lost, as reported to a follower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// Why.
+    /// Why they were lost.
     pub cause: GapCause,
-    /// How many lines.
+    /// Lines lost.
     pub lines: u64,
-    /// How many bytes.
+    /// Bytes lost.
     pub bytes: u64,
     /// Whether both are exact; otherwise they are lower bounds.
     pub exact: bool,
-    /// Time of the last line before it, if one was delivered.
+    /// Time of the last delivered line before the gap, if any.
     pub from: Option<LogTime>,
-    /// Time of the next line after it, if it is known.
+    /// Time of the first line after the gap, if known.
     pub to: Option<LogTime>,
 }
 
-/// A turn in a replica's life.
+/// A change in the life cycle of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// Which turn.
-    pub kind: Kind,
-    /// The run it is about, if there is one.
-    pub instance: Option<Instance>,
-    /// When.
-    pub time: LogTime,
-    /// The exit code of a run that ended by itself.
-    pub exit_code: Option<i32>,
-    /// The signal that ended the run.
-    pub signal: Option<i32>,
-    /// One word for it.
-    pub reason: String,
-    /// More, for a person.
-    pub message: String,
+pub(crate) struct Event {
+    kind: Kind,
+    /// The run that it is about, if any.
+    instance: Option<Instance>,
+    time: LogTime,
+    /// Exit code of a run that ended by itself.
+    exit_code: Option<i32>,
+    /// Signal that ended the run.
+    signal: Option<i32>,
+    /// One word, for programs.
+    reason: String,
+    /// Details, for people.
+    message: String,
 }
 
-/// Reason of the waiting event of no service.
-const NOTHING_DEPLOYED: &str = "NothingDeployed";
-
-/// A chunk as a message, and where in it the log bytes are.
+/// An encoded chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinesFrame {
-    /// The whole message.
+    /// The complete message.
     pub message: Bytes,
-    /// The log bytes within it: the same memory.
+    /// The log bytes within the message; shares its memory.
     pub logs: Bytes,
 }
 
 // === impl Event ===
 
 impl Event {
-    /// A run has started.
-    pub fn started(run: &Run) -> Self {
+    pub(crate) fn started(run: &Run) -> Self {
         Self { instance: Some(run.instance.clone()), time: run.started, ..Self::of(Kind::Started) }
     }
 
-    /// A run has ended; `None` if it has not.
-    pub fn ended(run: &Run) -> Option<Self> {
+    /// Returns `None` if the run has not ended.
+    pub(crate) fn ended(run: &Run) -> Option<Self> {
         let end = run.end.clone()?;
         Some(Self {
             instance: Some(run.instance.clone()),
@@ -105,18 +102,18 @@ impl Event {
         })
     }
 
-    /// Nothing runs; something is expected to.
-    pub fn waiting(reason: String, message: String) -> Self {
+    /// No run is running, but one is expected to.
+    pub(crate) fn waiting(reason: String, message: String) -> Self {
         Self { reason, message, ..Self::of(Kind::Waiting) }
     }
 
-    /// The log of a run that goes on cannot be followed; lines come every few seconds.
-    pub fn follow_unavailable() -> Self {
+    /// The log of a running run cannot be followed, so lines come every few seconds.
+    pub(crate) fn follow_unavailable() -> Self {
         Self::waiting(FOLLOW_UNAVAILABLE.to_owned(), FOLLOW_UNAVAILABLE_MESSAGE.to_owned())
     }
 
     /// The replica is no longer part of the lease.
-    pub fn gone() -> Self {
+    pub(crate) fn gone() -> Self {
         Self::of(Kind::Gone)
     }
 
@@ -133,30 +130,36 @@ impl Event {
     }
 }
 
-/// Encodes `chunk` of a run.
-pub fn lines(replica: &Replica, instance: &Instance, chunk: &Chunk, as_what: Representation) -> LinesFrame {
-    let logs = match as_what {
+/// Encodes a chunk.
+pub fn lines(
+    replica: &Replica,
+    instance: &Instance,
+    chunk: &Chunk,
+    representation: Representation,
+) -> LinesFrame {
+    let logs = match representation {
         Representation::Plain => chunk.data.clone(),
-        Representation::Timestamped => stamped(chunk),
+        Representation::Timestamped => timestamped(chunk),
     };
     let length = logs.len();
     let cursor = to_proto_cursor(replica, instance, chunk.end);
-    // Fields are written in the order of their numbers, so that only the cursor and the part lie behind the log bytes.
+    // Prost writes fields in the order of their numbers: only cursor and part follow the log bytes.
     let part = part(chunk);
-    let behind = prost::encoding::message::encoded_len(CURSOR_FIELD, &cursor)
+    let trailing = prost::encoding::message::encoded_len(CURSOR_FIELD, &cursor)
         + part.as_ref().map_or(0, |part| prost::encoding::message::encoded_len(PART_FIELD, part));
     let message = entry(ServiceLogs { logs, cursor: Some(cursor), part, ..named(replica) });
-    let end = message.len() - behind;
+    let end = message.len() - trailing;
     LinesFrame { logs: message.slice(end - length..end), message }
 }
 
-/// What stamps add to the message of `chunk`, at most, in bytes.
-pub fn stamps_max_bytes(chunk: &Chunk) -> usize {
-    chunk.marks.len() * STAMP_BYTES + LENGTHS_BYTES
+/// Returns an upper bound on the bytes that timestamps add to the message of `chunk`.
+pub(crate) fn timestamps_max_bytes(chunk: &Chunk) -> usize {
+    chunk.line_ends.len() * TIMESTAMP_BYTES + LENGTH_FIELDS_BYTES
 }
 
-/// Encodes a gap; `at` is the position behind it, so that a resume does not bring back what was reported as lost.
-pub fn gap(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> Bytes {
+/// Encodes a gap. `at` is the position after it, so that a client that resumes there does not read lines that
+/// were reported as lost.
+pub(crate) fn gap(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> Bytes {
     let cause = match gap.cause {
         GapCause::Lag => lease::gap::Cause::Lag,
         GapCause::Rotated => lease::gap::Cause::Rotated,
@@ -175,8 +178,7 @@ pub fn gap(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> B
     entry(ServiceLogs { logs: notice(gap).into(), cursor, gap: Some(body), ..named(replica) })
 }
 
-/// Encodes an event.
-pub fn event(replica: &Replica, event: &Event) -> Bytes {
+pub(crate) fn event(replica: &Replica, event: &Event) -> Bytes {
     let body = lease::ReplicaEvent {
         kind: event.kind.into(),
         instance: event.instance.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -189,8 +191,8 @@ pub fn event(replica: &Replica, event: &Event) -> Bytes {
     entry(ServiceLogs { event: Some(body), ..named(replica) })
 }
 
-/// Encodes that no replica is to run: a waiting event of no service.
-pub fn nothing_deployed() -> Bytes {
+/// Encodes the waiting event, without a service name, that no selected replica is deployed.
+pub(crate) fn nothing_deployed() -> Bytes {
     let body = lease::ReplicaEvent {
         kind: Kind::Waiting.into(),
         time: to_proto_time(LogTime::now()),
@@ -201,8 +203,8 @@ pub fn nothing_deployed() -> Bytes {
     entry(ServiceLogs { event: Some(body), ..ServiceLogs::default() })
 }
 
-/// Encodes one response that holds nothing but positions.
-pub fn cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) -> Bytes {
+/// Encodes one response with the given cursors and nothing else.
+pub(crate) fn cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) -> Bytes {
     let services = cursors.into_iter().map(|cursor| ServiceLogs {
         cursor: Some(to_proto_cursor(&cursor.replica, &cursor.instance, cursor.position)),
         ..named(&cursor.replica)
@@ -210,10 +212,10 @@ pub fn cursors<'a>(cursors: impl IntoIterator<Item = &'a Cursor>) -> Bytes {
     framed(&ServiceLogsResponse { services: services.collect() })
 }
 
-/// Number of `cursor` in `ServiceLogs`.
+/// Field number of `cursor` in `ServiceLogs`.
 const CURSOR_FIELD: u32 = 100;
 
-/// Number of `part` in `ServiceLogs`.
+/// Field number of `part` in `ServiceLogs`.
 const PART_FIELD: u32 = 105;
 
 fn named(replica: &Replica) -> ServiceLogs {
@@ -224,23 +226,23 @@ fn entry(entry: ServiceLogs) -> Bytes {
     framed(&ServiceLogsResponse { services: vec![entry] })
 }
 
-/// How the piece in `chunk` relates to its line; `None` if the chunk holds whole lines.
+/// Returns how the piece in `chunk` relates to its line; `None` for whole lines.
 fn part(chunk: &Chunk) -> Option<lease::LinePart> {
     let stream = match chunk.stream() {
         Some(Stream::Stdout) => lease::line_part::Stream::Stdout,
         Some(Stream::Stderr) => lease::line_part::Stream::Stderr,
         None => lease::line_part::Stream::Unspecified,
     };
-    let (continues, more) = (chunk.continues, chunk.goes_on());
+    let (continues, more) = (chunk.continues, chunk.is_unfinished());
     (continues || more).then(|| lease::LinePart { stream: stream.into(), continues, more })
 }
 
-fn stamped(chunk: &Chunk) -> Bytes {
+fn timestamped(chunk: &Chunk) -> Bytes {
     if chunk.continues {
-        // The line's stamp was on its first piece.
+        // The first piece has the line's timestamp.
         return chunk.data.clone();
     }
-    let mut out = Vec::with_capacity(chunk.data.len() + chunk.marks.len() * STAMP_BYTES);
+    let mut out = Vec::with_capacity(chunk.data.len() + chunk.line_ends.len() * TIMESTAMP_BYTES);
     for (bytes, time) in chunk.iter() {
         out.extend_from_slice(time.to_string().as_bytes());
         out.push(b' ');
@@ -249,9 +251,9 @@ fn stamped(chunk: &Chunk) -> Bytes {
     out.into()
 }
 
-/// The line that stands for the gap, so that a client of the bare draft sees it too.
+/// Returns the notice line of a gap. Clients that do not know the gap field see it in the log.
 fn notice(gap: &Gap) -> String {
-    let why = match gap.cause {
+    let cause = match gap.cause {
         GapCause::Lag => "the follower fell behind",
         GapCause::Rotated => "the log was rotated away before it was read",
         GapCause::Source => "the source lost them",
@@ -259,15 +261,14 @@ fn notice(gap: &Gap) -> String {
     };
     let unit = if gap.lines == 1 { "line" } else { "lines" };
     match (gap.exact, gap.lines) {
-        (true, lines) => format!("[leasemux: {lines} {unit} ({} bytes) missing here: {why}]\n", gap.bytes),
-        (false, 0) => format!("[leasemux: lines may be missing here: {why}]\n"),
+        (true, lines) => format!("[leasemux: {lines} {unit} ({} bytes) missing here: {cause}]\n", gap.bytes),
+        (false, 0) => format!("[leasemux: lines may be missing here: {cause}]\n"),
         (false, lines) => {
-            format!("[leasemux: at least {lines} {unit} ({} bytes) missing here: {why}]\n", gap.bytes)
+            format!("[leasemux: at least {lines} {unit} ({} bytes) missing here: {cause}]\n", gap.bytes)
         }
     }
 }
 
-/// A position in the protocol's form.
 fn to_proto_cursor(replica: &Replica, instance: &Instance, position: Position) -> lease::Cursor {
     lease::Cursor {
         service: replica.service.to_string(),
@@ -312,7 +313,10 @@ mod tests {
         let time = LogTime::from_nanos(1_000_000_005);
         Chunk {
             data: Bytes::from_static(b"one\ntwo\n"),
-            marks: Box::new([LineEnd { end: 4, time, stream: None }, LineEnd { end: 8, time, stream: None }]),
+            line_ends: Box::new([
+                LineEnd { end: 4, time, stream: None },
+                LineEnd { end: 8, time, stream: None },
+            ]),
             continues: false,
             start,
             end: start.after_line(time).after_line(time),
@@ -320,11 +324,11 @@ mod tests {
     }
 
     #[test]
-    fn lines_decode_and_the_log_bytes_are_the_same_memory() {
+    fn log_bytes_share_memory_of_message() {
         let frame = lines(&replica(), &instance(), &chunk(Position::START), Representation::Plain);
         assert_eq!(&frame.logs[..], b"one\ntwo\n");
-        let inside = frame.message.as_ptr_range();
-        assert!(inside.contains(&frame.logs.as_ptr()));
+        let message = frame.message.as_ptr_range();
+        assert!(message.contains(&frame.logs.as_ptr()));
         let entry = decode(&frame.message);
         assert_eq!((entry.name.as_str(), entry.replica), ("web", 3));
         assert_eq!(entry.logs, frame.logs);
@@ -335,14 +339,18 @@ mod tests {
     }
 
     #[test]
-    fn stamps_stand_at_the_start_of_each_line() {
+    fn timestamps_prefix_each_line() {
         let frame = lines(&replica(), &instance(), &chunk(Position::START), Representation::Timestamped);
-        let stamp = "1970-01-01T00:00:01.000000005Z";
-        assert_eq!(stamp.len() + 1, STAMP_BYTES);
-        assert_eq!(frame.logs, format!("{stamp} one\n{stamp} two\n"));
+        let timestamp = "1970-01-01T00:00:01.000000005Z";
+        assert_eq!(timestamp.len() + 1, TIMESTAMP_BYTES);
+        assert_eq!(frame.logs, format!("{timestamp} one\n{timestamp} two\n"));
         let piece = Chunk {
             data: Bytes::from_static(b"end\n"),
-            marks: Box::new([LineEnd { end: 4, time: LogTime::from_nanos(1), stream: Some(Stream::Stderr) }]),
+            line_ends: Box::new([LineEnd {
+                end: 4,
+                time: LogTime::from_nanos(1),
+                stream: Some(Stream::Stderr),
+            }]),
             continues: true,
             start: Position::START.after_bytes(9),
             end: Position::START.after_line(LogTime::from_nanos(1)),
@@ -354,7 +362,7 @@ mod tests {
             (part.stream(), part.continues, part.more),
             (lease::line_part::Stream::Stderr, true, false)
         );
-        // A whole line of the other stream, within the merged line.
+        // A whole line of the other stream, within a line of the merged output.
         let whole = Chunk { continues: false, ..piece };
         let frame = lines(&replica(), &instance(), &whole, Representation::Timestamped);
         assert_eq!(&frame.logs[..], b"1970-01-01T00:00:00.000000001Z end\n");
@@ -362,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_tells_how_much_and_where_to_go_on() {
+    fn gap_has_count_and_resume_position() {
         let at = Position::START.after_line(LogTime::from_nanos(9));
         let body = Gap {
             cause: GapCause::Lag,
@@ -377,10 +385,13 @@ mod tests {
             &entry.logs[..],
             b"[leasemux: 12 lines (345 bytes) missing here: the follower fell behind]\n"
         );
-        let told = entry.gap.unwrap();
-        assert_eq!((told.lines, told.bytes, told.exact), (12, 345, true));
-        assert_eq!(told.cause(), lease::gap::Cause::Lag);
-        assert_eq!((told.from, told.to), (None, Some(prost_types::Timestamp { seconds: 0, nanos: 10 })));
+        let gap_field = entry.gap.unwrap();
+        assert_eq!((gap_field.lines, gap_field.bytes, gap_field.exact), (12, 345, true));
+        assert_eq!(gap_field.cause(), lease::gap::Cause::Lag);
+        assert_eq!(
+            (gap_field.from, gap_field.to),
+            (None, Some(prost_types::Timestamp { seconds: 0, nanos: 10 }))
+        );
         assert_eq!(entry.cursor.unwrap().ordinal, 1);
         let one = decode(&gap(&replica(), None, &Gap { lines: 1, ..body }));
         assert!(one.logs.starts_with(b"[leasemux: 1 line ("), "{:?}", one.logs);
@@ -404,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_has_no_log_bytes() {
+    fn event_has_no_log_bytes() {
         let body = Event {
             kind: Kind::Ended,
             instance: Some(instance()),
@@ -416,8 +427,8 @@ mod tests {
         };
         let entry = decode(&event(&replica(), &body));
         assert!(entry.logs.is_empty() && entry.cursor.is_none());
-        let told = entry.event.unwrap();
-        assert_eq!((told.kind(), told.exit_code, told.signal), (Kind::Ended, Some(0), None));
-        assert_eq!(told.instance, "uid/web/7");
+        let event = entry.event.unwrap();
+        assert_eq!((event.kind(), event.exit_code, event.signal), (Kind::Ended, Some(0), None));
+        assert_eq!(event.instance, "uid/web/7");
     }
 }

@@ -1,4 +1,5 @@
-//! Who lags now: looked up in the rings when somebody asks, so that it costs nothing while nobody does.
+//! Lag reports: which followers lag now. Computed from the rings on request, so that followers pay nothing
+//! for it.
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -7,73 +8,74 @@ use std::time::Duration;
 use super::ring::{Backlog, FollowerLag};
 use crate::model::id::{LeaseId, Replica};
 
-/// A follower lags once lines have waited for it for this long, or were overwritten before it took them, or its peer has taken
-/// nothing of what it was sent for this long. Within it, a healthy one over a long way is a few round trips behind, and no more.
-pub const LATE: Duration = Duration::from_secs(1);
+/// A follower lags if a line has waited for it for this long, or was evicted before it was read, or if its
+/// peer has taken nothing for this long. A healthy follower needs a few round trips, which take less even
+/// over a long distance.
+pub(crate) const LAG_THRESHOLD: Duration = Duration::from_secs(1);
 
-/// A follower of one replica that lags.
+/// A lagging follower of one replica.
 #[derive(Clone, Debug)]
 pub struct LaggingFollower {
-    /// Of which lease.
+    /// The lease.
     pub lease: LeaseId,
-    /// Of which replica.
+    /// The replica.
     pub replica: Replica,
-    /// The number of its stream.
+    /// Id of the stream.
     pub stream: u64,
-    /// Where that is sent to, if it is known.
+    /// Address of the peer, if known.
     pub peer: Option<SocketAddr>,
-    /// What it has not taken.
-    pub behind: Backlog,
-    /// What of that was overwritten, and will be reported to it as missing.
+    /// Entries that it has not read.
+    pub backlog: Backlog,
+    /// The part of the backlog that was evicted, and will be reported as a gap.
     pub lost: Backlog,
-    /// How long the oldest entry that is held and that it has not taken has been there, or its peer has taken nothing if that is
+    /// How long the oldest held entry of the backlog has waited, or the peer has taken nothing, whichever is
     /// longer.
     pub waiting: Duration,
-    /// What its stream has handed to HTTP/2, and its peer does not take, in bytes of messages.
+    /// Bytes of messages that HTTP/2 holds because the peer does not take them.
     pub unsent_bytes: u64,
-    /// How long its peer has taken nothing of what it was sent; zero if it has taken everything.
+    /// How long the peer has taken nothing; zero if nothing is unsent.
     pub stalled: Duration,
 }
 
-/// Those who lag.
+/// The lagging followers.
 #[derive(Clone, Debug, Default)]
 pub struct LagReport {
-    /// How many there are.
+    /// How many followers lag.
     pub total: usize,
-    /// The worst of them: who has waited longest comes first, and of those who waited equally long, who is most bytes behind.
+    /// The worst of them: by waiting time, then by bytes of the backlog, longest and most first.
     pub worst: Vec<LaggingFollower>,
 }
 
 // === impl LagReport ===
 
 impl LagReport {
-    /// One more, of whom only the `most` worst are kept.
-    pub(super) fn add(&mut self, most: usize, lease: &LeaseId, replica: &Replica, behind: FollowerLag) {
+    /// Adds a follower, keeping about the `max` worst.
+    pub(super) fn add(&mut self, max: usize, lease: &LeaseId, replica: &Replica, lag: FollowerLag) {
         self.total += 1;
-        if most == 0 {
+        if max == 0 {
             return;
         }
         self.worst.push(LaggingFollower {
             lease: lease.clone(),
             replica: replica.clone(),
-            stream: behind.stream.id(),
-            peer: behind.stream.peer(),
-            behind: behind.behind,
-            lost: behind.lost,
-            waiting: behind.waiting,
-            unsent_bytes: behind.stream.held_bytes(),
-            stalled: behind.stream.stalled(),
+            stream: lag.stream.id(),
+            peer: lag.stream.peer(),
+            backlog: lag.backlog,
+            lost: lag.lost,
+            waiting: lag.waiting,
+            unsent_bytes: lag.stream.unsent_bytes(),
+            stalled: lag.stream.stalled(),
         });
-        // Seldom enough that it costs little for each, often enough that the memory is bounded.
-        if self.worst.len() >= most.saturating_mul(2) {
-            self.keep(most);
+        // At twice the size: the memory is bounded, and sorting costs little per follower.
+        if self.worst.len() >= max.saturating_mul(2) {
+            self.keep_worst(max);
         }
     }
 
-    /// Keeps the `most` worst, in order.
-    pub(super) fn keep(&mut self, most: usize) {
-        self.worst.sort_by_key(|laggard| Reverse((laggard.waiting, laggard.behind.bytes)));
-        self.worst.truncate(most);
+    /// Sorts the followers and keeps the `max` worst.
+    pub(super) fn keep_worst(&mut self, max: usize) {
+        self.worst.sort_by_key(|follower| Reverse((follower.waiting, follower.backlog.bytes)));
+        self.worst.truncate(max);
     }
 }
 
@@ -84,28 +86,24 @@ mod tests {
     use crate::stream::StreamControl;
 
     #[test]
-    fn only_the_worst_are_kept_and_they_are_in_order() {
+    fn report_keeps_worst_in_order() {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let lease = LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap();
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
-        let mut lagging = LagReport::default();
+        let mut report = LagReport::default();
         for number in 0..1_000_u64 {
-            let behind = Backlog { entries: 1, lines: 1, bytes: number % 7 };
+            let backlog = Backlog { entries: 1, lines: 1, bytes: number % 7 };
             let waiting = Duration::from_secs(number * 37 % 100);
             let stream = StreamControl::new();
-            lagging.add(
-                10,
-                &lease,
-                &replica,
-                FollowerLag { stream, behind, lost: Backlog::default(), waiting },
-            );
-            assert!(lagging.worst.len() < 20);
+            let lag = FollowerLag { stream, backlog, lost: Backlog::default(), waiting };
+            report.add(10, &lease, &replica, lag);
+            assert!(report.worst.len() < 20);
         }
-        lagging.keep(10);
-        assert_eq!(lagging.total, 1_000);
-        let seconds: Vec<_> = lagging.worst.iter().map(|laggard| laggard.waiting.as_secs()).collect();
+        report.keep_worst(10);
+        assert_eq!(report.total, 1_000);
+        let seconds: Vec<_> = report.worst.iter().map(|follower| follower.waiting.as_secs()).collect();
         assert_eq!(seconds, [99; 10]);
-        assert!(lagging.worst.is_sorted_by_key(|laggard| Reverse(laggard.behind.bytes)));
-        assert_eq!(lagging.worst[0].behind.bytes, 6);
+        assert!(report.worst.is_sorted_by_key(|follower| Reverse(follower.backlog.bytes)));
+        assert_eq!(report.worst[0].backlog.bytes, 6);
     }
 }

@@ -1,20 +1,27 @@
-//! The log multiplexer: line → chunk → frame → ring → body.
+//! The log multiplexer: one actor per replica reads its log once, for all followers.
 //!
-//! One actor per replica ([`replica`]) tails its log once, joins lines to chunks ([`chunk`]), encodes each chunk once ([`frame`]) and
-//! puts it into a ring that is bounded in bytes ([`ring`]). Every follower reads the ring at its own pace from within its
-//! response ([`body`]); one that falls behind skips to the oldest entry held and is told exactly what it lost. What is older
-//! than the ring is read separately, for one follower at a time ([`history`]), until it meets the ring.
+//! The path of a line:
+//! 1. [`actor`] tails the replica's log, and starts with the first follower. [`actors`] is the registry.
+//! 2. [`chunk`] groups lines into chunks; full ones leave at once, others after the pace interval.
+//! 3. [`frame`] encodes a chunk as a gRPC message, once per representation.
+//! 4. [`ring`] holds recent messages, bounded in bytes, and counts exactly what a lagging follower misses.
+//! 5. `replica_stream` is one replica's part of a response: a `backfill` reads lines older than the ring and
+//!    joins it, then a ring reader follows live.
+//! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them.
+//!
+//! [`lag`] reports followers that lag, `backfill_limits` bounds backfills, `ambiguity` decides which
+//! positions cannot be compared.
 
 pub mod actor;
 pub mod actors;
-pub mod ambiguity;
-pub mod backfill;
+mod ambiguity;
+pub(crate) mod backfill;
 pub mod backfill_limits;
-pub mod body;
+pub(crate) mod body;
 pub mod chunk;
 pub mod frame;
 pub mod lag;
-pub mod message;
-pub mod replica_stream;
+mod message;
+mod replica_stream;
 pub mod request;
 pub mod ring;

@@ -1,4 +1,4 @@
-//! One replica's way into one stream: first what was, then what comes.
+//! One replica's part of a response stream: backfill, then live entries.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,135 +23,131 @@ use crate::model::time::LogTime;
 use crate::model::view::Run;
 use crate::stream::StreamControl;
 
-/// Messages that a lane may send before it is the next one's turn; in the ring, where one look gets several, as many as that.
-const TURN_MESSAGES: usize = 4;
+/// Backfill messages per [`ReplicaStream::poll_send`], so that replicas of one stream alternate. A read of
+/// the ring returns as many.
+const MESSAGES_PER_POLL: usize = 4;
 
-/// A replica being sent.
-pub struct ReplicaStream {
-    scope: BackfillParams,
-    fanout: ActorRegistry,
-    permits: BackfillLimiter,
-    stream: Arc<StreamControl>,
+pub(crate) struct ReplicaStream {
+    params: BackfillParams,
+    actors: ActorRegistry,
+    limiter: BackfillLimiter,
+    control: Arc<StreamControl>,
     mode: Mode,
-    /// Messages that go out before anything else.
+    /// Messages that go before those of `mode`.
     pending: VecDeque<Message>,
-    /// The position behind everything that was sent.
-    at: Option<(Instance, Position)>,
+    /// The position after the last message sent.
+    position: Option<(Instance, Position)>,
+    /// Time of the last line sent.
     last_time: Option<LogTime>,
 }
 
-/// What a lane was found to be when it had its turn; `Pending` if it waits now.
+/// The result of [`ReplicaStream::poll_send`]; it is pending when it waits for lines.
 #[derive(Debug, PartialEq, Eq)]
-pub enum SendStep {
-    /// It may have more.
+pub(crate) enum SendStep {
+    /// There may be more to send.
     More,
-    /// The follower fell behind: a gap, which has not been sent yet, comes next.
+    /// The follower lags: the next message reports the gap.
     Lagged,
-    /// Its older lines may not be read, since a quota is used up; the stream was sent nothing yet.
-    Refused(Box<Exceeded>),
-    /// Nothing more will come.
+    /// A quota does not permit the backfill. The stream was sent nothing yet.
+    Rejected(Box<Exceeded>),
     Ended,
 }
 
 enum Mode {
+    /// Waits for the actor; becomes `Backfill`.
     Subscribing(BoxFuture<'static, Result<Subscription, Stopped>>),
-    History(BoxStream<'static, BackfillEvent>),
+    /// Reads older lines. Becomes `Live` at the ring, `Subscribing` if the actor ends before that, or `Ended`
+    /// without follow.
+    Backfill(BoxStream<'static, BackfillEvent>),
+    /// Reads the ring. When it is closed, becomes `Ended` if the replica is gone, else `Subscribing`.
     Live(Subscription),
     Ended(Ending),
 }
 
-/// How a lane ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// All that was asked for was sent.
+    /// The request was fulfilled.
     Complete,
     /// The log cannot be read at the moment.
     Unreadable,
 }
 
-// === impl Lane ===
+// === impl ReplicaStream ===
 
 impl ReplicaStream {
-    /// A lane for what `scope` says, into `stream`.
-    pub fn new(
-        scope: BackfillParams,
-        fanout: ActorRegistry,
-        permits: BackfillLimiter,
-        stream: Arc<StreamControl>,
+    pub(crate) fn new(
+        params: BackfillParams,
+        actors: ActorRegistry,
+        limiter: BackfillLimiter,
+        control: Arc<StreamControl>,
     ) -> Self {
-        let mut lane = Self {
-            at: scope.resume.clone(),
-            scope,
-            fanout,
-            permits,
-            stream,
+        let mut stream = Self {
+            position: params.resume.clone(),
+            params,
+            actors,
+            limiter,
+            control,
             mode: Mode::Ended(Ending::Complete),
             pending: VecDeque::new(),
             last_time: None,
         };
-        if lane.scope.extent.follows() {
-            lane.subscribe();
+        if stream.params.range.follows() {
+            stream.subscribe();
         } else {
-            lane.read(None);
+            stream.start_backfill(None);
         }
-        lane
+        stream
     }
 
-    /// Its replica.
-    pub fn replica(&self) -> &Replica {
-        &self.scope.replica
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.params.replica
     }
 
-    /// The position behind everything that was sent.
-    pub fn cursor(&self) -> Option<Cursor> {
-        let (instance, position) = self.at.clone()?;
-        Some(Cursor { replica: self.scope.replica.clone(), instance, position })
+    /// Returns the cursor after the last message sent.
+    pub(crate) fn cursor(&self) -> Option<Cursor> {
+        let (instance, position) = self.position.clone()?;
+        Some(Cursor { replica: self.params.replica.clone(), instance, position })
     }
 
-    /// Whether it sends what is already held for everybody, and not what it reads for this follower alone.
-    pub fn is_live(&self) -> bool {
+    /// Whether it reads the ring, and not a log of its own.
+    pub(crate) fn is_live(&self) -> bool {
         matches!(self.mode, Mode::Live(_))
     }
 
-    /// Whether nothing more will come.
-    pub fn is_ended(&self) -> bool {
+    pub(crate) fn is_ended(&self) -> bool {
         matches!(self.mode, Mode::Ended(_)) && self.pending.is_empty()
     }
 
-    /// Whether nothing more will come because the log cannot be read at the moment.
-    pub fn is_unreadable(&self) -> bool {
+    /// Whether it has ended because the log cannot be read at the moment.
+    pub(crate) fn is_unreadable(&self) -> bool {
         matches!(self.mode, Mode::Ended(Ending::Unreadable))
     }
 
-    /// Takes a turn: puts what comes next into `batch`, some messages at most, and those behind the first only as long as `batch`
-    /// has room.
-    pub fn poll_turn(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
-        for _ in 0..TURN_MESSAGES {
+    /// Adds the next messages to `batch`: at least one, if there is one, and a few more while the batch has
+    /// room.
+    pub(crate) fn poll_send(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
+        for _ in 0..MESSAGES_PER_POLL {
             if let Some(message) = self.pending.pop_front() {
                 if self.pending.is_empty() {
-                    // Most lanes never have any again, and there are many.
+                    // Frees the memory: most streams use it once, and there are many.
                     self.pending = VecDeque::new();
                 }
-                self.sent(&message);
-                batch.add(message, None);
+                self.send(message, batch);
             } else {
                 match &mut self.mode {
                     Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
-                        Ok(subscription) => self.read(Some(subscription)),
+                        Ok(subscription) => self.start_backfill(Some(subscription)),
                         Err(Stopped) => self.mode = Mode::Ended(Ending::Complete),
                     },
-                    Mode::History(steps) => match ready!(steps.poll_next_unpin(cx)) {
-                        Some(BackfillEvent::Send(message)) => {
-                            self.sent(&message);
-                            batch.add(message, None);
-                        }
-                        Some(BackfillEvent::Join(subscription)) => self.join(*subscription),
-                        Some(BackfillEvent::Orphaned) => self.again(),
-                        Some(BackfillEvent::Refused(exceeded)) => {
-                            return Poll::Ready(SendStep::Refused(exceeded));
+                    Mode::Backfill(events) => match ready!(events.poll_next_unpin(cx)) {
+                        Some(BackfillEvent::Send(message)) => self.send(message, batch),
+                        Some(BackfillEvent::Joined(subscription)) => self.go_live(*subscription),
+                        Some(BackfillEvent::ActorEnded) => self.resubscribe(),
+                        Some(BackfillEvent::Rejected(exceeded)) => {
+                            return Poll::Ready(SendStep::Rejected(exceeded));
                         }
                         Some(BackfillEvent::Unreadable) => self.mode = Mode::Ended(Ending::Unreadable),
-                        Some(BackfillEvent::End) | None => self.mode = Mode::Ended(Ending::Complete),
+                        Some(BackfillEvent::Complete) | None => self.mode = Mode::Ended(Ending::Complete),
                     },
                     Mode::Live(_) => return self.poll_live(batch, cx),
                     Mode::Ended(_) => return Poll::Ready(SendStep::Ended),
@@ -164,12 +160,12 @@ impl ReplicaStream {
         Poll::Ready(SendStep::More)
     }
 
-    /// A turn in the ring: one look at it gets all that the turn may have.
+    /// Reads the ring once.
     fn poll_live(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
         let Mode::Live(subscription) = &mut self.mode else {
             return Poll::Ready(SendStep::More);
         };
-        match ready!(subscription.reader.poll_read(batch.room(), self.scope.representation, cx)) {
+        match ready!(subscription.reader.poll_read(batch.room(), self.params.representation, cx)) {
             ReadOutcome::Entries { entries, more } => {
                 for entry in entries.into_iter().flatten() {
                     let message = self.live_message(&entry);
@@ -178,16 +174,16 @@ impl ReplicaStream {
                 if more { Poll::Ready(SendStep::More) } else { Poll::Pending }
             }
             ReadOutcome::Lagged { lines, bytes, exact, next } => {
-                self.lagged(lines, bytes, exact, &next);
+                self.queue_lag_gap(lines, bytes, exact, &next);
                 Poll::Ready(SendStep::Lagged)
             }
             ReadOutcome::Closed => {
-                // For good, if the replica is gone; then everything was taken. Should another pod be in its slot by now, that is for a
-                // lane of its own.
-                if self.scope.is_gone() || subscription.reader.is_gone() {
+                // If the replica is gone, all of its lines were sent. A new replica at its index gets a
+                // stream of its own.
+                if self.params.is_gone() || subscription.reader.is_gone() {
                     self.mode = Mode::Ended(Ending::Complete);
                 } else {
-                    self.again();
+                    self.resubscribe();
                 }
                 Poll::Ready(SendStep::More)
             }
@@ -195,95 +191,100 @@ impl ReplicaStream {
     }
 
     fn subscribe(&mut self) {
-        let (fanout, scope) = (self.fanout.clone(), self.scope.clone());
-        let subscribing = async move { fanout.subscribe(&scope.lease, &scope.replica, &scope.view).await };
+        let (actors, params) = (self.actors.clone(), self.params.clone());
+        let subscribing = async move { actors.subscribe(&params.lease, &params.replica, &params.view).await };
         self.mode = Mode::Subscribing(Box::pin(subscribing));
     }
 
-    fn read(&mut self, live: Option<Subscription>) {
-        let reading = Backfill::new(self.scope.clone(), self.permits.clone(), Arc::clone(&self.stream), live);
-        self.mode = Mode::History(reading.into_stream());
+    /// Subscribes again after the actor has ended, to continue after the last message sent.
+    fn resubscribe(&mut self) {
+        self.params.resume.clone_from(&self.position);
+        self.subscribe();
     }
 
-    /// Goes on in the ring. A follower that has not been sent a position yet is told where it stands, so that it can go on
-    /// from there should it be cut off before the first line.
-    fn join(&mut self, mut subscription: Subscription) {
-        self.stream.mark_admitted();
-        subscription.reader.follow_for(Arc::clone(&self.stream));
-        if self.at.is_none()
+    fn start_backfill(&mut self, live: Option<Subscription>) {
+        let backfill =
+            Backfill::new(self.params.clone(), self.limiter.clone(), Arc::clone(&self.control), live);
+        self.mode = Mode::Backfill(backfill.into_stream());
+    }
+
+    /// Continues in the ring. A follower that was sent no position yet gets a cursor first: it can then
+    /// resume even if it is disconnected before the first line.
+    fn go_live(&mut self, mut subscription: Subscription) {
+        self.control.mark_admitted();
+        subscription.reader.report_progress(Arc::clone(&self.control));
+        if self.position.is_none()
             && let Some((instance, position)) = subscription.reader.position()
         {
-            let cursor = Cursor { replica: self.scope.replica.clone(), instance, position };
-            let at = Some((cursor.instance.clone(), position));
-            self.pending.push_back(Message { at, ..Message::bare(frame::cursors([&cursor])) });
+            let cursor = Cursor { replica: self.params.replica.clone(), instance, position };
+            let bytes = frame::cursors([&cursor]);
+            let position = Some((cursor.instance, position));
+            self.pending.push_back(Message { position, ..Message::bare(bytes) });
         }
         self.mode = Mode::Live(subscription);
     }
 
-    /// The actor has ended: another one goes on behind what was sent.
-    fn again(&mut self) {
-        self.scope.resume.clone_from(&self.at);
-        self.subscribe();
-    }
-
+    /// Makes the message of a ring entry, and advances the position.
     fn live_message(&mut self, entry: &Arc<Entry>) -> Message {
         let Mode::Live(subscription) = &self.mode else {
             return Message::bare(bytes::Bytes::new());
         };
-        let bytes = entry.message(subscription.reader.ring(), self.scope.representation);
+        let bytes = entry.message(subscription.reader.ring(), self.params.representation);
         let (lines, log_bytes) = entry.size();
         let mut message = Message { lines, log_bytes, ..Message::bare(bytes) };
         match &entry.kind {
             EntryKind::Event => return message,
-            EntryKind::Lines(chunk, _) => self.last_time = chunk.marks.last().map(|mark| mark.time),
+            EntryKind::Lines(chunk, _) => self.last_time = chunk.line_ends.last().map(|line| line.time),
             EntryKind::Gap(gap) => message.gap = Some(*gap),
         }
-        match (&mut self.at, &entry.instance) {
-            (Some((known, position)), Some(instance)) if known == instance => *position = entry.end,
-            (at, Some(instance)) => *at = Some((instance.clone(), entry.end)),
+        // In place, without a copy of the instance: the usual case.
+        match (&mut self.position, &entry.instance) {
+            (Some((current, position)), Some(instance)) if current == instance => *position = entry.end,
+            (position, Some(instance)) => *position = Some((instance.clone(), entry.end)),
             (_, None) => {}
         }
         message
     }
 
-    fn lagged(&mut self, lines: u64, bytes: u64, exact: bool, next: &Entry) {
-        let place = next.instance.clone().map(|instance| (instance, next.start));
+    fn queue_lag_gap(&mut self, lines: u64, bytes: u64, exact: bool, next: &Entry) {
+        let position = next.instance.clone().map(|instance| (instance, next.start));
         let gap =
             Gap { cause: GapCause::Lag, lines, bytes, exact, from: self.last_time, to: next.first_time() };
-        let at = place.as_ref().map(|(instance, position)| (instance, *position));
-        let message = frame::gap(&self.scope.replica, at, &gap);
-        let run = self.run_not_told(next);
-        self.pending.push_back(Message { at: place, gap: Some(gap), ..Message::bare(message) });
+        let at = position.as_ref().map(|(instance, position)| (instance, *position));
+        let bytes = frame::gap(&self.params.replica, at, &gap);
+        let run = self.unannounced_run(next);
+        self.pending.push_back(Message { position, gap: Some(gap), ..Message::bare(bytes) });
         if let Some(run) = run {
-            let event = frame::event(&self.scope.replica, &Event::started(&run));
+            let event = frame::event(&self.params.replica, &Event::started(&run));
             self.pending.push_back(Message::bare(event));
         }
     }
 
-    /// The run of `next`, if the news of its start was among what was lost.
-    fn run_not_told(&self, next: &Entry) -> Option<Run> {
+    /// Returns the run of `next`, if its start event was lost in the gap.
+    fn unannounced_run(&self, next: &Entry) -> Option<Run> {
         let instance = next.instance.as_ref()?;
-        let (known, _) = self.at.as_ref()?;
-        if known == instance || matches!(next.kind, EntryKind::Event) {
+        let (current, _) = self.position.as_ref()?;
+        if current == instance || matches!(next.kind, EntryKind::Event) {
             return None;
         }
-        let view = self.scope.view.borrow();
-        view.replica(&self.scope.replica)?.run(instance).cloned()
+        let view = self.params.view.borrow();
+        view.replica(&self.params.replica)?.run(instance).cloned()
     }
 
-    fn sent(&mut self, message: &Message) {
-        if let Some(at) = &message.at {
-            self.at = Some(at.clone());
+    fn send(&mut self, mut message: Message, batch: &mut Batch) {
+        if let Some(position) = message.position.take() {
+            self.position = Some(position);
         }
         self.last_time = message.last_time.or(self.last_time);
+        batch.add(message, None);
     }
 }
 
 impl std::fmt::Debug for ReplicaStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lane")
-            .field("replica", &self.scope.replica)
-            .field("at", &self.at)
+        f.debug_struct("ReplicaStream")
+            .field("replica", &self.params.replica)
+            .field("position", &self.position)
             .finish_non_exhaustive()
     }
 }

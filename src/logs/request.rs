@@ -1,4 +1,4 @@
-//! What a caller asked of the logs of a lease, checked and complete.
+//! A request for logs, validated and complete.
 
 use std::collections::HashMap;
 
@@ -11,62 +11,62 @@ use crate::model::view::Filter;
 /// One request for logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogsRequest {
-    /// Of which lease.
+    /// The lease.
     pub lease: LeaseId,
-    /// Of which services and replicas.
+    /// The selected services and replicas.
     pub filter: Filter,
-    /// How much of what was, and whether to stay for what comes.
-    pub extent: ReadRange,
-    /// How lines look.
+    /// Which part of the logs to read.
+    pub range: ReadRange,
+    /// How lines are represented.
     pub representation: Representation,
-    /// What happens if the follower falls behind.
+    /// What happens when the follower lags.
     pub on_lag: LagPolicy,
-    /// Replicas of which to go on behind a position; the others are served by `extent`.
+    /// Replicas that continue after a position; the others are read by `range`.
     pub resume: HashMap<Replica, (Instance, Position)>,
 }
 
-/// How much of a log is wanted.
+/// Which part of a log to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadRange {
-    /// The run before the present one, and no more.
+    /// Only the run before the current one.
     Previous(BackfillFilter),
-    /// Every readable run, to where the log ends now.
+    /// All readable runs, up to the current end of the log.
     UntilNow(BackfillFilter),
-    /// Every readable run, and then what comes.
+    /// All readable runs, then live lines.
     Follow(BackfillFilter),
 }
 
-/// Which of the lines that are there already are wanted: all that no member rules out.
+/// Selects existing lines; a line must satisfy both conditions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackfillFilter {
-    /// The last so many of each replica.
+    /// Only the last lines of each replica, this many.
     pub last: Option<u64>,
-    /// Those not older than this.
+    /// Only lines that are not older.
     pub since: Option<LogTime>,
 }
 
-/// What happens to a follower that falls behind.
+/// What happens when a follower lags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LagPolicy {
-    /// It skips what it lost and is told how much.
+    /// It skips lines and receives a gap message with their count.
     #[default]
     Drop,
-    /// Its stream ends with its cursors.
+    /// Its stream ends, with cursors.
     Close,
 }
 
 // === impl ReadRange ===
 
 impl ReadRange {
-    /// Whether to stay for what comes.
+    /// Whether live lines follow.
     pub fn follows(self) -> bool {
         matches!(self, Self::Follow(_))
     }
 
-    /// Which of what was there already.
-    pub fn history(self) -> BackfillFilter {
+    /// Returns the filter of existing lines.
+    pub fn filter(self) -> BackfillFilter {
         match self {
-            Self::Previous(history) | Self::UntilNow(history) | Self::Follow(history) => history,
+            Self::Previous(filter) | Self::UntilNow(filter) | Self::Follow(filter) => filter,
         }
     }
 }

@@ -1,22 +1,22 @@
-//! The ring: what an actor has sent lately, for everyone who follows it.
+//! The ring: recent entries of one replica, shared by all of its followers.
 //!
-//! A broadcast channel bounded in bytes. The writer never waits; it overwrites the oldest. Each reader has a place of its own
-//! in it and is told from cumulative counters exactly what it lost, should its place be overwritten before it got there. A new
-//! reader may begin anywhere in what is held, to the line.
+//! A broadcast channel bounded in bytes. The writer never waits: it evicts the oldest entries. Each reader
+//! has its own sequence number. When that entry was evicted, the reader skips to one that is held, and the
+//! difference of cumulative counters is its exact loss. A new reader may start at any line that is held.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use metrics::Counter;
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::time::Instant;
 
-use self::entry::{BEFORE_RING, OpenLines};
+use self::entry::{BEFORE_RING, Contiguity};
 use self::progress::FollowerProgress;
 use self::state::State;
-use super::ambiguity::AmbiguousRange;
 use super::chunk::Chunk;
 use super::frame::{self, Gap, Representation};
 use crate::model::id::{Instance, Replica};
@@ -28,156 +28,159 @@ mod progress;
 mod reader;
 mod state;
 
-pub use self::entry::{Contiguity, Entry, EntryKind, Totals};
-pub use self::progress::{Backlog, FollowerLag};
-pub use self::reader::{Entries, JoinOutcome, ReadOutcome, RingReader};
+pub use self::entry::Entry;
+pub(crate) use self::entry::EntryKind;
+pub use self::progress::Backlog;
+pub(crate) use self::progress::FollowerLag;
+pub(crate) use self::reader::JoinOutcome;
+pub use self::reader::{Entries, ReadOutcome, RingReader};
 
-/// The ring of one replica.
+/// The ring of one replica. The actor writes to it; each follower has a [`RingReader`].
 pub struct Ring {
     replica: Replica,
     max_bytes: usize,
-    /// Counts messages encoded.
+    /// Counts encoded messages.
     encoded: Counter,
+    /// Progress of live followers, for lag reports. Lock order: before `state`. Never locked while pushing or
+    /// reading, so that a report over many followers does not delay them.
+    followers: Mutex<Slab<Arc<FollowerProgress>>>,
+    /// Locked by each push and read; nothing is encoded or woken meanwhile.
     state: Mutex<State>,
-    /// Where those who follow live stand. Locked before the state, if both are, and never by who takes or puts in.
-    standings: Mutex<Slab<Arc<FollowerProgress>>>,
 }
 
 // === impl Ring ===
 
 impl Ring {
-    /// An empty ring that holds at most `max_bytes` (and always the newest entry), counted by `metrics`.
+    /// Creates an empty ring that holds at most `max_bytes`, or one entry if that is larger.
     pub fn new(replica: Replica, max_bytes: usize, metrics: &Metrics) -> Self {
         Self {
             replica,
             max_bytes,
             encoded: metrics.frames_encoded.clone(),
+            followers: Mutex::default(),
             state: Mutex::new(State::new(metrics.ring_bytes.clone())),
-            standings: Mutex::default(),
         }
     }
 
-    /// Says where the log stands that will be read, before its first line.
-    pub fn begin(&self, instance: &Instance, position: Position) {
-        let mut state = self.lock();
-        state.open = OpenLines::default();
-        state.vague = AmbiguousRange::default();
-        state.set_head(instance, position, Contiguity::Whole);
+    /// Sets the position at which the log of `instance` is read from, before its first line.
+    pub fn begin_log(&self, instance: &Instance, position: Position) {
+        let mut state = self.state.lock();
+        state.forget_lines();
+        state.set_head(instance, position, Contiguity::Contiguous);
         self.evict_and_notify(state);
     }
 
-    /// Says which lines had begun before and have not ended, of standard output and of standard error; directly behind [`Ring::begin`].
-    pub fn has_unfinished(&self, lines: [bool; 2]) {
-        self.lock().open = lines.map(|line| line.then_some(BEFORE_RING));
+    /// Sets which lines of standard output and standard error have begun before the log's start and not
+    /// ended. Called directly after [`Ring::begin_log`].
+    pub(crate) fn set_unfinished(&self, streams: [bool; 2]) {
+        self.state.lock().open = streams.map(|is_open| is_open.then_some(BEFORE_RING));
     }
 
-    /// Says that a run starts, whose log will be read from its first line.
-    pub fn start(&self, instance: &Instance, event: &frame::Event) {
+    /// Pushes the event that a run has started. Its log is read from the first line.
+    pub(crate) fn begin_run(&self, instance: &Instance, event: &frame::Event) {
         let message = frame::event(&self.replica, event);
-        let at = (Position::START, Position::START);
-        let mut state = self.lock();
-        state.open = OpenLines::default();
-        state.vague = AmbiguousRange::default();
-        state.push(Some(instance.clone()), EntryKind::Event, at, message, Instant::now());
-        state.set_head(instance, Position::START, Contiguity::Whole);
+        let span = (Position::START, Position::START);
+        let mut state = self.state.lock();
+        state.forget_lines();
+        state.push(Some(instance.clone()), EntryKind::Event, span, message, Instant::now());
+        state.set_head(instance, Position::START, Contiguity::Contiguous);
         self.evict_and_notify(state);
     }
 
-    /// Puts lines in.
+    /// Encodes chunks and pushes them, in order. Drains `chunks`.
     pub fn push_lines(&self, instance: &Instance, chunks: &mut Vec<Chunk>, read_at: Instant) {
-        let made = chunks.drain(..).map(|mut chunk| {
+        let encoded = chunks.drain(..).map(|mut chunk| {
             let frame = frame::lines(&self.replica, instance, &chunk, Representation::Plain);
             self.encoded.increment(1);
-            // The frame's own bytes, so that the log bytes are held once.
+            // Points into the message, so that the log bytes are in memory once.
             chunk.data = frame.logs;
             (chunk, frame.message)
         });
-        let made: Vec<_> = made.collect();
-        let mut state = self.lock();
-        for (chunk, message) in made {
-            let adjacent = state.tip.as_ref().map_or(Contiguity::Whole, |tip| tip.adjacent);
+        // Encoded before locking: readers wait for the lock.
+        let encoded: Vec<_> = encoded.collect();
+        let mut state = self.state.lock();
+        for (chunk, message) in encoded {
+            let contiguity = state.head.as_ref().map_or(Contiguity::Contiguous, |head| head.contiguity);
             let (start, end) = (chunk.start, chunk.end);
-            if let Some(line) = chunk.marks.first() {
-                state.vague.line(start, line.time);
+            if let Some(line) = chunk.line_ends.first() {
+                state.ambiguous.record_line(start, line.time);
             }
-            let kind = EntryKind::Lines(chunk, adjacent);
+            let kind = EntryKind::Lines(chunk, contiguity);
             state.push(Some(instance.clone()), kind, (start, end), message, read_at);
-            state.set_head(instance, end, Contiguity::Whole);
+            state.set_head(instance, end, Contiguity::Contiguous);
         }
         self.evict_and_notify(state);
     }
 
-    /// Puts a turn in the replica's life in.
-    pub fn push_event(&self, instance: Option<&Instance>, event: &frame::Event) {
+    /// Pushes an event of the replica, at the head.
+    pub(crate) fn push_event(&self, instance: Option<&Instance>, event: &frame::Event) {
         let message = frame::event(&self.replica, event);
-        let mut state = self.lock();
-        let at = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
+        let mut state = self.state.lock();
+        let at = state.head.as_ref().map_or(Position::START, |head| head.position);
         state.push(instance.cloned(), EntryKind::Event, (at, at), message, Instant::now());
         self.evict_and_notify(state);
     }
 
-    /// Puts in that the source has lost lines behind the newest one; `end` is the position behind the loss.
-    pub fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
+    /// Pushes a gap of the source, from the head to `end`.
+    pub(crate) fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
         let message = frame::gap(&self.replica, Some((instance, end)), &gap);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !gap.exact {
-            state.vague.gap();
+            state.ambiguous.record_gap();
         }
-        let start = state.tip.as_ref().map_or(Position::START, |tip| tip.position);
+        let start = state.head.as_ref().map_or(Position::START, |head| head.position);
         state.push(Some(instance.clone()), EntryKind::Gap(gap), (start, end), message, Instant::now());
-        state.set_head(instance, end, Contiguity::Gap);
+        state.set_head(instance, end, Contiguity::AfterGap);
         self.evict_and_notify(state);
     }
 
-    /// Closes the ring. Readers drain the remaining entries, then get [`ReadOutcome::Closed`]. `gone` if that is because the replica is gone
-    /// and its log was read to its end.
-    pub fn close(&self, gone: bool) {
-        let mut state = self.lock();
+    /// Closes the ring. Readers drain the remaining entries, then get [`ReadOutcome::Closed`]. `gone` states
+    /// that the replica is gone and its log was read to its end.
+    pub(crate) fn close(&self, gone: bool) {
+        let mut state = self.state.lock();
         (state.closed, state.gone) = (true, gone);
         self.evict_and_notify(state);
     }
 
-    /// The run of the newest line.
-    pub fn head_instance(&self) -> Option<Instance> {
-        self.lock().tip.as_ref().map(|tip| tip.instance.clone())
+    /// Returns the run of the newest line, if a log was opened.
+    pub(crate) fn head_instance(&self) -> Option<Instance> {
+        self.state.lock().head.as_ref().map(|head| head.instance.clone())
     }
 
-    /// A reader of what is yet to come.
+    /// Creates a reader of the entries that are pushed from now on.
     pub fn reader(self: &Arc<Self>) -> RingReader {
-        let mut state = self.lock();
-        let place = state.waiting.insert(None);
-        RingReader::new(Arc::clone(self), place, state.next(), state.totals)
+        let mut state = self.state.lock();
+        let waiter = state.waiters.insert(None);
+        RingReader::new(Arc::clone(self), waiter, state.next(), state.totals)
     }
 
-    /// Drops what is too much, and wakes whoever waits: outside the lock, since they come for it at once.
+    /// Evicts entries over the limit, then wakes all waiters. Wakes after unlocking because waiters take the
+    /// lock immediately.
     fn evict_and_notify(&self, mut state: MutexGuard<'_, State>) {
-        state.moves += 1;
-        state.trim(self.max_bytes);
-        let woken: Vec<Waker> = state.waiting.iter_mut().filter_map(|(_, waiting)| waiting.take()).collect();
+        state.version += 1;
+        state.evict(self.max_bytes);
+        let wakers: Vec<Waker> = state.waiters.iter_mut().filter_map(|(_, waiter)| waiter.take()).collect();
         drop(state);
-        for waker in woken {
+        for waker in wakers {
             waker.wake();
         }
     }
 
-    /// A representation of an entry was made by a reader: it counts as long as the entry is held.
-    fn count_later(&self, entry: &Entry, bytes: usize) {
-        let mut state = self.lock();
+    /// Adds a representation that a reader has made to the ring's size, unless its entry was evicted
+    /// meanwhile.
+    fn count_lazy_bytes(&self, entry: &Entry, bytes: usize) {
+        let mut state = self.state.lock();
         if entry.sequence >= state.first {
-            entry.counted_later.store(bytes, Ordering::Relaxed);
-            state.made_later += bytes;
-            state.trim(self.max_bytes);
+            entry.lazy_bytes.store(bytes, Ordering::Relaxed);
+            state.lazy_bytes += bytes;
+            state.evict(self.max_bytes);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
+        let state = self.state.lock();
         f.debug_struct("Ring")
             .field("replica", &self.replica)
             .field("totals", &state.totals)

@@ -87,7 +87,7 @@ impl StatusBody {
     /// Polls for the next piece of a message; `None` after the last message.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
         // The next message is encoded only after the peer has taken the previous one.
-        ready!(self.state.poll_taken(cx));
+        ready!(self.state.poll_drained(cx));
         if self.unsent.is_empty() {
             let Some(update) = ready!(self.updates.poll_next(cx)) else {
                 return Poll::Ready(None);
@@ -114,7 +114,7 @@ impl http_body::Body for StatusBody {
                     // A message that was begun is sent to its end, unless the caller's access was revoked.
                     let end = this
                         .state
-                        .ends()
+                        .end_requested()
                         .filter(|end| this.unsent.is_empty() || matches!(end, StreamEnd::Refused(_)));
                     if let Some(end) = end {
                         this.stage = Stage::Trailers(end);
@@ -127,7 +127,7 @@ impl http_body::Body for StatusBody {
                 }
                 Stage::Trailers(end) => {
                     // HTTP/2 stops watching the stream once it has the trailers, so all data must be taken first.
-                    ready!(this.state.poll_taken(cx));
+                    ready!(this.state.poll_drained(cx));
                     let trailers = (this.trailers)(end);
                     this.stage = Stage::Done;
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));

@@ -1,73 +1,76 @@
-//! Polling a part of a task only when that part was woken.
+//! Polls a part of a task only after that part was woken.
 //!
-//! A follower's task is woken for each line, and most of what it waits for beside the line (the end of its caller's standing, the
-//! drain, timers, changes of the view) has nothing to say then. Asking each of them takes a lock of something that all followers
-//! share. A bell stands between such a part and its task: the part is polled with a waker of its own, and while that has not
-//! rung, polling it costs one look at a flag.
+//! Each line wakes a follower's task. Most other futures of that task (revocation of the credential,
+//! shutdown, timers, view changes) are not ready then, and polling each of them takes a lock that all
+//! followers share. A gate gives such a future a waker of its own: until that waker fires, polling costs one
+//! load of a flag.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use futures_core::Stream;
+use parking_lot::Mutex;
 
-/// The bell of one part of a task.
+/// Decides whether one part of a task needs to be polled.
 #[derive(Debug)]
 pub struct WakeGate {
-    wire: Arc<GateWaker>,
-    /// Rings it.
+    shared: Arc<GateWaker>,
+    /// `shared` as a waker, for the part.
     waker: Waker,
-    /// The task that is told, as the wire knows it.
+    /// Copy of the task's waker in `shared`, to compare it without the lock.
     task: Option<Waker>,
 }
 
-/// A part with its bell: a future or a stream that is polled only when it was woken itself.
+/// A future or stream behind a gate: polled only after it was woken itself.
 #[derive(Debug)]
 pub struct Gated<P> {
-    bell: WakeGate,
+    gate: WakeGate,
     part: P,
 }
 
+/// The waker of a part: opens the gate, then wakes the task.
 #[derive(Debug)]
 struct GateWaker {
-    rung: AtomicBool,
-    /// The task that polls. It stays when it is woken: a poll that finds nothing need not put it back.
+    /// The part was woken since its last poll.
+    open: AtomicBool,
+    /// The task that polls the part. Kept when it is woken, so that a poll need not store it again.
     task: Mutex<Option<Waker>>,
 }
 
-// === impl Bell ===
+// === impl WakeGate ===
 
 impl WakeGate {
-    /// One that has rung: the first poll goes through.
+    /// Creates an open gate: the first poll passes.
     pub fn new() -> Self {
-        let wire = Arc::new(GateWaker { rung: AtomicBool::new(true), task: Mutex::default() });
-        Self { waker: Waker::from(Arc::clone(&wire)), wire, task: None }
+        let shared = Arc::new(GateWaker { open: AtomicBool::new(true), task: Mutex::default() });
+        Self { waker: Waker::from(Arc::clone(&shared)), shared, task: None }
     }
 
-    /// Polls `part` if the bell has rung since the last time, or if it was ready then; `Pending` otherwise. Like any poll it
-    /// may be called from another task than before.
+    /// Polls `part` if it was woken since its last poll, or was ready then. Returns `Pending` otherwise. Like
+    /// any poll, it may be called from another task than before.
     pub fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
         part: impl FnOnce(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        let is_known = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
-        if is_known && !self.wire.rung.load(Ordering::Acquire) {
+        let is_same_task = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
+        if is_same_task && !self.shared.open.load(Ordering::Acquire) {
             return Poll::Pending;
         }
-        if !is_known {
-            // Before the flag is looked at: who rings afterwards finds the task.
-            *self.wire.task() = Some(cx.waker().clone());
+        if !is_same_task {
+            // Before the flag is checked: a wake after the check then finds the new task.
+            *self.shared.task.lock() = Some(cx.waker().clone());
             self.task = Some(cx.waker().clone());
         }
-        if !self.wire.rung.swap(false, Ordering::AcqRel) {
+        if !self.shared.open.swap(false, Ordering::AcqRel) {
             return Poll::Pending;
         }
         let polled = part(&mut Context::from_waker(&self.waker));
         if polled.is_ready() {
-            // It waits for nothing now, so nobody would ring for what it has next.
-            self.wire.rung.store(true, Ordering::Release);
+            // A ready part has registered no waker, so nothing would open the gate for its next item.
+            self.shared.open.store(true, Ordering::Release);
         }
         polled
     }
@@ -79,13 +82,7 @@ impl Default for WakeGate {
     }
 }
 
-// === impl Wire ===
-
-impl GateWaker {
-    fn task(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+// === impl GateWaker ===
 
 impl Wake for GateWaker {
     fn wake(self: Arc<Self>) {
@@ -93,9 +90,9 @@ impl Wake for GateWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // One who finds it rung already may leave: the task was told, and has not looked yet.
-        if !self.rung.swap(true, Ordering::AcqRel)
-            && let Some(task) = &*self.task()
+        // If the gate is open already, the task was woken and has not polled yet.
+        if !self.open.swap(true, Ordering::AcqRel)
+            && let Some(task) = &*self.task.lock()
         {
             task.wake_by_ref();
         }
@@ -105,9 +102,9 @@ impl Wake for GateWaker {
 // === impl Gated ===
 
 impl<P> Gated<P> {
-    /// `part`, with a bell of its own.
+    /// Puts `part` behind a gate of its own.
     pub fn new(part: P) -> Self {
-        Self { bell: WakeGate::new(), part }
+        Self { gate: WakeGate::new(), part }
     }
 }
 
@@ -115,8 +112,8 @@ impl<F: Future + Unpin> Future for Gated<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let Self { bell, part } = self.get_mut();
-        bell.poll(cx, |cx| Pin::new(part).poll(cx))
+        let Self { gate, part } = self.get_mut();
+        gate.poll(cx, |cx| Pin::new(part).poll(cx))
     }
 }
 
@@ -124,8 +121,8 @@ impl<S: Stream + Unpin> Stream for Gated<S> {
     type Item = S::Item;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
-        let Self { bell, part } = self.get_mut();
-        bell.poll(cx, |cx| Pin::new(part).poll_next(cx))
+        let Self { gate, part } = self.get_mut();
+        gate.poll(cx, |cx| Pin::new(part).poll_next(cx))
     }
 }
 
@@ -138,64 +135,64 @@ mod tests {
 
     use super::*;
 
-    /// Counts how often it was woken.
+    /// A waker that counts its calls.
     #[derive(Default)]
-    struct Task(AtomicUsize);
+    struct WakeCounter(AtomicUsize);
 
-    impl Wake for Task {
+    impl Wake for WakeCounter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
 
     #[test]
-    fn a_part_is_polled_only_when_it_was_woken() {
-        let task = Arc::new(Task::default());
+    fn part_is_polled_only_after_wake() {
+        let task = Arc::new(WakeCounter::default());
         let waker = Waker::from(Arc::clone(&task));
         let mut cx = Context::from_waker(&waker);
-        let mut bell = WakeGate::new();
+        let mut gate = WakeGate::new();
         let mut part_waker = None;
-        let polled = bell.poll(&mut cx, |cx| {
+        let polled = gate.poll(&mut cx, |cx| {
             part_waker = Some(cx.waker().clone());
             Poll::<()>::Pending
         });
         assert!(polled.is_pending());
         let part_waker = part_waker.unwrap();
         for _ in 0..3 {
-            let polled = bell.poll(&mut cx, |_| -> Poll<()> { panic!("nobody rang") });
+            let polled = gate.poll(&mut cx, |_| -> Poll<()> { panic!("polled without a wake") });
             assert!(polled.is_pending());
         }
         part_waker.wake_by_ref();
         part_waker.wake_by_ref();
         assert_eq!(task.0.load(Ordering::SeqCst), 1);
-        assert!(bell.poll(&mut cx, |_| Poll::Ready(())).is_ready());
-        // What is ready is asked again without being woken.
-        assert!(bell.poll(&mut cx, |_| Poll::Ready(())).is_ready());
-        assert!(bell.poll(&mut cx, |_| Poll::<()>::Pending).is_pending());
+        assert!(gate.poll(&mut cx, |_| Poll::Ready(())).is_ready());
+        // A ready part is polled again without a wake.
+        assert!(gate.poll(&mut cx, |_| Poll::Ready(())).is_ready());
+        assert!(gate.poll(&mut cx, |_| Poll::<()>::Pending).is_pending());
         part_waker.wake();
         assert_eq!(task.0.load(Ordering::SeqCst), 2);
     }
 
     #[test]
-    fn a_part_that_moved_to_another_task_wakes_that_one() {
-        let [first, second] = [(); 2].map(|()| Arc::new(Task::default()));
-        let mut bell = WakeGate::new();
+    fn part_wakes_task_that_polled_it_last() {
+        let [first, second] = [(); 2].map(|()| Arc::new(WakeCounter::default()));
+        let mut gate = WakeGate::new();
         let mut part_waker = None;
         let first_waker = Waker::from(Arc::clone(&first));
-        let polled = bell.poll(&mut Context::from_waker(&first_waker), |cx| {
+        let polled = gate.poll(&mut Context::from_waker(&first_waker), |cx| {
             part_waker = Some(cx.waker().clone());
             Poll::<()>::Pending
         });
         assert!(polled.is_pending());
         let second_waker = Waker::from(Arc::clone(&second));
-        let polled = bell.poll(&mut Context::from_waker(&second_waker), |_| Poll::Ready(()));
+        let polled = gate.poll(&mut Context::from_waker(&second_waker), |_| Poll::Ready(()));
         assert!(polled.is_pending());
         part_waker.unwrap().wake();
         assert_eq!((first.0.load(Ordering::SeqCst), second.0.load(Ordering::SeqCst)), (0, 1));
     }
 
     #[tokio::test]
-    async fn a_stream_behind_a_bell_loses_nothing() {
+    async fn gated_stream_yields_every_item() {
         let (sender, mut receiver) = mpsc::channel(1);
         let numbers = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
         let mut numbers = Gated::new(numbers);
@@ -217,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn it_may_be_polled_without_a_task() {
+    fn gated_future_accepts_noop_waker() {
         let waker = noop_waker();
         let mut never = Gated::new(std::future::pending::<()>());
         assert!(Pin::new(&mut never).poll(&mut Context::from_waker(&waker)).is_pending());

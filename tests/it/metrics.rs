@@ -1,4 +1,4 @@
-//! What an operator sees: metrics that are what they are declared to be, and who lags.
+//! Metrics as declared, and the report of lagging followers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,18 +16,18 @@ use crate::support::oracle::Seen;
 use crate::support::replica;
 use crate::support::statuses::{Statuses, request};
 
-/// Labels that Prometheus has for its own purposes.
+/// A label that Prometheus reserves.
 const LE: &str = "le";
 
 #[test]
-fn every_reason_of_a_refusal_is_a_label() {
+fn every_refusal_reason_is_a_label() {
     let reasons: BTreeSet<_> = Refusal::ALL.iter().map(|refusal| refusal.reason()).collect();
     let labels: BTreeSet<_> = REFUSAL_REASONS.values.iter().copied().collect();
     let differ: Vec<_> = labels.symmetric_difference(&reasons).collect();
-    assert!(differ.is_empty(), "in `access::refusal` or `model::metrics::labels`, not in both: {differ:?}");
+    assert!(differ.is_empty(), "only in one of `access::refusal` and `model::metrics::labels`: {differ:?}");
 }
 
-/// The names of the series of a metric, without values; histograms by what counts their samples.
+/// Returns the names of a metric's series; of a histogram, those of its sample count.
 fn series(metric: &Declaration) -> BTreeSet<String> {
     let name = match metric.kind {
         MetricKind::Histogram(_) => format!("{}_count", metric.name),
@@ -46,7 +46,7 @@ fn series(metric: &Declaration) -> BTreeSet<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn metrics_are_as_they_are_declared_from_the_first_scrape_on() {
+async fn first_scrape_matches_declarations() {
     let gateway = Gateway::new(Limits::default());
     let text = gateway.metrics();
     let mut found: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
@@ -73,15 +73,15 @@ async fn metrics_are_as_they_are_declared_from_the_first_scrape_on() {
 }
 
 #[test]
-fn declarations_keep_to_the_conventions() {
+fn declarations_follow_conventions() {
     let mut names = BTreeSet::new();
     for metric in catalogue::each() {
-        let Declaration { name, help, alert_hint: worry, labels, .. } = metric;
+        let Declaration { name, help, alert_hint, labels, .. } = metric;
         assert!(names.insert(name), "{name} is declared twice");
         assert!(name.starts_with("leasemux_") || name.starts_with("process_"), "{name}");
         assert_eq!(name.ends_with("_total"), metric.kind == MetricKind::Counter, "{name}");
         assert!(help.len() > 10 && !help.ends_with('.') && !help.contains('\n'), "{name}: {help}");
-        assert!(worry.ends_with('.') && !worry.contains('\n'), "{name}: {worry}");
+        assert!(alert_hint.ends_with('.') && !alert_hint.contains('\n'), "{name}: {alert_hint}");
         for LabelSet { name: label, .. } in *labels {
             assert!(
                 !["owner", "tenant", "lease", "service", "replica", LE].contains(label),
@@ -92,7 +92,7 @@ fn declarations_keep_to_the_conventions() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_lags_is_listed_and_who_does_not_is_not() {
+async fn lag_report_lists_only_lagging_followers() {
     let scene = Scene::new(Limits { ring_max_bytes: 64 * 1024, ..Limits::default() }, &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -110,12 +110,15 @@ async fn who_lags_is_listed_and_who_does_not_is_not() {
     assert_eq!(scene.gateway.metric("leasemux_followers_lagging"), 1);
     let lagging = scene.gateway.lagging(10);
     assert_eq!((lagging.total, lagging.worst.len()), (1, 1));
-    let laggard = &lagging.worst[0];
-    assert_eq!((&laggard.lease, &laggard.replica), (&scene.lease, &replica("web", 0)));
-    assert!(laggard.stalled > Duration::from_secs(29) && laggard.waiting >= laggard.stalled, "{laggard:?}");
-    assert!(laggard.unsent_bytes > 0);
-    let (behind, lost) = (laggard.behind, laggard.lost);
-    // What it loses if it goes on now is what was said to be lost.
+    let follower = &lagging.worst[0];
+    assert_eq!((&follower.lease, &follower.replica), (&scene.lease, &replica("web", 0)));
+    assert!(
+        follower.stalled > Duration::from_secs(29) && follower.waiting >= follower.stalled,
+        "{follower:?}"
+    );
+    assert!(follower.unsent_bytes > 0);
+    let (backlog, lost) = (follower.backlog, follower.lost);
+    // When it reads on now, it loses exactly the reported lines.
     slow.until(|seen| seen.ends_with("web", 0, &format!("399 {:0200}\n", 99))).await;
     assert_eq!(slow.received.ask(world, "web", 0, &[(&run, 0)]), lost.lines);
     let before = slow.received.of("web", 0).iter().take_while(|seen| !matches!(seen, Seen::Gap(..)));
@@ -123,14 +126,14 @@ async fn who_lags_is_listed_and_who_does_not_is_not() {
         Seen::Logs(_, bytes) => memchr::memchr_iter(b'\n', bytes).count() as u64,
         _ => 0,
     });
-    assert_eq!(behind.lines, 40_000 - before.sum::<u64>());
-    assert!(behind.bytes > behind.lines * 200 && behind.entries > lost.entries);
+    assert_eq!(backlog.lines, 40_000 - before.sum::<u64>());
+    assert!(backlog.bytes > backlog.lines * 200 && backlog.entries > lost.entries);
     assert_eq!(scene.gateway.lagging(10).total, 0);
     assert_eq!(scene.gateway.metric("leasemux_followers_lagging"), 0);
     quick.received.ask(world, "web", 0, &[(&run, 0)]);
 }
 
-/// A gateway, and what its metrics were when it was last looked at.
+/// A gateway with the values of its metrics at the last check.
 struct Watched<'a> {
     gateway: &'a Gateway,
     before: BTreeMap<String, String>,
@@ -142,21 +145,24 @@ impl<'a> Watched<'a> {
         Self { gateway, before: values(&gateway.metrics()), moved: BTreeSet::new() }
     }
 
-    /// Waits until all of these have another value than at the last look. What else has one is no matter.
+    /// Waits until all of these metrics have changed since the last check. Others may have changed too.
     #[track_caller]
     fn moves(&mut self, names: &[&str]) -> impl Future<Output = ()> {
-        let place = std::panic::Location::caller();
+        let caller = std::panic::Location::caller();
         async move {
-            let patience = Duration::from_secs(1_000);
-            let deadline = tokio::time::Instant::now() + patience;
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(1_000);
             loop {
                 let now = values(&self.gateway.metrics());
-                let still: Vec<_> = names.iter().filter(|name| now[**name] == self.before[**name]).collect();
-                if still.is_empty() {
+                let unchanged: Vec<_> =
+                    names.iter().filter(|name| now[**name] == self.before[**name]).collect();
+                if unchanged.is_empty() {
                     self.before = now;
                     break;
                 }
-                assert!(tokio::time::Instant::now() < deadline, "{place}: these do not move: {still:?}");
+                assert!(
+                    tokio::time::Instant::now() < deadline,
+                    "{caller}: these do not change: {unchanged:?}"
+                );
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             self.moved.extend(names.iter().map(|name| (*name).to_owned()));
@@ -164,7 +170,7 @@ impl<'a> Watched<'a> {
     }
 }
 
-/// The value of each series.
+/// Returns the value of each series.
 fn values(text: &str) -> BTreeMap<String, String> {
     let samples = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     samples
@@ -174,8 +180,8 @@ fn values(text: &str) -> BTreeMap<String, String> {
 }
 
 #[tokio::test(start_paused = true)]
-#[expect(clippy::too_many_lines, reason = "one life of a gateway, told in order")]
-async fn every_metric_moves_when_its_thing_happens() {
+#[expect(clippy::too_many_lines, reason = "one scenario, in order")]
+async fn every_metric_changes_with_its_event() {
     let limits = Limits { ring_max_bytes: 64 * 1024, ..Limits::default() };
     let scene = Scene::new(limits, &[("web", 1), ("many", 1_025)]);
     let world = &scene.gateway.world;
@@ -189,7 +195,7 @@ async fn every_metric_moves_when_its_thing_happens() {
     };
     let follow = ServiceLogsRequest { follow: true, ..only("web") };
 
-    // Somebody follows.
+    // A follower connects.
     let mut stream = scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
     watched
@@ -230,7 +236,7 @@ async fn every_metric_moves_when_its_thing_happens() {
     watched.moves(&["leasemux_source_errors_total{kind=\"unavailable\",platform=\"other\"}"]).await;
     world.fail(&run, false);
 
-    // Somebody reads what was, and it ends.
+    // A request without follow completes.
     let mut whole = scene.open(only("web")).await.unwrap();
     assert_eq!(whole.end().await.code(), Code::Ok);
     watched
@@ -241,7 +247,7 @@ async fn every_metric_moves_when_its_thing_happens() {
         ])
         .await;
 
-    // A follower stands still, loses lines, goes on; stands still again, and is reset.
+    // A follower stalls, loses lines and reads on; it stalls again and is reset.
     let mut quick = scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
     quick.until(|seen| !seen.cursors.is_empty()).await;
     for round in 1..=2 {
@@ -266,14 +272,14 @@ async fn every_metric_moves_when_its_thing_happens() {
         watched.moves(&lag.each_ref().map(String::as_str)).await;
     }
 
-    // Lines are rotated away behind a cursor.
+    // Lines after a cursor are rotated away.
     let resume: Vec<_> = stream.received.cursors.values().cloned().collect();
     world.rotate(&run, 5);
     let mut rotated = scene.open(ServiceLogsRequest { resume, ..only("web") }).await.unwrap();
     assert_eq!(rotated.end().await.code(), Code::Ok);
     watched.moves(&["leasemux_gaps_total{cause=\"rotated\"}"]).await;
 
-    // Callers who may not, or not so much.
+    // Requests are refused for missing credentials, permissions or quota.
     let mut stranger = LeaseRpcClient::new(scene.gateway.channel_of(None).await);
     assert_eq!(stranger.service_logs(scene.request()).await.unwrap_err().code(), Code::Unauthenticated);
     watched
@@ -299,7 +305,7 @@ async fn every_metric_moves_when_its_thing_happens() {
         ])
         .await;
 
-    // Status is followed; then its caller is no longer trusted.
+    // A status stream ends when its credential is revoked.
     let mut statuses =
         Statuses::open(&scene, ServiceStatusRequest { filter: only("web").filter, ..request(&scene, true) })
             .await
@@ -320,7 +326,7 @@ async fn every_metric_moves_when_its_thing_happens() {
             "leasemux_call_duration_seconds_count{method=\"ServiceStatus\"}",
         ])
         .await;
-    // Nobody follows any more.
+    // The last follower has left.
     watched.moves(&["leasemux_actor_ends_total{reason=\"idle\"}", "leasemux_actors"]).await;
 
     let families: BTreeSet<_> = watched
@@ -331,16 +337,17 @@ async fn every_metric_moves_when_its_thing_happens() {
             name.strip_suffix("_count").unwrap_or(name)
         })
         .collect();
-    let rest: Vec<_> = catalogue::each()
+    let unchanged: Vec<_> = catalogue::each()
         .map(|metric| metric.name)
         .filter(|name| !families.contains(name) && !name.starts_with("process_"))
         .collect();
-    assert_eq!(rest, ELSEWHERE, "these are to be seen to move here, or where it is said that they are");
+    assert_eq!(unchanged, TESTED_ELSEWHERE, "each metric must change here, or in another test");
 }
 
-/// Metrics that are seen to move in other tests: restarts in `restart.rs`; watches in `kube.rs` and `kube/stale.rs`; what is before HTTP/2, in `prometheus.rs` and
-/// `secure.rs`; the certificates' ends in `certificates.rs`; questions to the chain where they are asked; and the build never moves.
-const ELSEWHERE: [&str; 16] = [
+/// Metrics of other tests: restarts in `restart.rs`; watches in `kube.rs` and `kube/stale.rs`; connections
+/// and handshakes in `prometheus.rs` and `secure.rs`; certificates in `certificates.rs`; chain queries in
+/// `chain.rs`. The build never changes.
+const TESTED_ELSEWHERE: [&str; 16] = [
     "leasemux_restarts_total",
     "leasemux_watch_failures_total",
     "leasemux_watch_lists_total",

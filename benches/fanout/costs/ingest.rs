@@ -1,4 +1,5 @@
-//! From a log file to the ring: what one replica's lines cost however many follow, beside programs that only look at the bytes.
+//! Measures the path from a log file to the ring, which does not depend on the number of followers. Compares
+//! it with programs that only read the bytes.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -29,7 +30,7 @@ use tokio::time::Instant as ReadAt;
 use crate::Result;
 use crate::server::SERVICE;
 
-/// Repetitions, of which the median counts.
+/// Repetitions; the median counts.
 const REPS: usize = 5;
 
 const MEGABYTE: usize = 1_000_000;
@@ -43,14 +44,14 @@ pub(super) fn run(megabytes: u64, dir: Option<&Path>) -> Result<()> {
         println!("{megabytes} MB of CRI log in lines of {line} B, from the page cache");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let timed = |name: &str, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
-            let mut took = Vec::new();
+            let mut times = Vec::new();
             for _ in 0..REPS {
                 let begin = Instant::now();
                 work()?;
-                took.push(begin.elapsed().as_secs_f64());
+                times.push(begin.elapsed().as_secs_f64());
             }
-            took.sort_by(f64::total_cmp);
-            let seconds = took.get(REPS / 2).copied().unwrap_or(f64::NAN);
+            times.sort_by(f64::total_cmp);
+            let seconds = times.get(REPS / 2).copied().unwrap_or(f64::NAN);
             let lines = bytes / line as f64 / seconds / 1e6;
             println!("  {name:34} {:6.0} MB/s, {lines:6.2} million lines/s", bytes / seconds / 1e6);
             Ok(())
@@ -62,7 +63,7 @@ pub(super) fn run(megabytes: u64, dir: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// A log of so many bytes; answers how many it has exactly.
+/// Writes a log of at least `bytes`. Returns its exact size.
 fn write(path: &Path, bytes: usize, line: usize) -> Result<u64> {
     let mut out = std::io::BufWriter::new(File::create(path)?);
     let (mut record, mut written, mut time) = (Vec::new(), 0, LogTime::now());
@@ -83,10 +84,10 @@ fn write(path: &Path, bytes: usize, line: usize) -> Result<u64> {
 
 fn quiet(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
-    status.success().then_some(()).ok_or_else(|| "it failed".into())
+    status.success().then_some(()).ok_or_else(|| "the command failed".into())
 }
 
-/// `cat` into one end of a connection, whose other end is read as fast as it comes.
+/// Runs `cat` into a connection, and reads the other end as fast as possible.
 fn cat(file: &Path) -> Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let sending = TcpStream::connect(listener.local_addr()?)?;
@@ -98,7 +99,7 @@ fn cat(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The way of the actor's own loop, without its waiting.
+/// Runs the steps of the actor's loop, without waiting.
 async fn ingest(dir: &Path) -> Result<()> {
     let log = LogFiles { dir: dir.to_owned(), restarts: 0 };
     let tail = tail::open(&Notifier::start(), log, ReadFrom::Start, FollowMode::No).await?;
@@ -106,7 +107,7 @@ async fn ingest(dir: &Path) -> Result<()> {
         (Replica { service: SERVICE.parse()?, index: 0 }, Instance::new("bench", SERVICE, 0)?);
     let ring = Ring::new(replica, Limits::default().ring_max_bytes, &Exporter::new()?.metrics);
     let ring = Arc::new(ring);
-    ring.begin(&instance, tail.start);
+    ring.begin_log(&instance, tail.start);
     let mut reader = ring.reader();
     let (mut chunker, mut chunks) = (Chunker::new(tail.start), Vec::new());
     let (mut items, mut read, mut taken) = (tail.items, 0, 0);

@@ -36,14 +36,14 @@ impl LeaseService {
             return Err(Refusal::ServiceNotGranted.into());
         }
         let view = self.chosen(&request.lease, &request.filter).await?;
-        if matches!(request.extent, ReadRange::Previous(_)) {
+        if matches!(request.range, ReadRange::Previous(_)) {
             let view = Arc::clone(&view.borrow());
             if !view.select(&request.filter).any(|(_, slot)| slot.readable().count() > 1) {
                 return Err(CallError::NoPreviousRun);
             }
         }
         let state = self.open(&admission, watched, case);
-        tracing::debug!(lease = %request.lease, stream = state.id(), follow = request.extent.follows(), "log stream opened");
+        tracing::debug!(lease = %request.lease, stream = state.id(), follow = request.range.follows(), "log stream opened");
         let (fanout, history) = (self.fanout.clone(), self.history.clone());
         let trailers = self.trailers_of_logs(case);
         Ok(response::of_logs(LogsBody::new(request, fanout, history, view, state, trailers)))
@@ -51,7 +51,7 @@ impl LeaseService {
 
     /// The trailers of a stream, which may have been refused only when it came to reading: that counts as any other refusal.
     fn trailers_of_logs(&self, case: &AuditRecord) -> Trailers {
-        let (case, metrics) = (case.clone(), self.fanout.world().metrics.clone());
+        let (case, metrics) = (case.clone(), self.fanout.context().metrics.clone());
         Box::new(move |end| {
             if let StreamEnd::Exceeded(exceeded) = end {
                 case.refused(exceeded.quota.label());

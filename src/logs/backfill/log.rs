@@ -1,4 +1,4 @@
-//! Reading the log of one run: until it ends, or until the ring can be joined.
+//! Reads the log of one run, until it ends or the ring can be joined.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 
-use super::{Backfill, Failures, Ready, Stage, moved};
+use super::{Backfill, BackfillEvent, Failures, Ready, Stage, ring_changed};
 use crate::logs::ambiguity::AmbiguousRange;
 use crate::logs::chunk::Chunker;
 use crate::logs::ring::JoinOutcome;
@@ -15,186 +15,193 @@ use crate::model::line::{GapCause, Line, LineBatch};
 use crate::model::position::Position;
 use crate::platform::{self, ReadFrom, TailItem};
 
-/// Who has read as far as the ring reaches or farther, and can go on neither there nor in the log, is asked so often whether somebody
-/// else is in need of its permit. Most often it can go on within milliseconds.
-const AT_REST: Duration = Duration::from_secs(5);
+/// A backfill that has read up to the head, but cannot join there, checks this often whether others need its
+/// permit. Most join within milliseconds.
+const PERMIT_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The log of one run, open.
+/// The open log of one run.
 pub(super) struct Log {
     instance: Instance,
     chunker: Chunker,
     items: BoxStream<'static, Result<TailItem, platform::Error>>,
-    /// Whether the first item must be read before anything else: it may tell of a gap.
+    /// The first item must be read before joining: it may be a gap.
     is_fresh: bool,
-    /// Whether a line of it was read.
+    /// A line of it was read.
     has_lines: bool,
-    vague: AmbiguousRange,
+    ambiguous: AmbiguousRange,
 }
 
-/// Whether the ring was joined.
-pub(super) enum Joined {
-    /// This is what to do now.
-    Stage(Stage),
-    /// Not before it has moved.
-    Wait,
-    /// Not here, though there is nothing in it behind this position.
-    Level,
-    /// No.
-    No,
-    /// No, and it will not move any more, or there is none.
-    Alone,
+/// The result of an attempt to join the ring at the log's position.
+pub(super) enum JoinAttempt {
+    /// Continue with this stage, not with the log.
+    Next(Stage),
+    /// The position is after the head: wait until the ring changes, and do not read on.
+    AheadOfRing,
+    /// Not possible here, but the ring has no line after the position.
+    AtHead,
+    /// Not possible here: read on.
+    ReadLog,
+    /// There is no ring, or it is closed for good: read the log to its end.
+    NoRing,
     /// Not before the log's first item was read.
-    First,
+    ReadFirst,
 }
 
-/// What woke a wait.
-enum Woken {
-    /// There was nothing to wait for.
-    Joined(Stage),
+/// The event that ended a wait.
+enum WaitEvent {
+    Next(Stage),
     Item(Option<Result<TailItem, platform::Error>>),
-    Moved,
-    /// Nothing did, for [`AT_REST`].
-    Rest,
+    RingChanged,
+    /// Nothing has happened for [`PERMIT_CHECK_INTERVAL`].
+    Quiet,
 }
 
-// === impl Reading ===
+// === impl Backfill ===
 
 impl Backfill {
     /// Opens the log of a run.
     pub(super) async fn open(&mut self, instance: Instance, from: ReadFrom) -> Stage {
-        let place = match from {
-            // The ring may hold lines that are too old to be wanted.
+        let position = match from {
+            // With `since`, the ring may hold lines that are too old, so the log must be read.
             ReadFrom::After(position) if self.since.is_none() => Some((&instance, position)),
             _ => None,
         };
-        if let Err(stage) = self.permitted(place).await {
+        if let Err(stage) = self.acquire_permit(position).await {
             return stage;
         }
         match self.tail(instance.clone(), from, self.live.is_some()).await {
             Ok(tail) => {
-                self.at = Some((instance.clone(), tail.start));
-                let chunker = Chunker::new(tail.start);
-                // Lines behind the position asked for are gone if it does not begin there.
-                let is_fresh = matches!(from, ReadFrom::After(position) if position != tail.start);
-                let (has_lines, vague) = (false, AmbiguousRange::default());
-                Stage::Read(Log { instance, chunker, items: tail.items, is_fresh, has_lines, vague })
+                self.position = Some((instance.clone(), tail.start));
+                Stage::Read(Log {
+                    instance,
+                    chunker: Chunker::new(tail.start),
+                    items: tail.items,
+                    // If the log does not start at the requested position, lines after that position are
+                    // lost.
+                    is_fresh: matches!(from, ReadFrom::After(position) if position != tail.start),
+                    has_lines: false,
+                    ambiguous: AmbiguousRange::default(),
+                })
             }
             Err(error) => self.failed(instance, from, &error).await,
         }
     }
 
-    /// Reads what comes next in it, unless it is time to go on elsewhere.
+    /// Joins the ring if possible, otherwise reads the next item of the log.
     pub(super) async fn read(&mut self, mut log: Log) -> Stage {
-        let joined = if std::mem::take(&mut log.is_fresh) {
-            Joined::First
+        let attempt = if std::mem::take(&mut log.is_fresh) {
+            JoinAttempt::ReadFirst
         } else {
-            self.try_join(&log.instance, log.chunker.position(), log.vague)
+            self.try_join(&log.instance, log.chunker.position(), log.ambiguous)
         };
-        match self.wait(&mut log, joined).await {
-            Woken::Joined(stage) => stage,
-            Woken::Rest if self.permits.are_used_up(self.scope.lease.owner()) => {
-                Stage::Aside(log.instance, log.chunker.position())
+        match self.wait(&mut log, attempt).await {
+            WaitEvent::Next(stage) => stage,
+            WaitEvent::Quiet if self.limiter.is_exhausted(self.params.lease.owner()) => {
+                Stage::AwaitRing(log.instance, log.chunker.position())
             }
-            Woken::Moved | Woken::Rest | Woken::Item(Some(Ok(TailItem::FollowUnavailable))) => {
-                Stage::Read(log)
-            }
-            Woken::Item(Some(Ok(TailItem::Lines(batch)))) => {
+            WaitEvent::RingChanged
+            | WaitEvent::Quiet
+            | WaitEvent::Item(Some(Ok(TailItem::FollowUnavailable))) => Stage::Read(log),
+            WaitEvent::Item(Some(Ok(TailItem::Lines(batch)))) => {
                 self.failures = Failures::default();
-                self.permits.throttle(self.scope.lease.owner(), batch.data.len()).await;
-                self.lines(&mut log, batch);
+                self.limiter.throttle(self.params.lease.owner(), batch.data.len()).await;
+                self.queue_lines(&mut log, batch);
                 Stage::Read(log)
             }
-            Woken::Item(Some(Ok(TailItem::Gap(gap)))) => {
+            WaitEvent::Item(Some(Ok(TailItem::Gap(gap)))) => {
                 log.chunker.skip_to(gap.after);
-                // Behind one that comes first, lines are counted from a place that is known.
+                // After a gap at the start, lines are counted from a known position.
                 if log.has_lines && !gap.exact {
-                    log.vague.gap();
+                    log.ambiguous.record_gap();
                 }
-                self.at = Some((log.instance.clone(), gap.after));
-                self.gap(gap);
+                self.position = Some((log.instance.clone(), gap.after));
+                self.queue_gap(gap);
                 Stage::Read(log)
             }
-            Woken::Item(Some(Err(error))) => {
+            WaitEvent::Item(Some(Err(error))) => {
                 let from = ReadFrom::After(log.chunker.position());
                 self.failed(log.instance, from, &error).await
             }
-            Woken::Item(None) => Stage::RunEnded(log.instance),
+            WaitEvent::Item(None) => Stage::RunEnded(log.instance),
         }
     }
 
-    /// Waits for what comes next: of the log, or in the ring.
-    async fn wait(&mut self, log: &mut Log, joined: Joined) -> Woken {
-        let is_ahead = matches!(joined, Joined::Wait);
-        let rests = matches!(joined, Joined::Wait | Joined::Level);
-        match joined {
-            Joined::Stage(stage) => return Woken::Joined(stage),
-            Joined::Wait | Joined::Level | Joined::No => {}
-            Joined::Alone | Joined::First => return Woken::Item(log.items.next().await),
+    /// Waits for the next item of the log, or a change of the ring.
+    async fn wait(&mut self, log: &mut Log, attempt: JoinAttempt) -> WaitEvent {
+        let is_ahead = matches!(attempt, JoinAttempt::AheadOfRing);
+        let may_be_long = matches!(attempt, JoinAttempt::AheadOfRing | JoinAttempt::AtHead);
+        match attempt {
+            JoinAttempt::Next(stage) => return WaitEvent::Next(stage),
+            JoinAttempt::AheadOfRing | JoinAttempt::AtHead | JoinAttempt::ReadLog => {}
+            JoinAttempt::NoRing | JoinAttempt::ReadFirst => return WaitEvent::Item(log.items.next().await),
         }
         let Some(live) = &mut self.live else {
-            return Woken::Item(log.items.next().await);
+            return WaitEvent::Item(log.items.next().await);
         };
         tokio::select! {
             biased;
-            // Were it to read on while it is ahead, it would stay ahead of the ring, which is paced, for ever.
-            item = log.items.next(), if !is_ahead => Woken::Item(item),
-            () = moved(live) => Woken::Moved,
-            () = tokio::time::sleep(AT_REST), if rests => Woken::Rest,
+            // Not while it is ahead: the ring is paced, and a backfill that reads on would stay ahead
+            // forever.
+            item = log.items.next(), if !is_ahead => WaitEvent::Item(item),
+            () = ring_changed(live) => WaitEvent::RingChanged,
+            () = tokio::time::sleep(PERMIT_CHECK_INTERVAL), if may_be_long => WaitEvent::Quiet,
         }
     }
 
-    /// Waits for the ring to move, and lets others read meanwhile: on a quiet log that may be long. What it moves by is read in the
-    /// log, if it cannot be joined there: behind the same position, as a follower would who was cut off here.
-    pub(super) async fn aside(&mut self, instance: Instance, position: Position) -> Stage {
+    /// Waits for the ring without a permit: on a quiet log that may take long. If it cannot join at the new
+    /// lines, it reads them from the log, after the same position, like a follower that resumes there.
+    pub(super) async fn await_ring(&mut self, instance: Instance, position: Position) -> Stage {
         self.permit = None;
         loop {
             if let Some(live) = &mut self.live {
-                moved(live).await;
+                ring_changed(live).await;
             }
             match self.try_join(&instance, position, AmbiguousRange::default()) {
-                Joined::Stage(stage) => return stage,
-                Joined::Wait => {}
-                Joined::Level | Joined::No | Joined::Alone | Joined::First => {
+                JoinAttempt::Next(stage) => return stage,
+                JoinAttempt::AheadOfRing => {}
+                JoinAttempt::AtHead | JoinAttempt::ReadLog | JoinAttempt::NoRing | JoinAttempt::ReadFirst => {
                     return Stage::Open(instance, ReadFrom::After(position));
                 }
             }
         }
     }
 
-    /// Goes on in the ring, if that is possible at this position.
     pub(super) fn try_join(
         &mut self,
         instance: &Instance,
         position: Position,
-        vague: AmbiguousRange,
-    ) -> Joined {
+        ambiguous: AmbiguousRange,
+    ) -> JoinAttempt {
         let Some(live) = self.live.as_mut() else {
-            return Joined::Alone;
+            return JoinAttempt::NoRing;
         };
-        // The ring may hold lines that are too old to be wanted.
-        let must_read = vague.covers(position)
-            || self.since.is_some_and(|since| live.reader.holds_older(instance, position, since));
+        // With `since`, the ring may hold lines that are too old.
+        let must_read = ambiguous.contains(position)
+            || self.since.is_some_and(|since| live.reader.has_older_lines(instance, position, since));
         match live.reader.join(instance, position) {
-            JoinOutcome::Joined(rests) if !must_read => {
-                self.ready.extend(rests.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
-                Joined::Stage(Stage::Join)
+            JoinOutcome::Joined(parts) if !must_read => {
+                self.ready.extend(parts.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+                JoinAttempt::Next(Stage::Join)
             }
-            // It still holds what it held; but nobody else will tell the rest.
-            _ if live.reader.is_closed() && (self.scope.is_gone() || live.reader.is_gone()) => Joined::Alone,
-            _ if live.reader.is_closed() => Joined::Stage(Stage::Orphaned),
-            JoinOutcome::AheadOfRing if !must_read => Joined::Wait,
-            JoinOutcome::AtHead if !must_read => Joined::Level,
+            // Entries remain, but no new actor will send the lines after them.
+            _ if live.reader.is_closed() && (self.params.is_gone() || live.reader.is_gone()) => {
+                JoinAttempt::NoRing
+            }
+            _ if live.reader.is_closed() => JoinAttempt::Next(Stage::End(BackfillEvent::ActorEnded)),
+            JoinOutcome::AheadOfRing if !must_read => JoinAttempt::AheadOfRing,
+            JoinOutcome::AtHead if !must_read => JoinAttempt::AtHead,
             JoinOutcome::Joined(_)
             | JoinOutcome::ReadLog
             | JoinOutcome::AtHead
-            | JoinOutcome::AheadOfRing => Joined::No,
+            | JoinOutcome::AheadOfRing => JoinAttempt::ReadLog,
         }
     }
 
-    fn lines(&mut self, log: &mut Log, batch: LineBatch) {
-        self.end_history(&log.instance, log.chunker.position());
+    /// Queues the lines of a batch that are not older than `since`.
+    fn queue_lines(&mut self, log: &mut Log, batch: LineBatch) {
+        self.update_since(&log.instance, log.chunker.position());
         if let Some(line) = batch.lines.first() {
-            log.vague.line(log.chunker.position(), line.time);
+            log.ambiguous.record_line(log.chunker.position(), line.time);
             log.has_lines = true;
         }
         let mut chunks = Vec::new();
@@ -211,7 +218,7 @@ impl Backfill {
                         chunks.extend(log.chunker.flush());
                         log.chunker.skip_to(last.after);
                     } else {
-                        log.chunker.push(&part(&batch, start..last.end, lines), &mut chunks);
+                        log.chunker.push(&sub_batch(&batch, start..last.end, lines), &mut chunks);
                         self.last_time = Some(last.time);
                     }
                     start = last.end;
@@ -220,11 +227,12 @@ impl Backfill {
         }
         chunks.extend(log.chunker.flush());
         self.ready.extend(chunks.into_iter().map(|chunk| Ready::Chunk(log.instance.clone(), chunk)));
-        self.at = Some((log.instance.clone(), log.chunker.position()));
+        self.position = Some((log.instance.clone(), log.chunker.position()));
     }
 
-    /// Stops leaving out older lines, if the log was read as far as it went when its live part was opened.
-    fn end_history(&mut self, instance: &Instance, position: Position) {
+    /// Stops omitting older lines at the first live line: once the log was read up to the head that the ring
+    /// had at first.
+    fn update_since(&mut self, instance: &Instance, position: Position) {
         let Some(live) = self.live.as_ref().filter(|_| self.since.is_some()) else { return };
         if self.live_from.is_none() {
             self.live_from = live.reader.head();
@@ -235,20 +243,20 @@ impl Backfill {
     }
 
     async fn failed(&mut self, instance: Instance, from: ReadFrom, error: &platform::Error) -> Stage {
-        if self.may_try_again(&instance, error).await {
+        if self.wait_to_retry(&instance, error).await {
             return Stage::Open(instance, from);
         }
-        if self.live.is_none() && error.is_retryable() && !self.is_removed(&instance).await {
-            return Stage::Unreadable;
+        if self.live.is_none() && error.is_retryable() && !self.is_log_removed(&instance).await {
+            return Stage::End(BackfillEvent::Unreadable);
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
-        self.unknown_gap(cause);
+        self.queue_unknown_gap(cause);
         Stage::RunEnded(instance)
     }
 }
 
-/// Neighbouring `lines` of a batch, whose bytes are `bytes` of it.
-fn part(batch: &LineBatch, bytes: Range<usize>, lines: &[Line]) -> LineBatch {
+/// Returns consecutive `lines` of a batch, whose data is at `bytes`.
+fn sub_batch(batch: &LineBatch, bytes: Range<usize>, lines: &[Line]) -> LineBatch {
     let lines = lines.iter().map(|line| Line { end: line.end - bytes.start, ..*line }).collect();
     LineBatch { data: batch.data.slice(bytes), lines }
 }

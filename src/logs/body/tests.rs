@@ -16,16 +16,16 @@ use crate::model::limits::Limits;
 use crate::model::view::{Filter, ReplicaState, ReplicaView, ServiceView};
 use crate::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
 
-/// Longer than anything takes here, but for what never comes.
-const REST: Duration = Duration::from_secs(1);
+/// Longer than any event in these tests takes.
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
 
-/// A platform on which nothing has ever run.
+/// A platform without leases.
 #[derive(Debug)]
-struct Nothing;
+struct EmptyPlatform;
 
-impl Platform for Nothing {
+impl Platform for EmptyPlatform {
     fn name(&self) -> &'static str {
-        "nothing"
+        "empty"
     }
 
     fn watch(&self, _: &LeaseId) -> BoxFuture<'_, Result<watch::Receiver<Arc<LeaseView>>, Error>> {
@@ -41,46 +41,52 @@ impl Platform for Nothing {
     }
 }
 
-/// Counts how often it was woken.
+/// A waker that counts its calls.
 #[derive(Default)]
-struct Task(AtomicUsize);
+struct WakeCounter(AtomicUsize);
 
-impl Wake for Task {
+impl Wake for WakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// A body that is polled as HTTP/2 does it: again as long as it has something, and then when it has woken its task.
+/// A body polled as by HTTP/2: repeatedly while it is ready, then after each wake.
 struct Polled {
     body: LogsBody,
-    task: Arc<Task>,
+    task: Arc<WakeCounter>,
 }
 
 impl Polled {
-    /// One that follows what `view` tells of, with room for so many replicas.
+    /// Follows the replicas of `view`, at most `replicas` at a time.
     fn new(view: watch::Receiver<Arc<LeaseView>>, replicas: usize) -> Self {
         let [owner, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let request = LogsRequest {
             lease: LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap(),
             filter: Filter::everything(),
-            extent: ReadRange::Follow(BackfillFilter::default()),
+            range: ReadRange::Follow(BackfillFilter::default()),
             representation: Representation::Plain,
             on_lag: LagPolicy::Drop,
             resume: HashMap::new(),
         };
         let mut limits = Limits::default();
         limits.quota.replicas_per_request = replicas;
-        let permits = BackfillLimiter::new(&limits.quota);
+        let limiter = BackfillLimiter::new(&limits.quota);
         let metrics = Metrics::register(&NoopRecorder);
-        let world = ActorContext { platform: Arc::new(Nothing), limits: Arc::new(limits), metrics };
+        let context = ActorContext { platform: Arc::new(EmptyPlatform), limits: Arc::new(limits), metrics };
         let trailers: Trailers = Box::new(|_| HeaderMap::new());
-        let body =
-            LogsBody::new(request, ActorRegistry::new(world), permits, view, StreamControl::new(), trailers);
+        let body = LogsBody::new(
+            request,
+            ActorRegistry::new(context),
+            limiter,
+            view,
+            StreamControl::new(),
+            trailers,
+        );
         Self { body, task: Arc::default() }
     }
 
-    /// What it sends until it is at rest, and everything else is too.
+    /// Returns the bytes that it sends until it stays pending.
     async fn sent(&mut self) -> String {
         let waker = Waker::from(Arc::clone(&self.task));
         let mut cx = Context::from_waker(&waker);
@@ -92,9 +98,9 @@ impl Polled {
                     let mut messages = frame.into_data().unwrap();
                     sent.extend(messages.copy_to_bytes(messages.remaining()));
                 }
-                Poll::Ready(other) => panic!("it has ended: {other:?}"),
+                Poll::Ready(other) => panic!("body has ended: {other:?}"),
                 Poll::Pending => {
-                    tokio::time::sleep(REST).await;
+                    tokio::time::sleep(QUIET_PERIOD).await;
                     if self.task.0.load(Ordering::SeqCst) == woken {
                         return String::from_utf8_lossy(&sent).into_owned();
                     }
@@ -103,8 +109,8 @@ impl Polled {
         }
     }
 
-    /// Has it put the next message, and no other, into a hand-over.
-    fn fill_with_one(&mut self) -> usize {
+    /// Fills a batch that has room for one message. Returns how many were added.
+    fn fill_one_message(&mut self) -> usize {
         let waker = Waker::from(Arc::clone(&self.task));
         let full = vec![0; STREAM_SEND_MAX_BYTES - 1];
         let mut batch = Batch::beginning_with(Some(full.into()));
@@ -113,7 +119,7 @@ impl Polled {
     }
 }
 
-/// A view of these replicas of `web`, none of which runs, and each for a reason of its own.
+/// A view of these replicas of `web`, each waiting for its own reason.
 fn waiting(indices: &[u32]) -> Arc<LeaseView> {
     let slot = |index: &u32| {
         let state = ReplicaState::Waiting { reason: format!("Reason{index}"), message: String::new() };
@@ -125,16 +131,17 @@ fn waiting(indices: &[u32]) -> Arc<LeaseView> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_in_anothers_place_is_asked_at_once_since_nobody_would_wake_them() {
+async fn replacement_replica_is_polled_without_wake() {
     let (views, view) = watch::channel(waiting(&[0]));
     let mut polled = Polled::new(view, 1);
     assert!(polled.sent().await.contains("Reason0"));
     views.send_replace(waiting(&[0, 1]));
-    assert_eq!(polled.sent().await, "", "there is no place for it");
+    assert_eq!(polled.sent().await, "", "the quota is used up");
     views.send_replace(waiting(&[1]));
-    tokio::time::sleep(REST).await;
-    // The last news of the first one go out by themselves. That it is over shows with the next poll, which has nothing to send.
-    assert_eq!(polled.fill_with_one(), 1);
-    assert_eq!(polled.body.lanes.len(), 1);
+    tokio::time::sleep(QUIET_PERIOD).await;
+    // The last event of the first replica is sent on its own. Its end shows in the next poll, which has
+    // nothing to send.
+    assert_eq!(polled.fill_one_message(), 1);
+    assert_eq!(polled.body.streams.len(), 1);
     assert!(polled.sent().await.contains("Reason1"));
 }

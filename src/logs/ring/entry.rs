@@ -1,4 +1,4 @@
-//! What is in a ring: entries, each with the sums of everything before it.
+//! Entries of a ring, each with the sums over all entries before it.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -16,177 +16,170 @@ use crate::model::line::Stream;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
-/// What an entry costs beside its bytes: the entry itself and its place in the ring, rounded up.
+/// Memory of an entry besides its bytes: the entry itself and its slot in the ring, rounded up.
 const ENTRY_OVERHEAD_BYTES: usize = 288;
 
-/// Something that was sent.
+/// One encoded message of a ring.
 pub struct Entry {
-    /// What it is.
-    pub kind: EntryKind,
-    /// The run it belongs to, if there was one.
-    pub instance: Option<Instance>,
-    /// The position before it.
-    pub start: Position,
-    /// The position behind it.
-    pub end: Position,
+    pub(crate) kind: EntryKind,
+    /// The run that it belongs to, if there was one.
+    pub(crate) instance: Option<Instance>,
+    pub(crate) start: Position,
+    pub(crate) end: Position,
     /// When its oldest line was read.
-    pub read_at: Instant,
-    /// Everything that lies before it.
-    pub(super) before: Totals,
-    /// As it was when this was put in.
-    pub(super) vague: AmbiguousRange,
-    /// Lines of either stream that had begun before it and not ended.
+    pub(crate) read_at: Instant,
+    /// Sums over all entries before it.
+    pub(super) totals_before: Totals,
+    /// Ambiguous positions when it was pushed.
+    pub(super) ambiguous: AmbiguousRange,
+    /// Lines that began before it and had not ended.
     pub(super) open: OpenLines,
     pub(super) sequence: u64,
+    /// The plain representation.
     pub(super) message: Bytes,
-    pub(super) stamped: OnceLock<Bytes>,
-    /// Bytes of `stamped` that the ring has counted. Written under its lock.
-    pub(super) counted_later: AtomicUsize,
+    /// The timestamped representation, made by the first reader that needs it.
+    pub(super) timestamped: OnceLock<Bytes>,
+    /// Size of `timestamped` in the ring's account. Written under the ring's lock.
+    pub(super) lazy_bytes: AtomicUsize,
 }
 
-/// What an entry holds.
 #[derive(Debug)]
-pub enum EntryKind {
-    /// Lines, and whether lines are missing directly before them.
+pub(crate) enum EntryKind {
     Lines(Chunk, Contiguity),
-    /// A turn in the replica's life.
+    /// A change in the replica's life cycle.
     Event,
     /// Lines that the source has lost.
     Gap(Gap),
 }
 
-/// The unfinished line of each stream, by the sequence number of its first piece. A stream that is not known counts as standard output,
-/// since then there is no other.
+/// The unfinished line of standard output and of standard error, each by the sequence number of its first
+/// piece. A line of an unknown stream counts as standard output, since then the log does not distinguish
+/// streams.
 pub(super) type OpenLines = [Option<u64>; 2];
 
-/// Stands for the first piece of a line that had begun before the ring did.
+/// In [`OpenLines`]: the line began before the ring's first entry.
 pub(super) const BEFORE_RING: u64 = u64::MAX;
 
-/// Whether the source has lost lines directly before.
+/// How lines relate to the lines before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Contiguity {
-    /// No.
-    Whole,
-    /// Yes.
-    Gap,
+pub(crate) enum Contiguity {
+    /// No line is missing between them.
+    Contiguous,
+    /// The source has lost lines directly before.
+    AfterGap,
 }
 
-/// Sums over everything that ever went through the ring.
+/// Sums over all entries that were ever pushed to a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Lines that ended, delivered or reported as lost by the source.
-    pub lines: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// How many gaps whose size is not exactly known.
-    pub inexact_gaps: u64,
-    /// What the entries cost, in bytes.
+pub(super) struct Totals {
+    /// Lines that have ended, delivered or lost by the source.
+    pub(super) lines: u64,
+    /// Bytes of these lines.
+    pub(super) bytes: u64,
+    /// Gaps whose size is a lower bound.
+    pub(super) inexact_gaps: u64,
+    /// Cost of the entries in bytes of memory.
     pub(super) cost: u64,
 }
 
 // === impl Entry ===
 
 impl Entry {
-    /// The message for this representation; made on first use.
-    pub fn message(&self, ring: &Ring, as_what: Representation) -> Bytes {
-        match (&self.kind, as_what) {
+    /// Returns the message in this representation; encodes it on first use. Locks the ring to account for its
+    /// size.
+    pub(crate) fn message(&self, ring: &Ring, representation: Representation) -> Bytes {
+        match (&self.kind, representation) {
             (EntryKind::Lines(chunk, _), Representation::Timestamped) => self
-                .stamped
+                .timestamped
                 .get_or_init(|| {
                     let Some(instance) = &self.instance else {
                         return self.message.clone();
                     };
                     ring.encoded.increment(1);
-                    let made = frame::lines(&ring.replica, instance, chunk, as_what).message;
-                    ring.count_later(self, made.len());
-                    made
+                    let message = frame::lines(&ring.replica, instance, chunk, representation).message;
+                    ring.count_lazy_bytes(self, message.len());
+                    message
                 })
                 .clone(),
             _ => self.message.clone(),
         }
     }
 
-    /// What [`Entry::message`] is not longer than, in bytes; found without making it.
-    pub(super) fn message_max_bytes(&self, as_what: Representation) -> usize {
-        match (&self.kind, as_what) {
+    /// Returns an upper bound on the length of [`Entry::message`], without encoding it.
+    pub(super) fn message_max_bytes(&self, representation: Representation) -> usize {
+        match (&self.kind, representation) {
             (EntryKind::Lines(chunk, _), Representation::Timestamped) => {
-                self.message.len() + frame::stamps_max_bytes(chunk)
+                self.message.len() + frame::timestamps_max_bytes(chunk)
             }
             _ => self.message.len(),
         }
     }
 
-    /// How many lines end in it, and how many log bytes it holds.
+    /// Returns how many lines end in it, and how many log bytes it has.
     pub fn size(&self) -> (u64, u64) {
-        match &self.kind {
-            EntryKind::Lines(chunk, _) => (chunk.lines(), chunk.data.len() as u64),
-            EntryKind::Event | EntryKind::Gap(_) => (0, 0),
-        }
+        self.chunk().map_or((0, 0), |chunk| (chunk.lines(), chunk.data.len() as u64))
     }
 
-    /// The time of its first line, if it holds lines.
-    pub fn first_time(&self) -> Option<LogTime> {
-        match &self.kind {
-            EntryKind::Lines(chunk, _) => chunk.marks.first().map(|mark| mark.time),
-            EntryKind::Event | EntryKind::Gap(_) => None,
-        }
+    pub(crate) fn first_time(&self) -> Option<LogTime> {
+        self.chunk()?.line_ends.first().map(|line| line.time)
     }
 
-    /// The time of its oldest line, if it holds lines.
+    /// Time of its oldest line; not always the first one, since clocks are set back.
     pub(super) fn oldest_time(&self) -> Option<LogTime> {
-        match &self.kind {
-            EntryKind::Lines(chunk, _) => chunk.marks.iter().map(|mark| mark.time).min(),
-            EntryKind::Event | EntryKind::Gap(_) => None,
-        }
+        self.chunk()?.line_ends.iter().map(|line| line.time).min()
     }
 
-    /// Whether it holds no rest of a line.
+    /// Whether it does not continue a line.
     pub(super) fn starts_line(&self) -> bool {
-        !matches!(&self.kind, EntryKind::Lines(chunk, _) if chunk.continues)
+        self.chunk().is_none_or(|chunk| !chunk.continues)
     }
 
-    /// The lines that are unfinished behind it.
+    /// Lines that are unfinished after it.
     pub(super) fn open_after(&self) -> OpenLines {
         let mut open = self.open;
         match &self.kind {
-            EntryKind::Lines(chunk, _) if chunk.continues || chunk.goes_on() => {
-                let line = &mut open[slot(chunk)];
+            EntryKind::Lines(chunk, _) if chunk.continues || chunk.is_unfinished() => {
+                let line = &mut open[stream_index(chunk)];
                 let first = line.filter(|_| chunk.continues).unwrap_or(self.sequence);
-                *line = chunk.goes_on().then_some(first);
+                *line = chunk.is_unfinished().then_some(first);
             }
             EntryKind::Lines(..) | EntryKind::Event => {}
-            // All lines end at a gap.
+            // A gap ends all lines.
             EntryKind::Gap(_) => open = OpenLines::default(),
         }
         open
     }
 
-    fn cost(&self) -> u64 {
-        let marks = match &self.kind {
-            EntryKind::Lines(chunk, _) => std::mem::size_of_val(&*chunk.marks),
-            EntryKind::Event | EntryKind::Gap(_) => 0,
-        };
-        (self.message.len() + marks + ENTRY_OVERHEAD_BYTES) as u64
+    /// Sums over all entries up to and including it.
+    pub(super) fn totals_after(&self) -> Totals {
+        let (lines, bytes) = self.size();
+        let mut totals = self.totals_before;
+        totals.lines += lines;
+        totals.bytes += bytes;
+        totals.cost += self.cost();
+        if let EntryKind::Gap(gap) = &self.kind {
+            totals.lines += gap.lines;
+            totals.bytes += gap.bytes;
+            totals.inexact_gaps += u64::from(!gap.exact);
+        }
+        totals
     }
 
-    /// Everything up to behind it.
-    pub(super) fn after(&self) -> Totals {
-        let (lines, bytes) = self.size();
-        let mut after = self.before;
-        after.lines += lines;
-        after.bytes += bytes;
-        after.cost += self.cost();
-        if let EntryKind::Gap(gap) = &self.kind {
-            after.lines += gap.lines;
-            after.bytes += gap.bytes;
-            after.inexact_gaps += u64::from(!gap.exact);
+    fn cost(&self) -> u64 {
+        let line_ends = self.chunk().map_or(0, |chunk| size_of_val(&*chunk.line_ends));
+        (self.message.len() + line_ends + ENTRY_OVERHEAD_BYTES) as u64
+    }
+
+    fn chunk(&self) -> Option<&Chunk> {
+        match &self.kind {
+            EntryKind::Lines(chunk, _) => Some(chunk),
+            EntryKind::Event | EntryKind::Gap(_) => None,
         }
-        after
     }
 }
 
-/// Where [`OpenLines`] has the line of `chunk`.
-pub(super) fn slot(chunk: &Chunk) -> usize {
+/// Index of the chunk's stream in [`OpenLines`].
+pub(super) fn stream_index(chunk: &Chunk) -> usize {
     usize::from(chunk.stream() == Some(Stream::Stderr))
 }
 

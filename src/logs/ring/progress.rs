@@ -1,29 +1,30 @@
-//! Where those who follow live stand, for others to see: each writes it down as it goes, in memory of its own, and nobody reads
-//! it but who asks how far behind they are.
+//! Progress of live followers, for lag reports.
+//!
+//! Each follower stores its progress in atomics of its own as it reads. Only a lag report loads them, so that
+//! followers do not contend for a lock or a cache line.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Ring, State, Totals};
+use super::Ring;
+use super::entry::Totals;
 use crate::stream::StreamControl;
 
-/// Where one follower stands.
 #[derive(Debug)]
 pub(super) struct FollowerProgress {
     stream: Arc<StreamControl>,
-    /// Sequence number of the entry that it takes next.
+    /// Sequence number of the entry that it reads next.
     next: AtomicU64,
-    /// Lines up to there.
+    /// Lines before that entry.
     lines: AtomicU64,
-    /// Their bytes.
+    /// Bytes before that entry.
     bytes: AtomicU64,
 }
 
-/// So much.
+/// Entries between a follower and the head, or a part of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Entries of the ring.
@@ -34,36 +35,37 @@ pub struct Backlog {
     pub bytes: u64,
 }
 
-/// Somebody who is behind.
+/// A lagging follower, as its ring knows it.
 #[derive(Clone, Debug)]
-pub struct FollowerLag {
-    /// Whose stream it is.
-    pub stream: Arc<StreamControl>,
-    /// What was not taken.
-    pub behind: Backlog,
-    /// What of that is no longer held.
-    pub lost: Backlog,
-    /// How long the oldest that is held and was not taken has been there, or the peer has taken nothing if that is longer.
-    pub waiting: Duration,
+pub(crate) struct FollowerLag {
+    pub(crate) stream: Arc<StreamControl>,
+    /// Entries that it has not read.
+    pub(crate) backlog: Backlog,
+    /// The part of the backlog that was evicted.
+    pub(crate) lost: Backlog,
+    /// How long the oldest held entry of the backlog has waited, or the peer has taken nothing, whichever is
+    /// longer.
+    pub(crate) waiting: Duration,
 }
 
-// === impl Standing ===
+// === impl FollowerProgress ===
 
 impl FollowerProgress {
-    /// For each to see alone: the numbers of one look may belong to two steps.
-    pub(super) fn write(&self, next: u64, seen: Totals) {
+    /// Stores each number on its own: a report may combine numbers of two steps, which is precise enough for
+    /// people.
+    pub(super) fn store(&self, next: u64, seen: Totals) {
         self.next.store(next, Ordering::Relaxed);
         self.lines.store(seen.lines, Ordering::Relaxed);
         self.bytes.store(seen.bytes, Ordering::Relaxed);
     }
 
-    /// What lies between there and `next`, everything up to which is `totals`.
-    fn until(&self, next: u64, totals: Totals) -> Backlog {
-        let from = |at: &AtomicU64, to: u64| to.saturating_sub(at.load(Ordering::Relaxed));
+    /// Returns the backlog up to entry `next`, before which lie `totals`.
+    fn backlog_to(&self, next: u64, totals: Totals) -> Backlog {
+        let until = |to: u64, from: &AtomicU64| to.saturating_sub(from.load(Ordering::Relaxed));
         Backlog {
-            entries: from(&self.next, next),
-            lines: from(&self.lines, totals.lines),
-            bytes: from(&self.bytes, totals.bytes),
+            entries: until(next, &self.next),
+            lines: until(totals.lines, &self.lines),
+            bytes: until(totals.bytes, &self.bytes),
         }
     }
 }
@@ -71,81 +73,67 @@ impl FollowerProgress {
 // === impl Ring ===
 
 impl Ring {
-    /// Somebody stands there, until [`Ring::leave`].
+    /// Registers a follower until [`Ring::unregister`]. Returns its key.
     pub(super) fn register(
         &self,
         stream: Arc<StreamControl>,
         next: u64,
         seen: Totals,
     ) -> (usize, Arc<FollowerProgress>) {
-        let standing = FollowerProgress {
+        let progress = Arc::new(FollowerProgress {
             stream,
             next: AtomicU64::new(next),
             lines: AtomicU64::new(seen.lines),
             bytes: AtomicU64::new(seen.bytes),
-        };
-        let standing = Arc::new(standing);
-        let place = self.standings().insert(Arc::clone(&standing));
-        (place, standing)
+        });
+        let key = self.followers.lock().insert(Arc::clone(&progress));
+        (key, progress)
     }
 
-    /// They do no longer.
-    pub(super) fn unregister(&self, place: usize) {
-        self.standings().remove(place);
+    pub(super) fn unregister(&self, key: usize) {
+        self.followers.lock().remove(key);
     }
 
-    /// Tells of each who has not taken entries that were read more than `late` ago, or have been overwritten; and of each whose
-    /// peer has taken nothing of what it was sent for as long. It is called without a lock that the fan-out needs.
-    pub fn for_each_lagging(&self, late: Duration, mut tell: impl FnMut(FollowerLag)) {
-        let standings = self.standings();
-        if standings.is_empty() {
+    /// Calls `visit` for each follower whose oldest unread entry is older than `threshold` or was evicted,
+    /// and for each whose peer has taken nothing for `threshold`. The ring's state is not locked while
+    /// `visit` runs.
+    pub(crate) fn for_each_lagging(&self, threshold: Duration, mut visit: impl FnMut(FollowerLag)) {
+        let followers = self.followers.lock();
+        if followers.is_empty() {
             return;
         }
-        let (must_have, next, totals) = {
-            let state = self.lock();
-            (state.first_after(Instant::now().checked_sub(late)), state.next(), state.totals)
+        let (oldest_in_time, next, totals) = {
+            let state = self.state.lock();
+            (state.first_read_after(Instant::now().checked_sub(threshold)), state.next(), state.totals)
         };
-        for (_, standing) in standings.iter() {
-            let stands = standing.next.load(Ordering::Relaxed);
-            let stalled = standing.stream.stalled();
-            if stands >= must_have && stalled < late {
+        for (_, follower) in followers.iter() {
+            let unread = follower.next.load(Ordering::Relaxed);
+            let stalled = follower.stream.stalled();
+            if unread >= oldest_in_time && stalled < threshold {
                 continue;
             }
-            let (since, lost) = self.oldest_for(standing, stands);
-            let behind = standing.until(next, totals);
-            let stream = Arc::clone(&standing.stream);
-            tell(FollowerLag {
-                stream,
-                behind,
+            let (read_at, lost) = self.oldest_unread(follower, unread);
+            visit(FollowerLag {
+                stream: Arc::clone(&follower.stream),
+                backlog: follower.backlog_to(next, totals),
                 lost,
-                waiting: since.map_or(stalled, |at| at.elapsed().max(stalled)),
+                waiting: read_at.map_or(stalled, |at| at.elapsed().max(stalled)),
             });
         }
     }
 
-    /// When the oldest entry was read that is held and that they have not taken, and what they have lost.
-    fn oldest_for(&self, standing: &FollowerProgress, stands: u64) -> (Option<Instant>, Backlog) {
-        let state = self.lock();
-        let Some(oldest) = state.get(stands.max(state.first)) else {
+    /// Returns when the follower's oldest held entry was read from the log, and the part of its backlog that
+    /// was evicted.
+    fn oldest_unread(&self, follower: &FollowerProgress, unread: u64) -> (Option<Instant>, Backlog) {
+        let state = self.state.lock();
+        let Some(oldest) = state.get(unread.max(state.first)) else {
             return (None, Backlog::default());
         };
-        let is_behind_all = stands < state.first;
-        let lost =
-            if is_behind_all { standing.until(state.first, oldest.before) } else { Backlog::default() };
+        let lost = if unread < state.first {
+            follower.backlog_to(state.first, oldest.totals_before)
+        } else {
+            Backlog::default()
+        };
         (Some(oldest.read_at), lost)
-    }
-
-    fn standings(&self) -> MutexGuard<'_, Slab<Arc<FollowerProgress>>> {
-        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl State ===
-
-impl State {
-    /// Sequence number of the first entry held that was read after `instant`; of the oldest if there is no such instant.
-    fn first_after(&self, instant: Option<Instant>) -> u64 {
-        let older = instant.map_or(0, |at| self.entries.partition_point(|entry| entry.read_at <= at));
-        self.first + older as u64
     }
 }

@@ -1,12 +1,13 @@
-//! A reader's place in a ring: taking entries one by one, being told of lag, and coming in anywhere.
+//! A reader of a ring: reads entries in order, detects lag, and joins at a position.
 
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::entry::{OpenLines, slot};
+use super::Ring;
+use super::entry::{Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
 use super::progress::FollowerProgress;
-use super::{Contiguity, Entry, EntryKind, Ring, State, Totals};
+use super::state::State;
 use crate::logs::chunk::Chunk;
 use crate::logs::frame::Representation;
 use crate::model::id::Instance;
@@ -14,44 +15,46 @@ use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::stream::StreamControl;
 
-/// A new reader comes in only where at most this share of the ring lies ahead of it, so that it is not overtaken at once.
+/// A reader joins only where at most this share of the ring lies ahead of it. Closer to the oldest entry, it
+/// would lag at once.
 const JOIN_SHARE: (usize, usize) = (3, 4);
 
-/// A reader's place in a ring. Dropping it frees the place.
+/// Reads one ring, at its own pace.
 pub struct RingReader {
     ring: Arc<Ring>,
-    /// Where its waker is kept.
-    place: usize,
-    /// Sequence number of the entry to take next.
+    /// Key of its waker in the ring.
+    waiter: usize,
+    /// Sequence number of the next entry.
     next: u64,
-    /// Everything up to there.
+    /// Totals before that entry. Their difference to the ring's totals is the loss, should the entry be
+    /// evicted.
     seen: Totals,
-    /// For each stream the line that was counted as lost and has not ended, by the sequence number of its first piece. Its rest is
-    /// delivered, and does not count again.
-    torn: OpenLines,
-    /// How often the ring had moved at the last look.
-    moves: u64,
-    /// Where others see that it stands, once it follows live.
-    standing: Option<(usize, Arc<FollowerProgress>)>,
+    /// For each stream, the unfinished line that was counted as lost, by the sequence number of its first
+    /// piece. Its later pieces are delivered, but do not count again.
+    partly_lost: OpenLines,
+    /// The ring's version at the last join or wait.
+    seen_version: u64,
+    /// Its progress for lag reports, with its key, once it follows live.
+    progress: Option<(usize, Arc<FollowerProgress>)>,
 }
 
-/// Entries that a reader takes at a time, under one lock.
+/// Entries per read, under one lock.
 const READ_MAX_ENTRIES: usize = 4;
 
-/// The next entries, in order; the last ones may be absent.
+/// The next entries, in order; the last ones may be `None`.
 pub type Entries = [Option<Arc<Entry>>; READ_MAX_ENTRIES];
 
-/// What a reader got.
+/// The result of a read.
 #[derive(Debug)]
 pub enum ReadOutcome {
     /// The next entries.
     Entries {
         /// At least one.
         entries: Entries,
-        /// Whether there may be more. Otherwise the reader waits already, as if it had been asked once more.
+        /// There may be more. Otherwise the reader's waker is registered already.
         more: bool,
     },
-    /// It fell behind, and lost what lies before `next`, which it now stands before.
+    /// The next entry was evicted. The reader has skipped to `next`.
     Lagged {
         /// Lines lost.
         lines: u64,
@@ -59,335 +62,349 @@ pub enum ReadOutcome {
         bytes: u64,
         /// Whether both are exact.
         exact: bool,
-        /// The entry that comes next.
+        /// The entry that follows.
         next: Arc<Entry>,
     },
-    /// The actor has ended, and everything it sent was taken.
+    /// The actor has ended, and all entries were read.
     Closed,
 }
 
-/// Whether, and how, someone who reads the log by himself can go on in the ring.
+/// Whether a backfill can continue in the ring from its position, or what it must do instead.
 #[derive(Debug)]
-pub enum JoinOutcome {
-    /// He can. First come these rests of an entry that his position lies in.
+pub(crate) enum JoinOutcome {
+    /// The reader has joined. These parts of an entry, which lie after the position, come before the next
+    /// entry.
     Joined(Vec<Chunk>),
-    /// Not from this position: he must read on by himself.
+    /// Not possible at this position: read on in the log.
     ReadLog,
-    /// Neither, though nothing in the ring lies behind his position: he must read on, and may wait with that until the ring has moved.
+    /// As [`JoinOutcome::ReadLog`], but the ring has no line after the position: reading may wait until the
+    /// ring has changed.
     AtHead,
-    /// His position lies ahead of the ring: he must wait until the ring has moved.
+    /// The position is after the head: wait until the ring has changed.
     AheadOfRing,
 }
 
-// === impl Reader ===
+// === impl RingReader ===
 
 impl RingReader {
-    pub(super) fn new(ring: Arc<Ring>, place: usize, next: u64, seen: Totals) -> Self {
-        Self { ring, place, next, seen, torn: [None; 2], moves: 0, standing: None }
+    pub(super) fn new(ring: Arc<Ring>, waiter: usize, next: u64, seen: Totals) -> Self {
+        Self { ring, waiter, next, seen, partly_lost: [None; 2], seen_version: 0, progress: None }
     }
 
-    /// From now on others may see how far it is behind, and that it does so for `stream`.
-    pub fn follow_for(&mut self, stream: Arc<StreamControl>) {
-        self.unfollow();
-        self.standing = Some(self.ring.register(stream, self.next, self.seen));
+    /// Registers the reader for lag reports, as a follower for `stream`.
+    pub(crate) fn report_progress(&mut self, stream: Arc<StreamControl>) {
+        self.unregister();
+        self.progress = Some(self.ring.register(stream, self.next, self.seen));
     }
 
-    fn unfollow(&mut self) {
-        if let Some((place, _)) = self.standing.take() {
-            self.ring.unregister(place);
+    fn unregister(&mut self) {
+        if let Some((key, _)) = self.progress.take() {
+            self.ring.unregister(key);
         }
     }
 
-    /// It has moved.
-    fn moved(&self) {
-        if let Some((_, standing)) = &self.standing {
-            standing.write(self.next, self.seen);
+    fn store_progress(&self) {
+        if let Some((_, progress)) = &self.progress {
+            progress.store(self.next, self.seen);
         }
     }
 
-    /// The ring it reads.
-    pub fn ring(&self) -> &Arc<Ring> {
+    pub(crate) fn ring(&self) -> &Arc<Ring> {
         &self.ring
     }
 
-    /// The position that it stands at, if the log was opened.
-    pub fn position(&self) -> Option<(Instance, Position)> {
-        let state = self.ring.lock();
-        // One that has fallen behind stands where it will land.
+    /// Returns the position of the next entry, if the log was opened.
+    pub(crate) fn position(&self) -> Option<(Instance, Position)> {
+        let state = self.ring.state.lock();
+        // A lagging reader will continue where it skips to.
         let from = match self.next.checked_sub(state.first) {
             Some(ahead) => usize::try_from(ahead).ok()?,
-            None => landing(&state)?.0,
+            None => skip_target(&state)?.0,
         };
         let mut next = state.entries.iter().skip(from);
         let next = next.find_map(|entry| Some((entry.instance.clone()?, entry.start)));
-        next.or_else(|| state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position)))
+        next.or_else(|| state.head.as_ref().map(|head| (head.instance.clone(), head.position)))
     }
 
-    /// Whether there was news behind the newest line already before this place: its reader will not hear of it.
-    pub fn is_behind_news(&self) -> bool {
-        self.ring.lock().tip.as_ref().is_some_and(|tip| tip.behind.0 < self.next)
+    /// Whether an event after the newest line comes before this reader, so that it will not receive that
+    /// event.
+    pub(crate) fn has_missed_event(&self) -> bool {
+        self.ring.state.lock().head.as_ref().is_some_and(|head| head.next.0 < self.next)
     }
 
     /// Whether the actor has ended.
-    pub fn is_closed(&self) -> bool {
-        self.ring.lock().closed
+    pub(crate) fn is_closed(&self) -> bool {
+        self.ring.state.lock().closed
     }
 
-    /// Whether the actor has ended because the replica was gone and its log was read to its end.
-    pub fn is_gone(&self) -> bool {
-        self.ring.lock().gone
+    /// Whether the actor has ended because the replica is gone and its log was read to its end.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.ring.state.lock().gone
     }
 
-    /// Takes the next entries: one, and those behind it as long as what comes before each fits into `room` bytes as messages.
+    /// Reads the next entries: the first one whatever its size, later ones while the messages before them
+    /// take less than `room` bytes.
     pub fn poll_read(
         &mut self,
         room: usize,
-        as_what: Representation,
+        representation: Representation,
         cx: &mut Context<'_>,
     ) -> Poll<ReadOutcome> {
-        let mut state = self.ring.lock();
+        let mut state = self.ring.state.lock();
         if self.next < state.first {
-            return match landing(&state) {
+            return match skip_target(&state) {
                 Some((index, next)) => {
                     let lagged = ReadOutcome::Lagged {
-                        lines: lost_lines(&next, self.seen, &mut self.torn),
-                        bytes: next.before.bytes - self.seen.bytes,
-                        exact: next.before.inexact_gaps == self.seen.inexact_gaps,
+                        lines: lost_lines(&next, self.seen, &mut self.partly_lost),
+                        bytes: next.totals_before.bytes - self.seen.bytes,
+                        exact: next.totals_before.inexact_gaps == self.seen.inexact_gaps,
                         next: Arc::clone(&next),
                     };
                     self.next = state.first + index as u64;
-                    self.seen = next.before;
+                    self.seen = next.totals_before;
                     drop(state);
-                    self.moved();
+                    self.store_progress();
                     Poll::Ready(lagged)
                 }
                 None if state.closed => Poll::Ready(ReadOutcome::Closed),
-                None => wait(&mut state, self.place, cx),
+                None => register_waker(&mut state, self.waiter, cx),
             };
         }
         let mut entries = Entries::default();
         let mut bytes = 0;
-        for place in &mut entries {
+        for slot in &mut entries {
             let Some(entry) = state.get(self.next).filter(|_| bytes < room || bytes == 0) else {
                 break;
             };
-            bytes += entry.message_max_bytes(as_what);
+            bytes += entry.message_max_bytes(representation);
             match &entry.kind {
-                EntryKind::Lines(chunk, _) if chunk.continues && !chunk.goes_on() => {
-                    self.torn[slot(chunk)] = None
+                EntryKind::Lines(chunk, _) if chunk.continues && !chunk.is_unfinished() => {
+                    self.partly_lost[stream_index(chunk)] = None;
                 }
                 EntryKind::Lines(..) | EntryKind::Event => {}
-                EntryKind::Gap(_) => self.torn = [None; 2],
+                EntryKind::Gap(_) => self.partly_lost = [None; 2],
             }
             self.next += 1;
-            self.seen = entry.after();
-            *place = Some(Arc::clone(entry));
+            self.seen = entry.totals_after();
+            *slot = Some(Arc::clone(entry));
         }
         let more = state.closed || self.next < state.next();
         if !more {
-            let waiting: Poll<ReadOutcome> = wait(&mut state, self.place, cx);
+            // Under the same lock, so that the caller need not poll again to wait.
+            let pending: Poll<ReadOutcome> = register_waker(&mut state, self.waiter, cx);
             if bytes == 0 {
-                return waiting;
+                return pending;
             }
         } else if bytes == 0 {
             return Poll::Ready(ReadOutcome::Closed);
         }
         drop(state);
-        self.moved();
+        self.store_progress();
         Poll::Ready(ReadOutcome::Entries { entries, more })
     }
 
-    /// Waits until the ring has moved since the last [`Reader::join`] or the last wait. Ready at once if it is closed.
-    pub fn poll_moved(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.ring.lock();
-        if self.moves != state.moves || state.closed {
-            self.moves = state.moves;
+    /// Waits until the ring has changed since the last join or wait. Ready at once if it is closed.
+    pub(crate) fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.ring.state.lock();
+        if self.seen_version != state.version || state.closed {
+            self.seen_version = state.version;
             return Poll::Ready(());
         }
-        wait(&mut state, self.place, cx)
+        register_waker(&mut state, self.waiter, cx)
     }
 
-    /// Whether it holds lines of `instance` behind `at` that are older than `since`.
-    pub fn holds_older(&self, instance: &Instance, at: Position, since: LogTime) -> bool {
-        let state = self.ring.lock();
-        let behind = state.entries.iter().rev();
-        let mut behind =
-            behind.take_while(|entry| entry.instance.as_ref() == Some(instance) && entry.end > at);
-        behind.any(|entry| entry.oldest_time().is_some_and(|oldest| oldest < since))
+    /// Whether the ring has lines of `instance` after `at` that are older than `since`.
+    pub(crate) fn has_older_lines(&self, instance: &Instance, at: Position, since: LogTime) -> bool {
+        let state = self.ring.state.lock();
+        let newest_first = state.entries.iter().rev();
+        let mut after_position =
+            newest_first.take_while(|entry| entry.instance.as_ref() == Some(instance) && entry.end > at);
+        after_position.any(|entry| entry.oldest_time().is_some_and(|oldest| oldest < since))
     }
 
-    /// The run that the ring follows, and the position as far as it holds its log.
-    pub fn head(&self) -> Option<(Instance, Position)> {
-        let state = self.ring.lock();
-        state.tip.as_ref().map(|tip| (tip.instance.clone(), tip.position))
+    /// Returns the run that the actor reads, and the position of the newest line.
+    pub(crate) fn head(&self) -> Option<(Instance, Position)> {
+        let state = self.ring.state.lock();
+        state.head.as_ref().map(|head| (head.instance.clone(), head.position))
     }
 
-    /// Tries to go on in the ring, exactly behind `at` of `instance`.
+    /// Tries to join the ring exactly after position `at` of `instance`.
     ///
-    /// Rejection next to a gap of the source: it has no position of its own, so it could be told twice or not at all. Rejection as well
-    /// behind one of unknown size, until positions are comparable again: he may have read on within it, and was not told of the rest.
-    pub fn join(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
-        let state = self.ring.lock();
-        self.moves = state.moves;
-        // An earlier run is read to its end by whoever has begun it.
-        let Some(tip) = state.tip.as_ref().filter(|tip| tip.instance == *instance) else {
+    /// Does not join next to a gap of the source: the gap has no position of its own, so it could be reported
+    /// twice or not at all. Nor where positions are ambiguous after a gap of unknown size: the backfill may
+    /// have read lines within the gap, and would not report the rest of it.
+    pub(crate) fn join(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
+        let state = self.ring.state.lock();
+        self.seen_version = state.version;
+        // A backfill reads an earlier run to its end, and joins in the head's run.
+        let Some(head) = state.head.as_ref().filter(|head| head.instance == *instance) else {
             return JoinOutcome::ReadLog;
         };
-        if at >= tip.position && state.vague.covers(tip.position) {
+        if at >= head.position && state.ambiguous.contains(head.position) {
             return JoinOutcome::AtHead;
         }
-        if at > tip.position {
+        if at > head.position {
             return JoinOutcome::AheadOfRing;
         }
-        if at == tip.position {
-            if tip.adjacent == Contiguity::Gap {
+        if at == head.position {
+            if head.contiguity == Contiguity::AfterGap {
                 return JoinOutcome::AtHead;
             }
-            (self.next, self.seen) = tip.behind;
+            (self.next, self.seen) = head.next;
             return JoinOutcome::Joined(Vec::new());
         }
-        // Entries of the newest run stand last, and their ends grow.
+        // Entries of the head's run are the newest, and their ends ascend.
         let index = state
             .entries
             .partition_point(|entry| entry.instance.as_ref() != Some(instance) || entry.end <= at);
         let Some(entry) = state.entries.get(index) else {
             return JoinOutcome::ReadLog;
         };
-        let EntryKind::Lines(chunk, adjacent) = &entry.kind else {
+        let EntryKind::Lines(chunk, contiguity) = &entry.kind else {
             return JoinOutcome::ReadLog;
         };
-        let blurred = at == chunk.start && *adjacent == Contiguity::Gap;
-        let blurred = blurred || entry.vague.covers(at);
-        // A line that the follower has read, and the ring's reader has not, was rotated away between: so may lines after it.
-        let is_foreign = !chunk.holds(at);
-        if at < chunk.start || blurred || is_foreign || self.is_too_near_the_end(&state, entry) {
+        let is_next_to_gap = at == chunk.start && *contiguity == Contiguity::AfterGap;
+        // The backfill has read a line that the actor has not, because it was rotated away in between. Lines
+        // after it may be missing as well.
+        let is_unknown_line = !chunk.contains(at);
+        if at < chunk.start
+            || is_next_to_gap
+            || entry.ambiguous.contains(at)
+            || is_unknown_line
+            || self.is_near_eviction(&state, entry)
+        {
             return JoinOutcome::ReadLog;
         }
         let sequence = state.first + index as u64;
         if at == chunk.start {
-            (self.next, self.seen) = (sequence, entry.before);
+            (self.next, self.seen) = (sequence, entry.totals_before);
             return JoinOutcome::Joined(Vec::new());
         }
-        (self.next, self.seen) = (sequence + 1, entry.after());
-        JoinOutcome::Joined(rests_behind(chunk, at))
+        (self.next, self.seen) = (sequence + 1, entry.totals_after());
+        JoinOutcome::Joined(parts_after(chunk, at))
     }
 
-    /// Goes on in the ring behind all of `instance`, which was read to its end, as far as `at`.
-    pub fn join_end(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
-        let state = self.ring.lock();
-        self.moves = state.moves;
-        match &state.tip {
-            // News behind the newest line come once the log was read to its end here too. Then both stand there, also if one of them
-            // has lost lines and counts fewer.
-            Some(tip) if tip.instance == *instance && (at <= tip.position || state.next() > tip.behind.0) => {
-                (self.next, self.seen) = tip.behind;
+    /// Tries to join after `instance`, whose log was read to its end at position `at`.
+    pub(crate) fn join_end(&mut self, instance: &Instance, at: Position) -> JoinOutcome {
+        let state = self.ring.state.lock();
+        self.seen_version = state.version;
+        match &state.head {
+            // An event after the newest line means that the actor has read the log to its end as well. Then
+            // both are at the same place, even if one of them has lost lines and counts fewer.
+            Some(head)
+                if head.instance == *instance && (at <= head.position || state.next() > head.next.0) =>
+            {
+                (self.next, self.seen) = head.next;
                 JoinOutcome::Joined(Vec::new())
             }
-            Some(tip) if tip.instance == *instance => JoinOutcome::AheadOfRing,
+            Some(head) if head.instance == *instance => JoinOutcome::AheadOfRing,
             _ => JoinOutcome::ReadLog,
         }
     }
 
-    /// Tries to go on in the ring with the last `lines` lines of the log: if all of them are held, and no gap and no other run
-    /// lies between them. Answers their run, and the lines wanted of the entry that the first of them lies in, if not all are.
-    pub fn join_last(&mut self, lines: u64) -> Option<(Instance, Vec<Chunk>)> {
-        let state = self.ring.lock();
-        self.moves = state.moves;
-        let tip = state.tip.as_ref()?;
+    /// Tries to join before the last `lines` lines of the log. Possible if the ring holds them all, of one
+    /// run and without a gap. Returns their run, and the wanted lines of an entry that also has older ones.
+    pub(crate) fn join_last(&mut self, lines: u64) -> Option<(Instance, Vec<Chunk>)> {
+        let state = self.ring.state.lock();
+        self.seen_version = state.version;
+        let head = state.head.as_ref()?;
         let mut wanted = lines;
         for (index, entry) in state.entries.iter().enumerate().rev() {
-            let EntryKind::Lines(chunk, adjacent) = &entry.kind else {
+            let EntryKind::Lines(chunk, contiguity) = &entry.kind else {
                 return None;
             };
-            if entry.instance.as_ref() != Some(&tip.instance)
-                || *adjacent == Contiguity::Gap
+            if entry.instance.as_ref() != Some(&head.instance)
+                || *contiguity == Contiguity::AfterGap
                 || chunk.is_piece()
             {
                 return None;
             }
-            let here = chunk.lines();
-            if here < wanted {
-                wanted -= here;
+            let count = chunk.lines();
+            if count < wanted {
+                wanted -= count;
                 continue;
             }
-            if self.is_too_near_the_end(&state, entry) {
+            if self.is_near_eviction(&state, entry) {
                 return None;
             }
-            let rest = chunk.without_lines(usize::try_from(here - wanted).ok()?)?;
+            let part = chunk.without_lines(usize::try_from(count - wanted).ok()?)?;
             let sequence = state.first + index as u64;
-            let instance = tip.instance.clone();
-            if here == wanted {
-                (self.next, self.seen) = (sequence, entry.before);
+            let instance = head.instance.clone();
+            if count == wanted {
+                (self.next, self.seen) = (sequence, entry.totals_before);
                 return Some((instance, Vec::new()));
             }
-            (self.next, self.seen) = (sequence + 1, entry.after());
-            return Some((instance, vec![rest]));
+            (self.next, self.seen) = (sequence + 1, entry.totals_after());
+            return Some((instance, vec![part]));
         }
         None
     }
 
-    /// Whether who begins at `entry` would soon be overtaken.
-    fn is_too_near_the_end(&self, state: &State, entry: &Entry) -> bool {
-        let (share, of) = JOIN_SHARE;
-        let ahead = state.totals.cost - entry.before.cost + state.made_later as u64;
-        ahead > (self.ring.max_bytes / of * share) as u64
+    /// Whether a reader that starts at `entry` would soon lag.
+    fn is_near_eviction(&self, state: &State, entry: &Entry) -> bool {
+        let (numerator, denominator) = JOIN_SHARE;
+        let ahead = state.totals.cost - entry.totals_before.cost + state.lazy_bytes as u64;
+        ahead > (self.ring.max_bytes / denominator * numerator) as u64
     }
 }
 
 impl fmt::Debug for RingReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("next", &self.next).field("seen", &self.seen).finish_non_exhaustive()
+        f.debug_struct("RingReader")
+            .field("next", &self.next)
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
     }
 }
 
 impl Drop for RingReader {
     fn drop(&mut self) {
-        self.unfollow();
-        self.ring.lock().waiting.remove(self.place);
+        self.unregister();
+        self.ring.state.lock().waiters.remove(self.waiter);
     }
 }
 
-fn wait<T>(state: &mut State, place: usize, cx: &mut Context<'_>) -> Poll<T> {
-    match &mut state.waiting[place] {
+fn register_waker<T>(state: &mut State, waiter: usize, cx: &mut Context<'_>) -> Poll<T> {
+    match &mut state.waiters[waiter] {
         Some(waker) if waker.will_wake(cx.waker()) => {}
-        waiting => *waiting = Some(cx.waker().clone()),
+        waker => *waker = Some(cx.waker().clone()),
     }
     Poll::Pending
 }
 
-/// What of `chunk` lies behind `at`: at most the rest of a line, and the lines that follow it.
-fn rests_behind(chunk: &Chunk, at: Position) -> Vec<Chunk> {
-    let mut rests = Vec::new();
-    let mut at = at;
-    while let Some(rest) = chunk.behind(at) {
-        at = rest.end;
-        rests.push(rest);
+/// Returns the parts of `chunk` after `at`: the remainder of a line, if `at` is within one, and the lines
+/// after it.
+fn parts_after(chunk: &Chunk, mut at: Position) -> Vec<Chunk> {
+    let mut parts = Vec::new();
+    while let Some(part) = chunk.after(at) {
+        at = part.end;
+        parts.push(part);
     }
-    rests
+    parts
 }
 
-/// Counts the lines that a reader loses that has `seen` so much and goes on with `next`: those that ended between, and those that
-/// have begun before `next` and go on behind it, since a follower cannot know whether all their pieces came. None counts twice:
-/// `torn` has those that were counted and had not ended.
-fn lost_lines(next: &Entry, seen: Totals, torn: &mut OpenLines) -> u64 {
-    let mut lines = next.before.lines - seen.lines;
-    for (torn, open) in torn.iter_mut().zip(next.open) {
-        if torn.is_some() && *torn != open {
-            // It ended between.
+/// Counts the lines that a reader loses between `seen` and `next`: those that ended in between, and those
+/// that began before `next` and continue after it, since a follower cannot know whether it received all of
+/// their pieces. `partly_lost` has the lines that were counted before they ended, so that none counts twice.
+fn lost_lines(next: &Entry, seen: Totals, partly_lost: &mut OpenLines) -> u64 {
+    let mut lines = next.totals_before.lines - seen.lines;
+    for (lost, open) in partly_lost.iter_mut().zip(next.open) {
+        if lost.is_some() && *lost != open {
+            // Counted before, and has ended in between.
             lines = lines.saturating_sub(1);
-            *torn = None;
+            *lost = None;
         }
-        if torn.is_none() && open.is_some() {
+        if lost.is_none() && open.is_some() {
             lines += 1;
-            *torn = open;
+            *lost = open;
         }
     }
     lines
 }
 
-/// Where to go on after a lag: at the start of a line, since one of which a piece is lost counts as lost. If no line begins in what is
-/// held, as with a progress bar, at the oldest entry.
-fn landing(state: &State) -> Option<(usize, Arc<Entry>)> {
+/// Returns the entry to which a lagging reader skips: the first that starts a line, since a line with a lost
+/// piece counts as lost. If none does, as with a progress bar, the oldest.
+fn skip_target(state: &State) -> Option<(usize, Arc<Entry>)> {
     let index = state.entries.iter().position(|entry| entry.starts_line()).unwrap_or_default();
     Some((index, Arc::clone(state.entries.get(index)?)))
 }
@@ -404,7 +421,7 @@ mod tests {
     use crate::model::metrics::Metrics;
 
     #[test]
-    fn who_has_read_a_run_to_its_end_meets_a_ring_that_lost_some_of_it() {
+    fn backfill_at_run_end_joins_ring_that_lost_lines() {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
         let ring = Arc::new(Ring::new(replica, 1 << 20, &Metrics::register(&NoopRecorder)));
         let run = Instance::new("uid", "web", 0).unwrap();
@@ -412,46 +429,46 @@ mod tests {
         let after = |lines: u64| Position { time, ordinal: lines, offset: 0 };
         let chunk = |start: Position, text: &'static [u8]| Chunk {
             data: text.into(),
-            marks: Box::new([LineEnd { end: u32::try_from(text.len()).unwrap(), time, stream: None }]),
+            line_ends: Box::new([LineEnd { end: u32::try_from(text.len()).unwrap(), time, stream: None }]),
             continues: false,
             start,
             end: start.after_line(time),
         };
-        ring.begin(&run, Position::START);
+        ring.begin_log(&run, Position::START);
         let now = tokio::time::Instant::now();
         ring.push_lines(&run, &mut vec![chunk(Position::START, b"first\n")], now);
-        // Two lines of the same time are lost, and then comes the last one.
+        // Two lines of the same time are lost before the last one.
         let gap =
             Gap { cause: GapCause::Rotated, lines: 0, bytes: 0, exact: false, from: Some(time), to: None };
         ring.push_gap(&run, gap, after(1));
         ring.push_lines(&run, &mut vec![chunk(after(1), b"last\n")], now);
-        // Somebody else has read all four.
+        // A backfill has read all four.
         let mut reader = ring.reader();
-        assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::AheadOfRing), "more may come");
+        assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::AheadOfRing), "more lines may follow");
         ring.push_event(Some(&run), &Event::gone());
         assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::Joined(_)));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let Poll::Ready(ReadOutcome::Entries { entries, .. }) =
             reader.poll_read(usize::MAX, Representation::Plain, &mut cx)
         else {
-            panic!("the news behind the last line");
+            panic!("no event after the last line");
         };
         let kinds: Vec<_> = entries.iter().flatten().map(|entry| &entry.kind).collect();
         assert!(matches!(kinds[..], [EntryKind::Event]), "{kinds:?}");
     }
 
     #[test]
-    fn position_of_a_line_that_the_ring_lacks_does_not_join() {
+    fn position_of_unknown_line_does_not_join() {
         let replica = Replica { service: "web".parse().unwrap(), index: 0 };
         let ring = Arc::new(Ring::new(replica, 1 << 20, &Metrics::register(&NoopRecorder)));
         let run = Instance::new("uid", "web", 0).unwrap();
         let time = LogTime::from_nanos;
         let at = |nanos, offset| Position { time: time(nanos), ordinal: 1, offset };
-        ring.begin(&run, Position::START);
-        // The ring's reader began after a rotation: its first line is not the first one of the run.
+        ring.begin_log(&run, Position::START);
+        // The actor started after a rotation: its first line is not the first of the run.
         let chunk = Chunk {
             data: (&b"nine\nten\n"[..]).into(),
-            marks: [(5, 9), (9, 10)]
+            line_ends: [(5, 9), (9, 10)]
                 .map(|(end, nanos)| LineEnd { end, time: time(nanos), stream: None })
                 .into(),
             continues: false,
@@ -460,18 +477,18 @@ mod tests {
         };
         ring.push_lines(&run, &mut vec![chunk], tokio::time::Instant::now());
         let mut reader = ring.reader();
-        for foreign in [at(5, 0), at(5, 2), Position { ordinal: 2, ..at(9, 0) }] {
-            assert!(matches!(reader.join(&run, foreign), JoinOutcome::ReadLog), "{foreign:?}");
+        for unknown in [at(5, 0), at(5, 2), Position { ordinal: 2, ..at(9, 0) }] {
+            assert!(matches!(reader.join(&run, unknown), JoinOutcome::ReadLog), "{unknown:?}");
         }
-        for (known, rest) in [
+        for (known, expected) in [
             (Position::START, &[][..]),
             (Position { offset: 2, ..Position::START }, &["ne\n", "ten\n"]),
             (at(9, 0), &["ten\n"]),
             (at(9, 1), &["en\n"]),
         ] {
-            let JoinOutcome::Joined(rests) = reader.join(&run, known) else { panic!("{known:?}") };
-            let texts: Vec<_> = rests.iter().map(|chunk| std::str::from_utf8(&chunk.data).unwrap()).collect();
-            assert_eq!(texts, rest, "{known:?}");
+            let JoinOutcome::Joined(parts) = reader.join(&run, known) else { panic!("{known:?}") };
+            let texts: Vec<_> = parts.iter().map(|chunk| std::str::from_utf8(&chunk.data).unwrap()).collect();
+            assert_eq!(texts, expected, "{known:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a ring holds now, where its newest line ends, and what it costs.
+//! The state behind a ring's lock: its entries, their total size, and the head.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,70 +15,71 @@ use crate::logs::ambiguity::AmbiguousRange;
 use crate::model::id::Instance;
 use crate::model::position::Position;
 
-/// What a ring's lock guards.
 pub(super) struct State {
     pub(super) entries: VecDeque<Arc<Entry>>,
     /// Sequence number of the oldest entry held.
     pub(super) first: u64,
+    /// Sums over all entries pushed so far, evicted ones included.
     pub(super) totals: Totals,
     /// Lines that have not ended.
     pub(super) open: OpenLines,
-    /// Where the newest line ends; `None` until the log was opened.
-    pub(super) tip: Option<Head>,
-    /// Of the tip's run.
-    pub(super) vague: AmbiguousRange,
-    /// A place for each reader, and its waker while it waits.
-    pub(super) waiting: Slab<Option<Waker>>,
-    /// How often anything changed.
-    pub(super) moves: u64,
+    /// `None` until a log was opened.
+    pub(super) head: Option<Head>,
+    /// Positions of the head's run that cannot be compared.
+    pub(super) ambiguous: AmbiguousRange,
+    /// One slot per reader, with its waker while it waits.
+    pub(super) waiters: Slab<Option<Waker>>,
+    /// Incremented by each change.
+    pub(super) version: u64,
     pub(super) closed: bool,
-    /// Whether it was closed because the replica was gone and its log was read to its end.
+    /// Closed because the replica is gone and its log was read to its end.
     pub(super) gone: bool,
-    /// Bytes of representations made after their entries were put in, of entries that are held.
-    pub(super) made_later: usize,
-    /// What is held, in bytes, of all rings; and what of it is this one's.
+    /// Bytes of the representations that readers have made of held entries.
+    pub(super) lazy_bytes: usize,
+    /// Bytes held by all rings.
     gauge: Gauge,
+    /// This ring's part of the gauge.
     gauged: usize,
 }
 
-/// Where the newest line ends.
+/// The newest position of the ring.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
     pub(super) instance: Instance,
     pub(super) position: Position,
-    pub(super) adjacent: Contiguity,
-    /// Sequence number behind the newest line or gap of that run, or behind the news of its start; and everything up to there.
-    pub(super) behind: (u64, Totals),
+    pub(super) contiguity: Contiguity,
+    /// Sequence number after the newest line, gap or start event of the run, and the totals up to there.
+    /// Later events have no position of their own.
+    pub(super) next: (u64, Totals),
 }
 
 // === impl State ===
 
 impl State {
-    /// Nothing held, and no log opened.
     pub(super) fn new(gauge: Gauge) -> Self {
         Self {
             entries: VecDeque::new(),
             first: 0,
             totals: Totals::default(),
             open: OpenLines::default(),
-            tip: None,
-            vague: AmbiguousRange::default(),
-            waiting: Slab::new(),
-            moves: 0,
+            head: None,
+            ambiguous: AmbiguousRange::default(),
+            waiters: Slab::new(),
+            version: 0,
             closed: false,
             gone: false,
-            made_later: 0,
+            lazy_bytes: 0,
             gauge,
             gauged: 0,
         }
     }
 
-    /// Sequence number of the next entry that will be put in.
+    /// Sequence number of the next entry.
     pub(super) fn next(&self) -> u64 {
         self.first + self.entries.len() as u64
     }
 
-    /// Puts an entry in, behind all others. It stays until [`State::trim`].
+    /// Appends an entry. Does not evict.
     pub(super) fn push(
         &mut self,
         instance: Option<Instance>,
@@ -93,48 +94,60 @@ impl State {
             start,
             end,
             read_at,
-            before: self.totals,
-            vague: self.vague,
+            totals_before: self.totals,
+            ambiguous: self.ambiguous,
             open: self.open,
             sequence: self.next(),
             message,
-            stamped: OnceLock::new(),
-            counted_later: AtomicUsize::new(0),
+            timestamped: OnceLock::new(),
+            lazy_bytes: AtomicUsize::new(0),
         };
-        self.totals = entry.after();
+        self.totals = entry.totals_after();
         self.open = entry.open_after();
         self.entries.push_back(Arc::new(entry));
     }
 
-    /// The newest line ends at `position`, and everything pushed so far lies before what comes of that run.
-    pub(super) fn set_head(&mut self, instance: &Instance, position: Position, adjacent: Contiguity) {
-        let behind = (self.next(), self.totals);
-        self.tip = Some(Head { instance: instance.clone(), position, adjacent, behind });
+    /// Sets the head. It comes after all entries pushed so far.
+    pub(super) fn set_head(&mut self, instance: &Instance, position: Position, contiguity: Contiguity) {
+        let next = (self.next(), self.totals);
+        self.head = Some(Head { instance: instance.clone(), position, contiguity, next });
     }
 
-    /// What the entries from the oldest on cost.
-    fn held(&self) -> u64 {
-        self.entries.front().map_or(0, |oldest| self.totals.cost - oldest.before.cost)
+    /// Forgets unfinished lines and ambiguous positions: another log begins.
+    pub(super) fn forget_lines(&mut self) {
+        self.open = OpenLines::default();
+        self.ambiguous = AmbiguousRange::default();
     }
 
-    /// Drops the oldest entries until the rest fits.
-    pub(super) fn trim(&mut self, max_bytes: usize) {
-        while self.entries.len() > 1 && self.held() + self.made_later as u64 > max_bytes as u64 {
-            if let Some(dropped) = self.entries.pop_front() {
+    /// Cost of the held entries, without their lazy representations.
+    fn cost(&self) -> u64 {
+        self.entries.front().map_or(0, |oldest| self.totals.cost - oldest.totals_before.cost)
+    }
+
+    /// Evicts the oldest entries until the others fit into `max_bytes`. Keeps the newest entry.
+    pub(super) fn evict(&mut self, max_bytes: usize) {
+        while self.entries.len() > 1 && self.cost() + self.lazy_bytes as u64 > max_bytes as u64 {
+            if let Some(evicted) = self.entries.pop_front() {
                 self.first += 1;
-                self.made_later -= dropped.counted_later.load(Ordering::Relaxed);
+                self.lazy_bytes -= evicted.lazy_bytes.load(Ordering::Relaxed);
             }
         }
-        let held = usize::try_from(self.held()).unwrap_or(usize::MAX) + self.made_later;
+        let held = usize::try_from(self.cost()).unwrap_or(usize::MAX) + self.lazy_bytes;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         self.gauge.increment(held as f64 - self.gauged as f64);
         self.gauged = held;
     }
 
-    /// The entry with this sequence number, if it is held.
+    /// Returns the entry with this sequence number, if it is held.
     pub(super) fn get(&self, sequence: u64) -> Option<&Arc<Entry>> {
         let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
         self.entries.get(index)
+    }
+
+    /// Sequence number of the first held entry that was read after `instant`; of the oldest one for `None`.
+    pub(super) fn first_read_after(&self, instant: Option<Instant>) -> u64 {
+        let older = instant.map_or(0, |at| self.entries.partition_point(|entry| entry.read_at <= at));
+        self.first + older as u64
     }
 }
 
