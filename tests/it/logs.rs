@@ -1,4 +1,4 @@
-//! Following logs, over a fake world with paused time.
+//! Log streams over a fake platform, with paused time.
 
 use leasemux::model::id::Replica;
 use leasemux::model::limits::Limits;
@@ -10,9 +10,9 @@ use crate::support::gateway::Scene;
 use crate::support::oracle::Seen;
 use crate::support::reason;
 
-mod behind;
+mod backfill;
 mod failing;
-mod history;
+mod lag;
 mod runs;
 mod unfinished;
 mod unreadable;
@@ -29,13 +29,13 @@ fn wide_lines(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
     range.map(|number| format!("line {number:0200}\n"))
 }
 
-/// A ring of a few entries, and no pause between chunks.
+/// Limits with a ring of a few entries.
 fn small_ring() -> Limits {
     Limits { ring_max_bytes: 64 * 1024, ..Limits::default() }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_is_sent_and_then_the_stream_ends() {
+async fn request_without_follow_ends_after_existing_lines() {
     let scene = Scene::new(Limits::default(), &[("web", 2)]);
     let world = &scene.gateway.world;
     let first = world.start(&scene.lease, &replica("web", 0));
@@ -52,7 +52,7 @@ async fn what_was_is_sent_and_then_the_stream_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn history_joins_live_without_hole_or_repeat() {
+async fn backfill_joins_live_without_gap_or_repeat() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -68,12 +68,12 @@ async fn history_joins_live_without_hole_or_repeat() {
     stream.until(|seen| seen.lines("web", 0) == 3_500).await;
     assert!(stream.is_quiet().await);
     assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
-    // The follower's own read has ended; only the one live tail is open.
+    // The backfill has ended: only the live tail is open.
     assert_eq!(world.open(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_tail_serves_many() {
+async fn one_tail_serves_many_followers() {
     let scene = Scene::new(Limits::default(), &[("web", 2)]);
     let world = &scene.gateway.world;
     let runs = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
@@ -98,7 +98,7 @@ async fn one_tail_serves_many() {
     assert_eq!(scene.gateway.metric("leasemux_source_opens_total{read=\"history\"}"), 0);
     assert_eq!(scene.gateway.metric("leasemux_actors"), 2);
     assert_eq!(scene.gateway.metric("leasemux_followers"), 100);
-    // When all have gone, so does the actor, after some idle time.
+    // The actor ends some idle time after the last follower has left.
     drop(streams);
     scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
     assert_eq!(world.open(), 0);
@@ -107,7 +107,7 @@ async fn one_tail_serves_many() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_backlog_within_the_ring_costs_no_further_read() {
+async fn last_lines_within_ring_open_no_log() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -130,7 +130,7 @@ async fn a_backlog_within_the_ring_costs_no_further_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_lines_are_taken_across_runs_and_not_older_than_asked() {
+async fn last_lines_span_runs_and_respect_since() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -148,11 +148,11 @@ async fn the_last_lines_are_taken_across_runs_and_not_older_than_asked() {
         let expected = (10 - from_first) + (4 - from_second);
         assert_eq!(stream.received.lines("web", 0), expected, "tail {tail}");
     }
-    // The fake gives two lines to each nanosecond from 1000 on: so 1003 is line 6 and 7.
+    // The fake stamps two lines per nanosecond from 1000 on: 1003 is the time of lines 6 and 7.
     let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_003 });
     let mut stream = scene.open(ServiceLogsRequest { since, ..scene.request() }).await.unwrap();
     stream.end().await;
-    // And those of the second run are older, since it counts anew.
+    // The times of the second run start again, so all of its lines are older.
     assert_eq!(stream.received.text("web", 0), "line 6\nline 7\nline 8\nline 9\n");
     let request = ServiceLogsRequest { since, tail_lines: Some(20), ..scene.request() };
     let mut stream = scene.open(request).await.unwrap();
@@ -161,7 +161,7 @@ async fn the_last_lines_are_taken_across_runs_and_not_older_than_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_older_than_asked_is_not_taken_from_the_ring_either() {
+async fn since_omits_older_lines_of_ring() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -170,7 +170,8 @@ async fn what_is_older_than_asked_is_not_taken_from_the_ring_either() {
     first.until(|seen| !seen.cursors.is_empty()).await;
     world.print(&run, lines(0..10));
     first.until(|seen| seen.lines("web", 0) == 10).await;
-    // Two lines to each nanosecond from 1000 on: so 1003 is line 6 and 7, and nothing is of 2000 yet.
+    // Two lines per nanosecond from 1000 on: 1003 is the time of lines 6 and 7, and no line is as new as
+    // 2000.
     let mut streams = Vec::new();
     for (tail, since, from) in [(9, 1_003, 6), (9, 2_000, 10), (2, 1_003, 8)] {
         let since = Some(prost_types::Timestamp { seconds: 0, nanos: since });
@@ -189,7 +190,7 @@ async fn what_is_older_than_asked_is_not_taken_from_the_ring_either() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn timestamps_stand_before_each_line_in_history_and_live() {
+async fn timestamps_prefix_backfilled_and_live_lines() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -199,14 +200,14 @@ async fn timestamps_stand_before_each_line_in_history_and_live() {
     stream.until(|seen| seen.lines("web", 0) == 2).await;
     world.print(&run, lines(2..4));
     stream.until(|seen| seen.lines("web", 0) == 4).await;
-    let stamp = |nanos: u32| format!("1970-01-01T00:00:00.00000{nanos}Z");
+    let timestamp = |nanos: u32| format!("1970-01-01T00:00:00.00000{nanos}Z");
     let expected: Vec<_> =
-        (0..4).map(|number| format!("{} line {number}\n", stamp(1_000 + number / 2))).collect();
+        (0..4).map(|number| format!("{} line {number}\n", timestamp(1_000 + number / 2))).collect();
     assert_eq!(stream.received.text("web", 0), expected.concat());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_fails_is_opened_again_without_loss() {
+async fn failed_source_is_reopened_without_loss() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -225,7 +226,7 @@ async fn a_source_that_fails_is_opened_again_without_loss() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_source_lost_is_told_once_to_everyone_and_after_a_resume_not_again() {
+async fn source_gap_is_reported_once_per_follower() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -238,17 +239,17 @@ async fn what_the_source_lost_is_told_once_to_everyone_and_after_a_resume_not_ag
     world.print(&run, lines(10..12));
     world.lose(&run, 5);
     stream.until(|seen| seen.missing("web", 0) == 9).await;
-    let mut again = scene.resume(stream, request.clone()).await;
+    let mut resumed = scene.resume(stream, request.clone()).await;
     world.print(&run, lines(17..18));
-    again.until(|seen| seen.lines("web", 0) == 9).await;
-    assert_eq!(again.received.missing("web", 0), 9);
+    resumed.until(|seen| seen.lines("web", 0) == 9).await;
+    assert_eq!(resumed.received.missing("web", 0), 9);
     let mut late = scene.open(request).await.unwrap();
     late.until(|seen| seen.lines("web", 0) == 9).await;
     assert_eq!(late.received.missing("web", 0), 9);
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_sends_what_is_held_then_cursors_and_says_unavailable() {
+async fn drain_sends_ring_then_cursors_then_unavailable() {
     let scene = Scene::new(Limits::default(), &[("web", 2)]);
     let world = &scene.gateway.world;
     let runs = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
@@ -263,19 +264,19 @@ async fn draining_sends_what_is_held_then_cursors_and_says_unavailable() {
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(stream.received.cursors.len(), 2);
     assert_eq!(stream.received.ask(world, "web", 0, &[(&runs[0], 0)]), 0);
-    // Another gateway goes on from there.
+    // Another gateway continues from the cursors.
     let second = scene.successor();
     world.print(&runs[0], lines(100..200));
     world.print(&runs[1], lines(0..5));
     let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut again = second.resume(stream, request).await;
-    again.until(|seen| seen.lines("web", 0) == 200 && seen.lines("web", 1) == 5).await;
-    assert_eq!(again.received.ask(world, "web", 0, &[(&runs[0], 0)]), 0);
-    assert_eq!(again.received.ask(world, "web", 1, &[(&runs[1], 0)]), 0);
+    let mut resumed = second.resume(stream, request).await;
+    resumed.until(|seen| seen.lines("web", 0) == 200 && seen.lines("web", 1) == 5).await;
+    assert_eq!(resumed.received.ask(world, "web", 0, &[(&runs[0], 0)]), 0);
+    assert_eq!(resumed.received.ask(world, "web", 1, &[(&runs[1], 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_no_longer_trusted_is_cut_off_reading_or_not() {
+async fn revoked_credential_ends_reading_and_stalled_streams() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -297,7 +298,7 @@ async fn who_is_no_longer_trusted_is_cut_off_reading_or_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_position_whose_lines_were_rotated_away_is_told_as_a_gap() {
+async fn cursor_into_rotated_lines_gets_gap() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -315,7 +316,7 @@ async fn a_position_whose_lines_were_rotated_away_is_told_as_a_gap() {
     stream.until(|seen| seen.lines("web", 0) == 5).await;
     assert_eq!(stream.received.of("web", 0)[0], Seen::Gap(0, 0, false));
     assert!(stream.received.text("web", 0).starts_with("line 15\n"));
-    // The same if the whole run is no longer there.
+    // The same if the run no longer exists.
     let mut resume = resume;
     resume[0].instance = "other/web/0".into();
     let mut stream = scene.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
@@ -324,7 +325,7 @@ async fn a_position_whose_lines_were_rotated_away_is_told_as_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_nothing_or_only_watches_health_does_not_hold_the_end() {
+async fn silent_or_health_connection_does_not_delay_drain() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let silent = scene.gateway.connect(None);
     let channel = scene.gateway.channel_of(None).await;
@@ -335,7 +336,7 @@ async fn who_says_nothing_or_only_watches_health_does_not_hold_the_end() {
     assert!(scene.gateway.drain.finish(std::time::Duration::from_secs(10)).await);
     assert!(watch.message().await.is_err());
     drop(silent);
-    // A peer that never calls is let go also while nothing drains.
+    // A connection without calls is closed even without a drain.
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let _silent = scene.gateway.connect(None);
     scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;

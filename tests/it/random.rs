@@ -1,5 +1,6 @@
-//! Random lives: replicas print, crash and come back, are restarted, sources fail and lose lines, followers come, read a little, are cut off and
-//! go on, or are refused since others are reading. Whatever the order, in the end the oracle must hold for every follower.
+//! Random scenarios: replicas print, crash and are restarted; sources fail and lose lines; followers connect,
+//! read a little, disconnect and resume, or are rejected by a quota. In any order, each follower must get
+//! every line or an exact gap.
 
 use std::time::Duration;
 
@@ -13,35 +14,55 @@ use proptest::prelude::*;
 use crate::support::gateway::{Scene, Stream};
 use crate::support::oracle::Received;
 
-/// Replicas of the one service.
+/// Replicas of the service.
 const REPLICAS: u32 = 2;
 
-/// Followers at once, at most.
-const FOLLOWERS: usize = 4;
+/// Most followers at once.
+const FOLLOWERS_MAX: usize = 4;
 
-/// How long a follower who was sent away waits before they come again.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Delay before a rejected follower connects again.
+const RECONNECT_DELAY: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// Print so many lines of this length.
-    Print { replica: u32, lines: usize, length: usize },
-    /// End the run, or start the next one.
-    Turn { replica: u32 },
-    /// End the run so that the next one starts, as a restart does.
-    Restart { replica: u32 },
-    /// Lose so many lines.
-    Lose { replica: u32, lines: u64 },
-    /// Let reading fail, or work again.
-    Fail { replica: u32, failing: bool },
-    /// Come.
-    Open { close_on_lag: bool },
-    /// Take so many responses, as far as they are there.
-    Read { follower: usize, responses: usize },
-    /// Be cut off, and go on from the cursors.
-    Cut { follower: usize },
-    /// Let time go by.
-    Wait { millis: u64 },
+    /// Prints lines of this length.
+    Print {
+        replica: u32,
+        lines: usize,
+        length: usize,
+    },
+    /// Ends the run, or starts the next one.
+    StartOrEnd {
+        replica: u32,
+    },
+    /// Ends the run and starts the next one.
+    Restart {
+        replica: u32,
+    },
+    Lose {
+        replica: u32,
+        lines: u64,
+    },
+    /// Lets reads fail, or work again.
+    Fail {
+        replica: u32,
+        failing: bool,
+    },
+    Open {
+        close_on_lag: bool,
+    },
+    /// Reads up to this many responses, without waiting.
+    Read {
+        follower: usize,
+        responses: usize,
+    },
+    /// Disconnects, then resumes from the cursors.
+    Reconnect {
+        follower: usize,
+    },
+    Wait {
+        millis: u64,
+    },
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -50,18 +71,18 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         8 => (replica.clone(), 1..200_usize, length)
             .prop_map(|(replica, lines, length)| Action::Print { replica, lines: lines.min(400_000 / length), length }),
-        2 => replica.clone().prop_map(|replica| Action::Turn { replica }),
+        2 => replica.clone().prop_map(|replica| Action::StartOrEnd { replica }),
         1 => replica.clone().prop_map(|replica| Action::Restart { replica }),
         1 => (replica.clone(), 1..9_u64).prop_map(|(replica, lines)| Action::Lose { replica, lines }),
         1 => (replica, any::<bool>()).prop_map(|(replica, failing)| Action::Fail { replica, failing }),
         2 => any::<bool>().prop_map(|close_on_lag| Action::Open { close_on_lag }),
-        6 => (0..FOLLOWERS, 1..30_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
-        2 => (0..FOLLOWERS).prop_map(|follower| Action::Cut { follower }),
+        6 => (0..FOLLOWERS_MAX, 1..30_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
+        2 => (0..FOLLOWERS_MAX).prop_map(|follower| Action::Reconnect { follower }),
         3 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
     ]
 }
 
-struct Life {
+struct Scenario {
     scene: Scene,
     runs: Vec<Vec<Instance>>,
     running: Vec<bool>,
@@ -74,24 +95,24 @@ struct Follower {
     request: ServiceLogsRequest,
 }
 
-impl Life {
-    /// Where so much history is read at once, and so long is waited for that. There is more of it from the start than one who does not read on is sent.
+impl Scenario {
+    /// Starts with more lines than a stalled follower is sent, so that backfills overlap.
     fn new(history_reads: usize, history_wait: Duration) -> Self {
-        // Who is refused at once calls often.
+        // Without a request rate limit: rejected followers call often.
         let quota =
             QuotaLimits { history_reads, history_wait, requests_per_second: 0, ..QuotaLimits::default() };
         let limits = Limits { ring_max_bytes: 48 * 1024, quota, ..Limits::default() };
         let scene = Scene::new(limits, &[("web", REPLICAS)]);
-        let mut life = Self {
+        let mut scenario = Self {
             scene,
             runs: vec![Vec::new(); REPLICAS as usize],
             running: vec![false; REPLICAS as usize],
             followers: Vec::new(),
             printed: 0,
         };
-        life.turn(0);
-        life.print(0, 1_000, 300);
-        life
+        scenario.start_or_end(0);
+        scenario.print(0, 1_000, 300);
+        scenario
     }
 
     fn print(&mut self, replica: u32, lines: usize, length: usize) {
@@ -102,7 +123,7 @@ impl Life {
         self.scene.gateway.world.print(&run, numbers.map(|number| format!("{number:0length$}\n")));
     }
 
-    fn turn(&mut self, index: u32) {
+    fn start_or_end(&mut self, index: u32) {
         let replica = Replica { service: "web".parse().unwrap(), index };
         let (world, lease) = (&self.scene.gateway.world, &self.scene.lease);
         let running = &mut self.running[index as usize];
@@ -135,7 +156,7 @@ impl Life {
         let world = self.scene.gateway.world.clone();
         match action {
             Action::Print { replica, lines, length } => self.print(replica, lines, length),
-            Action::Turn { replica } => self.turn(replica),
+            Action::StartOrEnd { replica } => self.start_or_end(replica),
             Action::Restart { replica } => self.restart(replica).await,
             Action::Lose { replica, lines } => {
                 if let Some(run) = self.newest(replica) {
@@ -149,13 +170,13 @@ impl Life {
             }
             Action::Open { close_on_lag } => self.open(close_on_lag).await,
             Action::Read { follower, responses } => self.read(follower, responses).await,
-            Action::Cut { follower } => self.cut(follower).await,
+            Action::Reconnect { follower } => self.reconnect(follower).await,
             Action::Wait { millis } => tokio::time::sleep(Duration::from_millis(millis)).await,
         }
     }
 
     async fn open(&mut self, close_on_lag: bool) {
-        if self.followers.len() == FOLLOWERS {
+        if self.followers.len() == FOLLOWERS_MAX {
             return;
         }
         let on_lag = if close_on_lag { OnLag::Close } else { OnLag::Drop };
@@ -171,18 +192,18 @@ impl Life {
             match stream.next_if_ready().await {
                 Ok(true) => {}
                 Ok(false) => return,
-                Err(_) => follower.go_on(&self.scene).await,
+                Err(_) => follower.resume(&self.scene).await,
             }
         }
     }
 
-    async fn cut(&mut self, follower: usize) {
+    async fn reconnect(&mut self, follower: usize) {
         if let Some(follower) = self.followers.get_mut(follower) {
-            follower.go_on(&self.scene).await;
+            follower.resume(&self.scene).await;
         }
     }
 
-    /// Whether a follower has been told of everything.
+    /// Whether a follower got every line, or a gap for it.
     fn is_complete(&self, received: &Received) -> bool {
         (0..REPLICAS).all(|replica| {
             let produced: usize = self.runs[replica as usize]
@@ -202,24 +223,24 @@ impl Life {
             }
         }
         let followers = std::mem::take(&mut self.followers);
-        // Together: who reads may be who others wait for.
-        join_all(followers.into_iter().map(|follower| self.read_out(follower))).await;
+        // Concurrently: a follower may wait for the permit of another.
+        join_all(followers.into_iter().map(|follower| self.drain(follower))).await;
     }
 
-    /// Has a follower read until it was told of everything, and asks the oracle.
-    async fn read_out(&self, mut follower: Follower) {
+    /// Reads until the follower is complete, then checks for loss and repeats.
+    async fn drain(&self, mut follower: Follower) {
         loop {
-            let Some(stream) = &mut follower.stream else { unreachable!("there is always one") };
+            let Some(stream) = &mut follower.stream else { unreachable!("a follower always has a stream") };
             if self.is_complete(&stream.received) {
                 break;
             }
             if stream.next().await.is_err() {
-                // Those who read have their turn too.
-                tokio::time::sleep(PAUSE).await;
-                follower.go_on(&self.scene).await;
+                // Lets other followers proceed.
+                tokio::time::sleep(RECONNECT_DELAY).await;
+                follower.resume(&self.scene).await;
             }
         }
-        let Some(stream) = follower.stream else { unreachable!("there is always one") };
+        let Some(stream) = follower.stream else { unreachable!("a follower always has a stream") };
         for replica in 0..REPLICAS {
             let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
             stream.received.ask(&self.scene.gateway.world, "web", replica, &runs);
@@ -228,7 +249,7 @@ impl Life {
 }
 
 impl Follower {
-    async fn go_on(&mut self, scene: &Scene) {
+    async fn resume(&mut self, scene: &Scene) {
         if let Some(stream) = self.stream.take() {
             self.stream = Some(scene.resume(stream, self.request.clone()).await);
         }
@@ -239,7 +260,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
 
     #[test]
-    fn whatever_happens_the_oracle_holds(
+    fn followers_get_every_line_or_exact_gap(
         actions in prop::collection::vec(action(), 1..60),
         history_reads in prop_oneof![Just(1), Just(64)],
         history_wait in prop_oneof![Just(Duration::ZERO), Just(Duration::from_millis(20))],
@@ -247,16 +268,16 @@ proptest! {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let mut life = Life::new(history_reads, history_wait);
+            let mut scenario = Scenario::new(history_reads, history_wait);
             for action in actions {
-                life.act(action).await;
+                scenario.act(action).await;
             }
-            life.finish().await;
+            scenario.finish().await;
         });
     }
 }
 
-/// How many lives: a few by default, more if `PROPTEST_CASES` says so.
+/// Returns how many scenarios to run: `PROPTEST_CASES`, or a few.
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(40)
 }

@@ -1,4 +1,4 @@
-//! One follower's own read of older lines: it is not cut short, and keeps nobody else from reading.
+//! Backfill: reads all older lines, and does not block other backfills while it waits.
 
 use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::model::proto::lease::ServiceLogsRequest;
@@ -10,15 +10,16 @@ use crate::support::gateway::{Scene, Stream};
 use crate::support::oracle::Seen;
 use crate::support::reason;
 
-/// A follower who has begun with a log far longer than ring, stream buffer, pipe and window hold together.
-async fn amid_history(scene: &Scene) -> Stream {
+/// Returns a follower in the middle of the backfill of a log that is far longer than ring, stream buffer,
+/// pipe and window together.
+async fn open_in_backfill(scene: &Scene) -> Stream {
     let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) >= 1).await;
     stream
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_is_read_to_its_end_though_the_lease_ends_meanwhile() {
+async fn backfill_completes_although_lease_ends() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -27,7 +28,7 @@ async fn what_was_is_read_to_its_end_though_the_lease_ends_meanwhile() {
     world.end(&scene.lease, &web, 1);
     let second = world.start(&scene.lease, &web);
     world.print(&second, wide_lines(0..10_000));
-    let mut stream = amid_history(&scene).await;
+    let mut stream = open_in_backfill(&scene).await;
     world.end(&scene.lease, &web, 0);
     world.change(&scene.lease, |view| view.ended = true);
     scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
@@ -42,13 +43,13 @@ async fn what_was_is_read_to_its_end_though_the_lease_ends_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_is_read_to_its_end_though_the_replica_goes_meanwhile() {
+async fn backfill_completes_although_replica_is_removed() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
     let run = world.start(&scene.lease, &web);
     world.print(&run, wide_lines(0..10_000));
-    let mut stream = amid_history(&scene).await;
+    let mut stream = open_in_backfill(&scene).await;
     world.end(&scene.lease, &web, 0);
     world.change(&scene.lease, |view| {
         view.services.get_mut(&web.service).unwrap().replicas.remove(&web.index);
@@ -60,7 +61,7 @@ async fn what_was_is_read_to_its_end_though_the_replica_goes_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_can_no_longer_be_named_is_a_gap() {
+async fn run_that_view_no_longer_names_is_gap() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -69,7 +70,7 @@ async fn a_run_that_can_no_longer_be_named_is_a_gap() {
     world.end(&scene.lease, &web, 1);
     let second = world.start(&scene.lease, &web);
     world.print(&second, lines(0..10));
-    let mut stream = amid_history(&scene).await;
+    let mut stream = open_in_backfill(&scene).await;
     world.end(&scene.lease, &web, 0);
     world.change(&scene.lease, |view| {
         view.services.get_mut(&web.service).unwrap().replicas.remove(&web.index);
@@ -79,21 +80,21 @@ async fn a_run_that_can_no_longer_be_named_is_a_gap() {
     assert!(stream.received.of("web", 0).contains(&Seen::Gap(0, 0, false)));
 }
 
-/// One history read at a time.
-pub(super) fn one_read() -> Limits {
+/// Limits with one backfill at a time.
+pub(super) fn one_backfill() -> Limits {
     Limits { quota: QuotaLimits { history_reads: 1, ..QuotaLimits::default() }, ..Limits::default() }
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_cannot_meet_a_quiet_ring_keeps_nobody_else_from_reading() {
-    let scene = Scene::new(one_read(), &[("web", 1)]);
+async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
+    let scene = Scene::new(one_backfill(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
     let request = ServiceLogsRequest { follow: true, ..scene.request() };
     world.print(&run, lines(0..10));
     let mut first = scene.open(request.clone()).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 10).await;
-    // The shared reader loses all but the last line, which is of the time of the one before.
+    // The actor loses all lines but the last, which has the time of the line before.
     world.fail(&run, true);
     assert!(first.is_quiet().await);
     world.print(&run, lines(10..20));
@@ -106,7 +107,7 @@ async fn who_cannot_meet_a_quiet_ring_keeps_nobody_else_from_reading() {
         stream.until(|seen| seen.lines("web", 0) == 1).await;
         later.push(stream);
     }
-    // Nor a log open.
+    // They have closed their logs as well.
     scene.gateway.eventually(|_| world.open() == 1).await;
     for step in 20..30 {
         world.print(&run, lines(step..step + 1));
@@ -122,8 +123,8 @@ async fn who_cannot_meet_a_quiet_ring_keeps_nobody_else_from_reading() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_behind_a_loss_keeps_nobody_else_from_reading() {
-    let scene = Scene::new(one_read(), &[("web", 1)]);
+async fn backfill_after_source_gap_frees_its_permit() {
+    let scene = Scene::new(one_backfill(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
     world.print(&run, lines(0..3));
@@ -148,7 +149,7 @@ async fn who_waits_behind_a_loss_keeps_nobody_else_from_reading() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_lines_are_no_more_than_asked_for_though_a_log_cannot_be_read_at_first() {
+async fn last_lines_are_exact_after_retried_count() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -159,11 +160,11 @@ async fn the_last_lines_are_no_more_than_asked_for_though_a_log_cannot_be_read_a
     world.print(&second, lines(0..4));
     world.fail(&second, true);
     let mut stream = scene.open(ServiceLogsRequest { tail_lines: Some(3), ..scene.request() }).await.unwrap();
-    let mend = async {
+    let repair = async {
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
         world.fail(&second, false);
     };
-    let (status, ()) = tokio::join!(stream.end(), mend);
+    let (status, ()) = tokio::join!(stream.end(), repair);
     assert_eq!(status.code(), Code::Ok);
     assert_eq!(stream.received.text("web", 0), "line 1\nline 2\nline 3\n");
 }

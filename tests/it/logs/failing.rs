@@ -1,4 +1,4 @@
-//! Sources that fail for long: nothing is lost that can be had in the end, and nobody is kept waiting for what cannot.
+//! Sources that fail for long: lines that become readable again are delivered, others become a gap.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
 use tonic::Code;
 
-use super::history::one_read;
+use super::backfill::one_backfill;
 use super::{lines, replica};
 use crate::support::gateway::{Scene, Stream};
 use crate::support::reason;
@@ -17,8 +17,8 @@ fn follow(scene: &Scene) -> ServiceLogsRequest {
     ServiceLogsRequest { follow: true, ..scene.request() }
 }
 
-/// One who was sent ten lines of a log that can be read no more, and has ten more in it.
-async fn failing() -> (Scene, Instance, Stream) {
+/// Returns a stream that got ten lines of a log, which fails since and has ten more lines.
+async fn open_then_fail() -> (Scene, Instance, Stream) {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -30,13 +30,11 @@ async fn failing() -> (Scene, Instance, Stream) {
     (scene, run, stream)
 }
 
-/// The lease of `scene` has ended.
 fn end_lease(scene: &Scene) {
     scene.gateway.world.change(&scene.lease, |view| view.ended = true);
 }
 
-/// The replica is no longer part of it.
-fn remove(scene: &Scene) {
+fn remove_replicas(scene: &Scene) {
     scene
         .gateway
         .world
@@ -44,18 +42,18 @@ fn remove(scene: &Scene) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_cannot_be_read_any_more_is_given_up_once_its_replica_is_over() {
-    for (over, ends) in [(end_lease as fn(&Scene), true), (remove, false)] {
-        let (scene, _, mut stream) = failing().await;
-        // As long as it is there it is tried.
+async fn failing_log_is_given_up_after_replica_is_gone() {
+    for (end, lease_ends) in [(end_lease as fn(&Scene), true), (remove_replicas, false)] {
+        let (scene, _, mut stream) = open_then_fail().await;
+        // Retried as long as the replica exists.
         tokio::time::sleep(Duration::from_secs(3_600)).await;
         assert_eq!(scene.gateway.metric("leasemux_actors"), 1);
-        over(&scene);
+        end(&scene);
         scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
         stream.until(|seen| seen.events("web", 0) == [Kind::Gone]).await;
         let printed: Vec<String> = (0..20).map(|number| format!("line {number}")).collect();
         assert_eq!(stream.received.ask_lines("web", 0, &printed), 1);
-        if ends {
+        if lease_ends {
             let status = stream.end().await;
             assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
         }
@@ -63,15 +61,15 @@ async fn a_log_that_cannot_be_read_any_more_is_given_up_once_its_replica_is_over
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_fails_when_its_lease_ends_and_comes_back_is_read_to_its_end() {
-    let (scene, run, mut stream) = failing().await;
+async fn failing_log_of_ended_lease_is_read_once_it_recovers() {
+    let (scene, run, mut stream) = open_then_fail().await;
     let world = &scene.gateway.world;
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     end_lease(&scene);
     tokio::time::sleep(Duration::from_secs(120)).await;
     world.fail(&run, false);
     stream.until(|seen| seen.lines("web", 0) == 20).await;
-    // It goes on until its grace is over, and may fail again.
+    // The replica stops later, and its log may fail again.
     world.fail(&run, true);
     world.print(&run, lines(20..30));
     tokio::time::sleep(Duration::from_secs(200)).await;
@@ -84,8 +82,8 @@ async fn a_log_that_fails_when_its_lease_ends_and_comes_back_is_read_to_its_end(
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_ahead_of_a_source_that_fails_keeps_nobody_else_from_reading() {
-    let scene = Scene::new(one_read(), &[("web", 2)]);
+async fn backfill_ahead_of_failing_actor_frees_its_permit() {
+    let scene = Scene::new(one_backfill(), &[("web", 2)]);
     let world = &scene.gateway.world;
     let [run, other] = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
     let only = |index| {
@@ -96,14 +94,15 @@ async fn who_is_ahead_of_a_source_that_fails_keeps_nobody_else_from_reading() {
     world.print(&other, lines(0..10));
     let mut first = scene.open(only(0)).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 10).await;
-    // The shared reader fails until it tries seldom. Somebody else finds the log readable, and then it fails again.
+    // The actor fails until its delay is long. In the meantime, a backfill can read the log. Then the log
+    // fails again.
     world.fail(&run, true);
     world.print(&run, lines(10..20));
     tokio::time::sleep(Duration::from_secs(60)).await;
     world.fail(&run, false);
     let mut ahead = scene.open(only(0)).await.unwrap();
     ahead.until(|seen| seen.lines("web", 0) == 20).await;
-    assert!(!first.next_if_ready().await.unwrap(), "or nobody is ahead");
+    assert!(!first.next_if_ready().await.unwrap(), "the actor has read on, so the backfill is not ahead");
     world.fail(&run, true);
     let mut third = scene.open(only(1)).await.unwrap();
     third.until(|seen| seen.lines("web", 1) == 10).await;

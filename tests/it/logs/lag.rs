@@ -1,4 +1,4 @@
-//! Followers that fall behind: they are told what they lost, or are closed, or reset, and nobody else waits for them.
+//! Lagging followers: they get an exact gap, or are closed or reset, and delay no other follower.
 
 use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
 use tonic::Code;
@@ -8,7 +8,7 @@ use super::{replica, small_ring, wide_lines};
 use crate::support::gateway::Scene;
 
 #[tokio::test(start_paused = true)]
-async fn who_falls_behind_is_told_exactly_what_is_missing_and_delays_nobody() {
+async fn lagging_follower_gets_exact_gap_and_delays_no_other() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -36,14 +36,14 @@ async fn who_falls_behind_is_told_exactly_what_is_missing_and_delays_nobody() {
     assert_eq!(scene.gateway.metric("leasemux_lines_delivered_total"), total + total - lost);
     assert_eq!(scene.gateway.metric("leasemux_lines_in_total"), total);
     assert!(scene.gateway.metric("leasemux_ring_bytes") <= 64 * 1024);
-    // Encoded once each, and tailed once, for both.
+    // For both followers, each message is encoded once and the log is tailed once.
     let encoded = scene.gateway.metric("leasemux_frames_encoded_total");
     assert!(scene.gateway.metric("leasemux_messages_delivered_total") > encoded);
     assert_eq!(world.follows(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asked_to_be_closed_when_behind_is_closed_with_cursors_and_goes_on_without_loss() {
+async fn close_on_lag_ends_with_cursors_and_resumes_without_loss() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -60,13 +60,13 @@ async fn who_asked_to_be_closed_when_behind_is_closed_with_cursors_and_goes_on_w
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(status.get_details_error_info().unwrap().reason, "FOLLOWER_LAGGED");
     assert_eq!(stream.received.missing("web", 0), 0);
-    let mut again = scene.resume(stream, ServiceLogsRequest { follow: true, ..scene.request() }).await;
-    again.until(|seen| seen.lines("web", 0) == 40_000).await;
-    assert_eq!(again.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    let mut resumed = scene.resume(stream, ServiceLogsRequest { follow: true, ..scene.request() }).await;
+    resumed.until(|seen| seen.lines("web", 0) == 40_000).await;
+    assert_eq!(resumed.received.ask(world, "web", 0, &[(&run, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn lines_far_longer_than_a_chunk_arrive_whole_or_are_lost_whole() {
+async fn long_lines_are_delivered_or_lost_whole() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -87,7 +87,7 @@ async fn lines_far_longer_than_a_chunk_arrive_whole_or_are_lost_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_takes_nothing_is_reset_and_costs_no_memory_beyond_its_buffer() {
+async fn stalled_stream_is_reset_within_bounded_memory() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -100,7 +100,7 @@ async fn a_stream_that_takes_nothing_is_reset_and_costs_no_memory_beyond_its_buf
         world.print(&run, wide_lines(100 * step..100 * (step + 1)));
         quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
     }
-    // Taken in by HTTP/2 for the stalled one: its window and its buffer, and not all that was printed.
+    // For the stalled follower, HTTP/2 has taken only its window and buffer.
     let delivered = scene.gateway.metric("leasemux_bytes_delivered_total");
     let printed = world.printed(&run).iter().map(|line| line.len() as u64).sum::<u64>();
     assert!(delivered < printed + 512 * 1024, "{delivered} of {printed}");
@@ -110,7 +110,7 @@ async fn a_stream_that_takes_nothing_is_reset_and_costs_no_memory_beyond_its_buf
 }
 
 #[tokio::test(start_paused = true)]
-async fn stamps_made_for_some_count_for_the_ring_as_long_as_they_are_held() {
+async fn timestamped_messages_count_in_ring_size() {
     let scene = Scene::new(small_ring(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -119,11 +119,11 @@ async fn stamps_made_for_some_count_for_the_ring_as_long_as_they_are_held() {
     let mut stream = scene.open(request).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
     for step in 0..200 {
-        // Far shorter than their stamps.
+        // Far shorter than their timestamps.
         world.print(&run, std::iter::repeat_n("x\n", 400));
         stream.until(|seen| seen.lines("web", 0) == 400 * (step + 1)).await;
         let held = scene.gateway.metric("leasemux_ring_bytes");
-        // Each line with its stamp: 31 bytes and 2.
+        // A timestamp of 31 bytes and two bytes per line.
         assert!((400 * 33..=64 * 1024).contains(&held), "{held}");
     }
     drop(stream);

@@ -1,4 +1,4 @@
-//! Runs that end and begin, and replicas that come and go, while they are followed.
+//! Runs that end and start, and replicas that are added and removed, while they are followed.
 
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::ServiceLogsRequest;
@@ -11,7 +11,7 @@ use crate::support::oracle::Seen;
 use crate::support::reason;
 
 #[tokio::test(start_paused = true)]
-async fn a_crash_is_followed_and_told() {
+async fn crash_is_reported_and_next_run_followed() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -32,7 +32,7 @@ async fn a_crash_is_followed_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn runs_that_came_and_went_unseen_are_a_gap() {
+async fn runs_missed_between_views_are_gap() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -42,15 +42,15 @@ async fn runs_that_came_and_went_unseen_are_a_gap() {
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     world.end(&scene.lease, &web, 1);
     stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
-    // Between two looks: one more, and the next.
+    // Two runs start between two views.
     let unseen = world.start(&scene.lease, &web);
     world.print(&unseen, lines(0..10));
     world.end(&scene.lease, &web, 1);
     let third = world.start(&scene.lease, &web);
     world.print(&third, lines(0..10));
     world.change(&scene.lease, |view| {
-        let slots = &mut view.services.get_mut(&web.service).unwrap().replicas;
-        slots.get_mut(&web.index).unwrap().runs.drain(..2);
+        let replicas = &mut view.services.get_mut(&web.service).unwrap().replicas;
+        replicas.get_mut(&web.index).unwrap().runs.drain(..2);
     });
     stream.until(|seen| seen.lines("web", 0) == 20).await;
     assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Waiting, Kind::Started]);
@@ -59,7 +59,7 @@ async fn runs_that_came_and_went_unseen_are_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_run_before_can_be_read() {
+async fn previous_run_can_be_read() {
     let scene = Scene::new(Limits::default(), &[("web", 1), ("api", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -76,7 +76,7 @@ async fn the_run_before_can_be_read() {
     assert_eq!(stream.end().await.code(), Code::Ok);
     assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
     assert_eq!(stream.received.lines("web", 0), 10);
-    // Two lines to each nanosecond from 1000 on: so 1003 is line 6 and 7.
+    // Two lines per nanosecond from 1000 on: 1003 is the time of lines 6 and 7.
     let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_003 });
     for (tail_lines, since, from) in
         [(Some(3), None, 7), (None, since, 6), (Some(9), since, 6), (Some(2), since, 8)]
@@ -90,7 +90,7 @@ async fn the_run_before_can_be_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replicas_that_appear_and_go_are_followed_and_told() {
+async fn added_and_removed_replicas_are_followed() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let first = world.start(&scene.lease, &replica("web", 0));
@@ -108,7 +108,7 @@ async fn replicas_that_appear_and_go_are_followed_and_told() {
     stream.until(|seen| seen.events("web", 1).last() == Some(&Kind::Gone)).await;
     world.print(&first, lines(0..10));
     stream.until(|seen| seen.lines("web", 0) == 10).await;
-    // The lease ends: what is left is sent, and then it is said why.
+    // The lease ends: the remaining lines are sent, then the reason.
     world.print(&first, ["the end\n"]);
     world.end(&scene.lease, &replica("web", 0), 0);
     world.change(&scene.lease, |view| view.ended = true);
@@ -120,7 +120,7 @@ async fn replicas_that_appear_and_go_are_followed_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_for_which_there_was_no_place_is_followed_once_there_is() {
+async fn replica_over_quota_is_followed_once_another_ends() {
     let mut limits = Limits::default();
     limits.quota.replicas_per_request = 1;
     let scene = Scene::new(limits, &[("web", 1)]);
@@ -137,14 +137,14 @@ async fn a_replica_for_which_there_was_no_place_is_followed_once_there_is() {
         view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&0);
     });
     stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
-    // Nothing else happens that would wake anybody.
+    // No other event wakes the stream.
     stream.until(|seen| seen.lines("web", 1) == 10).await;
     assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
     assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_comes_late_is_told_each_turn_once_and_in_order() {
+async fn late_follower_gets_each_event_once_in_order() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -158,7 +158,7 @@ async fn who_comes_late_is_told_each_turn_once_and_in_order() {
     let mut while_waiting = scene.open(request.clone()).await.unwrap();
     while_waiting.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
     assert!(while_waiting.is_quiet().await);
-    // The next run prints nothing yet: what the ring holds is all about the one before.
+    // The next run has printed nothing yet: the ring has entries of the run before only.
     let second = world.start(&scene.lease, &web);
     early.until(|seen| seen.events("web", 0).last() == Some(&Kind::Started)).await;
     let mut late = scene.open(request).await.unwrap();
@@ -173,7 +173,7 @@ async fn who_comes_late_is_told_each_turn_once_and_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_asks_for_no_history_is_told_once_that_nothing_runs() {
+async fn follower_without_backfill_gets_waiting_event_once() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -182,7 +182,7 @@ async fn who_asks_for_no_history_is_told_once_that_nothing_runs() {
     world.end(&scene.lease, &web, 1);
     let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
     let mut streams = Vec::new();
-    // The first one wakes the shared reader, which finds out by itself; and the others come later.
+    // The first follower starts the actor, which sends the event; the others subscribe later.
     for _ in 0..3 {
         let mut stream = scene.open(request.clone()).await.unwrap();
         stream.until(|seen| !seen.cursors.is_empty() && !seen.events("web", 0).is_empty()).await;

@@ -1,4 +1,4 @@
-//! Lines that have not ended, of two outputs: sent at once, in pieces, and none of them lost or repeated.
+//! Unfinished lines of two output streams: sent at once, in pieces, without loss or repeat.
 
 use leasemux::model::id::Instance;
 use leasemux::model::limits::Limits;
@@ -10,14 +10,14 @@ use super::replica;
 use crate::support::gateway::{self, Scene};
 
 #[tokio::test(start_paused = true)]
-async fn unfinished_line_is_sent_at_once_and_hides_no_other() {
+async fn unfinished_line_is_sent_at_once() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
     let request = ServiceLogsRequest { follow: true, timestamps: true, ..scene.request() };
     let mut stream = scene.open(request).await.unwrap();
     let mut expected = String::new();
-    // Two to each nanosecond from 1000 on.
+    // Two lines per nanosecond from 1000 on.
     for (nanos, output, piece) in [
         (Some("1000"), Stderr, "\r 1 %"),
         (None, Stderr, "\r 2 %"),
@@ -34,7 +34,7 @@ async fn unfinished_line_is_sent_at_once_and_hides_no_other() {
             expected += "Z ";
         }
         expected += piece;
-        // No pause: each is sent as soon as it is read.
+        // Each piece is sent as soon as it is read.
         stream.until(|seen| seen.text("web", 0) == expected).await;
     }
     let tally = stream.received.judge.0.tally();
@@ -42,16 +42,16 @@ async fn unfinished_line_is_sent_at_once_and_hides_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn history_leaves_out_older_lines_wherever_they_lie() {
+async fn since_omits_older_lines_anywhere_in_log() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
-    // The clock goes back in the middle.
+    // The clock is set back in the middle.
     for (nanos, line) in [(1_000, "a\n"), (1_100, "b\n"), (1_050, "c\n"), (1_200, "d\n")] {
         world.print_at(&run, nanos, line);
     }
     let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_075 });
-    // Once with an empty ring, and once with all of it in the ring.
+    // Once with an empty ring, and once with all lines in the ring.
     let mut first = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 4).await;
     for tail_lines in [None, Some(10)] {
@@ -63,7 +63,7 @@ async fn history_leaves_out_older_lines_wherever_they_lie() {
         stream.until(|seen| seen.lines("web", 0) == 2).await;
         assert!(stream.is_quiet().await);
         assert_eq!(stream.received.text("web", 0), "b\nd\n");
-        // Live lines are never left out for their time.
+        // Live lines are never omitted.
         world.print_at(&run, 1_060, "e\n");
         stream.until(|seen| seen.lines("web", 0) == 3).await;
         assert_eq!(stream.received.text("web", 0), "b\nd\ne\n");
@@ -72,21 +72,20 @@ async fn history_leaves_out_older_lines_wherever_they_lie() {
 
 #[derive(Clone, Debug)]
 enum Action {
-    /// A whole line, or a piece: a begun line goes on, or another begins; it ends or not.
+    /// Prints a line or a piece: continues an unfinished line or starts one; ends it unless `more`.
     Print {
         stderr: bool,
         more: bool,
         length: usize,
     },
-    /// A follower comes.
     Open,
-    /// Takes so many responses, as far as they are there.
+    /// Reads up to this many responses, without waiting.
     Read {
         follower: usize,
         responses: usize,
     },
-    /// Is cut off, and goes on from the cursors.
-    Cut {
+    /// Disconnects, then resumes from the cursors.
+    Reconnect {
         follower: usize,
     },
     Wait {
@@ -101,7 +100,7 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(stderr, more, length)| Action::Print { stderr, more, length }),
         2 => Just(Action::Open),
         5 => (0..3_usize, 1..9_usize).prop_map(|(follower, responses)| Action::Read { follower, responses }),
-        3 => (0..3_usize).prop_map(|follower| Action::Cut { follower }),
+        3 => (0..3_usize).prop_map(|follower| Action::Reconnect { follower }),
         2 => (0..40_u64).prop_map(|millis| Action::Wait { millis }),
     ]
 }
@@ -128,11 +127,11 @@ impl Printer {
     }
 }
 
-async fn live(actions: Vec<Action>) {
+async fn run(actions: Vec<Action>) {
     let limits = Limits { ring_max_bytes: 48 * 1024, ..Limits::default() };
     let scene = Scene::new(limits, &[("web", 1)]);
-    let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
-    let mut printer = Printer { run, begun: [false; 2], lines: 0 };
+    let instance = scene.gateway.world.start(&scene.lease, &replica("web", 0));
+    let mut printer = Printer { run: instance, begun: [false; 2], lines: 0 };
     let request = ServiceLogsRequest { follow: true, ..scene.request() };
     let mut followers: Vec<gateway::Stream> = Vec::new();
     for action in actions {
@@ -149,11 +148,11 @@ async fn live(actions: Vec<Action>) {
                     }
                 }
             }
-            Action::Cut { follower } if follower < followers.len() => {
+            Action::Reconnect { follower } if follower < followers.len() => {
                 let stream = followers.swap_remove(follower);
                 followers.push(scene.resume(stream, request.clone()).await);
             }
-            Action::Open | Action::Cut { .. } => {}
+            Action::Open | Action::Reconnect { .. } => {}
             Action::Wait { millis } => tokio::time::sleep(std::time::Duration::from_millis(millis)).await,
         }
     }
@@ -176,9 +175,9 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
 
     #[test]
-    fn pieces_of_two_outputs_are_neither_lost_nor_repeated(actions in prop::collection::vec(action(), 1..80)) {
+    fn pieces_of_two_streams_are_sent_exactly_once(actions in prop::collection::vec(action(), 1..80)) {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(live(actions));
+        runtime.block_on(run(actions));
     }
 }

@@ -1,4 +1,5 @@
-//! Reads without follow where a log cannot be read at the moment, and where nothing runs: the caller can tell each from the others.
+//! Requests without follow while a log cannot be read or no run is running: the caller can distinguish the
+//! cases.
 
 use std::time::Duration;
 
@@ -11,17 +12,17 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::history::one_read;
+use super::backfill::one_backfill;
 use super::{lines, replica, wide_lines};
 use crate::support::gateway::Scene;
 use crate::support::oracle::Seen;
 use crate::support::reason;
 
-/// A caller is told within this.
-const TOLD_MAX: Duration = Duration::from_secs(10);
+/// Upper bound on the time until the caller gets the error.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// Two replicas of ten lines each.
-fn two() -> (Scene, [Instance; 2]) {
+fn two_replicas() -> (Scene, [Instance; 2]) {
     let scene = Scene::new(Limits::default(), &[("web", 2)]);
     let runs = [0, 1].map(|index| scene.gateway.world.start(&scene.lease, &replica("web", index)));
     for run in &runs {
@@ -36,7 +37,7 @@ fn assert_unavailable(status: &Status) {
     assert!(status.get_details_retry_info().and_then(|info| info.retry_delay).is_some());
 }
 
-/// The events of a replica in these responses.
+/// Returns the events of a replica in these responses.
 fn events(responses: &[ServiceLogsResponse], service: &str, index: u32) -> Vec<ReplicaEvent> {
     let entries = responses.iter().flat_map(|response| &response.services);
     entries
@@ -46,8 +47,8 @@ fn events(responses: &[ServiceLogsResponse], service: &str, index: u32) -> Vec<R
 }
 
 #[tokio::test(start_paused = true)]
-async fn unreadable_log_is_unavailable_after_the_others_and_no_gap() {
-    let (scene, runs) = two();
+async fn unreadable_log_is_unavailable_after_other_logs() {
+    let (scene, runs) = two_replicas();
     let world = &scene.gateway.world;
     world.fail(&runs[1], true);
     let began = Instant::now();
@@ -55,26 +56,26 @@ async fn unreadable_log_is_unavailable_after_the_others_and_no_gap() {
     let status = stream.end().await;
     assert_unavailable(&status);
     assert!(status.message().contains("web/1") && !status.message().contains("web/0"), "{status}");
-    assert!(began.elapsed() < TOLD_MAX);
+    assert!(began.elapsed() < ANSWER_MAX);
     assert_eq!(stream.received.ask(world, "web", 0, &[(&runs[0], 0)]), 0);
     assert_eq!((stream.received.lines("web", 0), stream.received.of("web", 1)), (10, &[][..]));
     assert_eq!(world.open(), 0);
-    // Again, from the cursors.
+    // Resumes from the cursors.
     world.fail(&runs[1], false);
     for run in &runs {
         world.print(run, lines(10..20));
     }
-    let mut again = scene.resume(stream, scene.request()).await;
-    assert_eq!(again.end().await.code(), Code::Ok);
+    let mut resumed = scene.resume(stream, scene.request()).await;
+    assert_eq!(resumed.end().await.code(), Code::Ok);
     for (index, run) in (0..).zip(&runs) {
-        assert_eq!(again.received.lines("web", index), 20);
-        assert_eq!(again.received.ask(world, "web", index, &[(run, 0)]), 0);
+        assert_eq!(resumed.received.lines("web", index), 20);
+        assert_eq!(resumed.received.ask(world, "web", index, &[(run, 0)]), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn last_response_has_cursors_of_complete_replicas_too() {
-    let (scene, runs) = two();
+    let (scene, runs) = two_replicas();
     scene.gateway.world.fail(&runs[1], true);
     let (all, status) = scene.responses(scene.request()).await;
     assert_unavailable(&status);
@@ -82,7 +83,7 @@ async fn last_response_has_cursors_of_complete_replicas_too() {
     assert!(last.iter().all(|entry| entry.logs.is_empty() && entry.cursor.is_some()), "{last:?}");
     let named: Vec<_> = last.iter().map(|entry| (&*entry.name, entry.replica)).collect();
     assert_eq!(named, [("web", 0)]);
-    // Where nothing was sent there is nothing to go on from.
+    // Without lines there are no cursors.
     scene.gateway.world.fail(&runs[0], true);
     let (all, status) = scene.responses(scene.request()).await;
     assert_unavailable(&status);
@@ -90,7 +91,7 @@ async fn last_response_has_cursors_of_complete_replicas_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn read_that_breaks_off_goes_on_from_its_cursor() {
+async fn failed_read_resumes_from_its_cursor() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -102,14 +103,14 @@ async fn read_that_breaks_off_goes_on_from_its_cursor() {
     let read = stream.received.lines("web", 0);
     assert!((1..10_000).contains(&read), "{read}");
     world.fail(&run, false);
-    let mut again = scene.resume(stream, scene.request()).await;
-    assert_eq!(again.end().await.code(), Code::Ok);
-    assert_eq!(again.received.lines("web", 0), 10_000);
-    assert_eq!(again.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    let mut resumed = scene.resume(stream, scene.request()).await;
+    assert_eq!(resumed.end().await.code(), Code::Ok);
+    assert_eq!(resumed.received.lines("web", 0), 10_000);
+    assert_eq!(resumed.received.ask(world, "web", 0, &[(&run, 0)]), 0);
 }
 
 /// A replica of two runs, ten lines each.
-fn crashed() -> (Scene, [Instance; 2]) {
+fn two_runs() -> (Scene, [Instance; 2]) {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let (world, web) = (&scene.gateway.world, replica("web", 0));
     let first = world.start(&scene.lease, &web);
@@ -122,7 +123,7 @@ fn crashed() -> (Scene, [Instance; 2]) {
 
 #[tokio::test(start_paused = true)]
 async fn unreadable_previous_run_or_count_is_unavailable() {
-    let (scene, runs) = crashed();
+    let (scene, runs) = two_runs();
     let world = &scene.gateway.world;
     for run in &runs {
         world.fail(run, true);
@@ -146,21 +147,21 @@ async fn unreadable_previous_run_or_count_is_unavailable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn removed_run_is_a_gap_while_the_next_one_is_readable() {
-    let (scene, runs) = crashed();
+async fn removed_run_is_gap_if_next_run_is_readable() {
+    let (scene, runs) = two_runs();
     let world = &scene.gateway.world;
-    // The container was removed, and its kubelet says so in words of its own.
+    // The container was removed, and the kubelet reports that as an error of its own.
     world.fail(&runs[0], true);
     let mut stream = scene.open(scene.request()).await.unwrap();
     assert_eq!(stream.end().await.code(), Code::Ok);
     assert!(stream.received.of("web", 0).contains(&Seen::Gap(0, 0, false)));
-    assert_eq!(stream.received.text("web", 0).matches("line 1").count(), 10, "those from 10 on");
+    assert_eq!(stream.received.text("web", 0).matches("line 1").count(), 10, "lines from 10 on");
     assert_eq!(stream.received.lines("web", 0), 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn follower_waits_for_an_unreadable_log_without_a_gap() {
-    let (scene, runs) = two();
+async fn follower_waits_for_unreadable_log_without_gap() {
+    let (scene, runs) = two_replicas();
     let world = &scene.gateway.world;
     world.fail(&runs[1], true);
     let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
@@ -172,8 +173,8 @@ async fn follower_waits_for_an_unreadable_log_without_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unreadable_log_keeps_no_permit_from_others() {
-    let scene = Scene::new(one_read(), &[("web", 2)]);
+async fn unreadable_log_frees_its_permit() {
+    let scene = Scene::new(one_backfill(), &[("web", 2)]);
     let world = &scene.gateway.world;
     let runs = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
     for run in &runs {
@@ -184,30 +185,30 @@ async fn unreadable_log_keeps_no_permit_from_others() {
         let filter = Some(ServiceFilter { name: "web".into(), replicas: vec![index] });
         ServiceLogsRequest { filter, follow, ..scene.request() }
     };
-    let _waits = scene.open(only(0, true)).await.unwrap();
+    let _waiting = scene.open(only(0, true)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     let mut other = scene.open(only(1, false)).await.unwrap();
     assert_eq!(other.end().await.code(), Code::Ok);
     assert_eq!(other.received.ask(world, "web", 1, &[(&runs[1], 0)]), 0);
 }
 
-/// The replica waits for this.
-fn waits(scene: &Scene, index: u32, reason: &str) {
+fn set_waiting(scene: &Scene, index: u32, reason: &str) {
     scene.gateway.world.change(&scene.lease, |view| {
-        let slot = view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.get_mut(&index).unwrap();
-        slot.state = ReplicaState::Waiting { reason: reason.into(), message: "no such image".into() };
+        let replica =
+            view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.get_mut(&index).unwrap();
+        replica.state = ReplicaState::Waiting { reason: reason.into(), message: "no such image".into() };
     });
 }
 
 #[tokio::test(start_paused = true)]
-async fn replica_without_log_is_told_as_waiting() {
-    let (scene, runs) = two();
+async fn replica_without_log_is_reported_as_waiting() {
+    let (scene, runs) = two_replicas();
     scene.gateway.world.add_lease(&scene.lease, &[("web", 2)]);
-    waits(&scene, 1, "ImagePullBackOff");
+    set_waiting(&scene, 1, "ImagePullBackOff");
     let (all, status) = scene.responses(scene.request()).await;
     assert_eq!(status.code(), Code::Ok);
-    let told = events(&all, "web", 1);
-    let [event] = told.as_slice() else { panic!("{all:?}") };
+    let events = events(&all, "web", 1);
+    let [event] = events.as_slice() else { panic!("{all:?}") };
     assert_eq!(
         (event.kind(), &*event.reason, &*event.message),
         (Kind::Waiting, "ImagePullBackOff", "no such image")
@@ -216,7 +217,7 @@ async fn replica_without_log_is_told_as_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn crashed_replica_is_told_as_waiting_only_if_it_printed_nothing() {
+async fn crashed_replica_is_waiting_only_without_output() {
     let scene = Scene::new(Limits::default(), &[("web", 2)]);
     let world = &scene.gateway.world;
     let runs = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
@@ -227,14 +228,14 @@ async fn crashed_replica_is_told_as_waiting_only_if_it_printed_nothing() {
     assert_eq!(stream.received.events("web", 0), []);
     assert_eq!(stream.received.events("web", 1), [Kind::Waiting]);
     assert_eq!(stream.received.ask(world, "web", 0, &[(&runs[0], 0)]), 0);
-    // Whoever goes on from a cursor knows of it.
-    let mut again = scene.resume(stream, scene.request()).await;
-    assert_eq!(again.end().await.code(), Code::Ok);
-    assert_eq!(again.received.events("web", 0), []);
+    // A client that resumes from a cursor has received the event.
+    let mut resumed = scene.resume(stream, scene.request()).await;
+    assert_eq!(resumed.end().await.code(), Code::Ok);
+    assert_eq!(resumed.received.events("web", 0), []);
 }
 
 #[tokio::test(start_paused = true)]
-async fn running_replica_that_printed_nothing_is_silent() {
+async fn running_replica_without_output_sends_nothing() {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     scene.gateway.world.start(&scene.lease, &replica("web", 0));
     let (all, status) = scene.responses(scene.request()).await;
@@ -242,15 +243,15 @@ async fn running_replica_that_printed_nothing_is_silent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lease_with_nothing_deployed_is_told_as_such() {
+async fn lease_without_replicas_reports_nothing_deployed() {
     for services in [&[][..], &[("web", 0)]] {
         let scene = Scene::new(Limits::default(), services);
         let (all, status) = scene.responses(scene.request()).await;
         assert_eq!(status.code(), Code::Ok);
-        let told = events(&all, "", 0);
-        let [event] = told.as_slice() else { panic!("{all:?}") };
+        let events = events(&all, "", 0);
+        let [event] = events.as_slice() else { panic!("{all:?}") };
         assert_eq!((event.kind(), &*event.reason), (Kind::Waiting, "NothingDeployed"));
-        // A follower is told, and stays.
+        // A follower gets the event, and its stream stays open.
         let world = &scene.gateway.world;
         let request = ServiceLogsRequest { follow: true, ..scene.request() };
         let mut stream = scene.open(request).await.unwrap();
