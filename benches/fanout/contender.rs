@@ -1,4 +1,4 @@
-//! Who competes, and how the process of each is started.
+//! The contenders, and how their processes are started.
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -12,19 +12,19 @@ use leasemux::model::time::LogTime;
 use serde::Serialize;
 
 use crate::Result;
-use crate::client::dialect::{Dialect, Http2, Lines};
 use crate::client::login::Login;
+use crate::client::protocol::{Http2, Lines, Protocol};
 use crate::peers;
 use crate::plan::Cell;
 use crate::server::TENANT_DIR;
 
-/// Who competes.
+/// A contender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
-    /// Sockets (TLS records on them, if secured) and nothing else: the reference.
+    /// Bare sockets, with TLS records if secured: the reference.
     Raw,
-    /// tonic, one broadcast channel, each follower's message encoded anew.
+    /// tonic with one broadcast channel; encodes each message once per follower.
     Naive,
     /// The gateway.
     Gateway,
@@ -34,40 +34,40 @@ pub(crate) enum Kind {
     Redis,
 }
 
-/// What the benchmark must know of a contender.
+/// Starts a contender and speaks its protocol.
 pub(crate) trait Contender {
     /// Starts its process for `cell`, with files in `dir`; `None` if it is not installed.
     fn start(&self, cell: &Cell, dir: &Path) -> Result<Option<Server>>;
 
-    /// What a follower says first.
+    /// Returns the first bytes that a follower sends.
     fn greeting(&self, login: &Login) -> Vec<u8>;
 
-    /// How a follower understands what comes.
-    fn dialect(&self) -> Box<dyn Dialect>;
+    /// Creates a follower's parser of the server's bytes.
+    fn protocol(&self) -> Box<dyn Protocol>;
 
-    /// What the publisher says first.
+    /// Returns the first bytes that the publisher sends.
     fn publisher_greeting(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// What stands before a published message of `size` bytes, and what behind it.
+    /// Returns the bytes before and after a published message of `size` bytes.
     fn envelope(&self, _size: u64) -> (Vec<u8>, Vec<u8>) {
         (Vec::new(), Vec::new())
     }
 }
 
-/// A contender's process, killed when dropped.
+/// A contender's process. Killed on drop.
 pub(crate) struct Server {
     pub(crate) child: Child,
-    /// Where messages are published.
+    /// Address for the publisher.
     pub(crate) ingest: SocketAddr,
-    /// Where followers come in.
+    /// Address for followers.
     pub(crate) followers: SocketAddr,
-    /// The admin port, if it has one.
+    /// Address of the admin port, if it has one.
     pub(crate) admin: Option<SocketAddr>,
 }
 
-/// One of this program's own.
+/// A contender within this program.
 struct Own(Kind);
 
 // === impl Kind ===
@@ -109,7 +109,7 @@ impl Contender for Own {
         if self.0 == Kind::Raw { Vec::new() } else { login.request(1, None) }
     }
 
-    fn dialect(&self) -> Box<dyn Dialect> {
+    fn protocol(&self) -> Box<dyn Protocol> {
         if self.0 == Kind::Raw { Box::new(Lines) } else { Box::new(Http2::default()) }
     }
 }
@@ -117,7 +117,7 @@ impl Contender for Own {
 // === impl Server ===
 
 impl Server {
-    /// Starts this program as a server, with a fresh tenant in `dir`, and waits until it listens.
+    /// Starts this program as a server, with a new tenant in `dir`. Waits until it listens.
     pub(crate) fn start_own(kind: Kind, arguments: &[String], dir: &Path) -> Result<Self> {
         IdentityFiles::create(&dir.join(TENANT_DIR), LogTime::now())?;
         let mut child = Command::new(std::env::current_exe()?)
@@ -131,11 +131,11 @@ impl Server {
         if let Some(out) = child.stdout.take() {
             BufReader::new(out.take(1_000)).read_line(&mut line)?;
         }
-        let nowhere = SocketAddr::from(([0; 4], 0));
-        // From now on it is killed if something fails.
-        let mut server = Self { child, ingest: nowhere, followers: nowhere, admin: None };
+        let unknown = SocketAddr::from(([0; 4], 0));
+        // From here on, the drop kills the process if a step fails.
+        let mut server = Self { child, ingest: unknown, followers: unknown, admin: None };
         let mut addresses = line.split_whitespace();
-        let (ingest, followers) = addresses.next().zip(addresses.next()).ok_or("it did not start")?;
+        let (ingest, followers) = addresses.next().zip(addresses.next()).ok_or("the server did not start")?;
         (server.ingest, server.followers) = (ingest.parse()?, followers.parse()?);
         server.admin = addresses.next().map(str::parse).transpose()?;
         Ok(server)
@@ -148,7 +148,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended already; either way it is gone after this.
+        // Fails if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,5 @@
-//! What else costs something: followers for whom nothing comes, followers that take nothing, replicas, handshakes, floods, and reading.
+//! Costs other than fan-out: idle followers, stalled followers, replicas, handshakes, floods and log
+//! ingestion.
 
 use std::path::PathBuf;
 
@@ -6,56 +7,56 @@ use clap::Subcommand;
 
 use crate::Result;
 
-mod crowd;
 mod floods;
+mod followers;
 mod ingest;
 
-/// Figures of the gateway by itself.
+/// A measurement of the gateway alone.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cost {
-    /// Memory and CPU of followers for whom nothing comes: one on each connection, and a hundred.
+    /// Memory and CPU of idle followers, one and a hundred per connection.
     Idle {
-        /// Followers.
+        /// Number of followers.
         #[arg(long, default_value_t = 1_000)]
         followers: usize,
     },
-    /// Memory of followers that take nothing, while another one takes everything.
+    /// Memory of stalled followers, while another follower reads everything.
     Stalled {
-        /// Followers.
+        /// Number of followers.
         #[arg(long, default_value_t = 100)]
         followers: usize,
-        /// Megabytes published meanwhile.
+        /// Megabytes to publish.
         #[arg(long, default_value_t = 64)]
         megabytes: u64,
     },
-    /// CPU for the same deliveries of one replica, and of as many as there are followers.
+    /// CPU per delivery with one replica, up to one replica per follower.
     Replicas {
-        /// Followers, and replicas at most.
+        /// Number of followers, and most replicas.
         #[arg(long, default_value_t = 5_000)]
         followers: usize,
     },
-    /// TLS handshakes, one after the other, each with a certificate on both sides.
+    /// Sequential TLS handshakes with certificates on both sides.
     Handshakes {
-        /// How many.
+        /// Number of handshakes.
         #[arg(long, default_value_t = 2_000)]
         count: usize,
     },
-    /// A follower and the admin port while strangers flood the gateway with control frames of HTTP/2, kind by kind, beside the same
-    /// without a flood.
+    /// A follower and the admin port while unauthenticated connections flood the gateway with HTTP/2 control
+    /// frames, compared with no flood.
     Floods {
-        /// Connections that send, each from an address of its own (127.0.0.2 and following).
+        /// Number of flooding connections, each from its own address (127.0.0.2 and following).
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=200))]
         connections: u8,
-        /// Seconds of each flood.
+        /// Seconds per flood.
         #[arg(long, default_value_t = 6.0)]
         seconds: f64,
     },
-    /// From a CRI log file to frames in the ring, beside `wc -l` and `cat` of the same file.
+    /// From a CRI log file to messages in the ring, compared with `wc -l` and `cat` of the same file.
     Ingest {
-        /// Megabytes of log.
+        /// Megabytes of the log file.
         #[arg(long, default_value_t = 256)]
         megabytes: u64,
-        /// Where to put the file instead of the system's place for temporary ones.
+        /// Directory of the file, instead of the system's temporary directory.
         #[arg(long)]
         dir: Option<PathBuf>,
     },
@@ -63,10 +64,10 @@ pub(crate) enum Cost {
 
 pub(crate) fn run(cost: &Cost) -> Result<()> {
     match cost {
-        Cost::Idle { followers } => crowd::idle(*followers),
-        Cost::Stalled { followers, megabytes } => crowd::stalled(*followers, *megabytes),
-        Cost::Replicas { followers } => crowd::replicas(*followers),
-        Cost::Handshakes { count } => crowd::handshakes(*count),
+        Cost::Idle { followers } => followers::idle(*followers),
+        Cost::Stalled { followers, megabytes } => followers::stalled(*followers, *megabytes),
+        Cost::Replicas { followers } => followers::replicas(*followers),
+        Cost::Handshakes { count } => followers::handshakes(*count),
         Cost::Floods { connections, seconds } => floods::run(*connections, *seconds),
         Cost::Ingest { megabytes, dir } => ingest::run(*megabytes, dir.as_deref()),
     }

@@ -1,4 +1,4 @@
-//! What the gateway is held to, beside what it reached: ratios of medians of one run, and a few figures of its own.
+//! The gateway's goals: ratios to other contenders, and bounds on figures of its own.
 
 use crate::contender::Kind::{self, Naive, Nats, Raw, Redis};
 use crate::measure::Sample;
@@ -6,7 +6,7 @@ use crate::plan::Cell;
 use crate::plan::Regime::{self, Backlog, Lone, Paced};
 use crate::plan::Security::{self, Plain, Tls};
 
-/// The gateway's figure over another's.
+/// Upper bound on the gateway's figure divided by a contender's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Goal {
     pub(crate) against: Kind,
@@ -14,28 +14,28 @@ pub(crate) struct Goal {
     pub(crate) at_most: f64,
 }
 
-/// Of what.
+/// The compared figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Figure {
-    /// The server's CPU per message.
+    /// Server CPU per message.
     Server,
-    /// The server's and the client's. On loopback who pays for a wake-up varies, and it is a large part of a lone line.
+    /// Server and client CPU per message. On loopback, either side may pay for a wake-up, which is most of
+    /// the cost of a lone line.
     Total,
 }
 
-/// A figure of the gateway alone, or of one of its cells over another.
+/// Upper bound on a figure of the gateway in one cell, optionally divided by its figure in another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bound {
     pub(crate) what: &'static str,
     pub(crate) of: Cell,
-    /// Divided by the same figure there.
     pub(crate) over: Option<Cell>,
     pub(crate) figure: fn(&Sample) -> f64,
     pub(crate) at_most: f64,
     pub(crate) unit: &'static str,
 }
 
-/// Any number of followers that goals are for.
+/// Matches 100 and 1,000 followers.
 const ANY: usize = 0;
 
 type Row = (Security, Regime, u64, usize, Kind, Figure, f64);
@@ -69,7 +69,7 @@ const GOALS: [Row; 23] = [
     (Plain, Paced, 100, 100, Redis, SERVER, 0.35),
 ];
 
-/// The goals that `cell` is measured for.
+/// Returns the goals of `cell`.
 pub(crate) fn of(cell: &Cell) -> Vec<Goal> {
     let matching = GOALS.iter().filter(|(security, regime, size, followers, ..)| {
         let goal = Cell { security: *security, regime: *regime, size: *size, followers: cell.followers };
@@ -83,12 +83,12 @@ const fn cell(security: Security, regime: Regime, size: u64, followers: usize) -
     Cell { regime, size, followers, security }
 }
 
-/// The pace of the gateway as it is served, in seconds.
+/// The gateway's default pace interval, in seconds.
 const PACE: f64 = 0.005;
 
 const MEBIBYTE: f64 = 1_048_576.0;
 
-/// What the gateway is held to by itself.
+/// Bounds on the gateway's own figures.
 pub(crate) const BOUNDS: [Bound; 6] = [
     Bound {
         what: "p99 delay of paced lines over TLS",
@@ -140,14 +140,15 @@ pub(crate) const BOUNDS: [Bound; 6] = [
     },
 ];
 
-/// The gate: wide enough for a noisy machine of two cores, and on this side of both cliffs. Sharing messages without sending them
-/// together costs twice what the naive server does; a system call for each DATA frame costs about twice what raw sockets do.
+/// Goals of `--gate`: wide enough for a noisy machine of two cores, and tight enough to detect two
+/// regressions. Messages that are shared but sent one by one cost twice as much as the naive server; a system
+/// call per DATA frame costs about twice as much as raw sockets.
 pub(crate) const GATE: [Goal; 2] = [
     Goal { against: Raw, figure: SERVER, at_most: 1.75 },
     Goal { against: Naive, figure: SERVER, at_most: 0.75 },
 ];
 
-/// Says how a goal that is not a ratio of contenders was met.
+/// Returns the word that reports whether a goal was met.
 pub(crate) fn verdict(value: f64, at_most: f64) -> &'static str {
     if value <= at_most { "met" } else { "MISSED" }
 }

@@ -1,11 +1,13 @@
-//! What delivering a line to many followers costs the server, beside raw sockets, the obvious tonic server, and (without TLS) NATS and
-//! Redis, all in one interleaved run. docs/PERFORMANCE.md tells the method and the last results.
+//! Measures the server's cost of delivering lines to many followers. Compares the gateway with raw sockets, a
+//! simple tonic server, and (without TLS) NATS and Redis, in one interleaved run. docs/PERFORMANCE.md has the
+//! method and the last results.
 //!
-//! Each contender is a process of its own ([`server`], [`peers`]). This one publishes numbered lines to it over TCP and follows
-//! them over one connection per follower, all from one thread ([`client`]). What a contender took is what the operating system
-//! says of its process ([`measure`]); there is no figure unless the oracle found every follower's lines complete.
+//! Each contender runs in its own process ([`server`], [`peers`]). This process publishes numbered lines to
+//! it over TCP and follows them over one connection per follower, from one thread ([`client`]). CPU time and
+//! memory come from the operating system ([`measure`]). A sample counts only if every follower received every
+//! line.
 
-#![allow(missing_docs, clippy::print_stdout, reason = "a program, and its output is the point")]
+#![allow(missing_docs, clippy::print_stdout, reason = "a program that prints its results")]
 
 mod client;
 mod contender;
@@ -30,45 +32,45 @@ use report::{Report, Row};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// What delivering lines to many followers costs the server, beside others in the same run.
+/// Measures the server's cost of delivering lines to many followers, compared with other servers.
 #[derive(Debug, Parser)]
 #[allow(clippy::struct_excessive_bools, reason = "flags")]
 #[command(name = "cargo bench --bench fanout --", args_conflicts_with_subcommands = true)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// A few cells, in under three minutes.
+    /// Run a few cells, in under three minutes.
     #[arg(long)]
     quick: bool,
-    /// One cell, and only whether the gateway is on the right side of both cliffs; the exit code tells.
+    /// Run one cell and check only the two limits against regressions; the exit code is the result.
     #[arg(long)]
     gate: bool,
-    /// NATS and Redis too, where they are installed (apt-get install nats-server redis-server).
+    /// Add NATS and Redis if they are installed (apt-get install nats-server redis-server).
     #[arg(long)]
     peers: bool,
-    /// Only these contenders.
+    /// Run only these contenders.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Kind>,
-    /// Cells of these regimes, instead of the plan's.
+    /// Run cells of these regimes, instead of the default plan.
     #[arg(long, value_delimiter = ',')]
     regimes: Vec<Regime>,
-    /// Of these message sizes in bytes, newline included.
+    /// Message sizes in bytes, newline included.
     #[arg(long, value_delimiter = ',', default_values_t = [4_096, 100],
         value_parser = RangedU64ValueParser::<u64>::new().range(client::LINE_MIN_BYTES..=65_536))]
     sizes: Vec<u64>,
-    /// Of so many followers.
+    /// Numbers of followers.
     #[arg(long, value_delimiter = ',', default_values_t = [100])]
     followers: Vec<usize>,
     /// With or without TLS.
     #[arg(long, value_delimiter = ',', default_value = "tls")]
     security: Vec<Security>,
-    /// Repetitions; the table shows medians.
+    /// Repetitions per cell; the table shows medians.
     #[arg(long, default_value_t = 5)]
     reps: usize,
-    /// Seconds measured in each.
+    /// Seconds per repetition.
     #[arg(long, default_value_t = 0.7)]
     seconds: f64,
-    /// Write what was measured to this file.
+    /// Write the results to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Set by cargo.
@@ -78,7 +80,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Be a contender, serving the parent process.
+    /// Run a contender for the parent process.
     #[command(hide = true)]
     Serve(server::Task),
     #[command(flatten)]
@@ -104,20 +106,20 @@ fn compare(args: &Args) -> Result<()> {
     let reps = if args.quick { args.reps.min(3) } else { args.reps.max(1) };
     let mut report = Report::new(args.seconds, reps);
     println!("{reps} repetitions of {} s, medians", args.seconds);
-    let mut kept = true;
+    let mut all_kept = true;
     for cell in cells(args) {
-        // A crowd takes seconds to come in.
+        // Many followers take seconds to connect.
         let reps = if cell.followers > 1_000 { reps.min(3) } else { reps };
         let rows = run(&cell, &mut kinds, reps, Duration::from_secs_f64(args.seconds))?;
         let goals = if args.gate { goals::GATE.to_vec() } else { goals::of(&cell) };
-        kept &= report.add(&cell, rows, &goals);
+        all_kept &= report.add(&cell, rows, &goals);
     }
     report.conclude(&goals::BOUNDS);
     if let Some(path) = &args.json {
         report.write(path)?;
     }
-    if args.gate && !kept {
-        return Err("the gateway has fallen off a cliff: see docs/PERFORMANCE.md".into());
+    if args.gate && !all_kept {
+        return Err("the gateway exceeds a limit: see docs/PERFORMANCE.md".into());
     }
     Ok(())
 }
@@ -145,7 +147,8 @@ fn cells(args: &Args) -> Vec<Cell> {
     cells
 }
 
-/// Samples of each contender, one of each per repetition, so that a noisy minute hits all alike. Who is not installed drops out.
+/// Takes samples of all contenders, in turns, so that noise affects all alike. Skips contenders that are not
+/// installed.
 fn run(cell: &Cell, kinds: &mut Vec<Kind>, reps: usize, span: Duration) -> Result<Vec<Row>> {
     let mut samples: Vec<(Kind, Vec<_>)> =
         kinds.iter().filter(|kind| cell.admits(**kind)).map(|kind| (*kind, Vec::new())).collect();
@@ -154,7 +157,7 @@ fn run(cell: &Cell, kinds: &mut Vec<Kind>, reps: usize, span: Duration) -> Resul
             match measure::sample(*kind, cell, span).map_err(|e| format!("{cell}: {kind}: {e}"))? {
                 Some(sample) => samples.push(sample),
                 None if kinds.contains(kind) => {
-                    println!("{kind} is not installed, and left out");
+                    println!("{kind} is not installed, skipped");
                     kinds.retain(|other| other != kind);
                 }
                 None => {}

@@ -1,4 +1,5 @@
-//! One sample: start a contender, load it, read what the operating system says of its process, and ask the oracle.
+//! Takes one sample: starts a contender, loads it, reads its CPU time and memory, and checks that no line was
+//! lost.
 
 use std::time::{Duration, Instant};
 
@@ -9,29 +10,29 @@ use crate::client::Client;
 use crate::contender::Kind;
 use crate::plan::Cell;
 
-/// Before measuring, so that buffers and caches are as they stay.
+/// Load before the measurement, so that buffers and caches are in their steady state.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// The unit of the numbers in `/proc/PID/status`.
+/// Unit of the sizes in `/proc/PID/status`.
 const KIB: f64 = 1024.0;
 
-/// What it took.
+/// The result of one measurement.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sample {
     /// CPU seconds of the server per delivered message.
     pub(crate) server: f64,
-    /// The same of the client, which is one for all.
+    /// CPU seconds of the client per delivered message. The client is the same for all contenders.
     pub(crate) client: f64,
     /// Delivered messages per second.
     pub(crate) rate: f64,
     /// Resident memory of the server at the end, in bytes.
     pub(crate) memory: f64,
-    /// Half of the lines, and 99 of 100, took at most so many seconds from publisher to follower.
+    /// Median and 99th percentile of the seconds from publisher to follower.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
 }
 
-/// What the operating system says of a process.
+/// Resources of a process, as counted by the operating system.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     /// CPU time of all its threads, in seconds, to the nanosecond.
@@ -40,7 +41,7 @@ pub(crate) struct Usage {
     pub(crate) memory: f64,
 }
 
-/// Puts the load of `cell` on a fresh server; `None` if there is no such program here.
+/// Measures a new server under the load of `cell`; `None` if the contender is not installed.
 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
 pub(crate) fn sample(kind: Kind, cell: &Cell, span: Duration) -> Result<Option<Sample>> {
     let dir = tempfile::tempdir()?;
@@ -78,7 +79,7 @@ pub(crate) fn sample(kind: Kind, cell: &Cell, span: Duration) -> Result<Option<S
 pub(crate) fn usage(process: u32) -> Result<Usage> {
     let mut cpu = Duration::ZERO;
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
-        // One that ends meanwhile counts no more.
+        // A thread that ends meanwhile no longer counts.
         let Ok(stat) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
         cpu += Duration::from_nanos(stat.split(' ').next().unwrap_or_default().parse()?);
     }

@@ -1,5 +1,6 @@
-//! Other projects' servers, as they are installed: `apt-get install nats-server redis-server`. They are told to keep slow readers,
-//! as the gateway keeps them; the kernel's send buffer is not theirs to set, and grows by itself.
+//! Servers of other projects, as installed by `apt-get install nats-server redis-server`. They are configured
+//! to keep slow readers connected, as the gateway does. They do not set the kernel's send buffer, which
+//! therefore grows on its own.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,16 +9,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::client::dialect::{Dialect, Nats, Redis};
 use crate::client::login::Login;
+use crate::client::protocol::{Nats, Protocol, Redis};
 use crate::contender::{Contender, Server};
 use crate::plan::Cell;
 
-/// The one subject, or channel.
+/// The subject or channel of all messages.
 const SUBJECT: &str = "logs";
 
-/// How long a server may take to listen.
-const START: Duration = Duration::from_secs(10);
+/// Upper bound on the time until a server listens.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct NatsServer;
 pub(crate) struct RedisServer;
@@ -37,7 +38,7 @@ impl Contender for NatsServer {
         format!("CONNECT {{\"verbose\":false}}\r\nSUB {SUBJECT} 1\r\n").into()
     }
 
-    fn dialect(&self) -> Box<dyn Dialect> {
+    fn protocol(&self) -> Box<dyn Protocol> {
         Box::new(Nats::default())
     }
 
@@ -66,7 +67,7 @@ impl Contender for RedisServer {
         format!("*2\r\n$9\r\nSUBSCRIBE\r\n${}\r\n{SUBJECT}\r\n", SUBJECT.len()).into()
     }
 
-    fn dialect(&self) -> Box<dyn Dialect> {
+    fn protocol(&self) -> Box<dyn Protocol> {
         Box::new(Redis::default())
     }
 
@@ -80,7 +81,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Starts it and waits until it listens; `None` if there is no such program.
+/// Starts the server and waits until it listens; `None` if it is not installed.
 fn start(command: &mut Command, port: u16) -> Result<Option<Server>> {
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let child = match spawned {
@@ -91,8 +92,8 @@ fn start(command: &mut Command, port: u16) -> Result<Option<Server>> {
     let server = Server { child, ingest: address, followers: address, admin: None };
     let begin = Instant::now();
     while TcpStream::connect(address).is_err() {
-        if begin.elapsed() > START {
-            return Err("it does not listen".into());
+        if begin.elapsed() > START_TIMEOUT {
+            return Err("the server does not listen".into());
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -1,4 +1,4 @@
-//! What is measured: regimes, cells, and which of them a run goes through.
+//! The measured cells, and the plans that list them.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,25 +9,25 @@ use serde::Serialize;
 
 use crate::contender::Kind;
 
-/// Messages outstanding at most in a backlog, in bytes: what a loud service is ahead of its followers. Far below the gateway's
-/// ring, so that nobody lags.
+/// Most outstanding bytes in a backlog: a busy service is ahead of its followers by as much. Far below the
+/// size of the gateway's ring, so that no follower lags.
 const BACKLOG_BYTES: u64 = 512 * 1024;
 
-/// Messages outstanding at most in a backlog of small messages.
+/// Most outstanding messages in a backlog of small messages.
 const BACKLOG_MESSAGES: u64 = 1_024;
 
-/// Lines per second of the paced regime: a busy service.
+/// Lines per second of the paced regime, as from a busy service.
 const PACED_LINES: u64 = 1_000;
 
-/// How messages come.
+/// How messages are published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Regime {
-    /// As fast as the slowest follower takes them, always some more waiting.
+    /// As fast as the slowest follower reads, with more messages always outstanding.
     Backlog,
-    /// One at a time, the next when the last has reached everyone: each is a wake-up and a write of its own.
+    /// One at a time, the next after all followers have the last: each costs a wake-up and a write.
     Lone,
-    /// A thousand a second, whoever has got them or not; the gateway paces them as it is served.
+    /// A thousand per second, at a fixed rate; the gateway uses its default pace interval.
     Paced,
 }
 
@@ -35,13 +35,13 @@ pub(crate) enum Regime {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Security {
-    /// Mutual TLS 1.3, the real case.
+    /// Mutual TLS 1.3, as in production.
     Tls,
-    /// Nothing. The product has no such port; what stands in for it is in `server/plain.rs`.
+    /// No TLS. The gateway has no such port; `server/plain.rs` replaces its TLS stream.
     Plain,
 }
 
-/// One row of the plan: all contenders bear this, in turns.
+/// One load, which all contenders run in turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Cell {
     pub(crate) regime: Regime,
@@ -51,16 +51,16 @@ pub(crate) struct Cell {
     pub(crate) security: Security,
 }
 
-/// How much the publisher may be ahead.
+/// How far the publisher may be ahead of the followers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Flow {
-    /// Messages that the slowest follower has not got yet, at most.
+    /// At most this many messages that the slowest follower has not received.
     Window(u64),
     /// Messages per second.
     Rate(u64),
 }
 
-/// What a run without a choice goes through: the cells that the goals are about, and the curves over the number of followers.
+/// The default plan: the cells of all goals, and the curves over the number of followers.
 pub(crate) fn full() -> Vec<Cell> {
     let mut cells = Vec::new();
     let mut add = |security, regime, sizes: &[u64], followers: &[usize]| {
@@ -79,7 +79,7 @@ pub(crate) fn full() -> Vec<Cell> {
     cells
 }
 
-/// One cell of each regime and both kinds of connection: under three minutes.
+/// A plan of under three minutes: each regime, with and without TLS.
 pub(crate) fn quick() -> Vec<Cell> {
     let cell = |regime, size, security| Cell { regime, size, followers: 100, security };
     vec![
@@ -93,7 +93,7 @@ pub(crate) fn quick() -> Vec<Cell> {
     ]
 }
 
-/// The one cell that shows on which side of both cliffs the gateway is.
+/// The cell of `--gate`, in which both regressions would show.
 pub(crate) const GATE: Cell =
     Cell { regime: Regime::Backlog, size: 4_096, followers: 100, security: Security::Tls };
 
@@ -108,12 +108,12 @@ impl Cell {
         }
     }
 
-    /// How long the gateway lets lines wait for more: as served, but for lone ones.
+    /// The gateway's pace interval: the default, but zero for lone lines.
     pub(crate) fn pace(&self) -> Duration {
         if self.regime == Regime::Lone { Duration::ZERO } else { Limits::default().pace }
     }
 
-    /// Who can bear it: the peers are measured as they come, without TLS.
+    /// Whether `kind` can run this cell. Servers of other projects run with their default setup, without TLS.
     pub(crate) fn admits(&self, kind: Kind) -> bool {
         self.security == Security::Plain || !kind.is_peer()
     }

@@ -1,4 +1,4 @@
-//! What was measured: medians, ratios beside their goals, and the same as JSON.
+//! Prints medians and ratios with their goals, and writes them as JSON.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::goals::{Bound, Figure, Goal, verdict};
 use crate::measure::Sample;
 use crate::plan::Cell;
 
-/// Everything that one run has measured.
+/// The results of one run. Field names are the keys of the JSON file.
 #[derive(Serialize)]
 pub(crate) struct Report {
     machine: Machine,
@@ -27,13 +27,13 @@ pub(crate) struct Row {
     pub(crate) cell: Cell,
     pub(crate) kind: Kind,
     pub(crate) samples: Vec<Sample>,
-    /// Of each figure by itself.
+    /// Median of each figure on its own.
     median: Sample,
-    /// Largest less smallest of the server's CPU, in parts of the median.
+    /// Range of the server's CPU, divided by its median.
     spread: f64,
 }
 
-/// The gateway's figure over another's, in the same cell of the same run.
+/// The gateway's figure divided by a contender's, in the same cell of the same run.
 #[derive(Serialize)]
 pub(crate) struct Ratio {
     cell: Cell,
@@ -44,7 +44,7 @@ pub(crate) struct Ratio {
     pub(crate) kept: bool,
 }
 
-/// A figure of the gateway by itself.
+/// A figure of the gateway with its bound.
 #[derive(Serialize)]
 struct Held {
     what: &'static str,
@@ -53,7 +53,7 @@ struct Held {
     unit: &'static str,
 }
 
-/// The kind of machine, not its name.
+/// The hardware and kernel, without the host name.
 #[derive(Serialize)]
 struct Machine {
     processor: String,
@@ -65,11 +65,11 @@ struct Machine {
 
 impl Report {
     pub(crate) fn new(seconds: f64, repetitions: usize) -> Self {
-        let machine = Machine::here();
+        let machine = Machine::detect();
         Self { machine, seconds, repetitions, rows: Vec::new(), ratios: Vec::new(), bounds: Vec::new() }
     }
 
-    /// Takes the rows of one cell in, and prints them beside `goals`. Answers whether all were kept.
+    /// Adds the rows of one cell, and prints them with `goals`. Returns whether all goals were met.
     pub(crate) fn add(&mut self, cell: &Cell, rows: Vec<Row>, goals: &[Goal]) -> bool {
         print(cell, &rows);
         let ratios: Vec<_> = goals.iter().filter_map(|goal| Ratio::of(cell, &rows, goal)).collect();
@@ -83,15 +83,15 @@ impl Report {
         kept
     }
 
-    /// Says how those of `bounds` were met that the measured cells tell of.
+    /// Prints whether each bound whose cells were measured was met.
     pub(crate) fn conclude(&mut self, bounds: &[Bound]) {
         let median = |cell: &Cell, figure| {
             let row = self.rows.iter().find(|row| row.cell == *cell && row.kind == Kind::Gateway)?;
             Some(median(&row.samples, figure))
         };
         let held = bounds.iter().filter_map(|&Bound { what, of, over, figure, at_most, unit }| {
-            let below = over.map_or(Some(1.0), |over| median(&over, figure))?;
-            Some(Held { what, value: median(&of, figure)? / below, at_most, unit })
+            let divisor = over.map_or(Some(1.0), |over| median(&over, figure))?;
+            Some(Held { what, value: median(&of, figure)? / divisor, at_most, unit })
         });
         self.bounds = held.collect();
         if !self.bounds.is_empty() {
@@ -139,7 +139,7 @@ impl Ratio {
 // === impl Machine ===
 
 impl Machine {
-    fn here() -> Self {
+    fn detect() -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let info = read("/proc/cpuinfo");
         let model = info.lines().find_map(|line| line.strip_prefix("model name"));
@@ -177,7 +177,7 @@ fn print(cell: &Cell, rows: &[Row]) {
     }
 }
 
-/// Of medians.
+/// Returns the ratio of two medians.
 fn ratio(rows: &[Row], of: Kind, to: Kind, figure: Figure) -> Option<f64> {
     let median_of = |kind| {
         let row = rows.iter().find(|row| row.kind == kind)?;

@@ -1,4 +1,4 @@
-//! One follower: a connection, what the server says on it, and what came of it.
+//! One follower: its connection, protocol and received lines.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -8,22 +8,22 @@ use mio::net::TcpStream;
 use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 
-use super::dialect::Dialect;
 use super::login::Login;
+use super::protocol::Protocol;
 use super::received::Received;
 use crate::Result;
 
-/// Read from a socket at a time.
+/// Most bytes per read from a socket.
 const READ_BYTES: usize = 256 * 1024;
 
 pub(crate) struct Follower {
     pub(crate) socket: TcpStream,
     tls: Option<Box<ClientConnection>>,
-    dialect: Box<dyn Dialect>,
+    protocol: Box<dyn Protocol>,
     pub(crate) received: Received,
 }
 
-/// Shared by all followers.
+/// Buffers that all followers share.
 pub(crate) struct Buffers {
     socket: Vec<u8>,
     plaintext: Vec<u8>,
@@ -37,12 +37,12 @@ impl Default for Buffers {
 }
 
 impl Follower {
-    /// Comes in and says `greeting`.
+    /// Connects and sends `greeting`.
     pub(crate) fn connect(
         address: SocketAddr,
         login: &Login,
         greeting: &[u8],
-        dialect: Box<dyn Dialect>,
+        protocol: Box<dyn Protocol>,
         received: Received,
     ) -> Result<Self> {
         let mut socket = std::net::TcpStream::connect(address)?;
@@ -61,10 +61,10 @@ impl Follower {
             socket.write_all(greeting)?;
         }
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: TcpStream::from_std(socket), tls, dialect, received })
+        Ok(Self { socket: TcpStream::from_std(socket), tls, protocol, received })
     }
 
-    /// Reads until there is nothing more to read.
+    /// Reads until the socket has no more data.
     pub(crate) fn drain(&mut self, buffers: &mut Buffers) -> Result<()> {
         loop {
             let count = match self.socket.read(&mut buffers.socket) {
@@ -73,22 +73,22 @@ impl Follower {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e.into()),
             };
-            let mut rest = buffers.socket.get(..count).unwrap_or_default();
+            let mut bytes = buffers.socket.get(..count).unwrap_or_default();
             let Some(tls) = &mut self.tls else {
-                self.dialect.feed(rest, &mut self.received, &mut buffers.reply)?;
+                self.protocol.feed(bytes, &mut self.received, &mut buffers.reply)?;
                 if !buffers.reply.is_empty() {
-                    // A few bytes now and then, for which a socket has room.
+                    // A few bytes, for which the socket's buffer has room.
                     self.socket.write_all(&std::mem::take(&mut buffers.reply))?;
                 }
                 continue;
             };
-            while !rest.is_empty() {
-                tls.read_tls(&mut rest)?;
+            while !bytes.is_empty() {
+                tls.read_tls(&mut bytes)?;
                 let mut left = tls.process_new_packets()?.plaintext_bytes_to_read();
                 while left > 0 {
                     let count = tls.reader().read(&mut buffers.plaintext)?;
                     let plaintext = buffers.plaintext.get(..count).unwrap_or_default();
-                    self.dialect.feed(plaintext, &mut self.received, &mut buffers.reply)?;
+                    self.protocol.feed(plaintext, &mut self.received, &mut buffers.reply)?;
                     left -= count;
                 }
             }

@@ -1,4 +1,4 @@
-//! The logs in a connection of HTTP/2: what opens it, and a dialect.
+//! The client's side of a gRPC log stream over HTTP/2.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use leasemux::model::proto::lease::ServiceLogsResponse;
 use prost::Message as _;
 
-use super::dialect::Dialect;
+use super::protocol::Protocol;
 use super::received::Received;
 
 /// HTTP/2 frame types and flags (RFC 9113 §6).
@@ -21,29 +21,29 @@ const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A flag and a big-endian length stand before each gRPC message.
+/// Length of the prefix of a gRPC message: a flag and a big-endian length.
 const GRPC_PREFIX_BYTES: usize = 5;
 
-/// The largest window there is: the client never makes the server wait.
+/// The largest window, so that the client never blocks the server.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 
-/// After this many bytes the windows are filled up again.
+/// Received bytes after which a window is replenished.
 const WINDOW_REFILL: u32 = 1 << 30;
 
-/// The server's half of one HTTP/2 connection, whose streams all carry logs.
+/// Parser of the server's frames on one connection, whose streams all carry logs.
 #[derive(Debug, Default)]
 pub(crate) struct Http2 {
     header: [u8; 9],
     header_len: usize,
     payload_left: usize,
     ping: Vec<u8>,
-    /// Of the connection's window, and of the window of each stream.
+    /// Bytes received since the window was replenished, by stream; 0 is the connection.
     consumed: HashMap<u32, u32>,
-    /// What has come of a gRPC message, by stream.
+    /// The incomplete gRPC message of each stream.
     messages: HashMap<u32, BytesMut>,
 }
 
-/// The bytes that open a connection.
+/// Returns the bytes that open a connection.
 pub(crate) fn preface() -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     // SETTINGS_INITIAL_WINDOW_SIZE
@@ -54,9 +54,9 @@ pub(crate) fn preface() -> Vec<u8> {
     bytes
 }
 
-/// The bytes that call `path` with `message` on a new stream.
+/// Appends the bytes that call `path` with `message` on a new stream.
 pub(crate) fn call(bytes: &mut Vec<u8>, stream: u32, path: &str, message: &[u8]) {
-    // HPACK (RFC 7541): indexed `:method POST` and `:scheme https`, then literals, none of them remembered.
+    // HPACK (RFC 7541): indexed `:method POST` and `:scheme https`, then literals without indexing.
     let mut headers = vec![0x83, 0x87];
     let literals: [(&[u8], &str); 4] = [
         (&[0x04], path),
@@ -86,7 +86,7 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
 
 // === impl Http2 ===
 
-impl Dialect for Http2 {
+impl Protocol for Http2 {
     fn feed(&mut self, mut bytes: &[u8], received: &mut Received, reply: &mut Vec<u8>) -> Result<(), String> {
         while !bytes.is_empty() || (self.header_len == 9 && self.payload_left == 0) {
             if self.header_len < 9 {
@@ -138,7 +138,7 @@ impl Http2 {
         Ok(())
     }
 
-    /// Fills the windows up again after a while.
+    /// Counts received bytes, and replenishes the windows when needed.
     fn consume(&mut self, stream: u32, bytes: usize, reply: &mut Vec<u8>) {
         for id in [0, stream] {
             let consumed = self.consumed.entry(id).or_default();
@@ -150,14 +150,14 @@ impl Http2 {
     }
 
     fn data(&mut self, stream: u32, bytes: &[u8], received: &mut Received) -> Result<(), String> {
-        let begun = self.messages.entry(stream).or_default();
-        begun.extend_from_slice(bytes);
-        while let Some((&[_, a, b, c, d], _)) = begun.split_first_chunk() {
+        let partial = self.messages.entry(stream).or_default();
+        partial.extend_from_slice(bytes);
+        while let Some((&[_, a, b, c, d], _)) = partial.split_first_chunk() {
             let end = GRPC_PREFIX_BYTES + u32::from_be_bytes([a, b, c, d]) as usize;
-            if begun.len() < end {
+            if partial.len() < end {
                 break;
             }
-            let message = begun.split_to(end).freeze().slice(GRPC_PREFIX_BYTES..);
+            let message = partial.split_to(end).freeze().slice(GRPC_PREFIX_BYTES..);
             let response = ServiceLogsResponse::decode(message).map_err(|e| e.to_string())?;
             for entry in response.services {
                 if let Some(gap) = entry.gap {

@@ -1,4 +1,4 @@
-//! Who a follower is, and what it asks for.
+//! The followers' credentials and request.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,16 +20,16 @@ use crate::server::{SERVICE, TENANT_DIR, source};
 
 const PATH: &str = "/akash.provider.lease.v1.LeaseRPC/ServiceLogs";
 
-/// The tenant that all followers are.
+/// The tenant of all followers, and its request.
 pub(crate) struct Login {
-    /// `None`: connections are plain.
+    /// `None`: no TLS.
     pub(crate) tls: Option<Arc<ClientConfig>>,
-    /// Absent with a server that has no tenants.
+    /// `None` for servers without tenants.
     request: Option<ServiceLogsRequest>,
 }
 
 impl Login {
-    /// The tenant whose files a server left in `dir`.
+    /// Loads the tenant that a server has created in `dir`.
     pub(crate) fn load(security: Security, dir: &Path) -> Result<Self> {
         if !dir.join(TENANT_DIR).exists() {
             return Ok(Self { tls: None, request: None });
@@ -51,8 +51,8 @@ impl Login {
         Ok(Self { tls: Some(Arc::new(tls)), request })
     }
 
-    /// What a stranger without a certificate connects with to the server whose files lie in `dir`.
-    pub(crate) fn stranger(dir: &Path) -> Result<Arc<ClientConfig>> {
+    /// Returns the TLS configuration of a client without a certificate, for the server with files in `dir`.
+    pub(crate) fn unauthenticated(dir: &Path) -> Result<Arc<ClientConfig>> {
         let mut tls = Self::builder(dir)?.with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(tls))
@@ -66,8 +66,8 @@ impl Login {
         Ok(builder.with_protocol_versions(&[&rustls::version::TLS13])?.with_root_certificates(roots))
     }
 
-    /// The bytes that open an HTTP/2 connection and follow on `streams` streams; if `replica` is given, each of them only that
-    /// replica and those after it, one per stream.
+    /// Returns the bytes that open an HTTP/2 connection and follow on `streams` streams. With `replica`, the
+    /// first stream follows only that replica, and each further stream the next one.
     pub(crate) fn request(&self, streams: u32, replica: Option<u32>) -> Vec<u8> {
         let mut bytes = http2::preface();
         for index in 0..streams {

@@ -1,4 +1,4 @@
-//! The client: one thread that publishes and follows, the same for every contender.
+//! The client: one thread that publishes and follows; the same for every contender.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -10,10 +10,10 @@ use crate::Result;
 use crate::contender::{Contender, Server};
 use crate::plan::{Cell, Flow};
 
-pub(crate) mod dialect;
 mod follower;
 mod http2;
 pub(crate) mod login;
+pub(crate) mod protocol;
 mod publisher;
 mod received;
 
@@ -23,13 +23,13 @@ use publisher::Publisher;
 pub(crate) use received::LINE_MIN_BYTES;
 use received::{Clock, Received};
 
-/// Nothing delivered for this long is a fault.
-const STALL: Duration = Duration::from_secs(20);
+/// Without a delivery for this long, the measurement fails.
+const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Until all are served, a line is published so often.
-const GREETING: Duration = Duration::from_millis(20);
+/// Interval of lines until all followers are subscribed.
+const GREETING_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Lines of an open loop are published so often at least.
+/// Longest interval between publications at a fixed rate.
 const TICK: Duration = Duration::from_micros(500);
 
 pub(crate) struct Client {
@@ -38,13 +38,13 @@ pub(crate) struct Client {
     followers: Vec<Follower>,
     publisher: Publisher,
     size: u64,
-    /// Among so many replicas the lines are dealt out.
+    /// Number of replicas that the lines are distributed among.
     replicas: u32,
     buffers: Buffers,
 }
 
 impl Client {
-    /// Follows `server` with all followers, and returns when each of them gets messages.
+    /// Connects all followers and the publisher. Returns when each follower receives messages.
     pub(crate) fn connect(
         server: &Server,
         contender: &dyn Contender,
@@ -52,11 +52,12 @@ impl Client {
         dir: &Path,
     ) -> Result<Self> {
         let greeting = contender.greeting(&Login::load(cell.security, dir)?);
-        Self::connect_dealt(server, contender, cell, dir, 1, |_| greeting.clone())
+        Self::connect_distributed(server, contender, cell, dir, 1, |_| greeting.clone())
     }
 
-    /// The same where lines are dealt out among `replicas`; follower by follower with its own `greeting`.
-    pub(crate) fn connect_dealt(
+    /// Like [`Client::connect`], with lines distributed among `replicas`. `greeting` returns the first bytes
+    /// of a replica's follower.
+    pub(crate) fn connect_distributed(
         server: &Server,
         contender: &dyn Contender,
         cell: &Cell,
@@ -69,8 +70,8 @@ impl Client {
         let mut followers = Vec::new();
         for (index, replica) in (0..cell.followers).zip((0..replicas).cycle()) {
             let received = Received::new(cell.size, clock, replicas.into(), index == 0 && replicas == 1);
-            let (dialect, greeting) = (contender.dialect(), greeting(replica));
-            let mut follower = Follower::connect(server.followers, &login, &greeting, dialect, received)?;
+            let (protocol, greeting) = (contender.protocol(), greeting(replica));
+            let mut follower = Follower::connect(server.followers, &login, &greeting, protocol, received)?;
             poll.registry().register(&mut follower.socket, Token(index), Interest::READABLE)?;
             followers.push(follower);
         }
@@ -79,16 +80,16 @@ impl Client {
         poll.registry().register(&mut publisher.socket, Token(cell.followers), interest)?;
         let (events, buffers) = (Events::with_capacity(1_024), Buffers::default());
         let mut client = Self { poll, events, followers, publisher, size: cell.size, replicas, buffers };
-        client.greet()?;
+        client.await_subscriptions()?;
         Ok(client)
     }
 
-    /// Messages delivered so far, over all followers.
+    /// Returns how many messages all followers have received so far.
     pub(crate) fn delivered(&self) -> u64 {
         self.followers.iter().map(|follower| follower.received.bytes()).sum::<u64>() / self.size
     }
 
-    /// Publishes and follows for as long as `span`.
+    /// Publishes and follows for `span`.
     pub(crate) fn run(&mut self, flow: Flow, span: Duration) -> Result<()> {
         self.followers.iter_mut().for_each(|follower| follower.received.begin());
         let (begin, first) = (Instant::now(), self.publisher.last);
@@ -99,19 +100,19 @@ impl Client {
             let now = self.slowest();
             if now > slowest {
                 (slowest, progress) = (now, Instant::now());
-            } else if progress.elapsed() > STALL {
-                return Err(format!("a follower got nothing for {STALL:?}, after line {now}").into());
+            } else if progress.elapsed() > STALL_TIMEOUT {
+                return Err(format!("a follower got nothing for {STALL_TIMEOUT:?}, after line {now}").into());
             }
             let (due, wait) = match flow {
                 Flow::Window(messages) => (now + messages, left),
                 Flow::Rate(rate) => (first + elapsed_times(elapsed, rate), left.min(TICK)),
             };
             self.publisher.push(due)?;
-            self.turn(wait)?;
+            self.poll_once(wait)?;
         }
     }
 
-    /// Delays of the lines that were looked at, in microseconds, ascending.
+    /// Returns the delays of all sampled lines in microseconds, ascending.
     pub(crate) fn delays(&self) -> Vec<u32> {
         let all = self.followers.iter().flat_map(|follower| follower.received.delays.iter().copied());
         let mut all: Vec<u32> = all.collect();
@@ -119,44 +120,46 @@ impl Client {
         all
     }
 
-    /// Asks the oracle: whether everyone got everything that was published, and no more.
+    /// Checks that each follower received exactly the published lines.
     pub(crate) fn finish(mut self) -> Result<()> {
         let begin = Instant::now();
-        while self.slowest() + u64::from(self.replicas) <= self.publisher.last && begin.elapsed() < STALL {
+        while self.slowest() + u64::from(self.replicas) <= self.publisher.last
+            && begin.elapsed() < STALL_TIMEOUT
+        {
             self.publisher.push(0)?;
-            self.turn(GREETING)?;
+            self.poll_once(GREETING_INTERVAL)?;
         }
-        // What comes now would be too much.
-        self.turn(GREETING)?;
+        // Any further line would be a repeat.
+        self.poll_once(GREETING_INTERVAL)?;
         let last = self.publisher.last;
         Ok(self.followers.iter().try_for_each(|follower| follower.received.verdict(last))?)
     }
 
-    /// The last line that everyone has got.
+    /// Returns the last line that all followers have received.
     fn slowest(&self) -> u64 {
         let last = |follower: &Follower| follower.received.last().unwrap_or(0);
         self.followers.iter().map(last).min().unwrap_or(0)
     }
 
-    /// A follower counts from the first line after its subscription. When that is in place only the server knows, so lines are
-    /// published until all have got one.
-    fn greet(&mut self) -> Result<()> {
+    /// Publishes lines until each follower has received one: only the server knows when a subscription is
+    /// active.
+    fn await_subscriptions(&mut self) -> Result<()> {
         let begin = Instant::now();
         while self.slowest() == 0 {
-            if begin.elapsed() > STALL {
-                return Err("not every follower is served".into());
+            if begin.elapsed() > STALL_TIMEOUT {
+                return Err("not every follower receives lines".into());
             }
             let due = self.publisher.last + u64::from(self.replicas);
             self.publisher.push(due)?;
-            let until = Instant::now() + GREETING;
+            let until = Instant::now() + GREETING_INTERVAL;
             while let Some(left) = until.checked_duration_since(Instant::now()) {
-                self.turn(left)?;
+                self.poll_once(left)?;
             }
         }
         Ok(())
     }
 
-    fn turn(&mut self, timeout: Duration) -> Result<()> {
+    fn poll_once(&mut self, timeout: Duration) -> Result<()> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(e) if e.kind() == ErrorKind::Interrupted => return Ok(()),
             polled => polled?,

@@ -1,18 +1,18 @@
-//! How a follower understands each contender.
+//! The protocol of each contender, from a follower's side.
 
 pub(crate) use crate::client::http2::Http2;
 use crate::client::received::Received;
 
-/// Finds the log bytes in what a server sends.
-pub(crate) trait Dialect {
-    /// Takes what came; hands log bytes to `received`, and what must be said in turn to `reply`.
+/// Finds the log bytes in the bytes from a server.
+pub(crate) trait Protocol {
+    /// Parses `bytes`. Passes log bytes to `received`, and appends replies to the server to `reply`.
     fn feed(&mut self, bytes: &[u8], received: &mut Received, reply: &mut Vec<u8>) -> Result<(), String>;
 }
 
-/// Nothing but log bytes.
+/// Log bytes only.
 pub(crate) struct Lines;
 
-/// NATS: a line that ends with the length of the payload behind it, if it is a message.
+/// NATS: a message is a line that ends with the length of its payload, then the payload.
 #[derive(Default)]
 pub(crate) struct Nats {
     line: Vec<u8>,
@@ -27,16 +27,16 @@ pub(crate) struct Redis {
     element: u8,
 }
 
-/// What ends a line, and a payload.
+/// The end of a line and of a payload.
 const END: &[u8] = b"\r\n";
 
-impl Dialect for Lines {
+impl Protocol for Lines {
     fn feed(&mut self, bytes: &[u8], received: &mut Received, _: &mut Vec<u8>) -> Result<(), String> {
         received.take(bytes)
     }
 }
 
-impl Dialect for Nats {
+impl Protocol for Nats {
     fn feed(&mut self, mut bytes: &[u8], received: &mut Received, reply: &mut Vec<u8>) -> Result<(), String> {
         while !bytes.is_empty() {
             if self.left > 0 {
@@ -56,7 +56,7 @@ impl Dialect for Nats {
     }
 }
 
-impl Dialect for Redis {
+impl Protocol for Redis {
     fn feed(&mut self, mut bytes: &[u8], received: &mut Received, _: &mut Vec<u8>) -> Result<(), String> {
         while !bytes.is_empty() {
             if self.left > 0 {
@@ -81,22 +81,22 @@ impl Dialect for Redis {
     }
 }
 
-/// The next line without its end, once it is whole.
-fn line(bytes: &mut &[u8], begun: &mut Vec<u8>) -> Option<Vec<u8>> {
+/// Returns the next line without its end, once it is complete.
+fn line(bytes: &mut &[u8], partial: &mut Vec<u8>) -> Option<Vec<u8>> {
     let Some(end) = memchr::memchr(b'\n', bytes) else {
-        begun.extend_from_slice(bytes);
+        partial.extend_from_slice(bytes);
         *bytes = &[];
         return None;
     };
     let (now, later) = bytes.split_at(end + 1);
-    begun.extend_from_slice(now);
+    partial.extend_from_slice(now);
     *bytes = later;
-    let mut line = std::mem::take(begun);
+    let mut line = std::mem::take(partial);
     line.truncate(line.len().saturating_sub(END.len()));
     Some(line)
 }
 
-/// What of a payload is there. Its end is of no interest: the lines have their own.
+/// Returns the available part of a payload, without the end of the payload.
 fn payload<'a>(bytes: &mut &'a [u8], left: &mut usize) -> &'a [u8] {
     let (now, later) = bytes.split_at(bytes.len().min(*left));
     let without_end = left.saturating_sub(END.len()).min(now.len());

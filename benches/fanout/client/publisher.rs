@@ -1,4 +1,4 @@
-//! The publisher: numbered lines over one plain connection.
+//! The publisher: sends numbered lines over one plain connection.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 
@@ -8,19 +8,19 @@ use super::received::{self, Clock};
 use crate::Result;
 use crate::contender::{Contender, Server};
 
-/// Made at a time.
+/// Bytes of lines that are generated at a time.
 const BATCH_BYTES: usize = 64 * 1024;
 
 pub(crate) struct Publisher {
     pub(crate) socket: TcpStream,
     clock: Clock,
     size: u64,
-    /// What stands around a line.
+    /// Bytes before and after a line.
     envelope: (Vec<u8>, Vec<u8>),
-    /// Bytes on their way, and how many of them have gone.
+    /// Bytes to send, and how many of them were sent.
     batch: Vec<u8>,
-    gone: usize,
-    /// The last line that was put on its way.
+    sent: usize,
+    /// Number of the last generated line.
     pub(crate) last: u64,
 }
 
@@ -36,15 +36,15 @@ impl Publisher {
         socket.write_all(&contender.publisher_greeting())?;
         socket.set_nonblocking(true)?;
         let (socket, envelope) = (TcpStream::from_std(socket), contender.envelope(size));
-        Ok(Self { socket, clock, size, envelope, batch: Vec::new(), gone: 0, last: 0 })
+        Ok(Self { socket, clock, size, envelope, batch: Vec::new(), sent: 0, last: 0 })
     }
 
-    /// Publishes up to line `due`, as far as the socket takes it.
+    /// Publishes lines up to `due`, until the socket blocks.
     pub(crate) fn push(&mut self, due: u64) -> Result<()> {
         loop {
-            if self.gone == self.batch.len() {
+            if self.sent == self.batch.len() {
                 self.batch.clear();
-                self.gone = 0;
+                self.sent = 0;
                 while self.last < due && self.batch.len() < BATCH_BYTES {
                     self.last += 1;
                     self.batch.extend_from_slice(&self.envelope.0);
@@ -55,19 +55,19 @@ impl Publisher {
             if self.batch.is_empty() {
                 return Ok(());
             }
-            match self.socket.write(self.batch.get(self.gone..).unwrap_or_default()) {
-                Ok(count) => self.gone += count,
+            match self.socket.write(self.batch.get(self.sent..).unwrap_or_default()) {
+                Ok(count) => self.sent += count,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e.into()),
             }
         }
     }
 
-    /// Reads what the server answers, which is of no interest.
+    /// Reads and ignores the server's responses.
     pub(crate) fn pull(&mut self) -> Result<()> {
-        let mut answers = [0; 4_096];
+        let mut responses = [0; 4_096];
         loop {
-            match self.socket.read(&mut answers) {
+            match self.socket.read(&mut responses) {
                 Ok(0) => return Err("the server closed the publisher's connection".into()),
                 Ok(_) => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),

@@ -1,4 +1,4 @@
-//! A follower beside strangers that flood the gateway with control frames of HTTP/2.
+//! Measures a follower while unauthenticated connections flood the gateway with HTTP/2 control frames.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,33 +20,33 @@ use crate::goals::verdict;
 use crate::measure::usage;
 use crate::plan::{Cell, Regime, Security};
 
-/// The follower's p99 delay during a flood over the same without one, at most.
+/// Upper bound on the follower's p99 delay during a flood, divided by that without a flood.
 const DELAY_GOAL: f64 = 5.0;
 
-/// The slowest answer of `/ready`, in seconds, at most.
+/// Upper bound on the slowest response of `/ready`, in seconds.
 const READY_GOAL: f64 = 0.2;
 
-/// Before each measurement, without a flood.
+/// Load before each measurement, without a flood.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// Between two questions for `/ready`.
-const READY_EVERY: Duration = Duration::from_millis(20);
+/// Interval of requests for `/ready`.
+const READY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// An answer of `/ready`, or in a handshake, is not waited for longer than this.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout of `/ready` requests and of handshakes.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A stranger whose connection was closed or refused comes back after this.
-const RECONNECT_AFTER: Duration = Duration::from_millis(10);
+/// Delay before a closed or refused connection is opened again.
+const RECONNECT_DELAY: Duration = Duration::from_millis(10);
 
-/// A stranger that can neither send nor read waits this long.
-const BLOCKED: Duration = Duration::from_micros(500);
+/// Sleep of a connection that can neither write nor read.
+const BLOCKED_DELAY: Duration = Duration::from_micros(500);
 
-/// Frames that a stranger encrypts at a time.
-const BATCH: usize = 1_000;
+/// Frames that a connection encrypts at a time.
+const BATCH_FRAMES: usize = 1_000;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// One frame of each kind of flood, or two.
+/// Each flood: its name, and how many frames with which bytes it repeats.
 const FLOODS: [(&str, usize, &[u8]); 6] = [
     ("PING", 1, b"\0\0\x08\x06\0\0\0\0\0\0\0\0\0\0\0\0\0"),
     ("SETTINGS", 1, b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\xff\xff"),
@@ -60,20 +60,20 @@ const FLOODS: [(&str, usize, &[u8]); 6] = [
     ("unknown type", 1, b"\0\0\0\xbe\0\0\0\0\0"),
 ];
 
-/// What all threads of a flood share.
+/// State that all threads of a flood share.
 #[derive(Default)]
 struct Shared {
-    over: AtomicBool,
+    is_over: AtomicBool,
     frames: AtomicU64,
     connections: AtomicU64,
 }
 
-/// What was measured beside one flood.
+/// The result of one flood.
 struct Measured {
-    /// Seconds that 50 and 99 of 100 lines took at most.
+    /// Median and 99th percentile of the follower's delays, in seconds.
     p50: f64,
     p99: f64,
-    /// Seconds of the slowest answer of `/ready`.
+    /// Seconds of the slowest response of `/ready`.
     ready: f64,
     /// Cores that the gateway used.
     cores: f64,
@@ -81,7 +81,7 @@ struct Measured {
     connections: u64,
 }
 
-/// Measures each flood on a fresh gateway, beside a control.
+/// Measures each flood on a new gateway, and a control without a flood.
 pub(super) fn run(connections: u8, seconds: f64) -> Result<()> {
     let span = Duration::from_secs_f64(seconds);
     println!(
@@ -119,7 +119,7 @@ fn print(name: &str, measured: &Measured, control: Option<&Measured>) {
     );
 }
 
-/// A follower's delays, with so many connections that send `flood`: its bytes, and the number of frames in them.
+/// Measures a follower while `connections` send `flood`: the bytes to repeat, and how many frames they are.
 fn measure(flood: Option<(&'static [u8], usize)>, connections: u8, span: Duration) -> Result<Measured> {
     let dir = tempfile::tempdir()?;
     let server = Server::start_own(Kind::Gateway, &["--as-served".to_owned()], dir.path())?;
@@ -131,21 +131,21 @@ fn measure(flood: Option<(&'static [u8], usize)>, connections: u8, span: Duratio
     let mut threads = Vec::new();
     if let Some((bytes, frames)) = flood {
         for index in 0..connections {
-            threads.push(start_stranger(&server, dir.path(), index, bytes, frames, &shared)?);
+            threads.push(start_flooder(&server, dir.path(), index, bytes, frames, &shared)?);
         }
     }
     let prober = {
         let shared = Arc::clone(&shared);
-        thread::spawn(move || slowest_answer(admin, &shared))
+        thread::spawn(move || slowest_response(admin, &shared))
     };
     let (cpu, begin) = (usage(server.id())?.cpu, Instant::now());
     client.run(cell.flow(), span)?;
     let (cpu, wall) = (usage(server.id())?.cpu - cpu, begin.elapsed().as_secs_f64());
     let delays = client.delays();
-    shared.over.store(true, Ordering::Relaxed);
+    shared.is_over.store(true, Ordering::Relaxed);
     let ready = prober.join().map_err(|_| "the prober panicked")??;
     for thread in threads {
-        thread.join().map_err(|_| "a stranger panicked")?;
+        thread.join().map_err(|_| "a flooding thread panicked")?;
     }
     client.finish()?;
     let quantile = |per_cent: usize| {
@@ -162,27 +162,28 @@ fn measure(flood: Option<(&'static [u8], usize)>, connections: u8, span: Duratio
     })
 }
 
-/// Asks for `/ready` again and again until the flood is over. Returns the time of the slowest answer.
-fn slowest_answer(admin: SocketAddr, shared: &Shared) -> Result<Duration> {
+/// Requests `/ready` repeatedly until the flood is over. Returns the time of the slowest response.
+fn slowest_response(admin: SocketAddr, shared: &Shared) -> Result<Duration> {
     let mut slowest = Duration::ZERO;
-    while !shared.over.load(Ordering::Relaxed) {
+    while !shared.is_over.load(Ordering::Relaxed) {
         let begin = Instant::now();
-        let mut socket = TcpStream::connect_timeout(&admin, ANSWER_TIMEOUT)?;
-        socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+        let mut socket = TcpStream::connect_timeout(&admin, RESPONSE_TIMEOUT)?;
+        socket.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
         socket.write_all(b"GET /ready HTTP/1.1\r\nhost: a\r\n\r\n")?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer)?;
-        if !answer.starts_with("HTTP/1.1 200 ") {
-            return Err(format!("/ready answers {answer}").into());
+        let mut response = String::new();
+        socket.read_to_string(&mut response)?;
+        if !response.starts_with("HTTP/1.1 200 ") {
+            return Err(format!("/ready returned {response}").into());
         }
         slowest = slowest.max(begin.elapsed());
-        thread::sleep(READY_EVERY);
+        thread::sleep(READY_INTERVAL);
     }
     Ok(slowest)
 }
 
-/// Starts a thread that sends `bytes`, which are so many frames, again and again, and comes back whenever it is cut off.
-fn start_stranger(
+/// Starts a thread that sends `bytes`, which are this many `frames`, repeatedly. Reconnects when it is
+/// disconnected.
+fn start_flooder(
     server: &Server,
     dir: &Path,
     index: u8,
@@ -190,17 +191,17 @@ fn start_stranger(
     frames: usize,
     shared: &Arc<Shared>,
 ) -> Result<JoinHandle<()>> {
-    let (to, tls, shared) = (server.followers, Login::stranger(dir)?, Arc::clone(shared));
+    let (to, tls, shared) = (server.followers, Login::unauthenticated(dir)?, Arc::clone(shared));
     let from = SocketAddr::from(([127, 0, 0, 2 + index], 0));
     Ok(thread::spawn(move || {
-        let batch = bytes.repeat(BATCH / frames);
-        while !shared.over.load(Ordering::Relaxed) {
-            // Being cut off is what is expected.
+        let batch = bytes.repeat(BATCH_FRAMES / frames);
+        while !shared.is_over.load(Ordering::Relaxed) {
+            // The gateway is expected to close the connection.
             if let Ok((socket, session)) = connect(from, to, &tls) {
                 shared.connections.fetch_add(1, Ordering::Relaxed);
                 let _ = send(socket, session, &batch, &shared);
             }
-            thread::sleep(RECONNECT_AFTER);
+            thread::sleep(RECONNECT_DELAY);
         }
     }))
 }
@@ -215,7 +216,7 @@ fn connect(
     socket.bind(&from.into())?;
     socket.connect(&to.into())?;
     let mut socket = TcpStream::from(socket);
-    socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    socket.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
     let mut session = ClientConnection::new(Arc::clone(tls), ServerName::try_from("localhost")?)?;
     session.set_buffer_limit(None);
     while session.is_handshaking() {
@@ -226,14 +227,15 @@ fn connect(
     Ok((socket, session))
 }
 
-/// Sends `batch` as often and as fast as the gateway takes it, and reads its answers, until an error or the end.
+/// Sends `batch` repeatedly, as fast as the gateway takes it, and reads the responses, until an error or the
+/// end.
 fn send(mut socket: TcpStream, mut session: ClientConnection, batch: &[u8], shared: &Shared) -> Result<()> {
-    let mut answers = vec![0; 64 * 1024];
-    while !shared.over.load(Ordering::Relaxed) {
+    let mut responses = vec![0; 64 * 1024];
+    while !shared.is_over.load(Ordering::Relaxed) {
         let mut blocked = true;
         if !session.wants_write() {
             session.writer().write_all(batch)?;
-            shared.frames.fetch_add(BATCH as u64, Ordering::Relaxed);
+            shared.frames.fetch_add(BATCH_FRAMES as u64, Ordering::Relaxed);
         }
         while session.wants_write() {
             match session.write_tls(&mut socket) {
@@ -248,14 +250,14 @@ fn send(mut socket: TcpStream, mut session: ClientConnection, batch: &[u8], shar
                 blocked = false;
                 let mut left = session.process_new_packets()?.plaintext_bytes_to_read();
                 while left > 0 {
-                    left -= session.reader().read(&mut answers)?;
+                    left -= session.reader().read(&mut responses)?;
                 }
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => return Err(e.into()),
         }
         if blocked {
-            thread::sleep(BLOCKED);
+            thread::sleep(BLOCKED_DELAY);
         }
     }
     Ok(())

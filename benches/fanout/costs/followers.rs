@@ -1,4 +1,4 @@
-//! The gateway under crowds that are no question of throughput.
+//! Measures idle and stalled followers, many replicas, and handshakes.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -21,22 +21,23 @@ use crate::plan::{Cell, Flow, Regime, Security};
 /// A connection that is never read.
 type Silent = StreamOwned<ClientConnection, TcpStream>;
 
-/// How long an idle crowd is watched.
-const WATCH: Duration = Duration::from_secs(5);
+/// Length of a measurement.
+const SPAN: Duration = Duration::from_secs(5);
 
-/// Deliveries per second when replicas are compared, over all followers.
+/// Deliveries per second to all followers, when replicas are compared.
 const DELIVERIES: u64 = 5_000;
 
-/// A server is started, and left alone until it has settled.
+/// Delay until the CPU and memory of a server are steady.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// What an idle follower may cost with one stream on its connection, and with a hundred, in KiB.
+/// Streams per connection, and upper bound on the KiB of an idle follower.
 const IDLE_GOALS: [(u32, f64); 2] = [(1, 36.0), (100, 4.0)];
 
-/// What a follower that takes nothing may cost, in KiB.
+/// Upper bound on the KiB of a stalled follower.
 const STALLED_GOAL: f64 = 64.0;
 
-/// CPU of a delivery if each follower has a replica of its own, over that of one replica for all.
+/// Upper bound on the CPU of a delivery with one replica per follower, divided by that with one replica for
+/// all.
 const REPLICAS_GOAL: f64 = 2.0;
 
 const LINE_BYTES: u64 = 100;
@@ -51,10 +52,10 @@ fn gateway(dir: &Path, replicas: usize) -> Result<(Server, Usage)> {
     Ok((server, before))
 }
 
-/// Comes in with so many streams, and says no more.
+/// Connects and opens `streams` streams, then neither reads nor writes.
 fn silent(server: &Server, login: &Login, streams: u32) -> Result<Silent> {
     let mut socket = TcpStream::connect(server.followers)?;
-    let config = login.tls.clone().ok_or("followers come in over TLS")?;
+    let config = login.tls.clone().ok_or("followers connect over TLS")?;
     let mut tls = ClientConnection::new(config, ServerName::try_from("localhost")?)?;
     tls.set_buffer_limit(None);
     tls.writer().write_all(&login.request(streams, None))?;
@@ -62,7 +63,7 @@ fn silent(server: &Server, login: &Login, streams: u32) -> Result<Silent> {
         tls.complete_io(&mut socket)?;
     }
     let mut silent = StreamOwned::new(tls, socket);
-    // Until the server has answered: settings, at least.
+    // Waits for the server's first frame, its settings.
     silent.read_exact(&mut [0; 9])?;
     Ok(silent)
 }
@@ -75,19 +76,19 @@ pub(super) fn idle(followers: usize) -> Result<()> {
         let (server, before) = gateway(dir.path(), 1)?;
         let login = Login::load(Security::Tls, dir.path())?;
         let connections = followers.div_ceil(streams as usize);
-        let mut crowd = Vec::new();
+        let mut silent_followers = Vec::new();
         for _ in 0..connections {
-            crowd.push(silent(&server, &login, streams)?);
+            silent_followers.push(silent(&server, &login, streams)?);
         }
         std::thread::sleep(SETTLE);
-        let come = usage(server.id())?;
-        std::thread::sleep(WATCH);
+        let connected = usage(server.id())?;
+        std::thread::sleep(SPAN);
         let after = usage(server.id())?;
         let each = (after.memory - before.memory) / (connections * streams as usize) as f64 / KIB;
         println!(
             "  {streams:3} on each connection: {each:7.1} KiB each (goal at most {goal}: {}), {:.3} % of a core for all",
             verdict(each, goal),
-            (after.cpu - come.cpu) / WATCH.as_secs_f64() * 100.0,
+            (after.cpu - connected.cpu) / SPAN.as_secs_f64() * 100.0,
         );
     }
     Ok(())
@@ -97,11 +98,11 @@ pub(super) fn idle(followers: usize) -> Result<()> {
 pub(super) fn stalled(followers: usize, megabytes: u64) -> Result<()> {
     println!("{followers} followers over TLS that take nothing, while {megabytes} MB are published");
     let mut alone = 0.0;
-    for crowd in [0, followers] {
+    for count in [0, followers] {
         let dir = tempfile::tempdir()?;
         let (server, _) = gateway(dir.path(), 1)?;
         let login = Login::load(Security::Tls, dir.path())?;
-        let crowd: Vec<_> = (0..crowd).map(|_| silent(&server, &login, 1)).collect::<Result<_>>()?;
+        let stalled: Vec<_> = (0..count).map(|_| silent(&server, &login, 1)).collect::<Result<_>>()?;
         let cell = Cell { regime: Regime::Backlog, size: 4_096, followers: 1, security: Security::Tls };
         let mut client = Client::connect(&server, Kind::Gateway.contender().as_ref(), &cell, dir.path())?;
         while client.delivered() * cell.size < megabytes * MEGABYTE {
@@ -109,23 +110,23 @@ pub(super) fn stalled(followers: usize, megabytes: u64) -> Result<()> {
         }
         let memory = usage(server.id())?.memory;
         client.finish()?;
-        if crowd.is_empty() {
+        if stalled.is_empty() {
             alone = memory;
             println!("  the one that reads, alone: {:.1} MiB in all", memory / KIB / KIB);
         } else {
-            let each = (memory - alone) / crowd.len() as f64 / KIB;
+            let each = (memory - alone) / stalled.len() as f64 / KIB;
             let verdict = verdict(each, STALLED_GOAL);
             println!(
                 "  each that takes nothing: {each:.1} KiB more (goal at most {STALLED_GOAL}: {verdict}); {}",
-                sockets()?
+                socket_memory()?
             );
         }
     }
     Ok(())
 }
 
-/// What the kernel holds for all of this machine's TCP sockets.
-fn sockets() -> Result<String> {
+/// Returns how much memory the kernel holds for all TCP sockets of this machine.
+fn socket_memory() -> Result<String> {
     let stat = fs::read_to_string("/proc/net/sockstat")?;
     let tcp = stat.lines().find_map(|line| line.strip_prefix("TCP:")).unwrap_or_default();
     let pages = tcp.split_whitespace().skip_while(|word| *word != "mem").nth(1).unwrap_or("0");
@@ -150,10 +151,10 @@ pub(super) fn replicas(followers: usize) -> Result<()> {
         let count = u32::try_from(replicas)?;
         let greeting = |replica| login.request(1, Some(replica));
         let mut client =
-            Client::connect_dealt(&server, contender.as_ref(), &cell, dir.path(), count, greeting)?;
+            Client::connect_distributed(&server, contender.as_ref(), &cell, dir.path(), count, greeting)?;
         let lines = DELIVERIES * replicas as u64 / followers as u64;
         let (cpu, delivered) = (usage(server.id())?.cpu, client.delivered());
-        client.run(Flow::Rate(lines.max(1)), WATCH)?;
+        client.run(Flow::Rate(lines.max(1)), SPAN)?;
         let after = usage(server.id())?;
         let each = (after.cpu - cpu) / (client.delivered() - delivered).max(1) as f64;
         let times = each / *first.get_or_insert(each);
@@ -177,7 +178,7 @@ pub(super) fn handshakes(count: usize) -> Result<()> {
     let begin = Instant::now();
     for _ in 0..count {
         let mut socket = TcpStream::connect(server.followers)?;
-        let config = Arc::clone(login.tls.as_ref().ok_or("followers come in over TLS")?);
+        let config = Arc::clone(login.tls.as_ref().ok_or("followers connect over TLS")?);
         let mut tls = ClientConnection::new(config, ServerName::try_from("localhost")?)?;
         while tls.is_handshaking() || tls.wants_write() {
             tls.complete_io(&mut socket)?;

@@ -1,4 +1,4 @@
-//! The gateway itself, from accepting a connection to the ring, with its default limits.
+//! The gateway, from accepting a connection to the ring, with its default limits.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use super::{Listeners, TENANT_DIR, plain, source};
 use crate::Result;
 
-/// Trusts the one tenant.
+/// Trusts one tenant.
 #[derive(Debug)]
 struct Tenant(Owner, TrustedItem);
 
@@ -45,17 +45,17 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         let der = chain.first().ok_or("the tenant has no certificate")?.as_ref();
         let tenant = Tenant(owner.clone(), TrustedItem::new(der.into()));
         let ingest = TcpListener::from_std(listeners.ingest)?;
-        let (source, dealer) = source::new(source::lease(&owner)?, replicas, ingest)?;
+        let (source, distributor) = source::new(source::lease(&owner)?, replicas, ingest)?;
 
         let exporter = Exporter::new()?;
         let metrics = exporter.metrics.clone();
-        // One tenant, at one address, has as many streams and connections as are measured.
+        // A single tenant at a single address opens all streams and connections.
         let mut limits = Limits { pace, ..Limits::default() };
         limits.connection.max_per_peer = limits.connection.max;
         limits.quota.streams_per_owner = limits.quota.streams;
         limits.quota.requests_per_second = u32::MAX;
         let limits = Arc::new(limits);
-        let world = ActorContext {
+        let context = ActorContext {
             platform: Arc::new(source),
             limits: Arc::clone(&limits),
             metrics: metrics.clone(),
@@ -69,9 +69,9 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
                 TcpListener::from_std(listener).map(|port| drain.spawn_beside(admin.serve(port)))
             })?;
         }
-        let restarts = RestartManager::new(Arc::clone(&world.platform), metrics.clone());
-        let gate = Authenticator::new(Arc::new(tenant));
-        let service = LeaseService::new(gate, ActorRegistry::new(world), restarts, drain.clone());
+        let restarts = RestartManager::new(Arc::clone(&context.platform), metrics.clone());
+        let authenticator = Authenticator::new(Arc::new(tenant));
+        let service = LeaseService::new(authenticator, ActorRegistry::new(context), restarts, drain.clone());
         let (routes, _health) = server::routes()?;
         let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
         let serving = async {
@@ -87,12 +87,13 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         tokio::select! {
             () = serving => Ok(()),
             () = exporter.upkeep() => Ok(()),
-            dealt = dealer.run() => dealt,
+            distributed = distributor.run() => distributed,
         }
     })
 }
 
-/// The product accepts nothing without TLS; this is for what TLS costs. Everybody is the tenant.
+/// Serves without TLS, which the gateway does not do in production, to measure the cost of TLS. All peers are
+/// the tenant.
 async fn serve_plain(
     connections: Connections,
     drain: Drain,
@@ -116,9 +117,9 @@ impl Trust for Tenant {
         owner: &'a Owner,
         _: &'a Serial,
     ) -> BoxFuture<'a, std::result::Result<TrustAnswer, Unavailable>> {
-        let verdict =
+        let answer =
             if *owner == self.0 { TrustAnswer::Trusted(self.1.clone()) } else { TrustAnswer::Unknown };
-        Box::pin(std::future::ready(Ok(verdict)))
+        Box::pin(std::future::ready(Ok(answer)))
     }
 
     fn account<'a>(

@@ -1,4 +1,5 @@
-//! The contenders of this program's own, each in a process of its own with one thread, so that its CPU time is its own.
+//! The contenders of this program. Each runs in its own process with one thread, so that its CPU time can be
+//! measured.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -21,22 +22,23 @@ mod plain;
 mod raw;
 pub(crate) mod source;
 
-/// The same for all, as the kernel's buffers are part of what is measured: what the gateway sets by itself.
+/// Send buffer of all contenders, since the kernel's buffers are part of the measurement: as set by the
+/// gateway.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Where in a server's directory its tenant's identity lies, which all followers present.
+/// Directory, within a server's, of the tenant's identity, which all followers use.
 pub(crate) const TENANT_DIR: &str = "tenant";
 
-/// The one service there is.
+/// Name of the only service.
 pub(crate) const SERVICE: &str = "web";
 
-/// What a server is told.
+/// Arguments of a server process.
 #[derive(Debug, Args)]
 pub(crate) struct Task {
-    /// Who to be.
+    /// The contender to run.
     #[arg(long)]
     kind: Kind,
-    /// Where the tenant is found, and the server's certificate put.
+    /// Directory of the tenant's identity and the server's certificate.
     #[arg(long)]
     dir: PathBuf,
     #[arg(long, default_value = "tls")]
@@ -44,32 +46,31 @@ pub(crate) struct Task {
     /// Bytes of a message.
     #[arg(long, default_value_t = 100)]
     size: usize,
-    /// How long the gateway lets lines wait for more, in milliseconds.
+    /// The gateway's pace interval in milliseconds.
     #[arg(long, default_value_t = 5)]
     pace: u64,
-    /// Replicas of the service, among which the lines are dealt out.
+    /// Replicas of the service; lines are distributed among them.
     #[arg(long, default_value_t = 1)]
     replicas: u32,
-    /// The gateway with the runtimes of the product and an admin port, instead of one thread.
+    /// Run the gateway with its production runtimes and an admin port, instead of one thread.
     #[arg(long)]
     as_served: bool,
 }
 
-/// What a server listens on.
+/// Listening sockets of a server, and how they are secured.
 struct Listeners {
-    /// Messages come in here, over one plain connection; its end ends the process.
+    /// For the publisher's plain connection. When it closes, the process ends.
     ingest: TcpListener,
-    /// Followers come in here.
     followers: TcpListener,
-    /// How they are secured; `None`: not at all.
+    /// For followers; `None`: no TLS.
     tls: Option<Arc<ServerConfig>>,
-    /// The gateway's admin port; `None`: there is none, and it has one thread.
+    /// The gateway's admin port; `None`: no port, and one thread.
     admin: Option<TcpListener>,
 }
 
-/// Is a server, until the publisher goes.
+/// Runs a server until the publisher disconnects.
 pub(crate) fn serve(task: &Task) -> Result<()> {
-    // As the gateway is served. Without a log, some libraries look for another one at each of their spans.
+    // As in production. Without a subscriber, some libraries search for another logger at each span.
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr).init();
     let certificate = tls::ensure(&task.dir, &[], SystemTime::now())?;
     let tls = match task.security {
@@ -93,13 +94,13 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
         Kind::Gateway => {
             gateway::serve(listeners, &task.dir, Duration::from_millis(task.pace), task.replicas)
         }
-        Kind::Nats | Kind::Redis => Err("this is another project's".into()),
+        Kind::Nats | Kind::Redis => Err("not a contender of this program".into()),
     }
 }
 
 fn listen() -> Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    // Inherited by what is accepted.
+    // Accepted sockets inherit the options.
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;

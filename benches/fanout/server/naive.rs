@@ -1,4 +1,4 @@
-//! What one would write first: tonic's generated server, one broadcast channel, and a message encoded for each follower.
+//! A simple server: tonic's generated code and one broadcast channel. Encodes each message once per follower.
 
 use std::pin::Pin;
 
@@ -22,12 +22,12 @@ use tonic::{Request, Response, Status};
 use super::{Listeners, SERVICE};
 use crate::Result;
 
-/// Beyond what the publisher leaves outstanding, so that nobody lags.
+/// More than the publisher leaves outstanding, so that no follower lags.
 const CHANNEL_MESSAGES: usize = 4_096;
 
 struct Naive(broadcast::Sender<Bytes>);
 
-type Answers<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
+type Responses<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
 
 pub(super) fn serve(listeners: Listeners, size: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -60,7 +60,7 @@ async fn publish(ingest: TcpListener, messages: broadcast::Sender<Bytes>, size: 
             return Ok(());
         }
         while buffer.len() >= size {
-            // Nobody follows yet, at first.
+            // Fails while no follower is connected.
             let _ = messages.send(buffer.split_to(size).freeze());
         }
     }
@@ -79,7 +79,7 @@ async fn connection(acceptor: Option<TlsAcceptor>, socket: TcpStream, server: Le
 
 async fn http(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, server: LeaseRpcServer<Naive>) {
     let service = service_fn(|request| server.clone().call(request));
-    // A follower that goes away is none of a benchmark's business.
+    // A follower that disconnects is not an error.
     let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(io), service)
         .await;
@@ -87,23 +87,23 @@ async fn http(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, server: 
 
 #[tonic::async_trait]
 impl LeaseRpc for Naive {
-    type ServiceStatusStream = Answers<ServiceStatusResponse>;
-    type ServiceLogsStream = Answers<ServiceLogsResponse>;
+    type ServiceStatusStream = Responses<ServiceStatusResponse>;
+    type ServiceLogsStream = Responses<ServiceLogsResponse>;
 
     async fn service_logs(
         &self,
         _: Request<ServiceLogsRequest>,
     ) -> std::result::Result<Response<Self::ServiceLogsStream>, Status> {
-        let answers = stream::unfold(self.0.subscribe(), |mut messages| async {
-            let answer = match messages.recv().await {
+        let responses = stream::unfold(self.0.subscribe(), |mut messages| async {
+            let response = match messages.recv().await {
                 Ok(logs) => Ok(ServiceLogsResponse {
                     services: vec![ServiceLogs { name: SERVICE.to_owned(), logs, ..Default::default() }],
                 }),
                 Err(e) => Err(Status::internal(e.to_string())),
             };
-            Some((answer, messages))
+            Some((response, messages))
         });
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(Box::pin(responses)))
     }
 
     async fn service_status(

@@ -1,4 +1,4 @@
-//! What stands in for the TLS stream where there is no TLS: the same few, large writes, by the same rules.
+//! Replaces the TLS stream without TLS: joins frames into few large writes, by the same rules.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,18 +8,18 @@ use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// What the gateway hands to HTTP/2 at a turn: two portions of three DATA frames of the size that clients advertise, with their
-/// headers. There are no records here that would make half of it the better write.
+/// Two data frames of the gateway, each of three HTTP/2 DATA frames of the size that clients advertise, with
+/// their headers. Over TLS, records make half of it the better size.
 const WRITE_MAX_BYTES: usize = 6 * (16 * 1024 + 9);
 
-/// A batch below this is not a part of more to come.
+/// A smaller batch is sent at once: no more data follows it.
 const SHORT_BYTES: usize = 8 * 1024;
 
-/// A socket that joins DATA frames to one write.
+/// A socket that joins DATA frames into one write.
 pub(super) struct Corked {
     socket: TcpStream,
     queue: BytesMut,
-    /// Bytes taken since the last flush.
+    /// Bytes queued since the last flush.
     unflushed: usize,
 }
 
@@ -34,7 +34,7 @@ impl Corked {
             self.queue.advance(sent);
         }
         self.unflushed = 0;
-        // Nothing is kept for who is idle.
+        // Frees the memory: an idle connection keeps none.
         self.queue = BytesMut::new();
         Poll::Ready(Ok(()))
     }
@@ -64,20 +64,20 @@ impl AsyncWrite for Corked {
         if this.queue.len() >= WRITE_MAX_BYTES {
             ready!(this.poll_send(cx))?;
         }
-        let mut taken = 0;
+        let mut queued = 0;
         let wanted: usize = bufs.iter().map(|buf| buf.len()).sum();
         if wanted >= SHORT_BYTES {
-            // Not by doubling, which copies; a lone line needs no more than itself.
+            // At once, since growing by doubling copies. A lone line needs only its own size.
             this.queue.reserve(WRITE_MAX_BYTES - this.queue.len());
         }
         for buf in bufs {
             let room = WRITE_MAX_BYTES - this.queue.len();
-            let now = buf.get(..room).unwrap_or(buf);
-            this.queue.extend_from_slice(now);
-            taken += now.len();
+            let part = buf.get(..room).unwrap_or(buf);
+            this.queue.extend_from_slice(part);
+            queued += part.len();
         }
-        this.unflushed += taken;
-        Poll::Ready(Ok(taken))
+        this.unflushed += queued;
+        Poll::Ready(Ok(queued))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -89,7 +89,7 @@ impl AsyncWrite for Corked {
         let may_wait = this.unflushed >= SHORT_BYTES && this.queue.len() < WRITE_MAX_BYTES;
         this.unflushed = 0;
         if may_wait {
-            // h2 is in the middle of a turn; the next flush without a write, or the next read, sends.
+            // h2 has more to write. The next flush without a write, or the next read, sends.
             cx.waker().wake_by_ref();
             return Poll::Ready(Ok(()));
         }

@@ -1,4 +1,4 @@
-//! The reference: one thread, one shared log, a place in the log per follower, and large writes; over TLS if secured.
+//! The reference: one thread, one shared log, an offset per follower, and large writes; with TLS if secured.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use rustls::ServerConnection;
 use super::Listeners;
 use crate::Result;
 
-/// Read from the publisher at a time.
+/// Most bytes per read from the publisher.
 const INGEST_BYTES: usize = 256 * 1024;
 
-/// Written to a plain socket at a time; over TLS it is what the gateway writes, which is best there.
+/// Most bytes per write to a plain socket. Over TLS it is the gateway's size, which is the best one.
 const PLAIN_WRITE_BYTES: usize = 256 * 1024;
 
-/// What all followers have got is dropped from the log when it is this long.
+/// When all followers have received this many bytes, they are removed from the log.
 const LOG_BYTES: usize = 8 * 1024 * 1024;
 
 const INGEST: Token = Token(usize::MAX - 1);
@@ -26,8 +26,8 @@ const FOLLOWERS: Token = Token(usize::MAX - 2);
 struct Follower {
     socket: TcpStream,
     tls: Option<Box<ServerConnection>>,
-    /// Its place in the log.
-    at: usize,
+    /// Its offset in the log.
+    offset: usize,
 }
 
 #[derive(Default)]
@@ -92,11 +92,11 @@ impl Raw {
             tls.set_buffer_limit(Some(WRITE_MAX_BYTES));
             Box::new(tls)
         });
-        self.followers.push(Follower { socket, tls, at: self.log.len() });
+        self.followers.push(Follower { socket, tls, offset: self.log.len() });
         Ok(())
     }
 
-    /// Takes what the publisher sends, and passes it on; whether the publisher has gone.
+    /// Reads from the publisher and writes to all followers. Returns whether the publisher has disconnected.
     fn ingest(&mut self, buffer: &mut [u8]) -> Result<bool> {
         while let Some(socket) = &mut self.publisher {
             match socket.read(buffer) {
@@ -112,18 +112,18 @@ impl Raw {
     }
 
     fn trim(&mut self) {
-        let done = self.followers.iter().map(|follower| follower.at).min().unwrap_or(0);
-        if done > LOG_BYTES {
-            self.log.drain(..done);
+        let received = self.followers.iter().map(|follower| follower.offset).min().unwrap_or(0);
+        if received > LOG_BYTES {
+            self.log.drain(..received);
             for follower in &mut self.followers {
-                follower.at -= done;
+                follower.offset -= received;
             }
         }
     }
 }
 
 impl Follower {
-    /// The handshake; a follower says nothing afterwards.
+    /// Reads the handshake. A follower sends nothing after it.
     fn pull(&mut self) -> Result<()> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
         while let Some(read) = unless_blocked(tls.read_tls(&mut self.socket))? {
@@ -137,14 +137,14 @@ impl Follower {
 
     fn push(&mut self, log: &[u8]) -> Result<()> {
         loop {
-            let rest = log.get(self.at..).unwrap_or_default();
+            let unsent = log.get(self.offset..).unwrap_or_default();
             let Some(tls) = &mut self.tls else {
-                let rest = rest.get(..PLAIN_WRITE_BYTES).unwrap_or(rest);
-                if rest.is_empty() {
+                let unsent = unsent.get(..PLAIN_WRITE_BYTES).unwrap_or(unsent);
+                if unsent.is_empty() {
                     return Ok(());
                 }
-                match unless_blocked(self.socket.write(rest))? {
-                    Some(count) => self.at += count,
+                match unless_blocked(self.socket.write(unsent))? {
+                    Some(count) => self.offset += count,
                     None => return Ok(()),
                 }
                 continue;
@@ -154,10 +154,10 @@ impl Follower {
                     return Ok(());
                 }
             }
-            if tls.is_handshaking() || rest.is_empty() {
+            if tls.is_handshaking() || unsent.is_empty() {
                 return Ok(());
             }
-            self.at += tls.writer().write(rest)?;
+            self.offset += tls.writer().write(unsent)?;
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Where the gateway's lines come from here: one lease with one service, among whose replicas the publisher's lines are dealt out.
+//! The gateway's platform: one lease with one service. The publisher's lines are distributed among its
+//! replicas.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,46 +22,46 @@ use tokio::sync::{mpsc, watch};
 use super::SERVICE;
 use crate::Result;
 
-/// Batches that wait for an actor; then the publisher waits.
-const WAITING_MAX: usize = 16;
+/// Most batches that wait for an actor. Then the publisher waits.
+const PENDING_MAX: usize = 16;
 
-/// The platform. Each replica has one run, whose log can be opened once.
+/// A platform on which each replica has one run, whose log can be opened once.
 pub(super) struct Source {
     lease: LeaseId,
     view: watch::Sender<Arc<LeaseView>>,
     logs: Mutex<Vec<Option<mpsc::Receiver<LineBatch>>>>,
 }
 
-/// Deals the publisher's lines out.
-pub(super) struct Dealer {
+/// Distributes the publisher's lines among the replicas.
+pub(super) struct Distributor {
     ingest: TcpListener,
     logs: Vec<(mpsc::Sender<LineBatch>, Position)>,
-    /// Whose turn it is.
-    turn: usize,
+    /// Index of the replica that gets the next line.
+    next: usize,
 }
 
-/// The lease of `owner` that there is.
+/// Returns the only lease, of `owner`.
 pub(crate) fn lease(owner: &Owner) -> Result<LeaseId> {
     Ok(LeaseId::new(owner.as_str(), 1, 1, 1, Address::from_account([1; 20]).as_str())?)
 }
 
-/// A service of so many replicas, fed by whoever connects to `ingest`.
-pub(super) fn new(lease: LeaseId, replicas: u32, ingest: TcpListener) -> Result<(Source, Dealer)> {
-    let mut slots = std::collections::BTreeMap::new();
+/// Creates a service of `replicas`, fed by the connection to `ingest`.
+pub(super) fn new(lease: LeaseId, replicas: u32, ingest: TcpListener) -> Result<(Source, Distributor)> {
+    let mut replica_views = std::collections::BTreeMap::new();
     let (mut senders, mut receivers) = (Vec::new(), Vec::new());
     for index in 0..replicas {
         let instance = Instance::new(&format!("bench-{index}"), SERVICE, 0)?;
         let runs = vec![Run { instance, started: LogTime::now(), end: None, log_is_gone: false }];
         let state = ReplicaState::Running;
-        slots.insert(index, ReplicaView { runs, state, ready: true, ..ReplicaView::default() });
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        replica_views.insert(index, ReplicaView { runs, state, ready: true, ..ReplicaView::default() });
+        let (sender, receiver) = mpsc::channel(PENDING_MAX);
         senders.push((sender, Position::START));
         receivers.push(Some(receiver));
     }
-    let service = ServiceView { count: replicas, replicas: slots, ..ServiceView::default() };
+    let service = ServiceView { count: replicas, replicas: replica_views, ..ServiceView::default() };
     let view = LeaseView { services: [(SERVICE.parse()?, service)].into(), ..LeaseView::default() };
     let source = Source { lease, view: watch::Sender::new(Arc::new(view)), logs: Mutex::new(receivers) };
-    Ok((source, Dealer { ingest, logs: senders, turn: 0 }))
+    Ok((source, Distributor { ingest, logs: senders, next: 0 }))
 }
 
 // === impl Source ===
@@ -84,7 +85,7 @@ impl Platform for Source {
         Box::pin(std::future::ready(found.ok_or_else(|| Error::NotFound(lease.to_string()))))
     }
 
-    /// The followers ask for nothing older than themselves, so the only tail is the live one, from the first line on.
+    /// Followers request no older lines, so the only tail is the live one, from the first line on.
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, std::result::Result<Tail, Error>> {
         let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
         let log = logs.get_mut(request.replica.index as usize).and_then(Option::take);
@@ -101,10 +102,10 @@ impl Platform for Source {
     }
 }
 
-// === impl Dealer ===
+// === impl Distributor ===
 
-impl Dealer {
-    /// Deals until the publisher goes.
+impl Distributor {
+    /// Runs until the publisher disconnects.
     pub(super) async fn run(mut self) -> Result<()> {
         let (mut socket, _) = self.ingest.accept().await?;
         let mut buffer = BytesMut::new();
@@ -117,9 +118,9 @@ impl Dealer {
             let mut start = 0;
             for end in ends {
                 let line = data.slice(start..end);
-                let (log, at) = &mut self.logs[self.turn];
+                let (log, at) = &mut self.logs[self.next];
                 log.send(batch(line, &[end - start], at)).await?;
-                self.turn = (self.turn + 1) % self.logs.len();
+                self.next = (self.next + 1) % self.logs.len();
                 start = end;
             }
         }
@@ -127,7 +128,7 @@ impl Dealer {
     }
 }
 
-/// All whole lines that have come; `None` at the end.
+/// Returns all complete lines received so far; `None` at the end.
 async fn read_lines(socket: &mut TcpStream, buffer: &mut BytesMut) -> Result<Option<Bytes>> {
     loop {
         buffer.reserve(READ_MAX_BYTES);
