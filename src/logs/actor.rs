@@ -285,6 +285,7 @@ impl Actor {
                 ActorEvent::FollowerLeft => restart(&mut idle_timer, self.context.limits.actor_idle),
             }
             if self.has_finished() {
+                self.push_event(&Event::gone());
                 self.end = ActorEnd::Gone;
                 break;
             }
@@ -302,14 +303,9 @@ impl Actor {
         let _ = subscribe.reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
     }
 
-    /// Returns whether the replica is gone and its last log was read to its end. If so, sends the final
-    /// event.
-    fn has_finished(&mut self) -> bool {
-        let finished = matches!(self.source, Source::Idle) && self.is_removed();
-        if finished {
-            self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::gone());
-        }
-        finished
+    /// Whether the replica is gone and its last log was read to its end.
+    fn has_finished(&self) -> bool {
+        matches!(self.source, Source::Idle) && self.is_removed()
     }
 
     /// Whether the lease has ended or no longer has the replica: only its last lines are still to come.
@@ -427,12 +423,16 @@ impl Actor {
         self.push_gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
     }
 
+    /// Pushes an event of the current run, or of the replica if there is none.
+    fn push_event(&self, event: &Event) {
+        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), event);
+    }
+
     /// Sends the event that the log cannot be followed, unless all followers have received it.
     fn report_follow_unavailable(&mut self) {
         if std::mem::take(&mut self.has_new_followers) {
             self.flush();
-            let instance = self.run.as_ref().map(|run| &run.instance);
-            self.ring.push_event(instance, &Event::follow_unavailable());
+            self.push_event(&Event::follow_unavailable());
         }
     }
 
@@ -508,7 +508,7 @@ impl Actor {
                     // The log has ended, but the view does not show that yet.
                     Some(None) if !self.is_removed() => return,
                     Some(Some(event)) if !run.ended_before_start => {
-                        self.ring.push_event(Some(&run.instance), &event);
+                        self.push_event(&event);
                     }
                     _ => {}
                 }
@@ -569,7 +569,7 @@ impl Actor {
             return;
         }
         self.reported_waiting = Some(reason.clone());
-        self.ring.push_event(self.run.as_ref().map(|run| &run.instance), &Event::waiting(reason, message));
+        self.push_event(&Event::waiting(reason, message));
     }
 }
 
