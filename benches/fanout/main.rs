@@ -42,7 +42,7 @@ struct Args {
     /// Run a few cells, in under three minutes.
     #[arg(long)]
     quick: bool,
-    /// Run one cell and check only the two limits against regressions; the exit code is the result.
+    /// Run one cell and check only the two cliffs (docs/PERFORMANCE.md); the exit code is the result.
     #[arg(long)]
     gate: bool,
     /// Add NATS and Redis if they are installed (apt-get install nats-server redis-server).
@@ -119,7 +119,7 @@ fn compare(args: &Args) -> Result<()> {
         report.write(path)?;
     }
     if args.gate && !all_kept {
-        return Err("the gateway exceeds a limit: see docs/PERFORMANCE.md".into());
+        return Err("the gateway is beyond a cliff, see docs/PERFORMANCE.md".into());
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ pub(crate) fn quick() -> Vec<Cell> {
     ]
 }
 
-/// The cell of `--gate`, in which both regressions would show.
+/// The cell of `--gate`, in which both cliffs would show.
 pub(crate) const GATE: Cell =
     Cell { regime: Regime::Backlog, size: 4_096, followers: 100, security: Security::Tls };
 

@@ -410,10 +410,8 @@ impl Actor {
     fn push_gap(&mut self, gap: SourceGap) {
         self.flush();
         let Some(run) = &mut self.run else { return };
-        let SourceGap { cause, lines, bytes, exact, after } = gap;
-        run.chunker.skip_to(after);
-        let gap = Gap { cause, lines, bytes, exact, from: run.last_time, to: None };
-        self.ring.push_gap(&run.instance, gap, after);
+        run.chunker.skip_to(gap.after);
+        self.ring.push_gap(&run.instance, Gap::of_source(&gap, run.last_time), gap.after);
     }
 
     /// Reports that an unknown number of lines may be missing after the newest one.

@@ -23,7 +23,7 @@ use super::actor::{ActorContext, Subscription};
 use super::ambiguity::AmbiguousRange;
 use super::backfill_limits::{BackfillLimiter, BackfillPermit};
 use super::chunk::Chunk;
-use super::frame::{self, Event, Gap, Representation};
+use super::frame::{Event, Gap, Representation};
 use super::message::Message;
 use super::request::{BackfillFilter, ReadRange};
 use super::ring::JoinOutcome;
@@ -262,7 +262,7 @@ impl Backfill {
             },
             // The actor may have started just now, and have opened the log in the meantime.
             (instance, parts) = joined(live, position) => {
-                self.ready.extend(parts.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+                self.queue_chunks(instance, parts);
                 return Err(Stage::Join);
             }
         }
@@ -315,22 +315,21 @@ impl Backfill {
     /// Queues a gap of unknown size.
     fn queue_unknown_gap(&mut self, cause: GapCause) {
         let after = self.position.as_ref().map_or(Position::START, |(_, position)| *position);
-        self.queue_gap(SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
+        self.queue_gap(&SourceGap { cause, lines: 0, bytes: 0, exact: false, after });
     }
 
-    fn queue_gap(&mut self, gap: SourceGap) {
-        let SourceGap { cause, lines, bytes, exact, .. } = gap;
-        let gap = Gap { cause, lines, bytes, exact, from: self.last_time, to: None };
-        let position = self.position.clone();
-        let at = position.as_ref().map(|(instance, position)| (instance, *position));
-        let bytes = frame::gap(&self.params.replica, at, &gap);
-        let message = Message { position, gap: Some(gap), ..Message::bare(bytes) };
+    fn queue_gap(&mut self, gap: &SourceGap) {
+        let gap = Gap::of_source(gap, self.last_time);
+        let message = Message::of_gap(&self.params.replica, self.position.clone(), gap);
         self.ready.push_back(Ready::Message(message));
     }
 
     fn queue_event(&mut self, event: &Event) {
-        let message = Message::bare(frame::event(&self.params.replica, event));
-        self.ready.push_back(Ready::Message(message));
+        self.ready.push_back(Ready::Message(Message::of_event(&self.params.replica, event)));
+    }
+
+    fn queue_chunks(&mut self, instance: &Instance, chunks: Vec<Chunk>) {
+        self.ready.extend(chunks.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
     }
 
     /// Queues the reason why no run is running, if nothing was sent that would show it.
@@ -374,7 +373,7 @@ impl Backfill {
         if let (Some(lines), None, Some(live)) = (filter.last, filter.since, &mut self.live)
             && let Some((instance, parts)) = live.reader.join_last(lines)
         {
-            self.ready.extend(parts.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+            self.queue_chunks(&instance, parts);
             return Stage::Join;
         }
         if view.runs.is_empty() {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::logs::chunk::Chunk;
 use crate::model::id::{Instance, Replica};
-use crate::model::line::{GapCause, Stream};
+use crate::model::line::{GapCause, SourceGap, Stream};
 use crate::model::position::{Cursor, Position};
 use crate::model::proto::framed;
 use crate::model::proto::lease::replica_event::Kind;
@@ -80,6 +80,17 @@ pub struct LinesFrame {
     pub message: Bytes,
     /// The log bytes within the message; shares its memory.
     pub logs: Bytes,
+}
+
+// === impl Gap ===
+
+impl Gap {
+    /// Creates the gap to report for lines that the source has lost; `from` is the time of the last line
+    /// before it.
+    pub(crate) fn of_source(gap: &SourceGap, from: Option<LogTime>) -> Self {
+        let SourceGap { cause, lines, bytes, exact, .. } = *gap;
+        Self { cause, lines, bytes, exact, from, to: None }
+    }
 }
 
 // === impl Event ===

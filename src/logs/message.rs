@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::chunk::Chunk;
-use super::frame::{self, Gap, Representation};
+use super::frame::{self, Event, Gap, Representation};
 use crate::model::id::{Instance, Replica};
 use crate::model::limits::STREAM_SEND_MAX_BYTES;
 use crate::model::position::Position;
@@ -48,6 +48,18 @@ impl Message {
     /// Creates a message without lines, position and gap.
     pub(crate) fn bare(bytes: Bytes) -> Self {
         Self { bytes, position: None, lines: 0, log_bytes: 0, last_time: None, gap: None }
+    }
+
+    /// Encodes a gap. `position` is the one after it.
+    pub(crate) fn of_gap(replica: &Replica, position: Option<(Instance, Position)>, gap: Gap) -> Self {
+        let at = position.as_ref().map(|(instance, position)| (instance, *position));
+        let bytes = frame::gap(replica, at, &gap);
+        Self { position, gap: Some(gap), ..Self::bare(bytes) }
+    }
+
+    /// Encodes an event.
+    pub(crate) fn of_event(replica: &Replica, event: &Event) -> Self {
+        Self::bare(frame::event(replica, event))
     }
 
     /// Encodes a chunk for one follower.

@@ -250,13 +250,10 @@ impl ReplicaStream {
         let position = next.instance.clone().map(|instance| (instance, next.start));
         let gap =
             Gap { cause: GapCause::Lag, lines, bytes, exact, from: self.last_time, to: next.first_time() };
-        let at = position.as_ref().map(|(instance, position)| (instance, *position));
-        let bytes = frame::gap(&self.params.replica, at, &gap);
         let run = self.unannounced_run(next);
-        self.pending.push_back(Message { position, gap: Some(gap), ..Message::bare(bytes) });
+        self.pending.push_back(Message::of_gap(&self.params.replica, position, gap));
         if let Some(run) = run {
-            let event = frame::event(&self.params.replica, &Event::started(&run));
-            self.pending.push_back(Message::bare(event));
+            self.pending.push_back(Message::of_event(&self.params.replica, &Event::started(&run)));
         }
     }
 

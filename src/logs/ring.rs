@@ -116,7 +116,7 @@ impl Ring {
     pub(crate) fn push_event(&self, instance: Option<&Instance>, event: &frame::Event) {
         let message = frame::event(&self.replica, event);
         let mut state = self.state.lock();
-        let at = state.head.as_ref().map_or(Position::START, |head| head.position);
+        let at = state.head_position();
         state.push(instance.cloned(), EntryKind::Event, (at, at), message, Instant::now());
         self.evict_and_notify(state);
     }
@@ -128,7 +128,7 @@ impl Ring {
         if !gap.exact {
             state.ambiguous.record_gap();
         }
-        let start = state.head.as_ref().map_or(Position::START, |head| head.position);
+        let start = state.head_position();
         state.push(Some(instance.clone()), EntryKind::Gap(gap), (start, end), message, Instant::now());
         state.set_head(instance, end, Contiguity::AfterGap);
         self.evict_and_notify(state);

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 /// Decides whether one part of a task needs to be polled.
 #[derive(Debug)]
-pub struct WakeGate {
+struct WakeGate {
     shared: Arc<GateWaker>,
     /// `shared` as a waker, for the part.
     waker: Waker,
@@ -43,14 +43,14 @@ struct GateWaker {
 
 impl WakeGate {
     /// Creates an open gate: the first poll passes.
-    pub fn new() -> Self {
+    fn new() -> Self {
         let shared = Arc::new(GateWaker { open: AtomicBool::new(true), task: Mutex::default() });
         Self { waker: Waker::from(Arc::clone(&shared)), shared, task: None }
     }
 
     /// Polls `part` if it was woken since its last poll, or was ready then. Returns `Pending` otherwise. Like
     /// any poll, it may be called from another task than before.
-    pub fn poll<T>(
+    fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
         part: impl FnOnce(&mut Context<'_>) -> Poll<T>,
@@ -73,12 +73,6 @@ impl WakeGate {
             self.shared.open.store(true, Ordering::Release);
         }
         polled
-    }
-}
-
-impl Default for WakeGate {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 
-use super::{Backfill, BackfillEvent, Failures, Ready, Stage, ring_changed};
+use super::{Backfill, BackfillEvent, Failures, Stage, ring_changed};
 use crate::logs::ambiguity::AmbiguousRange;
 use crate::logs::chunk::Chunker;
 use crate::logs::ring::JoinOutcome;
@@ -115,7 +115,7 @@ impl Backfill {
                     log.ambiguous.record_gap();
                 }
                 self.position = Some((log.instance.clone(), gap.after));
-                self.queue_gap(gap);
+                self.queue_gap(&gap);
                 Stage::Read(log)
             }
             WaitEvent::Item(Some(Err(error))) => {
@@ -180,7 +180,7 @@ impl Backfill {
             || self.since.is_some_and(|since| live.reader.has_older_lines(instance, position, since));
         match live.reader.join(instance, position) {
             JoinOutcome::Joined(parts) if !must_read => {
-                self.ready.extend(parts.into_iter().map(|chunk| Ready::Chunk(instance.clone(), chunk)));
+                self.queue_chunks(instance, parts);
                 JoinAttempt::Next(Stage::Join)
             }
             // Entries remain, but no new actor will send the lines after them.
@@ -226,7 +226,7 @@ impl Backfill {
             }
         }
         chunks.extend(log.chunker.flush());
-        self.ready.extend(chunks.into_iter().map(|chunk| Ready::Chunk(log.instance.clone(), chunk)));
+        self.queue_chunks(&log.instance, chunks);
         self.position = Some((log.instance.clone(), log.chunker.position()));
     }
 

@@ -113,6 +113,10 @@ impl State {
         self.head = Some(Head { instance: instance.clone(), position, contiguity, next });
     }
 
+    pub(super) fn head_position(&self) -> Position {
+        self.head.as_ref().map_or(Position::START, |head| head.position)
+    }
+
     /// Forgets unfinished lines and ambiguous positions: another log begins.
     pub(super) fn forget_lines(&mut self) {
         self.open = OpenLines::default();
