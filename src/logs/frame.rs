@@ -118,7 +118,7 @@ impl Event {
         Self { reason, message, ..Self::of(Kind::Waiting) }
     }
 
-    /// The log of a running run cannot be followed, so lines come every few seconds.
+    /// The log of a live run cannot be followed. Its lines are read every few seconds.
     pub(crate) fn follow_unavailable() -> Self {
         Self::waiting(FOLLOW_UNAVAILABLE.to_owned(), FOLLOW_UNAVAILABLE_MESSAGE.to_owned())
     }

@@ -38,7 +38,7 @@ pub struct RingReader {
     progress: Option<(usize, Arc<FollowerProgress>)>,
 }
 
-/// Entries per read, under one lock.
+/// Most entries per read, under one lock: as many as one replica may send before the next one's entries.
 const READ_MAX_ENTRIES: usize = 4;
 
 /// The next entries, in order; the last ones may be `None`.
