@@ -50,11 +50,7 @@ impl WakeGate {
 
     /// Polls `part` if it was woken since its last poll, or was ready then. Returns `Pending` otherwise. Like
     /// any poll, it may be called from another task than before.
-    fn poll<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        part: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
+    fn poll<T>(&mut self, cx: &mut Context<'_>, part: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         let is_same_task = self.task.as_ref().is_some_and(|task| task.will_wake(cx.waker()));
         if is_same_task && !self.shared.open.load(Ordering::Acquire) {
             return Poll::Pending;
