@@ -2,7 +2,7 @@
 //!
 //! It reads Akash SDLs and runs the replicas of each service as processes of its own user. Replicas are
 //! restarted when they end. Their output is stored like that of containers, in CRI format in the layout of
-//! `/var/log/pods`, rotated, and read by [`tail`](mod@super::tail). Services are not isolated: they share the
+//! `/var/log/pods`, rotated, and read by [`tail`]. Services are not isolated: they share the
 //! machine, its file system and its network.
 //!
 //! Guarantees:
