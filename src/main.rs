@@ -15,10 +15,10 @@ use leasemux::platform::local::shim;
 use leasemux::{demo, serve};
 use tokio::runtime::Runtime;
 
-use self::identity::Failure;
+use self::commands::identity::Failure;
+use self::commands::{identity, token};
 
-mod identity;
-mod token;
+mod commands;
 
 /// Exit code after Ctrl-C, as shells report it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;

@@ -186,7 +186,8 @@ async fn follow_survives_rotations_and_restart() {
     stream.until(|received| received.lines("web", 0) >= 5_000 && received.lines("web", 1) >= 5_000).await;
     let other = scenario.running(&replica("web", 1), "").await;
     scenario.restart(&replica("web", 0)).await;
-    let check_replica = |received: &Received, index| check_from(Beginning::OldestFile, received, "web", index);
+    let check_replica =
+        |received: &Received, index| check_from(Beginning::OldestFile, received, "web", index);
     stream.until(|received| check_replica(received, 0).1 >= 2).await;
     assert_eq!(scenario.running(&replica("web", 1), "").await, other);
     assert!(stream.received.events("web", 0).contains(&Kind::Ended));

@@ -1,4 +1,4 @@
-//! The key of an account: what signs transactions on the chain, and tokens.
+//! The key of an account, which signs transactions on the chain and tokens.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,14 +12,14 @@ use sha2::Sha256;
 use super::refusal::Refusal;
 use crate::model::id::Address;
 
-/// Bytes of a public key in compressed form: a tag and one coordinate. The chain has no other form.
+/// Bytes of a compressed public key: a tag and one coordinate. The chain has no other form.
 const KEY_BYTES: usize = 33;
 
 /// The public secp256k1 key of an account.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccountKey(VerifyingKey);
 
-/// Not a compressed point on secp256k1.
+/// The text or the bytes are not a compressed point on secp256k1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is not a compressed secp256k1 public key (33 bytes, 66 hexadecimal digits)")]
 pub struct KeyError;
@@ -27,7 +27,7 @@ pub struct KeyError;
 // === impl AccountKey ===
 
 impl AccountKey {
-    /// The key of these 33 bytes.
+    /// Reads a key of 33 bytes.
     ///
     /// # Errors
     /// [`KeyError`] for any other form, and for a point that is not on the curve.
@@ -38,20 +38,17 @@ impl AccountKey {
         VerifyingKey::from_sec1_bytes(bytes).map(Self).map_err(|_| KeyError)
     }
 
-    /// The 33 bytes.
+    /// Returns the 33 bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.0.to_sec1_point(true).as_bytes().to_vec()
     }
 
-    /// The account that this key, and no other, belongs to: RIPEMD-160 of SHA-256 of the 33 bytes.
+    /// Returns the address of the key's account: RIPEMD-160 of SHA-256 of the 33 bytes.
     pub fn address(&self) -> Address {
         Address::from_account(Ripemd160::digest(Sha256::digest(self.to_bytes())).into())
     }
 
-    /// Checks a signature over a message of this SHA-256 digest.
-    ///
-    /// # Errors
-    /// [`Refusal::TokenSignature`].
+    /// Verifies a signature of the message with this SHA-256 digest.
     pub(super) fn verify(&self, digest: &[u8; 32], signature: &Signature) -> Result<(), Refusal> {
         self.0.verify_prehash(digest, signature).map_err(|_| Refusal::TokenSignature)
     }
@@ -63,7 +60,7 @@ impl From<&VerifyingKey> for AccountKey {
     }
 }
 
-/// Hexadecimal digits of either case.
+/// Reads hexadecimal digits of either case.
 impl FromStr for AccountKey {
     type Err = KeyError;
 
@@ -73,14 +70,14 @@ impl FromStr for AccountKey {
     }
 }
 
-/// 66 hexadecimal digits.
+/// Writes 66 hexadecimal digits.
 impl fmt::Display for AccountKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&HEXLOWER.encode(&self.to_bytes()))
     }
 }
 
-/// By its account, which is what a log is read for.
+/// Shows the address, which is easier to find in a log than the key.
 impl fmt::Debug for AccountKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AccountKey({})", self.address())
@@ -91,11 +88,11 @@ impl fmt::Debug for AccountKey {
 mod tests {
     use super::*;
 
-    /// The generator of the group, whose secret key is 1: known from everywhere.
+    /// The generator of the group, whose secret key is 1.
     const ONE: &str = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
 
     #[test]
-    fn a_key_is_read_and_shown() {
+    fn account_key_text_round_trips() {
         let key: AccountKey = ONE.parse().unwrap();
         assert_eq!(key.to_string(), ONE);
         assert_eq!(ONE.to_uppercase().parse(), Ok(key.clone()));
@@ -103,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn malformed_account_key_is_refused() {
         let not_on_the_curve = format!("02{}", "ff".repeat(32));
         let uncompressed = format!("04{}", "11".repeat(64));
         let odd = format!("{ONE}0");

@@ -1,8 +1,8 @@
-//! From credentials to an identity, or a refusal.
+//! Authentication: from credentials to an identity, or a refusal.
 //!
-//! What a connection presented is checked for its form once ([`Peer`]); each call on it asks anew whether it is valid at that
-//! time and trusted. A token is checked anew with each call, for it comes with each. Whoever is admitted gets a [`Standing`]
-//! along, which tells when that ends.
+//! The form of a certificate is checked once per connection ([`Peer`]); its validity period and trust are
+//! checked for each call. A token comes with each call and is checked in full each time.
+//! [`CredentialValidity`] then ends running calls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
-use super::cert::TenantCertificate;
+use super::cert::{TenantCertificate, saturating_time};
 use super::grants::Identity;
 use super::refusal::Refusal;
 use super::token::{self, Token};
@@ -19,46 +19,45 @@ use crate::model::id::{Address, Owner};
 use crate::model::limits::Limits;
 use crate::model::time::LogTime;
 
-/// Decides who comes in. Cloning is cheap.
+/// Authenticates callers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Authenticator {
     trust: Arc<dyn Trust>,
-    /// For how long a token may be valid in all.
-    token_lifetime: Duration,
+    token_lifetime_max: Duration,
     /// The one provider whose leases are served; `None` = any.
     provider: Option<Address>,
 }
 
-/// What the peer of one connection presented, checked once for all calls on it. Cloning is cheap.
+/// The certificate of one connection's peer, checked once for all its calls. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// `None`: no certificate.
     certificate: Option<Result<TenantCertificate, Refusal>>,
 }
 
-/// A caller who was let in.
+/// An authenticated caller.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    /// Who they are.
+    /// The caller.
     pub identity: Identity,
-    /// How long they are believed.
-    pub standing: CredentialValidity,
+    /// How long the credential is valid.
+    pub validity: CredentialValidity,
 }
 
-/// A caller who was not.
+/// A refused caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// Why.
+    /// The reason.
     pub refusal: Refusal,
-    /// Who they said they are, as far as that could be read. It is not proved: for the log only.
+    /// The owner that the credential names, if it could be read. Unproven: for the log only.
     pub claimed: Option<Owner>,
 }
 
-/// How long a caller is believed: until their certificate or token expires, or they are no longer trusted.
+/// How long a credential is valid: until it expires or loses its trust.
 #[derive(Clone, Debug)]
 pub struct CredentialValidity {
-    hold: RevocationSignal,
-    withdrawn: Refusal,
+    revocation: RevocationSignal,
+    revoked: Refusal,
     expires: Instant,
     expired: Refusal,
 }
@@ -66,44 +65,44 @@ pub struct CredentialValidity {
 // === impl Peer ===
 
 impl Peer {
-    /// The peer of a connection whose handshake proved that it holds the key of the first certificate of `chain`. Costs one
-    /// check of a signature.
+    /// Creates the peer of a connection whose handshake proved possession of the key of the first certificate
+    /// in `chain`. Costs one signature verification.
     pub fn new(chain: Option<&[CertificateDer<'_>]>) -> Self {
         let certificate = chain.filter(|chain| !chain.is_empty()).map(TenantCertificate::from_chain);
         Self { certificate }
     }
 }
 
-// === impl Gate ===
+// === impl Authenticator ===
 
 impl Authenticator {
-    /// A gate that believes `trust`.
+    /// Creates an authenticator that relies on `trust`, with the default limit on the lifetime of tokens.
     pub fn new(trust: Arc<dyn Trust>) -> Self {
-        Self { trust, token_lifetime: Limits::default().token_lifetime, provider: None }
+        Self { trust, token_lifetime_max: Limits::default().token_lifetime, provider: None }
     }
 
-    /// The same, for tokens that are valid for `longest` at most in all.
+    /// Limits the lifetime of tokens, from `nbf` to `exp`.
     #[must_use]
-    pub fn with_token_lifetime(mut self, longest: Duration) -> Self {
-        self.token_lifetime = longest;
+    pub fn with_token_lifetime(mut self, max: Duration) -> Self {
+        self.token_lifetime_max = max;
         self
     }
 
-    /// The same, for leases of `provider` only, if one is given.
+    /// Restricts callers to leases of `provider`; `None` = any.
     #[must_use]
     pub fn with_provider(mut self, provider: Option<Address>) -> Self {
         self.provider = provider;
         self
     }
 
-    /// Who is calling, over a connection of `peer`, with these `authorization` headers. `now` is the time by the wall clock,
-    /// against which certificates and tokens are valid.
+    /// Authenticates a call on a connection of `peer` with these `authorization` headers, at the wall-clock
+    /// time `now`.
     ///
-    /// The trust source is asked only about a certificate or token of good form that is valid now. Nothing is lost if the future
-    /// is dropped.
+    /// Asks the trust source only about a certificate or token that is well-formed and valid at `now`. Cancel
+    /// safe.
     ///
     /// # Errors
-    /// The first check that failed: credentials (one kind, and one that is accepted), form, time, trust, and of a token the
+    /// The first check that failed: credentials (exactly one), form, time, trust and, for a token, the
     /// signature.
     pub async fn admit(
         &self,
@@ -115,13 +114,12 @@ impl Authenticator {
             (Some(_), [_, ..]) => Err(Refusal::Ambiguous.into()),
             (None, []) => Err(Refusal::NoCredentials.into()),
             (Some(Err(refusal)), []) => Err((*refusal).into()),
-            (Some(Ok(presented)), []) => self
-                .admit_certificate(presented, now)
+            (Some(Ok(certificate)), []) => self
+                .admit_certificate(certificate, now)
                 .await
-                .map_err(|refusal| Denial { refusal, claimed: Some(presented.owner().clone()) }),
+                .map_err(|refusal| Denial { refusal, claimed: Some(certificate.owner().clone()) }),
             (None, [authorization]) => {
-                let token = token::bearer(authorization)
-                    .and_then(|token| Token::parse(token).map_err(|fault| fault.refusal))?;
+                let token = Token::parse(token::bearer(authorization)?).map_err(Refusal::from)?;
                 self.admit_token(&token, now)
                     .await
                     .map_err(|refusal| Denial { refusal, claimed: Some(token.claims().issuer.clone()) })
@@ -130,40 +128,41 @@ impl Authenticator {
         }
     }
 
-    /// Returns whether the certificate of `peer` is trusted: of good form, valid now, and known. The trust source is asked
-    /// only about a certificate of which it does not know the answer already, and if `may_ask` allows it. Cancel safe.
+    /// Returns whether the certificate of `peer` is well-formed, valid at `now` and trusted. Queries the
+    /// trust source only if it does not have the answer in memory and `may_ask` allows it. Cancel safe.
     pub async fn trusts(&self, peer: &Peer, now: LogTime, may_ask: impl FnOnce() -> bool) -> bool {
-        let Some(Ok(presented)) = &peer.certificate else {
+        let Some(Ok(certificate)) = &peer.certificate else {
             return false;
         };
-        if presented.check_time(now).is_err() {
+        if certificate.check_time(now).is_err() {
             return false;
         }
-        match self.trust.known_certificate(presented.owner(), presented.serial()) {
-            Some(trusted) => trusted.der() == presented.der(),
-            None => may_ask() && self.admit_certificate(presented, now).await.is_ok(),
+        match self.trust.known_certificate(certificate.owner(), certificate.serial()) {
+            Some(trusted) => trusted.value() == certificate.der(),
+            None => may_ask() && self.admit_certificate(certificate, now).await.is_ok(),
         }
     }
 
     async fn admit_certificate(
         &self,
-        presented: &TenantCertificate,
+        certificate: &TenantCertificate,
         now: LogTime,
     ) -> Result<Admission, Refusal> {
-        presented.check_time(now)?;
-        // Taken before the answer is waited for, like `now`: together they place the end of the period. At the very end a
-        // certificate is still valid, and this is the least that a timer can tell apart.
-        let expires = Instant::now() + until(now, presented.not_after()) + Duration::from_millis(1);
-        let asked = self.trust.certificate(presented.owner(), presented.serial()).await;
-        let trusted = trusted(asked, Refusal::CertificateUnknown)?;
-        if trusted.der() != presented.der() {
+        certificate.check_time(now)?;
+        // Taken before waiting for the answer, because `now` is: both together place the end of the validity
+        // period. A certificate is still valid at that very instant; a millisecond is the least that the
+        // timer distinguishes.
+        let expires = Instant::now() + time_until(certificate.not_after(), now) + Duration::from_millis(1);
+        let answer = self.trust.certificate(certificate.owner(), certificate.serial()).await;
+        let trusted = require_trusted(answer, Refusal::CertificateUnknown)?;
+        if trusted.value() != certificate.der() {
             return Err(Refusal::CertificateDiffers);
         }
         Ok(Admission {
-            identity: Identity::owner_in_person(presented.owner().clone()).at(self.provider.clone()),
-            standing: CredentialValidity {
-                hold: trusted.hold().clone(),
-                withdrawn: Refusal::CertificateWithdrawn,
+            identity: Identity::of_owner(certificate.owner().clone()).at_provider(self.provider.clone()),
+            validity: CredentialValidity {
+                revocation: trusted.revocation().clone(),
+                revoked: Refusal::CertificateWithdrawn,
                 expires,
                 expired: Refusal::CertificateExpired,
             },
@@ -171,18 +170,19 @@ impl Authenticator {
     }
 
     async fn admit_token(&self, token: &Token, now: LogTime) -> Result<Admission, Refusal> {
-        token.check_time(now, self.token_lifetime)?;
+        token.check_time(now, self.token_lifetime_max)?;
         let claims = token.claims();
-        let expires = Instant::now() + until(now, instant(claims.expires));
-        let asked = self.trust.account(&claims.issuer).await;
-        let key = trusted(asked, Refusal::AccountUnknown)?;
-        token.check_signature(key.what())?;
+        let end = saturating_time(i64::try_from(claims.expires).unwrap_or(i64::MAX));
+        let expires = Instant::now() + time_until(end, now);
+        let answer = self.trust.account(&claims.issuer).await;
+        let trusted = require_trusted(answer, Refusal::AccountUnknown)?;
+        token.check_signature(trusted.value())?;
         Ok(Admission {
             identity: Identity::with_token(claims.issuer.clone(), claims.access.clone())
-                .at(self.provider.clone()),
-            standing: CredentialValidity {
-                hold: key.hold().clone(),
-                withdrawn: Refusal::AccountWithdrawn,
+                .at_provider(self.provider.clone()),
+            validity: CredentialValidity {
+                revocation: trusted.revocation().clone(),
+                revoked: Refusal::AccountWithdrawn,
                 expires,
                 expired: Refusal::TokenExpired,
             },
@@ -190,7 +190,7 @@ impl Authenticator {
     }
 }
 
-fn trusted<T>(
+fn require_trusted<T>(
     answer: Result<TrustAnswer<T>, Unavailable>,
     unknown: Refusal,
 ) -> Result<TrustedItem<T>, Refusal> {
@@ -202,13 +202,7 @@ fn trusted<T>(
     }
 }
 
-/// The instant of these seconds since 1970, or the last one there is.
-fn instant(seconds: u64) -> LogTime {
-    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    LogTime::from_parts(seconds, 0).unwrap_or(LogTime::from_nanos(i64::MAX))
-}
-
-fn until(now: LogTime, end: LogTime) -> Duration {
+fn time_until(end: LogTime, now: LogTime) -> Duration {
     let nanos = end.as_nanos().saturating_sub(now.as_nanos());
     Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
 }
@@ -221,14 +215,14 @@ impl From<Refusal> for Denial {
     }
 }
 
-// === impl Standing ===
+// === impl CredentialValidity ===
 
 impl CredentialValidity {
-    /// Waits until the caller is no longer believed, and tells why. Nothing is lost if it is cancelled.
+    /// Waits until the credential is no longer valid and returns the reason. Cancel safe.
     pub async fn ended(&self) -> Refusal {
         tokio::select! {
             biased;
-            refusal = self.hold.ended(self.withdrawn) => refusal,
+            refusal = self.revocation.ended(self.revoked) => refusal,
             () = tokio::time::sleep_until(self.expires) => self.expired,
         }
     }
@@ -236,9 +230,7 @@ impl CredentialValidity {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use futures_core::future::BoxFuture;
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::access::account::AccountKey;
@@ -247,50 +239,42 @@ mod tests {
     use crate::access::refusal::Lifetime;
     use crate::access::testing::{NOW, Tenant};
     use crate::access::token::{Algorithm, Claims};
-    use crate::access::trust::{AnyOf, TrustedItem, Unavailable};
-    use crate::access::wallet::{Wallet, Words};
+    use crate::access::trust::{AnyOf, TrustFuture};
+    use crate::access::wallet::{Mnemonic, Wallet};
     use crate::model::id::LeaseId;
     use crate::model::id::Owner;
 
     /// The length of a tenant's certificate: a year.
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-    /// Answers the same to everyone, and notes what it was asked.
+    /// Gives everyone the same answer, and records the questions.
     #[derive(Debug)]
-    struct Double {
+    struct FakeTrust {
         answer: Result<TrustAnswer, Unavailable>,
         account: Result<TrustAnswer<AccountKey>, Unavailable>,
         asked: Mutex<Vec<(Owner, String)>>,
     }
 
-    impl Trust for Double {
-        fn certificate<'a>(
-            &'a self,
-            owner: &'a Owner,
-            serial: &'a Serial,
-        ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
-            let question = (owner.clone(), serial.to_string());
-            self.asked.lock().unwrap().push(question);
+    impl Trust for FakeTrust {
+        fn certificate<'a>(&'a self, owner: &'a Owner, serial: &'a Serial) -> TrustFuture<'a> {
+            self.asked.lock().push((owner.clone(), serial.to_string()));
             Box::pin(std::future::ready(self.answer.clone()))
         }
 
-        fn account<'a>(
-            &'a self,
-            owner: &'a Owner,
-        ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
-            self.asked.lock().unwrap().push((owner.clone(), "account".to_owned()));
+        fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
+            self.asked.lock().push((owner.clone(), "account".to_owned()));
             Box::pin(std::future::ready(self.account.clone()))
         }
     }
 
-    fn gate(answer: Result<TrustAnswer, Unavailable>) -> (Authenticator, Arc<Double>) {
-        let double = Arc::new(Double { answer, account: Err(Unavailable), asked: Mutex::default() });
-        (Authenticator::new(Arc::clone(&double) as Arc<dyn Trust>), double)
+    fn authenticator(answer: Result<TrustAnswer, Unavailable>) -> (Authenticator, Arc<FakeTrust>) {
+        let fake = Arc::new(FakeTrust { answer, account: Err(Unavailable), asked: Mutex::default() });
+        (Authenticator::new(Arc::clone(&fake) as Arc<dyn Trust>), fake)
     }
 
     fn trusting(certificate: &CertificateDer<'_>) -> (Authenticator, TrustedItem) {
         let trusted = TrustedItem::new(certificate.as_ref().into());
-        (gate(Ok(TrustAnswer::Trusted(trusted.clone()))).0, trusted)
+        (authenticator(Ok(TrustAnswer::Trusted(trusted.clone()))).0, trusted)
     }
 
     fn peer(certificate: &CertificateDer<'_>) -> Peer {
@@ -302,24 +286,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_trusted_certificate_is_let_in() {
+    async fn trusted_certificate_is_admitted() {
         let tenant = Tenant::new(1, 77);
         let certificate = tenant.certificate();
         let trusted = TrustedItem::new(certificate.as_ref().into());
-        let (gate, double) = gate(Ok(TrustAnswer::Trusted(trusted)));
+        let (authenticator, fake) = authenticator(Ok(TrustAnswer::Trusted(trusted)));
         let peer = peer(&certificate);
         for _ in 0..2 {
-            let admission = gate.admit(&peer, &[], NOW).await.unwrap();
+            let admission = authenticator.admit(&peer, &[], NOW).await.unwrap();
             assert_eq!(*admission.identity.owner(), tenant.address);
         }
         let question = (tenant.address, "77".to_owned());
-        assert_eq!(*double.asked.lock().unwrap(), [question.clone(), question]);
+        assert_eq!(*fake.asked.lock(), [question.clone(), question]);
     }
 
     #[tokio::test]
-    async fn what_fails_by_itself_costs_no_question() {
+    async fn invalid_credentials_cause_no_trust_query() {
         let good = Tenant::new(1, 1).certificate();
-        let (gate, double) = gate(Err(Unavailable));
+        let (authenticator, fake) = authenticator(Err(Unavailable));
         let cases: [(Peer, &[&[u8]], LogTime, Refusal); 10] = [
             (Peer::new(None), &[], NOW, Refusal::NoCredentials),
             (Peer::new(Some(&[])), &[], NOW, Refusal::NoCredentials),
@@ -333,118 +317,111 @@ mod tests {
             (peer(&good), &[], later(YEAR + Duration::from_nanos(1)), Refusal::CertificateExpired),
         ];
         for (peer, authorization, now, expected) in cases {
-            let refusal = gate.admit(&peer, authorization, now).await.unwrap_err().refusal;
+            let refusal = authenticator.admit(&peer, authorization, now).await.unwrap_err().refusal;
             assert_eq!(refusal, expected);
         }
-        assert!(double.asked.lock().unwrap().is_empty());
+        assert!(fake.asked.lock().is_empty());
     }
 
-    /// Has this certificate at hand, and is not to be asked about it.
+    /// Has this certificate in memory, and fails if it is queried.
     #[derive(Debug)]
-    struct AtHand(TrustedItem);
+    struct CachedTrust(TrustedItem);
 
-    impl Trust for AtHand {
-        fn certificate<'a>(
-            &'a self,
-            _: &'a Owner,
-            _: &'a Serial,
-        ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
-            panic!("asked")
+    impl Trust for CachedTrust {
+        fn certificate<'a>(&'a self, _: &'a Owner, _: &'a Serial) -> TrustFuture<'a> {
+            panic!("queried")
         }
 
         fn known_certificate(&self, _: &Owner, _: &Serial) -> Option<TrustedItem> {
             Some(self.0.clone())
         }
 
-        fn account<'a>(
-            &'a self,
-            _: &'a Owner,
-        ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
-            panic!("asked")
+        fn account<'a>(&'a self, _: &'a Owner) -> TrustFuture<'a, AccountKey> {
+            panic!("queried")
         }
     }
 
     #[tokio::test]
-    async fn known_certificate_is_trusted_without_a_question() {
+    async fn known_certificate_is_trusted_without_query() {
         let (good, other) = (Tenant::new(1, 1).certificate(), Tenant::new(2, 1).certificate());
-        let gate = Authenticator::new(Arc::new(AtHand(TrustedItem::new(good.as_ref().into()))));
-        let refuse = || panic!("asked");
-        assert!(gate.trusts(&peer(&good), NOW, refuse).await);
-        assert!(!gate.trusts(&peer(&other), NOW, refuse).await);
-        assert!(!gate.trusts(&Peer::new(None), NOW, refuse).await);
-        assert!(!gate.trusts(&peer(&b"x".to_vec().into()), NOW, refuse).await);
+        let authenticator = Authenticator::new(Arc::new(CachedTrust(TrustedItem::new(good.as_ref().into()))));
+        let refuse = || panic!("queried");
+        assert!(authenticator.trusts(&peer(&good), NOW, refuse).await);
+        assert!(!authenticator.trusts(&peer(&other), NOW, refuse).await);
+        assert!(!authenticator.trusts(&Peer::new(None), NOW, refuse).await);
+        assert!(!authenticator.trusts(&peer(&b"x".to_vec().into()), NOW, refuse).await);
         let expired = later(YEAR + Duration::from_nanos(1));
-        assert!(!gate.trusts(&peer(&good), expired, refuse).await);
+        assert!(!authenticator.trusts(&peer(&good), expired, refuse).await);
     }
 
     #[tokio::test]
-    async fn unknown_certificate_is_asked_about_if_allowed() {
+    async fn unknown_certificate_is_queried_only_if_allowed() {
         let good = Tenant::new(1, 1).certificate();
-        let (gate, trusted) = trusting(&good);
-        assert!(!gate.trusts(&peer(&good), NOW, || false).await);
-        assert!(gate.trusts(&peer(&good), NOW, || true).await);
-        let sources = AnyOf(vec![Arc::new(AtHand(trusted)) as Arc<dyn Trust>]);
+        let (authenticator, trusted) = trusting(&good);
+        assert!(!authenticator.trusts(&peer(&good), NOW, || false).await);
+        assert!(authenticator.trusts(&peer(&good), NOW, || true).await);
+        let sources = AnyOf(vec![Arc::new(CachedTrust(trusted)) as Arc<dyn Trust>]);
         assert!(Authenticator::new(Arc::new(sources)).trusts(&peer(&good), NOW, || false).await);
     }
 
     #[tokio::test]
-    async fn trust_has_the_last_word() {
+    async fn answer_of_trust_source_decides() {
         let good = Tenant::new(1, 1).certificate();
         let refusal = |answer| {
-            let (gate, peer) = (gate(answer).0, peer(&good));
-            async move { gate.admit(&peer, &[], NOW).await.unwrap_err().refusal }
+            let (authenticator, peer) = (authenticator(answer).0, peer(&good));
+            async move { authenticator.admit(&peer, &[], NOW).await.unwrap_err().refusal }
         };
         assert_eq!(refusal(Ok(TrustAnswer::Unknown)).await, Refusal::CertificateUnknown);
         assert_eq!(refusal(Err(Unavailable)).await, Refusal::TrustUnavailable);
     }
 
     #[tokio::test]
-    async fn a_forgery_of_the_same_owner_and_serial_number_is_not_the_trusted_one() {
+    async fn forged_certificate_with_same_owner_and_serial_is_refused() {
         let genuine = Tenant::new(1, 1).certificate();
         let forged = Tenant::new(1, 1).certificate();
-        let (gate, _) = trusting(&genuine);
-        let denial = gate.admit(&peer(&forged), &[], NOW).await.unwrap_err();
+        let (authenticator, _) = trusting(&genuine);
+        let denial = authenticator.admit(&peer(&forged), &[], NOW).await.unwrap_err();
         assert_eq!(denial.refusal, Refusal::CertificateDiffers);
-        gate.admit(&peer(&genuine), &[], NOW).await.unwrap();
+        authenticator.admit(&peer(&genuine), &[], NOW).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn standing_ends_when_the_certificate_expires() {
+    async fn validity_ends_when_certificate_expires() {
         let certificate = Tenant::new(1, 1).certificate();
-        let (gate, _) = trusting(&certificate);
+        let (authenticator, _) = trusting(&certificate);
         let began = Instant::now();
-        let admission = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
-        assert_eq!(admission.standing.ended().await, Refusal::CertificateExpired);
+        let admission = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
+        assert_eq!(admission.validity.ended().await, Refusal::CertificateExpired);
         assert!(began.elapsed() > YEAR && began.elapsed() < YEAR + Duration::from_secs(1));
 
         let began = Instant::now();
-        let admission = gate.admit(&peer(&certificate), &[], later(YEAR)).await.unwrap();
-        assert_eq!(admission.standing.ended().await, Refusal::CertificateExpired);
+        let admission = authenticator.admit(&peer(&certificate), &[], later(YEAR)).await.unwrap();
+        assert_eq!(admission.validity.ended().await, Refusal::CertificateExpired);
         assert!(began.elapsed() < Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn standing_ends_when_trust_is_withdrawn() {
+    async fn validity_ends_when_trust_is_revoked() {
         let mut tenant = Tenant::new(1, 1);
         tenant.params.not_after = rcgen::date_time_ymd(9999, 12, 31);
         let certificate = tenant.certificate();
-        let (gate, trusted) = trusting(&certificate);
-        let first = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
-        let second = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
-        let withdraw = async {
+        let (authenticator, trusted) = trusting(&certificate);
+        let first = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
+        let second = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
+        let revoke = async {
             tokio::time::sleep(100 * YEAR).await;
-            trusted.withdraw();
+            trusted.revoke();
         };
-        let (first, second, ()) = tokio::join!(first.standing.ended(), second.standing.ended(), withdraw);
+        let (first, second, ()) = tokio::join!(first.validity.ended(), second.validity.ended(), revoke);
         assert_eq!((first, second), (Refusal::CertificateWithdrawn, Refusal::CertificateWithdrawn));
-        // Who is let in at this very moment is put out at once.
-        let third = gate.admit(&peer(&certificate), &[], NOW).await.unwrap();
-        assert_eq!(third.standing.ended().await, Refusal::CertificateWithdrawn);
+        // An admission after the revocation ends at once.
+        let third = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
+        assert_eq!(third.validity.ended().await, Refusal::CertificateWithdrawn);
     }
 
-    /// A tenant with an account, a token of theirs that is valid from [`NOW`] on for so many seconds, and its header.
+    /// Returns an account, and a header with its token, which is valid from [`NOW`] for `seconds`.
     fn token(seconds: u64) -> (Wallet, String) {
-        let wallet = Words::fresh().unwrap().wallet().unwrap();
+        let wallet = Mnemonic::generate().unwrap().wallet().unwrap();
         let header = header_of(&wallet, wallet.key().address(), seconds);
         (wallet, header)
     }
@@ -457,34 +434,34 @@ mod tests {
         format!("Bearer {}", signer.sign(Algorithm::Es256k, &claims).unwrap())
     }
 
-    fn knowing(account: Result<TrustAnswer<AccountKey>, Unavailable>) -> (Authenticator, Arc<Double>) {
-        let double = Arc::new(Double { answer: Err(Unavailable), account, asked: Mutex::default() });
-        (Authenticator::new(Arc::clone(&double) as Arc<dyn Trust>), double)
+    fn knowing(account: Result<TrustAnswer<AccountKey>, Unavailable>) -> (Authenticator, Arc<FakeTrust>) {
+        let fake = Arc::new(FakeTrust { answer: Err(Unavailable), account, asked: Mutex::default() });
+        (Authenticator::new(Arc::clone(&fake) as Arc<dyn Trust>), fake)
     }
 
-    async fn refused(gate: &Authenticator, header: &str, now: LogTime) -> Denial {
-        gate.admit(&Peer::new(None), &[header.as_bytes()], now).await.unwrap_err()
+    async fn denial(authenticator: &Authenticator, header: &str, now: LogTime) -> Denial {
+        authenticator.admit(&Peer::new(None), &[header.as_bytes()], now).await.unwrap_err()
     }
 
     #[tokio::test]
-    async fn a_token_of_a_known_account_lets_in_to_what_it_grants() {
+    async fn token_of_known_account_grants_its_scopes() {
         let (wallet, header) = token(600);
         let owner = wallet.key().address();
-        let (gate, double) = knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(wallet.key()))));
-        let admission = gate.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
+        let (authenticator, fake) = knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(wallet.key()))));
+        let admission = authenticator.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
         assert_eq!(*admission.identity.owner(), owner);
         let provider = Owner::from_account([9; 20]);
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap();
-        assert_eq!(admission.identity.may(&lease, TokenScope::Logs), Ok(Services::All));
-        assert_eq!(admission.identity.may(&lease, TokenScope::Restart), Err(Refusal::ScopeNotGranted));
-        assert_eq!(*double.asked.lock().unwrap(), [(owner, "account".to_owned())]);
+        assert_eq!(admission.identity.authorize(&lease, TokenScope::Logs), Ok(Services::All));
+        assert_eq!(admission.identity.authorize(&lease, TokenScope::Restart), Err(Refusal::ScopeNotGranted));
+        assert_eq!(*fake.asked.lock(), [(owner, "account".to_owned())]);
     }
 
     #[tokio::test]
-    async fn a_token_that_fails_by_itself_costs_no_question() {
+    async fn invalid_token_causes_no_trust_query() {
         let (wallet, header) = token(600);
-        let (gate, double) = knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(wallet.key()))));
-        let gate = gate.with_token_lifetime(Duration::from_secs(600));
+        let (authenticator, fake) = knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(wallet.key()))));
+        let authenticator = authenticator.with_token_lifetime(Duration::from_secs(600));
         let claimed = Some(wallet.key().address());
         let late = later(Duration::from_secs(600));
         let early = NOW.saturating_add_nanos(-1);
@@ -496,24 +473,27 @@ mod tests {
             (&long, NOW, too_long),
             (&long, later(Duration::from_secs(601)), Refusal::TokenExpired),
         ] {
-            assert_eq!(refused(&gate, header, now).await, Denial { refusal, claimed: claimed.clone() });
+            assert_eq!(
+                denial(&authenticator, header, now).await,
+                Denial { refusal, claimed: claimed.clone() }
+            );
         }
         let broken = &header[..header.len() - 2];
-        assert_eq!(refused(&gate, broken, NOW).await.refusal, Refusal::TokenSignatureForm);
-        assert!(double.asked.lock().unwrap().is_empty());
+        assert_eq!(denial(&authenticator, broken, NOW).await.refusal, Refusal::TokenSignatureForm);
+        assert!(fake.asked.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn only_the_issuers_own_key_counts() {
+    async fn token_signed_by_another_key_is_refused() {
         let ((mine, header), (other, _)) = (token(600), token(600));
         let knows = |key| knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(key)))).0;
-        assert_eq!(refused(&knows(other.key()), &header, NOW).await.refusal, Refusal::TokenSignature);
+        assert_eq!(denial(&knows(other.key()), &header, NOW).await.refusal, Refusal::TokenSignature);
         let forged = header_of(&other, mine.key().address(), 600);
-        assert_eq!(refused(&knows(mine.key()), &forged, NOW).await.refusal, Refusal::TokenSignature);
+        assert_eq!(denial(&knows(mine.key()), &forged, NOW).await.refusal, Refusal::TokenSignature);
     }
 
     #[tokio::test]
-    async fn the_source_of_keys_has_its_own_reasons() {
+    async fn refusal_of_key_source_is_passed_on() {
         let (_, header) = token(600);
         for (answer, refusal) in [
             (Ok(TrustAnswer::Unknown), Refusal::AccountUnknown),
@@ -521,29 +501,30 @@ mod tests {
             (Ok(TrustAnswer::Refused(Refusal::AccountKeyless)), Refusal::AccountKeyless),
             (Err(Unavailable), Refusal::TrustUnavailable),
         ] {
-            assert_eq!(refused(&knowing(answer).0, &header, NOW).await.refusal, refusal);
+            assert_eq!(denial(&knowing(answer).0, &header, NOW).await.refusal, refusal);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn standing_by_a_token_ends_when_it_expires_or_its_key_is_withdrawn() {
+    async fn validity_of_token_ends_at_expiry_or_revocation() {
         let (wallet, header) = token(600);
         let trusted = TrustedItem::new(wallet.key());
-        let (gate, _) = knowing(Ok(TrustAnswer::Trusted(trusted.clone())));
-        let admit =
-            || async { gate.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap().standing };
+        let (authenticator, _) = knowing(Ok(TrustAnswer::Trusted(trusted.clone())));
+        let admit = || async {
+            authenticator.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap().validity
+        };
         let began = Instant::now();
         assert_eq!(admit().await.ended().await, Refusal::TokenExpired);
         let second = Duration::from_secs(1);
         assert!(began.elapsed() >= 600 * second && began.elapsed() < 601 * second);
-        let standing = admit().await;
-        trusted.withdraw();
-        assert_eq!(standing.ended().await, Refusal::AccountWithdrawn);
-        // And if nobody can say any more whether it is.
+        let validity = admit().await;
+        trusted.revoke();
+        assert_eq!(validity.ended().await, Refusal::AccountWithdrawn);
+        // The source can no longer confirm the key.
         let trusted = TrustedItem::new(wallet.key());
-        let (gate, _) = knowing(Ok(TrustAnswer::Trusted(trusted.clone())));
-        let admission = gate.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
-        trusted.hold().lapse();
-        assert_eq!(admission.standing.ended().await, Refusal::TrustUnavailable);
+        let (authenticator, _) = knowing(Ok(TrustAnswer::Trusted(trusted.clone())));
+        let admission = authenticator.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
+        trusted.revocation().expire();
+        assert_eq!(admission.validity.ended().await, Refusal::TrustUnavailable);
     }
 }

@@ -1,17 +1,18 @@
-//! The form of a tenant's certificate, as Akash tenants have them: one self-signed ECDSA certificate whose common name is the
-//! owner's address.
+//! The form of a tenant's certificate: one self-signed ECDSA certificate whose common name is the owner's
+//! address, as on Akash.
 //!
-//! A certificate is trusted only if a trust source holds the same bytes, so the form protects little. It makes sure that the
-//! certificate names one account and one serial number, which are the key of the lookup, and it repeats what an Akash provider
-//! checks (`go/util/tls/verify.go` of chain-sdk), so that both accept the same certificates. `docs/SECURITY.md` compares each
-//! rule with the provider's.
+//! A certificate is trusted only if a trust source has the same bytes, so the form protects little. It
+//! guarantees that the certificate names one account and one serial number, which are the key of the lookup.
+//! It also repeats what an Akash provider checks (`go/util/tls/verify.go` of chain-sdk), so that both accept
+//! the same certificates. `docs/SECURITY.md` compares each rule with the provider's.
 //!
-//! The checks, in order: one certificate, well-formed, subject, issuer, serial number, key, signature algorithm, signature,
-//! extended key usage, critical extensions; and last, because it alone changes during a connection, the time. All of them come
-//! before any query of a trust source. A certificate that passes is not yet trusted: its address is only a claim.
+//! Order of the checks: one certificate, well-formed, subject, issuer, serial number, key, signature
+//! algorithm, signature, extended key usage, critical extensions. The validity period comes last, because it
+//! alone changes during a connection. All of them precede a query of a trust source. A certificate that
+//! passes is not yet trusted: its address is only a claim.
 //!
-//! Not checked: basic constraints (Akash's TypeScript tools wrote `CA:TRUE` for two years) and key usage (Akash's tools leave
-//! out `digitalSignature`).
+//! Not checked: basic constraints (Akash's TypeScript tools wrote `CA:TRUE` for two years) and key usage
+//! (Akash's tools omit `digitalSignature`).
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,21 +32,22 @@ use x509_parser::oid_registry::{
     OID_X509_EXT_SUBJECT_ALT_NAME, Oid,
 };
 use x509_parser::prelude::FromDer as _;
-use x509_parser::time::ASN1Time;
 use x509_parser::x509::{SubjectPublicKeyInfo, X509Name};
 
 use super::refusal::Refusal;
 use crate::model::id::Owner;
 use crate::model::time::LogTime;
 
-/// Largest certificate, in bytes of DER. A tenant's has about 500; the limit bounds what a stranger can have parsed.
-pub const CERTIFICATE_MAX_BYTES: usize = 8 * 1024;
+/// Maximum size of a certificate, in bytes of DER. A tenant's has about 500; the limit bounds what an unknown
+/// caller makes us parse.
+pub(super) const CERTIFICATE_MAX_BYTES: usize = 8 * 1024;
 
-/// Longest serial number, in bytes: what Akash's chain takes. (RFC 5280 would have 20.)
+/// Maximum length of a serial number, in bytes: what Akash's chain accepts. (RFC 5280 allows 20.)
 const SERIAL_MAX_BYTES: usize = 40;
 
-/// Extensions that may be critical: those that Go's `crypto/x509`, and with it the provider, understands. Except for the
-/// extended key usage they restrict names, or certificates that this one would sign, and nothing here depends on either.
+/// Extensions that may be critical: those that Go's `crypto/x509`, and with it the provider, understands. All
+/// but the extended key usage restrict names, or certificates that this one would sign. Nothing here depends
+/// on either.
 const CRITICAL_UNDERSTOOD: [Oid<'static>; 10] = [
     OID_X509_EXT_BASIC_CONSTRAINTS,
     OID_X509_EXT_CERTIFICATE_POLICIES,
@@ -59,22 +61,23 @@ const CRITICAL_UNDERSTOOD: [Oid<'static>; 10] = [
     OID_X509_EXT_SUBJECT_ALT_NAME,
 ];
 
-/// A curve that a certificate's key may be on: those of TLS 1.3 among the ones that Go knows.
+/// A curve that a certificate's key may use.
 struct Curve {
     oid: Oid<'static>,
-    /// Bytes of an uncompressed point: a tag and two coordinates. Go reads no other form.
+    /// Bytes of an uncompressed point: a tag and two coordinates. Go accepts no other form.
     point_bytes: usize,
-    /// How the signature is verified. The chain and the provider hash with SHA-256 whatever the curve.
+    /// The chain and the provider hash with SHA-256 whatever the curve.
     verification: &'static EcdsaVerificationAlgorithm,
 }
 
+/// The curves of TLS 1.3 that Go supports.
 static CURVES: [Curve; 3] = [
     Curve { oid: OID_EC_P256, point_bytes: 65, verification: &ECDSA_P256_SHA256_ASN1 },
     Curve { oid: OID_NIST_EC_P384, point_bytes: 97, verification: &ECDSA_P384_SHA256_ASN1 },
     Curve { oid: OID_NIST_EC_P521, point_bytes: 133, verification: &ECDSA_P521_SHA256_ASN1 },
 ];
 
-/// A certificate of good form: who it says it is, and the bytes that a trust source must agree to.
+/// A certificate of valid form: the owner that it claims, and the bytes that a trust source must confirm.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TenantCertificate {
     owner: Owner,
@@ -84,24 +87,29 @@ pub struct TenantCertificate {
     not_after: LogTime,
 }
 
-/// A certificate's serial number as a trust source has it: not negative, in decimal.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// A certificate's serial number as trust sources have it: not negative, in decimal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Serial(Arc<str>);
 
-/// The public key in `certificate`, whatever its form else: what a handshake needs to check possession. `None` if it cannot
-/// be found.
-pub fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
+/// Returns the public key in `certificate`, whatever the rest of its form.
+pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
     let parsed = parse(certificate).ok()?;
     Some(SubjectPublicKeyInfoDer::from(parsed.subject_pki.raw).into_owned())
+}
+
+/// Returns the time of these seconds since 1970, or the nearest that can be represented: a certificate may be
+/// valid until the year 9999.
+pub(super) fn saturating_time(seconds: i64) -> LogTime {
+    LogTime::from_parts(seconds, 0).unwrap_or(if seconds < 0 { LogTime::MIN } else { LogTime::MAX })
 }
 
 // === impl TenantCertificate ===
 
 impl TenantCertificate {
-    /// Checks everything about the certificates that a peer presented, but the time.
+    /// Checks the certificates that a peer presented. Does not check the time.
     ///
     /// # Errors
-    /// The first check that failed, in the order above.
+    /// The first check that failed, in the module's order.
     pub fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, Refusal> {
         match chain {
             [] => Err(Refusal::NoCredentials),
@@ -110,13 +118,14 @@ impl TenantCertificate {
         }
     }
 
-    /// Checks everything about one certificate, but the time.
+    /// Checks one certificate. Does not check the time.
     ///
     /// # Errors
-    /// The first check that failed, in the order above.
+    /// The first check that failed, in the module's order.
     pub fn from_der(der: &CertificateDer<'_>) -> Result<Self, Refusal> {
         let certificate = parse(der)?;
-        check_extensions_unique(&certificate)?;
+        // Go refuses a certificate that has an extension twice, too: which one counts would be a guess.
+        certificate.extensions_map().map_err(|_| Refusal::CertificateMalformed)?;
         let owner = common_name(&certificate.subject)
             .and_then(|name| name.parse::<Owner>().ok())
             .ok_or(Refusal::CertificateSubject)?;
@@ -125,18 +134,19 @@ impl TenantCertificate {
         }
         let serial = Serial::of(&certificate)?;
         check_signature(&certificate)?;
-        check_extensions(&certificate)?;
+        check_usage(&certificate)?;
+        check_critical_extensions(&certificate)?;
         let validity = certificate.validity();
         Ok(Self {
             owner,
             serial,
             der: der.as_ref().into(),
-            not_before: instant(validity.not_before),
-            not_after: instant(validity.not_after),
+            not_before: saturating_time(validity.not_before.timestamp()),
+            not_after: saturating_time(validity.not_after.timestamp()),
         })
     }
 
-    /// Checks that the certificate is valid at `now`. Both ends of its period belong to it.
+    /// Checks that the certificate is valid at `now`. Both ends of the period are inclusive.
     ///
     /// # Errors
     /// [`Refusal::CertificateNotYetValid`] or [`Refusal::CertificateExpired`].
@@ -150,31 +160,31 @@ impl TenantCertificate {
         }
     }
 
-    /// The account that it says it belongs to.
+    /// Returns the account that the certificate claims.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// Its serial number.
+    /// Returns the serial number.
     pub fn serial(&self) -> &Serial {
         &self.serial
     }
 
-    /// All its bytes.
+    /// Returns the bytes.
     pub fn der(&self) -> &Arc<[u8]> {
         &self.der
     }
 
-    /// The last instant at which it is valid.
+    /// Returns the last instant at which the certificate is valid.
     pub fn not_after(&self) -> LogTime {
         self.not_after
     }
 }
 
-/// Without the bytes.
+/// Omits the bytes.
 impl fmt::Debug for TenantCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Presented")
+        f.debug_struct("TenantCertificate")
             .field("owner", &self.owner)
             .field("serial", &self.serial)
             .field("not_after", &self.not_after)
@@ -186,8 +196,8 @@ impl fmt::Debug for TenantCertificate {
 
 impl Serial {
     fn of(certificate: &X509Certificate<'_>) -> Result<Self, Refusal> {
-        // A negative one would share its place on the chain with the positive one of the same digits.
         let bytes = certificate.raw_serial();
+        // A negative number would collide on the chain with the positive one of the same digits.
         let negative = bytes.first().is_none_or(|first| *first >= 0x80);
         // A leading zero marks a positive number and is not part of it.
         let length = bytes.len() - usize::from(bytes.first() == Some(&0));
@@ -198,7 +208,7 @@ impl Serial {
         }
     }
 
-    /// The text form.
+    /// Returns the decimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -210,13 +220,7 @@ impl fmt::Display for Serial {
     }
 }
 
-impl fmt::Debug for Serial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-// === the checks ===
+// === checks ===
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Refusal> {
     if der.len() > CERTIFICATE_MAX_BYTES {
@@ -228,7 +232,7 @@ fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Refusal
     }
 }
 
-/// The common name, if there is exactly one and it is text.
+/// Returns the common name if there is exactly one and it is text.
 fn common_name<'a>(name: &'a X509Name<'_>) -> Option<&'a str> {
     let mut names = name.iter_common_name();
     let only = names.next()?;
@@ -239,8 +243,9 @@ fn common_name<'a>(name: &'a X509Name<'_>) -> Option<&'a str> {
 }
 
 fn check_signature(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    let (curve, point) = key_of(&certificate.subject_pki).ok_or(Refusal::CertificateKey)?;
-    // The certificate names the algorithm inside and outside the signed part; RFC 5280 demands that they are equal.
+    let (curve, point) = curve_and_point(&certificate.subject_pki).ok_or(Refusal::CertificateKey)?;
+    // A certificate names the algorithm inside and outside of the signed part; RFC 5280 requires that both
+    // are equal.
     let algorithms = [&certificate.signature_algorithm, &certificate.signature];
     if algorithms.iter().any(|algorithm| algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256) {
         return Err(Refusal::CertificateAlgorithm);
@@ -250,9 +255,9 @@ fn check_signature(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
         .map_err(|_| Refusal::CertificateSignature)
 }
 
-/// Returns the curve and the point, if the key is an uncompressed point on one of [`CURVES`]. Whether the point is on the
-/// curve shows when the signature is verified.
-fn key_of<'a>(key: &'a SubjectPublicKeyInfo<'_>) -> Option<(&'static Curve, &'a [u8])> {
+/// Returns the curve and the point if the key is an uncompressed point on one of [`CURVES`]. The verification
+/// of the signature checks that the point is on the curve.
+fn curve_and_point<'a>(key: &'a SubjectPublicKeyInfo<'_>) -> Option<(&'static Curve, &'a [u8])> {
     let oid = key.algorithm.parameters.as_ref()?.as_oid().ok()?;
     let curve = CURVES.iter().find(|curve| curve.oid == oid)?;
     let point = key.subject_public_key.data.as_ref();
@@ -260,22 +265,7 @@ fn key_of<'a>(key: &'a SubjectPublicKeyInfo<'_>) -> Option<(&'static Curve, &'a 
     (key.algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY && uncompressed).then_some((curve, point))
 }
 
-/// Refuses a certificate that has an extension twice, as Go does: which one counts would be a guess.
-fn check_extensions_unique(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    certificate.extensions_map().map(drop).map_err(|_| Refusal::CertificateMalformed)
-}
-
-fn check_extensions(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
-    check_usage(certificate)?;
-    let understood = |oid: &Oid<'_>| CRITICAL_UNDERSTOOD.iter().any(|known| known == oid);
-    let mut extensions = certificate.extensions().iter();
-    if extensions.any(|one| one.critical && !understood(&one.oid)) {
-        return Err(Refusal::CertificateExtension);
-    }
-    Ok(())
-}
-
-/// Checks the extended key usage as Go does: without one a certificate is for every use.
+/// Checks the extended key usage as Go does: a certificate without one is for every use.
 fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
     let mut extensions = certificate.extensions().iter();
     let Some(usage) = extensions.find(|one| one.oid == OID_X509_EXT_EXTENDED_KEY_USAGE) else {
@@ -289,14 +279,13 @@ fn check_usage(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
     }
 }
 
-/// The nearest instant that there is: a certificate may be valid until the year 9999.
-fn instant(time: ASN1Time) -> LogTime {
-    let seconds = time.timestamp();
-    LogTime::from_parts(seconds, 0).unwrap_or(if seconds < 0 {
-        LogTime::MIN
-    } else {
-        LogTime::from_nanos(i64::MAX)
-    })
+fn check_critical_extensions(certificate: &X509Certificate<'_>) -> Result<(), Refusal> {
+    let understood = |oid: &Oid<'_>| CRITICAL_UNDERSTOOD.iter().any(|known| known == oid);
+    let mut extensions = certificate.extensions().iter();
+    if extensions.any(|one| one.critical && !understood(&one.oid)) {
+        return Err(Refusal::CertificateExtension);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -332,15 +321,15 @@ mod tests {
         TenantCertificate::from_chain(std::slice::from_ref(der))
     }
 
-    /// A good certificate but for what `spoil` does to it, and what becomes of it.
-    fn spoilt(spoil: impl FnOnce(&mut Tenant)) -> Result<TenantCertificate, Refusal> {
+    /// Checks a certificate that is valid but for the change by `change`.
+    fn check_changed(change: impl FnOnce(&mut Tenant)) -> Result<TenantCertificate, Refusal> {
         let mut tenant = Tenant::new(1, 1);
-        spoil(&mut tenant);
+        change(&mut tenant);
         check(&tenant.certificate())
     }
 
-    fn refused(expected: Refusal, spoil: impl FnOnce(&mut Tenant)) {
-        assert_eq!(spoilt(spoil).unwrap_err(), expected);
+    fn refused(expected: Refusal, change: impl FnOnce(&mut Tenant)) {
+        assert_eq!(check_changed(change).unwrap_err(), expected);
     }
 
     fn with_extension(oid: &[u64], content: &[u8], critical: bool) -> impl FnOnce(&mut Tenant) {
@@ -355,7 +344,7 @@ mod tests {
         |tenant| tenant.params.distinguished_name = subject
     }
 
-    /// `der` with every (or only the `n`th) `old` in it replaced.
+    /// Returns `der` with each `old`, or only the `n`th, replaced.
     fn patched(
         der: &CertificateDer<'_>,
         old: &[u8],
@@ -375,19 +364,19 @@ mod tests {
     }
 
     #[test]
-    fn a_good_certificate_says_whose_it_is() {
+    fn valid_certificate_names_its_owner() {
         let tenant = Tenant::new(1, 1_700_000_000_123_456_789);
         let certificate = tenant.certificate();
-        let presented = check(&certificate).unwrap();
-        assert_eq!(*presented.owner(), tenant.address);
-        assert_eq!(presented.serial().as_str(), "1700000000123456789");
-        assert_eq!(presented.der()[..], certificate[..]);
-        assert_eq!(presented.check_time(NOW), Ok(()));
-        assert!(!format!("{presented:?}").contains("der"));
+        let checked = check(&certificate).unwrap();
+        assert_eq!(*checked.owner(), tenant.address);
+        assert_eq!(checked.serial().as_str(), "1700000000123456789");
+        assert_eq!(checked.der()[..], certificate[..]);
+        assert_eq!(checked.check_time(NOW), Ok(()));
+        assert!(!format!("{checked:?}").contains("der"));
     }
 
     #[test]
-    fn there_must_be_exactly_one() {
+    fn chain_of_other_than_one_certificate_is_refused() {
         let certificate = Tenant::new(1, 1).certificate();
         assert_eq!(TenantCertificate::from_chain(&[]), Err(Refusal::NoCredentials));
         let two = [certificate.clone(), certificate];
@@ -395,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_certificate_is_malformed() {
+    fn bytes_that_are_no_certificate_are_malformed() {
         let good = Tenant::new(1, 1).certificate();
         let mut trailing = good.to_vec();
         trailing.push(0);
@@ -412,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn the_subject_is_one_account_address() {
+    fn subject_must_be_one_account_address() {
         let address = Tenant::new(1, 1).address;
         refused(Refusal::CertificateSubject, with_name(&address.as_str().to_uppercase()));
         refused(Refusal::CertificateSubject, with_name("localhost"));
@@ -428,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn the_issuer_is_the_subject() {
+    fn issuer_must_be_the_subject() {
         let (mine, theirs) = (Tenant::new(1, 1), Tenant::new(2, 1));
         let signed_by = |issuer: &rcgen::CertificateParams, key: &KeyPair| {
             let issuer = Issuer::from_params(issuer, key);
@@ -441,10 +430,10 @@ mod tests {
     }
 
     #[test]
-    fn serial_number_is_not_negative_and_not_too_long() {
+    fn serial_number_must_not_be_negative_or_too_long() {
         let serial = |bytes: &[u8]| {
             let number = SerialNumber::from_slice(bytes);
-            spoilt(|tenant| tenant.params.serial_number = Some(number))
+            check_changed(|tenant| tenant.params.serial_number = Some(number))
         };
         assert_eq!(serial(&[0]).unwrap().serial().as_str(), "0");
         assert_eq!(serial(&[0xff; SERIAL_MAX_BYTES + 1]), Err(Refusal::CertificateSerial));
@@ -458,7 +447,7 @@ mod tests {
 
     #[test]
     fn key_on_a_curve_of_tls_1_3_is_accepted() {
-        spoilt(|tenant| tenant.key = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA256).unwrap()).unwrap();
+        check_changed(|tenant| tenant.key = KeyPair::generate_for(&PKCS_ECDSA_P521_SHA256).unwrap()).unwrap();
         let p384 = CertificateDer::from_pem_slice(OPENSSL).unwrap();
         assert_eq!(check(&p384).unwrap().owner().as_str(), ADDRESS);
     }
@@ -478,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn the_signature_is_by_its_own_key_with_sha256() {
+    fn signature_must_be_by_own_key_with_sha256() {
         let good = Tenant::new(1, 1).certificate();
         let sha256 = [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
         let sha384 = [0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3];
@@ -503,7 +492,7 @@ mod tests {
             refused(Refusal::CertificateUsage, |tenant| tenant.params.extended_key_usages = usages);
         }
         for usages in [vec![], vec![Any], vec![ServerAuth, ClientAuth]] {
-            spoilt(|tenant| tenant.params.extended_key_usages = usages).unwrap();
+            check_changed(|tenant| tenant.params.extended_key_usages = usages).unwrap();
         }
         refused(Refusal::CertificateMalformed, |tenant| {
             tenant.params.extended_key_usages.clear();
@@ -512,17 +501,17 @@ mod tests {
     }
 
     #[test]
-    fn basic_constraints_and_key_usage_decide_nothing() {
+    fn basic_constraints_and_key_usage_are_ignored() {
         let path_length = BasicConstraints::Constrained(3);
         for is_ca in
             [IsCa::NoCa, IsCa::ExplicitNoCa, IsCa::Ca(BasicConstraints::Unconstrained), IsCa::Ca(path_length)]
         {
-            spoilt(|tenant| tenant.params.is_ca = is_ca).unwrap();
+            check_changed(|tenant| tenant.params.is_ca = is_ca).unwrap();
         }
-        spoilt(|tenant| tenant.params.key_usages.clear()).unwrap();
+        check_changed(|tenant| tenant.params.key_usages.clear()).unwrap();
     }
 
-    /// What Akash's tools wrote, and what an operator makes with openssl: see `tests/vectors/certificates`.
+    /// Certificates of Akash's tools, and one made with openssl: see `tests/vectors/certificates`.
     #[test]
     fn certificates_of_published_tools_are_accepted() {
         for (pem, authority) in [(AKASHJS, true), (CHAIN_SDK, true), (CHAIN_SDK_NEXT, false), (OPENSSL, true)]
@@ -530,10 +519,10 @@ mod tests {
             let der = CertificateDer::from_pem_slice(pem).unwrap();
             let (_, parsed) = X509Certificate::from_der(&der).unwrap();
             assert_eq!(parsed.is_ca(), authority);
-            let presented = check(&der).unwrap();
-            assert_eq!(presented.owner().as_str(), ADDRESS);
-            assert_eq!(presented.check_time(NOW), Ok(()));
-            // The key as the TypeScript tools publish it on the chain, where it must be the certificate's.
+            let checked = check(&der).unwrap();
+            assert_eq!(checked.owner().as_str(), ADDRESS);
+            assert_eq!(checked.check_time(NOW), Ok(()));
+            // The TypeScript tools publish this key on the chain; it must be the certificate's.
             for block in Pem::iter_from_buffer(pem).map(|block| block.unwrap()) {
                 if block.label == "EC PUBLIC KEY" {
                     assert_eq!(block.contents, parsed.subject_pki.raw);
@@ -545,19 +534,19 @@ mod tests {
     #[test]
     fn critical_extension_that_go_does_not_know_is_refused() {
         refused(Refusal::CertificateExtension, with_extension(UNKNOWN, &[5, 0], true));
-        spoilt(with_extension(UNKNOWN, &[5, 0], false)).unwrap();
+        check_changed(with_extension(UNKNOWN, &[5, 0], false)).unwrap();
         let names = [0x30, 3, 0x82, 1, b'a'];
-        spoilt(with_extension(SUBJECT_ALTERNATIVE_NAME, &names, true)).unwrap();
+        check_changed(with_extension(SUBJECT_ALTERNATIVE_NAME, &names, true)).unwrap();
         // As Akash's Go tools write it for the host "a".
         let constraints = [0x30, 7, 0xa0, 5, 0x30, 3, 0x82, 1, b'a'];
-        spoilt(with_extension(NAME_CONSTRAINTS, &constraints, true)).unwrap();
+        check_changed(with_extension(NAME_CONSTRAINTS, &constraints, true)).unwrap();
     }
 
-    /// Everything is wrong, and mended one after the other: each time the next reason is told.
+    /// Repairs a certificate that fails every check, one check after the other.
     #[test]
-    fn the_checks_come_in_their_order() {
-        type Spoil = fn(&mut Tenant);
-        let spoils: [(Refusal, Spoil); 5] = [
+    fn first_failed_check_is_reported() {
+        type Change = fn(&mut Tenant);
+        let changes: [(Refusal, Change); 5] = [
             (Refusal::CertificateSubject, |tenant| with_name("localhost")(tenant)),
             (Refusal::CertificateSerial, |tenant| {
                 tenant.params.serial_number = Some(SerialNumber::from_slice(&[1; SERIAL_MAX_BYTES + 1]));
@@ -572,15 +561,15 @@ mod tests {
         ];
         let from = |first: usize| {
             let mut tenant = Tenant::new(1, 1);
-            spoils[first..].iter().for_each(|(_, spoil)| spoil(&mut tenant));
+            changes[first..].iter().for_each(|(_, change)| change(&mut tenant));
             tenant.certificate()
         };
-        for (first, (refusal, _)) in spoils.iter().enumerate() {
+        for (first, (refusal, _)) in changes.iter().enumerate() {
             assert_eq!(check(&from(first)), Err(*refusal));
         }
-        check(&from(spoils.len())).unwrap();
-        // What can only be done to one that is made already: another issuer before all of these but the first; another algorithm,
-        // and a signature that does not fit, between key and usage.
+        check(&from(changes.len())).unwrap();
+        // These defects need a finished certificate: another issuer (checked second), and another algorithm
+        // or a wrong signature (checked between key and usage).
         let (address, other) = (Tenant::new(1, 1).address, Tenant::new(2, 1).address);
         let issuer = |der| patched(der, address.as_str().as_bytes(), other.as_str().as_bytes(), Some(0));
         assert_eq!(check(&issuer(&from(1))), Err(Refusal::CertificateIssuer));
@@ -596,13 +585,13 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_of_its_period_belong_to_it() {
-        let presented = spoilt(|tenant| {
+    fn both_ends_of_validity_period_are_inclusive() {
+        let checked = check_changed(|tenant| {
             tenant.params.not_before = time::OffsetDateTime::from_unix_timestamp(100).unwrap();
             tenant.params.not_after = time::OffsetDateTime::from_unix_timestamp(200).unwrap();
         })
         .unwrap();
-        let at = |nanos| presented.check_time(LogTime::from_nanos(nanos));
+        let at = |nanos| checked.check_time(LogTime::from_nanos(nanos));
         assert_eq!(at(99_999_999_999), Err(Refusal::CertificateNotYetValid));
         assert_eq!(at(100_000_000_000), Ok(()));
         assert_eq!(at(200_000_000_000), Ok(()));
@@ -610,54 +599,54 @@ mod tests {
     }
 
     #[test]
-    fn it_may_be_valid_for_longer_than_we_can_count() {
-        let presented =
-            spoilt(|tenant| tenant.params.not_after = rcgen::date_time_ymd(9999, 12, 31)).unwrap();
-        assert_eq!(presented.not_after(), LogTime::from_nanos(i64::MAX));
-        assert_eq!(presented.check_time(NOW), Ok(()));
+    fn validity_beyond_representable_time_saturates() {
+        let checked =
+            check_changed(|tenant| tenant.params.not_after = rcgen::date_time_ymd(9999, 12, 31)).unwrap();
+        assert_eq!(checked.not_after(), LogTime::MAX);
+        assert_eq!(checked.check_time(NOW), Ok(()));
     }
 
     #[test]
-    fn the_public_key_is_found_whatever_the_form() {
+    fn public_key_is_found_whatever_the_form() {
         let tenant = Tenant::new(1, 1);
         let expected = rcgen::PublicKeyData::subject_public_key_info(&tenant.key);
         assert_eq!(public_key(&tenant.certificate()).unwrap().as_ref(), expected);
         assert!(public_key(&CertificateDer::from(b"hello".to_vec())).is_none());
     }
 
-    /// Whatever was done to a good certificate, it says the same or is refused. (A few bits of its DER are read leniently; it
-    /// is for the trust source to agree with every byte.)
-    fn says_no_more_than_before(bytes: Vec<u8>) {
+    /// Checks that an altered certificate is refused or makes the same claims. (The parser is lenient about a
+    /// few bits; the trust source compares every byte.)
+    fn assert_claims_unchanged(bytes: Vec<u8>) {
         static GOOD: LazyLock<TenantCertificate> =
             LazyLock::new(|| check(&testing::fixed_certificate()).unwrap());
         let bytes = CertificateDer::from(bytes);
         let _ = public_key(&bytes);
         if let Ok(altered) = check(&bytes) {
-            let said = |one: &TenantCertificate| {
+            let claims = |one: &TenantCertificate| {
                 (one.owner.clone(), one.serial.clone(), one.not_before, one.not_after)
             };
-            assert_eq!(said(&altered), said(&GOOD));
+            assert_eq!(claims(&altered), claims(&GOOD));
         }
     }
 
     #[test]
-    fn flipping_one_bit_makes_it_say_nothing_else() {
+    fn flipped_bit_changes_no_claim() {
         let good = testing::fixed_certificate();
         for bit in 0..good.len() * 8 {
             let mut bytes = good.to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            says_no_more_than_before(bytes);
+            assert_claims_unchanged(bytes);
         }
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        fn arbitrary_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
             prop_assert_eq!(check(&bytes.into()), Err(Refusal::CertificateMalformed));
         }
 
         #[test]
-        fn altering_it_makes_it_say_nothing_else(
+        fn altered_certificate_changes_no_claim(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             cut in proptest::option::weighted(0.2, any::<prop::sample::Index>()),
         ) {
@@ -669,7 +658,7 @@ mod tests {
             if let Some(cut) = cut {
                 bytes.truncate(cut.index(bytes.len()));
             }
-            says_no_more_than_before(bytes);
+            assert_claims_unchanged(bytes);
         }
     }
 }

@@ -1,24 +1,22 @@
-//! Trust from a directory: every `*.pem` file in it holds the certificates of tenants, every `*.pub` file the keys of their
-//! accounts, by which they sign tokens (`item`).
+//! Trust from a directory: each `*.pem` file holds certificates of tenants, each `*.pub` file keys of their
+//! accounts, which sign tokens (`trust_file`).
 //!
-//! Files are picked up and dropped while running. What a change does, and when:
-//! - A certificate or key that appears is trusted within [`REST`] of the system's telling of it.
-//! - One whose file is removed, or replaced by renaming another over it, is withdrawn as fast.
-//! - One that goes missing from a file that is written in place is withdrawn [`SETTLE`] later: a file that is
-//!   being rewritten is empty for a moment, and that must cut no streams.
-//! - So a removal takes effect within a second, and where the system cannot watch the directory and it is polled instead
-//!   ([`POLL`](crate::sys::notify::POLL)), little more.
-//! - Where the system tells of nothing, a look once in the poll interval finds it: what happens to a file behind a link, and
-//!   files that are added to, removed from or renamed in a directory on another machine, or that is itself behind a link. Such
-//!   a look costs one system call, unless there are links or the directory changed. Only a file that another machine writes in
-//!   place goes unseen.
+//! The directory is watched. Effects of a change:
+//! - A new certificate or key is trusted within `SCAN_GAP` of the notification.
+//! - One whose file is removed, or replaced by a rename, is revoked as fast.
+//! - One that a rewrite in place removes is revoked `REWRITE_GRACE` later. A file that is being rewritten is
+//!   empty for a moment, which must not end streams.
+//! - A removal therefore takes effect within a second, or a little more where the directory is polled
+//!   ([`POLL`](crate::sys::notify::POLL)) because the system cannot watch it.
+//! - A scan per poll interval finds changes without a notification: behind a link, or on a network file
+//!   system. It costs one system call, unless there are links or the directory changed. It misses only a file
+//!   that another machine rewrites in place.
 //!
-//! A file that cannot be used says so once in the log, by its name and a reason, never by its content; others are not touched
-//! by it. While the directory or a file cannot be read at all, what was last read in it holds on.
+//! A file that cannot be used is logged once, by name and reason but never by content, and does not affect
+//! others. While the directory or a file cannot be read at all, its last state stays.
 
-pub(super) mod file;
+mod file;
 mod index;
-pub(super) mod item;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -26,131 +24,124 @@ mod tests;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_core::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::file::DirId;
+use self::file::FileId;
 use self::index::Index;
-use self::item::{TrustKey, TrustValue};
 use self::scan::{ScanResult, Scanner};
 use super::account::AccountKey;
 use super::cert::Serial;
-use super::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
+use super::trust::{Trust, TrustFuture, TrustKey, TrustValue, TrustedItem};
 use crate::model::id::Owner;
 use crate::sys::notify::{DirWatch, Notifier};
 
-/// At least this lies between two looks at the directory, so that copying a thousand files into it costs a few looks.
-pub const REST: Duration = Duration::from_millis(200);
+/// Minimum time between two scans: copying a thousand files into the directory causes a few scans.
+const SCAN_GAP: Duration = Duration::from_millis(200);
 
-/// For this long a certificate that is missing from a file written in place still counts, and what is wrong with a file is not
-/// yet said: it may be half written. Copying a file takes less.
-pub const SETTLE: Duration = Duration::from_millis(300);
+/// For this long after a rewrite in place, removed entries stay trusted and errors are not logged: the file
+/// may be half written. Copying a file takes less.
+const REWRITE_GRACE: Duration = Duration::from_millis(300);
 
-/// Trust from a directory. Dropping it ends the watching; trust that was given then stays.
+/// Trust from a directory. Drop ends the watch; items that were given out stay trusted.
 pub struct DirTrust {
     index: Arc<Index>,
-    _keeper: AbortOnDropHandle<()>,
+    _watcher: AbortOnDropHandle<()>,
 }
 
-/// The key of this account in `dir` as it is now. Blocks on the file system.
+/// Why a trust directory cannot be used. The text names it.
+#[derive(Debug, thiserror::Error)]
+#[error("trust directory {}: {}", dir.display(), describe(error))]
+pub struct OpenError {
+    dir: PathBuf,
+    error: io::Error,
+}
+
+/// Returns the key of this account in `dir` as it is now. Blocks on the file system.
 ///
 /// # Errors
-/// If the directory cannot be read. Files in it are no reason.
-pub(super) fn key_in(dir: &Path, owner: &Owner, now: std::time::Instant) -> io::Result<Option<AccountKey>> {
+/// The directory cannot be read. Unusable files are no error.
+pub fn key_in_dir(dir: &Path, owner: &Owner) -> io::Result<Option<AccountKey>> {
     let mut scanner = Scanner::new(dir);
-    scanner.look(now, true)?;
+    scanner.scan(std::time::Instant::now(), true)?;
     Ok(match scanner.trusted().remove(&TrustKey::Account(owner.clone())) {
         Some(TrustValue::Account(key)) => Some(key),
         _ => None,
     })
 }
 
-/// Why a trust directory cannot be used. The text names it.
-#[derive(Debug, thiserror::Error)]
-#[error("trust directory {}: {}", dir.display(), say(error))]
-pub struct OpenError {
-    dir: PathBuf,
-    error: io::Error,
-}
-
-/// The task that keeps the index like the directory.
-struct Keeper {
+/// The task that updates the index from the directory.
+struct Watcher {
     dir: PathBuf,
     scanner: Arc<Mutex<Scanner>>,
     index: Arc<Index>,
     notifier: Notifier,
-    /// `None` before the first look.
-    watch: Option<DirWatch>,
     poll: Duration,
-    /// The directory that is watched: another one may have taken its place since.
-    watched: Option<DirId>,
-    /// When a file that was written in place is to be believed.
-    settles: Option<Instant>,
-    /// Whether the directory cannot be read at present.
-    blind: bool,
+    /// The watch, and the directory that it is for: another directory may have replaced that one. `None`
+    /// before the first scan.
+    watch: Option<(DirWatch, FileId)>,
+    /// When the grace of a file that was rewritten in place ends.
+    recheck_at: Option<Instant>,
+    /// The last scan failed.
+    is_unreadable: bool,
 }
 
 // === impl DirTrust ===
 
 impl DirTrust {
-    /// Reads `dir` and keeps to it from then on. Where `notifier` cannot tell, it is looked at every `poll`.
+    /// Reads `dir` and watches it from then on. Scans it every `poll` as well, for changes without a
+    /// notification.
     ///
     /// # Errors
-    /// [`OpenError`] if it is missing, not a directory, or cannot be read. Files in it are no reason.
+    /// [`OpenError`] if the directory is missing, is not a directory, or cannot be read. Unusable files are
+    /// no error.
     pub async fn open(dir: &Path, notifier: &Notifier, poll: Duration) -> Result<Self, OpenError> {
-        let mut keeper = Keeper {
+        let mut watcher = Watcher {
             dir: dir.to_owned(),
             scanner: Arc::new(Mutex::new(Scanner::new(dir))),
             index: Arc::new(Index::default()),
             notifier: notifier.clone(),
-            watch: None,
             poll,
-            watched: None,
-            settles: None,
-            blind: false,
+            watch: None,
+            recheck_at: None,
+            is_unreadable: false,
         };
-        let first = keeper.look(true).await;
-        first.map_err(|error| OpenError { dir: dir.to_owned(), error })?;
-        let index = Arc::clone(&keeper.index);
+        watcher.update(true).await.map_err(|error| OpenError { dir: dir.to_owned(), error })?;
+        let index = Arc::clone(&watcher.index);
         tracing::info!(?dir, trusted = index.len(), "trust directory read");
         #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
-        let task = tokio::spawn(keeper.run());
-        Ok(Self { index, _keeper: AbortOnDropHandle::new(task) })
+        let task = tokio::spawn(watcher.run());
+        Ok(Self { index, _watcher: AbortOnDropHandle::new(task) })
     }
 
-    /// How many certificates and keys are trusted at present.
+    /// Returns the number of trusted certificates and keys.
     pub fn trusted(&self) -> usize {
         self.index.len()
     }
 }
 
 impl Trust for DirTrust {
-    fn certificate<'a>(
-        &'a self,
-        owner: &'a Owner,
-        serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
-        let verdict =
-            self.index.certificate(owner, serial).map_or(TrustAnswer::Unknown, TrustAnswer::Trusted);
-        Box::pin(std::future::ready(Ok(verdict)))
+    fn certificate<'a>(&'a self, owner: &'a Owner, serial: &'a Serial) -> TrustFuture<'a> {
+        ready(self.known_certificate(owner, serial))
     }
 
     fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
-        self.index.certificate(owner, serial)
+        let key = TrustKey::Certificate(owner.clone(), serial.clone());
+        self.index.get(&key).and_then(TrustedItem::into_certificate)
     }
 
-    fn account<'a>(
-        &'a self,
-        owner: &'a Owner,
-    ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
-        let verdict = self.index.account(owner).map_or(TrustAnswer::Unknown, TrustAnswer::Trusted);
-        Box::pin(std::future::ready(Ok(verdict)))
+    fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
+        ready(self.index.get(&TrustKey::Account(owner.clone())).and_then(TrustedItem::into_account))
     }
+}
+
+fn ready<'a, T: Send + 'a>(trusted: Option<TrustedItem<T>>) -> TrustFuture<'a, T> {
+    Box::pin(std::future::ready(Ok(trusted.into())))
 }
 
 impl fmt::Debug for DirTrust {
@@ -159,40 +150,39 @@ impl fmt::Debug for DirTrust {
     }
 }
 
-// === impl Keeper ===
+// === impl Watcher ===
 
-impl Keeper {
+impl Watcher {
     async fn run(mut self) {
         loop {
-            let settled = self.settles;
+            let recheck_at = self.recheck_at;
             let thorough = tokio::select! {
                 () = changed(self.watch.as_mut()) => true,
-                () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
-                () = sleep(self.poll) => self.blind,
+                () = sleep_until(recheck_at.unwrap_or_else(Instant::now)), if recheck_at.is_some() => true,
+                () = sleep(self.poll) => self.is_unreadable,
             };
-            if let Err(error) = self.look(thorough).await {
-                self.settles = None;
-                if !std::mem::replace(&mut self.blind, true) {
-                    tracing::error!(%error, dir = ?self.dir, "trust directory cannot be read; what was read last holds on");
+            if let Err(error) = self.update(thorough).await {
+                self.recheck_at = None;
+                if !std::mem::replace(&mut self.is_unreadable, true) {
+                    tracing::error!(%error, dir = ?self.dir, "failed to read trust directory, keeping its last state");
                 }
             }
-            sleep(REST).await;
+            sleep(SCAN_GAP).await;
         }
     }
 
-    /// Brings the index up to the directory. If it was not watched yet, watches it and looks again, since it may have
-    /// changed in between.
-    async fn look(&mut self, thorough: bool) -> io::Result<()> {
-        let mut look = self.scan(thorough).await?;
-        if self.watched != Some(look.dir) {
-            self.watch = Some(self.notifier.watch(&self.dir));
-            self.watched = Some(look.dir);
-            look = self.scan(true).await?;
+    /// Updates the index from the directory. If the directory is not watched yet, watches it and scans again,
+    /// because it may have changed in between.
+    async fn update(&mut self, thorough: bool) -> io::Result<()> {
+        let mut result = self.scan(thorough).await?;
+        if self.watch.as_ref().is_none_or(|(_, dir)| *dir != result.dir) {
+            self.watch = Some((self.notifier.watch(&self.dir), result.dir));
+            result = self.scan(true).await?;
         }
-        if std::mem::take(&mut self.blind) {
-            tracing::info!(dir = ?self.dir, "trust directory can be read again");
+        if std::mem::take(&mut self.is_unreadable) {
+            tracing::info!(dir = ?self.dir, "trust directory is readable again");
         }
-        self.settles = look.settles.map(Instant::from_std);
+        self.recheck_at = result.recheck_at.map(Instant::from_std);
         Ok(())
     }
 
@@ -201,33 +191,33 @@ impl Keeper {
         let index = Arc::clone(&self.index);
         let now = Instant::now().into_std();
         let scan = move || {
-            let mut scanner = scanner.lock().unwrap_or_else(PoisonError::into_inner);
-            let look = scanner.look(now, thorough)?;
-            if look.changed {
+            let mut scanner = scanner.lock();
+            let result = scanner.scan(now, thorough)?;
+            if result.changed {
                 let change = index.replace(scanner.trusted());
-                if change.any() {
+                if change.added > 0 || change.revoked > 0 {
                     tracing::info!(
                         added = change.added,
-                        withdrawn = change.withdrawn,
-                        files_read = look.read,
+                        revoked = change.revoked,
+                        files_read = result.files_read,
                         "trusted certificates and keys changed"
                     );
                 }
             }
-            Ok(look)
+            Ok(result)
         };
-        spawn_blocking(scan).await.unwrap_or_else(|lost| Err(lost.into()))
+        spawn_blocking(scan).await.unwrap_or_else(|panicked| Err(panicked.into()))
     }
 }
 
-async fn changed(watch: Option<&mut DirWatch>) {
+async fn changed(watch: Option<&mut (DirWatch, FileId)>) {
     match watch {
-        Some(watch) => watch.changed().await,
+        Some((watch, _)) => watch.changed().await,
         None => std::future::pending().await,
     }
 }
 
-fn say(error: &io::Error) -> String {
+fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "does not exist".to_owned(),
         io::ErrorKind::NotADirectory => "is not a directory".to_owned(),

@@ -1,14 +1,14 @@
-//! What a caller may do.
+//! Authorization of callers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use super::refusal::Refusal;
 use crate::model::id::{Address, LeaseId, Owner, ServiceName};
 use crate::model::view::Filter;
 
-/// What can be done with a lease, by the words of Akash's tokens (AEP-64). This gateway does three of them.
+/// A scope of Akash's tokens (AEP-64). This gateway uses [`Logs`](Self::Logs), [`Status`](Self::Status) and
+/// [`Restart`](Self::Restart).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TokenScope {
     /// Send the manifest.
@@ -21,45 +21,39 @@ pub enum TokenScope {
     Shell,
     /// Read events.
     Events,
-    /// See how services are doing.
+    /// Read the status of services.
     Status,
     /// Restart services.
     Restart,
-    /// Take a host name along.
+    /// Move a host name to this lease.
     HostnameMigrate,
-    /// Take an address along.
+    /// Move an IP address to this lease.
     IpMigrate,
-    /// Have the machine vouch for itself.
+    /// Get an attestation of the machine.
     Attestation,
 }
 
 /// A set of scopes.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Scopes(u16);
+pub type Scopes = BTreeSet<TokenScope>;
 
-/// What a token grants of its issuer's leases.
+/// A grant at one level; `T` holds the entries of the next level.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Everything.
+pub enum Grant<T> {
+    /// Every scope on every lease.
     Full,
     /// These scopes on every lease.
     Scoped(Scopes),
-    /// By provider; nothing at others.
-    Granular(BTreeMap<Address, ProviderAccess>),
+    /// Only the grants of the entries.
+    Granular(T),
 }
 
-/// What a token grants of its issuer's leases at one provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProviderAccess {
-    /// Everything.
-    Full,
-    /// These scopes on every lease.
-    Scoped(Scopes),
-    /// By deployment; nothing of others. What several entries grant adds up.
-    Granular(Vec<Deployment>),
-}
+/// The grants of a token on its issuer's leases, by provider.
+pub type Access = Grant<BTreeMap<Address, ProviderAccess>>;
 
-/// What a token grants of some leases.
+/// The grants of a token on its issuer's leases at one provider. Several entries add up.
+pub type ProviderAccess = Grant<Vec<Deployment>>;
+
+/// The grants of a token on some leases.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployment {
     /// The deployment.
@@ -68,13 +62,13 @@ pub struct Deployment {
     pub gseq: Option<u32>,
     /// The order; `None` = any.
     pub oseq: Option<u32>,
-    /// These scopes.
+    /// The granted scopes.
     pub scopes: Scopes,
-    /// On services of these names, as the token has them. A name that no service can have matches nothing. Never empty.
+    /// The services, as the token names them. A name that no service can have matches nothing. Never empty.
     pub services: BTreeSet<String>,
 }
 
-/// Who a caller was found to be, and with that, what they may do. Cloning is cheap.
+/// An authenticated caller and its grants. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     owner: Owner,
@@ -83,135 +77,85 @@ pub struct Identity {
     provider: Option<Address>,
 }
 
-/// The services of one lease that a caller may do something with.
+/// The services of one lease on which a caller has a scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Services {
-    /// All that there are or will be.
+    /// All services, now and later.
     All,
-    /// These, whether they exist or not.
+    /// These services, whether they exist or not.
     Only(BTreeSet<ServiceName>),
 }
 
-// === impl Scope ===
+// === impl TokenScope ===
 
 impl TokenScope {
-    /// Each of them once.
-    pub const ALL: [Self; 10] = [
-        Self::SendManifest,
-        Self::GetManifest,
-        Self::Logs,
-        Self::Shell,
-        Self::Events,
-        Self::Status,
-        Self::Restart,
-        Self::HostnameMigrate,
-        Self::IpMigrate,
-        Self::Attestation,
+    /// Every scope once, with its name.
+    pub(super) const NAMES: [(Self, &'static str); 10] = [
+        (Self::SendManifest, "send-manifest"),
+        (Self::GetManifest, "get-manifest"),
+        (Self::Logs, "logs"),
+        (Self::Shell, "shell"),
+        (Self::Events, "events"),
+        (Self::Status, "status"),
+        (Self::Restart, "restart"),
+        (Self::HostnameMigrate, "hostname-migrate"),
+        (Self::IpMigrate, "ip-migrate"),
+        (Self::Attestation, "attestation"),
     ];
 
-    /// The word for it.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::SendManifest => "send-manifest",
-            Self::GetManifest => "get-manifest",
-            Self::Logs => "logs",
-            Self::Shell => "shell",
-            Self::Events => "events",
-            Self::Status => "status",
-            Self::Restart => "restart",
-            Self::HostnameMigrate => "hostname-migrate",
-            Self::IpMigrate => "ip-migrate",
-            Self::Attestation => "attestation",
-        }
+    pub(super) fn name(self) -> &'static str {
+        Self::NAMES[self as usize].1
     }
 
-    /// The scope of this word.
-    pub fn of_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|scope| scope.word() == word)
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, known)| *known == name).map(|(scope, _)| *scope)
     }
 }
 
-// === impl Scopes ===
-
-impl Scopes {
-    /// Adds one; tells whether it is new.
-    pub fn insert(&mut self, scope: TokenScope) -> bool {
-        let before = *self;
-        self.0 |= 1 << scope as u16;
-        *self != before
-    }
-
-    /// Whether it is there.
-    pub fn contains(self, scope: TokenScope) -> bool {
-        self.0 & (1 << scope as u16) != 0
-    }
-
-    /// Those that are there.
-    pub fn iter(self) -> impl Iterator<Item = TokenScope> {
-        TokenScope::ALL.into_iter().filter(move |scope| self.contains(*scope))
-    }
-
-    /// Whether none is.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-}
-
-impl FromIterator<TokenScope> for Scopes {
-    fn from_iter<I: IntoIterator<Item = TokenScope>>(scopes: I) -> Self {
-        let mut all = Self::default();
-        for scope in scopes {
-            all.insert(scope);
-        }
-        all
-    }
-}
-
-impl fmt::Debug for Scopes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(TokenScope::word)).finish()
-    }
-}
-
-// === impl Access ===
+// === impl Grant ===
 
 impl Access {
-    /// The services of `lease` on which `scope` is granted.
+    /// Returns the services of `lease` on which `scope` is granted.
     fn services(&self, lease: &LeaseId, scope: TokenScope) -> Result<Services, Refusal> {
-        let here = match self {
-            Self::Full => return Ok(Services::All),
-            Self::Scoped(scopes) => return all_if(*scopes, scope),
-            Self::Granular(providers) => providers.get(lease.provider()).ok_or(Refusal::LeaseNotGranted)?,
+        let Some(providers) = self.granular(scope)? else {
+            return Ok(Services::All);
         };
-        match here {
-            ProviderAccess::Full => Ok(Services::All),
-            ProviderAccess::Scoped(scopes) => all_if(*scopes, scope),
-            ProviderAccess::Granular(deployments) => {
-                let mut refusal = Refusal::LeaseNotGranted;
-                let mut services = BTreeSet::new();
-                for deployment in deployments.iter().filter(|deployment| deployment.is_of(lease)) {
-                    if deployment.scopes.contains(scope) {
-                        services.extend(deployment.services.iter().filter_map(|name| name.parse().ok()));
-                        refusal = Refusal::ServiceNotGranted;
-                    } else if refusal == Refusal::LeaseNotGranted {
-                        refusal = Refusal::ScopeNotGranted;
-                    }
-                }
-                // Rejection rather than narrowed to no service: an empty set of names must never be read as all of them.
-                if services.is_empty() { Err(refusal) } else { Ok(Services::Only(services)) }
+        let provider = providers.get(lease.provider()).ok_or(Refusal::LeaseNotGranted)?;
+        let Some(deployments) = provider.granular(scope)? else {
+            return Ok(Services::All);
+        };
+        let mut refusal = Refusal::LeaseNotGranted;
+        let mut services = BTreeSet::new();
+        for deployment in deployments.iter().filter(|deployment| deployment.matches(lease)) {
+            if deployment.scopes.contains(&scope) {
+                services.extend(deployment.services.iter().filter_map(|name| name.parse().ok()));
+                refusal = Refusal::ServiceNotGranted;
+            } else if refusal == Refusal::LeaseNotGranted {
+                refusal = Refusal::ScopeNotGranted;
             }
         }
+        // Refused rather than narrowed to no service: an empty set of names must never be read as all of
+        // them.
+        if services.is_empty() { Err(refusal) } else { Ok(Services::Only(services)) }
     }
 }
 
-fn all_if(scopes: Scopes, scope: TokenScope) -> Result<Services, Refusal> {
-    if scopes.contains(scope) { Ok(Services::All) } else { Err(Refusal::ScopeNotGranted) }
+impl<T> Grant<T> {
+    /// Returns the entries of the next level, or `None` if this level grants `scope` by itself.
+    fn granular(&self, scope: TokenScope) -> Result<Option<&T>, Refusal> {
+        match self {
+            Self::Full => Ok(None),
+            Self::Scoped(scopes) if scopes.contains(&scope) => Ok(None),
+            Self::Scoped(_) => Err(Refusal::ScopeNotGranted),
+            Self::Granular(entries) => Ok(Some(entries)),
+        }
+    }
 }
 
 // === impl Deployment ===
 
 impl Deployment {
-    fn is_of(&self, lease: &LeaseId) -> bool {
+    fn matches(&self, lease: &LeaseId) -> bool {
         self.dseq == lease.dseq()
             && self.gseq.is_none_or(|gseq| gseq == lease.gseq())
             && self.oseq.is_none_or(|oseq| oseq == lease.oseq())
@@ -221,34 +165,35 @@ impl Deployment {
 // === impl Identity ===
 
 impl Identity {
-    /// The owner in person, proved by a certificate: every scope on every lease of theirs.
-    pub(super) fn owner_in_person(owner: Owner) -> Self {
+    /// Creates the identity of an owner with a certificate: every scope on each of its leases.
+    pub(super) fn of_owner(owner: Owner) -> Self {
         Self::with_token(owner, Access::Full)
     }
 
-    /// Somebody with a token of `owner`, who may what it grants.
+    /// Creates the identity of a caller with a token of `owner`.
     pub(super) fn with_token(owner: Owner, access: Access) -> Self {
         Self { owner, access: Arc::new(access), provider: None }
     }
 
-    /// The same, at a gateway that serves leases of this provider only.
-    pub(super) fn at(self, provider: Option<Address>) -> Self {
+    /// Restricts the identity to leases of `provider`; `None` = any.
+    pub(super) fn at_provider(self, provider: Option<Address>) -> Self {
         Self { provider, ..self }
     }
 
-    /// The account.
+    /// Returns the owner of the leases.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// Whether the caller may do this with `lease`, and with which services of it. To be asked before anything is looked up, so
-    /// that the answer cannot depend on what exists; and then the request must be narrowed by [`Services::narrow`].
+    /// Checks that the caller has `scope` on `lease`, and returns the services on which it does. Call it
+    /// before any lookup, so that the answer cannot depend on what exists; then narrow the request by
+    /// `Services::narrow`.
     ///
     /// # Errors
-    /// [`Refusal::NotYours`] for a lease of another owner, existing or not; [`Refusal::OtherProvider`] for one that is not served
-    /// here; [`Refusal::LeaseNotGranted`], [`Refusal::ScopeNotGranted`] or [`Refusal::ServiceNotGranted`] for what a token does
-    /// not grant.
-    pub fn may(&self, lease: &LeaseId, scope: TokenScope) -> Result<Services, Refusal> {
+    /// [`Refusal::NotYours`] for another owner's lease, existing or not; [`Refusal::OtherProvider`] for one
+    /// that is not served here; [`Refusal::LeaseNotGranted`], [`Refusal::ScopeNotGranted`] or
+    /// [`Refusal::ServiceNotGranted`] if the token does not grant it.
+    pub fn authorize(&self, lease: &LeaseId, scope: TokenScope) -> Result<Services, Refusal> {
         if *lease.owner() != self.owner {
             return Err(Refusal::NotYours);
         }
@@ -262,19 +207,20 @@ impl Identity {
 // === impl Services ===
 
 impl Services {
-    /// Whether this one is among them.
-    pub fn include(&self, service: &ServiceName) -> bool {
+    /// Returns whether `service` is one of them.
+    pub(crate) fn contains(&self, service: &ServiceName) -> bool {
         match self {
             Self::All => true,
             Self::Only(services) => services.contains(service),
         }
     }
 
-    /// Leaves of `filter` what is among them. A filter for everything becomes one for all of them that exist, now or later.
+    /// Restricts `filter` to these services. A filter for everything becomes one for all of them, now and
+    /// later.
     ///
     /// # Errors
-    /// [`Refusal::ServiceNotGranted`] if it names another one, whether that exists or not.
-    pub fn narrow(&self, filter: &mut Filter) -> Result<(), Refusal> {
+    /// [`Refusal::ServiceNotGranted`] if it names another service, existing or not.
+    pub(crate) fn narrow(&self, filter: &mut Filter) -> Result<(), Refusal> {
         let Self::Only(services) = self else {
             return Ok(());
         };
@@ -292,7 +238,7 @@ mod tests {
     use super::*;
     use crate::access::refusal::RefusalKind;
 
-    const DONE_HERE: [TokenScope; 3] = [TokenScope::Status, TokenScope::Logs, TokenScope::Restart];
+    const SUPPORTED: [TokenScope; 3] = [TokenScope::Status, TokenScope::Logs, TokenScope::Restart];
 
     fn address(number: u8) -> Address {
         Address::from_account([number; 20])
@@ -320,47 +266,56 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_may_everything_with_their_own_leases_and_nothing_else() {
-        let identity = Identity::owner_in_person(address(1));
-        for scope in DONE_HERE {
-            assert_eq!(identity.may(&lease(1, 7, 1, 1, 3), scope), Ok(Services::All));
-            let refusal = identity.may(&lease(2, 7, 1, 1, 3), scope).unwrap_err();
+    fn scope_names_round_trip() {
+        for (at, (scope, name)) in TokenScope::NAMES.into_iter().enumerate() {
+            assert_eq!((scope as usize, scope.name(), TokenScope::from_name(name)), (at, name, Some(scope)));
+        }
+        assert_eq!(TokenScope::from_name("log"), None);
+    }
+
+    #[test]
+    fn owner_has_every_scope_on_own_leases_only() {
+        let identity = Identity::of_owner(address(1));
+        for scope in SUPPORTED {
+            assert_eq!(identity.authorize(&lease(1, 7, 1, 1, 3), scope), Ok(Services::All));
+            let refusal = identity.authorize(&lease(2, 7, 1, 1, 3), scope).unwrap_err();
             assert_eq!(refusal, Refusal::NotYours);
             assert_eq!(refusal.kind(), RefusalKind::PermissionDenied);
         }
     }
 
     #[test]
-    fn no_token_reaches_beyond_its_issuer() {
-        let everything: Scopes = TokenScope::ALL.into_iter().collect();
+    fn token_grants_nothing_beyond_its_issuer() {
+        let scopes = TokenScope::NAMES.map(|(scope, _)| scope);
+        let everything = Scopes::from(scopes);
         let at_provider = |access| Access::Granular([(address(9), access)].into());
-        let all = deployment(None, None, &TokenScope::ALL, &["web"]);
+        let all = deployment(None, None, &scopes, &["web"]);
         for access in [
             Access::Full,
-            Access::Scoped(everything),
+            Access::Scoped(everything.clone()),
             at_provider(ProviderAccess::Full),
             at_provider(ProviderAccess::Scoped(everything)),
             at_provider(ProviderAccess::Granular(vec![all])),
         ] {
             let identity = token(access);
-            assert!(identity.may(&lease(1, 7, 1, 1, 9), TokenScope::Logs).is_ok());
-            assert_eq!(identity.may(&lease(2, 7, 1, 1, 9), TokenScope::Logs), Err(Refusal::NotYours));
+            assert!(identity.authorize(&lease(1, 7, 1, 1, 9), TokenScope::Logs).is_ok());
+            assert_eq!(identity.authorize(&lease(2, 7, 1, 1, 9), TokenScope::Logs), Err(Refusal::NotYours));
         }
     }
 
     #[test]
-    fn leases_of_a_provider_that_is_not_served_are_refused_to_their_owner() {
-        let identity = Identity::owner_in_person(address(1)).at(Some(address(9)));
-        assert_eq!(identity.may(&lease(1, 7, 1, 1, 9), TokenScope::Logs), Ok(Services::All));
-        assert_eq!(identity.may(&lease(1, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::OtherProvider));
-        assert_eq!(identity.may(&lease(2, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::NotYours));
+    fn lease_at_other_provider_is_refused_to_its_owner() {
+        let identity = Identity::of_owner(address(1)).at_provider(Some(address(9)));
+        assert_eq!(identity.authorize(&lease(1, 7, 1, 1, 9), TokenScope::Logs), Ok(Services::All));
+        assert_eq!(identity.authorize(&lease(1, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::OtherProvider));
+        assert_eq!(identity.authorize(&lease(2, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::NotYours));
     }
 
     #[test]
-    fn scopes_are_held_to() {
-        for granted in DONE_HERE {
+    fn only_granted_scopes_are_allowed() {
+        for granted in SUPPORTED {
             let scopes: Scopes = [granted, TokenScope::Shell].into_iter().collect();
-            let at_provider = Access::Granular([(address(9), ProviderAccess::Scoped(scopes))].into());
+            let at_provider = Access::Granular([(address(9), ProviderAccess::Scoped(scopes.clone()))].into());
             let of_deployment = deployment(None, None, &[granted, TokenScope::Shell], &["web"]);
             let tokens = [
                 (token(Access::Scoped(scopes)), Services::All),
@@ -368,8 +323,8 @@ mod tests {
                 (granular(vec![of_deployment]), Services::Only(services(&["web"]))),
             ];
             for (identity, on) in tokens {
-                for scope in DONE_HERE {
-                    let answer = identity.may(&lease(1, 7, 1, 1, 9), scope);
+                for scope in SUPPORTED {
+                    let answer = identity.authorize(&lease(1, 7, 1, 1, 9), scope);
                     let expected =
                         if scope == granted { Ok(on.clone()) } else { Err(Refusal::ScopeNotGranted) };
                     assert_eq!(answer, expected, "{granted:?} {scope:?}");
@@ -379,33 +334,36 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_that_is_not_named_grants_nothing() {
+    fn provider_without_entry_grants_nothing() {
         let identity = token(Access::Granular([(address(9), ProviderAccess::Full)].into()));
-        assert_eq!(identity.may(&lease(1, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
+        assert_eq!(
+            identity.authorize(&lease(1, 7, 1, 1, 8), TokenScope::Logs),
+            Err(Refusal::LeaseNotGranted)
+        );
     }
 
     #[test]
-    fn deployment_group_and_order_are_held_to() {
+    fn deployment_group_and_order_must_match() {
         let any = granular(vec![deployment(None, None, &[TokenScope::Logs], &["web"])]);
-        assert!(any.may(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
-        assert_eq!(any.may(&lease(1, 8, 2, 3, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
+        assert!(any.authorize(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
+        assert_eq!(any.authorize(&lease(1, 8, 2, 3, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
         let group = granular(vec![deployment(Some(2), None, &[TokenScope::Logs], &["web"])]);
-        assert!(group.may(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
-        assert_eq!(group.may(&lease(1, 7, 1, 3, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
+        assert!(group.authorize(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
+        assert_eq!(group.authorize(&lease(1, 7, 1, 3, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
         let order = granular(vec![deployment(Some(2), Some(3), &[TokenScope::Logs], &["web"])]);
-        assert!(order.may(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
-        assert_eq!(order.may(&lease(1, 7, 2, 1, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
+        assert!(order.authorize(&lease(1, 7, 2, 3, 9), TokenScope::Logs).is_ok());
+        assert_eq!(order.authorize(&lease(1, 7, 2, 1, 9), TokenScope::Logs), Err(Refusal::LeaseNotGranted));
     }
 
     #[test]
-    fn what_entries_grant_adds_up_by_scope() {
+    fn grants_of_several_entries_add_up_by_scope() {
         let identity = granular(vec![
             deployment(None, None, &[TokenScope::Status], &["db"]),
             deployment(Some(1), None, &[TokenScope::Logs], &["web"]),
             deployment(Some(1), Some(1), &[TokenScope::Logs, TokenScope::Restart], &["api"]),
             deployment(Some(2), None, &[TokenScope::Logs], &["cache"]),
         ]);
-        let may = |gseq, scope| identity.may(&lease(1, 7, gseq, 1, 9), scope);
+        let may = |gseq, scope| identity.authorize(&lease(1, 7, gseq, 1, 9), scope);
         assert_eq!(may(1, TokenScope::Logs), Ok(Services::Only(services(&["api", "web"]))));
         assert_eq!(may(1, TokenScope::Restart), Ok(Services::Only(services(&["api"]))));
         assert_eq!(may(1, TokenScope::Status), Ok(Services::Only(services(&["db"]))));
@@ -418,7 +376,7 @@ mod tests {
         let long = "a".repeat(64);
         for name in ["", " ", "*", "Web", "web ", "1web", "web.example", &long] {
             let alone = granular(vec![deployment(None, None, &[TokenScope::Logs], &[name])]);
-            let may = |identity: &Identity, scope| identity.may(&lease(1, 7, 1, 1, 9), scope);
+            let may = |identity: &Identity, scope| identity.authorize(&lease(1, 7, 1, 1, 9), scope);
             assert_eq!(may(&alone, TokenScope::Logs), Err(Refusal::ServiceNotGranted), "{name:?}");
             assert_eq!(may(&alone, TokenScope::Status), Err(Refusal::ScopeNotGranted), "{name:?}");
             let beside = granular(vec![deployment(None, None, &[TokenScope::Logs], &[name, "web"])]);
@@ -433,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_narrowed_to_what_is_granted() {
+    fn filter_is_narrowed_to_granted_services() {
         let only = Services::Only(services(&["api", "web"]));
         let filter = |names: &[&str]| {
             let mut filter = Filter::everything();

@@ -1,23 +1,25 @@
-//! May they? Who a caller is, whether that is to be believed, and what follows from it.
+//! Authentication and authorization of callers.
 //!
-//! The handshake checks only that a caller holds the private key of the certificate it shows. The rest is judged here, call
-//! by call: the form of a certificate ([`cert`]) or token ([`token`]), whether it is trusted ([`trust`], from a directory:
-//! [`dir`], from an Akash node: [`chain`]), both together ([`gate`]), and what the caller may then do ([`grants`]). Every check that fails has a reason of its
-//! own ([`refusal`]). [`identity`] and [`wallet`] are the tenant's side: making or importing an account and a certificate, and
-//! signing tokens; [`tools`] is what the command line offers of both.
+//! The handshake checks only that a caller has the private key of its certificate. All else is checked per
+//! call, top down: [`authenticator`] checks the form of a certificate ([`cert`]) or token ([`token`]) and
+//! then asks a [`trust`] source, which answers from a directory ([`dir`]) or an Akash node ([`chain`]).
+//! [`grants`] decides on the call. Each check that fails has its own reason ([`refusal`]).
+//!
+//! [`identity`] and [`wallet`] are the tenant's side: generating or importing an account and a certificate,
+//! and signing tokens. [`tools`] signs and verifies tokens for the command line.
 
 pub mod account;
 pub mod authenticator;
 pub mod cert;
 pub mod chain;
 pub mod dir;
-mod encrypted_key;
 pub mod grants;
 pub mod identity;
 pub mod refusal;
 #[cfg(test)]
-pub(crate) mod testing;
+mod testing;
 pub mod token;
 pub mod tools;
 pub mod trust;
+mod trust_file;
 pub mod wallet;

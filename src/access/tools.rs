@@ -1,43 +1,41 @@
-//! What the command line does with tokens: signing one, and telling what a gateway would say of one.
+//! Tokens on the command line: signing one, and verifying one as a gateway would.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::account::AccountKey;
-use super::dir;
-use super::grants::{Access, Deployment, ProviderAccess, Scopes, TokenScope};
+use super::grants::{Access, Deployment, Grant, Scopes, TokenScope};
 use super::identity::{IdentityError, IdentityFiles};
 use super::refusal::Refusal;
-use super::token::{Algorithm, Claims, Fault, Token};
+use super::token::{Algorithm, Claims, Token, TokenError};
 use crate::model::id::{Address, LeaseId, Owner, ServiceName};
 use crate::model::time::LogTime;
 
-/// What a token is to grant.
+/// The content of a token to sign.
 #[derive(Clone, Debug)]
 pub struct TokenRequest<'a> {
-    /// Words of scopes; none = everything.
+    /// Names of scopes; empty = everything.
     pub scopes: &'a [String],
-    /// Leases; none = all.
+    /// Leases; empty = all.
     pub leases: &'a [LeaseId],
-    /// Services of each lease; not without leases, nor leases without services.
+    /// Services of each lease: empty exactly if `leases` is.
     pub services: &'a [ServiceName],
-    /// For how long; whole seconds count.
+    /// The lifetime, of which whole seconds count.
     pub ttl: Duration,
 }
 
-/// Why no token was made. The text is for who asked.
+/// Why a token was not signed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum MintError {
+pub enum SignError {
     /// There is no account to sign with.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Not a scope.
-    #[error("`{0}` is not a scope; there are: {all}", all = TokenScope::ALL.map(TokenScope::word).join(", "))]
+    /// The scope does not exist.
+    #[error("`{0}` is not a scope; there are: {all}", all = TokenScope::NAMES.map(|(_, name)| name).join(", "))]
     Scope(String),
-    /// A lease of somebody else.
+    /// The lease belongs to another account.
     #[error(
         "the lease {0} is not one of the identity's account, {1}: a token grants its issuer's leases only"
     )]
@@ -45,10 +43,10 @@ pub enum MintError {
     /// The clock is wrong.
     #[error("the clock is before 1970")]
     Clock,
-    /// What was made would not be taken.
+    /// Every gateway would refuse the token.
     #[error("a token that grants this would be refused: {0}")]
-    Refused(#[from] Fault),
-    /// No signature.
+    Refused(#[from] TokenError),
+    /// The signature failed.
     #[error("signing failed")]
     Signing,
 }
@@ -56,91 +54,85 @@ pub enum MintError {
 /// Signs a token with the account in the directory `identity`, valid from `now` on.
 ///
 /// # Errors
-/// [`MintError`].
-pub fn mint(identity: &Path, wish: &TokenRequest<'_>, now: LogTime) -> Result<String, MintError> {
+/// [`SignError`].
+pub fn sign_token(identity: &Path, request: &TokenRequest<'_>, now: LogTime) -> Result<String, SignError> {
     let wallet = IdentityFiles::load_wallet(identity)?;
     let issuer = wallet.key().address();
-    let now = u64::try_from(now.parts().0).map_err(|_| MintError::Clock)?;
-    let access = access(wish, &issuer)?;
-    let expires = now.saturating_add(wish.ttl.as_secs());
+    let now = u64::try_from(now.parts().0).map_err(|_| SignError::Clock)?;
+    let access = access(request, &issuer)?;
+    let expires = now.saturating_add(request.ttl.as_secs());
     let claims = Claims { issuer, issued: now, not_before: now, expires, id: None, access };
-    let token = wallet.sign(Algorithm::Es256k, &claims).map_err(|_| MintError::Signing)?;
-    // Too long, if nothing else.
+    let token = wallet.sign(Algorithm::Es256k, &claims).map_err(|_| SignError::Signing)?;
+    // It may be too long, for example.
     Token::parse(token.as_bytes())?;
     Ok(token)
 }
 
-fn access(wish: &TokenRequest<'_>, issuer: &Owner) -> Result<Access, MintError> {
-    let scope = |word: &String| TokenScope::of_word(word).ok_or_else(|| MintError::Scope(word.clone()));
-    let scopes: Scopes = wish.scopes.iter().map(scope).collect::<Result<_, _>>()?;
-    if wish.leases.is_empty() {
-        return Ok(if scopes.is_empty() { Access::Full } else { Access::Scoped(scopes) });
+fn access(request: &TokenRequest<'_>, issuer: &Owner) -> Result<Access, SignError> {
+    let scope = |name: &String| TokenScope::from_name(name).ok_or_else(|| SignError::Scope(name.clone()));
+    let scopes: Scopes = request.scopes.iter().map(scope).collect::<Result<_, _>>()?;
+    if request.leases.is_empty() {
+        return Ok(if scopes.is_empty() { Grant::Full } else { Grant::Scoped(scopes) });
     }
     let mut providers: BTreeMap<Address, Vec<Deployment>> = BTreeMap::new();
-    for lease in wish.leases {
+    for lease in request.leases {
         if lease.owner() != issuer {
-            return Err(MintError::NotYours(lease.clone(), issuer.clone()));
+            return Err(SignError::NotYours(lease.clone(), issuer.clone()));
         }
         providers.entry(lease.provider().clone()).or_default().push(Deployment {
             dseq: lease.dseq(),
             gseq: Some(lease.gseq()),
             oseq: Some(lease.oseq()),
-            scopes,
-            services: wish.services.iter().map(ToString::to_string).collect(),
+            scopes: scopes.clone(),
+            services: request.services.iter().map(ToString::to_string).collect(),
         });
     }
-    let granular = |(provider, deployments)| (provider, ProviderAccess::Granular(deployments));
-    Ok(Access::Granular(providers.into_iter().map(granular).collect()))
+    let granular = |(provider, deployments)| (provider, Grant::Granular(deployments));
+    Ok(Grant::Granular(providers.into_iter().map(granular).collect()))
 }
 
-/// Whose signature counts, and under which circumstances.
+/// The conditions under which a token is verified.
 #[derive(Clone, Debug)]
 pub struct VerifyOptions<'a> {
-    /// When.
+    /// The time.
     pub at: LogTime,
-    /// For how long a token may be valid in all.
-    pub longest: Duration,
-    /// At which provider; `None` = anywhere.
+    /// Maximum lifetime, from `nbf` to `exp`.
+    pub lifetime_max: Duration,
+    /// The provider; `None` = any.
     pub provider: Option<&'a Address>,
 }
 
-/// Judges a token as a gateway would, in the same order; `key` is asked for the key of its issuer.
+/// Verifies a token as a gateway would, in the same order. `find_key` returns the key of the issuer.
 ///
 /// # Errors
-/// The first check that failed, and where.
-pub fn judge(
+/// The first check that failed, and its place.
+pub fn verify_token(
     token: &[u8],
-    circumstances: &VerifyOptions<'_>,
-    key: impl FnOnce(&Owner) -> Option<AccountKey>,
-) -> Result<Token, Fault> {
+    options: &VerifyOptions<'_>,
+    find_key: impl FnOnce(&Owner) -> Option<AccountKey>,
+) -> Result<Token, TokenError> {
     let token = Token::parse(token)?;
-    token.check_time(circumstances.at, circumstances.longest)?;
+    token.check_time(options.at, options.lifetime_max)?;
     let issuer = &token.claims().issuer;
-    let key = key(issuer).filter(|key| key.address() == *issuer).ok_or(Refusal::AccountUnknown)?;
+    let key = find_key(issuer).filter(|key| key.address() == *issuer).ok_or(Refusal::AccountUnknown)?;
     token.check_signature(&key)?;
-    match (&token.claims().access, circumstances.provider) {
-        (Access::Granular(providers), Some(provider)) if !providers.contains_key(provider) => {
+    match (&token.claims().access, options.provider) {
+        (Grant::Granular(providers), Some(provider)) if !providers.contains_key(provider) => {
             Err(Refusal::LeaseNotGranted.into())
         }
         _ => Ok(token),
     }
 }
 
-/// The key of this account in a trust directory.
-///
-/// # Errors
-/// What the system says if the directory cannot be read.
-pub fn key_in(dir: &Path, owner: &Owner) -> io::Result<Option<AccountKey>> {
-    dir::key_in(dir, owner, Instant::now())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::dir::key_in_dir;
+    use crate::access::grants::ProviderAccess;
     use crate::access::refusal::Lifetime;
     use crate::access::testing::NOW;
 
-    fn wish<'a>(
+    fn request<'a>(
         scopes: &'a [String],
         leases: &'a [LeaseId],
         services: &'a [ServiceName],
@@ -148,12 +140,12 @@ mod tests {
         TokenRequest { scopes, leases, services, ttl: Duration::from_secs(900) }
     }
 
-    fn words(words: &[&str]) -> Vec<String> {
-        words.iter().map(ToString::to_string).collect()
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn what_is_wished_for_is_granted_and_nothing_else() {
+    fn signed_token_grants_exactly_the_request() {
         let outer = tempfile::tempdir().unwrap();
         let dir = outer.path().join("tenant");
         let owner = IdentityFiles::create(&dir, NOW).unwrap();
@@ -161,40 +153,46 @@ mod tests {
         let lease = |dseq| LeaseId::new(owner.as_str(), dseq, 2, 3, provider.as_str()).unwrap();
         let leases = [lease(7), lease(8)];
         let services = ["web".parse().unwrap()];
-        let granted = |wish: &TokenRequest<'_>| {
-            let token = mint(&dir, wish, NOW).unwrap();
-            let circumstances =
-                VerifyOptions { at: NOW, longest: Duration::from_secs(900), provider: Some(&provider) };
-            let key = |issuer: &Owner| key_in(&dir, issuer).unwrap();
-            judge(token.as_bytes(), &circumstances, key).unwrap().claims().access.clone()
+        let granted = |request: &TokenRequest<'_>| {
+            let token = sign_token(&dir, request, NOW).unwrap();
+            let options =
+                VerifyOptions { at: NOW, lifetime_max: Duration::from_secs(900), provider: Some(&provider) };
+            let key = |issuer: &Owner| key_in_dir(&dir, issuer).unwrap();
+            verify_token(token.as_bytes(), &options, key).unwrap().claims().access.clone()
         };
-        assert_eq!(granted(&wish(&[], &[], &[])), Access::Full);
+        assert_eq!(granted(&request(&[], &[], &[])), Access::Full);
         let logs: Scopes = [TokenScope::Logs, TokenScope::Status].into_iter().collect();
-        let scopes = words(&["status", "logs"]);
-        assert_eq!(granted(&wish(&scopes, &[], &[])), Access::Scoped(logs));
+        let scopes = names(&["status", "logs"]);
+        assert_eq!(granted(&request(&scopes, &[], &[])), Access::Scoped(logs.clone()));
         let expected = [7, 8].map(|dseq| Deployment {
             dseq,
             gseq: Some(2),
             oseq: Some(3),
-            scopes: logs,
+            scopes: logs.clone(),
             services: ["web".to_owned()].into(),
         });
-        let Access::Granular(found) = granted(&wish(&scopes, &leases, &services)) else { panic!() };
+        let Access::Granular(found) = granted(&request(&scopes, &leases, &services)) else { panic!() };
         assert_eq!(found[&provider], ProviderAccess::Granular(expected.into()));
     }
 
     #[test]
-    fn what_cannot_be_granted_is_not_signed() {
+    fn request_that_cannot_be_granted_is_not_signed() {
         let outer = tempfile::tempdir().unwrap();
         let dir = outer.path().join("tenant");
         IdentityFiles::create(&dir, NOW).unwrap();
         let [other, provider] = [1, 2].map(|number| Address::from_account([number; 20]));
         let foreign = [LeaseId::new(other.as_str(), 1, 1, 1, provider.as_str()).unwrap()];
-        let (logs, web) = (words(&["logs"]), ["web".parse().unwrap()]);
-        assert!(matches!(mint(&dir, &wish(&logs, &foreign, &web), NOW), Err(MintError::NotYours(..))));
-        let error = mint(&dir, &wish(&words(&["log"]), &[], &[]), NOW).unwrap_err();
+        let (logs, web) = (names(&["logs"]), ["web".parse().unwrap()]);
+        assert!(matches!(
+            sign_token(&dir, &request(&logs, &foreign, &web), NOW),
+            Err(SignError::NotYours(..))
+        ));
+        let error = sign_token(&dir, &request(&names(&["log"]), &[], &[]), NOW).unwrap_err();
         assert!(error.to_string().contains("`log`") && error.to_string().contains("restart"), "{error}");
-        assert!(matches!(mint(outer.path(), &wish(&[], &[], &[]), NOW), Err(MintError::Identity(_))));
+        assert!(matches!(
+            sign_token(outer.path(), &request(&[], &[], &[]), NOW),
+            Err(SignError::Identity(_))
+        ));
         let owner = IdentityFiles::load(&dir).unwrap().address().clone();
         let many: Vec<_> = (1..200)
             .map(|dseq| LeaseId::new(owner.as_str(), dseq, 1, 1, provider.as_str()).unwrap())
@@ -202,36 +200,37 @@ mod tests {
         for (leases, services, reason) in
             [(&many[..], &web[..], Refusal::TokenTooLong), (&many[..1], &[], Refusal::TokenServicesEmpty)]
         {
-            match mint(&dir, &wish(&logs, leases, services), NOW) {
-                Err(MintError::Refused(fault)) => assert_eq!(fault.refusal, reason),
+            match sign_token(&dir, &request(&logs, leases, services), NOW) {
+                Err(SignError::Refused(error)) => assert_eq!(error.refusal, reason),
                 other => panic!("{other:?}"),
             }
         }
     }
 
     #[test]
-    fn a_token_is_judged_under_the_circumstances() {
+    fn token_is_verified_under_the_given_options() {
         let outer = tempfile::tempdir().unwrap();
         let [dir, other] = ["tenant", "other"].map(|name| outer.path().join(name));
         let owner = IdentityFiles::create(&dir, NOW).unwrap();
         IdentityFiles::create(&other, NOW).unwrap();
         let provider = Address::from_account([9; 20]);
         let leases = [LeaseId::new(owner.as_str(), 1, 1, 1, provider.as_str()).unwrap()];
-        let token = mint(&dir, &wish(&words(&["logs"]), &leases, &["web".parse().unwrap()]), NOW).unwrap();
-        let longest = Duration::from_secs(900);
-        let judged = |at, longest, provider, keys: &Path| {
-            let circumstances = VerifyOptions { at, longest, provider };
-            let key = |issuer: &Owner| key_in(keys, issuer).unwrap();
-            judge(token.as_bytes(), &circumstances, key).map(drop).map_err(|fault| fault.refusal)
+        let token =
+            sign_token(&dir, &request(&names(&["logs"]), &leases, &["web".parse().unwrap()]), NOW).unwrap();
+        let lifetime_max = Duration::from_secs(900);
+        let verified = |at, lifetime_max, provider, keys: &Path| {
+            let options = VerifyOptions { at, lifetime_max, provider };
+            let key = |issuer: &Owner| key_in_dir(keys, issuer).unwrap();
+            verify_token(token.as_bytes(), &options, key).map(drop).map_err(|error| error.refusal)
         };
-        assert_eq!(judged(NOW, longest, Some(&provider), &dir), Ok(()));
-        assert_eq!(judged(NOW, longest, Some(&owner), &dir), Err(Refusal::LeaseNotGranted));
-        assert_eq!(judged(NOW, longest, None, &other), Err(Refusal::AccountUnknown));
+        assert_eq!(verified(NOW, lifetime_max, Some(&provider), &dir), Ok(()));
+        assert_eq!(verified(NOW, lifetime_max, Some(&owner), &dir), Err(Refusal::LeaseNotGranted));
+        assert_eq!(verified(NOW, lifetime_max, None, &other), Err(Refusal::AccountUnknown));
         let late = NOW.saturating_add_nanos(900_000_000_000);
-        assert_eq!(judged(late, longest, None, &dir), Err(Refusal::TokenExpired));
+        assert_eq!(verified(late, lifetime_max, None, &dir), Err(Refusal::TokenExpired));
         let limit = Duration::from_secs(899);
         let too_long = Refusal::TokenLifetime { lifetime: Lifetime(900), limit: Lifetime(899) };
-        assert_eq!(judged(NOW, limit, None, &dir), Err(too_long));
-        assert_eq!(judged(late, limit, None, &dir), Err(Refusal::TokenExpired));
+        assert_eq!(verified(NOW, limit, None, &dir), Err(too_long));
+        assert_eq!(verified(late, limit, None, &dir), Err(Refusal::TokenExpired));
     }
 }

@@ -1,5 +1,8 @@
-//! What is trusted. A source of trust is asked as Akash's chain is: for certificates by owner and serial number, for the key of
-//! an account by its address.
+//! Trust sources.
+//!
+//! A source is asked as Akash's chain is: for a certificate by owner and serial number, or for the key of an
+//! account by its address. [`dir`](super::dir) answers from a directory, [`chain`](super::chain) from an
+//! Akash node.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,91 +12,111 @@ use futures_core::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use super::account::AccountKey;
-use super::cert::Serial;
+use super::cert::{Serial, TenantCertificate};
 use super::refusal::Refusal;
 use crate::model::id::Owner;
 
-/// All bytes of a certificate.
+/// A certificate in DER.
 pub type Certificate = Arc<[u8]>;
+
+/// The answer of a trust source, once it is there.
+pub type TrustFuture<'a, T = Certificate> = BoxFuture<'a, Result<TrustAnswer<T>, Unavailable>>;
 
 /// A source of trust. One instance serves all calls.
 pub trait Trust: fmt::Debug + Send + Sync + 'static {
-    /// The certificate that is trusted under this owner and serial number, if one is.
+    /// Returns the certificate that is trusted for this owner and serial number.
     ///
-    /// Only asked for certificates of good form. Nothing is lost if the future is dropped.
+    /// Called only for certificates of valid form. Cancel safe.
     ///
     /// # Errors
-    /// [`Unavailable`] if that cannot be said just now. A source that is in doubt says so; it does not guess.
-    fn certificate<'a>(
-        &'a self,
-        owner: &'a Owner,
-        serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>>;
+    /// [`Unavailable`] if the source does not know at present. A source in doubt never guesses.
+    fn certificate<'a>(&'a self, owner: &'a Owner, serial: &'a Serial) -> TrustFuture<'a>;
 
-    /// Returns the certificate that is trusted under this owner and serial number if the source has the answer at hand. Asks
-    /// nobody, and may be out of date: for a decision that costs little if it is wrong.
+    /// Returns the certificate that is trusted for this owner and serial number, if the source has it in
+    /// memory. Starts no query, and the answer may be out of date: use it only for decisions that cost little
+    /// if they are wrong.
     fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
         let _ = (owner, serial);
         None
     }
 
-    /// The key of this account, if it is known. The key is the account's own: its address is this one.
+    /// Returns the key of this account. The address of the key is `owner`.
     ///
-    /// Only asked for issuers of tokens of good form. Nothing is lost if the future is dropped.
+    /// Called only for issuers of tokens of valid form. Cancel safe.
     ///
     /// # Errors
-    /// As of [`Trust::certificate`].
-    fn account<'a>(&'a self, owner: &'a Owner)
-    -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>>;
+    /// As for [`Trust::certificate`].
+    fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey>;
 }
 
-/// Several sources, asked in order until one trusts. Cloning is cheap.
+/// Several sources, asked in order until one trusts. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct AnyOf(pub Vec<Arc<dyn Trust>>);
 
 /// A source's answer.
 #[derive(Clone, Debug)]
 pub enum TrustAnswer<T = Certificate> {
-    /// This one is.
+    /// This item is trusted.
     Trusted(TrustedItem<T>),
-    /// None is.
+    /// No item is trusted.
     Unknown,
-    /// None is, for a reason of its own.
+    /// No item is trusted, for this reason.
     Refused(Refusal),
 }
 
-/// Something that is trusted, and the news should that change. Cloning is cheap.
+/// A trusted item and the signal that ends its trust. Cheap to clone.
 #[derive(Clone)]
 pub struct TrustedItem<T = Certificate> {
-    what: T,
-    hold: RevocationSignal,
+    value: T,
+    revocation: RevocationSignal,
 }
 
-/// How long something is trusted: until all clones are told that it no longer is. Cloning is cheap.
+/// Signals the end of trust to all clones. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct RevocationSignal(Arc<Held>);
+pub struct RevocationSignal(Arc<RevocationState>);
 
 #[derive(Debug, Default)]
-struct Held {
+struct RevocationState {
     ended: CancellationToken,
-    /// Whether it ended because nobody could say any more whether it still is trusted.
-    lapsed: AtomicBool,
+    /// The trust ended because the source could not confirm it, not because it was revoked.
+    unconfirmed: AtomicBool,
 }
 
-/// The source cannot say at present; the same question may be answered later. Why is for the log, and the source has written
-/// it there: once for an outage, not for each call.
+/// The source does not know at present; the same question may be answered later. The source logs the cause
+/// once per outage, not for each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the trust source is unavailable")]
 pub struct Unavailable;
 
+/// The key of a trusted item.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum TrustKey {
+    Certificate(Owner, Serial),
+    Account(Owner),
+}
+
+/// The value of a trusted item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum TrustValue {
+    Certificate(Certificate),
+    Account(AccountKey),
+}
+
+/// One item that a source trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TrustEntry {
+    pub(super) key: TrustKey,
+    pub(super) value: TrustValue,
+}
+
 // === impl AnyOf ===
 
 impl AnyOf {
-    /// What the first source says that trusts. If none does: that it cannot be said, if one cannot; or else the reason of the
-    /// last that has one.
+    /// Returns the first answer that trusts. Without one, [`Unavailable`] if any source is, else the last
+    /// refusal.
     async fn first<'a, T>(
         &'a self,
-        ask: impl Fn(&'a dyn Trust) -> BoxFuture<'a, Result<TrustAnswer<T>, Unavailable>>,
+        ask: impl Fn(&'a dyn Trust) -> TrustFuture<'a, T>,
     ) -> Result<TrustAnswer<T>, Unavailable> {
         let mut answer = Ok(TrustAnswer::Unknown);
         for source in &self.0 {
@@ -108,11 +131,7 @@ impl AnyOf {
 }
 
 impl Trust for AnyOf {
-    fn certificate<'a>(
-        &'a self,
-        owner: &'a Owner,
-        serial: &'a Serial,
-    ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
+    fn certificate<'a>(&'a self, owner: &'a Owner, serial: &'a Serial) -> TrustFuture<'a> {
         Box::pin(self.first(move |source| source.certificate(owner, serial)))
     }
 
@@ -120,86 +139,109 @@ impl Trust for AnyOf {
         self.0.iter().find_map(|source| source.known_certificate(owner, serial))
     }
 
-    fn account<'a>(
-        &'a self,
-        owner: &'a Owner,
-    ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
+    fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
         Box::pin(self.first(move |source| source.account(owner)))
     }
 }
 
-// === impl Trusted ===
+// === impl TrustAnswer ===
+
+impl<T> From<Option<TrustedItem<T>>> for TrustAnswer<T> {
+    fn from(trusted: Option<TrustedItem<T>>) -> Self {
+        trusted.map_or(Self::Unknown, Self::Trusted)
+    }
+}
+
+// === impl TrustedItem ===
 
 impl<T> TrustedItem<T> {
-    /// Trust in this, from now until it is withdrawn.
-    pub fn new(what: T) -> Self {
-        Self::held(what, RevocationSignal::default())
+    /// Creates an item that is trusted until it is revoked.
+    pub fn new(value: T) -> Self {
+        Self::with_signal(value, RevocationSignal::default())
     }
 
-    /// Trust in this for as long as `hold` lasts.
-    pub fn held(what: T, hold: RevocationSignal) -> Self {
-        Self { what, hold }
+    pub(super) fn with_signal(value: T, revocation: RevocationSignal) -> Self {
+        Self { value, revocation }
     }
 
-    /// What is trusted.
-    pub fn what(&self) -> &T {
-        &self.what
+    pub(super) fn value(&self) -> &T {
+        &self.value
     }
 
-    /// For how long.
-    pub fn hold(&self) -> &RevocationSignal {
-        &self.hold
+    pub(super) fn revocation(&self) -> &RevocationSignal {
+        &self.revocation
     }
 
-    /// Cancelled when the trust is withdrawn, and for good.
-    pub fn withdrawn(&self) -> &CancellationToken {
-        &self.hold.0.ended
-    }
-
-    /// Ends the trust, for every clone.
-    pub fn withdraw(&self) {
-        self.hold.withdraw();
+    /// Ends the trust, for all clones.
+    pub fn revoke(&self) {
+        self.revocation.revoke();
     }
 }
 
-impl TrustedItem<Certificate> {
-    /// All bytes of the certificate. Only one that equals it is trusted.
-    pub fn der(&self) -> &Certificate {
-        &self.what
+impl TrustedItem<TrustValue> {
+    pub(super) fn into_certificate(self) -> Option<TrustedItem> {
+        match self.value {
+            TrustValue::Certificate(der) => Some(TrustedItem::with_signal(der, self.revocation)),
+            TrustValue::Account(_) => None,
+        }
+    }
+
+    pub(super) fn into_account(self) -> Option<TrustedItem<AccountKey>> {
+        match self.value {
+            TrustValue::Account(key) => Some(TrustedItem::with_signal(key, self.revocation)),
+            TrustValue::Certificate(_) => None,
+        }
     }
 }
 
-/// Without what is trusted.
+/// Omits the value.
 impl<T> fmt::Debug for TrustedItem<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trusted").field("withdrawn", &self.withdrawn().is_cancelled()).finish_non_exhaustive()
+        f.debug_struct("TrustedItem").field("revoked", &self.revocation.is_ended()).finish_non_exhaustive()
     }
 }
 
-// === impl Hold ===
+// === impl RevocationSignal ===
 
 impl RevocationSignal {
-    /// Ends the trust, for every clone.
-    pub fn withdraw(&self) {
+    pub(super) fn revoke(&self) {
         self.0.ended.cancel();
     }
 
-    /// Ends the trust, for every clone, because it could not be confirmed for too long.
-    pub fn lapse(&self) {
-        self.0.lapsed.store(true, Ordering::Relaxed);
+    /// Ends the trust, for all clones, because it was not confirmed within the grace period.
+    pub(super) fn expire(&self) {
+        self.0.unconfirmed.store(true, Ordering::Relaxed);
         self.0.ended.cancel();
     }
 
-    /// Whether anybody but the caller has a clone.
-    pub fn is_shared(&self) -> bool {
+    pub(super) fn is_ended(&self) -> bool {
+        self.0.ended.is_cancelled()
+    }
+
+    /// Returns whether there are other clones.
+    pub(super) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 
-    /// Waits until the trust ends, and tells what that comes to: `withdrawn`, or that it could not be confirmed. Nothing is lost
-    /// if it is cancelled.
-    pub(super) async fn ended(&self, withdrawn: Refusal) -> Refusal {
+    /// Waits until the trust ends. Returns `revoked`, or that the trust could not be confirmed. Cancel safe.
+    pub(super) async fn ended(&self, revoked: Refusal) -> Refusal {
         self.0.ended.cancelled().await;
-        if self.0.lapsed.load(Ordering::Relaxed) { Refusal::TrustUnavailable } else { withdrawn }
+        if self.0.unconfirmed.load(Ordering::Relaxed) { Refusal::TrustUnavailable } else { revoked }
+    }
+}
+
+// === impl TrustEntry ===
+
+impl From<TenantCertificate> for TrustEntry {
+    fn from(certificate: TenantCertificate) -> Self {
+        let key = TrustKey::Certificate(certificate.owner().clone(), certificate.serial().clone());
+        Self { key, value: TrustValue::Certificate(Certificate::clone(certificate.der())) }
+    }
+}
+
+impl From<AccountKey> for TrustEntry {
+    fn from(key: AccountKey) -> Self {
+        Self { key: TrustKey::Account(key.address()), value: TrustValue::Account(key) }
     }
 }
 
@@ -208,49 +250,42 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Says(Result<TrustAnswer, Unavailable>);
+    struct FixedAnswer(Result<TrustAnswer, Unavailable>);
 
-    impl Trust for Says {
-        fn certificate<'a>(
-            &'a self,
-            _: &'a Owner,
-            _: &'a Serial,
-        ) -> BoxFuture<'a, Result<TrustAnswer, Unavailable>> {
+    impl Trust for FixedAnswer {
+        fn certificate<'a>(&'a self, _: &'a Owner, _: &'a Serial) -> TrustFuture<'a> {
             Box::pin(std::future::ready(self.0.clone()))
         }
 
-        fn account<'a>(
-            &'a self,
-            _: &'a Owner,
-        ) -> BoxFuture<'a, Result<TrustAnswer<AccountKey>, Unavailable>> {
+        fn account<'a>(&'a self, _: &'a Owner) -> TrustFuture<'a, AccountKey> {
             Box::pin(std::future::ready(Err(Unavailable)))
         }
     }
 
     #[tokio::test]
-    async fn the_first_that_trusts_decides_and_doubt_is_not_taken_for_a_no() {
+    async fn first_source_that_trusts_decides_and_unavailable_is_not_no() {
         let tenant = crate::access::testing::Tenant::new(1, 1).issue().0;
         let trusted = || Ok(TrustAnswer::Trusted(TrustedItem::new([1].into())));
-        let (unknown, doubt) = (|| Ok(TrustAnswer::Unknown), || Err(Unavailable));
+        let (unknown, unavailable) = (|| Ok(TrustAnswer::Unknown), || Err(Unavailable));
         let revoked = || Ok(TrustAnswer::Refused(Refusal::CertificateRevoked));
         let cases: [(Vec<Result<TrustAnswer, Unavailable>>, &str); 8] = [
             (vec![], "unknown"),
             (vec![unknown(), unknown()], "unknown"),
             (vec![unknown(), trusted()], "trusted"),
-            (vec![doubt(), trusted()], "trusted"),
+            (vec![unavailable(), trusted()], "trusted"),
             (vec![revoked(), trusted()], "trusted"),
             (vec![unknown(), revoked()], "refused"),
-            (vec![unknown(), doubt()], "doubt"),
-            (vec![doubt(), revoked()], "doubt"),
+            (vec![unknown(), unavailable()], "unavailable"),
+            (vec![unavailable(), revoked()], "unavailable"),
         ];
         for (sources, expected) in cases {
             let shown = format!("{sources:?}");
-            let sources = sources.into_iter().map(|says| Arc::new(Says(says)) as Arc<dyn Trust>);
+            let sources = sources.into_iter().map(|answer| Arc::new(FixedAnswer(answer)) as Arc<dyn Trust>);
             let answer = match AnyOf(sources.collect()).certificate(tenant.owner(), tenant.serial()).await {
                 Ok(TrustAnswer::Trusted(_)) => "trusted",
                 Ok(TrustAnswer::Unknown) => "unknown",
                 Ok(TrustAnswer::Refused(_)) => "refused",
-                Err(Unavailable) => "doubt",
+                Err(Unavailable) => "unavailable",
             };
             assert_eq!(answer, expected, "{shown}");
         }

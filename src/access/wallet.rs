@@ -1,9 +1,9 @@
-//! A tenant's account: the words that it is kept as, its secret key, and signing tokens with it.
+//! A tenant's account: its mnemonic, its secret key, and signing tokens with it.
 
 use std::fmt;
 
 use bip32::{ChildNumber, XPrv};
-use bip39::{Language, Mnemonic};
+use bip39::Language;
 use k256::ecdsa::signature::hazmat::PrehashSigner as _;
 use k256::ecdsa::{Signature, SigningKey};
 use sha2::{Digest as _, Sha256};
@@ -12,67 +12,69 @@ use zeroize::Zeroizing;
 use super::account::AccountKey;
 use super::token::{Algorithm, Claims};
 
-/// From the seed to the key, as Cosmos wallets have it: `m/44'/118'/0'/0/0` (BIP-44). `true` = hardened.
+/// From the seed to the key, as Cosmos wallets derive it: `m/44'/118'/0'/0/0` (BIP-44). `true` = hardened.
 const PATH: [(u32, bool); 5] = [(44, true), (118, true), (0, true), (0, false), (0, false)];
 
-/// Bytes of randomness in a fresh mnemonic: 24 words.
+/// Bytes of entropy in a new mnemonic of 24 words.
 const ENTROPY_BYTES: usize = 32;
 
-/// The secret key of an account. It does not show in any output.
+/// The secret key of an account. No output shows it.
 pub struct Wallet(SigningKey);
 
-/// The words of an account (BIP-39, English). They are the account: whoever has them has it.
-pub struct Words(Mnemonic);
+/// The mnemonic of an account (BIP-39, English). It gives full control of the account.
+pub struct Mnemonic(bip39::Mnemonic);
 
-/// Why a text is not the mnemonic of an account. It does not repeat the text.
+/// Why a text is not the mnemonic of an account. Does not repeat the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MnemonicError {
-    /// Not a number of words that BIP-39 has.
+    /// BIP-39 has no mnemonic of this number of words.
     #[error("does not hold a mnemonic: it has {0} words instead of 12, 15, 18, 21 or 24")]
     Count(usize),
     /// The word of this number, counted from 1, is not in the list.
     #[error("does not hold a mnemonic: word {0} is not in the English list of BIP-39 (lower case)")]
     Unknown(usize),
-    /// Each word is one, but not together.
-    #[error("does not hold a mnemonic: its checksum does not fit, so a word is wrong or in the wrong place")]
+    /// Each word is in the list, but the checksum is wrong.
+    #[error(
+        "does not hold a mnemonic: its checksum does not match, so a word is wrong or in the wrong place"
+    )]
     Checksum,
-    /// No key can be derived: of 2¹²⁰ mnemonics, none is known.
+    /// No key can be derived. The probability is below 2⁻¹²⁰.
     #[error("holds a mnemonic without a key")]
     Key,
 }
 
-// === impl Words ===
+// === impl Mnemonic ===
 
-impl Words {
-    /// Fresh ones, 24 of them.
+impl Mnemonic {
+    /// Creates a random mnemonic of 24 words.
     ///
     /// # Errors
-    /// Never, with entropy of this size.
-    pub fn fresh() -> Result<Self, MnemonicError> {
+    /// None with entropy of this size.
+    pub fn generate() -> Result<Self, MnemonicError> {
         let entropy: Zeroizing<[u8; ENTROPY_BYTES]> = Zeroizing::new(rand::random());
-        Ok(Self(Mnemonic::from_entropy(entropy.as_ref())?))
+        Ok(Self(bip39::Mnemonic::from_entropy(entropy.as_ref())?))
     }
 
-    /// Reads words that stand apart by white space.
+    /// Reads words that are separated by white space.
     ///
     /// # Errors
-    /// [`MnemonicError`] if one is not in the list, their number is another, or the checksum does not fit.
+    /// [`MnemonicError`] for a wrong number of words, an unknown word, or a wrong checksum.
     pub fn parse(text: &str) -> Result<Self, MnemonicError> {
         let words: Vec<&str> = text.split_whitespace().collect();
         let words = Zeroizing::new(words.join(" "));
-        Ok(Self(Mnemonic::parse_in_normalized(Language::English, &words)?))
+        Ok(Self(bip39::Mnemonic::parse_in_normalized(Language::English, &words)?))
     }
 
-    /// The words, with a space between them. Never for a log.
-    pub fn reveal(&self) -> Zeroizing<String> {
+    /// Returns the words, separated by spaces. Never log them.
+    pub(super) fn reveal(&self) -> Zeroizing<String> {
         Zeroizing::new(self.0.words().collect::<Vec<_>>().join(" "))
     }
 
-    /// The account that they are, without a passphrase.
+    /// Derives the account, without a passphrase.
     ///
     /// # Errors
-    /// [`MnemonicError`] in a case that has a probability below 2⁻¹²⁰.
+    /// [`MnemonicError::Key`].
     pub fn wallet(&self) -> Result<Wallet, MnemonicError> {
         let seed = Zeroizing::new(self.0.to_seed_normalized(""));
         let mut key = XPrv::new(seed.as_ref()).map_err(|_| MnemonicError::Key)?;
@@ -84,10 +86,10 @@ impl Words {
     }
 }
 
-/// Without the words.
-impl fmt::Debug for Words {
+/// Omits the words.
+impl fmt::Debug for Mnemonic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Words")
+        f.write_str("Mnemonic")
     }
 }
 
@@ -106,15 +108,15 @@ impl From<bip39::Error> for MnemonicError {
 // === impl Wallet ===
 
 impl Wallet {
-    /// Its public key, which names the account.
+    /// Returns the public key, which determines the account's address.
     pub fn key(&self) -> AccountKey {
         AccountKey::from(self.0.verifying_key())
     }
 
-    /// A token that claims this, signed. Its issuer must be this account, or nobody will believe it.
+    /// Signs a token with these claims. Gateways accept it only if the issuer is this account.
     ///
     /// # Errors
-    /// [`k256::ecdsa::Error`] in a case that has a probability below 2⁻¹²⁰.
+    /// [`k256::ecdsa::Error`], with a probability below 2⁻¹²⁰.
     pub fn sign(&self, algorithm: Algorithm, claims: &Claims) -> Result<String, k256::ecdsa::Error> {
         let mut token = claims.unsigned(algorithm);
         let digest = algorithm.digest(token.as_bytes(), &claims.issuer);
@@ -124,14 +126,12 @@ impl Wallet {
         data_encoding::BASE64URL_NOPAD.encode_append(&signature.to_bytes(), &mut token);
         Ok(token)
     }
-}
 
-impl Wallet {
-    /// Returns the password of the account's certificate key in files of Akash's Go tools: the account's signature over the
-    /// text of its own address.
+    /// Returns the password that Akash's Go tools use for the account's certificate key: the account's
+    /// signature of its own address.
     ///
     /// # Errors
-    /// As [`Wallet::sign`].
+    /// As for [`Wallet::sign`].
     pub(super) fn certificate_password(&self) -> Result<Zeroizing<Vec<u8>>, k256::ecdsa::Error> {
         let digest = Sha256::digest(self.key().address().as_str());
         let signature: Signature = self.0.sign_prehash(&digest)?;
@@ -139,7 +139,7 @@ impl Wallet {
     }
 }
 
-/// Its account only.
+/// Shows only the account.
 impl fmt::Debug for Wallet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Wallet({})", self.key().address())
@@ -171,17 +171,17 @@ mod tests {
     }
 
     #[test]
-    fn words_are_the_account_that_other_software_makes_of_them() {
+    fn mnemonic_derives_the_account_of_other_software() {
         let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
         assert!(vectors.len() > 5);
-        // The numbers of words that wallets write; the shorter ones have one word more for each 32 bits.
+        // All numbers of words that wallets use.
         for bytes in [16, 20, 24, 28, 32] {
-            let words = Mnemonic::from_entropy(&vec![7; bytes]).unwrap().to_string();
+            let words = bip39::Mnemonic::from_entropy(&vec![7; bytes]).unwrap().to_string();
             assert_eq!(words.split(' ').count(), bytes * 3 / 4);
-            Words::parse(&words).unwrap().wallet().unwrap();
+            Mnemonic::parse(&words).unwrap().wallet().unwrap();
         }
         for vector in vectors {
-            let words = Words::parse(&vector.mnemonic).unwrap();
+            let words = Mnemonic::parse(&vector.mnemonic).unwrap();
             assert_eq!(hex(&words.0.to_seed_normalized("")), vector.seed);
             let wallet = words.wallet().unwrap();
             assert_eq!(hex(&wallet.0.to_bytes()), vector.secret);
@@ -192,8 +192,8 @@ mod tests {
 
     /// Published with BIP-39 (`trezor/python-mnemonic`, vectors.json): entropy of zeros, passphrase "TREZOR".
     #[test]
-    fn seeds_are_those_published_with_bip_39() {
-        let words = Words(Mnemonic::from_entropy(&[0; 32]).unwrap());
+    fn seeds_equal_those_published_with_bip_39() {
+        let words = Mnemonic(bip39::Mnemonic::from_entropy(&[0; 32]).unwrap());
         assert_eq!(*words.reveal(), format!("{}art", "abandon ".repeat(23)));
         assert_eq!(
             hex(&words.0.to_seed_normalized("TREZOR")),
@@ -215,10 +215,10 @@ mod tests {
         );
     }
 
-    /// There are none in RFC 6979 for this curve; these, for the secret key 1 and SHA-256, are the ones that its
-    /// implementations (python-ecdsa, libsecp256k1, Trezor) share.
+    /// RFC 6979 has no vectors for this curve. These, for the secret key 1 and SHA-256, are shared by its
+    /// implementations (python-ecdsa, libsecp256k1, Trezor).
     #[test]
-    fn signatures_are_deterministic_and_those_of_other_implementations() {
+    fn signatures_equal_those_of_other_implementations() {
         let one = {
             let mut one = [0; 32];
             one[31] = 1;
@@ -240,13 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mnemonic_is_refused_and_not_repeated() {
-        let good = Words::fresh().unwrap().reveal().to_string();
+    fn invalid_mnemonic_is_refused_and_not_repeated() {
+        let good = Mnemonic::generate().unwrap().reveal().to_string();
         assert_eq!(good.split(' ').count(), 24);
-        Words::parse(&format!("\n{}\n", good.replace(' ', "  "))).unwrap();
+        Mnemonic::parse(&format!("\n{}\n", good.replace(' ', "  "))).unwrap();
         let last = good.rsplit_once(' ').unwrap().0;
         let twelve = |last: &str| format!("{}{last}", "abandon ".repeat(11));
-        Words::parse(&twelve("about")).unwrap();
+        Mnemonic::parse(&twelve("about")).unwrap();
         for (bad, expected) in [
             ("", MnemonicError::Count(0)),
             ("abandon", MnemonicError::Count(1)),
@@ -256,18 +256,22 @@ mod tests {
             (&twelve("secretword"), MnemonicError::Unknown(12)),
             (&twelve("abandon"), MnemonicError::Checksum),
         ] {
-            let error = Words::parse(bad).unwrap_err();
+            let error = Mnemonic::parse(bad).unwrap_err();
             assert_eq!(error, expected);
             let shown = format!("{error} {error:?}");
             assert!(!shown.contains("secretword") && !shown.contains("abandon"), "{shown}");
         }
-        let shown = format!("{:?} {:?}", Words::fresh().unwrap(), Words::fresh().unwrap().wallet().unwrap());
-        assert!(shown.starts_with("Words Wallet(akash1"), "{shown}");
+        let shown = format!(
+            "{:?} {:?}",
+            Mnemonic::generate().unwrap(),
+            Mnemonic::generate().unwrap().wallet().unwrap()
+        );
+        assert!(shown.starts_with("Mnemonic Wallet(akash1"), "{shown}");
     }
 
     #[test]
-    fn a_signed_token_is_read_as_what_was_claimed() {
-        let wallet = Words::fresh().unwrap().wallet().unwrap();
+    fn signed_token_is_read_with_its_claims() {
+        let wallet = Mnemonic::generate().unwrap().wallet().unwrap();
         let claims = Claims {
             issuer: wallet.key().address(),
             issued: 1,
@@ -280,7 +284,7 @@ mod tests {
             let token = Token::parse(wallet.sign(algorithm, &claims).unwrap().as_bytes()).unwrap();
             assert_eq!((token.algorithm(), token.claims()), (algorithm, &claims));
             assert_eq!(token.check_signature(&wallet.key()), Ok(()));
-            let other = Words::fresh().unwrap().wallet().unwrap();
+            let other = Mnemonic::generate().unwrap().wallet().unwrap();
             assert!(token.check_signature(&other.key()).is_err());
         }
     }

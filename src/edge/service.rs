@@ -335,7 +335,7 @@ impl LeaseService {
     /// The state of a stream that opens now, watched over: it ends when the caller's standing does, or with the gateway.
     fn open(&self, admission: &Admission, watched: &Watched, case: &AuditRecord) -> Arc<StreamControl> {
         let state = StreamControl::new();
-        let (standing, draining, case) = (admission.standing.clone(), self.drain.soft(), case.clone());
+        let (standing, draining, case) = (admission.validity.clone(), self.drain.soft(), case.clone());
         let ends = async move {
             tokio::select! {
                 biased;

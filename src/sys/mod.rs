@@ -2,4 +2,6 @@
 
 pub mod fd_limit;
 pub mod notify;
+pub mod pem;
 pub mod process;
+pub mod read;

@@ -1,5 +1,5 @@
-//! Certificates, by the program itself: the gateway's two (which name is shown which, and what comes of it when their files
-//! change), and those that tenants made with other tools.
+//! Certificates in the whole program: the gateway's two (which one is served for which name, and their
+//! renewal), and those that tenants made with other tools.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,26 +16,27 @@ use crate::support::account;
 use crate::support::chain::Chain;
 use crate::support::process::{Done, Gateway, World};
 
-const OWN_END: &str = "leasemux_certificate_expiry_timestamp_seconds";
-const PUBLIC_END: &str = "leasemux_ca_certificate_expiry_timestamp_seconds";
+const OWN_EXPIRY: &str = "leasemux_certificate_expiry_timestamp_seconds";
+const PUBLIC_EXPIRY: &str = "leasemux_ca_certificate_expiry_timestamp_seconds";
 
-/// Files of `tests/vectors/certificates`, whose README tells how they were made: a certificate and its key each.
+/// Files of `tests/vectors/certificates`, each with a certificate and its key. The README there explains how they
+/// were made.
 const FOREIGN: [&str; 4] = ["akashjs", "chain-sdk", "chain-sdk-next", "openssl-p384"];
 
-/// The account that all of them name.
+/// The account in all of them.
 const FOREIGN_ACCOUNT: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A gateway with a certificate of its own and one for `localhost`, and a tenant of it.
-struct Scene {
+/// A gateway with its own certificate and one for `localhost`, and a tenant.
+struct Scenario {
     world: World,
     gateway: Gateway,
     lease: LeaseId,
     token: String,
 }
 
-impl Scene {
+impl Scenario {
     fn new() -> Self {
         let world = World::new();
         let lease = world.tenant("alice");
@@ -43,7 +44,7 @@ impl Scene {
         fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
         let token = world.run(&["token", "new", "--identity", &text("alice")]).out.trim().to_owned();
         for (name, day) in [("own", 1), ("public", 2)] {
-            pair(&world.path(name), day);
+            create_pair(&world.path(name), day);
         }
         let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
         let flags = [("--tls", "own"), ("--ca-tls", "public")].map(|(flag, name)| {
@@ -59,16 +60,16 @@ impl Scene {
         Self { world, gateway, lease, token }
     }
 
-    /// A call, by whatever credentials, of somebody who believes only the certificate in this directory.
-    fn call(&self, credentials: &str, believing: &Path) -> Done {
+    /// Calls with these credentials and trusts only the gateway certificate in the directory `trusted`.
+    fn call(&self, credentials: &str, trusted: &Path) -> Done {
         let (lease, gateway) =
             (self.lease.to_string(), format!("--gateway=https://localhost:{}", self.gateway.address.port()));
-        let ca = format!("--ca={}", believing.join("server.pem").display());
+        let ca = format!("--ca={}", trusted.join("server.pem").display());
         self.world.run(&["status", &lease, &gateway, credentials, &ca])
     }
 
-    /// By which certificate the gateway shows itself to who comes with these credentials.
-    fn shown(&self, credentials: &str, expected: &Path, others: &[&Path]) {
+    /// Checks that the gateway serves exactly the certificate `expected` to a caller with these credentials.
+    fn assert_served(&self, credentials: &str, expected: &Path, others: &[&Path]) {
         let done = self.call(credentials, expected);
         assert_eq!(done.status.code(), Some(0), "{done:?}");
         for other in others {
@@ -79,20 +80,20 @@ impl Scene {
     }
 }
 
-/// A pair in `dir`, made so many days ago.
-fn pair(dir: &Path, days: u32) -> PathBuf {
+/// Creates a pair in `dir`, as of `days` ago.
+fn create_pair(dir: &Path, days: u32) -> PathBuf {
     tls::ensure(dir, &[], SystemTime::now() - days * DAY).unwrap();
     dir.to_owned()
 }
 
-/// When the certificate in `dir` ends, in Unix seconds.
-fn end(dir: &Path) -> u64 {
+/// Returns the expiry of the certificate in `dir`, in Unix seconds.
+fn expiry(dir: &Path) -> u64 {
     let der = CertificateDer::from_pem_file(dir.join("server.pem")).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
     parsed.validity().not_after.timestamp().try_into().unwrap()
 }
 
-/// Puts the pair `from` in the place of the pair `to`, as whoever renews one does.
+/// Replaces the pair in `to` by the one in `from`, as a renewal does.
 fn renew(from: &Path, to: &Path) {
     for name in ["server.key.pem", "server.pem"] {
         let next = to.join("next");
@@ -102,45 +103,45 @@ fn renew(from: &Path, to: &Path) {
 }
 
 #[test]
-fn names_are_shown_their_certificates_which_are_read_again_when_they_change_and_their_ends_are_told() {
-    let scene = Scene::new();
-    let (gateway, world) = (&scene.gateway, &scene.world);
+fn renewed_certificate_is_served_for_its_name_with_new_expiry() {
+    let scenario = Scenario::new();
+    let (gateway, world) = (&scenario.gateway, &scenario.world);
     let [own, public] = ["own", "public"].map(|name| world.path(name));
     let [first_own, first_public] = ["first-own", "first-public"].map(|name| world.path(name));
     for (from, to) in [(&own, &first_own), (&public, &first_public)] {
         fs::create_dir(to).unwrap();
         renew(from, to);
     }
-    assert_eq!((gateway.metric(OWN_END), gateway.metric(PUBLIC_END)), (end(&own), end(&public)));
+    assert_eq!((gateway.metric(OWN_EXPIRY), gateway.metric(PUBLIC_EXPIRY)), (expiry(&own), expiry(&public)));
     let (certificate, token) =
-        (format!("--identity={}", world.path("alice").display()), format!("--token={}", scene.token));
-    scene.shown(&certificate, &own, &[&public]);
-    scene.shown(&token, &public, &[&own]);
+        (format!("--identity={}", world.path("alice").display()), format!("--token={}", scenario.token));
+    scenario.assert_served(&certificate, &own, &[&public]);
+    scenario.assert_served(&token, &public, &[&own]);
 
-    // Each is renewed apart from the other.
-    renew(&pair(&world.path("next-public"), 3), &public);
-    assert_ne!(end(&public), end(&first_public));
-    gateway.until_metric(PUBLIC_END, end(&public));
-    assert_eq!(gateway.metric(OWN_END), end(&first_own));
-    scene.shown(&token, &public, &[&first_public, &own]);
-    scene.shown(&certificate, &own, &[&public]);
+    // One is renewed without the other.
+    renew(&create_pair(&world.path("next-public"), 3), &public);
+    assert_ne!(expiry(&public), expiry(&first_public));
+    gateway.until_metric(PUBLIC_EXPIRY, expiry(&public));
+    assert_eq!(gateway.metric(OWN_EXPIRY), expiry(&first_own));
+    scenario.assert_served(&token, &public, &[&first_public, &own]);
+    scenario.assert_served(&certificate, &own, &[&public]);
 
-    renew(&pair(&world.path("next-own"), 4), &own);
-    gateway.until_metric(OWN_END, end(&own));
-    assert_eq!(gateway.metric(PUBLIC_END), end(&public));
-    scene.shown(&certificate, &own, &[&first_own, &public]);
+    renew(&create_pair(&world.path("next-own"), 4), &own);
+    gateway.until_metric(OWN_EXPIRY, expiry(&own));
+    assert_eq!(gateway.metric(PUBLIC_EXPIRY), expiry(&public));
+    scenario.assert_served(&certificate, &own, &[&first_own, &public]);
 }
 
 #[test]
-fn without_a_certificate_for_the_public_name_there_is_no_end_of_it() {
+fn expiry_of_absent_public_certificate_is_zero() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
     let gateway = world.serve(&[(&lease, &sdl)], &[]);
-    assert_eq!((gateway.metric(OWN_END), gateway.metric(PUBLIC_END)), (end(&world.path("data")), 0));
+    assert_eq!((gateway.metric(OWN_EXPIRY), gateway.metric(PUBLIC_EXPIRY)), (expiry(&world.path("data")), 0));
 }
 
-/// Certificate and key of the file `name`, in PEM.
+/// Returns certificate and key in the file `name`, in PEM.
 fn foreign(name: &str) -> (String, String) {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/certificates");
     let text = fs::read_to_string(vectors.join(format!("{name}.pem"))).unwrap();
@@ -149,7 +150,7 @@ fn foreign(name: &str) -> (String, String) {
     (text[..key].to_owned(), text[key..end].to_owned())
 }
 
-/// Makes an identity of each foreign certificate, and a lease of their account with its SDL.
+/// Creates an identity from each foreign certificate, and a lease of their account with its SDL.
 fn foreign_tenants(world: &World) -> (LeaseId, PathBuf) {
     for name in FOREIGN {
         let (certificate, key) = foreign(name);
@@ -161,7 +162,7 @@ fn foreign_tenants(world: &World) -> (LeaseId, PathBuf) {
     (lease, world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]))
 }
 
-/// A call with the identity `name`.
+/// Calls with the identity `name`.
 fn status_as(world: &World, gateway: &Gateway, lease: &LeaseId, name: &str) -> Done {
     let url = format!("--gateway=https://{}", gateway.address);
     let ca = format!("--ca={}", world.path("data/server.pem").display());
@@ -174,7 +175,7 @@ fn certificate_of_another_tool_works_from_a_trust_dir() {
     let world = World::new();
     let (lease, sdl) = foreign_tenants(&world);
     for name in FOREIGN {
-        // With key and all, as a tenant may hand it over.
+        // With the key, as a tenant may hand it over.
         let (certificate, key) = foreign(name);
         fs::write(world.path("trusted").join(format!("{name}.pem")), certificate + &key).unwrap();
     }
@@ -188,7 +189,7 @@ fn certificate_of_another_tool_works_from_a_trust_dir() {
     assert!(!done.err.contains("CERTIFICATE_"), "{}", done.err);
 }
 
-/// The node answers from another thread meanwhile.
+/// The node answers on another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn certificate_of_another_tool_works_from_the_chain() {
     let (world, chain) = (World::new(), Chain::default());

@@ -1,4 +1,4 @@
-//! Trust from a node that really is asked over the network.
+//! Trust from a node over real sockets.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ use crate::support::gateway::{Gateway, proto_lease};
 use crate::support::process::World;
 use crate::support::{account, reason};
 
-/// A tenant with all that they have.
+/// A tenant with its credentials and a lease.
 struct Tenant {
     owner: Owner,
     pem: String,
@@ -78,7 +78,7 @@ fn gateway(node: &str, authorities: Option<&Path>, dir: &Path, tenants: &[&Tenan
     gateway
 }
 
-/// What comes of a call with a certificate, and of one with a token: a reason, or nothing to complain of.
+/// Returns the outcome of a call with the certificate and of one with the token: a reason code, or `fine`.
 async fn calls(gateway: &Gateway, tenant: &Tenant) -> [String; 2] {
     let request =
         ServiceLogsRequest { lease_id: Some(proto_lease(&tenant.lease)), ..ServiceLogsRequest::default() };
@@ -88,7 +88,7 @@ async fn calls(gateway: &Gateway, tenant: &Tenant) -> [String; 2] {
 }
 
 #[tokio::test]
-async fn tenants_are_known_by_what_is_on_the_chain() {
+async fn tenants_are_authenticated_by_the_chain() {
     let dir = tempfile::tempdir().unwrap();
     let chain = Chain::default();
     let node = chain.node(None).await;
@@ -106,7 +106,7 @@ async fn tenants_are_known_by_what_is_on_the_chain() {
     assert_eq!(calls(&first, &revoked).await, ["CERTIFICATE_REVOKED", "ACCOUNT_UNKNOWN"]);
     assert_eq!(calls(&first, &nobody).await, ["CERTIFICATE_UNKNOWN", "ACCOUNT_UNKNOWN"]);
 
-    // The node goes, and another gateway takes over what was written down.
+    // The node stops, and another gateway takes over the stored answers.
     drop((node, first));
     let second = gateway(&address, None, &kept, &tenants);
     assert_eq!(calls(&second, &known).await, ["fine", "fine"]);
@@ -115,14 +115,14 @@ async fn tenants_are_known_by_what_is_on_the_chain() {
         ServiceLogsRequest { lease_id: Some(proto_lease(&nobody.lease)), ..ServiceLogsRequest::default() };
     let status = second.client(&nobody.der).await.service_logs(request).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    // What is written down is a trust directory.
+    // The stored answers form a trust directory.
     let names: Vec<_> = fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "{names:?}");
 }
 
-/// The program itself, by its flags. The node answers from another thread meanwhile.
+/// The whole program. The node answers on another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_gateway_of_a_chain_locks_nobody_out_when_it_is_restarted_without_it() {
+async fn known_tenants_work_after_restart_while_node_is_down() {
     let (world, chain) = (World::new(), Chain::default());
     let [alice, bob] = ["alice", "bob"].map(|name| world.stranger(name));
     let pem = fs::read_to_string(world.path("alice/cert.pem")).unwrap();
@@ -137,7 +137,7 @@ async fn a_gateway_of_a_chain_locks_nobody_out_when_it_is_restarted_without_it()
         format!("--token={}", done.out.trim())
     };
     let [alices, bobs] = ["alice", "bob"].map(|name| [identity(name), token(name)]);
-    // What comes of the calls of both, in exit codes.
+    // Exit codes of the calls of both.
     let calls = |address: SocketAddr| {
         let call = |lease: &LeaseId, credentials: &String| {
             let gateway = format!("--gateway=https://{address}");
@@ -155,11 +155,11 @@ async fn a_gateway_of_a_chain_locks_nobody_out_when_it_is_restarted_without_it()
     let gateway = world.serve(&[(&alice, &sdl), (&bob, &sdl)], &[&chain_grpc]);
     assert_eq!(calls(gateway.address), [[0, 0], [5, 5]]);
     let done = gateway.stop(Signal::TERM);
-    assert!(done.err.contains("the chain cannot be asked"), "{}", done.err);
+    assert!(done.err.contains("chain query failed"), "{}", done.err);
 }
 
 #[tokio::test]
-async fn a_node_is_asked_over_tls_and_only_if_its_certificate_is_signed_right() {
+async fn node_with_untrusted_tls_certificate_is_not_queried() {
     let dir = tempfile::tempdir().unwrap();
     let chain = Chain::default();
     let made =
@@ -177,18 +177,18 @@ async fn a_node_is_asked_over_tls_and_only_if_its_certificate_is_signed_right() 
     let tenant = tenant(&dir.path().join("tenant"));
     chain.publish(&tenant.owner, &tenant.pem, State::Valid);
     let address = format!("https://localhost:{}", node.address.port());
-    let asked = |trusted: usize| {
+    let gateway_with = |trusted: usize| {
         let kept = dir.path().join(format!("kept{trusted}"));
         gateway(&address, Some(&made[trusted].certificate), &kept, &[&tenant])
     };
-    assert_eq!(calls(&asked(0), &tenant).await, ["fine", "ACCOUNT_UNKNOWN"]);
+    assert_eq!(calls(&gateway_with(0), &tenant).await, ["fine", "ACCOUNT_UNKNOWN"]);
     let queries = chain.queries();
-    assert_eq!(calls(&asked(1), &tenant).await, ["TRUST_UNAVAILABLE", "TRUST_UNAVAILABLE"]);
+    assert_eq!(calls(&gateway_with(1), &tenant).await, ["TRUST_UNAVAILABLE", "TRUST_UNAVAILABLE"]);
     assert_eq!(chain.queries(), queries);
 }
 
 #[tokio::test]
-async fn an_answer_beyond_its_bound_is_none() {
+async fn answer_beyond_size_limit_is_a_failed_query() {
     let dir = tempfile::tempdir().unwrap();
     let chain = Chain::default();
     let node = chain.node(None).await;
@@ -203,9 +203,9 @@ async fn an_answer_beyond_its_bound_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_hangs_is_given_up() {
+async fn query_to_hanging_node_times_out() {
     let dir = tempfile::tempdir().unwrap();
-    // It is connected to, and says nothing.
+    // Accepts connections and never answers.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let tenant = tenant(&dir.path().join("tenant"));
@@ -213,5 +213,5 @@ async fn a_node_that_hangs_is_given_up() {
     let began = Instant::now();
     assert_eq!(calls(&gateway, &tenant).await, ["TRUST_UNAVAILABLE", "TRUST_UNAVAILABLE"]);
     let took = began.elapsed();
-    assert!(took >= Duration::from_secs(9) && took <= Duration::from_secs(11), "two questions: {took:?}");
+    assert!(took >= Duration::from_secs(9) && took <= Duration::from_secs(11), "two queries: {took:?}");
 }

@@ -1,4 +1,4 @@
-//! Accounts that exist, by the program itself: imported from a mnemonic, and from files of Akash's own tools.
+//! `identity import` in the whole program: from a mnemonic, and from files of Akash's own tools.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -14,7 +14,8 @@ use serde_json::Value;
 use crate::support::account;
 use crate::support::process::{Done, World};
 
-/// The first account in `tests/vectors/wallets.json`, which the certificates in `tests/vectors/certificates` name.
+/// The first account in `tests/vectors/wallets.json`, which is also in the certificates of
+/// `tests/vectors/certificates`.
 const ADDRESS: &str = "akash1kp030650r7q7kf83xrs6873dw3pxeg2c0kzl6q";
 
 fn vectors() -> PathBuf {
@@ -43,7 +44,7 @@ fn command(args: &[&str]) -> Command {
 fn import(args: &[&str], input: &str) -> Output {
     let mut child =
         command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // It may have ended already.
+    // The process may have ended already.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -52,11 +53,11 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The program on a terminal of its own.
+/// The program on its own terminal.
 struct OnTerminal {
     child: Child,
     master: File,
-    /// Kept open, so that the terminal outlives the program.
+    /// Held so that the terminal outlives the program.
     slave: File,
     shown: String,
 }
@@ -109,7 +110,7 @@ fn imported_account_with_akash_certificate_is_served() {
     assert_eq!(done.status.code(), Some(1), "{done:?}");
     assert!(done.err.contains("exists already"), "{done:?}");
 
-    // The gateway trusts what the tool wrote, with the key in it, and the account.
+    // The gateway trusts the tool's file, with the key in it, and the account.
     fs::copy(&certificate, Path::new(&trusted).join("tenant.pem")).unwrap();
     fs::copy(world.path("tenant/account.pub"), Path::new(&trusted).join("tenant.pub")).unwrap();
     let lease = LeaseId::new(ADDRESS, 7, 1, 1, account(200).as_str()).unwrap();
@@ -148,7 +149,7 @@ fn wrong_mnemonic_is_refused_and_not_repeated() {
     let short = good.rsplit_once(' ').unwrap().0;
     let long = "a".repeat(5_000);
     for (input, why) in [
-        (swapped.as_str(), "standard input does not hold a mnemonic: its checksum does not fit"),
+        (swapped.as_str(), "standard input does not hold a mnemonic: its checksum does not match"),
         (&unknown, "word 3 is not in the English list"),
         (short, "it has 23 words instead of 12, 15, 18, 21 or 24"),
         ("", "it has 0 words"),
@@ -173,7 +174,7 @@ fn import_without_a_terminal_names_the_flag() {
     let err = text(&done.stderr);
     assert_eq!(done.status.code(), Some(2), "{err}");
     assert!(err.contains("--mnemonic-file -") && !dir.exists(), "{err}");
-    // It is never an argument.
+    // A mnemonic is never an argument.
     let done = import(&["--dir", dir.to_str().unwrap(), "--mnemonic", &mnemonic()], "");
     assert_eq!(done.status.code(), Some(2));
     assert!(!text(&done.stderr).contains("market"), "{done:?}");
@@ -195,7 +196,7 @@ fn mnemonic_is_asked_for_without_echo() {
 }
 
 #[test]
-fn ctrl_c_at_the_prompt_gives_the_echo_back() {
+fn ctrl_c_at_the_prompt_restores_the_echo() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("tenant");
     let mut terminal = OnTerminal::start(&["--dir", dir.to_str().unwrap()]);

@@ -1,4 +1,4 @@
-//! Tokens by the program itself: made, checked, used.
+//! Tokens in the whole program: signed, checked, used.
 
 use std::fs;
 use std::time::Instant;
@@ -14,7 +14,7 @@ fn code(done: &Done, expected: i32) {
 }
 
 #[test]
-fn what_cannot_be_made_or_judged_is_wrong_usage_and_says_what_would_be_right() {
+fn unusable_arguments_exit_with_usage_and_a_hint() {
     let world = World::new();
     let lease = world.stranger("alice").to_string();
     let other = world.stranger("bob").to_string();
@@ -66,7 +66,7 @@ fn what_cannot_be_made_or_judged_is_wrong_usage_and_says_what_would_be_right() {
 }
 
 #[test]
-fn a_gateway_holds_to_its_longest_lifetime_and_its_provider() {
+fn gateway_enforces_token_lifetime_and_provider() {
     let world = World::new();
     let lease = world.tenant("alice");
     let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
@@ -90,14 +90,14 @@ fn a_gateway_holds_to_its_longest_lifetime_and_its_provider() {
         code(&done, exit);
         assert!(done.err.contains(said), "{done:?}");
     }
-    // A certificate as well.
+    // The same for a certificate.
     let done = world.run(&["status", &elsewhere, "--gateway", &address, "--ca", &ca, "--identity", &alice]);
     code(&done, 3);
     assert!(done.err.contains("not at the provider"), "{done:?}");
 }
 
 #[test]
-fn a_token_is_made_checked_and_used_and_shows_nowhere() {
+fn token_is_signed_checked_used_and_never_shown() {
     let world = World::new();
     let lease = world.stranger("alice");
     let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
@@ -153,7 +153,7 @@ fn a_token_is_made_checked_and_used_and_shows_nowhere() {
     let logs = |more: &[&str]| {
         world.run(&[&["logs", &lease_text, "--gateway", &address, "--ca", &ca], more].concat())
     };
-    // Both have printed; what is printed is in the file a moment later.
+    // Both have printed; the output reaches the log file a moment later.
     for name in ["web", "api"] {
         world.until_number(name, 1);
     }
@@ -215,7 +215,7 @@ fn token_of_a_week_works_where_the_gateway_allows_it() {
         code(&done, 1);
         assert!(done.err.contains("refused: TOKEN_EXPIRED: "), "{done:?}");
     }
-    // A week and a second may not be allowed.
+    // The limit is at most a week.
     let mut args = world.serve_args(&[(&lease, &sdl)]);
     args.extend(["--token-max-lifetime=604801s", "--check"].map(str::to_owned));
     let done = world.run(&args.iter().map(String::as_str).collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! What the chain said, and until when that counts. Knows no runtime; the time is passed in.
+//! Cached answers of the chain. Uses no runtime; the caller passes the time.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -7,249 +7,246 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::node::{Answer, QueryError};
-use super::{CONFIRMED_FOR, ENTRIES_MAX, PERSIST_PART, REFUSALS_MAX, REFUSED_FOR, RETRY_AFTER};
-use crate::access::dir::item::{TrustKey, TrustValue};
+use super::{CONFIRMED_FOR, ENTRIES_MAX, NEGATIVE_ENTRIES_MAX, PERSIST_PART, REFUSED_FOR, RETRY_AFTER};
 use crate::access::refusal::Refusal;
-use crate::access::trust::RevocationSignal;
+use crate::access::trust::{RevocationSignal, TrustEntry, TrustKey, TrustValue, TrustedItem};
 use crate::model::metrics::ChainAnswer;
 
-/// Everything that is known.
 #[derive(Debug)]
 pub(super) struct Cache {
-    good: HashMap<TrustKey, PositiveEntry>,
-    bad: HashMap<TrustKey, NegativeEntry>,
+    positive: HashMap<TrustKey, PositiveEntry>,
+    negative: HashMap<TrustKey, NegativeEntry>,
+    /// For how long entries are used without a confirmation.
     grace: Duration,
 }
 
-/// What was found on the chain.
+/// An item that was found on the chain.
 #[derive(Debug)]
 struct PositiveEntry {
-    content: TrustValue,
-    hold: RevocationSignal,
-    /// When the chain said so last.
+    value: TrustValue,
+    revocation: RevocationSignal,
     confirmed: Age,
-    /// The same, as the disk has it; `None` = not at all.
-    persisted: Option<Instant>,
-    /// When it was asked for last.
+    /// The last confirmation that is on disk.
+    persisted: Instant,
     used: Instant,
-    /// Not before this is the chain asked again, if it did not answer.
+    /// `Some` if the last query failed: when to retry.
     retry_at: Option<Instant>,
 }
 
-/// What was not, or must not be believed.
+/// An item that was not found, or is refused.
 #[derive(Debug)]
 struct NegativeEntry {
     refusal: Option<Refusal>,
     until: Instant,
 }
 
-/// How long ago something was, which may be longer than the machine runs.
+/// The age of an event, which may precede the start of the machine.
 #[derive(Clone, Copy, Debug)]
 struct Age {
     at: Instant,
     before: Duration,
 }
 
-/// What is known of a name.
+/// The result of a lookup in the cache.
 #[derive(Debug)]
 pub(super) enum Lookup {
+    /// The outcome is known, without a query.
     Known(Outcome, ChainAnswer),
-    /// The chain must be asked.
-    Ask {
-        /// Whether it is a matter of confirming what is known.
-        known: bool,
-    },
+    /// A query is necessary. `is_known`: it confirms a cached item.
+    Query { is_known: bool },
 }
 
-/// What whoever asks is told.
+/// The answer for the caller.
 #[derive(Clone, Debug)]
 pub(super) enum Outcome {
-    Trusted(TrustValue, RevocationSignal),
+    Trusted(TrustedItem<TrustValue>),
     Unknown,
     Refused(Refusal),
     Unavailable,
 }
 
-/// What is to be done on disk.
+/// What to change on disk.
 #[derive(Debug, PartialEq)]
-pub(super) enum Change {
-    Nothing,
-    Keep {
-        content: TrustValue,
-        /// Had to be forgotten for it.
-        instead_of: Option<TrustKey>,
+pub(super) enum DiskChange {
+    None,
+    Write {
+        value: TrustValue,
+        /// Evicted to make room.
+        evicted: Option<TrustKey>,
     },
-    Forget,
+    Remove,
 }
 
 // === impl Cache ===
 
 impl Cache {
     pub(super) fn new(grace: Duration) -> Self {
-        Self { good: HashMap::new(), bad: HashMap::new(), grace }
+        Self { positive: HashMap::new(), negative: HashMap::new(), grace }
     }
 
-    /// Takes over what an earlier process knew. It is to be confirmed at the next opportunity.
-    pub(super) fn restore(&mut self, name: TrustKey, content: TrustValue, age: Duration, now: Instant) {
-        if self.good.len() < ENTRIES_MAX && age <= self.grace {
-            let before = age.max(CONFIRMED_FOR);
-            let confirmed = Age { at: now, before };
-            let persisted = Some(now);
-            let hold = RevocationSignal::default();
-            self.good.insert(
-                name,
-                PositiveEntry { content, hold, confirmed, persisted, used: now, retry_at: None },
-            );
+    /// Inserts an entry of an earlier process. Its first lookup causes a query.
+    pub(super) fn restore(&mut self, entry: TrustEntry, age: Duration, now: Instant) {
+        if self.positive.len() < ENTRIES_MAX && age <= self.grace {
+            let confirmed = Age { at: now, before: age.max(CONFIRMED_FOR) };
+            self.positive.insert(entry.key, PositiveEntry::new(entry.value, confirmed, now));
         }
     }
 
-    pub(super) fn look(&mut self, name: &TrustKey, now: Instant) -> Lookup {
-        if let Some(good) = self.good.get_mut(name) {
-            good.used = now;
-            if good.confirmed.age(now) < CONFIRMED_FOR {
-                return Lookup::Known(good.outcome(), ChainAnswer::Cache);
+    pub(super) fn lookup(&mut self, key: &TrustKey, now: Instant) -> Lookup {
+        if let Some(entry) = self.positive.get_mut(key) {
+            entry.used = now;
+            if entry.confirmed.age(now) < CONFIRMED_FOR {
+                return Lookup::Known(entry.outcome(), ChainAnswer::Cache);
             }
-            if good.retry_at.is_some_and(|at| now < at) && good.confirmed.age(now) <= self.grace {
-                return Lookup::Known(good.outcome(), ChainAnswer::Grace);
+            if entry.retry_at.is_some_and(|at| now < at) && entry.confirmed.age(now) <= self.grace {
+                return Lookup::Known(entry.outcome(), ChainAnswer::Grace);
             }
-            return Lookup::Ask { known: true };
+            return Lookup::Query { is_known: true };
         }
-        match self.bad.get(name) {
-            Some(bad) if now < bad.until => {
-                let outcome = bad.refusal.map_or(Outcome::Unknown, Outcome::Refused);
+        match self.negative.get(key) {
+            Some(entry) if now < entry.until => {
+                let outcome = entry.refusal.map_or(Outcome::Unknown, Outcome::Refused);
                 Lookup::Known(outcome, ChainAnswer::Cache)
             }
-            _ => Lookup::Ask { known: false },
+            _ => Lookup::Query { is_known: false },
         }
     }
 
-    /// Returns what was found under this name last, however long ago it was confirmed. Does not count as a use of it.
-    pub(super) fn known(&self, name: &TrustKey) -> Option<(TrustValue, RevocationSignal)> {
-        self.good.get(name).map(|good| (good.content.clone(), good.hold.clone()))
+    /// Returns the item that was found last, however long ago. Does not count as a use.
+    pub(super) fn peek(&self, key: &TrustKey) -> Option<TrustedItem<TrustValue>> {
+        self.positive.get(key).map(PositiveEntry::item)
     }
 
-    /// What running streams stand on and must be confirmed now, what was confirmed longest ago first.
+    /// Returns the items that running calls depend on and that must be confirmed now, longest unconfirmed
+    /// first.
     pub(super) fn due(&self, now: Instant) -> Vec<TrustKey> {
-        let due = self.good.iter().filter(|(_, good)| {
-            good.hold.is_shared()
-                && good.confirmed.age(now) >= CONFIRMED_FOR
-                && good.retry_at.is_none_or(|at| now >= at)
+        let due = self.positive.iter().filter(|(_, entry)| {
+            entry.revocation.is_shared()
+                && entry.confirmed.age(now) >= CONFIRMED_FOR
+                && entry.retry_at.is_none_or(|at| now >= at)
         });
-        let mut due: Vec<_> = due.map(|(name, good)| (good.confirmed.age(now), name.clone())).collect();
+        let mut due: Vec<_> = due.map(|(key, entry)| (entry.confirmed.age(now), key.clone())).collect();
         due.sort_by_key(|(age, _)| Reverse(*age));
-        due.into_iter().map(|(_, name)| name).collect()
+        due.into_iter().map(|(_, key)| key).collect()
     }
 
-    /// Ends what streams run on by a grace that is over: of this a node that hangs must not be the judge.
+    /// Ends running calls whose grace period is over, without waiting for a query, which may hang.
     pub(super) fn end_graces(&mut self, now: Instant) {
-        for good in self.good.values_mut() {
-            if good.retry_at.is_some() && good.confirmed.age(now) > self.grace && good.hold.is_shared() {
-                std::mem::take(&mut good.hold).lapse();
+        for entry in self.positive.values_mut() {
+            let over = entry.retry_at.is_some() && entry.confirmed.age(now) > self.grace;
+            if over && entry.revocation.is_shared() {
+                std::mem::take(&mut entry.revocation).expire();
             }
         }
     }
 
-    /// Takes what came of asking.
-    pub(super) fn take(
+    /// Applies the result of a query.
+    pub(super) fn apply(
         &mut self,
-        name: &TrustKey,
+        key: &TrustKey,
         answer: Result<Answer, QueryError>,
         now: Instant,
-    ) -> (Outcome, Change) {
+    ) -> (Outcome, DiskChange) {
         match answer {
-            Ok(Answer::Found(content)) => self.found(name, content, now),
-            Ok(Answer::Unknown) => self.refused(name, None, now),
-            Ok(Answer::Refused(refusal)) => self.refused(name, Some(refusal), now),
-            Err(_) => self.silent(name, now),
+            Ok(Answer::Found(value)) => self.found(key, value, now),
+            Ok(Answer::Unknown) => self.refused(key, None, now),
+            Ok(Answer::Refused(refusal)) => self.refused(key, Some(refusal), now),
+            Err(_) => self.failed(key, now),
         }
     }
 
-    fn found(&mut self, name: &TrustKey, content: TrustValue, now: Instant) -> (Outcome, Change) {
-        self.bad.remove(name);
+    fn found(&mut self, key: &TrustKey, value: TrustValue, now: Instant) -> (Outcome, DiskChange) {
+        self.negative.remove(key);
         let confirmed = Age { at: now, before: Duration::ZERO };
-        if let Some(good) = self.good.get_mut(name) {
-            let same = good.content == content;
-            if !same {
-                good.hold.withdraw();
-                (good.content, good.hold) = (content, RevocationSignal::default());
+        if let Some(entry) = self.positive.get_mut(key) {
+            let is_same = entry.value == value;
+            if !is_same {
+                entry.revocation.revoke();
+                (entry.value, entry.revocation) = (value, RevocationSignal::default());
             }
-            (good.confirmed, good.retry_at) = (confirmed, None);
-            let stale = good.persisted.is_none_or(|at| now - at >= self.grace / PERSIST_PART);
-            if same && !stale {
-                return (good.outcome(), Change::Nothing);
+            (entry.confirmed, entry.retry_at) = (confirmed, None);
+            if is_same && now - entry.persisted < self.grace / PERSIST_PART {
+                return (entry.outcome(), DiskChange::None);
             }
-            good.persisted = Some(now);
-            let content = good.content.clone();
-            return (good.outcome(), Change::Keep { content, instead_of: None });
+            entry.persisted = now;
+            return (entry.outcome(), DiskChange::Write { value: entry.value.clone(), evicted: None });
         }
-        let mut instead_of = None;
-        if self.good.len() >= ENTRIES_MAX {
-            instead_of = self.make_room();
-            if instead_of.is_none() {
-                return (Outcome::Refused(Refusal::TrustBusy), Change::Nothing);
+        let mut evicted = None;
+        if self.positive.len() >= ENTRIES_MAX {
+            evicted = self.evict();
+            if evicted.is_none() {
+                return (Outcome::Refused(Refusal::TrustBusy), DiskChange::None);
             }
         }
-        let (hold, persisted) = (RevocationSignal::default(), Some(now));
-        let good = PositiveEntry { content, hold, confirmed, persisted, used: now, retry_at: None };
-        let told = (good.outcome(), Change::Keep { content: good.content.clone(), instead_of });
-        self.good.insert(name.clone(), good);
-        told
+        let entry = PositiveEntry::new(value.clone(), confirmed, now);
+        let outcome = entry.outcome();
+        self.positive.insert(key.clone(), entry);
+        (outcome, DiskChange::Write { value, evicted })
     }
 
-    fn refused(&mut self, name: &TrustKey, refusal: Option<Refusal>, now: Instant) -> (Outcome, Change) {
-        let known = self.good.remove(name);
-        if let Some(good) = &known {
-            good.hold.withdraw();
+    fn refused(&mut self, key: &TrustKey, refusal: Option<Refusal>, now: Instant) -> (Outcome, DiskChange) {
+        let removed = self.positive.remove(key);
+        if let Some(entry) = &removed {
+            entry.revocation.revoke();
         }
-        if self.bad.len() >= REFUSALS_MAX {
-            self.bad.retain(|_, bad| now < bad.until);
+        if self.negative.len() >= NEGATIVE_ENTRIES_MAX {
+            self.negative.retain(|_, entry| now < entry.until);
         }
-        // One that is not remembered is asked for again.
-        if self.bad.len() < REFUSALS_MAX {
-            self.bad.insert(name.clone(), NegativeEntry { refusal, until: now + REFUSED_FOR });
+        // Without an entry, the next lookup causes a query.
+        if self.negative.len() < NEGATIVE_ENTRIES_MAX {
+            self.negative.insert(key.clone(), NegativeEntry { refusal, until: now + REFUSED_FOR });
         }
-        let change = if known.is_some() { Change::Forget } else { Change::Nothing };
+        let change = if removed.is_some() { DiskChange::Remove } else { DiskChange::None };
         (refusal.map_or(Outcome::Unknown, Outcome::Refused), change)
     }
 
-    fn silent(&mut self, name: &TrustKey, now: Instant) -> (Outcome, Change) {
-        let Some(good) = self.good.get_mut(name) else {
-            return (Outcome::Unavailable, Change::Nothing);
+    fn failed(&mut self, key: &TrustKey, now: Instant) -> (Outcome, DiskChange) {
+        let Some(entry) = self.positive.get_mut(key) else {
+            return (Outcome::Unavailable, DiskChange::None);
         };
-        if good.confirmed.age(now) <= self.grace {
-            good.retry_at = Some(now + RETRY_AFTER);
-            return (good.outcome(), Change::Nothing);
+        if entry.confirmed.age(now) <= self.grace {
+            entry.retry_at = Some(now + RETRY_AFTER);
+            return (entry.outcome(), DiskChange::None);
         }
-        good.hold.lapse();
-        self.good.remove(name);
-        (Outcome::Unavailable, Change::Forget)
+        entry.revocation.expire();
+        self.positive.remove(key);
+        (Outcome::Unavailable, DiskChange::Remove)
     }
 
-    /// Forgets what was not asked for longest and nobody stands on, and names it.
-    fn make_room(&mut self) -> Option<TrustKey> {
-        let idle = self.good.iter().filter(|(_, good)| !good.hold.is_shared());
-        let oldest = idle.min_by_key(|(_, good)| good.used).map(|(name, _)| name.clone())?;
-        self.good.remove(&oldest);
+    /// Evicts the least recently used entry that no running call depends on, and returns its key.
+    fn evict(&mut self) -> Option<TrustKey> {
+        let idle = self.positive.iter().filter(|(_, entry)| !entry.revocation.is_shared());
+        let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone())?;
+        self.positive.remove(&oldest);
         Some(oldest)
     }
 
-    /// How many go on though the node did not answer when it was last asked to confirm them.
+    /// Returns the number of entries that are in use although the last query to confirm them failed.
     pub(super) fn on_grace(&self, now: Instant) -> usize {
-        let goes_on =
-            |good: &&PositiveEntry| good.retry_at.is_some() && good.confirmed.age(now) <= self.grace;
-        self.good.values().filter(goes_on).count()
+        let on_grace =
+            |entry: &&PositiveEntry| entry.retry_at.is_some() && entry.confirmed.age(now) <= self.grace;
+        self.positive.values().filter(on_grace).count()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.good.len()
+        self.positive.len()
     }
 }
 
-// === impl Good ===
+// === impl PositiveEntry ===
 
 impl PositiveEntry {
+    fn new(value: TrustValue, confirmed: Age, now: Instant) -> Self {
+        let revocation = RevocationSignal::default();
+        Self { value, revocation, confirmed, persisted: now, used: now, retry_at: None }
+    }
+
+    fn item(&self) -> TrustedItem<TrustValue> {
+        TrustedItem::with_signal(self.value.clone(), self.revocation.clone())
+    }
+
     fn outcome(&self) -> Outcome {
-        Outcome::Trusted(self.content.clone(), self.hold.clone())
+        Outcome::Trusted(self.item())
     }
 }
 

@@ -1,6 +1,7 @@
-//! The two questions, and what an answer of a node comes to.
+//! The two queries, and the meaning of a node's answers.
 //!
-//! A node is believed about what is on the chain, but not to make sense: an answer that does not is no answer.
+//! A node is trusted to report the state of the chain, but not to be well-formed: a malformed answer counts
+//! as a failed query.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::access::account::AccountKey;
 use crate::access::cert::{CERTIFICATE_MAX_BYTES, Serial};
-use crate::access::dir::item::{TrustKey, TrustValue};
 use crate::access::refusal::Refusal;
+use crate::access::trust::{TrustKey, TrustValue};
 use crate::model::id::Owner;
 use crate::model::metrics::ChainResult;
 use crate::model::proto::auth::query_client::QueryClient as Accounts;
@@ -28,10 +29,11 @@ use crate::model::proto::cert::{
     CertificateFilter, CertificateResponse, QueryCertificatesRequest, QueryCertificatesResponse, State,
 };
 
-/// How long a query may take. Callers wait for it.
+/// Time limit of a query. Callers wait for it.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Largest answer, in bytes: a few certificates of an owner, or an account with a long vesting schedule.
+/// Maximum size of an answer, in bytes: a few certificates of an owner, or an account with a long vesting
+/// schedule.
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
 
 const PEM_CERTIFICATE: &str = "CERTIFICATE";
@@ -40,10 +42,10 @@ const PEM_KEY: &str = "EC PUBLIC KEY";
 const SECP256K1: &str = "/cosmos.crypto.secp256k1.PubKey";
 const MULTISIG: &str = "/cosmos.crypto.multisig.LegacyAminoPubKey";
 const BASE_ACCOUNT: &str = "/cosmos.auth.v1beta1.BaseAccount";
-/// Accounts of modules, of which nobody has a key.
+/// Accounts of modules, which have no key.
 const MODULE_ACCOUNT: &str = "/cosmos.auth.v1beta1.ModuleAccount";
 const BASE_VESTING: &str = "/cosmos.vesting.v1beta1.BaseVestingAccount";
-/// Accounts that hold a vesting account, which holds a base account.
+/// Accounts that contain a vesting account, which contains a base account.
 const VESTING: [&str; 4] = [
     "/cosmos.vesting.v1beta1.ContinuousVestingAccount",
     "/cosmos.vesting.v1beta1.DelayedVestingAccount",
@@ -51,42 +53,41 @@ const VESTING: [&str; 4] = [
     "/cosmos.vesting.v1beta1.PermanentLockedAccount",
 ];
 
-/// Something that can be asked about what is on the chain.
+/// A client of the chain.
 pub(super) trait ChainClient: Send + Sync + 'static {
-    fn ask<'a>(&'a self, name: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>>;
+    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>>;
 }
 
-/// What the chain says.
+/// An answer of the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// This stands there.
+    /// The chain has this item.
     Found(TrustValue),
-    /// Nothing does.
+    /// The chain has no such item.
     Unknown,
-    /// Something that must not be believed.
+    /// The chain has an item that must not be trusted.
     Refused(Refusal),
 }
 
-/// No answer, and why, for the log.
+/// Why a query failed, for the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryError {
     #[error("no answer within {QUERY_TIMEOUT:?}")]
-    Late,
+    Timeout,
     #[error("{0}")]
     Failed(String),
-    #[error("the answer makes no sense: {0}")]
-    Senseless(&'static str),
+    #[error("malformed answer: {0}")]
+    Malformed(&'static str),
 }
 
-/// A node.
+/// A client of one node.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     certificates: Certificates<Channel>,
     accounts: Accounts<Channel>,
 }
 
-/// As what an answer is counted.
-pub(super) fn counted(answer: &Result<Answer, QueryError>) -> ChainResult {
+pub(super) fn metric_label(answer: &Result<Answer, QueryError>) -> ChainResult {
     match answer {
         Ok(Answer::Found(_)) => ChainResult::Found,
         Ok(Answer::Unknown) => ChainResult::Unknown,
@@ -106,18 +107,18 @@ impl Node {
     }
 
     async fn certificate(&self, owner: &Owner, serial: &Serial) -> Result<Answer, QueryError> {
-        // Of any state: revoked is another thing than unknown.
+        // In any state, to distinguish revoked from unknown.
         let filter =
             CertificateFilter { owner: owner.to_string(), serial: serial.to_string(), state: String::new() };
         let request = QueryCertificatesRequest { filter: Some(filter) };
         let answer = self.certificates.clone().certificates(request).await?;
-        of_certificates(answer.into_inner(), serial)
+        read_certificates(answer.into_inner(), serial)
     }
 
     async fn account(&self, owner: &Owner) -> Result<Answer, QueryError> {
         let request = QueryAccountRequest { address: owner.to_string() };
         match self.accounts.clone().account(request).await {
-            Ok(answer) => of_account(answer.into_inner(), owner),
+            Ok(answer) => read_account(answer.into_inner(), owner),
             Err(status) if status.code() == Code::NotFound => Ok(Answer::Unknown),
             Err(status) => Err(status.into()),
         }
@@ -125,63 +126,65 @@ impl Node {
 }
 
 impl ChainClient for Node {
-    fn ask<'a>(&'a self, name: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>> {
+    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>> {
         Box::pin(async move {
             let query = async {
-                match name {
+                match key {
                     TrustKey::Certificate(owner, serial) => self.certificate(owner, serial).await,
                     TrustKey::Account(owner) => self.account(owner).await,
                 }
             };
-            tokio::time::timeout(QUERY_TIMEOUT, query).await.unwrap_or(Err(QueryError::Late))
+            tokio::time::timeout(QUERY_TIMEOUT, query).await.unwrap_or(Err(QueryError::Timeout))
         })
     }
 }
 
-fn of_certificates(answer: QueryCertificatesResponse, serial: &Serial) -> Result<Answer, QueryError> {
-    // The node matches serial numbers by their beginning.
+fn read_certificates(answer: QueryCertificatesResponse, serial: &Serial) -> Result<Answer, QueryError> {
+    // The node matches serial numbers by prefix.
     let mut matching = answer.certificates.into_iter().filter(|one| one.serial == serial.as_str());
     match (matching.next(), matching.next()) {
         (None, _) => Ok(Answer::Unknown),
-        (Some(one), None) => of_certificate(one),
-        (Some(_), Some(_)) => Err(QueryError::Senseless("two certificates of one owner and serial number")),
+        (Some(one), None) => read_certificate(one),
+        (Some(_), Some(_)) => {
+            Err(QueryError::Malformed("two certificates with the same owner and serial number"))
+        }
     }
 }
 
-fn of_certificate(answer: CertificateResponse) -> Result<Answer, QueryError> {
-    let certificate = answer.certificate.ok_or(QueryError::Senseless("a certificate without content"))?;
+fn read_certificate(answer: CertificateResponse) -> Result<Answer, QueryError> {
+    let certificate = answer.certificate.ok_or(QueryError::Malformed("a certificate without content"))?;
     match certificate.state() {
         State::Valid => {}
         State::Revoked => return Ok(Answer::Refused(Refusal::CertificateRevoked)),
         State::Invalid => return Ok(Answer::Unknown),
     }
-    let der = unpem(&certificate.cert, PEM_CERTIFICATE)
+    let der = decode_pem(&certificate.cert, PEM_CERTIFICATE)
         .filter(|der| der.len() <= CERTIFICATE_MAX_BYTES)
-        .ok_or(QueryError::Senseless("a certificate that is not one in PEM"))?;
-    let key = unpem(&certificate.pubkey, PEM_KEY)
-        .ok_or(QueryError::Senseless("a certificate whose key is not one in PEM"))?;
+        .ok_or(QueryError::Malformed("a certificate that is not one in PEM"))?;
+    let key = decode_pem(&certificate.pubkey, PEM_KEY)
+        .ok_or(QueryError::Malformed("a certificate whose key is not one in PEM"))?;
     let der = CertificateDer::from(der);
     let (_, parsed) = X509Certificate::from_der(&der)
-        .map_err(|_| QueryError::Senseless("a certificate that is not X.509"))?;
+        .map_err(|_| QueryError::Malformed("a certificate that is not X.509"))?;
     if parsed.public_key().raw != key {
         return Ok(Answer::Refused(Refusal::CertificateKeyDiffers));
     }
     Ok(Answer::Found(TrustValue::Certificate(der.as_ref().into())))
 }
 
-/// The content of the one PEM block in `text`, if it has this name and nothing stands behind it.
-fn unpem(text: &[u8], name: &str) -> Option<Vec<u8>> {
-    let (rest, block) = parse_x509_pem(text).ok()?;
-    (block.label == name && rest.trim_ascii().is_empty()).then_some(block.contents)
+/// Returns the content of the only PEM section in `text`, if it has this label and nothing follows.
+fn decode_pem(text: &[u8], label: &str) -> Option<Vec<u8>> {
+    let (rest, section) = parse_x509_pem(text).ok()?;
+    (section.label == label && rest.trim_ascii().is_empty()).then_some(section.contents)
 }
 
-fn of_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, QueryError> {
-    let account = answer.account.ok_or(QueryError::Senseless("an account without content"))?;
+fn read_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, QueryError> {
+    let account = answer.account.ok_or(QueryError::Malformed("an account without content"))?;
     let Some(base) = base_account(&account)? else {
         return Ok(Answer::Refused(Refusal::AccountKeyless));
     };
     if base.address != owner.as_str() {
-        return Err(QueryError::Senseless("another account than was asked for"));
+        return Err(QueryError::Malformed("another account than the requested one"));
     }
     let Some(key) = base.pub_key else {
         return Ok(Answer::Refused(Refusal::AccountKeyless));
@@ -192,24 +195,25 @@ fn of_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, Que
         _ => return Ok(Answer::Refused(Refusal::AccountKeyKind)),
     }
     let key: Secp256k1PubKey = decode(&key)?;
-    let key = AccountKey::from_bytes(&key.key).map_err(|_| QueryError::Senseless("a key that is none"))?;
-    // Nobody, not even a node, can find another key for an address.
+    let key = AccountKey::from_bytes(&key.key)
+        .map_err(|_| QueryError::Malformed("a key that is not a point on secp256k1"))?;
+    // It is infeasible to find another key for an address, so this detects a substituted key.
     if key.address() != *owner {
-        return Err(QueryError::Senseless("a key that is not the account's"));
+        return Err(QueryError::Malformed("a key that is not the account's"));
     }
     Ok(Answer::Found(TrustValue::Account(key)))
 }
 
-/// The account in whatever kind of account it is; `None` if it is of a kind that has no key.
+/// Returns the base account in an account of any kind; `None` if the kind has no key.
 fn base_account(account: &Any) -> Result<Option<BaseAccount>, QueryError> {
-    const NOTHING: QueryError = QueryError::Senseless("an account without an account in it");
+    const NO_BASE: QueryError = QueryError::Malformed("an account without a base account");
     let base = match account.type_url.as_str() {
         BASE_ACCOUNT => decode(account)?,
         MODULE_ACCOUNT => return Ok(None),
-        BASE_VESTING => decode::<BaseVestingAccount>(account)?.base_account.ok_or(NOTHING)?,
+        BASE_VESTING => decode::<BaseVestingAccount>(account)?.base_account.ok_or(NO_BASE)?,
         url if VESTING.contains(&url) => {
-            let vesting = decode::<VestingAccount>(account)?.base_vesting_account.ok_or(NOTHING)?;
-            vesting.base_account.ok_or(NOTHING)?
+            let vesting = decode::<VestingAccount>(account)?.base_vesting_account.ok_or(NO_BASE)?;
+            vesting.base_account.ok_or(NO_BASE)?
         }
         _ => return Ok(None),
     };
@@ -217,10 +221,10 @@ fn base_account(account: &Any) -> Result<Option<BaseAccount>, QueryError> {
 }
 
 fn decode<M: prost::Message + Default>(any: &Any) -> Result<M, QueryError> {
-    M::decode(any.value.as_slice()).map_err(|_| QueryError::Senseless("a message that cannot be decoded"))
+    M::decode(any.value.as_slice()).map_err(|_| QueryError::Malformed("a message that cannot be decoded"))
 }
 
-// === impl Silence ===
+// === impl QueryError ===
 
 impl From<Status> for QueryError {
     fn from(status: Status) -> Self {
@@ -230,18 +234,16 @@ impl From<Status> for QueryError {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use crate::access::testing::Tenant;
-    use crate::access::wallet::Words;
+    use crate::access::wallet::Mnemonic;
     use crate::model::proto::cert::Certificate as Wire;
 
-    fn pem(name: &str, content: &[u8]) -> Vec<u8> {
-        let base64 = data_encoding::BASE64.encode(content);
-        format!("-----BEGIN {name}-----\n{base64}\n-----END {name}-----\n").into_bytes()
+    fn pem(label: &str, content: &[u8]) -> Vec<u8> {
+        crate::sys::pem::encode(label, content).as_bytes().to_vec()
     }
 
-    /// A tenant's certificate as a node tells it, and its bytes.
+    /// Returns a tenant's certificate as a node reports it, and its bytes.
     fn entry(tenant: &Tenant) -> (CertificateResponse, Vec<u8>) {
         let der = tenant.certificate().to_vec();
         let (_, parsed) = X509Certificate::from_der(&der).unwrap();
@@ -250,23 +252,23 @@ mod tests {
         (CertificateResponse { certificate: Some(wire), serial: "7".into() }, der)
     }
 
-    fn judged(entries: Vec<CertificateResponse>) -> Result<Answer, QueryError> {
-        let presented = Tenant::new(1, 7).issue().0;
-        of_certificates(QueryCertificatesResponse { certificates: entries }, presented.serial())
+    fn answer_for(entries: Vec<CertificateResponse>) -> Result<Answer, QueryError> {
+        let certificate = Tenant::new(1, 7).issue().0;
+        read_certificates(QueryCertificatesResponse { certificates: entries }, certificate.serial())
     }
 
     #[test]
-    fn a_certificate_counts_by_its_state_and_with_its_key() {
+    fn certificate_is_found_by_its_state_and_key() {
         let (good, der) = entry(&Tenant::new(1, 7));
-        assert_eq!(judged(vec![good.clone()]), Ok(Answer::Found(TrustValue::Certificate(der.into()))));
-        assert_eq!(judged(vec![]), Ok(Answer::Unknown));
+        assert_eq!(answer_for(vec![good.clone()]), Ok(Answer::Found(TrustValue::Certificate(der.into()))));
+        assert_eq!(answer_for(vec![]), Ok(Answer::Unknown));
         let longer = CertificateResponse { serial: "77".into(), ..good.clone() };
-        assert_eq!(judged(vec![longer.clone()]), Ok(Answer::Unknown));
-        assert!(matches!(judged(vec![longer, good.clone()]), Ok(Answer::Found(_))));
+        assert_eq!(answer_for(vec![longer.clone()]), Ok(Answer::Unknown));
+        assert!(matches!(answer_for(vec![longer, good.clone()]), Ok(Answer::Found(_))));
         let change = |change: fn(&mut Wire)| {
             let mut entry = good.clone();
             change(entry.certificate.as_mut().unwrap());
-            judged(vec![entry])
+            answer_for(vec![entry])
         };
         let refused = |refusal| Ok(Answer::Refused(refusal));
         assert_eq!(change(|one| one.state = State::Revoked.into()), refused(Refusal::CertificateRevoked));
@@ -277,12 +279,12 @@ mod tests {
     }
 
     #[test]
-    fn certificates_that_make_no_sense_are_no_answer() {
+    fn malformed_certificate_is_a_failed_query() {
         let (good, _) = entry(&Tenant::new(1, 7));
         let change = |change: fn(&mut Wire)| {
             let mut entry = good.clone();
             change(entry.certificate.as_mut().unwrap());
-            judged(vec![entry])
+            answer_for(vec![entry])
         };
         let cases: [fn(&mut Wire); 6] = [
             |one| one.cert.clear(),
@@ -293,11 +295,11 @@ mod tests {
             |one| one.pubkey = pem("PUBLIC KEY", b"x"),
         ];
         for case in cases {
-            assert!(matches!(change(case), Err(QueryError::Senseless(_))));
+            assert!(matches!(change(case), Err(QueryError::Malformed(_))));
         }
         let empty = CertificateResponse { certificate: None, ..good.clone() };
-        assert!(matches!(judged(vec![empty]), Err(QueryError::Senseless(_))));
-        assert!(matches!(judged(vec![good.clone(), good]), Err(QueryError::Senseless(_))));
+        assert!(matches!(answer_for(vec![empty]), Err(QueryError::Malformed(_))));
+        assert!(matches!(answer_for(vec![good.clone(), good]), Err(QueryError::Malformed(_))));
     }
 
     fn any(url: &str, message: &impl prost::Message) -> Any {
@@ -305,38 +307,38 @@ mod tests {
     }
 
     #[test]
-    fn an_account_counts_by_its_key() {
-        let key = Words::fresh().unwrap().wallet().unwrap().key();
+    fn account_is_found_by_its_key() {
+        let key = Mnemonic::generate().unwrap().wallet().unwrap().key();
         let owner = key.address();
         let account = |key: Option<Any>| BaseAccount { address: owner.to_string(), pub_key: key };
         let good = account(Some(any(SECP256K1, &Secp256k1PubKey { key: key.to_bytes() })));
-        let judged = |account: Any| of_account(QueryAccountResponse { account: Some(account) }, &owner);
+        let answer_for = |account: Any| read_account(QueryAccountResponse { account: Some(account) }, &owner);
         let found = Ok(Answer::Found(TrustValue::Account(key.clone())));
-        assert_eq!(judged(any(BASE_ACCOUNT, &good)), found);
+        assert_eq!(answer_for(any(BASE_ACCOUNT, &good)), found);
         let vesting = BaseVestingAccount { base_account: Some(good.clone()) };
-        assert_eq!(judged(any(BASE_VESTING, &vesting)), found);
+        assert_eq!(answer_for(any(BASE_VESTING, &vesting)), found);
         for url in VESTING {
             let vesting = VestingAccount { base_vesting_account: Some(vesting.clone()) };
-            assert_eq!(judged(any(url, &vesting)), found);
+            assert_eq!(answer_for(any(url, &vesting)), found);
         }
         let refused = |refusal| Ok(Answer::Refused(refusal));
-        let of_key = |key| judged(any(BASE_ACCOUNT, &account(key)));
+        let of_key = |key| answer_for(any(BASE_ACCOUNT, &account(key)));
         assert_eq!(of_key(None), refused(Refusal::AccountKeyless));
         let multisig = Any { type_url: MULTISIG.into(), value: vec![1] };
         assert_eq!(of_key(Some(multisig)), refused(Refusal::AccountMultisig));
         let ed25519 = Any { type_url: "/cosmos.crypto.ed25519.PubKey".into(), value: vec![1] };
         assert_eq!(of_key(Some(ed25519)), refused(Refusal::AccountKeyKind));
-        assert_eq!(judged(any(MODULE_ACCOUNT, &good)), refused(Refusal::AccountKeyless));
-        // What makes no sense is no answer: least of all another one's key.
-        let senseless = |answer: Result<Answer, QueryError>| {
-            assert!(matches!(answer, Err(QueryError::Senseless(_))), "{answer:?}");
+        assert_eq!(answer_for(any(MODULE_ACCOUNT, &good)), refused(Refusal::AccountKeyless));
+        // A malformed answer is a failed query; above all, the key of another account.
+        let malformed = |answer: Result<Answer, QueryError>| {
+            assert!(matches!(answer, Err(QueryError::Malformed(_))), "{answer:?}");
         };
-        let other = Words::fresh().unwrap().wallet().unwrap().key();
-        senseless(of_key(Some(any(SECP256K1, &Secp256k1PubKey { key: other.to_bytes() }))));
-        senseless(of_key(Some(any(SECP256K1, &Secp256k1PubKey { key: vec![2; 33] }))));
-        senseless(of_key(Some(Any { type_url: SECP256K1.into(), value: vec![0xff] })));
-        senseless(judged(any(BASE_ACCOUNT, &BaseAccount { address: "akash1x".into(), ..good.clone() })));
-        senseless(judged(any(VESTING[0], &VestingAccount::default())));
-        senseless(of_account(QueryAccountResponse::default(), &owner));
+        let other = Mnemonic::generate().unwrap().wallet().unwrap().key();
+        malformed(of_key(Some(any(SECP256K1, &Secp256k1PubKey { key: other.to_bytes() }))));
+        malformed(of_key(Some(any(SECP256K1, &Secp256k1PubKey { key: vec![2; 33] }))));
+        malformed(of_key(Some(Any { type_url: SECP256K1.into(), value: vec![0xff] })));
+        malformed(answer_for(any(BASE_ACCOUNT, &BaseAccount { address: "akash1x".into(), ..good.clone() })));
+        malformed(answer_for(any(VESTING[0], &VestingAccount::default())));
+        malformed(read_account(QueryAccountResponse::default(), &owner));
     }
 }

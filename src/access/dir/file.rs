@@ -1,6 +1,6 @@
-//! Reading one file of a trust directory.
+//! One file of a trust directory, and its identity on disk.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -8,30 +8,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
 
-use super::item::{self, CERTIFICATES_MAX, KEYS_MAX, TrustEntry};
-use crate::access::refusal::Refusal;
+use crate::access::trust::TrustEntry;
+use crate::access::trust_file::{self, FILE_MAX_BYTES, FileError};
 
-/// Largest file, in bytes: [`CERTIFICATES_MAX`] certificates of four times the usual size, or [`KEYS_MAX`] keys, with room for
-/// comments.
-pub(in crate::access) const FILE_MAX_BYTES: u64 = 64 * 1024;
-
-/// A file that was changed less than this ago may change again without its time of change showing it: file systems count that
-/// in steps, of 10 ms at most on local ones and of a second on some others.
+/// A file that changed less than this ago may change again without a new time of change. File systems count
+/// that time in steps: of 10 ms at most on local ones, and of a second on some others.
 const STAMP_STEP: Duration = Duration::from_secs(1);
 
-/// A file or directory as such, whatever its name.
+/// The identity of a file or directory, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
     device: u64,
     inode: u64,
-    /// Numbers of removed files are used again. `None` where the file system does not keep it.
-    born: Option<SystemTime>,
+    /// Distinguishes a reused inode number. `None` where the file system does not keep it.
+    created: Option<SystemTime>,
 }
 
-/// The directory as such, whatever its name.
-pub(super) type DirId = FileId;
-
-/// Differs if a file may have changed. The time is that of the last change of status, which nobody can set.
+/// Differs if the file may have changed. The time is that of the last status change, which no process can
+/// set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) id: FileId,
@@ -39,87 +33,55 @@ pub(super) struct Stamp {
     changed: (i64, i64),
 }
 
-/// What a file was found to hold.
+/// The result of reading a file.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct FileContent {
     pub(super) id: FileId,
-    /// `None` if it was changed too recently for its stamp to tell the next change.
+    /// `None` if the file changed so recently that the next change may have the same stamp.
     pub(super) stamp: Option<Stamp>,
-    /// What is of good form in it, whatever else it holds.
-    pub(super) items: Vec<TrustEntry>,
-    /// The first thing that is wrong with it.
-    pub(super) fault: Option<Fault>,
+    /// The valid entries.
+    pub(super) entries: Vec<TrustEntry>,
+    /// The first error.
+    pub(super) error: Option<FileError>,
 }
 
-/// Why a file, or a part of it, cannot be used. The text goes behind its name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::access) enum Fault {
-    #[error("is not a regular file")]
-    NotRegular,
-    #[error("is larger than {FILE_MAX_BYTES} bytes")]
-    TooLarge,
-    #[error("holds more than {CERTIFICATES_MAX} certificates; the rest is ignored")]
-    TooMany,
-    #[error("holds more than {KEYS_MAX} keys; the rest is ignored")]
-    TooManyKeys,
-    #[error("holds no certificate")]
-    Empty,
-    #[error("holds no key of an account")]
-    NoKey,
-    #[error("line {line} is not an address, a space, and the 66 hexadecimal digits of its own secp256k1 key")]
-    Key { line: usize },
-    #[error("block {number} is not well-formed PEM; half a file?")]
-    Pem { number: usize },
-    #[error("certificate {number} is refused: {refusal}")]
-    Certificate { number: usize, refusal: Refusal },
-    #[error("cannot be read: {0}")]
-    Unreadable(io::ErrorKind),
-}
-
-/// Reads the file at `path`, following links.
-///
-/// # Errors
-/// Only what the system says; a file of the wrong kind or content is a reading with a fault.
-pub(super) fn read(path: &Path) -> io::Result<Reading> {
-    // Asked before it is opened, since opening some devices does something.
+/// Reads the file at `path`, following links. Fails only if the system does; a file of the wrong kind or
+/// content is a result with an error.
+pub(super) fn read(path: &Path) -> io::Result<FileContent> {
+    // Checked before opening, because opening some devices has side effects.
     let metadata = std::fs::metadata(path)?;
     if !metadata.is_file() {
-        return Ok(Reading::of(&metadata, Vec::new(), Some(Fault::NotRegular)));
+        return Ok(FileContent::new(&metadata, Vec::new(), Some(FileError::NotRegular)));
     }
-    // Should a pipe have taken its place, do not wait for its writer.
+    // If a pipe has replaced the file, do not wait for its writer.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    // The stamp before the content: whatever is written later changes it.
+    // The stamp is taken before reading, so that later writes change it.
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Ok(Reading::of(&metadata, Vec::new(), Some(Fault::NotRegular)));
+        return Ok(FileContent::new(&metadata, Vec::new(), Some(FileError::NotRegular)));
     }
-    let (items, fault) = match content(file)? {
-        Some(bytes) => item::parse(path, &bytes),
-        None => (Vec::new(), Some(Fault::TooLarge)),
+    let mut content = Vec::new();
+    file.take(FILE_MAX_BYTES + 1).read_to_end(&mut content)?;
+    let (entries, error) = if content.len() as u64 > FILE_MAX_BYTES {
+        (Vec::new(), Some(FileError::TooLarge))
+    } else {
+        trust_file::parse(path, &content)
     };
-    Ok(Reading::of(&metadata, items, fault))
+    Ok(FileContent::new(&metadata, entries, error))
 }
 
-/// `None` if there is too much of it.
-fn content(file: File) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    let fits = u64::try_from(bytes.len()).is_ok_and(|length| length <= FILE_MAX_BYTES);
-    Ok(fits.then_some(bytes))
-}
+// === impl FileContent ===
 
-// === impl Reading ===
-
-impl Reading {
-    fn of(metadata: &Metadata, items: Vec<TrustEntry>, fault: Option<Fault>) -> Self {
+impl FileContent {
+    fn new(metadata: &Metadata, entries: Vec<TrustEntry>, error: Option<FileError>) -> Self {
         let stamp = Stamp::of(metadata);
-        Self { id: stamp.id, stamp: stamp.if_old(), items, fault }
+        Self { id: stamp.id, stamp: stamp.if_old(), entries, error }
     }
 
-    /// A file of which no more is known than that it is there.
+    /// Returns the result for a file that exists but cannot be read.
     pub(super) fn unreadable(id: FileId, kind: io::ErrorKind) -> Self {
-        Self { id, stamp: None, items: Vec::new(), fault: Some(Fault::Unreadable(kind)) }
+        Self { id, stamp: None, entries: Vec::new(), error: Some(FileError::Unreadable(kind)) }
     }
 }
 
@@ -128,13 +90,13 @@ impl Reading {
 impl Stamp {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
-            id: FileId { device: metadata.dev(), inode: metadata.ino(), born: metadata.created().ok() },
+            id: FileId { device: metadata.dev(), inode: metadata.ino(), created: metadata.created().ok() },
             bytes: metadata.size(),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 
-    /// The stamp, if the next change is bound to differ from it.
+    /// Returns the stamp if the next change is certain to differ from it.
     pub(super) fn if_old(self) -> Option<Self> {
         let seconds = u64::try_from(self.changed.0).unwrap_or_default();
         let nanos = u32::try_from(self.changed.1).unwrap_or_default();
@@ -149,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_counts_only_when_it_is_old() {
+    fn stamp_is_valid_only_when_old() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let stamp = Stamp::of(&file.as_file().metadata().unwrap());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();

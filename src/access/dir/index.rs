@@ -1,87 +1,54 @@
-//! What is trusted at one moment, replaced as a whole.
+//! The items that are trusted at one moment, replaced as a whole.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use super::item::{TrustKey, TrustValue};
-use crate::access::account::AccountKey;
-use crate::access::cert::Serial;
-use crate::access::trust::{Certificate, TrustedItem};
-use crate::model::id::Owner;
+use parking_lot::RwLock;
 
-/// All that is trusted.
+use crate::access::trust::{TrustKey, TrustValue, TrustedItem};
+
 #[derive(Debug, Default)]
 pub(super) struct Index(RwLock<Arc<HashMap<TrustKey, TrustedItem<TrustValue>>>>);
 
-/// What a replacement came to.
+/// The effect of a replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) added: usize,
-    pub(super) withdrawn: usize,
+    pub(super) revoked: usize,
 }
 
-// === impl Index ===
-
 impl Index {
-    pub(super) fn certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
-        let trusted = self.all().get(&TrustKey::Certificate(owner.clone(), serial.clone())).cloned()?;
-        match trusted.what() {
-            TrustValue::Certificate(der) => {
-                Some(TrustedItem::held(Certificate::clone(der), trusted.hold().clone()))
-            }
-            TrustValue::Account(_) => None,
-        }
-    }
-
-    pub(super) fn account(&self, owner: &Owner) -> Option<TrustedItem<AccountKey>> {
-        let trusted = self.all().get(&TrustKey::Account(owner.clone())).cloned()?;
-        match trusted.what() {
-            TrustValue::Account(key) => Some(TrustedItem::held(key.clone(), trusted.hold().clone())),
-            TrustValue::Certificate(_) => None,
-        }
+    pub(super) fn get(&self, key: &TrustKey) -> Option<TrustedItem<TrustValue>> {
+        self.0.read().get(key).cloned()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.all().len()
+        self.0.read().len()
     }
 
-    /// Trusts exactly `wanted`. What was trusted before and still is keeps its standing; for the rest it ends.
+    /// Trusts exactly `wanted`. Items that were trusted before keep their signal; the others are revoked.
     pub(super) fn replace(&self, wanted: HashMap<TrustKey, TrustValue>) -> Change {
-        let before = self.all();
-        let kept = |name: &TrustKey, content: &TrustValue| {
-            before.get(name).filter(|old| old.what() == content).cloned()
-        };
+        let before = Arc::clone(&self.0.read());
         let mut added = 0;
         let mut after = HashMap::with_capacity(wanted.len());
-        for (name, content) in wanted {
-            let trusted = kept(&name, &content).unwrap_or_else(|| {
+        for (key, value) in wanted {
+            let kept = before.get(&key).filter(|old| *old.value() == value).cloned();
+            let trusted = kept.unwrap_or_else(|| {
                 added += 1;
-                TrustedItem::new(content)
+                TrustedItem::new(value)
             });
-            after.insert(name, trusted);
+            after.insert(key, trusted);
         }
         let after = Arc::new(after);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&after);
-        // Only now: whoever is told, and asks again, must not find the old answer.
-        let mut withdrawn = 0;
-        for (name, old) in before.iter() {
-            if after.get(name).is_none_or(|new| new.what() != old.what()) {
-                old.withdraw();
-                withdrawn += 1;
+        *self.0.write() = Arc::clone(&after);
+        // Revoked after the replacement, so that a caller that asks again does not find the old item.
+        let mut revoked = 0;
+        for (key, old) in before.iter() {
+            if after.get(key).is_none_or(|new| new.value() != old.value()) {
+                old.revoke();
+                revoked += 1;
             }
         }
-        Change { added, withdrawn }
-    }
-
-    fn all(&self) -> Arc<HashMap<TrustKey, TrustedItem<TrustValue>>> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-// === impl Change ===
-
-impl Change {
-    pub(super) fn any(self) -> bool {
-        self.added > 0 || self.withdrawn > 0
+        Change { added, revoked }
     }
 }

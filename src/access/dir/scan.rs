@@ -1,6 +1,6 @@
-//! Looking at a trust directory again and again, and finding out what of it counts.
+//! Scans of a trust directory: which entries of its files are trusted.
 //!
-//! Blocks on the file system and knows no runtime; the time is passed in.
+//! Blocks on the file system. Uses no runtime; the caller passes the time.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -12,74 +12,75 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::SETTLE;
-use super::file::{self, DirId, Fault, FileId, Reading, Stamp};
-use super::item::{self, TrustEntry, TrustKey, TrustValue};
+use super::REWRITE_GRACE;
+use super::file::{self, FileContent, FileId, Stamp};
+use crate::access::trust::{TrustEntry, TrustKey, TrustValue};
+use crate::access::trust_file::{FileError, is_trust_file};
 
-/// Most files that are read, in order of name. Tenants of one provider are some hundreds.
-pub(super) const FILES_MAX: usize = 16_384;
+/// Maximum of files that are read, in order of name. A provider has some hundred tenants.
+const FILES_MAX: usize = 16_384;
 
-/// A directory, as last seen.
+/// The state of a directory after the last scan.
 #[derive(Debug)]
 pub(super) struct Scanner {
     dir: PathBuf,
-    files: BTreeMap<OsString, Held>,
-    /// Links that led nowhere at the last look, and whether the log has that: not before they did so twice, since a target is
-    /// removed before its link, or replaced.
-    nowhere: BTreeMap<OsString, bool>,
-    /// `None` if the next look must be thorough anyway.
+    files: BTreeMap<OsString, TrackedFile>,
+    /// Links that were dangling at the last scan, and whether that is logged. It is logged at the second
+    /// scan, because a target may be removed before its link, or replaced.
+    dangling: BTreeMap<OsString, bool>,
+    /// `None` if the next scan must be thorough.
     stamp: Option<Stamp>,
-    /// Whether [`Scanner::trusted`] may have changed since it was last asked.
+    /// [`Scanner::trusted`] may have changed since its last call.
     dirty: bool,
-    /// Said once for as long as it lasts.
-    told_too_many: bool,
+    /// Logged once until the number of files is in bounds again.
+    too_many_logged: bool,
 }
 
-/// What one look came to.
+/// The result of a scan.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ScanResult {
-    /// The directory itself.
-    pub(super) dir: DirId,
-    /// Whether [`Scanner::trusted`] may have changed since it was last asked.
+    /// The identity of the directory.
+    pub(super) dir: FileId,
+    /// [`Scanner::trusted`] may have changed since its last call.
     pub(super) changed: bool,
-    /// How many files were read.
-    pub(super) read: usize,
-    /// When to look again even if nobody tells of a change.
-    pub(super) settles: Option<Instant>,
+    pub(super) files_read: usize,
+    /// When to scan again even without a notification.
+    pub(super) recheck_at: Option<Instant>,
 }
 
-/// One file.
 #[derive(Debug, Default)]
-struct Held {
+struct TrackedFile {
     id: Option<FileId>,
     stamp: Option<Stamp>,
-    /// What was read last.
+    /// The entries that were read last.
     found: Vec<TrustEntry>,
-    /// What counts: `found`, and until it settles also what was there before.
-    counts: Vec<TrustEntry>,
-    fault: Option<Fault>,
-    /// The fault that the log has.
-    told: Option<Fault>,
-    settles: Option<Instant>,
-    /// Whether it holds a certificate that cannot count, because another file has one of the same name.
-    double: bool,
+    /// `found` and, until `recheck_at`, the entries that a rewrite in place removed.
+    trusted: Vec<TrustEntry>,
+    error: Option<FileError>,
+    /// The error that was logged last.
+    logged: Option<FileError>,
+    /// When the grace for a rewrite in place ends. `Some` exactly if `trusted` or `logged` differs from the
+    /// file.
+    recheck_at: Option<Instant>,
+    /// An entry is ignored because another file has a different one for the same key.
+    shadowed: bool,
 }
 
-/// What a look at one file came to.
-enum Seen {
+/// The result of scanning one file.
+enum FileScan {
     /// It did not change, and was not read.
-    Same,
-    /// It was read, or should have been; perhaps other certificates count now.
+    Unchanged,
+    /// It was read, or reading it failed. `changed`: other entries may be trusted now.
     Read { changed: bool },
-    /// It is not there: it was removed since it was listed, or it is a link to nothing.
-    Gone,
+    /// It does not exist: it was removed after the listing, or is a dangling link.
+    Missing,
 }
 
-/// The files that there are.
+/// The trust files in a directory.
 struct Listing {
     names: BTreeSet<OsString>,
-    /// Whether one of them is a link: what happens behind it is not told by the directory.
-    links: bool,
+    /// One of them is a link. The directory does not show changes of its target.
+    has_links: bool,
     too_many: bool,
 }
 
@@ -90,106 +91,108 @@ impl Scanner {
         Self {
             dir: dir.to_owned(),
             files: BTreeMap::new(),
-            nowhere: BTreeMap::new(),
+            dangling: BTreeMap::new(),
             stamp: None,
             dirty: false,
-            told_too_many: false,
+            too_many_logged: false,
         }
     }
 
-    /// Looks at the directory: at every file in it if `thorough`, otherwise only if it is not plain that nothing changed.
-    /// Files that did not change are not read again.
+    /// Scans the directory: every file if `thorough`, otherwise only if a change is possible. Reads only
+    /// changed files.
     ///
-    /// # Errors
-    /// If the directory itself cannot be read. What was seen before then holds.
-    pub(super) fn look(&mut self, now: Instant, thorough: bool) -> io::Result<ScanResult> {
+    /// Fails if the directory itself cannot be read. The earlier state then stays.
+    pub(super) fn scan(&mut self, now: Instant, thorough: bool) -> io::Result<ScanResult> {
         let stamp = Stamp::of(&std::fs::metadata(&self.dir)?);
-        let mut read = 0;
+        let mut files_read = 0;
         if thorough || self.stamp != Some(stamp) {
             self.stamp = None;
             let listing = Listing::of(&self.dir)?;
-            let links = listing.links;
-            read = self.take(listing, stamp.id, now)?;
-            let unreadable = self.files.values().any(Held::is_unreadable);
-            self.stamp = stamp.if_old().filter(|_| !links && !unreadable);
+            let has_links = listing.has_links;
+            files_read = self.scan_files(listing, stamp.id, now)?;
+            let unreadable = self.files.values().any(TrackedFile::is_unreadable);
+            self.stamp = stamp.if_old().filter(|_| !has_links && !unreadable);
         }
-        for (name, held) in &mut self.files {
-            self.dirty |= held.settle(name, now);
+        for (name, file) in &mut self.files {
+            self.dirty |= file.end_grace(name, now);
         }
         Ok(ScanResult {
             dir: stamp.id,
             changed: self.dirty,
-            read,
-            settles: self.files.values().filter_map(|held| held.settles).min(),
+            files_read,
+            recheck_at: self.files.values().filter_map(|file| file.recheck_at).min(),
         })
     }
 
-    /// Looks at every file; yields how many were read.
-    fn take(&mut self, listing: Listing, dir: DirId, now: Instant) -> io::Result<usize> {
+    /// Scans every file. Returns how many were read.
+    fn scan_files(&mut self, listing: Listing, dir: FileId, now: Instant) -> io::Result<usize> {
         let Listing { names, too_many, .. } = listing;
         if too_many {
-            if !self.told_too_many {
-                tracing::warn!(dir = ?self.dir, limit = FILES_MAX, "trust directory: too many files; the last by name are ignored");
+            if !self.too_many_logged {
+                tracing::warn!(dir = ?self.dir, limit = FILES_MAX, "too many files in trust directory, ignoring the last by name");
             }
             let before = self.files.len();
             self.files.retain(|name, _| names.contains(name));
             self.dirty |= self.files.len() != before;
         }
-        self.told_too_many = too_many;
-        // A name that is renamed over while the directory is listed may be left out: only asking for it is sure.
+        self.too_many_logged = too_many;
+        // A listing may omit a name over which a file is renamed meanwhile, so known names are checked, too.
         let unlisted: Vec<OsString> =
             self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
         let listed = names.into_iter().map(|name| (name, true));
-        let mut nowhere = BTreeMap::new();
-        let mut read = 0;
+        let mut dangling = BTreeMap::new();
+        let mut files_read = 0;
         for (name, is_listed) in listed.chain(unlisted.into_iter().map(|name| (name, false))) {
-            let held = self.files.entry(name.clone()).or_default();
-            match held.look(&self.dir.join(&name), now) {
-                Seen::Same => {}
-                Seen::Read { changed } => {
+            let file = self.files.entry(name.clone()).or_default();
+            match file.scan(&self.dir.join(&name), now) {
+                FileScan::Unchanged => {}
+                FileScan::Read { changed } => {
                     self.dirty |= changed;
-                    read += 1;
+                    files_read += 1;
                 }
-                Seen::Gone => {
-                    // Or is it the directory that is gone?
+                FileScan::Missing => {
+                    // The directory may be missing instead.
                     if Stamp::of(&std::fs::metadata(&self.dir)?).id != dir {
                         return Err(io::Error::other("replaced while it was read"));
                     }
                     self.files.remove(&name);
                     self.dirty = true;
                     if is_listed {
-                        let told = self.nowhere.get(&name).is_some_and(|told| *told || leads_nowhere(&name));
-                        nowhere.insert(name, told);
+                        let before = self.dangling.get(&name).copied();
+                        if before == Some(false) {
+                            tracing::warn!(file = ?name, "dangling link in trust directory");
+                        }
+                        dangling.insert(name, before.is_some());
                     }
                 }
             }
         }
-        self.nowhere = nowhere;
-        Ok(read)
+        self.dangling = dangling;
+        Ok(files_read)
     }
 
-    /// What is to be trusted. Of several certificates with the same owner and serial number, the one in the file that sorts
-    /// first.
+    /// Returns the items to trust. Of several certificates with the same owner and serial number, the one in
+    /// the first file by name.
     pub(super) fn trusted(&mut self) -> HashMap<TrustKey, TrustValue> {
         self.dirty = false;
         let mut trusted = HashMap::new();
-        for (name, held) in &mut self.files {
-            let mut double = false;
-            for item in &held.counts {
-                match trusted.entry(item.name()) {
+        for (name, file) in &mut self.files {
+            let mut shadowed = false;
+            for entry in &file.trusted {
+                match trusted.entry(entry.key.clone()) {
                     Entry::Vacant(free) => {
-                        free.insert(item.content());
+                        free.insert(entry.value.clone());
                     }
-                    Entry::Occupied(taken) => double |= *taken.get() != item.content(),
+                    Entry::Occupied(taken) => shadowed |= *taken.get() != entry.value,
                 }
             }
-            if double && !held.double {
+            if shadowed && !file.shadowed {
                 tracing::warn!(
                     file = ?name,
-                    "trust directory: certificate ignored: a file that sorts before it has another one of the same owner and serial number"
+                    "certificate ignored: an earlier file of the trust directory has another one of the same owner and serial number"
                 );
             }
-            held.double = double;
+            file.shadowed = shadowed;
         }
         trusted
     }
@@ -199,14 +202,14 @@ impl Scanner {
 
 impl Listing {
     fn of(dir: &Path) -> io::Result<Self> {
-        let mut listing = Self { names: BTreeSet::new(), links: false, too_many: false };
+        let mut listing = Self { names: BTreeSet::new(), has_links: false, too_many: false };
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name();
-            if !item::is_read(name.as_bytes()) {
+            if !is_trust_file(name.as_bytes()) {
                 continue;
             }
-            listing.links |= entry.file_type().is_ok_and(|kind| kind.is_symlink());
+            listing.has_links |= entry.file_type().is_ok_and(|kind| kind.is_symlink());
             listing.names.insert(name);
             if listing.names.len() > FILES_MAX {
                 listing.names.pop_last();
@@ -217,89 +220,78 @@ impl Listing {
     }
 }
 
-/// Says so; yields that it is said.
-fn leads_nowhere(name: &OsString) -> bool {
-    tracing::warn!(file = ?name, "trust directory: link not used: it leads nowhere");
-    true
-}
-
-/// Whether a name leads nowhere, itself or as a link.
-fn is_gone(error: &io::Error) -> bool {
+/// Returns whether the error means that the file, or the target of the link, does not exist.
+fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
         || error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
-// === impl Held ===
+// === impl TrackedFile ===
 
-impl Held {
+impl TrackedFile {
     /// Reads the file if it may have changed.
-    fn look(&mut self, path: &Path, now: Instant) -> Seen {
+    fn scan(&mut self, path: &Path, now: Instant) -> FileScan {
         let stamp = std::fs::metadata(path).map(|metadata| Stamp::of(&metadata));
         if self.stamp.is_some() && self.stamp == stamp.as_ref().ok().copied() {
-            return Seen::Same;
+            return FileScan::Unchanged;
         }
         let error = match file::read(path) {
-            Ok(reading) => return self.take(reading, now),
-            Err(error) if is_gone(&error) => return Seen::Gone,
+            Ok(content) => return self.update(content, now),
+            Err(error) if is_missing(&error) => return FileScan::Missing,
             Err(error) => error,
         };
         match stamp {
-            // Another file than before: what that one held is gone.
+            // Another file has this name now, so the entries of the earlier one are gone.
             Ok(stamp) if self.id != Some(stamp.id) => {
-                self.take(Reading::unreadable(stamp.id, error.kind()), now)
+                self.update(FileContent::unreadable(stamp.id, error.kind()), now)
             }
-            // Nothing is known of it, so nothing changes.
+            // The content is unknown, so nothing changes.
             _ => {
                 self.stamp = None;
-                self.judge(Some(Fault::Unreadable(error.kind())), now);
-                Seen::Read { changed: false }
+                self.set_error(Some(FileError::Unreadable(error.kind())), now);
+                FileScan::Read { changed: false }
             }
         }
     }
 
-    fn take(&mut self, reading: Reading, now: Instant) -> Seen {
-        let in_place = self.id == Some(reading.id);
-        self.id = Some(reading.id);
-        self.stamp = reading.stamp;
-        self.found = reading.items;
-        let before = std::mem::take(&mut self.counts);
-        let gone = before.iter().filter(|old| in_place && !self.found.contains(old));
-        self.counts = self.found.iter().chain(gone).cloned().collect();
-        self.judge(reading.fault, now);
-        Seen::Read { changed: self.counts != before }
+    fn update(&mut self, content: FileContent, now: Instant) -> FileScan {
+        let in_place = self.id == Some(content.id);
+        self.id = Some(content.id);
+        self.stamp = content.stamp;
+        self.found = content.entries;
+        let before = std::mem::take(&mut self.trusted);
+        let removed = before.iter().filter(|old| in_place && !self.found.contains(old));
+        self.trusted = self.found.iter().chain(removed).cloned().collect();
+        self.set_error(content.error, now);
+        FileScan::Read { changed: self.trusted != before }
     }
 
-    fn judge(&mut self, fault: Option<Fault>, now: Instant) {
-        self.fault = fault;
-        let gone = self.counts.len() > self.found.len();
-        let unsettled = gone || self.fault != self.told;
-        // Once begun, it ends when it was to end: a file that is touched again and again must not put that off.
-        self.settles = unsettled.then(|| self.settles.unwrap_or(now + SETTLE));
+    fn set_error(&mut self, error: Option<FileError>, now: Instant) {
+        self.error = error;
+        let pending = self.trusted.len() > self.found.len() || self.error != self.logged;
+        // The first deadline stays: a file that changes all the time must not postpone it.
+        self.recheck_at = pending.then(|| self.recheck_at.unwrap_or(now + REWRITE_GRACE));
     }
 
     fn is_unreadable(&self) -> bool {
-        matches!(self.fault, Some(Fault::Unreadable(_)))
+        matches!(self.error, Some(FileError::Unreadable(_)))
     }
 
-    /// Believes what was found, if it is time; tells whether that changed anything.
-    fn settle(&mut self, name: &OsString, now: Instant) -> bool {
-        if self.settles.is_none_or(|at| now < at) {
+    /// Applies the file as it is, if its grace is over. Returns whether the trusted entries changed.
+    fn end_grace(&mut self, name: &OsString, now: Instant) -> bool {
+        if self.recheck_at.is_none_or(|at| now < at) {
             return false;
         }
-        self.settles = None;
-        self.tell(name);
-        let changed = self.counts != self.found;
-        self.counts.clone_from(&self.found);
-        changed
-    }
-
-    fn tell(&mut self, name: &OsString) {
-        if self.fault != self.told {
-            if let Some(fault) = &self.fault {
-                tracing::warn!(file = ?name, %fault, "trust directory: file not used, or not all of it");
+        self.recheck_at = None;
+        if self.error != self.logged {
+            if let Some(error) = &self.error {
+                tracing::warn!(file = ?name, %error, "failed to use all of a file in trust directory");
             }
-            self.told.clone_from(&self.fault);
+            self.logged.clone_from(&self.error);
         }
+        let changed = self.trusted != self.found;
+        self.trusted.clone_from(&self.found);
+        changed
     }
 }
 
@@ -318,29 +310,30 @@ mod tests {
     use crate::access::dir::index::{Change, Index};
     use crate::access::testing::Tenant;
     use crate::access::trust::TrustedItem;
+    use crate::access::trust_file::{self, CERTIFICATES_MAX};
 
-    /// Between two actions of a test: far below [`SETTLE`].
+    /// Between two actions of a test: far below [`REWRITE_GRACE`].
     const STEP: Duration = Duration::from_millis(1);
 
-    /// Certificates; the last two have owner and serial number in common.
+    /// Certificates. The last two have the same owner and serial number.
     static POOL: LazyLock<[(TenantCertificate, String); 5]> = LazyLock::new(|| {
         [(1, 1), (1, 2), (2, 1), (3, 1), (3, 1)].map(|(n, serial)| Tenant::new(n, serial).issue())
     });
 
-    /// Those of them that no other stands in the way of.
-    const SINGLE: std::ops::Range<usize> = 0..3;
+    /// The certificates with a unique key.
+    const UNIQUE: std::ops::Range<usize> = 0..3;
 
     const NAMES: [&str; 3] = ["a.pem", "b.pem", "c.pem"];
 
-    /// A directory, what is trusted by it, and a clock.
-    struct World {
+    /// A directory, its index, and a clock.
+    struct TestDir {
         outer: tempfile::TempDir,
         scanner: Scanner,
         index: Index,
         now: Instant,
     }
 
-    impl World {
+    impl TestDir {
         fn new() -> Self {
             let outer = tempfile::tempdir().unwrap();
             fs::create_dir(outer.path().join("trust")).unwrap();
@@ -352,33 +345,31 @@ mod tests {
             self.scanner.dir.join(name)
         }
 
-        fn look(&mut self, after: Duration) -> ScanResult {
+        fn scan(&mut self, after: Duration) -> ScanResult {
             self.now += after;
-            let look = self.scanner.look(self.now, true).unwrap();
-            if look.changed {
+            let result = self.scanner.scan(self.now, true).unwrap();
+            if result.changed {
                 self.index.replace(self.scanner.trusted());
             } else {
-                // Nothing was missed by saying so.
-                let nothing = Change { added: 0, withdrawn: 0 };
+                // Then there is no change to miss.
+                let nothing = Change { added: 0, revoked: 0 };
                 assert_eq!(self.index.replace(self.scanner.trusted()), nothing);
             }
-            look
+            result
         }
 
-        /// Waits until all stamps are old enough to count.
-        fn rest(&mut self) {
+        /// Waits until all stamps are valid.
+        fn wait_for_stamps(&mut self) {
             let begin = Instant::now();
-            while self.look(STEP).read > 0 {
+            while self.scan(STEP).files_read > 0 {
                 assert!(begin.elapsed() < Duration::from_secs(30));
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
 
-        fn trusted(&self, at: usize) -> Option<TrustedItem> {
-            let certificate = &POOL[at].0;
-            self.index
-                .certificate(certificate.owner(), certificate.serial())
-                .filter(|trusted| trusted.der() == certificate.der())
+        fn trusted(&self, at: usize) -> Option<TrustedItem<TrustValue>> {
+            let entry = TrustEntry::from(POOL[at].0.clone());
+            self.index.get(&entry.key).filter(|trusted| *trusted.value() == entry.value)
         }
 
         fn all_trusted(&self) -> BTreeSet<usize> {
@@ -397,223 +388,223 @@ mod tests {
     }
 
     #[test]
-    fn a_file_rewritten_in_place_keeps_its_standing() {
-        let mut world = World::new();
-        let path = world.path("a.pem");
+    fn file_rewritten_in_place_stays_trusted() {
+        let mut dir = TestDir::new();
+        let path = dir.path("a.pem");
         fs::write(&path, pem(&[0, 1])).unwrap();
-        world.look(STEP);
-        let trusted = [0, 1].map(|at| world.trusted(at).unwrap());
-        // As a copy goes: emptied, half, and at the very seam of two certificates.
+        dir.scan(STEP);
+        let trusted = [0, 1].map(|at| dir.trusted(at).unwrap());
+        // As a copy does: emptied, cut within a certificate, cut between two, complete.
         let whole = pem(&[0, 1]);
         for length in [0, 100, POOL[0].1.len(), whole.len()] {
             fs::write(&path, &whole[..length]).unwrap();
-            world.look(STEP);
+            dir.scan(STEP);
         }
-        world.look(SETTLE);
+        dir.scan(REWRITE_GRACE);
         for (at, trusted) in trusted.iter().enumerate() {
-            assert!(!trusted.withdrawn().is_cancelled(), "{at}");
-            assert!(world.trusted(at).is_some(), "{at}");
+            assert!(!trusted.revocation().is_ended(), "{at}");
+            assert!(dir.trusted(at).is_some(), "{at}");
         }
-        assert!(world.look(STEP).settles.is_none());
+        assert!(dir.scan(STEP).recheck_at.is_none());
     }
 
     #[test]
-    fn what_goes_missing_in_place_is_withdrawn_in_time_even_if_the_file_is_never_at_rest() {
-        let mut world = World::new();
-        let path = world.path("a.pem");
+    fn entry_removed_in_place_is_revoked_despite_constant_writes() {
+        let mut dir = TestDir::new();
+        let path = dir.path("a.pem");
         fs::write(&path, pem(&[0])).unwrap();
-        world.look(STEP);
-        let trusted = world.trusted(0).unwrap();
+        dir.scan(STEP);
+        let trusted = dir.trusted(0).unwrap();
         fs::write(&path, pem(&[1])).unwrap();
-        let settles = world.look(STEP).settles.unwrap();
-        assert!(world.trusted(1).is_some(), "what is new counts at once");
-        while world.now < settles {
-            assert!(!trusted.withdrawn().is_cancelled());
-            fs::write(&path, format!("{:?}\n{}", world.now, pem(&[1]))).unwrap();
-            world.look(STEP);
+        let recheck_at = dir.scan(STEP).recheck_at.unwrap();
+        assert!(dir.trusted(1).is_some(), "a new entry is trusted at once");
+        while dir.now < recheck_at {
+            assert!(!trusted.revocation().is_ended());
+            fs::write(&path, format!("{:?}\n{}", dir.now, pem(&[1]))).unwrap();
+            dir.scan(STEP);
         }
-        assert!(trusted.withdrawn().is_cancelled());
-        assert_eq!(world.all_trusted(), [1].into());
+        assert!(trusted.revocation().is_ended());
+        assert_eq!(dir.all_trusted(), [1].into());
     }
 
     #[test]
-    fn what_is_removed_or_replaced_is_withdrawn_at_once() {
-        let mut world = World::new();
+    fn removed_or_replaced_entry_is_revoked_at_once() {
+        let mut dir = TestDir::new();
         for name in ["a.pem", "b.pem"] {
-            fs::write(world.path(name), pem(&[0])).unwrap();
+            fs::write(dir.path(name), pem(&[0])).unwrap();
         }
-        world.look(STEP);
-        let trusted = world.trusted(0).unwrap();
-        world.replace("a.pem", b"");
-        world.look(STEP);
-        assert!(!trusted.withdrawn().is_cancelled(), "it stands in the other file, too");
-        fs::remove_file(world.path("b.pem")).unwrap();
-        world.look(STEP);
-        assert!(trusted.withdrawn().is_cancelled());
-        assert_eq!(world.index.len(), 0);
+        dir.scan(STEP);
+        let trusted = dir.trusted(0).unwrap();
+        dir.replace("a.pem", b"");
+        dir.scan(STEP);
+        assert!(!trusted.revocation().is_ended(), "the other file has it, too");
+        fs::remove_file(dir.path("b.pem")).unwrap();
+        dir.scan(STEP);
+        assert!(trusted.revocation().is_ended());
+        assert_eq!(dir.index.len(), 0);
     }
 
     #[test]
-    fn what_cannot_be_read_holds_on() {
-        let mut world = World::new();
-        fs::write(world.path("a.pem"), pem(&[0])).unwrap();
-        world.look(STEP);
-        let trusted = world.trusted(0).unwrap();
-        let link = |world: &World, to: &str| {
-            symlink(to, world.path("temporary")).unwrap();
-            fs::rename(world.path("temporary"), world.path("a.pem")).unwrap();
+    fn unreadable_file_or_directory_keeps_its_trust() {
+        let mut dir = TestDir::new();
+        fs::write(dir.path("a.pem"), pem(&[0])).unwrap();
+        dir.scan(STEP);
+        let trusted = dir.trusted(0).unwrap();
+        let link = |dir: &TestDir, to: &str| {
+            symlink(to, dir.path("temporary")).unwrap();
+            fs::rename(dir.path("temporary"), dir.path("a.pem")).unwrap();
         };
-        // A name that is too long: no error that says that nothing is there.
-        link(&world, &"x".repeat(300));
+        // A name that is too long: the error does not mean that the file is missing.
+        link(&dir, &"x".repeat(300));
         for _ in 0..3 {
-            world.look(SETTLE);
-            assert!(!trusted.withdrawn().is_cancelled());
+            dir.scan(REWRITE_GRACE);
+            assert!(!trusted.revocation().is_ended());
         }
-        let aside = world.outer.path().join("aside");
-        fs::rename(&world.scanner.dir, &aside).unwrap();
-        world.scanner.look(world.now, true).unwrap_err();
-        fs::rename(&aside, &world.scanner.dir).unwrap();
-        world.look(SETTLE);
-        assert!(!trusted.withdrawn().is_cancelled());
-        link(&world, "a.pem");
-        world.look(STEP);
-        assert!(trusted.withdrawn().is_cancelled(), "a link to itself is nothing");
+        let aside = dir.outer.path().join("aside");
+        fs::rename(&dir.scanner.dir, &aside).unwrap();
+        dir.scanner.scan(dir.now, true).unwrap_err();
+        fs::rename(&aside, &dir.scanner.dir).unwrap();
+        dir.scan(REWRITE_GRACE);
+        assert!(!trusted.revocation().is_ended());
+        link(&dir, "a.pem");
+        dir.scan(STEP);
+        assert!(trusted.revocation().is_ended(), "a link to itself is dangling");
     }
 
     #[test]
-    fn a_directory_that_goes_away_while_it_is_read_takes_nothing_along() {
-        let mut world = World::new();
-        fs::write(world.path("a.pem"), pem(&[0])).unwrap();
-        let look = world.look(STEP);
-        let listing = Listing::of(&world.scanner.dir).unwrap();
-        let aside = world.outer.path().join("aside");
-        fs::rename(&world.scanner.dir, &aside).unwrap();
-        world.scanner.take(listing, look.dir, world.now).unwrap_err();
-        fs::rename(&aside, &world.scanner.dir).unwrap();
-        assert_eq!(world.scanner.trusted().len(), 1);
+    fn directory_removed_during_scan_keeps_its_trust() {
+        let mut dir = TestDir::new();
+        fs::write(dir.path("a.pem"), pem(&[0])).unwrap();
+        let result = dir.scan(STEP);
+        let listing = Listing::of(&dir.scanner.dir).unwrap();
+        let aside = dir.outer.path().join("aside");
+        fs::rename(&dir.scanner.dir, &aside).unwrap();
+        dir.scanner.scan_files(listing, result.dir, dir.now).unwrap_err();
+        fs::rename(&aside, &dir.scanner.dir).unwrap();
+        assert_eq!(dir.scanner.trusted().len(), 1);
     }
 
     #[test]
-    fn what_another_file_held_does_not_hold_on_even_if_the_new_one_cannot_be_read() {
-        let mut world = World::new();
-        fs::write(world.path("a.pem"), pem(&[0])).unwrap();
-        world.look(STEP);
-        let trusted = world.trusted(0).unwrap();
-        // A regular file that fails to be read, for root as well.
-        symlink("/proc/self/mem", world.path("temporary")).unwrap();
-        fs::rename(world.path("temporary"), world.path("a.pem")).unwrap();
-        world.look(STEP);
-        assert!(trusted.withdrawn().is_cancelled());
-        world.look(SETTLE);
-        let told = world.scanner.files.values().next().unwrap().told.clone();
-        assert!(matches!(told, Some(Fault::Unreadable(_))), "{told:?}");
+    fn entry_is_revoked_when_unreadable_file_replaces_its_file() {
+        let mut dir = TestDir::new();
+        fs::write(dir.path("a.pem"), pem(&[0])).unwrap();
+        dir.scan(STEP);
+        let trusted = dir.trusted(0).unwrap();
+        // A regular file that cannot be read, even by root.
+        symlink("/proc/self/mem", dir.path("temporary")).unwrap();
+        fs::rename(dir.path("temporary"), dir.path("a.pem")).unwrap();
+        dir.scan(STEP);
+        assert!(trusted.revocation().is_ended());
+        dir.scan(REWRITE_GRACE);
+        let logged = dir.scanner.files.values().next().unwrap().logged.clone();
+        assert!(matches!(logged, Some(FileError::Unreadable(_))), "{logged:?}");
     }
 
     #[test]
-    fn of_two_with_one_name_the_first_file_counts() {
-        let mut world = World::new();
-        fs::write(world.path("b.pem"), pem(&[3])).unwrap();
-        world.look(STEP);
-        let trusted = world.trusted(3).unwrap();
-        fs::write(world.path("c.pem"), pem(&[4])).unwrap();
-        world.look(STEP);
-        assert!(!trusted.withdrawn().is_cancelled());
-        fs::write(world.path("a.pem"), pem(&[4])).unwrap();
-        world.look(STEP);
-        assert!(trusted.withdrawn().is_cancelled());
-        assert_eq!(world.all_trusted(), [4].into());
+    fn first_file_by_name_decides_for_duplicate_keys() {
+        let mut dir = TestDir::new();
+        fs::write(dir.path("b.pem"), pem(&[3])).unwrap();
+        dir.scan(STEP);
+        let trusted = dir.trusted(3).unwrap();
+        fs::write(dir.path("c.pem"), pem(&[4])).unwrap();
+        dir.scan(STEP);
+        assert!(!trusted.revocation().is_ended());
+        fs::write(dir.path("a.pem"), pem(&[4])).unwrap();
+        dir.scan(STEP);
+        assert!(trusted.revocation().is_ended());
+        assert_eq!(dir.all_trusted(), [4].into());
     }
 
     #[test]
-    fn a_file_at_rest_is_not_read_again() {
-        let mut world = World::new();
-        fs::write(world.path("a.pem"), pem(&[0])).unwrap();
-        assert_eq!(world.look(STEP).read, 1);
-        world.rest();
-        let idle = world.scanner.look(world.now, false).unwrap();
-        assert!(!idle.changed && idle.settles.is_none());
-        fs::write(world.path("a.pem"), pem(&[1])).unwrap();
-        assert_eq!(world.look(STEP).read, 1);
-        fs::write(world.path("b.pem"), pem(&[2])).unwrap();
-        assert!(world.scanner.look(world.now, false).unwrap().changed);
+    fn unchanged_file_is_not_read_again() {
+        let mut dir = TestDir::new();
+        fs::write(dir.path("a.pem"), pem(&[0])).unwrap();
+        assert_eq!(dir.scan(STEP).files_read, 1);
+        dir.wait_for_stamps();
+        let idle = dir.scanner.scan(dir.now, false).unwrap();
+        assert!(!idle.changed && idle.recheck_at.is_none());
+        fs::write(dir.path("a.pem"), pem(&[1])).unwrap();
+        assert_eq!(dir.scan(STEP).files_read, 1);
+        fs::write(dir.path("b.pem"), pem(&[2])).unwrap();
+        assert!(dir.scanner.scan(dir.now, false).unwrap().changed);
     }
 
     #[test]
-    fn a_look_that_need_not_be_thorough_is_so_where_there_are_links() {
-        let mut world = World::new();
-        let target = world.outer.path().join("target");
+    fn scan_is_always_thorough_with_links() {
+        let mut dir = TestDir::new();
+        let target = dir.outer.path().join("target");
         fs::write(&target, pem(&[0])).unwrap();
-        symlink(&target, world.path("a.pem")).unwrap();
-        world.look(STEP);
-        world.rest();
+        symlink(&target, dir.path("a.pem")).unwrap();
+        dir.scan(STEP);
+        dir.wait_for_stamps();
         fs::write(&target, pem(&[1])).unwrap();
-        assert!(world.scanner.look(world.now, false).unwrap().changed);
+        assert!(dir.scanner.scan(dir.now, false).unwrap().changed);
     }
 
     #[test]
-    fn a_link_that_leads_nowhere_is_told_of_when_it_lasts() {
-        let mut world = World::new();
-        let target = world.outer.path().join("target");
-        let told = |world: &World| world.scanner.nowhere.values().copied().collect::<Vec<_>>();
-        symlink(&target, world.path("a.pem")).unwrap();
-        symlink("b.pem", world.path("b.pem")).unwrap();
-        world.look(STEP);
-        assert_eq!(told(&world), [false, false]);
+    fn dangling_link_is_logged_at_the_second_scan() {
+        let mut dir = TestDir::new();
+        let target = dir.outer.path().join("target");
+        let logged = |dir: &TestDir| dir.scanner.dangling.values().copied().collect::<Vec<_>>();
+        symlink(&target, dir.path("a.pem")).unwrap();
+        symlink("b.pem", dir.path("b.pem")).unwrap();
+        dir.scan(STEP);
+        assert_eq!(logged(&dir), [false, false]);
         for _ in 0..2 {
-            world.look(STEP);
-            assert_eq!(told(&world), [true, true]);
+            dir.scan(STEP);
+            assert_eq!(logged(&dir), [true, true]);
         }
         fs::write(&target, pem(&[0])).unwrap();
-        world.look(STEP);
-        assert!(world.trusted(0).is_some());
-        assert_eq!(told(&world), [true]);
-        fs::remove_file(world.path("b.pem")).unwrap();
-        world.look(STEP);
-        assert!(told(&world).is_empty());
+        dir.scan(STEP);
+        assert!(dir.trusted(0).is_some());
+        assert_eq!(logged(&dir), [true]);
+        fs::remove_file(dir.path("b.pem")).unwrap();
+        dir.scan(STEP);
+        assert!(logged(&dir).is_empty());
     }
 
     #[test]
-    fn a_fault_is_said_once_and_only_when_it_lasts() {
-        let mut world = World::new();
-        let path = world.path("a.pem");
-        let told = |world: &World| world.scanner.files.values().next().unwrap().told.clone();
+    fn file_error_is_logged_once_and_only_if_it_lasts() {
+        let mut dir = TestDir::new();
+        let path = dir.path("a.pem");
+        let logged = |dir: &TestDir| dir.scanner.files.values().next().unwrap().logged.clone();
         fs::write(&path, "-----BEGIN CERT").unwrap();
-        assert!(world.look(STEP).settles.is_some());
-        assert_eq!(told(&world), None);
+        assert!(dir.scan(STEP).recheck_at.is_some());
+        assert_eq!(logged(&dir), None);
         fs::write(&path, pem(&[0])).unwrap();
-        assert!(world.look(SETTLE).settles.is_none());
-        assert_eq!(told(&world), None);
+        assert!(dir.scan(REWRITE_GRACE).recheck_at.is_none());
+        assert_eq!(logged(&dir), None);
         fs::write(&path, "garbage").unwrap();
-        world.look(STEP);
-        world.look(SETTLE);
-        assert_eq!(told(&world), Some(Fault::Empty));
-        assert!(world.look(STEP).settles.is_none());
+        dir.scan(STEP);
+        dir.scan(REWRITE_GRACE);
+        assert_eq!(logged(&dir), Some(FileError::NoCertificate));
+        assert!(dir.scan(STEP).recheck_at.is_none());
         let half = &pem(&[0, 1])[..POOL[0].1.len() + 40];
         fs::write(&path, half).unwrap();
-        world.look(STEP);
-        assert!(world.trusted(0).is_some(), "the good half counts");
-        world.look(SETTLE);
-        assert_eq!(told(&world), Some(Fault::Pem { number: 2 }));
+        dir.scan(STEP);
+        assert!(dir.trusted(0).is_some(), "the valid half is trusted");
+        dir.scan(REWRITE_GRACE);
+        assert_eq!(logged(&dir), Some(FileError::Pem { number: 2 }));
     }
 
     #[test]
-    fn no_more_than_so_many_certificates_are_taken_from_a_file() {
-        let many = pem(&[0; item::CERTIFICATES_MAX]);
-        let (certificates, fault) = item::parse(Path::new("a.pem"), many.as_bytes());
-        assert_eq!((certificates.len(), fault), (item::CERTIFICATES_MAX, None));
-        let (certificates, fault) =
-            item::parse(Path::new("a.pem"), format!("{many}{}", POOL[1].1).as_bytes());
-        assert_eq!((certificates.len(), fault), (item::CERTIFICATES_MAX, Some(Fault::TooMany)));
-        assert!(!certificates.contains(&TrustEntry::Certificate(POOL[1].0.clone())));
+    fn certificates_beyond_the_limit_are_ignored() {
+        let many = pem(&[0; CERTIFICATES_MAX]);
+        let (certificates, error) = trust_file::parse(Path::new("a.pem"), many.as_bytes());
+        assert_eq!((certificates.len(), error), (CERTIFICATES_MAX, None));
+        let (certificates, error) =
+            trust_file::parse(Path::new("a.pem"), format!("{many}{}", POOL[1].1).as_bytes());
+        assert_eq!((certificates.len(), error), (CERTIFICATES_MAX, Some(FileError::TooManyCertificates)));
+        assert!(!certificates.contains(&TrustEntry::from(POOL[1].0.clone())));
     }
 
     #[test]
-    fn no_more_than_so_many_files_are_read() {
-        let world = World::new();
+    fn files_beyond_the_limit_are_ignored() {
+        let dir = TestDir::new();
         for number in 0..=FILES_MAX {
-            fs::File::create(world.path(&format!("{number:08}.pem"))).unwrap();
+            fs::File::create(dir.path(&format!("{number:08}.pem"))).unwrap();
         }
-        let listing = Listing::of(&world.scanner.dir).unwrap();
+        let listing = Listing::of(&dir.scanner.dir).unwrap();
         assert!(listing.too_many);
         assert_eq!(listing.names.len(), FILES_MAX);
         let last = format!("{:08}.pem", FILES_MAX - 1);
@@ -655,7 +646,7 @@ mod tests {
         ]
     }
 
-    /// What is in the files, by name; and since when a certificate is missing from a file that may be found in writing.
+    /// The content of the files by name, and since when a rewrite in place has removed a certificate.
     #[derive(Default)]
     struct Model {
         files: BTreeMap<usize, Vec<usize>>,
@@ -664,27 +655,27 @@ mod tests {
     }
 
     impl Model {
-        /// Does it to the files, and notes what is in them then.
-        fn act(&mut self, world: &World, action: &Action) {
-            let path = |name: &usize| world.path(NAMES[*name]);
+        /// Applies the action to the files and to the model.
+        fn act(&mut self, dir: &TestDir, action: &Action) {
+            let path = |name: &usize| dir.path(NAMES[*name]);
             match action {
-                // Through a link to nothing, this makes the file that the link names.
+                // Through a dangling link, this creates the target.
                 Action::Write(name, of) => fs::write(path(name), pem(of)).unwrap(),
                 Action::Spoil(name, bytes) => fs::write(path(name), vec![b'-'; *bytes]).unwrap(),
                 Action::Half(name, of) => {
                     let text = &POOL[*of].1;
                     fs::write(path(name), &text[..text.len() / 2]).unwrap();
                 }
-                Action::Replace(name, of) => world.replace(NAMES[*name], pem(of).as_bytes()),
+                Action::Replace(name, of) => dir.replace(NAMES[*name], pem(of).as_bytes()),
                 Action::Remove(name) => {
                     let _ = fs::remove_file(path(name));
                 }
                 Action::Link(name, of) => {
-                    let target = self.link(world, *name);
+                    let target = self.link(dir, *name);
                     fs::write(target, pem(of)).unwrap();
                 }
                 Action::Dangle(name) => {
-                    self.link(world, *name);
+                    self.link(dir, *name);
                 }
                 Action::Rename(from, to) => {
                     if from != to && fs::rename(path(from), path(to)).is_ok() {
@@ -713,18 +704,18 @@ mod tests {
             }
         }
 
-        /// LeaseLocks `name` into a link to a new name outside.
-        fn link(&mut self, world: &World, name: usize) -> PathBuf {
+        /// Replaces `name` by a link to a new name outside.
+        fn link(&mut self, dir: &TestDir, name: usize) -> PathBuf {
             self.links += 1;
-            let target = world.outer.path().join(self.links.to_string());
-            let temporary = world.path("temporary");
+            let target = dir.outer.path().join(self.links.to_string());
+            let temporary = dir.path("temporary");
             symlink(&target, &temporary).unwrap();
-            fs::rename(temporary, world.path(NAMES[name])).unwrap();
+            fs::rename(temporary, dir.path(NAMES[name])).unwrap();
             target
         }
 
-        /// Notes what may still count by being overlooked, after a look at `now`.
-        fn miss(&mut self, before: &BTreeMap<usize, Vec<usize>>, action: &Action, now: Instant) {
+        /// Updates which removed certificates may still be trusted, after a scan at `now`.
+        fn update_grace(&mut self, before: &BTreeMap<usize, Vec<usize>>, action: &Action, now: Instant) {
             for (name, of) in before {
                 if self.files.get(name) == Some(of) {
                     continue;
@@ -737,11 +728,11 @@ mod tests {
             let files = &self.files;
             self.missed.retain(|(name, at), since| {
                 let back = files.get(name).is_some_and(|of| of.contains(at));
-                !back && now < *since + SETTLE
+                !back && now < *since + REWRITE_GRACE
             });
         }
 
-        fn spares(&self, at: usize) -> bool {
+        fn is_in_grace(&self, at: usize) -> bool {
             self.missed.keys().any(|(_, missed)| *missed == at)
         }
 
@@ -749,52 +740,52 @@ mod tests {
             self.files.values().flatten().copied().collect()
         }
 
-        /// What counts when all has settled: of each owner and serial number, the first.
-        fn settled(&self) -> BTreeSet<usize> {
+        /// Returns the trusted certificates when no grace is running: the first of each key.
+        fn expected(&self) -> BTreeSet<usize> {
             let mut all = self.files.values().flatten();
-            let rival = all.find(|at| !SINGLE.contains(at));
-            let mut settled = self.present();
-            settled.retain(|at| SINGLE.contains(at) || Some(at) == rival);
-            settled
+            let rival = all.find(|at| !UNIQUE.contains(at));
+            let mut expected = self.present();
+            expected.retain(|at| UNIQUE.contains(at) || Some(at) == rival);
+            expected
         }
     }
 
     fn run(actions: &[Action]) {
-        let mut world = World::new();
+        let mut dir = TestDir::new();
         let mut model = Model::default();
-        let mut handles: Vec<(usize, TrustedItem)> = Vec::new();
+        let mut handles: Vec<(usize, TrustedItem<TrustValue>)> = Vec::new();
         for action in actions {
             let (files, before) = (model.files.clone(), model.present());
-            model.act(&world, action);
+            model.act(&dir, action);
             let present = model.present();
             let waits = matches!(action, Action::Wait);
-            let look = world.look(if waits { SETTLE } else { STEP });
-            model.miss(&files, action, world.now);
-            for at in SINGLE {
-                let (there, trusted) = (present.contains(&at), world.trusted(at).is_some());
+            let result = dir.scan(if waits { REWRITE_GRACE } else { STEP });
+            model.update_grace(&files, action, dir.now);
+            for at in UNIQUE {
+                let (there, trusted) = (present.contains(&at), dir.trusted(at).is_some());
                 assert!(trusted || !there, "{at} is there, but not trusted");
-                assert!(!trusted || there || model.spares(at), "{at} is trusted, but not there");
+                assert!(!trusted || there || model.is_in_grace(at), "{at} is trusted, but not there");
             }
-            if look.settles.is_none() {
-                assert_eq!(world.all_trusted(), model.settled());
+            if result.recheck_at.is_none() {
+                assert_eq!(dir.all_trusted(), model.expected());
             }
-            // Whoever was told is out, who was not is in, and nobody who stayed was told.
+            // Exactly the certificates that are no longer trusted were revoked.
             for (at, handle) in handles {
-                let told = handle.withdrawn().is_cancelled();
-                assert!(told || world.trusted(at).is_some(), "{at} was not told");
-                let stayed = SINGLE.contains(&at) && before.contains(&at) && present.contains(&at);
-                assert!(!told || !stayed, "{at} was told for nothing");
+                let revoked = handle.revocation().is_ended();
+                assert!(revoked || dir.trusted(at).is_some(), "{at} was not revoked");
+                let stayed = UNIQUE.contains(&at) && before.contains(&at) && present.contains(&at);
+                assert!(!revoked || !stayed, "{at} was revoked without reason");
             }
-            handles = (0..POOL.len()).filter_map(|at| Some((at, world.trusted(at)?))).collect();
-            assert!(handles.iter().all(|(_, handle)| !handle.withdrawn().is_cancelled()));
+            handles = (0..POOL.len()).filter_map(|at| Some((at, dir.trusted(at)?))).collect();
+            assert!(handles.iter().all(|(_, handle)| !handle.revocation().is_ended()));
         }
-        world.look(SETTLE);
-        assert_eq!(world.all_trusted(), model.settled());
+        dir.scan(REWRITE_GRACE);
+        assert_eq!(dir.all_trusted(), model.expected());
     }
 
     proptest! {
         #[test]
-        fn trusted_is_what_is_in_the_files(actions in proptest::collection::vec(action(), 1..30)) {
+        fn trusted_entries_are_those_in_the_files(actions in proptest::collection::vec(action(), 1..30)) {
             run(&actions);
         }
     }

@@ -1,4 +1,4 @@
-//! A trust directory as it is used: real files, a real notifier.
+//! A trust directory with real files and a real notifier.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use super::*;
 use crate::access::cert::TenantCertificate;
+use crate::access::refusal::Refusal;
 use crate::access::testing::Tenant;
-use crate::access::trust::TrustedItem;
+use crate::access::trust::{TrustAnswer, TrustedItem};
 
-/// How long a machine under load may take; nothing is decided by less.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit of a condition, for a machine under load.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a condition is looked at while it is waited for.
-const GLANCE: Duration = Duration::from_millis(10);
+/// How often a condition is checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 struct Issued {
     certificate: TenantCertificate,
@@ -27,7 +28,7 @@ fn issue(number: u8, serial: u64) -> Issued {
 }
 
 async fn open(dir: &Path) -> DirTrust {
-    // So long a poll never comes: what these tests see, the system told.
+    // Too long to occur, so the tests depend on notifications.
     let poll = Duration::from_secs(3600);
     DirTrust::open(dir, &Notifier::start(), poll).await.unwrap()
 }
@@ -35,7 +36,7 @@ async fn open(dir: &Path) -> DirTrust {
 async fn ask(trust: &DirTrust, issued: &Issued) -> Option<TrustedItem> {
     let certificate = &issued.certificate;
     match trust.certificate(certificate.owner(), certificate.serial()).await {
-        Ok(TrustAnswer::Trusted(trusted)) if trusted.der() == certificate.der() => Some(trusted),
+        Ok(TrustAnswer::Trusted(trusted)) if trusted.value() == certificate.der() => Some(trusted),
         _ => None,
     }
 }
@@ -46,14 +47,16 @@ async fn appears(trust: &DirTrust, issued: &Issued) -> TrustedItem {
             if let Some(trusted) = ask(trust, issued).await {
                 return trusted;
             }
-            sleep(GLANCE).await;
+            sleep(CHECK_INTERVAL).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("not picked up")
+    tokio::time::timeout(TIMEOUT, wait).await.expect("not picked up")
 }
 
 async fn ends(trusted: &TrustedItem) {
-    tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled()).await.expect("not withdrawn");
+    tokio::time::timeout(TIMEOUT, trusted.revocation().ended(Refusal::AccountWithdrawn))
+        .await
+        .expect("not revoked");
 }
 
 fn rename_into(dir: &Path, name: &str, content: &str) {
@@ -63,14 +66,14 @@ fn rename_into(dir: &Path, name: &str, content: &str) {
 }
 
 #[tokio::test]
-async fn files_are_picked_up_and_dropped() {
+async fn certificate_file_is_trusted_until_removed() {
     let dir = tempfile::tempdir().unwrap();
     let [first, second, third] = [1, 2, 3].map(|n| issue(n, 1));
     fs::write(dir.path().join("first.pem"), &first.pem).unwrap();
     let trust = open(dir.path()).await;
     let first_trusted = ask(&trust, &first).await.expect("read at start");
 
-    // Two in one file, with what else tools leave there.
+    // Two in one file, with a comment.
     let both = format!("# tenants\n{}\n{}", second.pem, third.pem);
     fs::write(dir.path().join("more.pem"), both).unwrap();
     let second_trusted = appears(&trust, &second).await;
@@ -82,14 +85,14 @@ async fn files_are_picked_up_and_dropped() {
 
     fs::write(dir.path().join("more.pem"), &third.pem).unwrap();
     ends(&second_trusted).await;
-    assert!(!third_trusted.withdrawn().is_cancelled());
+    assert!(!third_trusted.revocation().is_ended());
     assert_eq!(trust.trusted(), 1);
 }
 
 #[tokio::test]
-async fn a_replaced_certificate_is_withdrawn() {
+async fn replaced_certificate_is_revoked() {
     let dir = tempfile::tempdir().unwrap();
-    // Of the same owner and serial number, but another key.
+    // The same owner and serial number, but another key.
     let [old, new] = [issue(1, 1), issue(1, 1)];
     fs::write(dir.path().join("tenant.pem"), &old.pem).unwrap();
     let trust = open(dir.path()).await;
@@ -101,7 +104,7 @@ async fn a_replaced_certificate_is_withdrawn() {
 }
 
 #[tokio::test]
-async fn what_is_no_pem_file_is_left_alone() {
+async fn unusable_files_are_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let [good, hidden, other] = [1, 2, 3].map(|n| issue(n, 1));
     fs::write(dir.path().join(".hidden.pem"), &hidden.pem).unwrap();
@@ -121,19 +124,19 @@ async fn what_is_no_pem_file_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_directory_that_cannot_be_used_is_named() {
+async fn unusable_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     for (path, why) in [(dir.path().join("missing"), "does not exist"), (file, "is not a directory")] {
-        let opened = DirTrust::open(&path, &Notifier::start(), PATIENCE).await;
+        let opened = DirTrust::open(&path, &Notifier::start(), TIMEOUT).await;
         let text = opened.unwrap_err().to_string();
         assert_eq!(text, format!("trust directory {}: {why}", path.display()));
     }
 }
 
 #[tokio::test]
-async fn the_last_state_outlives_the_directory() {
+async fn last_state_stays_while_directory_is_missing() {
     let outer = tempfile::tempdir().unwrap();
     let (dir, aside) = (outer.path().join("trust"), outer.path().join("aside"));
     let [kept, dropped, new] = [1, 2, 3].map(|n| issue(n, 1));
@@ -145,23 +148,23 @@ async fn the_last_state_outlives_the_directory() {
     let dropped_trusted = ask(&trust, &dropped).await.unwrap();
 
     fs::rename(&dir, &aside).unwrap();
-    // Seen to be gone: a change in what was the directory counts no longer.
+    // A change in the former directory is ignored from now on.
     fs::remove_file(aside.join("kept.pem")).unwrap();
     fs::create_dir(outer.path().join("next")).unwrap();
     fs::write(outer.path().join("next/kept.pem"), &kept.pem).unwrap();
     fs::rename(outer.path().join("next"), &dir).unwrap();
     fs::write(aside.join("nudge"), "").unwrap();
     ends(&dropped_trusted).await;
-    assert!(!kept_trusted.withdrawn().is_cancelled());
+    assert!(!kept_trusted.revocation().is_ended());
 
-    // It is the new one that is watched now.
+    // The new directory is watched now.
     fs::write(dir.join("new.pem"), &new.pem).unwrap();
     appears(&trust, &new).await;
-    assert!(!kept_trusted.withdrawn().is_cancelled());
+    assert!(!kept_trusted.revocation().is_ended());
 }
 
 #[tokio::test]
-async fn a_removed_directory_that_comes_back_is_read_again() {
+async fn recreated_directory_is_read_again() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("trust");
     let [kept, new] = [1, 2].map(|n| issue(n, 1));
@@ -175,9 +178,9 @@ async fn a_removed_directory_that_comes_back_is_read_again() {
     appears(&trust, &new).await;
 }
 
-/// As Kubernetes mounts secrets and config maps: a link to a link, of which the second is turned.
+/// Kubernetes mounts secrets and config maps like this: a link to a link, of which the second is replaced.
 #[tokio::test]
-async fn links_are_followed_when_they_turn() {
+async fn replaced_link_is_followed() {
     let dir = tempfile::tempdir().unwrap();
     let [old, new, same] = [issue(1, 1), issue(1, 2), issue(2, 1)];
     for (version, tenant) in [("..one", &old), ("..two", &new)] {
@@ -192,15 +195,15 @@ async fn links_are_followed_when_they_turn() {
     let trust = open(dir.path()).await;
     let old_trusted = ask(&trust, &old).await.unwrap();
     let same_trusted = ask(&trust, &same).await.unwrap();
-    symlink("..two", dir.path().join("..turning")).unwrap();
-    fs::rename(dir.path().join("..turning"), dir.path().join("..data")).unwrap();
+    symlink("..two", dir.path().join("..next")).unwrap();
+    fs::rename(dir.path().join("..next"), dir.path().join("..data")).unwrap();
     ends(&old_trusted).await;
     appears(&trust, &new).await;
-    assert!(!same_trusted.withdrawn().is_cancelled());
+    assert!(!same_trusted.revocation().is_ended());
 }
 
 #[tokio::test]
-async fn what_happens_behind_a_link_is_found_by_polling() {
+async fn change_behind_a_link_is_found_by_polling() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("trust");
     let target = outer.path().join("target.pem");
@@ -217,9 +220,9 @@ async fn what_happens_behind_a_link_is_found_by_polling() {
     appears(&trust, &tenant).await;
 }
 
-/// The trust directory is a link itself, and is turned to another: the system does not tell.
+/// The trust directory is a link itself. Its replacement causes no notification.
 #[tokio::test]
-async fn a_directory_behind_a_link_that_turns_is_found_by_polling() {
+async fn replaced_link_to_the_directory_is_found_by_polling() {
     let outer = tempfile::tempdir().unwrap();
     let [old, new, late] = [1, 2, 3].map(|n| issue(n, 1));
     for (name, tenant) in [("one", &old), ("two", &new)] {
@@ -227,13 +230,13 @@ async fn a_directory_behind_a_link_that_turns_is_found_by_polling() {
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("tenant.pem"), &tenant.pem).unwrap();
     }
-    let (dir, turning) = (outer.path().join("trust"), outer.path().join("turning"));
+    let (dir, next) = (outer.path().join("trust"), outer.path().join("next"));
     symlink("one", &dir).unwrap();
     let poll = Duration::from_millis(20);
     let trust = DirTrust::open(&dir, &Notifier::start(), poll).await.unwrap();
     let old_trusted = ask(&trust, &old).await.unwrap();
-    symlink("two", &turning).unwrap();
-    fs::rename(&turning, &dir).unwrap();
+    symlink("two", &next).unwrap();
+    fs::rename(&next, &dir).unwrap();
     ends(&old_trusted).await;
     appears(&trust, &new).await;
     fs::write(dir.join("late.pem"), &late.pem).unwrap();
@@ -241,10 +244,10 @@ async fn a_directory_behind_a_link_that_turns_is_found_by_polling() {
 }
 
 #[tokio::test]
-async fn without_inotify_it_works_as_well() {
+async fn directory_is_polled_without_inotify() {
     let dir = tempfile::tempdir().unwrap();
     let tenant = issue(1, 1);
-    let trust = DirTrust::open(dir.path(), &Notifier::polling(), PATIENCE).await.unwrap();
+    let trust = DirTrust::open(dir.path(), &Notifier::polling(), TIMEOUT).await.unwrap();
     fs::write(dir.path().join("tenant.pem"), &tenant.pem).unwrap();
     let trusted = appears(&trust, &tenant).await;
     fs::remove_file(dir.path().join("tenant.pem")).unwrap();
@@ -252,8 +255,8 @@ async fn without_inotify_it_works_as_well() {
 }
 
 #[tokio::test]
-async fn keys_of_accounts_are_picked_up_and_dropped() {
-    // Of the secret key 1.
+async fn key_file_is_trusted_until_removed() {
+    // For the secret key 1.
     let key: AccountKey =
         "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798".parse().unwrap();
     let owner = key.address();
@@ -266,12 +269,14 @@ async fn keys_of_accounts_are_picked_up_and_dropped() {
             if let Ok(TrustAnswer::Trusted(trusted)) = trust.account(&owner).await {
                 return trusted;
             }
-            sleep(GLANCE).await;
+            sleep(CHECK_INTERVAL).await;
         }
     };
-    let trusted = tokio::time::timeout(PATIENCE, wait).await.expect("not picked up");
-    assert_eq!(*trusted.what(), key);
+    let trusted = tokio::time::timeout(TIMEOUT, wait).await.expect("not picked up");
+    assert_eq!(*trusted.value(), key);
     fs::remove_file(dir.path().join("tenant.pub")).unwrap();
-    tokio::time::timeout(PATIENCE, trusted.withdrawn().cancelled()).await.expect("not withdrawn");
+    tokio::time::timeout(TIMEOUT, trusted.revocation().ended(Refusal::AccountWithdrawn))
+        .await
+        .expect("not revoked");
     assert!(matches!(trust.account(&owner).await, Ok(TrustAnswer::Unknown)));
 }

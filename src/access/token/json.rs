@@ -1,19 +1,20 @@
-//! JSON as it stands there: a member that is given twice is still there twice, and no number is rounded.
+//! JSON without loss: duplicate members are kept, and no number is rounded.
 //!
-//! What is read is at most as long as a token, and nested at most as deep as `serde_json` allows (128).
+//! The input is at most as long as a token, and nested at most as deep as `serde_json` allows (128).
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{MapAccess, SeqAccess, Visitor};
 
-use super::Fault;
+use super::TokenError;
 use crate::access::refusal::Refusal;
 
-/// A value.
+/// A JSON value.
 #[derive(Debug, PartialEq)]
 pub(super) enum Json {
-    /// `null`, `true`, `false`, a negative number, one with a fraction or exponent, or one beyond 64 bits: what no claim is.
+    /// A value that no claim has: `null`, `true`, `false`, or a number that is negative, has a fraction or
+    /// exponent, or exceeds 64 bits.
     Other,
     Number(u64),
     Text(String),
@@ -21,7 +22,7 @@ pub(super) enum Json {
     Object(Vec<(String, Json)>),
 }
 
-/// Where in the claims something is: `leases.permissions[0].scope`.
+/// A place in the claims: `leases.permissions[0].scope`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Path<'a> {
     Root,
@@ -29,7 +30,7 @@ pub(super) enum Path<'a> {
     Item(&'a Path<'a>, usize),
 }
 
-/// The members of an object of which all are known and none is there twice.
+/// The members of an object: all known, none duplicate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Members<'a> {
     all: &'a [(String, Json)],
@@ -41,22 +42,24 @@ struct JsonVisitor;
 // === impl Json ===
 
 impl Json {
-    /// Reads one value and nothing behind it; `None` if that is not what stands there.
+    /// Reads exactly one value.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 
-    pub(super) fn text(&self, path: &Path<'_>) -> Result<&str, Fault> {
+    pub(super) fn text(&self, path: &Path<'_>) -> Result<&str, TokenError> {
         match self {
             Self::Text(text) => Ok(text),
-            _ => Err(path.fault(Refusal::TokenMemberType)),
+            _ => Err(path.error(Refusal::TokenMemberType)),
         }
     }
 
-    pub(super) fn list(&self, path: &Path<'_>) -> Result<&[Self], Fault> {
+    /// Returns the items of a list, which fails with `empty` if it has none.
+    pub(super) fn items(&self, path: &Path<'_>, empty: Refusal) -> Result<&[Self], TokenError> {
         match self {
+            Self::List(items) if items.is_empty() => Err(path.error(empty)),
             Self::List(items) => Ok(items),
-            _ => Err(path.fault(Refusal::TokenMemberType)),
+            _ => Err(path.error(Refusal::TokenMemberType)),
         }
     }
 }
@@ -126,9 +129,8 @@ impl<'a> Path<'a> {
         Self::Item(self, index)
     }
 
-    /// What is wrong with what is here.
-    pub(super) fn fault(&self, refusal: Refusal) -> Fault {
-        Fault { refusal, at: self.to_string() }
+    pub(super) fn error(&self, refusal: Refusal) -> TokenError {
+        TokenError { refusal, at: self.to_string() }
     }
 }
 
@@ -146,18 +148,19 @@ impl fmt::Display for Path<'_> {
 // === impl Members ===
 
 impl<'a> Members<'a> {
-    /// The members of the object `json` at `path`.
-    pub(super) fn of(json: &'a Json, path: &'a Path<'a>, known: &[&str]) -> Result<Self, Fault> {
+    /// Reads the object `json` at `path`, which may have the members `known`.
+    pub(super) fn of(json: &'a Json, path: &'a Path<'a>, known: &[&str]) -> Result<Self, TokenError> {
         let Json::Object(all) = json else {
-            return Err(path.fault(Refusal::TokenMemberType));
+            return Err(path.error(Refusal::TokenMemberType));
         };
         for (at, (name, _)) in all.iter().enumerate() {
-            // Before the other check, whose cost grows with the square of what passes this one.
+            // Comes first, because the cost of the other check is quadratic in the members that pass this
+            // one.
             if !known.contains(&name.as_str()) {
-                return Err(path.member(name).fault(Refusal::TokenMemberUnknown));
+                return Err(path.member(name).error(Refusal::TokenMemberUnknown));
             }
             if all[..at].iter().any(|(other, _)| other == name) {
-                return Err(path.member(name).fault(Refusal::TokenMemberTwice));
+                return Err(path.member(name).error(Refusal::TokenMemberTwice));
             }
         }
         Ok(Self { all, path })
@@ -167,14 +170,14 @@ impl<'a> Members<'a> {
         self.all.iter().find(|(other, _)| other == name).map(|(_, value)| value)
     }
 
-    pub(super) fn required(&self, name: &str) -> Result<&'a Json, Fault> {
-        self.get(name).ok_or_else(|| self.path.member(name).fault(Refusal::TokenMemberMissing))
+    pub(super) fn required(&self, name: &str) -> Result<&'a Json, TokenError> {
+        self.get(name).ok_or_else(|| self.path.member(name).error(Refusal::TokenMemberMissing))
     }
 
-    /// Checks that none of these is there.
-    pub(super) fn without(&self, names: &[&str]) -> Result<(), Fault> {
+    /// Checks that these members are absent.
+    pub(super) fn without(&self, names: &[&str]) -> Result<(), TokenError> {
         match names.iter().find(|name| self.get(name).is_some()) {
-            Some(name) => Err(self.path.member(name).fault(Refusal::TokenMemberMisplaced)),
+            Some(name) => Err(self.path.member(name).error(Refusal::TokenMemberMisplaced)),
             None => Ok(()),
         }
     }
@@ -185,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_whole_or_nothing() {
+    fn only_whole_numbers_are_numbers() {
         for (text, value) in [
             ("0", Json::Number(0)),
             ("18446744073709551615", Json::Number(u64::MAX)),
@@ -201,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_value_is_nothing() {
+    fn input_other_than_one_value_is_refused() {
         let deep = "[".repeat(10_000);
         for text in ["", "{", "{}{}", "[1,]", "{\"a\":1,}", "01", "+1", "NaN", "'a'", "\"\\ud800\"", &deep] {
             assert_eq!(Json::parse(text.as_bytes()), None, "{text}");
@@ -210,17 +213,17 @@ mod tests {
     }
 
     #[test]
-    fn members_are_known_and_there_once() {
+    fn unknown_and_duplicate_members_are_refused() {
         let known = ["a", "b"];
-        let fault = |text: &str| {
+        let error = |text: &str| {
             let json = Json::parse(text.as_bytes()).unwrap();
             let root = Path::Root;
             let path = root.member("x");
             Members::of(&json, &path, &known).map(|_| ()).unwrap_err()
         };
-        let expect = |refusal, at: &str| Fault { refusal, at: at.to_owned() };
-        assert_eq!(fault("[]"), expect(Refusal::TokenMemberType, "x"));
-        assert_eq!(fault("{\"a\":1,\"c\":1}"), expect(Refusal::TokenMemberUnknown, "x.c"));
-        assert_eq!(fault("{\"a\":1,\"\\u0061\":1}"), expect(Refusal::TokenMemberTwice, "x.a"));
+        let expect = |refusal, at: &str| TokenError { refusal, at: at.to_owned() };
+        assert_eq!(error("[]"), expect(Refusal::TokenMemberType, "x"));
+        assert_eq!(error("{\"a\":1,\"c\":1}"), expect(Refusal::TokenMemberUnknown, "x.c"));
+        assert_eq!(error("{\"a\":1,\"\\u0061\":1}"), expect(Refusal::TokenMemberTwice, "x.a"));
     }
 }

@@ -1,4 +1,4 @@
-//! Each rule broken once, and signatures that other people's software made.
+//! Each rule broken once, and signatures made by other software.
 
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -24,7 +24,7 @@ struct Vector {
     reason: Option<String>,
 }
 
-/// A token of these parts with a signature of good form, which fits nothing.
+/// Returns a token with a signature of valid form that does not verify.
 fn assemble(header: &str, claims: &str) -> String {
     let mut signature = [0; SIGNATURE_BYTES];
     (signature[31], signature[63]) = (1, 1);
@@ -32,7 +32,7 @@ fn assemble(header: &str, claims: &str) -> String {
     [part(header.as_bytes()), part(claims.as_bytes()), part(&signature)].join(".")
 }
 
-fn of_claims(claims: &str) -> Result<Token, Fault> {
+fn of_claims(claims: &str) -> Result<Token, TokenError> {
     Token::parse(assemble(r#"{"alg":"ES256K","typ":"JWT"}"#, claims).as_bytes())
 }
 
@@ -51,7 +51,7 @@ fn claims() -> Value {
     })
 }
 
-/// Good claims but for one member, given by its path.
+/// Returns valid claims with one member changed, or removed if `value` is null.
 fn with(path: &str, value: Value) -> Value {
     let mut claims = with_granular();
     let (parent, name) = path.rsplit_once('/').unwrap();
@@ -64,7 +64,7 @@ fn with(path: &str, value: Value) -> Value {
     claims
 }
 
-/// With all that claims can have.
+/// Returns claims with every possible member.
 fn with_granular() -> Value {
     let mut claims = claims();
     claims["leases"] = json!({"access": "granular", "permissions": [
@@ -79,22 +79,22 @@ fn with_granular() -> Value {
 }
 
 fn refused(claims: &Value, refusal: Refusal, at: &str) {
-    let fault = of_claims(&claims.to_string()).map(|token| format!("{token:?}")).unwrap_err();
-    assert_eq!(fault, Fault { refusal, at: at.to_owned() }, "{claims}");
+    let error = of_claims(&claims.to_string()).map(|token| format!("{token:?}")).unwrap_err();
+    assert_eq!(error, TokenError { refusal, at: at.to_owned() }, "{claims}");
 }
 
 #[test]
-fn signatures_of_other_software_are_judged_as_it_judges_them() {
+fn signatures_of_other_software_verify_as_there() {
     let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
     assert!(vectors.len() > 15);
     for vector in vectors {
         let key: AccountKey = vector.key.parse().unwrap();
-        let verdict = Token::parse(vector.token.as_bytes()).map_err(Refusal::from).and_then(|token| {
+        let outcome = Token::parse(vector.token.as_bytes()).map_err(Refusal::from).and_then(|token| {
             token.check_time(LogTime::from_parts(vector.at, 0).unwrap(), LONGEST)?;
             token.check_signature(&key)
         });
         assert_eq!(
-            verdict.map_err(|refusal| refusal.reason().to_owned()),
+            outcome.map_err(|refusal| refusal.reason().to_owned()),
             vector.reason.map_or(Ok(()), Err),
             "{}",
             vector.name
@@ -103,22 +103,21 @@ fn signatures_of_other_software_are_judged_as_it_judges_them() {
 }
 
 #[test]
-fn every_changed_byte_is_noticed() {
+fn every_changed_byte_is_refused() {
     let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
     for vector in vectors.iter().filter(|vector| vector.reason.is_none()) {
         let key: AccountKey = vector.key.parse().unwrap();
         for at in 0..vector.token.len() {
             let mut token = vector.token.clone().into_bytes();
-            // Another character of the same alphabet, or none.
             token[at] = if token[at] == b'A' { b'B' } else { b'A' };
-            let verdict = Token::parse(&token).map_err(Refusal::from);
-            assert!(verdict.and_then(|token| token.check_signature(&key)).is_err(), "{} {at}", vector.name);
+            let outcome = Token::parse(&token).map_err(Refusal::from);
+            assert!(outcome.and_then(|token| token.check_signature(&key)).is_err(), "{} {at}", vector.name);
         }
     }
 }
 
 #[test]
-fn an_adr_36_document_is_byte_for_byte_the_one_that_wallets_sign() {
+fn adr_36_document_equals_the_one_that_wallets_sign() {
     let owner: Owner = account(1);
     assert_eq!(
         adr36(b"a.b", &owner),
@@ -131,7 +130,7 @@ fn an_adr_36_document_is_byte_for_byte_the_one_that_wallets_sign() {
 }
 
 #[test]
-fn a_bearer_is_a_word_a_space_and_a_token() {
+fn bearer_is_scheme_space_and_token() {
     for good in ["Bearer x", "bearer x", "BEARER x"] {
         assert_eq!(bearer(good.as_bytes()), Ok(&b"x"[..]), "{good}");
     }
@@ -152,7 +151,7 @@ fn a_bearer_is_a_word_a_space_and_a_token() {
 }
 
 #[test]
-fn a_token_has_three_parts_and_a_bound() {
+fn token_has_three_parts_and_a_maximum_length() {
     let good = assemble(r#"{"alg":"ES256K","typ":"JWT"}"#, &claims().to_string());
     Token::parse(good.as_bytes()).unwrap();
     let parts: Vec<&str> = good.split('.').collect();
@@ -166,7 +165,7 @@ fn a_token_has_three_parts_and_a_bound() {
         format!("{good}="),
         format!("{good} "),
         format!("{header}.{payload}.{}!", &signature[1..]),
-        // Bits behind the last byte are not zero: two texts for one token.
+        // The bits after the last byte are not zero: a second text for the same token.
         format!("{header}.{payload}.{}R", &signature[..signature.len() - 1]),
         format!("{}.{payload}.{signature}", header.replace('-', "+") + "+"),
     ] {
@@ -179,7 +178,7 @@ fn a_token_has_three_parts_and_a_bound() {
 }
 
 #[test]
-fn a_header_names_the_algorithm_and_no_key() {
+fn header_names_the_algorithm_and_no_key() {
     for bad in [
         "",
         "[]",
@@ -218,7 +217,7 @@ fn a_header_names_the_algorithm_and_no_key() {
 }
 
 #[test]
-fn a_signature_is_two_numbers_within_the_order() {
+fn signature_is_two_numbers_within_the_order() {
     let order = data_encoding::HEXUPPER
         .decode(b"FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141")
         .unwrap();
@@ -228,7 +227,7 @@ fn a_signature_is_two_numbers_within_the_order() {
         one.to_vec()
     };
     let zero = vec![0; 32];
-    let check = |bytes: &[u8]| signature_of(bytes).map(|_| ());
+    let check = |bytes: &[u8]| parse_signature(bytes).map(|_| ());
     assert_eq!(check(&[one.clone(), one.clone()].concat()), Ok(()));
     for bad in [[&zero, &one], [&one, &zero], [&order, &one], [&one, &order]] {
         assert_eq!(check(&[bad[0].clone(), bad[1].clone()].concat()), Err(Refusal::TokenSignatureForm));
@@ -241,9 +240,9 @@ fn a_signature_is_two_numbers_within_the_order() {
     assert_eq!(check(&[one, highest].concat()), Err(Refusal::TokenSignatureHigh));
 }
 
-/// Everything is wrong, and mended one after the other: each time the next reason is told.
+/// Repairs a token that fails every check, one check after the other.
 #[test]
-fn the_checks_come_in_their_order() {
+fn first_failed_check_is_reported() {
     let part = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
     let mut bad_claims = claims();
     bad_claims["version"] = json!("v2");
@@ -277,7 +276,7 @@ fn the_checks_come_in_their_order() {
 }
 
 #[test]
-fn what_is_claimed_is_read() {
+fn claims_are_read_in_full() {
     let token = of_claims(&with_granular().to_string()).unwrap();
     let claims = token.claims();
     assert_eq!(
@@ -308,7 +307,7 @@ fn what_is_claimed_is_read() {
 }
 
 #[test]
-fn what_is_written_is_read_again() {
+fn written_claims_are_read_back() {
     let mut scoped = claims();
     scoped["leases"] = json!({"access": "scoped", "scope": ["logs", "shell"]});
     for claims in [claims(), scoped, with_granular()] {
@@ -318,10 +317,10 @@ fn what_is_written_is_read_again() {
 }
 
 #[test]
-fn each_scope_is_known_by_its_word() {
-    for scope in TokenScope::ALL {
+fn each_scope_is_known_by_its_name() {
+    for scope in TokenScope::NAMES.map(|(scope, _)| scope) {
         let mut claims = claims();
-        claims["leases"] = json!({"access": "scoped", "scope": [scope.word()]});
+        claims["leases"] = json!({"access": "scoped", "scope": [scope.name()]});
         let token = of_claims(&claims.to_string()).unwrap();
         assert_eq!(token.claims().access, Access::Scoped([scope].into_iter().collect()));
     }
@@ -357,7 +356,7 @@ fn times_are_whole_seconds_quoted_or_not() {
 }
 
 #[test]
-fn there_is_no_leeway() {
+fn validity_period_has_no_leeway() {
     let token = of_claims(&claims().to_string()).unwrap();
     let at =
         |seconds: i64, nanos: i32| token.check_time(LogTime::from_parts(seconds, nanos).unwrap(), LONGEST);
@@ -369,7 +368,7 @@ fn there_is_no_leeway() {
 }
 
 #[test]
-fn nothing_is_valid_for_longer_than_is_allowed() {
+fn token_beyond_lifetime_limit_is_refused() {
     let token = of_claims(&claims().to_string()).unwrap();
     let now = LogTime::from_parts(150, 0).unwrap();
     assert_eq!(token.check_time(now, Duration::from_secs(100)), Ok(()));
@@ -378,10 +377,10 @@ fn nothing_is_valid_for_longer_than_is_allowed() {
     };
     let limit = Duration::from_secs(99);
     assert_eq!(token.check_time(now, limit), too_long(100, limit));
-    // Waiting does not help.
+    // Before `nbf`, too: waiting does not help.
     let early = LogTime::from_parts(50, 0).unwrap();
     assert_eq!(token.check_time(early, limit), too_long(100, limit));
-    // Even if it will end soon, or says that it was made just now.
+    // Even if it ends soon, or claims to be made just now.
     let old = of_claims(&with("/nbf", json!(0)).to_string()).unwrap();
     let limit = Duration::from_secs(199);
     assert_eq!(old.check_time(now, limit), too_long(200, limit));
@@ -400,7 +399,7 @@ fn expired_token_is_expired_whatever_its_lifetime() {
 }
 
 #[test]
-fn a_token_does_not_show_its_signature() {
+fn debug_output_omits_the_signature() {
     let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
     let token = Token::parse(vectors[0].token.as_bytes()).unwrap();
     let shown = format!("{token:?}");
@@ -409,12 +408,12 @@ fn a_token_does_not_show_its_signature() {
 
 proptest! {
     #[test]
-    fn nothing_brings_it_down(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "[A-Za-z0-9._-]{0,200}") {
+    fn arbitrary_input_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "[A-Za-z0-9._-]{0,200}") {
         let _ = (Token::parse(&bytes), Token::parse(text.as_bytes()), bearer(&bytes));
     }
 
     #[test]
-    fn claims_of_any_json_do_not_bring_it_down(claims in r#"(\{|\}|\[|\]|"iss"|"leases"|"access"|"full"|:|,|1|"v1"|"scope"| ){0,40}"#) {
+    fn arbitrary_claims_do_not_panic(claims in r#"(\{|\}|\[|\]|"iss"|"leases"|"access"|"full"|:|,|1|"v1"|"scope"| ){0,40}"#) {
         let _ = of_claims(&claims);
     }
 }

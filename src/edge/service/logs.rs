@@ -30,9 +30,9 @@ impl LeaseService {
         let message: ServiceLogsRequest = request::decode(message)?;
         let mut request = request::logs(&message, self.bounds().filters_per_request)?;
         case.about(&request.lease);
-        let services = admission.identity.may(&request.lease, TokenScope::Logs)?;
+        let services = admission.identity.authorize(&request.lease, TokenScope::Logs)?;
         services.narrow(&mut request.filter)?;
-        if !request.resume.keys().all(|replica| services.include(&replica.service)) {
+        if !request.resume.keys().all(|replica| services.contains(&replica.service)) {
             return Err(Refusal::ServiceNotGranted.into());
         }
         let view = self.chosen(&request.lease, &request.filter).await?;

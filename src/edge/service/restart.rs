@@ -27,7 +27,7 @@ impl LeaseService {
         let (mut request, timeout) =
             request::restart(&request::decode(message)?, self.bounds().filters_per_request)?;
         case.about(&request.lease);
-        admission.identity.may(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
+        admission.identity.authorize(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
         // What was asked for before is not looked up, and nothing begins.
         let known = match self.restarts.find(&request)? {
             Some(round) => Some(round),
@@ -46,7 +46,7 @@ impl LeaseService {
         };
         tokio::select! {
             biased;
-            refusal = admission.standing.ended() => return Err(refusal.into()),
+            refusal = admission.validity.ended() => return Err(refusal.into()),
             () = round.wait(timeout) => {}
         }
         // From here on nobody need be waited for but the peer, who is to take it.

@@ -27,7 +27,7 @@ impl LeaseService {
         let mut filter =
             request::filter(message.filter.as_ref(), &message.filters, self.bounds().filters_per_request)?;
         case.about(&lease);
-        admission.identity.may(&lease, TokenScope::Status)?.narrow(&mut filter)?;
+        admission.identity.authorize(&lease, TokenScope::Status)?.narrow(&mut filter)?;
         let view = self.chosen(&lease, &filter).await?;
         let state = self.open(&admission, watched, case);
         tracing::debug!(%lease, follow = message.follow, "status stream opened");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use leasemux::access::grants::{Access, Deployment, ProviderAccess, Scopes, TokenScope};
 use leasemux::access::token::{Algorithm, Claims};
-use leasemux::access::wallet::{Wallet, Words};
+use leasemux::access::wallet::{Mnemonic, Wallet};
 use leasemux::model::id::LeaseId;
 use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::{
@@ -303,7 +303,7 @@ async fn token_error_does_not_reveal_if_lease_exists() {
 #[tokio::test(start_paused = true)]
 async fn token_of_unknown_or_wrong_account_is_rejected() {
     let scenario = Scenario::new(&[("web", 1)]);
-    let stranger = Words::fresh().unwrap().wallet().unwrap();
+    let stranger = Mnemonic::generate().unwrap().wallet().unwrap();
     let mut client = scenario.gateway.client_with_token(&signed(&stranger, Access::Full)).await;
     let status = client.service_logs(scenario.request(&[])).await.unwrap_err();
     check("stranger", &status, Code::Unauthenticated, "ACCOUNT_UNKNOWN");

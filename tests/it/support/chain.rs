@@ -1,4 +1,4 @@
-//! A node of the chain, within the test: it speaks the two queries over real sockets.
+//! A fake node of the chain, which answers the two queries over real sockets.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -27,25 +27,25 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
-/// What is on the chain. Cloning is cheap.
+/// The state of the chain. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Chain(Arc<Ledger>);
+pub(crate) struct Chain(Arc<ChainState>);
 
 #[derive(Debug, Default)]
-struct Ledger {
+struct ChainState {
     certificates: Mutex<HashMap<String, Vec<CertificateResponse>>>,
     accounts: Mutex<HashMap<String, Any>>,
     queries: AtomicUsize,
 }
 
-/// A node that answers until it is dropped.
+/// A node, which answers until it is dropped.
 pub(crate) struct Node {
     pub(crate) address: SocketAddr,
     _running: JoinSet<()>,
 }
 
 impl Chain {
-    /// A tenant publishes their certificate (PEM), or revokes it.
+    /// Publishes a tenant's certificate (PEM), or revokes it.
     pub(crate) fn publish(&self, owner: &Owner, pem: &str, state: State) {
         let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
         let parsed = block.parse_x509().unwrap();
@@ -58,7 +58,7 @@ impl Chain {
         self.0.certificates.lock().unwrap().insert(owner.to_string(), vec![entry]);
     }
 
-    /// The account has signed something: its key is known.
+    /// Publishes the account's key, as its first transaction does.
     pub(crate) fn sign(&self, key: &AccountKey) {
         let public = Secp256k1PubKey { key: key.to_bytes() };
         let address = key.address().to_string();
@@ -72,7 +72,7 @@ impl Chain {
         self.0.queries.load(Ordering::SeqCst)
     }
 
-    /// A node, with TLS or without.
+    /// Starts a node, with TLS or without.
     pub(crate) async fn node(&self, tls: Option<ServerConfig>) -> Node {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -123,7 +123,7 @@ impl certificates::Query for Chain {
         self.0.queries.fetch_add(1, Ordering::SeqCst);
         let filter = request.into_inner().filter.unwrap();
         let all = self.0.certificates.lock().unwrap();
-        // By the beginning of the serial number, as Akash's nodes do.
+        // By prefix of the serial number, as Akash's nodes do.
         let matching = all
             .get(&filter.owner)
             .into_iter()

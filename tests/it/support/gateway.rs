@@ -10,7 +10,7 @@ use leasemux::access::authenticator::{Authenticator, Peer};
 use leasemux::access::cert::Serial;
 use leasemux::access::identity::IdentityFiles;
 use leasemux::access::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
-use leasemux::access::wallet::{Wallet, Words};
+use leasemux::access::wallet::{Mnemonic, Wallet};
 use leasemux::edge::admin::Exporter;
 use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
@@ -232,14 +232,14 @@ impl Gateway {
 
     /// Creates a tenant with an account key, and trusts its tokens.
     pub(crate) fn account(&self) -> Wallet {
-        let wallet = Words::fresh().unwrap().wallet().unwrap();
+        let wallet = Mnemonic::generate().unwrap().wallet().unwrap();
         self.trust.keys.insert(wallet.key().address(), TrustedItem::new(wallet.key()));
         wallet
     }
 
     /// Withdraws the trust in a tenant's account key.
     pub(crate) fn withdraw_account(&self, owner: &Owner) {
-        self.trust.keys.remove(owner).unwrap().1.withdraw();
+        self.trust.keys.remove(owner).unwrap().1.revoke();
     }
 
     /// Returns a client that sends this token.
@@ -259,7 +259,7 @@ impl Gateway {
 
     /// Withdraws the trust in a tenant.
     pub(crate) fn withdraw(&self, owner: &Owner) {
-        self.trust.certificates.remove(owner).unwrap().1.withdraw();
+        self.trust.certificates.remove(owner).unwrap().1.revoke();
     }
 
     /// Sets the behaviour of the trust source.

@@ -1,16 +1,16 @@
-//! What claims must hold: each rule refused by its own reason, at its own place.
+//! The rules of claims: each violation is refused with its own reason and place.
 
 use super::*;
 
 #[test]
-fn what_is_not_an_object_claims_nothing() {
+fn claims_must_be_an_object() {
     for text in ["", "null", "[]", "\"x\"", "{", "{} {}"] {
         assert_eq!(of_claims(text).unwrap_err().refusal, Refusal::TokenClaims, "{text}");
     }
 }
 
 #[test]
-fn every_member_that_must_be_there_must_be_there() {
+fn missing_member_is_refused_with_its_place() {
     let paths = [
         "/iss",
         "/iat",
@@ -41,7 +41,7 @@ fn every_member_that_must_be_there_must_be_there() {
 }
 
 #[test]
-fn no_level_has_members_beyond_its_own() {
+fn unknown_or_duplicate_member_is_refused_at_each_level() {
     for (parent, at) in [
         ("", ""),
         ("/leases", "leases."),
@@ -65,13 +65,13 @@ fn no_level_has_members_beyond_its_own() {
         };
         let value = claims.pointer(&format!("{parent}/{name}")).unwrap();
         let twice = twice.replace("\"mark\":1", &format!("\"{name}\":{value}"));
-        let fault = of_claims(&twice).unwrap_err();
-        assert_eq!(fault, Fault { refusal: Refusal::TokenMemberTwice, at: format!("{at}{name}") });
+        let error = of_claims(&twice).unwrap_err();
+        assert_eq!(error, TokenError { refusal: Refusal::TokenMemberTwice, at: format!("{at}{name}") });
     }
 }
 
 #[test]
-fn a_member_that_does_not_go_with_its_access_is_refused() {
+fn member_that_access_excludes_is_refused() {
     let (scope, permissions) = (json!(["logs"]), json!([]));
     for (leases, at) in [
         (json!({"access": "full", "scope": scope}), "leases.scope"),
@@ -97,7 +97,7 @@ fn a_member_that_does_not_go_with_its_access_is_refused() {
     }
 }
 
-/// Every `(member, value, reason, place)` below `at`, with the place of the member itself if none is given.
+/// Checks each `(member, value, reason, place)` below `at`. An empty place is that of the member.
 fn each_refused(parent: &str, at: &str, cases: &[(&str, Value, Refusal, &str)]) {
     for (name, value, refusal, place) in cases {
         let place = if place.is_empty() { format!("{at}{name}") } else { format!("{at}{place}") };
@@ -105,7 +105,7 @@ fn each_refused(parent: &str, at: &str, cases: &[(&str, Value, Refusal, &str)]) 
     }
 }
 
-/// Not an address of a key: upper case, another chain's, a contract's.
+/// Texts that are no address of a key: upper case, another chain's, a contract's, none.
 fn strange_addresses() -> [Value; 4] {
     let upper = account(1).as_str().to_uppercase();
     let foreign = account(1).as_str().replace("akash1", "cosmos1");
@@ -114,7 +114,7 @@ fn strange_addresses() -> [Value; 4] {
 }
 
 #[test]
-fn every_rule_of_the_claims_has_its_own_reason() {
+fn each_rule_of_the_claims_has_its_own_reason() {
     for strange in strange_addresses() {
         each_refused("", "", &[("iss", strange, Refusal::TokenIssuer, "")]);
     }
@@ -144,7 +144,7 @@ fn every_rule_of_the_claims_has_its_own_reason() {
 }
 
 #[test]
-fn every_rule_of_a_permission_has_its_own_reason() {
+fn each_rule_of_a_permission_has_its_own_reason() {
     let (parent, at) = ("/leases/permissions/0", "leases.permissions[0].");
     for strange in strange_addresses() {
         each_refused(parent, at, &[("provider", strange, Refusal::TokenProvider, "")]);
@@ -163,7 +163,7 @@ fn every_rule_of_a_permission_has_its_own_reason() {
 }
 
 #[test]
-fn every_rule_of_a_deployment_has_its_own_reason() {
+fn each_rule_of_a_deployment_has_its_own_reason() {
     each_refused(
         "/leases/permissions/0/deployments/0",
         "leases.permissions[0].deployments[0].",
@@ -190,11 +190,11 @@ fn every_rule_of_a_deployment_has_its_own_reason() {
 }
 
 #[test]
-fn token_with_a_name_that_no_service_can_have_is_valid() {
+fn name_that_no_service_can_have_is_accepted() {
     for names in [json!([""]), json!(["Web", "web"]), json!(["*", "a".repeat(100)])] {
         let claims = with("/leases/permissions/0/deployments/0/services", names.clone());
         let token = of_claims(&claims.to_string()).unwrap();
-        // Shown as it is, so that its holder can find the mistake.
+        // Shown unchanged, so that the token's holder can find the mistake.
         let shown = token.claims().to_json();
         let services = shown.pointer("/leases/permissions/0/deployments/0/services").unwrap();
         let sorted = |value: &Value| {
@@ -207,9 +207,9 @@ fn token_with_a_name_that_no_service_can_have_is_valid() {
     }
 }
 
-/// The same at each level that has scopes; of a deployment, above.
+/// For deployments, see the test above.
 #[test]
-fn every_rule_of_scopes_holds_at_each_level() {
+fn each_rule_of_scopes_holds_at_each_level() {
     for (parent, at, rest) in [
         ("", "", json!({"access": "scoped"})),
         ("/permissions/1", ".permissions[1]", json!({"access": "scoped", "provider": account(3).as_str()})),
@@ -231,7 +231,7 @@ fn every_rule_of_scopes_holds_at_each_level() {
 }
 
 #[test]
-fn zero_is_any_group_or_order_and_an_order_needs_its_group() {
+fn zero_is_any_group_or_order_and_order_needs_group() {
     let of = |more: Value| {
         let mut entry = json!({"dseq": 7, "scope": ["logs"], "services": ["web"]});
         entry.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());

@@ -1,8 +1,8 @@
-//! Decryption of private keys that Akash's Go tools keep beside a certificate.
+//! Decrypts private keys that Akash's Go tools store beside a certificate.
 //!
-//! They are PKCS #8 encrypted by PBES2 (RFC 8018), with PBKDF2 over HMAC-SHA-256 and AES-256 in CBC mode, as
-//! `go.step.sm/crypto/pemutil` writes it. The password is a signature of the account over its own address, which the
-//! holder of the mnemonic can make again.
+//! The format is PKCS #8 with PBES2 (RFC 8018): PBKDF2 over HMAC-SHA-256, and AES-256 in CBC mode, as
+//! `go.step.sm/crypto/pemutil` writes it. The password is the account's signature of its own address, which
+//! the holder of the mnemonic can make again.
 
 use std::num::NonZeroU32;
 
@@ -18,25 +18,24 @@ const PBKDF2: &str = "1.2.840.113549.1.5.12";
 const HMAC_SHA256: &str = "1.2.840.113549.2.9";
 const AES_256_CBC: &str = "2.16.840.1.101.3.4.1.42";
 
-/// Bytes of a key of AES-256.
 const KEY_BYTES: usize = 32;
 
-/// Bytes of an initialization vector: a block of AES.
+/// Bytes of an initialization vector: one block of AES.
 const IV_BYTES: usize = 16;
 
-/// Most iterations of PBKDF2: about a second of work. Akash's tools write 600,000.
+/// Maximum of PBKDF2 iterations: about a second of work. Akash's tools use 600,000.
 const ITERATIONS_MAX: u32 = 5_000_000;
 
 /// Why a key cannot be decrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DecryptError {
-    /// Another form or algorithm.
+    /// The form or an algorithm is not supported.
     Unsupported,
-    /// The padding does not fit, so the password is another one.
+    /// The padding does not match, so the password is wrong.
     Password,
 }
 
-/// What is needed to decrypt a key.
+/// The parameters and the ciphertext of an encrypted key.
 struct Envelope<'a> {
     salt: &'a [u8],
     iterations: NonZeroU32,
@@ -44,7 +43,8 @@ struct Envelope<'a> {
     encrypted: &'a [u8],
 }
 
-/// Decrypts an `ENCRYPTED PRIVATE KEY`. Returns the private key as PKCS #8, or noise: some wrong passwords fit by chance.
+/// Decrypts an `ENCRYPTED PRIVATE KEY` to PKCS #8. Returns noise if the padding of a wrong password matches
+/// by chance.
 pub(super) fn decrypt(der: &[u8], password: &[u8]) -> Result<Zeroizing<Vec<u8>>, DecryptError> {
     let Ok(([], whole)) = parse_der(der) else {
         return Err(DecryptError::Unsupported);
@@ -69,7 +69,7 @@ impl<'a> Envelope<'a> {
         let [scheme, encrypted] = sequence(whole)? else { return None };
         let [kdf, cipher] = parameters(scheme, PBES2)? else { return None };
         let [salt, iterations, options @ ..] = parameters(kdf, PBKDF2)? else { return None };
-        // An optional length of the key precedes the function; without a function it is HMAC-SHA-1.
+        // An optional key length precedes the function; the default function is HMAC-SHA-1.
         let [function, ..] = sequence(options.last()?)? else { return None };
         let [name, iv] = sequence(cipher)? else { return None };
         let known = is(function, HMAC_SHA256) && is(name, AES_256_CBC);
@@ -83,7 +83,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// The parameters of the algorithm `name`, which are a sequence.
+/// Returns the parameters, a sequence, if the algorithm is `name`.
 fn parameters<'a, 'b>(algorithm: &'a BerObject<'b>, name: &str) -> Option<&'a [BerObject<'b>]> {
     match sequence(algorithm)? {
         [oid, parameters] if is(oid, name) => sequence(parameters),
@@ -107,9 +107,9 @@ mod tests {
     use super::*;
 
     /// See `tests/vectors/certificates`.
-    const FILE: &[u8] = include_bytes!("../../tests/vectors/certificates/chain-sdk-go.pem");
+    const FILE: &[u8] = include_bytes!("../../../tests/vectors/certificates/chain-sdk-go.pem");
 
-    /// The signature over its address of the account that the file names, made by `@cosmjs/crypto`.
+    /// The account's signature of its address, made by `@cosmjs/crypto`.
     const PASSWORD: &[u8; 128] = b"1964b85302c1900fac7a019e636f22676c9579ad2761040dd1eda0123feab0737d159442cec1dfcd6b5715ee7554c2efc012a7423eda32274fc27d53d83af949";
 
     fn encrypted() -> Vec<u8> {
@@ -124,7 +124,7 @@ mod tests {
         data_encoding::HEXLOWER.decode(PASSWORD).unwrap()
     }
 
-    /// The form of the file, with one iteration, so that it costs nothing.
+    /// Returns the file's key with one iteration, which makes it cheap.
     fn cheap() -> Vec<u8> {
         let mut der = encrypted();
         let iterations = [2, 3, 0x09, 0x27, 0xc0];
@@ -185,7 +185,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(
+        fn arbitrary_bytes_do_not_panic(
             edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
             cut in proptest::option::weighted(0.2, any::<prop::sample::Index>()),
         ) {

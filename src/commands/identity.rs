@@ -1,11 +1,11 @@
-//! The commands about identities.
+//! The commands `identity new` and `identity import`.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, IsTerminal as _, Read, Write as _};
 use std::path::Path;
 
 use leasemux::access::identity::IdentityFiles;
-use leasemux::access::wallet::Words;
+use leasemux::access::wallet::Mnemonic;
 use leasemux::client::exit::Exit;
 use leasemux::config::{ImportConfig, MnemonicSource};
 use leasemux::model::id::Owner;
@@ -14,32 +14,32 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 use tokio::signal::unix::{SignalKind, signal};
 use zeroize::Zeroizing;
 
-/// Largest text that holds a mnemonic, in bytes: 24 words of 8 letters, and room for white space.
+/// Maximum size of a text with a mnemonic, in bytes: 24 words of 8 letters, and white space.
 const MNEMONIC_MAX_BYTES: usize = 4 * 1024;
 
 const PROMPT: &str = "Mnemonic (not shown): ";
 
 /// Why no identity was imported.
-pub(super) enum Failure {
-    /// Ctrl-C, while the mnemonic was asked for.
+pub(crate) enum Failure {
+    /// Ctrl-C at the prompt.
     Interrupted,
     /// The exit code, and the reason.
     Reported(Exit, String),
 }
 
-/// Switches the echo of the terminal at standard input off until it is dropped.
+/// Turns off the echo of the terminal at standard input until it is dropped.
 struct EchoOff {
     before: Termios,
 }
 
-/// Makes a fresh identity.
-pub(super) fn new(dir: &Path) -> Result<Owner, String> {
+/// Creates an identity in `dir`.
+pub(crate) fn new(dir: &Path) -> Result<Owner, String> {
     IdentityFiles::create(dir, LogTime::now()).map_err(|error| error.to_string())
 }
 
-/// Writes the identity of an account that exists.
-pub(super) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
-    // First, so that no mnemonic is typed for a directory that is taken.
+/// Creates the identity of an existing account.
+pub(crate) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
+    // First, because a failure after the prompt would waste the user's typing.
     IdentityFiles::check_absent(&config.dir).map_err(failed)?;
     let is_terminal = io::stdin().is_terminal();
     let (name, text) = match &config.mnemonic {
@@ -50,19 +50,21 @@ pub(super) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
                           give --mnemonic-file FILE, or --mnemonic-file - to read standard input";
             return Err(Failure::Reported(Exit::Usage, reason.to_owned()));
         }
-        MnemonicSource::Input | MnemonicSource::Terminal => ("the line typed".to_owned(), ask().await?),
+        MnemonicSource::Input | MnemonicSource::Terminal => ("the line typed".to_owned(), prompt().await?),
     };
     let text = text.map_err(|error| failed(format!("{name}: {error}")))?;
-    let words = std::str::from_utf8(&text).map_err(|_| failed(format!("{name} is not text")))?;
-    let words = Words::parse(words).map_err(|error| failed(format!("{name} {error}")))?;
-    IdentityFiles::import(&config.dir, &words, config.certificate.as_deref(), LogTime::now()).map_err(failed)
+    let text = std::str::from_utf8(&text).map_err(|_| failed(format!("{name} is not text")))?;
+    let mnemonic = Mnemonic::parse(text).map_err(|error| failed(format!("{name} {error}")))?;
+    IdentityFiles::import(&config.dir, &mnemonic, config.certificate.as_deref(), LogTime::now())
+        .map_err(failed)
 }
 
 fn failed(reason: impl ToString) -> Failure {
     Failure::Reported(Exit::Failed, reason.to_string())
 }
 
-/// Reads to the end. The buffer has all its room from the start, so that no copy of it stays in memory.
+/// Reads to the end. The buffer has its full size from the start, because growing would leave copies in
+/// memory.
 fn read(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut text = Zeroizing::new(Vec::with_capacity(MNEMONIC_MAX_BYTES + 1));
     source.take(MNEMONIC_MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
@@ -74,8 +76,8 @@ fn read(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(text)
 }
 
-/// Asks for one line on the terminal, without an echo. Ctrl-C gives the echo back.
-async fn ask() -> Result<io::Result<Zeroizing<Vec<u8>>>, Failure> {
+/// Reads one line from the terminal without echo. Ctrl-C restores the echo.
+async fn prompt() -> Result<io::Result<Zeroizing<Vec<u8>>>, Failure> {
     let no_terminal = |error| failed(format!("cannot ask on this terminal: {error}"));
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_terminal)?;
     let echo = EchoOff::new().map_err(no_terminal)?;
@@ -86,7 +88,7 @@ async fn ask() -> Result<io::Result<Zeroizing<Vec<u8>>>, Failure> {
         io::stdin().lock().take(MNEMONIC_MAX_BYTES as u64).read_until(b'\n', &mut line).map(|_| line)
     });
     let line = tokio::select! {
-        line = line => Some(line.unwrap_or_else(|error| Err(io::Error::other(error)))),
+        line = line => Some(line.unwrap_or_else(|panicked| Err(io::Error::other(panicked)))),
         _ = interrupt.recv() => None,
     };
     drop(echo);
