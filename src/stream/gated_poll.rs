@@ -23,7 +23,7 @@ struct WakeGate {
     task: Option<Waker>,
 }
 
-/// A future or stream behind a gate: polled only after it was woken itself.
+/// A future or stream with a gate: polled only after it was woken itself.
 #[derive(Debug)]
 pub struct Gated<P> {
     gate: WakeGate,
@@ -92,7 +92,7 @@ impl Wake for GateWaker {
 // === impl Gated ===
 
 impl<P> Gated<P> {
-    /// Puts `part` behind a gate of its own.
+    /// Adds a gate to `part`.
     pub fn new(part: P) -> Self {
         Self { gate: WakeGate::new(), part }
     }
