@@ -129,7 +129,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     fd_limit::apply(&mut config.limits, &config.platform);
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
-    let offers = offers(&config, &notifier, &exporter)?;
+    let offers = sni_configs(&config, &notifier, &exporter)?;
     let socket = bind("--listen", config.listen)?;
     let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
     let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
@@ -140,7 +140,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let side = SideRuntime::start().map_err(internal)?;
     let admin_listener = admin_listener.into_std().map_err(internal)?;
     side.within(|| {
-        TcpListener::from_std(admin_listener).map(|socket| drain.spawn_beside(admin.serve(socket)))
+        TcpListener::from_std(admin_listener).map(|socket| drain.spawn_background(admin.serve(socket)))
     })
     .map_err(internal)?;
 
@@ -195,9 +195,13 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
 }
 
 /// Builds the TLS configurations by host name. Certificates are reloaded when their files change.
-fn offers(config: &ServeConfig, notifier: &Notifier, exporter: &Exporter) -> Result<tls::Offers, ServeError> {
+fn sni_configs(
+    config: &ServeConfig,
+    notifier: &Notifier,
+    exporter: &Exporter,
+) -> Result<tls::SniConfigs, ServeError> {
     let own = tls::server_config_of(Arc::new(certificate(config, notifier, exporter)?))?;
-    let offers = tls::Offers::from(Arc::new(own));
+    let offers = tls::SniConfigs::from(Arc::new(own));
     let Some((certificate, key)) = &config.ca_tls else {
         return Ok(offers);
     };

@@ -1,5 +1,8 @@
-//! The operator's port: `/metrics` for Prometheus, `/live` and `/ready` for probes, `/followers` to see who lags. Plain HTTP; it
-//! listens on loopback unless told otherwise, since it asks nobody who they are, and `/followers` names tenants and their addresses.
+//! The admin port: `/metrics` for Prometheus, `/live` and `/ready` for probes, `/followers` for lagging
+//! followers.
+//!
+//! Plain HTTP without authentication, and `/followers` names tenants and their addresses. So it listens on
+//! loopback by default.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,29 +26,27 @@ pub use exporter::Exporter;
 mod exporter;
 mod followers;
 
-/// Admin connections at once: a scraper, some probes, a person.
+/// Most admin connections at once: a scraper, some probes, a person.
 const CONNECTIONS_MAX: usize = 32;
 
-/// A request's headers must have arrived within this.
+/// Time limit for the headers of a request.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection is over after this, whether its answer was taken or not: those who take none must not keep probes out. Scrapers
-/// give up sooner.
+/// Time limit for a connection, so that clients that do not read cannot keep probes out. Scrapers give up
+/// sooner.
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 
-/// The methods that there are.
+/// Supported methods.
 const METHODS: &str = "GET, HEAD";
 
-/// What `Content-Type` Prometheus' text format has.
+/// `Content-Type` of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What a list for people is.
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
-/// What a list for programs is.
 const JSON_TYPE: &str = "application/json";
 
-/// Whether the gateway takes calls. Cloning is cheap.
+/// Whether the gateway is ready. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<AtomicBool>);
 
@@ -60,13 +61,12 @@ pub struct Admin {
 // === impl Readiness ===
 
 impl Readiness {
-    /// Says whether the gateway takes calls.
+    /// Sets whether the gateway is ready.
     pub fn set(&self, ready: bool) {
         self.0.store(ready, Ordering::Release);
     }
 
-    /// Whether it does.
-    pub fn get(&self) -> bool {
+    fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
@@ -74,12 +74,12 @@ impl Readiness {
 // === impl Admin ===
 
 impl Admin {
-    /// An admin port that shows `exporter` and `readiness`, until [`Drain::close`]: it answers through the whole end.
+    /// Creates an admin port, which answers until [`Drain::close`], also during a drain.
     pub fn new(exporter: Exporter, readiness: Readiness, drain: Drain) -> Self {
         Self { exporter, readiness, drain }
     }
 
-    /// Serves until it is dropped.
+    /// Serves until dropped.
     pub async fn serve(self, listener: TcpListener) {
         let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
@@ -89,21 +89,21 @@ impl Admin {
             let socket = match listener.accept().await {
                 Ok((socket, _)) => socket,
                 Err(error) => {
-                    tracing::warn!(%error, "accepting on the admin port");
+                    tracing::warn!(%error, "failed to accept admin connection");
                     tokio::time::sleep(super::server::ACCEPT_PAUSE).await;
                     continue;
                 }
             };
             let admin = self.clone();
-            self.drain.spawn_beside(async move {
-                admin.converse(socket).await;
+            self.drain.spawn_background(async move {
+                admin.serve_connection(socket).await;
                 drop(permit);
             });
         }
     }
 
-    /// One request, and its answer.
-    async fn converse(&self, io: impl AsyncRead + AsyncWrite + Unpin) {
+    /// Answers one request.
+    async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin) {
         let service = service_fn(|request| {
             let response = self.answer(&request);
             async move { Ok::<_, Infallible>(response) }
@@ -113,7 +113,7 @@ impl Admin {
             .header_read_timeout(HEADERS_TIMEOUT)
             .keep_alive(false)
             .serve_connection(TokioIo::new(io), service);
-        // A peer that went away, or takes nothing, is no news.
+        // Errors of the peer are not logged.
         let _ = tokio::time::timeout(CONNECTION_MAX, connection).await;
     }
 
@@ -124,11 +124,11 @@ impl Admin {
             return refusal;
         }
         match request.uri().path() {
-            "/metrics" => of_type(METRICS_TYPE, self.exporter.render()),
+            "/metrics" => with_type(METRICS_TYPE, self.exporter.render()),
             "/followers" => self.followers(request.uri().query()),
             "/live" => text(StatusCode::OK, "live\n"),
             "/ready" => {
-                self.drain.note_asked();
+                self.drain.note_readiness_poll();
                 if self.readiness.get() {
                     text(StatusCode::OK, "ready\n")
                 } else {
@@ -143,16 +143,16 @@ impl Admin {
     fn followers(&self, query: Option<&str>) -> Response<Full<Bytes>> {
         let followers = &self.exporter.followers;
         match query.unwrap_or_default() {
-            "" | "format=text" => of_type(TEXT_TYPE, followers.text()),
-            "format=json" => of_type(JSON_TYPE, followers.json()),
-            _ => text(StatusCode::BAD_REQUEST, "the one parameter is format, which is text or json\n"),
+            "" | "format=text" => with_type(TEXT_TYPE, followers.text()),
+            "format=json" => with_type(JSON_TYPE, followers.json()),
+            _ => text(StatusCode::BAD_REQUEST, "the only parameter is format: text or json\n"),
         }
     }
 }
 
-fn of_type(kind: &'static str, body: String) -> Response<Full<Bytes>> {
+fn with_type(content_type: &'static str, body: String) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::OK, body);
-    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -176,14 +176,14 @@ mod tests {
     async fn answer(request: &str) -> String {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         client.write_all(request.as_bytes()).await.unwrap();
-        admin().converse(server).await;
+        admin().serve_connection(server).await;
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_asked_otherwise_is_told_how_to_ask() {
+    async fn invalid_admin_requests_get_a_hint() {
         let refused = answer("POST /live HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n").await;
         assert!(
             refused.starts_with("HTTP/1.1 405 ") && refused.contains("allow: GET, HEAD\r\n"),
@@ -198,15 +198,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asks_nothing_or_takes_no_answer_is_let_go() {
+    async fn admin_connections_have_time_limits() {
         for (request, until) in
             [("GET /me", HEADERS_TIMEOUT), ("GET /metrics HTTP/1.1\r\n\r\n", CONNECTION_MAX)]
         {
-            // Far less than the answer has.
+            // Far less than the answer.
             let (mut client, server) = tokio::io::duplex(64);
             client.write_all(request.as_bytes()).await.unwrap();
             let began = Instant::now();
-            admin().converse(server).await;
+            admin().serve_connection(server).await;
             assert!((until..until * 2).contains(&began.elapsed()), "{request}");
         }
     }

@@ -1,14 +1,16 @@
-//! Who may connect: what is decided over a connection before its TLS handshake costs anything.
+//! Admission of connections: the limits that apply before a TLS handshake costs anything.
 //!
-//! Whoever may not is closed at once, rather than left to wait: the client sees it, and can try another gateway or later. Each is
-//! counted by reason, and some are logged: the first, and then one in a while with the number of those in between.
+//! A rejected connection is closed at once instead of left waiting, so that the client can try another
+//! gateway, or later. Rejections are counted by reason. For each reason the log has the first, and later ones
+//! at a bounded rate.
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -20,107 +22,115 @@ use crate::model::metrics::{ConnectionRefusal, LabelValue as _, Metrics};
 use crate::model::peer::PeerNet;
 use crate::model::rate::{Bucket, Rate};
 
-/// For each reason the log tells of one refusal in so long: a flood of connections is not to become one of lines.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+/// Least time between two log lines with the same reason, so that a flood of connections does not flood the
+/// log.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Lets connections in, or not.
+/// Admits connections.
 #[derive(Debug)]
 pub(super) struct AdmissionLayer {
-    all: Arc<Semaphore>,
-    limit: usize,
-    trusted: Arc<[IpNet]>,
+    connections: Arc<Semaphore>,
+    connections_max: usize,
+    trusted_proxies: Arc<[IpNet]>,
     peers: PeerLimits,
     metrics: Metrics,
-    said: Mutex<Vec<Said>>,
+    /// By index of [`ConnectionRefusal`].
+    logs: Mutex<Vec<RejectionLog>>,
 }
 
-/// A connection that was let in, for as long as it lives.
+/// An admitted connection.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    /// Where it really comes from.
+    /// Its address; behind a trusted proxy, the one that the proxy names.
     pub(super) address: SocketAddr,
-    /// Its peer is shut out: the connection may go on only with a trusted certificate.
+    /// The peer is shut out, so the connection must present a trusted certificate.
     pub(super) must_prove: bool,
-    _of_peer: ConcurrencyPermit<PeerNet>,
+    _permit: ConcurrencyPermit<PeerNet>,
 }
 
-/// What the log was told of one reason.
+/// Limits the log lines with one reason.
 #[derive(Debug)]
-struct Said {
+struct RejectionLog {
     bucket: Bucket,
-    /// Refusals since, that it was not told of.
-    kept_back: u64,
+    /// Rejections since the last logged one.
+    not_logged: u64,
 }
 
 // === impl AdmissionLayer ===
 
 impl AdmissionLayer {
-    /// For so many connections at once. Those of `trusted` are asked for whom they speak.
-    pub(super) fn new(limit: usize, trusted: Arc<[IpNet]>, peers: PeerLimits, metrics: Metrics) -> Self {
-        let fresh = || Said { bucket: Bucket::new(Rate::new(1, SAY_EVERY)), kept_back: 0 };
-        let said = ConnectionRefusal::ALL.iter().map(|_| fresh()).collect();
-        let all = Arc::new(Semaphore::new(limit));
-        Self { all, limit, trusted, peers, metrics, said: Mutex::new(said) }
+    pub(super) fn new(
+        connections_max: usize,
+        trusted_proxies: Arc<[IpNet]>,
+        peers: PeerLimits,
+        metrics: Metrics,
+    ) -> Self {
+        let log = || RejectionLog { bucket: Bucket::new(Rate::new(1, LOG_INTERVAL)), not_logged: 0 };
+        let logs = Mutex::new(ConnectionRefusal::ALL.iter().map(|_| log()).collect());
+        let connections = Arc::new(Semaphore::new(connections_max));
+        Self { connections, connections_max, trusted_proxies, peers, metrics, logs }
     }
 
-    /// Room for one more connection. `None` if there is none: it is counted and logged, and only to be closed.
-    pub(super) fn room(&self, address: SocketAddr) -> Option<OwnedSemaphorePermit> {
-        let room = Arc::clone(&self.all).try_acquire_owned().ok();
-        if room.is_none() {
-            self.refuse(ConnectionRefusal::Limit, address, &format_args!("{} are open", self.limit));
+    /// Takes a permit for one more connection. `None`: the limit is reached, and the caller closes the
+    /// connection.
+    pub(super) fn try_acquire(&self, address: SocketAddr) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.connections).try_acquire_owned().ok();
+        if permit.is_none() {
+            let why = format_args!("limit of {} connections reached", self.connections_max);
+            self.reject(ConnectionRefusal::Limit, address, &why);
         }
-        room
+        permit
     }
 
-    /// Finds out where the connection `io` from `address` really comes from, and whether that peer may connect. `None` if not, as
-    /// for [`AdmissionLayer::room`].
+    /// Reads the PROXY header if `address` is a trusted proxy, and checks the limits of the peer. `None`: the
+    /// caller closes the connection.
     pub(super) async fn admit(
         &self,
         io: &mut (impl AsyncRead + AsyncWrite + Unpin),
         address: SocketAddr,
     ) -> Option<Admitted> {
         let mut real = address;
-        if proxy::is_trusted(&self.trusted, address.ip()) {
+        if proxy::is_trusted(&self.trusted_proxies, address.ip()) {
             match proxy::read(io).await {
                 Ok(named) => real = named.unwrap_or(address),
                 Err(error) => {
-                    self.refuse(ConnectionRefusal::Proxy, address, &error);
+                    self.reject(ConnectionRefusal::Proxy, address, &error);
                     return None;
                 }
             }
         }
         let peer = PeerNet::from(real.ip());
-        let Some(of_peer) = self.peers.connect(peer) else {
-            self.refuse(ConnectionRefusal::PeerLimit, real, &"it has as many open as one peer may");
+        let Some(permit) = self.peers.open_connection(peer) else {
+            self.reject(ConnectionRefusal::PeerLimit, real, &"limit of connections per peer reached");
             return None;
         };
         let now = Instant::now().into_std();
-        let shut_out = self.peers.listen(peer, now).err();
+        let shut_out = self.peers.check(peer, now).err();
         if let Some(exceeded) = &shut_out
             && !self.peers.may_prove(peer, now)
         {
-            self.refuse(ConnectionRefusal::AuthFailures, real, exceeded);
+            self.reject(ConnectionRefusal::AuthFailures, real, exceeded);
             return None;
         }
-        Some(Admitted { address: real, must_prove: shut_out.is_some(), _of_peer: of_peer })
+        Some(Admitted { address: real, must_prove: shut_out.is_some(), _permit: permit })
     }
 
-    /// Notes that the peer's handshake failed by its own fault.
-    pub(super) fn failed(&self, admitted: &Admitted) {
-        self.peers.failed(PeerNet::from(admitted.address.ip()), Instant::now().into_std());
+    /// Counts a handshake that failed by the peer's fault.
+    pub(super) fn record_failure(&self, admitted: &Admitted) {
+        self.peers.record_failure(PeerNet::from(admitted.address.ip()), Instant::now().into_std());
     }
 
-    fn refuse(&self, reason: ConnectionRefusal, peer: SocketAddr, why: &dyn fmt::Display) {
+    fn reject(&self, reason: ConnectionRefusal, peer: SocketAddr, why: &dyn fmt::Display) {
         self.metrics.connections_refused.of(reason).increment(1);
-        let kept_back = {
-            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(said) = said.get_mut(reason.index()) else { return };
-            if said.bucket.try_take(1, Instant::now().into_std()).is_err() {
-                said.kept_back += 1;
+        let not_logged = {
+            let mut logs = self.logs.lock();
+            let Some(log) = logs.get_mut(reason.index()) else { return };
+            if log.bucket.try_take(1, Instant::now().into_std()).is_err() {
+                log.not_logged += 1;
                 return;
             }
-            std::mem::take(&mut said.kept_back)
+            std::mem::take(&mut log.not_logged)
         };
-        tracing::warn!(%peer, %why, not_logged_since = kept_back, "connection closed at once");
+        tracing::warn!(%peer, %why, not_logged_since = not_logged, "rejected connection");
     }
 }

@@ -1,17 +1,21 @@
-//! One connection: HTTP/2 with our bounds, and the way from a path to a service.
+//! One connection: HTTP/2 within our limits, and the dispatch of requests by path.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use h2::Reason;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -19,16 +23,13 @@ use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use super::auth_state::AuthState;
-use super::calls::{Call, Counted};
 use super::drain::Drain;
-use super::fault;
 use super::frame_limit::{Flooded, FrameLimited};
-use super::idle::StreamCount;
 use super::peer_limits::{PeerLimits, ShutOutNotice};
-use super::request_body::{Discards, RequestBody};
-use super::response::{OtherBody, ResponseBody};
-use super::service::{Caller, LeaseService, Method};
-use super::stream_supervisor::{Handoff, StreamExecutor};
+use super::request_body::{BodyDiscarder, RequestBody};
+use super::response::{CallMetrics, CountedBody, ResponseBody};
+use super::service::{ConnectionInfo, LeaseService, method_of};
+use super::stream_supervisor::{Handoff, StreamCount, StreamExecutor};
 use crate::access::authenticator::Peer;
 use crate::model::limits::{Limits, STREAM_HELD_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
@@ -36,18 +37,18 @@ use crate::model::peer::PeerNet;
 use crate::model::rate::{Bucket, Rate};
 use crate::stream::gated_poll::Gated;
 
-/// Calls of the health service, by which a balancer polls readiness.
+/// Path prefix of the health service, by which a balancer polls readiness.
 const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// Path prefix of reflection, in any version.
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// Least time between two log lines about floods. The metric counts all of them.
 const FLOOD_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Calls of reflection, in any version.
-const REFLECTION: &str = "/grpc.reflection.";
-
-/// When a peer is shut out, a connection that has not authenticated gets GOAWAY after its next call, which is told the reason, or
-/// after this time. After GOAWAY, calls under way may still authenticate for as long. Then the connection is cut, because a peer
-/// can ignore GOAWAY and call on.
+/// When a peer is shut out, a connection that has not authenticated gets GOAWAY after its next call, which
+/// gets the reason, or after this time. After GOAWAY, calls in progress may still authenticate for as long.
+/// Then the connection is cut, because a peer can ignore GOAWAY and go on calling.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves connections. Cloning is cheap.
@@ -56,72 +57,63 @@ pub struct Connections {
     service: LeaseService,
     routes: Routes,
     limits: Arc<Limits>,
-    /// What is counted; also by who accepts them.
     pub(super) metrics: Metrics,
     drain: Drain,
     /// Limits the log lines about floods.
     flood_log: Arc<Mutex<Bucket>>,
-    discards: Discards,
+    discarder: BodyDiscarder,
 }
 
-/// Where a connection comes from, and what its handshake showed.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    peer: Peer,
-    address: Option<SocketAddr>,
-    /// The public host that the client asked for, if clients of that name are not asked for a certificate.
-    pub(super) public_name: Option<Arc<str>>,
-    auth: AuthState,
-}
-
-/// Tells when a connection must go because of its peer.
+/// Tells when a connection must close because of its peer.
 struct Eviction {
-    /// `None`: its address is not known.
-    of: Option<(ShutOutNotice, PeerNet)>,
-    peers: PeerLimits,
+    /// `None`: the address is not known.
+    peer: Option<(ShutOutNotice, PeerNet)>,
+    limits: PeerLimits,
     auth: AuthState,
 }
 
-/// One connection's HTTP/2.
-type Http<IO> = http2::Connection<TokioIo<FrameLimited<IO>>, PerConnection, StreamExecutor>;
+/// HTTP/2 on one connection.
+type Http<IO> = http2::Connection<TokioIo<FrameLimited<IO>>, RequestDispatcher, StreamExecutor>;
 
-/// How far a connection is.
+/// The states of a connection. In all but the first, the peer has got GOAWAY and its calls in progress are
+/// still answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum ConnectionState {
+    /// Ends by the peer, or turns into one of the others.
     Serving,
-    /// It has had nothing to do for long, and was told to end.
+    /// Was idle for too long.
     Leaving,
-    /// Its peer is shut out, or floods it with calls; it was told to end.
+    /// The peer is shut out, or floods the gateway with calls. Cut if it does not close in time.
     Evicted,
-    /// The gateway ends; it was told so.
+    /// The gateway drains. Cut at the drain deadline.
     Draining,
 }
 
-/// What happens around a connection.
+/// What must happen to a connection.
 enum ConnectionEvent {
-    /// It may not be there any longer.
+    /// It is cut.
     Cut,
-    /// It is told to end.
-    Next(Stage),
+    /// It gets GOAWAY, and changes to this state.
+    GoAway(ConnectionState),
 }
 
-/// The service of one connection, as hyper calls it.
-struct PerConnection {
+/// The service of one connection: dispatches requests to the lease service, health or reflection.
+struct RequestDispatcher {
     service: LeaseService,
     routes: Routes,
-    caller: Caller,
+    info: ConnectionInfo,
     metrics: Metrics,
-    discards: Discards,
+    discarder: BodyDiscarder,
     handoff: Handoff,
     drain: Drain,
-    /// Told of the first call.
+    /// Notified of each call.
     called: Arc<Notify>,
 }
 
 // === impl Connections ===
 
 impl Connections {
-    /// Connections that lead to `service`, and for all other paths to `routes`.
+    /// Creates connections that lead to `service`, and for all other paths to `routes`.
     pub fn new(
         service: LeaseService,
         routes: Routes,
@@ -130,78 +122,72 @@ impl Connections {
         drain: Drain,
     ) -> Self {
         let flood_log = Arc::new(Mutex::new(Bucket::new(Rate::new(1, FLOOD_LOG_INTERVAL))));
-        let discards = Discards::new(drain.clone());
-        Self { service, routes, limits, metrics, drain, flood_log, discards }
+        let discarder = BodyDiscarder::new(drain.clone());
+        Self { service, routes, limits, metrics, drain, flood_log, discarder }
     }
 
-    /// What is known of the peers.
     pub(super) fn peers(&self) -> &PeerLimits {
         self.service.peers()
     }
 
-    /// Checks whether the certificate of a connection from a peer that is shut out is trusted. If so, its calls are answered.
-    pub(super) async fn prove(&self, origin: &mut Origin) -> bool {
-        let proved = self.service.trusts(&origin.peer, origin.net()).await;
-        if proved {
-            origin.auth.succeeded();
-        }
-        proved
+    /// Checks whether the certificate of a shut-out peer is trusted. If so, its calls are answered.
+    pub(super) async fn prove(&self, info: &ConnectionInfo) -> bool {
+        self.service.prove(info).await
     }
 
-    /// Serves a connection from `address`, if that is known, as [`Connections::serve_from`].
+    /// Serves a connection of `peer` until it ends. Returns why it ended. Dropping the future cuts the
+    /// connection.
     pub fn serve(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
         address: Option<SocketAddr>,
     ) -> impl Future<Output = ConnectionEnd> + Send {
-        self.serve_from(io, Origin::new(peer, address))
+        self.serve_connection(io, ConnectionInfo::new(peer, address))
     }
 
-    /// Serves a connection until it ends: by itself, when it has had nothing to do for long, when its peer is shut out, or when
-    /// the gateway ends. Returns why. Dropping the future cuts the connection.
-    pub fn serve_from(
+    /// Serves a connection as [`Connections::serve`] does.
+    pub(super) fn serve_connection(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        origin: Origin,
+        info: ConnectionInfo,
     ) -> impl Future<Output = ConnectionEnd> + Send {
-        let (activity, called) = (StreamCount::default(), Arc::new(Notify::new()));
-        let eviction = Eviction::new(self.peers(), &origin);
-        let address = origin.address;
+        let (streams, called) = (StreamCount::default(), Arc::new(Notify::new()));
+        let eviction = Eviction::new(self.peers(), &info);
+        let address = info.address;
         let flooded = Flooded::default();
         let io = FrameLimited::new(io, flooded.clone());
-        // Boxed before anything waits: a future keeps room for whatever was moved through it, once for each place, and idle
+        // Boxed before the first await: a future reserves memory for each value moved through it, and idle
         // connections are many.
-        let connection = Box::pin(self.http(io, origin, &activity, &called));
-        let ending = self.run(connection, activity, called, eviction);
+        let connection = Box::pin(self.http(io, info, &streams, &called));
+        let ending = self.run(connection, streams, called, eviction);
         async move {
             let end = ending.await;
             if flooded.is_set() { self.count_flood(end, address) } else { end }
         }
     }
 
-    /// Counts a connection that was cut because its peer sent too many control frames, as the peer's failure, unless `end`
-    /// shows that it was counted as one.
+    /// Counts a connection that was cut because of too many control frames as the peer's failure, unless
+    /// `end` shows that it was counted as one.
     fn count_flood(&self, end: ConnectionEnd, address: Option<SocketAddr>) -> ConnectionEnd {
         let now = Instant::now().into_std();
-        let logged = self.flood_log.lock().unwrap_or_else(PoisonError::into_inner).try_take(1, now);
-        if logged.is_ok() {
-            tracing::warn!(peer = ?address, "closed a connection: too many HTTP/2 control frames");
+        if self.flood_log.lock().try_take(1, now).is_ok() {
+            tracing::warn!(peer = ?address, "closed connection: too many HTTP/2 control frames");
         }
         if let Some(address) = address
             && !matches!(end, ConnectionEnd::PeerFault)
         {
-            self.peers().failed(PeerNet::from(address.ip()), now);
+            self.peers().record_failure(PeerNet::from(address.ip()), now);
         }
         ConnectionEnd::Flood
     }
 
-    /// HTTP/2 on `io`, with our bounds.
+    /// Starts HTTP/2 on `io`, with our limits.
     fn http<IO>(
         &self,
         io: FrameLimited<IO>,
-        origin: Origin,
-        activity: &StreamCount,
+        info: ConnectionInfo,
+        streams: &StreamCount,
         called: &Arc<Notify>,
     ) -> Http<IO>
     where
@@ -210,18 +196,18 @@ impl Connections {
         let handoff = Handoff::default();
         let executor = StreamExecutor {
             handoff: handoff.clone(),
-            activity: activity.clone(),
+            streams: streams.clone(),
             drain: self.drain.clone(),
-            address: origin.address,
+            address: info.address,
             stall: self.limits.stall,
             metrics: self.metrics.clone(),
         };
-        let service = PerConnection {
+        let service = RequestDispatcher {
             service: self.service.clone(),
             routes: self.routes.clone(),
-            caller: origin.into_caller(),
+            info,
             metrics: self.metrics.clone(),
-            discards: self.discards.clone(),
+            discarder: self.discarder.clone(),
             handoff,
             drain: self.drain.clone(),
             called: Arc::clone(called),
@@ -237,7 +223,7 @@ impl Connections {
             .initial_stream_window_size(limits.window_bytes)
             .initial_connection_window_size(limits.window_bytes)
             .keep_alive_interval(limits.keepalive)
-            // A peer that takes nothing cannot answer either; it has as long as its streams.
+            // A peer that takes nothing cannot answer a PING either. It has as long as its streams.
             .keep_alive_timeout(self.limits.stall);
         http.serve_connection(TokioIo::new(io), service)
     }
@@ -245,7 +231,7 @@ impl Connections {
     async fn run<IO>(
         &self,
         mut connection: Pin<Box<Http<IO>>>,
-        activity: StreamCount,
+        streams: StreamCount,
         called: Arc<Notify>,
         eviction: Eviction,
     ) -> ConnectionEnd
@@ -253,106 +239,92 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let _open = GaugeGuard::new(&self.metrics.connections);
-        let mut stage = Stage::Serving;
-        // A peer that never calls keeps nothing open: neither this connection, nor the gateway when it drains.
+        let mut state = ConnectionState::Serving;
+        // Without a call a connection stays open neither for long nor during a drain.
         tokio::select! {
             biased;
             () = called.notified() => {}
-            () = eviction.begins() => {
-                stage = Stage::Evicted;
+            () = eviction.must_leave() => {
+                state = ConnectionState::Evicted;
                 connection.as_mut().graceful_shutdown();
             }
             () = self.drain.draining() => return ConnectionEnd::Drain,
             () = tokio::time::sleep(self.limits.connection.first_call) => return ConnectionEnd::Idle,
-            ended = &mut connection => return eviction.end(ended, Stage::Serving),
+            ended = &mut connection => return eviction.end(ended, state),
         }
         loop {
-            // Nothing of it concerns a line, so no line asks it.
-            let mut news = Gated::new(Box::pin(self.news(stage, &activity, &eviction)));
+            // Gated, because no line of a log concerns it.
+            let mut event = Gated::new(Box::pin(self.next_event(state, &streams, &eviction)));
             tokio::select! {
                 biased;
-                told = &mut news => match told {
-                    ConnectionEvent::Cut if stage == Stage::Evicted => return ConnectionEnd::ShutOut,
+                event = &mut event => match event {
+                    ConnectionEvent::Cut if state == ConnectionState::Evicted => return ConnectionEnd::ShutOut,
                     ConnectionEvent::Cut => return ConnectionEnd::Cut,
-                    // What the peer calls before it hears of it is still answered.
-                    ConnectionEvent::Next(next) => {
-                        stage = next;
+                    ConnectionEvent::GoAway(next) => {
+                        state = next;
                         connection.as_mut().graceful_shutdown();
                     }
                 },
-                ended = &mut connection => return eviction.end(ended, stage),
+                ended = &mut connection => return eviction.end(ended, state),
             }
         }
     }
 
-    /// What happens around a connection at `stage`.
-    async fn news(&self, stage: Stage, activity: &StreamCount, eviction: &Eviction) -> ConnectionEvent {
+    async fn next_event(
+        &self,
+        state: ConnectionState,
+        streams: &StreamCount,
+        eviction: &Eviction,
+    ) -> ConnectionEvent {
+        use ConnectionState::{Draining, Evicted, Leaving, Serving};
         tokio::select! {
             biased;
-            () = self.drain.cut() => ConnectionEvent::Cut,
-            () = eviction.ends(), if stage == Stage::Evicted => ConnectionEvent::Cut,
-            () = self.drain.draining(), if stage != Stage::Draining => ConnectionEvent::Next(Stage::Draining),
-            () = eviction.begins(), if matches!(stage, Stage::Serving | Stage::Leaving) => ConnectionEvent::Next(Stage::Evicted),
-            () = activity.idle(self.limits.connection.idle), if stage == Stage::Serving => ConnectionEvent::Next(Stage::Leaving),
+            () = self.drain.deadline() => ConnectionEvent::Cut,
+            () = eviction.must_be_cut(), if state == Evicted => ConnectionEvent::Cut,
+            () = self.drain.draining(), if state != Draining => ConnectionEvent::GoAway(Draining),
+            () = eviction.must_leave(), if matches!(state, Serving | Leaving) => ConnectionEvent::GoAway(Evicted),
+            () = streams.idle(self.limits.connection.idle), if state == Serving => ConnectionEvent::GoAway(Leaving),
         }
-    }
-}
-
-// === impl Origin ===
-
-impl Origin {
-    /// A connection of `peer`, from `address` if that is known.
-    pub fn new(peer: Peer, address: Option<SocketAddr>) -> Self {
-        Self { peer, address, public_name: None, auth: AuthState::default() }
-    }
-
-    fn net(&self) -> Option<PeerNet> {
-        self.address.map(|address| PeerNet::from(address.ip()))
-    }
-
-    fn into_caller(self) -> Caller {
-        let net = self.net();
-        Caller { peer: self.peer, net, public_name: self.public_name, auth: self.auth }
     }
 }
 
 // === impl Eviction ===
 
 impl Eviction {
-    fn new(peers: &PeerLimits, origin: &Origin) -> Self {
-        let of = origin.net().map(|net| (peers.notice(net), net));
-        Self { of, peers: peers.clone(), auth: origin.auth.clone() }
+    fn new(limits: &PeerLimits, info: &ConnectionInfo) -> Self {
+        let peer = info.net().map(|net| (limits.notice(net), net));
+        Self { peer, limits: limits.clone(), auth: info.auth.clone() }
     }
 
-    /// Waits until the connection must be told to end: its peer is shut out and no call on it has authenticated, or it floods
-    /// the gateway with calls that are refused for their rate, which counts as a failure of the peer.
-    async fn begins(&self) {
-        let Some((notice, net)) = &self.of else {
+    /// Waits until the connection must get GOAWAY: its peer is shut out and no call on it has authenticated,
+    /// or it floods the gateway with refused calls, which counts as a failure of the peer.
+    async fn must_leave(&self) {
+        let Some((notice, net)) = &self.peer else {
             return std::future::pending().await;
         };
         let shut_out = async {
             notice.shut_out().await;
-            // Of no interest whether the call or the time comes first.
-            let _ = tokio::time::timeout(LEAVE_WITHIN, self.auth.shut_out_told()).await;
+            // The call or the time, whichever is first.
+            let _ = tokio::time::timeout(LEAVE_WITHIN, self.auth.shut_out_refused()).await;
             self.unless_authenticated().await;
         };
         tokio::select! {
             biased;
-            () = self.auth.flooded() => self.peers.failed(*net, tokio::time::Instant::now().into_std()),
+            () = self.auth.flooded() => self.limits.record_failure(*net, Instant::now().into_std()),
             () = shut_out => {}
         }
     }
 
-    /// Waits until a connection that was told to end must be cut: the time is up and no call on it has authenticated, or it
-    /// goes on to flood.
-    async fn ends(&self) {
+    /// Waits until a connection that got GOAWAY must be cut: the time is up and no call on it has
+    /// authenticated, or it goes on flooding.
+    async fn must_be_cut(&self) {
         let time = async {
             tokio::time::sleep(LEAVE_WITHIN).await;
             self.unless_authenticated().await;
         };
         tokio::select! {
             biased;
-            // A peer that goes on calling is not given the time, whoever it is.
+            // A flood is cut at once, even if it has authenticated.
             () = self.auth.flooded() => {}
             () = time => {}
         }
@@ -365,68 +337,93 @@ impl Eviction {
     }
 
     /// Returns why a connection ended, and counts a fault of its peer.
-    fn end(&self, ended: hyper::Result<()>, stage: Stage) -> ConnectionEnd {
+    fn end(&self, ended: hyper::Result<()>, state: ConnectionState) -> ConnectionEnd {
         if let Err(error) = &ended {
-            tracing::debug!(%error, "connection ended");
-            if fault::is_peers(error) {
-                if let Some((_, net)) = &self.of {
-                    self.peers.failed(*net, tokio::time::Instant::now().into_std());
+            tracing::debug!(%error, "connection failed");
+            if is_peer_fault(error) {
+                if let Some((_, net)) = &self.peer {
+                    self.limits.record_failure(*net, Instant::now().into_std());
                 }
                 return ConnectionEnd::PeerFault;
             }
         }
-        match (ended, stage) {
-            (_, Stage::Leaving) => ConnectionEnd::Idle,
-            (_, Stage::Evicted) => ConnectionEnd::ShutOut,
-            (Ok(()), Stage::Draining) => ConnectionEnd::Drain,
-            (Ok(()), Stage::Serving) => ConnectionEnd::Peer,
+        match (ended, state) {
+            (_, ConnectionState::Leaving) => ConnectionEnd::Idle,
+            (_, ConnectionState::Evicted) => ConnectionEnd::ShutOut,
+            (Ok(()), ConnectionState::Draining) => ConnectionEnd::Drain,
+            (Ok(()), ConnectionState::Serving) => ConnectionEnd::Peer,
             (Err(_), _) => ConnectionEnd::Error,
         }
     }
 }
 
-// === impl PerConnection ===
+/// Returns whether an error that ended a connection is the peer's fault, and so a failure like a failed
+/// authentication:
+///
+/// - An HTTP/2 error of the whole connection, found by the library: the frames break the protocol, or are a
+///   flood (`ENHANCE_YOUR_CALM`: streams that are reset at once, streams that must be reset, endless headers
+///   or empty frames).
+/// - A GOAWAY of the peer with an error code. The library then reports the peer's code in place of its own,
+///   so a flood after such a frame looks like an orderly end. Clients that close in order send `NO_ERROR`.
+/// - TLS that breaks after the handshake.
+///
+/// Everything else is not: a connection that is reset or vanishes, ends in order, or was closed by the
+/// gateway.
+fn is_peer_fault(error: &hyper::Error) -> bool {
+    // The TLS stream uses `InvalidData` for data that the TLS library rejects, and for nothing else.
+    let breaks_tls = |error: &io::Error| error.kind() == io::ErrorKind::InvalidData;
+    let cause = error.source();
+    let Some(http) = cause.and_then(|cause| cause.downcast_ref::<h2::Error>()) else {
+        return cause.and_then(|cause| cause.downcast_ref::<io::Error>()).is_some_and(breaks_tls);
+    };
+    match http.get_io() {
+        Some(error) => breaks_tls(error),
+        None => http.is_go_away() && http.reason().is_some_and(|reason| reason != Reason::NO_ERROR),
+    }
+}
 
-impl Service<Request<Incoming>> for PerConnection {
-    type Response = Response<Counted<ResponseBody>>;
+// === impl RequestDispatcher ===
+
+impl Service<Request<Incoming>> for RequestDispatcher {
+    type Response = Response<CountedBody>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.called.notify_one();
-        let watched = self.handoff.begin();
-        let request = request.map(|body| RequestBody::new(body, self.discards.clone()));
-        if let Some(method) = Method::of_path(request.uri().path()) {
-            let counted = Call::begin(&self.metrics, method.counted());
-            let call = self.service.clone().call(method, self.caller.clone(), request, watched);
-            return Box::pin(async move { Ok(counted.answer(call.await)) });
+        let supervisor = self.handoff.begin();
+        let mut request = request.map(|body| RequestBody::new(body, self.discarder.clone()));
+        let path = request.uri().path();
+        if let Some(method) = method_of(path) {
+            let metrics = CallMetrics::start(&self.metrics, method);
+            let call = self.service.clone().call(method, self.info.clone(), request, supervisor);
+            return Box::pin(async move { Ok(metrics.count(call.await)) });
         }
-        if request.uri().path().starts_with(HEALTH) {
-            self.drain.note_asked();
+        if path.starts_with(HEALTH) {
+            self.drain.note_readiness_poll();
         }
-        let mut request = request;
-        match self.service.other_call(&self.caller, &mut request) {
-            Ok(held) => watched.keep(held),
+        let is_known = [HEALTH, REFLECTION].iter().any(|service| path.starts_with(service));
+        match self.service.admit_other(&self.info, &mut request) {
+            Ok(permit) => supervisor.hold(permit),
             Err(refused) => {
                 return Box::pin(async move {
                     request.into_body().finish().await;
-                    Ok(refused.map(Counted::not))
+                    Ok(refused.map(CountedBody::from))
                 });
             }
         }
-        let state = watched.watch_other(self.drain.clone());
+        let control = supervisor.supervise_other(self.drain.clone());
         let routes = self.routes.clone();
-        let is_known = [HEALTH, REFLECTION].iter().any(|service| request.uri().path().starts_with(service));
         Box::pin(async move {
             let call = if is_known {
                 routes.oneshot(request.map(tonic::body::Body::new))
             } else {
-                // Is refused without a look at the body.
+                // Refused without the body, which is discarded first.
                 let (head, body) = request.into_parts();
                 body.finish().await;
                 routes.oneshot(Request::from_parts(head, tonic::body::Body::empty()))
             };
-            let other = |body| Counted::not(ResponseBody::Other(OtherBody::new(body, state)));
+            let other = |body| CountedBody::from(ResponseBody::other(body, control));
             call.await.map(|response| response.map(other))
         })
     }

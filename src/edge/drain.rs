@@ -1,43 +1,44 @@
-//! The end, in phases: no new work; streams end by themselves; a hard deadline; and the log names who held the door.
+//! Graceful shutdown: no new work, streams end by themselves, and a deadline after which the rest is cut.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 
-/// Most connections that the log names when they did not end in time.
+/// Most open connections that the log names at the deadline.
 const NAMED_MAX: usize = 10;
 
-/// The phases of the end, for everything on the edge. Cloning is cheap.
+/// The phases of shutdown, and the tasks of the network side. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    soft: CancellationToken,
-    hard: CancellationToken,
+    draining: CancellationToken,
+    deadline: CancellationToken,
     closed: CancellationToken,
     tasks: TaskTracker,
-    beside: TaskTracker,
-    doors: Arc<Mutex<OpenConnections>>,
-    /// When somebody last asked whether the gateway takes calls.
-    asked: Arc<Mutex<Option<Instant>>>,
+    background: TaskTracker,
+    connections: Arc<Mutex<OpenConnections>>,
+    /// When a client last polled readiness.
+    last_poll: Arc<Mutex<Option<Instant>>>,
 }
 
-/// Who has something open.
+/// The open connections and their peers.
 #[derive(Debug, Default)]
 struct OpenConnections {
-    next: u64,
+    next_id: u64,
     open: BTreeMap<u64, Option<SocketAddr>>,
-    /// Whether anybody has.
+    /// Whether `open` has entries.
     any: watch::Sender<bool>,
 }
 
-/// A connection that holds the door open for as long as it lives.
+/// Counts a connection as open. Released on drop.
 #[derive(Debug)]
-pub struct ConnectionGuard {
+pub(super) struct ConnectionGuard {
     drain: Drain,
     id: u64,
 }
@@ -45,52 +46,52 @@ pub struct ConnectionGuard {
 // === impl Drain ===
 
 impl Drain {
-    /// Asks everything to end by itself.
+    /// Starts draining: asks all tasks to end by themselves.
     pub fn begin(&self) {
-        self.soft.cancel();
+        self.draining.cancel();
         self.tasks.close();
     }
 
-    /// Whether that was asked.
-    pub fn is_draining(&self) -> bool {
-        self.soft.is_cancelled()
+    /// Returns whether draining has started.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
     }
 
-    /// Waits until that is asked.
-    pub fn draining(&self) -> WaitForCancellationFuture<'_> {
-        self.soft.cancelled()
+    /// Waits until draining starts. Cancel safe.
+    pub(super) fn draining(&self) -> WaitForCancellationFuture<'_> {
+        self.draining.cancelled()
     }
 
-    /// What is cancelled when that is asked; less for a stream to keep than all of this.
-    pub fn soft(&self) -> CancellationToken {
-        self.soft.clone()
+    /// Returns the token that is cancelled when draining starts. A stream keeps this instead of the whole
+    /// `Drain`.
+    pub(super) fn draining_token(&self) -> CancellationToken {
+        self.draining.clone()
     }
 
-    /// Waits until nobody may wait any longer.
-    pub async fn cut(&self) {
-        self.hard.cancelled().await;
+    /// Waits until the deadline has passed, or all tasks have ended. Cancel safe.
+    pub(super) async fn deadline(&self) {
+        self.deadline.cancelled().await;
     }
 
-    /// Notes that somebody asked whether the gateway takes calls: they are to learn of its end before it comes.
-    pub fn note_asked(&self) {
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// Records that a client polled readiness. It needs time to notice a shutdown.
+    pub(super) fn note_readiness_poll(&self) {
+        *self.last_poll.lock() = Some(Instant::now());
     }
 
-    /// Whether somebody asked that so recently.
-    pub fn was_asked_within(&self, recently: Duration) -> bool {
-        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.is_some_and(|asked| asked.elapsed() <= recently)
+    /// Returns whether a client polled readiness within `period`.
+    pub fn was_polled_within(&self, period: Duration) -> bool {
+        self.last_poll.lock().is_some_and(|polled| polled.elapsed() <= period)
     }
 
-    /// Runs a task that the end waits for.
+    /// Runs a task that [`Drain::finish`] waits for.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
     }
 
-    /// Runs a task that goes on through the end, until [`Drain::close`].
-    pub fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a task until [`Drain::close`]. [`Drain::finish`] does not wait for it.
+    pub fn spawn_background(&self, task: impl Future<Output = ()> + Send + 'static) {
         let closed = self.closed.clone();
-        self.beside.spawn(async move {
+        self.background.spawn(async move {
             tokio::select! {
                 biased;
                 () = closed.cancelled() => {}
@@ -99,25 +100,26 @@ impl Drain {
         });
     }
 
-    /// The last step: ends what went on beside.
+    /// Ends the background tasks: the last step of shutdown.
     pub fn close(&self) {
         self.closed.cancel();
     }
 
     /// Counts a connection as open.
-    pub fn door(&self, peer: Option<SocketAddr>) -> ConnectionGuard {
-        let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = doors.next;
-        doors.next += 1;
-        doors.open.insert(id, peer);
-        doors.tell();
+    pub(super) fn track_connection(&self, peer: Option<SocketAddr>) -> ConnectionGuard {
+        let mut connections = self.connections.lock();
+        let id = connections.next_id;
+        connections.next_id += 1;
+        connections.open.insert(id, peer);
+        connections.notify();
         ConnectionGuard { drain: self.clone(), id }
     }
 
-    /// Runs what `task` makes whenever a connection is open, and drops it when none is: it need not wake an idle gateway.
+    /// Runs the future that `task` creates while at least one connection is open, and drops it otherwise. A
+    /// periodic task then does not wake an idle gateway.
     pub async fn while_open<F: Future<Output = ()>>(&self, task: impl Fn() -> F) {
-        let mut any = self.doors.lock().unwrap_or_else(PoisonError::into_inner).any.subscribe();
-        // The sender is kept as long as this is.
+        let mut any = self.connections.lock().any.subscribe();
+        // Fails only when the sender is dropped, and `self` keeps it.
         while any.wait_for(|any| *any).await.is_ok() {
             tokio::select! {
                 () = task() => {}
@@ -126,39 +128,45 @@ impl Drain {
         }
     }
 
-    /// Waits until everything has ended, at most so long after [`Drain::begin`]; then cuts what has not. Answers whether all
-    /// ended by itself.
+    /// Drains, and waits until all tasks have ended. After `deadline` cuts the rest. Returns whether all
+    /// ended in time.
     pub async fn finish(&self, deadline: Duration) -> bool {
         self.begin();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_ok() {
-            self.hard.cancel();
+            self.deadline.cancel();
             return true;
         }
         {
-            let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
-            let named: Vec<_> = doors.open.values().flatten().take(NAMED_MAX).collect();
-            tracing::warn!(connections = doors.open.len(), first = ?named, ?deadline, "did not end in time, cut off");
+            let connections = self.connections.lock();
+            let first: Vec<_> = connections.open.values().flatten().take(NAMED_MAX).collect();
+            let count = connections.open.len();
+            tracing::warn!(
+                connections = count,
+                ?first,
+                ?deadline,
+                "drain deadline passed, cutting connections"
+            );
         }
-        self.hard.cancel();
+        self.deadline.cancel();
         self.tasks.wait().await;
         false
     }
 }
 
-// === impl Doors ===
+// === impl OpenConnections ===
 
 impl OpenConnections {
-    fn tell(&self) {
+    fn notify(&self) {
         let any = !self.open.is_empty();
-        self.any.send_if_modified(|told| std::mem::replace(told, any) != any);
+        self.any.send_if_modified(|before| std::mem::replace(before, any) != any);
     }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        let mut doors = self.drain.doors.lock().unwrap_or_else(PoisonError::into_inner);
-        doors.open.remove(&self.id);
-        doors.tell();
+        let mut connections = self.drain.connections.lock();
+        connections.open.remove(&self.id);
+        connections.notify();
     }
 }
 
@@ -169,7 +177,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_runs_while_a_connection_is_open_wakes_nobody_otherwise() {
+    async fn while_open_runs_only_with_open_connections() {
         let drain = Drain::default();
         let ticks = AtomicUsize::new(0);
         let tick = || async {
@@ -184,7 +192,7 @@ mod tests {
             pass(100).await;
             assert_eq!(counted(), 0);
             for before in [0, 10] {
-                let (one, two) = (drain.door(None), drain.door(None));
+                let (one, two) = (drain.track_connection(None), drain.track_connection(None));
                 tokio::time::sleep(Duration::from_millis(5500)).await;
                 drop(one);
                 assert_eq!(counted(), before + 5);
@@ -195,20 +203,20 @@ mod tests {
             }
         };
         tokio::select! {
-            () = drain.while_open(tick) => panic!("it does not end by itself"),
+            () = drain.while_open(tick) => panic!("it must not end by itself"),
             () = watch => {}
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_asked_long_ago_need_not_be_waited_for() {
+    async fn readiness_poll_expires() {
         let drain = Drain::default();
-        let recently = Duration::from_secs(60);
-        assert!(!drain.was_asked_within(recently));
-        drain.note_asked();
-        tokio::time::advance(recently).await;
-        assert!(drain.was_asked_within(recently));
+        let period = Duration::from_secs(60);
+        assert!(!drain.was_polled_within(period));
+        drain.note_readiness_poll();
+        tokio::time::advance(period).await;
+        assert!(drain.was_polled_within(period));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!drain.was_asked_within(recently));
+        assert!(!drain.was_polled_within(period));
     }
 }

@@ -1,7 +1,7 @@
-//! **The one table** from what went wrong to what a caller is told: gRPC code, words, and details.
+//! **The one table** of errors: the gRPC code, text and details of each.
 //!
-//! The words name the field, quota or thing, and hold nothing internal; what is internal goes to the log under an id that the
-//! words repeat.
+//! Texts are for callers. They name the field, quota or object, and nothing internal. Internal errors go to
+//! the log under an id that the text repeats.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,112 +13,115 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, QuotaViolation, StatusExt as _};
 
-use crate::access::refusal::{self, Refusal};
+use crate::access::refusal::{Refusal, RefusalKind};
 use crate::model::id::Replica;
 use crate::model::quota::Exceeded;
 use crate::model::view::Missing;
 use crate::platform;
+use crate::restart::Rejection;
 use crate::stream::StreamEnd;
 
 /// Domain of the reasons in `google.rpc.ErrorInfo`.
-pub const DOMAIN: &str = "leasemux";
+const DOMAIN: &str = "leasemux";
 
-/// Encodings of a request message that are supported, as gRPC names them.
+/// Supported encodings of request messages, by their gRPC names.
 const ENCODINGS: &str = "identity,gzip";
 
-/// How long a caller should wait before trying again what is unavailable.
+/// Retry-after hint of temporary errors.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Those who are sent away by a gateway's end are asked to wait up to so much longer, each differently: they come back one after
-/// another, and a thousand handshakes in a second are what one core can do.
+/// Callers of a draining gateway get a retry-after hint that is longer by up to this, each by a random part.
+/// They reconnect over a second, because one core completes about a thousand handshakes in a second.
 const RETRY_SPREAD: Duration = Duration::from_secs(1);
 
-/// Reason of what the platform cannot answer at the moment.
+/// Reason of errors that the platform may recover from.
 const PLATFORM_UNAVAILABLE: &str = "PLATFORM_UNAVAILABLE";
 
-/// Replicas that a message names; the rest are counted. A status travels in headers, which are small.
+/// Most replicas that a message names; the rest are counted. A status travels in headers, which are small.
 const NAMED_MAX: usize = 8;
 
 /// Why a call failed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CallError {
-    /// The request makes no sense.
+    /// The request is invalid.
     BadRequest {
-        /// The field, as a path; empty if it is the request as a whole.
+        /// Path of the field; empty for the request as a whole.
         field: String,
         /// What is wrong with it.
         description: String,
     },
-    /// The caller may not.
+    /// The caller is not authenticated or not authorised.
     Refused(Refusal),
-    /// No credentials, over a connection that asked for this public host, where clients are not asked for a certificate.
+    /// No credentials, on a connection to this public host, where clients are not asked for a certificate.
     NoCredentialsBy(Arc<str>),
-    /// There is no such lease here, and it is the caller's own.
+    /// The lease does not exist. Only its owner is told so.
     NoLease,
     /// The lease has no such service or replica.
     Missing(Missing),
-    /// No wanted replica was ever run before.
+    /// No selected replica has a previous run.
     NoPreviousRun,
     /// A quota is used up.
     Quota(Exceeded),
-    /// The gateway is ending.
+    /// The gateway is shutting down.
     Draining,
-    /// The platform did not answer.
+    /// The platform failed.
     Platform(platform::Error),
-    /// Not offered.
+    /// The feature is not supported.
     Unimplemented(&'static str),
-    /// The request is compressed in a way that is not supported.
+    /// The compression of the request is not supported.
     Encoding,
-    /// Too slow in sending the request.
+    /// The request did not arrive in time.
     RequestTimeout,
 }
 
 // === impl CallError ===
 
 impl CallError {
-    /// A fault in one field of the request.
-    pub fn field(field: impl Into<String>, description: impl fmt::Display) -> Self {
+    /// Creates an error about one field of the request.
+    pub(super) fn field(field: impl Into<String>, description: impl fmt::Display) -> Self {
         Self::BadRequest { field: field.into(), description: description.to_string() }
     }
 
-    /// A fault of the request as a whole.
-    pub fn request(description: impl fmt::Display) -> Self {
+    /// Creates an error about the request as a whole.
+    pub(super) fn request(description: impl fmt::Display) -> Self {
         Self::field("", description)
     }
 
-    /// What the caller is told.
+    /// Returns the status for the caller.
     pub fn to_status(&self) -> Status {
         match self {
             Self::BadRequest { field, description } => bad_request(field, description),
             Self::Refused(refusal) => refused(*refusal),
             Self::NoCredentialsBy(host) => {
                 let refusal = Refusal::NoCredentials;
-                let words = format!(
+                let text = format!(
                     "{refusal}; {host} does not ask for a certificate: connect to mtls.{host} to use one"
                 );
-                status(Code::Unauthenticated, words, refusal.reason())
+                status(Code::Unauthenticated, text, refusal.reason())
             }
-            Self::NoLease => status(Code::NotFound, "the lease is not here", "LEASE_NOT_FOUND"),
+            Self::NoLease => {
+                status(Code::NotFound, "the lease does not exist on this gateway", "LEASE_NOT_FOUND")
+            }
             Self::Missing(Missing::Service(service)) => {
                 status(Code::NotFound, format!("the lease has no service {service}"), "SERVICE_NOT_FOUND")
             }
             Self::Missing(Missing::Replica(replica)) => {
                 let (service, index) = (&replica.service, replica.index);
-                let words = format!("service {service} has no replica {index}");
-                status(Code::NotFound, words, "REPLICA_NOT_FOUND")
+                let text = format!("service {service} has no replica {index}");
+                status(Code::NotFound, text, "REPLICA_NOT_FOUND")
             }
             Self::NoPreviousRun => {
-                let words = "previous: no chosen replica was ever restarted, so there is no earlier log";
-                status(Code::NotFound, words, "PREVIOUS_NOT_FOUND")
+                let text = "previous: no selected replica has restarted, so there is no previous log";
+                status(Code::NotFound, text, "PREVIOUS_NOT_FOUND")
             }
             Self::Quota(exceeded) => quota_used_up(exceeded),
             Self::Draining => draining(),
             Self::Platform(error) => platform_failed(error),
-            Self::Unimplemented(what) => status(Code::Unimplemented, *what, "NOT_OFFERED"),
+            Self::Unimplemented(text) => status(Code::Unimplemented, *text, "NOT_OFFERED"),
             Self::Encoding => {
-                let words = format!("grpc-encoding: the request must be compressed with one of {ENCODINGS}");
-                let mut status = status(Code::Unimplemented, words, "NOT_OFFERED");
+                let text = format!("grpc-encoding: the request must be compressed with one of {ENCODINGS}");
+                let mut status = status(Code::Unimplemented, text, "NOT_OFFERED");
                 status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static(ENCODINGS));
                 status
             }
@@ -141,17 +144,32 @@ impl From<Exceeded> for CallError {
     }
 }
 
-/// What a stream's end is told as.
-pub fn of_end(end: &StreamEnd) -> Status {
+impl From<Rejection> for CallError {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::IdReused => {
+                Self::field("request_id", "was used within the last hour for another lease or other replicas")
+            }
+            Rejection::Full(exceeded) => exceeded.into(),
+            Rejection::Alone(reason) => Self::Platform(platform::Error::Unavailable(format!(
+                "restart lock is not available: {reason}"
+            ))),
+            Rejection::Stopped => Self::Draining,
+        }
+    }
+}
+
+/// Returns the status with which a stream ends.
+pub(super) fn of_end(end: &StreamEnd) -> Status {
     match end {
         StreamEnd::Complete => Status::new(Code::Ok, ""),
         StreamEnd::LeaseEnded => status(Code::NotFound, "the lease has ended", "LEASE_ENDED"),
         StreamEnd::Lagged(replica) => {
-            let words = format!(
-                "the stream fell behind the buffer of {replica} and asked to be closed then (on_lag = CLOSE); \
-                 go on from the cursors of the last response"
+            let text = format!(
+                "the stream lagged behind the buffer of {replica} and was closed, as requested (on_lag = CLOSE); \
+                 resume from the cursors of the last response"
             );
-            status(Code::ResourceExhausted, words, "FOLLOWER_LAGGED")
+            status(Code::ResourceExhausted, text, "FOLLOWER_LAGGED")
         }
         StreamEnd::Exceeded(exceeded) => quota_used_up(exceeded),
         StreamEnd::Unreadable(replicas) => unreadable(replicas),
@@ -161,18 +179,18 @@ pub fn of_end(end: &StreamEnd) -> Status {
 }
 
 fn bad_request(field: &str, description: &str) -> Status {
-    let words = if field.is_empty() { description.to_owned() } else { format!("{field}: {description}") };
+    let text = if field.is_empty() { description.to_owned() } else { format!("{field}: {description}") };
     let mut details = with_reason("INVALID_REQUEST");
     details.add_bad_request_violation(field, description);
-    Status::with_error_details(Code::InvalidArgument, words, details)
+    Status::with_error_details(Code::InvalidArgument, text, details)
 }
 
 fn refused(refusal: Refusal) -> Status {
     let code = match refusal.kind() {
-        refusal::RefusalKind::Unauthenticated => Code::Unauthenticated,
-        refusal::RefusalKind::PermissionDenied => Code::PermissionDenied,
-        refusal::RefusalKind::Unavailable => Code::Unavailable,
-        refusal::RefusalKind::Exhausted => Code::ResourceExhausted,
+        RefusalKind::Unauthenticated => Code::Unauthenticated,
+        RefusalKind::PermissionDenied => Code::PermissionDenied,
+        RefusalKind::Unavailable => Code::Unavailable,
+        RefusalKind::Exhausted => Code::ResourceExhausted,
     };
     let mut details = with_reason(refusal.reason());
     if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
@@ -208,12 +226,12 @@ fn platform_failed(error: &platform::Error) -> Status {
         return CallError::NoLease.to_status();
     }
     let id = uuid::Uuid::new_v4();
-    tracing::error!(%id, error = error as &dyn std::error::Error, "platform failed");
+    tracing::error!(%id, error = error as &dyn std::error::Error, "platform request failed");
     if error.is_retryable() {
         let mut details = with_reason(PLATFORM_UNAVAILABLE);
         details.set_retry_info(Some(RETRY_AFTER));
-        let words = format!("what runs under the lease cannot be found out at present (error {id})");
-        return Status::with_error_details(Code::Unavailable, words, details);
+        let text = format!("lease state is temporarily unavailable (error {id})");
+        return Status::with_error_details(Code::Unavailable, text, details);
     }
     status(Code::Internal, format!("internal error {id}"), "INTERNAL")
 }
@@ -225,15 +243,15 @@ fn unreadable(replicas: &[Replica]) -> Status {
     }
     let mut details = with_reason(PLATFORM_UNAVAILABLE);
     details.set_retry_info(Some(RETRY_AFTER));
-    let words = format!(
-        "the logs of {} cannot be read at the moment; call again, from the cursors of the last response if there are any",
+    let text = format!(
+        "logs of {} are temporarily unavailable; call again, from the cursors of the last response if there are any",
         named.join(", ")
     );
-    Status::with_error_details(Code::Unavailable, words, details)
+    Status::with_error_details(Code::Unavailable, text, details)
 }
 
-fn status(code: Code, words: impl Into<String>, reason: &str) -> Status {
-    Status::with_error_details(code, words, with_reason(reason))
+fn status(code: Code, text: impl Into<String>, reason: &str) -> Status {
+    Status::with_error_details(code, text, with_reason(reason))
 }
 
 fn with_reason(reason: &str) -> ErrorDetails {
@@ -247,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_sent_away_together_do_not_come_back_together() {
+    fn callers_of_a_draining_gateway_retry_at_random_times() {
         let wait = || draining().get_details_retry_info().and_then(|info| info.retry_delay).unwrap();
         let mut waits: Vec<Duration> = (0..100).map(|_| wait()).collect();
         waits.sort();

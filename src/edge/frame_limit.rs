@@ -1,13 +1,14 @@
-//! Limits on what a peer makes the gateway do with HTTP/2 frames, applied to the bytes that HTTP/2 reads.
+//! Limits on the HTTP/2 frames of a peer, applied to the bytes that HTTP/2 reads.
 //!
-//! - **Per poll.** HTTP/2 handles frames until its reader is `Pending`, and a peer that sends faster than they are handled keeps a
-//!   worker thread busy for long. After [`FRAMES_PER_POLL`] frames, [`BYTES_PER_POLL`] bytes or [`READS_PER_POLL`] reads the reader
-//!   wakes its own task and returns `Pending`, so that the other tasks of the thread run first.
-//! - **Over time.** Calls and their bytes have limits elsewhere; [control frames](scanner::FrameHead::is_control) have theirs here
-//!   ([`allowance`]). A peer that exceeds it is cut off: hyper has no call for that, so the reader ends the input with a header block
-//!   that never ends. HTTP/2 answers that with GOAWAY (`ENHANCE_YOUR_CALM`) and closes the connection.
+//! - **Per poll.** HTTP/2 handles frames until its reader is `Pending`, so a fast peer keeps a worker thread
+//!   busy for long. After [`FRAMES_PER_POLL`] frames, [`BYTES_PER_POLL`] bytes or [`READS_PER_POLL`] reads,
+//!   the reader wakes its own task and returns `Pending`, so that other tasks of the thread run first.
+//! - **Over time.** Calls and their bytes have limits elsewhere; [control
+//!   frames](scanner::FrameHead::is_control) have an [`allowance`] here. A peer that exceeds it is cut off.
+//!   hyper has no call for that, so the reader ends the input with an endless header block. HTTP/2 answers
+//!   that with GOAWAY (`ENHANCE_YOUR_CALM`) and closes the connection.
 //!
-//! Nothing is buffered, and writes pass through as they are.
+//! Nothing is buffered. Writes pass through unchanged.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -26,50 +27,53 @@ mod scanner;
 #[cfg(test)]
 mod tests;
 
-/// Most frames that one poll of a connection handles. They take some 50 us, which is about what one poll of a busy follower takes.
+/// Most frames that one poll of a connection handles. They take about 50 us, like one poll of a busy
+/// follower.
 const FRAMES_PER_POLL: usize = 64;
 
 /// Most bytes that one poll of a connection reads: one full DATA frame or TLS record.
 const BYTES_PER_POLL: usize = 16 * 1024;
 
-/// Most reads in one poll of a connection. Each decrypts up to 4 KiB of TLS records, of which tiny ones hold next to no plaintext.
+/// Most reads in one poll of a connection. Each decrypts up to 4 KiB of TLS records; tiny records hold next
+/// to no plaintext.
 const READS_PER_POLL: usize = 8;
 
-/// CONTINUATION frames in the header block that ends the input. HTTP/2 gives up a block after five, or after a quarter more than the
-/// longest headers that are configured (1 MiB at most) fill frames of 16 KiB.
-const FAREWELL_FRAMES: usize = 128;
+/// CONTINUATION frames in the header block that ends the input. HTTP/2 gives up a block after five frames, or
+/// after a quarter more frames of 16 KiB than the longest configured headers fill (1 MiB at most).
+const CONTINUATIONS: usize = 128;
 
-/// The frames that end the input of a peer that exceeded its allowance: HEADERS and many CONTINUATION, all empty and none the last.
-const FAREWELL: [u8; HEADER_BYTES * (1 + FAREWELL_FRAMES)] = farewell();
+/// The frames that end the input of a peer over its allowance: HEADERS and many CONTINUATION, all empty, none
+/// the last.
+const ENDLESS_HEADERS: [u8; HEADER_BYTES * (1 + CONTINUATIONS)] = endless_headers();
 
 /// A connection whose reader has the limits of this module.
 #[derive(Debug)]
 pub(super) struct FrameLimited<IO> {
     io: IO,
     scanner: Scanner,
-    left: Left,
+    budget: PollBudget,
     allowance: Allowance,
-    stage: Stage,
+    state: ReadState,
     flooded: Flooded,
 }
 
-/// Whether a peer was cut off because it exceeded its allowance. Clones share the answer.
+/// Whether a peer was cut off because it exceeded its allowance. Clones share the flag.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flooded(Arc<AtomicBool>);
 
 #[derive(Clone, Copy, Debug)]
-enum Stage {
+enum ReadState {
     /// The peer keeps to its allowance.
     Open,
-    /// It does not: the present frame is read to its end, which [`Stage::Farewell`] follows.
+    /// The peer exceeded it. The current frame is read to its end; then follows `EndlessHeaders`.
     Exceeded,
-    /// This many bytes of [`FAREWELL`] have been read. At its end reading fails.
-    Farewell(usize),
+    /// This many bytes of [`ENDLESS_HEADERS`] have been read. At its end, reading fails.
+    EndlessHeaders(usize),
 }
 
-/// What the present poll may still read. A poll ends when the reader is `Pending`.
+/// What the current poll may still read. A poll ends when the reader is `Pending`.
 #[derive(Clone, Copy, Debug)]
-struct Left {
+struct PollBudget {
     frames: usize,
     bytes: usize,
     reads: usize,
@@ -78,36 +82,35 @@ struct Left {
 // === impl FrameLimited ===
 
 impl<IO> FrameLimited<IO> {
-    /// Limits the server's side of a connection whose preface has not been read.
+    /// Creates the server's side of a connection whose preface has not been read.
     pub(super) fn new(io: IO, flooded: Flooded) -> Self {
         let (scanner, allowance) = (Scanner::new(), Allowance::new());
-        Self { io, scanner, left: Left::FULL, allowance, stage: Stage::Open, flooded }
+        Self { io, scanner, budget: PollBudget::FULL, allowance, state: ReadState::Open, flooded }
     }
 
-    /// Accounts for `read`.
     fn account(&mut self, read: &[u8]) {
         let (mut frames, mut cost) = (0, 0);
         self.scanner.scan(read, |head| {
             frames += 1;
             cost += Allowance::cost(head);
         });
-        self.left.take(frames, read.len());
-        let is_open = matches!(self.stage, Stage::Open);
+        self.budget.take(frames, read.len());
+        let is_open = matches!(self.state, ReadState::Open);
         if is_open && cost > 0 && !self.allowance.take(cost, Instant::now().into_std()) {
-            self.stage = Stage::Exceeded;
+            self.state = ReadState::Exceeded;
             self.flooded.0.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Reads from [`FAREWELL`], of which `read` bytes have been read.
-    fn say_farewell(&mut self, read: usize, buf: &mut ReadBuf<'_>) -> io::Result<()> {
-        let rest = FAREWELL.get(read..).unwrap_or_default();
+    /// Reads from [`ENDLESS_HEADERS`], after the first `read` bytes.
+    fn read_endless_headers(&mut self, read: usize, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+        let rest = ENDLESS_HEADERS.get(read..).unwrap_or_default();
         if rest.is_empty() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         let (part, _) = rest.split_at(rest.len().min(buf.remaining()));
         buf.put_slice(part);
-        self.stage = Stage::Farewell(read + part.len());
+        self.state = ReadState::EndlessHeaders(read + part.len());
         Ok(())
     }
 
@@ -122,23 +125,23 @@ impl<IO> FrameLimited<IO> {
 impl<IO: AsyncRead + Unpin> AsyncRead for FrameLimited<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if matches!(this.stage, Stage::Exceeded) && this.scanner.is_between_frames() {
-            this.stage = Stage::Farewell(0);
+        if matches!(this.state, ReadState::Exceeded) && this.scanner.is_between_frames() {
+            this.state = ReadState::EndlessHeaders(0);
         }
-        let most = match this.stage {
-            Stage::Open => this.scanner.bytes_of(this.left.frames),
-            Stage::Exceeded => this.scanner.bytes_until_next(),
-            Stage::Farewell(read) => return Poll::Ready(this.say_farewell(read, buf)),
+        let max = match this.state {
+            ReadState::Open => this.scanner.bytes_of(this.budget.frames),
+            ReadState::Exceeded => this.scanner.bytes_until_next(),
+            ReadState::EndlessHeaders(read) => return Poll::Ready(this.read_endless_headers(read, buf)),
         };
-        if this.left.is_spent() {
-            this.left = Left::FULL;
+        if this.budget.is_spent() {
+            this.budget = PollBudget::FULL;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let most = most.min(this.left.bytes).min(buf.remaining());
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+        let max = max.min(this.budget.bytes).min(buf.remaining());
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(max));
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, &mut part) else {
-            this.left = Left::FULL;
+            this.budget = PollBudget::FULL;
             return Poll::Pending;
         };
         read?;
@@ -179,13 +182,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for FrameLimited<IO> {
     }
 }
 
-/// Makes [`FAREWELL`].
-const fn farewell() -> [u8; HEADER_BYTES * (1 + FAREWELL_FRAMES)] {
+/// Makes [`ENDLESS_HEADERS`].
+const fn endless_headers() -> [u8; HEADER_BYTES * (1 + CONTINUATIONS)] {
     const KIND_AT: usize = 3;
     const STREAM_ID_END: usize = HEADER_BYTES - 1;
-    let mut frames = [0; HEADER_BYTES * (1 + FAREWELL_FRAMES)];
+    let mut frames = [0; HEADER_BYTES * (1 + CONTINUATIONS)];
     let mut frame = 0;
-    while frame <= FAREWELL_FRAMES {
+    while frame <= CONTINUATIONS {
         frames[frame * HEADER_BYTES + KIND_AT] = if frame == 0 { HEADERS } else { CONTINUATION };
         frames[frame * HEADER_BYTES + STREAM_ID_END] = 1;
         frame += 1;
@@ -193,9 +196,9 @@ const fn farewell() -> [u8; HEADER_BYTES * (1 + FAREWELL_FRAMES)] {
     frames
 }
 
-// === impl Left ===
+// === impl PollBudget ===
 
-impl Left {
+impl PollBudget {
     const FULL: Self = Self { frames: FRAMES_PER_POLL, bytes: BYTES_PER_POLL, reads: READS_PER_POLL };
 
     fn take(&mut self, frames: usize, bytes: usize) {

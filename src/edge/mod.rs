@@ -1,22 +1,23 @@
-//! Where the world comes in: sockets, TLS, the `LeaseRPC` service, the admin port, and the end of it all.
+//! The network side: sockets, TLS, HTTP/2, the `LeaseRPC` service, the admin port and graceful shutdown.
+//!
+//! A request passes `server` (accept), `admission`, `tls`, `connection` (HTTP/2), `service` (authentication,
+//! quotas, the call) and `response`. Imports point the same way. `stream_supervisor` watches each HTTP/2
+//! stream from outside.
 
 pub mod admin;
 mod admission;
 mod audit;
 mod auth_state;
-mod calls;
 pub mod connection;
 pub mod drain;
-pub mod errors;
-mod fault;
+mod errors;
 mod frame_limit;
-mod idle;
 mod peer_limits;
 mod proxy;
-pub mod quotas;
+mod quotas;
 pub mod request;
 mod request_body;
-pub mod response;
+mod response;
 pub mod server;
 pub mod service;
 mod stream_supervisor;

@@ -1,17 +1,18 @@
-//! What is known of peers by their addresses: what each has open, how fast it calls, and which are shut out for a while.
+//! Limits per peer address: open connections, calls without credentials, and failures.
 //!
-//! A peer is shut out after too many failures of its own: calls without valid credentials, broken TLS handshakes, and
-//! connections that end because the peer broke HTTP/2 ([`super::fault`]). While it is shut out, a new connection must show a
-//! trusted certificate ([`PeerLimits::may_prove`]), and open connections on which no call has authenticated must go
+//! A peer is shut out after too many failures: calls without valid credentials, broken TLS handshakes, and
+//! connections that broke HTTP/2. While it is shut out, a new connection must present a trusted certificate
+//! ([`PeerLimits::may_prove`]), and open connections without an authenticated call must close
 //! ([`ShutOutNotice`]).
 //!
-//! Addresses are the real ones ([`super::proxy`]), and those of IPv6 count by their network ([`PeerNet`]). Only peers that have
-//! something open, or have called or failed lately, are remembered.
+//! Addresses are those that a trusted proxy names ([`super::proxy`]); IPv6 counts by network ([`PeerNet`]).
+//! Only peers that have something open, or called or failed recently, use memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::model::concurrency::{ConcurrencyLimiter, ConcurrencyPermit};
@@ -20,51 +21,53 @@ use crate::model::peer::PeerNet;
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::rate::{Buckets, Rate};
 
-/// Calls of health and reflection at once from one address. They need no credentials, so no owner's quota bounds them; a few
-/// probes and balancers watch from one address.
+/// Open health and reflection calls of one peer. They need no credentials, so no owner's quota bounds them. A
+/// few probes and balancers watch from one address.
 const OPEN_CALLS_MAX: usize = 128;
 
-/// A caller who may not open another such call may try again when somebody has ended one; nobody knows when.
+/// Retry-after hint when too many such calls are open. The wait is unknown; five seconds bounds the retry
+/// load.
 const OPEN_CALLS_RETRY: Duration = Duration::from_secs(5);
 
-/// Calls of health and reflection at once after a rest: as many as may be open, since all of them come back when a gateway
+/// Burst of health and reflection calls: as many as may be open, because all come back when a gateway
 /// restarts.
 const OPEN_CALLS_BURST: u64 = OPEN_CALLS_MAX as u64;
 
-/// Handshakes in which a peer that is shut out may show a trusted certificate. One costs about a millisecond of a core, so a
-/// shut-out address takes half a percent of one; tenants behind it that reconnect together get in within seconds.
+/// Handshakes in which a shut-out peer may present a trusted certificate. One costs about a millisecond of a
+/// core, so a shut-out address uses half a percent of one. Tenants at that address that reconnect together
+/// succeed within seconds.
 const PROOFS: Rate = Rate::new(5, Duration::from_secs(1)).with_burst(20);
 
-/// Certificates shown in such handshakes that may cause a question to the trust source, since nothing is known of them. Few,
-/// because the source may be a chain node with a rate of its own that all strangers share.
-const PROOF_QUESTIONS: Rate = Rate::new(6, Duration::from_secs(60));
+/// Unknown certificates of a shut-out peer that may cause a query to the trust source. Few, because the
+/// source may be a chain node with a rate limit that all unknown callers share.
+const PROOF_QUERIES: Rate = Rate::new(6, Duration::from_secs(60));
 
-/// In what time so many failures count.
+/// Period of the failure limit.
 const FAILURES_PER: Duration = Duration::from_secs(60);
 
-/// Peers whose rates are remembered. An attacker with more networks than this can make the gateway forget its first ones.
+/// Peers whose rates are remembered. An attacker with more networks than this can evict its first ones.
 const PEERS_KEPT: usize = 16_384;
 
-/// The peers. Cloning is cheap.
+/// Limits of all peers. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(super) struct PeerLimits(Arc<Shared>);
+pub(super) struct PeerLimits(Arc<PeerTables>);
 
 #[derive(Debug)]
-struct Shared {
+struct PeerTables {
     connections_max: usize,
     connections: ConcurrencyLimiter<PeerNet>,
     open_calls: ConcurrencyLimiter<PeerNet>,
-    /// How many calls without credentials a second, and how many each peer has made.
+    /// The limit of calls without credentials per second, and the calls of each peer. `None`: no limit.
     open_call_rate: Option<(u32, Buckets<PeerNet>)>,
-    /// How many failures are let pass, and whose there were.
+    /// The limit of failures per minute, and the failures of each peer. `None`: no limit.
     failures: Option<(u32, Buckets<PeerNet>)>,
     proofs: Buckets<PeerNet>,
-    proof_questions: Buckets<PeerNet>,
+    proof_queries: Buckets<PeerNet>,
     /// Notified when a peer is shut out. Bounded by the number of open connections.
     notices: Mutex<HashMap<PeerNet, Arc<Notify>>>,
 }
 
-/// Tells one connection when its peer is shut out. Removed from the registry on drop.
+/// Tells one connection when its peer is shut out. Unregistered on drop.
 #[derive(Debug)]
 pub(super) struct ShutOutNotice {
     peers: PeerLimits,
@@ -72,57 +75,57 @@ pub(super) struct ShutOutNotice {
     notify: Arc<Notify>,
 }
 
-// === impl Peers ===
+// === impl PeerLimits ===
 
 impl PeerLimits {
-    /// Creates an empty registry. A rate of zero in `quota` means no limit.
+    /// Creates limits of which nothing is used. A rate of zero in `quota` means no limit.
     pub(super) fn new(limits: &ConnectionLimits, quota: &QuotaLimits) -> Self {
-        let buckets = |most: u32, rate: Rate| (most > 0).then(|| (most, Buckets::new(rate, PEERS_KEPT)));
+        let buckets = |max: u32, rate: Rate| (max > 0).then(|| (max, Buckets::new(rate, PEERS_KEPT)));
         let (calls, failures) = (quota.open_calls_per_second, quota.auth_failures_per_minute);
         let call_rate = Rate::new(u64::from(calls), Duration::from_secs(1));
         let call_rate = call_rate.with_burst(OPEN_CALLS_BURST.max(u64::from(calls)));
-        Self(Arc::new(Shared {
+        Self(Arc::new(PeerTables {
             connections_max: limits.max_per_peer,
             connections: ConcurrencyLimiter::default(),
             open_calls: ConcurrencyLimiter::default(),
             open_call_rate: buckets(calls, call_rate),
             failures: buckets(failures, Rate::new(u64::from(failures), FAILURES_PER)),
             proofs: Buckets::new(PROOFS, PEERS_KEPT),
-            proof_questions: Buckets::new(PROOF_QUESTIONS, PEERS_KEPT),
+            proof_queries: Buckets::new(PROOF_QUERIES, PEERS_KEPT),
             notices: Mutex::default(),
         }))
     }
 
-    /// One more connection, unless the peer has as many as it may.
-    pub(super) fn connect(&self, peer: PeerNet) -> Option<ConcurrencyPermit<PeerNet>> {
+    /// Counts one more connection, unless the peer has too many.
+    pub(super) fn open_connection(&self, peer: PeerNet) -> Option<ConcurrencyPermit<PeerNet>> {
         self.0.connections.hold(&peer, self.0.connections_max)
     }
 
-    /// One more call that needs no credentials.
+    /// Counts one more call without credentials.
     ///
     /// # Errors
-    /// The peer calls too often, or has as many open as it may.
+    /// The peer calls too often, or has too many such calls open.
     pub(super) fn open_call(
         &self,
         peer: PeerNet,
         now: Instant,
     ) -> Result<ConcurrencyPermit<PeerNet>, Exceeded> {
-        let held = self.0.open_calls.hold(&peer, OPEN_CALLS_MAX).ok_or(Exceeded {
+        let permit = self.0.open_calls.hold(&peer, OPEN_CALLS_MAX).ok_or(Exceeded {
             quota: Quota::OpenCallsPerPeer,
             subject: Subject::Peer,
             limit: OPEN_CALLS_MAX as u64,
             retry_after: Some(OPEN_CALLS_RETRY),
         })?;
-        self.open_message(peer, now)?;
-        Ok(held)
+        self.count_message(peer, now)?;
+        Ok(permit)
     }
 
-    /// One more request message of a call that needs no credentials. Each counts like a call: reflection answers any number
-    /// of them in one.
+    /// Counts one more request message of a call without credentials. Each costs as much as a call:
+    /// reflection answers any number of them in one call.
     ///
     /// # Errors
     /// The peer sends them too often.
-    pub(super) fn open_message(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
+    pub(super) fn count_message(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
         let Some((limit, rate)) = &self.0.open_call_rate else {
             return Ok(());
         };
@@ -134,31 +137,27 @@ impl PeerLimits {
         })
     }
 
-    /// Whether a peer that is shut out may complete one more handshake, to show a trusted certificate.
+    /// Returns whether a shut-out peer may complete one more handshake, to present a trusted certificate.
     pub(super) fn may_prove(&self, peer: PeerNet, now: Instant) -> bool {
         self.0.proofs.try_take(&peer, 1, now).is_ok()
     }
 
-    /// Whether the trust source may be asked about one more unknown certificate of a peer that is shut out.
-    pub(super) fn may_ask_about(&self, peer: PeerNet, now: Instant) -> bool {
-        self.0.proof_questions.try_take(&peer, 1, now).is_ok()
+    /// Returns whether one more unknown certificate of a shut-out peer may cause a query to the trust source.
+    pub(super) fn may_query_trust(&self, peer: PeerNet, now: Instant) -> bool {
+        self.0.proof_queries.try_take(&peer, 1, now).is_ok()
     }
 
     /// Registers a connection of this peer.
     pub(super) fn notice(&self, peer: PeerNet) -> ShutOutNotice {
-        let notify = Arc::clone(self.notices().entry(peer).or_default());
+        let notify = Arc::clone(self.0.notices.lock().entry(peer).or_default());
         ShutOutNotice { peers: self.clone(), peer, notify }
     }
 
-    fn notices(&self) -> MutexGuard<'_, HashMap<PeerNet, Arc<Notify>>> {
-        self.0.notices.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the peer is listened to.
+    /// Checks that the peer is not shut out.
     ///
     /// # Errors
-    /// It has failed too often; and how long it will not be.
-    pub(super) fn listen(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
+    /// It is; the error has the remaining time.
+    pub(super) fn check(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
         let Some((limit, failures)) = &self.0.failures else {
             return Ok(());
         };
@@ -174,14 +173,14 @@ impl PeerLimits {
         })
     }
 
-    /// Counts a failure of the peer: it did not show who it is, or broke TLS or HTTP/2. The last failure that is let pass shuts
-    /// the peer out for a minute.
-    pub(super) fn failed(&self, peer: PeerNet, now: Instant) {
+    /// Counts a failure of the peer: it did not authenticate, or broke TLS or HTTP/2. The last failure within
+    /// the limit shuts the peer out for a minute.
+    pub(super) fn record_failure(&self, peer: PeerNet, now: Instant) {
         let Some((limit, failures)) = &self.0.failures else {
             return;
         };
         if failures.try_take(&peer, 1, now).is_err() {
-            // What was under way when it went silent.
+            // In progress when the peer was shut out.
             return;
         }
         if !failures.wait_for(&peer, 1, now).is_zero() {
@@ -189,9 +188,9 @@ impl PeerLimits {
             tracing::warn!(
                 %peer,
                 failures = limit,
-                "peer shut out for a minute: too many failed authentications or broken connections"
+                "shut out peer for a minute: too many failed authentications or broken connections"
             );
-            if let Some(notify) = self.notices().get(&peer) {
+            if let Some(notify) = self.0.notices.lock().get(&peer) {
                 notify.notify_waiters();
             }
         }
@@ -201,14 +200,14 @@ impl PeerLimits {
 // === impl ShutOutNotice ===
 
 impl ShutOutNotice {
-    /// Waits until the peer is shut out; returns at once if it is. Cancel safe.
+    /// Waits until the peer is shut out. Cancel safe.
     pub(super) async fn shut_out(&self) {
         loop {
             let notified = self.notify.notified();
             tokio::pin!(notified);
-            // Registered before the look, so that no notification is lost in between.
+            // Registered before the check, so that no notification is lost in between.
             notified.as_mut().enable();
-            if self.peers.listen(self.peer, tokio::time::Instant::now().into_std()).is_err() {
+            if self.peers.check(self.peer, tokio::time::Instant::now().into_std()).is_err() {
                 return;
             }
             notified.await;
@@ -218,8 +217,8 @@ impl ShutOutNotice {
 
 impl Drop for ShutOutNotice {
     fn drop(&mut self) {
-        let mut notices = self.peers.notices();
-        // The registry's own and this one.
+        let mut notices = self.peers.0.notices.lock();
+        // The table's reference and this one.
         if Arc::strong_count(&self.notify) <= 2 {
             notices.remove(&self.peer);
         }
@@ -240,56 +239,56 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_too_often_is_not_listened_to_for_a_minute() {
+    fn peer_with_many_failures_is_shut_out_for_a_minute() {
         let peers = failing(10);
         let (bad, good) = (peer(1), peer(2));
         let start = Instant::now();
         for _ in 0..10 {
-            assert_eq!(peers.listen(bad, start), Ok(()));
-            peers.failed(bad, start);
+            assert_eq!(peers.check(bad, start), Ok(()));
+            peers.record_failure(bad, start);
         }
-        let exceeded = peers.listen(bad, start).unwrap_err();
+        let exceeded = peers.check(bad, start).unwrap_err();
         assert_eq!((exceeded.quota, exceeded.limit), (Quota::AuthFailuresPerPeer, 10));
         let wait = exceeded.retry_after.unwrap();
         assert!(wait >= FAILURES_PER && wait < 2 * FAILURES_PER, "{wait:?}");
-        assert_eq!(peers.listen(good, start), Ok(()));
-        // Failures that were under way do not make it longer.
-        peers.failed(bad, start);
-        assert_eq!(peers.listen(bad, start).unwrap_err().retry_after, Some(wait));
+        assert_eq!(peers.check(good, start), Ok(()));
+        // Failures in progress at that time do not extend it.
+        peers.record_failure(bad, start);
+        assert_eq!(peers.check(bad, start).unwrap_err().retry_after, Some(wait));
         let over = start + wait;
-        assert_eq!(peers.listen(bad, over), Ok(()));
-        // Who goes on as before is sent away sooner.
-        peers.failed(bad, over);
-        assert!(peers.listen(bad, over).is_err());
+        assert_eq!(peers.check(bad, over), Ok(()));
+        // The next failure shuts it out again at once.
+        peers.record_failure(bad, over);
+        assert!(peers.check(bad, over).is_err());
     }
 
     #[test]
-    fn who_fails_now_and_then_is_listened_to() {
+    fn peer_with_rare_failures_is_not_shut_out() {
         let peers = failing(60);
         let mut now = Instant::now();
         for _ in 0..1_000 {
-            assert_eq!(peers.listen(peer(1), now), Ok(()));
-            peers.failed(peer(1), now);
+            assert_eq!(peers.check(peer(1), now), Ok(()));
+            peers.record_failure(peer(1), now);
             now += Duration::from_secs(1);
         }
         let unlimited = failing(0);
         for _ in 0..1_000 {
-            unlimited.failed(peer(1), now);
+            unlimited.record_failure(peer(1), now);
         }
-        assert_eq!(unlimited.listen(peer(1), now), Ok(()));
+        assert_eq!(unlimited.check(peer(1), now), Ok(()));
     }
 
     #[test]
-    fn each_peer_has_so_many_connections_and_open_calls() {
+    fn connections_and_open_calls_are_limited_per_peer() {
         let limits = ConnectionLimits { max_per_peer: 2, ..ConnectionLimits::default() };
         let peers =
             PeerLimits::new(&limits, &QuotaLimits { open_calls_per_second: 0, ..QuotaLimits::default() });
         let now = Instant::now();
-        let held = [peers.connect(peer(1)).unwrap(), peers.connect(peer(1)).unwrap()];
-        assert!(peers.connect(peer(1)).is_none());
-        let other = peers.connect(peer(2)).unwrap();
+        let held = [peers.open_connection(peer(1)).unwrap(), peers.open_connection(peer(1)).unwrap()];
+        assert!(peers.open_connection(peer(1)).is_none());
+        let other = peers.open_connection(peer(2)).unwrap();
         drop(held);
-        let again = peers.connect(peer(1)).unwrap();
+        let again = peers.open_connection(peer(1)).unwrap();
         drop((again, other));
         let calls: Vec<_> = (0..OPEN_CALLS_MAX).map(|_| peers.open_call(peer(1), now).unwrap()).collect();
         assert_eq!(peers.open_call(peer(1), now).unwrap_err().quota, Quota::OpenCallsPerPeer);
@@ -311,43 +310,43 @@ mod tests {
         assert!(peers.open_call(peer(2), now).is_ok());
         let later = now + Duration::from_millis(500);
         assert!(peers.open_call(peer(1), later).is_ok());
-        assert!(peers.open_message(peer(1), later).is_err());
+        assert!(peers.count_message(peer(1), later).is_err());
     }
 
     #[test]
-    fn shut_out_peer_proves_itself_at_a_rate() {
+    fn proofs_of_a_shut_out_peer_are_rate_limited() {
         let peers = failing(1);
         let now = Instant::now();
         let handshakes = (0..1_000).filter(|_| peers.may_prove(peer(1), now)).count();
-        let questions = (0..1_000).filter(|_| peers.may_ask_about(peer(1), now)).count();
-        assert_eq!((handshakes, questions), (20, 6));
+        let queries = (0..1_000).filter(|_| peers.may_query_trust(peer(1), now)).count();
+        assert_eq!((handshakes, queries), (20, 6));
         let later = now + Duration::from_secs(10);
         let handshakes = (0..1_000).filter(|_| peers.may_prove(peer(1), later)).count();
-        let questions = (0..1_000).filter(|_| peers.may_ask_about(peer(1), later)).count();
-        assert_eq!((handshakes, questions), (20, 1));
+        let queries = (0..1_000).filter(|_| peers.may_query_trust(peer(1), later)).count();
+        assert_eq!((handshakes, queries), (20, 1));
         assert!(peers.may_prove(peer(2), now));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_learn_that_their_peer_is_shut_out() {
+    async fn shut_out_notifies_all_connections_of_the_peer() {
         let peers = failing(2);
         let now = || tokio::time::Instant::now().into_std();
         let (bad, same, good) = (peers.notice(peer(1)), peers.notice(peer(1)), peers.notice(peer(2)));
         let short = Duration::from_millis(1);
-        peers.failed(peer(1), now());
+        peers.record_failure(peer(1), now());
         tokio::time::timeout(short, bad.shut_out()).await.unwrap_err();
-        let (bad_told, same_told, ()) = tokio::join!(
+        let (bad_notified, same_notified, ()) = tokio::join!(
             tokio::time::timeout(short, bad.shut_out()),
             tokio::time::timeout(short, same.shut_out()),
-            async { peers.failed(peer(1), now()) },
+            async { peers.record_failure(peer(1), now()) },
         );
-        assert!(bad_told.is_ok() && same_told.is_ok());
+        assert!(bad_notified.is_ok() && same_notified.is_ok());
         tokio::time::timeout(short, good.shut_out()).await.unwrap_err();
-        // A connection that comes later is told at once.
+        // A later connection is notified at once.
         peers.notice(peer(1)).shut_out().await;
         drop((bad, good));
-        assert_eq!(peers.notices().len(), 1);
+        assert_eq!(peers.0.notices.lock().len(), 1);
         drop(same);
-        assert_eq!(peers.notices().len(), 0);
+        assert_eq!(peers.0.notices.lock().len(), 0);
     }
 }

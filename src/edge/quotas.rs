@@ -1,8 +1,9 @@
-//! What each owner may use, and all of them together.
+//! Quotas of calls, streams and restarts: per owner, per lease and for the whole gateway.
 //!
-//! Asked once it is known who calls, and before the call costs anything. Owners who hold nothing and have not called lately are
-//! not remembered.
+//! Checked after authentication and before the call costs anything. Owners that hold no stream and have not
+//! called recently use no memory.
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,138 +13,133 @@ use crate::model::limits::QuotaLimits;
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::rate::{Buckets, Rate};
 
-/// Who has too many streams may open another when one has ended; nobody knows when. Long enough for trying again not to be a
-/// load, and short enough for a person.
+/// Retry-after hint when too many streams are open. The wait is unknown; five seconds bounds the retry load
+/// and is short enough for a person.
 const STREAMS_RETRY: Duration = Duration::from_secs(5);
 
-/// Owners and leases of whom calls and restarts are remembered: more than one gateway has at a time.
-const KEPT: usize = 16_384;
+/// Owners and leases whose rates are remembered: more than one gateway serves at a time.
+const KEYS_KEPT: usize = 16_384;
 
 /// The quotas of one gateway. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub struct Quotas(Arc<Shared>);
+pub(super) struct Quotas(Arc<QuotaTables>);
 
 #[derive(Debug)]
-struct Shared {
+struct QuotaTables {
     limits: QuotaLimits,
     all_streams: ConcurrencyLimiter<()>,
     streams: ConcurrencyLimiter<Owner>,
-    all_requests: Option<Buckets<()>>,
-    requests: Option<Buckets<Owner>>,
-    all_restarts: Option<Buckets<()>>,
-    restarts_of_owners: Option<Buckets<Owner>>,
-    restarts: Option<Buckets<LeaseId>>,
+    all_requests: RateQuota<()>,
+    requests: RateQuota<Owner>,
+    all_restarts: RateQuota<()>,
+    restarts_of_owners: RateQuota<Owner>,
+    restarts: RateQuota<LeaseId>,
 }
 
-/// Counts a call as one of its owner's streams for as long as it lives.
+/// A quota per time, for each key.
 #[derive(Debug)]
-pub struct StreamPermit {
-    _of_owner: ConcurrencyPermit<Owner>,
-    _of_all: ConcurrencyPermit<()>,
+struct RateQuota<K> {
+    quota: Quota,
+    limit: u32,
+    /// `None`: no limit.
+    buckets: Option<Buckets<K>>,
+}
+
+/// Counts a call as one of its owner's streams. Released on drop.
+#[derive(Debug)]
+pub(super) struct StreamPermit {
+    _owner: ConcurrencyPermit<Owner>,
+    _gateway: ConcurrencyPermit<()>,
 }
 
 // === impl Quotas ===
 
 impl Quotas {
-    /// All of them unused.
-    pub fn new(limits: &QuotaLimits) -> Self {
-        // Every stream may come back at once.
-        let a_second = |calls: u32, streams: usize| {
-            Rate::new(u64::from(calls), Duration::from_secs(1))
-                .with_burst(u64::from(calls).max(streams as u64))
+    pub(super) fn new(limits: &QuotaLimits) -> Self {
+        // All streams may come back at once.
+        let per_second = |quota, calls: u32, streams: usize| {
+            let rate = Rate::new(u64::from(calls), Duration::from_secs(1));
+            (quota, calls, rate.with_burst(u64::from(calls).max(streams as u64)))
         };
-        let an_hour = |restarts: u32| Rate::new(u64::from(restarts), Duration::from_secs(3_600));
-        Self(Arc::new(Shared {
-            all_requests: buckets(limits.requests_per_second_in_all, |calls| a_second(calls, limits.streams)),
-            requests: buckets(limits.requests_per_second, |calls| a_second(calls, limits.streams_per_owner)),
-            all_restarts: buckets(limits.restarts_per_hour_in_all, an_hour),
-            restarts_of_owners: buckets(limits.restarts_per_hour_of_owner, an_hour),
-            restarts: buckets(limits.restarts_per_hour, an_hour),
+        let per_hour = |quota, restarts: u32| {
+            (quota, restarts, Rate::new(u64::from(restarts), Duration::from_secs(3_600)))
+        };
+        Self(Arc::new(QuotaTables {
+            all_requests: per_second(Quota::Requests, limits.requests_per_second_in_all, limits.streams)
+                .into(),
+            requests: per_second(
+                Quota::RequestsPerOwner,
+                limits.requests_per_second,
+                limits.streams_per_owner,
+            )
+            .into(),
+            all_restarts: per_hour(Quota::Restarts, limits.restarts_per_hour_in_all).into(),
+            restarts_of_owners: per_hour(Quota::RestartsPerOwner, limits.restarts_per_hour_of_owner).into(),
+            restarts: per_hour(Quota::RestartsPerLease, limits.restarts_per_hour).into(),
             limits: limits.clone(),
             all_streams: ConcurrencyLimiter::default(),
             streams: ConcurrencyLimiter::default(),
         }))
     }
 
-    /// A call of `owner`, which may become a stream.
+    /// Counts a call of `owner`, and holds a stream for it.
     ///
     /// # Errors
-    /// They call too often, or have too many streams open, or all do.
-    pub fn call(&self, owner: &Owner, now: Instant) -> Result<StreamPermit, Exceeded> {
-        let limits = &self.0.limits;
-        if let Some(requests) = &self.0.requests {
-            requests.try_take(owner, 1, now).map_err(|wait| Exceeded {
-                quota: Quota::RequestsPerOwner,
-                subject: Subject::Owner(owner.clone()),
-                limit: u64::from(limits.requests_per_second),
-                retry_after: Some(wait),
-            })?;
-        }
-        if let Some(requests) = &self.0.all_requests {
-            requests.try_take(&(), 1, now).map_err(|wait| Exceeded {
-                quota: Quota::Requests,
-                subject: Subject::Gateway,
-                limit: u64::from(limits.requests_per_second_in_all),
-                retry_after: Some(wait),
-            })?;
-        }
-        // The owner's own first: what is theirs alone is no news to the others.
-        let of_owner = self.0.streams.hold(owner, limits.streams_per_owner).ok_or_else(|| Exceeded {
-            quota: Quota::StreamsPerOwner,
-            subject: Subject::Owner(owner.clone()),
-            limit: limits.streams_per_owner as u64,
+    /// The owner, or all owners together, call too often or have too many streams open.
+    pub(super) fn call(&self, owner: &Owner, now: Instant) -> Result<StreamPermit, Exceeded> {
+        let QuotaTables { limits, requests, all_requests, streams, all_streams, .. } = &*self.0;
+        requests.take(owner, now, || Subject::Owner(owner.clone()))?;
+        all_requests.take(&(), now, || Subject::Gateway)?;
+        let exceeded = |quota, subject, limit: usize| Exceeded {
+            quota,
+            subject,
+            limit: limit as u64,
             retry_after: Some(STREAMS_RETRY),
+        };
+        // The owner's own quota first: its error reveals nothing about other owners.
+        let of_owner = streams.hold(owner, limits.streams_per_owner).ok_or_else(|| {
+            exceeded(Quota::StreamsPerOwner, Subject::Owner(owner.clone()), limits.streams_per_owner)
         })?;
-        let of_all = self.0.all_streams.hold(&(), limits.streams).ok_or(Exceeded {
-            quota: Quota::Streams,
-            subject: Subject::Gateway,
-            limit: limits.streams as u64,
-            retry_after: Some(STREAMS_RETRY),
-        })?;
-        Ok(StreamPermit { _of_owner: of_owner, _of_all: of_all })
+        let of_all = all_streams
+            .hold(&(), limits.streams)
+            .ok_or_else(|| exceeded(Quota::Streams, Subject::Gateway, limits.streams))?;
+        Ok(StreamPermit { _owner: of_owner, _gateway: of_all })
     }
 
-    /// A restart of something of `lease`, to be asked for before anything is done; a call that is an
-    /// earlier one made again takes nothing.
+    /// Counts a restart in `lease`. Called before anything is done, and not for a repeated call.
     ///
     /// # Errors
-    /// The lease was restarted too often within an hour, or its owner's leases together, or all. What was taken of a narrower
-    /// quota before a wider one refused is gone: who asks again at once does not get further by it.
-    pub fn restart(&self, lease: &LeaseId, now: Instant) -> Result<(), Exceeded> {
-        let Shared { limits, .. } = &*self.0;
-        let exceeded = |quota, subject, limit: u32| {
-            move |wait| Exceeded { quota, subject, limit: u64::from(limit), retry_after: Some(wait) }
-        };
-        if let Some(restarts) = &self.0.restarts {
-            let subject = Subject::Lease(lease.clone());
-            restarts.try_take(lease, 1, now).map_err(exceeded(
-                Quota::RestartsPerLease,
-                subject,
-                limits.restarts_per_hour,
-            ))?;
-        }
-        if let Some(restarts) = &self.0.restarts_of_owners {
-            let subject = Subject::Owner(lease.owner().clone());
-            restarts.try_take(lease.owner(), 1, now).map_err(exceeded(
-                Quota::RestartsPerOwner,
-                subject,
-                limits.restarts_per_hour_of_owner,
-            ))?;
-        }
-        if let Some(restarts) = &self.0.all_restarts {
-            restarts.try_take(&(), 1, now).map_err(exceeded(
-                Quota::Restarts,
-                Subject::Gateway,
-                limits.restarts_per_hour_in_all,
-            ))?;
-        }
-        Ok(())
+    /// The lease, its owner's leases or all leases were restarted too often within an hour. A narrower quota
+    /// stays taken when a wider one refuses, so a caller gains nothing by retrying at once.
+    pub(super) fn restart(&self, lease: &LeaseId, now: Instant) -> Result<(), Exceeded> {
+        let QuotaTables { restarts, restarts_of_owners, all_restarts, .. } = &*self.0;
+        restarts.take(lease, now, || Subject::Lease(lease.clone()))?;
+        restarts_of_owners.take(lease.owner(), now, || Subject::Owner(lease.owner().clone()))?;
+        all_restarts.take(&(), now, || Subject::Gateway)
     }
 }
 
-/// Buckets of so much per time; none for 0, which is for no limit.
-fn buckets<K: Clone + Eq + std::hash::Hash>(most: u32, rate: impl FnOnce(u32) -> Rate) -> Option<Buckets<K>> {
-    (most > 0).then(|| Buckets::new(rate(most), KEPT))
+// === impl RateQuota ===
+
+impl<K: Clone + Eq + Hash> RateQuota<K> {
+    fn take(&self, key: &K, now: Instant, subject: impl FnOnce() -> Subject) -> Result<(), Exceeded> {
+        let Some(buckets) = &self.buckets else {
+            return Ok(());
+        };
+        buckets.try_take(key, 1, now).map_err(|wait| Exceeded {
+            quota: self.quota,
+            subject: subject(),
+            limit: u64::from(self.limit),
+            retry_after: Some(wait),
+        })
+    }
+}
+
+/// A limit of zero means no limit.
+impl<K: Clone + Eq + Hash> From<(Quota, u32, Rate)> for RateQuota<K> {
+    fn from((quota, limit, rate): (Quota, u32, Rate)) -> Self {
+        Self { quota, limit, buckets: (limit > 0).then(|| Buckets::new(rate, KEYS_KEPT)) }
+    }
 }
 
 #[cfg(test)]
@@ -163,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_counted_for_each_and_for_all() {
+    fn streams_are_limited_per_owner_and_in_all() {
         let quotas = Quotas::new(&LIMITS());
         let now = Instant::now();
         let [greedy, other, third] = [1, 2, 3].map(owner);
@@ -172,7 +168,7 @@ mod tests {
         assert_eq!((exceeded.quota, exceeded.limit), (Quota::StreamsPerOwner, 2));
         assert_eq!(exceeded.subject, Subject::Owner(greedy.clone()));
         let others = quotas.call(&other, now).unwrap();
-        // One who finds no room keeps none.
+        // A refused call holds no permit.
         for _ in 0..5 {
             assert_eq!(quotas.call(&third, now).unwrap_err().quota, Quota::Streams);
         }
@@ -183,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_paced_for_each_and_the_wait_is_true() {
+    fn calls_are_limited_per_owner_until_retry_after() {
         let quotas = Quotas::new(&LIMITS());
         let mut now = Instant::now();
         let (greedy, other) = (owner(1), owner(2));
@@ -200,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn all_streams_of_an_owner_may_come_back_at_once() {
+    fn all_streams_of_an_owner_reconnect_at_once() {
         let limits = QuotaLimits { requests_per_second: 1, ..QuotaLimits::default() };
         let quotas = Quotas::new(&limits);
         let now = Instant::now();
@@ -211,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn restarts_are_counted_for_each_lease() {
+    fn restarts_are_limited_per_lease() {
         let quotas = Quotas::new(&QuotaLimits { restarts_per_hour: 2, ..QuotaLimits::default() });
         let now = Instant::now();
         let [one, other] =
@@ -234,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn restarts_are_counted_for_each_owner_and_in_all() {
+    fn restarts_are_limited_per_owner_and_in_all() {
         let quotas = Quotas::new(&QuotaLimits {
             restarts_per_hour: 2,
             restarts_per_hour_of_owner: 3,
@@ -258,10 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_paced_in_all_but_all_streams_may_come_back() {
+    fn calls_are_limited_in_all_after_a_burst_of_streams() {
         let quotas = Quotas::new(&QuotaLimits { requests_per_second_in_all: 1, ..LIMITS() });
         let now = Instant::now();
-        // As many as there may be streams, whosever they are.
+        // The burst: as many calls as streams, of any owners.
         for account in 1..=3 {
             drop(quotas.call(&owner(account), now).unwrap());
         }

@@ -1,8 +1,9 @@
-//! From the bytes of a request to a request that makes sense, or an error that names the field.
+//! Decoding and validation of requests. Errors name the field.
 //!
-//! The wire form is gone through before it is decoded: a client of the other published `LeaseRPC` proto sends service names
-//! where the draft has a filter, and some of them (`ha`, `p1`) would decode as a filter of unknown fields, that is, as no
-//! filter, that is, as everything. So unknown fields within a filter are refused; elsewhere they are skipped, as ever.
+//! The wire form is checked before it is decoded. A client of the other published `LeaseRPC` proto sends
+//! service names where the draft has a filter. Some of them (`ha`, `p1`) decode as a filter with unknown
+//! fields only, which is an empty filter, which selects everything. So unknown fields within a filter are
+//! refused. Elsewhere they are skipped, as usual.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,21 +24,21 @@ use crate::model::time::LogTime;
 use crate::model::view::Filter;
 use crate::restart;
 
-/// Number of `filter` in every request of the service.
+/// Field number of `filter` in every request of the service.
 const FILTER_FIELD: u32 = 2;
-/// Number of `filters` in every request of the service.
+/// Field number of `filters` in every request of the service.
 const FILTERS_FIELD: u32 = 104;
 
 /// Decodes a request message of the lease service.
 pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, CallError> {
     check_filters(bytes.clone())?;
     M::decode(bytes.clone()).map_err(|error| {
-        // prost names message and field, and the kind of fault; it does not repeat what was sent.
+        // The text of prost names message, field and kind of error, and repeats no input.
         CallError::request(error)
     })
 }
 
-/// The lease that a request is about.
+/// Validates the lease of a request.
 pub fn lease(id: Option<&market::LeaseId>) -> Result<LeaseId, CallError> {
     let id = id.ok_or_else(|| CallError::field("lease_id", "is missing"))?;
     if id.bseq != 0 {
@@ -49,67 +50,67 @@ pub fn lease(id: Option<&market::LeaseId>) -> Result<LeaseId, CallError> {
     })
 }
 
-/// The services and replicas that a request wants, by at most `most` filters beside the one.
+/// Combines the fields `filter` and `filters`, of which the second has at most `filters_max` entries.
 pub fn filter(
-    one: Option<&ServiceFilter>,
-    several: &[ServiceFilter],
-    most: usize,
+    single: Option<&ServiceFilter>,
+    filters: &[ServiceFilter],
+    filters_max: usize,
 ) -> Result<Filter, CallError> {
-    if several.len() > most {
-        return Err(CallError::field("filters", format!("must be at most {most}")));
+    if filters.len() > filters_max {
+        return Err(CallError::field("filters", format!("must have at most {filters_max} entries")));
     }
-    let replicas: usize = one.iter().copied().chain(several).map(|filter| filter.replicas.len()).sum();
+    let replicas: usize = single.iter().copied().chain(filters).map(|filter| filter.replicas.len()).sum();
     if replicas > FILTER_REPLICAS_MAX {
-        let words = format!("must name at most {FILTER_REPLICAS_MAX} replicas");
-        return Err(CallError::field(if several.is_empty() { "filter" } else { "filters" }, words));
+        let text = format!("must name at most {FILTER_REPLICAS_MAX} replicas");
+        return Err(CallError::field(if filters.is_empty() { "filter" } else { "filters" }, text));
     }
     let mut filter = Filter::everything();
-    // Clients generated for Go always send one.
-    let meant = one.filter(|one| !one.name.is_empty() || !one.replicas.is_empty());
-    if let Some(one) = meant {
-        add(&mut filter, "filter", one)?;
+    // An empty one counts as absent: clients generated for Go always send one.
+    if let Some(single) = single.filter(|single| !single.name.is_empty() || !single.replicas.is_empty()) {
+        add(&mut filter, "filter", single)?;
     }
-    for (index, one) in several.iter().enumerate() {
-        add(&mut filter, &format!("filters[{index}]"), one)?;
+    for (index, entry) in filters.iter().enumerate() {
+        add(&mut filter, &format!("filters[{index}]"), entry)?;
     }
     Ok(filter)
 }
 
-/// A request for logs, checked; with at most `filters` filters.
-pub fn logs(request: &ServiceLogsRequest, filters: usize) -> Result<LogsRequest, CallError> {
+/// Validates a request for logs, which has at most `filters_max` filters.
+pub fn logs(request: &ServiceLogsRequest, filters_max: usize) -> Result<LogsRequest, CallError> {
     let lease = lease(request.lease_id.as_ref())?;
-    let filter = filter(request.filter.as_ref(), &request.filters, filters)?;
+    let filter = filter(request.filter.as_ref(), &request.filters, filters_max)?;
     let since = request.since.as_ref().map(|since| time("since", since)).transpose()?;
-    let history = BackfillFilter { last: request.tail_lines, since };
-    let range = match (request.previous, request.follow) {
-        (true, true) => return Err(CallError::field("previous", "cannot be followed: unset follow")),
-        (true, false) => ReadRange::Previous(history),
-        (false, true) => ReadRange::Follow(history),
-        (false, false) => ReadRange::UntilNow(history),
+    let backfill = BackfillFilter { last: request.tail_lines, since };
+    let extent = match (request.previous, request.follow) {
+        (true, true) => return Err(CallError::field("previous", "cannot be combined with follow")),
+        (true, false) => ReadRange::Previous(backfill),
+        (false, true) => ReadRange::Follow(backfill),
+        (false, false) => ReadRange::UntilNow(backfill),
     };
     if !request.resume.is_empty() {
-        let clash = [
+        let conflicts = [
             ("tail_lines", request.tail_lines.is_some()),
             ("since", request.since.is_some()),
             ("previous", request.previous),
         ];
-        if let Some((field, _)) = clash.iter().find(|(_, set)| *set) {
+        if let Some((field, _)) = conflicts.iter().find(|(_, set)| *set) {
             return Err(CallError::field("resume", format!("cannot be combined with {field}")));
         }
     }
     let representation = if request.timestamps { Representation::Timestamped } else { Representation::Plain };
     let on_lag = on_lag(request.on_lag)?;
     let resume = resume(&request.resume, &filter)?;
-    Ok(LogsRequest { lease, filter, range, representation, on_lag, resume })
+    Ok(LogsRequest { lease, filter, extent, representation, on_lag, resume })
 }
 
-/// A request for a restart, checked, with at most `filters` filters; and how long to wait for it.
+/// Validates a request for a restart, which has at most `filters_max` filters. Also returns how long the
+/// caller waits for it.
 pub fn restart(
     request: &ServiceRestartRequest,
-    filters: usize,
+    filters_max: usize,
 ) -> Result<(restart::Request, Duration), CallError> {
     let lease = lease(request.lease_id.as_ref())?;
-    let filter = filter(request.filter.as_ref(), &request.filters, filters)?;
+    let filter = filter(request.filter.as_ref(), &request.filters, filters_max)?;
     let timeout = request.timeout.as_ref().map(timeout).transpose()?.unwrap_or_default();
     let id = match request.request_id.as_str() {
         "" => None,
@@ -119,28 +120,28 @@ pub fn restart(
 }
 
 fn timeout(given: &prost_types::Duration) -> Result<Duration, CallError> {
-    let fault = |words: String| Err(CallError::field("timeout", words));
+    let invalid = |text: String| Err(CallError::field("timeout", text));
     if given.seconds < 0 || given.nanos < 0 {
-        return fault("must not be negative".to_owned());
+        return invalid("must not be negative".to_owned());
     }
     let nanos = u32::try_from(given.nanos).unwrap_or(u32::MAX);
     if nanos >= 1_000_000_000 {
-        return fault("has more nanoseconds than a second has".to_owned());
+        return invalid("nanos must be less than 1000000000".to_owned());
     }
     let timeout = Duration::new(given.seconds.unsigned_abs(), nanos);
     if timeout > RESTART_TIMEOUT_MAX {
-        return fault(format!("must be at most {} s", RESTART_TIMEOUT_MAX.as_secs()));
+        return invalid(format!("must be at most {} s", RESTART_TIMEOUT_MAX.as_secs()));
     }
     Ok(timeout)
 }
 
-fn add(filter: &mut Filter, field: &str, one: &ServiceFilter) -> Result<(), CallError> {
+fn add(filter: &mut Filter, field: &str, entry: &ServiceFilter) -> Result<(), CallError> {
     let path = format!("{field}.name");
-    if one.name.is_empty() {
-        return Err(CallError::field(path, "is empty: name the service"));
+    if entry.name.is_empty() {
+        return Err(CallError::field(path, "must not be empty"));
     }
-    let service: ServiceName = one.name.parse().map_err(|error| CallError::field(path, error))?;
-    filter.add(service, &one.replicas);
+    let service: ServiceName = entry.name.parse().map_err(|error| CallError::field(path, error))?;
+    filter.add(service, &entry.replicas);
     Ok(())
 }
 
@@ -150,7 +151,7 @@ fn on_lag(value: i32) -> Result<LagPolicy, CallError> {
         Ok(Wire::Drop) => Ok(LagPolicy::Drop),
         Ok(Wire::Close) => Ok(LagPolicy::Close),
         Ok(Wire::Refill) => {
-            Err(CallError::Unimplemented("on_lag: REFILL is not offered yet; use DROP or CLOSE"))
+            Err(CallError::Unimplemented("on_lag: REFILL is not supported yet; use DROP or CLOSE"))
         }
         Err(_) => Err(CallError::field("on_lag", "must be DROP (0) or CLOSE (2)")),
     }
@@ -158,7 +159,7 @@ fn on_lag(value: i32) -> Result<LagPolicy, CallError> {
 
 fn resume(cursors: &[Cursor], filter: &Filter) -> Result<HashMap<Replica, (Instance, Position)>, CallError> {
     if cursors.len() > CURSORS_MAX {
-        return Err(CallError::field("resume", format!("must be at most {CURSORS_MAX}")));
+        return Err(CallError::field("resume", format!("must have at most {CURSORS_MAX} cursors")));
     }
     let mut resume = HashMap::with_capacity(cursors.len());
     for (index, cursor) in cursors.iter().enumerate() {
@@ -166,12 +167,12 @@ fn resume(cursors: &[Cursor], filter: &Filter) -> Result<HashMap<Replica, (Insta
         let service = cursor.service.parse().map_err(|error| CallError::field(field("service"), error))?;
         let replica = Replica { service, index: cursor.replica };
         if !filter.wants(&replica) {
-            return Err(CallError::field(field("replica"), "is not chosen by the filter"));
+            return Err(CallError::field(field("replica"), "is not selected by the filter"));
         }
         let instance = cursor.instance.parse().map_err(|error| CallError::field(field("instance"), error))?;
         let position = position(cursor, &field)?;
         if resume.insert(replica, (instance, position)).is_some() {
-            return Err(CallError::field(field("replica"), "has a cursor already"));
+            return Err(CallError::field(field("replica"), "has more than one cursor"));
         }
     }
     Ok(resume)
@@ -189,11 +190,11 @@ fn position(cursor: &Cursor, field: &dyn Fn(&str) -> String) -> Result<Position,
 
 fn time(field: &str, stamp: &prost_types::Timestamp) -> Result<LogTime, CallError> {
     LogTime::from_parts(stamp.seconds, stamp.nanos)
-        .ok_or_else(|| CallError::field(field, "is not a time between the years 1677 and 2262"))
+        .ok_or_else(|| CallError::field(field, "must be a time between the years 1677 and 2262"))
 }
 
-/// Refuses unknown fields within filters, and a second `filter`: a client of the other published form that names `""` twice sends
-/// two empty ones. Leaves everything else, malformed fields too, to the decoder.
+/// Refuses unknown fields within filters, and a second `filter`: a client of the other published form that
+/// names `""` twice sends two empty ones. Leaves everything else, including malformed fields, to the decoder.
 fn check_filters(mut message: Bytes) -> Result<(), CallError> {
     let mut seen = false;
     while message.has_remaining() {
@@ -213,7 +214,7 @@ fn check_filters(mut message: Bytes) -> Result<(), CallError> {
         if number == FILTER_FIELD && std::mem::replace(&mut seen, true) {
             return Err(CallError::field(
                 "filter",
-                "is given more than once: several services belong into filters",
+                "is set more than once; use filters to select several services",
             ));
         }
     }
@@ -232,13 +233,13 @@ fn check_filter(number: u32, filter: &Bytes) -> Result<(), CallError> {
         };
         if !known {
             let hint = if std::str::from_utf8(filter).is_ok_and(|text| text.parse::<ServiceName>().is_ok()) {
-                "; this looks like a bare service name, as clients of another published form of this service send it: \
-                 it belongs into filter.name"
+                "; it looks like a bare service name, which another published form of this service has here: \
+                 set filter.name instead"
             } else {
                 ""
             };
-            let words = format!("is not a ServiceFilter (name = 1, replicas = 2){hint}");
-            return Err(CallError::field(field, words));
+            let text = format!("is not a ServiceFilter (name = 1, replicas = 2){hint}");
+            return Err(CallError::field(field, text));
         }
     }
     Ok(())
@@ -279,8 +280,8 @@ mod tests {
         ServiceFilter { name: name.into(), replicas: replicas.into() }
     }
 
-    /// What is wrong with a good request after `change`: the field.
-    fn fault(change: impl FnOnce(&mut ServiceLogsRequest)) -> String {
+    /// Returns the field that is wrong in a good request after `change`.
+    fn invalid(change: impl FnOnce(&mut ServiceLogsRequest)) -> String {
         let mut request = good();
         change(&mut request);
         match logs(&request, FILTERS_MAX) {
@@ -293,43 +294,43 @@ mod tests {
         }
     }
 
-    fn lease_fault(change: impl FnOnce(&mut market::LeaseId)) -> String {
-        fault(|request| change(request.lease_id.as_mut().unwrap()))
+    fn invalid_lease(change: impl FnOnce(&mut market::LeaseId)) -> String {
+        invalid(|request| change(request.lease_id.as_mut().unwrap()))
     }
 
     #[test]
-    fn every_fault_names_its_field() {
-        assert_eq!(fault(|r| r.lease_id = None), "lease_id");
-        assert_eq!(lease_fault(|l| l.owner = String::new()), "lease_id.owner");
-        assert_eq!(lease_fault(|l| l.owner = OWNER.to_uppercase()), "lease_id.owner");
-        assert_eq!(lease_fault(|l| l.provider = OWNER.into()), "lease_id.provider");
-        assert_eq!(lease_fault(|l| l.dseq = 0), "lease_id.dseq");
-        assert_eq!(lease_fault(|l| l.gseq = 0), "lease_id.gseq");
-        assert_eq!(lease_fault(|l| l.oseq = 0), "lease_id.oseq");
-        assert_eq!(lease_fault(|l| l.bseq = 1), "lease_id.bseq");
-        assert_eq!(fault(|r| r.filter = Some(one("", &[1]))), "filter.name");
-        assert_eq!(fault(|r| r.filter = Some(one("No", &[]))), "filter.name");
-        assert_eq!(fault(|r| r.filter = Some(one("web", &vec![1; FILTER_REPLICAS_MAX + 1]))), "filter");
-        assert_eq!(fault(|r| r.filters = vec![one("web", &[]), one("", &[])]), "filters[1].name");
-        assert_eq!(fault(|r| r.filters = vec![one("", &[])]), "filters[0].name");
+    fn errors_name_their_field() {
+        assert_eq!(invalid(|r| r.lease_id = None), "lease_id");
+        assert_eq!(invalid_lease(|l| l.owner = String::new()), "lease_id.owner");
+        assert_eq!(invalid_lease(|l| l.owner = OWNER.to_uppercase()), "lease_id.owner");
+        assert_eq!(invalid_lease(|l| l.provider = OWNER.into()), "lease_id.provider");
+        assert_eq!(invalid_lease(|l| l.dseq = 0), "lease_id.dseq");
+        assert_eq!(invalid_lease(|l| l.gseq = 0), "lease_id.gseq");
+        assert_eq!(invalid_lease(|l| l.oseq = 0), "lease_id.oseq");
+        assert_eq!(invalid_lease(|l| l.bseq = 1), "lease_id.bseq");
+        assert_eq!(invalid(|r| r.filter = Some(one("", &[1]))), "filter.name");
+        assert_eq!(invalid(|r| r.filter = Some(one("No", &[]))), "filter.name");
+        assert_eq!(invalid(|r| r.filter = Some(one("web", &vec![1; FILTER_REPLICAS_MAX + 1]))), "filter");
+        assert_eq!(invalid(|r| r.filters = vec![one("web", &[]), one("", &[])]), "filters[1].name");
+        assert_eq!(invalid(|r| r.filters = vec![one("", &[])]), "filters[0].name");
         let beside = |r: &mut ServiceLogsRequest| {
             r.filter = Some(one("web", &[]));
             r.filters = vec![one("", &[0])];
         };
-        assert_eq!(fault(beside), "filters[0].name");
-        assert_eq!(fault(|r| r.filters = vec![one("web", &[]); FILTERS_MAX + 1]), "filters");
-        assert_eq!(fault(|r| r.on_lag = 7), "on_lag");
-        assert_eq!(fault(|r| r.on_lag = 1), "UNIMPLEMENTED");
-        let year_dot = prost_types::Timestamp { seconds: i64::MIN, nanos: 0 };
-        assert_eq!(fault(|r| r.since = Some(year_dot)), "since");
+        assert_eq!(invalid(beside), "filters[0].name");
+        assert_eq!(invalid(|r| r.filters = vec![one("web", &[]); FILTERS_MAX + 1]), "filters");
+        assert_eq!(invalid(|r| r.on_lag = 7), "on_lag");
+        assert_eq!(invalid(|r| r.on_lag = 1), "UNIMPLEMENTED");
+        let year_1 = prost_types::Timestamp { seconds: i64::MIN, nanos: 0 };
+        assert_eq!(invalid(|r| r.since = Some(year_1)), "since");
         let both = |r: &mut ServiceLogsRequest| (r.previous, r.follow) = (true, true);
-        assert_eq!(fault(both), "previous");
+        assert_eq!(invalid(both), "previous");
     }
 
     #[test]
-    fn every_fault_of_a_cursor_names_its_field() {
+    fn errors_in_cursors_name_their_field() {
         let bad = |change: fn(&mut Cursor)| {
-            fault(|request| {
+            invalid(|request| {
                 let mut cursor = cursor();
                 change(&mut cursor);
                 request.resume = vec![cursor];
@@ -344,13 +345,13 @@ mod tests {
             c.ordinal = 1;
         };
         assert_eq!(bad(bad_time), "resume[0].time");
-        assert_eq!(fault(|r| r.resume = vec![cursor(), cursor()]), "resume[1].replica");
-        assert_eq!(fault(|r| r.resume = vec![cursor(); CURSORS_MAX + 1]), "resume");
+        assert_eq!(invalid(|r| r.resume = vec![cursor(), cursor()]), "resume[1].replica");
+        assert_eq!(invalid(|r| r.resume = vec![cursor(); CURSORS_MAX + 1]), "resume");
         let outside = |r: &mut ServiceLogsRequest| {
             r.filter = Some(one("api", &[]));
             r.resume = vec![cursor()];
         };
-        assert_eq!(fault(outside), "resume[0].replica");
+        assert_eq!(invalid(outside), "resume[0].replica");
         for combine in [
             |r: &mut ServiceLogsRequest| r.tail_lines = Some(0),
             |r: &mut ServiceLogsRequest| r.since = Some(prost_types::Timestamp::default()),
@@ -360,12 +361,12 @@ mod tests {
                 r.resume = vec![cursor()];
                 combine(r);
             };
-            assert_eq!(fault(both), "resume");
+            assert_eq!(invalid(both), "resume");
         }
     }
 
     #[test]
-    fn filters_are_joined_and_an_empty_one_counts_as_absent() {
+    fn filters_are_combined_and_an_empty_one_is_absent() {
         let wants = |change: fn(&mut ServiceLogsRequest), replica: &str, index| {
             let mut request = good();
             change(&mut request);
@@ -387,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn service_names_in_place_of_a_filter_are_refused() {
+    fn service_name_in_place_of_a_filter_is_refused() {
         // The published form of the service has `repeated string services = 2`.
         for name in ["web", "nginx", "postgres", "ha", "h1", "p1", "xa", "pa", "a12345678", "e1234"] {
             let mut bytes = good().encode_to_vec();
@@ -414,22 +415,22 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_elsewhere_are_skipped() {
+    fn unknown_fields_outside_filters_are_skipped() {
         let mut bytes = good().encode_to_vec();
         bytes.extend([0xf8, 0x3f, 0x01]);
         assert_eq!(decode::<ServiceLogsRequest>(&bytes.into()).unwrap(), good());
     }
 
     #[test]
-    fn what_cannot_be_decoded_names_the_field() {
+    fn undecodable_request_names_the_field() {
         let error = decode::<ServiceLogsRequest>(&Bytes::from_static(&[0x0a, 0x02, 0x0a, 0x05])).unwrap_err();
         let CallError::BadRequest { description, .. } = error else { panic!("{error:?}") };
         assert!(description.contains("lease_id"), "{description}");
     }
 
     #[test]
-    fn restarts_are_waited_for_as_long_as_asked_and_an_hour_at_most() {
-        let asked = |seconds, nanos| {
+    fn restart_timeout_is_at_most_an_hour() {
+        let parse = |seconds, nanos| {
             let timeout = Some(prost_types::Duration { seconds, nanos });
             let request = ServiceRestartRequest { lease_id: good().lease_id, timeout, ..Default::default() };
             restart(&request, FILTERS_MAX).map(|(_, timeout)| timeout).map_err(|error| match error {
@@ -437,20 +438,20 @@ mod tests {
                 other => panic!("{other:?}"),
             })
         };
-        assert_eq!(asked(0, 0), Ok(Duration::ZERO));
-        assert_eq!(asked(1, 500_000_000), Ok(Duration::from_millis(1_500)));
-        assert_eq!(asked(3_600, 0), Ok(RESTART_TIMEOUT_MAX));
+        assert_eq!(parse(0, 0), Ok(Duration::ZERO));
+        assert_eq!(parse(1, 500_000_000), Ok(Duration::from_millis(1_500)));
+        assert_eq!(parse(3_600, 0), Ok(RESTART_TIMEOUT_MAX));
         for (seconds, nanos) in
             [(3_600, 1), (i64::MAX, 0), (-1, 0), (0, -1), (i64::MIN, i32::MIN), (0, i32::MAX)]
         {
-            assert_eq!(asked(seconds, nanos), Err("timeout".to_owned()), "{seconds} {nanos}");
+            assert_eq!(parse(seconds, nanos), Err("timeout".to_owned()), "{seconds} {nanos}");
         }
         let none = ServiceRestartRequest { lease_id: good().lease_id, ..Default::default() };
         assert_eq!(restart(&none, FILTERS_MAX).unwrap().1, Duration::ZERO);
     }
 
     #[test]
-    fn a_request_id_has_a_form() {
+    fn request_id_is_validated() {
         let named = |id: &str| {
             let (lease_id, request_id) = (good().lease_id, id.to_owned());
             restart(&ServiceRestartRequest { lease_id, request_id, ..Default::default() }, FILTERS_MAX)
@@ -466,14 +467,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(request) = decode::<ServiceLogsRequest>(&bytes.into()) {
                 let _ = logs(&request, FILTERS_MAX);
             }
         }
 
         #[test]
-        fn damaged_requests_do_no_harm(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        fn damaged_requests_are_decoded_or_refused(at in any::<prop::sample::Index>(), to in any::<u8>()) {
             let mut request = good();
             request.filters = vec![one("web", &[1, 2])];
             request.resume = vec![cursor()];

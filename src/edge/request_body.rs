@@ -1,18 +1,22 @@
-//! The body of a request, which is read to its end even if the call no longer needs it.
+//! The body of a request: reads its one message, and reads and discards the rest.
 //!
-//! HTTP/2 lets a server answer before it has the whole request, and then has it reset the stream (RFC 9113 §8.1). Some clients
-//! that are still sending see the reset and not the answer before it, or hang (curl 7.88 does both). So the rest of a request
-//! is read and discarded: for a moment before a refusal is sent ([`RequestBody::finish`]), and for a moment after any response,
-//! by a task of its own, when the body is dropped before its end.
+//! HTTP/2 lets a server answer before it has the whole request, and then reset the stream (RFC 9113 §8.1).
+//! Some clients that are still sending see the reset and not the answer, or hang (curl 7.88 does both). So
+//! the rest of a request is read and discarded: for a moment before a refusal is sent
+//! ([`RequestBody::finish`]), and for a moment after any response, by a task, when the body is dropped before
+//! its end.
 
+use std::io::Read as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
+use flate2::bufread::GzDecoder;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -23,71 +27,85 @@ use super::peer_limits::PeerLimits;
 use crate::model::peer::PeerNet;
 use crate::model::proto::PREFIX_BYTES;
 
-/// How long a refusal waits for the rest of the request. Clients of gRPC send it together with its headers.
+/// Time limit for a request, which has a few hundred bytes.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for which a refusal waits for the rest of the request. gRPC clients send it together with the
+/// headers.
 const FINISH_TIME: Duration = Duration::from_secs(1);
 
-/// How long the rest of a request is waited for after the response: a few round trips on a bad line.
+/// Time for which the rest of a request is read after the response: a few round trips on a bad line.
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
-/// Most bytes that are discarded of one request: twice the longest request, by default.
+/// Most bytes of one request that are discarded: by default twice the longest request.
 const DISCARD_MAX_BYTES: usize = 512 * 1024;
 
-/// Bodies discarded at once, of all connections; each keeps a stream of some 2 KiB alive. Beyond, streams are reset at once.
+/// Bodies of all connections that are discarded at once. Each keeps a stream of some 2 KiB alive. Further
+/// streams are reset at once.
 const DISCARDS_MAX: usize = 1_024;
 
-/// The body of a request. On drop, the rest of it is discarded.
+/// The body of a request. On drop, a task discards the rest of it.
 #[derive(Debug)]
 pub(super) struct RequestBody {
     /// `None` only while dropping.
     body: Option<Incoming>,
-    discards: Discards,
+    discarder: BodyDiscarder,
     /// Bytes that may still be discarded.
     budget: usize,
-    meter: Option<Meter>,
+    meter: Option<MessageMeter>,
 }
 
-/// Counts the messages of a call without credentials: each but the first, which the call itself counts for, is one more call of
-/// its peer.
+/// Counts the messages of a call without credentials. The call itself counts as the first; each further one
+/// counts as another call of the peer.
 #[derive(Debug)]
-pub(super) struct Meter {
-    pub(super) peers: PeerLimits,
-    pub(super) net: PeerNet,
-    pub(super) auth: AuthState,
-    pub(super) messages: Messages,
+pub(super) struct MessageMeter {
+    peers: PeerLimits,
+    net: PeerNet,
+    auth: AuthState,
+    messages: MessageCounter,
 }
 
-/// Finds where gRPC messages begin in a body that comes in parts.
+/// Counts the gRPC messages that start in a body, which arrives in parts of any size.
 #[derive(Debug, Default)]
-pub(super) struct Messages {
-    begun: u64,
-    /// Bytes of a prefix that have come; fewer than a whole one.
+struct MessageCounter {
+    started: u64,
+    /// The bytes received of an incomplete prefix.
     prefix: [u8; PREFIX_BYTES],
     prefix_len: usize,
-    /// Bytes of the message that are to come.
+    /// Bytes of the current message that have not arrived.
     rest: usize,
 }
 
 /// Discards the rest of request bodies. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(super) struct Discards {
-    room: Arc<Semaphore>,
+pub(super) struct BodyDiscarder {
+    permits: Arc<Semaphore>,
     drain: Drain,
 }
 
-// === impl Discards ===
+/// Compression of messages with the compressed flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// None: no message may have the flag.
+    Identity,
+    Gzip,
+}
 
-impl Discards {
-    /// Discards bodies until `drain` is closed.
+// === impl BodyDiscarder ===
+
+impl BodyDiscarder {
+    /// Creates a discarder that works until `drain` is closed.
     pub(super) fn new(drain: Drain) -> Self {
-        Self { room: Arc::new(Semaphore::new(DISCARDS_MAX)), drain }
+        Self { permits: Arc::new(Semaphore::new(DISCARDS_MAX)), drain }
     }
 
-    fn room(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.room).try_acquire_owned().ok()
+    fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().ok()
     }
 }
 
-/// Reads and discards the rest of `body`, up to `budget` bytes and for `time` at most. Returns what is left of the budget.
+/// Reads and discards the rest of `body`, at most `budget` bytes and for at most `time`. Returns the
+/// remaining budget.
 async fn discard(body: &mut Incoming, mut budget: usize, time: Duration) -> usize {
     let rest = async {
         while budget > 0
@@ -96,7 +114,7 @@ async fn discard(body: &mut Incoming, mut budget: usize, time: Duration) -> usiz
             budget = budget.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
         }
     };
-    // Where it stops makes no difference.
+    // The reason for stopping makes no difference.
     let _ = tokio::time::timeout(time, rest).await;
     budget
 }
@@ -104,23 +122,38 @@ async fn discard(body: &mut Incoming, mut budget: usize, time: Duration) -> usiz
 // === impl RequestBody ===
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming, discards: Discards) -> Self {
-        Self { body: Some(body), discards, budget: DISCARD_MAX_BYTES, meter: None }
+    pub(super) fn new(body: Incoming, discarder: BodyDiscarder) -> Self {
+        Self { body: Some(body), discarder, budget: DISCARD_MAX_BYTES, meter: None }
     }
 
     /// Waits a moment for the rest of the request, before a refusal is sent. Cancel safe.
     pub(super) async fn finish(mut self) {
         if let Some(body) = &mut self.body
             && !body.is_end_stream()
-            && let Some(_room) = self.discards.room()
+            && let Some(_permit) = self.discarder.try_acquire()
         {
             self.budget = discard(body, self.budget, FINISH_TIME).await;
         }
     }
 
     /// Counts the messages of the body from now on.
-    pub(super) fn set_meter(&mut self, meter: Meter) {
+    pub(super) fn set_meter(&mut self, meter: MessageMeter) {
         self.meter = Some(meter);
+    }
+
+    /// Reads the one message of a call, and returns it decompressed and without its prefix. It has at most
+    /// `max_bytes` compressed and decompressed.
+    pub(super) async fn read_message(self, encoding: Encoding, max_bytes: usize) -> Result<Bytes, CallError> {
+        let limited = Limited::new(self, max_bytes + PREFIX_BYTES);
+        let collected = tokio::time::timeout(REQUEST_TIMEOUT, limited.collect());
+        let collected = collected.await.map_err(|_| CallError::RequestTimeout)?.map_err(|error| {
+            if error.downcast_ref::<LengthLimitError>().is_some() {
+                CallError::request(format!("the request is longer than {max_bytes} bytes"))
+            } else {
+                CallError::request("the request is incomplete")
+            }
+        })?;
+        message(collected.to_bytes(), encoding, max_bytes)
     }
 }
 
@@ -160,26 +193,83 @@ impl Drop for RequestBody {
         if body.is_end_stream() || budget == 0 || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        if let Some(room) = self.discards.room() {
-            self.discards.drain.spawn_beside(async move {
+        if let Some(permit) = self.discarder.try_acquire() {
+            self.discarder.drain.spawn_background(async move {
                 discard(&mut body, budget, DISCARD_TIME).await;
-                drop(room);
+                drop(permit);
             });
         }
     }
 }
 
-// === impl Meter ===
+// === impl Encoding ===
 
-impl Meter {
-    /// Counts the messages that begin in this part of the body.
+impl Encoding {
+    /// Returns the encoding that the headers of a call name, if it is supported.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, CallError> {
+        match headers.get("grpc-encoding").map(http::HeaderValue::as_bytes) {
+            None | Some(b"" | b"identity") => Ok(Self::Identity),
+            Some(b"gzip") => Ok(Self::Gzip),
+            Some(_) => Err(CallError::Encoding),
+        }
+    }
+}
+
+fn message(mut bytes: Bytes, encoding: Encoding, max_bytes: usize) -> Result<Bytes, CallError> {
+    if bytes.remaining() < PREFIX_BYTES {
+        return Err(CallError::request("the request has no message"));
+    }
+    let compressed = match bytes.get_u8() {
+        0 => false,
+        1 => true,
+        _ => return Err(CallError::request("the request does not start with a gRPC message prefix")),
+    };
+    let length = bytes.get_u32() as usize;
+    if length != bytes.remaining() {
+        return Err(CallError::request("the request must have exactly one message"));
+    }
+    match (compressed, encoding) {
+        (false, _) => Ok(bytes),
+        (true, Encoding::Gzip) => gunzip(&bytes, max_bytes),
+        (true, Encoding::Identity) => Err(CallError::Encoding),
+    }
+}
+
+/// Decompresses a message of at most `max_bytes`. Decompresses no more than that, whatever the data expands
+/// to.
+fn gunzip(mut compressed: &[u8], max_bytes: usize) -> Result<Bytes, CallError> {
+    let mut message = Vec::new();
+    let limit = u64::try_from(max_bytes).unwrap_or(u64::MAX).saturating_add(1);
+    GzDecoder::new(&mut compressed)
+        .take(limit)
+        .read_to_end(&mut message)
+        .map_err(|_| CallError::request("the request is not valid gzip data"))?;
+    if message.len() > max_bytes {
+        return Err(CallError::request(format!(
+            "the request is longer than {max_bytes} bytes when decompressed"
+        )));
+    }
+    if !compressed.is_empty() {
+        return Err(CallError::request("the request has more data after the gzip data"));
+    }
+    Ok(message.into())
+}
+
+// === impl MessageMeter ===
+
+impl MessageMeter {
+    pub(super) fn new(peers: PeerLimits, net: PeerNet, auth: AuthState) -> Self {
+        Self { peers, net, auth, messages: MessageCounter::default() }
+    }
+
+    /// Counts the messages that start in `data`, the next part of the body.
     fn count(&mut self, data: &[u8]) -> Result<(), CallError> {
-        let before = self.messages.begun.max(1);
+        let before = self.messages.started.max(1);
         self.messages.take(data);
-        for _ in before..self.messages.begun {
+        for _ in before..self.messages.started {
             let now = tokio::time::Instant::now().into_std();
-            if let Err(exceeded) = self.peers.open_message(self.net, now) {
-                self.auth.rate_refused();
+            if let Err(exceeded) = self.peers.count_message(self.net, now) {
+                self.auth.record_refusal();
                 return Err(exceeded.into());
             }
         }
@@ -187,9 +277,9 @@ impl Meter {
     }
 }
 
-// === impl Messages ===
+// === impl MessageCounter ===
 
-impl Messages {
+impl MessageCounter {
     fn take(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let skipped = self.rest.min(data.len());
@@ -199,17 +289,17 @@ impl Messages {
                 && let Some((byte, after)) = data.split_first()
             {
                 data = after;
-                self.prefix_byte(*byte);
+                self.take_prefix_byte(*byte);
             }
         }
     }
 
-    fn prefix_byte(&mut self, byte: u8) {
+    fn take_prefix_byte(&mut self, byte: u8) {
         if self.prefix_len == 0 {
-            self.begun += 1;
+            self.started += 1;
         }
-        if let Some(place) = self.prefix.get_mut(self.prefix_len) {
-            *place = byte;
+        if let Some(slot) = self.prefix.get_mut(self.prefix_len) {
+            *slot = byte;
         }
         self.prefix_len += 1;
         if self.prefix_len == PREFIX_BYTES {
@@ -221,13 +311,84 @@ impl Messages {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use bytes::BufMut as _;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
     use proptest::prelude::*;
 
     use super::*;
 
+    const MAX_BYTES: usize = 1_000;
+
+    fn gzip(message: &[u8]) -> Vec<u8> {
+        let mut gz = GzEncoder::new(Vec::new(), Compression::default());
+        gz.write_all(message).unwrap();
+        gz.finish().unwrap()
+    }
+
+    fn framed(compressed: bool, message: &[u8]) -> Bytes {
+        let mut bytes = vec![u8::from(compressed)];
+        bytes.put_u32(u32::try_from(message.len()).unwrap());
+        bytes.extend(message);
+        bytes.into()
+    }
+
+    fn refused(bytes: Bytes) -> String {
+        message(bytes, Encoding::Gzip, MAX_BYTES).unwrap_err().to_status().message().to_owned()
+    }
+
+    #[test]
+    fn gzip_message_is_decompressed() {
+        for text in [&b""[..], b"a message", &[7; MAX_BYTES]] {
+            let read = message(framed(true, &gzip(text)), Encoding::Gzip, MAX_BYTES).unwrap();
+            assert_eq!(read, text);
+            let plain = message(framed(false, text), Encoding::Gzip, MAX_BYTES).unwrap();
+            assert_eq!(plain, text);
+        }
+    }
+
+    #[test]
+    fn decompression_stops_at_the_size_limit() {
+        let text = refused(framed(true, &gzip(&[0; MAX_BYTES + 1])));
+        assert_eq!(text, "the request is longer than 1000 bytes when decompressed");
+        // Data over the limit is not read: the fault in it has no effect.
+        let mut bomb = gzip(&vec![0; 10_000_000]);
+        let end = bomb.len() - 1;
+        bomb[end] ^= 1;
+        assert_eq!(refused(framed(true, &bomb)), text);
+    }
+
+    #[test]
+    fn damaged_gzip_message_is_refused() {
+        let good = gzip(b"a message");
+        assert_eq!(refused(framed(true, b"a message")), "the request is not valid gzip data");
+        assert_eq!(refused(framed(true, &good[..good.len() - 1])), "the request is not valid gzip data");
+        let more = [&good[..], b"x"].concat();
+        assert_eq!(refused(framed(true, &more)), "the request has more data after the gzip data");
+    }
+
+    #[test]
+    fn unsupported_encoding_names_the_supported_ones() {
+        let headers = |value| HeaderMap::from_iter([(http::HeaderName::from_static("grpc-encoding"), value)]);
+        let of = |value| Encoding::of(&headers(http::HeaderValue::from_static(value)));
+        assert_eq!(Encoding::of(&HeaderMap::new()).unwrap(), Encoding::Identity);
+        assert_eq!(of("identity").unwrap(), Encoding::Identity);
+        assert_eq!(of("gzip").unwrap(), Encoding::Gzip);
+        for error in [
+            of("zstd").unwrap_err(),
+            message(framed(true, &gzip(b"x")), Encoding::Identity, MAX_BYTES).unwrap_err(),
+        ] {
+            let status = error.to_status();
+            assert_eq!(status.code(), tonic::Code::Unimplemented);
+            assert_eq!(status.metadata().get("grpc-accept-encoding").unwrap(), "identity,gzip");
+        }
+    }
+
     proptest! {
         #[test]
-        fn messages_are_counted_however_they_are_cut(
+        fn messages_are_counted_for_any_parts(
             lengths in prop::collection::vec(0_usize..40, 0..30),
             part in 1_usize..50,
         ) {
@@ -237,11 +398,11 @@ mod tests {
                 body.extend(u32::try_from(*length).unwrap().to_be_bytes());
                 body.extend(vec![7; *length]);
             }
-            let mut messages = Messages::default();
+            let mut messages = MessageCounter::default();
             for data in body.chunks(part) {
                 messages.take(data);
             }
-            prop_assert_eq!(messages.begun, lengths.len() as u64);
+            prop_assert_eq!(messages.started, lengths.len() as u64);
         }
     }
 }

@@ -1,25 +1,31 @@
-//! One type for all response bodies, so that log streams reach HTTP/2 as they are, without being boxed or copied.
+//! Responses: one type for all bodies, so that log streams reach HTTP/2 without being boxed or copied, and
+//! the metrics of the call that each belongs to.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::logs::body::LogsBody;
+use crate::model::metrics::{Code, GaugeGuard, Method, Metrics};
 use crate::model::proto::framed;
 use crate::status::body::StatusBody;
 use crate::stream::{Messages, Parts, StreamControl};
 
+/// The field with the status of a call: in the trailers, or in the headers if there is no body.
+const STATUS: &str = "grpc-status";
+
 /// The body of any response.
 #[derive(Debug)]
-pub enum ResponseBody {
-    /// Nothing: all is said in the headers.
-    Nothing,
+pub(super) enum ResponseBody {
+    /// No body: the headers have the status.
+    Empty,
     /// Logs.
     Logs(Box<LogsBody>),
     /// Status.
@@ -28,44 +34,72 @@ pub enum ResponseBody {
     Other(OtherBody),
 }
 
-/// A body that knows nothing of streams being watched over: what it has is handed over one message after the other.
+/// A body that does not use its [`StreamControl`]. Its messages are handed over one by one.
 #[derive(Debug)]
-pub struct OtherBody {
+pub(super) struct OtherBody {
     body: tonic::body::Body,
-    state: Arc<StreamControl>,
+    control: Arc<StreamControl>,
 }
 
-/// A response that is nothing but a refusal, or some other status.
-pub fn of_status(status: Status) -> http::Response<ResponseBody> {
-    status.into_http::<()>().map(|()| ResponseBody::Nothing)
+/// The metrics of one call: counted once, from its headers to its end. The end is its status, or its drop.
+#[derive(Debug)]
+pub(super) struct CallMetrics {
+    metrics: Metrics,
+    method: Method,
+    started: Instant,
+    is_answered: bool,
+    /// `Cancelled` until the status is known: then the caller has gone.
+    code: Code,
+    _open: GaugeGuard,
 }
 
-/// A response of logs.
-pub fn of_logs(body: LogsBody) -> http::Response<ResponseBody> {
+/// The body of a response, with the metrics of its call if that is counted.
+#[derive(Debug)]
+pub(super) struct CountedBody {
+    body: ResponseBody,
+    call: Option<CallMetrics>,
+}
+
+/// Creates a response with a status and no body.
+pub(super) fn of_status(status: Status) -> Response<ResponseBody> {
+    status.into_http::<()>().map(|()| ResponseBody::Empty)
+}
+
+/// Creates a response of logs.
+pub(super) fn of_logs(body: LogsBody) -> Response<ResponseBody> {
     grpc(ResponseBody::Logs(Box::new(body)))
 }
 
-/// A response of status.
-pub fn of_status_stream(body: StatusBody) -> http::Response<ResponseBody> {
+/// Creates a response of service statuses.
+pub(super) fn of_status_stream(body: StatusBody) -> Response<ResponseBody> {
     grpc(ResponseBody::Status(Box::new(body)))
 }
 
-/// A response of one message, on a stream of this state.
-pub fn of_message(message: &impl prost::Message, state: Arc<StreamControl>) -> http::Response<ResponseBody> {
+/// Creates a response of one message.
+pub(super) fn of_message(
+    message: &impl prost::Message,
+    control: Arc<StreamControl>,
+) -> Response<ResponseBody> {
     let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers.insert(STATUS, HeaderValue::from_static("0"));
     let body = Full::new(framed(message)).with_trailers(std::future::ready(Some(Ok(trailers))));
-    grpc(ResponseBody::Other(OtherBody::new(tonic::body::Body::new(body), state)))
+    grpc(ResponseBody::other(tonic::body::Body::new(body), control))
 }
 
-fn grpc(body: ResponseBody) -> http::Response<ResponseBody> {
-    let mut response = http::Response::new(body);
+fn grpc(body: ResponseBody) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
     let grpc = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(http::header::CONTENT_TYPE, grpc);
     response
 }
 
 // === impl ResponseBody ===
+
+impl ResponseBody {
+    pub(super) fn other(body: tonic::body::Body, control: Arc<StreamControl>) -> Self {
+        Self::Other(OtherBody { body, control })
+    }
+}
 
 impl Body for ResponseBody {
     type Data = Messages;
@@ -76,7 +110,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
         match self.get_mut() {
-            Self::Nothing => Poll::Ready(None),
+            Self::Empty => Poll::Ready(None),
             Self::Logs(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
             Self::Status(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
             Self::Other(body) => body.poll_frame(cx),
@@ -85,7 +119,7 @@ impl Body for ResponseBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Nothing => true,
+            Self::Empty => true,
             Self::Logs(body) => body.is_end_stream(),
             Self::Status(body) => body.is_end_stream(),
             Self::Other(OtherBody { body, .. }) => body.is_end_stream(),
@@ -94,7 +128,7 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Nothing => SizeHint::with_exact(0),
+            Self::Empty => SizeHint::with_exact(0),
             Self::Logs(body) => body.size_hint(),
             Self::Status(body) => body.size_hint(),
             Self::Other(OtherBody { body, .. }) => body.size_hint(),
@@ -111,16 +145,97 @@ fn never_fails(
 // === impl OtherBody ===
 
 impl OtherBody {
-    /// What this body has, on a stream of this state.
-    pub(super) fn new(body: tonic::body::Body, state: Arc<StreamControl>) -> Self {
-        Self { body, state }
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Messages>, Status>>> {
+        // Waits for the messages before: once HTTP/2 has the trailers, the stream is no longer supervised.
+        ready!(self.control.poll_taken(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(&self.control));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))
+    }
+}
+
+// === impl CallMetrics ===
+
+impl CallMetrics {
+    /// Starts counting a call whose headers have arrived.
+    pub(super) fn start(metrics: &Metrics, method: Method) -> Self {
+        Self {
+            metrics: metrics.clone(),
+            method,
+            started: Instant::now(),
+            is_answered: false,
+            code: Code::Cancelled,
+            _open: GaugeGuard::new(metrics.streams.of(method)),
+        }
     }
 
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Messages>, Status>>> {
-        // Once HTTP/2 has the trailers nobody watches over the stream any more.
-        ready!(self.state.poll_drained(cx));
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(&self.state));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))
+    /// Counts the response of the call, now and while its body is sent.
+    pub(super) fn count(mut self, response: Response<ResponseBody>) -> Response<CountedBody> {
+        let has_ended = self.take_status(response.headers());
+        let call = (!has_ended).then_some(self);
+        response.map(|body| CountedBody { body, call })
+    }
+
+    /// Takes the status of the call from headers or trailers. Returns whether they have one.
+    fn take_status(&mut self, headers: &HeaderMap) -> bool {
+        let Some(status) = headers.get(STATUS) else {
+            return false;
+        };
+        let number = status.to_str().ok().and_then(|text| text.parse().ok());
+        self.code = Code::of_number(number.unwrap_or(-1));
+        self.record_answer();
+        true
+    }
+
+    fn record_answer(&mut self) {
+        if !std::mem::replace(&mut self.is_answered, true) {
+            self.metrics.first_answer.of(self.method).record(self.started.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Drop for CallMetrics {
+    fn drop(&mut self) {
+        self.metrics.requests.of((self.method, self.code)).increment(1);
+        self.metrics.call_duration.of(self.method).record(self.started.elapsed().as_secs_f64());
+    }
+}
+
+// === impl CountedBody ===
+
+/// The body of a call that is not counted.
+impl From<ResponseBody> for CountedBody {
+    fn from(body: ResponseBody) -> Self {
+        Self { body, call: None }
+    }
+}
+
+impl Body for CountedBody {
+    type Data = Messages;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(call) = &mut this.call
+            && let Some(Ok(frame)) = &frame
+        {
+            match frame.trailers_ref() {
+                Some(trailers) if call.take_status(trailers) => this.call = None,
+                _ => call.record_answer(),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

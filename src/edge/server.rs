@@ -1,4 +1,4 @@
-//! The gateway's own port: accept, TLS, connection.
+//! The gateway's main port: accepts connections, and completes TLS.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,57 +12,57 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 use super::admission::{AdmissionLayer, Admitted};
-use super::connection::{Connections, Origin};
+use super::connection::Connections;
 use super::drain::Drain;
-use super::service::SERVICE;
-use super::tls::Offers;
+use super::service::{ConnectionInfo, SERVICE};
+use super::tls::SniConfigs;
 use super::tls::stream::{self, TlsStream};
 use crate::access::authenticator::Peer;
 use crate::model::limits::Limits;
 use crate::model::metrics::{ConnectionEnd, Handshake, Metrics};
 use crate::model::proto::DESCRIPTORS;
 
-/// Pause after a failed accept: most often there are no descriptors left, and there is no use in trying at once.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after a failed accept. Most often no file descriptor is free, so an immediate retry is useless.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Kernel memory for what a peer has not taken yet, per connection. The kernel would grow it to 4 MiB for a stalled follower;
-/// this still fills a link of 100 Mbit/s and 20 ms. (Linux doubles the number for its own bookkeeping.)
+/// Kernel memory per connection for data that the peer has not taken. The kernel would grow it to 4 MiB for a
+/// stalled follower. This still fills a link of 100 Mbit/s and 20 ms. (Linux doubles the number for its own
+/// bookkeeping.)
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
 
-/// What was sent may go unacknowledged, or the peer's window stay shut, for as long as a stream may stall, and this; then the
-/// kernel gives the connection up. Later than the streams, which say why they end and are counted.
+/// Time beyond the stall limit of streams after which the kernel gives up a connection whose data is not
+/// acknowledged, or whose window stays shut. Later than the streams, whose ends are logged and counted.
 const UNACKNOWLEDGED_BEYOND_STALL: Duration = Duration::from_secs(30);
 
-/// A peer that is silent for this long is probed by the kernel, to find out whether it is still there: for the time before HTTP/2
-/// asks for itself.
+/// Idle time after which the kernel probes a peer. Covers the time before HTTP/2 sends its own PINGs.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Serves the gateway's port.
+/// The server of the gateway's main port.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// What connections lead to.
+    /// Serves accepted connections.
     pub connections: Connections,
-    /// How they are secured.
-    pub tls: Offers,
-    /// How many, how long.
+    /// TLS configurations.
+    pub tls: SniConfigs,
+    /// Limits of connections.
     pub limits: Arc<Limits>,
-    /// Proxies that are believed to say for whom they speak; from the connections of these, and of nobody else, a header is read.
+    /// Proxies that must send a PROXY header. It is read from no other peer.
     pub trusted_proxies: Arc<[IpNet]>,
-    /// The end.
+    /// Graceful shutdown.
     pub drain: Drain,
 }
 
-/// Counts a connection as taken, and however it ends as closed.
-struct Taken {
+/// Counts a connection as accepted, and on drop as closed.
+struct ConnectionCounter {
     metrics: Metrics,
-    /// Until its end is known, it would be that it was cut off.
+    /// `Cut` until the end is known.
     end: ConnectionEnd,
 }
 
-/// The services beside the lease service: health, and reflection in both versions that clients ask for.
+/// Creates the services beside the lease service: health, and reflection in both versions that clients use.
 ///
 /// # Errors
-/// If the descriptors, which are part of the program, are not what they should be.
+/// The descriptors, which are part of the program, are invalid.
 pub fn routes() -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let reflection = || {
@@ -77,7 +77,7 @@ pub fn routes() -> Result<(Routes, HealthReporter), tonic_reflection::server::Er
     Ok((routes, reporter))
 }
 
-/// Says in the health service whether the lease service takes calls.
+/// Sets the status that the health service reports.
 pub async fn report_health(reporter: &HealthReporter, serving: bool) {
     let status =
         if serving { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
@@ -88,7 +88,7 @@ pub async fn report_health(reporter: &HealthReporter, serving: bool) {
 // === impl Server ===
 
 impl Server {
-    /// Accepts connections until the gateway drains; those that are open then go on.
+    /// Accepts connections until the gateway drains. Open connections continue.
     pub async fn serve(self, listener: TcpListener) {
         let drain = self.drain.clone();
         tokio::select! {
@@ -102,73 +102,72 @@ impl Server {
         let peers = self.connections.peers().clone();
         let metrics = self.connections.metrics.clone();
         let trusted = Arc::clone(&self.trusted_proxies);
-        let entrance = Arc::new(AdmissionLayer::new(self.limits.connection.max, trusted, peers, metrics));
+        let admission = Arc::new(AdmissionLayer::new(self.limits.connection.max, trusted, peers, metrics));
         loop {
             match listener.accept().await {
                 Ok((socket, address)) => {
-                    let Some(room) = entrance.room(address) else { continue };
-                    let (server, entrance) = (self.clone(), Arc::clone(&entrance));
+                    let Some(permit) = admission.try_acquire(address) else { continue };
+                    let (server, admission) = (self.clone(), Arc::clone(&admission));
                     self.drain.spawn(async move {
-                        server.serve_socket(socket, address, &entrance).await;
-                        drop(room);
+                        server.serve_socket(socket, address, &admission).await;
+                        drop(permit);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection");
+                    tracing::warn!(%error, "failed to accept connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, entrance: &AdmissionLayer) {
+    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, admission: &AdmissionLayer) {
         if let Err(error) = configure(&socket, self.limits.stall) {
-            tracing::debug!(%error, %address, "setting socket options");
+            tracing::debug!(%error, %address, "failed to set socket options");
         }
         let admitted = tokio::select! {
             biased;
             () = self.drain.draining() => return,
-            admitted = entrance.admit(&mut socket, address) => admitted,
+            admitted = admission.admit(&mut socket, address) => admitted,
         };
         let Some(admitted) = admitted else { return };
         let peer = admitted.address;
-        let mut taken = Taken::new(&self.connections.metrics);
-        let _door = self.drain.door(Some(peer));
-        let began = Instant::now();
-        // Boxed, so that a connection does not keep room for its handshake.
-        let handshake = Box::pin(self.shake_hands(socket, &admitted, entrance)).await;
+        let mut counter = ConnectionCounter::new(&self.connections.metrics);
+        let _guard = self.drain.track_connection(Some(peer));
+        let started = Instant::now();
+        // Boxed, so that a connection does not reserve memory for its handshake.
+        let handshake = Box::pin(self.handshake(socket, &admitted, admission)).await;
         let result = handshake.as_ref().err().copied().unwrap_or(Handshake::Ok);
         let metrics = &self.connections.metrics;
         metrics.handshakes.of(result).increment(1);
         let io = match handshake {
             Ok(io) => io,
-            Err(Handshake::Drain) => return taken.ended(ConnectionEnd::Drain),
-            Err(_) => return taken.ended(ConnectionEnd::Handshake),
+            Err(Handshake::Drain) => return counter.set_end(ConnectionEnd::Drain),
+            Err(_) => return counter.set_end(ConnectionEnd::Handshake),
         };
-        metrics.handshake_time.record(began.elapsed().as_secs_f64());
-        let public_name = io.server_name().and_then(|name| self.tls.public_name(name));
-        let mut origin = Origin::new(Peer::new(io.peer_certificates()), Some(peer));
-        origin.public_name = public_name;
+        metrics.handshake_time.record(started.elapsed().as_secs_f64());
+        let mut info = ConnectionInfo::new(Peer::new(io.peer_certificates()), Some(peer));
+        info.public_name = io.server_name().and_then(|name| self.tls.public_name(name));
         if admitted.must_prove {
-            let proof = self.connections.prove(&mut origin);
+            let proof = self.connections.prove(&info);
             let proved = tokio::select! {
                 biased;
-                () = self.drain.draining() => return taken.ended(ConnectionEnd::Drain),
+                () = self.drain.draining() => return counter.set_end(ConnectionEnd::Drain),
                 proved = tokio::time::timeout(self.limits.connection.handshake, proof) => proved,
             };
             if proved != Ok(true) {
-                tracing::debug!(%peer, "connection closed: its peer is shut out and showed no trusted certificate");
-                return taken.ended(ConnectionEnd::ShutOut);
+                tracing::debug!(%peer, "closed connection: shut-out peer has no trusted certificate");
+                return counter.set_end(ConnectionEnd::ShutOut);
             }
         }
-        taken.ended(self.connections.serve_from(io, origin).await);
+        counter.set_end(self.connections.serve_connection(io, info).await);
     }
 
-    async fn shake_hands(
+    async fn handshake(
         &self,
         socket: TcpStream,
         admitted: &Admitted,
-        entrance: &AdmissionLayer,
+        admission: &AdmissionLayer,
     ) -> Result<Box<TlsStream<TcpStream>>, Handshake> {
         let peer = admitted.address;
         let handshake = stream::accept_by_name(&self.tls, socket);
@@ -176,18 +175,18 @@ impl Server {
             biased;
             () = self.drain.draining() => Err(Handshake::Drain),
             done = tokio::time::timeout(self.limits.connection.handshake, handshake) => match done {
-                // Boxed, since a future keeps room for whatever is moved through it.
+                // Boxed, because a future reserves memory for each value moved through it.
                 Ok(Ok(io)) => Ok(Box::new(io)),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "TLS handshake failed");
-                    // One that breaks off may be a probe, or a bad line.
+                    // Other errors may come from a port probe or a bad line.
                     if error.kind() == std::io::ErrorKind::InvalidData {
-                        entrance.failed(admitted);
+                        admission.record_failure(admitted);
                     }
                     Err(Handshake::Failed)
                 }
                 Err(_) => {
-                    tracing::debug!(%peer, "TLS handshake took too long");
+                    tracing::debug!(%peer, "TLS handshake timed out");
                     Err(Handshake::Timeout)
                 }
             },
@@ -195,20 +194,20 @@ impl Server {
     }
 }
 
-// === impl Taken ===
+// === impl ConnectionCounter ===
 
-impl Taken {
+impl ConnectionCounter {
     fn new(metrics: &Metrics) -> Self {
         metrics.connections_accepted.increment(1);
         Self { metrics: metrics.clone(), end: ConnectionEnd::Cut }
     }
 
-    fn ended(&mut self, end: ConnectionEnd) {
+    fn set_end(&mut self, end: ConnectionEnd) {
         self.end = end;
     }
 }
 
-impl Drop for Taken {
+impl Drop for ConnectionCounter {
     fn drop(&mut self) {
         self.metrics.connections_closed.of(self.end).increment(1);
     }

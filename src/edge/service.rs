@@ -1,163 +1,156 @@
-//! The lease service: gate, then lease, then call.
+//! The lease service: authentication, quotas, then the call.
 //!
-//! The caller is established before the request is read, and may or may not before anything is looked up: so no answer depends
-//! on what exists, but for those whose it is.
+//! A caller is authenticated before the request is read, and authorised before anything is looked up. So an
+//! answer depends on what exists only for callers who may know it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::read::{Encoding, read};
-use super::audit::{Audit, AuditRecord};
+use super::audit::{AuditLog, AuditRecord};
 use super::auth_state::AuthState;
 use super::drain::Drain;
 use super::errors::{CallError, of_end};
 use super::peer_limits::PeerLimits;
 use super::quotas::Quotas;
-use super::request_body::{Messages, Meter, RequestBody};
+use super::request;
+use super::request_body::{Encoding, MessageMeter, RequestBody};
 use super::response::{self, ResponseBody};
-use super::stream_supervisor::Watched;
+use super::stream_supervisor::SupervisorHandle;
 use crate::access::authenticator::{Admission, Authenticator, Peer};
-use crate::access::refusal::{self, Refusal};
+use crate::access::grants::TokenScope;
+use crate::access::refusal::{Refusal, RefusalKind};
 use crate::logs::actors::ActorRegistry;
 use crate::logs::backfill_limits::BackfillLimiter;
+use crate::logs::body::LogsBody;
+use crate::logs::request::ReadRange;
 use crate::model::concurrency::ConcurrencyPermit;
 use crate::model::id::LeaseId;
 use crate::model::limits::QuotaLimits;
-use crate::model::metrics;
+use crate::model::metrics::{LabelValue as _, Method, Metrics};
 use crate::model::peer::PeerNet;
+use crate::model::proto::lease::{ServiceLogsRequest, ServiceStatusRequest};
 use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::time::LogTime;
 use crate::model::view::{Filter, LeaseView};
 use crate::platform;
 use crate::restart::RestartManager;
+use crate::status::body::StatusBody;
 use crate::stream::{StreamControl, StreamEnd};
-
-mod logs;
-mod read;
-mod restart;
-mod status;
 
 /// The full name of the service.
 pub const SERVICE: &str = "akash.provider.lease.v1.LeaseRPC";
 
-/// When whoever is not known yet may ask again, if too many of them do: another second has its own questions.
+/// Retry-after hint when the rate of queries about unknown callers is used up: the next second has its own.
 const TRUST_RETRY: Duration = Duration::from_secs(1);
 
-/// The methods of the lease service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// `ServiceLogs`.
-    Logs,
-    /// `ServiceStatus`.
-    Status,
-    /// `ServiceRestart`.
-    Restart,
-}
-
-/// What is known of a caller by the connection that its calls come over. Cloning is cheap.
+/// The peer of one connection, as its calls need it. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
-    /// What the handshake showed.
+pub(super) struct ConnectionInfo {
+    /// The client certificate.
     pub(super) peer: Peer,
-    /// Where it comes from, if that is known.
-    pub(super) net: Option<PeerNet>,
+    /// The peer's address, if it is known.
+    pub(super) address: Option<SocketAddr>,
     /// The public host that the client asked for, if clients of that name are not asked for a certificate.
     pub(super) public_name: Option<Arc<str>>,
-    /// What the calls have shown.
+    /// Results of the calls so far.
     pub(super) auth: AuthState,
 }
 
 /// The lease service. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct LeaseService {
-    gate: Authenticator,
-    fanout: ActorRegistry,
-    history: BackfillLimiter,
+    authenticator: Authenticator,
+    actors: ActorRegistry,
+    backfill: BackfillLimiter,
     restarts: RestartManager,
-    audit: Audit,
+    audit: AuditLog,
     quotas: Quotas,
     peers: PeerLimits,
     drain: Drain,
 }
 
+/// One authenticated call.
+struct Call<'a> {
+    admission: Admission,
+    supervisor: &'a SupervisorHandle,
+    audit: &'a AuditRecord,
+}
+
 type View = watch::Receiver<Arc<LeaseView>>;
 
-// === impl Method ===
+/// Returns the method of the lease service at a request path.
+pub(super) fn method_of(path: &str) -> Option<Method> {
+    let name = path.strip_prefix('/')?.strip_prefix(SERVICE)?.strip_prefix('/')?;
+    Method::ALL.iter().copied().find(|method| method.label() == name)
+}
 
-impl Method {
-    /// The method of this request path.
-    pub fn of_path(path: &str) -> Option<Self> {
-        match path.strip_prefix('/')?.strip_prefix(SERVICE)? {
-            "/ServiceLogs" => Some(Self::Logs),
-            "/ServiceStatus" => Some(Self::Status),
-            "/ServiceRestart" => Some(Self::Restart),
-            _ => None,
-        }
+// === impl ConnectionInfo ===
+
+impl ConnectionInfo {
+    pub(super) fn new(peer: Peer, address: Option<SocketAddr>) -> Self {
+        Self { peer, address, public_name: None, auth: AuthState::default() }
     }
 
-    /// Its name.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Logs => "ServiceLogs",
-            Self::Status => "ServiceStatus",
-            Self::Restart => "ServiceRestart",
-        }
-    }
-
-    /// What its calls are counted as.
-    pub(super) fn counted(self) -> metrics::Method {
-        match self {
-            Self::Logs => metrics::Method::Logs,
-            Self::Status => metrics::Method::Status,
-            Self::Restart => metrics::Method::Restart,
-        }
+    pub(super) fn net(&self) -> Option<PeerNet> {
+        self.address.map(|address| PeerNet::from(address.ip()))
     }
 }
 
 // === impl LeaseService ===
 
 impl LeaseService {
-    /// A service that lets in whom `gate` lets in.
-    pub fn new(gate: Authenticator, fanout: ActorRegistry, restarts: RestartManager, drain: Drain) -> Self {
-        let limits = &fanout.context().limits;
-        let history = BackfillLimiter::new(&limits.quota);
+    /// Creates a service. Limits, platform and metrics are those of `actors`.
+    pub fn new(
+        authenticator: Authenticator,
+        actors: ActorRegistry,
+        restarts: RestartManager,
+        drain: Drain,
+    ) -> Self {
+        let limits = &actors.world().limits;
+        let backfill = BackfillLimiter::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
-        let audit = Audit::new(limits.audit_refusals_per_minute);
+        let audit = AuditLog::new(limits.audit_refusals_per_minute);
         let peers = PeerLimits::new(&limits.connection, &limits.quota);
-        Self { gate, fanout, history, restarts, audit, quotas, peers, drain }
+        Self { authenticator, actors, backfill, restarts, audit, quotas, peers, drain }
     }
 
-    /// What is known of peers by their addresses.
     pub(super) fn peers(&self) -> &PeerLimits {
         &self.peers
     }
 
-    /// Whether the certificate of `peer`, which is shut out, is trusted.
-    pub(super) async fn trusts(&self, peer: &Peer, net: Option<PeerNet>) -> bool {
-        let may_ask = || net.is_none_or(|net| self.peers.may_ask_about(net, Instant::now().into_std()));
-        self.gate.trusts(peer, LogTime::now(), may_ask).await
+    /// Returns whether the certificate of a shut-out peer is trusted. If so, its calls are answered.
+    pub(super) async fn prove(&self, info: &ConnectionInfo) -> bool {
+        let may_query =
+            || info.net().is_none_or(|net| self.peers.may_query_trust(net, Instant::now().into_std()));
+        let proved = self.authenticator.trusts(&info.peer, LogTime::now(), may_query).await;
+        if proved {
+            info.auth.record_success();
+        }
+        proved
     }
 
-    /// Answers one call of `caller`. A stream that comes of it is announced to `watched`.
+    /// Answers one call of the lease service. If it becomes a stream, starts its supervision.
     pub(super) async fn call(
         self,
         method: Method,
-        caller: Caller,
+        info: ConnectionInfo,
         request: Request<RequestBody>,
-        watched: Watched,
+        supervisor: SupervisorHandle,
     ) -> Response<ResponseBody> {
-        let case = self.audit.case(method, caller.net);
-        match self.try_call(method, &caller, request, &watched, &case).await {
+        let audit = self.audit.call(method, info.net());
+        match self.try_call(method, &info, request, &supervisor, &audit).await {
             Ok(response) => response,
             Err(error) => {
                 match &error {
-                    CallError::Refused(refusal) => case.refused(refusal.reason()),
-                    CallError::NoCredentialsBy(_) => case.refused(Refusal::NoCredentials.reason()),
-                    CallError::Quota(exceeded) => case.refused(exceeded.quota.label()),
+                    CallError::Refused(refusal) => audit.refused(refusal.reason()),
+                    CallError::NoCredentialsBy(_) => audit.refused(Refusal::NoCredentials.reason()),
+                    CallError::Quota(exceeded) => audit.refused(exceeded.quota.label()),
                     _ => {}
                 }
                 self.refuse(&error)
@@ -165,40 +158,39 @@ impl LeaseService {
         }
     }
 
-    /// Admits a call that needs no credentials. It counts as open until what is returned is dropped; further messages in the
-    /// request count as calls.
+    /// Admits a health or reflection call, which needs no credentials. It counts as open until the returned
+    /// permit is dropped. Further messages in the request count as calls.
     ///
     /// # Errors
-    /// The response, if the peer has too many open, calls too often, or is shut out.
-    pub(super) fn other_call(
+    /// The response, if the peer has too many such calls open, calls too often, or is shut out.
+    pub(super) fn admit_other(
         &self,
-        caller: &Caller,
+        info: &ConnectionInfo,
         request: &mut Request<RequestBody>,
     ) -> Result<Option<ConcurrencyPermit<PeerNet>>, Box<Response<ResponseBody>>> {
-        let Some(net) = caller.net else {
+        let Some(net) = info.net() else {
             return Ok(None);
         };
         let now = Instant::now().into_std();
-        let shut_out = if caller.auth.is_authenticated() { Ok(()) } else { self.peers.listen(net, now) };
-        let held = match shut_out.and_then(|()| self.peers.open_call(net, now)) {
-            Ok(held) => held,
+        let checked = if info.auth.is_authenticated() { Ok(()) } else { self.peers.check(net, now) };
+        let permit = match checked.and_then(|()| self.peers.open_call(net, now)) {
+            Ok(permit) => permit,
             Err(exceeded) => {
                 match exceeded.quota {
-                    Quota::AuthFailuresPerPeer => caller.auth.shut_out_refused(),
-                    _ => caller.auth.rate_refused(),
+                    Quota::AuthFailuresPerPeer => info.auth.record_shut_out_refusal(),
+                    _ => info.auth.record_refusal(),
                 }
-                self.audit.other_case(net).refused(exceeded.quota.label());
+                self.audit.other_call(net).refused(exceeded.quota.label());
                 return Err(Box::new(self.refuse(&exceeded.into())));
             }
         };
-        let (peers, auth, messages) = (self.peers.clone(), caller.auth.clone(), Messages::default());
-        request.body_mut().set_meter(Meter { peers, net, auth, messages });
-        Ok(Some(held))
+        request.body_mut().set_meter(MessageMeter::new(self.peers.clone(), net, info.auth.clone()));
+        Ok(Some(permit))
     }
 
-    /// What is answered to a call that failed; it is counted whom and what was refused, for that it was is counted with all calls.
+    /// Creates the response to a failed call, and counts refusals by their reason.
     fn refuse(&self, error: &CallError) -> Response<ResponseBody> {
-        let metrics = &self.fanout.context().metrics;
+        let metrics = self.metrics();
         match error {
             CallError::Refused(refusal) => metrics.auth_refusals.count(refusal.reason()),
             CallError::NoCredentialsBy(_) => metrics.auth_refusals.count(Refusal::NoCredentials.reason()),
@@ -206,125 +198,211 @@ impl LeaseService {
             _ => {}
         }
         let status = error.to_status();
-        tracing::debug!(code = ?status.code(), words = status.message(), "call refused");
+        tracing::debug!(code = ?status.code(), message = status.message(), "call failed");
         response::of_status(status)
     }
 
     async fn try_call(
         &self,
         method: Method,
-        caller: &Caller,
+        info: &ConnectionInfo,
         request: Request<RequestBody>,
-        watched: &Watched,
-        case: &AuditRecord,
+        supervisor: &SupervisorHandle,
+        audit: &AuditRecord,
     ) -> Result<Response<ResponseBody>, CallError> {
         let (head, body) = request.into_parts();
-        let begun = self.begin(caller, &head.headers, watched, case).await;
-        let (admission, encoding) = match begun {
+        let (admission, encoding) = match self.begin(info, &head.headers, supervisor, audit).await {
             Ok(begun) => begun,
             Err(error) => {
                 body.finish().await;
                 return Err(error);
             }
         };
-        let message = read(body, encoding, self.fanout.context().limits.connection.request_max_bytes).await?;
+        let max_bytes = self.actors.world().limits.connection.request_max_bytes;
+        let message = body.read_message(encoding, max_bytes).await?;
+        let call = Call { admission, supervisor, audit };
         match method {
-            Method::Logs => self.logs(&message, admission, watched, case).await,
-            Method::Status => self.status(&message, admission, watched, case).await,
-            Method::Restart => self.restart(&message, admission, watched, case).await,
+            Method::Logs => self.logs(&message, call).await,
+            Method::Status => self.status(&message, call).await,
+            Method::Restart => self.restart(&message, call).await,
         }
     }
 
-    /// Does what a call needs before its request is read.
+    /// Authenticates the caller and takes its quotas, before the request is read.
     async fn begin(
         &self,
-        caller: &Caller,
+        info: &ConnectionInfo,
         headers: &HeaderMap,
-        watched: &Watched,
-        case: &AuditRecord,
+        supervisor: &SupervisorHandle,
+        audit: &AuditRecord,
     ) -> Result<(Admission, Encoding), CallError> {
         let authorization = headers.get_all(http::header::AUTHORIZATION);
         let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
-        let admission = self.admit(caller, &authorization, case).await?;
+        let admission = self.authenticate(info, &authorization, audit).await?;
         if self.drain.is_draining() {
             return Err(CallError::Draining);
         }
-        watched.keep(self.quotas.call(admission.identity.owner(), Instant::now().into_std())?);
+        supervisor.hold(self.quotas.call(admission.identity.owner(), Instant::now().into_std())?);
         Ok((admission, Encoding::of(headers)?))
     }
 
-    /// Establishes who calls, unless their address is shut out and this connection has not shown before who they are.
-    async fn admit(
+    /// Authenticates the caller, unless its peer is shut out and the last call on this connection did not
+    /// authenticate.
+    async fn authenticate(
         &self,
-        caller: &Caller,
+        info: &ConnectionInfo,
         authorization: &[&[u8]],
-        case: &AuditRecord,
+        audit: &AuditRecord,
     ) -> Result<Admission, CallError> {
-        if let Some(net) = caller.net
-            && !caller.auth.may_call()
+        if let Some(net) = info.net()
+            && !info.auth.may_call()
         {
-            let listened = self.peers.listen(net, Instant::now().into_std());
-            listened.inspect_err(|_| caller.auth.shut_out_refused())?;
+            let checked = self.peers.check(net, Instant::now().into_std());
+            checked.inspect_err(|_| info.auth.record_shut_out_refusal())?;
         }
-        let admitted = self.gate.admit(&caller.peer, authorization, LogTime::now()).await;
+        let admitted = self.authenticator.admit(&info.peer, authorization, LogTime::now()).await;
         let admission = admitted.map_err(|denial| {
-            if let Some(who) = denial.claimed {
-                case.claimed(who);
+            if let Some(owner) = denial.claimed {
+                audit.set_claimed(owner);
             }
-            if denial.refusal.kind() == refusal::RefusalKind::Unauthenticated {
-                caller.auth.failed();
-                if let Some(net) = caller.net {
-                    self.peers.failed(net, Instant::now().into_std());
+            if denial.refusal.kind() == RefusalKind::Unauthenticated {
+                info.auth.record_failure();
+                if let Some(net) = info.net() {
+                    self.peers.record_failure(net, Instant::now().into_std());
                 }
             }
-            self.denied(denial.refusal, caller)
+            self.denied(denial.refusal, info)
         })?;
-        caller.auth.succeeded();
-        case.proved(admission.identity.owner().clone());
+        info.auth.record_success();
+        audit.set_proved(admission.identity.owner().clone());
         Ok(admission)
     }
 
-    /// Whether somebody is to be believed may cost more than there is: that is a quota, like any other, and also why a caller did
-    /// not come in, so it is counted as both.
-    fn denied(&self, refusal: Refusal, caller: &Caller) -> CallError {
-        if let (Refusal::NoCredentials, Some(host)) = (refusal, &caller.public_name) {
+    /// Converts a refusal. `TrustBusy` is a quota and a reason why authentication failed, so it is counted as
+    /// both.
+    fn denied(&self, refusal: Refusal, info: &ConnectionInfo) -> CallError {
+        if let (Refusal::NoCredentials, Some(host)) = (refusal, &info.public_name) {
             return CallError::NoCredentialsBy(Arc::clone(host));
         }
         if refusal != Refusal::TrustBusy {
             return refusal.into();
         }
-        self.fanout.context().metrics.auth_refusals.count(refusal.reason());
+        self.metrics().auth_refusals.count(refusal.reason());
         CallError::Quota(Exceeded {
             quota: Quota::ChainQueries,
             subject: Subject::Gateway,
-            limit: self.bounds().chain_queries_per_second.into(),
+            limit: self.limits().chain_queries_per_second.into(),
             retry_after: Some(TRUST_RETRY),
         })
     }
 
-    fn bounds(&self) -> &QuotaLimits {
-        &self.fanout.context().limits.quota
+    fn limits(&self) -> &QuotaLimits {
+        &self.actors.world().limits.quota
     }
 
-    /// What runs under `lease`, with everything that `filter` names and no more replicas than a call may be about.
-    async fn chosen(&self, lease: &LeaseId, filter: &Filter) -> Result<View, CallError> {
+    fn metrics(&self) -> &Metrics {
+        &self.actors.world().metrics
+    }
+
+    /// `ServiceLogs`.
+    async fn logs(&self, message: &Bytes, call: Call<'_>) -> Result<Response<ResponseBody>, CallError> {
+        let message: ServiceLogsRequest = request::decode(message)?;
+        let mut request = request::logs(&message, self.limits().filters_per_request)?;
+        call.audit.set_lease(&request.lease);
+        let services = call.admission.identity.may(&request.lease, TokenScope::Logs)?;
+        services.narrow(&mut request.filter)?;
+        if !request.resume.keys().all(|replica| services.include(&replica.service)) {
+            return Err(Refusal::ServiceNotGranted.into());
+        }
+        let view = self.select(&request.lease, &request.filter).await?;
+        if matches!(request.extent, ReadRange::Previous(_)) {
+            let view = Arc::clone(&view.borrow());
+            if !view.select(&request.filter).any(|(_, slot)| slot.readable().count() > 1) {
+                return Err(CallError::NoPreviousRun);
+            }
+        }
+        let control = self.open_stream(&call);
+        tracing::debug!(lease = %request.lease, stream = control.id(), follow = request.extent.follows(), "log stream opened");
+        let (audit, metrics) = (call.audit.clone(), self.metrics().clone());
+        let trailers = Box::new(move |end: &StreamEnd| {
+            // Refused only when it started to read; counts like any other refusal.
+            if let StreamEnd::Exceeded(exceeded) = end {
+                audit.refused(exceeded.quota.label());
+                metrics.quota_refusals.of(exceeded.quota).increment(1);
+            }
+            trailers(end)
+        });
+        let (actors, backfill) = (self.actors.clone(), self.backfill.clone());
+        Ok(response::of_logs(LogsBody::new(request, actors, backfill, view, control, trailers)))
+    }
+
+    /// `ServiceStatus`.
+    async fn status(&self, message: &Bytes, call: Call<'_>) -> Result<Response<ResponseBody>, CallError> {
+        let message: ServiceStatusRequest = request::decode(message)?;
+        let lease = request::lease(message.lease_id.as_ref())?;
+        let filters_max = self.limits().filters_per_request;
+        let mut filter = request::filter(message.filter.as_ref(), &message.filters, filters_max)?;
+        call.audit.set_lease(&lease);
+        call.admission.identity.may(&lease, TokenScope::Status)?.narrow(&mut filter)?;
+        let view = self.select(&lease, &filter).await?;
+        let control = self.open_stream(&call);
+        tracing::debug!(%lease, follow = message.follow, "status stream opened");
+        Ok(response::of_status_stream(StatusBody::new(view, filter, message.follow, control, trailers)))
+    }
+
+    /// `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the credentials
+    /// end. The job does not depend on its caller.
+    async fn restart(&self, message: &Bytes, call: Call<'_>) -> Result<Response<ResponseBody>, CallError> {
+        let filters_max = self.limits().filters_per_request;
+        let (mut request, timeout) = request::restart(&request::decode(message)?, filters_max)?;
+        call.audit.set_lease(&request.lease);
+        call.admission.identity.may(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
+        // A repeated call starts nothing, so the lease is not looked up.
+        let known = match self.restarts.find(&request)? {
+            Some(job) => Some(job),
+            None => self.restarts.adopt_remote(&request).await?,
+        };
+        let job = if let Some(job) = known {
+            call.audit.restart(&request.filter, true);
+            job
+        } else {
+            let view = self.select(&request.lease, &request.filter).await?;
+            self.quotas.restart(&request.lease, Instant::now().into_std())?;
+            let filter = request.filter.clone();
+            let job = self.restarts.begin(request, &view.borrow())?;
+            call.audit.restart(&filter, false);
+            job
+        };
+        tokio::select! {
+            biased;
+            refusal = call.admission.standing.ended() => return Err(refusal.into()),
+            () = job.wait(timeout) => {}
+        }
+        // Supervised only now: what remains is that the peer takes the answer.
+        let control = self.open_stream(&call);
+        Ok(response::of_message(&job.response(), control))
+    }
+
+    /// Returns the view of `lease`. It has everything that `filter` names, and at most as many replicas as
+    /// one call may select.
+    async fn select(&self, lease: &LeaseId, filter: &Filter) -> Result<View, CallError> {
         let receiver = self.view(lease).await?;
         let view = receiver.borrow();
         if let Some(missing) = filter.missing(&view) {
-            // It may be there by now.
+            // In a stale view it may be missing although it exists by now.
             return Err(match view.stale_since {
                 Some(since) => CallError::Platform(platform::Error::Unavailable(format!(
-                    "not known: {missing:?}, and what runs is not known since {since}"
+                    "{missing:?} is not in the view, which is stale since {since}"
                 ))),
                 None => CallError::Missing(missing),
             });
         }
-        let most = self.bounds().replicas_per_request;
-        if view.select(filter).count() > most {
+        let max = self.limits().replicas_per_request;
+        if view.select(filter).count() > max {
             return Err(CallError::Quota(Exceeded {
                 quota: Quota::ReplicasPerStream,
                 subject: Subject::Stream,
-                limit: most as u64,
+                limit: max as u64,
                 retry_after: None,
             }));
         }
@@ -332,26 +410,8 @@ impl LeaseService {
         Ok(receiver)
     }
 
-    /// The state of a stream that opens now, watched over: it ends when the caller's standing does, or with the gateway.
-    fn open(&self, admission: &Admission, watched: &Watched, case: &AuditRecord) -> Arc<StreamControl> {
-        let state = StreamControl::new();
-        let (standing, draining, case) = (admission.validity.clone(), self.drain.soft(), case.clone());
-        let ends = async move {
-            tokio::select! {
-                biased;
-                refusal = standing.ended() => {
-                    case.ended(refusal.reason());
-                    StreamEnd::Refused(refusal)
-                }
-                () = draining.cancelled() => StreamEnd::Draining,
-            }
-        };
-        watched.watch(Arc::clone(&state), Box::pin(ends));
-        state
-    }
-
     async fn view(&self, lease: &LeaseId) -> Result<View, CallError> {
-        let world = self.fanout.context();
+        let world = self.actors.world();
         let view = world.platform.watch(lease).await.map_err(|error| match error {
             platform::Error::NotFound(_) => CallError::NoLease,
             other => {
@@ -364,13 +424,33 @@ impl LeaseService {
         }
         Ok(view)
     }
+
+    /// Creates the control of a stream, and starts its supervision: it ends with its credentials, or when the
+    /// gateway drains.
+    fn open_stream(&self, call: &Call<'_>) -> Arc<StreamControl> {
+        let control = StreamControl::new();
+        let (credentials, draining) = (call.admission.standing.clone(), self.drain.draining_token());
+        let audit = call.audit.clone();
+        let ends = async move {
+            tokio::select! {
+                biased;
+                refusal = credentials.ended() => {
+                    audit.stream_ended(refusal.reason());
+                    StreamEnd::Refused(refusal)
+                }
+                () = draining.cancelled() => StreamEnd::Draining,
+            }
+        };
+        call.supervisor.supervise(Arc::clone(&control), Box::pin(ends));
+        control
+    }
 }
 
 fn trailers(end: &StreamEnd) -> HeaderMap {
     let mut trailers = HeaderMap::new();
-    // Fails for a message that is not fit for a header, and ours are.
+    // Fails only for text that is not fit for a header.
     if let Err(status) = of_end(end).add_header(&mut trailers) {
-        tracing::error!(%status, "status does not fit into trailers");
+        tracing::error!(%status, "failed to encode status in trailers");
     }
     trailers
 }

@@ -1,146 +1,144 @@
-//! What watches over one HTTP/2 stream from outside its body.
+//! Supervision of HTTP/2 streams from outside their bodies.
 //!
-//! A body is not polled while its peer takes nothing, so it could neither notice that its caller was refused in mid-stream nor
-//! that nobody reads any more. The connection's executor therefore runs each stream within a guard, which can end it: first by
-//! asking its body, and if the peer does not even take that, by dropping the stream, which resets it.
+//! A body is not polled while its peer takes nothing, so it cannot notice that its credentials ended or that
+//! the peer stalls. The connection's executor therefore runs each stream in a [`SupervisedStream`]. That
+//! first asks the body to end, and if the peer does not take even that, drops the stream, which resets it.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::drain::Drain;
-use super::idle::{Open, StreamCount};
 use crate::model::metrics::Metrics;
 use crate::stream::gated_poll::Gated;
 use crate::stream::{StreamControl, StreamEnd};
 
-/// How long a stream that must end may take to tell its peer: within this, and the time it takes to notice, the stream of a
-/// caller who may not any more has ended.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time that a stream which must end has to send its status. A stream with revoked credentials ends within
+/// this and the time to notice the revocation.
+const LAST_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Links a call to the guard of the stream that it runs on: hyper calls the service and hands the stream to the executor one
-/// right after the other.
+/// Passes the supervision of a call to the executor: hyper calls the service and then, right after it, hands
+/// the stream to the executor.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Handoff(Arc<Mutex<Option<Ends>>>);
+pub(super) struct Handoff(Arc<Mutex<Option<(SupervisorHandle, oneshot::Receiver<Supervision>)>>>);
 
-/// What a call holds, and what the guard of its stream does.
-type Ends = (Watched, oneshot::Receiver<Watch>);
-
-/// Where a call says, once it was admitted, what its guard must know. Cloning is cheap.
+/// Connects a call with the supervisor of its stream. Cloning is cheap.
 #[derive(Clone, Default)]
-pub(super) struct Watched(Arc<Mutex<Announced>>);
+pub(super) struct SupervisorHandle(Arc<Mutex<HandleState>>);
 
-/// What a call announces of its stream.
 #[derive(Default)]
-struct Announced {
-    /// To the guard, once.
-    watch: Option<oneshot::Sender<Watch>>,
-    /// Let go of when the stream has ended.
-    kept: Option<Box<dyn Send>>,
+struct HandleState {
+    /// To the supervisor; used once.
+    sender: Option<oneshot::Sender<Supervision>>,
+    /// Dropped when the stream has ended.
+    held: Option<Box<dyn Send>>,
 }
 
-/// What a guard is told of its stream.
-struct Watch {
-    state: Arc<StreamControl>,
+/// What the supervisor must know of its stream.
+struct Supervision {
+    control: Arc<StreamControl>,
     /// Resolves when the stream must end.
     ends: BoxFuture<'static, StreamEnd>,
-    /// Whether it listens, and may take as long as the drain does to say its last words. Otherwise it has [`LAST_WORDS`].
-    listens: bool,
+    /// The body reacts to [`StreamControl::end`], and may use the whole drain for its last messages.
+    /// Otherwise it has [`LAST_STATUS_TIMEOUT`].
+    is_controlled: bool,
 }
 
 /// Runs the streams of one connection.
 #[derive(Clone, Debug)]
 pub(super) struct StreamExecutor {
     pub(super) handoff: Handoff,
-    pub(super) activity: StreamCount,
+    pub(super) streams: StreamCount,
     pub(super) drain: Drain,
-    /// Whose they are, if that is known.
+    /// The peer, if it is known.
     pub(super) address: Option<SocketAddr>,
     pub(super) stall: Duration,
     pub(super) metrics: Metrics,
 }
 
+/// The number of open streams of one connection. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StreamCount(watch::Sender<usize>);
+
+/// Counts a stream as open. Released on drop.
+#[derive(Debug)]
+struct OpenStream(StreamCount);
+
 pin_project! {
-    struct Guard<F> {
+    struct SupervisedStream<F> {
         #[pin]
         stream: F,
-        // Resolves when the stream must be dropped. Nothing of it concerns a line, so no line asks it.
+        // Resolves when the stream must be dropped. Gated, because no line of a log concerns it.
         cut: Gated<BoxFuture<'static, ()>>,
-        // Keeps what the call wants kept.
-        watched: Option<Watched>,
-        open: Open,
+        // Keeps what the call holds.
+        handle: Option<SupervisorHandle>,
+        open: OpenStream,
     }
 }
 
 // === impl Handoff ===
 
 impl Handoff {
-    /// A place for what the call that begins now will tell its guard.
-    pub(super) fn begin(&self) -> Watched {
+    /// Creates the handle of a call that begins now.
+    pub(super) fn begin(&self) -> SupervisorHandle {
         let (sender, receiver) = oneshot::channel();
-        let watched = Watched::default();
-        watched.lock().watch = Some(sender);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((watched.clone(), receiver));
-        watched
-    }
-
-    fn take(&self) -> Option<Ends> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let handle = SupervisorHandle::default();
+        handle.0.lock().sender = Some(sender);
+        *self.0.lock() = Some((handle.clone(), receiver));
+        handle
     }
 }
 
-impl std::fmt::Debug for Watch {
+impl std::fmt::Debug for Supervision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watch").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Supervision").field("control", &self.control).finish_non_exhaustive()
     }
 }
 
-impl std::fmt::Debug for Watched {
+impl std::fmt::Debug for SupervisorHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Watched")
+        f.write_str("SupervisorHandle")
     }
 }
 
-// === impl Watched ===
+// === impl SupervisorHandle ===
 
-impl Watched {
-    /// From now on the stream of `state` is watched, and ends when `ends` says so.
-    pub(super) fn watch(&self, state: Arc<StreamControl>, ends: BoxFuture<'static, StreamEnd>) {
-        self.set(Watch { state, ends, listens: true });
+impl SupervisorHandle {
+    /// Starts supervision of the stream of `control`, which must end when `ends` resolves.
+    pub(super) fn supervise(&self, control: Arc<StreamControl>, ends: BoxFuture<'static, StreamEnd>) {
+        self.send(Supervision { control, ends, is_controlled: true });
     }
 
-    /// The state of a stream that knows nothing of all this, watched from now on: it ends soon after the gateway begins to.
-    pub(super) fn watch_other(&self, drain: Drain) -> Arc<StreamControl> {
+    /// Starts supervision of a stream whose body does not react to its control. It ends soon after the
+    /// gateway drains.
+    pub(super) fn supervise_other(&self, drain: Drain) -> Arc<StreamControl> {
         let ends = Box::pin(async move {
             drain.draining().await;
             StreamEnd::Draining
         });
-        let state = StreamControl::new();
-        self.set(Watch { state: Arc::clone(&state), ends, listens: false });
-        state
+        let control = StreamControl::new();
+        self.send(Supervision { control: Arc::clone(&control), ends, is_controlled: false });
+        control
     }
 
-    /// Keeps this for as long as the stream is there, whatever becomes of its body.
-    pub(super) fn keep(&self, kept: impl Send + 'static) {
-        self.lock().kept = Some(Box::new(kept));
+    /// Keeps `held` until the stream has ended, even if its body was dropped before.
+    pub(super) fn hold(&self, held: impl Send + 'static) {
+        self.0.lock().held = Some(Box::new(held));
     }
 
-    fn set(&self, watch: Watch) {
-        let guard = self.lock().watch.take();
-        if let Some(guard) = guard {
-            // A guard that has gone meanwhile took the stream along.
-            let _ = guard.send(watch);
+    fn send(&self, supervision: Supervision) {
+        let sender = self.0.lock().sender.take();
+        if let Some(sender) = sender {
+            // Fails only if the stream was dropped meanwhile.
+            let _ = sender.send(supervision);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Announced> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -151,82 +149,139 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let (watched, announced) = self.handoff.take().unzip();
-        // The drain's hard end is not for it to wait for: that cuts the connection, and HTTP/2 its streams.
-        let cut = watch(announced, self.address, self.stall, self.metrics.clone());
-        let open = self.activity.open();
-        self.drain.spawn(Guard { stream, cut: Gated::new(Box::pin(cut)), watched, open });
+        let (handle, receiver) = self.handoff.0.lock().take().unzip();
+        // Does not wait for the drain deadline: that cuts the connection, and HTTP/2 its streams.
+        let cut = supervise(receiver, self.address, self.stall, self.metrics.clone());
+        let open = self.streams.open();
+        self.drain.spawn(SupervisedStream { stream, cut: Gated::new(Box::pin(cut)), handle, open });
     }
 }
 
-/// Watches over a stream once its call was admitted: asks it to end when it must, and returns when it must be dropped.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "an async fn keeps what it is given twice, and each stream has one"
-)]
-fn watch(
-    announced: Option<oneshot::Receiver<Watch>>,
+/// Supervises a stream once its call was admitted: asks it to end when it must, and returns when it must be
+/// dropped.
+#[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice, and each stream has one")]
+fn supervise(
+    receiver: Option<oneshot::Receiver<Supervision>>,
     address: Option<SocketAddr>,
     stall: Duration,
     metrics: Metrics,
 ) -> impl Future<Output = ()> {
     async move {
-        let Some(Ok(Watch { state, ends, listens })) = (match announced {
-            Some(announced) => Some(announced.await),
+        let Some(Ok(Supervision { control, ends, is_controlled })) = (match receiver {
+            Some(receiver) => Some(receiver.await),
             None => None,
         }) else {
-            // It was refused, or is none of ours: it ends by itself.
+            // The call was refused, or hyper opened the stream for itself: it ends by itself.
             return std::future::pending().await;
         };
-        state.set_peer(address);
-        let takes_nothing = takes_nothing(&state, stall, &metrics);
-        tokio::pin!(takes_nothing);
+        control.comes_from(address);
+        let stalled = stalled(&control, stall, &metrics);
+        tokio::pin!(stalled);
         let end = tokio::select! {
             biased;
             end = ends => end,
-            () = &mut takes_nothing => return,
+            () = &mut stalled => return,
         };
         if let StreamEnd::Refused(refusal) = end {
             metrics.auth_refusals.count(refusal.reason());
         }
-        // Draining has a deadline of its own.
-        let must_end = !listens || matches!(end, StreamEnd::Refused(_));
-        state.end(end);
+        // A drain has its own deadline.
+        let must_end = !is_controlled || matches!(end, StreamEnd::Refused(_));
+        control.end(end);
         if must_end {
-            // Boxed: few streams come to it, and each would have room for it.
-            Box::pin(tokio::time::sleep(LAST_WORDS)).await;
+            // Boxed: few streams get here, and each would reserve memory for it.
+            Box::pin(tokio::time::sleep(LAST_STATUS_TIMEOUT)).await;
         } else {
-            takes_nothing.await;
+            stalled.await;
         }
     }
 }
 
-/// Waits until the peer has taken nothing of what it was sent for as long as `stall`.
-async fn takes_nothing(state: &StreamControl, stall: Duration, metrics: &Metrics) {
+/// Waits until the peer has taken nothing for as long as `stall` although something was sent.
+async fn stalled(control: &StreamControl, stall: Duration, metrics: &Metrics) {
     let mut next = stall;
     loop {
         tokio::time::sleep(next).await;
-        let stalled = state.stalled();
+        let stalled = control.stalled();
         if stalled >= stall {
             metrics.stalled_streams.increment(1);
-            tracing::info!(stream = state.id(), peer = ?state.peer(), ?stalled, "stream reset: its peer takes nothing");
+            tracing::info!(stream = control.id(), peer = ?control.peer(), ?stalled, "reset stalled stream");
             return;
         }
         next = stall.saturating_sub(stalled);
     }
 }
 
-// === impl Guard ===
+// === impl SupervisedStream ===
 
-impl<F: Future<Output = ()>> Future for Guard<F> {
+impl<F: Future<Output = ()>> Future for SupervisedStream<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        // First: whether the stream is to end is for its body to know before it is asked for more.
+        // First, so that the body knows that it must end before it is polled for more.
         if Pin::new(this.cut).poll(cx).is_ready() {
             return Poll::Ready(());
         }
         this.stream.poll(cx)
+    }
+}
+
+// === impl StreamCount ===
+
+impl StreamCount {
+    fn open(&self) -> OpenStream {
+        self.0.send_modify(|open| *open += 1);
+        OpenStream(self.clone())
+    }
+
+    /// Waits until no stream was open for `time`. Notices a stream that was open for a moment only.
+    pub(super) async fn idle(&self, time: Duration) {
+        let mut open = self.0.subscribe();
+        loop {
+            // `changed` fails only when the sender is dropped, and `self` keeps it.
+            if *open.borrow_and_update() > 0 {
+                let _ = open.changed().await;
+            } else if tokio::time::timeout(time, open.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|open| *open -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_resolves_after_time_without_streams() {
+        let streams = StreamCount::default();
+        let began = Instant::now();
+        streams.idle(10 * SECOND).await;
+        assert_eq!(began.elapsed(), 10 * SECOND);
+
+        let calls = async {
+            for _ in 0..5 {
+                tokio::time::sleep(9 * SECOND).await;
+                // Closed before `idle` runs.
+                drop(streams.open());
+            }
+            let long = streams.open();
+            tokio::time::sleep(100 * SECOND).await;
+            drop(long);
+        };
+        let began = Instant::now();
+        tokio::join!(streams.idle(10 * SECOND), calls);
+        assert_eq!(began.elapsed(), (45 + 100 + 10) * SECOND);
     }
 }

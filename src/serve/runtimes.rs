@@ -110,7 +110,7 @@ mod tests {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         readiness.set(true);
-        side.within(|| drain.spawn_beside(admin.serve(TcpListener::from_std(listener).unwrap())));
+        side.within(|| drain.spawn_background(admin.serve(TcpListener::from_std(listener).unwrap())));
         // This blocks the only thread of the main runtime.
         for _ in 0..3 {
             let mut socket = std::net::TcpStream::connect(address).unwrap();

@@ -72,7 +72,7 @@ impl Running {
     }
 
     async fn lame_duck(&self) {
-        let polled = self.drain.was_asked_within(POLLED_WITHIN);
+        let polled = self.drain.was_polled_within(POLLED_WITHIN);
         let duration = self.limits.lame_duck.unwrap_or(if polled { LAME_DUCK } else { Duration::ZERO });
         if duration.is_zero() {
             return;

@@ -379,7 +379,7 @@ async fn the_public_name_gets_its_own_certificate_and_no_question() {
         ["own", "public"].map(|name| tls::ensure(&dir.path().join(name), &hosts, SystemTime::now()).unwrap());
     let load = |made: &tls::Generated| tls::load(&made.certificate, &made.key).unwrap();
     let resolver = Arc::new(SingleCertAndKey::from(load(&public)));
-    let offers = tls::Offers::from(Arc::new(tls::server_config(load(&own)).unwrap()))
+    let offers = tls::SniConfigs::from(Arc::new(tls::server_config(load(&own)).unwrap()))
         .with_public(&hosts, Arc::new(tls::public_server_config_of(resolver).unwrap()));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -66,7 +66,7 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
             readiness.set(true);
             let admin = Admin::new(exporter.clone(), readiness, drain.clone());
             side.within(|| {
-                TcpListener::from_std(listener).map(|port| drain.spawn_beside(admin.serve(port)))
+                TcpListener::from_std(listener).map(|port| drain.spawn_background(admin.serve(port)))
             })?;
         }
         let restarts = RestartManager::new(Arc::clone(&context.platform), metrics.clone());

@@ -1,4 +1,4 @@
-//! The metrics of one server: to count with, and to show.
+//! The metrics of one server, and their Prometheus export.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use super::followers::Followers;
 use crate::model::metrics::{MetricKind, Metrics, catalogue};
 use crate::sys::process::{self, Usage};
 
-/// How often samples are folded into buckets when nobody scrapes, so that they do not pile up.
+/// How often samples are moved into buckets, so that they do not pile up when nothing scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The metrics of one server. Cloning is cheap.
 #[derive(Clone)]
 pub struct Exporter {
-    /// To count with.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Whose lag is looked up when somebody asks.
+    /// Source of the number of lagging followers.
     pub followers: Followers,
     handle: PrometheusHandle,
 }
@@ -25,10 +25,10 @@ pub struct Exporter {
 // === impl Exporter ===
 
 impl Exporter {
-    /// All metrics, at zero.
+    /// Registers all metrics, at zero.
     ///
     /// # Errors
-    /// None that could happen: the buckets are fixed, and not empty.
+    /// The buckets of a histogram are empty, which they are not.
     pub fn new() -> Result<Self, BuildError> {
         let mut builder = PrometheusBuilder::new();
         for metric in catalogue::each() {
@@ -41,26 +41,26 @@ impl Exporter {
         Ok(Self { metrics, followers: Followers::default(), handle: recorder.handle() })
     }
 
-    /// All metrics in Prometheus' text format. What is not counted but looked up is looked up now.
+    /// Returns all metrics in Prometheus' text format. Looks up those that are not counted.
     pub fn render(&self) -> String {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         self.metrics.followers_lagging.set(self.followers.lagging(0).total as f64);
         let usage = process::usage().ok();
         if let Some(usage) = &usage {
-            self.set(usage);
+            self.set_process(usage);
         }
         let mut text = self.handle.render();
         if let Some(usage) = usage {
             let metric = &self.metrics.process_cpu.0;
             let (name, help, kind) = (metric.name, metric.help, metric.kind.word());
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ =
                 writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {}", usage.cpu_seconds);
         }
         text
     }
 
-    /// Folds samples into buckets, for as long as it is polled; only while streams are open is there anything to do.
+    /// Moves samples into buckets while it is polled. There are samples only while streams are open.
     pub async fn upkeep(&self) {
         let mut tick = tokio::time::interval(UPKEEP_INTERVAL);
         loop {
@@ -69,8 +69,8 @@ impl Exporter {
         }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52, or as good as infinite")]
-    fn set(&self, usage: &Usage) {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52, or close to infinite")]
+    fn set_process(&self, usage: &Usage) {
         let metrics = &self.metrics;
         metrics.process_resident.set(usage.resident_bytes as f64);
         metrics.process_virtual.set(usage.virtual_bytes as f64);

@@ -1,36 +1,38 @@
-//! How many control frames a peer may send. Pure: the time is passed in.
+//! The control frames that a peer may send. Pure: the time is passed in.
 
 use std::time::{Duration, Instant};
 
 use super::scanner::FrameHead;
 use crate::model::rate::{Bucket, Rate};
 
-/// Control frames that a connection may send in each second, whatever it receives. An honest client that receives nothing sends
-/// an occasional PING; a thousand connections that use this up cost about a tenth of a core.
+/// Control frames per second that a connection may send, independent of what it receives. An honest client
+/// that receives nothing sends an occasional PING. A thousand connections that use this up cost about a tenth
+/// of a core.
 pub(super) const PER_SECOND: u64 = 100;
 
-/// Control frames that it may send at once: its settings, the settings of a client's priority tree, and the cancellation of all
-/// 256 streams, with room for eight times as much. To handle these costs about as much as the TLS handshake before them.
+/// Burst of control frames: eight times the settings, the priority tree and the cancellation of all 256
+/// streams of a client. Handling them costs about as much as the TLS handshake before them.
 pub(super) const BURST: u64 = 2_048;
 
-/// Bytes sent to the peer that pay for one more control frame. A client acknowledges what it receives: at worst (grpc-go, or a
-/// client that does not save up) with two `WINDOW_UPDATE` and a PING for each DATA frame, and the shortest DATA frame of a log has
-/// about a hundred bytes. More than any answer to a control frame (17 bytes, to a PING), so that no flood pays for itself.
+/// Bytes sent to the peer that allow one more control frame. A client acknowledges what it receives, at worst
+/// (grpc-go, or a client that does not batch) with two `WINDOW_UPDATE` and a PING for each DATA frame; the
+/// shortest DATA frame of a log has about a hundred bytes. More than the longest answer to a control frame
+/// (17 bytes, to a PING), so no flood pays for itself.
 pub(super) const SENT_BYTES_EACH: u64 = 32;
 
-/// Control frames that sent bytes pay for in advance, at most. A client that reads late acknowledges at once all that filled its
-/// window and the socket buffers: 16 MiB, in units of 256 bytes.
+/// Most control frames that sent bytes allow in advance. A client that reads late acknowledges its whole
+/// window and the socket buffers at once: 16 MiB, in units of 256 bytes.
 pub(super) const PAID_MAX: u64 = 65_536;
 
-/// Payload bytes that count as one more control frame: SETTINGS with ten entries. Unknown frames of 16 KiB would otherwise
-/// be a cheap way to keep TLS busy.
+/// Payload bytes that count as one more control frame: SETTINGS with ten entries. Otherwise unknown frames of
+/// 16 KiB would be a cheap way to keep TLS busy.
 pub(super) const PAYLOAD_BYTES_EACH: u64 = 64;
 
 /// The control frames that one peer may still send.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Allowance {
     bucket: Bucket,
-    /// Bytes sent that have not paid for a frame yet.
+    /// Sent bytes that no frame has used.
     unspent_bytes: u64,
 }
 
@@ -47,13 +49,13 @@ impl Allowance {
         if head.is_control() { 1 + head.length as u64 / PAYLOAD_BYTES_EACH } else { 0 }
     }
 
-    /// Notes bytes that were sent to the peer.
+    /// Counts bytes that were sent to the peer.
     pub(super) fn add_sent(&mut self, bytes: usize) {
         self.unspent_bytes = self.unspent_bytes.saturating_add(bytes as u64).min(PAID_MAX * SENT_BYTES_EACH);
     }
 
-    /// Takes `cost` control frames: first those that sent bytes have paid for, then those of the rate. Returns whether there were
-    /// as many; if not, the peer has exceeded its allowance.
+    /// Takes `cost` control frames: first those that sent bytes allow, then those of the rate. Returns
+    /// whether the peer is within its allowance.
     pub(super) fn take(&mut self, cost: u64, now: Instant) -> bool {
         let paid = cost.min(self.unspent_bytes / SENT_BYTES_EACH);
         self.unspent_bytes -= paid * SENT_BYTES_EACH;

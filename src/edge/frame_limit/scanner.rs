@@ -1,4 +1,5 @@
-//! Finds frame headers in the bytes of an HTTP/2 connection (RFC 9113 §4.1) without buffering any of them. Sans-I/O.
+//! Finds frame headers in the bytes of an HTTP/2 connection (RFC 9113 §4.1) without buffering any of them.
+//! Sans-I/O.
 
 /// Bytes of a frame header: length (3), type (1), flags (1) and stream identifier (4).
 pub(super) const HEADER_BYTES: usize = 9;
@@ -9,20 +10,21 @@ const PREFACE_BYTES: usize = 24;
 /// Bytes of a header that this module reads: length and type.
 const READ_BYTES: usize = 4;
 
-/// Types of the frames that carry requests (RFC 9113 §6). All other types, unknown ones included, are control frames.
+/// Types of the frames that carry requests (RFC 9113 §6). All other types, unknown ones included, are control
+/// frames.
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
 pub(super) const CONTINUATION: u8 = 9;
 
-/// Position within a sequence of frames.
+/// A position within a sequence of frames.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scanner(State);
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Within the preface or a payload, this many bytes (at least one) before the next header.
+    /// Within the preface or a payload: this many bytes, at least one, before the next header.
     Skip(usize),
-    /// Within a header of which `seen` bytes (at most eight) have come. `read` holds the first of them.
+    /// Within a header, after `seen` bytes (at most eight). `read` holds the first of them.
     Header { read: [u8; READ_BYTES], seen: usize },
 }
 
@@ -66,7 +68,7 @@ impl Scanner {
         }
     }
 
-    /// Returns how many bytes may follow without completing more than `frames` headers.
+    /// Returns the number of bytes that complete at most `frames` headers.
     pub(super) fn bytes_of(&self, frames: usize) -> usize {
         let headers = frames * HEADER_BYTES;
         match self.0 {
@@ -75,12 +77,12 @@ impl Scanner {
         }
     }
 
-    /// Returns whether the last frame is complete and no byte of the next one has come.
+    /// Returns whether the last frame is complete and the next one has not started.
     pub(super) fn is_between_frames(&self) -> bool {
         matches!(self.0, State::Header { seen: 0, .. })
     }
 
-    /// Returns how many bytes the present header or payload still has.
+    /// Returns the remaining bytes of the current header or payload.
     pub(super) fn bytes_until_next(&self) -> usize {
         match self.0 {
             State::Skip(left) => left,
@@ -123,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_not_control_frames_and_all_else_is() {
+    fn frames_other_than_requests_are_control_frames() {
         for kind in 0..=u8::MAX {
             let is_request = [0, 1, 9].contains(&kind);
             assert_eq!(FrameHead { kind, length: 0 }.is_control(), !is_request, "{kind}");
@@ -144,9 +146,9 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes are cut, each frame is reported once, and never more of them than `bytes_of` allows.
+        /// For any parts, each frame is reported once, and never more of them than `bytes_of` allows.
         #[test]
-        fn frames_are_found_however_the_bytes_are_cut(
+        fn frames_are_found_in_any_parts(
             frames in prop::collection::vec((any::<u8>(), 0_usize..70), 0..40),
             allowed in prop::collection::vec(1_usize..6, 1..20),
             cuts in prop::collection::vec(1_usize..40, 1..20),
@@ -169,7 +171,6 @@ mod tests {
             prop_assert!(scanner.is_between_frames());
         }
 
-        /// Any bytes at all are scanned.
         #[test]
         fn any_bytes_are_scanned(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
             let (mut scanner, mut frames) = (Scanner::new(), 0);

@@ -1,4 +1,4 @@
-//! The reader call by call, without HTTP/2 above it.
+//! The reader alone, without HTTP/2 above it.
 
 use std::sync::atomic::AtomicUsize;
 use std::task::Waker;
@@ -38,7 +38,7 @@ impl AsyncRead for Endless {
     }
 }
 
-/// Counts how often it was woken.
+/// Counts its wakes.
 #[derive(Default)]
 struct Wakes(AtomicUsize);
 
@@ -48,7 +48,7 @@ impl std::task::Wake for Wakes {
     }
 }
 
-/// A peer that sends `frames` again and again.
+/// A peer that sends the same frames without end.
 struct Flood {
     io: FrameLimited<Endless>,
     flooded: Flooded,
@@ -63,7 +63,8 @@ impl Flood {
         Self { io, flooded, wakes: Arc::default() }
     }
 
-    /// Reads like one poll of HTTP/2: until `Pending` or an error. Returns the bytes, the number of reads and the error.
+    /// Reads as one poll of HTTP/2 does, until `Pending` or an error. Returns the bytes, the number of reads
+    /// and the error.
     fn poll(&mut self) -> (Vec<u8>, usize, Option<io::ErrorKind>) {
         let waker = Waker::from(Arc::clone(&self.wakes));
         let mut cx = Context::from_waker(&waker);
@@ -77,7 +78,7 @@ impl Flood {
                 Poll::Ready(Ok(())) => bytes.extend_from_slice(buffer.filled()),
             }
             reads += 1;
-            assert!(reads < 1_000_000, "it reads on and on");
+            assert!(reads < 1_000_000, "reading does not end");
         }
     }
 }
@@ -89,7 +90,7 @@ fn poll_reads_a_bounded_number_of_frames() {
     // The payload of the last frame is left for the next poll.
     assert_eq!((first.len(), error), (PREFACE.len() + FRAMES_PER_POLL * 17 - 8, None));
     for polls in 1..10 {
-        assert_eq!(flood.wakes.0.load(Ordering::Relaxed), polls, "the task is woken to read on");
+        assert_eq!(flood.wakes.0.load(Ordering::Relaxed), polls, "the task is woken for the next poll");
         assert_eq!(flood.poll().0.len(), FRAMES_PER_POLL * 17);
     }
 }
@@ -110,7 +111,7 @@ fn poll_makes_a_bounded_number_of_reads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flood_ends_after_a_whole_frame_with_the_farewell() {
+async fn flood_ends_after_a_whole_frame_with_endless_headers() {
     for (kind, payload, step) in
         [(PING, 8, usize::MAX), (PING, 8, 5), (UNKNOWN, 0, usize::MAX), (UNKNOWN, 16_384, 1_000)]
     {
@@ -125,7 +126,7 @@ async fn flood_ends_after_a_whole_frame_with_the_farewell() {
         };
         assert_eq!(error, io::ErrorKind::ConnectionAborted);
         assert!(flood.flooded.is_set());
-        let frames = all.strip_prefix(PREFACE).unwrap().strip_suffix(&FAREWELL).unwrap();
+        let frames = all.strip_prefix(PREFACE).unwrap().strip_suffix(&ENDLESS_HEADERS).unwrap();
         assert!(
             frames.chunks(9 + payload).all(|read| read == frame(kind, payload)),
             "{kind} {payload} {step}"
@@ -136,12 +137,12 @@ async fn flood_ends_after_a_whole_frame_with_the_farewell() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_and_slow_control_frames_go_on() {
+async fn requests_and_slow_control_frames_are_not_cut_off() {
     let mut requests = Flood::new(&[frame(HEADERS, 100), frame(scanner::DATA, 10)].concat(), usize::MAX);
     for _ in 0..10_000 {
         assert_eq!(requests.poll().2, None);
     }
-    // A poll is 64 frames, and as many come in each second beyond the first.
+    // One poll of 64 frames per second.
     let mut slow = Flood::new(&frame(PING, 8), usize::MAX);
     for _ in 0..10_000 {
         assert_eq!(slow.poll().2, None);

@@ -1,9 +1,9 @@
-//! A certificate and its key, kept like their files while the gateway runs.
+//! Reloading of a certificate and its key while the gateway runs.
 //!
-//! What is presented is always a pair that belongs together: both files are read and checked before they replace what there is. So
-//! the two may be written one after the other, by renaming or in place, or swapped together behind a link, as Kubernetes mounts
-//! secrets. A pair that cannot be used replaces nothing, and the log says so once. Handshakes from then on use the new pair;
-//! connections that are open know nothing of it.
+//! Both files are read and checked before they replace the current pair, so the presented pair always
+//! matches. The files may be written one after the other, by renaming or in place, or swapped together by a
+//! link, as Kubernetes mounts secrets. An unusable pair replaces nothing, and is logged once. New handshakes
+//! use the new pair; open connections are not affected.
 
 use std::fs;
 use std::io;
@@ -24,48 +24,54 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::{Error, config};
 use crate::sys::notify::{DirWatch, Notifier};
 
-/// How often the files are looked at where the system tells of nothing: what a link leads to may change elsewhere. It costs two
-/// system calls, and waits as long as nobody minds who renews a certificate days ahead.
-const LOOK: Duration = Duration::from_secs(60);
+/// How often the files are checked without a notification: the target of a link may change in another
+/// directory. A check is two system calls, and certificates are renewed days ahead.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// At least this lies between two looks, so that a burst of changes costs one.
-const REST: Duration = Duration::from_millis(200);
+/// Least time between two checks, so that a burst of changes causes one.
+const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// For this long a pair that cannot be used is not spoken of: its other half may be on its way.
+/// Time for which an unusable pair is not logged: its other half may follow.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// The log warns when less than this is left of a certificate; or less than a [third](EXPIRY_PART) of its whole time, of one
-/// that is made for days. Authorities' clients renew with 30 days left, so by now that has failed for two weeks.
+/// Remaining validity below which the log warns; or a [third](EXPIRY_PART) of the whole validity of a
+/// certificate that is made for days. ACME clients renew with 30 days left, so by then renewal has failed for
+/// two weeks.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * DAY.as_secs());
 
-/// The part of a certificate's whole time within which the log warns, at most.
+/// The warning starts at most this part of the whole validity before the end.
 const EXPIRY_PART: u32 = 3;
 
-/// How often it warns.
+/// How often the log warns.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The pair that two files hold. Dropping it ends the watching.
+/// A certificate and key that are reloaded from their files. Dropping it stops that.
 #[derive(Debug)]
 pub struct ReloadingCert {
     current: watch::Receiver<Arc<CertifiedKey>>,
-    _keeper: AbortOnDropHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
-/// The task that keeps the pair like its files.
+/// The task that reloads a pair.
 struct ReloadTask {
     files: Files,
     notifier: Notifier,
-    /// Of the directories that the files are in.
+    /// Of the directories of the files.
     watches: [DirWatch; 2],
     current: watch::Sender<Arc<CertifiedKey>>,
-    /// What the files were when they were looked at last.
+    /// State of the files at the last check.
     stamp: Option<Stamp>,
-    /// What keeps them from being used, and since when.
-    trouble: Option<(String, Instant)>,
-    /// Whether the log has it.
-    said: bool,
-    ends: Gauge,
-    warned: Option<SystemTime>,
+    problem: Option<Problem>,
+    expiry: Gauge,
+    last_warning: Option<SystemTime>,
+}
+
+/// Why the files cannot be used.
+#[derive(Clone, Debug, PartialEq)]
+struct Problem {
+    error: String,
+    since: Instant,
+    is_logged: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -74,27 +80,26 @@ struct Files {
     key: PathBuf,
 }
 
-/// By which a change of either file shows: device, inode, size, and time of the last change.
+/// Detects changes of either file: device, inode, size and time of the last change.
 type Stamp = [(u64, u64, u64, i64, i64); 2];
 
-// === impl Pair ===
+// === impl ReloadingCert ===
 
 impl ReloadingCert {
-    /// Reads the pair and keeps to its files from then on. `ends` is set to the time at which its certificate does, in Unix
-    /// seconds. Must be called within a Tokio runtime.
+    /// Reads the pair, and reloads it from then on. Sets `expiry` to the end of the certificate's validity,
+    /// in Unix seconds. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// As [`load`](super::load): without a pair to begin with there is nothing to present.
-    pub fn open(certificate: &Path, key: &Path, notifier: &Notifier, ends: Gauge) -> Result<Self, Error> {
+    /// As [`load`](super::load): without a first pair there is nothing to present.
+    pub fn open(certificate: &Path, key: &Path, notifier: &Notifier, expiry: Gauge) -> Result<Self, Error> {
         let files = Files { certificate: certificate.to_owned(), key: key.to_owned() };
-        let (keeper, current) = ReloadTask::open(files, notifier, ends)?;
+        let (task, current) = ReloadTask::open(files, notifier, expiry)?;
         #[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
-        let task = tokio::spawn(keeper.run());
-        Ok(Self { current, _keeper: AbortOnDropHandle::new(task) })
+        let task = tokio::spawn(task.run());
+        Ok(Self { current, _task: AbortOnDropHandle::new(task) })
     }
 
-    /// The pair as it is now.
-    pub fn current(&self) -> Arc<CertifiedKey> {
+    fn current(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.current.borrow())
     }
 }
@@ -105,59 +110,57 @@ impl ResolvesServerCert for ReloadingCert {
     }
 }
 
-// === impl Keeper ===
+// === impl ReloadTask ===
 
 impl ReloadTask {
     fn open(
         files: Files,
         notifier: &Notifier,
-        ends: Gauge,
+        expiry: Gauge,
     ) -> Result<(Self, watch::Receiver<Arc<CertifiedKey>>), Error> {
-        // Watched and stamped before they are read: a change in between is seen as one.
+        // Watched and stamped before they are read, so that a change in between is detected.
         let watches = files.watch(notifier);
         let stamp = files.stamp().ok();
         let (sender, current) = watch::channel(Arc::new(files.load()?));
-        let mut keeper = Self {
+        let mut task = Self {
             files,
             notifier: notifier.clone(),
             watches,
             current: sender,
             stamp,
-            trouble: None,
-            said: false,
-            ends,
-            warned: None,
+            problem: None,
+            expiry,
+            last_warning: None,
         };
-        keeper.tell_end(SystemTime::now());
-        Ok((keeper, current))
+        task.check_expiry(SystemTime::now());
+        Ok((task, current))
     }
 
     async fn run(mut self) {
         loop {
             let [certificates, keys] = &mut self.watches;
-            let settles = self.trouble.as_ref().filter(|_| !self.said).map(|(_, since)| *since + SETTLE);
+            let settles = self.problem.as_ref().filter(|p| !p.is_logged).map(|p| p.since + SETTLE);
             tokio::select! {
                 () = certificates.changed() => {}
                 () = keys.changed() => {}
                 () = tokio::time::sleep_until(settles.unwrap_or_else(Instant::now)), if settles.is_some() => {}
-                () = sleep(LOOK) => {
-                    // Another directory may have taken the place of the one that is watched.
+                () = sleep(CHECK_INTERVAL) => {
+                    // The watched directory may have been replaced by another one.
                     self.watches = self.files.watch(&self.notifier);
-                    self.tell_end(SystemTime::now());
+                    self.check_expiry(SystemTime::now());
                 }
             }
-            self.look().await;
-            sleep(REST).await;
+            self.check().await;
+            sleep(DEBOUNCE).await;
         }
     }
 
-    async fn look(&mut self) {
+    async fn check(&mut self) {
         let (files, before) = (self.files.clone(), self.stamp);
-        let settled = self.trouble.as_ref().is_some_and(|(_, since)| since.elapsed() >= SETTLE);
-        let again = settled && !self.said;
+        let must_log = self.problem.as_ref().is_some_and(Problem::must_log);
         let read = move || {
             let stamp = files.stamp().ok();
-            (stamp != before || stamp.is_none() || again).then(|| (stamp, files.load()))
+            (stamp != before || stamp.is_none() || must_log).then(|| (stamp, files.load()))
         };
         let Ok(Some((stamp, loaded))) = spawn_blocking(read).await else {
             return;
@@ -170,50 +173,55 @@ impl ReloadTask {
     }
 
     fn replace(&mut self, pair: CertifiedKey) {
-        self.trouble = None;
-        self.said = false;
+        self.problem = None;
         if self.current.borrow().cert == pair.cert {
             return;
         }
         self.current.send_replace(Arc::new(pair));
-        tracing::info!(certificate = %self.files.certificate.display(), "certificate replaced: new connections are shown it");
-        self.warned = None;
-        self.tell_end(SystemTime::now());
+        tracing::info!(certificate = %self.files.certificate.display(), "reloaded certificate");
+        self.last_warning = None;
+        self.check_expiry(SystemTime::now());
     }
 
     fn keep(&mut self, error: String) {
-        match &self.trouble {
-            Some((known, since)) if *known == error => {
-                if since.elapsed() >= SETTLE && !std::mem::replace(&mut self.said, true) {
-                    tracing::error!(%error, "certificate or key cannot be used; what was read last is shown on");
+        match &mut self.problem {
+            Some(problem) if problem.error == error => {
+                if problem.must_log() {
+                    problem.is_logged = true;
+                    tracing::error!(%error, "failed to reload certificate or key, keeping the previous pair");
                 }
             }
-            _ => {
-                self.trouble = Some((error, Instant::now()));
-                self.said = false;
-            }
+            _ => self.problem = Some(Problem { error, since: Instant::now(), is_logged: false }),
         }
     }
 
-    /// Sets the gauge, and warns once a day of an end that is near.
-    fn tell_end(&mut self, now: SystemTime) {
+    /// Sets the gauge, and warns once a day if the certificate expires soon.
+    fn check_expiry(&mut self, now: SystemTime) {
         let current = self.current.borrow();
         let Some(validity) = Validity::of(&current) else {
             return;
         };
-        self.ends.set(seconds(validity.to));
+        self.expiry.set(validity.to.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         let recently = |warned: SystemTime| now.duration_since(warned).is_ok_and(|since| since < DAY);
-        if now < validity.warn_from() || self.warned.is_some_and(recently) {
+        if now < validity.warn_from() || self.last_warning.is_some_and(recently) {
             return;
         }
-        self.warned = Some(now);
+        self.last_warning = Some(now);
         let certificate = self.files.certificate.display();
         if let Ok(left) = validity.to.duration_since(now) {
             let days_left = left.as_secs() / DAY.as_secs();
-            tracing::warn!(%certificate, days_left, "certificate ends soon: renew it");
+            tracing::warn!(%certificate, days_left, "certificate expires soon, renew it");
         } else {
-            tracing::error!(%certificate, "certificate has ended: clients refuse it");
+            tracing::error!(%certificate, "certificate has expired, clients reject it");
         }
+    }
+}
+
+// === impl Problem ===
+
+impl Problem {
+    fn must_log(&self) -> bool {
+        !self.is_logged && self.since.elapsed() >= SETTLE
     }
 }
 
@@ -240,7 +248,7 @@ impl Files {
     }
 }
 
-/// When a certificate is good.
+/// The validity period of a certificate.
 #[derive(Clone, Copy, Debug)]
 struct Validity {
     from: SystemTime,
@@ -257,16 +265,11 @@ impl Validity {
         Some(Self { from: at(validity.not_before.timestamp())?, to: at(validity.not_after.timestamp())? })
     }
 
-    /// From when on its end is near.
+    /// Returns when the log starts to warn.
     fn warn_from(&self) -> SystemTime {
         let whole = self.to.duration_since(self.from).unwrap_or_default();
         self.to.checked_sub(EXPIRY_WARNING.min(whole / EXPIRY_PART)).unwrap_or(UNIX_EPOCH)
     }
-}
-
-/// As metrics have it.
-fn seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]
@@ -278,29 +281,29 @@ mod tests {
     use super::super::generate::{CERTIFICATE_FILE, Generated, KEY_FILE, ensure};
     use super::*;
 
-    /// Far beyond what any of this takes; only a hang reaches it.
+    /// Deadline that only a hang reaches.
     const DEADLINE: Duration = Duration::from_secs(30);
 
-    struct Place {
+    struct Fixture {
         dir: TempDir,
         made: [Generated; 2],
     }
 
-    /// What happens to files that were good.
-    type Spoil = fn(&Place);
+    /// Damages valid files.
+    type Spoil = fn(&Fixture);
 
-    /// Two pairs, the first of them copied to where it is used.
-    fn place() -> Place {
+    /// Creates two pairs, and copies the first to the place where it is used.
+    fn fixture() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let made = ["a", "b"].map(|name| ensure(&dir.path().join(name), &[], SystemTime::now()).unwrap());
         fs::create_dir(dir.path().join("used")).unwrap();
-        let place = Place { dir, made };
-        place.copy(0, CERTIFICATE_FILE);
-        place.copy(0, KEY_FILE);
-        place
+        let fixture = Fixture { dir, made };
+        fixture.copy(0, CERTIFICATE_FILE);
+        fixture.copy(0, KEY_FILE);
+        fixture
     }
 
-    impl Place {
+    impl Fixture {
         fn used(&self, name: &str) -> PathBuf {
             self.dir.path().join("used").join(name)
         }
@@ -315,7 +318,7 @@ mod tests {
                 .unwrap()
         }
 
-        /// Waits until the pair is this one. It is never anything but one of the two.
+        /// Waits until the current pair is this one.
         async fn becomes(&self, pair: &mut ReloadingCert, wanted: usize) {
             let wanted = config::load(&self.made[wanted].certificate, &self.made[wanted].key).unwrap();
             let changed = pair.current.wait_for(|current| current.cert == wanted.cert);
@@ -325,21 +328,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_written_one_after_the_other_are_picked_up_together() {
-        let place = place();
-        let mut pair = place.open(&Notifier::start());
+    async fn files_written_one_by_one_are_reloaded_together() {
+        let fixture = fixture();
+        let mut pair = fixture.open(&Notifier::start());
         for (wanted, order) in [(1, [KEY_FILE, CERTIFICATE_FILE]), (0, [CERTIFICATE_FILE, KEY_FILE])] {
             for name in order {
-                place.copy(wanted, name);
+                fixture.copy(wanted, name);
             }
-            place.becomes(&mut pair, wanted).await;
+            fixture.becomes(&mut pair, wanted).await;
         }
     }
 
     #[tokio::test]
-    async fn a_directory_swapped_behind_a_link_is_picked_up() {
-        let place = place();
-        let at = |name: &str| place.dir.path().join(name);
+    async fn directory_swapped_by_a_link_is_reloaded() {
+        let fixture = fixture();
+        let at = |name: &str| fixture.dir.path().join(name);
         fs::create_dir(at("mount")).unwrap();
         symlink(at("a"), at("mount/..data")).unwrap();
         for name in [CERTIFICATE_FILE, KEY_FILE] {
@@ -349,45 +352,45 @@ mod tests {
         let mut pair = ReloadingCert::open(&certificate, &key, &Notifier::start(), Gauge::noop()).unwrap();
         symlink(at("b"), at("mount/..next")).unwrap();
         fs::rename(at("mount/..next"), at("mount/..data")).unwrap();
-        place.becomes(&mut pair, 1).await;
+        fixture.becomes(&mut pair, 1).await;
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pair_that_cannot_be_used_replaces_nothing_and_is_said_once() {
-        let place = place();
-        let files = Files { certificate: place.used(CERTIFICATE_FILE), key: place.used(KEY_FILE) };
-        let (mut keeper, mut current) =
+    async fn unusable_pair_replaces_nothing_and_is_logged_once() {
+        let fixture = fixture();
+        let files = Files { certificate: fixture.used(CERTIFICATE_FILE), key: fixture.used(KEY_FILE) };
+        let (mut task, mut current) =
             ReloadTask::open(files.clone(), &Notifier::polling(), Gauge::noop()).unwrap();
         let spoils: [(&str, Spoil); 4] = [
-            ("half", |place| fs::write(place.used(CERTIFICATE_FILE), "-----BEGIN CERT").unwrap()),
-            ("mixed", |place| place.copy(1, CERTIFICATE_FILE)),
-            ("empty", |place| fs::write(place.used(KEY_FILE), "").unwrap()),
-            ("gone", |place| fs::remove_file(place.used(KEY_FILE)).unwrap()),
+            ("half", |fixture| fs::write(fixture.used(CERTIFICATE_FILE), "-----BEGIN CERT").unwrap()),
+            ("mixed", |fixture| fixture.copy(1, CERTIFICATE_FILE)),
+            ("empty", |fixture| fs::write(fixture.used(KEY_FILE), "").unwrap()),
+            ("gone", |fixture| fs::remove_file(fixture.used(KEY_FILE)).unwrap()),
         ];
         for (case, spoil) in spoils {
-            spoil(&place);
-            keeper.look().await;
-            assert!(keeper.trouble.is_some() && !keeper.said, "{case}: its other half may be on its way");
+            spoil(&fixture);
+            task.check().await;
+            assert!(!task.problem.as_ref().unwrap().is_logged, "{case}: its other half may follow");
             tokio::time::advance(SETTLE).await;
-            keeper.look().await;
-            assert!(keeper.said, "{case}");
-            let known = keeper.trouble.clone();
-            tokio::time::advance(LOOK).await;
-            keeper.look().await;
-            assert_eq!(keeper.trouble, known, "{case}");
+            task.check().await;
+            assert!(task.problem.as_ref().unwrap().is_logged, "{case}");
+            let known = task.problem.clone();
+            tokio::time::advance(CHECK_INTERVAL).await;
+            task.check().await;
+            assert_eq!(task.problem, known, "{case}");
             assert!(!current.has_changed().unwrap(), "{case}");
         }
-        place.copy(1, CERTIFICATE_FILE);
-        place.copy(1, KEY_FILE);
-        keeper.look().await;
-        assert!(current.has_changed().unwrap() && keeper.trouble.is_none());
+        fixture.copy(1, CERTIFICATE_FILE);
+        fixture.copy(1, KEY_FILE);
+        task.check().await;
+        assert!(current.has_changed().unwrap() && task.problem.is_none());
         assert_eq!(current.borrow_and_update().cert, files.load().unwrap().cert);
-        keeper.look().await;
+        task.check().await;
         assert!(!current.has_changed().unwrap(), "replaced once");
     }
 
     #[test]
-    fn an_end_is_near_two_weeks_ahead_or_a_third() {
+    fn expiry_warning_starts_two_weeks_or_a_third_ahead() {
         let days = |days: u32| DAY * days;
         let at = |day: u32| UNIX_EPOCH + days(day);
         for (from, to, warned) in [(0, 3650, 3636), (10, 100, 86), (0, 42, 28), (0, 6, 4)] {

@@ -1,11 +1,14 @@
-//! What the server offers in a handshake, and what it demands of a client.
+//! TLS configurations of the server, and their selection by server name (SNI).
 //!
-//! TLS 1.3 only, HTTP/2 only, no resumption: every connection shows its certificate anew. A client certificate is asked for
-//! and may be absent. Of a certificate that is presented only *possession* is checked, that is, the signature over this very
-//! handshake; its form and whether it is trusted are judged later, per call, where a refusal can say why.
+//! TLS 1.3 only, HTTP/2 only, no resumption: every connection presents its certificate anew. A client
+//! certificate is requested and may be absent. Only *possession* of its key is checked, by the signature over
+//! this handshake. Its form and trust are checked per call, where a refusal can have a reason.
+//!
+//! As Akash providers do, a gateway with a certificate that an authority signed presents it for exactly the
+//! public host names, and requests no client certificate there: clients of these names bring a token. For
+//! every other name, and without one, it presents its own certificate.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,20 +24,32 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Inconsi
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::Error;
+use crate::sys::read::{PEM_MAX_BYTES, read_bounded};
 
-/// Largest PEM file that is read: chains and keys are a few KiB; anything beyond this is the wrong file.
-const PEM_MAX_BYTES: u64 = 1024 * 1024;
-
-/// Offered in ALPN; a client that wants something else is refused in the handshake.
+/// The only protocol in ALPN. A client that offers others is refused in the handshake.
 const ALPN_H2: &[u8] = b"h2";
 
-/// Checks that whoever presents a certificate holds its key, and nothing else about it.
+/// Checks that a client holds the key of its certificate, and nothing else.
 #[derive(Debug)]
 struct Possession {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// The configuration for a listener that presents `certified`, whatever name the client asks for.
+/// The TLS configurations, by the server name that the client asks for. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct SniConfigs {
+    public: Option<Arc<PublicConfig>>,
+    other: Arc<ServerConfig>,
+}
+
+/// The configuration for the public host names.
+#[derive(Debug)]
+struct PublicConfig {
+    hosts: BTreeSet<String>,
+    config: Arc<ServerConfig>,
+}
+
+/// Creates a configuration that presents `certified`.
 ///
 /// # Errors
 /// As [`server_config_of`].
@@ -42,16 +57,16 @@ pub fn server_config(certified: CertifiedKey) -> Result<ServerConfig, Error> {
     server_config_of(Arc::new(SingleCertAndKey::from(certified)))
 }
 
-/// The configuration for a listener that presents what `resolver` says, in each handshake anew.
+/// Creates a configuration that presents the certificate of `resolver`, and requests one of the client.
 ///
 /// # Errors
-/// [`Error::Library`] if the library was built without what is asked of it.
+/// [`Error::Library`] if the library was built without a required feature.
 pub fn server_config_of(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
     let possession = Possession { algorithms: provider().signature_verification_algorithms };
     server_config_by(Arc::new(possession), resolver)
 }
 
-/// The same for clients that are not asked for a certificate.
+/// Creates a configuration that requests no client certificate.
 ///
 /// # Errors
 /// As [`server_config_of`].
@@ -68,7 +83,7 @@ fn server_config_by(
         .map_err(|e| Error::Library(e.to_string()))?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(resolver);
-    // A client that puts ChaCha20 first would cost this side more than twice the time per byte.
+    // ChaCha20, which some clients prefer, takes this side more than twice the time per byte.
     config.ignore_client_order = true;
     config.alpn_protocols = vec![ALPN_H2.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -76,11 +91,11 @@ fn server_config_by(
     Ok(config)
 }
 
-/// Reads a certificate chain (own certificate first) and its private key from PEM files, and checks that they belong
-/// together.
+/// Reads a certificate chain (own certificate first) and its private key from PEM files, and checks that they
+/// match.
 ///
 /// # Errors
-/// [`Error::ReadKind`], [`Error::TrustValue`] or [`Error::Mismatch`], naming the file.
+/// [`Error::Read`], [`Error::Content`] or [`Error::Mismatch`].
 pub fn load(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     let chain = read_chain(certificate)?;
     let private = read_key(key)?;
@@ -95,7 +110,8 @@ pub fn load(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     })
 }
 
-/// aws-lc-rs with our preferences; never installed as the default of the process, which is not ours to choose.
+/// Returns aws-lc-rs with our preferences. Not installed as the default of the process, which may have other
+/// users.
 fn provider() -> CryptoProvider {
     CryptoProvider {
         cipher_suites: vec![
@@ -136,20 +152,56 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
 }
 
 fn read_pem(path: &Path) -> Result<Vec<u8>, Error> {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        File::open(path)?.take(PEM_MAX_BYTES + 1).read_to_end(&mut text)?;
-        Ok(text)
-    };
-    let text = read().map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    if text.len() as u64 > PEM_MAX_BYTES {
-        return Err(content(path, format!("larger than {PEM_MAX_BYTES} bytes, so not a PEM file of ours")));
-    }
-    Ok(text)
+    read_bounded(path, PEM_MAX_BYTES).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 fn content(path: &Path, what: String) -> Error {
     Error::Content { path: path.to_owned(), what }
+}
+
+// === impl SniConfigs ===
+
+impl SniConfigs {
+    /// Adds `config` for clients that ask for one of `hosts`.
+    #[must_use]
+    pub fn with_public(mut self, hosts: &[String], config: Arc<ServerConfig>) -> Self {
+        let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        self.public = Some(Arc::new(PublicConfig { hosts, config }));
+        self
+    }
+
+    /// Returns the only configuration, if the server name makes no difference.
+    pub(super) fn only(&self) -> Option<Arc<ServerConfig>> {
+        self.public.is_none().then(|| Arc::clone(&self.other))
+    }
+
+    /// Returns the configuration for a client that asks for `name`, or for none.
+    pub(super) fn of(&self, name: Option<&str>) -> Arc<ServerConfig> {
+        let public = self.public.as_ref().filter(|public| name.and_then(|name| public.host(name)).is_some());
+        Arc::clone(public.map_or(&self.other, |public| &public.config))
+    }
+
+    /// Returns the public host that `name` means. Its clients are not asked for a certificate.
+    pub(in crate::edge) fn public_name(&self, name: &str) -> Option<Arc<str>> {
+        self.public.as_ref()?.host(name).map(Arc::from)
+    }
+}
+
+/// One configuration for all names.
+impl From<Arc<ServerConfig>> for SniConfigs {
+    fn from(other: Arc<ServerConfig>) -> Self {
+        Self { public: None, other }
+    }
+}
+
+// === impl PublicConfig ===
+
+impl PublicConfig {
+    fn host(&self, name: &str) -> Option<&str> {
+        // A trailing dot does not change the name.
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        self.hosts.get(&name).map(String::as_str)
+    }
 }
 
 // === impl Possession ===
@@ -187,8 +239,8 @@ impl ClientCertVerifier for Possession {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        // Only the public key is taken from the certificate: the library's own parser refuses forms (versions, critical
-        // extensions) that the gate must be able to refuse with a reason.
+        // Only the public key is read from the certificate. The library's own parser refuses forms (versions,
+        // critical extensions) that must be refused per call, with a reason.
         let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| CertificateError::BadEncoding)?;
         let key = SubjectPublicKeyInfoDer::from(parsed.tbs_certificate.subject_pki.raw);
         verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms)

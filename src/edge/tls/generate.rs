@@ -1,7 +1,7 @@
-//! A server certificate of our own, where the operator brings none.
+//! The gateway's own server certificate, for operators without one.
 //!
-//! It is self-signed and stays the same over restarts, so that a client can be told once to trust `server.pem`. It is
-//! remade when it ends within [`RENEW`], lacks a wanted host, or cannot be read.
+//! It is self-signed and kept across restarts, so that clients configure trust in `server.pem` once. It is
+//! replaced when it expires within 30 days, lacks a host, or cannot be read.
 
 use std::collections::BTreeSet;
 use std::fs::Permissions;
@@ -23,28 +23,27 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::{Error, config};
 
-/// The certificate, for clients to trust.
+/// File of the certificate, which clients trust.
 pub const CERTIFICATE_FILE: &str = "server.pem";
 
-/// Its private key, readable by its owner only.
+/// File of the private key, readable by its owner only.
 pub const KEY_FILE: &str = "server.key.pem";
 
-/// How long a certificate is good for. Ten years: it is trusted by name of its file, not by an authority that would want
-/// it short, and clients hold copies of it.
-pub const VALIDITY: Duration = Duration::from_secs(3_650 * DAY_SECS);
+/// Validity of a new certificate. Ten years, because clients have copies of it; no authority limits it.
+const VALIDITY: Duration = Duration::from_secs(3_650 * DAY_SECS);
 
-/// A certificate that ends sooner than this is remade at start.
-pub const RENEW: Duration = Duration::from_secs(30 * DAY_SECS);
+/// A certificate that expires sooner than this is replaced at start.
+const RENEW: Duration = Duration::from_secs(30 * DAY_SECS);
 
-/// Clients' clocks may be behind ours by this much.
+/// How far clients' clocks may be slow.
 const CLOCK_SKEW: Duration = Duration::from_secs(DAY_SECS);
 
 const DAY_SECS: u64 = 24 * 60 * 60;
 
-/// What every gateway answers to, beside its public host names.
+/// Names of every gateway, beside its public host names.
 const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-/// Prefix of the name by which a client with a certificate of its own asks for an Akash provider.
+/// Prefix of the name by which clients with a certificate connect to an Akash provider.
 const MTLS_PREFIX: &str = "mtls.";
 
 /// A certificate and its key, ready for [`super::load`].
@@ -54,27 +53,26 @@ pub struct Generated {
     pub certificate: PathBuf,
     /// File of the private key.
     pub key: PathBuf,
-    /// Whether it was made just now: clients that trusted an earlier one must trust this one anew.
+    /// Whether it is new: clients that trust an earlier one must be given this one.
     pub fresh: bool,
 }
 
-/// Sees to it that `dir` holds a certificate for this machine and `hosts` (names or addresses), valid at `now`, and `mtls.`
-/// before each of the names.
+/// Ensures that `dir` has a certificate that is valid at `now` for this machine and for `hosts` (names or
+/// addresses), and for each name with the prefix `mtls.`.
 ///
 /// # Errors
-/// [`Error::Host`] for a host that is none, [`Error::Write`] if `dir` cannot be written.
+/// [`Error::Host`] for an invalid host, [`Error::Write`] if `dir` cannot be written.
 pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated, Error> {
     let names = names(hosts)?;
     let mut generated =
         Generated { certificate: dir.join(CERTIFICATE_FILE), key: dir.join(KEY_FILE), fresh: false };
     let kept = config::load(&generated.certificate, &generated.key);
-    if kept.is_ok_and(|kept| still_good(&kept, &names, now)) {
+    if kept.is_ok_and(|kept| is_usable(&kept, &names, now)) {
         return Ok(generated);
     }
     let (certificate, key) = make(names, now).map_err(|e| Error::Library(e.to_string()))?;
     std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, e))?;
-    // The key first: whoever sees the new certificate finds its key, and a crash in between leaves a pair that does not
-    // match, which the next start remakes.
+    // The key first: after a crash in between the pair does not match, and the next start replaces it.
     replace(dir, &generated.key, &key, 0o600).map_err(|e| cannot_write(&generated.key, e))?;
     replace(dir, &generated.certificate, &certificate, 0o644)
         .map_err(|e| cannot_write(&generated.certificate, e))?;
@@ -82,7 +80,7 @@ pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated
     Ok(generated)
 }
 
-/// Every name the certificate must hold, in the notation of names and addresses.
+/// Returns the names and addresses that the certificate must have.
 fn names(hosts: &[String]) -> Result<BTreeSet<String>, Error> {
     let mut names = BTreeSet::new();
     for host in LOCAL_HOSTS.into_iter().chain(hosts.iter().map(String::as_str)) {
@@ -100,7 +98,7 @@ fn names(hosts: &[String]) -> Result<BTreeSet<String>, Error> {
 }
 
 fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rcgen::Error> {
-    // An address becomes an address, anything else a DNS name.
+    // rcgen detects which names are addresses.
     let mut params = CertificateParams::new(names.into_iter().collect::<Vec<_>>())?;
     let now = OffsetDateTime::from(now);
     params.not_before = now - CLOCK_SKEW;
@@ -115,7 +113,7 @@ fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rc
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
-fn still_good(kept: &CertifiedKey, names: &BTreeSet<String>, now: SystemTime) -> bool {
+fn is_usable(kept: &CertifiedKey, names: &BTreeSet<String>, now: SystemTime) -> bool {
     let Ok(Ok((_, parsed))) = kept.end_entity_cert().map(|der| X509Certificate::from_der(der)) else {
         return false;
     };
@@ -123,10 +121,10 @@ fn still_good(kept: &CertifiedKey, names: &BTreeSet<String>, now: SystemTime) ->
     let validity = parsed.validity();
     validity.not_before.timestamp() <= now.unix_timestamp()
         && validity.not_after.timestamp() >= (now + RENEW).unix_timestamp()
-        && names.is_subset(&held_names(&parsed))
+        && names.is_subset(&names_of(&parsed))
 }
 
-fn held_names(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
+fn names_of(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else {
         return BTreeSet::new();
     };
@@ -143,7 +141,7 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
 }
 
-/// Puts `text` at `path` in one step: nobody ever sees half a file.
+/// Replaces the file at `path` atomically.
 fn replace(dir: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut file = NamedTempFile::new_in(dir)?;
     file.write_all(text.as_bytes())?;
@@ -170,7 +168,7 @@ mod tests {
 
     const HOST: &str = "provider.example.com";
 
-    /// What happens to files that were good.
+    /// Damages valid files.
     type Spoil = fn(&Generated);
 
     fn hosts(hosts: &[&str]) -> Vec<String> {
@@ -182,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn is_made_once_and_then_reused() {
+    fn certificate_is_created_once_and_reused() {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
         let first = ensure(&dir.path().join("data"), &hosts(&[HOST, "10.0.0.1"]), now).unwrap();
@@ -198,12 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn is_remade_when_it_no_longer_serves() {
+    fn unusable_certificate_is_replaced() {
         let now = SystemTime::now();
         let cases: [(&str, &[&str], SystemTime, Spoil); 7] = [
             ("a host is missing", &[HOST], now, |_| ()),
             ("an address is missing", &["10.0.0.1"], now, |_| ()),
-            ("it ends soon", &[], now + VALIDITY - RENEW + Duration::from_secs(1), |_| ()),
+            ("it expires soon", &[], now + VALIDITY - RENEW + Duration::from_secs(1), |_| ()),
             ("the clock was wrong", &[], now - CLOCK_SKEW - Duration::from_secs(1), |_| ()),
             ("no key", &[], now, |made| {
                 std::fs::remove_file(&made.key).unwrap();
@@ -223,15 +221,15 @@ mod tests {
             let second = ensure(dir.path(), &hosts(wanted), at).unwrap();
             assert!(second.fresh, "{case}");
             assert_ne!(bytes(&second), before, "{case}");
-            assert!(!ensure(dir.path(), &hosts(wanted), at).unwrap().fresh, "{case}: once is enough");
+            assert!(!ensure(dir.path(), &hosts(wanted), at).unwrap().fresh, "{case}: replaced once");
             config::load(&second.certificate, &second.key).unwrap();
             let files = std::fs::read_dir(dir.path()).unwrap().count();
-            assert_eq!(files, 2, "{case}: nothing else is left behind");
+            assert_eq!(files, 2, "{case}: no other files");
         }
     }
 
     #[test]
-    fn only_its_owner_reads_the_key() {
+    fn key_file_is_readable_by_its_owner_only() {
         let dir = tempfile::tempdir().unwrap();
         let made = ensure(dir.path(), &[], SystemTime::now()).unwrap();
         let bits = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -240,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_trusts_the_file_accepts_every_name() {
+    fn certificate_is_accepted_for_every_name() {
         let dir = tempfile::tempdir().unwrap();
         let made = ensure(dir.path(), &hosts(&[HOST, "10.0.0.1"]), SystemTime::now()).unwrap();
         let kept = config::load(&made.certificate, &made.key).unwrap();
@@ -262,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn is_of_the_stated_form() {
+    fn certificate_has_the_documented_form() {
         let dir = tempfile::tempdir().unwrap();
         let made = ensure(dir.path(), &[], SystemTime::now()).unwrap();
         let kept = config::load(&made.certificate, &made.key).unwrap();
         let (_, parsed) = X509Certificate::from_der(kept.end_entity_cert().unwrap()).unwrap();
         assert_eq!(parsed.version(), x509_parser::x509::X509Version::V3);
         assert!(!parsed.is_ca());
-        assert!(parsed.basic_constraints().unwrap().is_some(), "CA=false is said");
+        assert!(parsed.basic_constraints().unwrap().is_some(), "CA=false is explicit");
         assert_eq!(parsed.key_usage().unwrap().unwrap().value.flags, 1, "digitalSignature and nothing else");
         let extended = parsed.extended_key_usage().unwrap().unwrap().value;
         assert!(extended.server_auth && !extended.client_auth && !extended.any);
@@ -278,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_none_is_named() {
+    fn invalid_host_is_named() {
         let dir = tempfile::tempdir().unwrap();
         for bad in ["", "https://provider.example.com", "provider.example.com:8443", "a b", "*.example.com"] {
             let error = ensure(dir.path(), &hosts(&[bad]), SystemTime::now()).unwrap_err();
@@ -288,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_is_named() {
+    fn unwritable_directory_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("data");
         std::fs::write(&file, "").unwrap();

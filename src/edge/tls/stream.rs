@@ -1,19 +1,20 @@
-//! A TLS stream for HTTP/2 that writes seldom and much.
+//! A TLS stream for HTTP/2 with few, large writes.
 //!
-//! h2 writes and flushes one DATA frame at a time. A stream that obeys makes a system call for each 16 KiB, which costs more
-//! than encrypting them. This one encrypts at once and sends later: what is written is queued as TLS records, and the queue
-//! leaves in one `writev`
+//! h2 writes and flushes one DATA frame at a time. Writing each to the socket takes a system call per 16 KiB,
+//! which costs more than the encryption. This stream encrypts at once and queues the TLS records. It sends
+//! the queue in one `writev`:
 //!
-//! - when it holds three full DATA frames ([`WRITE_MAX_BYTES`]): fewer cost more per byte, and so do more;
-//! - at the first flush after a read, if it is short: a line on its own leaves at once;
-//! - at a flush with nothing written since the one before, which is how h2 ends a turn;
-//! - otherwise at the next read or flush, for which the stream wakes its task itself.
+//! - when it has three full DATA frames ([`WRITE_MAX_BYTES`]): fewer cost more per byte, and so do more;
+//! - at the first flush after a read, if the queue is short: a single line is sent at once;
+//! - at a flush with nothing written since the last one: h2 ends a poll so;
+//! - otherwise at the next read or flush, for which the stream wakes its own task.
 //!
-//! Once the socket takes no more, nothing is queued until all that was queued has left, so a peer that does not read costs
-//! [`WRITE_MAX_BYTES`] here and no more.
+//! When the socket is full, nothing is queued until the queue is empty. So a peer that does not read costs at
+//! most [`WRITE_MAX_BYTES`] here.
 //!
-//! A flush may thus return before its bytes have left. That is sound for one task that reads whenever it is woken, as the
-//! connections of hyper and h2 do, and not for a stream split between two tasks. [`AsyncWrite::poll_shutdown`] does wait.
+//! A flush may return before its bytes are sent. That is sound for one task that reads whenever it is woken,
+//! as connections of hyper and h2 do, but not for a stream split between two tasks.
+//! [`AsyncWrite::poll_shutdown`] waits.
 
 use std::io::{self, BufRead as _, IoSlice, Read, Write};
 use std::pin::Pin;
@@ -26,65 +27,69 @@ use rustls::{ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use super::sni::Offers;
+use super::config::SniConfigs;
 
 /// Most bytes of plaintext in a TLS record (RFC 8446 §5.1).
 const RECORD_MAX_BYTES: usize = 16 * 1024;
 
-/// What TLS adds to each record: its header, the inner content type and the tag.
+/// Bytes that TLS adds to each record: header, inner content type and tag.
 const RECORD_OVERHEAD_BYTES: usize = 5 + 1 + 16;
 
 /// A DATA frame of the size that HTTP/2 clients advertise, with its header, as two records.
 const FRAME_MAX_BYTES: usize = RECORD_MAX_BYTES + 9 + 2 * RECORD_OVERHEAD_BYTES;
 
-/// Most bytes queued, and so written at a time: three full DATA frames, 48 KiB. Four would spill over the 64 KiB that the
-/// kernel segments in one go, which was measured as 10 % more CPU; two are 24 % more.
+/// Most bytes queued, and so written at once: three full DATA frames, 48 KiB. Four exceed the 64 KiB that the
+/// kernel segments at once, and take 10 % more CPU; two take 24 % more (measured).
 pub const WRITE_MAX_BYTES: usize = 3 * FRAME_MAX_BYTES;
 
-/// A queue with less room than this, half a DATA frame, is full: most of the next frame would have to wait anyway.
+/// A queue with less space than this, half a DATA frame, counts as full: most of the next frame would not
+/// fit.
 const WRITE_SLACK_BYTES: usize = 8 * 1024;
 
-/// Most records queued: as many as rustls hands to one `writev`.
+/// Most records queued: as many as rustls passes to one `writev`.
 const WRITE_MAX_RECORDS: usize = 64;
 
-/// A batch below this, half a DATA frame, does not look like a part of more to come.
+/// A batch below this, half a DATA frame, is probably complete.
 const SHORT_BYTES: usize = 8 * 1024;
 
-/// A server's side of a TLS connection after its handshake. See the module for when bytes leave.
+/// The server's side of a TLS connection after its handshake. The [module](self) describes when bytes are
+/// sent.
 #[derive(Debug)]
 pub struct TlsStream<IO> {
     io: IO,
     tls: ServerConnection,
     queue: Queue,
-    /// The last write left bytes behind: nothing is queued before they have gone.
+    /// The socket is full: nothing is queued before the queue is empty.
     blocked: bool,
     /// Bytes accepted since the last flush.
     unflushed: usize,
-    /// Nothing has been sent since the last read: a short batch now is likely alone.
+    /// Nothing was sent since the last read: a short batch is then sent at once.
     first: bool,
-    /// The end has been announced to the peer; no more may be written.
+    /// `close_notify` was queued; no more may be written.
     closing: bool,
 }
 
-/// What rustls holds to be sent, which it does not tell. Alerts and the like are not counted: they are few and tiny.
+/// The size of rustls's send buffer, which rustls does not report. Alerts and the like are not counted: they
+/// are few and tiny.
 #[derive(Clone, Copy, Debug, Default)]
 struct Queue {
     bytes: usize,
     records: usize,
 }
 
-/// A socket as rustls wants it, `Pending` being `WouldBlock`.
+/// Adapts a socket to the blocking interface of rustls: `Pending` becomes `WouldBlock`.
 struct Blocking<'a, 'b, IO> {
     io: Pin<&'a mut IO>,
     cx: &'a mut Context<'b>,
 }
 
-/// Completes the handshake of a client on `io`. Takes as long as the client likes: put a deadline on it. Dropping the future
-/// drops the connection.
+/// Completes the handshake of a client on `io`. Has no timeout of its own. Dropping the future drops the
+/// connection.
 ///
 /// # Errors
-/// What the socket says; `InvalidData` if the client breaks the protocol, offers nothing acceptable, or presents a
-/// certificate whose key it does not hold (it has then been told by a TLS alert); `UnexpectedEof` if it goes away.
+/// Those of the socket. `InvalidData` if the client breaks the protocol, offers nothing acceptable, or does
+/// not hold the key of its certificate (it then got a TLS alert). `UnexpectedEof` if it closes the
+/// connection.
 pub async fn accept<IO>(config: Arc<ServerConfig>, io: IO) -> io::Result<TlsStream<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
@@ -93,19 +98,19 @@ where
     Ok(TlsStream::new(handshake.await?))
 }
 
-/// The same, with what `offers` has for the name that the client asks for.
+/// Completes the handshake as [`accept`] does, with the configuration for the name that the client asks for.
 ///
 /// # Errors
 /// As [`accept`].
-pub async fn accept_by_name<IO>(offers: &Offers, io: IO) -> io::Result<TlsStream<IO>>
+pub async fn accept_by_name<IO>(configs: &SniConfigs, io: IO) -> io::Result<TlsStream<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    if !offers.differ() {
-        return accept(offers.of(None), io).await;
+    if let Some(config) = configs.only() {
+        return accept(config, io).await;
     }
     let hello = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
-    let config = offers.of(hello.client_hello().server_name());
+    let config = configs.of(hello.client_hello().server_name());
     let handshake = hello.into_stream_with(config, bounded);
     Ok(TlsStream::new(handshake.await?))
 }
@@ -122,18 +127,18 @@ impl<IO> TlsStream<IO> {
         Self { io, tls, queue: Queue::default(), blocked: false, unflushed: 0, first: true, closing: false }
     }
 
-    /// The certificates that the client presented, its own first; `None` if it presented none. It holds the key of the first;
-    /// nothing else about them has been checked.
+    /// Returns the client's certificates, its own first; `None` if it presented none. It holds the key of the
+    /// first. Nothing else is checked.
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         self.tls.peer_certificates()
     }
 
-    /// The name that the client asked for (SNI), if any.
+    /// Returns the server name that the client asked for (SNI), if any.
     pub fn server_name(&self) -> Option<&str> {
         self.tls.server_name()
     }
 
-    /// The connection below.
+    /// Returns the socket.
     pub fn get_ref(&self) -> &IO {
         &self.io
     }
@@ -145,7 +150,7 @@ impl<IO> TlsStream<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
-    /// Sends the whole queue. `Pending` means the socket is full and will wake the task.
+    /// Sends the whole queue. `Pending`: the socket is full, and will wake the task.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
             self.first = false;
@@ -166,7 +171,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends what it can, for a caller that does not wait for it.
+    /// Sends as much as the socket takes, without waiting.
     fn try_send(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.poll_send(cx) {
             Poll::Ready(sent) => sent,
@@ -184,7 +189,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         }
         let mut taken = self.tls.writer().write_vectored(bufs)?;
         if taken == 0 && wanted > 0 {
-            // What is not counted has filled the library's own limit, which is ours: an empty queue takes something.
+            // Bytes that are not counted have filled rustls's buffer, which has the same limit. When empty,
+            // it takes some.
             ready!(self.poll_send(cx))?;
             taken = self.tls.writer().write_vectored(bufs)?;
         }
@@ -196,13 +202,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
         Poll::Ready(Ok(taken))
     }
 
-    /// Whether the bytes written since the last flush may wait for more.
+    /// Returns whether the bytes written since the last flush may wait for more.
     fn may_wait(&self) -> bool {
         let alone = self.first && self.unflushed < SHORT_BYTES;
         !self.blocked && self.unflushed > 0 && !alone
     }
 
-    /// Reads from the socket until there is plaintext, the end, or nothing more to read.
+    /// Reads from the socket until there is plaintext or the end of the stream.
     fn poll_plaintext(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_read() {
             match self.tls.read_tls(&mut Blocking::new(&mut self.io, cx)) {
@@ -212,7 +218,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
                 Err(e) => return Poll::Ready(Err(e)),
             }
             let processed = self.tls.process_new_packets();
-            // The library may have an answer for the peer, or an alert that says what was wrong.
+            // rustls may have queued an answer or an alert.
             let answered = self.try_send(cx);
             processed.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
             answered?;
@@ -222,7 +228,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> TlsStream<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<IO> {
-    /// Also sends what an earlier flush put off. A peer that ends without saying so (`close_notify`) is an `UnexpectedEof`.
+    /// Also sends what an earlier flush deferred. An end without `close_notify` is an `UnexpectedEof`.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.try_send(cx)?;
@@ -254,12 +260,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
         self.get_mut().poll_queue(cx, bufs)
     }
 
-    /// Without it, h2 would copy or write its 9-byte frame headers on their own.
+    /// Otherwise h2 would copy its 9-byte frame headers, or write them separately.
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    /// Returns before the bytes have left if more are likely to follow; see the module.
+    /// Returns before the bytes are sent if more are likely to follow.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.may_wait() {
@@ -273,7 +279,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
         Pin::new(&mut this.io).poll_flush(cx)
     }
 
-    /// Sends everything, then the TLS end, then closes the socket's sending side.
+    /// Sends everything and `close_notify`, then closes the socket's sending side.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.closing {
@@ -282,7 +288,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<IO> {
         }
         ready!(this.poll_send(cx))?;
         match ready!(Pin::new(&mut this.io).poll_shutdown(cx)) {
-            // The peer has gone already.
+            // The peer has closed the connection.
             Err(e) if e.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             done => Poll::Ready(done),
         }
@@ -333,7 +339,7 @@ impl<IO: AsyncWrite> Write for Blocking<'_, '_, IO> {
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
         would_block(match bufs {
-            // A lone line is one record, and `send` is the cheaper system call.
+            // A single line is one record, and `send` is the cheaper system call.
             [only] => self.io.as_mut().poll_write(self.cx, only),
             many => self.io.as_mut().poll_write_vectored(self.cx, many),
         })

@@ -1,8 +1,8 @@
-//! Handshakes with real clients; below, the stream under load.
+//! Handshakes with real clients. Submodules test the stream.
 
 mod http2;
 mod pipe;
-mod turns;
+mod write_batching;
 
 use std::io;
 use std::path::Path;
@@ -23,7 +23,7 @@ use tokio_rustls::client::TlsStream as ClientStream;
 
 use super::{Error, TlsStream, accept, ensure, load, server_config};
 
-/// Far beyond what any of this takes; only a hang reaches it.
+/// Deadline that only a hang reaches.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 struct Server {
@@ -63,7 +63,7 @@ impl Server {
         config
     }
 
-    /// Both sides' results over a pipe that holds `capacity` bytes.
+    /// Returns the results of both sides over a pipe of `capacity` bytes.
     async fn handshake(
         &self,
         client: ClientConfig,
@@ -86,7 +86,7 @@ impl Server {
     }
 }
 
-/// A client certificate as `shape` makes it, with its key.
+/// Creates a client certificate, changed by `shape`, and its key.
 fn identity(shape: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
     let mut params = CertificateParams::new(vec![]).unwrap();
     shape(&mut params);
@@ -98,7 +98,7 @@ fn identity(shape: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_is_accepted() {
+async fn client_without_certificate_is_accepted() {
     let server = server();
     let (accepted, connected) = server.handshake(server.client(), 4096).await;
     assert!(accepted.unwrap().peer_certificates().is_none());
@@ -111,7 +111,7 @@ async fn a_client_without_a_certificate_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_any_form_is_accepted_and_shown() {
+async fn certificate_of_any_form_is_accepted_and_returned() {
     let server = server();
     let critical = |params: &mut CertificateParams| {
         let mut unknown = CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]);
@@ -129,7 +129,7 @@ async fn a_certificate_of_any_form_is_accepted_and_shown() {
 }
 
 #[tokio::test]
-async fn a_certificate_without_its_key_is_refused() {
+async fn certificate_without_its_key_is_refused() {
     let server = server();
     let stolen = CertifiedKey::new(identity(|_| ()).cert, identity(|_| ()).key);
     let client = server.client_of(aws_lc_rs::default_provider(), Some(stolen));
@@ -137,13 +137,13 @@ async fn a_certificate_without_its_key_is_refused() {
     let refusal = accepted.unwrap_err();
     assert_eq!(refusal.kind(), io::ErrorKind::InvalidData);
     assert!(refusal.to_string().contains("BadSignature"), "{refusal}");
-    // In TLS 1.3 a client learns of it with its first read.
-    let told = connected.unwrap().read(&mut [0]).await.unwrap_err();
-    assert!(told.to_string().contains("DecryptError"), "{told}");
+    // In TLS 1.3 the client gets the alert at its first read.
+    let alert = connected.unwrap().read(&mut [0]).await.unwrap_err();
+    assert!(alert.to_string().contains("DecryptError"), "{alert}");
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_none_is_refused() {
+async fn malformed_certificate_is_refused() {
     let server = server();
     let CertifiedKey { key, .. } = identity(|_| ());
     let nonsense = CertifiedKey::new(vec![CertificateDer::from(vec![0x30, 3, 1, 2, 3])], key);
@@ -153,7 +153,7 @@ async fn a_certificate_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn the_servers_cipher_preference_counts() {
+async fn cipher_is_chosen_by_the_server() {
     let server = server();
     let (aes128, aes256, chacha) = (
         cipher_suite::TLS13_AES_128_GCM_SHA256,
@@ -171,7 +171,7 @@ async fn the_servers_cipher_preference_counts() {
 }
 
 #[tokio::test]
-async fn classical_key_exchanges_are_served_too() {
+async fn classical_key_exchange_is_accepted() {
     let server = server();
     let groups: [&'static dyn SupportedKxGroup; 2] = [kx_group::X25519, kx_group::SECP256R1];
     for group in groups {
@@ -183,7 +183,7 @@ async fn classical_key_exchanges_are_served_too() {
 }
 
 #[tokio::test]
-async fn nothing_is_resumed() {
+async fn sessions_are_not_resumed() {
     let server = server();
     let client = server.client();
     for _ in 0..2 {
@@ -197,7 +197,7 @@ async fn nothing_is_resumed() {
 }
 
 #[tokio::test]
-async fn a_client_that_wants_http_1_is_refused() {
+async fn client_of_http_1_is_refused() {
     let server = server();
     let mut client = server.client();
     client.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -206,8 +206,8 @@ async fn a_client_that_wants_http_1_is_refused() {
     connected.unwrap_err();
 }
 
-/// A `ClientHello` of TLS 1.2: no session, one cipher suite (ECDHE-ECDSA-AES128-GCM), no compression, and one extension
-/// (`signature_algorithms`: ECDSA with P-256 and SHA-256).
+/// A `ClientHello` of TLS 1.2: no session, one cipher suite (ECDHE-ECDSA-AES128-GCM), no compression, and one
+/// extension (`signature_algorithms`: ECDSA with P-256 and SHA-256).
 fn hello_of_tls_1_2() -> Vec<u8> {
     let mut hello = vec![3, 3];
     hello.extend([7; 32]);
@@ -220,7 +220,7 @@ fn hello_of_tls_1_2() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn tls_1_2_is_refused_with_its_reason() {
+async fn tls_1_2_is_refused_with_an_alert() {
     let (error, answer) = server().refused(&hello_of_tls_1_2()).await;
     assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
     let protocol_version = [21, 3, 3, 0, 2, 2, 70];
@@ -239,7 +239,7 @@ async fn garbage_is_refused() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_is_an_early_end() {
+async fn closed_connection_is_an_unexpected_eof() {
     let server = server();
     for sent in [0, 20] {
         let (near, mut far) = tokio::io::duplex(4096);
@@ -251,7 +251,7 @@ async fn a_client_that_goes_away_is_an_early_end() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_said() {
+fn errors_name_the_file_and_the_problem() {
     let dir = tempfile::tempdir().unwrap();
     let good = ensure(dir.path(), &[], SystemTime::now()).unwrap();
     let file = |name: &str, text: &str| {
@@ -277,7 +277,7 @@ fn what_is_wrong_with_a_file_is_said() {
         (certificate, &encrypted, "{2}: the private key is encrypted"),
         (&cut, key, "{1}: not a PEM file"),
         (&nonsense, key, "{1}: not a usable certificate"),
-        (&huge, key, "{1}: larger than 1048576 bytes"),
+        (&huge, key, "cannot read {1}: larger than 1048576 bytes"),
         (certificate, &other, "the key in {2} does not belong to the certificate in {1}"),
     ];
     for (certificate, key, expected) in cases {

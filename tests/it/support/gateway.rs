@@ -16,7 +16,7 @@ use leasemux::edge::connection::Connections;
 use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
-use leasemux::edge::tls::Offers;
+use leasemux::edge::tls::SniConfigs;
 use leasemux::logs::actor::ActorContext as Surroundings;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::lag::LagReport;
@@ -160,7 +160,7 @@ impl Gateway {
     }
 
     /// Returns a server with real sockets and TLS.
-    pub(crate) fn server(&self, tls: impl Into<Offers>) -> Server {
+    pub(crate) fn server(&self, tls: impl Into<SniConfigs>) -> Server {
         Server {
             connections: self.connections.clone(),
             tls: tls.into(),

@@ -1,4 +1,4 @@
-//! The stream under hyper's server, with hyper's client.
+//! The stream with hyper's server and client.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -17,10 +17,10 @@ use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::turns::Counting;
+use super::write_batching::Counting;
 use super::{DEADLINE, accept, server};
 
-/// A body whose chunks a test hands in.
+/// A body whose chunks come from a test.
 struct Chunks(mpsc::Receiver<Bytes>);
 
 impl Body for Chunks {
@@ -35,34 +35,34 @@ impl Body for Chunks {
     }
 }
 
-type Turns = Arc<Mutex<Vec<usize>>>;
+type Polls = Arc<Mutex<Vec<usize>>>;
 
 /// One stream over one connection.
 struct Fixture {
-    /// What the server sends; dropping it ends the stream.
+    /// Chunks for the server to send. Dropping it ends the stream.
     chunks: mpsc::Sender<Bytes>,
     received: Incoming,
     /// Lengths of the server's writes to its socket.
     writes: Arc<Mutex<Vec<usize>>>,
-    /// For each poll of the server's connection, how many writes it made.
-    turns: Turns,
+    /// The number of writes of each poll of the server's connection.
+    polls: Polls,
     _client: SendRequest<Empty<Bytes>>,
     _tasks: JoinSet<()>,
 }
 
-/// Opens a stream with windows of `window` bytes over a pipe that holds `capacity`.
+/// Opens a stream with windows of `window` bytes over a pipe of `capacity` bytes.
 async fn open(capacity: usize, window: u32) -> Fixture {
     let server = server();
     let mut tasks = JoinSet::new();
     let writes = Arc::<Mutex<Vec<usize>>>::default();
-    let turns = Turns::default();
+    let polls = Polls::default();
     let (near, far) = tokio::io::duplex(capacity);
     let near = Counting { io: near, writes: Arc::clone(&writes) };
     let (chunks, body) = mpsc::channel(1_000);
     tasks.spawn(serve(
         accept(Arc::clone(&server.config), near),
         body,
-        (Arc::clone(&writes), Arc::clone(&turns)),
+        (Arc::clone(&writes), Arc::clone(&polls)),
     ));
 
     let connector = tokio_rustls::TlsConnector::from(Arc::new(server.client()));
@@ -76,13 +76,13 @@ async fn open(capacity: usize, window: u32) -> Fixture {
     tasks.spawn(async { drop(connection.await) });
     let request = Request::get("https://localhost/").body(Empty::new()).unwrap();
     let received = client.send_request(request).await.unwrap().into_body();
-    Fixture { chunks, received, writes, turns, _client: client, _tasks: tasks }
+    Fixture { chunks, received, writes, polls, _client: client, _tasks: tasks }
 }
 
 async fn serve(
     accepted: impl Future<Output = std::io::Result<super::TlsStream<Counting<DuplexStream>>>>,
     body: mpsc::Receiver<Bytes>,
-    (writes, turns): (Arc<Mutex<Vec<usize>>>, Turns),
+    (writes, polls): (Arc<Mutex<Vec<usize>>>, Polls),
 ) {
     let body = Mutex::new(Some(Chunks(body)));
     let service = service_fn(|_| {
@@ -97,7 +97,7 @@ async fn serve(
         let before = writes.lock().unwrap().len();
         let polled = connection.as_mut().poll(cx);
         let after = writes.lock().unwrap().len();
-        turns.lock().unwrap().push(after - before);
+        polls.lock().unwrap().push(after - before);
         polled
     });
     drop(counted.await);
@@ -107,22 +107,22 @@ impl Fixture {
     async fn receive(&mut self, mut bytes: usize) -> Vec<u8> {
         let mut received = Vec::new();
         while bytes > 0 {
-            let frame = tokio::time::timeout(DEADLINE, self.received.frame()).await.expect("nobody hangs");
-            let data = frame.expect("more to come").unwrap().into_data().unwrap();
-            bytes = bytes.checked_sub(data.len()).expect("no more than was sent");
+            let frame = tokio::time::timeout(DEADLINE, self.received.frame()).await.expect("no hang");
+            let data = frame.expect("more data").unwrap().into_data().unwrap();
+            bytes = bytes.checked_sub(data.len()).expect("not more than was sent");
             received.extend_from_slice(&data);
         }
         received
     }
 
-    /// Waits until nothing happens any more: every task has had its turns and the connection asks for no more.
+    /// Waits until all tasks are idle.
     async fn settle(&self) {
         let mut quiet = 0;
         while quiet < 20 {
-            let before = self.turns.lock().unwrap().len();
+            let before = self.polls.lock().unwrap().len();
             tokio::task::yield_now().await;
-            let quiet_turn = self.turns.lock().unwrap().len() == before;
-            quiet = if quiet_turn { quiet + 1 } else { 0 };
+            let is_quiet = self.polls.lock().unwrap().len() == before;
+            quiet = if is_quiet { quiet + 1 } else { 0 };
         }
     }
 
@@ -136,9 +136,9 @@ fn pattern(length: usize) -> Bytes {
 }
 
 #[tokio::test]
-async fn a_backlog_leaves_three_frames_at_a_time() {
+async fn backlog_is_sent_three_frames_at_a_time() {
     const COUNT: usize = 300;
-    // The connection writes frames of 16,384 bytes however the body was cut.
+    // The connection writes frames of 16,384 bytes for chunks of any size.
     for length in [16_384, 16_100, 64 * 1024] {
         let count = COUNT * 16_384 / length;
         let mut fixture = open(64 << 20, 1 << 30).await;
@@ -149,7 +149,7 @@ async fn a_backlog_leaves_three_frames_at_a_time() {
         }
         fixture.receive(count * length).await;
         let writes = fixture.writes();
-        // The send buffer of a stream is empty now and then, which ends a batch early.
+        // The send buffer of a stream is sometimes empty, which ends a batch early.
         assert!(
             writes.len() <= COUNT / 3 + COUNT / 20,
             "{length}: {} writes for {COUNT} frames",
@@ -159,26 +159,22 @@ async fn a_backlog_leaves_three_frames_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_message_on_its_own_is_one_write_in_the_same_turn() {
+async fn single_message_is_one_write_in_the_same_poll() {
     let mut fixture = open(1 << 20, 1 << 30).await;
     fixture.settle().await;
     fixture.writes();
     for length in [1, 100, 1_000, 4_096, 16_000] {
-        fixture.turns.lock().unwrap().clear();
+        fixture.polls.lock().unwrap().clear();
         fixture.chunks.try_send(pattern(length)).unwrap();
         assert_eq!(fixture.receive(length).await, pattern(length));
         fixture.settle().await;
         assert_eq!(fixture.writes(), [length + 9 + 22], "{length}");
-        assert_eq!(
-            fixture.turns.lock().unwrap().first(),
-            Some(&1),
-            "{length}: it did not wait for another turn"
-        );
+        assert_eq!(fixture.polls.lock().unwrap().first(), Some(&1), "{length}: not in the first poll");
     }
 }
 
 #[tokio::test]
-async fn every_byte_arrives_whatever_the_windows_and_the_pipe() {
+async fn every_byte_arrives_with_any_windows_and_pipes() {
     for (capacity, window) in
         [(100, 65_535), (5_000, 65_535), (5_000, 1 << 30), (1 << 20, 65_535), (200_000, 1 << 20)]
     {
@@ -192,11 +188,11 @@ async fn every_byte_arrives_whatever_the_windows_and_the_pipe() {
                 sent.extend_from_slice(&pattern(length));
                 chunks.try_send(pattern(length)).unwrap();
             }
-            // A reader that comes late finds a blocked stream.
+            // A late reader finds a full stream.
             fixture.settle().await;
         }
         assert!(fixture.receive(sent.len()).await == sent, "{capacity} {window}");
-        // And the stream still serves a line on its own.
+        // A single line still arrives.
         fixture.settle().await;
         chunks.try_send(pattern(80)).unwrap();
         assert_eq!(fixture.receive(80).await, pattern(80));
@@ -208,8 +204,8 @@ async fn every_byte_arrives_whatever_the_windows_and_the_pipe() {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_is_not_served_ahead() {
-    // The window is used up and not given back, as nobody takes the body.
+async fn stopped_reader_is_sent_its_window_only() {
+    // The window is used up, and no body is read to renew it.
     let fixture = open(1_000, 65_535).await;
     for _ in 0..200 {
         fixture.chunks.try_send(pattern(16_384)).unwrap();

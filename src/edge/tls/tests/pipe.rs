@@ -1,4 +1,4 @@
-//! The stream by itself, byte for byte, over pipes that hold little.
+//! Byte streams over small pipes.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -12,40 +12,41 @@ use tokio::io::{
 
 use super::{DEADLINE, Server, TlsStream, server};
 
-/// What an echoing server does in one turn.
+/// The actions of an echo server in one round.
 #[derive(Clone, Debug)]
-struct Turn {
+struct Round {
     read: usize,
     /// Lengths of the pieces of one vectored write.
     write: Vec<usize>,
     flush: bool,
 }
 
-fn turns() -> impl Strategy<Value = Vec<Turn>> {
+fn rounds() -> impl Strategy<Value = Vec<Round>> {
     let size =
         || prop_oneof![1 => Just(0_usize), 4 => 1..300_usize, 4 => 1..20_000_usize, 1 => 1..70_000_usize];
-    let turn = (1..20_000_usize, prop::collection::vec(size(), 1..4), any::<bool>());
-    let turn = turn.prop_map(|(read, mut write, flush)| {
-        // At least a few bytes: a script of nothing would never end, and one of single bytes hardly.
+    let round = (1..20_000_usize, prop::collection::vec(size(), 1..4), any::<bool>());
+    let round = round.prop_map(|(read, mut write, flush)| {
+        // At least a few bytes, so that the test ends in time.
         write.push(16);
-        Turn { read, write, flush }
+        Round { read, write, flush }
     });
-    prop::collection::vec(turn, 1..20)
+    prop::collection::vec(round, 1..20)
 }
 
-/// Sends back all it receives, as one task: the shape of an HTTP/2 connection. Ends when the client has ended and all is sent.
-async fn echo(mut stream: TlsStream<DuplexStream>, turns: Vec<Turn>) -> io::Result<()> {
+/// Sends back all it receives, in one task, like an HTTP/2 connection. Returns when the client has ended and
+/// all is sent.
+async fn echo(mut stream: TlsStream<DuplexStream>, rounds: Vec<Round>) -> io::Result<()> {
     const BACKLOG_MAX_BYTES: usize = 100_000;
     let mut backlog: Vec<u8> = Vec::new();
     let mut ended = false;
-    let mut turns = turns.iter().cycle();
+    let mut rounds = rounds.iter().cycle();
     let mut buffer = vec![0; 20_000];
     poll_fn(|cx| -> Poll<io::Result<()>> {
         loop {
-            let turn = turns.next().unwrap();
+            let round = rounds.next().unwrap();
             let mut reading = !ended && backlog.len() < BACKLOG_MAX_BYTES;
             if reading {
-                let mut read = ReadBuf::new(&mut buffer[..turn.read]);
+                let mut read = ReadBuf::new(&mut buffer[..round.read]);
                 match Pin::new(&mut stream).poll_read(cx, &mut read)? {
                     Poll::Ready(()) => ended = read.filled().is_empty(),
                     Poll::Pending => reading = false,
@@ -53,12 +54,12 @@ async fn echo(mut stream: TlsStream<DuplexStream>, turns: Vec<Turn>) -> io::Resu
                 backlog.extend(read.filled());
             }
             let mut writing = !backlog.is_empty();
-            match Pin::new(&mut stream).poll_write_vectored(cx, &slices(&backlog, &turn.write))? {
+            match Pin::new(&mut stream).poll_write_vectored(cx, &slices(&backlog, &round.write))? {
                 Poll::Ready(written) => drop(backlog.drain(..written)),
                 Poll::Pending => writing = false,
             }
             let idle = !reading && !writing;
-            if (turn.flush || idle) && Pin::new(&mut stream).poll_flush(cx)?.is_pending() {
+            if (round.flush || idle) && Pin::new(&mut stream).poll_flush(cx)?.is_pending() {
                 return Poll::Pending;
             }
             if ended && backlog.is_empty() {
@@ -85,12 +86,12 @@ fn slices<'a>(mut rest: &'a [u8], lengths: &[usize]) -> Vec<IoSlice<'a>> {
 async fn stream_through(
     server: &Server,
     capacity: usize,
-    turns: Vec<Turn>,
+    rounds: Vec<Round>,
     data: Vec<u8>,
     sizes: Vec<usize>,
 ) {
     let (accepted, connected) = server.handshake(server.client(), capacity).await;
-    let serving = echo(accepted.unwrap(), turns);
+    let serving = echo(accepted.unwrap(), rounds);
     let (mut reader, mut writer) = tokio::io::split(connected.unwrap());
     let sending = async {
         let mut rest = &data[..];
@@ -102,7 +103,7 @@ async fn stream_through(
             writer.write_all(now).await?;
             rest = later;
         }
-        // The client has no more to say and goes on listening.
+        // The client continues to read.
         writer.shutdown().await
     };
     let receiving = async {
@@ -119,7 +120,7 @@ async fn stream_through(
         io::Result::Ok(received)
     };
     let all = async { tokio::join!(serving, sending, receiving) };
-    let (echoed, sender, received) = tokio::time::timeout(DEADLINE, all).await.expect("nobody hangs");
+    let (echoed, sender, received) = tokio::time::timeout(DEADLINE, all).await.expect("no hang");
     echoed.unwrap();
     sender.unwrap();
     assert!(received.unwrap() == data, "every byte comes back in order");
@@ -135,13 +136,13 @@ proptest! {
     #[test]
     fn every_byte_arrives_in_order(
         capacity in prop_oneof![8..40_usize, 40..5_000_usize, Just(1 << 20)],
-        turns in turns(),
+        rounds in rounds(),
         length in 0..120_000_usize,
         sizes in prop::collection::vec(1..30_000_usize, 1..8),
     ) {
-        // Tiny pipes make every few bytes a turn of the scheduler.
+        // With tiny pipes, every few bytes take a round of the scheduler.
         let length = length.min(capacity.saturating_mul(200));
         let data: Vec<u8> = (0..length).map(|at| u8::try_from(at * 7 % 251).unwrap()).collect();
-        block_on(stream_through(&server(), capacity, turns, data, sizes));
+        block_on(stream_through(&server(), capacity, rounds, data, sizes));
     }
 }

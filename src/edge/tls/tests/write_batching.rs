@@ -1,4 +1,4 @@
-//! The stream by itself, call by call: what leaves, and when.
+//! When the stream sends: each call and the write it causes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -66,7 +66,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Counting<IO> {
 
 type Client = tokio_rustls::client::TlsStream<DuplexStream>;
 
-/// A stream over a pipe of `capacity`, its writes since the handshake, and its client.
+/// Creates a stream over a pipe of `capacity`. Returns it, its writes after the handshake, and its client.
 async fn counted(
     capacity: usize,
 ) -> (TlsStream<Counting<DuplexStream>>, Arc<std::sync::Mutex<Vec<usize>>>, Client) {
@@ -81,11 +81,11 @@ async fn counted(
     (accepted.unwrap(), writes, connected.unwrap())
 }
 
-fn taken(writes: &std::sync::Mutex<Vec<usize>>) -> Vec<usize> {
+fn take(writes: &std::sync::Mutex<Vec<usize>>) -> Vec<usize> {
     std::mem::take(&mut *writes.lock().unwrap())
 }
 
-/// A waker that tells whether it was used.
+/// A waker that records whether it was used.
 #[derive(Default)]
 struct Flag(std::sync::atomic::AtomicBool);
 
@@ -95,7 +95,7 @@ impl std::task::Wake for Flag {
     }
 }
 
-/// Plays one task with one stream, call by call.
+/// One task with one stream.
 struct Task<IO> {
     stream: TlsStream<IO>,
     woken: Arc<Flag>,
@@ -112,7 +112,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Task<IO> {
         call(Pin::new(&mut self.stream), &mut Context::from_waker(&waker))
     }
 
-    /// The begin of a turn: nothing to read.
+    /// Starts a poll of the task: there is nothing to read.
     fn read_nothing(&mut self) {
         self.woken.0.store(false, std::sync::atomic::Ordering::SeqCst);
         let mut byte = [0];
@@ -137,23 +137,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Task<IO> {
 const FRAME: usize = 9 + 16 * 1024;
 
 #[tokio::test]
-async fn a_short_batch_leaves_with_its_flush() {
+async fn short_batch_is_sent_at_its_flush() {
     let (stream, writes, _client) = counted(1 << 20).await;
     let mut task = Task::new(stream);
     for length in [1, 100, 4096] {
         task.read_nothing();
         task.write(length);
-        assert!(taken(&writes).is_empty());
+        assert!(take(&writes).is_empty());
         task.flush();
-        assert_eq!(taken(&writes), [length + 22]);
+        assert_eq!(take(&writes), [length + 22]);
         task.flush();
-        assert!(taken(&writes).is_empty());
+        assert!(take(&writes).is_empty());
         assert!(!task.woken());
     }
 }
 
 #[tokio::test]
-async fn full_frames_leave_by_threes() {
+async fn full_frames_are_sent_by_threes() {
     let (stream, writes, _client) = counted(1 << 20).await;
     let mut task = Task::new(stream);
     for length in [FRAME, 16_100, 15_000] {
@@ -163,25 +163,25 @@ async fn full_frames_leave_by_threes() {
             task.flush();
         }
         let three = 3 * (length + 22 * length.div_ceil(16 * 1024));
-        assert_eq!(taken(&writes), [three, three], "{length}");
+        assert_eq!(take(&writes), [three, three], "{length}");
     }
 }
 
 #[tokio::test]
-async fn what_waits_leaves_with_a_second_flush() {
+async fn queue_is_sent_at_the_second_flush() {
     let (stream, writes, _client) = counted(1 << 20).await;
     let mut task = Task::new(stream);
     task.read_nothing();
     task.write(FRAME);
     task.flush();
-    assert!(taken(&writes).is_empty());
-    assert!(task.woken(), "somebody will come back for it");
+    assert!(take(&writes).is_empty());
+    assert!(task.woken(), "the task will send the queue");
     task.flush();
-    assert_eq!(taken(&writes), [FRAME + 44]);
+    assert_eq!(take(&writes), [FRAME + 44]);
 }
 
 #[tokio::test]
-async fn what_waits_leaves_with_the_next_read() {
+async fn queue_is_sent_at_the_next_read() {
     let (stream, writes, _client) = counted(1 << 20).await;
     let mut task = Task::new(stream);
     task.read_nothing();
@@ -189,11 +189,11 @@ async fn what_waits_leaves_with_the_next_read() {
     task.flush();
     assert!(task.woken());
     task.read_nothing();
-    assert_eq!(taken(&writes), [FRAME + 44]);
+    assert_eq!(take(&writes), [FRAME + 44]);
 }
 
 #[tokio::test]
-async fn short_batches_that_follow_one_another_are_joined() {
+async fn short_batches_in_a_row_are_joined() {
     let (stream, writes, _client) = counted(1 << 20).await;
     let mut task = Task::new(stream);
     task.read_nothing();
@@ -201,25 +201,25 @@ async fn short_batches_that_follow_one_another_are_joined() {
         task.write(300);
         task.flush();
     }
-    assert_eq!(taken(&writes), [322]);
+    assert_eq!(take(&writes), [322]);
     assert!(task.woken());
     task.read_nothing();
-    assert_eq!(taken(&writes), [4 * 322]);
+    assert_eq!(take(&writes), [4 * 322]);
 }
 
 #[tokio::test]
-async fn many_tiny_records_are_not_left_to_pile_up() {
+async fn number_of_queued_records_is_bounded() {
     let (stream, writes, _client) = counted(1 << 20).await;
     let mut task = Task::new(stream);
     task.read_nothing();
     for _ in 0..128 {
         task.write(1);
     }
-    assert_eq!(taken(&writes), [64 * 23, 64 * 23]);
+    assert_eq!(take(&writes), [64 * 23, 64 * 23]);
 }
 
 #[tokio::test]
-async fn a_blocked_socket_stops_the_queue() {
+async fn full_socket_stops_the_queue() {
     for batches in [&[4_000][..], &[FRAME; 3]] {
         let (stream, writes, mut client) = counted(1_000).await;
         let mut task = Task::new(stream);
@@ -227,23 +227,23 @@ async fn a_blocked_socket_stops_the_queue() {
         for &length in batches {
             task.write(length);
             let flushed = task.call(AsyncWrite::poll_flush).is_ready();
-            assert_eq!(flushed, writes.lock().unwrap().is_empty(), "a flush waits for a blocked socket");
+            assert_eq!(flushed, writes.lock().unwrap().is_empty(), "a flush waits for a full socket");
         }
-        assert_eq!(taken(&writes), [1_000]);
-        assert!(task.call(|s, cx| s.poll_write(cx, &[8])).is_pending(), "nothing is queued behind it");
+        assert_eq!(take(&writes), [1_000]);
+        assert!(task.call(|s, cx| s.poll_write(cx, &[8])).is_pending(), "nothing more is queued");
 
-        // As soon as the client reads, everything arrives, and the end with it.
+        // Everything and the end arrive when the client reads.
         let mut received = Vec::new();
         let (ended, read) = tokio::join!(task.stream.shutdown(), client.read_to_end(&mut received));
         ended.unwrap();
         read.unwrap();
         assert!(received == vec![7; batches.iter().sum()]);
-        assert!(task.stream.write(b"more").await.is_err(), "nothing can be said after the end");
+        assert!(task.stream.write(b"more").await.is_err(), "nothing can be written after the end");
     }
 }
 
 #[tokio::test]
-async fn no_more_is_queued_than_is_written_at_a_time() {
+async fn queued_bytes_are_bounded() {
     let (stream, writes, _client) = counted(1_000).await;
     let mut task = Task::new(stream);
     task.read_nothing();
@@ -252,11 +252,11 @@ async fn no_more_is_queued_than_is_written_at_a_time() {
         accepted += written.unwrap();
     }
     assert!((WRITE_MAX_BYTES / 2..=WRITE_MAX_BYTES).contains(&accepted), "{accepted}");
-    assert_eq!(taken(&writes), [1_000]);
+    assert_eq!(take(&writes), [1_000]);
 }
 
 #[tokio::test]
-async fn shutdown_sends_what_waits_and_then_the_end() {
+async fn shutdown_sends_the_queue_and_the_end() {
     let (mut stream, _, mut client) = counted(1 << 20).await;
     stream.write_all(&vec![7; FRAME]).await.unwrap();
     stream.flush().await.unwrap();
@@ -267,11 +267,11 @@ async fn shutdown_sends_what_waits_and_then_the_end() {
 }
 
 #[tokio::test]
-async fn an_end_is_told_from_a_cut() {
+async fn end_without_close_notify_is_an_error() {
     let (mut stream, _, mut client) = counted(1 << 20).await;
     client.shutdown().await.unwrap();
     assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0);
-    assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0, "and stays so");
+    assert_eq!(stream.read(&mut [0; 10]).await.unwrap(), 0, "repeatedly");
 
     let (mut stream, _, client) = counted(1 << 20).await;
     drop(client);
@@ -280,18 +280,18 @@ async fn an_end_is_told_from_a_cut() {
 }
 
 #[tokio::test]
-async fn garbage_after_the_handshake_is_answered_with_an_alert() {
+async fn garbage_after_the_handshake_gets_an_alert() {
     let (mut stream, writes, client) = counted(1 << 20).await;
     let (mut raw, _tls) = client.into_inner();
     raw.write_all(&[23, 3, 3, 0, 20]).await.unwrap();
     raw.write_all(&[0; 20]).await.unwrap();
     assert_eq!(stream.read(&mut [0; 10]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     assert_eq!(stream.write(b"more").await.unwrap_err().kind(), io::ErrorKind::InvalidData);
-    assert_eq!(taken(&writes), [2 + 22], "one encrypted alert");
+    assert_eq!(take(&writes), [2 + 22], "one encrypted alert");
 }
 
 #[tokio::test]
-async fn keys_may_change_on_either_side() {
+async fn key_updates_of_both_sides_are_handled() {
     let (mut stream, _, mut client) = counted(1 << 20).await;
     for round in 0..10_u8 {
         stream.refresh_traffic_keys().unwrap();
