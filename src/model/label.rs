@@ -18,11 +18,6 @@ pub trait LabelValue: Copy + 'static {
     /// Returns the index of this value.
     fn index(self) -> usize;
 
-    /// Returns the value as text.
-    fn label(self) -> &'static str {
-        Self::SET.values[self.index()]
-    }
-
     /// Returns the text of this value.
     fn label(self) -> &'static str {
         Self::SET.values[self.index()]

@@ -1,4 +1,4 @@
-//! The gateway as an operator starts it and `leasemux logs` as a tenant runs it: the real program, processes and sockets.
+//! The real program, with processes and sockets: the gateway of an operator, and `leasemux logs` of a tenant.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,7 +18,7 @@ use crate::support::process::{Done, Gateway, Judged, PATIENCE, Seen, World, own_
 
 mod limits;
 
-/// Prints 3,000 lines as fast as it can, each time it is let go on.
+/// Prints 3,000 lines as fast as it can, each time a gate opens.
 const BURSTS: &str = "n=0
     for gate in one two; do
       until [ -e $GATES/$gate ]; do sleep 0.02; done
@@ -27,7 +27,7 @@ const BURSTS: &str = "n=0
     done
     exec sleep 1000";
 
-/// Prints a line, and when it is let go on more than can wait anywhere on the way to one follower.
+/// Prints a line, and when its gate opens, more than all buffers on the way to one follower hold.
 const FLOOD: &str = "echo 1 before the flood
     until [ -e $GATES/one ]; do sleep 0.02; done
     n=1
@@ -37,7 +37,7 @@ const FLOOD: &str = "echo 1 before the flood
 /// Lines of [`FLOOD`].
 const FLOOD_LINES: u64 = 60_000;
 
-/// Prints for ever, in small groups, and tells of it elsewhere too.
+/// Prints small groups of lines forever, and writes their number to a file.
 const STEADY: &str = "n=0
     while :; do
       i=0
@@ -46,14 +46,14 @@ const STEADY: &str = "n=0
       sleep 0.05
     done";
 
-/// Prints 300 lines, and 300 more behind a gate: a bounded load, however slow its followers are.
+/// Prints 300 lines, and 300 more when its gate opens: a bounded load for slow followers.
 const GATED: &str = "n=0
     while [ $n -lt 300 ]; do n=$((n+1)); echo \"$n of a gated service\"; done
     until [ -e $GATES/more ]; do sleep 0.02; done
     while [ $n -lt 600 ]; do n=$((n+1)); echo \"$n of a gated service\"; done
     exec sleep 1000";
 
-/// Ends with code 3 twice, and stays the third time; each run prints 500 lines.
+/// Exits with code 3 twice, and keeps running the third time. Each run prints 500 lines.
 const CRASHING: &str = "until [ -e $GATES/one ]; do sleep 0.02; done
     echo >> $GATES/runs
     run=$(wc -l < $GATES/runs)
@@ -62,7 +62,7 @@ const CRASHING: &str = "until [ -e $GATES/one ]; do sleep 0.02; done
     [ $run -ge 3 ] || exit 3
     exec sleep 1000";
 
-/// A process with a child, one in a session of its own, and one that has lost its parent too; none cares for SIGTERM.
+/// A process with three children: one in the same session, one in its own, and an orphan. All ignore SIGTERM.
 const STUBBORN: &str = "trap '' TERM HUP
     sleep 1001 &
     setsid sleep 1002 &
@@ -74,7 +74,7 @@ fn code(done: &Done, code: i32) {
     assert_eq!(done.status.code(), Some(code), "{done:?}");
 }
 
-/// A world with one tenant, `alice`, and a gateway for her one lease.
+/// Starts a gateway with one tenant, `alice`, and one lease.
 fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
     serve_with(World::new(), services, flags)
 }
@@ -91,17 +91,17 @@ fn followers_miss_nothing_while_logs_are_rotated() {
     let (world, lease, gateway) =
         serve(&[("web", BURSTS, 2)], &["--rotate-max-bytes=16KiB", "--rotate-files=100"]);
     let address = gateway.address;
-    // One from the very beginning, before there is a line …
+    // One follower from the start, before the first line …
     let mut early = world.follow(address, "alice", &lease);
     gateway.until_metric("leasemux_followers", 2);
     world.open("one");
     early.until("half a burst", |seen| seen.runs("web/0").iter().sum::<u64>() >= 1500);
-    // … one that has to read history while more comes …
+    // … one that backfills while more is printed …
     let mut late = world.follow(address, "alice", &lease);
     let all = |lines: u64| move |seen: &Seen| ["web/0", "web/1"].iter().all(|of| seen.runs(of) == [lines]);
     early.until("a burst", all(3000));
     late.until("a burst", all(3000));
-    // … one that knows where it begins, and one that reads text.
+    // … and one that starts at the last lines, as text.
     let tail =
         world.start_logs(address, "alice", &lease, &["-f", "--tail=2", "--service=web", "--replica=1"]);
     let tailed = |wanted: u64| {
@@ -129,7 +129,7 @@ fn followers_miss_nothing_while_logs_are_rotated() {
         let (seen, err) = follower.end();
         assert_eq!(seen.is_whole().lines, 12_000, "{err}");
     }
-    // Who follows nothing gets the same, and an end.
+    // A read without follow returns the same lines, and ends.
     let done = world.logs(address, "alice", &lease, &["-o", "json"]);
     code(&done, 0);
     let seen = Seen::of(&done.out);
@@ -140,7 +140,7 @@ fn followers_miss_nothing_while_logs_are_rotated() {
 }
 
 #[test]
-fn a_crash_is_told_and_its_run_can_be_read_afterwards() {
+fn crash_is_reported_and_its_run_can_be_read() {
     let (world, lease, gateway) = serve(&[("web", CRASHING, 1)], &["--rotate-max-bytes=8KiB"]);
     let mut json = world.follow(gateway.address, "alice", &lease);
     let text = world.start_logs(gateway.address, "alice", &lease, &["--follow"]);
@@ -177,7 +177,7 @@ fn a_crash_is_told_and_its_run_can_be_read_afterwards() {
 }
 
 #[test]
-fn who_falls_behind_is_told_how_many_lines_are_lost() {
+fn lagging_follower_gets_the_number_of_lost_lines() {
     let (world, lease, gateway) = serve(&[("web", FLOOD, 1)], &["--ring-max-bytes=64KiB"]);
     let mut slow = world.follow(gateway.address, "alice", &lease);
     let mut fast = world.follow(gateway.address, "alice", &lease);
@@ -186,36 +186,36 @@ fn who_falls_behind_is_told_how_many_lines_are_lost() {
     }
     slow.program.signal(Signal::STOP);
     world.open("one");
-    // The other one is not kept waiting by it.
+    // The other follower is not delayed.
     let end = |seen: &Seen| seen.tally().lines + seen.tally().lost_lines == FLOOD_LINES;
     fast.until("the end of the flood", end);
     slow.program.signal(Signal::CONT);
     slow.until("the end of the flood", end);
-    let told = gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}");
+    let lost_in_metric = gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}");
     let (fast, slow) = (fast.end().0.verdict(), slow.end().0.verdict());
     assert!(slow.gaps >= 1 && slow.lost_lines > 0, "{slow:?}");
     assert!(slow.lines > 1 && slow.lines < FLOOD_LINES, "{slow:?}");
     let lost = fast.lost_lines + slow.lost_lines;
-    assert_eq!(told, lost, "{told} {fast:?} {slow:?}");
+    assert_eq!(lost_in_metric, lost, "{fast:?} {slow:?}");
     code(&gateway.stop(Signal::TERM), 0);
     world.until_nothing_is_left();
 }
 
 #[test]
-fn a_full_disk_costs_lines_and_nothing_else() {
-    // A limit for files fails writes as a full disk does, in the middle of a record too, and can be raised.
+fn full_disk_loses_lines_only() {
+    // A file size limit fails writes like a full disk, also within a record, and can be raised.
     let (world, lease, gateway) = serve_with(World::limitable(), &[("web", STEADY, 2)], &[]);
     gateway.program.limit_files(Some(32 * 1024));
     let mut follower = world.follow(gateway.address, "alice", &lease);
     gateway.program.until_said_times("failed to write log, dropping output", 2);
     let read = gateway.metric("leasemux_lines_in_total");
-    // For a while nothing can be written. That the services go on can be seen elsewhere.
+    // For a while no log can be written. The services continue, as their files show.
     let full = world.number("printed");
     world.until_number("printed", full + 1000);
     gateway.program.limit_files(None);
     gateway.program.until_said_times("log can be written again", 2);
-    // Each as much as both before it.
-    follower.until("both replicas' losses, and lines behind them", |seen| {
+    // Each has more lines than both had before.
+    follower.until("both replicas' gaps, and lines after them", |seen| {
         seen.tally().gaps >= 2 && seen.runs("web/0")[0] > read && seen.runs("web/1")[0] > read
     });
     let (seen, err) = follower.end();
@@ -229,17 +229,17 @@ fn a_full_disk_costs_lines_and_nothing_else() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_costs_its_own_lines_and_nothing_else() {
+fn unwritable_log_loses_its_own_lines_only() {
     let (world, lease, gateway) = serve_with(World::unheard(), &[("web", STEADY, 1)], &[]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
-    // Each of these is told of in the log: by the one who looks at the directory, and by the task of a stream.
+    // Each of these writes to the log: the directory watcher, and the task of a stream.
     let mallory = world.stranger("mallory");
     code(&world.logs(gateway.address, "mallory", &mallory, &[]), 3);
     let bob = world.tenant("bob");
     let deadline = std::time::Instant::now() + PATIENCE;
     while world.logs(gateway.address, "bob", &bob, &[]).status.code() != Some(4) {
-        assert!(std::time::Instant::now() < deadline, "bob is not let in");
+        assert!(std::time::Instant::now() < deadline, "bob is not admitted");
     }
     let before = follower.seen.runs("web/0").iter().sum::<u64>();
     follower.until("more lines", |seen| seen.runs("web/0").iter().sum::<u64>() > before + 100);
@@ -249,8 +249,8 @@ fn a_log_that_cannot_be_written_costs_its_own_lines_and_nothing_else() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_nobody_up() {
-    // Everything is logged: far more than a pipe holds.
+fn unread_log_delays_nothing() {
+    // Trace output is far more than a pipe holds.
     let (world, lease, gateway) = serve_with(World::unread(), &[("web", STEADY, 1)], &["--log-filter=trace"]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     for _ in 0..3 {
@@ -263,7 +263,7 @@ fn a_log_that_nobody_reads_holds_nobody_up() {
 }
 
 #[test]
-fn a_follow_outlives_its_gateway() {
+fn follow_continues_across_gateway_restarts() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1), ("api", STEADY, 2)]);
@@ -280,7 +280,7 @@ fn a_follow_outlives_its_gateway() {
     follower.until("some lines", |seen| all(seen, 1));
     code(&gateway.stop(Signal::TERM), 0);
     follower.program.until_said("the gateway is shutting down");
-    // While it is away, it is looked for.
+    // The client reconnects while the gateway is down.
     follower.program.until_said("cannot reach the gateway at https://127.0.0.1:");
     let gateway = world.serve(&[(&lease, &sdl)], &flags);
     follower.until("lines of the second run", |seen| all(seen, 2));
@@ -288,10 +288,10 @@ fn a_follow_outlives_its_gateway() {
     code(&gateway.stop(Signal::INT), 0);
     let gateway = world.serve(&[(&lease, &sdl)], &flags);
     follower.until("lines of the third run", |seen| all(seen, 3));
-    // Both runs ended with their gateway, which was told after it.
+    // Both runs ended with their gateway; the next one reports it.
     follower.until("the ends", |seen| seen.events("ended") == 6);
 
-    // The run before the last, read by itself, is exactly what the follower has of it.
+    // The previous run has exactly the lines that the follower received.
     let done = world.logs(gateway.address, "alice", &lease, &["--previous", "-o", "json"]);
     code(&done, 0);
     let previous = Seen::of(&done.out);
@@ -307,7 +307,7 @@ fn a_follow_outlives_its_gateway() {
 }
 
 #[tokio::test]
-async fn streams_of_a_gateway_that_stops_end_with_unavailable() {
+async fn streams_of_a_stopping_gateway_end_with_unavailable() {
     let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
     let target = Target {
         gateway: format!("https://{}", gateway.address).parse().unwrap(),
@@ -336,8 +336,8 @@ async fn streams_of_a_gateway_that_stops_end_with_unavailable() {
 }
 
 #[test]
-fn a_second_signal_ends_a_gateway_at_once() {
-    // The services would take their whole grace, and this follower never reads.
+fn second_signal_stops_the_gateway_at_once() {
+    // The services would use their whole grace period, and this follower never reads.
     let (world, lease, gateway) = serve(&[("web", STUBBORN, 1)], &["--drain-timeout=10m"]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("a line", |seen| seen.runs("web/0") == [1]);
@@ -353,11 +353,11 @@ fn a_second_signal_ends_a_gateway_at_once() {
 }
 
 #[test]
-fn the_end_of_its_terminal_ends_a_gateway_in_order_unless_it_is_to_outlive_that() {
+fn sighup_stops_the_gateway_unless_nohup() {
     let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
-    // As a shell and the kernel both tell of it.
+    // Twice, by the shell and by the kernel.
     gateway.program.signal(Signal::HUP);
     gateway.program.until_said("SIGHUP");
     let done = gateway.stop(Signal::HUP);
@@ -374,7 +374,7 @@ fn the_end_of_its_terminal_ends_a_gateway_in_order_unless_it_is_to_outlive_that(
 }
 
 #[test]
-fn a_killed_gateway_takes_every_descendant_along() {
+fn killed_gateway_leaves_no_descendants() {
     let (world, lease, gateway) = serve(&[("web", STUBBORN, 2), ("api", STEADY, 1)], &[]);
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0") == [1] && seen.runs("web/1") == [1]);
@@ -387,7 +387,7 @@ fn a_killed_gateway_takes_every_descendant_along() {
     gateway.program.signal(Signal::KILL);
     assert_eq!(gateway.program.done().status.signal(), Some(9));
     follower.program.until_said("; reconnecting in ");
-    // All that is left is the follower, which goes on looking.
+    // Only the follower is left, which tries to reconnect.
     world.until_processes(|found| found.len() == 1);
     let (seen, _) = follower.end();
     seen.is_whole();
@@ -395,7 +395,7 @@ fn a_killed_gateway_takes_every_descendant_along() {
 }
 
 #[test]
-fn tenants_see_their_own_leases_alone() {
+fn tenants_see_their_own_leases_only() {
     let world = World::new();
     let (alice, bob) = (world.tenant("alice"), world.tenant("bob"));
     let mallory = world.stranger("mallory");
@@ -414,7 +414,7 @@ fn tenants_see_their_own_leases_alone() {
         let out = world.logs(address, name, lease, &[]).out;
         assert!(out.lines().all(|line| line.ends_with(&format!(" {name}"))), "{out}");
     }
-    // Another's lease is refused in the same words whether it exists or not.
+    // Another tenant's lease is refused with the same text whether it exists or not.
     let none = bob.to_string().replace("/7/1/1/", "/8/1/1/").parse().unwrap();
     let refusals = [&bob, &none].map(|lease| {
         let done = world.logs(address, "alice", lease, &["-f"]);
@@ -435,7 +435,7 @@ fn tenants_see_their_own_leases_alone() {
     code(&untrusted, 3);
     assert!(untrusted.err.contains("--ca FILE"), "{untrusted:?}");
 
-    // What is not there.
+    // Things that do not exist.
     let gone = alice.to_string().replace("/7/1/1/", "/8/1/1/").parse().unwrap();
     code(&world.logs(address, "alice", &gone, &["-f"]), 4);
     let unknown = world.logs(address, "alice", &alice, &["--service=bobs"]);
@@ -451,7 +451,7 @@ fn tenants_see_their_own_leases_alone() {
 }
 
 #[test]
-fn one_tail_serves_all_and_metrics_tell_so() {
+fn metrics_show_one_tail_for_all_followers() {
     const FOLLOWERS: u64 = 20;
     let (world, lease, gateway) = serve(&[("frontend", GATED, 2)], &[]);
     let mut followers: Vec<Judged> =
@@ -469,7 +469,7 @@ fn one_tail_serves_all_and_metrics_tell_so() {
     assert_eq!(metric("leasemux_streams{method=\"ServiceLogs\"}"), FOLLOWERS);
     assert_eq!(metric("leasemux_actors"), 2);
     assert_eq!(metric("leasemux_source_opens_total{read=\"live\"}"), 2);
-    // What was printed before they came is read by each for itself.
+    // Each follower backfills the lines printed before it.
     assert!(metric("leasemux_lines_in_total") > 0);
     assert_eq!(metric("leasemux_lines_delivered_total"), FOLLOWERS * 1200);
     assert_eq!(metric("leasemux_lines_lost_total{cause=\"lag\"}"), 0);
@@ -509,7 +509,7 @@ fn one_tail_serves_all_and_metrics_tell_so() {
 }
 
 #[test]
-fn a_certificate_is_replaced_while_the_gateway_runs() {
+fn certificate_is_reloaded_while_running() {
     let world = World::new();
     let lease = world.tenant("alice");
     let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
@@ -532,17 +532,17 @@ fn a_certificate_is_replaced_while_the_gateway_runs() {
     let mut follower = Judged::new(trusting(&made[0], &["-f", "-o", "json"]));
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
 
-    // One half of it alone is not used, and said once.
+    // One half alone is not used, and logged once.
     copy(&made[1].certificate, &certificate);
-    gateway.program.until_said("certificate or key cannot be used; what was read last is shown on");
+    gateway.program.until_said("failed to reload certificate or key, keeping the previous pair");
     code(&trusting(&made[0], &["--tail=1"]).done(), 0);
     copy(&made[1].key, &key);
-    gateway.program.until_said("certificate replaced");
+    gateway.program.until_said("reloaded certificate");
     code(&trusting(&made[1], &["--tail=1"]).done(), 0);
     code(&trusting(&made[0], &["--tail=1"]).done(), 3);
-    assert_eq!(gateway.program.err.get().matches("cannot be used").count(), 1);
+    assert_eq!(gateway.program.err.get().matches("failed to reload").count(), 1);
 
-    // Who was connected goes on.
+    // Open connections are not affected.
     let before = follower.seen.runs("web/0").iter().sum::<u64>();
     follower.until("more lines", |seen| seen.runs("web/0").iter().sum::<u64>() > before + 500);
     let (seen, err) = follower.end();
@@ -552,18 +552,18 @@ fn a_certificate_is_replaced_while_the_gateway_runs() {
 }
 
 #[test]
-fn a_certificate_that_is_made_is_told_of() {
+fn new_certificate_is_logged() {
     let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
     let sdl = world.path("alice.yaml");
-    let is_told =
+    let is_logged =
         |gateway: Gateway| gateway.stop(Signal::TERM).err.contains("created a self-signed certificate");
-    assert!(is_told(gateway));
-    assert!(!is_told(world.serve(&[(&lease, &sdl)], &[])), "it was kept");
-    assert!(is_told(world.serve(&[(&lease, &sdl)], &["--public-hostname=gw.example.com"])));
+    assert!(is_logged(gateway));
+    assert!(!is_logged(world.serve(&[(&lease, &sdl)], &[])), "it was kept");
+    assert!(is_logged(world.serve(&[(&lease, &sdl)], &["--public-hostname=gw.example.com"])));
 }
 
 #[test]
-fn a_certificate_that_is_made_has_the_address_that_is_listened_on() {
+fn new_certificate_has_the_listen_address() {
     let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &["--listen=127.0.0.2:0"]);
     let done = world.logs(gateway.address, "alice", &lease, &["--tail=0"]);
     code(&done, 0);
@@ -571,7 +571,7 @@ fn a_certificate_that_is_made_has_the_address_that_is_listened_on() {
 }
 
 #[test]
-fn an_identity_is_made_once() {
+fn identity_is_created_once() {
     let world = World::new();
     let lease = world.stranger("alice");
     let dir = world.path("alice");
@@ -586,7 +586,7 @@ fn an_identity_is_made_once() {
 }
 
 #[test]
-fn what_keeps_a_gateway_from_starting_is_told_in_a_line() {
+fn startup_errors_are_one_line() {
     let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
     let good = world.path("alice.yaml");
     let image = world.path("image.yaml");
@@ -631,10 +631,10 @@ fn what_keeps_a_gateway_from_starting_is_told_in_a_line() {
         let done = world.run(&args);
         code(&done, expected);
         assert_eq!(done.out, "", "{text}: {done:?}");
-        let told: Vec<&str> = done.err.lines().filter(|line| line.contains(text)).collect();
-        assert_eq!(told.len(), 1, "{text}: {done:?}");
+        let lines: Vec<&str> = done.err.lines().filter(|line| line.contains(text)).collect();
+        assert_eq!(lines.len(), 1, "{text}: {done:?}");
     }
-    // The one that was there has noticed nothing.
+    // The running gateway is not affected.
     let mut follower = world.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
     follower.end().0.is_whole();

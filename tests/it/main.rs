@@ -4,7 +4,7 @@
 //! sockets wait for conditions under a generous deadline. No test sleeps, and each test of logs ends with the loss check.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
-mod bare;
+mod auth;
 mod certificates;
 mod chain;
 mod cli;
@@ -12,26 +12,28 @@ mod commands;
 mod contract;
 mod demo;
 mod deploy;
+mod draft_client;
+mod flow_control;
 mod fuzz;
 mod gateway;
 mod identity;
 mod interop;
 mod kube;
-mod limits;
 mod local;
 mod logs;
+mod malicious_peers;
 mod metrics;
 mod modules;
 mod output;
 mod platform;
 mod prometheus;
+mod quotas;
 mod random;
 mod restart;
-mod secure;
 mod shutdown;
 mod soak;
 mod status;
-mod strangers;
 mod support;
 mod surface;
+mod tls;
 mod tokens;

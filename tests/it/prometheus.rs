@@ -109,7 +109,7 @@ fn lagging_follower_is_listed_for_operator() {
     let slow = world.follow(gateway.address, "alice", &lease);
     quick.until("the first line", |seen| !seen.runs("web/0").is_empty());
     slow.program.until_out("the first line", |out| out.contains("before the flood").then_some(()));
-    assert_eq!(gateway.get("/followers").1, "nobody lags\n");
+    assert_eq!(gateway.get("/followers").1, "no follower lags\n");
     slow.program.signal(Signal::STOP);
     world.open("one");
     world.until_number("flooded", 200_000);
@@ -140,7 +140,7 @@ fn lagging_follower_is_listed_for_operator() {
     assert!(gateway.get("/followers?format=xml").0.starts_with("http/1.1 400"), "{table}");
     // It continues, receives a gap, and no longer lags.
     slow.program.signal(Signal::CONT);
-    until("the end of the lag", || (gateway.get("/followers").1 == "nobody lags\n").then_some(()));
+    until("the end of the lag", || (gateway.get("/followers").1 == "no follower lags\n").then_some(()));
     assert_eq!(gateway.metric("leasemux_followers_lagging"), 0);
     quick.end().0.verdict();
     slow.end().0.verdict();

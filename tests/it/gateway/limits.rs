@@ -1,4 +1,4 @@
-//! Limits as an operator sets them and reads of them in the log.
+//! Limits that an operator sets, and their log messages.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -13,16 +13,16 @@ const FROM_7: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\x7f\0\0
 /// A quiet service.
 const QUIET: &str = "exec sleep 1000";
 
-/// Opens a connection that begins so, and answers whether it was closed without a word.
-fn is_closed(gateway: &Gateway, begin: &[u8]) -> bool {
+/// Opens a connection, sends these bytes, and returns whether it was closed without an answer.
+fn is_closed(gateway: &Gateway, start: &[u8]) -> bool {
     let mut socket = TcpStream::connect(gateway.address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.write_all(begin).unwrap();
+    socket.write_all(start).unwrap();
     !matches!(socket.read(&mut [0; 1]), Ok(1..))
 }
 
 #[test]
-fn a_proxy_that_is_set_up_wrongly_is_told_of_in_the_log_and_peers_by_their_own_addresses() {
+fn wrong_proxy_and_peers_over_limits_are_logged() {
     let flags = ["--trusted-proxy=127.0.0.0/8", "--max-connections-per-peer=1"];
     let (_world, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
     assert!(is_closed(&gateway, b"PROXY TCP4 192.0.2.7 127.0.0.1 4096 443\r\n"));
@@ -33,16 +33,16 @@ fn a_proxy_that_is_set_up_wrongly_is_told_of_in_the_log_and_peers_by_their_own_a
     let second = || !is_closed(&gateway, FROM_7);
     assert!(!second());
     gateway.program.until_said("192.0.2.7:4096");
-    gateway.program.until_said("it has as many open as one peer may");
-    // A flood of them is not one of lines.
+    gateway.program.until_said("limit of connections per peer reached");
+    // A flood of connections does not flood the log.
     for _ in 0..20 {
         assert!(!second());
     }
-    let said = gateway.program.err.get();
-    assert!(said.matches("as many open as one peer may").count() < 5, "{said}");
+    let log = gateway.program.err.get();
+    assert!(log.matches("limit of connections per peer reached").count() < 5, "{log}");
 }
 
-/// A `ClientHello` that offers nothing acceptable, and names an IP address as the server.
+/// Returns a `ClientHello` that offers nothing acceptable, with an IP address as server name.
 fn hello_to_an_address() -> Vec<u8> {
     let name = b"127.0.0.1";
     let length = u8::try_from(name.len()).unwrap();
@@ -70,13 +70,13 @@ fn server_name_that_is_an_address_is_not_logged() {
         let _ = socket.read_to_end(&mut Vec::new());
     }
     gateway.until_metric("leasemux_tls_handshakes_total{result=\"failed\"}", 5);
-    // All of the log has been written when the program has ended.
+    // The log is complete when the program has ended.
     let done = gateway.stop(Signal::TERM);
     assert!(!done.err.contains("rustls"), "{}", done.err);
 }
 
 #[test]
-fn too_few_files_are_told_of_with_the_numbers() {
+fn low_file_limit_is_logged_with_numbers() {
     let flags = ["--max-connections=1048576"];
     let (_world, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
     let needed = 1_048_576 + 2 * 64 + 4_096 + 2_048;

@@ -1,5 +1,5 @@
-//! Control frames of HTTP/2: a peer that sends too many is cut off and counted, delays no other task, and an honest follower may send
-//! many.
+//! Control frames of HTTP/2: a peer that sends too many is cut and counted, and delays no other task. An
+//! honest follower may send many.
 
 use std::io;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use super::floods::{
     DATA, END_HEADERS, ENHANCE_YOUR_CALM, HEADERS, SETTINGS, WINDOW_UPDATE, beside, flood, frame, headers,
     preface,
 };
-use super::{follow, used_up};
+use crate::quotas::{follow, quota_exceeded};
 use crate::support::gateway::{Gateway, PATIENCE, Scene};
 use crate::support::oracle::Received;
 use crate::support::raw::encoded;
@@ -29,13 +29,13 @@ const UNKNOWN: u8 = 0xbe;
 
 const ACK: u8 = 1;
 
-/// Frames that one poll of a connection handles.
+/// Most frames that one poll of a connection handles.
 const FRAMES_PER_POLL: usize = 64;
 
-/// Control frames that a peer may send at once.
+/// Burst of control frames.
 const BURST: usize = 2_048;
 
-/// Each kind of control frame that a stranger may send in any number as far as HTTP/2 is concerned.
+/// Each kind of control frame that HTTP/2 allows in any number without a call.
 fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
     let table_size = |bytes: u32| frame(SETTINGS, 0, 0, &[&[0, 1][..], &bytes.to_be_bytes()].concat());
     vec![
@@ -52,7 +52,7 @@ fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flood_of_control_frames_is_cut_off() {
+async fn flood_of_control_frames_is_cut() {
     for (name, frames) in control_frames() {
         let error = beside(|pipe| flood(pipe, Vec::new(), |_| frames.clone())).await;
         assert_eq!(error, Some(ENHANCE_YOUR_CALM), "{name}");
@@ -74,11 +74,11 @@ async fn flood_of_control_frames_is_a_failure_of_the_peer() {
         call(bad).await.expect("too few failures yet");
         flood(gateway.connect_from(None, bad), Vec::new(), |_| frame(PING, 0, 0, &[0; 8])).await;
     }
-    used_up(&call(bad).await.unwrap_err(), "auth_failures_per_peer", "peer", 2);
-    call(good).await.expect("another address is not concerned");
+    quota_exceeded(&call(bad).await.unwrap_err(), "auth_failures_per_peer", "peer", 2);
+    call(good).await.expect("another address is not affected");
 }
 
-/// A peer whose PING frames are always there to be read, and who takes everything. `read` counts the bytes that were read.
+/// A peer with endless PING frames that takes all answers. `read` counts the bytes that were read.
 struct Endless {
     read: Arc<AtomicUsize>,
     preface: Vec<u8>,
@@ -115,7 +115,7 @@ impl AsyncWrite for Endless {
 
 #[tokio::test(start_paused = true)]
 async fn flooded_connection_lets_other_tasks_run() {
-    // Each answer earns a part of another frame.
+    // Each answer allows a part of another frame.
     const MOST: usize = 3 * BURST;
     let gateway = Gateway::new(Limits::default());
     let read = Arc::<AtomicUsize>::default();
@@ -124,7 +124,7 @@ async fn flooded_connection_lets_other_tasks_run() {
     let preface = preface();
     let first = preface.len();
     gateway.serve(Endless { read: Arc::clone(&read), preface, ping: pings }, None, None);
-    // A task that is always ready to run: the bytes that the connection reads meanwhile are those of one poll.
+    // A task that is always ready: between two of its polls the connection is polled once.
     let (mut before, mut most) = (0, 0);
     let observer = std::future::poll_fn(move |cx| {
         let now = read.load(Ordering::Relaxed);
@@ -143,8 +143,8 @@ async fn flooded_connection_lets_other_tasks_run() {
     assert!((BURST * length..MOST * length).contains(&all), "{all} bytes in all");
 }
 
-/// A follower that answers each DATA frame like the least thrifty of honest clients: with a `WINDOW_UPDATE` for the stream, one for the
-/// connection, and a PING.
+/// A follower that answers each DATA frame like the least economical honest client: with a `WINDOW_UPDATE`
+/// for the stream, one for the connection, and a PING.
 struct Talkative {
     pipe: DuplexStream,
     unread: Vec<u8>,
@@ -175,7 +175,7 @@ impl Talkative {
     async fn until(&mut self, lines: usize) {
         while self.received.lines("web", 0) < lines {
             let read = tokio::time::timeout(PATIENCE, self.pipe.read_buf(&mut self.unread)).await;
-            assert!(read.expect("more comes").unwrap() > 0, "cut off after {} frames", self.control_frames);
+            assert!(read.expect("more data").unwrap() > 0, "cut after {} frames", self.control_frames);
             while let Some((kind, payload)) = self.next_frame() {
                 match kind {
                     DATA => self.data(&payload).await,
@@ -214,9 +214,9 @@ impl Talkative {
 }
 
 #[tokio::test(start_paused = true)]
-async fn talkative_honest_follower_is_not_cut_off() {
+async fn talkative_honest_follower_is_not_cut() {
     const LINES: usize = 10_000;
-    // Each line leaves on its own.
+    // Each line is sent separately.
     let limits = Limits { pace: std::time::Duration::ZERO, ..Limits::default() };
     let scene = Scene::new(limits, &[("web", 1)]);
     let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));

@@ -1,4 +1,5 @@
-//! Quotas over real gRPC: who has used one up is told which and when to come again, comes again then, and nobody else notices.
+//! Quotas over real gRPC: a refusal names the quota and the time to retry, a retry then succeeds, and others
+//! are not affected.
 
 use std::time::Duration;
 
@@ -15,22 +16,17 @@ use tonic_types::StatusExt as _;
 use crate::support::gateway::{Gateway, Scene, Stream, proto_lease};
 use crate::support::{account, reason, replica};
 
-mod control_frames;
-mod floods;
-mod history;
-mod idle;
-mod shut_out;
-mod untaken;
+mod backfill;
 
-/// Two tenants of one gateway, each with a replica that runs.
-struct Two {
-    scene: Scene,
-    other: Scene,
+/// Two tenants of one gateway, each with one running replica.
+pub(crate) struct TwoTenants {
+    pub(crate) scene: Scene,
+    pub(crate) other: Scene,
     runs: [Instance; 2],
 }
 
-impl Two {
-    fn new(quota: QuotaLimits) -> Self {
+impl TwoTenants {
+    pub(crate) fn new(quota: QuotaLimits) -> Self {
         let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
         let (owner, certificate) = scene.gateway.tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
@@ -40,25 +36,25 @@ impl Two {
         Self { scene, other, runs }
     }
 
-    fn print(&self, lines: u32, text: &str) {
+    pub(crate) fn print(&self, lines: u32, text: &str) {
         for run in &self.runs {
             self.scene.gateway.world.print(run, (0..lines).map(|number| format!("{number} {text}\n")));
         }
     }
 
-    /// Asks the oracle of all that was received.
+    /// Checks with the oracle that a stream is complete.
     fn ask(&self, which: usize, stream: &Stream) {
         stream.received.ask(&self.scene.gateway.world, "web", 0, &[(&self.runs[which], 0)]);
     }
 }
 
-fn follow(scene: &Scene) -> ServiceLogsRequest {
+pub(crate) fn follow(scene: &Scene) -> ServiceLogsRequest {
     ServiceLogsRequest { follow: true, ..scene.request() }
 }
 
-/// Checks a refusal, that it names whose the quota is and no more, and answers when to come again.
+/// Checks a quota refusal, which names nothing but its subject. Returns the retry-after time.
 #[track_caller]
-fn used_up(status: &Status, quota: &str, subject: &str, limit: i64) -> Duration {
+pub(crate) fn quota_exceeded(status: &Status, quota: &str, subject: &str, limit: i64) -> Duration {
     assert_eq!(
         (status.code(), reason(status).as_str()),
         (Code::ResourceExhausted, "QUOTA_USED_UP"),
@@ -69,16 +65,16 @@ fn used_up(status: &Status, quota: &str, subject: &str, limit: i64) -> Duration 
     let [violation] = &violations[..] else { panic!("{violations:?}") };
     assert_eq!((&*violation.quota_id, &*violation.subject, violation.quota_value), (quota, subject, limit));
     assert_eq!(violation.description, status.message());
-    status.get_details_retry_info().and_then(|info| info.retry_delay).expect("a time to come again")
+    status.get_details_retry_info().and_then(|info| info.retry_delay).expect("a time to retry")
 }
 
-fn refusals(gateway: &Gateway, quota: &str) -> u64 {
+pub(crate) fn refusals(gateway: &Gateway, quota: &str) -> u64 {
     gateway.metric(&format!("leasemux_quota_refusals_total{{quota=\"{quota}\"}}"))
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_has_so_many_streams_and_the_others_theirs() {
-    let two = Two::new(QuotaLimits { streams_per_owner: 2, ..QuotaLimits::default() });
+async fn streams_of_each_owner_are_limited() {
+    let two = TwoTenants::new(QuotaLimits { streams_per_owner: 2, ..QuotaLimits::default() });
     let (scene, gateway) = (&two.scene, &two.scene.gateway);
     two.print(3, "before");
     let mut first = scene.open(follow(scene)).await.unwrap();
@@ -86,21 +82,21 @@ async fn an_owner_has_so_many_streams_and_the_others_theirs() {
     let owner = format!("owner:{}", scene.lease.owner());
     for _ in 0..3 {
         let status = scene.open(follow(scene)).await.err().unwrap();
-        assert_eq!(used_up(&status, "streams_per_owner", &owner, 2), Duration::from_secs(5));
+        assert_eq!(quota_exceeded(&status, "streams_per_owner", &owner, 2), Duration::from_secs(5));
     }
-    // Any method counts, and is refused in the same words.
+    // All methods count, and are refused with the same text.
     let request = leasemux::model::proto::lease::ServiceStatusRequest {
         lease_id: Some(proto_lease(&scene.lease)),
         ..Default::default()
     };
     let status = gateway.client(&scene.certificate).await.service_status(request).await.unwrap_err();
-    used_up(&status, "streams_per_owner", &owner, 2);
+    quota_exceeded(&status, "streams_per_owner", &owner, 2);
     assert_eq!(refusals(gateway, "streams_per_owner"), 4);
     let mut others = two.other.open(follow(&two.other)).await.unwrap();
     for stream in [&mut first, &mut second, &mut others] {
         stream.until(|seen| seen.lines("web", 0) == 3).await;
     }
-    // One that ends makes room.
+    // A stream that ends frees a permit.
     drop(second);
     gateway.eventually(|gateway| gateway.metric("leasemux_followers") == 2).await;
     let mut third = scene.open(follow(scene)).await.unwrap();
@@ -114,13 +110,13 @@ async fn an_owner_has_so_many_streams_and_the_others_theirs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_owners_together_have_so_many_streams() {
-    let two = Two::new(QuotaLimits { streams: 1, ..QuotaLimits::default() });
+async fn streams_of_all_owners_are_limited() {
+    let two = TwoTenants::new(QuotaLimits { streams: 1, ..QuotaLimits::default() });
     two.print(2, "line");
     let mut first = two.scene.open(follow(&two.scene)).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 2).await;
     let status = two.other.open(follow(&two.other)).await.err().unwrap();
-    let retry_after = used_up(&status, "streams", "gateway", 1);
+    let retry_after = quota_exceeded(&status, "streams", "gateway", 1);
     assert!(!status.message().contains(two.scene.lease.owner().as_str()));
     two.ask(0, &first);
     drop(first);
@@ -131,9 +127,12 @@ async fn all_owners_together_have_so_many_streams() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_owner_makes_so_many_calls_a_second_and_is_told_when_the_next_may_come() {
-    let two =
-        Two::new(QuotaLimits { requests_per_second: 4, streams_per_owner: 4, ..QuotaLimits::default() });
+async fn calls_of_each_owner_are_rate_limited() {
+    let two = TwoTenants::new(QuotaLimits {
+        requests_per_second: 4,
+        streams_per_owner: 4,
+        ..QuotaLimits::default()
+    });
     two.print(1, "line");
     let mut client = two.scene.gateway.client(&two.scene.certificate).await;
     let owner = format!("owner:{}", two.scene.lease.owner());
@@ -142,20 +141,20 @@ async fn an_owner_makes_so_many_calls_a_second_and_is_told_when_the_next_may_com
     }
     for _ in 0..8 {
         let status = client.service_logs(two.scene.request()).await.unwrap_err();
-        let retry_after = used_up(&status, "requests_per_owner", &owner, 4);
+        let retry_after = quota_exceeded(&status, "requests_per_owner", &owner, 4);
         assert!(retry_after <= Duration::from_millis(250), "{retry_after:?}");
-        // Nobody else is kept.
+        // The other owner is not affected.
         let mut others = two.other.open(two.other.request()).await.unwrap();
         assert_eq!(others.end().await.code(), Code::Ok);
         two.ask(1, &others);
         tokio::time::sleep(retry_after).await;
-        drop(client.service_logs(two.scene.request()).await.expect("as was said"));
+        drop(client.service_logs(two.scene.request()).await.expect("success after the retry time"));
     }
     assert_eq!(refusals(&two.scene.gateway, "requests_per_owner"), 8);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_an_owner_and_all_are_restarted_so_often_an_hour() {
+async fn restarts_are_limited_per_lease_owner_and_gateway() {
     let limits = |lease, owner, all| QuotaLimits {
         restarts_per_hour: lease,
         restarts_per_hour_of_owner: owner,
@@ -167,7 +166,7 @@ async fn a_lease_an_owner_and_all_are_restarted_so_often_an_hour() {
         (limits(9, 2, 9), "restarts_per_owner"),
         (limits(9, 9, 2), "restarts"),
     ] {
-        let two = Two::new(quota);
+        let two = TwoTenants::new(quota);
         let restart = |scene: &Scene, id: &str| {
             let request = ServiceRestartRequest {
                 lease_id: Some(proto_lease(&scene.lease)),
@@ -179,7 +178,7 @@ async fn a_lease_an_owner_and_all_are_restarted_so_often_an_hour() {
         };
         restart(&two.scene, "one").await.unwrap();
         restart(&two.scene, "other").await.unwrap();
-        // The same call made again takes nothing.
+        // A repeated call takes nothing.
         restart(&two.scene, "one").await.unwrap();
         let status = restart(&two.scene, "third").await.unwrap_err();
         let subject = match name {
@@ -187,30 +186,31 @@ async fn a_lease_an_owner_and_all_are_restarted_so_often_an_hour() {
             "restarts_per_owner" => format!("owner:{}", two.scene.lease.owner()),
             _ => "gateway".to_owned(),
         };
-        let retry_after = used_up(&status, name, &subject, 2);
+        let retry_after = quota_exceeded(&status, name, &subject, 2);
         assert!(retry_after <= Duration::from_secs(1_800), "{retry_after:?}");
         assert_eq!(restart(&two.other, "one").await.is_err(), name == "restarts");
         tokio::time::sleep(retry_after).await;
-        restart(&two.scene, "third").await.expect("as was said");
+        restart(&two.scene, "third").await.expect("success after the retry time");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_owners_together_make_so_many_calls_a_second() {
-    let two = Two::new(QuotaLimits { requests_per_second_in_all: 2, streams: 2, ..QuotaLimits::default() });
+async fn calls_of_all_owners_are_rate_limited() {
+    let two =
+        TwoTenants::new(QuotaLimits { requests_per_second_in_all: 2, streams: 2, ..QuotaLimits::default() });
     for scene in [&two.scene, &two.other] {
         assert_eq!(scene.open(scene.request()).await.unwrap().end().await.code(), Code::Ok);
     }
     let status = two.other.open(two.other.request()).await.err().unwrap();
-    let retry_after = used_up(&status, "requests", "gateway", 2);
+    let retry_after = quota_exceeded(&status, "requests", "gateway", 2);
     assert!(retry_after <= Duration::from_millis(500), "{retry_after:?}");
     tokio::time::sleep(retry_after).await;
-    two.other.open(two.other.request()).await.expect("as was said");
+    two.other.open(two.other.request()).await.expect("success after the retry time");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_that_fails_too_often_is_not_listened_to_and_its_streams_go_on() {
-    let two = Two::new(QuotaLimits { auth_failures_per_minute: 3, ..QuotaLimits::default() });
+async fn shut_out_peer_keeps_its_open_streams() {
+    let two = TwoTenants::new(QuotaLimits { auth_failures_per_minute: 3, ..QuotaLimits::default() });
     let gateway = &two.scene.gateway;
     let [bad, good] = ["192.0.2.1:1", "192.0.2.2:1"].map(|text| Some(text.parse().unwrap()));
     let calls = |certificate: Option<Vec<u8>>, address| async move {
@@ -226,15 +226,15 @@ async fn an_address_that_fails_too_often_is_not_listened_to_and_its_streams_go_o
         assert_eq!(reason(&status), "CREDENTIALS_MISSING");
     }
     let status = stranger.service_logs(two.scene.request()).await.unwrap_err();
-    let retry_after = used_up(&status, "auth_failures_per_peer", "peer", 3);
+    let retry_after = quota_exceeded(&status, "auth_failures_per_peer", "peer", 3);
     assert!(
         retry_after > Duration::from_secs(60) && retry_after <= Duration::from_secs(90),
         "{retry_after:?}"
     );
     assert!(!status.message().contains("192.0.2"), "{status:?}");
-    // Nor is anybody else at that address, on a connection that has not shown who they are; but at another.
+    // New connections from that address are refused too; another address is not affected.
     let status = calls(known.clone(), bad).await.service_logs(two.scene.request()).await.unwrap_err();
-    used_up(&status, "auth_failures_per_peer", "peer", 3);
+    quota_exceeded(&status, "auth_failures_per_peer", "peer", 3);
     calls(known.clone(), good).await.service_logs(two.scene.request()).await.unwrap();
     let mut text = Vec::new();
     two.print(1, "after");
@@ -243,19 +243,19 @@ async fn an_address_that_fails_too_often_is_not_listened_to_and_its_streams_go_o
     }
     assert_eq!(String::from_utf8(text).unwrap(), "0 before\n0 after\n");
     tokio::time::sleep(retry_after).await;
-    calls(known, bad).await.service_logs(two.scene.request()).await.expect("as was said");
+    calls(known, bad).await.service_logs(two.scene.request()).await.expect("success after the retry time");
     assert_eq!(refusals(gateway, "auth_failures_per_peer"), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn history_is_paced_for_each_owner_and_loses_nothing() {
+async fn backfill_is_rate_limited_per_owner_without_loss() {
     const LINES: u32 = 4_000;
     let quota = QuotaLimits {
         history_bytes_per_second: 0,
         history_bytes_per_second_per_owner: 64 * 1024,
         ..QuotaLimits::default()
     };
-    let two = Two::new(quota);
+    let two = TwoTenants::new(quota);
     let text = "x".repeat(500);
     two.print(LINES, &text);
     let read = |which: usize, scene| {
@@ -270,12 +270,12 @@ async fn history_is_paced_for_each_owner_and_loses_nothing() {
             began.elapsed()
         }
     };
-    // Some two million bytes; both at once, and each as fast as if there were no other.
+    // About two million bytes. Both read at once, and each as fast as alone.
     let (one, other) = tokio::join!(read(0, &two.scene), read(1, &two.other));
     for took in [one, other] {
         assert!(took >= Duration::from_secs(29) && took < Duration::from_secs(33), "{took:?}");
     }
-    // Who follows what is there already reads no history.
+    // Live lines are not limited.
     let mut live =
         two.scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow(&two.scene) }).await.unwrap();
     live.until(|seen| !seen.cursors.is_empty()).await;
@@ -286,28 +286,29 @@ async fn history_is_paced_for_each_owner_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_shows_no_credentials_has_few_calls_open() {
-    let two = Two::new(QuotaLimits::default());
+async fn open_calls_without_credentials_are_limited() {
+    let two = TwoTenants::new(QuotaLimits::default());
     let gateway = &two.scene.gateway;
-    let [crowd, other] = ["[2001:db8::1]:1", "[2001:db8:0:1::1]:1"].map(|text| Some(text.parse().unwrap()));
-    let mut client = HealthClient::new(gateway.channel_over(gateway.connect_from(None, crowd)).await);
+    let [peer, other] = ["[2001:db8::1]:1", "[2001:db8:0:1::1]:1"].map(|text| Some(text.parse().unwrap()));
+    let mut client = HealthClient::new(gateway.channel_over(gateway.connect_from(None, peer)).await);
     let watch = || HealthCheckRequest { service: String::new() };
     let mut open = Vec::new();
     for _ in 0..128 {
         open.push(client.watch(watch()).await.unwrap());
     }
-    // From another address of the same network, too.
-    let neighbour = Some("[2001:db8::ffff:2]:1".parse().unwrap());
-    let mut next_door = HealthClient::new(gateway.channel_over(gateway.connect_from(None, neighbour)).await);
-    let status = next_door.check(watch()).await.unwrap_err();
-    used_up(&status, "open_calls_per_peer", "peer", 128);
+    // Another address of the same network counts as the same peer.
+    let neighbor = Some("[2001:db8::ffff:2]:1".parse().unwrap());
+    let mut neighbor_client =
+        HealthClient::new(gateway.channel_over(gateway.connect_from(None, neighbor)).await);
+    let status = neighbor_client.check(watch()).await.unwrap_err();
+    quota_exceeded(&status, "open_calls_per_peer", "peer", 128);
     let mut elsewhere = HealthClient::new(gateway.channel_over(gateway.connect_from(None, other)).await);
     elsewhere.check(watch()).await.unwrap();
-    // A tenant at that address is not concerned.
-    let known = gateway.connect_from(Some(two.scene.certificate.clone()), crowd);
+    // A tenant at that address is not affected.
+    let known = gateway.connect_from(Some(two.scene.certificate.clone()), peer);
     let mut tenant = LeaseRpcClient::new(gateway.channel_over(known).await);
     tenant.service_logs(two.scene.request()).await.unwrap();
     drop(open);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    next_door.check(watch()).await.unwrap();
+    neighbor_client.check(watch()).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! What no honest client sends: it costs the sender its connection, and nobody else anything.
+//! Frames that no honest client sends: they cost the sender its connection, and affect no other peer.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use leasemux::model::limits::Limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::Instant;
 
-use super::follow;
+use crate::quotas::follow;
 use crate::support::gateway::Scene;
 use crate::support::replica;
 
@@ -22,7 +22,7 @@ pub(super) const CONTINUATION: u8 = 9;
 
 pub(super) const END_HEADERS: u8 = 4;
 
-/// Why HTTP/2 says goodbye to who is too much.
+/// Error code of GOAWAY for a flood.
 pub(super) const ENHANCE_YOUR_CALM: u32 = 11;
 
 pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -35,12 +35,12 @@ pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
-/// What every connection begins with.
+/// The start of every connection.
 pub(super) fn preface() -> Vec<u8> {
     [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, &[])].concat()
 }
 
-/// The headers of a call, as HPACK has them: POST, http, and names from its table with values as they are.
+/// The headers of a call in HPACK: POST, http, and literal values with names from the static table.
 pub(super) fn headers() -> Vec<u8> {
     let path = format!("/{SERVICE}/ServiceLogs");
     let mut block = vec![0x83, 0x86];
@@ -51,14 +51,14 @@ pub(super) fn headers() -> Vec<u8> {
     block
 }
 
-/// Sends all of this, again and again what `more` makes with an odd number, until the gateway closes the connection. Answers
-/// the error of its goodbye.
+/// Sends `start`, then the frames of `more` for each stream id, until the gateway closes the connection.
+/// Returns the code of its GOAWAY.
 pub(super) async fn flood(
     mut pipe: DuplexStream,
-    begin: Vec<u8>,
+    start: Vec<u8>,
     more: impl Fn(u32) -> Vec<u8>,
 ) -> Option<u32> {
-    pipe.write_all(&[preface(), begin].concat()).await.unwrap();
+    pipe.write_all(&[preface(), start].concat()).await.unwrap();
     let (mut from, mut to) = tokio::io::split(pipe);
     let send = async {
         for stream in (1..2_000_001).step_by(2) {
@@ -66,31 +66,33 @@ pub(super) async fn flood(
                 return;
             }
         }
-        panic!("a million times, and the connection is open still");
+        panic!("the connection is open after a million rounds");
     };
-    let mut heard = Vec::new();
-    let listen = async {
-        // It may be cut off while something is on its way.
-        let _ = from.read_to_end(&mut heard).await;
+    let mut received = Vec::new();
+    let receive = async {
+        // The connection may be cut while data is in transit.
+        let _ = from.read_to_end(&mut received).await;
     };
-    tokio::join!(send, listen);
-    goodbye(&heard)
+    tokio::join!(send, receive);
+    goaway_code(&received)
 }
 
-pub(super) fn goodbye(mut heard: &[u8]) -> Option<u32> {
+/// Returns the code of GOAWAY among the received frames.
+pub(super) fn goaway_code(mut received: &[u8]) -> Option<u32> {
     let mut error = None;
-    while heard.len() >= 9 {
-        let length = usize::from(heard[0]) << 16 | usize::from(heard[1]) << 8 | usize::from(heard[2]);
-        let payload = heard.get(9..9 + length)?;
-        if heard[3] == GOAWAY {
+    while received.len() >= 9 {
+        let length =
+            usize::from(received[0]) << 16 | usize::from(received[1]) << 8 | usize::from(received[2]);
+        let payload = received.get(9..9 + length)?;
+        if received[3] == GOAWAY {
             error = Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
         }
-        heard = &heard[9 + length..];
+        received = &received[9 + length..];
     }
     error
 }
 
-/// A scene in which somebody follows.
+/// Runs `act` beside a follower, and checks that it gets all lines.
 pub(super) async fn beside<F: Future>(act: impl FnOnce(DuplexStream) -> F) -> F::Output {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
@@ -106,7 +108,7 @@ pub(super) async fn beside<F: Future>(act: impl FnOnce(DuplexStream) -> F) -> F:
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_calls_that_are_taken_back_is_cut_off() {
+async fn flood_of_reset_calls_is_cut() {
     let call_and_reset = |stream| {
         [frame(HEADERS, END_HEADERS, stream, &headers()), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])]
             .concat()
@@ -116,8 +118,8 @@ async fn a_flood_of_calls_that_are_taken_back_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_that_break_the_protocol_again_and_again_are_cut_off() {
-    // A window that grows beyond all bounds is an error of its stream, which the gateway must reset.
+async fn flood_of_stream_errors_is_cut() {
+    // A window over its maximum is a stream error, so the gateway must reset the stream.
     let call_and_break = |stream| {
         let beyond = frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff]);
         [frame(HEADERS, END_HEADERS, stream, &headers()), beyond].concat()
@@ -127,21 +129,21 @@ async fn streams_that_break_the_protocol_again_and_again_are_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn headers_without_end_are_cut_off() {
+async fn endless_headers_are_cut() {
     let begin = frame(HEADERS, 0, 1, &headers());
     let error = beside(|pipe| flood(pipe, begin, |_| frame(CONTINUATION, 0, 1, &[]))).await;
     assert_eq!(error, Some(ENHANCE_YOUR_CALM));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_of_frames_with_nothing_in_them_is_cut_off() {
+async fn flood_of_empty_frames_is_cut() {
     let begin = frame(HEADERS, END_HEADERS, 1, &headers());
     let error = beside(|pipe| flood(pipe, begin, |_| frame(DATA, 0, 1, &[]))).await;
     assert_eq!(error, Some(ENHANCE_YOUR_CALM));
 }
 
 #[tokio::test(start_paused = true)]
-async fn headers_that_come_byte_by_byte_are_not_waited_for() {
+async fn slow_headers_are_cut() {
     let took = beside(|mut pipe| async move {
         let began = Instant::now();
         pipe.write_all(&[preface(), frame(HEADERS, 0, 1, &[])].concat()).await.unwrap();
@@ -151,7 +153,7 @@ async fn headers_that_come_byte_by_byte_are_not_waited_for() {
                 return began.elapsed();
             }
         }
-        panic!("all of them were waited for");
+        panic!("not cut");
     });
     let took = took.await;
     assert!(took >= Duration::from_secs(1) && took <= Duration::from_secs(11), "{took:?}");

@@ -1,4 +1,4 @@
-//! Answers that their callers do not take, over connections that are otherwise alive.
+//! Answers that their callers do not take, on connections that are alive.
 
 use leasemux::edge::service::SERVICE;
 use leasemux::model::limits::{Limits, QuotaLimits};
@@ -6,17 +6,17 @@ use leasemux::model::proto::lease::{ServiceRestartRequest, ServiceStatusRequest}
 use tokio::time::Instant;
 use tonic_health::pb::HealthCheckRequest;
 
-use super::{follow, used_up};
+use crate::quotas::{follow, quota_exceeded};
 use crate::support::gateway::{Scene, proto_lease};
 use crate::support::raw::{Raw, encoded};
 use crate::support::replica;
 
 const STALLED: &str = "leasemux_stalled_streams_total";
 
-/// Windows in which no answer has room: nothing is taken, or nothing but its first byte.
+/// Windows that are too small for any answer: no bytes, or one.
 const WINDOWS: [u32; 2] = [0, 1];
 
-/// A scene with two replicas that run and have printed a line, whose owner may have one stream.
+/// A lease with two running replicas that printed a line, and a limit of one stream.
 fn scene() -> Scene {
     let quota = QuotaLimits { streams_per_owner: 1, ..QuotaLimits::default() };
     let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 2)]);
@@ -27,7 +27,7 @@ fn scene() -> Scene {
     scene
 }
 
-/// A caller whose window is so narrow.
+/// Connects a caller with this window.
 async fn caller(scene: &Scene, window: u32) -> Raw {
     let address = "192.0.2.1:1".parse().ok();
     let pipe = scene.gateway.connect_from(Some(scene.certificate.clone()), address);
@@ -35,7 +35,7 @@ async fn caller(scene: &Scene, window: u32) -> Raw {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_answer_of_a_restart_that_nobody_takes_keeps_no_place_and_the_restart_goes_on() {
+async fn untaken_restart_answer_is_reset_and_the_job_continues() {
     for window in WINDOWS {
         let scene = scene();
         let gateway = &scene.gateway;
@@ -47,14 +47,14 @@ async fn the_answer_of_a_restart_that_nobody_takes_keeps_no_place_and_the_restar
         let mut caller = caller(&scene, window).await;
         let began = Instant::now();
         let unread = caller.call_unread(&format!("/{SERVICE}/ServiceRestart"), encoded(&request)).await;
-        let status = scene.open(follow(&scene)).await.err().expect("its place is taken");
-        used_up(&status, "streams_per_owner", &format!("owner:{}", scene.lease.owner()), 1);
+        let status = scene.open(follow(&scene)).await.err().expect("the only stream is taken");
+        quota_exceeded(&status, "streams_per_owner", &format!("owner:{}", scene.lease.owner()), 1);
         gateway.eventually(|gateway| gateway.metric(STALLED) == 1).await;
         let stall = Limits::default().stall;
         assert!(began.elapsed() >= stall && began.elapsed() < stall + stall / 10, "{:?}", began.elapsed());
         assert_eq!(gateway.metric("leasemux_streams{method=\"ServiceRestart\"}"), 0);
-        assert_eq!(gateway.metric("leasemux_connections"), 1, "the connection is as it was");
-        scene.open(follow(&scene)).await.expect("a place");
+        assert_eq!(gateway.metric("leasemux_connections"), 1, "the connection is still open");
+        scene.open(follow(&scene)).await.expect("a free stream");
         let active = "leasemux_restarts_total{result=\"active\"}";
         gateway.eventually(|gateway| gateway.metric(active) == 2).await;
         assert_eq!(gateway.world.restarted(), ["web/0", "web/1"]);
@@ -63,7 +63,7 @@ async fn the_answer_of_a_restart_that_nobody_takes_keeps_no_place_and_the_restar
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_answer_of_any_method_is_kept_for_who_does_not_take_it() {
+async fn untaken_answers_of_all_methods_are_reset() {
     let (logs, status) = ("ServiceLogs", "ServiceStatus");
     for window in WINDOWS {
         let scene = scene();
@@ -88,7 +88,7 @@ async fn no_answer_of_any_method_is_kept_for_who_does_not_take_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_taken_in_the_end_is_whole() {
+async fn answer_in_a_small_window_is_complete() {
     let scene = scene();
     let request = ServiceRestartRequest {
         lease_id: Some(proto_lease(&scene.lease)),

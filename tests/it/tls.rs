@@ -1,4 +1,4 @@
-//! Real sockets, real TLS, real time: the gateway's own port with trust from a directory, as clients in the world meet it.
+//! The main port with real sockets, TLS and time, and trust from a directory.
 
 use std::fs;
 use std::net::IpAddr;
@@ -41,13 +41,13 @@ use tonic::{Code, Status, Streaming};
 use crate::support::gateway::{Gateway, proto_lease};
 use crate::support::{account, reason, replica};
 
-mod limits;
+mod admission;
 
-/// Far beyond what any of this takes; only a hang reaches it.
+/// Deadline that only a hang reaches.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A gateway on a port of its own.
-struct Secure {
+/// A gateway with a real port.
+struct TlsGateway {
     gateway: Gateway,
     port: u16,
     trust_dir: PathBuf,
@@ -55,7 +55,7 @@ struct Secure {
     dir: tempfile::TempDir,
 }
 
-/// A tenant who has a lease with one replica, which runs.
+/// A tenant with a lease of one running replica.
 struct Tenant {
     identity: PathBuf,
     owner: Owner,
@@ -63,12 +63,12 @@ struct Tenant {
     run: Instance,
 }
 
-impl Secure {
+impl TlsGateway {
     async fn new(limits: Limits) -> Self {
         Self::behind(&[], limits).await
     }
 
-    /// One that believes proxies at these addresses.
+    /// Creates a gateway that trusts these proxies.
     async fn behind(proxies: &[&str], limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let trust_dir = dir.path().join("trust");
@@ -88,7 +88,7 @@ impl Secure {
         Self { gateway, port, trust_dir, server_pem: made.certificate, dir }
     }
 
-    /// A tenant whom nobody trusts yet.
+    /// Creates a tenant that is not trusted yet.
     fn tenant(&self, name: &str) -> Tenant {
         let identity = self.dir.path().join(name);
         let owner = IdentityFiles::create(&identity, LogTime::now()).unwrap();
@@ -98,7 +98,7 @@ impl Secure {
         Tenant { identity, owner, lease, run }
     }
 
-    /// A tenant's file in the trust directory.
+    /// Returns the tenant's file in the trust directory.
     fn file(&self, tenant: &Tenant) -> PathBuf {
         self.trust_dir.join(format!("{}.pem", tenant.owner))
     }
@@ -107,17 +107,17 @@ impl Secure {
         fs::copy(tenant.identity.join("cert.pem"), self.file(tenant)).unwrap();
     }
 
-    /// The first answer that is not the refusal `until`, calling again and again: a file is noticed when the system tells.
-    async fn open_once_not(
+    /// Calls until the answer is not `refusal`: a new file takes a moment to be noticed.
+    async fn open_when_not(
         &self,
         tenant: &Tenant,
-        until: &str,
+        refusal: &str,
     ) -> Result<Streaming<ServiceLogsResponse>, Status> {
         let mut client = self.client(Some(&tenant.identity)).await;
         let answer = async {
             loop {
                 match client.service_logs(tenant.request()).await {
-                    Err(status) if reason(&status) == until => tokio::task::yield_now().await,
+                    Err(status) if reason(&status) == refusal => tokio::task::yield_now().await,
                     answer => return answer.map(tonic::Response::into_inner),
                 }
             }
@@ -125,7 +125,7 @@ impl Secure {
         timeout(DEADLINE, answer).await.expect("the directory is read")
     }
 
-    /// The client of the command line.
+    /// Connects the command line's client.
     async fn client(&self, identity: Option<&Path>) -> Client {
         let target = Target {
             gateway: format!("https://localhost:{}", self.port).parse().unwrap(),
@@ -133,16 +133,16 @@ impl Secure {
             token: None,
             trust: ServerTrust::File(self.server_pem.clone()),
         };
-        // `localhost` may be ::1 first; the system then tries the other.
+        // `localhost` may resolve to ::1 first; the client then tries the other address.
         timeout(DEADLINE, Connector::new(&target).unwrap().connect()).await.unwrap().unwrap()
     }
 
-    /// A handshake of a client with whatever certificates, which the client's library does not look at.
+    /// Connects with any certificate. The client's library does not check it.
     async fn handshake(&self, identity: Option<CertifiedKey>) -> TlsStream<TcpStream> {
         self.handshake_over(self.dial().await, identity).await.unwrap()
     }
 
-    /// The same over a connection that is there.
+    /// Completes the handshake on an open connection.
     async fn handshake_over(
         &self,
         socket: TcpStream,
@@ -164,18 +164,18 @@ impl Secure {
         timeout(DEADLINE, handshake).await.unwrap()
     }
 
-    /// How a call of such a client is refused.
+    /// Returns the refusal of a call with this certificate.
     async fn refusal(&self, identity: Option<CertifiedKey>) -> Status {
         call_over(self.handshake(identity).await).await
     }
 
-    /// A plain connection.
+    /// Opens a TCP connection.
     async fn dial(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
     }
 }
 
-/// A client over this connection.
+/// Creates a client on this connection.
 async fn client_over(stream: TlsStream<TcpStream>) -> LeaseRpcClient<Channel> {
     let mut stream = Some(TokioIo::new(stream));
     let once = tower::service_fn(move |_: Uri| {
@@ -186,7 +186,7 @@ async fn client_over(stream: TlsStream<TcpStream>) -> LeaseRpcClient<Channel> {
     LeaseRpcClient::new(connected.unwrap().unwrap())
 }
 
-/// How a call over this connection is refused.
+/// Returns the refusal of a call on this connection.
 async fn call_over(stream: TlsStream<TcpStream>) -> Status {
     let mut client = client_over(stream).await;
     let call = client.service_logs(ServiceLogsRequest::default());
@@ -204,7 +204,7 @@ impl Tenant {
     }
 }
 
-/// Reads until the logs are these.
+/// Reads until the logs are `expected`.
 async fn read(stream: &mut Streaming<ServiceLogsResponse>, expected: &str) {
     let mut text = Vec::new();
     while text.len() < expected.len() {
@@ -214,7 +214,7 @@ async fn read(stream: &mut Streaming<ServiceLogsResponse>, expected: &str) {
     assert_eq!(String::from_utf8_lossy(&text), expected);
 }
 
-/// How the stream ends.
+/// Reads to the end of the stream, and returns its status.
 async fn end(stream: &mut Streaming<ServiceLogsResponse>) -> Status {
     let ended = async {
         loop {
@@ -228,8 +228,8 @@ async fn end(stream: &mut Streaming<ServiceLogsResponse>) -> Status {
     timeout(DEADLINE, ended).await.expect("an end")
 }
 
-/// A certificate of a tenant's form, but for what `spoil` does to it.
-fn shaped(spoil: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
+/// Creates a tenant certificate, changed by `change`.
+fn shaped(change: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
     let mut params = CertificateParams::default();
     let name = PrintableString::try_from(account(1).as_str()).unwrap();
     params.distinguished_name = DistinguishedName::new();
@@ -238,7 +238,7 @@ fn shaped(spoil: impl FnOnce(&mut CertificateParams)) -> CertifiedKey {
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.not_before = rcgen::date_time_ymd(2024, 1, 1);
     params.not_after = rcgen::date_time_ymd(2124, 1, 1);
-    spoil(&mut params);
+    change(&mut params);
     let key = KeyPair::generate().unwrap();
     let certificate = params.self_signed(&key).unwrap();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
@@ -253,45 +253,45 @@ fn extension(oid: &[u64], content: &[u8]) -> CustomExtension {
 }
 
 #[tokio::test]
-async fn a_tenant_comes_in_while_running_and_is_put_out_while_following() {
-    let secure = Secure::new(Limits::default()).await;
-    let (leaver, other) = (secure.tenant("leaver"), secure.tenant("other"));
-    leaver.print(&secure.gateway, "of the leaver\n");
-    other.print(&secure.gateway, "of the other\n");
-    let mut client = secure.client(Some(&leaver.identity)).await;
-    let status = client.service_logs(leaver.request()).await.unwrap_err();
+async fn trust_changes_apply_to_calls_and_open_streams() {
+    let server = TlsGateway::new(Limits::default()).await;
+    let (removed, other) = (server.tenant("removed"), server.tenant("other"));
+    removed.print(&server.gateway, "of the removed\n");
+    other.print(&server.gateway, "of the other\n");
+    let mut client = server.client(Some(&removed.identity)).await;
+    let status = client.service_logs(removed.request()).await.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));
 
-    secure.trust(&leaver);
-    secure.trust(&other);
-    let mut left = secure.open_once_not(&leaver, "CERTIFICATE_UNKNOWN").await.unwrap();
-    read(&mut left, "of the leaver\n").await;
-    // On the connection that was refused before as well: each call asks anew.
-    let mut again = client.service_logs(leaver.request()).await.unwrap().into_inner();
-    read(&mut again, "of the leaver\n").await;
-    let mut kept = secure.open_once_not(&other, "CERTIFICATE_UNKNOWN").await.unwrap();
+    server.trust(&removed);
+    server.trust(&other);
+    let mut left = server.open_when_not(&removed, "CERTIFICATE_UNKNOWN").await.unwrap();
+    read(&mut left, "of the removed\n").await;
+    // Also on the connection that was refused before: each call is authenticated.
+    let mut again = client.service_logs(removed.request()).await.unwrap().into_inner();
+    read(&mut again, "of the removed\n").await;
+    let mut kept = server.open_when_not(&other, "CERTIFICATE_UNKNOWN").await.unwrap();
     read(&mut kept, "of the other\n").await;
 
-    fs::remove_file(secure.file(&leaver)).unwrap();
+    fs::remove_file(server.file(&removed)).unwrap();
     for stream in [&mut left, &mut again] {
         let status = end(stream).await;
         assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_WITHDRAWN".into()));
     }
-    let status = client.service_logs(leaver.request()).await.unwrap_err();
+    let status = client.service_logs(removed.request()).await.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));
-    // Who stays is not touched.
-    other.print(&secure.gateway, "more\n");
+    // The other tenant is not affected.
+    other.print(&server.gateway, "more\n");
     read(&mut kept, "more\n").await;
-    assert_eq!(secure.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
+    assert_eq!(server.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
 }
 
 #[tokio::test]
-async fn a_stolen_name_is_not_enough() {
-    let secure = Secure::new(Limits::default()).await;
-    let tenant = secure.tenant("tenant");
-    secure.trust(&tenant);
-    drop(secure.open_once_not(&tenant, "CERTIFICATE_UNKNOWN").await.unwrap());
-    // Anybody can sign a certificate over the tenant's address and serial number.
+async fn forged_certificate_is_refused() {
+    let server = TlsGateway::new(Limits::default()).await;
+    let tenant = server.tenant("tenant");
+    server.trust(&tenant);
+    drop(server.open_when_not(&tenant, "CERTIFICATE_UNKNOWN").await.unwrap());
+    // Any client can sign a certificate with the tenant's address and serial number.
     let genuine = CertificateDer::from_pem_file(tenant.identity.join("cert.pem")).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&genuine).unwrap();
     let serial = parsed.raw_serial().to_vec();
@@ -302,32 +302,32 @@ async fn a_stolen_name_is_not_enough() {
         params.serial_number = Some(rcgen::SerialNumber::from(serial));
     });
     let key = Arc::clone(&forged.key);
-    let status = secure.refusal(Some(forged)).await;
+    let status = server.refusal(Some(forged)).await;
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_DIFFERS".into()));
-    // The genuine one without its key does not come through the handshake: the client is told at its first read.
-    let mut stream = secure.handshake(Some(CertifiedKey::new(vec![genuine], key))).await;
-    let told = timeout(DEADLINE, stream.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
-    assert!(told.to_string().contains("DecryptError"), "{told}");
+    // The genuine one without its key fails in the handshake: the client gets the alert at its first read.
+    let mut stream = server.handshake(Some(CertifiedKey::new(vec![genuine], key))).await;
+    let alert = timeout(DEADLINE, stream.read_to_end(&mut Vec::new())).await.unwrap().unwrap_err();
+    assert!(alert.to_string().contains("DecryptError"), "{alert}");
 }
 
 #[tokio::test]
-async fn a_client_without_a_certificate_is_answered_over_tls_1_3_and_http_2() {
-    let secure = Secure::new(Limits::default()).await;
-    let stream = secure.handshake(None).await;
+async fn client_without_certificate_gets_tls_1_3_and_http_2() {
+    let server = TlsGateway::new(Limits::default()).await;
+    let stream = server.handshake(None).await;
     assert_eq!(stream.get_ref().1.protocol_version(), Some(ProtocolVersion::TLSv1_3));
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     drop(stream);
-    let status = secure.refusal(None).await;
+    let status = server.refusal(None).await;
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CREDENTIALS_MISSING".into()));
-    let tenant = secure.tenant("tenant");
-    let status = secure.client(None).await.service_logs(tenant.request()).await.unwrap_err();
+    let tenant = server.tenant("tenant");
+    let status = server.client(None).await.service_logs(tenant.request()).await.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CREDENTIALS_MISSING".into()));
 }
 
 #[tokio::test]
-async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_broken_connection() {
-    let secure = Secure::new(Limits::default()).await;
-    // What Akash's Go tools write into a certificate that names a host is understood.
+async fn certificate_of_another_form_is_refused_by_status() {
+    let server = TlsGateway::new(Limits::default()).await;
+    // Akash's Go tools write this extension into a certificate with a host.
     let like_go = shaped(|params| {
         let permitted = [0x30, 0x11, 0xa0, 0x0f, 0x30, 0x0d, 0x82, 0x0b].as_slice();
         let constraints = extension(&[2, 5, 29, 30], &[permitted, b"example.com"].concat());
@@ -337,12 +337,12 @@ async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_b
         let (first, second) = (shaped(|_| ()), shaped(|_| ()));
         CertifiedKey::new([first.cert, second.cert].concat(), first.key)
     };
-    let nobody = shaped(|params| params.distinguished_name.push(DnType::CommonName, "somebody"));
+    let not_an_address = shaped(|params| params.distinguished_name.push(DnType::CommonName, "somebody"));
     let cases = [
         (shaped(|_| ()), "CERTIFICATE_UNKNOWN"),
         (like_go, "CERTIFICATE_UNKNOWN"),
         (chain, "CERTIFICATE_CHAIN"),
-        (nobody, "CERTIFICATE_SUBJECT"),
+        (not_an_address, "CERTIFICATE_SUBJECT"),
         (
             shaped(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
             "CERTIFICATE_USAGE",
@@ -361,7 +361,7 @@ async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_b
         (shaped(|params| params.not_before = rcgen::date_time_ymd(2123, 1, 1)), "CERTIFICATE_NOT_YET_VALID"),
     ];
     for (identity, expected) in cases {
-        let status = secure.refusal(Some(identity)).await;
+        let status = server.refusal(Some(identity)).await;
         assert_eq!(
             (status.code(), reason(&status).as_str()),
             (Code::Unauthenticated, expected),
@@ -371,7 +371,7 @@ async fn a_certificate_of_another_form_is_refused_with_its_reason_and_not_by_a_b
 }
 
 #[tokio::test]
-async fn the_public_name_gets_its_own_certificate_and_no_question() {
+async fn public_name_gets_its_own_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::new(Limits::default());
     let hosts = ["gw.example.com".to_owned()];
@@ -393,7 +393,7 @@ async fn the_public_name_gets_its_own_certificate_and_no_question() {
         ("GW.example.com", der(&public), false),
         ("mtls.gw.example.com", der(&own), true),
         ("localhost", der(&own), true),
-        // An address is not announced.
+        // Clients do not send an address as SNI.
         ("127.0.0.1", der(&own), true),
     ] {
         let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -407,17 +407,17 @@ async fn the_public_name_gets_its_own_certificate_and_no_question() {
         let stream = connector.connect(ServerName::try_from(name).unwrap(), socket).await.unwrap();
         assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0], expected, "{name}");
         let status = call_over(stream).await;
-        let told = if asked { "CERTIFICATE_UNKNOWN" } else { "CREDENTIALS_MISSING" };
-        assert_eq!(reason(&status), told, "{name}");
-        // Why the certificate was not asked for, and where it is.
+        let expected = if asked { "CERTIFICATE_UNKNOWN" } else { "CREDENTIALS_MISSING" };
+        assert_eq!(reason(&status), expected, "{name}");
+        // The text says where a certificate is requested.
         let hint = "a client certificate or a token is required; gw.example.com does not ask for a certificate: \
                     connect to mtls.gw.example.com to use one";
         assert_eq!(status.message() == hint, !asked, "{name}: {status:?}");
     }
 }
 
-/// A `ClientHello` of TLS 1.2: no session, one cipher suite (ECDHE-ECDSA-AES128-GCM), no compression, and one extension
-/// (`signature_algorithms`: ECDSA with P-256 and SHA-256).
+/// A `ClientHello` of TLS 1.2: no session, one cipher suite (ECDHE-ECDSA-AES128-GCM), no compression, and one
+/// extension (`signature_algorithms`: ECDSA with P-256 and SHA-256).
 fn hello_of_tls_1_2() -> Vec<u8> {
     let mut hello = vec![3, 3];
     hello.extend([7; 32]);
@@ -430,9 +430,9 @@ fn hello_of_tls_1_2() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn older_tls_is_refused_by_an_alert_that_says_so() {
-    let secure = Secure::new(Limits::default()).await;
-    let mut socket = secure.dial().await;
+async fn older_tls_is_refused_by_an_alert() {
+    let server = TlsGateway::new(Limits::default()).await;
+    let mut socket = server.dial().await;
     socket.write_all(&hello_of_tls_1_2()).await.unwrap();
     let mut answer = Vec::new();
     timeout(DEADLINE, socket.read_to_end(&mut answer)).await.unwrap().unwrap();
@@ -441,41 +441,41 @@ async fn older_tls_is_refused_by_an_alert_that_says_so() {
 }
 
 #[tokio::test]
-async fn who_does_not_complete_the_handshake_is_cut_off_and_others_are_not_kept_waiting() {
+async fn stalled_handshake_is_cut_and_delays_no_other() {
     let mut limits = Limits::default();
     limits.connection.handshake = Duration::from_millis(300);
-    let secure = Secure::new(limits).await;
+    let server = TlsGateway::new(limits).await;
     let hello = hello_of_tls_1_2();
     let mut stalled = Vec::new();
     for sent in [0, 1, hello.len() - 1] {
-        let mut socket = secure.dial().await;
+        let mut socket = server.dial().await;
         socket.write_all(&hello[..sent]).await.unwrap();
         stalled.push(socket);
     }
-    let completed = secure.handshake(None).await;
+    let completed = server.handshake(None).await;
     for mut socket in stalled {
-        // An end, or a reset since there is something unread.
-        let ended = timeout(DEADLINE, socket.read(&mut [0; 64])).await.expect("it is cut off");
+        // An end, or a reset because of unread data.
+        let ended = timeout(DEADLINE, socket.read(&mut [0; 64])).await.expect("a cut");
         assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
     }
-    // The limit is the handshake's, not the connection's.
+    // The limit applies to the handshake, not to the connection.
     drop(completed);
-    let status = secure.refusal(None).await;
+    let status = server.refusal(None).await;
     assert_eq!(reason(&status), "CREDENTIALS_MISSING");
 }
 
 #[tokio::test]
-async fn at_the_end_streams_are_told_and_nobody_new_comes_in() {
-    let secure = Secure::new(Limits::default()).await;
-    let tenant = secure.tenant("tenant");
-    tenant.print(&secure.gateway, "before the end\n");
-    secure.trust(&tenant);
-    let mut stream = secure.open_once_not(&tenant, "CERTIFICATE_UNKNOWN").await.unwrap();
+async fn drain_ends_streams_and_refuses_connections() {
+    let server = TlsGateway::new(Limits::default()).await;
+    let tenant = server.tenant("tenant");
+    tenant.print(&server.gateway, "before the end\n");
+    server.trust(&tenant);
+    let mut stream = server.open_when_not(&tenant, "CERTIFICATE_UNKNOWN").await.unwrap();
     read(&mut stream, "before the end\n").await;
-    let mut stalled = secure.dial().await;
-    let (in_time, status) = tokio::join!(secure.gateway.drain.finish(DEADLINE), end(&mut stream));
-    assert!(in_time, "neither a client that stays nor a handshake that stalls holds up the end");
+    let mut stalled = server.dial().await;
+    let (in_time, status) = tokio::join!(server.gateway.drain.finish(DEADLINE), end(&mut stream));
+    assert!(in_time, "neither a client that stays nor a stalled handshake delays the drain");
     assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "DRAINING".into()));
     assert!(matches!(timeout(DEADLINE, stalled.read(&mut [0; 1])).await.unwrap(), Ok(0) | Err(_)));
-    assert!(TcpStream::connect(("127.0.0.1", secure.port)).await.is_err(), "nobody listens");
+    assert!(TcpStream::connect(("127.0.0.1", server.port)).await.is_err(), "the port is closed");
 }

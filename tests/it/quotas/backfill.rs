@@ -1,4 +1,4 @@
-//! Reads of older lines: who has waited for long is refused, and nobody who was let in.
+//! Limits of backfill: a reader that waits too long is refused, and an admitted one never.
 
 use std::time::Duration;
 
@@ -10,34 +10,34 @@ use leasemux::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{Two, follow, refusals, used_up};
+use super::{TwoTenants, follow, quota_exceeded, refusals};
 use crate::support::gateway::{Scene, Stream};
 use crate::support::oracle::Seen;
 use crate::support::raw::{Raw, encoded};
 use crate::support::{account, reason, replica};
 
-/// Far more than a stream's buffers, pipe and window hold: who has so much to read, and takes some, is still reading.
+/// Far more than a stream's buffers, pipe and window hold: a reader that has taken some is still reading.
 const LINES: usize = 4_000;
 
-/// The log streams that are open.
+/// The number of open log streams.
 const OPEN: &str = "leasemux_streams{method=\"ServiceLogs\"}";
 
-/// How long it may take until something is read.
+/// Time limit until a backfill starts to read.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// So many reads at once, of one owner and in all.
+/// Limits of concurrent reads.
 fn reads(history_reads_per_owner: usize, history_reads: usize) -> QuotaLimits {
     QuotaLimits { history_reads, history_reads_per_owner, history_wait: WAIT, ..QuotaLimits::default() }
 }
 
-/// Two tenants, each with much to read.
-fn two(quota: QuotaLimits) -> Two {
-    let two = Two::new(quota);
+/// Two tenants, each with a long log.
+fn two(quota: QuotaLimits) -> TwoTenants {
+    let two = TwoTenants::new(quota);
     two.print(u32::try_from(LINES).unwrap(), &"x".repeat(500));
     two
 }
 
-/// One who has begun to read and has not gone on.
+/// Opens a stream that has started to read and does not continue.
 async fn reader(scene: &Scene) -> Stream {
     let mut stream = scene.open(scene.request()).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) > 0).await;
@@ -45,21 +45,21 @@ async fn reader(scene: &Scene) -> Stream {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_waited_for_long_is_refused_and_may_read_when_others_have() {
+async fn reader_is_refused_after_the_wait_and_admitted_later() {
     let two = two(reads(1, 4));
     let (scene, gateway) = (&two.scene, &two.scene.gateway);
     let mut held = reader(scene).await;
     let began = Instant::now();
     let status = scene.open(scene.request()).await.unwrap().end().await;
     let owner = format!("owner:{}", scene.lease.owner());
-    assert_eq!(used_up(&status, "history_reads_per_owner", &owner, 1), Duration::from_secs(5));
+    assert_eq!(quota_exceeded(&status, "history_reads_per_owner", &owner, 1), Duration::from_secs(5));
     assert!(began.elapsed() >= WAIT && began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
     assert_eq!(refusals(gateway, "history_reads_per_owner"), 1);
-    // The others have their own.
+    // The other owner has a limit of its own.
     let mut others = two.other.open(two.other.request()).await.unwrap();
     assert_eq!(others.end().await.code(), Code::Ok);
     two.ask(1, &others);
-    // Who comes in time waits, and is not refused.
+    // A reader that waits less is not refused.
     let mut next = scene.open(scene.request()).await.unwrap();
     assert!(next.is_quiet().await);
     for stream in [&mut held, &mut next] {
@@ -71,11 +71,11 @@ async fn who_has_waited_for_long_is_refused_and_may_read_when_others_have() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_owners_together_have_so_many_reads() {
+async fn reads_of_all_owners_are_limited() {
     let two = two(reads(1, 1));
     let held = reader(&two.scene).await;
     let status = two.other.open(two.other.request()).await.unwrap().end().await;
-    used_up(&status, "history_reads", "gateway", 1);
+    quota_exceeded(&status, "history_reads", "gateway", 1);
     assert!(!status.message().contains(two.scene.lease.owner().as_str()));
     two.ask(0, &held);
     drop(held);
@@ -85,7 +85,7 @@ async fn all_owners_together_have_so_many_reads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_refused_loses_nothing_of_what_they_came_back_for() {
+async fn refused_resume_loses_nothing() {
     let two = two(reads(1, 4));
     let scene = &two.scene;
     let mut stream = scene.open(follow(scene)).await.unwrap();
@@ -93,13 +93,13 @@ async fn who_is_refused_loses_nothing_of_what_they_came_back_for() {
     let cursors = stream.received.cursors.clone();
     let mut stream = scene.resume(stream, follow(scene)).await;
     stream.until(|seen| seen.cursors != cursors).await;
-    // This one is reading, and so the same follower, come anew, may not.
+    // This stream is reading, so another one with the same cursors is refused.
     let mut other = scene.open(follow(scene)).await.unwrap();
     std::mem::swap(&mut other.received, &mut stream.received);
     let mut other = scene.resume(other, follow(scene)).await;
     let before = other.received.cursors.clone();
     let status = other.end().await;
-    used_up(&status, "history_reads_per_owner", &format!("owner:{}", scene.lease.owner()), 1);
+    quota_exceeded(&status, "history_reads_per_owner", &format!("owner:{}", scene.lease.owner()), 1);
     assert_eq!(other.received.cursors, before);
     drop(stream);
     let mut again = scene.resume(other, follow(scene)).await;
@@ -108,7 +108,7 @@ async fn who_is_refused_loses_nothing_of_what_they_came_back_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_let_in_is_not_refused_though_they_wait() {
+async fn admitted_reader_is_never_refused() {
     for history_wait in [Duration::ZERO, WAIT] {
         let quota = QuotaLimits { history_wait, ..reads(1, 4) };
         let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 3)]);
@@ -121,7 +121,7 @@ async fn who_was_let_in_is_not_refused_though_they_wait() {
         let mut runs = vec![start(0), start(1)];
         let mut stream = scene.open(follow(&scene)).await.unwrap();
         stream.until(|seen| seen.lines("web", 0) + seen.lines("web", 1) > 0).await;
-        // One replica of the two is being read, and nothing is taken of it; nor of one that appears only now.
+        // One of two replicas is being read, and the reader takes nothing. A third one starts meanwhile.
         tokio::time::sleep(10 * WAIT).await;
         runs.push(start(2));
         tokio::time::sleep(WAIT / 2).await;
@@ -132,7 +132,7 @@ async fn who_was_let_in_is_not_refused_though_they_wait() {
     }
 }
 
-/// A tenant with two replicas, each with much to read, of whose reads one is allowed at once.
+/// A tenant with two replicas with long logs, and one concurrent read.
 fn pair(history_wait: Duration) -> (Scene, [Instance; 2]) {
     let quota = QuotaLimits { history_wait, ..reads(1, 4) };
     let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 2)]);
@@ -140,7 +140,7 @@ fn pair(history_wait: Duration) -> (Scene, [Instance; 2]) {
     (scene, runs)
 }
 
-/// Starts a replica that prints so much.
+/// Starts a replica with a long log.
 fn start(scene: &Scene, index: u32) -> Instance {
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", index));
@@ -148,21 +148,21 @@ fn start(scene: &Scene, index: u32) -> Instance {
     run
 }
 
-/// A request for one of the replicas.
+/// Changes a request to select one replica.
 fn only(index: u32, request: ServiceLogsRequest) -> ServiceLogsRequest {
     let filter = ServiceFilter { name: "web".into(), replicas: vec![index] };
     ServiceLogsRequest { filter: Some(filter), ..request }
 }
 
-/// One who has begun to read one of the replicas and has not gone on.
+/// Opens a stream that has started to read one replica and does not continue.
 async fn reader_of(scene: &Scene, index: u32) -> Stream {
     let mut stream = scene.open(only(index, follow(scene))).await.unwrap();
     stream.until(|seen| seen.lines("web", index) > 0).await;
     stream
 }
 
-/// The cursors of one who has begun to read one of the replicas, and has gone.
-async fn cursors_amid(scene: &Scene, index: u32) -> Vec<Cursor> {
+/// Returns the cursors of a stream that was closed while it read one replica.
+async fn cursors_within(scene: &Scene, index: u32) -> Vec<Cursor> {
     let stream = reader_of(scene, index).await;
     let cursors = stream.received.cursors.values().cloned().collect();
     drop(stream);
@@ -171,12 +171,12 @@ async fn cursors_amid(scene: &Scene, index: u32) -> Vec<Cursor> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_told_of_a_loss_is_not_refused_behind_it() {
+async fn reader_with_a_gap_is_not_refused_after_it() {
     let (scene, [_, first]) = pair(Duration::ZERO);
     let world = &scene.gateway.world;
     let web = replica("web", 1);
-    let resume = cursors_amid(&scene, 1).await;
-    // The run that it was amid can no longer be read.
+    let resume = cursors_within(&scene, 1).await;
+    // The run of the cursor can no longer be read.
     world.end(&scene.lease, &web, 1);
     let second = start(&scene, 1);
     world.change(&scene.lease, |view| {
@@ -194,7 +194,7 @@ async fn who_is_told_of_a_loss_is_not_refused_behind_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_appears_meanwhile_lets_in_nobody() {
+async fn new_replica_does_not_admit_a_waiting_stream() {
     let (scene, _) = pair(WAIT);
     let held = reader_of(&scene, 0).await;
     let began = Instant::now();
@@ -202,13 +202,13 @@ async fn a_replica_that_appears_meanwhile_lets_in_nobody() {
     tokio::time::sleep(WAIT / 2).await;
     start(&scene, 2);
     let owner = format!("owner:{}", scene.lease.owner());
-    used_up(&stream.end().await, "history_reads_per_owner", &owner, 1);
+    quota_exceeded(&stream.end().await, "history_reads_per_owner", &owner, 1);
     assert!(began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
     drop(held);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_stayed_until_a_replica_appeared_is_not_refused_for_it() {
+async fn open_stream_is_not_refused_for_a_new_replica() {
     for history_wait in [Duration::ZERO, WAIT] {
         let (scene, _) = pair(history_wait);
         let lease = LeaseId::new(scene.lease.owner().as_str(), 8, 1, 1, account(200).as_str()).unwrap();
@@ -228,7 +228,7 @@ async fn who_has_stayed_until_a_replica_appeared_is_not_refused_for_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_could_not_come_back_is_not_refused() {
+async fn reader_of_an_ended_lease_is_not_refused() {
     let (scene, runs) = pair(WAIT);
     let world = &scene.gateway.world;
     let held = reader_of(&scene, 0).await;
@@ -248,16 +248,16 @@ async fn who_could_not_come_back_is_not_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_goes_on_where_the_log_ends_need_not_read() {
+async fn resume_at_the_end_of_the_log_needs_no_permit() {
     let scene = Scene::new(Limits { quota: reads(1, 4), ..Limits::default() }, &[("web", 2)]);
     let world = &scene.gateway.world;
     start(&scene, 0);
     let run = world.start(&scene.lease, &replica("web", 1));
     world.print(&run, ["one\n", "two\n"]);
-    let resume = cursors_amid(&scene, 1).await;
+    let resume = cursors_within(&scene, 1).await;
     scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
     let held = reader_of(&scene, 0).await;
-    // That it does is known only once the log was opened.
+    // This is known only after the log was opened.
     world.fail(&run, true);
     let mut stream = scene.open(ServiceLogsRequest { resume, ..only(1, follow(&scene)) }).await.unwrap();
     assert!(stream.is_quiet().await);
@@ -270,14 +270,14 @@ async fn who_goes_on_where_the_log_ends_need_not_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_does_not_take_that_they_are_refused_keeps_nothing_of_the_queue() {
+async fn refused_stream_that_takes_nothing_leaves_the_queue() {
     let (scene, runs) = pair(WAIT);
-    let mut resume = cursors_amid(&scene, 0).await;
-    resume.extend(cursors_amid(&scene, 1).await);
+    let mut resume = cursors_within(&scene, 0).await;
+    resume.extend(cursors_within(&scene, 1).await);
     let held = reader_of(&scene, 0).await;
     let mut caller = Raw::with_window(scene.gateway.connect(Some(scene.certificate.clone())), 0).await;
     let request = ServiceLogsRequest { resume, ..follow(&scene) };
-    // It waits with both, and is refused; but the cursors are first.
+    // It waits for both replicas, and is refused; its cursors are sent first.
     let unread = caller.call_unread(&format!("/{SERVICE}/ServiceLogs"), encoded(&request)).await;
     tokio::time::sleep(2 * WAIT).await;
     assert_eq!(refusals(&scene.gateway, "history_reads_per_owner"), 1);
@@ -285,13 +285,13 @@ async fn who_does_not_take_that_they_are_refused_keeps_nothing_of_the_queue() {
     let mut next = scene.open(only(1, scene.request())).await.unwrap();
     assert_eq!(next.end().await.code(), Code::Ok);
     assert_eq!(next.received.ask(&scene.gateway.world, "web", 1, &[(&runs[1], 0)]), 0);
-    assert_eq!(scene.gateway.metric(OPEN), 1, "the one that is refused");
+    assert_eq!(scene.gateway.metric(OPEN), 1, "the refused one");
     drop(unread);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_hears_at_once_that_they_may_not_or_that_the_gateway_ends() {
-    for told in ["CERTIFICATE_WITHDRAWN", "DRAINING"] {
+async fn waiting_reader_ends_at_once_on_revocation_and_drain() {
+    for expected in ["CERTIFICATE_WITHDRAWN", "DRAINING"] {
         let (scene, _) = pair(WAIT);
         let held = reader_of(&scene, 0).await;
         let mut waits = Vec::new();
@@ -301,12 +301,12 @@ async fn who_waits_hears_at_once_that_they_may_not_or_that_the_gateway_ends() {
         }
         tokio::time::sleep(WAIT / 2).await;
         let began = Instant::now();
-        match told {
+        match expected {
             "DRAINING" => scene.gateway.drain.begin(),
             _ => scene.gateway.withdraw(scene.lease.owner()),
         }
         for mut stream in waits {
-            assert_eq!(reason(&stream.end().await), told);
+            assert_eq!(reason(&stream.end().await), expected);
             assert!(stream.received.of("web", 0).is_empty() && began.elapsed() < WAIT / 4);
         }
         assert_eq!(refusals(&scene.gateway, "history_reads_per_owner"), 0);
@@ -315,7 +315,7 @@ async fn who_waits_hears_at_once_that_they_may_not_or_that_the_gateway_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_more_read_than_the_pace_allows_is_refused_and_told_when_to_come() {
+async fn reader_over_the_byte_rate_is_refused_with_a_time() {
     let two = two(QuotaLimits {
         history_bytes_per_second_per_owner: 64 * 1024,
         history_wait: Duration::from_secs(1),
@@ -329,14 +329,14 @@ async fn who_has_more_read_than_the_pace_allows_is_refused_and_told_when_to_come
         match stream.next_if_ready().await {
             Ok(_) => readers.push(stream),
             Err(status) => {
-                let retry_after = used_up(&status, "history_rate_per_owner", &owner, 64 * 1024);
+                let retry_after = quota_exceeded(&status, "history_rate_per_owner", &owner, 64 * 1024);
                 break (status, retry_after);
             }
         }
         assert!(readers.len() < 16, "there are enough reads for all of them");
     };
     assert!(!readers.is_empty() && !retry_after.is_zero(), "{status:?}");
-    // Nobody else is slowed down.
+    // The other owner is not slowed down.
     let others = two.other.open(ServiceLogsRequest { tail_lines: Some(5), ..two.other.request() });
     let mut others = others.await.unwrap();
     assert_eq!(others.end().await.code(), Code::Ok);

@@ -1,4 +1,4 @@
-//! Connections that have nothing to do.
+//! Idle connections.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use leasemux::model::proto::lease::ServiceLogsRequest;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
-use super::follow;
+use crate::quotas::follow;
 use crate::support::gateway::Scene;
 use crate::support::raw::{Raw, encoded};
 use crate::support::replica;
 
-/// A scene whose connections may be idle for a minute, and silent at first for a second.
+/// A gateway whose connections may be idle for a minute, and for a second before the first call.
 fn scene() -> Scene {
     let connection = ConnectionLimits {
         first_call: Duration::from_secs(1),
@@ -23,7 +23,7 @@ fn scene() -> Scene {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_without_an_open_call_is_closed_and_one_with_is_not() {
+async fn idle_connection_is_closed_unless_a_call_is_open() {
     let scene = scene();
     let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
     let mut stream = scene.open(follow(&scene)).await.unwrap();
@@ -42,7 +42,7 @@ async fn a_connection_without_an_open_call_is_closed_and_one_with_is_not() {
         0,
         "not from a socket"
     );
-    // Quiet for long, and open: it stays.
+    // A quiet stream keeps its connection open.
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     scene.gateway.world.print(&run, ["still here\n"]);
     stream.until(|seen| seen.lines("web", 0) == 1).await;
@@ -50,14 +50,13 @@ async fn a_connection_without_an_open_call_is_closed_and_one_with_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_connects_and_says_nothing_is_not_waited_for() {
+async fn connection_without_a_call_is_closed() {
     let scene = scene();
     let began = Instant::now();
     let mut silent = scene.gateway.connect(Some(scene.certificate.clone()));
-    let mut said = Vec::new();
-    silent.read_to_end(&mut said).await.unwrap();
+    silent.read_to_end(&mut Vec::new()).await.unwrap();
     assert_eq!(began.elapsed(), Duration::from_secs(1));
-    // A client that comes after it is closed connects anew.
+    // A client can connect again.
     let request = ServiceLogsRequest { tail_lines: Some(0), ..follow(&scene) };
     scene.open(request).await.unwrap();
 }

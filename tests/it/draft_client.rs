@@ -1,9 +1,9 @@
-//! A client of the bare draft: one that was generated before anything was added to it, and knows nothing of that.
+//! A client generated from the draft's proto, without this project's additions.
 
 use http::uri::PathAndQuery;
 use leasemux::edge::service::SERVICE;
 use leasemux::model::limits::Limits;
-use leasemux::model::proto::lease as added;
+use leasemux::model::proto::lease as extended;
 use tonic::client::Grpc;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
@@ -126,7 +126,7 @@ struct ServiceRestartStatus {
     message: Option<String>,
 }
 
-/// A stream, and what a simple client makes of it: the logs of a replica, one piece behind the other.
+/// A stream, and the logs of each replica that a simple client joins from it.
 struct Reader {
     stream: Streaming<ServiceLogsResponse>,
     web: Vec<u8>,
@@ -145,7 +145,7 @@ impl Reader {
         Ok(Self { stream, web: Vec::new(), api: Vec::new() })
     }
 
-    /// Takes one response. `false`: there will be no more.
+    /// Takes one response. `false`: the stream has ended.
     async fn next(&mut self) -> Result<bool, Status> {
         let Some(response) = self.stream.message().await? else {
             return Ok(false);
@@ -161,7 +161,7 @@ impl Reader {
         Ok(true)
     }
 
-    /// Reads until the logs of `web` are these; fails when they are others.
+    /// Reads until the logs of `web` are `expected`.
     async fn until(&mut self, expected: &str) {
         while self.web.len() < expected.len() {
             assert!(self.next().await.unwrap(), "ended after {:?}", String::from_utf8_lossy(&self.web));
@@ -199,7 +199,7 @@ async fn call(
     stream(channel, "ServiceLogs", request).await
 }
 
-/// Calls a method that answers with a stream. (All requests that ask for one look alike.)
+/// Calls a method with a response stream. All such requests have the same fields.
 async fn stream<A: prost::Message + Default + 'static>(
     channel: Channel,
     method: &str,
@@ -233,7 +233,7 @@ fn lines(range: std::ops::Range<usize>) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reads_what_was_whole_and_in_order() {
+async fn draft_client_reads_backlog_in_order() {
     let scene = scene();
     let world = &scene.gateway.world;
     let web = world.start(&scene.lease, &replica("web", 0));
@@ -254,7 +254,7 @@ async fn reads_what_was_whole_and_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn follows_over_a_crash_without_stumbling_over_what_it_does_not_know() {
+async fn draft_client_follows_across_a_crash() {
     let scene = scene();
     let world = &scene.gateway.world;
     let web = replica("web", 0);
@@ -264,7 +264,7 @@ async fn follows_over_a_crash_without_stumbling_over_what_it_does_not_know() {
     reader.until(&lines(0..1_000)).await;
     world.print(&first, each(1_000..1_100));
     reader.until(&lines(0..1_100)).await;
-    // Events have no logs, and cursors are no logs.
+    // Events and cursors have no logs.
     world.end(&scene.lease, &web, 1);
     let second = world.start(&scene.lease, &web);
     world.print(&second, each(1_100..1_200));
@@ -277,7 +277,7 @@ async fn follows_over_a_crash_without_stumbling_over_what_it_does_not_know() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sees_a_readable_line_where_lines_are_missing() {
+async fn draft_client_gets_a_notice_line_for_a_gap() {
     let scene = scene();
     let world = &scene.gateway.world;
     let run = world.start(&scene.lease, &replica("web", 0));
@@ -293,7 +293,7 @@ async fn sees_a_readable_line_where_lines_are_missing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sees_how_much_is_missing_when_it_falls_behind() {
+async fn lagging_draft_client_gets_the_number_of_lines() {
     let limits = Limits { ring_max_bytes: 64 * 1024, ..Limits::default() };
     let scene = Scene::new(limits, &[("web", 1)]);
     let world = &scene.gateway.world;
@@ -301,8 +301,9 @@ async fn sees_how_much_is_missing_when_it_falls_behind() {
     world.print(&run, ["the beginning\n"]);
     let mut reader = Reader::open(&scene, None, true).await;
     reader.until("the beginning\n").await;
-    let mut quick = scene.open(added::ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
-    // Far more than ring, stream buffer, pipe and the client's window hold together.
+    let mut quick =
+        scene.open(extended::ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    // Far more than ring, stream buffer, pipe and client window hold together.
     let count = 40_000;
     for step in 0..count / 100 {
         world.print(&run, (100 * step..100 * (step + 1)).map(|number| format!("line {number:0200}\n")));
@@ -322,12 +323,12 @@ async fn sees_how_much_is_missing_when_it_falls_behind() {
         })
         .sum();
     assert!(missing > 0);
-    assert_eq!(kept.len() + missing, count + 2, "what is not there is told");
+    assert_eq!(kept.len() + missing, count + 2, "the notices count the missing lines");
     assert!(kept[1..kept.len() - 1].is_sorted());
 }
 
 #[tokio::test(start_paused = true)]
-async fn is_told_how_services_are_doing_and_restarts_them() {
+async fn draft_client_gets_status_and_restarts() {
     let scene = scene();
     let world = &scene.gateway.world;
     world.start(&scene.lease, &replica("web", 0));
@@ -349,16 +350,16 @@ async fn is_told_how_services_are_doing_and_restarts_them() {
         });
         each.collect::<Vec<_>>()
     };
-    let told = available(follow.message().await.unwrap().unwrap());
-    assert_eq!(told, [("api".to_owned(), 0), ("web".to_owned(), 1)]);
+    let statuses = available(follow.message().await.unwrap().unwrap());
+    assert_eq!(statuses, [("api".to_owned(), 0), ("web".to_owned(), 1)]);
     let web = ServiceFilter { name: "web".into(), replicas: vec![0] };
     let timeout = Some(prost_types::Duration { seconds: 60, nanos: 0 });
     let request = ServiceRestartRequest { lease_id: Some(lease_of(&scene)), filter: Some(web), timeout };
-    let told = restart(channel().await, request.clone()).await.unwrap().status;
+    let outcomes = restart(channel().await, request.clone()).await.unwrap().status;
     let active =
         |message| ServiceRestartStatus { service: "web".into(), replica: "0".into(), state: 1, message };
-    assert_eq!(told, [active(None)]);
-    // Each call is another one: the draft has no name for it.
+    assert_eq!(outcomes, [active(None)]);
+    // The draft has no request id, so each call starts a restart.
     restart(channel().await, request).await.unwrap();
     assert_eq!(world.restarted(), ["web/0", "web/0"]);
     scene.gateway.drain.begin();
@@ -373,7 +374,7 @@ async fn is_told_how_services_are_doing_and_restarts_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn is_refused_in_ways_that_it_understands() {
+async fn draft_client_gets_plain_statuses() {
     let scene = scene();
     let nowhere = ServiceFilter { name: "nope".into(), replicas: Vec::new() };
     let status = Reader::try_open(&scene, Some(nowhere), true).await.err().unwrap();

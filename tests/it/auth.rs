@@ -1,5 +1,4 @@
-//! Who may not is told so before anything is looked up, whatever exists; and whose time is up while a stream runs is told of in
-//! the audit log.
+//! Authorisation precedes lookup, so refusals reveal nothing; and the audit log.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +25,7 @@ use tonic_types::StatusExt as _;
 use crate::support::gateway::{Gateway, Scene, proto_lease};
 use crate::support::{account, replica};
 
-/// For how long the tokens of these tests are valid.
+/// Validity of tokens.
 const SECONDS: u64 = 600;
 
 fn lease(owner: &Owner, dseq: u64) -> LeaseId {
@@ -41,18 +40,18 @@ fn token(wallet: &Wallet, access: Access) -> String {
     wallet.sign(Algorithm::Es256k, &claims).unwrap()
 }
 
-/// Everything that a caller gets to see of a refusal.
+/// Everything that a caller sees of a refusal.
 type Seen = (Code, String, Vec<u8>, String);
 
 fn seen(status: &Status) -> Seen {
     let mut metadata = status.metadata().clone();
-    // Each answer has the second at which it was given.
+    // Differs by the second.
     assert!(metadata.remove("date").is_some(), "{metadata:?}");
     let metadata = format!("{metadata:?}");
     (status.code(), status.message().to_owned(), status.details().to_vec(), metadata)
 }
 
-/// What each of the three calls about a lease is refused with.
+/// The refusals of the three calls about a lease.
 macro_rules! refusals {
     ($client:expr, $lease:expr) => {{
         let lease_id = Some(proto_lease($lease));
@@ -64,12 +63,12 @@ macro_rules! refusals {
             $client.service_status(status).await.err(),
             $client.service_restart(restart).await.err(),
         ];
-        answers.map(|refusal| seen(&refusal.expect("it is refused")))
+        answers.map(|refusal| seen(&refusal.expect("a refusal")))
     }};
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_foreign_lease_is_refused_alike_whether_it_exists_or_not_and_is_not_looked_up() {
+async fn foreign_lease_is_refused_without_lookup() {
     let gateway = Gateway::new(Limits::default());
     let (owner, _) = gateway.tenant();
     let (there, not_there) = (lease(&owner, 7), lease(&owner, 8));
@@ -91,7 +90,7 @@ async fn a_foreign_lease_is_refused_alike_whether_it_exists_or_not_and_is_not_lo
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_token_does_not_grant_is_refused_alike_whether_it_exists_or_not_and_is_not_looked_up() {
+async fn call_outside_token_scope_is_refused_without_lookup() {
     let gateway = Gateway::new(Limits::default());
     let wallet = gateway.account();
     let (there, not_there) = (lease(&wallet.key().address(), 7), lease(&wallet.key().address(), 8));
@@ -104,25 +103,26 @@ async fn what_a_token_does_not_grant_is_refused_alike_whether_it_exists_or_not_a
     assert_eq!(gateway.world.looks(), 0);
 }
 
-/// The lines of the audit log, in the log at `file`, that tell `what` of a call of `owner`.
-fn told_of(file: &Path, what: &str, owner: &Owner) -> Vec<String> {
+/// Returns the audit lines with `event` about a call of `owner`, from the log at `file`.
+fn audit_lines(file: &Path, event: &str, owner: &Owner) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();
-    let what = format!("leasemux::audit: {what} ");
-    let told = text.lines().filter(|line| line.contains(&what) && line.contains(owner.as_str()));
-    told.map(ToOwned::to_owned).collect()
+    let event = format!("leasemux::audit: {event} ");
+    let lines = text.lines().filter(|line| line.contains(&event) && line.contains(owner.as_str()));
+    lines.map(ToOwned::to_owned).collect()
 }
 
-/// Has what is logged written to a file, for as long as the second lives.
+/// Writes the log to a file, until the second value is dropped.
 fn log_to_file() -> (NamedTempFile, impl Sized) {
     let file = NamedTempFile::new().unwrap();
     let log = tracing_subscriber::fmt().with_ansi(false).with_writer(file.reopen().unwrap()).finish();
-    // Were there but one subscriber, whichever thread comes to a place of the code first would decide whether it is listened to.
+    // With a single subscriber, tracing caches the interest of the first thread at each call site. A second
+    // one prevents that.
     let another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
     (file, (tracing::subscriber::set_default(log), another))
 }
 
 #[tokio::test(start_paused = true)]
-async fn restarts_are_told_of_in_the_audit_log_if_they_were_taken_up() {
+async fn accepted_restarts_are_in_the_audit_log() {
     let (file, _log) = log_to_file();
     let scene = Scene::new(Limits::default(), &[("web", 1_000)]);
     let owner = scene.lease.owner();
@@ -136,16 +136,16 @@ async fn restarts_are_told_of_in_the_audit_log_if_they_were_taken_up() {
         client.service_restart(restart(id)).await.unwrap();
     }
     client.service_restart(restart("5")).await.unwrap_err();
-    let told = told_of(file.path(), "restart", owner);
-    let repeated = told.iter().filter(|line| line.contains("repeated=true"));
-    assert_eq!((told.len(), repeated.count()), (5, 1), "{told:?}");
-    let told = told_of(file.path(), "call refused", owner);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("ServiceRestart") && told[0].contains("restarts_remembered"), "{told:?}");
+    let lines = audit_lines(file.path(), "restart", owner);
+    let repeated = lines.iter().filter(|line| line.contains("repeated=true"));
+    assert_eq!((lines.len(), repeated.count()), (5, 1), "{lines:?}");
+    let lines = audit_lines(file.path(), "call refused", owner);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("ServiceRestart") && lines[0].contains("restarts_remembered"), "{lines:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
+async fn stream_with_ended_credentials_is_logged_once() {
     let (file, _log) = log_to_file();
     let gateway = Gateway::new(Limits::default());
     let follow = |owner: &Owner| {
@@ -164,9 +164,9 @@ async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
     let mut second = client.service_logs(follow(&keyless.key().address())).await.unwrap().into_inner();
     let mut client = gateway.client_with_token(&token(&expiring, Access::Full)).await;
     let mut third = client.service_logs(follow(&expiring.key().address())).await.unwrap().into_inner();
-    // While they may, nothing is told.
+    // With valid credentials nothing is logged.
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(told_of(file.path(), "stream ended", &withdrawn), Vec::<String>::new());
+    assert_eq!(audit_lines(file.path(), "stream ended", &withdrawn), Vec::<String>::new());
 
     gateway.withdraw(&withdrawn);
     gateway.withdraw_account(&keyless.key().address());
@@ -177,16 +177,16 @@ async fn a_stream_that_ends_midway_is_told_of_once_in_the_audit_log() {
     ] {
         while stream.message().await.is_ok_and(|message| message.is_some()) {}
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let told = told_of(file.path(), "stream ended", &owner);
-        assert_eq!(told.len(), 1, "{told:?}");
+        let lines = audit_lines(file.path(), "stream ended", &owner);
+        assert_eq!(lines.len(), 1, "{lines:?}");
         for part in [reason.reason(), "ServiceLogs", "proved=true", lease(&owner, 7).to_string().as_str()] {
-            assert!(told[0].contains(part), "{part}: {}", told[0]);
+            assert!(lines[0].contains(part), "{part}: {}", lines[0]);
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_may_not_begin_to_read_is_told_of_as_refused_in_the_audit_log() {
+async fn refused_backfill_is_in_the_audit_log() {
     let (file, _log) = log_to_file();
     let quota =
         QuotaLimits { history_reads: 1, history_wait: Duration::from_secs(3), ..QuotaLimits::default() };
@@ -197,18 +197,18 @@ async fn a_stream_that_may_not_begin_to_read_is_told_of_as_refused_in_the_audit_
     held.until(|seen| seen.lines("web", 0) > 0).await;
     let status = scene.open(scene.request()).await.unwrap().end().await;
     assert_eq!(status.code(), Code::ResourceExhausted);
-    let told = told_of(file.path(), "call refused", scene.lease.owner());
-    assert_eq!(told.len(), 1, "{told:?}");
+    let lines = audit_lines(file.path(), "call refused", scene.lease.owner());
+    assert_eq!(lines.len(), 1, "{lines:?}");
     for part in ["ServiceLogs", "history_reads", "proved=true", scene.lease.to_string().as_str()] {
-        assert!(told[0].contains(part), "{part}: {}", told[0]);
+        assert!(lines[0].contains(part), "{part}: {}", lines[0]);
     }
 }
 
-/// A source of trust of which too much is asked.
+/// A trust source over its query rate.
 #[derive(Debug)]
-struct Busy;
+struct BusyTrust;
 
-impl Trust for Busy {
+impl Trust for BusyTrust {
     fn certificate<'a>(
         &'a self,
         _: &'a Owner,
@@ -223,9 +223,9 @@ impl Trust for Busy {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_many_strangers_have_used_up_the_quota_of_questions_to_the_chain() {
+async fn busy_trust_source_is_an_exceeded_quota() {
     let quota = QuotaLimits { chain_queries_per_second: 7, ..QuotaLimits::default() };
-    let gateway = Gateway::believing(Arc::new(Busy), Limits { quota, ..Limits::default() });
+    let gateway = Gateway::believing(Arc::new(BusyTrust), Limits { quota, ..Limits::default() });
     let (owner, certificate) = gateway.tenant();
     let request = ServiceLogsRequest { lease_id: Some(proto_lease(&lease(&owner, 7))), ..Default::default() };
     let refusal = gateway.client(&certificate).await.service_logs(request).await.unwrap_err();

@@ -1,21 +1,31 @@
-//! Peers that are shut out for their failures: what counts as one, what they lose, and what they keep.
+//! Shut-out peers: which failures count, and which connections close.
+
+use std::time::Duration;
 
 use leasemux::access::grants::Access;
 use leasemux::access::token::{Algorithm, Claims};
 use leasemux::access::wallet::Wallet;
+use leasemux::model::id::LeaseId;
+use leasemux::model::limits::{Limits, QuotaLimits};
+use leasemux::model::proto::lease::ServiceLogsRequest;
+use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::time::LogTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tonic::Request;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use super::floods::{
     CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, flood, frame,
-    goodbye, headers, preface,
+    goaway_code, headers, preface,
 };
-use super::*;
+use crate::quotas::{TwoTenants, follow, quota_exceeded, refusals};
+use crate::support::gateway::{Gateway, proto_lease};
+use crate::support::{account, reason};
 
 const BAD: &str = "192.0.2.1:1";
 const GOOD: &str = "192.0.2.2:1";
@@ -30,7 +40,7 @@ fn gateway() -> Gateway {
     gateway_with(QuotaLimits::default().open_calls_per_second)
 }
 
-/// The same, with this rate of calls without credentials.
+/// A gateway that shuts a peer out at its third failure, with this rate of calls without credentials.
 fn gateway_with(open_calls_per_second: u32) -> Gateway {
     let quota = QuotaLimits { auth_failures_per_minute: 3, open_calls_per_second, ..QuotaLimits::default() };
     Gateway::new(Limits { quota, ..Limits::default() })
@@ -48,18 +58,18 @@ fn check() -> HealthCheckRequest {
     HealthCheckRequest { service: String::new() }
 }
 
-/// Whether a connection from there is answered.
+/// Returns whether a call from this address is answered.
 async fn is_answered(gateway: &Gateway, from: &str) -> bool {
     match health(gateway, from).await.check(check()).await {
         Ok(_) => true,
         Err(status) => {
-            used_up(&status, "auth_failures_per_peer", "peer", 3);
+            quota_exceeded(&status, "auth_failures_per_peer", "peer", 3);
             false
         }
     }
 }
 
-/// Fails as often as it takes to be shut out.
+/// Makes calls that fail, until the peer is shut out.
 async fn be_shut_out(gateway: &Gateway, from: &str) {
     let mut client = LeaseRpcClient::new(gateway.channel_over(connect(gateway, from)).await);
     for _ in 0..3 {
@@ -68,18 +78,18 @@ async fn be_shut_out(gateway: &Gateway, from: &str) {
     }
 }
 
-/// Sends this, and reads until the gateway closes the connection. Returns the code of its GOAWAY.
+/// Sends these bytes, and reads until the gateway closes the connection. Returns the code of its GOAWAY.
 async fn send(mut pipe: DuplexStream, bytes: Vec<u8>) -> Option<u32> {
-    // It may be closed before it has taken all.
+    // The connection may be closed before all is written.
     let _ = pipe.write_all(&[preface(), bytes].concat()).await;
-    let mut heard = Vec::new();
-    let _ = pipe.read_to_end(&mut heard).await;
-    goodbye(&heard)
+    let mut received = Vec::new();
+    let _ = pipe.read_to_end(&mut received).await;
+    goaway_code(&received)
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_connection_cut_for_a_flood_is_a_failure() {
-    // Calls that need no credentials: those that do are failures by themselves.
+async fn flood_counts_as_a_failure() {
+    // Health calls, because other calls without credentials are failures themselves.
     let headers = health_headers;
     let reset = |stream| {
         [frame(HEADERS, END_HEADERS, stream, &headers()), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])]
@@ -89,19 +99,19 @@ async fn each_connection_cut_for_a_flood_is_a_failure() {
         let beyond = frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff]);
         [frame(HEADERS, END_HEADERS, stream, &headers()), beyond].concat()
     };
-    let begin = || frame(HEADERS, END_HEADERS, 1, &headers());
-    for (kind, begin, more) in [
+    let start = || frame(HEADERS, END_HEADERS, 1, &headers());
+    for (kind, start, more) in [
         ("resets", Vec::new(), &reset as &dyn Fn(u32) -> Vec<u8>),
         ("broken streams", Vec::new(), &breach),
-        ("headers without end", frame(HEADERS, 0, 1, &headers()), &|_| frame(CONTINUATION, 0, 1, &[])),
-        ("empty frames", begin(), &|_| frame(DATA, 0, 1, &[])),
+        ("endless headers", frame(HEADERS, 0, 1, &headers()), &|_| frame(CONTINUATION, 0, 1, &[])),
+        ("empty frames", start(), &|_| frame(DATA, 0, 1, &[])),
         // The library reports the code of the peer in place of its own.
-        ("a goodbye first", [begin(), goaway(8)].concat(), &|_| frame(DATA, 0, 1, &[])),
+        ("goaway first", [start(), goaway(8)].concat(), &|_| frame(DATA, 0, 1, &[])),
     ] {
         let gateway = gateway_with(0);
         for _ in 0..3 {
             assert!(is_answered(&gateway, BAD).await, "{kind}");
-            flood(connect(&gateway, BAD), begin.clone(), more).await;
+            flood(connect(&gateway, BAD), start.clone(), more).await;
         }
         gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 0).await;
         assert!(!is_answered(&gateway, BAD).await, "{kind}");
@@ -110,15 +120,15 @@ async fn each_connection_cut_for_a_flood_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_connection_that_breaks_http2_is_a_failure() {
+async fn broken_http2_counts_as_a_failure() {
     for (kind, bytes) in [
         ("headers of no stream", frame(HEADERS, END_HEADERS, 0, &headers())),
         ("an even stream", frame(HEADERS, END_HEADERS, 2, &headers())),
-        ("headers that are no HPACK", frame(HEADERS, END_HEADERS, 1, &[0xff; 40])),
+        ("invalid HPACK", frame(HEADERS, END_HEADERS, 1, &[0xff; 40])),
         ("settings of a wrong size", frame(SETTINGS, 0, 0, &[0; 5])),
         ("data of a stream that is not open", frame(DATA, 0, 1, b"x")),
         ("a frame that is too long", frame(DATA, 0, 1, &vec![0; 20_000])),
-        ("a window beyond all bounds", frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
+        ("a window over its maximum", frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
     ] {
         let gateway = gateway();
         for _ in 0..3 {
@@ -131,11 +141,11 @@ async fn each_connection_that_breaks_http2_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_that_only_end_are_no_failures() {
+async fn ended_connections_are_not_failures() {
     let gateway = gateway();
     let half = preface()[..10].to_vec();
     let call = [preface(), frame(HEADERS, END_HEADERS | 1, 1, &health_headers())].concat();
-    for begin in [
+    for start in [
         Vec::new(),
         half,
         preface(),
@@ -146,13 +156,13 @@ async fn connections_that_only_end_are_no_failures() {
     ] {
         for _ in 0..10 {
             let mut pipe = connect(&gateway, BAD);
-            pipe.write_all(&begin).await.unwrap();
-            // Is read before the pipe is gone.
+            pipe.write_all(&start).await.unwrap();
+            // Time for the gateway to read it.
             tokio::time::sleep(Duration::from_millis(10)).await;
             drop(pipe);
         }
     }
-    // One that says nothing is closed for that.
+    // A silent connection is closed, and is not a failure.
     let mut silent = connect(&gateway, BAD);
     silent.read_to_end(&mut Vec::new()).await.unwrap();
     gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 0).await;
@@ -165,7 +175,7 @@ async fn be_answered_twice(gateway: &Gateway) {
     }
 }
 
-/// The headers of a call of health: as those of floods, with another path.
+/// The headers of a health call.
 fn health_headers() -> Vec<u8> {
     let path = b"/grpc.health.v1.Health/Check";
     let mut block = vec![0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
@@ -177,7 +187,7 @@ fn health_headers() -> Vec<u8> {
 
 #[tokio::test(start_paused = true)]
 async fn shut_out_peer_keeps_authenticated_connections_only() {
-    let two = Two::new(QuotaLimits { auth_failures_per_minute: 3, ..QuotaLimits::default() });
+    let two = TwoTenants::new(QuotaLimits { auth_failures_per_minute: 3, ..QuotaLimits::default() });
     let gateway = &two.scene.gateway;
     let address = Some(BAD.parse().unwrap());
     let mut silent = connect(gateway, BAD);
@@ -202,14 +212,14 @@ async fn shut_out_peer_keeps_authenticated_connections_only() {
     by_token.service_logs(with(&good)).await.unwrap();
 
     be_shut_out(gateway, BAD).await;
-    // Told to end, and as it does not, cut.
-    let mut heard = Vec::new();
-    silent.read_to_end(&mut heard).await.unwrap();
-    assert_eq!(goodbye(&heard), Some(0));
+    // It gets GOAWAY, does not close, and is cut.
+    let mut received = Vec::new();
+    silent.read_to_end(&mut received).await.unwrap();
+    assert_eq!(goaway_code(&received), Some(0));
     while let Ok(Some(_)) = watch.message().await {}
     gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 2).await;
     assert!(!is_answered(gateway, BAD).await);
-    // Who has shown who they are goes on.
+    // Authenticated connections continue.
     two.print(1, "after");
     let mut text = Vec::new();
     while text.len() < "0 after\n".len() {
@@ -219,11 +229,11 @@ async fn shut_out_peer_keeps_authenticated_connections_only() {
     assert_eq!(String::from_utf8(text).unwrap(), "0 after\n");
     known.service_logs(two.scene.request()).await.unwrap();
     by_token.service_logs(with(&good)).await.unwrap();
-    // Until a call fails: then its connection is no better than others.
+    // After a failed call, a connection is refused like others.
     let status = by_token.service_logs(with("x")).await.unwrap_err();
     assert_eq!(reason(&status), "TOKEN_MALFORMED");
     let status = by_token.service_logs(with(&good)).await.unwrap_err();
-    let wait = used_up(&status, "auth_failures_per_peer", "peer", 3);
+    let wait = quota_exceeded(&status, "auth_failures_per_peer", "peer", 3);
     tokio::time::sleep(wait).await;
     by_token.service_logs(with(&good)).await.unwrap();
     assert!(is_answered(gateway, BAD).await);
@@ -243,7 +253,7 @@ fn token(wallet: &Wallet) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_without_credentials_are_refused_beyond_a_rate() {
+async fn calls_without_credentials_are_rate_limited() {
     let quota = QuotaLimits { open_calls_per_second: 2, ..QuotaLimits::default() };
     let gateway = Gateway::new(Limits { quota, ..Limits::default() });
     let mut client = health(&gateway, BAD).await;
@@ -251,7 +261,7 @@ async fn calls_without_credentials_are_refused_beyond_a_rate() {
         client.check(check()).await.unwrap();
     }
     let status = client.check(check()).await.unwrap_err();
-    let wait = used_up(&status, "open_call_rate_per_peer", "peer", 2);
+    let wait = quota_exceeded(&status, "open_call_rate_per_peer", "peer", 2);
     assert!(wait <= Duration::from_millis(500), "{wait:?}");
     assert!(!status.message().contains("192.0.2"), "{status:?}");
     assert_eq!(refusals(&gateway, "open_call_rate_per_peer"), 1);
@@ -261,23 +271,23 @@ async fn calls_without_credentials_are_refused_beyond_a_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn questions_within_a_reflection_call_have_the_same_rate() {
+async fn messages_in_a_reflection_call_are_rate_limited() {
     let quota = QuotaLimits { open_calls_per_second: 2, ..QuotaLimits::default() };
     let gateway = Gateway::new(Limits { quota, ..Limits::default() });
     let mut client = ServerReflectionClient::new(gateway.channel_over(connect(&gateway, BAD)).await);
-    let question = || ServerReflectionRequest {
+    let message = || ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let questions = futures_util::stream::iter((0..1_000).map(move |_| question()));
-    let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
+    let messages = futures_util::stream::iter((0..1_000).map(move |_| message()));
+    let mut answers = client.server_reflection_info(messages).await.unwrap().into_inner();
     let mut answered = 0;
     while let Ok(Some(_)) = answers.message().await {
         answered += 1;
     }
     assert!(answered <= 128, "{answered}");
     let status = health(&gateway, BAD).await.check(check()).await.unwrap_err();
-    used_up(&status, "open_call_rate_per_peer", "peer", 2);
+    quota_exceeded(&status, "open_call_rate_per_peer", "peer", 2);
 }
 
 #[tokio::test(start_paused = true)]
