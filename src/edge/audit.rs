@@ -2,9 +2,9 @@
 //! the target `leasemux::audit`.
 //!
 //! A line names the account, the lease, the reason and the peer's network, and never holds a token, a
-//! certificate or log content. `proved` tells an authenticated account from a claimed one. Refusals of one
-//! peer over the rate limit are counted but not logged, so that they cannot fill a disk. Restarts are always
-//! logged: quotas bound them.
+//! certificate or log content. `proved` is true for an authenticated account, and false for a claimed one.
+//! Refusals of one peer over the rate limit are counted but not logged, so that they cannot fill a disk.
+//! Restarts are always logged: quotas bound them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};

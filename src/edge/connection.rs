@@ -48,7 +48,7 @@ const FLOOD_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// When a peer is shut out, a connection that has not authenticated gets GOAWAY after its next call, which
 /// gets the reason, or after this time. After GOAWAY, calls in progress may still authenticate for as long.
-/// Then the connection is cut, because a peer can ignore GOAWAY and go on calling.
+/// Then the connection is cut, because a peer can ignore GOAWAY and continue to call.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Serves connections. Cloning is cheap.
@@ -64,7 +64,7 @@ pub struct Connections {
     discarder: BodyDiscarder,
 }
 
-/// Tells when a connection must close because of its peer.
+/// Decides when a connection must close because of its peer.
 struct Eviction {
     /// `None`: the address is not known.
     peer: Option<(ShutOutNotice, PeerNet)>,
@@ -316,7 +316,7 @@ impl Eviction {
     }
 
     /// Waits until a connection that got GOAWAY must be cut: the time is up and no call on it has
-    /// authenticated, or it goes on flooding.
+    /// authenticated, or it continues to flood.
     async fn must_be_cut(&self) {
         let time = async {
             tokio::time::sleep(LEAVE_WITHIN).await;

@@ -48,14 +48,14 @@ pub enum CallError {
     BadRequest {
         /// Path of the field; empty for the request as a whole.
         field: String,
-        /// What is wrong with it.
+        /// The problem.
         description: String,
     },
     /// The caller is not authenticated or not authorised.
     Refused(Refusal),
     /// No credentials, on a connection to this public host, where clients are not asked for a certificate.
     NoCredentialsBy(Arc<str>),
-    /// The lease does not exist. Only its owner is told so.
+    /// The lease does not exist. Callers that do not own it get `Refused` instead.
     NoLease,
     /// The lease has no such service or replica.
     Missing(Missing),

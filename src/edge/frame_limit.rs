@@ -71,7 +71,7 @@ enum ReadState {
     EndlessHeaders(usize),
 }
 
-/// What the current poll may still read. A poll ends when the reader is `Pending`.
+/// The remaining budget of the current poll. A poll ends when the reader is `Pending`.
 #[derive(Clone, Copy, Debug)]
 struct PollBudget {
     frames: usize,

@@ -29,7 +29,7 @@ const OPEN_CALLS_MAX: usize = 128;
 /// load.
 const OPEN_CALLS_RETRY: Duration = Duration::from_secs(5);
 
-/// Burst of health and reflection calls: as many as may be open, because all come back when a gateway
+/// Burst of health and reflection calls: as many as may be open, because all reconnect when a gateway
 /// restarts.
 const OPEN_CALLS_BURST: u64 = OPEN_CALLS_MAX as u64;
 
@@ -67,7 +67,7 @@ struct PeerTables {
     notices: Mutex<HashMap<PeerNet, Arc<Notify>>>,
 }
 
-/// Tells one connection when its peer is shut out. Unregistered on drop.
+/// Notifies one connection when its peer is shut out. Unregistered on drop.
 #[derive(Debug)]
 pub(super) struct ShutOutNotice {
     peers: PeerLimits,

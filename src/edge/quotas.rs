@@ -56,7 +56,7 @@ pub(super) struct StreamPermit {
 
 impl Quotas {
     pub(super) fn new(limits: &QuotaLimits) -> Self {
-        // All streams may come back at once.
+        // The burst lets all streams reconnect at once.
         let per_second = |quota, calls: u32, streams: usize| {
             let rate = Rate::new(u64::from(calls), Duration::from_secs(1));
             (quota, calls, rate.with_burst(u64::from(calls).max(streams as u64)))

@@ -313,11 +313,11 @@ mod tests {
         assert_eq!(invalid(|r| r.filter = Some(one("web", &vec![1; FILTER_REPLICAS_MAX + 1]))), "filter");
         assert_eq!(invalid(|r| r.filters = vec![one("web", &[]), one("", &[])]), "filters[1].name");
         assert_eq!(invalid(|r| r.filters = vec![one("", &[])]), "filters[0].name");
-        let beside = |r: &mut ServiceLogsRequest| {
+        let second_is_empty = |r: &mut ServiceLogsRequest| {
             r.filter = Some(one("web", &[]));
             r.filters = vec![one("", &[0])];
         };
-        assert_eq!(invalid(beside), "filters[0].name");
+        assert_eq!(invalid(second_is_empty), "filters[0].name");
         assert_eq!(invalid(|r| r.filters = vec![one("web", &[]); FILTERS_MAX + 1]), "filters");
         assert_eq!(invalid(|r| r.on_lag = 7), "on_lag");
         assert_eq!(invalid(|r| r.on_lag = 1), "UNIMPLEMENTED");

@@ -1,7 +1,7 @@
 //! The lease service: authentication, quotas, then the call.
 //!
-//! A caller is authenticated before the request is read, and authorised before anything is looked up. So an
-//! answer depends on what exists only for callers who may know it.
+//! A caller is authenticated before the request is read, and authorised before anything is looked up. So a
+//! refusal does not reveal whether a lease exists.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -41,7 +41,7 @@ struct HandleState {
     held: Option<Box<dyn Send>>,
 }
 
-/// What the supervisor must know of its stream.
+/// The input of a supervisor.
 struct Supervision {
     control: Arc<StreamControl>,
     /// Resolves when the stream must end.
@@ -77,7 +77,7 @@ pin_project! {
         stream: F,
         // Resolves when the stream must be dropped. Gated, because no line of a log concerns it.
         cut: Gated<BoxFuture<'static, ()>>,
-        // Keeps what the call holds.
+        // Keeps the permits of the call.
         handle: Option<SupervisorHandle>,
         open: OpenStream,
     }

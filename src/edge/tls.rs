@@ -1,6 +1,6 @@
 //! TLS 1.3 for clients, by rustls with aws-lc-rs.
 //!
-//! [`config`] defines what is offered and checked, [`cert_reload`] reloads a certificate and its key,
+//! [`config`] has the server's configurations, [`cert_reload`] reloads a certificate and its key,
 //! [`generate`] creates one if the operator has none, and [`stream`] carries HTTP/2 in few, large writes.
 //! Nothing here authorises: of a client certificate only possession of the key is checked, so that every
 //! refusal can be a gRPC status with a reason.
@@ -44,7 +44,7 @@ pub enum Error {
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         what: String,
     },
     /// The certificate was made for another key.

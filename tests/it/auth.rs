@@ -32,7 +32,8 @@ fn lease(owner: &Owner, dseq: u64) -> LeaseId {
     LeaseId::new(owner.as_str(), dseq, 1, 1, account(200).as_str()).unwrap()
 }
 
-fn token(wallet: &Wallet, access: Access) -> String {
+/// Signs a token of the wallet with this access.
+pub(crate) fn token(wallet: &Wallet, access: Access) -> String {
     let now = u64::try_from(LogTime::now().parts().0).unwrap();
     let issuer = wallet.key().address();
     let expires = now + SECONDS;

@@ -19,9 +19,9 @@ const TCP4: [u8; 12] = [192, 0, 2, 7, 198, 51, 100, 1, 0x12, 0x67, 0x01, 0xbb];
 
 /// Returns the result of reading these bytes, and the unread rest.
 async fn outcome(bytes: &[u8]) -> (Result<Option<SocketAddr>, Error>, Vec<u8>) {
-    let mut left = bytes;
-    let outcome = read(&mut left).await;
-    (outcome, left.to_vec())
+    let mut unread = bytes;
+    let outcome = read(&mut unread).await;
+    (outcome, unread.to_vec())
 }
 
 #[tokio::test]
@@ -51,9 +51,9 @@ async fn header_names_the_peer_and_nothing_after_it_is_read() {
         ("unknown", header(0x21, 0x00, &[]), None),
         ("unknown, with bytes", header(0x21, 0x00, &TCP4), None),
     ] {
-        let (outcome, left) = outcome(&[&bytes[..], b"\x16\x03\x01"].concat()).await;
+        let (outcome, unread) = outcome(&[&bytes[..], b"\x16\x03\x01"].concat()).await;
         assert_eq!(outcome.unwrap(), expected.map(|text| text.parse().unwrap()), "{case}");
-        assert_eq!(left, b"\x16\x03\x01", "{case}");
+        assert_eq!(unread, b"\x16\x03\x01", "{case}");
     }
 }
 
@@ -123,7 +123,7 @@ proptest! {
         made = made.write_tlv(Type::NoOp, &note).unwrap();
         let bytes = [made.build().unwrap(), b"TLS".to_vec()].concat();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (read, left) = runtime.block_on(async {
+        let (read, unread) = runtime.block_on(async {
             let (mut ours, mut theirs) = tokio::io::duplex(step);
             let write = async {
                 for part in bytes.chunks(step) {
@@ -133,15 +133,15 @@ proptest! {
             };
             let whole = async {
                 let outcome = read(&mut ours).await;
-                let mut left = Vec::new();
-                ours.read_to_end(&mut left).await.unwrap();
-                (outcome, left)
+                let mut unread = Vec::new();
+                ours.read_to_end(&mut unread).await.unwrap();
+                (outcome, unread)
             };
             tokio::join!(whole, write).0
         });
         let expected = SocketAddr::new(from.ip().to_canonical(), from.port());
         prop_assert_eq!(read.unwrap(), Some(expected));
-        prop_assert_eq!(left, b"TLS".to_vec());
+        prop_assert_eq!(unread, b"TLS".to_vec());
     }
 
     /// Any bytes are read or refused, within the length limit.
@@ -151,7 +151,7 @@ proptest! {
             bytes[..SIGNATURE.len()].copy_from_slice(&SIGNATURE);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let (_, left) = runtime.block_on(outcome(&bytes));
-        prop_assert!(bytes.len() - left.len() <= FIXED_BYTES + VARIABLE_MAX_BYTES);
+        let (_, unread) = runtime.block_on(outcome(&bytes));
+        prop_assert!(bytes.len() - unread.len() <= FIXED_BYTES + VARIABLE_MAX_BYTES);
     }
 }

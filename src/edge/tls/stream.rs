@@ -83,7 +83,7 @@ struct Blocking<'a, 'b, IO> {
     cx: &'a mut Context<'b>,
 }
 
-/// Completes the handshake of a client on `io`. Has no timeout of its own. Dropping the future drops the
+/// Completes the handshake of a client on `io`. Has no timeout. Dropping the future drops the
 /// connection.
 ///
 /// # Errors

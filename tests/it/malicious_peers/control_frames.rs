@@ -14,8 +14,8 @@ use prost::Message as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf};
 
 use super::floods::{
-    DATA, END_HEADERS, ENHANCE_YOUR_CALM, HEADERS, SETTINGS, WINDOW_UPDATE, beside, flood, frame, headers,
-    preface,
+    DATA, END_HEADERS, ENHANCE_YOUR_CALM, HEADERS, SETTINGS, WINDOW_UPDATE, flood, frame, headers, preface,
+    with_follower,
 };
 use crate::quotas::{follow, quota_exceeded};
 use crate::support::gateway::{Gateway, PATIENCE, Scene};
@@ -54,7 +54,7 @@ fn control_frames() -> Vec<(&'static str, Vec<u8>)> {
 #[tokio::test(start_paused = true)]
 async fn flood_of_control_frames_is_cut() {
     for (name, frames) in control_frames() {
-        let error = beside(|pipe| flood(pipe, Vec::new(), |_| frames.clone())).await;
+        let error = with_follower(|pipe| flood(pipe, Vec::new(), |_| frames.clone())).await;
         assert_eq!(error, Some(ENHANCE_YOUR_CALM), "{name}");
     }
 }

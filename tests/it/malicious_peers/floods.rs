@@ -93,7 +93,7 @@ pub(super) fn goaway_code(mut received: &[u8]) -> Option<u32> {
 }
 
 /// Runs `act` beside a follower, and checks that it gets all lines.
-pub(super) async fn beside<F: Future>(act: impl FnOnce(DuplexStream) -> F) -> F::Output {
+pub(super) async fn with_follower<F: Future>(act: impl FnOnce(DuplexStream) -> F) -> F::Output {
     let scene = Scene::new(Limits::default(), &[("web", 1)]);
     let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
     let mut stream = scene.open(follow(&scene)).await.unwrap();
@@ -113,7 +113,7 @@ async fn flood_of_reset_calls_is_cut() {
         [frame(HEADERS, END_HEADERS, stream, &headers()), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])]
             .concat()
     };
-    let error = beside(|pipe| flood(pipe, Vec::new(), call_and_reset)).await;
+    let error = with_follower(|pipe| flood(pipe, Vec::new(), call_and_reset)).await;
     assert_eq!(error, Some(ENHANCE_YOUR_CALM));
 }
 
@@ -124,27 +124,27 @@ async fn flood_of_stream_errors_is_cut() {
         let beyond = frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff]);
         [frame(HEADERS, END_HEADERS, stream, &headers()), beyond].concat()
     };
-    let error = beside(|pipe| flood(pipe, Vec::new(), call_and_break)).await;
+    let error = with_follower(|pipe| flood(pipe, Vec::new(), call_and_break)).await;
     assert_eq!(error, Some(ENHANCE_YOUR_CALM));
 }
 
 #[tokio::test(start_paused = true)]
 async fn endless_headers_are_cut() {
-    let begin = frame(HEADERS, 0, 1, &headers());
-    let error = beside(|pipe| flood(pipe, begin, |_| frame(CONTINUATION, 0, 1, &[]))).await;
+    let start = frame(HEADERS, 0, 1, &headers());
+    let error = with_follower(|pipe| flood(pipe, start, |_| frame(CONTINUATION, 0, 1, &[]))).await;
     assert_eq!(error, Some(ENHANCE_YOUR_CALM));
 }
 
 #[tokio::test(start_paused = true)]
 async fn flood_of_empty_frames_is_cut() {
-    let begin = frame(HEADERS, END_HEADERS, 1, &headers());
-    let error = beside(|pipe| flood(pipe, begin, |_| frame(DATA, 0, 1, &[]))).await;
+    let start = frame(HEADERS, END_HEADERS, 1, &headers());
+    let error = with_follower(|pipe| flood(pipe, start, |_| frame(DATA, 0, 1, &[]))).await;
     assert_eq!(error, Some(ENHANCE_YOUR_CALM));
 }
 
 #[tokio::test(start_paused = true)]
 async fn slow_headers_are_cut() {
-    let took = beside(|mut pipe| async move {
+    let took = with_follower(|mut pipe| async move {
         let began = Instant::now();
         pipe.write_all(&[preface(), frame(HEADERS, 0, 1, &[])].concat()).await.unwrap();
         for byte in headers() {

@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use leasemux::access::grants::Access;
-use leasemux::access::token::{Algorithm, Claims};
-use leasemux::access::wallet::Wallet;
 use leasemux::model::id::LeaseId;
 use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
-use leasemux::model::time::LogTime;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tonic::Request;
 use tonic::transport::Channel;
@@ -23,6 +20,7 @@ use super::floods::{
     CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, flood, frame,
     goaway_code, headers, preface,
 };
+use crate::auth::token;
 use crate::quotas::{TwoTenants, follow, quota_exceeded, refusals};
 use crate::support::gateway::{Gateway, proto_lease};
 use crate::support::{account, reason};
@@ -208,7 +206,7 @@ async fn shut_out_peer_keeps_authenticated_connections_only() {
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
         request
     };
-    let good = token(&wallet);
+    let good = token(&wallet, Access::Full);
     by_token.service_logs(with(&good)).await.unwrap();
 
     be_shut_out(gateway, BAD).await;
@@ -237,19 +235,6 @@ async fn shut_out_peer_keeps_authenticated_connections_only() {
     tokio::time::sleep(wait).await;
     by_token.service_logs(with(&good)).await.unwrap();
     assert!(is_answered(gateway, BAD).await);
-}
-
-fn token(wallet: &Wallet) -> String {
-    let now = u64::try_from(LogTime::now().parts().0).unwrap();
-    let claims = Claims {
-        issuer: wallet.key().address(),
-        issued: now,
-        not_before: now,
-        expires: now + 600,
-        id: None,
-        access: Access::Full,
-    };
-    wallet.sign(Algorithm::Es256k, &claims).unwrap()
 }
 
 #[tokio::test(start_paused = true)]

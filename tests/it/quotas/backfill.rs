@@ -55,7 +55,7 @@ async fn reader_is_refused_after_the_wait_and_admitted_later() {
     assert_eq!(quota_exceeded(&status, "history_reads_per_owner", &owner, 1), Duration::from_secs(5));
     assert!(began.elapsed() >= WAIT && began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
     assert_eq!(refusals(gateway, "history_reads_per_owner"), 1);
-    // The other owner has a limit of its own.
+    // The other owner has another limit.
     let mut others = two.other.open(two.other.request()).await.unwrap();
     assert_eq!(others.end().await.code(), Code::Ok);
     two.ask(1, &others);
@@ -113,17 +113,12 @@ async fn admitted_reader_is_never_refused() {
         let quota = QuotaLimits { history_wait, ..reads(1, 4) };
         let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 3)]);
         let world = &scene.gateway.world;
-        let start = |index| {
-            let run = world.start(&scene.lease, &replica("web", index));
-            world.print(&run, (0..LINES).map(|number| format!("{number} {}\n", "x".repeat(500))));
-            run
-        };
-        let mut runs = vec![start(0), start(1)];
+        let mut runs = vec![start(&scene, 0), start(&scene, 1)];
         let mut stream = scene.open(follow(&scene)).await.unwrap();
         stream.until(|seen| seen.lines("web", 0) + seen.lines("web", 1) > 0).await;
         // One of two replicas is being read, and the reader takes nothing. A third one starts meanwhile.
         tokio::time::sleep(10 * WAIT).await;
-        runs.push(start(2));
+        runs.push(start(&scene, 2));
         tokio::time::sleep(WAIT / 2).await;
         stream.until(|seen| (0..3).all(|index| seen.lines("web", index) == LINES)).await;
         for (index, run) in runs.iter().enumerate() {
