@@ -27,7 +27,10 @@ const LAST_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Passes the supervision of a call to the executor: hyper calls the service and then, right after it, hands
 /// the stream to the executor.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Handoff(Arc<Mutex<Option<(SupervisorHandle, oneshot::Receiver<Supervision>)>>>);
+pub(super) struct Handoff(Arc<Mutex<Option<HandoffParts>>>);
+
+/// The call's side, and the input of its supervisor.
+type HandoffParts = (SupervisorHandle, oneshot::Receiver<Supervision>);
 
 /// Connects a call with the supervisor of its stream. Cloning is cheap.
 #[derive(Clone, Default)]
