@@ -27,7 +27,7 @@ use super::drain::Drain;
 use super::frame_limit::{Flooded, FrameLimited};
 use super::peer_limits::{PeerLimits, ShutOutNotice};
 use super::request_body::{BodyDiscarder, RequestBody};
-use super::response::{CallMetrics, CountedBody, ResponseBody};
+use super::response::{CallMetrics, ResponseBody};
 use super::service::{ConnectionInfo, LeaseService, method_of};
 use super::stream_supervisor::{Handoff, StreamCount, StreamExecutor};
 use crate::access::authenticator::Peer;
@@ -385,7 +385,7 @@ fn is_peer_fault(error: &hyper::Error) -> bool {
 // === impl RequestDispatcher ===
 
 impl Service<Request<Incoming>> for RequestDispatcher {
-    type Response = Response<CountedBody>;
+    type Response = Response<ResponseBody>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -408,7 +408,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
             Err(refused) => {
                 return Box::pin(async move {
                     request.into_body().finish().await;
-                    Ok(refused.map(CountedBody::from))
+                    Ok(*refused)
                 });
             }
         }
@@ -423,8 +423,7 @@ impl Service<Request<Incoming>> for RequestDispatcher {
                 body.finish().await;
                 routes.oneshot(Request::from_parts(head, tonic::body::Body::empty()))
             };
-            let other = |body| CountedBody::from(ResponseBody::other(body, control));
-            call.await.map(|response| response.map(other))
+            call.await.map(|response| response.map(|body| ResponseBody::other(body, control)))
         })
     }
 }

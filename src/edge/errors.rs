@@ -215,10 +215,8 @@ fn quota_used_up(exceeded: &Exceeded) -> Status {
 }
 
 fn draining() -> Status {
-    let mut details = with_reason("DRAINING");
     let spread = RETRY_SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
-    details.set_retry_info(Some(RETRY_AFTER + spread));
-    Status::with_error_details(Code::Unavailable, "the gateway is shutting down; call again", details)
+    unavailable("the gateway is shutting down; call again", "DRAINING", RETRY_AFTER + spread)
 }
 
 fn platform_failed(error: &platform::Error) -> Status {
@@ -228,10 +226,8 @@ fn platform_failed(error: &platform::Error) -> Status {
     let id = uuid::Uuid::new_v4();
     tracing::error!(%id, error = error as &dyn std::error::Error, "platform request failed");
     if error.is_retryable() {
-        let mut details = with_reason(PLATFORM_UNAVAILABLE);
-        details.set_retry_info(Some(RETRY_AFTER));
         let text = format!("lease state is temporarily unavailable (error {id})");
-        return Status::with_error_details(Code::Unavailable, text, details);
+        return unavailable(text, PLATFORM_UNAVAILABLE, RETRY_AFTER);
     }
     status(Code::Internal, format!("internal error {id}"), "INTERNAL")
 }
@@ -241,12 +237,16 @@ fn unreadable(replicas: &[Replica]) -> Status {
     if replicas.len() > NAMED_MAX {
         named.push(format!("{} more", replicas.len() - NAMED_MAX));
     }
-    let mut details = with_reason(PLATFORM_UNAVAILABLE);
-    details.set_retry_info(Some(RETRY_AFTER));
     let text = format!(
         "logs of {} are temporarily unavailable; call again, from the cursors of the last response if there are any",
         named.join(", ")
     );
+    unavailable(text, PLATFORM_UNAVAILABLE, RETRY_AFTER)
+}
+
+fn unavailable(text: impl Into<String>, reason: &str, retry_after: Duration) -> Status {
+    let mut details = with_reason(reason);
+    details.set_retry_info(Some(retry_after));
     Status::with_error_details(Code::Unavailable, text, details)
 }
 

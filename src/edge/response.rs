@@ -21,24 +21,25 @@ use crate::stream::{Messages, Parts, StreamControl};
 /// The field with the status of a call: in the trailers, or in the headers if there is no body.
 const STATUS: &str = "grpc-status";
 
-/// The body of any response.
+/// The body of any response. Takes part in the metrics of its call.
 #[derive(Debug)]
-pub(super) enum ResponseBody {
-    /// No body: the headers have the status.
-    Empty,
-    /// Logs.
-    Logs(Box<LogsBody>),
-    /// Status.
-    Status(Box<StatusBody>),
-    /// Everything else.
-    Other(OtherBody),
+pub(super) struct ResponseBody {
+    kind: BodyKind,
+    /// `None`: the call is not counted, or has ended.
+    call: Option<CallMetrics>,
 }
 
-/// A body that does not use its [`StreamControl`]. Its messages are handed over one by one.
 #[derive(Debug)]
-pub(super) struct OtherBody {
-    body: tonic::body::Body,
-    control: Arc<StreamControl>,
+enum BodyKind {
+    /// No body: the headers have the status.
+    Empty,
+    Logs(Box<LogsBody>),
+    Status(Box<StatusBody>),
+    /// A body that does not use its [`StreamControl`]. Its messages are handed over one by one.
+    Other {
+        body: tonic::body::Body,
+        control: Arc<StreamControl>,
+    },
 }
 
 /// The metrics of one call: counted once, from its headers to its end. The end is its status, or its drop.
@@ -53,26 +54,19 @@ pub(super) struct CallMetrics {
     _open: GaugeGuard,
 }
 
-/// The body of a response, with the metrics of its call if that is counted.
-#[derive(Debug)]
-pub(super) struct CountedBody {
-    body: ResponseBody,
-    call: Option<CallMetrics>,
-}
-
 /// Creates a response with a status and no body.
 pub(super) fn of_status(status: Status) -> Response<ResponseBody> {
-    status.into_http::<()>().map(|()| ResponseBody::Empty)
+    status.into_http::<()>().map(|()| BodyKind::Empty.into())
 }
 
 /// Creates a response of logs.
 pub(super) fn of_logs(body: LogsBody) -> Response<ResponseBody> {
-    grpc(ResponseBody::Logs(Box::new(body)))
+    grpc(BodyKind::Logs(Box::new(body)).into())
 }
 
 /// Creates a response of service statuses.
 pub(super) fn of_status_stream(body: StatusBody) -> Response<ResponseBody> {
-    grpc(ResponseBody::Status(Box::new(body)))
+    grpc(BodyKind::Status(Box::new(body)).into())
 }
 
 /// Creates a response of one message.
@@ -97,7 +91,13 @@ fn grpc(body: ResponseBody) -> Response<ResponseBody> {
 
 impl ResponseBody {
     pub(super) fn other(body: tonic::body::Body, control: Arc<StreamControl>) -> Self {
-        Self::Other(OtherBody { body, control })
+        BodyKind::Other { body, control }.into()
+    }
+}
+
+impl From<BodyKind> for ResponseBody {
+    fn from(kind: BodyKind) -> Self {
+        Self { kind, call: None }
     }
 }
 
@@ -109,29 +109,54 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
-        match self.get_mut() {
-            Self::Empty => Poll::Ready(None),
-            Self::Logs(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
-            Self::Status(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
-            Self::Other(body) => body.poll_frame(cx),
+        let this = self.get_mut();
+        let frame = ready!(this.kind.poll_frame(cx));
+        if let Some(call) = &mut this.call
+            && let Some(Ok(frame)) = &frame
+        {
+            match frame.trailers_ref() {
+                Some(trailers) if call.take_status(trailers) => this.call = None,
+                _ => call.record_answer(),
+            }
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Logs(body) => body.is_end_stream(),
-            Self::Status(body) => body.is_end_stream(),
-            Self::Other(OtherBody { body, .. }) => body.is_end_stream(),
+        match &self.kind {
+            BodyKind::Empty => true,
+            BodyKind::Logs(body) => body.is_end_stream(),
+            BodyKind::Status(body) => body.is_end_stream(),
+            BodyKind::Other { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            BodyKind::Empty => SizeHint::with_exact(0),
+            BodyKind::Logs(body) => body.size_hint(),
+            BodyKind::Status(body) => body.size_hint(),
+            BodyKind::Other { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+// === impl BodyKind ===
+
+impl BodyKind {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Messages>, Status>>> {
         match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Logs(body) => body.size_hint(),
-            Self::Status(body) => body.size_hint(),
-            Self::Other(OtherBody { body, .. }) => body.size_hint(),
+            Self::Empty => Poll::Ready(None),
+            Self::Logs(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
+            Self::Status(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
+            Self::Other { body, control } => {
+                // Waits for the messages before: once HTTP/2 has the trailers, the stream is no longer
+                // supervised.
+                ready!(control.poll_taken(cx));
+                let frame = ready!(Pin::new(body).poll_frame(cx));
+                let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(control));
+                Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))
+            }
         }
     }
 }
@@ -140,18 +165,6 @@ fn never_fails(
     frame: Option<Result<Frame<Messages>, Infallible>>,
 ) -> Option<Result<Frame<Messages>, Status>> {
     frame.map(|frame| frame.map_err(|never| match never {}))
-}
-
-// === impl OtherBody ===
-
-impl OtherBody {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Messages>, Status>>> {
-        // Waits for the messages before: once HTTP/2 has the trailers, the stream is no longer supervised.
-        ready!(self.control.poll_taken(cx));
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(&self.control));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))
-    }
 }
 
 // === impl CallMetrics ===
@@ -170,10 +183,11 @@ impl CallMetrics {
     }
 
     /// Counts the response of the call, now and while its body is sent.
-    pub(super) fn count(mut self, response: Response<ResponseBody>) -> Response<CountedBody> {
-        let has_ended = self.take_status(response.headers());
-        let call = (!has_ended).then_some(self);
-        response.map(|body| CountedBody { body, call })
+    pub(super) fn count(mut self, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+        if !self.take_status(response.headers()) {
+            response.body_mut().call = Some(self);
+        }
+        response
     }
 
     /// Takes the status of the call from headers or trailers. Returns whether they have one.
@@ -198,44 +212,5 @@ impl Drop for CallMetrics {
     fn drop(&mut self) {
         self.metrics.requests.of((self.method, self.code)).increment(1);
         self.metrics.call_duration.of(self.method).record(self.started.elapsed().as_secs_f64());
-    }
-}
-
-// === impl CountedBody ===
-
-/// The body of a call that is not counted.
-impl From<ResponseBody> for CountedBody {
-    fn from(body: ResponseBody) -> Self {
-        Self { body, call: None }
-    }
-}
-
-impl Body for CountedBody {
-    type Data = Messages;
-    type Error = Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
-        let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        if let Some(call) = &mut this.call
-            && let Some(Ok(frame)) = &frame
-        {
-            match frame.trailers_ref() {
-                Some(trailers) if call.take_status(trailers) => this.call = None,
-                _ => call.record_answer(),
-            }
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
