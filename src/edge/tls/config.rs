@@ -15,8 +15,7 @@ use std::sync::Arc;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -24,7 +23,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Inconsi
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::Error;
-use crate::sys::read::{PEM_MAX_BYTES, read_bounded};
+use crate::sys::pem::{PemError, read_certificates, read_private_key};
+use crate::sys::read::PEM_MAX_BYTES;
 
 /// The only protocol in ALPN. A client that offers others is refused in the handshake.
 const ALPN_H2: &[u8] = b"h2";
@@ -97,8 +97,8 @@ fn server_config_by(
 /// # Errors
 /// [`Error::Read`], [`Error::Content`] or [`Error::Mismatch`].
 pub fn load(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
-    let chain = read_chain(certificate)?;
-    let private = read_key(key)?;
+    let chain = read_certificates(certificate, PEM_MAX_BYTES).map_err(|e| pem_error(certificate, e))?;
+    let private = read_private_key(key, PEM_MAX_BYTES).map_err(|e| pem_error(key, e))?;
     CertifiedKey::from_der(chain, private, &provider()).map_err(|e| match e {
         rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
             Error::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() }
@@ -124,35 +124,11 @@ fn provider() -> CryptoProvider {
     }
 }
 
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let text = read_pem(path)?;
-    let chain = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| content(path, format!("not a PEM file: {e:?}")))?;
-    if chain.is_empty() {
-        return Err(content(path, "no `BEGIN CERTIFICATE` section".to_owned()));
+fn pem_error(path: &Path, error: PemError) -> Error {
+    match error {
+        PemError::Read(source) => Error::Read { path: path.to_owned(), source },
+        error => content(path, error.to_string()),
     }
-    Ok(chain)
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
-    let text = read_pem(path)?;
-    PrivateKeyDer::from_pem_slice(&text).map_err(|e| {
-        let what = match e {
-            pem::Error::NoItemsFound
-                if memchr::memmem::find(&text, b"BEGIN ENCRYPTED PRIVATE KEY").is_some() =>
-            {
-                "the private key is encrypted; it must be stored without a password".to_owned()
-            }
-            pem::Error::NoItemsFound => "no `BEGIN PRIVATE KEY` section".to_owned(),
-            e => format!("not a PEM file: {e:?}"),
-        };
-        content(path, what)
-    })
-}
-
-fn read_pem(path: &Path) -> Result<Vec<u8>, Error> {
-    read_bounded(path, PEM_MAX_BYTES).map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
 fn content(path: &Path, what: String) -> Error {
