@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         // Before any other thread starts: the shim forks.
         return shim::main(arguments.into_iter().skip(2));
     }
-    let command = match config::read(arguments, &serve::PROBES) {
+    let command = match config::read(arguments, &serve::START_CHECKS) {
         Ok(command) => command,
         Err(error) => return report_load_error(&error),
     };
@@ -55,8 +55,8 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
             Ok(()) => Exit::Done.into(),
             Err(error) => fail(&error.to_string()),
         },
-        Command::Checked(notes) => {
-            for note in notes {
+        Command::Checked(note) => {
+            if let Some(note) = note {
                 // Standard error may be closed.
                 let _ = writeln!(io::stderr(), "note: {note}");
             }
@@ -122,8 +122,8 @@ fn report_load_error(error: &LoadError) -> ExitCode {
             let _ = error.print();
             if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
         }
-        LoadError::Faults(faults) => {
-            let _ = writeln!(io::stderr(), "{faults}");
+        LoadError::Invalid(errors) => {
+            let _ = writeln!(io::stderr(), "{errors}");
             Exit::Usage.into()
         }
     }

@@ -34,7 +34,7 @@ mod runtimes;
 mod shutdown;
 mod trust;
 
-pub use self::check::PROBES;
+pub use self::check::START_CHECKS;
 pub use self::runtimes::{SideRuntime, main_runtime};
 
 use self::logging::Log;
@@ -185,7 +185,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         restarts,
         platform,
         limits,
-        stop_grace: config.stop_grace,
+        stop_grace: config.local.stop_grace,
         _upkeep: AbortOnDropHandle::new(upkeep),
         _side: side,
     };

@@ -15,7 +15,7 @@ use super::follow::{Ended, Follower};
 use super::print::{OutputStyle, Printer};
 use super::request::{filters, status_request};
 use super::until::Until;
-use crate::config::{LogsConfig, Moment};
+use crate::config::{LogsConfig, TimeSpec};
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::{ServiceLogsRequest, ServiceStatus};
 use crate::model::time::LogTime;
@@ -46,7 +46,7 @@ pub async fn run(
 
 async fn read(config: &LogsConfig, printer: &mut Printer<'_>) -> Result<Ended, CallError> {
     let connector = Connector::new(&config.target)?;
-    let is_relative = |moment: Option<Moment>| matches!(moment, Some(Moment::Ago(_)));
+    let is_relative = |time: Option<TimeSpec>| matches!(time, Some(TimeSpec::Ago(_)));
     if !is_relative(config.since) && config.until.is_none() {
         // The request does not depend on the current time.
         return Follower::new(connector, request(config, LogTime::MIN)).run(printer).await;
@@ -68,7 +68,8 @@ async fn read(config: &LogsConfig, printer: &mut Printer<'_>) -> Result<Ended, C
 /// Returns the replicas that a request covers; `None` if they are unknown, as without permission to see the
 /// status.
 async fn replicas(client: &mut Client, config: &LogsConfig) -> Option<BTreeSet<ReplicaKey>> {
-    let request = status_request(&config.lease, &config.services, &config.replicas, false);
+    let request =
+        status_request(&config.lease, &config.selection.services, &config.selection.replicas, false);
     let response = async { client.service_status(request).await.ok()?.into_inner().message().await.ok()? };
     let response = tokio::time::timeout(REPLICAS_TIMEOUT, response).await.ok()??;
     let is_known = response.services.iter().all(|service| !service.replica_status.is_empty());
@@ -98,7 +99,7 @@ fn conclude(ended: Result<Ended, CallError>, printer: &mut Printer<'_>) -> io::R
 }
 
 fn request(config: &LogsConfig, now: LogTime) -> ServiceLogsRequest {
-    let (filter, filters) = filters(&config.services, &config.replicas);
+    let (filter, filters) = filters(&config.selection.services, &config.selection.replicas);
     ServiceLogsRequest {
         lease_id: Some((&config.lease).into()),
         filter,
@@ -124,7 +125,7 @@ mod tests {
 
     use super::*;
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, Step};
-    use crate::config::{Output, ServerTrust, Target};
+    use crate::config::{Output, Selection, ServerTrust, Target};
     use crate::model::proto::lease::replica_event::Kind;
     use crate::model::proto::lease::{Cursor, Gap, OnLag, ReplicaEvent, ServiceLogs};
 
@@ -135,8 +136,7 @@ mod tests {
         LogsConfig {
             lease: LEASE.parse().unwrap(),
             target,
-            services: vec!["web".parse().unwrap()],
-            replicas: vec![0, 1],
+            selection: Selection { services: vec!["web".parse().unwrap()], replicas: vec![0, 1] },
             follow,
             tail: Some(3),
             since: None,
@@ -400,7 +400,7 @@ mod tests {
             if let Some(minutes) = gateway_behind {
                 gateway.set_date(minutes_ago(minutes));
             }
-            let since = Some(Moment::Ago(Duration::from_secs(300)));
+            let since = Some(TimeSpec::Ago(Duration::from_secs(300)));
             let config = LogsConfig { since, tail: None, ..config(gateway.target(), false) };
             let before = minutes_ago(since_minutes);
             let (exit, out, err) = print(&config).await;
@@ -421,7 +421,7 @@ mod tests {
             let last = if hangs { Step::Hang } else { end(Code::Ok) };
             let mut gateway = FakeGateway::start(vec![vec![lines(1, 3, &text), last]]).await;
             gateway.set_replicas(&replicas);
-            let until = Some(Moment::Ago(Duration::from_secs(300)));
+            let until = Some(TimeSpec::Ago(Duration::from_secs(300)));
             let config = LogsConfig { until, tail: None, ..config(gateway.target(), false) };
             let printed = tokio::time::timeout(TEST_TIMEOUT, print(&config)).await;
             let (exit, out, err) = printed.expect("the call ends");

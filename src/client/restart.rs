@@ -85,7 +85,7 @@ async fn attempt(
 ) -> Result<ServiceRestartResponse, CallError> {
     let client = Box::pin(connector.connect()).await?;
     reconnect.was_connected = true;
-    let (filter, filters) = filters(&config.services, &config.replicas);
+    let (filter, filters) = filters(&config.selection.services, &config.selection.replicas);
     let request = ServiceRestartRequest {
         lease_id: Some((&config.lease).into()),
         filter,
@@ -116,7 +116,7 @@ async fn show_progress(
     mut client: Client,
     region: &mut LiveRegion<'_>,
 ) -> Result<(), CallError> {
-    let request = status_request(&config.lease, &config.services, &config.replicas, true);
+    let request = status_request(&config.lease, &config.selection.services, &config.selection.replicas, true);
     let sent = LogTime::now();
     let response = client.service_status(request).await?;
     let clock = ClockOffset::from_response(response.metadata(), sent);
@@ -178,6 +178,7 @@ mod tests {
 
     use super::*;
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, RestartStep};
+    use crate::config::Selection;
     use crate::model::proto::lease::ServiceRestartStatus;
 
     fn answer(each: &[(State, Option<&str>)]) -> RestartStep {
@@ -194,8 +195,8 @@ mod tests {
         RestartConfig {
             lease: LEASE.parse().unwrap(),
             target: gateway.target(),
-            services: vec!["web".parse().unwrap()],
-            replicas: vec![0, 1],
+            selection: Selection { services: vec!["web".parse().unwrap()], replicas: vec![0, 1] },
+            all: false,
             timeout: Duration::from_secs(60),
             request_id: request_id.map(|id| id.parse().unwrap()),
             form,

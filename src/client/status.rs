@@ -70,7 +70,8 @@ async fn watch(
     err: &mut (dyn Write + Send),
 ) -> Result<(), CallError> {
     let connector = Connector::new(&config.target)?;
-    let request = status_request(&config.lease, &config.services, &config.replicas, config.follow);
+    let request =
+        status_request(&config.lease, &config.selection.services, &config.selection.replicas, config.follow);
     let retries = if config.follow { Retries::Unlimited } else { Retries::Left(0) };
     let mut reconnect = ReconnectState::new(retries);
     loop {
@@ -178,6 +179,7 @@ fn page(table: &Table, response: &ServiceStatusResponse) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::client::testing::{FakeGateway, LEASE};
+    use crate::config::Selection;
 
     #[tokio::test]
     async fn ages_use_the_clock_of_the_gateway() {
@@ -188,8 +190,7 @@ mod tests {
         let config = StatusConfig {
             lease: LEASE.parse().unwrap(),
             target: gateway.target(),
-            services: Vec::new(),
-            replicas: Vec::new(),
+            selection: Selection::default(),
             follow: false,
             form: Form::Table,
         };

@@ -43,14 +43,14 @@ pub(crate) async fn import(config: ImportConfig) -> Result<Owner, Failure> {
     IdentityFiles::check_absent(&config.dir).map_err(failed)?;
     let is_terminal = io::stdin().is_terminal();
     let (name, text) = match &config.mnemonic {
-        MnemonicSource::File(path) => (path.display().to_string(), File::open(path).and_then(read)),
-        MnemonicSource::Input if !is_terminal => ("standard input".to_owned(), read(io::stdin())),
-        MnemonicSource::Terminal if !is_terminal => {
+        Some(MnemonicSource::File(path)) => (path.display().to_string(), File::open(path).and_then(read)),
+        Some(MnemonicSource::Input) if !is_terminal => ("standard input".to_owned(), read(io::stdin())),
+        None if !is_terminal => {
             let reason = "there is no terminal to ask for the mnemonic: \
                           give --mnemonic-file FILE, or --mnemonic-file - to read standard input";
             return Err(Failure::Reported(Exit::Usage, reason.to_owned()));
         }
-        MnemonicSource::Input | MnemonicSource::Terminal => ("the line typed".to_owned(), prompt().await?),
+        Some(MnemonicSource::Input) | None => ("the line typed".to_owned(), prompt().await?),
     };
     let text = text.map_err(|error| failed(format!("{name}: {error}")))?;
     let text = std::str::from_utf8(&text).map_err(|_| failed(format!("{name} is not text")))?;

@@ -1,68 +1,92 @@
-//! Whom a gateway lets in.
+//! Settings of authentication and authorization.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
 use http::Uri;
 use http::uri::Scheme;
 
-use super::cli::AccessArgs;
-use super::faults::Resolver;
-use super::probes::Probes;
-use super::value::{directory, duration, file, node, parsed};
+use super::resolver::Resolver;
+use super::start_checks::StartChecks;
+use super::value::{address, directory, file, node};
 use crate::model::id::Address;
+use crate::model::parse::duration;
 
-/// Shortest grace: below it a node that is restarted would lock tenants out.
-const GRACE_MIN: Duration = Duration::from_secs(60);
+/// Grace periods. Below the minimum, a restart of the node would reject tenants; a revoked credential may be
+/// accepted for as long as the maximum.
+const GRACE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(7 * 24 * 3600);
 
-/// Longest grace: for so long what was revoked may go on working.
-const GRACE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Authentication")]
+pub(super) struct AccessArgs {
+    /// Directory of tenants' trusted certificates (*.pem) and account keys (*.pub), watched for changes
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    trust_dir: Option<PathBuf>,
+    /// gRPC URL of an Akash node, for certificates and account keys that --trust-dir does not have
+    #[arg(long, value_name = "URL", value_parser = node)]
+    chain_grpc: Option<Uri>,
+    /// PEM file with the authorities of an https node's certificate; default: the system's authorities
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    chain_ca: Option<PathBuf>,
+    /// Grace period for which known tenants stay accepted while the node does not answer
+    #[arg(long, value_name = "TIME", default_value = "6h", value_parser = duration(GRACE))]
+    chain_grace: Duration,
+    /// Provider (akash1…) whose leases are served, all others being rejected. Required with --platform kube
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub(super) provider: Option<Address>,
+    /// Certificate of an authority for the --public-hostname (PEM), for clients with a token
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub(super) ca_tls_cert: Option<PathBuf>,
+    /// Private key of --ca-tls-cert (PEM)
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    pub(super) ca_tls_key: Option<PathBuf>,
+}
 
-/// Whom a gateway lets in. There is a trust directory or a node, or both.
+/// The sources of trust, and the provider. There is a trust directory, a node, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessConfig {
     /// Directory of trusted tenants' certificates and account keys.
     pub trust_dir: Option<PathBuf>,
-    /// The node that is asked.
+    /// The Akash node.
     pub chain: Option<ChainSource>,
-    /// The one provider whose leases are served; `None` = any.
+    /// The only provider whose leases are served; `None` = any.
     pub provider: Option<Address>,
 }
 
-/// An Akash node, and how it is asked.
+/// An Akash node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainSource {
     /// `http://host:port` or `https://host:port`.
     pub node: Uri,
-    /// Who signs its certificate; `None` = an authority of the system.
+    /// The authorities that may sign its certificate; `None` = those of the system.
     pub authorities: Option<PathBuf>,
-    /// For how long known tenants go on while it does not answer.
+    /// How long known tenants stay accepted while it does not answer.
     pub grace: Duration,
 }
 
-pub(super) fn resolve(args: &AccessArgs, probes: &Probes, read: &mut Resolver<'_>) -> Option<AccessConfig> {
-    let trust_dir = read.one("trust_dir", args.trust_dir.as_ref(), directory);
-    if args.trust_dir.is_none() && args.chain_grpc.is_none() {
+// === impl AccessConfig ===
+
+impl From<AccessArgs> for AccessConfig {
+    fn from(args: AccessArgs) -> Self {
+        let (authorities, grace) = (args.chain_ca, args.chain_grace);
+        let chain = args.chain_grpc.map(|node| ChainSource { node, authorities, grace });
+        Self { trust_dir: args.trust_dir, chain, provider: args.provider }
+    }
+}
+
+pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {
+    if !resolver.is_given("chain_grpc") {
         let what = "the directory of trusted tenants' certificates (*.pem) and account keys (*.pub), or --chain-grpc";
-        read.missing("trust_dir", what);
+        resolver.require("trust_dir", what);
     }
-    let node = read.one("chain_grpc", args.chain_grpc.as_ref(), node);
-    let authorities = read
-        .one("chain_ca", args.chain_ca.as_ref(), |text| file(text).and_then(|file| probes.authorities(file)));
-    if args.chain_grpc.is_none() && args.chain_ca.is_some() {
-        read.missing("chain_grpc", "the node whose certificate --chain-ca signs");
+    resolver.verify("chain_ca", |file: &PathBuf| (checks.authorities)(file));
+    if resolver.is_given("chain_ca") {
+        resolver.require("chain_grpc", "the node whose certificate --chain-ca signs");
+        if resolver.get::<Uri>("chain_grpc").is_some_and(|node| node.scheme() == Some(&Scheme::HTTP)) {
+            resolver
+                .conflict("--chain-ca and --chain-grpc do not go together: an http node has no certificate");
+        }
     }
-    if args.chain_ca.is_some() && node.as_ref().is_some_and(|node| node.scheme() == Some(&Scheme::HTTP)) {
-        read.unfit("--chain-ca and --chain-grpc do not go together: an http node shows no certificate");
-    }
-    let grace = read.one("chain_grace", args.chain_grace.as_ref(), duration(GRACE_MIN..=GRACE_MAX));
-    let provider = read.one("provider", args.provider.as_ref(), |text| {
-        parsed::<Address>(text)
-            .map_err(|_| "must be an account address (lower-case bech32: akash1…)".to_owned())
-    });
-    let chain = match node {
-        None => None,
-        Some(node) => Some(ChainSource { node, authorities, grace: grace? }),
-    };
-    Some(AccessConfig { trust_dir, chain, provider })
 }

@@ -1,91 +1,122 @@
-//! The command line, as clap sees it: names, defaults, help. Values stay text; `super::value` judges them.
-//!
-//! What the fields say is also what `completions`, `man` and docs/CONFIG.md say.
-//!
-//! Every flag also reads `LEASEMUX_` and its name in capitals; a test holds that. A switch may be given as
-//! `--follow=false` too, so that one can be turned off that the environment turns on.
+//! The program's commands, as help, completions, man pages and docs/CONFIG.md show them.
 
-use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 
-mod access;
-mod client;
-mod connections;
-mod limits;
-mod quotas;
-mod serve;
-mod shell;
-mod tenant;
-mod token;
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, Args, Command, ValueHint};
+use clap_complete::Shell;
 
-pub(super) use self::access::AccessArgs;
-pub(super) use self::client::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
-pub(super) use self::connections::ConnectionArgs;
-pub(super) use self::limits::LimitsArgs;
-pub(super) use self::quotas::QuotaArgs;
-pub(super) use self::serve::{ServeArgs, StoreArgs};
-pub(super) use self::shell::{CompletionsArgs, ManArgs};
-pub(super) use self::tenant::{DemoArgs, IdentityArgs, IdentityCommand, IdentityImportArgs, IdentityNewArgs};
-pub(super) use self::token::{TokenArgs, TokenCheckArgs, TokenCommand, TokenNewArgs};
+use super::client::{EXIT_CODES, LogsConfig, RestartConfig, StatusConfig};
+use super::serve::ServeArgs;
+use super::tenant::{DemoConfig, IdentityConfig, ImportConfig};
+use super::token::{TokenCheckArgs, TokenNewConfig};
+use super::value::{new_directory, switch};
 
-/// How a program ends that was asked for nothing it could do.
-const EXIT_CODES: &str = "\
-Exit codes:
-    0  done
-    1  failed for another reason; for 'demo': lines were lost without a report
-    2  wrong usage
-    3  refused: not authenticated, not permitted, the gateway is not trusted,
-       or a quota is used up
-    4  not found: no such lease, service or replica
-    5  unavailable: the gateway could not be reached, or is going away
-    6  done, but lines were lost (each loss was reported on standard error)
-    7  'restart': a replica did not come back, or was left alone since one
-       before it did not
-    8  'restart': not all are back yet; none has failed, and it goes on
-  130  interrupted by Ctrl-C";
+const PROGRAM_EXAMPLES: &str = include_str!("help/program.txt").trim_ascii_end();
 
-const PROGRAM_EXAMPLES: &str = "\
-Examples:
-  See it work on this machine, for ten seconds:
-      leasemux demo --for 10s
-  Make a tenant, trust it, and run a gateway with one lease of it:
-      PROVIDER=akash1d3jkzum9d46hsgryv4kk7mnnw3exzar9zlwx9n
-      leasemux identity new --dir tenant
-      mkdir trusted && cp tenant/cert.pem trusted/tenant.pem
-      leasemux serve --platform local --trust-dir trusted \\
-          --lease $(cat tenant/address)/1/1/1/$PROVIDER=examples/shop.yaml
-  Follow its logs:
-      leasemux logs $(cat tenant/address)/1/1/1/$PROVIDER --follow \\
-          --identity tenant --ca .leasemux/server.pem
+const IDENTITY_EXAMPLES: &str = include_str!("help/identity.txt").trim_ascii_end();
 
-Every flag can also be given by an environment variable: --admin-listen is
-LEASEMUX_ADMIN_LISTEN. Several values are separated by commas there. 'serve'
-also takes a file, where it is admin-listen.";
+const TOKEN_EXAMPLES: &str = include_str!("help/token.txt").trim_ascii_end();
 
-/// Follow the logs of Akash leases: a gateway that reads each log once, however many follow it.
-#[derive(Debug, Parser)]
-#[command(
-    name = "leasemux",
-    version = env!("LEASEMUX_VERSION"),
-    after_help = PROGRAM_EXAMPLES,
-    after_long_help = format!("{PROGRAM_EXAMPLES}\n\n{EXIT_CODES}"),
-    arg_required_else_help = true,
-    subcommand_required = true,
-    disable_help_subcommand = true
-)]
-pub(super) struct Cli {
-    #[command(subcommand)]
-    pub(super) command: CliCommand,
+const COMPLETIONS_EXAMPLES: &str = include_str!("help/completions.txt").trim_ascii_end();
+
+const MAN_EXAMPLES: &str = include_str!("help/man.txt").trim_ascii_end();
+
+/// Print a script that completes commands and flags in a shell
+#[derive(Debug, Args)]
+#[command(after_help = COMPLETIONS_EXAMPLES)]
+pub(super) struct CompletionsArgs {
+    /// Name of the shell
+    #[arg(value_name = "SHELL")]
+    pub(super) shell: Shell,
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum CliCommand {
-    Serve(Box<ServeArgs>),
-    Logs(Box<LogsArgs>),
-    Status(Box<StatusArgs>),
-    Restart(Box<RestartArgs>),
-    Identity(IdentityArgs),
-    Token(TokenArgs),
-    Demo(DemoArgs),
-    Completions(CompletionsArgs),
-    Man(ManArgs),
+/// Print the program's man page, or write those of all commands
+#[derive(Debug, Args)]
+#[command(after_help = MAN_EXAMPLES)]
+pub(super) struct ManArgs {
+    /// Directory to write the pages of all commands to; created if it does not exist
+    #[arg(long, value_name = "DIR", value_parser = new_directory)]
+    pub(super) dir: Option<PathBuf>,
+}
+
+/// Returns the commands, with typed values.
+pub(super) fn program() -> Command {
+    let identity = group("identity", "Create or import a tenant's identity", IDENTITY_EXAMPLES)
+        .subcommands([command::<IdentityConfig>("new"), command::<ImportConfig>("import")]);
+    let token = group("token", "Create or check tokens (AEP-64)", TOKEN_EXAMPLES)
+        .subcommands([command::<TokenNewConfig>("new"), command::<TokenCheckArgs>("check")]);
+    let about = "Follow the logs of Akash leases: a gateway that reads each log once, however many follow it";
+    let program = group("leasemux", about, PROGRAM_EXAMPLES)
+        .version(env!("LEASEMUX_VERSION"))
+        .after_long_help(format!("{PROGRAM_EXAMPLES}\n\n{EXIT_CODES}"))
+        .subcommands([
+            command::<ServeArgs>("serve"),
+            command::<LogsConfig>("logs"),
+            command::<StatusConfig>("status"),
+            command::<RestartConfig>("restart"),
+            identity,
+            token,
+            command::<DemoConfig>("demo"),
+            command::<CompletionsArgs>("completions"),
+            command::<ManArgs>("man"),
+        ]);
+    each_arg(program, complete)
+}
+
+/// Returns the commands with all values as text. [`super::resolver::Resolver`] parses them, because clap
+/// would stop at the first invalid one. Values of which clap lists the possible ones stay typed.
+pub(super) fn definition() -> Command {
+    each_arg(program(), |arg| {
+        if arg.get_possible_values().is_empty() { arg.value_parser(ValueParser::string()) } else { arg }
+    })
+}
+
+fn group(name: &'static str, about: &'static str, examples: &'static str) -> Command {
+    Command::new(name)
+        .about(about)
+        .after_help(examples)
+        .arg_required_else_help(true)
+        .subcommand_required(true)
+        .disable_help_subcommand(true)
+}
+
+fn command<A: Args>(name: &'static str) -> Command {
+    A::augment_args(Command::new(name))
+}
+
+fn each_arg(command: Command, change: fn(Arg) -> Arg) -> Command {
+    command.mut_args(change).mut_subcommands(|inner| each_arg(inner, change))
+}
+
+/// Adds the properties that follow from others: the variable, the hint for shells, and the form of switches,
+/// which take a value too, so that `--follow=false` can override the variable.
+fn complete(arg: Arg) -> Arg {
+    let arg = if matches!(arg.get_action(), ArgAction::SetTrue) {
+        arg.action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .default_value("false")
+            .hide_default_value(true)
+            .value_name("BOOL")
+            .value_parser(switch)
+    } else {
+        arg
+    };
+    let hint = match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
+        Some("FILE") => ValueHint::FilePath,
+        Some("DIR") => ValueHint::DirPath,
+        Some("LEASE=SDLFILE") => ValueHint::Unknown,
+        _ => ValueHint::Other,
+    };
+    // Negative numbers are values, so that the flag's parser reports them, and not unknown flags.
+    let arg = arg.value_hint(hint).allow_negative_numbers(true);
+    match arg.get_long() {
+        Some(long) => {
+            let variable = format!("LEASEMUX_{}", long.to_uppercase().replace('-', "_"));
+            arg.env(variable)
+        }
+        None => arg,
+    }
 }

@@ -1,283 +1,299 @@
-//! What a tenant's calls run with.
+//! Settings of the commands that call a gateway.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::{ArgMatches, Args, FromArgMatches};
 use http::Uri;
 
-use super::cli::{ChoiceArgs, LogsArgs, RestartArgs, StatusArgs, TargetArgs};
-use super::faults::{ConfigErrors, Resolver};
-use super::moment::Moment;
+use super::resolver::Resolver;
 use super::secret::TokenSource;
-use super::value::{LEASE, directory, duration, file, gateway, lease, number, parsed, tail};
+use super::time_spec::TimeSpec;
+use super::value::{LEASE, choice, directory, file, gateway, lease, parsed, tail};
 use crate::model::id::{LeaseId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
+use crate::model::parse::{duration, number};
 use crate::model::proto::lease::OnLag;
 use crate::model::request_id::RequestId;
 
-/// What `logs` asks for, and of whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The exit codes that the help lists.
+pub(super) const EXIT_CODES: &str = include_str!("help/exit-codes.txt").trim_ascii_end();
+
+const LOGS_EXAMPLES: &str = include_str!("help/logs.txt").trim_ascii_end();
+
+const STATUS_EXAMPLES: &str = include_str!("help/status.txt").trim_ascii_end();
+
+const RESTART_EXAMPLES: &str = include_str!("help/restart.txt").trim_ascii_end();
+
+/// Print the logs of a lease's services
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(
+    override_usage = "leasemux logs <LEASE> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    after_help = LOGS_EXAMPLES,
+    after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}")
+)]
 pub struct LogsConfig {
-    /// The lease.
+    /// The lease: owner/dseq/gseq/oseq/provider
+    #[arg(value_name = "LEASE", required = false, value_parser = lease)]
     pub lease: LeaseId,
-    /// The gateway, and who asks it.
+    /// The gateway, and the credentials for it.
+    #[command(flatten)]
     pub target: Target,
-    /// The services; empty = all.
-    pub services: Vec<ServiceName>,
-    /// The replicas of each of the services; empty = all. Not without services.
-    pub replicas: Vec<u32>,
-    /// Whether to stay.
+    /// The services and replicas.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Continue with new lines, through restarts and disconnects
+    #[arg(short, long)]
     pub follow: bool,
-    /// History limited to the last so many lines of each replica.
-    pub tail: Option<u64>,
-    /// History from this instant on.
-    pub since: Option<Moment>,
-    /// History up to this instant; neither with follow nor with tail.
-    pub until: Option<Moment>,
-    /// Whether lines begin with their time.
+    /// Start with the last N lines of each replica; 0 = new lines only, all (or -1) = every line
+    #[arg(short = 'n', long, value_name = "N", default_value = "all", hide_default_value = true, value_parser = tail)]
+    pub tail: TailLines,
+    /// Start at this time: 5m or 2d (ago), 2026-01-31, '2026-01-31 12:00', 12:00, RFC 3339 or Unix seconds
+    #[arg(long, value_name = "TIME", value_parser = TimeSpec::parse_local)]
+    pub since: Option<TimeSpec>,
+    /// End at this time, in the formats of --since; not with --follow or --tail
+    #[arg(long, value_name = "TIME", value_parser = TimeSpec::parse_local)]
+    pub until: Option<TimeSpec>,
+    /// Print the time of each line before it
+    #[arg(short = 't', long)]
     pub timestamps: bool,
-    /// The run before the present one; not with follow.
+    /// Read the previous run of each container; not with --follow
+    #[arg(long)]
     pub previous: bool,
-    /// What is to happen if this side cannot keep up.
+    /// If this side is too slow: 'drop' skips lines and reports them, 'close' reconnects and reads them again
+    #[arg(long, value_name = "WHAT", default_value = "drop", value_parser = choice(LAG_POLICIES, "drop or close"))]
     pub on_lag: OnLag,
-    /// Form of the output.
+    /// Output format: text or json; 'table' is an alias of text
+    #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = choice(OUTPUTS, "text or json"))]
     pub output: Output,
 }
 
-/// What `status` asks for, and of whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A number of last lines; `None` = all. An alias, because clap would treat an `Option` as an optional flag.
+type TailLines = Option<u64>;
+
+/// Print the status of a lease's services
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(
+    override_usage = "leasemux status <LEASE> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    after_help = STATUS_EXAMPLES,
+    after_long_help = format!("{STATUS_EXAMPLES}\n\n{EXIT_CODES}")
+)]
 pub struct StatusConfig {
-    /// The lease.
+    /// The lease: owner/dseq/gseq/oseq/provider
+    #[arg(value_name = "LEASE", required = false, value_parser = lease)]
     pub lease: LeaseId,
-    /// The gateway, and who asks it.
+    /// The gateway, and the credentials for it.
+    #[command(flatten)]
     pub target: Target,
-    /// The services; empty = all.
-    pub services: Vec<ServiceName>,
-    /// The replicas of each of the services; empty = all. Not without services.
-    pub replicas: Vec<u32>,
-    /// Whether to stay.
+    /// The services and replicas.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Print every change, through disconnects
+    #[arg(short, long)]
     pub follow: bool,
-    /// Form of the output.
+    /// Output format: table or json; 'text' is an alias of table
+    #[arg(short = 'o', long = "output", value_name = "FORM", default_value = "table", value_parser = choice(FORMS, "table or json"))]
     pub form: Form,
 }
 
-/// What `restart` asks for, and of whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Restart a lease's services, one replica at a time
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(
+    override_usage = "leasemux restart <LEASE> <--service <NAME> | --all> <--identity <DIR> | --token <TOKEN|@FILE>> [--ca <FILE> | --insecure] [OPTIONS]",
+    after_help = RESTART_EXAMPLES,
+    after_long_help = format!("{RESTART_EXAMPLES}\n\n{EXIT_CODES}")
+)]
 pub struct RestartConfig {
-    /// The lease.
+    /// The lease: owner/dseq/gseq/oseq/provider
+    #[arg(value_name = "LEASE", required = false, value_parser = lease)]
     pub lease: LeaseId,
-    /// The gateway, and who asks it.
+    /// The gateway, and the credentials for it.
+    #[command(flatten)]
     pub target: Target,
-    /// The services; empty = all, which was asked for in as many words.
-    pub services: Vec<ServiceName>,
-    /// The replicas of each of the services; empty = all. Not without services.
-    pub replicas: Vec<u32>,
-    /// How long to wait; zero = not at all.
+    /// The services and replicas.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Restart all services of the lease, instead of --service
+    #[arg(long)]
+    pub all: bool,
+    /// Maximum wait until the replicas are ready, at most 1h; 0 = do not wait
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration(Duration::ZERO..=RESTART_TIMEOUT_MAX))]
     pub timeout: Duration,
-    /// The restart's name, if it was given one.
+    /// Name of this restart: the same command with the same name joins it for an hour; random if not given
+    #[arg(long, value_name = "ID", value_parser = parsed::<RequestId>)]
     pub request_id: Option<RequestId>,
-    /// Form of the output.
+    /// Output format: table or json; 'text' is an alias of table
+    #[arg(short = 'o', long = "output", value_name = "FORM", default_value = "table", value_parser = choice(FORMS, "table or json"))]
     pub form: Form,
 }
 
-/// Form of an output that is no log.
+const LAG_POLICIES: &[(&str, OnLag)] = &[("drop", OnLag::Drop), ("close", OnLag::Close)];
+
+const OUTPUTS: &[(&str, Output)] = &[("text", Output::Text), ("table", Output::Text), ("json", Output::Json)];
+
+const FORMS: &[(&str, Form)] = &[("table", Form::Table), ("text", Form::Table), ("json", Form::Json)];
+
+/// Output format of `status` and `restart`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// A table, for people.
     Table,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// A gateway, and how to meet it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// `https://host:port`.
-    pub gateway: Uri,
-    /// Directory with `cert.pem` and `key.pem`.
-    pub identity: Option<PathBuf>,
-    /// A token to act by; not with an identity.
-    pub token: Option<TokenSource>,
-    /// Which gateway is believed to be the gateway.
-    pub trust: ServerTrust,
-}
-
-/// Which gateway is believed to be the gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerTrust {
-    /// One whose certificate the system's authorities vouch for.
-    System,
-    /// One whose certificate is in this file, or is signed by one that is.
-    File(PathBuf),
-    /// Any.
-    Anyone,
-}
-
-/// Form of the output.
+/// Output format of `logs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Lines with a prefix, for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-pub(super) fn resolve_logs(args: &LogsArgs, mut read: Resolver<'_>) -> Result<LogsConfig, ConfigErrors> {
-    let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
-    let target = target(&args.target, &mut read);
-    let (services, replicas) = chosen(&args.choice, &mut read);
-    let follow = read.switch("follow", args.follow.as_ref());
-    let previous = read.switch("previous", args.previous.as_ref());
-    if follow && previous {
-        read.unfit(
-            "--previous and --follow do not go together: a run that has ended has nothing yet to come",
-        );
+/// The services and replicas that a command is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Selection {
+    /// Only this service. Repeatable
+    #[arg(long = "service", value_name = "NAME", value_parser = parsed::<ServiceName>)]
+    pub services: Vec<ServiceName>,
+    /// Only this replica of each --service, counted from 0. Repeatable
+    #[arg(long = "replica", value_name = "N", value_parser = number(0..=u32::MAX))]
+    pub replicas: Vec<u32>,
+}
+
+/// A gateway, and the credentials for it.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Target {
+    /// URL of the gateway
+    #[arg(long, value_name = "URL", default_value = "https://127.0.0.1:8446", value_parser = gateway)]
+    pub gateway: Uri,
+    /// Your identity: a directory with cert.pem and key.pem, as 'identity new' creates it
+    #[arg(long, value_name = "DIR", value_parser = identity)]
+    pub identity: Option<PathBuf>,
+    /// Authenticate with a token instead (AEP-64, see 'token new'): the token, or @ and the file that holds
+    /// it
+    #[arg(long, hide_env_values = true, value_name = "TOKEN|@FILE", value_parser = TokenSource::parse)]
+    pub token: Option<TokenSource>,
+    /// The gateways to trust.
+    #[command(flatten)]
+    pub trust: ServerTrust,
+}
+
+/// The gateways that a client trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerTrust {
+    /// Those with a certificate that the system's authorities signed.
+    System,
+    /// Those with a certificate that is in this file, or is signed by one in it.
+    File(PathBuf),
+    /// All.
+    Anyone,
+}
+
+#[derive(Debug, Args)]
+struct TrustArgs {
+    /// PEM file with the gateway's certificate or its authority's; default: the system's authorities
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    ca: Option<PathBuf>,
+    /// Do not verify the gateway's certificate (insecure)
+    #[arg(long)]
+    insecure: bool,
+}
+
+// === impl ServerTrust ===
+
+impl Args for ServerTrust {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        TrustArgs::augment_args(command)
     }
-    let tail = read.one("tail", args.tail.as_ref(), tail).flatten();
-    let since = read.one("since", args.since.as_ref(), Moment::parse_local);
-    let until = read.one("until", args.until.as_ref(), Moment::parse_local);
-    if until.is_some() && follow {
-        read.unfit("--until and --follow do not go together: a follow reads what is still to come");
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        TrustArgs::augment_args_for_update(command)
     }
-    if until.is_some() && tail.is_some() {
-        read.unfit(
+}
+
+impl FromArgMatches for ServerTrust {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(match TrustArgs::from_arg_matches(matches)? {
+            TrustArgs { insecure: true, .. } => Self::Anyone,
+            TrustArgs { ca: Some(path), .. } => Self::File(path),
+            TrustArgs { ca: None, .. } => Self::System,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Parses the path of an identity's directory.
+fn identity(text: &str) -> Result<PathBuf, String> {
+    let dir = directory(text)?;
+    for name in ["cert.pem", "key.pem"] {
+        file(&dir.join(name).to_string_lossy()).map_err(|reason| format!("its {name} {reason}"))?;
+    }
+    Ok(dir)
+}
+
+pub(super) fn check_logs(resolver: &mut Resolver<'_>) {
+    check_call(resolver);
+    let (follow, until) = (resolver.is_on("follow"), resolver.get::<TimeSpec>("until").copied());
+    if follow && resolver.is_on("previous") {
+        resolver.conflict("--previous and --follow do not go together: a previous run has no new lines");
+    }
+    let Some(until) = until else { return };
+    if follow {
+        resolver.conflict("--until and --follow do not go together: a follow has no end");
+    }
+    if resolver.get::<TailLines>("tail").copied().flatten().is_some() {
+        resolver.conflict(
             "--until and --tail do not go together: the gateway counts the last lines from the newest",
         );
     }
-    let is_before = |until: Moment, since: Moment| match (until, since) {
-        (Moment::At(until), Moment::At(since)) => until < since,
-        (Moment::Ago(until), Moment::Ago(since)) => until > since,
-        // Known once the gateway's clock is.
+    let is_before = match (until, resolver.get::<TimeSpec>("since").copied()) {
+        (TimeSpec::At(until), Some(TimeSpec::At(since))) => until < since,
+        (TimeSpec::Ago(until), Some(TimeSpec::Ago(since))) => until > since,
+        // Depends on the gateway's clock.
         _ => false,
     };
-    if until.zip(since).is_some_and(|(until, since)| is_before(until, since)) {
-        read.unfit("--until is before --since: no line is in between");
+    if is_before {
+        resolver.conflict("--until is before --since: no line is in between");
     }
-    let timestamps = read.switch("timestamps", args.timestamps.as_ref());
-    let on_lag = read.one("on_lag", args.on_lag.as_ref(), |text| match text {
-        "drop" => Ok(OnLag::Drop),
-        "close" => Ok(OnLag::Close),
-        _ => Err("must be drop or close".to_owned()),
-    });
-    let output = read.one("output", args.output.as_ref(), |text| match text {
-        "text" | "table" => Ok(Output::Text),
-        "json" => Ok(Output::Json),
-        _ => Err("must be text or json".to_owned()),
-    });
-    let whole = || {
-        Some(LogsConfig {
-            lease: lease?,
-            target: target?,
-            services,
-            replicas,
-            follow,
-            tail,
-            since,
-            until,
-            timestamps,
-            previous,
-            on_lag: on_lag?,
-            output: output?,
-        })
-    };
-    let config = whole();
-    read.finish(config)
 }
 
-pub(super) fn resolve_status(
-    args: &StatusArgs,
-    mut read: Resolver<'_>,
-) -> Result<StatusConfig, ConfigErrors> {
-    let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
-    let target = target(&args.target, &mut read);
-    let (services, replicas) = chosen(&args.choice, &mut read);
-    let follow = read.switch("follow", args.follow.as_ref());
-    let form = form(args.output.as_ref(), &mut read);
-    let whole =
-        || Some(StatusConfig { lease: lease?, target: target?, services, replicas, follow, form: form? });
-    let config = whole();
-    read.finish(config)
+pub(super) fn check_restart(resolver: &mut Resolver<'_>) {
+    check_call(resolver);
+    if resolver.is_on("all") && resolver.is_given("services") {
+        resolver.conflict("--all and --service do not go together: restart all services or some");
+    }
+    // `check_call` reports replicas without a service.
+    if !resolver.is_on("all") && !resolver.is_given("replicas") {
+        resolver.require("services", "the service to restart; --all restarts all services");
+    }
 }
 
-pub(super) fn resolve_restart(
-    args: &RestartArgs,
-    mut read: Resolver<'_>,
-) -> Result<RestartConfig, ConfigErrors> {
-    let lease = read.required("lease", args.lease.as_ref(), LEASE, lease);
-    let target = target(&args.target, &mut read);
-    let (services, replicas) = chosen(&args.choice, &mut read);
-    let all = read.switch("all", args.all.as_ref());
-    let given = !args.choice.service.is_empty();
-    if all && given {
-        read.unfit("--all and --service do not go together: restart everything or some of it");
+/// Checks the settings that all calls have.
+pub(super) fn check_call(resolver: &mut Resolver<'_>) {
+    resolver.require("lease", LEASE);
+    if resolver.is_given("identity") && resolver.is_given("token") {
+        resolver.conflict("--identity and --token do not go together: a gateway takes one of them");
     }
-    // Of replicas without a service that was said already.
-    if !all && !given && args.choice.replica.is_empty() {
-        read.missing("service", "the one to restart; everything under the lease is --all");
+    if resolver.is_given("ca") && resolver.is_on("insecure") {
+        resolver.conflict("--ca and --insecure do not go together: trust one certificate or any");
     }
-    let timeout = read.one("timeout", args.timeout.as_ref(), duration(Duration::ZERO..=RESTART_TIMEOUT_MAX));
-    let request_id = read.one("request_id", args.request_id.as_ref(), parsed::<RequestId>);
-    let form = form(args.output.as_ref(), &mut read);
-    let whole = || {
-        let (lease, target) = (lease?, target?);
-        Some(RestartConfig { lease, target, services, replicas, timeout: timeout?, request_id, form: form? })
-    };
-    let config = whole();
-    read.finish(config)
-}
-
-fn form(given: Option<&String>, read: &mut Resolver<'_>) -> Option<Form> {
-    read.one("output", given, |text| match text {
-        "table" | "text" => Ok(Form::Table),
-        "json" => Ok(Form::Json),
-        _ => Err("must be table or json".to_owned()),
-    })
-}
-
-fn target(args: &TargetArgs, read: &mut Resolver<'_>) -> Option<Target> {
-    let uri = read.one("gateway", args.gateway.as_ref(), gateway);
-    let [identity, token] =
-        read.meant([("identity", args.identity.as_ref()), ("token", args.token.as_ref())]);
-    if identity.is_some() && token.is_some() {
-        read.unfit("--identity and --token do not go together: a gateway takes one of them");
+    let services = resolver.list::<ServiceName>("services").len();
+    let replicas = resolver.list::<u32>("replicas").len() * services;
+    if services > FILTERS_MAX {
+        resolver.conflict(&format!("--service is given {services} times: at most {FILTERS_MAX}"));
     }
-    let identity = read.one("identity", identity, |text| {
-        let dir = directory(text)?;
-        for name in ["cert.pem", "key.pem"] {
-            let inside = dir.join(name);
-            file(&inside.to_string_lossy()).map_err(|right| format!("its {name} {right}"))?;
-        }
-        Ok(dir)
-    });
-    let token = read.secret("token", token, TokenSource::parse);
-    let ca = read.one("ca", args.ca.as_ref(), file);
-    let insecure = read.switch("insecure", args.insecure.as_ref());
-    let trust = match (ca, insecure) {
-        (Some(_), true) => {
-            read.unfit("--ca and --insecure do not go together: trust one certificate or any");
-            ServerTrust::Anyone
-        }
-        (Some(path), false) => ServerTrust::File(path),
-        (None, true) => ServerTrust::Anyone,
-        (None, false) => ServerTrust::System,
-    };
-    Some(Target { gateway: uri?, identity, token, trust })
-}
-
-fn chosen(args: &ChoiceArgs, read: &mut Resolver<'_>) -> (Vec<ServiceName>, Vec<u32>) {
-    let services = read.list("service", &args.service, parsed::<ServiceName>);
-    let replicas = read.list("replica", &args.replica, number(0..=u32::MAX));
-    if services.len() > FILTERS_MAX {
-        read.unfit(&format!("--service is given {} times: at most {FILTERS_MAX}", services.len()));
+    if replicas > FILTER_REPLICAS_MAX {
+        let error =
+            format!("--service and --replica select {replicas} replicas: at most {FILTER_REPLICAS_MAX}");
+        resolver.conflict(&error);
     }
-    if replicas.len() * services.len() > FILTER_REPLICAS_MAX {
-        let asked = replicas.len() * services.len();
-        read.unfit(&format!(
-            "--service and --replica choose {asked} replicas: at most {FILTER_REPLICAS_MAX}"
-        ));
+    if resolver.is_given("replicas") {
+        resolver.require("services", "the service of --replica");
     }
-    if !replicas.is_empty() && args.service.is_empty() {
-        read.missing("service", "the service whose --replica is meant");
-    }
-    (services, replicas)
 }

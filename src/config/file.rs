@@ -1,7 +1,8 @@
 //! The configuration file: TOML whose keys are the names of `serve`'s flags.
 //!
-//! The file gives no value a meaning. It turns what stands under each key into the texts that a command line would hold, and
-//! lays them beneath flags and environment, as the defaults of this one run; the pass that judges all values judges these too.
+//! The file gives no value a meaning. It turns the value of each key into the text that a command line would
+//! hold. The resolver uses it if neither a flag nor a variable is given, and reports invalid values with file
+//! and line.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,47 +13,47 @@ use clap::{Arg, ArgAction, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Largest file that is read: a thousand leases are some 200 kB, and anything beyond this is the wrong file.
+/// Maximum size of the file. A thousand leases take about 200 kB, so a larger file is the wrong one.
 const FILE_MAX_BYTES: u64 = 1 << 20;
 
-/// Flags that say how the file is used, and so cannot stand in it.
+/// Flags about the file itself, which it cannot hold.
 const NOT_IN_FILE: [&str; 2] = ["config", "check"];
 
-/// A key that is at least so much like an unknown one (1 = the same) is what was meant.
-const LIKENESS_MIN: f64 = 0.6;
+/// Minimum similarity (1 = equal) to an unknown key for a suggestion.
+const SIMILARITY_MIN: f64 = 0.6;
 
-/// What one file gives; by default, no file and nothing.
+/// The content of the file. The default is no file.
 #[derive(Debug, Default)]
 pub(super) struct File {
-    /// The path, as it was given.
+    /// The path as given.
     name: Option<String>,
-    /// By id of the flag.
+    /// By the flag's id.
     entries: BTreeMap<String, Entry>,
-    faults: Vec<String>,
-    /// What the path must be, if there is nothing to read.
+    errors: Vec<String>,
+    /// Why the file could not be read.
     unreadable: Option<String>,
-    /// Whether there may be more in it than could be read.
+    /// Whether only a part could be parsed.
     broken: bool,
 }
 
 /// The values of one key.
 #[derive(Debug)]
 struct Entry {
-    /// Line of the key, from 1.
+    /// Line of the key, counted from 1.
     line: usize,
-    /// Each value and its line. One, unless the flag is repeatable.
+    /// The values with their lines. One, unless the flag is repeatable.
     values: Vec<(String, usize)>,
-    /// Whether there would be another value if it were one.
-    spoilt: bool,
+    /// Whether a value was left out because its type is wrong.
+    has_invalid: bool,
 }
 
-/// Parses one file.
+/// Parses a file.
 struct Parser<'a> {
     text: &'a str,
     file: File,
 }
 
-/// Whether the file may hold this argument: any flag that is not about the file itself, nor help.
+/// Returns whether the file may hold `arg`.
 pub(super) fn holds(arg: &Arg) -> bool {
     let is_about = |id: &str| NOT_IN_FILE.contains(&id) || matches!(id, "help" | "version");
     arg.get_long().is_some() && !is_about(arg.get_id().as_str())
@@ -61,13 +62,16 @@ pub(super) fn holds(arg: &Arg) -> bool {
 // === impl File ===
 
 impl File {
-    /// Reads the file at `path` for `command`. What is wrong with it is in it.
+    /// Reads the file at `path` for `command`. The result includes the errors.
     pub(super) fn read(path: &str, command: &Command) -> Self {
         match text(path) {
             Ok(text) => Self::parse(path, &text, command),
-            Err(right) => {
-                Self { name: Some(path.to_owned()), unreadable: Some(right), broken: true, ..Self::default() }
-            }
+            Err(reason) => Self {
+                name: Some(path.to_owned()),
+                unreadable: Some(reason),
+                broken: true,
+                ..Self::default()
+            },
         }
     }
 
@@ -77,7 +81,7 @@ impl File {
         parser.file.broken = !errors.is_empty();
         for error in errors {
             let message = error.message().lines().collect::<Vec<_>>().join(", ");
-            parser.fault(error.span().map_or(0, |span| span.start), &message);
+            parser.error(error.span().map_or(0, |span| span.start), &message);
         }
         let mut entries: Vec<_> = table.get_ref().iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
@@ -87,40 +91,37 @@ impl File {
         parser.file
     }
 
-    /// The path as it was given, if there is a file.
+    /// Returns the path as given, if there is a file.
     pub(super) fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// What is wrong with the file, beyond the values.
-    pub(super) fn faults(&self) -> &[String] {
-        &self.faults
+    /// Returns the errors of syntax, keys and types.
+    pub(super) fn errors(&self) -> &[String] {
+        &self.errors
     }
 
-    /// What the path must be, if there was nothing to read.
+    /// Returns why the file could not be read.
     pub(super) fn unreadable(&self) -> Option<&str> {
         self.unreadable.as_deref()
     }
 
-    /// Whether more may stand in it than could be read.
+    /// Returns whether only a part could be parsed.
     pub(super) fn is_broken(&self) -> bool {
         self.broken
     }
 
-    /// Whether the flag would have a value if that were one, which is said already.
-    pub(super) fn spoils(&self, id: &str) -> bool {
-        self.entries.get(id).is_some_and(|entry| entry.spoilt)
+    /// Returns whether a value of the flag was left out because its type is wrong.
+    pub(super) fn has_invalid(&self, id: &str) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.has_invalid)
     }
 
-    /// Lays the values beneath those of flags and environment.
-    pub(super) fn beneath(&self, command: Command) -> Command {
-        command.mut_args(|arg| match self.entries.get(arg.get_id().as_str()) {
-            Some(entry) => arg.default_values(entry.values.iter().map(|(text, _)| text.clone())),
-            None => arg,
-        })
+    /// Returns the values of a flag, as a command line would hold them.
+    pub(super) fn values(&self, id: &str) -> impl Iterator<Item = &str> {
+        self.entries.get(id).into_iter().flat_map(|entry| &entry.values).map(|(text, _)| text.as_str())
     }
 
-    /// Where the value `text` of a flag stands, if the file holds the flag; if not that value, then the key.
+    /// Returns file and line of the value `text` of a flag, or of its key if there is no such value.
     pub(super) fn place(&self, id: &str, text: &str) -> Option<String> {
         let entry = self.entries.get(id)?;
         let line = entry.values.iter().find(|(value, _)| value == text).map_or(entry.line, |(_, line)| *line);
@@ -141,11 +142,11 @@ impl Parser<'_> {
                 (None, DeValue::Table(_)) => Some("; the file has no sections".to_owned()),
                 _ => None,
             };
-            self.fault(at, &format!("there is no key `{name}`{}", hint.unwrap_or_default()));
+            self.error(at, &format!("there is no key `{name}`{}", hint.unwrap_or_default()));
             return;
         };
         let mut values = Vec::new();
-        let faults = self.file.faults.len();
+        let errors = self.file.errors.len();
         let repeatable = matches!(arg.get_action(), ArgAction::Append);
         match value {
             DeValue::Array(items) if repeatable => {
@@ -162,12 +163,12 @@ impl Parser<'_> {
             }
             one => values.extend(self.value(at, name, one)),
         }
-        let spoilt = self.file.faults.len() > faults;
-        let entry = Entry { line: self.line(at), values, spoilt };
+        let has_invalid = self.file.errors.len() > errors;
+        let entry = Entry { line: self.line(at), values, has_invalid };
         self.file.entries.insert(arg.get_id().to_string(), entry);
     }
 
-    /// One value, as it would stand on a command line, and its line.
+    /// Returns the text and the line of one value.
     fn value(&mut self, at: usize, key: &str, value: &DeValue<'_>) -> Option<(String, usize)> {
         let text = match value {
             DeValue::String(text) => text.to_string(),
@@ -176,7 +177,7 @@ impl Parser<'_> {
             other => {
                 let kind = other.type_str();
                 let article = if kind.starts_with(['a', 'i']) { "an" } else { "a" };
-                self.fault(
+                self.error(
                     at,
                     &format!(
                         "`{key}` takes a string, a whole number or a boolean here, not {article} {kind}"
@@ -188,13 +189,13 @@ impl Parser<'_> {
         Some((text, self.line(at)))
     }
 
-    fn fault(&mut self, at: usize, what: &str) {
+    fn error(&mut self, at: usize, what: &str) {
         let name = self.file.name.as_deref().unwrap_or_default();
-        let fault = format!("{name}, line {}: {what}", self.line(at));
-        self.file.faults.push(fault);
+        let error = format!("{name}, line {}: {what}", self.line(at));
+        self.file.errors.push(error);
     }
 
-    /// The line of the byte at `at`, from 1.
+    /// Returns the line of the byte at `at`, counted from 1.
     fn line(&self, at: usize) -> usize {
         let before = self.text.as_bytes().get(..at).unwrap_or(self.text.as_bytes());
         1 + memchr::memchr_iter(b'\n', before).count()
@@ -214,27 +215,26 @@ fn text(path: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "must be a TOML file, and is not UTF-8 text".to_owned())
 }
 
-/// Whether the values are of the form `LEFT=RIGHT`, which a table holds too.
+/// Returns whether the values have the form `LEFT=RIGHT`, which may also be a table.
 fn is_pair(arg: &Arg) -> bool {
     arg.get_value_names().is_some_and(|names| names.iter().any(|name| name.contains('=')))
 }
 
+/// Returns the known key that is most similar to `name`.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_lowercase().replace('_', "-");
-    let likeness = |known: &str| strsim::normalized_damerau_levenshtein(&name, known);
-    let best = known.map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
-    best.filter(|(likeness, _)| *likeness >= LIKENESS_MIN).map(|(_, known)| known)
+    let similarity = |known: &str| strsim::normalized_damerau_levenshtein(&name, known);
+    let best = known.map(|known| (similarity(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(similarity, _)| *similarity >= SIMILARITY_MIN).map(|(_, known)| known)
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
-    use super::super::cli::Cli;
+    use super::super::cli::program;
     use super::*;
 
     fn parse(text: &str) -> File {
-        File::parse("gateway.toml", text, Cli::command().find_subcommand("serve").unwrap())
+        File::parse("gateway.toml", text, program().find_subcommand("serve").unwrap())
     }
 
     fn values(file: &File, id: &str) -> Vec<(String, usize)> {
@@ -246,12 +246,12 @@ mod tests {
     }
 
     #[test]
-    fn values_become_texts() {
+    fn values_become_command_line_text() {
         let file = parse(
             "listen = '0.0.0.0:1'\nhistory-reads = 1_000\nlifeline = true\n\
              public-hostname = [\n  'a.example',\n  'b.example',\n]\nlease = { 'a/1' = 'a.yaml' }\n",
         );
-        assert_eq!(file.faults(), [""; 0]);
+        assert_eq!(file.errors(), [""; 0]);
         assert_eq!(values(&file, "listen"), lines(&[("0.0.0.0:1", 1)]));
         assert_eq!(values(&file, "history_reads"), lines(&[("1000", 2)]));
         assert_eq!(values(&file, "lifeline"), lines(&[("true", 3)]));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn leases_may_be_an_array_or_a_table_of_their_own() {
+    fn leases_may_be_an_array_or_a_table() {
         let table = parse("pace = '1ms'\n[lease]\n'a/1' = 'a.yaml'\n'b/1' = 'b.yaml'\n");
         let array = parse("\n\nlease = ['a/1=a.yaml',\n'b/1=b.yaml']\n");
         let leases = lines(&[("a/1=a.yaml", 3), ("b/1=b.yaml", 4)]);
@@ -271,10 +271,10 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_told_with_the_nearest_known() {
+    fn unknown_key_is_reported_with_nearest() {
         let file = parse("lissten = 1\nadmin_listen = 1\nPACE = 1\n[limits]\nconfig = 1\n[other]\n");
         assert_eq!(
-            file.faults(),
+            file.errors(),
             [
                 "gateway.toml, line 1: there is no key `lissten`; did you mean `listen`?",
                 "gateway.toml, line 2: there is no key `admin_listen`; did you mean `admin-listen`?",
@@ -285,44 +285,44 @@ mod tests {
             .map(str::to_owned)
             .as_slice(),
         );
-        assert!(parse("config = 'x'\ncheck = true\nhelp = true").faults().len() == 3);
+        assert!(parse("config = 'x'\ncheck = true\nhelp = true").errors().len() == 3);
     }
 
     #[test]
-    fn what_is_no_value_is_told() {
+    fn value_of_wrong_type_is_reported() {
         let file = parse("pace = 0.5\nlisten = ['a']\npublic-hostname = ['a', ['b']]\nlease = 2026-01-01\n");
-        let kinds: Vec<&str> = file.faults().iter().filter_map(|fault| fault.rsplit(' ').next()).collect();
-        assert_eq!(kinds, ["float", "array", "array", "datetime"], "{:?}", file.faults());
+        let kinds: Vec<&str> = file.errors().iter().filter_map(|error| error.rsplit(' ').next()).collect();
+        assert_eq!(kinds, ["float", "array", "array", "datetime"], "{:?}", file.errors());
         assert!(!file.is_broken());
-        // Of these nobody need be told that they are missing, but of a list with nothing in it.
-        assert!(["pace", "listen", "public_hostname", "lease"].iter().all(|id| file.spoils(id)));
-        assert!(!parse("lease = []").spoils("lease"));
+        // These are not reported as missing too. An empty list is.
+        assert!(["pace", "listen", "public_hostname", "lease"].iter().all(|id| file.has_invalid(id)));
+        assert!(!parse("lease = []").has_invalid("lease"));
     }
 
     #[test]
-    fn all_errors_of_form_are_told_and_the_rest_is_read() {
+    fn syntax_errors_are_reported_and_rest_is_read() {
         let file = parse("listen = \npace = '1ms'\npace = '2ms'\nlifeline = maybe\n");
-        assert_eq!(file.faults().len(), 3, "{:?}", file.faults());
-        for (fault, line) in file.faults().iter().zip([1, 3, 4]) {
-            assert!(fault.starts_with(&format!("gateway.toml, line {line}: ")), "{fault}");
+        assert_eq!(file.errors().len(), 3, "{:?}", file.errors());
+        for (error, line) in file.errors().iter().zip([1, 3, 4]) {
+            assert!(error.starts_with(&format!("gateway.toml, line {line}: ")), "{error}");
         }
         assert!(file.is_broken());
         assert_eq!(values(&file, "pace")[0].0, "1ms");
     }
 
     #[test]
-    fn what_cannot_be_read_is_told() {
+    fn unreadable_file_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("gateway.toml");
         let path = path.to_str().unwrap();
         let read = || File::read(path, &Command::new("serve"));
-        let right = || read().unreadable().unwrap().to_owned();
-        assert!(right().contains("must be a readable file") && read().is_broken());
+        let reason = || read().unreadable().unwrap().to_owned();
+        assert!(reason().contains("must be a readable file") && read().is_broken());
         fs::write(path, b"listen = '\xff'").unwrap();
-        assert!(right().contains("not UTF-8"));
+        assert!(reason().contains("not UTF-8"));
         fs::write(path, vec![b'\n'; 1 + (1 << 20)]).unwrap();
-        assert!(right().contains("at most 1048576 bytes"));
+        assert!(reason().contains("at most 1048576 bytes"));
         fs::write(path, "").unwrap();
-        assert!(read().unreadable().is_none() && read().faults().is_empty());
+        assert!(read().unreadable().is_none() && read().errors().is_empty());
     }
 }

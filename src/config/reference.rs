@@ -1,54 +1,15 @@
-//! docs/CONFIG.md, from the same definitions as `--help`.
+//! Generates docs/CONFIG.md from the definitions of the flags.
 
 use std::fmt::Write as _;
 
 use clap::{Arg, Command};
 
-use super::{SERVE, definition, file};
+use super::cli::definition;
+use super::{SERVE, file};
 
-const HEAD: &str = "\
-# Configuration
+const HEAD: &str = include_str!("help/reference.md");
 
-*Generated from `src/config/cli/` by `UPDATE_DOCS=1 cargo test made_from_the_code`; a test compares them.*
-
-Set a flag on the command line, by an environment variable or, for `serve`, in a file. A flag overrides its variable,
-the variable overrides the file, and the file overrides the default. `--identity` and `--token` exclude each other, and
-so do `--key` and `--trust-dir`: the typed flag overrides the variable of the other. All faults are reported at once,
-each with the source of the value.
-
-`leasemux serve --check` validates the configuration without starting: SDL files, certificates and keys, a cluster's
-configuration and (if it is reachable) permissions, addresses and directories. It reports every fault. The exit code is
-0 without a fault, else 2. An address in use is not a fault, because the running gateway may use it.
-
-| kind of value | format |
-|---|---|
-| time | a number with its unit: `250ms`, `10s`, `5m`, `1h30m`; `0` |
-| size | bytes, or with a unit: `65536`, `512KiB`, `4MiB`, `500kB` |
-| switch | `--lifeline`, `--lifeline=false`; elsewhere `true` or `false` (`yes`, `no`, `on`, `off`, `1`, `0`) |
-| several values | the flag several times; in a variable separated by commas; in the file an array |
-| empty variable | counts as not set |
-
-## Configuration file
-
-Use `leasemux serve --config FILE` or `LEASEMUX_CONFIG=FILE`. The file is [TOML](https://toml.io/en/v1.0.0). A key is a
-flag's name without its dashes, and there are no sections. Paths are relative to the directory in which the gateway is
-started, as on the command line. An unknown key is a fault, and the message suggests the nearest one. `lease` may be an
-array of `LEASE=SDLFILE`, or a table:
-
-```toml
-platform = \"local\"
-trust-dir = \"trusted\"
-public-hostname = [\"gateway.example.com\"]
-max-connections = 2048
-
-[lease]
-\"akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0\" = \"shop.yaml\"
-```
-
-[examples/gateway.toml](../examples/gateway.toml) is a complete example.
-";
-
-/// The page: every flag of every command, with its variable, its key in the file, and its default.
+/// Returns the page: every flag of every command, with its variable, its key in the file, and its default.
 pub fn reference() -> String {
     let mut page = HEAD.to_owned();
     let program = definition();
@@ -71,7 +32,7 @@ fn section(page: &mut String, path: &str, command: &Command) {
         return;
     }
     let about = command.get_about().map(ToString::to_string);
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write!(page, "\n## `{path}`\n\n{}.\n", about.unwrap_or_default());
     let mut headings = vec![None];
     for heading in command.get_arguments().map(Arg::get_help_heading) {
@@ -114,7 +75,8 @@ fn row(arg: &Arg, has_file: bool) -> String {
     let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let key = arg.get_long().filter(|_| file::holds(arg)).unwrap_or_default();
     let key = if has_file { format!(" {} |", code(key)) } else { String::new() };
-    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let defaults = arg.get_default_values().iter().filter(|_| !arg.is_hide_default_value_set());
+    let defaults: Vec<_> = defaults.map(|value| value.to_string_lossy()).collect();
     let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
     let help = help.replace('|', "\\|").replace('*', "\\*").split_whitespace().collect::<Vec<_>>().join(" ");
     format!("| {} | {} |{key} {} | {help} |\n", code(&flag), code(&variable), code(&defaults.join(",")))

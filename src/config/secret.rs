@@ -1,40 +1,41 @@
-//! A token on the command line: a value that is never shown.
+//! Tokens from the command line, which are never shown.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
 
-/// Largest file that holds a token, in bytes: twice the longest token.
+/// Maximum size of a file with a token: twice the longest token.
 const FILE_MAX_BYTES: u64 = 16 * 1024;
 
-/// Where a token is: given as such, or in a file, which is read each time it is used.
+/// A token, or the file that holds it, which is read at each use.
 #[derive(Clone, PartialEq, Eq)]
 pub enum TokenSource {
     /// The token.
     Given(String),
-    /// A file that holds it, and perhaps white space around it.
+    /// A file that holds it. White space around it is ignored.
     File(PathBuf),
 }
 
 // === impl TokenSource ===
 
 impl TokenSource {
+    /// Parses a token, or `@` and a file.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix('@') {
             let path = super::value::file(path)?;
             return Ok(Self::File(path));
         }
         if text.is_empty() || text.bytes().any(|byte| !byte.is_ascii_graphic()) {
-            return Err("must be a token, or @ and a file that holds one".to_owned());
+            return Err("must be a token, or @ and the file that holds one".to_owned());
         }
         Ok(Self::Given(text.to_owned()))
     }
 
-    /// The token.
+    /// Returns the token.
     ///
     /// # Errors
-    /// What the system says of the file, and that it does not hold one word. What it holds is not repeated.
+    /// If the file cannot be read or does not hold exactly one word. The error never contains its content.
     pub fn read(&self) -> io::Result<String> {
         let path = match self {
             Self::Given(token) => return Ok(token.clone()),
@@ -50,7 +51,7 @@ impl TokenSource {
     }
 }
 
-/// Without the token.
+/// Omits the token.
 impl fmt::Debug for TokenSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_given_or_in_a_file_and_never_shown() {
+    fn token_is_read_from_both_sources_and_never_shown() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         std::fs::write(&path, "  secret.word\n").unwrap();

@@ -1,74 +1,188 @@
-//! What a gateway runs with.
+//! Settings of `serve`.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Args;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::access::{self, AccessConfig};
-use super::cli::{ServeArgs, StoreArgs};
-use super::faults::{ConfigErrors, Resolver};
-use super::limits;
-use super::probes::{ClusterProbe, Probes};
+use super::access::{self, AccessArgs, AccessConfig};
+use super::resolver::Resolver;
+use super::start_checks::{ClusterAccess, StartChecks};
 use super::value::{
-    LEASE, directory, duration, file, hostname, lease_and_sdl, listen_address, name, network, new_directory,
-    number, size,
+    LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::{Limits, RUNS_MAX};
+use crate::model::parse::{duration, number, size};
 
-/// Smallest size at which a log file is rotated: one long line must fit.
-const ROTATE_MIN_BYTES: u64 = 4 << 10;
+/// Sizes at which a log file is rotated. One long line must fit.
+const ROTATE_BYTES: RangeInclusive<u64> = 4 << 10..=1 << 40;
 
-/// Largest size at which a log file is rotated.
-const ROTATE_MAX_BYTES: u64 = 1 << 40;
+/// Grace periods of services. No service manager waits longer for a gateway to end.
+const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
 
-/// Longest grace period for services: no service manager waits longer for a gateway to end.
-const STOP_GRACE_MAX: Duration = Duration::from_secs(3_600);
+/// Numbers of log files of a run. With one, rotation would delete the newest lines.
+const ROTATE_FILES: RangeInclusive<usize> = 2..=1_000;
 
-/// Most files of one run.
-const ROTATE_FILES_MAX: usize = 1_000;
+const PLATFORMS: &[(&str, PlatformName)] =
+    &[("local", PlatformName::Local), ("kube", PlatformName::Kube), ("node", PlatformName::Node)];
 
-/// Everything that a gateway runs with. Files and directories that it names could be read when it was made.
+const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+const EXAMPLES: &str = include_str!("help/serve.txt").trim_ascii_end();
+
+/// Run a gateway
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "leasemux serve --platform <NAME> --lease <LEASE=SDLFILE>... --trust-dir <DIR> [OPTIONS]
+       leasemux serve --config <FILE> [OPTIONS]",
+    after_help = EXAMPLES
+)]
+pub(super) struct ServeArgs {
+    /// TOML file for settings without a flag or variable; its keys are the flags' names, such as admin-listen
+    #[arg(long, value_name = "FILE")]
+    config: Option<String>,
+    /// Validate the configuration and exit, without starting: with 0, or with 2 after reporting every error
+    #[arg(long)]
+    check: bool,
+    /// Where services run: 'local' (processes here), 'kube' (a cluster) or 'node' (a cluster, logs from disk)
+    #[arg(long, value_name = "NAME", required = false, value_parser = choice(PLATFORMS, "'local', 'kube' or 'node'"))]
+    platform: PlatformName,
+    /// A lease (owner/dseq/gseq/oseq/provider) and the SDL file of its services. Repeatable
+    #[arg(long, value_name = "LEASE=SDLFILE", value_parser = lease_and_sdl)]
+    lease: Vec<(LeaseId, PathBuf)>,
+    /// Address for tenants (gRPC over mutual TLS)
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8446", value_parser = listen_address)]
+    listen: SocketAddr,
+    /// Address for operators (HTTP: /metrics, /followers, /live, /ready), without authentication: keep it
+    /// private
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:9446", value_parser = listen_address)]
+    admin_listen: SocketAddr,
+    /// Directory for logs and the gateway's generated certificate
+    #[arg(long, value_name = "DIR", default_value = ".leasemux", value_parser = new_directory)]
+    data_dir: PathBuf,
+    /// The gateway's certificate (PEM), reloaded when it changes; default: server.pem in --data-dir,
+    /// generated
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert (PEM)
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    tls_key: Option<PathBuf>,
+    /// Host name of the gateway, for the generated certificate. Repeatable
+    #[arg(long, value_name = "HOST", value_parser = hostname)]
+    public_hostname: Vec<String>,
+    /// Format of the log on standard error: text or json
+    #[arg(long, value_name = "FORM", default_value = "text", value_parser = choice(LOG_FORMATS, "text or json"))]
+    log_format: LogFormat,
+    /// Log levels, such as 'info' or 'warn,leasemux=debug'; TLS and HTTP libraries log only errors unless
+    /// named
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    log_filter: String,
+    /// Stop when standard input ends, for a parent process that supervises the gateway
+    #[arg(long)]
+    lifeline: bool,
+    #[command(flatten)]
+    access: AccessArgs,
+    #[command(flatten)]
+    kube: KubeArgs,
+    #[command(flatten)]
+    local: LocalOptions,
+    #[command(flatten)]
+    limits: Limits,
+    /// Address or network of a proxy, whose PROXY protocol v2 headers then name the peer. Repeatable
+    #[arg(long, help_heading = "Limits of connections", value_name = "CIDR", value_parser = network)]
+    trusted_proxy: Vec<IpNet>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kubernetes (--platform kube or node)")]
+struct KubeArgs {
+    /// Kubeconfig of the cluster; default: the service account of the pod in which the gateway runs
+    #[arg(long, value_name = "FILE", value_parser = file)]
+    kubeconfig: Option<PathBuf>,
+    /// Context of --kubeconfig; default: its current one
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    kube_context: Option<String>,
+    /// Public host name of the provider, for forwarded ports; default: the first --public-hostname
+    #[arg(long, value_name = "HOST", value_parser = hostname)]
+    cluster_public_hostname: Option<String>,
+    /// Namespace of the provider's own resources, such as host names
+    #[arg(long, value_name = "NAME", default_value = "lease", value_parser = name)]
+    manifest_namespace: String,
+    /// Namespace for restart locks, the same for all gateways; default: that of the service account or
+    /// context
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    coordination_namespace: Option<String>,
+    /// Name of the node on which the gateway runs (--platform node)
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    node_name: Option<String>,
+    /// Directory of the kubelet's pod logs on that node (--platform node)
+    #[arg(long, value_name = "DIR", default_value = "/var/log/pods", value_parser = new_directory)]
+    pod_logs_dir: PathBuf,
+}
+
+/// Settings of the local platform.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Logs on disk (--platform local)")]
+pub struct LocalOptions {
+    /// Time between SIGTERM and SIGKILL when a service restarts or the gateway stops, at most 1h
+    #[arg(long, help_heading = "Services (--platform local)", value_name = "TIME", default_value = "10s", value_parser = duration(GRACE))]
+    pub stop_grace: Duration,
+    /// Size at which a container's log file is rotated
+    #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::<u64>(ROTATE_BYTES))]
+    pub rotate_max_bytes: u64,
+    /// Number of log files kept of each run, including the current one
+    #[arg(long, value_name = "N", default_value = "5", value_parser = number(ROTATE_FILES))]
+    pub rotate_files: usize,
+    /// Number of ended runs of each replica whose logs are kept
+    #[arg(long, value_name = "N", default_value = "10", value_parser = number(1..=RUNS_MAX - 1))]
+    pub kept_runs: usize,
+}
+
+/// The names of the platforms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PlatformName {
+    Local,
+    Kube,
+    Node,
+}
+
+/// Settings of a gateway. The files and directories that it names were readable when it was created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeConfig {
     /// Where services run.
     pub platform: PlatformKind,
-    /// The leases, each once, and the SDL file of each; not empty if services are run here, and else empty.
+    /// The leases, each once, with their SDL files. Not empty on the local platform, and empty on others.
     pub leases: Vec<(LeaseId, PathBuf)>,
-    /// Whom to let in.
+    /// The sources of trust, and the provider.
     pub access: AccessConfig,
     /// Address for tenants.
     pub listen: SocketAddr,
-    /// Address for the operator.
+    /// Address for operators.
     pub admin_listen: SocketAddr,
-    /// Directory for what the gateway writes; may not exist yet.
+    /// Directory that the gateway writes to; may not exist yet.
     pub data_dir: PathBuf,
-    /// The gateway's certificate and its key; `None` = make one.
+    /// The gateway's certificate and its key; `None` = generate them.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// The certificate for the public host names, signed by an authority, and its key; `None` = they get the other one.
+    /// The certificate of an authority for the public host names, and its key; `None` = use `tls`.
     pub ca_tls: Option<(PathBuf, PathBuf)>,
-    /// Names for the certificate to be made, beyond those of this machine.
+    /// Host names of the gateway, for the generated certificate.
     pub public_hostnames: Vec<String>,
-    /// Time between SIGTERM and SIGKILL when a service is restarted or the gateway ends.
-    pub stop_grace: Duration,
-    /// Bytes at which a log file is rotated.
-    pub rotate_max_bytes: u64,
-    /// Log files kept of one run, at least two.
-    pub rotate_files: usize,
-    /// Ended runs of one replica whose logs are kept; below [`RUNS_MAX`].
-    pub kept_runs: usize,
-    /// Proxies that are believed to say for whom they speak.
+    /// Settings of the local platform.
+    pub local: LocalOptions,
+    /// Proxies whose PROXY protocol headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// The bounds.
+    /// The limits.
     pub limits: Limits,
-    /// Form of the log.
+    /// Format of the log.
     pub log_format: LogFormat,
-    /// What is logged: directives that `tracing_subscriber::EnvFilter` takes.
+    /// Log levels: directives of `tracing_subscriber::EnvFilter`.
     pub log_filter: String,
     /// Whether to stop when standard input ends.
     pub lifeline: bool,
@@ -82,16 +196,16 @@ pub enum PlatformKind {
     Local,
     /// In the cluster of an Akash provider.
     Kube(KubeOptions),
-    /// Likewise, and this program is on one of its nodes, where it reads logs from disk.
+    /// Likewise, with the gateway on one of its nodes, where it reads logs from disk.
     Node(KubeOptions, NodeOptions),
 }
 
-/// Which cluster, and of which provider.
+/// A cluster and its provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubeOptions {
-    /// The kubeconfig; `None` = this program runs in the cluster, and asks as its service account.
+    /// The kubeconfig; `None` = the service account of the pod in which the gateway runs.
     pub kubeconfig: Option<PathBuf>,
-    /// The context in it; `None` = its current one.
+    /// The context in the kubeconfig; `None` = its current one.
     pub context: Option<String>,
     /// The provider whose leases are served.
     pub provider: Address,
@@ -99,300 +213,186 @@ pub struct KubeOptions {
     pub hostname: String,
     /// The namespace of the provider's own resources.
     pub manifest_namespace: String,
-    /// The namespace in which gateways agree on restarts; `None` = the one that the program is in.
+    /// The namespace of restart locks; `None` = that of the gateway.
     pub coordination_namespace: Option<String>,
 }
 
-/// Which node of a cluster this program is on.
+/// The node on which a gateway runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeOptions {
-    /// The node's name, as the cluster has it.
+    /// The node's name in the cluster.
     pub name: String,
-    /// Where its kubelet has the logs of its pods.
+    /// The directory of its kubelet's pod logs.
     pub logs: PathBuf,
 }
 
-/// Form of the log on standard error.
+/// Format of the log on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// The platforms by their names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Named {
-    Local,
-    Kube,
-    Node,
-}
+// === impl ServeArgs ===
 
-impl Named {
-    /// With what it needs; `None` if that is missing.
-    fn with(self, kube: Option<KubeOptions>, node: Option<NodeOptions>) -> Option<PlatformKind> {
-        match self {
-            Self::Local => Some(PlatformKind::Local),
-            Self::Kube => kube.map(PlatformKind::Kube),
-            Self::Node => kube.zip(node).map(|(kube, node)| PlatformKind::Node(kube, node)),
-        }
-    }
-}
-
-/// What comes of the flags.
-#[derive(Debug)]
-pub(super) enum Resolved {
-    /// The configuration.
-    Serve(Box<ServeConfig>),
-    /// It was only to be checked, and nothing is wrong with it; notes on what could not be checked.
-    Checked(Vec<String>),
-}
-
-/// The configuration, unless it was only to be checked.
-pub(super) fn resolve(
-    args: &ServeArgs,
-    probes: &Probes,
-    mut read: Resolver<'_>,
-) -> Result<Resolved, ConfigErrors> {
-    let check = read.switch("check", args.check.as_ref());
-    let probes = if check { probes } else { &Probes::NONE };
-    let named = named(args, &mut read);
-    let in_cluster = matches!(named, Some(Named::Kube | Named::Node));
-    let leases = leases(args, in_cluster, probes, &mut read);
-    let access = access::resolve(&args.access, probes, &mut read);
-    let provider = access.as_ref().and_then(|access| access.provider.clone());
-    for (lease, _) in
-        leases.iter().filter(|(lease, _)| provider.as_ref().is_some_and(|at| at != lease.provider()))
-    {
-        read.wrong("lease", &lease.to_string(), "must be a lease of the --provider");
-    }
-    let kube = kube(args, in_cluster, provider, probes, &mut read);
-    let node = node(args, named == Some(Named::Node), &mut read);
-    let address = |text: &str| listen_address(text).and_then(|address| probes.listen(address));
-    let listen = read.one("listen", args.listen.as_ref(), address);
-    let admin_listen = read.one("admin_listen", args.admin_listen.as_ref(), address);
-    if listen.zip(admin_listen).is_some_and(|(one, other)| collide(one, other)) {
-        read.unfit("--listen and --admin-listen are the same address: they must differ");
-    }
-    let data_dir = read.one("data_dir", args.data_dir.as_ref(), |text| {
-        new_directory(text).and_then(|dir| probes.data_dir(dir))
-    });
-    let tls = pair(["tls_cert", "tls_key"], [&args.tls_cert, &args.tls_key], probes, &mut read);
-    let given = [&args.access.ca_tls_cert, &args.access.ca_tls_key];
-    let ca_tls = pair(["ca_tls_cert", "ca_tls_key"], given, probes, &mut read);
-    let public_hostnames = read.list("public_hostname", &args.public_hostname, hostname);
-    if ca_tls.is_some() && args.public_hostname.is_empty() {
-        read.missing("public_hostname", "the name that --ca-tls-cert is for");
-    }
-    let kube = kube.map(|options| with_hostname(options, &public_hostnames));
-    let platform = named.and_then(|named| named.with(kube, node));
-    let grace = duration(Duration::ZERO..=STOP_GRACE_MAX);
-    let stop_grace = read.one("stop_grace", args.services.stop_grace.as_ref(), grace);
-    let store = store(&args.store, &mut read);
-    let trusted_proxies = read.list("trusted_proxy", &args.connections.trusted_proxy, network);
-    let limits = limits::resolve(&args.limits, &args.connections, &args.quotas, &mut read);
-    let log_format = read.one("log_format", args.log_format.as_ref(), |text| match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err("must be text or json".to_owned()),
-    });
-    let log_filter = read.one("log_filter", args.log_filter.as_ref(), log_filter);
-    let lifeline = read.switch("lifeline", args.lifeline.as_ref());
-    let whole = || {
-        let (rotate_max_bytes, rotate_files, kept_runs) = store?;
+impl ServeArgs {
+    /// Returns the configuration, if the platform has all that it needs.
+    pub(super) fn into_config(self) -> Option<ServeConfig> {
+        let Self { access, kube, .. } = self;
+        let hostname = kube.cluster_public_hostname.or_else(|| self.public_hostname.first().cloned());
+        let options = access.provider.clone().map(|provider| KubeOptions {
+            kubeconfig: kube.kubeconfig,
+            context: kube.kube_context,
+            provider,
+            hostname: hostname.unwrap_or_default(),
+            manifest_namespace: kube.manifest_namespace,
+            coordination_namespace: kube.coordination_namespace,
+        });
+        let platform = match self.platform {
+            PlatformName::Local => PlatformKind::Local,
+            PlatformName::Kube => PlatformKind::Kube(options?),
+            PlatformName::Node => {
+                PlatformKind::Node(options?, NodeOptions { name: kube.node_name?, logs: kube.pod_logs_dir })
+            }
+        };
         Some(ServeConfig {
-            platform: platform?,
-            leases,
-            access: access?,
-            listen: listen?,
-            admin_listen: admin_listen?,
-            data_dir: data_dir?,
-            tls,
-            ca_tls,
-            public_hostnames,
-            stop_grace: stop_grace?,
-            rotate_max_bytes,
-            rotate_files,
-            kept_runs,
-            trusted_proxies,
-            limits: limits?,
-            log_format: log_format?,
-            log_filter: log_filter?,
-            lifeline,
+            platform,
+            leases: self.lease,
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            data_dir: self.data_dir,
+            tls: self.tls_cert.zip(self.tls_key),
+            ca_tls: access.ca_tls_cert.clone().zip(access.ca_tls_key.clone()),
+            access: access.into(),
+            public_hostnames: self.public_hostname,
+            local: self.local,
+            trusted_proxies: self.trusted_proxy,
+            limits: self.limits,
+            log_format: self.log_format,
+            log_filter: self.log_filter,
+            lifeline: self.lifeline,
         })
-    };
-    let config = whole();
-    let notes = read.notes();
-    let config = read.finish(config)?;
-    Ok(if check { Resolved::Checked(notes) } else { Resolved::Serve(Box::new(config)) })
+    }
 }
 
-/// Which platform was asked for.
-fn named(args: &ServeArgs, read: &mut Resolver<'_>) -> Option<Named> {
-    let right =
-        "where services run; 'local' runs them as processes of this machine, 'kube' finds them in a cluster";
-    read.required("platform", args.platform.as_ref(), right, |text| match text {
-        "local" => Ok(Named::Local),
-        "kube" => Ok(Named::Kube),
-        "node" => Ok(Named::Node),
-        _ => Err("must be 'local', 'kube' or 'node'".to_owned()),
-    })
+/// Checks the settings against each other, and with `checks`. Returns a note if something could not be
+/// checked.
+pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) -> Option<String> {
+    resolver.require(
+        "platform",
+        "where services run: 'local' (processes of this machine), 'kube' or 'node' (a cluster)",
+    );
+    let platform = resolver.get::<PlatformName>("platform").copied();
+    let in_cluster = matches!(platform, Some(PlatformName::Kube | PlatformName::Node));
+    check_leases(resolver, in_cluster, checks);
+    access::check(resolver, checks);
+    let note = check_cluster(resolver, in_cluster, checks);
+    if platform == Some(PlatformName::Node) {
+        resolver.require("node_name", "the name of the node on which the gateway runs, as in the cluster");
+        resolver.verify("pod_logs_dir", |dir: &PathBuf| directory(&dir.to_string_lossy()).map(drop));
+    }
+    for id in ["listen", "admin_listen"] {
+        resolver.verify(id, |address: &SocketAddr| (checks.listen)(*address));
+    }
+    let address = |id| resolver.get::<SocketAddr>(id).copied();
+    if address("listen").zip(address("admin_listen")).is_some_and(|(one, other)| collide(one, other)) {
+        resolver.conflict("--listen and --admin-listen are the same address: they must differ");
+    }
+    resolver.verify("data_dir", |dir: &PathBuf| (checks.data_dir)(dir));
+    check_certificate(resolver, ["tls_cert", "tls_key"], checks);
+    check_certificate(resolver, ["ca_tls_cert", "ca_tls_key"], checks);
+    if resolver.is_given("ca_tls_cert") && resolver.is_given("ca_tls_key") {
+        resolver.require("public_hostname", "the host name of --ca-tls-cert");
+    }
+    note
 }
 
-/// The cluster, if it is `wanted`; else its flags have nothing to say.
-fn kube(
-    args: &ServeArgs,
-    wanted: bool,
-    provider: Option<Address>,
-    probes: &Probes,
-    read: &mut Resolver<'_>,
-) -> Option<KubeOptions> {
-    let provider_given = args.access.provider.is_some();
-    let args = &args.kube;
-    let kubeconfig = read.one("kubeconfig", args.kubeconfig.as_ref(), file);
-    let context = read.one("kube_context", args.kube_context.as_ref(), name);
-    if context.is_some() && args.kubeconfig.is_none() {
-        read.missing("kubeconfig", "the file that --kube-context is in");
+fn check_leases(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartChecks) {
+    type Lease = (LeaseId, PathBuf);
+    if !in_cluster {
+        resolver.require("lease", &format!("LEASE=SDLFILE, where LEASE is {LEASE}"));
+    } else if resolver.is_given("lease") {
+        resolver.conflict("--lease goes with --platform local: the leases of a cluster are discovered");
     }
-    let manifest_namespace = read.one("manifest_namespace", args.manifest_namespace.as_ref(), name);
-    let coordination_namespace =
-        read.one("coordination_namespace", args.coordination_namespace.as_ref(), name);
-    let hostname = args.cluster_public_hostname.as_ref();
-    let hostname = read.one("cluster_public_hostname", hostname, super::value::hostname);
-    if !wanted {
-        return None;
-    }
-    let is_read = kubeconfig.is_some() || args.kubeconfig.is_none();
-    if let Some(manifest_namespace) = manifest_namespace.as_deref().filter(|_| is_read) {
-        let (kubeconfig, context) = (kubeconfig.as_deref(), context.as_deref());
-        let coordination_namespace = coordination_namespace.as_deref();
-        match probes.cluster(&ClusterProbe {
-            kubeconfig,
-            context,
-            manifest_namespace,
-            coordination_namespace,
-        }) {
-            Ok(note) => read.note(note),
-            Err(what) => read.unfit(&what),
-        }
-    }
-    if !provider_given {
-        read.missing("provider", "the address of the provider whose leases are served");
-    }
-    Some(KubeOptions {
-        kubeconfig,
-        context,
-        provider: provider?,
-        hostname: hostname.unwrap_or_default(),
-        manifest_namespace: manifest_namespace?,
-        coordination_namespace,
-    })
-}
-
-/// The node, if it is `wanted`.
-fn node(args: &ServeArgs, wanted: bool, read: &mut Resolver<'_>) -> Option<NodeOptions> {
-    let args = &args.kube;
-    if !wanted {
-        read.one("node_name", args.node_name.as_ref(), name);
-        read.one("pod_logs_dir", args.pod_logs_dir.as_ref(), new_directory);
-        return None;
-    }
-    let right = "the name of the node that this program is on, as the cluster has it";
-    let named = read.required("node_name", args.node_name.as_ref(), right, name);
-    let logs = read.one("pod_logs_dir", args.pod_logs_dir.as_ref(), directory);
-    Some(NodeOptions { name: named?, logs: logs? })
-}
-
-/// The provider's host name is that of the gateway beside it, unless another is given.
-fn with_hostname(mut options: KubeOptions, public: &[String]) -> KubeOptions {
-    if options.hostname.is_empty()
-        && let Some(first) = public.first()
-    {
-        options.hostname.clone_from(first);
-    }
-    options
-}
-
-fn leases(
-    args: &ServeArgs,
-    is_kube: bool,
-    probes: &Probes,
-    read: &mut Resolver<'_>,
-) -> Vec<(LeaseId, PathBuf)> {
-    let leases = read.list("lease", &args.lease, |text| {
-        let (lease, sdl) = lease_and_sdl(text)?;
-        Ok((lease, probes.sdl(sdl)?))
-    });
-    if is_kube && !args.lease.is_empty() {
-        read.unfit("--lease goes with --platform local: a cluster's leases are found by themselves");
-    }
-    if args.lease.is_empty() && !is_kube {
-        read.missing("lease", &format!("LEASE=SDLFILE, where LEASE is {LEASE}"));
-    }
+    resolver.verify("lease", |(_, sdl): &Lease| (checks.sdl)(sdl));
     let mut seen = BTreeSet::new();
-    for (lease, _) in &leases {
-        if !seen.insert(lease) {
-            read.wrong("lease", &lease.to_string(), "must be given once only");
-        }
+    resolver.verify("lease", |(lease, _): &Lease| {
+        let is_new = seen.insert(lease.clone());
+        is_new.then_some(()).ok_or_else(|| "must be given once only".to_owned())
+    });
+    if let Some(provider) = resolver.get::<Address>("provider").cloned() {
+        resolver.verify("lease", |(lease, _): &Lease| {
+            let is_served = *lease.provider() == provider;
+            is_served.then_some(()).ok_or_else(|| "must be a lease of the --provider".to_owned())
+        });
     }
-    leases
 }
 
-/// A certificate and its key, of the flags with these ids.
-fn pair(
-    [cert_id, key_id]: [&str; 2],
-    [cert, key]: [&Option<String>; 2],
-    probes: &Probes,
-    read: &mut Resolver<'_>,
-) -> Option<(PathBuf, PathBuf)> {
+fn check_cluster(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartChecks) -> Option<String> {
+    if resolver.is_given("kube_context") {
+        resolver.require("kubeconfig", "the file with the --kube-context");
+    }
+    if !in_cluster {
+        return None;
+    }
+    resolver.require("provider", "the address of the provider whose leases are served");
+    let text = |id| resolver.get::<String>(id).map(String::as_str);
+    let kubeconfig = resolver.get::<PathBuf>("kubeconfig");
+    let manifest_namespace = text("manifest_namespace")?;
+    if resolver.is_given("kubeconfig") && kubeconfig.is_none() {
+        return None;
+    }
+    let checked = (checks.cluster)(&ClusterAccess {
+        kubeconfig: kubeconfig.map(PathBuf::as_path),
+        context: text("kube_context"),
+        manifest_namespace,
+        coordination_namespace: text("coordination_namespace"),
+    });
+    checked.unwrap_or_else(|error| {
+        resolver.conflict(&error);
+        None
+    })
+}
+
+/// Checks a certificate and its key, which are given together or not at all.
+fn check_certificate(resolver: &mut Resolver<'_>, [cert, key]: [&str; 2], checks: &StartChecks) {
     let flag = |id: &str| format!("--{}", id.replace('_', "-"));
-    let (cert_flag, key_flag) = (flag(cert_id), flag(key_id));
-    match (cert, key) {
-        (Some(_), None) => read.missing(key_id, &format!("the private key that belongs to {cert_flag}")),
-        (None, Some(_)) => read.missing(cert_id, &format!("the certificate that {key_flag} belongs to")),
-        _ => {}
+    if resolver.is_given(cert) {
+        resolver.require(key, &format!("the private key of {}", flag(cert)));
     }
-    let cert = read.one(cert_id, cert.as_ref(), file);
-    let key = read.one(key_id, key.as_ref(), file);
-    let (cert, key) = cert.zip(key)?;
-    if let Err(what) = probes.certificate(&cert, &key) {
-        read.unfit(&format!("{cert_flag} and {key_flag} cannot be used: {what}"));
+    if resolver.is_given(key) {
+        resolver.require(cert, &format!("the certificate of {}", flag(key)));
     }
-    Some((cert, key))
+    let files = resolver.get::<PathBuf>(cert).zip(resolver.get::<PathBuf>(key));
+    if let Some(Err(reason)) = files.map(|(cert, key)| (checks.certificate)(cert, key)) {
+        resolver.conflict(&format!("{} and {} cannot be used: {reason}", flag(cert), flag(key)));
+    }
 }
 
-/// Whether nobody can listen on both: they are the same, or one of them is every address of its kind.
+/// Returns whether a process cannot listen on both: they are equal, or one is unspecified.
 fn collide(one: SocketAddr, other: SocketAddr) -> bool {
-    let every =
+    let is_wildcard =
         one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified());
-    one.port() == other.port() && one.port() != 0 && (one == other || every)
+    one.port() == other.port() && one.port() != 0 && (one == other || is_wildcard)
 }
 
-/// Directives of the log. A word alone that is no level would be a target of which all is logged, and nothing of any other: a slip
-/// of the hand that ends in silence.
+/// Parses log levels. The library would accept a misspelt level as the name of a target, and log nothing
+/// else.
 fn log_filter(text: &str) -> Result<String, String> {
     let is_word =
         |part: &&str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:-".contains(&byte));
     let unknown =
         text.split(',').map(str::trim).find(|part| is_word(part) && part.parse::<LevelFilter>().is_err());
-    let wrong = match unknown {
+    let error = match unknown {
         Some(word) => Some(format!("`{word}` is none of off, error, warn, info, debug, trace")),
         None => EnvFilter::try_new(text).err().map(|error| error.to_string()),
     };
-    match wrong {
+    match error {
         None => Ok(text.to_owned()),
-        Some(wrong) => Err(format!("must be levels by target, such as 'warn,leasemux=debug' ({wrong})")),
+        Some(error) => Err(format!("must be levels by target, such as 'warn,leasemux=debug' ({error})")),
     }
-}
-
-fn store(args: &StoreArgs, read: &mut Resolver<'_>) -> Option<(u64, usize, usize)> {
-    let bytes = size(ROTATE_MIN_BYTES..=ROTATE_MAX_BYTES);
-    let bytes = read.one("rotate_max_bytes", args.rotate_max_bytes.as_ref(), bytes);
-    // Fewer than two, and rotation would lose what was written last.
-    let files = read.one("rotate_files", args.rotate_files.as_ref(), number(2..=ROTATE_FILES_MAX));
-    let runs = read.one("kept_runs", args.kept_runs.as_ref(), number(1..=RUNS_MAX - 1));
-    Some((bytes?, files?, runs?))
 }
 
 #[cfg(test)]
@@ -400,7 +400,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_cannot_both_be_listened_on_are_told() {
+    fn addresses_that_collide_are_found() {
         let cases = [
             ("0.0.0.0:1", "127.0.0.1:1", true),
             ("127.0.0.1:1", "127.0.0.2:1", false),
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_level_is_no_silence() {
+    fn misspelt_log_level_is_rejected() {
         for good in
             ["info", "WARN", "off", "", "warn,leasemux=debug", "warn,h2=off", "leasemux[stream{id=1}]=trace"]
         {
@@ -422,8 +422,8 @@ mod tests {
         for (bad, why) in
             [("inof", "`inof` is none of"), ("leasemux=debug,warning", "`warning`"), ("a=b=c", "(")]
         {
-            let right = log_filter(bad).unwrap_err();
-            assert!(right.starts_with("must be levels by target") && right.contains(why), "{bad}: {right}");
+            let error = log_filter(bad).unwrap_err();
+            assert!(error.starts_with("must be levels by target") && error.contains(why), "{bad}: {error}");
         }
     }
 }

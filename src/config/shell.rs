@@ -1,29 +1,17 @@
-//! Completions and man pages, from the same definitions as `--help`.
+//! Completions and man pages, generated from the definitions of the flags.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 pub use clap_complete::Shell;
 
-use super::cli::{CompletionsArgs, ManArgs};
-use super::definition;
-use super::faults::{ConfigErrors, Resolver};
-use super::value::new_directory;
+use super::cli::definition;
 
-pub(super) fn resolve_completions(args: &CompletionsArgs, read: Resolver<'_>) -> Result<Shell, ConfigErrors> {
-    read.finish(Some(args.shell))
-}
-
-pub(super) fn resolve_man(args: &ManArgs, mut read: Resolver<'_>) -> Result<Option<PathBuf>, ConfigErrors> {
-    let dir = read.one("dir", args.dir.as_ref(), new_directory);
-    read.finish(Some(dir))
-}
-
-/// The script by which `shell` completes the program's commands and flags.
+/// Returns the script that completes the program's commands and flags in `shell`.
 pub fn completions(shell: Shell) -> Vec<u8> {
     let mut command = definition();
     let name = command.get_name().to_owned();
@@ -32,20 +20,20 @@ pub fn completions(shell: Shell) -> Vec<u8> {
     script
 }
 
-/// The program's man page.
+/// Returns the program's man page.
 ///
 /// # Errors
-/// None that could happen: it is written to memory.
+/// None in practice, because it is rendered to memory.
 pub fn man() -> io::Result<Vec<u8>> {
     let mut command = definition();
     command.build();
     page(command).map(|(_, page)| page)
 }
 
-/// Writes the man pages of the program and all its commands into `dir`, which is made if there is none.
+/// Writes the man pages of the program and all its commands to `dir`, and creates `dir` if it does not exist.
 ///
 /// # Errors
-/// If that cannot be written.
+/// If a file cannot be written.
 pub fn man_pages(dir: &Path) -> io::Result<()> {
     fn write(command: clap::Command, dir: &Path) -> io::Result<()> {
         for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
@@ -60,10 +48,10 @@ pub fn man_pages(dir: &Path) -> io::Result<()> {
     write(command, dir)
 }
 
-/// One command's page, and the name of its file. What stands below the help (examples, exit codes) keeps its lines.
+/// Returns the page of one command and the name of its file. Examples and exit codes keep their lines.
 fn page(command: clap::Command) -> io::Result<(String, Vec<u8>)> {
     let below = command.get_after_long_help().or(command.get_after_help()).map(ToString::to_string);
-    // Given anew, since the builder would set it as running text.
+    // Rendered separately, because clap_mangen would reflow it.
     let man = Man::new(command.after_help(None::<&str>).after_long_help(None::<&str>))
         .source(concat!("leasemux ", env!("CARGO_PKG_VERSION")))
         .manual("leasemux");
@@ -73,7 +61,7 @@ fn page(command: clap::Command) -> io::Result<(String, Vec<u8>)> {
     Ok((man.get_filename(), page))
 }
 
-/// `Examples`, `Exit codes`: neither an example's own line, which is indented, nor a sentence.
+/// Returns whether the line is a heading such as `Examples`: not indented, and no sentence.
 fn is_title(line: &str) -> bool {
     !line.starts_with(' ') && line.split(' ').count() <= 2
 }

@@ -1,129 +1,140 @@
-//! What making and checking tokens runs with.
+//! Settings of `token`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::cli::{TokenCheckArgs, TokenNewArgs};
-use super::faults::{ConfigErrors, Resolver};
-use super::moment::Moment;
+use clap::Args;
+
+use super::resolver::Resolver;
 use super::secret::TokenSource;
-use super::value::{directory, duration, lease, parsed};
+use super::time_spec::TimeSpec;
+use super::value::{address, directory, lease, parsed};
 use crate::model::id::{Address, LeaseId, ServiceName};
-use crate::model::limits::TOKEN_LIFETIME_MAX;
+use crate::model::limits::TOKEN_LIFETIME;
+use crate::model::parse::duration;
 use crate::model::time::LogTime;
 
-/// Shortest lifetime of a token: a second is its unit.
-const TTL_MIN: Duration = Duration::from_secs(1);
+const NEW_EXAMPLES: &str = include_str!("help/token-new.txt").trim_ascii_end();
 
-/// What `token new` makes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+const CHECK_EXAMPLES: &str = include_str!("help/token-check.txt").trim_ascii_end();
+
+/// Sign a token with the account of an identity, and print it
+///
+/// Any holder of the token has its permissions until it expires. It cannot be revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(override_usage = "leasemux token new --identity <DIR> [OPTIONS]", after_help = NEW_EXAMPLES)]
 pub struct TokenNewConfig {
-    /// Whose: a directory with a mnemonic.
+    /// The identity that signs: a directory with a mnemonic, as 'identity new' creates it
+    #[arg(long, value_name = "DIR", required = false, value_parser = directory)]
     pub identity: PathBuf,
-    /// The words of its scopes; empty = everything, and then on all leases.
+    /// A permission: logs, status, restart, or another scope of AEP-64; default: all. Repeatable
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', value_parser = scope)]
     pub scopes: Vec<String>,
-    /// The leases; empty = all.
+    /// A lease (owner/dseq/gseq/oseq/provider), with --scope and --service; default: all leases. Repeatable
+    #[arg(long = "lease", value_name = "LEASE", value_parser = lease)]
     pub leases: Vec<LeaseId>,
-    /// The services of each lease. Not without leases, nor leases without services.
+    /// A service of each --lease, because AEP-64 grants a lease by its services. Repeatable
+    #[arg(long = "service", value_name = "NAME", value_parser = parsed::<ServiceName>)]
     pub services: Vec<ServiceName>,
-    /// For how long.
+    /// Lifetime; a gateway accepts at most its --token-max-lifetime, by default an hour
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = duration(TOKEN_LIFETIME))]
     pub ttl: Duration,
 }
 
-/// What `token check` checks.
+/// Settings of `token check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenCheckConfig {
     /// The token.
     pub token: TokenSource,
-    /// The key of the account that should have signed it.
+    /// The keys that may have signed it.
     pub keys: Keys,
-    /// When.
+    /// The time of the check.
     pub at: LogTime,
-    /// Where; `None` = anywhere.
+    /// The provider; `None` = any.
     pub provider: Option<Address>,
-    /// For how long a token may be valid in all.
+    /// Maximum lifetime of a token.
     pub longest: Duration,
 }
 
-/// Whose signature counts.
+/// The keys that may have signed a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// The one of this key: 66 hexadecimal digits, which are not judged here.
+    /// This one, in hexadecimal digits. They are not parsed yet.
     One(String),
     /// Those in a trust directory.
     Dir(PathBuf),
 }
 
-pub(super) fn resolve_new(
-    args: &TokenNewArgs,
-    mut read: Resolver<'_>,
-) -> Result<TokenNewConfig, ConfigErrors> {
-    let what = "a directory with a mnemonic, as made by 'identity new'";
-    let identity = read.required("identity", args.identity.as_ref(), what, directory);
-    let scopes = read.list("scope", &args.scope, |text| {
-        let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-        is_word.then(|| text.to_owned()).ok_or_else(|| "must be a scope, such as logs".to_owned())
-    });
-    let leases = read.list("lease", &args.lease, lease);
-    let services = read.list("service", &args.service, parsed::<ServiceName>);
-    if !args.lease.is_empty() && args.scope.is_empty() {
-        read.missing("scope", "what the token grants on the --lease, such as logs,status");
-    }
-    match (args.lease.is_empty(), args.service.is_empty()) {
-        (true, false) => read.missing("lease", "the lease whose --service is meant"),
-        // As AEP-64 has it: there is no word for all services of one lease.
-        (false, true) => read.missing("service", "which services of the --lease the token is for"),
-        _ => {}
-    }
-    let ttl = read.one("ttl", args.ttl.as_ref(), duration(TTL_MIN..=TOKEN_LIFETIME_MAX));
-    let whole = || Some(TokenNewConfig { identity: identity?, scopes, leases, services, ttl: ttl? });
-    let config = whole();
-    read.finish(config)
+/// Check whether a gateway would accept a token, and print the reason if not
+#[derive(Debug, Args)]
+#[command(override_usage = "leasemux token check <TOKEN> <--key <PUBKEY_HEX> | --trust-dir <DIR>> [OPTIONS]", after_help = CHECK_EXAMPLES)]
+pub(super) struct TokenCheckArgs {
+    /// The token, or @ and the file that holds it
+    #[arg(value_name = "TOKEN", required = false, hide_env_values = true, value_parser = TokenSource::parse)]
+    token: TokenSource,
+    /// Public key of the account that should have signed it: 66 hexadecimal digits
+    #[arg(long, value_name = "PUBKEY_HEX", value_parser = hex)]
+    key: Option<String>,
+    /// Directory of account keys (*.pub), as in a gateway's --trust-dir
+    #[arg(long, value_name = "DIR", value_parser = directory)]
+    trust_dir: Option<PathBuf>,
+    /// Time of the check, in the formats of 'logs --since'; default: now
+    #[arg(long, value_name = "TIME", value_parser = TimeSpec::parse_local)]
+    at: Option<TimeSpec>,
+    /// Reject a token that grants nothing at this provider
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    provider: Option<Address>,
+    /// Reject a token whose lifetime is longer
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration(TOKEN_LIFETIME))]
+    token_max_lifetime: Duration,
 }
 
-pub(super) fn resolve_check(
-    args: &TokenCheckArgs,
-    mut read: Resolver<'_>,
-) -> Result<TokenCheckConfig, ConfigErrors> {
-    let what = "the token, or @ and a file that holds it";
-    if args.token.is_none() {
-        read.missing("token", what);
+// === impl TokenCheckArgs ===
+
+impl TokenCheckArgs {
+    /// Returns the configuration, if there are keys.
+    pub(super) fn into_config(self) -> Option<TokenCheckConfig> {
+        let now = LogTime::now();
+        Some(TokenCheckConfig {
+            token: self.token,
+            keys: self.key.map(Keys::One).or(self.trust_dir.map(Keys::Dir))?,
+            at: self.at.map_or(now, |at| at.resolve(now)),
+            provider: self.provider,
+            longest: self.token_max_lifetime,
+        })
     }
-    let token = read.secret("token", args.token.as_ref(), TokenSource::parse);
-    let [key, dir] = read.meant([("key", args.key.as_ref()), ("trust_dir", args.trust_dir.as_ref())]);
-    match (key, dir) {
-        (None, None) => read.missing("key", "whose signature counts, or --trust-dir"),
-        (Some(_), Some(_)) => {
-            read.unfit("--key and --trust-dir do not go together: one key counts, or those of a directory");
-        }
+}
+
+/// Parses a scope of AEP-64.
+fn scope(text: &str) -> Result<String, String> {
+    let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    is_word.then(|| text.to_owned()).ok_or_else(|| "must be a scope, such as logs".to_owned())
+}
+
+/// Parses hexadecimal digits. The check itself rejects other numbers of digits.
+fn hex(text: &str) -> Result<String, String> {
+    let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hex.then(|| text.to_owned()).ok_or_else(|| "must be 66 hexadecimal digits".to_owned())
+}
+
+pub(super) fn check_new(resolver: &mut Resolver<'_>) {
+    resolver.require("identity", "a directory with a mnemonic, as 'identity new' creates it");
+    if resolver.is_given("leases") {
+        resolver.require("scopes", "the permissions on the --lease, such as logs,status");
+        // AEP-64 cannot grant all services of one lease.
+        resolver.require("services", "the services of the --lease");
+    }
+    if resolver.is_given("services") {
+        resolver.require("leases", "the lease of the --service");
+    }
+}
+
+pub(super) fn check_check(resolver: &mut Resolver<'_>) {
+    resolver.require("token", "the token, or @ and the file that holds it");
+    match (resolver.is_given("key"), resolver.is_given("trust_dir")) {
+        (true, true) => resolver
+            .conflict("--key and --trust-dir do not go together: give one key, or a directory of keys"),
+        (false, false) => resolver.require("key", "the key that may have signed the token, or --trust-dir"),
         _ => {}
     }
-    let key = read.one("key", key, |text| {
-        let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_hex.then(|| text.to_owned()).ok_or_else(|| "must be 66 hexadecimal digits".to_owned())
-    });
-    let dir = read.one("trust_dir", dir, directory);
-    let now = LogTime::now();
-    let at = read.one("at", args.at.as_ref(), |text| Moment::parse_local(text).map(|at| at.resolve(now)));
-    let provider = read.one("provider", args.provider.as_ref(), |text| {
-        parsed::<Address>(text)
-            .map_err(|_| "must be an account address (lower-case bech32: akash1…)".to_owned())
-    });
-    let longest = read.one(
-        "token_max_lifetime",
-        args.token_max_lifetime.as_ref(),
-        duration(TTL_MIN..=TOKEN_LIFETIME_MAX),
-    );
-    let keys = key.map(Keys::One).or(dir.map(Keys::Dir));
-    let whole = || {
-        Some(TokenCheckConfig {
-            token: token?,
-            keys: keys?,
-            at: at.unwrap_or(now),
-            provider,
-            longest: longest?,
-        })
-    };
-    let config = whole();
-    read.finish(config)
 }

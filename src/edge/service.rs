@@ -218,7 +218,7 @@ impl LeaseService {
                 return Err(error);
             }
         };
-        let max_bytes = self.actors.world().limits.connection.request_max_bytes;
+        let max_bytes = self.actors.context().limits.connection.request_max_bytes;
         let message = body.read_message(encoding, max_bytes).await?;
         let call = Call { admission, supervisor, audit };
         match method {
@@ -297,11 +297,11 @@ impl LeaseService {
     }
 
     fn limits(&self) -> &QuotaLimits {
-        &self.actors.world().limits.quota
+        &self.actors.context().limits.quota
     }
 
     fn metrics(&self) -> &Metrics {
-        &self.actors.world().metrics
+        &self.actors.context().metrics
     }
 
     /// `ServiceLogs`.
@@ -309,20 +309,20 @@ impl LeaseService {
         let message: ServiceLogsRequest = request::decode(message)?;
         let mut request = request::logs(&message, self.limits().filters_per_request)?;
         call.audit.set_lease(&request.lease);
-        let services = call.admission.identity.may(&request.lease, TokenScope::Logs)?;
+        let services = call.admission.identity.authorize(&request.lease, TokenScope::Logs)?;
         services.narrow(&mut request.filter)?;
-        if !request.resume.keys().all(|replica| services.include(&replica.service)) {
+        if !request.resume.keys().all(|replica| services.contains(&replica.service)) {
             return Err(Refusal::ServiceNotGranted.into());
         }
         let view = self.select(&request.lease, &request.filter).await?;
-        if matches!(request.extent, ReadRange::Previous(_)) {
+        if matches!(request.range, ReadRange::Previous(_)) {
             let view = Arc::clone(&view.borrow());
             if !view.select(&request.filter).any(|(_, slot)| slot.readable().count() > 1) {
                 return Err(CallError::NoPreviousRun);
             }
         }
         let control = self.open_stream(&call);
-        tracing::debug!(lease = %request.lease, stream = control.id(), follow = request.extent.follows(), "log stream opened");
+        tracing::debug!(lease = %request.lease, stream = control.id(), follow = request.range.follows(), "log stream opened");
         let (audit, metrics) = (call.audit.clone(), self.metrics().clone());
         let trailers = Box::new(move |end: &StreamEnd| {
             // Refused only when it started to read; counts like any other refusal.
@@ -343,7 +343,7 @@ impl LeaseService {
         let filters_max = self.limits().filters_per_request;
         let mut filter = request::filter(message.filter.as_ref(), &message.filters, filters_max)?;
         call.audit.set_lease(&lease);
-        call.admission.identity.may(&lease, TokenScope::Status)?.narrow(&mut filter)?;
+        call.admission.identity.authorize(&lease, TokenScope::Status)?.narrow(&mut filter)?;
         let view = self.select(&lease, &filter).await?;
         let control = self.open_stream(&call);
         tracing::debug!(%lease, follow = message.follow, "status stream opened");
@@ -356,7 +356,7 @@ impl LeaseService {
         let filters_max = self.limits().filters_per_request;
         let (mut request, timeout) = request::restart(&request::decode(message)?, filters_max)?;
         call.audit.set_lease(&request.lease);
-        call.admission.identity.may(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
+        call.admission.identity.authorize(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
         // A repeated call starts nothing, so the lease is not looked up.
         let known = match self.restarts.find(&request)? {
             Some(job) => Some(job),
@@ -375,7 +375,7 @@ impl LeaseService {
         };
         tokio::select! {
             biased;
-            refusal = call.admission.standing.ended() => return Err(refusal.into()),
+            refusal = call.admission.validity.ended() => return Err(refusal.into()),
             () = job.wait(timeout) => {}
         }
         // Supervised only now: what remains is that the peer takes the answer.
@@ -411,8 +411,8 @@ impl LeaseService {
     }
 
     async fn view(&self, lease: &LeaseId) -> Result<View, CallError> {
-        let world = self.actors.world();
-        let view = world.platform.watch(lease).await.map_err(|error| match error {
+        let context = self.actors.context();
+        let view = context.platform.watch(lease).await.map_err(|error| match error {
             platform::Error::NotFound(_) => CallError::NoLease,
             other => {
                 world.count_error(&other);
@@ -429,7 +429,7 @@ impl LeaseService {
     /// gateway drains.
     fn open_stream(&self, call: &Call<'_>) -> Arc<StreamControl> {
         let control = StreamControl::new();
-        let (credentials, draining) = (call.admission.standing.clone(), self.drain.draining_token());
+        let (credentials, draining) = (call.admission.validity.clone(), self.drain.draining_token());
         let audit = call.audit.clone();
         let ends = async move {
             tokio::select! {

@@ -177,7 +177,7 @@ fn supervise(
             // The call was refused, or hyper opened the stream for itself: it ends by itself.
             return std::future::pending().await;
         };
-        control.comes_from(address);
+        control.set_peer(address);
         let stalled = stalled(&control, stall, &metrics);
         tokio::pin!(stalled);
         let end = tokio::select! {

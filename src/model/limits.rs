@@ -1,6 +1,12 @@
-//! All limits, with their units and reasons. Operators may change those in [`Limits`]; the others are fixed.
+//! All limits, with their units and reasons. Operators may change those in [`Limits`], which defines their
+//! flags; the others are fixed.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use clap::Args;
+
+use super::parse::{duration, number, size};
 
 mod connection;
 mod quota;
@@ -57,6 +63,9 @@ pub const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 /// access tenants use certificates, which can be revoked.
 pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
+/// Values of a token lifetime, which counts in seconds.
+pub(crate) const TOKEN_LIFETIME: RangeInclusive<Duration> = Duration::from_secs(1)..=TOKEN_LIFETIME_MAX;
+
 /// Maximum messages in the mailbox of an actor: a burst of new followers. Senders wait for space.
 pub const MAILBOX_MESSAGES: usize = 64;
 
@@ -72,36 +81,72 @@ pub const LAME_DUCK: Duration = Duration::from_secs(5);
 /// twice a minute.
 pub const POLLED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Limits that operators may change by flags. `docs/LIMITS.md` explains each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Sizes of a ring. It must hold several chunks, or every burst would lose lines; there is one per followed
+/// replica.
+const RING_BYTES: RangeInclusive<u64> = 4 * CHUNK_MAX_BYTES as u64..=1 << 30;
+
+/// Maximum pace. Above it, people see lines arrive in bursts.
+const PACE_MAX: Duration = Duration::from_secs(1);
+
+/// Maximum of a timeout.
+const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Values of a timeout. Below the minimum, handshakes would fail and polling would be a busy loop.
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=TIMEOUT_MAX;
+
+/// Values of a wait that may be zero.
+const WAIT: RangeInclusive<Duration> = Duration::ZERO..=TIMEOUT_MAX;
+
+/// Values of a rate; 0 = no limit.
+const RATE: RangeInclusive<u32> = 0..=1_000_000;
+
+/// Limits that operators may change. Each field defines its flag: help, name, default and valid values. A
+/// comment gives the reason of the default; `docs/LIMITS.md` explains more.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// Size of the ring of one replica, including its index: ten seconds of a busy service (400 KB/s).
+    /// Size of the ring of a replica's recent lines; a follower that lags more loses lines and gets a gap
+    /// message
+    // Includes the index of the ring. Ten seconds of a busy service (400 KB/s).
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = size::<usize>(RING_BYTES))]
     pub ring_max_bytes: usize,
-    /// Time for which lines wait after a chunk was sent, so that they are sent together; zero = no wait. 5 ms
-    /// are not noticeable, and bound a replica to 200 small messages per second.
+    /// Maximum delay of lines to send several together; 0 = no delay
+    // 5 ms are not noticeable, and bound a replica to 200 small messages per second.
+    #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = duration(Duration::ZERO..=PACE_MAX))]
     pub pace: Duration,
-    /// Time for which an actor outlives its last follower, so that a reconnecting client finds the ring.
+    /// Time for which a replica's log stays open after its last follower left
+    // A client that reconnects finds the ring.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration(WAIT))]
     pub actor_idle: Duration,
-    /// A stream whose peer takes nothing for this time is reset.
+    /// Reset a stream whose peer accepts no data for this long
+    #[arg(long = "stall-timeout", value_name = "TIME", default_value = "5m", value_parser = duration(TIMEOUT))]
     pub stall: Duration,
-    /// Time for which calls are still served after readiness ends; `None` = [`LAME_DUCK`] if readiness is
-    /// polled, otherwise zero.
+    /// Time to keep serving at shutdown after /ready and gRPC health fail; default: 5s if recently polled,
+    /// else 0
+    // `None` = `LAME_DUCK` if readiness is polled, otherwise zero.
+    #[arg(long, value_name = "TIME", value_parser = duration(WAIT))]
     pub lame_duck: Option<Duration>,
-    /// Time for streams to end after SIGTERM and the lame-duck time.
+    /// Time for streams to end after --lame-duck, before they are reset
+    #[arg(long = "drain-timeout", value_name = "TIME", default_value = "10s", value_parser = duration(WAIT))]
     pub drain: Duration,
-    /// Interval of trust directory scans: bounds how long a removed certificate still counts if change
-    /// notifications are missing.
+    /// Interval for polling the trust directory, in case the system reports no changes
+    // Bounds how long a removed certificate still counts if change notifications are missing.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration(TIMEOUT))]
     pub trust_poll: Duration,
-    /// Maximum validity of a token, from `nbf` to `exp`. Tokens cannot be revoked, so this bounds the use of
-    /// a stolen one. Akash's command line and Console request less than an hour. At most
-    /// [`TOKEN_LIFETIME_MAX`].
+    /// Reject a token with a longer lifetime, from nbf to exp
+    // Tokens cannot be revoked, so this bounds the use of a stolen one. Akash's command line and Console
+    // request less than an hour.
+    #[arg(long = "token-max-lifetime", value_name = "TIME", default_value = "1h", value_parser = duration(TOKEN_LIFETIME))]
     pub token_lifetime: Duration,
-    /// Rejections of one peer per minute in the audit log, so that a peer cannot fill the disk; 0 = no limit.
-    /// Equal to the authentication failures after which a peer is shut out.
+    /// Rejections per address and minute in the audit log; further ones are only counted. 0 = no limit
+    // A peer cannot fill the disk. Equal to the authentication failures after which a peer is shut out.
+    #[arg(long, value_name = "N", default_value = "60", value_parser = number(RATE))]
     pub audit_refusals_per_minute: u32,
     /// Limits of connections.
+    #[command(flatten)]
     pub connection: ConnectionLimits,
     /// Limits of tenants.
+    #[command(flatten)]
     pub quota: QuotaLimits,
 }
 

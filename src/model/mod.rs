@@ -6,6 +6,7 @@ pub(crate) mod label;
 pub mod limits;
 pub mod line;
 pub mod metrics;
+pub(crate) mod parse;
 pub(crate) mod peer;
 pub mod position;
 pub mod proto;

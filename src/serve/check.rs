@@ -9,13 +9,13 @@ use tokio::runtime::Builder;
 
 use super::operator_text;
 use crate::access::chain;
-use crate::config::{ClusterProbe, Probes};
+use crate::config::{ClusterAccess, StartChecks};
 use crate::edge::tls;
 use crate::platform::kube::{self, KubeSource};
 use crate::platform::local::sdl::Sdl;
 
 /// Checks that need code above `config`: the parts of a start that change nothing.
-pub const PROBES: Probes = Probes {
+pub const START_CHECKS: StartChecks = StartChecks {
     sdl: |file| Sdl::read(file).map(drop).map_err(|error| format!("invalid SDL: {error}")),
     certificate: |certificate, key| tls::load(certificate, key).map(drop).map_err(|error| error.to_string()),
     authorities: |file| chain::check_authorities(file).map_err(|error| error.to_string()),
@@ -25,8 +25,8 @@ pub const PROBES: Probes = Probes {
 };
 
 /// Reads the cluster's configuration, and checks the permissions if the API server answers.
-fn cluster(cluster: &ClusterProbe<'_>) -> Result<Option<String>, String> {
-    let ClusterProbe { kubeconfig, context, manifest_namespace, coordination_namespace } = *cluster;
+fn cluster(cluster: &ClusterAccess<'_>) -> Result<Option<String>, String> {
+    let ClusterAccess { kubeconfig, context, manifest_namespace, coordination_namespace } = *cluster;
     let source = kubeconfig.map_or(KubeSource::InCluster, |file| KubeSource::File {
         file: file.to_owned(),
         context: context.map(str::to_owned),

@@ -67,10 +67,10 @@ impl RunningPlatform {
 
 fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfig {
     let mut local = LocalConfig::new(config.data_dir.clone(), leases);
-    local.rotate_max_bytes = config.rotate_max_bytes;
-    local.rotate_files = config.rotate_files;
-    local.kept_runs = config.kept_runs;
-    local.stop_grace = config.stop_grace;
+    local.rotate_max_bytes = config.local.rotate_max_bytes;
+    local.rotate_files = config.local.rotate_files;
+    local.kept_runs = config.local.kept_runs;
+    local.stop_grace = config.local.stop_grace;
     if let Some(hostname) = config.public_hostnames.first() {
         local.public_hostname.clone_from(hostname);
     }

@@ -1,4 +1,4 @@
-//! Instants as people type them.
+//! Points in time, as typed by users.
 
 use std::time::Duration;
 
@@ -8,32 +8,33 @@ use jiff::{Span, SpanRelativeTo, Timestamp};
 
 use crate::model::time::LogTime;
 
-/// Fewest digits of a number that is taken for Unix seconds: they reach back to 1973. A shorter number is more likely a time ago
-/// without its unit, or a date without its dashes.
+/// Minimum number of digits of Unix seconds, which reach back to 1973. A shorter number is more likely a
+/// duration without its unit or a date without its dashes.
 const UNIX_SECONDS_MIN_DIGITS: usize = 9;
 
-/// What is accepted.
+/// The accepted formats.
 const FORMS: &str = "must be a time ago (5m, 1h30m, 2d, 1w), a date (2026-01-31), a local date and time \
     (2026-01-31 12:00), a time of today (12:00), an RFC 3339 instant (2026-01-31T12:00:00Z) or Unix seconds (1769860800)";
 
-/// An instant: fixed, or relative to a present that is still to be known.
+/// A point in time: fixed, or relative to a clock that is not known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
-    /// This one.
+pub enum TimeSpec {
+    /// A fixed instant.
     At(LogTime),
-    /// So long before the present.
+    /// This long before now.
     Ago(Duration),
 }
 
-// === impl Moment ===
+// === impl TimeSpec ===
 
-impl Moment {
-    /// Parses `text`. Dates and times without an offset are those of `zone`, and a time alone is that of the day of `now`.
+impl TimeSpec {
+    /// Parses `text`. Dates and times without an offset are in `zone`. A time without a date is on the day of
+    /// `now`.
     pub(super) fn parse(text: &str, zone: &TimeZone, now: Timestamp) -> Result<Self, String> {
-        let moment = ago(text)
+        let spec = ago(text)
             .map(Self::Ago)
             .or_else(|| fixed(text, zone, now).and_then(|instant| log_time(instant).map(Self::At)));
-        moment.ok_or_else(|| FORMS.to_owned())
+        spec.ok_or_else(|| FORMS.to_owned())
     }
 
     /// Parses `text` in the time zone of this machine.
@@ -41,7 +42,7 @@ impl Moment {
         Self::parse(text, &TimeZone::system(), Timestamp::now())
     }
 
-    /// Returns the instant, if it is `now`.
+    /// Returns the instant, relative to `now`.
     pub fn resolve(self, now: LogTime) -> LogTime {
         match self {
             Self::At(instant) => instant,
@@ -53,20 +54,20 @@ impl Moment {
     }
 }
 
-/// A length of time. Days have 24 hours, and weeks seven days.
+/// Parses a duration. Days have 24 hours, weeks seven days.
 fn ago(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
-    // jiff also reads `12:00:00`, which is a time of the day here.
+    // jiff also accepts `12:00:00`, which is a time of day here.
     if text.contains(':') {
         return None;
     }
-    // And `-5m`, `5m ago` and ISO 8601; the first two are negative.
+    // It also accepts `-5m`, `5m ago` (both negative) and ISO 8601.
     let span = text.parse::<Span>().ok()?;
     let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
     let duration: Duration = duration.try_into().ok()?;
-    // Further back than instants reach.
+    // Rejects durations beyond the range of instants.
     i64::try_from(duration.as_nanos()).ok().map(|_| duration)
 }
 
@@ -77,7 +78,7 @@ fn fixed(text: &str, zone: &TimeZone, now: Timestamp) -> Option<Timestamp> {
     if let Ok(instant) = text.parse::<Timestamp>() {
         return Some(instant);
     }
-    // A zone's name would be passed over.
+    // jiff would ignore a zone's name.
     if text.contains('[') {
         return None;
     }
@@ -87,11 +88,11 @@ fn fixed(text: &str, zone: &TimeZone, now: Timestamp) -> Option<Timestamp> {
         let time = text.contains(':').then(|| text.parse::<Time>().ok()).flatten()?;
         now.to_zoned(zone.clone()).date().to_datetime(time)
     };
-    // Of a time that a clock shows twice the first is meant.
+    // Of a local time that occurs twice, this is the first.
     zone.to_zoned(local).ok().map(|zoned| zoned.timestamp())
 }
 
-/// Whole seconds, perhaps with a fraction.
+/// Parses Unix seconds with an optional fraction.
 fn unix_seconds(text: &str) -> Option<Timestamp> {
     const FRACTION_DIGITS: usize = 9;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
@@ -118,20 +119,20 @@ mod tests {
     /// 2026-01-31T12:00:00Z.
     const NOON: i64 = 1_769_860_800;
 
-    /// Half an hour off, as some zones are.
+    /// 05:30, as in some zones.
     const OFFSET: i32 = 5 * 3_600 + 1_800;
 
-    fn parsed(text: &str) -> Result<Moment, String> {
+    fn parsed(text: &str) -> Result<TimeSpec, String> {
         let zone = TimeZone::fixed(Offset::from_seconds(OFFSET).unwrap());
-        Moment::parse(text, &zone, Timestamp::from_second(NOON).unwrap())
+        TimeSpec::parse(text, &zone, Timestamp::from_second(NOON).unwrap())
     }
 
-    fn at(seconds: i64, nanos: i32) -> Moment {
-        Moment::At(LogTime::from_parts(seconds, nanos).unwrap())
+    fn at(seconds: i64, nanos: i32) -> TimeSpec {
+        TimeSpec::At(LogTime::from_parts(seconds, nanos).unwrap())
     }
 
     #[test]
-    fn times_ago_are_read() {
+    fn durations_are_times_ago() {
         const DAY: u64 = 24 * 3_600;
         for (text, seconds) in [
             ("0", 0),
@@ -144,14 +145,14 @@ mod tests {
             ("1w 2d", 9 * DAY),
             ("90 minutes", 5_400),
         ] {
-            assert_eq!(parsed(text), Ok(Moment::Ago(Duration::from_secs(seconds))), "{text}");
+            assert_eq!(parsed(text), Ok(TimeSpec::Ago(Duration::from_secs(seconds))), "{text}");
         }
-        assert_eq!(parsed("250ms"), Ok(Moment::Ago(Duration::from_millis(250))));
-        assert_eq!(parsed("1.5h"), Ok(Moment::Ago(Duration::from_secs(5_400))));
+        assert_eq!(parsed("250ms"), Ok(TimeSpec::Ago(Duration::from_millis(250))));
+        assert_eq!(parsed("1.5h"), Ok(TimeSpec::Ago(Duration::from_secs(5_400))));
     }
 
     #[test]
-    fn fixed_instants_are_read() {
+    fn fixed_instants_are_parsed() {
         const LOCAL_NOON: i64 = NOON - OFFSET as i64;
         for (text, expected) in [
             ("2026-01-31T12:00:00Z", at(NOON, 0)),
@@ -161,7 +162,7 @@ mod tests {
             ("2026-01-31", at(LOCAL_NOON - 12 * 3_600, 0)),
             ("2026-01-31T12:00", at(LOCAL_NOON, 0)),
             ("2026-01-31 12:00:00.25", at(LOCAL_NOON, 250_000_000)),
-            // At noon in London it is 17:30 there.
+            // Noon UTC is 17:30 in this zone.
             ("12:00", at(LOCAL_NOON, 0)),
             ("17:30:01", at(NOON + 1, 0)),
             ("1769860800", at(NOON, 0)),
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused_with_every_form() {
+    fn other_text_is_rejected_with_all_formats() {
         for text in [
             "",
             "yesterday",
@@ -207,10 +208,10 @@ mod tests {
     }
 
     #[test]
-    fn relative_instants_follow_the_present() {
+    fn relative_times_resolve_against_now() {
         let now = LogTime::from_parts(NOON, 0).unwrap();
         assert_eq!(
-            Moment::Ago(Duration::from_secs(60)).resolve(now),
+            TimeSpec::Ago(Duration::from_secs(60)).resolve(now),
             LogTime::from_parts(NOON - 60, 0).unwrap()
         );
         assert_eq!(at(1, 2).resolve(now), LogTime::from_parts(1, 2).unwrap());

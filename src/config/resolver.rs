@@ -1,0 +1,293 @@
+//! Evaluates the values of one command and collects every error.
+
+use std::collections::BTreeSet;
+use std::error::Error as _;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+
+use clap::builder::Resettable;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, FromArgMatches};
+
+use super::LoadError;
+use super::file::File;
+
+/// Flags of which a command takes only one. A typed flag overrides the environment variable of the other.
+const ALTERNATIVES: [[&str; 2]; 2] = [["identity", "token"], ["key", "trust_dir"]];
+
+/// Everything that is wrong with one configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors {
+    /// The command as it is typed, for the hint at its help.
+    command: String,
+    /// One sentence each.
+    pub(super) all: Vec<String>,
+}
+
+/// The values of one command.
+///
+/// [`Resolver::new`] parses each value alone, because clap stops at the first invalid one. The command's own
+/// checks then compare the valid values, and [`Resolver::finish`] returns the configuration or all errors. An
+/// error names the flag, its value and, unless that is the command line, its origin: the environment
+/// variable, or the file and line.
+///
+/// Values are addressed by clap's id, which is the name of the field.
+#[derive(Debug)]
+pub(super) struct Resolver<'a> {
+    /// The command as it is typed: `leasemux token new`.
+    path: &'a str,
+    command: &'a clap::Command,
+    /// The command line and the environment, as text.
+    given: &'a ArgMatches,
+    file: &'a File,
+    /// The valid values, as typed values.
+    values: ArgMatches,
+    rejected: BTreeSet<String>,
+    /// Each with the position of its flag in the help, which is the order of the report.
+    errors: Vec<(usize, String)>,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    CommandLine,
+    Environment,
+    File,
+    Default,
+}
+
+// === impl ConfigErrors ===
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for error in &self.all {
+            writeln!(f, "error: {error}")?;
+        }
+        write!(f, "\nFor more information, try '{} --help'.", self.command)
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+// === impl Resolver ===
+
+impl<'a> Resolver<'a> {
+    /// Evaluates the values that `given` and `file` hold for `command`.
+    pub(super) fn new(
+        path: &'a str,
+        command: &'a clap::Command,
+        given: &'a ArgMatches,
+        file: &'a File,
+    ) -> Result<Self, LoadError> {
+        let (values, rejected) = (ArgMatches::default(), BTreeSet::new());
+        let errors = file.errors().iter().map(|error| (0, error.clone())).collect();
+        let mut resolver = Self { path, command, given, file, values, rejected, errors };
+        if let Some((name, reason)) = file.name().zip(file.unreadable()) {
+            resolver.reject("config", name, reason);
+        }
+        let (mut options, mut positionals) = (Vec::new(), vec![OsString::from("--")]);
+        for arg in command.get_arguments() {
+            for text in resolver.texts(arg) {
+                match rejection(arg, &text) {
+                    Some(reason) => resolver.reject(arg.get_id().as_str(), &text, &reason),
+                    None if arg.is_positional() => positionals.push(text.into()),
+                    None => options.push(option(arg, &text)),
+                }
+            }
+        }
+        options.extend(positionals);
+        resolver.values = explicit(command.get_arguments()).try_get_matches_from(options)?;
+        Ok(resolver)
+    }
+
+    /// Returns the value of `id`, if there is one and all of them are valid.
+    pub(super) fn get<T: Clone + Send + Sync + 'static>(&self, id: &str) -> Option<&T> {
+        if self.rejected.contains(id) {
+            return None;
+        }
+        self.values.try_get_one(id).ok().flatten()
+    }
+
+    /// Returns the valid values of a list.
+    pub(super) fn list<T: Clone + Send + Sync + 'static>(&self, id: &str) -> Vec<&T> {
+        self.values.try_get_many(id).ok().flatten().into_iter().flatten().collect()
+    }
+
+    /// Returns whether a switch is on.
+    pub(super) fn is_on(&self, id: &str) -> bool {
+        self.get(id).copied().unwrap_or(false)
+    }
+
+    /// Returns whether `id` has a value, valid or not, that is not its default.
+    pub(super) fn is_given(&self, id: &str) -> bool {
+        self.origin(id) != Origin::Default && !self.is_overridden(id)
+    }
+
+    /// Rejects each value of `id` that `check` returns an error for.
+    pub(super) fn verify<T: Clone + Send + Sync + 'static>(
+        &mut self,
+        id: &str,
+        mut check: impl FnMut(&T) -> Result<(), String>,
+    ) {
+        let texts = self.values.try_get_raw(id).ok().flatten().into_iter().flatten();
+        let checked = texts.zip(self.list::<T>(id)).map(|(text, value)| (text.to_owned(), check(value)));
+        for (text, result) in checked.collect::<Vec<_>>() {
+            if let Err(reason) = result {
+                self.reject(id, &text.to_string_lossy(), &reason);
+            }
+        }
+    }
+
+    /// Reports that the value `text` of `id` is invalid; `reason` describes a valid one.
+    pub(super) fn reject(&mut self, id: &str, text: &str, reason: &str) {
+        let is_secret = self.definition(id).is_some_and(Arg::is_hide_env_values_set);
+        let shown = if is_secret { "(not shown)".to_owned() } else { format!("{text:?}") };
+        let origin = self.describe_origin(id, text).map(|origin| format!(" (from {origin})"));
+        let error = format!("{} {shown}{}: {reason}", self.flag(id), origin.unwrap_or_default());
+        self.rejected.insert(id.to_owned());
+        self.errors.push((self.position(id), error));
+    }
+
+    /// Reports `id` as missing unless it is given; `what` describes it.
+    pub(super) fn require(&mut self, id: &str, what: &str) {
+        // A file that was read only in part may set the flag in the rest, and an invalid value in it is
+        // reported already.
+        if self.is_given(id) || self.file.is_broken() || self.file.has_invalid(id) {
+            return;
+        }
+        let variable = self.variable(id);
+        let key = self.file.name().zip(self.key(id)).map(|(name, key)| format!("{key} in {name}"));
+        let others: Vec<_> = variable.into_iter().chain(key).collect();
+        let others =
+            if others.is_empty() { String::new() } else { format!(" (or {})", others.join(", or ")) };
+        self.errors.push((self.position(id), format!("{}{others} is missing: {what}", self.flag(id))));
+    }
+
+    /// Reports that values do not fit together. `error` names the flags, to which the origins of their values
+    /// are added.
+    pub(super) fn conflict(&mut self, error: &str) {
+        let flag = |word: &str| {
+            let name = word.strip_prefix("--")?.trim_end_matches(|c: char| !c.is_alphanumeric());
+            self.command.get_arguments().find(|arg| arg.get_long() == Some(name))
+        };
+        let flags: Vec<&str> = error.split(' ').filter_map(flag).map(|arg| arg.get_id().as_str()).collect();
+        let origin = |id: &&str| Some(format!("{} is from {}", self.flag(id), self.describe_origin(id, "")?));
+        let mut origins: Vec<String> = flags.iter().filter_map(origin).collect();
+        origins.dedup();
+        let origins = if origins.is_empty() { String::new() } else { format!(" ({})", origins.join(", ")) };
+        let position = flags.first().map_or(0, |id| self.position(id));
+        self.errors.push((position, format!("{error}{origins}")));
+    }
+
+    /// Runs the checks of the command, then returns the configuration or all errors.
+    pub(super) fn checked<C: FromArgMatches>(mut self, check: fn(&mut Self)) -> Result<C, LoadError> {
+        check(&mut self);
+        self.finish()
+    }
+
+    /// Returns the configuration, or all errors.
+    pub(super) fn finish<C: FromArgMatches>(mut self) -> Result<C, LoadError> {
+        if self.errors.is_empty() {
+            return Ok(C::from_arg_matches(&self.values)?);
+        }
+        self.errors.sort_by_key(|(position, _)| *position);
+        let all = self.errors.into_iter().map(|(_, error)| error).collect();
+        Err(LoadError::Invalid(ConfigErrors { command: self.path.to_owned(), all }))
+    }
+
+    /// Returns the values of `arg` as text. In the environment, those of a list are separated by commas, and
+    /// empty ones are skipped. A variable of nothing but commas is an error, because an empty list often
+    /// means everything.
+    fn texts(&mut self, arg: &Arg) -> Vec<String> {
+        let id = arg.get_id().as_str();
+        let origin = self.origin(id);
+        let given = self.given.try_get_raw(id).ok().flatten().into_iter().flatten();
+        let given = given.map(|text| text.to_string_lossy().into_owned());
+        match origin {
+            _ if self.is_overridden(id) => Vec::new(),
+            Origin::Environment if matches!(arg.get_action(), ArgAction::Append) => {
+                let text = given.collect::<Vec<_>>().join(",");
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                let parts: Vec<_> = parts.map(str::to_owned).collect();
+                if parts.is_empty() {
+                    self.reject(id, &text, "holds no value: unset it, or name something");
+                }
+                parts
+            }
+            Origin::CommandLine | Origin::Environment => given.collect(),
+            Origin::File => self.file.values(id).map(str::to_owned).collect(),
+            Origin::Default => {
+                arg.get_default_values().iter().map(|text| text.to_string_lossy().into_owned()).collect()
+            }
+        }
+    }
+
+    /// Returns the origin of the value of `id`. An empty variable counts as not set.
+    fn origin(&self, id: &str) -> Origin {
+        let is_empty = |given: &ArgMatches| {
+            given.try_get_raw(id).ok().flatten().is_none_or(|mut texts| texts.all(OsStr::is_empty))
+        };
+        match self.definition(id).and_then(|_| self.given.value_source(id)) {
+            Some(ValueSource::CommandLine) => Origin::CommandLine,
+            Some(ValueSource::EnvVariable) if !is_empty(self.given) => Origin::Environment,
+            _ if self.file.values(id).next().is_some() => Origin::File,
+            _ => Origin::Default,
+        }
+    }
+
+    /// Returns whether `id` is set by its variable while its alternative is typed.
+    fn is_overridden(&self, id: &str) -> bool {
+        let of_typed = |[one, other]: [&str; 2]| one == id && self.origin(other) == Origin::CommandLine;
+        self.origin(id) == Origin::Environment
+            && ALTERNATIVES.into_iter().any(|[one, other]| of_typed([one, other]) || of_typed([other, one]))
+    }
+
+    /// Describes the origin of the value `text` of `id`, unless it is the command line or a default.
+    fn describe_origin(&self, id: &str, text: &str) -> Option<String> {
+        match self.origin(id) {
+            Origin::Environment => self.variable(id),
+            Origin::File => self.file.place(id, text),
+            Origin::CommandLine | Origin::Default => None,
+        }
+    }
+
+    fn definition(&self, id: &str) -> Option<&'a Arg> {
+        self.command.get_arguments().find(|arg| arg.get_id() == id)
+    }
+
+    fn position(&self, id: &str) -> usize {
+        self.command.get_arguments().position(|arg| arg.get_id() == id).unwrap_or_default()
+    }
+
+    /// Returns the flag as it is typed.
+    fn flag(&self, id: &str) -> String {
+        self.key(id).map_or_else(|| id.to_uppercase(), |name| format!("--{name}"))
+    }
+
+    /// Returns the name of a flag without its dashes, which is its key in the file.
+    fn key(&self, id: &str) -> Option<&'a str> {
+        self.definition(id)?.get_long()
+    }
+
+    fn variable(&self, id: &str) -> Option<String> {
+        self.definition(id)?.get_env().map(|name| name.to_string_lossy().into_owned())
+    }
+}
+
+/// Returns why the parser of `arg` rejects `text`.
+fn rejection(arg: &Arg, text: &str) -> Option<String> {
+    let args = if arg.is_positional() { vec!["--".into(), text.into()] } else { vec![option(arg, text)] };
+    let error = explicit([arg].into_iter()).try_get_matches_from(args).err()?;
+    Some(error.source().map_or_else(|| error.to_string(), ToString::to_string))
+}
+
+/// Returns a command that takes `args` from its command line only, without variables and defaults.
+fn explicit<'a>(args: impl Iterator<Item = &'a Arg>) -> clap::Command {
+    let args =
+        args.cloned().map(|arg| arg.env(Resettable::Reset).default_value(Resettable::Reset).required(false));
+    clap::Command::new("values").no_binary_name(true).disable_help_flag(true).args(args)
+}
+
+fn option(arg: &Arg, text: &str) -> OsString {
+    format!("--{}={text}", arg.get_long().unwrap_or_default()).into()
+}
