@@ -9,8 +9,9 @@ use std::error::Error;
 use std::io::{self, Write as _};
 use std::time::Duration;
 
-use leasemux::client::connect::{ConnectError, Connector};
-use leasemux::client::harmless;
+use leasemux::client::connect::Connector;
+use leasemux::client::error::ConnectError;
+use leasemux::client::escape_terminal;
 use leasemux::config::{ServerTrust, Target};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest};
@@ -52,7 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         // The random part keeps the clients of a gateway from reconnecting at the same time.
         let delay = progress.backoff.mul_f64(rand::random_range(0.5..=1.0));
         progress.backoff = (progress.backoff * 2).min(BACKOFF_MAX);
-        writeln!(io::stderr(), "{}; reconnecting in {delay:.1?}", harmless(&error.to_string()))?;
+        writeln!(io::stderr(), "{}; reconnecting in {delay:.1?}", escape_terminal(&error.to_string()))?;
         tokio::time::sleep(delay).await;
         request.resume = progress.cursors.values().cloned().collect();
         // `resume` and `tail_lines` exclude each other.
@@ -73,7 +74,7 @@ async fn follow(
         for entry in response.services {
             // A container's output must not control the terminal. Events have no text; a piece of a line is
             // printed as a line.
-            for line in harmless(&String::from_utf8_lossy(&entry.logs)).lines() {
+            for line in escape_terminal(&String::from_utf8_lossy(&entry.logs)).lines() {
                 if entry.gap.is_some() {
                     writeln!(io::stderr(), "{}/{}: {line}", entry.name, entry.replica)?;
                 } else {
@@ -88,7 +89,7 @@ async fn follow(
     Ok(())
 }
 
-/// Whether the same call may succeed later: the gateway is not reachable, shuts down, or the connection broke.
+/// Returns whether the same call may succeed later: the gateway is unreachable, shuts down, or the connection broke.
 fn is_retryable(error: &(dyn Error + 'static)) -> bool {
     // A status that the gateway sent has no source; a broken connection has one.
     let status = |status: &Status| status.code() == Code::Unavailable || status.source().is_some();

@@ -107,7 +107,7 @@ pub enum CallError {
 
 impl ConnectError {
     /// Returns whether another attempt may succeed.
-    pub(super) fn is_retryable(&self) -> bool {
+    pub fn is_retryable(&self) -> bool {
         matches!(
             self,
             Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Tls { .. }

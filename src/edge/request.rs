@@ -81,7 +81,7 @@ pub fn logs(request: &ServiceLogsRequest, filters_max: usize) -> Result<LogsRequ
     let filter = filter(request.filter.as_ref(), &request.filters, filters_max)?;
     let since = request.since.as_ref().map(|since| time("since", since)).transpose()?;
     let backfill = BackfillFilter { last: request.tail_lines, since };
-    let extent = match (request.previous, request.follow) {
+    let range = match (request.previous, request.follow) {
         (true, true) => return Err(CallError::field("previous", "cannot be combined with follow")),
         (true, false) => ReadRange::Previous(backfill),
         (false, true) => ReadRange::Follow(backfill),
@@ -100,7 +100,7 @@ pub fn logs(request: &ServiceLogsRequest, filters_max: usize) -> Result<LogsRequ
     let representation = if request.timestamps { Representation::Timestamped } else { Representation::Plain };
     let on_lag = on_lag(request.on_lag)?;
     let resume = resume(&request.resume, &filter)?;
-    Ok(LogsRequest { lease, filter, extent, representation, on_lag, resume })
+    Ok(LogsRequest { lease, filter, range, representation, on_lag, resume })
 }
 
 /// Validates a request for a restart, which has at most `filters_max` filters. Also returns how long the

@@ -112,7 +112,7 @@ impl LeaseService {
         restarts: RestartManager,
         drain: Drain,
     ) -> Self {
-        let limits = &actors.world().limits;
+        let limits = &actors.context().limits;
         let backfill = BackfillLimiter::new(&limits.quota);
         let quotas = Quotas::new(&limits.quota);
         let audit = AuditLog::new(limits.audit_refusals_per_minute);
@@ -356,7 +356,10 @@ impl LeaseService {
         let filters_max = self.limits().filters_per_request;
         let (mut request, timeout) = request::restart(&request::decode(message)?, filters_max)?;
         call.audit.set_lease(&request.lease);
-        call.admission.identity.authorize(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
+        call.admission
+            .identity
+            .authorize(&request.lease, TokenScope::Restart)?
+            .narrow(&mut request.filter)?;
         // A repeated call starts nothing, so the lease is not looked up.
         let known = match self.restarts.find(&request)? {
             Some(job) => Some(job),
@@ -415,7 +418,7 @@ impl LeaseService {
         let view = context.platform.watch(lease).await.map_err(|error| match error {
             platform::Error::NotFound(_) => CallError::NoLease,
             other => {
-                world.count_error(&other);
+                context.count_error(&other);
                 CallError::Platform(other)
             }
         })?;

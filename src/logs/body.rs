@@ -33,7 +33,7 @@ use crate::stream::gated_poll::Gated;
 use crate::stream::{Messages, StreamControl, StreamEnd};
 
 /// The body of a response to `ServiceLogs`.
-pub struct LogsBody {
+pub(crate) struct LogsBody {
     request: LogsRequest,
     actors: ActorRegistry,
     limiter: BackfillLimiter,
