@@ -131,7 +131,9 @@ impl KubePlatform {
         let freshness = Freshness::default();
         let opened = freshness.clone();
         let opened = move |plural: &str| {
-            ObjectKind::from_plural(plural).into_iter().for_each(|kind| opened.opened(kind))
+            if let Some(kind) = ObjectKind::from_plural(plural) {
+                opened.opened(kind);
+            }
         };
         let Connection { client, server } = client::connect(&config.source, opened).await?;
         let own = config.coordination_namespace.clone();

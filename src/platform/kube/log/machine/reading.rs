@@ -109,7 +109,8 @@ impl Machine {
                 }
             }
             Stage::Drain { suspect, .. } | Stage::Recover { suspect, .. } => {
-                if suspect.take().is_some_and(|suspect| !suspect.is(time, mark)) {
+                let suspect = suspect.take();
+                if suspect.is_some_and(|suspect| !suspect.is(time, mark)) {
                     // The file has another line here than the stream had.
                     self.lost();
                 }
