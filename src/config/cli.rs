@@ -104,7 +104,7 @@ fn complete(arg: Arg) -> Arg {
     } else {
         arg
     };
-    let hint = match arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str()) {
+    let hint = match arg.get_value_names().and_then(|names| names.first()).map(clap::builder::Str::as_str) {
         Some("FILE") => ValueHint::FilePath,
         Some("DIR") => ValueHint::DirPath,
         Some("LEASE=SDLFILE") => ValueHint::Unknown,

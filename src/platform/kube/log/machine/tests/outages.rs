@@ -22,14 +22,14 @@ fn outage_delays_no_read_of_rotated_log() {
     for _ in 0..10 {
         match scenario.next {
             Action::Open(LogQuery { previous: true, .. }) => {
-                scenario.on(Event::Gone("there was none".into()))
+                scenario.on(Event::Gone("there was none".into()));
             }
             Action::Open(ask) => {
                 scenario.server.open(ask);
                 scenario.on(Event::Opened { ended: false });
             }
             Action::Read if scenario.server.open.unwrap().next < scenario.server.log.len() => {
-                scenario.send(false)
+                scenario.send(false);
             }
             Action::Read if scenario.server.open.unwrap().ask.follow => break,
             Action::Read => scenario.on(Event::Complete { ended: false }),
