@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::builder::ValueParser;
+use clap::builder::{Str, ValueParser};
 use clap::{Arg, ArgAction, Args, Command, ValueHint};
 use clap_complete::Shell;
 
@@ -61,7 +61,7 @@ pub(super) fn program() -> Command {
             command::<CompletionsArgs>("completions"),
             command::<ManArgs>("man"),
         ]);
-    each_arg(program, complete)
+    each_arg(program, with_derived_properties)
 }
 
 /// Returns the commands with all values as text. [`super::resolver::Resolver`] parses them, because clap
@@ -91,7 +91,7 @@ fn each_arg(command: Command, change: fn(Arg) -> Arg) -> Command {
 
 /// Adds the properties that follow from others: the variable, the hint for shells, and the form of switches,
 /// which take a value too, so that `--follow=false` can override the variable.
-fn complete(arg: Arg) -> Arg {
+fn with_derived_properties(arg: Arg) -> Arg {
     let arg = if matches!(arg.get_action(), ArgAction::SetTrue) {
         arg.action(ArgAction::Set)
             .num_args(0..=1)
@@ -104,7 +104,7 @@ fn complete(arg: Arg) -> Arg {
     } else {
         arg
     };
-    let hint = match arg.get_value_names().and_then(|names| names.first()).map(clap::builder::Str::as_str) {
+    let hint = match arg.get_value_names().and_then(|names| names.first()).map(Str::as_str) {
         Some("FILE") => ValueHint::FilePath,
         Some("DIR") => ValueHint::DirPath,
         Some("LEASE=SDLFILE") => ValueHint::Unknown,
