@@ -89,7 +89,8 @@ async fn follow(
     Ok(())
 }
 
-/// Returns whether the same call may succeed later: the gateway is unreachable, shuts down, or the connection broke.
+/// Returns whether the same call may succeed later: the gateway is unreachable, shuts down, or the connection
+/// broke.
 fn is_retryable(error: &(dyn Error + 'static)) -> bool {
     // A status that the gateway sent has no source; a broken connection has one.
     let status = |status: &Status| status.code() == Code::Unavailable || status.source().is_some();

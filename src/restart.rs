@@ -1,16 +1,18 @@
 //! Restarts of replicas, one replica of a lease at a time.
 //!
-//! One call to `ServiceRestart` is a [`RestartJob`]. The [`RestartManager`] keeps the jobs of each lease in a queue, and one
-//! worker task per lease runs them: an Akash provider closes a lease that stays below its replica count, so at most one
-//! replica of a lease is down at any time. A job does not end when its callers disconnect. Whether a restarted replica is
-//! stable is decided from lease views alone ([`probation`], which uses no clock and no platform).
+//! One call to `ServiceRestart` is a [`RestartJob`]. The [`RestartManager`] keeps the jobs of each lease in a
+//! queue, and one worker task per lease runs them: an Akash provider closes a lease that stays below its
+//! replica count, so at most one replica of a lease is down at any time. A job does not end when its callers
+//! disconnect. Whether a restarted replica is stable is decided from lease views alone ([`probation`], which
+//! uses no clock and no platform).
 //!
-//! Several gateways may serve one platform. The worker then acquires the lease's restart lock before it restarts anything
-//! (`lock`; [`crate::platform::coordination`]). Before each restart it writes the replica into the lock's payload (`record`),
-//! together with the outcomes of recent requests. The next holder resumes the restart that it finds there. A retried request
-//! finds its earlier outcomes at every gateway.
+//! Several gateways may serve one platform. The worker then acquires the lease's restart lock before it
+//! restarts anything (`lock`; [`crate::platform::coordination`]). Before each restart it writes the replica
+//! into the lock's payload (`record`), together with the outcomes of recent requests. The next holder resumes
+//! the restart that it finds there. A retried request finds its earlier outcomes at every gateway.
 //!
-//! Calls go in one direction: manager → worker → lock → attempt → probation. All of them use `queue`, `job` and `record`.
+//! Calls go in one direction: manager → worker → lock → attempt → probation. All of them use `queue`, `job`
+//! and `record`.
 
 pub mod job;
 pub mod probation;

@@ -41,8 +41,8 @@ use self::logging::Log;
 use self::platform_setup::RunningPlatform;
 use self::shutdown::{Running, StopSignals};
 
-/// Connections that the kernel queues until they are accepted. Enough for a burst of reconnects; the standard library's value
-/// is 128.
+/// Connections that the kernel queues until they are accepted. Enough for a burst of reconnects; the standard
+/// library's value is 128.
 const BACKLOG: u32 = 1_024;
 
 /// Why the gateway cannot start. The text is for the operator and names the flag or file.
@@ -85,9 +85,9 @@ pub enum ServeError {
     Internal(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Runs a gateway until SIGTERM, SIGINT, SIGHUP (unless ignored at start) or, if configured, the end of standard input. It then
-/// continues to serve for the lame-duck time, ends streams with their cursors, closes connections and stops services. A second
-/// signal stops everything at once.
+/// Runs a gateway until SIGTERM, SIGINT, SIGHUP (unless ignored at start) or, if configured, the end of
+/// standard input. It then continues to serve for the lame-duck time, ends streams with their cursors, closes
+/// connections and stops services. A second signal stops everything at once.
 ///
 /// Prints one line with the listening addresses to standard output when it is ready. Logs to standard error.
 ///
@@ -253,7 +253,8 @@ fn sdl_errors(faulty: &[(LeaseId, PathBuf, SdlError)]) -> String {
     each.collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the operator's text of a platform error: without its category, which is for callers, and with the system's error.
+/// Returns the operator's text of a platform error: without its category, which is for callers, and with the
+/// system's error.
 fn operator_text(error: &platform::Error) -> String {
     match error {
         platform::Error::NotFound(what)

@@ -18,8 +18,8 @@ const MESSAGE_MAX_BYTES: usize = 1_024;
 
 /// Returns the services and replicas that `filter` selects from `view`, in order.
 ///
-/// Counts and endpoints are those of the whole service, even if the filter selects only some replicas. Fields that the platform
-/// does not know stay empty.
+/// Counts and endpoints are those of the whole service, even if the filter selects only some replicas. Fields
+/// that the platform does not know stay empty.
 pub fn response(view: &LeaseView, filter: &Filter) -> ServiceStatusResponse {
     let services = view.services.iter().filter(|(name, _)| filter.wants_service(name));
     ServiceStatusResponse {

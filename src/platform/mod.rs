@@ -99,8 +99,8 @@ pub struct TailRequest {
 pub enum ReadFrom {
     /// At the oldest readable line.
     Start,
-    /// At the last N complete lines of the merged output; an unfinished line follows them. `Last(0)` starts at
-    /// the end.
+    /// At the last N complete lines of the merged output; an unfinished line follows them. `Last(0)` starts
+    /// at the end.
     Last(u64),
     /// At the first line that is not older. A gap directly before it, whose lines may not be older either,
     /// comes first.

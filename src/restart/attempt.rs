@@ -105,8 +105,8 @@ async fn watch_lease(
     }
 }
 
-/// Logs the platform's error and returns a text for the caller. The text names an id that is in the log, and no detail of the
-/// error.
+/// Logs the platform's error and returns a text for the caller. The text names an id that is in the log, and
+/// no detail of the error.
 fn platform_failed(request: &RestartRequest, error: &Error) -> String {
     if let Error::NotFound(_) = error {
         return "the replica no longer exists".to_owned();

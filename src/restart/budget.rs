@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 use crate::model::id::Owner;
 use crate::model::quota::{Exceeded, Quota, Subject};
 
-/// Replicas in all jobs of one owner. More than the largest lease has, and one restart per second for more than an hour.
+/// Replicas in all jobs of one owner. More than the largest lease has, and one restart per second for more
+/// than an hour.
 const OWNER_REPLICAS_MAX: usize = 4_096;
 
 /// Replicas in the jobs of all owners: about 30 MB.

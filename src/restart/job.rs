@@ -93,7 +93,8 @@ impl RestartJob {
         ServiceRestartResponse { status: status.collect() }
     }
 
-    /// Returns whether this gateway stopped the job, as opposed to the failure of a replica. Another gateway may continue it.
+    /// Returns whether this gateway stopped the job, as opposed to the failure of a replica. Another gateway
+    /// may continue it.
     pub(super) fn is_abandoned(&self) -> bool {
         let any =
             |is: fn(&ReplicaOutcome) -> bool| self.outcomes().any(|(_, outcome)| outcome.is_some_and(is));

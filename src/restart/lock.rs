@@ -1,8 +1,9 @@
 //! The restart lock of one lease among gateways, and the restart record in its payload.
 //!
-//! The holder writes a replica into the record before it restarts it. The next holder first resumes that restart: it restarts
-//! exactly the recorded instance, if that still runs, and waits for the result. A gateway that was wrongly believed dead can
-//! therefore do no harm by continuing: at most one replica of the lease is down. See [`crate::platform::coordination`].
+//! The holder writes a replica into the record before it restarts it. The next holder first resumes that
+//! restart: it restarts exactly the recorded instance, if that still runs, and waits for the result. A
+//! gateway that was wrongly believed dead can therefore do no harm by continuing: at most one replica of the
+//! lease is down. See [`crate::platform::coordination`].
 
 use std::sync::Arc;
 
@@ -39,8 +40,8 @@ impl RestartLock {
         Self { queues, lease, lock, record: RestartRecord::default(), is_held: false }
     }
 
-    /// Acquires the lock and resumes a restart that another gateway recorded. Returns without the lock if other gateways
-    /// recorded outcomes for all of `job` first.
+    /// Acquires the lock and resumes a restart that another gateway recorded. Returns without the lock if
+    /// other gateways recorded outcomes for all of `job` first.
     ///
     /// # Errors
     /// Why `job` cannot continue, for the caller.
@@ -143,7 +144,8 @@ impl RestartLock {
         }
     }
 
-    /// Records the replica that is about to be restarted. Returns `false` if the lock is lost: nothing may be restarted then.
+    /// Records the replica that is about to be restarted. Returns `false` if the lock is lost: nothing may be
+    /// restarted then.
     pub(super) async fn record_start(&mut self, job: &RestartJob, attempt: &Attempt) -> bool {
         let now = LogTime::now().parts().0;
         self.record.put(job, now);

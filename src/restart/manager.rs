@@ -19,8 +19,8 @@ use crate::platform::Platform;
 /// Timeout for reading the restart lock's payload while a caller waits.
 const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Accepts restart requests. Owns one worker task per lease with jobs; dropping the last clone ends the workers. Cloning is
-/// cheap.
+/// Accepts restart requests. Owns one worker task per lease with jobs; dropping the last clone ends the
+/// workers. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct RestartManager {
     queues: Arc<JobQueues>,
@@ -46,8 +46,9 @@ impl RestartManager {
         self.queues.find(request)
     }
 
-    /// Adopts the job of an earlier call to another gateway with the same id. Outcomes that the other gateway recorded are kept.
-    /// Replicas without one are waited for, or restarted here if the other gateway stopped.
+    /// Adopts the job of an earlier call to another gateway with the same id. Outcomes that the other gateway
+    /// recorded are kept. Replicas without one are waited for, or restarted here if the other gateway
+    /// stopped.
     ///
     /// # Errors
     /// [`Rejection::Alone`] if the restart lock cannot be read: nothing can be restarted now. Otherwise as [`begin`](Self::begin).
@@ -70,8 +71,9 @@ impl RestartManager {
         self.enqueue(request.clone(), call.outcomes().collect()).map(Some)
     }
 
-    /// Starts a restart of the replicas that `request` selects from `view`, after all earlier jobs of the lease. A replica that
-    /// an earlier job restarts in the meantime is not restarted again. Returns the earlier job if the same call was made before.
+    /// Starts a restart of the replicas that `request` selects from `view`, after all earlier jobs of the
+    /// lease. A replica that an earlier job restarts in the meantime is not restarted again. Returns the
+    /// earlier job if the same call was made before.
     ///
     /// # Errors
     /// [`Rejection::IdReused`], [`Rejection::Full`] or [`Rejection::Stopped`].

@@ -5,18 +5,19 @@ use std::time::Duration;
 use crate::model::id::{Instance, Replica};
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
 
-/// A new instance that was ready for this long is stable: a process that cannot work usually ends within it. Akash sets no
-/// readiness probe, and without one "ready" only means that the process has started.
+/// A new instance that was ready for this long is stable: a process that cannot work usually ends within it.
+/// Akash sets no readiness probe, and without one "ready" only means that the process has started.
 pub const STABLE_FOR: Duration = Duration::from_secs(5);
 
-/// A replica that is not ready by then has failed: the default `progressDeadlineSeconds` of a Kubernetes Deployment.
+/// A replica that is not ready by then has failed: the default `progressDeadlineSeconds` of a Kubernetes
+/// Deployment.
 pub const PROGRESS_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Time after the order in which a waiting reason may still belong to the old instance.
 const STALE_REASON_FOR: Duration = Duration::from_secs(10);
 
-/// Time for which a pod may be unschedulable, because the old pod still holds its resources: longer than the usual grace period
-/// of 30 s.
+/// Time for which a pod may be unschedulable, because the old pod still holds its resources: longer than the
+/// usual grace period of 30 s.
 const UNSCHEDULABLE_FOR: Duration = Duration::from_secs(60);
 
 /// Kubernetes waiting reasons that need a configuration change.
@@ -60,8 +61,8 @@ impl Probation {
         Self { replica, old, ready: None }
     }
 
-    /// Assesses `view` at `now`, the time since the restart was ordered. Views may be skipped and times may be late: an instance
-    /// that ended in between is not taken for stable.
+    /// Assesses `view` at `now`, the time since the restart was ordered. Views may be skipped and times may
+    /// be late: an instance that ended in between is not taken for stable.
     pub fn assess(&mut self, view: &LeaseView, now: Duration) -> Assessment {
         if view.ended {
             return Assessment::Failed("the lease has ended".to_owned());

@@ -57,7 +57,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Arc<RestartJob>>,
-    /// Open outcomes of the waiting and the running jobs. The next restart of a replica sets all of its slots.
+    /// Open outcomes of the waiting and the running jobs. The next restart of a replica sets all of its
+    /// slots.
     slots: HashMap<Replica, Vec<OutcomeSlot>>,
 }
 
@@ -83,7 +84,8 @@ impl JobQueues {
         state.find(request)
     }
 
-    /// Adds a job with `replicas`, some of which may already have an outcome. Returns it, and whether its lease needs a worker.
+    /// Adds a job with `replicas`, some of which may already have an outcome. Returns it, and whether its
+    /// lease needs a worker.
     pub(super) fn enqueue(
         &self,
         request: Request,
@@ -119,7 +121,8 @@ impl JobQueues {
         Ok((job, needs_worker))
     }
 
-    /// Removes and returns the next job of `lease`. After `None` the lease has no queue, and its next job needs a new worker.
+    /// Removes and returns the next job of `lease`. After `None` the lease has no queue, and its next job
+    /// needs a new worker.
     pub(super) fn next_job(&self, lease: &LeaseId) -> Option<Arc<RestartJob>> {
         let mut state = self.state.lock();
         let queue = state.queues.get_mut(lease)?;

@@ -1,5 +1,5 @@
-//! The restart record: the payload of a lease's restart lock. It names the restart in progress and the outcomes of recent
-//! requests with an id. Pure: no I/O and no clock.
+//! The restart record: the payload of a lease's restart lock. It names the restart in progress and the
+//! outcomes of recent requests with an id. Pure: no I/O and no clock.
 
 use std::collections::VecDeque;
 
@@ -78,15 +78,17 @@ enum RecordedResult {
 // === impl RestartRecord ===
 
 impl RestartRecord {
-    /// Parses a payload; an empty one is an empty record. Returns `None` if the payload is not a restart record.
+    /// Parses a payload; an empty one is an empty record. Returns `None` if the payload is not a restart
+    /// record.
     pub(super) fn parse(payload: &str) -> Option<Self> {
         if payload.is_empty() { Some(Self::default()) } else { serde_json::from_str(payload).ok() }
     }
 
-    /// Returns the payload: calls of the last hour before `now` (Unix seconds) that fit into [`PAYLOAD_MAX_BYTES`], newest first
-    /// to keep. Empty if there is nothing to record.
+    /// Returns the payload: calls of the last hour before `now` (Unix seconds) that fit into
+    /// [`PAYLOAD_MAX_BYTES`], newest first to keep. Empty if there is nothing to record.
     pub(super) fn encode(&mut self, now: i64) -> String {
-        // Clocks differ. A call from more than an hour in the future has a wrong time and would stay for too long.
+        // Clocks differ. A call from more than an hour in the future has a wrong time and would stay for too
+        // long.
         self.calls.retain(|call| call.at.abs_diff(now) <= REMEMBERED_FOR.as_secs());
         while self.calls.len() > CALLS_MAX {
             self.calls.pop_front();
@@ -107,7 +109,8 @@ impl RestartRecord {
         self.calls.iter().find(|call| call.id == id.to_string())
     }
 
-    /// Records the outcomes of `job` so far, at `now` (Unix seconds). A job without a request id is not recorded.
+    /// Records the outcomes of `job` so far, at `now` (Unix seconds). A job without a request id is not
+    /// recorded.
     pub(super) fn put(&mut self, job: &RestartJob, now: i64) {
         let Some(id) = &job.request.id else {
             return;

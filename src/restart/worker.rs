@@ -9,7 +9,8 @@ use super::queue::JobQueues;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::metrics::Restarted;
 
-/// Runs the restart jobs of one lease. On drop, marks unfinished jobs as abandoned, which releases their callers.
+/// Runs the restart jobs of one lease. On drop, marks unfinished jobs as abandoned, which releases their
+/// callers.
 pub(super) struct RestartWorker {
     queues: Arc<JobQueues>,
     lease: LeaseId,
@@ -113,7 +114,8 @@ impl RestartWorker {
             if recorded {
                 return Decision::Restart(attempt);
             }
-            // The lock is lost. Another gateway may restart the replica before this one holds it again, so start over.
+            // The lock is lost. Another gateway may restart the replica before this one holds it again, so
+            // start over.
         }
     }
 

@@ -38,8 +38,8 @@ fn cluster(cluster: &ClusterAccess<'_>) -> Result<Option<String>, String> {
     checked.map_err(|error| first_line(operator_text(&error)))
 }
 
-/// Binds the address without listening, so that no connection is refused meanwhile. An address in use is accepted: the running
-/// gateway may hold it.
+/// Binds the address without listening, so that no connection is refused meanwhile. An address in use is
+/// accepted: the running gateway may hold it.
 fn listen(address: SocketAddr) -> Result<(), String> {
     let bind = || -> std::io::Result<()> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -54,8 +54,8 @@ fn listen(address: SocketAddr) -> Result<(), String> {
     }
 }
 
-/// Creates an unnamed file in the nearest existing directory. Permission bits alone do not show a read-only file system, and root
-/// ignores them.
+/// Creates an unnamed file in the nearest existing directory. Permission bits alone do not show a read-only
+/// file system, and root ignores them.
 fn data_dir(dir: &Path) -> Result<(), String> {
     let nearest = dir.ancestors().find(|dir| dir.exists() || dir.as_os_str().is_empty()).unwrap_or(dir);
     let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };

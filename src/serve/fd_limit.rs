@@ -4,17 +4,20 @@ use crate::config::PlatformKind;
 use crate::model::limits::Limits;
 use crate::sys::fd_limit;
 
-/// Live tails on the local platform: one file for each followed replica. One machine runs a few hundred replicas.
+/// Live tails on the local platform: one file for each followed replica. One machine runs a few hundred
+/// replicas.
 const LOCAL_TAILS: u64 = 4_096;
 
-/// Live tails in a cluster: one connection to the API server or one file for each followed replica. The memory of rings limits a
-/// gateway to fewer.
+/// Live tails in a cluster: one connection to the API server or one file for each followed replica. The
+/// memory of rings limits a gateway to fewer.
 const CLUSTER_TAILS: u64 = 16_384;
 
-/// Descriptors of one backfill: the log and its rotated file, or two connections to the API server (log and pod).
+/// Descriptors of one backfill: the log and its rotated file, or two connections to the API server (log and
+/// pod).
 const BACKFILL_FILES: u64 = 2;
 
-/// Everything else: written logs, pipes of services, watches, listeners, the admin port, rejected connections.
+/// Everything else: written logs, pipes of services, watches, listeners, the admin port, rejected
+/// connections.
 const OTHER_FILES: u64 = 2_048;
 
 /// Smallest useful number of connections.
@@ -28,8 +31,8 @@ struct Need {
     live_tails: u64,
 }
 
-/// Raises the process's limit of open files. If the system does not allow it, logs the numbers and reduces the number of
-/// connections, so that logs can still be read.
+/// Raises the process's limit of open files. If the system does not allow it, logs the numbers and reduces
+/// the number of connections, so that logs can still be read.
 pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
     let need = Need::of(limits, platform);
     if fd_limit::raise_to(need.total()).is_ok() {
@@ -72,8 +75,8 @@ impl Need {
         self.connections + self.without_connections()
     }
 
-    /// Returns how many connections `allowed` descriptors permit: the remainder, or half of them if that is more, because not
-    /// everything is in use at once.
+    /// Returns how many connections `allowed` descriptors permit: the remainder, or half of them if that is
+    /// more, because not everything is in use at once.
     fn connections_within(self, allowed: u64) -> usize {
         let left = allowed.saturating_sub(self.without_connections()).max(allowed / 2).min(self.connections);
         usize::try_from(left).unwrap_or(usize::MAX).max(CONNECTIONS_MIN)

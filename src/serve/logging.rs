@@ -1,7 +1,8 @@
 //! The program's log: lines on standard error, written by a separate thread.
 //!
-//! A pager, a paused terminal or a slow collector may stop reading standard error, and a pipe holds only a few hundred lines. No
-//! task may block on it. Lines wait in a bounded queue; further lines are dropped and counted.
+//! A pager, a paused terminal or a slow collector may stop reading standard error, and a pipe holds only a
+//! few hundred lines. No task may block on it. Lines wait in a bounded queue; further lines are dropped and
+//! counted.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -18,8 +19,9 @@ const QUEUE_MAX_LINES: usize = 4_096;
 /// Interval between reports of dropped lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Libraries that parse input of unknown peers log errors only. Their warnings are about single frames and handshakes, so a peer
-/// could cause thousands of lines per second. `--log-filter` can override each library by name.
+/// Libraries that parse input of unknown peers log errors only. Their warnings are about single frames and
+/// handshakes, so a peer could cause thousands of lines per second. `--log-filter` can override each library
+/// by name.
 const LIBRARIES: &str = "rustls=error,h2=error,hyper=error";
 
 /// The log of a gateway. Drop waits up to one second for queued lines.
@@ -37,7 +39,8 @@ impl Log {
         let (log, queue) = Self::over(std::io::stderr());
         let filter = filter(&config.log_filter);
         let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue);
-        // The formatter would report its own errors with `eprintln!`, which panics if standard error is closed.
+        // The formatter would report its own errors with `eprintln!`, which panics if standard error is
+        // closed.
         let lines = lines.log_internal_errors(false);
         let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
         // Fails only if another subscriber is installed; that one stays in use.
@@ -68,8 +71,8 @@ impl Log {
     }
 }
 
-/// Builds the filter. `directives` were validated with the configuration, and override [`LIBRARIES`] because later directives
-/// for a target replace earlier ones.
+/// Builds the filter. `directives` were validated with the configuration, and override [`LIBRARIES`] because
+/// later directives for a target replace earlier ones.
 fn filter(directives: &str) -> EnvFilter {
     EnvFilter::try_new(format!("{LIBRARIES},{directives}")).unwrap_or_default()
 }

@@ -4,13 +4,14 @@ use std::io;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Task polls of a worker thread between two checks of sockets and timers. A busy thread checks them at no other time, so a new
-/// event waits for this many polls. A poll under load takes about 50 us: 16 take less than a millisecond, and a check costs less
-/// than a microsecond. Tokio's default is 61.
+/// Task polls of a worker thread between two checks of sockets and timers. A busy thread checks them at no
+/// other time, so a new event waits for this many polls. A poll under load takes about 50 us: 16 take less
+/// than a millisecond, and a check costs less than a microsecond. Tokio's default is 61.
 const EVENT_INTERVAL: u32 = 16;
 
-/// A second runtime with one thread, for work that must not wait while the main runtime is busy with connections: the admin port,
-/// whose probes decide whether the gateway is restarted, and the output of local services, whose pipes must not fill.
+/// A second runtime with one thread, for work that must not wait while the main runtime is busy with
+/// connections: the admin port, whose probes decide whether the gateway is restarted, and the output of local
+/// services, whose pipes must not fill.
 ///
 /// Drop ends its tasks without waiting, so it may be dropped within another runtime.
 #[derive(Debug)]
@@ -41,7 +42,8 @@ impl SideRuntime {
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 
-    /// Calls `start` in the context of this runtime. Tasks and sockets that it creates belong to this runtime.
+    /// Calls `start` in the context of this runtime. Tasks and sockets that it creates belong to this
+    /// runtime.
     pub fn within<T>(&self, start: impl FnOnce() -> T) -> T {
         let _context = self.handle.enter();
         start()

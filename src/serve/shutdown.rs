@@ -1,7 +1,7 @@
 //! Shutdown: the signals that start it, and its order.
 //!
-//! [`Running::stop`] lists all steps in order, each with a time limit. A second signal drops everything instead: each owner's drop
-//! ends what it owns.
+//! [`Running::stop`] lists all steps in order, each with a time limit. A second signal drops everything
+//! instead: each owner's drop ends what it owns.
 
 use std::sync::Arc;
 use std::time::Duration;

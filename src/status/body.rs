@@ -1,7 +1,8 @@
 //! The response body of `ServiceStatus`: one message, or with `follow` a message for each change.
 //!
-//! The body reads the view only when it is polled, and HTTP/2 polls it only while the peer accepts data. A slow reader
-//! therefore costs at most one encoded message, and its next message is the newest: there is no queue of older ones.
+//! The body reads the view only when it is polled, and HTTP/2 polls it only while the peer accepts data. A
+//! slow reader therefore costs at most one encoded message, and its next message is the newest: there is no
+//! queue of older ones.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -25,8 +26,8 @@ use crate::model::view::{Filter, LeaseView};
 use crate::platform;
 use crate::stream::{Messages, Parts, StreamControl, StreamEnd};
 
-/// Shortest time between two messages. Changes in between are sent together: fast enough for a person, and a bound on the cost of
-/// a lease that changes all the time.
+/// Shortest time between two messages. Changes in between are sent together: fast enough for a person, and a
+/// bound on the cost of a lease that changes all the time.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The response body of `ServiceStatus`.
@@ -126,7 +127,8 @@ impl http_body::Body for StatusBody {
                     }
                 }
                 Stage::Trailers(end) => {
-                    // HTTP/2 stops watching the stream once it has the trailers, so all data must be taken first.
+                    // HTTP/2 stops watching the stream once it has the trailers, so all data must be taken
+                    // first.
                     ready!(this.state.poll_drained(cx));
                     let trailers = (this.trailers)(end);
                     this.stage = Stage::Done;

@@ -1,8 +1,8 @@
 //! Notifications of changes in directories.
 //!
-//! A user has 128 inotify instances by default (`fs.inotify.max_user_instances`), shared with the kubelet and everything else. One
-//! [`Notifier`] therefore serves the whole process, and each directory has one watch. If the system has no instance or watch left,
-//! the notifier polls instead and logs that.
+//! A user has 128 inotify instances by default (`fs.inotify.max_user_instances`), shared with the kubelet and
+//! everything else. One [`Notifier`] therefore serves the whole process, and each directory has one watch. If
+//! the system has no instance or watch left, the notifier polls instead and logs that.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -77,8 +77,8 @@ impl Notifier {
         Self(Arc::new(Shared { kernel: None }))
     }
 
-    /// Watches `dir` for entries that are created, written, renamed or removed. The watch is active when this call returns, so a
-    /// scan of the directory after it misses no change.
+    /// Watches `dir` for entries that are created, written, renamed or removed. The watch is active when this
+    /// call returns, so a scan of the directory after it misses no change.
     pub fn watch(&self, dir: &Path) -> DirWatch {
         if let Some(kernel) = &self.0.kernel {
             match kernel.watch(&self.0, dir) {
@@ -101,7 +101,8 @@ impl fmt::Debug for Notifier {
 // === impl DirWatch ===
 
 impl DirWatch {
-    /// Waits for a change since the last call or since the watch began. May return without a change. Cancel safe.
+    /// Waits for a change since the last call or since the watch began. May return without a change. Cancel
+    /// safe.
     pub async fn changed(&mut self) {
         if self.registration.is_none() {
             tokio::time::sleep(POLL).await;
@@ -141,7 +142,8 @@ impl Kernel {
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
-        // Locked during the system call: inotify reuses the descriptor of an existing watch, which a concurrent drop could remove.
+        // Locked during the system call: inotify reuses the descriptor of an existing watch, which a
+        // concurrent drop could remove.
         let mut dirs = self.dirs.lock();
         let descriptor = self.watches.clone().add(path, mask)?;
         let dir = dirs

@@ -1,6 +1,7 @@
 //! Resource usage of this process, from `/proc/self`.
 //!
-//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large; three files are parsed here instead.
+//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large; three files are
+//! parsed here instead.
 
 use std::fs;
 use std::io;

@@ -19,8 +19,8 @@ use crate::support::process::{Done, Gateway, World};
 const OWN_EXPIRY: &str = "leasemux_certificate_expiry_timestamp_seconds";
 const PUBLIC_EXPIRY: &str = "leasemux_ca_certificate_expiry_timestamp_seconds";
 
-/// Files of `tests/vectors/certificates`, each with a certificate and its key. The README there explains how they
-/// were made.
+/// Files of `tests/vectors/certificates`, each with a certificate and its key. The README there explains how
+/// they were made.
 const FOREIGN: [&str; 4] = ["akashjs", "chain-sdk", "chain-sdk-next", "openssl-p384"];
 
 /// The account in all of them.

@@ -1,4 +1,5 @@
-//! What stands in `deploy/`, held against the code: dashboard and alerts speak of nothing but metrics that exist.
+//! What stands in `deploy/`, held against the code: dashboard and alerts speak of nothing but metrics that
+//! exist.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;

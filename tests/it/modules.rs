@@ -9,8 +9,8 @@
 //! 2. **Top-level modules import only from modules below them** in the list in docs/ARCHITECTURE.md. Modules on one
 //!    line of the list do not import from each other.
 //!
-//! [`KNOWN_CYCLES`] and [`KNOWN_VIOLATIONS`] are the exceptions so far. They may only shrink: the test also fails if an
-//! entry has no counterpart in the code.
+//! [`KNOWN_CYCLES`] and [`KNOWN_VIOLATIONS`] are the exceptions so far. They may only shrink: the test also
+//! fails if an entry has no counterpart in the code.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -18,14 +18,15 @@ use std::path::Path;
 
 use crate::support::source::{ModulePath, Source, Use};
 
-/// Cycles that exist, each as its parent and the sibling modules that reach each other: `edge: audit service`.
+/// Cycles that exist, each as its parent and the sibling modules that reach each other:
+/// `edge: audit service`.
 const KNOWN_CYCLES: &[&str] = &[];
 
 /// Imports against the order that exist: `stream -> logs`.
 const KNOWN_VIOLATIONS: &[&str] = &[];
 
-/// The first line of the list in docs/ARCHITECTURE.md. A fenced block follows, with one line per layer: the names of its
-/// modules, separated by commas, then at least two spaces and a description.
+/// The first line of the list in docs/ARCHITECTURE.md. A fenced block follows, with one line per layer: the
+/// names of its modules, separated by commas, then at least two spaces and a description.
 const MARKER: &str = "<!-- module order: a module imports only from lines below it -->";
 
 /// The imports between sibling modules: by the names of the importing and the imported one.

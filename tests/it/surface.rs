@@ -1,10 +1,11 @@
-//! The public surface, compared with a record of it in `tests/surface`: flags, metrics, reason codes, exit codes, JSON
-//! output, proto files and files on disk.
+//! The public surface, compared with a record of it in `tests/surface`: flags, metrics, reason codes, exit
+//! codes, JSON output, proto files and files on disk.
 //!
-//! A record is a sorted list of names or an exact output. A test that finds a difference prints the lines that were
-//! added and removed. Each difference breaks somebody's script, dashboard or client, so a record changes on purpose
-//! only: `UPDATE_SURFACE=1 cargo test --test it surface` writes all records, and `git diff tests/surface` shows what
-//! changed. Wording (help, descriptions, log and error messages) is not part of the records.
+//! A record is a sorted list of names or an exact output. A test that finds a difference prints the lines
+//! that were added and removed. Each difference breaks somebody's script, dashboard or client, so a record
+//! changes on purpose only: `UPDATE_SURFACE=1 cargo test --test it surface` writes all records, and
+//! `git diff tests/surface` shows what changed. Wording (help, descriptions, log and error messages) is not
+//! part of the records.
 //!
 //! The tests run the program and read its files, so that they do not depend on names in the code.
 
@@ -92,7 +93,8 @@ fn subcommands(help: &str) -> Vec<&str> {
     list.filter(|line| !line.starts_with("   ")).filter_map(|line| line.split_whitespace().next()).collect()
 }
 
-/// Splits a help line that begins an argument into how the argument is written and the rest: `-n, --tail <N>`.
+/// Splits a help line that begins an argument into how the argument is written and the rest:
+/// `-n, --tail <N>`.
 fn argument(line: &str) -> Option<(&str, &str)> {
     let text = line.trim_start();
     let indent = line.len() - text.len();
@@ -269,7 +271,8 @@ fn is_reason(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphabetic())
 }
 
-/// Includes words that the program only compares with: the source does not tell them from those that it sends.
+/// Includes words that the program only compares with: the source does not tell them from those that it
+/// sends.
 #[test]
 fn surface_reason_codes_and_words() {
     let source = Source::read();

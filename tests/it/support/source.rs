@@ -1,9 +1,11 @@
 //! Reads the production source: its modules, the imports of each, and its string literals.
 //!
-//! Skips items under `#[cfg(test)]`, modules named `tests` or `testing`, comments, documentation and attributes.
+//! Skips items under `#[cfg(test)]`, modules named `tests` or `testing`, comments, documentation and
+//! attributes.
 //!
-//! Works on tokens: a parser such as `syn` does not look into macro calls, where imports and literals occur as well. The
-//! lexer is here because a dependency of tests on `proc-macro2` would change how procedural macros are built.
+//! Works on tokens: a parser such as `syn` does not look into macro calls, where imports and literals occur
+//! as well. The lexer is here because a dependency of tests on `proc-macro2` would change how procedural
+//! macros are built.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -131,7 +133,8 @@ impl Source {
         for (from, module) in &self.modules {
             for (path, line) in &module.paths {
                 let Some(to) = self.resolve(from, path, REEXPORTS_MAX) else { continue };
-                // A path that begins with an imported name repeats the import, unless it leads on to another module.
+                // A path that begins with an imported name repeats the import, unless it leads on to another
+                // module.
                 let import = module.imports.get(&path[0]).filter(|import| *import != path);
                 let is_counted = import
                     .is_some_and(|import| self.resolve(from, import, REEXPORTS_MAX).as_ref() == Some(&to));
@@ -147,8 +150,8 @@ impl Source {
         uses
     }
 
-    /// Returns the module that defines the item with this path, written in the module `from`; `None` if it is in another
-    /// crate.
+    /// Returns the module that defines the item with this path, written in the module `from`; `None` if it is
+    /// in another crate.
     fn resolve(&self, from: &[String], path: &[String], depth: usize) -> Option<ModulePath> {
         let depth = depth.checked_sub(1)?;
         let (first, mut rest) = path.split_first()?;

@@ -210,7 +210,8 @@ async fn trusted_certificate_is_admitted_from_shut_out_peer() {
         let socket = server.dial_through(&shut_out).await;
         assert!(server.is_shut_out(socket, identity).await, "{kind}");
     }
-    // Checked before the flood below: a slow handshake of the flood may also be closed because the peer is shut out.
+    // Checked before the flood below: a slow handshake of the flood may also be closed because the peer is
+    // shut out.
     let closed = "leasemux_connections_closed_total{reason=\"shut_out\"}";
     server.gateway.eventually(|gateway| gateway.metric(closed) >= 3).await;
     assert_eq!(server.gateway.metric(closed), 3);

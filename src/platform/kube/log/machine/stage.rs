@@ -34,7 +34,8 @@ pub(super) enum Stage {
     Count,
     /// Follows the last lines, or polls them while the kubelet cannot follow.
     ///
-    /// Resume point not found: `Recover`. Run ended: `Drain`. Complete or broken: `Live` again, after a pause.
+    /// Resume point not found: `Recover`. Run ended: `Drain`. Complete or broken: `Live` again, after a
+    /// pause.
     Live {
         /// The search for the resume point; `None` once it was found.
         finder: Option<OverlapFinder>,
