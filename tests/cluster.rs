@@ -34,8 +34,8 @@ use leasemux::platform::{Platform, RestartRequest};
 use leasemux::sys::notify::Notifier;
 
 use self::lease::{Lease, PATIENCE, Service, kube_config};
-use self::support::gateway::{Gateway, Scene, Stream};
-use self::support::oracle::{Received, Seen};
+use self::support::gateway::{Gateway, Setup, Stream};
+use self::support::loss_check::{Received, Seen};
 use self::support::replica;
 use self::support::statuses::Statuses;
 
@@ -48,7 +48,7 @@ const COMING_AT_ONCE: usize = 32;
 /// A lease in the cluster, and a gateway that serves it.
 struct Scenario {
     platform: Arc<dyn Platform>,
-    scene: Scene,
+    setup: Setup,
     lease: Lease,
 }
 
@@ -72,8 +72,8 @@ impl Scenario {
         let gateway = Gateway::on(Arc::clone(&platform));
         let (owner, certificate) = gateway.tenant();
         let lease = Lease::make(&owner, services).await;
-        let scene = Scene { gateway, lease: lease.id.clone(), certificate };
-        let scenario = Self { platform, scene, lease };
+        let setup = Setup { gateway, lease: lease.id.clone(), certificate };
+        let scenario = Self { platform, setup, lease };
         for service in services {
             for index in 0..service.replicas {
                 scenario.running(&replica(service.name, index), "").await;
@@ -86,7 +86,7 @@ impl Scenario {
     async fn running(&self, replica: &Replica, other: &str) -> String {
         let found = async {
             loop {
-                if let Ok(mut view) = self.platform.watch(&self.scene.lease).await {
+                if let Ok(mut view) = self.platform.watch(&self.setup.lease).await {
                     let uid = |view: &leasemux::model::view::LeaseView| {
                         let uid = view.replica(replica)?.present()?.instance.parts().0.to_owned();
                         (uid != other).then_some(uid)
@@ -102,20 +102,20 @@ impl Scenario {
     }
 
     async fn follow(&self) -> Stream {
-        let request = ServiceLogsRequest { follow: true, ..self.scene.request() };
-        self.scene.open(request).await.unwrap()
+        let request = ServiceLogsRequest { follow: true, ..self.setup.request() };
+        self.setup.open(request).await.unwrap()
     }
 
     /// Restarts a replica as the gateway does, and waits for the next pod. Returns the uids of both.
     async fn restart(&self, replica: &Replica) -> (String, String) {
         let instance = {
-            let view = self.platform.watch(&self.scene.lease).await.unwrap();
+            let view = self.platform.watch(&self.setup.lease).await.unwrap();
             let view = view.borrow();
             view.replica(replica).unwrap().present().unwrap().instance.clone()
         };
         let uid = instance.parts().0.to_owned();
         let request = RestartRequest {
-            lease: self.scene.lease.clone(),
+            lease: self.setup.lease.clone(),
             replica: replica.clone(),
             instance: Some(instance),
         };
@@ -250,7 +250,7 @@ async fn deleted_pods_are_read_to_their_ends() {
 async fn crash_loop_has_events_and_status() {
     let scenario = Scenario::new(&[Service::crashing("worker", 7)]).await;
     let mut stream = scenario.follow().await;
-    let mut statuses = Statuses::follow(&scenario.scene).await;
+    let mut statuses = Statuses::follow(&scenario.setup).await;
     until_runs(&mut stream, "worker", 0, 2).await;
     let events = stream.received.events("worker", 0);
     assert!(events.contains(&Kind::Ended) && events.contains(&Kind::Started), "{events:?}");

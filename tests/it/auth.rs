@@ -22,7 +22,7 @@ use tempfile::NamedTempFile;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::support::gateway::{Gateway, Scene, proto_lease};
+use crate::support::gateway::{Gateway, Setup, proto_lease};
 use crate::support::{account, replica};
 
 /// Validity of tokens.
@@ -73,7 +73,7 @@ async fn foreign_lease_is_refused_without_lookup() {
     let gateway = Gateway::new(Limits::default());
     let (owner, _) = gateway.tenant();
     let (there, not_there) = (lease(&owner, 7), lease(&owner, 8));
-    gateway.world.add_lease(&there, &[("web", 1)]);
+    gateway.platform.add_lease(&there, &[("web", 1)]);
     let (_, stranger) = gateway.tenant();
     let mut by_certificate = gateway.client(&stranger).await;
     let mut by_token = gateway.client_with_token(&token(&gateway.account(), Access::Full)).await;
@@ -86,8 +86,8 @@ async fn foreign_lease_is_refused_without_lookup() {
         assert!(exists.iter().all(|refusal| refusal.0 == code), "{exists:?}");
         assert_eq!(exists, does_not);
     }
-    assert_eq!(gateway.world.looks(), 0);
-    assert_eq!(gateway.world.restarted(), Vec::<String>::new());
+    assert_eq!(gateway.platform.looks(), 0);
+    assert_eq!(gateway.platform.restarted(), Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,13 +95,13 @@ async fn call_outside_token_scope_is_refused_without_lookup() {
     let gateway = Gateway::new(Limits::default());
     let wallet = gateway.account();
     let (there, not_there) = (lease(&wallet.key().address(), 7), lease(&wallet.key().address(), 8));
-    gateway.world.add_lease(&there, &[("web", 1)]);
+    gateway.platform.add_lease(&there, &[("web", 1)]);
     let others = Access::Scoped([TokenScope::Shell].into_iter().collect());
     let mut client = gateway.client_with_token(&token(&wallet, others)).await;
     let (exists, does_not) = (refusals!(client, &there), refusals!(client, &not_there));
     assert!(exists.iter().all(|refusal| refusal.0 == Code::PermissionDenied), "{exists:?}");
     assert_eq!(exists, does_not);
-    assert_eq!(gateway.world.looks(), 0);
+    assert_eq!(gateway.platform.looks(), 0);
 }
 
 /// Returns the audit lines with `event` about a call of `owner`, from the log at `file`.
@@ -125,11 +125,11 @@ fn log_to_file() -> (NamedTempFile, impl Sized) {
 #[tokio::test(start_paused = true)]
 async fn accepted_restarts_are_in_the_audit_log() {
     let (file, _log) = log_to_file();
-    let scene = Scene::new(Limits::default(), &[("web", 1_000)]);
-    let owner = scene.lease.owner();
-    let mut client = scene.gateway.client(&scene.certificate).await;
+    let setup = Setup::new(Limits::default(), &[("web", 1_000)]);
+    let owner = setup.lease.owner();
+    let mut client = setup.gateway.client(&setup.certificate).await;
     let restart = |id: &str| ServiceRestartRequest {
-        lease_id: Some(proto_lease(&scene.lease)),
+        lease_id: Some(proto_lease(&setup.lease)),
         request_id: id.to_owned(),
         ..Default::default()
     };
@@ -150,7 +150,7 @@ async fn stream_with_ended_credentials_is_logged_once() {
     let (file, _log) = log_to_file();
     let gateway = Gateway::new(Limits::default());
     let follow = |owner: &Owner| {
-        gateway.world.add_lease(&lease(owner, 7), &[("web", 1)]);
+        gateway.platform.add_lease(&lease(owner, 7), &[("web", 1)]);
         ServiceLogsRequest {
             lease_id: Some(proto_lease(&lease(owner, 7))),
             follow: true,
@@ -191,16 +191,16 @@ async fn refused_backfill_is_in_the_audit_log() {
     let (file, _log) = log_to_file();
     let quota =
         QuotaLimits { history_reads: 1, history_wait: Duration::from_secs(3), ..QuotaLimits::default() };
-    let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
-    let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
-    scene.gateway.world.print(&run, (0..4_000).map(|number| format!("{number} {}\n", "x".repeat(500))));
-    let mut held = scene.open(scene.request()).await.unwrap();
+    let setup = Setup::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
+    let run = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    setup.gateway.platform.print(&run, (0..4_000).map(|number| format!("{number} {}\n", "x".repeat(500))));
+    let mut held = setup.open(setup.request()).await.unwrap();
     held.until(|seen| seen.lines("web", 0) > 0).await;
-    let status = scene.open(scene.request()).await.unwrap().end().await;
+    let status = setup.open(setup.request()).await.unwrap().end().await;
     assert_eq!(status.code(), Code::ResourceExhausted);
-    let lines = audit_lines(file.path(), "call refused", scene.lease.owner());
+    let lines = audit_lines(file.path(), "call refused", setup.lease.owner());
     assert_eq!(lines.len(), 1, "{lines:?}");
-    for part in ["ServiceLogs", "history_reads", "proved=true", scene.lease.to_string().as_str()] {
+    for part in ["ServiceLogs", "history_reads", "proved=true", setup.lease.to_string().as_str()] {
         assert!(lines[0].contains(part), "{part}: {}", lines[0]);
     }
 }

@@ -14,7 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::support::account;
 use crate::support::chain::Chain;
-use crate::support::process::{Done, Gateway, World};
+use crate::support::process::{Done, Gateway, Workspace};
 
 const OWN_EXPIRY: &str = "leasemux_certificate_expiry_timestamp_seconds";
 const PUBLIC_EXPIRY: &str = "leasemux_ca_certificate_expiry_timestamp_seconds";
@@ -30,7 +30,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A gateway with its own certificate and one for `localhost`, and a tenant.
 struct Scenario {
-    world: World,
+    workspace: Workspace,
     gateway: Gateway,
     lease: LeaseId,
     token: String,
@@ -38,15 +38,15 @@ struct Scenario {
 
 impl Scenario {
     fn new() -> Self {
-        let world = World::new();
-        let lease = world.tenant("alice");
-        let text = |name: &str| world.path(name).to_str().unwrap().to_owned();
-        fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
-        let token = world.run(&["token", "new", "--identity", &text("alice")]).out.trim().to_owned();
+        let workspace = Workspace::new();
+        let lease = workspace.tenant("alice");
+        let text = |name: &str| workspace.path(name).to_str().unwrap().to_owned();
+        fs::copy(workspace.path("alice/account.pub"), workspace.path("trusted/alice.pub")).unwrap();
+        let token = workspace.run(&["token", "new", "--identity", &text("alice")]).out.trim().to_owned();
         for (name, day) in [("own", 1), ("public", 2)] {
-            create_pair(&world.path(name), day);
+            create_pair(&workspace.path(name), day);
         }
-        let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+        let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
         let flags = [("--tls", "own"), ("--ca-tls", "public")].map(|(flag, name)| {
             let file = |name: &str, file: &str| text(&format!("{name}/{file}"));
             [
@@ -56,8 +56,8 @@ impl Scenario {
         });
         let flags: Vec<&str> = flags.as_flattened().iter().map(String::as_str).collect();
         let gateway =
-            world.serve(&[(&lease, &sdl)], &[&flags[..], &["--public-hostname=localhost"]].concat());
-        Self { world, gateway, lease, token }
+            workspace.serve(&[(&lease, &sdl)], &[&flags[..], &["--public-hostname=localhost"]].concat());
+        Self { workspace, gateway, lease, token }
     }
 
     /// Calls with these credentials and trusts only the gateway certificate in the directory `trusted`.
@@ -65,7 +65,7 @@ impl Scenario {
         let (lease, gateway) =
             (self.lease.to_string(), format!("--gateway=https://localhost:{}", self.gateway.address.port()));
         let ca = format!("--ca={}", trusted.join("server.pem").display());
-        self.world.run(&["status", &lease, &gateway, credentials, &ca])
+        self.workspace.run(&["status", &lease, &gateway, credentials, &ca])
     }
 
     /// Checks that the gateway serves exactly the certificate `expected` to a caller with these credentials.
@@ -105,28 +105,28 @@ fn renew(from: &Path, to: &Path) {
 #[test]
 fn renewed_certificate_is_served_for_its_name_with_new_expiry() {
     let scenario = Scenario::new();
-    let (gateway, world) = (&scenario.gateway, &scenario.world);
-    let [own, public] = ["own", "public"].map(|name| world.path(name));
-    let [first_own, first_public] = ["first-own", "first-public"].map(|name| world.path(name));
+    let (gateway, workspace) = (&scenario.gateway, &scenario.workspace);
+    let [own, public] = ["own", "public"].map(|name| workspace.path(name));
+    let [first_own, first_public] = ["first-own", "first-public"].map(|name| workspace.path(name));
     for (from, to) in [(&own, &first_own), (&public, &first_public)] {
         fs::create_dir(to).unwrap();
         renew(from, to);
     }
     assert_eq!((gateway.metric(OWN_EXPIRY), gateway.metric(PUBLIC_EXPIRY)), (expiry(&own), expiry(&public)));
     let (certificate, token) =
-        (format!("--identity={}", world.path("alice").display()), format!("--token={}", scenario.token));
+        (format!("--identity={}", workspace.path("alice").display()), format!("--token={}", scenario.token));
     scenario.assert_served(&certificate, &own, &[&public]);
     scenario.assert_served(&token, &public, &[&own]);
 
     // One is renewed without the other.
-    renew(&create_pair(&world.path("next-public"), 3), &public);
+    renew(&create_pair(&workspace.path("next-public"), 3), &public);
     assert_ne!(expiry(&public), expiry(&first_public));
     gateway.until_metric(PUBLIC_EXPIRY, expiry(&public));
     assert_eq!(gateway.metric(OWN_EXPIRY), expiry(&first_own));
     scenario.assert_served(&token, &public, &[&first_public, &own]);
     scenario.assert_served(&certificate, &own, &[&public]);
 
-    renew(&create_pair(&world.path("next-own"), 4), &own);
+    renew(&create_pair(&workspace.path("next-own"), 4), &own);
     gateway.until_metric(OWN_EXPIRY, expiry(&own));
     assert_eq!(gateway.metric(PUBLIC_EXPIRY), expiry(&public));
     scenario.assert_served(&certificate, &own, &[&first_own, &public]);
@@ -134,11 +134,14 @@ fn renewed_certificate_is_served_for_its_name_with_new_expiry() {
 
 #[test]
 fn expiry_of_absent_public_certificate_is_zero() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &[]);
-    assert_eq!((gateway.metric(OWN_EXPIRY), gateway.metric(PUBLIC_EXPIRY)), (expiry(&world.path("data")), 0));
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
+    assert_eq!(
+        (gateway.metric(OWN_EXPIRY), gateway.metric(PUBLIC_EXPIRY)),
+        (expiry(&workspace.path("data")), 0)
+    );
 }
 
 /// Returns certificate and key in the file `name`, in PEM.
@@ -151,37 +154,37 @@ fn foreign(name: &str) -> (String, String) {
 }
 
 /// Creates an identity from each foreign certificate, and a lease of their account with its SDL.
-fn foreign_tenants(world: &World) -> (LeaseId, PathBuf) {
+fn foreign_tenants(workspace: &Workspace) -> (LeaseId, PathBuf) {
     for name in FOREIGN {
         let (certificate, key) = foreign(name);
-        fs::create_dir(world.path(name)).unwrap();
-        fs::write(world.path(name).join("cert.pem"), certificate).unwrap();
-        fs::write(world.path(name).join("key.pem"), key).unwrap();
+        fs::create_dir(workspace.path(name)).unwrap();
+        fs::write(workspace.path(name).join("cert.pem"), certificate).unwrap();
+        fs::write(workspace.path(name).join("key.pem"), key).unwrap();
     }
     let lease = LeaseId::new(FOREIGN_ACCOUNT, 7, 1, 1, account(200).as_str()).unwrap();
-    (lease, world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]))
+    (lease, workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]))
 }
 
 /// Calls with the identity `name`.
-fn status_as(world: &World, gateway: &Gateway, lease: &LeaseId, name: &str) -> Done {
+fn status_as(workspace: &Workspace, gateway: &Gateway, lease: &LeaseId, name: &str) -> Done {
     let url = format!("--gateway=https://{}", gateway.address);
-    let ca = format!("--ca={}", world.path("data/server.pem").display());
-    let identity = format!("--identity={}", world.path(name).display());
-    world.run(&["status", &lease.to_string(), &url, &ca, &identity])
+    let ca = format!("--ca={}", workspace.path("data/server.pem").display());
+    let identity = format!("--identity={}", workspace.path(name).display());
+    workspace.run(&["status", &lease.to_string(), &url, &ca, &identity])
 }
 
 #[test]
 fn certificate_of_another_tool_works_from_a_trust_dir() {
-    let world = World::new();
-    let (lease, sdl) = foreign_tenants(&world);
+    let workspace = Workspace::new();
+    let (lease, sdl) = foreign_tenants(&workspace);
     for name in FOREIGN {
         // With the key, as a tenant may hand it over.
         let (certificate, key) = foreign(name);
-        fs::write(world.path("trusted").join(format!("{name}.pem")), certificate + &key).unwrap();
+        fs::write(workspace.path("trusted").join(format!("{name}.pem")), certificate + &key).unwrap();
     }
-    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
     for name in FOREIGN {
-        let done = status_as(&world, &gateway, &lease, name);
+        let done = status_as(&workspace, &gateway, &lease, name);
         assert_eq!(done.status.code(), Some(0), "{name}: {done:?}");
         assert!(done.out.contains("web"), "{name}: {done:?}");
     }
@@ -192,14 +195,14 @@ fn certificate_of_another_tool_works_from_a_trust_dir() {
 /// The node answers on another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn certificate_of_another_tool_works_from_the_chain() {
-    let (world, chain) = (World::new(), Chain::default());
-    let (lease, sdl) = foreign_tenants(&world);
+    let (workspace, chain) = (Workspace::new(), Chain::default());
+    let (lease, sdl) = foreign_tenants(&workspace);
     let node = chain.node(None).await;
     let chain_grpc = format!("--chain-grpc=http://{}", node.address);
     for name in FOREIGN {
         chain.publish(lease.owner(), &foreign(name).0, State::Valid);
-        let gateway = world.serve(&[(&lease, &sdl)], &[&chain_grpc]);
-        let done = status_as(&world, &gateway, &lease, name);
+        let gateway = workspace.serve(&[(&lease, &sdl)], &[&chain_grpc]);
+        let done = status_as(&workspace, &gateway, &lease, name);
         assert_eq!(done.status.code(), Some(0), "{name}: {done:?}");
         assert_eq!(gateway.metric("leasemux_chain_queries_total{kind=\"certificate\",result=\"found\"}"), 1);
         gateway.stop(Signal::TERM);

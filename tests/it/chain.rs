@@ -27,7 +27,7 @@ use tonic::Code;
 
 use crate::support::chain::Chain;
 use crate::support::gateway::{Gateway, proto_lease};
-use crate::support::process::World;
+use crate::support::process::Workspace;
 use crate::support::{account, reason};
 
 /// A tenant with its credentials and a lease.
@@ -73,7 +73,7 @@ fn gateway(node: &str, authorities: Option<&Path>, dir: &Path, tenants: &[&Tenan
     let gateway =
         Gateway::believing(Arc::new(ChainTrust::open(&config, metrics).unwrap()), Limits::default());
     for tenant in tenants {
-        gateway.world.add_lease(&tenant.lease, &[("web", 1)]);
+        gateway.platform.add_lease(&tenant.lease, &[("web", 1)]);
     }
     gateway
 }
@@ -123,17 +123,17 @@ async fn tenants_are_authenticated_by_the_chain() {
 /// The whole program. The node answers on another thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn known_tenants_work_after_restart_while_node_is_down() {
-    let (world, chain) = (World::new(), Chain::default());
-    let [alice, bob] = ["alice", "bob"].map(|name| world.stranger(name));
-    let pem = fs::read_to_string(world.path("alice/cert.pem")).unwrap();
+    let (workspace, chain) = (Workspace::new(), Chain::default());
+    let [alice, bob] = ["alice", "bob"].map(|name| workspace.stranger(name));
+    let pem = fs::read_to_string(workspace.path("alice/cert.pem")).unwrap();
     chain.publish(alice.owner(), &pem, State::Valid);
-    chain.sign(&IdentityFiles::load_wallet(&world.path("alice")).unwrap().key());
-    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    chain.sign(&IdentityFiles::load_wallet(&workspace.path("alice")).unwrap().key());
+    let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
     let node = chain.node(None).await;
     let chain_grpc = format!("--chain-grpc=http://{}", node.address);
-    let identity = |name: &str| format!("--identity={}", world.path(name).display());
+    let identity = |name: &str| format!("--identity={}", workspace.path(name).display());
     let token = |name: &str| {
-        let done = world.run(&["token", "new", "--identity", world.path(name).to_str().unwrap()]);
+        let done = workspace.run(&["token", "new", "--identity", workspace.path(name).to_str().unwrap()]);
         format!("--token={}", done.out.trim())
     };
     let [alices, bobs] = ["alice", "bob"].map(|name| [identity(name), token(name)]);
@@ -141,18 +141,18 @@ async fn known_tenants_work_after_restart_while_node_is_down() {
     let calls = |address: SocketAddr| {
         let call = |lease: &LeaseId, credentials: &String| {
             let gateway = format!("--gateway=https://{address}");
-            let ca = format!("--ca={}", world.path("data/server.pem").display());
-            world.run(&["status", &lease.to_string(), &gateway, &ca, credentials]).status.code().unwrap()
+            let ca = format!("--ca={}", workspace.path("data/server.pem").display());
+            workspace.run(&["status", &lease.to_string(), &gateway, &ca, credentials]).status.code().unwrap()
         };
         [alices.each_ref().map(|one| call(&alice, one)), bobs.each_ref().map(|one| call(&bob, one))]
     };
-    let gateway = world.serve(&[(&alice, &sdl), (&bob, &sdl)], &[&chain_grpc]);
+    let gateway = workspace.serve(&[(&alice, &sdl), (&bob, &sdl)], &[&chain_grpc]);
     assert_eq!(calls(gateway.address), [[0, 0], [3, 3]]);
     assert_eq!(calls(gateway.address), [[0, 0], [3, 3]]);
     assert_eq!(gateway.metric("leasemux_chain_queries_total{kind=\"certificate\",result=\"found\"}"), 1);
     gateway.stop(Signal::TERM);
     drop(node);
-    let gateway = world.serve(&[(&alice, &sdl), (&bob, &sdl)], &[&chain_grpc]);
+    let gateway = workspace.serve(&[(&alice, &sdl), (&bob, &sdl)], &[&chain_grpc]);
     assert_eq!(calls(gateway.address), [[0, 0], [5, 5]]);
     let done = gateway.stop(Signal::TERM);
     assert!(done.err.contains("chain query failed"), "{}", done.err);

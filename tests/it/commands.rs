@@ -6,7 +6,7 @@ use leasemux::model::id::LeaseId;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::process::{Done, Gateway, Judged, Program, World, own_port};
+use crate::support::process::{Done, Gateway, Judged, Program, Workspace, own_port};
 
 /// Prints forever.
 const STEADY: &str = "n=0; while :; do n=$((n+1)); echo \"$n of a steady service\"; sleep 0.05; done";
@@ -14,22 +14,22 @@ const STEADY: &str = "n=0; while :; do n=$((n+1)); echo \"$n of a steady service
 /// Runs until it is restarted after `broken` was created; then it exits at once.
 const BREAKS: &str = "echo 1 up; [ -e $GATES/broken ] && exit 3; exec sleep 1000";
 
-fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", services);
-    let gateway = world.serve(&[(&lease, &sdl)], flags);
-    (world, lease, gateway)
+fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (Workspace, LeaseId, Gateway) {
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", services);
+    let gateway = workspace.serve(&[(&lease, &sdl)], flags);
+    (workspace, lease, gateway)
 }
 
-fn start(world: &World, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Program {
-    let args = world.call_args(command, gateway.address, "alice", lease);
+fn start(workspace: &Workspace, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Program {
+    let args = workspace.call_args(command, gateway.address, "alice", lease);
     let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
-    world.start(&args)
+    workspace.start(&args)
 }
 
-fn call(world: &World, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Done {
-    start(world, gateway, lease, command, more).done()
+fn call(workspace: &Workspace, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Done {
+    start(workspace, gateway, lease, command, more).done()
 }
 
 fn assert_code(done: &Done, code: i32) {
@@ -50,8 +50,13 @@ fn replicas(answer: &str) -> BTreeMap<String, Value> {
 }
 
 /// Waits until `count` replicas are ready and returns their status.
-fn until_ready(world: &World, gateway: &Gateway, lease: &LeaseId, count: usize) -> BTreeMap<String, Value> {
-    let follow = start(world, gateway, lease, "status", &["--follow", "-o", "json"]);
+fn until_ready(
+    workspace: &Workspace,
+    gateway: &Gateway,
+    lease: &LeaseId,
+    count: usize,
+) -> BTreeMap<String, Value> {
+    let follow = start(workspace, gateway, lease, "status", &["--follow", "-o", "json"]);
     follow.until_out("an answer with all ready", |out| {
         let (whole, _) = out.rsplit_once('\n')?;
         let all = replicas(whole.lines().last()?);
@@ -61,20 +66,20 @@ fn until_ready(world: &World, gateway: &Gateway, lease: &LeaseId, count: usize) 
 
 #[test]
 fn status_prints_a_table_or_json() {
-    let (world, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", STEADY, 2)], &[]);
-    let all = until_ready(&world, &gateway, &lease, 3);
+    let (workspace, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", STEADY, 2)], &[]);
+    let all = until_ready(&workspace, &gateway, &lease, 3);
     assert!(all["web/1"]["instance"].as_str().unwrap().ends_with("/web/0"), "{all:?}");
     assert!(all["web/1"]["started_at"].is_string());
-    let table = call(&world, &gateway, &lease, "status", &[]);
+    let table = call(&workspace, &gateway, &lease, "status", &[]);
     assert_code(&table, 0);
     let lines: Vec<&str> = table.out.lines().collect();
     assert!(lines[0].starts_with("REPLICA  STATE    READY  RESTARTS  AGE"), "{}", table.out);
     assert!(lines[1].starts_with("api/0    running  yes    0"), "{}", table.out);
     assert_eq!(lines[4..], ["", "api: 1 of 1 available", "web: 2 of 2 available"], "{}", table.out);
     let some =
-        call(&world, &gateway, &lease, "status", &["--service", "web", "--replica", "1", "-o", "json"]);
+        call(&workspace, &gateway, &lease, "status", &["--service", "web", "--replica", "1", "-o", "json"]);
     assert_eq!(replicas(&some.out).into_keys().collect::<Vec<_>>(), ["web/1"]);
-    let nowhere = call(&world, &gateway, &lease, "status", &["--service", "nope"]);
+    let nowhere = call(&workspace, &gateway, &lease, "status", &["--service", "nope"]);
     assert_code(&nowhere, 4);
     assert!(nowhere.err.contains("no service nope"), "{}", nowhere.err);
 }
@@ -82,20 +87,20 @@ fn status_prints_a_table_or_json() {
 #[test]
 fn followed_status_prints_changes_across_gateway_restart() {
     let listen = format!("--listen=127.0.0.1:{}", own_port());
-    let (world, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", BREAKS, 1)], &[&listen]);
-    until_ready(&world, &gateway, &lease, 2);
-    let follow = start(&world, &gateway, &lease, "status", &["--follow"]);
+    let (workspace, lease, gateway) = serve(&[("api", "exec sleep 1000", 1), ("web", BREAKS, 1)], &[&listen]);
+    until_ready(&workspace, &gateway, &lease, 2);
+    let follow = start(&workspace, &gateway, &lease, "status", &["--follow"]);
     follow.until_out("the table", |out| out.contains("web/0    running").then_some(()));
-    world.open("broken");
-    assert_code(&call(&world, &gateway, &lease, "restart", &["--service", "web", "--timeout", "0"]), 8);
+    workspace.open("broken");
+    assert_code(&call(&workspace, &gateway, &lease, "restart", &["--service", "web", "--timeout", "0"]), 8);
     follow.until_out("the crash", |out| out.lines().find(|line| line.contains("exit 3 (Error)")).map(|_| ()));
     let printed = follow.out.get();
     assert_eq!(printed.matches("REPLICA").count(), 1, "{printed}");
     assert_eq!(printed.matches("api/0").count(), 1, "only what changed: {printed}");
     gateway.stop(Signal::TERM);
     follow.until_said("; reconnecting in ");
-    let sdl = world.path("alice.yaml");
-    let gateway = world.serve(&[(&lease, &sdl)], &[&listen]);
+    let sdl = workspace.path("alice.yaml");
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[&listen]);
     follow.until_said("reconnected");
     follow.until_out("the run of the new gateway", |out| (out.matches("api/0").count() > 1).then_some(()));
     gateway.stop(Signal::TERM);
@@ -103,14 +108,14 @@ fn followed_status_prints_changes_across_gateway_restart() {
 
 #[test]
 fn restart_waits_for_outcome_and_followers_stay() {
-    let (world, lease, gateway) = serve(&[("web", STEADY, 2)], &[]);
-    let before = until_ready(&world, &gateway, &lease, 2);
-    let mut logs: Judged = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(&[("web", STEADY, 2)], &[]);
+    let before = until_ready(&workspace, &gateway, &lease, 2);
+    let mut logs: Judged = workspace.follow(gateway.address, "alice", &lease);
     logs.until("lines of both", |seen| !seen.runs("web/0").is_empty() && !seen.runs("web/1").is_empty());
-    let done = call(&world, &gateway, &lease, "restart", &["--service", "web"]);
+    let done = call(&workspace, &gateway, &lease, "restart", &["--service", "web"]);
     assert_code(&done, 0);
     assert_eq!(done.out, "REPLICA  STATE   MESSAGE\nweb/0    active\nweb/1    active\n");
-    let after = until_ready(&world, &gateway, &lease, 2);
+    let after = until_ready(&workspace, &gateway, &lease, 2);
     for name in ["web/0", "web/1"] {
         assert_eq!((&after[name]["restarts"], &after[name]["last_reason"]), (&1.into(), &"Restarted".into()));
         assert_ne!(before[name]["instance"], after[name]["instance"]);
@@ -118,16 +123,20 @@ fn restart_waits_for_outcome_and_followers_stay() {
     logs.until("both runs of both", |seen| seen.runs("web/0").len() == 2 && seen.runs("web/1").len() == 2);
     // Without waiting; then the outcome is requested by the request id.
     let args = ["--service", "web", "--replica", "0", "--request-id", "by-name", "-o", "json"];
-    let at_once = call(&world, &gateway, &lease, "restart", &[&args[..], &["--timeout", "0"]].concat());
+    let at_once = call(&workspace, &gateway, &lease, "restart", &[&args[..], &["--timeout", "0"]].concat());
     assert_code(&at_once, 8);
     assert!(at_once.err.contains("--request-id by-name"), "{}", at_once.err);
-    let waited = call(&world, &gateway, &lease, "restart", &args);
+    let waited = call(&workspace, &gateway, &lease, "restart", &args);
     assert_code(&waited, 0);
     assert_eq!(
         waited.out,
         "{\"request_id\":\"by-name\",\"status\":[{\"service\":\"web\",\"replica\":\"0\",\"state\":\"active\"}]}\n"
     );
-    assert_eq!(until_ready(&world, &gateway, &lease, 2)["web/0"]["restarts"], 2, "once for the two calls");
+    assert_eq!(
+        until_ready(&workspace, &gateway, &lease, 2)["web/0"]["restarts"],
+        2,
+        "once for the two calls"
+    );
     logs.until("the third run", |seen| seen.runs("web/0").len() == 3);
     gateway.stop(Signal::TERM);
     logs.program.signal(Signal::INT);
@@ -137,19 +146,19 @@ fn restart_waits_for_outcome_and_followers_stay() {
 
 #[test]
 fn failed_restart_is_reported_and_skips_the_others() {
-    let (world, lease, gateway) = serve(&[("api", BREAKS, 1), ("web", STEADY, 1)], &[]);
-    until_ready(&world, &gateway, &lease, 2);
+    let (workspace, lease, gateway) = serve(&[("api", BREAKS, 1), ("web", STEADY, 1)], &[]);
+    until_ready(&workspace, &gateway, &lease, 2);
     // Restarting every service needs `--all`.
-    let unspecified = call(&world, &gateway, &lease, "restart", &[]);
+    let unspecified = call(&workspace, &gateway, &lease, "restart", &[]);
     assert_code(&unspecified, 2);
     assert!(unspecified.err.contains("--all"), "{}", unspecified.err);
-    assert_code(&call(&world, &gateway, &lease, "restart", &["--all", "--service", "web"]), 2);
-    world.open("broken");
-    let done = call(&world, &gateway, &lease, "restart", &["--all"]);
+    assert_code(&call(&workspace, &gateway, &lease, "restart", &["--all", "--service", "web"]), 2);
+    workspace.open("broken");
+    let done = call(&workspace, &gateway, &lease, "restart", &["--all"]);
     assert_code(&done, 7);
     let lines: Vec<&str> = done.out.lines().collect();
     assert_eq!(lines[1], "api/0    failure  the new run exited with code 3 (Error)", "{}", done.out);
     assert_eq!(lines[2], "web/0    failure  not attempted: the restart of api/0 failed", "{}", done.out);
-    let status = call(&world, &gateway, &lease, "status", &["--service", "web", "-o", "json"]);
+    let status = call(&workspace, &gateway, &lease, "status", &["--service", "web", "-o", "json"]);
     assert_eq!(replicas(&status.out)["web/0"]["restarts"], 0);
 }

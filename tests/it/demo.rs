@@ -4,29 +4,29 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use rustix::process::Signal;
 
-use crate::support::process::{Program, World};
+use crate::support::process::{Program, Workspace};
 
 /// Starts a demo and waits until it has printed lines of all three replicas.
-fn started(world: &World) -> Program {
-    let demo = world.start(&["demo"]);
+fn started(workspace: &Workspace) -> Program {
+    let demo = workspace.start(&["demo"]);
     demo.until_out("lines of all replicas", |out| {
         ["web/0 | 1 ", "web/1 | 1 ", "worker/0 | 1 "].iter().all(|line| out.contains(line)).then_some(())
     });
-    world.until_processes(|found| {
+    workspace.until_processes(|found| {
         found.values().filter(|arguments| arguments.starts_with("sh -c")).count() >= 3
     });
     demo
 }
 
-fn leftovers(world: &World) -> Vec<String> {
-    let entries = std::fs::read_dir(world.path("tmp")).unwrap();
+fn leftovers(workspace: &Workspace) -> Vec<String> {
+    let entries = std::fs::read_dir(workspace.path("tmp")).unwrap();
     entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
 #[test]
 fn demo_ends_with_a_summary_and_leaves_nothing() {
-    let world = World::new();
-    let done = world.run(&["demo", "--for", "3s", "--followers", "5"]);
+    let workspace = Workspace::new();
+    let done = workspace.run(&["demo", "--for", "3s", "--followers", "5"]);
     assert_eq!(done.status.code(), Some(0), "{done:?}");
     let (lines, summary) = done.out.split_once("\nsummary\n").unwrap();
     assert!(
@@ -52,15 +52,15 @@ fn demo_ends_with_a_summary_and_leaves_nothing() {
     let delivered = summary.split_once("delivered        ").unwrap().1.split(' ').next().unwrap();
     let (delivered, printed) = (delivered.parse::<usize>().unwrap(), lines.lines().count());
     assert!(printed >= 200 && delivered > 3 * printed, "{delivered} of {printed}");
-    world.until_nothing_is_left();
-    assert_eq!(leftovers(&world), [""; 0]);
+    workspace.until_nothing_is_left();
+    assert_eq!(leftovers(&workspace), [""; 0]);
 }
 
 #[test]
 fn signal_stops_the_demo_in_order() {
     for signal in [Signal::INT, Signal::TERM] {
-        let world = World::new();
-        let demo = started(&world);
+        let workspace = Workspace::new();
+        let demo = started(&workspace);
         demo.signal(signal);
         let done = demo.done();
         assert_eq!(done.status.code(), Some(0), "{done:?}");
@@ -69,19 +69,19 @@ fn signal_stops_the_demo_in_order() {
             "{done:?}"
         );
         // All processes have ended when the demo returns.
-        assert_eq!(world.processes().len(), 0, "{:?}", world.processes());
-        assert_eq!(leftovers(&world), [""; 0]);
+        assert_eq!(workspace.processes().len(), 0, "{:?}", workspace.processes());
+        assert_eq!(leftovers(&workspace), [""; 0]);
     }
 }
 
 #[test]
 fn killed_demo_ends_its_gateway_and_services() {
-    let world = World::new();
-    let demo = started(&world);
+    let workspace = Workspace::new();
+    let demo = started(&workspace);
     demo.signal(Signal::KILL);
     assert_eq!(demo.done().status.signal(), Some(9));
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
     // A killed demo leaves its directory, which a later demo removes.
-    let left = leftovers(&world);
+    let left = leftovers(&workspace);
     assert!(left.len() == 1 && left[0].starts_with("leasemux-demo-"), "{left:?}");
 }

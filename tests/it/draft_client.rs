@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::support::gateway::Scene;
+use crate::support::gateway::Setup;
 use crate::support::{reason, replica};
 
 /// `akash.market.v1.LeaseID`.
@@ -134,13 +134,13 @@ struct Reader {
 }
 
 impl Reader {
-    async fn open(scene: &Scene, filter: Option<ServiceFilter>, follow: bool) -> Self {
-        Self::try_open(scene, filter, follow).await.unwrap()
+    async fn open(setup: &Setup, filter: Option<ServiceFilter>, follow: bool) -> Self {
+        Self::try_open(setup, filter, follow).await.unwrap()
     }
 
-    async fn try_open(scene: &Scene, filter: Option<ServiceFilter>, follow: bool) -> Result<Self, Status> {
-        let request = ServiceLogsRequest { lease_id: Some(lease_of(scene)), filter, follow };
-        let channel = scene.gateway.channel_of(Some(scene.certificate.clone())).await;
+    async fn try_open(setup: &Setup, filter: Option<ServiceFilter>, follow: bool) -> Result<Self, Status> {
+        let request = ServiceLogsRequest { lease_id: Some(lease_of(setup)), filter, follow };
+        let channel = setup.gateway.channel_of(Some(setup.certificate.clone())).await;
         let stream = call(channel, request).await?;
         Ok(Self { stream, web: Vec::new(), api: Vec::new() })
     }
@@ -180,8 +180,8 @@ impl Reader {
     }
 }
 
-fn lease_of(scene: &Scene) -> LeaseId {
-    let lease = &scene.lease;
+fn lease_of(setup: &Setup) -> LeaseId {
+    let lease = &setup.lease;
     LeaseId {
         owner: lease.owner().to_string(),
         dseq: lease.dseq(),
@@ -220,8 +220,8 @@ async fn restart(channel: Channel, request: ServiceRestartRequest) -> Result<Ser
     Ok(client.unary(Request::new(request), path, codec).await?.into_inner())
 }
 
-fn scene() -> Scene {
-    Scene::new(Limits::default(), &[("api", 1), ("web", 1)])
+fn setup() -> Setup {
+    Setup::new(Limits::default(), &[("api", 1), ("web", 1)])
 }
 
 fn each(range: std::ops::Range<usize>) -> impl Iterator<Item = String> {
@@ -234,42 +234,42 @@ fn lines(range: std::ops::Range<usize>) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn draft_client_reads_backlog_in_order() {
-    let scene = scene();
-    let world = &scene.gateway.world;
-    let web = world.start(&scene.lease, &replica("web", 0));
-    let api = world.start(&scene.lease, &replica("api", 0));
-    world.print(&web, each(0..5_000));
-    world.print(&api, ["only\n"]);
+    let setup = setup();
+    let platform = &setup.gateway.platform;
+    let web = platform.start(&setup.lease, &replica("web", 0));
+    let api = platform.start(&setup.lease, &replica("api", 0));
+    platform.print(&web, each(0..5_000));
+    platform.print(&api, ["only\n"]);
     // Clients for Go always send a filter.
     for filter in [None, Some(ServiceFilter::default())] {
-        let mut reader = Reader::open(&scene, filter, false).await;
+        let mut reader = Reader::open(&setup, filter, false).await;
         assert_eq!(reader.end().await.code(), Code::Ok);
         assert_eq!(String::from_utf8(reader.web).unwrap(), lines(0..5_000));
         assert_eq!(reader.api, b"only\n");
     }
     let one = ServiceFilter { name: "api".into(), replicas: vec![0] };
-    let mut reader = Reader::open(&scene, Some(one), false).await;
+    let mut reader = Reader::open(&setup, Some(one), false).await;
     assert_eq!(reader.end().await.code(), Code::Ok);
     assert_eq!((reader.web.len(), &reader.api[..]), (0, &b"only\n"[..]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn draft_client_follows_across_a_crash() {
-    let scene = scene();
-    let world = &scene.gateway.world;
+    let setup = setup();
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, each(0..1_000));
-    let mut reader = Reader::open(&scene, None, true).await;
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, each(0..1_000));
+    let mut reader = Reader::open(&setup, None, true).await;
     reader.until(&lines(0..1_000)).await;
-    world.print(&first, each(1_000..1_100));
+    platform.print(&first, each(1_000..1_100));
     reader.until(&lines(0..1_100)).await;
     // Events and cursors have no logs.
-    world.end(&scene.lease, &web, 1);
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, each(1_100..1_200));
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, each(1_100..1_200));
     reader.until(&lines(0..1_200)).await;
-    scene.gateway.drain.begin();
+    setup.gateway.drain.begin();
     let status = reader.end().await;
     assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "DRAINING".into()));
     assert_eq!(String::from_utf8(reader.web).unwrap(), lines(0..1_200), "the last cursors add nothing");
@@ -278,16 +278,16 @@ async fn draft_client_follows_across_a_crash() {
 
 #[tokio::test(start_paused = true)]
 async fn draft_client_gets_a_notice_line_for_a_gap() {
-    let scene = scene();
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, each(0..3));
-    world.lose(&run, 4);
-    world.print(&run, each(7..9));
+    let setup = setup();
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, each(0..3));
+    platform.lose(&run, 4);
+    platform.print(&run, each(7..9));
     let notice = "[leasemux: 4 lines (40 bytes) missing here: the source lost them]\n";
     let expected = [&lines(0..3), notice, &lines(7..9)].concat();
     for follow in [false, true] {
-        let mut reader = Reader::open(&scene, None, follow).await;
+        let mut reader = Reader::open(&setup, None, follow).await;
         reader.until(&expected).await;
     }
 }
@@ -295,21 +295,21 @@ async fn draft_client_gets_a_notice_line_for_a_gap() {
 #[tokio::test(start_paused = true)]
 async fn lagging_draft_client_gets_the_number_of_lines() {
     let limits = Limits { ring_max_bytes: 64 * 1024, ..Limits::default() };
-    let scene = Scene::new(limits, &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, ["the beginning\n"]);
-    let mut reader = Reader::open(&scene, None, true).await;
+    let setup = Setup::new(limits, &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, ["the beginning\n"]);
+    let mut reader = Reader::open(&setup, None, true).await;
     reader.until("the beginning\n").await;
     let mut quick =
-        scene.open(extended::ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+        setup.open(extended::ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
     // Far more than ring, stream buffer, pipe and client window hold together.
     let count = 40_000;
     for step in 0..count / 100 {
-        world.print(&run, (100 * step..100 * (step + 1)).map(|number| format!("line {number:0200}\n")));
+        platform.print(&run, (100 * step..100 * (step + 1)).map(|number| format!("line {number:0200}\n")));
         quick.until(|seen| seen.lines("web", 0) == 1 + 100 * (step + 1)).await;
     }
-    world.print(&run, ["the end\n"]);
+    platform.print(&run, ["the end\n"]);
     while !reader.web.ends_with(b"the end\n") {
         assert!(reader.next().await.unwrap());
     }
@@ -329,13 +329,13 @@ async fn lagging_draft_client_gets_the_number_of_lines() {
 
 #[tokio::test(start_paused = true)]
 async fn draft_client_gets_status_and_restarts() {
-    let scene = scene();
-    let world = &scene.gateway.world;
-    world.start(&scene.lease, &replica("web", 0));
-    let channel = || scene.gateway.channel_of(Some(scene.certificate.clone()));
+    let setup = setup();
+    let platform = &setup.gateway.platform;
+    platform.start(&setup.lease, &replica("web", 0));
+    let channel = || setup.gateway.channel_of(Some(setup.certificate.clone()));
     // Clients for Go always send a filter.
     let filter = Some(ServiceFilter::default());
-    let request = ServiceLogsRequest { lease_id: Some(lease_of(&scene)), filter, follow: true };
+    let request = ServiceLogsRequest { lease_id: Some(lease_of(&setup)), filter, follow: true };
     let mut follow: Streaming<ServiceStatusResponse> =
         stream(channel().await, "ServiceStatus", request).await.unwrap();
     let available = |answer: ServiceStatusResponse| {
@@ -354,15 +354,15 @@ async fn draft_client_gets_status_and_restarts() {
     assert_eq!(statuses, [("api".to_owned(), 0), ("web".to_owned(), 1)]);
     let web = ServiceFilter { name: "web".into(), replicas: vec![0] };
     let timeout = Some(prost_types::Duration { seconds: 60, nanos: 0 });
-    let request = ServiceRestartRequest { lease_id: Some(lease_of(&scene)), filter: Some(web), timeout };
+    let request = ServiceRestartRequest { lease_id: Some(lease_of(&setup)), filter: Some(web), timeout };
     let outcomes = restart(channel().await, request.clone()).await.unwrap().status;
     let active =
         |message| ServiceRestartStatus { service: "web".into(), replica: "0".into(), state: 1, message };
     assert_eq!(outcomes, [active(None)]);
     // The draft has no request id, so each call starts a restart.
     restart(channel().await, request).await.unwrap();
-    assert_eq!(world.restarted(), ["web/0", "web/0"]);
-    scene.gateway.drain.begin();
+    assert_eq!(platform.restarted(), ["web/0", "web/0"]);
+    setup.gateway.drain.begin();
     let end = loop {
         match follow.message().await {
             Ok(Some(answer)) => assert_eq!(available(answer).len(), 2),
@@ -375,11 +375,11 @@ async fn draft_client_gets_status_and_restarts() {
 
 #[tokio::test(start_paused = true)]
 async fn draft_client_gets_plain_statuses() {
-    let scene = scene();
+    let setup = setup();
     let nowhere = ServiceFilter { name: "nope".into(), replicas: Vec::new() };
-    let status = Reader::try_open(&scene, Some(nowhere), true).await.err().unwrap();
+    let status = Reader::try_open(&setup, Some(nowhere), true).await.err().unwrap();
     assert_eq!((status.code(), status.message()), (Code::NotFound, "the lease has no service nope"));
-    let channel = scene.gateway.channel_of(Some(scene.certificate.clone())).await;
+    let channel = setup.gateway.channel_of(Some(setup.certificate.clone())).await;
     let status = call(channel, ServiceLogsRequest::default()).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "lease_id: is missing"));
 }

@@ -14,7 +14,7 @@ use leasemux::model::proto::lease::ServiceLogsRequest;
 use rustix::process::Signal;
 use tonic::{Code, Status};
 
-use crate::support::process::{Done, Gateway, Judged, PATIENCE, Seen, World, own_port};
+use crate::support::process::{Done, Gateway, Judged, PATIENCE, Seen, Workspace, own_port};
 
 mod limits;
 
@@ -75,35 +75,39 @@ fn code(done: &Done, code: i32) {
 }
 
 /// Starts a gateway with one tenant, `alice`, and one lease.
-fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
-    serve_with(World::new(), services, flags)
+fn serve(services: &[(&str, &str, u32)], flags: &[&str]) -> (Workspace, LeaseId, Gateway) {
+    serve_with(Workspace::new(), services, flags)
 }
 
-fn serve_with(world: World, services: &[(&str, &str, u32)], flags: &[&str]) -> (World, LeaseId, Gateway) {
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", services);
-    let gateway = world.serve(&[(&lease, &sdl)], flags);
-    (world, lease, gateway)
+fn serve_with(
+    workspace: Workspace,
+    services: &[(&str, &str, u32)],
+    flags: &[&str],
+) -> (Workspace, LeaseId, Gateway) {
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", services);
+    let gateway = workspace.serve(&[(&lease, &sdl)], flags);
+    (workspace, lease, gateway)
 }
 
 #[test]
 fn followers_miss_nothing_while_logs_are_rotated() {
-    let (world, lease, gateway) =
+    let (workspace, lease, gateway) =
         serve(&[("web", BURSTS, 2)], &["--rotate-max-bytes=16KiB", "--rotate-files=100"]);
     let address = gateway.address;
     // One follower from the start, before the first line …
-    let mut early = world.follow(address, "alice", &lease);
+    let mut early = workspace.follow(address, "alice", &lease);
     gateway.until_metric("leasemux_followers", 2);
-    world.open("one");
+    workspace.open("one");
     early.until("half a burst", |seen| seen.runs("web/0").iter().sum::<u64>() >= 1500);
     // … one that backfills while more is printed …
-    let mut late = world.follow(address, "alice", &lease);
+    let mut late = workspace.follow(address, "alice", &lease);
     let all = |lines: u64| move |seen: &Seen| ["web/0", "web/1"].iter().all(|of| seen.runs(of) == [lines]);
     early.until("a burst", all(3000));
     late.until("a burst", all(3000));
     // … and one that starts at the last lines, as text.
     let tail =
-        world.start_logs(address, "alice", &lease, &["-f", "--tail=2", "--service=web", "--replica=1"]);
+        workspace.start_logs(address, "alice", &lease, &["-f", "--tail=2", "--service=web", "--replica=1"]);
     let tailed = |wanted: u64| {
         move |out: &str| {
             let numbers = out.lines().map(|line| {
@@ -115,12 +119,12 @@ fn followers_miss_nothing_while_logs_are_rotated() {
         }
     };
     tail.until_out("the last two lines", tailed(2));
-    world.open("two");
+    workspace.open("two");
     early.until("both bursts", all(6000));
     late.until("both bursts", all(6000));
     tail.until_out("the second burst", tailed(3002));
 
-    let logs = std::fs::read_dir(world.path("data/pods")).unwrap();
+    let logs = std::fs::read_dir(workspace.path("data/pods")).unwrap();
     for pod in logs {
         let files = std::fs::read_dir(pod.unwrap().path().join("web")).unwrap().count();
         assert!(files >= 20, "rotated only {files} times");
@@ -130,22 +134,22 @@ fn followers_miss_nothing_while_logs_are_rotated() {
         assert_eq!(seen.is_whole().lines, 12_000, "{err}");
     }
     // A read without follow returns the same lines, and ends.
-    let done = world.logs(address, "alice", &lease, &["-o", "json"]);
+    let done = workspace.logs(address, "alice", &lease, &["-o", "json"]);
     code(&done, 0);
     let seen = Seen::of(&done.out);
     assert_eq!((seen.is_whole().lines, seen.runs("web/1")), (12_000, vec![6000]));
     drop(tail);
     code(&gateway.stop(Signal::TERM), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn crash_is_reported_and_its_run_can_be_read() {
-    let (world, lease, gateway) = serve(&[("web", CRASHING, 1)], &["--rotate-max-bytes=8KiB"]);
-    let mut json = world.follow(gateway.address, "alice", &lease);
-    let text = world.start_logs(gateway.address, "alice", &lease, &["--follow"]);
+    let (workspace, lease, gateway) = serve(&[("web", CRASHING, 1)], &["--rotate-max-bytes=8KiB"]);
+    let mut json = workspace.follow(gateway.address, "alice", &lease);
+    let text = workspace.start_logs(gateway.address, "alice", &lease, &["--follow"]);
     gateway.until_metric("leasemux_followers", 2);
-    world.open("one");
+    workspace.open("one");
     json.until("three runs", |seen| seen.runs("web/0") == [500, 500, 500]);
     text.until_out("three runs", |out| (out.matches('\n').count() == 1500).then_some(()));
     let expected = (1..=3).flat_map(|run| (1..=500).map(move |n| format!("web/0 | {n} of run {run}")));
@@ -163,29 +167,29 @@ fn crash_is_reported_and_its_run_can_be_read() {
     }
     assert!(seen.events("started") >= 2, "{:?}", seen.events);
 
-    let previous = world.logs(gateway.address, "alice", &lease, &["--previous"]);
+    let previous = workspace.logs(gateway.address, "alice", &lease, &["--previous"]);
     code(&previous, 0);
     let run = |run: u32| (1..=500).map(move |n| format!("web/0 | {n} of run {run}"));
     assert!(previous.out.lines().eq(run(2)), "{previous:?}");
-    let last = world.logs(gateway.address, "alice", &lease, &["--tail=1", "--timestamps"]);
+    let last = workspace.logs(gateway.address, "alice", &lease, &["--tail=1", "--timestamps"]);
     code(&last, 0);
     let (time, line) = last.out.strip_prefix("web/0 | ").unwrap().split_once(' ').unwrap();
     assert!(time.parse::<jiff::Timestamp>().is_ok() && line == "500 of run 3\n", "{last:?}");
     drop(text);
     code(&gateway.stop(Signal::TERM), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn lagging_follower_gets_the_number_of_lost_lines() {
-    let (world, lease, gateway) = serve(&[("web", FLOOD, 1)], &["--ring-max-bytes=64KiB"]);
-    let mut slow = world.follow(gateway.address, "alice", &lease);
-    let mut fast = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(&[("web", FLOOD, 1)], &["--ring-max-bytes=64KiB"]);
+    let mut slow = workspace.follow(gateway.address, "alice", &lease);
+    let mut fast = workspace.follow(gateway.address, "alice", &lease);
     for follower in [&mut slow, &mut fast] {
         follower.until("the first line", |seen| seen.runs("web/0") == [1]);
     }
     slow.program.signal(Signal::STOP);
-    world.open("one");
+    workspace.open("one");
     // The other follower is not delayed.
     let end = |seen: &Seen| seen.tally().lines + seen.tally().lost_lines == FLOOD_LINES;
     fast.until("the end of the flood", end);
@@ -198,20 +202,20 @@ fn lagging_follower_gets_the_number_of_lost_lines() {
     let lost = fast.lost_lines + slow.lost_lines;
     assert_eq!(lost_in_metric, lost, "{fast:?} {slow:?}");
     code(&gateway.stop(Signal::TERM), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn full_disk_loses_lines_only() {
     // A file size limit fails writes like a full disk, also within a record, and can be raised.
-    let (world, lease, gateway) = serve_with(World::limitable(), &[("web", STEADY, 2)], &[]);
+    let (workspace, lease, gateway) = serve_with(Workspace::limitable(), &[("web", STEADY, 2)], &[]);
     gateway.program.limit_files(Some(32 * 1024));
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     gateway.program.until_said_times("failed to write log, dropping output", 2);
     let read = gateway.metric("leasemux_lines_in_total");
     // For a while no log can be written. The services continue, as their files show.
-    let full = world.number("printed");
-    world.until_number("printed", full + 1000);
+    let full = workspace.number("printed");
+    workspace.until_number("printed", full + 1000);
     gateway.program.limit_files(None);
     gateway.program.until_said_times("log can be written again", 2);
     // Each has more lines than both had before.
@@ -225,34 +229,35 @@ fn full_disk_loses_lines_only() {
     let done = gateway.stop(Signal::TERM);
     code(&done, 0);
     assert!(done.err.lines().count() < 20, "{}", done.err);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn unwritable_log_loses_its_own_lines_only() {
-    let (world, lease, gateway) = serve_with(World::unheard(), &[("web", STEADY, 1)], &[]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve_with(Workspace::unheard(), &[("web", STEADY, 1)], &[]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
     // Each of these writes to the log: the directory watcher, and the task of a stream.
-    let mallory = world.stranger("mallory");
-    code(&world.logs(gateway.address, "mallory", &mallory, &[]), 3);
-    let bob = world.tenant("bob");
+    let mallory = workspace.stranger("mallory");
+    code(&workspace.logs(gateway.address, "mallory", &mallory, &[]), 3);
+    let bob = workspace.tenant("bob");
     let deadline = std::time::Instant::now() + PATIENCE;
-    while world.logs(gateway.address, "bob", &bob, &[]).status.code() != Some(4) {
+    while workspace.logs(gateway.address, "bob", &bob, &[]).status.code() != Some(4) {
         assert!(std::time::Instant::now() < deadline, "bob is not admitted");
     }
     let before = follower.seen.runs("web/0").iter().sum::<u64>();
     follower.until("more lines", |seen| seen.runs("web/0").iter().sum::<u64>() > before + 100);
     follower.end().0.is_whole();
     code(&gateway.stop(Signal::TERM), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn unread_log_delays_nothing() {
     // Trace output is far more than a pipe holds.
-    let (world, lease, gateway) = serve_with(World::unread(), &[("web", STEADY, 1)], &["--log-filter=trace"]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) =
+        serve_with(Workspace::unread(), &[("web", STEADY, 1)], &["--log-filter=trace"]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     for _ in 0..3 {
         let before = follower.seen.runs("web/0").iter().sum::<u64>();
         follower.until("more lines", |seen| seen.runs("web/0").iter().sum::<u64>() > before + 1000);
@@ -264,9 +269,9 @@ fn unread_log_delays_nothing() {
 
 #[test]
 fn follow_continues_across_gateway_restarts() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1), ("api", STEADY, 2)]);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", STEADY, 1), ("api", STEADY, 2)]);
     let listen = format!("--listen=127.0.0.1:{}", own_port());
     let flags = [listen.as_str(), "--rotate-max-bytes=64KiB", "--rotate-files=1000"];
     let all = |seen: &Seen, runs: usize| {
@@ -275,24 +280,24 @@ fn follow_continues_across_gateway_restarts() {
             found.len() == runs && found.iter().all(|lines| *lines > 200)
         })
     };
-    let gateway = world.serve(&[(&lease, &sdl)], &flags);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &flags);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("some lines", |seen| all(seen, 1));
     code(&gateway.stop(Signal::TERM), 0);
     follower.program.until_said("the gateway is shutting down");
     // The client reconnects while the gateway is down.
     follower.program.until_said("cannot reach the gateway at https://127.0.0.1:");
-    let gateway = world.serve(&[(&lease, &sdl)], &flags);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &flags);
     follower.until("lines of the second run", |seen| all(seen, 2));
     follower.program.until_said("reconnected, resuming where the stream ended");
     code(&gateway.stop(Signal::INT), 0);
-    let gateway = world.serve(&[(&lease, &sdl)], &flags);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &flags);
     follower.until("lines of the third run", |seen| all(seen, 3));
     // Both runs ended with their gateway; the next one reports it.
     follower.until("the ends", |seen| seen.events("ended") == 6);
 
     // The previous run has exactly the lines that the follower received.
-    let done = world.logs(gateway.address, "alice", &lease, &["--previous", "-o", "json"]);
+    let done = workspace.logs(gateway.address, "alice", &lease, &["--previous", "-o", "json"]);
     code(&done, 0);
     let previous = Seen::of(&done.out);
     previous.is_whole();
@@ -303,17 +308,17 @@ fn follow_continues_across_gateway_restarts() {
     }
     assert_eq!(err.matches("reconnected").count(), 2, "{err}");
     code(&gateway.stop(Signal::TERM), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[tokio::test]
 async fn streams_of_a_stopping_gateway_end_with_unavailable() {
-    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let (workspace, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
     let target = Target {
         gateway: format!("https://{}", gateway.address).parse().unwrap(),
-        identity: Some(world.path("alice")),
+        identity: Some(workspace.path("alice")),
         token: None,
-        trust: ServerTrust::File(world.path("data/server.pem")),
+        trust: ServerTrust::File(workspace.path("data/server.pem")),
     };
     let mut client = Connector::new(&target).unwrap().connect().await.unwrap();
     let request = ServiceLogsRequest { lease_id: Some((&lease).into()), follow: true, ..Default::default() };
@@ -332,14 +337,14 @@ async fn streams_of_a_stopping_gateway_end_with_unavailable() {
     assert_eq!(end.code(), Code::Unavailable, "{end:?}");
     drop((stream, client));
     code(&gateway.program.done(), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn second_signal_stops_the_gateway_at_once() {
     // The services would use their whole grace period, and this follower never reads.
-    let (world, lease, gateway) = serve(&[("web", STUBBORN, 1)], &["--drain-timeout=10m"]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(&[("web", STUBBORN, 1)], &["--drain-timeout=10m"]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("a line", |seen| seen.runs("web/0") == [1]);
     follower.program.signal(Signal::STOP);
     gateway.program.signal(Signal::INT);
@@ -349,13 +354,13 @@ fn second_signal_stops_the_gateway_at_once() {
     code(&done, 0);
     assert!(done.err.contains("stopping at once"), "{}", done.err);
     drop(follower);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn sighup_stops_the_gateway_unless_nohup() {
-    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
     // Twice, by the shell and by the kernel.
     gateway.program.signal(Signal::HUP);
@@ -366,7 +371,7 @@ fn sighup_stops_the_gateway_unless_nohup() {
     follower.program.until_said("the gateway is shutting down");
     follower.end().0.is_whole();
 
-    let (_world, _, gateway) = serve_with(World::nohup(), &[("web", STEADY, 1)], &[]);
+    let (_workspace, _, gateway) = serve_with(Workspace::nohup(), &[("web", STEADY, 1)], &[]);
     gateway.program.signal(Signal::HUP);
     let done = gateway.stop(Signal::TERM);
     code(&done, 0);
@@ -375,94 +380,94 @@ fn sighup_stops_the_gateway_unless_nohup() {
 
 #[test]
 fn killed_gateway_leaves_no_descendants() {
-    let (world, lease, gateway) = serve(&[("web", STUBBORN, 2), ("api", STEADY, 1)], &[]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(&[("web", STUBBORN, 2), ("api", STEADY, 1)], &[]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0") == [1] && seen.runs("web/1") == [1]);
     let sleeps = |count: usize| {
         move |found: &std::collections::BTreeMap<i32, String>| {
             found.values().filter(|arguments| arguments.starts_with("sleep 100")).count() == count
         }
     };
-    world.until_processes(sleeps(6));
+    workspace.until_processes(sleeps(6));
     gateway.program.signal(Signal::KILL);
     assert_eq!(gateway.program.done().status.signal(), Some(9));
     follower.program.until_said("; reconnecting in ");
     // Only the follower is left, which tries to reconnect.
-    world.until_processes(|found| found.len() == 1);
+    workspace.until_processes(|found| found.len() == 1);
     let (seen, _) = follower.end();
     seen.is_whole();
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn tenants_see_their_own_leases_only() {
-    let world = World::new();
-    let (alice, bob) = (world.tenant("alice"), world.tenant("bob"));
-    let mallory = world.stranger("mallory");
+    let workspace = Workspace::new();
+    let (alice, bob) = (workspace.tenant("alice"), workspace.tenant("bob"));
+    let mallory = workspace.stranger("mallory");
     let sdls = ["alice", "bob"].map(|name| {
         let script =
             format!("n=0; while [ $n -lt 100 ]; do n=$((n+1)); echo $n {name}; done; exec sleep 1000");
-        world.sdl(&format!("{name}.yaml"), &[(&format!("{name}s"), script.as_str(), 1)])
+        workspace.sdl(&format!("{name}.yaml"), &[(&format!("{name}s"), script.as_str(), 1)])
     });
-    let gateway = world.serve(&[(&alice, &sdls[0]), (&bob, &sdls[1])], &[]);
+    let gateway = workspace.serve(&[(&alice, &sdls[0]), (&bob, &sdls[1])], &[]);
     let address = gateway.address;
     for (name, lease) in [("alice", &alice), ("bob", &bob)] {
-        let mut follower = world.follow(address, name, lease);
+        let mut follower = workspace.follow(address, name, lease);
         follower.until("all lines", |seen| seen.runs(&format!("{name}s/0")) == [100]);
         let (seen, _) = follower.end();
         assert_eq!(seen.is_whole().lines, 100);
-        let out = world.logs(address, name, lease, &[]).out;
+        let out = workspace.logs(address, name, lease, &[]).out;
         assert!(out.lines().all(|line| line.ends_with(&format!(" {name}"))), "{out}");
     }
     // Another tenant's lease is refused with the same text whether it exists or not.
     let none = bob.to_string().replace("/7/1/1/", "/8/1/1/").parse().unwrap();
     let refusals = [&bob, &none].map(|lease| {
-        let done = world.logs(address, "alice", lease, &["-f"]);
+        let done = workspace.logs(address, "alice", lease, &["-f"]);
         code(&done, 3);
         assert_eq!(done.out, "");
         done.err.replace(&lease.to_string(), "it")
     });
     assert_eq!(refusals[0], refusals[1]);
     assert_eq!(refusals[0].lines().count(), 1, "{refusals:?}");
-    code(&world.logs(address, "mallory", &mallory, &[]), 3);
+    code(&workspace.logs(address, "mallory", &mallory, &[]), 3);
     let nobody =
-        world.run(&["logs", &alice.to_string(), &format!("--gateway=https://{address}"), "--insecure"]);
+        workspace.run(&["logs", &alice.to_string(), &format!("--gateway=https://{address}"), "--insecure"]);
     code(&nobody, 3);
-    let impostor = world.logs_args(address, "alice", &alice);
+    let impostor = workspace.logs_args(address, "alice", &alice);
     let impostor: Vec<&str> =
         impostor.iter().map(String::as_str).filter(|arg| !arg.starts_with("--ca")).collect();
-    let untrusted = world.run(&impostor);
+    let untrusted = workspace.run(&impostor);
     code(&untrusted, 3);
     assert!(untrusted.err.contains("--ca FILE"), "{untrusted:?}");
 
     // Things that do not exist.
     let gone = alice.to_string().replace("/7/1/1/", "/8/1/1/").parse().unwrap();
-    code(&world.logs(address, "alice", &gone, &["-f"]), 4);
-    let unknown = world.logs(address, "alice", &alice, &["--service=bobs"]);
+    code(&workspace.logs(address, "alice", &gone, &["-f"]), 4);
+    let unknown = workspace.logs(address, "alice", &alice, &["--service=bobs"]);
     code(&unknown, 4);
     assert!(unknown.err.contains("bobs"), "{unknown:?}");
-    code(&world.logs(address, "alice", &alice, &["--service=alices", "--replica=1"]), 4);
-    code(&world.logs(address, "alice", &alice, &["--previous"]), 4);
-    code(&world.logs(address, "alice", &alice, &["--previous", "-f"]), 2);
+    code(&workspace.logs(address, "alice", &alice, &["--service=alices", "--replica=1"]), 4);
+    code(&workspace.logs(address, "alice", &alice, &["--previous"]), 4);
+    code(&workspace.logs(address, "alice", &alice, &["--previous", "-f"]), 2);
 
     code(&gateway.stop(Signal::TERM), 0);
-    code(&world.logs(address, "alice", &alice, &["-f"]), 5);
-    world.until_nothing_is_left();
+    code(&workspace.logs(address, "alice", &alice, &["-f"]), 5);
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn metrics_show_one_tail_for_all_followers() {
     const FOLLOWERS: u64 = 20;
-    let (world, lease, gateway) = serve(&[("frontend", GATED, 2)], &[]);
+    let (workspace, lease, gateway) = serve(&[("frontend", GATED, 2)], &[]);
     let mut followers: Vec<Judged> =
-        (0..FOLLOWERS).map(|_| world.follow(gateway.address, "alice", &lease)).collect();
+        (0..FOLLOWERS).map(|_| workspace.follow(gateway.address, "alice", &lease)).collect();
     for (lines, gate) in [(300, "more"), (600, "done")] {
         for follower in &mut followers {
             follower.until("lines", |seen| {
                 ["frontend/0", "frontend/1"].iter().all(|of| seen.runs(of) == [lines])
             });
         }
-        world.open(gate);
+        workspace.open(gate);
     }
     let metric = |name: &str| gateway.metric(name);
     assert_eq!(metric("leasemux_followers"), 2 * FOLLOWERS);
@@ -505,29 +510,29 @@ fn metrics_show_one_tail_for_all_followers() {
         follower.end().0.is_whole();
     }
     code(&gateway.stop(Signal::TERM), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn certificate_is_reloaded_while_running() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
-    let used = world.path("tls");
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", STEADY, 1)]);
+    let used = workspace.path("tls");
     std::fs::create_dir(&used).unwrap();
-    let made = ["old", "new"].map(|name| tls::ensure(&world.path(name), &[], SystemTime::now()).unwrap());
+    let made = ["old", "new"].map(|name| tls::ensure(&workspace.path(name), &[], SystemTime::now()).unwrap());
     let (certificate, key) = (used.join("tls.crt"), used.join("tls.key"));
     let copy = |from: &Path, to: &Path| assert!(std::fs::copy(from, to).unwrap() > 0);
     copy(&made[0].certificate, &certificate);
     copy(&made[0].key, &key);
     let flags = [format!("--tls-cert={}", certificate.display()), format!("--tls-key={}", key.display())];
-    let gateway = world.serve(&[(&lease, &sdl)], &[&flags[0], &flags[1]]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[&flags[0], &flags[1]]);
     let trusting = |made: &tls::Generated, more: &[&str]| {
-        let mut args = world.logs_args(gateway.address, "alice", &lease);
+        let mut args = workspace.logs_args(gateway.address, "alice", &lease);
         args.pop();
         args.push(format!("--ca={}", made.certificate.display()));
         args.extend(more.iter().map(|&flag| flag.to_owned()));
-        world.start(&args.iter().map(String::as_str).collect::<Vec<_>>())
+        workspace.start(&args.iter().map(String::as_str).collect::<Vec<_>>())
     };
     let mut follower = Judged::new(trusting(&made[0], &["-f", "-o", "json"]));
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
@@ -553,33 +558,33 @@ fn certificate_is_reloaded_while_running() {
 
 #[test]
 fn new_certificate_is_logged() {
-    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
-    let sdl = world.path("alice.yaml");
+    let (workspace, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let sdl = workspace.path("alice.yaml");
     let is_logged =
         |gateway: Gateway| gateway.stop(Signal::TERM).err.contains("created a self-signed certificate");
     assert!(is_logged(gateway));
-    assert!(!is_logged(world.serve(&[(&lease, &sdl)], &[])), "it was kept");
-    assert!(is_logged(world.serve(&[(&lease, &sdl)], &["--public-hostname=gw.example.com"])));
+    assert!(!is_logged(workspace.serve(&[(&lease, &sdl)], &[])), "it was kept");
+    assert!(is_logged(workspace.serve(&[(&lease, &sdl)], &["--public-hostname=gw.example.com"])));
 }
 
 #[test]
 fn new_certificate_has_the_listen_address() {
-    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &["--listen=127.0.0.2:0"]);
-    let done = world.logs(gateway.address, "alice", &lease, &["--tail=0"]);
+    let (workspace, lease, gateway) = serve(&[("web", STEADY, 1)], &["--listen=127.0.0.2:0"]);
+    let done = workspace.logs(gateway.address, "alice", &lease, &["--tail=0"]);
     code(&done, 0);
     code(&gateway.stop(Signal::TERM), 0);
 }
 
 #[test]
 fn identity_is_created_once() {
-    let world = World::new();
-    let lease = world.stranger("alice");
-    let dir = world.path("alice");
+    let workspace = Workspace::new();
+    let lease = workspace.stranger("alice");
+    let dir = workspace.path("alice");
     let files = || ["cert.pem", "key.pem", "address"].map(|name| std::fs::read(dir.join(name)).unwrap());
     let before = files();
     assert_eq!(String::from_utf8_lossy(&before[2]).trim(), lease.owner().as_str());
     assert_eq!(std::fs::metadata(dir.join("key.pem")).unwrap().permissions().mode() & 0o7777, 0o600);
-    let again = world.run(&["identity", "new", "--dir", dir.to_str().unwrap()]);
+    let again = workspace.run(&["identity", "new", "--dir", dir.to_str().unwrap()]);
     code(&again, 1);
     assert!(again.err.contains("exists already") && again.err.lines().count() == 1, "{again:?}");
     assert_eq!(files(), before);
@@ -587,23 +592,23 @@ fn identity_is_created_once() {
 
 #[test]
 fn startup_errors_are_one_line() {
-    let (world, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
-    let good = world.path("alice.yaml");
-    let image = world.path("image.yaml");
+    let (workspace, lease, gateway) = serve(&[("web", STEADY, 1)], &[]);
+    let good = workspace.path("alice.yaml");
+    let image = workspace.path("image.yaml");
     std::fs::write(
         &image,
         "{version: '2.0', services: {web: {image: nginx}}, deployment: {web: {a: {count: 1}}}}",
     )
     .unwrap();
-    let broken = world.path("broken.yaml");
+    let broken = workspace.path("broken.yaml");
     std::fs::write(&broken, "services: [").unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap();
-    let spoilt = world.path("spoilt");
+    let spoilt = workspace.path("spoilt");
     std::fs::create_dir(&spoilt).unwrap();
     std::fs::write(spoilt.join("pods"), "not a directory").unwrap();
     let file = good.display();
-    let other = format!("--data-dir={}", world.path("other").display());
+    let other = format!("--data-dir={}", workspace.path("other").display());
     let cases: [(&Path, Vec<String>, i32, &str); 9] = [
         (&good, vec![other.clone(), "--trust-dir=/none".to_owned()], 2, "--trust-dir \"/none\""),
         (&good, vec![other.clone(), format!("--trust-dir={file}")], 2, "--trust-dir \""),
@@ -621,23 +626,23 @@ fn startup_errors_are_one_line() {
         (&good, vec![format!("--data-dir={}", spoilt.display())], 1, "(os error "),
     ];
     for (sdl, flags, expected, text) in cases {
-        let mut args = world.serve_args(&[(&lease, sdl)]);
+        let mut args = workspace.serve_args(&[(&lease, sdl)]);
         for flag in flags {
             let name = flag.split_once('=').unwrap().0;
             args.retain(|arg| arg.split_once('=').is_none_or(|(known, _)| known != name));
             args.push(flag);
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let done = world.run(&args);
+        let done = workspace.run(&args);
         code(&done, expected);
         assert_eq!(done.out, "", "{text}: {done:?}");
         let lines: Vec<&str> = done.err.lines().filter(|line| line.contains(text)).collect();
         assert_eq!(lines.len(), 1, "{text}: {done:?}");
     }
     // The running gateway is not affected.
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.runs("web/0").iter().sum::<u64>() > 100);
     follower.end().0.is_whole();
     code(&gateway.stop(Signal::TERM), 0);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }

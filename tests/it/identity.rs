@@ -12,7 +12,7 @@ use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
 
 use crate::support::account;
-use crate::support::process::{Done, World};
+use crate::support::process::{Done, Workspace};
 
 /// The first account in `tests/vectors/wallets.json`, which is also in the certificates of
 /// `tests/vectors/certificates`.
@@ -97,31 +97,31 @@ impl Drop for OnTerminal {
 
 #[test]
 fn imported_account_with_akash_certificate_is_served() {
-    let world = World::new();
-    fs::write(world.path("words"), mnemonic()).unwrap();
-    let path = |name: &str| world.path(name).to_str().unwrap().to_owned();
+    let workspace = Workspace::new();
+    fs::write(workspace.path("words"), mnemonic()).unwrap();
+    let path = |name: &str| workspace.path(name).to_str().unwrap().to_owned();
     let certificate = vectors().join("certificates/chain-sdk-go.pem");
     let [dir, words, trusted] = ["tenant", "words", "trusted"].map(path);
     let args = ["--dir", &dir, "--mnemonic-file", &words, "--cert", certificate.to_str().unwrap()];
-    let done = world.run(&[&["identity", "import"], &args[..]].concat());
+    let done = workspace.run(&[&["identity", "import"], &args[..]].concat());
     assert_eq!((done.status.code(), done.out.trim()), (Some(0), ADDRESS), "{done:?}");
     // Nothing is overwritten.
-    let done = world.run(&[&["identity", "import"], &args[..]].concat());
+    let done = workspace.run(&[&["identity", "import"], &args[..]].concat());
     assert_eq!(done.status.code(), Some(1), "{done:?}");
     assert!(done.err.contains("exists already"), "{done:?}");
 
     // The gateway trusts the tool's file, with the key in it, and the account.
     fs::copy(&certificate, Path::new(&trusted).join("tenant.pem")).unwrap();
-    fs::copy(world.path("tenant/account.pub"), Path::new(&trusted).join("tenant.pub")).unwrap();
+    fs::copy(workspace.path("tenant/account.pub"), Path::new(&trusted).join("tenant.pub")).unwrap();
     let lease = LeaseId::new(ADDRESS, 7, 1, 1, account(200).as_str()).unwrap();
-    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
     let (lease, url) = (lease.to_string(), format!("https://{}", gateway.address));
     let ca = path("data/server.pem");
     let status = |credentials: [&str; 2]| -> Done {
-        world.run(&[&["status", &lease, "--gateway", &url, "--ca", &ca], &credentials[..]].concat())
+        workspace.run(&[&["status", &lease, "--gateway", &url, "--ca", &ca], &credentials[..]].concat())
     };
-    let token = world.run(&["token", "new", "--identity", &dir]).out;
+    let token = workspace.run(&["token", "new", "--identity", &dir]).out;
     for credentials in [["--identity", &dir], ["--token", token.trim()]] {
         let done = status(credentials);
         assert_eq!(done.status.code(), Some(0), "{done:?}");

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::support::process::World;
+use crate::support::process::Workspace;
 
 /// Variable with the path of the Python interpreter.
 const PYTHON: &str = "LEASEMUX_INTEROP_PYTHON";
@@ -22,21 +22,21 @@ fn python_client_of_unextended_draft_works() {
         eprintln!("not tested: {PYTHON} is not set (.ci/python creates a suitable Python)");
         return;
     };
-    let world = World::new();
-    let lease = world.tenant("alice");
-    world.tenant("mallory");
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    workspace.tenant("mallory");
     let script = format!(
         "n=0; while [ $n -lt {LINES} ]; do n=$((n+1)); echo \"$n of {LINES}\"; done; exec sleep 1000"
     );
-    let sdl = world.sdl("alice.yaml", &[("web", &script, 2), ("worker", "exec sleep 1000", 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    let sdl = workspace.sdl("alice.yaml", &[("web", &script, 2), ("worker", "exec sleep 1000", 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
     let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop/client.py");
     let done = Command::new(python)
         .arg(client)
         .arg(format!("--address=localhost:{}", gateway.address.port()))
-        .arg(format!("--ca={}", world.path("data/server.pem").display()))
-        .arg(format!("--identity={}", world.path("alice").display()))
-        .arg(format!("--stranger={}", world.path("mallory").display()))
+        .arg(format!("--ca={}", workspace.path("data/server.pem").display()))
+        .arg(format!("--identity={}", workspace.path("alice").display()))
+        .arg(format!("--stranger={}", workspace.path("mallory").display()))
         .args([format!("--lease={lease}"), format!("--lines={LINES}")])
         // Do not leave compiled files in the source tree.
         .env("PYTHONDONTWRITEBYTECODE", "1")

@@ -31,8 +31,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 
 use self::cluster::{Cluster, RunKey};
-use crate::support::gateway::{Gateway, PATIENCE, Scene, Stream};
-use crate::support::oracle::Received;
+use crate::support::gateway::{Gateway, PATIENCE, Setup, Stream};
+use crate::support::loss_check::Received;
 use crate::support::seeds::seeds;
 use crate::support::{account, replica};
 
@@ -50,7 +50,7 @@ struct Scenario {
     cluster: Cluster,
     platform: Arc<KubePlatform>,
     exporter: Exporter,
-    scene: Scene,
+    setup: Setup,
     _dir: tempfile::TempDir,
 }
 
@@ -105,11 +105,11 @@ impl Scenario {
         let (owner, certificate) = gateway.tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
         cluster.lease(&lease, SERVICE, count);
-        Self { cluster, platform, exporter, scene: Scene { gateway, lease, certificate }, _dir: dir }
+        Self { cluster, platform, exporter, setup: Setup { gateway, lease, certificate }, _dir: dir }
     }
 
     fn lease(&self) -> &LeaseId {
-        &self.scene.lease
+        &self.setup.lease
     }
 
     fn run(&self, pod: &str) -> RunKey {
@@ -139,15 +139,15 @@ impl Scenario {
     }
 
     async fn follow(&self) -> Stream {
-        let request = ServiceLogsRequest { follow: true, ..self.scene.request() };
-        self.scene.open(request).await.unwrap()
+        let request = ServiceLogsRequest { follow: true, ..self.setup.request() };
+        self.setup.open(request).await.unwrap()
     }
 
     /// Opens a follower of new lines, and waits for a line of this run: from then on the shared tail reads
     /// the log.
     async fn followed_live(&self, run: &RunKey) -> Stream {
-        let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..self.scene.request() };
-        let mut follower = self.scene.open(request).await.unwrap();
+        let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..self.setup.request() };
+        let mut follower = self.setup.open(request).await.unwrap();
         while follower.received.lines(SERVICE, 0) == 0 {
             self.cluster.print(run, 1, 1);
             _ = follower.next_if_ready().await.unwrap();
@@ -212,7 +212,7 @@ async fn many_followers_share_one_stream_per_replica() {
     for follower in &mut followers {
         follower.until(|received| received.lines(SERVICE, 0) >= 20 && received.lines(SERVICE, 1) >= 20).await;
         for (index, run) in (0..).zip(&runs) {
-            assert_eq!(follower.received.ask_lines(SERVICE, index, &scenario.cluster.printed(run)), 0);
+            assert_eq!(follower.received.assert_ordered(SERVICE, index, &scenario.cluster.printed(run)), 0);
         }
     }
     assert_eq!(scenario.cluster.follows(), (2, 2));
@@ -478,11 +478,11 @@ async fn node_reads_own_pods_from_disk_without_requests() {
     let kube = Arc::clone(&scenario.platform);
     let node = NodePlatform::new(kube, Notifier::start(), "node1".into(), logs.path().into());
     let gateway = Gateway::on(Arc::new(node));
-    gateway.believe(scenario.lease().owner(), &scenario.scene.certificate);
-    let scene =
-        Scene { gateway, lease: scenario.lease().clone(), certificate: scenario.scene.certificate.clone() };
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut follower = scene.open(request).await.unwrap();
+    gateway.believe(scenario.lease().owner(), &scenario.setup.certificate);
+    let setup =
+        Setup { gateway, lease: scenario.lease().clone(), certificate: scenario.setup.certificate.clone() };
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let mut follower = setup.open(request).await.unwrap();
     let all = |lines| move |received: &Received| (0..2).all(|index| received.lines(SERVICE, index) >= lines);
     follower.until(all(10)).await;
     let mut file = std::fs::File::options().append(true).open(dir.join("0.log")).unwrap();
@@ -492,8 +492,8 @@ async fn node_reads_own_pods_from_disk_without_requests() {
     let printed: Vec<String> = (0..20).map(|n| format!("0/{n}")).collect();
     assert_eq!(
         (
-            follower.received.ask_lines(SERVICE, 0, &printed),
-            follower.received.ask_lines(SERVICE, 1, &printed)
+            follower.received.assert_ordered(SERVICE, 0, &printed),
+            follower.received.assert_ordered(SERVICE, 1, &printed)
         ),
         (0, 0)
     );
@@ -567,10 +567,10 @@ async fn concurrent_equal_reads_share_one_request() {
     assert_eq!(scenario.cluster.logs_opened_of("a"), 1);
     // Over gRPC each caller gets all lines, shared or not.
     let callers = (0..20).map(async |_| {
-        let request = ServiceLogsRequest { tail_lines: Some(100), ..scenario.scene.request() };
-        let mut stream = scenario.scene.open(request).await.unwrap();
+        let request = ServiceLogsRequest { tail_lines: Some(100), ..scenario.setup.request() };
+        let mut stream = scenario.setup.open(request).await.unwrap();
         assert_eq!(stream.end().await.code(), tonic::Code::Ok);
-        stream.received.ask_lines(SERVICE, 0, &printed)
+        stream.received.assert_ordered(SERVICE, 0, &printed)
     });
     assert_eq!(futures_util::future::join_all(callers).await, [0; 20]);
 }
@@ -599,7 +599,7 @@ async fn half_open_log_connection_loses_nothing() {
     let last = scenario.cluster.printed(&next).last().cloned().unwrap();
     in_time(&mut follower, ended_with(last)).await;
     let printed = [scenario.cluster.printed(&run), scenario.cluster.printed(&next)].concat();
-    assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
+    assert_eq!(follower.received.assert_ordered(SERVICE, 0, &printed), 0);
 }
 
 #[tokio::test]
@@ -624,7 +624,7 @@ async fn follower_ahead_of_lost_stream_gets_one_gap() {
         let last = scenario.cluster.printed(&run).last().cloned().unwrap();
         in_time(&mut follower, ended_with(last)).await;
         assert_eq!(
-            follower.received.ask_lines(SERVICE, 0, &scenario.cluster.printed(&run)),
+            follower.received.assert_ordered(SERVICE, 0, &scenario.cluster.printed(&run)),
             1,
             "step {step}"
         );
@@ -644,7 +644,7 @@ async fn half_open_watches_are_replaced_in_minutes() {
     scenario.cluster.print(&second, 5, 1_000);
     in_time(&mut follower, |received| received.lines(SERVICE, 0) >= 10).await;
     let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&second)].concat();
-    assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
+    assert_eq!(follower.received.assert_ordered(SERVICE, 0, &printed), 0);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }
 
@@ -690,6 +690,6 @@ async fn platform_waits_for_api_server_and_resumes() {
     scenario.cluster.resume().await;
     in_time(&mut follower, |received| received.lines(SERVICE, 0) >= 15).await;
     let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&second)].concat();
-    assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
+    assert_eq!(follower.received.assert_ordered(SERVICE, 0, &printed), 0);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }

@@ -6,8 +6,8 @@ use leasemux::model::proto::lease::ServiceLogsRequest;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::support::gateway::Scene;
-use crate::support::oracle::Seen;
+use crate::support::gateway::Setup;
+use crate::support::loss_check::Seen;
 use crate::support::reason;
 
 mod backfill;
@@ -36,139 +36,142 @@ fn small_ring() -> Limits {
 
 #[tokio::test(start_paused = true)]
 async fn request_without_follow_ends_after_existing_lines() {
-    let scene = Scene::new(Limits::default(), &[("web", 2)]);
-    let world = &scene.gateway.world;
-    let first = world.start(&scene.lease, &replica("web", 0));
-    let second = world.start(&scene.lease, &replica("web", 1));
-    world.print(&first, lines(0..5_000));
-    world.print(&second, ["only\n"]);
-    let mut stream = scene.open(scene.request()).await.unwrap();
+    let setup = Setup::new(Limits::default(), &[("web", 2)]);
+    let platform = &setup.gateway.platform;
+    let first = platform.start(&setup.lease, &replica("web", 0));
+    let second = platform.start(&setup.lease, &replica("web", 1));
+    platform.print(&first, lines(0..5_000));
+    platform.print(&second, ["only\n"]);
+    let mut stream = setup.open(setup.request()).await.unwrap();
     assert_eq!(stream.end().await.code(), tonic::Code::Ok);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&first, 0)]), 0);
     assert_eq!(stream.received.lines("web", 0), 5_000);
     assert_eq!(stream.received.text("web", 1), "only\n");
-    assert_eq!(world.follows(), 0);
-    assert_eq!(world.open(), 0);
+    assert_eq!(platform.follows(), 0);
+    assert_eq!(platform.open(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn backfill_joins_live_without_gap_or_repeat() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, lines(0..3_000));
-    let mut request = scene.request();
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, lines(0..3_000));
+    let mut request = setup.request();
     request.follow = true;
-    let mut stream = scene.open(request).await.unwrap();
+    let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) >= 1).await;
     for step in 0..50 {
-        world.print(&run, lines(3_000 + 10 * step..3_010 + 10 * step));
+        platform.print(&run, lines(3_000 + 10 * step..3_010 + 10 * step));
         stream.until(|seen| seen.lines("web", 0) >= 3_000).await;
     }
     stream.until(|seen| seen.lines("web", 0) == 3_500).await;
     assert!(stream.is_quiet().await);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
     // The backfill has ended: only the live tail is open.
-    assert_eq!(world.open(), 1);
+    assert_eq!(platform.open(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_tail_serves_many_followers() {
-    let scene = Scene::new(Limits::default(), &[("web", 2)]);
-    let world = &scene.gateway.world;
-    let runs = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let setup = Setup::new(Limits::default(), &[("web", 2)]);
+    let platform = &setup.gateway.platform;
+    let runs = [0, 1].map(|index| platform.start(&setup.lease, &replica("web", index)));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
     let mut streams = Vec::new();
     for _ in 0..50 {
-        let mut stream = scene.open(request.clone()).await.unwrap();
+        let mut stream = setup.open(request.clone()).await.unwrap();
         stream.until(|seen| seen.cursors.len() == 2).await;
         streams.push(stream);
     }
     for run in &runs {
-        world.print(run, lines(0..1_000));
+        platform.print(run, lines(0..1_000));
     }
     for stream in &mut streams {
         stream.until(|seen| [0, 1].iter().all(|index| seen.lines("web", *index) == 1_000)).await;
         for (index, run) in runs.iter().enumerate() {
-            assert_eq!(stream.received.ask(world, "web", u32::try_from(index).unwrap(), &[(run, 0)]), 0);
+            assert_eq!(
+                stream.received.assert_complete(platform, "web", u32::try_from(index).unwrap(), &[(run, 0)]),
+                0
+            );
         }
     }
-    assert_eq!(world.follows(), 2);
-    assert_eq!(scene.gateway.metric("leasemux_source_opens_total{read=\"live\"}"), 2);
-    assert_eq!(scene.gateway.metric("leasemux_source_opens_total{read=\"history\"}"), 0);
-    assert_eq!(scene.gateway.metric("leasemux_actors"), 2);
-    assert_eq!(scene.gateway.metric("leasemux_followers"), 100);
+    assert_eq!(platform.follows(), 2);
+    assert_eq!(setup.gateway.metric("leasemux_source_opens_total{read=\"live\"}"), 2);
+    assert_eq!(setup.gateway.metric("leasemux_source_opens_total{read=\"history\"}"), 0);
+    assert_eq!(setup.gateway.metric("leasemux_actors"), 2);
+    assert_eq!(setup.gateway.metric("leasemux_followers"), 100);
     // The actor ends some idle time after the last follower has left.
     drop(streams);
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
-    assert_eq!(world.open(), 0);
-    assert_eq!(scene.gateway.metric("leasemux_followers"), 0);
-    assert_eq!(scene.gateway.metric("leasemux_ring_bytes"), 0);
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    assert_eq!(platform.open(), 0);
+    assert_eq!(setup.gateway.metric("leasemux_followers"), 0);
+    assert_eq!(setup.gateway.metric("leasemux_ring_bytes"), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn last_lines_within_ring_open_no_log() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let mut first = scene
-        .open(ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() })
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let mut first = setup
+        .open(ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() })
         .await
         .unwrap();
     first.until(|seen| !seen.cursors.is_empty()).await;
-    world.print(&run, lines(0..1_000));
+    platform.print(&run, lines(0..1_000));
     first.until(|seen| seen.lines("web", 0) == 1_000).await;
     for tail in [1, 2, 17, 999] {
-        let request = ServiceLogsRequest { follow: true, tail_lines: Some(tail), ..scene.request() };
-        let mut stream = scene.open(request).await.unwrap();
+        let request = ServiceLogsRequest { follow: true, tail_lines: Some(tail), ..setup.request() };
+        let mut stream = setup.open(request).await.unwrap();
         let wanted = usize::try_from(tail).unwrap();
         stream.until(|seen| seen.lines("web", 0) == wanted).await;
         assert!(stream.is_quiet().await);
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 1_000 - wanted)]), 0);
+        assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 1_000 - wanted)]), 0);
     }
-    assert_eq!(world.follows(), 1);
+    assert_eq!(platform.follows(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn last_lines_span_runs_and_respect_since() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, lines(0..4));
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, lines(0..10));
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, lines(0..4));
     for (tail, from_first, from_second) in [(3, 10, 1), (4, 10, 0), (6, 8, 0), (14, 0, 0), (99, 0, 0)] {
-        let request = ServiceLogsRequest { tail_lines: Some(tail), ..scene.request() };
-        let mut stream = scene.open(request).await.unwrap();
+        let request = ServiceLogsRequest { tail_lines: Some(tail), ..setup.request() };
+        let mut stream = setup.open(request).await.unwrap();
         assert_eq!(stream.end().await.code(), Code::Ok);
         let runs = [(&first, from_first), (&second, from_second)];
-        assert_eq!(stream.received.ask(world, "web", 0, &runs), 0, "tail {tail}");
+        assert_eq!(stream.received.assert_complete(platform, "web", 0, &runs), 0, "tail {tail}");
         let expected = (10 - from_first) + (4 - from_second);
         assert_eq!(stream.received.lines("web", 0), expected, "tail {tail}");
     }
     // The fake stamps two lines per nanosecond from 1000 on: 1003 is the time of lines 6 and 7.
     let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_003 });
-    let mut stream = scene.open(ServiceLogsRequest { since, ..scene.request() }).await.unwrap();
+    let mut stream = setup.open(ServiceLogsRequest { since, ..setup.request() }).await.unwrap();
     stream.end().await;
     // The times of the second run start again, so all of its lines are older.
     assert_eq!(stream.received.text("web", 0), "line 6\nline 7\nline 8\nline 9\n");
-    let request = ServiceLogsRequest { since, tail_lines: Some(20), ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
+    let request = ServiceLogsRequest { since, tail_lines: Some(20), ..setup.request() };
+    let mut stream = setup.open(request).await.unwrap();
     stream.end().await;
     assert!(stream.received.text("web", 0).starts_with("line 6\n"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn since_omits_older_lines_of_ring() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut first = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let mut first = setup.open(request.clone()).await.unwrap();
     first.until(|seen| !seen.cursors.is_empty()).await;
-    world.print(&run, lines(0..10));
+    platform.print(&run, lines(0..10));
     first.until(|seen| seen.lines("web", 0) == 10).await;
     // Two lines per nanosecond from 1000 on: 1003 is the time of lines 6 and 7, and no line is as new as
     // 2000.
@@ -176,29 +179,29 @@ async fn since_omits_older_lines_of_ring() {
     for (tail, since, from) in [(9, 1_003, 6), (9, 2_000, 10), (2, 1_003, 8)] {
         let since = Some(prost_types::Timestamp { seconds: 0, nanos: since });
         let request = ServiceLogsRequest { tail_lines: Some(tail), since, ..request.clone() };
-        let mut stream = scene.open(request).await.unwrap();
+        let mut stream = setup.open(request).await.unwrap();
         stream.until(|seen| seen.lines("web", 0) == 10 - from && !seen.cursors.is_empty()).await;
         assert!(stream.is_quiet().await);
         streams.push((stream, from));
     }
-    world.print(&run, lines(10..12));
+    platform.print(&run, lines(10..12));
     for (stream, from) in &mut streams {
         stream.until(|seen| seen.lines("web", 0) == 12 - *from).await;
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&run, *from)]), 0);
+        assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, *from)]), 0);
     }
-    assert_eq!(world.open(), 1);
+    assert_eq!(platform.open(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn timestamps_prefix_backfilled_and_live_lines() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, lines(0..2));
-    let request = ServiceLogsRequest { follow: true, timestamps: true, ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, lines(0..2));
+    let request = ServiceLogsRequest { follow: true, timestamps: true, ..setup.request() };
+    let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 2).await;
-    world.print(&run, lines(2..4));
+    platform.print(&run, lines(2..4));
     stream.until(|seen| seen.lines("web", 0) == 4).await;
     let timestamp = |nanos: u32| format!("1970-01-01T00:00:00.00000{nanos}Z");
     let expected: Vec<_> =
@@ -208,137 +211,137 @@ async fn timestamps_prefix_backfilled_and_live_lines() {
 
 #[tokio::test(start_paused = true)]
 async fn failed_source_is_reopened_without_loss() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
-    world.print(&run, lines(0..10));
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    platform.print(&run, lines(0..10));
     stream.until(|seen| seen.lines("web", 0) == 10).await;
-    world.fail(&run, true);
-    world.print(&run, lines(10..20));
+    platform.fail(&run, true);
+    platform.print(&run, lines(10..20));
     assert!(stream.is_quiet().await);
-    world.fail(&run, false);
+    platform.fail(&run, false);
     stream.until(|seen| seen.lines("web", 0) == 20).await;
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
     assert!(
-        scene.gateway.metric("leasemux_source_errors_total{kind=\"unavailable\",platform=\"other\"}") >= 1
+        setup.gateway.metric("leasemux_source_errors_total{kind=\"unavailable\",platform=\"other\"}") >= 1
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn source_gap_is_reported_once_per_follower() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, lines(0..3));
-    world.lose(&run, 4);
-    world.print(&run, lines(7..10));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut stream = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, lines(0..3));
+    platform.lose(&run, 4);
+    platform.print(&run, lines(7..10));
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let mut stream = setup.open(request.clone()).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 6).await;
-    world.print(&run, lines(10..12));
-    world.lose(&run, 5);
+    platform.print(&run, lines(10..12));
+    platform.lose(&run, 5);
     stream.until(|seen| seen.missing("web", 0) == 9).await;
-    let mut resumed = scene.resume(stream, request.clone()).await;
-    world.print(&run, lines(17..18));
+    let mut resumed = setup.resume(stream, request.clone()).await;
+    platform.print(&run, lines(17..18));
     resumed.until(|seen| seen.lines("web", 0) == 9).await;
     assert_eq!(resumed.received.missing("web", 0), 9);
-    let mut late = scene.open(request).await.unwrap();
+    let mut late = setup.open(request).await.unwrap();
     late.until(|seen| seen.lines("web", 0) == 9).await;
     assert_eq!(late.received.missing("web", 0), 9);
 }
 
 #[tokio::test(start_paused = true)]
 async fn drain_sends_ring_then_cursors_then_unavailable() {
-    let scene = Scene::new(Limits::default(), &[("web", 2)]);
-    let world = &scene.gateway.world;
-    let runs = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
-    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
-    world.print(&runs[0], lines(0..100));
+    let setup = Setup::new(Limits::default(), &[("web", 2)]);
+    let platform = &setup.gateway.platform;
+    let runs = [0, 1].map(|index| platform.start(&setup.lease, &replica("web", index)));
+    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    platform.print(&runs[0], lines(0..100));
     stream.until(|seen| seen.lines("web", 0) == 100).await;
-    let drain = scene.gateway.drain.clone();
+    let drain = setup.gateway.drain.clone();
     let finish = async { drain.finish(std::time::Duration::from_secs(10)).await };
     let (clean, status) = tokio::join!(finish, stream.end());
     assert!(clean);
     assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "DRAINING".into()));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(stream.received.cursors.len(), 2);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&runs[0], 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&runs[0], 0)]), 0);
     // Another gateway continues from the cursors.
-    let second = scene.successor();
-    world.print(&runs[0], lines(100..200));
-    world.print(&runs[1], lines(0..5));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    let second = setup.successor();
+    platform.print(&runs[0], lines(100..200));
+    platform.print(&runs[1], lines(0..5));
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
     let mut resumed = second.resume(stream, request).await;
     resumed.until(|seen| seen.lines("web", 0) == 200 && seen.lines("web", 1) == 5).await;
-    assert_eq!(resumed.received.ask(world, "web", 0, &[(&runs[0], 0)]), 0);
-    assert_eq!(resumed.received.ask(world, "web", 1, &[(&runs[1], 0)]), 0);
+    assert_eq!(resumed.received.assert_complete(platform, "web", 0, &[(&runs[0], 0)]), 0);
+    assert_eq!(resumed.received.assert_complete(platform, "web", 1, &[(&runs[1], 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn revoked_credential_ends_reading_and_stalled_streams() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut reading = scene.open(request.clone()).await.unwrap();
-    let mut stalled = scene.open(request.clone()).await.unwrap();
-    world.print(&run, wide_lines(0..10_000));
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let mut reading = setup.open(request.clone()).await.unwrap();
+    let mut stalled = setup.open(request.clone()).await.unwrap();
+    platform.print(&run, wide_lines(0..10_000));
     stalled.until(|seen| seen.lines("web", 0) >= 1).await;
     reading.until(|seen| seen.lines("web", 0) == 10_000).await;
-    scene.gateway.withdraw(scene.lease.owner());
+    setup.gateway.withdraw(setup.lease.owner());
     let status = reading.end().await;
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_WITHDRAWN".into()));
     let started = tokio::time::Instant::now();
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_streams{method=\"ServiceLogs\"}") == 0).await;
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_streams{method=\"ServiceLogs\"}") == 0).await;
     assert!(started.elapsed() <= std::time::Duration::from_secs(2));
-    let status = scene.open(request).await.err().unwrap();
+    let status = setup.open(request).await.err().unwrap();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_UNKNOWN".into()));
-    reading.received.ask(world, "web", 0, &[(&run, 0)]);
+    reading.received.assert_complete(platform, "web", 0, &[(&run, 0)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn cursor_into_rotated_lines_gets_gap() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, lines(0..10));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut stream = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, lines(0..10));
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let mut stream = setup.open(request.clone()).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     let resume: Vec<_> = stream.received.cursors.values().cloned().collect();
     drop(stream);
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
-    world.print(&run, lines(10..20));
-    world.rotate(&run, 5);
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    platform.print(&run, lines(10..20));
+    platform.rotate(&run, 5);
     let mut stream =
-        scene.open(ServiceLogsRequest { resume: resume.clone(), ..request.clone() }).await.unwrap();
+        setup.open(ServiceLogsRequest { resume: resume.clone(), ..request.clone() }).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 5).await;
     assert_eq!(stream.received.of("web", 0)[0], Seen::Gap(0, 0, false));
     assert!(stream.received.text("web", 0).starts_with("line 15\n"));
     // The same if the run no longer exists.
     let mut resume = resume;
     resume[0].instance = "other/web/0".into();
-    let mut stream = scene.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
+    let mut stream = setup.open(ServiceLogsRequest { resume, ..request }).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 5).await;
     assert_eq!(stream.received.of("web", 0)[0], Seen::Gap(0, 0, false));
 }
 
 #[tokio::test(start_paused = true)]
 async fn silent_or_health_connection_does_not_delay_drain() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let silent = scene.gateway.connect(None);
-    let channel = scene.gateway.channel_of(None).await;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let silent = setup.gateway.connect(None);
+    let channel = setup.gateway.channel_of(None).await;
     let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
     let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
     let mut watch = health.watch(request).await.unwrap().into_inner();
     watch.message().await.unwrap().unwrap();
-    assert!(scene.gateway.drain.finish(std::time::Duration::from_secs(10)).await);
+    assert!(setup.gateway.drain.finish(std::time::Duration::from_secs(10)).await);
     assert!(watch.message().await.is_err());
     drop(silent);
     // A connection without calls is closed even without a drain.
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let _silent = scene.gateway.connect(None);
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 0).await;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let _silent = setup.gateway.connect(None);
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 0).await;
 }

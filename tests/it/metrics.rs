@@ -11,8 +11,8 @@ use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest, ServiceStatusRequest};
 use tonic::Code;
 
-use crate::support::gateway::{Gateway, Scene};
-use crate::support::oracle::Seen;
+use crate::support::gateway::{Gateway, Setup};
+use crate::support::loss_check::Seen;
 use crate::support::replica;
 use crate::support::statuses::{Statuses, request};
 
@@ -93,25 +93,25 @@ fn declarations_follow_conventions() {
 
 #[tokio::test(start_paused = true)]
 async fn lag_report_lists_only_lagging_followers() {
-    let scene = Scene::new(Limits { ring_max_bytes: 64 * 1024, ..Limits::default() }, &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut slow = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(Limits { ring_max_bytes: 64 * 1024, ..Limits::default() }, &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let mut slow = setup.open(request.clone()).await.unwrap();
     slow.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = scene.open(request).await.unwrap();
+    let mut quick = setup.open(request).await.unwrap();
     quick.until(|seen| !seen.cursors.is_empty()).await;
-    assert_eq!(scene.gateway.lagging(10).total, 0);
+    assert_eq!(setup.gateway.lagging(10).total, 0);
     for step in 0..400 {
-        world.print(&run, (0..100).map(|number| format!("{step} {number:0200}\n")));
+        platform.print(&run, (0..100).map(|number| format!("{step} {number:0200}\n")));
         quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
     }
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(scene.gateway.metric("leasemux_followers_lagging"), 1);
-    let lagging = scene.gateway.lagging(10);
+    assert_eq!(setup.gateway.metric("leasemux_followers_lagging"), 1);
+    let lagging = setup.gateway.lagging(10);
     assert_eq!((lagging.total, lagging.worst.len()), (1, 1));
     let follower = &lagging.worst[0];
-    assert_eq!((&follower.lease, &follower.replica), (&scene.lease, &replica("web", 0)));
+    assert_eq!((&follower.lease, &follower.replica), (&setup.lease, &replica("web", 0)));
     assert!(
         follower.stalled > Duration::from_secs(29) && follower.waiting >= follower.stalled,
         "{follower:?}"
@@ -120,7 +120,7 @@ async fn lag_report_lists_only_lagging_followers() {
     let (backlog, lost) = (follower.backlog, follower.lost);
     // When it reads on now, it loses exactly the reported lines.
     slow.until(|seen| seen.ends_with("web", 0, &format!("399 {:0200}\n", 99))).await;
-    assert_eq!(slow.received.ask(world, "web", 0, &[(&run, 0)]), lost.lines);
+    assert_eq!(slow.received.assert_complete(platform, "web", 0, &[(&run, 0)]), lost.lines);
     let before = slow.received.of("web", 0).iter().take_while(|seen| !matches!(seen, Seen::Gap(..)));
     let before = before.map(|seen| match seen {
         Seen::Logs(_, bytes) => memchr::memchr_iter(b'\n', bytes).count() as u64,
@@ -128,9 +128,9 @@ async fn lag_report_lists_only_lagging_followers() {
     });
     assert_eq!(backlog.lines, 40_000 - before.sum::<u64>());
     assert!(backlog.bytes > backlog.lines * 200 && backlog.entries > lost.entries);
-    assert_eq!(scene.gateway.lagging(10).total, 0);
-    assert_eq!(scene.gateway.metric("leasemux_followers_lagging"), 0);
-    quick.received.ask(world, "web", 0, &[(&run, 0)]);
+    assert_eq!(setup.gateway.lagging(10).total, 0);
+    assert_eq!(setup.gateway.metric("leasemux_followers_lagging"), 0);
+    quick.received.assert_complete(platform, "web", 0, &[(&run, 0)]);
 }
 
 /// A gateway with the values of its metrics at the last check.
@@ -183,20 +183,20 @@ fn values(text: &str) -> BTreeMap<String, String> {
 #[expect(clippy::too_many_lines, reason = "one scenario, in order")]
 async fn every_metric_changes_with_its_event() {
     let limits = Limits { ring_max_bytes: 64 * 1024, ..Limits::default() };
-    let scene = Scene::new(limits, &[("web", 1), ("many", 1_025)]);
-    let world = &scene.gateway.world;
-    let mut watched = Watched::new(&scene.gateway);
+    let setup = Setup::new(limits, &[("web", 1), ("many", 1_025)]);
+    let platform = &setup.gateway.platform;
+    let mut watched = Watched::new(&setup.gateway);
     let web = replica("web", 0);
-    let run = world.start(&scene.lease, &web);
-    world.print(&run, ["first\n"]);
+    let run = platform.start(&setup.lease, &web);
+    platform.print(&run, ["first\n"]);
     let only = |filter: &str| ServiceLogsRequest {
         filter: Some(ServiceFilter { name: filter.to_owned(), replicas: Vec::new() }),
-        ..scene.request()
+        ..setup.request()
     };
     let follow = ServiceLogsRequest { follow: true, ..only("web") };
 
     // A follower connects.
-    let mut stream = scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
+    let mut stream = setup.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
     watched
         .moves(&[
@@ -209,7 +209,7 @@ async fn every_metric_changes_with_its_event() {
             "leasemux_source_opens_total{read=\"live\"}",
         ])
         .await;
-    world.print(&run, ["second\n"]);
+    platform.print(&run, ["second\n"]);
     stream.until(|seen| seen.lines("web", 0) == 1).await;
     watched
         .moves(&[
@@ -223,7 +223,7 @@ async fn every_metric_changes_with_its_event() {
             "leasemux_ring_bytes",
         ])
         .await;
-    world.lose(&run, 3);
+    platform.lose(&run, 3);
     stream.until(|seen| seen.missing("web", 0) == 3).await;
     let of = |cause: &str| {
         ["gaps", "lines_lost", "bytes_lost"].map(|name| format!("leasemux_{name}_total{{cause=\"{cause}\"}}"))
@@ -232,12 +232,12 @@ async fn every_metric_changes_with_its_event() {
     watched.moves(&source.each_ref().map(String::as_str)).await;
 
     // The log cannot be read for a while.
-    world.fail(&run, true);
+    platform.fail(&run, true);
     watched.moves(&["leasemux_source_errors_total{kind=\"unavailable\",platform=\"other\"}"]).await;
-    world.fail(&run, false);
+    platform.fail(&run, false);
 
     // A request without follow completes.
-    let mut whole = scene.open(only("web")).await.unwrap();
+    let mut whole = setup.open(only("web")).await.unwrap();
     assert_eq!(whole.end().await.code(), Code::Ok);
     watched
         .moves(&[
@@ -248,11 +248,11 @@ async fn every_metric_changes_with_its_event() {
         .await;
 
     // A follower stalls, loses lines and reads on; it stalls again and is reset.
-    let mut quick = scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
+    let mut quick = setup.open(ServiceLogsRequest { tail_lines: Some(0), ..follow.clone() }).await.unwrap();
     quick.until(|seen| !seen.cursors.is_empty()).await;
     for round in 1..=2 {
         for step in 1..=200 {
-            world.print(&run, (0..100).map(|number| format!("{number:0200}\n")));
+            platform.print(&run, (0..100).map(|number| format!("{number:0200}\n")));
             quick.until(|seen| seen.lines("web", 0) == (round - 1) * 20_001 + step * 100).await;
         }
         watched.moves(&["leasemux_followers_lagging"]).await;
@@ -265,7 +265,7 @@ async fn every_metric_changes_with_its_event() {
                 .await;
             break;
         }
-        world.print(&run, ["the end\n"]);
+        platform.print(&run, ["the end\n"]);
         stream.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
         quick.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
         let lag = of("lag");
@@ -274,30 +274,30 @@ async fn every_metric_changes_with_its_event() {
 
     // Lines after a cursor are rotated away.
     let resume: Vec<_> = stream.received.cursors.values().cloned().collect();
-    world.rotate(&run, 5);
-    let mut rotated = scene.open(ServiceLogsRequest { resume, ..only("web") }).await.unwrap();
+    platform.rotate(&run, 5);
+    let mut rotated = setup.open(ServiceLogsRequest { resume, ..only("web") }).await.unwrap();
     assert_eq!(rotated.end().await.code(), Code::Ok);
     watched.moves(&["leasemux_gaps_total{cause=\"rotated\"}"]).await;
 
     // Requests are refused for missing credentials, permissions or quota.
-    let mut stranger = LeaseRpcClient::new(scene.gateway.channel_of(None).await);
-    assert_eq!(stranger.service_logs(scene.request()).await.unwrap_err().code(), Code::Unauthenticated);
+    let mut stranger = LeaseRpcClient::new(setup.gateway.channel_of(None).await);
+    assert_eq!(stranger.service_logs(setup.request()).await.unwrap_err().code(), Code::Unauthenticated);
     watched
         .moves(&[
             "leasemux_auth_refusals_total{reason=\"CREDENTIALS_MISSING\"}",
             "leasemux_requests_total{method=\"ServiceLogs\",code=\"UNAUTHENTICATED\"}",
         ])
         .await;
-    let (_, other) = scene.gateway.tenant();
-    let mut other = scene.gateway.client(&other).await;
-    assert_eq!(other.service_logs(scene.request()).await.unwrap_err().code(), Code::PermissionDenied);
+    let (_, other) = setup.gateway.tenant();
+    let mut other = setup.gateway.client(&other).await;
+    assert_eq!(other.service_logs(setup.request()).await.unwrap_err().code(), Code::PermissionDenied);
     watched
         .moves(&[
             "leasemux_auth_refusals_total{reason=\"LEASE_NOT_YOURS\"}",
             "leasemux_requests_total{method=\"ServiceLogs\",code=\"PERMISSION_DENIED\"}",
         ])
         .await;
-    assert_eq!(scene.open(only("many")).await.err().unwrap().code(), Code::ResourceExhausted);
+    assert_eq!(setup.open(only("many")).await.err().unwrap().code(), Code::ResourceExhausted);
     watched
         .moves(&[
             "leasemux_quota_refusals_total{quota=\"replicas_per_stream\"}",
@@ -307,7 +307,7 @@ async fn every_metric_changes_with_its_event() {
 
     // A status stream ends when its credential is revoked.
     let mut statuses =
-        Statuses::open(&scene, ServiceStatusRequest { filter: only("web").filter, ..request(&scene, true) })
+        Statuses::open(&setup, ServiceStatusRequest { filter: only("web").filter, ..request(&setup, true) })
             .await
             .unwrap();
     assert!(statuses.next().await.unwrap());
@@ -317,7 +317,7 @@ async fn every_metric_changes_with_its_event() {
             "leasemux_first_answer_seconds_count{method=\"ServiceStatus\"}",
         ])
         .await;
-    scene.gateway.withdraw(scene.lease.owner());
+    setup.gateway.withdraw(setup.lease.owner());
     assert_eq!(statuses.end().await.code(), Code::Unauthenticated);
     watched
         .moves(&[

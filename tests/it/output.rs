@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use leasemux::model::id::LeaseId;
 
-use crate::support::process::{Gateway, LOOK, PATIENCE, World};
+use crate::support::process::{Gateway, LOOK, PATIENCE, Workspace};
 
 /// Prints two lines and then nothing, so that no write of a follower fails.
 const QUIET: &str = "echo 1 one; echo 2 startup complete; exec sleep 1000";
@@ -18,8 +18,8 @@ struct Piped {
 }
 
 impl Piped {
-    fn start(world: &World, args: &[&str]) -> Self {
-        let mut command = world.command(args);
+    fn start(workspace: &Workspace, args: &[&str]) -> Self {
+        let mut command = workspace.command(args);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         Self { child, name: args.join(" ") }
     }
@@ -50,25 +50,25 @@ impl Drop for Piped {
     }
 }
 
-fn call(world: &World, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Piped {
-    let args = world.call_args(command, gateway.address, "alice", lease);
+fn call(workspace: &Workspace, gateway: &Gateway, lease: &LeaseId, command: &str, more: &[&str]) -> Piped {
+    let args = workspace.call_args(command, gateway.address, "alice", lease);
     let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
-    Piped::start(world, &args)
+    Piped::start(workspace, &args)
 }
 
 #[test]
 fn quiet_follow_ends_when_its_output_is_closed() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", QUIET, 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", QUIET, 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
     for (command, more, text) in [
         ("logs", &["-f"][..], "startup complete"),
         ("logs", &["-f", "-o", "json", "--since=1h"], "startup complete"),
         ("status", &["-f"], "web/0"),
         ("status", &["-f", "-o", "json"], "\"service\":\"web\""),
     ] {
-        let (code, stderr) = call(&world, &gateway, &lease, command, more).close_after(text);
+        let (code, stderr) = call(&workspace, &gateway, &lease, command, more).close_after(text);
         assert_eq!(code, Some(0), "{command} {more:?}: {stderr}");
         assert!(!stderr.contains("cannot write"), "{stderr}");
     }
@@ -76,10 +76,10 @@ fn quiet_follow_ends_when_its_output_is_closed() {
 
 #[test]
 fn quiet_demo_stops_when_its_output_is_closed() {
-    let world = World::new();
-    let sdl = world.sdl("quiet.yaml", &[("web", QUIET, 1)]);
-    let demo = Piped::start(&world, &["demo", "--sdl", sdl.to_str().unwrap()]);
+    let workspace = Workspace::new();
+    let sdl = workspace.sdl("quiet.yaml", &[("web", QUIET, 1)]);
+    let demo = Piped::start(&workspace, &["demo", "--sdl", sdl.to_str().unwrap()]);
     let (code, stderr) = demo.close_after("startup complete");
     assert_eq!(code, Some(0), "{stderr}");
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }

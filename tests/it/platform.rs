@@ -17,7 +17,7 @@ use leasemux::model::view::{ReplicaState, ReplicaView};
 use leasemux::platform::{Error, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 
 use self::environments::{Cluster, Environment, Machine, Node};
-use crate::support::gateway::{Gateway, PATIENCE, Scene, Stream};
+use crate::support::gateway::{Gateway, PATIENCE, Setup, Stream};
 use crate::support::{account, replica};
 
 /// The service that prints given lines.
@@ -63,7 +63,7 @@ contract! {
 /// An environment with one lease, and a gateway on it.
 struct Stage<E> {
     environment: E,
-    scene: Scene,
+    setup: Setup,
     /// Lines printed by each replica of the service.
     printed: BTreeMap<u32, Vec<String>>,
 }
@@ -92,7 +92,7 @@ impl<E: Environment> Stage<E> {
         let gateway = Gateway::on(environment.platform());
         gateway.believe(&owner, &certificate);
         let stage =
-            Self { environment, scene: Scene { gateway, lease, certificate }, printed: BTreeMap::new() };
+            Self { environment, setup: Setup { gateway, lease, certificate }, printed: BTreeMap::new() };
         for index in 0..replicas {
             stage.slot(index, |slot| slot.present().is_some()).await;
         }
@@ -103,7 +103,7 @@ impl<E: Environment> Stage<E> {
     async fn slot(&self, index: u32, wanted: impl Fn(&ReplicaView) -> bool) -> ReplicaView {
         let mut view = None;
         eventually(async || {
-            view = self.environment.platform().watch(&self.scene.lease).await.ok();
+            view = self.environment.platform().watch(&self.setup.lease).await.ok();
             view.is_some()
         })
         .await;
@@ -161,7 +161,7 @@ impl<E: Environment> Stage<E> {
 
     fn request(&self, index: u32, instance: Instance, from: ReadFrom, follow: bool) -> TailRequest {
         TailRequest {
-            lease: self.scene.lease.clone(),
+            lease: self.setup.lease.clone(),
             replica: replica(SERVICE, index),
             instance,
             from,
@@ -182,8 +182,8 @@ impl<E: Environment> Stage<E> {
     }
 
     async fn follow(&self) -> Stream {
-        let request = ServiceLogsRequest { follow: true, ..self.scene.request() };
-        self.scene.open(request).await.unwrap()
+        let request = ServiceLogsRequest { follow: true, ..self.setup.request() };
+        self.setup.open(request).await.unwrap()
     }
 
     /// Waits until a follower has all printed lines of a replica, and checks them. Returns the number of
@@ -192,7 +192,7 @@ impl<E: Environment> Stage<E> {
         let printed = &self.printed[&index];
         let last = format!("{}\n", printed.last().unwrap());
         follower.until(|received| received.ends_with(SERVICE, index, &last)).await;
-        follower.received.ask_lines(SERVICE, index, printed)
+        follower.received.assert_ordered(SERVICE, index, printed)
     }
 }
 
@@ -242,7 +242,7 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
 
 async fn view_shows_running_replicas<E: Environment>() {
     let stage = Stage::<E>::new(2).await;
-    let view = stage.environment.platform().watch(&stage.scene.lease).await.unwrap();
+    let view = stage.environment.platform().watch(&stage.setup.lease).await.unwrap();
     let view = view.borrow().clone();
     assert!(!view.ended);
     assert_eq!(view.services.keys().map(ServiceName::as_str).collect::<Vec<_>>(), [SERVICE]);
@@ -256,7 +256,7 @@ async fn view_shows_running_replicas<E: Environment>() {
 
 async fn missing_objects_are_not_found<E: Environment>() {
     let stage = Stage::<E>::new(1).await;
-    let (platform, lease) = (stage.environment.platform(), &stage.scene.lease);
+    let (platform, lease) = (stage.environment.platform(), &stage.setup.lease);
     let run = stage.present(0).await;
     let of_another = LeaseId::new(account(9).as_str(), 7, 1, 1, account(200).as_str()).unwrap();
     assert!(matches!(platform.watch(&of_another).await, Err(Error::NotFound(_))));
@@ -342,8 +342,8 @@ async fn last_lines_are_as_many_as_requested<E: Environment>() {
         let read = stage.read(0, run.clone(), ReadFrom::Last(count)).await.unwrap();
         assert_eq!(texts(&read), printed[from..]);
         // The same over gRPC.
-        let request = ServiceLogsRequest { tail_lines: Some(count), ..stage.scene.request() };
-        let mut stream = stage.scene.open(request).await.unwrap();
+        let request = ServiceLogsRequest { tail_lines: Some(count), ..stage.setup.request() };
+        let mut stream = stage.setup.open(request).await.unwrap();
         assert_eq!(stream.end().await.code(), tonic::Code::Ok);
         assert_eq!(stream.received.text(SERVICE, 0).lines().collect::<Vec<_>>(), printed[from..]);
     }
@@ -368,8 +368,8 @@ async fn runs_are_separate_through_a_crash<E: Environment>() {
     let printed = &stage.printed[&0];
     assert_eq!(texts(&stage.read(0, first, ReadFrom::Start).await.unwrap()), printed[..10]);
     assert_eq!(texts(&stage.read(0, second, ReadFrom::Start).await.unwrap()), printed[10..]);
-    let request = ServiceLogsRequest { previous: true, ..stage.scene.request() };
-    let mut stream = stage.scene.open(request).await.unwrap();
+    let request = ServiceLogsRequest { previous: true, ..stage.setup.request() };
+    let mut stream = stage.setup.open(request).await.unwrap();
     assert_eq!(stream.end().await.code(), tonic::Code::Ok);
     assert_eq!(stream.received.text(SERVICE, 0).lines().collect::<Vec<_>>(), printed[..10]);
 }
@@ -390,16 +390,16 @@ async fn backfill_joins_live_output<E: Environment>() {
 async fn rotated_away_lines_are_a_gap<E: Environment>() {
     let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 10).await;
-    let request = ServiceLogsRequest { follow: true, ..stage.scene.request() };
+    let request = ServiceLogsRequest { follow: true, ..stage.setup.request() };
     let mut follower = stage.follow().await;
     follower.until(|received| received.lines(SERVICE, 0) >= 10).await;
     let run = stage.present(0).await;
     let position = positions(&stage.read(0, run.clone(), ReadFrom::Start).await.unwrap())[4];
     // It resumes at a gateway that has not read the log yet.
     let gateway = Gateway::on(stage.environment.platform());
-    gateway.believe(stage.scene.lease.owner(), &stage.scene.certificate);
+    gateway.believe(stage.setup.lease.owner(), &stage.setup.certificate);
     let elsewhere =
-        Scene { gateway, lease: stage.scene.lease.clone(), certificate: stage.scene.certificate.clone() };
+        Setup { gateway, lease: stage.setup.lease.clone(), certificate: stage.setup.certificate.clone() };
     let received = std::mem::take(&mut follower.received);
     drop(follower);
     stage.rotate(0).await;
@@ -422,7 +422,7 @@ async fn restart_replaces_run_in_its_slot<E: Environment>() {
     let (other, first) = (stage.present(0).await, stage.present(1).await);
     let platform = stage.environment.platform();
     let request = |instance: &Instance| RestartRequest {
-        lease: stage.scene.lease.clone(),
+        lease: stage.setup.lease.clone(),
         replica: replica(SERVICE, 1),
         instance: Some(instance.clone()),
     };
@@ -445,7 +445,7 @@ async fn ended_lease_ends_view_and_tail<E: Environment>() {
     let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 5).await;
     let run = stage.present(0).await;
-    let mut view = stage.environment.platform().watch(&stage.scene.lease).await.unwrap();
+    let mut view = stage.environment.platform().watch(&stage.setup.lease).await.unwrap();
     let mut tail = stage.tail(stage.request(0, run, ReadFrom::Start, true)).await.unwrap();
     let mut read = Vec::new();
     while read.len() < 5 {
@@ -485,7 +485,7 @@ async fn one_tail_serves_all_followers<E: Environment>() {
             assert_eq!(stage.check(follower, index).await, 0);
         }
     }
-    assert_eq!(stage.scene.gateway.metric("leasemux_source_opens_total{read=\"live\"}"), 2);
+    assert_eq!(stage.setup.gateway.metric("leasemux_source_opens_total{read=\"live\"}"), 2);
 }
 
 async fn stuck_service_does_not_affect_others<E: Environment>() {

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::deploy::{not_tested, promtool};
-use crate::support::process::{Gateway, PATIENCE, Program, World, get, own_port};
+use crate::support::process::{Gateway, PATIENCE, Program, Workspace, get, own_port};
 
 /// After a signal, prints more than the ring and all buffers of a stream and of the kernel can hold.
 const FLOOD: &str = "echo 1 before the flood
@@ -24,12 +24,12 @@ const FLOOD: &str = "echo 1 before the flood
 /// Prints without end.
 const STEADY: &str = "while :; do echo a line; sleep 0.05; done";
 
-fn serve(script: &str, flags: &[&str]) -> (World, LeaseId, Gateway) {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", script, 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], flags);
-    (world, lease, gateway)
+fn serve(script: &str, flags: &[&str]) -> (Workspace, LeaseId, Gateway) {
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", script, 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], flags);
+    (workspace, lease, gateway)
 }
 
 #[track_caller]
@@ -46,8 +46,8 @@ fn until<T>(event: &str, mut poll: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn promtool_accepts_metrics_of_running_gateway() {
-    let (world, lease, gateway) = serve(STEADY, &[]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(STEADY, &[]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| !seen.runs("web/0").is_empty());
     let (_, metrics) = gateway.get("/metrics");
     let Some(output) = promtool(&["check", "metrics"], &metrics) else { return };
@@ -57,8 +57,8 @@ fn promtool_accepts_metrics_of_running_gateway() {
 
 #[test]
 fn prometheus_scrapes_gateway_and_loads_alerts() {
-    let (world, lease, gateway) = serve(STEADY, &[]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(STEADY, &[]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| !seen.runs("web/0").is_empty());
     let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus/alerts.yaml");
     let config = format!(
@@ -67,12 +67,12 @@ fn prometheus_scrapes_gateway_and_loads_alerts() {
         rules.display(),
         gateway.admin
     );
-    let file = world.path("prometheus.yaml");
+    let file = workspace.path("prometheus.yaml");
     std::fs::write(&file, config).unwrap();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, own_port()));
     let mut command = Command::new("prometheus");
     command.arg(format!("--config.file={}", file.display()));
-    command.arg(format!("--storage.tsdb.path={}", world.path("tsdb").display()));
+    command.arg(format!("--storage.tsdb.path={}", workspace.path("tsdb").display()));
     command.arg(format!("--web.listen-address={address}"));
     if let Err(error) = Command::new("prometheus").arg("--version").output() {
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
@@ -104,15 +104,15 @@ fn prometheus_scrapes_gateway_and_loads_alerts() {
 
 #[test]
 fn lagging_follower_is_listed_for_operator() {
-    let (world, lease, gateway) = serve(FLOOD, &["--ring-max-bytes=64KiB"]);
-    let mut quick = world.follow(gateway.address, "alice", &lease);
-    let slow = world.follow(gateway.address, "alice", &lease);
+    let (workspace, lease, gateway) = serve(FLOOD, &["--ring-max-bytes=64KiB"]);
+    let mut quick = workspace.follow(gateway.address, "alice", &lease);
+    let slow = workspace.follow(gateway.address, "alice", &lease);
     quick.until("the first line", |seen| !seen.runs("web/0").is_empty());
     slow.program.until_out("the first line", |out| out.contains("before the flood").then_some(()));
     assert_eq!(gateway.get("/followers").1, "no follower lags\n");
     slow.program.signal(Signal::STOP);
-    world.open("one");
-    world.until_number("flooded", 200_000);
+    workspace.open("one");
+    workspace.until_number("flooded", 200_000);
     let list: Value = until("lag", || {
         let (head, body) = gateway.get("/followers?format=json");
         assert!(head.contains("content-type: application/json"), "{head}");
@@ -148,7 +148,7 @@ fn lagging_follower_is_listed_for_operator() {
 
 #[test]
 fn connections_and_handshakes_are_counted() {
-    let (world, lease, gateway) = serve(STEADY, &["--handshake-timeout=5s"]);
+    let (workspace, lease, gateway) = serve(STEADY, &["--handshake-timeout=5s"]);
     let read_to_end = |mut socket: TcpStream| {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         // Only the end of the connection matters, not what the gateway sends.
@@ -161,7 +161,7 @@ fn connections_and_handshakes_are_counted() {
     read_to_end(TcpStream::connect(gateway.address).unwrap());
     gateway.until_metric("leasemux_tls_handshakes_total{result=\"timeout\"}", 1);
     gateway.until_metric("leasemux_connections_closed_total{reason=\"handshake\"}", 2);
-    world.logs(gateway.address, "alice", &lease, &["--tail=1"]);
+    workspace.logs(gateway.address, "alice", &lease, &["--tail=1"]);
     gateway.until_metric("leasemux_connections_closed_total{reason=\"peer\"}", 1);
     gateway.until_metric("leasemux_connections", 0);
     assert_eq!(gateway.metric("leasemux_tls_handshakes_total{result=\"ok\"}"), 1);

@@ -13,43 +13,44 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::support::gateway::{Gateway, Scene, Stream, proto_lease};
+use crate::support::gateway::{Gateway, Setup, Stream, proto_lease};
 use crate::support::{account, reason, replica};
 
 mod backfill;
 
 /// Two tenants of one gateway, each with one running replica.
 pub(crate) struct TwoTenants {
-    pub(crate) scene: Scene,
-    pub(crate) other: Scene,
+    pub(crate) setup: Setup,
+    pub(crate) other: Setup,
     runs: [Instance; 2],
 }
 
 impl TwoTenants {
     pub(crate) fn new(quota: QuotaLimits) -> Self {
-        let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
-        let (owner, certificate) = scene.gateway.tenant();
+        let setup = Setup::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
+        let (owner, certificate) = setup.gateway.tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
-        scene.gateway.world.add_lease(&lease, &[("web", 1)]);
-        let other = Scene { gateway: scene.gateway.clone(), lease, certificate };
-        let runs = [&scene, &other].map(|scene| scene.gateway.world.start(&scene.lease, &replica("web", 0)));
-        Self { scene, other, runs }
+        setup.gateway.platform.add_lease(&lease, &[("web", 1)]);
+        let other = Setup { gateway: setup.gateway.clone(), lease, certificate };
+        let runs =
+            [&setup, &other].map(|setup| setup.gateway.platform.start(&setup.lease, &replica("web", 0)));
+        Self { setup, other, runs }
     }
 
     pub(crate) fn print(&self, lines: u32, text: &str) {
         for run in &self.runs {
-            self.scene.gateway.world.print(run, (0..lines).map(|number| format!("{number} {text}\n")));
+            self.setup.gateway.platform.print(run, (0..lines).map(|number| format!("{number} {text}\n")));
         }
     }
 
-    /// Checks with the oracle that a stream is complete.
+    /// Checks that a stream is complete.
     fn ask(&self, which: usize, stream: &Stream) {
-        stream.received.ask(&self.scene.gateway.world, "web", 0, &[(&self.runs[which], 0)]);
+        stream.received.assert_complete(&self.setup.gateway.platform, "web", 0, &[(&self.runs[which], 0)]);
     }
 }
 
-pub(crate) fn follow(scene: &Scene) -> ServiceLogsRequest {
-    ServiceLogsRequest { follow: true, ..scene.request() }
+pub(crate) fn follow(setup: &Setup) -> ServiceLogsRequest {
+    ServiceLogsRequest { follow: true, ..setup.request() }
 }
 
 /// Checks a quota refusal, which names nothing but its subject. Returns the retry-after time.
@@ -75,21 +76,21 @@ pub(crate) fn refusals(gateway: &Gateway, quota: &str) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn streams_of_each_owner_are_limited() {
     let two = TwoTenants::new(QuotaLimits { streams_per_owner: 2, ..QuotaLimits::default() });
-    let (scene, gateway) = (&two.scene, &two.scene.gateway);
+    let (setup, gateway) = (&two.setup, &two.setup.gateway);
     two.print(3, "before");
-    let mut first = scene.open(follow(scene)).await.unwrap();
-    let mut second = scene.open(follow(scene)).await.unwrap();
-    let owner = format!("owner:{}", scene.lease.owner());
+    let mut first = setup.open(follow(setup)).await.unwrap();
+    let mut second = setup.open(follow(setup)).await.unwrap();
+    let owner = format!("owner:{}", setup.lease.owner());
     for _ in 0..3 {
-        let status = scene.open(follow(scene)).await.err().unwrap();
+        let status = setup.open(follow(setup)).await.err().unwrap();
         assert_eq!(quota_exceeded(&status, "streams_per_owner", &owner, 2), Duration::from_secs(5));
     }
     // All methods count, and are refused with the same text.
     let request = leasemux::model::proto::lease::ServiceStatusRequest {
-        lease_id: Some(proto_lease(&scene.lease)),
+        lease_id: Some(proto_lease(&setup.lease)),
         ..Default::default()
     };
-    let status = gateway.client(&scene.certificate).await.service_status(request).await.unwrap_err();
+    let status = gateway.client(&setup.certificate).await.service_status(request).await.unwrap_err();
     quota_exceeded(&status, "streams_per_owner", &owner, 2);
     assert_eq!(refusals(gateway, "streams_per_owner"), 4);
     let mut others = two.other.open(follow(&two.other)).await.unwrap();
@@ -99,7 +100,7 @@ async fn streams_of_each_owner_are_limited() {
     // A stream that ends frees a permit.
     drop(second);
     gateway.eventually(|gateway| gateway.metric("leasemux_followers") == 2).await;
-    let mut third = scene.open(follow(scene)).await.unwrap();
+    let mut third = setup.open(follow(setup)).await.unwrap();
     two.print(3, "after");
     for stream in [&mut first, &mut third, &mut others] {
         stream.until(|seen| seen.lines("web", 0) == 6).await;
@@ -113,11 +114,11 @@ async fn streams_of_each_owner_are_limited() {
 async fn streams_of_all_owners_are_limited() {
     let two = TwoTenants::new(QuotaLimits { streams: 1, ..QuotaLimits::default() });
     two.print(2, "line");
-    let mut first = two.scene.open(follow(&two.scene)).await.unwrap();
+    let mut first = two.setup.open(follow(&two.setup)).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 2).await;
     let status = two.other.open(follow(&two.other)).await.err().unwrap();
     let retry_after = quota_exceeded(&status, "streams", "gateway", 1);
-    assert!(!status.message().contains(two.scene.lease.owner().as_str()));
+    assert!(!status.message().contains(two.setup.lease.owner().as_str()));
     two.ask(0, &first);
     drop(first);
     tokio::time::sleep(retry_after).await;
@@ -134,13 +135,13 @@ async fn calls_of_each_owner_are_rate_limited() {
         ..QuotaLimits::default()
     });
     two.print(1, "line");
-    let mut client = two.scene.gateway.client(&two.scene.certificate).await;
-    let owner = format!("owner:{}", two.scene.lease.owner());
+    let mut client = two.setup.gateway.client(&two.setup.certificate).await;
+    let owner = format!("owner:{}", two.setup.lease.owner());
     for _ in 0..4 {
-        drop(client.service_logs(two.scene.request()).await.unwrap());
+        drop(client.service_logs(two.setup.request()).await.unwrap());
     }
     for _ in 0..8 {
-        let status = client.service_logs(two.scene.request()).await.unwrap_err();
+        let status = client.service_logs(two.setup.request()).await.unwrap_err();
         let retry_after = quota_exceeded(&status, "requests_per_owner", &owner, 4);
         assert!(retry_after <= Duration::from_millis(250), "{retry_after:?}");
         // The other owner is not affected.
@@ -148,9 +149,9 @@ async fn calls_of_each_owner_are_rate_limited() {
         assert_eq!(others.end().await.code(), Code::Ok);
         two.ask(1, &others);
         tokio::time::sleep(retry_after).await;
-        drop(client.service_logs(two.scene.request()).await.expect("success after the retry time"));
+        drop(client.service_logs(two.setup.request()).await.expect("success after the retry time"));
     }
-    assert_eq!(refusals(&two.scene.gateway, "requests_per_owner"), 8);
+    assert_eq!(refusals(&two.setup.gateway, "requests_per_owner"), 8);
 }
 
 #[tokio::test(start_paused = true)]
@@ -167,30 +168,30 @@ async fn restarts_are_limited_per_lease_owner_and_gateway() {
         (limits(9, 9, 2), "restarts"),
     ] {
         let two = TwoTenants::new(quota);
-        let restart = |scene: &Scene, id: &str| {
+        let restart = |setup: &Setup, id: &str| {
             let request = ServiceRestartRequest {
-                lease_id: Some(proto_lease(&scene.lease)),
+                lease_id: Some(proto_lease(&setup.lease)),
                 request_id: id.to_owned(),
                 ..ServiceRestartRequest::default()
             };
-            let (gateway, certificate) = (scene.gateway.clone(), scene.certificate.clone());
+            let (gateway, certificate) = (setup.gateway.clone(), setup.certificate.clone());
             async move { gateway.client(&certificate).await.service_restart(request).await }
         };
-        restart(&two.scene, "one").await.unwrap();
-        restart(&two.scene, "other").await.unwrap();
+        restart(&two.setup, "one").await.unwrap();
+        restart(&two.setup, "other").await.unwrap();
         // A repeated call takes nothing.
-        restart(&two.scene, "one").await.unwrap();
-        let status = restart(&two.scene, "third").await.unwrap_err();
+        restart(&two.setup, "one").await.unwrap();
+        let status = restart(&two.setup, "third").await.unwrap_err();
         let subject = match name {
-            "restarts_per_lease" => format!("lease:{}", two.scene.lease),
-            "restarts_per_owner" => format!("owner:{}", two.scene.lease.owner()),
+            "restarts_per_lease" => format!("lease:{}", two.setup.lease),
+            "restarts_per_owner" => format!("owner:{}", two.setup.lease.owner()),
             _ => "gateway".to_owned(),
         };
         let retry_after = quota_exceeded(&status, name, &subject, 2);
         assert!(retry_after <= Duration::from_secs(1_800), "{retry_after:?}");
         assert_eq!(restart(&two.other, "one").await.is_err(), name == "restarts");
         tokio::time::sleep(retry_after).await;
-        restart(&two.scene, "third").await.expect("success after the retry time");
+        restart(&two.setup, "third").await.expect("success after the retry time");
     }
 }
 
@@ -198,8 +199,8 @@ async fn restarts_are_limited_per_lease_owner_and_gateway() {
 async fn calls_of_all_owners_are_rate_limited() {
     let two =
         TwoTenants::new(QuotaLimits { requests_per_second_in_all: 2, streams: 2, ..QuotaLimits::default() });
-    for scene in [&two.scene, &two.other] {
-        assert_eq!(scene.open(scene.request()).await.unwrap().end().await.code(), Code::Ok);
+    for setup in [&two.setup, &two.other] {
+        assert_eq!(setup.open(setup.request()).await.unwrap().end().await.code(), Code::Ok);
     }
     let status = two.other.open(two.other.request()).await.err().unwrap();
     let retry_after = quota_exceeded(&status, "requests", "gateway", 2);
@@ -211,21 +212,21 @@ async fn calls_of_all_owners_are_rate_limited() {
 #[tokio::test(start_paused = true)]
 async fn shut_out_peer_keeps_its_open_streams() {
     let two = TwoTenants::new(QuotaLimits { auth_failures_per_minute: 3, ..QuotaLimits::default() });
-    let gateway = &two.scene.gateway;
+    let gateway = &two.setup.gateway;
     let [bad, good] = ["192.0.2.1:1", "192.0.2.2:1"].map(|text| Some(text.parse().unwrap()));
     let calls = |certificate: Option<Vec<u8>>, address| async move {
         LeaseRpcClient::new(gateway.channel_over(gateway.connect_from(certificate, address)).await)
     };
     two.print(1, "before");
-    let known = Some(two.scene.certificate.clone());
+    let known = Some(two.setup.certificate.clone());
     let mut open =
-        calls(known.clone(), bad).await.service_logs(follow(&two.scene)).await.unwrap().into_inner();
+        calls(known.clone(), bad).await.service_logs(follow(&two.setup)).await.unwrap().into_inner();
     let mut stranger = calls(None, bad).await;
     for _ in 0..3 {
-        let status = stranger.service_logs(two.scene.request()).await.unwrap_err();
+        let status = stranger.service_logs(two.setup.request()).await.unwrap_err();
         assert_eq!(reason(&status), "CREDENTIALS_MISSING");
     }
-    let status = stranger.service_logs(two.scene.request()).await.unwrap_err();
+    let status = stranger.service_logs(two.setup.request()).await.unwrap_err();
     let retry_after = quota_exceeded(&status, "auth_failures_per_peer", "peer", 3);
     assert!(
         retry_after > Duration::from_secs(60) && retry_after <= Duration::from_secs(90),
@@ -233,9 +234,9 @@ async fn shut_out_peer_keeps_its_open_streams() {
     );
     assert!(!status.message().contains("192.0.2"), "{status:?}");
     // New connections from that address are refused too; another address is not affected.
-    let status = calls(known.clone(), bad).await.service_logs(two.scene.request()).await.unwrap_err();
+    let status = calls(known.clone(), bad).await.service_logs(two.setup.request()).await.unwrap_err();
     quota_exceeded(&status, "auth_failures_per_peer", "peer", 3);
-    calls(known.clone(), good).await.service_logs(two.scene.request()).await.unwrap();
+    calls(known.clone(), good).await.service_logs(two.setup.request()).await.unwrap();
     let mut text = Vec::new();
     two.print(1, "after");
     while text.len() < "0 before\n0 after\n".len() {
@@ -243,7 +244,7 @@ async fn shut_out_peer_keeps_its_open_streams() {
     }
     assert_eq!(String::from_utf8(text).unwrap(), "0 before\n0 after\n");
     tokio::time::sleep(retry_after).await;
-    calls(known, bad).await.service_logs(two.scene.request()).await.expect("success after the retry time");
+    calls(known, bad).await.service_logs(two.setup.request()).await.expect("success after the retry time");
     assert_eq!(refusals(gateway, "auth_failures_per_peer"), 2);
 }
 
@@ -258,12 +259,12 @@ async fn backfill_is_rate_limited_per_owner_without_loss() {
     let two = TwoTenants::new(quota);
     let text = "x".repeat(500);
     two.print(LINES, &text);
-    let read = |which: usize, scene| {
+    let read = |which: usize, setup| {
         let two = &two;
         async move {
-            let scene: &Scene = scene;
+            let setup: &Setup = setup;
             let began = Instant::now();
-            let mut stream = scene.open(scene.request()).await.unwrap();
+            let mut stream = setup.open(setup.request()).await.unwrap();
             assert_eq!(stream.end().await.code(), Code::Ok);
             two.ask(which, &stream);
             assert_eq!(stream.received.lines("web", 0), 4_000);
@@ -271,13 +272,13 @@ async fn backfill_is_rate_limited_per_owner_without_loss() {
         }
     };
     // About two million bytes. Both read at once, and each as fast as alone.
-    let (one, other) = tokio::join!(read(0, &two.scene), read(1, &two.other));
+    let (one, other) = tokio::join!(read(0, &two.setup), read(1, &two.other));
     for took in [one, other] {
         assert!(took >= Duration::from_secs(29) && took < Duration::from_secs(33), "{took:?}");
     }
     // Live lines are not limited.
     let mut live =
-        two.scene.open(ServiceLogsRequest { tail_lines: Some(0), ..follow(&two.scene) }).await.unwrap();
+        two.setup.open(ServiceLogsRequest { tail_lines: Some(0), ..follow(&two.setup) }).await.unwrap();
     live.until(|seen| !seen.cursors.is_empty()).await;
     let began = Instant::now();
     two.print(LINES, &text);
@@ -288,7 +289,7 @@ async fn backfill_is_rate_limited_per_owner_without_loss() {
 #[tokio::test(start_paused = true)]
 async fn open_calls_without_credentials_are_limited() {
     let two = TwoTenants::new(QuotaLimits::default());
-    let gateway = &two.scene.gateway;
+    let gateway = &two.setup.gateway;
     let [peer, other] = ["[2001:db8::1]:1", "[2001:db8:0:1::1]:1"].map(|text| Some(text.parse().unwrap()));
     let mut client = HealthClient::new(gateway.channel_over(gateway.connect_from(None, peer)).await);
     let watch = || HealthCheckRequest { service: String::new() };
@@ -305,9 +306,9 @@ async fn open_calls_without_credentials_are_limited() {
     let mut elsewhere = HealthClient::new(gateway.channel_over(gateway.connect_from(None, other)).await);
     elsewhere.check(watch()).await.unwrap();
     // A tenant at that address is not affected.
-    let known = gateway.connect_from(Some(two.scene.certificate.clone()), peer);
+    let known = gateway.connect_from(Some(two.setup.certificate.clone()), peer);
     let mut tenant = LeaseRpcClient::new(gateway.channel_over(known).await);
-    tenant.service_logs(two.scene.request()).await.unwrap();
+    tenant.service_logs(two.setup.request()).await.unwrap();
     drop(open);
     tokio::time::sleep(Duration::from_secs(5)).await;
     neighbor_client.check(watch()).await.unwrap();

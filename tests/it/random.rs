@@ -11,8 +11,8 @@ use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
 use leasemux::platform::{Platform as _, RestartRequest};
 use proptest::prelude::*;
 
-use crate::support::gateway::{Scene, Stream};
-use crate::support::oracle::Received;
+use crate::support::gateway::{Setup, Stream};
+use crate::support::loss_check::Received;
 
 /// Replicas of the service.
 const REPLICAS: u32 = 2;
@@ -83,7 +83,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 struct Scenario {
-    scene: Scene,
+    setup: Setup,
     runs: Vec<Vec<Instance>>,
     running: Vec<bool>,
     followers: Vec<Follower>,
@@ -102,9 +102,9 @@ impl Scenario {
         let quota =
             QuotaLimits { history_reads, history_wait, requests_per_second: 0, ..QuotaLimits::default() };
         let limits = Limits { ring_max_bytes: 48 * 1024, quota, ..Limits::default() };
-        let scene = Scene::new(limits, &[("web", REPLICAS)]);
+        let setup = Setup::new(limits, &[("web", REPLICAS)]);
         let mut scenario = Self {
-            scene,
+            setup,
             runs: vec![Vec::new(); REPLICAS as usize],
             running: vec![false; REPLICAS as usize],
             followers: Vec::new(),
@@ -120,17 +120,17 @@ impl Scenario {
         let first = self.printed;
         self.printed += lines;
         let numbers = first..self.printed;
-        self.scene.gateway.world.print(&run, numbers.map(|number| format!("{number:0length$}\n")));
+        self.setup.gateway.platform.print(&run, numbers.map(|number| format!("{number:0length$}\n")));
     }
 
     fn start_or_end(&mut self, index: u32) {
         let replica = Replica { service: "web".parse().unwrap(), index };
-        let (world, lease) = (&self.scene.gateway.world, &self.scene.lease);
+        let (platform, lease) = (&self.setup.gateway.platform, &self.setup.lease);
         let running = &mut self.running[index as usize];
         if *running {
-            world.end(lease, &replica, 1);
+            platform.end(lease, &replica, 1);
         } else {
-            self.runs[index as usize].push(world.start(lease, &replica));
+            self.runs[index as usize].push(platform.start(lease, &replica));
         }
         *running = !*running;
     }
@@ -138,11 +138,11 @@ impl Scenario {
     async fn restart(&mut self, index: u32) {
         let Some(instance) = self.runs[index as usize].last().cloned() else { return };
         let replica = Replica { service: "web".parse().unwrap(), index };
-        let (world, lease) = (&self.scene.gateway.world, self.scene.lease.clone());
+        let (platform, lease) = (&self.setup.gateway.platform, self.setup.lease.clone());
         let order =
             RestartRequest { lease: lease.clone(), replica: replica.clone(), instance: Some(instance) };
-        world.restart(order).await.unwrap();
-        let view = world.watch(&lease).await.unwrap();
+        platform.restart(order).await.unwrap();
+        let view = platform.watch(&lease).await.unwrap();
         let newest = view.borrow().replica(&replica).unwrap().present().unwrap().instance.clone();
         self.runs[index as usize].push(newest);
         self.running[index as usize] = true;
@@ -153,19 +153,19 @@ impl Scenario {
     }
 
     async fn act(&mut self, action: Action) {
-        let world = self.scene.gateway.world.clone();
+        let platform = self.setup.gateway.platform.clone();
         match action {
             Action::Print { replica, lines, length } => self.print(replica, lines, length),
             Action::StartOrEnd { replica } => self.start_or_end(replica),
             Action::Restart { replica } => self.restart(replica).await,
             Action::Lose { replica, lines } => {
                 if let Some(run) = self.newest(replica) {
-                    world.lose(run, lines);
+                    platform.lose(run, lines);
                 }
             }
             Action::Fail { replica, failing } => {
                 if let Some(run) = self.runs[replica as usize].last() {
-                    world.fail(run, failing);
+                    platform.fail(run, failing);
                 }
             }
             Action::Open { close_on_lag } => self.open(close_on_lag).await,
@@ -180,8 +180,8 @@ impl Scenario {
             return;
         }
         let on_lag = if close_on_lag { OnLag::Close } else { OnLag::Drop };
-        let request = ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.scene.request() };
-        let stream = self.scene.open(request.clone()).await.unwrap();
+        let request = ServiceLogsRequest { follow: true, on_lag: on_lag.into(), ..self.setup.request() };
+        let stream = self.setup.open(request.clone()).await.unwrap();
         self.followers.push(Follower { stream: Some(stream), request });
     }
 
@@ -192,14 +192,14 @@ impl Scenario {
             match stream.next_if_ready().await {
                 Ok(true) => {}
                 Ok(false) => return,
-                Err(_) => follower.resume(&self.scene).await,
+                Err(_) => follower.resume(&self.setup).await,
             }
         }
     }
 
     async fn reconnect(&mut self, follower: usize) {
         if let Some(follower) = self.followers.get_mut(follower) {
-            follower.resume(&self.scene).await;
+            follower.resume(&self.setup).await;
         }
     }
 
@@ -208,7 +208,7 @@ impl Scenario {
         (0..REPLICAS).all(|replica| {
             let produced: usize = self.runs[replica as usize]
                 .iter()
-                .map(|run| self.scene.gateway.world.produced(run).len())
+                .map(|run| self.setup.gateway.platform.produced(run).len())
                 .sum();
             let missing = usize::try_from(received.missing("web", replica)).unwrap();
             received.lines("web", replica) + missing >= produced
@@ -216,10 +216,10 @@ impl Scenario {
     }
 
     async fn finish(mut self) {
-        let world = self.scene.gateway.world.clone();
+        let platform = self.setup.gateway.platform.clone();
         for runs in &self.runs {
             for run in runs {
-                world.fail(run, false);
+                platform.fail(run, false);
             }
         }
         let followers = std::mem::take(&mut self.followers);
@@ -237,21 +237,21 @@ impl Scenario {
             if stream.next().await.is_err() {
                 // Lets other followers proceed.
                 tokio::time::sleep(RECONNECT_DELAY).await;
-                follower.resume(&self.scene).await;
+                follower.resume(&self.setup).await;
             }
         }
         let Some(stream) = follower.stream else { unreachable!("a follower always has a stream") };
         for replica in 0..REPLICAS {
             let runs: Vec<_> = self.runs[replica as usize].iter().map(|run| (run, 0)).collect();
-            stream.received.ask(&self.scene.gateway.world, "web", replica, &runs);
+            stream.received.assert_complete(&self.setup.gateway.platform, "web", replica, &runs);
         }
     }
 }
 
 impl Follower {
-    async fn resume(&mut self, scene: &Scene) {
+    async fn resume(&mut self, setup: &Setup) {
         if let Some(stream) = self.stream.take() {
-            self.stream = Some(scene.resume(stream, self.request.clone()).await);
+            self.stream = Some(setup.resume(stream, self.request.clone()).await);
         }
     }
 }

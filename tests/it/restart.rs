@@ -15,27 +15,27 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::support::gateway::{Scene, proto_lease};
+use crate::support::fake_platform::RestartBehavior;
+use crate::support::gateway::{Setup, proto_lease};
 use crate::support::statuses::Statuses;
-use crate::support::world::Comeback;
 use crate::support::{reason, replica};
 
 /// A replica in a response: name, state, message.
 type Reported = (String, State, String);
 
 /// Returns a lease with two services, all of whose replicas run.
-fn scenario() -> Scene {
-    let scenario = Scene::new(Limits::default(), &[("api", 1), ("web", 3)]);
+fn scenario() -> Setup {
+    let scenario = Setup::new(Limits::default(), &[("api", 1), ("web", 3)]);
     for (service, count) in [("api", 1), ("web", 3)] {
         for index in 0..count {
-            scenario.gateway.world.start(&scenario.lease, &replica(service, index));
+            scenario.gateway.platform.start(&scenario.lease, &replica(service, index));
         }
     }
     scenario
 }
 
 /// Returns a request to restart all replicas and wait for `timeout`.
-fn all(scenario: &Scene, timeout: Duration) -> ServiceRestartRequest {
+fn all(scenario: &Setup, timeout: Duration) -> ServiceRestartRequest {
     let timeout = prost_types::Duration {
         seconds: timeout.as_secs().try_into().unwrap(),
         nanos: timeout.subsec_nanos().try_into().unwrap(),
@@ -45,12 +45,12 @@ fn all(scenario: &Scene, timeout: Duration) -> ServiceRestartRequest {
 }
 
 /// Returns the same request for some replicas of `web`.
-fn web(scenario: &Scene, replicas: &[u32], timeout: Duration) -> ServiceRestartRequest {
+fn web(scenario: &Setup, replicas: &[u32], timeout: Duration) -> ServiceRestartRequest {
     let filter = Some(ServiceFilter { name: "web".into(), replicas: replicas.into() });
     ServiceRestartRequest { filter, ..all(scenario, timeout) }
 }
 
-async fn restart(scenario: &Scene, request: ServiceRestartRequest) -> Result<Vec<Reported>, Status> {
+async fn restart(scenario: &Setup, request: ServiceRestartRequest) -> Result<Vec<Reported>, Status> {
     let mut client = scenario.gateway.client(&scenario.certificate).await;
     Ok(report(client.service_restart(request).await?.into_inner()))
 }
@@ -84,7 +84,7 @@ async fn lease_restarts_one_replica_at_a_time() {
     let begin = Instant::now();
     let names = ["api/0", "web/0", "web/1", "web/2"];
     assert_eq!(restart(&scenario, all(&scenario, LONG)).await.unwrap(), active(&names));
-    assert_eq!(scenario.gateway.world.restarted(), names);
+    assert_eq!(scenario.gateway.platform.restarted(), names);
     assert!(
         begin.elapsed() >= 4 * STABLE_FOR,
         "a replica was not watched until it was stable: {:?}",
@@ -101,22 +101,22 @@ async fn lease_restarts_one_replica_at_a_time() {
 #[tokio::test(start_paused = true)]
 async fn followers_stay_connected_through_restart() {
     let scenario = scenario();
-    let world = &scenario.gateway.world;
+    let platform = &scenario.gateway.platform;
     let web1 = replica("web", 1);
     let mut statuses = Statuses::follow(&scenario).await;
     let mut logs = scenario.open(ServiceLogsRequest { follow: true, ..scenario.request() }).await.unwrap();
-    let view = leasemux::platform::Platform::watch(world, &scenario.lease).await.unwrap();
+    let view = leasemux::platform::Platform::watch(platform, &scenario.lease).await.unwrap();
     let newest = || view.borrow().replica(&web1).unwrap().newest().unwrap().instance.clone();
     let mut runs = vec![newest()];
     for cycle in 0..5 {
-        world.print(runs.last().unwrap(), (0..100).map(|line| format!("cycle {cycle} line {line}\n")));
+        platform.print(runs.last().unwrap(), (0..100).map(|line| format!("cycle {cycle} line {line}\n")));
         assert_eq!(restart(&scenario, web(&scenario, &[1], LONG)).await.unwrap(), active(&["web/1"]));
         runs.push(newest());
     }
-    world.print(runs.last().unwrap(), ["the end\n"]);
+    platform.print(runs.last().unwrap(), ["the end\n"]);
     logs.until(|seen| seen.ends_with("web", 1, "the end\n")).await;
     let produced: Vec<_> = runs.iter().map(|run| (run, 0)).collect();
-    assert_eq!(logs.received.ask(world, "web", 1, &produced), 0);
+    assert_eq!(logs.received.assert_complete(platform, "web", 1, &produced), 0);
     statuses.until(|seen| seen.replica("web", 1).unwrap().restarts == 5).await;
     assert_eq!(statuses.replica("web", 1).unwrap().instance, runs[5].as_str());
     assert_eq!(scenario.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
@@ -130,7 +130,7 @@ async fn zero_timeout_returns_pending_and_restart_continues() {
     let at_once = restart(&scenario, web(&scenario, &[], Duration::ZERO)).await.unwrap();
     assert_eq!(at_once, pending(&["web/0", "web/1", "web/2"]));
     assert!(begin.elapsed() < STABLE_FOR);
-    scenario.gateway.eventually(|gateway| gateway.world.restarted().len() == 3).await;
+    scenario.gateway.eventually(|gateway| gateway.platform.restarted().len() == 3).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +138,7 @@ async fn restart_continues_after_timeout_or_disconnect() {
     let scenario = scenario();
     let partial = restart(&scenario, web(&scenario, &[], STABLE_FOR + STABLE_FOR / 2)).await.unwrap();
     assert_eq!(partial, [active(&["web/0"]), pending(&["web/1", "web/2"])].concat());
-    scenario.gateway.eventually(|gateway| gateway.world.restarted().len() == 3).await;
+    scenario.gateway.eventually(|gateway| gateway.platform.restarted().len() == 3).await;
     let active = "leasemux_restarts_total{result=\"active\"}";
     scenario.gateway.eventually(|gateway| gateway.metric(active) == 3).await;
     let gone = tokio::time::timeout(STABLE_FOR / 2, restart(&scenario, web(&scenario, &[0, 1], LONG)));
@@ -151,23 +151,23 @@ async fn restart_continues_after_timeout_or_disconnect() {
 async fn replicas_after_failure_are_not_attempted() {
     let second = replica("web", 1);
     let not_attempted = failure("web/2", "not attempted: the restart of web/1 failed");
-    for (comeback, why) in [
-        (Comeback::Never, "the replica is not ready 600 s after the restart"),
-        (Comeback::Crash, "the new run exited with code 1 (Error)"),
+    for (behavior, why) in [
+        (RestartBehavior::Never, "the replica is not ready 600 s after the restart"),
+        (RestartBehavior::Crash, "the new run exited with code 1 (Error)"),
     ] {
         let scenario = scenario();
-        let world = &scenario.gateway.world;
-        world.set_comeback(&second, comeback);
+        let platform = &scenario.gateway.platform;
+        platform.set_restart_behavior(&second, behavior);
         let outcomes = restart(&scenario, web(&scenario, &[], LONG)).await.unwrap();
         assert_eq!(outcomes[0], active(&["web/0"])[0]);
         assert_eq!(outcomes[1..], [failure("web/1", why), not_attempted.clone()]);
-        assert_eq!(world.restarted(), ["web/0", "web/1"]);
+        assert_eq!(platform.restarted(), ["web/0", "web/1"]);
         let counted =
             |result| scenario.gateway.metric(&format!("leasemux_restarts_total{{result=\"{result}\"}}"));
         assert_eq!((counted("active"), counted("failure"), counted("not_attempted")), (1, 1, 1));
-        if comeback == Comeback::Crash {
+        if behavior == RestartBehavior::Crash {
             // A replica that does not run can be restarted too.
-            world.set_comeback(&second, Comeback::Up);
+            platform.set_restart_behavior(&second, RestartBehavior::Up);
             assert_eq!(restart(&scenario, web(&scenario, &[1], LONG)).await.unwrap(), active(&["web/1"]));
         }
     }
@@ -176,19 +176,19 @@ async fn replicas_after_failure_are_not_attempted() {
 #[tokio::test(start_paused = true)]
 async fn unavailable_platform_is_retried_and_broken_one_hidden() {
     let scenario = scenario();
-    let world = &scenario.gateway.world;
+    let platform = &scenario.gateway.platform;
     let web0 = replica("web", 0);
-    world.set_comeback(&web0, Comeback::Unavailable);
+    platform.set_restart_behavior(&web0, RestartBehavior::Unavailable);
     let recovers = async {
         tokio::time::sleep(Duration::from_secs(20)).await;
-        world.set_comeback(&web0, Comeback::Up);
+        platform.set_restart_behavior(&web0, RestartBehavior::Up);
     };
     let (outcomes, ()) = tokio::join!(restart(&scenario, web(&scenario, &[0], LONG)), recovers);
     assert_eq!(outcomes.unwrap(), active(&["web/0"]));
-    world.set_comeback(&web0, Comeback::Unavailable);
+    platform.set_restart_behavior(&web0, RestartBehavior::Unavailable);
     let outcomes = restart(&scenario, web(&scenario, &[0], LONG)).await.unwrap();
     assert_eq!(outcomes, [failure("web/0", "the platform did not answer within 60 s")]);
-    world.set_comeback(&web0, Comeback::Broken);
+    platform.set_restart_behavior(&web0, RestartBehavior::Broken);
     let outcomes = restart(&scenario, web(&scenario, &[0], LONG)).await.unwrap().remove(0);
     assert_eq!(outcomes.1, State::Failure);
     assert!(outcomes.2.starts_with("internal error ") && !outcomes.2.contains("marker"), "{}", outcomes.2);
@@ -205,29 +205,29 @@ async fn calls_for_same_replica_join_and_others_queue() {
     assert_eq!(first.unwrap(), active(&["web/0", "web/1"]));
     assert_eq!(second.unwrap(), active(&["web/1", "web/2"]));
     assert_eq!(third.unwrap(), active(&["web/0"]));
-    let mut restarted = scenario.gateway.world.restarted();
+    let mut restarted = scenario.gateway.platform.restarted();
     restarted.sort();
     assert_eq!(restarted, ["web/0", "web/1", "web/2"], "each replica restarts once");
     // A later call restarts it again.
     assert_eq!(restart(&scenario, web(&scenario, &[0], LONG)).await.unwrap(), active(&["web/0"]));
-    assert_eq!(scenario.gateway.world.restarted().len(), 4);
+    assert_eq!(scenario.gateway.platform.restarted().len(), 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn call_that_joins_failed_replica_stops() {
     let scenario = scenario();
-    scenario.gateway.world.set_comeback(&replica("web", 0), Comeback::Never);
+    scenario.gateway.platform.set_restart_behavior(&replica("web", 0), RestartBehavior::Never);
     let pending_one = restart(&scenario, web(&scenario, &[0], Duration::ZERO)).await.unwrap();
     assert_eq!(pending_one, pending(&["web/0"]));
     let outcomes = restart(&scenario, web(&scenario, &[0, 1], LONG)).await.unwrap();
     assert_eq!(outcomes[1], failure("web/1", "not attempted: the restart of web/0 failed"));
-    assert_eq!(scenario.gateway.world.restarted(), ["web/0"]);
+    assert_eq!(scenario.gateway.platform.restarted(), ["web/0"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn replica_not_attempted_by_one_call_runs_in_another() {
     let scenario = scenario();
-    scenario.gateway.world.set_comeback(&replica("web", 0), Comeback::Never);
+    scenario.gateway.platform.set_restart_behavior(&replica("web", 0), RestartBehavior::Never);
     let (both, second) = tokio::join!(
         restart(&scenario, web(&scenario, &[0, 1], LONG)),
         restart(&scenario, web(&scenario, &[1], LONG))
@@ -245,10 +245,10 @@ async fn request_id_identifies_call_for_one_hour() {
     assert_eq!(first.unwrap(), active(&["web/0"]));
     assert_eq!(second.unwrap(), active(&["web/0"]));
     // The repetition may have another timeout, and gets the recorded outcome.
-    scenario.gateway.world.set_comeback(&replica("web", 0), Comeback::Crash);
+    scenario.gateway.platform.set_restart_behavior(&replica("web", 0), RestartBehavior::Crash);
     let again = restart(&scenario, named(web(&scenario, &[0], Duration::ZERO))).await;
     assert_eq!(again.unwrap(), active(&["web/0"]));
-    assert_eq!(scenario.gateway.world.restarted().len(), 1);
+    assert_eq!(scenario.gateway.platform.restarted().len(), 1);
     for other in [web(&scenario, &[1], LONG), all(&scenario, LONG)] {
         let status = restart(&scenario, named(other)).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
@@ -259,21 +259,21 @@ async fn request_id_identifies_call_for_one_hour() {
     let lease =
         leasemux::model::id::LeaseId::new(owner.as_str(), 7, 1, 1, scenario.lease.provider().as_str())
             .unwrap();
-    scenario.gateway.world.add_lease(&lease, &[("web", 1)]);
-    scenario.gateway.world.set_comeback(&replica("web", 0), Comeback::Up);
+    scenario.gateway.platform.add_lease(&lease, &[("web", 1)]);
+    scenario.gateway.platform.set_restart_behavior(&replica("web", 0), RestartBehavior::Up);
     let mut client = scenario.gateway.client(&certificate).await;
     let foreign = ServiceRestartRequest { lease_id: Some(proto_lease(&lease)), ..call() };
     assert_eq!(report(client.service_restart(foreign).await.unwrap().into_inner()), active(&["web/0"]));
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     assert_eq!(restart(&scenario, call()).await.unwrap(), active(&["web/0"]));
-    assert_eq!(scenario.gateway.world.restarted().len(), 3);
+    assert_eq!(scenario.gateway.platform.restarted().len(), 3);
 }
 
 #[tokio::test(start_paused = true)]
 async fn drain_finishes_only_current_replica() {
     let scenario = scenario();
     let end = async {
-        scenario.gateway.eventually(|gateway| gateway.world.restarted().len() == 1).await;
+        scenario.gateway.eventually(|gateway| gateway.platform.restarted().len() == 1).await;
         let deadline = Duration::from_secs(10);
         tokio::join!(scenario.gateway.drain.finish(deadline), scenario.gateway.restarts.finish(deadline)).0
     };
@@ -281,15 +281,15 @@ async fn drain_finishes_only_current_replica() {
     let skipped = |name| failure(name, "not attempted: the gateway is shutting down");
     assert_eq!(outcomes.unwrap(), [active(&["web/0"]), vec![skipped("web/1"), skipped("web/2")]].concat());
     assert!(clean, "the caller got its response before the deadline");
-    assert_eq!(scenario.gateway.world.restarted(), ["web/0"]);
+    assert_eq!(scenario.gateway.platform.restarted(), ["web/0"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn drain_abandons_replica_at_deadline() {
     let scenario = scenario();
-    scenario.gateway.world.set_comeback(&replica("web", 0), Comeback::Never);
+    scenario.gateway.platform.set_restart_behavior(&replica("web", 0), RestartBehavior::Never);
     let end = async {
-        scenario.gateway.eventually(|gateway| gateway.world.restarted().len() == 1).await;
+        scenario.gateway.eventually(|gateway| gateway.platform.restarted().len() == 1).await;
         let (all, restarts) = (Duration::from_secs(10), Duration::from_secs(8));
         tokio::join!(scenario.gateway.drain.finish(all), scenario.gateway.restarts.finish(restarts)).0
     };
@@ -306,13 +306,13 @@ async fn drain_abandons_replica_at_deadline() {
 async fn revoked_caller_stops_waiting_and_restart_continues() {
     let scenario = scenario();
     let end = async {
-        scenario.gateway.eventually(|gateway| gateway.world.restarted().len() == 1).await;
+        scenario.gateway.eventually(|gateway| gateway.platform.restarted().len() == 1).await;
         scenario.gateway.withdraw(scenario.lease.owner());
     };
     let (outcomes, ()) = tokio::join!(restart(&scenario, web(&scenario, &[0, 1], LONG)), end);
     let status = outcomes.unwrap_err();
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_WITHDRAWN".into()));
-    scenario.gateway.eventually(|gateway| gateway.world.restarted().len() == 2).await;
+    scenario.gateway.eventually(|gateway| gateway.platform.restarted().len() == 2).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -333,13 +333,13 @@ async fn invalid_request_is_rejected_without_effect() {
     }
     let status = restart(&scenario, web(&scenario, &[0, 7], LONG)).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, "service web has no replica 7"));
-    assert!(scenario.gateway.world.restarted().is_empty());
+    assert!(scenario.gateway.platform.restarted().is_empty());
     assert!(PROGRESS_DEADLINE < LONG, "LONG is too short for failures");
 }
 
 #[tokio::test(start_paused = true)]
 async fn remembered_replicas_per_owner_are_bounded() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1_000)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1_000)]);
     let mut rejected = None;
     for number in 0..10 {
         let named =

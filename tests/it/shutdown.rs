@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinSet, block_in_place};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::process::{PATIENCE, Seen, World, own_port};
+use crate::support::process::{PATIENCE, Seen, Workspace, own_port};
 
 /// Number of followers that resume.
 const FOLLOWERS: usize = 100;
@@ -66,12 +66,12 @@ impl Sink for Watched {
 }
 
 /// Returns a connector for alice.
-pub(crate) fn connector(world: &World, gateway: SocketAddr) -> Connector {
+pub(crate) fn connector(workspace: &Workspace, gateway: SocketAddr) -> Connector {
     let target = Target {
         gateway: format!("https://{gateway}").parse().unwrap(),
-        identity: Some(world.path("alice")),
+        identity: Some(workspace.path("alice")),
         token: None,
-        trust: ServerTrust::File(world.path("data/server.pem")),
+        trust: ServerTrust::File(workspace.path("data/server.pem")),
     };
     Connector::new(&target).unwrap()
 }
@@ -112,14 +112,14 @@ async fn all_have_lines(progress: &mut [watch::Receiver<Runs>], runs: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_lose_nothing_through_gateway_restart() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", STEADY, 1)]);
     let listen = format!("--listen=127.0.0.1:{}", own_port());
-    let serve = || block_in_place(|| world.serve(&[(&lease, &sdl)], &[&listen]));
+    let serve = || block_in_place(|| workspace.serve(&[(&lease, &sdl)], &[&listen]));
     let gateway = serve();
     let stop = CancellationToken::new();
-    let (mut tasks, mut progress) = start_followers(&connector(&world, gateway.address), &lease, &stop);
+    let (mut tasks, mut progress) = start_followers(&connector(&workspace, gateway.address), &lease, &stop);
     all_have_lines(&mut progress, 1).await;
     gateway.until_metric("leasemux_connections", FOLLOWERS as u64);
     let done = block_in_place(|| gateway.stop(Signal::TERM));
@@ -130,7 +130,7 @@ async fn followers_lose_nothing_through_gateway_restart() {
 
     // Every follower has all lines of the first run that are on disk.
     let previous =
-        block_in_place(|| world.logs(gateway.address, "alice", &lease, &["--previous", "-o", "json"]));
+        block_in_place(|| workspace.logs(gateway.address, "alice", &lease, &["--previous", "-o", "json"]));
     let first = Seen::of(&previous.out).runs("web/0");
     stop.cancel();
     let mut checked = 0;
@@ -146,16 +146,16 @@ async fn followers_lose_nothing_through_gateway_restart() {
     assert_eq!(checked, FOLLOWERS);
     let done = block_in_place(|| gateway.stop(Signal::TERM));
     assert_eq!(done.status.code(), Some(0), "{done:?}");
-    block_in_place(|| world.until_nothing_is_left());
+    block_in_place(|| workspace.until_nothing_is_left());
 }
 
 #[test]
 fn lame_duck_serves_but_is_not_ready() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &["--lame-duck=10m"]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", STEADY, 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &["--lame-duck=10m"]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.tally().lines > 20);
     gateway.program.signal(Signal::TERM);
     gateway.program.until_said("not ready; serving until");
@@ -164,7 +164,7 @@ fn lame_duck_serves_but_is_not_ready() {
     // Existing and new clients are served.
     let lines = follower.seen.tally().lines;
     follower.until("more lines", |seen| seen.tally().lines > lines + 20);
-    let done = world.logs(gateway.address, "alice", &lease, &["--tail=3"]);
+    let done = workspace.logs(gateway.address, "alice", &lease, &["--tail=3"]);
     // Lines printed during the read are included.
     assert!(done.status.code() == Some(0) && done.out.lines().count() >= 3, "{done:?}");
     let (seen, err) = follower.end();
@@ -174,16 +174,16 @@ fn lame_duck_serves_but_is_not_ready() {
     gateway.program.signal(Signal::TERM);
     let done = gateway.program.done();
     assert!(done.err.contains("stopping at once"), "{}", done.err);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }
 
 #[test]
 fn only_polled_gateway_waits_for_pollers() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 1)]);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", STEADY, 1)]);
     let stop = |polled: bool, flags: &[&str]| {
-        let gateway = world.serve(&[(&lease, &sdl)], flags);
+        let gateway = workspace.serve(&[(&lease, &sdl)], flags);
         if polled {
             gateway.get("/ready");
         }
@@ -200,11 +200,11 @@ fn only_polled_gateway_waits_for_pollers() {
 
 #[test]
 fn log_names_connections_cut_at_deadline() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", FLOOD, 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &["--drain-timeout=100ms", "--ring-max-bytes=64KiB"]);
-    let mut follower = world.follow(gateway.address, "alice", &lease);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", FLOOD, 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &["--drain-timeout=100ms", "--ring-max-bytes=64KiB"]);
+    let mut follower = workspace.follow(gateway.address, "alice", &lease);
     follower.until("lines", |seen| seen.tally().lines > 20);
     // The stopped follower reads nothing. Once all buffers are full, it does not even receive the end of its
     // stream.
@@ -216,5 +216,5 @@ fn log_names_connections_cut_at_deadline() {
     let said = said.unwrap_or_else(|| panic!("{}", done.err));
     assert!(said.contains("connections=1") && said.contains("first=[127.0.0.1:"), "{said}");
     drop(follower);
-    world.until_nothing_is_left();
+    workspace.until_nothing_is_left();
 }

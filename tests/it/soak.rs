@@ -25,7 +25,7 @@ use tokio::task::{JoinSet, block_in_place};
 use tokio_util::sync::CancellationToken;
 
 use crate::shutdown::{STEADY, connector};
-use crate::support::process::{Gateway, World, own_port};
+use crate::support::process::{Gateway, Workspace, own_port};
 
 /// Environment variable with the duration, in seconds.
 const SECONDS: &str = "LEASEMUX_TEST_SOAK_SECONDS";
@@ -151,11 +151,11 @@ fn stop_gateway(gateway: Gateway) {
 }
 
 /// Restarts a service and waits until it is ready.
-fn restart(world: &World, gateway: SocketAddr, lease: &LeaseId, service: &str) {
-    let mut args = world.call_args("restart", gateway, "alice", lease);
+fn restart(workspace: &Workspace, gateway: SocketAddr, lease: &LeaseId, service: &str) {
+    let mut args = workspace.call_args("restart", gateway, "alice", lease);
     args.extend(["--service".to_owned(), service.to_owned()]);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let done = block_in_place(|| world.run(&args));
+    let done = block_in_place(|| workspace.run(&args));
     assert_eq!(done.status.code(), Some(0), "{done:?}");
 }
 
@@ -171,15 +171,15 @@ fn usage(pid: i32) -> (u64, usize) {
 #[ignore = "takes minutes: .ci/full runs it"]
 async fn soak_of_restarts_and_cuts_loses_nothing_unreported() {
     let seconds = std::env::var(SECONDS).ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS_DEFAULT);
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("alice.yaml", &[("web", STEADY, 2), ("loud", LOUD, 1)]);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("alice.yaml", &[("web", STEADY, 2), ("loud", LOUD, 1)]);
     let listen = format!("--listen=127.0.0.1:{}", own_port());
     let flags = [listen.as_str(), "--ring-max-bytes=64KiB"];
-    let serve = || block_in_place(|| world.serve(&[(&lease, &sdl)], &flags));
+    let serve = || block_in_place(|| workspace.serve(&[(&lease, &sdl)], &flags));
     let mut gateway = serve();
     let relay = Relay::start(gateway.address).await;
-    let connector = connector(&world, relay.address);
+    let connector = connector(&workspace, relay.address);
     let request = ServiceLogsRequest { lease_id: Some((&lease).into()), follow: true, ..Default::default() };
     let stop = CancellationToken::new();
     let resumed = Arc::new(AtomicU64::new(0));
@@ -213,7 +213,7 @@ async fn soak_of_restarts_and_cuts_loses_nothing_unreported() {
             done.cuts += 1;
         } else {
             let service = if random.random_bool(0.5) { "web" } else { "loud" };
-            restart(&world, gateway.address, &lease, service);
+            restart(&workspace, gateway.address, &lease, service);
             done.restarts += 1;
         }
     }
@@ -236,5 +236,5 @@ async fn soak_of_restarts_and_cuts_loses_nothing_unreported() {
     );
     assert!(all.lines > 0);
     stop_gateway(gateway);
-    block_in_place(|| world.until_nothing_is_left());
+    block_in_place(|| workspace.until_nothing_is_left());
 }

@@ -9,7 +9,7 @@ use leasemux::model::proto::lease::{ServiceFilter, ServiceStatusRequest};
 use leasemux::model::view::ReplicaState;
 use tonic::Code;
 
-use crate::support::gateway::Scene;
+use crate::support::gateway::Setup;
 use crate::support::statuses::{Statuses, request};
 use crate::support::{reason, replica};
 
@@ -27,8 +27,8 @@ fn restarts(seen: &Statuses, service: &str, index: u32) -> Option<u32> {
 }
 
 /// Sets the number of restarts of `web/0`, and changes nothing else.
-fn set_restarts(scenario: &Scene, count: u32) {
-    scenario.gateway.world.change(&scenario.lease, |view| {
+fn set_restarts(scenario: &Setup, count: u32) {
+    scenario.gateway.platform.change(&scenario.lease, |view| {
         let service = view.services.get_mut(&web()).unwrap();
         service.replicas.get_mut(&0).unwrap().restarts = count;
     });
@@ -36,12 +36,12 @@ fn set_restarts(scenario: &Scene, count: u32) {
 
 #[tokio::test(start_paused = true)]
 async fn snapshot_has_each_replica_and_ends() {
-    let scenario = Scene::new(Limits::default(), &[("api", 1), ("web", 2)]);
-    let world = &scenario.gateway.world;
+    let scenario = Setup::new(Limits::default(), &[("api", 1), ("web", 2)]);
+    let platform = &scenario.gateway.platform;
     let crashed = replica("web", 0);
-    world.start(&scenario.lease, &crashed);
-    world.end(&scenario.lease, &crashed, 3);
-    let second = world.start(&scenario.lease, &crashed);
+    platform.start(&scenario.lease, &crashed);
+    platform.end(&scenario.lease, &crashed, 3);
+    let second = platform.start(&scenario.lease, &crashed);
     let mut seen = Statuses::open(&scenario, request(&scenario, false)).await.unwrap();
     assert_eq!(seen.end().await.code(), Code::Ok);
     assert_eq!(seen.answers, 1);
@@ -65,9 +65,9 @@ async fn snapshot_has_each_replica_and_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn follow_sends_only_selected_changes() {
-    let scenario = Scene::new(Limits::default(), &[("api", 1), ("web", 2)]);
-    let world = &scenario.gateway.world;
-    let first = world.start(&scenario.lease, &replica("web", 1));
+    let scenario = Setup::new(Limits::default(), &[("api", 1), ("web", 2)]);
+    let platform = &scenario.gateway.platform;
+    let first = platform.start(&scenario.lease, &replica("web", 1));
     let filters = vec![only("web", &[1])];
     let mut seen = Statuses::open(&scenario, ServiceStatusRequest { filters, ..request(&scenario, true) })
         .await
@@ -76,37 +76,37 @@ async fn follow_sends_only_selected_changes() {
     assert_eq!(seen.newest.services.len(), 1);
     assert!(seen.replica("web", 0).is_none());
     // Changes outside the filter, output, and updates without a change send nothing.
-    world.start(&scenario.lease, &replica("api", 0));
-    world.print(&first, ["a line\n"]);
+    platform.start(&scenario.lease, &replica("api", 0));
+    platform.print(&first, ["a line\n"]);
     set_restarts(&scenario, 7);
-    world.change(&scenario.lease, |_| {});
+    platform.change(&scenario.lease, |_| {});
     assert!(seen.is_quiet().await);
     // The other replica is not included, but the counts cover the whole service.
-    world.start(&scenario.lease, &replica("web", 0));
+    platform.start(&scenario.lease, &replica("web", 0));
     seen.until(|seen| seen.newest.services[0].status.as_ref().unwrap().available == 2).await;
-    world.end(&scenario.lease, &replica("web", 1), 1);
+    platform.end(&scenario.lease, &replica("web", 1), 1);
     seen.until(|seen| seen.replica("web", 1).unwrap().state() == State::Waiting).await;
     assert_eq!(seen.replica("web", 1).unwrap().message, "CrashLoopBackOff");
     assert!(seen.is_quiet().await);
     // Removal of the replica, then of its service.
-    world.change(&scenario.lease, |view| {
+    platform.change(&scenario.lease, |view| {
         view.services.get_mut(&web()).unwrap().replicas.remove(&1);
     });
     seen.until(|seen| seen.replica("web", 1).is_none()).await;
-    world.change(&scenario.lease, |view| {
+    platform.change(&scenario.lease, |view| {
         view.services.remove(&web());
     });
     seen.until(|seen| seen.newest.services.is_empty()).await;
-    world.change(&scenario.lease, |view| view.ended = true);
+    platform.change(&scenario.lease, |view| view.ended = true);
     assert_eq!(seen.end().await.code(), Code::NotFound);
 }
 
 #[tokio::test(start_paused = true)]
 async fn slow_follower_skips_to_newest_status() {
     // Large responses: see PROTOCOL.md on clients that treat many small frames as an attack.
-    let scenario = Scene::new(Limits::default(), &[("web", 100)]);
-    let world = &scenario.gateway.world;
-    world.start(&scenario.lease, &replica("web", 0));
+    let scenario = Setup::new(Limits::default(), &[("web", 100)]);
+    let platform = &scenario.gateway.platform;
+    platform.start(&scenario.lease, &replica("web", 0));
     let mut slow = Statuses::follow(&scenario).await;
     let mut quick = Statuses::follow(&scenario).await;
     let all = 300;
@@ -127,7 +127,7 @@ async fn slow_follower_skips_to_newest_status() {
 
 #[tokio::test(start_paused = true)]
 async fn changes_in_quick_succession_are_sent_together() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let mut seen = Statuses::follow(&scenario).await;
     assert!(seen.next().await.unwrap());
     for count in 1..=100 {
@@ -140,9 +140,9 @@ async fn changes_in_quick_succession_are_sent_together() {
 
 #[tokio::test(start_paused = true)]
 async fn response_larger_than_send_portion_arrives_whole() {
-    let scenario = Scene::new(Limits::default(), &[("web", u32::try_from(STREAM_REPLICAS_MAX).unwrap())]);
+    let scenario = Setup::new(Limits::default(), &[("web", u32::try_from(STREAM_REPLICAS_MAX).unwrap())]);
     let message = "x".repeat(500);
-    scenario.gateway.world.change(&scenario.lease, |view| {
+    scenario.gateway.platform.change(&scenario.lease, |view| {
         for slot in view.services.get_mut(&web()).unwrap().replicas.values_mut() {
             slot.state =
                 ReplicaState::Waiting { reason: "ImagePullBackOff".into(), message: message.clone() };
@@ -157,11 +157,11 @@ async fn response_larger_than_send_portion_arrives_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn status_stream_ends_like_log_stream() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     // The last change arrives before the end.
     let mut ended = Statuses::follow(&scenario).await;
     assert!(ended.next().await.unwrap());
-    scenario.gateway.world.change(&scenario.lease, |view| {
+    scenario.gateway.platform.change(&scenario.lease, |view| {
         view.services.get_mut(&web()).unwrap().replicas.get_mut(&0).unwrap().restarts = 9;
         view.ended = true;
     });
@@ -171,14 +171,14 @@ async fn status_stream_ends_like_log_stream() {
     let status = Statuses::open(&scenario, request(&scenario, true)).await.err().unwrap();
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_NOT_FOUND".into()));
 
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let mut revoked = Statuses::follow(&scenario).await;
     assert!(revoked.next().await.unwrap());
     scenario.gateway.withdraw(scenario.lease.owner());
     let status = revoked.end().await;
     assert_eq!((status.code(), reason(&status)), (Code::Unauthenticated, "CERTIFICATE_WITHDRAWN".into()));
 
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let mut drained = Statuses::follow(&scenario).await;
     assert!(drained.next().await.unwrap());
     let drain = scenario.gateway.drain.clone();
@@ -190,11 +190,11 @@ async fn status_stream_ends_like_log_stream() {
 #[tokio::test(start_paused = true)]
 async fn stalled_follower_is_reset() {
     let replicas = 1_000;
-    let scenario = Scene::new(Limits::default(), &[("web", replicas)]);
+    let scenario = Setup::new(Limits::default(), &[("web", replicas)]);
     let stalled = Statuses::follow(&scenario).await;
     for count in 1..=100 {
         // Each response fills a large part of the client's window.
-        scenario.gateway.world.change(&scenario.lease, |view| {
+        scenario.gateway.platform.change(&scenario.lease, |view| {
             for slot in view.services.get_mut(&web()).unwrap().replicas.values_mut() {
                 slot.restarts = count;
             }
@@ -207,7 +207,7 @@ async fn stalled_follower_is_reset() {
 
 #[tokio::test(start_paused = true)]
 async fn absent_item_is_named() {
-    let scenario = Scene::new(Limits::default(), &[("web", 2)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 2)]);
     for (filter, missing, message) in [
         (only("nope", &[]), "SERVICE_NOT_FOUND", "the lease has no service nope"),
         (only("web", &[0, 5]), "REPLICA_NOT_FOUND", "service web has no replica 5"),

@@ -19,7 +19,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::process::World;
+use crate::support::process::Workspace;
 use crate::support::source::Source;
 
 /// Writes the records instead of comparing them, if set.
@@ -215,10 +215,10 @@ fn surface_keys_of_the_configuration_file() {
 
 #[test]
 fn surface_metrics_labels_and_log_keys() {
-    let world = World::new();
-    let lease = world.tenant("alice");
-    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &["--log-format=json"]);
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
+    let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &["--log-format=json"]);
     let (_, page) = gateway.get("/metrics");
     let kinds: BTreeMap<&str, &str> =
         page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();

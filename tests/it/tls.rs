@@ -93,8 +93,8 @@ impl TlsGateway {
         let identity = self.dir.path().join(name);
         let owner = IdentityFiles::create(&identity, LogTime::now()).unwrap();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
-        self.gateway.world.add_lease(&lease, &[("web", 1)]);
-        let run = self.gateway.world.start(&lease, &replica("web", 0));
+        self.gateway.platform.add_lease(&lease, &[("web", 1)]);
+        let run = self.gateway.platform.start(&lease, &replica("web", 0));
         Tenant { identity, owner, lease, run }
     }
 
@@ -200,7 +200,7 @@ impl Tenant {
     }
 
     fn print(&self, gateway: &Gateway, text: &str) {
-        gateway.world.print(&self.run, [text.to_owned()]);
+        gateway.platform.print(&self.run, [text.to_owned()]);
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::account;
-use crate::support::process::{Done, PATIENCE, World};
+use crate::support::process::{Done, PATIENCE, Workspace};
 
 fn code(done: &Done, expected: i32) {
     assert_eq!(done.status.code(), Some(expected), "{done:?}");
@@ -15,12 +15,12 @@ fn code(done: &Done, expected: i32) {
 
 #[test]
 fn unusable_arguments_exit_with_usage_and_a_hint() {
-    let world = World::new();
-    let lease = world.stranger("alice").to_string();
-    let other = world.stranger("bob").to_string();
+    let workspace = Workspace::new();
+    let lease = workspace.stranger("alice").to_string();
+    let other = workspace.stranger("bob").to_string();
     let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
-    let [alice, trusted] = ["alice", "trusted"].map(|name| text(world.path(name)));
-    let new = |more: &[&str]| world.run(&[&["token", "new", "--identity", &alice], more].concat());
+    let [alice, trusted] = ["alice", "trusted"].map(|name| text(workspace.path(name)));
+    let new = |more: &[&str]| workspace.run(&[&["token", "new", "--identity", &alice], more].concat());
     for (more, said) in [
         (&["--lease", &lease, "--service", "web"][..], "--scope (or LEASEMUX_SCOPE) is missing"),
         (&["--lease", &lease, "--scope", "logs"], "--service (or LEASEMUX_SERVICE) is missing"),
@@ -33,20 +33,20 @@ fn unusable_arguments_exit_with_usage_and_a_hint() {
         code(&done, 2);
         assert!(done.err.contains(said) && done.out.is_empty(), "{done:?}");
     }
-    let done = world.run(&["token", "new", "--identity", &trusted]);
+    let done = workspace.run(&["token", "new", "--identity", &trusted]);
     code(&done, 1);
     assert!(done.err.contains("mnemonic"), "{done:?}");
 
     let token = new(&[]).out;
     let token = token.trim();
     let key_of = |name: &str| {
-        let line = fs::read_to_string(world.path(name).join("account.pub")).unwrap();
+        let line = fs::read_to_string(workspace.path(name).join("account.pub")).unwrap();
         line.split_whitespace().nth(1).unwrap().to_owned()
     };
-    let check = |more: &[&str]| world.run(&[&["token", "check"], more].concat());
+    let check = |more: &[&str]| workspace.run(&[&["token", "check"], more].concat());
     let long = format!("{}0", key_of("alice"));
-    fs::write(world.path("two"), "one two\n").unwrap();
-    let two = format!("@{}", text(world.path("two")));
+    fs::write(workspace.path("two"), "one two\n").unwrap();
+    let two = format!("@{}", text(workspace.path("two")));
     for (more, said) in [
         (&[token, "--key", &long][..], "66 hexadecimal digits"),
         (&[token, "--key", "zz"], "66 hexadecimal digits"),
@@ -60,23 +60,23 @@ fn unusable_arguments_exit_with_usage_and_a_hint() {
     }
     let done = check(&[token, "--key", &key_of("bob")]);
     code(&done, 1);
-    let bob = fs::read_to_string(world.path("bob/address")).unwrap();
+    let bob = fs::read_to_string(workspace.path("bob/address")).unwrap();
     let whose = format!("; --key is that of {}", bob.trim());
     assert!(done.err.contains("refused: ACCOUNT_UNKNOWN: ") && done.err.contains(&whose), "{done:?}");
 }
 
 #[test]
 fn gateway_enforces_token_lifetime_and_provider() {
-    let world = World::new();
-    let lease = world.tenant("alice");
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
     let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
-    let alice = text(world.path("alice"));
-    fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
-    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let alice = text(workspace.path("alice"));
+    fs::copy(workspace.path("alice/account.pub"), workspace.path("trusted/alice.pub")).unwrap();
+    let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
     let provider = format!("--provider={}", lease.provider());
-    let gateway = world.serve(&[(&lease, &sdl)], &["--token-max-lifetime=10m", &provider]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &["--token-max-lifetime=10m", &provider]);
     let address = format!("https://{}", gateway.address);
-    let ca = text(world.path("data/server.pem"));
+    let ca = text(workspace.path("data/server.pem"));
     let elsewhere = format!("{}/7/1/1/{}", lease.owner(), account(201));
     let here = lease.to_string();
     for (ttl, lease, exit, said) in [
@@ -85,38 +85,40 @@ fn gateway_enforces_token_lifetime_and_provider() {
         ("168h", &here, 3, "the token is valid for 168h, from `nbf` to `exp`; at most 10m is allowed"),
         ("10m", &elsewhere, 3, "not at the provider that this gateway serves"),
     ] {
-        let token = world.run(&["token", "new", "--identity", &alice, "--ttl", ttl]).out;
-        let done = world.run(&["status", lease, "--gateway", &address, "--ca", &ca, "--token", token.trim()]);
+        let token = workspace.run(&["token", "new", "--identity", &alice, "--ttl", ttl]).out;
+        let done =
+            workspace.run(&["status", lease, "--gateway", &address, "--ca", &ca, "--token", token.trim()]);
         code(&done, exit);
         assert!(done.err.contains(said), "{done:?}");
     }
     // The same for a certificate.
-    let done = world.run(&["status", &elsewhere, "--gateway", &address, "--ca", &ca, "--identity", &alice]);
+    let done =
+        workspace.run(&["status", &elsewhere, "--gateway", &address, "--ca", &ca, "--identity", &alice]);
     code(&done, 3);
     assert!(done.err.contains("not at the provider"), "{done:?}");
 }
 
 #[test]
 fn token_is_signed_checked_used_and_never_shown() {
-    let world = World::new();
-    let lease = world.stranger("alice");
+    let workspace = Workspace::new();
+    let lease = workspace.stranger("alice");
     let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
-    let [alice, trusted, file] = ["alice", "trusted", "web.token"].map(|name| text(world.path(name)));
+    let [alice, trusted, file] = ["alice", "trusted", "web.token"].map(|name| text(workspace.path(name)));
     let lease_text = lease.to_string();
     let print = |name: &str| format!("echo a line; echo 1 > $GATES/{name}; sleep 1000");
     let [web, api] = ["web", "api"].map(print);
-    let sdl = world.sdl("shop.yaml", &[("web", &web, 1), ("api", &api, 1)]);
-    fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
+    let sdl = workspace.sdl("shop.yaml", &[("web", &web, 1), ("api", &api, 1)]);
+    fs::copy(workspace.path("alice/account.pub"), workspace.path("trusted/alice.pub")).unwrap();
 
     let new =
         ["token", "new", "--identity", &alice, "--lease", &lease_text, "--scope", "logs", "--service", "web"];
-    let done = world.run(&new);
+    let done = workspace.run(&new);
     code(&done, 0);
     let token = done.out.trim().to_owned();
     fs::write(&file, &done.out).unwrap();
     let at_file = format!("@{file}");
 
-    let done = world.run(&[
+    let done = workspace.run(&[
         "token",
         "check",
         &at_file,
@@ -129,9 +131,9 @@ fn token_is_signed_checked_used_and_never_shown() {
     let claims: Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(claims["iss"], lease.owner().as_str());
     assert_eq!(claims["leases"]["permissions"][0]["deployments"][0]["services"][0], "web");
-    let key = fs::read_to_string(world.path("alice/account.pub")).unwrap();
+    let key = fs::read_to_string(workspace.path("alice/account.pub")).unwrap();
     let key = key.split_whitespace().nth(1).unwrap();
-    code(&world.run(&["token", "check", &token, "--key", key]), 0);
+    code(&workspace.run(&["token", "check", &token, "--key", key]), 0);
     for (more, reason) in [
         (&["--at", "2100-01-01T00:00:00Z"][..], "TOKEN_EXPIRED"),
         (&["--at", "1h"], "TOKEN_NOT_YET_VALID"),
@@ -139,23 +141,23 @@ fn token_is_signed_checked_used_and_never_shown() {
         (&["--token-max-lifetime", "1m"], "TOKEN_LIFETIME"),
     ] {
         let args = [&["token", "check", &at_file, "--trust-dir", &trusted], more].concat();
-        let done = world.run(&args);
+        let done = workspace.run(&args);
         code(&done, 1);
         assert!(done.err.contains(&format!("refused: {reason}: ")) && !done.err.contains(&token), "{done:?}");
     }
-    let done = world.run(&["token", "check", &format!("{token}x"), "--key", key]);
+    let done = workspace.run(&["token", "check", &format!("{token}x"), "--key", key]);
     code(&done, 1);
     assert!(!done.err.contains(&token), "{done:?}");
 
-    let gateway = world.serve(&[(&lease, &sdl)], &[]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
     let address = format!("https://{}", gateway.address);
-    let ca = text(world.path("data/server.pem"));
+    let ca = text(workspace.path("data/server.pem"));
     let logs = |more: &[&str]| {
-        world.run(&[&["logs", &lease_text, "--gateway", &address, "--ca", &ca], more].concat())
+        workspace.run(&[&["logs", &lease_text, "--gateway", &address, "--ca", &ca], more].concat())
     };
     // Both have printed; the output reaches the log file a moment later.
     for name in ["web", "api"] {
-        world.until_number(name, 1);
+        workspace.until_number(name, 1);
     }
     let deadline = Instant::now() + PATIENCE;
     let done = loop {
@@ -184,24 +186,25 @@ fn token_is_signed_checked_used_and_never_shown() {
 
 #[test]
 fn token_of_a_week_works_where_the_gateway_allows_it() {
-    let world = World::new();
-    let lease = world.tenant("alice");
+    let workspace = Workspace::new();
+    let lease = workspace.tenant("alice");
     let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
-    fs::copy(world.path("alice/account.pub"), world.path("trusted/alice.pub")).unwrap();
-    let sdl = world.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &["--token-max-lifetime=168h"]);
+    fs::copy(workspace.path("alice/account.pub"), workspace.path("trusted/alice.pub")).unwrap();
+    let sdl = workspace.sdl("shop.yaml", &[("web", "exec sleep 1000", 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &["--token-max-lifetime=168h"]);
     let url = format!("https://{}", gateway.address);
-    let ca = text(world.path("data/server.pem"));
-    let alice = text(world.path("alice"));
+    let ca = text(workspace.path("data/server.pem"));
+    let alice = text(workspace.path("alice"));
     for ttl in ["48h", "168h"] {
-        let token = world.run(&["token", "new", "--identity", &alice, "--ttl", ttl]).out;
+        let token = workspace.run(&["token", "new", "--identity", &alice, "--ttl", ttl]).out;
         let lease = lease.to_string();
-        let done = world.run(&["status", &lease, "--gateway", &url, "--ca", &ca, "--token", token.trim()]);
+        let done =
+            workspace.run(&["status", &lease, "--gateway", &url, "--ca", &ca, "--token", token.trim()]);
         code(&done, 0);
-        let key = fs::read_to_string(world.path("alice/account.pub")).unwrap();
+        let key = fs::read_to_string(workspace.path("alice/account.pub")).unwrap();
         let key = key.split_whitespace().nth(1).unwrap();
         let check = |more: &[&str]| {
-            world.run(
+            workspace.run(
                 &[&["token", "check", token.trim(), "--key", key, "--token-max-lifetime"], more].concat(),
             )
         };
@@ -216,9 +219,9 @@ fn token_of_a_week_works_where_the_gateway_allows_it() {
         assert!(done.err.contains("refused: TOKEN_EXPIRED: "), "{done:?}");
     }
     // The limit is at most a week.
-    let mut args = world.serve_args(&[(&lease, &sdl)]);
+    let mut args = workspace.serve_args(&[(&lease, &sdl)]);
     args.extend(["--token-max-lifetime=604801s", "--check"].map(str::to_owned));
-    let done = world.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let done = workspace.run(&args.iter().map(String::as_str).collect::<Vec<_>>());
     code(&done, 2);
     assert!(done.err.contains("from 1s to 168h"), "{done:?}");
 }

@@ -17,13 +17,13 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
 use super::check;
-use crate::support::gateway::{Gateway, Mood, Scene, proto_lease};
+use crate::support::gateway::{Gateway, Setup, TrustBehavior, proto_lease};
 use crate::support::raw::{Raw, encoded};
 use crate::support::{account, lease, replica};
 
 /// Makes a call with these credentials. Returns its error.
 async fn rejection(
-    scenario: &Scene,
+    scenario: &Setup,
     certificate: Option<Vec<u8>>,
     authorization: Option<&'static str>,
 ) -> Status {
@@ -58,8 +58,8 @@ async fn errors_of_methods(client: &mut LeaseRpcClient<Channel>, lease: &LeaseId
 
 #[tokio::test(start_paused = true)]
 async fn error_does_not_reveal_if_foreign_lease_exists() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
-    scenario.gateway.world.add_lease(&lease(1), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
+    scenario.gateway.platform.add_lease(&lease(1), &[("web", 1)]);
     let mut errors = Vec::new();
     let mut client = scenario.gateway.client(&scenario.certificate).await;
     for foreign in [lease(1), lease(2)] {
@@ -76,12 +76,12 @@ async fn error_does_not_reveal_if_foreign_lease_exists() {
     }
     errors.dedup();
     assert_eq!(errors.len(), 1, "{errors:?}");
-    assert_eq!(scenario.gateway.world.open(), 0);
+    assert_eq!(scenario.gateway.platform.open(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_authentication_failure_has_its_reason() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let known = || Some(scenario.certificate.clone());
     let cases = [
         ("no credentials", None, None, "CREDENTIALS_MISSING"),
@@ -96,16 +96,16 @@ async fn each_authentication_failure_has_its_reason() {
         let status = rejection(&scenario, certificate, authorization).await;
         check(case, &status, Code::Unauthenticated, reason);
     }
-    scenario.gateway.set_trust(Mood::Never);
+    scenario.gateway.set_trust(TrustBehavior::Never);
     let status = rejection(&scenario, known(), None).await;
     check("no answer from the trust source", &status, Code::Unavailable, "TRUST_UNAVAILABLE");
-    scenario.gateway.set_trust(Mood::AtOnce);
+    scenario.gateway.set_trust(TrustBehavior::AtOnce);
     scenario.open(scenario.request()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn invalid_request_without_credentials_reveals_nothing() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let mut raw = Raw::new(scenario.gateway.connect(None)).await;
     for body in [vec![], vec![0xff; 1_000], encoded(&ServiceLogsRequest::default())] {
         for method in ["ServiceLogs", "ServiceStatus", "ServiceRestart"] {
@@ -121,7 +121,7 @@ async fn tenants_with_similar_leases_see_only_their_own() {
     let tenants = [gateway.tenant(), gateway.tenant()];
     let leases = tenants.each_ref().map(|(owner, _)| {
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
-        gateway.world.add_lease(&lease, &[("web", 1)]);
+        gateway.platform.add_lease(&lease, &[("web", 1)]);
         lease
     });
     let pairs = {
@@ -131,8 +131,8 @@ async fn tenants_with_similar_leases_see_only_their_own() {
     };
     let mut streams = Vec::new();
     for (lease, certificate) in &pairs {
-        let run = gateway.world.start(lease, &replica("web", 0));
-        gateway.world.print(&run, [format!("history of {}\n", lease.owner())]);
+        let run = gateway.platform.start(lease, &replica("web", 0));
+        gateway.platform.print(&run, [format!("history of {}\n", lease.owner())]);
         let lease_id = Some(proto_lease(lease));
         let request = ServiceLogsRequest { lease_id, follow: true, ..ServiceLogsRequest::default() };
         let mut client = gateway.client(certificate).await;
@@ -140,7 +140,7 @@ async fn tenants_with_similar_leases_see_only_their_own() {
         streams.push((stream, run, lease.owner(), client));
     }
     for (_, run, owner, _) in &streams {
-        gateway.world.print(run, [format!("live of {owner}\n")]);
+        gateway.platform.print(run, [format!("live of {owner}\n")]);
     }
     for (stream, run, owner, client) in &mut streams {
         let expected = format!("history of {owner}\nlive of {owner}\n");
@@ -165,7 +165,7 @@ async fn tenants_with_similar_leases_see_only_their_own() {
 
 #[tokio::test(start_paused = true)]
 async fn owner_learns_that_lease_does_not_exist() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let mut client = scenario.gateway.client(&scenario.certificate).await;
     let elsewhere =
         LeaseId::new(scenario.lease.owner().as_str(), 8, 1, 1, scenario.lease.provider().as_str()).unwrap();
@@ -177,7 +177,7 @@ async fn owner_learns_that_lease_does_not_exist() {
 
 #[tokio::test(start_paused = true)]
 async fn unknown_method_is_unimplemented() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let mut raw = Raw::new(scenario.gateway.connect(Some(scenario.certificate.clone()))).await;
     for method in ["ServiceShell", "serviceLogs", "ServiceLogs/", "ServiceLogs/x", ""] {
         let answer = raw.call(method, encoded(&scenario.request())).await;
@@ -188,14 +188,14 @@ async fn unknown_method_is_unimplemented() {
 
 #[tokio::test(start_paused = true)]
 async fn call_during_drain_is_rejected() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let gateway = &scenario.gateway;
-    gateway.set_trust(Mood::Later);
+    gateway.set_trust(TrustBehavior::Later);
     let call = scenario.open(ServiceLogsRequest { follow: true, ..scenario.request() });
     let drain = async {
         gateway.eventually(|gateway| gateway.calls_at_the_gate() == 1).await;
         gateway.drain.begin();
-        gateway.set_trust(Mood::AtOnce);
+        gateway.set_trust(TrustBehavior::AtOnce);
     };
     let (call, ()) = tokio::join!(call, drain);
     check("draining", &call.err().unwrap(), Code::Unavailable, "DRAINING");
@@ -205,7 +205,7 @@ async fn call_during_drain_is_rejected() {
 
 #[tokio::test(start_paused = true)]
 async fn draining_connection_rejects_every_call() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
     let mut client = scenario.gateway.client(&scenario.certificate).await;
     client.service_logs(scenario.request()).await.unwrap();
     scenario.gateway.drain.begin();

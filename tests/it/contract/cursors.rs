@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 
 use crate::support::account;
 use crate::support::gateway::{Gateway, proto_lease};
-use crate::support::oracle::Received;
+use crate::support::loss_check::Received;
 
 /// Longer than any step; only a hang reaches it.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -17,7 +17,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::{check, check_invalid};
-use crate::support::gateway::Scene;
+use crate::support::gateway::Setup;
 use crate::support::raw::{Answer, Raw, encoded, framed};
 use crate::support::replica;
 
@@ -29,15 +29,15 @@ const PRINTED: &str = "still here\n";
 
 /// A caller of the scenario's lease, with one connection.
 struct Caller {
-    scenario: Scene,
+    scenario: Setup,
     raw: Raw,
 }
 
 impl Caller {
     async fn new() -> Self {
-        let scenario = Scene::new(Limits::default(), &[("api", 1), ("web", 2)]);
-        let run = scenario.gateway.world.start(&scenario.lease, &replica("api", 0));
-        scenario.gateway.world.print(&run, [PRINTED]);
+        let scenario = Setup::new(Limits::default(), &[("api", 1), ("web", 2)]);
+        let run = scenario.gateway.platform.start(&scenario.lease, &replica("api", 0));
+        scenario.gateway.platform.print(&run, [PRINTED]);
         let raw = Raw::new(scenario.gateway.connect(Some(scenario.certificate.clone()))).await;
         Self { scenario, raw }
     }
@@ -371,7 +371,7 @@ async fn absent_item_is_named() {
 #[tokio::test(start_paused = true)]
 async fn replicas_over_stream_limit_exceed_quota() {
     let count = u32::try_from(STREAM_REPLICAS_MAX).unwrap() + 1;
-    let scenario = Scene::new(Limits::default(), &[("web", count)]);
+    let scenario = Setup::new(Limits::default(), &[("web", count)]);
     let status = scenario.open(scenario.request()).await.err().unwrap();
     check("replicas", &status, Code::ResourceExhausted, "QUOTA_USED_UP");
     let quota = status.get_details_quota_failure().unwrap();
@@ -386,7 +386,7 @@ async fn replicas_over_stream_limit_exceed_quota() {
 async fn operator_bounds_replicas_and_filters_of_request() {
     let mut limits = Limits::default();
     (limits.quota.replicas_per_request, limits.quota.filters_per_request) = (3, 2);
-    let scenario = Scene::new(limits, &[("web", 4), ("api", 2)]);
+    let scenario = Setup::new(limits, &[("web", 4), ("api", 2)]);
     let filters = |several: &[&str]| several.iter().map(|name| filter(name, &[])).collect::<Vec<_>>();
     let mut client = scenario.gateway.client(&scenario.certificate).await;
     for (several, code) in [
@@ -472,9 +472,9 @@ async fn invalid_http2_closes_only_its_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn gzip_request_is_served_and_other_encoding_rejected() {
-    let scenario = Scene::new(Limits::default(), &[("web", 1)]);
-    let run = scenario.gateway.world.start(&scenario.lease, &replica("web", 0));
-    scenario.gateway.world.print(&run, ["a line\n"]);
+    let scenario = Setup::new(Limits::default(), &[("web", 1)]);
+    let run = scenario.gateway.platform.start(&scenario.lease, &replica("web", 0));
+    scenario.gateway.platform.print(&run, ["a line\n"]);
     let mut raw = Raw::new(scenario.gateway.connect(Some(scenario.certificate.clone()))).await;
     let compressed = |message: &[u8]| {
         let mut gz = GzEncoder::new(Vec::new(), Compression::default());

@@ -15,8 +15,8 @@ use leasemux::model::time::LogTime;
 use tonic::{Code, Status, Streaming};
 
 use super::check;
+use crate::support::fake_platform::RestartBehavior;
 use crate::support::gateway::{Gateway, TokenClient, proto_lease};
-use crate::support::world::Comeback;
 use crate::support::{account, lease, replica};
 
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -34,10 +34,10 @@ impl Scenario {
         let wallet = gateway.account();
         let owner = wallet.key().address();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, account(200).as_str()).unwrap();
-        gateway.world.add_lease(&lease, services);
+        gateway.platform.add_lease(&lease, services);
         for (name, _) in services {
-            let run = gateway.world.start(&lease, &replica(name, 0));
-            gateway.world.print(&run, [format!("of {name}\n")]);
+            let run = gateway.platform.start(&lease, &replica(name, 0));
+            gateway.platform.print(&run, [format!("of {name}\n")]);
         }
         Self { gateway, wallet, lease }
     }
@@ -187,7 +187,7 @@ async fn each_method_needs_its_scope_and_obeys_services() {
         }
     }
     tokio::time::sleep(LIFETIME).await;
-    let restarted = scenario.gateway.world.restarted();
+    let restarted = scenario.gateway.platform.restarted();
     assert!(!restarted.is_empty() && restarted.iter().all(|replica| replica == "web/0"), "{restarted:?}");
 }
 
@@ -207,7 +207,7 @@ async fn invalid_service_name_in_token_grants_nothing() {
         let stream = mixed.service_logs(scenario.request(&[])).await.unwrap();
         assert_eq!(lines(stream.into_inner()).await, ["of web\n"]);
     }
-    assert!(scenario.gateway.world.restarted().is_empty());
+    assert!(scenario.gateway.platform.restarted().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -221,13 +221,13 @@ async fn empty_service_name_in_filter_is_rejected_by_field() {
             assert!(error.message().contains(field), "{error:?}");
         }
     }
-    assert!(scenario.gateway.world.restarted().is_empty());
+    assert!(scenario.gateway.platform.restarted().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn expired_token_ends_wait_for_restart() {
     let scenario = Scenario::new(&[("web", 1)]);
-    scenario.gateway.world.set_comeback(&replica("web", 0), Comeback::Never);
+    scenario.gateway.platform.set_restart_behavior(&replica("web", 0), RestartBehavior::Never);
     // Expires long before the restart has an outcome.
     let minute = Duration::from_secs(60);
     let token = signed_for(&scenario.wallet, Access::Full, minute);
@@ -242,7 +242,7 @@ async fn expired_token_ends_wait_for_restart() {
     let error = client.service_restart(request).await.unwrap_err();
     check("waiting", &error, Code::Unauthenticated, "TOKEN_EXPIRED");
     assert!(began.elapsed() <= minute);
-    assert_eq!(scenario.gateway.world.restarted(), ["web/0"], "the restart did not continue");
+    assert_eq!(scenario.gateway.platform.restarted(), ["web/0"], "the restart did not continue");
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,13 +276,13 @@ async fn error_does_not_reveal_if_ungranted_service_exists() {
     }
     errors.dedup();
     assert_eq!(errors.len(), 1, "{errors:?}");
-    assert_eq!(scenario.gateway.world.open(), 0);
+    assert_eq!(scenario.gateway.platform.open(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn token_error_does_not_reveal_if_lease_exists() {
     let scenario = Scenario::new(&[("web", 1)]);
-    scenario.gateway.world.add_lease(&lease(1), &[("web", 1)]);
+    scenario.gateway.platform.add_lease(&lease(1), &[("web", 1)]);
     let tokens = [Access::Full, scenario.granted(&[TokenScope::Logs], &["web"])];
     let mut errors = Vec::new();
     for access in tokens {
@@ -297,7 +297,7 @@ async fn token_error_does_not_reveal_if_lease_exists() {
     }
     errors.dedup();
     assert_eq!(errors.len(), 1, "{errors:?}");
-    assert_eq!(scenario.gateway.world.open(), 0);
+    assert_eq!(scenario.gateway.platform.open(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ fn is_closed(gateway: &Gateway, start: &[u8]) -> bool {
 #[test]
 fn wrong_proxy_and_peers_over_limits_are_logged() {
     let flags = ["--trusted-proxy=127.0.0.0/8", "--max-connections-per-peer=1"];
-    let (_world, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
+    let (_workspace, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
     assert!(is_closed(&gateway, b"PROXY TCP4 192.0.2.7 127.0.0.1 4096 443\r\n"));
     gateway.program.until_said("version 1 of the PROXY protocol; set it to version 2");
     let mut first = TcpStream::connect(gateway.address).unwrap();
@@ -62,7 +62,7 @@ fn hello_to_an_address() -> Vec<u8> {
 #[test]
 fn server_name_that_is_an_address_is_not_logged() {
     let flags = ["--log-filter=info"];
-    let (_world, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
+    let (_workspace, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
     for _ in 0..5 {
         let mut socket = TcpStream::connect(gateway.address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -78,7 +78,7 @@ fn server_name_that_is_an_address_is_not_logged() {
 #[test]
 fn low_file_limit_is_logged_with_numbers() {
     let flags = ["--max-connections=1048576"];
-    let (_world, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
+    let (_workspace, _, gateway) = serve(&[("web", QUIET, 1)], &flags);
     let needed = 1_048_576 + 2 * 64 + 4_096 + 2_048;
     match getrlimit(Resource::Nofile).maximum.filter(|maximum| *maximum < needed) {
         Some(allowed) => {

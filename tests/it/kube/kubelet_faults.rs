@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use super::cluster::{Kubelets, RunKey};
 use super::{SERVICE, Scenario, ended_with, eventually, in_time, pass};
 use crate::support::gateway::Stream;
-use crate::support::oracle::{Received, Seen};
+use crate::support::loss_check::{Received, Seen};
 
 /// A millisecond.
 const STEP: i64 = 1_000_000;

@@ -9,7 +9,7 @@ use leasemux::platform::{Error, ReadFrom};
 use super::cluster::{Kubelets, RunKey};
 use super::{SERVICE, Scenario, eventually, pass, read};
 use crate::support::gateway::Stream;
-use crate::support::oracle::{Received, Seen};
+use crate::support::loss_check::{Received, Seen};
 
 /// Longest time from the end of an outage until all tails resume: about one attempt per second, and its
 /// results.
@@ -94,7 +94,7 @@ async fn unreachable_kubelet_is_retried_until_all_resume() {
         follower.received
     );
     for (index, run) in (0..).zip(&runs) {
-        let gaps = follower.received.ask_lines(SERVICE, index, &scenario.cluster.printed(run));
+        let gaps = follower.received.assert_ordered(SERVICE, index, &scenario.cluster.printed(run));
         assert_eq!(gaps, usize::from(index == 0), "{index}");
     }
 }
@@ -122,7 +122,7 @@ async fn kubelet_without_its_pods_ends_no_log() {
     let step = Duration::from_millis(500);
     assert!(elapse(&mut follower, Duration::from_secs(60), step, newest(&scenario, &runs)).await);
     for (index, run) in (0..).zip(&runs) {
-        assert_eq!(follower.received.ask_lines(SERVICE, index, &scenario.cluster.printed(run)), 0);
+        assert_eq!(follower.received.assert_ordered(SERVICE, index, &scenario.cluster.printed(run)), 0);
     }
 }
 
@@ -156,7 +156,7 @@ async fn api_server_back_after_long_outage_is_used_at_once() {
     for (index, printed) in
         [(0, scenario.cluster.printed(&runs[0])), (1, scenario.cluster.printed(&runs[1])), (2, third)]
     {
-        assert_eq!(follower.received.ask_lines(SERVICE, index, &printed), 0);
+        assert_eq!(follower.received.assert_ordered(SERVICE, index, &printed), 0);
     }
 }
 
@@ -202,7 +202,7 @@ async fn log_removed_before_its_pod_is_no_loss() {
     eventually(async || !scenario.cluster.has_message()).await;
     scenario.cluster.remove("pods", &scenario.lease().namespace(), "a", false);
     follower.until(|received| received.events(SERVICE, 0).contains(&Kind::Ended)).await;
-    assert_eq!(follower.received.ask_lines(SERVICE, 0, &scenario.cluster.printed(&run)), 0);
+    assert_eq!(follower.received.assert_ordered(SERVICE, 0, &scenario.cluster.printed(&run)), 0);
 }
 
 #[tokio::test]
@@ -227,7 +227,7 @@ async fn unreported_run_is_not_read_as_previous_one() {
     assert_eq!(scenario.cluster.crash(scenario.lease(), "a", &run), next);
     assert!(elapse(&mut follower, BACK_MAX, step, |received| received.lines(SERVICE, 0) >= 13).await);
     let printed = [scenario.cluster.printed(&run), scenario.cluster.printed(&next)].concat();
-    assert_eq!(follower.received.ask_lines(SERVICE, 0, &printed), 0);
+    assert_eq!(follower.received.assert_ordered(SERVICE, 0, &printed), 0);
     assert_eq!(follower.received.events(SERVICE, 0), [Kind::Ended, Kind::Started]);
 }
 
@@ -264,7 +264,7 @@ async fn run_ended_unreported_waits_for_api_server() {
         let ends = |received: &Received| received.ends_with(SERVICE, 0, &newest);
         assert!(elapse(&mut follower, BACK_MAX, step, ends).await);
         let printed: Vec<String> = runs.iter().flat_map(|run| scenario.cluster.printed(run)).collect();
-        follower.received.ask_lines(SERVICE, 0, &printed);
+        follower.received.assert_ordered(SERVICE, 0, &printed);
         for seen in follower.received.of(SERVICE, 0) {
             let Seen::Logs(of, bytes) = seen else { continue };
             let (number, text) = (of.rsplit('/').next(), std::str::from_utf8(bytes).unwrap());

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::cluster::{LogAnswer, RunKey};
 use super::{SERVICE, SILENCE, Scenario, connect, eventually, in_time, pass};
 use crate::support::gateway::{PATIENCE, Stream};
-use crate::support::oracle::{Received, Seen};
+use crate::support::loss_check::{Received, Seen};
 use crate::support::seeds::seeds;
 use crate::support::statuses::Statuses;
 
@@ -134,7 +134,7 @@ async fn crashing_new_version_is_followed_at_once() {
             runs.push(run);
         }
         // The status has each pod as kubectl shows it.
-        let mut statuses = Statuses::follow(&scenario.scene).await;
+        let mut statuses = Statuses::follow(&scenario.setup).await;
         let crashing = |statuses: &Statuses| {
             statuses.replica(SERVICE, 2).is_some_and(|shown| {
                 shown.instance == "uid-new-0/web/2"

@@ -25,7 +25,7 @@ async fn in_time(mut condition: impl AsyncFnMut() -> bool) {
 
 /// Whether the view is stale according to a response and to the metric.
 async fn is_stale(scenario: &Scenario) -> bool {
-    let mut statuses = Statuses::open(&scenario.scene, request(&scenario.scene, false)).await.unwrap();
+    let mut statuses = Statuses::open(&scenario.setup, request(&scenario.setup, false)).await.unwrap();
     assert_eq!(statuses.end().await.code(), Code::Ok);
     let is_stale = statuses.newest.stale_since.is_some();
     let text = scenario.exporter.render();
@@ -35,13 +35,13 @@ async fn is_stale(scenario: &Scenario) -> bool {
 
 /// Status codes of calls about an unknown lease and an unknown service.
 async fn codes_of_unknown(scenario: &Scenario) -> [Code; 2] {
-    let lease = request(&scenario.scene, false);
+    let lease = request(&scenario.setup, false);
     let mut other = lease.clone();
     other.lease_id.as_mut().unwrap().dseq += 1;
     let filter = Some(ServiceFilter { name: "later".into(), replicas: Vec::new() });
     let mut codes = Vec::new();
     for request in [other, ServiceStatusRequest { filter, ..lease }] {
-        codes.push(Statuses::open(&scenario.scene, request).await.err().unwrap().code());
+        codes.push(Statuses::open(&scenario.setup, request).await.err().unwrap().code());
     }
     codes.try_into().unwrap()
 }
@@ -53,7 +53,7 @@ async fn status_is_stale_while_the_api_server_is_gone() {
     scenario.shows(&[1]).await;
     assert!(!is_stale(&scenario).await);
     assert_eq!(codes_of_unknown(&scenario).await, [Code::NotFound; 2]);
-    let mut follower = Statuses::follow(&scenario.scene).await;
+    let mut follower = Statuses::follow(&scenario.setup).await;
     follower.until(|seen| !seen.newest.services.is_empty()).await;
     scenario.cluster.stop().await;
     in_time(async || is_stale(&scenario).await).await;

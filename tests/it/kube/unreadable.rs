@@ -11,7 +11,7 @@ use tonic_types::StatusExt as _;
 
 use super::{SERVICE, Scenario, pass};
 use crate::support::gateway::Stream;
-use crate::support::oracle::Seen;
+use crate::support::loss_check::Seen;
 use crate::support::reason;
 
 /// Advances the clock until `task` completes. Network traffic has real time.
@@ -27,7 +27,7 @@ async fn in_time<T>(task: impl Future<Output = T>) -> T {
 }
 
 async fn read(scenario: &Scenario, request: ServiceLogsRequest) -> (Stream, Status) {
-    let mut stream = scenario.scene.open(request).await.unwrap();
+    let mut stream = scenario.setup.open(request).await.unwrap();
     let status = in_time(stream.end()).await;
     (stream, status)
 }
@@ -48,9 +48,9 @@ async fn refused_log_request_is_unavailable_and_no_gap() {
     scenario.cluster.print(&run, 10, 1_000);
     scenario.shows(&[2]).await;
     let requests = [
-        scenario.scene.request(),
-        ServiceLogsRequest { tail_lines: Some(5), ..scenario.scene.request() },
-        ServiceLogsRequest { previous: true, ..scenario.scene.request() },
+        scenario.setup.request(),
+        ServiceLogsRequest { tail_lines: Some(5), ..scenario.setup.request() },
+        ServiceLogsRequest { previous: true, ..scenario.setup.request() },
     ];
     for code in [500, 503, 403] {
         scenario.cluster.refuse_logs(Some(StatusCode::from_u16(code).unwrap()));
@@ -61,10 +61,10 @@ async fn refused_log_request_is_unavailable_and_no_gap() {
         }
     }
     scenario.cluster.refuse_logs(None);
-    let (stream, status) = read(&scenario, scenario.scene.request()).await;
+    let (stream, status) = read(&scenario, scenario.setup.request()).await;
     assert_eq!(status.code(), Code::Ok);
     let printed = [scenario.cluster.printed(&first), scenario.cluster.printed(&run)].concat();
-    assert_eq!(stream.received.ask_lines(SERVICE, 0, &printed), 0);
+    assert_eq!(stream.received.assert_ordered(SERVICE, 0, &printed), 0);
 }
 
 #[tokio::test]
@@ -74,18 +74,18 @@ async fn read_without_api_server_is_unavailable_and_no_gap() {
     scenario.cluster.print(&run, 10, 1_000);
     scenario.shows(&[1]).await;
     scenario.cluster.stop().await;
-    let (stream, status) = read(&scenario, scenario.scene.request()).await;
+    let (stream, status) = read(&scenario, scenario.setup.request()).await;
     assert_unavailable(&status, "away");
     assert_eq!(stream.received.of(SERVICE, 0), []);
     scenario.cluster.resume().await;
     let (stream, status) = loop {
-        let (stream, status) = read(&scenario, scenario.scene.request()).await;
+        let (stream, status) = read(&scenario, scenario.setup.request()).await;
         if status.code() != Code::Unavailable {
             break (stream, status);
         }
     };
     assert_eq!(status.code(), Code::Ok);
-    assert_eq!(stream.received.ask_lines(SERVICE, 0, &scenario.cluster.printed(&run)), 0);
+    assert_eq!(stream.received.assert_ordered(SERVICE, 0, &scenario.cluster.printed(&run)), 0);
 }
 
 #[tokio::test]
@@ -95,11 +95,11 @@ async fn removed_log_of_a_previous_run_stays_a_gap() {
     let run = scenario.cluster.run(scenario.lease(), SERVICE, "a", 1);
     scenario.cluster.print(&run, 10, 1_000);
     scenario.shows(&[2]).await;
-    let (stream, status) = read(&scenario, scenario.scene.request()).await;
+    let (stream, status) = read(&scenario, scenario.setup.request()).await;
     assert_eq!(status.code(), Code::Ok);
-    assert_eq!(stream.received.ask_lines(SERVICE, 0, &scenario.cluster.printed(&run)), 1);
+    assert_eq!(stream.received.assert_ordered(SERVICE, 0, &scenario.cluster.printed(&run)), 1);
     let (stream, status) =
-        read(&scenario, ServiceLogsRequest { previous: true, ..scenario.scene.request() }).await;
+        read(&scenario, ServiceLogsRequest { previous: true, ..scenario.setup.request() }).await;
     assert_eq!(status.code(), Code::Ok);
     assert_eq!(stream.received.of(SERVICE, 0), [Seen::Gap(0, 0, false)]);
 }
@@ -111,7 +111,7 @@ async fn pod_that_cannot_start_and_missing_pod_are_waiting() {
     scenario.cluster.stuck(scenario.lease(), SERVICE, "a");
     let all = in_time(async {
         loop {
-            let (all, status) = scenario.scene.responses(scenario.scene.request()).await;
+            let (all, status) = scenario.setup.responses(scenario.setup.request()).await;
             assert_eq!(status.code(), Code::Ok);
             let entries = all.into_iter().flat_map(|response| response.services);
             let events = entries.filter_map(|one| Some((one.replica, one.event?)));

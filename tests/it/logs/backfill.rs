@@ -6,35 +6,35 @@ use leasemux::model::proto::lease::replica_event::Kind;
 use tonic::Code;
 
 use super::{lines, replica, small_ring, wide_lines};
-use crate::support::gateway::{Scene, Stream};
-use crate::support::oracle::Seen;
+use crate::support::gateway::{Setup, Stream};
+use crate::support::loss_check::Seen;
 use crate::support::reason;
 
 /// Returns a follower in the middle of the backfill of a log that is far longer than ring, stream buffer,
 /// pipe and window together.
-async fn open_in_backfill(scene: &Scene) -> Stream {
-    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+async fn open_in_backfill(setup: &Setup) -> Stream {
+    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) >= 1).await;
     stream
 }
 
 #[tokio::test(start_paused = true)]
 async fn backfill_completes_although_lease_ends() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, wide_lines(0..10_000));
-    world.end(&scene.lease, &web, 1);
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, wide_lines(0..10_000));
-    let mut stream = open_in_backfill(&scene).await;
-    world.end(&scene.lease, &web, 0);
-    world.change(&scene.lease, |view| view.ended = true);
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, wide_lines(0..10_000));
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, wide_lines(0..10_000));
+    let mut stream = open_in_backfill(&setup).await;
+    platform.end(&setup.lease, &web, 0);
+    platform.change(&setup.lease, |view| view.ended = true);
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
     let status = stream.end().await;
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&first, 0), (&second, 0)]), 0);
     assert_eq!(stream.received.lines("web", 0), 20_000);
     assert_eq!(
         stream.received.events("web", 0),
@@ -44,35 +44,35 @@ async fn backfill_completes_although_lease_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn backfill_completes_although_replica_is_removed() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let run = world.start(&scene.lease, &web);
-    world.print(&run, wide_lines(0..10_000));
-    let mut stream = open_in_backfill(&scene).await;
-    world.end(&scene.lease, &web, 0);
-    world.change(&scene.lease, |view| {
+    let run = platform.start(&setup.lease, &web);
+    platform.print(&run, wide_lines(0..10_000));
+    let mut stream = open_in_backfill(&setup).await;
+    platform.end(&setup.lease, &web, 0);
+    platform.change(&setup.lease, |view| {
         view.services.get_mut(&web.service).unwrap().replicas.remove(&web.index);
     });
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
     stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
     assert_eq!(stream.received.lines("web", 0), 10_000);
 }
 
 #[tokio::test(start_paused = true)]
 async fn run_that_view_no_longer_names_is_gap() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, wide_lines(0..10_000));
-    world.end(&scene.lease, &web, 1);
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, lines(0..10));
-    let mut stream = open_in_backfill(&scene).await;
-    world.end(&scene.lease, &web, 0);
-    world.change(&scene.lease, |view| {
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, wide_lines(0..10_000));
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, lines(0..10));
+    let mut stream = open_in_backfill(&setup).await;
+    platform.end(&setup.lease, &web, 0);
+    platform.change(&setup.lease, |view| {
         view.services.get_mut(&web.service).unwrap().replicas.remove(&web.index);
     });
     stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
@@ -87,30 +87,30 @@ pub(super) fn one_backfill() -> Limits {
 
 #[tokio::test(start_paused = true)]
 async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
-    let scene = Scene::new(one_backfill(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    world.print(&run, lines(0..10));
-    let mut first = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(one_backfill(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    platform.print(&run, lines(0..10));
+    let mut first = setup.open(request.clone()).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 10).await;
     // The actor loses all lines but the last, which has the time of the line before.
-    world.fail(&run, true);
+    platform.fail(&run, true);
     assert!(first.is_quiet().await);
-    world.print(&run, lines(10..20));
-    world.rotate(&run, 1);
-    world.fail(&run, false);
+    platform.print(&run, lines(10..20));
+    platform.rotate(&run, 1);
+    platform.fail(&run, false);
     first.until(|seen| seen.ends_with("web", 0, "line 19\n")).await;
     let mut later = Vec::new();
     for _ in 0..3 {
-        let mut stream = scene.open(request.clone()).await.unwrap();
+        let mut stream = setup.open(request.clone()).await.unwrap();
         stream.until(|seen| seen.lines("web", 0) == 1).await;
         later.push(stream);
     }
     // They have closed their logs as well.
-    scene.gateway.eventually(|_| world.open() == 1).await;
+    setup.gateway.eventually(|_| platform.open() == 1).await;
     for step in 20..30 {
-        world.print(&run, lines(step..step + 1));
+        platform.print(&run, lines(step..step + 1));
         for stream in &mut later {
             stream.until(|seen| seen.lines("web", 0) == step - 18).await;
             assert!(stream.is_quiet().await);
@@ -119,50 +119,50 @@ async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
     let last: String = lines(19..30).collect();
     assert!(later.iter().all(|stream| stream.received.text("web", 0) == last));
     first.until(|seen| seen.lines("web", 0) == 21).await;
-    assert_eq!(world.open(), 1);
+    assert_eq!(platform.open(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn backfill_after_source_gap_frees_its_permit() {
-    let scene = Scene::new(one_backfill(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, lines(0..3));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut first = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(one_backfill(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, lines(0..3));
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let mut first = setup.open(request.clone()).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 3).await;
-    world.lose(&run, 4);
+    platform.lose(&run, 4);
     first.until(|seen| seen.missing("web", 0) == 4).await;
     let mut later = Vec::new();
     for _ in 0..3 {
-        let mut stream = scene.open(request.clone()).await.unwrap();
+        let mut stream = setup.open(request.clone()).await.unwrap();
         stream.until(|seen| seen.missing("web", 0) == 4).await;
         later.push(stream);
     }
-    scene.gateway.eventually(|_| world.open() == 1).await;
-    world.print(&run, lines(7..20));
+    setup.gateway.eventually(|_| platform.open() == 1).await;
+    platform.print(&run, lines(7..20));
     for stream in later.iter_mut().chain([&mut first]) {
         stream.until(|seen| seen.lines("web", 0) == 16).await;
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 4);
+        assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 4);
     }
-    scene.gateway.eventually(|_| world.open() == 1).await;
+    setup.gateway.eventually(|_| platform.open() == 1).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn last_lines_are_exact_after_retried_count() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, lines(0..4));
-    world.fail(&second, true);
-    let mut stream = scene.open(ServiceLogsRequest { tail_lines: Some(3), ..scene.request() }).await.unwrap();
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, lines(0..10));
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, lines(0..4));
+    platform.fail(&second, true);
+    let mut stream = setup.open(ServiceLogsRequest { tail_lines: Some(3), ..setup.request() }).await.unwrap();
     let repair = async {
         tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-        world.fail(&second, false);
+        platform.fail(&second, false);
     };
     let (status, ()) = tokio::join!(stream.end(), repair);
     assert_eq!(status.code(), Code::Ok);

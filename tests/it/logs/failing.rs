@@ -10,49 +10,49 @@ use tonic::Code;
 
 use super::backfill::one_backfill;
 use super::{lines, replica};
-use crate::support::gateway::{Scene, Stream};
+use crate::support::gateway::{Setup, Stream};
 use crate::support::reason;
 
-fn follow(scene: &Scene) -> ServiceLogsRequest {
-    ServiceLogsRequest { follow: true, ..scene.request() }
+fn follow(setup: &Setup) -> ServiceLogsRequest {
+    ServiceLogsRequest { follow: true, ..setup.request() }
 }
 
 /// Returns a stream that got ten lines of a log, which fails since and has ten more lines.
-async fn open_then_fail() -> (Scene, Instance, Stream) {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    world.print(&run, lines(0..10));
-    let mut stream = scene.open(follow(&scene)).await.unwrap();
+async fn open_then_fail() -> (Setup, Instance, Stream) {
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    platform.print(&run, lines(0..10));
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
-    world.fail(&run, true);
-    world.print(&run, lines(10..20));
-    (scene, run, stream)
+    platform.fail(&run, true);
+    platform.print(&run, lines(10..20));
+    (setup, run, stream)
 }
 
-fn end_lease(scene: &Scene) {
-    scene.gateway.world.change(&scene.lease, |view| view.ended = true);
+fn end_lease(setup: &Setup) {
+    setup.gateway.platform.change(&setup.lease, |view| view.ended = true);
 }
 
-fn remove_replicas(scene: &Scene) {
-    scene
+fn remove_replicas(setup: &Setup) {
+    setup
         .gateway
-        .world
-        .change(&scene.lease, |view| view.services.values_mut().for_each(|service| service.replicas.clear()));
+        .platform
+        .change(&setup.lease, |view| view.services.values_mut().for_each(|service| service.replicas.clear()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn failing_log_is_given_up_after_replica_is_gone() {
-    for (end, lease_ends) in [(end_lease as fn(&Scene), true), (remove_replicas, false)] {
-        let (scene, _, mut stream) = open_then_fail().await;
+    for (end, lease_ends) in [(end_lease as fn(&Setup), true), (remove_replicas, false)] {
+        let (setup, _, mut stream) = open_then_fail().await;
         // Retried as long as the replica exists.
         tokio::time::sleep(Duration::from_secs(3_600)).await;
-        assert_eq!(scene.gateway.metric("leasemux_actors"), 1);
-        end(&scene);
-        scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+        assert_eq!(setup.gateway.metric("leasemux_actors"), 1);
+        end(&setup);
+        setup.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
         stream.until(|seen| seen.events("web", 0) == [Kind::Gone]).await;
         let printed: Vec<String> = (0..20).map(|number| format!("line {number}")).collect();
-        assert_eq!(stream.received.ask_lines("web", 0, &printed), 1);
+        assert_eq!(stream.received.assert_ordered("web", 0, &printed), 1);
         if lease_ends {
             let status = stream.end().await;
             assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
@@ -62,55 +62,55 @@ async fn failing_log_is_given_up_after_replica_is_gone() {
 
 #[tokio::test(start_paused = true)]
 async fn failing_log_of_ended_lease_is_read_once_it_recovers() {
-    let (scene, run, mut stream) = open_then_fail().await;
-    let world = &scene.gateway.world;
+    let (setup, run, mut stream) = open_then_fail().await;
+    let platform = &setup.gateway.platform;
     tokio::time::sleep(Duration::from_secs(3_600)).await;
-    end_lease(&scene);
+    end_lease(&setup);
     tokio::time::sleep(Duration::from_secs(120)).await;
-    world.fail(&run, false);
+    platform.fail(&run, false);
     stream.until(|seen| seen.lines("web", 0) == 20).await;
     // The replica stops later, and its log may fail again.
-    world.fail(&run, true);
-    world.print(&run, lines(20..30));
+    platform.fail(&run, true);
+    platform.print(&run, lines(20..30));
     tokio::time::sleep(Duration::from_secs(200)).await;
-    world.fail(&run, false);
-    world.end(&scene.lease, &replica("web", 0), 0);
+    platform.fail(&run, false);
+    platform.end(&setup.lease, &replica("web", 0), 0);
     let status = stream.end().await;
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
     assert_eq!(stream.received.lines("web", 0), 30);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn backfill_ahead_of_failing_actor_frees_its_permit() {
-    let scene = Scene::new(one_backfill(), &[("web", 2)]);
-    let world = &scene.gateway.world;
-    let [run, other] = [0, 1].map(|index| world.start(&scene.lease, &replica("web", index)));
+    let setup = Setup::new(one_backfill(), &[("web", 2)]);
+    let platform = &setup.gateway.platform;
+    let [run, other] = [0, 1].map(|index| platform.start(&setup.lease, &replica("web", index)));
     let only = |index| {
         let filter = Some(ServiceFilter { name: "web".into(), replicas: vec![index] });
-        ServiceLogsRequest { filter, ..follow(&scene) }
+        ServiceLogsRequest { filter, ..follow(&setup) }
     };
-    world.print(&run, lines(0..10));
-    world.print(&other, lines(0..10));
-    let mut first = scene.open(only(0)).await.unwrap();
+    platform.print(&run, lines(0..10));
+    platform.print(&other, lines(0..10));
+    let mut first = setup.open(only(0)).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 10).await;
     // The actor fails until its delay is long. In the meantime, a backfill can read the log. Then the log
     // fails again.
-    world.fail(&run, true);
-    world.print(&run, lines(10..20));
+    platform.fail(&run, true);
+    platform.print(&run, lines(10..20));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    world.fail(&run, false);
-    let mut ahead = scene.open(only(0)).await.unwrap();
+    platform.fail(&run, false);
+    let mut ahead = setup.open(only(0)).await.unwrap();
     ahead.until(|seen| seen.lines("web", 0) == 20).await;
     assert!(!first.next_if_ready().await.unwrap(), "the actor has read on, so the backfill is not ahead");
-    world.fail(&run, true);
-    let mut third = scene.open(only(1)).await.unwrap();
+    platform.fail(&run, true);
+    let mut third = setup.open(only(1)).await.unwrap();
     third.until(|seen| seen.lines("web", 1) == 10).await;
-    assert_eq!(third.received.ask(world, "web", 1, &[(&other, 0)]), 0);
-    world.print(&run, lines(20..30));
-    world.fail(&run, false);
+    assert_eq!(third.received.assert_complete(platform, "web", 1, &[(&other, 0)]), 0);
+    platform.print(&run, lines(20..30));
+    platform.fail(&run, false);
     for stream in [&mut first, &mut ahead] {
         stream.until(|seen| seen.lines("web", 0) == 30).await;
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+        assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
     }
 }

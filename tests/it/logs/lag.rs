@@ -5,127 +5,127 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::{replica, small_ring, wide_lines};
-use crate::support::gateway::Scene;
+use crate::support::gateway::Setup;
 
 #[tokio::test(start_paused = true)]
 async fn lagging_follower_gets_exact_gap_and_delays_no_other() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
     let request = || {
-        let mut request = scene.request();
+        let mut request = setup.request();
         (request.follow, request.tail_lines) = (true, Some(0));
         request
     };
-    let mut slow = scene.open(request()).await.unwrap();
+    let mut slow = setup.open(request()).await.unwrap();
     slow.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = scene.open(request()).await.unwrap();
+    let mut quick = setup.open(request()).await.unwrap();
     quick.until(|seen| !seen.cursors.is_empty()).await;
     // Far more than ring, stream buffer, pipe and the client's window hold together.
     for step in 0..400 {
-        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
+        platform.print(&run, wide_lines(100 * step..100 * (step + 1)));
         quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
     }
-    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
-    world.print(&run, ["the end\n"]);
+    assert_eq!(quick.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
+    platform.print(&run, ["the end\n"]);
     slow.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
-    let lost = slow.received.ask(world, "web", 0, &[(&run, 0)]);
+    let lost = slow.received.assert_complete(platform, "web", 0, &[(&run, 0)]);
     assert!(lost > 0);
-    let total = world.printed(&run).len() as u64;
-    assert_eq!(scene.gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}"), lost);
-    assert_eq!(scene.gateway.metric("leasemux_lines_delivered_total"), total + total - lost);
-    assert_eq!(scene.gateway.metric("leasemux_lines_in_total"), total);
-    assert!(scene.gateway.metric("leasemux_ring_bytes") <= 64 * 1024);
+    let total = platform.printed(&run).len() as u64;
+    assert_eq!(setup.gateway.metric("leasemux_lines_lost_total{cause=\"lag\"}"), lost);
+    assert_eq!(setup.gateway.metric("leasemux_lines_delivered_total"), total + total - lost);
+    assert_eq!(setup.gateway.metric("leasemux_lines_in_total"), total);
+    assert!(setup.gateway.metric("leasemux_ring_bytes") <= 64 * 1024);
     // For both followers, each message is encoded once and the log is tailed once.
-    let encoded = scene.gateway.metric("leasemux_frames_encoded_total");
-    assert!(scene.gateway.metric("leasemux_messages_delivered_total") > encoded);
-    assert_eq!(world.follows(), 1);
+    let encoded = setup.gateway.metric("leasemux_frames_encoded_total");
+    assert!(setup.gateway.metric("leasemux_messages_delivered_total") > encoded);
+    assert_eq!(platform.follows(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn close_on_lag_ends_with_cursors_and_resumes_without_loss() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let mut request = scene.request();
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let mut request = setup.request();
     (request.follow, request.tail_lines, request.on_lag) = (true, Some(0), OnLag::Close.into());
-    let mut stream = scene.open(request).await.unwrap();
+    let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
-    let mut other = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    let mut other = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
     for step in 0..400 {
-        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
+        platform.print(&run, wide_lines(100 * step..100 * (step + 1)));
         other.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
     }
     let status = stream.end().await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(status.get_details_error_info().unwrap().reason, "FOLLOWER_LAGGED");
     assert_eq!(stream.received.missing("web", 0), 0);
-    let mut resumed = scene.resume(stream, ServiceLogsRequest { follow: true, ..scene.request() }).await;
+    let mut resumed = setup.resume(stream, ServiceLogsRequest { follow: true, ..setup.request() }).await;
     resumed.until(|seen| seen.lines("web", 0) == 40_000).await;
-    assert_eq!(resumed.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    assert_eq!(resumed.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn long_lines_are_delivered_or_lost_whole() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut slow = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let mut slow = setup.open(request.clone()).await.unwrap();
     slow.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = scene.open(request).await.unwrap();
+    let mut quick = setup.open(request).await.unwrap();
     quick.until(|seen| !seen.cursors.is_empty()).await;
     for step in 0..100 {
         let long = format!("{step:0length$}\n", length = 1_000 + 997 * (step % 37));
-        world.print(&run, [long, format!("short {step}\n")]);
+        platform.print(&run, [long, format!("short {step}\n")]);
         quick.until(|seen| seen.lines("web", 0) == 2 * (step + 1)).await;
     }
-    world.print(&run, ["the end\n"]);
+    platform.print(&run, ["the end\n"]);
     slow.until(|seen| seen.ends_with("web", 0, "the end\n")).await;
-    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
-    assert!(slow.received.ask(world, "web", 0, &[(&run, 0)]) > 0);
+    assert_eq!(quick.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
+    assert!(slow.received.assert_complete(platform, "web", 0, &[(&run, 0)]) > 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn stalled_stream_is_reset_within_bounded_memory() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut stalled = scene.open(request.clone()).await.unwrap();
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let mut stalled = setup.open(request.clone()).await.unwrap();
     stalled.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = scene.open(request).await.unwrap();
+    let mut quick = setup.open(request).await.unwrap();
     quick.until(|seen| !seen.cursors.is_empty()).await;
     for step in 0..100 {
-        world.print(&run, wide_lines(100 * step..100 * (step + 1)));
+        platform.print(&run, wide_lines(100 * step..100 * (step + 1)));
         quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
     }
     // For the stalled follower, HTTP/2 has taken only its window and buffer.
-    let delivered = scene.gateway.metric("leasemux_bytes_delivered_total");
-    let printed = world.printed(&run).iter().map(|line| line.len() as u64).sum::<u64>();
+    let delivered = setup.gateway.metric("leasemux_bytes_delivered_total");
+    let printed = platform.printed(&run).iter().map(|line| line.len() as u64).sum::<u64>();
     assert!(delivered < printed + 512 * 1024, "{delivered} of {printed}");
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_stalled_streams_total") == 1).await;
-    assert_eq!(scene.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
-    assert_eq!(quick.received.ask(world, "web", 0, &[(&run, 0)]), 0);
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_stalled_streams_total") == 1).await;
+    assert_eq!(setup.gateway.metric("leasemux_streams{method=\"ServiceLogs\"}"), 1);
+    assert_eq!(quick.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn timestamped_messages_count_in_ring_size() {
-    let scene = Scene::new(small_ring(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
+    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
     let request =
-        ServiceLogsRequest { follow: true, timestamps: true, tail_lines: Some(0), ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
+        ServiceLogsRequest { follow: true, timestamps: true, tail_lines: Some(0), ..setup.request() };
+    let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
     for step in 0..200 {
         // Far shorter than their timestamps.
-        world.print(&run, std::iter::repeat_n("x\n", 400));
+        platform.print(&run, std::iter::repeat_n("x\n", 400));
         stream.until(|seen| seen.lines("web", 0) == 400 * (step + 1)).await;
-        let held = scene.gateway.metric("leasemux_ring_bytes");
+        let held = setup.gateway.metric("leasemux_ring_bytes");
         // A timestamp of 31 bytes and two bytes per line.
         assert!((400 * 33..=64 * 1024).contains(&held), "{held}");
     }
     drop(stream);
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_ring_bytes") == 0).await;
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_ring_bytes") == 0).await;
 }

@@ -6,49 +6,49 @@ use leasemux::model::proto::lease::replica_event::Kind;
 use tonic::Code;
 
 use super::{lines, replica};
-use crate::support::gateway::Scene;
-use crate::support::oracle::Seen;
+use crate::support::gateway::Setup;
+use crate::support::loss_check::Seen;
 use crate::support::reason;
 
 #[tokio::test(start_paused = true)]
 async fn crash_is_reported_and_next_run_followed() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    let mut request = scene.request();
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, lines(0..10));
+    let mut request = setup.request();
     request.follow = true;
-    let mut stream = scene.open(request).await.unwrap();
+    let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
-    world.print(&first, ["panic\n"]);
-    world.end(&scene.lease, &web, 1);
+    platform.print(&first, ["panic\n"]);
+    platform.end(&setup.lease, &web, 1);
     stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, lines(0..10));
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, lines(0..10));
     stream.until(|seen| seen.lines("web", 0) == 21).await;
     assert_eq!(stream.received.events("web", 0), [Kind::Ended, Kind::Waiting, Kind::Started]);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&first, 0), (&second, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn runs_missed_between_views_are_gap() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    let mut stream = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, lines(0..10));
+    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
-    world.end(&scene.lease, &web, 1);
+    platform.end(&setup.lease, &web, 1);
     stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
     // Two runs start between two views.
-    let unseen = world.start(&scene.lease, &web);
-    world.print(&unseen, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let third = world.start(&scene.lease, &web);
-    world.print(&third, lines(0..10));
-    world.change(&scene.lease, |view| {
+    let unseen = platform.start(&setup.lease, &web);
+    platform.print(&unseen, lines(0..10));
+    platform.end(&setup.lease, &web, 1);
+    let third = platform.start(&setup.lease, &web);
+    platform.print(&third, lines(0..10));
+    platform.change(&setup.lease, |view| {
         let replicas = &mut view.services.get_mut(&web.service).unwrap().replicas;
         replicas.get_mut(&web.index).unwrap().runs.drain(..2);
     });
@@ -60,21 +60,21 @@ async fn runs_missed_between_views_are_gap() {
 
 #[tokio::test(start_paused = true)]
 async fn previous_run_can_be_read() {
-    let scene = Scene::new(Limits::default(), &[("web", 1), ("api", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(Limits::default(), &[("web", 1), ("api", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    world.start(&scene.lease, &replica("api", 0));
-    let request = ServiceLogsRequest { previous: true, ..scene.request() };
-    let first = world.start(&scene.lease, &web);
-    let status = scene.open(request.clone()).await.err().unwrap();
+    platform.start(&setup.lease, &replica("api", 0));
+    let request = ServiceLogsRequest { previous: true, ..setup.request() };
+    let first = platform.start(&setup.lease, &web);
+    let status = setup.open(request.clone()).await.err().unwrap();
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, "PREVIOUS_NOT_FOUND".into()));
-    world.print(&first, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, ["not this\n"]);
-    let mut stream = scene.open(request.clone()).await.unwrap();
+    platform.print(&first, lines(0..10));
+    platform.end(&setup.lease, &web, 1);
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, ["not this\n"]);
+    let mut stream = setup.open(request.clone()).await.unwrap();
     assert_eq!(stream.end().await.code(), Code::Ok);
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&first, 0)]), 0);
     assert_eq!(stream.received.lines("web", 0), 10);
     // Two lines per nanosecond from 1000 on: 1003 is the time of lines 6 and 7.
     let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_003 });
@@ -82,7 +82,7 @@ async fn previous_run_can_be_read() {
         [(Some(3), None, 7), (None, since, 6), (Some(9), since, 6), (Some(2), since, 8)]
     {
         let request = ServiceLogsRequest { tail_lines, since, ..request.clone() };
-        let mut stream = scene.open(request).await.unwrap();
+        let mut stream = setup.open(request).await.unwrap();
         assert_eq!(stream.end().await.code(), Code::Ok);
         let last: String = lines(from..10).collect();
         assert_eq!(stream.received.text("web", 0), last, "{tail_lines:?} {since:?}");
@@ -91,31 +91,31 @@ async fn previous_run_can_be_read() {
 
 #[tokio::test(start_paused = true)]
 async fn added_and_removed_replicas_are_followed() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let first = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let first = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
-    let second = world.start(&scene.lease, &replica("web", 1));
-    world.print(&second, lines(0..10));
+    let second = platform.start(&setup.lease, &replica("web", 1));
+    platform.print(&second, lines(0..10));
     stream.until(|seen| seen.lines("web", 1) == 10).await;
     assert_eq!(stream.received.events("web", 1), [Kind::Started]);
-    world.end(&scene.lease, &replica("web", 1), 0);
-    world.change(&scene.lease, |view| {
+    platform.end(&setup.lease, &replica("web", 1), 0);
+    platform.change(&setup.lease, |view| {
         view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&1);
     });
     stream.until(|seen| seen.events("web", 1).last() == Some(&Kind::Gone)).await;
-    world.print(&first, lines(0..10));
+    platform.print(&first, lines(0..10));
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     // The lease ends: the remaining lines are sent, then the reason.
-    world.print(&first, ["the end\n"]);
-    world.end(&scene.lease, &replica("web", 0), 0);
-    world.change(&scene.lease, |view| view.ended = true);
+    platform.print(&first, ["the end\n"]);
+    platform.end(&setup.lease, &replica("web", 0), 0);
+    platform.change(&setup.lease, |view| view.ended = true);
     let status = stream.end().await;
     assert_eq!((status.code(), reason(&status)), (Code::NotFound, "LEASE_ENDED".into()));
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
-    assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 1, &[(&second, 0)]), 0);
     assert!(stream.received.ends_with("web", 0, "the end\n"));
 }
 
@@ -123,77 +123,77 @@ async fn added_and_removed_replicas_are_followed() {
 async fn replica_over_quota_is_followed_once_another_ends() {
     let mut limits = Limits::default();
     limits.quota.replicas_per_request = 1;
-    let scene = Scene::new(limits, &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let first = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
-    world.print(&first, lines(0..10));
+    let setup = Setup::new(limits, &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let first = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let mut stream = setup.open(request).await.unwrap();
+    platform.print(&first, lines(0..10));
     stream.until(|seen| seen.lines("web", 0) == 10).await;
-    let second = world.start(&scene.lease, &replica("web", 1));
-    world.print(&second, lines(0..10));
-    world.end(&scene.lease, &replica("web", 0), 0);
-    world.change(&scene.lease, |view| {
+    let second = platform.start(&setup.lease, &replica("web", 1));
+    platform.print(&second, lines(0..10));
+    platform.end(&setup.lease, &replica("web", 0), 0);
+    platform.change(&setup.lease, |view| {
         view.services.get_mut(&"web".parse().unwrap()).unwrap().replicas.remove(&0);
     });
     stream.until(|seen| seen.events("web", 0).last() == Some(&Kind::Gone)).await;
     // No other event wakes the stream.
     stream.until(|seen| seen.lines("web", 1) == 10).await;
-    assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0)]), 0);
-    assert_eq!(stream.received.ask(world, "web", 1, &[(&second, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&first, 0)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 1, &[(&second, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn late_follower_gets_each_event_once_in_order() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
-    let mut early = scene.open(request.clone()).await.unwrap();
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, lines(0..10));
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let mut early = setup.open(request.clone()).await.unwrap();
     early.until(|seen| seen.lines("web", 0) == 10).await;
-    world.end(&scene.lease, &web, 1);
+    platform.end(&setup.lease, &web, 1);
     early.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
-    let mut while_waiting = scene.open(request.clone()).await.unwrap();
+    let mut while_waiting = setup.open(request.clone()).await.unwrap();
     while_waiting.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
     assert!(while_waiting.is_quiet().await);
     // The next run has printed nothing yet: the ring has entries of the run before only.
-    let second = world.start(&scene.lease, &web);
+    let second = platform.start(&setup.lease, &web);
     early.until(|seen| seen.events("web", 0).last() == Some(&Kind::Started)).await;
-    let mut late = scene.open(request).await.unwrap();
+    let mut late = setup.open(request).await.unwrap();
     late.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Started]).await;
     assert!(late.is_quiet().await);
-    world.print(&second, lines(0..3));
+    platform.print(&second, lines(0..3));
     for stream in [&mut early, &mut while_waiting, &mut late] {
         stream.until(|seen| seen.lines("web", 0) == 13).await;
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&first, 0), (&second, 0)]), 0);
+        assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&first, 0), (&second, 0)]), 0);
     }
     assert_eq!(late.received.events("web", 0), [Kind::Ended, Kind::Started]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn follower_without_backfill_gets_waiting_event_once() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 0);
-    let first = world.start(&scene.lease, &web);
-    world.print(&first, lines(0..10));
-    world.end(&scene.lease, &web, 1);
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..scene.request() };
+    let first = platform.start(&setup.lease, &web);
+    platform.print(&first, lines(0..10));
+    platform.end(&setup.lease, &web, 1);
+    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
     let mut streams = Vec::new();
     // The first follower starts the actor, which sends the event; the others subscribe later.
     for _ in 0..3 {
-        let mut stream = scene.open(request.clone()).await.unwrap();
+        let mut stream = setup.open(request.clone()).await.unwrap();
         stream.until(|seen| !seen.cursors.is_empty() && !seen.events("web", 0).is_empty()).await;
         assert!(stream.is_quiet().await);
         streams.push(stream);
     }
-    let second = world.start(&scene.lease, &web);
-    world.print(&second, lines(0..3));
+    let second = platform.start(&setup.lease, &web);
+    platform.print(&second, lines(0..3));
     for stream in &mut streams {
         stream.until(|seen| seen.lines("web", 0) == 3).await;
         assert_eq!(stream.received.events("web", 0), [Kind::Waiting, Kind::Started]);
-        assert_eq!(stream.received.ask(world, "web", 0, &[(&second, 0)]), 0);
+        assert_eq!(stream.received.assert_complete(platform, "web", 0, &[(&second, 0)]), 0);
     }
 }

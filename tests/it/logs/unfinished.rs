@@ -7,15 +7,15 @@ use leasemux::model::proto::lease::ServiceLogsRequest;
 use proptest::prelude::*;
 
 use super::replica;
-use crate::support::gateway::{self, Scene};
+use crate::support::gateway::{self, Setup};
 
 #[tokio::test(start_paused = true)]
 async fn unfinished_line_is_sent_at_once() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, timestamps: true, ..scene.request() };
-    let mut stream = scene.open(request).await.unwrap();
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
+    let request = ServiceLogsRequest { follow: true, timestamps: true, ..setup.request() };
+    let mut stream = setup.open(request).await.unwrap();
     let mut expected = String::new();
     // Two lines per nanosecond from 1000 on.
     for (nanos, output, piece) in [
@@ -27,7 +27,7 @@ async fn unfinished_line_is_sent_at_once() {
         (None, Stderr, "\n"),
         (None, Stdout, "\n"),
     ] {
-        world.print_piece(&run, output, piece);
+        platform.print_piece(&run, output, piece);
         if let Some(nanos) = nanos {
             expected += "1970-01-01T00:00:00.00000";
             expected += nanos;
@@ -43,28 +43,28 @@ async fn unfinished_line_is_sent_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn since_omits_older_lines_anywhere_in_log() {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", 0));
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", 0));
     // The clock is set back in the middle.
     for (nanos, line) in [(1_000, "a\n"), (1_100, "b\n"), (1_050, "c\n"), (1_200, "d\n")] {
-        world.print_at(&run, nanos, line);
+        platform.print_at(&run, nanos, line);
     }
     let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_075 });
     // Once with an empty ring, and once with all lines in the ring.
-    let mut first = scene.open(ServiceLogsRequest { follow: true, ..scene.request() }).await.unwrap();
+    let mut first = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 4).await;
     for tail_lines in [None, Some(10)] {
-        let request = ServiceLogsRequest { since, tail_lines, ..scene.request() };
-        let mut stream = scene.open(request.clone()).await.unwrap();
+        let request = ServiceLogsRequest { since, tail_lines, ..setup.request() };
+        let mut stream = setup.open(request.clone()).await.unwrap();
         stream.end().await;
         assert_eq!(stream.received.text("web", 0), "b\nd\n");
-        let mut stream = scene.open(ServiceLogsRequest { follow: true, ..request }).await.unwrap();
+        let mut stream = setup.open(ServiceLogsRequest { follow: true, ..request }).await.unwrap();
         stream.until(|seen| seen.lines("web", 0) == 2).await;
         assert!(stream.is_quiet().await);
         assert_eq!(stream.received.text("web", 0), "b\nd\n");
         // Live lines are never omitted.
-        world.print_at(&run, 1_060, "e\n");
+        platform.print_at(&run, 1_060, "e\n");
         stream.until(|seen| seen.lines("web", 0) == 3).await;
         assert_eq!(stream.received.text("web", 0), "b\nd\ne\n");
     }
@@ -113,7 +113,7 @@ struct Printer {
 }
 
 impl Printer {
-    fn print(&mut self, scene: &Scene, stream: Stream, more: bool, length: usize) {
+    fn print(&mut self, setup: &Setup, stream: Stream, more: bool, length: usize) {
         let begun = &mut self.begun[stream as usize];
         let mut text = "\r".repeat(length);
         if !std::mem::replace(begun, more) {
@@ -123,23 +123,23 @@ impl Printer {
         if !more {
             text.push('\n');
         }
-        scene.gateway.world.print_piece(&self.run, stream, &text);
+        setup.gateway.platform.print_piece(&self.run, stream, &text);
     }
 }
 
 async fn run(actions: Vec<Action>) {
     let limits = Limits { ring_max_bytes: 48 * 1024, ..Limits::default() };
-    let scene = Scene::new(limits, &[("web", 1)]);
-    let instance = scene.gateway.world.start(&scene.lease, &replica("web", 0));
+    let setup = Setup::new(limits, &[("web", 1)]);
+    let instance = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
     let mut printer = Printer { run: instance, begun: [false; 2], lines: 0 };
-    let request = ServiceLogsRequest { follow: true, ..scene.request() };
+    let request = ServiceLogsRequest { follow: true, ..setup.request() };
     let mut followers: Vec<gateway::Stream> = Vec::new();
     for action in actions {
         match action {
             Action::Print { stderr, more, length } => {
-                printer.print(&scene, if stderr { Stderr } else { Stdout }, more, length);
+                printer.print(&setup, if stderr { Stderr } else { Stdout }, more, length);
             }
-            Action::Open if followers.len() < 3 => followers.push(scene.open(request.clone()).await.unwrap()),
+            Action::Open if followers.len() < 3 => followers.push(setup.open(request.clone()).await.unwrap()),
             Action::Read { follower, responses } => {
                 let Some(stream) = followers.get_mut(follower) else { continue };
                 for _ in 0..responses {
@@ -150,7 +150,7 @@ async fn run(actions: Vec<Action>) {
             }
             Action::Reconnect { follower } if follower < followers.len() => {
                 let stream = followers.swap_remove(follower);
-                followers.push(scene.resume(stream, request.clone()).await);
+                followers.push(setup.resume(stream, request.clone()).await);
             }
             Action::Open | Action::Reconnect { .. } => {}
             Action::Wait { millis } => tokio::time::sleep(std::time::Duration::from_millis(millis)).await,
@@ -158,15 +158,15 @@ async fn run(actions: Vec<Action>) {
     }
     for stream in [Stdout, Stderr] {
         if printer.begun[stream as usize] {
-            printer.print(&scene, stream, false, 1);
+            printer.print(&setup, stream, false, 1);
         }
     }
-    printer.print(&scene, Stdout, false, 77);
+    printer.print(&setup, Stdout, false, 77);
     let end = format!("{} {}\n", printer.lines, "\r".repeat(77));
     for mut follower in followers {
         follower.until(|seen| seen.ends_with("web", 0, &end)).await;
-        let oracle = &follower.received.judge.0;
-        let tally = oracle.verdict().unwrap_or_else(|violation| panic!("{violation}"));
+        let loss_checker = &follower.received.judge.0;
+        let tally = loss_checker.verdict().unwrap_or_else(|violation| panic!("{violation}"));
         assert_eq!(tally.lines + tally.lost_lines, printer.lines, "{tally:?}");
     }
 }

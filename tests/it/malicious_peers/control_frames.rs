@@ -18,8 +18,8 @@ use super::floods::{
     with_follower,
 };
 use crate::quotas::{follow, quota_exceeded};
-use crate::support::gateway::{Gateway, PATIENCE, Scene};
-use crate::support::oracle::Received;
+use crate::support::gateway::{Gateway, PATIENCE, Setup};
+use crate::support::loss_check::Received;
 use crate::support::raw::encoded;
 use crate::support::replica;
 
@@ -62,13 +62,13 @@ async fn flood_of_control_frames_is_cut() {
 #[tokio::test(start_paused = true)]
 async fn flood_of_control_frames_is_a_failure_of_the_peer() {
     let quota = QuotaLimits { auth_failures_per_minute: 2, ..QuotaLimits::default() };
-    let scene = &Scene::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
-    let gateway = &scene.gateway;
+    let setup = &Setup::new(Limits { quota, ..Limits::default() }, &[("web", 1)]);
+    let gateway = &setup.gateway;
     let [bad, good] = ["192.0.2.1:1", "192.0.2.2:1"].map(|text| Some(text.parse().unwrap()));
     let call = |address| async move {
-        let pipe = gateway.connect_from(Some(scene.certificate.clone()), address);
+        let pipe = gateway.connect_from(Some(setup.certificate.clone()), address);
         let mut client = LeaseRpcClient::new(gateway.channel_over(pipe).await);
-        client.service_logs(scene.request()).await.map(drop)
+        client.service_logs(setup.request()).await.map(drop)
     };
     for _ in 0..2 {
         call(bad).await.expect("too few failures yet");
@@ -154,14 +154,14 @@ struct Talkative {
 }
 
 impl Talkative {
-    async fn follow(scene: &Scene) -> Self {
-        let mut pipe = scene.gateway.connect(Some(scene.certificate.clone()));
+    async fn follow(setup: &Setup) -> Self {
+        let mut pipe = setup.gateway.connect(Some(setup.certificate.clone()));
         // content-type: application/grpc
         let mut block = headers();
         block.extend([0x0f, 0x10, 16]);
         block.extend(b"application/grpc");
         let call =
-            [preface(), frame(HEADERS, END_HEADERS, 1, &block), frame(DATA, 1, 1, &encoded(&follow(scene)))];
+            [preface(), frame(HEADERS, END_HEADERS, 1, &block), frame(DATA, 1, 1, &encoded(&follow(setup)))];
         pipe.write_all(&call.concat()).await.unwrap();
         Self {
             pipe,
@@ -218,13 +218,13 @@ async fn talkative_honest_follower_is_not_cut() {
     const LINES: usize = 10_000;
     // Each line is sent separately.
     let limits = Limits { pace: std::time::Duration::ZERO, ..Limits::default() };
-    let scene = Scene::new(limits, &[("web", 1)]);
-    let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
-    let mut follower = Talkative::follow(&scene).await;
+    let setup = Setup::new(limits, &[("web", 1)]);
+    let run = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    let mut follower = Talkative::follow(&setup).await;
     for line in 0..LINES {
-        scene.gateway.world.print(&run, [format!("{line}\n")]);
+        setup.gateway.platform.print(&run, [format!("{line}\n")]);
         follower.until(line + 1).await;
     }
     assert!(follower.control_frames > 10 * BURST, "{} control frames", follower.control_frames);
-    assert_eq!(follower.received.ask(&scene.gateway.world, "web", 0, &[(&run, 0)]), 0);
+    assert_eq!(follower.received.assert_complete(&setup.gateway.platform, "web", 0, &[(&run, 0)]), 0);
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::Instant;
 
 use crate::quotas::follow;
-use crate::support::gateway::Scene;
+use crate::support::gateway::Setup;
 use crate::support::replica;
 
 pub(super) const DATA: u8 = 0;
@@ -94,16 +94,16 @@ pub(super) fn goaway_code(mut received: &[u8]) -> Option<u32> {
 
 /// Runs `act` beside a follower, and checks that it gets all lines.
 pub(super) async fn with_follower<F: Future>(act: impl FnOnce(DuplexStream) -> F) -> F::Output {
-    let scene = Scene::new(Limits::default(), &[("web", 1)]);
-    let run = scene.gateway.world.start(&scene.lease, &replica("web", 0));
-    let mut stream = scene.open(follow(&scene)).await.unwrap();
-    scene.gateway.world.print(&run, ["before\n"]);
+    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let run = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
+    setup.gateway.platform.print(&run, ["before\n"]);
     stream.until(|seen| seen.lines("web", 0) == 1).await;
-    let outcome = act(scene.gateway.connect(Some(scene.certificate.clone()))).await;
-    scene.gateway.world.print(&run, ["after\n"]);
+    let outcome = act(setup.gateway.connect(Some(setup.certificate.clone()))).await;
+    setup.gateway.platform.print(&run, ["after\n"]);
     stream.until(|seen| seen.lines("web", 0) == 2).await;
-    stream.received.ask(&scene.gateway.world, "web", 0, &[(&run, 0)]);
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;
+    stream.received.assert_complete(&setup.gateway.platform, "web", 0, &[(&run, 0)]);
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_connections") == 1).await;
     outcome
 }
 

@@ -186,19 +186,19 @@ fn health_headers() -> Vec<u8> {
 #[tokio::test(start_paused = true)]
 async fn shut_out_peer_keeps_authenticated_connections_only() {
     let two = TwoTenants::new(QuotaLimits { auth_failures_per_minute: 3, ..QuotaLimits::default() });
-    let gateway = &two.scene.gateway;
+    let gateway = &two.setup.gateway;
     let address = Some(BAD.parse().unwrap());
     let mut silent = connect(gateway, BAD);
     silent.write_all(&preface()).await.unwrap();
     let mut watching = health(gateway, BAD).await;
     let mut watch = watching.watch(check()).await.unwrap().into_inner();
     watch.message().await.unwrap();
-    let known = gateway.connect_from(Some(two.scene.certificate.clone()), address);
+    let known = gateway.connect_from(Some(two.setup.certificate.clone()), address);
     let mut known = LeaseRpcClient::new(gateway.channel_over(known).await);
-    let mut follower = known.service_logs(follow(&two.scene)).await.unwrap().into_inner();
+    let mut follower = known.service_logs(follow(&two.setup)).await.unwrap().into_inner();
     let wallet = gateway.account();
     let lease = LeaseId::new(wallet.key().address().as_str(), 7, 1, 1, account(200).as_str()).unwrap();
-    gateway.world.add_lease(&lease, &[("web", 1)]);
+    gateway.platform.add_lease(&lease, &[("web", 1)]);
     let mut by_token = LeaseRpcClient::new(gateway.channel_over(connect(gateway, BAD)).await);
     let with = |token: &str| {
         let lease_id = Some(proto_lease(&lease));
@@ -225,7 +225,7 @@ async fn shut_out_peer_keeps_authenticated_connections_only() {
         text.extend(response.services.into_iter().flat_map(|entry| entry.logs));
     }
     assert_eq!(String::from_utf8(text).unwrap(), "0 after\n");
-    known.service_logs(two.scene.request()).await.unwrap();
+    known.service_logs(two.setup.request()).await.unwrap();
     by_token.service_logs(with(&good)).await.unwrap();
     // After a failed call, a connection is refused like others.
     let status = by_token.service_logs(with("x")).await.unwrap_err();

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::{TwoTenants, follow, quota_exceeded, refusals};
-use crate::support::gateway::{Scene, Stream};
-use crate::support::oracle::Seen;
+use crate::support::gateway::{Setup, Stream};
+use crate::support::loss_check::Seen;
 use crate::support::raw::{Raw, encoded};
 use crate::support::{account, reason, replica};
 
@@ -38,8 +38,8 @@ fn two(quota: QuotaLimits) -> TwoTenants {
 }
 
 /// Opens a stream that has started to read and does not continue.
-async fn reader(scene: &Scene) -> Stream {
-    let mut stream = scene.open(scene.request()).await.unwrap();
+async fn reader(setup: &Setup) -> Stream {
+    let mut stream = setup.open(setup.request()).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) > 0).await;
     stream
 }
@@ -47,11 +47,11 @@ async fn reader(scene: &Scene) -> Stream {
 #[tokio::test(start_paused = true)]
 async fn reader_is_refused_after_the_wait_and_admitted_later() {
     let two = two(reads(1, 4));
-    let (scene, gateway) = (&two.scene, &two.scene.gateway);
-    let mut held = reader(scene).await;
+    let (setup, gateway) = (&two.setup, &two.setup.gateway);
+    let mut held = reader(setup).await;
     let began = Instant::now();
-    let status = scene.open(scene.request()).await.unwrap().end().await;
-    let owner = format!("owner:{}", scene.lease.owner());
+    let status = setup.open(setup.request()).await.unwrap().end().await;
+    let owner = format!("owner:{}", setup.lease.owner());
     assert_eq!(quota_exceeded(&status, "history_reads_per_owner", &owner, 1), Duration::from_secs(5));
     assert!(began.elapsed() >= WAIT && began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
     assert_eq!(refusals(gateway, "history_reads_per_owner"), 1);
@@ -60,7 +60,7 @@ async fn reader_is_refused_after_the_wait_and_admitted_later() {
     assert_eq!(others.end().await.code(), Code::Ok);
     two.ask(1, &others);
     // A reader that waits less is not refused.
-    let mut next = scene.open(scene.request()).await.unwrap();
+    let mut next = setup.open(setup.request()).await.unwrap();
     assert!(next.is_quiet().await);
     for stream in [&mut held, &mut next] {
         assert_eq!(stream.end().await.code(), Code::Ok);
@@ -73,10 +73,10 @@ async fn reader_is_refused_after_the_wait_and_admitted_later() {
 #[tokio::test(start_paused = true)]
 async fn reads_of_all_owners_are_limited() {
     let two = two(reads(1, 1));
-    let held = reader(&two.scene).await;
+    let held = reader(&two.setup).await;
     let status = two.other.open(two.other.request()).await.unwrap().end().await;
     quota_exceeded(&status, "history_reads", "gateway", 1);
-    assert!(!status.message().contains(two.scene.lease.owner().as_str()));
+    assert!(!status.message().contains(two.setup.lease.owner().as_str()));
     two.ask(0, &held);
     drop(held);
     let mut others = two.other.open(two.other.request()).await.unwrap();
@@ -87,22 +87,22 @@ async fn reads_of_all_owners_are_limited() {
 #[tokio::test(start_paused = true)]
 async fn refused_resume_loses_nothing() {
     let two = two(reads(1, 4));
-    let scene = &two.scene;
-    let mut stream = scene.open(follow(scene)).await.unwrap();
+    let setup = &two.setup;
+    let mut stream = setup.open(follow(setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) > 10).await;
     let cursors = stream.received.cursors.clone();
-    let mut stream = scene.resume(stream, follow(scene)).await;
+    let mut stream = setup.resume(stream, follow(setup)).await;
     stream.until(|seen| seen.cursors != cursors).await;
     // This stream is reading, so another one with the same cursors is refused.
-    let mut other = scene.open(follow(scene)).await.unwrap();
+    let mut other = setup.open(follow(setup)).await.unwrap();
     std::mem::swap(&mut other.received, &mut stream.received);
-    let mut other = scene.resume(other, follow(scene)).await;
+    let mut other = setup.resume(other, follow(setup)).await;
     let before = other.received.cursors.clone();
     let status = other.end().await;
-    quota_exceeded(&status, "history_reads_per_owner", &format!("owner:{}", scene.lease.owner()), 1);
+    quota_exceeded(&status, "history_reads_per_owner", &format!("owner:{}", setup.lease.owner()), 1);
     assert_eq!(other.received.cursors, before);
     drop(stream);
-    let mut again = scene.resume(other, follow(scene)).await;
+    let mut again = setup.resume(other, follow(setup)).await;
     again.until(|seen| seen.lines("web", 0) == LINES).await;
     two.ask(0, &again);
 }
@@ -111,35 +111,38 @@ async fn refused_resume_loses_nothing() {
 async fn admitted_reader_is_never_refused() {
     for history_wait in [Duration::ZERO, WAIT] {
         let quota = QuotaLimits { history_wait, ..reads(1, 4) };
-        let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 3)]);
-        let world = &scene.gateway.world;
-        let mut runs = vec![start(&scene, 0), start(&scene, 1)];
-        let mut stream = scene.open(follow(&scene)).await.unwrap();
+        let setup = Setup::new(Limits { quota, ..Limits::default() }, &[("web", 3)]);
+        let platform = &setup.gateway.platform;
+        let mut runs = vec![start(&setup, 0), start(&setup, 1)];
+        let mut stream = setup.open(follow(&setup)).await.unwrap();
         stream.until(|seen| seen.lines("web", 0) + seen.lines("web", 1) > 0).await;
         // One of two replicas is being read, and the reader takes nothing. A third one starts meanwhile.
         tokio::time::sleep(10 * WAIT).await;
-        runs.push(start(&scene, 2));
+        runs.push(start(&setup, 2));
         tokio::time::sleep(WAIT / 2).await;
         stream.until(|seen| (0..3).all(|index| seen.lines("web", index) == LINES)).await;
         for (index, run) in runs.iter().enumerate() {
-            assert_eq!(stream.received.ask(world, "web", u32::try_from(index).unwrap(), &[(run, 0)]), 0);
+            assert_eq!(
+                stream.received.assert_complete(platform, "web", u32::try_from(index).unwrap(), &[(run, 0)]),
+                0
+            );
         }
     }
 }
 
 /// A tenant with two replicas with long logs, and one concurrent read.
-fn pair(history_wait: Duration) -> (Scene, [Instance; 2]) {
+fn pair(history_wait: Duration) -> (Setup, [Instance; 2]) {
     let quota = QuotaLimits { history_wait, ..reads(1, 4) };
-    let scene = Scene::new(Limits { quota, ..Limits::default() }, &[("web", 2)]);
-    let runs = [0, 1].map(|index| start(&scene, index));
-    (scene, runs)
+    let setup = Setup::new(Limits { quota, ..Limits::default() }, &[("web", 2)]);
+    let runs = [0, 1].map(|index| start(&setup, index));
+    (setup, runs)
 }
 
 /// Starts a replica with a long log.
-fn start(scene: &Scene, index: u32) -> Instance {
-    let world = &scene.gateway.world;
-    let run = world.start(&scene.lease, &replica("web", index));
-    world.print(&run, (0..LINES).map(|number| format!("{number} {}\n", "x".repeat(500))));
+fn start(setup: &Setup, index: u32) -> Instance {
+    let platform = &setup.gateway.platform;
+    let run = platform.start(&setup.lease, &replica("web", index));
+    platform.print(&run, (0..LINES).map(|number| format!("{number} {}\n", "x".repeat(500))));
     run
 }
 
@@ -150,53 +153,53 @@ fn only(index: u32, request: ServiceLogsRequest) -> ServiceLogsRequest {
 }
 
 /// Opens a stream that has started to read one replica and does not continue.
-async fn reader_of(scene: &Scene, index: u32) -> Stream {
-    let mut stream = scene.open(only(index, follow(scene))).await.unwrap();
+async fn reader_of(setup: &Setup, index: u32) -> Stream {
+    let mut stream = setup.open(only(index, follow(setup))).await.unwrap();
     stream.until(|seen| seen.lines("web", index) > 0).await;
     stream
 }
 
 /// Returns the cursors of a stream that was closed while it read one replica.
-async fn cursors_within(scene: &Scene, index: u32) -> Vec<Cursor> {
-    let stream = reader_of(scene, index).await;
+async fn cursors_within(setup: &Setup, index: u32) -> Vec<Cursor> {
+    let stream = reader_of(setup, index).await;
     let cursors = stream.received.cursors.values().cloned().collect();
     drop(stream);
-    scene.gateway.eventually(|gateway| gateway.metric(OPEN) == 0).await;
+    setup.gateway.eventually(|gateway| gateway.metric(OPEN) == 0).await;
     cursors
 }
 
 #[tokio::test(start_paused = true)]
 async fn reader_with_a_gap_is_not_refused_after_it() {
-    let (scene, [_, first]) = pair(Duration::ZERO);
-    let world = &scene.gateway.world;
+    let (setup, [_, first]) = pair(Duration::ZERO);
+    let platform = &setup.gateway.platform;
     let web = replica("web", 1);
-    let resume = cursors_within(&scene, 1).await;
+    let resume = cursors_within(&setup, 1).await;
     // The run of the cursor can no longer be read.
-    world.end(&scene.lease, &web, 1);
-    let second = start(&scene, 1);
-    world.change(&scene.lease, |view| {
+    platform.end(&setup.lease, &web, 1);
+    let second = start(&setup, 1);
+    platform.change(&setup.lease, |view| {
         let service = view.services.get_mut(&web.service).unwrap();
         service.replicas.get_mut(&web.index).unwrap().runs.retain(|run| run.instance != first);
     });
-    let held = reader_of(&scene, 0).await;
-    let mut stream = scene.open(ServiceLogsRequest { resume, ..only(1, follow(&scene)) }).await.unwrap();
+    let held = reader_of(&setup, 0).await;
+    let mut stream = setup.open(ServiceLogsRequest { resume, ..only(1, follow(&setup)) }).await.unwrap();
     stream.until(|seen| seen.events("web", 1) == [Kind::Started]).await;
     assert!(stream.is_quiet().await);
     drop(held);
     stream.until(|seen| seen.lines("web", 1) == LINES).await;
     assert_eq!(stream.received.of("web", 1)[0], Seen::Gap(0, 0, false));
-    assert_eq!(stream.received.text("web", 1).as_bytes(), world.printed(&second).concat());
+    assert_eq!(stream.received.text("web", 1).as_bytes(), platform.printed(&second).concat());
 }
 
 #[tokio::test(start_paused = true)]
 async fn new_replica_does_not_admit_a_waiting_stream() {
-    let (scene, _) = pair(WAIT);
-    let held = reader_of(&scene, 0).await;
+    let (setup, _) = pair(WAIT);
+    let held = reader_of(&setup, 0).await;
     let began = Instant::now();
-    let mut stream = scene.open(follow(&scene)).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     tokio::time::sleep(WAIT / 2).await;
-    start(&scene, 2);
-    let owner = format!("owner:{}", scene.lease.owner());
+    start(&setup, 2);
+    let owner = format!("owner:{}", setup.lease.owner());
     quota_exceeded(&stream.end().await, "history_reads_per_owner", &owner, 1);
     assert!(began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
     drop(held);
@@ -205,11 +208,11 @@ async fn new_replica_does_not_admit_a_waiting_stream() {
 #[tokio::test(start_paused = true)]
 async fn open_stream_is_not_refused_for_a_new_replica() {
     for history_wait in [Duration::ZERO, WAIT] {
-        let (scene, _) = pair(history_wait);
-        let lease = LeaseId::new(scene.lease.owner().as_str(), 8, 1, 1, account(200).as_str()).unwrap();
-        scene.gateway.world.add_lease(&lease, &[]);
-        let other = Scene { lease, gateway: scene.gateway.clone(), certificate: scene.certificate.clone() };
-        let held = reader_of(&scene, 0).await;
+        let (setup, _) = pair(history_wait);
+        let lease = LeaseId::new(setup.lease.owner().as_str(), 8, 1, 1, account(200).as_str()).unwrap();
+        setup.gateway.platform.add_lease(&lease, &[]);
+        let other = Setup { lease, gateway: setup.gateway.clone(), certificate: setup.certificate.clone() };
+        let held = reader_of(&setup, 0).await;
         let mut stream = other.open(follow(&other)).await.unwrap();
         stream.until(|seen| seen.events("", 0) == [Kind::Waiting]).await;
         assert!(stream.is_quiet().await);
@@ -218,93 +221,93 @@ async fn open_stream_is_not_refused_for_a_new_replica() {
         assert!(stream.is_quiet().await);
         drop(held);
         stream.until(|seen| seen.lines("web", 0) == LINES).await;
-        assert_eq!(stream.received.ask(&other.gateway.world, "web", 0, &[(&run, 0)]), 0);
+        assert_eq!(stream.received.assert_complete(&other.gateway.platform, "web", 0, &[(&run, 0)]), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn reader_of_an_ended_lease_is_not_refused() {
-    let (scene, runs) = pair(WAIT);
-    let world = &scene.gateway.world;
-    let held = reader_of(&scene, 0).await;
-    let mut once = scene.open(only(1, scene.request())).await.unwrap();
-    let mut stays = scene.open(only(1, follow(&scene))).await.unwrap();
+    let (setup, runs) = pair(WAIT);
+    let platform = &setup.gateway.platform;
+    let held = reader_of(&setup, 0).await;
+    let mut once = setup.open(only(1, setup.request())).await.unwrap();
+    let mut stays = setup.open(only(1, follow(&setup))).await.unwrap();
     tokio::time::sleep(WAIT / 2).await;
-    world.end(&scene.lease, &replica("web", 1), 0);
-    world.change(&scene.lease, |view| view.ended = true);
+    platform.end(&setup.lease, &replica("web", 1), 0);
+    platform.change(&setup.lease, |view| view.ended = true);
     tokio::time::sleep(2 * WAIT).await;
     drop(held);
     assert_eq!(once.end().await.code(), Code::Ok);
     assert_eq!(reason(&stays.end().await), "LEASE_ENDED");
     for stream in [once, stays] {
         assert_eq!(stream.received.lines("web", 1), LINES);
-        assert_eq!(stream.received.ask(world, "web", 1, &[(&runs[1], 0)]), 0);
+        assert_eq!(stream.received.assert_complete(platform, "web", 1, &[(&runs[1], 0)]), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn resume_at_the_end_of_the_log_needs_no_permit() {
-    let scene = Scene::new(Limits { quota: reads(1, 4), ..Limits::default() }, &[("web", 2)]);
-    let world = &scene.gateway.world;
-    start(&scene, 0);
-    let run = world.start(&scene.lease, &replica("web", 1));
-    world.print(&run, ["one\n", "two\n"]);
-    let resume = cursors_within(&scene, 1).await;
-    scene.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
-    let held = reader_of(&scene, 0).await;
+    let setup = Setup::new(Limits { quota: reads(1, 4), ..Limits::default() }, &[("web", 2)]);
+    let platform = &setup.gateway.platform;
+    start(&setup, 0);
+    let run = platform.start(&setup.lease, &replica("web", 1));
+    platform.print(&run, ["one\n", "two\n"]);
+    let resume = cursors_within(&setup, 1).await;
+    setup.gateway.eventually(|gateway| gateway.metric("leasemux_actors") == 0).await;
+    let held = reader_of(&setup, 0).await;
     // This is known only after the log was opened.
-    world.fail(&run, true);
-    let mut stream = scene.open(ServiceLogsRequest { resume, ..only(1, follow(&scene)) }).await.unwrap();
+    platform.fail(&run, true);
+    let mut stream = setup.open(ServiceLogsRequest { resume, ..only(1, follow(&setup)) }).await.unwrap();
     assert!(stream.is_quiet().await);
-    world.fail(&run, false);
+    platform.fail(&run, false);
     tokio::time::sleep(2 * WAIT).await;
-    world.print(&run, ["three\n"]);
+    platform.print(&run, ["three\n"]);
     stream.until(|seen| seen.lines("web", 1) == 1).await;
-    assert_eq!(stream.received.ask(world, "web", 1, &[(&run, 2)]), 0);
+    assert_eq!(stream.received.assert_complete(platform, "web", 1, &[(&run, 2)]), 0);
     drop(held);
 }
 
 #[tokio::test(start_paused = true)]
 async fn refused_stream_that_takes_nothing_leaves_the_queue() {
-    let (scene, runs) = pair(WAIT);
-    let mut resume = cursors_within(&scene, 0).await;
-    resume.extend(cursors_within(&scene, 1).await);
-    let held = reader_of(&scene, 0).await;
-    let mut caller = Raw::with_window(scene.gateway.connect(Some(scene.certificate.clone())), 0).await;
-    let request = ServiceLogsRequest { resume, ..follow(&scene) };
+    let (setup, runs) = pair(WAIT);
+    let mut resume = cursors_within(&setup, 0).await;
+    resume.extend(cursors_within(&setup, 1).await);
+    let held = reader_of(&setup, 0).await;
+    let mut caller = Raw::with_window(setup.gateway.connect(Some(setup.certificate.clone())), 0).await;
+    let request = ServiceLogsRequest { resume, ..follow(&setup) };
     // It waits for both replicas, and is refused; its cursors are sent first.
     let unread = caller.call_unread(&format!("/{SERVICE}/ServiceLogs"), encoded(&request)).await;
     tokio::time::sleep(2 * WAIT).await;
-    assert_eq!(refusals(&scene.gateway, "history_reads_per_owner"), 1);
+    assert_eq!(refusals(&setup.gateway, "history_reads_per_owner"), 1);
     drop(held);
-    let mut next = scene.open(only(1, scene.request())).await.unwrap();
+    let mut next = setup.open(only(1, setup.request())).await.unwrap();
     assert_eq!(next.end().await.code(), Code::Ok);
-    assert_eq!(next.received.ask(&scene.gateway.world, "web", 1, &[(&runs[1], 0)]), 0);
-    assert_eq!(scene.gateway.metric(OPEN), 1, "the refused one");
+    assert_eq!(next.received.assert_complete(&setup.gateway.platform, "web", 1, &[(&runs[1], 0)]), 0);
+    assert_eq!(setup.gateway.metric(OPEN), 1, "the refused one");
     drop(unread);
 }
 
 #[tokio::test(start_paused = true)]
 async fn waiting_reader_ends_at_once_on_revocation_and_drain() {
     for expected in ["CERTIFICATE_WITHDRAWN", "DRAINING"] {
-        let (scene, _) = pair(WAIT);
-        let held = reader_of(&scene, 0).await;
+        let (setup, _) = pair(WAIT);
+        let held = reader_of(&setup, 0).await;
         let mut waits = Vec::new();
         let resume = held.received.cursors.values().cloned().collect::<Vec<_>>();
-        for request in [scene.request(), follow(&scene), ServiceLogsRequest { resume, ..follow(&scene) }] {
-            waits.push(scene.open(request).await.unwrap());
+        for request in [setup.request(), follow(&setup), ServiceLogsRequest { resume, ..follow(&setup) }] {
+            waits.push(setup.open(request).await.unwrap());
         }
         tokio::time::sleep(WAIT / 2).await;
         let began = Instant::now();
         match expected {
-            "DRAINING" => scene.gateway.drain.begin(),
-            _ => scene.gateway.withdraw(scene.lease.owner()),
+            "DRAINING" => setup.gateway.drain.begin(),
+            _ => setup.gateway.withdraw(setup.lease.owner()),
         }
         for mut stream in waits {
             assert_eq!(reason(&stream.end().await), expected);
             assert!(stream.received.of("web", 0).is_empty() && began.elapsed() < WAIT / 4);
         }
-        assert_eq!(refusals(&scene.gateway, "history_reads_per_owner"), 0);
+        assert_eq!(refusals(&setup.gateway, "history_reads_per_owner"), 0);
         drop(held);
     }
 }
@@ -316,11 +319,11 @@ async fn reader_over_the_byte_rate_is_refused_with_a_time() {
         history_wait: Duration::from_secs(1),
         ..QuotaLimits::default()
     });
-    let scene = &two.scene;
-    let owner = format!("owner:{}", scene.lease.owner());
+    let setup = &two.setup;
+    let owner = format!("owner:{}", setup.lease.owner());
     let mut readers = Vec::new();
     let (status, retry_after) = loop {
-        let mut stream = scene.open(scene.request()).await.unwrap();
+        let mut stream = setup.open(setup.request()).await.unwrap();
         match stream.next_if_ready().await {
             Ok(_) => readers.push(stream),
             Err(status) => {
@@ -338,7 +341,7 @@ async fn reader_over_the_byte_rate_is_refused_with_a_time() {
     assert_eq!(others.received.lines("web", 0), 5);
     drop(readers);
     tokio::time::sleep(retry_after).await;
-    let mut stream = scene.open(scene.request()).await.unwrap();
+    let mut stream = setup.open(setup.request()).await.unwrap();
     assert_eq!(stream.end().await.code(), Code::Ok);
     two.ask(0, &stream);
     assert_eq!(stream.received.lines("web", 0), LINES);

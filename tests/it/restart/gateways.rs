@@ -23,9 +23,9 @@ use tonic::Code;
 
 use super::{all, restart};
 use crate::kube::cluster::Cluster;
-use crate::support::gateway::Scene;
+use crate::support::fake_platform::{FakePlatform, RestartBehavior};
+use crate::support::gateway::Setup;
 use crate::support::seeds::seeds;
-use crate::support::world::{Comeback, World};
 use crate::support::{lease, reason, replica};
 
 /// Replicas of the only service.
@@ -37,7 +37,7 @@ const LONG: Duration = Duration::from_secs(1_000_000);
 /// One lease whose replicas take some time to start again, and an API server.
 #[derive(Clone, Debug)]
 struct Scenario {
-    platform: World,
+    platform: FakePlatform,
     cluster: Cluster,
     lease: LeaseId,
     random: Arc<Mutex<StdRng>>,
@@ -74,12 +74,12 @@ struct Gateway {
 
 impl Scenario {
     async fn new(seed: u64) -> Self {
-        let (platform, cluster, lease) = (World::default(), Cluster::start().await, lease(1));
+        let (platform, cluster, lease) = (FakePlatform::default(), Cluster::start().await, lease(1));
         platform.add_lease(&lease, &[("web", REPLICAS)]);
         cluster.lease(&lease, "web", REPLICAS);
         for index in 0..REPLICAS {
             platform.start(&lease, &replica("web", index));
-            platform.set_comeback(&replica("web", index), Comeback::Never);
+            platform.set_restart_behavior(&replica("web", index), RestartBehavior::Never);
         }
         let random = Arc::new(Mutex::new(StdRng::seed_from_u64(seed)));
         Self {
@@ -428,7 +428,7 @@ async fn call_is_unavailable_while_lock_is_unreachable() {
     let lease = LeaseId::new(owner.as_str(), 7, 1, 1, scenario.lease.provider().as_str()).unwrap();
     scenario.platform.add_lease(&lease, &[("web", 1)]);
     scenario.platform.start(&lease, &replica("web", 0));
-    let served = Scene { gateway, lease, certificate };
+    let served = Setup { gateway, lease, certificate };
     *network.lock().unwrap() = Network::Cut;
     let status = restart(&served, all(&served, super::LONG)).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "PLATFORM_UNAVAILABLE"));

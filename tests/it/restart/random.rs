@@ -14,7 +14,7 @@ use leasemux::restart::{Rejection, ReplicaOutcome, Request, RestartJob, RestartM
 use proptest::prelude::*;
 use tokio::sync::watch;
 
-use crate::support::world::{Comeback, World};
+use crate::support::fake_platform::{FakePlatform, RestartBehavior};
 use crate::support::{lease, replica};
 
 /// Replicas of the only service.
@@ -30,9 +30,9 @@ enum Action {
         replicas: Vec<u32>,
         id: Option<usize>,
     },
-    Comeback {
+    RestartBehavior {
         replica: u32,
-        comeback: Comeback,
+        behavior: RestartBehavior,
     },
     Crash {
         replica: u32,
@@ -47,17 +47,17 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let one = 0..REPLICAS;
-    let comeback = prop_oneof![
-        6 => Just(Comeback::Up),
-        1 => Just(Comeback::Crash),
-        1 => Just(Comeback::Never),
-        1 => Just(Comeback::Unavailable),
-        1 => Just(Comeback::Broken),
+    let behavior = prop_oneof![
+        6 => Just(RestartBehavior::Up),
+        1 => Just(RestartBehavior::Crash),
+        1 => Just(RestartBehavior::Never),
+        1 => Just(RestartBehavior::Unavailable),
+        1 => Just(RestartBehavior::Broken),
     ];
     prop_oneof![
         4 => (prop::collection::vec(one.clone(), 0..3), prop::option::of(0..IDS))
             .prop_map(|(replicas, id)| Action::Call { replicas, id }),
-        2 => (one.clone(), comeback).prop_map(|(replica, comeback)| Action::Comeback { replica, comeback }),
+        2 => (one.clone(), behavior).prop_map(|(replica, behavior)| Action::RestartBehavior { replica, behavior }),
         1 => one.clone().prop_map(|replica| Action::Crash { replica }),
         1 => one.prop_map(|replica| Action::Start { replica }),
         3 => (0_u64..20_000).prop_map(|millis| Action::Wait { millis }),
@@ -67,7 +67,7 @@ fn action() -> impl Strategy<Value = Action> {
 /// A fake platform that checks that no replica is stopped before the previous one has an outcome.
 #[derive(Debug)]
 struct CheckedPlatform {
-    fake: World,
+    fake: FakePlatform,
     metrics: Exporter,
     /// Replicas that were stopped.
     stopped: AtomicU64,
@@ -115,7 +115,7 @@ impl Platform for CheckedPlatform {
 
 struct Scenario {
     lease: LeaseId,
-    platform: World,
+    platform: FakePlatform,
     restarts: RestartManager,
     jobs: Vec<(Request, Arc<RestartJob>)>,
 }
@@ -130,7 +130,9 @@ impl Scenario {
         let web = |index| replica("web", index);
         match action {
             Action::Call { replicas, id } => self.call(&replicas, id),
-            Action::Comeback { replica, comeback } => self.platform.set_comeback(&web(replica), comeback),
+            Action::RestartBehavior { replica, behavior } => {
+                self.platform.set_restart_behavior(&web(replica), behavior)
+            }
             Action::Crash { replica } => {
                 if self.view().replica(&web(replica)).unwrap().present().is_some() {
                     self.platform.end(&self.lease, &web(replica), 1);
@@ -206,7 +208,7 @@ proptest! {
     fn replicas_restart_one_at_a_time_with_one_outcome(actions in prop::collection::vec(action(), 1..25)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let fake = World::default();
+            let fake = FakePlatform::default();
             let lease = lease(1);
             fake.add_lease(&lease, &[("web", REPLICAS)]);
             for index in 0..REPLICAS {

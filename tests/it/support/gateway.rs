@@ -17,7 +17,7 @@ use leasemux::edge::drain::Drain;
 use leasemux::edge::server::{self, Server};
 use leasemux::edge::service::LeaseService;
 use leasemux::edge::tls::SniConfigs;
-use leasemux::logs::actor::ActorContext as Surroundings;
+use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
 use leasemux::logs::lag::LagReport;
 use leasemux::model::id::{LeaseId, Owner};
@@ -37,8 +37,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
 use tonic_health::server::HealthReporter;
 
-use super::oracle::Received;
-use super::world::World;
+use super::fake_platform::FakePlatform;
+use super::loss_check::Received;
 
 /// Capacity of a pipe. Smaller than a stream's send buffer, so that a peer that does not read has an effect.
 const PIPE_BYTES: usize = 16 * 1024;
@@ -49,7 +49,7 @@ const WINDOW_BYTES: u32 = 65_535;
 /// A gateway under test. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Gateway {
-    pub(crate) world: World,
+    pub(crate) platform: FakePlatform,
     pub(crate) drain: Drain,
     pub(crate) restarts: RestartManager,
     pub(crate) health: HealthReporter,
@@ -64,7 +64,7 @@ pub(crate) struct Gateway {
 struct Everyone {
     certificates: dashmap::DashMap<Owner, TrustedItem>,
     keys: dashmap::DashMap<Owner, TrustedItem<AccountKey>>,
-    mood: watch::Sender<Mood>,
+    behavior: watch::Sender<TrustBehavior>,
 }
 
 /// A client that sends a token.
@@ -74,7 +74,7 @@ type Add = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>;
 
 /// Behaviour of the trust source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum TrustBehavior {
     #[default]
     AtOnce,
     /// Does not answer until the behaviour changes.
@@ -104,8 +104,10 @@ impl Trust for Everyone {
 
 impl Everyone {
     async fn answer<T>(&self, trusted: Option<TrustedItem<T>>) -> Result<TrustAnswer<T>, Unavailable> {
-        let mut mood = self.mood.subscribe();
-        if *mood.wait_for(|mood| *mood != Mood::Later).await.unwrap() == Mood::Never {
+        let mut behavior = self.behavior.subscribe();
+        if *behavior.wait_for(|behavior| *behavior != TrustBehavior::Later).await.unwrap()
+            == TrustBehavior::Never
+        {
             return Err(Unavailable);
         }
         Ok(trusted.map_or(TrustAnswer::Unknown, TrustAnswer::Trusted))
@@ -114,27 +116,27 @@ impl Everyone {
 
 impl Gateway {
     pub(crate) fn new(limits: Limits) -> Self {
-        Self::over(World::default(), Arc::default(), limits)
+        Self::over(FakePlatform::default(), Arc::default(), limits)
     }
 
     /// Creates a gateway with this trust source instead of the one that [`Gateway::tenant`] fills.
     pub(crate) fn believing(trust: Arc<dyn Trust>, limits: Limits) -> Self {
-        Self::assemble(World::default(), None, trust, Arc::default(), limits)
+        Self::assemble(FakePlatform::default(), None, trust, Arc::default(), limits)
     }
 
     /// Creates a gateway with another platform. The fake platform stays empty.
     pub(crate) fn on(platform: Arc<dyn Platform>) -> Self {
         let trust = Arc::<Everyone>::default();
         let believed = Arc::clone(&trust) as Arc<dyn Trust>;
-        Self::assemble(World::default(), Some(platform), believed, trust, Limits::default())
+        Self::assemble(FakePlatform::default(), Some(platform), believed, trust, Limits::default())
     }
 
-    fn over(world: World, trust: Arc<Everyone>, limits: Limits) -> Self {
-        Self::assemble(world, None, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits)
+    fn over(platform: FakePlatform, trust: Arc<Everyone>, limits: Limits) -> Self {
+        Self::assemble(platform, None, Arc::clone(&trust) as Arc<dyn Trust>, trust, limits)
     }
 
     fn assemble(
-        world: World,
+        fake: FakePlatform,
         platform: Option<Arc<dyn Platform>>,
         believed: Arc<dyn Trust>,
         trust: Arc<Everyone>,
@@ -142,21 +144,21 @@ impl Gateway {
     ) -> Self {
         let exporter = Exporter::new().unwrap();
         let limits = Arc::new(limits);
-        let surroundings = Surroundings {
-            platform: platform.unwrap_or_else(|| Arc::new(world.clone())),
+        let context = ActorContext {
+            platform: platform.unwrap_or_else(|| Arc::new(fake.clone())),
             limits: Arc::clone(&limits),
             metrics: exporter.metrics.clone(),
         };
-        let restarts = RestartManager::new(Arc::clone(&surroundings.platform), exporter.metrics.clone());
-        let fanout = ActorRegistry::new(surroundings);
-        exporter.followers.set(fanout.clone());
+        let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
+        let actors = ActorRegistry::new(context);
+        exporter.followers.set(actors.clone());
         let drain = Drain::default();
-        let gate = Authenticator::new(believed);
-        let service = LeaseService::new(gate, fanout, restarts.clone(), drain.clone());
+        let authenticator = Authenticator::new(believed);
+        let service = LeaseService::new(authenticator, actors, restarts.clone(), drain.clone());
         let (routes, health) = server::routes().unwrap();
         let metrics = exporter.metrics.clone();
         let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
-        Self { world, drain, restarts, health, exporter, connections, limits, trust }
+        Self { platform: fake, drain, restarts, health, exporter, connections, limits, trust }
     }
 
     /// Returns a server with real sockets and TLS.
@@ -263,13 +265,13 @@ impl Gateway {
     }
 
     /// Sets the behaviour of the trust source.
-    pub(crate) fn set_trust(&self, mood: Mood) {
-        self.trust.mood.send_replace(mood);
+    pub(crate) fn set_trust(&self, behavior: TrustBehavior) {
+        self.trust.behavior.send_replace(behavior);
     }
 
     /// Returns the number of calls that wait for the trust source.
     pub(crate) fn calls_at_the_gate(&self) -> usize {
-        self.trust.mood.receiver_count()
+        self.trust.behavior.receiver_count()
     }
 
     /// Returns a client of a caller with this certificate.
@@ -312,26 +314,26 @@ impl Gateway {
 }
 
 /// A gateway with one tenant that has one lease.
-pub(crate) struct Scene {
+pub(crate) struct Setup {
     pub(crate) gateway: Gateway,
     pub(crate) lease: LeaseId,
     pub(crate) certificate: Vec<u8>,
 }
 
-impl Scene {
+impl Setup {
     /// Creates a gateway and a lease with these services.
     pub(crate) fn new(limits: Limits, services: &[(&str, u32)]) -> Self {
         let gateway = Gateway::new(limits);
         let (owner, certificate) = gateway.tenant();
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, super::account(200).as_str()).unwrap();
-        gateway.world.add_lease(&lease, services);
+        gateway.platform.add_lease(&lease, services);
         Self { gateway, lease, certificate }
     }
 
     /// Returns another gateway for the same platform.
     pub(crate) fn successor(&self) -> Self {
         let old = &self.gateway;
-        let gateway = Gateway::over(old.world.clone(), Arc::clone(&old.trust), Limits::default());
+        let gateway = Gateway::over(old.platform.clone(), Arc::clone(&old.trust), Limits::default());
         Self { gateway, lease: self.lease.clone(), certificate: self.certificate.clone() }
     }
 

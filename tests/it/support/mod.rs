@@ -1,15 +1,15 @@
 //! Helpers of all tests.
 
 pub(crate) mod chain;
+pub(crate) mod fake_platform;
 pub(crate) mod gateway;
-pub(crate) mod oracle;
+pub(crate) mod loss_check;
 pub(crate) mod process;
 pub(crate) mod promql;
 pub(crate) mod raw;
 pub(crate) mod seeds;
 pub(crate) mod source;
 pub(crate) mod statuses;
-pub(crate) mod world;
 
 use leasemux::model::id::{Address, LeaseId, Replica};
 use tonic_types::StatusExt as _;

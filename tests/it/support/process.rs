@@ -1,7 +1,7 @@
 //! The real program as child processes, in a temporary directory, observed through its outputs.
 //!
-//! No process outlives a [`World`]. Programs are killed on drop, and all processes with the world's mark are
-//! killed when the world is dropped, also if the test fails. The mark is the world's directory: programs run
+//! No process outlives a [`Workspace`]. Programs are killed on drop, and all processes with the workspace's mark are
+//! killed when the workspace is dropped, also if the test fails. The mark is the workspace's directory: programs run
 //! through a hard link in it. A
 //! shim has no environment and no arguments, and only its path shows its test.
 
@@ -34,7 +34,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const LOOK: Duration = Duration::from_millis(10);
 
 /// A directory with tenants, SDL files and a gateway's data, and the processes started in it.
-pub(crate) struct World {
+pub(crate) struct Workspace {
     dir: TempDir,
     program: PathBuf,
     /// Shell prefix that starts the program, if needed.
@@ -87,15 +87,15 @@ pub(crate) struct Judged {
 
 /// What a follower has printed.
 pub(crate) struct Seen {
-    oracle: LossChecker,
+    loss_checker: LossChecker,
     pub(crate) events: Vec<Value>,
     /// Lines by `service/replica` and by instance.
     lines: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
-// === impl World ===
+// === impl Workspace ===
 
-impl World {
+impl Workspace {
     pub(crate) fn new() -> Self {
         // Beside the program, because a hard link cannot cross file systems.
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -107,18 +107,18 @@ impl World {
         Self { dir, program, shell: None }
     }
 
-    /// Creates a world for [`Program::limit_files`]: writes beyond the limit fail instead of killing the
+    /// Creates a workspace for [`Program::limit_files`]: writes beyond the limit fail instead of killing the
     /// program.
     pub(crate) fn limitable() -> Self {
         Self::started_by("trap '' XFSZ; exec \"$0\" \"$@\"")
     }
 
-    /// Creates a world whose gateways cannot write to standard error, as on a full disk.
+    /// Creates a workspace whose gateways cannot write to standard error, as on a full disk.
     pub(crate) fn unheard() -> Self {
         Self::started_by("if [ $1 = serve ]; then exec 2>/dev/full; fi; exec \"$0\" \"$@\"")
     }
 
-    /// Creates a world in which nothing reads the gateways' standard error.
+    /// Creates a workspace in which nothing reads the gateways' standard error.
     pub(crate) fn unread() -> Self {
         Self::started_by(
             "if [ $1 = serve ]; then
@@ -130,15 +130,15 @@ impl World {
         )
     }
 
-    /// Creates a world whose programs ignore SIGHUP.
+    /// Creates a workspace whose programs ignore SIGHUP.
     pub(crate) fn nohup() -> Self {
         Self::started_by("trap '' HUP; exec \"$0\" \"$@\"")
     }
 
     fn started_by(shell: &'static str) -> Self {
-        let mut world = Self::new();
-        world.shell = Some(shell);
-        world
+        let mut workspace = Self::new();
+        workspace.shell = Some(shell);
+        workspace
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -164,7 +164,7 @@ impl World {
     }
 
     /// Writes an SDL file of services, each a shell script and a count. `$GATES` is a directory for
-    /// [`World::open`].
+    /// [`Workspace::open`].
     pub(crate) fn sdl(&self, name: &str, services: &[(&str, &str, u32)]) -> PathBuf {
         let gates = format!("GATES={}", self.text("gates"));
         let (mut all, mut counts) = (serde_json::Map::new(), serde_json::Map::new());
@@ -298,7 +298,7 @@ impl World {
         Judged::new(self.start_logs(gateway, tenant, lease, &["-f", "-o", "json"]))
     }
 
-    /// Returns all living processes of this world: id and arguments.
+    /// Returns all living processes of this workspace: id and arguments.
     pub(crate) fn processes(&self) -> BTreeMap<i32, String> {
         let mark = self.dir.path().as_os_str().as_bytes();
         let marked = |bytes: &[u8]| memchr::memmem::find(bytes, mark).is_some();
@@ -351,7 +351,7 @@ fn heed_signals() {
     ONCE.call_once(|| std::thread::spawn(heed).join().unwrap());
 }
 
-impl Drop for World {
+impl Drop for Workspace {
     fn drop(&mut self) {
         // A process may start others before it is killed.
         for _ in 0..100 {
@@ -582,8 +582,8 @@ impl Judged {
 impl Seen {
     /// Creates an empty record. All lines were requested, and each service counts on one stream.
     pub(crate) fn new() -> Self {
-        let oracle = LossChecker::new(Start::First, Order::Exact);
-        Self { oracle, events: Vec::new(), lines: BTreeMap::new() }
+        let loss_checker = LossChecker::new(Start::First, Order::Exact);
+        Self { loss_checker, events: Vec::new(), lines: BTreeMap::new() }
     }
 
     /// Reads the output of `-o json`.
@@ -617,7 +617,7 @@ impl Seen {
             other => panic!("{other} in {object}"),
         }
         entry.cursor = Some(cursor);
-        self.oracle.feed(&entry);
+        self.loss_checker.feed(&entry);
     }
 
     /// Returns the finished lines of a replica (`service/index`) by run, in order.
@@ -632,12 +632,12 @@ impl Seen {
     }
 
     pub(crate) fn tally(&self) -> Tally {
-        self.oracle.tally()
+        self.loss_checker.tally()
     }
 
     /// Returns the loss checker's result, and fails on a violation.
     pub(crate) fn verdict(&self) -> Tally {
-        self.oracle.verdict().unwrap_or_else(|violation| panic!("{violation}"))
+        self.loss_checker.verdict().unwrap_or_else(|violation| panic!("{violation}"))
     }
 
     /// Asserts that no line was lost.

@@ -5,7 +5,7 @@ use leasemux::model::proto::lease::{ReplicaStatus, ServiceStatusRequest, Service
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::gateway::{PATIENCE, Scene, proto_lease};
+use super::gateway::{PATIENCE, Setup, proto_lease};
 
 /// A follower of status on its own connection.
 pub(crate) struct Statuses {
@@ -18,22 +18,22 @@ pub(crate) struct Statuses {
 }
 
 /// Returns a request for the status of the whole lease.
-pub(crate) fn request(scene: &Scene, follow: bool) -> ServiceStatusRequest {
-    let lease_id = Some(proto_lease(&scene.lease));
+pub(crate) fn request(setup: &Setup, follow: bool) -> ServiceStatusRequest {
+    let lease_id = Some(proto_lease(&setup.lease));
     ServiceStatusRequest { lease_id, follow, ..ServiceStatusRequest::default() }
 }
 
 impl Statuses {
     /// Opens a call without reading a response.
-    pub(crate) async fn open(scene: &Scene, request: ServiceStatusRequest) -> Result<Self, Status> {
-        let mut client = scene.gateway.client(&scene.certificate).await;
+    pub(crate) async fn open(setup: &Setup, request: ServiceStatusRequest) -> Result<Self, Status> {
+        let mut client = setup.gateway.client(&setup.certificate).await;
         let stream = client.service_status(request).await?.into_inner();
         Ok(Self { stream, newest: ServiceStatusResponse::default(), answers: 0, _client: client })
     }
 
     /// Follows the whole lease.
-    pub(crate) async fn follow(scene: &Scene) -> Self {
-        Self::open(scene, request(scene, true)).await.unwrap()
+    pub(crate) async fn follow(setup: &Setup) -> Self {
+        Self::open(setup, request(setup, true)).await.unwrap()
     }
 
     /// Receives a response, which must differ from the one before. Returns `false` at the end.

@@ -25,7 +25,7 @@ use tower::ServiceExt as _;
 
 use super::{compare, compare_set, run};
 use crate::support::account;
-use crate::support::process::World;
+use crate::support::process::Workspace;
 
 /// The `dseq` of a lease for which every call succeeds.
 const FULL: u64 = 1;
@@ -335,25 +335,25 @@ fn members(value: &Value, path: &str, found: &mut BTreeSet<String>) {
 
 #[test]
 fn surface_tokens_and_identity_files() {
-    let world = World::new();
-    let lease = world.stranger("alice").to_string();
-    let text = |name: &str| world.path(name).to_str().unwrap().to_owned();
+    let workspace = Workspace::new();
+    let lease = workspace.stranger("alice").to_string();
+    let text = |name: &str| workspace.path(name).to_str().unwrap().to_owned();
     let mut found = BTreeSet::new();
     for (name, more) in [
         ("full", &[][..]),
         ("scoped", &["--scope=logs,status"]),
         ("granular", &["--scope=restart", "--lease", &lease, "--service=web"]),
     ] {
-        let token = world.run(&[&["token", "new", "--identity", &text("alice")], more].concat());
-        let key = std::fs::read_to_string(world.path("alice/account.pub")).unwrap();
+        let token = workspace.run(&[&["token", "new", "--identity", &text("alice")], more].concat());
+        let key = std::fs::read_to_string(workspace.path("alice/account.pub")).unwrap();
         let key = key.split_whitespace().nth(1).unwrap().to_owned();
-        let claims = world.run(&["token", "check", token.out.trim(), "--key", &key]);
+        let claims = workspace.run(&["token", "check", token.out.trim(), "--key", &key]);
         members(&serde_json::from_str(&claims.out).unwrap(), &format!("token {name} claims"), &mut found);
         let header = token.out.split('.').next().unwrap();
         let header = data_encoding::BASE64URL_NOPAD.decode(header.as_bytes()).unwrap();
         found.insert(format!("token {name} header {}", String::from_utf8(header).unwrap()));
     }
-    for entry in std::fs::read_dir(world.path("alice")).unwrap() {
+    for entry in std::fs::read_dir(workspace.path("alice")).unwrap() {
         let entry = entry.unwrap();
         let mode = std::os::unix::fs::PermissionsExt::mode(&entry.metadata().unwrap().permissions());
         found.insert(format!("identity {} {mode:o}", entry.file_name().to_str().unwrap()));

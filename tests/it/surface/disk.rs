@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{compare, compare_set, dir};
 use crate::support::account;
-use crate::support::process::World;
+use crate::support::process::Workspace;
 
 /// The tenant of the fixture: the first one in `tests/vectors/wallets.json`.
 const WALLETS: &str = include_str!("../../vectors/wallets.json");
@@ -44,9 +44,9 @@ fn files(root: &Path) -> BTreeSet<String> {
 #[test]
 fn surface_data_directory_of_an_earlier_gateway() {
     let fixture = dir().join("fixtures/data");
-    let world = World::new();
+    let workspace = Workspace::new();
     for name in files(&fixture) {
-        let to = world.path("data").join(&name);
+        let to = workspace.path("data").join(&name);
         if name.ends_with('/') {
             fs::create_dir_all(to).unwrap();
         } else {
@@ -55,22 +55,22 @@ fn surface_data_directory_of_an_earlier_gateway() {
         }
     }
     let wallets: Value = serde_json::from_str(WALLETS).unwrap();
-    fs::write(world.path("words"), wallets[0]["mnemonic"].as_str().unwrap()).unwrap();
-    let [alice, words] = ["alice", "words"].map(|name| world.path(name).to_str().unwrap().to_owned());
-    let imported = world.run(&["identity", "import", "--dir", &alice, "--mnemonic-file", &words]);
+    fs::write(workspace.path("words"), wallets[0]["mnemonic"].as_str().unwrap()).unwrap();
+    let [alice, words] = ["alice", "words"].map(|name| workspace.path(name).to_str().unwrap().to_owned());
+    let imported = workspace.run(&["identity", "import", "--dir", &alice, "--mnemonic-file", &words]);
     assert!(imported.status.success(), "{imported:?}");
-    fs::copy(world.path("alice/cert.pem"), world.path("trusted/alice.pem")).unwrap();
+    fs::copy(workspace.path("alice/cert.pem"), workspace.path("trusted/alice.pem")).unwrap();
     let owner = wallets[0]["address"].as_str().unwrap();
     let lease = LeaseId::new(owner, 7, 1, 1, account(200).as_str()).unwrap();
-    let sdl = world.sdl("shop.yaml", &[("web", SCRIPT, 1)]);
-    let gateway = world.serve(&[(&lease, &sdl)], &[]);
-    let logs = world.start_logs(gateway.address, "alice", &lease, &["-f"]);
+    let sdl = workspace.sdl("shop.yaml", &[("web", SCRIPT, 1)]);
+    let gateway = workspace.serve(&[(&lease, &sdl)], &[]);
+    let logs = workspace.start_logs(gateway.address, "alice", &lease, &["-f"]);
     logs.until_out("the line of the kept file", |out| {
         out.contains("kept from the first gateway").then_some(())
     });
     drop(logs);
     // From here on, all lines are in the log files.
-    let done = world.logs(gateway.address, "alice", &lease, &["-t", "-o", "json"]);
+    let done = workspace.logs(gateway.address, "alice", &lease, &["-t", "-o", "json"]);
     assert_eq!(done.status.code(), Some(6), "{done:?}");
     let mut shown = Vec::new();
     for line in done.out.lines() {
@@ -91,7 +91,7 @@ fn surface_data_directory_of_an_earlier_gateway() {
     assert!(done.status.success(), "{done:?}");
     for name in files(&fixture).iter().filter(|name| name.contains(".log")) {
         let read = |root: &Path| fs::read(root.join(name)).unwrap();
-        assert!(read(&fixture) == read(&world.path("data")), "{name} was changed");
+        assert!(read(&fixture) == read(&workspace.path("data")), "{name} was changed");
     }
-    compare_set("data-files.txt", &files(&world.path("data")));
+    compare_set("data-files.txt", &files(&workspace.path("data")));
 }

@@ -8,7 +8,7 @@ use leasemux::model::id::Instance;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{Cursor, ServiceLogs, ServiceLogsResponse};
 
-use super::world::{LOST_BYTES, World};
+use super::fake_platform::{FakePlatform, LOST_BYTES};
 
 /// Everything that one follower received, in order.
 #[derive(Debug, Default)]
@@ -118,13 +118,19 @@ impl Received {
     /// except for
     /// gaps of exactly the lost size. Returns the number of lost lines.
     #[track_caller]
-    pub(crate) fn ask(&self, world: &World, service: &str, replica: u32, runs: &[(&Instance, usize)]) -> u64 {
+    pub(crate) fn assert_complete(
+        &self,
+        platform: &FakePlatform,
+        service: &str,
+        replica: u32,
+        runs: &[(&Instance, usize)],
+    ) -> u64 {
         let seen = self.of(service, replica);
         let mut lost = 0;
         let produced: Vec<(String, Option<bytes::Bytes>)> = runs
             .iter()
             .flat_map(|(run, from)| {
-                world.produced(run).into_iter().skip(*from).map(|line| (run.to_string(), line))
+                platform.produced(run).into_iter().skip(*from).map(|line| (run.to_string(), line))
             })
             .collect();
         let length = |line: &Option<bytes::Bytes>| line.as_ref().map_or(LOST_BYTES, |line| line.len() as u64);
@@ -171,7 +177,7 @@ impl Received {
     /// gaps of any
     /// size. All lines differ. Returns the number of gaps.
     #[track_caller]
-    pub(crate) fn ask_lines(&self, service: &str, replica: u32, printed: &[String]) -> usize {
+    pub(crate) fn assert_ordered(&self, service: &str, replica: u32, printed: &[String]) -> usize {
         let (mut expected, mut gaps, mut after_gap, mut partial) = (0, 0, false, String::new());
         for seen in self.of(service, replica) {
             match seen {

@@ -24,7 +24,7 @@ const BATCH_LINES: usize = 1_000;
 
 /// The fake platform. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct World(Arc<Shared>);
+pub(crate) struct FakePlatform(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -38,13 +38,13 @@ struct Shared {
     open: Arc<AtomicUsize>,
     /// Ordered restarts, in order, without repeated orders.
     restarts: Mutex<Vec<RestartRequest>>,
-    /// Result of a restart, by replica; [`Comeback::Up`] by default.
-    comebacks: Mutex<HashMap<Replica, Comeback>>,
+    /// Result of a restart, by replica; [`RestartBehavior::Up`] by default.
+    restart_behaviors: Mutex<HashMap<Replica, RestartBehavior>>,
 }
 
 /// Result of a restart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Comeback {
+pub(crate) enum RestartBehavior {
     /// A new run that stays.
     #[default]
     Up,
@@ -84,7 +84,7 @@ enum Printed {
 
 struct Open(Arc<AtomicUsize>);
 
-impl World {
+impl FakePlatform {
     /// Adds a lease with these services. No replica runs yet.
     pub(crate) fn add_lease(&self, lease: &LeaseId, services: &[(&str, u32)]) {
         let mut view = LeaseView::default();
@@ -212,8 +212,8 @@ impl World {
     }
 
     /// Sets the result of restarts of a replica.
-    pub(crate) fn set_comeback(&self, replica: &Replica, comeback: Comeback) {
-        self.0.comebacks.lock().unwrap().insert(replica.clone(), comeback);
+    pub(crate) fn set_restart_behavior(&self, replica: &Replica, behavior: RestartBehavior) {
+        self.0.restart_behaviors.lock().unwrap().insert(replica.clone(), behavior);
     }
 
     fn order_restart(&self, request: RestartRequest) -> Result<(), Error> {
@@ -227,11 +227,11 @@ impl World {
         if newest.as_ref().map(|run| &run.instance) != instance.as_ref() {
             return Err(Error::Conflict("another run has begun".into()));
         }
-        let comeback = self.0.comebacks.lock().unwrap().get(replica).copied().unwrap_or_default();
-        match comeback {
-            Comeback::Unavailable => return Err(Error::Unavailable("marker: not now".into())),
-            Comeback::Broken => return Err(Error::Broken("marker: no".into())),
-            Comeback::Up | Comeback::Crash | Comeback::Never => {}
+        let behavior = self.0.restart_behaviors.lock().unwrap().get(replica).copied().unwrap_or_default();
+        match behavior {
+            RestartBehavior::Unavailable => return Err(Error::Unavailable("marker: not now".into())),
+            RestartBehavior::Broken => return Err(Error::Broken("marker: no".into())),
+            RestartBehavior::Up | RestartBehavior::Crash | RestartBehavior::Never => {}
         }
         let mut restarts = self.0.restarts.lock().unwrap();
         if restarts.contains(&request) {
@@ -240,10 +240,10 @@ impl World {
         if newest.is_some_and(|run| run.end.is_none()) {
             self.end_because(lease, replica, 143, "Restarted", "ContainerCreating");
         }
-        if comeback != Comeback::Never {
+        if behavior != RestartBehavior::Never {
             self.start(lease, replica);
         }
-        if comeback == Comeback::Crash {
+        if behavior == RestartBehavior::Crash {
             self.end(lease, replica, 1);
         }
         restarts.push(request);
@@ -264,7 +264,7 @@ impl World {
     }
 }
 
-impl Platform for World {
+impl Platform for FakePlatform {
     fn name(&self) -> &'static str {
         "fake"
     }
