@@ -4,12 +4,8 @@
 //! follower through a bounded ring. A follower that lags skips lines and receives the exact number that it
 //! lost.
 //!
-//! Modules from top to bottom; each imports only from modules below it: [`serve`] (wiring) · [`edge`]
-//! (sockets, TLS, the service) · [`logs`] (the multiplexer), [`status`] and [`restart`] · [`stream`] (state
-//! shared by a response body and its supervisor) · [`access`] (authentication and trust) and [`platform`]
-//! (what runs, and its logs) · [`sys`] (operating system) · [`model`] (values). Beside them: [`client`]
-//! (command-line client), [`config`] (settings), [`demo`] and [`loss_checker`]. `docs/ARCHITECTURE.md` has
-//! diagrams.
+//! `docs/ARCHITECTURE.md` has diagrams and the order of the modules, which a test checks. Start reading at
+//! [`logs`], the multiplexer.
 
 pub mod access;
 pub mod client;

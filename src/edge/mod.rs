@@ -1,8 +1,8 @@
 //! The network side: sockets, TLS, HTTP/2, the `LeaseRPC` service, the admin port and graceful shutdown.
 //!
-//! A request passes `server` (accept), `admission`, `tls`, `connection` (HTTP/2), `service` (authentication,
-//! quotas, the call) and `response`. Imports point the same way. `stream_supervisor` watches each HTTP/2
-//! stream from outside.
+//! `server` accepts a connection and calls `admission` (limits), `tls` (handshake) and `connection` (HTTP/2) in
+//! turn. `connection` calls `service` for each request: authentication, quotas, the call, `response`.
+//! `stream_supervisor` watches each HTTP/2 stream from outside.
 
 pub mod admin;
 mod admission;

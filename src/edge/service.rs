@@ -360,7 +360,7 @@ impl LeaseService {
             .identity
             .authorize(&request.lease, TokenScope::Restart)?
             .narrow(&mut request.filter)?;
-        // A repeated call starts nothing, so the lease is not looked up.
+        // A repeated call joins or completes the first call's job: no lookup, no quota.
         let known = match self.restarts.find(&request)? {
             Some(job) => Some(job),
             None => self.restarts.adopt_remote(&request).await?,
@@ -381,7 +381,8 @@ impl LeaseService {
             refusal = call.admission.validity.ended() => return Err(refusal.into()),
             () = job.wait(timeout) => {}
         }
-        // Supervised only now: what remains is that the peer takes the answer.
+        // Needs no supervisor before: the `select!` above ends the wait with the credentials, and a drain
+        // finishes the job. From here on, the peer may stall.
         let control = self.open_stream(&call);
         Ok(response::of_message(&job.response(), control))
     }

@@ -24,8 +24,11 @@ use crate::stream::{StreamControl, StreamEnd};
 /// this and the time to notice the revocation.
 const LAST_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Passes the supervision of a call to the executor: hyper calls the service and then, right after it, hands
-/// the stream to the executor.
+/// Passes the supervision of a call to the executor.
+///
+/// The dispatcher creates it for each call ([`Handoff::begin`]). The executor takes the receiver when hyper
+/// gives it the stream. The service sends the [`Supervision`], and the stream's task then ends or drops the
+/// stream. hyper calls the service and then, right after it, hands the stream to the executor.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Handoff(Arc<Mutex<Option<HandoffParts>>>);
 

@@ -35,8 +35,8 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
 
     /// Watches what runs under `lease`.
     ///
-    /// The receiver always holds a complete snapshot, so no change can be missed. The last view of a lease
-    /// that ends says so; a closed channel means the same.
+    /// The receiver holds the newest snapshot, which is complete. A subscriber may skip older ones. The last
+    /// view of a lease that ends is marked as ended; a closed channel means the same.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the lease does not exist here.

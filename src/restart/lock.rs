@@ -55,7 +55,7 @@ impl RestartLock {
             let Some(request) = recorded else {
                 break;
             };
-            tracing::info!(lease = %self.lease, replica = %request.replica, "resuming restart started by another gateway");
+            tracing::info!(lease = %self.lease, replica = %request.replica, "resuming restart recorded in the lock");
             let closed = self.queues.closed.clone();
             let attempt = async {
                 let result = match Attempt::resume(&self.queues, request).await {
@@ -69,7 +69,7 @@ impl RestartLock {
                 () = closed.cancelled() => return Err(SHUTTING_DOWN.to_owned()),
                 outcome = attempt => outcome,
             };
-            tracing::info!(lease = %self.lease, ?outcome, "restart started by another gateway finished");
+            tracing::info!(lease = %self.lease, ?outcome, "recorded restart finished");
             self.record.set_outcome(&outcome);
             self.apply_record(job);
         }

@@ -48,7 +48,8 @@ impl RestartManager {
 
     /// Adopts the job of an earlier call to another gateway with the same id. Outcomes that the other gateway
     /// recorded are kept. Replicas without one are waited for, or restarted here if the other gateway
-    /// stopped.
+    /// stopped. Reads the lock for requests without an id too: if it cannot be read, a request is rejected
+    /// before it uses a quota.
     ///
     /// # Errors
     /// [`Rejection::Alone`] if the restart lock cannot be read: nothing can be restarted now. Otherwise as [`begin`](Self::begin).

@@ -14,7 +14,7 @@ use crate::model::text::truncate;
 use crate::platform::RestartRequest;
 use crate::platform::coordination::PAYLOAD_MAX_BYTES;
 
-/// Remembered calls of one lease: the default quota of restarts per hour.
+/// Remembered calls of one lease: a little more than the default quota of 60 restarts per hour.
 const CALLS_MAX: usize = 64;
 
 /// Longest reason of one replica: a Kubernetes reason and the start of its message.

@@ -14,7 +14,7 @@ use crate::model::metrics::Restarted;
 pub(super) struct RestartWorker {
     queues: Arc<JobQueues>,
     lease: LeaseId,
-    /// `None` if the platform has only one gateway.
+    /// `None` on the local platform, which has only one gateway.
     lock: Option<RestartLock>,
     is_done: bool,
 }

@@ -1,8 +1,8 @@
 //! leasemux from outside: everything over real gRPC.
 //!
-//! Tests with the fake platform of [`support::fake_platform`] use in-memory pipes and paused time. Tests with real
-//! processes and sockets wait for conditions under a generous deadline. No test sleeps, and each test of logs
-//! ends with the loss check.
+//! Tests with the fake platform of [`support::fake_platform`] use in-memory pipes and paused time. Tests with
+//! real processes and sockets wait for conditions under a generous deadline. No test sleeps, and each test of
+//! logs ends with the loss check.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod auth;

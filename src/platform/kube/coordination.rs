@@ -2,8 +2,8 @@
 //! being restarted.
 //!
 //! Each write names the version that it replaces, so of two concurrent writes one fails. An object is owned
-//! by the namespace of its lease, and Kubernetes deletes it with that. Before that, the gateway that wrote
-//! the payload last deletes it an hour later.
+//! by the namespace of its lease, and Kubernetes deletes it with that. While the lease exists, the gateway
+//! that wrote the payload last deletes the object when its content has expired.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

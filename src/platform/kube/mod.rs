@@ -2,8 +2,8 @@
 //! replicas are pods.
 //!
 //! One set of watches over the whole cluster feeds the lease views (`watches`, `store`, `view`).
-//! `replica_index` decides which pod is which replica. Lines come through the API, once per replica (`log`).
-//! A restart deletes a pod. `docs/KUBERNETES.md` lists the pitfalls and how each is handled.
+//! `replica_index` decides which pod is which replica. Lines come through the API (`log`): live lines once per
+//! replica, and each backfill by its own request. A restart deletes a pod. `docs/KUBERNETES.md` lists the pitfalls and how each is handled.
 
 mod akash;
 mod api;
@@ -66,7 +66,7 @@ const REWRITE_EVERY: Duration = Duration::from_secs(60);
 /// Interval at which expired pods and unused views are removed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(5);
 
-/// Interval of checks for lock payloads that have expired, an hour after they were written.
+/// Interval of checks for expired lock payloads.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// Settings of the Kubernetes platform.

@@ -1,9 +1,9 @@
 //! The real program as child processes, in a temporary directory, observed through its outputs.
 //!
-//! No process outlives a [`Workspace`]. Programs are killed on drop, and all processes with the workspace's mark are
-//! killed when the workspace is dropped, also if the test fails. The mark is the workspace's directory: programs run
-//! through a hard link in it. A
-//! shim has no environment and no arguments, and only its path shows its test.
+//! No process outlives a [`Workspace`]. Programs are killed on drop, and all processes with the workspace's
+//! mark are killed when the workspace is dropped, also if the test fails. The mark is the workspace's
+//! directory: programs run through a hard link in it. A shim has no environment and no arguments, and only
+//! its path shows its test.
 
 use std::collections::BTreeMap;
 use std::fs;

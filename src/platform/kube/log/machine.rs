@@ -105,8 +105,7 @@ pub(super) struct Machine {
     /// nothing more was delivered since, the log may have ended there. `None` if something speaks against
     /// that.
     clean_end: Option<(u64, u64)>,
-    /// Whether a response was left before a line of the log was known. Then the log may have been rotated
-    /// unseen.
+    /// Whether a follow ended before its first line. Lines may have been rotated away since.
     unproven: bool,
     /// Pauses left to wait for the API server to report a later run. At 0 the kubelet is no longer asked
     /// which run it serves.

@@ -1,4 +1,4 @@
-//! The end of a response: the log is over, is read on elsewhere, or is requested again.
+//! Decides after a response: the log is finished, the next stage begins, or the log is requested again.
 
 use super::reading::{Misplaced, printable};
 use super::{
