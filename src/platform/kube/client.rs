@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use http::{Request, Response, Uri};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -48,6 +51,9 @@ pub(super) struct Connection {
 
 /// Reports watches that the API server accepts, by the plural of their kind: a watch itself is silent until
 /// something changes.
+///
+/// Also turns a watch that is cut off into an error without a source. kube takes a cause `UnexpectedEof` for a
+/// regular end and watches again at once: without back-off, and without a failure that makes views stale.
 #[derive(Clone)]
 struct WatchObserver<S> {
     inner: S,
@@ -119,11 +125,12 @@ impl<S, B> Service<Request<Body>> for WatchObserver<S>
 where
     S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
     S::Future: Send + 'static,
-    B: Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
 {
-    type Response = S::Response;
+    type Response = Response<UnsyncBoxBody<Bytes, BoxError>>;
     type Error = BoxError;
-    type Future = BoxFuture<'static, Result<S::Response, BoxError>>;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx)
@@ -132,7 +139,11 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let watched = watched(request.uri());
         let answer = self.inner.call(request);
-        let Some(plural) = watched else { return Box::pin(answer) };
+        let Some(plural) = watched else {
+            return Box::pin(
+                async move { Ok(answer.await?.map(|body| body.map_err(Into::into).boxed_unsync())) },
+            );
+        };
         let accepted = Arc::clone(&self.accepted);
         Box::pin(async move {
             let answer = tokio::time::timeout(WATCH_MAX, answer).await;
@@ -140,7 +151,8 @@ where
             if response.status().is_success() {
                 accepted(&plural);
             }
-            Ok(response)
+            let cut_off = |error: B::Error| BoxError::from(format!("watch cut off: {}", error.into()));
+            Ok(response.map(|body| body.map_err(cut_off).boxed_unsync()))
         })
     }
 }
@@ -167,4 +179,50 @@ async fn read(source: &KubeSource) -> Result<Config, Error> {
     Config::from_custom_kubeconfig(kubeconfig, &options)
         .await
         .map_err(|error| unreadable("--kubeconfig or --kube-context", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::TcpListener;
+
+    use futures_util::StreamExt as _;
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::Api;
+    use kube::api::WatchParams;
+
+    use super::*;
+
+    /// Answers one request with the head of a chunked response, and closes the connection.
+    fn cut_off_one_response(listener: TcpListener) {
+        let (mut socket, _) = listener.accept().unwrap();
+        let mut request = BufReader::new(socket.try_clone().unwrap());
+        let mut line = String::new();
+        while request.read_line(&mut line).unwrap() > "\r\n".len() {
+            line.clear();
+        }
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+        socket.write_all(head.as_bytes()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn watch_that_is_cut_off_is_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(|| cut_off_one_response(listener));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let kubeconfig = serde_json::json!({
+            "clusters": [{ "name": "a", "cluster": { "server": format!("http://{address}") } }],
+            "users": [{ "name": "a", "user": {} }],
+            "contexts": [{ "name": "a", "context": { "cluster": "a", "user": "a" } }],
+            "current-context": "a",
+        });
+        serde_json::to_writer(file.as_file(), &kubeconfig).unwrap();
+        let source = KubeSource::File { file: file.path().to_owned(), context: None };
+        let Connection { client, .. } = connect(&source, |_| {}).await.unwrap();
+        let events = Api::<Pod>::all(client).watch(&WatchParams::default(), "0").await.unwrap();
+        let event = std::pin::pin!(events).next().await.expect("an error, and not a regular end");
+        assert!(event.unwrap_err().to_string().contains("watch cut off"));
+        server.join().unwrap();
+    }
 }
