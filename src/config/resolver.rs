@@ -224,8 +224,11 @@ impl<'a> Resolver<'a> {
 
     /// Returns the origin of the value of `id`. An empty variable counts as not set.
     fn origin(&self, id: &str) -> Origin {
+        // One empty text. The text `,` of a list is split into two: it is set, and is rejected because it names
+        // nothing. Taken for not set, a token without scopes would have full access.
         let is_empty = |given: &ArgMatches| {
-            given.try_get_raw(id).ok().flatten().is_none_or(|mut texts| texts.all(OsStr::is_empty))
+            let mut texts = given.try_get_raw(id).ok().flatten().into_iter().flatten();
+            texts.next().is_none_or(OsStr::is_empty) && texts.next().is_none()
         };
         match self.definition(id).and_then(|_| self.given.value_source(id)) {
             Some(ValueSource::CommandLine) => Origin::CommandLine,

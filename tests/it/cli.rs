@@ -172,6 +172,19 @@ fn empty_service_name_is_a_usage_error() {
 }
 
 #[test]
+fn scope_variable_without_a_scope_is_a_usage_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenant = dir.path().join("tenant");
+    let tenant = tenant.to_str().unwrap();
+    assert!(leasemux(&["identity", "new", "--dir", tenant], &[]).status.success());
+    // Without scopes, the token would have full access.
+    for commas in [",", ",,", " , "] {
+        let text = usage_error(&["token", "new", "--identity", tenant], &[("LEASEMUX_SCOPE", commas)]);
+        assert!(text.contains("(from LEASEMUX_SCOPE): holds no value"), "{text}");
+    }
+}
+
+#[test]
 fn flag_overrides_variable_of_conflicting_flag() {
     let dir = tempfile::tempdir().unwrap();
     let (tenant, trusted) = (dir.path().join("tenant"), dir.path().to_str().unwrap());
