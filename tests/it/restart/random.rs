@@ -131,7 +131,7 @@ impl Scenario {
         match action {
             Action::Call { replicas, id } => self.call(&replicas, id),
             Action::RestartBehavior { replica, behavior } => {
-                self.platform.set_restart_behavior(&web(replica), behavior)
+                self.platform.set_restart_behavior(&web(replica), behavior);
             }
             Action::Crash { replica } => {
                 if self.view().replica(&web(replica)).unwrap().present().is_some() {
