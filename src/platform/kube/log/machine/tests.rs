@@ -83,7 +83,8 @@ impl Server {
     fn print(&mut self, count: usize, step: i64) {
         for _ in 0..count {
             let time = self.log.last().map_or(1_000_000_000_000, |(time, _)| *time) + step;
-            self.log.push((time, format!("line {}", self.log.len())));
+            // Of one width, so that a number that is cut off is not an earlier one.
+            self.log.push((time, format!("line {:06}", self.log.len())));
         }
     }
 
@@ -190,7 +191,8 @@ impl Received {
             // Between two gaps, the number itself may be cut off.
             let is_between_gaps =
                 self.gaps_before.contains(&index) && self.gaps_before.contains(&(index + 1));
-            let cut = || (expected..printed.len()).find(|at| printed[*at].1.starts_with(line));
+            let is_cut_of = |text: &str| line.len() < text.len() && text.starts_with(line);
+            let cut = || (expected..printed.len()).find(|at| is_cut_of(&printed[*at].1));
             if at < expected
                 && is_between_gaps
                 && let Some(cut) = cut()
@@ -451,9 +453,9 @@ fn unfinished_line_is_delivered_once_across_a_cut() {
     scenario.send(true);
     assert!(scenario.machine.holds_unfinished());
     scenario.on(Event::Unfinished);
-    // The beginning of "line 3".
+    // The beginning of "line 000003".
     let at = scenario.received.last.unwrap();
-    assert_eq!((scenario.received.lines.len(), at.offset), (3, 5));
+    assert_eq!((scenario.received.lines.len(), at.offset), (3, 10));
     scenario.on(Event::Broken("cut off".into()));
     scenario.end();
     scenario.received.check(&scenario.server.log);
@@ -477,7 +479,7 @@ fn cut_after_rotation(known: usize, step: i64, interrupt: fn(&mut Scenario)) -> 
     scenario.server.print(1, step);
     scenario.send(true);
     scenario.on(Event::Unfinished);
-    assert_eq!((scenario.received.lines.len(), scenario.received.partial.as_str()), (known, "line "));
+    assert_eq!((scenario.received.lines.len(), scenario.received.partial.as_str()), (known, "line 00000"));
     interrupt(&mut scenario);
     scenario
 }
@@ -510,7 +512,7 @@ fn partial_line_still_unfinished_in_new_file_is_continued() {
         scenario.op(&Op::Break(false, false));
         scenario.end();
         scenario.received.check(&scenario.server.log);
-        assert_eq!(scenario.received.lines, ["line 0", "line 1"]);
+        assert_eq!(scenario.received.lines, ["line 000000", "line 000001"]);
     }
 }
 
@@ -519,9 +521,9 @@ fn partial_line_rotated_away_is_ended_before_gap() {
     for interrupt in INTERRUPTIONS {
         // Another time; the same time and beginning, which cannot be told apart; no line.
         for (printed, step, expected) in [
-            (1, 1, &["line 0", "line", "line 2"][..]),
-            (1, 0, &["line 0", "line 2"]),
-            (0, 0, &["line 0", "line"]),
+            (1, 1, &["line 000000", "line 00000", "line 000002"][..]),
+            (1, 0, &["line 000000", "line 000002"]),
+            (0, 0, &["line 000000", "line 00000"]),
         ] {
             let mut scenario = cut_after_rotation(1, 1, interrupt);
             scenario.server.file = scenario.server.log.len();
@@ -538,7 +540,7 @@ fn partial_line_rotated_away_is_ended_before_gap() {
         scenario.end();
         assert_eq!(
             (scenario.received.lines, scenario.received.gaps_before),
-            (vec!["line 0".into(), "line".into(), "another line".into()], vec![2])
+            (vec!["line 000000".into(), "line 00000".into(), "another line".into()], vec![2])
         );
     }
 }
