@@ -224,8 +224,8 @@ impl<'a> Resolver<'a> {
 
     /// Returns the origin of the value of `id`. An empty variable counts as not set.
     fn origin(&self, id: &str) -> Origin {
-        // One empty text. The text `,` of a list is split into two: it is set, and is rejected because it names
-        // nothing. Taken for not set, a token without scopes would have full access.
+        // Only one empty text counts as not set. The text `,` of a list is split into two: it is rejected,
+        // because it names nothing. If it counted as not set, a token without scopes would have full access.
         let is_empty = |given: &ArgMatches| {
             let mut texts = given.try_get_raw(id).ok().flatten().into_iter().flatten();
             texts.next().is_none_or(OsStr::is_empty) && texts.next().is_none()

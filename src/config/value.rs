@@ -182,31 +182,18 @@ pub(super) fn lease_and_sdl(text: &str) -> Result<(LeaseId, PathBuf), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn check<T: PartialEq + std::fmt::Debug>(
-        parse: impl Fn(&str) -> Result<T, String>,
-        good: &[(&str, T)],
-        bad: &[&str],
-    ) {
-        for (text, value) in good {
-            assert_eq!(parse(text).as_ref(), Ok(value), "{text}");
-        }
-        for text in bad {
-            let error = parse(text).expect_err(text);
-            assert!(error.contains("must be"), "{text}: {error}");
-        }
-    }
+    use crate::model::parse::check_parser;
 
     #[test]
     fn tails() {
         let lines = [("0", Some(0)), ("100", Some(100)), ("all", None), ("-1", None)];
-        check(tail, &lines, &["", "-2", "1.5", "ALL", "99999999999999999999"]);
+        check_parser(tail, &lines, &["", "-2", "1.5", "ALL", "99999999999999999999"]);
     }
 
     #[test]
     fn networks() {
         let net = |text: &str| text.parse::<IpNet>().unwrap();
-        check(
+        check_parser(
             network,
             &[
                 ("10.0.0.0/8", net("10.0.0.0/8")),
@@ -221,7 +208,7 @@ mod tests {
 
     #[test]
     fn addresses() {
-        check(
+        check_parser(
             listen_address,
             &[
                 ("127.0.0.1:8446", SocketAddr::from(([127, 0, 0, 1], 8446))),
@@ -230,7 +217,7 @@ mod tests {
             &["", "127.0.0.1", ":8446", "8446", "127.0.0.1:99999", "127.0.0.1:http"],
         );
         let uri = |text: &str| text.parse::<Uri>().unwrap();
-        check(
+        check_parser(
             gateway,
             &["https://127.0.0.1:8446", "https://[::1]:1", "https://gw.example.com", "https://gw:1/"]
                 .map(|t| (t, uri(t))),
@@ -250,12 +237,12 @@ mod tests {
                 "https://h:http",
             ],
         );
-        check(
+        check_parser(
             node,
             &["http://127.0.0.1:9090", "https://[::1]:1", "https://node.example.com"].map(|t| (t, uri(t))),
             &["", "node:9090", "ftp://node", "http://", "https://h/path", "http://u@h"],
         );
-        check(
+        check_parser(
             hostname,
             &[
                 ("Gateway.example.com", "gateway.example.com".to_owned()),

@@ -1,7 +1,7 @@
 //! The network side: sockets, TLS, HTTP/2, the `LeaseRPC` service, the admin port and graceful shutdown.
 //!
-//! `server` accepts a connection and calls `admission` (limits), `tls` (handshake) and `connection` (HTTP/2) in
-//! turn. `connection` calls `service` for each request: authentication, quotas, the call, `response`.
+//! `server` accepts a connection and calls `admission` (limits), `tls` (handshake) and `connection` (HTTP/2)
+//! in turn. `connection` calls `service` for each request: authentication, quotas, the call, `response`.
 //! `stream_supervisor` watches each HTTP/2 stream from outside.
 
 pub mod admin;

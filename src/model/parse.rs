@@ -85,28 +85,30 @@ fn show_size(bytes: u64) -> String {
     unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
+/// Asserts that `parse` accepts the good texts with these values, and rejects the bad ones with a hint.
+#[cfg(test)]
+pub(crate) fn check_parser<T: PartialEq + std::fmt::Debug>(
+    parse: impl Fn(&str) -> Result<T, String>,
+    good: &[(&str, T)],
+    bad: &[&str],
+) {
+    for (text, value) in good {
+        assert_eq!(parse(text).as_ref(), Ok(value), "{text}");
+    }
+    for text in bad {
+        let error = parse(text).expect_err(text);
+        assert!(error.contains("must be"), "{text}: {error}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check<T: PartialEq + std::fmt::Debug>(
-        parse: impl Fn(&str) -> Result<T, String>,
-        good: &[(&str, T)],
-        bad: &[&str],
-    ) {
-        for (text, value) in good {
-            assert_eq!(parse(text).as_ref(), Ok(value), "{text}");
-        }
-        for text in bad {
-            let error = parse(text).expect_err(text);
-            assert!(error.contains("must be"), "{text}: {error}");
-        }
-    }
-
     #[test]
     fn durations() {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
-        check(
+        check_parser(
             duration(Duration::ZERO..=s(3600)),
             &[("0", s(0)), ("5ms", ms(5)), ("10s", s(10)), ("5m", s(300)), ("1m30s", s(90)), ("1h", s(3600))],
             &["", "5", "-5s", "5 parsecs", "61m", "5s ago", "1e3s"],
@@ -116,7 +118,7 @@ mod tests {
 
     #[test]
     fn sizes() {
-        check(
+        check_parser(
             size::<u64>(0..=1 << 30),
             &[
                 ("0", 0),

@@ -52,7 +52,8 @@ impl RestartManager {
     /// before it uses a quota.
     ///
     /// # Errors
-    /// [`Rejection::Alone`] if the restart lock cannot be read: nothing can be restarted now. Otherwise as [`begin`](Self::begin).
+    /// [`Rejection::Alone`] if the restart lock cannot be read: nothing can be restarted now. Otherwise as
+    /// [`begin`](Self::begin).
     pub async fn adopt_remote(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, Rejection> {
         let Some(locks) = self.queues.platform.lease_locks() else {
             return Ok(None);

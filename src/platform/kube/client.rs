@@ -52,8 +52,9 @@ pub(super) struct Connection {
 /// Reports watches that the API server accepts, by the plural of their kind: a watch itself is silent until
 /// something changes.
 ///
-/// Also turns a watch that is cut off into an error without a source. kube takes a cause `UnexpectedEof` for a
-/// regular end and watches again at once: without back-off, and without a failure that makes views stale.
+/// Also turns a watch that is cut off into an error without a source. kube treats the cause `UnexpectedEof`
+/// as a regular end and watches again at once: without back-off, and without a failure that makes views
+/// stale.
 #[derive(Clone)]
 struct WatchObserver<S> {
     inner: S,

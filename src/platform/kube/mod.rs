@@ -2,8 +2,9 @@
 //! replicas are pods.
 //!
 //! One set of watches over the whole cluster feeds the lease views (`watches`, `store`, `view`).
-//! `replica_index` decides which pod is which replica. Lines come through the API (`log`): live lines once per
-//! replica, and each backfill by its own request. A restart deletes a pod. `docs/KUBERNETES.md` lists the pitfalls and how each is handled.
+//! `replica_index` decides which pod is which replica. Lines come through the API (`log`): live lines once
+//! per replica, and each backfill by its own request. A restart deletes a pod. `docs/KUBERNETES.md` lists
+//! the pitfalls and how each is handled.
 
 mod akash;
 mod api;
