@@ -266,7 +266,7 @@ mod tests {
     /// quota.
     #[test]
     fn docs_limits_lists_every_limit_with_its_default() {
-        let page = include_str!("../../docs/LIMITS.md");
+        let page = include_str!("../docs/LIMITS.md");
         let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `--")).collect();
         let mut expected = Vec::new();
         each_command(&mut |path, command| {

@@ -16,7 +16,7 @@ pub mod actor;
 pub mod actors;
 mod ambiguity;
 pub(crate) mod backfill;
-pub mod backfill_limits;
+pub(crate) mod backfill_limits;
 pub(crate) mod body;
 pub mod chunk;
 pub mod frame;

@@ -77,7 +77,7 @@ pub struct Tally {
     /// Lines reported as lost.
     pub lost_lines: u64,
     /// Bytes reported as lost.
-    pub lost_bytes: u64,
+    pub(crate) lost_bytes: u64,
 }
 
 /// First violation in a replica's log.
@@ -121,7 +121,6 @@ struct Replica {
     lines: [Option<PartialLine>; 3],
 }
 
-/// Unfinished line.
 #[derive(Debug, Default)]
 struct PartialLine {
     /// Start of the line.

@@ -277,7 +277,6 @@ fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpSocket, ServeError
     bind().map_err(|source| ServeError::Listen { flag, address, source })
 }
 
-/// Starts to listen.
 fn listen(flag: &'static str, socket: TcpSocket) -> Result<TcpListener, ServeError> {
     let address = socket.local_addr().map_err(internal)?;
     socket.listen(BACKLOG).map_err(|source| ServeError::Listen { flag, address, source })

@@ -17,13 +17,13 @@ use crate::access::refusal::Refusal;
 use crate::model::id::Replica;
 use crate::model::quota::Exceeded;
 
-pub mod gated_poll;
+pub(crate) mod gated_poll;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Observes and ends a running stream.
 #[derive(Debug)]
-pub struct StreamControl {
+pub(crate) struct StreamControl {
     /// Why the stream must end, once it must.
     end: OnceLock<StreamEnd>,
     id: u64,
@@ -40,7 +40,7 @@ pub struct StreamControl {
 
 /// Why a stream ends.
 #[derive(Clone, Debug)]
-pub enum StreamEnd {
+pub(crate) enum StreamEnd {
     /// The request was fulfilled.
     Complete,
     /// The lease has ended.
@@ -62,7 +62,7 @@ pub type Parts = SmallVec<[Bytes; 1]>;
 
 /// Messages for HTTP/2, as one data frame of shared bytes.
 #[derive(Debug)]
-pub struct Messages {
+pub(crate) struct Messages {
     /// Parts before `first` were taken, and are empty.
     parts: Parts,
     first: usize,
@@ -74,7 +74,7 @@ pub struct Messages {
 
 impl StreamControl {
     /// Creates the control of a stream that opens now, with an id that is unique in this process.
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             end: OnceLock::new(),
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -88,27 +88,27 @@ impl StreamControl {
     }
 
     /// Asks the stream to end. Later calls have no effect. Does not wake the stream's task: the caller must.
-    pub fn end(&self, end: StreamEnd) {
+    pub(crate) fn end(&self, end: StreamEnd) {
         let _ = self.end.set(end);
     }
 
     /// Returns why the stream must end, if it must.
-    pub fn end_requested(&self) -> Option<StreamEnd> {
+    pub(crate) fn end_requested(&self) -> Option<StreamEnd> {
         self.end.get().cloned()
     }
 
     /// Returns the id that the log and the admin port show.
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
     /// Returns the peer address, if known.
-    pub fn peer(&self) -> Option<SocketAddr> {
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.peer.get().copied()
     }
 
     /// Sets the peer address. Later calls have no effect.
-    pub fn set_peer(&self, address: Option<SocketAddr>) {
+    pub(crate) fn set_peer(&self, address: Option<SocketAddr>) {
         if let Some(address) = address {
             let _ = self.peer.set(address);
         }
@@ -116,22 +116,22 @@ impl StreamControl {
 
     /// Marks the stream as admitted: it was sent a message, or a log is read for it. No quota rejects it from
     /// now on.
-    pub fn mark_admitted(&self) {
+    pub(crate) fn mark_admitted(&self) {
         self.admitted.store(true, Ordering::Relaxed);
     }
 
     /// Whether [`StreamControl::mark_admitted`] was called.
-    pub fn is_admitted(&self) -> bool {
+    pub(crate) fn is_admitted(&self) -> bool {
         self.admitted.load(Ordering::Relaxed)
     }
 
     /// Returns how many bytes HTTP/2 holds because the peer does not take them.
-    pub fn unsent_bytes(&self) -> u64 {
+    pub(crate) fn unsent_bytes(&self) -> u64 {
         self.unsent_bytes.load(Ordering::Relaxed)
     }
 
     /// Returns how long the peer has taken nothing; zero if nothing is unsent.
-    pub fn stalled(&self) -> Duration {
+    pub(crate) fn stalled(&self) -> Duration {
         if self.unsent_bytes() == 0 {
             return Duration::ZERO;
         }
@@ -140,7 +140,7 @@ impl StreamControl {
     }
 
     /// Waits until nothing is unsent.
-    pub fn poll_drained(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_drained(&self, cx: &mut Context<'_>) -> Poll<()> {
         // Registered before the check, or a change in between would not wake the task.
         self.drained.register(cx.waker());
         if self.unsent_bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
@@ -162,7 +162,7 @@ impl StreamControl {
 
 impl Messages {
     /// Creates the next frame of a stream. Its bytes count as unsent until they are taken or dropped.
-    pub fn new(parts: Parts, control: Arc<StreamControl>) -> Self {
+    pub(crate) fn new(parts: Parts, control: Arc<StreamControl>) -> Self {
         let remaining = parts.iter().map(Bytes::len).sum();
         control.record_progress();
         control.unsent_bytes.fetch_add(remaining as u64, Ordering::Relaxed);

@@ -31,7 +31,7 @@ impl AccountKey {
     ///
     /// # Errors
     /// [`KeyError`] for any other form, and for a point that is not on the curve.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, KeyError> {
         if bytes.len() != KEY_BYTES {
             return Err(KeyError);
         }

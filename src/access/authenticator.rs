@@ -50,7 +50,7 @@ pub struct Denial {
     /// The reason.
     pub refusal: Refusal,
     /// The owner that the credential names, if it could be read. Unproven: for the log only.
-    pub claimed: Option<Owner>,
+    pub(crate) claimed: Option<Owner>,
 }
 
 /// How long a credential is valid: until it expires or loses its trust.
@@ -83,14 +83,14 @@ impl Authenticator {
 
     /// Limits the lifetime of tokens, from `nbf` to `exp`.
     #[must_use]
-    pub fn with_token_lifetime(mut self, max: Duration) -> Self {
+    pub(crate) fn with_token_lifetime(mut self, max: Duration) -> Self {
         self.token_lifetime_max = max;
         self
     }
 
     /// Restricts callers to leases of `provider`; `None` = any.
     #[must_use]
-    pub fn with_provider(mut self, provider: Option<Address>) -> Self {
+    pub(crate) fn with_provider(mut self, provider: Option<Address>) -> Self {
         self.provider = provider;
         self
     }
@@ -130,7 +130,7 @@ impl Authenticator {
 
     /// Returns whether the certificate of `peer` is well-formed, valid at `now` and trusted. Queries the
     /// trust source only if it does not have the answer in memory and `may_ask` allows it. Cancel safe.
-    pub async fn trusts(&self, peer: &Peer, now: LogTime, may_ask: impl FnOnce() -> bool) -> bool {
+    pub(crate) async fn trusts(&self, peer: &Peer, now: LogTime, may_ask: impl FnOnce() -> bool) -> bool {
         let Some(Ok(certificate)) = &peer.certificate else {
             return false;
         };

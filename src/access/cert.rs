@@ -110,7 +110,7 @@ impl TenantCertificate {
     ///
     /// # Errors
     /// The first check that failed, in the module's order.
-    pub fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, Refusal> {
+    pub(crate) fn from_chain(chain: &[CertificateDer<'_>]) -> Result<Self, Refusal> {
         match chain {
             [] => Err(Refusal::NoCredentials),
             [one] => Self::from_der(one),

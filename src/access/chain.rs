@@ -56,13 +56,13 @@ use crate::model::time::LogTime;
 
 /// For how long an answer is used without confirmation, so for how long a revoked certificate may work. A
 /// thousand tenants then cause some 17 queries a second.
-pub const CONFIRMED_FOR: Duration = Duration::from_secs(60);
+pub(crate) const CONFIRMED_FOR: Duration = Duration::from_secs(60);
 
 /// For how long a negative answer is used: the longest wait after publishing a certificate.
-pub const REFUSED_FOR: Duration = Duration::from_secs(5);
+pub(crate) const REFUSED_FOR: Duration = Duration::from_secs(5);
 
 /// Delay before a failed query for an item is repeated.
-pub const RETRY_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Maximum of found items, in memory and on disk. Each takes a kilobyte, and a file of one.
 const ENTRIES_MAX: usize = 8_192;

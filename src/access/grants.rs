@@ -79,7 +79,7 @@ pub struct Identity {
 
 /// The services of one lease on which a caller has a scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Services {
+pub(crate) enum Services {
     /// All services, now and later.
     All,
     /// These services, whether they exist or not.
@@ -193,7 +193,7 @@ impl Identity {
     /// [`Refusal::NotYours`] for another owner's lease, existing or not; [`Refusal::OtherProvider`] for one
     /// that is not served here; [`Refusal::LeaseNotGranted`], [`Refusal::ScopeNotGranted`] or
     /// [`Refusal::ServiceNotGranted`] if the token does not grant it.
-    pub fn authorize(&self, lease: &LeaseId, scope: TokenScope) -> Result<Services, Refusal> {
+    pub(crate) fn authorize(&self, lease: &LeaseId, scope: TokenScope) -> Result<Services, Refusal> {
         if *lease.owner() != self.owner {
             return Err(Refusal::NotYours);
         }

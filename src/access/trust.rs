@@ -20,7 +20,7 @@ use crate::model::id::Owner;
 pub type Certificate = Arc<[u8]>;
 
 /// The answer of a trust source, once it is there.
-pub type TrustFuture<'a, T = Certificate> = BoxFuture<'a, Result<TrustAnswer<T>, Unavailable>>;
+pub(crate) type TrustFuture<'a, T = Certificate> = BoxFuture<'a, Result<TrustAnswer<T>, Unavailable>>;
 
 /// A source of trust. One instance serves all calls.
 pub trait Trust: fmt::Debug + Send + Sync + 'static {
@@ -51,7 +51,7 @@ pub trait Trust: fmt::Debug + Send + Sync + 'static {
 
 /// Several sources, asked in order until one trusts. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct AnyOf(pub Vec<Arc<dyn Trust>>);
+pub(crate) struct AnyOf(pub Vec<Arc<dyn Trust>>);
 
 /// A source's answer.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ pub struct TrustedItem<T = Certificate> {
 
 /// Signals the end of trust to all clones. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct RevocationSignal(Arc<RevocationState>);
+pub(crate) struct RevocationSignal(Arc<RevocationState>);
 
 #[derive(Debug, Default)]
 struct RevocationState {

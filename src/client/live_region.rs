@@ -89,7 +89,6 @@ impl<'a> LiveRegion<'a> {
         self.out.flush()
     }
 
-    /// Erases the region.
     pub(super) fn clear(&mut self) -> io::Result<()> {
         self.erase()?;
         self.out.flush()

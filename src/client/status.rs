@@ -26,7 +26,6 @@ use crate::model::time::LogTime;
 /// Interval of redrawing ages on a terminal.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Prints status responses.
 struct StatusPrinter<'a> {
     region: LiveRegion<'a>,
     form: Form,

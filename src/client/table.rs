@@ -14,7 +14,6 @@ const COLUMN_SPACE: usize = 2;
 
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
-/// Lines in columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
     head: Vec<&'static str>,

@@ -29,7 +29,6 @@ const PEM_MAX_BYTES: u64 = 1024 * 1024;
 /// Application protocol of gRPC.
 pub(super) const ALPN: &[u8] = b"h2";
 
-/// Verifies gateway certificates.
 #[derive(Debug)]
 struct Verifier {
     /// `None` trusts any certificate.

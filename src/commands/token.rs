@@ -11,7 +11,6 @@ use leasemux::model::time::LogTime;
 /// The exit code, and the reason.
 pub(crate) type Failure = (Exit, String);
 
-/// Signs a token.
 pub(crate) fn new(config: &TokenNewConfig) -> Result<String, Failure> {
     let request = TokenRequest {
         scopes: &config.scopes,

@@ -41,7 +41,7 @@ pub struct LogsConfig {
     pub target: Target,
     /// The services and replicas.
     #[command(flatten)]
-    pub selection: Selection,
+    pub(crate) selection: Selection,
     /// Continue with new lines, through restarts and disconnects
     #[arg(short, long)]
     pub follow: bool,
@@ -87,7 +87,7 @@ pub struct StatusConfig {
     pub target: Target,
     /// The services and replicas.
     #[command(flatten)]
-    pub selection: Selection,
+    pub(crate) selection: Selection,
     /// Print every change, through disconnects
     #[arg(short, long)]
     pub follow: bool,
@@ -112,7 +112,7 @@ pub struct RestartConfig {
     pub target: Target,
     /// The services and replicas.
     #[command(flatten)]
-    pub selection: Selection,
+    pub(crate) selection: Selection,
     /// Restart all services of the lease, instead of --service
     #[arg(long)]
     pub all: bool,

@@ -171,9 +171,9 @@ pub struct ServeConfig {
     /// The gateway's certificate and its key; `None` = generate them.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// The certificate of an authority for the public host names, and its key; `None` = use `tls`.
-    pub ca_tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) ca_tls: Option<(PathBuf, PathBuf)>,
     /// Host names of the gateway, for the generated certificate.
-    pub public_hostnames: Vec<String>,
+    pub(crate) public_hostnames: Vec<String>,
     /// Settings of the local platform.
     pub local: LocalOptions,
     /// Proxies whose PROXY protocol headers are trusted.
@@ -181,9 +181,9 @@ pub struct ServeConfig {
     /// The limits.
     pub limits: Limits,
     /// Format of the log.
-    pub log_format: LogFormat,
+    pub(crate) log_format: LogFormat,
     /// Log levels: directives of `tracing_subscriber::EnvFilter`.
-    pub log_filter: String,
+    pub(crate) log_filter: String,
     /// Whether to stop when standard input ends.
     pub lifeline: bool,
 }

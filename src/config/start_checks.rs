@@ -41,7 +41,7 @@ pub struct ClusterAccess<'a> {
 
 impl StartChecks {
     /// Checks that find nothing wrong.
-    pub const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         sdl: |_| Ok(()),
         certificate: |_, _| Ok(()),
         authorities: |_| Ok(()),

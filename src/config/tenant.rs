@@ -73,7 +73,7 @@ pub enum MnemonicSource {
 pub struct DemoConfig {
     /// Duration; default: until Ctrl-C
     #[arg(long = "for", value_name = "TIME", value_parser = duration(DEMO))]
-    pub duration: Option<Duration>,
+    pub(crate) duration: Option<Duration>,
     /// Number of additional followers, which count and check
     #[arg(long, value_name = "N", default_value = "0", value_parser = number(0..=FOLLOWERS_MAX))]
     pub followers: usize,

@@ -102,7 +102,6 @@ impl Admin {
         }
     }
 
-    /// Answers one request.
     async fn serve_connection(&self, io: impl AsyncRead + AsyncWrite + Unpin) {
         let service = service_fn(|request| {
             let response = self.answer(&request);

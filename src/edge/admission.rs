@@ -26,7 +26,6 @@ use crate::model::rate::{Bucket, Rate};
 /// log.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Admits connections.
 #[derive(Debug)]
 pub(super) struct AdmissionLayer {
     connections: Arc<Semaphore>,
@@ -38,7 +37,6 @@ pub(super) struct AdmissionLayer {
     logs: Mutex<Vec<RejectionLog>>,
 }
 
-/// An admitted connection.
 #[derive(Debug)]
 pub(super) struct Admitted {
     /// Its address; behind a trusted proxy, the one that the proxy names.

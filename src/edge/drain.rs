@@ -79,7 +79,7 @@ impl Drain {
     }
 
     /// Returns whether a client polled readiness within `period`.
-    pub fn was_polled_within(&self, period: Duration) -> bool {
+    pub(crate) fn was_polled_within(&self, period: Duration) -> bool {
         self.last_poll.lock().is_some_and(|polled| polled.elapsed() <= period)
     }
 
@@ -117,7 +117,7 @@ impl Drain {
 
     /// Runs the future that `task` creates while at least one connection is open, and drops it otherwise. A
     /// periodic task then does not wake an idle gateway.
-    pub async fn while_open<F: Future<Output = ()>>(&self, task: impl Fn() -> F) {
+    pub(crate) async fn while_open<F: Future<Output = ()>>(&self, task: impl Fn() -> F) {
         let mut any = self.connections.lock().any.subscribe();
         // Fails only when the sender is dropped, and `self` keeps it.
         while any.wait_for(|any| *any).await.is_ok() {

@@ -89,7 +89,7 @@ impl CallError {
     }
 
     /// Returns the status for the caller.
-    pub fn to_status(&self) -> Status {
+    pub(crate) fn to_status(&self) -> Status {
         match self {
             Self::BadRequest { field, description } => bad_request(field, description),
             Self::Refused(refusal) => refused(*refusal),

@@ -52,7 +52,6 @@ const TRUST_RETRY: Duration = Duration::from_secs(1);
 /// The peer of one connection, as its calls need it. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionInfo {
-    /// The client certificate.
     pub(super) peer: Peer,
     /// The peer's address, if it is known.
     pub(super) address: Option<SocketAddr>,
@@ -75,7 +74,6 @@ pub struct LeaseService {
     drain: Drain,
 }
 
-/// One authenticated call.
 struct Call<'a> {
     admission: Admission,
     supervisor: &'a SupervisorHandle,

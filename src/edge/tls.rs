@@ -8,7 +8,7 @@
 use std::io;
 use std::path::PathBuf;
 
-pub mod cert_reload;
+pub(crate) mod cert_reload;
 pub mod config;
 pub mod generate;
 pub mod stream;

@@ -93,7 +93,6 @@ struct Failures {
     delays: Option<ExponentialBackoff>,
 }
 
-/// What to read.
 #[derive(Clone, Debug)]
 pub(crate) struct BackfillParams {
     pub(crate) context: ActorContext,

@@ -27,7 +27,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Issues permits and throttles. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct BackfillLimiter(Arc<Shared>);
+pub(crate) struct BackfillLimiter(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -58,7 +58,7 @@ enum LimitScope<'a> {
 
 impl BackfillLimiter {
     /// Creates a limiter with the permits and rates of `limits`.
-    pub fn new(limits: &QuotaLimits) -> Self {
+    pub(crate) fn new(limits: &QuotaLimits) -> Self {
         let rate = |bytes: u64| (bytes > 0).then(|| Rate::new(bytes, Duration::from_secs(1)));
         let rate_per_owner = rate(limits.history_bytes_per_second_per_owner);
         Self(Arc::new(Shared {

@@ -20,7 +20,7 @@ pub struct Chunk {
     /// Bytes of the lines, back to back.
     pub data: Bytes,
     /// One per line; a single one for a piece of a line.
-    pub line_ends: Box<[LineEnd]>,
+    pub(crate) line_ends: Box<[LineEnd]>,
     /// Whether it continues a line that earlier pieces began.
     pub continues: bool,
     /// Position before it.
@@ -31,7 +31,7 @@ pub struct Chunk {
 
 /// End of a line in a chunk, with the line's attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LineEnd {
+pub(crate) struct LineEnd {
     /// Offset in the chunk's data of the byte after the line: at most [`CHUNK_MAX_BYTES`].
     pub end: u32,
     /// Time of the line.
@@ -57,12 +57,12 @@ pub struct Chunker {
 impl Chunk {
     /// Whether it is a single line or piece that must not be grouped with others, since positions within it
     /// count bytes.
-    pub fn is_piece(&self) -> bool {
+    pub(crate) fn is_piece(&self) -> bool {
         !self.start.at_line_start() || !self.end.at_line_start() || self.continues
     }
 
     /// Whether a later chunk continues its line.
-    pub fn is_unfinished(&self) -> bool {
+    pub(crate) fn is_unfinished(&self) -> bool {
         !self.end.at_line_start()
     }
 
@@ -135,7 +135,7 @@ impl Chunk {
     }
 
     /// Returns the chunk without its first `count` lines; `None` if it has no other lines.
-    pub fn without_lines(&self, count: usize) -> Option<Self> {
+    pub(crate) fn without_lines(&self, count: usize) -> Option<Self> {
         let skipped = self.line_ends.get(..count).filter(|skipped| skipped.len() < self.line_ends.len())?;
         let start = skipped.iter().fold(self.start, |at, line| at.after_line(line.time));
         Some(self.lines_from(count, start))
@@ -184,7 +184,7 @@ impl Chunker {
     }
 
     /// Continues at `position`, after a gap. No line may be pending.
-    pub fn skip_to(&mut self, position: Position) {
+    pub(crate) fn skip_to(&mut self, position: Position) {
         debug_assert!(self.is_empty());
         (self.start, self.end) = (position, position);
     }

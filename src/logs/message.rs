@@ -57,7 +57,6 @@ impl Message {
         Self { position, gap: Some(gap), ..Self::bare(bytes) }
     }
 
-    /// Encodes an event.
     pub(crate) fn of_event(replica: &Replica, event: &Event) -> Self {
         Self::bare(frame::event(replica, event))
     }

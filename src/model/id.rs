@@ -16,7 +16,7 @@ const ADDRESS_PREFIX: &str = "akash";
 const ADDRESS_BYTES: [usize; 2] = [20, 32];
 
 /// Maximum length of a service name: Akash uses it as a Kubernetes DNS label.
-pub const SERVICE_NAME_MAX_BYTES: usize = 63;
+pub(crate) const SERVICE_NAME_MAX_BYTES: usize = 63;
 
 /// A canonical (lower-case) bech32 account address with the prefix `akash`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -199,13 +199,6 @@ impl LeaseId {
     pub fn namespace(&self) -> String {
         BASE32HEX_NOPAD.encode(&Sha224::digest(self.to_string())).to_ascii_lowercase()
     }
-
-    /// Returns the host name, within the provider's ingress domain, of a service that requested none: a
-    /// version 5 UUID in the DNS namespace of text form and service, in lower-case base32hex. 26 characters.
-    pub fn static_host(&self, service: &ServiceName) -> String {
-        let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_DNS, format!("{self}{service}").as_bytes());
-        BASE32HEX_NOPAD.encode(uuid.as_bytes()).to_ascii_lowercase()
-    }
 }
 
 impl FromStr for LeaseId {
@@ -267,7 +260,7 @@ impl fmt::Display for Replica {
 impl Instance {
     /// Maximum length of the text form: a uid (36 bytes in Kubernetes), a container (63), a 32-bit count, and
     /// reserve.
-    pub const MAX_BYTES: usize = 253;
+    pub(crate) const MAX_BYTES: usize = 253;
 
     /// Creates the identifier of a run: number `restarts` of `container` in the pod with this uid.
     ///
@@ -297,7 +290,7 @@ impl Instance {
     }
 
     /// Returns whether the same container had runs between this one and `later`.
-    pub fn skips_to(&self, later: &Self) -> bool {
+    pub(crate) fn skips_to(&self, later: &Self) -> bool {
         let ((uid, container, before), (later_uid, later_container, after)) = (self.parts(), later.parts());
         (uid, container) == (later_uid, later_container) && after > before.saturating_add(1)
     }
@@ -342,15 +335,6 @@ mod tests {
             assert_eq!(parsed.to_string(), lease);
             assert_eq!(parsed.namespace(), namespace);
         }
-    }
-
-    #[test]
-    fn static_host_matches_real_cluster() {
-        let lease: LeaseId =
-            "akash1h24fljt7p0nh82cq0za0uhsct3sfwsfu9w3c9h/5673203/1/1/akash18ga02jzaq8cw52anyhzkwta5wygufgu6zsz6xc"
-                .parse()
-                .unwrap();
-        assert_eq!(lease.static_host(&"ssh".parse().unwrap()), "31ai266lqddovfbslrlj1vtcfk");
     }
 
     #[test]

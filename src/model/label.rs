@@ -26,7 +26,7 @@ pub trait LabelValue: Copy + 'static {
 
 /// The values of all labels of one series.
 pub trait Labels: Copy + 'static {
-    /// The labels.
+    /// All sets of label values.
     const SETS: &'static [LabelSet];
 
     /// Returns the index of this combination. The value of the last label changes first.

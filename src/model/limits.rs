@@ -16,14 +16,14 @@ pub use self::quota::QuotaLimits;
 
 /// Maximum log bytes of a chunk. With framing and cursor, the message stays just under 16 KiB: one HTTP/2
 /// DATA frame of the size that clients advertise, and one TLS record.
-pub const CHUNK_MAX_BYTES: usize = 16_000;
+pub(crate) const CHUNK_MAX_BYTES: usize = 16_000;
 
 /// Maximum lines of a chunk. With a timestamp per line, the message stays under 32 KiB.
-pub const CHUNK_MAX_LINES: usize = 512;
+pub(crate) const CHUNK_MAX_LINES: usize = 512;
 
 /// Maximum size of a piece of a line. A longer line is delivered in pieces. 16 pieces of 16 KiB, as container
 /// runtimes write them.
-pub const LINE_HELD_MAX_BYTES: usize = 256 * 1024;
+pub(crate) const LINE_HELD_MAX_BYTES: usize = 256 * 1024;
 
 /// Maximum bytes per read of a log file: large enough to amortize the system call, small enough that a busy
 /// file does not starve the others.
@@ -31,18 +31,18 @@ pub const READ_MAX_BYTES: usize = 256 * 1024;
 
 /// Maximum size of a piece of a line in a CRI log file, as containerd writes it. A longer line has several
 /// records, tagged P (partial).
-pub const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
+pub(crate) const CRI_PIECE_MAX_BYTES: usize = 16 * 1024;
 
 /// Size of the portions in which a stream hands messages to HTTP/2: exactly three DATA frames of the size
 /// that clients advertise, which the TLS stream sends in one write. Other sizes would need a large and a
 /// small write.
-pub const STREAM_SEND_MAX_BYTES: usize = 3 * 16 * 1024;
+pub(crate) const STREAM_SEND_MAX_BYTES: usize = 3 * 16 * 1024;
 
 /// HTTP/2 accepts another portion of a stream until it holds this many bytes of it. One byte more than a
 /// portion means two portions per task switch between the stream and its connection; more portions are not
 /// cheaper. A follower that reads nothing keeps at most four portions of shared ring bytes alive (two held,
 /// one waiting, one being sent), plus the rest of a message.
-pub const STREAM_HELD_BYTES: usize = STREAM_SEND_MAX_BYTES + 1;
+pub(crate) const STREAM_HELD_BYTES: usize = STREAM_SEND_MAX_BYTES + 1;
 
 /// Maximum filters of a request: more than a lease has services.
 pub const FILTERS_MAX: usize = 64;
@@ -57,29 +57,29 @@ pub const CURSORS_MAX: usize = 1_024;
 pub const STREAM_REPLICAS_MAX: usize = 1_024;
 
 /// Maximum time that a caller can wait for a restart. The restart continues after that.
-pub const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
+pub(crate) const RESTART_TIMEOUT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Maximum of the configurable token lifetime: one week. Akash's tools make tokens of 48 hours. For longer
 /// access tenants use certificates, which can be revoked.
-pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+pub(crate) const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Values of a token lifetime, which counts in seconds.
 pub(crate) const TOKEN_LIFETIME: RangeInclusive<Duration> = Duration::from_secs(1)..=TOKEN_LIFETIME_MAX;
 
 /// Maximum messages in the mailbox of an actor: a burst of new followers. Senders wait for space.
-pub const MAILBOX_MESSAGES: usize = 64;
+pub(crate) const MAILBOX_MESSAGES: usize = 64;
 
 /// Maximum runs of one replica in a view. Older logs are no longer readable.
-pub const RUNS_MAX: usize = 64;
+pub(crate) const RUNS_MAX: usize = 64;
 
 /// Default time for which a gateway still serves after it reports that it is not ready, if readiness is
 /// polled. Kubernetes removes a terminating pod from its endpoints within a second or two, and balancers poll
 /// every few seconds.
-pub const LAME_DUCK: Duration = Duration::from_secs(5);
+pub(crate) const LAME_DUCK: Duration = Duration::from_secs(5);
 
 /// Readiness counts as polled for this time after a request: probes come every 10 s by default, slow ones
 /// twice a minute.
-pub const POLLED_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const POLLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Sizes of a ring. It must hold several chunks, or every burst would lose lines; there is one per followed
 /// replica.

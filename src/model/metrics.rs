@@ -19,7 +19,7 @@ pub(crate) use labels::{
 pub use labels::{ConnectionEnd, SourceError};
 
 pub mod catalogue;
-pub mod declare;
+pub(crate) mod declare;
 mod handle;
 pub mod labels;
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl Position {
     }
 
     /// Returns whether the position lies between two lines.
-    pub fn at_line_start(self) -> bool {
+    pub(crate) fn at_line_start(self) -> bool {
         self.offset == 0
     }
 }

@@ -55,11 +55,11 @@ mod cosmos {
 }
 
 /// The descriptors of the whole protocol, encoded, for gRPC reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// Bytes of the prefix of a gRPC message: the compression flag (1) and the length (4).
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
-pub const PREFIX_BYTES: usize = 5;
+pub(crate) const PREFIX_BYTES: usize = 5;
 
 /// Returns `message` as gRPC sends it: with its prefix, uncompressed.
 pub fn framed(message: &impl prost::Message) -> Bytes {

@@ -17,10 +17,10 @@ pub struct NoRequestId;
 
 impl RequestId {
     /// Maximum length: room for a UUID and a prefix.
-    pub const MAX_BYTES: usize = 128;
+    pub(crate) const MAX_BYTES: usize = 128;
 
     /// Returns a new, globally unique id.
-    pub fn unique() -> Self {
+    pub(crate) fn unique() -> Self {
         Self(uuid::Uuid::new_v4().to_string().into())
     }
 }

@@ -41,7 +41,7 @@ impl LogTime {
     }
 
     /// Returns nanoseconds since the Unix epoch.
-    pub const fn as_nanos(self) -> i64 {
+    pub(crate) const fn as_nanos(self) -> i64 {
         self.0
     }
 

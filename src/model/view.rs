@@ -40,7 +40,7 @@ pub struct ReplicaCounts {
     /// Replicas that run or will run.
     pub total: u32,
     /// Replicas of the newest version.
-    pub updated: u32,
+    pub(crate) updated: u32,
     /// Ready replicas.
     pub ready: u32,
     /// Replicas that have been ready for the required time (`availableReplicas`).
@@ -231,7 +231,7 @@ impl ReplicaView {
 
     /// Removes the oldest runs up to the first one for which `gone` is false. Remembers the end of the last
     /// removed run.
-    pub fn forget(&mut self, gone: impl Fn(&Run) -> bool) {
+    pub(crate) fn forget(&mut self, gone: impl Fn(&Run) -> bool) {
         let kept = self.runs.iter().position(|run| !gone(run)).unwrap_or(self.runs.len());
         for run in self.runs.drain(..kept) {
             self.forgotten = run.end.or(self.forgotten.take());
@@ -244,7 +244,7 @@ impl ReplicaView {
     }
 
     /// Returns the run after `instance`, or the oldest run if `instance` is not in the list.
-    pub fn run_behind(&self, instance: &Instance) -> Option<&Run> {
+    pub(crate) fn run_behind(&self, instance: &Instance) -> Option<&Run> {
         match self.runs.iter().position(|run| run.instance == *instance) {
             Some(at) => self.runs.get(at + 1),
             None => self.runs.first(),
@@ -270,7 +270,7 @@ impl Filter {
     }
 
     /// Restricts the filter to these services. They need not exist: they are permitted, not selected.
-    pub fn restrict(&mut self, services: BTreeSet<ServiceName>) {
+    pub(crate) fn restrict(&mut self, services: BTreeSet<ServiceName>) {
         self.within = Some(match self.within.take() {
             None => services,
             Some(within) => within.intersection(&services).cloned().collect(),
@@ -292,13 +292,13 @@ impl Filter {
     }
 
     /// Returns whether the filter selects any replica of this service.
-    pub fn wants_service(&self, service: &ServiceName) -> bool {
+    pub(crate) fn wants_service(&self, service: &ServiceName) -> bool {
         let is_allowed = self.within.as_ref().is_none_or(|within| within.contains(service));
         is_allowed && (self.clauses.is_empty() || self.clauses.contains_key(service))
     }
 
     /// Returns a canonical text: equal filters, and only those, have the same text.
-    pub fn canonical_text(&self) -> String {
+    pub(crate) fn canonical_text(&self) -> String {
         let mut text = String::new();
         for (service, clause) in &self.clauses {
             text.extend([service.as_str(), ":"]);

@@ -12,7 +12,7 @@ use super::Error;
 use crate::model::id::LeaseId;
 
 /// Longest payload: half of the size limit that Kubernetes sets on the annotations of one object.
-pub const PAYLOAD_MAX_BYTES: usize = 128 * 1024;
+pub(crate) const PAYLOAD_MAX_BYTES: usize = 128 * 1024;
 
 /// The locks of all leases of one platform.
 pub trait LeaseLocks: fmt::Debug + Send + Sync + 'static {

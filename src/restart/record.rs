@@ -203,7 +203,6 @@ impl Call {
     }
 }
 
-/// Identifies a filter.
 fn digest(request: &Request) -> String {
     let digest = Sha256::digest(request.filter.canonical_text());
     data_encoding::HEXLOWER.encode(&digest[..DIGEST_BYTES])

@@ -31,7 +31,7 @@ use crate::stream::{Messages, Parts, StreamControl, StreamEnd};
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The response body of `ServiceStatus`.
-pub struct StatusBody {
+pub(crate) struct StatusBody {
     updates: Updates,
     /// The unsent part of the current message.
     unsent: Bytes,
@@ -65,7 +65,7 @@ struct Updates {
 impl StatusBody {
     /// Creates a body that sends the part of `view` that `filter` selects: once, or with `follow` until the stream ends.
     /// `trailers` converts the reason of the end to gRPC trailers.
-    pub fn new(
+    pub(crate) fn new(
         view: watch::Receiver<Arc<LeaseView>>,
         filter: Filter,
         follow: bool,

@@ -25,7 +25,7 @@ struct WakeGate {
 
 /// A future or stream with a gate: polled only after it was woken itself.
 #[derive(Debug)]
-pub struct Gated<P> {
+pub(crate) struct Gated<P> {
     gate: WakeGate,
     part: P,
 }
@@ -93,7 +93,7 @@ impl Wake for GateWaker {
 
 impl<P> Gated<P> {
     /// Adds a gate to `part`.
-    pub fn new(part: P) -> Self {
+    pub(crate) fn new(part: P) -> Self {
         Self { gate: WakeGate::new(), part }
     }
 }

@@ -4,13 +4,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The system does not permit the requested number. Contains the largest permitted number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FdLimitExceeded(pub u64);
+pub(crate) struct FdLimitExceeded(pub u64);
 
 /// Raises the limit of this process and its children to `needed`, if it is lower.
 ///
 /// # Errors
 /// [`FdLimitExceeded`] if the system refuses. The limit is unchanged then.
-pub fn raise_to(needed: u64) -> Result<(), FdLimitExceeded> {
+pub(crate) fn raise_to(needed: u64) -> Result<(), FdLimitExceeded> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
         return Ok(());

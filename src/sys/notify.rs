@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Polling interval without inotify.
-pub const POLL: Duration = Duration::from_millis(250);
+pub(crate) const POLL: Duration = Duration::from_millis(250);
 
 /// Size of the event buffer: a few hundred events per read.
 const EVENT_BUFFER_BYTES: usize = 16 * 1024;

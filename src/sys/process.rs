@@ -13,19 +13,18 @@ use rustix::process::{Resource, getrlimit};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Usage {
     /// CPU time of all threads, user and system, in seconds.
-    pub cpu_seconds: f64,
+    pub(crate) cpu_seconds: f64,
     /// Resident memory in bytes.
-    pub resident_bytes: u64,
+    pub(crate) resident_bytes: u64,
     /// Address space in bytes.
-    pub virtual_bytes: u64,
+    pub(crate) virtual_bytes: u64,
     /// Number of threads.
     pub threads: u64,
-    /// Open file descriptors.
-    pub open_files: u64,
+    pub(crate) open_files: u64,
     /// Limit of open file descriptors; `None` if unlimited.
-    pub max_files: Option<u64>,
+    pub(crate) max_files: Option<u64>,
     /// Start time of the process in Unix seconds.
-    pub started_seconds: f64,
+    pub(crate) started_seconds: f64,
 }
 
 /// The fields of `/proc/self/stat` from [`FIRST_FIELD`] on, by their numbers in proc(5).

@@ -6,13 +6,13 @@ use std::path::Path;
 
 /// Most bytes of a file with certificates or keys in PEM. They have a few KiB; a larger file is the wrong
 /// one.
-pub const PEM_MAX_BYTES: u64 = 1024 * 1024;
+pub(crate) const PEM_MAX_BYTES: u64 = 1024 * 1024;
 
 /// Reads the file at `path`, which may have at most `max_bytes`. Reads no more than that of a larger one.
 ///
 /// # Errors
 /// The system's error, or [`io::ErrorKind::FileTooLarge`] with a text that names the limit.
-pub fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max_bytes {

@@ -23,13 +23,11 @@ const DIR_MODE: u32 = 0o700;
 /// The first line, before the time.
 const CONFIRMED: &str = "# confirmed by the chain at ";
 
-/// The directory.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
     dir: PathBuf,
 }
 
-/// One stored answer.
 #[derive(Debug)]
 pub(super) struct StoredEntry {
     pub(super) entry: TrustEntry,

@@ -39,9 +39,7 @@ pub(super) struct FileContent {
     pub(super) id: FileId,
     /// `None` if the file changed so recently that the next change may have the same stamp.
     pub(super) stamp: Option<Stamp>,
-    /// The valid entries.
     pub(super) entries: Vec<TrustEntry>,
-    /// The first error.
     pub(super) error: Option<FileError>,
 }
 

@@ -10,7 +10,6 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use super::TokenError;
 use crate::access::refusal::Refusal;
 
-/// A JSON value.
 #[derive(Debug, PartialEq)]
 pub(super) enum Json {
     /// A value that no claim has: `null`, `true`, `false`, or a number that is negative, has a fraction or

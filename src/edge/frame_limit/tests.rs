@@ -38,7 +38,6 @@ impl AsyncRead for Endless {
     }
 }
 
-/// Counts its wakes.
 #[derive(Default)]
 struct Wakes(AtomicUsize);
 

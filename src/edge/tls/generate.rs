@@ -27,7 +27,7 @@ use super::{Error, config};
 pub const CERTIFICATE_FILE: &str = "server.pem";
 
 /// File of the private key, readable by its owner only.
-pub const KEY_FILE: &str = "server.key.pem";
+pub(crate) const KEY_FILE: &str = "server.key.pem";
 
 /// Validity of a new certificate. Ten years, because clients have copies of it; no authority limits it.
 const VALIDITY: Duration = Duration::from_secs(3_650 * DAY_SECS);
@@ -54,7 +54,7 @@ pub struct Generated {
     /// File of the private key.
     pub key: PathBuf,
     /// Whether it is new: clients that trust an earlier one must be given this one.
-    pub fresh: bool,
+    pub(crate) fresh: bool,
 }
 
 /// Ensures that `dir` has a certificate that is valid at `now` for this machine and for `hosts` (names or

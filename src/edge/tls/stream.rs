@@ -102,7 +102,7 @@ where
 ///
 /// # Errors
 /// As [`accept`].
-pub async fn accept_by_name<IO>(configs: &SniConfigs, io: IO) -> io::Result<TlsStream<IO>>
+pub(crate) async fn accept_by_name<IO>(configs: &SniConfigs, io: IO) -> io::Result<TlsStream<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -134,7 +134,7 @@ impl<IO> TlsStream<IO> {
     }
 
     /// Returns the server name that the client asked for (SNI), if any.
-    pub fn server_name(&self) -> Option<&str> {
+    pub(crate) fn server_name(&self) -> Option<&str> {
         self.tls.server_name()
     }
 

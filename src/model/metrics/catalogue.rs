@@ -60,7 +60,7 @@ macro_rules! catalogue {
         }
     )+) => {
         /// All metrics, each in one group.
-        pub const GROUPS: &[Group] = &[$(
+        pub(crate) const GROUPS: &[Group] = &[$(
             Group {
                 title: $title,
                 about: $about,

@@ -20,7 +20,6 @@ pub(super) struct LeasedFacts {
     /// The namespace of the lease.
     pub(super) namespace: String,
     pub(super) service: ServiceName,
-    /// The container's port.
     pub(super) port: u16,
     /// The port at the address.
     pub(super) external_port: u16,

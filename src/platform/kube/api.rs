@@ -196,7 +196,6 @@ impl PodLog {
         Err(refusal(status, &text.freeze()))
     }
 
-    /// Reads the pod.
     async fn pod(&self, pod: &str) -> Result<Option<Pod>, Failed> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         api.get_opt(pod).await.map_err(|error| failed(&error))

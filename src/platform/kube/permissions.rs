@@ -15,7 +15,6 @@ use crate::platform::Error;
 /// Concurrent access reviews.
 const REVIEWS_AT_ONCE: usize = 8;
 
-/// One permission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Permission {
     group: &'static str,

@@ -23,9 +23,7 @@ const LENGTH_BYTES: usize = size_of::<u32>();
 pub(super) struct Spec {
     /// Program and arguments. The program is found by the PATH of `env`.
     pub(super) command: Vec<String>,
-    /// The complete environment.
     pub(super) env: Vec<(String, String)>,
-    /// The working directory.
     pub(super) dir: PathBuf,
 }
 

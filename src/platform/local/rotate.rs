@@ -27,9 +27,7 @@ pub(super) trait LogFs: fmt::Debug + Send + 'static {
     fn write(&mut self, file: &mut Self::File, bytes: &[u8]) -> io::Result<usize>;
     /// Cuts a file to `length`.
     fn truncate(&mut self, file: &mut Self::File, length: u64) -> io::Result<()>;
-    /// Renames a file.
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file.
     fn remove(&mut self, path: &Path) -> io::Result<()>;
 }
 

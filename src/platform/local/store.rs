@@ -55,7 +55,6 @@ pub(super) struct Store {
 /// The stored state of one replica.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// Its log directory.
     pub(super) logs: PathBuf,
     /// Home and working directory of its processes.
     pub(super) home: PathBuf,

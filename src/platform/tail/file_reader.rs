@@ -15,7 +15,6 @@ use crate::model::limits::LINE_HELD_MAX_BYTES;
 /// of 8 or 16 KiB, unless their limit is switched off: then a record is as long as its line.
 pub(super) const RECORD_PART_BYTES: usize = LINE_HELD_MAX_BYTES;
 
-/// Reads one file.
 pub(super) struct FileReader {
     file: OpenFile,
     /// Set for compressed files.

@@ -62,7 +62,6 @@ pub(super) struct Entry {
     pub(super) size: u64,
 }
 
-/// An open file.
 #[derive(Clone, Debug)]
 pub(super) struct OpenFile {
     pub(super) file: Arc<File>,

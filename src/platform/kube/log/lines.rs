@@ -34,7 +34,6 @@ pub(super) struct Lines {
     held: Vec<u8>,
 }
 
-/// The current line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Line {
     /// Its time was not read yet.

@@ -114,7 +114,6 @@ pub(super) struct Machine {
     polling: Option<Polling>,
 }
 
-/// The current response.
 #[derive(Debug, Default)]
 struct Response {
     /// Whether the run had ended before the request. Then the response has all lines that there are.

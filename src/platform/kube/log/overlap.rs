@@ -137,7 +137,6 @@ impl Window {
         }
     }
 
-    /// The newest line.
     pub(super) fn last(&self) -> Option<Mark> {
         self.marks.back().copied()
     }

@@ -15,7 +15,6 @@ pub(crate) struct ServiceEndpoints {
     pub(crate) service: Option<ServiceName>,
     /// Node ports, without their host.
     pub(crate) ports: Vec<ForwardedPort>,
-    /// Leased addresses.
     pub(crate) ips: Vec<LeasedIp>,
 }
 
