@@ -12,7 +12,7 @@ use divan::{Bencher, black_box};
 use futures_util::task::noop_waker;
 use leasemux::edge::admin::Exporter;
 use leasemux::logs::chunk::{Chunk, Chunker};
-use leasemux::logs::frame::{self, Representation};
+use leasemux::logs::message::{self, Representation};
 use leasemux::logs::ring::{Ring, RingReader};
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;
@@ -100,7 +100,7 @@ fn encode(bencher: Bencher<'_, '_>, line: usize, representation: Representation)
     let (replica, instance, chunk) = (replica(), instance(), chunks(line).remove(0));
     bencher
         .counter(BytesCount::of_slice(&chunk.data))
-        .bench_local(|| frame::lines(&replica, &instance, black_box(&chunk), representation));
+        .bench_local(|| message::encode_lines(&replica, &instance, black_box(&chunk), representation));
 }
 
 /// Pushes one line, which all readers read: the cost of the ring per line and follower.

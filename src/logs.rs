@@ -3,25 +3,89 @@
 //! The path of a line:
 //! 1. [`actor`] tails the replica's log, and starts with the first follower. [`actors`] is the registry.
 //! 2. [`chunk`] groups lines into chunks; full ones leave at once, others after the pace interval.
-//! 3. [`frame`] encodes a chunk as a gRPC message, once per representation.
+//! 3. [`message`] encodes a chunk as a gRPC message, once per representation.
 //! 4. [`ring`] holds recent messages, bounded in bytes, and counts exactly what a lagging follower misses.
 //! 5. `replica_stream` is one replica's part of a response: a `backfill` reads lines older than the ring and
-//!    joins it, then a ring reader follows live.
+//!    joins it, then a ring reader follows live. `backfill_limits` bounds backfills.
 //! 6. `body` merges these parts into the response, as fast as HTTP/2 takes them.
-//!
-//! [`lag`] reports followers that lag, `backfill_limits` bounds backfills, `ambiguity` decides which
-//! positions cannot be compared.
+
+use std::collections::HashMap;
+
+use self::message::Representation;
+use crate::model::id::{Instance, LeaseId, Replica};
+use crate::model::position::Position;
+use crate::model::time::LogTime;
+use crate::model::view::Filter;
 
 pub mod actor;
 pub mod actors;
-mod ambiguity;
 pub(crate) mod backfill;
 pub(crate) mod backfill_limits;
 pub(crate) mod body;
 pub mod chunk;
-pub mod frame;
-pub mod lag;
-mod message;
+pub mod message;
 mod replica_stream;
-pub mod request;
 pub mod ring;
+
+/// A validated request for logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogsRequest {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The selected services and replicas.
+    pub filter: Filter,
+    /// Which part of the logs to read.
+    pub range: ReadRange,
+    /// How lines are represented.
+    pub representation: Representation,
+    /// What happens when the follower lags.
+    pub on_lag: LagPolicy,
+    /// Replicas that continue after a position; the others are read by `range`.
+    pub resume: HashMap<Replica, (Instance, Position)>,
+}
+
+/// Which part of a log to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadRange {
+    /// Only the run before the current one.
+    Previous(BackfillFilter),
+    /// All readable runs, up to the current end of the log.
+    UntilNow(BackfillFilter),
+    /// All readable runs, then live lines.
+    Follow(BackfillFilter),
+}
+
+/// Selects existing lines; a line must satisfy both conditions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackfillFilter {
+    /// Only the last lines of each replica, this many.
+    pub last: Option<u64>,
+    /// Only lines that are not older.
+    pub since: Option<LogTime>,
+}
+
+/// What happens when a follower lags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LagPolicy {
+    /// It skips lines and receives a gap message with their count.
+    #[default]
+    Drop,
+    /// Its stream ends, with cursors.
+    Close,
+}
+
+// === impl ReadRange ===
+
+impl ReadRange {
+    /// Whether live lines follow.
+    pub fn follows(self) -> bool {
+        matches!(self, Self::Follow(_))
+    }
+
+    /// Returns the filter of existing lines.
+    pub fn filter(self) -> BackfillFilter {
+        match self {
+            Self::Previous(filter) | Self::UntilNow(filter) | Self::Follow(filter) => filter,
+        }
+    }
+}

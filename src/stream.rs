@@ -34,20 +34,20 @@ pub(crate) struct StreamControl {
     /// Bytes that HTTP/2 was given and holds, because the peer does not take them.
     unsent_bytes: AtomicU64,
     /// Woken when `unsent_bytes` becomes zero.
-    drained: AtomicWaker,
-    admitted: AtomicBool,
+    flushed: AtomicWaker,
+    started: AtomicBool,
 }
 
 /// Why a stream ends.
 #[derive(Clone, Debug)]
 pub(crate) enum StreamEnd {
     /// The request was fulfilled.
-    Complete,
+    Done,
     /// The lease has ended.
     LeaseEnded,
     /// The follower lagged, and had asked to be disconnected then.
     Lagged(Replica),
-    /// A quota was used up before the stream was admitted.
+    /// A quota was used up before the stream had started.
     Exceeded(Box<Exceeded>),
     /// The logs of these replicas cannot be read at the moment. All others were sent.
     Unreadable(Vec<Replica>),
@@ -82,8 +82,8 @@ impl StreamControl {
             opened: Instant::now(),
             progress_ms: AtomicU64::new(0),
             unsent_bytes: AtomicU64::new(0),
-            drained: AtomicWaker::new(),
-            admitted: AtomicBool::new(false),
+            flushed: AtomicWaker::new(),
+            started: AtomicBool::new(false),
         })
     }
 
@@ -114,15 +114,14 @@ impl StreamControl {
         }
     }
 
-    /// Marks the stream as admitted: it was sent a message, or a log is read for it. No quota rejects it from
+    /// Marks the stream as started: it was sent a message, or a log is read for it. No quota ends it from
     /// now on.
-    pub(crate) fn mark_admitted(&self) {
-        self.admitted.store(true, Ordering::Relaxed);
+    pub(crate) fn mark_started(&self) {
+        self.started.store(true, Ordering::Relaxed);
     }
 
-    /// Whether [`StreamControl::mark_admitted`] was called.
-    pub(crate) fn is_admitted(&self) -> bool {
-        self.admitted.load(Ordering::Relaxed)
+    pub(crate) fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
     }
 
     /// Returns how many bytes HTTP/2 holds because the peer does not take them.
@@ -140,15 +139,15 @@ impl StreamControl {
     }
 
     /// Waits until nothing is unsent.
-    pub(crate) fn poll_drained(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
         // Registered before the check, or a change in between would not wake the task.
-        self.drained.register(cx.waker());
+        self.flushed.register(cx.waker());
         if self.unsent_bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn subtract_unsent(&self, bytes: usize) {
         if self.unsent_bytes.fetch_sub(bytes as u64, Ordering::AcqRel) == bytes as u64 {
-            self.drained.wake();
+            self.flushed.wake();
         }
     }
 

@@ -162,7 +162,7 @@ impl From<Rejection> for CallError {
 /// Returns the status with which a stream ends.
 pub(super) fn of_end(end: &StreamEnd) -> Status {
     match end {
-        StreamEnd::Complete => Status::new(Code::Ok, ""),
+        StreamEnd::Done => Status::new(Code::Ok, ""),
         StreamEnd::LeaseEnded => status(Code::NotFound, "the lease has ended", "LEASE_ENDED"),
         StreamEnd::Lagged(replica) => {
             let text = format!(

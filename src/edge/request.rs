@@ -13,8 +13,8 @@ use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use super::errors::CallError;
-use crate::logs::frame::Representation;
-use crate::logs::request::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
+use crate::logs::message::Representation;
+use crate::logs::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::{IdError, Instance, LeaseId, Replica, ServiceName};
 use crate::model::limits::{CURSORS_MAX, FILTER_REPLICAS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::position::Position;

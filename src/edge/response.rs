@@ -152,7 +152,7 @@ impl BodyKind {
             Self::Other { body, control } => {
                 // Waits for the messages before: once HTTP/2 has the trailers, the stream is no longer
                 // supervised.
-                ready!(control.poll_drained(cx));
+                ready!(control.poll_flushed(cx));
                 let frame = ready!(Pin::new(body).poll_frame(cx));
                 let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(control));
                 Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))

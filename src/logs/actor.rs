@@ -8,7 +8,6 @@
 //! owns everything it uses. Dropping it closes the ring, whatever the reason; followers that remain then
 //! notice.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,11 +17,11 @@ use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::chunk::{Chunk, Chunker};
-use super::frame::{Event, Gap};
+use super::message::{Event, Gap};
 use super::ring::{Ring, RingReader};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::limits::{Limits, MAILBOX_MESSAGES};
@@ -63,14 +62,10 @@ pub struct ActorContext {
 pub(crate) struct Handle {
     mailbox: mpsc::Sender<Subscribe>,
     ring: Weak<Ring>,
-    id: u64,
 }
 
-/// The only message to an actor.
-#[derive(Debug)]
-struct Subscribe {
-    reply: oneshot::Sender<Subscription>,
-}
+/// The only message to an actor: where it sends the subscription.
+type Subscribe = oneshot::Sender<Subscription>;
 
 /// A follower's subscription. The actor runs at least as long as it exists.
 #[derive(Debug)]
@@ -89,6 +84,7 @@ struct FollowerGuard {
 #[derive(Debug, Default)]
 struct FollowerCount {
     count: AtomicUsize,
+    /// Notified when a follower has left.
     left: Notify,
 }
 
@@ -167,20 +163,18 @@ enum ActorEvent {
     FollowerLeft,
 }
 
-/// Creates an actor. Returns its handle and the future that runs it. No two actors of a registry have the
-/// same `id`.
+/// Creates an actor. Returns its handle and the future that runs it.
 pub(crate) fn new(
     context: ActorContext,
     lease: LeaseId,
     replica: Replica,
     view: watch::Receiver<Arc<LeaseView>>,
-    id: u64,
     cancel: CancellationToken,
 ) -> (Handle, impl Future<Output = ()> + Send + 'static) {
     let (sender, mailbox) = mpsc::channel(MAILBOX_MESSAGES);
     context.metrics.actor_starts.increment(1);
     let ring = Arc::new(Ring::new(replica.clone(), context.limits.ring_max_bytes, &context.metrics));
-    let handle = Handle { mailbox: sender, ring: Arc::downgrade(&ring), id };
+    let handle = Handle { mailbox: sender, ring: Arc::downgrade(&ring) };
     let mut actor = Actor {
         context,
         lease,
@@ -220,7 +214,7 @@ impl Handle {
     /// Subscribes to the actor; `None` if it has ended meanwhile. Waits while its mailbox is full.
     pub(crate) async fn subscribe(&self) -> Option<Subscription> {
         let (reply, subscription) = oneshot::channel();
-        self.mailbox.send(Subscribe { reply }).await.ok()?;
+        self.mailbox.send(reply).await.ok()?;
         subscription.await.ok()
     }
 
@@ -230,7 +224,7 @@ impl Handle {
     }
 
     pub(crate) fn is_same_actor(&self, other: &Self) -> bool {
-        self.id == other.id
+        self.mailbox.same_channel(&other.mailbox)
     }
 }
 
@@ -251,21 +245,21 @@ impl Actor {
                 flush_timer.as_mut().reset(at);
             }
             let flush_is_due = self.flush_at.is_some();
-            let is_unfollowed = self.followers.is_zero();
+            let is_unfollowed = self.followers.count.load(Ordering::Acquire) == 0;
             let event = tokio::select! {
                 biased;
                 // Shutdown is first: nothing else may delay it.
                 () = cancel.cancelled() => ActorEvent::End(ActorEnd::Stopped),
                 // Before the source: a busy log must not delay a new follower.
-                Some(subscribe) = self.mailbox.recv() => ActorEvent::Subscribe(subscribe),
+                Some(reply) = self.mailbox.recv() => ActorEvent::Subscribe(reply),
                 // Before the source as well: a view changes seldom, and a busy log must not hide that it did.
                 changed = self.view.changed(), if !self.view_closed => ActorEvent::View(changed.is_ok()),
                 // Before the source: a busy log must not hold back lines for longer than the pace interval.
                 () = &mut flush_timer, if flush_is_due => ActorEvent::FlushDue,
                 // Lines, gaps, failures, the end of the log, and due retries.
                 source = self.source.next() => ActorEvent::Source(source),
-                // Before the idle timer, which it restarts.
-                () = self.followers.left() => ActorEvent::FollowerLeft,
+                // Before the idle timer, which it resets.
+                () = self.followers.left.notified() => ActorEvent::FollowerLeft,
                 // Last: any other event is a reason to stay.
                 () = &mut idle_timer, if is_unfollowed => ActorEvent::End(ActorEnd::Idle),
             };
@@ -274,7 +268,7 @@ impl Actor {
                     self.end = end;
                     break;
                 }
-                ActorEvent::Subscribe(subscribe) => self.subscribe(subscribe),
+                ActorEvent::Subscribe(reply) => self.subscribe(reply),
                 ActorEvent::View(is_open) => {
                     // A closed view means that the lease has ended. Its logs are still read to their end.
                     self.view_closed = !is_open;
@@ -282,10 +276,12 @@ impl Actor {
                 }
                 ActorEvent::FlushDue => self.flush(),
                 ActorEvent::Source(event) => self.handle_source(event),
-                ActorEvent::FollowerLeft => restart(&mut idle_timer, self.context.limits.actor_idle),
+                ActorEvent::FollowerLeft => {
+                    idle_timer.as_mut().reset(Instant::now() + self.context.limits.actor_idle);
+                }
             }
             if self.has_finished() {
-                self.push_event(&Event::gone());
+                self.push_event(Event::gone());
                 self.end = ActorEnd::Gone;
                 break;
             }
@@ -296,11 +292,13 @@ impl Actor {
         tracing::debug!(lease = %self.lease, replica = %self.replica, end = ?self.end, "actor ended");
     }
 
-    fn subscribe(&mut self, subscribe: Subscribe) {
-        let follower = self.followers.add(&self.context.metrics.followers);
+    fn subscribe(&mut self, reply: Subscribe) {
+        self.followers.count.fetch_add(1, Ordering::AcqRel);
+        let gauge = GaugeGuard::new(&self.context.metrics.followers);
+        let follower = FollowerGuard { followers: Arc::clone(&self.followers), _gauge: gauge };
         self.has_new_followers = true;
         // If the caller is gone, the subscription is dropped here and no longer counts.
-        let _ = subscribe.reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
+        let _ = reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
     }
 
     /// Whether the replica is gone and its last log was read to its end.
@@ -422,7 +420,7 @@ impl Actor {
     }
 
     /// Pushes an event of the current run, or of the replica if there is none.
-    fn push_event(&self, event: &Event) {
+    fn push_event(&self, event: Event) {
         self.ring.push_event(self.run.as_ref().map(|run| &run.instance), event);
     }
 
@@ -430,7 +428,7 @@ impl Actor {
     fn report_follow_unavailable(&mut self) {
         if std::mem::take(&mut self.has_new_followers) {
             self.flush();
-            self.push_event(&Event::follow_unavailable());
+            self.push_event(Event::follow_unavailable());
         }
     }
 
@@ -506,7 +504,7 @@ impl Actor {
                     // The log has ended, but the view does not show that yet.
                     Some(None) if !self.is_removed() => return,
                     Some(Some(event)) if !run.ended_before_start => {
-                        self.push_event(&event);
+                        self.push_event(event);
                     }
                     _ => {}
                 }
@@ -527,7 +525,7 @@ impl Actor {
         let skips_runs = self.run.as_ref().is_some_and(|last| last.instance.skips_to(&run.instance));
         self.reported_waiting = None;
         self.run = Some(CurrentRun::new(run));
-        self.ring.begin_run(&run.instance, &Event::started(run));
+        self.ring.begin_run(&run.instance, Event::started(run));
         self.open(ReadFrom::Start);
         if skips_runs {
             // The runs in between started and ended between two views.
@@ -538,20 +536,13 @@ impl Actor {
     /// Whether this run, or a later one of its container, was seen. A view may name an earlier run again
     /// after it did not.
     fn was_seen(&self, run: &Instance) -> bool {
-        let (uid, container, number) = run.parts();
-        self.seen_runs.iter().any(|seen| {
-            let seen = seen.parts();
-            (seen.0, seen.1) == (uid, container) && seen.2 >= number
-        })
+        self.seen_runs.iter().any(|seen| is_same_container(seen, run) && seen.parts().2 >= run.parts().2)
     }
 
     /// Records `run` for [`Actor::was_seen`], and forgets containers that the view no longer names.
     fn mark_seen(&mut self, view: &ReplicaView, run: &Instance) {
-        let container = |instance: &Instance| (instance.parts().0.to_owned(), instance.parts().1.to_owned());
-        let replaced = container(run);
         self.seen_runs.retain(|seen| {
-            let seen = container(seen);
-            seen != replaced && view.runs.iter().any(|run| container(&run.instance) == seen)
+            !is_same_container(seen, run) && view.runs.iter().any(|run| is_same_container(seen, &run.instance))
         });
         self.seen_runs.push(run.clone());
     }
@@ -567,7 +558,7 @@ impl Actor {
             return;
         }
         self.reported_waiting = Some(reason.clone());
-        self.push_event(&Event::waiting(reason, message));
+        self.push_event(Event::waiting(reason, message));
     }
 }
 
@@ -610,24 +601,6 @@ impl Source {
     }
 }
 
-// === impl FollowerCount ===
-
-impl FollowerCount {
-    fn add(self: &Arc<Self>, gauge: &metrics::Gauge) -> FollowerGuard {
-        self.count.fetch_add(1, Ordering::AcqRel);
-        FollowerGuard { followers: Arc::clone(self), _gauge: GaugeGuard::new(gauge) }
-    }
-
-    fn is_zero(&self) -> bool {
-        self.count.load(Ordering::Acquire) == 0
-    }
-
-    /// Waits until a follower has left. Cancel safe.
-    async fn left(&self) {
-        self.left.notified().await;
-    }
-}
-
 // === impl FollowerGuard ===
 
 impl Drop for FollowerGuard {
@@ -637,6 +610,7 @@ impl Drop for FollowerGuard {
     }
 }
 
-fn restart(timer: &mut Pin<&mut Sleep>, after: Duration) {
-    timer.as_mut().reset(Instant::now() + after);
+fn is_same_container(one: &Instance, other: &Instance) -> bool {
+    let (one, other) = (one.parts(), other.parts());
+    (one.0, one.1) == (other.0, other.1)
 }

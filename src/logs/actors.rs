@@ -1,7 +1,6 @@
 //! The registry of actors: finds the actor of a replica, or starts one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use dashmap::{DashMap, Entry};
 use tokio::sync::watch;
@@ -9,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::actor::{self, ActorContext, Handle, Subscription};
-use super::lag::{LAG_THRESHOLD, LagReport};
+use super::ring::LagReport;
 use crate::model::id::{LeaseId, Replica};
 use crate::model::view::LeaseView;
 
@@ -26,7 +25,6 @@ struct Shared {
     actors: Arc<DashMap<Key, Handle>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
-    next_id: AtomicU64,
 }
 
 /// The registry was stopped: the gateway shuts down and starts no more actors.
@@ -50,7 +48,6 @@ impl ActorRegistry {
             actors: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
-            next_id: AtomicU64::new(0),
         }))
     }
 
@@ -83,15 +80,11 @@ impl ActorRegistry {
     /// Counts the lagging followers of all actors, and describes the `max` worst.
     pub fn lagging(&self, max: usize) -> LagReport {
         // Collected first: no shard of the map is locked while a ring is.
-        let rings: Vec<_> = self
-            .0
-            .actors
-            .iter()
-            .filter_map(|actor| Some((actor.key().clone(), actor.value().ring()?)))
-            .collect();
+        let rings = self.0.actors.iter().filter_map(|actor| Some((actor.key().0.clone(), actor.ring()?)));
+        let rings: Vec<_> = rings.collect();
         let mut report = LagReport::default();
-        for ((lease, replica), ring) in rings {
-            ring.for_each_lagging(LAG_THRESHOLD, |lag| report.add(max, &lease, &replica, lag));
+        for (lease, ring) in rings {
+            ring.report_lagging(&lease, max, &mut report);
         }
         report.keep_worst(max);
         report
@@ -117,11 +110,10 @@ impl ActorRegistry {
         match shared.actors.entry(key.clone()) {
             Entry::Occupied(running) => Ok(running.get().clone()),
             Entry::Vacant(vacant) => {
-                let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
                 let (lease, replica) = key.clone();
                 let cancel = shared.cancel.child_token();
                 let (handle, run) =
-                    actor::new(shared.context.clone(), lease, replica, view.clone(), id, cancel);
+                    actor::new(shared.context.clone(), lease, replica, view.clone(), cancel);
                 let registration = Registration {
                     actors: Arc::clone(&shared.actors),
                     key: key.clone(),

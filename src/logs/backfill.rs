@@ -20,13 +20,11 @@ use tokio::time::Instant;
 
 use self::log::{JoinAttempt, Log};
 use super::actor::{ActorContext, Subscription};
-use super::ambiguity::AmbiguousRange;
 use super::backfill_limits::{BackfillLimiter, BackfillPermit};
 use super::chunk::Chunk;
-use super::frame::{Event, Gap, Representation};
-use super::message::Message;
-use super::request::{BackfillFilter, ReadRange};
-use super::ring::JoinOutcome;
+use super::message::{Event, Gap, Message, Representation};
+use super::{BackfillFilter, ReadRange};
+use super::ring::{AmbiguousRange, JoinOutcome};
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{GapCause, SourceGap};
 use crate::model::metrics::ReadKind;
@@ -120,7 +118,7 @@ pub(crate) enum BackfillEvent {
     /// The log cannot be read at the moment, and the caller does not follow. It may ask again.
     Unreadable,
     /// All requested lines were sent.
-    Complete,
+    Done,
 }
 
 enum Ready {
@@ -128,7 +126,7 @@ enum Ready {
     Message(Message),
 }
 
-/// Any stage may also become `Join` or `End`.
+/// Any stage may also become `Done` or `End`.
 enum Stage {
     /// Finds out where to start; becomes `Open`.
     Begin,
@@ -143,8 +141,8 @@ enum Stage {
     AwaitRing(Instance, Position),
     /// The run's log was read to its end; becomes `Open` for the next run.
     RunEnded(Instance),
-    /// The reader has joined the ring; without follow, the request is complete.
-    Join,
+    /// The reader has joined the ring; without follow, all lines were sent.
+    Done,
     /// Returns this event, the last one.
     End(BackfillEvent),
 }
@@ -201,18 +199,18 @@ impl Backfill {
     async fn next(&mut self) -> BackfillEvent {
         loop {
             if let Some(ready) = self.ready.pop_front() {
-                self.control.mark_admitted();
+                self.control.mark_started();
                 return BackfillEvent::Send(self.message(ready));
             }
-            self.stage = match std::mem::replace(&mut self.stage, Stage::Join) {
+            self.stage = match std::mem::replace(&mut self.stage, Stage::Done) {
                 Stage::Begin => self.begin().await,
                 Stage::Open(instance, from) => self.open(instance, from).await,
                 Stage::Read(log) => self.read(log).await,
                 Stage::AwaitRing(instance, position) => self.await_ring(instance, position).await,
                 Stage::RunEnded(instance) => self.run_ended(instance).await,
-                Stage::Join => {
+                Stage::Done => {
                     let joined = self.live.take().map(|live| BackfillEvent::Joined(Box::new(live)));
-                    return joined.unwrap_or(BackfillEvent::Complete);
+                    return joined.unwrap_or(BackfillEvent::Done);
                 }
                 Stage::End(event) => return event,
             }
@@ -252,20 +250,20 @@ impl Backfill {
         }
         // A new replica must not end a stream that runs already, and a replica that is gone cannot be asked
         // for again.
-        let is_admitted = || control.is_admitted() || params.is_new || params.is_gone();
+        let keep_waiting = || control.has_started() || params.is_new || params.is_gone();
         tokio::select! {
             biased;
-            acquired = limiter.acquire(params.lease.owner(), is_admitted) => match acquired {
+            acquired = limiter.acquire(params.lease.owner(), keep_waiting) => match acquired {
                 Ok(acquired) => *permit = Some(acquired),
                 Err(exceeded) => return Err(Stage::End(BackfillEvent::Rejected(Box::new(exceeded)))),
             },
             // The actor may have started just now, and have opened the log in the meantime.
             (instance, parts) = joined(live, position) => {
                 self.queue_chunks(instance, parts);
-                return Err(Stage::Join);
+                return Err(Stage::Done);
             }
         }
-        control.mark_admitted();
+        control.mark_started();
         Ok(())
     }
 
@@ -323,7 +321,7 @@ impl Backfill {
         self.ready.push_back(Ready::Message(message));
     }
 
-    fn queue_event(&mut self, event: &Event) {
+    fn queue_event(&mut self, event: Event) {
         self.ready.push_back(Ready::Message(Message::of_event(&self.params.replica, event)));
     }
 
@@ -335,7 +333,7 @@ impl Backfill {
     fn queue_waiting_reason(&mut self) {
         let sent_nothing = self.last_time.is_none() && self.params.resume.is_none();
         if sent_nothing && let ReplicaState::Waiting { reason, message } = self.replica_view().state {
-            self.queue_event(&Event::waiting(reason, message));
+            self.queue_event(Event::waiting(reason, message));
         }
     }
 
@@ -363,7 +361,7 @@ impl Backfill {
             let previous = view.runs.len().checked_sub(2).and_then(|index| view.runs.get(index));
             return match previous {
                 Some(run) => Stage::Open(run.instance.clone(), read_from(filter.last, filter.since)),
-                None => Stage::End(BackfillEvent::Complete),
+                None => Stage::End(BackfillEvent::Done),
             };
         }
         if self.params.range.follows() && filter.last == Some(0) {
@@ -373,7 +371,7 @@ impl Backfill {
             && let Some((instance, parts)) = live.reader.join_last(lines)
         {
             self.queue_chunks(&instance, parts);
-            return Stage::Join;
+            return Stage::Done;
         }
         if view.runs.is_empty() {
             return self.join_at_head().await;
@@ -388,7 +386,7 @@ impl Backfill {
             return self.join_at_head().await;
         };
         if self.params.is_new {
-            self.queue_event(&Event::started(run));
+            self.queue_event(Event::started(run));
         }
         Stage::Open(run.instance.clone(), read_from(last, filter.since))
     }
@@ -403,10 +401,10 @@ impl Backfill {
         self.queue_unknown_gap(GapCause::Rotated);
         match view.runs.first() {
             Some(run) => {
-                self.queue_event(&Event::started(run));
+                self.queue_event(Event::started(run));
                 Stage::Open(run.instance.clone(), ReadFrom::Start)
             }
-            None => Stage::Join,
+            None => Stage::Done,
         }
     }
 
@@ -416,7 +414,7 @@ impl Backfill {
         let has_runs = !self.readable_view().runs.is_empty();
         let Some(live) = &mut self.live else {
             self.queue_waiting_reason();
-            return Stage::Join;
+            return Stage::Done;
         };
         while has_runs && live.reader.position().is_none() && !live.reader.is_closed() {
             ring_changed(live).await;
@@ -424,9 +422,9 @@ impl Backfill {
         // Otherwise the ring will send the reason.
         let must_report = !has_runs || live.reader.has_missed_event();
         if must_report && let ReplicaState::Waiting { reason, message } = self.replica_view().state {
-            self.queue_event(&Event::waiting(reason, message));
+            self.queue_event(Event::waiting(reason, message));
         }
-        Stage::Join
+        Stage::Done
     }
 
     /// Returns the index of the run to start with, and how many of its last lines to read.
@@ -478,7 +476,7 @@ impl Backfill {
 
     async fn try_count_lines(&mut self, instance: &Instance, max: u64) -> Result<u64, platform::Error> {
         if self.permit.is_none() {
-            // Released during a delay. The stream was admitted before, so this cannot be rejected.
+            // Released during a delay. The stream has started, so this cannot be rejected.
             let acquired = self.limiter.acquire(self.params.lease.owner(), || true).await;
             self.permit = acquired.ok();
         }
@@ -501,14 +499,14 @@ impl Backfill {
     async fn run_ended(&mut self, instance: Instance) -> Stage {
         self.failures = Failures::default();
         if let ReadRange::Previous(_) = self.params.range {
-            return Stage::End(BackfillEvent::Complete);
+            return Stage::End(BackfillEvent::Done);
         }
         loop {
             if let Some(live) = &mut self.live {
                 let position = self.position.as_ref().filter(|(run, _)| *run == instance);
                 let position = position.map_or(Position::START, |(_, position)| *position);
                 match live.reader.join_end(&instance, position) {
-                    JoinOutcome::Joined(_) => return Stage::Join,
+                    JoinOutcome::Joined(_) => return Stage::Done,
                     _ if !live.reader.is_closed() || self.params.is_gone() => {}
                     // A new replica has this index now. It gets a backfill of its own.
                     _ if live.reader.is_gone() => return self.finish_gone(&self.replica_view(), &instance),
@@ -519,9 +517,9 @@ impl Backfill {
             // The ring has the events of the newest run, but not those of earlier ones.
             if let Some(next) = view.run_behind(&instance) {
                 if let Some(event) = view.run(&instance).and_then(Event::ended) {
-                    self.queue_event(&event);
+                    self.queue_event(event);
                 }
-                self.queue_event(&Event::started(next));
+                self.queue_event(Event::started(next));
                 if instance.skips_to(&next.instance) {
                     self.position = Some((next.instance.clone(), Position::START));
                     self.queue_unknown_gap(GapCause::Rotated);
@@ -530,7 +528,7 @@ impl Backfill {
             }
             let Some(live) = &mut self.live else {
                 self.queue_waiting_reason();
-                return Stage::Join;
+                return Stage::Done;
             };
             if live.reader.is_closed() {
                 return self.finish_gone(&view, &instance);
@@ -550,23 +548,14 @@ impl Backfill {
     /// sent.
     fn finish_gone(&mut self, view: &ReplicaView, instance: &Instance) -> Stage {
         if let Some(event) = view.run(instance).and_then(Event::ended) {
-            self.queue_event(&event);
+            self.queue_event(event);
         }
         let newest = self.live.as_ref().and_then(|live| live.reader.ring().head_instance());
         if newest.is_some_and(|newest| newest != *instance) {
             self.queue_unknown_gap(GapCause::Rotated);
         }
-        self.queue_event(&Event::gone());
-        Stage::End(BackfillEvent::Complete)
-    }
-}
-
-impl std::fmt::Debug for Backfill {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Backfill")
-            .field("replica", &self.params.replica)
-            .field("position", &self.position)
-            .finish_non_exhaustive()
+        self.queue_event(Event::gone());
+        Stage::End(BackfillEvent::Done)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A tenant gets only a share of both, so that a tenant that reads slowly, not at all, or everything leaves
 //! enough for the others. A backfill waits for its permit, and is rejected after a while, since the client
-//! would see a silent stream of unknown duration. Streams that were admitted before are not rejected. A
-//! backfill that reads too fast is throttled, never rejected.
+//! would see a silent stream of unknown duration. Streams that have started are not rejected. A backfill that
+//! reads too fast is throttled, never rejected.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -79,17 +79,16 @@ impl BackfillLimiter {
     ///
     /// # Errors
     /// [`Exceeded`] if the wait takes longer than [`QuotaLimits::history_wait`], or would because of the
-    /// rate, and `is_admitted` returns false at that time. An admitted caller continues to wait, at the same
-    /// place.
+    /// rate, and `keep_waiting` returns false at that time. Otherwise the caller keeps its place and waits on.
     pub(crate) async fn acquire(
         &self,
         owner: &Owner,
-        is_admitted: impl Fn() -> bool,
+        keep_waiting: impl Fn() -> bool,
     ) -> Result<BackfillPermit, Exceeded> {
         let deadline = Instant::now() + self.0.limits.history_wait;
         // The owner's permit first: while waiting for it, the caller holds none of the gateway's.
-        let of_owner = self.acquire_from(LimitScope::Owner(owner), deadline, &is_admitted).await?;
-        let of_gateway = self.acquire_from(LimitScope::Gateway, deadline, &is_admitted).await?;
+        let of_owner = self.acquire_from(LimitScope::Owner(owner), deadline, &keep_waiting).await?;
+        let of_gateway = self.acquire_from(LimitScope::Gateway, deadline, &keep_waiting).await?;
         Ok(BackfillPermit { _of_owner: of_owner, _of_gateway: of_gateway })
     }
 
@@ -117,10 +116,10 @@ impl BackfillLimiter {
         &self,
         scope: LimitScope<'_>,
         deadline: Instant,
-        is_admitted: &impl Fn() -> bool,
+        keep_waiting: &impl Fn() -> bool,
     ) -> Result<Option<OwnedSemaphorePermit>, Exceeded> {
         let excess = self.rate_delay(scope).saturating_sub(self.0.limits.history_wait);
-        if !excess.is_zero() && !is_admitted() {
+        if !excess.is_zero() && !keep_waiting() {
             return Err(self.rate_exceeded(scope, excess));
         }
         let permit = self.permits(scope).acquire_owned();
@@ -128,7 +127,7 @@ impl BackfillLimiter {
         let permit = match tokio::time::timeout_at(deadline, &mut permit).await {
             Ok(permit) => permit,
             // The same future, so that its place in the queue is kept.
-            Err(_) if is_admitted() => permit.await,
+            Err(_) if keep_waiting() => permit.await,
             // The holders may be slow because of the rate.
             Err(_) if !self.rate_delay(scope).is_zero() => return Err(self.rate_exceeded(scope, RETRY_AFTER)),
             Err(_) => return Err(self.permits_exceeded(scope)),
@@ -344,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn admitted_caller_keeps_its_place_in_queue() {
+    async fn started_stream_keeps_its_place_in_queue() {
         let limiter = limiter_with(SECOND, 0);
         let [greedy, _] = owners();
         let held = limiter.acquire(&greedy, || false).await.unwrap();

@@ -19,10 +19,9 @@ use tokio::sync::watch;
 use super::actors::ActorRegistry;
 use super::backfill::BackfillParams;
 use super::backfill_limits::BackfillLimiter;
-use super::frame::{self, Gap};
-use super::message::{Batch, Message};
+use super::message::{Batch, Gap, Message, encode_cursors, encode_nothing_deployed};
 use super::replica_stream::{ReplicaStream, SendStep};
-use super::request::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
+use super::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
 use crate::model::metrics::Metrics;
@@ -104,7 +103,7 @@ impl LogsBody {
         };
         let view = Arc::clone(&body.view.borrow());
         body.add_streams(&view, false);
-        body.notice = body.streams.is_empty().then(|| Message::bare(frame::nothing_deployed()));
+        body.notice = body.streams.is_empty().then(|| Message::bare(encode_nothing_deployed()));
         body
     }
 
@@ -204,7 +203,7 @@ impl LogsBody {
         Some(if self.lease_ended && self.request.range.follows() {
             StreamEnd::LeaseEnded
         } else {
-            StreamEnd::Complete
+            StreamEnd::Done
         })
     }
 
@@ -257,13 +256,13 @@ impl LogsBody {
             return;
         }
         if let Some(notice) = self.notice.take() {
-            self.control.mark_admitted();
+            self.control.mark_started();
             batch.add(notice, None);
         }
         self.poll_changes(cx);
         if let Some(end) = self.fill(cx, batch) {
             self.stage = match end {
-                StreamEnd::Complete | StreamEnd::LeaseEnded => {
+                StreamEnd::Done | StreamEnd::LeaseEnded => {
                     Stage::Trailers(Box::new((self.trailers)(&end)))
                 }
                 _ => Stage::Closing(end),
@@ -308,7 +307,7 @@ impl LogsBody {
                 position: *position,
             }));
         }
-        (!cursors.is_empty()).then(|| frame::cursors(&cursors))
+        (!cursors.is_empty()).then(|| encode_cursors(&cursors))
     }
 }
 
@@ -337,7 +336,7 @@ impl http_body::Body for LogsBody {
                 Stage::Trailers(trailers) => {
                     // Not before the messages are taken: after the trailers, no supervisor watches the
                     // stream.
-                    if this.control.poll_drained(cx).is_pending() {
+                    if this.control.poll_flushed(cx).is_pending() {
                         this.stage = Stage::Trailers(trailers);
                         return Poll::Pending;
                     }
@@ -368,7 +367,7 @@ impl http_body::Body for LogsBody {
 
 impl std::fmt::Debug for LogsBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogsBody").field("streams", &self.streams).finish_non_exhaustive()
+        f.debug_struct("LogsBody").field("served", &self.served).finish_non_exhaustive()
     }
 }
 

@@ -12,8 +12,7 @@ use super::actor::Subscription;
 use super::actors::{ActorRegistry, Stopped};
 use super::backfill::{Backfill, BackfillEvent, BackfillParams};
 use super::backfill_limits::BackfillLimiter;
-use super::frame::{self, Event, Gap};
-use super::message::{Batch, Message};
+use super::message::{Batch, Event, Gap, Message, encode_cursors};
 use super::ring::{Entry, EntryKind, ReadOutcome};
 use crate::model::id::{Instance, Replica};
 use crate::model::line::GapCause;
@@ -66,8 +65,8 @@ enum Mode {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// The request was fulfilled.
-    Complete,
+    /// All requested lines were sent.
+    Done,
     /// The log cannot be read at the moment.
     Unreadable,
 }
@@ -87,7 +86,7 @@ impl ReplicaStream {
             actors,
             limiter,
             control,
-            mode: Mode::Ended(Ending::Complete),
+            mode: Mode::Ended(Ending::Done),
             pending: VecDeque::new(),
             last_time: None,
         };
@@ -137,7 +136,7 @@ impl ReplicaStream {
                 match &mut self.mode {
                     Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
                         Ok(subscription) => self.start_backfill(Some(subscription)),
-                        Err(Stopped) => self.mode = Mode::Ended(Ending::Complete),
+                        Err(Stopped) => self.mode = Mode::Ended(Ending::Done),
                     },
                     Mode::Backfill(events) => match ready!(events.poll_next_unpin(cx)) {
                         Some(BackfillEvent::Send(message)) => self.send(message, batch),
@@ -147,7 +146,7 @@ impl ReplicaStream {
                             return Poll::Ready(SendStep::Rejected(exceeded));
                         }
                         Some(BackfillEvent::Unreadable) => self.mode = Mode::Ended(Ending::Unreadable),
-                        Some(BackfillEvent::Complete) | None => self.mode = Mode::Ended(Ending::Complete),
+                        Some(BackfillEvent::Done) | None => self.mode = Mode::Ended(Ending::Done),
                     },
                     Mode::Live(_) => return self.poll_live(batch, cx),
                     Mode::Ended(_) => return Poll::Ready(SendStep::Ended),
@@ -181,7 +180,7 @@ impl ReplicaStream {
                 // If the replica is gone, all of its lines were sent. A new replica at its index gets a
                 // stream of its own.
                 if self.params.is_gone() || subscription.reader.is_gone() {
-                    self.mode = Mode::Ended(Ending::Complete);
+                    self.mode = Mode::Ended(Ending::Done);
                 } else {
                     self.resubscribe();
                 }
@@ -211,13 +210,13 @@ impl ReplicaStream {
     /// Continues in the ring. A follower that was sent no position yet gets a cursor first: it can then
     /// resume even if it is disconnected before the first line.
     fn go_live(&mut self, mut subscription: Subscription) {
-        self.control.mark_admitted();
+        self.control.mark_started();
         subscription.reader.report_progress(Arc::clone(&self.control));
         if self.position.is_none()
             && let Some((instance, position)) = subscription.reader.position()
         {
             let cursor = Cursor { replica: self.params.replica.clone(), instance, position };
-            let bytes = frame::cursors([&cursor]);
+            let bytes = encode_cursors([&cursor]);
             let position = Some((cursor.instance, position));
             self.pending.push_back(Message { position, ..Message::bare(bytes) });
         }
@@ -253,7 +252,7 @@ impl ReplicaStream {
         let run = self.unannounced_run(next);
         self.pending.push_back(Message::of_gap(&self.params.replica, position, gap));
         if let Some(run) = run {
-            self.pending.push_back(Message::of_event(&self.params.replica, &Event::started(&run)));
+            self.pending.push_back(Message::of_event(&self.params.replica, Event::started(&run)));
         }
     }
 
@@ -274,14 +273,5 @@ impl ReplicaStream {
         }
         self.last_time = message.last_time.or(self.last_time);
         batch.add(message, None);
-    }
-}
-
-impl std::fmt::Debug for ReplicaStream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ReplicaStream")
-            .field("replica", &self.params.replica)
-            .field("position", &self.position)
-            .finish_non_exhaustive()
     }
 }

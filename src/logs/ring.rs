@@ -4,34 +4,34 @@
 //! has its own sequence number. When that entry was evicted, the reader skips to one that is held, and the
 //! difference of cumulative counters is its exact loss. A new reader may start at any line that is held.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
-use metrics::Counter;
+use bytes::Bytes;
+use metrics::{Counter, Gauge};
 use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::time::Instant;
 
-use self::entry::{BEFORE_RING, Contiguity};
-use self::progress::FollowerProgress;
-use self::state::State;
+use self::entry::{BEFORE_RING, Contiguity, OpenLines, Totals};
+use self::lag::FollowerProgress;
 use super::chunk::Chunk;
-use super::frame::{self, Gap, Representation};
+use super::message::{self, Event, Gap, Representation};
 use crate::model::id::{Instance, Replica};
 use crate::model::metrics::Metrics;
 use crate::model::position::Position;
 
 mod entry;
-mod progress;
+mod lag;
 mod reader;
-mod state;
 
 pub use self::entry::Entry;
-pub(crate) use self::entry::EntryKind;
-pub use self::progress::Backlog;
-pub(crate) use self::progress::FollowerLag;
+pub(crate) use self::entry::{AmbiguousRange, EntryKind};
+pub use self::lag::{Backlog, LagReport};
+pub(crate) use self::lag::LaggingFollower;
 pub(crate) use self::reader::JoinOutcome;
 pub use self::reader::{Entries, ReadOutcome, RingReader};
 
@@ -46,6 +46,44 @@ pub struct Ring {
     followers: Mutex<Slab<Arc<FollowerProgress>>>,
     /// Locked by each push and read; nothing is encoded or woken meanwhile.
     state: Mutex<State>,
+}
+
+/// The entries, their total size and the head.
+struct State {
+    entries: VecDeque<Arc<Entry>>,
+    /// Sequence number of the oldest entry held.
+    first: u64,
+    /// Sums over all entries pushed so far, evicted ones included.
+    totals: Totals,
+    /// Lines that have not ended.
+    open: OpenLines,
+    /// `None` until a log was opened.
+    head: Option<Head>,
+    /// Positions of the head's run that cannot be compared.
+    ambiguous: AmbiguousRange,
+    /// One slot per reader, with its waker while it waits.
+    waiters: Slab<Option<Waker>>,
+    /// Incremented by each change.
+    version: u64,
+    closed: bool,
+    /// Closed because the replica is gone and its log was read to its end.
+    gone: bool,
+    /// Bytes of the representations that readers have made of held entries.
+    lazy_bytes: usize,
+    /// Bytes held by all rings.
+    gauge: Gauge,
+    /// This ring's part of the gauge.
+    gauged: usize,
+}
+
+/// The newest position of the ring.
+struct Head {
+    instance: Instance,
+    position: Position,
+    contiguity: Contiguity,
+    /// Sequence number after the newest line, gap or start event of the run, and the totals up to there.
+    /// Later events have no position of their own.
+    next: (u64, Totals),
 }
 
 // === impl Ring ===
@@ -77,8 +115,8 @@ impl Ring {
     }
 
     /// Pushes the event that a run has started. Its log is read from the first line.
-    pub(crate) fn begin_run(&self, instance: &Instance, event: &frame::Event) {
-        let message = frame::event(&self.replica, event);
+    pub(crate) fn begin_run(&self, instance: &Instance, event: Event) {
+        let message = message::encode_event(&self.replica, event);
         let span = (Position::START, Position::START);
         let mut state = self.state.lock();
         state.forget_lines();
@@ -90,11 +128,11 @@ impl Ring {
     /// Encodes chunks and pushes them, in order. Drains `chunks`.
     pub fn push_lines(&self, instance: &Instance, chunks: &mut Vec<Chunk>, read_at: Instant) {
         let encoded = chunks.drain(..).map(|mut chunk| {
-            let frame = frame::lines(&self.replica, instance, &chunk, Representation::Plain);
+            let encoded = message::encode_lines(&self.replica, instance, &chunk, Representation::Plain);
             self.encoded.increment(1);
             // Points into the message, so that the log bytes are in memory once.
-            chunk.data = frame.logs;
-            (chunk, frame.message)
+            chunk.data = encoded.logs;
+            (chunk, encoded.message)
         });
         // Encoded before locking: readers wait for the lock.
         let encoded: Vec<_> = encoded.collect();
@@ -113,8 +151,8 @@ impl Ring {
     }
 
     /// Pushes an event of the replica, at the head.
-    pub(crate) fn push_event(&self, instance: Option<&Instance>, event: &frame::Event) {
-        let message = frame::event(&self.replica, event);
+    pub(crate) fn push_event(&self, instance: Option<&Instance>, event: Event) {
+        let message = message::encode_event(&self.replica, event);
         let mut state = self.state.lock();
         let at = state.head_position();
         state.push(instance.cloned(), EntryKind::Event, (at, at), message, Instant::now());
@@ -123,7 +161,7 @@ impl Ring {
 
     /// Pushes a gap of the source, from the head to `end`.
     pub(crate) fn push_gap(&self, instance: &Instance, gap: Gap, end: Position) {
-        let message = frame::gap(&self.replica, Some((instance, end)), &gap);
+        let message = message::encode_gap(&self.replica, Some((instance, end)), &gap);
         let mut state = self.state.lock();
         if !gap.exact {
             state.ambiguous.record_gap();
@@ -175,6 +213,115 @@ impl Ring {
             state.lazy_bytes += bytes;
             state.evict(self.max_bytes);
         }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn new(gauge: Gauge) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            first: 0,
+            totals: Totals::default(),
+            open: OpenLines::default(),
+            head: None,
+            ambiguous: AmbiguousRange::default(),
+            waiters: Slab::new(),
+            version: 0,
+            closed: false,
+            gone: false,
+            lazy_bytes: 0,
+            gauge,
+            gauged: 0,
+        }
+    }
+
+    /// Sequence number of the next entry.
+    fn next(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// Appends an entry. Does not evict.
+    fn push(
+        &mut self,
+        instance: Option<Instance>,
+        kind: EntryKind,
+        (start, end): (Position, Position),
+        message: Bytes,
+        read_at: Instant,
+    ) {
+        let entry = Entry {
+            kind,
+            instance,
+            start,
+            end,
+            read_at,
+            totals_before: self.totals,
+            ambiguous: self.ambiguous,
+            open: self.open,
+            sequence: self.next(),
+            message,
+            timestamped: OnceLock::new(),
+            lazy_bytes: AtomicUsize::new(0),
+        };
+        self.totals = entry.totals_after();
+        self.open = entry.open_after();
+        self.entries.push_back(Arc::new(entry));
+    }
+
+    /// Sets the head. It comes after all entries pushed so far.
+    fn set_head(&mut self, instance: &Instance, position: Position, contiguity: Contiguity) {
+        let next = (self.next(), self.totals);
+        self.head = Some(Head { instance: instance.clone(), position, contiguity, next });
+    }
+
+    fn head_position(&self) -> Position {
+        self.head.as_ref().map_or(Position::START, |head| head.position)
+    }
+
+    /// Forgets unfinished lines and ambiguous positions: another log begins.
+    fn forget_lines(&mut self) {
+        self.open = OpenLines::default();
+        self.ambiguous = AmbiguousRange::default();
+    }
+
+    /// Cost of the held entries, without their lazy representations.
+    fn cost(&self) -> u64 {
+        self.entries.front().map_or(0, |oldest| self.totals.cost - oldest.totals_before.cost)
+    }
+
+    /// Evicts the oldest entries until the others fit into `max_bytes`. Keeps the newest entry.
+    fn evict(&mut self, max_bytes: usize) {
+        while self.entries.len() > 1 && self.cost() + self.lazy_bytes as u64 > max_bytes as u64 {
+            if let Some(evicted) = self.entries.pop_front() {
+                self.first += 1;
+                self.lazy_bytes -= evicted.lazy_bytes.load(Ordering::Relaxed);
+            }
+        }
+        let held = usize::try_from(self.cost()).unwrap_or(usize::MAX) + self.lazy_bytes;
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        self.gauge.increment(held as f64 - self.gauged as f64);
+        self.gauged = held;
+    }
+
+    /// Returns the entry with this sequence number, if it is held.
+    fn get(&self, sequence: u64) -> Option<&Arc<Entry>> {
+        let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
+        self.entries.get(index)
+    }
+
+    /// Sequence number of the first held entry that was read after `instant`; of the oldest one for `None`.
+    fn first_read_after(&self, instant: Option<Instant>) -> u64 {
+        let older = instant.map_or(0, |at| self.entries.partition_point(|entry| entry.read_at <= at));
+        self.first + older as u64
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        self.gauge.decrement(self.gauged as f64);
     }
 }
 

@@ -88,7 +88,7 @@ impl StatusBody {
     /// Polls for the next piece of a message; `None` after the last message.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Messages>> {
         // The next message is encoded only after the peer has taken the previous one.
-        ready!(self.state.poll_drained(cx));
+        ready!(self.state.poll_flushed(cx));
         if self.unsent.is_empty() {
             let Some(update) = ready!(self.updates.poll_next(cx)) else {
                 return Poll::Ready(None);
@@ -129,7 +129,7 @@ impl http_body::Body for StatusBody {
                 Stage::Trailers(end) => {
                     // HTTP/2 stops watching the stream once it has the trailers, so all data must be taken
                     // first.
-                    ready!(this.state.poll_drained(cx));
+                    ready!(this.state.poll_flushed(cx));
                     let trailers = (this.trailers)(end);
                     this.stage = Stage::Done;
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
@@ -186,7 +186,7 @@ impl Updates {
 
     /// Returns why there are no more updates.
     fn end(&self) -> StreamEnd {
-        if self.lease_ended && self.changes.is_some() { StreamEnd::LeaseEnded } else { StreamEnd::Complete }
+        if self.lease_ended && self.changes.is_some() { StreamEnd::LeaseEnded } else { StreamEnd::Done }
     }
 }
 

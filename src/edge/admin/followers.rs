@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::logs::actors::ActorRegistry;
-use crate::logs::lag::{LagReport, LaggingFollower};
+use crate::logs::ring::{LagReport, LaggingFollower};
 
 /// Most rows: more than a person reads, and some hundred kilobytes.
 const ROWS_MAX: usize = 1_000;

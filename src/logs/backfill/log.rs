@@ -7,9 +7,8 @@ use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 
 use super::{Backfill, BackfillEvent, Failures, Stage, ring_changed};
-use crate::logs::ambiguity::AmbiguousRange;
 use crate::logs::chunk::Chunker;
-use crate::logs::ring::JoinOutcome;
+use crate::logs::ring::{AmbiguousRange, JoinOutcome};
 use crate::model::id::Instance;
 use crate::model::line::{GapCause, Line, LineBatch};
 use crate::model::position::Position;
@@ -41,10 +40,9 @@ pub(super) enum JoinAttempt {
     AtHead,
     /// Not possible here: read on.
     ReadLog,
-    /// There is no ring, or it is closed for good: read the log to its end.
-    NoRing,
-    /// Not before the log's first item was read.
-    ReadFirst,
+    /// Not possible, whatever the ring does: there is none, it is closed for good, or the log's first item
+    /// must be read before.
+    IgnoreRing,
 }
 
 /// The event that ended a wait.
@@ -90,7 +88,7 @@ impl Backfill {
     /// Joins the ring if possible, otherwise reads the next item of the log.
     pub(super) async fn read(&mut self, mut log: Log) -> Stage {
         let attempt = if std::mem::take(&mut log.is_fresh) {
-            JoinAttempt::ReadFirst
+            JoinAttempt::IgnoreRing
         } else {
             self.try_join(&log.instance, log.chunker.position(), log.ambiguous)
         };
@@ -130,12 +128,12 @@ impl Backfill {
     async fn wait(&mut self, log: &mut Log, attempt: JoinAttempt) -> WaitEvent {
         let is_ahead = matches!(attempt, JoinAttempt::AheadOfRing);
         let may_be_long = matches!(attempt, JoinAttempt::AheadOfRing | JoinAttempt::AtHead);
-        match attempt {
+        let live = match attempt {
             JoinAttempt::Next(stage) => return WaitEvent::Next(stage),
-            JoinAttempt::AheadOfRing | JoinAttempt::AtHead | JoinAttempt::ReadLog => {}
-            JoinAttempt::NoRing | JoinAttempt::ReadFirst => return WaitEvent::Item(log.items.next().await),
-        }
-        let Some(live) = &mut self.live else {
+            JoinAttempt::AheadOfRing | JoinAttempt::AtHead | JoinAttempt::ReadLog => self.live.as_mut(),
+            JoinAttempt::IgnoreRing => None,
+        };
+        let Some(live) = live else {
             return WaitEvent::Item(log.items.next().await);
         };
         tokio::select! {
@@ -159,7 +157,7 @@ impl Backfill {
             match self.try_join(&instance, position, AmbiguousRange::default()) {
                 JoinAttempt::Next(stage) => return stage,
                 JoinAttempt::AheadOfRing => {}
-                JoinAttempt::AtHead | JoinAttempt::ReadLog | JoinAttempt::NoRing | JoinAttempt::ReadFirst => {
+                JoinAttempt::AtHead | JoinAttempt::ReadLog | JoinAttempt::IgnoreRing => {
                     return Stage::Open(instance, ReadFrom::After(position));
                 }
             }
@@ -173,7 +171,7 @@ impl Backfill {
         ambiguous: AmbiguousRange,
     ) -> JoinAttempt {
         let Some(live) = self.live.as_mut() else {
-            return JoinAttempt::NoRing;
+            return JoinAttempt::IgnoreRing;
         };
         // With `since`, the ring may hold lines that are too old.
         let must_read = ambiguous.contains(position)
@@ -181,19 +179,16 @@ impl Backfill {
         match live.reader.join(instance, position) {
             JoinOutcome::Joined(parts) if !must_read => {
                 self.queue_chunks(instance, parts);
-                JoinAttempt::Next(Stage::Join)
+                JoinAttempt::Next(Stage::Done)
             }
             // Entries remain, but no new actor will send the lines after them.
             _ if live.reader.is_closed() && (self.params.is_gone() || live.reader.is_gone()) => {
-                JoinAttempt::NoRing
+                JoinAttempt::IgnoreRing
             }
             _ if live.reader.is_closed() => JoinAttempt::Next(Stage::End(BackfillEvent::ActorEnded)),
             JoinOutcome::AheadOfRing if !must_read => JoinAttempt::AheadOfRing,
             JoinOutcome::AtHead if !must_read => JoinAttempt::AtHead,
-            JoinOutcome::Joined(_)
-            | JoinOutcome::ReadLog
-            | JoinOutcome::AtHead
-            | JoinOutcome::AheadOfRing => JoinAttempt::ReadLog,
+            _ => JoinAttempt::ReadLog,
         }
     }
 

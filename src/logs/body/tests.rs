@@ -10,7 +10,7 @@ use metrics::NoopRecorder;
 
 use super::*;
 use crate::logs::actor::ActorContext;
-use crate::logs::frame::Representation;
+use crate::logs::message::Representation;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
 use crate::model::view::{Filter, ReplicaState, ReplicaView, ServiceView};

@@ -1,4 +1,5 @@
-//! Entries of a ring, each with the sums over all entries before it.
+//! Entries of a ring, each with the sums over all entries before it, and with the positions that were
+//! ambiguous there. Pure, but for the account of lazy representations.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -8,9 +9,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Ring;
-use crate::logs::ambiguity::AmbiguousRange;
 use crate::logs::chunk::Chunk;
-use crate::logs::frame::{self, Gap, Representation};
+use crate::logs::message::{self, Gap, Representation};
 use crate::model::id::Instance;
 use crate::model::line::Stream;
 use crate::model::position::Position;
@@ -82,6 +82,15 @@ pub(super) struct Totals {
     pub(super) cost: u64,
 }
 
+/// The positions that are ambiguous after a gap of unknown size: those up to this time. `None`: there was no
+/// such gap; [`LogTime::MAX`]: no line came after the gap.
+///
+/// A position counts the lines of its time. After lost lines, a reader that lost them counts too few, and a
+/// reader that did not may be within the gap. So positions of two readers of one log cannot be compared,
+/// until the times of later lines make the order clear again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AmbiguousRange(Option<LogTime>);
+
 // === impl Entry ===
 
 impl Entry {
@@ -96,7 +105,7 @@ impl Entry {
                         return self.message.clone();
                     };
                     ring.encoded.increment(1);
-                    let message = frame::lines(&ring.replica, instance, chunk, representation).message;
+                    let message = message::encode_lines(&ring.replica, instance, chunk, representation).message;
                     ring.count_lazy_bytes(self, message.len());
                     message
                 })
@@ -109,7 +118,7 @@ impl Entry {
     pub(super) fn message_max_bytes(&self, representation: Representation) -> usize {
         match (&self.kind, representation) {
             (EntryKind::Lines(chunk, _), Representation::Timestamped) => {
-                self.message.len() + frame::timestamps_max_bytes(chunk)
+                self.message.len() + message::timestamps_max_bytes(chunk)
             }
             _ => self.message.len(),
         }
@@ -178,6 +187,28 @@ impl Entry {
     }
 }
 
+// === impl AmbiguousRange ===
+
+impl AmbiguousRange {
+    /// Records that an unknown number of lines is missing after the newest one.
+    pub(crate) fn record_gap(&mut self) {
+        self.0 = Some(LogTime::MAX);
+    }
+
+    /// Records the next line, which follows `before`.
+    pub(crate) fn record_line(&mut self, before: Position, time: LogTime) {
+        if self.0 == Some(LogTime::MAX) {
+            // The lost lines may include lines of this time, or of the time before it if the clock was set
+            // back.
+            self.0 = Some(before.time.max(time));
+        }
+    }
+
+    pub(crate) fn contains(self, at: Position) -> bool {
+        self.0.is_some_and(|until| at.time <= until)
+    }
+}
+
 /// Index of the chunk's stream in [`OpenLines`].
 pub(super) fn stream_index(chunk: &Chunk) -> usize {
     usize::from(chunk.stream() == Some(Stream::Stderr))
@@ -186,5 +217,28 @@ pub(super) fn stream_index(chunk: &Chunk) -> usize {
 impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry").field("end", &self.end).field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_clear_after_time_of_first_line() {
+        let at = |nanos| Position { time: LogTime::from_nanos(nanos), ordinal: 1, offset: 0 };
+        let mut range = AmbiguousRange::default();
+        range.record_line(at(1), LogTime::from_nanos(2));
+        assert!(!range.contains(at(2)) && !range.contains(Position::START));
+        range.record_gap();
+        assert!(range.contains(at(9)));
+        range.record_line(at(2), LogTime::from_nanos(5));
+        assert!(range.contains(at(4)) && range.contains(at(5)) && !range.contains(at(6)));
+        range.record_line(at(5), LogTime::from_nanos(7));
+        assert!(!range.contains(at(6)));
+        // With a clock that was set back, after the time before.
+        range.record_gap();
+        range.record_line(at(7), LogTime::from_nanos(3));
+        assert!(range.contains(at(7)) && !range.contains(at(8)));
     }
 }

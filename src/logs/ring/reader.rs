@@ -4,12 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::Ring;
+use super::{Ring, State};
 use super::entry::{Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
-use super::progress::FollowerProgress;
-use super::state::State;
+use super::lag::FollowerProgress;
 use crate::logs::chunk::Chunk;
-use crate::logs::frame::Representation;
+use crate::logs::message::Representation;
 use crate::model::id::Instance;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
@@ -415,7 +414,7 @@ mod tests {
 
     use super::*;
     use crate::logs::chunk::LineEnd;
-    use crate::logs::frame::{Event, Gap};
+    use crate::logs::message::{Event, Gap};
     use crate::model::id::Replica;
     use crate::model::line::GapCause;
     use crate::model::metrics::Metrics;
@@ -445,7 +444,7 @@ mod tests {
         // A backfill has read all four.
         let mut reader = ring.reader();
         assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::AheadOfRing), "more lines may follow");
-        ring.push_event(Some(&run), &Event::gone());
+        ring.push_event(Some(&run), Event::gone());
         assert!(matches!(reader.join_end(&run, after(4)), JoinOutcome::Joined(_)));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let Poll::Ready(ReadOutcome::Entries { entries, .. }) =

@@ -19,7 +19,7 @@ use leasemux::edge::service::LeaseService;
 use leasemux::edge::tls::SniConfigs;
 use leasemux::logs::actor::ActorContext;
 use leasemux::logs::actors::ActorRegistry;
-use leasemux::logs::lag::LagReport;
+use leasemux::logs::ring::LagReport;
 use leasemux::model::id::{LeaseId, Owner};
 use leasemux::model::limits::Limits;
 use leasemux::model::proto;
