@@ -17,8 +17,6 @@ use crate::access::refusal::Refusal;
 use crate::model::id::Replica;
 use crate::model::quota::Exceeded;
 
-pub(crate) mod gated_poll;
-
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Observes and ends a running stream.

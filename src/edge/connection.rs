@@ -35,7 +35,7 @@ use crate::model::limits::{Limits, STREAM_HELD_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::model::peer::PeerNet;
 use crate::model::rate::{Bucket, Rate};
-use crate::stream::gated_poll::Gated;
+use crate::sys::gated_poll::Gated;
 
 /// Path prefix of the health service, by which a balancer polls readiness.
 const HEALTH: &str = "/grpc.health.v1.Health/";

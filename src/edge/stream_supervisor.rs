@@ -17,8 +17,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::drain::Drain;
 use crate::model::metrics::Metrics;
-use crate::stream::gated_poll::Gated;
 use crate::stream::{StreamControl, StreamEnd};
+use crate::sys::gated_poll::Gated;
 
 /// Time that a stream which must end has to send its status. A stream with revoked credentials ends within
 /// this and the time to notice the revocation.

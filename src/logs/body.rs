@@ -28,8 +28,8 @@ use crate::model::metrics::Metrics;
 use crate::model::position::Cursor;
 use crate::model::view::LeaseView;
 use crate::platform;
-use crate::stream::gated_poll::Gated;
 use crate::stream::{Messages, StreamControl, StreamEnd};
+use crate::sys::gated_poll::Gated;
 
 /// The body of a response to `ServiceLogs`.
 pub(crate) struct LogsBody {
@@ -262,9 +262,7 @@ impl LogsBody {
         self.poll_changes(cx);
         if let Some(end) = self.fill(cx, batch) {
             self.stage = match end {
-                StreamEnd::Done | StreamEnd::LeaseEnded => {
-                    Stage::Trailers(Box::new((self.trailers)(&end)))
-                }
+                StreamEnd::Done | StreamEnd::LeaseEnded => Stage::Trailers(Box::new((self.trailers)(&end))),
                 _ => Stage::Closing(end),
             };
         }
