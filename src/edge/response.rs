@@ -15,7 +15,7 @@ use tonic::Status;
 use crate::logs::body::LogsBody;
 use crate::model::metrics::{Code, GaugeGuard, Method, Metrics};
 use crate::model::proto::framed;
-use crate::status::body::StatusBody;
+use crate::status::StatusBody;
 use crate::stream::{Messages, Parts, StreamControl};
 
 /// The field with the status of a call: in the trailers, or in the headers if there is no body.

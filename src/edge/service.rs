@@ -40,7 +40,7 @@ use crate::model::time::LogTime;
 use crate::model::view::{Filter, LeaseView};
 use crate::platform;
 use crate::restart::RestartManager;
-use crate::status::body::StatusBody;
+use crate::status::StatusBody;
 use crate::stream::{StreamControl, StreamEnd};
 
 /// The full name of the service.
