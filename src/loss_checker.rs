@@ -66,7 +66,7 @@ struct Verdict {
 /// Received lines, bytes and gaps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Complete lines.
+    /// Whole lines.
     pub lines: u64,
     /// Lines with a number, which were checked.
     pub checked: u64,
@@ -126,7 +126,7 @@ struct PartialLine {
     /// Start of the line.
     head: Vec<u8>,
     /// Whether its first pieces are missing. Then it is not counted.
-    incomplete: bool,
+    is_lost: bool,
 }
 
 // === impl LossChecker ===
@@ -140,7 +140,7 @@ impl LossChecker {
     /// Checks the next entry.
     pub fn feed(&mut self, entry: &ServiceLogs) {
         let is_known = self.replicas.get(&entry.name).is_some_and(|all| all.contains_key(&entry.replica));
-        if !is_known && !self.admit(entry) {
+        if !is_known && !self.add_replica(entry) {
             return;
         }
         let slot = self.replicas.get_mut(&entry.name).and_then(|all| all.get_mut(&entry.replica));
@@ -170,7 +170,7 @@ impl LossChecker {
         self.verdict.tally
     }
 
-    fn admit(&mut self, entry: &ServiceLogs) -> bool {
+    fn add_replica(&mut self, entry: &ServiceLogs) -> bool {
         let name = format!("{}/{}", entry.name, entry.replica);
         let replica = Replica {
             name,
@@ -269,7 +269,7 @@ impl Replica {
                 if let Some(line) = line {
                     self.finished(&line, verdict);
                 }
-                PartialLine { head: Vec::new(), incomplete: part.continues }
+                PartialLine { head: Vec::new(), is_lost: part.continues }
             }
         };
         extend(&mut line.head, data.strip_suffix(b"\n").unwrap_or(data));
@@ -281,7 +281,7 @@ impl Replica {
     }
 
     fn finished(&mut self, line: &PartialLine, verdict: &mut Verdict) {
-        if !line.incomplete {
+        if !line.is_lost {
             self.whole_line(&line.head, verdict);
         }
     }
@@ -304,8 +304,9 @@ impl Replica {
             self.finished(&line, verdict);
         }
         if let Some(before) = &self.instance {
-            let counts = restarts(before).zip(restarts(instance));
-            if counts.is_some_and(|((pod, before), (now, after))| pod == now && after <= before) {
+            let numbers = run_number(before).zip(run_number(instance));
+            if numbers.is_some_and(|((container, before), (now, after))| container == now && after <= before)
+            {
                 verdict.violate(self, Fault::RunRepeated, b"");
             }
             let (next, ended) = self.sequence.next();
@@ -350,10 +351,10 @@ fn number(head: &[u8]) -> Option<u64> {
     digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Splits an instance, `uid/container/restarts`, into pod and restart count.
-fn restarts(instance: &str) -> Option<(&str, u64)> {
-    let (pod, count) = instance.rsplit_once('/')?;
-    Some((pod, count.parse().ok()?))
+/// Splits an instance into its container, `uid/name`, and the number of the run.
+fn run_number(instance: &str) -> Option<(&str, u64)> {
+    let (container, number) = instance.rsplit_once('/')?;
+    Some((container, number.parse().ok()?))
 }
 
 // === impl Violation ===
@@ -401,33 +402,21 @@ mod tests {
     /// `Ax` is a line without a number.
     fn check(start: Start, script: &str) -> Result<Tally, Fault> {
         let mut checker = LossChecker::new(start, Order::Exact);
-        let mut run = "A".to_owned();
+        let mut run = 0;
         for word in script.split(' ') {
             let (kind, rest) = word.split_at(1);
-            let lines = rest.parse().ok();
-            match kind {
-                "g" => checker.feed(&entry(
-                    &format!("p/c/{}", run_number(&run)),
-                    b"",
-                    Some((lines.unwrap(), true)),
-                )),
-                "i" => checker.feed(&entry(
-                    &format!("p/c/{}", run_number(&run)),
-                    b"",
-                    Some((lines.unwrap(), false)),
-                )),
-                _ => {
-                    run = kind.to_owned();
-                    let line = format!("{rest} text\n");
-                    checker.feed(&entry(&format!("p/c/{}", run_number(&run)), line.as_bytes(), None));
-                }
+            let is_gap = matches!(kind, "g" | "i");
+            if !is_gap {
+                run = kind.as_bytes()[0] - b'A';
             }
+            let instance = format!("p/c/{run}");
+            checker.feed(&if is_gap {
+                entry(&instance, b"", Some((rest.parse().unwrap(), kind == "g")))
+            } else {
+                entry(&instance, format!("{rest} text\n").as_bytes(), None)
+            });
         }
         checker.verdict().map_err(|violation| violation.fault)
-    }
-
-    fn run_number(run: &str) -> u32 {
-        u32::from(run.as_bytes()[0] - b'A')
     }
 
     #[test]
