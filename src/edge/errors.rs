@@ -18,7 +18,7 @@ use crate::model::id::Replica;
 use crate::model::quota::Exceeded;
 use crate::model::view::Missing;
 use crate::platform;
-use crate::restart::Rejection;
+use crate::restart::RequestError;
 use crate::stream::StreamEnd;
 
 /// Domain of the reasons in `google.rpc.ErrorInfo`.
@@ -144,17 +144,17 @@ impl From<Exceeded> for CallError {
     }
 }
 
-impl From<Rejection> for CallError {
-    fn from(rejection: Rejection) -> Self {
-        match rejection {
-            Rejection::IdReused => {
+impl From<RequestError> for CallError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::RequestIdReused => {
                 Self::field("request_id", "was used within the last hour for another lease or other replicas")
             }
-            Rejection::Full(exceeded) => exceeded.into(),
-            Rejection::Alone(reason) => Self::Platform(platform::Error::Unavailable(format!(
+            RequestError::QuotaExceeded(exceeded) => exceeded.into(),
+            RequestError::LockUnavailable(reason) => Self::Platform(platform::Error::Unavailable(format!(
                 "restart lock is not available: {reason}"
             ))),
-            Rejection::Stopped => Self::Draining,
+            RequestError::ShuttingDown => Self::Draining,
         }
     }
 }

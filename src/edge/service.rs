@@ -25,9 +25,9 @@ use super::stream_supervisor::SupervisorHandle;
 use crate::access::authenticator::{Admission, Authenticator, Peer};
 use crate::access::grants::TokenScope;
 use crate::access::refusal::{Refusal, RefusalKind};
+use crate::logs::ReadRange;
 use crate::logs::actors::ActorRegistry;
 use crate::logs::backfill_limits::BackfillLimiter;
-use crate::logs::ReadRange;
 use crate::logs::body::LogsBody;
 use crate::model::concurrency::ConcurrencyPermit;
 use crate::model::id::LeaseId;
@@ -359,11 +359,7 @@ impl LeaseService {
             .authorize(&request.lease, TokenScope::Restart)?
             .narrow(&mut request.filter)?;
         // A repeated call joins or completes the first call's job: no lookup, no quota.
-        let known = match self.restarts.find(&request)? {
-            Some(job) => Some(job),
-            None => self.restarts.adopt_remote(&request).await?,
-        };
-        let job = if let Some(job) = known {
+        let job = if let Some(job) = self.restarts.find(&request).await? {
             call.audit.restart(&request.filter, true);
             job
         } else {

@@ -542,7 +542,8 @@ impl Actor {
     /// Records `run` for [`Actor::was_seen`], and forgets containers that the view no longer names.
     fn mark_seen(&mut self, view: &ReplicaView, run: &Instance) {
         self.seen_runs.retain(|seen| {
-            !is_same_container(seen, run) && view.runs.iter().any(|run| is_same_container(seen, &run.instance))
+            !is_same_container(seen, run)
+                && view.runs.iter().any(|run| is_same_container(seen, &run.instance))
         });
         self.seen_runs.push(run.clone());
     }

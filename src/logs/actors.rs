@@ -112,8 +112,7 @@ impl ActorRegistry {
             Entry::Vacant(vacant) => {
                 let (lease, replica) = key.clone();
                 let cancel = shared.cancel.child_token();
-                let (handle, run) =
-                    actor::new(shared.context.clone(), lease, replica, view.clone(), cancel);
+                let (handle, run) = actor::new(shared.context.clone(), lease, replica, view.clone(), cancel);
                 let registration = Registration {
                     actors: Arc::clone(&shared.actors),
                     key: key.clone(),

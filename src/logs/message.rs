@@ -467,7 +467,8 @@ mod tests {
 
     #[test]
     fn timestamps_prefix_each_line() {
-        let encoded = encode_lines(&replica(), &instance(), &chunk(Position::START), Representation::Timestamped);
+        let encoded =
+            encode_lines(&replica(), &instance(), &chunk(Position::START), Representation::Timestamped);
         let timestamp = "1970-01-01T00:00:01.000000005Z";
         assert_eq!(timestamp.len() + 1, TIMESTAMP_BYTES);
         assert_eq!(encoded.logs, format!("{timestamp} one\n{timestamp} two\n"));

@@ -30,8 +30,8 @@ mod reader;
 
 pub use self::entry::Entry;
 pub(crate) use self::entry::{AmbiguousRange, EntryKind};
-pub use self::lag::{Backlog, LagReport};
 pub(crate) use self::lag::LaggingFollower;
+pub use self::lag::{Backlog, LagReport};
 pub(crate) use self::reader::JoinOutcome;
 pub use self::reader::{Entries, ReadOutcome, RingReader};
 

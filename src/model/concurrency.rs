@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 #[derive(Debug)]
 pub(crate) struct ConcurrencyLimiter<K>(Arc<Mutex<HashMap<K, usize>>>);
 
-/// One permit of a key, until it is dropped.
+/// Permits of a key, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ConcurrencyPermit<K: Eq + Hash> {
     counts: ConcurrencyLimiter<K>,
     key: K,
+    count: usize,
 }
 
 // === impl ConcurrencyLimiter ===
@@ -22,13 +23,18 @@ pub(crate) struct ConcurrencyPermit<K: Eq + Hash> {
 impl<K: Clone + Eq + Hash> ConcurrencyLimiter<K> {
     /// Returns a permit for `key`, unless it holds `max` already.
     pub(crate) fn hold(&self, key: &K, max: usize) -> Option<ConcurrencyPermit<K>> {
+        self.hold_many(key, 1, max)
+    }
+
+    /// Returns `count` permits for `key`, unless it would then hold more than `max`.
+    pub(crate) fn hold_many(&self, key: &K, count: usize, max: usize) -> Option<ConcurrencyPermit<K>> {
         let mut counts = self.0.lock();
-        let held = counts.get(key).copied().unwrap_or_default();
-        if held >= max {
+        let held = counts.get(key).copied().unwrap_or_default() + count;
+        if held > max {
             return None;
         }
-        counts.insert(key.clone(), held + 1);
-        Some(ConcurrencyPermit { counts: self.clone(), key: key.clone() })
+        counts.insert(key.clone(), held);
+        Some(ConcurrencyPermit { counts: self.clone(), key: key.clone(), count })
     }
 
     #[cfg(test)]
@@ -53,7 +59,7 @@ impl<K: Eq + Hash> Drop for ConcurrencyPermit<K> {
     fn drop(&mut self) {
         let mut counts = self.counts.0.lock();
         if let Some(held) = counts.get_mut(&self.key) {
-            *held -= 1;
+            *held -= self.count;
             if *held == 0 {
                 counts.remove(&self.key);
             }
@@ -78,6 +84,11 @@ mod tests {
         drop((again, other));
         assert_eq!(limiter.holders(), 0);
         assert!(limiter.hold(&"none", 0).is_none());
+        assert!(limiter.hold_many(&"none", 4, 3).is_none());
+        assert_eq!(limiter.holders(), 0);
+        let many = limiter.hold_many(&"many", 3, 3).unwrap();
+        assert!(limiter.hold(&"many", 3).is_none());
+        drop(many);
         assert_eq!(limiter.holders(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! The restart of one replica: choose the instance, order the restart, watch the result.
+//! The restart of one replica: choose the run to replace, order the restart, watch the result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(super) const PLATFORM_TIMEOUT: Duration = Duration::from_secs(60);
 /// Delay before a retryable request to the platform is repeated.
 pub(super) const PLATFORM_RETRY: Duration = Duration::from_secs(1);
 
-/// A restart that is ready to run: the instance to replace is chosen, and nothing was ordered yet.
+/// A restart that is ready: the run to replace is chosen, and nothing was ordered yet.
 #[derive(Debug)]
 pub(super) struct Attempt {
     queues: Arc<JobQueues>,
@@ -29,7 +29,7 @@ pub(super) struct Attempt {
 // === impl Attempt ===
 
 impl Attempt {
-    /// Chooses the newest instance of `replica`.
+    /// Prepares to replace the newest run of `replica`.
     ///
     /// # Errors
     /// Why the replica cannot be restarted, for the caller.
@@ -38,11 +38,12 @@ impl Attempt {
         lease: &LeaseId,
         replica: &Replica,
     ) -> Result<Self, String> {
-        let mut request = RestartRequest { lease: lease.clone(), replica: replica.clone(), instance: None };
-        let view = watch_lease(queues, &request).await?;
-        request.instance =
-            view.borrow().replica(replica).and_then(ReplicaView::newest).map(|run| run.instance.clone());
-        Ok(Self { queues: Arc::clone(queues), view, request })
+        let request = RestartRequest { lease: lease.clone(), replica: replica.clone(), instance: None };
+        let mut attempt = Self::resume(queues, request).await?;
+        let view = Arc::clone(&attempt.view.borrow());
+        let newest = view.replica(replica).and_then(ReplicaView::newest);
+        attempt.request.instance = newest.map(|run| run.instance.clone());
+        Ok(attempt)
     }
 
     /// Resumes a restart that another gateway started.
@@ -50,14 +51,17 @@ impl Attempt {
     /// # Errors
     /// As [`new`](Self::new).
     pub(super) async fn resume(queues: &Arc<JobQueues>, request: RestartRequest) -> Result<Self, String> {
-        let view = watch_lease(queues, &request).await?;
-        Ok(Self { queues: Arc::clone(queues), view, request })
+        match tokio::time::timeout(PLATFORM_TIMEOUT, queues.platform.watch(&request.lease)).await {
+            Ok(Ok(view)) => Ok(Self { queues: Arc::clone(queues), view, request }),
+            Ok(Err(error)) => Err(platform_failed(&request, &error)),
+            Err(_) => Err(timed_out()),
+        }
     }
 
-    /// Orders the restart and waits until a new instance is stable.
+    /// Orders the restart and waits until a new run is stable.
     ///
     /// # Errors
-    /// Why no new instance is stable, for the caller.
+    /// Why no new run is stable, for the caller.
     pub(super) async fn run(mut self) -> Result<(), String> {
         tokio::time::timeout(PLATFORM_TIMEOUT, self.order()).await.unwrap_or_else(|_| Err(timed_out()))?;
         let begun = Instant::now();
@@ -82,7 +86,7 @@ impl Attempt {
         let (lease, replica) = (&self.request.lease, &self.request.replica);
         loop {
             match self.queues.platform.restart(self.request.clone()).await {
-                // A conflict means that a newer instance has started since: the old one is gone.
+                // A conflict means that a newer run has started since: the old one has ended.
                 Ok(()) | Err(Error::Conflict(_)) => return Ok(()),
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(%lease, %replica, %error, "failed to order restart; retrying");
@@ -91,17 +95,6 @@ impl Attempt {
                 Err(error) => return Err(platform_failed(&self.request, &error)),
             }
         }
-    }
-}
-
-async fn watch_lease(
-    queues: &JobQueues,
-    request: &RestartRequest,
-) -> Result<watch::Receiver<Arc<LeaseView>>, String> {
-    match tokio::time::timeout(PLATFORM_TIMEOUT, queues.platform.watch(&request.lease)).await {
-        Ok(Ok(view)) => Ok(view),
-        Ok(Err(error)) => Err(platform_failed(request, &error)),
-        Err(_) => Err(timed_out()),
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::SetOnce;
 
 use super::Request;
-use super::budget::BudgetShare;
-use crate::model::id::Replica;
+use crate::model::concurrency::ConcurrencyPermit;
+use crate::model::id::{Owner, Replica};
 use crate::model::proto::lease::service_restart_status::State;
 use crate::model::proto::lease::{ServiceRestartResponse, ServiceRestartStatus};
 
@@ -17,9 +17,9 @@ pub(super) type OutcomeSlot = Arc<SetOnce<ReplicaOutcome>>;
 /// Result of restarting one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplicaOutcome {
-    /// A new instance runs and is stable.
+    /// A new run is stable.
     Active,
-    /// No new instance became stable. The reason is for the caller.
+    /// No new run became stable. The reason is for the caller.
     Failed(String),
     /// The replica was not restarted. The reason is for the caller.
     NotAttempted(String),
@@ -32,7 +32,8 @@ pub enum ReplicaOutcome {
 pub struct RestartJob {
     pub(super) request: Request,
     pub(super) replicas: Vec<JobReplica>,
-    pub(super) _share: BudgetShare,
+    /// One permit per replica, of the owner and of the gateway.
+    pub(super) _permits: (ConcurrencyPermit<Owner>, ConcurrencyPermit<()>),
 }
 
 /// One replica of a job.
@@ -93,7 +94,7 @@ impl RestartJob {
         ServiceRestartResponse { status: status.collect() }
     }
 
-    /// Returns whether this gateway stopped the job, as opposed to the failure of a replica. Another gateway
+    /// Whether this gateway stopped the job, as opposed to the failure of a replica. Another gateway
     /// may continue it.
     pub(super) fn is_abandoned(&self) -> bool {
         let any =
@@ -103,7 +104,6 @@ impl RestartJob {
             && !any(|outcome| matches!(outcome, ReplicaOutcome::Failed(_)))
     }
 
-    /// Returns whether every replica has an outcome.
     pub(super) fn is_finished(&self) -> bool {
         self.replicas.iter().all(|each| each.slot.initialized())
     }

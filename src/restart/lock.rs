@@ -1,7 +1,7 @@
 //! The restart lock of one lease among gateways, and the restart record in its payload.
 //!
 //! The holder writes a replica into the record before it restarts it. The next holder first resumes that
-//! restart: it restarts exactly the recorded instance, if that still runs, and waits for the result. A
+//! restart: it replaces exactly the recorded run, if that has not ended, and waits for the result. A
 //! gateway that was wrongly believed dead can therefore do no harm by continuing: at most one replica of the
 //! lease is down. See [`crate::platform::coordination`].
 
@@ -59,7 +59,7 @@ impl RestartLock {
             let closed = self.queues.closed.clone();
             let attempt = async {
                 let result = match Attempt::resume(&self.queues, request).await {
-                    Ok(attempt) => Self::renew_during(&mut self.lock, &mut self.is_held, attempt.run()).await,
+                    Ok(attempt) => self.run_attempt(attempt).await,
                     Err(reason) => Err(reason),
                 };
                 result.map_or_else(ReplicaOutcome::Failed, |()| ReplicaOutcome::Active)
@@ -151,42 +151,39 @@ impl RestartLock {
         self.record.put(job, now);
         self.record.in_progress = Some(InProgress::new(&attempt.request, job.request.id.as_ref()));
         let payload = self.record.encode(now);
-        self.is_held = match self.lock.write_payload(payload).await {
-            Ok(()) => true,
-            Err(error) => lock_lost(&error),
-        };
+        if let Err(error) = self.lock.write_payload(payload).await {
+            self.lost(&error);
+        }
         self.is_held
     }
 
-    /// Removes the recorded replica: it will not be restarted.
+    /// Removes the recorded replica, which will not be restarted.
     pub(super) fn clear_in_progress(&mut self) {
         self.record.in_progress = None;
     }
 
     /// Runs `attempt` and renews the lock meanwhile. The attempt continues if the lock is lost.
     pub(super) async fn run_attempt(&mut self, attempt: Attempt) -> Result<(), String> {
-        Self::renew_during(&mut self.lock, &mut self.is_held, attempt.run()).await
+        let mut run = std::pin::pin!(attempt.run());
+        if self.is_held {
+            tokio::select! {
+                result = &mut run => return result,
+                error = self.lock.renew_until_lost() => self.lost(&error),
+            }
+        }
+        // The restart is recorded, so the next holder waits for it: finish it.
+        run.await
+    }
+
+    fn lost(&mut self, error: &Error) {
+        self.is_held = false;
+        let error = error as &dyn std::error::Error;
+        tracing::warn!(error, "lost restart lock; restarting nothing until it is acquired again");
     }
 
     /// Records the outcome of the replica in progress. The next write or release stores it.
     pub(super) fn record_outcome(&mut self, outcome: &ReplicaOutcome) {
         self.record.set_outcome(outcome);
-    }
-
-    async fn renew_during<T>(
-        lock: &mut Box<dyn LeaseLock>,
-        is_held: &mut bool,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let mut work = std::pin::pin!(work);
-        if *is_held {
-            tokio::select! {
-                done = &mut work => return done,
-                error = lock.renew_until_lost() => *is_held = lock_lost(&error),
-            }
-        }
-        // The restart is recorded, so the next holder waits for it: finish it.
-        work.await
     }
 
     /// Releases the lock, if held, with the outcomes of `job` in the payload.
@@ -202,12 +199,4 @@ impl RestartLock {
             tracing::warn!(lease = %self.lease, error, "failed to release restart lock; it will expire");
         }
     }
-}
-
-fn lock_lost(error: &Error) -> bool {
-    tracing::warn!(
-        error = error as &dyn std::error::Error,
-        "lost restart lock; restarting nothing until it is acquired again"
-    );
-    false
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::model::id::{Instance, Replica};
 use crate::model::view::{LeaseView, ReplicaState, ReplicaView, Run};
 
-/// A new instance that was ready for this long is stable: a process that cannot work usually ends within it.
+/// A new run that was ready for this long is stable: a process that cannot work usually ends within it.
 /// Akash sets no readiness probe, and without one "ready" only means that the process has started.
 pub const STABLE_FOR: Duration = Duration::from_secs(5);
 
@@ -13,7 +13,7 @@ pub const STABLE_FOR: Duration = Duration::from_secs(5);
 /// Deployment.
 pub const PROGRESS_DEADLINE: Duration = Duration::from_secs(600);
 
-/// Time after the order in which a waiting reason may still belong to the old instance.
+/// Time after the order in which a waiting reason may still belong to the old run.
 const STALE_REASON_FOR: Duration = Duration::from_secs(10);
 
 /// Time for which a pod may be unschedulable, because the old pod still holds its resources: longer than the
@@ -36,9 +36,9 @@ const TERMINAL_WAITING_REASONS: [&str; 8] = [
 #[derive(Clone, Debug)]
 pub struct Probation {
     replica: Replica,
-    /// The newest instance when the restart was ordered.
+    /// The newest run when the restart was ordered.
     old: Option<Instance>,
-    /// The instance that is ready, and since when it has been seen ready without interruption.
+    /// The run that is ready, and since when it has been ready without interruption.
     ready: Option<(Instance, Duration)>,
 }
 
@@ -47,22 +47,22 @@ pub struct Probation {
 pub enum Assessment {
     /// Undecided. Assess again when the view changes, or at this time.
     Open(Duration),
-    /// A new instance is stable.
+    /// A new run is stable.
     Active,
-    /// No new instance will become stable without a change. The reason is for the caller.
+    /// No new run will become stable without a change. The reason is for the caller.
     Failed(String),
 }
 
 // === impl Probation ===
 
 impl Probation {
-    /// Starts watching `replica`, whose newest instance was `old` when the restart was ordered.
+    /// Starts watching `replica`, whose newest run was `old` when the restart was ordered.
     pub fn new(replica: Replica, old: Option<Instance>) -> Self {
         Self { replica, old, ready: None }
     }
 
     /// Assesses `view` at `now`, the time since the restart was ordered. Views may be skipped and times may
-    /// be late: an instance that ended in between is not taken for stable.
+    /// be late: a run that ended in between is not taken for stable.
     pub fn assess(&mut self, view: &LeaseView, now: Duration) -> Assessment {
         if view.ended {
             return Assessment::Failed("the lease has ended".to_owned());
@@ -93,7 +93,7 @@ impl Probation {
         if now >= stable_at { Assessment::Active } else { Assessment::Open(stable_at) }
     }
 
-    /// Returns the newest run, if it is newer than the old instance.
+    /// Returns the newest run, if it is not the old one.
     fn newest<'a>(&self, slot: &'a ReplicaView) -> Option<&'a Run> {
         slot.newest().filter(|run| Some(&run.instance) != self.old.as_ref())
     }

@@ -3,33 +3,32 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::budget::ReplicaBudget;
 use super::job::{JobReplica, OutcomeSlot, ReplicaOutcome, RestartJob};
-use super::{REMEMBERED_FOR, Request};
+use super::{REMEMBERED_FOR, Request, RequestError};
+use crate::model::concurrency::ConcurrencyLimiter;
 use crate::model::id::{LeaseId, Owner, Replica};
 use crate::model::metrics::Metrics;
-use crate::model::quota::Exceeded;
+use crate::model::quota::{Exceeded, Quota, Subject};
 use crate::model::request_id::RequestId;
 use crate::platform::Platform;
 
-/// Why a restart request was not accepted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// The request id was used within the last hour for another lease or other replicas.
-    IdReused,
-    /// A quota on remembered replicas is exceeded.
-    Full(Exceeded),
-    /// The restart lock cannot be read. The reason is for the log.
-    Alone(String),
-    /// The gateway is shutting down.
-    Stopped,
-}
+/// Most replicas in the jobs of one owner: more than the largest lease has, and one restart per second for
+/// more than an hour.
+const OWNER_REPLICAS_MAX: usize = 4_096;
+
+/// Most replicas in the jobs of all owners: about 30 MB.
+const REPLICAS_MAX: usize = 131_072;
+
+/// Retry hint when one of these limits is reached. Jobs are forgotten after an hour, but some of them are
+/// usually older.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Jobs by lease and by request id.
 #[derive(Debug)]
@@ -41,7 +40,9 @@ pub(super) struct JobQueues {
     /// Cancelled at the shutdown deadline: workers abandon the current replica.
     pub(super) closed: CancellationToken,
     state: Mutex<State>,
-    budget: ReplicaBudget,
+    /// Count the replicas in jobs that run or are remembered: by owner, and all.
+    owner_replicas: ConcurrencyLimiter<Owner>,
+    all_replicas: ConcurrencyLimiter<()>,
 }
 
 #[derive(Debug, Default)]
@@ -73,12 +74,13 @@ impl JobQueues {
             closing: closed.child_token(),
             closed,
             state: Mutex::default(),
-            budget: ReplicaBudget::default(),
+            owner_replicas: ConcurrencyLimiter::default(),
+            all_replicas: ConcurrencyLimiter::default(),
         }
     }
 
     /// Returns the remembered job of `request`'s id.
-    pub(super) fn find(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, Rejection> {
+    pub(super) fn find(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, RequestError> {
         let mut state = self.state.lock();
         state.expire(Instant::now());
         state.find(request)
@@ -90,7 +92,7 @@ impl JobQueues {
         &self,
         request: Request,
         replicas: Vec<(Replica, Option<ReplicaOutcome>)>,
-    ) -> Result<(Arc<RestartJob>, bool), Rejection> {
+    ) -> Result<(Arc<RestartJob>, bool), RequestError> {
         let mut state = self.state.lock();
         let now = Instant::now();
         state.expire(now);
@@ -98,11 +100,18 @@ impl JobQueues {
             return Ok((job, false));
         }
         if self.closing.is_cancelled() {
-            return Err(Rejection::Stopped);
+            return Err(RequestError::ShuttingDown);
         }
         // A job without replicas is remembered too.
-        let share =
-            self.budget.reserve(request.lease.owner(), replicas.len().max(1)).map_err(Rejection::Full)?;
+        let (owner, count) = (request.lease.owner(), replicas.len().max(1));
+        let exceeded = |subject, limit: usize| {
+            let (quota, retry_after) = (Quota::RestartsRemembered, Some(RETRY_AFTER));
+            RequestError::QuotaExceeded(Exceeded { quota, subject, limit: limit as u64, retry_after })
+        };
+        let of_owner = self.owner_replicas.hold_many(owner, count, OWNER_REPLICAS_MAX);
+        let of_owner = of_owner.ok_or_else(|| exceeded(Subject::Owner(owner.clone()), OWNER_REPLICAS_MAX))?;
+        let of_all = self.all_replicas.hold_many(&(), count, REPLICAS_MAX);
+        let of_all = of_all.ok_or_else(|| exceeded(Subject::Gateway, REPLICAS_MAX))?;
         let (lease, id) = (request.lease.clone(), request.id.clone());
         let queue = state.queues.entry(lease.clone());
         let needs_worker = matches!(queue, Entry::Vacant(_));
@@ -111,7 +120,8 @@ impl JobQueues {
             None => queue.open_slot(replica),
             Some(outcome) => JobReplica { replica, slot: OutcomeSlot::new(SetOnce::new_with(Some(outcome))) },
         });
-        let job = Arc::new(RestartJob { request, replicas: replicas.collect(), _share: share });
+        let job =
+            Arc::new(RestartJob { request, replicas: replicas.collect(), _permits: (of_owner, of_all) });
         queue.waiting.push_back(Arc::clone(&job));
         if let Some(id) = id {
             let key = (lease.owner().clone(), id);
@@ -166,7 +176,7 @@ impl JobQueues {
 // === impl State ===
 
 impl State {
-    fn find(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, Rejection> {
+    fn find(&self, request: &Request) -> Result<Option<Arc<RestartJob>>, RequestError> {
         let Some(id) = &request.id else {
             return Ok(None);
         };
@@ -174,7 +184,7 @@ impl State {
             // Another gateway may have continued the job since, and this gateway may continue it now.
             Some(job) if job.is_abandoned() => Ok(None),
             Some(job) if job.request == *request => Ok(Some(Arc::clone(job))),
-            Some(_) => Err(Rejection::IdReused),
+            Some(_) => Err(RequestError::RequestIdReused),
             None => Ok(None),
         }
     }

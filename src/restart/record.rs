@@ -63,8 +63,9 @@ pub(super) struct Call {
 struct Entry(String, u32, RecordedResult, #[serde(default, skip_serializing_if = "String::is_empty")] String);
 
 /// The recorded result of a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum RecordedResult {
+    #[default]
     #[serde(rename = "-")]
     Open,
     #[serde(rename = "a")]
@@ -119,23 +120,11 @@ impl RestartRecord {
         self.calls.retain(|call| call.id != id);
         // This gateway abandoned the job, so another one may restart the remaining replicas.
         let is_abandoned = job.is_abandoned();
+        let is_kept =
+            |outcome: &&ReplicaOutcome| !is_abandoned || !matches!(outcome, ReplicaOutcome::NotAttempted(_));
         let replicas = job.outcomes().map(|(replica, outcome)| {
-            let (result, reason) = match outcome {
-                Some(ReplicaOutcome::Active) => (RecordedResult::Active, ""),
-                Some(ReplicaOutcome::Failed(reason)) => (RecordedResult::Failed, reason.as_str()),
-                Some(ReplicaOutcome::NotAttempted(reason)) if !is_abandoned => {
-                    (RecordedResult::NotAttempted, reason.as_str())
-                }
-                Some(ReplicaOutcome::NotAttempted(_) | ReplicaOutcome::Abandoned) | None => {
-                    (RecordedResult::Open, "")
-                }
-            };
-            Entry(
-                replica.service.to_string(),
-                replica.index,
-                result,
-                truncate(reason, REASON_MAX_BYTES).to_owned(),
-            )
+            let (result, reason) = outcome.filter(is_kept).map_or_else(Default::default, RecordedResult::of);
+            Entry(replica.service.to_string(), replica.index, result, reason)
         });
         let replicas = replicas.collect();
         self.calls.push_back(Call { id, of: digest(&job.request), at: now, replicas });
@@ -146,17 +135,28 @@ impl RestartRecord {
         let Some(replica) = self.in_progress.take() else {
             return;
         };
-        let (result, reason) = match outcome {
-            ReplicaOutcome::Active => (RecordedResult::Active, ""),
-            ReplicaOutcome::Failed(reason) => (RecordedResult::Failed, reason.as_str()),
-            ReplicaOutcome::NotAttempted(_) | ReplicaOutcome::Abandoned => return,
-        };
+        let (result, reason) = RecordedResult::of(outcome);
         let call = self.calls.iter_mut().find(|call| Some(&call.id) == replica.call.as_ref());
         for entry in call.into_iter().flat_map(|call| &mut call.replicas) {
             if entry.0 == replica.service && entry.1 == replica.index && entry.2 == RecordedResult::Open {
-                (entry.2, entry.3) = (result, truncate(reason, REASON_MAX_BYTES).to_owned());
+                (entry.2, entry.3) = (result, reason.clone());
             }
         }
+    }
+}
+
+// === impl RecordedResult ===
+
+impl RecordedResult {
+    /// Returns the recorded form of an outcome, and its reason.
+    fn of(outcome: &ReplicaOutcome) -> (Self, String) {
+        let (result, reason) = match outcome {
+            ReplicaOutcome::Active => (Self::Active, ""),
+            ReplicaOutcome::Failed(reason) => (Self::Failed, reason.as_str()),
+            ReplicaOutcome::NotAttempted(reason) => (Self::NotAttempted, reason.as_str()),
+            ReplicaOutcome::Abandoned => (Self::Open, ""),
+        };
+        (result, truncate(reason, REASON_MAX_BYTES).to_owned())
     }
 }
 
@@ -184,7 +184,7 @@ impl InProgress {
 // === impl Call ===
 
 impl Call {
-    /// Returns whether `request`, which has the same id, selects the same replicas.
+    /// Whether `request`, which has the same id, selects the same replicas.
     pub(super) fn is_for(&self, request: &Request) -> bool {
         self.of == digest(request)
     }

@@ -82,7 +82,7 @@ impl RestartWorker {
         }
     }
 
-    /// Acquires the lock, chooses the instance to replace, and records it in the payload.
+    /// Acquires the lock, chooses the run to replace, and records it in the payload.
     async fn decide(&mut self, job: &RestartJob, replica: &JobReplica) -> Decision {
         loop {
             if let Some(lock) = &mut self.lock

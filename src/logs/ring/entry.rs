@@ -105,7 +105,8 @@ impl Entry {
                         return self.message.clone();
                     };
                     ring.encoded.increment(1);
-                    let message = message::encode_lines(&ring.replica, instance, chunk, representation).message;
+                    let message =
+                        message::encode_lines(&ring.replica, instance, chunk, representation).message;
                     ring.count_lazy_bytes(self, message.len());
                     message
                 })

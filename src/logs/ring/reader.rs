@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::{Ring, State};
 use super::entry::{Contiguity, Entry, EntryKind, OpenLines, Totals, stream_index};
 use super::lag::FollowerProgress;
+use super::{Ring, State};
 use crate::logs::chunk::Chunk;
 use crate::logs::message::Representation;
 use crate::model::id::Instance;

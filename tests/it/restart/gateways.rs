@@ -13,7 +13,7 @@ use leasemux::model::view::{Filter, LeaseView};
 use leasemux::platform::coordination::LeaseLocks;
 use leasemux::platform::kube::KubeLeaseLocks;
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
-use leasemux::restart::{Rejection, ReplicaOutcome, Request, RestartJob, RestartManager};
+use leasemux::restart::{ReplicaOutcome, Request, RequestError, RestartJob, RestartManager};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
@@ -192,11 +192,8 @@ impl Scenario {
 
     /// Calls a gateway as the service does: first looks for a known job, here and at other gateways, then
     /// begins one.
-    async fn call(&self, gateway: &Gateway, request: Request) -> Result<Arc<RestartJob>, Rejection> {
-        if let Some(job) = gateway.restarts.find(&request)? {
-            return Ok(job);
-        }
-        match gateway.restarts.adopt_remote(&request).await? {
+    async fn call(&self, gateway: &Gateway, request: Request) -> Result<Arc<RestartJob>, RequestError> {
+        match gateway.restarts.find(&request).await? {
             Some(job) => Ok(job),
             None => gateway.restarts.begin(request, &self.view()),
         }
@@ -283,7 +280,7 @@ async fn same_call_at_two_gateways_restarts_once() {
     job.wait(LONG).await;
     assert_eq!((outcomes(&job), scenario.stopped()), (all_active(), vec![1, 1, 1]));
     let other = scenario.request(&[1], Some("deploy-7"));
-    assert_eq!(scenario.call(&scenario.gateway(), other).await.unwrap_err(), Rejection::IdReused);
+    assert_eq!(scenario.call(&scenario.gateway(), other).await.unwrap_err(), RequestError::RequestIdReused);
     // Nobody holds the lock now. It belongs to the lease's namespace, and is deleted when the hour is over.
     let object = scenario.cluster.lease_objects().remove(0);
     let transitions = object["spec"]["leaseTransitions"].as_u64().unwrap();
@@ -372,7 +369,7 @@ async fn isolated_gateway_stops_no_replica() {
     let (a, b) = (scenario.gateway(), scenario.gateway());
     a.set(Network::Cut);
     let rejection = scenario.call(&a, scenario.request(&[], None)).await.unwrap_err();
-    assert!(matches!(rejection, Rejection::Alone(_)), "{rejection:?}");
+    assert!(matches!(rejection, RequestError::LockUnavailable(_)), "{rejection:?}");
     // A gateway that is cut off during a restart finishes the current replica, and attempts no other without
     // the lock.
     let first = scenario.call(&b, scenario.request(&[], Some("deploy-10"))).await.unwrap();
@@ -479,7 +476,7 @@ async fn run_random(seed: u64) {
                     .await
                 {
                     Ok(Ok(job)) => jobs.push((id.unwrap_or_default(), job)),
-                    Ok(Err(Rejection::Alone(_))) => {}
+                    Ok(Err(RequestError::LockUnavailable(_))) => {}
                     other => panic!("seed {seed}: {other:?}"),
                 }
             }

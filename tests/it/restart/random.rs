@@ -10,7 +10,7 @@ use leasemux::model::id::{LeaseId, Replica};
 use leasemux::model::metrics::Metrics;
 use leasemux::model::view::{Filter, LeaseView};
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
-use leasemux::restart::{Rejection, ReplicaOutcome, Request, RestartJob, RestartManager};
+use leasemux::restart::{ReplicaOutcome, Request, RequestError, RestartJob, RestartManager};
 use proptest::prelude::*;
 use tokio::sync::watch;
 
@@ -159,7 +159,7 @@ impl Scenario {
                 assert!(Arc::ptr_eq(&job, first), "a repeated call created another job");
             }
             (Ok(job), None) => self.jobs.push((request, job)),
-            (Err(Rejection::IdReused), Some((known, _))) => assert_ne!(*known, request),
+            (Err(RequestError::RequestIdReused), Some((known, _))) => assert_ne!(*known, request),
             (Err(rejection), _) => panic!("{rejection:?}"),
         }
     }
