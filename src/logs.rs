@@ -30,7 +30,7 @@ pub mod ring;
 /// A validated request for logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogsRequest {
-    /// The lease.
+    /// The lease whose logs are read.
     pub lease: LeaseId,
     /// The selected services and replicas.
     pub filter: Filter,

@@ -72,7 +72,7 @@ pub struct Tally {
     pub checked: u64,
     /// Log bytes, newlines included.
     pub bytes: u64,
-    /// Gap entries.
+    /// Entries that report a gap.
     pub gaps: u64,
     /// Lines reported as lost.
     pub lost_lines: u64,
@@ -132,7 +132,7 @@ struct PartialLine {
 // === impl LossChecker ===
 
 impl LossChecker {
-    /// Creates a checker.
+    /// Creates a checker of one follower, which has received nothing yet.
     pub fn new(start: Start, order: Order) -> Self {
         Self { start, order, replicas: BTreeMap::new(), replica_count: 0, verdict: Verdict::default() }
     }

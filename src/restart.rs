@@ -11,9 +11,9 @@
 //! into the lock's payload (`record`), together with the outcomes of recent requests. The next holder resumes
 //! the restart that it finds there. A retried request finds its earlier outcomes at every gateway.
 //!
-//! Calls go in one direction: manager → worker → lock → attempt → probation; without a lock, the worker calls
-//! the attempt directly. Manager, worker and lock share `queue`, `job` and `record`. A *run* is one execution
-//! of a replica's container, and an *instance* is its identifier.
+//! Calls go in one direction: manager → worker → lock → attempt → probation; without a lock, the worker
+//! calls the attempt directly. Manager, worker and lock share `queue`, `job` and `record`. A *run* is one
+//! execution of a replica's container, and an *instance* is its identifier.
 
 pub mod job;
 pub mod probation;

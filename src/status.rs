@@ -1,5 +1,5 @@
-//! `ServiceStatus`: converts lease views to responses, and sends them: one message, or with `follow` a message
-//! for each change.
+//! `ServiceStatus`: converts lease views to responses and sends them: one, or with `follow` one for each
+//! change.
 //!
 //! The body reads the view only when it is polled, and HTTP/2 polls it only while the peer accepts data. A
 //! slow reader therefore costs at most one encoded message, and its next message is the newest: there is no

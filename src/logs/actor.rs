@@ -39,7 +39,6 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(100))
     .with_max_delay(RETRY_DELAY_MAX)
-    .with_factor(2.0)
     .without_max_times();
 
 /// Attempts in a row to read the last lines of a replica or lease that is gone, before the rest counts as

@@ -45,7 +45,6 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 const RETRY_DELAYS: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(500))
     .with_max_delay(RETRY_DELAY_MAX)
-    .with_factor(2.0)
     .without_max_times();
 
 /// Without follow, a log that fails for this long is reported as unreadable. A restarted kubelet or container
@@ -124,6 +123,15 @@ pub(crate) enum BackfillEvent {
 enum Ready {
     Chunk(Instance, Chunk),
     Message(Message),
+}
+
+/// What follows a failure of a log.
+enum AfterFailure {
+    Retry,
+    /// The log cannot be read at the moment, and the caller need not wait for it.
+    GiveUp,
+    /// Continue without the log: it was removed, or a follower need not wait for it.
+    Skip,
 }
 
 /// Any stage may also become `Done` or `End`.
@@ -228,7 +236,6 @@ impl Backfill {
         view
     }
 
-    /// Opens a log.
     async fn tail(
         &mut self,
         instance: Instance,
@@ -267,11 +274,11 @@ impl Backfill {
         Ok(())
     }
 
-    /// Records a failure of the log of `instance`. Waits and returns true if it is worth another attempt.
+    /// Records a failure of the log of `instance`. Waits if it is worth another attempt.
     ///
     /// A follower waits for the newest run's log as long as the replica exists, as the actor does. The log of
     /// an older run delays the newer lines for at most [`UNREADABLE_AFTER`].
-    async fn wait_to_retry(&mut self, instance: &Instance, error: &platform::Error) -> bool {
+    async fn after_failure(&mut self, instance: &Instance, error: &platform::Error) -> AfterFailure {
         self.params.context.count_error(error);
         let (now, failures) = (Instant::now(), &mut self.failures);
         failures.count = failures.count.saturating_add(1);
@@ -288,14 +295,18 @@ impl Backfill {
         } else {
             false
         };
-        if gives_up || !error.is_retryable() {
-            return false;
+        if !error.is_retryable() {
+            return AfterFailure::Skip;
+        }
+        if gives_up {
+            let is_unreadable = self.live.is_none() && !self.is_log_removed(instance).await;
+            return if is_unreadable { AfterFailure::GiveUp } else { AfterFailure::Skip };
         }
         // Others may use the permit during the delay.
         self.permit = None;
         let delays = self.failures.delays.get_or_insert_with(|| RETRY_DELAYS.build());
         tokio::time::sleep(delays.next().unwrap_or(RETRY_DELAY_MAX)).await;
-        true
+        AfterFailure::Retry
     }
 
     /// Whether the newest run of the pod of `instance` can be read while `instance` cannot. Then the node
@@ -459,15 +470,11 @@ impl Backfill {
         let lines = loop {
             match self.try_count_lines(instance, max).await {
                 Ok(lines) => break lines,
-                Err(error) if self.wait_to_retry(instance, &error).await => {}
-                Err(error)
-                    if self.live.is_none()
-                        && error.is_retryable()
-                        && !self.is_log_removed(instance).await =>
-                {
-                    return Err(error);
-                }
-                Err(_) => break 0,
+                Err(error) => match self.after_failure(instance, &error).await {
+                    AfterFailure::Retry => {}
+                    AfterFailure::GiveUp => return Err(error),
+                    AfterFailure::Skip => break 0,
+                },
             }
         };
         self.failures = Failures::default();

@@ -79,7 +79,7 @@ impl BackfillLimiter {
     ///
     /// # Errors
     /// [`Exceeded`] if the wait takes longer than [`QuotaLimits::history_wait`], or would because of the
-    /// rate, and `keep_waiting` returns false at that time. Otherwise the caller keeps its place and waits on.
+    /// rate, and `keep_waiting` returns false at that time. Otherwise the caller waits on, at the same place.
     pub(crate) async fn acquire(
         &self,
         owner: &Owner,

@@ -46,7 +46,6 @@ pub(crate) struct LineEnd {
 pub struct Chunker {
     /// Bytes of pending lines from earlier batches.
     data: BytesMut,
-    /// All pending lines.
     line_ends: Vec<LineEnd>,
     start: Position,
     end: Position,

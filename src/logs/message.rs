@@ -80,16 +80,15 @@ pub(crate) struct Event {
     exit_code: Option<i32>,
     /// Signal that ended the run.
     signal: Option<i32>,
-    /// One word, for programs.
+    /// One word, for programs; details are in `message`.
     reason: String,
-    /// Details, for people.
     message: String,
 }
 
-/// An encoded chunk.
+/// A chunk as one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedLines {
-    /// The complete message.
+    /// The message, length prefix included.
     pub message: Bytes,
     /// The log bytes within the message; shares its memory.
     pub logs: Bytes,
@@ -114,7 +113,6 @@ pub(crate) struct Message {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) parts: Parts,
-    /// Length of `parts`.
     pub(crate) bytes: usize,
     /// Messages that begin in the batch.
     pub(crate) messages: u64,
@@ -199,7 +197,7 @@ impl From<Event> for lease::ReplicaEvent {
     }
 }
 
-/// Encodes a chunk.
+/// Encodes a chunk as one message.
 pub fn encode_lines(
     replica: &Replica,
     instance: &Instance,

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -161,14 +162,14 @@ impl ReplicaStream {
 
     /// Reads the ring once.
     fn poll_live(&mut self, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<SendStep> {
-        let Mode::Live(subscription) = &mut self.mode else {
+        let Self { mode: Mode::Live(subscription), params, position, last_time, .. } = self else {
             return Poll::Ready(SendStep::More);
         };
-        match ready!(subscription.reader.poll_read(batch.room(), self.params.representation, cx)) {
+        match ready!(subscription.reader.poll_read(batch.room(), params.representation, cx)) {
             ReadOutcome::Entries { entries, more } => {
                 for entry in entries.into_iter().flatten() {
-                    let message = self.live_message(&entry);
-                    batch.add(message, Some(entry.read_at));
+                    let bytes = entry.message(subscription.reader.ring(), params.representation);
+                    batch.add(live_message(bytes, &entry, position, last_time), Some(entry.read_at));
                 }
                 if more { Poll::Ready(SendStep::More) } else { Poll::Pending }
             }
@@ -223,28 +224,6 @@ impl ReplicaStream {
         self.mode = Mode::Live(subscription);
     }
 
-    /// Makes the message of a ring entry, and advances the position.
-    fn live_message(&mut self, entry: &Arc<Entry>) -> Message {
-        let Mode::Live(subscription) = &self.mode else {
-            return Message::bare(bytes::Bytes::new());
-        };
-        let bytes = entry.message(subscription.reader.ring(), self.params.representation);
-        let (lines, log_bytes) = entry.size();
-        let mut message = Message { lines, log_bytes, ..Message::bare(bytes) };
-        match &entry.kind {
-            EntryKind::Event => return message,
-            EntryKind::Lines(chunk, _) => self.last_time = chunk.line_ends.last().map(|line| line.time),
-            EntryKind::Gap(gap) => message.gap = Some(*gap),
-        }
-        // In place, without a copy of the instance: the usual case.
-        match (&mut self.position, &entry.instance) {
-            (Some((current, position)), Some(instance)) if current == instance => *position = entry.end,
-            (position, Some(instance)) => *position = Some((instance.clone(), entry.end)),
-            (_, None) => {}
-        }
-        message
-    }
-
     fn queue_lag_gap(&mut self, lines: u64, bytes: u64, exact: bool, next: &Entry) {
         let position = next.instance.clone().map(|instance| (instance, next.start));
         let gap =
@@ -274,4 +253,27 @@ impl ReplicaStream {
         self.last_time = message.last_time.or(self.last_time);
         batch.add(message, None);
     }
+}
+
+/// Makes the message of a ring entry, and advances the position and time of the stream.
+fn live_message(
+    bytes: Bytes,
+    entry: &Entry,
+    position: &mut Option<(Instance, Position)>,
+    last_time: &mut Option<LogTime>,
+) -> Message {
+    let (lines, log_bytes) = entry.size();
+    let mut message = Message { lines, log_bytes, ..Message::bare(bytes) };
+    match &entry.kind {
+        EntryKind::Event => return message,
+        EntryKind::Lines(chunk, _) => *last_time = chunk.line_ends.last().map(|line| line.time),
+        EntryKind::Gap(gap) => message.gap = Some(*gap),
+    }
+    // In place, without a copy of the instance: the usual case.
+    match (position, &entry.instance) {
+        (Some((current, position)), Some(instance)) if current == instance => *position = entry.end,
+        (position, Some(instance)) => *position = Some((instance.clone(), entry.end)),
+        (_, None) => {}
+    }
+    message
 }

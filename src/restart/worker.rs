@@ -21,7 +21,6 @@ pub(super) struct RestartWorker {
 
 /// What to do with a replica.
 enum Decision {
-    /// Restart it.
     Restart(Attempt),
     /// Nothing: it has an outcome already.
     Skip,

@@ -1,12 +1,12 @@
 //! Log streams over a fake platform, with paused time.
 
-use leasemux::model::id::Replica;
-use leasemux::model::limits::Limits;
+use leasemux::model::id::{Instance, Replica};
+use leasemux::model::limits::{Limits, QuotaLimits};
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::support::gateway::Setup;
+use crate::support::gateway::{Setup, Stream};
 use crate::support::loss_check::Seen;
 use crate::support::reason;
 
@@ -34,6 +34,35 @@ fn small_ring() -> Limits {
     Limits { ring_max_bytes: 64 * 1024, ..Limits::default() }
 }
 
+/// Limits with one backfill at a time.
+fn one_backfill() -> Limits {
+    Limits { quota: QuotaLimits { history_reads: 1, ..QuotaLimits::default() }, ..Limits::default() }
+}
+
+/// Returns a gateway with a lease of one replica, `web/0`, and the replica's first run.
+fn one_run(limits: Limits) -> (Setup, Instance) {
+    let setup = Setup::new(limits, &[("web", 1)]);
+    let run = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    (setup, run)
+}
+
+/// Returns a request for all lines and all that follow.
+fn follow(setup: &Setup) -> ServiceLogsRequest {
+    ServiceLogsRequest { follow: true, ..setup.request() }
+}
+
+/// Returns a request for lines from now on.
+fn follow_from_now(setup: &Setup) -> ServiceLogsRequest {
+    ServiceLogsRequest { tail_lines: Some(0), ..follow(setup) }
+}
+
+/// Returns a stream that follows live, from now on.
+async fn open_live(setup: &Setup) -> Stream {
+    let mut stream = setup.open(follow_from_now(setup)).await.unwrap();
+    stream.until(|seen| !seen.cursors.is_empty()).await;
+    stream
+}
+
 #[tokio::test(start_paused = true)]
 async fn request_without_follow_ends_after_existing_lines() {
     let setup = Setup::new(Limits::default(), &[("web", 2)]);
@@ -53,13 +82,10 @@ async fn request_without_follow_ends_after_existing_lines() {
 
 #[tokio::test(start_paused = true)]
 async fn backfill_joins_live_without_gap_or_repeat() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     platform.print(&run, lines(0..3_000));
-    let mut request = setup.request();
-    request.follow = true;
-    let mut stream = setup.open(request).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) >= 1).await;
     for step in 0..50 {
         platform.print(&run, lines(3_000 + 10 * step..3_010 + 10 * step));
@@ -77,7 +103,7 @@ async fn one_tail_serves_many_followers() {
     let setup = Setup::new(Limits::default(), &[("web", 2)]);
     let platform = &setup.gateway.platform;
     let runs = [0, 1].map(|index| platform.start(&setup.lease, &replica("web", index)));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let request = follow_from_now(&setup);
     let mut streams = Vec::new();
     for _ in 0..50 {
         let mut stream = setup.open(request.clone()).await.unwrap();
@@ -111,18 +137,13 @@ async fn one_tail_serves_many_followers() {
 
 #[tokio::test(start_paused = true)]
 async fn last_lines_within_ring_open_no_log() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let mut first = setup
-        .open(ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() })
-        .await
-        .unwrap();
-    first.until(|seen| !seen.cursors.is_empty()).await;
+    let mut first = open_live(&setup).await;
     platform.print(&run, lines(0..1_000));
     first.until(|seen| seen.lines("web", 0) == 1_000).await;
     for tail in [1, 2, 17, 999] {
-        let request = ServiceLogsRequest { follow: true, tail_lines: Some(tail), ..setup.request() };
+        let request = ServiceLogsRequest { tail_lines: Some(tail), ..follow(&setup) };
         let mut stream = setup.open(request).await.unwrap();
         let wanted = usize::try_from(tail).unwrap();
         stream.until(|seen| seen.lines("web", 0) == wanted).await;
@@ -165,12 +186,9 @@ async fn last_lines_span_runs_and_respect_since() {
 
 #[tokio::test(start_paused = true)]
 async fn since_omits_older_lines_of_ring() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
-    let mut first = setup.open(request.clone()).await.unwrap();
-    first.until(|seen| !seen.cursors.is_empty()).await;
+    let mut first = open_live(&setup).await;
     platform.print(&run, lines(0..10));
     first.until(|seen| seen.lines("web", 0) == 10).await;
     // Two lines per nanosecond from 1000 on: 1003 is the time of lines 6 and 7, and no line is as new as
@@ -178,7 +196,7 @@ async fn since_omits_older_lines_of_ring() {
     let mut streams = Vec::new();
     for (tail, since, from) in [(9, 1_003, 6), (9, 2_000, 10), (2, 1_003, 8)] {
         let since = Some(prost_types::Timestamp { seconds: 0, nanos: since });
-        let request = ServiceLogsRequest { tail_lines: Some(tail), since, ..request.clone() };
+        let request = ServiceLogsRequest { tail_lines: Some(tail), since, ..follow(&setup) };
         let mut stream = setup.open(request).await.unwrap();
         stream.until(|seen| seen.lines("web", 0) == 10 - from && !seen.cursors.is_empty()).await;
         assert!(stream.is_quiet().await);
@@ -194,11 +212,10 @@ async fn since_omits_older_lines_of_ring() {
 
 #[tokio::test(start_paused = true)]
 async fn timestamps_prefix_backfilled_and_live_lines() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     platform.print(&run, lines(0..2));
-    let request = ServiceLogsRequest { follow: true, timestamps: true, ..setup.request() };
+    let request = ServiceLogsRequest { timestamps: true, ..follow(&setup) };
     let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 2).await;
     platform.print(&run, lines(2..4));
@@ -211,10 +228,9 @@ async fn timestamps_prefix_backfilled_and_live_lines() {
 
 #[tokio::test(start_paused = true)]
 async fn failed_source_is_reopened_without_loss() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     platform.print(&run, lines(0..10));
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     platform.fail(&run, true);
@@ -230,13 +246,12 @@ async fn failed_source_is_reopened_without_loss() {
 
 #[tokio::test(start_paused = true)]
 async fn source_gap_is_reported_once_per_follower() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     platform.print(&run, lines(0..3));
     platform.lose(&run, 4);
     platform.print(&run, lines(7..10));
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     let mut stream = setup.open(request.clone()).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 6).await;
     platform.print(&run, lines(10..12));
@@ -256,7 +271,7 @@ async fn drain_sends_ring_then_cursors_then_unavailable() {
     let setup = Setup::new(Limits::default(), &[("web", 2)]);
     let platform = &setup.gateway.platform;
     let runs = [0, 1].map(|index| platform.start(&setup.lease, &replica("web", index)));
-    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     platform.print(&runs[0], lines(0..100));
     stream.until(|seen| seen.lines("web", 0) == 100).await;
     let drain = setup.gateway.drain.clone();
@@ -271,7 +286,7 @@ async fn drain_sends_ring_then_cursors_then_unavailable() {
     let second = setup.successor();
     platform.print(&runs[0], lines(100..200));
     platform.print(&runs[1], lines(0..5));
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     let mut resumed = second.resume(stream, request).await;
     resumed.until(|seen| seen.lines("web", 0) == 200 && seen.lines("web", 1) == 5).await;
     assert_eq!(resumed.received.assert_complete(platform, "web", 0, &[(&runs[0], 0)]), 0);
@@ -280,10 +295,9 @@ async fn drain_sends_ring_then_cursors_then_unavailable() {
 
 #[tokio::test(start_paused = true)]
 async fn revoked_credential_ends_reading_and_stalled_streams() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     let mut reading = setup.open(request.clone()).await.unwrap();
     let mut stalled = setup.open(request.clone()).await.unwrap();
     platform.print(&run, wide_lines(0..10_000));
@@ -302,11 +316,10 @@ async fn revoked_credential_ends_reading_and_stalled_streams() {
 
 #[tokio::test(start_paused = true)]
 async fn cursor_into_rotated_lines_gets_gap() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     platform.print(&run, lines(0..10));
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     let mut stream = setup.open(request.clone()).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     let resume: Vec<_> = stream.received.cursors.values().cloned().collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 
-use super::{Backfill, BackfillEvent, Failures, Stage, ring_changed};
+use super::{AfterFailure, Backfill, BackfillEvent, Failures, Stage, ring_changed};
 use crate::logs::chunk::Chunker;
 use crate::logs::ring::{AmbiguousRange, JoinOutcome};
 use crate::model::id::Instance;
@@ -238,11 +238,10 @@ impl Backfill {
     }
 
     async fn failed(&mut self, instance: Instance, from: ReadFrom, error: &platform::Error) -> Stage {
-        if self.wait_to_retry(&instance, error).await {
-            return Stage::Open(instance, from);
-        }
-        if self.live.is_none() && error.is_retryable() && !self.is_log_removed(&instance).await {
-            return Stage::End(BackfillEvent::Unreadable);
+        match self.after_failure(&instance, error).await {
+            AfterFailure::Retry => return Stage::Open(instance, from),
+            AfterFailure::GiveUp => return Stage::End(BackfillEvent::Unreadable),
+            AfterFailure::Skip => {}
         }
         let cause = if error.is_retryable() { GapCause::Source } else { GapCause::Rotated };
         self.queue_unknown_gap(cause);

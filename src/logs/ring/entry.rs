@@ -35,7 +35,6 @@ pub struct Entry {
     /// Lines that began before it and had not ended.
     pub(super) open: OpenLines,
     pub(super) sequence: u64,
-    /// The plain representation.
     pub(super) message: Bytes,
     /// The timestamped representation, made by the first reader that needs it.
     pub(super) timestamped: OnceLock<Bytes>,

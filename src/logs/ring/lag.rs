@@ -1,7 +1,7 @@
 //! Reports of lagging followers.
 //!
-//! Each live follower stores its progress in atomics of its own as it reads. Only a report loads them, so that
-//! followers do not contend for a lock or a cache line.
+//! Each live follower stores its progress in atomics of its own as it reads. Only a report loads them, so
+//! that followers do not contend for a lock or a cache line.
 
 use std::cmp::Reverse;
 use std::net::SocketAddr;
@@ -46,9 +46,7 @@ pub struct Backlog {
 /// A lagging follower of one replica.
 #[derive(Clone, Debug)]
 pub struct LaggingFollower {
-    /// The lease.
     pub lease: LeaseId,
-    /// The replica.
     pub replica: Replica,
     /// Id of the stream.
     pub stream: u64,
@@ -67,7 +65,7 @@ pub struct LaggingFollower {
     pub stalled: Duration,
 }
 
-/// The lagging followers.
+/// The lagging followers of all rings.
 #[derive(Clone, Debug, Default)]
 pub struct LagReport {
     /// How many followers lag.
@@ -122,7 +120,7 @@ impl Ring {
         self.followers.lock().remove(key);
     }
 
-    /// Adds the lagging followers of this ring, which is of `lease`, to `report`, which keeps the `max` worst.
+    /// Adds the lagging followers of this ring to `report`, which keeps the `max` worst.
     pub(crate) fn report_lagging(&self, lease: &LeaseId, max: usize, report: &mut LagReport) {
         let followers = self.followers.lock();
         if followers.is_empty() {

@@ -1,11 +1,11 @@
 //! Backfill: reads all older lines, and does not block other backfills while it waits.
 
-use leasemux::model::limits::{Limits, QuotaLimits};
+use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use tonic::Code;
 
-use super::{lines, replica, small_ring, wide_lines};
+use super::{follow, lines, one_backfill, one_run, replica, small_ring, wide_lines};
 use crate::support::gateway::{Setup, Stream};
 use crate::support::loss_check::Seen;
 use crate::support::reason;
@@ -13,7 +13,7 @@ use crate::support::reason;
 /// Returns a follower in the middle of the backfill of a log that is far longer than ring, stream buffer,
 /// pipe and window together.
 async fn open_in_backfill(setup: &Setup) -> Stream {
-    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) >= 1).await;
     stream
 }
@@ -80,17 +80,11 @@ async fn run_that_view_no_longer_names_is_gap() {
     assert!(stream.received.of("web", 0).contains(&Seen::Gap(0, 0, false)));
 }
 
-/// Limits with one backfill at a time.
-pub(super) fn one_backfill() -> Limits {
-    Limits { quota: QuotaLimits { history_reads: 1, ..QuotaLimits::default() }, ..Limits::default() }
-}
-
 #[tokio::test(start_paused = true)]
 async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
-    let setup = Setup::new(one_backfill(), &[("web", 1)]);
+    let (setup, run) = one_run(one_backfill());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     platform.print(&run, lines(0..10));
     let mut first = setup.open(request.clone()).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 10).await;
@@ -124,11 +118,10 @@ async fn backfill_that_cannot_join_quiet_ring_frees_its_permit() {
 
 #[tokio::test(start_paused = true)]
 async fn backfill_after_source_gap_frees_its_permit() {
-    let setup = Setup::new(one_backfill(), &[("web", 1)]);
+    let (setup, run) = one_run(one_backfill());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     platform.print(&run, lines(0..3));
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     let mut first = setup.open(request.clone()).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 3).await;
     platform.lose(&run, 4);

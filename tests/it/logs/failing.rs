@@ -8,20 +8,14 @@ use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::proto::lease::{ServiceFilter, ServiceLogsRequest};
 use tonic::Code;
 
-use super::backfill::one_backfill;
-use super::{lines, replica};
+use super::{follow, lines, one_backfill, one_run, replica};
 use crate::support::gateway::{Setup, Stream};
 use crate::support::reason;
 
-fn follow(setup: &Setup) -> ServiceLogsRequest {
-    ServiceLogsRequest { follow: true, ..setup.request() }
-}
-
 /// Returns a stream that got ten lines of a log, which fails since and has ten more lines.
 async fn open_then_fail() -> (Setup, Instance, Stream) {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     platform.print(&run, lines(0..10));
     let mut stream = setup.open(follow(&setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;

@@ -4,23 +4,14 @@ use leasemux::model::proto::lease::{OnLag, ServiceLogsRequest};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use super::{replica, small_ring, wide_lines};
-use crate::support::gateway::Setup;
+use super::{follow, follow_from_now, one_run, open_live, small_ring, wide_lines};
 
 #[tokio::test(start_paused = true)]
 async fn lagging_follower_gets_exact_gap_and_delays_no_other() {
-    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let (setup, run) = one_run(small_ring());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request = || {
-        let mut request = setup.request();
-        (request.follow, request.tail_lines) = (true, Some(0));
-        request
-    };
-    let mut slow = setup.open(request()).await.unwrap();
-    slow.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = setup.open(request()).await.unwrap();
-    quick.until(|seen| !seen.cursors.is_empty()).await;
+    let mut slow = open_live(&setup).await;
+    let mut quick = open_live(&setup).await;
     // Far more than ring, stream buffer, pipe and the client's window hold together.
     for step in 0..400 {
         platform.print(&run, wide_lines(100 * step..100 * (step + 1)));
@@ -44,14 +35,12 @@ async fn lagging_follower_gets_exact_gap_and_delays_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn close_on_lag_ends_with_cursors_and_resumes_without_loss() {
-    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let (setup, run) = one_run(small_ring());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let mut request = setup.request();
-    (request.follow, request.tail_lines, request.on_lag) = (true, Some(0), OnLag::Close.into());
+    let request = ServiceLogsRequest { on_lag: OnLag::Close.into(), ..follow_from_now(&setup) };
     let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
-    let mut other = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    let mut other = setup.open(follow(&setup)).await.unwrap();
     for step in 0..400 {
         platform.print(&run, wide_lines(100 * step..100 * (step + 1)));
         other.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
@@ -60,21 +49,17 @@ async fn close_on_lag_ends_with_cursors_and_resumes_without_loss() {
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(status.get_details_error_info().unwrap().reason, "FOLLOWER_LAGGED");
     assert_eq!(stream.received.missing("web", 0), 0);
-    let mut resumed = setup.resume(stream, ServiceLogsRequest { follow: true, ..setup.request() }).await;
+    let mut resumed = setup.resume(stream, follow(&setup)).await;
     resumed.until(|seen| seen.lines("web", 0) == 40_000).await;
     assert_eq!(resumed.received.assert_complete(platform, "web", 0, &[(&run, 0)]), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn long_lines_are_delivered_or_lost_whole() {
-    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let (setup, run) = one_run(small_ring());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
-    let mut slow = setup.open(request.clone()).await.unwrap();
-    slow.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = setup.open(request).await.unwrap();
-    quick.until(|seen| !seen.cursors.is_empty()).await;
+    let mut slow = open_live(&setup).await;
+    let mut quick = open_live(&setup).await;
     for step in 0..100 {
         let long = format!("{step:0length$}\n", length = 1_000 + 997 * (step % 37));
         platform.print(&run, [long, format!("short {step}\n")]);
@@ -88,14 +73,10 @@ async fn long_lines_are_delivered_or_lost_whole() {
 
 #[tokio::test(start_paused = true)]
 async fn stalled_stream_is_reset_within_bounded_memory() {
-    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let (setup, run) = one_run(small_ring());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
-    let mut stalled = setup.open(request.clone()).await.unwrap();
-    stalled.until(|seen| !seen.cursors.is_empty()).await;
-    let mut quick = setup.open(request).await.unwrap();
-    quick.until(|seen| !seen.cursors.is_empty()).await;
+    let _stalled = open_live(&setup).await;
+    let mut quick = open_live(&setup).await;
     for step in 0..100 {
         platform.print(&run, wide_lines(100 * step..100 * (step + 1)));
         quick.until(|seen| seen.lines("web", 0) == 100 * (step + 1)).await;
@@ -111,11 +92,9 @@ async fn stalled_stream_is_reset_within_bounded_memory() {
 
 #[tokio::test(start_paused = true)]
 async fn timestamped_messages_count_in_ring_size() {
-    let setup = Setup::new(small_ring(), &[("web", 1)]);
+    let (setup, run) = one_run(small_ring());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request =
-        ServiceLogsRequest { follow: true, timestamps: true, tail_lines: Some(0), ..setup.request() };
+    let request = ServiceLogsRequest { timestamps: true, ..follow_from_now(&setup) };
     let mut stream = setup.open(request).await.unwrap();
     stream.until(|seen| !seen.cursors.is_empty()).await;
     for step in 0..200 {

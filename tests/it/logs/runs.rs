@@ -5,7 +5,7 @@ use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use tonic::Code;
 
-use super::{lines, replica};
+use super::{follow, follow_from_now, lines, open_live, replica};
 use crate::support::gateway::Setup;
 use crate::support::loss_check::Seen;
 use crate::support::reason;
@@ -17,9 +17,7 @@ async fn crash_is_reported_and_next_run_followed() {
     let web = replica("web", 0);
     let first = platform.start(&setup.lease, &web);
     platform.print(&first, lines(0..10));
-    let mut request = setup.request();
-    request.follow = true;
-    let mut stream = setup.open(request).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     platform.print(&first, ["panic\n"]);
     platform.end(&setup.lease, &web, 1);
@@ -38,7 +36,7 @@ async fn runs_missed_between_views_are_gap() {
     let web = replica("web", 0);
     let first = platform.start(&setup.lease, &web);
     platform.print(&first, lines(0..10));
-    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     platform.end(&setup.lease, &web, 1);
     stream.until(|seen| seen.events("web", 0) == [Kind::Ended, Kind::Waiting]).await;
@@ -94,9 +92,7 @@ async fn added_and_removed_replicas_are_followed() {
     let setup = Setup::new(Limits::default(), &[("web", 1)]);
     let platform = &setup.gateway.platform;
     let first = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
-    let mut stream = setup.open(request).await.unwrap();
-    stream.until(|seen| !seen.cursors.is_empty()).await;
+    let mut stream = open_live(&setup).await;
     let second = platform.start(&setup.lease, &replica("web", 1));
     platform.print(&second, lines(0..10));
     stream.until(|seen| seen.lines("web", 1) == 10).await;
@@ -126,7 +122,7 @@ async fn replica_over_quota_is_followed_once_another_ends() {
     let setup = Setup::new(limits, &[("web", 1)]);
     let platform = &setup.gateway.platform;
     let first = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let request = follow_from_now(&setup);
     let mut stream = setup.open(request).await.unwrap();
     platform.print(&first, lines(0..10));
     stream.until(|seen| seen.lines("web", 0) == 10).await;
@@ -150,7 +146,7 @@ async fn late_follower_gets_each_event_once_in_order() {
     let web = replica("web", 0);
     let first = platform.start(&setup.lease, &web);
     platform.print(&first, lines(0..10));
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     let mut early = setup.open(request.clone()).await.unwrap();
     early.until(|seen| seen.lines("web", 0) == 10).await;
     platform.end(&setup.lease, &web, 1);
@@ -180,7 +176,7 @@ async fn follower_without_backfill_gets_waiting_event_once() {
     let first = platform.start(&setup.lease, &web);
     platform.print(&first, lines(0..10));
     platform.end(&setup.lease, &web, 1);
-    let request = ServiceLogsRequest { follow: true, tail_lines: Some(0), ..setup.request() };
+    let request = follow_from_now(&setup);
     let mut streams = Vec::new();
     // The first follower starts the actor, which sends the event; the others subscribe later.
     for _ in 0..3 {

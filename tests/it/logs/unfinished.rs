@@ -6,15 +6,14 @@ use leasemux::model::line::Stream::{self, Stderr, Stdout};
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use proptest::prelude::*;
 
-use super::replica;
+use super::{follow, one_run};
 use crate::support::gateway::{self, Setup};
 
 #[tokio::test(start_paused = true)]
 async fn unfinished_line_is_sent_at_once() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
-    let request = ServiceLogsRequest { follow: true, timestamps: true, ..setup.request() };
+    let request = ServiceLogsRequest { timestamps: true, ..follow(&setup) };
     let mut stream = setup.open(request).await.unwrap();
     let mut expected = String::new();
     // Two lines per nanosecond from 1000 on.
@@ -43,16 +42,15 @@ async fn unfinished_line_is_sent_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn since_omits_older_lines_anywhere_in_log() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     // The clock is set back in the middle.
     for (nanos, line) in [(1_000, "a\n"), (1_100, "b\n"), (1_050, "c\n"), (1_200, "d\n")] {
         platform.print_at(&run, nanos, line);
     }
     let since = Some(prost_types::Timestamp { seconds: 0, nanos: 1_075 });
     // Once with an empty ring, and once with all lines in the ring.
-    let mut first = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    let mut first = setup.open(follow(&setup)).await.unwrap();
     first.until(|seen| seen.lines("web", 0) == 4).await;
     for tail_lines in [None, Some(10)] {
         let request = ServiceLogsRequest { since, tail_lines, ..setup.request() };
@@ -129,10 +127,9 @@ impl Printer {
 
 async fn run(actions: Vec<Action>) {
     let limits = Limits { ring_max_bytes: 48 * 1024, ..Limits::default() };
-    let setup = Setup::new(limits, &[("web", 1)]);
-    let instance = setup.gateway.platform.start(&setup.lease, &replica("web", 0));
+    let (setup, instance) = one_run(limits);
     let mut printer = Printer { run: instance, begun: [false; 2], lines: 0 };
-    let request = ServiceLogsRequest { follow: true, ..setup.request() };
+    let request = follow(&setup);
     let mut followers: Vec<gateway::Stream> = Vec::new();
     for action in actions {
         match action {

@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::backfill::one_backfill;
-use super::{lines, replica, wide_lines};
+use super::{follow, lines, one_backfill, one_run, replica, wide_lines};
 use crate::support::gateway::Setup;
 use crate::support::loss_check::Seen;
 use crate::support::reason;
@@ -92,9 +91,8 @@ async fn last_response_has_cursors_of_complete_replicas_too() {
 
 #[tokio::test(start_paused = true)]
 async fn failed_read_resumes_from_its_cursor() {
-    let setup = Setup::new(Limits::default(), &[("web", 1)]);
+    let (setup, run) = one_run(Limits::default());
     let platform = &setup.gateway.platform;
-    let run = platform.start(&setup.lease, &replica("web", 0));
     platform.print(&run, wide_lines(0..10_000));
     let mut stream = setup.open(setup.request()).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) >= 1).await;
@@ -164,7 +162,7 @@ async fn follower_waits_for_unreadable_log_without_gap() {
     let (setup, runs) = two_replicas();
     let platform = &setup.gateway.platform;
     platform.fail(&runs[1], true);
-    let mut stream = setup.open(ServiceLogsRequest { follow: true, ..setup.request() }).await.unwrap();
+    let mut stream = setup.open(follow(&setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) == 10).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     platform.fail(&runs[1], false);
@@ -253,7 +251,7 @@ async fn lease_without_replicas_reports_nothing_deployed() {
         assert_eq!((event.kind(), &*event.reason), (Kind::Waiting, "NothingDeployed"));
         // A follower gets the event, and its stream stays open.
         let platform = &setup.gateway.platform;
-        let request = ServiceLogsRequest { follow: true, ..setup.request() };
+        let request = follow(&setup);
         let mut stream = setup.open(request).await.unwrap();
         stream.until(|seen| seen.events("", 0) == [Kind::Waiting]).await;
         let run = platform.start(&setup.lease, &replica("web", 0));
