@@ -53,7 +53,6 @@ pub struct LossChecker {
     order: Order,
     /// By service and replica number.
     replicas: BTreeMap<String, BTreeMap<u32, Replica>>,
-    replica_count: usize,
     verdict: Verdict,
 }
 
@@ -134,7 +133,7 @@ struct PartialLine {
 impl LossChecker {
     /// Creates a checker of one follower, which has received nothing yet.
     pub fn new(start: Start, order: Order) -> Self {
-        Self { start, order, replicas: BTreeMap::new(), replica_count: 0, verdict: Verdict::default() }
+        Self { start, order, replicas: BTreeMap::new(), verdict: Verdict::default() }
     }
 
     /// Checks the next entry.
@@ -179,11 +178,10 @@ impl LossChecker {
             sequence: Sequence::new(self.order, self.start),
             lines: Default::default(),
         };
-        if self.replica_count == STREAM_REPLICAS_MAX {
+        if self.replicas.values().map(BTreeMap::len).sum::<usize>() == STREAM_REPLICAS_MAX {
             self.verdict.violate(&replica, Fault::TooManyReplicas, b"");
             return false;
         }
-        self.replica_count += 1;
         let service = self.replicas.entry(entry.name.clone()).or_default();
         service.insert(entry.replica, replica);
         true

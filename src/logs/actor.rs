@@ -70,12 +70,6 @@ type Subscribe = oneshot::Sender<Subscription>;
 #[derive(Debug)]
 pub(crate) struct Subscription {
     pub(crate) reader: RingReader,
-    _follower: FollowerGuard,
-}
-
-/// Counts one follower of an actor until it is dropped.
-#[derive(Debug)]
-struct FollowerGuard {
     followers: Arc<FollowerCount>,
     _gauge: GaugeGuard,
 }
@@ -293,11 +287,13 @@ impl Actor {
 
     fn subscribe(&mut self, reply: Subscribe) {
         self.followers.count.fetch_add(1, Ordering::AcqRel);
-        let gauge = GaugeGuard::new(&self.context.metrics.followers);
-        let follower = FollowerGuard { followers: Arc::clone(&self.followers), _gauge: gauge };
         self.has_new_followers = true;
         // If the caller is gone, the subscription is dropped here and no longer counts.
-        let _ = reply.send(Subscription { reader: self.ring.reader(), _follower: follower });
+        let _ = reply.send(Subscription {
+            reader: self.ring.reader(),
+            followers: Arc::clone(&self.followers),
+            _gauge: GaugeGuard::new(&self.context.metrics.followers),
+        });
     }
 
     /// Whether the replica is gone and its last log was read to its end.
@@ -363,8 +359,8 @@ impl Actor {
 
     /// Whether the ring's head is in the current run, so that its position is known.
     fn ring_has_run(&self) -> bool {
-        let head = self.ring.head_instance();
-        self.run.as_ref().is_some_and(|run| head.as_ref() == Some(&run.instance))
+        let head = self.ring.head();
+        self.run.as_ref().is_some_and(|run| head.is_some_and(|(head, _)| head == run.instance))
     }
 
     fn push_lines(&mut self, batch: &LineBatch) {
@@ -601,9 +597,9 @@ impl Source {
     }
 }
 
-// === impl FollowerGuard ===
+// === impl Subscription ===
 
-impl Drop for FollowerGuard {
+impl Drop for Subscription {
     fn drop(&mut self) {
         self.followers.count.fetch_sub(1, Ordering::AcqRel);
         self.followers.left.notify_one();

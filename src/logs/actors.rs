@@ -27,10 +27,6 @@ struct Shared {
     cancel: CancellationToken,
 }
 
-/// The registry was stopped: the gateway shuts down and starts no more actors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stopped;
-
 /// Removes an actor from the registry when its task ends, for whatever reason.
 struct Registration {
     actors: Arc<DashMap<Key, Handle>>,
@@ -51,21 +47,19 @@ impl ActorRegistry {
         }))
     }
 
-    /// Subscribes to the actor of `replica`; starts it if it does not run.
-    ///
-    /// # Errors
-    /// [`Stopped`] after [`ActorRegistry::stop`].
+    /// Subscribes to the actor of `replica`; starts it if it does not run. Returns `None` after
+    /// [`ActorRegistry::stop`].
     pub(crate) async fn subscribe(
         &self,
         lease: &LeaseId,
         replica: &Replica,
         view: &watch::Receiver<Arc<LeaseView>>,
-    ) -> Result<Subscription, Stopped> {
+    ) -> Option<Subscription> {
         let key = (lease.clone(), replica.clone());
         loop {
             let handle = self.handle(&key, view)?;
             if let Some(subscription) = handle.subscribe().await {
-                return Ok(subscription);
+                return Some(subscription);
             }
             // The actor ended before it replied. Compare the identity: another caller may have started its
             // successor by now.
@@ -101,14 +95,14 @@ impl ActorRegistry {
         self.0.tasks.wait().await;
     }
 
-    fn handle(&self, key: &Key, view: &watch::Receiver<Arc<LeaseView>>) -> Result<Handle, Stopped> {
+    fn handle(&self, key: &Key, view: &watch::Receiver<Arc<LeaseView>>) -> Option<Handle> {
         let shared = &self.0;
         if self.is_stopped() {
-            return Err(Stopped);
+            return None;
         }
         // The entry keeps its shard locked, so that two callers cannot both start an actor.
         match shared.actors.entry(key.clone()) {
-            Entry::Occupied(running) => Ok(running.get().clone()),
+            Entry::Occupied(running) => Some(running.get().clone()),
             Entry::Vacant(vacant) => {
                 let (lease, replica) = key.clone();
                 let cancel = shared.cancel.child_token();
@@ -123,7 +117,7 @@ impl ActorRegistry {
                     let _registration = registration;
                     run.await;
                 });
-                Ok(handle)
+                Some(handle)
             }
         }
     }

@@ -428,7 +428,7 @@ impl Backfill {
             return Stage::Done;
         };
         while has_runs && live.reader.position().is_none() && !live.reader.is_closed() {
-            ring_changed(live).await;
+            live.reader.changed().await;
         }
         // Otherwise the ring will send the reason.
         let must_report = !has_runs || live.reader.has_missed_event();
@@ -543,7 +543,7 @@ impl Backfill {
             // Others may use the permit during the wait, which may be long.
             self.permit = None;
             tokio::select! {
-                () = ring_changed(live) => {}
+                () = live.reader.changed() => {}
                 changed = self.params.view.changed() => if changed.is_err() {
                     return Stage::End(BackfillEvent::ActorEnded);
                 },
@@ -557,8 +557,8 @@ impl Backfill {
         if let Some(event) = view.run(instance).and_then(Event::ended) {
             self.queue_event(event);
         }
-        let newest = self.live.as_ref().and_then(|live| live.reader.ring().head_instance());
-        if newest.is_some_and(|newest| newest != *instance) {
+        let newest = self.live.as_ref().and_then(|live| live.reader.ring().head());
+        if newest.is_some_and(|(newest, _)| newest != *instance) {
             self.queue_unknown_gap(GapCause::Rotated);
         }
         self.queue_event(Event::gone());
@@ -577,14 +577,10 @@ async fn joined<'a>(
             if let JoinOutcome::Joined(parts) = live.reader.join(instance, position) {
                 return (instance, parts);
             }
-            ring_changed(live).await;
+            live.reader.changed().await;
         }
     }
     std::future::pending().await
-}
-
-async fn ring_changed(live: &mut Subscription) {
-    std::future::poll_fn(|cx| live.reader.poll_changed(cx)).await;
 }
 
 fn read_from(last: Option<u64>, since: Option<LogTime>) -> ReadFrom {

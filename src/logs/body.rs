@@ -19,12 +19,11 @@ use tokio::sync::watch;
 use super::actors::ActorRegistry;
 use super::backfill::BackfillParams;
 use super::backfill_limits::BackfillLimiter;
-use super::message::{Batch, Gap, Message, encode_cursors, encode_nothing_deployed};
+use super::message::{Batch, Message, encode_cursors, encode_nothing_deployed};
 use super::replica_stream::{ReplicaStream, SendStep};
 use super::{BackfillFilter, LagPolicy, LogsRequest, ReadRange};
 use crate::model::id::Replica;
 use crate::model::limits::{CURSORS_MAX, STREAM_SEND_MAX_BYTES};
-use crate::model::metrics::Metrics;
 use crate::model::position::Cursor;
 use crate::model::view::LeaseView;
 use crate::platform;
@@ -44,8 +43,7 @@ pub(crate) struct LogsBody {
     streams: Vec<ReplicaStream>,
     /// Index of the stream that was polled last: they take turns.
     last_polled: usize,
-    /// Replicas whose log cannot be read at the moment. The stream ends with them after all others are
-    /// complete.
+    /// Replicas whose log cannot be read at the moment. The stream ends with them after all others are done.
     unreadable: Vec<Replica>,
     /// Sent first, if no replica is deployed.
     notice: Option<Message>,
@@ -287,14 +285,18 @@ impl LogsBody {
         metrics.messages_delivered.increment(batch.messages);
         metrics.lines_delivered.increment(batch.lines);
         metrics.bytes_delivered.increment(batch.log_bytes);
-        batch.gaps.iter().for_each(|gap| count_gap(metrics, gap));
+        for gap in &batch.gaps {
+            metrics.gaps.of(gap.cause).increment(1);
+            metrics.lines_lost.of(gap.cause).increment(gap.lines);
+            metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
+        }
         if let Some(oldest) = batch.oldest {
             metrics.delivery_delay.record(oldest.elapsed().as_secs_f64());
         }
         Frame::data(Messages::new(batch.parts, Arc::clone(&self.control)))
     }
 
-    /// Encodes the cursors of all replicas. Without follow, also those of replicas that are complete: a
+    /// Encodes the cursors of all replicas. Without follow, also those of replicas that are done: a
     /// client that resumes without such a cursor would get all of their lines again.
     fn cursors(&self) -> Option<Bytes> {
         let mut cursors: Vec<_> = self.streams.iter().filter_map(ReplicaStream::cursor).collect();
@@ -367,12 +369,6 @@ impl std::fmt::Debug for LogsBody {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LogsBody").field("served", &self.served).finish_non_exhaustive()
     }
-}
-
-fn count_gap(metrics: &Metrics, gap: &Gap) {
-    metrics.gaps.of(gap.cause).increment(1);
-    metrics.lines_lost.of(gap.cause).increment(gap.lines);
-    metrics.bytes_lost.of(gap.cause).increment(gap.bytes);
 }
 
 #[cfg(test)]

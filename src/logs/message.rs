@@ -70,20 +70,8 @@ pub struct Gap {
 }
 
 /// A change in the life cycle of a replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Event {
-    kind: Kind,
-    /// The run that it is about, if any.
-    instance: Option<Instance>,
-    time: LogTime,
-    /// Exit code of a run that ended by itself.
-    exit_code: Option<i32>,
-    /// Signal that ended the run.
-    signal: Option<i32>,
-    /// One word, for programs; details are in `message`.
-    reason: String,
-    message: String,
-}
+#[derive(Clone, Debug)]
+pub(crate) struct Event(lease::ReplicaEvent);
 
 /// A chunk as one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,25 +127,29 @@ impl Gap {
 
 impl Event {
     pub(crate) fn started(run: &Run) -> Self {
-        Self { instance: Some(run.instance.clone()), time: run.started, ..Self::of(Kind::Started) }
+        Self(lease::ReplicaEvent {
+            instance: run.instance.to_string(),
+            time: to_proto_time(run.started),
+            ..Self::of(Kind::Started)
+        })
     }
 
     /// Returns `None` if the run has not ended.
     pub(crate) fn ended(run: &Run) -> Option<Self> {
         let end = run.end.clone()?;
-        Some(Self {
-            instance: Some(run.instance.clone()),
-            time: end.time,
+        Some(Self(lease::ReplicaEvent {
+            instance: run.instance.to_string(),
+            time: to_proto_time(end.time),
             exit_code: end.exit_code,
             signal: end.signal,
             reason: end.reason,
             ..Self::of(Kind::Ended)
-        })
+        }))
     }
 
-    /// No run is running, but one is expected to.
+    /// No run is running, but one is expected to. `reason` is a word for programs, `message` is for people.
     pub(crate) fn waiting(reason: String, message: String) -> Self {
-        Self { reason, message, ..Self::of(Kind::Waiting) }
+        Self(lease::ReplicaEvent { reason, message, ..Self::of(Kind::Waiting) })
     }
 
     /// The log of a live run cannot be followed. Its lines are read every few seconds.
@@ -167,32 +159,14 @@ impl Event {
 
     /// The replica is no longer part of the lease.
     pub(crate) fn gone() -> Self {
-        Self::of(Kind::Gone)
+        Self(Self::of(Kind::Gone))
     }
 
-    fn of(kind: Kind) -> Self {
-        Self {
-            kind,
-            instance: None,
-            time: LogTime::now(),
-            exit_code: None,
-            signal: None,
-            reason: String::new(),
-            message: String::new(),
-        }
-    }
-}
-
-impl From<Event> for lease::ReplicaEvent {
-    fn from(event: Event) -> Self {
-        Self {
-            kind: event.kind.into(),
-            instance: event.instance.map(|instance| instance.to_string()).unwrap_or_default(),
-            time: to_proto_time(event.time),
-            exit_code: event.exit_code,
-            signal: event.signal,
-            reason: event.reason,
-            message: event.message,
+    fn of(kind: Kind) -> lease::ReplicaEvent {
+        lease::ReplicaEvent {
+            kind: kind.into(),
+            time: to_proto_time(LogTime::now()),
+            ..lease::ReplicaEvent::default()
         }
     }
 }
@@ -227,11 +201,11 @@ pub(crate) fn timestamps_max_bytes(chunk: &Chunk) -> usize {
 /// Encodes a gap. `at` is the position after it, so that a client that resumes there does not read lines that
 /// were reported as lost.
 pub(crate) fn encode_gap(replica: &Replica, at: Option<(&Instance, Position)>, gap: &Gap) -> Bytes {
-    let cause = match gap.cause {
-        GapCause::Lag => lease::gap::Cause::Lag,
-        GapCause::Rotated => lease::gap::Cause::Rotated,
-        GapCause::Source => lease::gap::Cause::Source,
-        GapCause::Limit => lease::gap::Cause::Limit,
+    let (cause, why) = match gap.cause {
+        GapCause::Lag => (lease::gap::Cause::Lag, "the follower fell behind"),
+        GapCause::Rotated => (lease::gap::Cause::Rotated, "the log was rotated away before it was read"),
+        GapCause::Source => (lease::gap::Cause::Source, "the source lost them"),
+        GapCause::Limit => (lease::gap::Cause::Limit, "a limit of the gateway cut them"),
     };
     let body = lease::Gap {
         lines: gap.lines,
@@ -242,17 +216,17 @@ pub(crate) fn encode_gap(replica: &Replica, at: Option<(&Instance, Position)>, g
         exact: gap.exact,
     };
     let cursor = at.map(|(instance, position)| to_proto_cursor(replica, instance, position));
-    entry(ServiceLogs { logs: notice(gap).into(), cursor, gap: Some(body), ..named(replica) })
+    entry(ServiceLogs { logs: notice(gap, why).into(), cursor, gap: Some(body), ..named(replica) })
 }
 
 pub(crate) fn encode_event(replica: &Replica, event: Event) -> Bytes {
-    entry(ServiceLogs { event: Some(event.into()), ..named(replica) })
+    entry(ServiceLogs { event: Some(event.0), ..named(replica) })
 }
 
 /// Encodes the waiting event, without a service name, that no selected replica is deployed.
 pub(crate) fn encode_nothing_deployed() -> Bytes {
     let event = Event::waiting(NOTHING_DEPLOYED.to_owned(), NOTHING_DEPLOYED_MESSAGE.to_owned());
-    entry(ServiceLogs { event: Some(event.into()), ..ServiceLogs::default() })
+    entry(ServiceLogs { event: Some(event.0), ..ServiceLogs::default() })
 }
 
 /// Encodes one response with the given cursors and nothing else.
@@ -298,19 +272,13 @@ fn timestamped(chunk: &Chunk) -> Bytes {
 }
 
 /// Returns the notice line of a gap. Clients that do not know the gap field see it in the log.
-fn notice(gap: &Gap) -> String {
-    let cause = match gap.cause {
-        GapCause::Lag => "the follower fell behind",
-        GapCause::Rotated => "the log was rotated away before it was read",
-        GapCause::Source => "the source lost them",
-        GapCause::Limit => "a limit of the gateway cut them",
-    };
+fn notice(gap: &Gap, why: &str) -> String {
     let unit = if gap.lines == 1 { "line" } else { "lines" };
     match (gap.exact, gap.lines) {
-        (true, lines) => format!("[leasemux: {lines} {unit} ({} bytes) missing here: {cause}]\n", gap.bytes),
-        (false, 0) => format!("[leasemux: lines may be missing here: {cause}]\n"),
+        (true, lines) => format!("[leasemux: {lines} {unit} ({} bytes) missing here: {why}]\n", gap.bytes),
+        (false, 0) => format!("[leasemux: lines may be missing here: {why}]\n"),
         (false, lines) => {
-            format!("[leasemux: at least {lines} {unit} ({} bytes) missing here: {cause}]\n", gap.bytes)
+            format!("[leasemux: at least {lines} {unit} ({} bytes) missing here: {why}]\n", gap.bytes)
         }
     }
 }
@@ -416,6 +384,7 @@ mod tests {
     use super::*;
     use crate::logs::chunk::LineEnd;
     use crate::model::proto::PREFIX_BYTES;
+    use crate::model::view::RunEnd;
 
     fn replica() -> Replica {
         Replica { service: "web".parse().unwrap(), index: 3 }
@@ -542,15 +511,14 @@ mod tests {
 
     #[test]
     fn event_has_no_log_bytes() {
-        let body = Event {
-            kind: Kind::Ended,
-            instance: Some(instance()),
+        let end = RunEnd {
             time: LogTime::from_nanos(1),
             exit_code: Some(0),
             signal: None,
             reason: "Completed".into(),
-            message: String::new(),
         };
+        let run = Run { instance: instance(), started: LogTime::MIN, end: Some(end), log_is_gone: false };
+        let body = Event::ended(&run).unwrap();
         let entry = decode(&encode_event(&replica(), body));
         assert!(entry.logs.is_empty() && entry.cursor.is_none());
         let event = entry.event.unwrap();

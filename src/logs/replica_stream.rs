@@ -10,7 +10,7 @@ use futures_core::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::actor::Subscription;
-use super::actors::{ActorRegistry, Stopped};
+use super::actors::ActorRegistry;
 use super::backfill::{Backfill, BackfillEvent, BackfillParams};
 use super::backfill_limits::BackfillLimiter;
 use super::message::{Batch, Event, Gap, Message, encode_cursors};
@@ -54,8 +54,8 @@ pub(crate) enum SendStep {
 }
 
 enum Mode {
-    /// Waits for the actor; becomes `Backfill`.
-    Subscribing(BoxFuture<'static, Result<Subscription, Stopped>>),
+    /// Waits for the actor; becomes `Backfill`, or `Ended` if the gateway shuts down.
+    Subscribing(BoxFuture<'static, Option<Subscription>>),
     /// Reads older lines. Becomes `Live` at the ring, `Subscribing` if the actor ends before that, or `Ended`
     /// without follow.
     Backfill(BoxStream<'static, BackfillEvent>),
@@ -136,8 +136,8 @@ impl ReplicaStream {
             } else {
                 match &mut self.mode {
                     Mode::Subscribing(subscribing) => match ready!(subscribing.poll_unpin(cx)) {
-                        Ok(subscription) => self.start_backfill(Some(subscription)),
-                        Err(Stopped) => self.mode = Mode::Ended(Ending::Done),
+                        Some(subscription) => self.start_backfill(Some(subscription)),
+                        None => self.mode = Mode::Ended(Ending::Done),
                     },
                     Mode::Backfill(events) => match ready!(events.poll_next_unpin(cx)) {
                         Some(BackfillEvent::Send(message)) => self.send(message, batch),

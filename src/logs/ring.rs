@@ -5,7 +5,6 @@
 //! difference of cumulative counters is its exact loss. A new reader may start at any line that is held.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -36,6 +35,7 @@ pub(crate) use self::reader::JoinOutcome;
 pub use self::reader::{Entries, ReadOutcome, RingReader};
 
 /// The ring of one replica. The actor writes to it; each follower has a [`RingReader`].
+#[derive(Debug)]
 pub struct Ring {
     replica: Replica,
     max_bytes: usize,
@@ -49,6 +49,7 @@ pub struct Ring {
 }
 
 /// The entries, their total size and the head.
+#[derive(Debug)]
 struct State {
     entries: VecDeque<Arc<Entry>>,
     /// Sequence number of the oldest entry held.
@@ -77,6 +78,7 @@ struct State {
 }
 
 /// The newest position of the ring.
+#[derive(Debug)]
 struct Head {
     instance: Instance,
     position: Position,
@@ -125,7 +127,7 @@ impl Ring {
         self.evict_and_notify(state);
     }
 
-    /// Encodes chunks and pushes them, in order. Drains `chunks`.
+    /// Encodes chunks and pushes them, in order. Leaves `chunks` empty.
     pub fn push_lines(&self, instance: &Instance, chunks: &mut Vec<Chunk>, read_at: Instant) {
         let encoded = chunks.drain(..).map(|mut chunk| {
             let encoded = message::encode_lines(&self.replica, instance, &chunk, Representation::Plain);
@@ -172,7 +174,7 @@ impl Ring {
         self.evict_and_notify(state);
     }
 
-    /// Closes the ring. Readers drain the remaining entries, then get [`ReadOutcome::Closed`]. `gone` states
+    /// Closes the ring. Readers get the remaining entries, then [`ReadOutcome::Closed`]. `gone` states
     /// that the replica is gone and its log was read to its end.
     pub(crate) fn close(&self, gone: bool) {
         let mut state = self.state.lock();
@@ -180,9 +182,9 @@ impl Ring {
         self.evict_and_notify(state);
     }
 
-    /// Returns the run of the newest line, if a log was opened.
-    pub(crate) fn head_instance(&self) -> Option<Instance> {
-        self.state.lock().head.as_ref().map(|head| head.instance.clone())
+    /// Returns the run that the actor reads and the position of the newest line, if a log was opened.
+    pub(crate) fn head(&self) -> Option<(Instance, Position)> {
+        self.state.lock().head.as_ref().map(|head| (head.instance.clone(), head.position))
     }
 
     /// Creates a reader of the entries that are pushed from now on.
@@ -322,15 +324,5 @@ impl Drop for State {
     fn drop(&mut self) {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         self.gauge.decrement(self.gauged as f64);
-    }
-}
-
-impl fmt::Debug for Ring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct("Ring")
-            .field("replica", &self.replica)
-            .field("totals", &state.totals)
-            .finish_non_exhaustive()
     }
 }

@@ -117,7 +117,11 @@ impl JobQueues {
         let needs_worker = matches!(queue, Entry::Vacant(_));
         let queue = queue.or_default();
         let replicas = replicas.into_iter().map(|(replica, outcome)| match outcome {
-            None => queue.open_slot(replica),
+            None => {
+                let slot = OutcomeSlot::new(SetOnce::new());
+                queue.slots.entry(replica.clone()).or_default().push(Arc::clone(&slot));
+                JobReplica { replica, slot }
+            }
             Some(outcome) => JobReplica { replica, slot: OutcomeSlot::new(SetOnce::new_with(Some(outcome))) },
         });
         let job =
@@ -200,16 +204,6 @@ impl State {
                 self.remembered.remove(&key);
             }
         }
-    }
-}
-
-// === impl Queue ===
-
-impl Queue {
-    fn open_slot(&mut self, replica: Replica) -> JobReplica {
-        let slot = OutcomeSlot::new(SetOnce::new());
-        self.slots.entry(replica.clone()).or_default().push(Arc::clone(&slot));
-        JobReplica { replica, slot }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 
-use super::{AfterFailure, Backfill, BackfillEvent, Failures, Stage, ring_changed};
+use super::{AfterFailure, Backfill, BackfillEvent, Failures, Stage};
 use crate::logs::chunk::Chunker;
 use crate::logs::ring::{AmbiguousRange, JoinOutcome};
 use crate::model::id::Instance;
@@ -141,7 +141,7 @@ impl Backfill {
             // Not while it is ahead: the ring is paced, and a backfill that reads on would stay ahead
             // forever.
             item = log.items.next(), if !is_ahead => WaitEvent::Item(item),
-            () = ring_changed(live) => WaitEvent::RingChanged,
+            () = live.reader.changed() => WaitEvent::RingChanged,
             () = tokio::time::sleep(PERMIT_CHECK_INTERVAL), if may_be_long => WaitEvent::Quiet,
         }
     }
@@ -152,7 +152,7 @@ impl Backfill {
         self.permit = None;
         loop {
             if let Some(live) = &mut self.live {
-                ring_changed(live).await;
+                live.reader.changed().await;
             }
             match self.try_join(&instance, position, AmbiguousRange::default()) {
                 JoinAttempt::Next(stage) => return stage,
@@ -230,7 +230,7 @@ impl Backfill {
     fn update_since(&mut self, instance: &Instance, position: Position) {
         let Some(live) = self.live.as_ref().filter(|_| self.since.is_some()) else { return };
         if self.live_from.is_none() {
-            self.live_from = live.reader.head();
+            self.live_from = live.reader.ring().head();
         }
         if self.live_from.as_ref().is_some_and(|(run, from)| run == instance && *from <= position) {
             self.since = None;

@@ -13,6 +13,7 @@ use crate::logs::actor::ActorContext;
 use crate::logs::message::Representation;
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::Limits;
+use crate::model::metrics::Metrics;
 use crate::model::view::{Filter, ReplicaState, ReplicaView, ServiceView};
 use crate::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
 

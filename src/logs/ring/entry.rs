@@ -1,7 +1,6 @@
 //! Entries of a ring, each with the sums over all entries before it, and with the positions that were
 //! ambiguous there. Pure, but for the account of lazy representations.
 
-use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
 
@@ -20,6 +19,7 @@ use crate::model::time::LogTime;
 const ENTRY_OVERHEAD_BYTES: usize = 288;
 
 /// One encoded message of a ring.
+#[derive(Debug)]
 pub struct Entry {
     pub(crate) kind: EntryKind,
     /// The run that it belongs to, if there was one.
@@ -212,12 +212,6 @@ impl AmbiguousRange {
 /// Index of the chunk's stream in [`OpenLines`].
 pub(super) fn stream_index(chunk: &Chunk) -> usize {
     usize::from(chunk.stream() == Some(Stream::Stderr))
-}
-
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("end", &self.end).field("size", &self.size()).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A reader of a ring: reads entries in order, detects lag, and joins at a position.
 
-use std::fmt;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -19,6 +19,7 @@ use crate::stream::StreamControl;
 const JOIN_SHARE: (usize, usize) = (3, 4);
 
 /// Reads one ring, at its own pace.
+#[derive(Debug)]
 pub struct RingReader {
     ring: Arc<Ring>,
     /// Key of its waker in the ring.
@@ -202,14 +203,18 @@ impl RingReader {
         Poll::Ready(ReadOutcome::Entries { entries, more })
     }
 
-    /// Waits until the ring has changed since the last join or wait. Ready at once if it is closed.
-    pub(crate) fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.ring.state.lock();
-        if self.seen_version != state.version || state.closed {
-            self.seen_version = state.version;
-            return Poll::Ready(());
-        }
-        register_waker(&mut state, self.waiter, cx)
+    /// Waits until the ring has changed since the last join or wait; does not wait if it is closed. Cancel
+    /// safe.
+    pub(crate) async fn changed(&mut self) {
+        poll_fn(|cx| {
+            let mut state = self.ring.state.lock();
+            if self.seen_version != state.version || state.closed {
+                self.seen_version = state.version;
+                return Poll::Ready(());
+            }
+            register_waker(&mut state, self.waiter, cx)
+        })
+        .await;
     }
 
     /// Whether the ring has lines of `instance` after `at` that are older than `since`.
@@ -219,12 +224,6 @@ impl RingReader {
         let mut after_position =
             newest_first.take_while(|entry| entry.instance.as_ref() == Some(instance) && entry.end > at);
         after_position.any(|entry| entry.oldest_time().is_some_and(|oldest| oldest < since))
-    }
-
-    /// Returns the run that the actor reads, and the position of the newest line.
-    pub(crate) fn head(&self) -> Option<(Instance, Position)> {
-        let state = self.ring.state.lock();
-        state.head.as_ref().map(|head| (head.instance.clone(), head.position))
     }
 
     /// Tries to join the ring exactly after position `at` of `instance`.
@@ -344,15 +343,6 @@ impl RingReader {
         let (numerator, denominator) = JOIN_SHARE;
         let ahead = state.totals.cost - entry.totals_before.cost + state.lazy_bytes as u64;
         ahead > (self.ring.max_bytes / denominator * numerator) as u64
-    }
-}
-
-impl fmt::Debug for RingReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RingReader")
-            .field("next", &self.next)
-            .field("seen", &self.seen)
-            .finish_non_exhaustive()
     }
 }
 
