@@ -13,7 +13,7 @@ use crate::support::reason;
 /// Returns a follower in the middle of the backfill of a log that is far longer than ring, stream buffer,
 /// pipe and window together.
 async fn open_in_backfill(setup: &Setup) -> Stream {
-    let mut stream = setup.open(follow(&setup)).await.unwrap();
+    let mut stream = setup.open(follow(setup)).await.unwrap();
     stream.until(|seen| seen.lines("web", 0) >= 1).await;
     stream
 }
