@@ -1,4 +1,4 @@
-//! State that a response body, HTTP/2 and the stream's supervisor share: [`Messages`] go out, progress and
+//! State that a response body, HTTP/2 and the stream's supervisor share: `Messages` go out, progress and
 //! the request to end come back.
 
 use std::io::IoSlice;

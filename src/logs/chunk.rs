@@ -14,7 +14,7 @@ use crate::model::line::{Line, LineBatch, Stream};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
-/// Lines of one instance; at most [`CHUNK_MAX_BYTES`] and [`CHUNK_MAX_LINES`].
+/// Lines of one instance; at most `CHUNK_MAX_BYTES` and `CHUNK_MAX_LINES`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// Bytes of the lines, back to back.

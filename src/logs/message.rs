@@ -1,7 +1,7 @@
 //! The gRPC messages of a log stream: complete, length prefix included. Pure.
 //!
 //! A chunk is encoded once per [`Representation`], whatever the number of followers: they share the bytes. A
-//! [`Message`] adds the attributes that positions and metrics need, and a [`Batch`] is what HTTP/2 gets at
+//! `Message` adds the attributes that positions and metrics need, and a `Batch` is what HTTP/2 gets at
 //! once.
 
 use bytes::Bytes;
