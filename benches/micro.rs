@@ -16,10 +16,10 @@ use leasemux::logs::message::{self, Representation};
 use leasemux::logs::ring::{Ring, RingReader};
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;
-use leasemux::model::line::{Line, LineBatch};
+use leasemux::model::line::{Line, LineBatch, OutputStream};
 use leasemux::model::position::Position;
 use leasemux::model::time::LogTime;
-use leasemux::platform::cri::{self, Parser, Record, Stream};
+use leasemux::platform::cri::{self, Parser, Record};
 use tokio::time::Instant;
 
 /// Bytes of a batch: a quarter of one read of a file.
@@ -66,7 +66,8 @@ fn parse_records(bencher: Bencher<'_, '_>, line: usize) {
     let (content, mut log, mut time) = (vec![b'x'; line - 50], Vec::new(), LogTime::now());
     while log.len() < BATCH_BYTES {
         time = time.saturating_add_nanos(10_000);
-        let record = Record { time, stream: Stream::Stdout, partial: false, lost: None, content: &content };
+        let record =
+            Record { time, stream: OutputStream::Stdout, partial: false, lost: None, content: &content };
         cri::write(&mut log, &record);
     }
     let mut parser = Parser::default();

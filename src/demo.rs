@@ -24,7 +24,7 @@ use crate::client::stdout_closed;
 use crate::config::{DemoConfig, ServerTrust, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
-use crate::sys::fd_limit::{self, FdLimitExceeded};
+use crate::sys::fd_limit;
 
 mod followers;
 mod gateway;
@@ -130,11 +130,10 @@ async fn demonstrate(
 ) -> Result<Summary, DemoError> {
     let mut signals = Signals::register().map_err(DemoError::Signals)?;
     let needed = config.followers as u64 + OTHER_FILES;
-    fd_limit::raise_to(needed).map_err(|FdLimitExceeded(allowed)| DemoError::OpenFiles {
-        followers: config.followers,
-        needed,
-        allowed,
-    })?;
+    let allowed = fd_limit::raise_to(needed);
+    if allowed < needed {
+        return Err(DemoError::OpenFiles { followers: config.followers, needed, allowed });
+    }
     let dir = WorkDir::create().map_err(DemoError::WorkDir)?;
     let owner = (parts.new_identity)(&dir.identity()).map_err(DemoError::Identity)?;
     dir.trust(&owner).map_err(DemoError::WorkDir)?;

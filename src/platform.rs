@@ -10,7 +10,7 @@ pub mod cri;
 pub mod kube;
 pub mod local;
 pub mod node;
-pub mod tail;
+pub mod log_files;
 
 use std::fmt;
 use std::sync::Arc;

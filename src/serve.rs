@@ -24,7 +24,7 @@ use crate::model::id::LeaseId;
 use crate::platform;
 use crate::platform::local::sdl::{Sdl, SdlError};
 use crate::restart::RestartManager;
-use crate::sys::notify::Notifier;
+use crate::sys::dir_watch::Notifier;
 
 mod check;
 mod fd_limit;

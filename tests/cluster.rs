@@ -31,7 +31,7 @@ use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::platform::kube::KubePlatform;
 use leasemux::platform::node::NodePlatform;
 use leasemux::platform::{Platform, RestartRequest};
-use leasemux::sys::notify::Notifier;
+use leasemux::sys::dir_watch::Notifier;
 
 use self::lease::{Lease, PATIENCE, Service, kube_config};
 use self::support::gateway::{Gateway, Setup, Stream};

@@ -89,7 +89,7 @@ enum Command {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    leasemux::sys::fd_limit::raise_to_maximum();
+    leasemux::sys::fd_limit::raise_to(u64::MAX);
     match &args.command {
         Some(Command::Serve(task)) => server::serve(task),
         Some(Command::Cost(cost)) => costs::run(cost),

@@ -7,7 +7,7 @@
 //! - One that a rewrite in place removes is revoked `REWRITE_GRACE` later. A file that is being rewritten is
 //!   empty for a moment, which must not end streams.
 //! - A removal therefore takes effect within a second, or a little more where the directory is polled
-//!   ([`POLL`](crate::sys::notify::POLL)) because the system cannot watch it.
+//!   ([`POLL`](crate::sys::dir_watch::POLL)) because the system cannot watch it.
 //! - A scan per poll interval finds changes without a notification: behind a link, or on a network file
 //!   system. It costs one system call, unless there are links or the directory changed. It misses only a file
 //!   that another machine rewrites in place.
@@ -39,7 +39,7 @@ use super::account::AccountKey;
 use super::cert::Serial;
 use super::trust::{Trust, TrustFuture, TrustKey, TrustValue, TrustedItem};
 use crate::model::id::Owner;
-use crate::sys::notify::{DirWatch, Notifier};
+use crate::sys::dir_watch::{DirWatch, Notifier};
 
 /// Minimum time between two scans: copying a thousand files into the directory causes a few scans.
 const SCAN_GAP: Duration = Duration::from_millis(200);

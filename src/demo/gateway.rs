@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -20,6 +19,7 @@ use super::DemoError;
 use super::workdir::WorkDir;
 use crate::model::id::LeaseId;
 use crate::model::limits::Limits;
+use crate::sys::process;
 
 /// Limit on the start, on a busy machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -161,10 +161,10 @@ impl Gateway {
 
     /// Returns the usage so far; `None` if `/proc` has no data.
     pub(super) fn usage(&self) -> Option<Usage> {
-        let pid = self.pid.as_raw_nonzero();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        Usage::parse(&stat, &status, rustix::param::clock_ticks_per_second())
+        Some(Usage {
+            cpu: process::cpu_time(self.pid)?,
+            peak_memory_bytes: process::peak_memory_bytes(self.pid)?,
+        })
     }
 
     /// Waits until the gateway exits, which is an error. Cancel safe.
@@ -242,25 +242,6 @@ impl Log {
     }
 }
 
-// === impl Usage ===
-
-impl Usage {
-    /// Parses `/proc/PID/stat` and `/proc/PID/status`, see proc(5).
-    fn parse(stat: &str, status: &str, ticks_per_second: u64) -> Option<Self> {
-        // The name in parentheses may contain anything. The field after it is number 3, the state.
-        let (_, fields) = stat.rsplit_once(')')?;
-        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        let number = |place: usize| fields.get(place - 3)?.parse::<u64>().ok();
-        let ticks = number(14)? + number(15)?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kilobytes: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(Self {
-            cpu: Duration::from_nanos(ticks * (1_000_000_000 / ticks_per_second.max(1))),
-            peak_memory_bytes: kilobytes * 1024,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,16 +283,6 @@ mod tests {
         assert!(error.contains("before it was ready"), "{error}");
         let mut gateway = shell(&format!("{READY}; exit 4")).await.unwrap();
         assert!(gateway.exited().await.to_string().contains("exit status: 4"));
-    }
-
-    #[test]
-    fn usage_is_parsed_from_proc() {
-        let stat = "42 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0";
-        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n";
-        let usage = Usage::parse(stat, status, 100).unwrap();
-        assert_eq!(usage, Usage { cpu: Duration::from_secs(2), peak_memory_bytes: 2 << 20 });
-        assert_eq!(Usage::parse("42 (a) S 1", status, 100), None);
-        assert_eq!(Usage::parse(stat, "", 100), None);
     }
 
     #[test]

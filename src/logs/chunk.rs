@@ -10,7 +10,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 
 use crate::model::limits::{CHUNK_MAX_BYTES, CHUNK_MAX_LINES};
-use crate::model::line::{Line, LineBatch, Stream};
+use crate::model::line::{Line, LineBatch, OutputStream};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
@@ -37,7 +37,7 @@ pub(crate) struct LineEnd {
     /// Time of the line.
     pub time: LogTime,
     /// Output stream of the line, if known.
-    pub stream: Option<Stream>,
+    pub stream: Option<OutputStream>,
 }
 
 /// Groups lines into chunks; keeps every byte, in order. A chunk within one batch shares the batch's memory.
@@ -66,7 +66,7 @@ impl Chunk {
     }
 
     /// Output stream of its first line, if known.
-    pub fn stream(&self) -> Option<Stream> {
+    pub fn stream(&self) -> Option<OutputStream> {
         self.line_ends.first()?.stream
     }
 

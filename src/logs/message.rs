@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::chunk::Chunk;
 use crate::model::id::{Instance, Replica};
 use crate::model::limits::STREAM_SEND_MAX_BYTES;
-use crate::model::line::{GapCause, SourceGap, Stream};
+use crate::model::line::{GapCause, OutputStream, SourceGap};
 use crate::model::position::{Cursor, Position};
 use crate::model::proto::framed;
 use crate::model::proto::lease::replica_event::Kind;
@@ -249,8 +249,8 @@ fn entry(entry: ServiceLogs) -> Bytes {
 /// Returns how the piece in `chunk` relates to its line; `None` for whole lines.
 fn part(chunk: &Chunk) -> Option<lease::LinePart> {
     let stream = match chunk.stream() {
-        Some(Stream::Stdout) => lease::line_part::Stream::Stdout,
-        Some(Stream::Stderr) => lease::line_part::Stream::Stderr,
+        Some(OutputStream::Stdout) => lease::line_part::Stream::Stdout,
+        Some(OutputStream::Stderr) => lease::line_part::Stream::Stderr,
         None => lease::line_part::Stream::Unspecified,
     };
     let (continues, more) = (chunk.continues, chunk.is_unfinished());
@@ -444,7 +444,7 @@ mod tests {
             line_ends: Box::new([LineEnd {
                 end: 4,
                 time: LogTime::from_nanos(1),
-                stream: Some(Stream::Stderr),
+                stream: Some(OutputStream::Stderr),
             }]),
             continues: true,
             start: Position::START.after_bytes(9),

@@ -6,9 +6,9 @@ use super::label::label;
 use super::position::Position;
 use super::time::LogTime;
 
-/// The output that a container wrote a line to.
+/// The output that a container wrote a line to. Its number is an index into arrays with both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stream {
+pub enum OutputStream {
     /// Standard output.
     Stdout,
     /// Standard error.
@@ -48,7 +48,7 @@ pub struct Line {
     /// Whether it continues a line that began in an earlier piece.
     pub continues: bool,
     /// The output that it was written to, if known.
-    pub stream: Option<Stream>,
+    pub stream: Option<OutputStream>,
 }
 
 /// Lines that the source can no longer deliver.

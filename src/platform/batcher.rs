@@ -10,7 +10,7 @@ mod tests;
 use bytes::Bytes;
 
 use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
-use crate::model::line::{GapCause, Line, LineBatch, SourceGap, Stream};
+use crate::model::line::{GapCause, Line, LineBatch, OutputStream, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::TailItem;
@@ -41,7 +41,7 @@ pub(super) struct Piece {
     /// Whether earlier pieces of the line exist.
     pub(super) continues: bool,
     /// The stream it was written to, if known.
-    pub(super) stream: Option<Stream>,
+    pub(super) stream: Option<OutputStream>,
 }
 
 /// The unfinished merged line.
@@ -152,12 +152,6 @@ impl LineBatcher {
     /// Announces that the next records have `bytes` bytes, so that buffers are allocated once.
     pub(super) fn expect(&mut self, bytes: usize) {
         self.expected_bytes = bytes;
-    }
-
-    /// Adds a complete line, given without its newline.
-    #[cfg(test)]
-    pub(super) fn line(&mut self, content: &[u8], time: LogTime) {
-        self.record(content, false, time, Piece { time, continues: false, stream: None });
     }
 
     /// Adds the content of a record written at `time`: the end of a line, without its newline, or a `partial`

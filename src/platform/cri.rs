@@ -17,7 +17,7 @@ use std::io::Write as _;
 
 use memchr::memchr;
 
-pub use crate::model::line::Stream;
+use crate::model::line::OutputStream;
 use crate::model::time::LogTime;
 
 /// Length of `2026-11-23T12:00:00`.
@@ -53,7 +53,7 @@ pub struct Record<'a> {
     /// When it was written.
     pub time: LogTime,
     /// The stream it was written to.
-    pub stream: Stream,
+    pub stream: OutputStream,
     /// Whether the line continues in the next record of the same stream.
     pub partial: bool,
     /// Set if this record stands for dropped output; the content is then a notice for people.
@@ -96,7 +96,7 @@ pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {
 
 // === impl Stream ===
 
-impl Stream {
+impl OutputStream {
     /// Returns the stream's name in records.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -133,7 +133,7 @@ impl Parser {
         // A record that ends with its tags has no content.
         let (tags, content) = cut(rest).unwrap_or((rest, b""));
         let (partial, lost) = parse_tags(tags)?;
-        Some(Record { time: self.time(time)?, stream: Stream::parse(stream)?, partial, lost, content })
+        Some(Record { time: self.time(time)?, stream: OutputStream::parse(stream)?, partial, lost, content })
     }
 
     /// Parses an RFC 3339 time with up to nine digits of fraction, in UTC or with an offset.
@@ -328,7 +328,7 @@ mod tests {
                 .iter()
                 .map(|(time, stderr, partial, lost, content)| Record {
                     time: *time,
-                    stream: if *stderr { Stream::Stderr } else { Stream::Stdout },
+                    stream: if *stderr { OutputStream::Stderr } else { OutputStream::Stdout },
                     partial: *partial,
                     lost: lost.map(|(lines, bytes, exact)| DroppedOutput { lines, bytes, exact }),
                     content,

@@ -40,12 +40,12 @@ use self::store::{Slot, Store};
 pub use self::supervisor::Backoff;
 use self::supervisor::{StopSignal, supervise};
 use self::writer::{NO_LOSS, UNKNOWN_LOSS};
-use super::tail::{self, FollowMode, LogFiles};
+use super::log_files::{self, FollowMode, LogFiles};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::limits::RUNS_MAX;
 use crate::model::view::{LeaseView, ReplicaView, ServiceView};
-use crate::sys::notify::Notifier;
+use crate::sys::dir_watch::Notifier;
 
 /// Runs the services of some leases. Dropping it kills them; [`LocalPlatform::stop`] is graceful.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ impl LocalPlatform {
         // Without `follow`, too, the unfinished last line of an ended run is complete.
         let follow =
             if follow || completed.is_cancelled() { FollowMode::UntilEnd(completed) } else { FollowMode::No };
-        tail::open(&self.notifier, files, from, follow).await
+        log_files::open(&self.notifier, files, from, follow).await
     }
 
     /// Requests the restart of a run, unless that was done before.

@@ -17,11 +17,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::coordination::LeaseLocks;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
-use super::tail::{self, FollowMode, LogFiles};
+use super::log_files::{self, FollowMode, LogFiles};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::LeaseId;
 use crate::model::view::LeaseView;
-use crate::sys::notify::Notifier;
+use crate::sys::dir_watch::Notifier;
 
 /// How long to wait for further output after the end of a run. Runtimes should write everything before they
 /// report the end; this is for those that do not.
@@ -59,7 +59,7 @@ impl NodePlatform {
             let end = CancellationToken::new();
             end.cancel();
             let follow = if run.has_ended() { FollowMode::UntilEnd(end) } else { FollowMode::No };
-            return tail::open(&self.notifier, files, request.from, follow).await;
+            return log_files::open(&self.notifier, files, request.from, follow).await;
         }
         let end = CancellationToken::new();
         let on_end = end.clone();
@@ -70,7 +70,7 @@ impl NodePlatform {
             on_end.cancel();
         }));
         let Tail { start, unfinished, items } =
-            tail::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
+            log_files::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
         let items = items.map(move |item| {
             let _owned = &watch_end;
             item

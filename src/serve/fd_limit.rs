@@ -35,10 +35,10 @@ struct Need {
 /// the number of connections, so that logs can still be read.
 pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
     let need = Need::of(limits, platform);
-    if fd_limit::raise_to(need.total()).is_ok() {
+    let allowed = fd_limit::raise_to(need.total());
+    if allowed >= need.total() {
         return;
     }
-    let allowed = fd_limit::raise_to_maximum();
     let connections = need.connections_within(allowed);
     tracing::warn!(
         allowed,

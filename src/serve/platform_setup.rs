@@ -13,7 +13,7 @@ use crate::platform::kube::{KubeConfig, KubePlatform, KubeSource};
 use crate::platform::local::sdl::Sdl;
 use crate::platform::local::{LocalConfig, LocalPlatform};
 use crate::platform::node::NodePlatform;
-use crate::sys::notify::Notifier;
+use crate::sys::dir_watch::Notifier;
 
 /// The one platform of a gateway.
 #[derive(Debug)]

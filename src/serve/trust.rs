@@ -8,7 +8,7 @@ use crate::access::dir::DirTrust;
 use crate::access::trust::{AnyOf, Trust};
 use crate::config::ServeConfig;
 use crate::model::metrics::Metrics;
-use crate::sys::notify::Notifier;
+use crate::sys::dir_watch::Notifier;
 
 /// Directory of the chain cache, within the data directory.
 const CHAIN_DIR: &str = "chain";

@@ -1,15 +1,17 @@
-//! Resource usage of this process, from `/proc/self`.
+//! Facts about this process and its children, from `/proc`.
 //!
-//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large; three files are
-//! parsed here instead.
+//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large; a few files are parsed
+//! here instead.
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
+use memchr::memrchr;
 use rustix::param::{clock_ticks_per_second, page_size};
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Pid, Resource, getrlimit};
 
-/// Resource usage of the process.
+/// Resource usage of this process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Usage {
     /// CPU time of all threads, user and system, in seconds.
@@ -27,12 +29,13 @@ pub struct Usage {
     pub(crate) started_seconds: f64,
 }
 
-/// The fields of `/proc/self/stat` from [`FIRST_FIELD`] on, by their numbers in proc(5).
-struct Stat<'a>(Vec<&'a str>);
+/// The fields of `/proc/PID/stat` from [`FIRST_FIELD`] on, by their numbers in proc(5).
+struct Stat(String);
 
-/// The first field after the program's name, which may contain spaces and parentheses.
+/// The first field after the program's name in parentheses, which may contain any bytes.
 const FIRST_FIELD: usize = 3;
 
+const PPID: usize = 4;
 const UTIME: usize = 14;
 const STIME: usize = 15;
 const NUM_THREADS: usize = 20;
@@ -45,23 +48,41 @@ const RSS: usize = 24;
 /// # Errors
 /// `/proc` cannot be read, or has another format than proc(5) describes.
 pub fn usage() -> io::Result<Usage> {
-    let text = fs::read_to_string("/proc/self/stat")?;
-    let stat = Stat::of(&text).ok_or_else(invalid_format)?;
-    let ticks = |field| Some(seconds(stat.number(field)?));
+    let stat = Stat::parse(&fs::read("/proc/self/stat")?).ok_or_else(invalid_format)?;
     let open = fs::read_dir("/proc/self/fd")?.count() as u64;
     let usage = || {
         Some(Usage {
-            cpu_seconds: ticks(UTIME)? + ticks(STIME)?,
+            cpu_seconds: stat.cpu_seconds()?,
             resident_bytes: stat.number(RSS)? * page_size() as u64,
             virtual_bytes: stat.number(VSIZE)?,
             threads: stat.number(NUM_THREADS)?,
             // Without the descriptor of this directory.
             open_files: open.saturating_sub(1),
             max_files: getrlimit(Resource::Nofile).current,
-            started_seconds: boot_seconds()? + ticks(STARTTIME)?,
+            started_seconds: boot_seconds()? + stat.seconds(STARTTIME)?,
         })
     };
     usage().ok_or_else(invalid_format)
+}
+
+/// Returns the CPU time of all threads of `pid` since its start; `None` if the process is gone.
+pub(crate) fn cpu_time(pid: Pid) -> Option<Duration> {
+    Duration::try_from_secs_f64(Stat::of(pid)?.cpu_seconds()?).ok()
+}
+
+/// Returns the largest amount of resident memory that `pid` has had, in bytes; `None` if the process is gone.
+pub(crate) fn peak_memory_bytes(pid: Pid) -> Option<u64> {
+    peak_memory(&fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).ok()?)
+}
+
+fn peak_memory(status: &str) -> Option<u64> {
+    let kibibytes: u64 = status_field(status, "VmHWM:")?.strip_suffix("kB")?.trim_end().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// Returns the parent of `pid`; `None` if the process is gone.
+pub(crate) fn parent(pid: Pid) -> Option<Pid> {
+    Stat::of(pid)?.parent()
 }
 
 /// Returns whether this process ignores the signal with this number. `nohup` makes its child ignore SIGHUP.
@@ -74,9 +95,13 @@ pub fn ignores(signal: u32) -> io::Result<bool> {
 
 /// Reads the mask of ignored signals. Bit 0 is signal 1.
 fn ignored(status: &str, signal: u32) -> Option<bool> {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
-    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+    let mask = u64::from_str_radix(status_field(status, "SigIgn:")?, 16).ok()?;
     Some(mask.checked_shr(signal.checked_sub(1)?)? & 1 == 1)
+}
+
+/// Returns the value of a line of `/proc/PID/status`.
+fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 /// Returns the system's start time in Unix seconds.
@@ -85,25 +110,38 @@ fn boot_seconds() -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
-#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-fn seconds(ticks: u64) -> f64 {
-    ticks as f64 / clock_ticks_per_second() as f64
-}
-
 fn invalid_format() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "unexpected format of /proc")
 }
 
 // === impl Stat ===
 
-impl<'a> Stat<'a> {
-    fn of(text: &'a str) -> Option<Self> {
-        let (_, fields) = text.rsplit_once(')')?;
-        Some(Self(fields.split_whitespace().collect()))
+impl Stat {
+    fn of(pid: Pid) -> Option<Self> {
+        Self::parse(&fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?)
+    }
+
+    fn parse(stat: &[u8]) -> Option<Self> {
+        let fields = stat.get(memrchr(b')', stat)? + 1..)?;
+        Some(Self(str::from_utf8(fields).ok()?.to_owned()))
     }
 
     fn number(&self, field: usize) -> Option<u64> {
-        self.0.get(field - FIRST_FIELD)?.parse().ok()
+        self.0.split_ascii_whitespace().nth(field - FIRST_FIELD)?.parse().ok()
+    }
+
+    /// Converts a number of clock ticks.
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    fn seconds(&self, field: usize) -> Option<f64> {
+        Some(self.number(field)? as f64 / clock_ticks_per_second() as f64)
+    }
+
+    fn cpu_seconds(&self) -> Option<f64> {
+        Some(self.seconds(UTIME)? + self.seconds(STIME)?)
+    }
+
+    fn parent(&self) -> Option<Pid> {
+        Pid::from_raw(self.number(PPID)?.try_into().ok()?)
     }
 }
 
@@ -116,12 +154,42 @@ mod tests {
     #[test]
     fn fields_are_found_after_any_program_name() {
         let fields: Vec<_> = (4..=52).map(|field| field.to_string()).collect();
-        let text = format!("1 (a) b (c) S {}", fields.join(" "));
-        let stat = Stat::of(&text).unwrap();
-        for field in [UTIME, STIME, NUM_THREADS, STARTTIME, VSIZE, RSS, 52] {
+        let text = format!("1 (a) b (c)) S {}", fields.join(" "));
+        let stat = Stat::parse(text.as_bytes()).unwrap();
+        for field in [PPID, UTIME, STIME, NUM_THREADS, STARTTIME, VSIZE, RSS, 52] {
             assert_eq!(stat.number(field), Some(field as u64));
         }
         assert_eq!(stat.number(53), None);
+    }
+
+    #[test]
+    fn parent_is_parsed_after_any_name() {
+        let check = |stat: &[u8], expected: Option<i32>| {
+            let parent = Stat::parse(stat).and_then(|stat| stat.parent());
+            assert_eq!(parent, expected.and_then(Pid::from_raw), "{}", stat.escape_ascii());
+        };
+        check(b"12 (sh) S 7 12 12 0 -1", Some(7));
+        check(b"12 (a) S 1 (b) c) Z 31 12", Some(31));
+        check(b"12 (\xff) S 7 12", Some(7));
+        check(b"1 (init) S 0 1 1", None);
+        check(b"12 (sh", None);
+        check(b"", None);
+    }
+
+    #[test]
+    fn own_parent_is_found() {
+        assert_eq!(parent(rustix::process::getpid()), rustix::process::getppid());
+    }
+
+    #[test]
+    fn usage_of_a_process_is_parsed() {
+        let ticks = clock_ticks_per_second();
+        let stat = format!("42 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 {} {} 0 0 20 0", 3 * ticks, ticks / 2);
+        let cpu = Stat::parse(stat.as_bytes()).and_then(|stat| stat.cpu_seconds());
+        assert_eq!(cpu, Some(3.5));
+        assert_eq!(Stat::parse(b"42 (a) S 1").and_then(|stat| stat.cpu_seconds()), None);
+        assert_eq!(peak_memory("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"), Some(2 << 20));
+        assert_eq!(peak_memory(""), None);
     }
 
     #[test]

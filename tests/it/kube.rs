@@ -25,7 +25,7 @@ use leasemux::platform::kube::{KubeConfig, KubePlatform, KubeSource};
 use leasemux::platform::node::NodePlatform;
 use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, TailItem, TailRequest};
 use leasemux::restart::probation::{Assessment, Probation};
-use leasemux::sys::notify::Notifier;
+use leasemux::sys::dir_watch::Notifier;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;

@@ -19,7 +19,7 @@ use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
 use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
-use leasemux::sys::notify::Notifier;
+use leasemux::sys::dir_watch::Notifier;
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 use tokio::sync::watch;

@@ -19,7 +19,7 @@ use leasemux::model::limits::Limits;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
-use leasemux::sys::notify::Notifier;
+use leasemux::sys::dir_watch::Notifier;
 use rcgen::string::PrintableString;
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa,

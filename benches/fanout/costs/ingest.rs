@@ -19,12 +19,13 @@ use leasemux::logs::message::Representation;
 use leasemux::logs::ring::{ReadOutcome, Ring};
 use leasemux::model::id::{Instance, Replica};
 use leasemux::model::limits::Limits;
+use leasemux::model::line::OutputStream;
 use leasemux::model::time::LogTime;
 use leasemux::platform::cri::path::LogName;
-use leasemux::platform::cri::{self, Record, Stream};
-use leasemux::platform::tail::{self, FollowMode, LogFiles};
+use leasemux::platform::cri::{self, Record};
+use leasemux::platform::log_files::{self, FollowMode, LogFiles};
 use leasemux::platform::{ReadFrom, TailItem};
-use leasemux::sys::notify::Notifier;
+use leasemux::sys::dir_watch::Notifier;
 use tokio::time::Instant as ReadAt;
 
 use crate::Result;
@@ -73,7 +74,7 @@ fn write(path: &Path, bytes: usize, line: usize) -> Result<u64> {
         let content = vec![b'x'; line - 50];
         cri::write(
             &mut record,
-            &Record { time, stream: Stream::Stdout, partial: false, lost: None, content: &content },
+            &Record { time, stream: OutputStream::Stdout, partial: false, lost: None, content: &content },
         );
         out.write_all(&record)?;
         written += record.len();
@@ -102,7 +103,7 @@ fn cat(file: &Path) -> Result<()> {
 /// Runs the steps of the actor's loop, without waiting.
 async fn ingest(dir: &Path) -> Result<()> {
     let log = LogFiles { dir: dir.to_owned(), restarts: 0 };
-    let tail = tail::open(&Notifier::start(), log, ReadFrom::Start, FollowMode::No).await?;
+    let tail = log_files::open(&Notifier::start(), log, ReadFrom::Start, FollowMode::No).await?;
     let (replica, instance) =
         (Replica { service: SERVICE.parse()?, index: 0 }, Instance::new("bench", SERVICE, 0)?);
     let ring = Ring::new(replica, Limits::default().ring_max_bytes, &Exporter::new()?.metrics);

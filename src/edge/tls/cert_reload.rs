@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Error, config};
-use crate::sys::notify::{DirWatch, Notifier};
+use crate::sys::dir_watch::{DirWatch, Notifier};
 
 /// How often the files are checked without a notification: the target of a link may change in another
 /// directory. A check is two system calls, and certificates are renewed days ahead.

@@ -11,7 +11,7 @@ use super::Ring;
 use crate::logs::chunk::Chunk;
 use crate::logs::message::{self, Gap, Representation};
 use crate::model::id::Instance;
-use crate::model::line::Stream;
+use crate::model::line::OutputStream;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 
@@ -211,7 +211,7 @@ impl AmbiguousRange {
 
 /// Index of the chunk's stream in [`OpenLines`].
 pub(super) fn stream_index(chunk: &Chunk) -> usize {
-    usize::from(chunk.stream() == Some(Stream::Stderr))
+    usize::from(chunk.stream() == Some(OutputStream::Stderr))
 }
 
 #[cfg(test)]

@@ -2,6 +2,13 @@
 
 use super::*;
 
+impl LineBatcher {
+    /// Adds a complete line, given without its newline.
+    fn line(&mut self, content: &[u8], time: LogTime) {
+        self.record(content, false, time, Piece { time, continues: false, stream: None });
+    }
+}
+
 /// Feeds lines of five bytes with these times. Returns the delivered texts with positions, and the number of
 /// gaps.
 fn run(filter: StartFilter, times: &[i64]) -> (Vec<(String, Position)>, usize, LineBatcher) {

@@ -39,7 +39,7 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 
 /// Time that an unfinished line waits for its end before it is delivered as a piece: as in
-/// [`tail`](crate::platform::tail).
+/// [`log_files`](crate::platform::log_files).
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// Silence after which a follow that was opened again does not have the remembered lines.

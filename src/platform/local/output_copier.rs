@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::rotate::LogFs;
 use super::writer::Writer;
+use crate::model::line::OutputStream;
 use crate::model::time::LogTime;
-use crate::platform::cri::{DroppedOutput, Stream};
+use crate::platform::cri::DroppedOutput;
 
 /// Largest read from a pipe: a pipe's default capacity.
 const READ_BYTES: usize = 64 * 1024;
@@ -25,8 +26,8 @@ const REST_MAX_BYTES: u64 = 1024 * 1024;
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
 
 /// How long an unfinished line waits for its end before it is written as a partial record. Together with the
-/// 100 ms that a reader waits ([`tail`](crate::platform::tail)) and the 250 ms polling interval without
-/// inotify ([`POLL`](crate::sys::notify::POLL)), it is sent within 500 ms.
+/// 100 ms that a reader waits ([`log_files`](crate::platform::log_files)) and the 250 ms polling interval without
+/// inotify ([`POLL`](crate::sys::dir_watch::POLL)), it is sent within 500 ms.
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
 /// The reading ends of a service's output pipes.
@@ -61,7 +62,7 @@ pub(super) async fn copy_output<F: LogFs>(
         // The order between two readable pipes is unknown. Messages on stderr are often about earlier output
         // on stdout: reading stderr first and writing it last puts them after that output.
         let errors = take(&mut stderr);
-        let batch = [(Stream::Stdout, take(&mut stdout)), (Stream::Stderr, errors)];
+        let batch = [(OutputStream::Stdout, take(&mut stdout)), (OutputStream::Stderr, errors)];
         writer = blocking(move || {
             for (stream, output) in &batch {
                 writer.append(*stream, output, now);
@@ -78,7 +79,7 @@ pub(super) async fn copy_output<F: LogFs>(
         due = writer.holds_unfinished().then_some(next);
     }
     blocking(move || {
-        for (stream, pipe) in [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
+        for (stream, pipe) in [(OutputStream::Stdout, stdout), (OutputStream::Stderr, stderr)] {
             match pipe.map(rest).transpose() {
                 Ok(rest) => writer.append(stream, &rest.unwrap_or_default(), LogTime::now()),
                 Err(error) => tracing::error!(%error, "failed to read rest of service output"),

@@ -21,8 +21,9 @@ use memchr::memchr;
 
 use super::rotate::{LogFile, LogFs};
 use crate::model::limits::{CRI_PIECE_MAX_BYTES, LINE_HELD_MAX_BYTES};
+use crate::model::line::OutputStream;
 use crate::model::time::LogTime;
-use crate::platform::cri::{self, DroppedOutput, Record, Stream};
+use crate::platform::cri::{self, DroppedOutput, Record};
 
 /// Size at which a batch of records is written before the output at hand is consumed. Timestamps enlarge a
 /// batch of empty lines fortyfold.
@@ -81,7 +82,7 @@ struct Queued {
 #[derive(Clone, Copy, Debug)]
 enum Content {
     /// Output of the run: its size (including the newline), and whether it ends a line.
-    Output { stream: Stream, bytes: u64, ends: bool },
+    Output { stream: OutputStream, bytes: u64, ends: bool },
     /// A notice of dropped output.
     Notice(DroppedOutput),
 }
@@ -113,9 +114,9 @@ impl<F: LogFs> Writer<F> {
     }
 
     /// Adds output read at `now`. Call [`flush`](Self::flush) after all output at hand.
-    pub(super) fn append(&mut self, stream: Stream, mut output: &[u8], now: LogTime) {
+    pub(super) fn append(&mut self, stream: OutputStream, mut output: &[u8], now: LogTime) {
         while !output.is_empty() {
-            let line = &mut self.lines[index(stream)];
+            let line = &mut self.lines[stream as usize];
             let room = CRI_PIECE_MAX_BYTES - line.held.len();
             // A newline directly after the longest piece belongs to it.
             let window = output.get(..=room).unwrap_or(output);
@@ -145,8 +146,8 @@ impl<F: LogFs> Writer<F> {
 
     /// Writes everything, including unfinished lines.
     pub(super) fn flush_unfinished(&mut self, now: LogTime) {
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            if !self.lines[index(stream)].held.is_empty() {
+        for stream in [OutputStream::Stdout, OutputStream::Stderr] {
+            if !self.lines[stream as usize].held.is_empty() {
                 self.record(stream, &[], false, now);
             }
         }
@@ -172,11 +173,11 @@ impl<F: LogFs> Writer<F> {
     }
 
     /// Queues a record of the held bytes and `rest`.
-    fn record(&mut self, stream: Stream, rest: &[u8], ends: bool, now: LogTime) {
-        let held = std::mem::take(&mut self.lines[index(stream)].held);
+    fn record(&mut self, stream: OutputStream, rest: &[u8], ends: bool, now: LogTime) {
+        let held = std::mem::take(&mut self.lines[stream as usize].held);
         let bytes = (held.len() + rest.len() + usize::from(ends)) as u64;
         let content = Content::Output { stream, bytes, ends };
-        if self.lines[index(stream)].is_lost {
+        if self.lines[stream as usize].is_lost {
             // A notice will follow. Everything before it must be in the file or counted.
             self.write_batch();
             self.drop_records([content]);
@@ -195,11 +196,11 @@ impl<F: LogFs> Writer<F> {
         if self.has_unreported_loss() {
             let lost = std::mem::replace(&mut self.lost, NO_LOSS);
             let notice = notice(&lost);
-            self.queue(Stream::Stderr, notice.as_bytes(), Content::Notice(lost), now);
+            self.queue(OutputStream::Stderr, notice.as_bytes(), Content::Notice(lost), now);
         }
     }
 
-    fn queue(&mut self, stream: Stream, bytes: &[u8], content: Content, now: LogTime) {
+    fn queue(&mut self, stream: OutputStream, bytes: &[u8], content: Content, now: LogTime) {
         let (partial, lost) = match content {
             Content::Output { ends, .. } => (!ends, None),
             Content::Notice(lost) => (false, Some(lost)),
@@ -219,7 +220,7 @@ impl<F: LogFs> Writer<F> {
         }
         self.queued.push(Queued { end: self.batch.len(), content });
         if let Content::Output { ends, .. } = content {
-            self.lines[index(stream)].in_pieces = !ends;
+            self.lines[stream as usize].in_pieces = !ends;
         }
         if self.batch.len() >= BATCH_BYTES {
             self.write_batch();
@@ -264,7 +265,7 @@ impl<F: LogFs> Writer<F> {
         let (kept, dropped) = queued.split_at(kept);
         for queued in kept {
             if let Content::Output { stream, ends, .. } = queued.content {
-                self.lines[index(stream)].in_file = !ends;
+                self.lines[stream as usize].in_file = !ends;
             }
         }
         match result {
@@ -289,7 +290,7 @@ impl<F: LogFs> Writer<F> {
         for content in records {
             match content {
                 Content::Output { stream, bytes, ends } => {
-                    let line = &mut self.lines[index(stream)];
+                    let line = &mut self.lines[stream as usize];
                     self.lost.lines += u64::from(!line.is_lost);
                     self.lost.bytes += bytes;
                     line.is_lost = !ends;
@@ -331,12 +332,5 @@ fn notice(lost: &DroppedOutput) -> String {
         DroppedOutput { lines, bytes, exact: false } => {
             format!("[at least {lines} lines, {bytes} bytes lost here: the log could not be written]")
         }
-    }
-}
-
-const fn index(stream: Stream) -> usize {
-    match stream {
-        Stream::Stdout => 0,
-        Stream::Stderr => 1,
     }
 }

@@ -11,7 +11,7 @@ use leasemux::model::proto::lease::{Cursor, ServiceLogsRequest, ServiceLogsRespo
 use leasemux::model::time::LogTime;
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{LocalConfig, LocalPlatform};
-use leasemux::sys::notify::Notifier;
+use leasemux::sys::dir_watch::Notifier;
 use prost_types::Timestamp;
 use tonic::Streaming;
 use tonic::transport::Channel;

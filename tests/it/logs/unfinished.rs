@@ -2,7 +2,7 @@
 
 use leasemux::model::id::Instance;
 use leasemux::model::limits::Limits;
-use leasemux::model::line::Stream::{self, Stderr, Stdout};
+use leasemux::model::line::OutputStream::{self, Stderr, Stdout};
 use leasemux::model::proto::lease::ServiceLogsRequest;
 use proptest::prelude::*;
 
@@ -111,7 +111,7 @@ struct Printer {
 }
 
 impl Printer {
-    fn print(&mut self, setup: &Setup, stream: Stream, more: bool, length: usize) {
+    fn print(&mut self, setup: &Setup, stream: OutputStream, more: bool, length: usize) {
         let begun = &mut self.begun[stream as usize];
         let mut text = "\r".repeat(length);
         if !std::mem::replace(begun, more) {

@@ -14,7 +14,7 @@ use leasemux::platform::kube::KubePlatform;
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
 use leasemux::platform::node::NodePlatform;
-use leasemux::sys::notify::Notifier;
+use leasemux::sys::dir_watch::Notifier;
 use tempfile::TempDir;
 
 use super::{SERVICE, STUCK};

@@ -77,7 +77,7 @@ struct LogState {
 enum Printed {
     Line(Bytes),
     /// A part of a line of one stream; `true` if the line continues.
-    Piece(line::Stream, Bytes, bool),
+    Piece(line::OutputStream, Bytes, bool),
     /// The source lost this many lines here and recorded it.
     Lost(u64),
 }
@@ -158,7 +158,7 @@ impl FakePlatform {
     }
 
     /// Prints a part of a line to one stream. The line ends if the part ends with a newline.
-    pub(crate) fn print_piece(&self, instance: &Instance, stream: line::Stream, piece: &str) {
+    pub(crate) fn print_piece(&self, instance: &Instance, stream: line::OutputStream, piece: &str) {
         let more = !piece.ends_with('\n');
         let printed = Printed::Piece(stream, Bytes::copy_from_slice(piece.as_bytes()), more);
         self.logs()[instance].state.send_modify(|log| log.push(printed));

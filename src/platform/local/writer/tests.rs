@@ -166,12 +166,12 @@ fn shown(bytes: &[u8]) -> Vec<String> {
 #[test]
 fn streams_are_merged_in_order_of_output() {
     let (disk, mut writer) = writer(PLENTY);
-    writer.append(Stream::Stdout, b"one\ntw", at(5));
-    writer.append(Stream::Stderr, b"oops\nmore", at(5));
+    writer.append(OutputStream::Stdout, b"one\ntw", at(5));
+    writer.append(OutputStream::Stderr, b"oops\nmore", at(5));
     writer.flush(at(5));
     assert_eq!(disk.writes(), 1);
     // The clock went back.
-    writer.append(Stream::Stdout, b"o\n\n", at(1));
+    writer.append(OutputStream::Stdout, b"o\n\n", at(1));
     writer.finish(at(1));
     let expected = ["stdout F one", "stderr F oops", "stdout F two", "stdout F ", "stderr P more"];
     assert_eq!(shown(&disk.everything()), expected);
@@ -185,16 +185,16 @@ fn recorded_log_is_written_and_parsed_unchanged() {
     const BASE: i64 = 1_760_000_000_000_000_000;
     let disk = Memory::default();
     let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, PLENTY), UNKNOWN_LOSS);
-    writer.append(Stream::Stdout, b"one\ntwo\n\n", at(BASE));
-    writer.append(Stream::Stderr, "häßlich\nunfinished".as_bytes(), at(BASE + 1_000_000));
+    writer.append(OutputStream::Stdout, b"one\ntwo\n\n", at(BASE));
+    writer.append(OutputStream::Stderr, "häßlich\nunfinished".as_bytes(), at(BASE + 1_000_000));
     writer.flush_unfinished(at(BASE + 2_000_000));
-    writer.append(Stream::Stderr, b" and finished\n", at(BASE + 3_000_000));
+    writer.append(OutputStream::Stderr, b" and finished\n", at(BASE + 3_000_000));
     writer.flush(at(BASE + 3_000_000));
     disk.set(|state| state.room = Some(0));
-    writer.append(Stream::Stdout, b"lost\nlost too\n", at(BASE + 4_000_000));
+    writer.append(OutputStream::Stdout, b"lost\nlost too\n", at(BASE + 4_000_000));
     writer.flush(at(BASE + 4_000_000));
     disk.set(State::allow_everything);
-    writer.append(Stream::Stdout, b"after\nwithout a newline", at(BASE + 5_000_000));
+    writer.append(OutputStream::Stdout, b"after\nwithout a newline", at(BASE + 5_000_000));
     writer.finish(at(BASE + 6_000_000));
     let written = disk.files().remove(0);
     assert_eq!((written.0.as_str(), String::from_utf8(written.1).unwrap().as_str()), ("3.log", RECORDED));
@@ -209,11 +209,11 @@ fn recorded_log_is_written_and_parsed_unchanged() {
 fn long_line_is_written_in_pieces() {
     let (disk, mut writer) = writer(PLENTY);
     let long = vec![b'x'; 2 * CRI_PIECE_MAX_BYTES + 1];
-    writer.append(Stream::Stdout, &long, at(0));
-    writer.append(Stream::Stdout, b"\n", at(0));
-    writer.append(Stream::Stdout, &long[..CRI_PIECE_MAX_BYTES], at(0));
-    writer.append(Stream::Stdout, b"\n", at(0));
-    writer.append(Stream::Stdout, &[&long[..CRI_PIECE_MAX_BYTES], b"\n"].concat(), at(0));
+    writer.append(OutputStream::Stdout, &long, at(0));
+    writer.append(OutputStream::Stdout, b"\n", at(0));
+    writer.append(OutputStream::Stdout, &long[..CRI_PIECE_MAX_BYTES], at(0));
+    writer.append(OutputStream::Stdout, b"\n", at(0));
+    writer.append(OutputStream::Stdout, &[&long[..CRI_PIECE_MAX_BYTES], b"\n"].concat(), at(0));
     writer.finish(at(0));
     let expected = ["stdout P 16384", "stdout P 16384", "stdout F x", "stdout F 16384", "stdout F 16384"];
     assert_eq!(shown(&disk.everything()), expected);
@@ -223,7 +223,7 @@ fn long_line_is_written_in_pieces() {
 fn files_rotate_between_lines_and_oldest_is_removed() {
     let (disk, mut writer) = writer(Rotation { max_bytes: 1_000, files: 3 });
     for n in 0..100 {
-        writer.append(Stream::Stdout, format!("line {n}\n").as_bytes(), at(n));
+        writer.append(OutputStream::Stdout, format!("line {n}\n").as_bytes(), at(n));
         writer.flush(at(n));
     }
     let files = disk.files();
@@ -237,12 +237,12 @@ fn files_rotate_between_lines_and_oldest_is_removed() {
 #[test]
 fn line_in_pieces_stays_in_one_file_unless_endless() {
     let (disk, mut writer) = writer(Rotation { max_bytes: 1_000, files: 100 });
-    writer.append(Stream::Stdout, &vec![b'x'; 10 * CRI_PIECE_MAX_BYTES], at(0));
-    writer.append(Stream::Stdout, b"\nshort\n", at(0));
+    writer.append(OutputStream::Stdout, &vec![b'x'; 10 * CRI_PIECE_MAX_BYTES], at(0));
+    writer.append(OutputStream::Stdout, b"\nshort\n", at(0));
     writer.flush(at(0));
     let lengths: Vec<usize> = disk.files().iter().map(|(_, bytes)| shown(bytes).len()).collect();
     assert_eq!(lengths, [10, 1]);
-    writer.append(Stream::Stdout, &vec![b'y'; 100 * CRI_PIECE_MAX_BYTES], at(0));
+    writer.append(OutputStream::Stdout, &vec![b'y'; 100 * CRI_PIECE_MAX_BYTES], at(0));
     writer.finish(at(0));
     assert!(disk.files().len() > 4);
 }
@@ -250,19 +250,19 @@ fn line_in_pieces_stays_in_one_file_unless_endless() {
 #[test]
 fn loss_on_full_disk_is_noted_in_place() {
     let (disk, mut writer) = writer(PLENTY);
-    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.append(OutputStream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
     // Room for one more record and a half.
     disk.set(|state| state.room = Some(60));
-    writer.append(Stream::Stdout, b"two\nthree\nfour\nfi", at(0));
-    writer.append(Stream::Stderr, b"oops\n", at(0));
+    writer.append(OutputStream::Stdout, b"two\nthree\nfour\nfi", at(0));
+    writer.append(OutputStream::Stderr, b"oops\n", at(0));
     writer.flush(at(0));
     assert_eq!(shown(&disk.everything()), ["stdout F one", "stdout F two"]);
     assert!(disk.everything().ends_with(b"\n") && writer.has_unreported_loss());
-    writer.append(Stream::Stdout, b"ve\n", at(0));
+    writer.append(OutputStream::Stdout, b"ve\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.room = None);
-    writer.append(Stream::Stdout, b"six\n", at(0));
+    writer.append(OutputStream::Stdout, b"six\n", at(0));
     writer.flush(at(0));
     let expected = ["stdout F one", "stdout F two", "lost 4/21", "stdout F six"];
     assert_eq!(shown(&disk.everything()), expected);
@@ -273,7 +273,7 @@ fn loss_on_full_disk_is_noted_in_place() {
 fn notice_is_written_without_further_output() {
     let (disk, mut writer) = writer(PLENTY);
     disk.set(|state| state.room = Some(0));
-    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.append(OutputStream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.room = None);
     writer.flush(at(0));
@@ -284,14 +284,14 @@ fn notice_is_written_without_further_output() {
 fn failed_truncation_is_retried() {
     let (disk, mut writer) = writer(PLENTY);
     disk.set(|state| (state.room, state.refuse_truncate) = (Some(20), true));
-    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.append(OutputStream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.room = None);
-    writer.append(Stream::Stdout, b"two\n", at(0));
+    writer.append(OutputStream::Stdout, b"two\n", at(0));
     writer.flush(at(0));
     assert_eq!(disk.everything().len(), 20);
     disk.set(|state| state.refuse_truncate = false);
-    writer.append(Stream::Stdout, b"three\n", at(0));
+    writer.append(OutputStream::Stdout, b"three\n", at(0));
     writer.flush(at(0));
     assert_eq!(shown(&disk.everything()), ["lost 2/8", "stdout F three"]);
 }
@@ -300,17 +300,17 @@ fn failed_truncation_is_retried() {
 fn line_in_pieces_is_lost_as_a_whole() {
     let (disk, mut writer) = writer(PLENTY);
     let piece = [b'x'; CRI_PIECE_MAX_BYTES];
-    for stream in [Stream::Stdout, Stream::Stderr] {
+    for stream in [OutputStream::Stdout, OutputStream::Stderr] {
         writer.append(stream, &piece, at(0));
         writer.append(stream, b"y", at(0));
     }
     writer.flush(at(0));
     disk.set(|state| state.room = Some(0));
-    writer.append(Stream::Stdout, &piece, at(0));
+    writer.append(OutputStream::Stdout, &piece, at(0));
     writer.flush(at(0));
     disk.set(|state| state.room = None);
-    writer.append(Stream::Stderr, b"\nerr\n", at(0));
-    writer.append(Stream::Stdout, b"\nout\n", at(0));
+    writer.append(OutputStream::Stderr, b"\nerr\n", at(0));
+    writer.append(OutputStream::Stdout, b"\nout\n", at(0));
     writer.flush(at(0));
     let expected = [
         "stdout P 16384",
@@ -328,10 +328,10 @@ fn failed_creation_is_retried() {
     let disk = Memory::default();
     disk.set(|state| state.refuse_open = true);
     let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 0, PLENTY), NO_LOSS);
-    writer.append(Stream::Stdout, b"one\n", at(0));
+    writer.append(OutputStream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.refuse_open = false);
-    writer.append(Stream::Stdout, b"two\n", at(0));
+    writer.append(OutputStream::Stdout, b"two\n", at(0));
     writer.finish(at(0));
     assert_eq!(shown(&disk.everything()), ["lost 1/4", "stdout F two"]);
 }
@@ -340,18 +340,18 @@ fn failed_creation_is_retried() {
 fn removed_log_is_recreated() {
     let (disk, mut writer) = writer(Rotation { max_bytes: 200, files: 3 });
     for (n, line) in ["one", "two", "three"].into_iter().enumerate() {
-        writer.append(Stream::Stdout, format!("{line}\n").as_bytes(), at(0));
+        writer.append(OutputStream::Stdout, format!("{line}\n").as_bytes(), at(0));
         writer.flush(at(0));
         assert_eq!(shown(&disk.everything()), [format!("stdout F {line}")], "{n}");
         disk.set(|state| state.files.clear());
     }
     // Just before a rotation.
-    writer.append(Stream::Stdout, &[b'x'; 150], at(0));
-    writer.append(Stream::Stdout, b"\n", at(0));
+    writer.append(OutputStream::Stdout, &[b'x'; 150], at(0));
+    writer.append(OutputStream::Stdout, b"\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.files.clear());
-    writer.append(Stream::Stdout, &[b'y'; 150], at(0));
-    writer.append(Stream::Stdout, b"\n", at(0));
+    writer.append(OutputStream::Stdout, &[b'y'; 150], at(0));
+    writer.append(OutputStream::Stdout, b"\n", at(0));
     writer.finish(at(0));
     let files = disk.files();
     assert_eq!((files.len(), files[0].0.as_str()), (1, "3.log"));
@@ -361,21 +361,21 @@ fn removed_log_is_recreated() {
 #[test]
 fn emptied_log_has_no_hole() {
     let (disk, mut writer) = writer(PLENTY);
-    writer.append(Stream::Stdout, b"one\ntwo\n", at(0));
+    writer.append(OutputStream::Stdout, b"one\ntwo\n", at(0));
     writer.flush(at(0));
     // Space is freed, used up by others, and freed again.
     disk.set(|state| {
         state.files.values_mut().for_each(Vec::clear);
         state.room = Some(20);
     });
-    writer.append(Stream::Stdout, b"three\n", at(0));
+    writer.append(OutputStream::Stdout, b"three\n", at(0));
     writer.flush(at(0));
     assert_eq!(disk.everything(), b"");
     disk.set(|state| (state.room, state.refuse_truncate) = (Some(20), true));
-    writer.append(Stream::Stdout, b"four\n", at(0));
+    writer.append(OutputStream::Stdout, b"four\n", at(0));
     writer.flush(at(0));
     disk.set(|state| (state.room, state.refuse_truncate) = (None, false));
-    writer.append(Stream::Stdout, b"five\n", at(0));
+    writer.append(OutputStream::Stdout, b"five\n", at(0));
     writer.finish(at(0));
     assert_eq!(shown(&disk.everything()), ["lost 2/11", "stdout F five"]);
 }
@@ -386,7 +386,7 @@ fn moved_log_or_removed_directory_is_recreated() {
     let logs = dir.path().join("pod/web");
     let mut writer = Writer::new(LogFile::new(RealFs, logs.clone(), 3, PLENTY), NO_LOSS);
     let mut write = |line: &str| {
-        writer.append(Stream::Stdout, line.as_bytes(), at(0));
+        writer.append(OutputStream::Stdout, line.as_bytes(), at(0));
         writer.flush(at(0));
         let log = std::fs::read_to_string(logs.join("3.log")).unwrap();
         assert_eq!(log.split_once(" F ").unwrap().1, line);
@@ -403,14 +403,14 @@ fn moved_log_or_removed_directory_is_recreated() {
 
 #[derive(Clone, Debug)]
 enum Action {
-    Output(Stream, Vec<u8>),
+    Output(OutputStream, Vec<u8>),
     Flush,
     Room(Option<usize>),
     Refuse([bool; 3]),
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
+    let stream = prop_oneof![Just(OutputStream::Stdout), Just(OutputStream::Stderr)];
     let bytes = prop_oneof![
         6 => prop::collection::vec(prop_oneof![3 => Just(b'a'), 1 => Just(b'\n')], 0..60),
         1 => (CRI_PIECE_MAX_BYTES - 1..3 * CRI_PIECE_MAX_BYTES).prop_map(|len| vec![b'b'; len]),
@@ -473,7 +473,7 @@ proptest! {
             } else {
                 found_bytes += record.content.len() as u64 + u64::from(!record.partial);
                 ended += u64::from(!record.partial);
-                in_pieces[index(record.stream)] = record.partial;
+                in_pieces[record.stream as usize] = record.partial;
             }
         }
         prop_assert_eq!(found_bytes, bytes);

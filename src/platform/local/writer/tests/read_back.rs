@@ -4,9 +4,9 @@ use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::platform::tail::{self, FollowMode, LogFiles};
+use crate::platform::log_files::{self, FollowMode, LogFiles};
 use crate::platform::{ReadFrom, TailItem};
-use crate::sys::notify::Notifier;
+use crate::sys::dir_watch::Notifier;
 
 /// Totals of a read, including gaps.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ async fn read(disk: &Memory) -> Totals {
     let ended = CancellationToken::new();
     ended.cancel();
     let log = LogFiles { dir: dir.path().to_owned(), restarts: 3 };
-    let tail = tail::open(&Notifier::polling(), log, ReadFrom::Start, FollowMode::UntilEnd(ended)).await;
+    let tail = log_files::open(&Notifier::polling(), log, ReadFrom::Start, FollowMode::UntilEnd(ended)).await;
     let mut totals = Totals::default();
     let mut items = tail.unwrap().items;
     while let Some(item) = items.next().await {

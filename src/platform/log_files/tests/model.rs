@@ -19,7 +19,7 @@ use crate::model::limits::LINE_HELD_MAX_BYTES;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
-use crate::platform::cri::{self, Record, Stream, path};
+use crate::platform::cri::{self, Record, path};
 
 /// An expected line of the merged output.
 #[derive(Clone, PartialEq)]
@@ -41,7 +41,7 @@ struct Part {
     /// The position after it.
     after: Position,
     time: LogTime,
-    stream: Option<Stream>,
+    stream: Option<OutputStream>,
     continues: bool,
     ends: bool,
 }
@@ -213,7 +213,7 @@ impl Model {
 
     fn record(&mut self, stderr: bool, partial: bool, content: &[u8]) {
         let time = LogTime::from_nanos(self.now);
-        let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
+        let stream = if stderr { OutputStream::Stderr } else { OutputStream::Stdout };
         cri::write(&mut self.unwritten, &Record { time, stream, partial, lost: None, content });
         if partial && content.is_empty() {
             return;
@@ -381,9 +381,9 @@ fn seek(log: &LogFiles, from: ReadFrom) -> (LogReader, Position) {
 
 fn drain(reader: &mut LogReader, output: &mut Collector, until: ReadLimit) {
     while !reader.read(until).unwrap() {
-        output.add(reader.take(false));
+        output.add(reader.batcher().take(false));
     }
-    output.add(reader.take(true));
+    output.add(reader.batcher().take(true));
 }
 
 /// The follower under test.
@@ -413,7 +413,7 @@ impl Follower {
                 break;
             }
         }
-        self.output.add(self.reader.take(false));
+        self.output.add(self.reader.batcher().take(false));
     }
 
     fn reopen(&mut self, model: &Model) {
@@ -619,7 +619,7 @@ fn gap_causes_are_distinguished() {
     }
     let mut gaps = Vec::new();
     while !reader.read(ReadLimit::Growing).unwrap() {}
-    for item in reader.take(true) {
+    for item in reader.batcher().take(true) {
         if let TailItem::Gap(gap) = item {
             gaps.push((gap.cause, gap.exact));
         }

@@ -17,11 +17,11 @@ use futures_util::StreamExt as _;
 
 use super::*;
 use crate::model::limits::{LINE_HELD_MAX_BYTES, READ_MAX_BYTES};
-use crate::model::line::{GapCause, Line, SourceGap};
+use crate::model::line::{GapCause, Line, OutputStream, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::batcher::unknown_gap;
-use crate::platform::cri::{self, Record, Stream, path};
+use crate::platform::cri::{self, Record, path};
 
 /// Limit on one step of a test, generous for loaded machines.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -48,7 +48,7 @@ impl Writer {
             &mut record,
             &Record {
                 time: LogTime::from_nanos(nanos),
-                stream: Stream::Stdout,
+                stream: OutputStream::Stdout,
                 partial: false,
                 lost: None,
                 content: content.as_bytes(),

@@ -54,7 +54,7 @@ fn write(dir: &tempfile::TempDir, parts: &[Part]) -> (usize, i64) {
     for part in parts {
         let mut out = Vec::new();
         let mut record = |now, stderr, partial, lost, content: &[u8]| {
-            let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
+            let stream = if stderr { OutputStream::Stderr } else { OutputStream::Stdout };
             cri::write(&mut out, &Record { time: LogTime::from_nanos(now), stream, partial, lost, content });
         };
         match *part {
@@ -106,7 +106,7 @@ fn read(dir: &tempfile::TempDir, from: ReadFrom) -> (Position, Vec<Item>) {
     let mut at_end = false;
     while !at_end {
         at_end = reader.read(ReadLimit::End).unwrap();
-        for item in reader.take(at_end) {
+        for item in reader.batcher().take(at_end) {
             match item {
                 TailItem::FollowUnavailable => panic!("a file can be followed"),
                 TailItem::Gap(gap) => items.push(Item::Gap(gap)),

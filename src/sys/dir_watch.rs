@@ -5,8 +5,7 @@
 //! the system has no instance or watch left, the notifier polls instead and logs that.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,22 +21,21 @@ pub(crate) const POLL: Duration = Duration::from_millis(250);
 /// Size of the event buffer: a few hundred events per read.
 const EVENT_BUFFER_BYTES: usize = 16 * 1024;
 
-/// Watches directories. Cloning is cheap; dropping the last clone ends all watches.
-#[derive(Clone)]
-pub struct Notifier(Arc<Shared>);
+/// Watches directories. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct Notifier(Option<Arc<Kernel>>);
 
 /// A watch on one directory. Drop ends it.
 #[derive(Debug)]
 pub struct DirWatch {
+    /// Dropped before `registration`, which then sees whether other receivers are left.
     changes: watch::Receiver<()>,
     /// Keeps the inotify watch; `None` if the directory is polled.
     registration: Option<Registration>,
 }
 
-struct Shared {
-    kernel: Option<Kernel>,
-}
-
+/// An inotify instance.
+#[derive(Debug)]
 struct Kernel {
     watches: Watches,
     dirs: Arc<Mutex<Dirs>>,
@@ -45,18 +43,13 @@ struct Kernel {
     _reader: AbortOnDropHandle<()>,
 }
 
-type Dirs = HashMap<WatchDescriptor, Dir>;
+/// The watched directories. The receivers are in [`DirWatch`]es.
+type Dirs = HashMap<WatchDescriptor, watch::Sender<()>>;
 
-struct Dir {
-    changes: watch::Sender<()>,
-    /// Number of [`DirWatch`]es.
-    watchers: usize,
-}
-
+#[derive(Debug)]
 struct Registration {
-    shared: Arc<Shared>,
+    kernel: Arc<Kernel>,
     descriptor: WatchDescriptor,
-    path: PathBuf,
 }
 
 // === impl Notifier ===
@@ -69,19 +62,19 @@ impl Notifier {
                 tracing::warn!(%error, interval = ?POLL, "failed to create inotify instance; polling directories");
             })
             .ok();
-        Self(Arc::new(Shared { kernel }))
+        Self(kernel.map(Arc::new))
     }
 
     /// Creates a notifier that polls.
     pub fn polling() -> Self {
-        Self(Arc::new(Shared { kernel: None }))
+        Self(None)
     }
 
     /// Watches `dir` for entries that are created, written, renamed or removed. The watch is active when this
     /// call returns, so a scan of the directory after it misses no change.
     pub fn watch(&self, dir: &Path) -> DirWatch {
-        if let Some(kernel) = &self.0.kernel {
-            match kernel.watch(&self.0, dir) {
+        if let Some(kernel) = &self.0 {
+            match kernel.watch(dir) {
                 Ok(watch) => return watch,
                 Err(error) => {
                     tracing::warn!(%error, dir = %dir.display(), interval = ?POLL, "failed to watch directory; polling it");
@@ -89,12 +82,6 @@ impl Notifier {
             }
         }
         DirWatch { changes: watch::channel(()).1, registration: None }
-    }
-}
-
-impl fmt::Debug for Notifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Notifier").field("polls", &self.0.kernel.is_none()).finish()
     }
 }
 
@@ -134,7 +121,7 @@ impl Kernel {
         Ok(Self { watches, dirs, _reader: AbortOnDropHandle::new(reader) })
     }
 
-    fn watch(&self, shared: &Arc<Shared>, path: &Path) -> std::io::Result<DirWatch> {
+    fn watch(self: &Arc<Self>, path: &Path) -> std::io::Result<DirWatch> {
         let mask = WatchMask::CREATE
             | WatchMask::MODIFY
             | WatchMask::MOVE
@@ -146,49 +133,34 @@ impl Kernel {
         // concurrent drop could remove.
         let mut dirs = self.dirs.lock();
         let descriptor = self.watches.clone().add(path, mask)?;
-        let dir = dirs
-            .entry(descriptor.clone())
-            .or_insert_with(|| Dir { changes: watch::Sender::new(()), watchers: 0 });
-        dir.watchers += 1;
-        let changes = dir.changes.subscribe();
-        let registration = Registration { shared: Arc::clone(shared), descriptor, path: path.to_owned() };
+        let changes = dirs.entry(descriptor.clone()).or_default().subscribe();
+        let registration = Registration { kernel: Arc::clone(self), descriptor };
         Ok(DirWatch { changes, registration: Some(registration) })
     }
 }
 
 fn dispatch(dirs: &mut Dirs, descriptor: &WatchDescriptor, mask: EventMask) {
     if mask.contains(EventMask::Q_OVERFLOW) {
-        for dir in dirs.values() {
-            dir.changes.send_replace(());
+        for changes in dirs.values() {
+            changes.send_replace(());
         }
     } else if mask.contains(EventMask::IGNORED) {
         // The kernel removed the watch. Dropping the sender wakes all watchers.
         dirs.remove(descriptor);
-    } else if let Some(dir) = dirs.get(descriptor) {
-        dir.changes.send_replace(());
+    } else if let Some(changes) = dirs.get(descriptor) {
+        changes.send_replace(());
     }
 }
 
 // === impl Registration ===
 
-impl fmt::Debug for Registration {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.path.fmt(f)
-    }
-}
-
 impl Drop for Registration {
     fn drop(&mut self) {
-        let Some(kernel) = &self.shared.kernel else { return };
-        let mut dirs = kernel.dirs.lock();
-        let Some(dir) = dirs.get_mut(&self.descriptor) else {
-            return;
-        };
-        dir.watchers -= 1;
-        if dir.watchers == 0 {
+        let mut dirs = self.kernel.dirs.lock();
+        if dirs.get(&self.descriptor).is_some_and(|changes| changes.receiver_count() == 0) {
             dirs.remove(&self.descriptor);
             // Fails only if the directory and its watch are already gone.
-            let _ = kernel.watches.clone().remove(self.descriptor.clone());
+            let _ = self.kernel.watches.clone().remove(self.descriptor.clone());
         }
     }
 }

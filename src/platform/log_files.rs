@@ -33,7 +33,7 @@
 
 mod file_order;
 mod file_reader;
-mod files;
+mod listing;
 mod log_reader;
 mod seek;
 #[cfg(test)]
@@ -47,13 +47,13 @@ use futures_util::stream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::sys::notify::{DirWatch, Notifier};
+use crate::sys::dir_watch::{DirWatch, Notifier};
 
 use super::{Error, ReadFrom, Tail, TailItem};
 use log_reader::{LogReader, ReadLimit};
 use seek::{Seek, SeekOutcome};
 
-pub use files::LogFiles;
+pub use listing::LogFiles;
 
 /// How long a follower holds back an unfinished line. Runtimes write the pieces of a line within
 /// microseconds, and a person does not notice a tenth of a second.
@@ -111,7 +111,7 @@ pub async fn open(
 ) -> Result<Tail, Error> {
     let exists = tokio::fs::try_exists(&log.dir).await;
     if !exists.map_err(|error| log.io_error("failed to find", error))? {
-        return Err(files::not_found());
+        return Err(listing::not_found());
     }
     let limit = follow.limit();
     // Watched before the first listing, so that no change between the two is missed.
@@ -134,10 +134,8 @@ pub async fn open(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(error) => Err(Error::Broken(format!("reading a log: {error}"))),
-    }
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panicked| Err(Error::Broken(format!("reading a log: {panicked}"))))
 }
 
 // === impl FollowMode ===
@@ -176,10 +174,11 @@ impl Reader {
         let limit = self.follow.limit();
         let is_due = self.due.is_some_and(|due| due <= Instant::now());
         let mut log = self.log;
-        let (log, items, state) = blocking(move || {
+        let (mut log, items, state) = blocking(move || {
             let at_end = log.read(limit)?;
             let is_last = at_end && limit != ReadLimit::Growing;
-            let items = if is_due || is_last { log.take(at_end) } else { log.take_finished(at_end) };
+            let batcher = log.batcher();
+            let items = if is_due || is_last { batcher.take(at_end) } else { batcher.take_finished(at_end) };
             let state = match (at_end, limit) {
                 (false, _) => State::Read,
                 (true, ReadLimit::Growing) => State::Wait,
@@ -189,7 +188,7 @@ impl Reader {
         })
         .await?;
         let due = self.due.filter(|_| !is_due).unwrap_or_else(|| Instant::now() + UNFINISHED_WAIT);
-        let due = log.holds_unfinished().then_some(due);
+        let due = log.batcher().holds_unfinished().then_some(due);
         Ok(Self { log, items: items.into_iter(), state, due, ..self })
     }
 

@@ -14,7 +14,7 @@ use crate::model::time::LogTime;
 use crate::platform::batcher::{StartFilter, unknown_gap};
 use crate::platform::{Error, ReadFrom};
 
-use super::files::{Entry, LogFiles, not_found};
+use super::listing::{Entry, LogFiles, not_found};
 use super::log_reader::{Checkpoint, LogReader, ReadLimit};
 
 /// Least distance between the start of a search and the requested place, in bytes of files: a tenth of a

@@ -8,16 +8,19 @@ use std::io::{self, Read};
 
 use memchr::memchr;
 
-use super::files::{Gunzip, OpenFile};
+use super::listing::{Gunzip, OpenFile};
 use crate::model::limits::LINE_HELD_MAX_BYTES;
 
 /// Records longer than this are returned in parts; the first part is longer than this. Runtimes write pieces
 /// of 8 or 16 KiB, unless their limit is switched off: then a record is as long as its line.
 pub(super) const RECORD_PART_BYTES: usize = LINE_HELD_MAX_BYTES;
 
+/// Most bytes decompressed at once. If they turn out to be corrupt, all of them are lost.
+const GZ_READ_BYTES: usize = 32 * 1024;
+
 pub(super) struct FileReader {
     file: OpenFile,
-    /// Set for compressed files.
+    /// Set for a compressed file until its rest turns out to be unreadable.
     gunzip: Option<Box<Gunzip>>,
     /// Decompressed bytes read so far.
     offset: u64,
@@ -32,8 +35,6 @@ pub(super) struct FileReader {
     in_record: bool,
     /// Whether the last read reached the end of the file.
     at_end: bool,
-    /// Why a compressed file is unreadable from here on. Reported after the bytes before it.
-    corrupt: Option<io::Error>,
 }
 
 /// Outcome of a read.
@@ -77,7 +78,6 @@ impl FileReader {
             searched: 0,
             in_record: false,
             at_end: false,
-            corrupt: None,
         }
     }
 
@@ -93,58 +93,51 @@ impl FileReader {
 
     /// Reads up to `max` bytes.
     pub(super) fn read(&mut self, max: usize) -> io::Result<ReadOutcome> {
-        let read = if self.file.gz { self.read_gz(max)? } else { self.read_plain(max)? };
-        self.at_end = read == Some(0);
-        Ok(match read {
-            None => ReadOutcome::Truncated,
-            Some(0) => self.corrupt.take().map_or(ReadOutcome::End, ReadOutcome::Corrupt),
-            Some(read) => ReadOutcome::Bytes(read),
-        })
+        let outcome = if self.file.gz { self.read_gz(max) } else { self.read_plain(max) }?;
+        self.at_end = matches!(outcome, ReadOutcome::End);
+        Ok(outcome)
     }
 
-    /// Returns `None` if the file was truncated.
-    fn read_plain(&mut self, max: usize) -> io::Result<Option<usize>> {
+    fn read_plain(&mut self, max: usize) -> io::Result<ReadOutcome> {
         let size = self.file.size()?;
         if size < self.offset || (self.at_end && size > self.offset) {
             self.rewind_to_record();
         }
         if size < self.offset {
             *self = Self::new(self.file.clone(), 0);
-            return Ok(None);
+            return Ok(ReadOutcome::Truncated);
         }
         let left = usize::try_from(size - self.offset).unwrap_or(usize::MAX);
-        let file = self.file.reader(self.offset);
-        let (read, result) = self.append(file, max.min(left));
-        result.map(|()| Some(read))
+        self.append(self.file.reader(self.offset), max.min(left))
     }
 
-    fn read_gz(&mut self, max: usize) -> io::Result<Option<usize>> {
+    fn read_gz(&mut self, max: usize) -> io::Result<ReadOutcome> {
         let Some(mut gunzip) = self.gunzip.take() else {
-            return Ok(Some(0));
+            return Ok(ReadOutcome::End);
         };
-        let (read, result) = self.append(&mut gunzip, max);
+        let outcome = match self.append(&mut gunzip, max.min(GZ_READ_BYTES)) {
+            // Not an error of the disk, which has a number, but of the content.
+            Err(error) if error.raw_os_error().is_none() => return Ok(ReadOutcome::Corrupt(error)),
+            other => other?,
+        };
+        self.gunzip = Some(gunzip);
         // While bytes are skipped, the buffer holds nothing else.
-        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(read);
+        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(self.buffer.len());
         self.start += skipped;
         self.skip -= skipped as u64;
-        match result {
-            Ok(()) => self.gunzip = Some(gunzip),
-            // The disk failed, not the content.
-            Err(error) if error.raw_os_error().is_some() => return Err(error),
-            Err(error) => self.corrupt = Some(error),
-        }
-        Ok(Some(read))
+        Ok(outcome)
     }
 
-    /// Appends up to `max` bytes of `source` to the buffer. Returns how many, also if it failed.
-    fn append(&mut self, source: impl Read, max: usize) -> (usize, io::Result<()>) {
+    /// Appends up to `max` bytes to the buffer, with one read of `source`.
+    fn append(&mut self, mut source: impl Read, max: usize) -> io::Result<ReadOutcome> {
         self.compact();
         let before = self.buffer.len();
-        self.buffer.reserve(max);
-        let result = source.take(max as u64).read_to_end(&mut self.buffer);
-        let read = self.buffer.len() - before;
+        self.buffer.resize(before + max, 0);
+        let result = source.read(&mut self.buffer[before..]);
+        let read = *result.as_ref().unwrap_or(&0);
+        self.buffer.truncate(before + read);
         self.offset += read as u64;
-        (read, result.map(drop))
+        result.map(|read| if read == 0 { ReadOutcome::End } else { ReadOutcome::Bytes(read) })
     }
 
     /// Passes complete records, and parts of a long one, to `take`.
@@ -225,7 +218,7 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    use super::super::files::LogFiles;
+    use super::super::listing::LogFiles;
     use super::*;
 
     fn open(dir: &tempfile::TempDir, name: &str) -> OpenFile {

@@ -6,7 +6,7 @@
 
 use crate::platform::cri::path::LogName;
 
-use super::files::{Entry, FileId, LogFiles, OpenFile};
+use super::listing::{Entry, FileId, LogFiles, OpenFile};
 
 /// The position of the file being read among the others.
 #[derive(Clone, Debug, PartialEq, Eq)]

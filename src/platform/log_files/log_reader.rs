@@ -14,16 +14,16 @@
 use std::io;
 
 use crate::model::limits::READ_MAX_BYTES;
-use crate::model::line::{GapCause, SourceGap};
+use crate::model::line::{GapCause, OutputStream, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::batcher::{LineBatcher, Piece, StartFilter, unknown_gap};
-use crate::platform::cri::{Parser, Record, Stream};
-use crate::platform::{Error, TailItem};
+use crate::platform::cri::{Parser, Record};
+use crate::platform::Error;
 
 use super::file_order::{FilePosition, Next};
 use super::file_reader::{FileReader, RawRecord, ReadOutcome};
-use super::files::{Entry, LogFiles, OpenFile};
+use super::listing::{Entry, LogFiles, OpenFile};
 
 /// Most steps of one [`LogReader::read`], however little they read: many files may be empty.
 const STEPS_MAX: usize = 16;
@@ -82,19 +82,16 @@ struct Decoder {
 enum RecordInParts {
     Output {
         time: LogTime,
-        stream: Stream,
+        stream: OutputStream,
         partial: bool,
     },
     /// Not a record. Counts its bytes.
     Garbage(u64),
 }
 
-/// Tracks the unfinished line of each stream: the time of its first piece. Holds no output.
+/// Tracks the unfinished line of each stream, by the time of its first piece. Holds no output.
 #[derive(Clone, Copy, Debug, Default)]
-struct Assembler {
-    stdout: Option<LogTime>,
-    stderr: Option<LogTime>,
-}
+struct Assembler([Option<LogTime>; 2]);
 
 /// A place to return to: the start of a line of the merged output. Keeps its file open.
 #[derive(Clone, Debug)]
@@ -183,6 +180,9 @@ impl LogReader {
                     if limit == ReadLimit::End {
                         self.finish();
                     }
+                    if let Some(current) = &mut self.current {
+                        current.reader.shrink();
+                    }
                     return Ok(true);
                 }
             }
@@ -193,33 +193,9 @@ impl LogReader {
         Ok(false)
     }
 
-    /// Returns the items read so far. If `at_end`, holds nothing back.
-    pub(super) fn take(&mut self, at_end: bool) -> Vec<TailItem> {
-        self.shrink_if(at_end);
-        self.decoder.batcher.take(at_end)
-    }
-
-    /// Like [`Self::take`], but holds back an unfinished line at the end, which may soon be complete.
-    pub(super) fn take_finished(&mut self, at_end: bool) -> Vec<TailItem> {
-        self.shrink_if(at_end);
-        self.decoder.batcher.take_finished(at_end)
-    }
-
-    /// Whether the last [`Self::take_finished`] held back a line.
-    pub(super) fn holds_unfinished(&self) -> bool {
-        self.decoder.batcher.holds_unfinished()
-    }
-
     /// Returns whether a line of standard output and one of standard error are unfinished.
     pub(super) fn unfinished(&self) -> [bool; 2] {
-        let Assembler { stdout, stderr } = self.decoder.assembler;
-        [stdout.is_some(), stderr.is_some()]
-    }
-
-    fn shrink_if(&mut self, at_end: bool) {
-        if let Some(current) = self.current.as_mut().filter(|_| at_end) {
-            current.reader.shrink();
-        }
+        self.decoder.assembler.0.map(|begun| begun.is_some())
     }
 
     /// Ends all lines: everything was read, and the run has ended.
@@ -393,7 +369,7 @@ impl Decoder {
         }
     }
 
-    fn output(&mut self, time: LogTime, stream: Stream, partial: bool, content: &[u8]) {
+    fn output(&mut self, time: LogTime, stream: OutputStream, partial: bool, content: &[u8]) {
         self.assembler.push(&Record { time, stream, partial, lost: None, content }, &mut self.batcher);
     }
 
@@ -441,10 +417,7 @@ impl Assembler {
         if record.partial && record.content.is_empty() {
             return;
         }
-        let begun = match record.stream {
-            Stream::Stdout => &mut self.stdout,
-            Stream::Stderr => &mut self.stderr,
-        };
+        let begun = &mut self.0[record.stream as usize];
         let (time, continues) = (begun.unwrap_or(record.time), begun.is_some());
         *begun = record.partial.then_some(time);
         let piece = Piece { time, continues, stream: Some(record.stream) };
@@ -461,7 +434,7 @@ impl Assembler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::cri;
+    use crate::platform::{TailItem, cri};
 
     /// A line as `stream text`, with `+` before the text if earlier pieces exist and after it if the line
     /// continues; or a gap.
