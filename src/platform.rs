@@ -9,11 +9,12 @@ pub mod coordination;
 pub mod cri;
 pub mod kube;
 pub mod local;
-pub mod node;
 pub mod log_files;
+pub mod node;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
@@ -58,6 +59,13 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
     /// [`Error::Conflict`] if the slot has a newer run than the caller knew of; nothing was done.
     /// [`Error::NotFound`] if the lease or slot does not exist.
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Stops the services, if they run as processes of this gateway; services in a cluster continue. Resolves
+    /// when that is done. May be called again with a shorter grace period. Cancel safe: services stop
+    /// nevertheless.
+    fn stop(&self, _grace: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 
     /// Returns the locks that gateways serving the same leases take before a restart. `None` if there can be
     /// no other gateway.

@@ -29,16 +29,14 @@ use crate::sys::dir_watch::Notifier;
 mod check;
 mod fd_limit;
 mod logging;
-mod platform_setup;
 mod runtimes;
+mod setup;
 mod shutdown;
-mod trust;
 
 pub use self::check::START_CHECKS;
 pub use self::runtimes::{SideRuntime, main_runtime};
 
 use self::logging::Log;
-use self::platform_setup::RunningPlatform;
 use self::shutdown::{Running, StopSignals};
 
 /// Connections that the kernel queues until they are accepted. Enough for a burst of reconnects; the standard
@@ -133,7 +131,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let socket = bind("--listen", config.listen)?;
     let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
     let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
-    let trust = trust::open(&config, &notifier, &exporter.metrics).await?;
+    let trust = setup::trust(&config, &notifier, &exporter.metrics).await?;
     let drain = Drain::default();
     let readiness = Readiness::default();
     let admin = Admin::new(exporter.clone(), readiness.clone(), drain.clone());
@@ -144,11 +142,11 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     })
     .map_err(internal)?;
 
-    let platform = RunningPlatform::start(&config, leases, notifier, &exporter.metrics, &side).await?;
+    let platform = setup::platform(&config, leases, notifier, &exporter.metrics, &side).await?;
     let trusted_proxies = config.trusted_proxies.into();
     let limits = Arc::new(config.limits);
     let context = ActorContext {
-        platform: platform.platform(),
+        platform: Arc::clone(&platform),
         limits: Arc::clone(&limits),
         metrics: exporter.metrics.clone(),
     };
@@ -190,7 +188,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
         _side: side,
     };
     let (gateway, admin) = addresses;
-    tracing::info!(%gateway, %admin, platform = running.platform.platform().name(), "ready");
+    tracing::info!(%gateway, %admin, platform = running.platform.name(), "ready");
     Ok((running, format!("leasemux ready: gateway https://{gateway} admin http://{admin}")))
 }
 

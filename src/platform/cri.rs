@@ -75,6 +75,12 @@ pub fn parse(record: &[u8]) -> Option<Record<'_>> {
     Parser::default().parse(record)
 }
 
+/// Returns the time of the record at the start of a file, which may be cut off within its content.
+pub(super) fn first_time(start: &[u8]) -> Option<LogTime> {
+    let record = start.split(|byte| *byte == b'\n').next().and_then(parse);
+    record.map(|record| record.time)
+}
+
 /// Appends `record` and a newline to `out`. The content must contain no newline, which would begin another
 /// record.
 pub fn write(out: &mut Vec<u8>, record: &Record<'_>) {

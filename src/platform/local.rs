@@ -12,8 +12,6 @@
 //! - Instances keep their names, and their logs stay readable, across restarts of the gateway.
 //! - The end of a run is published only when its whole log can be read.
 
-mod config;
-mod ipc;
 mod launch;
 mod output_copier;
 mod rotate;
@@ -33,8 +31,10 @@ use futures_core::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-pub use self::config::LocalConfig;
-use self::sdl::Sdl;
+use self::launch::Launcher;
+use self::rotate::Rotation;
+use self::sdl::{Sdl, Service};
+use self::shim::Spec;
 use self::status_publisher::{StatusPublisher, creating};
 use self::store::{Slot, Store};
 pub use self::supervisor::Backoff;
@@ -47,7 +47,52 @@ use crate::model::limits::RUNS_MAX;
 use crate::model::view::{LeaseView, ReplicaView, ServiceView};
 use crate::sys::dir_watch::Notifier;
 
-/// Runs the services of some leases. Dropping it kills them; [`LocalPlatform::stop`] is graceful.
+/// The running program, even if its file was replaced or removed.
+const SELF_EXE: &str = "/proc/self/exe";
+
+/// PATH of services if the gateway has none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Size at which a log is rotated: the kubelet's `containerLogMaxSize`.
+const ROTATE_MAX_BYTES: u64 = 10 * 1024 * 1024;
+
+/// Number of files kept per run: the kubelet's `containerLogMaxFiles`.
+const ROTATE_FILES: usize = 5;
+
+/// Number of ended runs per replica whose logs are kept: some minutes of crashes, including the back-off.
+const KEPT_RUNS: usize = 10;
+
+/// Default time from SIGTERM to a service's first process until SIGKILL to all its processes, at a restart
+/// and at shutdown: the same as `docker stop`. The kubelet's 30 s are too long for a person at a terminal.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Settings of a [`LocalPlatform`].
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// Directory of logs and homes, created if needed. Used by one gateway at a time.
+    pub data_dir: PathBuf,
+    /// The leases and their services.
+    pub leases: Vec<(LeaseId, Sdl)>,
+    /// The program executed as the [`shim`]. Its `main` must call
+    /// [`shim::main`].
+    pub exe: PathBuf,
+    /// Value of `AKASH_CLUSTER_PUBLIC_HOSTNAME` in services.
+    pub public_hostname: String,
+    /// PATH of the services.
+    pub path: String,
+    /// Size at which a log is rotated, in bytes.
+    pub rotate_max_bytes: u64,
+    /// Number of files kept per run, including the active one; at least 1.
+    pub rotate_files: usize,
+    /// Number of ended runs per replica whose logs are kept, below [`RUNS_MAX`].
+    pub kept_runs: usize,
+    /// Delays between the runs of a replica.
+    pub backoff: Backoff,
+    /// Time between SIGTERM and SIGKILL when a run is restarted.
+    pub stop_grace: Duration,
+}
+
+/// Runs the services of some leases. Dropping it kills them; [`LocalPlatform::stop`](Platform::stop) is graceful.
 #[derive(Debug)]
 pub struct LocalPlatform {
     leases: HashMap<LeaseId, Lease>,
@@ -74,6 +119,57 @@ struct ReplicaHandle {
     restart: watch::Sender<Option<u32>>,
 }
 
+// === impl LocalConfig ===
+
+impl LocalConfig {
+    /// Runs `leases` with default settings: the constants of this module, this process's program and PATH,
+    /// and `localhost`.
+    pub fn new(data_dir: PathBuf, leases: Vec<(LeaseId, Sdl)>) -> Self {
+        Self {
+            data_dir,
+            leases,
+            exe: SELF_EXE.into(),
+            public_hostname: "localhost".to_owned(),
+            path: std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()),
+            rotate_max_bytes: ROTATE_MAX_BYTES,
+            rotate_files: ROTATE_FILES,
+            kept_runs: KEPT_RUNS,
+            backoff: Backoff::default(),
+            stop_grace: STOP_GRACE,
+        }
+    }
+
+    /// Returns the launcher of a replica. The environment of its processes is that of an Akash provider's
+    /// containers (the provider's `cluster/kube/builder/workload.go`); the SDL may override every variable.
+    fn launcher(&self, lease: &LeaseId, service: &Service, slot: &Slot) -> Result<Launcher, Error> {
+        let home = slot.home.to_str();
+        let home = home
+            .ok_or_else(|| Error::Broken(format!("data directory: {} is not UTF-8", slot.home.display())))?;
+        let exe = std::path::absolute(&self.exe)
+            .map_err(|error| Error::io(format!("program {}", self.exe.display()), error))?;
+        let env = [
+            ("PATH", self.path.clone()),
+            ("HOME", home.to_owned()),
+            ("AKASH_GROUP_SEQUENCE", lease.gseq().to_string()),
+            ("AKASH_DEPLOYMENT_SEQUENCE", lease.dseq().to_string()),
+            ("AKASH_ORDER_SEQUENCE", lease.oseq().to_string()),
+            ("AKASH_OWNER", lease.owner().to_string()),
+            ("AKASH_PROVIDER", lease.provider().to_string()),
+            ("AKASH_CLUSTER_PUBLIC_HOSTNAME", self.public_hostname.clone()),
+        ];
+        let env = env.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let env = env.chain(service.env.iter().cloned()).collect();
+        Ok(Launcher {
+            exe,
+            spec: Spec { command: service.command.clone(), env, dir: slot.home.clone() },
+            logs: slot.logs.clone(),
+            rotation: Rotation { max_bytes: self.rotate_max_bytes, files: self.rotate_files.max(1) },
+            kept_runs: self.kept_runs.min(RUNS_MAX - 1),
+            lost: if slot.end_unknown { UNKNOWN_LOSS } else { NO_LOSS },
+        })
+    }
+}
+
 // === impl LocalPlatform ===
 
 impl LocalPlatform {
@@ -89,18 +185,17 @@ impl LocalPlatform {
         let mut leases = HashMap::new();
         let mut supervised = Vec::new();
         for (id, sdl) in &config.leases {
-            let (lease, slots) = Lease::open(&mut store, id, sdl)?;
-            for (replica, slot) in slots {
-                let Some((service, handle)) =
-                    sdl.services.get(&replica.service).zip(lease.replicas.get(&replica))
-                else {
-                    continue;
-                };
-                let stop = StopSignal::new(stopped.clone(), handle.restart.subscribe(), config.stop_grace);
-                let lost = if slot.end_unknown { UNKNOWN_LOSS } else { NO_LOSS };
-                let launcher = config.launcher(config.spec(id, service, &slot.home)?, slot.logs, lost)?;
-                let status = Arc::clone(&handle.status);
-                supervised.push(supervise(status, launcher, slot.next, config.backoff, stop));
+            let (view, slots) = load(&mut store, id, sdl)?;
+            let mut lease =
+                Lease { view: Arc::new(watch::Sender::new(Arc::new(view))), replicas: HashMap::new() };
+            for (replica, service, slot) in slots {
+                let launcher = config.launcher(id, service, &slot)?;
+                let status = StatusPublisher::new(Arc::clone(&lease.view), replica.clone(), slot.uid);
+                let status = Arc::new(status);
+                let restart = watch::Sender::new(None);
+                let stop = StopSignal::new(stopped.clone(), restart.subscribe(), config.stop_grace);
+                supervised.push(supervise(Arc::clone(&status), launcher, slot.next, config.backoff, stop));
+                lease.replicas.insert(replica, ReplicaHandle { logs: slot.logs, status, restart });
             }
             if leases.insert(id.clone(), lease).is_some() {
                 return Err(Error::Broken(format!("lease {id} is given twice")));
@@ -116,15 +211,6 @@ impl LocalPlatform {
             tasks,
             _store: store,
         }))
-    }
-
-    /// Stops all services: SIGTERM to the first process of each, and SIGKILL to the rest when that exits or
-    /// after `grace`. Resolves when no process is left and all logs are complete. May be called again with a
-    /// shorter grace period. Cancel safe: services stop nevertheless.
-    pub async fn stop(&self, grace: Duration) {
-        self.stop.send_replace(Some(grace));
-        self.tasks.close();
-        self.tasks.wait().await;
     }
 
     fn lease(&self, id: &LeaseId) -> Result<&Lease, Error> {
@@ -194,40 +280,41 @@ impl Platform for LocalPlatform {
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(std::future::ready(self.request_restart(&request)))
     }
+
+    /// SIGTERM goes to the first process of each service, and SIGKILL to the rest when that exits or after
+    /// `grace`. When the future resolves, no process is left and all logs are complete.
+    fn stop(&self, grace: Duration) -> BoxFuture<'_, ()> {
+        self.stop.send_replace(Some(grace));
+        self.tasks.close();
+        Box::pin(async { self.tasks.wait().await })
+    }
 }
 
-// === impl Lease ===
-
-impl Lease {
-    /// Loads the slots of all replicas. The view starts with the runs of earlier gateways.
-    fn open(store: &mut Store, id: &LeaseId, sdl: &Sdl) -> Result<(Self, Vec<(Replica, Slot)>), Error> {
-        let mut slots = Vec::new();
-        let mut view = LeaseView::default();
-        for (name, service) in &sdl.services {
-            let mut replicas = BTreeMap::new();
-            for index in 0..service.count {
-                let replica = Replica { service: name.clone(), index };
-                let slot = store.slot(id, &replica)?;
-                let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
-                let shown = ReplicaView {
-                    runs: slot.runs.iter().skip(surplus).cloned().collect(),
-                    state: creating(),
-                    restarts: slot.next,
-                    ..ReplicaView::default()
-                };
-                replicas.insert(index, shown);
-                slots.push((replica, slot));
-            }
-            let count = service.count;
-            view.services.insert(name.clone(), ServiceView { count, replicas, ..ServiceView::default() });
+/// Loads the slots of all replicas of a lease. The view starts with the runs of earlier gateways.
+fn load<'a>(
+    store: &mut Store,
+    id: &LeaseId,
+    sdl: &'a Sdl,
+) -> Result<(LeaseView, Vec<(Replica, &'a Service, Slot)>), Error> {
+    let mut slots = Vec::new();
+    let mut view = LeaseView::default();
+    for (name, service) in &sdl.services {
+        let count = service.count;
+        let mut replicas = BTreeMap::new();
+        for index in 0..count {
+            let replica = Replica { service: name.clone(), index };
+            let slot = store.slot(id, &replica)?;
+            let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
+            let shown = ReplicaView {
+                runs: slot.runs.iter().skip(surplus).cloned().collect(),
+                state: creating(),
+                restarts: slot.next,
+                ..ReplicaView::default()
+            };
+            replicas.insert(index, shown);
+            slots.push((replica, service, slot));
         }
-        let view = Arc::new(watch::Sender::new(Arc::new(view)));
-        let handles = slots.iter().map(|(replica, slot)| {
-            let status = Arc::new(StatusPublisher::new(Arc::clone(&view), replica.clone(), slot.uid.clone()));
-            let (logs, restart) = (slot.logs.clone(), watch::Sender::new(None));
-            (replica.clone(), ReplicaHandle { logs, status, restart })
-        });
-        let replicas = handles.collect();
-        Ok((Self { view, replicas }, slots))
+        view.services.insert(name.clone(), ServiceView { count, replicas, ..ServiceView::default() });
     }
+    Ok((view, slots))
 }

@@ -11,13 +11,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 use tonic_health::server::HealthReporter;
 
-use super::platform_setup::RunningPlatform;
 use super::runtimes::SideRuntime;
 use crate::edge::admin::Readiness;
 use crate::edge::drain::Drain;
 use crate::edge::server;
 use crate::logs::actors::ActorRegistry;
 use crate::model::limits::{LAME_DUCK, Limits, POLLED_WITHIN};
+use crate::platform::Platform;
 use crate::restart::RestartManager;
 use crate::sys::process;
 
@@ -31,7 +31,7 @@ pub(super) struct Running {
     pub(super) health: HealthReporter,
     pub(super) actors: ActorRegistry,
     pub(super) restarts: RestartManager,
-    pub(super) platform: RunningPlatform,
+    pub(super) platform: Arc<dyn Platform>,
     pub(super) limits: Arc<Limits>,
     /// Time between SIGTERM and SIGKILL for services.
     pub(super) stop_grace: Duration,

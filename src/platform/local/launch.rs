@@ -12,10 +12,9 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::ipc::{Frames, NOT_EXECUTABLE, Order, Report, Spec, StartFailure};
 use super::output_copier::{Outputs, blocking, copy_output};
 use super::rotate::{LogFile, RealFs, Rotation};
-use super::shim;
+use super::shim::{self, Channel, NOT_EXECUTABLE, Order, Report, Spec, StartFailure};
 use super::status_publisher::StatusPublisher;
 use super::store::{make_dir, mark_ended, mark_open, prune};
 use super::supervisor::{RunOutcome, Runner, StopSignal};
@@ -42,7 +41,7 @@ pub(super) struct Launcher {
 /// The shim of a run. Dropping it closes the lifeline: the shim then ends the service and itself.
 #[derive(Debug)]
 struct Process {
-    control: Frames,
+    control: Channel,
     shim: Child,
 }
 
@@ -79,35 +78,30 @@ impl Runner for Launcher {
         };
         let writer = blocking(open).await;
         let started = LogTime::now();
-        let (process, outputs) = match Process::start(&self.exe, self.spec.clone()).await {
-            Ok(process) => process,
+        let outcome;
+        (outcome, self.lost) = match Process::start(&self.exe, self.spec.clone()).await {
+            Ok((process, outputs)) => {
+                let ended = CancellationToken::new();
+                let copy = copy_output(outputs, writer, ended.clone());
+                let wait = async {
+                    let _ended = ended.drop_guard();
+                    process.wait(restarts, stop, || status.started(restarts, started)).await
+                };
+                tokio::join!(wait, copy)
+            }
             Err(error) => {
-                self.lost = blocking(move || writer.finish(started)).await;
-                self.log_ended().await;
-                return ProcessOutcome::shim_failed(&error).outcome(started);
+                (ProcessOutcome::shim_failed(&error), blocking(move || writer.finish(started)).await)
             }
         };
-        let ended = CancellationToken::new();
-        let copy = copy_output(outputs, writer, ended.clone());
-        let wait = async {
-            let _ended = ended.drop_guard();
-            process.wait(restarts, stop, || status.started(restarts, started)).await
-        };
-        let (outcome, lost) = tokio::join!(wait, copy);
-        self.lost = lost;
-        self.log_ended().await;
+        let logs = self.logs.clone();
+        if let Err(error) = blocking(move || mark_ended(&logs)).await {
+            tracing::warn!(%error, logs = %self.logs.display(), "failed to mark log as ended");
+        }
         outcome.outcome(started)
     }
 }
 
 impl Launcher {
-    async fn log_ended(&self) {
-        let logs = self.logs.clone();
-        if let Err(error) = blocking(move || mark_ended(&logs)).await {
-            tracing::warn!(%error, logs = %self.logs.display(), "failed to mark log as ended");
-        }
-    }
-
     /// Makes room and directories for run `next`. The run before it may have removed its own.
     async fn prepare(&self, next: u32, status: &StatusPublisher) {
         let (logs, home, keep) = (self.logs.clone(), self.spec.dir.clone(), self.kept_runs);
@@ -149,7 +143,7 @@ impl Process {
             stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
             stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
         };
-        let mut process = Self { control: Frames::new(ours)?, shim };
+        let mut process = Self { control: Channel::new(ours)?, shim };
         match process.control.send(&Order::Start(spec)).await {
             // A broken pipe means that the shim died. The missing report shows that, and its error is in the
             // outputs.

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -19,6 +19,7 @@ use serde_saphyr::Error;
 use serde_saphyr::budget::BudgetBreach;
 
 use crate::model::id::ServiceName;
+use crate::sys::read::read_bounded;
 
 /// Largest SDL file. The largest published ones have some ten thousand bytes.
 const SDL_MAX_BYTES: usize = 256 * 1024;
@@ -103,13 +104,10 @@ impl Sdl {
     /// # Errors
     /// If the file cannot be read, or all its errors.
     pub(crate) fn read(path: &Path) -> Result<Self, SdlError> {
-        let mut bytes = Vec::new();
-        let limit = SDL_MAX_BYTES as u64 + 1;
-        std::fs::File::open(path)
-            .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-            .map_err(|error| SdlError::one(format!("cannot be read: {error}")))?;
-        // Checked before decoding, because the limit may cut a character.
-        check_size(bytes.len())?;
+        let bytes = read_bounded(path, SDL_MAX_BYTES as u64).map_err(|error| match error.kind() {
+            ErrorKind::FileTooLarge => SdlError::one(format!("is {error}")),
+            _ => SdlError::one(format!("cannot be read: {error}")),
+        })?;
         let text = String::from_utf8(bytes).map_err(|_| SdlError::one("is not UTF-8".to_owned()))?;
         Self::parse(&text)
     }
@@ -119,7 +117,9 @@ impl Sdl {
     /// # Errors
     /// All errors of the text.
     pub fn parse(text: &str) -> Result<Self, SdlError> {
-        check_size(text.len())?;
+        if text.len() > SDL_MAX_BYTES {
+            return Err(SdlError::one(format!("is larger than {SDL_MAX_BYTES} bytes")));
+        }
         let text = first_document(text);
         let file: Value = yaml(text)?;
         let mut checker = Checker::default();
@@ -137,13 +137,6 @@ impl Sdl {
             .collect();
         Ok(Self { services })
     }
-}
-
-fn check_size(bytes: usize) -> Result<(), SdlError> {
-    if bytes > SDL_MAX_BYTES {
-        return Err(SdlError::one(format!("is larger than {SDL_MAX_BYTES} bytes")));
-    }
-    Ok(())
 }
 
 /// Returns the first YAML document of `text`. Needs no parser, because a line that begins with `---` or `...`
@@ -209,23 +202,22 @@ fn yaml<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T, SdlError> {
 fn limit_exceeded(error: &Error) -> Option<String> {
     Some(match error {
         Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => return limit_exceeded(error),
-        Error::Budget { breach, .. } => match breach {
-            BudgetBreach::Depth { .. } => format!("is nested more than {DEPTH_MAX} levels deep"),
-            BudgetBreach::Events { .. } | BudgetBreach::Nodes { .. } => {
-                format!("has more than {NODES_MAX} YAML nodes")
-            }
-            BudgetBreach::Aliases { .. } => format!("has more than {ALIASES_MAX} aliases"),
-            BudgetBreach::Anchors { .. } => format!("has more than {ALIASES_MAX} anchors"),
-            BudgetBreach::MergeKeys { .. } => format!("has more than {ALIASES_MAX} merge keys"),
-            BudgetBreach::ScalarBytes { .. } => format!("has more than {SDL_MAX_BYTES} bytes of values"),
-            BudgetBreach::RecordedAnchorEvents { .. } => {
-                format!("has more than {NODES_MAX} YAML nodes in anchors")
-            }
-            BudgetBreach::RecordedAnchorBytes { .. } => {
-                format!("has more than {SDL_MAX_BYTES} bytes in anchors")
-            }
-            _ => "is unbalanced, or exceeds the limits of an SDL".to_owned(),
-        },
+        Error::Budget { breach, .. } => {
+            let (max, what) = match breach {
+                BudgetBreach::Depth { .. } => {
+                    return Some(format!("is nested more than {DEPTH_MAX} levels deep"));
+                }
+                BudgetBreach::Events { .. } | BudgetBreach::Nodes { .. } => (NODES_MAX, "YAML nodes"),
+                BudgetBreach::Aliases { .. } => (ALIASES_MAX, "aliases"),
+                BudgetBreach::Anchors { .. } => (ALIASES_MAX, "anchors"),
+                BudgetBreach::MergeKeys { .. } => (ALIASES_MAX, "merge keys"),
+                BudgetBreach::ScalarBytes { .. } => (SDL_MAX_BYTES, "bytes of values"),
+                BudgetBreach::RecordedAnchorEvents { .. } => (NODES_MAX, "YAML nodes in anchors"),
+                BudgetBreach::RecordedAnchorBytes { .. } => (SDL_MAX_BYTES, "bytes in anchors"),
+                _ => return Some("is unbalanced, or exceeds the limits of an SDL".to_owned()),
+            };
+            format!("has more than {max} {what}")
+        }
         Error::AliasReplayLimitExceeded { .. } | Error::AliasReplayCounterOverflow { .. } => {
             format!("has aliases that stand for more than {NODES_MAX} YAML nodes")
         }

@@ -13,22 +13,31 @@
 //! It has one thread, because the death signal is tied to the thread that forks. It leaves the gateway's
 //! session, so that no signal of a terminal reaches the service, and has its own name, so that
 //! `pkill leasemux` misses it. A signal to the shim ends the service too.
+//!
+//! The gateway and the two stages exchange messages: lines of JSON over the socket. So a service's settings do
+//! not appear in the shim's own arguments or environment.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, Read, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::UnixStream as BlockingUnixStream;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use futures_util::future::select_all;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use super::ipc::{self, Frames, NOT_EXECUTABLE, NOT_FOUND, Order, Report, Spec, StartFailure};
+use crate::sys::process::parent;
 
 /// Name of the process, at most the 15 bytes that the kernel keeps.
 pub(super) const NAME: &str = "lease-shim";
@@ -52,6 +61,60 @@ const KILL_ROUND: Duration = Duration::from_millis(10);
 /// Longest of these waits. A process that survives SIGKILL for this long is blocked by a device, so there is
 /// no hurry.
 const KILL_ROUND_MAX: Duration = Duration::from_secs(1);
+
+/// Longest message: the longest command and environment of an SDL, with every byte escaped.
+const MESSAGE_MAX_BYTES: u64 = 8 * 1024 * 1024;
+
+/// A program and its environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Spec {
+    /// Program and arguments. The program is found by the PATH of `env`.
+    pub(super) command: Vec<String>,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) dir: PathBuf,
+}
+
+/// An order from the gateway to a shim. The first is [`Order::Start`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Start the service.
+    Start(Spec),
+    /// Stop the service: SIGTERM now, SIGKILL after the grace period.
+    Stop { grace_ms: u64 },
+}
+
+/// A report from a shim: first that the service was started or not, finally that it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// The program is up.
+    Started,
+    /// The program could not be started.
+    NotStarted(StartFailure),
+    /// The program and all its descendants are gone.
+    Ended { exit_code: Option<i32>, signal: Option<i32> },
+}
+
+/// Why a program could not be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StartFailure {
+    /// The exit code a shell would use: [`NOT_FOUND`] or [`NOT_EXECUTABLE`].
+    pub(super) exit_code: i32,
+    pub(super) message: String,
+}
+
+/// Exit code for a program that does not exist (POSIX, "Exit Status for Commands").
+pub(super) const NOT_FOUND: i32 = 127;
+
+/// Exit code for a program that cannot be executed.
+pub(super) const NOT_EXECUTABLE: i32 = 126;
+
+/// Sends and receives messages.
+#[derive(Debug)]
+pub(super) struct Channel {
+    socket: BufReader<UnixStream>,
+    /// Received bytes of an incomplete message.
+    received: Vec<u8>,
+}
 
 /// Runs the shim. `args` are the arguments after `shim`. Must be called before the process has a second
 /// thread.
@@ -85,7 +148,7 @@ fn run() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     runtime.block_on(async {
         let signals = Signals::new()?;
-        let mut control = Frames::new(control)?;
+        let mut control = Channel::new(control)?;
         match control.next().await? {
             Some(Order::Start(spec)) => Shim::start(control, signals, &spec).await?.run().await,
             _ => Ok(()),
@@ -106,7 +169,7 @@ struct Signals {
 
 /// The first stage, which supervises the service.
 struct Shim {
-    control: Frames,
+    control: Channel,
     signals: Signals,
     /// The service's first process. Reaped when `ended` is set.
     service: Pid,
@@ -117,8 +180,8 @@ struct Shim {
 
 impl Shim {
     /// Starts the second stage and sends it `spec`.
-    async fn start(control: Frames, signals: Signals, spec: &Spec) -> io::Result<Self> {
-        let (ours, theirs) = UnixStream::pair()?;
+    async fn start(control: Channel, signals: Signals, spec: &Spec) -> io::Result<Self> {
+        let (ours, theirs) = BlockingUnixStream::pair()?;
         let child = Command::new(SELF_EXE)
             .arg0(NAME)
             .args(["shim", EXEC_STAGE])
@@ -132,7 +195,7 @@ impl Shim {
         rustix::stdio::dup2_stderr(&null)?;
         let mut shim =
             Self { control, signals, service: Pid::from_child(&child), ended: None, deadline: None };
-        let mut second_stage = Frames::new(ours)?;
+        let mut second_stage = Channel::new(ours)?;
         // The socket closes when the second stage becomes the service. If that fails, it first reports why.
         let failure = match second_stage.send(spec).await {
             Ok(()) => second_stage.next().await?,
@@ -251,23 +314,10 @@ fn kill_children() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the parent of a process, or `None` if it is gone.
-fn parent(pid: Pid) -> Option<Pid> {
-    parse_parent(&std::fs::read(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?)
-}
-
-/// Parses the fourth field of `/proc/pid/stat` (proc(5)). The second, a name in parentheses, may contain any
-/// bytes.
-fn parse_parent(stat: &[u8]) -> Option<Pid> {
-    let name_end = memchr::memrchr(b')', stat)?;
-    let rest = std::str::from_utf8(stat.get(name_end + 1..)?).ok()?;
-    rest.split_ascii_whitespace().nth(1)?.parse().ok().and_then(Pid::from_raw)
-}
-
 // === both stages ===
 
 /// Takes the socket passed as standard input, and replaces that with `/dev/null`.
-fn take_stdin() -> io::Result<UnixStream> {
+fn take_stdin() -> io::Result<BlockingUnixStream> {
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(socket.into())
@@ -285,9 +335,9 @@ fn exec(shim: Option<OsString>) -> io::Result<()> {
         return Err(io::Error::other("not started by the first stage"));
     }
     rustix::process::setsid()?;
-    let spec: Spec = ipc::read(&mut socket)?;
+    let spec: Spec = read(&socket)?;
     let failure = become_service(&spec);
-    socket.write_all(&ipc::encode(&failure)?)
+    socket.write_all(&encode(&failure)?)
 }
 
 /// Executes the service. Returns only on failure, with its reason.
@@ -301,12 +351,7 @@ fn become_service(spec: &Spec) -> StartFailure {
             message: format!("cannot enter its working directory: {error}"),
         };
     }
-    let error = Command::new(program)
-        .args(args)
-        .env_clear()
-        .envs(spec.env.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
-        .exec();
+    let error = Command::new(program).args(args).env_clear().envs(&spec.env).stdin(Stdio::null()).exec();
     let exit_code = match error.kind() {
         io::ErrorKind::NotFound => NOT_FOUND,
         _ => NOT_EXECUTABLE,
@@ -314,24 +359,100 @@ fn become_service(spec: &Spec) -> StartFailure {
     StartFailure { exit_code, message: format!("cannot start {program:?}: {error}") }
 }
 
+// === messages ===
+
+impl Channel {
+    pub(super) fn new(socket: BlockingUnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: BufReader::new(UnixStream::from_std(socket)?), received: Vec::new() })
+    }
+
+    /// Sends a message. Not cancel safe: the socket is unusable if a message was sent in part.
+    pub(super) async fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
+        self.socket.write_all(&encode(message)?).await
+    }
+
+    /// Receives the next message; `None` if the peer is gone. Cancel safe.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let left = MESSAGE_MAX_BYTES.saturating_sub(self.received.len() as u64);
+        match (&mut self.socket).take(left).read_until(b'\n', &mut self.received).await {
+            // The peer died with unread data.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            read => read?,
+        };
+        match decode(&std::mem::take(&mut self.received)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            message => message.map(Some),
+        }
+    }
+}
+
+fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+fn decode<T: DeserializeOwned>(line: &[u8]) -> io::Result<T> {
+    match line.last() {
+        Some(b'\n') => Ok(serde_json::from_slice(line)?),
+        _ if line.len() as u64 >= MESSAGE_MAX_BYTES => Err(io::ErrorKind::FileTooLarge.into()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Reads one message, blocking.
+fn read<T: DeserializeOwned>(source: impl Read) -> io::Result<T> {
+    let mut line = Vec::new();
+    io::BufReader::new(source.take(MESSAGE_MAX_BYTES)).read_until(b'\n', &mut line)?;
+    decode(&line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn parent_is_parsed_after_any_name() {
-        let check = |stat: &str, expected: Option<i32>| {
-            assert_eq!(parse_parent(stat.as_bytes()), expected.and_then(Pid::from_raw), "{stat:?}");
+    fn spec() -> Spec {
+        Spec {
+            command: vec!["sh".into(), "-c".into(), "echo é\n".into()],
+            env: [("A".into(), String::new())].into(),
+            dir: "/tmp".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_are_reassembled_from_pieces() {
+        let (ours, theirs) = BlockingUnixStream::pair().unwrap();
+        let mut frames = Channel::new(ours).unwrap();
+        let mut theirs = Channel::new(theirs).unwrap();
+        let orders = [Order::Start(spec()), Order::Stop { grace_ms: 7 }];
+        let bytes: Vec<u8> = orders.iter().flat_map(|order| encode(order).unwrap()).collect();
+        let send = async {
+            for piece in bytes.chunks(3) {
+                theirs.socket.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            drop(theirs);
         };
-        check("12 (sh) S 7 12 12 0 -1", Some(7));
-        check("12 (a) S 1 (b) c) Z 31 12", Some(31));
-        check("1 (init) S 0 1 1", None);
-        check("12 (sh", None);
-        check("", None);
+        let receive = async {
+            for order in &orders {
+                assert_eq!(frames.next::<Order>().await.unwrap().as_ref(), Some(order));
+            }
+            assert_eq!(frames.next::<Order>().await.unwrap(), None);
+        };
+        tokio::join!(send, receive);
     }
 
     #[test]
-    fn own_parent_is_found() {
-        assert_eq!(parent(rustix::process::getpid()), rustix::process::getppid());
+    fn message_is_read_synchronously() {
+        let bytes = encode(&spec()).unwrap();
+        assert_eq!(read::<Spec>(bytes.as_slice()).unwrap(), spec());
+        assert!(read::<Spec>(&bytes[..bytes.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn length_over_limit_is_rejected() {
+        let error = read::<Spec>(io::repeat(b' ')).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::model::id::{Instance, Replica};
 use crate::model::limits::RUNS_MAX;
@@ -18,8 +18,17 @@ pub(super) struct StatusPublisher {
     replica: Replica,
     /// Takes the place of a pod's uid.
     uid: String,
-    /// The current run, and the token that is cancelled when its log is complete.
-    current: Mutex<Option<(Instance, CancellationToken)>>,
+    /// The current run, if its log will grow.
+    current: Mutex<Option<CurrentRun>>,
+}
+
+#[derive(Debug)]
+struct CurrentRun {
+    instance: Instance,
+    /// Cancelled when the log is complete.
+    completed: CancellationToken,
+    /// Cancels it, also for a run that is abandoned, which releases its followers.
+    _guard: DropGuard,
 }
 
 // === impl StatusPublisher ===
@@ -37,8 +46,12 @@ impl StatusPublisher {
 
     /// Publishes that a run is being started.
     pub(super) fn creating(&self, restarts: u32) {
-        let run = self.instance(restarts).map(|instance| (instance, CancellationToken::new()));
-        *self.current.lock() = run;
+        let completed = CancellationToken::new();
+        *self.current.lock() = self.instance(restarts).map(|instance| CurrentRun {
+            instance,
+            completed: completed.clone(),
+            _guard: completed.drop_guard(),
+        });
         self.update(|slot| {
             slot.restarts = restarts;
             slot.state = creating();
@@ -56,7 +69,7 @@ impl StatusPublisher {
 
     /// Publishes that the run ended, its log is complete, and the replica is in the state `next`.
     pub(super) fn ended(&self, restarts: u32, started: LogTime, end: RunEnd, next: ReplicaState) {
-        self.complete_log();
+        drop(self.current.lock().take());
         self.update(|slot| {
             let instance = self.instance(restarts);
             match slot.runs.iter_mut().find(|run| Some(&run.instance) == instance.as_ref()) {
@@ -90,19 +103,12 @@ impl StatusPublisher {
     /// unless that is the current run.
     pub(super) fn log_completed(&self, instance: &Instance) -> CancellationToken {
         match &*self.current.lock() {
-            Some((run, completed)) if run == instance => completed.clone(),
+            Some(run) if run.instance == *instance => run.completed.clone(),
             _ => {
                 let completed = CancellationToken::new();
                 completed.cancel();
                 completed
             }
-        }
-    }
-
-    fn complete_log(&self) {
-        let current = self.current.lock().take();
-        if let Some((_, completed)) = current {
-            completed.cancel();
         }
     }
 
@@ -128,13 +134,6 @@ impl StatusPublisher {
         if let Some(slot) = service.and_then(|service| service.replicas.get_mut(&self.replica.index)) {
             change(slot);
         }
-    }
-}
-
-impl Drop for StatusPublisher {
-    /// Releases followers of a run that is abandoned: its log will not grow.
-    fn drop(&mut self) {
-        self.complete_log();
     }
 }
 

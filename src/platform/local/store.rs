@@ -17,7 +17,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use memchr::{memchr, memrchr_iter};
+use memchr::memrchr;
 use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
@@ -26,8 +26,8 @@ use crate::model::limits::CRI_PIECE_MAX_BYTES;
 use crate::model::time::LogTime;
 use crate::model::view::{Run, RunEnd};
 use crate::platform::Error;
+use crate::platform::cri;
 use crate::platform::cri::path::{LogName, PodDir};
-use crate::platform::cri::{self, Record};
 
 /// Only the gateway's user may read tenants' output.
 const DIR_MODE: u32 = 0o700;
@@ -193,8 +193,8 @@ fn files_by_run(logs: &Path) -> io::Result<BTreeMap<u32, Vec<LogName>>> {
 fn ended_run(logs: &Path, instance: Instance, files: &[LogName]) -> Run {
     let path = |name: &LogName| logs.join(name.to_string());
     let modified = files.last().and_then(|name| modified(&path(name)));
-    let ended = files.iter().rev().find_map(|name| last_time(&path(name)).ok().flatten());
-    let started = files.iter().find_map(|name| first_time(&path(name)).ok().flatten());
+    let ended = files.iter().rev().find_map(|name| last_time(&path(name)));
+    let started = files.iter().find_map(|name| first_time(&path(name)));
     let time = ended.or(modified).unwrap_or_else(LogTime::now);
     Run {
         instance,
@@ -211,29 +211,23 @@ fn modified(path: &Path) -> Option<LogTime> {
 }
 
 /// Returns the time of a file's first record.
-fn first_time(path: &Path) -> io::Result<Option<LogTime>> {
+fn first_time(path: &Path) -> Option<LogTime> {
     let mut start = Vec::with_capacity(HEADER_MAX_BYTES);
-    File::open(path)?.take(HEADER_MAX_BYTES as u64).read_to_end(&mut start)?;
-    let record = start.split(|byte| *byte == b'\n').next().and_then(cri::parse);
-    Ok(record.map(|record: Record<'_>| record.time))
+    File::open(path).ok()?.take(HEADER_MAX_BYTES as u64).read_to_end(&mut start).ok()?;
+    cri::first_time(&start)
 }
 
 /// Returns the time of a file's last complete record.
-fn last_time(path: &Path) -> io::Result<Option<LogTime>> {
+fn last_time(path: &Path) -> Option<LogTime> {
     // The longest record, and another one that a crash may have left incomplete.
     let window = 2 * (CRI_PIECE_MAX_BYTES + HEADER_MAX_BYTES) as u64;
-    let mut file = File::open(path)?;
-    let from = file.metadata()?.len().saturating_sub(window);
-    file.seek(SeekFrom::Start(from))?;
+    let mut file = File::open(path).ok()?;
+    let from = file.metadata().ok()?.len().saturating_sub(window);
+    file.seek(SeekFrom::Start(from)).ok()?;
     let mut end = Vec::new();
-    file.take(window).read_to_end(&mut end)?;
-    let starts = memrchr_iter(b'\n', &end).map(|at| at + 1).chain([0]);
-    let whole = starts.filter_map(|start| {
-        let rest = end.get(start..)?;
-        let record = rest.get(..memchr(b'\n', rest)?)?;
-        cri::parse(record)
-    });
-    Ok(whole.map(|record| record.time).next())
+    file.take(window).read_to_end(&mut end).ok()?;
+    let mut records = end.get(..memrchr(b'\n', &end)?)?.rsplit(|byte| *byte == b'\n');
+    records.find_map(cri::parse).map(|record| record.time)
 }
 
 #[cfg(test)]

@@ -138,9 +138,7 @@ impl LogFiles {
 
     /// Returns the time of a listed file's first record.
     pub(super) fn first_time(&self, entry: &Entry) -> Option<LogTime> {
-        let prefix = self.prefix(entry);
-        let record = prefix.split(|byte| *byte == b'\n').next()?;
-        cri::parse(record).map(|record| record.time)
+        cri::first_time(&self.prefix(entry))
     }
 
     pub(super) fn io_error(&self, what: &str, error: io::Error) -> Error {

@@ -17,9 +17,9 @@ use crate::model::limits::READ_MAX_BYTES;
 use crate::model::line::{GapCause, OutputStream, SourceGap};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
+use crate::platform::Error;
 use crate::platform::batcher::{LineBatcher, Piece, StartFilter, unknown_gap};
 use crate::platform::cri::{Parser, Record};
-use crate::platform::Error;
 
 use super::file_order::{FilePosition, Next};
 use super::file_reader::{FileReader, RawRecord, ReadOutcome};

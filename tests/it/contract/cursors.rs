@@ -9,6 +9,7 @@ use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::lease_rpc_client::LeaseRpcClient;
 use leasemux::model::proto::lease::{Cursor, ServiceLogsRequest, ServiceLogsResponse};
 use leasemux::model::time::LogTime;
+use leasemux::platform::Platform as _;
 use leasemux::platform::local::sdl::Sdl;
 use leasemux::platform::local::{LocalConfig, LocalPlatform};
 use leasemux::sys::dir_watch::Notifier;

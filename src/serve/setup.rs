@@ -1,0 +1,101 @@
+//! Creates the configured platform and trust sources.
+
+use std::sync::Arc;
+
+use super::ServeError;
+use super::runtimes::SideRuntime;
+use crate::access::chain::{ChainConfig, ChainTrust};
+use crate::access::dir::DirTrust;
+use crate::access::trust::{AnyOf, Trust};
+use crate::config::{KubeOptions, PlatformKind, ServeConfig};
+use crate::model::id::LeaseId;
+use crate::model::metrics::Metrics;
+use crate::platform::Platform;
+use crate::platform::kube::{KubeConfig, KubePlatform, KubeSource};
+use crate::platform::local::sdl::Sdl;
+use crate::platform::local::{LocalConfig, LocalPlatform};
+use crate::platform::node::NodePlatform;
+use crate::sys::dir_watch::Notifier;
+
+/// Directory of the chain cache, within the data directory.
+const CHAIN_DIR: &str = "chain";
+
+/// Starts the platform. For a cluster, waits until all objects are listed. Runs local services on `side`.
+pub(super) async fn platform(
+    config: &ServeConfig,
+    leases: Vec<(LeaseId, Sdl)>,
+    notifier: Notifier,
+    metrics: &Metrics,
+    side: &SideRuntime,
+) -> Result<Arc<dyn Platform>, ServeError> {
+    Ok(match &config.platform {
+        PlatformKind::Local => side
+            .within(|| LocalPlatform::start(local_config(config, leases), notifier))
+            .map_err(ServeError::Local)?,
+        PlatformKind::Kube(options) => cluster(options, metrics).await?,
+        PlatformKind::Node(options, node) => {
+            let kube = cluster(options, metrics).await?;
+            Arc::new(NodePlatform::new(kube, notifier, node.name.clone(), node.logs.clone()))
+        }
+    })
+}
+
+fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfig {
+    let mut local = LocalConfig::new(config.data_dir.clone(), leases);
+    local.rotate_max_bytes = config.local.rotate_max_bytes;
+    local.rotate_files = config.local.rotate_files;
+    local.kept_runs = config.local.kept_runs;
+    local.stop_grace = config.local.stop_grace;
+    if let Some(hostname) = config.public_hostnames.first() {
+        local.public_hostname.clone_from(hostname);
+    }
+    local
+}
+
+fn kube_config(options: &KubeOptions) -> KubeConfig {
+    let source = options
+        .kubeconfig
+        .clone()
+        .map_or(KubeSource::InCluster, |file| KubeSource::File { file, context: options.context.clone() });
+    KubeConfig {
+        source,
+        provider: options.provider.clone(),
+        hostname: options.hostname.clone(),
+        manifest_namespace: options.manifest_namespace.clone(),
+        coordination_namespace: options.coordination_namespace.clone(),
+    }
+}
+
+async fn cluster(options: &KubeOptions, metrics: &Metrics) -> Result<Arc<KubePlatform>, ServeError> {
+    KubePlatform::start(&kube_config(options), metrics).await.map_err(ServeError::Kube)
+}
+
+/// Opens the trust directory and the chain source. The directory is asked first because it needs no query.
+pub(super) async fn trust(
+    config: &ServeConfig,
+    notifier: &Notifier,
+    metrics: &Metrics,
+) -> Result<Arc<dyn Trust>, ServeError> {
+    let mut sources: Vec<Arc<dyn Trust>> = Vec::new();
+    if let Some(dir) = &config.access.trust_dir {
+        let trust = DirTrust::open(dir, notifier, config.limits.trust_poll).await?;
+        if trust.trusted() == 0 && config.access.chain.is_none() {
+            tracing::warn!(
+                dir = %dir.display(),
+                "trust directory is empty; add certificates (*.pem) or account keys (*.pub)"
+            );
+        }
+        sources.push(Arc::new(trust));
+    }
+    if let Some(chain) = &config.access.chain {
+        let chain = ChainConfig {
+            node: chain.node.clone(),
+            authorities: chain.authorities.clone(),
+            dir: config.data_dir.join(CHAIN_DIR),
+            grace: chain.grace,
+            queries_per_second: config.limits.quota.chain_queries_per_second.into(),
+        };
+        sources.push(Arc::new(ChainTrust::open(&chain, metrics.clone())?));
+    }
+    Ok(Arc::new(AnyOf(sources)))
+}
