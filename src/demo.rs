@@ -7,8 +7,8 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -90,7 +90,7 @@ where
 {
     let end = async {
         tokio::select! {
-            () = after(config.duration) => Ok(true),
+            Some(()) = OptionFuture::from(config.duration.map(tokio::time::sleep)) => Ok(true),
             // Same as a failed write: the gateway is stopped in order.
             () = stdout_closed() => Err(DemoError::Write(io::ErrorKind::BrokenPipe.into())),
         }
@@ -166,7 +166,7 @@ async fn follow(
     end: impl Future<Output = Result<bool, DemoError>>,
 ) -> Result<Summary, DemoError> {
     let target = Target {
-        gateway: gateway.address().clone(),
+        gateway: gateway.address.clone(),
         identity: Some(dir.identity()),
         token: None,
         trust: ServerTrust::File(dir.server_certificate()),
@@ -198,19 +198,12 @@ fn introduction(gateway: &Gateway, dir: &WorkDir, lease: &LeaseId) -> String {
     format!(
         "gateway running at {}, metrics at {}metrics; to follow the lease from another terminal:\n  \
          leasemux logs {lease} \\\n    --follow --gateway {} --identity {} --ca {}",
-        gateway.address(),
-        gateway.admin(),
-        gateway.address(),
+        gateway.address,
+        gateway.admin,
+        gateway.address,
         dir.identity().display(),
         dir.server_certificate().display()
     )
-}
-
-async fn after(duration: Option<Duration>) {
-    match duration {
-        Some(duration) => tokio::time::sleep(duration).await,
-        None => std::future::pending().await,
-    }
 }
 
 impl std::fmt::Debug for Parts<'_> {
@@ -239,6 +232,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     use super::*;
     use crate::client::testing::{FakeGateway, Step};

@@ -1,6 +1,6 @@
 //! Builds the gateway, runs it and shuts it down.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub enum ServeError {
         /// The address that was tried.
         address: SocketAddr,
         /// The system's error.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The local platform cannot start; usually the data directory is the reason.
     #[error("--data-dir: {}", operator_text(.0))]
@@ -110,7 +110,7 @@ async fn serve(config: ServeConfig) -> Result<(), ServeError> {
             return Ok(());
         }
     };
-    let mut stdout = std::io::stdout();
+    let mut stdout = io::stdout();
     // Standard output may be closed.
     let _ = writeln!(stdout, "{ready}").and_then(|()| stdout.flush());
     let reason = signals.wait().await;
@@ -128,6 +128,7 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let notifier = Notifier::start();
     let exporter = Exporter::new().map_err(internal)?;
     let offers = sni_configs(&config, &notifier, &exporter)?;
+    let bind = |flag, address| bind(address).map_err(|source| ServeError::Listen { flag, address, source });
     let socket = bind("--listen", config.listen)?;
     let admin_listener = listen("--admin-listen", bind("--admin-listen", config.admin_listen)?)?;
     let addresses = (socket.local_addr().map_err(internal)?, admin_listener.local_addr().map_err(internal)?);
@@ -264,15 +265,12 @@ fn operator_text(error: &platform::Error) -> String {
 }
 
 /// Binds a socket without listening.
-fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpSocket, ServeError> {
-    let bind = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // Connections of a gateway that has just stopped would otherwise block the address.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        Ok(socket)
-    };
-    bind().map_err(|source| ServeError::Listen { flag, address, source })
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Connections of a gateway that has just stopped would otherwise block the address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 fn listen(flag: &'static str, socket: TcpSocket) -> Result<TcpListener, ServeError> {

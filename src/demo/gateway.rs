@@ -50,8 +50,10 @@ pub(super) struct Gateway {
     /// input that it still owns.
     _lifeline: ChildStdin,
     pid: Pid,
-    address: Uri,
-    admin: Uri,
+    /// The address for tenants.
+    pub(super) address: Uri,
+    /// The address of the admin port.
+    pub(super) admin: Uri,
     log: Log,
     /// Readers of the child's outputs.
     _readers: JoinSet<()>,
@@ -147,16 +149,6 @@ impl Gateway {
         };
         readers.spawn(discard(stdout));
         Ok(Self { child, _lifeline: lifeline, pid, address, admin, log, _readers: readers })
-    }
-
-    /// Returns the address for tenants.
-    pub(super) fn address(&self) -> &Uri {
-        &self.address
-    }
-
-    /// Returns the address of the admin port.
-    pub(super) fn admin(&self) -> &Uri {
-        &self.admin
     }
 
     /// Returns the usage so far; `None` if `/proc` has no data.
@@ -256,8 +248,8 @@ mod tests {
     #[tokio::test]
     async fn gateway_is_started_measured_and_stopped() {
         let gateway = shell(&format!("{READY}; read line; exit 7")).await.unwrap();
-        assert_eq!(gateway.address().to_string(), "https://127.0.0.1:1/");
-        assert_eq!(gateway.admin().to_string(), "http://127.0.0.1:2/");
+        assert_eq!(gateway.address.to_string(), "https://127.0.0.1:1/");
+        assert_eq!(gateway.admin.to_string(), "http://127.0.0.1:2/");
         assert!(gateway.usage().unwrap().peak_memory_bytes > 0);
         let killed = gateway.stop(std::future::pending()).await.unwrap_err();
         assert!(killed.to_string().contains("signal: 15"), "{killed}");

@@ -9,7 +9,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
 use crate::model::id::Owner;
@@ -40,7 +39,7 @@ impl WorkDir {
         remove_abandoned(parent);
         let dir = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
         let lock = File::create(dir.path().join(LOCK))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        lock.try_lock()?;
         fs::create_dir(dir.path().join("trusted"))?;
         Ok(Self { dir, _lock: lock })
     }
@@ -98,7 +97,7 @@ fn is_abandoned(dir: &Path) -> bool {
         return false;
     }
     let lock = File::open(dir.join(LOCK));
-    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
+    lock.is_ok_and(|lock| lock.try_lock().is_ok())
 }
 
 #[cfg(test)]

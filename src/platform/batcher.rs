@@ -84,6 +84,16 @@ pub(super) const fn unknown_gap(cause: GapCause) -> SourceGap {
     SourceGap { cause, lines: 0, bytes: 0, exact: false, after: Position::START }
 }
 
+/// Returns one gap for two, with the cause and position of the second.
+fn join_gaps(first: SourceGap, second: SourceGap) -> SourceGap {
+    SourceGap {
+        lines: first.lines.saturating_add(second.lines),
+        bytes: first.bytes.saturating_add(second.bytes),
+        exact: first.exact && second.exact,
+        ..second
+    }
+}
+
 // === impl LineBatcher ===
 
 impl LineBatcher {
@@ -183,13 +193,7 @@ impl LineBatcher {
         self.at = before.after_line(time);
         let filter = self.filter;
         match filter {
-            StartFilter::After(to) => {
-                if self.at < to || self.is_line_of(to) {
-                    self.begin_if_reached(to);
-                    return;
-                }
-                self.begin_inexact(before);
-            }
+            StartFilter::After(to) if !self.begin_after(to, before) => return,
             StartFilter::Since(since) if !self.begin_since(since, time, before) => return,
             // This is no line that could contain the offset.
             StartFilter::Bytes(_) => self.filter = StartFilter::All,
@@ -221,13 +225,7 @@ impl LineBatcher {
         match self.filter {
             StartFilter::All => {}
             StartFilter::Since(_) => {
-                let before = self.pending_gap.unwrap_or(SourceGap { exact: true, ..unknown_gap(gap.cause) });
-                self.pending_gap = Some(SourceGap {
-                    lines: before.lines.saturating_add(gap.lines),
-                    bytes: before.bytes.saturating_add(gap.bytes),
-                    exact: before.exact && gap.exact,
-                    ..gap
-                });
+                self.pending_gap = Some(self.pending_gap.map_or(gap, |before| join_gaps(before, gap)));
                 return;
             }
             _ => return,
@@ -236,9 +234,7 @@ impl LineBatcher {
         self.flush_batch();
         match &mut self.gap {
             Some(last) if last.cause == gap.cause && last.exact == gap.exact => {
-                last.lines = last.lines.saturating_add(gap.lines);
-                last.bytes = last.bytes.saturating_add(gap.bytes);
-                last.after = gap.after;
+                *last = join_gaps(*last, gap);
             }
             _ => {
                 self.flush_gap();
@@ -359,14 +355,7 @@ impl LineBatcher {
                 None
             }
             StartFilter::Since(since) => self.begin_since(since, time, before).then_some(0),
-            StartFilter::After(to) => {
-                if self.at < to || self.is_line_of(to) {
-                    self.begin_if_reached(to);
-                    return None;
-                }
-                self.begin_inexact(before);
-                Some(0)
-            }
+            StartFilter::After(to) => self.begin_after(to, before).then_some(0),
             StartFilter::Bytes(skipped) => {
                 let skip = usize::try_from(skipped.saturating_sub(before.offset)).unwrap_or(usize::MAX);
                 if ends || skip < len {
@@ -396,11 +385,17 @@ impl LineBatcher {
         self.at == Position { offset: 0, ..to }
     }
 
-    /// Starts delivery after a position that was not found.
-    fn begin_inexact(&mut self, before: Position) {
+    /// Starts delivery with the last item, which begins at `before`, if it is after `to`: that was not found.
+    /// Returns whether it did.
+    fn begin_after(&mut self, to: Position, before: Position) -> bool {
+        if self.at < to || self.is_line_of(to) {
+            self.begin_if_reached(to);
+            return false;
+        }
         self.inexact = true;
         self.begin(before);
         self.gap_at(before, unknown_gap(GapCause::Rotated));
+        true
     }
 
     /// Starts delivery at `before`, with the pending gap, if `time` is not too old. Returns whether it did.

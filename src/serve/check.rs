@@ -4,10 +4,9 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use socket2::{Domain, Socket, Type};
 use tokio::runtime::Builder;
 
-use super::operator_text;
+use super::{bind, operator_text};
 use crate::access::chain;
 use crate::config::{ClusterAccess, StartChecks};
 use crate::edge::tls;
@@ -41,12 +40,7 @@ fn cluster(cluster: &ClusterAccess<'_>) -> Result<Option<String>, String> {
 /// Binds the address without listening, so that no connection is refused meanwhile. An address in use is
 /// accepted: the running gateway may hold it.
 fn listen(address: SocketAddr) -> Result<(), String> {
-    let bind = || -> std::io::Result<()> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())
-    };
-    match bind() {
+    match bind(address) {
         Err(error) if error.kind() != ErrorKind::AddrInUse => {
             Err(format!("must be an address that this machine can listen on: {error}"))
         }

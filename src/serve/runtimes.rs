@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
 
 /// Task polls of a worker thread between two checks of sockets and timers. A busy thread checks them at no
 /// other time, so a new event waits for this many polls. A poll under load takes about 50 us: 16 take less
@@ -14,12 +14,10 @@ const EVENT_INTERVAL: u32 = 16;
 /// services, whose pipes must not fill.
 ///
 /// Drop ends its tasks without waiting, so it may be dropped within another runtime.
+///
+/// Empty only during drop.
 #[derive(Debug)]
-pub struct SideRuntime {
-    handle: Handle,
-    /// `None` only during drop.
-    runtime: Option<Runtime>,
-}
+pub struct SideRuntime(Option<Runtime>);
 
 /// Creates the main runtime.
 ///
@@ -39,20 +37,20 @@ impl SideRuntime {
     pub fn start() -> io::Result<Self> {
         let runtime =
             Builder::new_multi_thread().worker_threads(1).thread_name("side").enable_all().build()?;
-        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+        Ok(Self(Some(runtime)))
     }
 
     /// Calls `start` in the context of this runtime. Tasks and sockets that it creates belong to this
     /// runtime.
     pub fn within<T>(&self, start: impl FnOnce() -> T) -> T {
-        let _context = self.handle.enter();
+        let _context = self.0.as_ref().map(Runtime::enter);
         start()
     }
 }
 
 impl Drop for SideRuntime {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::io::AsyncReadExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
@@ -105,7 +106,7 @@ impl StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
-            () = hung_up(self.hangup.as_mut()) => {
+            Some(_) = OptionFuture::from(self.hangup.as_mut().map(Signal::recv)) => {
                 self.hangup = None;
                 "SIGHUP"
             }
@@ -115,15 +116,6 @@ impl StopSignals {
                 "end of standard input"
             }
         }
-    }
-}
-
-async fn hung_up(signal: Option<&mut Signal>) {
-    match signal {
-        Some(signal) => {
-            signal.recv().await;
-        }
-        None => std::future::pending().await,
     }
 }
 

@@ -12,13 +12,13 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::output_copier::{Outputs, blocking, copy_output};
-use super::rotate::{LogFile, RealFs, Rotation};
+use super::output_copier::{blocking, copy_output};
+use super::rotate::{RealFs, RotatingLog, Rotation};
 use super::shim::{self, Channel, NOT_EXECUTABLE, Order, Report, Spec, StartFailure};
 use super::status_publisher::StatusPublisher;
 use super::store::{make_dir, mark_ended, mark_open, prune};
 use super::supervisor::{RunOutcome, Runner, StopSignal};
-use super::writer::{NO_LOSS, Writer};
+use super::writer::{LogWriter, NO_LOSS};
 use crate::model::time::LogTime;
 use crate::model::view::RunEnd;
 use crate::platform::cri::DroppedOutput;
@@ -72,7 +72,7 @@ impl Runner for Launcher {
             if let Err(error) = mark_open(&logs) {
                 tracing::warn!(%error, logs = %logs.display(), "failed to mark log as open");
             }
-            let mut writer = Writer::new(LogFile::new(RealFs, logs, restarts, rotation), lost);
+            let mut writer = LogWriter::new(RotatingLog::new(RealFs, logs, restarts, rotation), lost);
             writer.flush(LogTime::now());
             writer
         };
@@ -122,11 +122,12 @@ impl Launcher {
 // === impl Process ===
 
 impl Process {
-    /// Starts a shim, `exe`, and orders it to start `spec`. Its first report says whether that worked.
+    /// Starts a shim, `exe`, and orders it to start `spec`. Its first report says whether that worked. Returns
+    /// the pipes of standard output and standard error as well.
     ///
     /// # Errors
     /// If the shim itself cannot be started.
-    async fn start(exe: &Path, spec: Spec) -> io::Result<(Self, Outputs)> {
+    async fn start(exe: &Path, spec: Spec) -> io::Result<(Self, [pipe::Receiver; 2])> {
         let (ours, theirs) = UnixStream::pair()?;
         let (stdout, service_stdout) = io::pipe()?;
         let (stderr, service_stderr) = io::pipe()?;
@@ -139,10 +140,8 @@ impl Process {
             .stdout(Stdio::from(service_stdout))
             .stderr(Stdio::from(service_stderr))
             .spawn()?;
-        let outputs = Outputs {
-            stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
-            stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
-        };
+        let [stdout, stderr] = [stdout, stderr].map(|pipe| pipe::Receiver::from_owned_fd(pipe.into()));
+        let outputs = [stdout?, stderr?];
         let mut process = Self { control: Channel::new(ours)?, shim };
         match process.control.send(&Order::Start(spec)).await {
             // A broken pipe means that the shim died. The missing report shows that, and its error is in the
@@ -160,7 +159,9 @@ impl Process {
                 biased;
                 request = stop.requested(number) => {
                     outcome.stopped = Some(request.reason);
-                    self.stop(request.grace).await;
+                    let grace_ms = u64::try_from(request.grace.as_millis()).unwrap_or(u64::MAX);
+                    // If the shim is dead, the missing report shows that.
+                    let _ = self.control.send(&Order::Stop { grace_ms }).await;
                 }
                 report = self.control.next() => match report.ok().flatten() {
                     Some(Report::Started) => {
@@ -183,14 +184,6 @@ impl Process {
         // Fails only if the shim was waited for elsewhere.
         outcome.shim = shim.wait().await.ok();
         outcome
-    }
-
-    /// Sends SIGTERM to the service's first process, and SIGKILL to all that are left when it exits or after
-    /// `grace`. The last report still follows.
-    async fn stop(&mut self, grace: Duration) {
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        // If the shim is dead, the missing report shows that.
-        let _ = self.control.send(&Order::Stop { grace_ms }).await;
     }
 }
 

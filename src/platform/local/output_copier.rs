@@ -4,12 +4,13 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::rotate::LogFs;
-use super::writer::Writer;
+use super::writer::LogWriter;
 use crate::model::line::OutputStream;
 use crate::model::time::LogTime;
 use crate::platform::cri::DroppedOutput;
@@ -30,30 +31,23 @@ const NOTICE_RETRY: Duration = Duration::from_secs(1);
 /// inotify ([`POLL`](crate::sys::dir_watch::POLL)), it is sent within 500 ms.
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
-/// The reading ends of a service's output pipes.
-#[derive(Debug)]
-pub(super) struct Outputs {
-    pub(super) stdout: pipe::Receiver,
-    pub(super) stderr: pipe::Receiver,
-}
-
-/// Writes `outputs` to the log until `ended`, then the rest of the pipes. Returns losses that the log could
+/// Writes the output in `pipes`, standard output and standard error, to the log until `ended`, then the rest of the pipes. Returns losses that the log could
 /// not report. The run waits for nothing but the disk, and its end for nothing at all.
 pub(super) async fn copy_output<F: LogFs>(
-    outputs: Outputs,
-    mut writer: Writer<F>,
+    pipes: [pipe::Receiver; 2],
+    mut writer: LogWriter<F>,
     ended: CancellationToken,
 ) -> DroppedOutput {
-    let mut stdout = Some(outputs.stdout);
-    let mut stderr = Some(outputs.stderr);
+    let [mut stdout, mut stderr] = pipes.map(Some);
     // When unfinished lines must be written.
     let mut due: Option<Instant> = None;
     loop {
         tokio::select! {
             biased;
             () = ended.cancelled() => break,
-            () = readable(stdout.as_ref()) => {}
-            () = readable(stderr.as_ref()) => {}
+            // An error is returned again by the read.
+            Some(_) = readable(stdout.as_ref()) => {}
+            Some(_) = readable(stderr.as_ref()) => {}
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             () = tokio::time::sleep(NOTICE_RETRY), if writer.has_unreported_loss() => {}
         }
@@ -91,12 +85,8 @@ pub(super) async fn copy_output<F: LogFs>(
 }
 
 /// Waits until a pipe is readable or at its end.
-async fn readable(pipe: Option<&pipe::Receiver>) {
-    match pipe {
-        // An error is returned again by the read.
-        Some(pipe) => drop(pipe.readable().await),
-        None => std::future::pending().await,
-    }
+fn readable(pipe: Option<&pipe::Receiver>) -> OptionFuture<impl Future<Output = io::Result<()>>> {
+    pipe.map(pipe::Receiver::readable).into()
 }
 
 /// Reads what is available. Closes a pipe that has ended.
@@ -147,16 +137,13 @@ mod tests {
 
     use super::*;
     use crate::platform::cri;
-    use crate::platform::local::rotate::{LogFile, RealFs, Rotation};
+    use crate::platform::local::rotate::{RealFs, RotatingLog, Rotation};
     use crate::platform::local::writer::NO_LOSS;
 
-    fn pipes() -> (Outputs, io::PipeWriter, io::PipeWriter) {
+    fn pipes() -> ([pipe::Receiver; 2], io::PipeWriter, io::PipeWriter) {
         let (stdout, stdout_writer) = io::pipe().unwrap();
         let (stderr, stderr_writer) = io::pipe().unwrap();
-        let outputs = Outputs {
-            stdout: pipe::Receiver::from_owned_fd(stdout.into()).unwrap(),
-            stderr: pipe::Receiver::from_owned_fd(stderr.into()).unwrap(),
-        };
+        let outputs = [stdout, stderr].map(|pipe| pipe::Receiver::from_owned_fd(pipe.into()).unwrap());
         (outputs, stdout_writer, stderr_writer)
     }
 
@@ -166,7 +153,8 @@ mod tests {
         for round in 0..20 {
             let (outputs, mut stdout, mut stderr) = pipes();
             let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-            let writer = Writer::new(LogFile::new(RealFs, dir.path().to_owned(), round, rotation), NO_LOSS);
+            let writer =
+                LogWriter::new(RotatingLog::new(RealFs, dir.path().to_owned(), round, rotation), NO_LOSS);
             let ended = CancellationToken::new();
             stdout.write_all(&b"x".repeat(1_000)).unwrap();
             let copy = copy_output(outputs, writer, ended.clone());
@@ -194,7 +182,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (outputs, mut stdout, mut stderr) = pipes();
         let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-        let writer = Writer::new(LogFile::new(RealFs, dir.path().to_owned(), 0, rotation), NO_LOSS);
+        let writer = LogWriter::new(RotatingLog::new(RealFs, dir.path().to_owned(), 0, rotation), NO_LOSS);
         let ended = CancellationToken::new();
         let log = dir.path().join("0.log");
         let written = async |tags: &[&str]| {
@@ -227,7 +215,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (outputs, stdout, mut stderr) = pipes();
         let rotation = Rotation { max_bytes: u64::MAX, files: 1 };
-        let writer = Writer::new(LogFile::new(RealFs, dir.path().to_owned(), 0, rotation), NO_LOSS);
+        let writer = LogWriter::new(RotatingLog::new(RealFs, dir.path().to_owned(), 0, rotation), NO_LOSS);
         let ended = CancellationToken::new();
         drop(stdout);
         let end = async {

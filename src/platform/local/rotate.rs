@@ -46,7 +46,7 @@ pub(super) struct Rotation {
 
 /// The log of one run.
 #[derive(Debug)]
-pub(super) struct LogFile<F: LogFs> {
+pub(super) struct RotatingLog<F: LogFs> {
     fs: F,
     dir: PathBuf,
     restarts: u32,
@@ -116,9 +116,9 @@ impl LogFs for RealFs {
     }
 }
 
-// === impl LogFile ===
+// === impl RotatingLog ===
 
-impl<F: LogFs> LogFile<F> {
+impl<F: LogFs> RotatingLog<F> {
     /// Creates the log of run `restarts` in `dir`. Opens nothing.
     pub(super) fn new(fs: F, dir: PathBuf, restarts: u32, rotation: Rotation) -> Self {
         Self { fs, dir, restarts, rotation, active: None, rotated: VecDeque::new() }

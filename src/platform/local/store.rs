@@ -11,14 +11,13 @@
 //! from the existing files. So cursors stay valid across a restart of the gateway.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use memchr::memrchr;
-use rustix::fs::FlockOperation;
 use uuid::Uuid;
 
 use crate::model::id::{Instance, LeaseId, Replica};
@@ -85,12 +84,12 @@ impl Store {
             .truncate(false)
             .open(dir.join("lock"))
             .map_err(failed)?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            rustix::io::Errno::WOULDBLOCK => Error::Unavailable(format!(
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::Unavailable(format!(
                 "data directory {} is used by another gateway; give each its own",
                 dir.display()
             )),
-            other => failed(other.into()),
+            TryLockError::Error(error) => failed(error),
         })?;
         let (pods, homes) = (dir.join("pods"), dir.join("home"));
         make_dir(&pods).map_err(failed)?;

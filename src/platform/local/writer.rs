@@ -2,7 +2,7 @@
 //!
 //! Guarantees: records are in the order of the output, and their times grow strictly. A line is never mixed
 //! with another of the same stream. An unfinished line is written as a partial record by
-//! [`Writer::flush_unfinished`] and at the end of the run.
+//! [`LogWriter::flush_unfinished`] and at the end of the run.
 //!
 //! If the log cannot be written, output is dropped and counted. Once writing works again, a record tagged
 //! `lost=LINES/BYTES` marks the place; if the run ends before, it is in the log of the next run. If the
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use memchr::memchr;
 
-use super::rotate::{LogFile, LogFs};
+use super::rotate::{LogFs, RotatingLog};
 use crate::model::limits::{CRI_PIECE_MAX_BYTES, LINE_HELD_MAX_BYTES};
 use crate::model::line::OutputStream;
 use crate::model::time::LogTime;
@@ -42,8 +42,8 @@ pub(super) const UNKNOWN_LOSS: DroppedOutput = DroppedOutput { exact: false, ..N
 
 /// Writes the log of one run.
 #[derive(Debug)]
-pub(super) struct Writer<F: LogFs> {
-    log: LogFile<F>,
+pub(super) struct LogWriter<F: LogFs> {
+    log: RotatingLog<F>,
     /// Unfinished lines of stdout and stderr.
     lines: [Unfinished; 2],
     /// Time of the last record.
@@ -93,12 +93,12 @@ struct Outage {
     last_warning: Option<Instant>,
 }
 
-// === impl Writer ===
+// === impl LogWriter ===
 
-impl<F: LogFs> Writer<F> {
+impl<F: LogFs> LogWriter<F> {
     /// Starts a log, with the unreported loss of earlier runs. A file that cannot be created is handled like
     /// a full disk.
-    pub(super) fn new(mut log: LogFile<F>, lost: DroppedOutput) -> Self {
+    pub(super) fn new(mut log: RotatingLog<F>, lost: DroppedOutput) -> Self {
         if let Err(error) = log.create() {
             tracing::warn!(%error, log = %log.path().display(), "failed to create log file, will retry with first output");
         }

@@ -85,14 +85,12 @@ impl LogFiles {
     pub(super) fn list(&self) -> Result<Vec<Entry>, Error> {
         let mut last = None;
         // A rename during a listing may hide a file from it, so two equal listings in a row are required.
-        for _ in 0..ATTEMPTS_MAX {
+        self.retry(|| {
             let listing = self.list_once().map_err(|error| self.io_error("failed to list", error))?;
-            if listing.is_some() && listing == last {
-                return Ok(listing.unwrap_or_default());
-            }
-            last = listing;
-        }
-        Err(self.unstable())
+            let is_stable = listing == last;
+            last.clone_from(&listing);
+            Ok(listing.filter(|_| is_stable))
+        })
     }
 
     /// Calls `find` with fresh listings until it returns a value. It returns `None` if a listed file was gone
@@ -101,19 +99,24 @@ impl LogFiles {
         &self,
         mut find: impl FnMut(&[Entry]) -> Result<Option<T>, Error>,
     ) -> Result<T, Error> {
+        self.retry(|| find(&self.list()?))
+    }
+
+    /// Calls `attempt` until it returns a value. It returns `None` if files were renamed or removed meanwhile.
+    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<Option<T>, Error>) -> Result<T, Error> {
         for _ in 0..ATTEMPTS_MAX {
-            if let Some(found) = find(&self.list()?)? {
+            if let Some(found) = attempt()? {
                 return Ok(found);
             }
         }
-        Err(self.unstable())
+        tracing::warn!(dir = %self.dir.display(), "log files changed during every attempt to read them");
+        Err(Error::Unavailable("the log is being rotated continuously".to_owned()))
     }
 
     /// Returns the identity of the active file.
     pub(super) fn active(&self) -> Result<Option<FileId>, Error> {
-        match fs::metadata(self.path(&LogName::active(self.restarts))) {
-            Ok(metadata) => Ok(Some(FileId::of(&metadata))),
-            Err(error) if is_not_found(&error) => Ok(None),
+        match existing(fs::metadata(self.path(&LogName::active(self.restarts)))) {
+            Ok(metadata) => Ok(metadata.as_ref().map(FileId::of)),
             Err(error) => Err(self.io_error("failed to find the active log in", error)),
         }
     }
@@ -125,10 +128,8 @@ impl LogFiles {
             let id = FileId::of(&file.metadata()?);
             Ok((id == entry.id).then(|| OpenFile { file: Arc::new(file), id, gz: entry.name.gz }))
         };
-        match open() {
-            Err(error) if is_not_found(&error) => Ok(None),
-            opened => opened.map_err(|error| self.io_error("failed to open a log in", error)),
-        }
+        let opened = existing(open()).map(Option::flatten);
+        opened.map_err(|error| self.io_error("failed to open a log in", error))
     }
 
     /// Returns the first bytes of a listed file, up to [`PREFIX_BYTES`]; empty if it cannot be read.
@@ -149,28 +150,15 @@ impl LogFiles {
         self.dir.join(name.to_string())
     }
 
-    /// The error for files that are renamed or removed at every attempt.
-    fn unstable(&self) -> Error {
-        tracing::warn!(dir = %self.dir.display(), "log files changed during every attempt to read them");
-        Error::Unavailable("the log is being rotated continuously".to_owned())
-    }
-
     /// Lists once. Returns `None` if a file vanished meanwhile.
     fn list_once(&self) -> io::Result<Option<Vec<Entry>>> {
-        let names = match names(&self.dir, self.restarts) {
-            Ok(names) => names,
-            Err(error) if is_not_found(&error) => return Ok(Some(Vec::new())),
-            Err(error) => return Err(error),
-        };
-        let mut entries = Vec::with_capacity(names.len());
-        for name in names {
-            match fs::metadata(self.path(&name)) {
-                Ok(metadata) if metadata.is_file() => {
-                    entries.push(Entry { name, id: FileId::of(&metadata), size: metadata.len() });
-                }
-                Ok(_) => {}
-                Err(error) if is_not_found(&error) => return Ok(None),
-                Err(error) => return Err(error),
+        let mut entries = Vec::new();
+        for name in existing(names(&self.dir, self.restarts))?.unwrap_or_default() {
+            let Some(metadata) = existing(fs::metadata(self.path(&name)))? else {
+                return Ok(None);
+            };
+            if metadata.is_file() {
+                entries.push(Entry { name, id: FileId::of(&metadata), size: metadata.len() });
             }
         }
         entries.sort_by(|a, b| a.name.age_order().cmp(&b.name.age_order()));
@@ -199,8 +187,12 @@ fn names(dir: &Path, restarts: u32) -> io::Result<Vec<LogName>> {
     Ok(names)
 }
 
-fn is_not_found(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+/// Returns `None` for a file or directory that does not exist.
+fn existing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 // === impl Entry ===

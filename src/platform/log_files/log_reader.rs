@@ -126,11 +126,11 @@ impl LogReader {
         filter: StartFilter,
     ) -> Result<Option<Self>, Error> {
         let mut reader = Self::new(log, LineBatcher::new(Position::START, 0, filter), Assembler::default());
-        if let Some(position) = FilePosition::of(log, list, index) {
-            let Some(file) = log.open(&list[index])? else {
+        if !list.is_empty() {
+            reader.current = CurrentFile::open(log, list, index)?;
+            if reader.current.is_none() {
                 return Ok(None);
-            };
-            reader.current = Some(CurrentFile::new(file, 0, position));
+            }
         }
         Ok(Some(reader))
     }
@@ -279,10 +279,8 @@ impl LogReader {
     fn open_first(&mut self) -> Result<Step, Error> {
         let log = &self.log;
         self.current = log.find(|list| {
-            let Some(position) = FilePosition::of(log, list, 0) else {
-                return Ok(Some(None));
-            };
-            Ok(log.open(&list[0])?.map(|file| Some(CurrentFile::new(file, 0, position))))
+            let file = CurrentFile::open(log, list, 0)?;
+            Ok((list.is_empty() || file.is_some()).then_some(file))
         })?;
         Ok(if self.current.is_some() { Step::Progress(0) } else { Step::Idle })
     }
@@ -315,6 +313,14 @@ impl LogReader {
 // === impl CurrentFile ===
 
 impl CurrentFile {
+    /// Opens the file at `index` of a listing. Returns `None` if it is gone.
+    fn open(log: &LogFiles, list: &[Entry], index: usize) -> Result<Option<Self>, Error> {
+        let Some(position) = FilePosition::of(log, list, index) else {
+            return Ok(None);
+        };
+        Ok(log.open(&list[index])?.map(|file| Self::new(file, 0, position)))
+    }
+
     fn new(file: OpenFile, offset: u64, position: FilePosition) -> Self {
         Self { reader: FileReader::new(file, offset), position, is_next_removed: false }
     }

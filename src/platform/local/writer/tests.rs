@@ -130,9 +130,9 @@ impl LogFs for Memory {
     }
 }
 
-fn writer(rotation: Rotation) -> (Memory, Writer<Memory>) {
+fn writer(rotation: Rotation) -> (Memory, LogWriter<Memory>) {
     let disk = Memory::default();
-    let writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, rotation), NO_LOSS);
+    let writer = LogWriter::new(RotatingLog::new(disk.clone(), "/logs".into(), 3, rotation), NO_LOSS);
     (disk, writer)
 }
 
@@ -184,7 +184,7 @@ fn recorded_log_is_written_and_parsed_unchanged() {
     const RECORDED: &str = include_str!("../../../../tests/surface/fixtures/run.log");
     const BASE: i64 = 1_760_000_000_000_000_000;
     let disk = Memory::default();
-    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 3, PLENTY), UNKNOWN_LOSS);
+    let mut writer = LogWriter::new(RotatingLog::new(disk.clone(), "/logs".into(), 3, PLENTY), UNKNOWN_LOSS);
     writer.append(OutputStream::Stdout, b"one\ntwo\n\n", at(BASE));
     writer.append(OutputStream::Stderr, "häßlich\nunfinished".as_bytes(), at(BASE + 1_000_000));
     writer.flush_unfinished(at(BASE + 2_000_000));
@@ -327,7 +327,7 @@ fn line_in_pieces_is_lost_as_a_whole() {
 fn failed_creation_is_retried() {
     let disk = Memory::default();
     disk.set(|state| state.refuse_open = true);
-    let mut writer = Writer::new(LogFile::new(disk.clone(), "/logs".into(), 0, PLENTY), NO_LOSS);
+    let mut writer = LogWriter::new(RotatingLog::new(disk.clone(), "/logs".into(), 0, PLENTY), NO_LOSS);
     writer.append(OutputStream::Stdout, b"one\n", at(0));
     writer.flush(at(0));
     disk.set(|state| state.refuse_open = false);
@@ -384,7 +384,7 @@ fn emptied_log_has_no_hole() {
 fn moved_log_or_removed_directory_is_recreated() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("pod/web");
-    let mut writer = Writer::new(LogFile::new(RealFs, logs.clone(), 3, PLENTY), NO_LOSS);
+    let mut writer = LogWriter::new(RotatingLog::new(RealFs, logs.clone(), 3, PLENTY), NO_LOSS);
     let mut write = |line: &str| {
         writer.append(OutputStream::Stdout, line.as_bytes(), at(0));
         writer.flush(at(0));
@@ -423,7 +423,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn act(disk: &Memory, writer: &mut Writer<Memory>, action: Action, tick: i64) {
+fn act(disk: &Memory, writer: &mut LogWriter<Memory>, action: Action, tick: i64) {
     match action {
         Action::Output(stream, output) => writer.append(stream, &output, at(tick)),
         Action::Flush => writer.flush(at(tick)),
