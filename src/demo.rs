@@ -24,7 +24,7 @@ use crate::client::stdout_closed;
 use crate::config::{DemoConfig, ServerTrust, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
-use crate::sys::fd_limit;
+use crate::sys::process;
 
 mod followers;
 mod gateway;
@@ -130,7 +130,7 @@ async fn demonstrate(
 ) -> Result<Summary, DemoError> {
     let mut signals = Signals::register().map_err(DemoError::Signals)?;
     let needed = config.followers as u64 + OTHER_FILES;
-    let allowed = fd_limit::raise_to(needed);
+    let allowed = process::raise_fd_limit(needed);
     if allowed < needed {
         return Err(DemoError::OpenFiles { followers: config.followers, needed, allowed });
     }

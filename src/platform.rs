@@ -77,9 +77,9 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
 /// A run to replace by the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestartRequest {
-    /// The lease.
+    /// The lease that the slot belongs to.
     pub lease: LeaseId,
-    /// The slot.
+    /// The slot whose run is replaced.
     pub replica: Replica,
     /// The newest run of the slot that the caller knows of; `None` if there was none. If it has ended, the
     /// restart removes what delays the next one (a back-off, an image that cannot be pulled).
@@ -89,13 +89,13 @@ pub struct RestartRequest {
 /// A log to read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TailRequest {
-    /// The lease.
+    /// The lease that the slot belongs to.
     pub lease: LeaseId,
-    /// The slot.
+    /// The slot that the run belongs to.
     pub replica: Replica,
-    /// The run.
+    /// The run whose log is read.
     pub instance: Instance,
-    /// Where to start.
+    /// Where reading starts.
     pub from: ReadFrom,
     /// Whether to wait for further lines. If so, the stream ends with the run, after its last line. If not,
     /// it ends at the present end of the log.
@@ -117,7 +117,7 @@ pub enum ReadFrom {
     After(Position),
 }
 
-/// An open log.
+/// An open read of a log. Dropping it ends the read.
 pub struct Tail {
     /// The position before the first item. It gives cursors a position before the first line has arrived.
     pub start: Position,
@@ -162,7 +162,7 @@ pub enum Error {
     Io {
         /// The operation, with paths: for the log, not for callers.
         context: String,
-        /// The error.
+        /// The operating system's error.
         #[source]
         source: std::io::Error,
     },

@@ -1,7 +1,6 @@
 //! Access to the operating system, and waker gates.
 
 pub mod dir_watch;
-pub mod fd_limit;
 pub(crate) mod gated_poll;
 pub mod pem;
 pub mod process;

@@ -89,7 +89,7 @@ enum Command {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    leasemux::sys::fd_limit::raise_to(u64::MAX);
+    leasemux::sys::process::raise_fd_limit(u64::MAX);
     match &args.command {
         Some(Command::Serve(task)) => server::serve(task),
         Some(Command::Cost(cost)) => costs::run(cost),

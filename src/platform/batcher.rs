@@ -16,18 +16,15 @@ use crate::model::time::LogTime;
 use crate::platform::TailItem;
 use crate::platform::cri::DroppedOutput;
 
-/// Where delivery starts.
+/// The first line that is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StartFilter {
-    /// Now.
     All,
-    /// Never.
     Nothing,
     /// After this many more lines.
     Lines(u64),
     /// At the first line that is not older.
     Since(LogTime),
-    /// After this position.
     After(Position),
     /// At this offset within the next line.
     Bytes(u64),

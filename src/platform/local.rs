@@ -92,14 +92,13 @@ pub struct LocalConfig {
     pub stop_grace: Duration,
 }
 
-/// Runs the services of some leases. Dropping it kills them; [`LocalPlatform::stop`](Platform::stop) is graceful.
+/// Runs the services of some leases. Dropping it kills them; [`Platform::stop`] is graceful.
 #[derive(Debug)]
 pub struct LocalPlatform {
     leases: HashMap<LeaseId, Lease>,
     notifier: Notifier,
     stop: watch::Sender<Option<Duration>>,
     tasks: TaskTracker,
-    /// One per replica.
     _supervisors: Vec<AbortOnDropHandle<()>>,
     _store: Store,
 }

@@ -2,7 +2,7 @@
 
 use crate::config::PlatformKind;
 use crate::model::limits::Limits;
-use crate::sys::fd_limit;
+use crate::sys::process;
 
 /// Live tails on the local platform: one file for each followed replica. One machine runs a few hundred
 /// replicas.
@@ -35,7 +35,7 @@ struct Need {
 /// the number of connections, so that logs can still be read.
 pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
     let need = Need::of(limits, platform);
-    let allowed = fd_limit::raise_to(need.total());
+    let allowed = process::raise_fd_limit(need.total());
     if allowed >= need.total() {
         return;
     }

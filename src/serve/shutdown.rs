@@ -60,8 +60,9 @@ impl Running {
         server::report_health(&self.health, false).await;
         // 2. Lame duck: load balancers poll readiness and stop sending new connections.
         self.lame_duck().await;
-        // 3. Drain: no new connections; GOAWAY; streams send buffered lines, cursors and UNAVAILABLE. The deadline cuts remaining
-        //    streams and logs them. Meanwhile each restart job finishes its current replica.
+        // 3. Drain: no new connections; GOAWAY; streams send buffered lines, cursors and UNAVAILABLE. The
+        //    deadline cuts remaining streams and logs them. Meanwhile each restart job finishes its current
+        //    replica.
         let restarts = self.restarts.finish(self.limits.drain.mul_f32(RESTARTS_SHARE));
         tokio::join!(self.drain.finish(self.limits.drain), restarts);
         // 4. Actors: they have no followers now.

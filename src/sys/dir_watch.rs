@@ -34,7 +34,6 @@ pub struct DirWatch {
     registration: Option<Registration>,
 }
 
-/// An inotify instance.
 #[derive(Debug)]
 struct Kernel {
     watches: Watches,

@@ -1,7 +1,7 @@
-//! Facts about this process and its children, from `/proc`.
+//! Usage and limits of this process, and the usage of its children.
 //!
-//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large; a few files are parsed
-//! here instead.
+//! The smaller crates for this report CPU time in whole seconds, and `procfs` is large. A few files of `/proc`
+//! are parsed here instead.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use memchr::memrchr;
 use rustix::param::{clock_ticks_per_second, page_size};
-use rustix::process::{Pid, Resource, getrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 /// Resource usage of this process.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,6 +63,18 @@ pub fn usage() -> io::Result<Usage> {
         })
     };
     usage().ok_or_else(invalid_format)
+}
+
+/// Raises the limit of open files of this process and its children to `needed`, or as far as the system
+/// permits. Returns the limit, which may be higher.
+pub fn raise_fd_limit(needed: u64) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let current = current.unwrap_or(u64::MAX);
+    let raised = needed.min(maximum.unwrap_or(u64::MAX));
+    if current >= raised || setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }).is_err() {
+        return current;
+    }
+    raised
 }
 
 /// Returns the CPU time of all threads of `pid` since its start; `None` if the process is gone.
@@ -202,6 +214,18 @@ mod tests {
         assert_eq!((ignored(status, 0), ignored(status, 65), ignored("", 1)), (None, None, None));
         // Rust programs ignore SIGPIPE.
         assert!(ignores(13).unwrap());
+    }
+
+    #[test]
+    fn fd_limit_is_never_lowered_and_raised_up_to_the_maximum() {
+        let limit = || getrlimit(Resource::Nofile);
+        let before = limit().current;
+        assert_eq!(raise_fd_limit(1), before.unwrap_or(u64::MAX));
+        assert_eq!(limit().current, before);
+        if let Some(most) = limit().maximum {
+            assert_eq!(raise_fd_limit(most + 1), most);
+            assert_eq!(limit().current, Some(most));
+        }
     }
 
     #[test]

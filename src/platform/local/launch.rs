@@ -122,8 +122,8 @@ impl Launcher {
 // === impl Process ===
 
 impl Process {
-    /// Starts a shim, `exe`, and orders it to start `spec`. Its first report says whether that worked. Returns
-    /// the pipes of standard output and standard error as well.
+    /// Starts a shim, `exe`, and orders it to start `spec`. Its first report says whether that worked. Also
+    /// returns the pipes of standard output and standard error.
     ///
     /// # Errors
     /// If the shim itself cannot be started.

@@ -27,12 +27,13 @@ const REST_MAX_BYTES: u64 = 1024 * 1024;
 const NOTICE_RETRY: Duration = Duration::from_secs(1);
 
 /// How long an unfinished line waits for its end before it is written as a partial record. Together with the
-/// 100 ms that a reader waits ([`log_files`](crate::platform::log_files)) and the 250 ms polling interval without
-/// inotify ([`POLL`](crate::sys::dir_watch::POLL)), it is sent within 500 ms.
+/// 100 ms that a reader waits ([`log_files`](crate::platform::log_files)) and the 250 ms polling interval
+/// without inotify ([`POLL`](crate::sys::dir_watch::POLL)), it is sent within 500 ms.
 const UNFINISHED_WAIT: Duration = Duration::from_millis(100);
 
-/// Writes the output in `pipes`, standard output and standard error, to the log until `ended`, then the rest of the pipes. Returns losses that the log could
-/// not report. The run waits for nothing but the disk, and its end for nothing at all.
+/// Writes output from `pipes` (standard output and standard error) to the log until `ended`, then the rest of
+/// the pipes. Returns losses that the log could not report. The run waits for nothing but the disk, and its
+/// end for nothing at all.
 pub(super) async fn copy_output<F: LogFs>(
     pipes: [pipe::Receiver; 2],
     mut writer: LogWriter<F>,

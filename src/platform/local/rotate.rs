@@ -17,7 +17,6 @@ use crate::platform::cri::path::{LogName, rotation_suffix};
 
 /// The file system operations of a log.
 pub(super) trait LogFs: fmt::Debug + Send + 'static {
-    /// An open file.
     type File: fmt::Debug + Send;
     /// Opens a file to append to it. Creates it and its directory if needed.
     fn open(&mut self, path: &Path) -> io::Result<Self::File>;
@@ -124,11 +123,6 @@ impl<F: LogFs> RotatingLog<F> {
         Self { fs, dir, restarts, rotation, active: None, rotated: VecDeque::new() }
     }
 
-    /// Creates the file, so that a log exists even without output.
-    pub(super) fn create(&mut self) -> io::Result<()> {
-        self.ensure_open().map(drop)
-    }
-
     /// Returns the size of the active file.
     pub(super) fn len(&self) -> u64 {
         self.active.as_ref().map_or(0, |active| active.len)
@@ -179,7 +173,7 @@ impl<F: LogFs> RotatingLog<F> {
     }
 
     /// Ensures that the file is open, still has its name, and ends with a complete record.
-    fn ensure_open(&mut self) -> io::Result<()> {
+    pub(super) fn ensure_open(&mut self) -> io::Result<()> {
         let path = self.path();
         let stat = self.active.as_ref().map(|active| self.fs.stat(&active.file, &path)).transpose()?;
         let active = if let (Some(active), Some((len, true))) = (self.active.take(), stat) {

@@ -49,7 +49,7 @@ const FLOW_LOOKAHEAD_MAX: usize = 2_048;
 /// Most anchors, aliases and merge keys of a file: a few per service.
 const ALIASES_MAX: usize = 512;
 
-/// Supported major version.
+/// Major version of the format that is supported.
 const MAJOR: u64 = 2;
 
 /// A parsed SDL with at least one service.

@@ -14,7 +14,7 @@
 //! session, so that no signal of a terminal reaches the service, and has its own name, so that
 //! `pkill leasemux` misses it. A signal to the shim ends the service too.
 //!
-//! The gateway and the two stages exchange messages: lines of JSON over the socket. So a service's settings do
+//! The gateway and the two stages exchange messages: lines of JSON over sockets. So a service's settings do
 //! not appear in the shim's own arguments or environment.
 
 use std::collections::BTreeMap;
@@ -77,10 +77,11 @@ pub(super) struct Spec {
 /// An order from the gateway to a shim. The first is [`Order::Start`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Order {
-    /// Start the service.
     Start(Spec),
     /// Stop the service: SIGTERM now, SIGKILL after the grace period.
-    Stop { grace_ms: u64 },
+    Stop {
+        grace_ms: u64,
+    },
 }
 
 /// A report from a shim: first that the service was started or not, finally that it ended.
@@ -285,16 +286,20 @@ async fn any_of(signals: &mut [unix::Signal]) {
 /// Closes inherited descriptors beyond the standard streams. Our own close on exec, but the gateway may have
 /// been started with others, which the service must not receive.
 fn close_inherited() -> io::Result<()> {
-    let mut open = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        open.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
-    }
-    for fd in open.into_iter().filter(|fd| *fd > 2) {
+    for fd in numbered_entries("/proc/self/fd")?.into_iter().filter(|fd| *fd > 2) {
         // The descriptor of the listing itself is closed already.
         let _ = nix::unistd::close(fd);
     }
     Ok(())
+}
+
+/// Lists the entries of a directory whose names are numbers.
+fn numbered_entries(dir: &str) -> io::Result<Vec<i32>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        numbers.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(numbers)
 }
 
 /// Kills all children of this process, found through `/proc`. Their children then become ours and are killed
@@ -302,11 +307,7 @@ fn close_inherited() -> io::Result<()> {
 /// pid is not reused before it is reaped, so no other process is hit.
 fn kill_children() -> io::Result<()> {
     let me = rustix::process::getpid();
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
-            continue;
-        };
+    for pid in numbered_entries("/proc")?.into_iter().filter_map(Pid::from_raw) {
         if parent(pid) == Some(me) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }

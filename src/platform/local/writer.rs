@@ -99,7 +99,8 @@ impl<F: LogFs> LogWriter<F> {
     /// Starts a log, with the unreported loss of earlier runs. A file that cannot be created is handled like
     /// a full disk.
     pub(super) fn new(mut log: RotatingLog<F>, lost: DroppedOutput) -> Self {
-        if let Err(error) = log.create() {
+        // A log exists even without output.
+        if let Err(error) = log.ensure_open() {
             tracing::warn!(%error, log = %log.path().display(), "failed to create log file, will retry with first output");
         }
         Self {

@@ -35,7 +35,6 @@ enum Successor {
 pub(super) enum Next<'a> {
     /// It does not exist yet.
     NotYet,
-    /// It was removed.
     Removed,
     /// The entry follows directly.
     Following(&'a Entry),

@@ -18,6 +18,7 @@ pub(super) const RECORD_PART_BYTES: usize = LINE_HELD_MAX_BYTES;
 /// Most bytes decompressed at once. If they turn out to be corrupt, all of them are lost.
 const GZ_READ_BYTES: usize = 32 * 1024;
 
+#[derive(Debug)]
 pub(super) struct FileReader {
     file: OpenFile,
     /// Set for a compressed file until its rest turns out to be unreadable.
@@ -197,16 +198,6 @@ impl FileReader {
 
     fn compact(&mut self) {
         self.buffer.drain(..std::mem::take(&mut self.start));
-    }
-}
-
-impl std::fmt::Debug for FileReader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FileReader")
-            .field("file", &self.file)
-            .field("offset", &self.offset)
-            .field("unread", &(self.buffer.len() - self.start))
-            .finish_non_exhaustive()
     }
 }
 

@@ -102,7 +102,7 @@ impl LogFiles {
         self.retry(|| find(&self.list()?))
     }
 
-    /// Calls `attempt` until it returns a value. It returns `None` if files were renamed or removed meanwhile.
+    /// Calls `attempt` until it returns a value. It returns `None` if files were renamed or removed.
     fn retry<T>(&self, mut attempt: impl FnMut() -> Result<Option<T>, Error>) -> Result<T, Error> {
         for _ in 0..ATTEMPTS_MAX {
             if let Some(found) = attempt()? {

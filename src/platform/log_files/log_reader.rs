@@ -106,7 +106,6 @@ pub(super) struct Checkpoint {
     pub(super) lines: u64,
 }
 
-/// Outcome of [`LogReader::step`].
 pub(super) enum Step {
     /// Number of bytes read; zero if it changed files.
     Progress(usize),

@@ -93,19 +93,15 @@ impl Seek {
         })
     }
 
-    /// Reads one portion.
     pub(super) fn step(mut self) -> Result<SeekOutcome, Error> {
         if let ReadFrom::Last(lines) = self.from {
             return self.count(lines);
         }
-        if let Some(start) = self.reader.batcher().start() {
-            return self.found(start);
-        }
-        let at_end = self.reader.read(self.limit)?;
-        match (self.reader.batcher().start(), at_end) {
-            (Some(start), _) => self.found(start),
-            (None, false) => Ok(SeekOutcome::Seeking(self)),
-            (None, true) => self.not_found(),
+        let at_end = self.reader.batcher().start().is_none() && self.reader.read(self.limit)?;
+        match self.reader.batcher().start() {
+            Some(start) => self.found(start),
+            None if at_end => self.not_found(),
+            None => Ok(SeekOutcome::Seeking(self)),
         }
     }
 
@@ -213,11 +209,7 @@ impl Checkpoints {
         }
         self.steps += 1;
         if self.kept.len() >= CHECKPOINTS_MAX {
-            let mut index = 0;
-            self.kept.retain(|_| {
-                index += 1;
-                index % 2 == 1
-            });
+            self.kept = std::mem::take(&mut self.kept).into_iter().step_by(2).collect();
             self.stride *= 2;
         }
     }
