@@ -184,18 +184,35 @@ impl LocalPlatform {
         let mut leases = HashMap::new();
         let mut supervised = Vec::new();
         for (id, sdl) in &config.leases {
-            let (view, slots) = load(&mut store, id, sdl)?;
-            let mut lease =
-                Lease { view: Arc::new(watch::Sender::new(Arc::new(view))), replicas: HashMap::new() };
-            for (replica, service, slot) in slots {
-                let launcher = config.launcher(id, service, &slot)?;
-                let status = StatusPublisher::new(Arc::clone(&lease.view), replica.clone(), slot.uid);
-                let status = Arc::new(status);
-                let restart = watch::Sender::new(None);
-                let stop = StopSignal::new(stopped.clone(), restart.subscribe(), config.stop_grace);
-                supervised.push(supervise(Arc::clone(&status), launcher, slot.next, config.backoff, stop));
-                lease.replicas.insert(replica, ReplicaHandle { logs: slot.logs, status, restart });
+            let view = Arc::new(watch::Sender::default());
+            let mut replicas = HashMap::new();
+            for (name, service) in &sdl.services {
+                let count = service.count;
+                let mut shown = BTreeMap::new();
+                for index in 0..count {
+                    let replica = Replica { service: name.clone(), index };
+                    let slot = store.slot(id, &replica)?;
+                    shown.insert(index, initial_view(&slot));
+                    let launcher = config.launcher(id, service, &slot)?;
+                    let status = StatusPublisher::new(Arc::clone(&view), replica.clone(), slot.uid);
+                    let status = Arc::new(status);
+                    let restart = watch::Sender::new(None);
+                    let stop = StopSignal::new(stopped.clone(), restart.subscribe(), config.stop_grace);
+                    supervised.push(supervise(
+                        Arc::clone(&status),
+                        launcher,
+                        slot.next,
+                        config.backoff,
+                        stop,
+                    ));
+                    replicas.insert(replica, ReplicaHandle { logs: slot.logs, status, restart });
+                }
+                let service = ServiceView { count, replicas: shown, ..ServiceView::default() };
+                view.send_modify(|view: &mut Arc<LeaseView>| {
+                    Arc::make_mut(view).services.insert(name.clone(), service);
+                });
             }
+            let lease = Lease { view, replicas };
             if leases.insert(id.clone(), lease).is_some() {
                 return Err(Error::Broken(format!("lease {id} is given twice")));
             }
@@ -289,31 +306,13 @@ impl Platform for LocalPlatform {
     }
 }
 
-/// Loads the slots of all replicas of a lease. The view starts with the runs of earlier gateways.
-fn load<'a>(
-    store: &mut Store,
-    id: &LeaseId,
-    sdl: &'a Sdl,
-) -> Result<(LeaseView, Vec<(Replica, &'a Service, Slot)>), Error> {
-    let mut slots = Vec::new();
-    let mut view = LeaseView::default();
-    for (name, service) in &sdl.services {
-        let count = service.count;
-        let mut replicas = BTreeMap::new();
-        for index in 0..count {
-            let replica = Replica { service: name.clone(), index };
-            let slot = store.slot(id, &replica)?;
-            let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
-            let shown = ReplicaView {
-                runs: slot.runs.iter().skip(surplus).cloned().collect(),
-                state: creating(),
-                restarts: slot.next,
-                ..ReplicaView::default()
-            };
-            replicas.insert(index, shown);
-            slots.push((replica, service, slot));
-        }
-        view.services.insert(name.clone(), ServiceView { count, replicas, ..ServiceView::default() });
+/// Returns the view of a replica before its first run, with the runs of earlier gateways.
+fn initial_view(slot: &Slot) -> ReplicaView {
+    let surplus = slot.runs.len().saturating_sub(RUNS_MAX);
+    ReplicaView {
+        runs: slot.runs.iter().skip(surplus).cloned().collect(),
+        state: creating(),
+        restarts: slot.next,
+        ..ReplicaView::default()
     }
-    Ok((view, slots))
 }
