@@ -2,8 +2,8 @@
 //!
 //! It reads Akash SDLs and runs the replicas of each service as processes of its own user. Replicas are
 //! restarted when they end. Their output is stored like that of containers, in CRI format in the layout of
-//! `/var/log/pods`, rotated, and read by [`tail`]. Services are not isolated: they share the
-//! machine, its file system and its network.
+//! `/var/log/pods`, rotated, and read by [`log_files`]. Services are not isolated: they share
+//! the machine, its file system and its network.
 //!
 //! Guarantees:
 //! - All processes and their descendants die with the platform, however it ends (see [`shim`]).
@@ -84,7 +84,7 @@ pub struct LocalConfig {
     pub rotate_max_bytes: u64,
     /// Number of files kept per run, including the active one; at least 1.
     pub rotate_files: usize,
-    /// Number of ended runs per replica whose logs are kept, below [`RUNS_MAX`].
+    /// Number of ended runs per replica whose logs are kept; fewer than a lease view shows.
     pub kept_runs: usize,
     /// Delays between the runs of a replica.
     pub backoff: Backoff,
