@@ -3,14 +3,14 @@
 //! The wire form is checked before it is decoded. A client of the other published `LeaseRPC` proto sends
 //! service names where the draft has a filter. Some of them (`ha`, `p1`) decode as a filter with unknown
 //! fields only, which is an empty filter, which selects everything. So unknown fields within a filter are
-//! refused. Elsewhere they are skipped, as usual.
+//! errors. Elsewhere they are skipped, as usual.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use prost::Message;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 
 use super::errors::CallError;
 use crate::logs::message::Representation;
@@ -24,10 +24,14 @@ use crate::model::time::LogTime;
 use crate::model::view::Filter;
 use crate::restart;
 
-/// Field number of `filter` in every request of the service.
-const FILTER_FIELD: u32 = 2;
-/// Field number of `filters` in every request of the service.
-const FILTERS_FIELD: u32 = 104;
+/// The filters of any request of the service, not decoded. `filter` is not repeated in the proto.
+#[derive(Message)]
+struct RawFilters {
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    filter: Vec<Bytes>,
+    #[prost(bytes = "bytes", repeated, tag = "104")]
+    filters: Vec<Bytes>,
+}
 
 /// Decodes a request message of the lease service.
 pub fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M, CallError> {
@@ -193,36 +197,25 @@ fn time(field: &str, stamp: &prost_types::Timestamp) -> Result<LogTime, CallErro
         .ok_or_else(|| CallError::field(field, "must be a time between the years 1677 and 2262"))
 }
 
-/// Refuses unknown fields within filters, and a second `filter`: a client of the other published form that
+/// Rejects unknown fields within filters, and a second `filter`: a client of the other published form that
 /// names `""` twice sends two empty ones. Leaves everything else, including malformed fields, to the decoder.
-fn check_filters(mut message: Bytes) -> Result<(), CallError> {
-    let mut seen = false;
-    while message.has_remaining() {
-        let Ok((number, wire)) = decode_key(&mut message) else {
-            return Ok(());
-        };
-        if wire != WireType::LengthDelimited || (number != FILTER_FIELD && number != FILTERS_FIELD) {
-            if skip_field(wire, number, &mut message, DecodeContext::default()).is_err() {
-                return Ok(());
-            }
-            continue;
-        }
-        let Some(filter) = length_delimited(&mut message) else {
-            return Ok(());
-        };
-        check_filter(number, &filter)?;
-        if number == FILTER_FIELD && std::mem::replace(&mut seen, true) {
-            return Err(CallError::field(
-                "filter",
-                "is set more than once; use filters to select several services",
-            ));
-        }
+fn check_filters(message: Bytes) -> Result<(), CallError> {
+    let Ok(RawFilters { filter, filters }) = RawFilters::decode(message) else {
+        return Ok(());
+    };
+    for filter in &filter {
+        check_filter("filter", filter)?;
     }
-    Ok(())
+    if filter.len() > 1 {
+        return Err(CallError::field(
+            "filter",
+            "is set more than once; use filters to select several services",
+        ));
+    }
+    filters.iter().try_for_each(|filter| check_filter("filters", filter))
 }
 
-fn check_filter(number: u32, filter: &Bytes) -> Result<(), CallError> {
-    let field = if number == FILTER_FIELD { "filter" } else { "filters" };
+fn check_filter(field: &str, filter: &Bytes) -> Result<(), CallError> {
     let mut inside = filter.clone();
     while inside.has_remaining() {
         let known = match decode_key(&mut inside) {
@@ -243,11 +236,6 @@ fn check_filter(number: u32, filter: &Bytes) -> Result<(), CallError> {
         }
     }
     Ok(())
-}
-
-fn length_delimited(from: &mut Bytes) -> Option<Bytes> {
-    let length = usize::try_from(decode_varint(from).ok()?).ok()?;
-    (length <= from.remaining()).then(|| from.split_to(length))
 }
 
 #[cfg(test)]
