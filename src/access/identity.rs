@@ -180,11 +180,12 @@ impl IdentityFiles {
         let path = dir.join(CERTIFICATE_FILE);
         let chain =
             pem::read_certificates(&path, FILE_MAX_BYTES).map_err(|error| file_error(&path, error))?;
-        let certificate =
-            TenantCertificate::from_chain(&chain).map_err(|refusal| file_error(&path, refusal))?;
-        let key = load_key(&dir.join(KEY_FILE), &chain)?;
-        check_address(&dir.join(ADDRESS_FILE), certificate.owner())?;
-        Ok(Self { address: certificate.owner().clone(), chain, key })
+        let checked = TenantCertificate::from_chain(&chain).map_err(|refusal| file_error(&path, refusal))?;
+        let path = dir.join(KEY_FILE);
+        let key = pem::read_private_key(&path, FILE_MAX_BYTES).map_err(|error| file_error(&path, error))?;
+        chain.iter().try_for_each(|certificate| check_key(&path, &key, certificate))?;
+        check_address(&dir.join(ADDRESS_FILE), checked.owner())?;
+        Ok(Self { address: checked.owner().clone(), chain, key })
     }
 
     /// Reads the account in `dir`. If there is an `address` file, it must match.
@@ -245,31 +246,19 @@ pub(super) fn certificate_params(owner: &Owner, now: LogTime) -> Result<Certific
     Ok(params)
 }
 
-fn load_key(path: &Path, chain: &[CertificateDer<'_>]) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    let key = pem::read_private_key(path, FILE_MAX_BYTES).map_err(|error| file_error(path, error))?;
-    match chain.first().map(|certificate| check_key(&key, certificate)) {
-        Some(Ok(())) => Ok(key),
-        Some(Err(KeyMismatch::Unusable)) => {
-            Err(file_error(path, "does not hold a private key that can be used"))
-        }
-        Some(Err(KeyMismatch::Other)) | None => {
-            Err(file_error(path, "is not the key of the certificate beside it"))
-        }
+/// Checks that the key in the file at `path` is that of the certificate.
+fn check_key(
+    path: &Path,
+    key: &PrivateKeyDer<'_>,
+    certificate: &CertificateDer<'_>,
+) -> Result<(), IdentityError> {
+    // Also noise, from a wrong password whose padding matched by chance.
+    let signer =
+        any_supported_type(key).map_err(|_| file_error(path, "holds a private key that cannot be used"))?;
+    match public_key(certificate) {
+        certified @ Some(_) if certified == signer.public_key() => Ok(()),
+        _ => Err(file_error(path, "holds a private key that is not its certificate's")),
     }
-}
-
-/// Why a key does not match a certificate.
-enum KeyMismatch {
-    /// The key is malformed, or of an unsupported kind.
-    Unusable,
-    /// The certificate is for another key.
-    Other,
-}
-
-fn check_key(key: &PrivateKeyDer<'_>, certificate: &CertificateDer<'_>) -> Result<(), KeyMismatch> {
-    let signer = any_supported_type(key).map_err(|_| KeyMismatch::Unusable)?;
-    let certified = public_key(certificate);
-    if certified.is_some() && certified == signer.public_key() { Ok(()) } else { Err(KeyMismatch::Other) }
 }
 
 fn check_address(path: &Path, owner: &Owner) -> Result<(), IdentityError> {
@@ -350,13 +339,7 @@ impl CertificatePair {
             PEM_SEC1 => PrivateKeyDer::Sec1(der.as_slice().into()),
             _ => PrivateKeyDer::Pkcs8(der.as_slice().into()),
         };
-        check_key(&private, certificate).map_err(|mismatch| {
-            failed(match mismatch {
-                // Also noise, from a wrong password whose padding matched by chance.
-                KeyMismatch::Unusable => "holds a private key that cannot be used",
-                KeyMismatch::Other => "holds a private key that is not its certificate's",
-            })
-        })?;
+        check_key(path, &private, certificate)?;
         let certificate = pem::encode(PEM_CERTIFICATE, certificate).to_string();
         Ok(Self { certificate, key: pem::encode(label, &der) })
     }

@@ -3,15 +3,15 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::UnixTime;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, ServerConfig, ServerConnection,
-    SignatureScheme,
+    ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    ServerConnection, SignatureScheme,
 };
 
 use super::*;
@@ -266,9 +266,9 @@ fn error_names_the_file_and_not_its_content() {
         (CERTIFICATE_FILE, &twice, "exactly one"),
         (CERTIFICATE_FILE, &large, "larger than"),
         (KEY_FILE, b"SECRET", "private key"),
-        (KEY_FILE, b"-----BEGIN PRIVATE KEY-----\nU0VDUkVU\n-----END PRIVATE KEY-----", "can be used"),
+        (KEY_FILE, b"-----BEGIN PRIVATE KEY-----\nU0VDUkVU\n-----END PRIVATE KEY-----", "cannot be used"),
         (KEY_FILE, b"-----BEGIN PRIVATE KEY SECRET\n", "well-formed"),
-        (KEY_FILE, &of_other(KEY_FILE), "not the key"),
+        (KEY_FILE, &of_other(KEY_FILE), "not its certificate's"),
         (ADDRESS_FILE, &of_other(ADDRESS_FILE), "not the address"),
     ];
     for (name, content, why) in cases {
@@ -306,22 +306,9 @@ fn mnemonic_must_match_the_address_and_is_not_repeated() {
     IdentityFiles::load(&dir).unwrap();
 }
 
-/// Verifies proof of possession only, on either side.
+/// Verifies proof of possession only.
 #[derive(Debug)]
 struct PossessionOnly(Arc<CryptoProvider>);
-
-impl PossessionOnly {
-    fn check(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let key = public_key(certificate).ok_or(rustls::CertificateError::BadEncoding)?;
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature_with_raw_key(message, &key, signature, algorithms)
-    }
-}
 
 impl ClientCertVerifier for PossessionOnly {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -352,42 +339,9 @@ impl ClientCertVerifier for PossessionOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.check(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-impl ServerCertVerifier for PossessionOnly {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        unreachable!("TLS 1.3 only")
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.check(message, certificate, signature)
+        let key = public_key(certificate).ok_or(rustls::CertificateError::BadEncoding)?;
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature_with_raw_key(message, &key, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -397,24 +351,24 @@ impl ServerCertVerifier for PossessionOnly {
 
 type Credentials = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// Runs a handshake in memory. Returns the certificates that the server received.
-fn shake_hands(
-    server: Credentials,
-    client: Credentials,
-) -> Result<Vec<CertificateDer<'static>>, rustls::Error> {
+/// Runs a handshake of this client in memory. Returns the certificates that the server received.
+fn shake_hands(client: Credentials) -> Result<Vec<CertificateDer<'static>>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Arc::new(PossessionOnly(Arc::clone(&provider)));
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let params = CertificateParams::new(["mtls.localhost".to_owned()]).unwrap();
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone())?;
     let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::clone(&verifier) as Arc<dyn ClientCertVerifier>)
-        .with_single_cert(server.0, server.1)?;
+        .with_client_cert_verifier(Arc::new(PossessionOnly(Arc::clone(&provider))))
+        .with_single_cert(vec![certificate], PrivateKeyDer::try_from(key.serialize_der()).unwrap())?;
     let mut server = ServerConnection::new(Arc::new(config))?;
     let signer = any_supported_type(&client.1)?;
     let resolver = SingleCertAndKey::from(CertifiedKey::new(client.0, signer));
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
+        .with_root_certificates(roots)
         .with_client_cert_resolver(Arc::new(resolver));
     let mut client = ClientConnection::new(Arc::new(config), "mtls.localhost".try_into().unwrap())?;
     while server.is_handshaking() || client.is_handshaking() {
@@ -434,10 +388,10 @@ fn shake_hands(
 fn handshake_accepts_certificate_with_its_key_only() {
     let ((_one, first), (_two, second)) = (fresh(), fresh());
     let parts = |dir: &Path| IdentityFiles::load(dir).unwrap().into_parts();
-    let seen = shake_hands(parts(&second), parts(&first)).unwrap();
+    let seen = shake_hands(parts(&first)).unwrap();
     assert_eq!(seen, parts(&first).0);
     let stolen = (parts(&first).0, parts(&second).1);
-    let error = shake_hands(parts(&second), stolen).unwrap_err();
+    let error = shake_hands(stolen).unwrap_err();
     assert!(
         matches!(error, rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature)),
         "{error}"
