@@ -418,22 +418,13 @@ async fn public_name_gets_its_own_certificate() {
 
 /// A `ClientHello` of TLS 1.2: no session, one cipher suite (ECDHE-ECDSA-AES128-GCM), no compression, and one
 /// extension (`signature_algorithms`: ECDSA with P-256 and SHA-256).
-fn hello_of_tls_1_2() -> Vec<u8> {
-    let mut hello = vec![3, 3];
-    hello.extend([7; 32]);
-    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
-    hello.extend([0, 8, 0, 13, 0, 4, 0, 2, 4, 3]);
-    let length = u8::try_from(hello.len()).unwrap();
-    let mut record = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
-    record.extend(hello);
-    record
-}
+const HELLO_OF_TLS_1_2: &[u8] = include_bytes!("../vectors/client-hello-tls-1.2.bin");
 
 #[tokio::test]
 async fn older_tls_is_refused_by_an_alert() {
     let server = TlsGateway::new(Limits::default()).await;
     let mut socket = server.dial().await;
-    socket.write_all(&hello_of_tls_1_2()).await.unwrap();
+    socket.write_all(HELLO_OF_TLS_1_2).await.unwrap();
     let mut answer = Vec::new();
     timeout(DEADLINE, socket.read_to_end(&mut answer)).await.unwrap().unwrap();
     let protocol_version = [21, 3, 3, 0, 2, 2, 70];
@@ -445,11 +436,10 @@ async fn stalled_handshake_is_cut_and_delays_no_other() {
     let mut limits = Limits::default();
     limits.connection.handshake = Duration::from_millis(300);
     let server = TlsGateway::new(limits).await;
-    let hello = hello_of_tls_1_2();
     let mut stalled = Vec::new();
-    for sent in [0, 1, hello.len() - 1] {
+    for sent in [0, 1, HELLO_OF_TLS_1_2.len() - 1] {
         let mut socket = server.dial().await;
-        socket.write_all(&hello[..sent]).await.unwrap();
+        socket.write_all(&HELLO_OF_TLS_1_2[..sent]).await.unwrap();
         stalled.push(socket);
     }
     let completed = server.handshake(None).await;

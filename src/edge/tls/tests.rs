@@ -208,20 +208,11 @@ async fn client_of_http_1_is_refused() {
 
 /// A `ClientHello` of TLS 1.2: no session, one cipher suite (ECDHE-ECDSA-AES128-GCM), no compression, and one
 /// extension (`signature_algorithms`: ECDSA with P-256 and SHA-256).
-fn hello_of_tls_1_2() -> Vec<u8> {
-    let mut hello = vec![3, 3];
-    hello.extend([7; 32]);
-    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0]);
-    hello.extend([0, 8, 0, 13, 0, 4, 0, 2, 4, 3]);
-    let length = u8::try_from(hello.len()).unwrap();
-    let mut record = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
-    record.extend(hello);
-    record
-}
+const HELLO_OF_TLS_1_2: &[u8] = include_bytes!("../../../tests/vectors/client-hello-tls-1.2.bin");
 
 #[tokio::test]
 async fn tls_1_2_is_refused_with_an_alert() {
-    let (error, answer) = server().refused(&hello_of_tls_1_2()).await;
+    let (error, answer) = server().refused(HELLO_OF_TLS_1_2).await;
     assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
     let protocol_version = [21, 3, 3, 0, 2, 2, 70];
     assert_eq!(answer, protocol_version);
@@ -243,7 +234,7 @@ async fn closed_connection_is_an_unexpected_eof() {
     let server = server();
     for sent in [0, 20] {
         let (near, mut far) = tokio::io::duplex(4096);
-        far.write_all(hello_of_tls_1_2().split_at(sent).0).await.unwrap();
+        far.write_all(HELLO_OF_TLS_1_2.split_at(sent).0).await.unwrap();
         drop(far);
         let error = accept(Arc::clone(&server.config), near).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);

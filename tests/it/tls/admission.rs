@@ -9,7 +9,7 @@ use super::*;
 /// Returns whether the gateway has closed this connection without an answer.
 async fn is_closed(mut socket: TcpStream) -> bool {
     // The write may fail if the connection is already closed.
-    let _ = socket.write_all(&hello_of_tls_1_2()).await;
+    let _ = socket.write_all(HELLO_OF_TLS_1_2).await;
     let read = timeout(DEADLINE, socket.read(&mut [0; 64])).await.expect("closed, or answered");
     !matches!(read, Ok(1..))
 }
@@ -100,7 +100,7 @@ async fn peers_of_a_trusted_proxy_count_by_real_address() {
 async fn trusted_proxy_must_send_a_header() {
     let server = TlsGateway::behind(&["127.0.0.1"], Limits::default()).await;
     let v1 = b"PROXY TCP4 192.0.2.1 127.0.0.1 1000 443\r\n";
-    for first in [&v1[..], &hello_of_tls_1_2(), b"GET / HTTP/1.1\r\n\r\n"] {
+    for first in [&v1[..], HELLO_OF_TLS_1_2, b"GET / HTTP/1.1\r\n\r\n"] {
         assert!(is_closed(server.dial_through(first).await).await);
     }
     assert_eq!(server.refused("proxy"), 3);
@@ -146,7 +146,7 @@ impl TlsGateway {
     async fn break_handshakes_until_refused(&self, from: &[u8]) {
         while self.refused("auth_failures") == 0 {
             let mut socket = self.dial_through(from).await;
-            let _ = socket.write_all(&hello_of_tls_1_2()).await;
+            let _ = socket.write_all(HELLO_OF_TLS_1_2).await;
             let _ = socket.read_to_end(&mut Vec::new()).await;
         }
     }
@@ -155,7 +155,7 @@ impl TlsGateway {
     async fn break_handshakes(&self, from: &[u8], times: usize) {
         for _ in 0..times {
             let mut socket = self.dial_through(from).await;
-            let _ = socket.write_all(&hello_of_tls_1_2()).await;
+            let _ = socket.write_all(HELLO_OF_TLS_1_2).await;
             let _ = socket.read_to_end(&mut Vec::new()).await;
         }
     }
