@@ -17,7 +17,7 @@ const KEY_BYTES: usize = 33;
 
 /// The public secp256k1 key of an account.
 #[derive(Clone, PartialEq, Eq)]
-pub struct AccountKey(VerifyingKey);
+pub struct AccountKey(pub(super) VerifyingKey);
 
 /// The text or the bytes are not a compressed point on secp256k1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,12 +51,6 @@ impl AccountKey {
     /// Verifies a signature of the message with this SHA-256 digest.
     pub(super) fn verify(&self, digest: &[u8; 32], signature: &Signature) -> Result<(), Refusal> {
         self.0.verify_prehash(digest, signature).map_err(|_| Refusal::TokenSignature)
-    }
-}
-
-impl From<&VerifyingKey> for AccountKey {
-    fn from(key: &VerifyingKey) -> Self {
-        Self(*key)
     }
 }
 

@@ -55,8 +55,10 @@ pub struct Token {
     signature: Signature,
 }
 
-/// Why a token is refused, and where in its claims.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a token is refused, and where in its claims. The text has both. The place may contain the name of an
+/// unknown member: show it only to the token's holder.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{refusal}{}", place(at))]
 pub struct TokenError {
     /// The reason.
     pub refusal: Refusal,
@@ -232,16 +234,6 @@ impl From<TokenError> for Refusal {
     }
 }
 
-/// Shows the reason and the place. The place may contain the name of an unknown member: show it only to the
-/// token's holder.
-impl fmt::Display for TokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.refusal.fmt(f)?;
-        if !self.at.is_empty() {
-            write!(f, " (at {})", self.at.escape_debug())?;
-        }
-        Ok(())
-    }
+fn place(at: &str) -> String {
+    if at.is_empty() { String::new() } else { format!(" (at {})", at.escape_debug()) }
 }
-
-impl std::error::Error for TokenError {}

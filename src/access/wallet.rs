@@ -110,7 +110,7 @@ impl From<bip39::Error> for MnemonicError {
 impl Wallet {
     /// Returns the public key, which determines the account's address.
     pub fn key(&self) -> AccountKey {
-        AccountKey::from(self.0.verifying_key())
+        AccountKey(*self.0.verifying_key())
     }
 
     /// Signs a token with these claims. Gateways accept it only if the issuer is this account.
