@@ -4,7 +4,7 @@
 //!   busy for long. After [`FRAMES_PER_POLL`] frames, [`BYTES_PER_POLL`] bytes or [`READS_PER_POLL`] reads,
 //!   the reader wakes its own task and returns `Pending`, so that other tasks of the thread run first.
 //! - **Over time.** Calls and their bytes have limits elsewhere; [control
-//!   frames](scanner::FrameHead::is_control) have an [`allowance`] here. A peer that exceeds it is cut off.
+//!   frames](scanner::FrameHead::is_control) have an [`Allowance`] here. A peer that exceeds it is cut off.
 //!   hyper has no call for that, so the reader ends the input with an endless header block. HTTP/2 answers
 //!   that with GOAWAY (`ENHANCE_YOUR_CALM`) and closes the connection.
 //!
@@ -15,14 +15,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use self::allowance::Allowance;
-use self::scanner::{CONTINUATION, HEADER_BYTES, HEADERS, Scanner};
+use self::scanner::{CONTINUATION, FrameHead, HEADERS, Scanner};
+use crate::model::rate::{Bucket, Rate};
 
-mod allowance;
 mod scanner;
 #[cfg(test)]
 mod tests;
@@ -42,9 +43,28 @@ const READS_PER_POLL: usize = 8;
 /// after a quarter more frames of 16 KiB than the longest configured headers fill (1 MiB at most).
 const CONTINUATIONS: usize = 128;
 
-/// The frames that end the input of a peer over its allowance: HEADERS and many CONTINUATION, all empty, none
-/// the last.
-const ENDLESS_HEADERS: [u8; HEADER_BYTES * (1 + CONTINUATIONS)] = endless_headers();
+/// Control frames per second that a connection may send, independent of what it receives. An honest client
+/// that receives nothing sends an occasional PING. A thousand connections that use this up cost about a tenth
+/// of a core.
+const PER_SECOND: u64 = 100;
+
+/// Burst of control frames: eight times the settings, the priority tree and the cancellation of all 256
+/// streams of a client. Handling them costs about as much as the TLS handshake before them.
+const BURST: u64 = 2_048;
+
+/// Bytes sent to the peer that allow one more control frame. A client acknowledges what it receives, at worst
+/// (grpc-go, or a client that does not batch) with two `WINDOW_UPDATE` and a PING for each DATA frame; the
+/// shortest DATA frame of a log has about a hundred bytes. More than the longest answer to a control frame
+/// (17 bytes, to a PING), so no flood pays for itself.
+const SENT_BYTES_EACH: u64 = 32;
+
+/// Most control frames that sent bytes allow in advance. A client that reads late acknowledges its whole
+/// window and the socket buffers at once: 16 MiB, in units of 256 bytes.
+const PAID_MAX: u64 = 65_536;
+
+/// Payload bytes that count as one more control frame: SETTINGS with ten entries. Otherwise unknown frames of
+/// 16 KiB would be a cheap way to keep TLS busy.
+const PAYLOAD_BYTES_EACH: u64 = 64;
 
 /// A connection whose reader has the limits of this module.
 #[derive(Debug)]
@@ -61,14 +81,22 @@ pub(super) struct FrameLimited<IO> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Flooded(Arc<AtomicBool>);
 
+/// The control frames that one peer may still send.
 #[derive(Clone, Copy, Debug)]
+struct Allowance {
+    bucket: Bucket,
+    /// Sent bytes that no frame has used.
+    unspent_bytes: u64,
+}
+
+#[derive(Debug)]
 enum ReadState {
     /// The peer keeps to its allowance.
     Open,
     /// The peer exceeded it. The current frame is read to its end; then follows `EndlessHeaders`.
     Exceeded,
-    /// This many bytes of [`ENDLESS_HEADERS`] have been read. At its end, reading fails.
-    EndlessHeaders(usize),
+    /// The rest of [`endless_headers`]. At its end, reading fails.
+    EndlessHeaders(Bytes),
 }
 
 /// The remaining budget of the current poll. A poll ends when the reader is `Pending`.
@@ -102,18 +130,6 @@ impl<IO> FrameLimited<IO> {
         }
     }
 
-    /// Reads from [`ENDLESS_HEADERS`], after the first `read` bytes.
-    fn read_endless_headers(&mut self, read: usize, buf: &mut ReadBuf<'_>) -> io::Result<()> {
-        let rest = ENDLESS_HEADERS.get(read..).unwrap_or_default();
-        if rest.is_empty() {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        let (part, _) = rest.split_at(rest.len().min(buf.remaining()));
-        buf.put_slice(part);
-        self.state = ReadState::EndlessHeaders(read + part.len());
-        Ok(())
-    }
-
     fn sent(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = written {
             self.allowance.add_sent(bytes);
@@ -126,12 +142,18 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FrameLimited<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if matches!(this.state, ReadState::Exceeded) && this.scanner.is_between_frames() {
-            this.state = ReadState::EndlessHeaders(0);
+            this.state = ReadState::EndlessHeaders(endless_headers());
         }
-        let max = match this.state {
+        let max = match &mut this.state {
             ReadState::Open => this.scanner.bytes_of(this.budget.frames),
             ReadState::Exceeded => this.scanner.bytes_until_next(),
-            ReadState::EndlessHeaders(read) => return Poll::Ready(this.read_endless_headers(read, buf)),
+            ReadState::EndlessHeaders(rest) if rest.is_empty() => {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            ReadState::EndlessHeaders(rest) => {
+                buf.put_slice(&rest.split_to(rest.len().min(buf.remaining())));
+                return Poll::Ready(Ok(()));
+            }
         };
         if this.budget.is_spent() {
             this.budget = PollBudget::FULL;
@@ -182,18 +204,38 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for FrameLimited<IO> {
     }
 }
 
-/// Makes [`ENDLESS_HEADERS`].
-const fn endless_headers() -> [u8; HEADER_BYTES * (1 + CONTINUATIONS)] {
-    const KIND_AT: usize = 3;
-    const STREAM_ID_END: usize = HEADER_BYTES - 1;
-    let mut frames = [0; HEADER_BYTES * (1 + CONTINUATIONS)];
-    let mut frame = 0;
-    while frame <= CONTINUATIONS {
-        frames[frame * HEADER_BYTES + KIND_AT] = if frame == 0 { HEADERS } else { CONTINUATION };
-        frames[frame * HEADER_BYTES + STREAM_ID_END] = 1;
-        frame += 1;
+/// Returns the frames that end the input of a peer over its allowance: HEADERS and many CONTINUATION, all
+/// empty, none the last.
+fn endless_headers() -> Bytes {
+    let frame = |kind| [0, 0, 0, kind, 0, 0, 0, 0, 1];
+    [&frame(HEADERS)[..], &frame(CONTINUATION).repeat(CONTINUATIONS)].concat().into()
+}
+
+// === impl Allowance ===
+
+impl Allowance {
+    fn new() -> Self {
+        let rate = Rate::new(PER_SECOND, Duration::from_secs(1)).with_burst(BURST);
+        Self { bucket: Bucket::new(rate), unspent_bytes: 0 }
     }
-    frames
+
+    /// Returns the cost of a frame, in control frames.
+    fn cost(head: FrameHead) -> u64 {
+        if head.is_control() { 1 + head.length as u64 / PAYLOAD_BYTES_EACH } else { 0 }
+    }
+
+    /// Counts bytes that were sent to the peer.
+    fn add_sent(&mut self, bytes: usize) {
+        self.unspent_bytes = self.unspent_bytes.saturating_add(bytes as u64).min(PAID_MAX * SENT_BYTES_EACH);
+    }
+
+    /// Takes `cost` control frames: first those that sent bytes allow, then those of the rate. Returns
+    /// whether the peer is within its allowance.
+    fn take(&mut self, cost: u64, now: std::time::Instant) -> bool {
+        let paid = cost.min(self.unspent_bytes / SENT_BYTES_EACH);
+        self.unspent_bytes -= paid * SENT_BYTES_EACH;
+        self.bucket.try_take(cost - paid, now).is_ok()
+    }
 }
 
 // === impl PollBudget ===

@@ -54,7 +54,7 @@ impl Scanner {
                 State::Skip(left) if left > step => State::Skip(left - step),
                 State::Skip(_) => State::HEADER,
                 State::Header { mut read, seen } => {
-                    read.iter_mut().skip(seen).zip(taken).for_each(|(slot, byte)| *slot = *byte);
+                    read.iter_mut().skip(seen).zip(taken).for_each(|(into, byte)| *into = *byte);
                     if seen + step < HEADER_BYTES {
                         State::Header { read, seen: seen + step }
                     } else {

@@ -125,7 +125,7 @@ async fn flood_ends_after_a_whole_frame_with_endless_headers() {
         };
         assert_eq!(error, io::ErrorKind::ConnectionAborted);
         assert!(flood.flooded.is_set());
-        let frames = all.strip_prefix(PREFACE).unwrap().strip_suffix(&ENDLESS_HEADERS).unwrap();
+        let frames = all.strip_prefix(PREFACE).unwrap().strip_suffix(&endless_headers()[..]).unwrap();
         assert!(
             frames.chunks(9 + payload).all(|read| read == frame(kind, payload)),
             "{kind} {payload} {step}"
@@ -148,4 +148,57 @@ async fn requests_and_slow_control_frames_are_not_cut_off() {
         tokio::time::advance(std::time::Duration::from_secs(1)).await;
     }
     assert!(!requests.flooded.is_set() && !slow.flooded.is_set());
+}
+
+mod allowance {
+    use std::time::Instant;
+
+    use super::super::scanner::DATA;
+    use super::super::{Allowance, BURST, Duration, FrameHead, HEADERS, PAID_MAX, PER_SECOND};
+
+    const PING: FrameHead = FrameHead { kind: 6, length: 8 };
+
+    fn taken_until_exceeded(allowance: &mut Allowance, now: Instant) -> u64 {
+        let mut taken = 0;
+        while allowance.take(1, now) {
+            taken += 1;
+        }
+        taken
+    }
+
+    #[test]
+    fn allowance_without_traffic_is_burst_and_rate() {
+        let (mut allowance, start) = (Allowance::new(), Instant::now());
+        assert_eq!(taken_until_exceeded(&mut allowance, start), BURST);
+        assert_eq!(taken_until_exceeded(&mut allowance, start + Duration::from_secs(3)), 3 * PER_SECOND);
+    }
+
+    #[test]
+    fn sent_bytes_pay_for_frames_up_to_a_bound() {
+        let (mut allowance, now) = (Allowance::new(), Instant::now());
+        allowance.add_sent(31);
+        allowance.add_sent(33);
+        assert_eq!(taken_until_exceeded(&mut allowance, now), BURST + 2);
+        allowance.add_sent(usize::MAX);
+        assert_eq!(taken_until_exceeded(&mut allowance, now), PAID_MAX);
+    }
+
+    #[test]
+    fn answers_to_pings_do_not_pay_for_the_flood() {
+        let (mut allowance, now) = (Allowance::new(), Instant::now());
+        let mut pings = 0;
+        while allowance.take(Allowance::cost(PING), now) {
+            allowance.add_sent(17);
+            pings += 1;
+        }
+        assert!((BURST..3 * BURST).contains(&pings), "{pings}");
+    }
+
+    #[test]
+    fn cost_grows_with_the_payload_of_control_frames_only() {
+        assert_eq!(Allowance::cost(PING), 1);
+        assert_eq!(Allowance::cost(FrameHead { kind: 200, length: 16_384 }), 257);
+        assert_eq!(Allowance::cost(FrameHead { kind: DATA, length: 16_384 }), 0);
+        assert_eq!(Allowance::cost(FrameHead { kind: HEADERS, length: 100 }), 0);
+    }
 }
