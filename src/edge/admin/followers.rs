@@ -37,7 +37,7 @@ struct Row<'a> {
     behind_entries: u64,
     behind_lines: u64,
     behind_bytes: u64,
-    /// Of those, lines and bytes that were evicted before it read them.
+    /// Of those, lines and bytes that the ring evicted before it read them.
     lost_lines: u64,
     lost_bytes: u64,
     /// Bytes handed to HTTP/2 that the peer does not take.
