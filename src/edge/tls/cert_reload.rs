@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Error, config};
+use super::{Error, load};
 use crate::sys::dir_watch::{DirWatch, Notifier};
 
 /// How often the files are checked without a notification: the target of a link may change in another
@@ -229,7 +229,7 @@ impl Problem {
 
 impl Files {
     fn load(&self) -> Result<CertifiedKey, Error> {
-        config::load(&self.certificate, &self.key)
+        load(&self.certificate, &self.key)
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -320,7 +320,7 @@ mod tests {
 
         /// Waits until the current pair is this one.
         async fn becomes(&self, pair: &mut ReloadingCert, wanted: usize) {
-            let wanted = config::load(&self.made[wanted].certificate, &self.made[wanted].key).unwrap();
+            let wanted = load(&self.made[wanted].certificate, &self.made[wanted].key).unwrap();
             let changed = pair.current.wait_for(|current| current.cert == wanted.cert);
             tokio::time::timeout(DEADLINE, changed).await.expect("not replaced").unwrap();
             pair.current().keys_match().unwrap();

@@ -15,13 +15,15 @@ use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256,
 };
+use rustls::client::verify_server_name;
 use rustls::pki_types::ServerName;
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use tempfile::NamedTempFile;
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Error, config};
+use super::{Error, load};
 
 /// File of the certificate, which clients trust.
 pub const CERTIFICATE_FILE: &str = "server.pem";
@@ -66,7 +68,7 @@ pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated
     let names = names(hosts)?;
     let mut generated =
         Generated { certificate: dir.join(CERTIFICATE_FILE), key: dir.join(KEY_FILE), fresh: false };
-    let kept = config::load(&generated.certificate, &generated.key);
+    let kept = load(&generated.certificate, &generated.key);
     if kept.is_ok_and(|kept| is_usable(&kept, &names, now)) {
         return Ok(generated);
     }
@@ -114,31 +116,19 @@ fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rc
 }
 
 fn is_usable(kept: &CertifiedKey, names: &BTreeSet<String>, now: SystemTime) -> bool {
-    let Ok(Ok((_, parsed))) = kept.end_entity_cert().map(|der| X509Certificate::from_der(der)) else {
+    let Ok(der) = kept.end_entity_cert() else { return false };
+    let (Ok((_, parsed)), Ok(named)) = (X509Certificate::from_der(der), ParsedCertificate::try_from(der))
+    else {
         return false;
+    };
+    let has = |name: &String| {
+        ServerName::try_from(name.as_str()).is_ok_and(|name| verify_server_name(&named, &name).is_ok())
     };
     let now = OffsetDateTime::from(now);
     let validity = parsed.validity();
     validity.not_before.timestamp() <= now.unix_timestamp()
         && validity.not_after.timestamp() >= (now + RENEW).unix_timestamp()
-        && names.is_subset(&names_of(&parsed))
-}
-
-fn names_of(certificate: &X509Certificate<'_>) -> BTreeSet<String> {
-    let Ok(Some(extension)) = certificate.subject_alternative_name() else {
-        return BTreeSet::new();
-    };
-    let held = extension.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(octets) => address(octets).map(|ip| ip.to_string()),
-        _ => None,
-    });
-    held.collect()
-}
-
-fn address(octets: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
+        && names.iter().all(has)
 }
 
 /// Replaces the file at `path` atomically.
@@ -222,7 +212,7 @@ mod tests {
             assert!(second.fresh, "{case}");
             assert_ne!(bytes(&second), before, "{case}");
             assert!(!ensure(dir.path(), &hosts(wanted), at).unwrap().fresh, "{case}: replaced once");
-            config::load(&second.certificate, &second.key).unwrap();
+            load(&second.certificate, &second.key).unwrap();
             let files = std::fs::read_dir(dir.path()).unwrap().count();
             assert_eq!(files, 2, "{case}: no other files");
         }
@@ -241,7 +231,7 @@ mod tests {
     fn certificate_is_accepted_for_every_name() {
         let dir = tempfile::tempdir().unwrap();
         let made = ensure(dir.path(), &hosts(&[HOST, "10.0.0.1"]), SystemTime::now()).unwrap();
-        let kept = config::load(&made.certificate, &made.key).unwrap();
+        let kept = load(&made.certificate, &made.key).unwrap();
         let own = kept.end_entity_cert().unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(own.clone()).unwrap();
@@ -263,7 +253,7 @@ mod tests {
     fn certificate_has_the_documented_form() {
         let dir = tempfile::tempdir().unwrap();
         let made = ensure(dir.path(), &[], SystemTime::now()).unwrap();
-        let kept = config::load(&made.certificate, &made.key).unwrap();
+        let kept = load(&made.certificate, &made.key).unwrap();
         let (_, parsed) = X509Certificate::from_der(kept.end_entity_cert().unwrap()).unwrap();
         assert_eq!(parsed.version(), x509_parser::x509::X509Version::V3);
         assert!(!parsed.is_ca());

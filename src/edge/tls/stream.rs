@@ -27,7 +27,7 @@ use rustls::{ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use super::config::SniConfigs;
+use super::SniConfigs;
 
 /// Most bytes of plaintext in a TLS record (RFC 8446 §5.1).
 const RECORD_MAX_BYTES: usize = 16 * 1024;
@@ -136,11 +136,6 @@ impl<IO> TlsStream<IO> {
     /// Returns the server name that the client asked for (SNI), if any.
     pub(crate) fn server_name(&self) -> Option<&str> {
         self.tls.server_name()
-    }
-
-    /// Returns the socket.
-    pub fn get_ref(&self) -> &IO {
-        &self.io
     }
 
     #[cfg(test)]
