@@ -1,13 +1,11 @@
 //! The network side: sockets, TLS, HTTP/2, the `LeaseRPC` service, the admin port and graceful shutdown.
 //!
-//! `server` accepts a connection and calls `admission` (limits), `tls` (handshake) and `connection` (HTTP/2)
-//! in turn. `connection` calls `service` for each request: authentication, quotas, the call, `response`.
+//! `server` accepts a connection within its limits and calls `tls` (handshake) and `connection` (HTTP/2) in
+//! turn. `connection` calls `service` for each request: authentication, quotas, the call, `response`.
 //! `stream_supervisor` watches each HTTP/2 stream from outside.
 
 pub mod admin;
-mod admission;
 mod audit;
-mod auth_state;
 pub mod connection;
 pub mod drain;
 mod errors;

@@ -154,20 +154,14 @@ async fn start(mut config: ServeConfig) -> Result<(Running, String), ServeError>
     let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
     let actors = ActorRegistry::new(context);
     exporter.followers.set(actors.clone());
-    let authenticator = Authenticator::new(trust)
-        .with_token_lifetime(limits.token_lifetime)
-        .with_provider(config.access.provider.clone());
+    let authenticator = Authenticator {
+        trust,
+        token_lifetime_max: limits.token_lifetime,
+        provider: config.access.provider.clone(),
+    };
     let service = LeaseService::new(authenticator, actors.clone(), restarts.clone(), drain.clone());
     let (routes, health) = server::routes().map_err(internal)?;
-    let connections =
-        Connections::new(service, routes, Arc::clone(&limits), exporter.metrics.clone(), drain.clone());
-    let server = Server {
-        connections,
-        tls: offers,
-        limits: Arc::clone(&limits),
-        trusted_proxies,
-        drain: drain.clone(),
-    };
+    let server = Server { connections: Connections::new(service, routes), tls: offers, trusted_proxies };
     // Listen only now. The start may wait for the platform, and callers would wait in their handshakes.
     drain.spawn(server.serve(listen("--listen", socket)?));
     server::report_health(&health, true).await;

@@ -1,7 +1,7 @@
 //! Authentication: from credentials to an identity, or a refusal.
 //!
-//! The form of a certificate is checked once per connection ([`Peer`]); its validity period and trust are
-//! checked for each call. A token comes with each call and is checked in full each time.
+//! The form of a certificate is checked once per connection ([`ClientCertificate`]); its validity period and
+//! trust are checked for each call. A token comes with each call and is checked in full each time.
 //! [`CredentialValidity`] then ends running calls.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use super::cert::{TenantCertificate, saturating_time};
-use super::grants::Identity;
+use super::grants::{Access, Identity};
 use super::refusal::Refusal;
 use super::token::{self, Token};
 use super::trust::{RevocationSignal, Trust, TrustAnswer, TrustedItem, Unavailable};
@@ -22,132 +22,116 @@ use crate::model::time::LogTime;
 /// Authenticates callers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Authenticator {
-    trust: Arc<dyn Trust>,
-    token_lifetime_max: Duration,
+    pub(crate) trust: Arc<dyn Trust>,
+    /// Maximum lifetime of tokens, from `nbf` to `exp`.
+    pub(crate) token_lifetime_max: Duration,
     /// The one provider whose leases are served; `None` = any.
-    provider: Option<Address>,
+    pub(crate) provider: Option<Address>,
 }
 
-/// The certificate of one connection's peer, checked once for all its calls. Cheap to clone.
+/// The certificate that a client presented in the handshake, if it did. Its form is checked once for all
+/// calls of the connection. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Peer {
-    /// `None`: no certificate.
-    certificate: Option<Result<TenantCertificate, Refusal>>,
-}
+pub struct ClientCertificate(Option<Result<TenantCertificate, Refusal>>);
 
 /// An authenticated caller.
 #[derive(Clone, Debug)]
-pub struct Admission {
-    /// The caller.
-    pub identity: Identity,
-    /// How long the credential is valid.
-    pub validity: CredentialValidity,
+pub(crate) struct Authenticated {
+    pub(crate) identity: Identity,
+    pub(crate) validity: CredentialValidity,
 }
 
-/// A refused caller.
+/// Why a caller was not authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// The reason.
-    pub refusal: Refusal,
+pub(crate) struct AuthError {
+    pub(crate) refusal: Refusal,
     /// The owner that the credential names, if it could be read. Unproven: for the log only.
     pub(crate) claimed: Option<Owner>,
 }
 
 /// How long a credential is valid: until it expires or loses its trust.
 #[derive(Clone, Debug)]
-pub struct CredentialValidity {
+pub(crate) struct CredentialValidity {
     revocation: RevocationSignal,
     revoked: Refusal,
     expires: Instant,
     expired: Refusal,
 }
 
-// === impl Peer ===
+// === impl ClientCertificate ===
 
-impl Peer {
-    /// Creates the peer of a connection whose handshake proved possession of the key of the first certificate
-    /// in `chain`. Costs one signature verification.
+impl ClientCertificate {
+    /// Checks the form of the first certificate in `chain`. The handshake has proved possession of its key.
+    /// Costs one signature verification.
     pub fn new(chain: Option<&[CertificateDer<'_>]>) -> Self {
-        let certificate = chain.filter(|chain| !chain.is_empty()).map(TenantCertificate::from_chain);
-        Self { certificate }
+        Self(chain.filter(|chain| !chain.is_empty()).map(TenantCertificate::from_chain))
     }
 }
 
 // === impl Authenticator ===
 
 impl Authenticator {
-    /// Creates an authenticator that relies on `trust`, with the default limit on the lifetime of tokens.
+    /// Creates an authenticator that relies on `trust`, with the default limit on the lifetime of tokens, for
+    /// leases of any provider.
     pub fn new(trust: Arc<dyn Trust>) -> Self {
         Self { trust, token_lifetime_max: Limits::default().token_lifetime, provider: None }
     }
 
-    /// Limits the lifetime of tokens, from `nbf` to `exp`.
-    #[must_use]
-    pub(crate) fn with_token_lifetime(mut self, max: Duration) -> Self {
-        self.token_lifetime_max = max;
-        self
-    }
-
-    /// Restricts callers to leases of `provider`; `None` = any.
-    #[must_use]
-    pub(crate) fn with_provider(mut self, provider: Option<Address>) -> Self {
-        self.provider = provider;
-        self
-    }
-
-    /// Authenticates a call on a connection of `peer` with these `authorization` headers, at the wall-clock
-    /// time `now`.
+    /// Authenticates a call with this client certificate and these `authorization` headers, at the wall-clock
+    /// time `now`. Fails with the first check that failed: credentials (exactly one), form, time, trust and,
+    /// for a token, the signature.
     ///
     /// Asks the trust source only about a certificate or token that is well-formed and valid at `now`. Cancel
     /// safe.
-    ///
-    /// # Errors
-    /// The first check that failed: credentials (exactly one), form, time, trust and, for a token, the
-    /// signature.
-    pub async fn admit(
+    pub(crate) async fn authenticate(
         &self,
-        peer: &Peer,
+        certificate: &ClientCertificate,
         authorization: &[&[u8]],
         now: LogTime,
-    ) -> Result<Admission, Denial> {
-        match (&peer.certificate, authorization) {
+    ) -> Result<Authenticated, AuthError> {
+        match (&certificate.0, authorization) {
             (Some(_), [_, ..]) => Err(Refusal::Ambiguous.into()),
             (None, []) => Err(Refusal::NoCredentials.into()),
             (Some(Err(refusal)), []) => Err((*refusal).into()),
             (Some(Ok(certificate)), []) => self
-                .admit_certificate(certificate, now)
+                .authenticate_certificate(certificate, now)
                 .await
-                .map_err(|refusal| Denial { refusal, claimed: Some(certificate.owner().clone()) }),
+                .map_err(|refusal| AuthError { refusal, claimed: Some(certificate.owner().clone()) }),
             (None, [authorization]) => {
                 let token = Token::parse(token::bearer(authorization)?).map_err(Refusal::from)?;
-                self.admit_token(&token, now)
+                self.authenticate_token(&token, now)
                     .await
-                    .map_err(|refusal| Denial { refusal, claimed: Some(token.claims().issuer.clone()) })
+                    .map_err(|refusal| AuthError { refusal, claimed: Some(token.claims().issuer.clone()) })
             }
             (None, [_, _, ..]) => Err(Refusal::AuthorizationMalformed.into()),
         }
     }
 
-    /// Returns whether the certificate of `peer` is well-formed, valid at `now` and trusted. Queries the
-    /// trust source only if it does not have the answer in memory and `may_ask` allows it. Cancel safe.
-    pub(crate) async fn trusts(&self, peer: &Peer, now: LogTime, may_ask: impl FnOnce() -> bool) -> bool {
-        let Some(Ok(certificate)) = &peer.certificate else {
+    /// Returns whether the certificate is well-formed, valid at `now` and trusted. Queries the trust source
+    /// only if it does not have the answer in memory and `may_query` allows it. Cancel safe.
+    pub(crate) async fn trusts(
+        &self,
+        certificate: &ClientCertificate,
+        now: LogTime,
+        may_query: impl FnOnce() -> bool,
+    ) -> bool {
+        let Some(Ok(certificate)) = &certificate.0 else {
             return false;
         };
         if certificate.check_time(now).is_err() {
             return false;
         }
         match self.trust.known_certificate(certificate.owner(), certificate.serial()) {
-            Some(trusted) => trusted.value() == certificate.der(),
-            None => may_ask() && self.admit_certificate(certificate, now).await.is_ok(),
+            Some(trusted) => trusted.value == *certificate.der(),
+            None => may_query() && self.authenticate_certificate(certificate, now).await.is_ok(),
         }
     }
 
-    async fn admit_certificate(
+    async fn authenticate_certificate(
         &self,
         certificate: &TenantCertificate,
         now: LogTime,
-    ) -> Result<Admission, Refusal> {
+    ) -> Result<Authenticated, Refusal> {
         certificate.check_time(now)?;
         // Taken before waiting for the answer, because `now` is: both together place the end of the validity
         // period. A certificate is still valid at that very instant; a millisecond is the least that the
@@ -155,13 +139,13 @@ impl Authenticator {
         let expires = Instant::now() + time_until(certificate.not_after(), now) + Duration::from_millis(1);
         let answer = self.trust.certificate(certificate.owner(), certificate.serial()).await;
         let trusted = require_trusted(answer, Refusal::CertificateUnknown)?;
-        if trusted.value() != certificate.der() {
+        if trusted.value != *certificate.der() {
             return Err(Refusal::CertificateDiffers);
         }
-        Ok(Admission {
-            identity: Identity::of_owner(certificate.owner().clone()).at_provider(self.provider.clone()),
+        Ok(Authenticated {
+            identity: Identity::new(certificate.owner().clone(), Access::Full, self.provider.clone()),
             validity: CredentialValidity {
-                revocation: trusted.revocation().clone(),
+                revocation: trusted.revocation,
                 revoked: Refusal::CertificateWithdrawn,
                 expires,
                 expired: Refusal::CertificateExpired,
@@ -169,19 +153,18 @@ impl Authenticator {
         })
     }
 
-    async fn admit_token(&self, token: &Token, now: LogTime) -> Result<Admission, Refusal> {
+    async fn authenticate_token(&self, token: &Token, now: LogTime) -> Result<Authenticated, Refusal> {
         token.check_time(now, self.token_lifetime_max)?;
         let claims = token.claims();
         let end = saturating_time(i64::try_from(claims.expires).unwrap_or(i64::MAX));
         let expires = Instant::now() + time_until(end, now);
         let answer = self.trust.account(&claims.issuer).await;
         let trusted = require_trusted(answer, Refusal::AccountUnknown)?;
-        token.check_signature(trusted.value())?;
-        Ok(Admission {
-            identity: Identity::with_token(claims.issuer.clone(), claims.access.clone())
-                .at_provider(self.provider.clone()),
+        token.check_signature(&trusted.value)?;
+        Ok(Authenticated {
+            identity: Identity::new(claims.issuer.clone(), claims.access.clone(), self.provider.clone()),
             validity: CredentialValidity {
-                revocation: trusted.revocation().clone(),
+                revocation: trusted.revocation,
                 revoked: Refusal::AccountWithdrawn,
                 expires,
                 expired: Refusal::TokenExpired,
@@ -207,9 +190,9 @@ fn time_until(end: LogTime, now: LogTime) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
 }
 
-// === impl Denial ===
+// === impl AuthError ===
 
-impl From<Refusal> for Denial {
+impl From<Refusal> for AuthError {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, claimed: None }
     }
@@ -219,7 +202,7 @@ impl From<Refusal> for Denial {
 
 impl CredentialValidity {
     /// Waits until the credential is no longer valid and returns the reason. Cancel safe.
-    pub async fn ended(&self) -> Refusal {
+    pub(crate) async fn ended(&self) -> Refusal {
         tokio::select! {
             biased;
             refusal = self.revocation.ended(self.revoked) => refusal,
@@ -277,8 +260,8 @@ mod tests {
         (authenticator(Ok(TrustAnswer::Trusted(trusted.clone()))).0, trusted)
     }
 
-    fn peer(certificate: &CertificateDer<'_>) -> Peer {
-        Peer::new(Some(std::slice::from_ref(certificate)))
+    fn presented(certificate: &CertificateDer<'_>) -> ClientCertificate {
+        ClientCertificate::new(Some(std::slice::from_ref(certificate)))
     }
 
     fn later(by: Duration) -> LogTime {
@@ -286,15 +269,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn trusted_certificate_is_admitted() {
+    async fn trusted_certificate_is_authenticated() {
         let tenant = Tenant::new(1, 77);
         let certificate = tenant.certificate();
         let trusted = TrustedItem::new(certificate.as_ref().into());
         let (authenticator, fake) = authenticator(Ok(TrustAnswer::Trusted(trusted)));
-        let peer = peer(&certificate);
+        let presented = presented(&certificate);
         for _ in 0..2 {
-            let admission = authenticator.admit(&peer, &[], NOW).await.unwrap();
-            assert_eq!(*admission.identity.owner(), tenant.address);
+            let caller = authenticator.authenticate(&presented, &[], NOW).await.unwrap();
+            assert_eq!(*caller.identity.owner(), tenant.address);
         }
         let question = (tenant.address, "77".to_owned());
         assert_eq!(*fake.asked.lock(), [question.clone(), question]);
@@ -304,20 +287,26 @@ mod tests {
     async fn invalid_credentials_cause_no_trust_query() {
         let good = Tenant::new(1, 1).certificate();
         let (authenticator, fake) = authenticator(Err(Unavailable));
-        let cases: [(Peer, &[&[u8]], LogTime, Refusal); 10] = [
-            (Peer::new(None), &[], NOW, Refusal::NoCredentials),
-            (Peer::new(Some(&[])), &[], NOW, Refusal::NoCredentials),
-            (Peer::new(None), &[b"Basic x"], NOW, Refusal::AuthorizationMalformed),
-            (Peer::new(None), &[b"Bearer x"], NOW, Refusal::TokenMalformed),
-            (Peer::new(None), &[b"Bearer x", b"Bearer x"], NOW, Refusal::AuthorizationMalformed),
-            (peer(&good), &[b""], NOW, Refusal::Ambiguous),
-            (peer(&b"x".to_vec().into()), &[], NOW, Refusal::CertificateMalformed),
-            (Peer::new(Some(&[good.clone(), good.clone()])), &[], NOW, Refusal::CertificateChain),
-            (peer(&good), &[], NOW.saturating_add_nanos(-1), Refusal::CertificateNotYetValid),
-            (peer(&good), &[], later(YEAR + Duration::from_nanos(1)), Refusal::CertificateExpired),
+        let cases: [(ClientCertificate, &[&[u8]], LogTime, Refusal); 10] = [
+            (ClientCertificate::new(None), &[], NOW, Refusal::NoCredentials),
+            (ClientCertificate::new(Some(&[])), &[], NOW, Refusal::NoCredentials),
+            (ClientCertificate::new(None), &[b"Basic x"], NOW, Refusal::AuthorizationMalformed),
+            (ClientCertificate::new(None), &[b"Bearer x"], NOW, Refusal::TokenMalformed),
+            (ClientCertificate::new(None), &[b"Bearer x", b"Bearer x"], NOW, Refusal::AuthorizationMalformed),
+            (presented(&good), &[b""], NOW, Refusal::Ambiguous),
+            (presented(&b"x".to_vec().into()), &[], NOW, Refusal::CertificateMalformed),
+            (
+                ClientCertificate::new(Some(&[good.clone(), good.clone()])),
+                &[],
+                NOW,
+                Refusal::CertificateChain,
+            ),
+            (presented(&good), &[], NOW.saturating_add_nanos(-1), Refusal::CertificateNotYetValid),
+            (presented(&good), &[], later(YEAR + Duration::from_nanos(1)), Refusal::CertificateExpired),
         ];
-        for (peer, authorization, now, expected) in cases {
-            let refusal = authenticator.admit(&peer, authorization, now).await.unwrap_err().refusal;
+        for (certificate, authorization, now, expected) in cases {
+            let refusal =
+                authenticator.authenticate(&certificate, authorization, now).await.unwrap_err().refusal;
             assert_eq!(refusal, expected);
         }
         assert!(fake.asked.lock().is_empty());
@@ -346,30 +335,30 @@ mod tests {
         let (good, other) = (Tenant::new(1, 1).certificate(), Tenant::new(2, 1).certificate());
         let authenticator = Authenticator::new(Arc::new(CachedTrust(TrustedItem::new(good.as_ref().into()))));
         let refuse = || panic!("queried");
-        assert!(authenticator.trusts(&peer(&good), NOW, refuse).await);
-        assert!(!authenticator.trusts(&peer(&other), NOW, refuse).await);
-        assert!(!authenticator.trusts(&Peer::new(None), NOW, refuse).await);
-        assert!(!authenticator.trusts(&peer(&b"x".to_vec().into()), NOW, refuse).await);
+        assert!(authenticator.trusts(&presented(&good), NOW, refuse).await);
+        assert!(!authenticator.trusts(&presented(&other), NOW, refuse).await);
+        assert!(!authenticator.trusts(&ClientCertificate::new(None), NOW, refuse).await);
+        assert!(!authenticator.trusts(&presented(&b"x".to_vec().into()), NOW, refuse).await);
         let expired = later(YEAR + Duration::from_nanos(1));
-        assert!(!authenticator.trusts(&peer(&good), expired, refuse).await);
+        assert!(!authenticator.trusts(&presented(&good), expired, refuse).await);
     }
 
     #[tokio::test]
     async fn unknown_certificate_is_queried_only_if_allowed() {
         let good = Tenant::new(1, 1).certificate();
         let (authenticator, trusted) = trusting(&good);
-        assert!(!authenticator.trusts(&peer(&good), NOW, || false).await);
-        assert!(authenticator.trusts(&peer(&good), NOW, || true).await);
+        assert!(!authenticator.trusts(&presented(&good), NOW, || false).await);
+        assert!(authenticator.trusts(&presented(&good), NOW, || true).await);
         let sources = AnyOf(vec![Arc::new(CachedTrust(trusted)) as Arc<dyn Trust>]);
-        assert!(Authenticator::new(Arc::new(sources)).trusts(&peer(&good), NOW, || false).await);
+        assert!(Authenticator::new(Arc::new(sources)).trusts(&presented(&good), NOW, || false).await);
     }
 
     #[tokio::test]
     async fn answer_of_trust_source_decides() {
         let good = Tenant::new(1, 1).certificate();
         let refusal = |answer| {
-            let (authenticator, peer) = (authenticator(answer).0, peer(&good));
-            async move { authenticator.admit(&peer, &[], NOW).await.unwrap_err().refusal }
+            let (authenticator, presented) = (authenticator(answer).0, presented(&good));
+            async move { authenticator.authenticate(&presented, &[], NOW).await.unwrap_err().refusal }
         };
         assert_eq!(refusal(Ok(TrustAnswer::Unknown)).await, Refusal::CertificateUnknown);
         assert_eq!(refusal(Err(Unavailable)).await, Refusal::TrustUnavailable);
@@ -380,9 +369,9 @@ mod tests {
         let genuine = Tenant::new(1, 1).certificate();
         let forged = Tenant::new(1, 1).certificate();
         let (authenticator, _) = trusting(&genuine);
-        let denial = authenticator.admit(&peer(&forged), &[], NOW).await.unwrap_err();
-        assert_eq!(denial.refusal, Refusal::CertificateDiffers);
-        authenticator.admit(&peer(&genuine), &[], NOW).await.unwrap();
+        let error = authenticator.authenticate(&presented(&forged), &[], NOW).await.unwrap_err();
+        assert_eq!(error.refusal, Refusal::CertificateDiffers);
+        authenticator.authenticate(&presented(&genuine), &[], NOW).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -390,13 +379,13 @@ mod tests {
         let certificate = Tenant::new(1, 1).certificate();
         let (authenticator, _) = trusting(&certificate);
         let began = Instant::now();
-        let admission = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
-        assert_eq!(admission.validity.ended().await, Refusal::CertificateExpired);
+        let caller = authenticator.authenticate(&presented(&certificate), &[], NOW).await.unwrap();
+        assert_eq!(caller.validity.ended().await, Refusal::CertificateExpired);
         assert!(began.elapsed() > YEAR && began.elapsed() < YEAR + Duration::from_secs(1));
 
         let began = Instant::now();
-        let admission = authenticator.admit(&peer(&certificate), &[], later(YEAR)).await.unwrap();
-        assert_eq!(admission.validity.ended().await, Refusal::CertificateExpired);
+        let caller = authenticator.authenticate(&presented(&certificate), &[], later(YEAR)).await.unwrap();
+        assert_eq!(caller.validity.ended().await, Refusal::CertificateExpired);
         assert!(began.elapsed() < Duration::from_secs(1));
     }
 
@@ -406,16 +395,16 @@ mod tests {
         tenant.params.not_after = rcgen::date_time_ymd(9999, 12, 31);
         let certificate = tenant.certificate();
         let (authenticator, trusted) = trusting(&certificate);
-        let first = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
-        let second = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
+        let first = authenticator.authenticate(&presented(&certificate), &[], NOW).await.unwrap();
+        let second = authenticator.authenticate(&presented(&certificate), &[], NOW).await.unwrap();
         let revoke = async {
             tokio::time::sleep(100 * YEAR).await;
             trusted.revoke();
         };
         let (first, second, ()) = tokio::join!(first.validity.ended(), second.validity.ended(), revoke);
         assert_eq!((first, second), (Refusal::CertificateWithdrawn, Refusal::CertificateWithdrawn));
-        // An admission after the revocation ends at once.
-        let third = authenticator.admit(&peer(&certificate), &[], NOW).await.unwrap();
+        // A call after the revocation ends at once.
+        let third = authenticator.authenticate(&presented(&certificate), &[], NOW).await.unwrap();
         assert_eq!(third.validity.ended().await, Refusal::CertificateWithdrawn);
     }
 
@@ -439,8 +428,11 @@ mod tests {
         (Authenticator::new(Arc::clone(&fake) as Arc<dyn Trust>), fake)
     }
 
-    async fn denial(authenticator: &Authenticator, header: &str, now: LogTime) -> Denial {
-        authenticator.admit(&Peer::new(None), &[header.as_bytes()], now).await.unwrap_err()
+    async fn error(authenticator: &Authenticator, header: &str, now: LogTime) -> AuthError {
+        authenticator
+            .authenticate(&ClientCertificate::new(None), &[header.as_bytes()], now)
+            .await
+            .unwrap_err()
     }
 
     #[tokio::test]
@@ -448,12 +440,15 @@ mod tests {
         let (wallet, header) = token(600);
         let owner = wallet.key().address();
         let (authenticator, fake) = knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(wallet.key()))));
-        let admission = authenticator.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
-        assert_eq!(*admission.identity.owner(), owner);
+        let caller = authenticator
+            .authenticate(&ClientCertificate::new(None), &[header.as_bytes()], NOW)
+            .await
+            .unwrap();
+        assert_eq!(*caller.identity.owner(), owner);
         let provider = Owner::from_account([9; 20]);
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap();
-        assert_eq!(admission.identity.authorize(&lease, TokenScope::Logs), Ok(Services::All));
-        assert_eq!(admission.identity.authorize(&lease, TokenScope::Restart), Err(Refusal::ScopeNotGranted));
+        assert_eq!(caller.identity.authorize(&lease, TokenScope::Logs), Ok(Services::All));
+        assert_eq!(caller.identity.authorize(&lease, TokenScope::Restart), Err(Refusal::ScopeNotGranted));
         assert_eq!(*fake.asked.lock(), [(owner, "account".to_owned())]);
     }
 
@@ -461,7 +456,7 @@ mod tests {
     async fn invalid_token_causes_no_trust_query() {
         let (wallet, header) = token(600);
         let (authenticator, fake) = knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(wallet.key()))));
-        let authenticator = authenticator.with_token_lifetime(Duration::from_secs(600));
+        let authenticator = Authenticator { token_lifetime_max: Duration::from_secs(600), ..authenticator };
         let claimed = Some(wallet.key().address());
         let late = later(Duration::from_secs(600));
         let early = NOW.saturating_add_nanos(-1);
@@ -474,12 +469,12 @@ mod tests {
             (&long, later(Duration::from_secs(601)), Refusal::TokenExpired),
         ] {
             assert_eq!(
-                denial(&authenticator, header, now).await,
-                Denial { refusal, claimed: claimed.clone() }
+                error(&authenticator, header, now).await,
+                AuthError { refusal, claimed: claimed.clone() }
             );
         }
         let broken = &header[..header.len() - 2];
-        assert_eq!(denial(&authenticator, broken, NOW).await.refusal, Refusal::TokenSignatureForm);
+        assert_eq!(error(&authenticator, broken, NOW).await.refusal, Refusal::TokenSignatureForm);
         assert!(fake.asked.lock().is_empty());
     }
 
@@ -487,9 +482,9 @@ mod tests {
     async fn token_signed_by_another_key_is_refused() {
         let ((mine, header), (other, _)) = (token(600), token(600));
         let knows = |key| knowing(Ok(TrustAnswer::Trusted(TrustedItem::new(key)))).0;
-        assert_eq!(denial(&knows(other.key()), &header, NOW).await.refusal, Refusal::TokenSignature);
+        assert_eq!(error(&knows(other.key()), &header, NOW).await.refusal, Refusal::TokenSignature);
         let forged = header_of(&other, mine.key().address(), 600);
-        assert_eq!(denial(&knows(mine.key()), &forged, NOW).await.refusal, Refusal::TokenSignature);
+        assert_eq!(error(&knows(mine.key()), &forged, NOW).await.refusal, Refusal::TokenSignature);
     }
 
     #[tokio::test]
@@ -501,7 +496,7 @@ mod tests {
             (Ok(TrustAnswer::Refused(Refusal::AccountKeyless)), Refusal::AccountKeyless),
             (Err(Unavailable), Refusal::TrustUnavailable),
         ] {
-            assert_eq!(denial(&knowing(answer).0, &header, NOW).await.refusal, refusal);
+            assert_eq!(error(&knowing(answer).0, &header, NOW).await.refusal, refusal);
         }
     }
 
@@ -510,21 +505,28 @@ mod tests {
         let (wallet, header) = token(600);
         let trusted = TrustedItem::new(wallet.key());
         let (authenticator, _) = knowing(Ok(TrustAnswer::Trusted(trusted.clone())));
-        let admit = || async {
-            authenticator.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap().validity
+        let validity = || async {
+            authenticator
+                .authenticate(&ClientCertificate::new(None), &[header.as_bytes()], NOW)
+                .await
+                .unwrap()
+                .validity
         };
         let began = Instant::now();
-        assert_eq!(admit().await.ended().await, Refusal::TokenExpired);
+        assert_eq!(validity().await.ended().await, Refusal::TokenExpired);
         let second = Duration::from_secs(1);
         assert!(began.elapsed() >= 600 * second && began.elapsed() < 601 * second);
-        let validity = admit().await;
+        let running = validity().await;
         trusted.revoke();
-        assert_eq!(validity.ended().await, Refusal::AccountWithdrawn);
+        assert_eq!(running.ended().await, Refusal::AccountWithdrawn);
         // The source can no longer confirm the key.
         let trusted = TrustedItem::new(wallet.key());
         let (authenticator, _) = knowing(Ok(TrustAnswer::Trusted(trusted.clone())));
-        let admission = authenticator.admit(&Peer::new(None), &[header.as_bytes()], NOW).await.unwrap();
-        trusted.revocation().expire();
-        assert_eq!(admission.validity.ended().await, Refusal::TrustUnavailable);
+        let caller = authenticator
+            .authenticate(&ClientCertificate::new(None), &[header.as_bytes()], NOW)
+            .await
+            .unwrap();
+        trusted.revocation.expire();
+        assert_eq!(caller.validity.ended().await, Refusal::TrustUnavailable);
     }
 }

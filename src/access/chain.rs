@@ -17,7 +17,6 @@
 //! delay each other.
 
 mod cache;
-mod connect;
 mod disk;
 mod node;
 #[cfg(test)]
@@ -42,15 +41,15 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::cache::{Cache, DiskChange, Lookup, Outcome};
-pub use self::connect::{NodeError, check_authorities};
 use self::disk::Disk;
 use self::node::{ChainClient, Node};
+pub use self::node::{NodeError, check_authorities};
 use super::account::AccountKey;
 use super::cert::Serial;
 use super::refusal::Refusal;
-use super::trust::{Trust, TrustAnswer, TrustFuture, TrustKey, TrustValue, TrustedItem, Unavailable};
+use super::trust::{Answer, Trust, TrustAnswer, TrustFuture, TrustKey, TrustValue, TrustedItem, Unavailable};
 use crate::model::id::Owner;
-use crate::model::metrics::{ChainAnswer, ChainQuery, Metrics};
+use crate::model::metrics::{ChainAnswer, ChainQuery, ChainResult, Metrics};
 use crate::model::rate::{Bucket, Rate};
 use crate::model::time::LogTime;
 
@@ -153,8 +152,8 @@ impl ChainTrust {
     /// # Errors
     /// [`ChainError`] for an unusable address, file or directory.
     pub fn open(config: &ChainConfig, metrics: Metrics) -> Result<Self, ChainError> {
-        let channel = connect::channel(&config.node, config.authorities.as_deref())?;
-        Self::with_client(Box::new(Node::new(channel)), config, metrics, LogTime::now)
+        let node = Node::new(&config.node, config.authorities.as_deref())?;
+        Self::with_client(Box::new(node), config, metrics, LogTime::now)
     }
 
     fn with_client(
@@ -199,7 +198,7 @@ fn restore(dir: &Path, grace: Duration, now: LogTime) -> io::Result<(Cache, Disk
 impl Trust for ChainTrust {
     fn certificate<'a>(&'a self, owner: &'a Owner, serial: &'a Serial) -> TrustFuture<'a> {
         let key = TrustKey::Certificate(owner.clone(), serial.clone());
-        Box::pin(async { self.shared.ask(key).await.into_answer(TrustedItem::into_certificate) })
+        Box::pin(async { convert(self.shared.ask(key).await, TrustedItem::into_certificate) })
     }
 
     fn known_certificate(&self, owner: &Owner, serial: &Serial) -> Option<TrustedItem> {
@@ -209,7 +208,7 @@ impl Trust for ChainTrust {
 
     fn account<'a>(&'a self, owner: &'a Owner) -> TrustFuture<'a, AccountKey> {
         let key = TrustKey::Account(owner.clone());
-        Box::pin(async { self.shared.ask(key).await.into_answer(TrustedItem::into_account) })
+        Box::pin(async { convert(self.shared.ask(key).await, TrustedItem::into_account) })
     }
 }
 
@@ -219,20 +218,15 @@ impl fmt::Debug for ChainTrust {
     }
 }
 
-// === impl Outcome ===
-
-impl Outcome {
-    fn into_answer<T>(
-        self,
-        convert: impl FnOnce(TrustedItem<TrustValue>) -> Option<TrustedItem<T>>,
-    ) -> Result<TrustAnswer<T>, Unavailable> {
-        match self {
-            Self::Trusted(item) => Ok(convert(item).into()),
-            Self::Unknown => Ok(TrustAnswer::Unknown),
-            Self::Refused(refusal) => Ok(TrustAnswer::Refused(refusal)),
-            Self::Unavailable => Err(Unavailable),
-        }
-    }
+fn convert<T>(
+    outcome: Outcome,
+    convert: impl FnOnce(TrustedItem<TrustValue>) -> Option<TrustedItem<T>>,
+) -> Result<TrustAnswer<T>, Unavailable> {
+    Ok(match outcome? {
+        Answer::Trusted(item) => convert(item).into(),
+        Answer::Unknown => Answer::Unknown,
+        Answer::Refused(refusal) => Answer::Refused(refusal),
+    })
 }
 
 // === impl Shared ===
@@ -251,14 +245,11 @@ impl Shared {
             Lookup::Query { is_known } => is_known,
         };
         let Some(mut query) = self.join_query(key, is_known) else {
-            return (Outcome::Refused(Refusal::TrustBusy), ChainAnswer::Busy);
+            return (Ok(Answer::Refused(Refusal::TrustBusy)), ChainAnswer::Busy);
         };
         // A query ends without an outcome only when the gateway ends.
-        let outcome = query
-            .wait_for(Option::is_some)
-            .await
-            .map_or(Outcome::Unavailable, |outcome| outcome.clone().unwrap_or(Outcome::Unavailable));
-        (outcome, ChainAnswer::Query)
+        let outcome = query.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+        (outcome.unwrap_or(Err(Unavailable)), ChainAnswer::Query)
     }
 
     /// Returns the running query for `key`, or starts one. Returns `None` if a limit is reached.
@@ -299,7 +290,13 @@ impl Shared {
             TrustKey::Certificate(..) => ChainQuery::Certificate,
             TrustKey::Account(_) => ChainQuery::Account,
         };
-        self.metrics.chain_queries.of((kind, node::metric_label(&answer))).increment(1);
+        let result = match &answer {
+            Ok(Answer::Trusted(_)) => ChainResult::Found,
+            Ok(Answer::Unknown) => ChainResult::Unknown,
+            Ok(Answer::Refused(_)) => ChainResult::Refused,
+            Err(_) => ChainResult::Failed,
+        };
+        self.metrics.chain_queries.of((kind, result)).increment(1);
         match &answer {
             Err(error) if !self.outage_logged.swap(true, Ordering::Relaxed) => {
                 tracing::error!(%error, "chain query failed; using cached entries for the grace period, rejecting unknown callers");
@@ -320,8 +317,8 @@ impl Shared {
         let (disk, key, now) = (self.disk.clone(), key.clone(), (self.clock)());
         let write = move || match change {
             DiskChange::None => Ok(()),
-            DiskChange::Write { value, evicted } => {
-                evicted.map_or(Ok(()), |evicted| disk.remove(&evicted))?;
+            DiskChange::Write { value, replaced } => {
+                replaced.map_or(Ok(()), |replaced| disk.remove(&replaced))?;
                 disk.write(&key, &value, now)
             }
             DiskChange::Remove => disk.remove(&key),
@@ -341,7 +338,7 @@ impl Shared {
             sleep(TICK).await;
             let due = self.cache.lock().due(Instant::now());
             let confirm = stream::iter(due).for_each_concurrent(CONFIRMATIONS_MAX, async |key| {
-                self.find(key).await;
+                let _ = self.find(key).await;
             });
             confirm.await;
         }

@@ -16,24 +16,23 @@
 //! others. While the directory or a file cannot be read at all, its last state stays.
 
 mod file;
-mod index;
 mod scan;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::file::FileId;
-use self::index::Index;
 use self::scan::{ScanResult, Scanner};
 use super::account::AccountKey;
 use super::cert::Serial;
@@ -73,6 +72,17 @@ pub fn key_in_dir(dir: &Path, owner: &Owner) -> io::Result<Option<AccountKey>> {
         Some(TrustValue::Account(key)) => Some(key),
         _ => None,
     })
+}
+
+/// The items that are trusted at one moment, replaced as a whole.
+#[derive(Debug, Default)]
+struct Index(RwLock<Arc<HashMap<TrustKey, TrustedItem<TrustValue>>>>);
+
+/// The effect of a replacement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Change {
+    added: usize,
+    revoked: usize,
 }
 
 /// The task that updates the index from the directory.
@@ -147,6 +157,44 @@ fn ready<'a, T: Send + 'a>(trusted: Option<TrustedItem<T>>) -> TrustFuture<'a, T
 impl fmt::Debug for DirTrust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirTrust").field("trusted", &self.index.len()).finish_non_exhaustive()
+    }
+}
+
+// === impl Index ===
+
+impl Index {
+    fn get(&self, key: &TrustKey) -> Option<TrustedItem<TrustValue>> {
+        self.0.read().get(key).cloned()
+    }
+
+    fn len(&self) -> usize {
+        self.0.read().len()
+    }
+
+    /// Trusts exactly `wanted`. Items that were trusted before keep their signal; the others are revoked.
+    fn replace(&self, wanted: HashMap<TrustKey, TrustValue>) -> Change {
+        let before = Arc::clone(&self.0.read());
+        let mut added = 0;
+        let mut after = HashMap::with_capacity(wanted.len());
+        for (key, value) in wanted {
+            let kept = before.get(&key).filter(|old| old.value == value).cloned();
+            let trusted = kept.unwrap_or_else(|| {
+                added += 1;
+                TrustedItem::new(value)
+            });
+            after.insert(key, trusted);
+        }
+        let after = Arc::new(after);
+        *self.0.write() = Arc::clone(&after);
+        // Revoked after the replacement, so that a caller that asks again does not find the old item.
+        let mut revoked = 0;
+        for (key, old) in before.iter() {
+            if after.get(key).is_none_or(|new| new.value != old.value) {
+                old.revoke();
+                revoked += 1;
+            }
+        }
+        Change { added, revoked }
     }
 }
 

@@ -165,19 +165,8 @@ impl Deployment {
 // === impl Identity ===
 
 impl Identity {
-    /// Creates the identity of an owner with a certificate: every scope on each of its leases.
-    pub(super) fn of_owner(owner: Owner) -> Self {
-        Self::with_token(owner, Access::Full)
-    }
-
-    /// Creates the identity of a caller with a token of `owner`.
-    pub(super) fn with_token(owner: Owner, access: Access) -> Self {
-        Self { owner, access: Arc::new(access), provider: None }
-    }
-
-    /// Restricts the identity to leases of `provider`; `None` = any.
-    pub(super) fn at_provider(self, provider: Option<Address>) -> Self {
-        Self { provider, ..self }
+    pub(super) fn new(owner: Owner, access: Access, provider: Option<Address>) -> Self {
+        Self { owner, access: Arc::new(access), provider }
     }
 
     /// Returns the owner of the leases.
@@ -253,7 +242,7 @@ mod tests {
     }
 
     fn token(access: Access) -> Identity {
-        Identity::with_token(address(1), access)
+        Identity::new(address(1), access, None)
     }
 
     fn granular(deployments: Vec<Deployment>) -> Identity {
@@ -275,7 +264,7 @@ mod tests {
 
     #[test]
     fn owner_has_every_scope_on_own_leases_only() {
-        let identity = Identity::of_owner(address(1));
+        let identity = token(Access::Full);
         for scope in SUPPORTED {
             assert_eq!(identity.authorize(&lease(1, 7, 1, 1, 3), scope), Ok(Services::All));
             let refusal = identity.authorize(&lease(2, 7, 1, 1, 3), scope).unwrap_err();
@@ -305,7 +294,7 @@ mod tests {
 
     #[test]
     fn lease_at_other_provider_is_refused_to_its_owner() {
-        let identity = Identity::of_owner(address(1)).at_provider(Some(address(9)));
+        let identity = Identity::new(address(1), Access::Full, Some(address(9)));
         assert_eq!(identity.authorize(&lease(1, 7, 1, 1, 9), TokenScope::Logs), Ok(Services::All));
         assert_eq!(identity.authorize(&lease(1, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::OtherProvider));
         assert_eq!(identity.authorize(&lease(2, 7, 1, 1, 8), TokenScope::Logs), Err(Refusal::NotYours));

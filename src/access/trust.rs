@@ -53,11 +53,14 @@ pub trait Trust: fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub(crate) struct AnyOf(pub Vec<Arc<dyn Trust>>);
 
-/// A source's answer.
-#[derive(Clone, Debug)]
-pub enum TrustAnswer<T = Certificate> {
+/// The answer of a trust source.
+pub type TrustAnswer<T = Certificate> = Answer<TrustedItem<T>>;
+
+/// An answer about one item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer<T> {
     /// This item is trusted.
-    Trusted(TrustedItem<T>),
+    Trusted(T),
     /// No item is trusted.
     Unknown,
     /// No item is trusted, for this reason.
@@ -67,8 +70,8 @@ pub enum TrustAnswer<T = Certificate> {
 /// A trusted item and the signal that ends its trust. Cheap to clone.
 #[derive(Clone)]
 pub struct TrustedItem<T = Certificate> {
-    value: T,
-    revocation: RevocationSignal,
+    pub(super) value: T,
+    pub(super) revocation: RevocationSignal,
 }
 
 /// Signals the end of trust to all clones. Cheap to clone.
@@ -144,10 +147,10 @@ impl Trust for AnyOf {
     }
 }
 
-// === impl TrustAnswer ===
+// === impl Answer ===
 
-impl<T> From<Option<TrustedItem<T>>> for TrustAnswer<T> {
-    fn from(trusted: Option<TrustedItem<T>>) -> Self {
+impl<T> From<Option<T>> for Answer<T> {
+    fn from(trusted: Option<T>) -> Self {
         trusted.map_or(Self::Unknown, Self::Trusted)
     }
 }
@@ -157,19 +160,7 @@ impl<T> From<Option<TrustedItem<T>>> for TrustAnswer<T> {
 impl<T> TrustedItem<T> {
     /// Creates an item that is trusted until it is revoked.
     pub fn new(value: T) -> Self {
-        Self::with_signal(value, RevocationSignal::default())
-    }
-
-    pub(super) fn with_signal(value: T, revocation: RevocationSignal) -> Self {
-        Self { value, revocation }
-    }
-
-    pub(super) fn value(&self) -> &T {
-        &self.value
-    }
-
-    pub(super) fn revocation(&self) -> &RevocationSignal {
-        &self.revocation
+        Self { value, revocation: RevocationSignal::default() }
     }
 
     /// Ends the trust, for all clones.
@@ -180,17 +171,13 @@ impl<T> TrustedItem<T> {
 
 impl TrustedItem<TrustValue> {
     pub(super) fn into_certificate(self) -> Option<TrustedItem> {
-        match self.value {
-            TrustValue::Certificate(der) => Some(TrustedItem::with_signal(der, self.revocation)),
-            TrustValue::Account(_) => None,
-        }
+        let TrustValue::Certificate(value) = self.value else { return None };
+        Some(TrustedItem { value, revocation: self.revocation })
     }
 
     pub(super) fn into_account(self) -> Option<TrustedItem<AccountKey>> {
-        match self.value {
-            TrustValue::Account(key) => Some(TrustedItem::with_signal(key, self.revocation)),
-            TrustValue::Certificate(_) => None,
-        }
+        let TrustValue::Account(value) = self.value else { return None };
+        Some(TrustedItem { value, revocation: self.revocation })
     }
 }
 

@@ -1,5 +1,5 @@
-//! The audit log: refused calls, streams that end with their credentials, and restarts. One line each, with
-//! the target `leasemux::audit`.
+//! The audit log: refused and rejected calls, streams that end with their credentials, and restarts. One line
+//! each, with the target `leasemux::audit`.
 //!
 //! A line names the account, the lease, the reason and the peer's network, and never holds a token, a
 //! certificate or log content. `proved` is true for an authenticated account, and false for a claimed one.
@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::model::id::{LeaseId, Owner};
-use crate::model::metrics::{LabelValue as _, Method};
+use crate::model::metrics::{LabelValue, Method};
 use crate::model::peer::PeerNet;
 use crate::model::rate::{Buckets, Rate};
 use crate::model::view::Filter;
@@ -25,7 +25,7 @@ const TARGET: &str = "leasemux::audit";
 /// Period of the rate limit.
 const LINES_PER: Duration = Duration::from_secs(60);
 
-/// Peers whose refusals are counted separately. A peer that is evicted from the table may log some more.
+/// Peers whose refusals are counted separately. A peer that the table forgets may log some more.
 const PEERS_KEPT: usize = 4_096;
 
 /// The audit log. Cloning is cheap.
@@ -64,17 +64,9 @@ impl AuditLog {
         Self(Arc::new(RefusalLimiter { lines, left_out: AtomicU64::new(0) }))
     }
 
-    /// Creates the record of a call to the lease service.
-    pub(super) fn call(&self, method: Method, from: Option<PeerNet>) -> AuditRecord {
-        self.record(method.label(), from)
-    }
-
-    /// Creates the record of a health or reflection call.
-    pub(super) fn other_call(&self, from: PeerNet) -> AuditRecord {
-        self.record(OTHER, Some(from))
-    }
-
-    fn record(&self, method: &'static str, from: Option<PeerNet>) -> AuditRecord {
+    /// Creates the record of a call: to the lease service, or (`None`) to health or reflection.
+    pub(super) fn call(&self, method: Option<Method>, from: Option<PeerNet>) -> AuditRecord {
+        let method = method.map_or(OTHER, LabelValue::label);
         let (who, lease) = (OnceLock::new(), OnceLock::new());
         AuditRecord(Arc::new(CallDetails { log: self.clone(), method, from, who, lease }))
     }
@@ -99,7 +91,7 @@ impl AuditRecord {
         let _ = self.0.lease.set(lease.clone());
     }
 
-    /// Logs that the call was refused.
+    /// Logs that the call was refused or rejected.
     pub(super) fn refused(&self, reason: &str) {
         self.log("call refused", reason);
     }
@@ -181,15 +173,15 @@ mod tests {
         let lease = LeaseId::new(owner.as_str(), 7, 1, 1, provider.as_str()).unwrap();
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
-            let record = audit.call(Method::Logs, Some(from(1)));
+            let record = audit.call(Some(Method::Logs), Some(from(1)));
             record.set_claimed(owner.clone());
             record.refused("TOKEN_EXPIRED");
-            let record = audit.call(Method::Restart, Some(from(1)));
+            let record = audit.call(Some(Method::Restart), Some(from(1)));
             record.set_proved(owner.clone());
             record.set_lease(&lease);
             record.refused("LEASE_NOT_YOURS");
-            audit.call(Method::Status, None).refused("CREDENTIALS_MISSING");
-            audit.other_call(from(1)).refused("open_calls_per_peer");
+            audit.call(Some(Method::Status), None).refused("CREDENTIALS_MISSING");
+            audit.call(None, Some(from(1))).refused("open_calls_per_peer");
         });
         assert_eq!(logged.len(), 4, "{logged:?}");
         let who = format!("who={owner}");
@@ -210,9 +202,9 @@ mod tests {
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
             for _ in 0..1_000 {
-                audit.call(Method::Logs, Some(from(1))).refused("TOKEN_EXPIRED");
+                audit.call(Some(Method::Logs), Some(from(1))).refused("TOKEN_EXPIRED");
             }
-            audit.call(Method::Logs, Some(from(2))).refused("ACCOUNT_UNKNOWN");
+            audit.call(Some(Method::Logs), Some(from(2))).refused("ACCOUNT_UNKNOWN");
         });
         assert_eq!(logged.len(), 20 + 1);
         contains_all(&logged[logged.len() - 1], &["ACCOUNT_UNKNOWN", &format!("left_out={}", 1_000 - LINES)]);
@@ -223,7 +215,7 @@ mod tests {
         let audit = AuditLog::new(0);
         let logged = lines(|| {
             for _ in 0..1_000 {
-                audit.call(Method::Logs, Some(from(1))).refused("TOKEN_EXPIRED");
+                audit.call(Some(Method::Logs), Some(from(1))).refused("TOKEN_EXPIRED");
             }
         });
         assert_eq!(logged.len(), 1_000);
@@ -234,7 +226,7 @@ mod tests {
         let owner = Owner::from_account([1; 20]);
         let audit = AuditLog::new(LINES);
         let logged = lines(|| {
-            let record = audit.call(Method::Logs, Some(from(1)));
+            let record = audit.call(Some(Method::Logs), Some(from(1)));
             record.set_proved(owner.clone());
             record.clone().stream_ended("TOKEN_EXPIRED");
         });
@@ -249,7 +241,7 @@ mod tests {
         filter.add("web".parse().unwrap(), &[3]);
         let logged = lines(|| {
             for _ in 0..100 {
-                audit.call(Method::Restart, Some(from(1))).restart(&filter, false);
+                audit.call(Some(Method::Restart), Some(from(1))).restart(&filter, false);
             }
         });
         assert_eq!(logged.len(), 100);

@@ -22,15 +22,14 @@ use tokio::time::Instant;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
-use super::auth_state::AuthState;
 use super::drain::Drain;
 use super::frame_limit::{Flooded, FrameLimited};
-use super::peer_limits::{PeerLimits, ShutOutNotice};
+use super::peer_limits::{AuthState, PeerLimits, ShutOutNotice};
 use super::request_body::{BodyDiscarder, RequestBody};
 use super::response::{CallMetrics, ResponseBody};
 use super::service::{ConnectionInfo, LeaseService, method_of};
 use super::stream_supervisor::{Handoff, StreamCount, StreamExecutor};
-use crate::access::authenticator::Peer;
+use crate::access::authenticator::ClientCertificate;
 use crate::model::limits::{Limits, STREAM_HELD_BYTES};
 use crate::model::metrics::{ConnectionEnd, GaugeGuard, Metrics};
 use crate::model::peer::PeerNet;
@@ -54,18 +53,18 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(5);
 /// Serves connections. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Connections {
-    service: LeaseService,
+    pub(super) service: LeaseService,
     routes: Routes,
-    limits: Arc<Limits>,
+    pub(super) limits: Arc<Limits>,
     pub(super) metrics: Metrics,
-    drain: Drain,
+    pub(super) drain: Drain,
     /// Limits the log lines about floods.
     flood_log: Arc<Mutex<Bucket>>,
     discarder: BodyDiscarder,
 }
 
-/// Decides when a connection must close because of its peer.
-struct Eviction {
+/// Decides when a connection must close because its peer is shut out or floods the gateway with calls.
+struct PeerWatch {
     /// `None`: the address is not known.
     peer: Option<(ShutOutNotice, PeerNet)>,
     limits: PeerLimits,
@@ -84,7 +83,7 @@ enum ConnectionState {
     /// Was idle for too long.
     Leaving,
     /// The peer is shut out, or floods the gateway with calls. Cut if it does not close in time.
-    Evicted,
+    ShutOut,
     /// The gateway drains. Cut at the drain deadline.
     Draining,
 }
@@ -99,13 +98,9 @@ enum ConnectionEvent {
 
 /// The service of one connection: dispatches requests to the lease service, health or reflection.
 struct RequestDispatcher {
-    service: LeaseService,
-    routes: Routes,
+    connections: Connections,
     info: ConnectionInfo,
-    metrics: Metrics,
-    discarder: BodyDiscarder,
     handoff: Handoff,
-    drain: Drain,
     /// Notified of each call.
     called: Arc<Notify>,
 }
@@ -113,54 +108,68 @@ struct RequestDispatcher {
 // === impl Connections ===
 
 impl Connections {
-    /// Creates connections that lead to `service`, and for all other paths to `routes`.
-    pub fn new(
-        service: LeaseService,
-        routes: Routes,
-        limits: Arc<Limits>,
-        metrics: Metrics,
-        drain: Drain,
-    ) -> Self {
+    /// Creates connections that lead to `service`, and for all other paths to `routes`. Limits, metrics and
+    /// drain are those of `service`.
+    pub fn new(service: LeaseService, routes: Routes) -> Self {
+        let context = service.actors.context();
+        let (limits, metrics) = (Arc::clone(&context.limits), context.metrics.clone());
+        let drain = service.drain.clone();
         let flood_log = Arc::new(Mutex::new(Bucket::new(Rate::new(1, FLOOD_LOG_INTERVAL))));
         let discarder = BodyDiscarder::new(drain.clone());
         Self { service, routes, limits, metrics, drain, flood_log, discarder }
     }
 
-    pub(super) fn peers(&self) -> &PeerLimits {
-        self.service.peers()
-    }
-
-    /// Checks whether the certificate of a shut-out peer is trusted. If so, its calls are answered.
-    pub(super) async fn prove(&self, info: &ConnectionInfo) -> bool {
-        self.service.prove(info).await
-    }
-
-    /// Serves a connection of `peer` until it ends. Returns why it ended. Dropping the future cuts the
+    /// Serves a connection from `address` until it ends. Returns why it ended. Dropping the future cuts the
     /// connection.
     pub fn serve(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        peer: Peer,
+        certificate: ClientCertificate,
         address: Option<SocketAddr>,
     ) -> impl Future<Output = ConnectionEnd> + Send {
-        self.serve_connection(io, ConnectionInfo::new(peer, address))
+        self.serve_connection(io, ConnectionInfo::new(certificate, address))
     }
 
     /// Serves a connection as [`Connections::serve`] does.
-    pub(super) fn serve_connection(
+    pub(super) fn serve_connection<IO>(
         &self,
-        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        io: IO,
         info: ConnectionInfo,
-    ) -> impl Future<Output = ConnectionEnd> + Send {
+    ) -> impl Future<Output = ConnectionEnd> + Send
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (streams, called) = (StreamCount::default(), Arc::new(Notify::new()));
-        let eviction = Eviction::new(self.peers(), &info);
-        let address = info.address;
-        let flooded = Flooded::default();
-        let io = FrameLimited::new(io, flooded.clone());
+        let watch = PeerWatch::new(&self.service.peers, &info);
+        let (address, flooded, handoff) = (info.address, Flooded::default(), Handoff::default());
+        let executor = StreamExecutor {
+            handoff: handoff.clone(),
+            streams: streams.clone(),
+            drain: self.drain.clone(),
+            address,
+            stall: self.limits.stall,
+            metrics: self.metrics.clone(),
+        };
+        let limits = &self.limits.connection;
+        let mut http = http2::Builder::new(executor);
+        http.timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_send_buf_size(STREAM_HELD_BYTES)
+            .max_header_list_size(limits.header_max_bytes)
+            .max_pending_accept_reset_streams(limits.pending_resets)
+            .max_local_error_reset_streams(limits.error_resets)
+            .initial_stream_window_size(limits.window_bytes)
+            .initial_connection_window_size(limits.window_bytes)
+            .keep_alive_interval(limits.keepalive)
+            // A peer that takes nothing cannot answer a PING either. It has as long as its streams.
+            .keep_alive_timeout(self.limits.stall);
+        let io = TokioIo::new(FrameLimited::new(io, flooded.clone()));
+        let dispatcher =
+            RequestDispatcher { connections: self.clone(), info, handoff, called: Arc::clone(&called) };
         // Boxed before the first await: a future reserves memory for each value moved through it, and idle
         // connections are many.
-        let connection = Box::pin(self.http(io, info, &streams, &called));
-        let ending = self.run(connection, streams, called, eviction);
+        let connection = Box::pin(http.serve_connection(io, dispatcher));
+        let ending = self.run(connection, streams, called, watch);
         async move {
             let end = ending.await;
             if flooded.is_set() { self.count_flood(end, address) } else { end }
@@ -177,55 +186,9 @@ impl Connections {
         if let Some(address) = address
             && !matches!(end, ConnectionEnd::PeerFault)
         {
-            self.peers().record_failure(PeerNet::from(address.ip()), now);
+            self.service.peers.record_failure(PeerNet::from(address.ip()), now);
         }
         ConnectionEnd::Flood
-    }
-
-    /// Starts HTTP/2 on `io`, with our limits.
-    fn http<IO>(
-        &self,
-        io: FrameLimited<IO>,
-        info: ConnectionInfo,
-        streams: &StreamCount,
-        called: &Arc<Notify>,
-    ) -> Http<IO>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        let handoff = Handoff::default();
-        let executor = StreamExecutor {
-            handoff: handoff.clone(),
-            streams: streams.clone(),
-            drain: self.drain.clone(),
-            address: info.address,
-            stall: self.limits.stall,
-            metrics: self.metrics.clone(),
-        };
-        let service = RequestDispatcher {
-            service: self.service.clone(),
-            routes: self.routes.clone(),
-            info,
-            metrics: self.metrics.clone(),
-            discarder: self.discarder.clone(),
-            handoff,
-            drain: self.drain.clone(),
-            called: Arc::clone(called),
-        };
-        let limits = &self.limits.connection;
-        let mut http = http2::Builder::new(executor);
-        http.timer(TokioTimer::new())
-            .max_concurrent_streams(limits.streams)
-            .max_send_buf_size(STREAM_HELD_BYTES)
-            .max_header_list_size(limits.header_max_bytes)
-            .max_pending_accept_reset_streams(limits.pending_resets)
-            .max_local_error_reset_streams(limits.error_resets)
-            .initial_stream_window_size(limits.window_bytes)
-            .initial_connection_window_size(limits.window_bytes)
-            .keep_alive_interval(limits.keepalive)
-            // A peer that takes nothing cannot answer a PING either. It has as long as its streams.
-            .keep_alive_timeout(self.limits.stall);
-        http.serve_connection(TokioIo::new(io), service)
     }
 
     async fn run<IO>(
@@ -233,7 +196,7 @@ impl Connections {
         mut connection: Pin<Box<Http<IO>>>,
         streams: StreamCount,
         called: Arc<Notify>,
-        eviction: Eviction,
+        watch: PeerWatch,
     ) -> ConnectionEnd
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -244,28 +207,28 @@ impl Connections {
         tokio::select! {
             biased;
             () = called.notified() => {}
-            () = eviction.must_leave() => {
-                state = ConnectionState::Evicted;
+            () = watch.must_leave() => {
+                state = ConnectionState::ShutOut;
                 connection.as_mut().graceful_shutdown();
             }
             () = self.drain.draining() => return ConnectionEnd::Drain,
             () = tokio::time::sleep(self.limits.connection.first_call) => return ConnectionEnd::Idle,
-            ended = &mut connection => return eviction.end(ended, state),
+            ended = &mut connection => return watch.end(ended, state),
         }
         loop {
             // Gated, because no line of a log concerns it.
-            let mut event = Gated::new(Box::pin(self.next_event(state, &streams, &eviction)));
+            let mut event = Gated::new(Box::pin(self.next_event(state, &streams, &watch)));
             tokio::select! {
                 biased;
                 event = &mut event => match event {
-                    ConnectionEvent::Cut if state == ConnectionState::Evicted => return ConnectionEnd::ShutOut,
+                    ConnectionEvent::Cut if state == ConnectionState::ShutOut => return ConnectionEnd::ShutOut,
                     ConnectionEvent::Cut => return ConnectionEnd::Cut,
                     ConnectionEvent::GoAway(next) => {
                         state = next;
                         connection.as_mut().graceful_shutdown();
                     }
                 },
-                ended = &mut connection => return eviction.end(ended, state),
+                ended = &mut connection => return watch.end(ended, state),
             }
         }
     }
@@ -274,30 +237,30 @@ impl Connections {
         &self,
         state: ConnectionState,
         streams: &StreamCount,
-        eviction: &Eviction,
+        watch: &PeerWatch,
     ) -> ConnectionEvent {
-        use ConnectionState::{Draining, Evicted, Leaving, Serving};
+        use ConnectionState::{Draining, Leaving, Serving, ShutOut};
         tokio::select! {
             biased;
             () = self.drain.deadline() => ConnectionEvent::Cut,
-            () = eviction.must_be_cut(), if state == Evicted => ConnectionEvent::Cut,
+            () = watch.must_be_cut(), if state == ShutOut => ConnectionEvent::Cut,
             () = self.drain.draining(), if state != Draining => ConnectionEvent::GoAway(Draining),
-            () = eviction.must_leave(), if matches!(state, Serving | Leaving) => ConnectionEvent::GoAway(Evicted),
+            () = watch.must_leave(), if matches!(state, Serving | Leaving) => ConnectionEvent::GoAway(ShutOut),
             () = streams.idle(self.limits.connection.idle), if state == Serving => ConnectionEvent::GoAway(Leaving),
         }
     }
 }
 
-// === impl Eviction ===
+// === impl PeerWatch ===
 
-impl Eviction {
+impl PeerWatch {
     fn new(limits: &PeerLimits, info: &ConnectionInfo) -> Self {
         let peer = info.net().map(|net| (limits.notice(net), net));
         Self { peer, limits: limits.clone(), auth: info.auth.clone() }
     }
 
     /// Waits until the connection must get GOAWAY: its peer is shut out and no call on it has authenticated,
-    /// or it floods the gateway with refused calls, which counts as a failure of the peer.
+    /// or it floods the gateway with rejected calls, which counts as a failure of the peer.
     async fn must_leave(&self) {
         let Some((notice, net)) = &self.peer else {
             return std::future::pending().await;
@@ -305,7 +268,7 @@ impl Eviction {
         let shut_out = async {
             notice.shut_out().await;
             // The call or the time, whichever is first.
-            let _ = tokio::time::timeout(LEAVE_WITHIN, self.auth.shut_out_refused()).await;
+            let _ = tokio::time::timeout(LEAVE_WITHIN, self.auth.shut_out_rejected()).await;
             self.unless_authenticated().await;
         };
         tokio::select! {
@@ -349,7 +312,7 @@ impl Eviction {
         }
         match (ended, state) {
             (_, ConnectionState::Leaving) => ConnectionEnd::Idle,
-            (_, ConnectionState::Evicted) => ConnectionEnd::ShutOut,
+            (_, ConnectionState::ShutOut) => ConnectionEnd::ShutOut,
             (Ok(()), ConnectionState::Draining) => ConnectionEnd::Drain,
             (Ok(()), ConnectionState::Serving) => ConnectionEnd::Peer,
             (Err(_), _) => ConnectionEnd::Error,
@@ -391,34 +354,35 @@ impl Service<Request<Incoming>> for RequestDispatcher {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.called.notify_one();
+        let Connections { service, routes, metrics, drain, discarder, .. } = &self.connections;
         let supervisor = self.handoff.begin();
-        let mut request = request.map(|body| RequestBody::new(body, self.discarder.clone()));
+        let mut request = request.map(|body| RequestBody::new(body, discarder.clone()));
         let path = request.uri().path();
         if let Some(method) = method_of(path) {
-            let metrics = CallMetrics::start(&self.metrics, method);
-            let call = self.service.clone().call(method, self.info.clone(), request, supervisor);
+            let metrics = CallMetrics::start(metrics, method);
+            let call = service.clone().call(method, self.info.clone(), request, supervisor);
             return Box::pin(async move { Ok(metrics.count(call.await)) });
         }
         if path.starts_with(HEALTH) {
-            self.drain.note_readiness_poll();
+            drain.note_readiness_poll();
         }
         let is_known = [HEALTH, REFLECTION].iter().any(|service| path.starts_with(service));
-        match self.service.admit_other(&self.info, &mut request) {
+        match service.admit_other(&self.info, &mut request) {
             Ok(permit) => supervisor.hold(permit),
-            Err(refused) => {
+            Err(rejected) => {
                 return Box::pin(async move {
                     request.into_body().finish().await;
-                    Ok(*refused)
+                    Ok(*rejected)
                 });
             }
         }
-        let control = supervisor.supervise_other(self.drain.clone());
-        let routes = self.routes.clone();
+        let control = supervisor.supervise_other(drain.clone());
+        let routes = routes.clone();
         Box::pin(async move {
             let call = if is_known {
                 routes.oneshot(request.map(tonic::body::Body::new))
             } else {
-                // Refused without the body, which is discarded first.
+                // Fails without the body, which is discarded first.
                 let (head, body) = request.into_parts();
                 body.finish().await;
                 routes.oneshot(Request::from_parts(head, tonic::body::Body::empty()))

@@ -2,7 +2,7 @@
 //!
 //! A peer is shut out after too many failures: calls without valid credentials, broken TLS handshakes, and
 //! connections that broke HTTP/2. While it is shut out, a new connection must present a trusted certificate
-//! ([`PeerLimits::may_prove`]), and open connections without an authenticated call must close
+//! ([`PeerLimits::may_prove`]), and open connections without an authenticated call ([`AuthState`]) must close
 //! ([`ShutOutNotice`]).
 //!
 //! Addresses are those that a trusted proxy names ([`super::proxy`]); IPv6 counts by network ([`PeerNet`]).
@@ -10,11 +10,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::quotas::RateQuota;
 use crate::model::concurrency::{ConcurrencyLimiter, ConcurrencyPermit};
 use crate::model::limits::{ConnectionLimits, QuotaLimits};
 use crate::model::peer::PeerNet;
@@ -45,8 +47,14 @@ const PROOF_QUERIES: Rate = Rate::new(6, Duration::from_secs(60));
 /// Period of the failure limit.
 const FAILURES_PER: Duration = Duration::from_secs(60);
 
-/// Peers whose rates are remembered. An attacker with more networks than this can evict its first ones.
+/// Peers whose rates are remembered. If an attacker has more networks than this, its first ones are
+/// forgotten.
 const PEERS_KEPT: usize = 16_384;
+
+/// Rejected calls after which a connection must close, if the peer is shut out or calls too fast without
+/// credentials. A client that observes `RetryInfo` is rejected once or twice. A rejection costs nearly as
+/// much as an answer.
+const REJECTIONS_MAX: u32 = 128;
 
 /// Limits of all peers. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -57,10 +65,8 @@ struct PeerTables {
     connections_max: usize,
     connections: ConcurrencyLimiter<PeerNet>,
     open_calls: ConcurrencyLimiter<PeerNet>,
-    /// The limit of calls without credentials per second, and the calls of each peer. `None`: no limit.
-    open_call_rate: Option<(u32, Buckets<PeerNet>)>,
-    /// The limit of failures per minute, and the failures of each peer. `None`: no limit.
-    failures: Option<(u32, Buckets<PeerNet>)>,
+    open_call_rate: RateQuota<PeerNet>,
+    failures: RateQuota<PeerNet>,
     proofs: Buckets<PeerNet>,
     proof_queries: Buckets<PeerNet>,
     /// Notified when a peer is shut out. Bounded by the number of open connections.
@@ -75,21 +81,40 @@ pub(super) struct ShutOutNotice {
     notify: Arc<Notify>,
 }
 
+/// Authentication results of the calls on one connection, which matter while its peer is shut out. Cloning is
+/// cheap.
+#[derive(Clone, Debug, Default)]
+pub(super) struct AuthState(Arc<AuthResults>);
+
+#[derive(Debug, Default)]
+struct AuthResults {
+    /// Whether a call has authenticated. Never unset.
+    ever_authenticated: AtomicBool,
+    /// Whether the last authentication succeeded.
+    last_succeeded: AtomicBool,
+    /// Calls rejected because of their peer.
+    rejections: AtomicU32,
+    /// Notified at every [`REJECTIONS_MAX`]th rejection.
+    flooded: Notify,
+    /// Notified when a call is rejected because its peer is shut out.
+    shut_out_rejected: Notify,
+}
+
 // === impl PeerLimits ===
 
 impl PeerLimits {
     /// Creates limits of which nothing is used. A rate of zero in `quota` means no limit.
     pub(super) fn new(limits: &ConnectionLimits, quota: &QuotaLimits) -> Self {
-        let buckets = |max: u32, rate: Rate| (max > 0).then(|| (max, Buckets::new(rate, PEERS_KEPT)));
         let (calls, failures) = (quota.open_calls_per_second, quota.auth_failures_per_minute);
         let call_rate = Rate::new(u64::from(calls), Duration::from_secs(1));
         let call_rate = call_rate.with_burst(OPEN_CALLS_BURST.max(u64::from(calls)));
+        let failure_rate = Rate::new(u64::from(failures), FAILURES_PER);
         Self(Arc::new(PeerTables {
             connections_max: limits.max_per_peer,
             connections: ConcurrencyLimiter::default(),
             open_calls: ConcurrencyLimiter::default(),
-            open_call_rate: buckets(calls, call_rate),
-            failures: buckets(failures, Rate::new(u64::from(failures), FAILURES_PER)),
+            open_call_rate: RateQuota::new(Quota::OpenCallRatePerPeer, calls, call_rate, PEERS_KEPT),
+            failures: RateQuota::new(Quota::AuthFailuresPerPeer, failures, failure_rate, PEERS_KEPT),
             proofs: Buckets::new(PROOFS, PEERS_KEPT),
             proof_queries: Buckets::new(PROOF_QUERIES, PEERS_KEPT),
             notices: Mutex::default(),
@@ -126,15 +151,7 @@ impl PeerLimits {
     /// # Errors
     /// The peer sends them too often.
     pub(super) fn count_message(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
-        let Some((limit, rate)) = &self.0.open_call_rate else {
-            return Ok(());
-        };
-        rate.try_take(&peer, 1, now).map_err(|wait| Exceeded {
-            quota: Quota::OpenCallRatePerPeer,
-            subject: Subject::Peer,
-            limit: u64::from(*limit),
-            retry_after: Some(wait),
-        })
+        self.0.open_call_rate.take(&peer, now, || Subject::Peer)
     }
 
     /// Returns whether a shut-out peer may complete one more handshake, to present a trusted certificate.
@@ -158,25 +175,13 @@ impl PeerLimits {
     /// # Errors
     /// It is; the error has the remaining time.
     pub(super) fn check(&self, peer: PeerNet, now: Instant) -> Result<(), Exceeded> {
-        let Some((limit, failures)) = &self.0.failures else {
-            return Ok(());
-        };
-        let wait = failures.wait_for(&peer, 1, now);
-        if wait.is_zero() {
-            return Ok(());
-        }
-        Err(Exceeded {
-            quota: Quota::AuthFailuresPerPeer,
-            subject: Subject::Peer,
-            limit: u64::from(*limit),
-            retry_after: Some(wait),
-        })
+        self.0.failures.check(&peer, now, || Subject::Peer)
     }
 
     /// Counts a failure of the peer: it did not authenticate, or broke TLS or HTTP/2. The last failure within
     /// the limit shuts the peer out for a minute.
     pub(super) fn record_failure(&self, peer: PeerNet, now: Instant) {
-        let Some((limit, failures)) = &self.0.failures else {
+        let RateQuota { limit, buckets: Some(failures), .. } = &self.0.failures else {
             return;
         };
         if failures.try_take(&peer, 1, now).is_err() {
@@ -222,6 +227,58 @@ impl Drop for ShutOutNotice {
         if Arc::strong_count(&self.notify) <= 2 {
             notices.remove(&self.peer);
         }
+    }
+}
+
+// === impl AuthState ===
+
+impl AuthState {
+    /// Records a successful authentication.
+    pub(super) fn record_success(&self) {
+        self.0.ever_authenticated.store(true, Ordering::Relaxed);
+        self.0.last_succeeded.store(true, Ordering::Relaxed);
+    }
+
+    /// Records a failed authentication.
+    pub(super) fn record_failure(&self) {
+        self.0.last_succeeded.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns whether a call has authenticated. The connection may then stay open while its peer is shut
+    /// out.
+    pub(super) fn is_authenticated(&self) -> bool {
+        self.0.ever_authenticated.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether further calls are authenticated while the peer is shut out. A failure ends that, so
+    /// that a caller with one good token cannot try bad ones.
+    pub(super) fn may_call(&self) -> bool {
+        self.0.last_succeeded.load(Ordering::Relaxed)
+    }
+
+    /// Records a call without credentials that was rejected because its peer calls too fast.
+    pub(super) fn record_rejection(&self) {
+        let before = self.0.rejections.fetch_add(1, Ordering::Relaxed);
+        if before % REJECTIONS_MAX == REJECTIONS_MAX - 1 {
+            // Stores a permit if no task waits at the moment.
+            self.0.flooded.notify_one();
+        }
+    }
+
+    /// Records a call that was rejected because its peer is shut out.
+    pub(super) fn record_shut_out_rejection(&self) {
+        self.0.shut_out_rejected.notify_one();
+        self.record_rejection();
+    }
+
+    /// Waits until a call is rejected because its peer is shut out. For one waiter. Cancel safe.
+    pub(super) async fn shut_out_rejected(&self) {
+        self.0.shut_out_rejected.notified().await;
+    }
+
+    /// Waits until [`REJECTIONS_MAX`] calls were rejected since this last resolved. For one waiter. Cancel safe.
+    pub(super) async fn flooded(&self) {
+        self.0.flooded.notified().await;
     }
 }
 
@@ -348,5 +405,31 @@ mod tests {
         assert_eq!(peers.0.notices.lock().len(), 1);
         drop(same);
         assert_eq!(peers.0.notices.lock().len(), 0);
+    }
+
+    #[test]
+    fn failed_call_is_not_excused_by_an_earlier_success() {
+        let state = AuthState::default();
+        assert!(!state.is_authenticated() && !state.may_call());
+        state.record_success();
+        assert!(state.is_authenticated() && state.may_call());
+        state.record_failure();
+        assert!(state.is_authenticated() && !state.may_call());
+        state.record_success();
+        assert!(state.may_call());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_rejections_are_a_flood() {
+        let state = AuthState::default();
+        let short = Duration::from_millis(1);
+        for _ in 1..REJECTIONS_MAX {
+            state.record_rejection();
+        }
+        tokio::time::timeout(short, state.flooded()).await.unwrap_err();
+        state.record_rejection();
+        tokio::time::timeout(short, state.flooded()).await.unwrap();
+        state.record_rejection();
+        tokio::time::timeout(short, state.flooded()).await.unwrap_err();
     }
 }

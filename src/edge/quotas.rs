@@ -38,11 +38,11 @@ struct QuotaTables {
 
 /// A quota per time, for each key.
 #[derive(Debug)]
-struct RateQuota<K> {
+pub(super) struct RateQuota<K> {
     quota: Quota,
-    limit: u32,
+    pub(super) limit: u32,
     /// `None`: no limit.
-    buckets: Option<Buckets<K>>,
+    pub(super) buckets: Option<Buckets<K>>,
 }
 
 /// Counts a call as one of its owner's streams. Released on drop.
@@ -57,36 +57,42 @@ pub(super) struct StreamPermit {
 impl Quotas {
     pub(super) fn new(limits: &QuotaLimits) -> Self {
         // The burst lets all streams reconnect at once.
-        let per_second = |quota, calls: u32, streams: usize| {
+        let per_second = |calls: u32, streams: usize| {
             let rate = Rate::new(u64::from(calls), Duration::from_secs(1));
-            (quota, calls, rate.with_burst(u64::from(calls).max(streams as u64)))
+            rate.with_burst(u64::from(calls).max(streams as u64))
         };
-        let per_hour = |quota, restarts: u32| {
-            (quota, restarts, Rate::new(u64::from(restarts), Duration::from_secs(3_600)))
-        };
+        let request_rate = per_second(limits.requests_per_second, limits.streams_per_owner);
+        let all_request_rate = per_second(limits.requests_per_second_in_all, limits.streams);
         Self(Arc::new(QuotaTables {
-            all_requests: per_second(Quota::Requests, limits.requests_per_second_in_all, limits.streams)
-                .into(),
-            requests: per_second(
+            all_requests: RateQuota::new(
+                Quota::Requests,
+                limits.requests_per_second_in_all,
+                all_request_rate,
+                KEYS_KEPT,
+            ),
+            requests: RateQuota::new(
                 Quota::RequestsPerOwner,
                 limits.requests_per_second,
-                limits.streams_per_owner,
-            )
-            .into(),
-            all_restarts: per_hour(Quota::Restarts, limits.restarts_per_hour_in_all).into(),
-            restarts_of_owners: per_hour(Quota::RestartsPerOwner, limits.restarts_per_hour_of_owner).into(),
-            restarts: per_hour(Quota::RestartsPerLease, limits.restarts_per_hour).into(),
+                request_rate,
+                KEYS_KEPT,
+            ),
+            all_restarts: RateQuota::per_hour(Quota::Restarts, limits.restarts_per_hour_in_all),
+            restarts_of_owners: RateQuota::per_hour(
+                Quota::RestartsPerOwner,
+                limits.restarts_per_hour_of_owner,
+            ),
+            restarts: RateQuota::per_hour(Quota::RestartsPerLease, limits.restarts_per_hour),
             limits: limits.clone(),
             all_streams: ConcurrencyLimiter::default(),
             streams: ConcurrencyLimiter::default(),
         }))
     }
 
-    /// Counts a call of `owner`, and holds a stream for it.
+    /// Admits a call of `owner`: counts it, and holds a stream for it.
     ///
     /// # Errors
     /// The owner, or all owners together, call too often or have too many streams open.
-    pub(super) fn call(&self, owner: &Owner, now: Instant) -> Result<StreamPermit, Exceeded> {
+    pub(super) fn admit_call(&self, owner: &Owner, now: Instant) -> Result<StreamPermit, Exceeded> {
         let QuotaTables { limits, requests, all_requests, streams, all_streams, .. } = &*self.0;
         requests.take(owner, now, || Subject::Owner(owner.clone()))?;
         all_requests.take(&(), now, || Subject::Gateway)?;
@@ -106,12 +112,12 @@ impl Quotas {
         Ok(StreamPermit { _owner: of_owner, _gateway: of_all })
     }
 
-    /// Counts a restart in `lease`. Called before anything is done, and not for a repeated call.
+    /// Admits a restart in `lease`, and counts it. Called before anything is done, and not for a repeated call.
     ///
     /// # Errors
     /// The lease, its owner's leases or all leases were restarted too often within an hour. A narrower quota
-    /// stays taken when a wider one refuses, so a caller gains nothing by retrying at once.
-    pub(super) fn restart(&self, lease: &LeaseId, now: Instant) -> Result<(), Exceeded> {
+    /// stays taken when a wider one rejects, so a caller gains nothing by retrying at once.
+    pub(super) fn admit_restart(&self, lease: &LeaseId, now: Instant) -> Result<(), Exceeded> {
         let QuotaTables { restarts, restarts_of_owners, all_restarts, .. } = &*self.0;
         restarts.take(lease, now, || Subject::Lease(lease.clone()))?;
         restarts_of_owners.take(lease.owner(), now, || Subject::Owner(lease.owner().clone()))?;
@@ -122,23 +128,40 @@ impl Quotas {
 // === impl RateQuota ===
 
 impl<K: Clone + Eq + Hash> RateQuota<K> {
-    fn take(&self, key: &K, now: Instant, subject: impl FnOnce() -> Subject) -> Result<(), Exceeded> {
-        let Some(buckets) = &self.buckets else {
-            return Ok(());
-        };
-        buckets.try_take(key, 1, now).map_err(|wait| Exceeded {
-            quota: self.quota,
-            subject: subject(),
-            limit: u64::from(self.limit),
-            retry_after: Some(wait),
-        })
+    /// Creates a quota whose rate is `limit` per some time, and which remembers `kept` keys. A limit of zero
+    /// means no limit.
+    pub(super) fn new(quota: Quota, limit: u32, rate: Rate, kept: usize) -> Self {
+        Self { quota, limit, buckets: (limit > 0).then(|| Buckets::new(rate, kept)) }
     }
-}
 
-/// A limit of zero means no limit.
-impl<K: Clone + Eq + Hash> From<(Quota, u32, Rate)> for RateQuota<K> {
-    fn from((quota, limit, rate): (Quota, u32, Rate)) -> Self {
-        Self { quota, limit, buckets: (limit > 0).then(|| Buckets::new(rate, KEYS_KEPT)) }
+    fn per_hour(quota: Quota, limit: u32) -> Self {
+        Self::new(quota, limit, Rate::new(u64::from(limit), Duration::from_secs(3_600)), KEYS_KEPT)
+    }
+
+    /// Takes one, if the quota allows it.
+    pub(super) fn take(
+        &self,
+        key: &K,
+        now: Instant,
+        subject: impl FnOnce() -> Subject,
+    ) -> Result<(), Exceeded> {
+        let Some(buckets) = &self.buckets else { return Ok(()) };
+        buckets.try_take(key, 1, now).map_err(|wait| self.exceeded(subject(), wait))
+    }
+
+    /// Checks whether the quota allows one more, without taking it.
+    pub(super) fn check(
+        &self,
+        key: &K,
+        now: Instant,
+        subject: impl FnOnce() -> Subject,
+    ) -> Result<(), Exceeded> {
+        let wait = self.buckets.as_ref().map_or(Duration::ZERO, |buckets| buckets.wait_for(key, 1, now));
+        if wait.is_zero() { Ok(()) } else { Err(self.exceeded(subject(), wait)) }
+    }
+
+    fn exceeded(&self, subject: Subject, wait: Duration) -> Exceeded {
+        Exceeded { quota: self.quota, subject, limit: self.limit.into(), retry_after: Some(wait) }
     }
 }
 
@@ -163,17 +186,18 @@ mod tests {
         let quotas = Quotas::new(&LIMITS());
         let now = Instant::now();
         let [greedy, other, third] = [1, 2, 3].map(owner);
-        let mut held = vec![quotas.call(&greedy, now).unwrap(), quotas.call(&greedy, now).unwrap()];
-        let exceeded = quotas.call(&greedy, now).unwrap_err();
+        let mut held =
+            vec![quotas.admit_call(&greedy, now).unwrap(), quotas.admit_call(&greedy, now).unwrap()];
+        let exceeded = quotas.admit_call(&greedy, now).unwrap_err();
         assert_eq!((exceeded.quota, exceeded.limit), (Quota::StreamsPerOwner, 2));
         assert_eq!(exceeded.subject, Subject::Owner(greedy.clone()));
-        let others = quotas.call(&other, now).unwrap();
-        // A refused call holds no permit.
+        let others = quotas.admit_call(&other, now).unwrap();
+        // A rejected call holds no permit.
         for _ in 0..5 {
-            assert_eq!(quotas.call(&third, now).unwrap_err().quota, Quota::Streams);
+            assert_eq!(quotas.admit_call(&third, now).unwrap_err().quota, Quota::Streams);
         }
         held.pop();
-        let thirds = quotas.call(&third, now).unwrap();
+        let thirds = quotas.admit_call(&third, now).unwrap();
         drop((others, thirds, held));
         assert_eq!((quotas.0.streams.holders(), quotas.0.all_streams.holders()), (0, 0));
     }
@@ -184,14 +208,14 @@ mod tests {
         let mut now = Instant::now();
         let (greedy, other) = (owner(1), owner(2));
         for _ in 0..10 {
-            drop(quotas.call(&greedy, now).unwrap());
+            drop(quotas.admit_call(&greedy, now).unwrap());
         }
         for _ in 0..20 {
-            let exceeded = quotas.call(&greedy, now).unwrap_err();
+            let exceeded = quotas.admit_call(&greedy, now).unwrap_err();
             assert_eq!(exceeded.quota, Quota::RequestsPerOwner);
-            drop(quotas.call(&other, now).ok());
+            drop(quotas.admit_call(&other, now).ok());
             now += exceeded.retry_after.unwrap();
-            drop(quotas.call(&greedy, now).unwrap());
+            drop(quotas.admit_call(&greedy, now).unwrap());
         }
     }
 
@@ -201,8 +225,8 @@ mod tests {
         let quotas = Quotas::new(&limits);
         let now = Instant::now();
         let held: Vec<_> =
-            (0..limits.streams_per_owner).map(|_| quotas.call(&owner(1), now).unwrap()).collect();
-        assert_eq!(quotas.call(&owner(1), now).unwrap_err().quota, Quota::RequestsPerOwner);
+            (0..limits.streams_per_owner).map(|_| quotas.admit_call(&owner(1), now).unwrap()).collect();
+        assert_eq!(quotas.admit_call(&owner(1), now).unwrap_err().quota, Quota::RequestsPerOwner);
         drop(held);
     }
 
@@ -212,21 +236,21 @@ mod tests {
         let now = Instant::now();
         let [one, other] =
             [7, 8].map(|dseq| LeaseId::new(owner(1).as_str(), dseq, 1, 1, owner(2).as_str()).unwrap());
-        assert_eq!((quotas.restart(&one, now), quotas.restart(&one, now)), (Ok(()), Ok(())));
-        let exceeded = quotas.restart(&one, now).unwrap_err();
+        assert_eq!((quotas.admit_restart(&one, now), quotas.admit_restart(&one, now)), (Ok(()), Ok(())));
+        let exceeded = quotas.admit_restart(&one, now).unwrap_err();
         assert_eq!(
             (exceeded.quota, exceeded.retry_after),
             (Quota::RestartsPerLease, Some(Duration::from_secs(1_800)))
         );
-        assert_eq!(quotas.restart(&other, now), Ok(()));
-        assert_eq!(quotas.restart(&one, now + Duration::from_secs(1_800)), Ok(()));
+        assert_eq!(quotas.admit_restart(&other, now), Ok(()));
+        assert_eq!(quotas.admit_restart(&one, now + Duration::from_secs(1_800)), Ok(()));
         let unlimited = Quotas::new(&QuotaLimits {
             restarts_per_hour: 0,
             restarts_per_hour_of_owner: 0,
             restarts_per_hour_in_all: 0,
             ..QuotaLimits::default()
         });
-        assert!((0..10_000).all(|_| unlimited.restart(&one, now).is_ok()));
+        assert!((0..10_000).all(|_| unlimited.admit_restart(&one, now).is_ok()));
     }
 
     #[test]
@@ -241,14 +265,14 @@ mod tests {
         let lease =
             |account, dseq| LeaseId::new(owner(account).as_str(), dseq, 1, 1, owner(9).as_str()).unwrap();
         for lease in [lease(1, 7), lease(1, 7), lease(1, 8)] {
-            assert_eq!(quotas.restart(&lease, now), Ok(()));
+            assert_eq!(quotas.admit_restart(&lease, now), Ok(()));
         }
-        let exceeded = quotas.restart(&lease(1, 9), now).unwrap_err();
+        let exceeded = quotas.admit_restart(&lease(1, 9), now).unwrap_err();
         assert_eq!((exceeded.quota, exceeded.limit), (Quota::RestartsPerOwner, 3));
         assert_eq!(exceeded.subject, Subject::Owner(owner(1)));
         assert_eq!(exceeded.retry_after, Some(Duration::from_secs(1_200)));
-        assert_eq!(quotas.restart(&lease(2, 7), now), Ok(()));
-        let exceeded = quotas.restart(&lease(3, 7), now).unwrap_err();
+        assert_eq!(quotas.admit_restart(&lease(2, 7), now), Ok(()));
+        let exceeded = quotas.admit_restart(&lease(3, 7), now).unwrap_err();
         assert_eq!((exceeded.quota, exceeded.subject), (Quota::Restarts, Subject::Gateway));
         assert_eq!((exceeded.limit, exceeded.retry_after), (4, Some(Duration::from_secs(900))));
     }
@@ -259,9 +283,9 @@ mod tests {
         let now = Instant::now();
         // The burst: as many calls as streams, of any owners.
         for account in 1..=3 {
-            drop(quotas.call(&owner(account), now).unwrap());
+            drop(quotas.admit_call(&owner(account), now).unwrap());
         }
-        let exceeded = quotas.call(&owner(4), now).unwrap_err();
+        let exceeded = quotas.admit_call(&owner(4), now).unwrap_err();
         assert_eq!((exceeded.quota, exceeded.subject), (Quota::Requests, Subject::Gateway));
         assert_eq!((exceeded.limit, exceeded.retry_after), (1, Some(Duration::from_secs(1))));
     }

@@ -2,7 +2,7 @@
 //!
 //! HTTP/2 lets a server answer before it has the whole request, and then reset the stream (RFC 9113 §8.1).
 //! Some clients that are still sending see the reset and not the answer, or hang (curl 7.88 does both). So
-//! the rest of a request is read and discarded: for a moment before a refusal is sent
+//! the rest of a request is read and discarded: for a moment before an error is sent
 //! ([`RequestBody::finish`]), and for a moment after any response, by a task, when the body is dropped before
 //! its end.
 
@@ -20,17 +20,16 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::auth_state::AuthState;
 use super::drain::Drain;
 use super::errors::CallError;
-use super::peer_limits::PeerLimits;
+use super::peer_limits::{AuthState, PeerLimits};
 use crate::model::peer::PeerNet;
 use crate::model::proto::PREFIX_BYTES;
 
 /// Time limit for a request, which has a few hundred bytes.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time for which a refusal waits for the rest of the request. gRPC clients send it together with the
+/// Time for which an error waits for the rest of the request. gRPC clients send it together with the
 /// headers.
 const FINISH_TIME: Duration = Duration::from_secs(1);
 
@@ -126,7 +125,7 @@ impl RequestBody {
         Self { body: Some(body), discarder, budget: DISCARD_MAX_BYTES, meter: None }
     }
 
-    /// Waits a moment for the rest of the request, before a refusal is sent. Cancel safe.
+    /// Waits a moment for the rest of the request, before an error is sent. Cancel safe.
     pub(super) async fn finish(mut self) {
         if let Some(body) = &mut self.body
             && !body.is_end_stream()
@@ -269,7 +268,7 @@ impl MessageMeter {
         for _ in before..self.messages.started {
             let now = tokio::time::Instant::now().into_std();
             if let Err(exceeded) = self.peers.count_message(self.net, now) {
-                self.auth.record_refusal();
+                self.auth.record_rejection();
                 return Err(exceeded.into());
             }
         }
@@ -298,8 +297,8 @@ impl MessageCounter {
         if self.prefix_len == 0 {
             self.started += 1;
         }
-        if let Some(slot) = self.prefix.get_mut(self.prefix_len) {
-            *slot = byte;
+        if let Some(next) = self.prefix.get_mut(self.prefix_len) {
+            *next = byte;
         }
         self.prefix_len += 1;
         if self.prefix_len == PREFIX_BYTES {

@@ -1,26 +1,34 @@
-//! The gateway's main port: accepts connections, and completes TLS.
+//! The gateway's main port: accepts connections within their limits, and completes TLS.
+//!
+//! A connection over a limit is closed at once, before a TLS handshake costs anything, instead of left
+//! waiting, so that the client can try another gateway, or later. Rejections are counted by reason. For each
+//! reason the log has the first, and later ones at a bounded rate.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
-use super::admission::{AdmissionLayer, Admitted};
 use super::connection::Connections;
-use super::drain::Drain;
+use super::proxy;
 use super::service::{ConnectionInfo, SERVICE};
 use super::tls::SniConfigs;
 use super::tls::stream::{self, TlsStream};
-use crate::access::authenticator::Peer;
-use crate::model::limits::Limits;
-use crate::model::metrics::{ConnectionEnd, Handshake, Metrics};
+use crate::access::authenticator::ClientCertificate;
+use crate::model::concurrency::ConcurrencyPermit;
+use crate::model::metrics::{ConnectionEnd, ConnectionRejection, Handshake, LabelValue as _, Metrics};
+use crate::model::peer::PeerNet;
 use crate::model::proto::DESCRIPTORS;
+use crate::model::rate::{Bucket, Rate};
 
 /// Pause after a failed accept. Most often no file descriptor is free, so an immediate retry is useless.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -37,19 +45,43 @@ const UNACKNOWLEDGED_BEYOND_STALL: Duration = Duration::from_secs(30);
 /// Idle time after which the kernel probes a peer. Covers the time before HTTP/2 sends its own PINGs.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// Least time between two log lines about rejected connections with the same reason, so that a flood of
+/// connections does not flood the log.
+const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 /// The server of the gateway's main port.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// Serves accepted connections.
+    /// Serves accepted connections. Their limits and drain apply to the port, too.
     pub connections: Connections,
     /// TLS configurations.
     pub tls: SniConfigs,
-    /// Limits of connections.
-    pub limits: Arc<Limits>,
     /// Proxies that must send a PROXY header. It is read from no other peer.
     pub trusted_proxies: Arc<[IpNet]>,
-    /// Graceful shutdown.
-    pub drain: Drain,
+}
+
+/// The limits of connections.
+struct ConnectionLimiter {
+    server: Server,
+    connections: Arc<Semaphore>,
+    /// By index of [`ConnectionRejection`].
+    logs: Mutex<Vec<RejectionLog>>,
+}
+
+/// A connection within the limits.
+struct Accepted {
+    /// Its address; behind a trusted proxy, the one that the proxy names.
+    address: SocketAddr,
+    /// The peer is shut out, so the connection must present a trusted certificate.
+    must_prove: bool,
+    _permit: ConcurrencyPermit<PeerNet>,
+}
+
+/// Limits the log lines with one reason.
+struct RejectionLog {
+    bucket: Bucket,
+    /// Rejections since the last logged one.
+    not_logged: u64,
 }
 
 /// Counts a connection as accepted, and on drop as closed.
@@ -90,26 +122,22 @@ pub async fn report_health(reporter: &HealthReporter, serving: bool) {
 impl Server {
     /// Accepts connections until the gateway drains. Open connections continue.
     pub async fn serve(self, listener: TcpListener) {
-        let drain = self.drain.clone();
         tokio::select! {
             biased;
-            () = drain.draining() => {}
+            () = self.connections.drain.draining() => {}
             () = self.accept(listener) => {}
         }
     }
 
-    async fn accept(self, listener: TcpListener) {
-        let peers = self.connections.peers().clone();
-        let metrics = self.connections.metrics.clone();
-        let trusted = Arc::clone(&self.trusted_proxies);
-        let admission = Arc::new(AdmissionLayer::new(self.limits.connection.max, trusted, peers, metrics));
+    async fn accept(&self, listener: TcpListener) {
+        let limiter = Arc::new(ConnectionLimiter::new(self.clone()));
         loop {
             match listener.accept().await {
                 Ok((socket, address)) => {
-                    let Some(permit) = admission.try_acquire(address) else { continue };
-                    let (server, admission) = (self.clone(), Arc::clone(&admission));
-                    self.drain.spawn(async move {
-                        server.serve_socket(socket, address, &admission).await;
+                    let Some(permit) = limiter.try_acquire(address) else { continue };
+                    let limiter = Arc::clone(&limiter);
+                    self.connections.drain.spawn(async move {
+                        limiter.server.serve_socket(socket, address, &limiter).await;
                         drop(permit);
                     });
                 }
@@ -121,67 +149,70 @@ impl Server {
         }
     }
 
-    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, admission: &AdmissionLayer) {
-        if let Err(error) = configure(&socket, self.limits.stall) {
+    async fn serve_socket(&self, mut socket: TcpStream, address: SocketAddr, limiter: &ConnectionLimiter) {
+        if let Err(error) = configure(&socket, self.connections.limits.stall) {
             tracing::debug!(%error, %address, "failed to set socket options");
         }
-        let admitted = tokio::select! {
+        let accepted = tokio::select! {
             biased;
-            () = self.drain.draining() => return,
-            admitted = admission.admit(&mut socket, address) => admitted,
+            () = self.connections.drain.draining() => return,
+            accepted = limiter.accept(&mut socket, address) => accepted,
         };
-        let Some(admitted) = admitted else { return };
-        let peer = admitted.address;
+        let Some(accepted) = accepted else { return };
         let mut counter = ConnectionCounter::new(&self.connections.metrics);
-        let _guard = self.drain.track_connection(Some(peer));
+        let _guard = self.connections.drain.track_connection(Some(accepted.address));
+        counter.end = self.serve_accepted(socket, &accepted).await;
+    }
+
+    async fn serve_accepted(&self, socket: TcpStream, accepted: &Accepted) -> ConnectionEnd {
+        let (connections, peer) = (&self.connections, accepted.address);
         let started = Instant::now();
         // Boxed, so that a connection does not reserve memory for its handshake.
-        let handshake = Box::pin(self.handshake(socket, &admitted, admission)).await;
+        let handshake = Box::pin(self.handshake(socket, peer)).await;
         let result = handshake.as_ref().err().copied().unwrap_or(Handshake::Ok);
-        let metrics = &self.connections.metrics;
-        metrics.handshakes.of(result).increment(1);
+        connections.metrics.handshakes.of(result).increment(1);
         let io = match handshake {
             Ok(io) => io,
-            Err(Handshake::Drain) => return counter.set_end(ConnectionEnd::Drain),
-            Err(_) => return counter.set_end(ConnectionEnd::Handshake),
+            Err(Handshake::Drain) => return ConnectionEnd::Drain,
+            Err(_) => return ConnectionEnd::Handshake,
         };
-        metrics.handshake_time.record(started.elapsed().as_secs_f64());
-        let mut info = ConnectionInfo::new(Peer::new(io.peer_certificates()), Some(peer));
+        connections.metrics.handshake_time.record(started.elapsed().as_secs_f64());
+        let mut info = ConnectionInfo::new(ClientCertificate::new(io.peer_certificates()), Some(peer));
         info.public_name = io.server_name().and_then(|name| self.tls.public_name(name));
-        if admitted.must_prove {
-            let proof = self.connections.prove(&info);
+        if accepted.must_prove {
+            let proof = connections.service.prove(&info);
             let proved = tokio::select! {
                 biased;
-                () = self.drain.draining() => return counter.set_end(ConnectionEnd::Drain),
-                proved = tokio::time::timeout(self.limits.connection.handshake, proof) => proved,
+                () = connections.drain.draining() => return ConnectionEnd::Drain,
+                proved = tokio::time::timeout(connections.limits.connection.handshake, proof) => proved,
             };
             if proved != Ok(true) {
                 tracing::debug!(%peer, "closed connection: shut-out peer has no trusted certificate");
-                return counter.set_end(ConnectionEnd::ShutOut);
+                return ConnectionEnd::ShutOut;
             }
         }
-        counter.set_end(self.connections.serve_connection(io, info).await);
+        connections.serve_connection(io, info).await
     }
 
     async fn handshake(
         &self,
         socket: TcpStream,
-        admitted: &Admitted,
-        admission: &AdmissionLayer,
+        peer: SocketAddr,
     ) -> Result<Box<TlsStream<TcpStream>>, Handshake> {
-        let peer = admitted.address;
+        let connections = &self.connections;
         let handshake = stream::accept_by_name(&self.tls, socket);
         tokio::select! {
             biased;
-            () = self.drain.draining() => Err(Handshake::Drain),
-            done = tokio::time::timeout(self.limits.connection.handshake, handshake) => match done {
+            () = connections.drain.draining() => Err(Handshake::Drain),
+            done = tokio::time::timeout(connections.limits.connection.handshake, handshake) => match done {
                 // Boxed, because a future reserves memory for each value moved through it.
                 Ok(Ok(io)) => Ok(Box::new(io)),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "TLS handshake failed");
                     // Other errors may come from a port probe or a bad line.
                     if error.kind() == std::io::ErrorKind::InvalidData {
-                        admission.record_failure(admitted);
+                        let now = Instant::now().into_std();
+                        connections.service.peers.record_failure(PeerNet::from(peer.ip()), now);
                     }
                     Err(Handshake::Failed)
                 }
@@ -194,16 +225,79 @@ impl Server {
     }
 }
 
+// === impl ConnectionLimiter ===
+
+impl ConnectionLimiter {
+    fn new(server: Server) -> Self {
+        let log =
+            || RejectionLog { bucket: Bucket::new(Rate::new(1, REJECTION_LOG_INTERVAL)), not_logged: 0 };
+        let logs = Mutex::new(ConnectionRejection::ALL.iter().map(|_| log()).collect());
+        let connections = Arc::new(Semaphore::new(server.connections.limits.connection.max));
+        Self { server, connections, logs }
+    }
+
+    /// Takes a permit for one more connection. `None`: the limit is reached, and the caller closes the
+    /// connection.
+    fn try_acquire(&self, address: SocketAddr) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.connections).try_acquire_owned().ok();
+        if permit.is_none() {
+            let max = self.server.connections.limits.connection.max;
+            let why = format_args!("limit of {max} connections reached");
+            self.reject(ConnectionRejection::Limit, address, &why);
+        }
+        permit
+    }
+
+    /// Reads the PROXY header if `address` is a trusted proxy, and checks the limits of the peer. `None`: the
+    /// caller closes the connection.
+    async fn accept(&self, socket: &mut TcpStream, address: SocketAddr) -> Option<Accepted> {
+        let mut real = address;
+        if proxy::is_trusted(&self.server.trusted_proxies, address.ip()) {
+            match proxy::read(socket).await {
+                Ok(named) => real = named.unwrap_or(address),
+                Err(error) => {
+                    self.reject(ConnectionRejection::Proxy, address, &error);
+                    return None;
+                }
+            }
+        }
+        let (peers, peer) = (&self.server.connections.service.peers, PeerNet::from(real.ip()));
+        let Some(permit) = peers.open_connection(peer) else {
+            self.reject(ConnectionRejection::PeerLimit, real, &"limit of connections per peer reached");
+            return None;
+        };
+        let now = Instant::now().into_std();
+        let shut_out = peers.check(peer, now).err();
+        if let Some(exceeded) = &shut_out
+            && !peers.may_prove(peer, now)
+        {
+            self.reject(ConnectionRejection::AuthFailures, real, exceeded);
+            return None;
+        }
+        Some(Accepted { address: real, must_prove: shut_out.is_some(), _permit: permit })
+    }
+
+    fn reject(&self, reason: ConnectionRejection, peer: SocketAddr, why: &dyn fmt::Display) {
+        self.server.connections.metrics.connections_refused.of(reason).increment(1);
+        let not_logged = {
+            let mut logs = self.logs.lock();
+            let Some(log) = logs.get_mut(reason.index()) else { return };
+            if log.bucket.try_take(1, Instant::now().into_std()).is_err() {
+                log.not_logged += 1;
+                return;
+            }
+            std::mem::take(&mut log.not_logged)
+        };
+        tracing::warn!(%peer, %why, not_logged_since = not_logged, "rejected connection");
+    }
+}
+
 // === impl ConnectionCounter ===
 
 impl ConnectionCounter {
     fn new(metrics: &Metrics) -> Self {
         metrics.connections_accepted.increment(1);
         Self { metrics: metrics.clone(), end: ConnectionEnd::Cut }
-    }
-
-    fn set_end(&mut self, end: ConnectionEnd) {
-        self.end = end;
     }
 }
 

@@ -13,16 +13,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::audit::{AuditLog, AuditRecord};
-use super::auth_state::AuthState;
 use super::drain::Drain;
 use super::errors::{CallError, of_end};
-use super::peer_limits::PeerLimits;
+use super::peer_limits::{AuthState, PeerLimits};
 use super::quotas::Quotas;
 use super::request;
 use super::request_body::{Encoding, MessageMeter, RequestBody};
 use super::response::{self, ResponseBody};
 use super::stream_supervisor::SupervisorHandle;
-use crate::access::authenticator::{Admission, Authenticator, Peer};
+use crate::access::authenticator::{Authenticated, Authenticator, ClientCertificate};
 use crate::access::grants::TokenScope;
 use crate::access::refusal::{Refusal, RefusalKind};
 use crate::logs::ReadRange;
@@ -52,7 +51,7 @@ const TRUST_RETRY: Duration = Duration::from_secs(1);
 /// The peer of one connection, as its calls need it. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub(super) struct ConnectionInfo {
-    pub(super) peer: Peer,
+    pub(super) certificate: ClientCertificate,
     /// The peer's address, if it is known.
     pub(super) address: Option<SocketAddr>,
     /// The public host that the client asked for, if clients of that name are not asked for a certificate.
@@ -65,17 +64,17 @@ pub(super) struct ConnectionInfo {
 #[derive(Clone, Debug)]
 pub struct LeaseService {
     authenticator: Authenticator,
-    actors: ActorRegistry,
+    pub(super) actors: ActorRegistry,
     backfill: BackfillLimiter,
     restarts: RestartManager,
     audit: AuditLog,
     quotas: Quotas,
-    peers: PeerLimits,
-    drain: Drain,
+    pub(super) peers: PeerLimits,
+    pub(super) drain: Drain,
 }
 
 struct Call<'a> {
-    admission: Admission,
+    caller: Authenticated,
     supervisor: &'a SupervisorHandle,
     audit: &'a AuditRecord,
 }
@@ -91,8 +90,8 @@ pub(super) fn method_of(path: &str) -> Option<Method> {
 // === impl ConnectionInfo ===
 
 impl ConnectionInfo {
-    pub(super) fn new(peer: Peer, address: Option<SocketAddr>) -> Self {
-        Self { peer, address, public_name: None, auth: AuthState::default() }
+    pub(super) fn new(certificate: ClientCertificate, address: Option<SocketAddr>) -> Self {
+        Self { certificate, address, public_name: None, auth: AuthState::default() }
     }
 
     pub(super) fn net(&self) -> Option<PeerNet> {
@@ -118,15 +117,11 @@ impl LeaseService {
         Self { authenticator, actors, backfill, restarts, audit, quotas, peers, drain }
     }
 
-    pub(super) fn peers(&self) -> &PeerLimits {
-        &self.peers
-    }
-
     /// Returns whether the certificate of a shut-out peer is trusted. If so, its calls are answered.
     pub(super) async fn prove(&self, info: &ConnectionInfo) -> bool {
         let may_query =
             || info.net().is_none_or(|net| self.peers.may_query_trust(net, Instant::now().into_std()));
-        let proved = self.authenticator.trusts(&info.peer, LogTime::now(), may_query).await;
+        let proved = self.authenticator.trusts(&info.certificate, LogTime::now(), may_query).await;
         if proved {
             info.auth.record_success();
         }
@@ -141,19 +136,9 @@ impl LeaseService {
         request: Request<RequestBody>,
         supervisor: SupervisorHandle,
     ) -> Response<ResponseBody> {
-        let audit = self.audit.call(method, info.net());
-        match self.try_call(method, &info, request, &supervisor, &audit).await {
-            Ok(response) => response,
-            Err(error) => {
-                match &error {
-                    CallError::Refused(refusal) => audit.refused(refusal.reason()),
-                    CallError::NoCredentialsBy(_) => audit.refused(Refusal::NoCredentials.reason()),
-                    CallError::Quota(exceeded) => audit.refused(exceeded.quota.label()),
-                    _ => {}
-                }
-                self.refuse(&error)
-            }
-        }
+        let audit = self.audit.call(Some(method), info.net());
+        let response = self.try_call(method, &info, request, &supervisor, &audit).await;
+        response.unwrap_or_else(|error| self.fail(&error, &audit))
     }
 
     /// Admits a health or reflection call, which needs no credentials. It counts as open until the returned
@@ -175,24 +160,26 @@ impl LeaseService {
             Ok(permit) => permit,
             Err(exceeded) => {
                 match exceeded.quota {
-                    Quota::AuthFailuresPerPeer => info.auth.record_shut_out_refusal(),
-                    _ => info.auth.record_refusal(),
+                    Quota::AuthFailuresPerPeer => info.auth.record_shut_out_rejection(),
+                    _ => info.auth.record_rejection(),
                 }
-                self.audit.other_call(net).refused(exceeded.quota.label());
-                return Err(Box::new(self.refuse(&exceeded.into())));
+                return Err(Box::new(self.fail(&exceeded.into(), &self.audit.call(None, Some(net)))));
             }
         };
         request.body_mut().set_meter(MessageMeter::new(self.peers.clone(), net, info.auth.clone()));
         Ok(Some(permit))
     }
 
-    /// Creates the response to a failed call, and counts refusals by their reason.
-    fn refuse(&self, error: &CallError) -> Response<ResponseBody> {
-        let metrics = self.metrics();
+    /// Creates the response to a failed call. Counts and logs refusals and rejections by their reason.
+    fn fail(&self, error: &CallError, audit: &AuditRecord) -> Response<ResponseBody> {
+        let refused = |refusal: Refusal| {
+            self.metrics().auth_refusals.count(refusal.reason());
+            audit.refused(refusal.reason());
+        };
         match error {
-            CallError::Refused(refusal) => metrics.auth_refusals.count(refusal.reason()),
-            CallError::NoCredentialsBy(_) => metrics.auth_refusals.count(Refusal::NoCredentials.reason()),
-            CallError::Quota(exceeded) => metrics.quota_refusals.of(exceeded.quota).increment(1),
+            CallError::Refused(refusal) => refused(*refusal),
+            CallError::NoCredentialsBy(_) => refused(Refusal::NoCredentials),
+            CallError::Quota(exceeded) => count_rejection(exceeded, self.metrics(), audit),
             _ => {}
         }
         let status = error.to_status();
@@ -209,7 +196,7 @@ impl LeaseService {
         audit: &AuditRecord,
     ) -> Result<Response<ResponseBody>, CallError> {
         let (head, body) = request.into_parts();
-        let (admission, encoding) = match self.begin(info, &head.headers, supervisor, audit).await {
+        let (caller, encoding) = match self.begin(info, &head.headers, supervisor, audit).await {
             Ok(begun) => begun,
             Err(error) => {
                 body.finish().await;
@@ -218,7 +205,7 @@ impl LeaseService {
         };
         let max_bytes = self.actors.context().limits.connection.request_max_bytes;
         let message = body.read_message(encoding, max_bytes).await?;
-        let call = Call { admission, supervisor, audit };
+        let call = Call { caller, supervisor, audit };
         match method {
             Method::Logs => self.logs(&message, call).await,
             Method::Status => self.status(&message, call).await,
@@ -233,15 +220,15 @@ impl LeaseService {
         headers: &HeaderMap,
         supervisor: &SupervisorHandle,
         audit: &AuditRecord,
-    ) -> Result<(Admission, Encoding), CallError> {
+    ) -> Result<(Authenticated, Encoding), CallError> {
         let authorization = headers.get_all(http::header::AUTHORIZATION);
         let authorization: Vec<&[u8]> = authorization.iter().map(HeaderValue::as_bytes).collect();
-        let admission = self.authenticate(info, &authorization, audit).await?;
+        let caller = self.authenticate(info, &authorization, audit).await?;
         if self.drain.is_draining() {
             return Err(CallError::Draining);
         }
-        supervisor.hold(self.quotas.call(admission.identity.owner(), Instant::now().into_std())?);
-        Ok((admission, Encoding::of(headers)?))
+        supervisor.hold(self.quotas.admit_call(caller.identity.owner(), Instant::now().into_std())?);
+        Ok((caller, Encoding::of(headers)?))
     }
 
     /// Authenticates the caller, unless its peer is shut out and the last call on this connection did not
@@ -251,34 +238,34 @@ impl LeaseService {
         info: &ConnectionInfo,
         authorization: &[&[u8]],
         audit: &AuditRecord,
-    ) -> Result<Admission, CallError> {
+    ) -> Result<Authenticated, CallError> {
         if let Some(net) = info.net()
             && !info.auth.may_call()
         {
             let checked = self.peers.check(net, Instant::now().into_std());
-            checked.inspect_err(|_| info.auth.record_shut_out_refusal())?;
+            checked.inspect_err(|_| info.auth.record_shut_out_rejection())?;
         }
-        let admitted = self.authenticator.admit(&info.peer, authorization, LogTime::now()).await;
-        let admission = admitted.map_err(|denial| {
-            if let Some(owner) = denial.claimed {
+        let result = self.authenticator.authenticate(&info.certificate, authorization, LogTime::now()).await;
+        let caller = result.map_err(|error| {
+            if let Some(owner) = error.claimed {
                 audit.set_claimed(owner);
             }
-            if denial.refusal.kind() == RefusalKind::Unauthenticated {
+            if error.refusal.kind() == RefusalKind::Unauthenticated {
                 info.auth.record_failure();
                 if let Some(net) = info.net() {
                     self.peers.record_failure(net, Instant::now().into_std());
                 }
             }
-            self.denied(denial.refusal, info)
+            self.call_error(error.refusal, info)
         })?;
         info.auth.record_success();
-        audit.set_proved(admission.identity.owner().clone());
-        Ok(admission)
+        audit.set_proved(caller.identity.owner().clone());
+        Ok(caller)
     }
 
     /// Converts a refusal. `TrustBusy` is a quota and a reason why authentication failed, so it is counted as
     /// both.
-    fn denied(&self, refusal: Refusal, info: &ConnectionInfo) -> CallError {
+    fn call_error(&self, refusal: Refusal, info: &ConnectionInfo) -> CallError {
         if let (Refusal::NoCredentials, Some(host)) = (refusal, &info.public_name) {
             return CallError::NoCredentialsBy(Arc::clone(host));
         }
@@ -307,7 +294,7 @@ impl LeaseService {
         let message: ServiceLogsRequest = request::decode(message)?;
         let mut request = request::logs(&message, self.limits().filters_per_request)?;
         call.audit.set_lease(&request.lease);
-        let services = call.admission.identity.authorize(&request.lease, TokenScope::Logs)?;
+        let services = call.caller.identity.authorize(&request.lease, TokenScope::Logs)?;
         services.narrow(&mut request.filter)?;
         if !request.resume.keys().all(|replica| services.contains(&replica.service)) {
             return Err(Refusal::ServiceNotGranted.into());
@@ -315,7 +302,7 @@ impl LeaseService {
         let view = self.select(&request.lease, &request.filter).await?;
         if matches!(request.range, ReadRange::Previous(_)) {
             let view = Arc::clone(&view.borrow());
-            if !view.select(&request.filter).any(|(_, slot)| slot.readable().count() > 1) {
+            if !view.select(&request.filter).any(|(_, replica)| replica.readable().count() > 1) {
                 return Err(CallError::NoPreviousRun);
             }
         }
@@ -323,10 +310,9 @@ impl LeaseService {
         tracing::debug!(lease = %request.lease, stream = control.id(), follow = request.range.follows(), "log stream opened");
         let (audit, metrics) = (call.audit.clone(), self.metrics().clone());
         let trailers = Box::new(move |end: &StreamEnd| {
-            // Refused only when it started to read; counts like any other refusal.
+            // Rejected only when it started to read; counts like any other rejection.
             if let StreamEnd::Exceeded(exceeded) = end {
-                audit.refused(exceeded.quota.label());
-                metrics.quota_refusals.of(exceeded.quota).increment(1);
+                count_rejection(exceeded, &metrics, &audit);
             }
             trailers(end)
         });
@@ -341,7 +327,7 @@ impl LeaseService {
         let filters_max = self.limits().filters_per_request;
         let mut filter = request::filter(message.filter.as_ref(), &message.filters, filters_max)?;
         call.audit.set_lease(&lease);
-        call.admission.identity.authorize(&lease, TokenScope::Status)?.narrow(&mut filter)?;
+        call.caller.identity.authorize(&lease, TokenScope::Status)?.narrow(&mut filter)?;
         let view = self.select(&lease, &filter).await?;
         let control = self.open_stream(&call);
         tracing::debug!(%lease, follow = message.follow, "status stream opened");
@@ -354,17 +340,14 @@ impl LeaseService {
         let filters_max = self.limits().filters_per_request;
         let (mut request, timeout) = request::restart(&request::decode(message)?, filters_max)?;
         call.audit.set_lease(&request.lease);
-        call.admission
-            .identity
-            .authorize(&request.lease, TokenScope::Restart)?
-            .narrow(&mut request.filter)?;
+        call.caller.identity.authorize(&request.lease, TokenScope::Restart)?.narrow(&mut request.filter)?;
         // A repeated call joins or completes the first call's job: no lookup, no quota.
         let job = if let Some(job) = self.restarts.find(&request).await? {
             call.audit.restart(&request.filter, true);
             job
         } else {
             let view = self.select(&request.lease, &request.filter).await?;
-            self.quotas.restart(&request.lease, Instant::now().into_std())?;
+            self.quotas.admit_restart(&request.lease, Instant::now().into_std())?;
             let filter = request.filter.clone();
             let job = self.restarts.begin(request, &view.borrow())?;
             call.audit.restart(&filter, false);
@@ -372,7 +355,7 @@ impl LeaseService {
         };
         tokio::select! {
             biased;
-            refusal = call.admission.validity.ended() => return Err(refusal.into()),
+            refusal = call.caller.validity.ended() => return Err(refusal.into()),
             () = job.wait(timeout) => {}
         }
         // Needs no supervisor before: the `select!` above ends the wait with the credentials, and a drain
@@ -427,7 +410,7 @@ impl LeaseService {
     /// gateway drains.
     fn open_stream(&self, call: &Call<'_>) -> Arc<StreamControl> {
         let control = StreamControl::new();
-        let (credentials, draining) = (call.admission.validity.clone(), self.drain.draining_token());
+        let (credentials, draining) = (call.caller.validity.clone(), self.drain.draining_token());
         let audit = call.audit.clone();
         let ends = async move {
             tokio::select! {
@@ -442,6 +425,11 @@ impl LeaseService {
         call.supervisor.supervise(Arc::clone(&control), Box::pin(ends));
         control
     }
+}
+
+fn count_rejection(exceeded: &Exceeded, metrics: &Metrics, audit: &AuditRecord) {
+    metrics.quota_refusals.of(exceeded.quota).increment(1);
+    audit.refused(exceeded.quota.label());
 }
 
 fn trailers(end: &StreamEnd) -> HeaderMap {

@@ -29,7 +29,7 @@ const LAST_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The dispatcher creates it for each call ([`Handoff::begin`]). The executor takes the receiver when hyper
 /// gives it the stream. The service sends the [`Supervision`], and the stream's task then ends or drops the
 /// stream. hyper calls the service and then, right after it, hands the stream to the executor.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Handoff(Arc<Mutex<Option<HandoffParts>>>);
 
 /// The call's side, and the input of its supervisor.
@@ -58,7 +58,7 @@ struct Supervision {
 }
 
 /// Runs the streams of one connection.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct StreamExecutor {
     pub(super) handoff: Handoff,
     pub(super) streams: StreamCount,
@@ -99,18 +99,6 @@ impl Handoff {
         handle.0.lock().sender = Some(sender);
         *self.0.lock() = Some((handle.clone(), receiver));
         handle
-    }
-}
-
-impl std::fmt::Debug for Supervision {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Supervision").field("control", &self.control).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for SupervisorHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SupervisorHandle")
     }
 }
 
@@ -177,7 +165,7 @@ fn supervise(
             Some(receiver) => Some(receiver.await),
             None => None,
         }) else {
-            // The call was refused, or hyper opened the stream for itself: it ends by itself.
+            // The call failed, or hyper opened the stream for itself: it ends by itself.
             return std::future::pending().await;
         };
         control.set_peer(address);

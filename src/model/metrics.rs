@@ -13,8 +13,8 @@ pub use super::label::{LabelSet, LabelValue, Labels};
 pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
-    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionRefusal, Handshake, Method, PlatformName,
-    ReadKind, Restarted,
+    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionRejection, Handshake, Method,
+    PlatformName, ReadKind, Restarted,
 };
 pub use labels::{ConnectionEnd, SourceError};
 

@@ -1,4 +1,4 @@
-//! Quotas over real gRPC: a refusal names the quota and the time to retry, a retry then succeeds, and others
+//! Quotas over real gRPC: a rejection names the quota and the time to retry, a retry then succeeds, and others
 //! are not affected.
 
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub(crate) fn follow(setup: &Setup) -> ServiceLogsRequest {
     ServiceLogsRequest { follow: true, ..setup.request() }
 }
 
-/// Checks a quota refusal, which names nothing but its subject. Returns the retry-after time.
+/// Checks a rejection by a quota, which names nothing but its subject. Returns the retry-after time.
 #[track_caller]
 pub(crate) fn quota_exceeded(status: &Status, quota: &str, subject: &str, limit: i64) -> Duration {
     assert_eq!(
@@ -69,7 +69,7 @@ pub(crate) fn quota_exceeded(status: &Status, quota: &str, subject: &str, limit:
     status.get_details_retry_info().and_then(|info| info.retry_delay).expect("a time to retry")
 }
 
-pub(crate) fn refusals(gateway: &Gateway, quota: &str) -> u64 {
+pub(crate) fn rejections(gateway: &Gateway, quota: &str) -> u64 {
     gateway.metric(&format!("leasemux_quota_refusals_total{{quota=\"{quota}\"}}"))
 }
 
@@ -85,14 +85,14 @@ async fn streams_of_each_owner_are_limited() {
         let status = setup.open(follow(setup)).await.err().unwrap();
         assert_eq!(quota_exceeded(&status, "streams_per_owner", &owner, 2), Duration::from_secs(5));
     }
-    // All methods count, and are refused with the same text.
+    // All methods count, and are rejected with the same text.
     let request = leasemux::model::proto::lease::ServiceStatusRequest {
         lease_id: Some(proto_lease(&setup.lease)),
         ..Default::default()
     };
     let status = gateway.client(&setup.certificate).await.service_status(request).await.unwrap_err();
     quota_exceeded(&status, "streams_per_owner", &owner, 2);
-    assert_eq!(refusals(gateway, "streams_per_owner"), 4);
+    assert_eq!(rejections(gateway, "streams_per_owner"), 4);
     let mut others = two.other.open(follow(&two.other)).await.unwrap();
     for stream in [&mut first, &mut second, &mut others] {
         stream.until(|seen| seen.lines("web", 0) == 3).await;
@@ -151,7 +151,7 @@ async fn calls_of_each_owner_are_rate_limited() {
         tokio::time::sleep(retry_after).await;
         drop(client.service_logs(two.setup.request()).await.expect("success after the retry time"));
     }
-    assert_eq!(refusals(&two.setup.gateway, "requests_per_owner"), 8);
+    assert_eq!(rejections(&two.setup.gateway, "requests_per_owner"), 8);
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,7 +233,7 @@ async fn shut_out_peer_keeps_its_open_streams() {
         "{retry_after:?}"
     );
     assert!(!status.message().contains("192.0.2"), "{status:?}");
-    // New connections from that address are refused too; another address is not affected.
+    // New connections from that address are rejected too; another address is not affected.
     let status = calls(known.clone(), bad).await.service_logs(two.setup.request()).await.unwrap_err();
     quota_exceeded(&status, "auth_failures_per_peer", "peer", 3);
     calls(known.clone(), good).await.service_logs(two.setup.request()).await.unwrap();
@@ -245,7 +245,7 @@ async fn shut_out_peer_keeps_its_open_streams() {
     assert_eq!(String::from_utf8(text).unwrap(), "0 before\n0 after\n");
     tokio::time::sleep(retry_after).await;
     calls(known, bad).await.service_logs(two.setup.request()).await.expect("success after the retry time");
-    assert_eq!(refusals(gateway, "auth_failures_per_peer"), 2);
+    assert_eq!(rejections(gateway, "auth_failures_per_peer"), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,7 +41,7 @@ use tonic::{Code, Status, Streaming};
 use crate::support::gateway::{Gateway, proto_lease};
 use crate::support::{account, reason, replica};
 
-mod admission;
+mod connection_limits;
 
 /// Deadline that only a hang reaches.
 const DEADLINE: Duration = Duration::from_secs(30);

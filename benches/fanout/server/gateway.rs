@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_core::future::BoxFuture;
 use leasemux::access::account::AccountKey;
-use leasemux::access::authenticator::{Authenticator, Peer};
+use leasemux::access::authenticator::{Authenticator, ClientCertificate};
 use leasemux::access::cert::Serial;
 use leasemux::access::identity::IdentityFiles;
 use leasemux::access::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
@@ -54,12 +54,8 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         limits.connection.max_per_peer = limits.connection.max;
         limits.quota.streams_per_owner = limits.quota.streams;
         limits.quota.requests_per_second = u32::MAX;
-        let limits = Arc::new(limits);
-        let context = ActorContext {
-            platform: Arc::new(source),
-            limits: Arc::clone(&limits),
-            metrics: metrics.clone(),
-        };
+        let context =
+            ActorContext { platform: Arc::new(source), limits: Arc::new(limits), metrics: metrics.clone() };
         let drain = Drain::default();
         if let Some(listener) = listeners.admin {
             let readiness = Readiness::default();
@@ -73,13 +69,13 @@ pub(super) fn serve(listeners: Listeners, dir: &Path, pace: Duration, replicas: 
         let authenticator = Authenticator::new(Arc::new(tenant));
         let service = LeaseService::new(authenticator, ActorRegistry::new(context), restarts, drain.clone());
         let (routes, _health) = server::routes()?;
-        let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
+        let connections = Connections::new(service, routes);
         let serving = async {
             match listeners.tls {
                 Some(tls) => {
                     let tls = tls.into();
                     let trusted_proxies = Arc::default();
-                    Server { connections, tls, limits, trusted_proxies, drain }.serve(followers).await;
+                    Server { connections, tls, trusted_proxies }.serve(followers).await;
                 }
                 None => serve_plain(connections, drain, followers, &chain).await,
             }
@@ -100,11 +96,11 @@ async fn serve_plain(
     followers: TcpListener,
     chain: &[CertificateDer<'static>],
 ) {
-    let peer = Peer::new(Some(chain));
+    let certificate = ClientCertificate::new(Some(chain));
     while let Ok((socket, _)) = followers.accept().await {
-        let (connections, peer) = (connections.clone(), peer.clone());
+        let (connections, certificate) = (connections.clone(), certificate.clone());
         drain.spawn(async move {
-            connections.serve(plain::Corked::new(socket), peer, None).await;
+            connections.serve(plain::Corked::new(socket), certificate, None).await;
         });
     }
 }

@@ -1,15 +1,16 @@
 //! Cached answers of the chain. Uses no runtime; the caller passes the time.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::node::{Answer, QueryError};
+use super::node::QueryError;
 use super::{CONFIRMED_FOR, ENTRIES_MAX, NEGATIVE_ENTRIES_MAX, PERSIST_PART, REFUSED_FOR, RETRY_AFTER};
 use crate::access::refusal::Refusal;
-use crate::access::trust::{RevocationSignal, TrustEntry, TrustKey, TrustValue, TrustedItem};
+use crate::access::trust::{
+    Answer, RevocationSignal, TrustAnswer, TrustEntry, TrustKey, TrustValue, TrustedItem, Unavailable,
+};
 use crate::model::metrics::ChainAnswer;
 
 #[derive(Debug)]
@@ -25,7 +26,8 @@ pub(super) struct Cache {
 struct PositiveEntry {
     value: TrustValue,
     revocation: RevocationSignal,
-    confirmed: Age,
+    /// The last confirmation. May precede the start of the machine.
+    confirmed: Instant,
     /// The last confirmation that is on disk.
     persisted: Instant,
     used: Instant,
@@ -36,15 +38,8 @@ struct PositiveEntry {
 /// An item that was not found, or is refused.
 #[derive(Debug)]
 struct NegativeEntry {
-    refusal: Option<Refusal>,
+    answer: TrustAnswer<TrustValue>,
     until: Instant,
-}
-
-/// The age of an event, which may precede the start of the machine.
-#[derive(Clone, Copy, Debug)]
-struct Age {
-    at: Instant,
-    before: Duration,
 }
 
 /// The result of a lookup in the cache.
@@ -57,13 +52,7 @@ pub(super) enum Lookup {
 }
 
 /// The answer for the caller.
-#[derive(Clone, Debug)]
-pub(super) enum Outcome {
-    Trusted(TrustedItem<TrustValue>),
-    Unknown,
-    Refused(Refusal),
-    Unavailable,
-}
+pub(super) type Outcome = Result<TrustAnswer<TrustValue>, Unavailable>;
 
 /// What to change on disk.
 #[derive(Debug, PartialEq)]
@@ -71,8 +60,8 @@ pub(super) enum DiskChange {
     None,
     Write {
         value: TrustValue,
-        /// Evicted to make room.
-        evicted: Option<TrustKey>,
+        /// Removed to make room.
+        replaced: Option<TrustKey>,
     },
     Remove,
 }
@@ -86,8 +75,10 @@ impl Cache {
 
     /// Inserts an entry of an earlier process. Its first lookup causes a query.
     pub(super) fn restore(&mut self, entry: TrustEntry, age: Duration, now: Instant) {
-        if self.positive.len() < ENTRIES_MAX && age <= self.grace {
-            let confirmed = Age { at: now, before: age.max(CONFIRMED_FOR) };
+        if self.positive.len() < ENTRIES_MAX
+            && age <= self.grace
+            && let Some(confirmed) = now.checked_sub(age.max(CONFIRMED_FOR))
+        {
             self.positive.insert(entry.key, PositiveEntry::new(entry.value, confirmed, now));
         }
     }
@@ -95,19 +86,16 @@ impl Cache {
     pub(super) fn lookup(&mut self, key: &TrustKey, now: Instant) -> Lookup {
         if let Some(entry) = self.positive.get_mut(key) {
             entry.used = now;
-            if entry.confirmed.age(now) < CONFIRMED_FOR {
+            if now - entry.confirmed < CONFIRMED_FOR {
                 return Lookup::Known(entry.outcome(), ChainAnswer::Cache);
             }
-            if entry.retry_at.is_some_and(|at| now < at) && entry.confirmed.age(now) <= self.grace {
+            if entry.retry_at.is_some_and(|at| now < at) && now - entry.confirmed <= self.grace {
                 return Lookup::Known(entry.outcome(), ChainAnswer::Grace);
             }
             return Lookup::Query { is_known: true };
         }
         match self.negative.get(key) {
-            Some(entry) if now < entry.until => {
-                let outcome = entry.refusal.map_or(Outcome::Unknown, Outcome::Refused);
-                Lookup::Known(outcome, ChainAnswer::Cache)
-            }
+            Some(entry) if now < entry.until => Lookup::Known(Ok(entry.answer.clone()), ChainAnswer::Cache),
             _ => Lookup::Query { is_known: false },
         }
     }
@@ -122,18 +110,18 @@ impl Cache {
     pub(super) fn due(&self, now: Instant) -> Vec<TrustKey> {
         let due = self.positive.iter().filter(|(_, entry)| {
             entry.revocation.is_shared()
-                && entry.confirmed.age(now) >= CONFIRMED_FOR
+                && now - entry.confirmed >= CONFIRMED_FOR
                 && entry.retry_at.is_none_or(|at| now >= at)
         });
-        let mut due: Vec<_> = due.map(|(key, entry)| (entry.confirmed.age(now), key.clone())).collect();
-        due.sort_by_key(|(age, _)| Reverse(*age));
+        let mut due: Vec<_> = due.map(|(key, entry)| (entry.confirmed, key.clone())).collect();
+        due.sort_by_key(|(confirmed, _)| *confirmed);
         due.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Ends running calls whose grace period is over, without waiting for a query, which may hang.
     pub(super) fn end_graces(&mut self, now: Instant) {
         for entry in self.positive.values_mut() {
-            let over = entry.retry_at.is_some() && entry.confirmed.age(now) > self.grace;
+            let over = entry.retry_at.is_some() && now - entry.confirmed > self.grace;
             if over && entry.revocation.is_shared() {
                 std::mem::take(&mut entry.revocation).expire();
             }
@@ -144,47 +132,51 @@ impl Cache {
     pub(super) fn apply(
         &mut self,
         key: &TrustKey,
-        answer: Result<Answer, QueryError>,
+        answer: Result<Answer<TrustValue>, QueryError>,
         now: Instant,
     ) -> (Outcome, DiskChange) {
         match answer {
-            Ok(Answer::Found(value)) => self.found(key, value, now),
-            Ok(Answer::Unknown) => self.refused(key, None, now),
-            Ok(Answer::Refused(refusal)) => self.refused(key, Some(refusal), now),
+            Ok(Answer::Trusted(value)) => self.found(key, value, now),
+            Ok(Answer::Unknown) => self.not_trusted(key, Answer::Unknown, now),
+            Ok(Answer::Refused(refusal)) => self.not_trusted(key, Answer::Refused(refusal), now),
             Err(_) => self.failed(key, now),
         }
     }
 
     fn found(&mut self, key: &TrustKey, value: TrustValue, now: Instant) -> (Outcome, DiskChange) {
         self.negative.remove(key);
-        let confirmed = Age { at: now, before: Duration::ZERO };
         if let Some(entry) = self.positive.get_mut(key) {
             let is_same = entry.value == value;
             if !is_same {
                 entry.revocation.revoke();
                 (entry.value, entry.revocation) = (value, RevocationSignal::default());
             }
-            (entry.confirmed, entry.retry_at) = (confirmed, None);
+            (entry.confirmed, entry.retry_at) = (now, None);
             if is_same && now - entry.persisted < self.grace / PERSIST_PART {
                 return (entry.outcome(), DiskChange::None);
             }
             entry.persisted = now;
-            return (entry.outcome(), DiskChange::Write { value: entry.value.clone(), evicted: None });
+            return (entry.outcome(), DiskChange::Write { value: entry.value.clone(), replaced: None });
         }
-        let mut evicted = None;
+        let mut replaced = None;
         if self.positive.len() >= ENTRIES_MAX {
-            evicted = self.evict();
-            if evicted.is_none() {
-                return (Outcome::Refused(Refusal::TrustBusy), DiskChange::None);
+            replaced = self.remove_least_recent();
+            if replaced.is_none() {
+                return (Ok(Answer::Refused(Refusal::TrustBusy)), DiskChange::None);
             }
         }
-        let entry = PositiveEntry::new(value.clone(), confirmed, now);
+        let entry = PositiveEntry::new(value.clone(), now, now);
         let outcome = entry.outcome();
         self.positive.insert(key.clone(), entry);
-        (outcome, DiskChange::Write { value, evicted })
+        (outcome, DiskChange::Write { value, replaced })
     }
 
-    fn refused(&mut self, key: &TrustKey, refusal: Option<Refusal>, now: Instant) -> (Outcome, DiskChange) {
+    fn not_trusted(
+        &mut self,
+        key: &TrustKey,
+        answer: TrustAnswer<TrustValue>,
+        now: Instant,
+    ) -> (Outcome, DiskChange) {
         let removed = self.positive.remove(key);
         if let Some(entry) = &removed {
             entry.revocation.revoke();
@@ -194,27 +186,28 @@ impl Cache {
         }
         // Without an entry, the next lookup causes a query.
         if self.negative.len() < NEGATIVE_ENTRIES_MAX {
-            self.negative.insert(key.clone(), NegativeEntry { refusal, until: now + REFUSED_FOR });
+            let entry = NegativeEntry { answer: answer.clone(), until: now + REFUSED_FOR };
+            self.negative.insert(key.clone(), entry);
         }
         let change = if removed.is_some() { DiskChange::Remove } else { DiskChange::None };
-        (refusal.map_or(Outcome::Unknown, Outcome::Refused), change)
+        (Ok(answer), change)
     }
 
     fn failed(&mut self, key: &TrustKey, now: Instant) -> (Outcome, DiskChange) {
         let Some(entry) = self.positive.get_mut(key) else {
-            return (Outcome::Unavailable, DiskChange::None);
+            return (Err(Unavailable), DiskChange::None);
         };
-        if entry.confirmed.age(now) <= self.grace {
+        if now - entry.confirmed <= self.grace {
             entry.retry_at = Some(now + RETRY_AFTER);
             return (entry.outcome(), DiskChange::None);
         }
         entry.revocation.expire();
         self.positive.remove(key);
-        (Outcome::Unavailable, DiskChange::Remove)
+        (Err(Unavailable), DiskChange::Remove)
     }
 
-    /// Evicts the least recently used entry that no running call depends on, and returns its key.
-    fn evict(&mut self) -> Option<TrustKey> {
+    /// Removes the least recently used entry that no running call depends on, and returns its key.
+    fn remove_least_recent(&mut self) -> Option<TrustKey> {
         let idle = self.positive.iter().filter(|(_, entry)| !entry.revocation.is_shared());
         let oldest = idle.min_by_key(|(_, entry)| entry.used).map(|(key, _)| key.clone())?;
         self.positive.remove(&oldest);
@@ -224,7 +217,7 @@ impl Cache {
     /// Returns the number of entries that are in use although the last query to confirm them failed.
     pub(super) fn on_grace(&self, now: Instant) -> usize {
         let on_grace =
-            |entry: &&PositiveEntry| entry.retry_at.is_some() && entry.confirmed.age(now) <= self.grace;
+            |entry: &&PositiveEntry| entry.retry_at.is_some() && now - entry.confirmed <= self.grace;
         self.positive.values().filter(on_grace).count()
     }
 
@@ -236,24 +229,16 @@ impl Cache {
 // === impl PositiveEntry ===
 
 impl PositiveEntry {
-    fn new(value: TrustValue, confirmed: Age, now: Instant) -> Self {
+    fn new(value: TrustValue, confirmed: Instant, now: Instant) -> Self {
         let revocation = RevocationSignal::default();
         Self { value, revocation, confirmed, persisted: now, used: now, retry_at: None }
     }
 
     fn item(&self) -> TrustedItem<TrustValue> {
-        TrustedItem::with_signal(self.value.clone(), self.revocation.clone())
+        TrustedItem { value: self.value.clone(), revocation: self.revocation.clone() }
     }
 
     fn outcome(&self) -> Outcome {
-        Outcome::Trusted(self.item())
-    }
-}
-
-// === impl Age ===
-
-impl Age {
-    fn age(self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.at).saturating_add(self.before)
+        Ok(Answer::Trusted(self.item()))
     }
 }

@@ -1,14 +1,23 @@
-//! The two queries, and the meaning of a node's answers.
+//! A client of a node: its connection (gRPC over HTTP/2, with TLS for `https`), the two queries, and the
+//! meaning of the answers.
 //!
 //! A node is trusted to report the state of the chain, but not to be well-formed: a malformed answer counts
 //! as a failed query.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
+use http::Uri;
+use http::uri::Scheme;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::connect::HttpConnector;
 use prost_types::Any;
-use rustls::pki_types::CertificateDer;
-use tonic::transport::Channel;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -16,9 +25,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::access::account::AccountKey;
 use crate::access::cert::{CERTIFICATE_MAX_BYTES, Serial};
 use crate::access::refusal::Refusal;
-use crate::access::trust::{TrustKey, TrustValue};
+use crate::access::trust::{Answer, TrustKey, TrustValue};
 use crate::model::id::Owner;
-use crate::model::metrics::ChainResult;
 use crate::model::proto::auth::query_client::QueryClient as Accounts;
 use crate::model::proto::auth::{
     BaseAccount, BaseVestingAccount, QueryAccountRequest, QueryAccountResponse, Secp256k1PubKey,
@@ -28,6 +36,17 @@ use crate::model::proto::cert::query_client::QueryClient as Certificates;
 use crate::model::proto::cert::{
     CertificateFilter, CertificateResponse, QueryCertificatesRequest, QueryCertificatesResponse, State,
 };
+use crate::sys::pem::{self, PemError};
+use crate::sys::read::PEM_MAX_BYTES;
+
+/// Time limit for connecting, TLS included. A query that waits for it has its own.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Silence after which the node is pinged. Go servers refuse more than one such ping in 30 s.
+const PING_AFTER: Duration = Duration::from_secs(40);
+
+/// Time limit for the answer to a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time limit of a query. Callers wait for it.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,20 +72,29 @@ const VESTING: [&str; 4] = [
     "/cosmos.vesting.v1beta1.PermanentLockedAccount",
 ];
 
-/// A client of the chain.
-pub(super) trait ChainClient: Send + Sync + 'static {
-    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>>;
+/// Why a node cannot be used. The text names the address or file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The address is malformed.
+    #[error("{0} is not the address of a node: http://host:port or https://host:port")]
+    Address(Uri),
+    /// The file of authorities cannot be used.
+    #[error("cannot use {}: {error}", path.display())]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        error: PemError,
+    },
+    /// The TLS library failed.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
-/// An answer of the chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// The chain has this item.
-    Found(TrustValue),
-    /// The chain has no such item.
-    Unknown,
-    /// The chain has an item that must not be trusted.
-    Refused(Refusal),
+/// A client of the chain.
+pub(super) trait ChainClient: Send + Sync + 'static {
+    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>>;
 }
 
 /// Why a query failed, for the log.
@@ -87,26 +115,73 @@ pub(super) struct Node {
     accounts: Accounts<Channel>,
 }
 
-pub(super) fn metric_label(answer: &Result<Answer, QueryError>) -> ChainResult {
-    match answer {
-        Ok(Answer::Found(_)) => ChainResult::Found,
-        Ok(Answer::Unknown) => ChainResult::Unknown,
-        Ok(Answer::Refused(_)) => ChainResult::Refused,
-        Err(_) => ChainResult::Failed,
+/// Creates a channel to the node at `address`, which connects on first use and reconnects by itself. With
+/// `https`, an authority in the file `authorities` (PEM), or of the system, must have signed the node's
+/// certificate.
+///
+/// Fails for an unusable address or file. Does not check that the node is reachable.
+fn channel(address: &Uri, authorities: Option<&Path>) -> Result<Channel, NodeError> {
+    let secure = address.scheme() == Some(&Scheme::HTTPS);
+    let host = address.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() || (secure && ServerName::try_from(host).is_err()) {
+        return Err(NodeError::Address(address.clone()));
     }
+    let endpoint = Endpoint::from(address.clone())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(false);
+    if !secure {
+        return Ok(endpoint.connect_lazy());
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    let mut tls = tls_config(authorities)?;
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(endpoint.connect_with_connector_lazy(HttpsConnector::from((tcp, tls))))
+}
+
+/// Checks that the file at `path` holds a certificate of an authority (PEM).
+///
+/// # Errors
+/// [`NodeError::Authorities`].
+pub fn check_authorities(path: &Path) -> Result<(), NodeError> {
+    tls_config(Some(path)).map(drop)
+}
+
+fn tls_config(authorities: Option<&Path>) -> Result<ClientConfig, NodeError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(path) = authorities {
+        let failed = |error| NodeError::Authorities { path: path.to_owned(), error };
+        let certificates = pem::read_certificates(path, PEM_MAX_BYTES).map_err(failed)?;
+        if roots.add_parsable_certificates(certificates).0 == 0 {
+            return Err(failed(PemError::NoCertificate));
+        }
+    } else {
+        // An unreadable authority matters only if no other one has signed the certificate; then the query
+        // reports it.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
 }
 
 // === impl Node ===
 
 impl Node {
-    pub(super) fn new(channel: Channel) -> Self {
-        Self {
+    /// Creates a client of the node at `address`. `authorities`: as for [`ChainConfig`](super::ChainConfig).
+    pub(super) fn new(address: &Uri, authorities: Option<&Path>) -> Result<Self, NodeError> {
+        let channel = channel(address, authorities)?;
+        Ok(Self {
             certificates: Certificates::new(channel.clone()).max_decoding_message_size(ANSWER_MAX_BYTES),
             accounts: Accounts::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES),
-        }
+        })
     }
 
-    async fn certificate(&self, owner: &Owner, serial: &Serial) -> Result<Answer, QueryError> {
+    async fn certificate(&self, owner: &Owner, serial: &Serial) -> Result<Answer<TrustValue>, QueryError> {
         // In any state, to distinguish revoked from unknown.
         let filter =
             CertificateFilter { owner: owner.to_string(), serial: serial.to_string(), state: String::new() };
@@ -115,7 +190,7 @@ impl Node {
         read_certificates(answer.into_inner(), serial)
     }
 
-    async fn account(&self, owner: &Owner) -> Result<Answer, QueryError> {
+    async fn account(&self, owner: &Owner) -> Result<Answer<TrustValue>, QueryError> {
         let request = QueryAccountRequest { address: owner.to_string() };
         match self.accounts.clone().account(request).await {
             Ok(answer) => read_account(answer.into_inner(), owner),
@@ -126,7 +201,7 @@ impl Node {
 }
 
 impl ChainClient for Node {
-    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>> {
+    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>> {
         Box::pin(async move {
             let query = async {
                 match key {
@@ -139,7 +214,10 @@ impl ChainClient for Node {
     }
 }
 
-fn read_certificates(answer: QueryCertificatesResponse, serial: &Serial) -> Result<Answer, QueryError> {
+fn read_certificates(
+    answer: QueryCertificatesResponse,
+    serial: &Serial,
+) -> Result<Answer<TrustValue>, QueryError> {
     // The node matches serial numbers by prefix.
     let mut matching = answer.certificates.into_iter().filter(|one| one.serial == serial.as_str());
     match (matching.next(), matching.next()) {
@@ -151,7 +229,7 @@ fn read_certificates(answer: QueryCertificatesResponse, serial: &Serial) -> Resu
     }
 }
 
-fn read_certificate(answer: CertificateResponse) -> Result<Answer, QueryError> {
+fn read_certificate(answer: CertificateResponse) -> Result<Answer<TrustValue>, QueryError> {
     let certificate = answer.certificate.ok_or(QueryError::Malformed("a certificate without content"))?;
     match certificate.state() {
         State::Valid => {}
@@ -169,7 +247,7 @@ fn read_certificate(answer: CertificateResponse) -> Result<Answer, QueryError> {
     if parsed.public_key().raw != key {
         return Ok(Answer::Refused(Refusal::CertificateKeyDiffers));
     }
-    Ok(Answer::Found(TrustValue::Certificate(der.as_ref().into())))
+    Ok(Answer::Trusted(TrustValue::Certificate(der.as_ref().into())))
 }
 
 /// Returns the content of the only PEM section in `text`, if it has this label and nothing follows.
@@ -178,7 +256,7 @@ fn decode_pem(text: &[u8], label: &str) -> Option<Vec<u8>> {
     (section.label == label && rest.trim_ascii().is_empty()).then_some(section.contents)
 }
 
-fn read_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, QueryError> {
+fn read_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer<TrustValue>, QueryError> {
     let account = answer.account.ok_or(QueryError::Malformed("an account without content"))?;
     let Some(base) = base_account(&account)? else {
         return Ok(Answer::Refused(Refusal::AccountKeyless));
@@ -201,7 +279,7 @@ fn read_account(answer: QueryAccountResponse, owner: &Owner) -> Result<Answer, Q
     if key.address() != *owner {
         return Err(QueryError::Malformed("a key that is not the account's"));
     }
-    Ok(Answer::Found(TrustValue::Account(key)))
+    Ok(Answer::Trusted(TrustValue::Account(key)))
 }
 
 /// Returns the base account in an account of any kind; `None` if the kind has no key.
@@ -240,7 +318,7 @@ mod tests {
     use crate::model::proto::cert::Certificate as Wire;
 
     fn pem(label: &str, content: &[u8]) -> Vec<u8> {
-        crate::sys::pem::encode(label, content).as_bytes().to_vec()
+        super::pem::encode(label, content).as_bytes().to_vec()
     }
 
     /// Returns a tenant's certificate as a node reports it, and its bytes.
@@ -252,7 +330,7 @@ mod tests {
         (CertificateResponse { certificate: Some(wire), serial: "7".into() }, der)
     }
 
-    fn answer_for(entries: Vec<CertificateResponse>) -> Result<Answer, QueryError> {
+    fn answer_for(entries: Vec<CertificateResponse>) -> Result<Answer<TrustValue>, QueryError> {
         let certificate = Tenant::new(1, 7).issue().0;
         read_certificates(QueryCertificatesResponse { certificates: entries }, certificate.serial())
     }
@@ -260,11 +338,11 @@ mod tests {
     #[test]
     fn certificate_is_found_by_its_state_and_key() {
         let (good, der) = entry(&Tenant::new(1, 7));
-        assert_eq!(answer_for(vec![good.clone()]), Ok(Answer::Found(TrustValue::Certificate(der.into()))));
+        assert_eq!(answer_for(vec![good.clone()]), Ok(Answer::Trusted(TrustValue::Certificate(der.into()))));
         assert_eq!(answer_for(vec![]), Ok(Answer::Unknown));
         let longer = CertificateResponse { serial: "77".into(), ..good.clone() };
         assert_eq!(answer_for(vec![longer.clone()]), Ok(Answer::Unknown));
-        assert!(matches!(answer_for(vec![longer, good.clone()]), Ok(Answer::Found(_))));
+        assert!(matches!(answer_for(vec![longer, good.clone()]), Ok(Answer::Trusted(_))));
         let change = |change: fn(&mut Wire)| {
             let mut entry = good.clone();
             change(entry.certificate.as_mut().unwrap());
@@ -313,7 +391,7 @@ mod tests {
         let account = |key: Option<Any>| BaseAccount { address: owner.to_string(), pub_key: key };
         let good = account(Some(any(SECP256K1, &Secp256k1PubKey { key: key.to_bytes() })));
         let answer_for = |account: Any| read_account(QueryAccountResponse { account: Some(account) }, &owner);
-        let found = Ok(Answer::Found(TrustValue::Account(key.clone())));
+        let found = Ok(Answer::Trusted(TrustValue::Account(key.clone())));
         assert_eq!(answer_for(any(BASE_ACCOUNT, &good)), found);
         let vesting = BaseVestingAccount { base_account: Some(good.clone()) };
         assert_eq!(answer_for(any(BASE_VESTING, &vesting)), found);
@@ -330,7 +408,7 @@ mod tests {
         assert_eq!(of_key(Some(ed25519)), refused(Refusal::AccountKeyKind));
         assert_eq!(answer_for(any(MODULE_ACCOUNT, &good)), refused(Refusal::AccountKeyless));
         // A malformed answer is a failed query; above all, the key of another account.
-        let malformed = |answer: Result<Answer, QueryError>| {
+        let malformed = |answer: Result<Answer<TrustValue>, QueryError>| {
             assert!(matches!(answer, Err(QueryError::Malformed(_))), "{answer:?}");
         };
         let other = Mnemonic::generate().unwrap().wallet().unwrap().key();

@@ -6,7 +6,7 @@ use futures_core::future::BoxFuture;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::time::advance;
 
-use super::node::{Answer, QueryError};
+use super::node::QueryError;
 use super::*;
 use crate::access::testing::{NOW, Tenant};
 use crate::access::wallet::Mnemonic;
@@ -18,7 +18,7 @@ const LATER: Duration = Duration::from_secs(70);
 
 /// The state of the chain, and a count of queries.
 struct FakeNode {
-    answers: Mutex<HashMap<TrustKey, Answer>>,
+    answers: Mutex<HashMap<TrustKey, Answer<TrustValue>>>,
     down: AtomicBool,
     /// The time until an answer or a failure.
     delay: Mutex<Duration>,
@@ -30,7 +30,7 @@ struct FakeNode {
 struct Handle(Arc<FakeNode>);
 
 impl ChainClient for Handle {
-    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer, QueryError>> {
+    fn query<'a>(&'a self, key: &'a TrustKey) -> BoxFuture<'a, Result<Answer<TrustValue>, QueryError>> {
         Box::pin(async move {
             self.0.asked.fetch_add(1, Ordering::SeqCst);
             self.0.permits.acquire().await.unwrap().forget();
@@ -79,7 +79,7 @@ impl Fixture {
         self.trust = open(&self.chain, self.dir.path(), 1_000, &self.metrics, clock);
     }
 
-    fn set(&self, key: &AccountKey, answer: Option<Answer>) {
+    fn set(&self, key: &AccountKey, answer: Option<Answer<TrustValue>>) {
         let mut answers = self.chain.answers.lock();
         match answer {
             Some(answer) => answers.insert(TrustKey::Account(key.address()), answer),
@@ -163,8 +163,8 @@ fn fresh() -> AccountKey {
     Mnemonic::generate().unwrap().wallet().unwrap().key()
 }
 
-fn found(key: &AccountKey) -> Answer {
-    Answer::Found(TrustValue::Account(key.clone()))
+fn found(key: &AccountKey) -> Answer<TrustValue> {
+    Answer::Trusted(TrustValue::Account(key.clone()))
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,7 +172,7 @@ async fn answer_is_used_until_it_must_be_confirmed() {
     let fixture = Fixture::new();
     let key = fixture.account();
     for _ in 0..3 {
-        assert_eq!(*fixture.trusted(&key).await.value(), key);
+        assert_eq!(fixture.trusted(&key).await.value, key);
     }
     assert_eq!(fixture.asked(), 1);
     advance(CONFIRMED_FOR).await;
@@ -205,13 +205,13 @@ async fn revoked_item_ends_running_calls_in_time() {
     let (key, kept) = (fixture.account(), fixture.account());
     let (running, other) = (fixture.trusted(&key).await, fixture.trusted(&kept).await);
     sleep(5 * CONFIRMED_FOR).await;
-    assert!(!running.revocation().is_ended() && !other.revocation().is_ended());
+    assert!(!running.revocation.is_ended() && !other.revocation.is_ended());
     fixture.set(&key, None);
     let begun = Instant::now();
-    assert_eq!(running.revocation().ended(Refusal::AccountWithdrawn).await, Refusal::AccountWithdrawn);
+    assert_eq!(running.revocation.ended(Refusal::AccountWithdrawn).await, Refusal::AccountWithdrawn);
     assert!(begun.elapsed() <= LATER, "{:?}", begun.elapsed());
     assert!(matches!(fixture.ask(&key).await, Ok(TrustAnswer::Unknown)));
-    assert!(!other.revocation().is_ended());
+    assert!(!other.revocation.is_ended());
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,10 +220,10 @@ async fn many_items_are_confirmed_in_time_by_a_slow_node() {
     let held = fixture.hold_many(1_000).await;
     fixture.set_delay(Duration::from_secs(1));
     sleep(5 * CONFIRMED_FOR).await;
-    assert!(held.iter().all(|one| !one.revocation().is_ended()));
+    assert!(held.iter().all(|one| !one.revocation.is_ended()));
     fixture.chain.answers.lock().clear();
     let all = futures_util::future::join_all(
-        held.iter().map(|one| one.revocation().ended(Refusal::AccountWithdrawn)),
+        held.iter().map(|one| one.revocation.ended(Refusal::AccountWithdrawn)),
     );
     tokio::time::timeout(LATER, all).await.expect("all are revoked");
 }
@@ -235,9 +235,9 @@ async fn grace_of_many_items_ends_in_time_while_node_hangs() {
     fixture.set_down(true);
     fixture.set_delay(Duration::from_secs(5));
     sleep(GRACE * 9 / 10).await;
-    assert!(held.iter().all(|one| !one.revocation().is_ended()));
+    assert!(held.iter().all(|one| !one.revocation.is_ended()));
     assert_ne!(fixture.metric("leasemux_chain_on_grace"), "0");
-    let ends = held.iter().map(|one| one.revocation().ended(Refusal::AccountWithdrawn));
+    let ends = held.iter().map(|one| one.revocation.ended(Refusal::AccountWithdrawn));
     let ends = tokio::time::timeout(GRACE / 10 + LATER, futures_util::future::join_all(ends)).await;
     assert!(ends.expect("all are ended").iter().all(|end| *end == Refusal::TrustUnavailable));
     sleep(2 * TICK).await;
@@ -273,13 +273,13 @@ async fn revoked_certificate_has_its_own_reason_and_ends_calls() {
     let fixture = Fixture::new();
     let certificate = Tenant::new(1, 7).issue().0;
     let key = TrustKey::Certificate(certificate.owner().clone(), certificate.serial().clone());
-    let answer = Answer::Found(TrustValue::Certificate(Arc::clone(certificate.der())));
+    let answer = Answer::Trusted(TrustValue::Certificate(Arc::clone(certificate.der())));
     fixture.chain.answers.lock().insert(key.clone(), answer);
     let ask = || fixture.trust.certificate(certificate.owner(), certificate.serial());
     let Ok(TrustAnswer::Trusted(running)) = ask().await else { panic!() };
-    assert_eq!(running.value(), certificate.der());
+    assert_eq!(running.value, *certificate.der());
     fixture.chain.answers.lock().insert(key, Answer::Refused(Refusal::CertificateRevoked));
-    tokio::time::timeout(LATER, running.revocation().ended(Refusal::CertificateWithdrawn)).await.unwrap();
+    tokio::time::timeout(LATER, running.revocation.ended(Refusal::CertificateWithdrawn)).await.unwrap();
     assert!(matches!(ask().await, Ok(TrustAnswer::Refused(Refusal::CertificateRevoked))));
 }
 
@@ -292,7 +292,7 @@ async fn outage_keeps_known_items_for_grace_and_refuses_unknown() {
     sleep(GRACE / 2).await;
     fixture.trusted(&key).await;
     assert!(matches!(fixture.ask(&stranger).await, Err(Unavailable)));
-    assert!(!running.revocation().is_ended());
+    assert!(!running.revocation.is_ended());
     // Not every call causes a query.
     let asked = fixture.asked();
     for _ in 0..10 {
@@ -306,7 +306,7 @@ async fn outage_keeps_known_items_for_grace_and_refuses_unknown() {
     sleep(GRACE * 3 / 4).await;
     fixture.trusted(&key).await;
     let begun = Instant::now();
-    assert_eq!(running.revocation().ended(Refusal::AccountWithdrawn).await, Refusal::TrustUnavailable);
+    assert_eq!(running.revocation.ended(Refusal::AccountWithdrawn).await, Refusal::TrustUnavailable);
     assert!(begun.elapsed() <= GRACE / 4 + LATER);
     assert!(matches!(fixture.ask(&key).await, Err(Unavailable)));
     fixture.set_down(false);
@@ -412,12 +412,12 @@ async fn cached_items_are_bounded() {
     }
     let (_, change) = cache.apply(&name(ENTRIES_MAX), Ok(found(&key)), Instant::now());
     // The first is in use.
-    let evicted = Some(name(1));
-    assert_eq!(change, DiskChange::Write { value: TrustValue::Account(key.clone()), evicted });
+    let replaced = Some(name(1));
+    assert_eq!(change, DiskChange::Write { value: TrustValue::Account(key.clone()), replaced });
     assert_eq!(cache.len(), ENTRIES_MAX);
     drop(held);
     for number in 0..2 * NEGATIVE_ENTRIES_MAX {
-        cache.apply(&name(ENTRIES_MAX + 1 + number), Ok(Answer::Unknown), Instant::now());
+        let _ = cache.apply(&name(ENTRIES_MAX + 1 + number), Ok(Answer::Unknown), Instant::now());
     }
     assert!(matches!(
         cache.lookup(&name(ENTRIES_MAX + 2 * NEGATIVE_ENTRIES_MAX), Instant::now()),

@@ -307,7 +307,7 @@ mod tests {
 
     use super::*;
     use crate::access::cert::TenantCertificate;
-    use crate::access::dir::index::{Change, Index};
+    use crate::access::dir::{Change, Index};
     use crate::access::testing::Tenant;
     use crate::access::trust::TrustedItem;
     use crate::access::trust_file::{self, CERTIFICATES_MAX};
@@ -369,7 +369,7 @@ mod tests {
 
         fn trusted(&self, at: usize) -> Option<TrustedItem<TrustValue>> {
             let entry = TrustEntry::from(POOL[at].0.clone());
-            self.index.get(&entry.key).filter(|trusted| *trusted.value() == entry.value)
+            self.index.get(&entry.key).filter(|trusted| trusted.value == entry.value)
         }
 
         fn all_trusted(&self) -> BTreeSet<usize> {
@@ -402,7 +402,7 @@ mod tests {
         }
         dir.scan(REWRITE_GRACE);
         for (at, trusted) in trusted.iter().enumerate() {
-            assert!(!trusted.revocation().is_ended(), "{at}");
+            assert!(!trusted.revocation.is_ended(), "{at}");
             assert!(dir.trusted(at).is_some(), "{at}");
         }
         assert!(dir.scan(STEP).recheck_at.is_none());
@@ -419,11 +419,11 @@ mod tests {
         let recheck_at = dir.scan(STEP).recheck_at.unwrap();
         assert!(dir.trusted(1).is_some(), "a new entry is trusted at once");
         while dir.now < recheck_at {
-            assert!(!trusted.revocation().is_ended());
+            assert!(!trusted.revocation.is_ended());
             fs::write(&path, format!("{:?}\n{}", dir.now, pem(&[1]))).unwrap();
             dir.scan(STEP);
         }
-        assert!(trusted.revocation().is_ended());
+        assert!(trusted.revocation.is_ended());
         assert_eq!(dir.all_trusted(), [1].into());
     }
 
@@ -437,10 +437,10 @@ mod tests {
         let trusted = dir.trusted(0).unwrap();
         dir.replace("a.pem", b"");
         dir.scan(STEP);
-        assert!(!trusted.revocation().is_ended(), "the other file has it, too");
+        assert!(!trusted.revocation.is_ended(), "the other file has it, too");
         fs::remove_file(dir.path("b.pem")).unwrap();
         dir.scan(STEP);
-        assert!(trusted.revocation().is_ended());
+        assert!(trusted.revocation.is_ended());
         assert_eq!(dir.index.len(), 0);
     }
 
@@ -458,17 +458,17 @@ mod tests {
         link(&dir, &"x".repeat(300));
         for _ in 0..3 {
             dir.scan(REWRITE_GRACE);
-            assert!(!trusted.revocation().is_ended());
+            assert!(!trusted.revocation.is_ended());
         }
         let aside = dir.outer.path().join("aside");
         fs::rename(&dir.scanner.dir, &aside).unwrap();
         dir.scanner.scan(dir.now, true).unwrap_err();
         fs::rename(&aside, &dir.scanner.dir).unwrap();
         dir.scan(REWRITE_GRACE);
-        assert!(!trusted.revocation().is_ended());
+        assert!(!trusted.revocation.is_ended());
         link(&dir, "a.pem");
         dir.scan(STEP);
-        assert!(trusted.revocation().is_ended(), "a link to itself is dangling");
+        assert!(trusted.revocation.is_ended(), "a link to itself is dangling");
     }
 
     #[test]
@@ -494,7 +494,7 @@ mod tests {
         symlink("/proc/self/mem", dir.path("temporary")).unwrap();
         fs::rename(dir.path("temporary"), dir.path("a.pem")).unwrap();
         dir.scan(STEP);
-        assert!(trusted.revocation().is_ended());
+        assert!(trusted.revocation.is_ended());
         dir.scan(REWRITE_GRACE);
         let logged = dir.scanner.files.values().next().unwrap().logged.clone();
         assert!(matches!(logged, Some(FileError::Unreadable(_))), "{logged:?}");
@@ -508,10 +508,10 @@ mod tests {
         let trusted = dir.trusted(3).unwrap();
         fs::write(dir.path("c.pem"), pem(&[4])).unwrap();
         dir.scan(STEP);
-        assert!(!trusted.revocation().is_ended());
+        assert!(!trusted.revocation.is_ended());
         fs::write(dir.path("a.pem"), pem(&[4])).unwrap();
         dir.scan(STEP);
-        assert!(trusted.revocation().is_ended());
+        assert!(trusted.revocation.is_ended());
         assert_eq!(dir.all_trusted(), [4].into());
     }
 
@@ -771,13 +771,13 @@ mod tests {
             }
             // Exactly the certificates that are no longer trusted were revoked.
             for (at, handle) in handles {
-                let revoked = handle.revocation().is_ended();
+                let revoked = handle.revocation.is_ended();
                 assert!(revoked || dir.trusted(at).is_some(), "{at} was not revoked");
                 let stayed = UNIQUE.contains(&at) && before.contains(&at) && present.contains(&at);
                 assert!(!revoked || !stayed, "{at} was revoked without reason");
             }
             handles = (0..POOL.len()).filter_map(|at| Some((at, dir.trusted(at)?))).collect();
-            assert!(handles.iter().all(|(_, handle)| !handle.revocation().is_ended()));
+            assert!(handles.iter().all(|(_, handle)| !handle.revocation.is_ended()));
         }
         dir.scan(REWRITE_GRACE);
         assert_eq!(dir.all_trusted(), model.expected());

@@ -36,7 +36,7 @@ async fn open(dir: &Path) -> DirTrust {
 async fn ask(trust: &DirTrust, issued: &Issued) -> Option<TrustedItem> {
     let certificate = &issued.certificate;
     match trust.certificate(certificate.owner(), certificate.serial()).await {
-        Ok(TrustAnswer::Trusted(trusted)) if trusted.value() == certificate.der() => Some(trusted),
+        Ok(TrustAnswer::Trusted(trusted)) if trusted.value == *certificate.der() => Some(trusted),
         _ => None,
     }
 }
@@ -54,7 +54,7 @@ async fn appears(trust: &DirTrust, issued: &Issued) -> TrustedItem {
 }
 
 async fn ends(trusted: &TrustedItem) {
-    tokio::time::timeout(TIMEOUT, trusted.revocation().ended(Refusal::AccountWithdrawn))
+    tokio::time::timeout(TIMEOUT, trusted.revocation.ended(Refusal::AccountWithdrawn))
         .await
         .expect("not revoked");
 }
@@ -85,7 +85,7 @@ async fn certificate_file_is_trusted_until_removed() {
 
     fs::write(dir.path().join("more.pem"), &third.pem).unwrap();
     ends(&second_trusted).await;
-    assert!(!third_trusted.revocation().is_ended());
+    assert!(!third_trusted.revocation.is_ended());
     assert_eq!(trust.trusted(), 1);
 }
 
@@ -155,12 +155,12 @@ async fn last_state_stays_while_directory_is_missing() {
     fs::rename(outer.path().join("next"), &dir).unwrap();
     fs::write(aside.join("nudge"), "").unwrap();
     ends(&dropped_trusted).await;
-    assert!(!kept_trusted.revocation().is_ended());
+    assert!(!kept_trusted.revocation.is_ended());
 
     // The new directory is watched now.
     fs::write(dir.join("new.pem"), &new.pem).unwrap();
     appears(&trust, &new).await;
-    assert!(!kept_trusted.revocation().is_ended());
+    assert!(!kept_trusted.revocation.is_ended());
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn replaced_link_is_followed() {
     fs::rename(dir.path().join("..next"), dir.path().join("..data")).unwrap();
     ends(&old_trusted).await;
     appears(&trust, &new).await;
-    assert!(!same_trusted.revocation().is_ended());
+    assert!(!same_trusted.revocation.is_ended());
 }
 
 #[tokio::test]
@@ -273,9 +273,9 @@ async fn key_file_is_trusted_until_removed() {
         }
     };
     let trusted = tokio::time::timeout(TIMEOUT, wait).await.expect("not picked up");
-    assert_eq!(*trusted.value(), key);
+    assert_eq!(trusted.value, key);
     fs::remove_file(dir.path().join("tenant.pub")).unwrap();
-    tokio::time::timeout(TIMEOUT, trusted.revocation().ended(Refusal::AccountWithdrawn))
+    tokio::time::timeout(TIMEOUT, trusted.revocation.ended(Refusal::AccountWithdrawn))
         .await
         .expect("not revoked");
     assert!(matches!(trust.account(&owner).await, Ok(TrustAnswer::Unknown)));

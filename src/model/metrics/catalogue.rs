@@ -10,7 +10,7 @@ use metrics::{Counter, Gauge, Histogram, Recorder};
 use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
-    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRefusal, Handshake,
+    ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection, Handshake,
     Method, PlatformName, ReadKind, RefusalReason, Restarted, SourceError, Watched,
 };
 use crate::model::line::GapCause;
@@ -261,7 +261,7 @@ catalogue! {
              flood.";
 
         /// Connections rejected before they could make a call, by reason
-        connections_refused: Family<Counter, ConnectionRefusal> = "leasemux_connections_refused_total",
+        connections_refused: Family<Counter, ConnectionRejection> = "leasemux_connections_refused_total",
             "`limit`: as for `leasemux_connections`. `peer_limit` or `auth_failures` from a proxy: trust \
              the proxy (`--trusted-proxy`). `proxy`: the proxy does not send PROXY protocol version 2.";
 

@@ -119,7 +119,7 @@ label! {
 
 label! {
     /// Why a connection was rejected before it could make a call.
-    pub(crate) enum ConnectionRefusal as "reason" {
+    pub(crate) enum ConnectionRejection as "reason" {
         /// The gateway has too many connections.
         Limit = "limit",
         /// The peer has too many connections.

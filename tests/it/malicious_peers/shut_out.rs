@@ -21,7 +21,7 @@ use super::floods::{
     goaway_code, headers, preface,
 };
 use crate::auth::token;
-use crate::quotas::{TwoTenants, follow, quota_exceeded, refusals};
+use crate::quotas::{TwoTenants, follow, quota_exceeded, rejections};
 use crate::support::gateway::{Gateway, proto_lease};
 use crate::support::{account, reason};
 
@@ -227,7 +227,7 @@ async fn shut_out_peer_keeps_authenticated_connections_only() {
     assert_eq!(String::from_utf8(text).unwrap(), "0 after\n");
     known.service_logs(two.setup.request()).await.unwrap();
     by_token.service_logs(with(&good)).await.unwrap();
-    // After a failed call, a connection is refused like others.
+    // After a failed call, calls of the connection are rejected like others.
     let status = by_token.service_logs(with("x")).await.unwrap_err();
     assert_eq!(reason(&status), "TOKEN_MALFORMED");
     let status = by_token.service_logs(with(&good)).await.unwrap_err();
@@ -249,7 +249,7 @@ async fn calls_without_credentials_are_rate_limited() {
     let wait = quota_exceeded(&status, "open_call_rate_per_peer", "peer", 2);
     assert!(wait <= Duration::from_millis(500), "{wait:?}");
     assert!(!status.message().contains("192.0.2"), "{status:?}");
-    assert_eq!(refusals(&gateway, "open_call_rate_per_peer"), 1);
+    assert_eq!(rejections(&gateway, "open_call_rate_per_peer"), 1);
     health(&gateway, GOOD).await.check(check()).await.unwrap();
     tokio::time::sleep(wait).await;
     client.check(check()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Limits of backfill: a reader that waits too long is refused, and an admitted one never.
+//! Limits of backfill: a reader that waits too long is rejected, and an admitted one never.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use leasemux::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest};
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{TwoTenants, follow, quota_exceeded, refusals};
+use super::{TwoTenants, follow, quota_exceeded, rejections};
 use crate::support::gateway::{Setup, Stream};
 use crate::support::loss_check::Seen;
 use crate::support::raw::{Raw, encoded};
@@ -45,7 +45,7 @@ async fn reader(setup: &Setup) -> Stream {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reader_is_refused_after_the_wait_and_admitted_later() {
+async fn reader_is_rejected_after_the_wait_and_admitted_later() {
     let two = two(reads(1, 4));
     let (setup, gateway) = (&two.setup, &two.setup.gateway);
     let mut held = reader(setup).await;
@@ -54,12 +54,12 @@ async fn reader_is_refused_after_the_wait_and_admitted_later() {
     let owner = format!("owner:{}", setup.lease.owner());
     assert_eq!(quota_exceeded(&status, "history_reads_per_owner", &owner, 1), Duration::from_secs(5));
     assert!(began.elapsed() >= WAIT && began.elapsed() < 2 * WAIT, "{:?}", began.elapsed());
-    assert_eq!(refusals(gateway, "history_reads_per_owner"), 1);
+    assert_eq!(rejections(gateway, "history_reads_per_owner"), 1);
     // The other owner has another limit.
     let mut others = two.other.open(two.other.request()).await.unwrap();
     assert_eq!(others.end().await.code(), Code::Ok);
     two.ask(1, &others);
-    // A reader that waits less is not refused.
+    // A reader that waits less is not rejected.
     let mut next = setup.open(setup.request()).await.unwrap();
     assert!(next.is_quiet().await);
     for stream in [&mut held, &mut next] {
@@ -67,7 +67,7 @@ async fn reader_is_refused_after_the_wait_and_admitted_later() {
         two.ask(0, stream);
         assert_eq!(stream.received.lines("web", 0), LINES);
     }
-    assert_eq!(refusals(gateway, "history_reads_per_owner"), 1);
+    assert_eq!(rejections(gateway, "history_reads_per_owner"), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -85,7 +85,7 @@ async fn reads_of_all_owners_are_limited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_resume_loses_nothing() {
+async fn rejected_resume_loses_nothing() {
     let two = two(reads(1, 4));
     let setup = &two.setup;
     let mut stream = setup.open(follow(setup)).await.unwrap();
@@ -93,7 +93,7 @@ async fn refused_resume_loses_nothing() {
     let cursors = stream.received.cursors.clone();
     let mut stream = setup.resume(stream, follow(setup)).await;
     stream.until(|seen| seen.cursors != cursors).await;
-    // This stream is reading, so another one with the same cursors is refused.
+    // This stream is reading, so another one with the same cursors is rejected.
     let mut other = setup.open(follow(setup)).await.unwrap();
     std::mem::swap(&mut other.received, &mut stream.received);
     let mut other = setup.resume(other, follow(setup)).await;
@@ -108,7 +108,7 @@ async fn refused_resume_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn admitted_reader_is_never_refused() {
+async fn admitted_reader_is_never_rejected() {
     for history_wait in [Duration::ZERO, WAIT] {
         let quota = QuotaLimits { history_wait, ..reads(1, 4) };
         let setup = Setup::new(Limits { quota, ..Limits::default() }, &[("web", 3)]);
@@ -169,7 +169,7 @@ async fn cursors_within(setup: &Setup, index: u32) -> Vec<Cursor> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reader_with_a_gap_is_not_refused_after_it() {
+async fn reader_with_a_gap_is_not_rejected_after_it() {
     let (setup, [_, first]) = pair(Duration::ZERO);
     let platform = &setup.gateway.platform;
     let web = replica("web", 1);
@@ -206,7 +206,7 @@ async fn new_replica_does_not_admit_a_waiting_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn open_stream_is_not_refused_for_a_new_replica() {
+async fn open_stream_is_not_rejected_for_a_new_replica() {
     for history_wait in [Duration::ZERO, WAIT] {
         let (setup, _) = pair(history_wait);
         let lease = LeaseId::new(setup.lease.owner().as_str(), 8, 1, 1, account(200).as_str()).unwrap();
@@ -226,7 +226,7 @@ async fn open_stream_is_not_refused_for_a_new_replica() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reader_of_an_ended_lease_is_not_refused() {
+async fn reader_of_an_ended_lease_is_not_rejected() {
     let (setup, runs) = pair(WAIT);
     let platform = &setup.gateway.platform;
     let held = reader_of(&setup, 0).await;
@@ -268,22 +268,22 @@ async fn resume_at_the_end_of_the_log_needs_no_permit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refused_stream_that_takes_nothing_leaves_the_queue() {
+async fn rejected_stream_that_takes_nothing_leaves_the_queue() {
     let (setup, runs) = pair(WAIT);
     let mut resume = cursors_within(&setup, 0).await;
     resume.extend(cursors_within(&setup, 1).await);
     let held = reader_of(&setup, 0).await;
     let mut caller = Raw::with_window(setup.gateway.connect(Some(setup.certificate.clone())), 0).await;
     let request = ServiceLogsRequest { resume, ..follow(&setup) };
-    // It waits for both replicas, and is refused; its cursors are sent first.
+    // It waits for both replicas, and is rejected; its cursors are sent first.
     let unread = caller.call_unread(&format!("/{SERVICE}/ServiceLogs"), encoded(&request)).await;
     tokio::time::sleep(2 * WAIT).await;
-    assert_eq!(refusals(&setup.gateway, "history_reads_per_owner"), 1);
+    assert_eq!(rejections(&setup.gateway, "history_reads_per_owner"), 1);
     drop(held);
     let mut next = setup.open(only(1, setup.request())).await.unwrap();
     assert_eq!(next.end().await.code(), Code::Ok);
     assert_eq!(next.received.assert_complete(&setup.gateway.platform, "web", 1, &[(&runs[1], 0)]), 0);
-    assert_eq!(setup.gateway.metric(OPEN), 1, "the refused one");
+    assert_eq!(setup.gateway.metric(OPEN), 1, "the rejected one");
     drop(unread);
 }
 
@@ -307,13 +307,13 @@ async fn waiting_reader_ends_at_once_on_revocation_and_drain() {
             assert_eq!(reason(&stream.end().await), expected);
             assert!(stream.received.of("web", 0).is_empty() && began.elapsed() < WAIT / 4);
         }
-        assert_eq!(refusals(&setup.gateway, "history_reads_per_owner"), 0);
+        assert_eq!(rejections(&setup.gateway, "history_reads_per_owner"), 0);
         drop(held);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn reader_over_the_byte_rate_is_refused_with_a_time() {
+async fn reader_over_the_byte_rate_is_rejected_with_a_time() {
     let two = two(QuotaLimits {
         history_bytes_per_second_per_owner: 64 * 1024,
         history_wait: Duration::from_secs(1),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_core::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use leasemux::access::account::AccountKey;
-use leasemux::access::authenticator::{Authenticator, Peer};
+use leasemux::access::authenticator::{Authenticator, ClientCertificate};
 use leasemux::access::cert::Serial;
 use leasemux::access::identity::IdentityFiles;
 use leasemux::access::trust::{Trust, TrustAnswer, TrustedItem, Unavailable};
@@ -55,7 +55,6 @@ pub(crate) struct Gateway {
     pub(crate) health: HealthReporter,
     exporter: Exporter,
     connections: Connections,
-    limits: Arc<Limits>,
     trust: Arc<Everyone>,
 }
 
@@ -143,10 +142,9 @@ impl Gateway {
         limits: Limits,
     ) -> Self {
         let exporter = Exporter::new().unwrap();
-        let limits = Arc::new(limits);
         let context = ActorContext {
             platform: platform.unwrap_or_else(|| Arc::new(fake.clone())),
-            limits: Arc::clone(&limits),
+            limits: Arc::new(limits),
             metrics: exporter.metrics.clone(),
         };
         let restarts = RestartManager::new(Arc::clone(&context.platform), exporter.metrics.clone());
@@ -156,20 +154,13 @@ impl Gateway {
         let authenticator = Authenticator::new(believed);
         let service = LeaseService::new(authenticator, actors, restarts.clone(), drain.clone());
         let (routes, health) = server::routes().unwrap();
-        let metrics = exporter.metrics.clone();
-        let connections = Connections::new(service, routes, Arc::clone(&limits), metrics, drain.clone());
-        Self { platform: fake, drain, restarts, health, exporter, connections, limits, trust }
+        let connections = Connections::new(service, routes);
+        Self { platform: fake, drain, restarts, health, exporter, connections, trust }
     }
 
     /// Returns a server with real sockets and TLS.
     pub(crate) fn server(&self, tls: impl Into<SniConfigs>) -> Server {
-        Server {
-            connections: self.connections.clone(),
-            tls: tls.into(),
-            limits: Arc::clone(&self.limits),
-            trusted_proxies: Arc::default(),
-            drain: self.drain.clone(),
-        }
+        Server { connections: self.connections.clone(), tls: tls.into(), trusted_proxies: Arc::default() }
     }
 
     /// Returns a channel of a caller with this certificate, or without one.
@@ -217,9 +208,9 @@ impl Gateway {
         address: Option<SocketAddr>,
     ) {
         let chain = certificate.map(|der| vec![CertificateDer::from(der)]);
-        let peer = Peer::new(chain.as_deref());
+        let certificate = ClientCertificate::new(chain.as_deref());
         let connections = self.connections.clone();
-        self.drain.spawn(async move { _ = connections.serve(io, peer, address).await });
+        self.drain.spawn(async move { _ = connections.serve(io, certificate, address).await });
     }
 
     /// Creates a trusted tenant. Returns the owner and the certificate.

@@ -1,4 +1,4 @@
-//! Admission of connections.
+//! Limits of connections: in total, per peer, and of peers with failures.
 
 use std::net::SocketAddr;
 
@@ -31,7 +31,7 @@ fn header(from: &str) -> Vec<u8> {
 }
 
 impl TlsGateway {
-    fn refused(&self, reason: &str) -> u64 {
+    fn rejected(&self, reason: &str) -> u64 {
         self.gateway.metric(&format!("leasemux_connections_refused_total{{reason=\"{reason}\"}}"))
     }
 
@@ -58,7 +58,7 @@ async fn connections_over_the_peer_limit_are_closed() {
     for _ in 0..3 {
         assert!(is_closed(server.dial().await).await);
     }
-    assert_eq!((server.refused("peer_limit"), server.refused("limit")), (3, 0));
+    assert_eq!((server.rejected("peer_limit"), server.rejected("limit")), (3, 0));
     drop(first);
     // The gateway notices the end after a moment.
     let again = async { while is_closed(server.dial().await).await {} };
@@ -72,7 +72,7 @@ async fn connections_over_the_total_limit_are_closed() {
     let server = TlsGateway::new(limits).await;
     let first = server.handshake(None).await;
     assert!(is_closed(server.dial().await).await);
-    assert_eq!((server.refused("limit"), server.refused("peer_limit")), (1, 0));
+    assert_eq!((server.rejected("limit"), server.rejected("peer_limit")), (1, 0));
     drop(first);
     let again = async { while is_closed(server.dial().await).await {} };
     timeout(DEADLINE, again).await.unwrap();
@@ -90,7 +90,7 @@ async fn peers_of_a_trusted_proxy_count_by_real_address() {
     // An IPv6 network is one peer.
     assert!(is_closed(server.dial_through(&header("[2001:db8:0:1:a:b:c:d]:1000")).await).await);
     let _next = server.is_open_through(&header("[2001:db8:0:2::1]:1000")).await;
-    assert_eq!((server.refused("peer_limit"), server.refused("proxy")), (2, 0));
+    assert_eq!((server.rejected("peer_limit"), server.rejected("proxy")), (2, 0));
     // A health check of the proxy itself.
     let local = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
     let _health_check = server.is_open_through(local).await;
@@ -103,22 +103,22 @@ async fn trusted_proxy_must_send_a_header() {
     for first in [&v1[..], HELLO_OF_TLS_1_2, b"GET / HTTP/1.1\r\n\r\n"] {
         assert!(is_closed(server.dial_through(first).await).await);
     }
-    assert_eq!(server.refused("proxy"), 3);
+    assert_eq!(server.rejected("proxy"), 3);
     let tenant = server.tenant("tenant");
     server.trust(&tenant);
     drop(server.is_open_through(&header("192.0.2.1:1000")).await);
 }
 
 #[tokio::test]
-async fn header_of_an_untrusted_peer_is_refused() {
+async fn header_of_an_untrusted_peer_is_an_error() {
     for server in [
         TlsGateway::new(Limits::default()).await,
         TlsGateway::behind(&["192.0.2.0/24", "::1"], Limits::default()).await,
     ] {
         let socket = server.dial_through(&header("192.0.2.1:1000")).await;
-        // TLS refuses it.
+        // TLS fails.
         assert!(server.handshake_over(socket, None).await.is_err());
-        assert_eq!(server.refused("proxy"), 0);
+        assert_eq!(server.rejected("proxy"), 0);
         drop(server.handshake(None).await);
     }
 }
@@ -129,7 +129,7 @@ async fn peer_that_breaks_handshakes_is_closed_before_them() {
     limits.quota.auth_failures_per_minute = 5;
     let server = TlsGateway::behind(&["127.0.0.1"], limits).await;
     let bad = header("192.0.2.1:1000");
-    timeout(DEADLINE, server.break_handshakes_until_refused(&bad)).await.unwrap();
+    timeout(DEADLINE, server.break_handshakes_until_rejected(&bad)).await.unwrap();
     let socket = server.dial_through(&bad).await;
     assert!(server.is_shut_out(socket, None).await, "also for a valid handshake");
     drop(server.is_open_through(&header("192.0.2.2:1000")).await);
@@ -143,8 +143,8 @@ const SLOW_MACHINE: u64 = 5 * DEADLINE.as_secs();
 
 impl TlsGateway {
     /// Breaks handshakes until the peer is shut out and has used up its proofs.
-    async fn break_handshakes_until_refused(&self, from: &[u8]) {
-        while self.refused("auth_failures") == 0 {
+    async fn break_handshakes_until_rejected(&self, from: &[u8]) {
+        while self.rejected("auth_failures") == 0 {
             let mut socket = self.dial_through(from).await;
             let _ = socket.write_all(HELLO_OF_TLS_1_2).await;
             let _ = socket.read_to_end(&mut Vec::new()).await;
@@ -182,7 +182,7 @@ fn identity_of(tenant: &Tenant) -> CertifiedKey {
 }
 
 #[tokio::test]
-async fn trusted_certificate_is_admitted_from_shut_out_peer() {
+async fn trusted_certificate_is_accepted_from_shut_out_peer() {
     let mut limits = Limits::default();
     limits.quota.auth_failures_per_minute = 5;
     let server = TlsGateway::behind(&["127.0.0.1"], limits).await;
@@ -215,7 +215,7 @@ async fn trusted_certificate_is_admitted_from_shut_out_peer() {
     let closed = "leasemux_connections_closed_total{reason=\"shut_out\"}";
     server.gateway.eventually(|gateway| gateway.metric(closed) >= 3).await;
     assert_eq!(server.gateway.metric(closed), 3);
-    // The tenant at the same address is admitted.
+    // The tenant at the same address is accepted.
     for _ in 0..3 {
         let socket = server.dial_through(&shut_out).await;
         let stream = server.handshake_over(socket, Some(identity_of(&tenant))).await.unwrap();
@@ -223,8 +223,8 @@ async fn trusted_certificate_is_admitted_from_shut_out_peer() {
         let mut logs = client.service_logs(tenant.request()).await.unwrap().into_inner();
         read(&mut logs, "a line\n").await;
     }
-    // A flood of handshakes is still refused.
-    timeout(DEADLINE, server.break_handshakes_until_refused(&shut_out)).await.unwrap();
+    // A flood of handshakes is still rejected.
+    timeout(DEADLINE, server.break_handshakes_until_rejected(&shut_out)).await.unwrap();
 }
 
 #[tokio::test]
