@@ -1,5 +1,4 @@
-//! Responses: one type for all bodies, so that log streams reach HTTP/2 without being boxed or copied, and
-//! the metrics of the call that each belongs to.
+//! Responses: one type for all bodies, which carries the metrics of the call that each belongs to.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -8,14 +7,13 @@ use std::task::{Context, Poll, ready};
 
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty, Full};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::logs::body::LogsBody;
 use crate::model::metrics::{Code, GaugeGuard, Method, Metrics};
 use crate::model::proto::framed;
-use crate::status::StatusBody;
 use crate::stream::{Messages, Parts, StreamControl};
 
 /// The field with the status of a call: in the trailers, or in the headers if there is no body.
@@ -24,22 +22,15 @@ const STATUS: &str = "grpc-status";
 /// The body of any response. Takes part in the metrics of its call.
 #[derive(Debug)]
 pub(super) struct ResponseBody {
-    kind: BodyKind,
+    body: UnsyncBoxBody<Messages, Status>,
     /// `None`: the call is not counted, or has ended.
     call: Option<CallMetrics>,
 }
 
-#[derive(Debug)]
-enum BodyKind {
-    /// No body: the headers have the status.
-    Empty,
-    Logs(Box<LogsBody>),
-    Status(Box<StatusBody>),
-    /// A body that does not use its [`StreamControl`]. Its messages are handed over one by one.
-    Other {
-        body: tonic::body::Body,
-        control: Arc<StreamControl>,
-    },
+/// A body that does not use its [`StreamControl`]. Its messages are handed over one by one.
+struct ControlledBody {
+    body: tonic::body::Body,
+    control: Arc<StreamControl>,
 }
 
 /// The metrics of one call: counted once, from its headers to its end. The end is its status, or its drop.
@@ -56,17 +47,14 @@ pub(super) struct CallMetrics {
 
 /// Creates a response with a status and no body.
 pub(super) fn of_status(status: Status) -> Response<ResponseBody> {
-    status.into_http::<()>().map(|()| BodyKind::Empty.into())
+    status.into_http::<()>().map(|()| ResponseBody::new(Empty::new().map_err(|never| match never {})))
 }
 
-/// Creates a response of logs.
-pub(super) fn of_logs(body: LogsBody) -> Response<ResponseBody> {
-    grpc(BodyKind::Logs(Box::new(body)).into())
-}
-
-/// Creates a response of service statuses.
-pub(super) fn of_status_stream(body: StatusBody) -> Response<ResponseBody> {
-    grpc(BodyKind::Status(Box::new(body)).into())
+/// Creates a response with a stream of messages.
+pub(super) fn of_stream(
+    body: impl Body<Data = Messages, Error = Infallible> + Send + 'static,
+) -> Response<ResponseBody> {
+    grpc(ResponseBody::new(body.map_err(|never| match never {})))
 }
 
 /// Creates a response of one message.
@@ -90,14 +78,13 @@ fn grpc(body: ResponseBody) -> Response<ResponseBody> {
 // === impl ResponseBody ===
 
 impl ResponseBody {
-    pub(super) fn other(body: tonic::body::Body, control: Arc<StreamControl>) -> Self {
-        BodyKind::Other { body, control }.into()
+    fn new(body: impl Body<Data = Messages, Error = Status> + Send + 'static) -> Self {
+        Self { body: body.boxed_unsync(), call: None }
     }
-}
 
-impl From<BodyKind> for ResponseBody {
-    fn from(kind: BodyKind) -> Self {
-        Self { kind, call: None }
+    /// Creates a body that does not use `control`.
+    pub(super) fn other(body: tonic::body::Body, control: Arc<StreamControl>) -> Self {
+        Self::new(ControlledBody { body, control })
     }
 }
 
@@ -110,7 +97,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
         let this = self.get_mut();
-        let frame = ready!(this.kind.poll_frame(cx));
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         if let Some(call) = &mut this.call
             && let Some(Ok(frame)) = &frame
         {
@@ -123,48 +110,39 @@ impl Body for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            BodyKind::Empty => true,
-            BodyKind::Logs(body) => body.is_end_stream(),
-            BodyKind::Status(body) => body.is_end_stream(),
-            BodyKind::Other { body, .. } => body.is_end_stream(),
-        }
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            BodyKind::Empty => SizeHint::with_exact(0),
-            BodyKind::Logs(body) => body.size_hint(),
-            BodyKind::Status(body) => body.size_hint(),
-            BodyKind::Other { body, .. } => body.size_hint(),
-        }
+        self.body.size_hint()
     }
 }
 
-// === impl BodyKind ===
+// === impl ControlledBody ===
 
-impl BodyKind {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Messages>, Status>>> {
-        match self {
-            Self::Empty => Poll::Ready(None),
-            Self::Logs(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
-            Self::Status(body) => Pin::new(&mut **body).poll_frame(cx).map(never_fails),
-            Self::Other { body, control } => {
-                // Waits for the messages before: once HTTP/2 has the trailers, the stream is no longer
-                // supervised.
-                ready!(control.poll_flushed(cx));
-                let frame = ready!(Pin::new(body).poll_frame(cx));
-                let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(control));
-                Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))
-            }
-        }
+impl Body for ControlledBody {
+    type Data = Messages;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Messages>, Status>>> {
+        let this = self.get_mut();
+        // Waits for the messages before: once HTTP/2 has the trailers, the stream is no longer supervised.
+        ready!(this.control.poll_flushed(cx));
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let of_stream = |bytes| Messages::new(Parts::from([bytes]), Arc::clone(&this.control));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(of_stream))))
     }
-}
 
-fn never_fails(
-    frame: Option<Result<Frame<Messages>, Infallible>>,
-) -> Option<Result<Frame<Messages>, Status>> {
-    frame.map(|frame| frame.map_err(|never| match never {}))
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 // === impl CallMetrics ===

@@ -317,7 +317,7 @@ impl LeaseService {
             trailers(end)
         });
         let (actors, backfill) = (self.actors.clone(), self.backfill.clone());
-        Ok(response::of_logs(LogsBody::new(request, actors, backfill, view, control, trailers)))
+        Ok(response::of_stream(LogsBody::new(request, actors, backfill, view, control, trailers)))
     }
 
     /// `ServiceStatus`.
@@ -331,7 +331,7 @@ impl LeaseService {
         let view = self.select(&lease, &filter).await?;
         let control = self.open_stream(&call);
         tracing::debug!(%lease, follow = message.follow, "status stream opened");
-        Ok(response::of_status_stream(StatusBody::new(view, filter, message.follow, control, trailers)))
+        Ok(response::of_stream(StatusBody::new(view, filter, message.follow, control, trailers)))
     }
 
     /// `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the credentials
