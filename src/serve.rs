@@ -193,14 +193,14 @@ fn sni_configs(
     notifier: &Notifier,
     exporter: &Exporter,
 ) -> Result<tls::SniConfigs, ServeError> {
-    let own = tls::server_config_of(Arc::new(certificate(config, notifier, exporter)?))?;
+    let own = tls::server_config(Arc::new(certificate(config, notifier, exporter)?))?;
     let offers = tls::SniConfigs::from(Arc::new(own));
     let Some((certificate, key)) = &config.ca_tls else {
         return Ok(offers);
     };
     let ends = exporter.metrics.ca_certificate_end.clone();
     let pair = tls::ReloadingCert::open(certificate, key, notifier, ends).map_err(ServeError::CaTls)?;
-    let public = tls::public_server_config_of(Arc::new(pair))?;
+    let public = tls::public_server_config(Arc::new(pair))?;
     Ok(offers.with_public(&config.public_hostnames, Arc::new(public)))
 }
 

@@ -45,43 +45,23 @@ pub(super) struct RateQuota<K> {
     pub(super) buckets: Option<Buckets<K>>,
 }
 
-/// Counts a call as one of its owner's streams. Released on drop.
-#[derive(Debug)]
-pub(super) struct StreamPermit {
-    _owner: ConcurrencyPermit<Owner>,
-    _gateway: ConcurrencyPermit<()>,
-}
+/// Counts a call as a stream of its owner and of the gateway. Released on drop.
+pub(super) type StreamPermit = (ConcurrencyPermit<Owner>, ConcurrencyPermit<()>);
 
 // === impl Quotas ===
 
 impl Quotas {
     pub(super) fn new(limits: &QuotaLimits) -> Self {
-        // The burst lets all streams reconnect at once.
-        let per_second = |calls: u32, streams: usize| {
-            let rate = Rate::new(u64::from(calls), Duration::from_secs(1));
-            rate.with_burst(u64::from(calls).max(streams as u64))
-        };
-        let request_rate = per_second(limits.requests_per_second, limits.streams_per_owner);
-        let all_request_rate = per_second(limits.requests_per_second_in_all, limits.streams);
         Self(Arc::new(QuotaTables {
-            all_requests: RateQuota::new(
-                Quota::Requests,
-                limits.requests_per_second_in_all,
-                all_request_rate,
-                KEYS_KEPT,
-            ),
-            requests: RateQuota::new(
+            all_requests: per_second(Quota::Requests, limits.requests_per_second_in_all, limits.streams),
+            requests: per_second(
                 Quota::RequestsPerOwner,
                 limits.requests_per_second,
-                request_rate,
-                KEYS_KEPT,
+                limits.streams_per_owner,
             ),
-            all_restarts: RateQuota::per_hour(Quota::Restarts, limits.restarts_per_hour_in_all),
-            restarts_of_owners: RateQuota::per_hour(
-                Quota::RestartsPerOwner,
-                limits.restarts_per_hour_of_owner,
-            ),
-            restarts: RateQuota::per_hour(Quota::RestartsPerLease, limits.restarts_per_hour),
+            all_restarts: per_hour(Quota::Restarts, limits.restarts_per_hour_in_all),
+            restarts_of_owners: per_hour(Quota::RestartsPerOwner, limits.restarts_per_hour_of_owner),
+            restarts: per_hour(Quota::RestartsPerLease, limits.restarts_per_hour),
             limits: limits.clone(),
             all_streams: ConcurrencyLimiter::default(),
             streams: ConcurrencyLimiter::default(),
@@ -109,7 +89,7 @@ impl Quotas {
         let of_all = all_streams
             .hold(&(), limits.streams)
             .ok_or_else(|| exceeded(Quota::Streams, Subject::Gateway, limits.streams))?;
-        Ok(StreamPermit { _owner: of_owner, _gateway: of_all })
+        Ok((of_owner, of_all))
     }
 
     /// Admits a restart in `lease`, and counts it. Called before anything is done, and not for a repeated call.
@@ -125,6 +105,17 @@ impl Quotas {
     }
 }
 
+/// Creates a quota of calls. The burst lets all streams reconnect at once.
+fn per_second<K: Clone + Eq + Hash>(quota: Quota, calls: u32, streams: usize) -> RateQuota<K> {
+    let rate = Rate::new(u64::from(calls), Duration::from_secs(1));
+    RateQuota::new(quota, calls, rate.with_burst(u64::from(calls).max(streams as u64)), KEYS_KEPT)
+}
+
+fn per_hour<K: Clone + Eq + Hash>(quota: Quota, restarts: u32) -> RateQuota<K> {
+    let rate = Rate::new(u64::from(restarts), Duration::from_secs(3_600));
+    RateQuota::new(quota, restarts, rate, KEYS_KEPT)
+}
+
 // === impl RateQuota ===
 
 impl<K: Clone + Eq + Hash> RateQuota<K> {
@@ -132,10 +123,6 @@ impl<K: Clone + Eq + Hash> RateQuota<K> {
     /// means no limit.
     pub(super) fn new(quota: Quota, limit: u32, rate: Rate, kept: usize) -> Self {
         Self { quota, limit, buckets: (limit > 0).then(|| Buckets::new(rate, kept)) }
-    }
-
-    fn per_hour(quota: Quota, limit: u32) -> Self {
-        Self::new(quota, limit, Rate::new(u64::from(limit), Duration::from_secs(3_600)), KEYS_KEPT)
     }
 
     /// Takes one, if the quota allows it.

@@ -23,7 +23,7 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_sig
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ResolvesServerCert, ServerConfig, WebPkiClientVerifier};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, InconsistentKeys, SignatureScheme};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -106,32 +106,24 @@ struct PublicConfig {
     config: Arc<ServerConfig>,
 }
 
-/// Creates a configuration that presents `certified`.
-///
-/// # Errors
-/// As [`server_config_of`].
-pub fn server_config(certified: CertifiedKey) -> Result<ServerConfig, Error> {
-    server_config_of(Arc::new(SingleCertAndKey::from(certified)))
-}
-
 /// Creates a configuration that presents the certificate of `resolver`, and requests one of the client.
 ///
 /// # Errors
 /// [`Error::Library`] if the library was built without a required feature.
-pub fn server_config_of(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
+pub fn server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
     let possession = Possession { algorithms: provider().signature_verification_algorithms };
-    server_config_by(Arc::new(possession), resolver)
+    config_with(Arc::new(possession), resolver)
 }
 
 /// Creates a configuration that requests no client certificate.
 ///
 /// # Errors
-/// As [`server_config_of`].
-pub fn public_server_config_of(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
-    server_config_by(WebPkiClientVerifier::no_client_auth(), resolver)
+/// As [`server_config`].
+pub fn public_server_config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, Error> {
+    config_with(WebPkiClientVerifier::no_client_auth(), resolver)
 }
 
-fn server_config_by(
+fn config_with(
     verifier: Arc<dyn ClientCertVerifier>,
     resolver: Arc<dyn ResolvesServerCert>,
 ) -> Result<ServerConfig, Error> {
@@ -272,7 +264,7 @@ impl ClientCertVerifier for Possession {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        // Only the public key is read from the certificate. The library's own parser refuses forms (versions,
+        // Only the public key is read from the certificate. The library's own parser rejects forms (versions,
         // critical extensions) that must be refused per call, with a reason.
         let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| CertificateError::BadEncoding)?;
         let key = SubjectPublicKeyInfoDer::from(parsed.tbs_certificate.subject_pki.raw);

@@ -76,7 +76,7 @@ impl TlsGateway {
         let trust = DirTrust::open(&trust_dir, &Notifier::start(), limits.trust_poll).await.unwrap();
         let gateway = Gateway::believing(Arc::new(trust), limits);
         let made = tls::ensure(&dir.path().join("data"), &[], SystemTime::now()).unwrap();
-        let config = tls::server_config(tls::load(&made.certificate, &made.key).unwrap()).unwrap();
+        let config = tls::server_config(single(tls::load(&made.certificate, &made.key).unwrap())).unwrap();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let proxies = proxies.iter().map(|text| match text.parse() {
@@ -173,6 +173,11 @@ impl TlsGateway {
     async fn dial(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
     }
+}
+
+/// Returns a resolver that always presents this certificate.
+fn single(certified: CertifiedKey) -> Arc<SingleCertAndKey> {
+    Arc::new(SingleCertAndKey::from(certified))
 }
 
 /// Creates a client on this connection.
@@ -378,9 +383,9 @@ async fn public_name_gets_its_own_certificate() {
     let [own, public] =
         ["own", "public"].map(|name| tls::ensure(&dir.path().join(name), &hosts, SystemTime::now()).unwrap());
     let load = |made: &tls::Generated| tls::load(&made.certificate, &made.key).unwrap();
-    let resolver = Arc::new(SingleCertAndKey::from(load(&public)));
-    let offers = tls::SniConfigs::from(Arc::new(tls::server_config(load(&own)).unwrap()))
-        .with_public(&hosts, Arc::new(tls::public_server_config_of(resolver).unwrap()));
+    let resolver = single(load(&public));
+    let offers = tls::SniConfigs::from(Arc::new(tls::server_config(single(load(&own))).unwrap()))
+        .with_public(&hosts, Arc::new(tls::public_server_config(resolver).unwrap()));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     gateway.drain.spawn(gateway.server(offers).serve(listener));

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use leasemux::edge::tls;
 use rustls::ServerConfig;
+use rustls::sign::SingleCertAndKey;
 use socket2::{Domain, Socket, Type};
 
 use crate::Result;
@@ -77,7 +78,7 @@ pub(crate) fn serve(task: &Task) -> Result<()> {
         Security::Plain => None,
         Security::Tls => {
             let certified = tls::load(&certificate.certificate, &certificate.key)?;
-            Some(Arc::new(tls::server_config(certified)?))
+            Some(Arc::new(tls::server_config(Arc::new(SingleCertAndKey::from(certified)))?))
         }
     };
     let admin = task.as_served.then(listen).transpose()?;

@@ -37,7 +37,10 @@ fn server() -> Server {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&made.certificate).unwrap()).unwrap();
     Server {
-        config: Arc::new(server_config(load(&made.certificate, &made.key).unwrap()).unwrap()),
+        config: Arc::new(
+            server_config(Arc::new(SingleCertAndKey::from(load(&made.certificate, &made.key).unwrap())))
+                .unwrap(),
+        ),
         roots: Arc::new(roots),
     }
 }
