@@ -25,7 +25,6 @@ use time::OffsetDateTime;
 use x509_parser::pem::Pem;
 use zeroize::Zeroizing;
 
-use self::encrypted_key::DecryptError;
 use super::cert::{TenantCertificate, public_key};
 use super::refusal::Refusal;
 use super::wallet::{Mnemonic, MnemonicError, Wallet};
@@ -350,18 +349,7 @@ fn decrypt(path: &Path, der: &[u8], wallet: &Wallet) -> Result<Zeroizing<Vec<u8>
     let password = wallet
         .certificate_password()
         .map_err(|_| file_error(path, "holds a private key whose password cannot be derived"))?;
-    encrypted_key::decrypt(der, &password).map_err(|error| {
-        let reason = match error {
-            DecryptError::Unsupported => {
-                "holds a private key with an encryption that is not supported; \
-                 leave the file out to generate a new certificate"
-            }
-            DecryptError::Password => {
-                "holds a private key that was encrypted by another account than the mnemonic's"
-            }
-        };
-        file_error(path, reason)
-    })
+    encrypted_key::decrypt(der, &password).map_err(|error| file_error(path, error))
 }
 
 // === impl NewFiles ===

@@ -26,12 +26,16 @@ const IV_BYTES: usize = 16;
 /// Maximum of PBKDF2 iterations: about a second of work. Akash's tools use 600,000.
 const ITERATIONS_MAX: u32 = 5_000_000;
 
-/// Why a key cannot be decrypted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a key cannot be decrypted. The text follows the name of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum DecryptError {
-    /// The form or an algorithm is not supported.
+    #[error(
+        "holds a private key with an encryption that is not supported; \
+         leave the file out to generate a new certificate"
+    )]
     Unsupported,
-    /// The padding does not match, so the password is wrong.
+    /// The padding does not match.
+    #[error("holds a private key that was encrypted by another account than the mnemonic's")]
     Password,
 }
 
