@@ -197,7 +197,7 @@ fn time(field: &str, stamp: &prost_types::Timestamp) -> Result<LogTime, CallErro
         .ok_or_else(|| CallError::field(field, "must be a time between the years 1677 and 2262"))
 }
 
-/// Rejects unknown fields within filters, and a second `filter`: a client of the other published form that
+/// Finds unknown fields within filters, and a second `filter`: a client of the other published form that
 /// names `""` twice sends two empty ones. Leaves everything else, including malformed fields, to the decoder.
 fn check_filters(message: Bytes) -> Result<(), CallError> {
     let Ok(RawFilters { filter, filters }) = RawFilters::decode(message) else {
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn service_name_in_place_of_a_filter_is_refused() {
+    fn service_name_in_place_of_a_filter_is_invalid() {
         // The published form of the service has `repeated string services = 2`.
         for name in ["web", "nginx", "postgres", "ha", "h1", "p1", "xa", "pa", "a12345678", "e1234"] {
             let mut bytes = good().encode_to_vec();
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn second_filter_is_refused() {
+    fn second_filter_is_invalid() {
         // What `services: ["", ""]` and `services: ["", "web"]` of the published form are on the wire.
         for rest in [&[0x12, 0][..], &[0x12, 3, b'w', b'e', b'b']] {
             let bytes = [&good().encode_to_vec(), &[0x12, 0][..], rest].concat();
@@ -455,14 +455,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_decoded_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_decoded_or_invalid(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             if let Ok(request) = decode::<ServiceLogsRequest>(&bytes.into()) {
                 let _ = logs(&request, FILTERS_MAX);
             }
         }
 
         #[test]
-        fn damaged_requests_are_decoded_or_refused(at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        fn damaged_requests_are_decoded_or_invalid(at in any::<prop::sample::Index>(), to in any::<u8>()) {
             let mut request = good();
             request.filters = vec![one("web", &[1, 2])];
             request.resume = vec![cursor()];

@@ -334,7 +334,7 @@ mod tests {
         bytes.into()
     }
 
-    fn refused(bytes: Bytes) -> String {
+    fn error_of(bytes: Bytes) -> String {
         message(bytes, Encoding::Gzip, MAX_BYTES).unwrap_err().to_status().message().to_owned()
     }
 
@@ -350,22 +350,22 @@ mod tests {
 
     #[test]
     fn decompression_stops_at_the_size_limit() {
-        let text = refused(framed(true, &gzip(&[0; MAX_BYTES + 1])));
+        let text = error_of(framed(true, &gzip(&[0; MAX_BYTES + 1])));
         assert_eq!(text, "the request is longer than 1000 bytes when decompressed");
         // Data over the limit is not read: the fault in it has no effect.
         let mut bomb = gzip(&vec![0; 10_000_000]);
         let end = bomb.len() - 1;
         bomb[end] ^= 1;
-        assert_eq!(refused(framed(true, &bomb)), text);
+        assert_eq!(error_of(framed(true, &bomb)), text);
     }
 
     #[test]
-    fn damaged_gzip_message_is_refused() {
+    fn damaged_gzip_message_is_invalid() {
         let good = gzip(b"a message");
-        assert_eq!(refused(framed(true, b"a message")), "the request is not valid gzip data");
-        assert_eq!(refused(framed(true, &good[..good.len() - 1])), "the request is not valid gzip data");
+        assert_eq!(error_of(framed(true, b"a message")), "the request is not valid gzip data");
+        assert_eq!(error_of(framed(true, &good[..good.len() - 1])), "the request is not valid gzip data");
         let more = [&good[..], b"x"].concat();
-        assert_eq!(refused(framed(true, &more)), "the request has more data after the gzip data");
+        assert_eq!(error_of(framed(true, &more)), "the request has more data after the gzip data");
     }
 
     #[test]
