@@ -39,7 +39,6 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// sooner.
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 
-/// Supported methods.
 const METHODS: &str = "GET, HEAD";
 
 /// `Content-Type` of Prometheus' text format.

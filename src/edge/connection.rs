@@ -90,7 +90,6 @@ enum ConnectionState {
 
 /// What must happen to a connection.
 enum ConnectionEvent {
-    /// It is cut.
     Cut,
     /// It gets GOAWAY, and changes to this state.
     GoAway(ConnectionState),

@@ -48,7 +48,6 @@ pub enum CallError {
     BadRequest {
         /// Path of the field; empty for the request as a whole.
         field: String,
-        /// The problem.
         description: String,
     },
     /// The caller is not authenticated or not authorised.
@@ -65,7 +64,6 @@ pub enum CallError {
     Quota(Exceeded),
     /// The gateway is shutting down.
     Draining,
-    /// The platform failed.
     Platform(platform::Error),
     /// The feature is not supported.
     Unimplemented(&'static str),

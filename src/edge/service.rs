@@ -289,7 +289,7 @@ impl LeaseService {
         &self.actors.context().metrics
     }
 
-    /// `ServiceLogs`.
+    /// Answers `ServiceLogs`.
     async fn logs(&self, message: &Bytes, call: Call<'_>) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceLogsRequest = request::decode(message)?;
         let mut request = request::logs(&message, self.limits().filters_per_request)?;
@@ -320,7 +320,7 @@ impl LeaseService {
         Ok(response::of_stream(LogsBody::new(request, actors, backfill, view, control, trailers)))
     }
 
-    /// `ServiceStatus`.
+    /// Answers `ServiceStatus`.
     async fn status(&self, message: &Bytes, call: Call<'_>) -> Result<Response<ResponseBody>, CallError> {
         let message: ServiceStatusRequest = request::decode(message)?;
         let lease = request::lease(message.lease_id.as_ref())?;
@@ -334,7 +334,7 @@ impl LeaseService {
         Ok(response::of_stream(StatusBody::new(view, filter, message.follow, control, trailers)))
     }
 
-    /// `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the credentials
+    /// Answers `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the credentials
     /// end. The job does not depend on its caller.
     async fn restart(&self, message: &Bytes, call: Call<'_>) -> Result<Response<ResponseBody>, CallError> {
         let filters_max = self.limits().filters_per_request;

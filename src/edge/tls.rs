@@ -46,17 +46,11 @@ const ALPN_H2: &[u8] = b"h2";
 /// Why there is no usable server certificate. Each text names the file or host.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read.
-    #[error("cannot read {path}: {source}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A file or its directory cannot be written.
-    #[error("cannot write {path}: {source}", path = path.display())]
-    Write {
+    /// A file or its directory cannot be used.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    File {
+        /// `read` or `write`.
+        action: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// The system's error.
@@ -144,7 +138,7 @@ fn config_with(
 /// match.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::Content`] or [`Error::Mismatch`].
+/// [`Error::File`], [`Error::Content`] or [`Error::Mismatch`].
 pub fn load(certificate: &Path, key: &Path) -> Result<CertifiedKey, Error> {
     let chain = read_certificates(certificate, PEM_MAX_BYTES).map_err(|e| pem_error(certificate, e))?;
     let private = read_private_key(key, PEM_MAX_BYTES).map_err(|e| pem_error(key, e))?;
@@ -175,7 +169,7 @@ fn provider() -> CryptoProvider {
 
 fn pem_error(path: &Path, error: PemError) -> Error {
     match error {
-        PemError::Read(source) => Error::Read { path: path.to_owned(), source },
+        PemError::Read(source) => Error::File { action: "read", path: path.to_owned(), source },
         error => content(path, error.to_string()),
     }
 }

@@ -98,15 +98,11 @@ impl ReloadingCert {
         let task = tokio::spawn(task.run());
         Ok(Self { current, _task: AbortOnDropHandle::new(task) })
     }
-
-    fn current(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.current.borrow())
-    }
 }
 
 impl ResolvesServerCert for ReloadingCert {
     fn resolve(&self, _client: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current())
+        Some(Arc::clone(&self.current.borrow()))
     }
 }
 
@@ -198,17 +194,17 @@ impl ReloadTask {
     /// Sets the gauge, and warns once a day if the certificate expires soon.
     fn check_expiry(&mut self, now: SystemTime) {
         let current = self.current.borrow();
-        let Some(validity) = Validity::of(&current) else {
+        let Some((start, end)) = validity(&current) else {
             return;
         };
-        self.expiry.set(validity.to.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+        self.expiry.set(end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         let recently = |warned: SystemTime| now.duration_since(warned).is_ok_and(|since| since < DAY);
-        if now < validity.warn_from() || self.last_warning.is_some_and(recently) {
+        if now < warn_from(start, end) || self.last_warning.is_some_and(recently) {
             return;
         }
         self.last_warning = Some(now);
         let certificate = self.files.certificate.display();
-        if let Ok(left) = validity.to.duration_since(now) {
+        if let Ok(left) = end.duration_since(now) {
             let days_left = left.as_secs() / DAY.as_secs();
             tracing::warn!(%certificate, days_left, "certificate expires soon, renew it");
         } else {
@@ -248,28 +244,18 @@ impl Files {
     }
 }
 
-/// The validity period of a certificate.
-#[derive(Clone, Copy, Debug)]
-struct Validity {
-    from: SystemTime,
-    to: SystemTime,
+/// Returns the start and the end of the certificate's validity.
+fn validity(pair: &CertifiedKey) -> Option<(SystemTime, SystemTime)> {
+    let (_, parsed) = X509Certificate::from_der(pair.end_entity_cert().ok()?).ok()?;
+    let at = |seconds: i64| UNIX_EPOCH.checked_add(Duration::from_secs(seconds.try_into().ok()?));
+    let validity = parsed.validity();
+    Some((at(validity.not_before.timestamp())?, at(validity.not_after.timestamp())?))
 }
 
-// === impl Validity ===
-
-impl Validity {
-    fn of(pair: &CertifiedKey) -> Option<Self> {
-        let (_, parsed) = X509Certificate::from_der(pair.end_entity_cert().ok()?).ok()?;
-        let at = |seconds: i64| UNIX_EPOCH.checked_add(Duration::from_secs(seconds.try_into().ok()?));
-        let validity = parsed.validity();
-        Some(Self { from: at(validity.not_before.timestamp())?, to: at(validity.not_after.timestamp())? })
-    }
-
-    /// Returns when the log starts to warn.
-    fn warn_from(&self) -> SystemTime {
-        let whole = self.to.duration_since(self.from).unwrap_or_default();
-        self.to.checked_sub(EXPIRY_WARNING.min(whole / EXPIRY_PART)).unwrap_or(UNIX_EPOCH)
-    }
+/// Returns when the log starts to warn.
+fn warn_from(start: SystemTime, end: SystemTime) -> SystemTime {
+    let whole = end.duration_since(start).unwrap_or_default();
+    end.checked_sub(EXPIRY_WARNING.min(whole / EXPIRY_PART)).unwrap_or(UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -323,7 +309,7 @@ mod tests {
             let wanted = load(&self.made[wanted].certificate, &self.made[wanted].key).unwrap();
             let changed = pair.current.wait_for(|current| current.cert == wanted.cert);
             tokio::time::timeout(DEADLINE, changed).await.expect("not replaced").unwrap();
-            pair.current().keys_match().unwrap();
+            pair.current.borrow().keys_match().unwrap();
         }
     }
 
@@ -394,8 +380,7 @@ mod tests {
         let days = |days: u32| DAY * days;
         let at = |day: u32| UNIX_EPOCH + days(day);
         for (from, to, warned) in [(0, 3650, 3636), (10, 100, 86), (0, 42, 28), (0, 6, 4)] {
-            let validity = Validity { from: at(from), to: at(to) };
-            assert_eq!(validity.warn_from(), at(warned), "{from} to {to}");
+            assert_eq!(warn_from(at(from), at(to)), at(warned), "{from} to {to}");
         }
     }
 }

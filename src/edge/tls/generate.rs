@@ -63,7 +63,7 @@ pub struct Generated {
 /// addresses), and for each name with the prefix `mtls.`.
 ///
 /// # Errors
-/// [`Error::Host`] for an invalid host, [`Error::Write`] if `dir` cannot be written.
+/// [`Error::Host`] for an invalid host, [`Error::File`] if `dir` cannot be written.
 pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated, Error> {
     let names = names(hosts)?;
     let mut generated =
@@ -142,7 +142,7 @@ fn replace(dir: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
 }
 
 fn cannot_write(path: &Path, source: io::Error) -> Error {
-    Error::Write { path: path.to_owned(), source }
+    Error::File { action: "write", path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -281,6 +281,6 @@ mod tests {
         let file = dir.path().join("data");
         std::fs::write(&file, "").unwrap();
         let error = ensure(&file, &[], SystemTime::now()).unwrap_err();
-        assert!(matches!(&error, Error::Write { path, .. } if *path == file), "{error}");
+        assert!(matches!(&error, Error::File { action: "write", path, .. } if *path == file), "{error}");
     }
 }
