@@ -87,10 +87,10 @@ impl Cache {
         if let Some(entry) = self.positive.get_mut(key) {
             entry.used = now;
             if now - entry.confirmed < CONFIRMED_FOR {
-                return Lookup::Known(entry.outcome(), ChainAnswer::Cache);
+                return Lookup::Known(Ok(entry.answer()), ChainAnswer::Cache);
             }
             if entry.retry_at.is_some_and(|at| now < at) && now - entry.confirmed <= self.grace {
-                return Lookup::Known(entry.outcome(), ChainAnswer::Grace);
+                return Lookup::Known(Ok(entry.answer()), ChainAnswer::Grace);
             }
             return Lookup::Query { is_known: true };
         }
@@ -153,10 +153,10 @@ impl Cache {
             }
             (entry.confirmed, entry.retry_at) = (now, None);
             if is_same && now - entry.persisted < self.grace / PERSIST_PART {
-                return (entry.outcome(), DiskChange::None);
+                return (Ok(entry.answer()), DiskChange::None);
             }
             entry.persisted = now;
-            return (entry.outcome(), DiskChange::Write { value: entry.value.clone(), replaced: None });
+            return (Ok(entry.answer()), DiskChange::Write { value: entry.value.clone(), replaced: None });
         }
         let mut replaced = None;
         if self.positive.len() >= ENTRIES_MAX {
@@ -166,9 +166,9 @@ impl Cache {
             }
         }
         let entry = PositiveEntry::new(value.clone(), now, now);
-        let outcome = entry.outcome();
+        let answer = entry.answer();
         self.positive.insert(key.clone(), entry);
-        (outcome, DiskChange::Write { value, replaced })
+        (Ok(answer), DiskChange::Write { value, replaced })
     }
 
     fn not_trusted(
@@ -199,7 +199,7 @@ impl Cache {
         };
         if now - entry.confirmed <= self.grace {
             entry.retry_at = Some(now + RETRY_AFTER);
-            return (entry.outcome(), DiskChange::None);
+            return (Ok(entry.answer()), DiskChange::None);
         }
         entry.revocation.expire();
         self.positive.remove(key);
@@ -238,7 +238,7 @@ impl PositiveEntry {
         TrustedItem { value: self.value.clone(), revocation: self.revocation.clone() }
     }
 
-    fn outcome(&self) -> Outcome {
-        Ok(Answer::Trusted(self.item()))
+    fn answer(&self) -> TrustAnswer<TrustValue> {
+        Answer::Trusted(self.item())
     }
 }

@@ -117,12 +117,13 @@ fn make(names: BTreeSet<String>, now: SystemTime) -> Result<(String, String), rc
 
 fn is_usable(kept: &CertifiedKey, names: &BTreeSet<String>, now: SystemTime) -> bool {
     let Ok(der) = kept.end_entity_cert() else { return false };
-    let (Ok((_, parsed)), Ok(named)) = (X509Certificate::from_der(der), ParsedCertificate::try_from(der))
+    let (Ok((_, parsed)), Ok(certificate)) =
+        (X509Certificate::from_der(der), ParsedCertificate::try_from(der))
     else {
         return false;
     };
     let has = |name: &String| {
-        ServerName::try_from(name.as_str()).is_ok_and(|name| verify_server_name(&named, &name).is_ok())
+        ServerName::try_from(name.as_str()).is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
     };
     let now = OffsetDateTime::from(now);
     let validity = parsed.validity();
