@@ -2,7 +2,7 @@
 //!
 //! The form of a certificate is checked once per connection ([`ClientCertificate`]); its validity period and
 //! trust are checked for each call. A token comes with each call and is checked in full each time.
-//! [`CredentialValidity`] then ends running calls.
+//! `CredentialValidity` then ends running calls.
 
 use std::sync::Arc;
 use std::time::Duration;

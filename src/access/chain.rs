@@ -1,12 +1,12 @@
 //! Trust from an Akash node: certificates on the chain, and the keys of accounts.
 //!
 //! Queries, and the time for which an answer is used:
-//! - A found item is used for [`CONFIRMED_FOR`]. Then it is queried again, before the next call with it, and
+//! - A found item is used for `CONFIRMED_FOR`. Then it is queried again, before the next call with it, and
 //!   for running calls that depend on it. **A revoked item therefore stops working within a minute plus one
 //!   query**, running calls included.
-//! - An item that was not found, or is refused, is queried again after [`REFUSED_FOR`] at the earliest.
+//! - An item that was not found, or is refused, is queried again after `REFUSED_FOR` at the earliest.
 //! - While the node does not answer, found items are used for a grace period that the operator sets, counted
-//!   from their last confirmation; the node is queried again every [`RETRY_AFTER`]. Unknown items are
+//!   from their last confirmation; the node is queried again every `RETRY_AFTER`. Unknown items are
 //!   unavailable: a failed query is never taken for an answer. At the end of the grace period running calls
 //!   end, too.
 //! - Found items are written to disk (`disk`) in the form of a trust directory, so that they work after a

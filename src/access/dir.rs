@@ -7,7 +7,7 @@
 //! - One that a rewrite in place removes is revoked `REWRITE_GRACE` later. A file that is being rewritten is
 //!   empty for a moment, which must not end streams.
 //! - A removal therefore takes effect within a second, or a little more where the directory is polled
-//!   ([`POLL`](crate::sys::dir_watch::POLL)) because the system cannot watch it.
+//!   (`sys::dir_watch::POLL`) because the system cannot watch it.
 //! - A scan per poll interval finds changes without a notification: behind a link, or on a network file
 //!   system. It costs one system call, unless there are links or the directory changed. It misses only a file
 //!   that another machine rewrites in place.

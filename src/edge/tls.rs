@@ -1,7 +1,7 @@
 //! TLS 1.3 for clients, by rustls with aws-lc-rs: the configurations of the server, and their selection by
 //! server name (SNI).
 //!
-//! [`cert_reload`] reloads a certificate and its key, [`generate`] creates one if the operator has none, and
+//! `cert_reload` reloads a certificate and its key, [`generate`] creates one if the operator has none, and
 //! [`stream`] carries HTTP/2 in few, large writes.
 //!
 //! HTTP/2 only, no resumption: every connection presents its certificate anew. A client certificate is
