@@ -276,7 +276,8 @@ impl AuthState {
         self.0.shut_out_rejected.notified().await;
     }
 
-    /// Waits until [`REJECTIONS_MAX`] calls were rejected since this last resolved. For one waiter. Cancel safe.
+    /// Waits until [`REJECTIONS_MAX`] calls were rejected since this last resolved. For one waiter. Cancel
+    /// safe.
     pub(super) async fn flooded(&self) {
         self.0.flooded.notified().await;
     }

@@ -92,7 +92,7 @@ impl Quotas {
         Ok((of_owner, of_all))
     }
 
-    /// Admits a restart in `lease`, and counts it. Called before anything is done, and not for a repeated call.
+    /// Admits a restart in `lease`, and counts it. Called before anything is done; not for a repeated call.
     ///
     /// # Errors
     /// The lease, its owner's leases or all leases were restarted too often within an hour. A narrower quota

@@ -334,8 +334,8 @@ impl LeaseService {
         Ok(response::of_stream(StatusBody::new(view, filter, message.follow, control, trailers)))
     }
 
-    /// Answers `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the credentials
-    /// end. The job does not depend on its caller.
+    /// Answers `ServiceRestart`. Waits until the job is done, the requested timeout has passed, or the
+    /// credentials end. The job does not depend on its caller.
     async fn restart(&self, message: &Bytes, call: Call<'_>) -> Result<Response<ResponseBody>, CallError> {
         let filters_max = self.limits().filters_per_request;
         let (mut request, timeout) = request::restart(&request::decode(message)?, filters_max)?;

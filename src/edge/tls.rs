@@ -5,8 +5,8 @@
 //! [`stream`] carries HTTP/2 in few, large writes.
 //!
 //! HTTP/2 only, no resumption: every connection presents its certificate anew. A client certificate is
-//! requested and may be absent. Only *possession* of its key is checked, by the signature over this handshake.
-//! Its form and trust are checked per call, where a refusal can be a gRPC status with a reason.
+//! requested and may be absent. Only *possession* of its key is checked, by the signature over this
+//! handshake. Its form and trust are checked per call, where a refusal can be a gRPC status with a reason.
 //!
 //! As Akash providers do, a gateway with a certificate that an authority signed presents it for exactly the
 //! public host names, and requests no client certificate there: clients of these names bring a token. For
