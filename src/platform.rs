@@ -21,7 +21,7 @@ use futures_core::stream::BoxStream;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
-use self::coordination::LeaseLocks;
+use self::coordination::RestartLocks;
 use crate::model::id::{Instance, LeaseId, Replica};
 use crate::model::line::{LineBatch, SourceGap};
 use crate::model::metrics::SourceError;
@@ -69,7 +69,7 @@ pub trait Platform: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the locks that gateways serving the same leases take before a restart. `None` if there can be
     /// no other gateway.
-    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
+    fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {
         None
     }
 }

@@ -105,7 +105,7 @@ impl RestartManager {
         if let Some(job) = self.queues.find(request)? {
             return Ok(Some(job));
         }
-        let Some(locks) = self.queues.platform.lease_locks() else {
+        let Some(locks) = self.queues.platform.restart_locks() else {
             return Ok(None);
         };
         let payload = match tokio::time::timeout(PAYLOAD_TIMEOUT, locks.payload(&request.lease)).await {

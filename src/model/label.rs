@@ -55,7 +55,7 @@ macro_rules! label {
         $($(#[$what:meta])* $variant:ident = $value:literal,)+
     }) => {
         $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         $vis enum $name {
             $($(#[$what])* $variant,)+
         }

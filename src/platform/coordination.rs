@@ -15,7 +15,7 @@ use crate::model::id::LeaseId;
 pub(crate) const PAYLOAD_MAX_BYTES: usize = 128 * 1024;
 
 /// The locks of all leases of one platform.
-pub trait LeaseLocks: fmt::Debug + Send + Sync + 'static {
+pub trait RestartLocks: fmt::Debug + Send + Sync + 'static {
     /// Reads the payload of `lease`'s lock, held or not. Empty if there is none.
     ///
     /// # Errors
@@ -24,11 +24,11 @@ pub trait LeaseLocks: fmt::Debug + Send + Sync + 'static {
 
     /// Returns a candidate for `lease`'s lock, without any request. At most one candidate per lease and
     /// gateway may exist. If it is dropped while it holds the lock, the lock expires some time later.
-    fn candidate(&self, lease: &LeaseId) -> Box<dyn LeaseLock>;
+    fn candidate(&self, lease: &LeaseId) -> Box<dyn LockCandidate>;
 }
 
 /// A candidate for the lock of one lease, and its holder once acquired. All futures are cancel safe.
-pub trait LeaseLock: Send {
+pub trait LockCandidate: Send {
     /// Acquires the lock if it is free, or returns its holder. From the second call on, waits for a short
     /// time first.
     ///

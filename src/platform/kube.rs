@@ -6,7 +6,6 @@
 //! per replica, and each backfill by its own request. A restart deletes a pod. `docs/KUBERNETES.md` lists
 //! the pitfalls and how each is handled.
 
-mod akash;
 mod api;
 mod client;
 mod coordination;
@@ -41,20 +40,21 @@ use tokio_util::task::AbortOnDropHandle;
 use self::api::PodLog;
 use self::client::Connection;
 pub use self::client::check;
-pub use self::coordination::KubeLeaseLocks;
+pub use self::coordination::KubeRestartLocks;
 use self::freshness::Freshness;
 use self::log::RunWatch;
-use self::namespace::{ObjectKind, PendingIndexWrite};
+use self::namespace::{BUILT_IN, PendingIndexWrite};
 use self::open_limiter::OpenLimiter;
 use self::singleflight::SharedReads;
-use self::start::StartWait;
 use self::store::Store;
 use self::view::Provider;
 use self::watches::Watch;
-use super::coordination::LeaseLocks;
+use super::coordination::RestartLocks;
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{Address, LeaseId};
+use crate::model::label::LabelValue as _;
 use crate::model::metrics::Metrics;
+use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
@@ -106,7 +106,7 @@ pub struct KubePlatform {
     store: Store,
     limiter: OpenLimiter,
     reads: SharedReads,
-    locks: KubeLeaseLocks,
+    locks: KubeRestartLocks,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -132,24 +132,17 @@ impl KubePlatform {
         let freshness = Freshness::default();
         let opened = freshness.clone();
         let opened = move |plural: &str| {
-            if let Some(kind) = ObjectKind::from_plural(plural) {
-                opened.opened(kind);
+            if let Some(kind) = Watched::ALL.iter().find(|kind| kind.label() == plural) {
+                opened.opened(*kind);
             }
         };
         let Connection { client, server } = client::connect(&config.source, opened).await?;
         let own = config.coordination_namespace.clone();
         let own = own.unwrap_or_else(|| client.default_namespace().to_owned());
-        let mut wait = StartWait::new(&server);
-        loop {
-            match permissions::check(&client, &config.manifest_namespace, &own).await {
-                Ok(()) => break,
-                Err(error) if error.is_retryable() => wait.after(&error.to_string()).await,
-                Err(error) => return Err(error),
-            }
-        }
-        let installed = crds::installed(&client, &server).await;
+        start::retry(&server, || permissions::check(&client, &config.manifest_namespace, &own)).await?;
+        let installed = crds::installed(&client, &server).await?;
         let store = Store::new(Provider::new(config.hostname.clone()));
-        let locks = KubeLeaseLocks::new(client.clone(), own);
+        let locks = KubeRestartLocks::new(client.clone(), own);
         let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
         let (listed, mut kinds) = watch::channel(BTreeSet::new());
         let watch = Watch {
@@ -172,7 +165,7 @@ impl KubePlatform {
             owned(sweep(locks.clone())),
         ]);
         // Kinds that are installed later are not waited for.
-        let needed = ObjectKind::BUILT_IN.into_iter().chain(installed.all()).collect();
+        let needed = BUILT_IN.into_iter().chain(installed.all()).collect();
         start::listed(&mut kinds, &needed).await?;
         Ok(Arc::new(Self {
             client,
@@ -282,7 +275,7 @@ impl Platform for KubePlatform {
         Box::pin(self.delete(request))
     }
 
-    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
+    fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {
         Some(Arc::new(self.locks.clone()))
     }
 }
@@ -334,7 +327,7 @@ async fn remove_expired(store: Store) {
     }
 }
 
-async fn sweep(locks: KubeLeaseLocks) {
+async fn sweep(locks: KubeRestartLocks) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         locks.sweep().await;

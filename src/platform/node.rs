@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::coordination::LeaseLocks;
+use super::coordination::RestartLocks;
 use super::cri::path::PodDir;
 use super::kube::{KubePlatform, Located};
 use super::log_files::{self, FollowMode, LogFiles};
@@ -96,7 +96,7 @@ impl Platform for NodePlatform {
         self.kube.restart(request)
     }
 
-    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
-        self.kube.lease_locks()
+    fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {
+        self.kube.restart_locks()
     }
 }

@@ -16,7 +16,7 @@ use super::record::{InProgress, RestartRecord};
 use crate::model::id::LeaseId;
 use crate::model::time::LogTime;
 use crate::platform::Error;
-use crate::platform::coordination::{LeaseLock, LockState};
+use crate::platform::coordination::{LockCandidate, LockState};
 
 /// Reason for replicas that are not restarted because of shutdown.
 pub(super) const SHUTTING_DOWN: &str = "the gateway is shutting down";
@@ -28,7 +28,7 @@ const LOCK_UNAVAILABLE: &str = "the restart lock is unavailable";
 pub(super) struct RestartLock {
     queues: Arc<JobQueues>,
     lease: LeaseId,
-    lock: Box<dyn LeaseLock>,
+    lock: Box<dyn LockCandidate>,
     record: RestartRecord,
     is_held: bool,
 }
@@ -36,7 +36,7 @@ pub(super) struct RestartLock {
 // === impl RestartLock ===
 
 impl RestartLock {
-    pub(super) fn new(queues: Arc<JobQueues>, lease: LeaseId, lock: Box<dyn LeaseLock>) -> Self {
+    pub(super) fn new(queues: Arc<JobQueues>, lease: LeaseId, lock: Box<dyn LockCandidate>) -> Self {
         Self { queues, lease, lock, record: RestartRecord::default(), is_held: false }
     }
 

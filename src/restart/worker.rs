@@ -34,7 +34,7 @@ enum Decision {
 
 impl RestartWorker {
     pub(super) fn new(queues: Arc<JobQueues>, lease: LeaseId) -> Self {
-        let lock = queues.platform.lease_locks().map(|locks| locks.candidate(&lease));
+        let lock = queues.platform.restart_locks().map(|locks| locks.candidate(&lease));
         let lock = lock.map(|lock| RestartLock::new(Arc::clone(&queues), lease.clone(), lock));
         Self { queues, lease, lock, is_done: false }
     }

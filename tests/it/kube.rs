@@ -432,7 +432,7 @@ async fn restart_lock_has_one_holder_among_gateways() {
     let dir = tempfile::tempdir().unwrap();
     let other = connect(&scenario.cluster, &dir).await.unwrap();
     let mut turns = [&scenario.platform, &other]
-        .map(|platform| platform.lease_locks().unwrap().candidate(scenario.lease()));
+        .map(|platform| platform.restart_locks().unwrap().candidate(scenario.lease()));
     assert_eq!(turns[0].acquire_or_observe().await.unwrap(), LockState::Held(String::new()));
     turns[0].write_payload("first".to_owned()).await.unwrap();
     let LockState::HeldByOther { holder, payload: note } = turns[1].acquire_or_observe().await.unwrap()
@@ -440,7 +440,7 @@ async fn restart_lock_has_one_holder_among_gateways() {
         panic!("both hold the lock")
     };
     assert!(note == "first" && !holder.is_empty());
-    assert_eq!(other.lease_locks().unwrap().payload(scenario.lease()).await.unwrap(), "first");
+    assert_eq!(other.restart_locks().unwrap().payload(scenario.lease()).await.unwrap(), "first");
     turns[0].release("second".to_owned()).await.unwrap();
     assert_eq!(turns[1].acquire_or_observe().await.unwrap(), LockState::Held("second".to_owned()));
     // The first gateway no longer holds the lock.

@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, LogParams, Patch, PatchParams, Preconditions};
 use kube::client::Body;
-use kube::{Api, Client};
+use kube::{Api, Client, Resource as _};
 use tokio::time::timeout;
 
 use super::log::served_run::{PreviousLog, ServedRun, served_run};
-use super::log::{LogApi, LogQuery, OpenError, Response};
+use super::log::{LogApi, LogQuery, OpenError, Response, read_start};
 use super::names;
 use super::namespace::PendingIndexWrite;
 use super::objects::{ContainerFacts, PodFacts};
@@ -26,7 +26,7 @@ use crate::model::id::Instance;
 const OPEN_MAX: Duration = Duration::from_secs(30);
 
 /// Most bytes of an error response.
-const REFUSAL_MAX_BYTES: usize = 16 * 1024;
+const ERROR_MAX_BYTES: usize = 16 * 1024;
 
 /// Bytes requested from the log of a previous run: the time of its first line, or the text that names its
 /// container.
@@ -34,9 +34,6 @@ const PREVIOUS_BYTES: u64 = 256;
 
 /// Part of the API server's error text if it could not reach the kubelet: the path of its request.
 const KUBELET_PATH: &str = "/containerLogs/";
-
-/// The error, and how far the request came.
-type Failed = (Reached, OpenError);
 
 /// The log of one run of a pod's container.
 #[derive(Clone)]
@@ -56,32 +53,31 @@ impl LogApi for PodLog {
     }
 
     fn follow_unavailable(&self) {
-        let node = self.store.pod(&self.namespace, self.instance.parts().0).and_then(|pod| pod.node);
-        self.limiter.follow_unavailable(node.as_deref().unwrap_or_default());
+        self.limiter.follow_unavailable(&self.node().unwrap_or_default());
     }
 }
 
 impl PodLog {
     async fn open_limited(&self, query: LogQuery) -> Result<Response, OpenError> {
-        let node = self.store.pod(&self.namespace, self.instance.parts().0).and_then(|pod| pod.node);
-        let permit = self.limiter.acquire(node.as_deref()).await;
-        let permit = permit
-            .map_err(|Unreachable| OpenError::Unreachable("it was unreachable a moment ago".to_owned()))?;
-        let opened = timeout(OPEN_MAX, self.open_run(query)).await;
-        let opened = opened.unwrap_or_else(|_| {
-            let why = format!("no response within {OPEN_MAX:?}");
-            Err((Reached::Unknown, OpenError::Unreachable(why)))
+        let permit = self.limiter.acquire(self.node().as_deref()).await.map_err(|Unreachable| {
+            OpenError::Unreachable(Reached::Unknown, "it was unreachable a moment ago".to_owned())
+        })?;
+        let opened = timeout(OPEN_MAX, self.open_run(query)).await.unwrap_or_else(|_| {
+            Err(OpenError::Unreachable(Reached::Unknown, format!("no response within {OPEN_MAX:?}")))
         });
-        permit.report(opened.as_ref().map_or_else(|(reached, _)| *reached, |_| Reached::Kubelet));
-        opened.map_err(|(_, error)| error)
+        permit.report(match &opened {
+            Ok(_) | Err(OpenError::LaterRun { .. }) => Reached::Kubelet,
+            Err(OpenError::Gone(_) | OpenError::NotNow(_)) => Reached::AtLeastServer,
+            Err(OpenError::Unreachable(reached, _)) => *reached,
+        });
+        opened
     }
 
-    async fn open_run(&self, query: LogQuery) -> Result<Response, Failed> {
+    async fn open_run(&self, query: LogQuery) -> Result<Response, OpenError> {
         let (uid, container, number) = self.instance.parts();
-        let gone =
-            || (Reached::AtLeastServer, OpenError::Gone(format!("the log of run {} is gone", self.instance)));
+        let gone = || OpenError::Gone(format!("the log of run {} is gone", self.instance));
         let known = self.store.pod(&self.namespace, uid).ok_or_else(gone)?;
-        let newest = known.container.as_ref().map(|container| container.restarts).ok_or_else(gone)?;
+        let newest = known.container.as_ref().map(|container| container.run_number).ok_or_else(gone)?;
         let previous = match newest.checked_sub(number) {
             // Between two runs the kubelet serves the last one as both the present and the previous one.
             Some(0) => query.previous || known.container.as_ref().is_some_and(ContainerFacts::is_waiting),
@@ -92,21 +88,24 @@ impl PodLog {
         // The API addresses pods by name, and runs by "present" and "previous" only. If pod and run are the
         // same now, they were when the log was opened, as far as the API server knows: see
         // [`LogQuery::previous`].
-        let seen = self.pod(&known.name).await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let seen = pods.get_opt(&known.name).await.map_err(|error| not_opened(&error))?;
         let now = seen.as_ref().and_then(PodFacts::read);
         let is_same = |pod: &PodFacts| {
-            pod.uid == uid && pod.container.as_ref().is_some_and(|container| container.restarts == newest)
+            pod.uid == uid && pod.container.as_ref().is_some_and(|container| container.run_number == newest)
         };
-        let not_now = |why: &str| (Reached::AtLeastServer, OpenError::NotNow(why.to_owned()));
         match now {
             Some(pod) if is_same(&pod) => {
-                let response = response.ok_or_else(|| not_now("its kubelet does not know the pod"))?;
+                let unknown = || OpenError::NotNow("its kubelet does not know the pod".to_owned());
+                let response = response.ok_or_else(unknown)?;
                 if query.checks_run {
                     self.check_run(seen.as_ref(), &known.name, container).await?;
                 }
                 Ok(response)
             }
-            Some(pod) if pod.uid == uid => Err(not_now("its container was restarted meanwhile")),
+            Some(pod) if pod.uid == uid => {
+                Err(OpenError::NotNow("its container was restarted meanwhile".to_owned()))
+            }
             // The pod was deleted after its log was opened. The response has that log to its end: only pods
             // of a stateful set reuse names.
             None if known.ordinal.is_none() => response.ok_or_else(gone),
@@ -116,113 +115,88 @@ impl PodLog {
 
     /// Checks that the kubelet serves the run that the API server calls the newest. If so, it did when the
     /// log was opened, too.
-    async fn check_run(&self, pod: Option<&Pod>, name: &str, container: &str) -> Result<(), Failed> {
+    async fn check_run(&self, pod: Option<&Pod>, name: &str, container: &str) -> Result<(), OpenError> {
         let Some(status) = pod.and_then(|pod| status(pod, container)) else { return Ok(()) };
         let first = LogQuery { limit_bytes: Some(PREVIOUS_BYTES), ..LogQuery::WHOLE };
         let previous = match self.request(name, container, first, true).await {
             Ok(Some(mut response)) => {
-                let mut data = BytesMut::new();
-                while data.len() < REFUSAL_MAX_BYTES
-                    && let Some(portion) = response.next().await
-                {
-                    let not_read = |error| (Reached::AtLeastServer, OpenError::NotNow(error));
-                    data.extend_from_slice(&portion.map_err(not_read)?);
-                }
-                PreviousLog::read(&data)
+                let data = read_start(&mut response, ERROR_MAX_BYTES).await;
+                PreviousLog::read(&data.map_err(OpenError::NotNow)?)
             }
-            Ok(None) | Err((_, OpenError::Gone(_))) => PreviousLog::None,
-            Err(failed) => return Err(failed),
+            Ok(None) | Err(OpenError::Gone(_)) => PreviousLog::None,
+            Err(error) => return Err(error),
         };
-        let later = |unclear| {
-            let why = format!("the kubelet serves a later run than {}", self.instance);
-            Err((Reached::Kubelet, OpenError::LaterRun { why, unclear }))
-        };
-        match served_run(status, &previous) {
-            ServedRun::Newest => Ok(()),
-            ServedRun::Later => later(false),
-            ServedRun::Unclear => later(true),
+        let served = served_run(status, &previous);
+        if served == ServedRun::Newest {
+            return Ok(());
         }
+        let why = format!("the kubelet serves a later run than {}", self.instance);
+        Err(OpenError::LaterRun { why, unclear: served == ServedRun::Unclear })
     }
 
-    /// Requests the log. `None` if the API server or the kubelet does not know the pod; perhaps a kubelet
-    /// that has just started.
+    /// Requests the log. Returns `None` if the API server or the kubelet does not know the pod; perhaps a
+    /// kubelet that has just started.
     async fn request(
         &self,
         pod: &str,
         container: &str,
         query: LogQuery,
         previous: bool,
-    ) -> Result<Option<Response>, Failed> {
-        let mut parameters = format!("container={container}&timestamps=true");
-        let mut add = |name: &str, value: String| {
-            parameters.extend(["&", name, "=", &value]);
+    ) -> Result<Option<Response>, OpenError> {
+        let since_time = query.since_second.map(Timestamp::from_second).transpose();
+        let params = LogParams {
+            container: Some(container.to_owned()),
+            follow: query.follow,
+            limit_bytes: query.limit_bytes.map(u64::cast_signed),
+            previous,
+            since_time: since_time.map_err(|error| OpenError::NotNow(error.to_string()))?,
+            tail_lines: query.tail_lines.map(u64::cast_signed),
+            timestamps: true,
+            ..LogParams::default()
         };
-        if query.follow {
-            add("follow", "true".to_owned());
-        }
-        if previous {
-            add("previous", "true".to_owned());
-        }
-        if let Some(lines) = query.tail_lines {
-            add("tailLines", lines.to_string());
-        }
-        if let Some(bytes) = query.limit_bytes {
-            add("limitBytes", bytes.to_string());
-        }
-        let not_sent = |error: String| (Reached::AtLeastServer, OpenError::NotNow(error));
-        if let Some(second) = query.since_second {
-            let stamp = jiff::Timestamp::from_second(second).map_err(|error| not_sent(error.to_string()))?;
-            add("sinceTime", stamp.to_string());
-        }
-        let uri = format!("/api/v1/namespaces/{}/pods/{pod}/log?{parameters}", self.namespace);
-        let request =
-            http::Request::get(uri).body(Body::empty()).map_err(|error| not_sent(error.to_string()))?;
-        let response = self.client.send(request).await.map_err(|error| failed(&error))?;
+        let request = kube::core::Request::new(Pod::url_path(&(), Some(&self.namespace))).logs(pod, &params);
+        let request = request.map_err(|error| OpenError::NotNow(error.to_string()))?;
+        let response = self.client.send(request.map(Body::from)).await.map_err(|error| not_opened(&error))?;
         let status = response.status();
-        let mut data = response.into_body().into_data_stream();
-        if status.is_success() {
-            return Ok(Some(data.map(|portion| portion.map_err(|error| error_chain(&error))).boxed()));
-        }
-        if status == http::StatusCode::NOT_FOUND {
-            return Ok(None);
-        }
-        let mut text = BytesMut::new();
-        while let Some(Ok(portion)) = data.next().await {
-            text.extend_from_slice(&portion[..portion.len().min(REFUSAL_MAX_BYTES - text.len())]);
-            if text.len() == REFUSAL_MAX_BYTES {
-                break;
+        let data = response.into_body().into_data_stream();
+        let mut data: Response = data.map(|portion| portion.map_err(|error| error_chain(&error))).boxed();
+        match status {
+            http::StatusCode::NOT_FOUND => Ok(None),
+            _ if status.is_success() => Ok(Some(data)),
+            _ => {
+                let text = read_start(&mut data, ERROR_MAX_BYTES).await.unwrap_or_default();
+                Err(error_response(status, &text))
             }
         }
-        Err(refusal(status, &text.freeze()))
     }
 
-    async fn pod(&self, pod: &str) -> Result<Option<Pod>, Failed> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        api.get_opt(pod).await.map_err(|error| failed(&error))
+    /// Returns the node of the pod, if it is known.
+    fn node(&self) -> Option<String> {
+        self.store.pod(&self.namespace, self.instance.parts().0)?.node
     }
 }
 
-/// The status of a pod's container.
+/// Returns the status of a pod's container.
 fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
     statuses.iter().find(|status| status.name == container)
 }
 
 /// Interprets an error response.
-fn refusal(status: http::StatusCode, text: &Bytes) -> Failed {
+fn error_response(status: http::StatusCode, text: &[u8]) -> OpenError {
     let message = serde_json::from_slice::<serde_json::Value>(text)
         .ok()
         .and_then(|body| Some(body.get("message")?.as_str()?.to_owned()))
         .unwrap_or_else(|| String::from_utf8_lossy(text).chars().take(256).collect());
     let text = format!("{status}: {message}");
     if status == http::StatusCode::BAD_REQUEST && message.contains("previous terminated container") {
-        (Reached::AtLeastServer, OpenError::Gone(message))
+        OpenError::Gone(message)
     } else if message.contains(KUBELET_PATH) {
-        (Reached::Server, OpenError::Unreachable(text))
+        OpenError::Unreachable(Reached::Server, text)
     } else if is_absent(status.as_u16()) {
-        (Reached::Nothing, OpenError::Unreachable(text))
+        OpenError::Unreachable(Reached::Nothing, text)
     } else {
-        (Reached::AtLeastServer, OpenError::NotNow(text))
+        OpenError::NotNow(text)
     }
 }
 
@@ -232,17 +206,19 @@ fn is_absent(code: u16) -> bool {
 }
 
 /// Interprets the failure of a request.
-fn failed(error: &kube::Error) -> Failed {
+fn not_opened(error: &kube::Error) -> OpenError {
     let is_unreached = match error {
         kube::Error::Api(status) => is_absent(status.code),
         kube::Error::HyperError(_) | kube::Error::Service(_) => true,
         _ => false,
     };
-    if is_unreached {
-        (Reached::Nothing, OpenError::Unreachable(error_chain(error)))
-    } else {
-        (Reached::AtLeastServer, OpenError::NotNow(error_chain(error)))
-    }
+    let why = error_chain(error);
+    if is_unreached { OpenError::Unreachable(Reached::Nothing, why) } else { OpenError::NotNow(why) }
+}
+
+/// Whether an object has changed, or is gone, since the version that a request named.
+pub(super) fn has_changed(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }
 
 /// Formats an error with its sources.
@@ -268,7 +244,7 @@ pub(super) async fn delete(client: &Client, namespace: &str, pod: &str, uid: &st
     match api.delete(pod, &params).await {
         Ok(_) => Ok(()),
         // It is gone, or another pod has its name.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) if has_changed(&error) => Ok(()),
         Err(error) => Err(error_chain(&error)),
     }
 }
@@ -288,7 +264,7 @@ pub(super) async fn write_index(client: &Client, pod: &PendingIndexWrite) -> boo
         Ok(_) => true,
         Err(kube::Error::Api(status)) if status.code == 403 => false,
         // Another gateway was first, or the pod has changed or is gone: the watch will show it.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => true,
+        Err(error) if has_changed(&error) => true,
         // The write is retried periodically.
         Err(error) => {
             tracing::debug!(error = error_chain(&error), "failed to write replica index");

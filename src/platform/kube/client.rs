@@ -1,21 +1,19 @@
 //! The connection to the API server.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_core::future::BoxFuture;
 use http::{Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client as HttpClient, ResponseFuture};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tower::{BoxError, Service, ServiceBuilder};
+use tower::{BoxError, ServiceBuilder};
 
 use super::{KubeSource, permissions};
 use crate::platform::Error;
@@ -49,20 +47,6 @@ pub(super) struct Connection {
     pub(super) server: String,
 }
 
-/// Reports watches that the API server accepts, by the plural of their kind: a watch itself is silent until
-/// something changes.
-///
-/// Also turns a watch that is cut off into an error without a source. kube treats the cause `UnexpectedEof`
-/// as a regular end and watches again at once: without back-off, and without a failure that makes views
-/// stale.
-#[derive(Clone)]
-struct WatchObserver<S> {
-    inner: S,
-    accepted: Accepted,
-}
-
-type Accepted = Arc<dyn Fn(&str) + Send + Sync>;
-
 /// Creates a client, without connecting. It calls `accepted` for each watch that the API server accepts.
 ///
 /// # Errors
@@ -88,16 +72,18 @@ pub(super) async fn connect(
     connector.set_keepalive_interval(Some(KEEPALIVE));
     connector.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     connector.set_tcp_user_timeout(Some(USER_TIMEOUT));
-    let accepted: Accepted = Arc::new(accepted);
     let connector = cluster.rustls_https_connector_with_connector(connector).map_err(unusable)?;
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
+    let accepted = Arc::new(accepted);
+    let send = move |request: Request<Body>| {
+        let watched = watched(request.uri());
+        observe(http.request(request), watched, Arc::clone(&accepted))
+    };
     let service = ServiceBuilder::new()
         .layer(cluster.base_uri_layer())
         .option_layer(cluster.auth_layer().map_err(unusable)?)
         .layer(cluster.extra_headers_layer().map_err(unusable)?)
-        .layer_fn(|inner| WatchObserver { inner, accepted: Arc::clone(&accepted) })
-        .map_err(BoxError::from)
-        .service(http);
+        .service_fn(send);
     Ok(Connection { client: ClientBuilder::new(service, cluster.default_namespace).build(), server })
 }
 
@@ -120,66 +106,46 @@ pub async fn check(source: &KubeSource, manifests: &str, own: Option<&str>) -> R
     Ok(Some(format!("permissions were not checked, because the API server {server} does not respond: {why}")))
 }
 
-// === impl WatchObserver ===
-
-impl<S, B> Service<Request<Body>> for WatchObserver<S>
-where
-    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    type Response = Response<UnsyncBoxBody<Bytes, BoxError>>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx)
+/// Waits for the response to a request. If that watches the kind with the plural `watched`, reports that the
+/// API server accepts it: a watch itself is silent until something changes.
+///
+/// Also turns a watch that is cut off into an error without a source. kube treats the cause `UnexpectedEof`
+/// as a regular end and watches again at once: without back-off, and without a failure that makes views
+/// stale.
+async fn observe(
+    response: ResponseFuture,
+    watched: Option<String>,
+    accepted: Arc<impl Fn(&str)>,
+) -> Result<Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError> {
+    let Some(plural) = watched else {
+        return Ok(response.await?.map(|body| body.map_err(BoxError::from).boxed_unsync()));
+    };
+    let response = tokio::time::timeout(WATCH_MAX, response).await;
+    let response = response.map_err(|_| format!("no response to a watch within {WATCH_MAX:?}"))??;
+    if response.status().is_success() {
+        accepted(&plural);
     }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let watched = watched(request.uri());
-        let answer = self.inner.call(request);
-        let Some(plural) = watched else {
-            return Box::pin(
-                async move { Ok(answer.await?.map(|body| body.map_err(Into::into).boxed_unsync())) },
-            );
-        };
-        let accepted = Arc::clone(&self.accepted);
-        Box::pin(async move {
-            let answer = tokio::time::timeout(WATCH_MAX, answer).await;
-            let response = answer.map_err(|_| format!("no response to a watch within {WATCH_MAX:?}"))??;
-            if response.status().is_success() {
-                accepted(&plural);
-            }
-            let cut_off = |error: B::Error| BoxError::from(format!("watch cut off: {}", error.into()));
-            Ok(response.map(|body| body.map_err(cut_off).boxed_unsync()))
-        })
-    }
+    let cut_off = |error| BoxError::from(format!("watch cut off: {error}"));
+    Ok(response.map(|body| body.map_err(cut_off).boxed_unsync()))
 }
 
-/// The plural of the kind that a request watches, if it is a watch.
+/// Returns the plural of the kind that a request watches, if it is a watch.
 fn watched(uri: &Uri) -> Option<String> {
     uri.query()?.split('&').find(|parameter| *parameter == "watch=true")?;
     uri.path().rsplit('/').next().map(str::to_owned)
 }
 
 async fn read(source: &KubeSource) -> Result<Config, Error> {
-    let unreadable = |what: &str, error: String| Error::Broken(format!("{what}: {error}"));
-    let (file, context) = match source {
-        KubeSource::InCluster => {
-            return Config::incluster().map_err(|error| {
-                unreadable("not in a cluster, and no --kubeconfig given", error.to_string())
-            });
-        }
-        KubeSource::File { file, context } => (file, context),
+    let broken = |what: &str, error: &dyn std::error::Error| Error::Broken(format!("{what}: {error}"));
+    let KubeSource::File { file, context } = source else {
+        return Config::incluster()
+            .map_err(|error| broken("not in a cluster, and no --kubeconfig given", &error));
     };
     let kubeconfig = Kubeconfig::read_from(file)
-        .map_err(|error| unreadable(&format!("--kubeconfig {}", file.display()), error.to_string()))?;
+        .map_err(|error| broken(&format!("--kubeconfig {}", file.display()), &error))?;
     let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
-    Config::from_custom_kubeconfig(kubeconfig, &options)
-        .await
-        .map_err(|error| unreadable("--kubeconfig or --kube-context", error.to_string()))
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    config.map_err(|error| broken("--kubeconfig or --kube-context", &error))
 }
 
 #[cfg(test)]

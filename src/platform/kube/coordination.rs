@@ -1,5 +1,5 @@
-//! Restart locks as `coordination.k8s.io` leases in the gateways' own namespace: one object per lease that is
-//! being restarted.
+//! Restart locks as Kubernetes Lease objects (`coordination.k8s.io`) in the gateways' own namespace: one
+//! object per lease that is being restarted.
 //!
 //! Each write names the version that it replaces, so of two concurrent writes one fails. An object is owned
 //! by the namespace of its lease, and Kubernetes deletes it with that. While the lease exists, the gateway
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_core::future::BoxFuture;
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::coordination::v1::{Lease as LeaseObject, LeaseSpec as LeaseObjectSpec};
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -18,46 +18,48 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::api::has_changed;
 use super::{jittered, names};
 use crate::model::id::LeaseId;
 use crate::platform::Error;
-use crate::platform::coordination::{LeaseLock, LeaseLocks, LockState};
+use crate::platform::coordination::{LockCandidate, LockState, RestartLocks};
 
-/// Time without renewal after which a holder counts as dead: the value of client-go's leader election.
-const TERM: Duration = Duration::from_secs(15);
+/// Time without renewal after which other gateways take the lock over: the lease duration of client-go's
+/// leader election.
+const LOCK_DURATION: Duration = Duration::from_secs(15);
 
 /// Time without renewal after which a holder has lost the lock by its own clock: well before another gateway
-/// takes it.
-const OWN_TERM: Duration = Duration::from_secs(10);
+/// takes it over.
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Interval of renewals: three within the holder's own term.
-const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// Interval of renewals: three before [`RENEW_DEADLINE`].
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Interval at which a candidate checks the lock.
-const CHECK_EVERY: Duration = Duration::from_secs(2);
+/// Interval at which a candidate tries to acquire the lock, jittered.
+const ACQUIRE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Longest time of a check: a dead connection would take longer to fail.
-const CHECK_MAX: Duration = Duration::from_secs(10);
+/// Longest attempt to acquire the lock: a dead connection would take longer to fail.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest time of a write that renews the lock, so that another attempt fits into the term.
-const WRITE_MAX: Duration = Duration::from_secs(3);
+/// Longest write that renews the lock, so that another attempt fits before [`RENEW_DEADLINE`].
+const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Pause before a failed write is retried.
-const RETRY: Duration = Duration::from_secs(1);
+/// Delay before a failed write is retried.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Longest time to release a lock: a drain waits for it.
-const RELEASE_MAX: Duration = Duration::from_secs(3);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Age at which a payload that was not overwritten is deleted: a little longer than the requests in it are
 /// remembered.
-const KEPT_FOR: Duration = Duration::from_secs(3_900);
+const PAYLOAD_KEPT: Duration = Duration::from_secs(3_900);
 
 /// Most objects that wait for their deletion. Further ones go with their lease.
-const KEPT_MAX: usize = 1_024;
+const PENDING_DELETIONS_MAX: usize = 1_024;
 
 /// The restart locks of a cluster. Cheap to clone.
 #[derive(Clone)]
-pub struct KubeLeaseLocks(Arc<Shared>);
+pub struct KubeRestartLocks(Arc<Shared>);
 
 struct Shared {
     client: Client,
@@ -76,23 +78,23 @@ struct Kept {
     as_written: Preconditions,
 }
 
-struct KubeLeaseLock {
-    locks: KubeLeaseLocks,
-    /// The namespace of the lease.
+struct KubeLockCandidate {
+    locks: KubeRestartLocks,
+    /// The namespace of the Akash lease.
     lease: String,
     name: String,
-    has_checked: bool,
+    has_tried: bool,
     /// The version that another holder wrote, and when it was seen first.
     seen: Option<(String, Instant)>,
     /// The object as this gateway wrote it; `None`: this gateway does not hold the lock.
-    mine: Option<Lease>,
+    mine: Option<LeaseObject>,
     /// When it was written: a time before the API server did so.
     renewed: Instant,
 }
 
-// === impl KubeLeaseLocks ===
+// === impl KubeRestartLocks ===
 
-impl KubeLeaseLocks {
+impl KubeRestartLocks {
     /// Creates locks in `namespace`, where all names that begin with `leasemux-` are reserved for them.
     pub fn new(client: Client, namespace: String) -> Self {
         // The name of the pod tells an operator more than a number does.
@@ -118,25 +120,29 @@ impl KubeLeaseLocks {
         }
     }
 
-    /// Has the object deleted later.
-    fn keep(&self, written: &Lease) {
+    /// Keeps the object for [`PAYLOAD_KEPT`], and has it deleted then.
+    fn keep(&self, written: &LeaseObject) {
         let mut kept = self.0.kept.lock();
-        if kept.len() == KEPT_MAX {
+        if kept.len() == PENDING_DELETIONS_MAX {
             kept.pop_front();
         }
         let name = written.metadata.name.clone().unwrap_or_default();
-        kept.push_back(Kept { until: Instant::now() + KEPT_FOR, name, as_written: preconditions(written) });
+        kept.push_back(Kept {
+            until: Instant::now() + PAYLOAD_KEPT,
+            name,
+            as_written: preconditions(written),
+        });
     }
 
-    fn api(&self) -> Api<Lease> {
+    fn api(&self) -> Api<LeaseObject> {
         Api::namespaced(self.0.client.clone(), &self.0.namespace)
     }
 
-    async fn get(&self, name: &str) -> Result<Option<Lease>, Error> {
+    async fn get(&self, name: &str) -> Result<Option<LeaseObject>, Error> {
         self.api().get_opt(name).await.map_err(|error| failed("read a restart lock", &error))
     }
 
-    async fn replace(&self, object: &Lease) -> kube::Result<Lease> {
+    async fn replace(&self, object: &LeaseObject) -> kube::Result<LeaseObject> {
         let name = object.metadata.name.as_deref().unwrap_or_default();
         self.api().replace(name, &PostParams::default(), object).await
     }
@@ -147,7 +153,7 @@ impl KubeLeaseLocks {
     }
 }
 
-impl LeaseLocks for KubeLeaseLocks {
+impl RestartLocks for KubeRestartLocks {
     fn payload(&self, lease: &LeaseId) -> BoxFuture<'static, Result<String, Error>> {
         let (locks, name) = (self.clone(), object_name(&lease.namespace()));
         Box::pin(async move {
@@ -156,13 +162,13 @@ impl LeaseLocks for KubeLeaseLocks {
         })
     }
 
-    fn candidate(&self, lease: &LeaseId) -> Box<dyn LeaseLock> {
+    fn candidate(&self, lease: &LeaseId) -> Box<dyn LockCandidate> {
         let lease = lease.namespace();
-        Box::new(KubeLeaseLock {
+        Box::new(KubeLockCandidate {
             locks: self.clone(),
             name: object_name(&lease),
             lease,
-            has_checked: false,
+            has_tried: false,
             seen: None,
             mine: None,
             renewed: Instant::now(),
@@ -170,50 +176,56 @@ impl LeaseLocks for KubeLeaseLocks {
     }
 }
 
-impl std::fmt::Debug for KubeLeaseLocks {
+impl std::fmt::Debug for KubeRestartLocks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Shared { namespace, me, .. } = &*self.0;
-        f.debug_struct("KubeLeaseLocks").field("namespace", namespace).field("me", me).finish_non_exhaustive()
+        f.debug_struct("KubeRestartLocks")
+            .field("namespace", namespace)
+            .field("me", me)
+            .finish_non_exhaustive()
     }
 }
 
-// === impl KubeLeaseLock ===
+// === impl KubeLockCandidate ===
 
-impl KubeLeaseLock {
+impl KubeLockCandidate {
     fn me(&self) -> &str {
         &self.locks.0.me
     }
 
     async fn try_acquire(&mut self) -> Result<LockState, Error> {
-        if std::mem::replace(&mut self.has_checked, true) {
-            tokio::time::sleep(jittered(CHECK_EVERY)).await;
+        if std::mem::replace(&mut self.has_tried, true) {
+            tokio::time::sleep(jittered(ACQUIRE_INTERVAL)).await;
         }
-        let Some(found) = self.locks.get(&self.name).await? else {
-            let new = self.new_object().await?;
-            let sent = Instant::now();
-            return match self.locks.api().create(&PostParams::default(), &new).await {
-                Ok(mine) => Ok(self.acquired(mine, sent)),
-                // Another gateway was first.
-                Err(kube::Error::Api(status)) if status.code == 409 => {
-                    Ok(LockState::HeldByOther { holder: String::new(), payload: String::new() })
+        let (mut holder, mut payload) = (String::new(), String::new());
+        let found = self.locks.get(&self.name).await?;
+        let is_new = found.is_none();
+        let new = match found {
+            None => self.new_object().await?,
+            Some(found) => {
+                (holder, payload) = (holder_of(&found).to_owned(), payload_of(&found).to_owned());
+                if !holder.is_empty() && holder != self.me() {
+                    if !self.is_dead(&found) {
+                        return Ok(LockState::HeldByOther { holder, payload });
+                    }
+                    tracing::warn!(holder, name = self.name, "taking over restart lock that was not renewed");
                 }
-                Err(error) => Err(failed("acquire a restart lock", &error)),
-            };
-        };
-        let holder = holder_of(&found).to_owned();
-        if !holder.is_empty() && holder != self.me() {
-            if !self.is_dead(&found) {
-                return Ok(LockState::HeldByOther { holder, payload: payload_of(&found).to_owned() });
+                held(found, self.me(), payload.clone())
             }
-            tracing::warn!(holder, name = self.name, "taking over restart lock that was not renewed");
-        }
-        let payload = payload_of(&found).to_owned();
-        let wish = held(found, self.me(), payload.clone());
+        };
         let sent = Instant::now();
-        match self.locks.replace(&wish).await {
-            Ok(mine) => Ok(self.acquired(mine, sent)),
+        let written = if is_new {
+            self.locks.api().create(&PostParams::default(), &new).await
+        } else {
+            self.locks.replace(&new).await
+        };
+        match written {
+            Ok(mine) => {
+                (self.mine, self.renewed, self.seen) = (Some(mine), sent, None);
+                Ok(LockState::Held(payload))
+            }
             // Another gateway was first, or has deleted it.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 && !is_new => {
                 self.seen = None;
                 Ok(LockState::HeldByOther { holder, payload })
             }
@@ -221,22 +233,16 @@ impl KubeLeaseLock {
         }
     }
 
-    fn acquired(&mut self, mine: Lease, sent: Instant) -> LockState {
-        let payload = payload_of(&mine).to_owned();
-        (self.mine, self.renewed, self.seen) = (Some(mine), sent, None);
-        LockState::Held(payload)
-    }
-
-    /// Whether the holder has written nothing for a whole term since this version was seen first. Times that
-    /// another machine wrote are not trusted.
-    fn is_dead(&mut self, found: &Lease) -> bool {
+    /// Whether the holder has written nothing for [`LOCK_DURATION`] since this version was seen first. Times
+    /// that another machine wrote are not trusted.
+    fn is_dead(&mut self, found: &LeaseObject) -> bool {
         let version = found.metadata.resource_version.clone().unwrap_or_default();
         let now = Instant::now();
         match &self.seen {
             Some((seen, since)) if *seen == version => {
                 let seconds = found.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
-                let term = seconds.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
-                now.duration_since(*since) >= term.unwrap_or(TERM).max(TERM)
+                let duration = seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or_default();
+                now.duration_since(*since) >= Duration::from_secs(duration).max(LOCK_DURATION)
             }
             _ => {
                 self.seen = Some((version, now));
@@ -246,7 +252,7 @@ impl KubeLeaseLock {
     }
 
     /// Creates an object that Kubernetes deletes with the lease's namespace.
-    async fn new_object(&self) -> Result<Lease, Error> {
+    async fn new_object(&self) -> Result<LeaseObject, Error> {
         let api: Api<Namespace> = Api::all(self.locks.0.client.clone());
         let found = api.get_opt(&self.lease).await.map_err(|error| failed("read a namespace", &error))?;
         let uid = found.and_then(|namespace| namespace.metadata.uid);
@@ -259,49 +265,39 @@ impl KubeLeaseLock {
     /// lock is lost.
     async fn renew(&mut self, payload: Option<String>) -> Result<(), Error> {
         let lost = || Error::Conflict("another gateway holds the restart lock".to_owned());
-        let mut failure = "no response".to_owned();
         loop {
             let mine = self.mine.clone().ok_or_else(lost)?;
             let payload = payload.clone().unwrap_or_else(|| payload_of(&mine).to_owned());
             let wish = held(mine, self.me(), payload);
-            let (sent, end) = (Instant::now(), self.renewed + OWN_TERM);
-            match timeout_at(end.min(sent + WRITE_MAX), self.locks.replace(&wish)).await {
-                Ok(Ok(mine)) => {
+            let (sent, end) = (Instant::now(), self.renewed + RENEW_DEADLINE);
+            let failure = match within(end.min(sent + WRITE_TIMEOUT), self.locks.replace(&wish)).await {
+                Ok(mine) => {
                     (self.mine, self.renewed) = (Some(mine), sent);
                     return Ok(());
                 }
                 // Another gateway wrote the object, or this one did and the response was lost.
-                Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
-                    let until = end.min(Instant::now() + WRITE_MAX);
-                    match timeout_at(until, self.locks.api().get_opt(&self.name)).await {
-                        Ok(Ok(Some(found))) if holder_of(&found) == self.me() => {
-                            self.mine = Some(found);
+                Err(error) if has_changed(&error) => {
+                    let until = end.min(Instant::now() + WRITE_TIMEOUT);
+                    match within(until, self.locks.api().get_opt(&self.name)).await {
+                        Ok(found) => {
+                            self.mine = found.filter(|found| holder_of(found) == self.me());
                             continue;
                         }
-                        Ok(Ok(_)) => {
-                            self.mine = None;
-                            return Err(lost());
-                        }
-                        Ok(Err(error)) => failure = error.to_string(),
-                        Err(_) => {}
+                        Err(error) => error,
                     }
                 }
-                Ok(Err(error)) => failure = error.to_string(),
-                Err(_) => {}
-            }
-            if Instant::now() + RETRY >= end {
+                Err(error) => error,
+            };
+            if Instant::now() + RETRY_DELAY >= end {
                 self.mine = None;
                 return Err(Error::Unavailable(format!("failed to renew a restart lock: {failure}")));
             }
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
     async fn try_release(&mut self, payload: String) -> Result<(), Error> {
-        loop {
-            let Some(mine) = self.mine.clone() else {
-                return Ok(());
-            };
+        while let Some(mine) = self.mine.clone() {
             let released = if payload.is_empty() {
                 self.locks.delete(&self.name, preconditions(&mine)).await
             } else {
@@ -313,23 +309,22 @@ impl KubeLeaseLock {
             };
             match released {
                 Ok(()) => self.mine = None,
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                Err(error) if has_changed(&error) => {
                     let found = self.locks.get(&self.name).await?;
                     self.mine = found.filter(|found| holder_of(found) == self.me());
                 }
                 Err(error) => return Err(failed("release a restart lock", &error)),
             }
         }
+        Ok(())
     }
 }
 
-impl LeaseLock for KubeLeaseLock {
+impl LockCandidate for KubeLockCandidate {
     fn acquire_or_observe(&mut self) -> BoxFuture<'_, Result<LockState, Error>> {
         Box::pin(async {
-            let checked = timeout(CHECK_MAX, self.try_acquire()).await;
-            checked.unwrap_or_else(|_| {
-                Err(Error::Unavailable("failed to read a restart lock: no response".to_owned()))
-            })
+            let acquired = timeout(ACQUIRE_TIMEOUT, self.try_acquire()).await;
+            acquired.unwrap_or_else(|_| Err(no_response("read")))
         })
     }
 
@@ -340,7 +335,7 @@ impl LeaseLock for KubeLeaseLock {
     fn renew_until_lost(&mut self) -> BoxFuture<'_, Error> {
         Box::pin(async {
             loop {
-                tokio::time::sleep_until(self.renewed + RENEW_EVERY).await;
+                tokio::time::sleep_until(self.renewed + RENEWAL_INTERVAL).await;
                 if let Err(error) = self.renew(None).await {
                     return error;
                 }
@@ -350,38 +345,46 @@ impl LeaseLock for KubeLeaseLock {
 
     fn release(&mut self, payload: String) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
-            let released = timeout(RELEASE_MAX, self.try_release(payload)).await;
+            let released = timeout(RELEASE_TIMEOUT, self.try_release(payload)).await;
             // This gateway does not write the lock again, whether it was released or not.
             self.mine = None;
-            released.unwrap_or_else(|_| {
-                Err(Error::Unavailable("failed to release a restart lock: no response".to_owned()))
-            })
+            released.unwrap_or_else(|_| Err(no_response("release")))
         })
     }
 }
 
-/// The name of a lock. `lease` is the namespace of its lease.
+/// Waits for a response until `until`.
+async fn within<T>(until: Instant, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let response = timeout_at(until, request).await;
+    response.unwrap_or_else(|_| Err(kube::Error::Service("no response".into())))
+}
+
+fn no_response(action: &str) -> Error {
+    Error::Unavailable(format!("failed to {action} a restart lock: no response"))
+}
+
+/// Returns the name of a lock. `lease` is the namespace of its lease.
 fn object_name(lease: &str) -> String {
     format!("leasemux-{lease}")
 }
 
-fn holder_of(object: &Lease) -> &str {
+fn holder_of(object: &LeaseObject) -> &str {
     object.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
 }
 
-fn payload_of(object: &Lease) -> &str {
+fn payload_of(object: &LeaseObject) -> &str {
     let annotations = object.metadata.annotations.as_ref();
     annotations.and_then(|all| all.get(names::RESTARTS)).map(String::as_str).unwrap_or_default()
 }
 
-/// Only this very object in this very version.
-fn preconditions(object: &Lease) -> Preconditions {
+/// Returns the preconditions of a write to this very object in this very version.
+fn preconditions(object: &LeaseObject) -> Preconditions {
     let meta = &object.metadata;
     Preconditions { uid: meta.uid.clone(), resource_version: meta.resource_version.clone() }
 }
 
 /// Creates an object in `own` that the namespace `owner` with this UID owns.
-fn new_object(name: &str, own: &str, (owner, uid): (&str, String)) -> Lease {
+fn new_object(name: &str, own: &str, (owner, uid): (&str, String)) -> LeaseObject {
     let owner = OwnerReference {
         api_version: "v1".to_owned(),
         kind: "Namespace".to_owned(),
@@ -395,19 +398,19 @@ fn new_object(name: &str, own: &str, (owner, uid): (&str, String)) -> Lease {
         owner_references: Some(vec![owner]),
         ..ObjectMeta::default()
     };
-    Lease { metadata, spec: None }
+    LeaseObject { metadata, spec: None }
 }
 
-/// Returns the object as `holder` writes it to hold the lock for another [`TERM`].
-fn held(mut object: Lease, holder: &str, payload: String) -> Lease {
+/// Returns the object as `holder` writes it to hold the lock for another [`LOCK_DURATION`].
+fn held(mut object: LeaseObject, holder: &str, payload: String) -> LeaseObject {
     let now = MicroTime(k8s_openapi::jiff::Timestamp::now());
-    let spec = object.spec.get_or_insert_with(LeaseSpec::default);
+    let spec = object.spec.get_or_insert_with(LeaseObjectSpec::default);
     if spec.holder_identity.as_deref() != Some(holder) {
         spec.holder_identity = Some(holder.to_owned());
         spec.acquire_time = Some(now.clone());
         spec.lease_transitions = Some(spec.lease_transitions.unwrap_or_default().saturating_add(1));
     }
-    spec.lease_duration_seconds = Some(i32::try_from(TERM.as_secs()).unwrap_or(i32::MAX));
+    spec.lease_duration_seconds = Some(i32::try_from(LOCK_DURATION.as_secs()).unwrap_or(i32::MAX));
     spec.renew_time = Some(now);
     object.metadata.annotations.get_or_insert_default().insert(names::RESTARTS.to_owned(), payload);
     object.metadata.managed_fields = None;
@@ -434,7 +437,7 @@ mod tests {
     #[test]
     fn recorded_object_is_read_and_written_unchanged() {
         const RECORDED: &str = include_str!("../../../tests/surface/fixtures/kubernetes-lease.json");
-        let found: Lease = serde_json::from_str(RECORDED).unwrap();
+        let found: LeaseObject = serde_json::from_str(RECORDED).unwrap();
         assert_eq!((holder_of(&found), payload_of(&found)), ("gateway-1_uuid", "{\"hand\":{}}"));
         assert_eq!(found.metadata.name, Some(object_name("namespace")));
         let fresh = new_object(&object_name("namespace"), "gateways", ("namespace", "uid".to_owned()));

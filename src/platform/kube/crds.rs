@@ -5,35 +5,31 @@ use std::time::Duration;
 
 use kube::Client;
 
-use super::api::error_chain;
 use super::names::{AKASH_GROUP, AKASH_VERSION, HOSTS, LEASED};
-use super::namespace::ObjectKind;
-use super::start::{RESPONSE_MAX, StartWait, no_response};
+use super::start;
+use crate::model::label::LabelValue as _;
+use crate::model::metrics::labels::Watched;
+use crate::platform::Error;
 
 /// Interval of checks for a missing kind: one or two small requests.
-const CHECK_EVERY: Duration = Duration::from_secs(60);
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The kinds that the cluster had at the start, by their plurals.
 #[derive(Debug)]
 pub(super) struct InstalledKinds(Vec<String>);
 
 /// Finds the installed kinds. Retries until the API server responds, so that they are served from the start.
-pub(super) async fn installed(client: &Client, server: &str) -> InstalledKinds {
-    let mut wait = StartWait::new(server);
-    loop {
-        match tokio::time::timeout(RESPONSE_MAX, find(client)).await {
-            Ok(Ok(plurals)) => return InstalledKinds(plurals),
-            Ok(Err(error)) => wait.after(&error_chain(&error)).await,
-            Err(_) => wait.after(&no_response()).await,
-        }
-    }
+pub(super) async fn installed(client: &Client, server: &str) -> Result<InstalledKinds, Error> {
+    let find = || start::response("list the kinds of the cluster", find(client));
+    start::retry(server, find).await.map(InstalledKinds)
 }
 
 // === impl InstalledKinds ===
 
 impl InstalledKinds {
-    pub(super) fn all(&self) -> impl Iterator<Item = ObjectKind> {
-        self.0.iter().filter_map(|plural| ObjectKind::from_plural(plural))
+    pub(super) fn all(&self) -> impl Iterator<Item = Watched> {
+        let is_installed = |kind: &Watched| self.0.iter().any(|plural| plural == kind.label());
+        Watched::ALL.iter().copied().filter(is_installed)
     }
 
     /// Runs the watch of a kind once the cluster has it.
@@ -49,7 +45,7 @@ impl InstalledKinds {
         let (is_installed, client) = (self.0.iter().any(|known| known == plural), client.clone());
         async move {
             if !is_installed {
-                tracing::warn!(kind, every = ?CHECK_EVERY, "kind of group akash.network is not installed, checking again");
+                tracing::warn!(kind, every = ?CHECK_INTERVAL, "kind of group akash.network is not installed, checking again");
                 wait_until_installed(&client, plural).await;
                 tracing::info!(kind, "kind was installed");
             }
@@ -60,7 +56,7 @@ impl InstalledKinds {
 
 async fn wait_until_installed(client: &Client, plural: &str) {
     loop {
-        tokio::time::sleep(CHECK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         match find(client).await {
             Ok(installed) if installed.iter().any(|known| known == plural) => return,
             Ok(_) => {}

@@ -11,8 +11,9 @@ use metrics::Gauge;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::namespace::ObjectKind;
+use super::namespace::BUILT_IN;
 use super::store::Store;
+use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 
 /// Time that a watch fails before views are stale. A broken watch is back within a second or two, and an API
@@ -23,10 +24,10 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 /// ends it at once with an error.
 const WORKS_AFTER: Duration = Duration::from_secs(1);
 
-/// The watches that fail, of [`ObjectKind::BUILT_IN`] only: a cluster may lose the definition of the others,
+/// The watches that fail, of [`BUILT_IN`] only: a cluster may lose the definition of the others,
 /// which is no outage. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Freshness(watch::Sender<BTreeMap<ObjectKind, Failing>>);
+pub(super) struct Freshness(watch::Sender<BTreeMap<Watched, Failing>>);
 
 /// A watch that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +44,8 @@ struct Failing {
 
 impl Freshness {
     /// The watch of a kind failed.
-    pub(super) fn failed(&self, kind: ObjectKind) {
-        if !ObjectKind::BUILT_IN.contains(&kind) {
+    pub(super) fn failed(&self, kind: Watched) {
+        if !BUILT_IN.contains(&kind) {
             return;
         }
         self.0.send_modify(|failing| {
@@ -54,7 +55,7 @@ impl Freshness {
     }
 
     /// The API server accepted the watch of a kind.
-    pub(super) fn opened(&self, kind: ObjectKind) {
+    pub(super) fn opened(&self, kind: Watched) {
         self.0.send_if_modified(|failing| {
             let found = failing.get_mut(&kind).filter(|failing| failing.opened.is_none());
             found.map(|failing| failing.opened = Some(Instant::now())).is_some()
@@ -62,7 +63,7 @@ impl Freshness {
     }
 
     /// The watch of a kind sent an event.
-    pub(super) fn works(&self, kind: ObjectKind) {
+    pub(super) fn works(&self, kind: Watched) {
         self.0.send_if_modified(|failing| failing.remove(&kind).is_some());
     }
 
@@ -150,25 +151,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn views_are_stale_while_a_watch_fails() {
         let marked = Marked::new();
-        marked.freshness.failed(ObjectKind::Pod);
+        marked.freshness.failed(Watched::Pods);
         let failed = LogTime::now();
         assert!(!marked.is_stale_after(STALE_AFTER / 2).await);
-        marked.freshness.failed(ObjectKind::Service);
+        marked.freshness.failed(Watched::Services);
         assert!(marked.is_stale_after(STALE_AFTER / 2).await);
         assert!(marked.store.stale_since().is_some_and(|since| since <= failed));
         // One of two is not enough.
-        marked.freshness.works(ObjectKind::Pod);
+        marked.freshness.works(Watched::Pods);
         assert!(marked.is_stale_after(10 * STALE_AFTER).await);
-        marked.freshness.works(ObjectKind::Service);
+        marked.freshness.works(Watched::Services);
         assert!(!marked.is_stale_after(Duration::ZERO).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn accepted_watch_that_lasts_ends_staleness() {
         let marked = Marked::new();
-        marked.freshness.failed(ObjectKind::Pod);
+        marked.freshness.failed(Watched::Pods);
         assert!(marked.is_stale_after(STALE_AFTER).await);
-        marked.freshness.opened(ObjectKind::Pod);
+        marked.freshness.opened(Watched::Pods);
         assert!(marked.is_stale_after(Duration::ZERO).await);
         assert!(!marked.is_stale_after(WORKS_AFTER).await);
     }
@@ -177,9 +178,9 @@ mod tests {
     async fn watch_that_is_accepted_and_ended_stays_stale() {
         let marked = Marked::new();
         for _ in 0..40 {
-            marked.freshness.failed(ObjectKind::Pod);
+            marked.freshness.failed(Watched::Pods);
             tokio::time::sleep(STALE_AFTER / 20).await;
-            marked.freshness.opened(ObjectKind::Pod);
+            marked.freshness.opened(Watched::Pods);
             tokio::time::sleep(WORKS_AFTER / 2).await;
         }
         assert!(marked.is_stale_after(Duration::ZERO).await);
@@ -190,13 +191,13 @@ mod tests {
     async fn brief_failure_leaves_views_current() {
         let marked = Marked::new();
         for _ in 0..5 {
-            marked.freshness.failed(ObjectKind::Pod);
+            marked.freshness.failed(Watched::Pods);
             assert!(!marked.is_stale_after(STALE_AFTER / 2).await);
-            marked.freshness.opened(ObjectKind::Pod);
+            marked.freshness.opened(Watched::Pods);
             assert!(!marked.is_stale_after(STALE_AFTER).await);
         }
         // A removed definition is no outage.
-        marked.freshness.failed(ObjectKind::Host);
+        marked.freshness.failed(Watched::Hosts);
         assert!(!marked.is_stale_after(10 * STALE_AFTER).await);
     }
 }

@@ -8,24 +8,21 @@ mod lines;
 mod machine;
 mod overlap;
 pub(super) mod served_run;
-mod step;
 mod tail_buffer;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use self::machine::Machine;
-pub(super) use self::step::LogQuery;
-use self::step::{Action, Event, IdleVerdict};
+use self::machine::{Action, Event, IdleVerdict, Machine};
 use super::jittered;
+use super::open_limiter::Reached;
 use crate::model::id::{Instance, Replica};
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
@@ -51,6 +48,32 @@ const TRIAL_MAX: Duration = Duration::from_secs(2);
 /// Most bytes of a response to [`LogQuery::PROBE`]. The last line of a longer one is not looked for.
 const PROBE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
+/// Lines requested to check whether a silent stream has missed some: more than the pieces of any but the
+/// longest line.
+const PROBE_LINES: u64 = 64;
+
+/// Bytes requested to check whether any line exists: about the length of its time.
+const EXISTS_BYTES: u64 = 64;
+
+/// A request for log lines. It always names the container and always asks for times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LogQuery {
+    /// Whether the response continues with new lines.
+    pub(super) follow: bool,
+    /// Return only the last lines of the file, this many.
+    pub(super) tail_lines: Option<u64>,
+    /// Return only lines of this second or later. Used to look, never to resume.
+    pub(super) since_second: Option<i64>,
+    /// Return about this many bytes at most.
+    pub(super) limit_bytes: Option<u64>,
+    /// Read the run before the one that the kubelet serves as the present one. If the run that is read is the
+    /// newest one that the API server knows, it may have ended without a report.
+    pub(super) previous: bool,
+    /// Check that the kubelet serves the run that the API server calls the newest: it may have started the
+    /// next one without a report. For responses in which no known line identifies the run.
+    pub(super) checks_run: bool,
+}
+
 /// The log of one run, as the API serves it.
 pub(super) trait LogApi: Send + Sync + 'static {
     /// Sends a request. The response is that of this very run.
@@ -74,7 +97,7 @@ pub(super) enum OpenError {
     LaterRun { why: String, unclear: bool },
     /// The API server or the kubelet cannot be reached. The next request waits until an attempt is
     /// worthwhile.
-    Unreachable(String),
+    Unreachable(Reached, String),
 }
 
 /// Watches the lease's view for the end of a run.
@@ -92,7 +115,6 @@ struct Reader<A> {
     machine: Machine,
     response: Option<Response>,
     next: Action,
-    ready: VecDeque<TailItem>,
     /// When the unfinished line is delivered as a piece.
     due: Option<Instant>,
 }
@@ -110,7 +132,7 @@ pub(super) async fn open<A: LogApi>(
 ) -> Result<Tail, Error> {
     let machine = Machine::new(from, follow, started);
     let next = Action::Open(machine.query());
-    let mut reader = Reader { api, run, machine, response: None, next, ready: VecDeque::new(), due: None };
+    let mut reader = Reader { api, run, machine, response: None, next, due: None };
     let start = loop {
         if let Some(start) = reader.machine.start() {
             break start;
@@ -120,7 +142,39 @@ pub(super) async fn open<A: LogApi>(
         }
     };
     let unfinished = [!start.at_line_start(), false];
-    Ok(Tail { start, unfinished, items: stream::try_unfold(reader, Reader::next).boxed() })
+    let items = stream::try_unfold(reader, Reader::next);
+    let items = items.map_ok(|items| stream::iter(items).map(Ok)).try_flatten().boxed();
+    Ok(Tail { start, unfinished, items })
+}
+
+// === impl LogQuery ===
+
+impl LogQuery {
+    /// The whole file as it is.
+    pub(super) const WHOLE: Self = Self {
+        follow: false,
+        tail_lines: None,
+        since_second: None,
+        limit_bytes: None,
+        previous: false,
+        checks_run: false,
+    };
+
+    /// The whole file of the previous run.
+    const PREVIOUS: Self = Self { previous: true, ..Self::WHOLE };
+
+    /// The last lines, requested beside a stream that has been silent for long.
+    const PROBE: Self = Self { tail_lines: Some(PROBE_LINES), ..Self::WHOLE };
+
+    /// Requests the last `lines` lines.
+    const fn last(lines: u64) -> Self {
+        Self { tail_lines: Some(lines), ..Self::WHOLE }
+    }
+
+    /// Asks whether a line of this second or a later one exists.
+    const fn exists_since(second: i64) -> Self {
+        Self { since_second: Some(second), limit_bytes: Some(EXISTS_BYTES), ..Self::WHOLE }
+    }
 }
 
 // === impl RunWatch ===
@@ -146,16 +200,14 @@ impl RunWatch {
 // === impl Reader ===
 
 impl<A: LogApi> Reader<A> {
-    async fn next(mut self) -> Result<Option<(TailItem, Self)>, Error> {
+    async fn next(mut self) -> Result<Option<(Vec<TailItem>, Self)>, Error> {
         loop {
-            if self.ready.is_empty() {
-                self.ready.extend(self.machine.take());
-                if self.ready.back() == Some(&TailItem::FollowUnavailable) {
-                    self.api.follow_unavailable();
-                }
+            let items = self.machine.take();
+            if items.last() == Some(&TailItem::FollowUnavailable) {
+                self.api.follow_unavailable();
             }
-            if let Some(item) = self.ready.pop_front() {
-                return Ok(Some((item, self)));
+            if !items.is_empty() {
+                return Ok(Some((items, self)));
             }
             if !self.step().await? {
                 return Ok(None);
@@ -196,7 +248,7 @@ impl<A: LogApi> Reader<A> {
             Err(OpenError::Gone(why)) => Event::Gone(why),
             Err(OpenError::NotNow(why)) => Event::Broken(why),
             Err(OpenError::LaterRun { why, unclear }) => Event::LaterRun { why, unclear },
-            Err(OpenError::Unreachable(why)) => Event::Unreachable(why),
+            Err(OpenError::Unreachable(_, why)) => Event::Unreachable(why),
         };
         self.machine.on(event)
     }
@@ -230,7 +282,7 @@ impl<A: LogApi> Reader<A> {
         self.machine.on(event)
     }
 
-    /// Nothing came for the time that `verdict` allows.
+    /// Continues after nothing came for the time that `verdict` allows.
     async fn idle(&mut self, verdict: IdleVerdict) -> Action {
         match verdict {
             IdleVerdict::Slow => self.machine.on(Event::Broken("nothing came for too long".to_owned())),
@@ -247,14 +299,19 @@ impl<A: LogApi> Reader<A> {
 }
 
 /// Reads the last lines of the file.
-async fn probe(api: &impl LogApi) -> Option<Bytes> {
+async fn probe(api: &impl LogApi) -> Option<BytesMut> {
     let mut response = api.open(LogQuery::PROBE).await.ok()?;
-    let mut last = BytesMut::new();
-    while let Some(data) = response.next().await {
-        last.extend_from_slice(&data.ok()?);
-        if last.len() > PROBE_MAX_BYTES {
-            return None;
-        }
+    let last = read_start(&mut response, PROBE_MAX_BYTES).await.ok()?;
+    (last.len() <= PROBE_MAX_BYTES).then_some(last)
+}
+
+/// Reads a response until its end, or until more than `max` bytes have come.
+pub(super) async fn read_start(response: &mut Response, max: usize) -> Result<BytesMut, String> {
+    let mut data = BytesMut::new();
+    while data.len() <= max
+        && let Some(portion) = response.next().await
+    {
+        data.extend_from_slice(&portion?);
     }
-    Some(last.freeze())
+    Ok(data)
 }

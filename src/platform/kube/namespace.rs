@@ -4,25 +4,16 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::akash::{HostFacts, LeasedFacts};
-use super::objects::{LeaseFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
+use super::objects::{HostFacts, LeaseFacts, LeasedFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
 use super::replica_index::{self, Numbered};
 use crate::model::id::ServiceName;
-use crate::model::metrics::LabelValue as _;
 use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 
-/// A kind of watched objects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum ObjectKind {
-    Lease,
-    Pod,
-    Deployment,
-    StatefulSet,
-    Service,
-    Host,
-    Leased,
-}
+/// The kinds of objects that every cluster has, and that decide what runs. The others (host names, leased
+/// addresses) are the provider's own.
+pub(super) const BUILT_IN: [Watched; 5] =
+    [Watched::Namespaces, Watched::Pods, Watched::Deployments, Watched::StatefulSets, Watched::Services];
 
 /// The stored part of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,82 +42,45 @@ pub(super) struct PendingIndexWrite {
 #[derive(Debug, Default)]
 pub(super) struct NamespaceState {
     /// By kind and name; a pod by its uid.
-    pub(super) facts: BTreeMap<(ObjectKind, String), Fact>,
+    pub(super) facts: BTreeMap<(Watched, String), Fact>,
     /// The indices of pods that Kubernetes does not number, by uid.
     indices: BTreeMap<String, u32>,
     /// Pods that are gone, when they went, and until when the view has them.
     pub(super) gone: Vec<(PodFacts, LogTime, Instant)>,
 }
 
-// === impl ObjectKind ===
-
-impl ObjectKind {
-    /// The kinds that every cluster has, and that decide what runs. The others (host names, leased addresses)
-    /// are the provider's own.
-    pub(super) const BUILT_IN: [Self; 5] =
-        [Self::Lease, Self::Pod, Self::Deployment, Self::StatefulSet, Self::Service];
-
-    /// The kind with this plural in the API, if it is watched.
-    pub(super) fn from_plural(plural: &str) -> Option<Self> {
-        [Self::Host, Self::Leased].into_iter().chain(Self::BUILT_IN).find(|kind| kind.plural() == plural)
-    }
-
-    /// Its plural in the API, which is also its name in metrics.
-    pub(super) fn plural(self) -> &'static str {
-        Watched::SET.values.get(self.metric().index()).copied().unwrap_or_default()
-    }
-
-    pub(super) fn metric(self) -> Watched {
-        match self {
-            Self::Lease => Watched::Namespaces,
-            Self::Pod => Watched::Pods,
-            Self::Deployment => Watched::Deployments,
-            Self::StatefulSet => Watched::StatefulSets,
-            Self::Service => Watched::Services,
-            Self::Host => Watched::Hosts,
-            Self::Leased => Watched::LeasedIps,
-        }
-    }
-}
-
 // === impl NamespaceState ===
 
+/// Declares methods that return the facts of one variant.
+macro_rules! facts_of {
+    ($($name:ident: $variant:ident($facts:ty),)+) => {$(
+        pub(super) fn $name(&self) -> impl Iterator<Item = &$facts> {
+            self.facts.values().filter_map(|fact| match fact {
+                Fact::$variant(facts) => Some(facts),
+                _ => None,
+            })
+        }
+    )+};
+}
+
 impl NamespaceState {
-    /// The lease of the namespace.
+    facts_of! {
+        leases: Lease(LeaseFacts),
+        workloads: Workload(WorkloadFacts),
+        endpoints: Endpoints(ServiceEndpoints),
+        hosts: Host(HostFacts),
+        leased: Leased(LeasedFacts),
+    }
+
     pub(super) fn lease(&self) -> Option<&LeaseFacts> {
-        self.facts.values().find_map(|fact| if let Fact::Lease(lease) = fact { Some(lease) } else { None })
+        self.leases().next()
     }
 
     pub(super) fn pods(&self) -> impl Iterator<Item = &PodFacts> {
         self.facts.values().filter_map(|fact| if let Fact::Pod(pod) = fact { Some(&**pod) } else { None })
     }
 
-    /// Pods that are gone since a moment ago, and when they went.
-    pub(super) fn gone(&self) -> impl Iterator<Item = (&PodFacts, LogTime)> {
-        self.gone.iter().map(|(pod, at, _)| (pod, *at))
-    }
-
-    pub(super) fn workloads(&self) -> impl Iterator<Item = &WorkloadFacts> {
-        self.facts
-            .values()
-            .filter_map(|fact| if let Fact::Workload(found) = fact { Some(found) } else { None })
-    }
-
-    pub(super) fn endpoints(&self) -> impl Iterator<Item = &ServiceEndpoints> {
-        self.facts
-            .values()
-            .filter_map(|fact| if let Fact::Endpoints(found) = fact { Some(found) } else { None })
-    }
-
-    pub(super) fn hosts(&self) -> impl Iterator<Item = &HostFacts> {
-        self.facts.values().filter_map(|fact| if let Fact::Host(found) = fact { Some(found) } else { None })
-    }
-
-    pub(super) fn leased(&self) -> impl Iterator<Item = &LeasedFacts> {
-        self.facts.values().filter_map(|fact| if let Fact::Leased(found) = fact { Some(found) } else { None })
-    }
-
-    /// The replica index of a pod.
+    /// Returns the replica index of a pod.
     pub(super) fn index(&self, pod: &PodFacts) -> Option<u32> {
         pod.ordinal.or_else(|| self.indices.get(&pod.uid).copied())
     }
@@ -156,7 +110,7 @@ impl NamespaceState {
         self.indices = given.into_iter().map(|(uid, index)| (uid.to_owned(), index)).collect();
     }
 
-    /// The pods whose index is not written on them yet.
+    /// Returns the pods whose index is not written on them yet.
     pub(super) fn unwritten(&self, namespace: &str) -> Vec<PendingIndexWrite> {
         let pods = self.pods().filter(|pod| pod.lives && pod.ordinal.is_none());
         let unwritten = pods.filter_map(|pod| {

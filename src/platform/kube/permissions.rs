@@ -7,9 +7,8 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 
-use super::api::error_chain;
 use super::names::{AKASH_GROUP, HOSTS, LEASED};
-use super::start::{RESPONSE_MAX, no_response};
+use super::start;
 use crate::platform::Error;
 
 /// Concurrent access reviews.
@@ -77,13 +76,10 @@ pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result
             let review = review(needed, verb, namespace);
             let api = api.clone();
             async move {
-                let unavailable =
-                    |why| Error::Unavailable(format!("failed to ask the API server for permissions: {why}"));
                 let params = PostParams::default();
-                let answer = tokio::time::timeout(RESPONSE_MAX, api.create(&params, &review)).await;
-                let answer = answer.map_err(|_| unavailable(no_response()))?;
-                let answer = answer.map_err(|error| unavailable(error_chain(&error)))?;
-                let allowed = answer.status.is_some_and(|status| status.allowed);
+                let reviewed = api.create(&params, &review);
+                let reviewed = start::response("ask the API server for permissions", reviewed).await?;
+                let allowed = reviewed.status.is_some_and(|status| status.allowed);
                 Ok::<_, Error>((!allowed).then(|| (needed, describe(needed, verb, namespace))))
             }
         })
@@ -118,11 +114,8 @@ fn review(needed: &Permission, verb: &str, namespace: Option<&str>) -> SelfSubje
         namespace: namespace.map(str::to_owned),
         ..ResourceAttributes::default()
     };
-    let spec = SelfSubjectAccessReviewSpec {
-        resource_attributes: Some(attributes),
-        ..SelfSubjectAccessReviewSpec::default()
-    };
-    SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() }
+    let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+    SelfSubjectAccessReview { spec, ..Default::default() }
 }
 
 /// Formats a permission as it stands in a role.

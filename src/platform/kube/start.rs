@@ -1,4 +1,4 @@
-//! Waits for the cluster at the start, and logs why.
+//! Requests to the API server at the start: they wait for it, and log why.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,47 +6,59 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::namespace::ObjectKind;
+use super::api::error_chain;
+use crate::model::label::LabelValue as _;
+use crate::model::metrics::labels::Watched;
 use crate::platform::Error;
 
 /// Pause before the next attempt. Short, so that a gateway is ready soon after the API server.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// Longest wait for a response at the start. The requests are small, and a server that accepts connections
 /// and never responds would otherwise be waited for silently.
-pub(super) const RESPONSE_MAX: Duration = Duration::from_secs(30);
+const RESPONSE_MAX: Duration = Duration::from_secs(30);
 
 /// Interval of log messages that name the kinds still being listed: soon enough for a person who waits.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// Failures in a row to reach the API server.
-#[derive(Debug)]
-pub(super) struct StartWait<'a> {
-    server: &'a str,
-    failures: u32,
-}
-
-// === impl StartWait ===
-
-impl<'a> StartWait<'a> {
-    pub(super) const fn new(server: &'a str) -> Self {
-        Self { server, failures: 0 }
-    }
-
-    /// Waits before the next attempt. Logs the failures 1, 2, 4, 8 and so on.
-    pub(super) async fn after(&mut self, error: &str) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures.is_power_of_two() {
-            let (server, failures) = (self.server, self.failures);
-            tracing::warn!(server, failures, error, "failed to reach the API server, retrying");
+/// Repeats a request until the API server responds. Logs the failures 1, 2, 4, 8 and so on.
+///
+/// # Errors
+/// Those of `request` that a retry does not change.
+pub(super) async fn retry<T, F>(server: &str, request: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut failures = 0_u32;
+    loop {
+        match request().await {
+            Err(error) if error.is_retryable() => {
+                failures = failures.saturating_add(1);
+                if failures.is_power_of_two() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(server, failures, error, "failed to reach the API server, retrying");
+                }
+            }
+            result => return result,
         }
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(RETRY_DELAY).await;
     }
 }
 
-/// The error of a server that does not respond within [`RESPONSE_MAX`].
-pub(super) fn no_response() -> String {
-    format!("no response within {RESPONSE_MAX:?}")
+/// Waits for the response to a request, for [`RESPONSE_MAX`] at most.
+///
+/// # Errors
+/// [`Error::Unavailable`]: the gateway failed to do `action`.
+pub(super) async fn response<T>(
+    action: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, Error> {
+    let why = match tokio::time::timeout(RESPONSE_MAX, request).await {
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(error)) => error_chain(&error),
+        Err(_) => format!("no response within {RESPONSE_MAX:?}"),
+    };
+    Err(Error::Unavailable(format!("failed to {action}: {why}")))
 }
 
 /// Waits until all of `needed` are listed.
@@ -54,8 +66,8 @@ pub(super) fn no_response() -> String {
 /// # Errors
 /// [`Error::Broken`] if the watches have ended.
 pub(super) async fn listed(
-    listed: &mut watch::Receiver<BTreeSet<ObjectKind>>,
-    needed: &BTreeSet<ObjectKind>,
+    listed: &mut watch::Receiver<BTreeSet<Watched>>,
+    needed: &BTreeSet<Watched>,
 ) -> Result<(), Error> {
     let began = Instant::now();
     loop {
@@ -64,7 +76,7 @@ pub(super) async fn listed(
             return ended.map_err(|_| Error::Broken("the watches ended".to_owned()));
         }
         let listed = listed.borrow().clone();
-        let missing: Vec<&str> = needed.difference(&listed).map(|kind| kind.plural()).collect();
+        let missing: Vec<&str> = needed.difference(&listed).map(|kind| kind.label()).collect();
         tracing::info!(
             waiting_for = missing.join(", "),
             waited = ?began.elapsed(),

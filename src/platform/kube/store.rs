@@ -11,10 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::namespace::{Fact, NamespaceState, ObjectKind, PendingIndexWrite};
+use super::namespace::{Fact, NamespaceState, PendingIndexWrite};
 use super::objects::PodFacts;
 use super::view::{self, Provider};
 use crate::model::id::{LeaseId, Replica};
+use crate::model::metrics::labels::Watched;
 use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
@@ -26,7 +27,7 @@ const GONE_KEPT: Duration = Duration::from_secs(10);
 pub(super) struct Key {
     /// The namespace of its lease.
     pub(super) namespace: String,
-    pub(super) kind: ObjectKind,
+    pub(super) kind: Watched,
     /// Its name; its uid if it is a pod.
     pub(super) name: String,
 }
@@ -39,7 +40,7 @@ pub(super) enum Change {
     /// An object was deleted, or belongs to no lease any more.
     Unset(Key),
     /// All objects of a kind.
-    Replace(ObjectKind, Vec<(Key, Fact)>),
+    Replace(Watched, Vec<(Key, Fact)>),
 }
 
 /// The store. Cheap to clone. No method leaves it inconsistent.
@@ -103,7 +104,7 @@ impl Store {
     /// The pod with this uid.
     pub(super) fn pod(&self, namespace: &str, uid: &str) -> Option<PodFacts> {
         let inner = self.0.lock();
-        match inner.namespaces.get(namespace)?.facts.get(&(ObjectKind::Pod, uid.to_owned()))? {
+        match inner.namespaces.get(namespace)?.facts.get(&(Watched::Pods, uid.to_owned()))? {
             Fact::Pod(pod) => Some(PodFacts::clone(pod)),
             _ => None,
         }
@@ -184,7 +185,7 @@ impl Inner {
     /// Removes one of the provider's own objects from other leases, and returns their namespaces. Such an
     /// object names its lease in its content, which may change: a host name that was moved.
     fn remove_from_others(&mut self, key: &Key) -> BTreeSet<String> {
-        if !matches!(key.kind, ObjectKind::Host | ObjectKind::Leased) {
+        if !matches!(key.kind, Watched::Hosts | Watched::LeasedIps) {
             return BTreeSet::new();
         }
         let which = (key.kind, key.name.clone());
@@ -195,7 +196,7 @@ impl Inner {
     }
 
     /// Replaces all objects of a kind. Returns the namespaces that may have changed.
-    fn replace(&mut self, kind: ObjectKind, all: Vec<(Key, Fact)>) -> BTreeSet<String> {
+    fn replace(&mut self, kind: Watched, all: Vec<(Key, Fact)>) -> BTreeSet<String> {
         let listed: BTreeSet<Key> = all.iter().map(|(key, _)| key.clone()).collect();
         let known = self.namespaces.iter().flat_map(|(namespace, state)| {
             let of_kind = state.facts.keys().filter(|(known, _)| *known == kind);
@@ -203,7 +204,7 @@ impl Inner {
         });
         let vanished: Vec<Key> = known.filter(|key| !listed.contains(key)).collect();
         let mut touched: BTreeSet<String> = vanished.iter().map(|key| key.namespace.clone()).collect();
-        if kind == ObjectKind::Leased && !std::mem::replace(&mut self.provider.tells_leased, true) {
+        if kind == Watched::LeasedIps && !std::mem::replace(&mut self.provider.tells_leased, true) {
             // From now on the provider decides which addresses are leased.
             touched.extend(self.namespaces.keys().cloned());
         }

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::akash::LeasedFacts;
 use super::namespace::NamespaceState;
-use super::objects::{ContainerFacts, PodFacts, RunFacts, State};
+use super::objects::{ContainerFacts, LeasedFacts, PodFacts, RunFacts, State};
 use super::replica_index;
 use crate::model::id::{Instance, ServiceName};
 use crate::model::limits::RUNS_MAX;
@@ -87,7 +86,7 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
 
 /// Returns the pods of each service by replica index.
 fn by_slot(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
-    let gone = state.gone().map(|(pod, at)| (pod, Some(at)));
+    let gone = state.gone.iter().map(|(pod, at, _)| (pod, Some(*at)));
     let mut pods: Vec<_> = state.pods().map(|pod| (pod, None)).chain(gone).collect();
     // The log of a pod that does not live is read before that of the pod that took its index, whichever is
     // older.
@@ -126,20 +125,21 @@ fn slot(members: &Members<'_>) -> ReplicaView {
         }
         (None, None) => waiting(NO_POD, ""),
     };
-    let restarts = container.map_or(0, |container| container.restarts);
+    let restarts = container.map_or(0, |container| container.run_number);
     ReplicaView { runs, state, ready: pod.ready && pod.lives, restarts, forgotten: None }
 }
 
 /// Returns the runs of a pod, oldest first.
 fn runs(pod: &PodFacts, gone: Option<LogTime>) -> Vec<Run> {
-    let Some(ContainerFacts { restarts, newest, before, .. }) = &pod.container else { return Vec::new() };
+    let Some(ContainerFacts { run_number, newest, before, .. }) = &pod.container else { return Vec::new() };
     let run = |number: u32, run: &RunFacts| {
         let instance = Instance::new(&pod.uid, pod.service.as_str(), number).ok()?;
         let log_is_gone = gone.is_some();
         Some(Run { instance, started: run.started, end: run.end.clone(), log_is_gone })
     };
-    let before = before.as_ref().zip(restarts.checked_sub(1)).and_then(|(facts, number)| run(number, facts));
-    let mut newest = newest.as_ref().and_then(|facts| run(*restarts, facts));
+    let before =
+        before.as_ref().zip(run_number.checked_sub(1)).and_then(|(facts, number)| run(number, facts));
+    let mut newest = newest.as_ref().and_then(|facts| run(*run_number, facts));
     if let (Some(time), Some(run)) = (gone, &mut newest) {
         run.end.get_or_insert_with(|| RunEnd {
             time,

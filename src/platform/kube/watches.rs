@@ -18,13 +18,13 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::akash::{HostFacts, LeasedFacts};
 use super::freshness::Freshness;
-use super::namespace::{Fact, ObjectKind, PendingIndexWrite};
-use super::objects::{LeaseFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
+use super::namespace::{Fact, PendingIndexWrite};
+use super::objects::{HostFacts, LeaseFacts, LeasedFacts, PodFacts, ServiceEndpoints, WorkloadFacts};
 use super::store::{Change, Key, Store};
 use super::{jittered, names};
 use crate::model::metrics::Metrics;
+use crate::model::metrics::labels::Watched;
 
 /// Objects in one page of a list: bounds the memory that listing a kind needs beside the stored facts.
 const PAGE_OBJECTS: u32 = 250;
@@ -47,7 +47,7 @@ pub(super) struct Watch {
     /// Takes pods whose index is to be written. Pods that find no room come again with their next change.
     pub(super) unwritten: mpsc::Sender<PendingIndexWrite>,
     /// The kinds that were listed once.
-    pub(super) listed: watch::Sender<BTreeSet<ObjectKind>>,
+    pub(super) listed: watch::Sender<BTreeSet<Watched>>,
     pub(super) freshness: Freshness,
     pub(super) metrics: Metrics,
 }
@@ -59,20 +59,20 @@ struct WatchBackoff(ExponentialBackoff);
 // === impl Watch ===
 
 impl Watch {
-    /// The watches of [`ObjectKind::BUILT_IN`]. They run until they are dropped.
+    /// Returns the watches of [`BUILT_IN`](super::namespace::BUILT_IN). They run until they are dropped.
     pub(super) fn built_in(&self, client: &Client) -> [BoxFuture<'static, ()>; 5] {
         [
-            self.of(client, ObjectKind::Lease, |lease: &Namespace| LeaseFacts::read(lease).map(Fact::Lease)),
-            self.of(client, ObjectKind::Pod, |pod: &Pod| {
-                PodFacts::read(pod).map(|facts| Fact::Pod(Box::new(facts)))
+            self.of(client, Watched::Namespaces, |lease: &Namespace| {
+                LeaseFacts::read(lease).map(Fact::Lease)
             }),
-            self.of(client, ObjectKind::Deployment, |deployment: &Deployment| {
+            self.of(client, Watched::Pods, |pod: &Pod| PodFacts::read(pod).map(Box::new).map(Fact::Pod)),
+            self.of(client, Watched::Deployments, |deployment: &Deployment| {
                 WorkloadFacts::of_deployment(deployment).map(Fact::Workload)
             }),
-            self.of(client, ObjectKind::StatefulSet, |set: &StatefulSet| {
+            self.of(client, Watched::StatefulSets, |set: &StatefulSet| {
                 WorkloadFacts::of_stateful_set(set).map(Fact::Workload)
             }),
-            self.of(client, ObjectKind::Service, |service: &Service| {
+            self.of(client, Watched::Services, |service: &Service| {
                 ServiceEndpoints::read(service).map(Fact::Endpoints)
             }),
         ]
@@ -83,7 +83,7 @@ impl Watch {
         let read = |object: &DynamicObject| {
             HostFacts::read(object).map(|facts| (facts.namespace.clone(), Fact::Host(facts)))
         };
-        self.of_provider(client, manifests, ObjectKind::Host, names::HOSTS, read)
+        self.of_provider(client, manifests, Watched::Hosts, names::HOSTS, read)
     }
 
     /// Watches the provider's leased addresses. The cluster must have that kind.
@@ -91,18 +91,18 @@ impl Watch {
         let read = |object: &DynamicObject| {
             LeasedFacts::read(object).map(|facts| (facts.namespace.clone(), Fact::Leased(facts)))
         };
-        self.of_provider(client, manifests, ObjectKind::Leased, names::LEASED, read)
+        self.of_provider(client, manifests, Watched::LeasedIps, names::LEASED, read)
     }
 
-    fn of<K>(&self, client: &Client, kind: ObjectKind, read: fn(&K) -> Option<Fact>) -> BoxFuture<'static, ()>
+    fn of<K>(&self, client: &Client, kind: Watched, read: fn(&K) -> Option<Fact>) -> BoxFuture<'static, ()>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
         let read = move |object: &K| {
             let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
             let (namespace, name) = match kind {
-                ObjectKind::Lease => (name.clone(), name),
-                ObjectKind::Pod => (namespace, object.uid().unwrap_or_default()),
+                Watched::Namespaces => (name.clone(), name),
+                Watched::Pods => (namespace, object.uid().unwrap_or_default()),
                 _ => (namespace, name),
             };
             (Key { namespace, kind, name }, read(object))
@@ -115,7 +115,7 @@ impl Watch {
         &self,
         client: &Client,
         manifests: &str,
-        kind: ObjectKind,
+        kind: Watched,
         (name, plural): (&str, &str),
         read: fn(&DynamicObject) -> Option<(String, Fact)>,
     ) -> BoxFuture<'static, ()> {
@@ -128,7 +128,7 @@ impl Watch {
         Box::pin(self.clone().run(Api::namespaced_with(client.clone(), manifests, &resource), kind, read))
     }
 
-    async fn run<K>(self, api: Api<K>, kind: ObjectKind, read: impl Fn(&K) -> (Key, Option<Fact>))
+    async fn run<K>(self, api: Api<K>, kind: Watched, read: impl Fn(&K) -> (Key, Option<Fact>))
     where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
@@ -152,7 +152,7 @@ impl Watch {
                     change(event, kind, &mut listed, &read)
                 }
                 Err(error) => {
-                    self.metrics.watch_failures.of(kind.metric()).increment(1);
+                    self.metrics.watch_failures.of(kind).increment(1);
                     self.freshness.failed(kind);
                     failures = failures.saturating_add(1);
                     // Logs the first failure of a series, and then ever fewer.
@@ -165,7 +165,7 @@ impl Watch {
             };
             let is_list = matches!(change, Some(Change::Replace(..)));
             if is_list {
-                self.metrics.watch_lists.of(kind.metric()).increment(1);
+                self.metrics.watch_lists.of(kind).increment(1);
             }
             if let Some(change) = change {
                 for pod in self.store.apply(change) {
@@ -205,7 +205,7 @@ impl Backoff for WatchBackoff {
 /// Converts an event. Collects the objects of a list in `listed`.
 fn change<K>(
     event: Event<K>,
-    kind: ObjectKind,
+    kind: Watched,
     listed: &mut Option<Vec<(Key, Fact)>>,
     read: &impl Fn(&K) -> (Key, Option<Fact>),
 ) -> Option<Change> {

@@ -10,8 +10,8 @@ use futures_core::future::BoxFuture;
 use leasemux::edge::admin::Exporter;
 use leasemux::model::id::{Instance, LeaseId, Replica};
 use leasemux::model::view::{Filter, LeaseView};
-use leasemux::platform::coordination::LeaseLocks;
-use leasemux::platform::kube::KubeLeaseLocks;
+use leasemux::platform::coordination::RestartLocks;
+use leasemux::platform::kube::KubeRestartLocks;
 use leasemux::platform::{Error, Platform, RestartRequest, Tail, TailRequest};
 use leasemux::restart::{ReplicaOutcome, Request, RequestError, RestartJob, RestartManager};
 use rand::rngs::StdRng;
@@ -63,12 +63,12 @@ enum Network {
 #[derive(Debug)]
 struct GatewayPlatform {
     scenario: Scenario,
-    locks: KubeLeaseLocks,
+    locks: KubeRestartLocks,
 }
 
 struct Gateway {
     restarts: RestartManager,
-    locks: KubeLeaseLocks,
+    locks: KubeRestartLocks,
     network: Arc<Mutex<Network>>,
 }
 
@@ -139,7 +139,7 @@ impl Scenario {
                 Ok(answer)
             }
         });
-        let locks = KubeLeaseLocks::new(kube::Client::new(service, "gateways"), "gateways".to_owned());
+        let locks = KubeRestartLocks::new(kube::Client::new(service, "gateways"), "gateways".to_owned());
         (Arc::new(GatewayPlatform { scenario: self.clone(), locks }), network)
     }
 
@@ -239,7 +239,7 @@ impl Platform for GatewayPlatform {
         })
     }
 
-    fn lease_locks(&self) -> Option<Arc<dyn LeaseLocks>> {
+    fn restart_locks(&self) -> Option<Arc<dyn RestartLocks>> {
         Some(Arc::new(self.locks.clone()))
     }
 }

@@ -54,7 +54,10 @@ impl Lines {
             let (line, rest) = data.split_at(end + 1);
             data = rest;
             if self.held.is_empty() && self.line == Line::Unread {
-                self.whole(line, out);
+                out(match timed(&mut self.parser, line) {
+                    Some((time, bytes)) => Found::Piece { time, bytes, ends: true },
+                    None => Found::Foreign(clip(line)),
+                });
             } else {
                 self.held.extend_from_slice(line);
                 self.end_line(out);
@@ -69,20 +72,12 @@ impl Lines {
     /// Takes the unfinished line, and begins anew. A line that was returned in pieces always has a rest,
     /// perhaps an empty one.
     pub(super) fn take_rest(&mut self) -> Rest {
-        let mut held = std::mem::take(&mut self.held);
-        let line = std::mem::take(&mut self.line);
-        match line {
+        self.read_time();
+        let held = std::mem::take(&mut self.held);
+        match std::mem::take(&mut self.line) {
             Line::Timed(time) => Rest::Line(time, held),
-            Line::Foreign => Rest::Foreign(held),
-            Line::Unread => match timed(&mut self.parser, &held) {
-                _ if held.is_empty() => Rest::Nothing,
-                Some((time, content)) => {
-                    let skip = held.len() - content.len();
-                    held.drain(..skip);
-                    Rest::Line(time, held)
-                }
-                None => Rest::Foreign(held),
-            },
+            Line::Unread if held.is_empty() => Rest::Nothing,
+            Line::Unread | Line::Foreign => Rest::Foreign(held),
         }
     }
 
@@ -91,46 +86,31 @@ impl Lines {
         !self.held.is_empty() && self.line != Line::Foreign
     }
 
-    /// Passes the received part of an unfinished line to `out`, if the line is not older than `not_before`.
-    pub(super) fn take_unfinished(&mut self, not_before: Option<LogTime>, out: &mut impl FnMut(Found<'_>)) {
-        if self.line == Line::Unread {
-            self.read_time();
-        }
-        let Line::Timed(time) = self.line else { return };
-        if self.held.is_empty() || not_before.is_some_and(|earliest| time < earliest) {
-            return;
-        }
-        out(Found::Piece { time, bytes: &self.held, ends: false });
-        self.held.clear();
-        self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
+    /// Takes the received part of an unfinished line, if the line is not older than `not_before`.
+    pub(super) fn take_unfinished(&mut self, not_before: Option<LogTime>) -> Option<(LogTime, Vec<u8>)> {
+        self.read_time();
+        let Line::Timed(time) = self.line else { return None };
+        let is_due = !self.held.is_empty() && not_before.is_none_or(|earliest| time >= earliest);
+        is_due.then(|| (time, std::mem::take(&mut self.held)))
     }
 
-    /// Removes the time from the held bytes, if all of it was read.
+    /// Removes the time from the held bytes, if it was not read before and all of it has come.
     fn read_time(&mut self) {
-        if let Some((time, content)) = timed(&mut self.parser, &self.held) {
+        if self.line == Line::Unread
+            && let Some((time, content)) = timed(&mut self.parser, &self.held)
+        {
             let skip = self.held.len() - content.len();
             self.held.drain(..skip);
             self.line = Line::Timed(time);
         }
     }
 
-    fn whole(&mut self, line: &[u8], out: &mut impl FnMut(Found<'_>)) {
-        match timed(&mut self.parser, line) {
-            Some((time, bytes)) => out(Found::Piece { time, bytes, ends: true }),
-            None => out(Found::Foreign(clip(line))),
-        }
-    }
-
     fn end_line(&mut self, out: &mut impl FnMut(Found<'_>)) {
-        match std::mem::take(&mut self.line) {
-            Line::Unread => {
-                let held = std::mem::take(&mut self.held);
-                self.whole(&held, out);
-                self.held = held;
-            }
-            Line::Timed(time) => out(Found::Piece { time, bytes: &self.held, ends: true }),
-            Line::Foreign => out(Found::Foreign(clip(&self.held))),
-        }
+        self.read_time();
+        out(match std::mem::take(&mut self.line) {
+            Line::Timed(time) => Found::Piece { time, bytes: &self.held, ends: true },
+            Line::Unread | Line::Foreign => Found::Foreign(clip(&self.held)),
+        });
         self.held.clear();
         self.held.shrink_to(LINE_HELD_MAX_BYTES / 16);
     }
@@ -138,7 +118,7 @@ impl Lines {
     /// Returns pieces of a line that is too long to be held. Holds the newest piece back, because it may be
     /// the last one.
     fn split_long(&mut self, out: &mut impl FnMut(Found<'_>)) {
-        if self.line == Line::Unread && self.held.len() > PREFIX_MAX_BYTES {
+        if self.held.len() > PREFIX_MAX_BYTES {
             self.read_time();
             if self.line == Line::Unread {
                 self.line = Line::Foreign;
@@ -168,7 +148,7 @@ pub(super) enum Rest {
     Foreign(Vec<u8>),
 }
 
-/// The time of a line and its content.
+/// Splits a line into its time and its content.
 fn timed<'a>(parser: &mut Parser, line: &'a [u8]) -> Option<(LogTime, &'a [u8])> {
     let head = &line[..line.len().min(PREFIX_MAX_BYTES)];
     let at = memchr(b' ', head)?;
@@ -254,26 +234,24 @@ mod tests {
 
     #[test]
     fn unfinished_line_comes_in_pieces() {
-        let mut lines = Lines::default();
-        let mut pieces = Vec::new();
+        let (mut lines, time) = (Lines::default(), LogTime::from_nanos);
+        let mut ended = Vec::new();
         let mut take = |found: Found<'_>| match found {
-            Found::Piece { time, bytes, ends } => pieces.push((time.as_nanos(), bytes.to_vec(), ends)),
+            Found::Piece { time, bytes, ends } => ended.push((time, bytes.to_vec(), ends)),
             Found::Foreign(text) => panic!("{text:?}"),
         };
         lines.push(b"1970-01-01T00:00:00.00000", &mut take);
-        lines.take_unfinished(None, &mut take);
+        assert_eq!(lines.take_unfinished(None), None);
         lines.push(b"0009Z 1 %", &mut take);
-        lines.take_unfinished(Some(LogTime::from_nanos(10)), &mut take);
-        lines.take_unfinished(Some(LogTime::from_nanos(9)), &mut take);
-        lines.take_unfinished(None, &mut take);
+        assert_eq!(lines.take_unfinished(Some(time(10))), None);
+        assert_eq!(lines.take_unfinished(Some(time(9))), Some((time(9), b"1 %".to_vec())));
+        assert_eq!(lines.take_unfinished(None), None);
         lines.push(b"\r2 %", &mut take);
         assert!(lines.holds_unfinished());
-        lines.take_unfinished(None, &mut take);
+        assert_eq!(lines.take_unfinished(None), Some((time(9), b"\r2 %".to_vec())));
         assert!(!lines.holds_unfinished());
         lines.push(b"\n", &mut take);
-        let expected =
-            [(9, b"1 %".to_vec(), false), (9, b"\r2 %".to_vec(), false), (9, b"\n".to_vec(), true)];
-        assert_eq!(pieces, expected);
+        assert_eq!(ended, [(time(9), b"\n".to_vec(), true)]);
     }
 
     proptest! {

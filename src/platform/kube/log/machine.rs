@@ -29,17 +29,17 @@ use std::time::Duration;
 
 use self::partial_line::PartialLine;
 use self::stage::{RotationGap, Stage, Suspect};
+use super::LogQuery;
 use super::lines::Lines;
 #[cfg(doc)]
 use super::overlap::Novelty;
 use super::overlap::{LineHash, Window};
-use super::step::{Action, Event, IdleVerdict, LogQuery};
 use super::tail_buffer::TailBuffer;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
 use crate::model::time::LogTime;
 use crate::platform::batcher::{LineBatcher, StartFilter, unknown_gap};
-use crate::platform::{ReadFrom, TailItem};
+use crate::platform::{Error, ReadFrom, TailItem};
 
 /// First pause before a log is opened again. It doubles with each failure in a row, up to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -79,6 +79,64 @@ const UNROTATED: i64 = 2_000_000_000;
 
 /// Longest text of a kubelet that is logged, in characters.
 const MESSAGE_MAX_CHARS: usize = 256;
+
+/// Something that happened outside of the machine.
+#[derive(Debug)]
+pub(super) enum Event<'a> {
+    /// The response begins. `ended` if the run had ended before the request was sent.
+    Opened { ended: bool },
+    /// Bytes of the response.
+    Data(&'a [u8]),
+    /// Nothing came for a moment while [`Machine::holds_unfinished`] was true.
+    Unfinished,
+    /// The response is complete. `ended` if the run has ended by now.
+    Complete { ended: bool },
+    /// The response broke off, or the request failed.
+    Broken(String),
+    /// The API server or the kubelet cannot be reached. The open limiter delays the next request.
+    Unreachable(String),
+    /// The log does not exist, or no longer. This does not change.
+    Gone(String),
+    /// Nothing came for the time that [`IdleVerdict::Unplaced`] or [`IdleVerdict::Trial`] stands for.
+    Idle,
+    /// The kubelet serves a later run than the API server knows, or may do so if `unclear`. Nothing was
+    /// opened.
+    LaterRun { why: String, unclear: bool },
+    /// The last lines of the file, which were requested beside a silent stream.
+    Probed(&'a [u8]),
+    /// The run has ended beside a silent response that did not complete.
+    RunEnded,
+    /// A pause is over, or the run changed. `ended` if the run has ended.
+    Resumed { ended: bool },
+}
+
+/// The next thing to do.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// Continue with the response.
+    Read,
+    /// Drop the response and send this request.
+    Open(LogQuery),
+    /// Drop the response and wait about this long, or until the run changes. Then send [`Event::Resumed`].
+    Pause(Duration),
+    /// Stop: the log is complete.
+    Finish,
+    /// Stop: the log cannot be read.
+    Fail(Error),
+}
+
+/// The meaning of a silent response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum IdleVerdict {
+    /// The response is slow.
+    Slow,
+    /// Nothing is written, or the stream is dead: [`LogQuery::PROBE`] tells which.
+    Quiet,
+    /// The response does not have the resume point: [`Event::Idle`].
+    Unplaced,
+    /// The kubelet, which could not follow logs before, follows this one: [`Event::Idle`].
+    Trial,
+}
 
 /// A read of one log.
 #[derive(Debug)]
@@ -140,12 +198,14 @@ impl Machine {
     /// Creates a read. Its first action is to open [`Machine::query`]. `started` is when the container was
     /// started.
     pub(super) fn new(from: ReadFrom, follow: bool, started: LogTime) -> Self {
-        let seek = |filter| Stage::Seek { filter };
+        let seek = |filter| Stage::FindStart { filter };
         let (stage, unchecked) = match from {
             ReadFrom::Start => (seek(StartFilter::All), None),
             ReadFrom::Since(since) => (seek(StartFilter::Since(since)), None),
             ReadFrom::After(position) => (seek(StartFilter::After(position)), Some(position)),
-            ReadFrom::Last(lines) => (TailBuffer::new(lines).map_or(Stage::Count, Stage::Last), None),
+            ReadFrom::Last(lines) => {
+                (TailBuffer::new(lines).map_or(Stage::CountLines, Stage::ReadLast), None)
+            }
         };
         let mut machine = Self {
             from,
@@ -173,7 +233,7 @@ impl Machine {
     pub(super) fn query(&self) -> LogQuery {
         let whole = LogQuery { checks_run: self.run_pauses > 0, ..LogQuery::WHOLE };
         match &self.stage {
-            Stage::Last(last) => {
+            Stage::ReadLast(last) => {
                 LogQuery { checks_run: whole.checks_run, ..LogQuery::last(last.request_lines()) }
             }
             Stage::ProbeNewer { .. } => {
@@ -181,20 +241,22 @@ impl Machine {
             }
             // Nothing is remembered, so nothing of the file was read.
             Stage::Live { .. } if self.window.is_empty() => LogQuery { follow: self.follows(), ..whole },
-            Stage::Drain { .. } if self.window.is_empty() => whole,
+            Stage::ReadRest { .. } if self.window.is_empty() => whole,
             Stage::Live { .. } if !self.follows() => LogQuery::last(self.window.poll_lines()),
             Stage::Live { .. } => LogQuery { follow: true, ..LogQuery::last(self.window.overlap_lines()) },
-            Stage::Drain { .. } => LogQuery::last(self.window.overlap_lines()),
-            Stage::PreviousRun { .. } => LogQuery::PREVIOUS,
-            Stage::Recover { .. } | Stage::Done => LogQuery::WHOLE,
-            Stage::Seek { .. } | Stage::Count | Stage::AwaitingStatus | Stage::SkipKnown { .. } => whole,
+            Stage::ReadRest { .. } => LogQuery::last(self.window.overlap_lines()),
+            Stage::SearchPreviousRun { .. } => LogQuery::PREVIOUS,
+            Stage::FindResumePoint { .. } | Stage::Done => LogQuery::WHOLE,
+            Stage::FindStart { .. } | Stage::CountLines | Stage::AwaitStatus | Stage::SkipKnown { .. } => {
+                whole
+            }
         }
     }
 
     /// The position before the first line that will be delivered, once it is known.
     pub(super) fn start(&self) -> Option<Position> {
         match &self.stage {
-            Stage::Last(_) | Stage::ProbeNewer { .. } | Stage::Count => None,
+            Stage::ReadLast(_) | Stage::ProbeNewer { .. } | Stage::CountLines => None,
             _ => self.last.as_ref().map(|(start, _)| *start).or(self.batcher.start()),
         }
     }
@@ -250,11 +312,11 @@ impl Machine {
             Event::Probed(data) => self.probed(data),
             Event::RunEnded => {
                 self.clean_end = None;
-                self.go_to(Stage::DRAIN)
+                self.go_to(Stage::READ_REST)
             }
             Event::Resumed { ended } => match &self.stage {
-                Stage::Live { .. } | Stage::AwaitingStatus if ended => self.go_to(Stage::DRAIN),
-                Stage::AwaitingStatus => self.rotated(),
+                Stage::Live { .. } | Stage::AwaitStatus if ended => self.go_to(Stage::READ_REST),
+                Stage::AwaitStatus => self.rotated(),
                 _ => Action::Open(self.query()),
             },
         }
@@ -276,7 +338,7 @@ impl Machine {
     /// since a line was delivered starts at once, whatever failed before: a log that rotates every few
     /// seconds will do so again. Further ones pause first.
     fn recover(&mut self, suspect: Option<Suspect>) -> Action {
-        let open = self.go_to(Stage::Recover { finder: None, suspect });
+        let open = self.go_to(Stage::FindResumePoint { finder: None, suspect });
         if std::mem::replace(&mut self.searched, true) { self.pause() } else { open }
     }
 
@@ -293,19 +355,19 @@ impl Machine {
             Stage::Live { finder, repeats } => {
                 (*finder, *repeats) = (self.window.finder(requested), false);
             }
-            Stage::Drain { finder, .. } | Stage::Recover { finder, .. } => {
+            Stage::ReadRest { finder, .. } | Stage::FindResumePoint { finder, .. } => {
                 *finder = self.window.finder(requested);
             }
-            Stage::PreviousRun { finder, .. } => {
+            Stage::SearchPreviousRun { finder, .. } => {
                 if let Some(anew) = self.window.finder(requested) {
                     *finder = anew;
                 }
             }
-            Stage::Last(last) => {
+            Stage::ReadLast(last) => {
                 last.clear();
                 self.begin_file();
             }
-            Stage::Seek { .. } | Stage::Count => self.begin_file(),
+            Stage::FindStart { .. } | Stage::CountLines => self.begin_file(),
             Stage::SkipKnown { gap, .. } => {
                 // Its lines will be remembered in the order of this file.
                 self.window = Window::default();
@@ -316,7 +378,7 @@ impl Machine {
                     }
                 }
             }
-            Stage::ProbeNewer { .. } | Stage::AwaitingStatus | Stage::Done => {}
+            Stage::ProbeNewer { .. } | Stage::AwaitStatus | Stage::Done => {}
         }
         Action::Read
     }
@@ -324,8 +386,8 @@ impl Machine {
     /// Counts positions from the file's first line.
     fn begin_file(&mut self) {
         let filter = match self.stage {
-            Stage::Seek { filter } => filter,
-            Stage::Count => StartFilter::Nothing,
+            Stage::FindStart { filter } => filter,
+            Stage::CountLines => StartFilter::Nothing,
             _ => StartFilter::All,
         };
         self.partial = PartialLine::default();
@@ -337,7 +399,7 @@ impl Machine {
     fn not_found(&mut self, filter: StartFilter, ended: bool) -> Action {
         if let StartFilter::Lines(_) = filter {
             // It was rotated since its lines were counted.
-            return self.go_to(Stage::Count);
+            return self.go_to(Stage::CountLines);
         }
         self.batcher.begin_here();
         if let ReadFrom::After(_) = self.from {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::model::view::{ReplicaState, RunEnd};
-use crate::platform::kube::akash::{HostFacts, LeasedFacts};
+use crate::platform::kube::objects::{HostFacts, LeasedFacts};
 use crate::platform::kube::objects::{LeaseFacts, ServiceEndpoints, WorkloadFacts};
 
 const OWNER: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev";
@@ -28,7 +28,7 @@ fn namespace_of(lease: &LeaseId, name: &str) -> (Key, Option<Fact>) {
         }}
     }))
     .unwrap();
-    let key = Key { namespace: name.to_owned(), kind: ObjectKind::Lease, name: name.to_owned() };
+    let key = Key { namespace: name.to_owned(), kind: Watched::Namespaces, name: name.to_owned() };
     (key, LeaseFacts::read(&namespace).map(Fact::Lease))
 }
 
@@ -51,7 +51,7 @@ fn pod(name: &str, second: u32, more: serde_json::Value) -> (Key, Fact) {
     });
     merge(&mut object, more);
     let pod: Pod = serde_json::from_value(object).unwrap();
-    let key = Key { namespace: lease().namespace(), kind: ObjectKind::Pod, name: format!("uid-{name}") };
+    let key = Key { namespace: lease().namespace(), kind: Watched::Pods, name: format!("uid-{name}") };
     (key, Fact::Pod(Box::new(PodFacts::read(&pod).unwrap())))
 }
 
@@ -74,16 +74,16 @@ fn deployment(count: u32) -> (Key, Fact) {
         counts: crate::model::view::ReplicaCounts::default(),
         is_ordinal: false,
     };
-    let key = Key { namespace: lease().namespace(), kind: ObjectKind::Deployment, name: "web".into() };
+    let key = Key { namespace: lease().namespace(), kind: Watched::Deployments, name: "web".into() };
     (key, Fact::Workload(facts))
 }
 
 fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
     let store = Store::new(Provider::new("provider.example.com".into()));
     let (key, fact) = namespace_of(&lease(), &lease().namespace());
-    store.apply(Change::Replace(ObjectKind::Lease, vec![(key, fact.unwrap())]));
-    store.apply(Change::Replace(ObjectKind::Deployment, vec![deployment(count)]));
-    store.apply(Change::Replace(ObjectKind::Pod, pods));
+    store.apply(Change::Replace(Watched::Namespaces, vec![(key, fact.unwrap())]));
+    store.apply(Change::Replace(Watched::Deployments, vec![deployment(count)]));
+    store.apply(Change::Replace(Watched::Pods, pods));
     store
 }
 
@@ -124,7 +124,7 @@ async fn list_replaces_missed_events() {
     assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
     // Missed: the deletion of a, and the creation of c. The view has the end of a's run, and c is in its
     // slot.
-    store.apply(Change::Replace(ObjectKind::Pod, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
+    store.apply(Change::Replace(Watched::Pods, vec![pod("b", 2, json!({})), pod("c", 3, json!({}))]));
     assert!(view.has_changed().unwrap());
     let seen = slots(&view.borrow_and_update());
     assert_eq!(seen, [(0, "Running".to_owned(), 2), running(1)]);
@@ -133,7 +133,7 @@ async fn list_replaces_missed_events() {
     store.remove_expired();
     assert_eq!(slots(&view.borrow_and_update()), [running(0), running(1)]);
     // The lease ends: its namespace is deleted.
-    store.apply(Change::Replace(ObjectKind::Lease, vec![]));
+    store.apply(Change::Replace(Watched::Namespaces, vec![]));
     assert!(view.borrow_and_update().ended);
     drop(view);
     store.remove_expired();
@@ -168,13 +168,13 @@ async fn slot_of_replaced_pod_is_kept_until_next_one() {
 async fn written_index_counts_and_missing_one_is_pending() {
     let written = |index: &str| json!({ "metadata": { "annotations": { "leasemux/replica": index } } });
     let store = store(vec![], 2);
-    let to_write = store
-        .apply(Change::Replace(ObjectKind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, json!({}))]));
+    let to_write =
+        store.apply(Change::Replace(Watched::Pods, vec![pod("a", 1, written("1")), pod("b", 2, json!({}))]));
     let indices: Vec<(&str, u32)> = to_write.iter().map(|pod| (pod.pod.as_str(), pod.index)).collect();
     assert_eq!(indices, [("b", 0)]);
     assert_eq!((to_write[0].uid.as_str(), to_write[0].version.as_str()), ("uid-b", "7"));
     let to_write = store
-        .apply(Change::Replace(ObjectKind::Pod, vec![pod("a", 1, written("1")), pod("b", 2, written("0"))]));
+        .apply(Change::Replace(Watched::Pods, vec![pod("a", 1, written("1")), pod("b", 2, written("0"))]));
     assert_eq!(to_write, []);
 }
 
@@ -244,7 +244,7 @@ fn host(name: &str, lease: &LeaseId, service: &str) -> Change {
                 "gseq": lease.gseq(), "oseq": lease.oseq(), "service_name": service, "external_port": 80 }),
     );
     let facts = HostFacts::read(&object).unwrap();
-    let key = Key { namespace: facts.namespace.clone(), kind: ObjectKind::Host, name: name.to_owned() };
+    let key = Key { namespace: facts.namespace.clone(), kind: Watched::Hosts, name: name.to_owned() };
     Change::Set(key, Fact::Host(facts))
 }
 
@@ -259,7 +259,7 @@ fn leased(service: &str, port: u16, external_port: u16) -> Change {
                 "service_name": service, "port": port, "external_port": external_port, "sharing_key": "k", "protocol": "TCP" }),
     );
     let facts = LeasedFacts::read(&object).unwrap();
-    let key = Key { namespace: facts.namespace.clone(), kind: ObjectKind::Leased, name: service.to_owned() };
+    let key = Key { namespace: facts.namespace.clone(), kind: Watched::LeasedIps, name: service.to_owned() };
     Change::Set(key, Fact::Leased(facts))
 }
 
@@ -282,7 +282,7 @@ async fn moved_host_name_changes_both_leases() {
     store.apply(host("a.example.com", &other, "web"));
     assert_eq!((hosts(&view), hosts(&beside)), (vec![], vec!["a.example.com".to_owned()]));
     // It belongs to no lease: the watch does not know to which one it belonged.
-    let key = Key { namespace: String::new(), kind: ObjectKind::Host, name: "a.example.com".to_owned() };
+    let key = Key { namespace: String::new(), kind: Watched::Hosts, name: "a.example.com".to_owned() };
     store.apply(Change::Unset(key));
     assert_eq!(hosts(&beside), Vec::<String>::new());
 }
@@ -299,17 +299,17 @@ async fn address_is_leased_while_provider_lists_it() {
         "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }] } },
     }))
     .unwrap();
-    let key = Key { namespace: lease().namespace(), kind: ObjectKind::Service, name: "web-ip-80-tcp".into() };
+    let key = Key { namespace: lease().namespace(), kind: Watched::Services, name: "web-ip-80-tcp".into() };
     store.apply(Change::Set(key.clone(), Fact::Endpoints(ServiceEndpoints::read(&balancer).unwrap())));
     // The addresses of load balancers count until the provider's own list is known.
     assert_eq!(ips().len(), 2);
-    store.apply(Change::Replace(ObjectKind::Leased, vec![]));
+    store.apply(Change::Replace(Watched::LeasedIps, vec![]));
     assert_eq!(ips(), []);
     store.apply(leased("web", 8080, 80));
     let ip = &ips()[0];
     assert_eq!((ip.ip.as_str(), ip.port, ip.external_port, ips().len()), ("203.0.113.7", 8080, 80, 1));
     // The lease of the address ends, and its load balancer still exists.
-    let of_provider = Key { namespace: lease().namespace(), kind: ObjectKind::Leased, name: "web".into() };
+    let of_provider = Key { namespace: lease().namespace(), kind: Watched::LeasedIps, name: "web".into() };
     store.apply(Change::Unset(of_provider));
     assert_eq!(ips(), []);
 }

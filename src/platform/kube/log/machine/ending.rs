@@ -2,12 +2,11 @@
 
 use super::reading::{Misplaced, printable};
 use super::{
-    Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_EVERY, POLLS_PER_TRIAL, Polling,
-    RotationGap, Stage, UNCLEAR_RUN_PAUSES,
+    Action, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_EVERY, POLLS_PER_TRIAL,
+    Polling, RotationGap, Stage, UNCLEAR_RUN_PAUSES,
 };
 use crate::platform::batcher::{LineBatcher, StartFilter};
 use crate::platform::kube::log::lines::Rest;
-use crate::platform::kube::log::step::Action;
 use crate::platform::{Error, ReadFrom};
 
 /// Part of a kubelet's message at the end of a follow whose container was removed before the kubelet saw it
@@ -37,7 +36,7 @@ impl Machine {
             // A read that does not follow ends here. And an unfinished line may be the one that was delivered
             // in part.
             let takes_unfinished = match self.stage {
-                Stage::Seek { .. } | Stage::Last(_) => !self.follow,
+                Stage::FindStart { .. } | Stage::ReadLast(_) => !self.follow,
                 Stage::SkipKnown { gap, .. } => gap == RotationGap::Due,
                 _ => false,
             };
@@ -64,26 +63,26 @@ impl Machine {
 
     fn completed(&mut self, ended: bool) -> Action {
         match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Seek { filter } if self.batcher.start().is_none() => self.not_found(filter, ended),
-            Stage::Last(mut last) => {
+            Stage::FindStart { filter } if self.batcher.start().is_none() => self.not_found(filter, ended),
+            Stage::ReadLast(mut last) => {
                 last.take(self.batcher.take(true));
                 if last.is_whole() {
                     self.begin_at_last(last, ended)
                 } else if last.has_certain_start(self.batcher.first(), self.batcher.at()) {
                     self.go_to(Stage::ProbeNewer { last, newer: false })
                 } else {
-                    self.go_to(Stage::Count)
+                    self.go_to(Stage::CountLines)
                 }
             }
-            Stage::ProbeNewer { newer: true, .. } => self.go_to(Stage::Count),
+            Stage::ProbeNewer { newer: true, .. } => self.go_to(Stage::CountLines),
             Stage::ProbeNewer { last, .. } => self.begin_at_last(last, ended),
-            Stage::Count => {
+            Stage::CountLines => {
                 // Lines that came meanwhile follow the counted ones.
                 let lines = self.batcher.lines();
                 match self.from {
                     ReadFrom::Last(wanted) if wanted > 0 => {
                         let filter = StartFilter::Lines(lines.saturating_sub(wanted));
-                        self.go_to(Stage::Seek { filter })
+                        self.go_to(Stage::FindStart { filter })
                     }
                     // A busy log continues while it is read, so one read less is one step closer to following
                     // it.
@@ -99,7 +98,7 @@ impl Machine {
                     self.clean_end = self.follows().then(|| self.delivered());
                 }
                 if ended {
-                    return self.go_to(Stage::DRAIN);
+                    return self.go_to(Stage::READ_REST);
                 }
                 self.stage = Stage::LIVE;
                 if self.follows() {
@@ -114,16 +113,18 @@ impl Machine {
                 }
                 Action::Pause(POLL_EVERY)
             }
-            Stage::Drain { finder: Some(_), suspect } => self.recover(suspect),
-            Stage::Recover { finder: Some(_), suspect } => {
+            Stage::ReadRest { finder: Some(_), suspect } => self.recover(suspect),
+            Stage::FindResumePoint { finder: Some(_), suspect } => {
                 let may_have_ended = self.follow && !self.response.run_ended && !ended;
                 match self.window.finder(u64::MAX) {
-                    Some(finder) if may_have_ended => self.go_to(Stage::PreviousRun { finder, suspect }),
+                    Some(finder) if may_have_ended => {
+                        self.go_to(Stage::SearchPreviousRun { finder, suspect })
+                    }
                     _ => self.rotated(),
                 }
             }
-            Stage::PreviousRun { .. } => self.rotated(),
-            Stage::Drain { suspect, .. } | Stage::Recover { suspect, .. } => {
+            Stage::SearchPreviousRun { .. } => self.rotated(),
+            Stage::ReadRest { suspect, .. } | Stage::FindResumePoint { suspect, .. } => {
                 if suspect.is_some() {
                     // The stream had a line after the last remembered one that the file does not have there.
                     self.lost();
@@ -136,7 +137,7 @@ impl Machine {
                 }
                 self.at_end(ended)
             }
-            Stage::Seek { .. } | Stage::AwaitingStatus => self.at_end(ended),
+            Stage::FindStart { .. } | Stage::AwaitStatus => self.at_end(ended),
             Stage::Done => Action::Finish,
         }
     }
@@ -154,7 +155,7 @@ impl Machine {
         }
         self.run_pauses = self.run_pauses.saturating_sub(1);
         if let Stage::SkipKnown { gap: RotationGap::Unopened, .. } = self.stage {
-            self.stage = Stage::AwaitingStatus;
+            self.stage = Stage::AwaitStatus;
             // The whole file was that of another run.
             self.searched = false;
         }
@@ -173,11 +174,11 @@ impl Machine {
             self.stage = Stage::Done;
             return Action::Finish;
         }
-        self.go_to(if ended { Stage::DRAIN } else { Stage::LIVE })
+        self.go_to(if ended { Stage::READ_REST } else { Stage::LIVE })
     }
 
     pub(super) fn broken(&mut self, why: String) -> Action {
-        if let Stage::PreviousRun { .. } = self.stage {
+        if let Stage::SearchPreviousRun { .. } = self.stage {
             // The kubelet has not noticed yet that it no longer has that run.
             return self.rotated();
         }
@@ -208,7 +209,7 @@ impl Machine {
     /// [`Error::Unavailable`] if the read does not follow or has not begun: then the caller is told.
     fn interrupted(&mut self, why: &str) -> Result<(), Error> {
         let is_past_overlap =
-            matches!(self.stage, Stage::Live { finder: None, .. } | Stage::Drain { finder: None, .. });
+            matches!(self.stage, Stage::Live { finder: None, .. } | Stage::ReadRest { finder: None, .. });
         if self.leave_response() && is_past_overlap {
             // The beginning of a new line.
             self.clean_end = None;
@@ -219,10 +220,12 @@ impl Machine {
         }
         tracing::debug!(why, failures = self.failures, "log response interrupted");
         let is_unread = self.window.is_empty() && self.batcher.at().at_line_start();
-        let delivers =
-            matches!(self.stage, Stage::Seek { .. } | Stage::SkipKnown { gap: RotationGap::Reported, .. });
+        let delivers = matches!(
+            self.stage,
+            Stage::FindStart { .. } | Stage::SkipKnown { gap: RotationGap::Reported, .. }
+        );
         if delivers && !is_unread {
-            self.stage = Stage::Recover { finder: None, suspect: None };
+            self.stage = Stage::FindResumePoint { finder: None, suspect: None };
         }
         Ok(())
     }
@@ -245,7 +248,7 @@ impl Machine {
         if self.start().is_none() {
             return Action::Fail(Error::NotFound(why));
         }
-        if let Stage::PreviousRun { .. } = self.stage {
+        if let Stage::SearchPreviousRun { .. } = self.stage {
             return self.rotated();
         }
         if self.clean_end != Some(self.delivered()) {

@@ -1,12 +1,11 @@
 //! Bytes of a response: lines to deliver, lines that were read before, and messages of the kubelet.
 
-use super::{MESSAGE_MAX_CHARS, Machine, RotationGap, Stage, Suspect};
+use super::{Action, MESSAGE_MAX_CHARS, Machine, RotationGap, Stage, Suspect};
 use crate::model::line::GapCause;
 use crate::model::time::LogTime;
 use crate::platform::batcher::unknown_gap;
 use crate::platform::kube::log::lines::{Found, Lines, Rest};
 use crate::platform::kube::log::overlap::{LineHash, Mark, Novelty, Overlap};
-use crate::platform::kube::log::step::Action;
 
 /// The current response cannot contain the resume point.
 #[derive(Clone, Copy, Debug)]
@@ -34,10 +33,10 @@ impl Machine {
             self.clean_end = None;
             return self.recover(suspect);
         }
-        if let Stage::Last(last) = &mut self.stage
+        if let Stage::ReadLast(last) = &mut self.stage
             && !last.take(self.batcher.take(true))
         {
-            return self.go_to(Stage::Count);
+            return self.go_to(Stage::CountLines);
         }
         Action::Read
     }
@@ -58,14 +57,10 @@ impl Machine {
 
     /// Delivers the received part of an unfinished line that is not older than `not_before`.
     pub(super) fn take_unfinished(&mut self, not_before: Option<LogTime>) {
-        let mut lines = std::mem::take(&mut self.response.lines);
-        lines.take_unfinished(not_before, &mut |found| {
-            if let Found::Piece { time, bytes, .. } = found {
-                // If it is misplaced, the end of the line will be so too.
-                _ = self.piece(time, bytes, false);
-            }
-        });
-        self.response.lines = lines;
+        if let Some((time, bytes)) = self.response.lines.take_unfinished(not_before) {
+            // If it is misplaced, the end of the line will be so too.
+            _ = self.piece(time, &bytes, false);
+        }
     }
 
     /// Takes a piece of a line.
@@ -108,7 +103,7 @@ impl Machine {
                     Novelty::Suspect => return Err(Misplaced { suspect: Some(Suspect { time, hash }) }),
                 }
             }
-            Stage::Drain { suspect, .. } | Stage::Recover { suspect, .. } => {
+            Stage::ReadRest { suspect, .. } | Stage::FindResumePoint { suspect, .. } => {
                 let suspect = suspect.take();
                 if suspect.is_some_and(|suspect| !suspect.is(time, mark)) {
                     // The file has another line here than the stream had.
@@ -138,11 +133,11 @@ impl Machine {
                 // The log is followed again, and may end in another way.
                 self.clean_end = None;
             }
-            Stage::Drain { finder, .. } | Stage::Recover { finder, .. } => *finder = None,
-            Stage::PreviousRun { suspect, .. } => {
+            Stage::ReadRest { finder, .. } | Stage::FindResumePoint { finder, .. } => *finder = None,
+            Stage::SearchPreviousRun { suspect, .. } => {
                 // This run has ended, and the response has the rest of it.
                 self.response.run_ended = true;
-                self.stage = Stage::Drain { finder: None, suspect: *suspect };
+                self.stage = Stage::ReadRest { finder: None, suspect: *suspect };
             }
             _ => {}
         }

@@ -7,35 +7,39 @@ use crate::platform::batcher::StartFilter;
 use crate::platform::kube::log::overlap::{Mark, OverlapFinder};
 use crate::platform::kube::log::tail_buffer::TailBuffer;
 
-/// The purpose of the current request, and the stages that follow it.
+/// The purpose of the current request, what it waits for, and the stages that follow.
 ///
-/// A read starts in `Seek`, `Last` or `Count`. Once its start is found it delivers lines and alternates
-/// between `Live` and the stages that search for the resume point after an interruption; `Drain` is the last
-/// one before `Done`.
+/// A read starts in `FindStart`, `ReadLast` or `CountLines`. Once its start is found it delivers lines and
+/// alternates between `Live` and the stages that search for the resume point after an interruption.
+/// `ReadRest` is the last one before `Done`. An interrupted stage begins again, unless stated otherwise.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// Reads the whole file to find the start of the read, and delivers from there.
+    /// Finds the start of the read in the whole file, and delivers from there.
     ///
-    /// Complete: `Live`; or `Count` if the counted lines were rotated away meanwhile.
-    Seek { filter: StartFilter },
-    /// Reads the last lines, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
+    /// Waits for the end of the response. Then: `Live`; `CountLines` if the counted lines were rotated away.
+    /// If interrupted after a delivered line: `FindResumePoint`.
+    FindStart { filter: StartFilter },
+    /// Holds the last lines, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
     ///
-    /// Complete: delivers them and goes to `Live` if they are the whole file; `ProbeNewer` if their positions
-    /// are certain unless the clock was set back; otherwise `Count`. Too large to be held: `Count`.
-    Last(TailBuffer),
+    /// Waits for the end of the response. Then: delivers the lines and goes to `Live` if they are the whole
+    /// file; `ProbeNewer` if their positions are certain unless the clock was set back; otherwise
+    /// `CountLines`, also if they are too large to be held.
+    ReadLast(TailBuffer),
     /// Asks whether lines newer than the last ones exist. If so the clock was set back, and positions count
     /// from an earlier line.
     ///
-    /// Complete: `Count` if `newer`; otherwise delivers the last lines and goes to `Live`.
+    /// Waits for the end of the response. Then: `CountLines` if `newer`; otherwise delivers the last lines
+    /// and goes to `Live`.
     ProbeNewer { last: TailBuffer, newer: bool },
-    /// Reads the whole file and counts its lines, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
+    /// Counts the lines of the whole file, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
     ///
-    /// Complete: `Seek` to the first wanted line; or `Live` if none is wanted.
-    Count,
+    /// Waits for the end of the response. Then: `FindStart` at the first wanted line; `Live` if none is
+    /// wanted.
+    CountLines,
     /// Follows the last lines, or polls them while the kubelet cannot follow.
     ///
-    /// Resume point not found: `Recover`. Run ended: `Drain`. Complete or broken: `Live` again, after a
-    /// pause.
+    /// Waits for new lines. After the end of the response, or an interruption: `Live` again after a pause.
+    /// Resume point not found: `FindResumePoint`. Run ended: `ReadRest`.
     Live {
         /// The search for the resume point; `None` once it was found.
         finder: Option<OverlapFinder>,
@@ -44,28 +48,29 @@ pub(super) enum Stage {
     },
     /// Reads the last lines of a run that has ended.
     ///
-    /// Resume point not found: `Recover`. Complete: `Done`.
-    Drain { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
-    /// Reads the whole file and searches for the resume point.
+    /// Waits for the end of the response. Then: `Done`; `FindResumePoint` if the resume point was not found.
+    ReadRest { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    /// Searches the whole file for the resume point, and delivers the lines after it.
     ///
-    /// Found and complete: `Live`, `Drain` or `Done`. Not found: `PreviousRun` if the run may have ended
-    /// unseen; otherwise `SkipKnown`.
-    Recover { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
-    /// Reads the whole file of the previous run and searches for the resume point.
+    /// Waits for the end of the response. Then, if found: `Live`, `ReadRest` or `Done`. If not:
+    /// `SearchPreviousRun` if the run may have ended unseen; otherwise `SkipKnown`.
+    FindResumePoint { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    /// Searches the whole file of the previous run for the resume point.
     ///
-    /// Found: `Drain`, within this response. Not found: `SkipKnown`.
-    PreviousRun { finder: OverlapFinder, suspect: Option<Suspect> },
-    /// The kubelet serves a later run that the API server does not know. Waits until the API server does.
+    /// Waits for the resume point. Then: `ReadRest`, within this response. If it is not found, or the
+    /// response is interrupted: `SkipKnown`.
+    SearchPreviousRun { finder: OverlapFinder, suspect: Option<Suspect> },
+    /// The kubelet serves a later run than the API server knows.
     ///
-    /// Run ended: `Drain`. Pause over: `SkipKnown` again, whose request checks the run.
-    AwaitingStatus,
-    /// Reads the whole file, because the resume point was rotated away, and delivers all lines but the
-    /// `known` ones.
+    /// Waits until the API server knows it. Run ended: `ReadRest`. After each pause: `SkipKnown`, whose
+    /// request checks the run.
+    AwaitStatus,
+    /// Delivers all lines of the file but the `known` ones, because the resume point was rotated away.
     ///
-    /// A later run is served: `AwaitingStatus`. Complete: `Live`, `Drain` or `Done`. Broken after a delivered
-    /// line: `Recover`.
+    /// Waits for the end of the response. Then: `Live`, `ReadRest` or `Done`. A later run is served:
+    /// `AwaitStatus`. If interrupted after a delivered line: `FindResumePoint`.
     SkipKnown { known: HashSet<Mark>, gap: RotationGap },
-    /// The read has ended.
+    /// The read has ended. Nothing follows.
     Done,
 }
 
@@ -94,29 +99,29 @@ pub(super) struct Suspect {
 impl Stage {
     pub(super) const LIVE: Self = Self::Live { finder: None, repeats: false };
 
-    pub(super) const DRAIN: Self = Self::Drain { finder: None, suspect: None };
+    pub(super) const READ_REST: Self = Self::ReadRest { finder: None, suspect: None };
 
-    /// The search for the resume point, if it is not over.
+    /// Returns the search for the resume point, if it is not over.
     pub(super) fn finder_mut(&mut self) -> Option<&mut OverlapFinder> {
         match self {
-            Self::Live { finder, .. } | Self::Drain { finder, .. } | Self::Recover { finder, .. } => {
-                finder.as_mut()
-            }
-            Self::PreviousRun { finder, .. } => Some(finder),
+            Self::Live { finder, .. }
+            | Self::ReadRest { finder, .. }
+            | Self::FindResumePoint { finder, .. } => finder.as_mut(),
+            Self::SearchPreviousRun { finder, .. } => Some(finder),
             _ => None,
         }
     }
 
     pub(super) fn searches_whole_file(&self) -> bool {
-        matches!(self, Self::Recover { .. } | Self::PreviousRun { .. })
+        matches!(self, Self::FindResumePoint { .. } | Self::SearchPreviousRun { .. })
     }
 
-    /// The line that made the machine search for the resume point.
+    /// Returns the line that made the machine search for the resume point.
     pub(super) fn suspect(&self) -> Option<Suspect> {
         match self {
-            Self::Drain { suspect, .. }
-            | Self::Recover { suspect, .. }
-            | Self::PreviousRun { suspect, .. } => *suspect,
+            Self::ReadRest { suspect, .. }
+            | Self::FindResumePoint { suspect, .. }
+            | Self::SearchPreviousRun { suspect, .. } => *suspect,
             _ => None,
         }
     }

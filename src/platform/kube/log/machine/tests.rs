@@ -7,7 +7,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::limits::LINE_HELD_MAX_BYTES;
-use crate::platform::Error;
 use crate::platform::kube::log::overlap::WINDOW_LINES;
 
 mod outages;
@@ -19,6 +18,11 @@ const STARTED: i64 = 1_001_000_000_000;
 
 /// Message of a kubelet without inotify instances, at the end of a follow.
 const CANNOT_FOLLOW: &[u8] = b"failed to create fsnotify watcher: too many open files";
+
+impl LogQuery {
+    /// The last lines and all that follow.
+    const FOLLOW: Self = Self { follow: true, ..Self::last(WINDOW_LINES as u64) };
+}
 
 /// A log as the API serves it: only the newest file, interrupted at any moment.
 #[derive(Debug, Default)]

@@ -69,7 +69,7 @@ fn repeated_lines_one_by_one_are_one_gap() {
 fn file_rotated_before_recovery_is_one_gap() {
     let mut scenario = follower();
     scenario.server.fall_behind(20, &[50], LONG, STEP);
-    while !matches!(scenario.machine.stage, Stage::Recover { .. }) {
+    while !matches!(scenario.machine.stage, Stage::FindResumePoint { .. }) {
         assert!(matches!(scenario.next, Action::Read), "{:?}", scenario.next);
         scenario.send(false);
     }
