@@ -9,7 +9,6 @@
 mod api;
 mod client;
 mod coordination;
-mod crds;
 mod freshness;
 mod log;
 mod names;
@@ -34,11 +33,10 @@ use futures_core::future::BoxFuture;
 use kube::Client;
 use rand::RngExt as _;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 
 use self::api::PodLog;
-use self::client::Connection;
 pub use self::client::check;
 pub use self::coordination::KubeRestartLocks;
 use self::freshness::Freshness;
@@ -47,7 +45,6 @@ use self::namespace::{BUILT_IN, PendingIndexWrite};
 use self::open_limiter::OpenLimiter;
 use self::singleflight::SharedReads;
 use self::store::Store;
-use self::view::Provider;
 use self::watches::Watch;
 use super::coordination::RestartLocks;
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
@@ -59,16 +56,16 @@ use crate::model::time::LogTime;
 use crate::model::view::LeaseView;
 
 /// Length of the queue of pods whose index is to be written.
-const UNWRITTEN_PODS: usize = 256;
+const PENDING_WRITES_MAX: usize = 256;
 
 /// Interval at which failed writes of indices are retried.
-const REWRITE_EVERY: Duration = Duration::from_secs(60);
+const REWRITE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Interval at which expired pods and unused views are removed.
-const EXPIRE_EVERY: Duration = Duration::from_secs(5);
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval of checks for expired lock payloads.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Settings of the Kubernetes platform.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +104,7 @@ pub struct KubePlatform {
     limiter: OpenLimiter,
     reads: SharedReads,
     locks: KubeRestartLocks,
-    _tasks: Vec<AbortOnDropHandle<()>>,
+    _tasks: JoinSet<()>,
 }
 
 /// The location of a run.
@@ -136,14 +133,14 @@ impl KubePlatform {
                 opened.opened(*kind);
             }
         };
-        let Connection { client, server } = client::connect(&config.source, opened).await?;
+        let (client, server) = client::connect(&config.source, opened).await?;
         let own = config.coordination_namespace.clone();
         let own = own.unwrap_or_else(|| client.default_namespace().to_owned());
         start::retry(&server, || permissions::check(&client, &config.manifest_namespace, &own)).await?;
-        let installed = crds::installed(&client, &server).await?;
-        let store = Store::new(Provider::new(config.hostname.clone()));
+        let installed = start::installed(&client, &server).await?;
+        let store = Store::new(config.hostname.clone());
         let locks = KubeRestartLocks::new(client.clone(), own);
-        let (unwritten, to_write) = mpsc::channel(UNWRITTEN_PODS);
+        let (unwritten, to_write) = mpsc::channel(PENDING_WRITES_MAX);
         let (listed, mut kinds) = watch::channel(BTreeSet::new());
         let watch = Watch {
             store: store.clone(),
@@ -152,20 +149,20 @@ impl KubePlatform {
             freshness: freshness.clone(),
             metrics: metrics.clone(),
         };
-        let hosts = watch.hosts(&client, &config.manifest_namespace);
-        let leased = watch.leased(&client, &config.manifest_namespace);
-        let mut tasks: Vec<_> = watch.built_in(&client).into_iter().map(owned).collect();
-        tasks.extend([
-            owned(installed.once_installed(names::HOSTS, &client, hosts)),
-            owned(installed.once_installed(names::LEASED, &client, leased)),
-            owned(write_indices(client.clone(), to_write)),
-            owned(rewrite(store.clone(), unwritten)),
-            owned(freshness.mark(store.clone(), metrics.views_stale.clone())),
-            owned(remove_expired(store.clone())),
-            owned(sweep(locks.clone())),
-        ]);
+        let mut tasks = JoinSet::new();
+        for watch in watch.built_in(&client) {
+            tasks.spawn(watch);
+        }
+        for (kind, watch) in watch.provider_kinds(&client, &config.manifest_namespace) {
+            tasks.spawn(start::once_installed(client.clone(), kind, installed.contains(&kind), watch));
+        }
+        tasks.spawn(write_indices(client.clone(), to_write));
+        tasks.spawn(rewrite(store.clone(), unwritten));
+        tasks.spawn(freshness.mark(store.clone(), metrics.views_stale.clone()));
+        tasks.spawn(remove_expired(store.clone()));
+        tasks.spawn(sweep(locks.clone()));
         // Kinds that are installed later are not waited for.
-        let needed = BUILT_IN.into_iter().chain(installed.all()).collect();
+        let needed = BUILT_IN.into_iter().chain(installed).collect();
         start::listed(&mut kinds, &needed).await?;
         Ok(Arc::new(Self {
             client,
@@ -200,10 +197,8 @@ impl KubePlatform {
         let TailRequest { lease, replica, instance, .. } = request;
         let missing = || Error::NotFound(format!("log of {replica}, run {instance}"));
         let view = self.watch_lease(lease)?;
-        let started = {
-            let view = view.borrow();
-            view.replica(replica).and_then(|slot| slot.run(instance)).map(|run| run.started)
-        };
+        let started =
+            view.borrow().replica(replica).and_then(|replica| replica.run(instance)).map(|run| run.started);
         let started = started.ok_or_else(missing)?;
         let namespace = lease.namespace();
         let pod = self.store.pod(&namespace, instance.parts().0).ok_or_else(missing)?;
@@ -211,14 +206,7 @@ impl KubePlatform {
         Ok(Located { namespace, pod: pod.name, node: pod.node, started, run })
     }
 
-    async fn open(&self, request: TailRequest) -> Result<Tail, Error> {
-        if request.follow {
-            return self.open_alone(&request).await;
-        }
-        self.reads.tail(&request, || self.open_alone(&request)).await
-    }
-
-    fn open_alone(&self, request: &TailRequest) -> BoxFuture<'static, Result<Tail, Error>> {
+    fn open(&self, request: &TailRequest) -> BoxFuture<'static, Result<Tail, Error>> {
         let Located { namespace, started, run, .. } = match self.locate(request) {
             Ok(located) => located,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
@@ -236,11 +224,11 @@ impl KubePlatform {
     async fn delete(&self, request: RestartRequest) -> Result<(), Error> {
         let RestartRequest { lease, replica, instance } = request;
         let view = self.watch_lease(&lease)?;
-        let newest = {
-            let view = view.borrow();
-            let slot = view.replica(&replica).ok_or_else(|| Error::NotFound(format!("replica {replica}")))?;
-            slot.newest().map(|run| run.instance.clone())
-        };
+        let newest = view
+            .borrow()
+            .replica(&replica)
+            .map(|found| found.newest().map(|run| run.instance.clone()))
+            .ok_or_else(|| Error::NotFound(format!("replica {replica}")))?;
         if newest != instance {
             return Err(Error::Conflict(format!("{replica} runs as another instance")));
         }
@@ -268,7 +256,12 @@ impl Platform for KubePlatform {
     }
 
     fn tail(&self, request: TailRequest) -> BoxFuture<'_, Result<Tail, Error>> {
-        Box::pin(self.open(request))
+        Box::pin(async move {
+            if request.follow {
+                return self.open(&request).await;
+            }
+            self.reads.tail(&request, || self.open(&request)).await
+        })
     }
 
     fn restart(&self, request: RestartRequest) -> BoxFuture<'_, Result<(), Error>> {
@@ -286,11 +279,6 @@ impl fmt::Debug for KubePlatform {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "owned: the handle aborts it")]
-fn owned(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(task))
-}
-
 /// Writes replica indices one by one, as far as that is permitted.
 async fn write_indices(client: Client, mut pods: mpsc::Receiver<PendingIndexWrite>) {
     // An API server that has just started denies everything for a moment, so writes are tried again.
@@ -299,7 +287,7 @@ async fn write_indices(client: Client, mut pods: mpsc::Receiver<PendingIndexWrit
         if Instant::now() < denied_until || api::write_index(&client, &pod).await {
             continue;
         }
-        denied_until = Instant::now() + REWRITE_EVERY / 2;
+        denied_until = Instant::now() + REWRITE_INTERVAL / 2;
         if !std::mem::replace(&mut is_logged, true) {
             tracing::warn!(
                 "no permission to write replica indices on pods (patch pods), only computing them"
@@ -311,7 +299,7 @@ async fn write_indices(client: Client, mut pods: mpsc::Receiver<PendingIndexWrit
 /// Queues pods again whose index could not be written.
 async fn rewrite(store: Store, unwritten: mpsc::Sender<PendingIndexWrite>) {
     loop {
-        tokio::time::sleep(REWRITE_EVERY).await;
+        tokio::time::sleep(REWRITE_INTERVAL).await;
         for pod in store.unwritten() {
             if unwritten.try_send(pod).is_err() {
                 break;
@@ -322,14 +310,14 @@ async fn rewrite(store: Store, unwritten: mpsc::Sender<PendingIndexWrite>) {
 
 async fn remove_expired(store: Store) {
     loop {
-        tokio::time::sleep(EXPIRE_EVERY).await;
+        tokio::time::sleep(EXPIRE_INTERVAL).await;
         store.remove_expired();
     }
 }
 
 async fn sweep(locks: KubeRestartLocks) {
     loop {
-        tokio::time::sleep(SWEEP_EVERY).await;
+        tokio::time::sleep(SWEEP_INTERVAL).await;
         locks.sweep().await;
     }
 }

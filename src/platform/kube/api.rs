@@ -6,7 +6,7 @@ use futures_core::future::BoxFuture;
 use futures_util::StreamExt as _;
 use http_body_util::BodyExt as _;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, LogParams, Patch, PatchParams, Preconditions};
 use kube::client::Body;
 use kube::{Api, Client, Resource as _};
@@ -16,7 +16,7 @@ use super::log::served_run::{PreviousLog, ServedRun, served_run};
 use super::log::{LogApi, LogQuery, OpenError, Response, read_start};
 use super::names;
 use super::namespace::PendingIndexWrite;
-use super::objects::{ContainerFacts, PodFacts};
+use super::objects::{ContainerFacts, PodFacts, container_status};
 use super::open_limiter::{OpenLimiter, Reached, Unreachable};
 use super::store::Store;
 use crate::model::id::Instance;
@@ -116,7 +116,7 @@ impl PodLog {
     /// Checks that the kubelet serves the run that the API server calls the newest. If so, it did when the
     /// log was opened, too.
     async fn check_run(&self, pod: Option<&Pod>, name: &str, container: &str) -> Result<(), OpenError> {
-        let Some(status) = pod.and_then(|pod| status(pod, container)) else { return Ok(()) };
+        let Some(status) = pod.and_then(|pod| container_status(pod, container)) else { return Ok(()) };
         let first = LogQuery { limit_bytes: Some(PREVIOUS_BYTES), ..LogQuery::WHOLE };
         let previous = match self.request(name, container, first, true).await {
             Ok(Some(mut response)) => {
@@ -176,12 +176,6 @@ impl PodLog {
     }
 }
 
-/// Returns the status of a pod's container.
-fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
-    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    statuses.iter().find(|status| status.name == container)
-}
-
 /// Interprets an error response.
 fn error_response(status: http::StatusCode, text: &[u8]) -> OpenError {
     let message = serde_json::from_slice::<serde_json::Value>(text)
@@ -200,7 +194,7 @@ fn error_response(status: http::StatusCode, text: &[u8]) -> OpenError {
     }
 }
 
-/// Whether this code comes from a proxy whose API server is down or not serving yet.
+/// Returns whether this code comes from a proxy whose API server is down or not serving yet.
 fn is_absent(code: u16) -> bool {
     matches!(code, 502..=504)
 }
@@ -216,7 +210,7 @@ fn not_opened(error: &kube::Error) -> OpenError {
     if is_unreached { OpenError::Unreachable(Reached::Nothing, why) } else { OpenError::NotNow(why) }
 }
 
-/// Whether an object has changed, or is gone, since the version that a request named.
+/// Returns whether an object has changed, or is gone, since the version that a request named.
 pub(super) fn has_changed(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }

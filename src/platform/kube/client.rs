@@ -40,21 +40,15 @@ const WATCH_MAX: Duration = Duration::from_secs(30);
 /// configuration is checked.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
-/// A client and its server.
-pub(super) struct Connection {
-    pub(super) client: Client,
-    /// The API server's address, without credentials.
-    pub(super) server: String,
-}
-
-/// Creates a client, without connecting. It calls `accepted` for each watch that the API server accepts.
+/// Creates a client, without connecting, and returns it with the API server's address, without credentials.
+/// The client calls `accepted` for each watch that the API server accepts.
 ///
 /// # Errors
 /// [`Error::Broken`] if the kubeconfig or the service account cannot be read or used.
 pub(super) async fn connect(
     source: &KubeSource,
     accepted: impl Fn(&str) + Send + Sync + 'static,
-) -> Result<Connection, Error> {
+) -> Result<(Client, String), Error> {
     let mut cluster = read(source).await?;
     let url = &cluster.cluster_url;
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -84,7 +78,7 @@ pub(super) async fn connect(
         .option_layer(cluster.auth_layer().map_err(unusable)?)
         .layer(cluster.extra_headers_layer().map_err(unusable)?)
         .service_fn(send);
-    Ok(Connection { client: ClientBuilder::new(service, cluster.default_namespace).build(), server })
+    Ok((ClientBuilder::new(service, cluster.default_namespace).build(), server))
 }
 
 /// Checks that a configuration can be used and, if the API server can be reached, that all permissions are
@@ -94,7 +88,7 @@ pub(super) async fn connect(
 /// # Errors
 /// Those of [`KubePlatform::start`](super::KubePlatform::start).
 pub async fn check(source: &KubeSource, manifests: &str, own: Option<&str>) -> Result<Option<String>, Error> {
-    let Connection { client, server } = connect(source, |_| {}).await?;
+    let (client, server) = connect(source, |_| {}).await?;
     let own = own.unwrap_or(client.default_namespace());
     let checking = permissions::check(&client, manifests, own);
     let why = match tokio::time::timeout(CHECK_MAX, checking).await {
@@ -186,7 +180,7 @@ mod tests {
         });
         serde_json::to_writer(file.as_file(), &kubeconfig).unwrap();
         let source = KubeSource::File { file: file.path().to_owned(), context: None };
-        let Connection { client, .. } = connect(&source, |_| {}).await.unwrap();
+        let (client, _) = connect(&source, |_| {}).await.unwrap();
         let events = Api::<Pod>::all(client).watch(&WatchParams::default(), "0").await.unwrap();
         let event = std::pin::pin!(events).next().await.expect("an error, and not a regular end");
         assert!(event.unwrap_err().to_string().contains("watch cut off"));

@@ -142,9 +142,15 @@ impl KubeRestartLocks {
         self.api().get_opt(name).await.map_err(|error| failed("read a restart lock", &error))
     }
 
-    async fn replace(&self, object: &LeaseObject) -> kube::Result<LeaseObject> {
-        let name = object.metadata.name.as_deref().unwrap_or_default();
-        self.api().replace(name, &PostParams::default(), object).await
+    /// Replaces an object that was read, or creates a new one.
+    async fn write(&self, object: &LeaseObject) -> kube::Result<LeaseObject> {
+        let (api, params) = (self.api(), PostParams::default());
+        match &object.metadata {
+            ObjectMeta { resource_version: None, .. } => api.create(&params, object).await,
+            ObjectMeta { name, .. } => {
+                api.replace(name.as_deref().unwrap_or_default(), &params, object).await
+            }
+        }
     }
 
     async fn delete(&self, name: &str, preconditions: Preconditions) -> kube::Result<()> {
@@ -178,11 +184,7 @@ impl RestartLocks for KubeRestartLocks {
 
 impl std::fmt::Debug for KubeRestartLocks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Shared { namespace, me, .. } = &*self.0;
-        f.debug_struct("KubeRestartLocks")
-            .field("namespace", namespace)
-            .field("me", me)
-            .finish_non_exhaustive()
+        f.debug_struct("KubeRestartLocks").field("me", &self.0.me).finish_non_exhaustive()
     }
 }
 
@@ -214,12 +216,7 @@ impl KubeLockCandidate {
             }
         };
         let sent = Instant::now();
-        let written = if is_new {
-            self.locks.api().create(&PostParams::default(), &new).await
-        } else {
-            self.locks.replace(&new).await
-        };
-        match written {
+        match self.locks.write(&new).await {
             Ok(mine) => {
                 (self.mine, self.renewed, self.seen) = (Some(mine), sent, None);
                 Ok(LockState::Held(payload))
@@ -233,8 +230,8 @@ impl KubeLockCandidate {
         }
     }
 
-    /// Whether the holder has written nothing for [`LOCK_DURATION`] since this version was seen first. Times
-    /// that another machine wrote are not trusted.
+    /// Returns whether the holder has written nothing for [`LOCK_DURATION`] since this version was seen
+    /// first. Times that another machine wrote are not trusted.
     fn is_dead(&mut self, found: &LeaseObject) -> bool {
         let version = found.metadata.resource_version.clone().unwrap_or_default();
         let now = Instant::now();
@@ -270,7 +267,7 @@ impl KubeLockCandidate {
             let payload = payload.clone().unwrap_or_else(|| payload_of(&mine).to_owned());
             let wish = held(mine, self.me(), payload);
             let (sent, end) = (Instant::now(), self.renewed + RENEW_DEADLINE);
-            let failure = match within(end.min(sent + WRITE_TIMEOUT), self.locks.replace(&wish)).await {
+            let failure = match within(end.min(sent + WRITE_TIMEOUT), self.locks.write(&wish)).await {
                 Ok(mine) => {
                     (self.mine, self.renewed) = (Some(mine), sent);
                     return Ok(());
@@ -305,7 +302,7 @@ impl KubeLockCandidate {
                 if let Some(spec) = &mut wish.spec {
                     spec.holder_identity = None;
                 }
-                self.locks.replace(&wish).await.map(|written| self.locks.keep(&written))
+                self.locks.write(&wish).await.map(|written| self.locks.keep(&written))
             };
             match released {
                 Ok(()) => self.mine = None,
@@ -374,7 +371,7 @@ fn holder_of(object: &LeaseObject) -> &str {
 
 fn payload_of(object: &LeaseObject) -> &str {
     let annotations = object.metadata.annotations.as_ref();
-    annotations.and_then(|all| all.get(names::RESTARTS)).map(String::as_str).unwrap_or_default()
+    annotations.and_then(|all| all.get(names::LOCK_PAYLOAD)).map(String::as_str).unwrap_or_default()
 }
 
 /// Returns the preconditions of a write to this very object in this very version.
@@ -412,7 +409,7 @@ fn held(mut object: LeaseObject, holder: &str, payload: String) -> LeaseObject {
     }
     spec.lease_duration_seconds = Some(i32::try_from(LOCK_DURATION.as_secs()).unwrap_or(i32::MAX));
     spec.renew_time = Some(now);
-    object.metadata.annotations.get_or_insert_default().insert(names::RESTARTS.to_owned(), payload);
+    object.metadata.annotations.get_or_insert_default().insert(names::LOCK_PAYLOAD.to_owned(), payload);
     object.metadata.managed_fields = None;
     object
 }

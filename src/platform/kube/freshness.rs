@@ -4,7 +4,6 @@
 //! the API server accepted the watch: [`Freshness::opened`], called by the HTTP client.
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::time::Duration;
 
 use metrics::Gauge;
@@ -43,7 +42,7 @@ struct Failing {
 // === impl Freshness ===
 
 impl Freshness {
-    /// The watch of a kind failed.
+    /// Notes that the watch of a kind failed.
     pub(super) fn failed(&self, kind: Watched) {
         if !BUILT_IN.contains(&kind) {
             return;
@@ -54,7 +53,7 @@ impl Freshness {
         });
     }
 
-    /// The API server accepted the watch of a kind.
+    /// Notes that the API server accepted the watch of a kind.
     pub(super) fn opened(&self, kind: Watched) {
         self.0.send_if_modified(|failing| {
             let found = failing.get_mut(&kind).filter(|failing| failing.opened.is_none());
@@ -62,7 +61,7 @@ impl Freshness {
         });
     }
 
-    /// The watch of a kind sent an event.
+    /// Notes that the watch of a kind sent an event.
     pub(super) fn works(&self, kind: Watched) {
         self.0.send_if_modified(|failing| failing.remove(&kind).is_some());
     }
@@ -102,16 +101,9 @@ impl Freshness {
             tokio::select! {
                 // Never fails, because the sender is in `self`.
                 _ = failing.changed() => {}
-                () = at(next) => {}
+                () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
             }
         }
-    }
-}
-
-async fn at(next: Option<Instant>) {
-    match next {
-        Some(next) => sleep_until(next).await,
-        None => pending().await,
     }
 }
 
@@ -123,7 +115,6 @@ mod tests {
 
     use super::*;
     use crate::model::metrics::Metrics;
-    use crate::platform::kube::view::Provider;
 
     const MOMENT: Duration = Duration::from_millis(10);
 
@@ -135,8 +126,7 @@ mod tests {
 
     impl Marked {
         fn new() -> Self {
-            let (freshness, store) =
-                (Freshness::default(), Store::new(Provider::new("provider.example.com".to_owned())));
+            let (freshness, store) = (Freshness::default(), Store::new("provider.example.com".to_owned()));
             let stale = Metrics::register(&NoopRecorder).views_stale.clone();
             let marks = TaskTracker::new().spawn(freshness.clone().mark(store.clone(), stale));
             Self { freshness, store, _marks: AbortOnDropHandle::new(marks) }

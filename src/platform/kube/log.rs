@@ -180,10 +180,10 @@ impl LogQuery {
 // === impl RunWatch ===
 
 impl RunWatch {
-    /// Whether the run has ended or is no longer known.
+    /// Returns whether the run has ended or is no longer known.
     pub(in crate::platform) fn has_ended(&self) -> bool {
         let view = self.view.borrow();
-        let run = view.replica(&self.replica).and_then(|slot| slot.run(&self.instance));
+        let run = view.replica(&self.replica).and_then(|replica| replica.run(&self.instance));
         run.is_none_or(|run| run.end.is_some())
     }
 

@@ -26,7 +26,7 @@ pub(super) const LEASED_IP_TARGET: &str = "metal-lb";
 pub(super) const INDEX: &str = "leasemux/replica";
 
 /// Annotation of a restart lock: its payload.
-pub(super) const RESTARTS: &str = "leasemux/restarts";
+pub(super) const LOCK_PAYLOAD: &str = "leasemux/restarts";
 
 /// Group and version of the provider's own resources.
 pub(super) const AKASH_GROUP: &str = "akash.network";

@@ -3,9 +3,7 @@
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStatus, StatefulSet, StatefulSetStatus,
 };
-use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateTerminated, ContainerStatus, Namespace, Pod, Service,
-};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Namespace, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::DynamicObject;
@@ -104,10 +102,9 @@ pub(super) struct WorkloadFacts {
 }
 
 /// Ports and addresses of a service. Each of the two lists is sorted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ServiceEndpoints {
-    /// The lease's service; `None` if unknown.
-    pub(super) service: Option<ServiceName>,
+    pub(super) service: ServiceName,
     /// Node ports, without their host.
     pub(super) ports: Vec<ForwardedPort>,
     pub(super) ips: Vec<LeasedIp>,
@@ -158,8 +155,6 @@ impl PodFacts {
         let service: ServiceName = label(meta, names::SERVICE)?.parse().ok()?;
         let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
         let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
-        let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-        let main = containers.iter().find(|container| container.name == service.as_str());
         let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let ready = conditions.iter().any(|found| found.type_ == "Ready" && found.status == "True");
         Some(Self {
@@ -172,7 +167,7 @@ impl PodFacts {
             created: meta.creation_timestamp.as_ref().map_or(LogTime::MIN, time),
             lives: meta.deletion_timestamp.is_none() && !matches!(phase, "Failed" | "Succeeded"),
             ready: ready && meta.deletion_timestamp.is_none(),
-            container: main.map(ContainerFacts::read),
+            container: container_status(pod, service.as_str()).map(ContainerFacts::read),
             pending: pending(pod),
             service,
         })
@@ -182,7 +177,7 @@ impl PodFacts {
         self.container.as_ref().is_some_and(|container| container.newest.is_some())
     }
 
-    /// Whether it does not run and is not about to.
+    /// Returns whether it does not run and is not about to.
     pub(super) fn is_stuck(&self) -> bool {
         let reason = match (&self.pending, self.container.as_ref().map(|container| &container.state)) {
             (Some((reason, _)), _) | (None, Some(State::Waiting(reason, _))) => reason,
@@ -195,7 +190,7 @@ impl PodFacts {
 // === impl ContainerFacts ===
 
 impl ContainerFacts {
-    /// Whether the newest run has ended and the next one is expected.
+    /// Returns whether the newest run has ended and the next one is expected.
     pub(super) fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting(..))
     }
@@ -203,8 +198,7 @@ impl ContainerFacts {
     pub(super) fn read(status: &ContainerStatus) -> Self {
         let run_number = u32::try_from(status.restart_count).unwrap_or_default();
         let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
-        let none = ContainerState::default();
-        let now = status.state.as_ref().unwrap_or(&none);
+        let now = status.state.clone().unwrap_or_default();
         if let Some(running) = &now.running {
             let started = running.started_at.as_ref().map_or(LogTime::MIN, time);
             let newest = Some(RunFacts { started, end: None });
@@ -214,7 +208,7 @@ impl ContainerFacts {
             let newest = Some(RunFacts::ended(terminated));
             return Self { run_number, state: State::Ended, newest, before: last.map(RunFacts::ended) };
         }
-        let waiting = now.waiting.clone().unwrap_or_default();
+        let waiting = now.waiting.unwrap_or_default();
         let reason = waiting.reason.unwrap_or_else(|| "Waiting".to_owned());
         let state = State::Waiting(reason, clip(waiting.message.as_ref()));
         // The kubelet's last run is the newest one. Its number is the count of restarts, unless the next
@@ -246,13 +240,18 @@ impl RunFacts {
     }
 }
 
-/// Whether a terminated container had begun. Kubelets also report containers as terminated that they do not
-/// know.
+/// Returns the status of a pod's container.
+pub(super) fn container_status<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.iter().find(|status| status.name == name)
+}
+
+/// Returns whether a terminated container had begun. Kubelets also report containers as terminated that they
+/// do not know.
 fn ran(state: &ContainerStateTerminated) -> bool {
     state.container_id.as_deref().is_some_and(|id| !id.is_empty())
 }
 
-/// The ordinal of a pod in a stateful set: the number after the set's name.
+/// Returns the ordinal of a pod in a stateful set: the number after the set's name.
 fn ordinal(meta: &ObjectMeta, owner: &OwnerReference) -> Option<u32> {
     if owner.kind != "StatefulSet" {
         return None;
@@ -260,8 +259,8 @@ fn ordinal(meta: &ObjectMeta, owner: &OwnerReference) -> Option<u32> {
     meta.name.as_deref()?.strip_prefix(owner.name.as_str())?.strip_prefix('-')?.parse().ok()
 }
 
-/// Why a pod does not run, if its main container does not have the reason: it is not scheduled, or an init
-/// container has not finished.
+/// Returns why a pod does not run, if its main container does not have the reason: it is not scheduled, or an
+/// init container has not finished.
 fn pending(pod: &Pod) -> Option<(String, String)> {
     let status = pod.status.as_ref()?;
     if let Some(reason) = status.reason.clone() {
@@ -355,7 +354,7 @@ impl ServiceEndpoints {
         let is_leased = label(&service.metadata, names::TARGET) == Some(names::LEASED_IP_TARGET);
         let ports = spec.ports.as_deref().unwrap_or_default();
         let protocol = |of: Option<&String>| of.cloned().unwrap_or_else(|| "TCP".to_owned());
-        let mut facts = Self { service: Some(name.clone()), ..Self::default() };
+        let mut facts = Self { service: name.clone(), ports: Vec::new(), ips: Vec::new() };
         match spec.type_.as_deref() {
             Some("NodePort") => facts.ports.extend(ports.iter().filter_map(|port| {
                 Some(ForwardedPort {
@@ -396,7 +395,7 @@ fn port_number(port: i32) -> Option<u16> {
     u16::try_from(port).ok()
 }
 
-/// The container's port: the target's number, or the service's own if the target is unset or a name.
+/// Returns the container's port: the target's number, or the service's own if the target is unset or a name.
 fn target(target: Option<&IntOrString>, port: i32) -> Option<u16> {
     match target {
         Some(IntOrString::Int(target)) if *target != 0 => port_number(*target),

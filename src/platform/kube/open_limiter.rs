@@ -32,13 +32,13 @@ const NODES_KEPT: usize = 1_024;
 
 /// Pause between two attempts to reach an upstream, jittered: a follower hardly notices it, nor does a server
 /// that starts.
-const TRY_EVERY: Duration = Duration::from_secs(1);
+const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Longest wait of a request for the end of an outage. A read that does not follow reports it then.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(2);
 
 /// Interval between two log messages that a node cannot follow logs.
-const FOLLOW_WARN_EVERY: Duration = Duration::from_secs(300);
+const FOLLOW_WARN_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Time after which an outage that no request has met is forgotten.
 const UNREACHABLE_KEPT: Duration = Duration::from_secs(60);
@@ -57,6 +57,8 @@ struct Inner {
 /// The API server or a kubelet.
 #[derive(Debug)]
 struct Upstream {
+    /// The node of a kubelet; `None` for the API server.
+    node: Option<String>,
     permits: Arc<Semaphore>,
     /// When it is tried next; `None` while it is reachable, as far as is known.
     next_try: watch::Sender<Option<Instant>>,
@@ -67,9 +69,8 @@ struct Upstream {
 /// Permission to open one log, until it is dropped.
 #[derive(Debug)]
 pub(super) struct OpenPermit {
-    server: Arc<Upstream>,
-    node: Option<(String, Arc<Upstream>)>,
-    _permits: (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>),
+    upstreams: Vec<Arc<Upstream>>,
+    _permits: Vec<OwnedSemaphorePermit>,
 }
 
 /// How far a request came.
@@ -95,7 +96,7 @@ pub(super) struct Unreachable;
 
 impl OpenLimiter {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Inner { server: Upstream::new(OPENS_AT_ONCE), nodes: Mutex::default() }))
+        Self(Arc::new(Inner { server: Upstream::new(None, OPENS_AT_ONCE), nodes: Mutex::default() }))
     }
 
     /// Waits until a log may be opened; `node` is that of its pod, if known. Cancel safe.
@@ -103,38 +104,34 @@ impl OpenLimiter {
     /// # Errors
     /// [`Unreachable`] if an upstream is unreachable and other requests try it.
     pub(super) async fn acquire(&self, node: Option<&str>) -> Result<OpenPermit, Unreachable> {
+        // The node comes first: a request that waits for its permit holds no permit of the others.
         let server = Arc::clone(&self.0.server);
-        let node = node.map(|node| (node.to_owned(), self.node(node)));
+        let upstreams: Vec<_> = node.map(|node| self.node(node)).into_iter().chain([server]).collect();
         let until = Instant::now() + UNREACHABLE_MAX;
         loop {
-            let tries_node = match &node {
-                Some((_, kubelet)) => kubelet.reachable_or_try(until).await?,
-                None => false,
-            };
-            let tries_server = server.reachable_or_try(until).await?;
-            // The semaphores are never closed; if they were, opening without a permit would do less harm than
-            // failing. The node's permit comes first: a request that waits for it holds no permit of the
-            // others.
-            let of_node = match &node {
-                Some((_, kubelet)) => Arc::clone(&kubelet.permits).acquire_owned().await.ok(),
-                None => None,
-            };
-            let of_all = Arc::clone(&server.permits).acquire_owned().await.ok();
-            let lost_node = node.as_ref().is_some_and(|(_, kubelet)| !tries_node && kubelet.is_unreachable());
-            if lost_node || !tries_server && server.is_unreachable() {
-                // Lost while this request waited.
-                continue;
+            let mut tries = Vec::with_capacity(upstreams.len());
+            for upstream in &upstreams {
+                tries.push(upstream.reachable_or_try(until).await?);
             }
-            return Ok(OpenPermit { server, node, _permits: (of_node, of_all) });
+            let mut permits = Vec::with_capacity(upstreams.len());
+            for upstream in &upstreams {
+                // The semaphores are never closed; if they were, opening without a permit would do less harm
+                // than failing.
+                permits.extend(Arc::clone(&upstream.permits).acquire_owned().await);
+            }
+            // One may have become unreachable while this request waited for permits.
+            if upstreams.iter().zip(tries).all(|(upstream, tries)| tries || !upstream.is_unreachable()) {
+                return Ok(OpenPermit { upstreams, _permits: permits });
+            }
         }
     }
 
-    /// Logs that the kubelet of a node cannot follow logs, at most every [`FOLLOW_WARN_EVERY`].
+    /// Logs that the kubelet of a node cannot follow logs, at most every [`FOLLOW_WARN_INTERVAL`].
     pub(super) fn follow_unavailable(&self, node: &str) {
         let kubelet = self.node(node);
         let now = Instant::now();
         let mut warned = kubelet.follow_warned.lock();
-        if warned.is_none_or(|warned| now.duration_since(warned) >= FOLLOW_WARN_EVERY) {
+        if warned.is_none_or(|warned| now.duration_since(warned) >= FOLLOW_WARN_INTERVAL) {
             *warned = Some(now);
             tracing::warn!(
                 node,
@@ -154,11 +151,11 @@ impl OpenLimiter {
             nodes.retain(|_, kubelet| {
                 let is_tried = kubelet.next_try.borrow().is_some_and(|next| next + UNREACHABLE_KEPT > now);
                 let warned = *kubelet.follow_warned.lock();
-                let is_warned = warned.is_some_and(|warned| warned + FOLLOW_WARN_EVERY > now);
+                let is_warned = warned.is_some_and(|warned| warned + FOLLOW_WARN_INTERVAL > now);
                 Arc::strong_count(kubelet) > 1 || is_tried || is_warned
             });
         }
-        let fresh = Upstream::new(OPENS_PER_NODE);
+        let fresh = Upstream::new(Some(node.to_owned()), OPENS_PER_NODE);
         nodes.insert(node.to_owned(), Arc::clone(&fresh));
         fresh
     }
@@ -169,26 +166,25 @@ impl OpenLimiter {
 impl OpenPermit {
     /// Reports how far the request came, which wakes waiting requests.
     pub(super) fn report(&self, reached: Reached) {
-        match reached {
-            Reached::Nothing if self.server.set_reachable(false) => {
-                tracing::warn!("API server is unreachable, logs wait for it");
+        let (server, kubelet) = match reached {
+            Reached::Nothing => (Some(false), None),
+            Reached::Server => (Some(true), Some(false)),
+            Reached::AtLeastServer => (Some(true), None),
+            Reached::Unknown => (None, Some(false)),
+            Reached::Kubelet => (Some(true), Some(true)),
+        };
+        for upstream in &self.upstreams {
+            let is_reachable = if upstream.node.is_some() { kubelet } else { server };
+            let changed = is_reachable.filter(|is_reachable| upstream.set_reachable(*is_reachable));
+            match (changed, &upstream.node) {
+                (Some(true), None) => tracing::info!("API server is reachable again"),
+                (Some(false), None) => tracing::warn!("API server is unreachable, logs wait for it"),
+                (Some(true), Some(node)) => tracing::info!(node, "kubelet is reachable again"),
+                (Some(false), Some(node)) => {
+                    tracing::warn!(node, "kubelet is unreachable, logs of its pods wait for it");
+                }
+                (None, _) => {}
             }
-            Reached::Server | Reached::AtLeastServer | Reached::Kubelet
-                if self.server.set_reachable(true) =>
-            {
-                tracing::info!("API server is reachable again");
-            }
-            _ => {}
-        }
-        let Some((node, kubelet)) = &self.node else { return };
-        match reached {
-            Reached::Server | Reached::Unknown if kubelet.set_reachable(false) => {
-                tracing::warn!(node, "kubelet is unreachable, logs of its pods wait for it");
-            }
-            Reached::Kubelet if kubelet.set_reachable(true) => {
-                tracing::info!(node, "kubelet is reachable again");
-            }
-            _ => {}
         }
     }
 }
@@ -196,8 +192,9 @@ impl OpenPermit {
 // === impl Upstream ===
 
 impl Upstream {
-    fn new(permits: usize) -> Arc<Self> {
+    fn new(node: Option<String>, permits: usize) -> Arc<Self> {
         Arc::new(Self {
+            node,
             permits: Arc::new(Semaphore::new(permits)),
             next_try: watch::Sender::new(None),
             follow_warned: Mutex::new(None),
@@ -233,18 +230,18 @@ impl Upstream {
         self.next_try.send_if_modified(|next| {
             let is_due = next.is_some_and(|next| next <= now);
             if is_due {
-                *next = Some(now + jittered(TRY_EVERY));
+                *next = Some(now + jittered(TRY_INTERVAL));
             }
             is_due
         })
     }
 
-    /// Returns whether this is a change.
+    /// Notes whether it is reachable. Returns whether this is a change.
     fn set_reachable(&self, reachable: bool) -> bool {
         self.next_try.send_if_modified(|next| {
             let is_change = next.is_none() != reachable;
             if is_change {
-                *next = (!reachable).then(|| Instant::now() + jittered(TRY_EVERY));
+                *next = (!reachable).then(|| Instant::now() + jittered(TRY_INTERVAL));
             }
             is_change
         })
@@ -331,7 +328,7 @@ mod tests {
             is.send_replace(Reached::Kubelet);
             let back = Instant::now();
             futures_util::future::join_all(tails).await;
-            assert!(back.elapsed() <= TRY_EVERY.mul_f64(1.5), "{:?}", back.elapsed());
+            assert!(back.elapsed() <= TRY_INTERVAL.mul_f64(1.5), "{:?}", back.elapsed());
         }
     }
 
@@ -346,7 +343,7 @@ mod tests {
         for _ in 0..3 {
             drop(limiter.acquire(Some("lost")).await.unwrap());
         }
-        assert!(begin.elapsed() <= TRY_EVERY.mul_f64(4.5));
+        assert!(begin.elapsed() <= TRY_INTERVAL.mul_f64(4.5));
         // Requests do not wait longer than the limit.
         let begin = Instant::now();
         let others = (0..20).map(|_| limiter.acquire(Some("lost")));
@@ -366,7 +363,7 @@ mod tests {
             limiter.acquire(Some(&format!("lost {node}"))).await.unwrap().report(Reached::Server);
         }
         assert!(known(&limiter) >= 2 * NODES_KEPT);
-        tokio::time::sleep(UNREACHABLE_KEPT + 2 * TRY_EVERY).await;
+        tokio::time::sleep(UNREACHABLE_KEPT + 2 * TRY_INTERVAL).await;
         drop(limiter.acquire(Some("another")).await);
         assert_eq!(known(&limiter), 1);
     }

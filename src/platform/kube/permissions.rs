@@ -102,14 +102,11 @@ pub(super) async fn check(client: &Client, manifests: &str, own: &str) -> Result
 }
 
 fn review(needed: &Permission, verb: &str, namespace: Option<&str>) -> SelfSubjectAccessReview {
-    let (resource, subresource) = match needed.resource.split_once('/') {
-        Some((resource, subresource)) => (resource, Some(subresource.to_owned())),
-        None => (needed.resource, None),
-    };
+    let (resource, subresource) = needed.resource.split_once('/').unwrap_or((needed.resource, ""));
     let attributes = ResourceAttributes {
         group: Some(needed.group.to_owned()),
         resource: Some(resource.to_owned()),
-        subresource,
+        subresource: (!subresource.is_empty()).then(|| subresource.to_owned()),
         verb: Some(verb.to_owned()),
         namespace: namespace.map(str::to_owned),
         ..ResourceAttributes::default()

@@ -3,7 +3,7 @@
 //! A pod of a stateful set has its ordinal. Other pods have no number in Kubernetes, so they are numbered
 //! here, per service and across replica sets. A new pod takes the lowest index that no living pod of the
 //! service has, in the order of (creation, name), and keeps it while it lives. A pod that is being deleted,
-//! has failed or has succeeded frees its index at once. Its log is still read in that slot, before the log of
+//! has failed or has succeeded frees its index at once. Its log is still read under that index, before the log of
 //! the pod that took the index.
 //!
 //! The index is written on the pod, and the written index counts, so all gateways agree, also after a
@@ -49,7 +49,7 @@ pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeM
         let unnumbered = || service.iter().filter(|pod| pod.ordinal.is_none());
         for pod in unnumbered() {
             match pod.claim {
-                // Its log is read to its end in that slot, even if another pod has taken the index.
+                // Its log is read to its end under that index, even if another pod has taken it.
                 Some(claim) if !pod.lives => {
                     given.insert(pod.uid, claim);
                 }
@@ -73,13 +73,12 @@ pub(super) fn assign<'a>(pods: impl IntoIterator<Item = Numbered<'a>>) -> BTreeM
     given
 }
 
-/// Returns the slots of a service that should have `count` pods and has pods with the indices `held`: these,
-/// and the lowest free ones for the missing pods. After a scale-down no pod is missing.
-pub(super) fn slots(held: &BTreeSet<u32>, count: u32) -> BTreeSet<u32> {
-    let mut slots = held.clone();
+/// Returns the replica indices of a service that should have `count` pods and has pods with the indices
+/// `held`: these, and the lowest free ones for the missing pods. After a scale-down no pod is missing.
+pub(super) fn of_service(held: &BTreeSet<u32>, count: u32) -> BTreeSet<u32> {
     let missing = (count as usize).saturating_sub(held.len());
-    slots.extend((0..=u32::MAX).filter(|index| !held.contains(index)).take(missing));
-    slots
+    let free = (0..=u32::MAX).filter(|index| !held.contains(index)).take(missing);
+    held.iter().copied().chain(free).collect()
 }
 
 #[cfg(test)]

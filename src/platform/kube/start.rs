@@ -1,12 +1,16 @@
-//! Requests to the API server at the start: they wait for it, and log why.
+//! Requests to the API server at the start: they wait for it, and log why. And the search for the provider's
+//! own kinds, which a cluster may lack: a missing one may be installed at any time.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_core::future::BoxFuture;
+use kube::Client;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::api::error_chain;
+use super::names::{AKASH_GROUP, AKASH_VERSION};
 use crate::model::label::LabelValue as _;
 use crate::model::metrics::labels::Watched;
 use crate::platform::Error;
@@ -19,7 +23,10 @@ const RETRY_DELAY: Duration = Duration::from_secs(2);
 const RESPONSE_MAX: Duration = Duration::from_secs(30);
 
 /// Interval of log messages that name the kinds still being listed: soon enough for a person who waits.
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Interval of checks for a missing kind: one or two small requests.
+const KIND_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Repeats a request until the API server responds. Logs the failures 1, 2, 4, 8 and so on.
 ///
@@ -72,7 +79,7 @@ pub(super) async fn listed(
     let began = Instant::now();
     loop {
         let all = async { listed.wait_for(|listed| needed.is_subset(listed)).await.map(drop) };
-        if let Ok(ended) = tokio::time::timeout(PROGRESS_EVERY, all).await {
+        if let Ok(ended) = tokio::time::timeout(PROGRESS_INTERVAL, all).await {
             return ended.map_err(|_| Error::Broken("the watches ended".to_owned()));
         }
         let listed = listed.borrow().clone();
@@ -83,4 +90,52 @@ pub(super) async fn listed(
             "still listing the cluster"
         );
     }
+}
+
+/// Finds the installed kinds. Retries until the API server responds, so that they are served from the start.
+pub(super) async fn installed(client: &Client, server: &str) -> Result<Vec<Watched>, Error> {
+    retry(server, || response("list the kinds of the cluster", find(client))).await
+}
+
+/// Runs the watch of a kind once the cluster has it.
+pub(super) async fn once_installed(
+    client: Client,
+    kind: Watched,
+    is_installed: bool,
+    watch: BoxFuture<'static, ()>,
+) {
+    if !is_installed {
+        let label = kind.label();
+        tracing::warn!(kind = label, every = ?KIND_CHECK_INTERVAL, "kind of group akash.network is not installed, checking again");
+        wait_until_installed(&client, kind).await;
+        tracing::info!(kind = label, "kind was installed");
+    }
+    watch.await;
+}
+
+async fn wait_until_installed(client: &Client, kind: Watched) {
+    loop {
+        tokio::time::sleep(KIND_CHECK_INTERVAL).await;
+        match find(client).await {
+            Ok(installed) if installed.contains(&kind) => return,
+            Ok(_) => {}
+            // The watches log failures of the API server.
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "failed to check for kinds");
+            }
+        }
+    }
+}
+
+/// Returns the provider's kinds that are installed.
+async fn find(client: &Client) -> kube::Result<Vec<Watched>> {
+    // The list of all groups comes first, because the client logs an error for a missing group.
+    let groups = client.list_api_groups().await?.groups;
+    let group = groups.into_iter().find(|group| group.name == AKASH_GROUP);
+    if !group.is_some_and(|group| group.versions.iter().any(|known| known.version == AKASH_VERSION)) {
+        return Ok(Vec::new());
+    }
+    let list = client.list_api_group_resources(&format!("{AKASH_GROUP}/{AKASH_VERSION}")).await?;
+    let is_listed = |kind: &Watched| list.resources.iter().any(|resource| resource.name == kind.label());
+    Ok([Watched::Hosts, Watched::LeasedIps].into_iter().filter(is_listed).collect())
 }

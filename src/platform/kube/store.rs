@@ -35,10 +35,8 @@ pub(super) struct Key {
 /// A change of the cluster.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    /// An object was created or updated.
-    Set(Key, Fact),
-    /// An object was deleted, or belongs to no lease any more.
-    Unset(Key),
+    /// An object was created or updated. `None`: it was deleted, or belongs to no lease any more.
+    Object(Key, Option<Fact>),
     /// All objects of a kind.
     Replace(Watched, Vec<(Key, Fact)>),
 }
@@ -58,7 +56,9 @@ struct Inner {
 // === impl Store ===
 
 impl Store {
-    pub(super) fn new(provider: Provider) -> Self {
+    /// Creates an empty store for a provider whose node ports are reached at `hostname`.
+    pub(super) fn new(hostname: String) -> Self {
+        let provider = Provider { hostname, ..Provider::default() };
         let inner = Inner { provider, namespaces: HashMap::new(), views: HashMap::new() };
         Self(Arc::new(Mutex::new(inner)))
     }
@@ -67,16 +67,13 @@ impl Store {
     pub(super) fn apply(&self, change: Change) -> Vec<PendingIndexWrite> {
         let mut inner = self.0.lock();
         let touched = match change {
-            Change::Set(key, fact) => {
+            Change::Object(key, fact) => {
                 let mut touched = inner.remove_from_others(&key);
                 touched.insert(key.namespace.clone());
-                inner.set(key, fact);
-                touched
-            }
-            Change::Unset(key) => {
-                let mut touched = inner.remove_from_others(&key);
-                inner.unset(&key);
-                touched.insert(key.namespace);
+                match fact {
+                    Some(fact) => inner.set(key, fact),
+                    None => inner.unset(key),
+                }
                 touched
             }
             Change::Replace(kind, all) => inner.replace(kind, all),
@@ -86,22 +83,15 @@ impl Store {
 
     /// Watches the view of `lease`; `None` if the cluster has no such lease.
     pub(super) fn watch(&self, lease: &LeaseId) -> Option<watch::Receiver<Arc<LeaseView>>> {
-        let mut inner = self.0.lock();
+        let Inner { provider, namespaces, views } = &mut *self.0.lock();
         let namespace = lease.namespace();
-        let state = inner.namespaces.get(&namespace)?;
-        if state.lease().is_none_or(|facts| facts.lease != *lease) {
-            return None;
-        }
-        if let Some(view) = inner.views.get(&namespace) {
-            return Some(view.subscribe());
-        }
-        let view = watch::Sender::new(Arc::new(view::build(state, &inner.provider)));
-        let receiver = view.subscribe();
-        inner.views.insert(namespace, view);
-        Some(receiver)
+        let state = namespaces.get(&namespace)?;
+        state.lease().filter(|facts| facts.lease == *lease)?;
+        let build = || watch::Sender::new(Arc::new(view::build(state, provider)));
+        Some(views.entry(namespace).or_insert_with(build).subscribe())
     }
 
-    /// The pod with this uid.
+    /// Returns the pod with this uid.
     pub(super) fn pod(&self, namespace: &str, uid: &str) -> Option<PodFacts> {
         let inner = self.0.lock();
         match inner.namespaces.get(namespace)?.facts.get(&(Watched::Pods, uid.to_owned()))? {
@@ -110,13 +100,13 @@ impl Store {
         }
     }
 
-    /// The pod in a slot: the newest living one, otherwise the newest.
+    /// Returns the pod of a replica: the newest living one, otherwise the newest.
     pub(super) fn occupant(&self, namespace: &str, replica: &Replica) -> Option<PodFacts> {
         let inner = self.0.lock();
         let state = inner.namespaces.get(namespace)?;
-        let in_slot =
-            |pod: &&PodFacts| pod.service == replica.service && state.index(pod) == Some(replica.index);
-        state.pods().filter(in_slot).max_by_key(|pod| (pod.lives, pod.created, &pod.name)).cloned()
+        let pods = state.pods().filter(|pod| pod.service == replica.service);
+        let pods = pods.filter(|pod| state.index(pod) == Some(replica.index));
+        pods.max_by_key(|pod| (pod.lives, pod.created, &pod.name)).cloned()
     }
 
     /// Marks all views as out of date since `since`, or as current.
@@ -129,7 +119,7 @@ impl Store {
         }
     }
 
-    /// Since when views are out of date, if they are.
+    /// Returns since when views are out of date, if they are.
     pub(super) fn stale_since(&self) -> Option<LogTime> {
         self.0.lock().provider.stale_since
     }
@@ -139,26 +129,22 @@ impl Store {
         let mut inner = self.0.lock();
         inner.views.retain(|_, view| view.receiver_count() > 0);
         let now = Instant::now();
-        let mut changed = Vec::new();
-        for (namespace, state) in &mut inner.namespaces {
-            let before = state.gone.len();
-            state.gone.retain(|(.., until)| *until > now);
-            if state.gone.len() < before {
-                changed.push(namespace.clone());
-            }
-        }
-        for namespace in changed {
+        let changed = inner.namespaces.iter_mut().filter_map(|(namespace, state)| {
+            let expired = state.gone.extract_if(.., |(.., until)| *until <= now).count();
+            (expired > 0).then(|| namespace.clone())
+        });
+        for namespace in changed.collect::<Vec<_>>() {
             inner.refresh(&namespace);
         }
     }
 
-    /// The pods of all leases whose index is not written on them yet.
+    /// Returns the pods of all leases whose index is not written on them yet.
     pub(super) fn unwritten(&self) -> Vec<PendingIndexWrite> {
         let inner = self.0.lock();
         inner.namespaces.iter().flat_map(|(namespace, state)| state.unwritten(namespace)).collect()
     }
 
-    /// The number of namespaces, pods and views.
+    /// Returns the number of namespaces, pods and views.
     #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
         let inner = self.0.lock();
@@ -175,9 +161,9 @@ impl Inner {
         state.facts.insert((key.kind, key.name), fact);
     }
 
-    fn unset(&mut self, key: &Key) {
+    fn unset(&mut self, key: Key) {
         let Some(state) = self.namespaces.get_mut(&key.namespace) else { return };
-        if let Some(Fact::Pod(pod)) = state.facts.remove(&(key.kind, key.name.clone())) {
+        if let Some(Fact::Pod(pod)) = state.facts.remove(&(key.kind, key.name)) {
             state.gone.push((*pod, LogTime::now(), Instant::now() + GONE_KEPT));
         }
     }
@@ -208,7 +194,7 @@ impl Inner {
             // From now on the provider decides which addresses are leased.
             touched.extend(self.namespaces.keys().cloned());
         }
-        for key in &vanished {
+        for key in vanished {
             self.unset(key);
         }
         for (key, fact) in all {
@@ -225,13 +211,9 @@ impl Inner {
         state.number();
         if let Some(view) = self.views.get(namespace) {
             let now = view::build(state, &self.provider);
-            view.send_if_modified(|known| {
-                let differs = **known != now;
-                if differs {
-                    *known = Arc::new(now);
-                }
-                differs
-            });
+            if **view.borrow() != now {
+                view.send_replace(Arc::new(now));
+            }
         }
         if state.facts.is_empty() && state.gone.is_empty() {
             self.namespaces.remove(namespace);

@@ -12,20 +12,20 @@ use crate::model::view::{
     Endpoints, ForwardedPort, LeaseView, LeasedIp, ReplicaState, ReplicaView, Run, RunEnd, ServiceView,
 };
 
-/// Waiting reason of a slot without a pod.
+/// Waiting reason of a replica without a pod.
 const NO_POD: &str = "Pending";
 
-/// Waiting reason of a slot whose pod is being deleted.
+/// Waiting reason of a replica whose pod is being deleted.
 const TERMINATING: &str = "Terminating";
 
 /// End reason of a run whose pod went before its kubelet reported the end.
 const DELETED: &str = "Deleted";
 
-/// The pods of one slot, and when each went if it is gone. Pods that do not live come first, then by age.
+/// The pods of one replica, and when each went if it is gone. Pods that do not live come first, then by age.
 type Members<'a> = Vec<(&'a PodFacts, Option<LogTime>)>;
 
 /// Properties of the provider that apply to all leases.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Provider {
     /// Public host name of node ports.
     pub(super) hostname: String,
@@ -34,14 +34,6 @@ pub(super) struct Provider {
     pub(super) tells_leased: bool,
     /// Since when the cluster's watches fail.
     pub(super) stale_since: Option<LogTime>,
-}
-
-// === impl Provider ===
-
-impl Provider {
-    pub(super) fn new(hostname: String) -> Self {
-        Self { hostname, tells_leased: false, stale_since: None }
-    }
 }
 
 /// Builds the view of the lease.
@@ -56,7 +48,7 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
             numbered.insert(&workload.service);
         }
     }
-    let mut pods = by_slot(state);
+    let mut pods = pods_by_replica(state);
     for name in pods.keys() {
         services.entry((*name).clone()).or_default();
     }
@@ -68,16 +60,16 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
         let wanted = if numbered.contains(name) {
             held.iter().copied().chain(0..service.count).collect()
         } else {
-            replica_index::slots(&held, service.count)
+            replica_index::of_service(&held, service.count)
         };
-        // A pod that is being deleted keeps its slot, because its last lines can be read.
+        // A pod that is being deleted stays a replica, because its last lines can be read.
         members.retain(|index, members| {
             wanted.contains(index) || members.iter().any(|(_, gone)| gone.is_none())
         });
         for index in wanted {
             members.entry(index).or_default();
         }
-        service.replicas = members.into_iter().map(|(index, members)| (index, slot(&members))).collect();
+        service.replicas = members.into_iter().map(|(index, members)| (index, replica(&members))).collect();
         service.endpoints = endpoints(state, name, provider);
     }
     let ended = state.lease().is_none_or(|lease| lease.ends);
@@ -85,7 +77,7 @@ pub(super) fn build(state: &NamespaceState, provider: &Provider) -> LeaseView {
 }
 
 /// Returns the pods of each service by replica index.
-fn by_slot(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
+fn pods_by_replica(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Members<'_>>> {
     let gone = state.gone.iter().map(|(pod, at, _)| (pod, Some(*at)));
     let mut pods: Vec<_> = state.pods().map(|pod| (pod, None)).chain(gone).collect();
     // The log of a pod that does not live is read before that of the pod that took its index, whichever is
@@ -101,8 +93,8 @@ fn by_slot(state: &NamespaceState) -> BTreeMap<&ServiceName, BTreeMap<u32, Membe
     services
 }
 
-/// Builds the view of a slot from its pods.
-fn slot(members: &Members<'_>) -> ReplicaView {
+/// Builds the view of a replica from its pods.
+fn replica(members: &Members<'_>) -> ReplicaView {
     let mut runs: Vec<Run> = members.iter().flat_map(|(pod, gone)| runs(pod, *gone)).collect();
     runs.drain(..runs.len().saturating_sub(RUNS_MAX));
     let waiting = |reason: &str, message: &str| ReplicaState::Waiting {
@@ -158,7 +150,7 @@ fn endpoints(state: &NamespaceState, service: &ServiceName, provider: &Provider)
         state.hosts().filter(|host| host.service == *service).map(|host| host.host.clone()).collect();
     uris.sort();
     uris.dedup();
-    let found = || state.endpoints().filter(|found| found.service.as_ref() == Some(service));
+    let found = || state.endpoints().filter(|found| found.service == *service);
     let on_host = |port: &ForwardedPort| ForwardedPort { host: provider.hostname.clone(), ..port.clone() };
     // A load balancer exists until the provider's operator notices that the lease has ended.
     let leased = |ip: &LeasedIp| {

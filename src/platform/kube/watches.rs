@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::pin::pin;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_core::future::BoxFuture;
-use futures_util::{StreamExt as _, pin_mut};
+use futures_util::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use kube::api::ApiResource;
@@ -78,66 +79,43 @@ impl Watch {
         ]
     }
 
-    /// Watches the provider's host names. The cluster must have that kind.
-    pub(super) fn hosts(&self, client: &Client, manifests: &str) -> BoxFuture<'static, ()> {
-        let read = |object: &DynamicObject| {
-            HostFacts::read(object).map(|facts| (facts.namespace.clone(), Fact::Host(facts)))
+    /// Returns the watches of the provider's own kinds, which the cluster may not have.
+    pub(super) fn provider_kinds(
+        &self,
+        client: &Client,
+        manifests: &str,
+    ) -> [(Watched, BoxFuture<'static, ()>); 2] {
+        let watch = |kind, (name, plural): (&str, &str), read: fn(&DynamicObject) -> Option<Fact>| {
+            let gvk = GroupVersionKind::gvk(names::AKASH_GROUP, names::AKASH_VERSION, name);
+            let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
+            let api = Api::namespaced_with(client.clone(), manifests, &resource);
+            (kind, self.clone().run(api, kind, read).boxed())
         };
-        self.of_provider(client, manifests, Watched::Hosts, names::HOSTS, read)
-    }
-
-    /// Watches the provider's leased addresses. The cluster must have that kind.
-    pub(super) fn leased(&self, client: &Client, manifests: &str) -> BoxFuture<'static, ()> {
-        let read = |object: &DynamicObject| {
-            LeasedFacts::read(object).map(|facts| (facts.namespace.clone(), Fact::Leased(facts)))
-        };
-        self.of_provider(client, manifests, Watched::LeasedIps, names::LEASED, read)
+        [
+            watch(Watched::Hosts, names::HOSTS, |object| HostFacts::read(object).map(Fact::Host)),
+            watch(Watched::LeasedIps, names::LEASED, |object| LeasedFacts::read(object).map(Fact::Leased)),
+        ]
     }
 
     fn of<K>(&self, client: &Client, kind: Watched, read: fn(&K) -> Option<Fact>) -> BoxFuture<'static, ()>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        let read = move |object: &K| {
-            let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-            let (namespace, name) = match kind {
-                Watched::Namespaces => (name.clone(), name),
-                Watched::Pods => (namespace, object.uid().unwrap_or_default()),
-                _ => (namespace, name),
-            };
-            (Key { namespace, kind, name }, read(object))
-        };
-        Box::pin(self.clone().run(Api::all(client.clone()), kind, read))
+        self.clone().run(Api::all(client.clone()), kind, read).boxed()
     }
 
-    /// Watches one of the provider's own kinds, given by its name and its plural.
-    fn of_provider(
-        &self,
-        client: &Client,
-        manifests: &str,
-        kind: Watched,
-        (name, plural): (&str, &str),
-        read: fn(&DynamicObject) -> Option<(String, Fact)>,
-    ) -> BoxFuture<'static, ()> {
-        let gvk = GroupVersionKind::gvk(names::AKASH_GROUP, names::AKASH_VERSION, name);
-        let resource = ApiResource::from_gvk_with_plural(&gvk, plural);
-        let read = move |object: &DynamicObject| {
-            let (namespace, fact) = read(object).unzip();
-            (Key { namespace: namespace.unwrap_or_default(), kind, name: object.name_any() }, fact)
-        };
-        Box::pin(self.clone().run(Api::namespaced_with(client.clone(), manifests, &resource), kind, read))
-    }
-
-    async fn run<K>(self, api: Api<K>, kind: Watched, read: impl Fn(&K) -> (Key, Option<Fact>))
+    async fn run<K>(self, api: Api<K>, kind: Watched, read: fn(&K) -> Option<Fact>)
     where
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
+        let read = |object: &K| {
+            let fact = read(object);
+            (key(kind, object, fact.as_ref()), fact)
+        };
         let config = watcher::Config::default().labels(names::AKASH).page_size(PAGE_OBJECTS);
         let backoff = ResetTimerBackoff::new(WatchBackoff::new(), FAILURE_KEPT);
-        let events = StreamBackoff::new(watcher(api, config), backoff);
-        pin_mut!(events);
-        let mut listed: Option<Vec<(Key, Fact)>> = None;
-        let mut was_listed = false;
+        let mut events = pin!(StreamBackoff::new(watcher(api, config), backoff));
+        let mut listed = Vec::new();
         let mut failures = 0_u32;
         while let Some(event) = events.next().await {
             let change = match event {
@@ -149,7 +127,7 @@ impl Watch {
                     if !matches!(event, Event::Init | Event::InitApply(_)) {
                         self.freshness.works(kind);
                     }
-                    change(event, kind, &mut listed, &read)
+                    change(event, kind, &mut listed, read)
                 }
                 Err(error) => {
                     self.metrics.watch_failures.of(kind).increment(1);
@@ -163,17 +141,14 @@ impl Watch {
                     None
                 }
             };
-            let is_list = matches!(change, Some(Change::Replace(..)));
+            let Some(change) = change else { continue };
+            let is_list = matches!(change, Change::Replace(..));
+            for pod in self.store.apply(change) {
+                let _ = self.unwritten.try_send(pod);
+            }
             if is_list {
                 self.metrics.watch_lists.of(kind).increment(1);
-            }
-            if let Some(change) = change {
-                for pod in self.store.apply(change) {
-                    let _ = self.unwritten.try_send(pod);
-                }
-            }
-            if is_list && !std::mem::replace(&mut was_listed, true) {
-                self.listed.send_modify(|kinds| _ = kinds.insert(kind));
+                self.listed.send_if_modified(|kinds| kinds.insert(kind));
             }
         }
     }
@@ -202,28 +177,40 @@ impl Backoff for WatchBackoff {
     }
 }
 
+/// Returns the key of an object that `fact` was read from.
+fn key(kind: Watched, object: &impl ResourceExt, fact: Option<&Fact>) -> Key {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let (namespace, name) = match (kind, fact) {
+        (Watched::Namespaces, _) => (name.clone(), name),
+        (Watched::Pods, _) => (namespace, object.uid().unwrap_or_default()),
+        (_, Some(Fact::Host(HostFacts { namespace, .. }) | Fact::Leased(LeasedFacts { namespace, .. }))) => {
+            (namespace.clone(), name)
+        }
+        _ => (namespace, name),
+    };
+    Key { namespace, kind, name }
+}
+
 /// Converts an event. Collects the objects of a list in `listed`.
 fn change<K>(
     event: Event<K>,
     kind: Watched,
-    listed: &mut Option<Vec<(Key, Fact)>>,
-    read: &impl Fn(&K) -> (Key, Option<Fact>),
+    listed: &mut Vec<(Key, Fact)>,
+    read: impl Fn(&K) -> (Key, Option<Fact>),
 ) -> Option<Change> {
     match event {
-        Event::Init => *listed = Some(Vec::new()),
+        Event::Init => listed.clear(),
         Event::InitApply(object) => {
             if let (key, Some(fact)) = read(&object) {
-                listed.get_or_insert_default().push((key, fact));
+                listed.push((key, fact));
             }
         }
-        Event::InitDone => return Some(Change::Replace(kind, listed.take().unwrap_or_default())),
+        Event::InitDone => return Some(Change::Replace(kind, std::mem::take(listed))),
         Event::Apply(object) => {
-            return Some(match read(&object) {
-                (key, Some(fact)) => Change::Set(key, fact),
-                (key, None) => Change::Unset(key),
-            });
+            let (key, fact) = read(&object);
+            return Some(Change::Object(key, fact));
         }
-        Event::Delete(object) => return Some(Change::Unset(read(&object).0)),
+        Event::Delete(object) => return Some(Change::Object(read(&object).0, None)),
     }
     None
 }

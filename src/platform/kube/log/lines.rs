@@ -81,7 +81,7 @@ impl Lines {
         }
     }
 
-    /// Whether bytes of an unfinished line were not returned.
+    /// Returns whether bytes of an unfinished line were not returned.
     pub(super) fn holds_unfinished(&self) -> bool {
         !self.held.is_empty() && self.line != Line::Foreign
     }

@@ -23,17 +23,16 @@
 mod ending;
 mod partial_line;
 mod reading;
-mod stage;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use self::partial_line::PartialLine;
-use self::stage::{RotationGap, Stage, Suspect};
 use super::LogQuery;
 use super::lines::Lines;
 #[cfg(doc)]
 use super::overlap::Novelty;
-use super::overlap::{LineHash, Window};
+use super::overlap::{LineHash, Mark, OverlapFinder, Window};
 use super::tail_buffer::TailBuffer;
 use crate::model::line::GapCause;
 use crate::model::position::Position;
@@ -68,7 +67,7 @@ const BRIEF_PAUSES: u32 = 4;
 
 /// Pause between two polls of a log that the kubelet cannot follow: it looks live to a person, and each poll
 /// is three requests.
-const POLL_EVERY: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Number of polls, half a minute, after which following is tried again.
 const POLLS_PER_TRIAL: u32 = 15;
@@ -192,6 +191,93 @@ struct Polling {
     reported: bool,
 }
 
+/// The purpose of the current request, what it waits for, and the stages that follow.
+///
+/// A read starts in `FindStart`, `ReadLast` or `CountLines`. Once its start is found it delivers lines and
+/// alternates between `Live` and the stages that search for the resume point after an interruption.
+/// `ReadRest` is the last one before `Done`. An interrupted stage begins again, unless stated otherwise.
+#[derive(Debug)]
+enum Stage {
+    /// Finds the start of the read in the whole file, and delivers from there.
+    ///
+    /// Waits for the end of the response. Then: `Live`; `CountLines` if the counted lines were rotated away.
+    /// If interrupted after a delivered line: `FindResumePoint`.
+    FindStart { filter: StartFilter },
+    /// Holds the last lines, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
+    ///
+    /// Waits for the end of the response. Then: delivers the lines and goes to `Live` if they are the whole
+    /// file; `ProbeNewer` if their positions are certain unless the clock was set back; otherwise
+    /// `CountLines`, also if they are too large to be held.
+    ReadLast(TailBuffer),
+    /// Asks whether lines newer than the last ones exist. If so the clock was set back, and positions count
+    /// from an earlier line.
+    ///
+    /// Waits for the end of the response. Then: `CountLines` if `newer`; otherwise delivers the last lines
+    /// and goes to `Live`.
+    ProbeNewer { last: TailBuffer, newer: bool },
+    /// Counts the lines of the whole file, for [`ReadFrom::Last`](crate::platform::ReadFrom::Last).
+    ///
+    /// Waits for the end of the response. Then: `FindStart` at the first wanted line; `Live` if none is
+    /// wanted.
+    CountLines,
+    /// Follows the last lines, or polls them while the kubelet cannot follow.
+    ///
+    /// Waits for new lines. After the end of the response, or an interruption: `Live` again after a pause.
+    /// Resume point not found: `FindResumePoint`. Run ended: `ReadRest`.
+    Live {
+        /// The search for the resume point; `None` once it was found.
+        finder: Option<OverlapFinder>,
+        /// Whether the previous line had been read before.
+        repeats: bool,
+    },
+    /// Reads the last lines of a run that has ended.
+    ///
+    /// Waits for the end of the response. Then: `Done`; `FindResumePoint` if the resume point was not found.
+    ReadRest { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    /// Searches the whole file for the resume point, and delivers the lines after it.
+    ///
+    /// Waits for the end of the response. Then, if found: `Live`, `ReadRest` or `Done`. If not:
+    /// `SearchPreviousRun` if the run may have ended unseen; otherwise `SkipKnown`.
+    FindResumePoint { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    /// Searches the whole file of the previous run for the resume point.
+    ///
+    /// Waits for the resume point. Then: `ReadRest`, within this response. If it is not found, or the
+    /// response is interrupted: `SkipKnown`.
+    SearchPreviousRun { finder: Option<OverlapFinder>, suspect: Option<Suspect> },
+    /// The kubelet serves a later run than the API server knows.
+    ///
+    /// Waits until the API server knows it. Run ended: `ReadRest`. After each pause: `SkipKnown`, whose
+    /// request checks the run.
+    AwaitStatus,
+    /// Delivers all lines of the file but the `known` ones, because the resume point was rotated away.
+    ///
+    /// Waits for the end of the response. Then: `Live`, `ReadRest` or `Done`. A later run is served:
+    /// `AwaitStatus`. If interrupted after a delivered line: `FindResumePoint`.
+    SkipKnown { known: HashSet<Mark>, gap: RotationGap },
+    /// The read has ended. Nothing follows.
+    Done,
+}
+
+/// Reporting of the gap for a resume point that was rotated away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RotationGap {
+    /// The file has not been opened. The gap is reported then, unless a line was delivered in part.
+    Unopened,
+    /// A line was delivered in part, and may be the first unknown line of the file. Then the gap precedes its
+    /// rest; otherwise that line is ended, and the gap follows it.
+    Due,
+    /// It was reported.
+    Reported,
+}
+
+/// A line that a stream sent after newer ones. The file tells whether lines are missing before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Suspect {
+    time: LogTime,
+    /// Hash of its bytes; `None` if it had not ended.
+    hash: Option<u64>,
+}
+
 // === impl Machine ===
 
 impl Machine {
@@ -229,7 +315,7 @@ impl Machine {
         machine
     }
 
-    /// The request that the current stage needs.
+    /// Returns the request that the current stage needs.
     pub(super) fn query(&self) -> LogQuery {
         let whole = LogQuery { checks_run: self.run_pauses > 0, ..LogQuery::WHOLE };
         match &self.stage {
@@ -253,7 +339,7 @@ impl Machine {
         }
     }
 
-    /// The position before the first line that will be delivered, once it is known.
+    /// Returns the position before the first line that will be delivered, once it is known.
     pub(super) fn start(&self) -> Option<Position> {
         match &self.stage {
             Stage::ReadLast(_) | Stage::ProbeNewer { .. } | Stage::CountLines => None,
@@ -281,7 +367,7 @@ impl Machine {
         items
     }
 
-    /// The meaning of silence in the current response.
+    /// Interprets silence in the current response.
     pub(super) fn idle_verdict(&self) -> IdleVerdict {
         match &self.stage {
             Stage::Live { .. } if !self.follows() => IdleVerdict::Slow,
@@ -322,7 +408,7 @@ impl Machine {
         }
     }
 
-    /// Whether the log is followed, not polled.
+    /// Returns whether the log is followed, not polled.
     fn follows(&self) -> bool {
         self.polling.is_none_or(|polling| polling.polls_left == 0)
     }
@@ -342,7 +428,7 @@ impl Machine {
         if std::mem::replace(&mut self.searched, true) { self.pause() } else { open }
     }
 
-    /// A response begins. Any stage may begin again here.
+    /// Begins a response. Any stage may begin again here.
     fn opened(&mut self, ended: bool) -> Action {
         let query = self.query();
         if query.checks_run {
@@ -351,18 +437,11 @@ impl Machine {
         let requested = query.tail_lines.unwrap_or(u64::MAX);
         self.response = Response { run_ended: ended, ..Response::default() };
         self.partial.begin_response(self.batcher.at().offset);
+        if let Some(finder) = self.stage.finder_mut() {
+            *finder = self.window.finder(requested);
+        }
         match &mut self.stage {
-            Stage::Live { finder, repeats } => {
-                (*finder, *repeats) = (self.window.finder(requested), false);
-            }
-            Stage::ReadRest { finder, .. } | Stage::FindResumePoint { finder, .. } => {
-                *finder = self.window.finder(requested);
-            }
-            Stage::SearchPreviousRun { finder, .. } => {
-                if let Some(anew) = self.window.finder(requested) {
-                    *finder = anew;
-                }
-            }
+            Stage::Live { repeats, .. } => *repeats = false,
             Stage::ReadLast(last) => {
                 last.clear();
                 self.begin_file();
@@ -378,7 +457,7 @@ impl Machine {
                     }
                 }
             }
-            Stage::ProbeNewer { .. } | Stage::AwaitStatus | Stage::Done => {}
+            _ => {}
         }
         Action::Read
     }
@@ -395,7 +474,7 @@ impl Machine {
         self.batcher = LineBatcher::new(Position::START, 0, filter);
     }
 
-    /// The whole file was read, and the start of the read was not in it.
+    /// Continues after the whole file was read, and the start of the read was not in it.
     fn not_found(&mut self, filter: StartFilter, ended: bool) -> Action {
         if let StartFilter::Lines(_) = filter {
             // It was rotated since its lines were counted.
@@ -413,21 +492,65 @@ impl Machine {
     fn begin_at_last(&mut self, last: TailBuffer, ended: bool) -> Action {
         let at = self.batcher.at();
         self.batcher = LineBatcher::new(at, self.batcher.lines(), StartFilter::All);
-        self.last = Some(last.finish(at));
+        self.last = Some(last.finish());
         self.at_end(ended)
     }
 
-    /// Whether a log whose first line has this time was not rotated yet.
+    /// Returns whether a log whose first line has this time was not rotated yet.
     fn is_fresh(&self, first: LogTime) -> bool {
         first < self.started.saturating_add_nanos(UNROTATED)
     }
 
-    /// Whether the position to resume at may be another one: the file's first line has its time, and a file
-    /// that is gone may have had more lines of that time.
+    /// Returns whether the position to resume at may be another one: the file's first line has its time, and
+    /// a file that is gone may have had more lines of that time.
     fn is_uncertain(&self, after: Position, first: LogTime) -> bool {
         !self.is_fresh(first)
             && !self.batcher.is_inexact()
             && (after.time == LogTime::MIN || first == after.time)
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    const LIVE: Self = Self::Live { finder: None, repeats: false };
+
+    const READ_REST: Self = Self::ReadRest { finder: None, suspect: None };
+
+    /// Returns the search for the resume point in the current response: `None` within once it was found.
+    fn finder_mut(&mut self) -> Option<&mut Option<OverlapFinder>> {
+        match self {
+            Self::Live { finder, .. }
+            | Self::ReadRest { finder, .. }
+            | Self::FindResumePoint { finder, .. }
+            | Self::SearchPreviousRun { finder, .. } => Some(finder),
+            _ => None,
+        }
+    }
+
+    /// Returns the line that made the machine search for the resume point.
+    fn suspect(&self) -> Option<Suspect> {
+        match self {
+            Self::ReadRest { suspect, .. }
+            | Self::FindResumePoint { suspect, .. }
+            | Self::SearchPreviousRun { suspect, .. } => *suspect,
+            _ => None,
+        }
+    }
+
+    /// Returns whether the stage follows or polls the log, and is past the resume point.
+    fn is_live(&self) -> bool {
+        matches!(self, Self::Live { finder: None, .. })
+    }
+}
+
+// === impl Suspect ===
+
+impl Suspect {
+    /// Returns whether it is this line. `mark` is `None` if the line has not ended.
+    fn is(self, time: LogTime, mark: Option<Mark>) -> bool {
+        let same_bytes = self.hash.zip(mark).is_none_or(|(hash, mark)| hash == mark.hash);
+        self.time == time && same_bytes
     }
 }
 

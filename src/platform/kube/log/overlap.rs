@@ -100,7 +100,7 @@ impl LineHash {
         self.0.write(bytes);
     }
 
-    /// The hash of the bytes so far.
+    /// Returns the hash of the bytes so far.
     pub(super) fn value(&self) -> u64 {
         self.0.finish()
     }
@@ -169,8 +169,8 @@ impl Window {
         }
     }
 
-    /// Number of last lines to request, so that the newest remembered one is among them although the log
-    /// grows meanwhile.
+    /// Returns the number of last lines to request, so that the newest remembered one is among them although
+    /// the log grows meanwhile.
     pub(super) fn overlap_lines(&self) -> u64 {
         let lines = self.marks.len();
         if lines < WINDOW_LINES {
@@ -180,12 +180,12 @@ impl Window {
         in_time.clamp(lines as u64, (WINDOW_MAX_LINES as u64).max(lines as u64))
     }
 
-    /// The same for a log that is polled every few seconds.
+    /// Returns the same for a log that is polled every few seconds.
     pub(super) fn poll_lines(&self) -> u64 {
         self.lines_in(2 * WINDOW_SPAN_NANOS.unsigned_abs()).clamp(POLL_LINES, self.overlap_lines())
     }
 
-    /// Lines that the log gains in this time, estimated from the remembered ones.
+    /// Returns the number of lines that the log gains in this time, estimated from the remembered ones.
     fn lines_in(&self, nanos: u64) -> u64 {
         let (Some(first), Some(last)) = (self.marks.front(), self.marks.back()) else { return 0 };
         // Unknown after a clock was set back.
@@ -193,7 +193,6 @@ impl Window {
         (self.marks.len() as u64).saturating_mul(nanos) / span
     }
 
-    /// All remembered lines.
     pub(super) fn marks(&self) -> HashSet<Mark> {
         self.marks.iter().copied().collect()
     }
@@ -202,12 +201,14 @@ impl Window {
         self.marks.is_empty()
     }
 
-    /// Creates a search for the resume point in a response that begins with the last `requested` lines.
-    /// `None` if no line is remembered: then all lines are new.
+    /// Creates a search for the resume point in a response that begins with the last `requested` lines;
+    /// `u64::MAX` = in the whole file, which may have it anywhere. `None` if no line is remembered: then all
+    /// lines are new.
     pub(super) fn finder(&self, requested: u64) -> Option<OverlapFinder> {
         let known: Vec<Mark> = self.marks.iter().copied().collect();
         // A window that is not full has all lines that were read: the response cannot begin before it.
-        let reach = if known.len() >= WINDOW_LINES && requested > known.len() as u64 { requested } else { 0 };
+        let is_full = known.len() >= WINDOW_LINES && requested > known.len() as u64;
+        let reach = if is_full || requested == u64::MAX { requested } else { 0 };
         (!known.is_empty()).then(|| OverlapFinder {
             known,
             candidates: Vec::new(),
@@ -218,7 +219,7 @@ impl Window {
         })
     }
 
-    /// Whether no line is older than an earlier one by more than [`REORDER_MAX_NANOS`].
+    /// Returns whether no line is older than an earlier one by more than [`REORDER_MAX_NANOS`].
     fn is_ordered(&self) -> bool {
         self.since_drop >= self.marks.len()
     }

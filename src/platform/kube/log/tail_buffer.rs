@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use super::overlap::WINDOW_LINES;
+use crate::model::limits::READ_MAX_BYTES;
 use crate::model::line::{Line, LineBatch};
 use crate::model::position::Position;
 use crate::model::time::LogTime;
@@ -18,13 +21,14 @@ const LAST_MAX_BYTES: usize = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct TailBuffer {
     wanted: u64,
-    held: VecDeque<LineBatch>,
+    /// The pieces of the newest lines.
+    held: VecDeque<(Line, Bytes)>,
     /// Whole lines among those held.
     lines: u64,
     bytes: usize,
     /// Whole lines that were taken.
     seen: u64,
-    /// The position before the first line held.
+    /// The position before the first piece held.
     before: Position,
 }
 
@@ -38,11 +42,12 @@ impl TailBuffer {
     }
 
     pub(super) fn clear(&mut self) {
-        let (held, before) = (VecDeque::new(), Position::START);
-        *self = Self { wanted: self.wanted, held, lines: 0, bytes: 0, seen: 0, before };
+        self.held.clear();
+        (self.lines, self.bytes, self.seen, self.before) = (0, 0, 0, Position::START);
     }
 
-    /// Lines to request: more than wanted, so that positions are counted from an earlier line.
+    /// Returns the number of lines to request: more than wanted, so that positions are counted from an
+    /// earlier line.
     pub(super) fn request_lines(&self) -> u64 {
         self.wanted + WINDOW_LINES as u64
     }
@@ -50,87 +55,50 @@ impl TailBuffer {
     /// Takes further lines. Returns `false` if they are too large to be held.
     pub(super) fn take(&mut self, items: Vec<TailItem>) -> bool {
         for item in items {
-            let TailItem::Lines(batch) = item else { continue };
-            let ended = ended(&batch);
-            self.seen += ended;
-            self.lines += ended;
-            self.bytes += batch.data.len();
-            self.held.push_back(batch);
+            let TailItem::Lines(LineBatch { mut data, lines }) = item else { continue };
+            let mut begin = 0;
+            for line in lines {
+                self.seen += u64::from(line.ends);
+                self.lines += u64::from(line.ends);
+                self.bytes += line.end - begin;
+                self.held.push_back((line, data.split_to(line.end - begin)));
+                begin = line.end;
+            }
         }
-        while let Some(first) = self.held.front()
-            && self.lines - ended(first) >= self.wanted
-        {
-            self.drop_first();
+        while self.lines > self.wanted || self.wanted == 0 {
+            let Some((first, bytes)) = self.held.pop_front() else { break };
+            self.lines -= u64::from(first.ends);
+            self.bytes -= bytes.len();
+            self.before = first.after;
         }
         self.bytes <= LAST_MAX_BYTES
     }
 
-    /// Whether these are all lines of the file: fewer came than were requested.
+    /// Returns whether these are all lines of the file: fewer came than were requested.
     pub(super) fn is_whole(&self) -> bool {
         self.seen < self.request_lines()
     }
 
-    /// Whether the position before the wanted lines is certain: its time is newer than `first`, the time of
-    /// the first line that came. `at` is the position after all lines.
-    pub(super) fn has_certain_start(&self, first: Option<LogTime>, at: Position) -> bool {
-        first.is_none_or(|first| self.start(at).time > first)
+    /// Returns whether the position before the wanted lines is certain: its time is newer than `first`, the
+    /// time of the first line that came.
+    pub(super) fn has_certain_start(&self, first: Option<LogTime>) -> bool {
+        first.is_none_or(|first| self.before.time > first)
     }
 
-    /// The position before the first wanted line.
-    fn start(&self, at: Position) -> Position {
-        match self.held.front() {
-            Some(first) if self.wanted > 0 => match passed(first, self.lines.saturating_sub(self.wanted)) {
-                0 => self.before,
-                count => first.lines[count - 1].after,
-            },
-            _ => at,
+    /// Returns the wanted lines and the position before them.
+    pub(super) fn finish(self) -> (Position, Vec<TailItem>) {
+        let (mut items, mut data, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+        let pieces = self.held.len();
+        for (index, (line, bytes)) in self.held.into_iter().enumerate() {
+            data.extend_from_slice(&bytes);
+            lines.push(Line { end: data.len(), ..line });
+            if data.len() >= READ_MAX_BYTES || index + 1 == pieces {
+                let (data, lines) = (std::mem::take(&mut data).into(), std::mem::take(&mut lines));
+                items.push(TailItem::Lines(LineBatch { data, lines }));
+            }
         }
+        (self.before, items)
     }
-
-    /// Returns the wanted lines and the position before them. `at` is the position after them.
-    pub(super) fn finish(mut self, at: Position) -> (Position, Vec<TailItem>) {
-        let start = self.start(at);
-        if self.wanted == 0 {
-            self.held.clear();
-        }
-        let surplus = self.lines.saturating_sub(self.wanted);
-        if let Some(first) = self.held.front_mut() {
-            *first = without(first, passed(first, surplus));
-        }
-        let held = self.held.into_iter().filter(|batch| !batch.is_empty());
-        (start, held.map(TailItem::Lines).collect())
-    }
-
-    fn drop_first(&mut self) {
-        if let Some(first) = self.held.pop_front() {
-            self.lines -= ended(&first);
-            self.bytes -= first.data.len();
-            self.before = first.lines.last().map_or(self.before, |line| line.after);
-        }
-    }
-}
-
-/// The number of lines that end in a batch.
-fn ended(batch: &LineBatch) -> u64 {
-    batch.lines.iter().filter(|line| line.ends).count() as u64
-}
-
-/// The number of pieces of the first `surplus` lines of a batch.
-fn passed(batch: &LineBatch, surplus: u64) -> usize {
-    let mut left = surplus;
-    let passed = batch.lines.iter().take_while(|line| {
-        let passes = left > 0;
-        left -= u64::from(passes && line.ends);
-        passes
-    });
-    passed.count()
-}
-
-/// Returns a batch without its first `count` pieces.
-fn without(batch: &LineBatch, count: usize) -> LineBatch {
-    let cut = count.checked_sub(1).map_or(0, |last| batch.lines[last].end);
-    let lines = batch.lines[count..].iter().map(|line| Line { end: line.end - cut, ..*line });
-    LineBatch { data: batch.data.slice(cut..), lines: lines.collect() }
 }
 
 #[cfg(test)]
@@ -149,7 +117,7 @@ mod tests {
             }
         }
         assert!(last.take(batcher.take(true)));
-        let (start, items) = last.finish(batcher.at());
+        let (start, items) = last.finish();
         let texts = items.into_iter().flat_map(|item| {
             let TailItem::Lines(batch) = item else { panic!() };
             (0..batch.lines.len())

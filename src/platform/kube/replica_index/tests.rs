@@ -243,10 +243,11 @@ fn ordinal_is_not_given_to_another_pod() {
 
 #[test]
 fn missing_pods_have_slots_unless_scaled_down() {
-    let slots =
-        |held: &[u32], count| slots(&held.iter().copied().collect(), count).into_iter().collect::<Vec<_>>();
-    assert_eq!(slots(&[0, 2], 3), [0, 1, 2]);
-    assert_eq!(slots(&[0, 2], 2), [0, 2]);
-    assert_eq!(slots(&[], 2), [0, 1]);
-    assert_eq!(slots(&[0, 1, 2], 1), [0, 1, 2]);
+    let indices = |held: &[u32], count| {
+        of_service(&held.iter().copied().collect(), count).into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(indices(&[0, 2], 3), [0, 1, 2]);
+    assert_eq!(indices(&[0, 2], 2), [0, 2]);
+    assert_eq!(indices(&[], 2), [0, 1]);
+    assert_eq!(indices(&[0, 1, 2], 1), [0, 1, 2]);
 }

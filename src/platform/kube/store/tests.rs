@@ -79,7 +79,7 @@ fn deployment(count: u32) -> (Key, Fact) {
 }
 
 fn store(pods: Vec<(Key, Fact)>, count: u32) -> Store {
-    let store = Store::new(Provider::new("provider.example.com".into()));
+    let store = Store::new("provider.example.com".into());
     let (key, fact) = namespace_of(&lease(), &lease().namespace());
     store.apply(Change::Replace(Watched::Namespaces, vec![(key, fact.unwrap())]));
     store.apply(Change::Replace(Watched::Deployments, vec![deployment(count)]));
@@ -112,7 +112,7 @@ async fn lease_is_found_if_namespace_and_labels_agree() {
     let (_, fact) = namespace_of(&other, &lease().namespace());
     assert_eq!(fact, None);
     let (key, _) = namespace_of(&lease(), &lease().namespace());
-    store.apply(Change::Unset(key));
+    store.apply(Change::Object(key, None));
     assert!(store.watch(&lease()).is_none());
 }
 
@@ -144,11 +144,11 @@ async fn list_replaces_missed_events() {
 async fn slot_of_replaced_pod_is_kept_until_next_one() {
     let store = store(vec![pod("a", 1, json!({})), pod("b", 2, json!({}))], 2);
     let view = store.watch(&lease()).unwrap();
-    let set = |(key, fact): (Key, Fact)| store.apply(Change::Set(key, fact));
+    let set = |(key, fact): (Key, Fact)| store.apply(Change::Object(key, Some(fact)));
     // A pod that is being deleted frees its index, and its log is still read.
     set(pod("a", 1, json!({ "metadata": { "deletionTimestamp": "2026-11-25T00:02:00Z" } })));
     assert_eq!(slots(&view.borrow())[0], (0, "Running".to_owned(), 1));
-    store.apply(Change::Unset(pod("a", 1, json!({})).0));
+    store.apply(Change::Object(pod("a", 1, json!({})).0, None));
     assert_eq!(slots(&view.borrow())[0], (0, "Pending".to_owned(), 1));
     assert_eq!(last_end(&view.borrow(), 0).unwrap().reason, "Deleted");
     let waiting = json!({ "status": { "containerStatuses": [
@@ -192,7 +192,7 @@ async fn runs_keep_their_numbers_through_a_crash() {
     let view = store.watch(&lease()).unwrap();
     let runs_after = |more| {
         let (key, fact) = pod("a", 1, more);
-        store.apply(Change::Set(key, fact));
+        store.apply(Change::Object(key, Some(fact)));
         let view = view.borrow();
         let slot = view.replica(&Replica { service: "web".parse().unwrap(), index: 0 }).unwrap();
         let runs = slot
@@ -245,7 +245,7 @@ fn host(name: &str, lease: &LeaseId, service: &str) -> Change {
     );
     let facts = HostFacts::read(&object).unwrap();
     let key = Key { namespace: facts.namespace.clone(), kind: Watched::Hosts, name: name.to_owned() };
-    Change::Set(key, Fact::Host(facts))
+    Change::Object(key, Some(Fact::Host(facts)))
 }
 
 /// A port of a leased address, as the provider writes it: the lease is an object, and its number is text.
@@ -260,7 +260,7 @@ fn leased(service: &str, port: u16, external_port: u16) -> Change {
     );
     let facts = LeasedFacts::read(&object).unwrap();
     let key = Key { namespace: facts.namespace.clone(), kind: Watched::LeasedIps, name: service.to_owned() };
-    Change::Set(key, Fact::Leased(facts))
+    Change::Object(key, Some(Fact::Leased(facts)))
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,9 +268,9 @@ async fn moved_host_name_changes_both_leases() {
     let store = store(vec![], 1);
     let other: LeaseId = format!("{OWNER}/1/1/1/{PROVIDER}").parse().unwrap();
     let (key, fact) = namespace_of(&other, &other.namespace());
-    store.apply(Change::Set(key, fact.unwrap()));
+    store.apply(Change::Object(key, fact));
     let (key, fact) = deployment(1);
-    store.apply(Change::Set(Key { namespace: other.namespace(), ..key }, fact));
+    store.apply(Change::Object(Key { namespace: other.namespace(), ..key }, Some(fact)));
     let (view, beside) = (store.watch(&lease()).unwrap(), store.watch(&other).unwrap());
     let hosts = |view: &watch::Receiver<Arc<LeaseView>>| {
         view.borrow().services[&"web".parse().unwrap()].endpoints.uris.clone()
@@ -283,7 +283,7 @@ async fn moved_host_name_changes_both_leases() {
     assert_eq!((hosts(&view), hosts(&beside)), (vec![], vec!["a.example.com".to_owned()]));
     // It belongs to no lease: the watch does not know to which one it belonged.
     let key = Key { namespace: String::new(), kind: Watched::Hosts, name: "a.example.com".to_owned() };
-    store.apply(Change::Unset(key));
+    store.apply(Change::Object(key, None));
     assert_eq!(hosts(&beside), Vec::<String>::new());
 }
 
@@ -300,7 +300,7 @@ async fn address_is_leased_while_provider_lists_it() {
     }))
     .unwrap();
     let key = Key { namespace: lease().namespace(), kind: Watched::Services, name: "web-ip-80-tcp".into() };
-    store.apply(Change::Set(key.clone(), Fact::Endpoints(ServiceEndpoints::read(&balancer).unwrap())));
+    store.apply(Change::Object(key, ServiceEndpoints::read(&balancer).map(Fact::Endpoints)));
     // The addresses of load balancers count until the provider's own list is known.
     assert_eq!(ips().len(), 2);
     store.apply(Change::Replace(Watched::LeasedIps, vec![]));
@@ -310,6 +310,6 @@ async fn address_is_leased_while_provider_lists_it() {
     assert_eq!((ip.ip.as_str(), ip.port, ip.external_port, ips().len()), ("203.0.113.7", 8080, 80, 1));
     // The lease of the address ends, and its load balancer still exists.
     let of_provider = Key { namespace: lease().namespace(), kind: Watched::LeasedIps, name: "web".into() };
-    store.apply(Change::Unset(of_provider));
+    store.apply(Change::Object(of_provider, None));
     assert_eq!(ips(), []);
 }

@@ -2,7 +2,7 @@
 
 use super::reading::{Misplaced, printable};
 use super::{
-    Action, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_EVERY, POLLS_PER_TRIAL,
+    Action, Machine, PAUSE_BRIEF, PAUSE_FIRST, PAUSE_MAX, PAUSE_UNREACHABLE, POLL_INTERVAL, POLLS_PER_TRIAL,
     Polling, RotationGap, Stage, UNCLEAR_RUN_PAUSES,
 };
 use crate::platform::batcher::{LineBatcher, StartFilter};
@@ -68,7 +68,7 @@ impl Machine {
                 last.take(self.batcher.take(true));
                 if last.is_whole() {
                     self.begin_at_last(last, ended)
-                } else if last.has_certain_start(self.batcher.first(), self.batcher.at()) {
+                } else if last.has_certain_start(self.batcher.first()) {
                     self.go_to(Stage::ProbeNewer { last, newer: false })
                 } else {
                     self.go_to(Stage::CountLines)
@@ -111,16 +111,15 @@ impl Machine {
                 if let Some(polling) = &mut self.polling {
                     polling.polls_left = polling.polls_left.saturating_sub(1);
                 }
-                Action::Pause(POLL_EVERY)
+                Action::Pause(POLL_INTERVAL)
             }
             Stage::ReadRest { finder: Some(_), suspect } => self.recover(suspect),
             Stage::FindResumePoint { finder: Some(_), suspect } => {
                 let may_have_ended = self.follow && !self.response.run_ended && !ended;
-                match self.window.finder(u64::MAX) {
-                    Some(finder) if may_have_ended => {
-                        self.go_to(Stage::SearchPreviousRun { finder, suspect })
-                    }
-                    _ => self.rotated(),
+                if may_have_ended {
+                    self.go_to(Stage::SearchPreviousRun { finder: None, suspect })
+                } else {
+                    self.rotated()
                 }
             }
             Stage::SearchPreviousRun { .. } => self.rotated(),
@@ -142,7 +141,7 @@ impl Machine {
         }
     }
 
-    /// The kubelet serves a later run than the API server knows. Waits for the API server, as long as the
+    /// Waits for the API server, because the kubelet serves a later run than that knows; as long as the
     /// compared times can be trusted.
     pub(super) fn later_run(&mut self, why: &str, unclear: bool) -> Action {
         tracing::debug!(
@@ -162,13 +161,13 @@ impl Machine {
         Action::Pause(if self.follow { PAUSE_MAX } else { PAUSE_BRIEF })
     }
 
-    /// No file has the resume point any more: reads the whole file.
+    /// Reads the whole file, because no file has the resume point any more.
     pub(super) fn rotated(&mut self) -> Action {
         let known = self.window.marks();
         self.go_to(Stage::SkipKnown { known, gap: RotationGap::Unopened })
     }
 
-    /// All of the file was read.
+    /// Continues after all of the file was read.
     pub(super) fn at_end(&mut self, ended: bool) -> Action {
         if self.response.run_ended || !self.follow {
             self.stage = Stage::Done;
@@ -191,13 +190,13 @@ impl Machine {
         if cannot_follow {
             tracing::debug!(why, "kubelet cannot follow the log");
             self.polling = Some(Polling { polls_left: POLLS_PER_TRIAL, reported: false });
-            return Action::Pause(POLL_EVERY);
+            return Action::Pause(POLL_INTERVAL);
         }
         self.pause()
     }
 
-    /// An unreachable upstream does not count as a failure of this log. But what looked like the end of the
-    /// log may have been that of its kubelet.
+    /// Waits for an unreachable upstream, which does not count as a failure of this log. But what looked like
+    /// the end of the log may have been that of its kubelet.
     pub(super) fn unreachable(&mut self, why: String) -> Action {
         self.clean_end = None;
         self.interrupted(&why).map_or_else(Action::Fail, |()| Action::Pause(PAUSE_UNREACHABLE))
@@ -237,13 +236,13 @@ impl Machine {
         Action::Pause(pause)
     }
 
-    /// Amount delivered so far: whole lines, and bytes of the next one.
+    /// Returns the amount delivered so far: whole lines, and bytes of the next one.
     fn delivered(&self) -> (u64, u64) {
         (self.batcher.lines(), self.batcher.at().offset)
     }
 
-    /// The log does not exist. The log of a run that was followed to its end may be removed at once: then
-    /// nothing is lost.
+    /// Ends the read, because the log does not exist. The log of a run that was followed to its end may be
+    /// removed at once: then nothing is lost.
     pub(super) fn gone(&mut self, why: String) -> Action {
         if self.start().is_none() {
             return Action::Fail(Error::NotFound(why));

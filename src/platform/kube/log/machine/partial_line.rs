@@ -25,7 +25,7 @@ impl PartialLine {
         (self.skip, self.repeated) = (delivered, LineHash::default());
     }
 
-    /// Whether the current response has yet to repeat delivered bytes.
+    /// Returns whether the current response has yet to repeat delivered bytes.
     pub(super) fn is_skipping(&self) -> bool {
         self.skip > 0
     }
@@ -54,7 +54,7 @@ impl PartialLine {
         }
     }
 
-    /// The response has ended: `rest` was read and not delivered.
+    /// Ends a response: `rest` was read and not delivered.
     pub(super) fn cut(&mut self, time: LogTime, rest: Vec<u8>) {
         self.cut = Some((time, rest));
     }

@@ -41,7 +41,7 @@ impl Machine {
         Action::Read
     }
 
-    /// Whether an unfinished line waits that can be delivered as a piece.
+    /// Returns whether an unfinished line waits that can be delivered as a piece.
     pub(in crate::platform::kube::log) fn holds_unfinished(&self) -> bool {
         self.stage.is_live() && self.response.lines.holds_unfinished()
     }
@@ -71,7 +71,7 @@ impl Machine {
         }
         self.response.line.push(bytes);
         let mark = ends.then(|| Mark { time, hash: self.response.line.finish() });
-        if let Some(finder) = self.stage.finder_mut() {
+        if let Some(Some(finder)) = self.stage.finder_mut() {
             let Some(mark) = mark else { return Ok(()) };
             return match finder.take(mark) {
                 Overlap::Pending => Ok(()),
@@ -79,7 +79,6 @@ impl Machine {
                     self.overlap_complete();
                     Ok(())
                 }
-                Overlap::Absent if self.stage.searches_whole_file() => Ok(()),
                 Overlap::Absent => Err(Misplaced { suspect: self.stage.suspect() }),
             };
         }
@@ -125,25 +124,24 @@ impl Machine {
         Ok(())
     }
 
-    /// The last remembered line came: all further ones are new.
+    /// Continues after the last remembered line came: all further ones are new.
     fn overlap_complete(&mut self) {
-        match &mut self.stage {
-            Stage::Live { finder, .. } => {
-                *finder = None;
-                // The log is followed again, and may end in another way.
-                self.clean_end = None;
-            }
-            Stage::ReadRest { finder, .. } | Stage::FindResumePoint { finder, .. } => *finder = None,
+        if let Some(finder) = self.stage.finder_mut() {
+            *finder = None;
+        }
+        match self.stage {
+            // The log is followed again, and may end in another way.
+            Stage::Live { .. } => self.clean_end = None,
             Stage::SearchPreviousRun { suspect, .. } => {
                 // This run has ended, and the response has the rest of it.
                 self.response.run_ended = true;
-                self.stage = Stage::ReadRest { finder: None, suspect: *suspect };
+                self.stage = Stage::ReadRest { finder: None, suspect };
             }
             _ => {}
         }
     }
 
-    /// Whether the next byte of the response is the first of a line.
+    /// Returns whether the next byte of the response is the first of a line.
     fn is_at_line(&self) -> bool {
         !self.partial.is_skipping() && self.batcher.at().at_line_start()
     }
@@ -170,8 +168,8 @@ impl Machine {
         self.emit(bytes, time, ends);
     }
 
-    /// A line has the time and the beginning of the one that was delivered in part. If no remembered line
-    /// precedes it, it may be another line with that time and beginning, so a gap precedes its rest.
+    /// Continues the line that was delivered in part with one of the same time and beginning. If no remembered
+    /// line precedes it, it may be another line with that time and beginning, so a gap precedes its rest.
     fn partial_line_continues(&mut self) {
         let is_proven = match &mut self.stage {
             Stage::SkipKnown { gap, .. } => std::mem::replace(gap, RotationGap::Reported) != RotationGap::Due,
@@ -244,7 +242,7 @@ impl Machine {
     }
 }
 
-/// The printable part of a kubelet's message, for the log.
+/// Returns the printable part of a kubelet's message, for the log.
 pub(super) fn printable(text: &[u8]) -> String {
     String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(MESSAGE_MAX_CHARS).collect()
 }

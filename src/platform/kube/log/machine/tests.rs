@@ -263,9 +263,9 @@ impl Scenario {
                     let ended = self.server.ended;
                     self.on(Event::Opened { ended });
                 }
-                Action::Pause(POLL_EVERY) if polls == 2 => return true,
+                Action::Pause(POLL_INTERVAL) if polls == 2 => return true,
                 Action::Pause(pause) => {
-                    polls += u32::from(*pause == POLL_EVERY);
+                    polls += u32::from(*pause == POLL_INTERVAL);
                     let ended = self.server.ended;
                     self.on(Event::Resumed { ended });
                 }
