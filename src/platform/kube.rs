@@ -36,11 +36,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::api::PodLog;
 pub use self::client::check;
 pub use self::coordination::KubeRestartLocks;
 use self::freshness::Freshness;
-use self::log::RunWatch;
+use self::log::{PodLog, RunWatch};
 use self::namespace::{BUILT_IN, PendingIndexWrite};
 use self::open_limiter::OpenLimiter;
 use self::singleflight::SharedReads;
@@ -211,14 +210,14 @@ impl KubePlatform {
             Ok(located) => located,
             Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
-        let api = PodLog {
+        let log = PodLog {
             client: self.client.clone(),
             store: self.store.clone(),
             limiter: self.limiter.clone(),
             namespace,
             instance: request.instance.clone(),
         };
-        Box::pin(log::open(api, run, request.from, request.follow, started))
+        Box::pin(log::open(log, run, request.from, request.follow, started))
     }
 
     async fn delete(&self, request: RestartRequest) -> Result<(), Error> {

@@ -51,9 +51,9 @@ impl NodePlatform {
         if node.as_deref() != Some(self.node.as_str()) {
             return self.kube.tail(request).await;
         }
-        let (uid, container, restarts) = request.instance.parts();
+        let (uid, container, run_number) = request.instance.parts();
         let dir = PodDir { namespace: &namespace, pod: &pod, uid }.container(&self.logs, container);
-        let files = LogFiles { dir, restarts };
+        let files = LogFiles { dir, restarts: run_number };
         if run.has_ended() || !request.follow {
             // The unfinished last line of an ended run is complete.
             let end = CancellationToken::new();
@@ -69,13 +69,13 @@ impl NodePlatform {
             tokio::time::sleep(OUTPUT_GRACE).await;
             on_end.cancel();
         }));
-        let Tail { start, unfinished, items } =
-            log_files::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
-        let items = items.map(move |item| {
+        let mut tail = log_files::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
+        let items = tail.items.map(move |item| {
             let _owned = &watch_end;
             item
         });
-        Ok(Tail { start, unfinished, items: items.boxed() })
+        tail.items = items.boxed();
+        Ok(tail)
     }
 }
 

@@ -7,20 +7,21 @@
 mod lines;
 mod machine;
 mod overlap;
-pub(super) mod served_run;
+mod pod_log;
+mod served_run;
 mod tail_buffer;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_core::future::BoxFuture;
 use futures_core::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use self::machine::{Action, Event, IdleVerdict, Machine};
+pub(super) use self::pod_log::PodLog;
 use super::jittered;
 use super::open_limiter::Reached;
 use crate::model::id::{Instance, Replica};
@@ -57,38 +58,29 @@ const EXISTS_BYTES: u64 = 64;
 
 /// A request for log lines. It always names the container and always asks for times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LogQuery {
+struct LogQuery {
     /// Whether the response continues with new lines.
-    pub(super) follow: bool,
+    follow: bool,
     /// Return only the last lines of the file, this many.
-    pub(super) tail_lines: Option<u64>,
+    tail_lines: Option<u64>,
     /// Return only lines of this second or later. Used to look, never to resume.
-    pub(super) since_second: Option<i64>,
+    since_second: Option<i64>,
     /// Return about this many bytes at most.
-    pub(super) limit_bytes: Option<u64>,
+    limit_bytes: Option<u64>,
     /// Read the run before the one that the kubelet serves as the present one. If the run that is read is the
     /// newest one that the API server knows, it may have ended without a report.
-    pub(super) previous: bool,
+    previous: bool,
     /// Check that the kubelet serves the run that the API server calls the newest: it may have started the
     /// next one without a report. For responses in which no known line identifies the run.
-    pub(super) checks_run: bool,
-}
-
-/// The log of one run, as the API serves it.
-pub(super) trait LogApi: Send + Sync + 'static {
-    /// Sends a request. The response is that of this very run.
-    fn open(&self, query: LogQuery) -> BoxFuture<'_, Result<Response, OpenError>>;
-
-    /// Notes that the kubelet cannot follow the log.
-    fn follow_unavailable(&self) {}
+    checks_run: bool,
 }
 
 /// The body of a response. It is complete at its end; an item with an error means that it broke off.
-pub(super) type Response = BoxStream<'static, Result<Bytes, String>>;
+type Response = BoxStream<'static, Result<Bytes, String>>;
 
 /// The reason why a log was not opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum OpenError {
+enum OpenError {
     /// The log does not exist, and will not.
     Gone(String),
     /// It could not be opened this time.
@@ -109,8 +101,8 @@ pub(in crate::platform) struct RunWatch {
 }
 
 /// A tail. It does I/O only while it is polled.
-struct Reader<A> {
-    api: A,
+struct Reader {
+    log: PodLog,
     run: RunWatch,
     machine: Machine,
     response: Option<Response>,
@@ -123,8 +115,8 @@ struct Reader<A> {
 ///
 /// # Errors
 /// [`Error::NotFound`] if the log does not exist; [`Error::Unavailable`] if it cannot be read this time.
-pub(super) async fn open<A: LogApi>(
-    api: A,
+pub(super) async fn open(
+    log: PodLog,
     run: RunWatch,
     from: ReadFrom,
     follow: bool,
@@ -132,7 +124,7 @@ pub(super) async fn open<A: LogApi>(
 ) -> Result<Tail, Error> {
     let machine = Machine::new(from, follow, started);
     let next = Action::Open(machine.query());
-    let mut reader = Reader { api, run, machine, response: None, next, due: None };
+    let mut reader = Reader { log, run, machine, response: None, next, due: None };
     let start = loop {
         if let Some(start) = reader.machine.start() {
             break start;
@@ -151,7 +143,7 @@ pub(super) async fn open<A: LogApi>(
 
 impl LogQuery {
     /// The whole file as it is.
-    pub(super) const WHOLE: Self = Self {
+    const WHOLE: Self = Self {
         follow: false,
         tail_lines: None,
         since_second: None,
@@ -199,12 +191,12 @@ impl RunWatch {
 
 // === impl Reader ===
 
-impl<A: LogApi> Reader<A> {
+impl Reader {
     async fn next(mut self) -> Result<Option<(Vec<TailItem>, Self)>, Error> {
         loop {
             let items = self.machine.take();
             if items.last() == Some(&TailItem::FollowUnavailable) {
-                self.api.follow_unavailable();
+                self.log.follow_unavailable();
             }
             if !items.is_empty() {
                 return Ok(Some((items, self)));
@@ -240,7 +232,7 @@ impl<A: LogApi> Reader<A> {
         (self.response, self.due) = (None, None);
         // Read before the request: if the run has ended by then, the response has all lines.
         let ended = self.run.has_ended();
-        let event = match self.api.open(query).await {
+        let event = match self.log.open(query).await {
             Ok(response) => {
                 self.response = Some(response);
                 Event::Opened { ended }
@@ -289,7 +281,7 @@ impl<A: LogApi> Reader<A> {
             IdleVerdict::Unplaced | IdleVerdict::Trial => self.machine.on(Event::Idle),
             // The response should have completed with the run. The rest, if any, is requested.
             IdleVerdict::Quiet if self.run.has_ended() => self.machine.on(Event::RunEnded),
-            IdleVerdict::Quiet => match timeout(STALL_MAX, probe(&self.api)).await {
+            IdleVerdict::Quiet => match timeout(STALL_MAX, probe(&self.log)).await {
                 Ok(Some(last)) => self.machine.on(Event::Probed(&last)),
                 // The connection's own keepalive finds out whether it is dead: see `client`.
                 Ok(None) | Err(_) => Action::Read,
@@ -299,14 +291,14 @@ impl<A: LogApi> Reader<A> {
 }
 
 /// Reads the last lines of the file.
-async fn probe(api: &impl LogApi) -> Option<BytesMut> {
-    let mut response = api.open(LogQuery::PROBE).await.ok()?;
+async fn probe(log: &PodLog) -> Option<BytesMut> {
+    let mut response = log.open(LogQuery::PROBE).await.ok()?;
     let last = read_start(&mut response, PROBE_MAX_BYTES).await.ok()?;
     (last.len() <= PROBE_MAX_BYTES).then_some(last)
 }
 
 /// Reads a response until its end, or until more than `max` bytes have come.
-pub(super) async fn read_start(response: &mut Response, max: usize) -> Result<BytesMut, String> {
+async fn read_start(response: &mut Response, max: usize) -> Result<BytesMut, String> {
     let mut data = BytesMut::new();
     while data.len() <= max
         && let Some(portion) = response.next().await

@@ -41,7 +41,7 @@ struct Flight {
 /// The result of a read.
 enum Outcome {
     /// The whole log.
-    Whole(Position, Vec<TailItem>),
+    Whole(Position, Arc<[TailItem]>),
     /// It was too long, or failed on the way: the first reader takes the tail.
     Open(Mutex<Option<Tail>>),
     Failed(Error),
@@ -61,8 +61,10 @@ impl SharedReads {
     {
         let outcome = self.join(request, &open).await;
         match &*outcome {
-            Outcome::Whole(start, _) => {
-                Ok(Tail { start: *start, unfinished: [false; 2], items: replay(Arc::clone(&outcome)) })
+            Outcome::Whole(start, items) => {
+                let items = Arc::clone(items);
+                let items = (0..items.len()).map(move |index| Ok(items[index].clone()));
+                Ok(Tail { start: *start, unfinished: [false; 2], items: stream::iter(items).boxed() })
             }
             Outcome::Open(tail) => {
                 let first = tail.lock().take();
@@ -114,15 +116,6 @@ async fn gather(opened: impl Future<Output = Result<Tail, Error>>) -> Outcome {
         }
     }
     Outcome::Whole(start, held.into_iter().flatten().collect())
-}
-
-/// Returns the items of a whole log.
-fn replay(outcome: Arc<Outcome>) -> stream::BoxStream<'static, Result<TailItem, Error>> {
-    let items = (0..).map_while(move |index: usize| match &*outcome {
-        Outcome::Whole(_, items) => items.get(index).cloned().map(Ok),
-        Outcome::Open(_) | Outcome::Failed(_) => None,
-    });
-    stream::iter(items).boxed()
 }
 
 fn copy(error: &Error) -> Error {

@@ -107,24 +107,20 @@ pub(super) async fn once_installed(
     if !is_installed {
         let label = kind.label();
         tracing::warn!(kind = label, every = ?KIND_CHECK_INTERVAL, "kind of group akash.network is not installed, checking again");
-        wait_until_installed(&client, kind).await;
+        loop {
+            tokio::time::sleep(KIND_CHECK_INTERVAL).await;
+            match find(&client).await {
+                Ok(installed) if installed.contains(&kind) => break,
+                Ok(_) => {}
+                // The watches log failures of the API server.
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "failed to check for kinds");
+                }
+            }
+        }
         tracing::info!(kind = label, "kind was installed");
     }
     watch.await;
-}
-
-async fn wait_until_installed(client: &Client, kind: Watched) {
-    loop {
-        tokio::time::sleep(KIND_CHECK_INTERVAL).await;
-        match find(client).await {
-            Ok(installed) if installed.contains(&kind) => return,
-            Ok(_) => {}
-            // The watches log failures of the API server.
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "failed to check for kinds");
-            }
-        }
-    }
 }
 
 /// Returns the provider's kinds that are installed.

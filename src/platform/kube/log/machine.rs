@@ -21,13 +21,12 @@
 //!   so, the machine reads the rest of the log.
 
 mod ending;
-mod partial_line;
 mod reading;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use self::partial_line::PartialLine;
+use self::reading::PartialLine;
 use super::LogQuery;
 use super::lines::Lines;
 #[cfg(doc)]
@@ -490,8 +489,7 @@ impl Machine {
 
     /// Delivers the last lines, whose positions are known.
     fn begin_at_last(&mut self, last: TailBuffer, ended: bool) -> Action {
-        let at = self.batcher.at();
-        self.batcher = LineBatcher::new(at, self.batcher.lines(), StartFilter::All);
+        self.batcher = LineBatcher::new(self.batcher.at(), self.batcher.lines(), StartFilter::All);
         self.last = Some(last.finish());
         self.at_end(ended)
     }

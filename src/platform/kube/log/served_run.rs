@@ -10,7 +10,7 @@
 
 use k8s_openapi::api::core::v1::ContainerStatus;
 
-use super::lines::{Found, Lines, Rest};
+use super::lines::{Found, Lines};
 use crate::model::time::LogTime;
 use crate::platform::kube::objects::time as time_of;
 
@@ -19,7 +19,7 @@ const SECOND: i64 = 1_000_000_000;
 
 /// The beginning of the log of the kubelet's previous run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::platform::kube) enum PreviousLog {
+pub(super) enum PreviousLog {
     /// The kubelet has no previous run.
     None,
     /// The time of its first line.
@@ -32,7 +32,7 @@ pub(in crate::platform::kube) enum PreviousLog {
 
 /// The run that a kubelet serves as the present one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::platform::kube) enum ServedRun {
+pub(super) enum ServedRun {
     /// The newest one that the API server knows.
     Newest,
     /// A later one.
@@ -45,25 +45,25 @@ pub(in crate::platform::kube) enum ServedRun {
 
 impl PreviousLog {
     /// Reads the first tens of bytes of a response.
-    pub(in crate::platform::kube) fn read(data: &[u8]) -> Self {
+    pub(super) fn read(data: &[u8]) -> Self {
         let (mut lines, mut first) = (Lines::default(), None);
-        lines.push(data, &mut |found| {
-            first.get_or_insert_with(|| match found {
-                Found::Piece { time, .. } => Self::Line(time),
-                Found::Foreign(text) => Self::Unreadable(String::from_utf8_lossy(text).into_owned()),
+        // Ends a line that is cut off.
+        let end: &[u8] = if data.is_empty() { b"" } else { b"\n" };
+        for part in [data, end] {
+            lines.push(part, &mut |found| {
+                first.get_or_insert_with(|| match found {
+                    Found::Piece { time, .. } => Self::Line(time),
+                    Found::Foreign(text) => Self::Unreadable(String::from_utf8_lossy(text).into_owned()),
+                });
             });
-        });
-        first.unwrap_or_else(|| match lines.take_rest() {
-            Rest::Line(time, _) => Self::Line(time),
-            Rest::Foreign(text) => Self::Unreadable(String::from_utf8_lossy(&text).into_owned()),
-            Rest::Nothing => Self::Empty,
-        })
+        }
+        first.unwrap_or(Self::Empty)
     }
 }
 
 /// Compares the kubelet's previous run with the container's status, which the API server had before the
 /// kubelet was asked.
-pub(in crate::platform::kube) fn served_run(status: &ContainerStatus, previous: &PreviousLog) -> ServedRun {
+pub(super) fn served_run(status: &ContainerStatus, previous: &PreviousLog) -> ServedRun {
     let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     let (last, time) = match (last, previous) {
         (_, PreviousLog::None) | (Some(_), PreviousLog::Empty) => return ServedRun::Newest,
