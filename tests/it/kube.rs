@@ -132,7 +132,7 @@ impl Scenario {
             }
             let Some(view) = &view else { return false };
             let view = view.borrow();
-            let of = |index| view.replica(&replica(SERVICE, index)).map(|slot| slot.runs.len());
+            let of = |index| view.replica(&replica(SERVICE, index)).map(|found| found.runs.len());
             (0..).zip(runs).all(|(index, runs)| of(index) == Some(*runs))
         })
         .await;
@@ -322,7 +322,7 @@ async fn missed_events_are_found_by_next_list() {
     eventually(async || {
         let view = view.borrow();
         view.replica(&replica(SERVICE, 0))
-            .is_some_and(|slot| slot.newest().is_none_or(|run| run.end.is_some()))
+            .is_some_and(|found| found.newest().is_none_or(|run| run.end.is_some()))
     })
     .await;
     for resource in ["pods", "deployments", "providerleasedips"] {
@@ -368,7 +368,7 @@ async fn restart_deletes_the_requested_pod_once() {
     scenario.platform.restart(meant("uid-a")).await.unwrap();
     let view = scenario.platform.watch(scenario.lease()).await.unwrap();
     let has_ended =
-        || view.borrow().replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.present().is_none());
+        || view.borrow().replica(&replica(SERVICE, 0)).is_some_and(|found| found.present().is_none());
     eventually(async || has_ended()).await;
     // A repeated request: the next pod is about to come.
     scenario.platform.restart(meant("uid-a")).await.unwrap();
@@ -385,7 +385,7 @@ async fn terminal_waiting_reason_fails_restart_early() {
     scenario.run("a");
     scenario.shows(&[1]).await;
     let view = scenario.platform.watch(scenario.lease()).await.unwrap();
-    let slot = replica(SERVICE, 0);
+    let watched = replica(SERVICE, 0);
     let namespace = scenario.lease().namespace();
     scenario.cluster.remove("pods", &namespace, "a", false);
     for (reason, early) in [
@@ -412,12 +412,12 @@ async fn terminal_waiting_reason_fails_restart_early() {
         );
         eventually(async || {
             let view = view.borrow();
-            view.replica(&slot).is_some_and(
-                |slot| matches!(&slot.state, ReplicaState::Waiting { reason: why, .. } if why == reason),
+            view.replica(&watched).is_some_and(
+                |found| matches!(&found.state, ReplicaState::Waiting { reason: why, .. } if why == reason),
             )
         })
         .await;
-        let mut trial = Probation::new(slot.clone(), Some(Instance::new("uid-a", SERVICE, 0).unwrap()));
+        let mut trial = Probation::new(watched.clone(), Some(Instance::new("uid-a", SERVICE, 0).unwrap()));
         let (just_before, early) = (Duration::from_secs(early - 1), Duration::from_secs(early));
         assert_eq!(trial.assess(&view.borrow(), just_before), Assessment::Open(early));
         assert_eq!(trial.assess(&view.borrow(), early), Assessment::Failed(format!("{reason}: because")));

@@ -1,5 +1,5 @@
-//! Rollouts, scaling and deletions: every living pod has its own slot, is followed at once, and ends without
-//! a false gap.
+//! Rollouts, scaling and deletions: every living pod has its own replica index, is followed at once, and
+//! ends without a false gap.
 #![expect(clippy::print_stdout, reason = "shows the steps if the test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use crate::support::loss_check::{Received, Seen};
 use crate::support::seeds::seeds;
 use crate::support::statuses::Statuses;
 
-/// More slots than any scenario has.
+/// More replicas than any scenario has.
 const SLOTS: u32 = 16;
 
 /// Rounds of all tasks without a new log request after which the tails count as idle.
@@ -30,13 +30,13 @@ const RESTS: usize = 30;
 const ANSWERS: [LogAnswer; 5] =
     [LogAnswer::Serve, LogAnswer::Message, LogAnswer::Refuse, LogAnswer::Forgot, LogAnswer::CutOff];
 
-/// The lines of a run, in any slot.
+/// The lines of a run, of any replica.
 fn lines_of(received: &Received, run: &RunKey) -> Vec<String> {
     let (uid, container, number) = run;
     let instance = format!("{uid}/{container}/{number}");
-    let of_slot = |index| received.of(SERVICE, index).iter();
+    let of_index = |index| received.of(SERVICE, index).iter();
     let bytes: Vec<u8> = (0..SLOTS)
-        .flat_map(of_slot)
+        .flat_map(of_index)
         .filter_map(|seen| match seen {
             Seen::Logs(of, bytes) if *of == instance => Some(bytes.as_slice()),
             _ => None,
@@ -52,14 +52,14 @@ fn gaps(received: &Received) -> usize {
     seen.filter(|seen| matches!(seen, Seen::Gap(..))).count()
 }
 
-/// Returns the slot of a pod.
-fn slot_of<'a>(view: &'a LeaseView, uid: &str) -> Option<(u32, &'a ReplicaView)> {
+/// Returns the replica of a pod.
+fn replica_of<'a>(view: &'a LeaseView, uid: &str) -> Option<(u32, &'a ReplicaView)> {
     let service = view.services.get(&SERVICE.parse().unwrap())?;
-    let has = |slot: &ReplicaView| slot.runs.iter().any(|run| run.instance.parts().0 == uid);
-    service.replicas.iter().find(|(_, slot)| has(slot)).map(|(index, slot)| (*index, slot))
+    let has = |found: &ReplicaView| found.runs.iter().any(|run| run.instance.parts().0 == uid);
+    service.replicas.iter().find(|(_, found)| has(found)).map(|(index, found)| (*index, found))
 }
 
-/// Compares the view with the API server's pods: each living pod must have its own slot. Returns the
+/// Compares the view with the API server's pods: each living pod must have its own index. Returns the
 /// difference.
 fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
     let mut taken = BTreeSet::new();
@@ -72,20 +72,20 @@ fn differs(view: &LeaseView, pods: &[Value]) -> Option<String> {
         if !has_run {
             continue;
         }
-        let Some((index, slot)) = slot_of(view, uid) else { return Some(format!("{uid} is in no slot")) };
+        let Some((index, found)) = replica_of(view, uid) else { return Some(format!("{uid} is no replica")) };
         if !taken.insert(index) {
-            return Some(format!("{uid} is in slot {index}, which another living pod has"));
+            return Some(format!("{uid} has index {index}, which another living pod has"));
         }
-        let state = match &slot.state {
+        let state = match &found.state {
             ReplicaState::Running => "running",
             ReplicaState::Waiting { reason, .. } => reason,
             ReplicaState::Terminated | ReplicaState::Unknown => "",
         };
         let expected = container["state"]["waiting"]["reason"].as_str().unwrap_or("running");
-        let shown = (state, slot.ready, u64::from(slot.restarts));
+        let shown = (state, found.ready, u64::from(found.restarts));
         let wanted = (expected, container["ready"] == true, container["restartCount"].as_u64().unwrap());
         if shown != wanted {
-            return Some(format!("{uid} in slot {index} is shown as {shown:?}, expected {wanted:?}"));
+            return Some(format!("{uid} at index {index} is shown as {shown:?}, expected {wanted:?}"));
         }
     }
     None
@@ -108,7 +108,7 @@ async fn crashing_new_version_is_followed_at_once() {
         let mut follower = scenario.follow().await;
         follower.until(|received| (0..3).all(|index| received.lines(SERVICE, index) >= 5)).await;
         followed_by_all(&scenario, &mut follower, &old[2]).await;
-        // The rollout deletes the pod of slot 2.
+        // The rollout deletes the pod of replica 2.
         if creation_first {
             cluster.create_pod(&lease, SERVICE, "new", "new-0", 100);
             cluster.mark_deleted(&lease, "old-2");
@@ -161,7 +161,7 @@ async fn crashing_new_version_is_followed_at_once() {
     }
 }
 
-/// All lines of a slot.
+/// All lines of a replica.
 fn lines(received: &Received, index: u32) -> Vec<String> {
     received.text(SERVICE, index).lines().map(str::to_owned).collect()
 }
@@ -209,7 +209,7 @@ async fn duplicate_index_of_older_gateway_is_corrected() {
 }
 
 #[tokio::test]
-async fn reused_slot_begins_without_gap() {
+async fn reused_index_begins_without_gap() {
     // The next pod comes before or after the former one is removed.
     for is_forgotten in [false, true] {
         let scenario = Scenario::new(2).await;
@@ -284,8 +284,8 @@ struct Pod {
     version: u32,
     phase: Phase,
     runs: Vec<RunKey>,
-    /// Its slot, once seen.
-    slot: Option<u32>,
+    /// Its replica index, once seen.
+    index: Option<u32>,
 }
 
 /// A random rollout of a deployment whose versions may crash.
@@ -401,7 +401,7 @@ impl RandomRollout {
         let name = format!("{}-{}", ["p", "a", "z"][self.random.random_range(0..3)], self.pods.len());
         let second = u32::try_from(self.pods.len()).unwrap();
         cluster.create_pod(lease, SERVICE, &format!("set-{}", self.version), &name, second);
-        let pod = Pod { name, version: self.version, phase: Phase::Creating, runs: Vec::new(), slot: None };
+        let pod = Pod { name, version: self.version, phase: Phase::Creating, runs: Vec::new(), index: None };
         self.pods.push(pod);
     }
 
@@ -410,11 +410,11 @@ impl RandomRollout {
         if !self.pods[at].runs.is_empty() {
             let (view, uid) =
                 (self.scenario.platform.watch(self.scenario.lease()).await.unwrap(), self.pods[at].uid());
-            eventually(async || slot_of(&view.borrow(), &uid).is_some()).await;
+            eventually(async || replica_of(&view.borrow(), &uid).is_some()).await;
         }
         let (cluster, lease) = (&self.scenario.cluster, self.scenario.lease());
         let pod = &mut self.pods[at];
-        println!("{} in {:?}: deleted, {:?}", pod.name, pod.slot, pod.phase);
+        println!("{} in {:?}: deleted, {:?}", pod.name, pod.index, pod.phase);
         cluster.mark_deleted(lease, &pod.name);
         pod.phase = Phase::Dying(!pod.runs.is_empty());
     }
@@ -437,7 +437,7 @@ impl RandomRollout {
         self.scenario.cluster.print(self.pods[at].runs.last().unwrap(), lines, 1_000);
     }
 
-    /// Waits until the view has all living pods, and stores their slots.
+    /// Waits until the view has all living pods, and stores their indices.
     async fn observe(&mut self) {
         let view = self.scenario.platform.watch(self.scenario.lease()).await.unwrap();
         let pods = self.scenario.cluster.pods(self.scenario.lease());
@@ -450,16 +450,16 @@ impl RandomRollout {
         assert!(is_shown, "seed {}: {:?}", self.seed, differs(&view.borrow(), &pods));
         let view = view.borrow();
         for pod in &mut self.pods {
-            pod.slot = slot_of(&view, &pod.uid()).map(|(index, _)| index).or(pod.slot);
+            pod.index = replica_of(&view, &pod.uid()).map(|(index, _)| index).or(pod.index);
         }
     }
 
-    /// Whether the log of a pod waits for the end of another log in its slot.
+    /// Whether the log of a pod waits for the end of another log of its replica.
     fn waits(&self, at: usize) -> bool {
         let pod = &self.pods[at];
         self.pods.iter().enumerate().any(|(other, before)| {
             other != at
-                && before.slot == pod.slot
+                && before.index == pod.index
                 && matches!(before.phase, Phase::Dying(_))
                 && (pod.lives() || other < at)
         })
@@ -548,7 +548,7 @@ impl RandomRollout {
         );
     }
 
-    /// Checks that the follower got all lines, and that a new gateway gives each pod the same slot.
+    /// Checks that the follower got all lines, and that a new gateway gives each pod the same index.
     async fn check(&self) {
         let seed = self.seed;
         for run in self.pods.iter().flat_map(|pod| &pod.runs) {
@@ -574,9 +574,9 @@ impl RandomRollout {
         let [one, other] = futures_util::future::join_all(views).await.try_into().unwrap();
         let (one, other) = (one.unwrap(), other.unwrap());
         for pod in self.pods.iter().filter(|pod| pod.phase == Phase::Running) {
-            let slots =
-                [&one, &other].map(|view| slot_of(&view.borrow(), &pod.uid()).map(|(index, _)| index));
-            assert_eq!(slots[0], slots[1], "seed {seed}: {}", pod.name);
+            let indices =
+                [&one, &other].map(|view| replica_of(&view.borrow(), &pod.uid()).map(|(index, _)| index));
+            assert_eq!(indices[0], indices[1], "seed {seed}: {}", pod.name);
         }
     }
 }

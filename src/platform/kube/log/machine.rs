@@ -194,7 +194,10 @@ struct Polling {
 ///
 /// A read starts in `FindStart`, `ReadLast` or `CountLines`. Once its start is found it delivers lines and
 /// alternates between `Live` and the stages that search for the resume point after an interruption.
-/// `ReadRest` is the last one before `Done`. An interrupted stage begins again, unless stated otherwise.
+/// `ReadRest` is the last one before `Done`.
+///
+/// Where `Live` follows, a read that does not follow the log is `Done`. An interrupted stage begins again,
+/// unless stated otherwise; but a read that does not follow, or has no start yet, fails.
 #[derive(Debug)]
 enum Stage {
     /// Finds the start of the read in the whole file, and delivers from there.
@@ -515,7 +518,8 @@ impl Stage {
 
     const READ_REST: Self = Self::ReadRest { finder: None, suspect: None };
 
-    /// Returns the search for the resume point in the current response: `None` within once it was found.
+    /// Returns the search for the resume point, if the stage has one. The inner `None` means that it was
+    /// found.
     fn finder_mut(&mut self) -> Option<&mut Option<OverlapFinder>> {
         match self {
             Self::Live { finder, .. }

@@ -1,4 +1,4 @@
-//! `coordination.k8s.io` leases: each write names the version that it replaces.
+//! Kubernetes Lease objects (`coordination.k8s.io`): each write names the version that it replaces.
 
 use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ impl Cluster {
         found.map_or_else(|| refuse(StatusCode::NOT_FOUND, "no such object"), respond)
     }
 
-    /// All leases of the coordination group.
+    /// All Kubernetes Lease objects.
     pub(crate) fn lease_objects(&self) -> Vec<Value> {
         let state = self.lock();
         state.objects.iter().filter(|((of, _), _)| of == KIND).map(|(_, object)| object.clone()).collect()

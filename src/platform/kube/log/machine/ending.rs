@@ -141,8 +141,8 @@ impl Machine {
         }
     }
 
-    /// Waits for the API server, because the kubelet serves a later run than that knows; as long as the
-    /// compared times can be trusted.
+    /// Handles that the kubelet serves a later run than the API server knows. Waits for the API server, as
+    /// long as the compared times can be trusted.
     pub(super) fn later_run(&mut self, why: &str, unclear: bool) -> Action {
         tracing::debug!(
             why,
