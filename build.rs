@@ -14,11 +14,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".akash.provider.lease.v1.ServiceLogs.logs")
+        .include_file("lease_api.rs")
         .compile_fds(descriptors)?;
     // Separate from the above: the gateway does not serve the API of nodes, so reflection must not list it.
     let node_api =
         protox::compile(["akash/cert/v1/query.proto", "cosmos/auth/v1beta1/query.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(node_api)?;
+    tonic_prost_build::configure().include_file("node_api.rs").compile_fds(node_api)?;
     let rustc =
         Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into())).arg("--version").output()?;
     let version = String::from_utf8(rustc.stdout)?;

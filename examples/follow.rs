@@ -12,7 +12,7 @@ use std::time::Duration;
 use leasemux::client::connect::Connector;
 use leasemux::client::error::ConnectError;
 use leasemux::client::escape_terminal;
-use leasemux::config::{ServerTrust, Target};
+use leasemux::config::Target;
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{Cursor, ServiceFilter, ServiceLogsRequest};
 use tonic::{Code, Status};
@@ -36,7 +36,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         gateway: gateway.parse()?,
         identity: Some(identity.into()),
         token: None,
-        trust: ServerTrust::File(ca.into()),
+        ca: Some(ca.into()),
+        insecure: false,
     })?;
     let mut request = ServiceLogsRequest {
         lease_id: Some((&lease.parse::<LeaseId>()?).into()),

@@ -15,7 +15,6 @@ pub mod chain;
 pub mod dir;
 pub mod grants;
 pub mod identity;
-pub mod refusal;
 #[cfg(test)]
 mod testing;
 pub mod token;
@@ -23,3 +22,5 @@ pub mod tools;
 pub mod trust;
 mod trust_file;
 pub mod wallet;
+
+pub use crate::model::refusal;

@@ -7,8 +7,8 @@
 //!
 //! `resolver` parses every value, runs the command's checks of values that depend on each other, and reports
 //! all errors at once. A configuration that [`read`] returns is valid: its files were readable, its numbers
-//! are in range. `reference` generates docs/CONFIG.md from the same definitions, and `shell` the completions
-//! and man pages.
+//! are in range. docs/CONFIG.md is generated from the same definitions, as are completions and man pages
+//! (`shell`).
 //!
 //! **To add a flag**, add a field, with its help and parser, to the `Args` struct of its command. If another
 //! value decides whether it is valid, extend the `check` function of that file. A check that needs the
@@ -28,7 +28,6 @@ mod access;
 mod cli;
 mod client;
 mod file;
-mod reference;
 mod resolver;
 mod secret;
 mod serve;
@@ -40,18 +39,18 @@ mod token;
 mod value;
 
 pub use self::access::{AccessConfig, ChainSource};
-pub use self::client::{
-    Form, LogsConfig, Output, RestartConfig, Selection, ServerTrust, StatusConfig, Target,
-};
-pub use self::reference::reference;
+pub use self::cli::commands;
+pub use self::client::{CallConfig, LogsConfig, RestartConfig, StatusConfig, Target};
+pub use self::file::is_file_key;
 pub use self::resolver::ConfigErrors;
 pub use self::secret::TokenSource;
-pub use self::serve::{KubeOptions, LocalOptions, LogFormat, NodeOptions, PlatformKind, ServeConfig};
+pub use self::serve::{KubeOptions, LocalOptions, NodeOptions, PlatformKind, ServeConfig};
 pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::start_checks::{ClusterAccess, StartChecks};
 pub use self::tenant::{DemoConfig, IdentityConfig, ImportConfig, MnemonicSource};
 pub use self::time_spec::TimeSpec;
-pub use self::token::{Keys, TokenCheckConfig, TokenNewConfig};
+pub use self::token::{TokenCheckConfig, TokenNewConfig};
+pub use self::value::Format;
 
 /// The command that reads a file.
 const SERVE: &str = "serve";
@@ -104,7 +103,7 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let matches = cli::definition().try_get_matches_from(args)?;
+    let matches = cli::commands().try_get_matches_from(args)?;
     let program = cli::program();
     let (mut names, mut command, mut given) = (vec![program.get_name()], &program, &matches);
     while let Some((name, inner)) = given.subcommand() {
@@ -129,10 +128,7 @@ where
         ["identity", "new"] => Command::IdentityNew(resolver.checked(tenant::check)?),
         ["identity", "import"] => Command::IdentityImport(resolver.checked(tenant::check)?),
         ["token", "new"] => Command::TokenNew(resolver.checked(token::check_new)?),
-        ["token", "check"] => {
-            let args: token::TokenCheckArgs = resolver.checked(token::check_check)?;
-            Command::TokenCheck(args.into_config().ok_or_else(incomplete)?)
-        }
+        ["token", "check"] => Command::TokenCheck(resolver.checked(token::check_check)?),
         ["demo"] => Command::Demo(resolver.finish()?),
         ["completions"] => Command::Completions(resolver.finish::<cli::CompletionsArgs>()?.shell),
         ["man"] => Command::Man(resolver.finish::<cli::ManArgs>()?.dir),
@@ -161,7 +157,7 @@ mod tests {
     use std::fs;
     use std::time::Duration;
 
-    use super::cli::{definition, program};
+    use super::cli::{commands, program};
     use super::*;
     use crate::model::limits::Limits;
     use crate::model::quota::Quota;
@@ -188,7 +184,7 @@ mod tests {
     #[test]
     fn definitions_are_consistent() {
         program().debug_assert();
-        definition().debug_assert();
+        commands().debug_assert();
     }
 
     #[test]
@@ -330,18 +326,15 @@ mod tests {
             "0",
         ];
         let Ok(Command::Logs(config)) = read(args, &StartChecks::NONE) else { panic!() };
-        assert_eq!(
-            config.selection.services.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["web", "api"]
-        );
-        assert_eq!((config.selection.replicas, config.follow, config.tail), (vec![1], true, Some(0)));
-        assert_eq!(config.target.trust, ServerTrust::System);
+        assert_eq!(config.call.services.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web", "api"]);
+        assert_eq!((config.call.replicas, config.follow, config.tail), (vec![1], true, Some(0)));
+        assert_eq!((config.call.target.ca, config.call.target.insecure), (None, false));
         let Ok(Command::Logs(config)) =
             read(["leasemux", "logs", LEASE, "--follow=false", "-o", "json"], &StartChecks::NONE)
         else {
             panic!()
         };
-        assert_eq!((config.follow, config.output), (false, Output::Json));
+        assert_eq!((config.follow, config.output), (false, Format::Json));
         let many: Vec<String> = (0..=1024).map(|n| format!("--replica={n}")).collect();
         let args: Vec<&str> =
             ["logs", LEASE, "--service=web"].into_iter().chain(many.iter().map(String::as_str)).collect();

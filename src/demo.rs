@@ -21,7 +21,7 @@ use crate::client::error::{CallError, ConnectError};
 use crate::client::exit::Exit;
 use crate::client::print::{OutputStyle, Printer};
 use crate::client::stdout_closed;
-use crate::config::{DemoConfig, ServerTrust, Target};
+use crate::config::{DemoConfig, Target};
 use crate::model::id::{Address, IdError, LeaseId, Owner};
 use crate::model::proto::lease::ServiceLogsRequest;
 use crate::sys::process;
@@ -169,7 +169,8 @@ async fn follow(
         gateway: gateway.address.clone(),
         identity: Some(dir.identity()),
         token: None,
-        trust: ServerTrust::File(dir.server_certificate()),
+        ca: Some(dir.server_certificate()),
+        insecure: false,
     };
     let connector = Connector::new(&target)?;
     let request = ServiceLogsRequest { lease_id: Some(lease.into()), follow: true, ..Default::default() };

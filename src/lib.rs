@@ -11,8 +11,6 @@ pub mod access;
 pub mod client;
 pub mod config;
 pub mod demo;
-#[cfg(test)]
-mod docs;
 pub mod edge;
 pub mod logs;
 pub mod loss_checker;

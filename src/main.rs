@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use leasemux::client::exit::Exit;
 use leasemux::client::print::OutputStyle;
 use leasemux::client::{escape_json, escape_terminal, logs, restart, status, until_stdout_closed};
-use leasemux::config::{self, Command, LoadError, Output};
+use leasemux::config::{self, Command, Format, LoadError};
 use leasemux::platform::local::shim;
 use leasemux::{demo, serve};
 use tokio::runtime::Runtime;
@@ -99,7 +99,7 @@ fn run(runtime: &Runtime, command: Command) -> ExitCode {
                 Err(error) => return fail(&format!("failed to find the path of this program: {error}")),
             };
             let parts = demo::Parts { program, sample: SAMPLE, new_identity: &identity::new };
-            let style = OutputStyle::of_process(Output::Text, false);
+            let style = OutputStyle::of_process(Format::Text, false);
             runtime.block_on(demo::run(&config, &parts, io::stdout(), io::stderr(), style)).into()
         }
         Command::Completions(shell) => write(&config::completions(shell)),

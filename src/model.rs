@@ -12,7 +12,7 @@ pub mod position;
 pub mod proto;
 pub mod quota;
 pub(crate) mod rate;
-pub mod request_id;
+pub mod refusal;
 pub(crate) mod text;
 pub mod time;
 pub mod view;

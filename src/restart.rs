@@ -34,10 +34,9 @@ pub use self::job::{ReplicaOutcome, RestartJob};
 use self::queue::JobQueues;
 use self::record::RestartRecord;
 use self::worker::RestartWorker;
-use crate::model::id::{LeaseId, Replica};
+use crate::model::id::{LeaseId, Replica, RequestId};
 use crate::model::metrics::Metrics;
 use crate::model::quota::Exceeded;
-use crate::model::request_id::RequestId;
 use crate::model::view::{Filter, LeaseView};
 use crate::platform::Platform;
 

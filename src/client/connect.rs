@@ -119,9 +119,9 @@ impl Connector {
                 .keep_alive_timeout(PING_TIMEOUT)
                 .connect_with_connector(once)
                 .await
-                .map_err(|error| ConnectError::Closed { gateway: gateway(), reason: innermost(&error) })
+                .map_err(|error| ConnectError::Closed(gateway(), innermost(&error)))
         };
-        let timed_out = |_| ConnectError::Timeout { gateway: gateway(), timeout: CONNECT_TIMEOUT };
+        let timed_out = |_| ConnectError::Timeout(gateway(), CONNECT_TIMEOUT);
         let channel = tokio::time::timeout(CONNECT_TIMEOUT, open).await.map_err(timed_out)??;
         Ok((LeaseRpcClient::with_interceptor(channel.clone(), bearer), channel))
     }
@@ -166,7 +166,7 @@ impl Inner {
 
     async fn open(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let gateway = || self.gateway_text();
-        let unreachable = |source| ConnectError::Unreachable { gateway: gateway(), source };
+        let unreachable = |source| ConnectError::Unreachable(gateway(), source);
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let stream = self.tls.connect(self.name.clone(), tcp).await;
@@ -182,15 +182,15 @@ impl Inner {
         let gateway = self.gateway_text();
         match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
             Some(source @ TlsError::InvalidCertificate(_)) => {
-                ConnectError::Untrusted { gateway, source: source.clone() }
+                ConnectError::Untrusted(gateway, source.clone())
             }
             Some(TlsError::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
                 ConnectError::NotGrpc(gateway)
             }
             Some(TlsError::InvalidMessage(_)) => {
-                ConnectError::Tls { gateway, reason: "the server does not speak TLS".to_owned() }
+                ConnectError::Tls(gateway, "the server does not speak TLS".to_owned())
             }
-            _ => ConnectError::Tls { gateway, reason: error.to_string() },
+            _ => ConnectError::Tls(gateway, error.to_string()),
         }
     }
 }

@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::model::limits::CURSORS_MAX;
+use crate::sys::pem::PemError;
 
 /// Reason, in the error details, of a stream that was closed because its follower lagged (`on_lag` = CLOSE).
 const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
@@ -25,62 +26,32 @@ pub enum ConnectError {
     #[error("invalid gateway address {0}: use https://host:port")]
     Address(String),
     /// A PEM file is not usable.
-    #[error("cannot use {}: {reason}", path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Problem with its content, or read error.
-        reason: String,
-    },
+    #[error("cannot use {path}: {1}", path = .0.display())]
+    Pem(PathBuf, #[source] PemError),
     /// The token cannot be read.
     #[error("cannot use --token: {0}")]
     Token(#[source] io::Error),
     /// The certificate does not match the key.
     #[error("cannot use this identity: {}", key_problem(.0))]
     Setup(#[source] TlsError),
-    /// TCP connection failed: unknown name, refused, unreachable.
-    #[error("cannot reach the gateway at {gateway}: {source}")]
-    Unreachable {
-        /// The gateway.
-        gateway: String,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// The connection took too long.
-    #[error("the gateway at {gateway} did not answer within {timeout:?}")]
-    Timeout {
-        /// The gateway.
-        gateway: String,
-        /// The limit.
-        timeout: Duration,
-    },
-    /// The gateway's certificate is not trusted.
-    #[error("the certificate of {gateway} is not trusted: {source}; {}", trust_hint(.source))]
-    Untrusted {
-        /// The gateway.
-        gateway: String,
-        /// The verification error.
-        source: TlsError,
-    },
-    /// TLS failed in another way.
-    #[error("TLS with {gateway} failed: {reason}")]
-    Tls {
-        /// The gateway.
-        gateway: String,
-        /// The cause.
-        reason: String,
-    },
-    /// The server does not support HTTP/2.
+    /// No TCP connection to this gateway: its name is unknown, or it refused the connection or is unreachable.
+    #[error("cannot reach the gateway at {0}: {1}")]
+    Unreachable(String, #[source] io::Error),
+    /// The connection to this gateway took longer than this.
+    #[error("the gateway at {0} did not answer within {1:?}")]
+    Timeout(String, Duration),
+    /// The certificate of this gateway is not trusted.
+    #[error("the certificate of {0} is not trusted: {1}; {hint}", hint = trust_hint(.1))]
+    Untrusted(String, #[source] TlsError),
+    /// TLS with this gateway failed in another way, for this reason.
+    #[error("TLS with {0} failed: {1}")]
+    Tls(String, String),
+    /// This server does not support HTTP/2.
     #[error("the server at {0} is not a gRPC server: it does not support HTTP/2")]
     NotGrpc(String),
-    /// The HTTP/2 handshake failed.
-    #[error("the gateway at {gateway} closed the connection: {reason}")]
-    Closed {
-        /// The gateway.
-        gateway: String,
-        /// The cause.
-        reason: String,
-    },
+    /// The HTTP/2 handshake with this gateway failed, for this reason.
+    #[error("the gateway at {0} closed the connection: {1}")]
+    Closed(String, String),
 }
 
 /// Error that ends a call.
@@ -108,10 +79,7 @@ pub enum CallError {
 impl ConnectError {
     /// Returns whether another attempt may succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Tls { .. }
-        )
+        matches!(self, Self::Unreachable(..) | Self::Timeout(..) | Self::Closed(..) | Self::Tls(..))
     }
 }
 

@@ -44,10 +44,10 @@ impl From<&ConnectError> for Exit {
     fn from(error: &ConnectError) -> Self {
         match error {
             ConnectError::Address(_)
-            | ConnectError::Pem { .. }
+            | ConnectError::Pem(..)
             | ConnectError::Token(_)
             | ConnectError::Setup(_) => Self::Usage,
-            ConnectError::Untrusted { .. } => Self::Refused,
+            ConnectError::Untrusted(..) => Self::Refused,
             _ => Self::Unavailable,
         }
     }

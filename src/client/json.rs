@@ -7,74 +7,34 @@ use std::io::{self, Write};
 
 use data_encoding::BASE64;
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
 
 use super::ReplicaKey;
-use super::lines::Piece;
+use super::lines::{Piece, split_time};
 use super::table::{replica_state, restart_state};
 use super::terminal::is_non_ascii_control;
+use crate::model::id::RequestId;
 use crate::model::proto::lease::gap::Cause;
 use crate::model::proto::lease::replica_event::Kind;
 use crate::model::proto::lease::{
-    Gap, LeaseServiceStatus, ReplicaEvent, ReplicaStatus, ServiceRestartResponse, ServiceStatus,
-    ServiceStatusResponse,
+    Gap, ReplicaEvent, ReplicaStatus, ServiceRestartResponse, ServiceStatus, ServiceStatusResponse,
 };
-use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
 
 /// Formats compact JSON in which DEL and the characters of [`is_non_ascii_control`] are escaped. JSON itself
 /// requires escapes for the other control characters.
 struct TerminalSafe;
 
-/// Entry of a log, distinguished by `type`. Empty fields are left out.
-#[derive(Debug, Serialize)]
-pub(super) struct Object<'a> {
-    r#type: &'static str,
-    service: &'a str,
-    replica: u32,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    instance: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    time: Option<String>,
-    #[serde(flatten)]
-    body: Body<'a>,
-}
+/// JSON object whose fields keep their order, unlike those of [`serde_json::Map`].
+#[derive(Debug, Default)]
+pub(super) struct Object(Vec<(&'static str, Field)>);
 
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Body<'a> {
-    Line {
-        /// Set if the line is UTF-8.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        line: Option<&'a str>,
-        /// Set if it is not.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        line_base64: Option<String>,
-        /// Whether the next object of this replica continues the line.
-        #[serde(skip_serializing_if = "std::ops::Not::not")]
-        partial: bool,
-    },
-    Gap {
-        lines: u64,
-        bytes: u64,
-        exact: bool,
-        cause: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        from: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        to: Option<String>,
-    },
-    Event {
-        kind: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        exit_code: Option<i32>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        signal: Option<i32>,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        reason: &'a str,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        message: &'a str,
-    },
+enum Field {
+    Value(Value),
+    Objects(Vec<Object>),
 }
 
 /// Writes `object` and a newline.
@@ -114,232 +74,161 @@ impl Formatter for TerminalSafe {
 
 // === impl Object ===
 
-impl<'a> Object<'a> {
+impl Object {
     /// Creates the object of a line. With `timestamps`, the time at its start becomes a field.
-    pub(super) fn line(key: &'a ReplicaKey, instance: &'a str, piece: Piece<'a>, timestamps: bool) -> Self {
+    pub(super) fn line(key: &ReplicaKey, instance: &str, piece: Piece<'_>, timestamps: bool) -> Self {
         let split = if timestamps && piece.first { split_time(piece.bytes) } else { None };
-        let (time, bytes) = split.map_or((None, piece.bytes), |(time, text)| (Some(time.to_owned()), text));
-        let text = std::str::from_utf8(bytes).ok();
-        let body = Body::Line {
-            line: text,
-            line_base64: text.is_none().then(|| BASE64.encode(bytes)),
-            partial: !piece.last,
+        let (time, bytes) = split.map_or((None, piece.bytes), |(time, _, text)| (Some(time), text));
+        let object = Self::entry("line", key, instance).optional("time", time);
+        let object = match std::str::from_utf8(bytes) {
+            Ok(text) => object.field("line", text),
+            Err(_) => object.field("line_base64", BASE64.encode(bytes)),
         };
-        Self::new("line", key, instance, time, body)
+        // The next object of this replica continues the line.
+        if piece.last { object } else { object.field("partial", true) }
     }
 
     /// Creates the object of a gap.
-    pub(super) fn gap(key: &'a ReplicaKey, instance: &'a str, gap: &Gap) -> Self {
-        let body = Body::Gap {
-            lines: gap.lines,
-            bytes: gap.bytes,
-            exact: gap.exact,
-            cause: match gap.cause() {
-                Cause::Unspecified => "unspecified",
-                Cause::Lag => "lag",
-                Cause::Rotated => "rotated",
-                Cause::Source => "source",
-                Cause::Limit => "limit",
-            },
-            from: gap.from.as_ref().and_then(time_text),
-            to: gap.to.as_ref().and_then(time_text),
+    pub(super) fn gap(key: &ReplicaKey, instance: &str, gap: &Gap) -> Self {
+        let cause = match gap.cause() {
+            Cause::Unspecified => "unspecified",
+            Cause::Lag => "lag",
+            Cause::Rotated => "rotated",
+            Cause::Source => "source",
+            Cause::Limit => "limit",
         };
-        Self::new("gap", key, instance, None, body)
+        Self::entry("gap", key, instance)
+            .field("lines", gap.lines)
+            .field("bytes", gap.bytes)
+            .field("exact", gap.exact)
+            .field("cause", cause)
+            .optional("from", time_text(gap.from))
+            .optional("to", time_text(gap.to))
     }
 
     /// Creates the object of an event.
-    pub(super) fn event(key: &'a ReplicaKey, event: &'a ReplicaEvent) -> Self {
-        let body = Body::Event {
-            kind: match event.kind() {
-                Kind::Unspecified => "unspecified",
-                Kind::Started => "started",
-                Kind::Ended => "ended",
-                Kind::Waiting => "waiting",
-                Kind::Gone => "gone",
-            },
-            exit_code: event.exit_code,
-            signal: event.signal,
-            reason: &event.reason,
-            message: &event.message,
+    pub(super) fn event(key: &ReplicaKey, event: &ReplicaEvent) -> Self {
+        let kind = match event.kind() {
+            Kind::Unspecified => "unspecified",
+            Kind::Started => "started",
+            Kind::Ended => "ended",
+            Kind::Waiting => "waiting",
+            Kind::Gone => "gone",
         };
-        Self::new("event", key, &event.instance, event.time.as_ref().and_then(time_text), body)
+        Self::entry("event", key, &event.instance)
+            .optional("time", time_text(event.time))
+            .field("kind", kind)
+            .optional("exit_code", event.exit_code)
+            .optional("signal", event.signal)
+            .optional("reason", &*event.reason)
+            .optional("message", &*event.message)
     }
 
-    fn new(
-        r#type: &'static str,
-        key: &'a ReplicaKey,
-        instance: &'a str,
-        time: Option<String>,
-        body: Body<'a>,
-    ) -> Self {
-        Self { r#type, service: &key.0, replica: key.1, instance, time, body }
+    /// Creates the object of a status response. `stale_since` is the time of the last known state, if the
+    /// gateway has lost its view of the platform.
+    pub(super) fn status(response: &ServiceStatusResponse) -> Self {
+        Self::default()
+            .objects("services", response.services.iter().map(Self::service))
+            .optional("stale_since", time_text(response.stale_since))
     }
-}
 
-/// Response of `ServiceStatus`. Empty fields are left out.
-#[derive(Debug, Serialize)]
-pub(super) struct StatusObject<'a> {
-    services: Vec<ServiceObject<'a>>,
-    /// Time of the last known state, if the gateway has lost its view of the platform.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stale_since: Option<String>,
-}
+    /// Creates the object of the outcome of a restart.
+    pub(super) fn restart(request_id: &RequestId, response: &ServiceRestartResponse) -> Self {
+        let replicas = response.status.iter().map(|replica| {
+            Self::default()
+                .field("service", &*replica.service)
+                .field("replica", &*replica.replica)
+                .field("state", restart_state(replica.state()))
+                .optional("message", replica.message.as_deref())
+        });
+        Self::default().field("request_id", request_id.as_str()).objects("status", replicas)
+    }
 
-#[derive(Debug, Serialize)]
-struct ServiceObject<'a> {
-    service: &'a str,
-    available: i32,
-    total: i32,
-    ready: i32,
-    updated: i32,
-    observed_generation: i64,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    uris: &'a [String],
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ports: Vec<PortObject<'a>>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ips: Vec<PortObject<'a>>,
-    replicas: Vec<ReplicaObject<'a>>,
-}
+    fn service(service: &ServiceStatus) -> Self {
+        let counts = service.status.clone().unwrap_or_default();
+        let ports = service.ports.iter().map(|port| {
+            Self::port(&port.host, port.port, port.external_port, &port.proto).optional("name", &*port.name)
+        });
+        let ips = service.ips.iter().map(|ip| Self::port(&ip.ip, ip.port, ip.external_port, &ip.protocol));
+        let object = Self::default()
+            .field("service", &*service.name)
+            .field("available", counts.available)
+            .field("total", counts.total)
+            .field("ready", counts.ready_replicas)
+            .field("updated", counts.updated_replicas)
+            .field("observed_generation", counts.observed_generation)
+            .optional("uris", counts.uris);
+        let object = if service.ports.is_empty() { object } else { object.objects("ports", ports) };
+        let object = if service.ips.is_empty() { object } else { object.objects("ips", ips) };
+        object.objects("replicas", service.replica_status.iter().map(Self::replica))
+    }
 
-/// Port of the provider, or of an IP address.
-#[derive(Debug, Serialize)]
-struct PortObject<'a> {
-    host: &'a str,
-    port: u32,
-    external_port: u32,
-    protocol: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
-}
+    /// Creates the object of a port of the provider, or of an IP address.
+    fn port(host: &str, port: u32, external_port: u32, protocol: &str) -> Self {
+        Self::default()
+            .field("host", host)
+            .field("port", port)
+            .field("external_port", external_port)
+            .field("protocol", protocol)
+    }
 
-#[derive(Debug, Serialize)]
-struct ReplicaObject<'a> {
-    replica: u32,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    instance: &'a str,
-    state: &'static str,
-    ready: bool,
-    restarts: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_exit_code: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_signal: Option<i32>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    last_reason: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    started_at: Option<String>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    message: &'a str,
-}
+    fn replica(replica: &ReplicaStatus) -> Self {
+        Self::default()
+            .field("replica", replica.replica)
+            .optional("instance", &*replica.instance)
+            .field("state", replica_state(replica.state()))
+            .field("ready", replica.ready)
+            .field("restarts", replica.restarts)
+            .optional("last_exit_code", replica.last_exit_code)
+            .optional("last_signal", replica.last_signal)
+            .optional("last_reason", &*replica.last_reason)
+            .optional("started_at", time_text(replica.started_at))
+            .optional("message", &*replica.message)
+    }
 
-/// Outcome of a restart.
-#[derive(Debug, Serialize)]
-pub(super) struct RestartObject<'a> {
-    request_id: String,
-    status: Vec<RestartedObject<'a>>,
-}
+    /// Creates an object with the fields that all entries of a log have.
+    fn entry(kind: &str, key: &ReplicaKey, instance: &str) -> Self {
+        Self::default()
+            .field("type", kind)
+            .field("service", &*key.0)
+            .field("replica", key.1)
+            .optional("instance", instance)
+    }
 
-#[derive(Debug, Serialize)]
-struct RestartedObject<'a> {
-    service: &'a str,
-    replica: &'a str,
-    state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a str>,
-}
+    fn field(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.0.push((name, Field::Value(value.into())));
+        self
+    }
 
-// === impl StatusObject ===
-
-impl<'a> StatusObject<'a> {
-    pub(super) fn new(response: &'a ServiceStatusResponse) -> Self {
-        Self {
-            services: response.services.iter().map(ServiceObject::new).collect(),
-            stale_since: response.stale_since.as_ref().and_then(time_text),
+    /// Adds a field unless its value is null, or an empty text or list.
+    fn optional(self, name: &'static str, value: impl Into<Value>) -> Self {
+        match value.into() {
+            Value::Null => self,
+            Value::String(text) if text.is_empty() => self,
+            Value::Array(list) if list.is_empty() => self,
+            value => self.field(name, value),
         }
     }
-}
 
-impl<'a> ServiceObject<'a> {
-    fn new(service: &'a ServiceStatus) -> Self {
-        let counts = service.status.as_ref();
-        let number = |of: fn(&LeaseServiceStatus) -> i32| counts.map_or(0, of);
-        let ports = service.ports.iter().map(|port| PortObject {
-            host: &port.host,
-            port: port.port,
-            external_port: port.external_port,
-            protocol: &port.proto,
-            name: &port.name,
-        });
-        let ips = service.ips.iter().map(|ip| PortObject {
-            host: &ip.ip,
-            port: ip.port,
-            external_port: ip.external_port,
-            protocol: &ip.protocol,
-            name: "",
-        });
-        Self {
-            service: &service.name,
-            available: number(|counts| counts.available),
-            total: number(|counts| counts.total),
-            ready: number(|counts| counts.ready_replicas),
-            updated: number(|counts| counts.updated_replicas),
-            observed_generation: counts.map_or(0, |counts| counts.observed_generation),
-            uris: counts.map_or(&[], |counts| &counts.uris),
-            ports: ports.collect(),
-            ips: ips.collect(),
-            replicas: service.replica_status.iter().map(ReplicaObject::new).collect(),
-        }
+    fn objects(mut self, name: &'static str, objects: impl Iterator<Item = Self>) -> Self {
+        self.0.push((name, Field::Objects(objects.collect())));
+        self
     }
 }
 
-impl<'a> ReplicaObject<'a> {
-    fn new(replica: &'a ReplicaStatus) -> Self {
-        Self {
-            replica: replica.replica,
-            instance: &replica.instance,
-            state: replica_state(replica.state()),
-            ready: replica.ready,
-            restarts: replica.restarts,
-            last_exit_code: replica.last_exit_code,
-            last_signal: replica.last_signal,
-            last_reason: &replica.last_reason,
-            started_at: replica.started_at.as_ref().and_then(time_text),
-            message: &replica.message,
-        }
+impl Serialize for Object {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, field)| (name, field)))
     }
 }
 
-// === impl RestartObject ===
-
-impl<'a> RestartObject<'a> {
-    pub(super) fn new(request_id: &RequestId, response: &'a ServiceRestartResponse) -> Self {
-        let status = response.status.iter().map(|one| RestartedObject {
-            service: &one.service,
-            replica: &one.replica,
-            state: restart_state(one.state()),
-            message: one.message.as_deref(),
-        });
-        Self { request_id: request_id.to_string(), status: status.collect() }
-    }
-}
-
-/// Splits the time at the start of `line` from the text after it.
-fn split_time(line: &[u8]) -> Option<(&str, &[u8])> {
-    let space = memchr::memchr(b' ', line)?;
-    let time = std::str::from_utf8(&line[..space]).ok()?;
-    time.parse::<jiff::Timestamp>().ok()?;
-    Some((time, &line[space + 1..]))
-}
-
-fn time_text(stamp: &prost_types::Timestamp) -> Option<String> {
-    LogTime::from_parts(stamp.seconds, stamp.nanos).map(|time| time.to_string())
+fn time_text(stamp: Option<prost_types::Timestamp>) -> Option<String> {
+    LogTime::from_proto(&stamp?).map(|time| time.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::Value;
 
     use super::*;
 

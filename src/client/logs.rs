@@ -45,7 +45,7 @@ pub async fn run(
 }
 
 async fn read(config: &LogsConfig, printer: &mut Printer<'_>) -> Result<Ended, CallError> {
-    let connector = Connector::new(&config.target)?;
+    let connector = Connector::new(&config.call.target)?;
     let is_relative = |time: Option<TimeSpec>| matches!(time, Some(TimeSpec::Ago(_)));
     if !is_relative(config.since) && config.until.is_none() {
         // The request does not depend on the current time.
@@ -68,8 +68,7 @@ async fn read(config: &LogsConfig, printer: &mut Printer<'_>) -> Result<Ended, C
 /// Returns the replicas that a request covers; `None` if they are unknown, as without permission to see the
 /// status.
 async fn replicas(client: &mut Client, config: &LogsConfig) -> Option<BTreeSet<ReplicaKey>> {
-    let request =
-        status_request(&config.lease, &config.selection.services, &config.selection.replicas, false);
+    let request = status_request(&config.call, false);
     let response = async { client.service_status(request).await.ok()?.into_inner().message().await.ok()? };
     let response = tokio::time::timeout(REPLICAS_TIMEOUT, response).await.ok()??;
     let is_known = response.services.iter().all(|service| !service.replica_status.is_empty());
@@ -99,9 +98,9 @@ fn conclude(ended: Result<Ended, CallError>, printer: &mut Printer<'_>) -> io::R
 }
 
 fn request(config: &LogsConfig, now: LogTime) -> ServiceLogsRequest {
-    let (filter, filters) = filters(&config.selection.services, &config.selection.replicas);
+    let (filter, filters) = filters(&config.call);
     ServiceLogsRequest {
-        lease_id: Some((&config.lease).into()),
+        lease_id: Some((&config.call.lease).into()),
         filter,
         filters,
         follow: config.follow,
@@ -125,7 +124,7 @@ mod tests {
 
     use super::*;
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, Step};
-    use crate::config::{Output, Selection, ServerTrust, Target};
+    use crate::config::{CallConfig, Format, Target};
     use crate::model::proto::lease::replica_event::Kind;
     use crate::model::proto::lease::{Cursor, Gap, OnLag, ReplicaEvent, ServiceLogs};
 
@@ -134,9 +133,12 @@ mod tests {
 
     fn config(target: Target, follow: bool) -> LogsConfig {
         LogsConfig {
-            lease: LEASE.parse().unwrap(),
-            target,
-            selection: Selection { services: vec!["web".parse().unwrap()], replicas: vec![0, 1] },
+            call: CallConfig {
+                lease: LEASE.parse().unwrap(),
+                target,
+                services: vec!["web".parse().unwrap()],
+                replicas: vec![0, 1],
+            },
             follow,
             tail: Some(3),
             since: None,
@@ -144,7 +146,7 @@ mod tests {
             timestamps: false,
             previous: false,
             on_lag: OnLag::Drop,
-            output: Output::Text,
+            output: Format::Text,
         }
     }
 
@@ -328,7 +330,7 @@ mod tests {
         let (exit, out, err) = print(&config).await;
         let expected = "leasemux: nothing is deployed under this lease\n";
         assert_eq!((exit, out.as_str(), err.as_str()), (Exit::Done, "", expected));
-        let style = OutputStyle { output: Output::Json, ..OutputStyle::PLAIN };
+        let style = OutputStyle { format: Format::Json, ..OutputStyle::PLAIN };
         let (exit, out, err) = print_as(&config, style).await;
         assert_eq!((exit, err.as_str()), (Exit::Done, ""));
         assert!(out.contains(r#""kind":"waiting","reason":"NothingDeployed""#), "{out}");
@@ -368,12 +370,12 @@ mod tests {
             ErrorDetails::with_error_info("QUOTA_USED_UP", "leasemux", std::collections::HashMap::new());
         details.set_retry_info(Some(Duration::from_millis(1)));
         let refused = Status::with_error_details(Code::ResourceExhausted, "history_reads: no more", details);
-        for output in [Output::Text, Output::Json] {
+        for format in [Format::Text, Format::Json] {
             // The refusal follows the response header: the quota is checked when reading starts.
             let refusal = || vec![Step::End(refused.clone()), Step::Hang];
             let lines = vec![lines(0, 2, "a\nb\n"), end(Code::Ok)];
             let gateway = FakeGateway::start(vec![refusal(), refusal(), lines]).await;
-            let style = OutputStyle { output, ..OutputStyle::PLAIN };
+            let style = OutputStyle { format, ..OutputStyle::PLAIN };
             let (exit, out, err) = print_as(&config(gateway.target(), true), style).await;
             assert_eq!((exit, out.lines().count()), (Exit::Done, 2), "{out}{err}");
             assert_eq!(
@@ -500,7 +502,8 @@ mod tests {
             gateway: format!("https://{address}").parse().unwrap(),
             identity: None,
             token: None,
-            trust: ServerTrust::System,
+            ca: None,
+            insecure: false,
         };
         let gateway = FakeGateway::start(vec![]).await;
         check(at(gateway.address), Exit::Refused, "--ca FILE").await;
@@ -511,10 +514,10 @@ mod tests {
         drop(silent);
         check(at(closed), Exit::Unavailable, "cannot reach the gateway").await;
         let mut target = gateway.target();
-        target.trust = ServerTrust::File(gateway.identity().join("key.pem"));
+        target.ca = Some(gateway.identity().join("key.pem"));
         check(target, Exit::Usage, "no certificate").await;
         let mut target = at(gateway.address);
-        target.trust = ServerTrust::Anyone;
+        target.insecure = true;
         check(target, Exit::Unavailable, "nothing more in the script").await;
     }
 }

@@ -20,7 +20,7 @@ use super::live_line::LiveLine;
 use super::live_region::Size;
 use super::terminal::{escape_line, escape_to_line};
 use super::{Out, ReplicaKey};
-use crate::config::Output;
+use crate::config::Format;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::gap::Cause;
 use crate::model::proto::lease::replica_event::Kind;
@@ -45,7 +45,7 @@ const PALETTE: [AnsiColor; 8] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent properties of the outputs")]
 pub struct OutputStyle {
-    pub(super) output: Output,
+    pub(super) format: Format,
     /// Whether the output is coloured.
     pub(super) colour: bool,
     /// Whether the error output is coloured.
@@ -89,7 +89,7 @@ impl OutputStyle {
     /// Plain text without colours.
     #[cfg(test)]
     pub(crate) const PLAIN: Self = Self {
-        output: Output::Text,
+        format: Format::Text,
         colour: false,
         colour_errors: false,
         terminal: false,
@@ -97,10 +97,10 @@ impl OutputStyle {
     };
 
     /// Detects the style of this process's outputs: colours on terminals, unless `NO_COLOR` is set.
-    pub fn of_process(output: Output, timestamps: bool) -> Self {
+    pub fn of_process(format: Format, timestamps: bool) -> Self {
         let has_colours = |choice| choice != anstream::ColorChoice::Never;
         Self {
-            output,
+            format,
             colour: has_colours(anstream::AutoStream::choice(&io::stdout())),
             colour_errors: has_colours(anstream::AutoStream::choice(&io::stderr())),
             terminal: io::stdout().is_terminal(),
@@ -114,7 +114,7 @@ impl OutputStyle {
 impl<'a> Printer<'a> {
     /// Creates a printer of entries to `out` and of notices to `err`.
     pub(crate) fn new(out: impl Write + Send + 'a, err: impl Write + Send + 'a, style: OutputStyle) -> Self {
-        let is_live = style.terminal && style.output == Output::Text;
+        let is_live = style.terminal && style.format == Format::Text;
         let out = LineWriter {
             out: BufWriter::with_capacity(BUFFER_BYTES, Box::new(out)),
             style,
@@ -187,7 +187,7 @@ impl<'a> Printer<'a> {
     fn gap(&mut self, key: &ReplicaKey, gap: &Gap) -> io::Result<()> {
         self.gaps += 1;
         let LineWriter { out, style, replicas, .. } = &mut self.out;
-        if style.output == Output::Json {
+        if style.format == Format::Json {
             let instance = replicas.get(key).map_or("", |replica| replica.instance.as_str());
             return write_line(out, &Object::gap(key, instance, gap));
         }
@@ -195,7 +195,7 @@ impl<'a> Printer<'a> {
     }
 
     fn event(&mut self, key: &ReplicaKey, event: &ReplicaEvent) -> io::Result<()> {
-        if self.out.style.output == Output::Json {
+        if self.out.style.format == Format::Json {
             return write_line(&mut self.out.out, &Object::event(key, event));
         }
         let is_failure = event.kind() == Kind::Ended && event.exit_code != Some(0);
@@ -216,7 +216,7 @@ impl<'a> Printer<'a> {
 
 impl Sink for Printer<'_> {
     fn entry(&mut self, entry: &ServiceLogs) -> io::Result<()> {
-        if entry.name.is_empty() && self.out.style.output == Output::Text {
+        if entry.name.is_empty() && self.out.style.format == Format::Text {
             // An entry without a service concerns the whole lease.
             return self.message("nothing is deployed under this lease");
         }
@@ -310,7 +310,7 @@ impl LineWriter<'_> {
             escape_line(&line, &mut row);
             return out.write_all(&row);
         }
-        if style.output == Output::Json {
+        if style.format == Format::Json {
             return write_line(out, &Object::line(&id.0, &replica.instance, piece, style.timestamps));
         }
         if open.as_ref() != Some(id) {
@@ -515,9 +515,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn unfinished_line_is_printed_whole_within_five_seconds() {
         use line_part::Stream::{Stderr, Stdout};
-        for output in [Output::Text, Output::Json] {
+        for format in [Format::Text, Format::Json] {
             let (mut out, mut err) = (Vec::new(), Vec::new());
-            let mut printer = Printer::new(&mut out, &mut err, OutputStyle { output, ..PLAIN });
+            let mut printer = Printer::new(&mut out, &mut err, OutputStyle { format, ..PLAIN });
             printer.entry(&part("a", Stderr, false, true, b"be\r 1 %")).unwrap();
             printer.entry(&entry("a", "1", b"app line\n")).unwrap();
             printer.entry(&part("a", Stdout, false, true, b"g")).unwrap();
@@ -535,9 +535,9 @@ mod tests {
             drop(printer);
             let out = String::from_utf8(out).unwrap();
             let line = |text: &str| out.contains(text);
-            match output {
-                Output::Text => assert_eq!(out, "a/0 | app line\na/0 | gin\na/0 | be\r 1 %\r 2 %\r 3 %\n"),
-                Output::Json => assert!(
+            match format {
+                Format::Text => assert_eq!(out, "a/0 | app line\na/0 | gin\na/0 | be\r 1 %\r 2 %\r 3 %\n"),
+                Format::Json => assert!(
                     line(r#""line":"gin""#)
                         && line(r#""line":"be\r 1 %","partial":true"#)
                         && line(r#""line":"\r 3 %"}"#),
@@ -591,7 +591,7 @@ mod tests {
 
     #[test]
     fn json_has_one_object_per_entry() {
-        let style = OutputStyle { output: Output::Json, timestamps: true, ..PLAIN };
+        let style = OutputStyle { format: Format::Json, timestamps: true, ..PLAIN };
         let lag = Gap { lines: 1, bytes: 9, exact: true, cause: Cause::Lag.into(), ..Default::default() };
         let (out, err) = printed(
             style,

@@ -5,35 +5,28 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::error::CallError;
-use crate::model::id::{LeaseId, ServiceName};
+use crate::config::CallConfig;
+use crate::model::id::ServiceName;
 use crate::model::proto::lease::{ServiceFilter, ServiceStatusRequest};
 
 /// Limit on the start of a response. A gateway may have to ask others who the caller is.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns the filters for `replicas` of each of `services`. One filter goes into the original field, which
-/// every gateway supports.
-pub(super) fn filters(
-    services: &[ServiceName],
-    replicas: &[u32],
-) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
+/// Returns the filters for the selected replicas of each selected service. One filter goes into the original
+/// field, which every gateway supports.
+pub(super) fn filters(call: &CallConfig) -> (Option<ServiceFilter>, Vec<ServiceFilter>) {
     let filter =
-        |service: &ServiceName| ServiceFilter { name: service.to_string(), replicas: replicas.to_vec() };
-    match services {
+        |service: &ServiceName| ServiceFilter { name: service.to_string(), replicas: call.replicas.clone() };
+    match call.services.as_slice() {
         [] => (None, Vec::new()),
         [service] => (Some(filter(service)), Vec::new()),
         services => (None, services.iter().map(filter).collect()),
     }
 }
 
-pub(super) fn status_request(
-    lease: &LeaseId,
-    services: &[ServiceName],
-    replicas: &[u32],
-    follow: bool,
-) -> ServiceStatusRequest {
-    let (filter, filters) = filters(services, replicas);
-    ServiceStatusRequest { lease_id: Some(lease.into()), filter, follow, filters }
+pub(super) fn status_request(call: &CallConfig, follow: bool) -> ServiceStatusRequest {
+    let (filter, filters) = filters(call);
+    ServiceStatusRequest { lease_id: Some((&call.lease).into()), filter, follow, filters }
 }
 
 /// Waits for the response of `call`. A timeout counts as an unavailable gateway.

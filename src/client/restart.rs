@@ -13,16 +13,16 @@ use super::clock::ClockOffset;
 use super::connect::{Client, Connector};
 use super::error::CallError;
 use super::exit::Exit;
-use super::json::{RestartObject, write_line};
+use super::json::{Object, write_line};
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, filters, response, status_request};
 use super::table::Table;
 use super::terminal::write_message;
-use crate::config::{Form, RestartConfig};
+use crate::config::{Format, RestartConfig};
+use crate::model::id::RequestId;
 use crate::model::proto::lease::service_restart_status::State;
 use crate::model::proto::lease::{ServiceRestartRequest, ServiceRestartResponse};
-use crate::model::request_id::RequestId;
 use crate::model::time::LogTime;
 
 /// Requests the restart that `config` describes. Prints the outcome to `out` and messages to `err`, as well
@@ -52,7 +52,7 @@ async fn call(
     err: &mut (dyn Write + Send),
     terminal: bool,
 ) -> Result<ServiceRestartResponse, CallError> {
-    let connector = Connector::new(&config.target)?;
+    let connector = Connector::new(&config.call.target)?;
     let deadline = Instant::now() + config.timeout;
     let mut reconnect = ReconnectState::new(Retries::Unlimited);
     loop {
@@ -85,9 +85,9 @@ async fn attempt(
 ) -> Result<ServiceRestartResponse, CallError> {
     let client = Box::pin(connector.connect()).await?;
     reconnect.was_connected = true;
-    let (filter, filters) = filters(&config.selection.services, &config.selection.replicas);
+    let (filter, filters) = filters(&config.call);
     let request = ServiceRestartRequest {
-        lease_id: Some((&config.lease).into()),
+        lease_id: Some((&config.call.lease).into()),
         filter,
         timeout: prost_types::Duration::try_from(left).ok(),
         request_id: id.to_string(),
@@ -95,7 +95,7 @@ async fn attempt(
     };
     let mut region = LiveRegion::new(err, Size::of_errors);
     let show_progress = async {
-        if terminal && config.form == Form::Table && !left.is_zero() {
+        if terminal && config.output == Format::Text && !left.is_zero() {
             // Progress is optional: a caller without permission for the status may still restart.
             let _ = show_progress(config, client.clone(), &mut region).await;
         }
@@ -116,7 +116,7 @@ async fn show_progress(
     mut client: Client,
     region: &mut LiveRegion<'_>,
 ) -> Result<(), CallError> {
-    let request = status_request(&config.lease, &config.selection.services, &config.selection.replicas, true);
+    let request = status_request(&config.call, true);
     let sent = LogTime::now();
     let response = client.service_status(request).await?;
     let clock = ClockOffset::from_response(response.metadata(), sent);
@@ -161,9 +161,9 @@ fn print(
     response: &ServiceRestartResponse,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    match config.form {
-        Form::Json => write_line(out, &RestartObject::new(id, response))?,
-        Form::Table => {
+    match config.output {
+        Format::Json => write_line(out, &Object::restart(id, response))?,
+        Format::Text => {
             for line in Table::of_restart(&response.status).lines() {
                 writeln!(out, "{line}")?;
             }
@@ -178,7 +178,7 @@ mod tests {
 
     use super::*;
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, RestartStep};
-    use crate::config::Selection;
+    use crate::config::CallConfig;
     use crate::model::proto::lease::ServiceRestartStatus;
 
     fn answer(each: &[(State, Option<&str>)]) -> RestartStep {
@@ -191,21 +191,28 @@ mod tests {
         RestartStep::Answer(ServiceRestartResponse { status: status.collect() })
     }
 
-    fn config(gateway: &FakeGateway, form: Form, request_id: Option<&str>) -> RestartConfig {
+    fn config(gateway: &FakeGateway, format: Format, request_id: Option<&str>) -> RestartConfig {
         RestartConfig {
-            lease: LEASE.parse().unwrap(),
-            target: gateway.target(),
-            selection: Selection { services: vec!["web".parse().unwrap()], replicas: vec![0, 1] },
+            call: CallConfig {
+                lease: LEASE.parse().unwrap(),
+                target: gateway.target(),
+                services: vec!["web".parse().unwrap()],
+                replicas: vec![0, 1],
+            },
             all: false,
             timeout: Duration::from_secs(60),
             request_id: request_id.map(|id| id.parse().unwrap()),
-            form,
+            output: format,
         }
     }
 
-    async fn restart(gateway: &FakeGateway, form: Form, request_id: Option<&str>) -> (Exit, String, String) {
+    async fn restart(
+        gateway: &FakeGateway,
+        format: Format,
+        request_id: Option<&str>,
+    ) -> (Exit, String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let exit = run(&config(gateway, form, request_id), &mut out, &mut err, false).await;
+        let exit = run(&config(gateway, format, request_id), &mut out, &mut err, false).await;
         (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
     }
 
@@ -221,17 +228,17 @@ mod tests {
             answer(&[active]),
         ])
         .await;
-        let (exit, out, err) = restart(&gateway, Form::Table, None).await;
+        let (exit, out, err) = restart(&gateway, Format::Text, None).await;
         assert_eq!((exit, err.as_str()), (Exit::Done, ""));
         assert_eq!(out, "REPLICA  STATE   MESSAGE\nweb/0    active\nweb/1    active\n");
-        let (exit, _, err) = restart(&gateway, Form::Table, Some("deploy-7")).await;
+        let (exit, _, err) = restart(&gateway, Format::Text, Some("deploy-7")).await;
         assert_eq!(exit, Exit::Pending);
         assert!(err.contains("--request-id deploy-7"), "{err}");
-        let (exit, out, _) = restart(&gateway, Form::Table, None).await;
+        let (exit, out, _) = restart(&gateway, Format::Text, None).await;
         assert_eq!(exit, Exit::NotRestarted);
         assert!(out.ends_with("web/0    failure  crashed\nweb/1    failure  not attempted: why\n"), "{out}");
-        assert_eq!(restart(&gateway, Form::Table, None).await.0, Exit::NotRestarted);
-        let (_, out, _) = restart(&gateway, Form::Json, Some("deploy-8")).await;
+        assert_eq!(restart(&gateway, Format::Text, None).await.0, Exit::NotRestarted);
+        let (_, out, _) = restart(&gateway, Format::Json, Some("deploy-8")).await;
         let expected =
             r#"{"request_id":"deploy-8","status":[{"service":"web","replica":"0","state":"active"}]}"#;
         assert_eq!(out, format!("{expected}\n"));
@@ -246,14 +253,14 @@ mod tests {
         let gateway =
             FakeGateway::with_restarts(vec![RestartStep::Disconnect, away, answer(&[(State::Active, None)])])
                 .await;
-        let (exit, _, err) = restart(&gateway, Form::Table, None).await;
+        let (exit, _, err) = restart(&gateway, Format::Text, None).await;
         assert_eq!(exit, Exit::Done, "{err}");
         assert_eq!(err.matches("; retrying in ").count(), 2, "{err}");
         let ids: Vec<String> = gateway.restarts().into_iter().map(|request| request.request_id).collect();
         assert_eq!(ids.len(), 3);
         assert!(ids[0].len() > 30 && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
         let other = FakeGateway::with_restarts(vec![answer(&[])]).await;
-        restart(&other, Form::Table, None).await;
+        restart(&other, Format::Text, None).await;
         assert_ne!(other.restarts()[0].request_id, ids[0], "another call has another id");
     }
 
@@ -266,7 +273,7 @@ mod tests {
         .await;
         for expected in [Exit::Done, Exit::NotRestarted] {
             let mut err = Vec::new();
-            let exit = run(&config(&gateway, Form::Table, None), ClosedOutput, &mut err, false).await;
+            let exit = run(&config(&gateway, Format::Text, None), ClosedOutput, &mut err, false).await;
             assert_eq!((exit, err.len()), (expected, 0));
         }
     }
@@ -281,7 +288,7 @@ mod tests {
         ] {
             let gateway =
                 FakeGateway::with_restarts(vec![RestartStep::End(Status::new(code, "because"))]).await;
-            let (found, out, err) = restart(&gateway, Form::Table, None).await;
+            let (found, out, err) = restart(&gateway, Format::Text, None).await;
             assert_eq!(
                 (found, out.as_str(), err.as_str()),
                 (exit, "", "leasemux: the gateway answered: because\n")

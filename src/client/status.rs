@@ -13,13 +13,13 @@ use super::clock::ClockOffset;
 use super::connect::Connector;
 use super::error::CallError;
 use super::exit::Exit;
-use super::json::StatusObject;
+use super::json::Object;
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
 use super::request::{ANSWER_TIMEOUT, response, status_request};
 use super::table::{Table, stale_line, summaries};
 use super::terminal::write_message;
-use crate::config::{Form, StatusConfig};
+use crate::config::{Format, StatusConfig};
 use crate::model::proto::lease::{ServiceStatusRequest, ServiceStatusResponse};
 use crate::model::time::LogTime;
 
@@ -28,7 +28,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 struct StatusPrinter<'a> {
     region: LiveRegion<'a>,
-    form: Form,
+    format: Format,
     follow: bool,
     /// Whether the output is a terminal. Together with `follow`, the table is redrawn in place.
     terminal: bool,
@@ -49,7 +49,7 @@ pub async fn run(
     mut err: impl Write + Send,
     terminal: bool,
 ) -> Exit {
-    let mut printer = StatusPrinter::new(config.form, config.follow, out, terminal);
+    let mut printer = StatusPrinter::new(config.output, config.follow, out, terminal);
     let error = match watch(config, &mut printer, &mut err).await {
         Ok(()) => return Exit::Done,
         Err(error) => error,
@@ -68,9 +68,8 @@ async fn watch(
     printer: &mut StatusPrinter<'_>,
     err: &mut (dyn Write + Send),
 ) -> Result<(), CallError> {
-    let connector = Connector::new(&config.target)?;
-    let request =
-        status_request(&config.lease, &config.selection.services, &config.selection.replicas, config.follow);
+    let connector = Connector::new(&config.call.target)?;
+    let request = status_request(&config.call, config.follow);
     let retries = if config.follow { Retries::Unlimited } else { Retries::Left(0) };
     let mut reconnect = ReconnectState::new(retries);
     loop {
@@ -126,15 +125,15 @@ fn ticks() -> Interval {
 // === impl StatusPrinter ===
 
 impl<'a> StatusPrinter<'a> {
-    fn new(form: Form, follow: bool, out: impl Write + Send + 'a, terminal: bool) -> Self {
+    fn new(format: Format, follow: bool, out: impl Write + Send + 'a, terminal: bool) -> Self {
         let region = LiveRegion::new(out, Size::of_output);
         let clock = ClockOffset::default();
-        Self { region, form, follow, terminal, newest: None, printed: None, clock, stale: None }
+        Self { region, format, follow, terminal, newest: None, printed: None, clock, stale: None }
     }
 
     fn print(&mut self, response: ServiceStatusResponse) -> io::Result<()> {
-        if self.form == Form::Json {
-            return self.region.print_json(&StatusObject::new(&response));
+        if self.format == Format::Json {
+            return self.region.print_json(&Object::status(&response));
         }
         let table = Table::of_status(&response, self.clock.now());
         if self.terminal && self.follow {
@@ -178,7 +177,7 @@ fn page(table: &Table, response: &ServiceStatusResponse) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::client::testing::{FakeGateway, LEASE};
-    use crate::config::Selection;
+    use crate::config::CallConfig;
 
     #[tokio::test]
     async fn ages_use_the_clock_of_the_gateway() {
@@ -187,11 +186,14 @@ mod tests {
         gateway.set_date(LogTime::from_parts(5 * 1_800, 0).unwrap());
         gateway.set_replicas(&[0]);
         let config = StatusConfig {
-            lease: LEASE.parse().unwrap(),
-            target: gateway.target(),
-            selection: Selection::default(),
+            call: CallConfig {
+                lease: LEASE.parse().unwrap(),
+                target: gateway.target(),
+                services: Vec::new(),
+                replicas: Vec::new(),
+            },
             follow: false,
-            form: Form::Table,
+            output: Format::Text,
         };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let exit = run(&config, &mut out, &mut err, false).await;
@@ -200,9 +202,9 @@ mod tests {
         assert!(out.contains("web/0    running  no     0         2h   -"), "{out}");
     }
 
-    fn printed(form: Form, follow: bool, responses: &[ServiceStatusResponse]) -> String {
+    fn printed(format: Format, follow: bool, responses: &[ServiceStatusResponse]) -> String {
         let mut out = Vec::new();
-        let mut printer = StatusPrinter::new(form, follow, &mut out, false);
+        let mut printer = StatusPrinter::new(format, follow, &mut out, false);
         for response in responses {
             printer.print(response.clone()).unwrap();
         }
@@ -216,14 +218,14 @@ mod tests {
         let stale_since = Some(prost_types::Timestamp { seconds: 60, nanos: 0 });
         let stale = ServiceStatusResponse { stale_since, ..current.clone() };
         let responses = [current.clone(), stale.clone(), stale.clone(), current];
-        let followed = printed(Form::Table, true, &responses);
+        let followed = printed(Format::Text, true, &responses);
         let lines: Vec<&str> = followed.lines().skip(1).collect();
         let [is_stale, is_current] = lines.as_slice() else { panic!("{lines:?}") };
         assert!(is_stale.starts_with("stale: last known at 1970-01-01T00:01:00"), "{is_stale}");
         assert_eq!(*is_current, "current again");
-        let once = printed(Form::Table, false, std::slice::from_ref(&stale));
+        let once = printed(Format::Text, false, std::slice::from_ref(&stale));
         assert!(once.lines().last().unwrap().starts_with("stale: last known at "), "{once}");
-        let json = printed(Form::Json, false, &[stale]);
+        let json = printed(Format::Json, false, &[stale]);
         assert_eq!(json, "{\"services\":[],\"stale_since\":\"1970-01-01T00:01:00.000000000Z\"}\n");
     }
 }

@@ -96,8 +96,7 @@ impl Row {
 
 /// Returns a line about a response that may be out of date. Its time is by the gateway's clock.
 pub(super) fn stale_line(response: &ServiceStatusResponse) -> Option<String> {
-    let since = response.stale_since.as_ref()?;
-    let since = LogTime::from_parts(since.seconds, since.nanos)?;
+    let since = LogTime::from_proto(response.stale_since.as_ref()?)?;
     Some(format!("stale: last known at {since}; the gateway has lost its view of the cluster"))
 }
 
@@ -144,8 +143,7 @@ pub(super) fn summaries(response: &ServiceStatusResponse) -> Vec<String> {
 
 fn of_replica(service: &str, replica: &ReplicaStatus, now: LogTime) -> Row {
     let state = replica_state(replica.state());
-    let started = replica.started_at.as_ref();
-    let started = started.and_then(|stamp| LogTime::from_parts(stamp.seconds, stamp.nanos));
+    let started = replica.started_at.as_ref().and_then(LogTime::from_proto);
     let cells = vec![
         format!("{service}/{}", replica.replica),
         state.to_owned(),

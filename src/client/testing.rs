@@ -28,7 +28,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use tower::ServiceExt as _;
 
-use crate::config::{ServerTrust, Target};
+use crate::config::Target;
 use crate::model::proto::lease::lease_rpc_server::{LeaseRpc, LeaseRpcServer};
 use crate::model::proto::lease::replica_status::State as ReplicaState;
 use crate::model::proto::lease::{
@@ -140,7 +140,8 @@ impl FakeGateway {
             gateway: format!("https://{}", self.address).parse().unwrap(),
             identity: None,
             token: None,
-            trust: ServerTrust::File(self.dir.path().join("server.pem")),
+            ca: Some(self.dir.path().join("server.pem")),
+            insecure: false,
         }
     }
 

@@ -5,26 +5,22 @@
 //! with or without the `mtls.` prefix that clients with a certificate add (gateways of `akash.network` select
 //! their certificate by it).
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
 };
 
 use super::error::ConnectError;
-use crate::config::{ServerTrust, Target};
-
-/// Largest PEM file that is read. All authorities of a system take some hundred KiB.
-const PEM_MAX_BYTES: u64 = 1024 * 1024;
+use crate::config::Target;
+use crate::sys::pem::{PemError, read_certificates, read_private_key};
+use crate::sys::read::PEM_MAX_BYTES;
 
 /// Application protocol of gRPC.
 pub(super) const ALPN: &[u8] = b"h2";
@@ -54,7 +50,7 @@ pub(super) fn client(
     let provider = Arc::new(aws_lc_rs::default_provider());
     let mtls = mtls_name(host);
     let names = [Some(host.clone()), mtls.clone()].into_iter().flatten().collect();
-    let verifier = Verifier { trust: load_trust(&target.trust)?, names, provider: provider.clone() };
+    let verifier = Verifier { trust: load_trust(target)?, names, provider: provider.clone() };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(ConnectError::Setup)?
@@ -63,9 +59,8 @@ pub(super) fn client(
     let mut config = match &target.identity {
         None => builder.with_no_client_auth(),
         Some(dir) => {
-            let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
-            let chain = certificates(&cert)?;
-            let key = private_key(&key)?;
+            let chain = read_pem(&dir.join("cert.pem"), read_certificates)?;
+            let key = read_pem(&dir.join("key.pem"), read_private_key)?;
             builder.with_client_auth_cert(chain, key).map_err(ConnectError::Setup)?
         }
     };
@@ -81,53 +76,26 @@ fn mtls_name(host: &ServerName<'static>) -> Option<ServerName<'static>> {
     }
 }
 
-fn load_trust(trust: &ServerTrust) -> Result<Option<Trusted>, ConnectError> {
+fn load_trust(target: &Target) -> Result<Option<Trusted>, ConnectError> {
+    if target.insecure {
+        return Ok(None);
+    }
     let mut roots = RootCertStore::empty();
-    match trust {
-        ServerTrust::Anyone => Ok(None),
-        ServerTrust::System => {
-            // Read errors are ignored: if a missing authority was needed, verification fails and reports it.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            Ok(Some(Trusted { pinned: Vec::new(), roots }))
-        }
-        ServerTrust::File(path) => {
-            let pinned = certificates(path)?;
-            roots.add_parsable_certificates(pinned.iter().cloned());
-            Ok(Some(Trusted { pinned, roots }))
-        }
+    let pinned = match &target.ca {
+        Some(path) => read_pem(path, read_certificates)?,
+        None => Vec::new(),
+    };
+    if target.ca.is_none() {
+        // Read errors are ignored: if a missing authority was needed, verification fails and reports it.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
+    roots.add_parsable_certificates(pinned.iter().cloned());
+    Ok(Some(Trusted { pinned, roots }))
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem(path)?).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(unusable(path, "there is no certificate in it")),
-        Ok(found) => Ok(found),
-        Err(error) => Err(unusable(path, error)),
-    }
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, ConnectError> {
-    PrivateKeyDer::from_pem_slice(&pem(path)?).map_err(|error| match error {
-        pem::Error::NoItemsFound => unusable(path, "there is no private key without a password in it"),
-        error => unusable(path, error),
-    })
-}
-
-fn pem(path: &Path) -> Result<Vec<u8>, ConnectError> {
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(PEM_MAX_BYTES + 1).read_to_end(&mut text));
-    match read {
-        Err(error) => Err(unusable(path, error)),
-        Ok(_) if text.len() as u64 > PEM_MAX_BYTES => {
-            Err(unusable(path, format!("it is larger than {PEM_MAX_BYTES} bytes")))
-        }
-        Ok(_) => Ok(text),
-    }
-}
-
-fn unusable(path: &Path, reason: impl ToString) -> ConnectError {
-    ConnectError::Pem { path: path.to_owned(), reason: reason.to_string() }
+/// Reads the PEM file at `path` with `read`.
+fn read_pem<T>(path: &Path, read: fn(&Path, u64) -> Result<T, PemError>) -> Result<T, ConnectError> {
+    read(path, PEM_MAX_BYTES).map_err(|reason| ConnectError::Pem(path.to_owned(), reason))
 }
 
 // === impl Verifier ===
@@ -240,7 +208,12 @@ mod tests {
         case(cert.der().clone(), &cert.pem())
     }
 
-    fn verify(trust: &ServerTrust, cert: &CertificateDer<'_>, host: &str, now: u64) -> Result<(), TlsError> {
+    fn target(ca: Option<&Path>, insecure: bool) -> Target {
+        let gateway = "https://gw.example".parse().unwrap();
+        Target { gateway, identity: None, token: None, ca: ca.map(Path::to_owned), insecure }
+    }
+
+    fn verify(trust: &Target, cert: &CertificateDer<'_>, host: &str, now: u64) -> Result<(), TlsError> {
         let host = ServerName::try_from(host.to_owned()).unwrap();
         let names = [Some(host.clone()), mtls_name(&host)].into_iter().flatten().collect();
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -259,7 +232,7 @@ mod tests {
             let mut params = params(&["gw.example", "mtls.only.example", "127.0.0.1"]);
             params.is_ca = is_ca;
             let case = self_signed(params);
-            let trust = ServerTrust::File(case.file.clone());
+            let trust = target(Some(&case.file), false);
             for host in ["gw.example", "only.example", "127.0.0.1"] {
                 assert_eq!(verify(&trust, &case.cert, host, now()), Ok(()), "{host}");
             }
@@ -275,7 +248,7 @@ mod tests {
         params.not_before = time::OffsetDateTime::from_unix_timestamp(1_000_000_000).unwrap();
         params.not_after = time::OffsetDateTime::from_unix_timestamp(1_100_000_000).unwrap();
         let case = self_signed(params);
-        let trust = ServerTrust::File(case.file.clone());
+        let trust = target(Some(&case.file), false);
         assert_eq!(verify(&trust, &case.cert, "gw.example", 1_050_000_000), Ok(()));
         let at = |when| verify(&trust, &case.cert, "gw.example", when).unwrap_err();
         assert_eq!(at(1_000_000_000 - DAY), CertificateError::NotValidYet.into());
@@ -289,36 +262,30 @@ mod tests {
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
         let cert = params(&["gw.example"]).signed_by(&KeyPair::generate().unwrap(), &ca).unwrap();
         let case = case(cert.der().clone(), &ca.pem());
-        let trust = ServerTrust::File(case.file.clone());
+        let trust = target(Some(&case.file), false);
         assert_eq!(verify(&trust, &case.cert, "gw.example", now()), Ok(()));
         let unknown = self_signed(params(&["gw.example"]));
         assert!(verify(&trust, &unknown.cert, "gw.example", now()).is_err());
-        assert!(verify(&ServerTrust::System, &unknown.cert, "gw.example", now()).is_err());
-        assert_eq!(verify(&ServerTrust::Anyone, &unknown.cert, "other", now()), Ok(()));
+        assert!(verify(&target(None, false), &unknown.cert, "gw.example", now()).is_err());
+        assert_eq!(verify(&target(None, true), &unknown.cert, "other", now()), Ok(()));
     }
 
     #[test]
     fn errors_suggest_a_remedy() {
-        let untrusted =
-            |source| ConnectError::Untrusted { gateway: "https://gw.example".to_owned(), source }.to_string();
+        let untrusted = |source| ConnectError::Untrusted("https://gw.example".to_owned(), source).to_string();
         let mut params = params(&["gw.example"]);
         params.not_after = time::OffsetDateTime::now_utc() + time::Duration::DAY;
         let case = self_signed(params);
-        let trust = ServerTrust::File(case.file.clone());
+        let trust = target(Some(&case.file), false);
         let of = |trust, host, now| untrusted(verify(trust, &case.cert, host, now).unwrap_err());
         assert!(of(&trust, "other.example", now()).contains("a host name that the certificate contains"));
         assert!(of(&trust, "gw.example", now() + 2 * DAY).contains("unless a clock is wrong"));
-        assert!(of(&ServerTrust::System, "gw.example", now()).contains("--ca FILE"));
+        assert!(of(&target(None, false), "gw.example", now()).contains("--ca FILE"));
 
         let dir = tempfile::tempdir().unwrap();
         fs::copy(&case.file, dir.path().join("cert.pem")).unwrap();
         fs::write(dir.path().join("key.pem"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
-        let target = Target {
-            gateway: "https://gw.example".parse().unwrap(),
-            identity: Some(dir.path().to_owned()),
-            token: None,
-            trust,
-        };
+        let target = Target { identity: Some(dir.path().to_owned()), ..trust };
         let host = ServerName::try_from("gw.example").unwrap();
         let mismatch = client(&target, &host).unwrap_err().to_string();
         assert!(mismatch.contains("does not belong to the certificate"), "{mismatch}");
@@ -329,13 +296,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("empty.pem");
         fs::write(&file, "nothing").unwrap();
-        assert!(certificates(&file).unwrap_err().to_string().contains("no certificate"));
-        assert!(private_key(&file).unwrap_err().to_string().contains("no private key"));
+        assert!(read_pem(&file, read_certificates).unwrap_err().to_string().contains("no certificate"));
+        assert!(read_pem(&file, read_private_key).unwrap_err().to_string().contains("no private key"));
         fs::write(&file, vec![b'\n'; 1 + (1 << 20)]).unwrap();
         // `/dev/zero` has no end.
         for file in [Path::new("/dev/zero"), &file] {
-            assert!(certificates(file).unwrap_err().to_string().contains("larger than"));
-            assert!(private_key(file).unwrap_err().to_string().contains("larger than"));
+            assert!(read_pem(file, read_certificates).unwrap_err().to_string().contains("larger than"));
+            assert!(read_pem(file, read_private_key).unwrap_err().to_string().contains("larger than"));
         }
     }
 }

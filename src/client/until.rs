@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ReplicaKey;
 use super::follow::{ConnectionChange, Sink};
+use super::lines::split_time;
 use crate::model::limits::STREAM_REPLICAS_MAX;
 use crate::model::proto::lease::ServiceLogs;
 use crate::model::time::LogTime;
@@ -83,8 +84,7 @@ impl<'a, S: Sink> Until<'a, S> {
     }
 
     fn is_later(&self, time: Option<&Timestamp>) -> bool {
-        let time = time.and_then(|time| LogTime::from_parts(time.seconds, time.nanos));
-        time.is_some_and(|time| time > self.end)
+        time.and_then(LogTime::from_proto).is_some_and(|time| time > self.end)
     }
 
     /// Passes on the lines of `entry` before the first later one.
@@ -96,7 +96,7 @@ impl<'a, S: Sink> Until<'a, S> {
             let (mut line, after) = rest.split_at(end);
             rest = after;
             if *self.state(key) == ReplicaState::BetweenLines
-                && let Some((time, text)) = split_time(line)
+                && let Some((_, time, text)) = split_time(line)
             {
                 if time > self.end {
                     self.mark_ended(key);
@@ -145,14 +145,6 @@ impl<S: Sink> Sink for Until<'_, S> {
     fn connection(&mut self, change: &ConnectionChange<'_>) -> io::Result<()> {
         self.inner.connection(change)
     }
-}
-
-/// Splits the time at the start of `line` from the text after it.
-fn split_time(line: &[u8]) -> Option<(LogTime, &[u8])> {
-    let space = memchr(b' ', line)?;
-    let time: jiff::Timestamp = std::str::from_utf8(&line[..space]).ok()?.parse().ok()?;
-    let time = LogTime::from_nanos(i64::try_from(time.as_nanosecond()).ok()?);
-    Some((time, &line[space + 1..]))
 }
 
 #[cfg(test)]

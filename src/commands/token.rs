@@ -5,7 +5,7 @@ use leasemux::access::dir::key_in_dir;
 use leasemux::access::refusal::Refusal;
 use leasemux::access::tools::{SignError, TokenRequest, VerifyOptions, sign_token, verify_token};
 use leasemux::client::exit::Exit;
-use leasemux::config::{Keys, TokenCheckConfig, TokenNewConfig};
+use leasemux::config::{TokenCheckConfig, TokenNewConfig};
 use leasemux::model::time::LogTime;
 
 /// The exit code, and the reason.
@@ -31,16 +31,20 @@ pub(crate) fn new(config: &TokenNewConfig) -> Result<String, Failure> {
 pub(crate) fn check(config: &TokenCheckConfig) -> Result<String, Failure> {
     let usage = |text| (Exit::Usage, text);
     let token = config.token.read().map_err(|error| usage(format!("the token cannot be read: {error}")))?;
-    let options =
-        VerifyOptions { at: config.at, lifetime_max: config.longest, provider: config.provider.as_ref() };
-    let key: Option<AccountKey> = match &config.keys {
-        Keys::One(hex) => Some(hex.parse().map_err(|error| usage(format!("--key {error}")))?),
-        Keys::Dir(_) => None,
+    let now = LogTime::now();
+    let options = VerifyOptions {
+        at: config.at.map_or(now, |at| at.resolve(now)),
+        lifetime_max: config.token_max_lifetime,
+        provider: config.provider.as_ref(),
+    };
+    let key: Option<AccountKey> = match &config.key {
+        Some(hex) => Some(hex.parse().map_err(|error| usage(format!("--key {error}")))?),
+        None => None,
     };
     let mut unreadable = None;
-    let verified = verify_token(token.as_bytes(), &options, |owner| match &config.keys {
-        Keys::One(_) => key.clone(),
-        Keys::Dir(dir) => key_in_dir(dir, owner).unwrap_or_else(|error| {
+    let verified = verify_token(token.as_bytes(), &options, |owner| match &config.trust_dir {
+        None => key.clone(),
+        Some(dir) => key_in_dir(dir, owner).unwrap_or_else(|error| {
             unreadable = Some(format!("--trust-dir {}: {error}", dir.display()));
             None
         }),

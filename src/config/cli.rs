@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use super::client::{EXIT_CODES, LogsConfig, RestartConfig, StatusConfig};
 use super::serve::ServeArgs;
 use super::tenant::{DemoConfig, IdentityConfig, ImportConfig};
-use super::token::{TokenCheckArgs, TokenNewConfig};
+use super::token::{TokenCheckConfig, TokenNewConfig};
 use super::value::{new_directory, switch};
 
 const PROGRAM_EXAMPLES: &str = include_str!("help/program.txt").trim_ascii_end();
@@ -45,7 +45,7 @@ pub(super) fn program() -> Command {
     let identity = group("identity", "Create or import a tenant's identity", IDENTITY_EXAMPLES)
         .subcommands([command::<IdentityConfig>("new"), command::<ImportConfig>("import")]);
     let token = group("token", "Create or check tokens (AEP-64)", TOKEN_EXAMPLES)
-        .subcommands([command::<TokenNewConfig>("new"), command::<TokenCheckArgs>("check")]);
+        .subcommands([command::<TokenNewConfig>("new"), command::<TokenCheckConfig>("check")]);
     let about = "Follow the logs of Akash leases: a gateway that reads each log once, however many follow it";
     let program = group("leasemux", about, PROGRAM_EXAMPLES)
         .version(env!("LEASEMUX_VERSION"))
@@ -66,7 +66,7 @@ pub(super) fn program() -> Command {
 
 /// Returns the commands with all values as text. [`super::resolver::Resolver`] parses them, because clap
 /// would stop at the first invalid one. Values of which clap lists the possible ones stay typed.
-pub(super) fn definition() -> Command {
+pub fn commands() -> Command {
     each_arg(program(), |arg| {
         if arg.get_possible_values().is_empty() { arg.value_parser(ValueParser::string()) } else { arg }
     })

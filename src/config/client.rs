@@ -3,18 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgMatches, Args, FromArgMatches};
+use clap::Args;
 use http::Uri;
 
 use super::resolver::Resolver;
 use super::secret::TokenSource;
 use super::time_spec::TimeSpec;
-use super::value::{LEASE, choice, directory, file, gateway, lease, parsed, tail};
-use crate::model::id::{LeaseId, ServiceName};
+use super::value::{Format, LEASE, choice, directory, file, gateway, lease, parsed, tail};
+use crate::model::id::{LeaseId, RequestId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};
 use crate::model::parse::{duration, number};
 use crate::model::proto::lease::OnLag;
-use crate::model::request_id::RequestId;
 
 /// The exit codes that the help lists.
 pub(super) const EXIT_CODES: &str = include_str!("help/exit-codes.txt").trim_ascii_end();
@@ -33,15 +32,9 @@ const RESTART_EXAMPLES: &str = include_str!("help/restart.txt").trim_ascii_end()
     after_long_help = format!("{LOGS_EXAMPLES}\n\n{EXIT_CODES}")
 )]
 pub struct LogsConfig {
-    /// The lease: owner/dseq/gseq/oseq/provider
-    #[arg(value_name = "LEASE", required = false, value_parser = lease)]
-    pub lease: LeaseId,
-    /// The gateway, and the credentials for it.
+    /// The lease, the gateway, and the selected replicas.
     #[command(flatten)]
-    pub target: Target,
-    /// The services and replicas.
-    #[command(flatten)]
-    pub(crate) selection: Selection,
+    pub call: CallConfig,
     /// Continue with new lines, through restarts and disconnects
     #[arg(short, long)]
     pub follow: bool,
@@ -64,8 +57,8 @@ pub struct LogsConfig {
     #[arg(long, value_name = "WHAT", default_value = "drop", value_parser = choice(LAG_POLICIES, "drop or close"))]
     pub on_lag: OnLag,
     /// Output format: text or json; 'table' is an alias of text
-    #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = choice(OUTPUTS, "text or json"))]
-    pub output: Output,
+    #[arg(short, long, value_name = "FORM", default_value = "text", value_parser = choice(FORMATS, "text or json"))]
+    pub output: Format,
 }
 
 /// A number of last lines; `None` = all. An alias, because clap would treat an `Option` as an optional flag.
@@ -79,21 +72,15 @@ type TailLines = Option<u64>;
     after_long_help = format!("{STATUS_EXAMPLES}\n\n{EXIT_CODES}")
 )]
 pub struct StatusConfig {
-    /// The lease: owner/dseq/gseq/oseq/provider
-    #[arg(value_name = "LEASE", required = false, value_parser = lease)]
-    pub lease: LeaseId,
-    /// The gateway, and the credentials for it.
+    /// The lease, the gateway, and the selected replicas.
     #[command(flatten)]
-    pub target: Target,
-    /// The services and replicas.
-    #[command(flatten)]
-    pub(crate) selection: Selection,
+    pub call: CallConfig,
     /// Print every change, through disconnects
     #[arg(short, long)]
     pub follow: bool,
     /// Output format: table or json; 'text' is an alias of table
-    #[arg(short = 'o', long = "output", value_name = "FORM", default_value = "table", value_parser = choice(FORMS, "table or json"))]
-    pub form: Form,
+    #[arg(short, long, value_name = "FORM", default_value = "table", value_parser = choice(FORMATS, "table or json"))]
+    pub output: Format,
 }
 
 /// Restart a lease's services, one replica at a time
@@ -104,15 +91,9 @@ pub struct StatusConfig {
     after_long_help = format!("{RESTART_EXAMPLES}\n\n{EXIT_CODES}")
 )]
 pub struct RestartConfig {
-    /// The lease: owner/dseq/gseq/oseq/provider
-    #[arg(value_name = "LEASE", required = false, value_parser = lease)]
-    pub lease: LeaseId,
-    /// The gateway, and the credentials for it.
+    /// The lease, the gateway, and the selected replicas.
     #[command(flatten)]
-    pub target: Target,
-    /// The services and replicas.
-    #[command(flatten)]
-    pub(crate) selection: Selection,
+    pub call: CallConfig,
     /// Restart all services of the lease, instead of --service
     #[arg(long)]
     pub all: bool,
@@ -123,37 +104,23 @@ pub struct RestartConfig {
     #[arg(long, value_name = "ID", value_parser = parsed::<RequestId>)]
     pub request_id: Option<RequestId>,
     /// Output format: table or json; 'text' is an alias of table
-    #[arg(short = 'o', long = "output", value_name = "FORM", default_value = "table", value_parser = choice(FORMS, "table or json"))]
-    pub form: Form,
+    #[arg(short, long, value_name = "FORM", default_value = "table", value_parser = choice(FORMATS, "table or json"))]
+    pub output: Format,
 }
 
 const LAG_POLICIES: &[(&str, OnLag)] = &[("drop", OnLag::Drop), ("close", OnLag::Close)];
 
-const OUTPUTS: &[(&str, Output)] = &[("text", Output::Text), ("table", Output::Text), ("json", Output::Json)];
+const FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("table", Format::Text), ("json", Format::Json)];
 
-const FORMS: &[(&str, Form)] = &[("table", Form::Table), ("text", Form::Table), ("json", Form::Json)];
-
-/// Output format of `status` and `restart`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// A table, for people.
-    Table,
-    /// One JSON object per line.
-    Json,
-}
-
-/// Output format of `logs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Lines with a prefix, for people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-/// The services and replicas that a command is about.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
-pub struct Selection {
+/// The settings that all calls have: the lease, the gateway, and the selected replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CallConfig {
+    /// The lease: owner/dseq/gseq/oseq/provider
+    #[arg(value_name = "LEASE", required = false, value_parser = lease)]
+    pub lease: LeaseId,
+    /// The gateway, and the credentials for it.
+    #[command(flatten)]
+    pub target: Target,
     /// Only this service. Repeatable
     #[arg(long = "service", value_name = "NAME", value_parser = parsed::<ServiceName>)]
     pub services: Vec<ServiceName>,
@@ -175,57 +142,12 @@ pub struct Target {
     /// it
     #[arg(long, hide_env_values = true, value_name = "TOKEN|@FILE", value_parser = TokenSource::parse)]
     pub token: Option<TokenSource>,
-    /// The gateways to trust.
-    #[command(flatten)]
-    pub trust: ServerTrust,
-}
-
-/// The gateways that a client trusts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerTrust {
-    /// Those with a certificate that the system's authorities signed.
-    System,
-    /// Those with a certificate that is in this file, or is signed by one in it.
-    File(PathBuf),
-    /// All.
-    Anyone,
-}
-
-#[derive(Debug, Args)]
-struct TrustArgs {
     /// PEM file with the gateway's certificate or its authority's; default: the system's authorities
     #[arg(long, value_name = "FILE", value_parser = file)]
-    ca: Option<PathBuf>,
+    pub ca: Option<PathBuf>,
     /// Do not verify the gateway's certificate (insecure)
     #[arg(long)]
-    insecure: bool,
-}
-
-// === impl ServerTrust ===
-
-impl Args for ServerTrust {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        TrustArgs::augment_args(command)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        TrustArgs::augment_args_for_update(command)
-    }
-}
-
-impl FromArgMatches for ServerTrust {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(match TrustArgs::from_arg_matches(matches)? {
-            TrustArgs { insecure: true, .. } => Self::Anyone,
-            TrustArgs { ca: Some(path), .. } => Self::File(path),
-            TrustArgs { ca: None, .. } => Self::System,
-        })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
+    pub insecure: bool,
 }
 
 /// Parses the path of an identity's directory.

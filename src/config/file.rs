@@ -6,12 +6,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Read as _};
+use std::io;
+use std::path::Path;
 
 use clap::{Arg, ArgAction, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+use crate::sys::read::read_bounded;
 
 /// Maximum size of the file. A thousand leases take about 200 kB, so a larger file is the wrong one.
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -25,15 +27,16 @@ const SIMILARITY_MIN: f64 = 0.6;
 /// The content of the file. The default is no file.
 #[derive(Debug, Default)]
 pub(super) struct File {
-    /// The path as given.
-    name: Option<String>,
+    /// The path as given, if there is a file.
+    pub(super) name: Option<String>,
     /// By the flag's id.
     entries: BTreeMap<String, Entry>,
-    errors: Vec<String>,
+    /// Errors of syntax, keys and types.
+    pub(super) errors: Vec<String>,
     /// Why the file could not be read.
-    unreadable: Option<String>,
+    pub(super) unreadable: Option<String>,
     /// Whether only a part could be parsed.
-    broken: bool,
+    pub(super) is_broken: bool,
 }
 
 /// The values of one key.
@@ -54,7 +57,7 @@ struct Parser<'a> {
 }
 
 /// Returns whether the file may hold `arg`.
-pub(super) fn holds(arg: &Arg) -> bool {
+pub fn is_file_key(arg: &Arg) -> bool {
     let is_about = |id: &str| NOT_IN_FILE.contains(&id) || matches!(id, "help" | "version");
     arg.get_long().is_some() && !is_about(arg.get_id().as_str())
 }
@@ -69,7 +72,7 @@ impl File {
             Err(reason) => Self {
                 name: Some(path.to_owned()),
                 unreadable: Some(reason),
-                broken: true,
+                is_broken: true,
                 ..Self::default()
             },
         }
@@ -78,7 +81,7 @@ impl File {
     fn parse(name: &str, text: &str, command: &Command) -> Self {
         let mut parser = Parser { text, file: Self { name: Some(name.to_owned()), ..Self::default() } };
         let (table, errors) = DeTable::parse_recoverable(text);
-        parser.file.broken = !errors.is_empty();
+        parser.file.is_broken = !errors.is_empty();
         for error in errors {
             let message = error.message().lines().collect::<Vec<_>>().join(", ");
             parser.error(error.span().map_or(0, |span| span.start), &message);
@@ -89,26 +92,6 @@ impl File {
             parser.entry(key, value.get_ref(), command);
         }
         parser.file
-    }
-
-    /// Returns the path as given, if there is a file.
-    pub(super) fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    /// Returns the errors of syntax, keys and types.
-    pub(super) fn errors(&self) -> &[String] {
-        &self.errors
-    }
-
-    /// Returns why the file could not be read.
-    pub(super) fn unreadable(&self) -> Option<&str> {
-        self.unreadable.as_deref()
-    }
-
-    /// Returns whether only a part could be parsed.
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken
     }
 
     /// Returns whether a value of the flag was left out because its type is wrong.
@@ -134,7 +117,7 @@ impl File {
 impl Parser<'_> {
     fn entry(&mut self, key: &Spanned<Cow<'_, str>>, value: &DeValue<'_>, command: &Command) {
         let (at, name) = (key.span().start, key.get_ref());
-        let known = || command.get_arguments().filter(|arg| holds(arg));
+        let known = || command.get_arguments().filter(|arg| is_file_key(arg));
         let Some(arg) = known().find(|arg| arg.get_long() == Some(name)) else {
             let nearest = nearest(name, known().filter_map(Arg::get_long));
             let hint = match (nearest, value) {
@@ -203,15 +186,10 @@ impl Parser<'_> {
 }
 
 fn text(path: &str) -> Result<String, String> {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        fs::File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().map_err(|error| format!("must be a readable file: {error}"))?;
-    if bytes.len() as u64 > FILE_MAX_BYTES {
-        return Err(format!("must be a file of at most {FILE_MAX_BYTES} bytes"));
-    }
+    let bytes = read_bounded(Path::new(path), FILE_MAX_BYTES).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => format!("must be a file of at most {FILE_MAX_BYTES} bytes"),
+        _ => format!("must be a readable file: {error}"),
+    })?;
     String::from_utf8(bytes).map_err(|_| "must be a TOML file, and is not UTF-8 text".to_owned())
 }
 
@@ -230,6 +208,8 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::cli::program;
     use super::*;
 
@@ -251,7 +231,7 @@ mod tests {
             "listen = '0.0.0.0:1'\nhistory-reads = 1_000\nlifeline = true\n\
              public-hostname = [\n  'a.example',\n  'b.example',\n]\nlease = { 'a/1' = 'a.yaml' }\n",
         );
-        assert_eq!(file.errors(), [""; 0]);
+        assert_eq!(file.errors, [""; 0]);
         assert_eq!(values(&file, "listen"), lines(&[("0.0.0.0:1", 1)]));
         assert_eq!(values(&file, "history_reads"), lines(&[("1000", 2)]));
         assert_eq!(values(&file, "lifeline"), lines(&[("true", 3)]));
@@ -274,7 +254,7 @@ mod tests {
     fn unknown_key_is_reported_with_nearest() {
         let file = parse("lissten = 1\nadmin_listen = 1\nPACE = 1\n[limits]\nconfig = 1\n[other]\n");
         assert_eq!(
-            file.errors(),
+            file.errors,
             [
                 "gateway.toml, line 1: there is no key `lissten`; did you mean `listen`?",
                 "gateway.toml, line 2: there is no key `admin_listen`; did you mean `admin-listen`?",
@@ -285,15 +265,15 @@ mod tests {
             .map(str::to_owned)
             .as_slice(),
         );
-        assert!(parse("config = 'x'\ncheck = true\nhelp = true").errors().len() == 3);
+        assert!(parse("config = 'x'\ncheck = true\nhelp = true").errors.len() == 3);
     }
 
     #[test]
     fn value_of_wrong_type_is_reported() {
         let file = parse("pace = 0.5\nlisten = ['a']\npublic-hostname = ['a', ['b']]\nlease = 2026-01-01\n");
-        let kinds: Vec<&str> = file.errors().iter().filter_map(|error| error.rsplit(' ').next()).collect();
-        assert_eq!(kinds, ["float", "array", "array", "datetime"], "{:?}", file.errors());
-        assert!(!file.is_broken());
+        let kinds: Vec<&str> = file.errors.iter().filter_map(|error| error.rsplit(' ').next()).collect();
+        assert_eq!(kinds, ["float", "array", "array", "datetime"], "{:?}", file.errors);
+        assert!(!file.is_broken);
         // These are not reported as missing too. An empty list is.
         assert!(["pace", "listen", "public_hostname", "lease"].iter().all(|id| file.has_invalid(id)));
         assert!(!parse("lease = []").has_invalid("lease"));
@@ -302,11 +282,11 @@ mod tests {
     #[test]
     fn syntax_errors_are_reported_and_rest_is_read() {
         let file = parse("listen = \npace = '1ms'\npace = '2ms'\nlifeline = maybe\n");
-        assert_eq!(file.errors().len(), 3, "{:?}", file.errors());
-        for (error, line) in file.errors().iter().zip([1, 3, 4]) {
+        assert_eq!(file.errors.len(), 3, "{:?}", file.errors);
+        for (error, line) in file.errors.iter().zip([1, 3, 4]) {
             assert!(error.starts_with(&format!("gateway.toml, line {line}: ")), "{error}");
         }
-        assert!(file.is_broken());
+        assert!(file.is_broken);
         assert_eq!(values(&file, "pace")[0].0, "1ms");
     }
 
@@ -316,13 +296,13 @@ mod tests {
         let path = dir.path().join("gateway.toml");
         let path = path.to_str().unwrap();
         let read = || File::read(path, &Command::new("serve"));
-        let reason = || read().unreadable().unwrap().to_owned();
-        assert!(reason().contains("must be a readable file") && read().is_broken());
+        let reason = || read().unreadable.unwrap();
+        assert!(reason().contains("must be a readable file") && read().is_broken);
         fs::write(path, b"listen = '\xff'").unwrap();
         assert!(reason().contains("not UTF-8"));
         fs::write(path, vec![b'\n'; 1 + (1 << 20)]).unwrap();
         assert!(reason().contains("at most 1048576 bytes"));
         fs::write(path, "").unwrap();
-        assert!(read().unreadable().is_none() && read().errors().is_empty());
+        assert!(read().unreadable.is_none() && read().errors.is_empty());
     }
 }

@@ -80,9 +80,9 @@ impl<'a> Resolver<'a> {
         file: &'a File,
     ) -> Result<Self, LoadError> {
         let (values, rejected) = (ArgMatches::default(), BTreeSet::new());
-        let errors = file.errors().iter().map(|error| (0, error.clone())).collect();
+        let errors = file.errors.iter().map(|error| (0, error.clone())).collect();
         let mut resolver = Self { path, command, given, file, values, rejected, errors };
-        if let Some((name, reason)) = file.name().zip(file.unreadable()) {
+        if let Some((name, reason)) = file.name.as_deref().zip(file.unreadable.as_deref()) {
             resolver.reject("config", name, reason);
         }
         let (mut options, mut positionals) = (Vec::new(), vec![OsString::from("--")]);
@@ -152,11 +152,11 @@ impl<'a> Resolver<'a> {
     pub(super) fn require(&mut self, id: &str, what: &str) {
         // A file that was read only in part may set the flag in the rest, and an invalid value in it is
         // reported already.
-        if self.is_given(id) || self.file.is_broken() || self.file.has_invalid(id) {
+        if self.is_given(id) || self.file.is_broken || self.file.has_invalid(id) {
             return;
         }
         let variable = self.variable(id);
-        let key = self.file.name().zip(self.key(id)).map(|(name, key)| format!("{key} in {name}"));
+        let key = self.file.name.as_deref().zip(self.key(id)).map(|(name, key)| format!("{key} in {name}"));
         let others: Vec<_> = variable.into_iter().chain(key).collect();
         let others =
             if others.is_empty() { String::new() } else { format!(" (or {})", others.join(", or ")) };

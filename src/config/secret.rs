@@ -1,9 +1,11 @@
 //! Tokens from the command line, which are never shown.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::PathBuf;
+
+use super::value;
+use crate::sys::read::read_bounded;
 
 /// Maximum size of a file with a token: twice the longest token.
 const FILE_MAX_BYTES: u64 = 16 * 1024;
@@ -23,8 +25,7 @@ impl TokenSource {
     /// Parses a token, or `@` and a file.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix('@') {
-            let path = super::value::file(path)?;
-            return Ok(Self::File(path));
+            return value::file(path).map(Self::File);
         }
         if text.is_empty() || text.bytes().any(|byte| !byte.is_ascii_graphic()) {
             return Err("must be a token, or @ and the file that holds one".to_owned());
@@ -41,8 +42,7 @@ impl TokenSource {
             Self::Given(token) => return Ok(token.clone()),
             Self::File(path) => path,
         };
-        let mut bytes = Vec::new();
-        File::open(path)?.take(FILE_MAX_BYTES).read_to_end(&mut bytes)?;
+        let bytes = read_bounded(path, FILE_MAX_BYTES)?;
         let text = bytes.trim_ascii();
         if text.is_empty() || text.iter().any(|byte| !byte.is_ascii_graphic()) {
             return Err(io::Error::other("does not hold a token"));

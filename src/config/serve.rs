@@ -15,7 +15,8 @@ use super::access::{self, AccessArgs, AccessConfig};
 use super::resolver::Resolver;
 use super::start_checks::{ClusterAccess, StartChecks};
 use super::value::{
-    LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, name, network, new_directory,
+    Format, LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, name, network,
+    new_directory,
 };
 use crate::model::id::{Address, LeaseId};
 use crate::model::limits::{Limits, RUNS_MAX};
@@ -33,7 +34,7 @@ const ROTATE_FILES: RangeInclusive<usize> = 2..=1_000;
 const PLATFORMS: &[(&str, PlatformName)] =
     &[("local", PlatformName::Local), ("kube", PlatformName::Kube), ("node", PlatformName::Node)];
 
-const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
+const LOG_FORMATS: &[(&str, Format)] = &[("text", Format::Text), ("json", Format::Json)];
 
 const EXAMPLES: &str = include_str!("help/serve.txt").trim_ascii_end();
 
@@ -79,7 +80,7 @@ pub(super) struct ServeArgs {
     public_hostname: Vec<String>,
     /// Format of the log on standard error: text or json
     #[arg(long, value_name = "FORM", default_value = "text", value_parser = choice(LOG_FORMATS, "text or json"))]
-    log_format: LogFormat,
+    log_format: Format,
     /// Log levels, such as 'info' or 'warn,leasemux=debug'; TLS and HTTP libraries log only errors unless
     /// named
     #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
@@ -181,7 +182,7 @@ pub struct ServeConfig {
     /// The limits.
     pub limits: Limits,
     /// Format of the log.
-    pub(crate) log_format: LogFormat,
+    pub log_format: Format,
     /// Log levels: directives of `tracing_subscriber::EnvFilter`.
     pub(crate) log_filter: String,
     /// Whether to stop when standard input ends.
@@ -224,15 +225,6 @@ pub struct NodeOptions {
     pub name: String,
     /// The directory of its kubelet's pod logs.
     pub logs: PathBuf,
-}
-
-/// Format of the log on standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
 }
 
 // === impl ServeArgs ===

@@ -9,11 +9,11 @@ use clap_mangen::roff::{Roff, roman};
 
 pub use clap_complete::Shell;
 
-use super::cli::definition;
+use super::cli::commands;
 
 /// Returns the script that completes the program's commands and flags in `shell`.
 pub fn completions(shell: Shell) -> Vec<u8> {
-    let mut command = definition();
+    let mut command = commands();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
@@ -25,7 +25,7 @@ pub fn completions(shell: Shell) -> Vec<u8> {
 /// # Errors
 /// None in practice, because it is rendered to memory.
 pub fn man() -> io::Result<Vec<u8>> {
-    let mut command = definition();
+    let mut command = commands();
     command.build();
     page(command).map(|(_, page)| page)
 }
@@ -43,7 +43,7 @@ pub fn man_pages(dir: &Path) -> io::Result<()> {
         fs::write(dir.join(name), page)
     }
     fs::create_dir_all(dir)?;
-    let mut command = definition();
+    let mut command = commands();
     command.build();
     write(command, dir)
 }

@@ -12,7 +12,6 @@ use super::value::{address, directory, lease, parsed};
 use crate::model::id::{Address, LeaseId, ServiceName};
 use crate::model::limits::TOKEN_LIFETIME;
 use crate::model::parse::duration;
-use crate::model::time::LogTime;
 
 const NEW_EXAMPLES: &str = include_str!("help/token-new.txt").trim_ascii_end();
 
@@ -41,68 +40,28 @@ pub struct TokenNewConfig {
     pub ttl: Duration,
 }
 
-/// Settings of `token check`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenCheckConfig {
-    /// The token.
-    pub token: TokenSource,
-    /// The keys that may have signed it.
-    pub keys: Keys,
-    /// The time of the check.
-    pub at: LogTime,
-    /// The provider; `None` = any.
-    pub provider: Option<Address>,
-    /// Maximum lifetime of a token.
-    pub longest: Duration,
-}
-
-/// The keys that may have signed a token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Keys {
-    /// This one, in hexadecimal digits. They are not parsed yet.
-    One(String),
-    /// Those in a trust directory.
-    Dir(PathBuf),
-}
-
 /// Check whether a gateway would accept a token, and print the reason if not
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(override_usage = "leasemux token check <TOKEN> <--key <PUBKEY_HEX> | --trust-dir <DIR>> [OPTIONS]", after_help = CHECK_EXAMPLES)]
-pub(super) struct TokenCheckArgs {
+pub struct TokenCheckConfig {
     /// The token, or @ and the file that holds it
     #[arg(value_name = "TOKEN", required = false, hide_env_values = true, value_parser = TokenSource::parse)]
-    token: TokenSource,
+    pub token: TokenSource,
     /// Public key of the account that should have signed it: 66 hexadecimal digits
     #[arg(long, value_name = "PUBKEY_HEX", value_parser = hex)]
-    key: Option<String>,
+    pub key: Option<String>,
     /// Directory of account keys (*.pub), as in a gateway's --trust-dir
     #[arg(long, value_name = "DIR", value_parser = directory)]
-    trust_dir: Option<PathBuf>,
+    pub trust_dir: Option<PathBuf>,
     /// Time of the check, in the formats of 'logs --since'; default: now
     #[arg(long, value_name = "TIME", value_parser = TimeSpec::parse_local)]
-    at: Option<TimeSpec>,
+    pub at: Option<TimeSpec>,
     /// Reject a token that grants nothing at this provider
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
-    provider: Option<Address>,
+    pub provider: Option<Address>,
     /// Reject a token whose lifetime is longer
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = duration(TOKEN_LIFETIME))]
-    token_max_lifetime: Duration,
-}
-
-// === impl TokenCheckArgs ===
-
-impl TokenCheckArgs {
-    /// Returns the configuration, if there are keys.
-    pub(super) fn into_config(self) -> Option<TokenCheckConfig> {
-        let now = LogTime::now();
-        Some(TokenCheckConfig {
-            token: self.token,
-            keys: self.key.map(Keys::One).or(self.trust_dir.map(Keys::Dir))?,
-            at: self.at.map_or(now, |at| at.resolve(now)),
-            provider: self.provider,
-            longest: self.token_max_lifetime,
-        })
-    }
+    pub token_max_lifetime: Duration,
 }
 
 /// Parses a scope of AEP-64.

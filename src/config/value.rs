@@ -12,6 +12,15 @@ use rustls::pki_types::ServerName;
 
 use crate::model::id::{Address, LeaseId};
 
+/// Format of an output or a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Lines or a table, for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
 /// Parses a value by its own type.
 pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: T::Err| error.to_string())

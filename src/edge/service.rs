@@ -173,7 +173,7 @@ impl LeaseService {
     /// Creates the response to a failed call. Counts and logs refusals and rejections by their reason.
     fn fail(&self, error: &CallError, audit: &AuditRecord) -> Response<ResponseBody> {
         let refused = |refusal: Refusal| {
-            self.metrics().auth_refusals.count(refusal.reason());
+            self.metrics().auth_refusals.of(refusal).increment(1);
             audit.refused(refusal.reason());
         };
         match error {
@@ -272,7 +272,7 @@ impl LeaseService {
         if refusal != Refusal::TrustBusy {
             return refusal.into();
         }
-        self.metrics().auth_refusals.count(refusal.reason());
+        self.metrics().auth_refusals.of(refusal).increment(1);
         CallError::Quota(Exceeded {
             quota: Quota::ChainQueries,
             subject: Subject::Gateway,

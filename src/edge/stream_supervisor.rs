@@ -177,7 +177,7 @@ fn supervise(
             () = &mut stalled => return,
         };
         if let StreamEnd::Refused(refusal) = end {
-            metrics.auth_refusals.count(refusal.reason());
+            metrics.auth_refusals.of(refusal).increment(1);
         }
         // A drain has its own deadline.
         let must_end = !is_controlled || matches!(end, StreamEnd::Refused(_));

@@ -56,6 +56,10 @@ pub struct Replica {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instance(Arc<str>);
 
+/// A caller's own identifier of a call, by which a gateway recognises repetitions of it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct RequestId(Arc<str>);
+
 /// The error of an invalid identifier. It does not repeat the text, which may contain anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -82,6 +86,9 @@ pub enum IdError {
     /// Not an instance.
     #[error("is not an instance (uid/container/restarts)")]
     Instance,
+    /// Not a request id.
+    #[error("must be 1 to {} visible ASCII characters", RequestId::MAX_BYTES)]
+    RequestId,
 }
 
 /// Implements `as_str` and `Display` for identifiers that hold their text.
@@ -101,7 +108,7 @@ macro_rules! text_form {
         }
     )+};
 }
-text_form!(Address, ServiceName, Instance);
+text_form!(Address, ServiceName, Instance, RequestId);
 
 /// Implements `Debug` as `Display`: logs and test failures show identifiers as users write them.
 macro_rules! debug_as_display {
@@ -113,7 +120,7 @@ macro_rules! debug_as_display {
         }
     )+};
 }
-debug_as_display!(Address, LeaseId, ServiceName, Replica, Instance);
+debug_as_display!(Address, LeaseId, ServiceName, Replica, Instance, RequestId);
 
 // === impl Address ===
 
@@ -231,8 +238,6 @@ impl fmt::Display for LeaseId {
 
 // === impl ServiceName ===
 
-impl ServiceName {}
-
 impl FromStr for ServiceName {
     type Err = IdError;
 
@@ -305,6 +310,28 @@ impl FromStr for Instance {
             return Err(IdError::Instance);
         };
         Self::new(uid, container, plain(restarts).ok_or(IdError::Instance)?)
+    }
+}
+
+// === impl RequestId ===
+
+impl RequestId {
+    /// Maximum length in bytes: room for a UUID and a prefix.
+    pub const MAX_BYTES: usize = 128;
+
+    /// Returns a new, globally unique id.
+    pub(crate) fn unique() -> Self {
+        Self(uuid::Uuid::new_v4().to_string().into())
+    }
+}
+
+impl FromStr for RequestId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let fits = (1..=Self::MAX_BYTES).contains(&text.len());
+        let is_valid = fits && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_valid { Ok(Self(text.into())) } else { Err(IdError::RequestId) }
     }
 }
 

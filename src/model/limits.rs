@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use clap::Args;
+use clap::Parser;
 
 use super::parse::{duration, number, size};
 
@@ -102,7 +102,7 @@ const RATE: RangeInclusive<u32> = 0..=1_000_000;
 
 /// Limits that operators may change. Each field defines its flag: help, name, default and valid values. A
 /// comment gives the reason of the default; `docs/LIMITS.md` explains more.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
     /// Size of the ring of a replica's recent lines; a follower that lags more loses lines and gets a gap
@@ -150,20 +150,9 @@ pub struct Limits {
     pub quota: QuotaLimits,
 }
 
+/// The defaults of the flags.
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            ring_max_bytes: 4 * 1024 * 1024,
-            pace: Duration::from_millis(5),
-            actor_idle: Duration::from_secs(10),
-            stall: Duration::from_secs(300),
-            lame_duck: None,
-            drain: Duration::from_secs(10),
-            trust_poll: Duration::from_secs(5),
-            token_lifetime: Duration::from_secs(3_600),
-            audit_refusals_per_minute: 60,
-            connection: ConnectionLimits::default(),
-            quota: QuotaLimits::default(),
-        }
+        Self::parse_from(["limits"])
     }
 }

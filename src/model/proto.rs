@@ -5,12 +5,11 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use super::id::LeaseId;
 use super::time::LogTime;
 
-pub use akash::cert::v1 as cert;
-pub use akash::market::v1 as market;
-pub use akash::provider::lease::v1 as lease;
-pub use cosmos::auth::v1beta1 as auth;
+pub use self::generated::lease_api::akash::market::v1 as market;
+pub use self::generated::lease_api::akash::provider::lease::v1 as lease;
+pub use self::generated::node_api::akash::cert::v1 as cert;
+pub use self::generated::node_api::cosmos::auth::v1beta1 as auth;
 
-/// Nested like the packages, because generated code refers to its siblings by relative paths.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -18,39 +17,12 @@ pub use cosmos::auth::v1beta1 as auth;
     clippy::disallowed_methods,
     reason = "generated code"
 )]
-mod akash {
-    pub mod cert {
-        pub mod v1 {
-            tonic::include_proto!("akash.cert.v1");
-        }
+mod generated {
+    pub mod lease_api {
+        include!(concat!(env!("OUT_DIR"), "/lease_api.rs"));
     }
-    pub mod market {
-        pub mod v1 {
-            tonic::include_proto!("akash.market.v1");
-        }
-    }
-    pub mod provider {
-        pub mod lease {
-            pub mod v1 {
-                tonic::include_proto!("akash.provider.lease.v1");
-            }
-        }
-    }
-}
-
-/// Nested for the same reason as `akash`.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::pedantic,
-    clippy::disallowed_methods,
-    reason = "generated code"
-)]
-mod cosmos {
-    pub mod auth {
-        pub mod v1beta1 {
-            tonic::include_proto!("cosmos.auth.v1beta1");
-        }
+    pub mod node_api {
+        include!(concat!(env!("OUT_DIR"), "/node_api.rs"));
     }
 }
 
@@ -82,6 +54,13 @@ impl From<&LeaseId> for market::LeaseId {
             provider: lease.provider().to_string(),
             bseq: 0,
         }
+    }
+}
+
+impl LogTime {
+    /// Returns the time that `stamp` denotes, if it is in range.
+    pub(crate) fn from_proto(stamp: &prost_types::Timestamp) -> Option<Self> {
+        Self::from_parts(stamp.seconds, stamp.nanos)
     }
 }
 

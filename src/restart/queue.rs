@@ -13,10 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::job::{JobReplica, OutcomeSlot, ReplicaOutcome, RestartJob};
 use super::{REMEMBERED_FOR, Request, RequestError};
 use crate::model::concurrency::ConcurrencyLimiter;
-use crate::model::id::{LeaseId, Owner, Replica};
+use crate::model::id::{LeaseId, Owner, Replica, RequestId};
 use crate::model::metrics::Metrics;
 use crate::model::quota::{Exceeded, Quota, Subject};
-use crate::model::request_id::RequestId;
 use crate::platform::Platform;
 
 /// Most replicas in the jobs of one owner: more than the largest lease has, and one restart per second for

@@ -8,8 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::job::{ReplicaOutcome, RestartJob};
 use super::{REMEMBERED_FOR, Request};
-use crate::model::id::{LeaseId, Replica};
-use crate::model::request_id::RequestId;
+use crate::model::id::{LeaseId, Replica, RequestId};
 use crate::model::text::truncate;
 use crate::platform::RestartRequest;
 use crate::platform::coordination::PAYLOAD_MAX_BYTES;

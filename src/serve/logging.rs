@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogFormat, ServeConfig};
+use crate::config::{Format, ServeConfig};
 
 /// Queued lines: a few seconds of heavy logging, a few MiB at most.
 const QUEUE_MAX_LINES: usize = 4_096;
@@ -45,8 +45,8 @@ impl Log {
         let colours = anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never;
         // Fails only if another subscriber is installed; that one stays in use.
         let _ = match config.log_format {
-            LogFormat::Json => lines.json().try_init(),
-            LogFormat::Text => lines.with_ansi(colours).try_init(),
+            Format::Json => lines.json().try_init(),
+            Format::Text => lines.with_ansi(colours).try_init(),
         };
         log
     }

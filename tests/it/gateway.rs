@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use leasemux::client::connect::Connector;
-use leasemux::config::{ServerTrust, Target};
+use leasemux::config::Target;
 use leasemux::edge::tls;
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::ServiceLogsRequest;
@@ -318,7 +318,8 @@ async fn streams_of_a_stopping_gateway_end_with_unavailable() {
         gateway: format!("https://{}", gateway.address).parse().unwrap(),
         identity: Some(workspace.path("alice")),
         token: None,
-        trust: ServerTrust::File(workspace.path("data/server.pem")),
+        ca: Some(workspace.path("data/server.pem")),
+        insecure: false,
     };
     let mut client = Connector::new(&target).unwrap().connect().await.unwrap();
     let request = ServiceLogsRequest { lease_id: Some((&lease).into()), follow: true, ..Default::default() };

@@ -13,6 +13,7 @@ mod commands;
 mod contract;
 mod demo;
 mod deploy;
+mod docs;
 mod draft_client;
 mod flow_control;
 mod fuzz;

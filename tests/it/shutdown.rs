@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use leasemux::client::connect::Connector;
 use leasemux::client::error::CallError;
 use leasemux::client::follow::{ConnectionChange, Follower, Sink};
-use leasemux::config::{ServerTrust, Target};
+use leasemux::config::Target;
 use leasemux::loss_checker::{LossChecker, Order, Start};
 use leasemux::model::id::LeaseId;
 use leasemux::model::proto::lease::{ServiceLogs, ServiceLogsRequest};
@@ -71,7 +71,8 @@ pub(crate) fn connector(workspace: &Workspace, gateway: SocketAddr) -> Connector
         gateway: format!("https://{gateway}").parse().unwrap(),
         identity: Some(workspace.path("alice")),
         token: None,
-        trust: ServerTrust::File(workspace.path("data/server.pem")),
+        ca: Some(workspace.path("data/server.pem")),
+        insecure: false,
     };
     Connector::new(&target).unwrap()
 }

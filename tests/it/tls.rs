@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use leasemux::access::dir::DirTrust;
 use leasemux::access::identity::IdentityFiles;
 use leasemux::client::connect::{Client, Connector};
-use leasemux::config::{ServerTrust, Target};
+use leasemux::config::Target;
 use leasemux::edge::server::Server;
 use leasemux::edge::tls;
 use leasemux::model::id::{Instance, LeaseId, Owner};
@@ -131,7 +131,8 @@ impl TlsGateway {
             gateway: format!("https://localhost:{}", self.port).parse().unwrap(),
             identity: identity.map(Path::to_owned),
             token: None,
-            trust: ServerTrust::File(self.server_pem.clone()),
+            ca: Some(self.server_pem.clone()),
+            insecure: false,
         };
         // `localhost` may resolve to ::1 first; the client then tries the other address.
         timeout(DEADLINE, Connector::new(&target).unwrap().connect()).await.unwrap().unwrap()

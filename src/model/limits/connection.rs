@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{TIMEOUT, TIMEOUT_MAX};
+use super::{Limits, TIMEOUT, TIMEOUT_MAX};
 use crate::model::parse::{duration, number, size};
 
 /// Maximum number of connections. No process may open more files.
@@ -86,21 +86,9 @@ pub struct ConnectionLimits {
     pub error_resets: usize,
 }
 
+/// The defaults of the flags.
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self {
-            max: 16_384,
-            max_per_peer: 1_024,
-            handshake: Duration::from_secs(10),
-            first_call: Duration::from_secs(10),
-            idle: Duration::from_secs(300),
-            keepalive: Duration::from_secs(60),
-            streams: 256,
-            header_max_bytes: 16 * 1024,
-            request_max_bytes: 256 * 1024,
-            window_bytes: 256 * 1024,
-            pending_resets: 20,
-            error_resets: 128,
-        }
+        Limits::default().connection
     }
 }

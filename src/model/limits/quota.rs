@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{FILTERS_MAX, RATE, STREAM_REPLICAS_MAX, WAIT};
+use super::{FILTERS_MAX, Limits, RATE, STREAM_REPLICAS_MAX, WAIT};
 use crate::model::parse::{duration, number, size};
 
 /// Maximum number of streams. No process has memory for more.
@@ -96,27 +96,10 @@ pub struct QuotaLimits {
     pub chain_queries_per_second: u32,
 }
 
+/// The defaults of the flags.
 impl Default for QuotaLimits {
     fn default() -> Self {
-        Self {
-            streams: 16_384,
-            streams_per_owner: 1_024,
-            requests_per_second: 100,
-            requests_per_second_in_all: 2_000,
-            auth_failures_per_minute: 60,
-            open_calls_per_second: 20,
-            replicas_per_request: STREAM_REPLICAS_MAX,
-            filters_per_request: FILTERS_MAX,
-            restarts_per_hour: 60,
-            restarts_per_hour_of_owner: 600,
-            restarts_per_hour_in_all: 2_400,
-            history_reads: 64,
-            history_reads_per_owner: 16,
-            history_bytes_per_second: 256 * 1024 * 1024,
-            history_bytes_per_second_per_owner: 64 * 1024 * 1024,
-            history_wait: Duration::from_secs(30),
-            chain_queries_per_second: 20,
-        }
+        Limits::default().quota
     }
 }
 

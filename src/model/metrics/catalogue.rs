@@ -11,10 +11,11 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection, Handshake,
-    Method, PlatformName, ReadKind, RefusalReason, Restarted, SourceError, Watched,
+    Method, PlatformName, ReadKind, Restarted, SourceError, Watched,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
+use crate::model::refusal::Refusal;
 
 /// From the delay of a single line to a follower that loses lines soon.
 const DELAY_BUCKETS_SECONDS: &[f64] =
@@ -241,7 +242,7 @@ catalogue! {
             "It approaches `--max-streams`.";
 
         /// Calls rejected and streams ended by authentication or authorization, by reason
-        auth_refusals: Family<Counter, RefusalReason> = "leasemux_auth_refusals_total",
+        auth_refusals: Family<Counter, Refusal> = "leasemux_auth_refusals_total",
             "`TRUST_UNAVAILABLE`: unknown callers are rejected until the trust source answers. Many \
              `LEASE_NOT_YOURS` or `CERTIFICATE_UNKNOWN`: someone is probing. Many `CERTIFICATE_EXPIRED` at \
              once: check the gateway's clock.";

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder};
 
 use super::declare::{Declaration, MetricKind, Unit};
-use super::labels::{BUILD, BUILD_VALUES, RefusalReason};
+use super::labels::{BUILD, BUILD_VALUES};
 use crate::model::label::{LabelSet, Labels};
 
 const METADATA: Metadata<'static> = Metadata::new("leasemux", Level::INFO, Some(module_path!()));
@@ -145,15 +145,6 @@ impl<H, L: Labels> Family<H, L> {
     pub(crate) fn of(&self, labels: L) -> &H {
         // In bounds: `register` goes through the same combinations, in the order of `Labels::index`.
         &self.handles[labels.index()]
-    }
-}
-
-impl Family<Counter, RefusalReason> {
-    /// Counts a rejection. Ignores an undeclared reason, which a test rules out.
-    pub(crate) fn count(&self, reason: &str) {
-        if let Some(reason) = RefusalReason::named(reason) {
-            self.of(reason).increment(1);
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The labels of metrics and their values.
 
-use crate::model::label::{LabelSet, LabelValue, label};
+use crate::model::label::{LabelSet, LabelValue as _, label};
 
 label! {
     /// Why a log is opened.
@@ -206,83 +206,6 @@ label! {
     }
 }
 
-/// A reason for rejecting a caller, as an index into [`REFUSAL_REASONS`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RefusalReason(usize);
-
-/// The reasons for rejecting callers. They repeat those of `access::refusal`, which this module may not
-/// import; a test compares both.
-pub const REFUSAL_REASONS: LabelSet = LabelSet {
-    name: "reason",
-    values: &[
-        "CREDENTIALS_MISSING",
-        "CREDENTIALS_AMBIGUOUS",
-        "CERTIFICATE_CHAIN",
-        "CERTIFICATE_MALFORMED",
-        "CERTIFICATE_SUBJECT",
-        "CERTIFICATE_ISSUER",
-        "CERTIFICATE_SERIAL",
-        "CERTIFICATE_KEY",
-        "CERTIFICATE_ALGORITHM",
-        "CERTIFICATE_SIGNATURE",
-        "CERTIFICATE_USAGE",
-        "CERTIFICATE_EXTENSION",
-        "CERTIFICATE_NOT_YET_VALID",
-        "CERTIFICATE_EXPIRED",
-        "CERTIFICATE_UNKNOWN",
-        "CERTIFICATE_DIFFERS",
-        "CERTIFICATE_WITHDRAWN",
-        "CERTIFICATE_REVOKED",
-        "CERTIFICATE_KEY_DIFFERS",
-        "AUTHORIZATION_MALFORMED",
-        "TOKEN_TOO_LONG",
-        "TOKEN_MALFORMED",
-        "TOKEN_HEADER",
-        "TOKEN_ALGORITHM",
-        "TOKEN_SIGNATURE_FORM",
-        "TOKEN_SIGNATURE_HIGH_S",
-        "TOKEN_CLAIMS_MALFORMED",
-        "TOKEN_MEMBER_TWICE",
-        "TOKEN_MEMBER_UNKNOWN",
-        "TOKEN_MEMBER_MISSING",
-        "TOKEN_MEMBER_MISPLACED",
-        "TOKEN_MEMBER_TYPE",
-        "TOKEN_ISSUER",
-        "TOKEN_VERSION",
-        "TOKEN_ID",
-        "TOKEN_TIME",
-        "TOKEN_ACCESS",
-        "TOKEN_SCOPE_EMPTY",
-        "TOKEN_SCOPE_UNKNOWN",
-        "TOKEN_SCOPE_TWICE",
-        "TOKEN_PERMISSIONS_EMPTY",
-        "TOKEN_PROVIDER",
-        "TOKEN_PROVIDER_TWICE",
-        "TOKEN_DEPLOYMENTS_EMPTY",
-        "TOKEN_DSEQ",
-        "TOKEN_SEQUENCE",
-        "TOKEN_OSEQ",
-        "TOKEN_SERVICES_EMPTY",
-        "TOKEN_SERVICE_TWICE",
-        "TOKEN_NOT_YET_VALID",
-        "TOKEN_EXPIRED",
-        "TOKEN_LIFETIME",
-        "ACCOUNT_UNKNOWN",
-        "ACCOUNT_KEYLESS",
-        "ACCOUNT_MULTISIG",
-        "ACCOUNT_KEY_KIND",
-        "TOKEN_SIGNATURE",
-        "ACCOUNT_WITHDRAWN",
-        "TRUST_UNAVAILABLE",
-        "TRUST_BUSY",
-        "LEASE_NOT_YOURS",
-        "PROVIDER_NOT_SERVED",
-        "LEASE_NOT_GRANTED",
-        "SCOPE_NOT_GRANTED",
-        "SERVICE_NOT_GRANTED",
-    ],
-};
-
 /// The labels of the build.
 pub(super) const BUILD: [LabelSet; 3] = [
     LabelSet { name: "version", values: &[] },
@@ -293,20 +216,6 @@ pub(super) const BUILD: [LabelSet; 3] = [
 /// The values of [`BUILD`].
 pub(super) const BUILD_VALUES: [&str; 3] =
     [env!("CARGO_PKG_VERSION"), env!("LEASEMUX_COMMIT"), env!("LEASEMUX_RUSTC")];
-
-impl LabelValue for RefusalReason {
-    const SET: LabelSet = REFUSAL_REASONS;
-
-    fn index(self) -> usize {
-        self.0
-    }
-}
-
-impl RefusalReason {
-    pub(super) fn named(name: &str) -> Option<Self> {
-        REFUSAL_REASONS.values.iter().position(|known| *known == name).map(Self)
-    }
-}
 
 impl Code {
     /// Returns the code with this number, or [`Code::Unknown`] for a number that gRPC does not define, as

@@ -7,13 +7,14 @@ use std::fmt;
 
 use jiff::SignedDuration;
 
+use super::label::{LabelSet, LabelValue};
+
 /// A length of time in whole seconds. Displayed as flags accept it: `48h`, `1h 30m`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Lifetime(pub u64);
 
 /// Defines the refusals from one table: name, kind, stable reason code, and text (which is also the
-/// documentation). Each code is repeated in `model::metrics::labels` for its counter; a test compares the
-/// two.
+/// documentation).
 macro_rules! refusals {
     ($(
         $name:ident $({ $($(#[doc = $about:literal])+ $field:ident),+ })?: $kind:ident, $reason:literal, $text:literal;
@@ -41,6 +42,15 @@ macro_rules! refusals {
             /// Returns the reason code, which is the same in every release: for programs and metric labels.
             pub const fn reason(self) -> &'static str {
                 match self { $(Self::$name $({ $($field: _),+ })? => $reason,)+ }
+            }
+        }
+
+        impl LabelValue for Refusal {
+            const SET: LabelSet = LabelSet { name: "reason", values: &[$($reason),+] };
+
+            fn index(self) -> usize {
+                // Every reason is in the list.
+                Self::SET.values.iter().position(|reason| *reason == self.reason()).unwrap_or_default()
             }
         }
     };

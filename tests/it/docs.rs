@@ -1,8 +1,11 @@
-//! Compares pages in `docs/` that are generated from the code with the code.
+//! Generates the pages of `docs/` that list what the code declares, and compares them.
 
 use std::env;
 use std::fs;
 use std::path::Path;
+
+mod config;
+mod metrics;
 
 /// If set, the pages are written instead of compared.
 const UPDATE: &str = "UPDATE_DOCS";
@@ -11,7 +14,7 @@ const UPDATE: &str = "UPDATE_DOCS";
 const COMMAND: &str = "UPDATE_DOCS=1 cargo test made_from_the_code";
 
 /// Asserts that the page `name` has the text `made`.
-pub(crate) fn check_page(name: &str, made: &str) {
+fn check_page(name: &str, made: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
     if env::var_os(UPDATE).is_some() {
         fs::write(&path, made).unwrap();

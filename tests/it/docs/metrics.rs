@@ -1,12 +1,9 @@
 //! `docs/METRICS.md`, generated from the same declarations as `/metrics`.
-//!
-//! After a change to the catalogue or the labels: `UPDATE_DOCS=1 cargo test made_from_the_code`.
 
 use std::fmt::Write as _;
 
-use super::catalogue::GROUPS;
-use super::declare::{Declaration, Group, MetricKind, Unit};
-use crate::model::label::LabelSet;
+use leasemux::model::metrics::catalogue::GROUPS;
+use leasemux::model::metrics::{Declaration, Group, LabelSet, MetricKind, Unit};
 
 const HEAD: &str = "\
 # Metrics
@@ -80,5 +77,5 @@ fn word(unit: Unit) -> &'static str {
 
 #[test]
 fn docs_metrics_is_made_from_the_code() {
-    crate::docs::check_page("METRICS.md", &page());
+    super::check_page("METRICS.md", &page());
 }

@@ -1,18 +1,19 @@
-//! Generates docs/CONFIG.md from the definitions of the flags.
+//! `docs/CONFIG.md`, generated from the definitions of the flags.
 
 use std::fmt::Write as _;
 
 use clap::{Arg, Command};
+use leasemux::config::{self, is_file_key};
 
-use super::cli::definition;
-use super::{SERVE, file};
+const HEAD: &str = include_str!("config.md");
 
-const HEAD: &str = include_str!("help/reference.md");
+/// The command that reads a file.
+const SERVE: &str = "serve";
 
 /// Returns the page: every flag of every command, with its variable, its key in the file, and its default.
-pub fn reference() -> String {
+fn page() -> String {
     let mut page = HEAD.to_owned();
-    let program = definition();
+    let program = config::commands();
     let (serve, others): (Vec<_>, Vec<_>) =
         program.get_subcommands().partition(|command| command.get_name() == SERVE);
     for command in serve.into_iter().chain(others) {
@@ -73,7 +74,7 @@ fn row(arg: &Arg, has_file: bool) -> String {
         Some(long) => format!("{short}--{long} {value}"),
     };
     let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let key = arg.get_long().filter(|_| file::holds(arg)).unwrap_or_default();
+    let key = arg.get_long().filter(|_| is_file_key(arg)).unwrap_or_default();
     let key = if has_file { format!(" {} |", code(key)) } else { String::new() };
     let defaults = arg.get_default_values().iter().filter(|_| !arg.is_hide_default_value_set());
     let defaults: Vec<_> = defaults.map(|value| value.to_string_lossy()).collect();
@@ -82,12 +83,7 @@ fn row(arg: &Arg, has_file: bool) -> String {
     format!("| {} | {} |{key} {} | {help} |\n", code(&flag), code(&variable), code(&defaults.join(",")))
 }
 
-#[cfg(test)]
-mod tests {
-    use crate::docs;
-
-    #[test]
-    fn docs_config_is_made_from_the_code() {
-        docs::check_page("CONFIG.md", &super::reference());
-    }
+#[test]
+fn docs_config_is_made_from_the_code() {
+    super::check_page("CONFIG.md", &page());
 }
