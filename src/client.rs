@@ -16,7 +16,6 @@ pub mod restart;
 pub mod status;
 
 mod clock;
-mod columns;
 mod json;
 mod lines;
 mod live_line;

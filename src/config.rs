@@ -27,29 +27,31 @@ use self::resolver::Resolver;
 mod access;
 mod cli;
 mod client;
+mod demo;
 mod file;
+mod identity;
 mod resolver;
-mod secret;
 mod serve;
 mod shell;
 mod start_checks;
-mod tenant;
 mod time_spec;
 mod token;
+mod token_source;
 mod value;
 
-pub use self::access::{AccessConfig, ChainSource};
 pub use self::cli::commands;
 pub use self::client::{CallConfig, LogsConfig, RestartConfig, StatusConfig, Target};
+pub use self::demo::DemoConfig;
 pub use self::file::is_file_key;
+pub use self::identity::{IdentityConfig, ImportConfig, MnemonicSource};
 pub use self::resolver::ConfigErrors;
-pub use self::secret::TokenSource;
-pub use self::serve::{KubeOptions, LocalOptions, NodeOptions, PlatformKind, ServeConfig};
+pub use self::serve::ServeConfig;
+pub(crate) use self::serve::{KubeOptions, PlatformKind};
 pub use self::shell::{Shell, completions, man, man_pages};
 pub use self::start_checks::{ClusterAccess, StartChecks};
-pub use self::tenant::{DemoConfig, IdentityConfig, ImportConfig, MnemonicSource};
 pub use self::time_spec::TimeSpec;
 pub use self::token::{TokenCheckConfig, TokenNewConfig};
+pub use self::token_source::TokenSource;
 pub use self::value::Format;
 
 /// The command that reads a file.
@@ -58,7 +60,7 @@ const SERVE: &str = "serve";
 /// A command with its settings.
 #[derive(Debug)]
 pub enum Command {
-    /// Run a gateway.
+    /// Run a gateway until a signal.
     Serve(Box<ServeConfig>),
     /// Report that a gateway's configuration is valid, with a note if something could not be checked.
     Checked(Option<String>),
@@ -72,9 +74,9 @@ pub enum Command {
     IdentityNew(IdentityConfig),
     /// Import a tenant's identity.
     IdentityImport(ImportConfig),
-    /// Sign a token.
+    /// Sign a token and print it.
     TokenNew(TokenNewConfig),
-    /// Check a token.
+    /// Report whether a gateway would accept a token.
     TokenCheck(TokenCheckConfig),
     /// Run a gateway with sample services and followers.
     Demo(DemoConfig),
@@ -125,8 +127,8 @@ where
         ["logs"] => Command::Logs(resolver.checked(client::check_logs)?),
         ["status"] => Command::Status(resolver.checked(client::check_call)?),
         ["restart"] => Command::Restart(resolver.checked(client::check_restart)?),
-        ["identity", "new"] => Command::IdentityNew(resolver.checked(tenant::check)?),
-        ["identity", "import"] => Command::IdentityImport(resolver.checked(tenant::check)?),
+        ["identity", "new"] => Command::IdentityNew(resolver.checked(identity::check)?),
+        ["identity", "import"] => Command::IdentityImport(resolver.checked(identity::check)?),
         ["token", "new"] => Command::TokenNew(resolver.checked(token::check_new)?),
         ["token", "check"] => Command::TokenCheck(resolver.checked(token::check_check)?),
         ["demo"] => Command::Demo(resolver.finish()?),

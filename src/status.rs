@@ -217,7 +217,7 @@ fn service_status(name: &ServiceName, service: &ServiceView, filter: &Filter) ->
     let wanted = service
         .replicas
         .iter()
-        .filter(|(index, _)| filter.wants(&Replica { service: name.clone(), index: **index }));
+        .filter(|(index, _)| filter.selects(&Replica { service: name.clone(), index: **index }));
     let Endpoints { uris, ports, ips } = &service.endpoints;
     let ports = ports.iter().map(|port| ForwarderPortStatus {
         host: port.host.clone(),

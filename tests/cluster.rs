@@ -88,7 +88,7 @@ impl Scenario {
             loop {
                 if let Ok(mut view) = self.platform.watch(&self.setup.lease).await {
                     let uid = |view: &leasemux::model::view::LeaseView| {
-                        let uid = view.replica(replica)?.present()?.instance.parts().0.to_owned();
+                        let uid = view.replica(replica)?.current_run()?.instance.parts().0.to_owned();
                         (uid != other).then_some(uid)
                     };
                     if let Ok(view) = view.wait_for(|view| uid(view).is_some()).await {
@@ -111,7 +111,7 @@ impl Scenario {
         let instance = {
             let view = self.platform.watch(&self.setup.lease).await.unwrap();
             let view = view.borrow();
-            view.replica(replica).unwrap().present().unwrap().instance.clone()
+            view.replica(replica).unwrap().current_run().unwrap().instance.clone()
         };
         let uid = instance.parts().0.to_owned();
         let request = RestartRequest {

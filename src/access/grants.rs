@@ -390,7 +390,7 @@ mod tests {
             filter
         };
         let wants = |filter: &Filter, service: &str| {
-            filter.wants(&crate::model::id::Replica { service: service.parse().unwrap(), index: 0 })
+            filter.selects(&crate::model::id::Replica { service: service.parse().unwrap(), index: 0 })
         };
         let mut everything = filter(&[]);
         assert_eq!(only.narrow(&mut everything), Ok(()));

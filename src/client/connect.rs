@@ -40,18 +40,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 const HTTPS_PORT: u16 = 443;
 
-/// Opens connections to one gateway. Cheap to clone.
+/// Opens connections to one gateway.
 #[derive(Clone)]
-pub struct Connector(Arc<Inner>);
-
-/// A client whose calls carry the token, if there is one.
-pub type Client = LeaseRpcClient<InterceptedService<Channel, Bearer>>;
-
-/// Interceptor that adds a token to calls. The value is marked as sensitive, which hides it from `Debug`.
-#[derive(Clone, Debug, Default)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
-
-struct Inner {
+pub struct Connector {
     token: Option<TokenSource>,
     gateway: Uri,
     host: String,
@@ -59,6 +50,13 @@ struct Inner {
     name: ServerName<'static>,
     tls: TlsConnector,
 }
+
+/// A client whose calls carry the token, if there is one.
+pub type Client = LeaseRpcClient<InterceptedService<Channel, Bearer>>;
+
+/// Interceptor that adds a token to calls. The value is marked as sensitive, which hides it from `Debug`.
+#[derive(Clone, Debug, Default)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
 
 // === impl Connector ===
 
@@ -74,14 +72,14 @@ impl Connector {
         let name =
             ServerName::try_from(host.clone()).map_err(|_| ConnectError::Address(gateway.to_string()))?;
         let (config, name) = tls::client(target, &name)?;
-        Ok(Self(Arc::new(Inner {
+        Ok(Self {
             token: target.token.clone(),
             port: gateway.port_u16().unwrap_or(HTTPS_PORT),
             tls: TlsConnector::from(Arc::new(config)),
             gateway,
             host,
             name,
-        })))
+        })
     }
 
     /// Opens a connection. Dropping the client and its streams closes it.
@@ -99,12 +97,11 @@ impl Connector {
     }
 
     async fn open(&self) -> Result<(Client, Channel), ConnectError> {
-        let inner = &self.0;
         // Read for each connection: a file may hold a newer token by now.
-        let bearer = Bearer::read(inner.token.as_ref()).map_err(ConnectError::Token)?;
-        let gateway = || inner.gateway_text();
+        let bearer = Bearer::read(self.token.as_ref()).map_err(ConnectError::Token)?;
+        let gateway = || self.gateway_text();
         let open = async {
-            let stream = inner.open().await?;
+            let stream = self.open_tls().await?;
             let mut stream = Some(TokioIo::new(stream));
             // The channel asks again when this connection is gone. Reconnecting is left to the follower,
             // which knows its position.
@@ -112,7 +109,7 @@ impl Connector {
                 let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
                 std::future::ready(stream)
             });
-            Endpoint::from(inner.gateway.clone())
+            Endpoint::from(self.gateway.clone())
                 .initial_stream_window_size(WINDOW_BYTES)
                 .initial_connection_window_size(WINDOW_BYTES)
                 .http2_keep_alive_interval(PING_AFTER)
@@ -125,46 +122,13 @@ impl Connector {
         let channel = tokio::time::timeout(CONNECT_TIMEOUT, open).await.map_err(timed_out)??;
         Ok((LeaseRpcClient::with_interceptor(channel.clone(), bearer), channel))
     }
-}
 
-impl std::fmt::Debug for Connector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Connector").field(&self.0.gateway).finish()
-    }
-}
-
-// === impl Bearer ===
-
-impl Bearer {
-    fn read(token: Option<&TokenSource>) -> io::Result<Self> {
-        let Some(token) = token else {
-            return Ok(Self(None));
-        };
-        let value = format!("Bearer {}", token.read()?).parse();
-        let mut value: MetadataValue<Ascii> = value.map_err(|_| io::Error::other("not a token"))?;
-        value.set_sensitive(true);
-        Ok(Self(Some(value)))
-    }
-}
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
-        }
-        Ok(request)
-    }
-}
-
-// === impl Inner ===
-
-impl Inner {
     /// Returns the gateway's address as a person types it.
     fn gateway_text(&self) -> String {
         self.gateway.to_string().trim_end_matches('/').to_owned()
     }
 
-    async fn open(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
+    async fn open_tls(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
         let gateway = || self.gateway_text();
         let unreachable = |source| ConnectError::Unreachable(gateway(), source);
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(unreachable)?;
@@ -192,5 +156,34 @@ impl Inner {
             }
             _ => ConnectError::Tls(gateway, error.to_string()),
         }
+    }
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Connector").field(&self.gateway).finish()
+    }
+}
+
+// === impl Bearer ===
+
+impl Bearer {
+    fn read(token: Option<&TokenSource>) -> io::Result<Self> {
+        let Some(token) = token else {
+            return Ok(Self(None));
+        };
+        let value = format!("Bearer {}", token.read()?).parse();
+        let mut value: MetadataValue<Ascii> = value.map_err(|_| io::Error::other("not a token"))?;
+        value.set_sensitive(true);
+        Ok(Self(Some(value)))
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
     }
 }

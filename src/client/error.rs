@@ -18,7 +18,7 @@ const LAGGED_REASON: &str = "FOLLOWER_LAGGED";
 /// Reasons of a `NOT_FOUND` that concerns a part of the lease.
 const PART_GONE_REASONS: [&str; 2] = ["SERVICE_NOT_FOUND", "REPLICA_NOT_FOUND"];
 
-/// Connection error.
+/// Why no connection to a gateway was opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -58,13 +58,13 @@ pub enum ConnectError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// No connection.
+    /// No connection to the gateway was opened.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The gateway rejected or ended the call, or the connection was lost.
     #[error("{}", status_text(.0))]
     Status(Box<Status>),
-    /// The output failed.
+    /// Writing an entry to the output failed.
     #[error("cannot write: {0}")]
     Sink(#[from] io::Error),
     /// The connection was lost, and no request can resume the follow.

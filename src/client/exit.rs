@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use tonic::{Code, Status};
+use tonic::Code;
 
 use super::error::{CallError, ConnectError};
 
@@ -12,11 +12,11 @@ use super::error::{CallError, ConnectError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Success.
+    /// The command did what it was asked to do.
     Done = 0,
     /// Any other failure; for a demo, unreported loss.
     Failed = 1,
-    /// Usage error.
+    /// The arguments, the configuration or a file that they name is invalid.
     Usage = 2,
     /// Rejected: not authenticated, not permitted, or quota used up.
     Refused = 3,
@@ -40,41 +40,28 @@ impl From<Exit> for ExitCode {
     }
 }
 
-impl From<&ConnectError> for Exit {
-    fn from(error: &ConnectError) -> Self {
-        match error {
-            ConnectError::Address(_)
-            | ConnectError::Pem(..)
-            | ConnectError::Token(_)
-            | ConnectError::Setup(_) => Self::Usage,
-            ConnectError::Untrusted(..) => Self::Refused,
-            _ => Self::Unavailable,
-        }
-    }
-}
-
-impl From<&Status> for Exit {
-    fn from(status: &Status) -> Self {
-        match status.code() {
-            Code::Ok => Self::Done,
-            Code::InvalidArgument => Self::Usage,
-            Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => Self::Refused,
-            Code::NotFound => Self::NotFound,
-            Code::Unavailable => Self::Unavailable,
-            _ => Self::Failed,
-        }
-    }
-}
-
 impl From<&CallError> for Exit {
     fn from(error: &CallError) -> Self {
         match error {
-            CallError::Connect(error) => Self::from(error),
+            CallError::Connect(
+                ConnectError::Address(_)
+                | ConnectError::Pem(..)
+                | ConnectError::Token(_)
+                | ConnectError::Setup(_),
+            ) => Self::Usage,
+            CallError::Connect(ConnectError::Untrusted(..)) => Self::Refused,
+            CallError::Connect(_) | CallError::Unresumable => Self::Unavailable,
             // The status code of a lost connection tells how it was noticed, not its cause.
             CallError::Status(_) if error.is_disconnect() => Self::Unavailable,
-            CallError::Status(status) => Self::from(&**status),
+            CallError::Status(status) => match status.code() {
+                Code::Ok => Self::Done,
+                Code::InvalidArgument => Self::Usage,
+                Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted => Self::Refused,
+                Code::NotFound => Self::NotFound,
+                Code::Unavailable => Self::Unavailable,
+                _ => Self::Failed,
+            },
             CallError::Sink(_) => Self::Failed,
-            CallError::Unresumable => Self::Unavailable,
         }
     }
 }

@@ -30,7 +30,7 @@ const HELD_MAX: Duration = Duration::from_secs(5);
 /// Line, or piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece<'a> {
-    /// Without the newline.
+    /// Content without the newline.
     pub(super) bytes: &'a [u8],
     /// Whether the line starts here.
     pub(super) first: bool,
@@ -41,7 +41,7 @@ pub(super) struct Piece<'a> {
 /// When pieces of unfinished lines are passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PartialLines {
-    /// At once.
+    /// As soon as they arrive.
     PassOn,
     /// After `HELD_MAX`, or when they are too long to hold.
     Hold,

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::Out;
-use super::columns::cut;
 use super::json::write_line;
+use super::terminal::cut;
 
 /// Assumed size of a terminal that does not report one.
 const USUAL_SIZE: Size = Size { columns: 80, rows: 24 };

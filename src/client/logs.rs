@@ -13,7 +13,7 @@ use super::error::CallError;
 use super::exit::Exit;
 use super::follow::{Ended, Follower};
 use super::print::{OutputStyle, Printer};
-use super::request::{filters, status_request};
+use super::request::{filters, status};
 use super::until::Until;
 use crate::config::{LogsConfig, TimeSpec};
 use crate::model::limits::STREAM_REPLICAS_MAX;
@@ -68,8 +68,7 @@ async fn read(config: &LogsConfig, printer: &mut Printer<'_>) -> Result<Ended, C
 /// Returns the replicas that a request covers; `None` if they are unknown, as without permission to see the
 /// status.
 async fn replicas(client: &mut Client, config: &LogsConfig) -> Option<BTreeSet<ReplicaKey>> {
-    let request = status_request(&config.call, false);
-    let response = async { client.service_status(request).await.ok()?.into_inner().message().await.ok()? };
+    let response = async { status(client, &config.call, false).await.ok()?.0.message().await.ok()? };
     let response = tokio::time::timeout(REPLICAS_TIMEOUT, response).await.ok()??;
     let is_known = response.services.iter().all(|service| !service.replica_status.is_empty());
     let keys = response.services.into_iter().flat_map(|service| {

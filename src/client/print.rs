@@ -78,7 +78,7 @@ struct LineWriter<'a> {
 #[derive(Debug, Default)]
 struct Replica {
     instance: String,
-    /// `service/replica`, escaped.
+    /// Text `service/replica`, with control characters escaped.
     name: String,
     style: Style,
 }

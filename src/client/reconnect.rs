@@ -12,7 +12,7 @@ use super::error::CallError;
 /// Longest delay before a reconnect, so that a gateway that is back is found soon.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
-/// Delays before jitter.
+/// Delays before jitter is applied.
 const BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(250))
     .with_max_delay(BACKOFF_MAX)

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use tonic::Status;
+use tonic::{Status, Streaming};
 
+use super::clock::ClockOffset;
+use super::connect::Client;
 use super::error::CallError;
 use crate::config::CallConfig;
 use crate::model::id::ServiceName;
-use crate::model::proto::lease::{ServiceFilter, ServiceStatusRequest};
+use crate::model::proto::lease::{ServiceFilter, ServiceStatusRequest, ServiceStatusResponse};
+use crate::model::time::LogTime;
 
 /// Limit on the start of a response. A gateway may have to ask others who the caller is.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,9 +27,18 @@ pub(super) fn filters(call: &CallConfig) -> (Option<ServiceFilter>, Vec<ServiceF
     }
 }
 
-pub(super) fn status_request(call: &CallConfig, follow: bool) -> ServiceStatusRequest {
+/// Requests the status. Returns its responses, and the gateway's clock for the ages in them.
+pub(super) async fn status(
+    client: &mut Client,
+    call: &CallConfig,
+    follow: bool,
+) -> Result<(Streaming<ServiceStatusResponse>, ClockOffset), CallError> {
     let (filter, filters) = filters(call);
-    ServiceStatusRequest { lease_id: Some((&call.lease).into()), filter, follow, filters }
+    let request = ServiceStatusRequest { lease_id: Some((&call.lease).into()), filter, follow, filters };
+    let sent = LogTime::now();
+    let response = response(ANSWER_TIMEOUT, client.service_status(request)).await?;
+    let clock = ClockOffset::from_response(response.metadata(), sent);
+    Ok((response.into_inner(), clock))
 }
 
 /// Waits for the response of `call`. A timeout counts as an unavailable gateway.

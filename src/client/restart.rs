@@ -9,21 +9,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
-use super::clock::ClockOffset;
 use super::connect::{Client, Connector};
 use super::error::CallError;
 use super::exit::Exit;
 use super::json::{Object, write_line};
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
-use super::request::{ANSWER_TIMEOUT, filters, response, status_request};
+use super::request::{self, ANSWER_TIMEOUT, filters, response};
 use super::table::Table;
 use super::terminal::write_message;
 use crate::config::{Format, RestartConfig};
 use crate::model::id::RequestId;
 use crate::model::proto::lease::service_restart_status::State;
 use crate::model::proto::lease::{ServiceRestartRequest, ServiceRestartResponse};
-use crate::model::time::LogTime;
 
 /// Requests the restart that `config` describes. Prints the outcome to `out` and messages to `err`, as well
 /// as the progress if that is a `terminal`.
@@ -116,11 +114,7 @@ async fn show_progress(
     mut client: Client,
     region: &mut LiveRegion<'_>,
 ) -> Result<(), CallError> {
-    let request = status_request(&config.call, true);
-    let sent = LogTime::now();
-    let response = client.service_status(request).await?;
-    let clock = ClockOffset::from_response(response.metadata(), sent);
-    let mut responses = response.into_inner();
+    let (mut responses, clock) = request::status(&mut client, &config.call, true).await?;
     while let Some(response) = responses.message().await? {
         region.draw(&Table::of_status(&response, clock.now()).lines())?;
     }

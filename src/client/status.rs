@@ -16,12 +16,11 @@ use super::exit::Exit;
 use super::json::Object;
 use super::live_region::{LiveRegion, Size};
 use super::reconnect::{ReconnectState, Retries};
-use super::request::{ANSWER_TIMEOUT, response, status_request};
+use super::request;
 use super::table::{Table, stale_line, summaries};
 use super::terminal::write_message;
 use crate::config::{Format, StatusConfig};
-use crate::model::proto::lease::{ServiceStatusRequest, ServiceStatusResponse};
-use crate::model::time::LogTime;
+use crate::model::proto::lease::ServiceStatusResponse;
 
 /// Interval of redrawing ages on a terminal.
 const TICK: Duration = Duration::from_secs(1);
@@ -69,12 +68,11 @@ async fn watch(
     err: &mut (dyn Write + Send),
 ) -> Result<(), CallError> {
     let connector = Connector::new(&config.call.target)?;
-    let request = status_request(&config.call, config.follow);
     let retries = if config.follow { Retries::Unlimited } else { Retries::Left(0) };
     let mut reconnect = ReconnectState::new(retries);
     loop {
         let started = Instant::now();
-        let Err(error) = stream(&connector, request.clone(), &mut reconnect, printer, err).await else {
+        let Err(error) = stream(config, &connector, &mut reconnect, printer, err).await else {
             return Ok(());
         };
         printer.region.keep();
@@ -88,17 +86,15 @@ async fn watch(
 }
 
 async fn stream(
+    config: &StatusConfig,
     connector: &Connector,
-    request: ServiceStatusRequest,
     reconnect: &mut ReconnectState,
     printer: &mut StatusPrinter<'_>,
     err: &mut (dyn Write + Send),
 ) -> Result<(), CallError> {
     let mut client = Box::pin(connector.connect()).await?;
-    let sent = LogTime::now();
-    let response = response(ANSWER_TIMEOUT, client.service_status(request)).await?;
-    printer.clock = ClockOffset::from_response(response.metadata(), sent);
-    let mut responses = response.into_inner();
+    let (mut responses, clock) = request::status(&mut client, &config.call, config.follow).await?;
+    printer.clock = clock;
     if std::mem::replace(&mut reconnect.was_connected, true) {
         write_message(err, "reconnected")?;
     }
@@ -178,6 +174,7 @@ mod tests {
     use super::*;
     use crate::client::testing::{FakeGateway, LEASE};
     use crate::config::CallConfig;
+    use crate::model::time::LogTime;
 
     #[tokio::test]
     async fn ages_use_the_clock_of_the_gateway() {

@@ -1,7 +1,6 @@
 //! Tables of replica states and restart outcomes, one line per replica.
 
-use super::columns::columns;
-use super::terminal::escape_to_line;
+use super::terminal::{columns, escape_to_line};
 use crate::model::proto::lease::replica_status::State;
 use crate::model::proto::lease::service_restart_status::State as Restarted;
 use crate::model::proto::lease::{

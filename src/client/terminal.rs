@@ -1,4 +1,4 @@
-//! Escapes control characters, so that text cannot control a terminal.
+//! Text on a terminal: escapes of control characters, so that text cannot control it, and widths in columns.
 //!
 //! Output of a container is untrusted: escape sequences can overwrite earlier lines, set the title, or send
 //! answers as if typed. On a terminal only colours (SGR), tabs and a carriage return at the end of a line
@@ -6,11 +6,16 @@
 
 use std::io::{self, Write};
 
+use unicode_width::UnicodeWidthChar as _;
+
 /// Switches all colours off.
 pub(super) const RESET: &[u8] = b"\x1b[0m";
 
 /// Longest colour sequence that passes: 24-bit foreground and background with attributes.
 const SGR_MAX_BYTES: usize = 64;
+
+/// Selects the wide, coloured form of the preceding character.
+const EMOJI_PRESENTATION: char = '\u{fe0f}';
 
 /// Appends `line`, which may end with a newline, to `out` with its control characters escaped.
 pub(super) fn escape_line(line: &[u8], out: &mut Vec<u8>) {
@@ -86,6 +91,35 @@ fn push_escaped(c: char, out: &mut Vec<u8>) {
     }
 }
 
+/// Returns an upper bound of the columns that `text`, which must be escaped, takes.
+///
+/// Sequences of emoji count as their parts: some terminals draw one glyph, others draw every part. Too many
+/// columns only leave space; too few wrap the line, which is then not erased.
+pub(super) fn columns(text: &str) -> usize {
+    text.chars().map(of_char).sum()
+}
+
+/// Returns `text`, cut with an ellipsis if it does not fit into `columns`.
+pub(super) fn cut(text: &str, columns: usize) -> String {
+    let mut used = 0;
+    // End of the text that leaves room for the ellipsis.
+    let mut end = 0;
+    for (at, c) in text.char_indices() {
+        used += of_char(c);
+        if used > columns {
+            return format!("{}…", &text[..end]);
+        }
+        if used < columns {
+            end = at + c.len_utf8();
+        }
+    }
+    text.to_owned()
+}
+
+fn of_char(c: char) -> usize {
+    if c == EMOJI_PRESENTATION { 1 } else { c.width().unwrap_or(0) }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -135,6 +169,38 @@ mod tests {
                 let end = rest.find(|c: char| !"[;:0123456789".contains(c)).unwrap();
                 prop_assert!(rest.starts_with('[') && rest[end..].starts_with('m'), "{shown:?}");
             }
+        }
+    }
+
+    #[test]
+    fn columns_match_terminals() {
+        for (text, expected) in [
+            ("", 0),
+            ("abc…", 4),
+            ("日本語", 6),
+            ("e\u{301}", 1),
+            ("\u{1f980}", 2),
+            ("\u{2764}\u{fe0f}", 2),
+            ("ｱﾊﾟ", 3),
+            ("Ａ", 2),
+        ] {
+            assert_eq!(columns(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn text_is_cut_by_columns() {
+        for (text, room, expected) in [
+            ("abc", 3, "abc"),
+            ("abcd", 3, "ab…"),
+            ("日本語", 6, "日本語"),
+            ("日本語", 5, "日本…"),
+            ("日本語", 4, "日…"),
+            ("日本語", 1, "…"),
+            ("e\u{301}e\u{301}e\u{301}", 2, "e\u{301}…"),
+            ("abc", 0, "…"),
+        ] {
+            assert_eq!(cut(text, room), expected, "{text} in {room}");
         }
     }
 }

@@ -52,7 +52,7 @@ pub(crate) enum Step {
     End(Status),
     /// Closes the connection without an HTTP/2 goodbye.
     Disconnect,
-    /// Sends nothing more.
+    /// Keeps the stream open and sends nothing more.
     Hang,
 }
 

@@ -25,6 +25,7 @@ use crate::sys::read::PEM_MAX_BYTES;
 /// Application protocol of gRPC.
 pub(super) const ALPN: &[u8] = b"h2";
 
+/// Verifies the certificates of gateways, for one target.
 #[derive(Debug)]
 struct Verifier {
     /// `None` trusts any certificate.

@@ -18,62 +18,31 @@ use crate::model::parse::duration;
 /// accepted for as long as the maximum.
 const GRACE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(7 * 24 * 3600);
 
-#[derive(Debug, Args)]
+/// The sources of trust (a trust directory, a node, or both), and the provider.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Authentication")]
-pub(super) struct AccessArgs {
+pub(crate) struct AccessConfig {
     /// Directory of tenants' trusted certificates (*.pem) and account keys (*.pub), watched for changes
     #[arg(long, value_name = "DIR", value_parser = directory)]
-    trust_dir: Option<PathBuf>,
+    pub(crate) trust_dir: Option<PathBuf>,
     /// gRPC URL of an Akash node, for certificates and account keys that --trust-dir does not have
     #[arg(long, value_name = "URL", value_parser = node)]
-    chain_grpc: Option<Uri>,
+    pub(crate) chain_grpc: Option<Uri>,
     /// PEM file with the authorities of an https node's certificate; default: the system's authorities
     #[arg(long, value_name = "FILE", value_parser = file)]
-    chain_ca: Option<PathBuf>,
+    pub(crate) chain_ca: Option<PathBuf>,
     /// Grace period for which known tenants stay accepted while the node does not answer
     #[arg(long, value_name = "TIME", default_value = "6h", value_parser = duration(GRACE))]
-    chain_grace: Duration,
+    pub(crate) chain_grace: Duration,
     /// Provider (akash1…) whose leases are served, all others being rejected. Required with --platform kube
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
-    pub(super) provider: Option<Address>,
+    pub(crate) provider: Option<Address>,
     /// Certificate of an authority for the --public-hostname (PEM), for clients with a token
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub(super) ca_tls_cert: Option<PathBuf>,
     /// Private key of --ca-tls-cert (PEM)
     #[arg(long, value_name = "FILE", value_parser = file)]
     pub(super) ca_tls_key: Option<PathBuf>,
-}
-
-/// The sources of trust, and the provider. There is a trust directory, a node, or both.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessConfig {
-    /// Directory of trusted tenants' certificates and account keys.
-    pub trust_dir: Option<PathBuf>,
-    /// The Akash node.
-    pub chain: Option<ChainSource>,
-    /// The only provider whose leases are served; `None` = any.
-    pub provider: Option<Address>,
-}
-
-/// An Akash node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChainSource {
-    /// `http://host:port` or `https://host:port`.
-    pub node: Uri,
-    /// The authorities that may sign its certificate; `None` = those of the system.
-    pub authorities: Option<PathBuf>,
-    /// How long known tenants stay accepted while it does not answer.
-    pub grace: Duration,
-}
-
-// === impl AccessConfig ===
-
-impl From<AccessArgs> for AccessConfig {
-    fn from(args: AccessArgs) -> Self {
-        let (authorities, grace) = (args.chain_ca, args.chain_grace);
-        let chain = args.chain_grpc.map(|node| ChainSource { node, authorities, grace });
-        Self { trust_dir: args.trust_dir, chain, provider: args.provider }
-    }
 }
 
 pub(super) fn check(resolver: &mut Resolver<'_>, checks: &StartChecks) {

@@ -7,8 +7,9 @@ use clap::{Arg, ArgAction, Args, Command, ValueHint};
 use clap_complete::Shell;
 
 use super::client::{EXIT_CODES, LogsConfig, RestartConfig, StatusConfig};
+use super::demo::DemoConfig;
+use super::identity::{IdentityConfig, ImportConfig};
 use super::serve::ServeArgs;
-use super::tenant::{DemoConfig, IdentityConfig, ImportConfig};
 use super::token::{TokenCheckConfig, TokenNewConfig};
 use super::value::{new_directory, switch};
 

@@ -7,8 +7,8 @@ use clap::Args;
 use http::Uri;
 
 use super::resolver::Resolver;
-use super::secret::TokenSource;
 use super::time_spec::TimeSpec;
+use super::token_source::TokenSource;
 use super::value::{Format, LEASE, choice, directory, file, gateway, lease, parsed, tail};
 use crate::model::id::{LeaseId, RequestId, ServiceName};
 use crate::model::limits::{FILTER_REPLICAS_MAX, FILTERS_MAX, RESTART_TIMEOUT_MAX};

@@ -50,7 +50,6 @@ struct Entry {
     has_invalid: bool,
 }
 
-/// Parses a file.
 struct Parser<'a> {
     text: &'a str,
     file: File,

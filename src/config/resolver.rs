@@ -20,7 +20,7 @@ const ALTERNATIVES: [[&str; 2]; 2] = [["identity", "token"], ["key", "trust_dir"
 pub struct ConfigErrors {
     /// The command as it is typed, for the hint at its help.
     command: String,
-    /// One sentence each.
+    /// One sentence for each error.
     pub(super) all: Vec<String>,
 }
 

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::access::{self, AccessArgs, AccessConfig};
+use super::access::{self, AccessConfig};
 use super::resolver::Resolver;
 use super::start_checks::{ClusterAccess, StartChecks};
 use super::value::{
@@ -89,7 +89,7 @@ pub(super) struct ServeArgs {
     #[arg(long)]
     lifeline: bool,
     #[command(flatten)]
-    access: AccessArgs,
+    access: AccessConfig,
     #[command(flatten)]
     kube: KubeArgs,
     #[command(flatten)]
@@ -131,19 +131,19 @@ struct KubeArgs {
 /// Settings of the local platform.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Logs on disk (--platform local)")]
-pub struct LocalOptions {
+pub(crate) struct LocalOptions {
     /// Time between SIGTERM and SIGKILL when a service restarts or the gateway stops, at most 1h
     #[arg(long, help_heading = "Services (--platform local)", value_name = "TIME", default_value = "10s", value_parser = duration(GRACE))]
-    pub stop_grace: Duration,
+    pub(crate) stop_grace: Duration,
     /// Size at which a container's log file is rotated
     #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::<u64>(ROTATE_BYTES))]
-    pub rotate_max_bytes: u64,
+    pub(crate) rotate_max_bytes: u64,
     /// Number of log files kept of each run, including the current one
     #[arg(long, value_name = "N", default_value = "5", value_parser = number(ROTATE_FILES))]
-    pub rotate_files: usize,
+    pub(crate) rotate_files: usize,
     /// Number of ended runs of each replica whose logs are kept
     #[arg(long, value_name = "N", default_value = "10", value_parser = number(1..=RUNS_MAX - 1))]
-    pub kept_runs: usize,
+    pub(crate) kept_runs: usize,
 }
 
 /// The names of the platforms.
@@ -157,42 +157,36 @@ enum PlatformName {
 /// Settings of a gateway. The files and directories that it names were readable when it was created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeConfig {
-    /// Where services run.
-    pub platform: PlatformKind,
+    pub(crate) platform: PlatformKind,
     /// The leases, each once, with their SDL files. Not empty on the local platform, and empty on others.
-    pub leases: Vec<(LeaseId, PathBuf)>,
-    /// The sources of trust, and the provider.
-    pub access: AccessConfig,
-    /// Address for tenants.
-    pub listen: SocketAddr,
-    /// Address for operators.
-    pub admin_listen: SocketAddr,
+    pub(crate) leases: Vec<(LeaseId, PathBuf)>,
+    pub(crate) access: AccessConfig,
+    /// For tenants.
+    pub(crate) listen: SocketAddr,
+    /// For operators.
+    pub(crate) admin_listen: SocketAddr,
     /// Directory that the gateway writes to; may not exist yet.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// The gateway's certificate and its key; `None` = generate them.
-    pub tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
     /// The certificate of an authority for the public host names, and its key; `None` = use `tls`.
     pub(crate) ca_tls: Option<(PathBuf, PathBuf)>,
     /// Host names of the gateway, for the generated certificate.
     pub(crate) public_hostnames: Vec<String>,
-    /// Settings of the local platform.
-    pub local: LocalOptions,
+    pub(crate) local: LocalOptions,
     /// Proxies whose PROXY protocol headers are trusted.
-    pub trusted_proxies: Vec<IpNet>,
-    /// The limits.
-    pub limits: Limits,
-    /// Format of the log.
-    pub log_format: Format,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) limits: Limits,
+    pub(crate) log_format: Format,
     /// Log levels: directives of `tracing_subscriber::EnvFilter`.
     pub(crate) log_filter: String,
     /// Whether to stop when standard input ends.
-    pub lifeline: bool,
+    pub(crate) lifeline: bool,
 }
 
 /// Where services run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PlatformKind {
+pub(crate) enum PlatformKind {
     /// As processes of this machine.
     Local,
     /// In the cluster of an Akash provider.
@@ -203,28 +197,27 @@ pub enum PlatformKind {
 
 /// A cluster and its provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KubeOptions {
+pub(crate) struct KubeOptions {
     /// The kubeconfig; `None` = the service account of the pod in which the gateway runs.
-    pub kubeconfig: Option<PathBuf>,
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// The context in the kubeconfig; `None` = its current one.
-    pub context: Option<String>,
-    /// The provider whose leases are served.
-    pub provider: Address,
-    /// The provider's public host name.
-    pub hostname: String,
-    /// The namespace of the provider's own resources.
-    pub manifest_namespace: String,
-    /// The namespace of restart locks; `None` = that of the gateway.
-    pub coordination_namespace: Option<String>,
+    pub(crate) context: Option<String>,
+    pub(crate) provider: Address,
+    /// The provider's public one.
+    pub(crate) hostname: String,
+    /// Of the provider's own resources.
+    pub(crate) manifest_namespace: String,
+    /// Of restart locks; `None` = that of the gateway.
+    pub(crate) coordination_namespace: Option<String>,
 }
 
 /// The node on which a gateway runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeOptions {
-    /// The node's name in the cluster.
-    pub name: String,
-    /// The directory of its kubelet's pod logs.
-    pub logs: PathBuf,
+pub(crate) struct NodeOptions {
+    /// As in the cluster.
+    pub(crate) name: String,
+    /// Directory of the kubelet's pod logs.
+    pub(crate) logs: PathBuf,
 }
 
 // === impl ServeArgs ===
@@ -257,7 +250,7 @@ impl ServeArgs {
             data_dir: self.data_dir,
             tls: self.tls_cert.zip(self.tls_key),
             ca_tls: access.ca_tls_cert.clone().zip(access.ca_tls_key.clone()),
-            access: access.into(),
+            access,
             public_hostnames: self.public_hostname,
             local: self.local,
             trusted_proxies: self.trusted_proxy,

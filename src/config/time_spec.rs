@@ -12,14 +12,14 @@ use crate::model::time::LogTime;
 /// duration without its unit or a date without its dashes.
 const UNIX_SECONDS_MIN_DIGITS: usize = 9;
 
-/// The accepted formats.
+/// Error text, which lists the accepted formats.
 const FORMS: &str = "must be a time ago (5m, 1h30m, 2d, 1w), a date (2026-01-31), a local date and time \
     (2026-01-31 12:00), a time of today (12:00), an RFC 3339 instant (2026-01-31T12:00:00Z) or Unix seconds (1769860800)";
 
 /// A point in time: fixed, or relative to a clock that is not known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeSpec {
-    /// A fixed instant.
+    /// An instant that depends on no clock.
     At(LogTime),
     /// This long before now.
     Ago(Duration),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::resolver::Resolver;
-use super::secret::TokenSource;
 use super::time_spec::TimeSpec;
+use super::token_source::TokenSource;
 use super::value::{address, directory, lease, parsed};
 use crate::model::id::{Address, LeaseId, ServiceName};
 use crate::model::limits::TOKEN_LIFETIME;

@@ -163,7 +163,7 @@ pub(super) fn new_directory(text: &str) -> Result<PathBuf, String> {
 /// The format of a lease.
 pub(super) const LEASE: &str = "owner/dseq/gseq/oseq/provider";
 
-/// Parses a lease.
+/// Parses a lease without an SDL file.
 pub(super) fn lease(text: &str) -> Result<LeaseId, String> {
     // `serve` takes a lease with a file, from the variable of the same name.
     if text.contains('=') {

@@ -170,7 +170,7 @@ fn resume(cursors: &[Cursor], filter: &Filter) -> Result<HashMap<Replica, (Insta
         let field = |name: &str| format!("resume[{index}].{name}");
         let service = cursor.service.parse().map_err(|error| CallError::field(field("service"), error))?;
         let replica = Replica { service, index: cursor.replica };
-        if !filter.wants(&replica) {
+        if !filter.selects(&replica) {
             return Err(CallError::field(field("replica"), "is not selected by the filter"));
         }
         let instance = cursor.instance.parse().map_err(|error| CallError::field(field("instance"), error))?;
@@ -359,7 +359,7 @@ mod tests {
             let mut request = good();
             change(&mut request);
             let replica = Replica { service: replica.parse().unwrap(), index };
-            logs(&request, FILTERS_MAX).unwrap().filter.wants(&replica)
+            logs(&request, FILTERS_MAX).unwrap().filter.selects(&replica)
         };
         assert!(wants(|_| {}, "web", 3));
         assert!(wants(|r| r.filter = Some(one("", &[])), "web", 3));

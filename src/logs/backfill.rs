@@ -522,7 +522,7 @@ impl Backfill {
             }
             let view = self.replica_view();
             // The ring has the events of the newest run, but not those of earlier ones.
-            if let Some(next) = view.run_behind(&instance) {
+            if let Some(next) = view.run_after(&instance) {
                 if let Some(event) = view.run(&instance).and_then(Event::ended) {
                     self.queue_event(event);
                 }

@@ -45,7 +45,7 @@ pub struct ServiceName(Arc<str>);
 /// A numbered slot of a service, in which instances run one after the other.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Replica {
-    /// Its service.
+    /// The service that it belongs to.
     pub service: ServiceName,
     /// Its index, from 0.
     pub index: u32,
@@ -83,7 +83,7 @@ pub enum IdError {
         "is not a service name (lower-case letters, digits and dashes, beginning with a letter, at most 63)"
     )]
     Service,
-    /// Not an instance.
+    /// Not `uid/container/restarts`, or too long.
     #[error("is not an instance (uid/container/restarts)")]
     Instance,
     /// Not a request id.
@@ -175,7 +175,7 @@ impl LeaseId {
         Ok(Self { owner, dseq, gseq, oseq, provider })
     }
 
-    /// Returns the tenant.
+    /// Returns the tenant's address.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
@@ -195,7 +195,7 @@ impl LeaseId {
         self.oseq
     }
 
-    /// Returns the provider.
+    /// Returns the provider's address.
     pub fn provider(&self) -> &Address {
         &self.provider
     }

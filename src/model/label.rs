@@ -4,9 +4,9 @@
 /// readers of metrics should not learn them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LabelSet {
-    /// Its name.
+    /// Name of the label in metrics and error details.
     pub name: &'static str,
-    /// Its values; empty if the build determines them.
+    /// Possible values; empty if the build determines them.
     pub values: &'static [&'static str],
 }
 
@@ -26,7 +26,7 @@ pub trait LabelValue: Copy + 'static {
 
 /// The values of all labels of one series.
 pub trait Labels: Copy + 'static {
-    /// All sets of label values.
+    /// The labels, in the order in which a series has them.
     const SETS: &'static [LabelSet];
 
     /// Returns the index of this combination. The value of the last label changes first.

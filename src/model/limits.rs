@@ -142,10 +142,10 @@ pub struct Limits {
     // A peer cannot fill the disk. Equal to the authentication failures after which a peer is shut out.
     #[arg(long, value_name = "N", default_value = "60", value_parser = number(RATE))]
     pub audit_refusals_per_minute: u32,
-    /// Limits of connections.
+    /// Limits of connections and of their peers.
     #[command(flatten)]
     pub connection: ConnectionLimits,
-    /// Limits of tenants.
+    /// Limits of each owner, and of all together.
     #[command(flatten)]
     pub quota: QuotaLimits,
 }

@@ -15,7 +15,7 @@ pub use catalogue::Handles;
 pub use declare::{Declaration, Group, MetricKind, Unit};
 pub(crate) use labels::{
     ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionRejection, Handshake, Method,
-    PlatformName, ReadKind, Restarted,
+    PlatformName, ReadKind, RestartResult,
 };
 pub use labels::{ConnectionEnd, SourceError};
 

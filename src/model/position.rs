@@ -26,7 +26,7 @@ pub struct Position {
 /// A position in the log of one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// The replica.
+    /// The replica whose log this is.
     pub replica: Replica,
     /// The run of the replica's container.
     pub instance: Instance,

@@ -50,7 +50,7 @@ label! {
 /// The error of a call over a quota. Its message is for the caller and reveals nothing about other tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exceeded {
-    /// The quota.
+    /// The quota that is used up.
     pub quota: Quota,
     /// Whose quota it is.
     pub subject: Subject,
@@ -63,15 +63,15 @@ pub struct Exceeded {
 /// The owner of a quota.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// All callers together.
+    /// All callers of the gateway together.
     Gateway,
-    /// The caller.
+    /// The tenant whose call it is.
     Owner(Owner),
     /// One lease of the caller.
     Lease(LeaseId),
     /// The address of the caller. It has no value here: it may be the address of an internal proxy.
     Peer,
-    /// The requested stream.
+    /// The requested stream: it is too large.
     Stream,
 }
 
@@ -86,38 +86,49 @@ impl Quota {
 
 // === impl Exceeded ===
 
+impl Exceeded {
+    fn problem(&self) -> &'static str {
+        match self.quota {
+            Quota::Streams => "too many open streams",
+            Quota::StreamsPerOwner => "too many open streams of this owner",
+            Quota::Requests => "too many calls per second",
+            Quota::RequestsPerOwner => "too many calls per second of this owner",
+            Quota::Restarts => "too many restarts per hour",
+            Quota::RestartsPerOwner => "too many restarts per hour of this owner",
+            Quota::RestartsPerLease => "too many restarts per hour of this lease",
+            Quota::RestartsRemembered => {
+                "too many replicas in restarts that are in progress or remembered for an hour"
+            }
+            Quota::ReplicasPerStream => "too many replicas for one call",
+            Quota::HistoryReads => "too many reads of older lines at once",
+            Quota::HistoryReadsPerOwner => "too many reads of older lines of this owner at once",
+            Quota::HistoryRate => "too many bytes of older lines per second",
+            Quota::HistoryRatePerOwner => "too many bytes of older lines of this owner per second",
+            Quota::AuthFailuresPerPeer => {
+                "too many failed authentications or broken connections per minute from this address"
+            }
+            Quota::OpenCallsPerPeer => "too many open calls without credentials from this address",
+            Quota::OpenCallRatePerPeer => "too many calls per second without credentials from this address",
+            Quota::ChainQueries => "too many unknown callers per second",
+        }
+    }
+
+    /// Returns what the caller can do, if waiting is not enough.
+    fn advice(&self) -> &'static str {
+        match self.quota {
+            Quota::ReplicasPerStream => "; select fewer by a filter",
+            Quota::HistoryReads | Quota::HistoryReadsPerOwner => "; none ended in time",
+            Quota::AuthFailuresPerPeer => "; try again later, or connect with a trusted certificate",
+            Quota::ChainQueries => "; try again later",
+            _ => "",
+        }
+    }
+}
+
 impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What is wrong, and what to do.
-        let (problem, advice) = match self.quota {
-            Quota::Streams => ("too many open streams", ""),
-            Quota::StreamsPerOwner => ("too many open streams of this owner", ""),
-            Quota::Requests => ("too many calls per second", ""),
-            Quota::RequestsPerOwner => ("too many calls per second of this owner", ""),
-            Quota::Restarts => ("too many restarts per hour", ""),
-            Quota::RestartsPerOwner => ("too many restarts per hour of this owner", ""),
-            Quota::RestartsPerLease => ("too many restarts per hour of this lease", ""),
-            Quota::RestartsRemembered => {
-                ("too many replicas in restarts that are in progress or remembered for an hour", "")
-            }
-            Quota::ReplicasPerStream => ("too many replicas for one call", "; select fewer by a filter"),
-            Quota::HistoryReads => ("too many reads of older lines at once", "; none ended in time"),
-            Quota::HistoryReadsPerOwner => {
-                ("too many reads of older lines of this owner at once", "; none ended in time")
-            }
-            Quota::HistoryRate => ("too many bytes of older lines per second", ""),
-            Quota::HistoryRatePerOwner => ("too many bytes of older lines of this owner per second", ""),
-            Quota::AuthFailuresPerPeer => (
-                "too many failed authentications or broken connections per minute from this address",
-                "; try again later, or connect with a trusted certificate",
-            ),
-            Quota::OpenCallsPerPeer => ("too many open calls without credentials from this address", ""),
-            Quota::OpenCallRatePerPeer => {
-                ("too many calls per second without credentials from this address", "")
-            }
-            Quota::ChainQueries => ("too many unknown callers per second", "; try again later"),
-        };
-        write!(f, "{}: {problem} (limit {}){advice}", self.quota.label(), self.limit)
+        let (quota, problem, advice) = (self.quota.label(), self.problem(), self.advice());
+        write!(f, "{quota}: {problem} (limit {}){advice}", self.limit)
     }
 }
 

@@ -181,7 +181,7 @@ refusals! {
     TokenLifetime {
         /// From `nbf` to `exp`.
         lifetime,
-        /// The maximum.
+        /// The maximum of this gateway (`--token-max-lifetime`).
         limit
     }: Unauthenticated, "TOKEN_LIFETIME",
         "the token is valid for {lifetime}, from `nbf` to `exp`; at most {limit} is allowed";

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-/// Nanoseconds per second.
-const NANOS: i64 = 1_000_000_000;
+const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
 /// A time in a log: nanoseconds since the Unix epoch, between the years 1677 and 2262.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,7 +14,7 @@ impl LogTime {
     /// A time before every line.
     pub const MIN: Self = Self(i64::MIN);
 
-    /// The latest time.
+    /// The latest time that can be represented.
     pub const MAX: Self = Self(i64::MAX);
 
     /// Creates a time from nanoseconds since the Unix epoch.
@@ -27,11 +26,11 @@ impl LogTime {
     /// or `nanos` is not below a second.
     pub fn from_parts(seconds: i64, nanos: i32) -> Option<Self> {
         let nanos = i64::from(nanos);
-        if !(0..NANOS).contains(&nanos) {
+        if !(0..NANOS_PER_SECOND).contains(&nanos) {
             return None;
         }
         // `MIN` means "before every line".
-        seconds.checked_mul(NANOS)?.checked_add(nanos).filter(|all| *all != i64::MIN).map(Self)
+        seconds.checked_mul(NANOS_PER_SECOND)?.checked_add(nanos).filter(|all| *all != i64::MIN).map(Self)
     }
 
     /// Returns the current time of the system clock.
@@ -48,7 +47,7 @@ impl LogTime {
     /// Returns whole seconds since the Unix epoch, rounded down, and the remaining nanoseconds.
     pub const fn parts(self) -> (i64, i32) {
         #[expect(clippy::cast_possible_truncation, reason = "below 10^9")]
-        (self.0.div_euclid(NANOS), self.0.rem_euclid(NANOS) as i32)
+        (self.0.div_euclid(NANOS_PER_SECOND), self.0.rem_euclid(NANOS_PER_SECOND) as i32)
     }
 
     /// Returns the time `nanos` later, at most [`LogTime::MAX`].
@@ -93,6 +92,6 @@ mod tests {
     #[test]
     fn time_displays_nine_digits() {
         assert_eq!(LogTime::from_nanos(1).to_string(), "1970-01-01T00:00:00.000000001Z");
-        assert_eq!(LogTime::from_nanos(NANOS).to_string(), "1970-01-01T00:00:01.000000000Z");
+        assert_eq!(LogTime::from_nanos(NANOS_PER_SECOND).to_string(), "1970-01-01T00:00:01.000000000Z");
     }
 }

@@ -28,7 +28,7 @@ pub struct ServiceView {
     /// The counts of the workload's controller. Without one, [`ServiceView::counts`] derives them from the
     /// replicas.
     pub workload: Option<ReplicaCounts>,
-    /// Its public endpoints.
+    /// Addresses at which it is reachable from outside.
     pub endpoints: Endpoints,
 }
 
@@ -40,8 +40,8 @@ pub struct ReplicaCounts {
     /// Replicas that run or will run.
     pub total: u32,
     /// Replicas of the newest version.
-    pub(crate) updated: u32,
-    /// Ready replicas.
+    pub updated: u32,
+    /// Replicas that are ready at present.
     pub ready: u32,
     /// Replicas that have been ready for the required time (`availableReplicas`).
     pub available: u32,
@@ -51,11 +51,11 @@ pub struct ReplicaCounts {
 /// compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    /// Host names.
+    /// Host names that lead to the service.
     pub uris: Vec<String>,
-    /// Forwarded ports.
+    /// Ports of the provider that lead to the service.
     pub ports: Vec<ForwardedPort>,
-    /// Leased IP addresses.
+    /// Ports of leased IP addresses that lead to the service.
     pub ips: Vec<LeasedIp>,
 }
 
@@ -64,11 +64,11 @@ pub struct Endpoints {
 pub struct ForwardedPort {
     /// The provider's public host name.
     pub host: String,
-    /// The service's port.
+    /// Port on which the service listens.
     pub port: u16,
-    /// The provider's port.
+    /// Port of the provider to connect to.
     pub external_port: u16,
-    /// `TCP` or `UDP`.
+    /// `TCP` or `UDP`, as Kubernetes writes it.
     pub protocol: String,
     /// Its name. Akash providers use the name of the service.
     pub name: String,
@@ -77,13 +77,13 @@ pub struct ForwardedPort {
 /// A port of a leased IP address that is forwarded to a port of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeasedIp {
-    /// The address.
+    /// The leased address, as text.
     pub ip: String,
-    /// The service's port.
+    /// Port on which the service listens.
     pub port: u16,
-    /// The port of the address.
+    /// Port of the address to connect to.
     pub external_port: u16,
-    /// `TCP` or `UDP`.
+    /// `TCP` or `UDP`, as Kubernetes writes it.
     pub protocol: String,
 }
 
@@ -93,7 +93,7 @@ pub struct ReplicaView {
     /// The runs whose log is readable, and those whose log was removed recently, oldest first. The last one
     /// is the current run, unless it has ended.
     pub runs: Vec<Run>,
-    /// Its state.
+    /// Whether an instance runs, and if not, why.
     pub state: ReplicaState,
     /// Whether the current run is ready.
     pub ready: bool,
@@ -106,9 +106,9 @@ pub struct ReplicaView {
 /// One run of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Its identifier.
+    /// Identifier, which no other run has.
     pub instance: Instance,
-    /// Its start time.
+    /// When the container was started.
     pub started: LogTime,
     /// Its end; `None` while it runs.
     pub end: Option<RunEnd>,
@@ -120,7 +120,7 @@ pub struct Run {
 /// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunEnd {
-    /// Its time.
+    /// When the process ended.
     pub time: LogTime,
     /// The exit code, if the process exited.
     pub exit_code: Option<i32>,
@@ -134,13 +134,13 @@ pub struct RunEnd {
 /// The state of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ReplicaState {
-    /// An instance runs.
+    /// An instance runs, ready or not.
     Running,
     /// No instance runs, and one is expected.
     Waiting {
         /// The reason, as a word like in Kubernetes: `ContainerCreating`, `CrashLoopBackOff`.
         reason: String,
-        /// Details, for people.
+        /// Details of the reason, for people.
         message: String,
     },
     /// No instance runs or will run.
@@ -181,7 +181,7 @@ impl LeaseView {
         self.services.iter().flat_map(move |(service, view)| {
             view.replicas.iter().filter_map(move |(index, slot)| {
                 let replica = Replica { service: service.clone(), index: *index };
-                filter.wants(&replica).then_some((replica, slot))
+                filter.selects(&replica).then_some((replica, slot))
             })
         })
     }
@@ -220,7 +220,7 @@ impl ReplicaView {
     }
 
     /// Returns the current run.
-    pub fn present(&self) -> Option<&Run> {
+    pub fn current_run(&self) -> Option<&Run> {
         self.newest().filter(|run| run.end.is_none())
     }
 
@@ -244,7 +244,7 @@ impl ReplicaView {
     }
 
     /// Returns the run after `instance`, or the oldest run if `instance` is not in the list.
-    pub(crate) fn run_behind(&self, instance: &Instance) -> Option<&Run> {
+    pub fn run_after(&self, instance: &Instance) -> Option<&Run> {
         match self.runs.iter().position(|run| run.instance == *instance) {
             Some(at) => self.runs.get(at + 1),
             None => self.runs.first(),
@@ -283,8 +283,8 @@ impl Filter {
     }
 
     /// Returns whether the filter selects this replica.
-    pub fn wants(&self, replica: &Replica) -> bool {
-        self.wants_service(&replica.service)
+    pub fn selects(&self, replica: &Replica) -> bool {
+        self.selects_service(&replica.service)
             && match self.clauses.get(&replica.service) {
                 None | Some(None) => true,
                 Some(Some(wanted)) => wanted.contains(&replica.index),
@@ -292,7 +292,7 @@ impl Filter {
     }
 
     /// Returns whether the filter selects any replica of this service.
-    pub(crate) fn wants_service(&self, service: &ServiceName) -> bool {
+    pub fn selects_service(&self, service: &ServiceName) -> bool {
         let is_allowed = self.within.as_ref().is_none_or(|within| within.contains(service));
         is_allowed && (self.clauses.is_empty() || self.clauses.contains_key(service))
     }
@@ -364,9 +364,9 @@ mod tests {
         assert_eq!(chosen(&view, &[("db", &[])]), Vec::<String>::new());
         let mut some = Filter::everything();
         let [web, api] = ["web", "api"].map(|name| name.parse().unwrap());
-        assert!(some.wants_service(&web) && some.wants_service(&api));
+        assert!(some.selects_service(&web) && some.selects_service(&api));
         some.add("web".parse().unwrap(), &[1]);
-        assert!(some.wants_service(&web) && !some.wants_service(&api));
+        assert!(some.selects_service(&web) && !some.selects_service(&api));
     }
 
     #[test]
@@ -378,7 +378,7 @@ mod tests {
         let mut filter = Filter::everything();
         filter.restrict(names(&["web", "db"]));
         assert_eq!(chosen(&filter), ["web/0", "web/1"]);
-        assert!(!filter.wants_service(&"api".parse().unwrap()));
+        assert!(!filter.selects_service(&"api".parse().unwrap()));
         assert_eq!(filter.missing(&view), None);
         filter.restrict(names(&["db", "api"]));
         assert_eq!(chosen(&filter), Vec::<String>::new());
@@ -439,12 +439,12 @@ mod tests {
         };
         let code = |slot: &ReplicaView| slot.last_end().and_then(|end| end.exit_code);
         let mut slot = ReplicaView::default();
-        assert_eq!((code(&slot), slot.present()), (None, None));
+        assert_eq!((code(&slot), slot.current_run()), (None, None));
         slot.runs = vec![run(0, Some(10)), run(1, Some(11)), run(2, None)];
-        assert_eq!((code(&slot), slot.present()), (Some(11), slot.runs.last()));
+        assert_eq!((code(&slot), slot.current_run()), (Some(11), slot.runs.last()));
         slot.forget(|run| run.instance.parts().2 < 2);
         assert_eq!((code(&slot), slot.runs.len()), (Some(11), 1));
         slot.runs[0].end = run(2, Some(12)).end;
-        assert_eq!((code(&slot), slot.present()), (Some(12), None));
+        assert_eq!((code(&slot), slot.current_run()), (Some(12), None));
     }
 }

@@ -69,7 +69,8 @@ impl NodePlatform {
             tokio::time::sleep(OUTPUT_GRACE).await;
             on_end.cancel();
         }));
-        let mut tail = log_files::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
+        let mut tail =
+            log_files::open(&self.notifier, files, request.from, FollowMode::UntilEnd(end)).await?;
         let items = tail.items.map(move |item| {
             let _owned = &watch_end;
             item

@@ -7,7 +7,7 @@ use super::job::{JobReplica, ReplicaOutcome, RestartJob};
 use super::lock::{RestartLock, SHUTTING_DOWN};
 use super::queue::JobQueues;
 use crate::model::id::{LeaseId, Replica};
-use crate::model::metrics::Restarted;
+use crate::model::metrics::RestartResult;
 
 /// Runs the restart jobs of one lease. On drop, marks unfinished jobs as abandoned, which releases their
 /// callers.
@@ -68,7 +68,7 @@ impl RestartWorker {
                     Decision::Restart(attempt) => self.restart(&replica.replica, attempt).await,
                     Decision::Skip => {}
                     Decision::Fail(reason) => {
-                        self.finish(&replica.replica, ReplicaOutcome::Failed(reason), Restarted::Failure);
+                        self.finish(&replica.replica, ReplicaOutcome::Failed(reason), RestartResult::Failure);
                     }
                     Decision::Stop(reason) => stopped = Some(reason),
                 }
@@ -76,7 +76,7 @@ impl RestartWorker {
             if let Some(reason) = &stopped {
                 let outcome = ReplicaOutcome::NotAttempted(reason.clone());
                 self.queues.set_outcome_of(&self.lease, replica, &outcome);
-                self.queues.metrics.restarts.of(Restarted::NotAttempted).increment(1);
+                self.queues.metrics.restarts.of(RestartResult::NotAttempted).increment(1);
             }
         }
     }
@@ -128,10 +128,10 @@ impl RestartWorker {
         };
         let (outcome, counted) = tokio::select! {
             biased;
-            () = self.queues.closed.cancelled() => (ReplicaOutcome::Abandoned, Restarted::Abandoned),
+            () = self.queues.closed.cancelled() => (ReplicaOutcome::Abandoned, RestartResult::Abandoned),
             result = attempt => match result {
-                Ok(()) => (ReplicaOutcome::Active, Restarted::Active),
-                Err(reason) => (ReplicaOutcome::Failed(reason), Restarted::Failure),
+                Ok(()) => (ReplicaOutcome::Active, RestartResult::Active),
+                Err(reason) => (ReplicaOutcome::Failed(reason), RestartResult::Failure),
             },
         };
         if let Some(lock) = &mut self.lock
@@ -142,7 +142,7 @@ impl RestartWorker {
         self.finish(replica, outcome, counted);
     }
 
-    fn finish(&self, replica: &Replica, outcome: ReplicaOutcome, counted: Restarted) {
+    fn finish(&self, replica: &Replica, outcome: ReplicaOutcome, counted: RestartResult) {
         tracing::info!(lease = %self.lease, %replica, ?outcome, "replica restart finished");
         self.queues.metrics.restarts.of(counted).increment(1);
         self.queues.set_outcome(&self.lease, replica, &outcome);

@@ -77,9 +77,10 @@ pub(super) async fn trust(
     metrics: &Metrics,
 ) -> Result<Arc<dyn Trust>, ServeError> {
     let mut sources: Vec<Arc<dyn Trust>> = Vec::new();
-    if let Some(dir) = &config.access.trust_dir {
+    let access = &config.access;
+    if let Some(dir) = &access.trust_dir {
         let trust = DirTrust::open(dir, notifier, config.limits.trust_poll).await?;
-        if trust.trusted() == 0 && config.access.chain.is_none() {
+        if trust.trusted() == 0 && access.chain_grpc.is_none() {
             tracing::warn!(
                 dir = %dir.display(),
                 "trust directory is empty; add certificates (*.pem) or account keys (*.pub)"
@@ -87,12 +88,12 @@ pub(super) async fn trust(
         }
         sources.push(Arc::new(trust));
     }
-    if let Some(chain) = &config.access.chain {
+    if let Some(node) = &access.chain_grpc {
         let chain = ChainConfig {
-            node: chain.node.clone(),
-            authorities: chain.authorities.clone(),
+            node: node.clone(),
+            authorities: access.chain_ca.clone(),
             dir: config.data_dir.join(CHAIN_DIR),
-            grace: chain.grace,
+            grace: access.chain_grace,
             queries_per_second: config.limits.quota.chain_queries_per_second.into(),
         };
         sources.push(Arc::new(ChainTrust::open(&chain, metrics.clone())?));

@@ -368,7 +368,7 @@ async fn restart_deletes_the_requested_pod_once() {
     scenario.platform.restart(meant("uid-a")).await.unwrap();
     let view = scenario.platform.watch(scenario.lease()).await.unwrap();
     let has_ended =
-        || view.borrow().replica(&replica(SERVICE, 0)).is_some_and(|found| found.present().is_none());
+        || view.borrow().replica(&replica(SERVICE, 0)).is_some_and(|found| found.current_run().is_none());
     eventually(async || has_ended()).await;
     // A repeated request: the next pod is about to come.
     scenario.platform.restart(meant("uid-a")).await.unwrap();

@@ -372,13 +372,13 @@ async fn restart_is_graceful_and_skips_back_off() {
     fixture.restart(&first).await.unwrap();
     // A repeated request has no effect.
     fixture.restart(&first).await.ok();
-    let slot = fixture.slot(|slot| slot.present().is_some_and(|run| run.instance != first)).await;
+    let slot = fixture.slot(|slot| slot.current_run().is_some_and(|run| run.instance != first)).await;
     let end = slot.last_end().unwrap();
     assert_eq!((end.exit_code, end.reason.as_str(), slot.restarts), (Some(7), "Restarted", 1));
     assert!(fixture.log(&first, true).await.lines().any(|line| line == "bye"));
     let second = fixture.printed("up").await;
     assert!(matches!(fixture.restart(&first).await, Err(Error::Conflict(_))));
-    assert!(fixture.slot(|_| true).await.present().is_some_and(|run| run.instance == second));
+    assert!(fixture.slot(|_| true).await.current_run().is_some_and(|run| run.instance == second));
     fixture.platform().stop(Duration::ZERO).await;
     assert!(matches!(fixture.restart(&second).await, Err(Error::Unavailable(_))));
 }
@@ -400,7 +400,7 @@ async fn restart_kills_stubborn_run_and_ends_back_off() {
     assert_eq!(slot.last_end().unwrap().exit_code, Some(3));
     std::fs::remove_file(fixture.home().join("crash")).unwrap();
     fixture.restart(&second).await.unwrap();
-    fixture.slot(|slot| slot.present().is_some_and(|run| run.instance.parts().2 == 2)).await;
+    fixture.slot(|slot| slot.current_run().is_some_and(|run| run.instance.parts().2 == 2)).await;
     fixture.platform().stop(Duration::ZERO).await;
 }
 

@@ -94,7 +94,7 @@ impl<E: Environment> Stage<E> {
         let stage =
             Self { environment, setup: Setup { gateway, lease, certificate }, printed: BTreeMap::new() };
         for index in 0..replicas {
-            stage.slot(index, |slot| slot.present().is_some()).await;
+            stage.slot(index, |slot| slot.current_run().is_some()).await;
         }
         stage
     }
@@ -113,9 +113,9 @@ impl<E: Environment> Stage<E> {
         found.replica(&replica).unwrap().clone()
     }
 
-    async fn present(&self, index: u32) -> Instance {
-        let slot = self.slot(index, |slot| slot.present().is_some()).await;
-        slot.present().unwrap().instance.clone()
+    async fn current_run(&self, index: u32) -> Instance {
+        let slot = self.slot(index, |slot| slot.current_run().is_some()).await;
+        slot.current_run().unwrap().instance.clone()
     }
 
     /// Has a replica print distinct lines, and waits until they can be read.
@@ -132,7 +132,7 @@ impl<E: Environment> Stage<E> {
     async fn readable(&self, index: u32) {
         let last = self.printed[&index].last().unwrap();
         eventually(async || {
-            let run = self.present(index).await;
+            let run = self.current_run(index).await;
             let read = self.read(index, run, ReadFrom::Last(1)).await.unwrap_or_default();
             matches!(read.as_slice(), [Read::Line(line, _)] if line == last)
         })
@@ -141,7 +141,7 @@ impl<E: Environment> Stage<E> {
 
     /// Makes all lines printed so far unreadable.
     async fn rotate(&mut self, index: u32) {
-        let run = self.present(index).await;
+        let run = self.current_run(index).await;
         let first = self.read(index, run.clone(), ReadFrom::Start).await.unwrap().remove(0);
         let filler = self.environment.rotate(index);
         self.printed.entry(index).or_default().extend(filler);
@@ -153,10 +153,10 @@ impl<E: Environment> Stage<E> {
 
     /// Ends the current run with exit code 3, and waits for the next one. Returns both.
     async fn crash(&mut self, index: u32) -> (Instance, Instance) {
-        let first = self.present(index).await;
+        let first = self.current_run(index).await;
         self.environment.crash(index);
-        let next = self.slot(index, |slot| slot.present().is_some_and(|run| run.instance != first)).await;
-        (first, next.present().unwrap().instance.clone())
+        let next = self.slot(index, |slot| slot.current_run().is_some_and(|run| run.instance != first)).await;
+        (first, next.current_run().unwrap().instance.clone())
     }
 
     fn request(&self, index: u32, instance: Instance, from: ReadFrom, follow: bool) -> TailRequest {
@@ -251,13 +251,13 @@ async fn view_shows_running_replicas<E: Environment>() {
     for slot in service.replicas.values() {
         assert_eq!((&slot.state, slot.runs.len(), slot.restarts), (&ReplicaState::Running, 1, 0));
     }
-    assert_ne!(stage.present(0).await, stage.present(1).await);
+    assert_ne!(stage.current_run(0).await, stage.current_run(1).await);
 }
 
 async fn missing_objects_are_not_found<E: Environment>() {
     let stage = Stage::<E>::new(1).await;
     let (platform, lease) = (stage.environment.platform(), &stage.setup.lease);
-    let run = stage.present(0).await;
+    let run = stage.current_run(0).await;
     let of_another = LeaseId::new(account(9).as_str(), 7, 1, 1, account(200).as_str()).unwrap();
     assert!(matches!(platform.watch(&of_another).await, Err(Error::NotFound(_))));
     let request = stage.request(0, run.clone(), ReadFrom::Start, false);
@@ -279,7 +279,7 @@ async fn lines_come_once_with_growing_positions<E: Environment>() {
     let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 30).await;
     let mut follower = stage.follow().await;
-    let run = stage.present(0).await;
+    let run = stage.current_run(0).await;
     let mut tail = stage.tail(stage.request(0, run, ReadFrom::Start, true)).await.unwrap();
     let mut read = Vec::new();
     while read.len() < 30 {
@@ -298,7 +298,7 @@ async fn lines_come_once_with_growing_positions<E: Environment>() {
 async fn read_resumes_after_any_position<E: Environment>() {
     let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 12).await;
-    let run = stage.present(0).await;
+    let run = stage.current_run(0).await;
     let all = stage.read(0, run.clone(), ReadFrom::Start).await.unwrap();
     assert_eq!(texts(&all), stage.printed[&0]);
     for (index, position) in positions(&all).into_iter().enumerate() {
@@ -318,7 +318,7 @@ async fn read_resumes_after_any_position<E: Environment>() {
 async fn positions_are_the_same_in_every_read<E: Environment>() {
     let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 20).await;
-    let run = stage.present(0).await;
+    let run = stage.current_run(0).await;
     let mut tail = stage.tail(stage.request(0, run.clone(), ReadFrom::Start, true)).await.unwrap();
     let mut followed = Vec::new();
     while followed.len() < 20 {
@@ -337,7 +337,7 @@ async fn last_lines_are_as_many_as_requested<E: Environment>() {
     let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 10).await;
     let printed = stage.printed[&0].clone();
-    let run = stage.present(0).await;
+    let run = stage.current_run(0).await;
     for (count, from) in [(0, 10), (3, 7), (10, 0), (1_000, 0)] {
         let read = stage.read(0, run.clone(), ReadFrom::Last(count)).await.unwrap();
         assert_eq!(texts(&read), printed[from..]);
@@ -393,7 +393,7 @@ async fn rotated_away_lines_are_a_gap<E: Environment>() {
     let request = ServiceLogsRequest { follow: true, ..stage.setup.request() };
     let mut follower = stage.follow().await;
     follower.until(|received| received.lines(SERVICE, 0) >= 10).await;
-    let run = stage.present(0).await;
+    let run = stage.current_run(0).await;
     let position = positions(&stage.read(0, run.clone(), ReadFrom::Start).await.unwrap())[4];
     // It resumes at a gateway that has not read the log yet.
     let gateway = Gateway::on(stage.environment.platform());
@@ -419,7 +419,7 @@ async fn restart_replaces_run_in_its_slot<E: Environment>() {
     stage.print(1, 5).await;
     let mut follower = stage.follow().await;
     follower.until(|received| received.lines(SERVICE, 1) >= 5).await;
-    let (other, first) = (stage.present(0).await, stage.present(1).await);
+    let (other, first) = (stage.current_run(0).await, stage.current_run(1).await);
     let platform = stage.environment.platform();
     let request = |instance: &Instance| RestartRequest {
         lease: stage.setup.lease.clone(),
@@ -431,10 +431,10 @@ async fn restart_replaces_run_in_its_slot<E: Environment>() {
     let restart = request(&first);
     platform.restart(restart.clone()).await.unwrap();
     stage.environment.replace(1).await;
-    let slot = stage.slot(1, |slot| slot.present().is_some_and(|run| run.instance != first)).await;
+    let slot = stage.slot(1, |slot| slot.current_run().is_some_and(|run| run.instance != first)).await;
     assert!(slot.run(&first).is_none_or(|run| run.end.is_some()));
     assert!(matches!(platform.restart(restart).await, Err(Error::Conflict(_))));
-    assert_eq!(stage.present(0).await, other);
+    assert_eq!(stage.current_run(0).await, other);
     stage.print(1, 5).await;
     assert_eq!(stage.check(&mut follower, 1).await, 0);
     let events = follower.received.events(SERVICE, 1);
@@ -444,7 +444,7 @@ async fn restart_replaces_run_in_its_slot<E: Environment>() {
 async fn ended_lease_ends_view_and_tail<E: Environment>() {
     let mut stage = Stage::<E>::new(1).await;
     stage.print(0, 5).await;
-    let run = stage.present(0).await;
+    let run = stage.current_run(0).await;
     let mut view = stage.environment.platform().watch(&stage.setup.lease).await.unwrap();
     let mut tail = stage.tail(stage.request(0, run, ReadFrom::Start, true)).await.unwrap();
     let mut read = Vec::new();
@@ -462,7 +462,7 @@ async fn ended_lease_ends_view_and_tail<E: Environment>() {
     while take(&mut tail, &mut read).await.unwrap() {}
     assert_eq!(texts(&read), stage.printed[&0]);
     let nothing_runs = |view: &std::sync::Arc<leasemux::model::view::LeaseView>| {
-        view.ended || view.replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.present().is_none())
+        view.ended || view.replica(&replica(SERVICE, 0)).is_some_and(|slot| slot.current_run().is_none())
     };
     // A closed channel means the same.
     tokio::time::timeout(PATIENCE, view.wait_for(nothing_runs)).await.unwrap().ok();

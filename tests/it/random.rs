@@ -143,7 +143,7 @@ impl Scenario {
             RestartRequest { lease: lease.clone(), replica: replica.clone(), instance: Some(instance) };
         platform.restart(order).await.unwrap();
         let view = platform.watch(&lease).await.unwrap();
-        let newest = view.borrow().replica(&replica).unwrap().present().unwrap().instance.clone();
+        let newest = view.borrow().replica(&replica).unwrap().current_run().unwrap().instance.clone();
         self.runs[index as usize].push(newest);
         self.running[index as usize] = true;
     }

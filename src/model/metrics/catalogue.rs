@@ -11,7 +11,7 @@ use super::declare::{Declaration, Group, MetricKind, Unit};
 use super::handle::{BuildInfo, Family, RenderedCounter, declare, register};
 use super::labels::{
     ActorEnd, ChainAnswer, ChainQuery, ChainResult, Code, ConnectionEnd, ConnectionRejection, Handshake,
-    Method, PlatformName, ReadKind, Restarted, SourceError, Watched,
+    Method, PlatformName, ReadKind, RestartResult, SourceError, Watched,
 };
 use crate::model::line::GapCause;
 use crate::model::quota::Quota;
@@ -193,7 +193,7 @@ catalogue! {
              it.";
 
         /// Restarts of single replicas that tenants requested, by result
-        restarts: Family<Counter, Restarted> = "leasemux_restarts_total",
+        restarts: Family<Counter, RestartResult> = "leasemux_restarts_total",
             "`failure` is most often caused by the tenant's own service; for many owners at once, by the \
              platform.";
 

@@ -8,7 +8,7 @@ use crate::model::label::LabelSet;
 pub struct Declaration {
     /// Its name, by Prometheus' conventions: base units, `_total` for counters.
     pub name: &'static str,
-    /// Its type.
+    /// Whether it counts, shows a current value or collects samples.
     pub kind: MetricKind,
     /// The unit of its value.
     pub unit: Unit,
@@ -25,7 +25,7 @@ pub struct Declaration {
 pub enum MetricKind {
     /// A sum that only grows, until the process restarts.
     Counter,
-    /// A current value.
+    /// A value that rises and falls.
     Gauge,
     /// Samples, counted in buckets with these upper bounds.
     Histogram(&'static [f64]),
@@ -36,9 +36,9 @@ pub enum MetricKind {
 pub enum Unit {
     /// A number of things; the metric's name says which.
     Count,
-    /// Bytes.
+    /// A size, or an amount of data, in bytes.
     Bytes,
-    /// Seconds.
+    /// A duration, or a time since the Unix epoch, in seconds.
     Seconds,
     /// None: the value is always 1, and the labels have the information.
     Info,
@@ -47,7 +47,7 @@ pub enum Unit {
 /// A section of the generated page.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
-    /// Its heading.
+    /// Its heading on the page.
     pub title: &'static str,
     /// A sentence or two of introduction.
     pub about: &'static str,

@@ -65,7 +65,7 @@ label! {
         NotFound = "not_found",
         /// It has changed since it was read.
         Conflict = "conflict",
-        /// A temporary failure.
+        /// A temporary failure: a retry may succeed.
         Unavailable = "unavailable",
         /// The platform sent invalid data.
         Broken = "broken",
@@ -79,7 +79,7 @@ label! {
     pub(crate) enum PlatformName as "platform" {
         /// Processes on this machine.
         Local = "local",
-        /// A Kubernetes cluster.
+        /// A Kubernetes cluster, whose API server also sends the logs.
         Kube = "kube",
         /// A Kubernetes cluster; this node's logs are read from its files.
         Node = "node",
@@ -105,7 +105,7 @@ label! {
 
 label! {
     /// The result of the restart of one replica.
-    pub(crate) enum Restarted as "result" {
+    pub(crate) enum RestartResult as "result" {
         /// A new instance runs, and is stable.
         Active = "active",
         /// The old instance could not be stopped, or the new one is not stable.
@@ -136,7 +136,7 @@ label! {
     pub enum ConnectionEnd as "reason" {
         /// The peer closed it.
         Peer = "peer",
-        /// It broke.
+        /// Reading from or writing to it failed.
         Error = "error",
         /// The peer sent too many HTTP/2 control frames.
         Flood = "flood",

@@ -144,7 +144,7 @@ impl Scenario {
     }
 
     fn is_up(&self, index: u32) -> bool {
-        self.view().replica(&replica("web", index)).is_some_and(|slot| slot.present().is_some())
+        self.view().replica(&replica("web", index)).is_some_and(|slot| slot.current_run().is_some())
     }
 
     fn view(&self) -> Arc<LeaseView> {

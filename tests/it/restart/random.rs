@@ -134,12 +134,12 @@ impl Scenario {
                 self.platform.set_restart_behavior(&web(replica), behavior);
             }
             Action::Crash { replica } => {
-                if self.view().replica(&web(replica)).unwrap().present().is_some() {
+                if self.view().replica(&web(replica)).unwrap().current_run().is_some() {
                     self.platform.end(&self.lease, &web(replica), 1);
                 }
             }
             Action::Start { replica } => {
-                if self.view().replica(&web(replica)).unwrap().present().is_none() {
+                if self.view().replica(&web(replica)).unwrap().current_run().is_none() {
                     self.platform.start(&self.lease, &web(replica));
                 }
             }
@@ -175,7 +175,7 @@ impl Scenario {
                     (replica, outcome.unwrap_or_else(|| panic!("{replica} of {request:?}")))
                 })
                 .collect();
-            let selected = outcomes.iter().all(|(replica, _)| request.filter.wants(replica));
+            let selected = outcomes.iter().all(|(replica, _)| request.filter.selects(replica));
             assert!(selected && outcomes.len() == self.view().select(&request.filter).count());
             for (replica, outcome) in &outcomes {
                 match outcome {

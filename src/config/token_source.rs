@@ -13,7 +13,7 @@ const FILE_MAX_BYTES: u64 = 16 * 1024;
 /// A token, or the file that holds it, which is read at each use.
 #[derive(Clone, PartialEq, Eq)]
 pub enum TokenSource {
-    /// The token.
+    /// The token, given as text.
     Given(String),
     /// A file that holds it. White space around it is ignored.
     File(PathBuf),
@@ -51,7 +51,7 @@ impl TokenSource {
     }
 }
 
-/// Omits the token.
+/// Omits the token, because output may be logged.
 impl fmt::Debug for TokenSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
