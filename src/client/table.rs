@@ -13,17 +13,14 @@ const COLUMN_SPACE: usize = 2;
 
 const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Table {
-    head: Vec<&'static str>,
-    rows: Vec<Row>,
-}
+/// Head of the column that changes with time alone.
+const AGE: &str = "AGE";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
-    cells: Vec<String>,
-    /// All cells but the age. The row has changed if this has.
-    lasting: String,
+pub(super) struct Table {
+    head: &'static [&'static str],
+    /// Escaped cells. A row may be shorter than the head.
+    rows: Vec<Vec<String>>,
 }
 
 // === impl Table ===
@@ -32,64 +29,55 @@ impl Table {
     /// Lists the replicas of a response, with ages at `now`. A service without known replicas gets a line of
     /// its own.
     pub(super) fn of_status(response: &ServiceStatusResponse, now: LogTime) -> Self {
-        let mut rows = Vec::new();
-        for service in &response.services {
-            rows.extend(service.replica_status.iter().map(|replica| of_replica(&service.name, replica, now)));
-            if service.replica_status.is_empty() {
-                rows.push(of_service(service));
-            }
-        }
-        let head = vec!["REPLICA", "STATE", "READY", "RESTARTS", "AGE", "LAST END", "MESSAGE"];
-        Self { head, rows }
+        let rows = response.services.iter().flat_map(|service| match service.replica_status.as_slice() {
+            [] => vec![of_service(service)],
+            replicas => replicas.iter().map(|replica| of_replica(&service.name, replica, now)).collect(),
+        });
+        Self::new(&["REPLICA", "STATE", "READY", "RESTARTS", AGE, "LAST END", "MESSAGE"], rows)
     }
 
     /// Lists the outcomes of a restart.
     pub(super) fn of_restart(status: &[ServiceRestartStatus]) -> Self {
         let rows = status.iter().map(|one| {
-            let state = restart_state(one.state());
             let name = format!("{}/{}", one.service, one.replica);
-            Row::new(vec![name, state.to_owned(), one.message.clone().unwrap_or_default()], None)
+            vec![name, restart_state(one.state()).to_owned(), one.message.clone().unwrap_or_default()]
         });
-        Self { head: vec!["REPLICA", "STATE", "MESSAGE"], rows: rows.collect() }
+        Self::new(&["REPLICA", "STATE", "MESSAGE"], rows)
+    }
+
+    fn new(head: &'static [&'static str], rows: impl Iterator<Item = Vec<String>>) -> Self {
+        let rows = rows.map(|cells| cells.iter().map(|cell| escape_cell(cell)).collect());
+        Self { head, rows: rows.collect() }
     }
 
     /// Formats the table. Columns are as wide as their widest cell.
     pub(super) fn lines(&self) -> Vec<String> {
         let widths = self.widths();
-        let head: Vec<String> = self.head.iter().map(|title| (*title).to_owned()).collect();
-        std::iter::once(&head)
-            .chain(self.rows.iter().map(|row| &row.cells))
-            .map(|cells| line(cells, &widths))
-            .collect()
+        let rows = self.rows.iter().map(|cells| line(cells, &widths));
+        std::iter::once(line(self.head, &widths)).chain(rows).collect()
     }
 
     /// Formats the rows that are new or changed since `before`, and one line for each removed row.
     pub(super) fn changed(&self, before: &Self) -> Vec<String> {
-        let is_unchanged = |row: &Row| before.rows.iter().any(|other| other.lasting == row.lasting);
-        let is_named = |row: &Row| self.rows.iter().any(|other| other.cells.first() == row.cells.first());
-        let changed = self.rows.iter().filter(|row| !is_unchanged(row)).map(|row| row.cells.clone());
-        let gone = before.rows.iter().filter(|row| !is_named(row));
-        let gone = gone.filter_map(|row| Some(vec![row.cells.first()?.clone(), "gone".to_owned()]));
+        let is_unchanged = |row: &&Vec<String>| before.rows.iter().any(|other| self.is_same(row, other));
+        let is_named = |row: &&Vec<String>| self.rows.iter().any(|other| other.first() == row.first());
         let widths = self.widths();
-        changed.chain(gone).map(|cells| line(&cells, &widths)).collect()
+        let changed = self.rows.iter().filter(|row| !is_unchanged(row)).map(|row| line(row, &widths));
+        let gone = before.rows.iter().filter(|row| !is_named(row)).filter_map(|row| row.first());
+        changed.chain(gone.map(|name| line(&[name, "gone"], &widths))).collect()
+    }
+
+    /// Returns whether two rows differ in nothing but the age.
+    fn is_same(&self, one: &[String], other: &[String]) -> bool {
+        self.head.iter().enumerate().all(|(at, head)| *head == AGE || one.get(at) == other.get(at))
     }
 
     fn widths(&self) -> Vec<usize> {
-        let width = |at: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.cells.get(at)).map(|cell| columns(cell));
-            cells.chain([self.head[at].len()]).max().unwrap_or_default()
+        let width = |(at, head): (usize, &&str)| {
+            let cells = self.rows.iter().filter_map(|row| row.get(at)).map(|cell| columns(cell));
+            cells.chain([head.len()]).max().unwrap_or_default()
         };
-        (0..self.head.len()).map(width).collect()
-    }
-}
-
-impl Row {
-    /// `age` is the index of the cell that changes with time alone.
-    fn new(cells: Vec<String>, age: Option<usize>) -> Self {
-        let cells: Vec<String> = cells.iter().map(|cell| escape_cell(cell)).collect();
-        let lasting =
-            cells.iter().enumerate().filter(|(at, _)| Some(*at) != age).map(|(_, cell)| cell.as_str());
-        Self { lasting: lasting.collect::<Vec<_>>().join("\n"), cells }
+        self.head.iter().enumerate().map(width).collect()
     }
 }
 
@@ -140,25 +128,23 @@ pub(super) fn summaries(response: &ServiceStatusResponse) -> Vec<String> {
     response.services.iter().map(summary).collect()
 }
 
-fn of_replica(service: &str, replica: &ReplicaStatus, now: LogTime) -> Row {
-    let state = replica_state(replica.state());
+fn of_replica(service: &str, replica: &ReplicaStatus, now: LogTime) -> Vec<String> {
     let started = replica.started_at.as_ref().and_then(LogTime::from_proto);
-    let cells = vec![
+    vec![
         format!("{service}/{}", replica.replica),
-        state.to_owned(),
+        replica_state(replica.state()).to_owned(),
         if replica.ready { "yes" } else { "no" }.to_owned(),
         replica.restarts.to_string(),
         started.map_or_else(|| "-".to_owned(), |started| age(started, now)),
         last_end(replica),
         replica.message.clone(),
-    ];
-    Row::new(cells, Some(4))
+    ]
 }
 
-fn of_service(service: &ServiceStatus) -> Row {
+fn of_service(service: &ServiceStatus) -> Vec<String> {
     let counts = service.status.clone().unwrap_or_default();
     let state = format!("{} of {}", counts.available, counts.total);
-    Row::new(vec![service.name.clone(), state, counts.ready_replicas.to_string()], None)
+    vec![service.name.clone(), state, counts.ready_replicas.to_string()]
 }
 
 fn last_end(replica: &ReplicaStatus) -> String {
@@ -186,9 +172,9 @@ fn age(started: LogTime, now: LogTime) -> String {
     }
 }
 
-fn line(cells: &[String], widths: &[usize]) -> String {
+fn line(cells: &[impl AsRef<str>], widths: &[usize]) -> String {
     let mut line = String::new();
-    for (cell, width) in cells.iter().zip(widths) {
+    for (cell, width) in cells.iter().map(AsRef::as_ref).zip(widths) {
         let padding = width + COLUMN_SPACE - columns(cell).min(*width);
         line.push_str(cell);
         line.extend(std::iter::repeat_n(' ', padding));

@@ -15,7 +15,7 @@ use super::access::{self, AccessConfig};
 use super::resolver::Resolver;
 use super::start_checks::{ClusterAccess, StartChecks};
 use super::value::{
-    Format, LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, name, network,
+    Format, LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, must_be, name, network,
     new_directory,
 };
 use crate::model::id::{Address, LeaseId};
@@ -304,13 +304,11 @@ fn check_leases(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartChe
     resolver.verify("lease", |(_, sdl): &Lease| (checks.sdl)(sdl));
     let mut seen = BTreeSet::new();
     resolver.verify("lease", |(lease, _): &Lease| {
-        let is_new = seen.insert(lease.clone());
-        is_new.then_some(()).ok_or_else(|| "must be given once only".to_owned())
+        must_be(seen.insert(lease.clone()).then_some(()), "given once only")
     });
     if let Some(provider) = resolver.get::<Address>("provider").cloned() {
         resolver.verify("lease", |(lease, _): &Lease| {
-            let is_served = *lease.provider() == provider;
-            is_served.then_some(()).ok_or_else(|| "must be a lease of the --provider".to_owned())
+            must_be((*lease.provider() == provider).then_some(()), "a lease of the --provider")
         });
     }
 }

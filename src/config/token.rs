@@ -8,7 +8,7 @@ use clap::Args;
 use super::resolver::Resolver;
 use super::time_spec::TimeSpec;
 use super::token_source::TokenSource;
-use super::value::{address, directory, lease, parsed};
+use super::value::{address, directory, lease, must_be, parsed};
 use crate::model::id::{Address, LeaseId, ServiceName};
 use crate::model::limits::TOKEN_LIFETIME;
 use crate::model::parse::duration;
@@ -67,13 +67,13 @@ pub struct TokenCheckConfig {
 /// Parses a scope of AEP-64.
 fn scope(text: &str) -> Result<String, String> {
     let is_word = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
-    is_word.then(|| text.to_owned()).ok_or_else(|| "must be a scope, such as logs".to_owned())
+    must_be(is_word.then(|| text.to_owned()), "a scope, such as logs")
 }
 
 /// Parses hexadecimal digits. The check itself rejects other numbers of digits.
 fn hex(text: &str) -> Result<String, String> {
     let is_hex = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_hex.then(|| text.to_owned()).ok_or_else(|| "must be 66 hexadecimal digits".to_owned())
+    must_be(is_hex.then(|| text.to_owned()), "66 hexadecimal digits")
 }
 
 pub(super) fn check_new(resolver: &mut Resolver<'_>) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use super::value;
+use super::value::{self, must_be};
 use crate::sys::read::read_bounded;
 
 /// Maximum size of a file with a token: twice the longest token.
@@ -27,10 +27,8 @@ impl TokenSource {
         if let Some(path) = text.strip_prefix('@') {
             return value::file(path).map(Self::File);
         }
-        if text.is_empty() || text.bytes().any(|byte| !byte.is_ascii_graphic()) {
-            return Err("must be a token, or @ and the file that holds one".to_owned());
-        }
-        Ok(Self::Given(text.to_owned()))
+        let is_token = is_token(text.as_bytes());
+        must_be(is_token.then(|| Self::Given(text.to_owned())), "a token, or @ and the file that holds one")
     }
 
     /// Returns the token.
@@ -44,11 +42,15 @@ impl TokenSource {
         };
         let bytes = read_bounded(path, FILE_MAX_BYTES)?;
         let text = bytes.trim_ascii();
-        if text.is_empty() || text.iter().any(|byte| !byte.is_ascii_graphic()) {
+        if !is_token(text) {
             return Err(io::Error::other("does not hold a token"));
         }
         Ok(String::from_utf8_lossy(text).into_owned())
     }
+}
+
+fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(u8::is_ascii_graphic)
 }
 
 /// Omits the token, because output may be logged.

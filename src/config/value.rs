@@ -26,15 +26,17 @@ pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T
     text.parse().map_err(|error: T::Err| error.to_string())
 }
 
+/// Returns the value of a valid text, or an error; `valid` describes a valid text.
+pub(super) fn must_be<T>(value: Option<T>, valid: &str) -> Result<T, String> {
+    value.ok_or_else(|| format!("must be {valid}"))
+}
+
 /// Returns a parser for one of several words; `valid` lists them for the error.
 pub(super) fn choice<T: Copy + Send + Sync>(
     words: &'static [(&'static str, T)],
     valid: &'static str,
 ) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
-    move |text| {
-        let found = words.iter().find(|(word, _)| *word == text);
-        found.map(|(_, value)| *value).ok_or_else(|| format!("must be {valid}"))
-    }
+    move |text| must_be(words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value), valid)
 }
 
 /// Parses the value of a switch.
@@ -48,21 +50,20 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
 
 /// Parses a number of last lines; `None` = all. kubectl and docker accept `-1` and `all`.
 pub(super) fn tail(text: &str) -> Result<Option<u64>, String> {
-    match text {
-        "all" | "-1" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| "must be a number of lines, or all (also -1)".to_owned()),
+    let is_all = matches!(text, "all" | "-1");
+    if is_all {
+        Ok(None)
+    } else {
+        must_be(text.parse().ok().map(Some), "a number of lines, or all (also -1)")
     }
 }
 
 /// Parses an address to listen on.
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
-    let found = match text.parse() {
-        Ok(address) => Some(address),
-        Err(_) => text.to_socket_addrs().ok().and_then(|mut all| all.next()),
-    };
-    found.ok_or_else(|| {
-        "must be host:port, such as 127.0.0.1:8446 (0.0.0.0:8446 for every interface, port 0 for any free one)".to_owned()
-    })
+    let resolved = || text.to_socket_addrs().ok().and_then(|mut all| all.next());
+    let valid =
+        "host:port, such as 127.0.0.1:8446 (0.0.0.0:8446 for every interface, port 0 for any free one)";
+    must_be(text.parse().ok().or_else(resolved), valid)
 }
 
 /// Parses an address or a network. An IPv4-mapped IPv6 address becomes IPv4.
@@ -71,8 +72,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let found = text.parse::<IpNet>().ok().or_else(single);
     // Bits after the prefix make the meaning ambiguous.
     let found = found.filter(|network| network.addr() == network.network());
-    found
-        .ok_or_else(|| "must be an address or a network, such as 10.0.0.7, 10.0.0.0/8 or fd00::/8".to_owned())
+    must_be(found, "an address or a network, such as 10.0.0.7, 10.0.0.0/8 or fd00::/8")
 }
 
 /// Maximum length of a name in bytes, as in Kubernetes.
@@ -80,34 +80,31 @@ const NAME_MAX_BYTES: usize = 253;
 
 /// Parses a host name for a certificate.
 pub(super) fn hostname(text: &str) -> Result<String, String> {
-    match ServerName::try_from(text) {
-        Ok(ServerName::DnsName(_)) => Ok(text.to_ascii_lowercase()),
-        _ => Err("must be a host name, such as gateway.example.com".to_owned()),
-    }
+    let is_name = matches!(ServerName::try_from(text), Ok(ServerName::DnsName(_)));
+    must_be(is_name.then(|| text.to_ascii_lowercase()), "a host name, such as gateway.example.com")
 }
 
 /// Parses a name from Kubernetes or a kubeconfig.
 pub(super) fn name(text: &str) -> Result<String, String> {
     let is_name =
         !text.is_empty() && text.len() <= NAME_MAX_BYTES && text.chars().all(|c| c.is_ascii_graphic());
-    if is_name { Ok(text.to_owned()) } else { Err("must be a name, without spaces".to_owned()) }
+    must_be(is_name.then(|| text.to_owned()), "a name, without spaces")
 }
 
 /// Parses an account address.
 pub(super) fn address(text: &str) -> Result<Address, String> {
-    text.parse().map_err(|_| "must be an account address (lower-case bech32: akash1…)".to_owned())
+    must_be(text.parse().ok(), "an account address (lower-case bech32: akash1…)")
 }
 
 /// Parses the URL of a gateway.
 pub(super) fn gateway(text: &str) -> Result<Uri, String> {
-    let valid = || "must be https://host:port, such as https://127.0.0.1:8446".to_owned();
-    server(text, &["https"]).ok_or_else(valid)
+    must_be(server(text, &["https"]), "https://host:port, such as https://127.0.0.1:8446")
 }
 
 /// Parses the URL of an Akash node.
 pub(super) fn node(text: &str) -> Result<Uri, String> {
-    let valid = "must be http://host:port or https://host:port, such as https://akash.example.com:9090";
-    server(text, &["http", "https"]).ok_or_else(|| valid.to_owned())
+    let valid = "http://host:port or https://host:port, such as https://akash.example.com:9090";
+    must_be(server(text, &["http", "https"]), valid)
 }
 
 /// Parses a URL of one of `schemes` that has a host, optionally a port, and nothing else.
@@ -140,11 +137,8 @@ pub(super) fn file(text: &str) -> Result<PathBuf, String> {
 
 /// Parses the path of a readable directory.
 pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    match fs::read_dir(&path) {
-        Ok(_) => Ok(path),
-        Err(error) => Err(format!("must be a readable directory: {error}")),
-    }
+    let read = fs::read_dir(text).map_err(|error| format!("must be a readable directory: {error}"));
+    read.map(|_| PathBuf::from(text))
 }
 
 /// Parses the path of a directory that exists or can be created.
