@@ -7,8 +7,9 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::{Request, Status};
+use tonic::Status;
 
+use super::Out;
 use super::connect::{Client, Connector};
 use super::error::CallError;
 use super::exit::Exit;
@@ -18,152 +19,152 @@ use super::reconnect::{ReconnectState, Retries};
 use super::request::{self, ANSWER_TIMEOUT, filters, response};
 use super::table::Table;
 use super::terminal::write_message;
-use crate::config::{Format, RestartConfig};
+use crate::config::{CallConfig, Format, RestartConfig};
 use crate::model::id::RequestId;
 use crate::model::proto::lease::service_restart_status::State;
 use crate::model::proto::lease::{ServiceRestartRequest, ServiceRestartResponse};
+
+/// One restart request, which may take several calls, and the outputs of the command.
+struct Restart<'a> {
+    config: &'a RestartConfig,
+    /// Identifies the request to the gateway in all its calls.
+    id: RequestId,
+    out: Out<'a>,
+    err: Out<'a>,
+    /// Whether `err` is a terminal, on which the progress is drawn.
+    terminal: bool,
+}
 
 /// Requests the restart that `config` describes. Prints the outcome to `out` and messages to `err`, as well
 /// as the progress if that is a `terminal`.
 pub async fn run(
     config: &RestartConfig,
-    mut out: impl Write + Send,
-    mut err: impl Write + Send,
+    out: impl Write + Send,
+    err: impl Write + Send,
     terminal: bool,
 ) -> Exit {
     let id = config.request_id.clone().unwrap_or_else(RequestId::unique);
-    let done = match call(config, &id, &mut err, terminal).await {
-        Ok(response) => conclude(config, &id, &response, &mut out, &mut err).map_err(CallError::Sink),
+    let mut restart = Restart { config, id, out: Box::new(out), err: Box::new(err), terminal };
+    let done = match restart.call().await {
+        Ok(response) => restart.conclude(&response).map_err(CallError::Sink),
         Err(error) => Err(error),
     };
     done.unwrap_or_else(|error| {
         // If the error output fails as well, there is no way to report it.
-        let _ = write_message(&mut err, &error.to_string());
+        let _ = write_message(&mut restart.err, &error.to_string());
         Exit::from(&error)
     })
 }
 
-/// Calls until there is a response or a final error.
-async fn call(
-    config: &RestartConfig,
-    id: &RequestId,
-    err: &mut (dyn Write + Send),
-    terminal: bool,
-) -> Result<ServiceRestartResponse, CallError> {
-    let connector = Connector::new(&config.call.target)?;
-    let deadline = Instant::now() + config.timeout;
-    let mut reconnect = ReconnectState::new(Retries::Unlimited);
-    loop {
-        let started = Instant::now();
-        let left = deadline.saturating_duration_since(started);
-        let error = match attempt(config, id, &connector, &mut reconnect, left, &mut *err, terminal).await {
-            Ok(response) => return Ok(response),
-            Err(error) => error,
-        };
-        if started >= deadline + ANSWER_TIMEOUT || error.is_lease_gone() {
-            return Err(error);
-        }
-        let announce = |reason: &str, delay: Duration| {
-            let seconds = delay.as_secs_f64();
-            let text = format!("{reason}; retrying in {seconds:.1} s with the same request id ({id})");
-            write_message(err, &text)
-        };
-        reconnect.wait(error, started, announce).await?;
-    }
-}
+// === impl Restart ===
 
-async fn attempt(
-    config: &RestartConfig,
-    id: &RequestId,
-    connector: &Connector,
-    reconnect: &mut ReconnectState,
-    left: Duration,
-    err: &mut (dyn Write + Send),
-    terminal: bool,
-) -> Result<ServiceRestartResponse, CallError> {
-    let client = Box::pin(connector.connect()).await?;
-    reconnect.was_connected = true;
-    let (filter, filters) = filters(&config.call);
-    let request = ServiceRestartRequest {
-        lease_id: Some((&config.call.lease).into()),
-        filter,
-        timeout: prost_types::Duration::try_from(left).ok(),
-        request_id: id.to_string(),
-        filters,
-    };
-    let mut region = LiveRegion::new(err, Size::of_errors);
-    let show_progress = async {
-        if terminal && config.output == Format::Text && !left.is_zero() {
-            // Progress is optional: a caller without permission for the status may still restart.
-            let _ = show_progress(config, client.clone(), &mut region).await;
+impl Restart<'_> {
+    /// Calls until there is a response or a final error.
+    async fn call(&mut self) -> Result<ServiceRestartResponse, CallError> {
+        let connector = Connector::new(&self.config.call.target)?;
+        let deadline = Instant::now() + self.config.timeout;
+        let mut reconnect = ReconnectState::new(Retries::Unlimited);
+        loop {
+            let started = Instant::now();
+            let left = deadline.saturating_duration_since(started);
+            let error = match self.attempt(&connector, &mut reconnect, left).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            if started >= deadline + ANSWER_TIMEOUT || error.is_lease_gone() {
+                return Err(error);
+            }
+            let announce = |reason: &str, delay: Duration| {
+                let (seconds, id) = (delay.as_secs_f64(), &self.id);
+                let text = format!("{reason}; retrying in {seconds:.1} s with the same request id ({id})");
+                write_message(&mut self.err, &text)
+            };
+            reconnect.wait(error, started, announce).await?;
         }
-        std::future::pending::<()>().await;
-    };
-    let mut calling = client.clone();
-    let answer = tokio::select! {
-        answer = response(left + ANSWER_TIMEOUT, calling.service_restart(Request::new(request))) => answer,
-        () = show_progress => Err(Status::internal("progress does not end").into()),
-    };
-    region.clear()?;
-    Ok(answer?.into_inner())
+    }
+
+    async fn attempt(
+        &mut self,
+        connector: &Connector,
+        reconnect: &mut ReconnectState,
+        left: Duration,
+    ) -> Result<ServiceRestartResponse, CallError> {
+        let mut client = Box::pin(connector.connect()).await?;
+        reconnect.was_connected = true;
+        let call = &self.config.call;
+        let (filter, filters) = filters(call);
+        let request = ServiceRestartRequest {
+            lease_id: Some((&call.lease).into()),
+            filter,
+            timeout: prost_types::Duration::try_from(left).ok(),
+            request_id: self.id.to_string(),
+            filters,
+        };
+        let has_progress = self.terminal && self.config.output == Format::Text && !left.is_zero();
+        let mut region = LiveRegion::new(&mut self.err, Size::of_errors);
+        let progress_client = client.clone();
+        let progress = async {
+            if has_progress {
+                // Progress is optional: a caller without permission for the status may still restart.
+                let _ = show_progress(call, progress_client, &mut region).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let answer = tokio::select! {
+            answer = response(left + ANSWER_TIMEOUT, client.service_restart(request)) => answer,
+            () = progress => Err(Status::internal("progress does not end").into()),
+        };
+        region.clear()?;
+        Ok(answer?.into_inner())
+    }
+
+    /// Prints the outcome, and returns it as an exit code.
+    fn conclude(&mut self, response: &ServiceRestartResponse) -> io::Result<Exit> {
+        match self.print(response) {
+            // The exit code still reports the outcome.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            printed => printed?,
+        }
+        let any = |state: State| response.status.iter().any(|one| one.state() == state);
+        if any(State::Failure) {
+            return Ok(Exit::NotRestarted);
+        }
+        if any(State::Pending) {
+            let text = format!(
+                "the restart is still in progress and continues; to get its outcome, \
+                 repeat the command with --request-id {}",
+                self.id
+            );
+            write_message(&mut self.err, &text)?;
+            return Ok(Exit::Pending);
+        }
+        Ok(Exit::Done)
+    }
+
+    fn print(&mut self, response: &ServiceRestartResponse) -> io::Result<()> {
+        match self.config.output {
+            Format::Json => write_line(&mut self.out, &Object::restart(&self.id, response))?,
+            Format::Text => {
+                for line in Table::of_restart(&response.status).lines() {
+                    writeln!(self.out, "{line}")?;
+                }
+            }
+        }
+        self.out.flush()
+    }
 }
 
 /// Draws the state of the replicas on every change.
 async fn show_progress(
-    config: &RestartConfig,
+    call: &CallConfig,
     mut client: Client,
     region: &mut LiveRegion<'_>,
 ) -> Result<(), CallError> {
-    let (mut responses, clock) = request::status(&mut client, &config.call, true).await?;
+    let (mut responses, clock) = request::status(&mut client, call, true).await?;
     while let Some(response) = responses.message().await? {
         region.draw(&Table::of_status(&response, clock.now()).lines())?;
     }
     Ok(())
-}
-
-/// Prints the outcome, and returns it as an exit code.
-fn conclude(
-    config: &RestartConfig,
-    id: &RequestId,
-    response: &ServiceRestartResponse,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> io::Result<Exit> {
-    match print(config, id, response, out) {
-        // The exit code still reports the outcome.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        printed => printed?,
-    }
-    let any = |state: State| response.status.iter().any(|one| one.state() == state);
-    if any(State::Failure) {
-        return Ok(Exit::NotRestarted);
-    }
-    if any(State::Pending) {
-        let text = format!(
-            "the restart is still in progress and continues; to get its outcome, \
-             repeat the command with --request-id {id}"
-        );
-        write_message(err, &text)?;
-        return Ok(Exit::Pending);
-    }
-    Ok(Exit::Done)
-}
-
-fn print(
-    config: &RestartConfig,
-    id: &RequestId,
-    response: &ServiceRestartResponse,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    match config.output {
-        Format::Json => write_line(out, &Object::restart(id, response))?,
-        Format::Text => {
-            for line in Table::of_restart(&response.status).lines() {
-                writeln!(out, "{line}")?;
-            }
-        }
-    }
-    out.flush()
 }
 
 #[cfg(test)]
@@ -172,7 +173,6 @@ mod tests {
 
     use super::*;
     use crate::client::testing::{ClosedOutput, FakeGateway, LEASE, RestartStep};
-    use crate::config::CallConfig;
     use crate::model::proto::lease::ServiceRestartStatus;
 
     fn answer(each: &[(State, Option<&str>)]) -> RestartStep {

@@ -65,8 +65,8 @@ pub(super) fn program() -> Command {
     each_arg(program, with_derived_properties)
 }
 
-/// Returns the commands with all values as text. [`super::resolver::Resolver`] parses them, because clap
-/// would stop at the first invalid one. Values of which clap lists the possible ones stay typed.
+/// Returns the commands with all values as text. The resolver parses them, because clap would stop at the
+/// first invalid one. Values of which clap lists the possible ones stay typed.
 pub fn commands() -> Command {
     each_arg(program(), |arg| {
         if arg.get_possible_values().is_empty() { arg.value_parser(ValueParser::string()) } else { arg }
