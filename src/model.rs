@@ -1,4 +1,4 @@
-//! Values that all other modules use: identifiers, limits, positions, views, metrics. No runtime and no I/O.
+//! Values that all other modules use: identifiers, limits, refusals, positions, views, metrics. No runtime and no I/O.
 
 pub(crate) mod concurrency;
 pub mod id;

@@ -34,7 +34,7 @@ pub enum ConnectError {
     /// The certificate does not match the key.
     #[error("cannot use this identity: {}", key_problem(.0))]
     Setup(#[source] TlsError),
-    /// No TCP connection to this gateway: its name is unknown, or it refused the connection or is unreachable.
+    /// No TCP connection to this gateway: the name is unknown, or the address is unreachable.
     #[error("cannot reach the gateway at {0}: {1}")]
     Unreachable(String, #[source] io::Error),
     /// The connection to this gateway took longer than this.

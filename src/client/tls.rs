@@ -82,15 +82,13 @@ fn load_trust(target: &Target) -> Result<Option<Trusted>, ConnectError> {
         return Ok(None);
     }
     let mut roots = RootCertStore::empty();
-    let pinned = match &target.ca {
+    let trusted = match &target.ca {
         Some(path) => read_pem(path, read_certificates)?,
-        None => Vec::new(),
-    };
-    if target.ca.is_none() {
         // Read errors are ignored: if a missing authority was needed, verification fails and reports it.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
-    roots.add_parsable_certificates(pinned.iter().cloned());
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    roots.add_parsable_certificates(trusted.iter().cloned());
+    let pinned = if target.ca.is_some() { trusted } else { Vec::new() };
     Ok(Some(Trusted { pinned, roots }))
 }
 
