@@ -206,7 +206,7 @@ impl Updates {
 /// Counts and endpoints are those of the whole service, even if the filter selects only some replicas. Fields
 /// that the platform does not know stay empty.
 fn response(view: &LeaseView, filter: &Filter) -> ServiceStatusResponse {
-    let services = view.services.iter().filter(|(name, _)| filter.wants_service(name));
+    let services = view.services.iter().filter(|(name, _)| filter.selects_service(name));
     ServiceStatusResponse {
         services: services.map(|(name, service)| service_status(name, service, filter)).collect(),
         stale_since: view.stale_since.map(Into::into),
@@ -276,7 +276,7 @@ fn replica_status(index: u32, slot: &ReplicaView) -> ReplicaStatus {
         last_exit_code: last.and_then(|end| end.exit_code),
         last_signal: last.and_then(|end| end.signal),
         last_reason: last.map(|end| end.reason.clone()).unwrap_or_default(),
-        started_at: slot.present().map(|run| run.started.into()),
+        started_at: slot.current_run().map(|run| run.started.into()),
         message,
     }
 }

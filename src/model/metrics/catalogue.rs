@@ -61,7 +61,7 @@ macro_rules! catalogue {
         }
     )+) => {
         /// All metrics, each in one group.
-        pub(crate) const GROUPS: &[Group] = &[$(
+        pub const GROUPS: &[Group] = &[$(
             Group {
                 title: $title,
                 about: $about,
