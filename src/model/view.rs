@@ -40,7 +40,7 @@ pub struct ReplicaCounts {
     /// Replicas that run or will run.
     pub total: u32,
     /// Replicas of the newest version.
-    pub updated: u32,
+    pub(crate) updated: u32,
     /// Replicas that are ready at present.
     pub ready: u32,
     /// Replicas that have been ready for the required time (`availableReplicas`).
@@ -244,7 +244,7 @@ impl ReplicaView {
     }
 
     /// Returns the run after `instance`, or the oldest run if `instance` is not in the list.
-    pub fn run_after(&self, instance: &Instance) -> Option<&Run> {
+    pub(crate) fn run_after(&self, instance: &Instance) -> Option<&Run> {
         match self.runs.iter().position(|run| run.instance == *instance) {
             Some(at) => self.runs.get(at + 1),
             None => self.runs.first(),
@@ -292,7 +292,7 @@ impl Filter {
     }
 
     /// Returns whether the filter selects any replica of this service.
-    pub fn selects_service(&self, service: &ServiceName) -> bool {
+    pub(crate) fn selects_service(&self, service: &ServiceName) -> bool {
         let is_allowed = self.within.as_ref().is_none_or(|within| within.contains(service));
         is_allowed && (self.clauses.is_empty() || self.clauses.contains_key(service))
     }
