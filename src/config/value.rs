@@ -78,10 +78,14 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 /// Maximum length of a name in bytes, as in Kubernetes.
 const NAME_MAX_BYTES: usize = 253;
 
-/// Parses a host name for a certificate.
+/// Parses a host name for a certificate. The library removes a trailing dot, which names in certificates do not
+/// have.
 pub(super) fn hostname(text: &str) -> Result<String, String> {
-    let is_name = matches!(ServerName::try_from(text), Ok(ServerName::DnsName(_)));
-    must_be(is_name.then(|| text.to_ascii_lowercase()), "a host name, such as gateway.example.com")
+    let name = match ServerName::try_from(text) {
+        Ok(ServerName::DnsName(name)) => Some(name.as_ref().to_ascii_lowercase()),
+        _ => None,
+    };
+    must_be(name, "a host name, such as gateway.example.com")
 }
 
 /// Parses a name from Kubernetes or a kubeconfig.
@@ -249,9 +253,10 @@ mod tests {
             hostname,
             &[
                 ("Gateway.example.com", "gateway.example.com".to_owned()),
+                ("gateway.example.com.", "gateway.example.com".to_owned()),
                 ("localhost", "localhost".to_owned()),
             ],
-            &["", "127.0.0.1", "::1", "a b", "-a.example", "*.example.com", "a,b"],
+            &["", ".", "a..", "127.0.0.1", "127.0.0.1.", "::1", "a b", "-a.example", "*.example.com", "a,b"],
         );
     }
 

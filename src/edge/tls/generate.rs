@@ -60,7 +60,7 @@ pub struct Generated {
 }
 
 /// Ensures that `dir` has a certificate that is valid at `now` for this machine and for `hosts` (names or
-/// addresses), and for each name with the prefix `mtls.`.
+/// addresses), and for each name with the prefix `mtls.` that is not too long.
 ///
 /// # Errors
 /// [`Error::Host`] for an invalid host, [`Error::File`] if `dir` cannot be written.
@@ -82,15 +82,21 @@ pub fn ensure(dir: &Path, hosts: &[String], now: SystemTime) -> Result<Generated
     Ok(generated)
 }
 
-/// Returns the names and addresses that the certificate must have.
+/// Returns the names and addresses that the certificate must have, in a form that clients can verify: with any
+/// other, [`is_usable`] would fail at every start.
 fn names(hosts: &[String]) -> Result<BTreeSet<String>, Error> {
     let mut names = BTreeSet::new();
     for host in LOCAL_HOSTS.into_iter().chain(hosts.iter().map(String::as_str)) {
         match ServerName::try_from(host) {
             Ok(ServerName::IpAddress(ip)) => names.insert(IpAddr::from(ip).to_string()),
             Ok(ServerName::DnsName(name)) => {
+                // The library removes a trailing dot, which names in certificates do not have.
                 let name = name.as_ref().to_ascii_lowercase();
-                names.insert(format!("{MTLS_PREFIX}{name}"));
+                let prefixed = format!("{MTLS_PREFIX}{name}");
+                // The prefix can make it too long.
+                if ServerName::try_from(prefixed.as_str()).is_ok() {
+                    names.insert(prefixed);
+                }
                 names.insert(name)
             }
             _ => return Err(Error::Host(host.to_owned())),
@@ -174,12 +180,18 @@ mod tests {
     fn certificate_is_created_once_and_reused() {
         let dir = tempfile::tempdir().unwrap();
         let now = SystemTime::now();
-        let first = ensure(&dir.path().join("data"), &hosts(&[HOST, "10.0.0.1"]), now).unwrap();
+        // With `mtls.`, the first one has 253 bytes, the maximum.
+        let [long, longer, longest] = [248, 249, 253]
+            .map(|length| format!("{0}.{0}.{0}.{1}", "a".repeat(63), "a".repeat(length - 192)));
+        let dotted = format!("dotted.{HOST}.");
+        let all = [HOST, "10.0.0.1", "::ffff:10.0.0.1", &dotted, &long, &longer, &longest];
+        let first = ensure(&dir.path().join("data"), &hosts(&all), now).unwrap();
         assert!(first.fresh);
         let made = bytes(&first);
 
         let later = now + VALIDITY - RENEW - Duration::from_secs(DAY_SECS);
-        for wanted in [&[HOST, "10.0.0.1"][..], &["PROVIDER.example.com"], &[]] {
+        let undotted = dotted.trim_end_matches('.');
+        for wanted in [&all[..], &["PROVIDER.example.com"], &[undotted], &[]] {
             let again = ensure(&dir.path().join("data"), &hosts(wanted), later).unwrap();
             assert!(!again.fresh, "{wanted:?}");
             assert_eq!(bytes(&again), made);
@@ -269,7 +281,15 @@ mod tests {
     #[test]
     fn invalid_host_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for bad in ["", "https://provider.example.com", "provider.example.com:8443", "a b", "*.example.com"] {
+        for bad in [
+            "",
+            "a..",
+            "127.0.0.1.",
+            "https://provider.example.com",
+            "provider.example.com:8443",
+            "a b",
+            "*.example.com",
+        ] {
             let error = ensure(dir.path(), &hosts(&[bad]), SystemTime::now()).unwrap_err();
             assert!(matches!(&error, Error::Host(host) if host == bad), "{error}");
         }
