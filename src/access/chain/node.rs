@@ -4,6 +4,7 @@
 //! A node is trusted to report the state of the chain, but not to be well-formed: a malformed answer counts
 //! as a failed query.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +14,14 @@ use http::Uri;
 use http::uri::Scheme;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use prost_types::Any;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tower::{BoxError, Service};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -39,7 +42,7 @@ use crate::model::proto::cert::{
 use crate::sys::pem::{self, PemError};
 use crate::sys::read::PEM_MAX_BYTES;
 
-/// Time limit for connecting, TLS included. A query that waits for it has its own.
+/// Time limit for connecting, name resolution and TLS included. A query that waits for it has its own.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Silence after which the node is pinged. Go servers refuse more than one such ping in 30 s.
@@ -120,7 +123,11 @@ pub(super) struct Node {
 /// certificate.
 ///
 /// Fails for an unusable address or file. Does not check that the node is reachable.
-fn channel(address: &Uri, authorities: Option<&Path>) -> Result<Channel, NodeError> {
+fn channel<R>(address: &Uri, authorities: Option<&Path>, resolver: R) -> Result<Channel, NodeError>
+where
+    R: Service<Name, Response: Iterator<Item = SocketAddr>, Error: Into<BoxError>, Future: Send>,
+    R: Clone + Send + Sync + 'static,
+{
     let secure = address.scheme() == Some(&Scheme::HTTPS);
     let host = address.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     if host.is_empty() || (secure && ServerName::try_from(host).is_err()) {
@@ -131,12 +138,15 @@ fn channel(address: &Uri, authorities: Option<&Path>) -> Result<Channel, NodeErr
         .http2_keep_alive_interval(PING_AFTER)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(false);
-    if !secure {
-        return Ok(endpoint.connect_lazy());
-    }
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.set_nodelay(true);
     tcp.enforce_http(false);
+    // The addresses of the host share the time, so that one that does not answer leaves time for the others.
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    if !secure {
+        // Not `connect_lazy`, whose time limit excludes name resolution.
+        return Ok(endpoint.connect_with_connector_lazy(tcp));
+    }
     let mut tls = tls_config(authorities)?;
     tls.alpn_protocols = vec![b"h2".to_vec()];
     Ok(endpoint.connect_with_connector_lazy(HttpsConnector::from((tcp, tls))))
@@ -174,7 +184,7 @@ fn tls_config(authorities: Option<&Path>) -> Result<ClientConfig, NodeError> {
 impl Node {
     /// Creates a client of the node at `address`. `authorities`: as for [`ChainConfig`](super::ChainConfig).
     pub(super) fn new(address: &Uri, authorities: Option<&Path>) -> Result<Self, NodeError> {
-        let channel = channel(address, authorities)?;
+        let channel = channel(address, authorities, GaiResolver::new())?;
         Ok(Self {
             certificates: Certificates::new(channel.clone()).max_decoding_message_size(ANSWER_MAX_BYTES),
             accounts: Accounts::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES),
@@ -313,12 +323,32 @@ impl From<Status> for QueryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::future;
+    use std::io;
+
+    use tokio::time::Instant;
+
     use crate::access::testing::Tenant;
     use crate::access::wallet::Mnemonic;
     use crate::model::proto::cert::Certificate as Wire;
 
     fn pem(label: &str, content: &[u8]) -> Vec<u8> {
         super::pem::encode(label, content).as_bytes().to_vec()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn name_resolution_counts_as_connecting() {
+        for address in ["http://node.example.com:9090", "https://node.example.com:9090"] {
+            let resolver =
+                tower::service_fn(|_: Name| future::pending::<io::Result<std::vec::IntoIter<SocketAddr>>>());
+            let channel = channel(&address.parse().unwrap(), None, resolver).unwrap();
+            let start = Instant::now();
+            let query = async { Accounts::new(channel).account(QueryAccountRequest::default()).await };
+            let answer = tokio::time::timeout(2 * CONNECT_TIMEOUT, query).await;
+            answer.expect(address).unwrap_err();
+            assert!(start.elapsed() >= CONNECT_TIMEOUT, "{address}: the resolver was not used");
+        }
     }
 
     /// Returns a tenant's certificate as a node reports it, and its bytes.
