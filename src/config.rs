@@ -161,7 +161,6 @@ mod tests {
 
     use super::cli::{commands, program};
     use super::*;
-    use crate::model::limits::Limits;
     use crate::model::quota::Quota;
 
     const LEASE: &str = "akash1angnwmnsv5vkp4jpgkdcunar8efpvennxwwcev/6194991/1/1/akash1nxq8gmsw2vlz3m68qvyvcf3kh6q269ajvqw6y0";
@@ -297,7 +296,12 @@ mod tests {
         let trust = dir.path().to_str().unwrap();
         let args = ["leasemux", "serve", "--platform", "local", "--lease", &lease, "--trust-dir", trust];
         let Ok(Command::Serve(config)) = read(args, &StartChecks::NONE) else { panic!() };
-        assert_eq!(config.limits, Limits::default());
+        let limits = &config.limits;
+        assert_eq!((limits.connection.max, limits.connection.max_per_peer), (16_384, 1_024));
+        assert_eq!(limits.quota.auth_failures_per_minute, 60);
+        assert_eq!(limits.token_lifetime, Duration::from_secs(3_600));
+        assert_eq!(limits.ring_max_bytes, 4 << 20);
+        assert_eq!(limits.lame_duck, None);
         assert_eq!(config.leases, [(LEASE.parse().unwrap(), sdl)]);
         assert_eq!(config.listen, "127.0.0.1:8446".parse().unwrap());
         assert_eq!(config.admin_listen, "127.0.0.1:9446".parse().unwrap());

@@ -150,9 +150,19 @@ pub struct Limits {
     pub quota: QuotaLimits,
 }
 
-/// The defaults of the flags.
+/// The defaults of the flags. Every flag has a valid default or is optional, so parsing cannot fail.
 impl Default for Limits {
     fn default() -> Self {
         Self::parse_from(["limits"])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_has_a_valid_default() {
+        Limits::try_parse_from(["limits"]).unwrap_or_else(|error| panic!("{error}"));
     }
 }
