@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
@@ -13,23 +11,15 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::access::{self, AccessConfig};
 use super::resolver::Resolver;
-use super::start_checks::{ClusterAccess, StartChecks};
+use super::start_checks::StartChecks;
 use super::value::{
     Format, LEASE, choice, directory, file, hostname, lease_and_sdl, listen_address, must_be, name, network,
     new_directory,
 };
 use crate::model::id::{Address, LeaseId};
-use crate::model::limits::{Limits, RUNS_MAX};
-use crate::model::parse::{duration, number, size};
-
-/// Sizes at which a log file is rotated. One long line must fit.
-const ROTATE_BYTES: RangeInclusive<u64> = 4 << 10..=1 << 40;
-
-/// Grace periods of services. No service manager waits longer for a gateway to end.
-const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
-
-/// Numbers of log files of a run. With one, rotation would delete the newest lines.
-const ROTATE_FILES: RangeInclusive<usize> = 2..=1_000;
+use crate::model::limits::Limits;
+use crate::platform::kube::{ClusterAccess, KubeConfig};
+use crate::platform::local::LocalOptions;
 
 const PLATFORMS: &[(&str, PlatformName)] =
     &[("local", PlatformName::Local), ("kube", PlatformName::Kube), ("node", PlatformName::Node)];
@@ -128,24 +118,6 @@ struct KubeArgs {
     pod_logs_dir: PathBuf,
 }
 
-/// Settings of the local platform.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(next_help_heading = "Logs on disk (--platform local)")]
-pub(crate) struct LocalOptions {
-    /// Time between SIGTERM and SIGKILL when a service restarts or the gateway stops, at most 1h
-    #[arg(long, help_heading = "Services (--platform local)", value_name = "TIME", default_value = "10s", value_parser = duration(GRACE))]
-    pub(crate) stop_grace: Duration,
-    /// Size at which a container's log file is rotated
-    #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::<u64>(ROTATE_BYTES))]
-    pub(crate) rotate_max_bytes: u64,
-    /// Number of log files kept of each run, including the current one
-    #[arg(long, value_name = "N", default_value = "5", value_parser = number(ROTATE_FILES))]
-    pub(crate) rotate_files: usize,
-    /// Number of ended runs of each replica whose logs are kept
-    #[arg(long, value_name = "N", default_value = "10", value_parser = number(1..=RUNS_MAX - 1))]
-    pub(crate) kept_runs: usize,
-}
-
 /// The names of the platforms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PlatformName {
@@ -190,34 +162,9 @@ pub(crate) enum PlatformKind {
     /// As processes of this machine.
     Local,
     /// In the cluster of an Akash provider.
-    Kube(KubeOptions),
-    /// Likewise, with the gateway on one of its nodes, where it reads logs from disk.
-    Node(KubeOptions, NodeOptions),
-}
-
-/// A cluster and its provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct KubeOptions {
-    /// The kubeconfig; `None` = the service account of the pod in which the gateway runs.
-    pub(crate) kubeconfig: Option<PathBuf>,
-    /// The context in the kubeconfig; `None` = its current one.
-    pub(crate) context: Option<String>,
-    pub(crate) provider: Address,
-    /// The provider's public one.
-    pub(crate) hostname: String,
-    /// Of the provider's own resources.
-    pub(crate) manifest_namespace: String,
-    /// Of restart locks; `None` = that of the gateway.
-    pub(crate) coordination_namespace: Option<String>,
-}
-
-/// The node on which a gateway runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NodeOptions {
-    /// As in the cluster.
-    pub(crate) name: String,
-    /// Directory of the kubelet's pod logs.
-    pub(crate) logs: PathBuf,
+    Kube(KubeConfig),
+    /// Likewise, with the gateway on its node `name`, where it reads logs from the kubelet's directory `logs`.
+    Node { cluster: KubeConfig, name: String, logs: PathBuf },
 }
 
 // === impl ServeArgs ===
@@ -227,19 +174,19 @@ impl ServeArgs {
     pub(super) fn into_config(self) -> Option<ServeConfig> {
         let Self { access, kube, .. } = self;
         let hostname = kube.cluster_public_hostname.or_else(|| self.public_hostname.first().cloned());
-        let options = access.provider.clone().map(|provider| KubeOptions {
+        let cluster = ClusterAccess {
             kubeconfig: kube.kubeconfig,
             context: kube.kube_context,
-            provider,
-            hostname: hostname.unwrap_or_default(),
             manifest_namespace: kube.manifest_namespace,
             coordination_namespace: kube.coordination_namespace,
-        });
+        };
+        let hostname = hostname.unwrap_or_default();
+        let options = access.provider.clone().map(|provider| KubeConfig { cluster, provider, hostname });
         let platform = match self.platform {
             PlatformName::Local => PlatformKind::Local,
             PlatformName::Kube => PlatformKind::Kube(options?),
             PlatformName::Node => {
-                PlatformKind::Node(options?, NodeOptions { name: kube.node_name?, logs: kube.pod_logs_dir })
+                PlatformKind::Node { cluster: options?, name: kube.node_name?, logs: kube.pod_logs_dir }
             }
         };
         Some(ServeConfig {
@@ -321,14 +268,14 @@ fn check_cluster(resolver: &mut Resolver<'_>, in_cluster: bool, checks: &StartCh
         return None;
     }
     resolver.require("provider", "the address of the provider whose leases are served");
-    let text = |id| resolver.get::<String>(id).map(String::as_str);
-    let kubeconfig = resolver.get::<PathBuf>("kubeconfig");
+    let text = |id| resolver.get::<String>(id).cloned();
+    let kubeconfig = resolver.get::<PathBuf>("kubeconfig").cloned();
     let manifest_namespace = text("manifest_namespace")?;
     if resolver.is_given("kubeconfig") && kubeconfig.is_none() {
         return None;
     }
     let checked = (checks.cluster)(&ClusterAccess {
-        kubeconfig: kubeconfig.map(PathBuf::as_path),
+        kubeconfig,
         context: text("kube_context"),
         manifest_namespace,
         coordination_namespace: text("coordination_namespace"),

@@ -69,30 +69,25 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Settings of the Kubernetes platform.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KubeConfig {
-    /// API server and credentials.
-    pub source: KubeSource,
+    /// The cluster.
+    pub cluster: ClusterAccess,
     /// The provider whose leases are served.
     pub provider: Address,
     /// The provider's public host name, at which node ports are reached.
     pub hostname: String,
+}
+
+/// How to reach a cluster, and the namespaces in which permissions are needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterAccess {
+    /// The kubeconfig; `None` = the service account of the pod that this program runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context in the kubeconfig; `None` = its current one.
+    pub context: Option<String>,
     /// Namespace of the provider's own resources, such as host names.
     pub manifest_namespace: String,
     /// Namespace of the restart locks; `None` = that of the service account or of the kubeconfig's context.
     pub coordination_namespace: Option<String>,
-}
-
-/// API server and credentials.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KubeSource {
-    /// The service account of the pod that this program runs in.
-    InCluster,
-    /// A kubeconfig.
-    File {
-        /// The file.
-        file: PathBuf,
-        /// The context in it; `None` = its current one.
-        context: Option<String>,
-    },
 }
 
 /// The leases of a provider's cluster. Dropping it ends the watches.
@@ -132,12 +127,14 @@ impl KubePlatform {
                 opened.opened(*kind);
             }
         };
-        let (client, server) = client::connect(&config.source, opened).await?;
-        let own = config.coordination_namespace.clone();
-        let own = own.unwrap_or_else(|| client.default_namespace().to_owned());
-        start::retry(&server, || permissions::check(&client, &config.manifest_namespace, &own)).await?;
-        let installed = start::installed(&client, &server).await?;
-        let store = Store::new(config.hostname.clone());
+        let KubeConfig { cluster, provider, hostname } = config;
+        let (client, server) = client::connect(cluster, opened).await?;
+        let own = cluster.coordination_namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
+        start::retry(&server, || permissions::check(&client, &cluster.manifest_namespace, &own)).await?;
+        // Retried until the API server responds, so that these kinds are served from the start.
+        let find = || start::response("list the kinds of the cluster", start::installed(&client));
+        let installed = start::retry(&server, find).await?;
+        let store = Store::new(hostname.clone());
         let locks = KubeRestartLocks::new(client.clone(), own);
         let (unwritten, to_write) = mpsc::channel(PENDING_WRITES_MAX);
         let (listed, mut kinds) = watch::channel(BTreeSet::new());
@@ -152,7 +149,7 @@ impl KubePlatform {
         for watch in watch.built_in(&client) {
             tasks.spawn(watch);
         }
-        for (kind, watch) in watch.provider_kinds(&client, &config.manifest_namespace) {
+        for (kind, watch) in watch.provider_kinds(&client, &cluster.manifest_namespace) {
             tasks.spawn(start::once_installed(client.clone(), kind, installed.contains(&kind), watch));
         }
         tasks.spawn(write_indices(client.clone(), to_write));
@@ -165,7 +162,7 @@ impl KubePlatform {
         start::listed(&mut kinds, &needed).await?;
         Ok(Arc::new(Self {
             client,
-            provider: config.provider.clone(),
+            provider: provider.clone(),
             store,
             limiter: OpenLimiter::new(),
             reads: SharedReads::default(),

@@ -23,10 +23,12 @@ mod supervisor;
 mod writer;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Parser;
 use futures_core::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -44,6 +46,7 @@ use super::log_files::{self, FollowMode, LogFiles};
 use super::{Error, Platform, RestartRequest, Tail, TailRequest};
 use crate::model::id::{LeaseId, Replica};
 use crate::model::limits::RUNS_MAX;
+use crate::model::parse::{duration, number, size};
 use crate::model::view::{LeaseView, ReplicaView, ServiceView};
 use crate::sys::dir_watch::Notifier;
 
@@ -53,18 +56,36 @@ const SELF_EXE: &str = "/proc/self/exe";
 /// PATH of services if the gateway has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Size at which a log is rotated: the kubelet's `containerLogMaxSize`.
-const ROTATE_MAX_BYTES: u64 = 10 * 1024 * 1024;
+/// Sizes at which a log file is rotated. One long line must fit.
+const ROTATE_BYTES: RangeInclusive<u64> = 4 << 10..=1 << 40;
 
-/// Number of files kept per run: the kubelet's `containerLogMaxFiles`.
-const ROTATE_FILES: usize = 5;
+/// Grace periods of services. No service manager waits longer for a gateway to end.
+const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3_600);
 
-/// Number of ended runs per replica whose logs are kept: some minutes of crashes, including the back-off.
-const KEPT_RUNS: usize = 10;
+/// Numbers of log files of a run. With one, rotation would delete the newest lines.
+const ROTATE_FILES: RangeInclusive<usize> = 2..=1_000;
 
-/// Default time from SIGTERM to a service's first process until SIGKILL to all its processes, at a restart
-/// and at shutdown: the same as `docker stop`. The kubelet's 30 s are too long for a person at a terminal.
-const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Settings that operators may change. Each field defines its flag. A comment gives the reason of the default.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(next_help_heading = "Logs on disk (--platform local)")]
+pub struct LocalOptions {
+    /// Time between SIGTERM and SIGKILL when a service restarts or the gateway stops, at most 1h
+    // The same as `docker stop`. The kubelet's 30 s are too long for a person at a terminal.
+    #[arg(long, help_heading = "Services (--platform local)", value_name = "TIME", default_value = "10s", value_parser = duration(GRACE))]
+    pub stop_grace: Duration,
+    /// Size at which a container's log file is rotated
+    // The kubelet's `containerLogMaxSize`.
+    #[arg(long, value_name = "SIZE", default_value = "10MiB", value_parser = size::<u64>(ROTATE_BYTES))]
+    pub rotate_max_bytes: u64,
+    /// Number of log files kept of each run, including the current one
+    // The kubelet's `containerLogMaxFiles`.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = number(ROTATE_FILES))]
+    pub rotate_files: usize,
+    /// Number of ended runs of each replica whose logs are kept
+    // Some minutes of crashes, including the back-off. A lease view shows one more run.
+    #[arg(long, value_name = "N", default_value = "10", value_parser = number(1..=RUNS_MAX - 1))]
+    pub kept_runs: usize,
+}
 
 /// Settings of a [`LocalPlatform`].
 #[derive(Clone, Debug)]
@@ -80,16 +101,10 @@ pub struct LocalConfig {
     pub public_hostname: String,
     /// PATH of the services.
     pub path: String,
-    /// Size at which a log is rotated, in bytes.
-    pub rotate_max_bytes: u64,
-    /// Number of files kept per run, including the active one; at least 1.
-    pub rotate_files: usize,
-    /// Number of ended runs per replica whose logs are kept; fewer than a lease view shows.
-    pub kept_runs: usize,
     /// Delays between the runs of a replica.
     pub backoff: Backoff,
-    /// Time between SIGTERM and SIGKILL when a run is restarted.
-    pub stop_grace: Duration,
+    /// The settings that operators may change.
+    pub options: LocalOptions,
 }
 
 /// Runs the services of some leases. Dropping it kills them; [`Platform::stop`] is graceful.
@@ -118,10 +133,19 @@ struct ReplicaHandle {
     restart: watch::Sender<Option<u32>>,
 }
 
+// === impl LocalOptions ===
+
+/// The defaults of the flags.
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self::parse_from(["local"])
+    }
+}
+
 // === impl LocalConfig ===
 
 impl LocalConfig {
-    /// Runs `leases` with default settings: the constants of this module, this process's program and PATH,
+    /// Runs `leases` with default settings: those of the flags, this process's program and PATH,
     /// and `localhost`.
     pub fn new(data_dir: PathBuf, leases: Vec<(LeaseId, Sdl)>) -> Self {
         Self {
@@ -130,11 +154,8 @@ impl LocalConfig {
             exe: SELF_EXE.into(),
             public_hostname: "localhost".to_owned(),
             path: std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned()),
-            rotate_max_bytes: ROTATE_MAX_BYTES,
-            rotate_files: ROTATE_FILES,
-            kept_runs: KEPT_RUNS,
             backoff: Backoff::default(),
-            stop_grace: STOP_GRACE,
+            options: LocalOptions::default(),
         }
     }
 
@@ -162,8 +183,11 @@ impl LocalConfig {
             exe,
             spec: Spec { command: service.command.clone(), env, dir: slot.home.clone() },
             logs: slot.logs.clone(),
-            rotation: Rotation { max_bytes: self.rotate_max_bytes, files: self.rotate_files.max(1) },
-            kept_runs: self.kept_runs.min(RUNS_MAX - 1),
+            rotation: Rotation {
+                max_bytes: self.options.rotate_max_bytes,
+                files: self.options.rotate_files.max(1),
+            },
+            kept_runs: self.options.kept_runs.min(RUNS_MAX - 1),
             lost: if slot.end_unknown { UNKNOWN_LOSS } else { NO_LOSS },
         })
     }
@@ -197,7 +221,11 @@ impl LocalPlatform {
                     let status = StatusPublisher::new(Arc::clone(&view), replica.clone(), slot.uid);
                     let status = Arc::new(status);
                     let restart = watch::Sender::new(None);
-                    let stop = StopSignal::new(stopped.clone(), restart.subscribe(), config.stop_grace);
+                    let stop = StopSignal {
+                        platform: stopped.clone(),
+                        restart: restart.subscribe(),
+                        restart_grace: config.options.stop_grace,
+                    };
                     supervised.push(supervise(
                         Arc::clone(&status),
                         launcher,

@@ -8,9 +8,9 @@ use tokio::runtime::Builder;
 
 use super::{bind, operator_text};
 use crate::access::chain;
-use crate::config::{ClusterAccess, StartChecks};
+use crate::config::StartChecks;
 use crate::edge::tls;
-use crate::platform::kube::{self, KubeSource};
+use crate::platform::kube::{self, ClusterAccess};
 use crate::platform::local::sdl::Sdl;
 
 /// Checks that need code above `config`: the parts of a start that change nothing.
@@ -24,16 +24,11 @@ pub const START_CHECKS: StartChecks = StartChecks {
 };
 
 /// Reads the cluster's configuration, and checks the permissions if the API server answers.
-fn cluster(cluster: &ClusterAccess<'_>) -> Result<Option<String>, String> {
-    let ClusterAccess { kubeconfig, context, manifest_namespace, coordination_namespace } = *cluster;
-    let source = kubeconfig.map_or(KubeSource::InCluster, |file| KubeSource::File {
-        file: file.to_owned(),
-        context: context.map(str::to_owned),
-    });
+fn cluster(cluster: &ClusterAccess) -> Result<Option<String>, String> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     // Later lines quote the configuration file, which contains secrets.
     let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    let checked = runtime.block_on(kube::check(&source, manifest_namespace, coordination_namespace));
+    let checked = runtime.block_on(kube::check(cluster));
     checked.map_err(|error| first_line(operator_text(&error)))
 }
 

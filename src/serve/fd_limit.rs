@@ -23,29 +23,23 @@ const OTHER_FILES: u64 = 2_048;
 /// Smallest useful number of connections.
 const CONNECTIONS_MIN: usize = 16;
 
-/// Descriptors that the limits need, by purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Need {
-    connections: u64,
-    backfills: u64,
-    live_tails: u64,
-}
-
 /// Raises the process's limit of open files. If the system does not allow it, logs the numbers and reduces
 /// the number of connections, so that logs can still be read.
 pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
-    let need = Need::of(limits, platform);
-    let allowed = process::raise_fd_limit(need.total());
-    if allowed >= need.total() {
+    let [backfills, live_tails] = files_of_logs(limits, platform);
+    let others = backfills + live_tails + OTHER_FILES;
+    let needed = limits.connection.max as u64 + others;
+    let allowed = process::raise_fd_limit(needed);
+    if allowed >= needed {
         return;
     }
-    let connections = need.connections_within(allowed);
+    let connections = connections_within(allowed, others, limits.connection.max);
     tracing::warn!(
         allowed,
-        needed = need.total(),
-        for_connections = need.connections,
-        for_backfills = need.backfills,
-        for_live_tails = need.live_tails,
+        needed,
+        for_connections = limits.connection.max,
+        for_backfills = backfills,
+        for_live_tails = live_tails,
         other = OTHER_FILES,
         connections,
         "open file limit (ulimit -Hn) is lower than needed; reducing the number of connections"
@@ -53,67 +47,52 @@ pub(super) fn apply(limits: &mut Limits, platform: &PlatformKind) {
     limits.connection.max = connections;
 }
 
-// === impl Need ===
-
-impl Need {
-    fn of(limits: &Limits, platform: &PlatformKind) -> Self {
-        Self {
-            connections: limits.connection.max as u64,
-            backfills: limits.quota.history_reads as u64 * BACKFILL_FILES,
-            live_tails: match platform {
-                PlatformKind::Local => LOCAL_TAILS,
-                PlatformKind::Kube(_) | PlatformKind::Node(..) => CLUSTER_TAILS,
-            },
-        }
-    }
-
-    fn without_connections(self) -> u64 {
-        self.backfills + self.live_tails + OTHER_FILES
-    }
-
-    fn total(self) -> u64 {
-        self.connections + self.without_connections()
-    }
-
-    /// Returns how many connections `allowed` descriptors permit: the remainder, or half of them if that is
-    /// more, because not everything is in use at once.
-    fn connections_within(self, allowed: u64) -> usize {
-        let left = allowed.saturating_sub(self.without_connections()).max(allowed / 2).min(self.connections);
-        usize::try_from(left).unwrap_or(usize::MAX).max(CONNECTIONS_MIN)
-    }
+/// Returns the descriptors that backfills and live tails need.
+fn files_of_logs(limits: &Limits, platform: &PlatformKind) -> [u64; 2] {
+    let live_tails = match platform {
+        PlatformKind::Local => LOCAL_TAILS,
+        PlatformKind::Kube(_) | PlatformKind::Node { .. } => CLUSTER_TAILS,
+    };
+    [limits.quota.history_reads as u64 * BACKFILL_FILES, live_tails]
 }
 
+/// Returns how many connections, at most `max`, `allowed` descriptors permit: those that `others` leave, or
+/// half of all if that is more, because not everything is in use at once.
+fn connections_within(allowed: u64, others: u64, max: usize) -> usize {
+    let left = allowed.saturating_sub(others).max(allowed / 2);
+    usize::try_from(left).unwrap_or(usize::MAX).min(max).max(CONNECTIONS_MIN)
+}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::KubeOptions;
     use crate::model::id::Address;
+    use crate::platform::kube::{ClusterAccess, KubeConfig};
 
     fn kube() -> PlatformKind {
-        PlatformKind::Kube(KubeOptions {
+        let cluster = ClusterAccess {
             kubeconfig: None,
             context: None,
-            provider: Address::from_account([2; 20]),
-            hostname: "provider.example.com".to_owned(),
             manifest_namespace: "lease".to_owned(),
             coordination_namespace: None,
-        })
+        };
+        let provider = Address::from_account([2; 20]);
+        PlatformKind::Kube(KubeConfig { cluster, provider, hostname: "provider.example.com".to_owned() })
     }
 
     #[test]
     fn low_limit_reduces_connections() {
-        let need = Need::of(&Limits::default(), &PlatformKind::Local);
-        assert_eq!(need.total(), 16_384 + 2 * 64 + 4_096 + 2_048);
-        assert_eq!(need.connections_within(need.total() - 384), 16_000);
-        assert_eq!(need.connections_within(4_096), 2_048);
-        assert_eq!(need.connections_within(0), CONNECTIONS_MIN);
-        assert_eq!(need.connections_within(u64::MAX), 16_384);
+        assert_eq!(files_of_logs(&Limits::default(), &PlatformKind::Local), [2 * 64, 4_096]);
+        let others = 2 * 64 + 4_096 + 2_048;
+        let max = Limits::default().connection.max;
+        assert_eq!(connections_within(16_000 + others, others, max), 16_000);
+        assert_eq!(connections_within(4_096, others, max), 2_048);
+        assert_eq!(connections_within(0, others, max), CONNECTIONS_MIN);
+        assert_eq!(connections_within(u64::MAX, others, max), 16_384);
     }
 
     #[test]
     fn tails_of_a_cluster_are_counted() {
-        let need = Need::of(&Limits::default(), &kube());
-        assert_eq!(need.total(), 16_384 + 2 * 64 + 16_384 + 2_048);
-        assert_eq!(need.connections_within(30_000), 15_000);
+        assert_eq!(files_of_logs(&Limits::default(), &kube()), [2 * 64, 16_384]);
+        assert_eq!(connections_within(30_000, 2 * 64 + 16_384 + 2_048, 16_384), 15_000);
     }
 }

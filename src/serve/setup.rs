@@ -7,11 +7,11 @@ use super::runtimes::SideRuntime;
 use crate::access::chain::{ChainConfig, ChainTrust};
 use crate::access::dir::DirTrust;
 use crate::access::trust::{AnyOf, Trust};
-use crate::config::{KubeOptions, PlatformKind, ServeConfig};
+use crate::config::{PlatformKind, ServeConfig};
 use crate::model::id::LeaseId;
 use crate::model::metrics::Metrics;
 use crate::platform::Platform;
-use crate::platform::kube::{KubeConfig, KubePlatform, KubeSource};
+use crate::platform::kube::{KubeConfig, KubePlatform};
 use crate::platform::local::sdl::Sdl;
 use crate::platform::local::{LocalConfig, LocalPlatform};
 use crate::platform::node::NodePlatform;
@@ -32,42 +32,25 @@ pub(super) async fn platform(
         PlatformKind::Local => side
             .within(|| LocalPlatform::start(local_config(config, leases), notifier))
             .map_err(ServeError::Local)?,
-        PlatformKind::Kube(options) => cluster(options, metrics).await?,
-        PlatformKind::Node(options, node) => {
-            let kube = cluster(options, metrics).await?;
-            Arc::new(NodePlatform::new(kube, notifier, node.name.clone(), node.logs.clone()))
+        PlatformKind::Kube(config) => cluster(config, metrics).await?,
+        PlatformKind::Node { cluster: config, name, logs } => {
+            let kube = cluster(config, metrics).await?;
+            Arc::new(NodePlatform::new(kube, notifier, name.clone(), logs.clone()))
         }
     })
 }
 
 fn local_config(config: &ServeConfig, leases: Vec<(LeaseId, Sdl)>) -> LocalConfig {
     let mut local = LocalConfig::new(config.data_dir.clone(), leases);
-    local.rotate_max_bytes = config.local.rotate_max_bytes;
-    local.rotate_files = config.local.rotate_files;
-    local.kept_runs = config.local.kept_runs;
-    local.stop_grace = config.local.stop_grace;
+    local.options = config.local.clone();
     if let Some(hostname) = config.public_hostnames.first() {
         local.public_hostname.clone_from(hostname);
     }
     local
 }
 
-fn kube_config(options: &KubeOptions) -> KubeConfig {
-    let source = options
-        .kubeconfig
-        .clone()
-        .map_or(KubeSource::InCluster, |file| KubeSource::File { file, context: options.context.clone() });
-    KubeConfig {
-        source,
-        provider: options.provider.clone(),
-        hostname: options.hostname.clone(),
-        manifest_namespace: options.manifest_namespace.clone(),
-        coordination_namespace: options.coordination_namespace.clone(),
-    }
-}
-
-async fn cluster(options: &KubeOptions, metrics: &Metrics) -> Result<Arc<KubePlatform>, ServeError> {
-    KubePlatform::start(&kube_config(options), metrics).await.map_err(ServeError::Kube)
+async fn cluster(config: &KubeConfig, metrics: &Metrics) -> Result<Arc<KubePlatform>, ServeError> {
+    KubePlatform::start(config, metrics).await.map_err(ServeError::Kube)
 }
 
 /// Opens the trust directory and the chain source. The directory is asked first because it needs no query.

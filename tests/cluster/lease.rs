@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use leasemux::model::id::{LeaseId, Owner};
-use leasemux::platform::kube::{KubeConfig, KubeSource};
+use leasemux::platform::kube::{ClusterAccess, KubeConfig};
 use serde_json::{Value, json};
 
 use super::support::account;
@@ -37,13 +37,16 @@ pub(crate) struct Service {
 
 /// The cluster of `KUBECONFIG`.
 pub(crate) fn kube_config() -> KubeConfig {
-    let file = std::env::var_os("KUBECONFIG").expect("KUBECONFIG names a cluster").into();
+    let kubeconfig = std::env::var_os("KUBECONFIG").expect("KUBECONFIG names a cluster").into();
     KubeConfig {
-        source: KubeSource::File { file, context: None },
+        cluster: ClusterAccess {
+            kubeconfig: Some(kubeconfig),
+            context: None,
+            manifest_namespace: "lease".into(),
+            coordination_namespace: None,
+        },
         provider: account(200),
         hostname: "provider.example.com".into(),
-        manifest_namespace: "lease".into(),
-        coordination_namespace: None,
     }
 }
 

@@ -21,7 +21,7 @@ use leasemux::model::proto::lease::ServiceLogsRequest;
 use leasemux::model::proto::lease::replica_event::Kind;
 use leasemux::model::view::ReplicaState;
 use leasemux::platform::coordination::LockState;
-use leasemux::platform::kube::{KubeConfig, KubePlatform, KubeSource};
+use leasemux::platform::kube::{ClusterAccess, KubeConfig, KubePlatform};
 use leasemux::platform::node::NodePlatform;
 use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, TailItem, TailRequest};
 use leasemux::restart::probation::{Assessment, Probation};
@@ -65,11 +65,14 @@ async fn connect_counted(
     exporter: &Exporter,
 ) -> Result<Arc<KubePlatform>, Error> {
     let config = KubeConfig {
-        source: KubeSource::File { file: kubeconfig(cluster, dir), context: None },
+        cluster: ClusterAccess {
+            kubeconfig: Some(kubeconfig(cluster, dir)),
+            context: None,
+            manifest_namespace: "lease".into(),
+            coordination_namespace: None,
+        },
         provider: account(200),
         hostname: "provider.example.com".into(),
-        manifest_namespace: "lease".into(),
-        coordination_namespace: None,
     };
     KubePlatform::start(&config, &exporter.metrics).await
 }

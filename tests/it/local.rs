@@ -17,7 +17,7 @@ use futures_util::StreamExt as _;
 use leasemux::model::id::{Address, Instance, LeaseId, Replica};
 use leasemux::model::view::{LeaseView, ReplicaState, ReplicaView};
 use leasemux::platform::local::sdl::Sdl;
-use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
+use leasemux::platform::local::{Backoff, LocalConfig, LocalOptions, LocalPlatform};
 use leasemux::platform::{Error, Platform as _, ReadFrom, RestartRequest, Tail, TailItem, TailRequest};
 use leasemux::sys::dir_watch::Notifier;
 use rustix::process::{Pid, Signal};
@@ -197,6 +197,10 @@ fn config(dir: &Path, sdl: &str) -> LocalConfig {
     }
 }
 
+fn stop_grace(stop_grace: Duration) -> LocalOptions {
+    LocalOptions { stop_grace, ..LocalOptions::default() }
+}
+
 fn lease() -> LeaseId {
     let [owner, provider] = [1, 2].map(|n| Address::from_account([n; 20]));
     LeaseId::new(owner.as_str(), 7, 2, 3, provider.as_str()).unwrap()
@@ -366,7 +370,7 @@ async fn second_stop_may_shorten_grace_period() {
 async fn restart_is_graceful_and_skips_back_off() {
     let fixture = Fixture::new("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.01; done");
     let backoff = Backoff { first: 10 * TIMEOUT, longest: 10 * TIMEOUT, reset_after: 10 * TIMEOUT };
-    let config = LocalConfig { backoff, stop_grace: 10 * TIMEOUT, ..fixture.config() };
+    let config = LocalConfig { backoff, options: stop_grace(10 * TIMEOUT), ..fixture.config() };
     let fixture = fixture.start_with(config);
     let first = fixture.printed("up").await;
     fixture.restart(&first).await.unwrap();
@@ -389,7 +393,7 @@ async fn restart_kills_stubborn_run_and_ends_back_off() {
         "[ -e crash ] && { echo crashed; exit 3; }; trap '' TERM; touch crash; echo up; while :; do sleep 0.01; done",
     );
     let backoff = Backoff { first: 10 * TIMEOUT, longest: 10 * TIMEOUT, reset_after: 20 * TIMEOUT };
-    let config = LocalConfig { backoff, stop_grace: Duration::from_millis(50), ..fixture.config() };
+    let config = LocalConfig { backoff, options: stop_grace(Duration::from_millis(50)), ..fixture.config() };
     let fixture = fixture.start_with(config);
     let first = fixture.printed("up").await;
     fixture.restart(&first).await.unwrap();
@@ -412,7 +416,7 @@ async fn worker_finishes_while_master_waits() {
          trap 'echo master waits; wait $worker; echo worker status $?; exit 0' TERM
          echo up; while :; do sleep 0.01; done",
     );
-    let config = LocalConfig { stop_grace: 10 * TIMEOUT, ..fixture.config() };
+    let config = LocalConfig { options: stop_grace(10 * TIMEOUT), ..fixture.config() };
     let fixture = fixture.start_with(config);
     let first = fixture.printed("up").await;
     fixture.restart(&first).await.unwrap();
@@ -520,7 +524,7 @@ async fn start_failure_is_explained() {
 async fn old_runs_are_removed_and_numbers_continue() {
     let mut fixture = Fixture::new("echo hello; exit 1");
     let mut config = fixture.config();
-    config.kept_runs = 2;
+    config.options.kept_runs = 2;
     fixture = fixture.start_with(config.clone());
     let slot = fixture.slot(|slot| slot.restarts >= 4 && slot.ready).await;
     assert!(slot.runs.len() <= 3, "{:?}", slot.runs);

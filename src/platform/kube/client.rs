@@ -15,7 +15,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder};
 
-use super::{KubeSource, permissions};
+use super::{ClusterAccess, permissions};
 use crate::platform::Error;
 
 /// Longest time to connect.
@@ -46,10 +46,10 @@ const CHECK_MAX: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Error::Broken`] if the kubeconfig or the service account cannot be read or used.
 pub(super) async fn connect(
-    source: &KubeSource,
+    cluster: &ClusterAccess,
     accepted: impl Fn(&str) + Send + Sync + 'static,
 ) -> Result<(Client, String), Error> {
-    let mut cluster = read(source).await?;
+    let mut cluster = read(cluster).await?;
     let url = &cluster.cluster_url;
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     let server =
@@ -82,15 +82,14 @@ pub(super) async fn connect(
 }
 
 /// Checks that a configuration can be used and, if the API server can be reached, that all permissions are
-/// granted. `manifests` is the namespace of the provider's own resources, `own` that of the restart locks.
-/// Returns why permissions were not checked, if so.
+/// granted. Returns why permissions were not checked, if so.
 ///
 /// # Errors
 /// Those of [`KubePlatform::start`](super::KubePlatform::start).
-pub async fn check(source: &KubeSource, manifests: &str, own: Option<&str>) -> Result<Option<String>, Error> {
-    let (client, server) = connect(source, |_| {}).await?;
-    let own = own.unwrap_or(client.default_namespace());
-    let checking = permissions::check(&client, manifests, own);
+pub async fn check(cluster: &ClusterAccess) -> Result<Option<String>, Error> {
+    let (client, server) = connect(cluster, |_| {}).await?;
+    let own = cluster.coordination_namespace.as_deref().unwrap_or(client.default_namespace());
+    let checking = permissions::check(&client, &cluster.manifest_namespace, own);
     let why = match tokio::time::timeout(CHECK_MAX, checking).await {
         Ok(Ok(())) => return Ok(None),
         Ok(Err(Error::Unavailable(why))) => why,
@@ -129,15 +128,15 @@ fn watched(uri: &Uri) -> Option<String> {
     uri.path().rsplit('/').next().map(str::to_owned)
 }
 
-async fn read(source: &KubeSource) -> Result<Config, Error> {
+async fn read(cluster: &ClusterAccess) -> Result<Config, Error> {
     let broken = |what: &str, error: &dyn std::error::Error| Error::Broken(format!("{what}: {error}"));
-    let KubeSource::File { file, context } = source else {
+    let Some(file) = &cluster.kubeconfig else {
         return Config::incluster()
             .map_err(|error| broken("not in a cluster, and no --kubeconfig given", &error));
     };
     let kubeconfig = Kubeconfig::read_from(file)
         .map_err(|error| broken(&format!("--kubeconfig {}", file.display()), &error))?;
-    let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+    let options = KubeConfigOptions { context: cluster.context.clone(), ..KubeConfigOptions::default() };
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
     config.map_err(|error| broken("--kubeconfig or --kube-context", &error))
 }
@@ -179,8 +178,13 @@ mod tests {
             "current-context": "a",
         });
         serde_json::to_writer(file.as_file(), &kubeconfig).unwrap();
-        let source = KubeSource::File { file: file.path().to_owned(), context: None };
-        let (client, _) = connect(&source, |_| {}).await.unwrap();
+        let cluster = ClusterAccess {
+            kubeconfig: Some(file.path().to_owned()),
+            context: None,
+            manifest_namespace: "lease".to_owned(),
+            coordination_namespace: None,
+        };
+        let (client, _) = connect(&cluster, |_| {}).await.unwrap();
         let events = Api::<Pod>::all(client).watch(&WatchParams::default(), "0").await.unwrap();
         let event = std::pin::pin!(events).next().await.expect("an error, and not a regular end");
         assert!(event.unwrap_err().to_string().contains("watch cut off"));

@@ -92,11 +92,6 @@ pub(super) async fn listed(
     }
 }
 
-/// Finds the installed kinds. Retries until the API server responds, so that they are served from the start.
-pub(super) async fn installed(client: &Client, server: &str) -> Result<Vec<Watched>, Error> {
-    retry(server, || response("list the kinds of the cluster", find(client))).await
-}
-
 /// Runs the watch of a kind once the cluster has it.
 pub(super) async fn once_installed(
     client: Client,
@@ -109,7 +104,7 @@ pub(super) async fn once_installed(
         tracing::warn!(kind = label, every = ?KIND_CHECK_INTERVAL, "kind of group akash.network is not installed, checking again");
         loop {
             tokio::time::sleep(KIND_CHECK_INTERVAL).await;
-            match find(&client).await {
+            match installed(&client).await {
                 Ok(installed) if installed.contains(&kind) => break,
                 Ok(_) => {}
                 // The watches log failures of the API server.
@@ -124,7 +119,7 @@ pub(super) async fn once_installed(
 }
 
 /// Returns the provider's kinds that are installed.
-async fn find(client: &Client) -> kube::Result<Vec<Watched>> {
+pub(super) async fn installed(client: &Client) -> kube::Result<Vec<Watched>> {
     // The list of all groups comes first, because the client logs an error for a missing group.
     let groups = client.list_api_groups().await?.groups;
     let group = groups.into_iter().find(|group| group.name == AKASH_GROUP);

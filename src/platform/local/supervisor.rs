@@ -49,11 +49,11 @@ pub(super) struct RunOutcome {
 #[derive(Debug)]
 pub(super) struct StopSignal {
     /// Set to a grace period when the platform stops. May be set again, to a shorter one.
-    platform: watch::Receiver<Option<Duration>>,
+    pub(super) platform: watch::Receiver<Option<Duration>>,
     /// The newest run that a restart was requested for.
-    restart: watch::Receiver<Option<u32>>,
+    pub(super) restart: watch::Receiver<Option<u32>>,
     /// Grace period of a run that is restarted.
-    restart_grace: Duration,
+    pub(super) restart_grace: Duration,
 }
 
 /// A request to end a run.
@@ -141,14 +141,6 @@ impl RunOutcome {
 // === impl StopSignal ===
 
 impl StopSignal {
-    pub(super) fn new(
-        platform: watch::Receiver<Option<Duration>>,
-        restart: watch::Receiver<Option<u32>>,
-        restart_grace: Duration,
-    ) -> Self {
-        Self { platform, restart, restart_grace }
-    }
-
     /// Whether the platform stops, so that no run will follow.
     pub(super) fn is_final(&self) -> bool {
         self.platform.borrow().is_some()
@@ -255,7 +247,11 @@ mod tests {
     fn signals() -> (watch::Sender<Option<Duration>>, watch::Sender<Option<u32>>, StopSignal) {
         let (stop, stopped) = watch::channel(None);
         let (restart, restarted) = watch::channel(None);
-        (stop, restart, StopSignal::new(stopped, restarted, Duration::from_secs(10)))
+        (
+            stop,
+            restart,
+            StopSignal { platform: stopped, restart: restarted, restart_grace: Duration::from_secs(10) },
+        )
     }
 
     fn script(seconds: impl IntoIterator<Item = u64>) -> (Script, Arc<Mutex<Vec<Duration>>>) {

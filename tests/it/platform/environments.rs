@@ -12,7 +12,7 @@ use leasemux::model::id::LeaseId;
 use leasemux::platform::Platform;
 use leasemux::platform::kube::KubePlatform;
 use leasemux::platform::local::sdl::Sdl;
-use leasemux::platform::local::{Backoff, LocalConfig, LocalPlatform};
+use leasemux::platform::local::{Backoff, LocalConfig, LocalOptions, LocalPlatform};
 use leasemux::platform::node::NodePlatform;
 use leasemux::sys::dir_watch::Notifier;
 use tempfile::TempDir;
@@ -105,8 +105,11 @@ impl Environment for Machine {
         let config = LocalConfig {
             exe: env!("CARGO_BIN_EXE_leasemux").into(),
             backoff: Backoff { first, longest: first, reset_after: Duration::from_secs(600) },
-            rotate_max_bytes: ROTATE_MAX_BYTES,
-            rotate_files: 2,
+            options: LocalOptions {
+                rotate_max_bytes: ROTATE_MAX_BYTES,
+                rotate_files: 2,
+                ..LocalOptions::default()
+            },
             ..LocalConfig::new(dir.path().join("data"), vec![(lease.clone(), sdl)])
         };
         Self { platform: LocalPlatform::start(config, Notifier::start()).unwrap(), pipes, _dir: dir }
